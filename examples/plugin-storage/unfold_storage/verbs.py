@@ -22,7 +22,8 @@ def plan(spec: StorageSpec, run: Run) -> Report:
         verb="plan",
         name=spec.name,
         verdict=Verdict.YES if ok else Verdict.NO,
+        question="Does the budget allow these copies?",
         headline=headline,
-        metrics={"price": Metric(price, "$", target=f"≤ {spec.budget:g}", ok=ok)},
+        metrics={"price": Metric(price, "$", target=f"≤ {spec.budget:g}", ok=ok, label="price a month")},
         decision={"copies": spec.copies, "price": price},
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from plugins.cascade.tests.runs import CONFIGS, load_served, recorded_spec, run_in, solve_spec, spec_of
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.planner.compose import search_cautious_policies, search_policies
+from unfold_cascade.planner.compose import search_policies
 from unfold_cascade.planner.planner import Solution, read_fronts, write_fronts
 from unfold_cascade.planner.policy import Policy, follow
 from unfold_cascade.planner.problem import GateOptions
@@ -62,7 +62,7 @@ def test_the_cautious_front_counts_what_is_lost_beside_the_baseline(seed: int) -
     def added_loss(answers: IntArray) -> float:
         return float(np.maximum((answers != labels) - baseline, 0.0).mean())
 
-    cautious = search_cautious_policies(tables, labels, rows, GateOptions(), baseline)
+    cautious = search_policies(tables, labels, labels, rows, GateOptions(), baseline=answer[:, 1])
     for loss, policy in zip(cautious.loss, cautious.policies, strict=True):
         assert added_loss(follow(tables, policy, rows).answer) == pytest.approx(loss)
     assert cautious.loss[-1] == 0.0
@@ -70,6 +70,30 @@ def test_the_cautious_front_counts_what_is_lost_beside_the_baseline(seed: int) -
         outcome = follow(tables, policy, rows)
         affordable = cautious.loss[cautious.cost <= outcome.cost.mean() + 1e-9]
         assert affordable.min() <= added_loss(outcome.answer) + 1e-9
+
+
+@given(st.integers(0, 10_000))
+def test_cautious_cascades_of_two_stages_count_what_is_lost_beside_the_baseline(seed: int) -> None:
+    """Each point reproduces its added loss and its cost, and the baseline in both stages adds nothing."""
+    labels, answer, score = _draw_log(seed, 60)
+    rng, rows, groups = np.random.default_rng(seed), np.arange(len(labels)), np.array([0, 0, 1])
+    shared, times = (frozenset[str](),) * 2, np.full(2, np.nan)
+    first = ScoreTable("group", "all", ("a", "b"), groups[answer], score, np.array([1.0, 9.0]), shared, times)
+    # the second model of each stage is the baseline
+    other = np.where(rng.random(len(labels)) < 0.7, answer[:, 1], rng.integers(0, 3, len(labels)))
+    answers = np.column_stack((other, answer[:, 1]))
+    second = {
+        number: ScoreTable("label", str(number), ("c", "d"), answers, score, np.array([2.0, 20.0]), shared, times)
+        for number in (0, 1)
+    }
+    tables = ScoreTables(first, second, first, {}, {}, "$")
+    lost = (answer[:, 1] != labels).astype(np.float64)
+    cautious = search_policies(tables, labels, groups, rows, GateOptions(), baseline=answer[:, 1])
+    for loss, cost, policy in zip(cautious.loss, cautious.cost, cautious.policies, strict=True):
+        outcome = follow(tables, policy, rows)
+        assert float(np.maximum((outcome.answer != labels) - lost, 0.0).mean()) == pytest.approx(loss)
+        assert float(outcome.cost.mean()) == pytest.approx(cost)
+    assert cautious.loss[-1] == 0.0
 
 
 @pytest.mark.e2e

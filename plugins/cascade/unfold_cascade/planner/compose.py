@@ -35,8 +35,9 @@ from unfoldkit.api import Progress, ignore_progress
 
 FIRST_STAGE_POINTS = 24
 GROUP_POINTS = 200
-GATES_STEP, SECOND_STAGE_STEP, CAUTIOUS_STEP = "gates", "gates of the second stage", "gates beside the baseline"
-"""What progress is reported of."""
+STEPS = "gates", "gates of the second stage"
+CAUTIOUS_STEPS = "gates beside the baseline", "gates of the second stage beside it"
+"""What progress is reported of, by stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class SearchedFronts:
     Attributes:
         front: the cascades that no other dominates in cost and loss.
         cautious: the cascades that no other dominates in cost and in the mean of what a row loses more than with the
-            baseline, where it loses more; that mean is their ``loss``. Empty for two stages.
+            baseline, where it loses more; that mean is their ``loss``.
     """
 
     front: PolicyFront
@@ -76,6 +77,7 @@ def search_policies(
     rows: IntArray,
     gates: GateOptions,
     progress: Progress = ignore_progress,
+    baseline: IntArray | None = None,
 ) -> PolicyFront:
     """Search the front of all cascades on ``rows``.
 
@@ -86,41 +88,21 @@ def search_policies(
         rows: the rows to search on.
         gates: how to search; of several kinds of scores, each point of the front uses the better.
         progress: receives the chains of the first stage, then its points for which a second stage is searched.
+        baseline: (n,) answers of the baseline, to search the cautious front; see ``SearchedFronts``.
     """
-    search = _StageSearch(gates, tables.error_costs, tables.clusters, progress=progress)
-    has_second_stage = bool(tables.second_stage)
-    first = _search_first_stage(search, tables, rows, groups[labels[rows]] if has_second_stage else labels[rows])
-    if not has_second_stage:
-        return first.policies()
+    step, second_step = STEPS if baseline is None else CAUTIOUS_STEPS
+    search = _StageSearch(gates, tables.error_costs, tables.clusters, progress=progress, step=step)
+    if not tables.second_stage:
+        return _search_first_stage(_beside(search, baseline, labels), tables, rows, labels).policies()
+    of_baseline = None if baseline is None else groups[baseline]
+    first = _search_first_stage(_beside(search, of_baseline, groups[labels]), tables, rows, groups[labels])
     points = thin_front(first.front, FIRST_STAGE_POINTS)
-    fronts, second = [], replace(search, progress=ignore_progress)
+    fronts, second = [], _beside(replace(search, progress=ignore_progress), baseline, labels)
     for index, point in enumerate(points):
-        progress(SECOND_STAGE_STEP, index, len(points))
+        progress(second_step, index, len(points))
         fronts.append(_extend(second, tables, labels, rows, first.stage_policy(point)))
-    progress(SECOND_STAGE_STEP, len(points), len(points))
+    progress(second_step, len(points), len(points))
     return _merge(fronts)
-
-
-def search_cautious_policies(
-    tables: ScoreTables,
-    labels: IntArray,
-    rows: IntArray,
-    gates: GateOptions,
-    baseline: FloatArray,
-    progress: Progress = ignore_progress,
-) -> PolicyFront:
-    """Search the cautious front, see ``SearchedFronts``, of cascades of one stage.
-
-    Args:
-        tables: the score tables of all n rows.
-        labels: (n,) true labels.
-        rows: the rows to search on.
-        gates: how to search.
-        baseline: the losses of the baseline on ``rows``.
-        progress: receives the chains.
-    """
-    search = _StageSearch(gates, tables.error_costs, tables.clusters, baseline, progress, CAUTIOUS_STEP)
-    return _search_first_stage(search, tables, rows, labels[rows]).policies()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +130,8 @@ class _StageFront:
 class _StageSearch:
     """How one stage is searched: options, error costs and (n,) clusters of the rows.
 
-    With ``baseline``, its losses on the rows of the search, only what a row loses more than that counts. ``progress``
-    receives the chains that are done, as parts of ``step``.
+    With ``baseline``, its (n,) losses, only what a row loses more than that counts. ``progress`` receives the chains
+    that are done, as parts of ``step``.
     """
 
     gates: GateOptions
@@ -157,7 +139,7 @@ class _StageSearch:
     clusters: IntArray | None
     baseline: FloatArray | None = None
     progress: Progress = ignore_progress
-    step: str = GATES_STEP
+    step: str = STEPS[0]
 
     def search(
         self,
@@ -176,7 +158,7 @@ class _StageSearch:
         scorers = [GateScorer(table, rows, loss, conditional, fold) for conditional in gates.conditional]
         chains = list_chains(price, order=gates.order, max_models=gates.max_models)
         learnt = partial(learn_cuts, kinds=gates.learnt)
-        counted = loss if self.baseline is None else np.maximum(loss - self.baseline[:, None], 0.0)
+        counted = loss if self.baseline is None else np.maximum(loss - self.baseline[rows, None], 0.0)
 
         started, total = itertools.count(), len(chains) * len(scorers)
 
@@ -201,8 +183,13 @@ def _merge_searches(searches: Sequence[tuple[ChainFront, GateScorer]]) -> _Stage
     return _StageFront(union.take(best), tuple(searches), origin[best])
 
 
+def _beside(search: _StageSearch, baseline: IntArray | None, truth: IntArray) -> _StageSearch:
+    """Return the search of a stage beside the (n,) answers of a baseline to its question."""
+    return search if baseline is None else replace(search, baseline=search.error_costs.losses(baseline, truth))
+
+
 def _search_first_stage(search: _StageSearch, tables: ScoreTables, rows: IntArray, truth: IntArray) -> _StageFront:
-    table = tables.first_stage
+    table, truth = tables.first_stage, truth[rows]
     price = np.array([float(path_cost(tables, table, (m,))[0]) for m in range(len(table.models))])
     return search.search(table, rows, truth, price, partial(marginal_cost, tables, table, rows=rows))
 

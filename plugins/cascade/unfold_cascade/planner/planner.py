@@ -17,7 +17,6 @@ from unfold_cascade.models.zoo import fit_models
 from unfold_cascade.planner.compose import (
     PolicyFront,
     SearchedFronts,
-    search_cautious_policies,
     search_policies,
 )
 from unfold_cascade.planner.ledger import Attempt, AttemptCount, identify_attempt, record_attempt
@@ -88,16 +87,10 @@ def search_fronts(
     labels, rows, gates = problem.dataset.labels, problem.dataset.rows.train, problem.gates
     groups = number_label_groups(problem.data.label_groups, problem.dataset.names)
     front = shortlist_points(search_policies(tables, labels, groups, rows, gates, progress))
-    if not _is_cautious(problem, tables):
+    if problem.goal.budget is not None:
         return SearchedFronts(front, front.take(np.arange(0)))
-    losses = tables.error_costs.losses(baseline.answer[rows], labels[rows])
-    cautious = search_cautious_policies(tables, labels, rows, gates, losses, progress)
+    cautious = search_policies(tables, labels, groups, rows, gates, progress, baseline.answer)
     return SearchedFronts(front, shortlist_points(cautious, MAX_CAUTIOUS_POINTS))
-
-
-def _is_cautious(problem: Problem, tables: ScoreTables) -> bool:
-    """Whether cautious cascades are searched: those of one stage, to certify a loss."""
-    return problem.goal.budget is None and not tables.second_stage
 
 
 def certify_fronts(
@@ -197,7 +190,7 @@ def _read_points(points: list[dict[str, Any]]) -> PolicyFront:
 def _load_fronts(problem: Problem, tables: ScoreTables, baseline: Baseline, run: Run) -> SearchedFronts:
     gates, dataset = problem.gates, problem.dataset
     inputs = _identify_inputs(problem, tables)
-    if _is_cautious(problem, tables):
+    if problem.goal.budget is None:
         inputs.append(_hash(baseline.answer[dataset.rows.train]))
     made_from = fingerprint(gates.identity, gates.order, gates.conditional, dict(tables.shared_prices), inputs)
 

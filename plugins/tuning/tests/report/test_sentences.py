@@ -48,6 +48,7 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     sentences.describe_instance_option: [(MACHINE, 0.73), (SPOT, None)],
     sentences.describe_prices: [([MACHINE, SPOT],)],
     sentences.describe_reduced_samples: [(4000,)],
+    sentences.ask_for_plan: [(420.0, None, 0.95), (None, 5.0, 0.95)],
     sentences.describe_goal: [(420.0, None, 0.95), (None, 5.0, 0.95)],
     sentences.describe_longest_stage: [(3, 1, 18, 4, 105.0, 306.0)],
     sentences.describe_fastest: [(306.0, 2.6)],
@@ -109,7 +110,7 @@ def test_sentences_are_short_and_plain(function: Callable[..., str], arguments: 
     """A sentence has an end that is no separator, at most 25 words per part, and no word that only its authors know."""
     text = function(*arguments)
     print(text)  # noqa: T201 - the page
-    assert re.fullmatch(r"\S.*[\w%$).]", text)
+    assert re.fullmatch(r"\S.*[\w%$).?]", text)
     assert "  " not in text
     assert not PRIVATE_WORDS.search(text)
     assert all(len(part.split()) <= MAX_WORDS for part in re.split(r" · |; |: ", text))
