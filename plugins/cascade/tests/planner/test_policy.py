@@ -134,3 +134,26 @@ def _all_steps(question: ScoreTable) -> list[StagePolicy]:
         StagePolicy((order[1],), ()),
         *(StagePolicy(tuple(order), (float(cut),)) for cut in cuts),
     ]
+
+
+def test_a_last_resort_that_stages_share_comes_last_in_the_second_one() -> None:
+    """Its own price is 0, as it is paid once a case, but a cheap model goes first where the first stage did without."""
+    labels = np.array([0, 1, 2, 3] * 10)
+    groups, rows = np.array([0, 0, 1, 1]), np.arange(len(labels))
+    is_hard = rows % 10 == 0
+    shared = (frozenset[str](), frozenset({"whole"}))
+    score = np.column_stack((np.where(is_hard, 0.1, 0.9), np.ones(len(rows))))
+    answers = np.column_stack((np.where(is_hard, (labels + 1) % 4, labels), labels))
+    times, prices = np.full(2, np.nan), np.array([1.0, 0.0])
+    first = ScoreTable(
+        "group", "all", ("a", "whole"), groups[np.column_stack((labels, labels))], score, prices, shared, times
+    )
+    second = {
+        number: ScoreTable("label", str(number), ("b", "whole"), answers, score, prices, shared, times)
+        for number in (0, 1)
+    }
+    tables = ScoreTables(first, second, first, {"whole": 20.0}, {}, "$")
+    front = search_policies(tables, labels, groups, rows, GateOptions())
+    assert front.loss[-1] == 0.0
+    assert front.cost[-1] == pytest.approx(1.0 + 1.0 + 0.1 * 20.0)
+    assert {stage.chain for stage in front.policies[-1].second_stage.values()} == {(0, 1)}

@@ -190,8 +190,14 @@ def _beside(search: _StageSearch, baseline: IntArray | None, truth: IntArray) ->
 
 def _search_first_stage(search: _StageSearch, tables: ScoreTables, rows: IntArray, truth: IntArray) -> _StageFront:
     table, truth = tables.first_stage, truth[rows]
-    price = np.array([float(path_cost(tables, table, (m,))[0]) for m in range(len(table.models))])
-    return search.search(table, rows, truth, price, partial(marginal_cost, tables, table, rows=rows))
+    return search.search(
+        table, rows, truth, _price_alone(tables, table), partial(marginal_cost, tables, table, rows=rows)
+    )
+
+
+def _price_alone(tables: ScoreTables, table: ScoreTable) -> FloatArray:
+    """Return the (M,) cost of each model alone, by which chains are ordered; what stages share counts for each."""
+    return np.array([float(path_cost(tables, table, (m,))[0]) for m in range(len(table.models))])
 
 
 def _extend(
@@ -209,7 +215,7 @@ def _extend(
         [_scale(part.front, float((group == number).mean())) for number, part in searched.items()]
     )
     unused = {
-        number: StagePolicy((int(table.price.argmin()),), ())
+        number: StagePolicy((int(_price_alone(tables, table).argmin()),), ())
         for number, table in tables.second_stage.items()
         if number not in searched
     }
@@ -236,7 +242,7 @@ def _search_group(
     def added_cost(chain: Chain) -> FloatArray:
         return np.diff(second_stage_cost(tables, first, table, chain)[first_exits], axis=1, prepend=0.0)
 
-    return search.search(table, rows, labels[rows], table.price, added_cost)
+    return search.search(table, rows, labels[rows], _price_alone(tables, table), added_cost)
 
 
 def _scale(front: Front, share: float) -> Front:
