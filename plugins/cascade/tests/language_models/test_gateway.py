@@ -576,6 +576,21 @@ def test_a_changed_model_or_fingerprint_voids_the_promise_at_once(tmp_path: Path
     assert gateway.app.router.state.void_reason
 
 
+@pytest.mark.parametrize(
+    "later", [{"fingerprint": None}, {"fingerprint": ""}, {"model": ""}, {"model": "", "fingerprint": ""}]
+)
+@pytest.mark.parametrize("first", [False, True])
+def test_an_identity_that_is_left_out_is_no_change(tmp_path: Path, later: dict[str, Any], first: bool) -> None:
+    """Upstreams leave the fingerprint out of some answers; nothing has changed by that."""
+
+    def small(_request: dict[str, Any], number: int) -> dict[str, Any]:
+        return {"text": "cheap answer", **(later if (number % 2 == 1) is not first else {})}
+
+    with serve_gateway(tmp_path, small) as gateway:
+        promises = [gateway.post(ask())[1]["x-unfold-promise"] for _ in range(5)]
+        assert promises == ["2pt@95"] * 5
+
+
 def test_sticky_conversations_stay_with_the_model_of_the_first_turn(tmp_path: Path) -> None:
     """The gate decides the first turn; later turns go to its model without a gate."""
 

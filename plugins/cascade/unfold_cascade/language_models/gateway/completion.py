@@ -98,9 +98,10 @@ class Completion:
     def _read_head(self, data: Mapping[str, Any]) -> None:
         if isinstance(data.get("usage"), dict):
             self.usage = data["usage"]
-        self.model = data["model"] if isinstance(data.get("model"), str) else self.model
-        fingerprint = data.get("system_fingerprint")
-        self.fingerprint = fingerprint if isinstance(fingerprint, str) else self.fingerprint
+        # some chunks have empty texts there
+        model, fingerprint = data.get("model"), data.get("system_fingerprint")
+        self.model = (model if isinstance(model, str) else "") or self.model
+        self.fingerprint = (fingerprint if isinstance(fingerprint, str) else "") or self.fingerprint
 
     def _add_choice(self, data: Any, key: str) -> None:
         if not isinstance(data, dict) or not isinstance(data.get("index", 0), int):

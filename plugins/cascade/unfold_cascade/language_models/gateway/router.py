@@ -205,12 +205,12 @@ class Router:
             self.remembered.popitem(last=False)
 
     def check_identity(self, model: str, completion: Completion) -> None:
-        """Void the promise if an upstream reports another model or fingerprint than at first."""
-        if not completion.model and not completion.fingerprint:
+        """Void the promise if an upstream reports another model or fingerprint than at first; it may report neither."""
+        if self.plan.promise is None:
             return
-        value = f"{completion.model} {completion.fingerprint}".strip()
-        if self.plan.promise is not None and not self.state.void_reason and not self.state.check_identity(model, value):
-            self.log.error("the promise is void: %s; plan again", self.state.void_reason)
+        for part, value in (("model", completion.model), ("fingerprint", completion.fingerprint)):
+            if value and not self.state.void_reason and not self.state.check_identity(model, part, value):
+                self.log.error("the promise is void: %s; plan again", self.state.void_reason)
 
     def is_drawn(self, request_id: str) -> bool:
         """Whether a request is audited: a coin from its id and a secret, whatever its content."""

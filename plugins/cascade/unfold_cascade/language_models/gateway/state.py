@@ -131,20 +131,27 @@ class GatewayState:
         """Return the audit as stored."""
         return self._read_audit()
 
-    def check_identity(self, model: str, value: str) -> bool:
-        """Return whether a model still is what it was at its first answer; if not, the promise is void for ever."""
-        if self._identities.get(model) == value:
+    def check_identity(self, model: str, part: str, value: str) -> bool:
+        """Return whether a model still is what it was at its first answer; if not, the promise is void for ever.
+
+        Args:
+            model: name in the plan.
+            part: what the upstream reports, ``model`` or ``fingerprint``; each is compared for itself.
+            value: what it reports now.
+        """
+        key = f"{model}/{part}"
+        if self._identities.get(key) == value:
             return True
         with self._transaction():
-            self._db.execute("INSERT OR IGNORE INTO identity VALUES (?, ?, ?)", (self.plan_hash, model, value))
+            self._db.execute("INSERT OR IGNORE INTO identity VALUES (?, ?, ?)", (self.plan_hash, key, value))
             row = self._db.execute(
-                "SELECT value FROM identity WHERE plan = ? AND model = ?", (self.plan_hash, model)
+                "SELECT value FROM identity WHERE plan = ? AND model = ?", (self.plan_hash, key)
             ).fetchone()
             # the first identity of a plan never changes, so it is read once
-            self._identities[model] = row[0]
+            self._identities[key] = row[0]
             if row[0] == value:
                 return True
-            self.void_reason = f"{model} is now {value}, and was {row[0]}"
+            self.void_reason = f"the {part} of {model} is now {value}, and was {row[0]}"
             self._db.execute("UPDATE plan_state SET void_reason = ? WHERE plan = ?", (self.void_reason, self.plan_hash))
         return False
 
