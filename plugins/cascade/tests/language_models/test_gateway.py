@@ -418,6 +418,41 @@ def test_spending_survives_a_restart(tmp_path: Path) -> None:
             assert gateway.app.router.state.spent("a") == pytest.approx(count * SMALL_COST)
 
 
+def test_a_settled_reservation_is_never_that_of_another_request(tmp_path: Path) -> None:
+    """A second call for a settled request leaves what was set aside since then for others."""
+    with serve_gateway(tmp_path, keys=(ClientKey(name="web", key="k", budget_usd=1.0),)) as gateway:
+        state = gateway.app.router.state
+        first = state.reserve("web", 0.1, 1.0)
+        assert first is not None
+        state.settle(first, 0.01)
+        second = state.reserve("web", 0.5, 1.0)
+        assert second is not None
+        state.settle(first, 0.01)
+        assert state.reserve("web", 0.6, 1.0) is None
+        state.settle(second, 0.2)
+        assert state.spent("web") == pytest.approx(0.21)
+
+
+def test_a_full_disk_stops_spending_and_loses_no_charge(tmp_path: Path) -> None:
+    """Without room a request with a key gets 503; one under way is answered and charged once there is room."""
+    key = ClientKey(name="web", key="k", budget_usd=1.0)
+    with serve_gateway(tmp_path, keys=(key,), promise=None) as gateway:
+        state = gateway.app.router.state
+        assert gateway.post(ask(), authorization="Bearer k")[0] == 200
+        spent = state.spent("web")
+        held = state.reserve("web", 0.5, 1.0)
+        assert held is not None
+        state._db.execute("CREATE TEMP TRIGGER full BEFORE UPDATE ON spending BEGIN SELECT RAISE(ABORT, 'full'); END")
+        status, head, data = gateway.post(ask(), authorization="Bearer k")
+        assert (status, head["retry-after"], json.loads(data)["error"]["code"]) == (503, "5", "unavailable")
+        state.settle(held, 0.25)
+        state.settle(held, 0.25)
+        assert state.spent("web") == spent
+        state._db.execute("DROP TRIGGER full")
+        assert gateway.post(ask(), authorization="Bearer k")[0] == 200
+        assert state.spent("web") == pytest.approx(0.25 + 2 * SMALL_COST)
+
+
 def test_no_text_of_prompts_or_answers_is_stored_or_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

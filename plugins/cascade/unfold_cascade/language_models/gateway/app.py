@@ -18,7 +18,7 @@ from unfold_cascade.language_models.gateway.idempotency import Entry, ReplyStore
 from unfold_cascade.language_models.gateway.metrics import GatewayMetrics
 from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan
 from unfold_cascade.language_models.gateway.router import Answer, Router, Trace, shape_chunks
-from unfold_cascade.language_models.gateway.state import Reservation
+from unfold_cascade.language_models.gateway.state import Reservation, StateUnavailableError
 from unfold_cascade.language_models.gateway.upstream import Events, UpstreamError, price_of
 from unfoldkit.api import UnfoldError
 from unfoldkit.serving.responses import run_until_disconnect
@@ -28,6 +28,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 KEEP_ALIVE_S = 10.0
 """A stream that waits for the gate gets a comment this often."""
+RETRY_S = 5.0
 MAX_KEY = 255
 HEALTH_PATHS = frozenset({"/health", "/v1/health", "/v2/health/live", "/v2/health/ready"})
 MODEL_PATHS = frozenset({"/v1/models", "/models"})
@@ -274,12 +275,16 @@ class GatewayApp:
         """Set aside the largest cost of a request.
 
         Raises:
-            RequestError: the budget of the key does not suffice.
+            RequestError: the budget of the key does not suffice, or what is spent cannot be stored now.
         """
         if not self.plan.keys:
             return None
         worst = self.router.worst_cost(request, names, trace)
-        reservation = self.router.state.reserve(client.name, worst, client.budget_usd)
+        try:
+            reservation = self.router.state.reserve(client.name, worst, client.budget_usd)
+        except StateUnavailableError:
+            message = "the gateway cannot store what keys spend now; retry later"
+            raise RequestError(503, message, "server_error", code="unavailable", retry_after_s=RETRY_S) from None
         if reservation is None:
             message = "the budget of this key does not suffice for the largest cost of this request"
             raise RequestError(429, message, "insufficient_quota", code="insufficient_quota")
