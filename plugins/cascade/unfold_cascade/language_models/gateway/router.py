@@ -174,7 +174,7 @@ class Router:
                 continue
             try:
                 if gate is None:
-                    return await self._call_last(model, request, trace)
+                    return await self._call_last(model, request, trace, has_next=has_next)
                 judged = await self._call_gated(model, request, trace)
             except UpstreamError as problem:
                 error = problem
@@ -282,13 +282,15 @@ class Router:
             self._note_refusal(checker.name, judged.fault)
         return judged
 
-    async def _call_last(self, model: ServedModel, request: Mapping[str, Any], trace: Trace) -> Answer:
+    async def _call_last(
+        self, model: ServedModel, request: Mapping[str, Any], trace: Trace, *, has_next: bool
+    ) -> Answer:
         prepared, attempts = with_usage(request), trace.attempts
         if request.get("stream"):
             events = await self.upstreams.open_stream(model, prepared, trace.deadline, attempts)
             trace.decide(model.name, model.name)
             return Answer(events=events)
-        completion = await self.upstreams.complete(model, prepared, trace.deadline, attempts)
+        completion = await self.upstreams.complete(model, prepared, trace.deadline, attempts, waits=not has_next)
         trace.decide(model.name, model.name)
         return Answer(completion=completion)
 
@@ -297,7 +299,8 @@ class Router:
     ) -> None:
         """Note why a model did not answer; raise if no other model may be tried."""
         self._note_refusal(name, problem)
-        is_ours = any(word in problem.message for word in OPTIONAL_WORDS if word not in request)
+        named = f"{problem.message} {problem.param}"
+        is_ours = any(word in named for word in OPTIONAL_WORDS if word not in request)
         trace.steps.append(f"{name}:{problem.kind}")
         if (problem.kind == "client" and not is_ours) or not has_next:
             trace.model = name
