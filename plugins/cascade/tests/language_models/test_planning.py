@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -256,6 +257,57 @@ def test_missing_columns_are_named(tmp_path: Path, before: str, after: str, mess
     write_log(tmp_path)
     (tmp_path / "log.yaml").write_text(SPEC.replace(before, after))
     with pytest.raises(UnfoldError, match=message):
+        plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("source", "change", "message"),
+    [
+        ("logprob", np.exp, "which is no log-probability"),
+        ("logprob", np.negative, "which is no log-probability"),
+        ("check", lambda confidence: 100 * np.exp(confidence), "which is no probability"),
+        ("check", lambda confidence: confidence - 0.1, "which is no probability"),
+        ("logprob", lambda confidence: confidence + 1e-6, ""),
+        ("check", np.exp, ""),
+        ("column", np.exp, ""),
+    ],
+)
+def test_confidences_have_the_scale_of_their_source(tmp_path: Path, source: str, change: Any, message: str) -> None:
+    """Probabilities that are named log-probabilities were all cut to 0, and the plan said that nothing saves."""
+    write_log(tmp_path)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines]
+    for row in rows:
+        row[1], row[6] = (str(float(change(min(float(row[k]), 0.0)))) for k in (1, 6))
+    (tmp_path / "log.csv").write_text("\n".join([head, *(",".join(row) for row in rows)]) + "\n")
+    (tmp_path / "log.yaml").write_text(SPEC + f"confidence: {{from: {source}}}\n")
+    if message:
+        with pytest.raises(UnfoldError, match=message):
+            plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+    else:
+        plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+
+
+def test_the_last_model_needs_no_confidence(tmp_path: Path) -> None:
+    """Its answers are always taken; the plan is that of the log with the column."""
+    write_log(tmp_path)
+    whole = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "a", base=tmp_path))
+    (tmp_path / "log.yaml").write_text(SPEC.replace("confidence: large_logp, ", ""))
+    part = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "b", base=tmp_path))
+    assert (part.verdict, part.metrics) == (whole.verdict, whole.metrics)
+    (tmp_path / "log.yaml").write_text(
+        SPEC.replace("confidence: large_logp, ", "").replace("confidence: small_logp, ", "")
+    )
+    with pytest.raises(UnfoldError, match="no model has a confidence"):
+        spec_of(tmp_path / "log.yaml")
+
+
+def test_a_log_of_one_row_per_call_is_named_as_such(tmp_path: Path) -> None:
+    """The exports of gateways have a column with the name of the model."""
+    rows = [f"{n},{model},1,-0.1" for n in range(20) for model in ("small", "large")]
+    (tmp_path / "log.csv").write_text("\n".join(["request,model,score,logprob", *rows]) + "\n")
+    (tmp_path / "log.yaml").write_text(SPEC)
+    with pytest.raises(UnfoldError, match='one row per call: its column "model" names the models'):
         plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
 
 
