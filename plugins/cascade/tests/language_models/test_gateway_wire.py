@@ -207,6 +207,13 @@ def test_the_live_page_is_served_at_the_root(served: Served) -> None:
             received += part
 
 
+def test_health_is_open_to_every_prober(served: Served) -> None:
+    """Load balancers probe by their own names; nothing else is answered for them."""
+    for path, status in (("/health", b" 200 "), ("/v1/models", b" 403 ")):
+        reply = served.send(f"GET {path} HTTP/1.1\r\nhost: balancer.example\r\n\r\n".encode())
+        assert status in reply.partition(b"\r\n")[0]
+
+
 def test_a_stop_answers_what_is_under_way(served: Served) -> None:
     """SIGTERM: the slow answer arrives, and the process ends with 0."""
     with served.open() as client:

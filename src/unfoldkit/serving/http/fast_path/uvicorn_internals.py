@@ -6,8 +6,12 @@ client may send ahead of its responses, all of which uvicorn would keep.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from unfoldkit.serving.responses import Header
 
 METHODS = (
     *("connection_made", "connection_lost", "data_received", "eof_received", "pause_writing", "resume_writing"),
@@ -53,6 +57,7 @@ MAX_WATCHED_BYTES = 256 * 2**10
 MAX_HEADERS = 1000
 MAX_HEAD_BYTES = 64 * 2**10
 """Names and values of the headers of one request; more gives 400."""
+_AUTHORITY = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 _CYCLE_BYTES = 4096
 # each byte of a chunked body may come in a chunk of its own
 _CHUNK_BYTES = 16
@@ -78,6 +83,8 @@ def build_protocol_class() -> Any:
             _check_head_size(self.header_bytes, len(self.headers))
 
         def on_headers_complete(self) -> None:
+            # a proxy may go by either; two hosts are rejected
+            self.headers += _find_other_host(self.url, self.headers)
             super().on_headers_complete()
             # what follows goes into a list that is never read
             self.headers, self.header_bytes = [], 0
@@ -102,6 +109,18 @@ def build_protocol_class() -> Any:
             super().on_body(body)
 
     return Protocol
+
+
+def _find_other_host(target: bytes, headers: Iterable[Header]) -> list[Header]:
+    """Return the authority of a target in absolute form as a ``Host``, unless it is the one among the headers.
+
+    RFC 9112, section 3.2.2. The port of HTTP may be left out.
+    """
+    match = _AUTHORITY.match(target)
+    if match is None:
+        return []
+    hosts = [value.lower().removesuffix(b":80") for name, value in headers if name == b"host"]
+    return [] if match[1].lower().removesuffix(b":80") in hosts else [(b"host", match[1])]
 
 
 def _warn_of_upgrade(protocol: Any) -> None:
