@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unfold_cascade.language_models.gateway.chat_request import RequestError, parse_chat_request
-from unfold_cascade.language_models.gateway.completion import Completion
+from unfold_cascade.language_models.gateway.completion import Completion, format_json
 from unfold_cascade.language_models.gateway.idempotency import Entry, ReplyStore, StoredReply, hash_body
 from unfold_cascade.language_models.gateway.metrics import GatewayMetrics
 from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan
@@ -21,6 +21,7 @@ from unfold_cascade.language_models.gateway.router import Answer, Router, Trace,
 from unfold_cascade.language_models.gateway.state import Reservation, StateUnavailableError
 from unfold_cascade.language_models.gateway.upstream import Events, UpstreamError, price_of
 from unfoldkit.api import UnfoldError
+from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge, read_encoding
 from unfoldkit.serving.responses import run_until_disconnect
 
 Scope = Mapping[str, Any]
@@ -405,7 +406,7 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Read the body of a request up to a limit.
 
     Raises:
-        RequestError: it is too long, or the client hung up.
+        RequestError: it is too long or damaged, or the client hung up.
     """
     length = dict(scope["headers"]).get(b"content-length", b"0")
     too_long = RequestError(413, f"the body is longer than {limit} bytes", code="request_too_large")
@@ -420,7 +421,23 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         if len(body) > limit:
             raise too_long
         if not message.get("more_body"):
-            return bytes(body)
+            return _decompress(scope, bytes(body), limit)
+
+
+def _decompress(scope: Scope, body: bytes, limit: int) -> bytes:
+    """Decompress a body by its Content-Encoding.
+
+    Raises:
+        RequestError: the encoding is unknown, the body is damaged, or too long.
+    """
+    try:
+        return read_encoding(pair for pair in scope["headers"] if pair[0] == b"content-encoding").decompress(
+            body, limit
+        )
+    except InvalidRequest as problem:
+        raise RequestError(400, str(problem)) from None
+    except TooLarge as problem:
+        raise RequestError(413, str(problem), code="request_too_large") from None
 
 
 def _read_idempotency_key(scope: Scope) -> str:
@@ -441,7 +458,7 @@ async def _replay(entry: Entry, exchange: Exchange) -> bool:
 
 
 async def _send_json(exchange: Exchange, data: Any, headers: list[tuple[bytes, bytes]] | None = None) -> None:
-    body = json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")
+    body = format_json(data)
     length = (b"content-length", b"%d" % len(body))
     await exchange.start(200, [(b"content-type", b"application/json"), length, *(headers or [])])
     await exchange.write(body, more=False)
@@ -461,7 +478,7 @@ def _format_chunks(chunks: Sequence[dict[str, Any]], request: Mapping[str, Any],
     """Yield the events of chunks in the form that the client requested."""
     for chunk in chunks:
         for shaped in shape_chunks(chunk, request, model):
-            yield b"data: " + json.dumps(shaped, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
+            yield b"data: " + format_json(shaped) + b"\n\n"
 
 
 async def _write_stream_error(exchange: Exchange, error: UpstreamError) -> None:
