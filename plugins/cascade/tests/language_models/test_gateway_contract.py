@@ -465,6 +465,24 @@ def test_a_field_that_an_endpoint_does_not_know_is_left_out(
         assert field not in gateway.large.requests[-1]
 
 
+def test_a_header_names_what_an_endpoint_does_not_take(tmp_path: Path) -> None:
+    """Reasoning models have no temperature; a value that is too high stays the mistake of the client."""
+    message = (
+        "Unsupported value: 'temperature' does not support 0.2 with this model. Only the default (1) is supported."
+    )
+
+    def reasoning(request: dict[str, Any], _number: int) -> dict[str, Any]:
+        return {"status": 400, "error": {"error": {"message": message}}} if "temperature" in request else {}
+
+    with serve_gateway(tmp_path, UNSURE, reasoning) as gateway:
+        for _ in range(2):
+            status, head, _ = gateway.post(ask(temperature=0.2))
+            assert (status, head["x-unfold-model"], head["x-unfold-left-out"]) == (200, "large", "temperature")
+        assert gateway.events(ask(temperature=0.2))[0]["x-unfold-left-out"] == "temperature"
+        assert "x-unfold-left-out" not in gateway.post(ask())[1]
+        assert len(gateway.large.requests) == 5
+
+
 def test_a_field_is_never_left_out_for_ever(tmp_path: Path) -> None:
     """An endpoint that refuses both names of a limit is called twice, and its error is returned."""
 

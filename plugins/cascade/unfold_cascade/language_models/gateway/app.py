@@ -391,6 +391,8 @@ class GatewayApp:
             "request-id": trace.request_id,
             "gate-ms": f"{trace.gate_ms:.1f}",
         }
+        if trace.attempts.left_out:
+            values["left-out"] = ",".join(sorted(trace.attempts.left_out))
         return [(f"x-unfold-{name}".encode(), value.encode("latin-1", "replace")) for name, value in values.items()]
 
 

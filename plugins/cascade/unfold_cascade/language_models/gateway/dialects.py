@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-FIELDS = ("stream_options", *OTHER_NAMES)
+SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+FIELDS = ("stream_options", *OTHER_NAMES, *SAMPLING)
 UNKNOWN_WORDS = (
     "unsupported",
     "not supported",
@@ -27,10 +28,16 @@ UNKNOWN_WORDS = (
 class Dialects:
     """Fields that endpoints have refused so far, by model.
 
-    OpenAI's reasoning models take ``max_completion_tokens`` alone, other servers ``max_tokens`` alone, and some no
-    ``stream_options``. A chain may hold models of all kinds, so no client could write a request for each.
+    OpenAI's reasoning models take ``max_completion_tokens`` alone and no ``temperature``, other servers ``max_tokens``
+    alone, and some no ``stream_options``. A chain may hold models of all kinds, so no client could write a request for
+    each.
+
+    Attributes:
+        fields: that may be left out, or written by their other names.
+        refused: by model, what its endpoint did not take.
     """
 
+    fields: tuple[str, ...] = FIELDS
     refused: dict[str, set[str]] = field(default_factory=dict)
 
     def adapt(self, model: str, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -44,22 +51,22 @@ class Dialects:
         if names:
             self.refused.setdefault(model, set()).update(names)
 
+    def find_refused(self, request: Mapping[str, Any], text: str, tried: Collection[str]) -> str:
+        """Find the field of a request that an error names as unknown; empty if there is none.
 
-def find_refused(request: Mapping[str, Any], text: str, tried: Collection[str]) -> str:
-    """Find the field of a request that an error names as unknown; empty if there is none.
-
-    Args:
-        request: what the endpoint refused.
-        text: of its error.
-        tried: fields that were left out already; none is left out in the place of the other.
-    """
-    if any(name in tried for name in OTHER_NAMES):
-        tried = {*tried, *OTHER_NAMES}
-    if not any(word in text.casefold() for word in UNKNOWN_WORDS):
-        return ""
-    # a server that wants the other name mentions both, and the refused one first
-    places = {name: match.start() for name in FIELDS if (match := re.search(rf"\b{name}\b", text))}
-    return next((name for name in sorted(places, key=places.__getitem__) if name in request and name not in tried), "")
+        Args:
+            request: what the endpoint refused.
+            text: of its error.
+            tried: fields that were left out already; none is left out in the place of the other.
+        """
+        if any(name in tried for name in OTHER_NAMES):
+            tried = {*tried, *OTHER_NAMES}
+        if not any(word in text.casefold() for word in UNKNOWN_WORDS):
+            return ""
+        # a server that wants the other name mentions both, and the refused one first
+        places = {name: match.start() for name in self.fields if (match := re.search(rf"\b{name}\b", text))}
+        named = sorted(places, key=places.__getitem__)
+        return next((name for name in named if name in request and name not in tried), "")
 
 
 def leave_out(name: str, request: Mapping[str, Any]) -> Mapping[str, Any]:

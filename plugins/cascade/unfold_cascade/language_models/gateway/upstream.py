@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from unfold_cascade.language_models.gateway.completion import Completion, is_number
-from unfold_cascade.language_models.gateway.dialects import Dialects, find_refused, leave_out
+from unfold_cascade.language_models.gateway.dialects import SAMPLING, Dialects, leave_out
 from unfold_cascade.language_models.gateway.plan import ServedModel, UpstreamLimits
 from unfoldkit.io.event_stream import DONE, StreamBounds, StreamStalledError, StreamTooLongError, read_event_data
 
@@ -79,12 +79,16 @@ class UpstreamError(Exception):
 
 @dataclass(slots=True)
 class Attempts:
-    """Counts the calls of one request, and what they cost; ``confidence_usd`` is the part paid for confidences."""
+    """Counts the calls of one request, and what they cost; ``confidence_usd`` is the part paid for confidences.
+
+    ``left_out`` are fields of the request that an endpoint did not take.
+    """
 
     calls: int = 0
     cost_usd: float = 0.0
     unpriced: int = 0
     confidence_usd: float = 0.0
+    left_out: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +192,11 @@ class Upstreams:
                 async with aclosing(self._attempt(model, adapted, attempts, waits=waits)) as events:
                     async for data in events:
                         self.dialects.remember(model.name, left_out)
+                        attempts.left_out.update(name for name in SAMPLING if name in request and name not in adapted)
                         yield data
             except UpstreamError as problem:
                 text = f"{problem.message} {problem.param}" if problem.kind == "client" else ""
-                name = find_refused(adapted, text, left_out)
+                name = self.dialects.find_refused(adapted, text, left_out)
                 if not name:
                     raise
                 adapted = leave_out(name, adapted)
