@@ -121,6 +121,12 @@ def test_fields_of_reasoning_models_and_schemas_reach_the_upstream(client: Any, 
     assert (sent["response_format"], sent["messages"][0]["role"]) == (shape, "developer")
 
 
+def test_the_official_client_shows_the_id_of_the_request(client: Any) -> None:
+    """It is the id under which labels of an audit are reported."""
+    raw = client.chat.completions.with_raw_response.create(**ask())
+    assert raw.parse()._request_id == raw.headers["x-unfold-request-id"]
+
+
 @pytest.mark.parametrize(
     "fields", [{"messages": [{"role": "user", "content": IMAGE}]}, {"modalities": ["text", "audio"]}]
 )

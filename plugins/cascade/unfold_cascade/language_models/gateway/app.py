@@ -393,7 +393,9 @@ class GatewayApp:
         }
         if trace.attempts.left_out:
             values["left-out"] = ",".join(sorted(trace.attempts.left_out))
-        return [(f"x-unfold-{name}".encode(), value.encode("latin-1", "replace")) for name, value in values.items()]
+        named = [(f"x-unfold-{name}".encode(), value.encode("latin-1", "replace")) for name, value in values.items()]
+        # the id that OpenAI's clients show; that of the client or of the request log takes its place
+        return [*named, (b"x-request-id", trace.request_id.encode())]
 
 
 def _list_methods(path: str) -> tuple[str, ...]:
