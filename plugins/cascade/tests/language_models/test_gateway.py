@@ -24,9 +24,9 @@ from plugins.cascade.tests.language_models.served_gateway import (
     ask,
     serve_gateway,
 )
-from unfold_cascade.language_models.gateway.completion import matches_schema
 from unfold_cascade.language_models.gateway.plan import ClientKey, Promise, ServedModel, UpstreamLimits
 from unfold_cascade.language_models.gateway.upstream import build_client, read_retry_after
+from unfold_cascade.language_models.openai_api.completion import matches_schema
 from unfoldkit.io.http1_transport import Http1Transport
 
 openai = pytest.importorskip("openai")

@@ -6,9 +6,9 @@ import asyncio
 
 from unfold_cascade.language_models.collection.call_store import CallStore, open_store
 from unfold_cascade.language_models.collection.profiler import CollectionTask, Collector, write_log
-from unfold_cascade.language_models.gateway.dialects import FIELDS, Dialects
 from unfold_cascade.language_models.gateway.plan import UpstreamLimits
 from unfold_cascade.language_models.gateway.upstream import Upstreams, build_client
+from unfold_cascade.language_models.openai_api.dialects import FIELDS, Dialects
 from unfold_cascade.language_models.report import sentences
 from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict
 

@@ -12,14 +12,15 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_cascade.language_models.gateway.chat_request import RequestError, parse_chat_request
-from unfold_cascade.language_models.gateway.completion import Completion, format_json
 from unfold_cascade.language_models.gateway.idempotency import Entry, ReplyStore, StoredReply, hash_body
 from unfold_cascade.language_models.gateway.metrics import GatewayMetrics
 from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan
 from unfold_cascade.language_models.gateway.router import Answer, Router, Trace, shape_chunks
 from unfold_cascade.language_models.gateway.state import Reservation, StateUnavailableError
 from unfold_cascade.language_models.gateway.upstream import Events, UpstreamError, price_of
+from unfold_cascade.language_models.openai_api.chat_request import RequestError, parse_chat_request
+from unfold_cascade.language_models.openai_api.completion import Completion, format_json
+from unfold_cascade.language_models.openai_api.responses import ResponseWriter, translate_request
 from unfoldkit.api import UnfoldError
 from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge, read_encoding
 from unfoldkit.serving.responses import run_until_disconnect
@@ -34,6 +35,7 @@ MAX_KEY = 255
 HEALTH_PATHS = frozenset({"/health", "/v1/health", "/v2/health/live", "/v2/health/ready"})
 MODEL_PATHS = frozenset({"/v1/models", "/models"})
 CHAT_PATHS = frozenset({"/v1/chat/completions", "/chat/completions"})
+RESPONSES_PATHS = frozenset({"/v1/responses", "/responses"})
 AUDIT_PATH = "/v1/audit"
 
 
@@ -42,25 +44,33 @@ class Exchange:
     """One request and its reply; what is sent is recorded if it may be replayed.
 
     A client of HTTP/1.0 reads no chunks: a reply without a length is held until its end (RFC 9112, section 6.1).
+    ``writer`` translates answers for clients of the Responses API; errors have the same form in both.
     """
 
     send: Send
     is_http_1_0: bool = False
     is_recorded: bool = False
     is_held: bool = False
+    writer: ResponseWriter | None = None
     status: int = 0
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytearray = field(default_factory=bytearray)
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Send the head of the reply."""
+        self.writer = self.writer if status == 200 else None
+        if self.writer is not None:
+            headers = [header for header in headers if header[0] != b"content-length"]
         self.status, self.headers = status, headers
-        self.is_held = self.is_http_1_0 and all(name != b"content-length" for name, _ in headers)
+        is_translated = self.writer is not None and not self.writer.is_stream
+        self.is_held = is_translated or (self.is_http_1_0 and all(name != b"content-length" for name, _ in headers))
         if not self.is_held:
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
         """Send a part of the body."""
+        if self.writer is not None:
+            data = self.writer.feed(data, is_last=not more)
         if self.is_recorded or self.is_held:
             self.body += data
         if self.is_held:
@@ -133,15 +143,16 @@ class GatewayApp:
         elif path in MODEL_PATHS:
             self._authenticate(scope)
             await _send_json(exchange, self._list_models())
-        elif path in CHAT_PATHS:
-            await self._chat(scope, receive, exchange)
+        elif path in CHAT_PATHS or path in RESPONSES_PATHS:
+            await self._chat(scope, receive, exchange, translates=path in RESPONSES_PATHS)
         elif path == AUDIT_PATH:
             await self._observe_label(scope, receive, exchange)
         elif allowed:
             self._authenticate(scope)
             await _send_json(exchange, self._find_model(path.partition("/models/")[2]))
         else:
-            message = f"there is no {method} {path[:100]}; this gateway serves /v1/chat/completions and /v1/models"
+            served = "this gateway serves /v1/chat/completions, /v1/responses and /v1/models"
+            message = f"there is no {method} {path[:100]}; {served}"
             raise RequestError(404, message, code="unknown_url")
 
     def _find_model(self, name: str) -> dict[str, Any]:
@@ -204,11 +215,13 @@ class GatewayApp:
             self.router.observe(data["request_id"], float(flags[1]) - float(flags[0]))
         await _send_json(exchange, {"counted": is_drawn, "promise": self.router.promise()})
 
-    async def _chat(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
+    async def _chat(self, scope: Scope, receive: Receive, exchange: Exchange, *, translates: bool) -> None:
         trace = Trace(f"unfold-{os.urandom(12).hex()}", promise=self.router.promise())
         try:
             client = self._authenticate(scope)
             body = await _read_body(scope, receive, self.plan.body_bytes)
+            if translates:
+                body, exchange.writer = translate_request(body)
             key = _read_idempotency_key(scope)
             answer = self._answer_once(key, client, body, exchange, trace) if key else None
             await run_until_disconnect(answer or self._answer(client, body, exchange, trace), receive)
@@ -400,7 +413,7 @@ class GatewayApp:
 
 def _list_methods(path: str) -> tuple[str, ...]:
     """List the methods of a path; empty if there is no such path."""
-    if path in CHAT_PATHS or path == AUDIT_PATH:
+    if path in CHAT_PATHS or path in RESPONSES_PATHS or path == AUDIT_PATH:
         return ("POST",)
     is_read = path in HEALTH_PATHS or path == "/metrics" or path in MODEL_PATHS
     return ("GET", "HEAD") if is_read or path.startswith(("/v1/models/", "/models/")) else ()
@@ -456,6 +469,8 @@ async def _replay(entry: Entry, exchange: Exchange) -> bool:
     reply = await asyncio.shield(entry.reply)
     if reply is None:
         return False
+    # what is stored is translated
+    exchange.writer = None
     await exchange.start(reply.status, [*reply.headers, (b"x-unfold-replayed", b"true")])
     await exchange.write(reply.body, more=False)
     return True

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_cascade.language_models.gateway.completion import Completion, read_confidence, select_choice
 from unfold_cascade.language_models.gateway.plan import ConfidenceMethod, ServedModel
 from unfold_cascade.language_models.gateway.upstream import (
     Attempts,
@@ -26,6 +25,7 @@ from unfold_cascade.language_models.gateway.upstream import (
     count_output_tokens,
     worst_cost,
 )
+from unfold_cascade.language_models.openai_api.completion import Completion, read_confidence, select_choice
 
 SAMPLING = frozenset({"n", "seed", "temperature", "top_p", "top_k", "min_p"})
 """Fields of a request that would make its samples alike; they are not sent with votes."""

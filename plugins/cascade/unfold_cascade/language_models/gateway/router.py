@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_cascade.language_models.gateway import chat_request
-from unfold_cascade.language_models.gateway.completion import Completion, find_distrust
 from unfold_cascade.language_models.gateway.confidence import (
     GatedAnswer,
     build_yes_no,
@@ -31,6 +29,8 @@ from unfold_cascade.language_models.gateway.upstream import (
     estimate_tokens,
     worst_cost,
 )
+from unfold_cascade.language_models.openai_api import chat_request
+from unfold_cascade.language_models.openai_api.completion import Completion, find_distrust
 from unfold_cascade.language_models.report import sentences
 from unfoldkit.api import user_error
 

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from unfold_cascade.language_models.gateway.completion import Completion, is_number
-from unfold_cascade.language_models.gateway.dialects import SAMPLING, Dialects, leave_out
 from unfold_cascade.language_models.gateway.plan import ServedModel, UpstreamLimits
+from unfold_cascade.language_models.openai_api.completion import Completion, is_number
+from unfold_cascade.language_models.openai_api.dialects import SAMPLING, Dialects, leave_out
 from unfoldkit.io.event_stream import DONE, StreamBounds, StreamStalledError, StreamTooLongError, read_event_data
 
 if TYPE_CHECKING:

@@ -35,11 +35,11 @@ class RequestError(Exception):
         return json.dumps({"error": error}).encode()
 
 
-def parse_chat_request(body: bytes) -> dict[str, Any]:
-    """Parse the body of a chat request.
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse a body that must be a JSON object.
 
     Raises:
-        RequestError: it is not JSON, or a field that the gateway reads has a wrong type.
+        RequestError: it is none.
     """
     try:
         request = json.loads(body, parse_constant=_reject_constant, parse_float=_parse_float)
@@ -47,6 +47,16 @@ def parse_chat_request(body: bytes) -> dict[str, Any]:
         raise RequestError(400, "the body is not valid JSON") from None
     if not isinstance(request, dict):
         raise RequestError(400, "the body must be a JSON object")
+    return request
+
+
+def parse_chat_request(body: bytes) -> dict[str, Any]:
+    """Parse the body of a chat request.
+
+    Raises:
+        RequestError: it is not JSON, or a field that the gateway reads has a wrong type.
+    """
+    request = parse_object(body)
     if not isinstance(request.get("model"), str) or not request["model"]:
         raise RequestError(400, "model must be the name of a model", param="model")
     messages = request.get("messages")
