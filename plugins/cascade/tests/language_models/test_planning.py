@@ -311,6 +311,23 @@ def test_a_log_of_one_row_per_call_is_named_as_such(tmp_path: Path) -> None:
         plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
 
 
+def test_a_certificate_of_conversations_counts_fractions_by_their_sign(tmp_path: Path) -> None:
+    """Its bound is that of the test which passed, and not above the promise."""
+    write_log(tmp_path, 3000)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    rows = [f"{line},conversation {k // 3}" for k, line in enumerate(lines)]
+    (tmp_path / "log.csv").write_text("\n".join([f"{head},chat", *rows]) + "\n")
+    (tmp_path / "log.yaml").write_text(SPEC.replace("path: log.csv}", "path: log.csv, group: chat}"))
+    report = plan(spec_of(tmp_path / "log.yaml", "goal.test=betting"), run_in(tmp_path / "run", base=tmp_path))
+    assert report.verdict is Verdict.YES
+    line = dict(report.lines)["certificate"]
+    assert " and 0 made better" not in line
+    bound = report.metrics["loss_bound_points"].value
+    assert bound is not None
+    assert report.metrics["loss_points"].value < bound <= 5.0
+    assert f"by this test it loses less than {bound:.1f} points" in line
+
+
 def test_unknown_usage_is_not_zero_usage(tmp_path: Path) -> None:
     """A call without a count of tokens is an error, not a free call."""
     write_log(tmp_path)
