@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from unfold_cascade.language_models.planning.walk import (
 )
 from unfold_cascade.schema.language_models import TokenPrice
 from unfold_cascade.verbs import plan
-from unfoldkit.api import UnfoldError, Verdict
+from unfoldkit.api import UnfoldError, Verdict, dump
 from unfoldkit.render.text import render
 
 SPEC = """
@@ -326,6 +327,38 @@ def test_a_certificate_of_conversations_counts_fractions_by_their_sign(tmp_path:
     assert bound is not None
     assert report.metrics["loss_points"].value < bound <= 5.0
     assert f"by this test it loses less than {bound:.1f} points" in line
+
+
+def test_the_next_command_serves_only_what_has_endpoints(tmp_path: Path) -> None:
+    """A log alone leads to a plan file; serving it would end with an error."""
+    write_log(tmp_path)
+    text = SPEC.replace("      - name: ", "      - endpoint: {url: 'http://127.0.0.1:1/v1', model: m}\n        name: ")
+    for spec, end in ((SPEC, "--out plan.yaml"), (text, "unfold serve"), (text, "--out plan.yaml")):
+        source = "column" if spec == text and end.startswith("--") else "logprob"
+        (tmp_path / "log.yaml").write_text(f"{spec}confidence: {{from: {source}}}\n")
+        report = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+        assert end in report.next
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [((), 1200), (("data.split={train: 50%, calibrate: 25%, test: 25%}", "gates.max_models=3"), 600)],
+)
+def test_a_run_is_planned_again_as_its_spec(tmp_path: Path, settings: tuple[str, ...], rows: int) -> None:
+    """The spec that a run keeps has the same split and the same longest chain, also where it named neither."""
+    write_log(tmp_path, rows)
+    spec = spec_of(tmp_path / "log.yaml", *settings)
+    (tmp_path / "kept.yaml").write_text(json.dumps(dump(spec)))
+    first, again = (
+        plan(each, run_in(tmp_path / name, base=tmp_path))
+        for name, each in (("a", spec), ("b", spec_of(tmp_path / "kept.yaml")))
+    )
+    lines = dict(first.lines)
+    assert dict(again.lines)["split"] == lines["split"]
+    assert again.metrics == first.metrics
+    assert lines["split"].startswith("300 rows tune")
+    for name in ("split", "max_models"):
+        assert (f'"{name}"' in (tmp_path / "kept.yaml").read_text()) == bool(settings)
 
 
 def test_unknown_usage_is_not_zero_usage(tmp_path: Path) -> None:

@@ -122,6 +122,8 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
         embedding="" if reader is None else reader.embedding,
         confidence=describe_confidence(spec),
         goal=spec.goal.model_dump(mode="json", exclude_none=True),
+        is_servable=all(model.endpoint for model in spec.stages[0].models)
+        and (spec.confidence is None or spec.confidence.source != "column"),
     )
 
 
