@@ -553,3 +553,15 @@ def test_the_last_model_has_the_time_of_the_request_for_a_whole_answer(tmp_path:
     with serve_gateway(tmp_path, large=always(text="long", delay=1.0), limits=limits) as gateway:
         status, head, _ = gateway.post({**ask(), "model": "large"})
         assert (status, head["x-unfold-calls"]) == (200, "1")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_long_wait_is_left_to_the_next_model(tmp_path: Path, stream: bool) -> None:
+    """A cheap model over its rate is not waited for; the last one is, as there is no other."""
+    busy = always(status=429, headers={"retry-after": "8"})
+    limits = UpstreamLimits(connect_s=1, first_token_s=2, between_tokens_s=1, total_s=12, retries=1)
+    with serve_gateway(tmp_path, busy, limits=limits) as gateway:
+        begin = time.monotonic()
+        head = gateway.events(ask())[0] if stream else gateway.post(ask())[1]
+        assert (head["x-unfold-route"], head["x-unfold-calls"]) == ("small:busy,large", "2")
+        assert time.monotonic() - begin < 4.0

@@ -272,7 +272,7 @@ class Router:
     async def _call_gated(self, model: ServedModel, request: Mapping[str, Any], trace: Trace) -> GatedAnswer:
         method = self.plan.method
         judged = await complete_gated(
-            self.upstreams, model, with_usage(request), method, trace.deadline, trace.attempts
+            self.upstreams, model, with_usage(request), method, trace.deadline, trace.attempts, waits=False
         )
         self.check_identity(model.name, judged.completion)
         checker = method.find_checker(model)

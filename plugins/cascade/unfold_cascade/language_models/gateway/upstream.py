@@ -40,6 +40,8 @@ NO_CREDIT = "insufficient_quota"
 """Code of a 429 that lasts until the account is paid."""
 OPTIONAL_WORDS = ("logprobs", "stream_options")
 BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 0.25, 8.0, 30.0
+PATIENCE_S = 5.0
+"""The longest pause before another call where the next model could answer instead."""
 MAX_SHOWN_RETRY_S = 24 * 3600.0
 """The longest Retry-After that is passed on to a client."""
 MAX_ERROR_BYTES = 64 << 10
@@ -107,7 +109,7 @@ class Upstreams:
         deadline: float,
         attempts: Attempts,
         *,
-        waits: bool = False,
+        waits: bool = True,
     ) -> Completion:
         """Send a request and collect the whole answer, streamed or not.
 
@@ -116,7 +118,8 @@ class Upstreams:
             request: the body, without the name of the model.
             deadline: time of the event loop at which the request of the client ends.
             attempts: counts the calls.
-            waits: whether an answer that is not streamed may take until the deadline, as no other model is left.
+            waits: no other model is left, so that an answer which is not streamed may take until the deadline, and an
+                endpoint may name a long time to wait.
 
         Raises:
             UpstreamError: no attempt succeeded.
@@ -143,7 +146,7 @@ class Upstreams:
             except (UpstreamError, TimeoutError, ValueError) as problem:
                 error = as_upstream_error(problem, completion)
                 settle_failure(model, request, error, attempts)
-                await self._wait_before_retry(error, attempt, deadline)
+                await self._wait_before_retry(error, attempt, deadline, waits=waits)
                 continue
             attempts.cost_usd += price_of(model, completion, request, attempts)
             return completion
@@ -171,14 +174,19 @@ class Upstreams:
             return _continue_stream(first, events, deadline)
         raise UpstreamError("busy", 502, "the upstream did not answer")
 
-    async def _wait_before_retry(self, error: UpstreamError, attempt: int, deadline: float) -> None:
+    async def _wait_before_retry(
+        self, error: UpstreamError, attempt: int, deadline: float, *, waits: bool = True
+    ) -> None:
         """Wait before the next attempt, or raise the error if there is none."""
         if error.kind not in ("busy", "broken") or attempt >= self.limits.retries:
             raise error
         pause = min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S) * (0.5 + self.jitter.random())
         if error.retry_after_s is not None:
             pause = max(pause, error.retry_after_s)
-        if pause > MAX_RETRY_AFTER_S or asyncio.get_running_loop().time() + pause >= deadline:
+        if (
+            pause > (MAX_RETRY_AFTER_S if waits else PATIENCE_S)
+            or asyncio.get_running_loop().time() + pause >= deadline
+        ):
             raise error
         await asyncio.sleep(pause)
 
