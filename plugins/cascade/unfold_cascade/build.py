@@ -137,7 +137,7 @@ def build_recorded_models(spec: CascadeSpec) -> tuple[RecordedModel, ...]:
             prediction=model.recorded.prediction,
             score=model.recorded.score or "",
             correct_from=MIN_CORRECT_SCORE if model.recorded.right_from is None else model.recorded.right_from,
-            confidence=model.recorded.confidence,
+            confidence=model.recorded.confidence or "",
             price=fixed_price(model),
             price_column=model.recorded.price,
             identity=dump(model),

@@ -56,3 +56,17 @@ def test_an_invalid_json_line_is_reported_with_its_number(tmp_path: Path, line: 
     (tmp_path / "log.jsonl").write_text('{"a": 1}\n\n' + line + "\n")
     with pytest.raises(UnfoldError, match=rf"log.jsonl:3:1: {told}"):
         frame_of_file(tmp_path / "log.jsonl")
+
+
+@pytest.mark.parametrize("name", ["log.json", "log.jsonl"])
+def test_an_array_of_objects_is_a_table(tmp_path: Path, name: str) -> None:
+    """Tracing tools export one array; an item that is no object is named by its number."""
+    rows = [{"y": i, "usage": {"in": 2 * i}} for i in range(12)]
+    (tmp_path / name).write_text(json.dumps(rows, indent=1))
+    assert frame_of_file(tmp_path / name).numbers("usage.in", key="x").tolist() == [2 * i for i in range(12)]
+    (tmp_path / name).write_text(json.dumps([*rows, 3]))
+    with pytest.raises(UnfoldError, match="item 13: not a JSON object"):
+        frame_of_file(tmp_path / name)
+    (tmp_path / name).write_text("[1, ")
+    with pytest.raises(UnfoldError, match="not JSON"):
+        frame_of_file(tmp_path / name)

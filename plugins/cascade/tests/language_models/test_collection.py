@@ -153,6 +153,24 @@ def test_failed_calls_are_tried_again_and_counted(tmp_path: Path) -> None:
     assert report.metrics["failed_calls"].value == 1
 
 
+def test_a_model_without_log_probabilities_can_be_the_last(tmp_path: Path) -> None:
+    """Reasoning models refuse log-probabilities and temperature; their answers are collected all the same."""
+
+    def reasoning(request: dict[str, Any], number: int) -> dict[str, Any]:
+        refused = next((name for name in ("temperature", "logprobs", "max_tokens") if name in request), "")
+        if refused:
+            return {"status": 400, "error": {"error": {"message": f"Unsupported parameter: '{refused}'"}}}
+        return {**_large(request, number), "logprob": None}
+
+    with serve_upstream(_small) as small, serve_upstream(reasoning) as large:
+        spec, run = spec_of(_write(tmp_path, (small, large))), run_in(tmp_path / "run", base=tmp_path)
+        assert profile(spec, run).verdict is Verdict.YES
+        assert large.requests[-1]["max_completion_tokens"] == 8
+        # each of the calls that began together learns for itself
+        assert len(large.requests) <= 240 + 3 * 8
+    assert plan(spec, run).verdict is Verdict.YES
+
+
 def test_votes_and_checks_give_probabilities(tmp_path: Path) -> None:
     """Votes: the share of the most frequent answer. Check: P(yes), paid beside the answer."""
 

@@ -24,9 +24,9 @@ from plugins.cascade.tests.language_models.served_gateway import (
     ask,
     serve_gateway,
 )
-from unfold_cascade.language_models.gateway.completion import matches_schema
 from unfold_cascade.language_models.gateway.plan import ClientKey, Promise, ServedModel, UpstreamLimits
 from unfold_cascade.language_models.gateway.upstream import build_client, read_retry_after
+from unfold_cascade.language_models.openai_api.completion import matches_schema
 from unfoldkit.io.http1_transport import Http1Transport
 
 openai = pytest.importorskip("openai")
@@ -418,6 +418,41 @@ def test_spending_survives_a_restart(tmp_path: Path) -> None:
             assert gateway.app.router.state.spent("a") == pytest.approx(count * SMALL_COST)
 
 
+def test_a_settled_reservation_is_never_that_of_another_request(tmp_path: Path) -> None:
+    """A second call for a settled request leaves what was set aside since then for others."""
+    with serve_gateway(tmp_path, keys=(ClientKey(name="web", key="k", budget_usd=1.0),)) as gateway:
+        state = gateway.app.router.state
+        first = state.reserve("web", 0.1, 1.0)
+        assert first is not None
+        state.settle(first, 0.01)
+        second = state.reserve("web", 0.5, 1.0)
+        assert second is not None
+        state.settle(first, 0.01)
+        assert state.reserve("web", 0.6, 1.0) is None
+        state.settle(second, 0.2)
+        assert state.spent("web") == pytest.approx(0.21)
+
+
+def test_a_full_disk_stops_spending_and_loses_no_charge(tmp_path: Path) -> None:
+    """Without room a request with a key gets 503; one under way is answered and charged once there is room."""
+    key = ClientKey(name="web", key="k", budget_usd=1.0)
+    with serve_gateway(tmp_path, keys=(key,), promise=None) as gateway:
+        state = gateway.app.router.state
+        assert gateway.post(ask(), authorization="Bearer k")[0] == 200
+        spent = state.spent("web")
+        held = state.reserve("web", 0.5, 1.0)
+        assert held is not None
+        state._db.execute("CREATE TEMP TRIGGER full BEFORE UPDATE ON spending BEGIN SELECT RAISE(ABORT, 'full'); END")
+        status, head, data = gateway.post(ask(), authorization="Bearer k")
+        assert (status, head["retry-after"], json.loads(data)["error"]["code"]) == (503, "5", "unavailable")
+        state.settle(held, 0.25)
+        state.settle(held, 0.25)
+        assert state.spent("web") == spent
+        state._db.execute("DROP TRIGGER full")
+        assert gateway.post(ask(), authorization="Bearer k")[0] == 200
+        assert state.spent("web") == pytest.approx(0.25 + 2 * SMALL_COST)
+
+
 def test_no_text_of_prompts_or_answers_is_stored_or_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -574,6 +609,21 @@ def test_a_changed_model_or_fingerprint_voids_the_promise_at_once(tmp_path: Path
     with serve_gateway(tmp_path) as gateway:
         pass  # other ports, but the same plan
     assert gateway.app.router.state.void_reason
+
+
+@pytest.mark.parametrize(
+    "later", [{"fingerprint": None}, {"fingerprint": ""}, {"model": ""}, {"model": "", "fingerprint": ""}]
+)
+@pytest.mark.parametrize("first", [False, True])
+def test_an_identity_that_is_left_out_is_no_change(tmp_path: Path, later: dict[str, Any], first: bool) -> None:
+    """Upstreams leave the fingerprint out of some answers; nothing has changed by that."""
+
+    def small(_request: dict[str, Any], number: int) -> dict[str, Any]:
+        return {"text": "cheap answer", **(later if (number % 2 == 1) is not first else {})}
+
+    with serve_gateway(tmp_path, small) as gateway:
+        promises = [gateway.post(ask())[1]["x-unfold-promise"] for _ in range(5)]
+        assert promises == ["2pt@95"] * 5
 
 
 def test_sticky_conversations_stay_with_the_model_of_the_first_turn(tmp_path: Path) -> None:

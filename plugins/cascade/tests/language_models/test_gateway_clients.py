@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from plugins.cascade.tests.language_models.scripted_upstream import always
 from plugins.cascade.tests.language_models.served_gateway import Gateway, ask, serve_gateway
 
 openai = pytest.importorskip("openai")
@@ -72,7 +76,7 @@ def test_every_path_and_method_has_an_answer(
         assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
 
 
-@pytest.mark.parametrize("value", [b"NaN", b"Infinity", b"-Infinity", b"1" * 5000])
+@pytest.mark.parametrize("value", [b"NaN", b"Infinity", b"-Infinity", b"1" * 5000, b"1e999"])
 def test_numbers_that_are_no_json_are_rejected(gateway: Gateway, value: bytes) -> None:
     """They would reach the upstream as broken JSON."""
     body = b'{"model": "auto", "messages": [{"role": "user", "content": "x"}], "temperature": ' + value + b"}"
@@ -117,6 +121,12 @@ def test_fields_of_reasoning_models_and_schemas_reach_the_upstream(client: Any, 
     assert (sent["response_format"], sent["messages"][0]["role"]) == (shape, "developer")
 
 
+def test_the_official_client_shows_the_id_of_the_request(client: Any) -> None:
+    """It is the id under which labels of an audit are reported."""
+    raw = client.chat.completions.with_raw_response.create(**ask())
+    assert raw.parse()._request_id == raw.headers["x-unfold-request-id"]
+
+
 @pytest.mark.parametrize(
     "fields", [{"messages": [{"role": "user", "content": IMAGE}]}, {"modalities": ["text", "audio"]}]
 )
@@ -140,3 +150,23 @@ def test_the_official_client_sees_typed_errors(client: Any) -> None:
     with pytest.raises(openai.APIStatusError) as long:
         client.chat.completions.create(model="auto", messages=[{"role": "user", "content": "x" * 5_000_000}])
     assert long.value.status_code == 413
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_infinite_log_probabilities_are_written_as_openai_does(tmp_path: Path, stream: bool) -> None:
+    """JSON has no infinite numbers, and clients reject a body with one; the answer is not trusted either."""
+    with serve_gateway(tmp_path, always(logprob=float("-inf")), always(logprob=float("-inf"))) as gateway:
+        body = ask(logprobs=True, stream=stream)
+        status, head, data = gateway.post(body)
+        assert (status, head["x-unfold-route"]) == (200, "small:none<0.50,large")
+        assert b"Infinity" not in data
+        assert b'"logprob": -9999.0' in data
+
+
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 200), ("deflate", 200), ("identity", 200), ("br", 400)])
+def test_compressed_requests_are_read(gateway: Gateway, encoding: str, status: int) -> None:
+    """Bounds are those of the size when decompressed."""
+    pack = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding, bytes)
+    assert gateway.post(pack(json.dumps(ask()).encode()), content_encoding=encoding)[0] == status
+    if encoding in ("gzip", "deflate"):
+        assert gateway.post(pack(b" " * (5 << 20)), content_encoding=encoding)[0] == 413

@@ -23,10 +23,10 @@ from plugins.cascade.tests.language_models.served_gateway import (
     make_plan,
     serve_gateway,
 )
-from unfold_cascade.language_models.gateway.completion import Choice, Completion
 from unfold_cascade.language_models.gateway.confidence import format_prompt, read_yes_probability
 from unfold_cascade.language_models.gateway.plan import ClientKey, ConfidenceMethod, Gate, GatewayPlan
 from unfold_cascade.language_models.gateway.service import build_app
+from unfold_cascade.language_models.openai_api.completion import Choice, Completion
 from unfold_cascade.language_models.planning.calibration import Calibration
 from unfold_cascade.language_models.planning.prices import TokenPrices
 from unfoldkit.api import UnfoldError

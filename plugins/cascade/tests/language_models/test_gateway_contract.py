@@ -428,3 +428,140 @@ def test_a_model_without_log_probabilities_is_not_served(tmp_path: Path, answer:
         assert sent[0]["type"] == f"lifespan.startup.{outcome}"
         assert outcome == "complete" or "small returns no log-probabilities" in str(sent[0]["error"])
         assert {request["model"] for request in upstream.requests} == {"s-1"}
+
+
+NEW_NAME = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+OLD_NAME = [
+    {"type": "extra_forbidden", "loc": ["body", "max_completion_tokens"], "msg": "Extra inputs are not permitted"}
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("field", "error"),
+    [
+        ("stream_options", {"error": {"message": "Unrecognized request argument supplied: stream_options"}}),
+        ("max_tokens", {"error": {"message": NEW_NAME, "param": "max_tokens", "code": "unsupported_parameter"}}),
+        ("max_completion_tokens", {"detail": OLD_NAME}),
+    ],
+)
+def test_a_field_that_an_endpoint_does_not_know_is_left_out(
+    tmp_path: Path, field: str, error: dict[str, Any], stream: bool
+) -> None:
+    """The next request is written as the endpoint takes it; a limit of the output keeps its value."""
+    given = {} if field == "stream_options" else {field: 7}
+
+    def picky(request: dict[str, Any], _number: int) -> dict[str, Any]:
+        return {"status": 422, "error": error} if field in request else {"text": "dear answer"}
+
+    with serve_gateway(tmp_path, large=picky) as gateway:
+        body = {**ask(**given), "model": "large"}
+        for _ in range(2):
+            head = gateway.events(body)[0] if stream else gateway.post(body)[1]
+            assert head["x-unfold-model"] == "large"
+        assert len(gateway.large.requests) == (2 if field == "stream_options" and not stream else 3)
+        limits = {name: value for name, value in gateway.large.requests[-1].items() if name.startswith("max_")}
+        assert list(limits.values()) == list(given.values())
+        assert field not in gateway.large.requests[-1]
+
+
+def test_a_header_names_what_an_endpoint_does_not_take(tmp_path: Path) -> None:
+    """Reasoning models have no temperature; a value that is too high stays the mistake of the client."""
+    message = (
+        "Unsupported value: 'temperature' does not support 0.2 with this model. Only the default (1) is supported."
+    )
+
+    def reasoning(request: dict[str, Any], _number: int) -> dict[str, Any]:
+        return {"status": 400, "error": {"error": {"message": message}}} if "temperature" in request else {}
+
+    with serve_gateway(tmp_path, UNSURE, reasoning) as gateway:
+        for _ in range(2):
+            status, head, _ = gateway.post(ask(temperature=0.2))
+            assert (status, head["x-unfold-model"], head["x-unfold-left-out"]) == (200, "large", "temperature")
+        assert gateway.events(ask(temperature=0.2))[0]["x-unfold-left-out"] == "temperature"
+        assert "x-unfold-left-out" not in gateway.post(ask())[1]
+        assert len(gateway.large.requests) == 5
+
+
+def test_a_field_is_never_left_out_for_ever(tmp_path: Path) -> None:
+    """An endpoint that refuses both names of a limit is called twice, and its error is returned."""
+
+    def refuse(request: dict[str, Any], _number: int) -> dict[str, Any]:
+        (name,) = (name for name in request if name.startswith("max_"))
+        return {"status": 400, "error": {"error": {"message": f"unknown field {name}"}}}
+
+    with serve_gateway(tmp_path, large=refuse) as gateway:
+        status, _, data = gateway.post({**ask(max_tokens=7), "model": "large"})
+        assert (status, len(gateway.large.requests)) == (400, 2)
+        assert "unknown field" in json.loads(data)["error"]["message"]
+
+
+def test_log_probabilities_that_an_endpoint_refuses_in_its_own_words_lead_to_the_next_model(tmp_path: Path) -> None:
+    """Mistral's servers name the field in a list of details."""
+    error = {"detail": [{"type": "extra_forbidden", "loc": ["body", "logprobs"], "msg": "Extra inputs"}]}
+    with serve_gateway(tmp_path, always(status=422, error=error)) as gateway:
+        status, head, _ = gateway.post(ask())
+        assert (status, head["x-unfold-route"]) == (200, "small:client,large")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"object": "error", "message": "too hot", "type": "invalid_request_error"}, "too hot"),
+        ({"detail": "too hot"}, "too hot"),
+        ({"error": "too hot"}, "too hot"),
+        ({"detail": [{"loc": ["body", "temperature"], "msg": "too hot"}]}, "body.temperature: too hot"),
+        ([], "the upstream answered with status 400"),
+    ],
+)
+def test_messages_of_other_servers_reach_the_client(tmp_path: Path, body: Any, message: str) -> None:
+    """Errors of FastAPI, Mistral and vLLM have other forms than OpenAI's."""
+    with serve_gateway(tmp_path, always(status=400, error=body)) as gateway:
+        assert json.loads(gateway.post(ask())[2])["error"]["message"] == message
+
+
+@pytest.mark.parametrize(
+    ("answer", "route"),
+    [
+        ({"status": 429, "error": {"error": {"message": "pay", "code": "insufficient_quota"}}}, "small:refused,large"),
+        ({"status": 200, "error": {"error": {"message": "busy", "code": 429}}}, "small:busy,large"),
+        ({"status": 200, "error": {"error": {"message": "no", "code": 401}}}, "small:refused,large"),
+        ({"status": 400, "error": {"error": {"message": "prompt is too long: 9 > 8"}}}, "small:context,large"),
+    ],
+)
+def test_faults_are_known_by_more_than_their_status(tmp_path: Path, answer: dict[str, Any], route: str) -> None:
+    """Credit that is used up, errors with status 200, and windows in the words of other vendors."""
+    with serve_gateway(tmp_path, always(**answer)) as gateway:
+        assert gateway.post(ask())[1]["x-unfold-route"] == route
+
+
+def test_a_whole_stream_without_done_is_an_answer(tmp_path: Path) -> None:
+    """Some servers end with the reason to finish; a stream without that broke off."""
+    chunk = {"id": "c", "object": "chat.completion.chunk", "model": "l-1"}
+    choice = {"index": 0, "delta": {"role": "assistant", "content": "whole"}, "finish_reason": None}
+    parts = [{**chunk, "choices": [choice]}, {**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}]
+    raw = [b"data: %b\n\n" % json.dumps(part).encode() for part in parts]
+    for sent, last in ((raw, "data: [DONE]"), (raw[:1], None)):
+        with serve_gateway(tmp_path / str(len(sent)), UNSURE, always(raw=b"".join(sent))) as gateway:
+            _, events = gateway.events(ask())
+            assert events[-1] == last or (last is None and "error" in events[-1])
+
+
+def test_the_last_model_has_the_time_of_the_request_for_a_whole_answer(tmp_path: Path) -> None:
+    """Its first byte comes when all is written, so the time to the first token is no bound."""
+    limits = UpstreamLimits(connect_s=1, first_token_s=0.3, between_tokens_s=0.3, total_s=20, retries=2)
+    with serve_gateway(tmp_path, large=always(text="long", delay=1.0), limits=limits) as gateway:
+        status, head, _ = gateway.post({**ask(), "model": "large"})
+        assert (status, head["x-unfold-calls"]) == (200, "1")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_long_wait_is_left_to_the_next_model(tmp_path: Path, stream: bool) -> None:
+    """A cheap model over its rate is not waited for; the last one is, as there is no other."""
+    busy = always(status=429, headers={"retry-after": "8"})
+    limits = UpstreamLimits(connect_s=1, first_token_s=2, between_tokens_s=1, total_s=12, retries=1)
+    with serve_gateway(tmp_path, busy, limits=limits) as gateway:
+        begin = time.monotonic()
+        head = gateway.events(ask())[0] if stream else gateway.post(ask())[1]
+        assert (head["x-unfold-route"], head["x-unfold-calls"]) == ("small:busy,large", "2")
+        assert time.monotonic() - begin < 4.0

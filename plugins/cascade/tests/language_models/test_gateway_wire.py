@@ -207,6 +207,20 @@ def test_the_live_page_is_served_at_the_root(served: Served) -> None:
             received += part
 
 
+def test_a_reply_has_one_request_id(served: Served) -> None:
+    """That of the client, if it sent one."""
+    for headers, shown in (((), b"x-request-id: unfold-"), (("x-request-id: mine",), b"x-request-id: mine")):
+        head = served.send(format_request("hi", *headers)).partition(b"\r\n\r\n")[0].lower()
+        assert (head.count(b"x-request-id:"), shown in head) == (1, True)
+
+
+def test_health_is_open_to_every_prober(served: Served) -> None:
+    """Load balancers probe by their own names; nothing else is answered for them."""
+    for path, status in (("/health", b" 200 "), ("/v1/models", b" 403 ")):
+        reply = served.send(f"GET {path} HTTP/1.1\r\nhost: balancer.example\r\n\r\n".encode())
+        assert status in reply.partition(b"\r\n")[0]
+
+
 def test_a_stop_answers_what_is_under_way(served: Served) -> None:
     """SIGTERM: the slow answer arrives, and the process ends with 0."""
     with served.open() as client:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from unfold_cascade.language_models.planning.walk import (
 )
 from unfold_cascade.schema.language_models import TokenPrice
 from unfold_cascade.verbs import plan
-from unfoldkit.api import UnfoldError, Verdict
+from unfoldkit.api import UnfoldError, Verdict, dump
 from unfoldkit.render.text import render
 
 SPEC = """
@@ -257,6 +259,106 @@ def test_missing_columns_are_named(tmp_path: Path, before: str, after: str, mess
     (tmp_path / "log.yaml").write_text(SPEC.replace(before, after))
     with pytest.raises(UnfoldError, match=message):
         plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("source", "change", "message"),
+    [
+        ("logprob", np.exp, "which is no log-probability"),
+        ("logprob", np.negative, "which is no log-probability"),
+        ("check", lambda confidence: 100 * np.exp(confidence), "which is no probability"),
+        ("check", lambda confidence: confidence - 0.1, "which is no probability"),
+        ("logprob", lambda confidence: confidence + 1e-6, ""),
+        ("check", np.exp, ""),
+        ("column", np.exp, ""),
+    ],
+)
+def test_confidences_have_the_scale_of_their_source(tmp_path: Path, source: str, change: Any, message: str) -> None:
+    """Probabilities that are named log-probabilities were all cut to 0, and the plan said that nothing saves."""
+    write_log(tmp_path)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines]
+    for row in rows:
+        row[1], row[6] = (str(float(change(min(float(row[k]), 0.0)))) for k in (1, 6))
+    (tmp_path / "log.csv").write_text("\n".join([head, *(",".join(row) for row in rows)]) + "\n")
+    (tmp_path / "log.yaml").write_text(SPEC + f"confidence: {{from: {source}}}\n")
+    if message:
+        with pytest.raises(UnfoldError, match=message):
+            plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+    else:
+        plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+
+
+def test_the_last_model_needs_no_confidence(tmp_path: Path) -> None:
+    """Its answers are always taken; the plan is that of the log with the column."""
+    write_log(tmp_path)
+    whole = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "a", base=tmp_path))
+    (tmp_path / "log.yaml").write_text(SPEC.replace("confidence: large_logp, ", ""))
+    part = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "b", base=tmp_path))
+    assert (part.verdict, part.metrics) == (whole.verdict, whole.metrics)
+    (tmp_path / "log.yaml").write_text(
+        SPEC.replace("confidence: large_logp, ", "").replace("confidence: small_logp, ", "")
+    )
+    with pytest.raises(UnfoldError, match="no model has a confidence"):
+        spec_of(tmp_path / "log.yaml")
+
+
+def test_a_log_of_one_row_per_call_is_named_as_such(tmp_path: Path) -> None:
+    """The exports of gateways have a column with the name of the model."""
+    rows = [f"{n},{model},1,-0.1" for n in range(20) for model in ("small", "large")]
+    (tmp_path / "log.csv").write_text("\n".join(["request,model,score,logprob", *rows]) + "\n")
+    (tmp_path / "log.yaml").write_text(SPEC)
+    with pytest.raises(UnfoldError, match='one row per call: its column "model" names the models'):
+        plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+
+
+def test_a_certificate_of_conversations_counts_fractions_by_their_sign(tmp_path: Path) -> None:
+    """Its bound is that of the test which passed, and not above the promise."""
+    write_log(tmp_path, 3000)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    rows = [f"{line},conversation {k // 3}" for k, line in enumerate(lines)]
+    (tmp_path / "log.csv").write_text("\n".join([f"{head},chat", *rows]) + "\n")
+    (tmp_path / "log.yaml").write_text(SPEC.replace("path: log.csv}", "path: log.csv, group: chat}"))
+    report = plan(spec_of(tmp_path / "log.yaml", "goal.test=betting"), run_in(tmp_path / "run", base=tmp_path))
+    assert report.verdict is Verdict.YES
+    line = dict(report.lines)["certificate"]
+    assert " and 0 made better" not in line
+    bound = report.metrics["loss_bound_points"].value
+    assert bound is not None
+    assert report.metrics["loss_points"].value < bound <= 5.0
+    assert f"by this test it loses less than {bound:.1f} points" in line
+
+
+def test_the_next_command_serves_only_what_has_endpoints(tmp_path: Path) -> None:
+    """A log alone leads to a plan file; serving it would end with an error."""
+    write_log(tmp_path)
+    text = SPEC.replace("      - name: ", "      - endpoint: {url: 'http://127.0.0.1:1/v1', model: m}\n        name: ")
+    for spec, end in ((SPEC, "--out plan.yaml"), (text, "unfold serve"), (text, "--out plan.yaml")):
+        source = "column" if spec == text and end.startswith("--") else "logprob"
+        (tmp_path / "log.yaml").write_text(f"{spec}confidence: {{from: {source}}}\n")
+        report = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+        assert end in report.next
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [((), 1200), (("data.split={train: 50%, calibrate: 25%, test: 25%}", "gates.max_models=3"), 600)],
+)
+def test_a_run_is_planned_again_as_its_spec(tmp_path: Path, settings: tuple[str, ...], rows: int) -> None:
+    """The spec that a run keeps has the same split and the same longest chain, also where it named neither."""
+    write_log(tmp_path, rows)
+    spec = spec_of(tmp_path / "log.yaml", *settings)
+    (tmp_path / "kept.yaml").write_text(json.dumps(dump(spec)))
+    first, again = (
+        plan(each, run_in(tmp_path / name, base=tmp_path))
+        for name, each in (("a", spec), ("b", spec_of(tmp_path / "kept.yaml")))
+    )
+    lines = dict(first.lines)
+    assert dict(again.lines)["split"] == lines["split"]
+    assert again.metrics == first.metrics
+    assert lines["split"].startswith("300 rows tune")
+    for name in ("split", "max_models"):
+        assert (f'"{name}"' in (tmp_path / "kept.yaml").read_text()) == bool(settings)
 
 
 def test_unknown_usage_is_not_zero_usage(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from plugins.cascade.tests.language_models.served_gateway import (
 from tests.asgi import host
 from tests.served import COMMAND, serving, unfold
 from unfold_cascade.language_models.gateway.app import GatewayApp
-from unfold_cascade.language_models.gateway.completion import Completion
 from unfold_cascade.language_models.gateway.plan import ClientKey, ConfidenceMethod, Gate, Source, UpstreamLimits
 from unfold_cascade.language_models.gateway.service import build_app
+from unfold_cascade.language_models.openai_api.completion import Completion
 from unfold_cascade.language_models.planning.calibration import Calibration
 from unfold_cascade.language_models.planning.prices import TokenPrices
 

@@ -21,7 +21,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "no_cheaper": (sentences.no_cheaper("small"),),
     "certificate": tuple(
         sentences.certificate(test, 838, "prompt", 16, 0, 0.034, bound)
-        for test, bound in (("binomial", 0.0297), ("exact", -0.001), ("betting", None))
+        for test, bound in (("binomial", 0.0297), ("exact", -0.001), ("betting", 0.012), ("exact", None))
     ),
     "average_unit": (sentences.average_unit("conversation"),),
     "failed_certificate": (sentences.failed_certificate("exact", 838, "prompt", 40, 1, 0.21),),

@@ -1,4 +1,4 @@
-"""JSON Lines tables: one object per line; keys of nested objects become columns named OUTER.INNER."""
+"""JSON tables, one object per line or one array of objects; keys of nested objects become columns OUTER.INNER."""
 
 from __future__ import annotations
 
@@ -11,28 +11,42 @@ import numpy as np
 from unfoldkit.api import user_error
 from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
 
-ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+ENDINGS = tuple(f"{name}{packed}" for name in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz"))
 
 
 def parse_columns(text: str, file: str) -> dict[str, np.ndarray]:
-    """Parse all lines into columns of (n,) objects, ``None`` where a line lacks the key.
+    """Parse all objects into columns of (n,) objects, ``None`` where an object lacks the key.
 
     Raises:
-        UnfoldError: a line is not a JSON object; the error names it.
+        UnfoldError: a line or an item of the array is not a JSON object; the error names it.
     """
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    rows = [dict(_flatten(_parse_object(line, f"{file}:{number}:1"))) for number, line in lines]
+    objects = _parse_array(text, file) if text.lstrip().startswith("[") else _parse_lines(text, file)
+    rows = [dict(_flatten(each)) for each in objects]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: _object_array([row.get(name) for row in rows]) for name in names}
 
 
-def _parse_object(line: str, location: str) -> Mapping[str, Any]:
+def _parse_lines(text: str, file: str) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            location = f"{file}:{number}:1"
+            yield _check_object(_parse_json(line, location), location)
+
+
+def _parse_array(text: str, file: str) -> Iterator[Mapping[str, Any]]:
+    for number, item in enumerate(_parse_json(text, file), 1):
+        yield _check_object(item, f"{file}: item {number}")
+
+
+def _parse_json(text: str, location: str) -> Any:
     try:
-        value = json.loads(line)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise user_error(
-            f"not JSON: {error}", file=location, hint="one object per line, not an array over many"
-        ) from error
+        hint = "one object per line, or one array of objects"
+        raise user_error(f"not JSON: {error}", file=location, hint=hint) from error
+
+
+def _check_object(value: Any, location: str) -> Mapping[str, Any]:
     if is_deep(value):
         raise user_error(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=location)
     if not isinstance(value, dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -68,6 +68,8 @@ TUNE, CERTIFY = 0.25, 0.60
 PREPARED_LOG = "calls/log.csv"
 """The log that ``profile`` leaves in the run."""
 MIN_SCORE = 0.5
+ROUNDING = 0.01
+"""How far rounding and low precision may push a log-probability or probability over its bound."""
 SPLIT_HINT = "split: {train: 25%, calibrate: 60%, test: 15%}"
 
 
@@ -120,6 +122,8 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
         embedding="" if reader is None else reader.embedding,
         confidence=describe_confidence(spec),
         goal=spec.goal.model_dump(mode="json", exclude_none=True),
+        is_servable=all(model.endpoint for model in spec.stages[0].models)
+        and (spec.confidence is None or spec.confidence.source != "column"),
     )
 
 
@@ -152,10 +156,12 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
     columns = [_profile_columns(model, source) if model.recorded is None else model.recorded for model in models]
     keys = [f"stages[0].models[{m}].recorded" for m in range(len(models))]
     pairs = list(zip(columns, keys, strict=True))
+    _check_layout(frame, models, columns)
     scores = [frame.numbers_or_flags(c.score or "", key=f"{key}.score") for c, key in pairs]
     is_correct = np.column_stack([_is_right(score, c) for score, c in zip(scores, columns, strict=True)])
     is_missing = np.column_stack([np.isnan(score) for score in scores])
-    confidence = np.column_stack([_read_confidence(frame, c, key) for c, key in pairs])
+    scale = _confidence_scale(spec)
+    confidence = np.column_stack([_read_confidence(frame, c, scale, key) for c, key in pairs])
     cost = np.column_stack(
         [
             _read_cost(frame, model, c, key, is_missing[:, m])
@@ -192,6 +198,22 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
         rows = np.flatnonzero(~np.isfinite(log.latency_ms).all(axis=1))
         raise user_error(f"{frame.name}: row {rows[0] + 1} has no latency, which goal.max_latency needs", key="goal")
     return log, prompts
+
+
+def _check_layout(frame: Frame, models: Sequence[ModelSpec], columns: Sequence[Recorded]) -> None:
+    """Check that a row holds the answers of all models; gateways and tracing tools export one row per call.
+
+    Raises:
+        UnfoldError: a column names the models instead.
+    """
+    if any(column.score in frame.columns for column in columns):
+        return
+    names = {name for model in models for name in (model.name, model.endpoint and model.endpoint.model) if name}
+    for column, values in frame.columns.items():
+        if names & {str(value) for value in values.tolist()}:
+            message = f'{frame.name} has one row per call: its column "{column}" names the models'
+            hint = "write one row per request, with columns of each model: docs/how-to/tune-gates-from-api-logs.md"
+            raise user_error(message, key="data.path", hint=hint)
 
 
 def join_units(groups: np.ndarray | None, prompts: np.ndarray | None, rows: int) -> IntArray:
@@ -421,17 +443,44 @@ def _profile_columns(model: ModelSpec, source: ConfidenceSource) -> Recorded:
     )
 
 
-def _read_confidence(frame: Frame, columns: Recorded, key: str) -> FloatArray:
-    """Read (n,) confidences; ``-inf`` is a log-probability of an impossible answer, never sure."""
+def _read_confidence(frame: Frame, columns: Recorded, scale: Scale | None, key: str) -> FloatArray:
+    """Read (n,) confidences; ``-inf`` is a log-probability of an impossible answer, never sure.
+
+    Raises:
+        UnfoldError: there is no such column, or its values have another scale than the source of the spec.
+    """
+    if columns.confidence is None:
+        return np.full(len(frame), np.nan)
     key = f"{key}.confidence"
     if columns.confidence not in frame.columns:
         return frame.numbers(columns.confidence, key=key)
     cells = frame.columns[columns.confidence]
     if cells.dtype.kind in "fiub":
-        return np.where(np.isfinite(cells.astype(np.float64)), cells.astype(np.float64), np.nan)
-    is_infinite = np.array([str(cell).strip().lower() in ("-inf", "-infinity") for cell in cells])
-    cleaned = np.where(is_infinite, "", cells).astype(object)
-    return Frame({columns.confidence: cleaned}, frame.digest, frame.name).numbers(columns.confidence, key=key)
+        confidence = np.where(np.isfinite(cells.astype(np.float64)), cells.astype(np.float64), np.nan)
+    else:
+        is_infinite = np.array([str(cell).strip().lower() in ("-inf", "-infinity") for cell in cells])
+        cleaned = np.where(is_infinite, "", cells).astype(object)
+        confidence = Frame({columns.confidence: cleaned}, frame.digest, frame.name).numbers(columns.confidence, key=key)
+    _check_scale(confidence, scale, f'{frame.name}: row {{}} of column "{columns.confidence}"', key)
+    return confidence
+
+
+def _check_scale(confidence: FloatArray, scale: Scale | None, place: str, key: str) -> None:
+    """Check that confidences can be what the spec says; they would all be cut to the same value otherwise.
+
+    Raises:
+        UnfoldError: a log-probability is positive, or a probability outside 0 to 1.
+    """
+    invalid = np.zeros(len(confidence), dtype=np.bool_)
+    kind, hint = "log-probability", "for probabilities or other scores: confidence: {from: column}"
+    if scale == "logprob":
+        invalid = confidence > ROUNDING
+    elif scale == "probability":
+        kind, hint = "probability", "for other scores: confidence: {from: column}"
+        invalid = (confidence > 1.0 + ROUNDING) | (confidence < -ROUNDING)
+    if invalid.any():
+        row = int(np.flatnonzero(invalid)[0])
+        raise user_error(f"{place.format(row + 1)} holds {confidence[row]:g}, which is no {kind}", key=key, hint=hint)
 
 
 def _read_cost(frame: Frame, model: ModelSpec, columns: Recorded, key: str, is_missing: BoolArray) -> FloatArray:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from unfold_cascade.schema import language_model_rules, temporal_rules, validation
 from unfold_cascade.schema.goals import Goal
@@ -46,6 +46,16 @@ class CascadeSpec(Spec):
         "when the machine loses power",
     )
     goal: Goal
+
+    @model_serializer(mode="wrap")
+    def _leave_out_own_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write no default where that of language models depends on the log, or a run would be planned otherwise."""
+        document: dict[str, Any] = write(self)
+        if self.model_fields_set >= {"data", "stages"} and self.is_language_model:
+            for part, key in ((self.data, "split"), (self.gates, "max_models")):
+                if key not in part.model_fields_set:
+                    document["data" if part is self.data else "gates"].pop(key, None)
+        return document
 
     @property
     def over_time(self) -> bool:

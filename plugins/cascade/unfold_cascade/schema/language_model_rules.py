@@ -83,6 +83,10 @@ def language_model_problems(spec: CascadeSpec) -> Iterator[Problem]:
             yield Problem((key,), "not read for language models", at_key=True)
     if spec.goal.budget is not None:
         yield Problem(("goal", "budget"), "language models need max_loss", "max_loss: 2%", at_key=True)
+    recorded = [model.recorded for model in spec.stages[0].models if model.recorded is not None]
+    if recorded and all(columns.confidence is None for columns in recorded):
+        message = "no model has a confidence, so no gate could trust an answer"
+        yield Problem(("stages", 0, "models", 0, "recorded"), message, "recorded: {score: COLUMN, confidence: COLUMN}")
     if not isinstance(spec.data.split, Split):
         hint = "split: {train: 25%, calibrate: 60%, test: 15%}"
         yield Problem(("data", "split"), "a log of language models is split at random, by shares", hint)

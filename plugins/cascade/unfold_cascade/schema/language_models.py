@@ -68,7 +68,11 @@ class Timeouts(Model):
     """How long an upstream may take."""
 
     connect: Duration = Field(default=5.0, gt=0.0)
-    first_token: Duration = Field(default=30.0, gt=0.0, description="until the first byte of the answer")
+    first_token: Duration = Field(
+        default=30.0,
+        gt=0.0,
+        description="until the first byte of the answer; the last model may take total if it does not stream",
+    )
     between_tokens: Duration = Field(default=20.0, gt=0.0)
     total: Duration = Field(default=120.0, gt=0.0, description="of one request over the whole chain")
 

@@ -38,7 +38,7 @@ class TableData(Model):
 
     source: Literal["table"]
     path: str = Field(
-        min_length=1, description="a .csv or .jsonl file, also as .gz, or a .parquet file, relative to the spec"
+        min_length=1, description="a .csv, .jsonl or .json file, also as .gz, or a .parquet file, relative to the spec"
     )
     categories: tuple[str, ...] = Field(
         default=(),
@@ -63,7 +63,7 @@ class RecordedData(Model):
 
     source: Literal["recorded"]
     path: str = Field(
-        min_length=1, description="a .csv or .jsonl file, also as .gz, or a .parquet file, relative to the spec"
+        min_length=1, description="a .csv, .jsonl or .json file, also as .gz, or a .parquet file, relative to the spec"
     )
     group: str | None = Field(
         default=None,
@@ -87,7 +87,7 @@ class CallData(Model):
     """Prompts that ``unfold profile`` sends to every endpoint; the log in the run is what ``plan`` reads."""
 
     source: Literal["endpoints"]
-    prompts: str = Field(min_length=1, description="a .csv or .jsonl file, also as .gz, or a .parquet file")
+    prompts: str = Field(min_length=1, description="a .csv, .jsonl or .json file, also as .gz, or a .parquet file")
     prompt: str = Field(default="prompt", description="the column of prompts")
     expected: str | None = Field(default=None, description="the column of expected answers, for scoring")
     group: str | None = Field(
@@ -129,7 +129,9 @@ class Recorded(Model):
         default=None, description="instead of a prediction: whether it was right (1 or 0, true or false), or a score"
     )
     right_from: float | None = Field(default=None, description="the smallest score of a right answer; 0.5 if omitted")
-    confidence: str
+    confidence: str | None = Field(
+        default=None, description="required, but for language models: without it a model can only be the last one"
+    )
     price: str | None = Field(default=None, description="the column with the cost of each call, instead of price")
     price_of_confidence: str | None = Field(
         default=None, description="language models: the column with the cost of each confidence"

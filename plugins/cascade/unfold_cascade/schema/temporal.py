@@ -25,7 +25,7 @@ class LongData(Model):
 
     source: Literal["long"]
     path: str = Field(
-        min_length=1, description="a .csv or .jsonl file, also as .gz, or a .parquet file, relative to the spec"
+        min_length=1, description="a .csv, .jsonl or .json file, also as .gz, or a .parquet file, relative to the spec"
     )
     entity: str = Field(description="the column that names the entity of a row")
     time: str = Field(description="the column of the time: hours as numbers, or dates")

@@ -249,6 +249,8 @@ def _recorded_model_problems(model: ModelSpec, path: Path) -> Iterator[Problem]:
 def _column_problems(columns: Recorded, path: Path) -> Iterator[Problem]:
     if (columns.prediction is None) == (columns.score is None):
         yield Problem(path, "give either prediction or score", "prediction: COLUMN")
+    if columns.confidence is None:
+        yield Problem((*path, "confidence"), "this key is missing", "confidence: COLUMN")
     if columns.right_from is not None and columns.score is None:
         yield Problem((*path, "right_from"), "applies to score only", at_key=True)
 

@@ -17,7 +17,8 @@ from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send
 
 LIVE = "/v2/health/live"
 READY = "/v2/health/ready"
-OPEN_PATHS = (LIVE, READY)
+GATEWAY_HEALTH = "/health"
+OPEN_PATHS = (LIVE, READY, GATEWAY_HEALTH)
 """Paths for probes, which have no token."""
 
 
@@ -57,7 +58,8 @@ FOREIGN_HOST = (
     "use localhost or an address, let a proxy send such a Host, or set UNFOLD_TOKEN"
 )
 CROSS_SITE = "a service without a token rejects requests from pages of other sites; set UNFOLD_TOKEN"
-HOST_NEEDED = "an HTTP/1.1 request needs exactly one valid Host header"
+HOST_NEEDED = "an HTTP/1.1 request needs exactly one valid Host header, that of its target if the target names one"
+OTHER_VERSION = "this server speaks HTTP/1.1"
 CODING_OF_HTTP_1_0 = "HTTP/1.0 has no Transfer-Encoding"
 OTHER_CODING = "the only transfer coding is chunked; compress a body with Content-Encoding"
 SAFE_SITES = frozenset((b"same-origin", b"same-site", b"none"))
@@ -86,7 +88,7 @@ def require_clear_head(app: ASGIApp) -> ASGIApp:
     """Wrap ``app`` to reject requests which a proxy before it may have read in another way.
 
     They have no single valid ``Host`` (400; RFC 9112, section 3.2), a transfer coding other than ``chunked`` (501;
-    section 6.1), or any in HTTP/1.0 (400).
+    section 6.1), or any in HTTP/1.0 (400), or another version (505).
     """
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,6 +105,8 @@ def require_clear_head(app: ASGIApp) -> ASGIApp:
 def _find_unclear_part(scope: Scope) -> tuple[int, str]:
     """Return status and message of what is unclear in a head; 0 and nothing if it is clear."""
     version = scope.get("http_version", "1.1")
+    if version not in ("1.0", "1.1"):
+        return 505, OTHER_VERSION
     if not has_valid_host(scope["headers"], version):
         return 400, HOST_NEEDED
     codings = [value.strip().lower() for name, value in scope["headers"] if name == b"transfer-encoding"]

@@ -140,7 +140,8 @@ def _send_with_id(send: Send, request_id: str, status: list[int]) -> Send:
     async def send_message(message: Message) -> None:
         if message["type"] == "http.response.start":
             status[0] = message["status"]
-            message["headers"] = [*message.get("headers", ()), (ID, request_id.encode())]
+            others = (header for header in message.get("headers", ()) if header[0] != ID)
+            message["headers"] = [*others, (ID, request_id.encode())]
         await send(message)
 
     return send_message

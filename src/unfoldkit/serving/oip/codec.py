@@ -40,6 +40,11 @@ NUMBER_TYPES = frozenset(
     {"FP16", "FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"}
 )
 
+_FLOATS = {"FP16": 65504.0, "FP32": float(np.finfo(np.float32).max), "FP64": math.inf}
+_RANGES = {name: (-high, high) for name, high in _FLOATS.items()} | {
+    name: (int(np.iinfo(name.lower()).min), int(np.iinfo(name.lower()).max)) for name in NUMBER_TYPES - set(_FLOATS)
+}
+"""The smallest and the largest value of each datatype of numbers."""
 _PROTOCOL_PARAMETERS = ("binary_data_output",)
 # possessive: a string without an end must not be tried again from each of its characters
 _JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
@@ -355,7 +360,7 @@ def read_array(tensor: Any, item: Field) -> Array:
     Raises:
         InvalidRequest: Datatype, shape or data do not fit ``item``.
     """
-    if tensor.datatype != item.datatype:
+    if is_other_type := tensor.datatype != item.datatype:
         _check_datatype(tensor.datatype, item)
     shape = tensor.shape
     if len(shape) != len(item.shape) + 1 or tuple(shape[1:]) != item.shape or shape[0] < 1:
@@ -368,6 +373,8 @@ def read_array(tensor: Any, item: Field) -> Array:
     if len(data) != math.prod(shape):
         message = f"input {item.name!r} has {len(data)} values; its shape {shape} needs {math.prod(shape)}"
         raise InvalidRequest(message)
+    if is_other_type:
+        _check_values(data, tensor.datatype, item)
     return _convert(data, item).reshape(shape)
 
 
@@ -423,6 +430,24 @@ def _check_datatype(datatype: str, item: Field) -> None:
     is_number = item.datatype not in ("BYTES", "BOOL")
     if datatype != item.datatype and not (is_number and datatype in NUMBER_TYPES):
         raise InvalidRequest(f"input {item.name!r} has datatype {datatype!r}; it must be {item.datatype}")
+
+
+def _check_values(data: Sequence[Any], datatype: str, item: Field) -> None:
+    """Check that values belong to the datatype that a tensor declares, where that is not the one of its input.
+
+    Raises:
+        InvalidRequest: A value is outside its range, or a fraction in a tensor of integers.
+    """
+    is_plain = {int, float}.issuperset(map(type, data))
+    numbers = data if is_plain else [value for value in data if type(value) in (int, float)]
+    if not numbers:
+        return
+    low, high = _RANGES[datatype]
+    extreme = next((value for value in (min(numbers), max(numbers)) if not low <= value <= high), None)
+    if extreme is None and datatype not in _FLOATS:
+        extreme = next((value for value in numbers if isinstance(value, float) and not value.is_integer()), None)
+    if extreme is not None:
+        raise InvalidRequest(f"input {item.name!r} is {datatype} and holds {extreme:g}")
 
 
 def _check_row(row: Any, item: Field) -> Sequence[Any]:

@@ -106,6 +106,30 @@ def test_a_request_needs_one_host(total: Server, path: str, lines: str, version:
         assert read(wire).status == status
 
 
+@pytest.mark.parametrize(
+    ("target", "lines", "version", "status"),
+    [
+        ("http://a/metrics", "host: a\r\n", "1.1", 200),
+        ("HTTP://A:80/metrics", "host: a\r\n", "1.1", 200),
+        ("http://evil.example/metrics", "host: localhost\r\n", "1.1", 400),
+        ("http://a/metrics", "host: b\r\n", "1.1", 400),
+        ("http://u@a/metrics", "host: a\r\n", "1.1", 400),
+        ("http://evil.example/metrics", "host: evil.example\r\n", "1.1", 403),
+        ("http://evil.example/metrics", "", "1.0", 403),
+        ("http://evil.example/metrics", "host: a\r\n", "1.0", 400),
+        ("/metrics?next=http://b/", "host: a\r\n", "1.1", 200),
+        ("/metrics", "host: a\r\n", "2.0", 505),
+    ],
+)
+def test_a_target_names_the_host_of_its_request(
+    total: Server, target: str, lines: str, version: str, status: int
+) -> None:
+    """A target in absolute form, as proxies get it, names the same host (RFC 9112, section 3.2.2)."""
+    with total.connect() as wire:
+        wire.sendall(f"GET {target} HTTP/{version}\r\n{lines}\r\n".encode())
+        assert read(wire).status == status
+
+
 @pytest.mark.parametrize(("path", "body"), [(INFER, ROW), (SLOW, ROW), ("/metrics", None), ("/events", None)])
 def test_a_page_of_the_web_is_not_answered(total: Server, path: str, body: Any) -> None:
     """A service without a token refuses what a page of the web can send, before a plain request and after it."""

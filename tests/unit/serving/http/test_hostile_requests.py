@@ -155,6 +155,45 @@ def test_a_client_that_never_finishes_its_body_does_not_delay_the_end() -> None:
         assert time.monotonic() - begin_s < 3
 
 
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_request_that_offers_an_upgrade_keeps_its_body(hosts: tuple[Server, int], cut: int, is_chunked: bool) -> None:
+    """Java's client offers HTTP/2 with its first request. What follows the body is the next request, in any packets."""
+    body = b'{"instances":[[1,2,3]]}'
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if is_chunked else body
+    length = b"transfer-encoding: chunked" if is_chunked else b"content-length: %d" % len(body)
+    head = b"POST /v1/models/total:predict HTTP/1.1\r\nhost: a\r\n" + OFFER + length + b"\r\n\r\n"
+    with hosts[0].connect() as wire:
+        for _ in range(2):
+            if cut:
+                wire.sendall(head)
+                time.sleep(0.05)
+                wire.sendall(sent[:cut])
+                time.sleep(0.05)
+                wire.sendall(sent[cut:])
+            else:
+                wire.sendall(head + sent + head + sent)
+            for _ in range(1 if cut else 2):
+                reply = read(wire)
+                assert (reply.status, b"predictions" in reply.body) == (200, True)
+
+
+def test_a_body_behind_an_offer_is_no_request(hosts: tuple[Server, int]) -> None:
+    """A proxy that passes the offer on counts one request; so does the server."""
+    hidden = b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\n\r\n"
+    head = b"POST /v1/models/total:predict HTTP/1.1\r\nhost: a\r\n" + OFFER + b"content-length: %d\r\n\r\n"
+    with hosts[0].connect() as wire:
+        wire.sendall(head % len(hidden))
+        time.sleep(0.05)
+        wire.sendall(hidden)
+        assert read(wire).status == 400
+        wire.sendall(hidden)
+        assert read(wire).body == b'{"live":true}'
+
+
 def test_an_upgrade_is_logged_without_advice(hosts: tuple[Server, int]) -> None:
     """No installed library would make the service speak WebSockets."""
     exchange(hosts[0].port, ATTACKS["websocket"][0])

@@ -108,6 +108,34 @@ def test_null_is_a_gap_where_the_model_takes_gaps() -> None:
             GAPS.read(body(tensor(shape=[1, 2], data=wrong_data), n, t))
 
 
+@pytest.mark.parametrize(
+    ("datatype", "value", "shown"),
+    [
+        ("INT8", 127, ""),
+        ("INT8", -128.0, ""),
+        ("INT8", 300, "300"),
+        ("INT8", 17.5, "17.5"),
+        ("UINT8", -1, "-1"),
+        ("UINT16", 65536, "65536"),
+        ("UINT64", 2**64 - 2**12, ""),
+        ("INT64", 2**63, "9.22337e+18"),
+        ("INT64", -(2**63), ""),
+        ("FP16", 65504, ""),
+        ("FP16", 1e6, "1e+06"),
+        ("FP32", 3.4e38, ""),
+        ("FP32", -1e300, "-1e+300"),
+    ],
+)
+def test_values_belong_to_the_datatype_that_a_tensor_declares(datatype: str, value: float, shown: str) -> None:
+    """A model of doubles takes all numbers; one that its datatype cannot hold is the mistake of the client."""
+    request = body(tensor(datatype=datatype, data=[[1, value, 2]]))
+    if shown:
+        with pytest.raises(InvalidRequest, match=re.escape(f"input 'x' is {datatype} and holds {shown}")):
+            TOTAL.read(request)
+    else:
+        assert TOTAL.read(request).inputs["x"][0, 1] == value
+
+
 def test_rows_of_all_inputs_must_agree() -> None:
     """Inputs with different numbers of rows are refused with their numbers."""
     n = {"name": "n", "shape": [2], "datatype": "INT64", "data": [3, 4]}

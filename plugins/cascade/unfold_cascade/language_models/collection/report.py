@@ -8,6 +8,7 @@ from unfold_cascade.language_models.collection.call_store import CallStore, open
 from unfold_cascade.language_models.collection.profiler import CollectionTask, Collector, write_log
 from unfold_cascade.language_models.gateway.plan import UpstreamLimits
 from unfold_cascade.language_models.gateway.upstream import Upstreams, build_client
+from unfold_cascade.language_models.openai_api.dialects import FIELDS, Dialects
 from unfold_cascade.language_models.report import sentences
 from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict
 
@@ -61,7 +62,9 @@ async def _collect(task: CollectionTask, store: CallStore, retries: int, run: Ru
 
     limits = httpx.Limits(max_connections=task.concurrency + 8)
     async with build_client(task.models, limits) as client:
-        upstreams = Upstreams(client, UpstreamLimits(first_token_s=120.0, retries=retries))
+        # a model without log-probabilities may still be the last one
+        dialects = Dialects(fields=(*FIELDS, "logprobs"))
+        upstreams = Upstreams(client, UpstreamLimits(first_token_s=120.0, retries=retries), dialects=dialects)
         collector = Collector(task, store, upstreams, report_progress)
         await collector.collect()
     return collector

@@ -12,15 +12,17 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_cascade.language_models.gateway.chat_request import RequestError, parse_chat_request
-from unfold_cascade.language_models.gateway.completion import Completion
 from unfold_cascade.language_models.gateway.idempotency import Entry, ReplyStore, StoredReply, hash_body
 from unfold_cascade.language_models.gateway.metrics import GatewayMetrics
 from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan
 from unfold_cascade.language_models.gateway.router import Answer, Router, Trace, shape_chunks
-from unfold_cascade.language_models.gateway.state import Reservation
+from unfold_cascade.language_models.gateway.state import Reservation, StateUnavailableError
 from unfold_cascade.language_models.gateway.upstream import Events, UpstreamError, price_of
+from unfold_cascade.language_models.openai_api.chat_request import RequestError, parse_chat_request
+from unfold_cascade.language_models.openai_api.completion import Completion, format_json
+from unfold_cascade.language_models.openai_api.responses import ResponseWriter, translate_request
 from unfoldkit.api import UnfoldError
+from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge, read_encoding
 from unfoldkit.serving.responses import run_until_disconnect
 
 Scope = Mapping[str, Any]
@@ -28,10 +30,12 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 KEEP_ALIVE_S = 10.0
 """A stream that waits for the gate gets a comment this often."""
+RETRY_S = 5.0
 MAX_KEY = 255
 HEALTH_PATHS = frozenset({"/health", "/v1/health", "/v2/health/live", "/v2/health/ready"})
 MODEL_PATHS = frozenset({"/v1/models", "/models"})
 CHAT_PATHS = frozenset({"/v1/chat/completions", "/chat/completions"})
+RESPONSES_PATHS = frozenset({"/v1/responses", "/responses"})
 AUDIT_PATH = "/v1/audit"
 
 
@@ -40,25 +44,33 @@ class Exchange:
     """One request and its reply; what is sent is recorded if it may be replayed.
 
     A client of HTTP/1.0 reads no chunks: a reply without a length is held until its end (RFC 9112, section 6.1).
+    ``writer`` translates answers for clients of the Responses API; errors have the same form in both.
     """
 
     send: Send
     is_http_1_0: bool = False
     is_recorded: bool = False
     is_held: bool = False
+    writer: ResponseWriter | None = None
     status: int = 0
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytearray = field(default_factory=bytearray)
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Send the head of the reply."""
+        self.writer = self.writer if status == 200 else None
+        if self.writer is not None:
+            headers = [header for header in headers if header[0] != b"content-length"]
         self.status, self.headers = status, headers
-        self.is_held = self.is_http_1_0 and all(name != b"content-length" for name, _ in headers)
+        is_translated = self.writer is not None and not self.writer.is_stream
+        self.is_held = is_translated or (self.is_http_1_0 and all(name != b"content-length" for name, _ in headers))
         if not self.is_held:
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
         """Send a part of the body."""
+        if self.writer is not None:
+            data = self.writer.feed(data, is_last=not more)
         if self.is_recorded or self.is_held:
             self.body += data
         if self.is_held:
@@ -131,15 +143,16 @@ class GatewayApp:
         elif path in MODEL_PATHS:
             self._authenticate(scope)
             await _send_json(exchange, self._list_models())
-        elif path in CHAT_PATHS:
-            await self._chat(scope, receive, exchange)
+        elif path in CHAT_PATHS or path in RESPONSES_PATHS:
+            await self._chat(scope, receive, exchange, translates=path in RESPONSES_PATHS)
         elif path == AUDIT_PATH:
             await self._observe_label(scope, receive, exchange)
         elif allowed:
             self._authenticate(scope)
             await _send_json(exchange, self._find_model(path.partition("/models/")[2]))
         else:
-            message = f"there is no {method} {path[:100]}; this gateway serves /v1/chat/completions and /v1/models"
+            served = "this gateway serves /v1/chat/completions, /v1/responses and /v1/models"
+            message = f"there is no {method} {path[:100]}; {served}"
             raise RequestError(404, message, code="unknown_url")
 
     def _find_model(self, name: str) -> dict[str, Any]:
@@ -202,11 +215,13 @@ class GatewayApp:
             self.router.observe(data["request_id"], float(flags[1]) - float(flags[0]))
         await _send_json(exchange, {"counted": is_drawn, "promise": self.router.promise()})
 
-    async def _chat(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
+    async def _chat(self, scope: Scope, receive: Receive, exchange: Exchange, *, translates: bool) -> None:
         trace = Trace(f"unfold-{os.urandom(12).hex()}", promise=self.router.promise())
         try:
             client = self._authenticate(scope)
             body = await _read_body(scope, receive, self.plan.body_bytes)
+            if translates:
+                body, exchange.writer = translate_request(body)
             key = _read_idempotency_key(scope)
             answer = self._answer_once(key, client, body, exchange, trace) if key else None
             await run_until_disconnect(answer or self._answer(client, body, exchange, trace), receive)
@@ -274,12 +289,16 @@ class GatewayApp:
         """Set aside the largest cost of a request.
 
         Raises:
-            RequestError: the budget of the key does not suffice.
+            RequestError: the budget of the key does not suffice, or what is spent cannot be stored now.
         """
         if not self.plan.keys:
             return None
         worst = self.router.worst_cost(request, names, trace)
-        reservation = self.router.state.reserve(client.name, worst, client.budget_usd)
+        try:
+            reservation = self.router.state.reserve(client.name, worst, client.budget_usd)
+        except StateUnavailableError:
+            message = "the gateway cannot store what keys spend now; retry later"
+            raise RequestError(503, message, "server_error", code="unavailable", retry_after_s=RETRY_S) from None
         if reservation is None:
             message = "the budget of this key does not suffice for the largest cost of this request"
             raise RequestError(429, message, "insufficient_quota", code="insufficient_quota")
@@ -385,12 +404,16 @@ class GatewayApp:
             "request-id": trace.request_id,
             "gate-ms": f"{trace.gate_ms:.1f}",
         }
-        return [(f"x-unfold-{name}".encode(), value.encode("latin-1", "replace")) for name, value in values.items()]
+        if trace.attempts.left_out:
+            values["left-out"] = ",".join(sorted(trace.attempts.left_out))
+        named = [(f"x-unfold-{name}".encode(), value.encode("latin-1", "replace")) for name, value in values.items()]
+        # the id that OpenAI's clients show; that of the client or of the request log takes its place
+        return [*named, (b"x-request-id", trace.request_id.encode())]
 
 
 def _list_methods(path: str) -> tuple[str, ...]:
     """List the methods of a path; empty if there is no such path."""
-    if path in CHAT_PATHS or path == AUDIT_PATH:
+    if path in CHAT_PATHS or path in RESPONSES_PATHS or path == AUDIT_PATH:
         return ("POST",)
     is_read = path in HEALTH_PATHS or path == "/metrics" or path in MODEL_PATHS
     return ("GET", "HEAD") if is_read or path.startswith(("/v1/models/", "/models/")) else ()
@@ -400,7 +423,7 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Read the body of a request up to a limit.
 
     Raises:
-        RequestError: it is too long, or the client hung up.
+        RequestError: it is too long or damaged, or the client hung up.
     """
     length = dict(scope["headers"]).get(b"content-length", b"0")
     too_long = RequestError(413, f"the body is longer than {limit} bytes", code="request_too_large")
@@ -415,7 +438,23 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         if len(body) > limit:
             raise too_long
         if not message.get("more_body"):
-            return bytes(body)
+            return _decompress(scope, bytes(body), limit)
+
+
+def _decompress(scope: Scope, body: bytes, limit: int) -> bytes:
+    """Decompress a body by its Content-Encoding.
+
+    Raises:
+        RequestError: the encoding is unknown, the body is damaged, or too long.
+    """
+    try:
+        return read_encoding(pair for pair in scope["headers"] if pair[0] == b"content-encoding").decompress(
+            body, limit
+        )
+    except InvalidRequest as problem:
+        raise RequestError(400, str(problem)) from None
+    except TooLarge as problem:
+        raise RequestError(413, str(problem), code="request_too_large") from None
 
 
 def _read_idempotency_key(scope: Scope) -> str:
@@ -430,13 +469,15 @@ async def _replay(entry: Entry, exchange: Exchange) -> bool:
     reply = await asyncio.shield(entry.reply)
     if reply is None:
         return False
+    # what is stored is translated
+    exchange.writer = None
     await exchange.start(reply.status, [*reply.headers, (b"x-unfold-replayed", b"true")])
     await exchange.write(reply.body, more=False)
     return True
 
 
 async def _send_json(exchange: Exchange, data: Any, headers: list[tuple[bytes, bytes]] | None = None) -> None:
-    body = json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")
+    body = format_json(data)
     length = (b"content-length", b"%d" % len(body))
     await exchange.start(200, [(b"content-type", b"application/json"), length, *(headers or [])])
     await exchange.write(body, more=False)
@@ -456,7 +497,7 @@ def _format_chunks(chunks: Sequence[dict[str, Any]], request: Mapping[str, Any],
     """Yield the events of chunks in the form that the client requested."""
     for chunk in chunks:
         for shaped in shape_chunks(chunk, request, model):
-            yield b"data: " + json.dumps(shaped, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
+            yield b"data: " + format_json(shaped) + b"\n\n"
 
 
 async def _write_stream_error(exchange: Exchange, error: UpstreamError) -> None:

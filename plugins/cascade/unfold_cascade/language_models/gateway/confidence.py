@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_cascade.language_models.gateway.completion import Completion, read_confidence, select_choice
 from unfold_cascade.language_models.gateway.plan import ConfidenceMethod, ServedModel
 from unfold_cascade.language_models.gateway.upstream import (
     Attempts,
@@ -26,6 +25,7 @@ from unfold_cascade.language_models.gateway.upstream import (
     count_output_tokens,
     worst_cost,
 )
+from unfold_cascade.language_models.openai_api.completion import Completion, read_confidence, select_choice
 
 SAMPLING = frozenset({"n", "seed", "temperature", "top_p", "top_k", "min_p"})
 """Fields of a request that would make its samples alike; they are not sent with votes."""
@@ -65,6 +65,8 @@ async def complete_gated(
     method: ConfidenceMethod,
     deadline: float,
     attempts: Attempts,
+    *,
+    waits: bool = True,
 ) -> GatedAnswer:
     """Send a request to be judged by a gate, and obtain the confidence of the answer.
 
@@ -75,22 +77,23 @@ async def complete_gated(
         method: of the confidence.
         deadline: time of the event loop that all calls share.
         attempts: counts all calls, and what the confidence costs of them.
+        waits: whether to wait long for the answer, see ``Upstreams.complete``.
 
     Raises:
         UpstreamError: the model gave no answer.
     """
     begin = time.perf_counter()
     if method.source == "votes":
-        answer = await _vote(upstreams, model, request, method, deadline, attempts)
+        answer = await _vote(upstreams, model, request, method, deadline, attempts, waits=waits)
     else:
         body = {**request, "logprobs": True} if method.source == "logprob" else dict(request)
-        completion = await upstreams.complete(model, body, deadline, attempts)
+        completion = await upstreams.complete(model, body, deadline, attempts, waits=waits)
         confidence = read_confidence(completion, method.of) if method.source == "logprob" else None
         answer = GatedAnswer(completion=completion, plain=completion, confidence=confidence)
     answer.answered_s = time.perf_counter() - begin
     checker = method.find_checker(model)
     if checker is not None and any(text.strip() for text in answer.completion.texts):
-        await _check(upstreams, checker, request, method, deadline, attempts, answer)
+        await _check(upstreams, checker, request, method, deadline, attempts, answer, waits=waits)
     return answer
 
 
@@ -179,6 +182,8 @@ async def _vote(
     method: ConfidenceMethod,
     deadline: float,
     attempts: Attempts,
+    *,
+    waits: bool,
 ) -> GatedAnswer:
     """Draw samples in one call, or in several where an upstream ignores or refuses ``n``; a lost one agrees with none.
 
@@ -190,17 +195,17 @@ async def _vote(
         "temperature": SAMPLE_TEMPERATURE,
     }
     try:
-        first = await upstreams.complete(model, {**single, "n": method.samples}, deadline, attempts)
+        first = await upstreams.complete(model, {**single, "n": method.samples}, deadline, attempts, waits=waits)
     except UpstreamError as problem:
         if problem.kind != "client":
             raise
-        first = await upstreams.complete(model, single, deadline, attempts)
+        first = await upstreams.complete(model, single, deadline, attempts, waits=waits)
     count = len(first.choices)
     # every sample has the same length on average, and the input is read once
     attempts.confidence_usd += count_output_tokens(first) * model.prices.output * (1.0 - 1.0 / count)
     before = attempts.cost_usd
     missing = range(max(method.samples - count, 0))
-    more = await asyncio.gather(*(_draw(upstreams, model, single, deadline, attempts) for _ in missing))
+    more = await asyncio.gather(*(_draw(upstreams, model, single, deadline, attempts, waits=waits) for _ in missing))
     attempts.confidence_usd += attempts.cost_usd - before
     calls = [first, *(call for call in more if call is not None)]
     samples = [select_choice(call, index) for call in calls for index in sorted(call.choices)][: method.samples]
@@ -210,11 +215,17 @@ async def _vote(
 
 
 async def _draw(
-    upstreams: Upstreams, model: ServedModel, request: Mapping[str, Any], deadline: float, attempts: Attempts
+    upstreams: Upstreams,
+    model: ServedModel,
+    request: Mapping[str, Any],
+    deadline: float,
+    attempts: Attempts,
+    *,
+    waits: bool,
 ) -> Completion | None:
     """Draw one sample; ``None`` if the model does not answer."""
     try:
-        return await upstreams.complete(model, request, deadline, attempts)
+        return await upstreams.complete(model, request, deadline, attempts, waits=waits)
     except UpstreamError:
         return None
 
@@ -227,12 +238,14 @@ async def _check(
     deadline: float,
     attempts: Attempts,
     answer: GatedAnswer,
+    *,
+    waits: bool,
 ) -> None:
     """Request yes or no about an answer; without a reply the answer has no confidence, and what it cost counts."""
     text = "".join(answer.completion.texts)
     question, before = build_yes_no(method.prompt, format_prompt(request["messages"]), text), attempts.cost_usd
     try:
-        answer.check = await upstreams.complete(checker, question, deadline, attempts)
+        answer.check = await upstreams.complete(checker, question, deadline, attempts, waits=waits)
         answer.confidence = read_yes_probability(answer.check)
     except UpstreamError as problem:
         answer.fault = problem

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_cascade.language_models.gateway import chat_request
-from unfold_cascade.language_models.gateway.completion import Completion, find_distrust
 from unfold_cascade.language_models.gateway.confidence import (
     GatedAnswer,
     build_yes_no,
@@ -31,6 +29,8 @@ from unfold_cascade.language_models.gateway.upstream import (
     estimate_tokens,
     worst_cost,
 )
+from unfold_cascade.language_models.openai_api import chat_request
+from unfold_cascade.language_models.openai_api.completion import Completion, find_distrust
 from unfold_cascade.language_models.report import sentences
 from unfoldkit.api import user_error
 
@@ -174,7 +174,7 @@ class Router:
                 continue
             try:
                 if gate is None:
-                    return await self._call_last(model, request, trace)
+                    return await self._call_last(model, request, trace, has_next=has_next)
                 judged = await self._call_gated(model, request, trace)
             except UpstreamError as problem:
                 error = problem
@@ -205,12 +205,12 @@ class Router:
             self.remembered.popitem(last=False)
 
     def check_identity(self, model: str, completion: Completion) -> None:
-        """Void the promise if an upstream reports another model or fingerprint than at first."""
-        if not completion.model and not completion.fingerprint:
+        """Void the promise if an upstream reports another model or fingerprint than at first; it may report neither."""
+        if self.plan.promise is None:
             return
-        value = f"{completion.model} {completion.fingerprint}".strip()
-        if self.plan.promise is not None and not self.state.void_reason and not self.state.check_identity(model, value):
-            self.log.error("the promise is void: %s; plan again", self.state.void_reason)
+        for part, value in (("model", completion.model), ("fingerprint", completion.fingerprint)):
+            if value and not self.state.void_reason and not self.state.check_identity(model, part, value):
+                self.log.error("the promise is void: %s; plan again", self.state.void_reason)
 
     def is_drawn(self, request_id: str) -> bool:
         """Whether a request is audited: a coin from its id and a secret, whatever its content."""
@@ -272,7 +272,7 @@ class Router:
     async def _call_gated(self, model: ServedModel, request: Mapping[str, Any], trace: Trace) -> GatedAnswer:
         method = self.plan.method
         judged = await complete_gated(
-            self.upstreams, model, with_usage(request), method, trace.deadline, trace.attempts
+            self.upstreams, model, with_usage(request), method, trace.deadline, trace.attempts, waits=False
         )
         self.check_identity(model.name, judged.completion)
         checker = method.find_checker(model)
@@ -282,13 +282,15 @@ class Router:
             self._note_refusal(checker.name, judged.fault)
         return judged
 
-    async def _call_last(self, model: ServedModel, request: Mapping[str, Any], trace: Trace) -> Answer:
+    async def _call_last(
+        self, model: ServedModel, request: Mapping[str, Any], trace: Trace, *, has_next: bool
+    ) -> Answer:
         prepared, attempts = with_usage(request), trace.attempts
         if request.get("stream"):
             events = await self.upstreams.open_stream(model, prepared, trace.deadline, attempts)
             trace.decide(model.name, model.name)
             return Answer(events=events)
-        completion = await self.upstreams.complete(model, prepared, trace.deadline, attempts)
+        completion = await self.upstreams.complete(model, prepared, trace.deadline, attempts, waits=not has_next)
         trace.decide(model.name, model.name)
         return Answer(completion=completion)
 
@@ -297,7 +299,8 @@ class Router:
     ) -> None:
         """Note why a model did not answer; raise if no other model may be tried."""
         self._note_refusal(name, problem)
-        is_ours = any(word in problem.message for word in OPTIONAL_WORDS if word not in request)
+        named = f"{problem.message} {problem.param}"
+        is_ours = any(word in named for word in OPTIONAL_WORDS if word not in request)
         trace.steps.append(f"{name}:{problem.kind}")
         if (problem.kind == "client" and not is_ours) or not has_next:
             trace.model = name

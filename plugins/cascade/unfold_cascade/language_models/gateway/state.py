@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from unfold_cascade.language_models.gateway.audit import AuditProcess, parse_aud
 from unfoldkit.api import user_error
 
 REFRESH_S = 1.0
+REPORT_S = 60.0
+"""A state that cannot be written is reported at most this often."""
+_LOG = logging.getLogger("unfold.gateway")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS spending (name TEXT PRIMARY KEY, spent REAL NOT NULL, reserved REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS reservation (id INTEGER PRIMARY KEY, name TEXT NOT NULL, amount REAL NOT NULL, pid INTEGER);
@@ -34,8 +39,16 @@ class Reservation:
     amount_usd: float
 
 
+class StateUnavailableError(Exception):
+    """The state cannot be written now, so nothing may be spent."""
+
+
 class GatewayState:
-    """The state of one gateway, in SQLite; several processes may share it."""
+    """The state of one gateway, in SQLite; several processes may share it.
+
+    A disk that is full or gone stops no answer: charges wait in memory until they can be stored, audits are left out,
+    and only new reservations fail.
+    """
 
     def __init__(self, path: Path, plan_hash: str, audit_limit: float | None) -> None:
         """Open or create the state.
@@ -52,6 +65,8 @@ class GatewayState:
         self.audit_limit = audit_limit
         self._read_at = time.monotonic()
         self._identities: dict[str, str] = {}
+        self._charges: dict[int, tuple[Reservation, float]] = {}
+        self._reported_at = -REPORT_S
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0, check_same_thread=False)
@@ -75,7 +90,10 @@ class GatewayState:
         """Read what other processes have found, at most once a second."""
         if time.monotonic() - self._read_at > REFRESH_S:
             self._read_at = time.monotonic()
-            self.is_revoked, self.void_reason = self._read_audit().is_revoked, self._read_void_reason()
+            try:
+                self.is_revoked, self.void_reason = self._read_audit().is_revoked, self._read_void_reason()
+            except sqlite3.Error as problem:
+                self._report(problem)
 
     @property
     def is_withdrawn(self) -> bool:
@@ -83,31 +101,55 @@ class GatewayState:
         return self.is_revoked or bool(self.void_reason)
 
     def close(self) -> None:
-        """Close the database."""
+        """Store the charges that still wait, and close the database."""
+        with suppress(sqlite3.Error):
+            self._store_charges()
         self._db.close()
 
     def reserve(self, name: str, amount_usd: float, budget_usd: float | None) -> Reservation | None:
-        """Set money aside for a request, at once for all processes; ``None`` if the budget does not suffice."""
+        """Set money aside for a request, at once for all processes; ``None`` if the budget does not suffice.
+
+        Raises:
+            StateUnavailableError: it cannot be written.
+        """
+        try:
+            self._store_charges()
+            return self._reserve(name, amount_usd, float("inf") if budget_usd is None else budget_usd)
+        except sqlite3.Error as problem:
+            self._report(problem)
+            raise StateUnavailableError from problem
+
+    def _reserve(self, name: str, amount_usd: float, budget_usd: float) -> Reservation | None:
         with self._transaction():
             self._db.execute("INSERT OR IGNORE INTO spending VALUES (?, 0, 0)", (name,))
-            limit = float("inf") if budget_usd is None else budget_usd
             changed = self._db.execute(
                 "UPDATE spending SET reserved = reserved + ? WHERE name = ? AND spent + reserved + ? <= ?",
-                (amount_usd, name, amount_usd, limit + 1e-12),
+                (amount_usd, name, amount_usd, budget_usd + 1e-12),
             )
             if changed.rowcount != 1:
                 return None
-            row = self._db.execute(
-                "INSERT INTO reservation (name, amount, pid) VALUES (?, ?, ?)", (name, amount_usd, os.getpid())
-            )
-            return Reservation(int(row.lastrowid or 0), name, amount_usd)
+            # SQLite would give the number of a settled reservation to the next one, which a second call then settles
+            number = secrets.randbits(62)
+            self._db.execute("INSERT INTO reservation VALUES (?, ?, ?, ?)", (number, name, amount_usd, os.getpid()))
+            return Reservation(number, name, amount_usd)
 
     def settle(self, reservation: Reservation, cost_usd: float) -> None:
         """Charge what a request cost, and release what was set aside for it; a second call changes nothing."""
+        self._charges.setdefault(reservation.id, (reservation, cost_usd))
+        try:
+            self._store_charges()
+        except sqlite3.Error as problem:
+            self._report(problem)
+
+    def _store_charges(self) -> None:
+        if not self._charges:
+            return
         with self._transaction():
-            removed = self._db.execute("DELETE FROM reservation WHERE id = ?", (reservation.id,))
-            if removed.rowcount == 1:
-                self._charge(reservation.name, reservation.amount_usd, cost_usd)
+            for reservation, cost_usd in self._charges.values():
+                removed = self._db.execute("DELETE FROM reservation WHERE id = ?", (reservation.id,))
+                if removed.rowcount == 1:
+                    self._charge(reservation.name, reservation.amount_usd, cost_usd)
+        self._charges.clear()
 
     def spent(self, name: str) -> float:
         """Return what a key has spent in dollars."""
@@ -118,6 +160,13 @@ class GatewayState:
         """Add an audited difference, once per request, and return whether the promise is revoked."""
         if self.audit_limit is None:
             return self.is_revoked
+        try:
+            self._add_difference(request_id, difference)
+        except sqlite3.Error as problem:
+            self._report(problem)
+        return self.is_revoked
+
+    def _add_difference(self, request_id: str, difference: float) -> None:
         with self._transaction():
             added = self._db.execute("INSERT OR IGNORE INTO audited VALUES (?)", (request_id,))
             if added.rowcount == 1:
@@ -125,28 +174,53 @@ class GatewayState:
                 self.is_revoked = audit.observe(difference)
                 text = json.dumps(audit.to_document())
                 self._db.execute("UPDATE plan_state SET audit = ? WHERE plan = ?", (text, self.plan_hash))
-        return self.is_revoked
 
     def audit(self) -> AuditProcess:
         """Return the audit as stored."""
         return self._read_audit()
 
-    def check_identity(self, model: str, value: str) -> bool:
-        """Return whether a model still is what it was at its first answer; if not, the promise is void for ever."""
-        if self._identities.get(model) == value:
+    def check_identity(self, model: str, part: str, value: str) -> bool:
+        """Return whether a model still is what it was at its first answer; if not, the promise is void for ever.
+
+        Args:
+            model: name in the plan.
+            part: what the upstream reports, ``model`` or ``fingerprint``; each is compared for itself.
+            value: what it reports now.
+        """
+        key = f"{model}/{part}"
+        if self._identities.get(key) == value:
             return True
-        with self._transaction():
-            self._db.execute("INSERT OR IGNORE INTO identity VALUES (?, ?, ?)", (self.plan_hash, model, value))
-            row = self._db.execute(
-                "SELECT value FROM identity WHERE plan = ? AND model = ?", (self.plan_hash, model)
-            ).fetchone()
+        try:
             # the first identity of a plan never changes, so it is read once
-            self._identities[model] = row[0]
-            if row[0] == value:
-                return True
-            self.void_reason = f"{model} is now {value}, and was {row[0]}"
-            self._db.execute("UPDATE plan_state SET void_reason = ? WHERE plan = ?", (self.void_reason, self.plan_hash))
+            first = self._identities[key] = self._store_identity(key, value)
+        except sqlite3.Error as problem:
+            self._report(problem)
+            first = self._identities.setdefault(key, value)
+        if first == value:
+            return True
+        self.void_reason = f"the {part} of {model} is now {value}, and was {first}"
+        try:
+            with self._transaction():
+                self._db.execute(
+                    "UPDATE plan_state SET void_reason = ? WHERE plan = ?", (self.void_reason, self.plan_hash)
+                )
+        except sqlite3.Error as problem:
+            self._report(problem)
         return False
+
+    def _store_identity(self, key: str, value: str) -> str:
+        """Store an identity if it is the first one of a model, and return the first one."""
+        with self._transaction():
+            self._db.execute("INSERT OR IGNORE INTO identity VALUES (?, ?, ?)", (self.plan_hash, key, value))
+            row = self._db.execute(
+                "SELECT value FROM identity WHERE plan = ? AND model = ?", (self.plan_hash, key)
+            ).fetchone()
+        return str(row[0])
+
+    def _report(self, problem: sqlite3.Error) -> None:
+        if time.monotonic() - self._reported_at >= REPORT_S:
+            self._reported_at = time.monotonic()
+            _LOG.error("the state of the gateway cannot be used: %s; requests of clients with keys get 503", problem)
 
     def _charge(self, name: str, reserved_usd: float, cost_usd: float) -> None:
         self._db.execute(
@@ -177,10 +251,12 @@ class GatewayState:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            # some faults of the disk end the transaction by themselves
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
 
 def _is_running(pid: int) -> bool:

@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from unfold_cascade.language_models.gateway.completion import Completion, is_number
 from unfold_cascade.language_models.gateway.plan import ServedModel, UpstreamLimits
+from unfold_cascade.language_models.openai_api.completion import Completion, is_number
+from unfold_cascade.language_models.openai_api.dialects import SAMPLING, Dialects, leave_out
 from unfoldkit.io.event_stream import DONE, StreamBounds, StreamStalledError, StreamTooLongError, read_event_data
 
 if TYPE_CHECKING:
@@ -25,9 +26,22 @@ RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 OF_CLIENT = frozenset({400, 413, 422, 451})
 REFUSED = frozenset({401, 402, 403, 404, 405, 410})
 """Key, credit, address or model is at fault; so it is where an upstream redirects, which is not followed."""
-CONTEXT_WORDS = ("context_length_exceeded", "exceed_context_size", "context length", "context size", "maximum context")
+CONTEXT_WORDS = (
+    "context_length_exceeded",
+    "exceed_context_size",
+    "context length",
+    "context size",
+    "maximum context",
+    "prompt is too long",
+    "input is too long",
+    "exceeds the maximum number of tokens",
+)
+NO_CREDIT = "insufficient_quota"
+"""Code of a 429 that lasts until the account is paid."""
 OPTIONAL_WORDS = ("logprobs", "stream_options")
 BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 0.25, 8.0, 30.0
+PATIENCE_S = 5.0
+"""The longest pause before another call where the next model could answer instead."""
 MAX_SHOWN_RETRY_S = 24 * 3600.0
 """The longest Retry-After that is passed on to a client."""
 MAX_ERROR_BYTES = 64 << 10
@@ -67,12 +81,16 @@ class UpstreamError(Exception):
 
 @dataclass(slots=True)
 class Attempts:
-    """Counts the calls of one request, and what they cost; ``confidence_usd`` is the part paid for confidences."""
+    """Counts the calls of one request, and what they cost; ``confidence_usd`` is the part paid for confidences.
+
+    ``left_out`` are fields of the request that an endpoint did not take.
+    """
 
     calls: int = 0
     cost_usd: float = 0.0
     unpriced: int = 0
     confidence_usd: float = 0.0
+    left_out: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +100,16 @@ class Upstreams:
     client: httpx.AsyncClient
     limits: UpstreamLimits
     jitter: random.Random = field(default_factory=random.Random)
+    dialects: Dialects = field(default_factory=Dialects)
 
     async def complete(
-        self, model: ServedModel, request: Mapping[str, Any], deadline: float, attempts: Attempts
+        self,
+        model: ServedModel,
+        request: Mapping[str, Any],
+        deadline: float,
+        attempts: Attempts,
+        *,
+        waits: bool = True,
     ) -> Completion:
         """Send a request and collect the whole answer, streamed or not.
 
@@ -93,6 +118,8 @@ class Upstreams:
             request: the body, without the name of the model.
             deadline: time of the event loop at which the request of the client ends.
             attempts: counts the calls.
+            waits: no other model is left, so that an answer which is not streamed may take until the deadline, and an
+                endpoint may name a long time to wait.
 
         Raises:
             UpstreamError: no attempt succeeded.
@@ -100,7 +127,10 @@ class Upstreams:
         for attempt in range(self.limits.retries + 1):
             completion = Completion()
             try:
-                async with asyncio.timeout_at(deadline), aclosing(self._events(model, request, attempts)) as events:
+                async with (
+                    asyncio.timeout_at(deadline),
+                    aclosing(self._events(model, request, attempts, waits=waits)) as events,
+                ):
                     async for data in events:
                         if request.get("stream"):
                             completion.chunks.append(data)
@@ -116,7 +146,7 @@ class Upstreams:
             except (UpstreamError, TimeoutError, ValueError) as problem:
                 error = as_upstream_error(problem, completion)
                 settle_failure(model, request, error, attempts)
-                await self._wait_before_retry(error, attempt, deadline)
+                await self._wait_before_retry(error, attempt, deadline, waits=waits)
                 continue
             attempts.cost_usd += price_of(model, completion, request, attempts)
             return completion
@@ -144,18 +174,47 @@ class Upstreams:
             return _continue_stream(first, events, deadline)
         raise UpstreamError("busy", 502, "the upstream did not answer")
 
-    async def _wait_before_retry(self, error: UpstreamError, attempt: int, deadline: float) -> None:
+    async def _wait_before_retry(
+        self, error: UpstreamError, attempt: int, deadline: float, *, waits: bool = True
+    ) -> None:
         """Wait before the next attempt, or raise the error if there is none."""
         if error.kind not in ("busy", "broken") or attempt >= self.limits.retries:
             raise error
         pause = min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S) * (0.5 + self.jitter.random())
         if error.retry_after_s is not None:
             pause = max(pause, error.retry_after_s)
-        if pause > MAX_RETRY_AFTER_S or asyncio.get_running_loop().time() + pause >= deadline:
+        if (
+            pause > (MAX_RETRY_AFTER_S if waits else PATIENCE_S)
+            or asyncio.get_running_loop().time() + pause >= deadline
+        ):
             raise error
         await asyncio.sleep(pause)
 
-    async def _events(self, model: ServedModel, request: Mapping[str, Any], attempts: Attempts) -> Events:
+    async def _events(
+        self, model: ServedModel, request: Mapping[str, Any], attempts: Attempts, *, waits: bool = False
+    ) -> Events:
+        """Send a request, again without fields that the endpoint does not know, and yield the JSON that it answers."""
+        adapted, left_out = self.dialects.adapt(model.name, request), set[str]()
+        while True:
+            try:
+                async with aclosing(self._attempt(model, adapted, attempts, waits=waits)) as events:
+                    async for data in events:
+                        self.dialects.remember(model.name, left_out)
+                        attempts.left_out.update(name for name in SAMPLING if name in request and name not in adapted)
+                        yield data
+            except UpstreamError as problem:
+                text = f"{problem.message} {problem.param}" if problem.kind == "client" else ""
+                name = self.dialects.find_refused(adapted, text, left_out)
+                if not name:
+                    raise
+                adapted = leave_out(name, adapted)
+                left_out.add(name)
+            else:
+                return
+
+    async def _attempt(
+        self, model: ServedModel, request: Mapping[str, Any], attempts: Attempts, *, waits: bool
+    ) -> Events:
         """Send one attempt and yield the JSON of its answer, or of each event of its stream."""
         import httpx
 
@@ -168,7 +227,9 @@ class Upstreams:
         if model.key:
             headers["authorization"] = f"Bearer {model.key}"
         limits = self.limits
-        timeout = httpx.Timeout(limits.first_token_s, connect=limits.connect_s)
+        # an answer that is not streamed has its first byte at its end
+        first_s = None if waits and not request.get("stream") else limits.first_token_s
+        timeout = httpx.Timeout(first_s, connect=limits.connect_s)
         stream = self.client.stream(
             "POST", f"{model.url.rstrip('/')}/chat/completions", content=body, headers=headers, timeout=timeout
         )
@@ -177,7 +238,11 @@ class Upstreams:
                 if response.status_code != 200:
                     raise await _read_error(response)
                 if not request.get("stream"):
-                    yield _parse_json(await _read_bounded(response, limits.answer_bytes))
+                    data = _parse_json(await _read_bounded(response, limits.answer_bytes))
+                    if data.get("error") and not data.get("choices"):
+                        # some gateways report faults of what is behind them with status 200
+                        raise _classify(_read_status(data["error"]), data, response.headers)
+                    yield data
                     return
                 async with aclosing(_read_events(response, limits)) as events:
                     async for data in events:
@@ -290,7 +355,10 @@ async def _continue_stream(first: dict[str, Any], events: Events, deadline: floa
 
 
 async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Events:
-    """Yield the server-sent events up to ``[DONE]``; a stream which ends without it broke off."""
+    """Yield the server-sent events up to ``[DONE]``.
+
+    Some servers leave it out: a stream that ends without it is whole if each choice has its reason to finish.
+    """
     bounds = StreamBounds(
         first_s=limits.first_token_s,
         between_s=limits.between_tokens_s,
@@ -302,17 +370,30 @@ async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Even
         aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as parts,
         aclosing(read_event_data(parts, bounds)) as events,
     ):
+        unfinished: dict[Any, bool] = {}
         try:
             async for _, data in events:
                 if data == DONE:
                     await _drain(parts, limits.answer_bytes)
                     return
-                yield _parse_event(data)
+                event = _parse_event(data)
+                _note_finishes(event, unfinished)
+                yield event
         except StreamStalledError:
             raise UpstreamError("busy", 504, "the stream of the upstream stalled", is_billed=True) from None
         except StreamTooLongError:
             raise UpstreamError("broken", 502, TOO_LONG, is_billed=True) from None
-    raise UpstreamError("broken", 502, "the stream of the upstream broke off", is_billed=True)
+    if not unfinished or any(unfinished.values()):
+        raise UpstreamError("broken", 502, "the stream of the upstream broke off", is_billed=True)
+
+
+def _note_finishes(event: Mapping[str, Any], unfinished: dict[Any, bool]) -> None:
+    """Note for each choice of a chunk, by its index, whether its end is still to come."""
+    choices = event.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and isinstance(choice.get("index", 0), int):
+            index = choice.get("index", 0)
+            unfinished[index] = unfinished.get(index, True) and not choice.get("finish_reason")
 
 
 def _parse_event(data: bytes) -> dict[str, Any]:
@@ -358,30 +439,50 @@ def _parse_json(data: bytes | str) -> dict[str, Any]:
 
 
 async def _read_error(response: httpx.Response) -> UpstreamError:
-    """Classify a reply with an error status."""
-    status = response.status_code
+    """Read a reply with an error status."""
     try:
         body = json.loads(await _read_bounded(response, MAX_ERROR_BYTES))
     except (ValueError, RecursionError, UpstreamError):
         body = None
-    error = body.get("error") if isinstance(body, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    text = message if isinstance(message, str) else f"the upstream answered with status {status}"
-    kind_text = error.get("type") if isinstance(error, dict) else ""
-    code, param = (error.get(name) if isinstance(error, dict) else None for name in ("code", "param"))
+    return _classify(response.status_code, body, response.headers)
+
+
+def _read_status(error: Any) -> int:
+    """Read the status which the body of an error names; 502 if it names none."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code <= 599 else 502
+
+
+def _classify(status: int, body: Any, headers: Mapping[str, str]) -> UpstreamError:
+    """Classify a reply with an error."""
+    text, kind_text, code, param = _describe_error(body, status)
     whole = f"{text} {kind_text} {code}".lower()
     if status in (400, 413, 422) and any(word in whole for word in CONTEXT_WORDS):
         return UpstreamError("context", 400, text[:500], "context_length_exceeded")
-    if status in REFUSED or 300 <= status < 400:
+    if status in REFUSED or 300 <= status < 400 or (status == 429 and NO_CREDIT in (kind_text, code)):
         # the text may name the key or the account: it is not for the client
         return UpstreamError("refused", 502, f"the upstream refused the gateway ({status})")
     if status in RETRIED or status >= 500:
-        retry_after_s = read_retry_after(response.headers)
+        retry_after_s = read_retry_after(headers)
         return UpstreamError("busy", status, text[:500], str(code) if code else None, retry_after_s)
     shown = status if 400 <= status < 500 else 502
     named = param[:100] if isinstance(param, str) else None
     kind: FaultKind = "client" if status in OF_CLIENT else "broken"
     return UpstreamError(kind, shown, text[:500], str(code) if code else None, param=named)
+
+
+def _describe_error(body: Any, status: int) -> tuple[str, Any, Any, Any]:
+    """Return message, type, code and param of an error in OpenAI's form, or in that of FastAPI, Mistral or vLLM."""
+    fields = body if isinstance(body, dict) else {}
+    error = fields.get("error", fields)
+    error = error if isinstance(error, dict) else {"message": error}
+    detail = fields.get("detail")
+    if isinstance(detail, list):
+        parts = [part for part in detail if isinstance(part, dict)]
+        detail = "; ".join(f"{'.'.join(map(str, part.get('loc') or ()))}: {part.get('msg')}" for part in parts)
+    message = next((text for text in (error.get("message"), detail) if isinstance(text, str) and text), None)
+    shown = message or f"the upstream answered with status {status}"
+    return shown, error.get("type"), error.get("code"), error.get("param")
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,9 +19,10 @@ from unfold_cascade.language_models.planning.call_log import (
     select_reference,
 )
 from unfold_cascade.language_models.planning.entry import PRICES, EntryRule, PromptScorer, cross_fit, fit_scorer
-from unfold_cascade.language_models.planning.loss_test import is_ternary
+from unfold_cascade.language_models.planning.loss_test import betting_p_value, is_ternary
 from unfold_cascade.language_models.planning.problem import RoutingProblem
 from unfold_cascade.language_models.planning.walk import (
+    GRID,
     RouteSequence,
     Step,
     certify_sequence,
@@ -92,11 +94,23 @@ class RoutingSolution:
         return len(np.unique(problem.log.unit[problem.parts.certify]))
 
     def bound(self) -> float | None:
-        """Return the upper confidence bound of the loss by the exact test; ``None`` without a certified route."""
+        """Return the upper confidence bound of the loss; ``None`` without a certified route.
+
+        It is that of the exact test, or of the betting test in tenths of a point where that one certified the route.
+        """
         step, units = self.step, self.certifying_units
+        if step is not None and step.test == "betting":
+            return self._bound_by_betting(step)
         if step is None or units > MAX_CASES:
             return None
         return smallest_excluded_loss(step.worse, step.better, units, self.problem.limits.delta)
+
+    def _bound_by_betting(self, step: Step) -> float:
+        problem, rows = self.problem, self.problem.parts.certify
+        d = unit_differences(problem.log.take(rows), self.score[rows], step.route, self.reference)
+        steps = range(int(problem.limits.max_loss * GRID), -1, -1)
+        passed = itertools.takewhile(lambda step: betting_p_value(d, step / GRID) <= problem.limits.delta, steps)
+        return min((step / GRID for step in passed), default=problem.limits.max_loss)
 
     def outcome(self, route: Route, rows: IntArray) -> Outcome:
         """Follow a route on some rows."""

@@ -49,6 +49,7 @@ class RoutingProblem:
         embedding: names the embedding that the features of prompts contain; empty for none.
         confidence: source of the confidences, as plain data.
         goal: the goal, as plain data.
+        is_servable: whether each model has an endpoint, from which the confidences can be obtained.
     """
 
     name: str
@@ -67,6 +68,7 @@ class RoutingProblem:
     embedding: str
     confidence: Mapping[str, Any]
     goal: Mapping[str, Any]
+    is_servable: bool = True
 
 
 def split_units(unit: IntArray, tune: float, certify: float, seed: int, *, min_tuning: int = 0) -> Parts:

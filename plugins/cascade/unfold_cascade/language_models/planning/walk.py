@@ -163,7 +163,8 @@ def certify_sequence(
 def run_test(route: Route, test: LossTest, log: CallLog, score: FloatArray, reference: int, limits: Limits) -> Step:
     """Test one route. With a latency limit the p-value is the larger of two (Berger 1982, intersection-union test)."""
     d = unit_differences(log, score, route, reference)
-    worse, better = count_discordant(d)
+    # other tests count fractions, such as means of conversations, as whole
+    worse, better = (int((d > 0).sum()), int((d < 0).sum())) if test == "betting" else count_discordant(d)
     p_value, late = loss_p_value(d, limits.max_loss, test), 0
     if limits.deadline_ms is not None:
         slowest = _slowest_per_unit(log, score, route)

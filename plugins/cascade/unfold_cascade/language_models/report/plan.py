@@ -367,4 +367,7 @@ def _next_command(solution: RoutingSolution, directory: RunDir) -> str:
         if smallest_ms is not None and smallest_ms < float("inf"):
             limit = f"goal.max_latency.{quantile}='{np.ceil(smallest_ms):.0f} ms'"
             return f"unfold plan {directory.word} --set {limit}"
-    return f"unfold serve {directory.word}" if solution.route is not None else ""
+    if solution.route is None:
+        return ""
+    is_servable = solution.problem.is_servable
+    return f"unfold serve {directory.word}" if is_servable else f"unfold plan {directory.word} --out plan.yaml"

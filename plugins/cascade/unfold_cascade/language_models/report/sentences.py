@@ -62,7 +62,8 @@ def no_cheaper(reference: str) -> str:
 
 def certificate(test: str, units: int, unit: str, worse: int, better: int, p_value: float, bound: float | None) -> str:
     """Describe the certificate of the selected route."""
-    tail = "" if bound is None else f"; by the exact test it loses less than {points(max(bound, 0.0))}"
+    name = "this" if test == "betting" else "the exact"
+    tail = "" if bound is None else f"; by {name} test it loses less than {points(max(bound, 0.0))}"
     counts = f"{worse:,} made worse and {better:,} made better"
     return f"{TESTS[test]} on {units:,} {unit}s: {counts}, p = {p_value:.3f}{tail}"
 

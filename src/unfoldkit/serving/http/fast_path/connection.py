@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from unfoldkit.serving.http.access_control import OPEN_PATHS
 from unfoldkit.serving.http.fast_path.head import FastPath, Head, format_response, parse_head
 from unfoldkit.serving.http.fast_path.overload import OverloadRejecter
 from unfoldkit.serving.http.fast_path.uvicorn_internals import ReadAheadLimit, watch_for_hang_up
@@ -27,7 +28,7 @@ LINGER_S = 5.0
 """How long the unread rest of a body is dropped, so that its client can read the response."""
 MAX_LINGER_BYTES = 64 * 2**20
 INFERENCE_PATHS = ("/v1/models/", "/v2/models/")
-PROBE_LINES = (b"GET /v2/health/live HTTP/1.", b"GET /v2/health/ready HTTP/1.")
+PROBE_LINES = tuple(b"GET %b HTTP/1." % path.encode() for path in OPEN_PATHS)
 
 
 @dataclass(slots=True, eq=False)

@@ -6,14 +6,20 @@ client may send ahead of its responses, all of which uvicorn would keep.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import httptools
+
+from unfoldkit.serving.responses import Header
+
 METHODS = (
     *("connection_made", "connection_lost", "data_received", "eof_received", "pause_writing", "resume_writing"),
-    "shutdown",
+    *("shutdown", "send_400_response", "_unset_keepalive_if_required"),
 )
-PROTOCOL_ATTRIBUTES = ("connections", "cycle", "flow", "headers", "pipeline", "timeout_keep_alive_task")
+PROTOCOL_ATTRIBUTES = ("connections", "cycle", "flow", "headers", "parser", "pipeline", "timeout_keep_alive_task")
 CYCLE_ATTRIBUTES = (
     *("body", "disconnected", "keep_alive", "message_event", "more_body", "response_complete", "scope"),
 )
@@ -53,6 +59,8 @@ MAX_WATCHED_BYTES = 256 * 2**10
 MAX_HEADERS = 1000
 MAX_HEAD_BYTES = 64 * 2**10
 """Names and values of the headers of one request; more gives 400."""
+_AUTHORITY = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
+_OFFER = frozenset((b"upgrade", b"http2-settings"))
 _CYCLE_BYTES = 4096
 # each byte of a chunked body may come in a chunk of its own
 _CHUNK_BYTES = 16
@@ -67,10 +75,10 @@ def build_protocol_class() -> Any:
     """
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    class Protocol(HttpToolsProtocol):
+    class Protocol(_ignore_upgrades(HttpToolsProtocol)):  # type: ignore[misc]
         answered: Any = None
+        headers: Any
         header_bytes = 0
-        _unsupported_upgrade_warning = _warn_of_upgrade
 
         def on_header(self, name: bytes, value: bytes) -> None:
             super().on_header(name, value)
@@ -78,6 +86,8 @@ def build_protocol_class() -> Any:
             _check_head_size(self.header_bytes, len(self.headers))
 
         def on_headers_complete(self) -> None:
+            # a proxy may go by either; two hosts are rejected
+            self.headers += _find_other_host(self.url, self.headers)
             super().on_headers_complete()
             # what follows goes into a list that is never read
             self.headers, self.header_bytes = [], 0
@@ -104,9 +114,78 @@ def build_protocol_class() -> Any:
     return Protocol
 
 
-def _warn_of_upgrade(protocol: Any) -> None:
-    # uvicorn would advise to install a library for WebSockets, which changes nothing
-    protocol.logger.warning("a client asked for an upgrade, such as a WebSocket; it is answered over HTTP/1.1")
+def _ignore_upgrades(protocol_class: Any) -> Any:
+    """Build a protocol that ignores offers to upgrade, such as Java's HTTP client makes with its first request.
+
+    The parser skips the body of such a request: uvicorn would answer it without, and take the body for a request.
+    """
+
+    class Protocol(protocol_class):  # type: ignore[misc]
+        plain_head = b""
+
+        def data_received(self, data: bytes) -> None:
+            self._unset_keepalive_if_required()
+            while data:
+                data = _feed(self, data)
+
+        def on_headers_complete(self) -> None:
+            if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+                # the parser skips the body, so another one reads the request without the offer
+                self.logger.warning("a client asked for an upgrade, such as a WebSocket; it is answered over HTTP/1.1")
+                self.plain_head = _format_plain_head(self.parser, self.url, self.headers)
+            else:
+                super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            if not self.plain_head:
+                super().on_message_complete()
+
+    return Protocol
+
+
+def _feed(protocol: Any, data: bytes) -> bytes:
+    """Feed the parser of a protocol, and return what it is to be fed next."""
+    try:
+        protocol.parser.feed_data(data)
+    except httptools.HttpParserUpgrade as offer:
+        if protocol.plain_head:
+            data = protocol.plain_head + data[offer.args[0] :]
+            protocol.plain_head, protocol.parser = b"", httptools.HttpRequestParser(protocol)
+            return data
+        _refuse(protocol)
+    except httptools.HttpParserError:
+        _refuse(protocol)
+    return b""
+
+
+def _refuse(protocol: Any) -> None:
+    protocol.logger.warning("Invalid HTTP request received.")
+    protocol.send_400_response("Invalid HTTP request received.")
+
+
+def _find_other_host(target: bytes, headers: Iterable[Header]) -> list[Header]:
+    """Return the authority of a target in absolute form as a ``Host``, unless it is the one among the headers.
+
+    RFC 9112, section 3.2.2. The port of HTTP may be left out.
+    """
+    match = _AUTHORITY.match(target)
+    if match is None:
+        return []
+    hosts = [value.lower().removesuffix(b":80") for name, value in headers if name == b"host"]
+    return [] if match[1].lower().removesuffix(b":80") in hosts else [(b"host", match[1])]
+
+
+def _format_plain_head(parser: Any, target: bytes, headers: Iterable[Header]) -> bytes:
+    """Write the head of a request without its offer to upgrade; names and values hold no ends of lines."""
+    lines = [b"%b %b HTTP/%b" % (parser.get_method(), target, parser.get_http_version().encode())]
+    for name, value in headers:
+        kept = value
+        if name == b"connection":
+            options = (option.strip() for option in value.split(b","))
+            kept = b", ".join(option for option in options if option.lower() not in _OFFER)
+        if name not in _OFFER:
+            lines.append(name + b": " + kept)
+    return b"\r\n".join([*lines, b"", b""])
 
 
 def _check_head_size(size: int, count: int) -> None:

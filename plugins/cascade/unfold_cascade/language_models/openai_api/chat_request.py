@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from unfold_cascade.language_models.planning.prompt_features import list_scripts
 
@@ -34,18 +35,28 @@ class RequestError(Exception):
         return json.dumps({"error": error}).encode()
 
 
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse a body that must be a JSON object.
+
+    Raises:
+        RequestError: it is none.
+    """
+    try:
+        request = json.loads(body, parse_constant=_reject_constant, parse_float=_parse_float)
+    except (ValueError, RecursionError):
+        raise RequestError(400, "the body is not valid JSON") from None
+    if not isinstance(request, dict):
+        raise RequestError(400, "the body must be a JSON object")
+    return request
+
+
 def parse_chat_request(body: bytes) -> dict[str, Any]:
     """Parse the body of a chat request.
 
     Raises:
         RequestError: it is not JSON, or a field that the gateway reads has a wrong type.
     """
-    try:
-        request = json.loads(body, parse_constant=_reject_constant)
-    except (ValueError, RecursionError):
-        raise RequestError(400, "the body is not valid JSON") from None
-    if not isinstance(request, dict):
-        raise RequestError(400, "the body must be a JSON object")
+    request = parse_object(body)
     if not isinstance(request.get("model"), str) or not request["model"]:
         raise RequestError(400, "model must be the name of a model", param="model")
     messages = request.get("messages")
@@ -64,13 +75,23 @@ def parse_chat_request(body: bytes) -> dict[str, Any]:
     return request
 
 
-def _reject_constant(name: str) -> None:
+def _reject_constant(name: str) -> NoReturn:
     """Reject NaN and infinities, which are no JSON and which an upstream would reject.
 
     Raises:
         ValueError: always.
     """
     raise ValueError(f"{name} is no JSON")
+
+
+def _parse_float(text: str) -> float:
+    """Parse a number; one beyond every float would reach the upstream as Infinity.
+
+    Raises:
+        ValueError: it is too large.
+    """
+    number = float(text)
+    return number if math.isfinite(number) else _reject_constant(text)
 
 
 def prompt_length(request: Mapping[str, Any]) -> int:

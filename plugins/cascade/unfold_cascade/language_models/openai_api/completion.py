@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_INTEGER = 1 << 63
+VERY_UNLIKELY = -9999.0
+"""OpenAI's log-probability of a token that is not among the likely ones; JSON has no infinite numbers."""
 TRUSTED_FINISHES = frozenset({"stop", "tool_calls", "function_call"})
 KNOWN_FINISHES = frozenset({"length", "content_filter"})
 JSON_TYPES: Mapping[str, tuple[type, ...]] = {
@@ -98,9 +100,10 @@ class Completion:
     def _read_head(self, data: Mapping[str, Any]) -> None:
         if isinstance(data.get("usage"), dict):
             self.usage = data["usage"]
-        self.model = data["model"] if isinstance(data.get("model"), str) else self.model
-        fingerprint = data.get("system_fingerprint")
-        self.fingerprint = fingerprint if isinstance(fingerprint, str) else self.fingerprint
+        # some chunks have empty texts there
+        model, fingerprint = data.get("model"), data.get("system_fingerprint")
+        self.model = (model if isinstance(model, str) else "") or self.model
+        self.fingerprint = (fingerprint if isinstance(fingerprint, str) else "") or self.fingerprint
 
     def _add_choice(self, data: Any, key: str) -> None:
         if not isinstance(data, dict) or not isinstance(data.get("index", 0), int):
@@ -124,6 +127,25 @@ class Completion:
         choice.logprobs += [float(t["logprob"]) for t in tokens if isinstance(t, dict) and is_number(t.get("logprob"))]
         if isinstance(data.get("finish_reason"), str):
             choice.finish_reason = data["finish_reason"] or choice.finish_reason
+
+
+def format_json(data: Any) -> bytes:
+    """Write data for a client, with the numbers that some upstreams send and JSON has not replaced."""
+    try:
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_replace_non_finite(data), ensure_ascii=False)
+    return text.encode("utf-8", "replace")
+
+
+def _replace_non_finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _replace_non_finite(value) for name, value in data.items()}
+    if isinstance(data, list):
+        return [_replace_non_finite(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return VERY_UNLIKELY if data == -math.inf else None
+    return data
 
 
 def select_choice(completion: Completion, index: int) -> Completion:

@@ -1,0 +1,1 @@
+"""OpenAI's protocol: requests and answers of clients and endpoints."""
