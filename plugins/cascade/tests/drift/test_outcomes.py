@@ -107,3 +107,19 @@ def test_fewer_alerts_are_no_broken_promise() -> None:
         return judge_promises([promise], 0.95, 0)[0].state
 
     assert (judge(5), judge(10), judge(20)) == ("kept", "kept", "broken")
+
+
+def test_a_saving_that_rests_on_rare_costly_cases_is_not_called_broken() -> None:
+    """One case in 200 takes the costly path; a small sample may hold none, and a bootstrap of it sees no risk."""
+    prices, shares, broken = np.array([240.0, 1000.0, 60_000.0]), [0.84, 0.155, 0.005], {60_000.0: 0, None: 0}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        small, large = (rng.choice(prices, size, p=shares) for size in (300, 5000))
+        for most in broken:
+            now, before = (
+                Sums(numerator=np.full(len(cost), 60_000.0), denominator=cost, most=most) for cost in (large, small)
+            )
+            promise = Promise(name="saving", unit="x", now=now, before=before, margin=0.05, is_relative=True)
+            broken[most] += judge_promises([promise], 0.95, seed)[0].state == "broken"
+    assert broken[60_000.0] <= 3
+    assert broken[None] > 10

@@ -20,6 +20,7 @@ from unfold_cascade.drift.validation_report import (
     join_reports,
 )
 from unfold_cascade.planner.policy import Policy, StagePolicy, follow
+from unfold_cascade.planner.saving import longest_path_costs
 from unfold_cascade.planner.score_tables import ScoreTables
 from unfold_cascade.report import sentences
 from unfold_cascade.schema import cells
@@ -169,13 +170,21 @@ def _list_promises(loaded: LoadedPlan, now: LabelledCases, before: LabelledCases
                 name=f'sensitivity for "{label}"', unit="%", now=found[0], before=found[1], margin=SHARE_MARGIN
             )
     if loaded.is_cascade:
-        saving = [
-            Sums(numerator=cases.sum_by_unit(cases.baseline_cost), denominator=cases.sum_by_unit(cases.cost))
-            for cases in (now, before)
-        ]
+        saving = [_sum_costs(loaded, cases) for cases in (now, before)]
         yield Promise(name="saving", unit="x", now=saving[0], before=saving[1], margin=SAVING_MARGIN, is_relative=True)
         if goal.min_saving is not None:
             yield Promise(name=CERTIFIED_SAVING, unit="x", now=saving[0], limit=goal.min_saving)
+
+
+def _sum_costs(loaded: LoadedPlan, cases: LabelledCases) -> Sums:
+    """Sum what units cost with the baseline and with the cascade."""
+    tables, most = loaded.tables, None
+    is_single = len(np.unique(cases.unit)) == len(cases.unit)
+    if is_single and tables.first_stage.call_prices is None and not np.ptp(cases.baseline_cost):
+        most = float(longest_path_costs(tables, loaded.policy, np.arange(1))[0])
+    return Sums(
+        numerator=cases.sum_by_unit(cases.baseline_cost), denominator=cases.sum_by_unit(cases.cost), most=most or None
+    )
 
 
 def _sensitivity(cases: LabelledCases, label: int) -> Sums:

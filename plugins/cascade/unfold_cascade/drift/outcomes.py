@@ -1,7 +1,8 @@
 """Promises on labelled new data: an interval for each outcome, and whether what was promised is kept or broken.
 
 A certified mean is compared with a betting interval (Waudby-Smith and Ramdas, J R Stat Soc B 2024), which is valid for
-any number of cases. Shares of independent cases get Clopper-Pearson intervals, other ratios a bootstrap by
+any number of cases. So is a saving on independent cases of fixed prices, where a bootstrap misses costly paths that no
+case of a small sample took. Shares of independent cases get Clopper-Pearson intervals, other ratios a bootstrap by
 unit. All intervals of one validation hold together (Bonferroni).
 """
 
@@ -22,7 +23,7 @@ Interval = tuple[float, float]
 REPLICATES = 2000
 CHUNK = 100
 MIN_UNITS = 30
-GRID = 2001
+GRID = 100_001
 MAX_BET = 0.9
 SEED_STREAM = 0x7A11
 CERTIFIED_SAVING = "certified saving"
@@ -30,10 +31,14 @@ CERTIFIED_SAVING = "certified saving"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sums:
-    """An outcome as a ratio of sums over U independent units (cases, groups or patients), each (U,)."""
+    """An outcome as a ratio of sums over U independent units (cases, groups or patients), each (U,).
+
+    ``most`` is the largest denominator that any unit can have, if it is known and all units have the same numerator.
+    """
 
     numerator: FloatArray
     denominator: FloatArray
+    most: float | None = None
 
     @property
     def value(self) -> float:
@@ -127,9 +132,10 @@ def _compare(now: Interval, before: Interval, margin: float, *, higher: bool) ->
 
 
 def compute_interval(sums: Sums, alpha: float, seed: tuple[int, ...]) -> Interval:
-    """Compute an interval for a ratio of sums: exact for shares of independent cases, else a bootstrap by unit.
+    """Compute an interval for a ratio of sums.
 
-    It is unknown (NaN) for fewer than 30 units, where a bootstrap is not to be trusted.
+    It is exact for shares of independent cases, by betting where the denominators are bounded, else a bootstrap by
+    unit: unknown (NaN) for fewer than 30 units, where that is not to be trusted.
     """
     counts = sums.denominator > 0
     numerator, denominator = sums.numerator[counts], sums.denominator[counts]
@@ -140,6 +146,10 @@ def compute_interval(sums: Sums, alpha: float, seed: tuple[int, ...]) -> Interva
 
         exact = binomtest(int(numerator.sum()), len(numerator)).proportion_ci(1.0 - alpha, method="exact")
         return float(exact.low), float(exact.high)
+    if sums.most is not None:
+        low, high = compute_betting_interval(2.0 * sums.denominator / sums.most - 1.0, alpha, seed)
+        total = 2.0 * float(sums.numerator[0]) / sums.most
+        return total / (high + 1.0), total / (low + 1.0) if low > -1.0 else math.inf
     if len(numerator) < MIN_UNITS:
         return math.nan, math.nan
     return _bootstrap_ratio(numerator, denominator, alpha, seed)
