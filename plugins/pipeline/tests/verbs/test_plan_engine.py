@@ -123,10 +123,10 @@ def test_bad_input_is_named(tmp_path: Path, changes: tuple[tuple[str, str], ...]
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"timestamp": 10**300, "input_length": 5, "output_length": 5}] * 3, "no time, or no tokens"),
+        ([{"timestamp": 10**300, "input_length": 5, "output_length": 5}] * 3, "has no time"),
         ([{"timestamp": stamp, "input_length": 5, "output_length": 5} for stamp in (1.7e9, 1.7e12)], "several clocks"),
         ([{"timestamp": 7, "input_length": 5, "output_length": 5}] * 3, "arrive at the same time"),
-        ([{"timestamp": 7, "input_length": 5, "output_length": 0}] * 3, "or no tokens"),
+        ([{"timestamp": 7, "input_length": 5, "output_length": 0}] * 3, "is no number of tokens"),
         ([{"timestamp": 7, "input_length": 5}] * 3, "no generated tokens"),
         ([[7, 5, 5]] * 3, "no JSON object"),
     ],
@@ -140,13 +140,12 @@ def test_bad_lines_are_named(tmp_path: Path, rows: list[Any], message: str) -> N
 
 
 def test_json_lines_are_known_by_their_content(tmp_path: Path) -> None:
-    """Objects a line are read whatever the file is called; one document is an error that says what to write."""
+    """Objects a line are read whatever the file is called, and so is one document."""
     rows = [{"time_s": index * 0.05, "prompt_tokens": 100, "completion_tokens": 5} for index in range(100)]
     (tmp_path / "requests.log").write_text("\n".join(map(json.dumps, rows)) + "\n", "utf-8")
     assert "100 requests" in plan_spec(tmp_path, ("trace: trace.csv", "trace: requests.log")).subtitle
     (tmp_path / "requests.json").write_text(json.dumps(rows), "utf-8")
-    with pytest.raises(UnfoldError, match="this is one document"):
-        plan_spec(tmp_path, ("trace: trace.csv", "trace: requests.json"))
+    assert "100 requests" in plan_spec(tmp_path, ("trace: trace.csv", "trace: requests.json")).subtitle
 
 
 def test_tables_of_another_gpu_are_not_used(tmp_path: Path) -> None:

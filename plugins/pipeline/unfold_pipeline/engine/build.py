@@ -43,15 +43,16 @@ from unfold_pipeline.engine.step_times.interval import (
 from unfold_pipeline.engine.step_times.operator_tables import read_profile
 from unfold_pipeline.engine.step_times.process_contention import measure_contention
 from unfold_pipeline.engine.step_times.roofline import build_roofline
+from unfold_pipeline.engine.trace.request_objects import holds_objects
 from unfold_pipeline.engine.trace.token_trace import (
     COLUMN_HINT,
     INPUT_COLUMNS,
     OUTPUT_COLUMNS,
     TokenTrace,
     constant_tokens,
-    is_json_lines,
-    list_json_fields,
-    read_json_lines,
+    find_usual_column,
+    list_fields,
+    read_objects,
     read_tokens,
 )
 from unfold_pipeline.problem.build import build_pipeline, resolve_stages
@@ -272,16 +273,17 @@ def load_token_trace(spec: PipelineSpec, run: Run, *, replay: Path | None = None
 
 def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
     path = Path(str(live.trace))
-    if is_json_lines(path):
-        names = list_json_fields(path)
-        is_alike = likely.trace is not None and is_json_lines(Path(likely.trace))
-        return read_json_lines(
+    if holds_objects(path):
+        names = list_fields(path)
+        is_alike = likely.trace is not None and holds_objects(Path(likely.trace))
+        return read_objects(
             path,
             prompt=_choose_column(live.input, names, INPUT_COLUMNS),
             generated=_choose_column(live.output, names, OUTPUT_COLUMNS),
             column=likely.column if likely.column in names else None,
             match=live.match or "",
             notation=TimeNotation(live.time_format, live.unit if is_alike else None, likely_unit=live.unit),
+            warn=run.log.warning,
         )
     times = load_arrivals(
         live.model_copy(update={"counts": ""}), run, np.random.default_rng([run.seed, 4]), "--replay", likely
@@ -294,6 +296,7 @@ def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
         prompt=_choose_column(live.input, names, INPUT_COLUMNS),
         generated=_choose_column(live.output, names, OUTPUT_COLUMNS),
         match=live.match or "",
+        warn=run.log.warning,
     )
 
 
@@ -302,8 +305,7 @@ def _choose_column(stated: str | int | None, names: Sequence[str], usual: Sequen
 
     Usual names count where it lacks that of the spec, and before a number that the spec gives for all requests.
     """
-    lower = {name.lower() for name in names}
-    is_usual = any(column.lower() in lower for column in usual)
+    is_usual = find_usual_column(names, usual) is not None
     return stated if stated in names or (isinstance(stated, int) and not is_usual) else None
 
 
@@ -318,20 +320,22 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
     if traffic.counts or traffic.rates:
         message = "a trace of counts has no tokens of single requests"
         raise user_error(message, key=f"{key}.counts", hint=COLUMN_HINT)
-    if is_json_lines(path):
-        trace = read_json_lines(
+    if holds_objects(path):
+        trace = read_objects(
             path,
             prompt=traffic.input,
             generated=traffic.output,
             column=traffic.column,
             match=traffic.match or "",
             notation=TimeNotation(traffic.time_format, traffic.unit),
+            warn=run.log.warning,
         )
     else:
         # compress, scale and share apply to requests with their tokens, not to times alone
         plain = traffic.model_copy(update={"compress": 1.0, "scale": 1.0, "share": 1.0, "counts": ""})
         times = load_arrivals(plain, run, rng, key=key)
-        trace = read_tokens(path, times, prompt=traffic.input, generated=traffic.output, match=traffic.match or "")
+        columns = {"prompt": traffic.input, "generated": traffic.output}
+        trace = read_tokens(path, times, **columns, match=traffic.match or "", warn=run.log.warning)
     trace = trace.compress(traffic.compress)
     trace = trace.scale_rate(traffic.scale, rng) if traffic.scale != 1 else trace
     if traffic.share < 1:
