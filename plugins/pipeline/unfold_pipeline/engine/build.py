@@ -26,7 +26,7 @@ from unfold_pipeline.engine.step_times.aiconfigurator import (
     read_database,
 )
 from unfold_pipeline.engine.step_times.all_reduce import read_all_reduce
-from unfold_pipeline.engine.step_times.benchmark_runs import BenchmarkRun, read_benchmark
+from unfold_pipeline.engine.step_times.benchmark_runs import BenchmarkRun, read_benchmarks
 from unfold_pipeline.engine.step_times.endpoint_fit import FittedEndpoint, fit_endpoint
 from unfold_pipeline.engine.step_times.endpoint_profile import (
     EndpointProfile,
@@ -551,7 +551,7 @@ def _read_results(
     if endpoint is not None:
         return ([] if _find_table(source) is None else build_benchmark_runs(endpoint.profile)), ()
     paths = [run.path(file, key=f"{key}.runs[{index}]") for index, file in enumerate(source.runs)]
-    return [read_benchmark(path) for path in paths], source.runs
+    return [result for path in paths for result in read_benchmarks(path)], source.runs
 
 
 def _find_table(source: StepSource) -> str | None:
