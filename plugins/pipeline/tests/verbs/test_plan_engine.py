@@ -11,6 +11,7 @@ import yaml
 
 from plugins.pipeline.tests.engine.test_aiconfigurator import write_tables
 from unfold_pipeline.report.engines.exports import export_kubernetes, export_llm_services, export_ray_llm, export_vllm
+from unfold_pipeline.report.export_triton import export_triton
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
@@ -110,6 +111,11 @@ def test_no_engine_is_a_no_with_reasons(tmp_path: Path) -> None:
         ((), f"{TRACE}1e400,5,2\n", "is not a finite time"),
         ((("trace: trace.csv", "trace: trace.csv, scale: 1e9"),), TRACE, "would have 200,000,000,000 arrivals"),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n", "the trace has no arrival"),
+        (
+            (("trace: trace.csv", "process: poisson, rate: 1e9/s, input: 5, output: 5"),),
+            TRACE,
+            "would have 600,000,000,000 arrivals",
+        ),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1.5,5,2\n1700000001500,5,3\n2.5,5,2\n", "before the one above"),
     ],
 )
@@ -215,6 +221,24 @@ def test_exports_carry_the_plan(tmp_path: Path) -> None:
     empty = Report(kind="pipeline", verb="plan", name="x", verdict=Verdict.NO, headline="none")
     with pytest.raises(UnfoldError, match="no plan of LLM engines"):
         export_vllm(empty)
+
+
+def test_exports_say_what_they_leave_open(tmp_path: Path) -> None:
+    """A model without a name is a comment; Ray requires only accelerators that it knows; other formats are refused."""
+    report = plan_spec(tmp_path, ("name: org/model, ", ""))
+    for export in (export_vllm, export_kubernetes, export_llm_services, export_ray_llm):
+        assert export(report).startswith("# MODEL stands for the name of the model, which engine.model.name")
+    config = yaml.safe_load(export_ray_llm(report))["applications"][0]["args"]["llm_configs"][0]
+    assert config["accelerator_type"] in {"H100", "L4"}
+    engine = (report.decision or {})["engines"]["chat"]
+    engine.update(gpu="rtx4090", tensor_parallel=2)
+    config = yaml.safe_load(export_ray_llm(report))["applications"][0]["args"]["llm_configs"][0]
+    assert "accelerator_type" not in config
+    pod = next(iter(yaml.safe_load_all(export_kubernetes(report))))["spec"]["template"]["spec"]
+    assert pod["volumes"] == [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    assert [mount["name"] for mount in pod["containers"][0]["volumeMounts"]] == ["shm"]
+    with pytest.raises(UnfoldError, match="engines has no form in this format"):
+        export_triton(report)
 
 
 def test_a_trace_of_hashed_blocks_shares_prefixes(tmp_path: Path) -> None:

@@ -266,9 +266,13 @@ def build_exported_plan(report: Report) -> ExportedPlan:
     """Return the plan of a report, with the spec that the report states.
 
     Raises:
-        UnfoldError: the report is of another kind, holds no plan, or its stages come from the run of a cascade.
+        UnfoldError: the report is of another kind, holds no plan of stages, or its stages come from the run of a
+            cascade.
     """
     configs: Mapping[str, Any] = (report.decision or {}).get("stages", {})
+    if (report.decision or {}).get("engines"):
+        hint = "--format vllm, kubernetes, kserve or ray-serve"
+        raise user_error("a plan of LLM engines has no form in this format", hint=hint)
     if report.kind != "pipeline" or not configs or "spec" not in report.provenance:
         raise user_error("there is no plan of a pipeline to export", hint="unfold plan SPEC --format ray-serve")
     spec = validate(PipelineSpec, parse(str(to_yaml(report.provenance["spec"])), "the plan"))

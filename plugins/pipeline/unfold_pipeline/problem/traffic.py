@@ -36,7 +36,7 @@ def load_arrivals(
         times = traces.compress_time(times, traffic.compress)
         times = traces.scale_rate(times, traffic.scale, rng) if traffic.scale != 1 else times
     else:
-        times = _draw_arrivals(traffic, rng)
+        times = _draw_arrivals(traffic, rng, key)
     if traffic.share < 1 and times.size:
         times = traces.cut_window(times, 0.0, float(times[-1]) * traffic.share)
     if times.size == 0:
@@ -74,14 +74,22 @@ def _read_trace(traffic: Arrivals, path: Path, likely: Arrivals, run: Run) -> Fl
     )
 
 
-def _draw_arrivals(traffic: Arrivals, rng: np.random.Generator) -> FloatArray:
+def _draw_arrivals(traffic: Arrivals, rng: np.random.Generator, key: str) -> FloatArray:
     scv = _squared_cv(traffic)
     if traffic.shape is not None:
         profile = rate_profiles.rate_profile(traffic.shape) * traffic.scale
+        _check_size(float(profile.sum()) * rate_profiles.PIECE_S, key)
         return processes.piecewise_arrivals(profile, rate_profiles.PIECE_S, rng, scv=scv or 1.0)
     rate = (traffic.rate or 0.0) * traffic.scale
     duration_s = traffic.duration if traffic.duration is not None else DEFAULT_DURATION_S
+    _check_size(rate * duration_s, key)
     return processes.gamma_arrivals(rate, duration_s, rng, scv=scv)
+
+
+def _check_size(expected: float, key: str) -> None:
+    if expected > traces.MAX_SCALED:
+        message = f"the sample would have {expected:,.0f} arrivals"
+        raise user_error(message, key=key, hint=f"at most {traces.MAX_SCALED:,}: a shorter duration or a lower rate")
 
 
 def _squared_cv(traffic: Arrivals) -> float:
