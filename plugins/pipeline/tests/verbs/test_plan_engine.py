@@ -223,6 +223,23 @@ def test_exports_carry_the_plan(tmp_path: Path) -> None:
         export_vllm(empty)
 
 
+def test_the_precision_of_a_checkpoint_is_planned(tmp_path: Path) -> None:
+    """A quantized checkpoint fits more on a GPU, needs no flag in vLLM, and contradicts another stated precision."""
+    sizes = {"num_hidden_layers": 80, "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8}
+    sizes |= {"intermediate_size": 29568, "vocab_size": 152064, "sliding_window": 128}
+    config = {**sizes, "model_type": "qwen2", "quantization_config": {"quant_method": "awq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    model = "{name: org/model, layers: 32, hidden: 4096, heads: 32, kv_heads: 8, inner: 14336, vocabulary: 128256}"
+    of_file = (model, "{name: org/model, config: config.json}")
+    report = plan_spec(tmp_path, of_file)
+    engine = (report.decision or {})["engines"]["chat"]
+    assert (engine["precision"], engine["is_quantized"], engine["hardware"]) == ("int4", True, "h100")
+    assert "--quantization" not in export_vllm(report)
+    assert "none has int4 weights" in dict(report.lines)["interval"]
+    with pytest.raises(UnfoldError, match="stored in int4, and the spec states bf16"):
+        plan_spec(tmp_path, of_file, ("tensor_parallel: 1", "precision: bf16\n      tensor_parallel: 1"))
+
+
 def test_exports_say_what_they_leave_open(tmp_path: Path) -> None:
     """A model without a name is a comment; Ray requires only accelerators that it knows; other formats are refused."""
     report = plan_spec(tmp_path, ("name: org/model, ", ""))

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS, Gpu, KvCache, estimate_kv_cache, find_gpu, list_gpus
-from unfold_pipeline.engine.hardware.model_shape import ModelShape, read_model_config
+from unfold_pipeline.engine.hardware.model_config import read_model_config
+from unfold_pipeline.engine.hardware.model_shape import ModelShape
 from unfold_pipeline.engine.planner.problem import Disaggregation, EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig
 from unfold_pipeline.engine.simulation.cluster import Routing
@@ -69,6 +70,9 @@ from unfoldkit.api import Run, csv_rows, did_you_mean, user_error
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
 
 SLOTS_HEADROOM = 1
+WINDOW_NOTE = (
+    "layers with a window of {:,} tokens are simulated with full attention: longer contexts take less time and memory"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +127,10 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
     prices = price_hardware(spec.hardware, spec.region, spec.prices, run)
     is_profiled = all(source.endpoint and _find_table(source) is None for source in engine.steps.values())
     model = read_model(engine.model, f"{key}.model", run, is_profiled=is_profiled)
+    engine = _resolve_precision(engine, model, key)
     needed = find_step_range(spec, engine, trace)
+    if 0 < model.window < needed.max_context:
+        run.log.warning("%s.model.config: %s", key, WINDOW_NOTE.format(model.window))
     measured = _fit_endpoint(stage, engine, needed, key, run)
     settings = _build_settings(
         engine, engine.front if measured is None else measured.fit.front_s, _find_start(stage, engine, run)
@@ -149,6 +156,7 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
         model_name=engine.model.name or "",
         precision=engine.precision,
         kv_precision=engine.kv_precision,
+        is_quantized=bool(model.stored_precision),
         disaggregation=_build_disaggregation(engine, model, options, spec.search.limit, f"{key}.disaggregated"),
     )
 
@@ -366,6 +374,21 @@ def read_model(model: EngineModel, key: str, run: Run, *, is_profiled: bool = Fa
     return ModelShape(**sizes, head=head, vocabulary=model.vocabulary or 0, is_tied=model.tied)
 
 
+def _resolve_precision(engine: EngineSpec, model: ModelShape, key: str) -> EngineSpec:
+    """Return the engine with the precision of its checkpoint, unless the spec states one.
+
+    Raises:
+        UnfoldError: the spec states another one than the config of the model.
+    """
+    stored = model.stored_precision
+    if not stored or stored == engine.precision:
+        return engine
+    if "precision" in engine.model_fields_set:
+        message = f"the weights are stored in {stored}, and the spec states {engine.precision}"
+        raise user_error(message, key=f"{key}.precision", hint=f"precision: {stored}, or leave it out")
+    return engine.model_copy(update={"precision": stored})
+
+
 def resolve_gpu(name: str, hardware: Hardware, *, is_measured: bool = False) -> Gpu:
     """Return the GPU of a hardware; one that was measured needs no data sheet.
 
@@ -381,6 +404,7 @@ def resolve_gpu(name: str, hardware: Hardware, *, is_measured: bool = False) -> 
             bytes_per_s=sheet.bandwidth,
             bf16_flops=bf16,
             fp8_flops=bf16 if sheet.fp8_tflops is None else sheet.fp8_tflops * 1e12,
+            fp4_flops=0.0 if sheet.fp4_tflops is None else sheet.fp4_tflops * 1e12,
         )
     wanted = hardware.gpu or name
     gpu = find_gpu(wanted)
@@ -472,7 +496,9 @@ def _build_options(
     if not options:
         tried = ", ".join(f"{name} tp{parallel}" for name, parallel in too_small) or "no GPU"
         message = f"the model fits no GPU with a request of {longest:,} tokens: tried {tried}"
-        raise user_error(message, key=f"{key}.tensor_parallel", hint="a larger tensor_parallel, fp8, or another GPU")
+        raise user_error(
+            message, key=f"{key}.tensor_parallel", hint="a larger tensor_parallel, fewer bits, or another GPU"
+        )
     return tuple(options), tuple(too_small)
 
 

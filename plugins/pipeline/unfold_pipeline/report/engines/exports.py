@@ -27,7 +27,8 @@ RAY_ACCELERATORS = {
 """Names of GPUs in Ray; nodes with others have no such label, and a requirement for one would never be met."""
 SHARED_MEMORY = {"name": "shm", "emptyDir": {"medium": "Memory"}}
 """The GPUs of an engine exchange data over shared memory, of which a container has 64 MiB by default."""
-DATA_TYPES = {"bf16": "bfloat16", "fp8": "bfloat16"}
+DATA_TYPE = "bfloat16"
+"""Of activations, whatever the precision of the weights."""
 
 
 def has_engines(report: Report) -> bool:
@@ -182,9 +183,10 @@ def _build_arguments(engine: Mapping[str, Any]) -> dict[str, Any]:
         "max_model_len": engine["max_model_len"],
         "enable_prefix_caching": engine["prefix_cache"],
         "async_scheduling": engine["async_scheduling"],
-        "dtype": DATA_TYPES[engine["precision"]],
+        "dtype": DATA_TYPE,
     }
-    if engine["precision"] == "fp8":
+    # a quantized checkpoint states its own method, and vLLM refuses another one
+    if engine["precision"] == "fp8" and not engine.get("is_quantized"):
         arguments["quantization"] = "fp8"
     if engine["kv_precision"] == "fp8":
         arguments["kv_cache_dtype"] = "fp8"
