@@ -154,6 +154,16 @@ def test_json_lines_are_known_by_their_content(tmp_path: Path) -> None:
     assert "100 requests" in plan_spec(tmp_path, ("trace: trace.csv", "trace: requests.json")).subtitle
 
 
+def test_a_trace_with_its_newest_row_first_is_the_same(tmp_path: Path) -> None:
+    """Tokens are reversed together with their times, when planned and when replayed."""
+    head, *rows = TRACE.splitlines()
+    newest_first = "\n".join([head, *rows[::-1]])
+    hashes = [(plan_spec(tmp_path, trace=text).decision or {})["trace_sha256"] for text in (TRACE, newest_first)]
+    assert hashes[0] == hashes[1]
+    (tmp_path / "live.csv").write_text(newest_first, "utf-8")
+    assert "200 requests" in plan_spec(tmp_path, replay=str(tmp_path / "live.csv")).subtitle
+
+
 def test_tables_of_another_gpu_are_not_used(tmp_path: Path) -> None:
     """A folder with the tables of H100 alone does not give the steps of a B200, whatever its files hold."""
     write_tables(tmp_path / "data" / "h100_sxm" / "vllm")

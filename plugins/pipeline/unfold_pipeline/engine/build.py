@@ -293,8 +293,14 @@ def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
             notation=TimeNotation(live.time_format, live.unit if is_alike else None, likely_unit=live.unit),
             warn=run.log.warning,
         )
+    is_newest_first: list[None] = []
     times = load_arrivals(
-        live.model_copy(update={"counts": ""}), run, np.random.default_rng([run.seed, 4]), "--replay", likely
+        live.model_copy(update={"counts": ""}),
+        run,
+        np.random.default_rng([run.seed, 4]),
+        "--replay",
+        likely,
+        lambda: is_newest_first.append(None),
     )
     first = next(iter(csv_rows(path)), None)
     names = [] if first is None else list(first.cells)
@@ -304,6 +310,7 @@ def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
         prompt=_choose_column(live.input, names, INPUT_COLUMNS),
         generated=_choose_column(live.output, names, OUTPUT_COLUMNS),
         match=live.match or "",
+        is_newest_first=bool(is_newest_first),
         warn=run.log.warning,
     )
 
@@ -341,9 +348,17 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
     else:
         # compress, scale and share apply to requests with their tokens, not to times alone
         plain = traffic.model_copy(update={"compress": 1.0, "scale": 1.0, "share": 1.0, "counts": ""})
-        times = load_arrivals(plain, run, rng, key=key)
-        columns = {"prompt": traffic.input, "generated": traffic.output}
-        trace = read_tokens(path, times, **columns, match=traffic.match or "", warn=run.log.warning)
+        is_newest_first: list[None] = []
+        times = load_arrivals(plain, run, rng, key, on_newest_first=lambda: is_newest_first.append(None))
+        trace = read_tokens(
+            path,
+            times,
+            prompt=traffic.input,
+            generated=traffic.output,
+            match=traffic.match or "",
+            is_newest_first=bool(is_newest_first),
+            warn=run.log.warning,
+        )
     trace = trace.compress(traffic.compress)
     trace = trace.scale_rate(traffic.scale, rng) if traffic.scale != 1 else trace
     if traffic.share < 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,12 @@ from unfoldkit.arrivals.readers.timestamps import TimeNotation
 
 
 def load_arrivals(
-    traffic: Arrivals, run: Run, rng: np.random.Generator, key: str = "arrivals", likely: Arrivals | None = None
+    traffic: Arrivals,
+    run: Run,
+    rng: np.random.Generator,
+    key: str = "arrivals",
+    likely: Arrivals | None = None,
+    on_newest_first: Callable[[], None] | None = None,
 ) -> FloatArray:
     """Return the arrival times in seconds that a traffic description asks for.
 
@@ -26,13 +31,14 @@ def load_arrivals(
         rng: source of random arrivals.
         key: where the description stands in the spec, for errors.
         likely: columns to prefer in a trace if it has them.
+        on_newest_first: called if the rows of a table were reversed, because the newest came first.
 
     Raises:
         UnfoldError: the trace cannot be read, nothing arrives, or all queries arrive at one instant.
     """
     if traffic.trace is not None:
         path = run.path(traffic.trace, key=f"{key}.trace" if key.startswith("arrivals") else key)
-        times = _read_trace(traffic, path, likely or Arrivals(), run)
+        times = _read_trace(traffic, path, likely or Arrivals(), run, on_newest_first or _ignore)
         times = traces.compress_time(times, traffic.compress)
         times = traces.scale_rate(times, traffic.scale, rng) if traffic.scale != 1 else times
     else:
@@ -59,7 +65,13 @@ def read_visits(path: Path, stages: Sequence[Stage]) -> CountArray:
     return np.array([_read_route(row, stages) for row in rows])
 
 
-def _read_trace(traffic: Arrivals, path: Path, likely: Arrivals, run: Run) -> FloatArray:
+def _ignore() -> None:
+    """Do nothing: times alone have no other columns to reverse."""
+
+
+def _read_trace(
+    traffic: Arrivals, path: Path, likely: Arrivals, run: Run, on_newest_first: Callable[[], None]
+) -> FloatArray:
     return traces.read_trace(
         path,
         column=traffic.column,
@@ -71,6 +83,7 @@ def _read_trace(traffic: Arrivals, path: Path, likely: Arrivals, run: Run) -> Fl
         likely_rates=likely.rates,
         notation=TimeNotation(traffic.time_format, traffic.unit, likely_unit=likely.unit),
         warn=run.log.warning,
+        on_newest_first=on_newest_first,
     )
 
 

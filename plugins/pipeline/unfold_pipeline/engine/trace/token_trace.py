@@ -120,16 +120,18 @@ def read_tokens(
     prompt: str | int | None,
     generated: str | int | None,
     match: str = "",
+    is_newest_first: bool = False,
     warn: Warn = ignore_warning,
 ) -> TokenTrace:
     """Read the tokens of a CSV with known arrival times; requests without generated tokens are left out.
 
     Args:
         path: the CSV.
-        arrival_s: (n,) arrival times of the rows.
+        arrival_s: (n,) arrival times of the rows, ascending.
         prompt: column of the prompt tokens, or one number for all; ``None`` for the usual names.
         generated: column of the generated tokens, or one number for all.
         match: text that a row must contain.
+        is_newest_first: whether the rows come in the reverse order of ``arrival_s``.
         warn: receives a note about requests that are left out.
 
     Raises:
@@ -154,6 +156,7 @@ def read_tokens(
         raise user_error(message, file=str(path), hint="one row a request, with its time and tokens")
     _reject_clocks(float(np.ptp(arrival_s)) if arrival_s.size else 0.0, path, "times of one clock in one notation")
     _check_unanswered(unanswered, count, path, warn)
+    tokens = tokens[::-1] if is_newest_first else tokens
     answered = tokens[:, 1] > 0
     tokens, arrival_s = tokens[answered], arrival_s[answered]
     return _without_sharing(arrival_s - arrival_s[:1], tokens[:, 0], tokens[:, 1])
