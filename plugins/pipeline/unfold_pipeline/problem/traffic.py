@@ -15,13 +15,17 @@ from unfoldkit.arrivals import processes, rate_profiles, traces
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
 
 
+def ignore_order() -> None:
+    """Do nothing: times alone have no other columns to reverse."""
+
+
 def load_arrivals(
     traffic: Arrivals,
     run: Run,
     rng: np.random.Generator,
     key: str = "arrivals",
     likely: Arrivals | None = None,
-    on_newest_first: Callable[[], None] | None = None,
+    on_newest_first: Callable[[], None] | None = ignore_order,
 ) -> FloatArray:
     """Return the arrival times in seconds that a traffic description asks for.
 
@@ -31,14 +35,15 @@ def load_arrivals(
         rng: source of random arrivals.
         key: where the description stands in the spec, for errors.
         likely: columns to prefer in a trace if it has them.
-        on_newest_first: called if the rows of a table were reversed, because the newest came first.
+        on_newest_first: called if the rows of a table were reversed, because the newest came first; without it, such
+            a table is an error.
 
     Raises:
         UnfoldError: the trace cannot be read, nothing arrives, or all queries arrive at one instant.
     """
     if traffic.trace is not None:
         path = run.path(traffic.trace, key=f"{key}.trace" if key.startswith("arrivals") else key)
-        times = _read_trace(traffic, path, likely or Arrivals(), run, on_newest_first or _ignore)
+        times = _read_trace(traffic, path, likely or Arrivals(), run, on_newest_first)
         times = traces.compress_time(times, traffic.compress)
         times = traces.scale_rate(times, traffic.scale, rng) if traffic.scale != 1 else times
     else:
@@ -65,12 +70,8 @@ def read_visits(path: Path, stages: Sequence[Stage]) -> CountArray:
     return np.array([_read_route(row, stages) for row in rows])
 
 
-def _ignore() -> None:
-    """Do nothing: times alone have no other columns to reverse."""
-
-
 def _read_trace(
-    traffic: Arrivals, path: Path, likely: Arrivals, run: Run, on_newest_first: Callable[[], None]
+    traffic: Arrivals, path: Path, likely: Arrivals, run: Run, on_newest_first: Callable[[], None] | None
 ) -> FloatArray:
     return traces.read_trace(
         path,
