@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,45 @@ def test_a_trace_with_its_newest_row_first_is_the_same(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1]
     (tmp_path / "live.csv").write_text(newest_first, "utf-8")
     assert "200 requests" in plan_spec(tmp_path, replay=str(tmp_path / "live.csv")).subtitle
+
+
+LENGTHS = "prompt_tokens,completion_tokens\n" + "\n".join(f"{100 + i},{5 + i}" for i in range(40)) + "\n"
+COUNTS = "minute,count\n" + "\n".join(f"{minute},60" for minute in range(4)) + "\n"
+
+
+@pytest.mark.parametrize(
+    "traffic", ["process: poisson, rate: 3/s, duration: 60 s", "trace: counts.csv, counts: count, unit: min"]
+)
+def test_lengths_are_drawn_from_a_file(tmp_path: Path, traffic: str) -> None:
+    """Traffic without tokens draws rows of a file; a replayed trace without tokens does too."""
+    (tmp_path / "lengths.csv").write_text(LENGTHS, "utf-8")
+    (tmp_path / "counts.csv").write_text(COUNTS, "utf-8")
+    (tmp_path / "live.csv").write_text("time_s\n" + "\n".join(f"{0.3 * i:.2f}" for i in range(90)), "utf-8")
+    change = ("trace: trace.csv", f"{traffic}, lengths: lengths.csv")
+    report = plan_spec(tmp_path, change)
+    lengths = re.search(r"(\d+) in, (\d+) out", " ".join(report.subtitle))
+    assert lengths is not None
+    assert 110 <= int(lengths[1]) <= 130
+    # prompt and answer are of one row
+    assert int(lengths[1]) - int(lengths[2]) == pytest.approx(95, abs=1)
+    assert "90 requests" in plan_spec(tmp_path, change, replay=str(tmp_path / "live.csv")).subtitle
+
+
+@pytest.mark.parametrize(
+    ("text", "extra", "message"),
+    [
+        ("a,b\n1,2\n", "", "has no prompt tokens"),
+        ("prompt_tokens,completion_tokens\n", "", "the file has no lengths"),
+        ("prompt_tokens,completion_tokens\n5,x\n", "", "lengths.csv:2:1: completion_tokens: 'x' is no number"),
+        (LENGTHS, ", input: 5", "the file of lengths has the tokens"),
+    ],
+)
+def test_bad_lengths_are_named(tmp_path: Path, text: str, extra: str, message: str) -> None:
+    """A file without tokens or rows is an error with its line, and so are tokens that are stated twice."""
+    (tmp_path / "lengths.csv").write_text(text, "utf-8")
+    change = ("trace: trace.csv", f"process: poisson, rate: 3/s, lengths: lengths.csv{extra}")
+    with pytest.raises(UnfoldError, match=message):
+        plan_spec(tmp_path, change)
 
 
 def test_tables_of_another_gpu_are_not_used(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS, Gpu, KvCache, estimate_kv_cache, find_gpu, list_gpus
 from unfold_pipeline.engine.hardware.model_config import read_model_config
 from unfold_pipeline.engine.hardware.model_shape import ModelShape
@@ -46,13 +48,14 @@ from unfold_pipeline.engine.step_times.process_contention import measure_content
 from unfold_pipeline.engine.step_times.roofline import build_roofline
 from unfold_pipeline.engine.trace.request_objects import holds_objects
 from unfold_pipeline.engine.trace.token_trace import (
-    COLUMN_HINT,
     INPUT_COLUMNS,
     OUTPUT_COLUMNS,
     TokenTrace,
     constant_tokens,
+    draw_tokens,
     find_usual_column,
     list_fields,
+    read_lengths,
     read_objects,
     read_tokens,
 )
@@ -275,6 +278,9 @@ def load_token_trace(spec: PipelineSpec, run: Run, *, replay: Path | None = None
         keep = {name: getattr(traffic, name) for name in ("input", "output", "match", "unit", "time_format")}
         likely = Arrivals(column=traffic.column, trace=traffic.trace)
         live = Arrivals(trace=str(replay.absolute()), **keep)
+        if traffic.lengths is not None and not _has_tokens(replay):
+            times = load_arrivals(live, run, np.random.default_rng([run.seed, 4]), "--replay", likely)
+            return _draw_lengths(traffic, times, "arrivals", run)
         return _read_live(live, likely, run)
     return _read_traffic(traffic, "arrivals", run)
 
@@ -302,8 +308,7 @@ def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
         likely,
         lambda: is_newest_first.append(None),
     )
-    first = next(iter(csv_rows(path)), None)
-    names = [] if first is None else list(first.cells)
+    names = _list_columns(path)
     return read_tokens(
         path,
         times,
@@ -313,6 +318,19 @@ def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
         is_newest_first=bool(is_newest_first),
         warn=run.log.warning,
     )
+
+
+def _has_tokens(path: Path) -> bool:
+    """Return whether a trace names columns of prompt and generated tokens."""
+    if not path.is_file():
+        return False
+    names = list_fields(path) if holds_objects(path) else _list_columns(path)
+    return all(find_usual_column(names, usual) is not None for usual in (INPUT_COLUMNS, OUTPUT_COLUMNS))
+
+
+def _list_columns(path: Path) -> list[str]:
+    """Return the columns of a CSV."""
+    return [name for row in itertools.islice(csv_rows(path), 1) for name in row.cells]
 
 
 def _choose_column(stated: str | int | None, names: Sequence[str], usual: Sequence[str]) -> str | int | None:
@@ -326,15 +344,17 @@ def _choose_column(stated: str | int | None, names: Sequence[str], usual: Sequen
 
 def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
     rng = np.random.default_rng([run.seed, 1, 0])
+    if traffic.lengths is not None:
+        return _draw_lengths(traffic, load_arrivals(traffic, run, rng, key=key), key, run)
     if traffic.trace is None:
         if not isinstance(traffic.input, int) or not isinstance(traffic.output, int):
             message = "requests of an engine have no tokens"
-            raise user_error(message, key=key, hint="arrivals: {input: 1000, output: 200}, or a trace with columns")
+            raise user_error(message, key=key, hint="arrivals: {input: 1000, output: 200}, lengths: FILE, or a trace")
         return constant_tokens(load_arrivals(traffic, run, rng, key=key), traffic.input, traffic.output)
     path = run.path(traffic.trace, key=f"{key}.trace")
     if traffic.counts or traffic.rates:
         message = "a trace of counts has no tokens of single requests"
-        raise user_error(message, key=f"{key}.counts", hint=COLUMN_HINT)
+        raise user_error(message, key=f"{key}.counts", hint="arrivals.lengths: a file with the tokens of requests")
     if holds_objects(path):
         trace = read_objects(
             path,
@@ -368,6 +388,13 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
     if len(trace) < 2:
         raise user_error("the trace has too few requests for a rate", key=key, hint="a longer trace or share")
     return trace
+
+
+def _draw_lengths(traffic: Arrivals, arrival_s: FloatArray, key: str, run: Run) -> TokenTrace:
+    """Return arrivals with tokens drawn from the file of lengths, which have a random stream of their own."""
+    path = run.path(traffic.lengths or "", key=f"{key}.lengths")
+    lengths = read_lengths(path, prompt=traffic.input, generated=traffic.output, warn=run.log.warning)
+    return draw_tokens(arrival_s, lengths, np.random.default_rng([run.seed, 5]))
 
 
 def hash_trace(trace: TokenTrace) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
-from unfold_pipeline.engine.trace.request_objects import iter_objects
+from unfold_pipeline.engine.trace.request_objects import holds_objects, iter_objects
 from unfoldkit.api import Diagnostic, UnfoldError, csv_rows, did_you_mean, user_error
 from unfoldkit.arrivals.jitter import spread_rounded_times
 from unfoldkit.arrivals.readers.log import Warn, ignore_warning, parse_object_time
@@ -210,6 +210,52 @@ def constant_tokens(arrival_s: FloatArray, prompt: int, generated: int) -> Token
     """Return requests of equal lengths."""
     size = arrival_s.size
     return _without_sharing(arrival_s, np.full(size, prompt, dtype=np.int64), np.full(size, generated, dtype=np.int64))
+
+
+def read_lengths(
+    path: Path, *, prompt: str | int | None, generated: str | int | None, warn: Warn = ignore_warning
+) -> CountArray:
+    """Read the tokens of requests without times, from a table, JSON lines, a JSON document or Parquet.
+
+    Args:
+        path: the file.
+        prompt: column of the prompt tokens; ``None`` for the usual names.
+        generated: column of the generated tokens; ``None`` for the usual names.
+        warn: receives a note about requests that are left out.
+
+    Returns:
+        Prompt and generated tokens, shape (requests, 2).
+
+    Raises:
+        UnfoldError: the file has no tokens, or a value is no count.
+    """
+    rows: Iterator[tuple[Mapping[str, Any], Callable[[str, str, str], UnfoldError]]]
+    if holds_objects(path):
+        rows = ((row.fields, row.wrong) for row in iter_objects(path))
+    else:
+        rows = ((row.cells, row.wrong) for row in csv_rows(path))
+    lengths: list[tuple[int, int]] = []
+    unanswered: list[UnfoldError] = []
+    known: dict[tuple[str, ...], tuple[str | int, str | int]] = {}
+    for fields, wrong in rows:
+        names = tuple(fields)
+        if names not in known:
+            known[names] = _find_columns(names, prompt, generated, path)
+        pair = _parse_lengths(fields, known[names], wrong)
+        if pair[1] == 0:
+            unanswered.append(wrong(*_describe_unanswered(fields, known[names])))
+        else:
+            lengths.append(pair)
+    _check_unanswered(unanswered, len(lengths) + len(unanswered), path, warn)
+    if not lengths:
+        raise user_error("the file has no lengths", file=str(path), hint="a row a request, with its tokens")
+    return np.array(lengths, dtype=np.int64)
+
+
+def draw_tokens(arrival_s: FloatArray, lengths: CountArray, rng: np.random.Generator) -> TokenTrace:
+    """Return requests that draw a row of ``lengths``, shape (rows, 2), each: prompts and answers stay together."""
+    rows = lengths[rng.integers(0, lengths.shape[0], arrival_s.size)]
+    return _without_sharing(arrival_s, rows[:, 0].copy(), rows[:, 1].copy())
 
 
 def list_fields(path: Path) -> list[str]:
