@@ -98,7 +98,7 @@ def describe_no_plan(targets: str) -> str:
 
 def describe_no_sure_plan(targets: str, confidence: float) -> str:
     """Return the headline of a problem without a plan at the upper end of the interval."""
-    return f"no choice of engines meets {targets} at {confidence * 100:.0f} % confidence"
+    return f"no choice of engines meets {targets} at {confidence * 100:.4g} % confidence"
 
 
 def describe_nodes(nodes: int, hardware: str, gpus: int, used: int) -> str:
@@ -116,7 +116,7 @@ def describe_by_gpu(cost: float, hardware: str, replicas: int, tensor_parallel: 
 def describe_interval(source: str, groups: int, low: float, high: float, confidence: float, precision: str) -> str:
     """Return how wrong step times may be, and what that rests on."""
     origin = SOURCES[source]
-    factor = f"× {low:.2f} to × {high:.2f} at {confidence * 100:.0f} %"
+    factor = f"× {low:.2f} to × {high:.2f} at {confidence * 100:.4g} %"
     if source in ("runs", "endpoint"):
         return f"{origin}: {factor} for this engine"
     if precision not in MEASURED_PRECISIONS:
