@@ -151,3 +151,28 @@ def test_four_bits_take_a_quarter_of_the_memory(tmp_path: Path) -> None:
     assert b200 is not None
     assert h100.flops("nvfp4") == h100.flops("int4") == h100.bf16_flops
     assert b200.flops("nvfp4") == 2 * b200.fp8_flops
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100_sxm"),
+        ("NVIDIA A100-SXM4-80GB", "a100_sxm"),
+        ("NVIDIA A100-PCIE-40GB", "a100_40gb"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("nvidia-l4", "l4"),
+        ("H200", "h200_sxm"),
+    ],
+)
+def test_gpus_have_the_names_of_their_driver(name: str, known: str) -> None:
+    """What nvidia-smi prints is a known name."""
+    gpu = find_gpu(name)
+    assert gpu is not None
+    assert gpu.name == known
+
+
+def test_an_unknown_gpu_is_not_guessed() -> None:
+    """A name that is only part of a known one stays unknown."""
+    assert find_gpu("RTX") is None
+    assert find_gpu("H100X") is None

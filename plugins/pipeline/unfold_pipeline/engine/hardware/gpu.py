@@ -87,9 +87,20 @@ def list_gpus() -> Mapping[str, Gpu]:
     }
 
 
+ALIASES = {
+    "a10080gbpcie": "a100_pcie", "a100pcie40gb": "a100_40gb", "a100sxm440gb": "a100_40gb", "a100sxm480gb": "a100_sxm",
+    "gh200480gb": "gh200", "h10080gbhbm3": "h100_sxm", "h100sxm5": "h100_sxm", "rtx6000adageneration": "rtx6000ada",
+    "rtxa6000": "a6000", "rtxpro6000blackwellserveredition": "rtxpro6000",
+    "rtxpro6000blackwellworkstationedition": "rtxpro6000",
+}  # fmt: skip
+"""Names that ``nvidia-smi`` prints, without separators and makers."""
+
+
 def find_gpu(name: str) -> Gpu | None:
-    """Return a GPU by its name, or by the only part of it that matters: ``H100`` is ``h100_sxm``."""
+    """Return a GPU by its name, that of ``nvidia-smi``, or the only part that matters: ``H100`` is ``h100_sxm``."""
     gpus, key = list_gpus(), _normalize(name)
+    if key in ALIASES:
+        return gpus[ALIASES[key]]
     exact = [gpu for gpu_name, gpu in gpus.items() if _normalize(gpu_name) == key]
     if exact:
         return exact[0]
@@ -97,7 +108,8 @@ def find_gpu(name: str) -> Gpu | None:
 
 
 def _normalize(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("nvidia"))
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return plain.removeprefix("nvidia").removeprefix("amd").removeprefix("geforce")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
