@@ -20,9 +20,9 @@ ROLE_LABEL = "llm-d.ai/role"
 MODEL_NOTE = "# MODEL stands for the name of the model, which engine.model.name would state\n"
 POOL_NOTE = "# two pools need a router that sends a request to a prefill engine first, such as that of llm-d\n"
 RAY_ACCELERATORS = {
-    "a100_40gb": "A100-40G", "a100_80gb": "A100-80G", "a100_pcie": "A100-80G", "a100_sxm": "A100-80G", "a10g": "A10G", "b200_sxm": "B200", "h100_nvl": "H100",
-    "h100_pcie": "H100", "h100_sxm": "H100", "h20": "H20", "h200_sxm": "H200", "l4": "L4", "l40s": "L40S",
-    "mi300x": "AMD-Instinct-MI300X-OAM", "rtxpro6000": "RTX-PRO-6000",
+    "a100_40gb": "A100", "a100_80gb": "A100", "a100_pcie": "A100", "a100_sxm": "A100", "a10g": "A10G",
+    "b200_sxm": "B200", "h100_nvl": "H100", "h100_pcie": "H100", "h100_sxm": "H100", "h20": "H20", "h200_sxm": "H200",
+    "l4": "L4", "l40s": "L40S", "mi300x": "AMD-Instinct-MI300X-OAM", "rtxpro6000": "RTX-PRO-6000",
 }  # fmt: skip
 """Names of GPUs in Ray; nodes with others have no such label, and a requirement for one would never be met."""
 SHARED_MEMORY = {"name": "shm", "emptyDir": {"medium": "Memory"}}
