@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from unfoldkit.arrivals.readers.detect import detect_form
 from unfoldkit.arrivals.readers.json_document import read_document
 from unfoldkit.arrivals.readers.log import Warn, ignore_warning, read_log
 from unfoldkit.arrivals.readers.parquet import read_parquet
-from unfoldkit.arrivals.readers.table import GAP_COLUMNS, TableColumns, TraceRows, read_table
+from unfoldkit.arrivals.readers.table import GAP_COLUMNS, TableColumns, TraceRows, read_table, reverse_rows
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
     TimeNotation,
@@ -36,6 +37,7 @@ _HOUR_S = 3600.0
 _YEAR_S = 365.25 * 86_400.0
 _MAX_SPAN_S = 10 * _YEAR_S
 MAX_SCALED = 20_000_000
+MIN_NEWEST_FIRST = 10
 _FORM_NAMES = {"array": "an array", "log": "a log"}
 
 
@@ -51,6 +53,7 @@ def read_trace(
     likely_rates: str | None = None,
     notation: TimeNotation | None = None,
     warn: Warn = ignore_warning,
+    on_newest_first: Callable[[], None] | None = None,
 ) -> Times:
     """Read the arrival times of a trace in seconds since its first arrival.
 
@@ -70,6 +73,8 @@ def read_trace(
         likely_rates: The column of rates if the table has it.
         notation: How times are written.
         warn: Receives notes about skipped lines and doubtful readings.
+        on_newest_first: Called if a table lists its newest row first, as exports of databases do; its rows are
+            reversed. Without it, such a table is an error: a caller may read other columns of the rows.
 
     Raises:
         UnfoldError: A column is missing, a row has no time, there is no arrival, or times go back.
@@ -87,6 +92,9 @@ def read_trace(
         notation=notation,
     )
     rows = _read_rows(path, columns, warn)
+    if on_newest_first is not None and _is_newest_first(rows.times):
+        rows = reverse_rows(rows)
+        on_newest_first()
     validate_times(rows.times, str(path))
     _check_span(rows.times, str(path))
     if rows.counts is None and rows.rates is None:
@@ -120,6 +128,11 @@ def validate_times(times: Times, file: str = "", *, line: int = 0) -> Times:
         hint = "an hour back, as winter time begins? write the times in UTC" if is_winter_time else "sort the trace"
         raise user_error(f"arrival {index + 1} ({times[index]:g} s) is before the one above it", file=file, hint=hint)
     return np.ascontiguousarray(times - times[0])
+
+
+def _is_newest_first(times: Times) -> bool:
+    """Whether no row is later than the one above it; a few rows may be out of order by chance."""
+    return bool(times.size >= MIN_NEWEST_FIRST and times[-1] < times[0] and (np.diff(times) <= 0).all())
 
 
 def _check_span(times: Times, file: str) -> None:

@@ -118,6 +118,29 @@ def test_a_log_in_the_order_of_ends_is_sorted(tmp_path: Path) -> None:
         traces.read_trace(write(tmp_path, "a.csv", "\n".join(["when", *lines])))
 
 
+def test_a_table_may_list_its_newest_row_first(tmp_path: Path) -> None:
+    """A caller that allows it is told of the order; other tables that go back remain errors."""
+    times = np.linspace(100, 0, 12).tolist()
+    path, calls = write(tmp_path, "a.csv", "\n".join(["time_s,n", *(f"{time},2" for time in times)])), list[int]()
+    found = traces.read_trace(path, counts="", on_newest_first=lambda: calls.append(1))
+    assert (found.tolist(), calls) == (times[::-1], [1])
+    with pytest.raises(UnfoldError, match="before the one above"):
+        traces.read_trace(path, counts="")
+    times[5:7] = times[6], times[5]
+    path = write(tmp_path, "b.csv", "\n".join(["time_s", *map(str, times)]))
+    with pytest.raises(UnfoldError, match="before the one above"):
+        traces.read_trace(path, on_newest_first=lambda: calls.append(1))
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_the_dates_of_an_unnamed_index_are_times(tmp_path: Path, name: str) -> None:
+    """Pandas writes its index without a name; row numbers there are no times."""
+    rows = [f"2026-01-01 00:00:0{second}.5,7" for second in range(4)]
+    assert traces.read_trace(write(tmp_path, "a.csv", "\n".join([f"{name},v", *rows]))).tolist() == [0, 1, 2, 3]
+    with pytest.raises(UnfoldError, match="no column of arrival times"):
+        traces.read_trace(write(tmp_path, "b.csv", f"{name},v\n0,7\n1,7\n"))
+
+
 def test_only_lines_that_match_are_read(tmp_path: Path) -> None:
     """Of a log with other lines, some of them without a time, those that hold a text are read."""
     lines = [

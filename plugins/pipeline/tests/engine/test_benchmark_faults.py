@@ -5,15 +5,22 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from plugins.pipeline.tests.engine.test_benchmark_runs import as_guidellm, as_inference_perf, measure, write
+from plugins.pipeline.tests.engine.test_benchmark_runs import (
+    as_guidellm,
+    as_inference_perf,
+    measure,
+    read_one,
+    write,
+)
 from plugins.pipeline.tests.engine.test_cluster import step_times
-from unfold_pipeline.engine.step_times.benchmark_runs import read_benchmark
+from unfold_pipeline.engine.step_times.benchmark_runs import read_benchmarks
 from unfoldkit.api import UnfoldError
 
 Mutation = Callable[[Any], object]
@@ -115,7 +122,6 @@ GUIDELLM: dict[str, Mutation] = {
     "end true": edit_row("end_time", True),
     "events text": edit_row("output_events", "12"),
     "failed": leave(errored=[{}]),
-    "two loads": lambda data: {"benchmarks": data["benchmarks"] * 2},
     "none": lambda _: {"benchmarks": []},
 }
 INFERENCE_PERF: dict[str, Mutation] = {
@@ -142,7 +148,7 @@ CASES = [
 def test_odd_fields_are_rejected(tmp_path: Path, data: Any, mutation: Mutation) -> None:
     """No result with a damaged field is read; the error names the file."""
     with pytest.raises(UnfoldError) as caught:
-        read_benchmark(write(tmp_path, mutation(copy.deepcopy(data))))
+        read_one(write(tmp_path, mutation(copy.deepcopy(data))))
     assert "bench.json" in str(caught.value)
 
 
@@ -154,7 +160,7 @@ def as_sglang(data: dict[str, Any]) -> dict[str, Any]:
 
 def test_sound_results_of_several_versions_are_read(tmp_path: Path) -> None:
     """What versions add or leave out changes nothing that counts, and what limits the comparison is noted."""
-    plain = read_benchmark(write(tmp_path, DATA))
+    plain = read_one(write(tmp_path, DATA))
     duration = max(DATA["start_times"]) - min(DATA["start_times"]) + 1
     summary = {"mean_ttft_ms": MEAN_MS, "duration": duration, "burstiness": 1.0, "failed": 0, "tokenizer_id": "x"}
     for body in (
@@ -163,15 +169,146 @@ def test_sound_results_of_several_versions_are_read(tmp_path: Path) -> None:
         {**DATA, "max_concurrency": 64, "generated_texts": [""] * 20},
         {**DATA, "errors": [], "num_prompts": None},
     ):
-        run = read_benchmark(write(tmp_path, body))
+        run = read_one(write(tmp_path, body))
         assert run.ttft_s.tolist() == plain.ttft_s.tolist()
-    assert "drawn" in read_benchmark(write(tmp_path, as_sglang(DATA))).notes[0]
+    assert "drawn" in read_one(write(tmp_path, as_sglang(DATA))).notes[0]
     (tmp_path / "sglang.jsonl").write_text(json.dumps(as_sglang(DATA)) + "\n", "utf-8")
-    assert read_benchmark(tmp_path / "sglang.jsonl").output_tokens.size == 20
+    assert read_one(tmp_path / "sglang.jsonl").output_tokens.size == 20
     guide = as_guidellm(DATA)["benchmarks"][0]
     left = {"requests": {**guide["requests"], "incomplete": [{}]}}
-    assert "cut off" in read_benchmark(write(tmp_path, {"benchmarks": [left]})).notes[0]
+    assert "cut off" in read_one(write(tmp_path, {"benchmarks": [left]})).notes[0]
     open_loop = {**guide, "config": {"strategy": {"type_": "poisson", "rate": 20, "max_concurrency": 512}}}
-    assert read_benchmark(write(tmp_path, {"benchmarks": [open_loop]})).closed_loop == 0
+    assert read_one(write(tmp_path, {"benchmarks": [open_loop]})).closed_loop == 0
     closed_loop = {**guide, "config": {"strategy": {"type_": "concurrent", "streams": 8}}}
-    assert read_benchmark(write(tmp_path, {"benchmarks": [closed_loop]})).closed_loop == 8
+    assert read_one(write(tmp_path, {"benchmarks": [closed_loop]})).closed_loop == 8
+
+
+def rows_of(data: dict[str, Any]) -> list[tuple[float, int, int, float, float]]:
+    """Return start, prompt, generated, TTFT and latency of each request, times in seconds."""
+    columns = (data["start_times"], data["input_lens"], data["output_lens"], data["ttfts"], data["itls"])
+    return [(*row[:4], row[3] + sum(row[4])) for row in zip(*columns, strict=True)]
+
+
+def guidellm_03(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return requests as GuideLLM 0.3 writes them: times in ``scheduler_info.request_timings``."""
+    return [
+        {
+            "scheduler_info": {
+                "request_timings": {
+                    "request_start": start,
+                    "first_iteration": start + ttft,
+                    "last_iteration": start + last,
+                    "request_end": start + last + 0.2,
+                }
+            },
+            "iterations": generated,
+            "prompt_tokens": prompt,
+            "output_tokens": generated,
+            "time_to_first_token_ms": ttft * 1e3,
+        }
+        for start, prompt, generated, ttft, last in rows_of(data)
+    ]
+
+
+def guidellm_05(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return requests as GuideLLM 0.5 writes them: times in ``info.timings``, the request ends after its tokens."""
+    return [
+        {
+            "info": {
+                "timings": {
+                    "request_start": start,
+                    "first_token_iteration": start + ttft,
+                    "last_token_iteration": start + last,
+                    "token_iterations": generated,
+                }
+            },
+            "request_start_time": start,
+            "request_end_time": start + last + 0.2,
+            "prompt_tokens": prompt,
+            "output_tokens": generated,
+        }
+        for start, prompt, generated, ttft, last in rows_of(data)
+    ]
+
+
+def as_benchmark(rows: Sequence[dict[str, Any]], strategy: dict[str, Any]) -> dict[str, Any]:
+    requests = {"successful": list(rows), "errored": [], "incomplete": []}
+    return {"type_": "generative_benchmark", "config": {"strategy": strategy}, "requests": requests}
+
+
+def inference_perf_06(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return requests as newer versions of inference-perf write them, with the counts of the server."""
+    rows = as_inference_perf(data)
+    for row in rows:
+        info = row["info"]
+        tokens = info.pop("output_tokens")
+        row["info"] = {
+            "request_metrics": {"text": {"input_tokens": info["input_tokens"] - 1}},
+            "response_metrics": {
+                "output_tokens": tokens - 1,
+                "output_token_times": info["output_token_times"],
+                "server_usage": {"prompt_tokens": info["input_tokens"], "completion_tokens": tokens},
+            },
+        }
+    return rows
+
+
+def aiperf(data: dict[str, Any]) -> str:
+    """Return requests as AIPerf writes them, one object a line, after a request that warms up."""
+    lines = [
+        {
+            "metadata": {"request_start_ns": round(start * 1e9), "benchmark_phase": "profiling"},
+            "metrics": {
+                "input_sequence_length": {"value": prompt, "unit": "tokens"},
+                "output_sequence_length": {"value": generated, "unit": "tokens"},
+                "time_to_first_token": {"value": ttft * 1e3, "unit": "ms"},
+                "request_latency": {"value": last, "unit": "sec"},
+            },
+            "error": None,
+        }
+        for start, prompt, generated, ttft, last in rows_of(data)
+    ]
+    warm = {**lines[0], "metadata": {"request_start_ns": 0, "benchmark_phase": "warmup"}}
+    return "\n".join(map(json.dumps, [warm, *lines]))
+
+
+def test_newer_versions_describe_the_same_run(tmp_path: Path) -> None:
+    """Versions that moved their times and lengths give the requests of the others, and the tokens of the server."""
+    plain = read_one(write(tmp_path, DATA))
+    bodies = {
+        "guidellm 0.3": {"benchmarks": [as_benchmark(guidellm_03(DATA), {"type_": "poisson", "rate": 20})]},
+        "guidellm 0.5": {"benchmarks": [as_benchmark(guidellm_05(DATA), {"type_": "constant", "max_concurrency": 9})]},
+        "inference-perf": inference_perf_06(DATA),
+    }
+    paths = [write(tmp_path, body, f"{name}.json") for name, body in bodies.items()]
+    paths.append(tmp_path / "profile_export.jsonl")
+    paths[-1].write_text(aiperf(DATA), "utf-8")
+    for path in paths:
+        run = read_one(path)
+        assert run.closed_loop == 0
+        for name in ("arrival_s", "input_tokens", "output_tokens", "ttft_s", "last_s"):
+            np.testing.assert_allclose(getattr(run, name), getattr(plain, name), atol=1e-5, err_msg=path.name)
+
+
+def test_a_file_may_hold_several_runs(tmp_path: Path) -> None:
+    """A sweep, and results that were appended, are one run each; one that cannot be compared is left out and named."""
+    rows = guidellm_05(DATA)
+    sweep = [as_benchmark(rows, {"type_": "synchronous"}), as_benchmark(rows, {"type_": "concurrent", "streams": 8})]
+    broken = as_benchmark(rows, {"type_": "throughput"})
+    broken["requests"]["incomplete"] = [{}] * 30
+    runs = read_benchmarks(write(tmp_path, {"benchmarks": [*sweep, broken]}))
+    assert [run.closed_loop for run in runs] == [1, 8]
+    assert runs[0].notes == ("run 3 of 3 is left out: 30 requests were cut off, 20 are complete",)
+    (tmp_path / "appended.json").write_text(f"{json.dumps(DATA)}\n{json.dumps(as_sglang(DATA))}", "utf-8")
+    assert len(read_benchmarks(tmp_path / "appended.json")) == 2
+
+
+@pytest.mark.parametrize(("key", "value"), [("error", {"message": "timeout"}), ("metrics", {})])
+def test_a_run_of_aiperf_that_failed_is_rejected(tmp_path: Path, key: str, value: Any) -> None:
+    """A request with an error or without its times is named."""
+    lines = [json.loads(line) for line in aiperf(DATA).splitlines()]
+    lines[5][key] = value
+    path = tmp_path / "bench.json"
+    path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    with pytest.raises(UnfoldError, match=r"1 requests failed|has no input_sequence_length"):
+        read_benchmarks(path)

@@ -15,7 +15,7 @@ from plugins.pipeline.tests.engine.test_cluster import step_times
 from unfold_pipeline.engine.simulation.cluster import simulate
 from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import build_requests
-from unfold_pipeline.engine.step_times.benchmark_runs import BenchmarkRun, read_benchmark
+from unfold_pipeline.engine.step_times.benchmark_runs import BenchmarkRun, read_benchmarks
 from unfold_pipeline.engine.step_times.fit import fit_step_times
 from unfoldkit.api import UnfoldError
 
@@ -51,6 +51,12 @@ def write(folder: Path, data: object, name: str = "bench.json") -> Path:
     path = folder / name
     path.write_text(json.dumps(data), "utf-8")
     return path
+
+
+def read_one(path: Path) -> BenchmarkRun:
+    """Read the only run of a file."""
+    (run,) = read_benchmarks(path)
+    return run
 
 
 def as_guidellm(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +97,7 @@ def test_three_tools_describe_the_same_run(tmp_path: Path) -> None:
     """Arrivals, lengths, TTFT and TPOT do not depend on the tool that wrote them."""
     data = measure(step_times(), 40.0)
     runs = [
-        read_benchmark(write(tmp_path, body, f"{index}.json"))
+        read_one(write(tmp_path, body, f"{index}.json"))
         for index, body in enumerate((data, as_guidellm(data), as_inference_perf(data)))
     ]
     for run in runs[1:]:
@@ -103,7 +109,7 @@ def test_three_tools_describe_the_same_run(tmp_path: Path) -> None:
 def test_runs_at_two_loads_recover_scale_and_overhead(tmp_path: Path) -> None:
     """An engine that is 1.4 times as slow with 2 ms more a step is found from two loads."""
     real = replace(step_times(), scale=1.4, overhead=2e-3)
-    runs = [read_benchmark(write(tmp_path, measure(real, rate), f"{rate}.json")) for rate in (3.0, 60.0)]
+    runs = [read_one(write(tmp_path, measure(real, rate), f"{rate}.json")) for rate in (3.0, 60.0)]
     fitted = fit_step_times(runs, step_times(), LIMITS, front_s=0.0)
     assert fitted.error < 0.01
     assert fitted.times.scale == pytest.approx(1.4, rel=0.05)
@@ -113,7 +119,7 @@ def test_runs_at_two_loads_recover_scale_and_overhead(tmp_path: Path) -> None:
 def test_one_load_leaves_both_explanations_in_the_interval(tmp_path: Path) -> None:
     """A factor and an overhead explain one load alike, and differ elsewhere."""
     real = replace(step_times(), overhead=2e-3)
-    fitted = fit_step_times([read_benchmark(write(tmp_path, measure(real, 5.0)))], step_times(), LIMITS, front_s=0.0)
+    fitted = fit_step_times([read_one(write(tmp_path, measure(real, 5.0)))], step_times(), LIMITS, front_s=0.0)
     assert fitted.low < 1 or fitted.high > 1
 
 
@@ -160,7 +166,7 @@ def test_what_cannot_compare_is_rejected(tmp_path: Path, kind: str, message: str
         "newer": {key: value for key, value in data.items() if key != "completed"},
     }
     with pytest.raises(UnfoldError, match=message):
-        read_benchmark(write(tmp_path, bodies[kind]))
+        read_one(write(tmp_path, bodies[kind]))
 
 
 def test_doubtful_runs_are_flagged(tmp_path: Path) -> None:
@@ -168,7 +174,7 @@ def test_doubtful_runs_are_flagged(tmp_path: Path) -> None:
     data = measure(step_times(), 20.0, count=20)
 
     def read(**changes: Any) -> BenchmarkRun:
-        return read_benchmark(write(tmp_path, change(data, **changes)))
+        return read_one(write(tmp_path, change(data, **changes)))
 
     doubled = read(itls=[[gap / 2 for gap in gaps for _ in range(2)] for gaps in data["itls"]])
     assert "stream events" in doubled.notes[0]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline.engine.trace.token_trace import TokenTrace, read_json_lines, read_tokens
+from unfold_pipeline.engine.trace.token_trace import TokenTrace, read_objects, read_tokens
 from unfoldkit.api import UnfoldError
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
 
@@ -22,7 +22,7 @@ OPENAI, MOONCAKE = ("prompt_tokens", "completion_tokens"), ("input_length", "out
 def read(folder: Path, rows: list[dict[str, Any]], **options: Any) -> TokenTrace:
     path = folder / "t.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)) + "\n", "utf-8")
-    return read_json_lines(path, **{"prompt": None, "generated": None, **options})
+    return read_objects(path, **{"prompt": None, "generated": None, **options})
 
 
 def build_rows(stamp: Callable[[float], Any], field: str, names: tuple[str, str]) -> list[dict[str, Any]]:
@@ -95,3 +95,81 @@ def test_a_table_of_burstgpt_has_its_tokens(tmp_path: Path) -> None:
     path.write_text(f"{head}5,ChatGPT,472,0,472,Conversation log\n")
     with pytest.raises(UnfoldError, match="leave out requests that failed"):
         read_tokens(path, np.zeros(1), prompt=None, generated=None)
+
+
+UNANSWERED = ("", "0", "NaN", "null")
+
+
+@pytest.mark.parametrize("cell", UNANSWERED)
+def test_requests_without_an_answer_are_left_out(tmp_path: Path, cell: str) -> None:
+    """A few requests without generated tokens are counted in a warning; the others keep their times and tokens."""
+    path, notes = tmp_path / "t.csv", list[str]()
+    rows = [f"{i},{100 + i},{cell if i in (0, 7) else 1 + i}" for i in range(40)]
+    path.write_text("time_s,prompt_tokens,completion_tokens\n" + "\n".join(rows) + "\n", "utf-8")
+    trace = read_tokens(path, np.arange(40.0), prompt=None, generated=None, warn=notes.append)
+    assert trace.arrival_s[:7].tolist() == [0, 1, 2, 3, 4, 5, 7]
+    assert trace.output_tokens[:3].tolist() == [2, 3, 4]
+    assert "2 of 40 requests have no generated tokens and are left out" in notes[0]
+
+
+def test_lines_without_an_answer_are_left_out(tmp_path: Path) -> None:
+    """In JSON lines too, and negative tokens remain an error with the line."""
+    rows, notes = build_rows(float, "timestamp", OPENAI), list[str]()
+    rows[3]["completion_tokens"] = 0
+    assert len(read(tmp_path, rows, warn=notes.append)) == TIMES_S.size - 1
+    assert "1 of 60 requests" in notes[0]
+    rows[3]["completion_tokens"] = -2
+    with pytest.raises(UnfoldError, match=r"t\.jsonl:4:1: completion_tokens: '-2' is no number of tokens"):
+        read(tmp_path, rows)
+
+
+def test_a_document_and_parquet_hold_requests(tmp_path: Path) -> None:
+    """The same requests are read from JSON lines, a JSON document in any order, and Parquet with dates."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = build_rows(lambda time_s: EPOCH_S + time_s, "created_at", OPENAI)
+    lines = read(tmp_path, rows)
+    document, columnar = tmp_path / "t.json", tmp_path / "t.parquet"
+    document.write_text(json.dumps({"page": 1, "data": rows[::-1]}), "utf-8")
+    stamps = pa.array([round(row["created_at"] * 1e6) for row in rows], pa.timestamp("us", "Asia/Tokyo"))
+    tokens = {name: [row[name] for row in rows] for name in OPENAI}
+    parquet.write_table(pa.table({"timestamp": stamps, **tokens}), columnar)
+    for path in (document, columnar):
+        trace = read_objects(path, prompt=None, generated=None)
+        np.testing.assert_allclose(trace.arrival_s, lines.arrival_s, atol=1e-5)
+        assert trace.output_tokens.tolist() == lines.output_tokens.tolist()
+
+
+def test_an_entry_of_a_document_is_named(tmp_path: Path) -> None:
+    """A document has no lines: errors count its entries."""
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps([{"time": 1, "isl": 5, "osl": 5}, {"time": 2, "isl": 0, "osl": 5}]), "utf-8")
+    with pytest.raises(UnfoldError, match="entry 2: '0' is no number of tokens"):
+        read_objects(path, prompt=None, generated=None)
+    path.write_text("[1, 2, 3", "utf-8")
+    with pytest.raises(UnfoldError, match="breaks off"):
+        read_objects(path, prompt=None, generated=None)
+    path.write_text("[[1, 2], [3]]", "utf-8")
+    with pytest.raises(UnfoldError, match="no list of requests"):
+        read_objects(path, prompt=None, generated=None)
+
+
+def test_tokens_are_found_in_the_usage_of_an_answer(tmp_path: Path) -> None:
+    """Logs of OpenAI-compatible servers hold tokens in ``usage``; a dotted name states any other object."""
+    rows = [
+        {"created": EPOCH_S + i, "usage": {"prompt_tokens": 5 + i, "completion_tokens": 2}, "meta": {"seen": i, "n": 9}}
+        for i in range(20)
+    ]
+    trace = read(tmp_path, rows)
+    assert trace.input_tokens.tolist() == [5 + i for i in range(20)]
+    assert read(tmp_path, rows, generated="meta.n", column="meta.seen").output_tokens.tolist() == [9] * 20
+
+
+@pytest.mark.parametrize(
+    "names", [("num_prefill_tokens", "num_decode_tokens"), ("inputTokens", "outputTokens"), ("Prompt Tokens", "OSL")]
+)
+def test_usual_names_count_in_any_spelling(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Case, blanks and separators of a name do not matter."""
+    path = tmp_path / "t.csv"
+    path.write_text(f'time_s,{names[0]},{names[1]}\n1,"1,200",3.0\n2,7,4\n', "utf-8")
+    trace = read_tokens(path, np.array([0.0, 1.0]), prompt=None, generated=None)
+    assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([1200, 7], [3, 4])

@@ -58,9 +58,10 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_hindsight(41.2, 41.2, 6.0, 180.0),
     ],
     "describe_interval": [
-        sentences.describe_interval("tables", 4, 0.64, 1.62, 0.9),
-        sentences.describe_interval("runs", 1, 0.82, 1.22, 0.9),
-        sentences.describe_interval("endpoint", 1, 0.9, 1.1, 0.9),
+        sentences.describe_interval("tables", 4, 0.64, 1.62, 0.9, "bf16"),
+        sentences.describe_interval("roofline", 4, 0.64, 1.62, 0.9, "int4"),
+        sentences.describe_interval("runs", 1, 0.82, 1.22, 0.9, "bf16"),
+        sentences.describe_interval("endpoint", 1, 0.9, 1.1, 0.9, "fp8"),
     ],
     "describe_kv": [
         sentences.describe_kv(0.17, 0, 229_744, is_measured=False),

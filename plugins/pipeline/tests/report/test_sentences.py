@@ -196,3 +196,11 @@ def test_sentence_has_no_private_words(text: str) -> None:
 def test_duration_has_the_digits_that_matter(seconds: float, text: str) -> None:
     """A duration is in seconds from ten seconds on, in microseconds below 0.1 ms, and otherwise in milliseconds."""
     assert sentences.format_latency(seconds) == text
+
+
+def test_nearly_all_is_not_all() -> None:
+    """Neither a confidence nor a share is rounded up to 100 %."""
+    text = sentences.describe_plan_on_samples(1.0, 0.35, 0.996, 0.999)
+    assert "on 99.6 % of fresh samples; 99.9 % required" in text
+    assert "on 100 % of fresh samples" in sentences.describe_plan_on_samples(1.0, 0.35, 1.0, None)
+    assert "on 98 % of fresh samples; 90 % required" in sentences.describe_plan_on_samples(1.0, 0.35, 0.984, 0.9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 from plugins.pipeline.tests.engine.test_aiconfigurator import write_tables
 from unfold_pipeline.report.engines.exports import export_kubernetes, export_llm_services, export_ray_llm, export_vllm
+from unfold_pipeline.report.export_triton import export_triton
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
@@ -110,6 +112,11 @@ def test_no_engine_is_a_no_with_reasons(tmp_path: Path) -> None:
         ((), f"{TRACE}1e400,5,2\n", "is not a finite time"),
         ((("trace: trace.csv", "trace: trace.csv, scale: 1e9"),), TRACE, "would have 200,000,000,000 arrivals"),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n", "the trace has no arrival"),
+        (
+            (("trace: trace.csv", "process: poisson, rate: 1e9/s, input: 5, output: 5"),),
+            TRACE,
+            "would have 600,000,000,000 arrivals",
+        ),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1.5,5,2\n1700000001500,5,3\n2.5,5,2\n", "before the one above"),
     ],
 )
@@ -123,10 +130,10 @@ def test_bad_input_is_named(tmp_path: Path, changes: tuple[tuple[str, str], ...]
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"timestamp": 10**300, "input_length": 5, "output_length": 5}] * 3, "no time, or no tokens"),
+        ([{"timestamp": 10**300, "input_length": 5, "output_length": 5}] * 3, "has no time"),
         ([{"timestamp": stamp, "input_length": 5, "output_length": 5} for stamp in (1.7e9, 1.7e12)], "several clocks"),
         ([{"timestamp": 7, "input_length": 5, "output_length": 5}] * 3, "arrive at the same time"),
-        ([{"timestamp": 7, "input_length": 5, "output_length": 0}] * 3, "or no tokens"),
+        ([{"timestamp": 7, "input_length": 5, "output_length": 0}] * 3, "is no number of tokens"),
         ([{"timestamp": 7, "input_length": 5}] * 3, "no generated tokens"),
         ([[7, 5, 5]] * 3, "no JSON object"),
     ],
@@ -140,13 +147,61 @@ def test_bad_lines_are_named(tmp_path: Path, rows: list[Any], message: str) -> N
 
 
 def test_json_lines_are_known_by_their_content(tmp_path: Path) -> None:
-    """Objects a line are read whatever the file is called; one document is an error that says what to write."""
+    """Objects a line are read whatever the file is called, and so is one document."""
     rows = [{"time_s": index * 0.05, "prompt_tokens": 100, "completion_tokens": 5} for index in range(100)]
     (tmp_path / "requests.log").write_text("\n".join(map(json.dumps, rows)) + "\n", "utf-8")
     assert "100 requests" in plan_spec(tmp_path, ("trace: trace.csv", "trace: requests.log")).subtitle
     (tmp_path / "requests.json").write_text(json.dumps(rows), "utf-8")
-    with pytest.raises(UnfoldError, match="this is one document"):
-        plan_spec(tmp_path, ("trace: trace.csv", "trace: requests.json"))
+    assert "100 requests" in plan_spec(tmp_path, ("trace: trace.csv", "trace: requests.json")).subtitle
+
+
+def test_a_trace_with_its_newest_row_first_is_the_same(tmp_path: Path) -> None:
+    """Tokens are reversed together with their times, when planned and when replayed."""
+    head, *rows = TRACE.splitlines()
+    newest_first = "\n".join([head, *rows[::-1]])
+    hashes = [(plan_spec(tmp_path, trace=text).decision or {})["trace_sha256"] for text in (TRACE, newest_first)]
+    assert hashes[0] == hashes[1]
+    (tmp_path / "live.csv").write_text(newest_first, "utf-8")
+    assert "200 requests" in plan_spec(tmp_path, replay=str(tmp_path / "live.csv")).subtitle
+
+
+LENGTHS = "prompt_tokens,completion_tokens\n" + "\n".join(f"{100 + i},{5 + i}" for i in range(40)) + "\n"
+COUNTS = "minute,count\n" + "\n".join(f"{minute},60" for minute in range(4)) + "\n"
+
+
+@pytest.mark.parametrize(
+    "traffic", ["process: poisson, rate: 3/s, duration: 60 s", "trace: counts.csv, counts: count, unit: min"]
+)
+def test_lengths_are_drawn_from_a_file(tmp_path: Path, traffic: str) -> None:
+    """Traffic without tokens draws rows of a file; a replayed trace without tokens does too."""
+    (tmp_path / "lengths.csv").write_text(LENGTHS, "utf-8")
+    (tmp_path / "counts.csv").write_text(COUNTS, "utf-8")
+    (tmp_path / "live.csv").write_text("time_s\n" + "\n".join(f"{0.3 * i:.2f}" for i in range(90)), "utf-8")
+    change = ("trace: trace.csv", f"{traffic}, lengths: lengths.csv")
+    report = plan_spec(tmp_path, change)
+    lengths = re.search(r"(\d+) in, (\d+) out", " ".join(report.subtitle))
+    assert lengths is not None
+    assert 110 <= int(lengths[1]) <= 130
+    # prompt and answer are of one row
+    assert int(lengths[1]) - int(lengths[2]) == pytest.approx(95, abs=1)
+    assert "90 requests" in plan_spec(tmp_path, change, replay=str(tmp_path / "live.csv")).subtitle
+
+
+@pytest.mark.parametrize(
+    ("text", "extra", "message"),
+    [
+        ("a,b\n1,2\n", "", "has no prompt tokens"),
+        ("prompt_tokens,completion_tokens\n", "", "the file has no lengths"),
+        ("prompt_tokens,completion_tokens\n5,x\n", "", "lengths.csv:2:1: completion_tokens: 'x' is no number"),
+        (LENGTHS, ", input: 5", "the file of lengths has the tokens"),
+    ],
+)
+def test_bad_lengths_are_named(tmp_path: Path, text: str, extra: str, message: str) -> None:
+    """A file without tokens or rows is an error with its line, and so are tokens that are stated twice."""
+    (tmp_path / "lengths.csv").write_text(text, "utf-8")
+    change = ("trace: trace.csv", f"process: poisson, rate: 3/s, lengths: lengths.csv{extra}")
+    with pytest.raises(UnfoldError, match=message):
+        plan_spec(tmp_path, change)
 
 
 def test_tables_of_another_gpu_are_not_used(tmp_path: Path) -> None:
@@ -216,6 +271,41 @@ def test_exports_carry_the_plan(tmp_path: Path) -> None:
     empty = Report(kind="pipeline", verb="plan", name="x", verdict=Verdict.NO, headline="none")
     with pytest.raises(UnfoldError, match="no plan of LLM engines"):
         export_vllm(empty)
+
+
+def test_the_precision_of_a_checkpoint_is_planned(tmp_path: Path) -> None:
+    """A quantized checkpoint fits more on a GPU, needs no flag in vLLM, and contradicts another stated precision."""
+    sizes = {"num_hidden_layers": 80, "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8}
+    sizes |= {"intermediate_size": 29568, "vocab_size": 152064, "sliding_window": 128}
+    config = {**sizes, "model_type": "qwen2", "quantization_config": {"quant_method": "awq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    model = "{name: org/model, layers: 32, hidden: 4096, heads: 32, kv_heads: 8, inner: 14336, vocabulary: 128256}"
+    of_file = (model, "{name: org/model, config: config.json}")
+    report = plan_spec(tmp_path, of_file)
+    engine = (report.decision or {})["engines"]["chat"]
+    assert (engine["precision"], engine["is_quantized"], engine["hardware"]) == ("int4", True, "h100")
+    assert "--quantization" not in export_vllm(report)
+    assert "none has int4 weights" in dict(report.lines)["interval"]
+    with pytest.raises(UnfoldError, match="stored in int4, and the spec states bf16"):
+        plan_spec(tmp_path, of_file, ("tensor_parallel: 1", "precision: bf16\n      tensor_parallel: 1"))
+
+
+def test_exports_say_what_they_leave_open(tmp_path: Path) -> None:
+    """A model without a name is a comment; Ray requires only accelerators that it knows; other formats are refused."""
+    report = plan_spec(tmp_path, ("name: org/model, ", ""))
+    for export in (export_vllm, export_kubernetes, export_llm_services, export_ray_llm):
+        assert export(report).startswith("# MODEL stands for the name of the model, which engine.model.name")
+    config = yaml.safe_load(export_ray_llm(report))["applications"][0]["args"]["llm_configs"][0]
+    assert config["accelerator_type"] in {"H100", "L4"}
+    engine = (report.decision or {})["engines"]["chat"]
+    engine.update(gpu="rtx4090", tensor_parallel=2)
+    config = yaml.safe_load(export_ray_llm(report))["applications"][0]["args"]["llm_configs"][0]
+    assert "accelerator_type" not in config
+    pod = next(iter(yaml.safe_load_all(export_kubernetes(report))))["spec"]["template"]["spec"]
+    assert pod["volumes"] == [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    assert [mount["name"] for mount in pod["containers"][0]["volumeMounts"]] == ["shm"]
+    with pytest.raises(UnfoldError, match="engines has no form in this format"):
+        export_triton(report)
 
 
 def test_a_trace_of_hashed_blocks_shares_prefixes(tmp_path: Path) -> None:

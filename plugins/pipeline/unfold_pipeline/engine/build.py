@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS, Gpu, KvCache, estimate_kv_cache, find_gpu, list_gpus
-from unfold_pipeline.engine.hardware.model_shape import ModelShape, read_model_config
+from unfold_pipeline.engine.hardware.model_config import read_model_config
+from unfold_pipeline.engine.hardware.model_shape import ModelShape
 from unfold_pipeline.engine.planner.problem import Disaggregation, EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig
 from unfold_pipeline.engine.simulation.cluster import Routing
@@ -26,7 +29,7 @@ from unfold_pipeline.engine.step_times.aiconfigurator import (
     read_database,
 )
 from unfold_pipeline.engine.step_times.all_reduce import read_all_reduce
-from unfold_pipeline.engine.step_times.benchmark_runs import BenchmarkRun, read_benchmark
+from unfold_pipeline.engine.step_times.benchmark_runs import BenchmarkRun, read_benchmarks
 from unfold_pipeline.engine.step_times.endpoint_fit import FittedEndpoint, fit_endpoint
 from unfold_pipeline.engine.step_times.endpoint_profile import (
     EndpointProfile,
@@ -43,15 +46,17 @@ from unfold_pipeline.engine.step_times.interval import (
 from unfold_pipeline.engine.step_times.operator_tables import read_profile
 from unfold_pipeline.engine.step_times.process_contention import measure_contention
 from unfold_pipeline.engine.step_times.roofline import build_roofline
+from unfold_pipeline.engine.trace.request_objects import holds_objects
 from unfold_pipeline.engine.trace.token_trace import (
-    COLUMN_HINT,
     INPUT_COLUMNS,
     OUTPUT_COLUMNS,
     TokenTrace,
     constant_tokens,
-    is_json_lines,
-    list_json_fields,
-    read_json_lines,
+    draw_tokens,
+    find_usual_column,
+    list_fields,
+    read_lengths,
+    read_objects,
     read_tokens,
 )
 from unfold_pipeline.problem.build import build_pipeline, resolve_stages
@@ -68,6 +73,9 @@ from unfoldkit.api import Run, csv_rows, did_you_mean, user_error
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
 
 SLOTS_HEADROOM = 1
+WINDOW_NOTE = (
+    "layers with a window of {:,} tokens are simulated with full attention: longer contexts take less time and memory"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +130,10 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
     prices = price_hardware(spec.hardware, spec.region, spec.prices, run)
     is_profiled = all(source.endpoint and _find_table(source) is None for source in engine.steps.values())
     model = read_model(engine.model, f"{key}.model", run, is_profiled=is_profiled)
+    engine = _resolve_precision(engine, model, key)
     needed = find_step_range(spec, engine, trace)
+    if 0 < model.window < needed.max_context:
+        run.log.warning("%s.model.config: %s", key, WINDOW_NOTE.format(model.window))
     measured = _fit_endpoint(stage, engine, needed, key, run)
     settings = _build_settings(
         engine, engine.front if measured is None else measured.fit.front_s, _find_start(stage, engine, run)
@@ -148,6 +159,7 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
         model_name=engine.model.name or "",
         precision=engine.precision,
         kv_precision=engine.kv_precision,
+        is_quantized=bool(model.stored_precision),
         disaggregation=_build_disaggregation(engine, model, options, spec.search.limit, f"{key}.disaggregated"),
     )
 
@@ -266,35 +278,59 @@ def load_token_trace(spec: PipelineSpec, run: Run, *, replay: Path | None = None
         keep = {name: getattr(traffic, name) for name in ("input", "output", "match", "unit", "time_format")}
         likely = Arrivals(column=traffic.column, trace=traffic.trace)
         live = Arrivals(trace=str(replay.absolute()), **keep)
+        if traffic.lengths is not None and not _has_tokens(replay):
+            times = load_arrivals(live, run, np.random.default_rng([run.seed, 4]), "--replay", likely)
+            return _draw_lengths(traffic, times, "arrivals", run)
         return _read_live(live, likely, run)
     return _read_traffic(traffic, "arrivals", run)
 
 
 def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
     path = Path(str(live.trace))
-    if is_json_lines(path):
-        names = list_json_fields(path)
-        is_alike = likely.trace is not None and is_json_lines(Path(likely.trace))
-        return read_json_lines(
+    if holds_objects(path):
+        names = list_fields(path)
+        is_alike = likely.trace is not None and holds_objects(Path(likely.trace))
+        return read_objects(
             path,
             prompt=_choose_column(live.input, names, INPUT_COLUMNS),
             generated=_choose_column(live.output, names, OUTPUT_COLUMNS),
             column=likely.column if likely.column in names else None,
             match=live.match or "",
             notation=TimeNotation(live.time_format, live.unit if is_alike else None, likely_unit=live.unit),
+            warn=run.log.warning,
         )
+    is_newest_first: list[None] = []
     times = load_arrivals(
-        live.model_copy(update={"counts": ""}), run, np.random.default_rng([run.seed, 4]), "--replay", likely
+        live.model_copy(update={"counts": ""}),
+        run,
+        np.random.default_rng([run.seed, 4]),
+        "--replay",
+        likely,
+        lambda: is_newest_first.append(None),
     )
-    first = next(iter(csv_rows(path)), None)
-    names = [] if first is None else list(first.cells)
+    names = _list_columns(path)
     return read_tokens(
         path,
         times,
         prompt=_choose_column(live.input, names, INPUT_COLUMNS),
         generated=_choose_column(live.output, names, OUTPUT_COLUMNS),
         match=live.match or "",
+        is_newest_first=bool(is_newest_first),
+        warn=run.log.warning,
     )
+
+
+def _has_tokens(path: Path) -> bool:
+    """Return whether a trace names columns of prompt and generated tokens."""
+    if not path.is_file():
+        return False
+    names = list_fields(path) if holds_objects(path) else _list_columns(path)
+    return all(find_usual_column(names, usual) is not None for usual in (INPUT_COLUMNS, OUTPUT_COLUMNS))
+
+
+def _list_columns(path: Path) -> list[str]:
+    """Return the columns of a CSV."""
+    return [name for row in itertools.islice(csv_rows(path), 1) for name in row.cells]
 
 
 def _choose_column(stated: str | int | None, names: Sequence[str], usual: Sequence[str]) -> str | int | None:
@@ -302,36 +338,47 @@ def _choose_column(stated: str | int | None, names: Sequence[str], usual: Sequen
 
     Usual names count where it lacks that of the spec, and before a number that the spec gives for all requests.
     """
-    lower = {name.lower() for name in names}
-    is_usual = any(column.lower() in lower for column in usual)
+    is_usual = find_usual_column(names, usual) is not None
     return stated if stated in names or (isinstance(stated, int) and not is_usual) else None
 
 
 def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
     rng = np.random.default_rng([run.seed, 1, 0])
+    if traffic.lengths is not None:
+        return _draw_lengths(traffic, load_arrivals(traffic, run, rng, key=key), key, run)
     if traffic.trace is None:
         if not isinstance(traffic.input, int) or not isinstance(traffic.output, int):
             message = "requests of an engine have no tokens"
-            raise user_error(message, key=key, hint="arrivals: {input: 1000, output: 200}, or a trace with columns")
+            raise user_error(message, key=key, hint="arrivals: {input: 1000, output: 200}, lengths: FILE, or a trace")
         return constant_tokens(load_arrivals(traffic, run, rng, key=key), traffic.input, traffic.output)
     path = run.path(traffic.trace, key=f"{key}.trace")
     if traffic.counts or traffic.rates:
         message = "a trace of counts has no tokens of single requests"
-        raise user_error(message, key=f"{key}.counts", hint=COLUMN_HINT)
-    if is_json_lines(path):
-        trace = read_json_lines(
+        raise user_error(message, key=f"{key}.counts", hint="arrivals.lengths: a file with the tokens of requests")
+    if holds_objects(path):
+        trace = read_objects(
             path,
             prompt=traffic.input,
             generated=traffic.output,
             column=traffic.column,
             match=traffic.match or "",
             notation=TimeNotation(traffic.time_format, traffic.unit),
+            warn=run.log.warning,
         )
     else:
         # compress, scale and share apply to requests with their tokens, not to times alone
         plain = traffic.model_copy(update={"compress": 1.0, "scale": 1.0, "share": 1.0, "counts": ""})
-        times = load_arrivals(plain, run, rng, key=key)
-        trace = read_tokens(path, times, prompt=traffic.input, generated=traffic.output, match=traffic.match or "")
+        is_newest_first: list[None] = []
+        times = load_arrivals(plain, run, rng, key, on_newest_first=lambda: is_newest_first.append(None))
+        trace = read_tokens(
+            path,
+            times,
+            prompt=traffic.input,
+            generated=traffic.output,
+            match=traffic.match or "",
+            is_newest_first=bool(is_newest_first),
+            warn=run.log.warning,
+        )
     trace = trace.compress(traffic.compress)
     trace = trace.scale_rate(traffic.scale, rng) if traffic.scale != 1 else trace
     if traffic.share < 1:
@@ -341,6 +388,13 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
     if len(trace) < 2:
         raise user_error("the trace has too few requests for a rate", key=key, hint="a longer trace or share")
     return trace
+
+
+def _draw_lengths(traffic: Arrivals, arrival_s: FloatArray, key: str, run: Run) -> TokenTrace:
+    """Return arrivals with tokens drawn from the file of lengths, which have a random stream of their own."""
+    path = run.path(traffic.lengths or "", key=f"{key}.lengths")
+    lengths = read_lengths(path, prompt=traffic.input, generated=traffic.output, warn=run.log.warning)
+    return draw_tokens(arrival_s, lengths, np.random.default_rng([run.seed, 5]))
 
 
 def hash_trace(trace: TokenTrace) -> str:
@@ -362,6 +416,21 @@ def read_model(model: EngineModel, key: str, run: Run, *, is_profiled: bool = Fa
     return ModelShape(**sizes, head=head, vocabulary=model.vocabulary or 0, is_tied=model.tied)
 
 
+def _resolve_precision(engine: EngineSpec, model: ModelShape, key: str) -> EngineSpec:
+    """Return the engine with the precision of its checkpoint, unless the spec states one.
+
+    Raises:
+        UnfoldError: the spec states another one than the config of the model.
+    """
+    stored = model.stored_precision
+    if not stored or stored == engine.precision:
+        return engine
+    if "precision" in engine.model_fields_set:
+        message = f"the weights are stored in {stored}, and the spec states {engine.precision}"
+        raise user_error(message, key=f"{key}.precision", hint=f"precision: {stored}, or leave it out")
+    return engine.model_copy(update={"precision": stored})
+
+
 def resolve_gpu(name: str, hardware: Hardware, *, is_measured: bool = False) -> Gpu:
     """Return the GPU of a hardware; one that was measured needs no data sheet.
 
@@ -377,6 +446,7 @@ def resolve_gpu(name: str, hardware: Hardware, *, is_measured: bool = False) -> 
             bytes_per_s=sheet.bandwidth,
             bf16_flops=bf16,
             fp8_flops=bf16 if sheet.fp8_tflops is None else sheet.fp8_tflops * 1e12,
+            fp4_flops=0.0 if sheet.fp4_tflops is None else sheet.fp4_tflops * 1e12,
         )
     wanted = hardware.gpu or name
     gpu = find_gpu(wanted)
@@ -468,7 +538,9 @@ def _build_options(
     if not options:
         tried = ", ".join(f"{name} tp{parallel}" for name, parallel in too_small) or "no GPU"
         message = f"the model fits no GPU with a request of {longest:,} tokens: tried {tried}"
-        raise user_error(message, key=f"{key}.tensor_parallel", hint="a larger tensor_parallel, fp8, or another GPU")
+        raise user_error(
+            message, key=f"{key}.tensor_parallel", hint="a larger tensor_parallel, fewer bits, or another GPU"
+        )
     return tuple(options), tuple(too_small)
 
 
@@ -547,7 +619,7 @@ def _read_results(
     if endpoint is not None:
         return ([] if _find_table(source) is None else build_benchmark_runs(endpoint.profile)), ()
     paths = [run.path(file, key=f"{key}.runs[{index}]") for index, file in enumerate(source.runs)]
-    return [read_benchmark(path) for path in paths], source.runs
+    return [result for path in paths for result in read_benchmarks(path)], source.runs
 
 
 def _find_table(source: StepSource) -> str | None:

@@ -58,7 +58,7 @@ from unfold_pipeline.problem.problem import (
     compute_wait_bound,
 )
 from unfold_pipeline.problem.sample import Sample, Sampler, cap_shares, draw_sample, resample_blocks
-from unfold_pipeline.problem.traffic import load_arrivals, read_visits
+from unfold_pipeline.problem.traffic import ignore_order, load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import Arrivals, label_arrivals
 from unfold_pipeline.schema.hardware import Placement
 from unfold_pipeline.schema.pipeline import PipelineSpec
@@ -266,9 +266,13 @@ def build_exported_plan(report: Report) -> ExportedPlan:
     """Return the plan of a report, with the spec that the report states.
 
     Raises:
-        UnfoldError: the report is of another kind, holds no plan, or its stages come from the run of a cascade.
+        UnfoldError: the report is of another kind, holds no plan of stages, or its stages come from the run of a
+            cascade.
     """
     configs: Mapping[str, Any] = (report.decision or {}).get("stages", {})
+    if (report.decision or {}).get("engines"):
+        hint = "--format vllm, kubernetes, kserve or ray-serve"
+        raise user_error("a plan of LLM engines has no form in this format", hint=hint)
     if report.kind != "pipeline" or not configs or "spec" not in report.provenance:
         raise user_error("there is no plan of a pipeline to export", hint="unfold plan SPEC --format ray-serve")
     spec = validate(PipelineSpec, parse(str(to_yaml(report.provenance["spec"])), "the plan"))
@@ -406,8 +410,11 @@ def _read_recorded_visits(spec: PipelineSpec, pipeline: Pipeline, run: Run) -> C
 def _draw_samples(spec: PipelineSpec, pipeline: Pipeline, recorded: CountArray | None, run: Run) -> tuple[Sample, ...]:
     """Return a sample for each traffic of the spec; arrivals and routes have separate random streams."""
     samples = []
+    # recorded visits are those of the rows, in their order
+    on_newest_first = ignore_order if recorded is None else None
     for index, (key, traffic) in enumerate(label_arrivals(spec.arrivals)):
-        arrivals = load_arrivals(traffic, run, np.random.default_rng([run.seed, 1, index]), key=key)
+        rng = np.random.default_rng([run.seed, 1, index])
+        arrivals = load_arrivals(traffic, run, rng, key=key, on_newest_first=on_newest_first)
         samples.append(draw_sample(pipeline, arrivals, np.random.default_rng([run.seed, 2, index]), recorded))
     return tuple(samples)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,17 @@ from unfoldkit.arrivals import processes, rate_profiles, traces
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
 
 
+def ignore_order() -> None:
+    """Do nothing: times alone have no other columns to reverse."""
+
+
 def load_arrivals(
-    traffic: Arrivals, run: Run, rng: np.random.Generator, key: str = "arrivals", likely: Arrivals | None = None
+    traffic: Arrivals,
+    run: Run,
+    rng: np.random.Generator,
+    key: str = "arrivals",
+    likely: Arrivals | None = None,
+    on_newest_first: Callable[[], None] | None = ignore_order,
 ) -> FloatArray:
     """Return the arrival times in seconds that a traffic description asks for.
 
@@ -26,17 +35,19 @@ def load_arrivals(
         rng: source of random arrivals.
         key: where the description stands in the spec, for errors.
         likely: columns to prefer in a trace if it has them.
+        on_newest_first: called if the rows of a table were reversed, because the newest came first; without it, such
+            a table is an error.
 
     Raises:
         UnfoldError: the trace cannot be read, nothing arrives, or all queries arrive at one instant.
     """
     if traffic.trace is not None:
         path = run.path(traffic.trace, key=f"{key}.trace" if key.startswith("arrivals") else key)
-        times = _read_trace(traffic, path, likely or Arrivals(), run)
+        times = _read_trace(traffic, path, likely or Arrivals(), run, on_newest_first)
         times = traces.compress_time(times, traffic.compress)
         times = traces.scale_rate(times, traffic.scale, rng) if traffic.scale != 1 else times
     else:
-        times = _draw_arrivals(traffic, rng)
+        times = _draw_arrivals(traffic, rng, key)
     if traffic.share < 1 and times.size:
         times = traces.cut_window(times, 0.0, float(times[-1]) * traffic.share)
     if times.size == 0:
@@ -59,7 +70,9 @@ def read_visits(path: Path, stages: Sequence[Stage]) -> CountArray:
     return np.array([_read_route(row, stages) for row in rows])
 
 
-def _read_trace(traffic: Arrivals, path: Path, likely: Arrivals, run: Run) -> FloatArray:
+def _read_trace(
+    traffic: Arrivals, path: Path, likely: Arrivals, run: Run, on_newest_first: Callable[[], None] | None
+) -> FloatArray:
     return traces.read_trace(
         path,
         column=traffic.column,
@@ -71,17 +84,26 @@ def _read_trace(traffic: Arrivals, path: Path, likely: Arrivals, run: Run) -> Fl
         likely_rates=likely.rates,
         notation=TimeNotation(traffic.time_format, traffic.unit, likely_unit=likely.unit),
         warn=run.log.warning,
+        on_newest_first=on_newest_first,
     )
 
 
-def _draw_arrivals(traffic: Arrivals, rng: np.random.Generator) -> FloatArray:
+def _draw_arrivals(traffic: Arrivals, rng: np.random.Generator, key: str) -> FloatArray:
     scv = _squared_cv(traffic)
     if traffic.shape is not None:
         profile = rate_profiles.rate_profile(traffic.shape) * traffic.scale
+        _check_size(float(profile.sum()) * rate_profiles.PIECE_S, key)
         return processes.piecewise_arrivals(profile, rate_profiles.PIECE_S, rng, scv=scv or 1.0)
     rate = (traffic.rate or 0.0) * traffic.scale
     duration_s = traffic.duration if traffic.duration is not None else DEFAULT_DURATION_S
+    _check_size(rate * duration_s, key)
     return processes.gamma_arrivals(rate, duration_s, rng, scv=scv)
+
+
+def _check_size(expected: float, key: str) -> None:
+    if expected > traces.MAX_SCALED:
+        message = f"the sample would have {expected:,.0f} arrivals"
+        raise user_error(message, key=key, hint=f"at most {traces.MAX_SCALED:,}: a shorter duration or a lower rate")
 
 
 def _squared_cv(traffic: Arrivals) -> float:

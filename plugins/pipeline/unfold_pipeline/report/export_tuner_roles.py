@@ -25,7 +25,8 @@ def export_tuner_roles(report: Report) -> str:
     spec = report.provenance.get("spec", {})
     stages = (report.decision or {}).get("stages")
     if report.kind != "pipeline" or not isinstance(stages, Mapping):
-        raise user_error("there is no pipeline to scale", hint="unfold plan SPEC --format tuner-roles")
+        hint = "unfold plan SPEC --format tuner-roles, for a spec without engines"
+        raise user_error("there is no plan of stages to scale", hint=hint)
     control = spec.get("control") or {}
     workloads = [_find_workload(name, control) for name in stages]
     namespace = (control.get("kubernetes") or {}).get("namespace") or "default"

@@ -62,8 +62,14 @@ def describe_plan_on_samples(hourly_cost: float, slo_s: float, share: float, con
     """Return the headline of a plan with the share of fresh samples on which it meets the target."""
     plan = describe_plan(hourly_cost, slo_s)
     if confidence is None:
-        return f"{plan} on this sample, and on {share * 100:.0f} % of fresh samples"
-    return f"{plan} on {share * 100:.0f} % of fresh samples; {confidence * 100:.0f} % required"
+        return f"{plan} on this sample, and on {_format_share(share)} of fresh samples"
+    return f"{plan} on {_format_share(share)} of fresh samples; {confidence * 100:.4g} % required"
+
+
+def _format_share(share: float) -> str:
+    """Return a share in percent; 99.6 % is not all."""
+    is_nearly_all = share < 1 and round(share * 100) == 100
+    return f"{share * 100:.1f} %" if is_nearly_all else f"{share * 100:.0f} %"
 
 
 def describe_expected_share(kept: int, draws: int, lower_bound: float) -> str:

@@ -53,6 +53,11 @@ class Arrivals(Model):
     output: Annotated[int, Field(ge=1, le=1 << 24)] | str | None = Field(
         default=None, description="generated tokens of a request, for an engine: a column of the trace, or a number"
     )
+    lengths: str | None = Field(
+        default=None,
+        description="a file with prompt and generated tokens, for an engine: each request draws a row of it, "
+        "where the traffic has no tokens of its own",
+    )
     compress: Annotated[float, Field(gt=0)] = Field(default=1.0, description="replay the trace this many times faster")
     scale: Annotated[float, Field(gt=0)] = Field(default=1.0, description="multiply the rate and keep the length")
     share: Annotated[Fraction, Field(gt=0)] = Field(default=1.0, description="plan on this first part of the trace")
@@ -88,6 +93,7 @@ def _validate_traffic(path: tuple[str | int, ...], traffic: Arrivals) -> Iterabl
         yield Problem((*path, "rates"), "counts and rates describe the same quantity", hint="leave one out")
     if traffic.process == "gamma" and 0 in (traffic.cv, traffic.scv):
         yield Problem((*path, "process"), "a gamma process with cv 0 is a clock", hint="process: constant")
+    yield from _validate_lengths(path, traffic)
     for name in KEYS_WITHOUT_MEANING[kinds[0]]:
         if getattr(traffic, name) is not None:
             yield Problem((*path, name), f"has no meaning with {kinds[0]}", hint="leave it out")
@@ -95,3 +101,10 @@ def _validate_traffic(path: tuple[str | int, ...], traffic: Arrivals) -> Iterabl
     for name in ("counts", "rates", "match"):
         if holds_arrays and getattr(traffic, name) is not None:
             yield Problem((*path, name), "applies to tables and logs, but this file holds arrays", hint="leave it out")
+
+
+def _validate_lengths(path: tuple[str | int, ...], traffic: Arrivals) -> Iterable[Problem]:
+    for name in ("input", "output"):
+        if traffic.lengths is not None and isinstance(getattr(traffic, name), int):
+            message = "the file of lengths has the tokens of each request"
+            yield Problem((*path, name), message, hint="a column of that file, or leave lengths out")

@@ -90,7 +90,10 @@ class EngineSpec(Model):
 
     scheduler: Literal["vllm"] = Field(default="vllm", description="the rules of scheduling: those of vLLM V1")
     model: EngineModel
-    precision: Literal["bf16", "fp8"] = Field(default="bf16", description="precision of the weights")
+    precision: Literal["bf16", "fp8", "int4", "nvfp4"] = Field(
+        default="bf16",
+        description="precision of the weights; int4 is AWQ or GPTQ. Default: that of model.config if it is quantized",
+    )
     kv_precision: Literal["bf16", "fp8"] = Field(default="bf16", description="precision of the KV cache")
     steps: dict[str, StepSource] = Field(min_length=1, description="by hardware: the source of step times")
     url: Url | None = Field(default=None, description="an OpenAI-compatible server that runs this engine, to profile")

@@ -17,6 +17,9 @@ class GpuSheet(Model):
     bandwidth: Annotated[Bandwidth, Field(gt=0)] = Field(description="of the memory")
     bf16_tflops: Annotated[float, Field(gt=0)] = Field(description="dense peak rate in 16 bits")
     fp8_tflops: Annotated[float, Field(gt=0)] | None = Field(default=None, description="dense peak rate in 8 bits")
+    fp4_tflops: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="dense peak rate in 4 bits, for nvfp4; default: computed in 16 bits"
+    )
 
 
 class Hardware(Model):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,23 +98,33 @@ def _parse_lines(
 
 
 def parse_json_line(text: str, column: str | None, notation: TimeNotation, unitless: set[str]) -> float | None:
-    """Parse the time of a line that is a JSON object, from its field of times alone; ``None`` if it has none.
+    """Parse the time of a line that is a JSON object; see :func:`parse_object_time`."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return parse_object_time(fields, column, notation, unitless)
+
+
+def parse_object_time(
+    fields: Mapping[str, Any], column: str | None, notation: TimeNotation, unitless: set[str]
+) -> float | None:
+    """Parse the time of a JSON object, from its field of times alone; ``None`` if it has none.
 
     Args:
-        text: The line.
+        fields: The object.
         column: The field; without it, the first usual name.
         notation: How times are written.
         unitless: Receives the field if its value is a number of which neither name nor ``notation`` states the unit.
     """
+    name = column or _time_field(fields)
+    if name is None:
+        return None
+    if name == "timestamp" and notation.unit is None and fields.keys() >= MOONCAKE_FIELDS:
+        notation = replace(notation, unit="ms")
     try:
-        fields = json.loads(text)
-        name = column or _time_field(fields)
-        if name is None:
-            return None
-        if name == "timestamp" and notation.unit is None and fields.keys() >= MOONCAKE_FIELDS:
-            notation = replace(notation, unit="ms")
         return _parse_field(name, fields.get(name), notation, unitless)
-    except (ValueError, OverflowError, RecursionError):
+    except (ValueError, OverflowError):
         return None
 
 

@@ -17,7 +17,21 @@ def read_parquet(path: Path, columns: TableColumns) -> TraceRows:
     """Read the times of a Parquet file, sorted, with the counts or rates of its rows.
 
     Raises:
-        UnfoldError: pyarrow is not installed, the file is damaged, or a cell is not a time, count or rate.
+        UnfoldError: the file cannot be read, or a cell is not a time, count or rate.
+    """
+    names, cells = read_parquet_cells(path)
+    try:
+        return sort_rows(read_rows(names, _number_rows(cells), columns, path))
+    except UnfoldError as error:
+        rows = [replace(each, message=f"row {each.line}: {each.message}", line=0) for each in error.diagnostics]
+        raise UnfoldError(*rows) from error
+
+
+def read_parquet_cells(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the names of the columns of a Parquet file, and the cells of each as texts.
+
+    Raises:
+        UnfoldError: pyarrow is not installed, or the file is damaged.
     """
     try:
         import pyarrow as pa
@@ -27,14 +41,9 @@ def read_parquet(path: Path, columns: TableColumns) -> TraceRows:
         raise user_error(message, file=str(path), hint=hint) from error
     try:
         table = parquet.read_table(io.BytesIO(read_bytes(path)))
-        cells = [_to_texts(table.column(index)) for index in range(table.num_columns)]
+        return list(table.column_names), [_to_texts(table.column(index)) for index in range(table.num_columns)]
     except pa.ArrowException as error:
         raise user_error(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
-    try:
-        return sort_rows(read_rows(list(table.column_names), _number_rows(cells), columns, path))
-    except UnfoldError as error:
-        rows = [replace(each, message=f"row {each.line}: {each.message}", line=0) for each in error.diagnostics]
-        raise UnfoldError(*rows) from error
 
 
 def _number_rows(cells: list[list[str]]) -> Iterator[tuple[int, list[str]]]:

@@ -37,6 +37,8 @@ COUNT_COLUMNS = (
 """Names of columns that count the arrivals of an interval, in any case."""
 GAP_COLUMNS = ("interarrival", "inter_arrival", "interarrival_time", "inter_arrival_time", "iat")
 """Names of columns that hold the time since the previous arrival, in any case and with or without a unit."""
+UNNAMED = ("", "Unnamed: 0")
+"""Names of a first column that is the index of a data frame; it is a time if it holds dates."""
 _COUNT_HINT = "a whole number; arrivals.rates names a column of rates, counts: '' reads each row as one arrival"
 _RATE_HINT = "arrivals per second, such as 12.5; arrivals.counts: '' reads each row as one arrival"
 # an empty cell is a missing count, whereas words show that the column holds none
@@ -108,7 +110,15 @@ def read_rows(head: list[str], rows: Rows, columns: TableColumns, path: Path) ->
 
 def sort_rows(rows: TraceRows) -> TraceRows:
     """Sort rows by time: documents and columnar files are in no order."""
-    order = np.argsort(rows.times, kind="stable")
+    return _reorder(rows, np.argsort(rows.times, kind="stable"))
+
+
+def reverse_rows(rows: TraceRows) -> TraceRows:
+    """Reverse the order of rows."""
+    return _reorder(rows, np.arange(rows.times.size)[::-1])
+
+
+def _reorder(rows: TraceRows, order: NDArray[np.intp]) -> TraceRows:
     counts = None if rows.counts is None else rows.counts[order]
     rates = None if rows.rates is None else rows.rates[order]
     return TraceRows(rows.times[order], counts, rows.column, rows.by_name, rates)
@@ -165,8 +175,8 @@ def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) 
         return TraceRows(np.sort(times - seconds))
     if monitoring.is_k6_table(head):
         rows = monitoring.select_k6_requests(rows)
-    index = _time_column(head, columns, path)
     first = next(rows, None)
+    index = _time_column(head, columns, path, [] if first is None else first[1])
     if first is None:
         return TraceRows(np.zeros(0))
     amount = _amount_column(head, index, first[1], columns, path)
@@ -190,10 +200,12 @@ def _select(rows: Rows, match: str) -> Rows:
     return (row for row in rows if match in ",".join(row[1])) if match else rows
 
 
-def _time_column(head: list[str], columns: TableColumns, path: Path) -> int:
+def _time_column(head: list[str], columns: TableColumns, path: Path, row: list[str]) -> int:
     if columns.time:
         return _find_column(head, columns.time, path)
     index = head.index(columns.default_time) if columns.default_time in head else _usual_column(head)
+    if index is None and head[0] in UNNAMED and row and columns.notation.parse_text(row[0]) is not None:
+        return 0
     if index is None and (len(head) != 1 or head[0].lower() in COUNT_COLUMNS):
         hint = f"it has: {', '.join(head[:12])}; arrivals.column names it, or call it timestamp"
         raise UnfoldError(Diagnostic("no column of arrival times", str(path), 1, 1, hint=hint))

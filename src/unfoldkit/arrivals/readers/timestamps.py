@@ -26,7 +26,7 @@ COLUMNS = (
     *("second", "seconds", "minute", "minutes", "hour", "hours"),
     *("start_time", "starttime", "start_timestamp", "start_time_unix", "started_at", "day", "days"),
     *("arrived_at", "received_at", "requested_at", "submitted_at", "created_at", "submit_time", "event_time"),
-    *("time_iso8601", "time_local", "start", "realtime_timestamp"),
+    *("time_iso8601", "time_local", "start", "realtime_timestamp", "created", "request_created_at"),
 )
 """Names of columns of arrival times, in any case and with or without a unit, the likeliest first."""
 UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}

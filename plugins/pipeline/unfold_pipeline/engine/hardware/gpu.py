@@ -24,6 +24,7 @@ class Gpu:
         bytes_per_s: bandwidth of the memory.
         bf16_flops: dense peak rate in 16 bits.
         fp8_flops: dense peak rate in 8 bits; the 16-bit rate where the GPU has no 8-bit units.
+        fp4_flops: dense peak rate in 4 bits; 0 where the GPU has no 4-bit units, and computes in 16 bits.
     """
 
     name: str
@@ -31,9 +32,12 @@ class Gpu:
     bytes_per_s: float
     bf16_flops: float
     fp8_flops: float
+    fp4_flops: float = 0.0
 
     def flops(self, precision: str) -> float:
-        """Return the peak rate of a precision."""
+        """Return the peak rate of weights in a precision; products of int4 weights are computed in 16 bits."""
+        if precision == "nvfp4":
+            return self.fp4_flops or self.bf16_flops
         return self.fp8_flops if precision == "fp8" else self.bf16_flops
 
 
@@ -44,29 +48,59 @@ def list_gpus() -> Mapping[str, Gpu]:
     """
     # name: MiB, GB/s, TFLOPS in 16 bits, TFLOPS in 8 bits
     sheets = {
+        "a10": (23_028, 600, 125, 125),
         "a100_40gb": (40_960, 1_555, 312, 312),
+        "a100_80gb": (81_920, 2_039, 312, 312),
+        "a100_pcie": (81_920, 1_935, 312, 312),
         "a100_sxm": (81_920, 2_039, 312, 312),
         "a10g": (23_028, 600, 70, 70),
+        "a40": (46_068, 696, 150, 150),
+        "a6000": (49_140, 768, 155, 155),
         "b200_sxm": (183_359, 8_000, 2_250, 4_500),
+        "gh200": (97_871, 4_000, 989, 1_979),
         "h100_nvl": (95_830, 3_938, 835, 1_671),
         "h100_pcie": (81_559, 2_039, 756, 1_513),
         "h100_sxm": (81_559, 3_352, 989, 1_979),
+        "h20": (97_871, 4_000, 148, 296),
         "h200_sxm": (143_771, 4_800, 989, 1_979),
         "l4": (23_034, 300, 121, 242),
+        "l40": (46_068, 864, 181, 362),
         "l40s": (46_068, 864, 362, 733),
         "mi300x": (196_592, 5_300, 1_307, 2_615),
+        "rtx3090": (24_576, 936, 71, 71),
         "rtx4090": (24_564, 1_008, 165, 330),
+        "rtx5090": (32_607, 1_792, 209, 419),
+        "rtx6000ada": (49_140, 960, 364, 728),
         "rtxpro6000": (97_887, 1_792, 504, 1_007),
     }
+    fp4_tflops = {"b200_sxm": 9_000, "rtx5090": 1_676, "rtxpro6000": 2_015}
     return {
-        name: Gpu(name=name, memory_bytes=mib * MIB, bytes_per_s=gb * 1e9, bf16_flops=bf16 * 1e12, fp8_flops=fp8 * 1e12)
+        name: Gpu(
+            name=name,
+            memory_bytes=mib * MIB,
+            bytes_per_s=gb * 1e9,
+            bf16_flops=bf16 * 1e12,
+            fp8_flops=fp8 * 1e12,
+            fp4_flops=fp4_tflops.get(name, 0) * 1e12,
+        )
         for name, (mib, gb, bf16, fp8) in sheets.items()
     }
 
 
+ALIASES = {
+    "a10080gbpcie": "a100_pcie", "a100pcie40gb": "a100_40gb", "a100sxm440gb": "a100_40gb", "a100sxm480gb": "a100_sxm",
+    "gh200480gb": "gh200", "h10080gbhbm3": "h100_sxm", "h100sxm5": "h100_sxm", "rtx6000adageneration": "rtx6000ada",
+    "rtxa6000": "a6000", "rtxpro6000blackwellserveredition": "rtxpro6000",
+    "rtxpro6000blackwellworkstationedition": "rtxpro6000",
+}  # fmt: skip
+"""Names that ``nvidia-smi`` prints, without separators and makers."""
+
+
 def find_gpu(name: str) -> Gpu | None:
-    """Return a GPU by its name, or by the only part of it that matters: ``H100`` is ``h100_sxm``."""
+    """Return a GPU by its name, that of ``nvidia-smi``, or the only part that matters: ``H100`` is ``h100_sxm``."""
     gpus, key = list_gpus(), _normalize(name)
+    if key in ALIASES:
+        return gpus[ALIASES[key]]
     exact = [gpu for gpu_name, gpu in gpus.items() if _normalize(gpu_name) == key]
     if exact:
         return exact[0]
@@ -74,7 +108,8 @@ def find_gpu(name: str) -> Gpu | None:
 
 
 def _normalize(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("nvidia"))
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return plain.removeprefix("nvidia").removeprefix("amd").removeprefix("geforce")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

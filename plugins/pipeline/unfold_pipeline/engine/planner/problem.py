@@ -178,6 +178,7 @@ class EngineProblem:
         model_name: its name for exports; empty if unknown.
         precision: precision of the weights.
         kv_precision: precision of the KV cache.
+        is_quantized: whether the checkpoint holds the weights in this precision, so that the engine need not be told.
         surroundings: the stages before and after the engine under a plan; ``None`` if there are none.
     """
 
@@ -195,6 +196,7 @@ class EngineProblem:
     model_name: str = ""
     precision: str = "bf16"
     kv_precision: str = "bf16"
+    is_quantized: bool = False
     surroundings: Surroundings | None = None
     disaggregation: Disaggregation | None = None
 

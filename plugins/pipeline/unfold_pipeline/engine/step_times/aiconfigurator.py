@@ -35,7 +35,7 @@ TABLE_NAMES = {
     "all_reduce": "allreduce",
 }
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".txt")
-DATA_TYPES = {"bf16": "bfloat16", "fp8": "fp8"}
+DATA_TYPES = {"bf16": "bfloat16", "fp8": "fp8", "int4": "int4_wo", "nvfp4": "nvfp4"}
 BANDWIDTH_SHARE = 0.8
 KERNEL_LAUNCH_S = 2e-6
 SMALL_KERNELS = 5
@@ -159,7 +159,7 @@ def build_step_times(
     shapes = (
         ((heads + 2 * kv_heads) * model.head, model.hidden),
         (model.hidden, heads * model.head),
-        (2 * inner, model.hidden),
+        ((model.mlp_matrices - 1) * inner, model.hidden),
         (model.hidden, inner),
     )
     dense = np.zeros(max_tokens + 1)

@@ -1,7 +1,8 @@
-"""Import benchmark results of an engine: ``vllm bench serve --save-detailed``, GuideLLM, inference-perf.
+"""Import benchmark results of an engine: vLLM (``--save-detailed``), SGLang, GuideLLM, inference-perf, AIPerf.
 
-TTFT and TPOT are computed from times and token counts, never taken from a tool's own TPOT, which may count stream
-events. What cannot be compared is rejected: runs with failures, without lengths, or with times of several clocks.
+A file may hold several runs: a sweep of GuideLLM, or results that a tool appended to one file. TTFT and TPOT are
+computed from times and token counts, never taken from a tool's own TPOT, which may count stream events. What cannot be
+compared is rejected: runs with failures, without lengths, or with times of several clocks.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,17 @@ MAX_BURSTINESS = 1e6
 MAX_UNSTREAMED = 0.05
 """Largest fraction of requests with several tokens at one moment: answers that a server did not stream."""
 SLACK = 1.05
-OPEN_STRATEGIES = frozenset({"constant", "poisson", "async"})
+CLOSED_STRATEGIES = frozenset({"synchronous", "concurrent", "throughput"})
+"""Strategies of GuideLLM that send a request when another one ends."""
+SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0}
 MAX_SPAN_S = 30 * 86_400.0
 FEWEST_REQUESTS = 8
-FORMATS = "vllm bench serve --save-detailed, GuideLLM or inference-perf"
+FORMATS = "vllm bench serve --save-detailed, sglang.bench_serving, GuideLLM, inference-perf or AIPerf"
+FIRST_TOKEN_KEYS = ("first_token_time", "first_token_iteration", "first_iteration")
+LAST_TOKEN_KEYS = (
+    *("last_token_time", "last_token_iteration", "last_iteration"),
+    *("end_time", "request_end_time", "request_end"),
+)
 DRAWN_NOTE = "the result has no start times; arrivals are drawn at its request rate"
 EVENTS_NOTE = "stream events outnumber tokens; TPOT is computed from the output lengths"
 
@@ -68,24 +76,74 @@ class BenchmarkRun:
         return result
 
 
-def read_benchmark(path: Path) -> BenchmarkRun:
-    """Read a benchmark result.
+def read_benchmarks(path: Path) -> tuple[BenchmarkRun, ...]:
+    """Read the benchmark runs of a file.
+
+    Of several runs, those that cannot be compared are left out, and a note of the others says why.
 
     Raises:
-        UnfoldError: the format is not known, requests failed, lengths are missing, or clocks are mixed.
+        UnfoldError: the format is not known, or no run compares: requests failed, lengths are missing, or clocks are
+            mixed.
     """
     file = str(path)
     try:
-        data = json.loads(gunzip(read_bytes(path), file))
+        results = list(_parse_values(gunzip(read_bytes(path), file).decode("utf-8")))
     except (ValueError, RecursionError) as error:
         raise user_error(f"not JSON: {error}", file=file, hint="a complete result, or its gzip file") from error
+    results = _split_results(results, path)
+    if not results:
+        raise user_error("not a benchmark result", file=file, hint=FORMATS)
+    runs: list[BenchmarkRun] = []
+    rejected: list[tuple[int, UnfoldError]] = []
+    for number, result in enumerate(results, 1):
+        try:
+            runs.append(_read_result(result, path))
+        except UnfoldError as error:
+            rejected.append((number, error))
+    if not runs:
+        raise rejected[0][1]
+    notes = tuple(
+        f"run {number} of {len(results)} is left out: {error.diagnostics[0].message}" for number, error in rejected
+    )
+    return tuple(replace(run, notes=(*run.notes, *notes)) for run in runs)
+
+
+def _parse_values(text: str) -> Iterator[Any]:
+    """Yield the values of a file; several may follow one another."""
+    decoder, position, text = json.JSONDecoder(), 0, text.strip()
+    while position < len(text):
+        value, position = decoder.raw_decode(text, position)
+        yield value
+        while position < len(text) and text[position].isspace():
+            position += 1
+
+
+def _split_results(values: Sequence[Any], path: Path) -> list[Any]:
+    """Return one value for each run; a list holds the requests of one run."""
+    if values and all(isinstance(value, dict) and isinstance(value.get("metadata"), dict) for value in values):
+        return [[value for value in values if value["metadata"].get("benchmark_phase") != "warmup"]]
+    results: list[Any] = []
+    for value in values:
+        if isinstance(value, dict) and isinstance(value.get("benchmarks"), list):
+            if not value["benchmarks"]:
+                raise user_error("the result holds no benchmark", file=str(path), key="benchmarks")
+            results += [{"requests": None, **part} if isinstance(part, dict) else part for part in value["benchmarks"]]
+        else:
+            results.append(value)
+    return results
+
+
+def _read_result(result: Any, path: Path) -> BenchmarkRun:
+    file = str(path)
     try:
-        if isinstance(data, dict) and isinstance(data.get("benchmarks"), list):
-            return _read_guidellm(data["benchmarks"], path)
-        if isinstance(data, list):
-            return _read_inference_perf(data, path)
-        if isinstance(data, dict):
-            return _read_vllm(data, path)
+        if isinstance(result, list) and result and isinstance(result[0].get("metadata"), dict):
+            return _read_aiperf(result, path)
+        if isinstance(result, list):
+            return _read_inference_perf(result, path)
+        if isinstance(result, dict) and "requests" in result:
+            return _read_guidellm(result, path)
+        if isinstance(result, dict):
+            return _read_vllm(result, path)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         if isinstance(error, UnfoldError):
             raise
@@ -188,32 +246,30 @@ def _check_summary(data: Mapping[str, Any], ttft: Sequence[float], last: Sequenc
             raise user_error(message, file=str(path), key="mean_ttft_ms", hint="times in seconds, of one run")
 
 
-def _read_guidellm(benchmarks: Sequence[Mapping[str, Any]], path: Path) -> BenchmarkRun:
-    if len(benchmarks) != 1:
-        message = f"the result holds {len(benchmarks)} benchmarks"
-        raise user_error(message, file=str(path), hint="one file a load")
-    requests = benchmarks[0]["requests"]
+def _read_guidellm(benchmark: Mapping[str, Any], path: Path) -> BenchmarkRun:
+    requests = benchmark["requests"]
+    if not isinstance(requests, Mapping):
+        raise user_error("the result has no single requests", file=str(path), key="requests", hint="a JSON output")
     _reject_failures(len(requests.get("errored") or []), path)
     rows = requests["successful"]
     if not isinstance(rows, list):
         raise user_error("the result has no single requests", file=str(path), key="requests.successful")
-    _check_sample(benchmarks[0], len(rows), path)
+    _check_sample(benchmark, len(rows), path)
     columns: list[list[float]] = [[], [], [], [], []]
     events = 0
     for row in rows:
-        start = _first_number(row, ("start_time", "request_start_time"), path)
+        timings = _find_timings(row)
+        start = _first_number({**timings, **row}, ("start_time", "request_start_time", "request_start"), path)
         lengths = [_first_number(row, names, path) for names in (("prompt_tokens",), ("output_tokens",))]
         first = row.get("time_to_first_token_ms")
         ttft = (
             _read_number(first, "time_to_first_token_ms") / 1e3
             if first is not None
-            else _first_number(row, ("first_token_time",), path) - start
+            else _first_number({**timings, **row}, FIRST_TOKEN_KEYS, path) - start
         )
-        end = row.get("last_token_time")
-        if end is None:
-            end = _first_number(row, ("end_time", "request_end_time"), path)
-        last = _read_number(end, "last_token_time") - start
-        events += _read_count(row.get("output_events") or row.get("iterations"), "output_events")
+        last = _first_number({**timings, **row}, LAST_TOKEN_KEYS, path) - start
+        counted = row.get("output_events") or timings.get("token_iterations")
+        events += _read_count(counted or row.get("iterations") or timings.get("iterations"), "output_events")
         for column, value in zip(columns, (start, *lengths, ttft, last), strict=True):
             column.append(value)
     notes = [EVENTS_NOTE] if events > EVENTS_PER_TOKEN * sum(columns[2]) else []
@@ -222,10 +278,26 @@ def _read_guidellm(benchmarks: Sequence[Mapping[str, Any]], path: Path) -> Bench
         if cut_off > len(rows):
             message = f"{cut_off:,} requests were cut off, {len(rows):,} are complete"
             raise user_error(message, file=str(path), hint="a longer run")
-    is_open = _find_text(benchmarks[0], ("type_", "strategy_type", "profile_type")) in OPEN_STRATEGIES
-    clients = 0 if is_open else int(_find_key(benchmarks[0], ("streams", "max_concurrency")) or 0)
     starts, prompt, generated, ttft_s, last_s = columns
-    return _build_run(path, starts, prompt, generated, ttft_s, last_s, clients, notes)
+    return _build_run(path, starts, prompt, generated, ttft_s, last_s, _find_clients(benchmark), notes)
+
+
+def _find_timings(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the times of a request that newer versions of GuideLLM keep in an object of their own."""
+    for outer, inner in (("info", "timings"), ("scheduler_info", "request_timings")):
+        timings = row[outer].get(inner) if isinstance(row.get(outer), Mapping) else None
+        if isinstance(timings, Mapping):
+            return timings
+    return {}
+
+
+def _find_clients(benchmark: Mapping[str, Any]) -> int:
+    """Return the clients of a closed loop of GuideLLM; 0 where the recorded starts are the load."""
+    strategy = _find_mapping(benchmark, "strategy") or benchmark
+    kind = strategy.get("type_", "")
+    if strategy is not benchmark and kind not in CLOSED_STRATEGIES:
+        return 0
+    return 1 if kind == "synchronous" else int(_find_key(strategy, ("streams", "max_concurrency")) or 0)
 
 
 def _read_inference_perf(rows: Sequence[Mapping[str, Any]], path: Path) -> BenchmarkRun:
@@ -233,17 +305,17 @@ def _read_inference_perf(rows: Sequence[Mapping[str, Any]], path: Path) -> Bench
     columns: list[list[float]] = [[], [], [], [], []]
     events = 0
     for row in rows:
-        info = row["info"]
-        if info.get("input_tokens") is None or info.get("output_tokens") is None:
+        prompt_tokens, answer = _read_info(row["info"])
+        if prompt_tokens is None or answer.get("output_tokens") is None:
             raise user_error("a request has no lengths", file=str(path), key="info")
-        times = _read_numbers(info.get("output_token_times") or [], "output_token_times")
+        times = _read_numbers(answer.get("output_token_times") or [], "output_token_times")
         if not times:
             raise user_error("a request has no token times", file=str(path), hint="streaming: true")
         if any(later < earlier for earlier, later in itertools.pairwise(times)):
             raise user_error("a token arrives before the one before it", file=str(path), key="output_token_times")
         start = _read_number(row["start_time"], "start_time")
         events += len(times)
-        values = (start, info["input_tokens"], info["output_tokens"], times[0] - start, times[-1] - start)
+        values = (start, prompt_tokens, answer["output_tokens"], times[0] - start, times[-1] - start)
         for column, value in zip(columns, values, strict=True):
             column.append(_read_number(value, "info"))
     notes = []
@@ -251,6 +323,53 @@ def _read_inference_perf(rows: Sequence[Mapping[str, Any]], path: Path) -> Bench
         notes.append(EVENTS_NOTE)
     starts, prompt, generated, ttft_s, last_s = columns
     return _build_run(path, starts, prompt, generated, ttft_s, last_s, 0, notes)
+
+
+def _read_info(info: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """Return the prompt tokens of a request of inference-perf, and the object with its answer.
+
+    Newer versions have objects of their own for the request and the answer, and the server's token counts, which are
+    exact where the client counts the text again.
+    """
+    request, answer = info.get("request_metrics"), info.get("response_metrics")
+    text = request.get("text") if isinstance(request, Mapping) else None
+    nested = text.get("input_tokens") if isinstance(text, Mapping) else None
+    prompt_tokens = nested if info.get("input_tokens") is None else info["input_tokens"]
+    if not isinstance(answer, Mapping):
+        return prompt_tokens, info
+    usage = answer.get("server_usage")
+    if not isinstance(usage, Mapping):
+        return prompt_tokens, answer
+    generated = usage.get("completion_tokens") or answer.get("output_tokens")
+    return usage.get("prompt_tokens") or prompt_tokens, {**answer, "output_tokens": generated}
+
+
+def _read_aiperf(rows: Sequence[Mapping[str, Any]], path: Path) -> BenchmarkRun:
+    failed = sum(bool(row.get("error")) or row["metadata"].get("was_cancelled") is True for row in rows)
+    _reject_failures(failed, path)
+    columns: list[list[float]] = [[], [], [], [], []]
+    for row in rows:
+        metrics = row["metrics"]
+        values = (
+            _read_number(row["metadata"]["request_start_ns"], "request_start_ns") * SECONDS["ns"],
+            _read_metric(metrics, "input_sequence_length", path),
+            _read_metric(metrics, "output_sequence_length", path),
+            _read_metric(metrics, "time_to_first_token", path, is_time=True),
+            _read_metric(metrics, "request_latency", path, is_time=True),
+        )
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    starts, prompt, generated, ttft_s, last_s = columns
+    return _build_run(path, starts, prompt, generated, ttft_s, last_s, 0, [])
+
+
+def _read_metric(metrics: Mapping[str, Any], name: str, path: Path, *, is_time: bool = False) -> float:
+    """Return a metric of AIPerf, times in seconds; they are in milliseconds unless a unit is stated."""
+    metric = metrics.get(name)
+    if metric is None:
+        raise user_error(f"a request has no {name}", file=str(path), key=name, hint="--streaming")
+    value, unit = (metric["value"], metric.get("unit", "ms")) if isinstance(metric, Mapping) else (metric, "ms")
+    return _read_number(value, name) * (SECONDS[unit] if is_time else 1.0)
 
 
 def _lengths(data: Mapping[str, Any], keys: tuple[str, str], path: Path) -> tuple[list[float], list[float]]:
@@ -311,12 +430,14 @@ def _check_sample(benchmark: Mapping[str, Any], count: int, path: Path) -> None:
         raise user_error(message, file=str(path), key="requests.successful", hint="a result without --sample-requests")
 
 
-def _find_text(data: Any, names: tuple[str, ...]) -> str:
-    """Return the first text of some keys in nested mappings, but not in lists."""
+def _find_mapping(data: Any, name: str) -> Mapping[str, Any] | None:
+    """Return the first object under a name in nested mappings, but not in lists."""
     if not isinstance(data, Mapping):
-        return ""
-    direct = next((data[name] for name in names if isinstance(data.get(name), str)), "")
-    return direct or next((text for part in data.values() if (text := _find_text(part, names))), "")
+        return None
+    if isinstance(data.get(name), Mapping):
+        direct: Mapping[str, Any] = data[name]
+        return direct
+    return next((found for part in data.values() if (found := _find_mapping(part, name)) is not None), None)
 
 
 def _find_key(data: Any, names: tuple[str, ...]) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,38 @@ import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
+from unfold_pipeline.engine.trace.request_objects import holds_objects, iter_objects
 from unfoldkit.api import Diagnostic, UnfoldError, csv_rows, did_you_mean, user_error
 from unfoldkit.arrivals.jitter import spread_rounded_times
-from unfoldkit.arrivals.readers.detect import detect_form
-from unfoldkit.arrivals.readers.log import parse_json_line
+from unfoldkit.arrivals.readers.log import Warn, ignore_warning, parse_object_time
 from unfoldkit.arrivals.readers.timestamps import TimeNotation, each_epoch_to_seconds
 from unfoldkit.arrivals.traces import scale_rate_with_sources
-from unfoldkit.io.csv import open_text
 
 INPUT_COLUMNS = (
     "ContextTokens", "input_tokens", "prompt_tokens", "input_length", "prompt_len", "input_len", "isl",
-    "Request tokens",
+    "Request tokens", "num_prefill_tokens", "num_input_tokens", "num_prompt_tokens", "input_token_count",
+    "prompt_token_count", "prefill_tokens", "prompt_length",
 )  # fmt: skip
+"""Usual names, in any case, with or without separators: ``inputTokens`` is ``input_tokens``."""
 OUTPUT_COLUMNS = (
     "GeneratedTokens", "output_tokens", "completion_tokens", "generated_tokens", "output_length", "output_len", "osl",
-    "Response tokens",
+    "Response tokens", "num_decode_tokens", "num_output_tokens", "num_generated_tokens", "num_completion_tokens",
+    "output_token_count", "completion_token_count", "candidates_token_count", "decode_tokens", "completion_len",
+    "response_length",
 )  # fmt: skip
 HASH_BLOCK_TOKENS = 512
 """Tokens of a hashed block in Mooncake's traces."""
 MAX_TOKENS = 1 << 24
-MAX_FIRST_LINE = 1 << 20
+MAX_UNANSWERED = 0.1
+"""Largest fraction of requests without an answer that are left out; more are an error."""
 MAX_STAMP = 1e19
 """Above every time since 1970 in nanoseconds."""
 MAX_SPAN_S = 366 * 86_400.0
-_FORM_NAMES = {"document": "one document", "parquet": "Parquet"}
+_COUNT = re.compile(r"\d{1,9}(\.0*)?|\d{1,3}(,\d{3})+")
+_EMPTY = frozenset(("", "0", "0.0", "nan", "null", "none"))
+"""Cells of generated tokens of a request that was not answered, in lower case."""
 COLUMN_HINT = "arrivals: {input: COLUMN, output: COLUMN}"
+UNANSWERED_HINT = "a whole number of at least 1; leave out requests that failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,47 +114,90 @@ class TokenTrace:
 
 
 def read_tokens(
-    path: Path, arrival_s: FloatArray, *, prompt: str | int | None, generated: str | int | None, match: str = ""
+    path: Path,
+    arrival_s: FloatArray,
+    *,
+    prompt: str | int | None,
+    generated: str | int | None,
+    match: str = "",
+    is_newest_first: bool = False,
+    warn: Warn = ignore_warning,
 ) -> TokenTrace:
-    """Read the tokens of a CSV with known arrival times.
+    """Read the tokens of a CSV with known arrival times; requests without generated tokens are left out.
 
     Args:
         path: the CSV.
-        arrival_s: (n,) arrival times of the rows.
+        arrival_s: (n,) arrival times of the rows, ascending.
         prompt: column of the prompt tokens, or one number for all; ``None`` for the usual names.
         generated: column of the generated tokens, or one number for all.
         match: text that a row must contain.
+        is_newest_first: whether the rows come in the reverse order of ``arrival_s``.
+        warn: receives a note about requests that are left out.
 
     Raises:
         UnfoldError: the trace has no tokens, a cell is no count, or times and rows differ.
     """
-    if (form := detect_form(path)) in ("document", "parquet"):
-        hint = "one object a line, such as jq -c '.[]' FILE > trace.jsonl" if form == "document" else "write it as CSV"
-        message = f"tokens are read from CSV and JSON lines, and this is {_FORM_NAMES[form]}"
-        raise user_error(message, file=str(path), hint=hint)
-    counts: list[tuple[int, int]] = []
+    tokens = np.zeros((arrival_s.size, 2), dtype=np.int64)
     columns: tuple[str | int, str | int] | None = None
+    unanswered, count = [], 0
     for row in csv_rows(path):
         if match and match not in ",".join(row.cells.values()):
             continue
         if columns is None:
-            columns = (
-                _find_column(list(row.cells), prompt, INPUT_COLUMNS, "prompt tokens", path),
-                _find_column(list(row.cells), generated, OUTPUT_COLUMNS, "generated tokens", path),
-            )
-        cells = [column if isinstance(column, int) else _parse_count(row[column]) for column in columns]
-        wrong = next((i for i, cell in enumerate(cells) if cell is None), None)
-        if wrong is not None:
-            name = str(columns[wrong])
-            hint = "a whole number of at least 1; leave out requests that failed"
-            raise row.wrong(f"{row[name][:40]!r} is no number of tokens", name, hint)
-        counts.append((int(cells[0] or 0), int(cells[1] or 0)))
-    if len(counts) != arrival_s.size:
-        message = f"the trace has {arrival_s.size:,} arrivals and {len(counts):,} rows with tokens"
+            columns = _find_columns(list(row.cells), prompt, generated, path)
+        lengths = _parse_lengths(row.cells, columns, row.wrong)
+        if lengths[1] == 0:
+            unanswered.append(row.wrong(*_describe_unanswered(row.cells, columns)))
+        if count < arrival_s.size:
+            tokens[count] = lengths
+        count += 1
+    if count != arrival_s.size:
+        message = f"the trace has {arrival_s.size:,} arrivals and {count:,} rows with tokens"
         raise user_error(message, file=str(path), hint="one row a request, with its time and tokens")
     _reject_clocks(float(np.ptp(arrival_s)) if arrival_s.size else 0.0, path, "times of one clock in one notation")
-    tokens = np.array(counts, dtype=np.int64)
-    return _without_sharing(arrival_s, tokens[:, 0], tokens[:, 1])
+    _check_unanswered(unanswered, count, path, warn)
+    tokens = tokens[::-1] if is_newest_first else tokens
+    answered = tokens[:, 1] > 0
+    tokens, arrival_s = tokens[answered], arrival_s[answered]
+    return _without_sharing(arrival_s - arrival_s[:1], tokens[:, 0], tokens[:, 1])
+
+
+def _check_unanswered(errors: Sequence[UnfoldError], count: int, path: Path, warn: Warn) -> None:
+    """Warn of requests without generated tokens, which are left out.
+
+    Raises:
+        UnfoldError: they are so many that the column may be the wrong one.
+    """
+    if len(errors) > MAX_UNANSWERED * count:
+        raise errors[0]
+    if errors:
+        warn(f"{path}: {len(errors):,} of {count:,} requests have no generated tokens and are left out")
+
+
+def _describe_unanswered(fields: Mapping[str, Any], columns: tuple[str | int, str | int]) -> tuple[str, str, str]:
+    name = str(columns[1])
+    return f"{str(fields.get(name, ''))[:40]!r} is no number of tokens", name, UNANSWERED_HINT
+
+
+def _parse_lengths(
+    fields: Mapping[str, Any], columns: tuple[str | int, str | int], wrong: Callable[[str, str, str], UnfoldError]
+) -> tuple[int, int]:
+    """Return prompt and generated tokens; no generated tokens are 0.
+
+    Raises:
+        UnfoldError: a value is no number of tokens.
+    """
+    lengths = []
+    for column, may_be_empty in zip(columns, (False, True), strict=True):
+        if isinstance(column, int):
+            lengths.append(column)
+            continue
+        cell = str("" if fields[column] is None else fields[column]).strip()
+        length = 0 if may_be_empty and cell.lower() in _EMPTY else _parse_count(cell)
+        if length is None:
+            raise wrong(f"{cell[:40]!r} is no number of tokens", column, UNANSWERED_HINT)
+        lengths.append(length)
+    return lengths[0], lengths[1]
 
 
 def _reject_clocks(span_s: float, path: Path, hint: str) -> None:
@@ -162,20 +212,55 @@ def constant_tokens(arrival_s: FloatArray, prompt: int, generated: int) -> Token
     return _without_sharing(arrival_s, np.full(size, prompt, dtype=np.int64), np.full(size, generated, dtype=np.int64))
 
 
-def is_json_lines(path: Path) -> bool:
-    """Return whether a trace is a file with a JSON object a line, by its name or its first line."""
-    if any(suffix in (".jsonl", ".ndjson") for suffix in path.suffixes):
-        return True
-    try:
-        with open_text(path, errors="replace") as stream:
-            return isinstance(json.loads(stream.readline(MAX_FIRST_LINE)), dict)
-    except (ValueError, RecursionError, OSError, EOFError):
-        return False
+def read_lengths(
+    path: Path, *, prompt: str | int | None, generated: str | int | None, warn: Warn = ignore_warning
+) -> CountArray:
+    """Read the tokens of requests without times, from a table, JSON lines, a JSON document or Parquet.
+
+    Args:
+        path: the file.
+        prompt: column of the prompt tokens; ``None`` for the usual names.
+        generated: column of the generated tokens; ``None`` for the usual names.
+        warn: receives a note about requests that are left out.
+
+    Returns:
+        Prompt and generated tokens, shape (requests, 2).
+
+    Raises:
+        UnfoldError: the file has no tokens, or a value is no count.
+    """
+    rows: Iterator[tuple[Mapping[str, Any], Callable[[str, str, str], UnfoldError]]]
+    if holds_objects(path):
+        rows = ((row.fields, row.wrong) for row in iter_objects(path))
+    else:
+        rows = ((row.cells, row.wrong) for row in csv_rows(path))
+    lengths: list[tuple[int, int]] = []
+    unanswered: list[UnfoldError] = []
+    known: dict[tuple[str, ...], tuple[str | int, str | int]] = {}
+    for fields, wrong in rows:
+        names = tuple(fields)
+        if names not in known:
+            known[names] = _find_columns(names, prompt, generated, path)
+        pair = _parse_lengths(fields, known[names], wrong)
+        if pair[1] == 0:
+            unanswered.append(wrong(*_describe_unanswered(fields, known[names])))
+        else:
+            lengths.append(pair)
+    _check_unanswered(unanswered, len(lengths) + len(unanswered), path, warn)
+    if not lengths:
+        raise user_error("the file has no lengths", file=str(path), hint="a row a request, with its tokens")
+    return np.array(lengths, dtype=np.int64)
 
 
-def list_json_fields(path: Path) -> list[str]:
-    """Return the names of the first object of a file of JSON lines."""
-    return [name for _, _, row in itertools.islice(_json_rows(path), 1) for name in row]
+def draw_tokens(arrival_s: FloatArray, lengths: CountArray, rng: np.random.Generator) -> TokenTrace:
+    """Return requests that draw a row of ``lengths``, shape (rows, 2), each: prompts and answers stay together."""
+    rows = lengths[rng.integers(0, lengths.shape[0], arrival_s.size)]
+    return _without_sharing(arrival_s, rows[:, 0].copy(), rows[:, 1].copy())
+
+
+def list_fields(path: Path) -> list[str]:
+    """Return the names of the fields of the first request of a trace of objects."""
+    return [name for row in itertools.islice(iter_objects(path), 1) for name in row.fields]
 
 
 def _without_sharing(arrival_s: FloatArray, prompt: CountArray, generated: CountArray) -> TokenTrace:
@@ -184,6 +269,15 @@ def _without_sharing(arrival_s: FloatArray, prompt: CountArray, generated: Count
         arrival_s=arrival_s, input_tokens=prompt, output_tokens=generated, shared_tokens=np.zeros_like(none),
         shared_with=none,
     )  # fmt: skip
+
+
+def _find_columns(
+    names: Sequence[str], prompt: str | int | None, generated: str | int | None, path: Path
+) -> tuple[str | int, str | int]:
+    return (
+        _find_column(names, prompt, INPUT_COLUMNS, "prompt tokens", path),
+        _find_column(names, generated, OUTPUT_COLUMNS, "generated tokens", path),
+    )
 
 
 def _find_column(
@@ -195,20 +289,32 @@ def _find_column(
         if wanted not in names:
             raise UnfoldError(Diagnostic(f"no column {wanted}", str(path), 1, 1, hint=did_you_mean(wanted, names)))
         return wanted
-    lower = {name.lower(): name for name in names}
-    column = next((lower[name.lower()] for name in usual if name.lower() in lower), None)
+    column = find_usual_column(names, usual)
     if column is None:
         raise UnfoldError(Diagnostic(f"the trace has no {what}", str(path), 1, 1, hint=COLUMN_HINT))
     return column
 
 
+def find_usual_column(names: Sequence[str], usual: Sequence[str]) -> str | None:
+    """Return the column with the first usual name; fields of nested objects count by their last name, after others."""
+    plain: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: name.count(".")):
+        plain.setdefault(_normalize(name.rpartition(".")[2]), name)
+    return next((plain[key] for name in usual if (key := _normalize(name)) in plain), None)
+
+
+def _normalize(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()
+
+
 def _parse_count(cell: str) -> int | None:
-    text = cell.removesuffix(".0")
-    is_short = text.isdecimal() and len(text) <= len(str(MAX_TOKENS))
-    return int(text) if is_short and 1 <= int(text) <= MAX_TOKENS else None
+    if not _COUNT.fullmatch(cell):
+        return None
+    count = int(cell.replace(",", "").partition(".")[0])
+    return count if 1 <= count <= MAX_TOKENS else None
 
 
-def read_json_lines(
+def read_objects(
     path: Path,
     *,
     prompt: str | int | None,
@@ -216,50 +322,58 @@ def read_json_lines(
     column: str | None = None,
     match: str = "",
     notation: TimeNotation | None = None,
+    warn: Warn = ignore_warning,
 ) -> TokenTrace:
-    """Read a file with one JSON object a request, in any order.
+    """Read JSON lines, a JSON document with a list of objects, or Parquet: one object a request, in any order.
 
     Objects with Mooncake's lengths have a ``timestamp`` in milliseconds, where nothing states another unit, and maybe
-    ``hash_ids`` of the prompt's blocks. All others have a time as in logs of JSON lines.
+    ``hash_ids`` of the prompt's blocks. All others have a time as in logs of JSON lines. Requests without generated
+    tokens are left out.
 
     Args:
         path: the file.
         prompt: field of the prompt tokens, or one number for all; ``None`` for the usual names.
         generated: field of the generated tokens, or one number for all.
         column: field of the time; ``None`` for the usual names.
-        match: text that a line must contain.
+        match: text that a request must contain.
         notation: how times are written.
+        warn: receives a note about requests that are left out.
 
     Raises:
-        UnfoldError: a line is no object, has no time or no tokens, or the unit of the times is unclear.
+        UnfoldError: a request has no time or no tokens, or the unit of the times is unclear.
     """
     notation = notation or TimeNotation()
     notation.check()
-    times, tokens, hashes, unitless = [], [], [], set[str]()
-    for line, text, row in _json_rows(path):
-        if match not in text:
+    times: list[float] = []
+    tokens: list[tuple[int, int]] = []
+    hashes: list[Sequence[Any]] = []
+    unanswered: list[UnfoldError] = []
+    unitless, known = set[str](), dict[tuple[str, ...], tuple[str | int, str | int]]()
+    for row in iter_objects(path):
+        if match not in row.text:
             continue
-        names = [name for name in row if isinstance(name, str)]
-        columns = (
-            _find_column(names, prompt, INPUT_COLUMNS, "prompt tokens", path),
-            _find_column(names, generated, OUTPUT_COLUMNS, "generated tokens", path),
-        )
-        values = [field if isinstance(field, int) else _parse_count(str(row[field])) for field in columns]
-        time_s = parse_json_line(text, column, notation, unitless)
-        if None in values or time_s is None or not abs(time_s) < MAX_STAMP:
-            message = f"the line has no {column or 'time'}, or no tokens"
+        names = tuple(row.fields)
+        if names not in known:
+            known[names] = _find_columns(names, prompt, generated, path)
+        time_s = parse_object_time(row.fields, column, notation, unitless)
+        if time_s is None or not abs(time_s) < MAX_STAMP:
             hint = "a time as in logs, such as time_s or timestamp; or arrivals.column: FIELD"
-            raise UnfoldError(Diagnostic(message, str(path), line, 1, hint=hint))
+            raise row.wrong(f"the {row.unit} has no {column or 'time'}", hint=hint)
+        lengths = _parse_lengths(row.fields, known[names], row.wrong)
+        if lengths[1] == 0:
+            unanswered.append(row.wrong(*_describe_unanswered(row.fields, known[names])))
+            continue
         times.append(time_s)
-        tokens.append([int(value or 0) for value in values])
-        ids = row.get("hash_ids")
+        tokens.append(lengths)
+        ids: Any = row.fields.get("hash_ids")
         is_hashed = isinstance(ids, list) and all(isinstance(item, (int, str)) for item in ids)
         hashes.append(ids if is_hashed else [])
+    _check_unanswered(unanswered, len(times) + len(unanswered), path, warn)
     if not times:
         raise user_error("the trace has no arrival", file=str(path))
     order = np.argsort(times, kind="stable")
     arrival_s = _convert_times(np.array(times)[order], unitless, notation, path)
-    _reject_clocks(float(np.ptp(arrival_s)), path, "milliseconds of one clock")
+    _reject_clocks(float(np.ptp(arrival_s)), path, "times of one clock")
     counts = np.array(tokens, dtype=np.int64)[order]
     shared_tokens, shared_with = _share_prefixes([hashes[row] for row in order])
     return TokenTrace(
@@ -278,19 +392,6 @@ def _convert_times(times: FloatArray, unitless: set[str], notation: TimeNotation
     if unitless:
         times = notation.convert_numbers(times, min(unitless), str(path))
     return spread_rounded_times(times, np.random.default_rng(0), unit_s=notation.unit_s or 0.0)
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-    try:
-        with open_text(path) as stream:
-            for line, text in enumerate(stream, 1):
-                if text.strip():
-                    row = json.loads(text)
-                    if not isinstance(row, dict):
-                        raise UnfoldError(Diagnostic("the line is no JSON object", str(path), line, 1))
-                    yield line, text, row
-    except (ValueError, RecursionError, OSError, EOFError) as error:
-        raise user_error(f"not a file of JSON lines: {error}", file=str(path)) from error
 
 
 def _share_prefixes(hashes: Sequence[Sequence[Any]]) -> tuple[CountArray, CountArray]:

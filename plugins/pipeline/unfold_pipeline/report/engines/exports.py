@@ -17,8 +17,18 @@ PORT = 8000
 KV_TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
 """vLLM's connector for separate pools: the decode engine reads, whatever the role."""
 ROLE_LABEL = "llm-d.ai/role"
+MODEL_NOTE = "# MODEL stands for the name of the model, which engine.model.name would state\n"
 POOL_NOTE = "# two pools need a router that sends a request to a prefill engine first, such as that of llm-d\n"
-DATA_TYPES = {"bf16": "bfloat16", "fp8": "bfloat16"}
+RAY_ACCELERATORS = {
+    "a100_40gb": "A100", "a100_80gb": "A100", "a100_pcie": "A100", "a100_sxm": "A100", "a10g": "A10G",
+    "b200_sxm": "B200", "h100_nvl": "H100", "h100_pcie": "H100", "h100_sxm": "H100", "h20": "H20", "h200_sxm": "H200",
+    "l4": "L4", "l40s": "L40S", "mi300x": "AMD-Instinct-MI300X-OAM", "rtxpro6000": "RTX-PRO-6000",
+}  # fmt: skip
+"""Names of GPUs in Ray; nodes with others have no such label, and a requirement for one would never be met."""
+SHARED_MEMORY = {"name": "shm", "emptyDir": {"medium": "Memory"}}
+"""The GPUs of an engine exchange data over shared memory, of which a container has 64 MiB by default."""
+DATA_TYPE = "bfloat16"
+"""Of activations, whatever the precision of the weights."""
 
 
 def has_engines(report: Report) -> bool:
@@ -32,7 +42,7 @@ def export_vllm(report: Report) -> str:
     Raises:
         UnfoldError: the report holds no plan of engines.
     """
-    lines = [POOL_NOTE.rstrip()] if _has_pools(report) else []
+    lines = _build_notes(report).splitlines()
     for stage, engine in _list_engines(report).items():
         gpus = f"{engine['tensor_parallel']} {engine['hardware']} GPUs"
         lines.append(f"# {stage}: {engine['replicas']} × on {gpus}, {engine['routing']}")
@@ -49,7 +59,7 @@ def export_kubernetes(report: Report) -> str:
     documents: list[dict[str, Any]] = []
     for stage, engine in _list_engines(report).items():
         labels = {"app": _to_label(stage), **({ROLE_LABEL: engine["role"]} if "role" in engine else {})}
-        container = {
+        container: dict[str, Any] = {
             "name": "vllm",
             "image": IMAGE,
             "args": list_arguments(engine),
@@ -58,7 +68,11 @@ def export_kubernetes(report: Report) -> str:
             "resources": {"limits": {"nvidia.com/gpu": str(engine["tensor_parallel"])}},
             "readinessProbe": {"httpGet": {"path": "/health", "port": PORT}},
         }
-        template = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
+        pod: dict[str, Any] = {"containers": [container]}
+        if engine["tensor_parallel"] > 1:
+            container["volumeMounts"] = [{"name": SHARED_MEMORY["name"], "mountPath": "/dev/shm"}]  # noqa: S108 - a mount
+            pod["volumes"] = [SHARED_MEMORY]
+        template = {"metadata": {"labels": labels}, "spec": pod}
         documents += [
             {
                 "apiVersion": "apps/v1",
@@ -73,7 +87,7 @@ def export_kubernetes(report: Report) -> str:
                 "spec": {"selector": labels, "ports": [{"port": PORT, "targetPort": PORT}]},
             },
         ]
-    return (POOL_NOTE if _has_pools(report) else "") + "---\n".join(str(to_yaml(document)) for document in documents)
+    return _build_notes(report) + "---\n".join(str(to_yaml(document)) for document in documents)
 
 
 def export_llm_services(report: Report) -> str:
@@ -99,7 +113,7 @@ def export_llm_services(report: Report) -> str:
                 },
             }
         )
-    return "---\n".join(str(to_yaml(document)) for document in documents)
+    return _build_notes(report, has_router=True) + "---\n".join(str(to_yaml(document)) for document in documents)
 
 
 def _build_workload(engine: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,11 +137,11 @@ def export_ray_llm(report: Report) -> str:
     """Return the config of an application of Ray Serve LLM."""
     configs = []
     for engine in _list_engines(report).values():
-        name = _name_model(engine)
+        name, accelerator = _name_model(engine), RAY_ACCELERATORS.get(str(engine["gpu"]))
         configs.append(
             {
                 "model_loading_config": {"model_id": name, "model_source": name},
-                "accelerator_type": str(engine["gpu"]).split("_", maxsplit=1)[0].upper(),
+                **({"accelerator_type": accelerator} if accelerator else {}),
                 "deployment_config": {
                     "autoscaling_config": {"min_replicas": engine["replicas"], "max_replicas": engine["replicas"]}
                 },
@@ -143,7 +157,7 @@ def export_ray_llm(report: Report) -> str:
     if _has_pools(report):
         application["import_path"] = "ray.serve.llm:build_pd_openai_app"
         application["args"] = dict(zip(("prefill_config", "decode_config"), configs, strict=True))
-    return str(to_yaml({"applications": [application]}))
+    return _build_notes(report, has_router=True) + str(to_yaml({"applications": [application]}))
 
 
 def list_arguments(engine: Mapping[str, Any]) -> list[str]:
@@ -169,9 +183,10 @@ def _build_arguments(engine: Mapping[str, Any]) -> dict[str, Any]:
         "max_model_len": engine["max_model_len"],
         "enable_prefix_caching": engine["prefix_cache"],
         "async_scheduling": engine["async_scheduling"],
-        "dtype": DATA_TYPES[engine["precision"]],
+        "dtype": DATA_TYPE,
     }
-    if engine["precision"] == "fp8":
+    # a quantized checkpoint states its own method, and vLLM refuses another one
+    if engine["precision"] == "fp8" and not engine.get("is_quantized"):
         arguments["quantization"] = "fp8"
     if engine["kv_precision"] == "fp8":
         arguments["kv_cache_dtype"] = "fp8"
@@ -186,6 +201,13 @@ def _list_variables(engine: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     address = {"fieldRef": {"fieldPath": "status.podIP"}}
     return {"env": [{"name": "VLLM_NIXL_SIDE_CHANNEL_HOST", "valueFrom": address}]}
+
+
+def _build_notes(report: Report, *, has_router: bool = False) -> str:
+    """Return the comments above an export: what it leaves to its reader."""
+    lacks_name = any(not engine.get("model_name") for engine in _list_engines(report).values())
+    pools = POOL_NOTE if _has_pools(report) and not has_router else ""
+    return pools + (MODEL_NOTE if lacks_name else "")
 
 
 def _has_pools(report: Report) -> bool:

@@ -197,6 +197,7 @@ def format_engine(problem: EngineProblem, config: EngineConfig) -> dict[str, Any
         "routing": settings.routing,
         "precision": problem.precision,
         "kv_precision": problem.kv_precision,
+        **({"is_quantized": True} if problem.is_quantized else {}),
         "prefix_cache": settings.prefix_cache,
         "async_scheduling": settings.async_scheduling,
         "gpu_memory_utilization": settings.utilization,
@@ -466,7 +467,9 @@ def _list_lines(
     interval, confidence = option.interval, problem.confidence or CONFIDENCE
     yield (
         "interval",
-        sentences.describe_interval(interval.source, interval.groups, interval.low, interval.high, confidence),
+        sentences.describe_interval(
+            interval.source, interval.groups, interval.low, interval.high, confidence, problem.precision
+        ),
     )
     low, high = _cost(problem, analysis.low), _cost(problem, analysis.high)
     yield "price range", sentences.describe_price_range(low, high)

@@ -280,4 +280,6 @@ def _describe_aggregated(problem: EngineProblem, aggregated: Outcome | None) -> 
 
 def _describe_interval(problem: EngineProblem, option: EngineOption) -> str:
     interval, confidence = option.interval, problem.confidence or CONFIDENCE
-    return sentences.describe_interval(interval.source, interval.groups, interval.low, interval.high, confidence)
+    return sentences.describe_interval(
+        interval.source, interval.groups, interval.low, interval.high, confidence, problem.precision
+    )

@@ -14,6 +14,8 @@ SOURCES = {
     "endpoint": "a profile of the running engine",
     "roofline": "the data sheet alone",
 }
+MEASURED_PRECISIONS = frozenset({"bf16", "fp8"})
+"""Precisions of the weights in the runs that intervals rest on."""
 MEASURES = {"ttft": "TTFT", "tpot": "TPOT", "latency": "latency"}
 NO_PREFIX = "none: the trace records no prompts that repeat"
 UNPROVEN = "the search ended at search.limit: a cheaper plan may exist"
@@ -104,7 +106,7 @@ def describe_no_plan(targets: str) -> str:
 
 def describe_no_sure_plan(targets: str, confidence: float) -> str:
     """Return the headline of a problem without a plan at the upper end of the interval."""
-    return f"no choice of engines meets {targets} at {confidence * 100:.0f} % confidence"
+    return f"no choice of engines meets {targets} at {confidence * 100:.4g} % confidence"
 
 
 def describe_nodes(nodes: int, hardware: str, gpus: int, used: int) -> str:
@@ -119,12 +121,14 @@ def describe_by_gpu(cost: float, hardware: str, replicas: int, tensor_parallel: 
     return f"${cost:,.2f}/h if GPUs were rented one by one: {replicas} × {hardware} tp{tensor_parallel}"
 
 
-def describe_interval(source: str, groups: int, low: float, high: float, confidence: float) -> str:
+def describe_interval(source: str, groups: int, low: float, high: float, confidence: float, precision: str) -> str:
     """Return how wrong step times may be, and what that rests on."""
     origin = SOURCES[source]
-    factor = f"× {low:.2f} to × {high:.2f} at {confidence * 100:.0f} %"
+    factor = f"× {low:.2f} to × {high:.2f} at {confidence * 100:.4g} %"
     if source in ("runs", "endpoint"):
         return f"{origin}: {factor} for this engine"
+    if precision not in MEASURED_PRECISIONS:
+        return f"{origin}: {factor}; of {groups} measured groups none has {precision} weights"
     return f"{origin}, {groups} measured groups: {factor}, a guide with so few groups"
 
 

@@ -1,0 +1,184 @@
+"""Read the ``config.json`` of a Hugging Face model: its sizes, what makes it no dense transformer, its precision.
+
+The names of keys follow ``transformers``; the number of KV heads follows the rules of vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unfold_pipeline.engine.hardware.model_shape import ModelShape
+from unfoldkit.api import user_error
+from unfoldkit.safe_io.files import parse_object, read_bytes
+
+CONFIG_KEYS = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "hidden": ("hidden_size", "n_embd", "d_model", "n_embed"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "inner": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+    "vocabulary": ("vocab_size", "padded_vocab_size"),
+}
+KV_HEADS_KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "multi_query_group_num")
+EXPERT_KEYS = (
+    *("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts"),
+    *("moe_intermediate_size", "n_experts"),
+)
+OTHER_ATTENTION_KEYS = ("kv_lora_rank", "linear_num_key_heads", "linear_attn_config", "attn_type_list")
+RECURRENT_KEYS = (
+    *("mamba_d_ssm", "mamba_d_state", "mamba_num_heads", "ssm_cfg", "ssm_state_size", "state_size"),
+    *("hybrid_override_pattern", "conv_L_cache", "lru_width", "attention_hidden_size", "block_configs"),
+)
+"""Layers without a KV cache, or of several sizes; ``layer_types`` decides where it is given."""
+ATTENTION_LAYERS = frozenset({"attention", "full_attention", "sliding_attention", "chunked_attention", "global"})
+ENCODER_SUFFIXES = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+UNGATED = frozenset(
+    {
+        *("bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "nemotron"),
+        *("opt", "phi", "refinedweb", "refinedwebmodel", "starcoder2", "xglm"),
+    }
+)
+"""Types of models whose MLP has two matrices, of four times the width unless they state another."""
+TIED = frozenset(
+    {
+        *("bloom", "cohere", "cohere2", "falcon", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_bigcode"),
+        *("gpt_neo", "mpt", "opt", "starcoder2"),
+    }
+)
+"""Types of models whose embedding is the LM head unless they state otherwise."""
+FOUR_BIT_METHODS = frozenset({"awq", "gptq", "awq_marlin", "gptq_marlin", "auto-round"})
+
+
+def read_model_config(path: Path, *, is_profiled: bool = False) -> ModelShape:
+    """Read the ``config.json`` of a Hugging Face model; its architecture does not matter where it was profiled.
+
+    Raises:
+        UnfoldError: a size is missing, the model is no dense decoder with grouped-query attention, or its weights are
+            stored in a precision that is not known.
+    """
+    file = str(path)
+    config = parse_object(read_bytes(path), file)
+    nested = config.get("text_config")
+    if isinstance(nested, dict):
+        config = {**config, **nested}
+    experts = _find_experts(config)
+    if experts and not is_profiled:
+        message = f"the model is a mixture of experts ({experts}), which dense operator tables do not describe"
+        raise user_error(message, file=file, hint="a dense model, or measure the engine: unfold profile")
+    other = _find_other_attention(config)
+    if other and not is_profiled:
+        message = f"the model's attention is not grouped-query attention ({other})"
+        raise user_error(message, file=file, hint="measure the engine: unfold profile")
+    if (encoder := _find_encoder(config)) and not is_profiled:
+        raise user_error(f"the model generates no text ({encoder})", file=file, hint="a stage with a latency")
+    kind = str(config.get("model_type", "")).lower()
+    sizes = {name: _read_size(config, keys, path) for name, keys in CONFIG_KEYS.items() if name != "inner"}
+    inner = _first_count(config, CONFIG_KEYS["inner"]) or (4 * sizes["hidden"] if kind in UNGATED else 0)
+    if not inner:
+        inner = _read_size(config, CONFIG_KEYS["inner"], path)
+    head = _first_count(config, ("head_dim", "kv_channels")) or sizes["hidden"] // sizes["heads"]
+    if not head:
+        message = f"the model has {sizes['hidden']} values for {sizes['heads']} heads"
+        raise user_error(message, file=file, key="head_dim")
+    return ModelShape(
+        **sizes,
+        inner=inner,
+        kv_heads=_count_kv_heads(config, kind) or sizes["heads"],
+        head=head,
+        is_tied=config.get("tie_word_embeddings", kind in TIED) is True,
+        is_unusual=bool(experts or other),
+        mlp_matrices=2 if kind in UNGATED else 3,
+        stored_precision="" if is_profiled else _find_precision(config, file),
+        window=_find_window(config),
+    )
+
+
+def _find_experts(config: Mapping[str, Any]) -> str:
+    """Return the key that states experts; empty for a dense model."""
+    parts = [config, *(part for part in (config.get("ffn_config"),) if isinstance(part, Mapping))]
+    return next((key for part in parts for key in EXPERT_KEYS if _is_above_one(part.get(key))), "")
+
+
+def _is_above_one(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_is_above_one, value))
+    return isinstance(value, int) and not isinstance(value, bool) and value > 1
+
+
+def _find_other_attention(config: Mapping[str, Any]) -> str:
+    """Return the key that states layers other than grouped-query attention; empty without any."""
+    direct = next((key for key in OTHER_ATTENTION_KEYS if config.get(key) is not None), "")
+    if direct:
+        return direct
+    layers = config.get("layer_types")
+    if isinstance(layers, list):
+        return "" if ATTENTION_LAYERS.issuperset(map(str, layers)) else "layer_types"
+    return next((key for key in RECURRENT_KEYS if config.get(key) is not None), "")
+
+
+def _find_encoder(config: Mapping[str, Any]) -> str:
+    """Return what shows that a model is no decoder; empty for a decoder."""
+    if config.get("is_encoder_decoder") is True:
+        return "is_encoder_decoder"
+    names = config.get("architectures")
+    names = names if isinstance(names, list) else []
+    return next((str(name) for name in names if str(name).endswith(ENCODER_SUFFIXES)), "")
+
+
+def _count_kv_heads(config: Mapping[str, Any], kind: str) -> int:
+    """Return the KV heads by the rules of vLLM; 0 if the config states none."""
+    if config.get("multi_query") is True and config.get("new_decoder_architecture") is not True:
+        return 1
+    attention = config.get("attn_config")
+    nested = _count(attention, "kv_n_heads") if isinstance(attention, Mapping) else 0
+    keys = KV_HEADS_KEYS if kind != "chatglm" or config.get("multi_query_attention") is True else KV_HEADS_KEYS[:-1]
+    return nested or _first_count(config, keys)
+
+
+def _find_window(config: Mapping[str, Any]) -> int:
+    return 0 if config.get("use_sliding_window") is False else _count(config, "sliding_window")
+
+
+def _find_precision(config: Mapping[str, Any], file: str) -> str:
+    """Return the precision of quantized weights; empty for weights in 16 bits.
+
+    Raises:
+        UnfoldError: the weights are quantized by a method whose kernels are not simulated.
+    """
+    quantization = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(quantization, Mapping):
+        return ""
+    method = str(quantization.get("quant_method", "")).lower()
+    algorithm = str(quantization.get("quant_algo") or quantization.get("format") or "").lower()
+    groups = quantization.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
+    weights = first.get("weights") if isinstance(first, Mapping) else None
+    weights = weights if isinstance(weights, Mapping) else {}
+    bits = _count(quantization, "bits") or _count(quantization, "w_bit") or _count(weights, "num_bits")
+    is_float = weights.get("type") == "float" or "float" in algorithm
+    if "nvfp4" in algorithm or (bits == 4 and is_float):
+        return "nvfp4"
+    if method in ("fp8", "fbgemm_fp8") or algorithm.startswith("fp8") or (bits == 8 and is_float):
+        return "fp8"
+    if bits == 4 and (method in FOUR_BIT_METHODS or weights):
+        return "int4"
+    name = " ".join(part for part in (method, algorithm, f"{bits} bits" if bits else "") if part)
+    hint = "the sizes of the model and its precision, or measure the engine: unfold profile"
+    raise user_error(f"weights quantized by {name or 'an unknown method'} are not simulated", file=file, hint=hint)
+
+
+def _read_size(config: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> int:
+    value = _first_count(config, keys)
+    if not value:
+        raise user_error(f"the model's config lacks {keys[0]}", file=str(path), key=keys[0], hint="a whole number")
+    return value
+
+
+def _first_count(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
+    return next((count for key in keys if (count := _count(config, key)) > 0), 0)
+
+
+def _count(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40 else 0

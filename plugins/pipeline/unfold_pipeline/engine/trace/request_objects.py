@@ -1,0 +1,130 @@
+"""Requests as objects with named fields: JSON lines, a JSON document with a list of objects, or Parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unfoldkit.api import Diagnostic, UnfoldError, user_error
+from unfoldkit.arrivals.readers.detect import detect_form
+from unfoldkit.arrivals.readers.parquet import read_parquet_cells
+from unfoldkit.io.csv import open_text
+
+MAX_FIRST_LINE = 1 << 20
+MAX_DEPTH = 4
+"""Levels of nested objects whose fields are named: ``response.body.usage.prompt_tokens`` is on the fourth."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestObject:
+    """A request of a trace.
+
+    Attributes:
+        path: the trace.
+        number: of the line, row or entry, from 1 on.
+        unit: what is numbered: ``line``, ``row`` or ``entry``.
+        text: all of it as text, which ``arrivals.match`` searches.
+        fields: values by name; those of nested objects have dotted names.
+    """
+
+    path: Path
+    number: int
+    unit: str
+    text: str
+    fields: Mapping[str, Any]
+
+    def wrong(self, message: str, key: str = "", hint: str = "") -> UnfoldError:
+        """Make an error about this request."""
+        if self.unit == "line":
+            return UnfoldError(Diagnostic(message, str(self.path), self.number, 1, key, hint))
+        return user_error(f"{self.unit} {self.number}: {message}", file=str(self.path), key=key, hint=hint)
+
+
+def holds_objects(path: Path) -> bool:
+    """Return whether a trace is JSON lines, a JSON document or Parquet, by its name or its beginning."""
+    if any(suffix in (".jsonl", ".ndjson") for suffix in path.suffixes):
+        return True
+    if not path.is_file():
+        return False
+    return _begins_with_object(path) or detect_form(path) in ("document", "parquet")
+
+
+def iter_objects(path: Path) -> Iterator[RequestObject]:
+    """Yield the requests of a trace in the order of the file.
+
+    Raises:
+        UnfoldError: the file is damaged, or holds no objects.
+    """
+    form = "log" if _begins_with_object(path) else detect_form(path)
+    if form == "parquet":
+        yield from _iter_parquet(path)
+    elif form == "document":
+        yield from _iter_document(path)
+    else:
+        yield from _iter_lines(path)
+
+
+def _begins_with_object(path: Path) -> bool:
+    """Return whether the first line is a request, rather than a document of many."""
+    try:
+        with open_text(path, errors="replace") as stream:
+            first = json.loads(stream.readline(MAX_FIRST_LINE))
+            return isinstance(first, dict) and _find_objects(first) is None
+    except (ValueError, RecursionError, OSError, EOFError):
+        return False
+
+
+def _iter_lines(path: Path) -> Iterator[RequestObject]:
+    try:
+        with open_text(path) as stream:
+            for number, text in enumerate(stream, 1):
+                if text.strip():
+                    row = json.loads(text)
+                    if not isinstance(row, dict):
+                        raise UnfoldError(Diagnostic("the line is no JSON object", str(path), number, 1))
+                    yield RequestObject(path=path, number=number, unit="line", text=text, fields=_flatten(row))
+    except (ValueError, RecursionError, OSError, EOFError) as error:
+        raise user_error(f"not a file of JSON lines: {error}", file=str(path)) from error
+
+
+def _iter_document(path: Path) -> Iterator[RequestObject]:
+    try:
+        with open_text(path) as stream:
+            entries = _find_objects(json.load(stream))
+    except (ValueError, RecursionError, OSError, EOFError) as error:
+        raise user_error(f"the document breaks off or is no JSON: {error}", file=str(path)) from error
+    if entries is None:
+        raise user_error("the document has no list of requests", file=str(path), hint="a list of objects")
+    for number, entry in enumerate(entries, 1):
+        text = json.dumps(entry, ensure_ascii=False)
+        yield RequestObject(path=path, number=number, unit="entry", text=text, fields=_flatten(entry))
+
+
+def _find_objects(value: Any) -> list[dict[str, Any]] | None:
+    """Return the outermost list of objects."""
+    if isinstance(value, list):
+        return value if value and all(isinstance(entry, dict) for entry in value) else None
+    parts = value.values() if isinstance(value, dict) else ()
+    return next((found for part in parts if (found := _find_objects(part)) is not None), None)
+
+
+def _iter_parquet(path: Path) -> Iterator[RequestObject]:
+    names, columns = read_parquet_cells(path)
+    for number, cells in enumerate(zip(*columns, strict=True), 1):
+        fields = dict(zip(names, cells, strict=True))
+        yield RequestObject(path=path, number=number, unit="row", text=",".join(cells), fields=fields)
+
+
+def _flatten(row: dict[str, Any], depth: int = 1) -> dict[str, Any]:
+    """Return the fields of an object, with those of objects in it under dotted names."""
+    if depth == MAX_DEPTH or not any(isinstance(value, dict) for value in row.values()):
+        return row
+    flat = dict(row)
+    for name, value in row.items():
+        if isinstance(value, dict):
+            nested = _flatten(value, depth + 1)
+            flat.update({f"{name}.{inner}": each for inner, each in nested.items()})
+    return flat
