@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -90,3 +91,23 @@ def test_what_is_not_asked_for_is_no_hint(tmp_path: Path) -> None:
     (row,) = csv_rows(tmp_path / "a.csv")
     with pytest.raises(UnfoldError, match=r"is out of range"):
         row.number("cpu")
+
+
+def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
+    """Numbers, dates and nulls become the texts of a CSV file; a missing column and a damaged file are errors."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    times = [dt.datetime(2026, 1, 31, 12), dt.datetime(2026, 1, 31, 13)]  # noqa: DTZ001 - tables have local times too
+    table = pa.table({"task": ["a", "b"], "arrival": times, "gpu": [0.5, None], "count": [1, 2]})
+    path = tmp_path / "jobs.parquet"
+    parquet.write_table(table, path)
+    rows = list(csv_rows(path, ("task", "gpu")))
+    assert [row.line for row in rows] == [1, 2]
+    assert rows[0].cells == {"task": "a", "arrival": "2026-01-31 12:00:00", "gpu": "0.5", "count": "1"}
+    assert rows[1]["gpu"] == ""
+    with pytest.raises(UnfoldError, match="run"):
+        list(csv_rows(path, ("run",)))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UnfoldError, match="not a Parquet file"):
+        list(csv_rows(path))

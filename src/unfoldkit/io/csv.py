@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
+from unfoldkit.io.parquet import SUFFIX, read_parquet_cells
 from unfoldkit.safe_io.archives import gunzip
 from unfoldkit.safe_io.files import open_regular, read_bytes
 
@@ -68,8 +69,10 @@ class CsvRow:
 def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "", head: Sequence[str] = ()) -> Iterator[CsvRow]:
     """Yield the rows of a CSV file, with the columns that its first line names; empty lines are skipped.
 
+    A Parquet file is read alike; the lines of its rows count from 1.
+
     Args:
-        path: The file, in UTF-8, gzipped or not.
+        path: The file: CSV in UTF-8, gzipped or not, or Parquet with the suffix ``.parquet``.
         wanted: Columns that must exist.
         hint: The hint of the error if one does not; by default the columns of the file.
         head: The names of the columns of a file without a head.
@@ -77,6 +80,12 @@ def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "", head: Se
     Raises:
         UnfoldError: The file is not CSV, a column is missing, or a row has another number of cells than the head.
     """
+    if path.suffix == SUFFIX:
+        names, columns = read_parquet_cells(path)
+        _check(names, wanted, path, hint)
+        for number, row in enumerate(zip(*columns, strict=True), 1):
+            yield CsvRow(dict(zip(names, row, strict=True)), path, number)
+        return
     try:
         with open_text(path) as stream:
             lines = csv_lines(stream)

@@ -10,8 +10,8 @@ from typing import Any
 
 from unfoldkit.api import Diagnostic, UnfoldError, user_error
 from unfoldkit.arrivals.readers.detect import detect_form
-from unfoldkit.arrivals.readers.parquet import read_parquet_cells
 from unfoldkit.io.csv import open_text
+from unfoldkit.io.parquet import read_parquet_cells
 
 MAX_FIRST_LINE = 1 << 20
 MAX_DEPTH = 4
