@@ -106,10 +106,15 @@ def question(baseline: str, allowed: str, budget: float | None, unit: str) -> st
     return f"Is some cascade cheaper than {baseline}, and loses at most {allowed}?"
 
 
+def points(share: float) -> str:
+    """Write a share of cases in points."""
+    return f"{100 * share:g} point{'' if round(100 * share, 9) == 1 else 's'}"
+
+
 def allowed_losses(max_loss: float, of_labels: Mapping[str, float]) -> str:
     """List the losses that a goal allows."""
     labels = [f'{100 * allowed:g} of "{label}"' for label, allowed in of_labels.items()]
-    return " and ".join([f"{100 * max_loss:g} points", *labels])
+    return " and ".join([points(max_loss), *labels])
 
 
 def relaxations(options: Iterable[Iterable[tuple[str, float]]]) -> str:

@@ -124,7 +124,7 @@ def _headline(solution: Solution, directory: RunDir) -> str:
 
 def _question(solution: Solution) -> str:
     goal, cost = solution.problem.goal, solution.problem.cost
-    allowed = "" if goal.max_loss is None else f"{100 * goal.max_loss:g} points"
+    allowed = "" if goal.max_loss is None else shared.points(goal.max_loss)
     return shared.question(sentences.LATCHED, allowed, goal.budget, cost.unit or cost.by)
 
 
