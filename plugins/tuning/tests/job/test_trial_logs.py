@@ -102,10 +102,11 @@ def test_an_optuna_study_has_one_row_per_trial(tmp_path: Path) -> None:
     assert read_trial_log(tmp_path / "study.csv", source).mean_s == pytest.approx((6.05 + 12.0) / 2)
 
 
-def test_a_record_plans_like_its_written_figures(tmp_path: Path) -> None:
-    """A record's times, scaled to one accelerator, give the plan of the same figures in the spec, and are reported."""
-    recorded = SPEC.replace("PATH", f"{_write_ray(tmp_path / 'runs')}, accelerators: 2")
-    written = f"iteration: {{mean: {MEAN * 1500} ms, std: {STD * 1500} ms}}, trial_spread: {SPREAD:.4f}, speedup"
+def test_a_record_of_whole_trials_plans_like_its_written_figures(tmp_path: Path) -> None:
+    """A row per trial, scaled to one accelerator, gives the plan of the same figures in the spec, and is reported."""
+    (tmp_path / "study.csv").write_text("number,duration\n0,30\n1,90\n2,60\n")
+    recorded = SPEC.replace("PATH", f"{tmp_path / 'study.csv'}, accelerators: 2, iters: 10")
+    written = f"iteration: {{mean: {6000 * 1.5} ms}}, trial_spread: {SPREAD:.4f}, speedup"
     line = next(line for line in recorded.splitlines() if line.startswith("profile"))
     run = Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1))
     reports = [
@@ -113,7 +114,14 @@ def test_a_record_plans_like_its_written_figures(tmp_path: Path) -> None:
         for text in (recorded, recorded.replace(line, f"profile: {{{written}: {{1: 1, 2: 1.5}}}}"))
     ]
     assert reports[0].decision == reports[1].decision
-    assert "6 steps of 3 trials: an iteration takes 6.00 s" in dict(reports[0].lines)["record"]
+    assert "3 steps of 3 trials: an iteration takes 6.00 s" in dict(reports[0].lines)["record"]
+
+
+def test_a_record_with_a_row_per_iteration_shows_changes_of_pace(tmp_path: Path) -> None:
+    """The report states that the paces come from the recorded trials."""
+    spec = load_spec(SPEC.replace("PATH", f"{_write_ray(tmp_path / 'runs')}, accelerators: 2"))
+    report = plan(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))
+    assert dict(report.lines)["paces"].startswith("changes from iteration to iteration of 3 recorded trials")
 
 
 @pytest.mark.parametrize(
