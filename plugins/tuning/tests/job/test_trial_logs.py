@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from tuning_runs import load_spec
 
 from unfold_tuning.job.build import resolve_record
-from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log
+from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log, read_trial_steps
 from unfold_tuning.verbs.plan import plan
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
@@ -92,6 +93,68 @@ def test_repeated_iterations_of_a_resumed_trial_count_once(tmp_path: Path) -> No
     """If a Ray Tune trial returned to a checkpoint, the last run of each iteration counts."""
     summary = read_trial_log(_write_resumed_ray(tmp_path / "runs") / "train_b", TrialLogSource(path="runs"))
     assert summary.mean_s == pytest.approx(9.0)
+
+
+STEPS = {"a": [20.0, 21.0, 19.0, 20.0], "b": [30.0, 31.0, 29.0, 30.0]}
+"""Seconds of the iterations of two trials."""
+
+
+def _write_rows(head: str, row: Callable[[str, int, float, float], str]) -> str:
+    """Write a table: ``row`` takes trial, iteration, its seconds, and the seconds since the trial began."""
+    lines = [row(t, n + 1, s[n], sum(s[: n + 1])) for t, s in STEPS.items() for n in range(len(s))]
+    return "\n".join([head, *lines])
+
+
+def _format_date(seconds: float) -> str:
+    return (dt.datetime(2026, 3, 1, 10) + dt.timedelta(seconds=seconds)).isoformat()
+
+
+@pytest.mark.parametrize(
+    ("text", "has_first"),
+    [
+        (_write_rows("Trial ID,Epoch,Elapsed (s)", lambda t, n, _, at: f"{t},{n},{at}"), True),
+        (_write_rows("hp_id,epochs,train_time", lambda t, n, _, at: f"{t},{n},{at}"), True),
+        # numbered from zero
+        (_write_rows("run,epoch,runtime", lambda t, n, _, at: f"{t},{n - 1},{at}"), True),
+        (_write_rows("run,epoch,seconds", lambda t, n, s, _: f"{t},{n - 1},{s}"), True),
+        # TensorBoard, MLflow and dates: of a clock
+        (_write_rows("run,Wall time,Step,Value", lambda t, n, _, at: f"{t},{1.7e9 + at},{n},0.1"), False),
+        (_write_rows("run_uuid,timestamp,step", lambda t, n, _, at: f"{t},{1.7e12 + 1000 * at:.0f},{n}"), False),
+        (_write_rows("trial,epoch,timestamp", lambda t, n, _, at: f"{t},{n},{_format_date(at)}"), False),
+    ],
+)  # fmt: skip
+def test_names_and_clocks_of_other_tools_are_read(tmp_path: Path, text: str, has_first: bool) -> None:
+    """Names may have units and spaces; a clock does not show how long the first iteration took."""
+    (tmp_path / "t.csv").write_text(text)
+    steps = read_trial_steps(tmp_path / "t.csv", TrialLogSource(path="t.csv"))
+    skipped = 0 if has_first else 1
+    for trial, seconds in STEPS.items():
+        expected = [(float(n + 1), s) for n, s in enumerate(seconds)][skipped:]
+        assert [end for end, _ in steps[trial]] == [end for end, _ in expected]
+        assert [s for _, s in steps[trial]] == pytest.approx([s for _, s in expected], abs=1e-3)
+
+
+def test_a_folder_of_tables_has_a_trial_in_each(tmp_path: Path) -> None:
+    """TensorBoard saves one table for each run."""
+    for trial, seconds in STEPS.items():
+        rows = [f"{1.7e9 + sum(seconds[: n + 1])},{n + 1},0.1" for n in range(len(seconds))]
+        (tmp_path / f"{trial}.csv").write_text("\n".join(["Wall time,Step,Value", *rows]))
+    assert len(read_trial_steps(tmp_path, TrialLogSource(path="runs"))) == 2
+
+
+def test_curves_nested_in_json_are_read(tmp_path: Path) -> None:
+    """LCBench has lists under a data set, a configuration and ``log``; its times count from the begin of a trial."""
+    curves = {
+        t: {"config": {"layers": 2}, "log": {"epoch": [1, 2, 3, 4], "time": list(np.cumsum(s)), "loss": [4, 3, 2, 1]}}
+        for t, s in STEPS.items()
+    }
+    (tmp_path / "t.json").write_text(json.dumps({"adult": curves}))
+    steps = read_trial_steps(tmp_path / "t.json", TrialLogSource(path="t.json", elapsed=("time",)))
+    assert {trial: [s for _, s in items] for trial, items in steps.items()} == {
+        f"adult/{trial}/log": pytest.approx(seconds) for trial, seconds in STEPS.items()
+    }
+    with pytest.raises(UnfoldError, match=r"time: the column rises .*profile\.recorded\.elapsed: time"):
+        read_trial_steps(tmp_path / "t.json", TrialLogSource(path="t.json"))
 
 
 def test_an_optuna_study_has_one_row_per_trial(tmp_path: Path) -> None:
