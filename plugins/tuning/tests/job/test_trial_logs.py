@@ -106,7 +106,7 @@ def _write_rows(head: str, row: Callable[[str, int, float, float], str]) -> str:
 
 
 def _format_date(seconds: float) -> str:
-    return (dt.datetime(2026, 3, 1, 10) + dt.timedelta(seconds=seconds)).isoformat()
+    return (dt.datetime(2026, 3, 1, 10, tzinfo=dt.UTC) + dt.timedelta(seconds=seconds)).isoformat()
 
 
 @pytest.mark.parametrize(
