@@ -70,6 +70,20 @@ def test_trials_that_fail_after_a_rung_take_no_place() -> None:
     assert Counter(trial.state.name for trial in study.trials) == {"FAIL": 3, "PRUNED": 5, "COMPLETE": 1}
 
 
+def test_a_search_without_a_complete_trial_says_why() -> None:
+    """Where all trials that continue fail, the others are pruned by then, and the study has no best trial."""
+
+    def objective(trial: Any) -> float:
+        trial.report(trial.suggest_float("quality", 0, 1), 0)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+        raise MemoryError
+
+    study, result = search(objective)
+    assert not study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    assert result.notes == ("no trial is complete: 3 trials failed, and the others had lost",)
+
+
 def test_trials_that_prune_themselves_take_no_place() -> None:
     """A trial that raises TrialPruned on a nan of its own is not counted at later rungs."""
 

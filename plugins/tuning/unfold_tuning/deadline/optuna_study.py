@@ -483,6 +483,11 @@ class StudyRun:
                     self._store_end(item, values[max(values)], TrialState.COMPLETE)
                 else:
                     self._store_end(item, None, TrialState.PRUNED)
+            failed = sum(item.error is not None for item in self.trials.values())
+            if failed and self.fatal_error is None and not self.study.get_trials(deepcopy=False, states=states):
+                self._warn_once(
+                    f"no trial is complete: {format_count(failed, 'trial')} failed, and the others had lost"
+                )
 
     def _has_number(self, number: int) -> bool:
         values = self.search.values.get(number, {})
