@@ -398,6 +398,24 @@ def test_a_grid_runs_each_point_once() -> None:
     assert study.best_params == {"quality": 0.9}
 
 
+def test_a_brute_force_search_runs_each_point_once() -> None:
+    """Trials that wait are not finished, so the sampler repeats points: repetitions end with their first report."""
+
+    def objective(trial: Any) -> float:
+        quality = trial.suggest_int("depth", 1, 4) / 10 + 0.1 * trial.suggest_categorical("bias", [0, 1, 2])
+        return run_steps(trial, quality)
+
+    study, result = search(
+        objective, optuna.create_study(sampler=optuna.samplers.BruteForceSampler(seed=1)), n_trials=40
+    )
+    points = {tuple(trial.params.values()) for trial in study.trials}
+    assert len(points) == 12
+    # no more than the workers that ask at the same time
+    assert len(study.trials) <= 12 + 3
+    assert result.stage_trials[0] == 12
+    assert study.best_trial.params == {"depth": 4, "bias": 2}
+
+
 def test_a_storage_that_fails_ends_the_search() -> None:
     """An error outside the objective is raised at once instead of at the deadline."""
 
