@@ -186,6 +186,24 @@ def test_asha_begins_nothing_that_would_be_late() -> None:
     assert all(steps in (1, 3) for steps in search.steps.values())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_steps_end_before_a_tight_deadline(method: str) -> None:
+    """Where all steps take equally long, nothing begins or continues that would pass the deadline."""
+    for deadline_s in (6.5, 10.5, 14.5):
+        run = VirtualRun(method=method, deadline_s=deadline_s, slots=2)
+        run.run()
+        assert run.now - 1000.0 <= deadline_s
+
+
+@pytest.mark.parametrize("method", ["sha", "hyperband"])
+def test_a_warm_up_is_no_pace(method: str) -> None:
+    """Where first steps take 30 times as long as the others, trials are trimmed so that one runs to the end in time."""
+    run = VirtualRun(method=method, deadline_s=150.0, step_s=lambda _, step: 30.0 if step == 0 else 1.0)
+    search = run.run()
+    assert max(search.steps.values()) == 27
+    assert run.now - 1000.0 <= 150.0
+
+
 def test_the_clock_ignores_changes_of_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """An hour that the wall clock is set back or forward moves no deadline."""
     clock = SteadyClock()

@@ -135,7 +135,8 @@ class FakeController:
             self._fail(index, trial)
             return
         self.steps[index] += 1
-        result = {"training_iteration": self.steps[index]}
+        # Ray's own time lacks the start of an actor
+        result = {"training_iteration": self.steps[index], "time_this_iter_s": 0.01}
         if self.steps[index] > self.silent_steps:
             result["score"] = self.qualities[index]
         trial.last_result = result
@@ -432,6 +433,18 @@ def test_no_run_passes_its_deadline(limit_s: float, method: str) -> None:
     assert controller.now - 1000.0 <= limit_s
     assert all(trial.status == "TERMINATED" for trial in controller.trials)
     assert sum(controller.steps) * 2.0 >= 0.3 * limit_s
+
+
+def test_what_runs_at_the_deadline_is_ended() -> None:
+    """A step that outlasts the deadline is not awaited; the last result of its trial counts."""
+    scheduler = deadline.UnfoldScheduler(deadline=30.0, num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [index / 9 for index in range(9)], 2.0, 9)
+    controller.max_results = 3
+    controller.run()
+    assert any(trial.status == "RUNNING" for trial in controller.trials)
+    controller.now += 30.0
+    assert scheduler.choose_trial_to_run(controller._wrapped()) is None
+    assert all(trial.status == "TERMINATED" for trial in controller.trials)
 
 
 def train(config: dict[str, Any]) -> None:

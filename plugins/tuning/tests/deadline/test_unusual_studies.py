@@ -70,6 +70,20 @@ def test_trials_that_fail_after_a_rung_take_no_place() -> None:
     assert Counter(trial.state.name for trial in study.trials) == {"FAIL": 3, "PRUNED": 5, "COMPLETE": 1}
 
 
+def test_a_search_without_a_complete_trial_says_why() -> None:
+    """Where all trials that continue fail, the others are pruned by then, and the study has no best trial."""
+
+    def objective(trial: Any) -> float:
+        trial.report(trial.suggest_float("quality", 0, 1), 0)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+        raise MemoryError
+
+    study, result = search(objective)
+    assert not study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    assert result.notes == ("no trial is complete: 3 trials failed, and the others had lost",)
+
+
 def test_trials_that_prune_themselves_take_no_place() -> None:
     """A trial that raises TrialPruned on a nan of its own is not counted at later rungs."""
 
@@ -382,6 +396,24 @@ def test_a_grid_runs_each_point_once() -> None:
     search(lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1)), study)
     assert sorted(trial.params["quality"] for trial in study.trials) == [0.1, 0.5, 0.7, 0.9]
     assert study.best_params == {"quality": 0.9}
+
+
+def test_a_brute_force_search_runs_each_point_once() -> None:
+    """Trials that wait are not finished, so the sampler repeats points: repetitions end with their first report."""
+
+    def objective(trial: Any) -> float:
+        quality = trial.suggest_int("depth", 1, 4) / 10 + 0.1 * trial.suggest_categorical("bias", [0, 1, 2])
+        return run_steps(trial, quality)
+
+    study, result = search(
+        objective, optuna.create_study(sampler=optuna.samplers.BruteForceSampler(seed=1)), n_trials=40
+    )
+    points = {tuple(trial.params.values()) for trial in study.trials}
+    assert len(points) == 12
+    # no more than the workers that ask at the same time
+    assert len(study.trials) <= 12 + 3
+    assert result.stage_trials[0] == 12
+    assert study.best_trial.params == {"depth": 4, "bias": 2}
 
 
 def test_a_storage_that_fails_ends_the_search() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from tuning_runs import load_spec
 
 from unfold_tuning.job.build import resolve_record
-from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log
+from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log, read_trial_steps
 from unfold_tuning.verbs.plan import plan
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
@@ -94,6 +95,68 @@ def test_repeated_iterations_of_a_resumed_trial_count_once(tmp_path: Path) -> No
     assert summary.mean_s == pytest.approx(9.0)
 
 
+STEPS = {"a": [20.0, 21.0, 19.0, 20.0], "b": [30.0, 31.0, 29.0, 30.0]}
+"""Seconds of the iterations of two trials."""
+
+
+def _write_rows(head: str, row: Callable[[str, int, float, float], str]) -> str:
+    """Write a table: ``row`` takes trial, iteration, its seconds, and the seconds since the trial began."""
+    lines = [row(t, n + 1, s[n], sum(s[: n + 1])) for t, s in STEPS.items() for n in range(len(s))]
+    return "\n".join([head, *lines])
+
+
+def _format_date(seconds: float) -> str:
+    return (dt.datetime(2026, 3, 1, 10, tzinfo=dt.UTC) + dt.timedelta(seconds=seconds)).isoformat()
+
+
+@pytest.mark.parametrize(
+    ("text", "has_first"),
+    [
+        (_write_rows("Trial ID,Epoch,Elapsed (s)", lambda t, n, _, at: f"{t},{n},{at}"), True),
+        (_write_rows("hp_id,epochs,train_time", lambda t, n, _, at: f"{t},{n},{at}"), True),
+        # numbered from zero
+        (_write_rows("run,epoch,runtime", lambda t, n, _, at: f"{t},{n - 1},{at}"), True),
+        (_write_rows("run,epoch,seconds", lambda t, n, s, _: f"{t},{n - 1},{s}"), True),
+        # TensorBoard, MLflow and dates: of a clock
+        (_write_rows("run,Wall time,Step,Value", lambda t, n, _, at: f"{t},{1.7e9 + at},{n},0.1"), False),
+        (_write_rows("run_uuid,timestamp,step", lambda t, n, _, at: f"{t},{1.7e12 + 1000 * at:.0f},{n}"), False),
+        (_write_rows("trial,epoch,timestamp", lambda t, n, _, at: f"{t},{n},{_format_date(at)}"), False),
+    ],
+)  # fmt: skip
+def test_names_and_clocks_of_other_tools_are_read(tmp_path: Path, text: str, has_first: bool) -> None:
+    """Names may have units and spaces; a clock does not show how long the first iteration took."""
+    (tmp_path / "t.csv").write_text(text)
+    steps = read_trial_steps(tmp_path / "t.csv", TrialLogSource(path="t.csv"))
+    skipped = 0 if has_first else 1
+    for trial, seconds in STEPS.items():
+        expected = [(float(n + 1), s) for n, s in enumerate(seconds)][skipped:]
+        assert [end for end, _ in steps[trial]] == [end for end, _ in expected]
+        assert [s for _, s in steps[trial]] == pytest.approx([s for _, s in expected], abs=1e-3)
+
+
+def test_a_folder_of_tables_has_a_trial_in_each(tmp_path: Path) -> None:
+    """TensorBoard saves one table for each run."""
+    for trial, seconds in STEPS.items():
+        rows = [f"{1.7e9 + sum(seconds[: n + 1])},{n + 1},0.1" for n in range(len(seconds))]
+        (tmp_path / f"{trial}.csv").write_text("\n".join(["Wall time,Step,Value", *rows]))
+    assert len(read_trial_steps(tmp_path, TrialLogSource(path="runs"))) == 2
+
+
+def test_curves_nested_in_json_are_read(tmp_path: Path) -> None:
+    """LCBench has lists under a data set, a configuration and ``log``; its times count from the begin of a trial."""
+    curves = {
+        t: {"config": {"layers": 2}, "log": {"epoch": [1, 2, 3, 4], "time": list(np.cumsum(s)), "loss": [4, 3, 2, 1]}}
+        for t, s in STEPS.items()
+    }
+    (tmp_path / "t.json").write_text(json.dumps({"adult": curves}))
+    steps = read_trial_steps(tmp_path / "t.json", TrialLogSource(path="t.json", elapsed=("time",)))
+    assert {trial: [s for _, s in items] for trial, items in steps.items()} == {
+        f"adult/{trial}/log": pytest.approx(seconds) for trial, seconds in STEPS.items()
+    }
+    with pytest.raises(UnfoldError, match=r"time: the column rises .*profile\.recorded\.elapsed: time"):
+        read_trial_steps(tmp_path / "t.json", TrialLogSource(path="t.json"))
+
+
 def test_an_optuna_study_has_one_row_per_trial(tmp_path: Path) -> None:
     """Durations divided by the iterations of a trial are its times; ``where`` selects the rows."""
     text = "number,value,duration,state\n0,0.5,0 days 00:01:00.5,COMPLETE\n1,0.4,0 days 00:02:00,COMPLETE\n2,,,FAIL\n"
@@ -102,10 +165,11 @@ def test_an_optuna_study_has_one_row_per_trial(tmp_path: Path) -> None:
     assert read_trial_log(tmp_path / "study.csv", source).mean_s == pytest.approx((6.05 + 12.0) / 2)
 
 
-def test_a_record_plans_like_its_written_figures(tmp_path: Path) -> None:
-    """A record's times, scaled to one accelerator, give the plan of the same figures in the spec, and are reported."""
-    recorded = SPEC.replace("PATH", f"{_write_ray(tmp_path / 'runs')}, accelerators: 2")
-    written = f"iteration: {{mean: {MEAN * 1500} ms, std: {STD * 1500} ms}}, trial_spread: {SPREAD:.4f}, speedup"
+def test_a_record_of_whole_trials_plans_like_its_written_figures(tmp_path: Path) -> None:
+    """A row per trial, scaled to one accelerator, gives the plan of the same figures in the spec, and is reported."""
+    (tmp_path / "study.csv").write_text("number,duration\n0,30\n1,90\n2,60\n")
+    recorded = SPEC.replace("PATH", f"{tmp_path / 'study.csv'}, accelerators: 2, iters: 10")
+    written = f"iteration: {{mean: {6000 * 1.5} ms}}, trial_spread: {SPREAD:.4f}, speedup"
     line = next(line for line in recorded.splitlines() if line.startswith("profile"))
     run = Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1))
     reports = [
@@ -113,7 +177,14 @@ def test_a_record_plans_like_its_written_figures(tmp_path: Path) -> None:
         for text in (recorded, recorded.replace(line, f"profile: {{{written}: {{1: 1, 2: 1.5}}}}"))
     ]
     assert reports[0].decision == reports[1].decision
-    assert "6 steps of 3 trials: an iteration takes 6.00 s" in dict(reports[0].lines)["record"]
+    assert "3 steps of 3 trials: an iteration takes 6.00 s" in dict(reports[0].lines)["record"]
+
+
+def test_a_record_with_a_row_per_iteration_shows_changes_of_pace(tmp_path: Path) -> None:
+    """The report states that the paces come from the recorded trials."""
+    spec = load_spec(SPEC.replace("PATH", f"{_write_ray(tmp_path / 'runs')}, accelerators: 2"))
+    report = plan(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))
+    assert dict(report.lines)["paces"].startswith("changes from iteration to iteration of 3 recorded trials")
 
 
 @pytest.mark.parametrize(

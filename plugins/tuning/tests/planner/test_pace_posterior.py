@@ -18,6 +18,7 @@ from unfold_tuning.planner.pace_posterior import (
     GroupPaces,
     build_pace_posterior,
     build_pace_prior,
+    build_recorded_posterior,
     list_pace_groups,
 )
 from unfold_tuning.planner.pace_slopes import fit_pace_slopes
@@ -168,3 +169,48 @@ def test_a_profile_of_unlike_trials_widens_the_default_prior(spread: float, expe
     usual = build_pace_prior(LADDER, (), 0)
     assert np.exp(prior.spread_mean - usual.spread_mean) == pytest.approx(expected, abs=0.15)
     assert (np.diag(prior.covariance) >= np.diag(usual.covariance)).all()
+
+
+def recorded_run(trials: int, first_s: float = 60.0, later_s: float = 2.0, spread: float = 0.05) -> PaceRecord:
+    """Return a run of 27 iterations a trial, of which the first takes longer than the others."""
+    rng = np.random.default_rng(3)
+    factors = np.exp(rng.normal(0, spread, trials))
+    return build_pace_record(
+        "run",
+        {
+            f"{trial:02d}": [(float(end), factor * (first_s if end == 1 else later_s)) for end in range(1, 28)]
+            for trial, factor in enumerate(factors)
+        },
+    )
+
+
+def test_a_recorded_run_predicts_each_stage_by_its_own_iterations() -> None:
+    """A warm-up counts in the stage with the first iteration and in no other, unlike in the mean of all iterations."""
+    stages = build_successive_halving(27, 1, 27, 3)
+    posterior = build_recorded_posterior(stages, recorded_run(8), (), 0, 0.1)
+    paces = posterior.predict(0, 0.0, has_known_trials=False)
+    assert np.exp(paces.mean) == pytest.approx([60.0, 2.0, 2.0, 2.0], rel=0.05)
+
+
+def test_few_recorded_trials_are_believed_less() -> None:
+    """One trial does not show how trials differ: margins fall with their number, and follow the recorded spread."""
+    stages = build_successive_halving(27, 1, 27, 3)
+    variances, spreads = [], []
+    for trials in (1, 3, 30):
+        posterior = build_recorded_posterior(stages, recorded_run(trials), (), 0, 0.1)
+        paces = posterior.predict(0, 0.0, has_known_trials=False)
+        variances.append(float(paces.covariance[0, 0]))
+        spreads.append(float(math.exp(paces.spread_mean[0])))
+    assert variances == sorted(variances, reverse=True)
+    assert spreads == sorted(spreads, reverse=True)
+    assert variances[0] > 0.1**2 + 0.4**2
+    assert spreads[-1] == pytest.approx(0.05, rel=0.5)
+
+
+def test_a_written_spread_replaces_the_recorded_one() -> None:
+    """The spread that the spec gives holds in every stage."""
+    stages = build_successive_halving(27, 1, 27, 3)
+    posterior = build_recorded_posterior(stages, recorded_run(8), (), 0, 0.1, spread=0.3)
+    paces = posterior.predict(0, 0.0, has_known_trials=False)
+    assert np.exp(paces.spread_mean) == pytest.approx(0.3)
+    assert not paces.spread_std.any()

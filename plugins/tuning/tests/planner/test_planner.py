@@ -97,6 +97,24 @@ def test_the_bound_is_exact_where_few_plans_are_open(trial_cv: float) -> None:
     assert closed
 
 
+@pytest.mark.parametrize("increment", [600.0, 3600.0])
+def test_the_bound_counts_the_instances_that_every_plan_holds(increment: float) -> None:
+    """Under coarse billing the bound is the increments of the fewest instances in time, and no plan undercuts it."""
+    stages = build_custom_stages([(11, 2), (5, 4), (2, 12)])
+    machine = replace(jobs.P3, max_instances=5, billing=Billing(increment, 0.0))
+    candidates = evaluate_machines(stages, jobs.noisy_profile("J3"), [machine], 0.9, 300, 5)
+    plans = simulate_plans(candidates[0].model, list(jobs.list_all_plans(candidates[0].model)))
+    earliest_s = select_earliest(candidates).plan.compute_guaranteed_seconds(0.9)
+    instances = set()
+    for deadline_s in np.geomspace(earliest_s, earliest_s * 4, 6):
+        goal = Goal(float(deadline_s), 0.9)
+        bound_usd = compute_global_bound(candidates, goal)
+        assert bound_usd <= min(plan.mean_cost_usd for plan in plans if goal.is_met_by(plan)) + 1e-9
+        instances.add(int(bound_usd / machine.billing.cost(1.0, machine.usd_per_hour) + 1e-9))
+    assert min(instances) >= 1
+    assert max(instances) >= 2
+
+
 def test_hourly_billing_uses_every_hour_that_has_begun() -> None:
     """Billed by the hour, the plan costs what the cheapest of all {1..16}^3 plans on time costs: $2, not $3."""
     profile = Profile(LogNormal(90.0), provision=LogNormal(45.0), startup=LogNormal(60.0), sync=LogNormal(10.0))

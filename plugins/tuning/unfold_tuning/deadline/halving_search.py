@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_tuning.deadline.limits import LimitKeeper, OpenWork
+from unfold_tuning.deadline.limits import MIN_PROFILED, MIN_STEPS, LimitKeeper, OpenWork
 from unfoldkit.api import user_error
 
 METHODS = ("sha", "hyperband", "asha")
@@ -164,7 +164,14 @@ class HalvingSearch:
         if trial not in self.brackets or trial in self.ended:
             return False
         is_unranked = not self.values.get(trial) and not self.has_reached_end(trial)
-        return is_unranked or self.steps.get(trial, 0) < self._get_target(trial)
+        return is_unranked or self._is_scout(trial) or self.steps.get(trial, 0) < self._get_target(trial)
+
+    def _is_scout(self, trial: Any) -> bool:
+        """Return whether a trial runs ahead of its rung to show how long steps take that follow the first one."""
+        if not self.keeper.is_scouting or len(self.keeper.steps.get(self.numbers[trial], ())) >= MIN_STEPS:
+            return False
+        first = [item for item in self.brackets if item not in self.ended][:MIN_PROFILED]
+        return trial in first and not self.has_reached_end(trial)
 
     def has_lost(self, trial: Any) -> bool:
         """Return whether the stage of a trial has ended without it."""
@@ -187,8 +194,14 @@ class HalvingSearch:
         )
 
     def list_runnable(self) -> list[Any]:
-        """List the trials that have begun and may run: those nearest to their end first, then the best."""
-        runnable = [trial for trial in self.brackets if self.needs_steps(trial)]
+        """List the trials that have begun and may run: those nearest to their end first, then the best.
+
+        One whose next step may well pass a limit waits until the search ends.
+        """
+        waiting = [trial for trial in self.brackets if self.needs_steps(trial)]
+        runnable = [trial for trial in waiting if not self.keeper.is_last_report(self.numbers[trial])]
+        if len(runnable) < len(waiting):
+            self.keeper.note_limit()
         return sorted(
             runnable, key=lambda trial: (-self.levels[trial], self._rank_key(trial, self.steps.get(trial, 0)))
         )
@@ -286,7 +299,12 @@ class HalvingSearch:
             if bracket in skipped or not members:
                 continue
             rung = self.list_rungs(bracket)[stage]
-            steps = tuple(max(1, rung - self.steps.get(trial, 0)) for trial in members if self.needs_steps(trial))
+            warm_up = self.keeper.estimate_warm_up_steps()
+            steps = tuple(
+                max(1, rung - self.steps[trial]) if self.steps.get(trial) else rung + warm_up
+                for trial in members
+                if self.needs_steps(trial)
+            )
             # what waits at the last rung has nothing left
             items.append(OpenWork(bracket % len(self.keeper.brackets), stage, steps, len(members)))
         return items

@@ -35,7 +35,9 @@ MIN_PROFILED = 2
 """Trials that must have reported before anything is predicted."""
 
 MIN_STEPS = 2
-"""Steps of a trial from which its next one is predicted."""
+"""Reports of a trial from which its next one is predicted: the first step may contain a warm-up."""
+WARM_UP_FACTOR = 2.0
+"""A first step that takes more than this many times the median of the others contains a warm-up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +157,7 @@ class LimitKeeper:
         changed_at: When that was.
         steps: Seconds of each reported step, by trial.
         notes: What was trimmed and why.
+        is_scouting: Whether first steps alone leave no room for a search: a second one shows if they hold a warm-up.
     """
 
     limits: Limits
@@ -170,6 +173,7 @@ class LimitKeeper:
     changed_at: float = 0.0
     steps: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    is_scouting: bool = False
 
     @property
     def brackets(self) -> tuple[tuple[Stage, ...], ...]:
@@ -206,15 +210,25 @@ class LimitKeeper:
         return self.compute_time_left_s() <= 0
 
     def is_last_report(self, trial: int) -> bool:
-        """Return whether a trial stops with this report: a limit is reached, or even its fastest step would pass it.
+        """Return whether a trial stops with this report: a limit is reached, or its next step may well pass it.
 
-        The first step alone predicts nothing, as it may contain a warm-up.
+        The next step takes as long as the slow ones of this trial, by the required confidence. Its first step counts
+        only if no other follows and those of other trials contain no warm-up.
         """
         left_s, items = self.compute_time_left_s(), self.steps.get(trial, [])
-        if left_s <= 0 or len(items) < MIN_STEPS:
+        if left_s <= 0 or not items:
             return left_s <= 0
-        step = items[-1][0] - items[-2][0]
-        return step * min(seconds for _, seconds in items) > left_s
+        known, warm_up_s = self._split_warm_up()
+        if len(items) >= MIN_STEPS:
+            paces = [seconds for _, seconds in items[1:]]
+        elif warm_up_s:
+            paces = [seconds for others in known.values() for _, seconds in others]
+        elif any(len(others) >= MIN_STEPS for others in self.steps.values()):
+            paces = [items[-1][1]]
+        else:
+            return False
+        before = items[-2][0] if len(items) >= MIN_STEPS else 0.0
+        return (items[-1][0] - before) * float(np.quantile(paces, self.limits.confidence)) > left_s
 
     def compute_spent_usd(self) -> float:
         """Compute the bill: all slots from the start on."""
@@ -232,8 +246,8 @@ class LimitKeeper:
             bracket: The bracket.
             work: What the trials that have begun still run.
         """
-        steps = self.list_rungs(bracket)[0]
-        if self.method == "asha":
+        steps = self.list_rungs(bracket)[0] + self.estimate_warm_up_steps()
+        if self.method == "asha" or not self.can_reach_rung(0, steps):
             return self.can_reach_rung(0, steps)
         items = {item.bracket: item for item in work}
         before = items.pop(bracket, OpenWork(bracket, 0, (), 0))
@@ -310,7 +324,32 @@ class LimitKeeper:
         if probability >= self.limits.confidence:
             return True
         alone = OpenWork(work.bracket, work.stage, work.steps[-1:], 1)
+        self.is_scouting = self.is_scouting or all(len(items) < MIN_STEPS for items in self.steps.values())
         return probability >= self.estimate_probability([alone]) - MAX_LOSS
+
+    def estimate_warm_up_steps(self) -> int:
+        """Estimate how many steps the warm-up of a trial is worth; 0 without one."""
+        known, warm_up_s = self._split_warm_up()
+        paces = [seconds for items in known.values() for _, seconds in items]
+        return round(warm_up_s / float(np.median(paces))) if warm_up_s else 0
+
+    def _split_warm_up(self) -> tuple[dict[str, list[tuple[float, float]]], float]:
+        """Split the warm-up of trials from their steps, if most of those that show one have it.
+
+        Returns:
+            The steps of each trial, without the first one if it contains a warm-up; and its mean seconds.
+        """
+        known = {str(trial): items for trial, items in self.steps.items() if items}
+        complete = {trial: items for trial, items in known.items() if len(items) >= MIN_STEPS}
+        medians = {trial: float(np.median([pace for _, pace in items[1:]])) for trial, items in complete.items()}
+        warm_ups = [
+            items[0][0] * (items[0][1] - medians[trial])
+            for trial, items in complete.items()
+            if items[0][1] > WARM_UP_FACTOR * medians[trial]
+        ]
+        if 2 * len(warm_ups) <= len(complete):
+            return known, 0.0
+        return {trial: items[1:] for trial, items in complete.items()}, float(np.mean(warm_ups))
 
     def estimate_probability(self, work: Sequence[OpenWork], *, has_later: bool = True) -> float:
         """Estimate the probability that open work and all later stages end within the limits; 1 if nothing is known.
@@ -321,9 +360,9 @@ class LimitKeeper:
             work: What is open in each bracket.
             has_later: Whether later stages follow.
         """
-        known = {str(trial): items for trial, items in self.steps.items() if items}
+        known, _ = self._split_warm_up()
         work = [item for item in work if item.steps or (has_later and item.trials)]
-        if len(known) < MIN_PROFILED or not work:
+        if sum(bool(items) for items in self.steps.values()) < MIN_PROFILED or not work:
             return 1.0
         brackets = self.brackets
         table = merge_brackets(brackets)

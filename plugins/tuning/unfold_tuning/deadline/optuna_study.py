@@ -483,6 +483,11 @@ class StudyRun:
                     self._store_end(item, values[max(values)], TrialState.COMPLETE)
                 else:
                     self._store_end(item, None, TrialState.PRUNED)
+            failed = sum(item.error is not None for item in self.trials.values())
+            if failed and self.fatal_error is None and not self.study.get_trials(deepcopy=False, states=states):
+                self._warn_once(
+                    f"no trial is complete: {format_count(failed, 'trial')} failed, and the others had lost"
+                )
 
     def _has_number(self, number: int) -> bool:
         values = self.search.values.get(number, {})
@@ -615,6 +620,10 @@ class StudyRun:
             self._record_reports(item, frozen.intermediate_values)
             self._record_violation(frozen)
             self.changed.notify_all()
+            if not item.is_stopped and self._repeats_point(frozen):
+                # those that wait at a rung are not finished, so that the sampler cannot know
+                self.is_exhausted, item.is_stopped = True, True
+                self.search.fail_trial(frozen.number)
             if self.is_ending or item.is_stopped:
                 return True
             if self.search.has_reached_end(frozen.number):
@@ -629,6 +638,15 @@ class StudyRun:
             while item.is_waiting and not self.is_ending:
                 self.changed.wait(CHECK_PERIOD_S)
             return item.is_stopped or self.is_ending
+
+    def _repeats_point(self, frozen: Any) -> bool:
+        """Return whether a sampler that tries each point once suggests one again: it has no others."""
+        from optuna.samplers import BruteForceSampler
+
+        if not isinstance(self.study.sampler, BruteForceSampler):
+            return False
+        earlier = self.study.get_trials(deepcopy=False)[: frozen.number]
+        return any(other.number in self.trials and other.params == frozen.params for other in earlier)
 
     def _warn_once(self, note: str) -> None:
         """Note and log something once."""

@@ -348,12 +348,18 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             chosen = next((trial for trial in waiting if trial.status == Trial.PAUSED), None)
             chosen = chosen or self._begin_held(tune_controller)
             if chosen is not None or active:
+                self._note_start(chosen)
                 return chosen
             if any(trial.status == Trial.PAUSED for trial in status.values()) and not self.search.advance():
                 self._stop_waiting(tune_controller)
             elif not any(trial.status == Trial.PAUSED for trial in status.values()):
                 return None
             self._update(tune_controller, trials[0])
+
+    def _note_start(self, trial: Trial | None) -> None:
+        """Note when a trial starts or continues: until its next result, its slot is taken."""
+        if trial is not None:
+            self.reported_at[trial.trial_id] = self.keeper.wall()
 
     def _begin_pending(self, tune_controller: Any) -> bool:
         """Begin a trial that Ray is about to start, or hold it if it ends too late; return whether one begins."""
@@ -403,8 +409,9 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         steps, value = _read_number(result.get(self.time_attr, 0)), result.get(str(self._metric))
         steps = int(steps) if math.isfinite(steps) else 0
         if is_timed and steps > self.search.steps.get(name, 0) and name in self.search.numbers:
-            seconds = float(result.get("time_this_iter_s") or now - self.reported_at.get(name, now))
-            self.keeper.record_step(self.search.numbers[name], steps, seconds)
+            # Ray's own time of an iteration lacks the start of its actor, also after a pause
+            seconds = now - self.reported_at[name] if name in self.reported_at else result.get("time_this_iter_s")
+            self.keeper.record_step(self.search.numbers[name], steps, float(seconds or 0.0))
         self.search.record_report(name, steps, None if value is None else _read_number(value))
         self.reported_at[name] = now
 
@@ -447,12 +454,14 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
                     tune_controller.stop_trial(trial)
 
     def _stop_waiting(self, tune_controller: Any) -> None:
-        """Stop what waits as a limit is reached or nothing more fits; running trials stop with their next result."""
+        """Stop what waits as nothing more fits, and as a limit is reached what runs too: its last result counts."""
+        statuses = [Trial.PENDING, Trial.PAUSED]
         if self.keeper.is_over():
+            statuses.append(Trial.RUNNING)
             self.keeper.note_limit()
             self._note_missing_resources(tune_controller)
         for trial in tune_controller.get_trials():
-            if trial.status in (Trial.PENDING, Trial.PAUSED):
+            if trial.status in statuses:
                 self.search.ended.add(trial.trial_id)
                 tune_controller.stop_trial(trial)
 

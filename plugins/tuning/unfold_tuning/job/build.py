@@ -12,10 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from unfold_tuning.job import schedule
 from unfold_tuning.job.availability import AvailabilityLog, read_availability
 from unfold_tuning.job.pace_record import PaceRecord
-from unfold_tuning.job.paces import build_measured_record, build_planned_features, describe_hardware, read_history
+from unfold_tuning.job.paces import (
+    build_measured_record,
+    build_planned_features,
+    build_recorded_pace,
+    describe_hardware,
+    read_history,
+)
 from unfold_tuning.job.problem import (
     BUNDLED_DATASETS,
     ClusterConfig,
@@ -28,7 +36,7 @@ from unfold_tuning.job.problem import (
     TrainableConfig,
     score_metric,
 )
-from unfold_tuning.job.profile import LogNormal, Machine, Profile, SpotTerms
+from unfold_tuning.job.profile import LogNormal, Machine, Profile, SpotTerms, compute_log_sigma
 from unfold_tuning.job.search_space import (
     Categorical,
     Conditional,
@@ -39,7 +47,7 @@ from unfold_tuning.job.search_space import (
     Uniform,
     sample_bracket_configs,
 )
-from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log
+from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log, read_trial_steps
 from unfold_tuning.schema import search as search_schema
 from unfold_tuning.schema import trainable as trainable_schema
 from unfold_tuning.schema.cloud import Cloud, InstanceSpec
@@ -60,6 +68,8 @@ STARTUP_CV = 0.15
 MAX_TRIAL_DRAWS = 20_000_000
 """Maximum trials of a stage times simulated runs: 160 MB for each of a dozen tables."""
 MIN_SAMPLES = 1000
+MIN_STEPS = 2
+"""Steps of a recorded trial that show how its pace changes."""
 
 
 def build_problem(spec: TuningSpec, run: Run) -> Problem:
@@ -68,8 +78,9 @@ def build_problem(spec: TuningSpec, run: Run) -> Problem:
     Raises:
         UnfoldError: A file cannot be read, a price is unknown, or there is no profile.
     """
-    spec, record = resolve_record(spec, run)
     stages = build_stages(spec.search)
+    recorded = _build_recorded_paces(spec, run)
+    spec, record = resolve_record(spec, run)
     profile_spec = _load_profile(spec, run)
     _require_same_hardware(spec.cloud, profile_spec.measured_on)
     return Problem(
@@ -87,7 +98,7 @@ def build_problem(spec: TuningSpec, run: Run) -> Problem:
         trainable=build_trainable(spec.trainable) if spec.trainable else None,
         record=record,
         fingerprint=_fingerprint_run(spec, run.seed),
-        paces=_build_measured_paces(spec, profile_spec, stages, run),
+        paces=recorded or _build_measured_paces(spec, profile_spec, stages, run),
     )
 
 
@@ -206,6 +217,31 @@ def _build_measured_paces(
         planned=build_planned_features(record, planned),
         history=history,
         measured_on=profile.measured_on or "",
+    )
+
+
+def _build_recorded_paces(spec: TuningSpec, run: Run) -> MeasuredPaces | None:
+    """Build the paces of the recorded trials; ``None`` if no trial has two steps, which shows no change of pace.
+
+    A ``trial_spread`` of the spec replaces the recorded one.
+
+    Raises:
+        UnfoldError: A record cannot be read.
+    """
+    if spec.profile is None or spec.profile.recorded is None:
+        return None
+    profile, item = spec.profile, spec.profile.recorded
+    path = run.path(item.path, key="profile.recorded.path")
+    steps = read_trial_steps(path, build_log_source(item))
+    if all(len(trial_steps) < MIN_STEPS for trial_steps in steps.values()):
+        return None
+    is_given = "trial_spread" in profile.model_fields_set
+    return MeasuredPaces(
+        profile=build_recorded_pace(item.path, steps, profile.speedup.get(item.accelerators, 1.0)),
+        planned=np.zeros((0, 0)),
+        history=_read_histories(spec, profile.speedup, run),
+        record_error=compute_log_sigma(profile.error),
+        record_spread=compute_log_sigma(profile.trial_spread) if is_given else None,
     )
 
 

@@ -72,11 +72,13 @@ def read_history(path: Path, source: TrialLogSource, speedups: Mapping[int, floa
     if recorded not in speedups:
         hint = "write profile.speedup: {1: 1, 2: 1.9}"
         raise user_error(f"profile.speedup has no {recorded} accelerators", key=source.key, hint=hint)
-    scaled = {
-        trial: [(end, seconds * speedups[recorded]) for end, seconds in items if end >= 1]
-        for trial, items in steps.items()
-    }
-    return build_pace_record(source.path, {trial: items for trial, items in scaled.items() if items})
+    return build_recorded_pace(source.path, steps, speedups[recorded])
+
+
+def build_recorded_pace(name: str, steps: Mapping[str, Sequence[tuple[float, float]]], speedup: float) -> PaceRecord:
+    """Build the record of trials that ran at a speed-up, from the ends and the seconds of their steps."""
+    scaled = {trial: [(end, seconds * speedup) for end, seconds in items if end >= 1] for trial, items in steps.items()}
+    return build_pace_record(name, {trial: items for trial, items in scaled.items() if items})
 
 
 def _read_ledger(path: Path, speedups: Mapping[int, float]) -> PaceRecord:

@@ -150,12 +150,17 @@ class MeasuredPaces:
         planned: Hyper-parameters of all trials of the first stage, named as in ``profile``: [trials, names].
         history: Paces of earlier jobs.
         measured_on: The hardware of the measurement, or empty.
+        record_error: Standard deviation of the log pace between this run and the earlier one that ``profile`` is of;
+            ``None`` if its trials were measured for this run.
+        record_spread: Spread of the trials' log paces, if it is given and not as recorded.
     """
 
     profile: PaceRecord
     planned: FloatArray
     history: tuple[PaceRecord, ...] = ()
     measured_on: str = ""
+    record_error: float | None = None
+    record_spread: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import itertools
 import json
 import re
@@ -15,16 +17,31 @@ import numpy as np
 from unfoldkit.api import CsvRow, csv_rows, did_you_mean, format_count, format_duration, format_percent, user_error
 
 DEFAULT_COLUMNS = {
-    "trial": ("trial_id", "trial", "config_id", "run_id", "run", "number", "name", "id"),
-    "iteration": ("training_iteration", "iteration", "iter", "epoch", "step", "_step"),
-    "elapsed": ("time_total_s", "elapsed_s", "elapsed", "_runtime", "runtime", "duration"),
+    "trial": (
+        *("trial_id", "trial", "config_id", "run_id", "run_uuid", "run", "run_name", "hp_id", "number", "name", "id"),
+    ),
+    "iteration": (*("training_iteration", "iteration", "iter", "epoch", "epochs", "step", "_step", "global_step"),),
+    "elapsed": (
+        *("time_total_s", "elapsed_s", "elapsed", "_runtime", "runtime", "train_time", "duration"),
+        *("wall_time", "_timestamp", "timestamp", "datetime"),
+    ),
     "seconds": ("time_this_iter_s", "seconds", "iteration_s", "epoch_s", "time"),
 }
-"""Column names that Ray Tune, Weights & Biases, Optuna and people use, in lower case."""
+"""Column names that Ray Tune, Weights & Biases, Optuna, TensorBoard, MLflow and people use.
+
+In lower case, with underscores for spaces and without units in brackets.
+"""
 RAY_FILES = ("progress.csv", "result.json")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz")
-JSON_FORM = "one object per line, or one array of objects"
+JSON_FORM = "one object per line, one array of objects, or an object with lists of equal length for each trial"
+_UNIT = re.compile(r"\s*[\[(][^\])]*[\])]\s*$")
 EMPTY_CELLS = ("", "nan", "none")
+CLOCK_S = 1e8
+"""Elapsed times from here on are those of a clock, in seconds since 1970: no trial takes three years."""
+CLOCK_MS = 1e11
+"""Those from here on are in milliseconds."""
+MIN_RISING = 4
+"""Times that rise over so many rows of every trial may have been counted from its begin."""
 _TIMEDELTA = re.compile(r"(?:(\d+) days? )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
@@ -36,7 +53,7 @@ class TrialLogSource:
         path: The file or folder as the spec names it.
         trial: Columns that identify a trial; the default names if empty, as for the other columns.
         iteration: Column of the iterations that a trial has run.
-        elapsed: Column of the seconds since a trial began.
+        elapsed: Column of the seconds since a trial began, or of the time of a clock.
         seconds: Column of the seconds of one iteration.
         iters: Iterations between two rows if no column counts them.
         where: Values by column that a row must have.
@@ -130,7 +147,9 @@ def _list_files(path: Path) -> list[Path]:
         files = sorted(path.rglob(name))
         if files:
             return files
-    hint = "name a table, or a Ray Tune folder"
+    if files := sorted(path.glob("*.csv")):
+        return files
+    hint = "name a table, a Ray Tune folder, or a folder with a CSV file for each trial"
     raise user_error(f"no {' or '.join(RAY_FILES)} in this folder", file=str(path), hint=hint)
 
 
@@ -152,13 +171,16 @@ def _read_iterations(
         trial = str(path) if is_single_trial else " ".join(row.get(name) for name in trial_columns)
         by_trial.setdefault(trial, []).append(row)
     timing = _find_timing(path, source, columns)
-    for trial, trial_rows in by_trial.items():
-        checkpoints = _read_checkpoints(trial_rows, timing)
-        if is_single_trial:
-            checkpoints = _drop_repeated(checkpoints)
-        else:
-            checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint.iters)
-        for end, seconds in _compute_iteration_seconds(trial, checkpoints, timing):
+    by_checkpoints = {trial: _read_checkpoints(trial_rows, timing) for trial, trial_rows in by_trial.items()}
+    if not (timing.is_elapsed or source.seconds):
+        _require_no_total(by_checkpoints.values(), timing.time, source.key)
+    for trial, checkpoints in by_checkpoints.items():
+        ordered = (
+            _drop_repeated(checkpoints)
+            if is_single_trial
+            else sorted(checkpoints, key=lambda checkpoint: checkpoint.iters)
+        )
+        for end, seconds in _compute_iteration_seconds(trial, ordered, timing):
             yield trial, end, seconds
 
 
@@ -173,6 +195,19 @@ def _find_timing(path: Path, source: TrialLogSource, columns: Sequence[str]) -> 
         )
         raise user_error("no column of times is known here", file=str(path), key=f"{source.key}.elapsed", hint=hint)
     return _Timing(count, (elapsed or seconds)[0], bool(elapsed), source.iters)
+
+
+def _require_no_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key: str) -> None:
+    """Require that times which no name explains are not those since a trial began.
+
+    Raises:
+        UnfoldError: They rise from row to row of every trial.
+    """
+    rows = [[checkpoint.row for checkpoint in trial] for trial in trials]
+    times = [[_parse_seconds(row, column) for row in trial] for trial in rows if len(trial) >= MIN_RISING]
+    if times and all(later > earlier for trial in times for earlier, later in itertools.pairwise(trial)):
+        hint = f"write {key}.elapsed: {column} if it counts from the begin of a trial, else {key}.seconds: {column}"
+        raise rows[0][0].wrong("the column rises from row to row of each trial", column, hint)
 
 
 def _read_checkpoints(rows: Sequence[CsvRow], timing: _Timing) -> list[_Checkpoint]:
@@ -200,7 +235,12 @@ def _compute_iteration_seconds(
 ) -> Iterator[tuple[float, float]]:
     """Yield the iterations run and the mean seconds of an iteration between every two checkpoints of a trial."""
     done = previous_s = 0.0
-    if checkpoints and checkpoints[0].iters == 0:
+    checkpoints = _count_from_one(checkpoints, timing)
+    if timing.is_elapsed and checkpoints and _parse_seconds(checkpoints[0].row, timing.time) >= CLOCK_S:
+        # nobody knows when its first step began
+        done, previous_s = checkpoints[0].iters, _parse_seconds(checkpoints[0].row, timing.time)
+        checkpoints = checkpoints[1:]
+    elif checkpoints and checkpoints[0].iters == 0:
         previous_s = _parse_seconds(checkpoints[0].row, timing.time) if timing.is_elapsed else 0.0
         checkpoints = checkpoints[1:]
     for checkpoint in checkpoints:
@@ -215,11 +255,31 @@ def _compute_iteration_seconds(
         done, previous_s = checkpoint.iters, max(previous_s, seconds)
 
 
+def _count_from_one(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> Sequence[_Checkpoint]:
+    """Count iterations from 1 where they are numbered from 0: the row of number 0 then took about as long as another.
+
+    Otherwise it is what a trial reported before its first iteration.
+    """
+    if len(checkpoints) < 2 or checkpoints[0].iters != 0:
+        return checkpoints
+    first, second = (_parse_seconds(checkpoint.row, timing.time) for checkpoint in checkpoints[:2])
+    step_s = (second - first) / checkpoints[1].iters if timing.is_elapsed else second
+    if first >= CLOCK_S or 2 * first < step_s or not first:
+        return checkpoints
+    return [_Checkpoint(checkpoint.iters + 1, checkpoint.row) for checkpoint in checkpoints]
+
+
 def _parse_seconds(row: CsvRow, column: str) -> float:
-    """Parse a cell as seconds; Optuna writes ``0 days 00:01:12.5``."""
+    """Parse a cell as seconds; Optuna writes ``0 days 00:01:12.5``, and a clock a date or seconds since 1970."""
     match = _TIMEDELTA.fullmatch(row[column].strip())
     if match is None:
-        return row.number(column, least=0)
+        with contextlib.suppress(ValueError):
+            date = dt.datetime.fromisoformat(row[column].strip())
+            # a number of eight digits is one too
+            if not row[column].strip().isdigit():
+                return (date if date.tzinfo else date.replace(tzinfo=dt.UTC)).timestamp()
+        seconds = row.number(column, least=0)
+        return seconds / 1000 if seconds >= CLOCK_MS else seconds
     return float(match[1] or 0) * 86400 + float(match[2]) * 3600 + float(match[3]) * 60 + float(match[4])
 
 
@@ -230,12 +290,17 @@ def _find_columns(source: TrialLogSource, role: str, columns: Sequence[str]) -> 
         if name not in columns:
             hint = did_you_mean(name, columns) or f"there are {', '.join(columns[:12])}"
             raise user_error(f"no column {name!r}", file=source.path, key=f"{source.key}.{role}", hint=hint)
-    by_lower_name = {name.lower(): name for name in reversed(columns)}
+    by_lower_name = {_normalize_name(name): name for name in reversed(columns)}
     return names or tuple(by_lower_name[name] for name in DEFAULT_COLUMNS[role] if name in by_lower_name)[:1]
 
 
+def _normalize_name(name: str) -> str:
+    """Normalize the name of a column: ``Wall time (s)`` is ``wall_time``."""
+    return _UNIT.sub("", name.strip()).lower().replace(" ", "_").replace("-", "_")
+
+
 def _read_rows(path: Path) -> Iterator[CsvRow]:
-    """Yield the rows of a table; the rows of a JSON array are numbered by its items."""
+    """Yield the rows of a table; the rows of JSON that is not one object per line are numbered by its items."""
     if not path.name.endswith(JSON_SUFFIXES):
         yield from csv_rows(path)
         return
@@ -244,11 +309,46 @@ def _read_rows(path: Path) -> Iterator[CsvRow]:
     with open_text(path) as stream:
         is_array = stream.read(1) == "["
         stream.seek(0)
+        nested = {} if is_array else _parse_nested(stream.read())
+        tables = list(_list_tables(nested, ()))
+        if nested and not tables:
+            raise user_error("no lists of values in this JSON object", file=str(path), hint=JSON_FORM)
+        stream.seek(0)
         if is_array:
             objects: Iterable[tuple[int, object]] = enumerate(_parse_json(stream.read(), path, 1), 1)
+        elif tables:
+            objects = enumerate(itertools.chain.from_iterable(tables), 1)
         else:
             objects = ((n, _parse_json(line, path, n)) for n, line in enumerate(stream, 1) if line.strip())
         yield from (CsvRow(_read_cells(value, path, n), path, n) for n, value in objects)
+
+
+def _parse_nested(text: str) -> Mapping[str, object]:
+    """Parse a file that is one JSON object of objects or lists; empty if it is not."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    is_nested = isinstance(value, Mapping) and all(isinstance(item, (Mapping, list)) for item in value.values())
+    return value if is_nested else {}
+
+
+def _list_tables(value: object, names: tuple[str, ...]) -> Iterator[list[dict[str, object]]]:
+    """List the tables of nested objects, row by row: lists of equal length are the columns of a trial.
+
+    A trial is named by the keys that lead to its lists, as LCBench has them.
+    """
+    if not isinstance(value, Mapping):
+        return
+    columns = {str(name): item for name, item in value.items() if isinstance(item, list)}
+    length = max((len(item) for item in columns.values()), default=0)
+    columns = {name: item for name, item in columns.items() if len(item) == length}
+    if length:
+        trial = {} if "trial" in columns or not names else {"trial": "/".join(names)}
+        yield [trial | {name: item[row] for name, item in columns.items()} for row in range(length)]
+        return
+    for name, item in value.items():
+        yield from _list_tables(item, (*names, str(name)))
 
 
 def _parse_json(text: str, path: Path, line: int) -> Any:

@@ -34,7 +34,7 @@ def compute_lower_bound(model: ExecutionModel, costs: StageCosts, goal: Goal, pl
     """Compute dollars that no plan undercuts with P(run time <= deadline) >= confidence on these samples.
 
     The bound covers the plans made of ``costs.allocations``. Unless it is exact, it leaves out minimum charges and
-    increments except those of the first instance, which only lowers it.
+    increments except those of the instances that every plan needs at once, which only lowers it.
 
     Args:
         model: The job on a machine.
@@ -54,7 +54,8 @@ def compute_lower_bound(model: ExecutionModel, costs: StageCosts, goal: Goal, pl
             rows = slowest_first[: max(1, round(fraction * model.samples))]
             relaxations.append(_relax_times(model, costs, rows, on_time_fraction))
     bounds = [_search_cheapest(relaxed, goal.deadline_s) for relaxed in relaxations]
-    bound_usd = max((*bounds, _compute_smallest_bill_usd(model)))
+    instances = _count_least_instances(relaxations, goal.deadline_s)
+    bound_usd = max((*bounds, instances * _compute_smallest_bill_usd(model)))
     if not bound_usd < plan_usd < np.inf:
         return bound_usd
     open_plans = list_open_plans(relaxations, goal.deadline_s, plan_usd)
@@ -123,12 +124,31 @@ def _relax_times(model: ExecutionModel, costs: StageCosts, rows: IntArray, on_ti
 
 
 def _compute_smallest_bill_usd(model: ExecutionModel) -> float:
-    """Compute the bill of an instance that is released as soon as it is ready: every plan rents at least one."""
+    """Compute the bill of an instance that is released as soon as it is ready."""
     machine = model.machine
     if machine.billing.per != "instance" or model.running_instances:
         return 0.0
     shortest_s = float(model.sample_startup_seconds(0, 1).min())
     return float(machine.billing.cost(shortest_s, machine.usd_per_hour))
+
+
+def _count_least_instances(relaxations: Sequence[StageCosts], deadline_s: float) -> int:
+    """Count the instances that every plan in time holds at once in some stage: with fewer, a relaxation is late."""
+    counts = relaxations[0].counts
+    for level, count in enumerate(counts):
+        if all(_compute_shortest_s(relaxed, level + 1) <= deadline_s + TIME_TOLERANCE_S for relaxed in relaxations):
+            return int(count)
+    return int(counts[-1])
+
+
+def _compute_shortest_s(relaxed: StageCosts, levels: int) -> float:
+    """Compute the shortest time of a run that uses the first levels alone."""
+    rest_s = np.zeros(levels)
+    for index in reversed(range(len(relaxed.seconds))):
+        step_s = relaxed.growth_s[index, : levels + 1, :levels] + relaxed.seconds[index, :levels]
+        total_s = (step_s + rest_s).min(axis=1)
+        rest_s = total_s[1:]
+    return float(total_s[0])
 
 
 def _search_cheapest(relaxed: StageCosts, deadline_s: float) -> float:

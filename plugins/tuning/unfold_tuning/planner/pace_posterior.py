@@ -46,6 +46,11 @@ STEP_STD = (0.51, 0.32, 0.16)
 SPREAD_STD = 0.35
 """Standard deviation between unknown jobs of the log spread of their trials: twice that of the surrogate tasks."""
 
+RECORD_SPREAD_STD = 1.0
+"""Standard deviation between jobs of any kind of the log spread of their trials."""
+MIN_SPREAD = 0.02
+"""Trials of a record spread at least by this much, in logarithms."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaceGroup:
@@ -205,6 +210,33 @@ class PacePosterior:
         return mean + gain @ (values - mean[seen]), covariance - gain @ cross.T
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """The measured mean change of trials' log paces from the first window to a later one, and its standard error."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedPaces:
+    """What the record of an earlier run of the same job shows.
+
+    Attributes:
+        trials: Number of trials.
+        error: Standard deviation of the log pace between the two runs.
+        drifts: By group, the drift up to it; ``None`` where no trial ran so far.
+        log_factors: Log of the spread between trials, relative to the default prior: [groups].
+        factor_std: Standard deviation of these logs; ``None`` if a single trial shows no spread.
+    """
+
+    trials: int
+    error: float
+    drifts: tuple[Drift | None, ...]
+    log_factors: FloatArray
+    factor_std: float | None
+
+
 def list_pace_groups(stages: Sequence[Stage]) -> tuple[PaceGroup, ...]:
     """List the groups of a stage table; a group with earlier iterations comes from the last one of its bracket."""
     groups: list[PaceGroup] = []
@@ -359,6 +391,81 @@ def build_pace_posterior(
     return PacePosterior(prior=prior, level=level, observed={0: drift} if math.isfinite(drift) else {})
 
 
+def build_recorded_posterior(
+    stages: Sequence[Stage],
+    record: PaceRecord,
+    history: Sequence[PaceRecord],
+    seed: int,
+    error: float,
+    spread: float | None = None,
+) -> PacePosterior:
+    """Build the posterior of a job before its first stage from the record of an earlier run of it.
+
+    A record shows how paces change beyond the iterations of a profile, and how much the trials differ there.
+
+    Args:
+        stages: The stage table.
+        record: The paces of the earlier run.
+        history: Other earlier jobs; if there are enough, the record counts as a profile.
+        seed: Seed of the replays.
+        error: Standard deviation of the log pace between the two runs.
+        spread: Spread of the trials' log paces, if not as recorded.
+    """
+    posterior = build_pace_posterior(stages, record, np.zeros((0, 0)), history, seed)
+    if posterior.prior.jobs:
+        return posterior
+    recorded = summarize_record(record, posterior.prior.groups, error, spread)
+    return PacePosterior(prior=build_default_prior(posterior.prior.groups, record=recorded), level=posterior.level)
+
+
+def summarize_record(
+    record: PaceRecord, groups: Sequence[PaceGroup], error: float, spread: float | None = None
+) -> RecordedPaces:
+    """Summarize an earlier run of the job: the drift up to each group, and the spread of its trials there.
+
+    The log of a standard deviation over n trials has a standard error of about ``1 / sqrt(2 (n - 1))``; it is shrunk
+    towards the default prior, the less the more trials there are.
+
+    Args:
+        record: The paces of the earlier run.
+        groups: The groups of the stage table.
+        error: Standard deviation of the log pace between the two runs.
+        spread: Spread of the trials' log paces, if not as recorded.
+    """
+    early = record.compute_log_paces(0, PROFILE_ITERS[0])
+    drifts: list[Drift | None] = []
+    log_factors = np.zeros(len(groups))
+    sampling = 0.5 / max(record.trials - 1, 0.5)
+    weight = RECORD_SPREAD_STD**2 / (RECORD_SPREAD_STD**2 + sampling)
+    for index, group in enumerate(groups):
+        own = record.compute_log_paces(group.done, group.target)
+        change = own - early
+        own, change = own[np.isfinite(own)], change[np.isfinite(change)]
+        change_std = float(np.std(change, ddof=1)) if len(change) > 1 else TRIAL_STD
+        is_covered = len(change) > 0 and record.ends[-1] > group.done
+        drifts.append(
+            Drift(mean=float(np.mean(change)), std=change_std / math.sqrt(len(change))) if is_covered else None
+        )
+        if len(own) > 1 and 2 * len(own) > record.trials:
+            prior_spread = SPREADS[min(group.rung, len(SPREADS) - 1)][0]
+            log_factors[index] = weight * (math.log(max(float(np.std(own, ddof=1)), MIN_SPREAD)) - prior_spread)
+        elif index:
+            # where few trials ran, they are the best ones: the others show how trials spread
+            log_factors[index] = log_factors[index - 1]
+    if spread is not None:
+        priors = [SPREADS[min(group.rung, len(SPREADS) - 1)][0] for group in groups]
+        log_factors = math.log(max(spread, MIN_SPREAD)) - np.array(priors)
+    is_known = spread is not None or record.trials > 1
+    factor_std = RECORD_SPREAD_STD * math.sqrt(1 - weight) if spread is None else 0.0
+    return RecordedPaces(
+        trials=record.trials,
+        error=error,
+        drifts=tuple(drifts),
+        log_factors=log_factors,
+        factor_std=factor_std if is_known else None,
+    )
+
+
 def estimate_spread_factor(record: PaceRecord, profiled: IntArray) -> float:
     """Estimate how much wider the trials of an unknown job spread than the default prior assumes; at least 1.
 
@@ -374,7 +481,11 @@ def estimate_spread_factor(record: PaceRecord, profiled: IntArray) -> float:
     return math.exp(max(0.0, weight * excess))
 
 
-def build_default_prior(groups: Sequence[PaceGroup], spread_factor: float = 1.0) -> PacePrior:
+def build_default_prior(
+    groups: Sequence[PaceGroup],
+    spread_factor: float = 1.0,
+    record: RecordedPaces | None = None,
+) -> PacePrior:
     """Build the prior without records: wide, and with no speed-up in its means.
 
     The drift of a job is a Gaussian process over the logarithm of iterations. Selection shifts the pace of each
@@ -383,6 +494,7 @@ def build_default_prior(groups: Sequence[PaceGroup], spread_factor: float = 1.0)
     Args:
         groups: The groups of the stage table.
         spread_factor: How much wider trials spread, and with them selection and the error of the profile.
+        record: What the record of an earlier run shows of this job, if there is one.
     """
     count = len(groups)
     centers = [_compute_center(0, PROFILE_ITERS[0]), _compute_center(*PROFILE_ITERS)]
@@ -395,31 +507,55 @@ def build_default_prior(groups: Sequence[PaceGroup], spread_factor: float = 1.0)
     extra = np.sqrt(scale**2 - shared**2)
     correlation = np.exp(-np.abs(octaves[:, None] - octaves[None, :]) / DRIFT_OCTAVES)
     drift = (np.outer(shared, shared) + np.outer(extra, extra)) * correlation
+    factors = np.full(count, spread_factor)
+    level_std = spread_factor * TRIAL_STD / math.sqrt(PROFILED_TRIALS)
+    if record is not None:
+        factors = np.exp(record.log_factors)
+        level_std = math.hypot(factors[0] * TRIAL_STD / math.sqrt(record.trials), record.error)
     # quantities as linear functions of drift, selection of each bracket and sampling error of the profile
     brackets = sorted({group.bracket for group in groups})
     basis = np.zeros((1 + 2 * count, 2 + count + len(brackets) + 1))
     basis[0, 1] = 1.0
     for index, group in enumerate(groups):
         basis[1 + index, 2 + index] = 1.0
-        basis[1 + index, 2 + count + brackets.index(group.bracket)] = spread_factor * SELECTION_STD * group.rung
-        basis[1 + index, -1] = spread_factor * TRIAL_STD / math.sqrt(PROFILED_TRIALS)
+        basis[1 + index, 2 + count + brackets.index(group.bracket)] = factors[index] * SELECTION_STD * group.rung
+        basis[1 + index, -1] = level_std
         if group.previous is not None:
             basis[1 + count + index, 2 + index] = 1.0
             basis[1 + count + index, 2 + group.previous] = -1.0
-    factors = np.eye(basis.shape[1])
-    factors[: 2 + count, : 2 + count] = drift
+    covariance = np.eye(basis.shape[1])
+    center, covariance[: 2 + count, : 2 + count] = _condition_drift(drift, record.drifts if record else ())
     spreads = np.array([SPREADS[min(group.rung, len(SPREADS) - 1)] for group in groups])
     return PacePrior(
         groups=tuple(groups),
-        mean=np.zeros(1 + 2 * count),
-        covariance=basis @ factors @ basis.T + NUGGET * np.eye(1 + 2 * count),
-        spread_mean=spreads[:, 0] + math.log(spread_factor),
-        spread_std=spreads[:, 1],
+        mean=basis[:, : 2 + count] @ center,
+        covariance=basis @ covariance @ basis.T + NUGGET * np.eye(1 + 2 * count),
+        spread_mean=spreads[:, 0] + np.log(factors),
+        spread_std=spreads[:, 1] if record is None or record.factor_std is None else np.full(count, record.factor_std),
         step_std=np.array(
             [0.0 if group.previous is None else STEP_STD[min(group.rung, len(STEP_STD)) - 1] for group in groups]
         ),
         jobs=0,
     )
+
+
+def _condition_drift(covariance: FloatArray, drifts: Sequence[Drift | None]) -> tuple[FloatArray, FloatArray]:
+    """Condition the drift, which is 0 on average, on that of the groups where it was measured.
+
+    Args:
+        covariance: Of the first window, the profile's second one, and each group: [2 + groups, 2 + groups].
+        drifts: By group.
+
+    Returns:
+        Mean and covariance.
+    """
+    seen = [2 + index for index, drift in enumerate(drifts) if drift is not None]
+    values = np.array([drift.mean for drift in drifts if drift is not None])
+    noise = np.diag([drift.std**2 + NUGGET for drift in drifts if drift is not None])
+    if not seen:
+        return np.zeros(len(covariance)), covariance
+    gain = np.linalg.solve(covariance[np.ix_(seen, seen)] + noise, covariance[seen]).T
+    return gain @ values, covariance - gain @ covariance[seen]
 
 
 def _compute_center(done: int, target: int) -> float:

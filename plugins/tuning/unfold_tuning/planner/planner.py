@@ -26,7 +26,7 @@ from unfold_tuning.planner.frontier import Frontier, StageCosts, build_stage_cos
 from unfold_tuning.planner.local_search import refine_plan
 from unfold_tuning.planner.lower_bound import compute_lower_bound
 from unfold_tuning.planner.minimum_charge import search_exact_frontier
-from unfold_tuning.planner.pace_posterior import PacePosterior, build_pace_posterior
+from unfold_tuning.planner.pace_posterior import PacePosterior, build_pace_posterior, build_recorded_posterior
 from unfold_tuning.simulator.execution_model import ExecutionModel, build_execution_model
 from unfold_tuning.simulator.plan_cost import (
     CONFIDENCE_TOLERANCE,
@@ -191,6 +191,10 @@ def build_posterior(problem: Problem) -> PacePosterior | None:
     paces = problem.paces
     if paces is None:
         return None
+    if paces.record_error is not None:
+        return build_recorded_posterior(
+            problem.stages, paces.profile, paces.history, problem.seed, paces.record_error, paces.record_spread
+        )
     return build_pace_posterior(problem.stages, paces.profile, paces.planned, paces.history, problem.seed)
 
 

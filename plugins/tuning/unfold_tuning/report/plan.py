@@ -166,7 +166,15 @@ def _describe_sources(problem: Problem, solution: Solution) -> Iterator[tuple[st
         yield "samples", sentences.describe_reduced_samples(problem.samples)
     if problem.paces is not None and solution.paces is not None:
         measured, jobs = problem.paces, solution.paces.prior.jobs
-        yield "paces", sentences.describe_posterior(jobs, measured.profile.trials, measured.measured_on)
+        yield (
+            "paces",
+            sentences.describe_posterior(
+                jobs,
+                measured.profile.trials,
+                measured.measured_on,
+                is_recorded=measured.record_error is not None,
+            ),
+        )
     for machine in {machine.name: machine for machine in problem.machines}.values():
         if sizes := problem.profile.list_unmeasured_spans(machine.accelerators):
             yield "not considered", sentences.describe_unmeasured_spans(sizes, machine.name)

@@ -312,8 +312,11 @@ def describe_warm_up(warm_up_s: float) -> str:
     return f"{format_duration(warm_up_s)} at the start of a trial, not counted as iterations"
 
 
-def describe_posterior(jobs: int, trials: int, measured_on: str) -> str:
+def describe_posterior(jobs: int, trials: int, measured_on: str, *, is_recorded: bool = False) -> str:
     """Describe what the posterior over paces was learnt from, and what its margin is worth."""
+    if is_recorded and not jobs:
+        recorded = format_count(trials, "recorded trial")
+        return f"changes from iteration to iteration of {recorded}; the margin is modelled, not proven"
     where = f" on {measured_on}" if measured_on else ""
     measured = f"{format_count(trials, 'trial')} measured{where}"
     source = f"changes learnt from {format_count(jobs, 'earlier job')}" if jobs else "no earlier jobs, default margins"
