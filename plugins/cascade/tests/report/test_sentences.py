@@ -33,6 +33,7 @@ SAMPLES: dict[str, list[str]] = {
         sentences.question("svc-1", "2 points", None, "FLOPs"),
         sentences.question("premium", "", 12.5, "$/10k"),
     ],
+    "label_bounds": [*sentences.label_bounds(0.95).values()],
     "points": [sentences.points(0.01), sentences.points(0.025)],
     "allowed_losses": [sentences.allowed_losses(0.01, {"ill": 0.05})],
     "relaxations": [sentences.relaxations([[("", 0.02)], [("", 0.01), ("ill", 0.06)]])],

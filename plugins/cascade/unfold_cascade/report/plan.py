@@ -40,11 +40,7 @@ from unfold_cascade.report.tables import build_candidate_table, build_policy_tab
 from unfold_cascade.report.threshold_tables import describe_with_thresholds
 from unfoldkit.api import AnyFigure, Figure, Metric, Report, RunDir, Series, Verdict, label_metrics
 
-METRIC_LABELS = {
-    "loss_points": "loss on the test rows",
-    "certified_loss_points": "certified: loss at most",
-    "saving_lower_bound": "certified: saving at least",
-}
+METRIC_LABELS = {"loss_points": "loss measured on test rows", "front_points": "cascades on the front"}
 
 
 def build_plan_report(solution: Solution, directory: RunDir, verb: str) -> Report:
@@ -59,7 +55,10 @@ def build_plan_report(solution: Solution, directory: RunDir, verb: str) -> Repor
         question=_question(solution),
         headline=_headline(solution, outcome, directory),
         subtitle=_subtitle(solution),
-        metrics=label_metrics(_build_metrics(solution, outcome), METRIC_LABELS),
+        metrics=label_metrics(
+            _build_metrics(solution, outcome),
+            METRIC_LABELS | sentences.label_bounds(solution.problem.goal.confidence),
+        ),
         tables=(
             build_policy_table(solution),
             *build_label_tables(solution, outcome),

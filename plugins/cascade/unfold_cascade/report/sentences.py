@@ -106,6 +106,14 @@ def question(baseline: str, allowed: str, budget: float | None, unit: str) -> st
     return f"Is some cascade cheaper than {baseline}, and loses at most {allowed}?"
 
 
+def label_bounds(confidence: float) -> dict[str, str]:
+    """Label what a certificate bounds, by metric."""
+    return {
+        "certified_loss_points": f"loss at most, with {percent(confidence)}",
+        "saving_lower_bound": f"saving at least, with {percent(confidence)}",
+    }
+
+
 def points(share: float) -> str:
     """Write a share of cases in points."""
     return f"{100 * share:g} point{'' if round(100 * share, 9) == 1 else 's'}"

@@ -37,6 +37,8 @@ def _pluralize(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+USUAL_CONFIDENCE = 0.95
+"""Below this share of fresh samples, a headline says that a plan was fitted to its sample."""
 ASK_FOR_MEASUREMENT = "Are real queries answered in time?"
 
 
@@ -62,7 +64,8 @@ def describe_plan_on_samples(hourly_cost: float, slo_s: float, share: float, con
     """Return the headline of a plan with the share of fresh samples on which it meets the target."""
     plan = describe_plan(hourly_cost, slo_s)
     if confidence is None:
-        return f"{plan} on this sample, and on {_format_share(share)} of fresh samples"
+        also = "and" if share >= USUAL_CONFIDENCE else "but only"
+        return f"{plan} on this sample, {also} on {_format_share(share)} of fresh samples"
     return f"{plan} on {_format_share(share)} of fresh samples; {confidence * 100:.4g} % required"
 
 
@@ -349,7 +352,7 @@ def describe_attainment(
     low, high = replicas
     counts = f"{low:,} to {high:,}" if low < high else f"{low:,}"
     served = f"{attainment * 100:.2f} % within {format_latency(slo_s)}"
-    return f"{served} at ${hourly_cost:,.2f}/h, with {counts} replicas by the rule {rule}"
+    return f"{served} at ${hourly_cost:,.2f}/h, with {counts} replicas (rule: {rule})"
 
 
 def describe_activation(delay_s: float, source: str) -> str:

@@ -135,7 +135,7 @@ def test_counts_agree_in_number() -> None:
     """One task waits, several wait; one violation is no violations."""
     assert sentences.stuck_headline(1, "a-0") == "1 task waits forever, the first is a-0"
     assert sentences.stuck_headline(2, "a-0") == "2 tasks wait forever, the first is a-0"
-    assert sentences.success_headline(1, 5.0, 1, 5.0).endswith("; without it 1 violation and 5 s")
+    assert sentences.success_headline(1, 5.0, 1, 5.0).endswith("; without the policy 1 violation and 5 s")
 
 
 def test_reasons_are_limited() -> None:

@@ -116,8 +116,8 @@ def plan_metrics(policy: Replay, baseline: Replay, reasons: Mapping[str, str]) -
         "fragmentation": Metric(figures.fragmentation, label=f"free {figures.bottleneck} that no typical task can use"),
         "preemptions": Metric(figures.preemptions),
         "restarts": Metric(figures.restarts),
-        "lost_gpu_hours": Metric(figures.lost_hours.get("gpu", 0.0), "h"),
-        "lost_cpu_hours": Metric(figures.lost_hours.get("cpu", 0.0), "h"),
+        "lost_gpu_hours": Metric(figures.lost_hours.get("gpu", 0.0), "h", label="GPU time lost"),
+        "lost_cpu_hours": Metric(figures.lost_hours.get("cpu", 0.0), "h", label="CPU time lost"),
         **_node_loss_metrics(figures.node_losses),
         "refused": Metric(len(result.rejections)),
         "deadlines_missed": Metric(figures.missed_deadlines),
@@ -157,18 +157,22 @@ def format_placements(result: SimulationResult, excluded: Sequence[Task] = ()) -
 
 
 def gantt_figures(
-    result: SimulationResult, starving: Task | None = None, changes: Sequence[NodeChange] = ()
+    result: SimulationResult,
+    starving: Task | None = None,
+    changes: Sequence[NodeChange] = (),
+    groups: Mapping[str, str] | None = None,
 ) -> tuple[Timeline, ...]:
     """Show which tasks run on which node and when, in the colours of their jobs; nothing for thousands of tasks.
 
     A task has one bar, its last run: the result holds no node of runs that were preempted. A lane above the nodes shows
-    the waits of tasks that never start and of the ``starving`` one. Markers show when nodes are away by ``changes``.
+    the waits of tasks that never start and of the ``starving`` one, with a mark where it still waits as the last other
+    task arrives. Markers show when nodes are away by ``changes``. ``groups`` names the colour of each task instead.
     """
     if len(result.tasks) > MAX_BARS:
         return ()
     ends = [end for end in result.end_s.tolist() if math.isfinite(end)]
     unit, unit_s = time_axis(max(ends, default=0.0))
-    group_of = {task.name: name for name, tasks in _group_tasks(result.tasks).items() for task in tasks}
+    group_of = groups or {task.name: name for name, tasks in _group_tasks(result.tasks).items() for task in tasks}
     runs = zip(result.tasks, result.node_rows.tolist(), result.start_s.tolist(), result.end_s.tolist(), strict=True)
     bars = tuple(
         Bar(
@@ -183,15 +187,21 @@ def gantt_figures(
     )
     lanes = tuple(dict.fromkeys(node.name for node in result.nodes))
     last_s = max([*ends, *(task.arrival for task in result.stuck)], default=0.0)
-    waits = {task.name: (task, last_s, sentences.NEVER_STARTS) for task in result.stuck[:MAX_WAITS]}
+    waits = {task.name: (task, last_s, last_s, sentences.NEVER_STARTS) for task in result.stuck[:MAX_WAITS]}
     if starving is not None:
         started_s = dict(zip([task.name for task in result.tasks], result.start_s.tolist(), strict=True))[starving.name]
-        waits.setdefault(starving.name, (starving, min(started_s, last_s), sentences.STARVES))
+        until_s = min(started_s, last_s)
+        latest_s = max((task.arrival for task in result.tasks if task is not starving), default=until_s)
+        mark_s = latest_s if starving.arrival < latest_s < until_s else until_s
+        waits.setdefault(starving.name, (starving, until_s, mark_s, sentences.STARVES))
     # no node has this name
     lane = sentences.WAITING + " " * lanes.count(sentences.WAITING)
     waiting = [
-        Bar(lane=lane, start=task.arrival / unit_s, end=end_s / unit_s, group=group_of[task.name], name=task.name)
-        for task, end_s, _ in waits.values()
+        Bar(lane=lane, start=start_s / unit_s, end=end_s / unit_s, group=group_of[task.name], name=name)
+        for task, until_s, mark_s, _ in waits.values()
+        # the name stands before the mark
+        for start_s, end_s, name in ((task.arrival, mark_s, task.name), (mark_s, until_s, ""))
+        if start_s < end_s or name
     ]
     return (
         Timeline(
@@ -201,7 +211,7 @@ def gantt_figures(
             lanes=(lane, *lanes) if waits else lanes,
             bars=(*waiting, *bars),
             markers=(
-                *(Marker(word, end_s / unit_s, lane=lane) for _, end_s, word in waits.values()),
+                *(Marker(word, mark_s / unit_s, lane=lane) for _, _, mark_s, word in waits.values()),
                 *_mark_lost_nodes(changes, unit_s),
             ),
         ),

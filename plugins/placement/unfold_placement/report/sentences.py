@@ -13,7 +13,7 @@ WAITS, RUNS = "waits", "runs"
 QUEUE_TITLE = "Tasks that wait and run, over time"
 WAITING = "(no node yet)"
 NEVER_STARTS = "never starts"
-STARVES = "starves"
+STARVES = "still waits"
 NODE_LOST = "lost"
 HOLDS, VIOLATED, BY_DESIGN = "holds", "counterexample", "by design"
 NOT_CLAIMED, NO_GANGS, NO_RULE = "not claimed", "no gangs", "no rule to check"
@@ -50,7 +50,7 @@ def success_headline(
     baseline = f"{_count_violations(baseline_violations)} and {format_seconds(baseline_makespan_s)}"
     rejections = f", {rejected:,} rejected" if rejected else ""
     done = f"{_count_tasks(placed)} done in {format_seconds(makespan_s)}{rejections}"
-    return f"{done}, every rule of the policy kept; without it {baseline}"
+    return f"{done}, every rule of the policy kept; without the policy {baseline}"
 
 
 def bottleneck_line(bottleneck: str, utilisation: float) -> str:

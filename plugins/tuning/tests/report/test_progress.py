@@ -56,14 +56,14 @@ def test_the_cluster_over_time_counts_billed_instances(tmp_path: Path) -> None:
     assert hours * 3.6 <= cost_usd + 1e-9
     assert hours * 3.6 == pytest.approx(cost_usd, rel=0.25)
     assert any(isinstance(figure, Timeline) and figure.bars for figure in published[-1].figures)
-    assert [marker.name for marker in find_cluster(final).markers] == ["deadline", "planned end of 90 % of the runs"]
+    assert [marker.name for marker in find_cluster(final).markers] == ["deadline", "plan: 90 % of runs end here"]
 
 
 def test_without_a_deadline_nothing_is_late(tmp_path: Path) -> None:
     """A run within a budget alone has no deadline in its figure, and its verdict follows the money."""
     text = SPEC.replace("deadline: 30 s", "budget: $1")
     published, _ = run_publishing(tmp_path, text)
-    assert [marker.name for marker in find_cluster(published[0]).markers] == ["planned end of 90 % of the runs"]
+    assert [marker.name for marker in find_cluster(published[0]).markers] == ["plan: 90 % of runs end here"]
     assert {report.verdict for report in published} == {Verdict.YES}
     assert all(math.isfinite(report.metrics["cost_usd"].value or 0.0) for report in published)
 

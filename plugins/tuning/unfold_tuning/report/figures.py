@@ -101,7 +101,7 @@ def draw_held_instances(
         title="Instances held over time",
         unit=unit,
         panels=(Panel("instances", series),),
-        markers=_mark_end(predicted, deadline_s, unit_s, "planned "),
+        markers=_mark_end(predicted, deadline_s, unit_s, "plan: "),
         timed=True,
     )
 
@@ -157,7 +157,7 @@ def _select_axis(plan: SimulatedPlan, goal: Goal) -> tuple[str, float]:
 def _mark_end(plan: SimulatedPlan, deadline_s: float, unit_s: float, origin: str = "") -> tuple[Marker, ...]:
     """Mark the deadline, and the interval between the quantiles of the end of a run that leave 5 % on each side."""
     early, late = (compute_quantile(plan.seconds, level) / unit_s for level in (0.05, 0.95))
-    end = Marker(f"{origin}end of 90 % of the runs", early, late)
+    end = Marker(f"{origin}90 % of runs end here", early, late)
     return (Marker("deadline", deadline_s / unit_s), end) if math.isfinite(deadline_s) else (end,)
 
 

@@ -64,6 +64,7 @@ METRIC_LABELS = {
     "static_ratio": "best fixed cluster costs",
     "greedy_excess_percent": "greedy plan costs more by",
     "gap_percent": "possible saving at most",
+    "cost_usd": "cost, on average",
     "mean_seconds": "mean end",
     "promised_seconds": "promised end",
 }

@@ -87,8 +87,10 @@ def report_progress(
         headline=describe_progress(state.index + 1, len(config.stages), remaining_s, state.spent_usd, budget_usd),
         subtitle=_build_subtitle(config, ledger),
         metrics={
-            "expected_wall_s": Metric(expected_s, "s", _format_limit(deadline_s), is_on_time, timed=True),
-            "wall_s": Metric(state.now - state.began, "s", timed=True),
+            "expected_wall_s": Metric(
+                expected_s, "s", _format_limit(deadline_s), is_on_time, timed=True, label="expected time"
+            ),
+            "wall_s": Metric(state.now - state.began, "s", timed=True, label="time so far"),
             "cost_usd": Metric(state.spent_usd, "$", _format_limit(budget_usd), is_affordable, timed=True),
             "iterations": Metric(sum(trial.iters for trial in ledger.list_trials()), timed=True),
         },
@@ -147,16 +149,23 @@ def _build_metrics(
             target=_format_limit(deadline_s),
             ok=seconds <= deadline_s if deadline_s is not None else None,
             timed=True,
+            label="time",
         ),
-        "predicted_wall_s": Metric(predicted.mean_seconds, "s", timed=True),
+        "predicted_wall_s": Metric(predicted.mean_seconds, "s", timed=True, label="predicted time"),
         "cost_usd": Metric(
             outcome.spent_usd,
             "$",
             target=_format_limit(budget_usd),
             ok=outcome.spent_usd <= budget_usd if budget_usd is not None else None,
             timed=True,
+            label="cost with its profile" if profile_usd > 0 else "cost",
         ),
-        "predicted_cost_usd": Metric(predicted.mean_cost_usd, "$", timed=True),
+        "predicted_cost_usd": Metric(
+            predicted.mean_cost_usd,
+            "$",
+            timed=True,
+            label="predicted without its profile" if profile_usd > 0 else "predicted cost",
+        ),
         **({"profile_cost_usd": Metric(profile_usd, "$", timed=True)} if profile_usd > 0 else {}),
         "iterations": Metric(sum(trial.iters for trial in ledger.list_trials())),
         "lost_nodes": Metric(outcome.lost_nodes, timed=True),

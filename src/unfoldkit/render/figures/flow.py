@@ -39,6 +39,7 @@ TONES: Mapping[Tone, tuple[str, str]] = {
     "neutral": (COLOURS[1], ""),
 }
 """Colour and hatch by tone."""
+PASSED_ON = "passed on"
 TONE_ORDER: tuple[Tone, ...] = ("neutral", "good", "bad")
 
 
@@ -176,16 +177,17 @@ def _draw_legend(axes: Axes, flow: Flow) -> None:
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Patch
 
-    tones: tuple[tuple[Tone, str], ...] = (("good", flow.good), ("bad", flow.bad))
+    tones: tuple[tuple[Tone, str], ...] = (("good", flow.good), ("bad", flow.bad), ("neutral", PASSED_ON))
     patches = []
     for tone, word in tones:
         value = sum(link.value for link in flow.links if link.tone == tone)
         if value:
             colour, hatch = TONES[tone]
             number = format_number(int(value) if value == int(value) else value)
-            label = f"{word} ({number} {flow.unit})"
+            # what is passed on counts at every stop
+            label = f"{word} ({number} {flow.unit})" if tone != "neutral" else word
             patches.append(
                 Patch(facecolor=to_rgba(colour, 0.4), edgecolor=INK, hatch=hatch, linewidth=0.4, label=label)
             )
     if patches:
-        axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, 0), ncols=2, frameon=False, fontsize=9)
+        axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, 0), ncols=3, frameon=False, fontsize=9)

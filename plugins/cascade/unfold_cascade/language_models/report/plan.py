@@ -23,7 +23,7 @@ from unfold_cascade.language_models.report import sentences
 from unfold_cascade.language_models.report.route_flow import draw_route_flow, list_gates
 from unfold_cascade.planner.paired_test import upper_proportion
 from unfold_cascade.report.gate_quality import draw_reliability, draw_risk_coverage
-from unfold_cascade.report.sentences import choice_of_models
+from unfold_cascade.report.sentences import choice_of_models, label_bounds
 from unfoldkit.api import AnyFigure, Cell, Column, Figure, Metric, Report, RunDir, Series, Table, Verdict, label_metrics
 
 SCHEMA = "unfold_cascade.routing/1"
@@ -34,8 +34,7 @@ METRIC_LABELS = {
     "cost_ratio": "cost, as a share of the reference's",
     "saving_low": "saving, lower end (95 %)",
     "saving_high": "saving, upper end (95 %)",
-    "loss_points": "loss on the test rows",
-    "certified_loss_points": "certified: loss at most",
+    "loss_points": "loss measured on test rows",
     "loss_bound_points": "loss, upper bound",
 }
 
@@ -53,7 +52,9 @@ def build_routing_report(solution: RoutingSolution, directory: RunDir, verb: str
         question=sentences.question(problem.log.models[solution.reference], problem.limits.max_loss),
         headline=_headline(solution, outcome, reference),
         subtitle=(choice_of_models(len(problem.log.models)), f"{len(problem.log):,} requests"),
-        metrics=label_metrics(_build_metrics(solution, outcome, reference), METRIC_LABELS),
+        metrics=label_metrics(
+            _build_metrics(solution, outcome, reference), METRIC_LABELS | label_bounds(1.0 - problem.limits.delta)
+        ),
         tables=(_build_model_table(solution), *_build_route_tables(solution, outcome)),
         figures=_build_figures(solution, outcome),
         lines=tuple(_list_lines(solution, outcome, reference)),

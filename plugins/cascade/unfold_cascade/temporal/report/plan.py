@@ -29,12 +29,10 @@ from unfoldkit.api import Metric, Report, RunDir, Verdict, label_metrics
 
 MetricValue = tuple[float | None, str]
 METRIC_LABELS = {
-    "certified_loss_points": "certified: loss at most",
-    "loss_points": "loss on the test patients",
+    "loss_points": "loss measured on test patients",
     "loss_points_low": "that loss, lower end (95 %)",
     "loss_points_high": "that loss, upper end (95 %)",
     "loss_points_interval": "that loss, half the interval",
-    "saving_lower_bound": "certified: saving at least",
     "naive_price_saving": "price saving, both without memory",
     "naive_flops_saving": "FLOPs saving, both without memory",
     "naive_loss_points": "loss, both without memory",
@@ -82,7 +80,9 @@ def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt:
         question=_question(solution),
         headline=_headline(solution, directory),
         subtitle=_subtitle(solution),
-        metrics=label_metrics(_metrics(solution), METRIC_LABELS),
+        metrics=label_metrics(
+            _metrics(solution), METRIC_LABELS | shared.label_bounds(solution.problem.goal.confidence)
+        ),
         tables=(
             build_policy_table(solution),
             build_alert_table(solution),

@@ -26,7 +26,7 @@ PRICE_LOW, PRICE_HIGH = "price, if engines are faster than predicted", "price, i
 LATENCY_LABELS = {
     "ttft": "time to first token (TTFT), p99",
     "tpot": "time per output token (TPOT), p99",
-    "latency": "latency, p99",
+    "latency": "whole answer, p99",
 }
 
 
@@ -243,7 +243,7 @@ def describe_token_excess(kind: str, window_s: float, tokens: int, planned: int)
 
 def describe_replay(attainment: float, targets: str, cost: float, rule: str) -> str:
     """Return the headline of a simulated replay."""
-    return f"{attainment * 100:.2f} % of the requests within {targets} at ${cost:,.2f}/h by the rule {rule}"
+    return f"{attainment * 100:.2f} % of the requests within {targets} at ${cost:,.2f}/h (rule: {rule})"
 
 
 def describe_routing(engines: int, replicas: int, routing: str) -> str:
