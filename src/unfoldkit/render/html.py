@@ -73,7 +73,7 @@ def _cards(metrics: Mapping[str, Metric]) -> str:
     # paper shows the collapsed section, which repeats these cards
     visible = _grid(cards, style="cards few")
     complete = _grid([_card(name, item) for name, item in metrics.items()])
-    return f"{visible}<details><summary>all {len(metrics)} figures</summary>{complete}</details>"
+    return f"{visible}<details><summary>all {len(metrics)} numbers</summary>{complete}</details>"
 
 
 def _grid(cards: Sequence[str], style: str = "cards") -> str:

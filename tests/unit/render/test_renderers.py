@@ -310,7 +310,7 @@ def test_of_many_figures_the_page_shows_those_with_a_target_first() -> None:
     shown, folded = page.split("<details>")
     assert ">late<" in shown
     assert "figure 29" not in shown
-    assert "all 31 figures" in folded
+    assert "all 31 numbers" in folded
     assert "figure 29" in folded
     assert "<details>" not in html.render(REPORT)
 

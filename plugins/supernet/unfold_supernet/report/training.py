@@ -181,7 +181,7 @@ def collect_quality_metrics(result: TrainingResult | ModuleResult) -> dict[str, 
     errors, verdict = result.calibration.values(), result.verdict
     name, constant = names[verdict.task]
     return {
-        "front_points": Metric(len(result.front)),
+        "front_points": Metric(len(result.front), label="subnets on the front"),
         f"{name}_min": Metric(min(scores), "%"),
         f"{name}_max": Metric(max(scores), "%"),
         "cost_of_sharing_points": Metric(max(gaps, default=None), "points", label="largest cost of sharing"),
