@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import Names, starts
 from unfold_placement.core import kernel
-from unfold_placement.core.reference import replay_reference
 from unfold_placement.core.resources import build_resource_table
 from unfold_placement.core.types import ANYWHERE, Ask, Node, Task
 from unfold_placement.simulation.audit import find_violations
+from unfold_placement.simulation.reference import replay_reference
 from unfold_placement.simulation.simulator import simulate
 
 AMOUNT = st.integers(0, 4)

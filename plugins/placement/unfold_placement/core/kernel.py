@@ -1,8 +1,8 @@
 """The compiled matcher and event loop.
 
-:mod:`unfold_placement.core.reference` states the same rules in plain Python. A task that fitted nowhere can only fit
-where capacity was freed or created since. Hence only new tasks examine every node, others the dirty nodes, and tasks
-that lack a cluster-scoped resource none. Among the nodes that fit, the first in node order is used.
+:mod:`unfold_placement.simulation.reference` states the same rules in plain Python. A task that fitted nowhere can only
+fit where capacity was freed or created since. Hence only new tasks examine every node, others the dirty nodes, and
+tasks that lack a cluster-scoped resource none. Among the nodes that fit, the first in node order is used.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ class HalvingSearch:
     def list_runnable(self) -> list[Any]:
         """List the trials that have begun and may run: those nearest to their end first, then the best.
 
-        One whose next step may well pass a limit waits until the search ends.
+        One with a next step that may well pass a limit waits until the search ends.
         """
         waiting = [trial for trial in self.brackets if self.needs_steps(trial)]
         runnable = [trial for trial in waiting if not self.keeper.is_last_report(self.numbers[trial])]

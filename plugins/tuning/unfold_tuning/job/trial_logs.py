@@ -237,7 +237,7 @@ def _compute_iteration_seconds(
     done = previous_s = 0.0
     checkpoints = _count_from_one(checkpoints, timing)
     if timing.is_elapsed and checkpoints and _parse_seconds(checkpoints[0].row, timing.time) >= CLOCK_S:
-        # nobody knows when its first step began
+        # when its first step began is unknown
         done, previous_s = checkpoints[0].iters, _parse_seconds(checkpoints[0].row, timing.time)
         checkpoints = checkpoints[1:]
     elif checkpoints and checkpoints[0].iters == 0:

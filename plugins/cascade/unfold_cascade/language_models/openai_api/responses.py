@@ -150,7 +150,7 @@ class ResponseWriter:
     """Writes the answer to a chat request, whole or as events, as that of a response.
 
     Attributes:
-        request: of the client, whose settings a response repeats.
+        request: of the client; a response repeats its settings.
         is_stream: whether the answer comes as events.
         id: of the response.
         completion: what the endpoint answered so far.

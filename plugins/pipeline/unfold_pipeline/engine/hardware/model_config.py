@@ -39,14 +39,14 @@ UNGATED = frozenset(
         *("opt", "phi", "refinedweb", "refinedwebmodel", "starcoder2", "xglm"),
     }
 )
-"""Types of models whose MLP has two matrices, of four times the width unless they state another."""
+"""Types of models with two matrices in the MLP, of four times the width unless they state another."""
 TIED = frozenset(
     {
         *("bloom", "cohere", "cohere2", "falcon", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_bigcode"),
         *("gpt_neo", "mpt", "opt", "starcoder2"),
     }
 )
-"""Types of models whose embedding is the LM head unless they state otherwise."""
+"""Types of models in which the embedding is the LM head unless they state otherwise."""
 FOUR_BIT_METHODS = frozenset({"awq", "gptq", "awq_marlin", "gptq_marlin", "auto-round"})
 
 
@@ -144,7 +144,7 @@ def _find_precision(config: Mapping[str, Any], file: str) -> str:
     """Return the precision of quantized weights; empty for weights in 16 bits.
 
     Raises:
-        UnfoldError: the weights are quantized by a method whose kernels are not simulated.
+        UnfoldError: the weights are quantized by a method without simulated kernels.
     """
     quantization = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(quantization, Mapping):

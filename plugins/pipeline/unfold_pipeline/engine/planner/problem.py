@@ -178,7 +178,7 @@ class EngineProblem:
         model_name: its name for exports; empty if unknown.
         precision: precision of the weights.
         kv_precision: precision of the KV cache.
-        is_quantized: whether the checkpoint holds the weights in this precision, so that the engine need not be told.
+        is_quantized: whether the checkpoint holds the weights in this precision; the engine then needs no option.
         surroundings: the stages before and after the engine under a plan; ``None`` if there are none.
     """
 

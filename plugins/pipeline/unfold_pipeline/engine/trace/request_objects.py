@@ -15,7 +15,7 @@ from unfoldkit.io.parquet import read_parquet_cells
 
 MAX_FIRST_LINE = 1 << 20
 MAX_DEPTH = 4
-"""Levels of nested objects whose fields are named: ``response.body.usage.prompt_tokens`` is on the fourth."""
+"""Levels of nested objects with named fields: ``response.body.usage.prompt_tokens`` is on the fourth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
