@@ -44,11 +44,8 @@ def list_device_kinds(nodes: Sequence[Node], kinds: Sequence[str]) -> list[str]:
 
 def track_devices(state: StateArrays, nodes: Sequence[Node], resource_kinds: Sequence[str]) -> StateArrays:
     """Return arrays that account for each device; no task may hold a share yet."""
-    largest = {kind: max((node.capacity.get(kind, 0) for node in nodes), default=0) for kind in resource_kinds}
-    columns = [
-        column for column, kind in enumerate(resource_kinds) if is_device(kind) and largest[kind] <= MAX_DEVICES * MILLI
-    ]
-    used = list_unusable(nodes, [resource_kinds[column] for column in columns])
+    kinds = list_device_kinds(nodes, resource_kinds)
+    columns, used = [resource_kinds.index(kind) for kind in kinds], list_unusable(nodes, kinds)
     demand = state.demand
     tracked = state._replace(
         demand=np.column_stack([demand, device_need(demand[:, columns])]),
