@@ -1,10 +1,11 @@
 """``python -m tests.fuzz.fuzz_http [--count N] [--seed N]``: do the fast path, llhttp and h11 read the same requests?
 
-Mutated streams of requests are parsed by the fast path, by httptools (llhttp, the parser of uvicorn) and by h11. Two
+Mutated streams of requests are parsed by the fast path, by httptools (llhttp, the parser of uvicorn) and by h11. Three
 laws hold for every stream:
 
 * A head that the fast path accepts is read by both parsers with the same method, target, headers, body and end.
 * Requests that both parsers accept, up to the first that one of them rejects, are the same with the same ends.
+* Requests that offer an upgrade are read by the server, however they are cut, as h11 reads them without the offer.
 
 Streams that broke a law are kept in ``http_corpus/`` and tried first. Exit code 1 if one breaks a law now.
 """
@@ -18,12 +19,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h11
 import httptools
 
 from unfoldkit.serving.http.fast_path.head import FastPath, parse_head
+from unfoldkit.serving.http.fast_path.uvicorn_internals import _ignore_upgrades
 
 CORPUS = Path(__file__).with_name("http_corpus")
 PATH = "/v2/models/m/infer"
@@ -111,6 +114,8 @@ BODIES = (
     b"fffffffffffffffff\r\nx",
     b"0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
 )
+OFFER = (b"connection", b"upgrade", b"http2-settings")
+"""Headers of which an offer to upgrade consists."""
 BYTES = b"\x00\t\n\x0b\r \x7f\x80\xff:;,0195aA/-_+\"'"
 
 
@@ -143,6 +148,37 @@ class Collector:
 
     def on_message_complete(self) -> None:
         self.messages.append((self.url, tuple(self.headers), self.body))
+
+
+@dataclass(slots=True)
+class Reader(Collector):
+    """What the server's parser needs of uvicorn's protocol; it collects method, target, headers and body."""
+
+    logger: Any = field(default_factory=lambda: SimpleNamespace(warning=lambda _text: None))
+    is_refused: bool = False
+    parser: Any = None
+
+    def on_message_complete(self) -> None:
+        self.messages.append((self.parser.get_method(), self.url, tuple(self.headers), self.body))
+
+    def send_400_response(self, _message: str) -> None:
+        self.is_refused = True
+
+    def _unset_keepalive_if_required(self) -> None:
+        pass
+
+
+SERVER_READER = _ignore_upgrades(Reader)
+
+
+def read_server(stream: bytes, size: int) -> list[Message]:
+    """Return the requests that the server reads from pieces of a size until its first error; their ends are 0."""
+    reader = SERVER_READER()
+    reader.parser = httptools.HttpRequestParser(reader)
+    for position in range(0, len(stream), size):
+        if not reader.is_refused:
+            reader.data_received(stream[position : position + size])
+    return [(*message, 0) for message in reader.messages]
 
 
 def read_llhttp(stream: bytes) -> list[Message]:
@@ -212,6 +248,8 @@ def find_disagreement(stream: bytes, fast_path: FastPath) -> str:
     for mine, theirs in zip(first, second, strict=False):
         if describe(mine) != describe(theirs):
             return f"llhttp reads {mine}, h11 reads {theirs}"
+    if b"upgrade" in stream.lower() and (problem := find_lost_offer(stream, second)):
+        return problem
     head = parse_head(stream, fast_path)
     if head is None or head.end > len(stream):
         return ""
@@ -226,6 +264,23 @@ def find_disagreement(stream: bytes, fast_path: FastPath) -> str:
         if (method, target, body, end) != (b"POST", PATH.encode(), stream[head.body_start : head.end], head.end):
             return f"the fast path ends at {head.end}, {name} reads {messages[0]}"
     return ""
+
+
+def find_lost_offer(stream: bytes, theirs: Sequence[Message]) -> str:
+    """Return which request the server reads otherwise than h11 although only an offer to upgrade may differ."""
+    for size in (len(stream), 7, 1):
+        for mine, other in zip(read_server(stream, size), theirs, strict=False):
+            if mine[0] == b"CONNECT":
+                # the server refuses it, and reads no body
+                break
+            if _describe_without_offer(mine) != _describe_without_offer(other):
+                return f"from pieces of {size} the server reads {mine}, h11 reads {other}"
+    return ""
+
+
+def _describe_without_offer(message: Message) -> tuple[Any, ...]:
+    method, target, lines, body, _end = describe(message)
+    return method, target, [line for line in lines if line[0] not in OFFER], body
 
 
 def describe(message: Message) -> tuple[Any, ...]:
