@@ -176,9 +176,11 @@ def test_a_request_that_offers_an_upgrade_keeps_its_body(hosts: tuple[Server, in
                 wire.sendall(sent[cut:])
             else:
                 wire.sendall(head + sent + head + sent)
-            for _ in range(1 if cut else 2):
-                reply = read(wire)
-                assert (reply.status, b"predictions" in reply.body) == (200, True)
+            # two answers may come in one packet
+            count, answers = 1 if cut else 2, b""
+            while answers.count(b"predictions") < count:
+                answers += wire.recv(65536)
+            assert answers.count(b"HTTP/1.1 200") == count
 
 
 def test_a_body_behind_an_offer_is_no_request(hosts: tuple[Server, int]) -> None:
