@@ -19,6 +19,7 @@ from unfoldkit.arrivals.readers.table import TableColumns, TraceRows, is_table_h
 from unfoldkit.arrivals.readers.timestamps import COLUMNS, Times, epoch_to_seconds, split_unit
 from unfoldkit.errors import UnfoldError, user_error
 from unfoldkit.io.csv import UNREADABLE, open_text
+from unfoldkit.io.json_values import parse_values
 
 _ID_KEYS = ("spanId", "span_id", "spanID", "id")
 _PARENT_KEYS = ("parentSpanId", "parent_span_id", "parentSpanID", "parentId")
@@ -37,7 +38,7 @@ def read_document(path: Path, columns: TableColumns) -> TraceRows:
     """
     try:
         with open_text(path) as stream:
-            values = list(_parse_values(stream.read()))
+            values = list(parse_values(stream.read()))
         rows = _read_spans(values, columns.match) or _read_matrix(values, columns.match, path)
         rows = rows or _read_lists(values, columns, path)
     except json.JSONDecodeError as error:
@@ -47,16 +48,6 @@ def read_document(path: Path, columns: TableColumns) -> TraceRows:
     if rows is None:
         raise user_error("no arrival times in this document", file=str(path), hint=_FORMS_HINT)
     return rows
-
-
-def _parse_values(text: str) -> Iterator[Any]:
-    """Yield the values of a document; several may follow one another, as batches of spans do."""
-    decoder, position, text = json.JSONDecoder(), 0, text.strip()
-    while position < len(text):
-        value, position = decoder.raw_decode(text, position)
-        yield value
-        while position < len(text) and text[position].isspace():
-            position += 1
 
 
 def _iter_objects(value: Any) -> Iterator[dict[str, Any]]:

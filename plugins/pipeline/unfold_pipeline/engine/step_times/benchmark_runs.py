@@ -8,9 +8,8 @@ compared is rejected: runs with failures, without lengths, or with times of seve
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
 from unfoldkit.api import UnfoldError, user_error
+from unfoldkit.io.json_values import parse_values
 from unfoldkit.safe_io.archives import gunzip
 from unfoldkit.safe_io.files import read_bytes
 
@@ -87,7 +87,7 @@ def read_benchmarks(path: Path) -> tuple[BenchmarkRun, ...]:
     """
     file = str(path)
     try:
-        results = list(_parse_values(gunzip(read_bytes(path), file).decode("utf-8")))
+        results = list(parse_values(gunzip(read_bytes(path), file).decode("utf-8")))
     except (ValueError, RecursionError) as error:
         raise user_error(f"not JSON: {error}", file=file, hint="a complete result, or its gzip file") from error
     results = _split_results(results, path)
@@ -106,16 +106,6 @@ def read_benchmarks(path: Path) -> tuple[BenchmarkRun, ...]:
         f"run {number} of {len(results)} is left out: {error.diagnostics[0].message}" for number, error in rejected
     )
     return tuple(replace(run, notes=(*run.notes, *notes)) for run in runs)
-
-
-def _parse_values(text: str) -> Iterator[Any]:
-    """Yield the values of a file; several may follow one another."""
-    decoder, position, text = json.JSONDecoder(), 0, text.strip()
-    while position < len(text):
-        value, position = decoder.raw_decode(text, position)
-        yield value
-        while position < len(text) and text[position].isspace():
-            position += 1
 
 
 def _split_results(values: Sequence[Any], path: Path) -> list[Any]:
