@@ -26,7 +26,7 @@ import h11
 import httptools
 
 from unfoldkit.serving.http.fast_path.head import FastPath, parse_head
-from unfoldkit.serving.http.fast_path.uvicorn_internals import _ignore_upgrades
+from unfoldkit.serving.http.fast_path.uvicorn_internals import ignore_upgrades
 
 CORPUS = Path(__file__).with_name("http_corpus")
 PATH = "/v2/models/m/infer"
@@ -168,7 +168,7 @@ class Reader(Collector):
         pass
 
 
-SERVER_READER = _ignore_upgrades(Reader)
+SERVER_READER = ignore_upgrades(Reader)
 
 
 def read_server(stream: bytes, size: int) -> list[Message]:

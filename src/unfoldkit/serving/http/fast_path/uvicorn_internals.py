@@ -75,7 +75,7 @@ def build_protocol_class() -> Any:
     """
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    class Protocol(_ignore_upgrades(HttpToolsProtocol)):  # type: ignore[misc]
+    class Protocol(ignore_upgrades(HttpToolsProtocol)):  # type: ignore[misc]
         answered: Any = None
         headers: Any
         header_bytes = 0
@@ -114,7 +114,7 @@ def build_protocol_class() -> Any:
     return Protocol
 
 
-def _ignore_upgrades(protocol_class: Any) -> Any:
+def ignore_upgrades(protocol_class: Any) -> Any:
     """Build a protocol that ignores offers to upgrade, such as Java's HTTP client makes with its first request.
 
     The parser skips the body of such a request: uvicorn would answer it without, and take the body for a request.
