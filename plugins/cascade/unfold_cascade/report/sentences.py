@@ -103,7 +103,7 @@ def question(baseline: str, allowed: str, budget: float | None, unit: str) -> st
     """Ask what a plan answers, under a limit of the loss or of the cost."""
     if budget is not None:
         return f"Does some cascade beat {baseline} at {format_amount(budget)} {unit} per case?"
-    return f"Is some cascade cheaper than {baseline}, and loses at most {allowed}?"
+    return f"Is there a cascade that is cheaper than {baseline} and loses at most {allowed}?"
 
 
 def label_bounds(confidence: float) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,6 @@ SEARCH_COLUMNS = (
     Column("states"),
     Column("complete"),
 )
-DIGITS = "0123456789"
 BOUND_COLUMNS = (Column("property"), Column("result"), Column("nodes"), Column("jobs"))
 FINDING_COLUMNS = (Column("property"), Column("victim"), Column("actions"), Column("in use", "%", 0), Column("replay"))
 
@@ -106,7 +106,7 @@ def _timelines(problem: Problem, verification: Verification) -> Iterator[Timelin
         name = example.finding.property_name
         first = next((task for task in example.tasks if task.job == f"{example.finding.victim}0"), None)
         starving = first if name in {STARVATION, PREEMPTION_LOOP} else None
-        kinds = {task.name: task.job.rstrip(DIGITS).rstrip(KIND_END) for task in example.tasks}
+        kinds = {task.name: task.job.rstrip(string.digits).rstrip(KIND_END) for task in example.tasks}
         for figure in gantt_figures(result, starving, example.node_changes, kinds):
             victim = example.finding.victim.rstrip(KIND_END)
             title = sentences.counterexample_title(name, victim, is_by_design=number > len(failures))

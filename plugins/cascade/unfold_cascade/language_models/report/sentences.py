@@ -37,7 +37,7 @@ def limit(loss: float) -> str:
 
 def question(reference: str, max_loss: float) -> str:
     """Ask what a plan answers."""
-    return f"Is some route cheaper than {reference}, and loses at most {points(max_loss)}?"
+    return f"Is there a route that is cheaper than {reference} and loses at most {points(max_loss)}?"
 
 
 def headline(saving: float, reference: str, cost: float, max_loss: float, confidence: float) -> str:
