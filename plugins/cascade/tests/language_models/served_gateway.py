@@ -27,6 +27,7 @@ LARGE_PRICE = TokenPrices(input=1e-5, cached=1e-6, written=1e-5, output=2e-5)
 SMALL_COST = 100 * 1e-6 + 10 * 2e-6
 LARGE_COST = 100 * 1e-5 + 10 * 2e-5
 QUICK = UpstreamLimits(connect_s=1.0, first_token_s=2.0, between_tokens_s=0.5, total_s=6.0, retries=1)
+CALLS = [{"id": f"c{k}", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}} for k in range(2)]
 
 
 @dataclass(slots=True)
@@ -99,3 +100,9 @@ def make_plan(small_url: str, large_url: str, **changes: Any) -> GatewayPlan:
         limits=QUICK,
     )
     return replace(plan, **changes)
+
+
+def answer_with_calls(request: dict[str, Any], _number: int) -> dict[str, Any]:
+    """Answer a request with tools by two calls, and their results or any other request by a text."""
+    is_result = request["messages"][-1]["role"] == "tool"
+    return {"tool_calls": CALLS} if request.get("tools") and not is_result else {"text": "hello world"}

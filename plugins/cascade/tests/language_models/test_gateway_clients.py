@@ -14,22 +14,17 @@ from typing import Any
 import pytest
 
 from plugins.cascade.tests.language_models.scripted_upstream import always
-from plugins.cascade.tests.language_models.served_gateway import Gateway, ask, serve_gateway
+from plugins.cascade.tests.language_models.served_gateway import Gateway, answer_with_calls, ask, serve_gateway
 
 openai = pytest.importorskip("openai")
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "required": ["a"]}}}
-CALLS = [{"id": f"c{k}", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}} for k in range(2)]
 USER = [{"role": "user", "content": "hi"}]
 IMAGE = [{"type": "text", "text": "what?"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]
 
 
-def _answer(request: dict[str, Any], _number: int) -> dict[str, Any]:
-    return {"tool_calls": CALLS} if request.get("tools") else {"text": "hello world"}
-
-
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with serve_gateway(tmp_path_factory.mktemp("gateway"), _answer, _answer) as served:
+    with serve_gateway(tmp_path_factory.mktemp("gateway"), answer_with_calls, answer_with_calls) as served:
         yield served
 
 

@@ -10,22 +10,16 @@ from typing import Any
 import pytest
 
 from plugins.cascade.tests.language_models.scripted_upstream import always
-from plugins.cascade.tests.language_models.served_gateway import Gateway, serve_gateway
+from plugins.cascade.tests.language_models.served_gateway import CALLS, Gateway, answer_with_calls, serve_gateway
 
 openai = pytest.importorskip("openai")
 ADD = {"type": "function", "name": "add", "parameters": {"type": "object", "required": ["a"]}, "strict": False}
-CALLS = [{"id": f"c{k}", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}} for k in range(2)]
 UNSURE = always(text="cheap answer", logprob=-3.0)
-
-
-def _answer(request: dict[str, Any], _number: int) -> dict[str, Any]:
-    is_result = request["messages"][-1]["role"] == "tool"
-    return {"tool_calls": CALLS} if request.get("tools") and not is_result else {"text": "hello world"}
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with serve_gateway(tmp_path_factory.mktemp("gateway"), _answer, _answer) as served:
+    with serve_gateway(tmp_path_factory.mktemp("gateway"), answer_with_calls, answer_with_calls) as served:
         yield served
 
 
