@@ -109,7 +109,7 @@ def test_quota_that_allows_no_confident_plan_is_a_no(tmp_path: Path) -> None:
     assert report.verdict is Verdict.NO
     assert "only" in dict(report.lines)["fresh samples"]
     plain = plan(validate(PipelineSpec, parse(SPEC, "t")), Run(RunDir(tmp_path / "b"), LocalEngine(1), base=tmp_path))
-    assert "on this sample, and on" in plain.headline
+    assert "on this sample, but only on" in plain.headline
 
 
 def test_bound_is_that_of_clopper_and_pearson() -> None:
