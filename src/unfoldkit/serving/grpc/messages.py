@@ -1,9 +1,9 @@
 """The messages of the Open Inference Protocol over gRPC, built from a table of their fields.
 
 Names, numbers and types are those of the published protocol (kserve/open-inference-protocol,
-``open_inference_grpc.proto``) with the calls of Triton that its clients need: model configuration, statistics and the
-repository index. The messages are in a pool of their own, so that a client library with generated ones can share the
-process. A test compares both.
+``open_inference_grpc.proto``) with the calls of Triton that its clients need: model configuration, statistics, the
+repository index and streams of requests. The messages are in a pool of their own, so that a client library with
+generated ones can share the process. A test compares both.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ METHODS = (
     *("ModelConfig", "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
 )
 """The calls. Each takes the message ``NAMERequest`` and returns ``NAMEResponse``."""
+
+STREAM_METHOD = "ModelStreamInfer"
+"""The call that takes a stream of ``ModelInferRequest`` and returns one of ``ModelStreamInferResponse``."""
 
 FIELDS: Mapping[str, str] = {
     "ServerLiveRequest": "",
@@ -63,6 +66,7 @@ FIELDS: Mapping[str, str] = {
         "repeated InferTensor outputs=5, "
         "repeated bytes raw_output_contents=6"
     ),
+    "ModelStreamInferResponse": "string error_message=1, ModelInferResponse infer_response=2",
     "ModelInput": "string name=1, DataType data_type=2, repeated int64 dims=4",
     "ModelOutput": "string name=1, DataType data_type=2, repeated int64 dims=3",
     "ModelConfig": (
@@ -142,6 +146,9 @@ def build_file() -> Any:
     service = file.service.add(name=SERVICE.rpartition(".")[2])
     for name in METHODS:
         service.method.add(name=name, input_type=f".{PACKAGE}.{name}Request", output_type=f".{PACKAGE}.{name}Response")
+    stream = service.method.add(name=STREAM_METHOD, client_streaming=True, server_streaming=True)
+    stream.input_type = f".{PACKAGE}.ModelInferRequest"
+    stream.output_type = f".{PACKAGE}.{STREAM_METHOD}Response"
     return file
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.metadata
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from google.protobuf.message import DecodeError
 
 from unfoldkit.errors import user_error
 from unfoldkit.serving.batching.batcher import QueueFull, Result
-from unfoldkit.serving.grpc.messages import METHODS, SERVICE, Messages, build_messages
+from unfoldkit.serving.grpc.messages import METHODS, SERVICE, STREAM_METHOD, Messages, build_messages
+from unfoldkit.serving.grpc.streams import END_STREAM_KEY, FINAL_KEY, answer_stream, hold_stream
 from unfoldkit.serving.grpc.tensors import fill_response, read_request
 from unfoldkit.serving.model import Rejection
 from unfoldkit.serving.observability.access_log import ID, PARENT, Observer, RequestNote, new_id, sanitize_id
@@ -93,12 +95,14 @@ class InferenceServicer:
         options: How the service is offered.
         messages: The messages of the protocol.
         in_flight: The number of calls under way.
+        open_streams: The number of open streams of each client.
     """
 
     endpoints: Mapping[str, Endpoint]
     options: GrpcOptions
     messages: Messages
     in_flight: Counter[str] = field(default_factory=Counter)
+    open_streams: Counter[str] = field(default_factory=Counter)
 
     @property
     def is_ready(self) -> bool:
@@ -107,13 +111,64 @@ class InferenceServicer:
         return bool(self.endpoints) and not is_hung and not self.options.is_draining()
 
     async def answer(self, name: str, request: Any, context: Any) -> Any:
-        """Answer a call, after its token was checked and its bytes were counted."""
-        import grpc
+        """Answer a call."""
+        ids = _identify_call(context, self.options)
+        try:
+            response = await self._account(name, request, context, ids)
+        except CallError as error:
+            await _abort(context, error, ids[ID])
+        context.set_trailing_metadata(_trailers(ids[ID]))
+        return response
 
+    async def answer_stream(self, context: Any) -> None:
+        """Answer a stream of inference requests, each with a response of its own."""
+        ids = _identify_call(context, self.options)
+        try:
+            await self._run_stream(context, ids)
+        except CallError as error:
+            await _abort(context, error, ids[ID])
+        context.set_trailing_metadata(_trailers(ids[ID]))
+
+    async def _run_stream(self, context: Any, ids: Mapping[bytes, str]) -> None:
+        self._check_token(STREAM_METHOD, context)
+        with hold_stream(self.open_streams, client_address(context.peer())) as exceeded:
+            self._check_size(exceeded)
+            respond = functools.partial(self._respond, context, ids)
+            reason = await answer_stream(context, respond, self.options.is_draining)
+        if reason:
+            raise CallError(CODES[503], reason)
+
+    async def _respond(self, context: Any, ids: Mapping[bytes, str], request: Any) -> Any:
+        """Return the response to one request of a stream; a failure is its message beside the id."""
+        is_final_wanted = request is not None and END_STREAM_KEY in request.parameters
+        if is_final_wanted:
+            del request.parameters[END_STREAM_KEY]
+        message = ""
+        try:
+            answer = await self._account("ModelInfer", request, context, ids, STREAM_METHOD)
+        except CallError as error:
+            answer = self.messages.ModelInferResponse(id="" if request is None else request.id)
+            message = error.message
+        if is_final_wanted:
+            answer.parameters[FINAL_KEY].bool_param = True
+        return self.messages.ModelStreamInferResponse(error_message=message, infer_response=answer)
+
+    async def _account(
+        self,
+        name: str,
+        request: Any,
+        context: Any,
+        ids: Mapping[bytes, str],
+        method: str = "",
+    ) -> Any:
+        """Make a call after its token was checked and its bytes were counted, and record its outcome.
+
+        ``method`` is that of the client where it is not ``name``.
+
+        Raises:
+            CallError: The call fails.
+        """
         start_s, status = time.perf_counter(), 500
-        ids = read_ids(context.invocation_metadata())
-        request_id = ids[ID] or (new_id() if self.options.observer else "")
-        trailers = ((ID.decode(), request_id),) if request_id else ()
         client, size = client_address(context.peer()), 0 if request is None else request.ByteSize()
         exceeded = self.options.hold_body(client, size)
         self.in_flight["calls"] += 1
@@ -121,11 +176,9 @@ class InferenceServicer:
             self._check_token(name, context)
             self._check_size(exceeded or ("calls" if self.in_flight["calls"] > MAX_CONCURRENT_CALLS else ""))
             response = await self._call(name, request)
-            context.set_trailing_metadata(trailers)
         except CallError as error:
             status = STATUSES.get(error.code, 500)
-            retry = (("retry-after", str(error.retry_s)),) if error.retry_s else ()
-            await context.abort(grpc.StatusCode[error.code], error.message, (*trailers, *retry))
+            raise
         else:
             status = 200
             return response
@@ -134,7 +187,7 @@ class InferenceServicer:
             self.options.hold_body(client, -size)
             if self.options.observer is not None:
                 duration_s = time.perf_counter() - start_s
-                note = RequestNote(request_id, "POST", f"/{SERVICE}/{name}", status, duration_s, ids[PARENT])
+                note = RequestNote(ids[ID], "POST", f"/{SERVICE}/{method or name}", status, duration_s, ids[PARENT])
                 self.options.observer(note)
 
     async def _call(self, name: str, request: Any) -> Any:
@@ -295,6 +348,7 @@ async def start_grpc_server(endpoints: Mapping[str, Endpoint], options: GrpcOpti
         ],
     )
     handlers = {name: _build_handler(servicer, name) for name in METHODS}
+    handlers[STREAM_METHOD] = _build_stream_handler(servicer)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     await _add_health_and_reflection(server, servicer)
     try:
@@ -345,18 +399,54 @@ def _build_handler(servicer: InferenceServicer, name: str) -> Any:
         return await servicer.answer(name, request, context)
 
     classes = servicer.messages.classes
-
-    def parse(data: bytes) -> Any:
-        # the library would end the call with UNKNOWN, and a name of Python
-        with contextlib.suppress(DecodeError):
-            return classes[f"{name}Request"].FromString(data)
-        return None
-
     return grpc.unary_unary_rpc_method_handler(
         answer,
-        request_deserializer=parse,
+        request_deserializer=functools.partial(_parse, classes[f"{name}Request"]),
         response_serializer=classes[f"{name}Response"].SerializeToString,
     )
+
+
+def _build_stream_handler(servicer: InferenceServicer) -> Any:
+    import grpc
+
+    async def answer(_requests: Any, context: Any) -> None:
+        await servicer.answer_stream(context)
+
+    classes = servicer.messages.classes
+    return grpc.stream_stream_rpc_method_handler(
+        answer,
+        request_deserializer=functools.partial(_parse, classes["ModelInferRequest"]),
+        response_serializer=classes[f"{STREAM_METHOD}Response"].SerializeToString,
+    )
+
+
+def _parse(message: Any, data: bytes) -> Any:
+    """Return a message; ``None`` if the bytes are none.
+
+    The library would end the call with UNKNOWN, and a name of Python.
+    """
+    with contextlib.suppress(DecodeError):
+        return message.FromString(data)
+    return None
+
+
+def _identify_call(context: Any, options: GrpcOptions) -> dict[bytes, str]:
+    """Return the request id and the trace parent of a call; the id is new where the client sent none to log."""
+    ids = read_ids(context.invocation_metadata())
+    return ids | {ID: ids[ID] or (new_id() if options.observer else "")}
+
+
+def _trailers(request_id: str) -> tuple[tuple[str, str], ...]:
+    return ((ID.decode(), request_id),) if request_id else ()
+
+
+async def _abort(context: Any, error: CallError, request_id: str) -> NoReturn:
+    """End a call with the status of an error."""
+    import grpc
+
+    retry = (("retry-after", str(error.retry_s)),) if error.retry_s else ()
+    await context.abort(grpc.StatusCode[error.code], error.message, (*_trailers(request_id), *retry))
+    raise AssertionError("abort raises")
 
 
 def read_ids(metadata: Any) -> dict[bytes, str]:
