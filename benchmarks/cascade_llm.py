@@ -35,10 +35,11 @@ from unfold_cascade.language_models.planning.proposals import search_chain
 from unfold_cascade.language_models.planning.walk import (
     Limits,
     RouteSequence,
-    certify_sequence,
-    choose_sequence,
+    certify_routes,
     choose_uncertified,
+    choose_walk,
     list_sequences,
+    rank_sequences,
 )
 
 TUNING_ROWS = 300
@@ -138,9 +139,9 @@ def evaluate_draw(population: CallLog, seed: int, draw: int, *, quick: bool) -> 
         rows = certifying[:size]
         certify = replace(population.take(rows), unit=np.arange(size))
         for limit in QUICK_LIMITS if quick else LIMITS:
-            sequence = choose_sequence(sequences, limit, reference_cost)
-            plan = _plan(sequence, certify, score[rows], reference, limit)
-            naive = None if sequence is None else choose_uncertified(sequence, limit)
+            ranked = rank_sequences(sequences, limit, reference_cost)
+            plan = _plan(ranked, certify, score[rows], reference, limit)
+            naive = choose_uncertified(ranked[0], limit) if ranked else None
             figures = [_judge(population, score, route, reference) for route in (plan, naive)]
             (ratio, loss), (naive_ratio, naive_loss) = figures
             yield (size, limit), Result(ratio, loss > limit + 1e-12, naive_ratio, naive_loss > limit + 1e-12)
@@ -151,13 +152,11 @@ def _draw(population: CallLog, rng: np.random.Generator, size: int) -> CallLog:
 
 
 def _plan(
-    sequence: RouteSequence | None, certify: CallLog, score: FloatArray, reference: int, limit: float
+    ranked: list[RouteSequence], certify: CallLog, score: FloatArray, reference: int, limit: float
 ) -> Route | None:
-    if sequence is None:
-        return None
-    steps = certify_sequence(sequence, certify, score, reference, Limits(max_loss=limit, delta=DELTA))
-    passed = [step.route for step in steps if step.p_value <= DELTA]
-    return passed[-1] if passed else None
+    walks = certify_routes(ranked, certify, score, reference, Limits(max_loss=limit, delta=DELTA))
+    walk = choose_walk(walks)
+    return None if walk is None or walk.passed is None else walk.passed.route
 
 
 def _judge(population: CallLog, score: FloatArray, route: Route | None, reference: int) -> tuple[float, float]:

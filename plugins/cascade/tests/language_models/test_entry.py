@@ -30,9 +30,10 @@ from unfold_cascade.language_models.planning.proposals import search_chain
 from unfold_cascade.language_models.planning.walk import (
     Limits,
     RouteSequence,
-    certify_sequence,
-    choose_sequence,
+    certify_routes,
+    choose_walk,
     list_sequences,
+    rank_sequences,
     row_differences,
 )
 from unfold_cascade.verbs import plan
@@ -161,8 +162,7 @@ def test_it_pays_where_the_first_call_is_expensive() -> None:
             tune, truth = logs
             cost = float(tune.cost[:, 1].mean())
             for rules in ([], list_rules(tune, 1)[1:5]):
-                sequence = choose_sequence(list_sequences(tune, scores[0], [(0,), (0, 1)], 1, rules), 0.05, cost)
-                assert sequence is not None
+                sequence = rank_sequences(list_sequences(tune, scores[0], [(0,), (0, 1)], 1, rules), 0.05, cost)[0]
                 outcomes = [
                     (float(row_differences(truth, scores[1], route, 1).mean()), follow_route(truth, scores[1], route))
                     for route in sequence.routes[::3]
@@ -182,13 +182,11 @@ def test_promises_hold_with_the_joint_search() -> None:
         rng = np.random.default_rng([6, seed])
         logs, scores = score_parts(*(make_log(rng, rows) for rows in (200, 400, 5000)))
         sequences = list_sequences(logs[0], scores[0], [(0,), (0, 1)], 1, list_rules(logs[0], 1)[2:4])
-        sequence = choose_sequence(sequences, 0.05, float(logs[0].cost[:, 1].mean()))
-        assert sequence is not None
-        thinned = RouteSequence(sequence.routes[::8], sequence.cost[::8], sequence.difference[::8])
-        steps = certify_sequence(thinned, logs[1], scores[1], 1, Limits(max_loss=0.05, delta=0.05))
-        passed = [step.route for step in steps if step.p_value <= 0.05]
-        if passed:
-            broken += float(row_differences(logs[2], scores[2], passed[-1], 1).mean()) > 0.05 + 0.003
+        ranked = rank_sequences(sequences, 0.05, float(logs[0].cost[:, 1].mean()))
+        thinned = [RouteSequence(each.chain, each.routes[::8], each.cost[::8], each.difference[::8]) for each in ranked]
+        walk = choose_walk(certify_routes(thinned, logs[1], scores[1], 1, Limits(max_loss=0.05, delta=0.05)))
+        if walk is not None and walk.passed is not None:
+            broken += float(row_differences(logs[2], scores[2], walk.passed.route, 1).mean()) > 0.05 + 0.003
     assert broken <= 0.05 * 24 + 2 * np.sqrt(24 * 0.05 * 0.95)
 
 

@@ -18,10 +18,13 @@ from unfold_cascade.language_models.planning.call_log import Route, find_answers
 from unfold_cascade.language_models.planning.problem import split_units
 from unfold_cascade.language_models.planning.proposals import search_chain
 from unfold_cascade.language_models.planning.walk import (
+    FIRST_SHARE,
     Limits,
-    certify_sequence,
-    choose_sequence,
+    RouteSequence,
+    certify_routes,
+    choose_walk,
     list_sequences,
+    rank_sequences,
     row_differences,
 )
 from unfold_cascade.schema.language_models import TokenPrice
@@ -29,6 +32,7 @@ from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError, Verdict, dump
 from unfoldkit.render.text import render
 
+LIMITS = Limits(max_loss=0.03, delta=0.05)
 SPEC = """
 version: 1
 kind: cascade
@@ -149,15 +153,43 @@ def test_promises_hold_on_new_populations() -> None:
         tune, certify, truth = (make_log(rng, rows, lift=0.06) for rows in (200, 500, 20_000))
         fits = [fit_calibration(tune.confidence[:, m], tune.is_correct[:, m]) for m in range(2)]
         sequences = list_sequences(tune, score_log(tune, fits), [(0,), (0, 1)], 1)
-        sequence = choose_sequence(sequences, 0.03, float(tune.cost[:, 1].mean()))
-        assert sequence is not None
-        steps = certify_sequence(sequence, certify, score_log(certify, fits), 1, Limits(max_loss=0.03, delta=0.05))
-        passed = [step.route for step in steps if step.p_value <= 0.05]
-        if passed:
+        ranked = rank_sequences(sequences, 0.03, float(tune.cost[:, 1].mean()))
+        walk = choose_walk(certify_routes(ranked, certify, score_log(certify, fits), 1, LIMITS))
+        assert walk is not None
+        if walk.passed is not None:
             plans += 1
-            broken += float(row_differences(truth, score_log(truth, fits), passed[-1], 1).mean()) > 0.03 + 0.002
+            route = walk.passed.route
+            broken += float(row_differences(truth, score_log(truth, fits), route, 1).mean()) > 0.03 + 0.002
     assert plans > 20
     assert broken <= 0.05 * 120 + 3 * np.sqrt(120 * 0.05 * 0.95)
+
+
+def test_a_second_chain_saves_where_the_first_fails() -> None:
+    """Of two chains the first is tested at most of delta and the second at the rest; the one that passes is chosen."""
+    rng = np.random.default_rng(1)
+    tune, certify = make_log(rng, 300), make_log(rng, 1500)
+    fits = [fit_calibration(tune.confidence[:, m], tune.is_correct[:, m]) for m in range(2)]
+    alone, pair = list_sequences(tune, score_log(tune, fits), [(0,), (0, 1)], 1)
+    thinned = RouteSequence(pair.chain, pair.routes[:40], pair.cost[:40], pair.difference[:40])
+    first, second = walks = certify_routes([alone, thinned], certify, score_log(certify, fits), 1, LIMITS)
+    assert first.passed is None
+    assert first.delta + second.delta == pytest.approx(LIMITS.delta)
+    assert first.delta == pytest.approx(FIRST_SHARE * LIMITS.delta)
+    assert choose_walk(walks) is second
+    assert second.passed is not None
+    assert second.passed.p_value <= second.delta
+    assert second.cost == pair.cost[pair.routes.index(second.passed.route)]
+
+
+def test_a_chain_within_the_first_takes_no_part_of_delta() -> None:
+    """The small model alone is the last route of the pair, so the pair is tested at the whole of delta."""
+    log = make_log(np.random.default_rng(2), 600)
+    score = score_log(log, [fit_calibration(log.confidence[:, m], log.is_correct[:, m]) for m in range(2)])
+    alone, pair = list_sequences(log, score, [(0,), (0, 1)], 1)
+    assert pair.routes[-1] == alone.routes[0]
+    (walk,) = certify_routes([pair, alone], log, score, 1, LIMITS)
+    assert walk.delta == LIMITS.delta
+    assert certify_routes([], log, score, 1, LIMITS) == ()
 
 
 def test_unlabelled_rows_count_against_the_plan_unless_answers_agree() -> None:

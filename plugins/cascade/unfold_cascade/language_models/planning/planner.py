@@ -25,13 +25,15 @@ from unfold_cascade.language_models.planning.walk import (
     GRID,
     RouteSequence,
     Step,
-    certify_sequence,
-    choose_sequence,
+    Walk,
+    certify_routes,
     choose_uncertified,
+    choose_walk,
     count_rows_to_label,
     estimate_rows_needed,
     find_smallest_limit,
     list_sequences,
+    rank_sequences,
     unit_differences,
 )
 from unfold_cascade.planner.paired_test import MAX_CASES, smallest_excluded_loss
@@ -50,8 +52,7 @@ class RoutingSolution:
         calibrations: of each model.
         score: (n, M) calibrated probabilities of all rows.
         reference: the model to compare with.
-        sequence: routes of the chosen chain by falling cost, ``None`` if no route is cheaper than the reference.
-        steps: the tests, up to the first failure.
+        walks: the tests of one chain or two; none if no route is cheaper than the reference.
         uncertified: the cheapest route within the limit as counted on tuning rows, without a test.
         smallest_limit: of a refusal, the smallest loss that would pass.
         units_needed: of a refusal, about how many certifying units would do.
@@ -63,8 +64,7 @@ class RoutingSolution:
     calibrations: tuple[Calibration, ...]
     score: FloatArray
     reference: int
-    sequence: RouteSequence | None
-    steps: tuple[Step, ...]
+    walks: tuple[Walk, ...]
     uncertified: Route | None
     smallest_limit: float | None
     units_needed: int | None
@@ -72,10 +72,29 @@ class RoutingSolution:
     scorer: PromptScorer | None = None
 
     @property
+    def walk(self) -> Walk | None:
+        """The walk that ends at the selected route; the first one if no route is certified."""
+        return choose_walk(self.walks)
+
+    @property
+    def sequence(self) -> RouteSequence | None:
+        """The routes of the chosen chain by falling cost; ``None`` if no route is cheaper than the reference."""
+        return None if self.walk is None else self.walk.sequence
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The tests of that chain, up to the first failure."""
+        return () if self.walk is None else self.walk.steps
+
+    @property
+    def delta(self) -> float:
+        """The p-value at which that chain was tested."""
+        return self.problem.limits.delta if self.walk is None else self.walk.delta
+
+    @property
     def step(self) -> Step | None:
-        """The test of the selected route: the last one that passed."""
-        passed = [step for step in self.steps if step.p_value <= self.problem.limits.delta]
-        return passed[-1] if passed else None
+        """The test of the selected route."""
+        return None if self.walk is None else self.walk.passed
 
     @property
     def route(self) -> Route | None:
@@ -103,13 +122,13 @@ class RoutingSolution:
             return self._bound_by_betting(step)
         if step is None or units > MAX_CASES:
             return None
-        return smallest_excluded_loss(step.worse, step.better, units, self.problem.limits.delta)
+        return smallest_excluded_loss(step.worse, step.better, units, self.delta)
 
     def _bound_by_betting(self, step: Step) -> float:
         problem, rows = self.problem, self.problem.parts.certify
         d = unit_differences(problem.log.take(rows), self.score[rows], step.route, self.reference)
         steps = range(int(problem.limits.max_loss * GRID), -1, -1)
-        passed = itertools.takewhile(lambda step: betting_p_value(d, step / GRID) <= problem.limits.delta, steps)
+        passed = itertools.takewhile(lambda step: betting_p_value(d, step / GRID) <= self.delta, steps)
         return min((step / GRID for step in passed), default=problem.limits.max_loss)
 
     def outcome(self, route: Route, rows: IntArray) -> Outcome:
@@ -140,27 +159,26 @@ def solve_routing(problem: RoutingProblem, progress: Progress = ignore_progress)
     reference_cost = float(tune.cost[:, reference].mean())
     rules = [] if scorer is None else list_rules(tune, reference)
     sequences = list_sequences(tune, score[tune_rows], chains, reference, rules, progress)
-    sequence = choose_sequence(sequences, limits.max_loss, reference_cost)
-    if sequence is None:
-        return RoutingSolution(
-            problem=problem, calibrations=calibrations, score=score, reference=reference, sequence=None, steps=(),
-            uncertified=None, smallest_limit=None, units_needed=None, rows_to_label=0, scorer=scorer,
-        )  # fmt: skip
-    steps = certify_sequence(sequence, certify, score[parts.certify], reference, limits)
-    is_refused = steps[0].p_value > limits.delta
+    ranked = rank_sequences(sequences, limits.max_loss, reference_cost)
+    walks = certify_routes(ranked, certify, score[parts.certify], reference, limits)
+    refused = (
+        [] if any(walk.passed for walk in walks) else [(walk, replace(limits, delta=walk.delta)) for walk in walks]
+    )
+    needed = [estimate_rows_needed(walk.sequence, reference_cost, at) for walk, at in refused]
+    smallest = [
+        find_smallest_limit(walk.sequence, certify, score[parts.certify], reference, at) for walk, at in refused
+    ]
+    routes = [step.route for walk in walks for step in walk.steps]
     return RoutingSolution(
         problem=problem,
         calibrations=calibrations,
         score=score,
         reference=reference,
-        sequence=sequence,
-        steps=tuple(steps),
-        uncertified=choose_uncertified(sequence, limits.max_loss),
-        smallest_limit=find_smallest_limit(sequence, certify, score[parts.certify], reference, limits)
-        if is_refused
-        else None,
-        units_needed=estimate_rows_needed(sequence, reference_cost, limits) if is_refused else None,
-        rows_to_label=count_rows_to_label(certify, score[parts.certify], [step.route for step in steps], reference),
+        walks=walks,
+        uncertified=choose_uncertified(ranked[0], limits.max_loss) if ranked else None,
+        smallest_limit=min((limit for limit in smallest if limit is not None), default=None),
+        units_needed=min((units for units in needed if units is not None), default=None),
+        rows_to_label=count_rows_to_label(certify, score[parts.certify], routes, reference),
         scorer=scorer,
     )
 

@@ -1,15 +1,18 @@
-"""The certificate: a sequence of routes, tested from expensive to cheap until the first failure.
+"""The certificate: routes of a chain, tested from expensive to cheap until the first failure.
 
-The chain is chosen and the sequence is ordered on tuning rows alone, so testing in a fixed sequence needs no correction
+Chains are ranked and their routes ordered on tuning rows alone, so testing in a fixed sequence needs no correction
 (Angelopoulos et al. 2021, Learn then Test): with probability ``1 - delta`` no route tested before the first failure
 loses more than epsilon. Routes of one chain share most of their decisions, so their p-values rise slowly with falling
 cost.
+
+The rank of a chain is noise at some hundred tuning rows, and a chain whose last model is not the reference may fail at
+its first route. The best two are therefore tested, the first at most of delta and the second at the rest (Bonferroni).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +42,8 @@ from unfoldkit.api import Progress, ignore_progress
 
 SEQUENCE = 100
 """Routes of a sequence."""
+FIRST_SHARE = 0.8
+"""Share of delta at which the first of two chains is tested."""
 GRID = 1000
 """Relaxed limits are searched in steps of 1 / GRID."""
 
@@ -66,6 +71,7 @@ class Limits:
 class RouteSequence:
     """(m,) routes of one chain by falling cost, and their (m, units) differences and costs on tuning rows."""
 
+    chain: tuple[int, ...]
     routes: tuple[Route, ...]
     cost: FloatArray
     difference: tuple[FloatArray, ...]
@@ -92,6 +98,27 @@ class Step:
     late: int
 
 
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """The tests of the routes of one chain at ``delta``, up to the first failure."""
+
+    sequence: RouteSequence
+    steps: tuple[Step, ...]
+    delta: float
+
+    @property
+    def passed(self) -> Step | None:
+        """The test of the cheapest certified route: the last one that passed."""
+        passed = [step for step in self.steps if step.p_value <= self.delta]
+        return passed[-1] if passed else None
+
+    @property
+    def cost(self) -> float:
+        """The mean cost of the cheapest certified route on tuning rows; infinite if none is certified."""
+        step = self.passed
+        return float("inf") if step is None else float(self.sequence.cost[self.sequence.routes.index(step.route)])
+
+
 def list_sequences(
     log: CallLog,
     score: FloatArray,
@@ -114,13 +141,10 @@ def list_sequences(
     return [sequence for sequence in sequences if sequence.routes]
 
 
-def choose_sequence(sequences: Sequence[RouteSequence], max_loss: float, reference_cost: float) -> RouteSequence | None:
-    """Choose the chain of least mean cost over the losses up to the limit, as counted on tuning rows.
+def rank_sequences(sequences: Sequence[RouteSequence], max_loss: float, reference_cost: float) -> list[RouteSequence]:
+    """Order sequences by their mean cost over the losses up to the limit, as counted on tuning rows.
 
     One point of a front is noise at some hundred rows; its mean over several losses is steadier.
-
-    Returns:
-        ``None`` if no chain is cheaper than the reference.
     """
     levels = np.linspace(0.0, max_loss, 4)
 
@@ -129,7 +153,7 @@ def choose_sequence(sequences: Sequence[RouteSequence], max_loss: float, referen
         count = np.searchsorted(loss, levels + 1e-12, side="right")
         return float(np.mean([sequence.cost[k - 1] if k else reference_cost for k in count]))
 
-    return min(sequences, key=mean_cost, default=None)
+    return sorted(sequences, key=mean_cost)
 
 
 def choose_uncertified(sequence: RouteSequence, max_loss: float) -> Route | None:
@@ -138,18 +162,38 @@ def choose_uncertified(sequence: RouteSequence, max_loss: float) -> Route | None
     return sequence.routes[min(within, key=lambda k: sequence.cost[k])] if within else None
 
 
-def certify_sequence(
-    sequence: RouteSequence, log: CallLog, score: FloatArray, reference: int, limits: Limits
-) -> list[Step]:
-    """Test the routes from expensive to cheap on certifying rows; the last step is the first failure, if any.
+def certify_routes(
+    ranked: Sequence[RouteSequence], log: CallLog, score: FloatArray, reference: int, limits: Limits
+) -> tuple[Walk, ...]:
+    """Test the routes of the first chain, and those of the next one that differs; all that pass hold together.
 
     Args:
-        sequence: the routes.
+        ranked: the sequences, best first.
         log: the certifying rows.
         score: (n, M) calibrated probabilities.
         reference: the model to compare with.
         limits: what is promised.
+
+    Returns:
+        one walk or two; none without a sequence.
     """
+    if not ranked:
+        return ()
+    first = ranked[0]
+    second = next((sequence for sequence in ranked[1:] if _is_other(sequence, first)), None)
+    if second is None:
+        return (_walk(first, log, score, reference, limits),)
+    share = FIRST_SHARE * limits.delta
+    parts = ((first, share), (second, limits.delta - share))
+    return tuple(_walk(sequence, log, score, reference, replace(limits, delta=delta)) for sequence, delta in parts)
+
+
+def _is_other(sequence: RouteSequence, first: RouteSequence) -> bool:
+    """Whether a sequence is of another chain, and has routes which that one lacks."""
+    return sequence.chain != first.chain and any(route not in first.routes for route in sequence.routes)
+
+
+def _walk(sequence: RouteSequence, log: CallLog, score: FloatArray, reference: int, limits: Limits) -> Walk:
     steps: list[Step] = []
     units = len(np.unique(log.unit))
     for route, tuning in zip(sequence.routes, sequence.difference, strict=True):
@@ -157,7 +201,12 @@ def certify_sequence(
         steps.append(run_test(route, test, log, score, reference, limits))
         if steps[-1].p_value > limits.delta:
             break
-    return steps
+    return Walk(sequence, tuple(steps), limits.delta)
+
+
+def choose_walk(walks: Sequence[Walk]) -> Walk | None:
+    """Choose the walk with the cheapest certified route; the first if none is certified, ``None`` of none."""
+    return min(walks, key=lambda walk: walk.cost, default=None)
 
 
 def run_test(route: Route, test: LossTest, log: CallLog, score: FloatArray, reference: int, limits: Limits) -> Step:
@@ -292,4 +341,4 @@ def _build_sequence(
     cost = np.array([follow_route(log, score, route).cost.mean() for route in routes])
     order = [int(k) for k in np.argsort(-cost, kind="stable") if cost[k] < limit]
     differences = tuple(unit_differences(log, score, routes[k], reference) for k in order)
-    return RouteSequence(tuple(routes[k] for k in order), cost[order], differences)
+    return RouteSequence(chain, tuple(routes[k] for k in order), cost[order], differences)

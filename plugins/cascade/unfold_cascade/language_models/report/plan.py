@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -316,6 +317,8 @@ def _certificate_lines(solution: RoutingSolution) -> Iterator[tuple[str, str]]:
             "certificate",
             sentences.certificate(test, units, problem.unit_name, *counts, step.p_value, solution.bound()),
         )
+        if len(solution.walks) > 1:
+            yield "chains tested", sentences.tested_chains(_list_chains(solution))
         if has_fractions(solution) or problem.unit_name != "request":
             yield "covers", sentences.average_unit(problem.unit_name)
     elif solution.steps:
@@ -333,11 +336,19 @@ def _certificate_lines(solution: RoutingSolution) -> Iterator[tuple[str, str]]:
             yield "deadline", refusal
 
 
+def _list_chains(solution: RoutingSolution) -> list[tuple[str, float]]:
+    """List the chains that were tested, the selected one first, and at which probability of a false promise."""
+    names = solution.problem.log.models
+    walks = sorted(solution.walks, key=lambda walk: walk is not solution.walk)
+    return [(" → ".join(names[model] for model in walk.sequence.chain), walk.delta) for walk in walks]
+
+
 def _smallest_deadline(solution: RoutingSolution) -> float | None:
     """Return the smallest deadline that the first route keeps; ``None`` if the latency is not what fails."""
     rows = solution.problem.parts.certify
     log, score = solution.problem.log.take(rows), solution.score[rows]
-    return find_smallest_deadline(solution.steps[0].route, log, score, solution.problem.limits)
+    limits = replace(solution.problem.limits, delta=solution.delta)
+    return find_smallest_deadline(solution.steps[0].route, log, score, limits)
 
 
 def _uncertified_line(solution: RoutingSolution, route: Route) -> str:

@@ -68,6 +68,12 @@ def certificate(test: str, units: int, unit: str, worse: int, better: int, p_val
     return f"{TESTS[test]} on {units:,} {unit}s: {counts}, p = {p_value:.3f}{tail}"
 
 
+def tested_chains(chains: Sequence[tuple[str, float]]) -> str:
+    """State at which probability of a false promise each of two chains was tested, the selected one first."""
+    (first, delta), (second, rest) = chains
+    return f"{first} at an error of {percent(delta)}, {second} at {percent(rest)}: both hold together"
+
+
 def average_unit(unit: str) -> str:
     """State that the promise covers the average unit."""
     return f"the promise covers the average {unit}, however many requests each has"
