@@ -251,6 +251,12 @@ def test_missing_marks_are_gaps_and_percentages_are_numbers() -> None:
         (["x", "2", "1"], True, "leave the cell empty where the value is missing"),
         (["2,04", "x", "-0,5"], True, 'write plain digits, with a point before fractions: 1234.5, not as in "2,04"'),
         (["no", "yes", "no"], False, 'write 0 and 1, or false and true, for "no" and "yes"'),
+        (
+            ["87.7 bpm", "91 bpm"],
+            True,
+            'write plain digits, with a point before fractions: 1234.5, not as in "87.7 bpm"',
+        ),
+        (["<0.5", "1.2", "0.9"], True, 'write plain digits, with a point before fractions: 1234.5, not as in "<0.5"'),
         (["$1,200.00", "3"], True, 'write plain digits, with a point before fractions: 1234.5, not as in "$1,200.00"'),
         (["1,2", "x", "y"], True, "data.categories: [a] takes its words as values"),
         (

@@ -21,8 +21,8 @@ HINTS: Mapping[str, str] = {
     "confidence": "a number such as 0.9, or 90%; empty where the service did not answer",
     "time": "hours as numbers, such as 1.5, or dates such as 2026-03-01 07:15",
 }
-_DECORATION = re.compile(r"[,_'$€£¥\s]")
-"""Currency signs and thousands separators."""
+_DECORATION = re.compile(r"(?<=\d)\s?[A-Za-zµ°/%]{2,}$|^[<>≤≥~]=?|[,_'$€£¥\s]")
+"""Currency signs, thousands separators, signs of a bound, and units after a number."""
 _BOUND = re.compile(r"\s*(<=?)\s*(\S.*?)\s*")
 _NUMERIC_DATE = re.compile(r"(\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2}))([ T].*)?")
 _PARTIAL_DATES = ("%Y-%m", "%Y")
