@@ -1,6 +1,6 @@
 """Streams of inference requests over gRPC: each request has one response, in the order of the requests.
 
-It is the call ``ModelStreamInfer`` of Triton, whose clients and load generators use it. A request that fails is
+It is the call ``ModelStreamInfer`` of Triton, for its clients and load generators. A request that fails is
 answered with a message and its id, and the stream goes on.
 """
 
@@ -19,7 +19,7 @@ MAX_OPEN_STREAMS = 256
 IDLE_S = 300.0
 """Time without a request after which a stream ends."""
 WRITE_S = 30.0
-"""Time after which a stream ends whose client does not read a response."""
+"""Time after which a stream ends if its client does not read a response."""
 CHECK_EVERY_S = 0.25
 END_STREAM_KEY = "triton_enable_empty_final_response"
 """The parameter by which a client asks which response to a request is the last."""

@@ -41,6 +41,11 @@ class Proxy:
     port: int
     tls: ssl.SSLContext
     authority: bytes
+    host: str = "test"
+
+    def request(self, path: str, body: Any = None, *, headers: str = "") -> bytes:
+        """Return a request for the host that the proxy serves."""
+        return request(path, body, headers=headers).replace(b"host: test", b"host: " + self.host.encode(), 1)
 
     def connect(self) -> ssl.SSLSocket:
         """Open a connection under TLS."""
@@ -161,7 +166,7 @@ def replace_all(text: str, changes: Mapping[str, str]) -> str:
 def check_page_and_grpc(proxy: Proxy) -> None:
     """Check that events of the live page are not held back, and that a call of gRPC is answered."""
     with proxy.connect() as wire:
-        wire.sendall(request("/events"))
+        wire.sendall(proxy.request("/events"))
         stream, deadline = b"", time.monotonic() + 5
         while b"data:" not in stream:
             assert time.monotonic() < deadline
@@ -190,7 +195,7 @@ def find_status(proxy: Proxy, status: int) -> bool:
     for _ in range(10):
         with proxy.connect() as wire:
             for _ in range(900):
-                wire.sendall(request("/v2/health/live"))
+                wire.sendall(proxy.request("/v2/health/live"))
                 if read(wire).status == status:
                     return True
     return False

@@ -5,8 +5,9 @@ Chains are ranked and their routes ordered on tuning rows alone, so testing in a
 loses more than epsilon. Routes of one chain share most of their decisions, so their p-values rise slowly with falling
 cost.
 
-The rank of a chain is noise at some hundred tuning rows, and a chain whose last model is not the reference may fail at
-its first route. The best two are therefore tested, the first at most of delta and the second at the rest (Bonferroni).
+The rank of a chain is noise at some hundred tuning rows, and a chain that ends at another model than the reference may
+fail at its first route. The best two are therefore tested, the first at most of delta and the second at the rest
+(Bonferroni).
 """
 
 from __future__ import annotations
