@@ -6,13 +6,13 @@ may not name, so a relay stands at another address of this machine.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import shutil
 import socket
 import subprocess
-import threading
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,34 +49,43 @@ def find_address() -> str:
     return address
 
 
+RELAY = """
+import asyncio, contextlib, sys
+
+async def copy(reader, writer):
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+async def join(reader, writer):
+    try:
+        back, forth = await asyncio.open_connection("127.0.0.1", int(sys.argv[2]))
+    except OSError:
+        writer.close()
+        return
+    await asyncio.gather(copy(reader, forth), copy(back, writer))
+
+async def main():
+    server = await asyncio.start_server(join, sys.argv[1], 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
 @contextlib.contextmanager
 def relay(address: str, port: int) -> Iterator[int]:
     """Pass connections at a free port of an address to a port of loopback."""
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    command = [sys.executable, "-c", RELAY, address, str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         try:
-            back, forth = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            writer.close()
-            return
-        await asyncio.gather(copy(reader, forth), copy(back, writer))
-
-    loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(join, address, 0))
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
 
 
 def create_objects(api: Api, address: str, ports: dict[str, int], files: Any) -> None:
@@ -155,7 +164,19 @@ def before_ingress(folder: Path) -> Iterator[Proxy]:
         }
         create_objects(connect_api(kubeconfig=str(plane.kubeconfig)), address, ports, files)
         port = stack.enter_context(traefik(plane, folder))
-        yield Proxy(server, port, tls, files.certificate.read_bytes(), "localhost")
+        proxy = Proxy(server, port, tls, files.certificate.read_bytes(), "localhost")
+        await_certificate(proxy)
+        yield proxy
+
+
+def await_certificate(proxy: Proxy) -> None:
+    """Wait until the controller has read the Ingress: before, it knows no host."""
+    for _ in range(150):
+        with contextlib.suppress(OSError):
+            proxy.connect().close()
+            return
+        time.sleep(0.2)
+    raise TimeoutError("the Ingress is not carried out")
 
 
 def test_an_ingress_passes_http_grpc_and_the_live_page(tmp_path: Path) -> None:
