@@ -302,8 +302,9 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "on_time_seen_bad_profile": "the same, with a wrong profile",
     },
     "tuning-replay": {
-        "cost_ratio_asha": "dollars against Ray Tune's ASHA on a static cluster (geometric mean)",
-        "cost_ratio_asha_median": "the same, median",
+        "cost_ratio_asha": "dollars of all runs against Ray Tune's ASHA, idle instances released",
+        "cost_ratio_asha_median": "the same, median of runs",
+        "cost_ratio_asha_worst_task": "the same, worst task",
         "cost_ratio_asha_promised": "the same, where a promise was possible",
         "on_time_share": "share on time",
         "reached_share": "share that reached ASHA's accuracy",
