@@ -16,6 +16,7 @@ from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Event, Node, 
 from unfold_placement.core.view import View
 from unfold_placement.policies.affinity.pack import Pack
 from unfold_placement.policies.affinity.spread import Spread
+from unfold_placement.policies.ordering.gang import Gang
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation, simulate
 
@@ -126,3 +127,29 @@ def test_spread_writes_slots_only_when_they_change() -> None:
         patch.setattr(Spread, "set_slots", lambda _self, task, view: counted(task, view))
         assert not collect_result(run_simulation(loop)).stuck
     assert puts == len(nodes)
+
+
+GANGS: tuple[dict[str, object], ...] = (
+    {"gang": {}},
+    {"gang": {"patience": "20 s"}},
+    {"gang": {}, "drf": {}},
+    {"gang": {}, "limit": {"most": 5, "by": "user"}},
+    {"gang": {}, "quota": {"u0": 4, "u1": 3, "u2": 6}},
+    {"gang": {}, "priority": {"preempt": True}},
+    {"gang": {}, "pack": {}},
+    {"gang": {}, "value": {}},
+    {"gang": {}, "wfq": {"backfill": True}},
+    {"gang": {}, "anti-affinity": {"by": "user", "density": 2}},
+)
+
+
+@pytest.mark.parametrize("parts", GANGS, ids="+".join)
+def test_gangs_that_are_tried_by_shape_run_when_each_is_tried(
+    parts: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is skipped would not have fitted: starts and nodes are those of a policy that skips none."""
+    mixed = [[replace(task, priority=int(task.user[1:])) for task in some_tasks(seed, 40, 6)] for seed in range(12)]
+    by_shape = [places(cluster(3), tasks, build_policies(policy(**parts))) for tasks in mixed]
+    monkeypatch.setattr(Gang, "_is_hopeless", lambda *_args: False)
+    each = [places(cluster(3), tasks, build_policies(policy(**parts))) for tasks in mixed]
+    assert by_shape == each

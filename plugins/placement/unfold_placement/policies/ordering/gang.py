@@ -23,6 +23,7 @@ from unfold_placement.core.types import (
     Transactions,
 )
 from unfold_placement.core.view import Unit, View
+from unfold_placement.policies.shared.pending import UnitShapes
 
 
 @dataclass(slots=True)
@@ -34,6 +35,8 @@ class Gang:
         patience: Seconds for which others may pass a gang that does not fit. Then nodes are reserved for the oldest
             such gang, in whatever phase it waits; others start on other nodes only.
         complete_units: Complete gangs that wait, with the time (s) since which they do.
+        shapes: Shapes of gangs, and which of them fit nowhere.
+        shape_numbers: Shape of each gang that did not fit; forgotten once one of its tasks changes.
         slots: Slot resources (name, node) of each started gang, and its remaining members.
         is_placing: Slots of a gang are being created.
         has_missed_event: An event arrived meanwhile.
@@ -42,6 +45,8 @@ class Gang:
     by: str = "job"
     patience: float = 0.0
     complete_units: dict[str, tuple[Unit, float]] = field(default_factory=dict)
+    shapes: UnitShapes = field(default_factory=lambda: UnitShapes(GANG))
+    shape_numbers: dict[str, int] = field(default_factory=dict)
     slots: dict[str, tuple[list[tuple[str, str]], int]] = field(default_factory=dict)
     is_placing: bool = False
     has_missed_event: bool = False
@@ -67,6 +72,7 @@ class Gang:
         key = event.task.key(self.by) if event.task is not None else ""
         if event.kind in {ENDED, PREEMPTED} and key in self.slots:
             yield self._remove_member(key, view, is_preempted=event.kind == PREEMPTED)
+        self.shape_numbers.pop(key, None)
         if event.task is not None and (unit := view.unit(event.task)):
             self.complete_units.setdefault(key, (unit, view.now))
         if event.kind in {CREATED, QUIET}:
@@ -82,14 +88,19 @@ class Gang:
     def _place_gangs(self, view: View) -> Transactions:
         """Create the slots of every gang that fits, in the order in which gangs became complete."""
         view.check_reservation()
+        self.shapes.revive(view)
         for key, (complete_unit, since_s) in list(self.complete_units.items()):
+            if self._is_hopeless(key, view) and (view.reserved_unit or view.now - since_s < self.patience):
+                continue
             unit = view.remaining_unit(complete_unit)
             if unit is None:
                 del self.complete_units[key]
                 continue
-            nodes = view.room(unit, GANG) if view.has_cluster_resources(unit, GANG) else None
+            is_admitted = view.has_cluster_resources(unit, GANG)
+            nodes = view.room(unit, GANG) if is_admitted else None
             if nodes:
                 del self.complete_units[key]
+                self.shape_numbers.pop(key, None)
                 counts = Counter((self._slot_name(task), node) for task, node in zip(unit, nodes, strict=True))
                 self.slots[key] = list(counts), len(unit)
                 self.is_placing = True
@@ -98,8 +109,30 @@ class Gang:
                 if view.reserved_unit == unit:
                     view.release_reservation()
                     self.has_missed_event = True
-            elif not view.reserved_unit and view.now - since_s >= self.patience and self._lacks_only_room(unit, view):
+                continue
+            if is_admitted and unit != view.reserved_unit:
+                self._remember_failure(key, unit, view)
+            if not view.reserved_unit and view.now - since_s >= self.patience and self._lacks_only_room(unit, view):
                 view.reserve(unit)
+
+    def _is_hopeless(self, key: str, view: View) -> bool:
+        """Return whether a gang of the same shape did not fit, and nothing was freed since; reserved nodes excepted."""
+        shape = self.shape_numbers.get(key, -1)
+        is_reserved = bool(view.reserved_unit) and view.reserved_unit[0].key(self.by) == key
+        return shape >= 0 and bool(self.shapes.hopeless[shape, 0]) and not is_reserved
+
+    def _remember_failure(self, key: str, unit: Unit, view: View) -> None:
+        """Remember that gangs of this shape do not fit.
+
+        What an earlier phase chooses for a single task (``pack``, ``value``) frees nothing that ``revive`` would see.
+        """
+        rows = [view.table.task_rows[task.name] for task in unit]
+        if (view.table.state.request_phase[rows] == PACK).any():
+            return
+        shape = self.shape_numbers.get(key, -1)
+        if shape < 0:
+            shape = self.shape_numbers[key] = self.shapes.shape_number(rows, view)
+        self.shapes.hopeless[shape, 0] = 1
 
     def _lacks_only_room(self, unit: Unit, view: View) -> bool:
         """Return whether a gang is admitted, and neither impossible nor without what earlier phases give at once."""
