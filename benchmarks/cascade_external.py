@@ -246,7 +246,7 @@ def _summarise(
     lowest = [100 * each.right / (each.right + each.wrong) for each in verdicts.values() if each.right + each.wrong]
     broken = [row for row in rows if row[6] == "broken"]
     metrics: dict[str, float | None] = {
-        "correct_percent": 100 * total.right / decided if decided else None,
+        "told_right_percent": 100 * total.right / decided if decided else None,
         "correct_percent_min": min(lowest, default=None),
         "undecided_percent": 100 * total.undecided / max(decided + total.undecided, 1),
         "promises_judged": float(decided + total.undecided),
@@ -255,14 +255,14 @@ def _summarise(
         "utility_recalibrated": local.sizes[-1][2],
         "utility_local": local.utility,
         "utility_local_monolith": local.baseline_utility,
-        "local_patients_needed": _find_enough(local.sizes, 2, local.utility),
+        "patients_to_restore": _find_enough(local.sizes, 2, local.utility),
         "local_patients_needed_monolith": _find_enough(local.sizes, 4, local.baseline_utility),
     }
     local_row = ["local models", None, local.utility, None, local.baseline_utility, None]
     by_site = [[site, counts[site], each.right, each.wrong, each.undecided] for site, each in verdicts.items()]
     return {
         "metrics": metrics,
-        "aims": {"correct_percent": "100", "correct_percent_min": "100"},
+        "aims": {"told_right_percent": "100", "correct_percent_min": "100"},
         "tables": [
             {"name": "sites", "columns": ["site", "patients", "right", "wrong", "undecided"], "rows": by_site},
             {
@@ -287,6 +287,6 @@ def _summarise(
             "a state is right if it is the one that all patients of the site show; undecided ones are counted apart",
             "an estimated outcome between the plan's interval and its margin counts as kept and as broken",
             f"local test patients with sepsis: {local.septic}; the cascade is the cheapest within the loss in tuning",
-            "local_patients_needed: from this size on the utility is within .02 of that of local models",
+            "patients_to_restore: from this size on the utility is within .02 of that of local models",
         ],
     }  # fmt: skip

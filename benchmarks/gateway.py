@@ -337,17 +337,17 @@ def _summarize(
     if PROXY.name in peers:
         for suffix in ("", "_stream"):
             name = f"requests_per_core_s{suffix}"
-            metrics[f"times_litellm{suffix}"] = metrics[name] / peers[PROXY.name][name]
-        peers[PROXY.name] |= {"requests_lost": faults[PROXY.name]["lost"], "billed_twice": faults[PROXY.name]["twice"]}
+            metrics[f"litellm_ratio{suffix}"] = metrics[name] / peers[PROXY.name][name]
+        peers[PROXY.name] |= {"lost": faults[PROXY.name]["lost"], "billed_twice": faults[PROXY.name]["twice"]}
     metrics |= {
-        "requests_lost": faults[KEYED]["lost"],
+        "lost": faults[KEYED]["lost"],
         "billed_twice": faults[KEYED]["twice"],
         "repeats_billed_twice": repeats,
-        "cost_error_percent": 100 * cost_error,
+        "billing_error_percent": 100 * cost_error,
     }
     aims = {
-        "overhead_p50_ms": "≤ 2", "overhead_p99_ms": "≤ 10", "times_litellm": "≥ 5", "times_litellm_stream": "≥ 5",
-        "requests_lost": "0", "billed_twice": "0", "repeats_billed_twice": "0", "cost_error_percent": "≤ 1",
+        "overhead_p50_ms": "≤ 2", "overhead_p99_ms": "≤ 10", "litellm_ratio": "≥ 5", "litellm_ratio_stream": "≥ 5",
+        "lost": "0", "billed_twice": "0", "repeats_billed_twice": "0", "billing_error_percent": "≤ 1",
     }  # fmt: skip
     versions = {"httpx": importlib.metadata.version("httpx"), "uvicorn": importlib.metadata.version("uvicorn")}
     return {"metrics": metrics, "peers": peers, "aims": aims, "versions": versions, "notes": list(notes)}

@@ -103,23 +103,23 @@ def run(quick: bool, seed: int, data: Path | None = None) -> dict[str, Any]:
     small = sorted((_speed(4) for _ in range(1 if quick else 7)), key=lambda result: result["cpu_s"])[0 if quick else 3]
     large = _speed(4 if quick else 6)
     metrics = {
-        "mutations_found": sum(row["found"] != "" for row in mutations),
+        "bugs_found": sum(row["found"] != "" for row in mutations),
         "mutations": len(mutations),
         "false_alarms": sum(row["violations"] for row in rows),
         "unconfirmed": sum(row["unconfirmed"] for row in rows),
         "compositions": len(rows),
         "compositions_s": seconds,
         "shipped": len(shipped),
-        "shipped_s": shipped_s,
+        "seconds": shipped_s,
         "public_bugs": sum(row["found"] and row["fixed_is_clean"] for row in public),
         "transitions_per_s": small["transitions"] / small["cpu_s"],
-        "four_jobs_s": small["cpu_s"],
-        "six_jobs_s": large["cpu_s"],
+        "seconds_four_in_flight": small["cpu_s"],
+        "seconds_six_in_flight": large["cpu_s"],
         "six_jobs_states": large["states"],
     }
     aims = {
-        "mutations_found": ">= 28", "false_alarms": "0", "shipped_s": "<= 120", "public_bugs": "6",
-        "transitions_per_s": ">= 5,000", "four_jobs_s": "< 1", "six_jobs_s": "< 10",
+        "bugs_found": ">= 28", "false_alarms": "0", "seconds": "<= 120", "public_bugs": "6",
+        "transitions_per_s": ">= 5,000", "seconds_four_in_flight": "< 1", "seconds_six_in_flight": "< 10",
     }  # fmt: skip
     notes = [
         "Standard menu: one and two nodes of two GPUs, three jobs in flight; a node for one task, four; two users.",

@@ -34,10 +34,10 @@ from unfold_placement.workload.kueue_objects import read_queue_snapshot
 from unfoldkit.kubernetes.api import MERGE, Api, Body
 
 METRICS = (
-    "order_equal", "start_error_median", "start_error_p90", "start_error_median_s", "preemptions_equal",
+    "order_equal_percent", "start_error_percent_median", "start_error_p90", "start_error_median_s", "preemptions_equal",
     "instances", "workloads", "never_agree", "unchanged_quota_error_median",
 )  # fmt: skip
-AIMS = {"order_equal": "≥ 95 %", "start_error_median": "≤ 10 %"}
+AIMS = {"order_equal_percent": "≥ 95", "start_error_percent_median": "≤ 10"}
 KINDS = ("ResourceFlavor", "ClusterQueue", "LocalQueue", "Workload")
 TIE_S = 1.0
 """Starts of real Kueue that differ by less have no order: conditions have a resolution of one second."""
@@ -266,8 +266,8 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, float]:
         outcome.preemptions[job] == item.preemptions for outcome in outcomes for job, item in outcome.replayed.items()
     ]
     return {
-        "order_equal": sum(pairs) / len(pairs) if pairs else 1.0,
-        "start_error_median": median(relative),
+        "order_equal_percent": 100 * sum(pairs) / len(pairs) if pairs else 100.0,
+        "start_error_percent_median": 100 * median(relative),
         "start_error_p90": float(np.quantile(relative, 0.9)),
         "start_error_median_s": median(error_s for error_s, _ in errors),
         "preemptions_equal": sum(preemptions) / len(preemptions),

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,7 +217,8 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         measured.append(tool)
         rows += [*killed, limited]
         metrics |= {f"{key}_{tool.name}": value for key, value in summarize(killed, limited).items()}
-    aims = {
+    metrics |= sum_tools(metrics, measured)
+    aims = {"on_time": "1", "winners_equal": "1", "repeated_iterations": "0"} | {
         f"{name}_{tool.name}": "0"
         for tool in measured
         for name in ("other_winners", "finished_iterations_repeated", "late")
@@ -233,6 +235,20 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         ),
     ]
     return {"metrics": metrics, "tables": {"runs": rows}, "aims": aims, "notes": notes}
+
+
+def sum_tools(metrics: Mapping[str, float], measured: Sequence[Tool]) -> dict[str, float]:
+    """Sum over tools: scripts, fractions of them on time and with the same winner, and finished iterations repeated."""
+
+    def total(key: str) -> float:
+        return float(sum(metrics[f"{key}_{tool.name}"] for tool in measured))
+
+    return {
+        "scripts": len(measured),
+        "on_time": 1 - total("late") / len(measured),
+        "winners_equal": 1 - total("other_winners") / total("runs"),
+        "repeated_iterations": total("finished_iterations_repeated"),
+    }
 
 
 def summarize(killed: list[dict[str, Any]], limited: dict[str, Any]) -> dict[str, float]:
