@@ -246,6 +246,25 @@ def test_a_table_with_holes_is_refused(tmp_path: Path) -> None:
         )
 
 
+def test_steps_beyond_the_tables_are_reported(tmp_path: Path) -> None:
+    """Up to eight times the context of a table a plan is made, and its report names the end of the table."""
+    write_tables(tmp_path / "tables")
+    trace = "time,ContextTokens,GeneratedTokens\n" + "".join(f"{i},200,100\n" for i in range(50))
+    small = (
+        ("layers: 32, hidden: 4096, heads: 32, kv_heads: 8, inner: 14336, vocabulary: 128256",
+         "layers: 2, hidden: 512, heads: 8, kv_heads: 2, inner: 1024, vocabulary: 2048"),
+        ("h100: {roofline: true}, l4: {roofline: true}", "h100: {tables: tables, system: h}"),
+        ("max_num_batched_tokens: [512, 2048]", "max_num_batched_tokens: 64"),
+        ("max_num_seqs: [16, 64]", "max_num_seqs: 8"),
+    )  # fmt: skip
+    report = plan_spec(tmp_path, *small, trace=trace)
+    line = dict(report.lines)["beyond tables"]
+    assert "context attention at context 256, 300 needed" in line
+    assert "requests 8, 9 needed" in line
+    with pytest.raises(UnfoldError, match="ends at requests 8, and 65 are needed"):
+        plan_spec(tmp_path, *small[:3], trace=trace)
+
+
 def test_a_committed_plan_is_checked_on_new_traffic(tmp_path: Path) -> None:
     """The same trace plans again; ten times the traffic exceeds the envelope of tokens or the targets."""
     report = plan_spec(tmp_path)

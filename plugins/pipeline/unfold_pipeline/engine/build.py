@@ -25,6 +25,7 @@ from unfold_pipeline.engine.step_times.aiconfigurator import (
     OperatorDatabase,
     TableCache,
     build_step_times,
+    find_table_ends,
     find_tables,
     read_database,
 )
@@ -647,7 +648,14 @@ def _fit_results(
     for note in fitted.notes:
         run.log.warning("%s.runs: %s", key, note)
     measured = build_interval("runs", interval.confidence, files)
-    return fitted.times, replace(measured, low=measured.low * fitted.low, high=measured.high * fitted.high)
+    return fitted.times, replace(
+        interval,
+        source=measured.source,
+        groups=measured.groups,
+        low=measured.low * fitted.low,
+        high=measured.high * fitted.high,
+        files=measured.files,
+    )
 
 
 def _calibrate(times: StepTimes, source: StepSource) -> StepTimes:
@@ -717,7 +725,16 @@ def _build_reader(
             read = read_database(files, tables, system=system, backend=source.backend, head=model.head)
             databases.append(replace(read, all_reduce=all_reduce or read.all_reduce))
         times = build_step_times(databases[0], model, gpu, tensor_parallel=parallel, **kinds)
+        ends, decode_tokens = find_table_ends(
+            databases[0],
+            model,
+            tensor_parallel=parallel,
+            kv_precision=engine.kv_precision,
+            max_requests=needed.max_requests,
+            max_context=needed.max_context,
+        )
         names = tuple(path.name for path in databases[0].files.values())
-        return times, build_interval("tables", needed.confidence, names)
+        interval = build_interval("tables", needed.confidence, names)
+        return times, replace(interval, ends=ends, decode_tokens=decode_tokens)
 
     return read_tables

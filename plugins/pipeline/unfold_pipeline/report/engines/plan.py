@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from unfold_pipeline.engine.autoscaling.rules import count_most_tokens
+from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS
 from unfold_pipeline.engine.planner.analysis import QUANTILES, EngineAnalysis, LoadSeries, Percentiles
 from unfold_pipeline.engine.planner.disaggregation import PoolOutcome
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
@@ -471,6 +472,8 @@ def _list_lines(
             interval.source, interval.groups, interval.low, interval.high, confidence, problem.precision
         ),
     )
+    if beyond := sentences.describe_table_ends(interval, run.peak_blocks * BLOCK_TOKENS):
+        yield "beyond tables", beyond
     low, high = _cost(problem, analysis.low), _cost(problem, analysis.high)
     yield "price range", sentences.describe_price_range(low, high)
     yield "a profile", sentences.describe_profile_value(low, high)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from unfold_pipeline.engine.step_times.interval import StepInterval
 from unfoldkit.api import format_duration
 
 SOURCES = {
@@ -130,6 +131,14 @@ def describe_interval(source: str, groups: int, low: float, high: float, confide
     if precision not in MEASURED_PRECISIONS:
         return f"{origin}: {factor}; of {groups} measured groups none has {precision} weights"
     return f"{origin}, {groups} measured groups: {factor}, a guide with so few groups"
+
+
+def describe_table_ends(interval: StepInterval, peak_tokens: int) -> str:
+    """Return at which sizes the steps of a plan are extrapolated; empty if the tables hold all of them."""
+    ends = [f"{end.operator} at {end.size} {end.measured:,}, {end.needed:,} needed" for end in interval.ends]
+    if 0 < interval.decode_tokens < peak_tokens:
+        ends.append(f"decodes at {interval.decode_tokens:,} tokens in a step, {peak_tokens:,} reached")
+    return f"tables end: {'; '.join(ends)}; larger steps are extrapolated" if ends else ""
 
 
 def describe_endpoint(stage: str, requests: int, fresh: int) -> str:
