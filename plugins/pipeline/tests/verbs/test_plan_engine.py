@@ -17,6 +17,8 @@ from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
+from unfoldkit.render.html import render as render_html
+from unfoldkit.render.text import render as render_text
 from unfoldkit.report import from_data, to_data
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
@@ -244,6 +246,23 @@ def test_a_table_with_holes_is_refused(tmp_path: Path) -> None:
             ("h100: {roofline: true}", "h100: {tables: tables, system: h}"),
             ("max_num_batched_tokens: [512, 2048]", "max_num_batched_tokens: 64"),
         )
+
+
+def test_requests_that_were_not_answered_are_counted_in_the_report(tmp_path: Path) -> None:
+    """JSON, text and page of a plan and of a replay hold how many requests the trace has more, and why."""
+    lines = TRACE.splitlines()
+    for row in (3, 90):
+        lines[row] = lines[row].rpartition(",")[0] + ",0"
+    trace = "\n".join(lines) + "\n"
+    report = plan_spec(tmp_path, trace=trace)
+    assert report.metrics["requests_left_out"].value == 2
+    assert "2 of 200 requests: no generated tokens" in dict(report.lines)["left out"]
+    assert "2 of 200 requests: no generated tokens" in render_text(report)
+    assert "2 of 200 requests: no generated tokens" in render_html(report)
+    (tmp_path / "live.csv").write_text(trace, "utf-8")
+    replay = plan_spec(tmp_path, replay=str(tmp_path / "live.csv"))
+    assert replay.metrics["requests_left_out"].value == 2
+    assert "requests_left_out" not in plan_spec(tmp_path).metrics
 
 
 def test_steps_beyond_the_tables_are_reported(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from unfold_pipeline.engine.planner.problem import EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, explain_refusals, find_cheapest_engines
 from unfold_pipeline.planner.engine_pipeline import EngineStages, attach_stages, find_cheapest_pipeline
 from unfold_pipeline.report.engines.plan import (
+    add_left_out,
     add_stages,
     build_engine_report,
     build_no_engine_report,
@@ -65,8 +66,12 @@ def plan_engine(spec: PipelineSpec, run: Run) -> Report:
         return _replay_trace(spec, problem, stages, Path(trace), run)
     committed = (run.options.get("baseline_plan") or {}).get("decision", {})
     if committed and committed.get("trace_sha256") != problem.trace_sha256:
-        return _recheck_plan(problem, stages, committed)
-    return _plan_alone(problem, run) if stages is None else _plan_with_stages(problem, stages, run)
+        report = _recheck_plan(problem, stages, committed)
+    elif stages is None:
+        report = _plan_alone(problem, run)
+    else:
+        report = _plan_with_stages(problem, stages, run)
+    return add_left_out(report, problem)
 
 
 def _recheck_plan(problem: EngineProblem, stages: EngineStages | None, committed: Mapping[str, Any]) -> Report:
@@ -202,7 +207,7 @@ def _replay_rules(
     slot_s = max(problem.settings.start_s, SHORTEST_SLOT_S)
     slots = simulate_slots(live, config, slot_s, limit_replicas(problem, config))
     bounds = [find_cheapest_schedule(slots, item.misses) for item in runs]
-    return build_engine_replay_report(live, runs, calibrated, bounds, float(slots.seconds[0]))
+    return add_left_out(build_engine_replay_report(live, runs, calibrated, bounds, float(slots.seconds[0])), live)
 
 
 def _simulate_rules(

@@ -17,6 +17,7 @@ from unfold_pipeline.engine.planner.disaggregation import (
 )
 from unfold_pipeline.engine.planner.problem import Disaggregation, EngineProblem
 from unfold_pipeline.engine.planner.search import COST_TOLERANCE, EngineSolution, Progress, evaluate
+from unfold_pipeline.report.engines.plan import add_left_out
 from unfold_pipeline.report.engines.pools import (
     build_pool_replay_report,
     build_pool_report,
@@ -122,7 +123,7 @@ def replay_pools(problem: EngineProblem, config: PoolConfig, solution: EngineSol
     """Replay the requests of a problem on pools of constant size, next to the cheapest engines that do both."""
     aggregated = solution.config if solution is not None else None
     beside = None if aggregated is None else evaluate(problem, aggregated, complete=True)
-    return build_pool_replay_report(problem, _evaluate(problem, config), beside)
+    return add_left_out(build_pool_replay_report(problem, _evaluate(problem, config), beside), problem)
 
 
 def _evaluate(problem: EngineProblem, config: PoolConfig) -> PoolOutcome:

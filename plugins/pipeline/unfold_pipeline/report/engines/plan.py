@@ -136,6 +136,16 @@ def build_subtitle(problem: EngineProblem) -> tuple[str, ...]:
     return f"{len(requests):,} requests", f"{rate:.3g}/s", tokens, _format_targets(problem)
 
 
+def add_left_out(report: Report, problem: EngineProblem) -> Report:
+    """Return a report with the requests that the trace has and the report leaves out, if there are any."""
+    requests = problem.requests
+    if not requests.left_out:
+        return report
+    metrics = {**report.metrics, "requests_left_out": Metric(requests.left_out, label=sentences.LEFT_OUT)}
+    line = ("left out", sentences.describe_left_out(requests.left_out, len(requests)))
+    return replace(report, metrics=metrics, lines=(line, *report.lines))
+
+
 def build_metrics(problem: EngineProblem, outcome: Outcome, analysis: EngineAnalysis) -> Mapping[str, Metric]:
     """Return the figures of a plan."""
     config = outcome.config

@@ -24,6 +24,8 @@ UNPREDICTED = "at low load, tails longer than simulated are normal: drift of hos
 
 PRICE_LOW, PRICE_HIGH = "price, if engines are faster than predicted", "price, if they are slower"
 """Labels of the prices of the plans at both ends of the prediction."""
+LEFT_OUT = "left out of the trace"
+"""Label of the requests that a trace has and a report has not."""
 LATENCY_LABELS = {
     "ttft": "time to first token (TTFT), p99",
     "tpot": "time per output token (TPOT), p99",
@@ -131,6 +133,12 @@ def describe_interval(source: str, groups: int, low: float, high: float, confide
     if precision not in MEASURED_PRECISIONS:
         return f"{origin}: {factor}; of {groups} measured groups none has {precision} weights"
     return f"{origin}, {groups} measured groups: {factor}, a guide with so few groups"
+
+
+def describe_left_out(left_out: int, used: int) -> str:
+    """Return how many requests of a trace are not in the report, and why."""
+    total = f"{left_out:,} of {_pluralize(used + left_out, 'request')}"
+    return f"{total}: no generated tokens, so they failed or were not answered; their prompts are not simulated"
 
 
 def describe_table_ends(interval: StepInterval, peak_tokens: int) -> str:
