@@ -18,6 +18,7 @@ ENDS = (
     TableEnd(operator="generation attention", size="requests", measured=256, needed=257),
 )
 PAGE: dict[str, list[str]] = {
+    "describe_window": [sentences.describe_window(1024)],
     "describe_left_out": [sentences.describe_left_out(2, 198)],
     "describe_table_ends": [
         sentences.describe_table_ends(replace(build_interval("tables"), ends=ENDS[:1], decode_tokens=131_072), 300_000),

@@ -324,6 +324,7 @@ def test_the_precision_of_a_checkpoint_is_planned(tmp_path: Path) -> None:
     assert (engine["precision"], engine["is_quantized"], engine["hardware"]) == ("int4", True, "h100")
     assert "--quantization" not in export_vllm(report)
     assert "none has int4 weights" in dict(report.lines)["interval"]
+    assert "window of 128 tokens" in dict(report.lines)["sliding window"]
     with pytest.raises(UnfoldError, match="stored in int4, and the spec states bf16"):
         plan_spec(tmp_path, of_file, ("tensor_parallel: 1", "precision: bf16\n      tensor_parallel: 1"))
 

@@ -161,6 +161,7 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
         precision=engine.precision,
         kv_precision=engine.kv_precision,
         is_quantized=bool(model.stored_precision),
+        window=model.window if model.window < needed.max_context else 0,
         disaggregation=_build_disaggregation(engine, model, options, spec.search.limit, f"{key}.disaggregated"),
     )
 

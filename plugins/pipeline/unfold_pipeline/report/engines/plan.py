@@ -484,6 +484,8 @@ def _list_lines(
     )
     if beyond := sentences.describe_table_ends(interval, run.peak_blocks * BLOCK_TOKENS):
         yield "beyond tables", beyond
+    if problem.window:
+        yield "sliding window", sentences.describe_window(problem.window)
     low, high = _cost(problem, analysis.low), _cost(problem, analysis.high)
     yield "price range", sentences.describe_price_range(low, high)
     yield "a profile", sentences.describe_profile_value(low, high)

@@ -263,6 +263,8 @@ def _list_lines(
         yield f"{role} interval", _describe_interval(problem, option)
         if beyond := sentences.describe_table_ends(option.interval, run.peak_blocks * BLOCK_TOKENS):
             yield f"{role} beyond tables", beyond
+    if problem.window:
+        yield "sliding window", sentences.describe_window(problem.window)
     low, high = ends_usd_per_hour
     yield "price range", sentences.describe_price_range(low, high)
     hits = outcome.run.prefill.hit_tokens / float(problem.requests.input_tokens.sum())

@@ -135,6 +135,11 @@ def describe_interval(source: str, groups: int, low: float, high: float, confide
     return f"{origin}, {groups} measured groups: {factor}, a guide with so few groups"
 
 
+def describe_window(window: int) -> str:
+    """Return how layers with a window are simulated."""
+    return f"layers with a window of {window:,} tokens take less time and memory than simulated: with full attention"
+
+
 def describe_left_out(left_out: int, used: int) -> str:
     """Return how many requests of a trace are not in the report, and why."""
     total = f"{left_out:,} of {_pluralize(used + left_out, 'request')}"
