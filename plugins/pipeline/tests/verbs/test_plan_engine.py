@@ -265,6 +265,18 @@ def test_requests_that_were_not_answered_are_counted_in_the_report(tmp_path: Pat
     assert "requests_left_out" not in plan_spec(tmp_path).metrics
 
 
+def test_kv_heads_limit_tensor_parallelism(tmp_path: Path) -> None:
+    """Ten KV heads do not divide among four GPUs, as vLLM refuses, but among two."""
+    model = ("heads: 32, kv_heads: 8, inner: 14336", "heads: 40, kv_heads: 10, inner: 17920")
+    reduced = tmp_path / "reduced.csv"
+    reduced.write_text("num_gpus,message_size,latency_ms\n2,1,0.01\n2,1000000,0.1\n", "utf-8")
+    steps = ("h100: {roofline: true}", "h100: {roofline: true, all_reduce: reduced.csv}")
+    two = plan_spec(tmp_path, model, steps, ("l4: {roofline: true}}", "}"), ("parallel: 1", "parallel: [2, 4]"))
+    assert (two.decision or {})["engines"]["chat"]["tensor_parallel"] == 2
+    with pytest.raises(UnfoldError, match="no tensor parallelism of 4 divides 40 heads, 10 KV heads"):
+        plan_spec(tmp_path, model, ("parallel: 1", "parallel: 4"))
+
+
 def test_steps_beyond_the_tables_are_reported(tmp_path: Path) -> None:
     """Up to eight times the context of a table a plan is made, and its report names the end of the table."""
     write_tables(tmp_path / "tables")

@@ -534,7 +534,8 @@ def _build_options(
     if not options and not too_small:
         degrees = ", ".join(str(degree) for degree in list_degrees(engine.tensor_parallel))
         message = (
-            f"no tensor parallelism of {degrees} divides {model.heads} heads and {model.inner} values within a node"
+            f"no tensor parallelism of {degrees} divides {model.heads} heads, {model.kv_heads} KV heads and "
+            f"{model.inner} values within a node"
         )
         raise user_error(message, key=f"{key}.tensor_parallel", hint="1, 2, 4 or 8; per_instance: GPUs of a node")
     if not options:
@@ -547,10 +548,14 @@ def _build_options(
 
 
 def _list_degrees(engine: EngineSpec, model: ModelShape, hardware: Hardware) -> Iterator[int]:
-    """Yield the degrees of tensor parallelism that divide the heads and stay within a node."""
+    """Yield the degrees of tensor parallelism that divide the heads and stay within a node.
+
+    As in vLLM, KV heads are divided among the GPUs, or each is on an equal number of GPUs.
+    """
     for parallel in list_degrees(engine.tensor_parallel):
         fits = hardware.price is not None or parallel <= hardware.per_instance
-        if fits and model.heads % parallel == 0 and model.inner % parallel == 0:
+        divides_kv_heads = model.kv_heads % parallel == 0 or parallel % model.kv_heads == 0
+        if fits and divides_kv_heads and model.heads % parallel == 0 and model.inner % parallel == 0:
             yield parallel
 
 
