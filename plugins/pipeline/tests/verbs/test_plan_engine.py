@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -263,6 +264,32 @@ def test_requests_that_were_not_answered_are_counted_in_the_report(tmp_path: Pat
     replay = plan_spec(tmp_path, replay=str(tmp_path / "live.csv"))
     assert replay.metrics["requests_left_out"].value == 2
     assert "requests_left_out" not in plan_spec(tmp_path).metrics
+
+
+def test_a_plan_that_was_lucky_says_so(tmp_path: Path) -> None:
+    """A target that the trace meets by a hair is missed on most fresh samples; a wide one is met on all."""
+    rng = np.random.default_rng(0)
+    times, prompts = np.cumsum(rng.exponential(0.02, 2000)), rng.integers(200, 2000, 2000)
+    trace = "arrival_s,ContextTokens,GeneratedTokens\n" + "".join(
+        f"{time:.4f},{prompt},20\n" for time, prompt in zip(times, prompts, strict=True)
+    )
+    wide = plan_spec(tmp_path, ("ttft_p99: 300 ms", "ttft_p99: 20 s"), trace=trace)
+    assert wide.metrics["fresh_share"].value == 1
+    assert "fresh samples" not in wide.headline
+    hair = f"ttft_p99: {(wide.metrics['ttft_p99_ms'].value or 0) * 1.001:.3f} ms"
+    report = plan_spec(tmp_path, ("ttft_p99: 300 ms", hair), trace=trace)
+    assert report.verdict is Verdict.YES
+    assert 0 <= (report.metrics["fresh_share"].value or 0) < 0.9
+    assert "on this sample, but only on" in report.headline
+    assert "of 24 fresh samples" in dict(report.lines)["fresh samples"]
+
+
+def test_a_wait_that_no_target_bounds_is_named(tmp_path: Path) -> None:
+    """With a target on TPOT alone, a plan may let requests wait for minutes: the report states it."""
+    trace = "arrival_s,ContextTokens,GeneratedTokens\n" + "".join(f"{i * 0.01:.4f},1500,1\n" for i in range(2000))
+    report = plan_spec(tmp_path, ("ttft_p99: 300 ms, ", ""), trace=trace)
+    assert "no target bounds the wait for the first token" in dict(report.lines)["wait"]
+    assert "wait" not in dict(plan_spec(tmp_path).lines)
 
 
 def test_kv_heads_limit_tensor_parallelism(tmp_path: Path) -> None:

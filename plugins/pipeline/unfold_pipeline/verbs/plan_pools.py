@@ -17,6 +17,8 @@ from unfold_pipeline.engine.planner.disaggregation import (
 )
 from unfold_pipeline.engine.planner.problem import Disaggregation, EngineProblem
 from unfold_pipeline.engine.planner.search import COST_TOLERANCE, EngineSolution, Progress, evaluate
+from unfold_pipeline.estimator.fresh_samples import FreshShare
+from unfold_pipeline.planner.fresh_requests import measure_fresh_share
 from unfold_pipeline.report.engines.plan import add_left_out
 from unfold_pipeline.report.engines.pools import (
     build_pool_replay_report,
@@ -97,6 +99,14 @@ def report_pools(
     )
     aggregated = None if solution.config is None else evaluate(problem, solution.config, complete=True)
     return build_pool_report(problem, pools.disaggregation, predicted, measures, (prices[0], prices[1]), aggregated)
+
+
+def measure_fresh_pools(problem: EngineProblem, pools: PoolPlans, seed: int) -> FreshShare | None:
+    """Return on how many fresh samples of the requests of a problem the chosen pools meet its targets."""
+    chosen = pools.choose(problem).outcome
+    assert chosen is not None  # noqa: S101 - the pools are cheaper than another plan
+    config, links = chosen.config, pools.disaggregation
+    return measure_fresh_share(problem, lambda sample: evaluate_pools(sample, links, config).meets(sample), seed)
 
 
 def describe_pools_beside(problem: EngineProblem, pools: PoolPlans | None) -> tuple[tuple[str, str], ...]:

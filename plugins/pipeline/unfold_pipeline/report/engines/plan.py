@@ -14,9 +14,11 @@ from unfold_pipeline.engine.planner.disaggregation import PoolOutcome
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, Outcome
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE
+from unfold_pipeline.estimator.fresh_samples import FreshShare
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.stages_around import MAX_SAVED_REPLICAS, PlannedStages
-from unfold_pipeline.report.sentences import ask_for_plan
+from unfold_pipeline.report.plan import FRESH_SHARE
+from unfold_pipeline.report.sentences import USUAL_CONFIDENCE, ask_for_plan
 from unfoldkit.api import (
     Cell,
     Column,
@@ -144,6 +146,18 @@ def add_left_out(report: Report, problem: EngineProblem) -> Report:
     metrics = {**report.metrics, "requests_left_out": Metric(requests.left_out, label=sentences.LEFT_OUT)}
     line = ("left out", sentences.describe_left_out(requests.left_out, len(requests)))
     return replace(report, metrics=metrics, lines=(line, *report.lines))
+
+
+def add_fresh_share(report: Report, share: FreshShare | None) -> Report:
+    """Return the report of a plan with the share of fresh samples on which it meets its targets."""
+    if share is None:
+        return report
+    line = ("fresh samples", sentences.describe_fresh_share(share.kept, share.draws, share.lower_bound))
+    headline = report.headline
+    if share.share < USUAL_CONFIDENCE:
+        headline = sentences.describe_low_share(headline, share.kept, share.draws)
+    metrics = {**report.metrics, "fresh_share": Metric(share.share, label=FRESH_SHARE)}
+    return replace(report, headline=headline, metrics=metrics, lines=(line, *report.lines))
 
 
 def build_metrics(problem: EngineProblem, outcome: Outcome, analysis: EngineAnalysis) -> Mapping[str, Metric]:
@@ -484,6 +498,8 @@ def _list_lines(
     )
     if beyond := sentences.describe_table_ends(interval, run.peak_blocks * BLOCK_TOKENS):
         yield "beyond tables", beyond
+    if math.isinf(problem.targets.ttft_s) and math.isinf(problem.targets.latency_s):
+        yield "wait", sentences.describe_unbounded_wait(outcome.ttft_s)
     if problem.window:
         yield "sliding window", sentences.describe_window(problem.window)
     low, high = _cost(problem, analysis.low), _cost(problem, analysis.high)

@@ -51,6 +51,24 @@ def describe_plan(hourly_cost: float, replicas: int, gpus: int, hardware: str, s
     return f"${hourly_cost:,.2f}/h: {engines}"
 
 
+def describe_fresh_share(kept: int, draws: int, lower_bound: float) -> str:
+    """Return on how many fresh samples of a trace engines meet their targets."""
+    return (
+        f"the targets are met on {kept} of {draws} fresh samples of this traffic, at least {lower_bound * 100:.0f} % "
+        "of all with 90 % certainty; tighter targets leave more room"
+    )
+
+
+def describe_low_share(headline: str, kept: int, draws: int) -> str:
+    """Return the headline of a plan that meets its targets on this sample rather than on others."""
+    return f"{headline}; on this sample, but only on {kept / draws * 100:.0f} % of fresh samples"
+
+
+def describe_unbounded_wait(ttft_s: float) -> str:
+    """Return how long requests wait where no target bounds it."""
+    return f"no target bounds the wait for the first token: p99 {format_seconds(ttft_s)}"
+
+
 def describe_split(before_s: float, engine_s: float, after_s: float) -> str:
     """Return how much of the latency the stages around an engine take."""
     return (
