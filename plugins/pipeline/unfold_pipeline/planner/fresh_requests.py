@@ -46,6 +46,10 @@ def measure_fresh_share(
     if len(requests) < MIN_REQUESTS or problem.surroundings is not None:
         return None
     draws = int(np.clip(MAX_TOKENS / max(1, int(requests.output_tokens.sum())), MIN_DRAWS, DRAWS))
-    samples = (resample_requests(requests, np.random.default_rng([seed, 8, draw])) for draw in range(draws))
-    kept = sum(meets_targets(replace(problem, requests=sample)) for sample in samples)
+    kept = 0
+    for draw in range(draws):
+        rng = np.random.default_rng([seed, 8, draw])
+        # the trace is a draw itself: resampled twice, samples vary as two draws do from each other
+        sample = resample_requests(resample_requests(requests, rng), rng)
+        kept += meets_targets(replace(problem, requests=sample))
     return FreshShare(kept, draws)
