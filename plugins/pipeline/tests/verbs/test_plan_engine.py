@@ -93,6 +93,14 @@ def test_no_engine_is_a_no_with_reasons(tmp_path: Path) -> None:
     assert sum(label == "excluded" for label, _ in report.lines) == 2
 
 
+def test_a_latency_below_that_of_a_single_request_is_refused_at_once(tmp_path: Path) -> None:
+    """Each later token takes a step, so no number of engines answers sooner, and none is simulated."""
+    report = plan_spec(tmp_path, ("ttft_p99: 300 ms, tpot_p99: 40 ms", "p99: 5 ms"))
+    assert report.verdict is Verdict.NO
+    assert report.metrics["simulations"].value == 0
+    assert any("latency of a single request" in text for label, text in report.lines if label == "excluded")
+
+
 @pytest.mark.parametrize(
     ("changes", "trace", "message"),
     [
@@ -313,13 +321,13 @@ def test_steps_beyond_the_tables_are_reported(tmp_path: Path) -> None:
          "layers: 2, hidden: 512, heads: 8, kv_heads: 2, inner: 1024, vocabulary: 2048"),
         ("h100: {roofline: true}, l4: {roofline: true}", "h100: {tables: tables, system: h}"),
         ("max_num_batched_tokens: [512, 2048]", "max_num_batched_tokens: 64"),
-        ("max_num_seqs: [16, 64]", "max_num_seqs: 8"),
+        ("max_num_seqs: [16, 64]", "max_num_seqs: 9"),
     )  # fmt: skip
     report = plan_spec(tmp_path, *small, trace=trace)
     line = dict(report.lines)["beyond tables"]
     assert "context attention at context 256, 300 needed" in line
     assert "requests 8, 9 needed" in line
-    with pytest.raises(UnfoldError, match="ends at requests 8, and 65 are needed"):
+    with pytest.raises(UnfoldError, match="ends at requests 8, and 64 are needed"):
         plan_spec(tmp_path, *small[:3], trace=trace)
 
 

@@ -736,7 +736,7 @@ def _build_reader(
             model,
             tensor_parallel=parallel,
             kv_precision=engine.kv_precision,
-            max_requests=needed.max_requests,
+            max_requests=needed.max_requests - SLOTS_HEADROOM,
             max_context=needed.max_context,
         )
         names = tuple(path.name for path in databases[0].files.values())

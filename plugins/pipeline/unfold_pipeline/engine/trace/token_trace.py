@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,11 @@ def _check_unanswered(errors: Sequence[UnfoldError], count: int, path: Path, war
         UnfoldError: they are so many that the column may be the wrong one.
     """
     if len(errors) > MAX_UNANSWERED * count:
-        raise errors[0]
+        first = errors[0].diagnostics[0]
+        share = (
+            f"{len(errors):,} of {count:,} requests have none, and at most {MAX_UNANSWERED * 100:.0f} % are left out"
+        )
+        raise UnfoldError(replace(first, message=f"{first.message}: {share}"))
     if errors:
         warn(f"{path}: {len(errors):,} of {count:,} requests have no generated tokens and are left out")
 
