@@ -44,7 +44,7 @@ from unfold_pipeline.engine.step_times.interval import (
     build_endpoint_interval,
     build_interval,
 )
-from unfold_pipeline.engine.step_times.operator_tables import read_profile
+from unfold_pipeline.engine.step_times.operator_tables import find_profile_ends, read_profile
 from unfold_pipeline.engine.step_times.process_contention import measure_contention
 from unfold_pipeline.engine.step_times.roofline import build_roofline
 from unfold_pipeline.engine.trace.request_objects import holds_objects
@@ -708,19 +708,24 @@ def _build_reader(
             build_interval("roofline", needed.confidence),
         )
     if source.profile is not None:
-        folder = run.path(source.profile, key=f"{key}.profile")
-        return lambda parallel: (
-            read_profile(
-                folder,
+        profile = run.path(source.profile, key=f"{key}.profile")
+
+        def read_folder(parallel: int) -> tuple[StepTimes, StepInterval]:
+            times = read_profile(
+                profile,
                 layers=model.layers,
                 hidden=model.hidden,
                 tensor_parallel=parallel,
                 max_tokens=needed.max_tokens,
                 max_requests=needed.max_requests,
                 all_reduce=all_reduce,
-            ),
-            build_interval("profile", needed.confidence, (source.profile or "",)),
-        )
+            )
+            ends = find_profile_ends(
+                times, max_requests=needed.max_requests - SLOTS_HEADROOM, max_context=needed.max_context
+            )
+            return times, replace(build_interval("profile", needed.confidence, (source.profile or "",)), ends=ends)
+
+        return read_folder
     folder = run.path(source.tables or "", key=f"{key}.tables")
     system = source.system or gpu.name
     databases: list[OperatorDatabase] = []
