@@ -24,8 +24,10 @@ PAGE: dict[str, list[str]] = {
     "describe_window": [sentences.describe_window(1024)],
     "describe_left_out": [sentences.describe_left_out(2, 198)],
     "describe_table_ends": [
-        sentences.describe_table_ends(replace(build_interval("tables"), ends=ENDS[:1], decode_tokens=131_072), 300_000),
-        sentences.describe_table_ends(replace(build_interval("tables"), ends=ENDS), 300_000),
+        sentences.describe_table_ends(
+            replace(build_interval("tables"), ends=ENDS[:1], decode_tokens=131_072), 300_000, 9
+        ),
+        sentences.describe_table_ends(replace(build_interval("tables"), ends=ENDS), 300_000, 257),
     ],
     "describe_running_stages": [sentences.describe_running_stages(("embed", "guard"), 2)],
     "describe_pools": [sentences.describe_pools(12.5, 1, 3, 8)],

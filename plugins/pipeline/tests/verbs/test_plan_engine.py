@@ -325,8 +325,8 @@ def test_steps_beyond_the_tables_are_reported(tmp_path: Path) -> None:
     )  # fmt: skip
     report = plan_spec(tmp_path, *small, trace=trace)
     line = dict(report.lines)["beyond tables"]
-    assert "context attention at context 256, 300 needed" in line
-    assert "requests 8, 9 needed" in line
+    assert "context attention at context 256, 300 reached" in line
+    assert "at requests" not in line
     with pytest.raises(UnfoldError, match="ends at requests 8, and 64 are needed"):
         plan_spec(tmp_path, *small[:3], trace=trace)
 

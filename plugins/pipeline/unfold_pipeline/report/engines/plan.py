@@ -496,7 +496,7 @@ def _list_lines(
             interval.source, interval.groups, interval.low, interval.high, confidence, problem.precision
         ),
     )
-    if beyond := sentences.describe_table_ends(interval, run.peak_blocks * BLOCK_TOKENS):
+    if beyond := sentences.describe_table_ends(interval, run.peak_blocks * BLOCK_TOKENS, run.peak_running):
         yield "beyond tables", beyond
     if math.isinf(problem.targets.ttft_s) and math.isinf(problem.targets.latency_s):
         yield "wait", sentences.describe_unbounded_wait(outcome.ttft_s)

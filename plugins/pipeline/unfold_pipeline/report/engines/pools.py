@@ -261,7 +261,7 @@ def _list_lines(
     for config, run, role in zip(_list_pools(outcome), runs, ROLES, strict=True):
         option = problem.options[config.option]
         yield f"{role} interval", _describe_interval(problem, option)
-        if beyond := sentences.describe_table_ends(option.interval, run.peak_blocks * BLOCK_TOKENS):
+        if beyond := sentences.describe_table_ends(option.interval, run.peak_blocks * BLOCK_TOKENS, run.peak_running):
             yield f"{role} beyond tables", beyond
     if problem.window:
         yield "sliding window", sentences.describe_window(problem.window)

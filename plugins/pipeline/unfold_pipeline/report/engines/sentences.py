@@ -164,9 +164,19 @@ def describe_left_out(left_out: int, used: int) -> str:
     return f"{total}: no generated tokens, so they failed or were not answered; their prompts are not simulated"
 
 
-def describe_table_ends(interval: StepInterval, peak_tokens: int) -> str:
-    """Return at which sizes the steps of a plan are extrapolated; empty if the tables hold all of them."""
-    ends = [f"{end.operator} at {end.size} {end.measured:,}, {end.needed:,} needed" for end in interval.ends]
+def describe_table_ends(interval: StepInterval, peak_tokens: int, peak_running: int) -> str:
+    """Return at which sizes the steps of a plan are extrapolated; empty if the tables hold all of them.
+
+    Args:
+        interval: where the tables end.
+        peak_tokens: most tokens in the KV cache of an engine.
+        peak_running: most requests that run on an engine.
+    """
+    ends = []
+    for end in interval.ends:
+        reached = peak_running if end.size == "requests" else end.needed
+        if reached > end.measured:
+            ends.append(f"{end.operator} at {end.size} {end.measured:,}, {reached:,} reached")
     if 0 < interval.decode_tokens < peak_tokens:
         ends.append(f"decodes at {interval.decode_tokens:,} tokens in a step, {peak_tokens:,} reached")
     return f"tables end: {'; '.join(ends)}; larger steps are extrapolated" if ends else ""
