@@ -8,6 +8,7 @@ that were scheduled within 0.3 s there, without the first three; LLMServingSim 2
 end. ``silicon`` are closed-loop rows of H100 and H200, from operator tables alone; ``corrected`` divides each GPU,
 engine and precision by one factor. AIConfigurator's stored answers on 51 of the rows stand next to ours on the same
 rows. The interval is checked on each group from the other groups alone, for operator tables and for the roofline.
+``extrapolation`` predicts what was cut off operator tables from the rest.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.engine_extrapolation import measure_extrapolation
 from benchmarks.engine_runs import RecordedRun, operator_times, recorded_run
 from benchmarks.engine_silicon import (
     SiliconRow,
@@ -91,7 +93,13 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
     return {
         "metrics": metrics,
         "peers": peers,
-        "tables": {"errors": rows, "stages": stages, "groups": groups, "roofline_groups": roofline},
+        "tables": {
+            "errors": rows,
+            "stages": stages,
+            "groups": groups,
+            "roofline_groups": roofline,
+            "extrapolation": measure_extrapolation(data),
+        },
         "aims": targets,
     }
 

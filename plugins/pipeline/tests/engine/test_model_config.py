@@ -43,6 +43,32 @@ GEMMA = {
     "hidden_size": 3584, "intermediate_size": 14336, "num_attention_heads": 16, "num_hidden_layers": 42,
     "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 256000, "sliding_window": 4096, "model_type": "gemma2",
 }  # fmt: skip
+GEMMA_3_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "vision_config": {"hidden_size": 1152},
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "sliding_window": 1024,
+    },
+}  # fmt: skip
+GEMMA_3_12B = {
+    **GEMMA_3_4B,
+    "text_config": {
+        "hidden_size": 3840, "intermediate_size": 15360, "model_type": "gemma3_text", "num_attention_heads": 16,
+        "num_hidden_layers": 48, "num_key_value_heads": 8, "sliding_window": 1024,
+    },
+}  # fmt: skip
+QWEN = {
+    "architectures": ["QWenLMHeadModel"], "hidden_size": 4096, "intermediate_size": 22016, "num_attention_heads": 32,
+    "num_hidden_layers": 32, "kv_channels": 128, "vocab_size": 151936, "model_type": "qwen",
+    "tie_word_embeddings": False,
+}  # fmt: skip
+PERSIMMON = {
+    "hidden_size": 4096, "intermediate_size": 16384, "num_attention_heads": 64, "num_hidden_layers": 36,
+    "vocab_size": 262144, "model_type": "persimmon", "tie_word_embeddings": False,
+}  # fmt: skip
+APERTUS = {
+    **LLAMA, "intermediate_size": 21504, "vocab_size": 131072, "model_type": "apertus",
+}  # fmt: skip
 
 
 def read(folder: Path, config: Mapping[str, Any], *, is_profiled: bool = False) -> ModelShape:
@@ -62,6 +88,11 @@ def read(folder: Path, config: Mapping[str, Any], *, is_profiled: bool = False) 
         (PYTHIA, 6.86, 32),
         (CHATGLM, 6.2, 2),
         (GEMMA, 9.24, 8),
+        (GEMMA_3_4B, 3.88, 4),
+        (GEMMA_3_12B, 11.77, 8),
+        (QWEN, 7.72, 32),
+        (PERSIMMON, 9.4, 64),
+        (APERTUS, 8.05, 8),
     ],
 )
 def test_sizes_give_the_published_parameters(
@@ -84,7 +115,12 @@ def test_sizes_give_the_published_parameters(
         ({"layer_types": ["mamba", "attention"]}, r"not grouped-query attention \(layer_types\)"),
         ({"layer_types": ["conv", "full_attention"]}, r"not grouped-query attention \(layer_types\)"),
         ({"architectures": ["BertForMaskedLM"]}, r"generates no text \(BertForMaskedLM\)"),
-        ({"is_encoder_decoder": True}, r"generates no text"),
+        ({"architectures": ["XLMRobertaModel"]}, r"generates no text \(XLMRobertaModel\)"),
+        ({"architectures": ["MistralModel"]}, r"generates no text \(MistralModel\)"),
+        ({"architectures": ["Qwen2ForRewardModel"]}, r"generates no text \(Qwen2ForRewardModel\)"),
+        ({"is_encoder_decoder": True}, r"has an encoder and a decoder"),
+        ({"cross_attention_layers": [3, 8]}, r"not grouped-query attention \(cross_attention_layers\)"),
+        ({"num_kv_shared_layers": 15}, r"not grouped-query attention \(num_kv_shared_layers\)"),
     ],
 )
 def test_models_that_are_no_dense_decoder_are_named(tmp_path: Path, changes: Mapping[str, Any], message: str) -> None:
@@ -139,6 +175,16 @@ def test_other_quantizations_are_refused(tmp_path: Path, quantization: Any) -> N
     with pytest.raises(UnfoldError, match="are not simulated"):
         read(tmp_path, config)
     assert read(tmp_path, config, is_profiled=True).stored_precision == ""
+
+
+def test_weights_in_several_precisions_are_refused(tmp_path: Path) -> None:
+    """The first group of a checkpoint does not stand for the others, and a quantization must be an object."""
+    groups = {f"g{bits}": {"weights": {"num_bits": bits, "type": "float"}} for bits in (8, 4)}
+    mixed = {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups}
+    with pytest.raises(UnfoldError, match="several precisions"):
+        read(tmp_path, {**LLAMA, "quantization_config": mixed})
+    with pytest.raises(UnfoldError, match="quantization_config: the quantization of the weights is no object"):
+        read(tmp_path, {**LLAMA, "quantization_config": "fp8"})
 
 
 def test_four_bits_take_a_quarter_of_the_memory(tmp_path: Path) -> None:

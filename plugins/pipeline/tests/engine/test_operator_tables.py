@@ -13,7 +13,13 @@ from unfold_pipeline.engine.simulation.cluster import simulate
 from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.engine.step_times.all_reduce import AllReduce
-from unfold_pipeline.engine.step_times.operator_tables import DENSE_OPERATORS, read_operator_tables, read_profile
+from unfold_pipeline.engine.step_times.operator_tables import (
+    DENSE_OPERATORS,
+    find_profile_ends,
+    read_operator_tables,
+    read_profile,
+)
+from unfold_pipeline.engine.step_times.table_ends import TableEnd
 from unfoldkit.api import UnfoldError
 
 
@@ -132,3 +138,14 @@ def test_a_profile_holds_a_folder_for_each_tensor_parallelism(tmp_path: Path) ->
     (folder / "tp1" / "moe.csv").write_text("x\n", "utf-8")
     with pytest.raises(UnfoldError, match="mixture of experts"):
         read_degree(folder, 1)
+
+
+def test_sizes_beyond_a_profile_are_listed(tmp_path: Path) -> None:
+    """A profile of 2 decodes of 16 tokens and prompts of 12 is extrapolated for more, and names its ends."""
+    times = read_degree(write_profile(tmp_path / "p"), 1)
+    assert find_profile_ends(times, max_requests=2, max_context=12) == ()
+    assert find_profile_ends(times, max_requests=3, max_context=20) == (
+        TableEnd(operator="attention of prompts", size="context", measured=12, needed=20),
+        TableEnd(operator="attention of decodes", size="requests", measured=2, needed=3),
+        TableEnd(operator="attention of decodes", size="context", measured=16, needed=20),
+    )

@@ -112,6 +112,15 @@ def test_requests_without_an_answer_are_left_out(tmp_path: Path, cell: str) -> N
     assert "2 of 40 requests have no generated tokens and are left out" in notes[0]
 
 
+def test_too_many_requests_without_an_answer_are_counted(tmp_path: Path) -> None:
+    """The error names the first of them, how many there are, and how many would be left out."""
+    path = tmp_path / "t.csv"
+    rows = [f"{i},{100 + i},{0 if i % 4 == 3 else 5}" for i in range(40)]
+    path.write_text("time_s,prompt_tokens,completion_tokens\n" + "\n".join(rows) + "\n", "utf-8")
+    with pytest.raises(UnfoldError, match=r"t\.csv:5:.*10 of 40 requests have none, and at most 10 % are left out"):
+        read_tokens(path, np.arange(40.0), prompt=None, generated=None)
+
+
 def test_lines_without_an_answer_are_left_out(tmp_path: Path) -> None:
     """In JSON lines too, and negative tokens remain an error with the line."""
     rows, notes = build_rows(float, "timestamp", OPENAI), list[str]()

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import replace
 
 import pytest
 
 from plugins.pipeline.tests.report.test_sentences import MAX_WORDS, NO_WORDS_OF_OURS
+from unfold_pipeline.engine.step_times.interval import build_interval
+from unfold_pipeline.engine.step_times.table_ends import TableEnd
 from unfold_pipeline.report.engines import sentences
 
+ENDS = (
+    TableEnd(operator="context attention", size="context", measured=16_384, needed=131_072),
+    TableEnd(operator="generation attention", size="requests", measured=256, needed=257),
+)
 PAGE: dict[str, list[str]] = {
+    "describe_fresh_share": [sentences.describe_fresh_share(14, 24, 0.41)],
+    "describe_low_share": [sentences.describe_low_share("$8.00/h: 2 engines on 2 GPUs (h100)", 14, 24)],
+    "describe_unbounded_wait": [sentences.describe_unbounded_wait(621.0)],
+    "describe_window": [sentences.describe_window(1024)],
+    "describe_left_out": [sentences.describe_left_out(2, 198)],
+    "describe_table_ends": [
+        sentences.describe_table_ends(
+            replace(build_interval("tables"), ends=ENDS[:1], decode_tokens=131_072), 300_000, 9
+        ),
+        sentences.describe_table_ends(replace(build_interval("tables"), ends=ENDS), 300_000, 257),
+    ],
     "describe_running_stages": [sentences.describe_running_stages(("embed", "guard"), 2)],
     "describe_pools": [sentences.describe_pools(12.5, 1, 3, 8)],
     "describe_pool_transfer": [sentences.describe_pool_transfer(0.031, 25e9, 0.005, 327_680.0)],

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,6 +18,8 @@ from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
+from unfoldkit.render.html import render as render_html
+from unfoldkit.render.text import render as render_text
 from unfoldkit.report import from_data, to_data
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
@@ -88,6 +91,14 @@ def test_no_engine_is_a_no_with_reasons(tmp_path: Path) -> None:
     report = plan_spec(tmp_path, ("tpot_p99: 40 ms", "tpot_p99: 1 ms"))
     assert report.verdict is Verdict.NO
     assert sum(label == "excluded" for label, _ in report.lines) == 2
+
+
+def test_a_latency_below_that_of_a_single_request_is_refused_at_once(tmp_path: Path) -> None:
+    """Each later token takes a step, so no number of engines answers sooner, and none is simulated."""
+    report = plan_spec(tmp_path, ("ttft_p99: 300 ms, tpot_p99: 40 ms", "p99: 5 ms"))
+    assert report.verdict is Verdict.NO
+    assert report.metrics["simulations"].value == 0
+    assert any("latency of a single request" in text for label, text in report.lines if label == "excluded")
 
 
 @pytest.mark.parametrize(
@@ -246,6 +257,80 @@ def test_a_table_with_holes_is_refused(tmp_path: Path) -> None:
         )
 
 
+def test_requests_that_were_not_answered_are_counted_in_the_report(tmp_path: Path) -> None:
+    """JSON, text and page of a plan and of a replay hold how many requests the trace has more, and why."""
+    lines = TRACE.splitlines()
+    for row in (3, 90):
+        lines[row] = lines[row].rpartition(",")[0] + ",0"
+    trace = "\n".join(lines) + "\n"
+    report = plan_spec(tmp_path, trace=trace)
+    assert report.metrics["requests_left_out"].value == 2
+    assert "2 of 200 requests: no generated tokens" in dict(report.lines)["left out"]
+    assert "2 of 200 requests: no generated tokens" in render_text(report)
+    assert "2 of 200 requests: no generated tokens" in render_html(report)
+    (tmp_path / "live.csv").write_text(trace, "utf-8")
+    replay = plan_spec(tmp_path, replay=str(tmp_path / "live.csv"))
+    assert replay.metrics["requests_left_out"].value == 2
+    assert "requests_left_out" not in plan_spec(tmp_path).metrics
+
+
+def test_a_plan_that_was_lucky_says_so(tmp_path: Path) -> None:
+    """A target that the trace meets by a hair is missed on most fresh samples; a wide one is met on all."""
+    rng = np.random.default_rng(0)
+    times, prompts = np.cumsum(rng.exponential(0.02, 2000)), rng.integers(200, 2000, 2000)
+    trace = "arrival_s,ContextTokens,GeneratedTokens\n" + "".join(
+        f"{time:.4f},{prompt},20\n" for time, prompt in zip(times, prompts, strict=True)
+    )
+    wide = plan_spec(tmp_path, ("ttft_p99: 300 ms", "ttft_p99: 20 s"), trace=trace)
+    assert wide.metrics["fresh_share"].value == 1
+    assert "fresh samples" not in wide.headline
+    hair = f"ttft_p99: {(wide.metrics['ttft_p99_ms'].value or 0) * 1.001:.3f} ms"
+    report = plan_spec(tmp_path, ("ttft_p99: 300 ms", hair), trace=trace)
+    assert report.verdict is Verdict.YES
+    assert 0 <= (report.metrics["fresh_share"].value or 0) < 0.9
+    assert "on this sample, but only on" in report.headline
+    assert "of 24 fresh samples" in dict(report.lines)["fresh samples"]
+
+
+def test_a_wait_that_no_target_bounds_is_named(tmp_path: Path) -> None:
+    """With a target on TPOT alone, a plan may let requests wait for minutes: the report states it."""
+    trace = "arrival_s,ContextTokens,GeneratedTokens\n" + "".join(f"{i * 0.01:.4f},1500,1\n" for i in range(2000))
+    report = plan_spec(tmp_path, ("ttft_p99: 300 ms, ", ""), trace=trace)
+    assert "no target bounds the wait for the first token" in dict(report.lines)["wait"]
+    assert "wait" not in dict(plan_spec(tmp_path).lines)
+
+
+def test_kv_heads_limit_tensor_parallelism(tmp_path: Path) -> None:
+    """Ten KV heads do not divide among four GPUs, as vLLM refuses, but among two."""
+    model = ("heads: 32, kv_heads: 8, inner: 14336", "heads: 40, kv_heads: 10, inner: 17920")
+    reduced = tmp_path / "reduced.csv"
+    reduced.write_text("num_gpus,message_size,latency_ms\n2,1,0.01\n2,1000000,0.1\n", "utf-8")
+    steps = ("h100: {roofline: true}", "h100: {roofline: true, all_reduce: reduced.csv}")
+    two = plan_spec(tmp_path, model, steps, ("l4: {roofline: true}}", "}"), ("parallel: 1", "parallel: [2, 4]"))
+    assert (two.decision or {})["engines"]["chat"]["tensor_parallel"] == 2
+    with pytest.raises(UnfoldError, match="no tensor parallelism of 4 divides 40 heads, 10 KV heads"):
+        plan_spec(tmp_path, model, ("parallel: 1", "parallel: 4"))
+
+
+def test_steps_beyond_the_tables_are_reported(tmp_path: Path) -> None:
+    """Up to eight times the context of a table a plan is made, and its report names the end of the table."""
+    write_tables(tmp_path / "tables")
+    trace = "time,ContextTokens,GeneratedTokens\n" + "".join(f"{i},200,100\n" for i in range(50))
+    small = (
+        ("layers: 32, hidden: 4096, heads: 32, kv_heads: 8, inner: 14336, vocabulary: 128256",
+         "layers: 2, hidden: 512, heads: 8, kv_heads: 2, inner: 1024, vocabulary: 2048"),
+        ("h100: {roofline: true}, l4: {roofline: true}", "h100: {tables: tables, system: h}"),
+        ("max_num_batched_tokens: [512, 2048]", "max_num_batched_tokens: 64"),
+        ("max_num_seqs: [16, 64]", "max_num_seqs: 9"),
+    )  # fmt: skip
+    report = plan_spec(tmp_path, *small, trace=trace)
+    line = dict(report.lines)["beyond tables"]
+    assert "context attention at context 256, 300 reached" in line
+    assert "at requests" not in line
+    with pytest.raises(UnfoldError, match="ends at requests 8, and 64 are needed"):
+        plan_spec(tmp_path, *small[:3], trace=trace)
+
+
 def test_a_committed_plan_is_checked_on_new_traffic(tmp_path: Path) -> None:
     """The same trace plans again; ten times the traffic exceeds the envelope of tokens or the targets."""
     report = plan_spec(tmp_path)
@@ -286,6 +371,7 @@ def test_the_precision_of_a_checkpoint_is_planned(tmp_path: Path) -> None:
     assert (engine["precision"], engine["is_quantized"], engine["hardware"]) == ("int4", True, "h100")
     assert "--quantization" not in export_vllm(report)
     assert "none has int4 weights" in dict(report.lines)["interval"]
+    assert "window of 128 tokens" in dict(report.lines)["sliding window"]
     with pytest.raises(UnfoldError, match="stored in int4, and the spec states bf16"):
         plan_spec(tmp_path, of_file, ("tensor_parallel: 1", "precision: bf16\n      tensor_parallel: 1"))
 

@@ -25,6 +25,7 @@ from unfold_pipeline.engine.step_times.aiconfigurator import (
     OperatorDatabase,
     TableCache,
     build_step_times,
+    find_table_ends,
     find_tables,
     read_database,
 )
@@ -43,7 +44,7 @@ from unfold_pipeline.engine.step_times.interval import (
     build_endpoint_interval,
     build_interval,
 )
-from unfold_pipeline.engine.step_times.operator_tables import read_profile
+from unfold_pipeline.engine.step_times.operator_tables import find_profile_ends, read_profile
 from unfold_pipeline.engine.step_times.process_contention import measure_contention
 from unfold_pipeline.engine.step_times.roofline import build_roofline
 from unfold_pipeline.engine.trace.request_objects import holds_objects
@@ -160,6 +161,7 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
         precision=engine.precision,
         kv_precision=engine.kv_precision,
         is_quantized=bool(model.stored_precision),
+        window=model.window if model.window < needed.max_context else 0,
         disaggregation=_build_disaggregation(engine, model, options, spec.search.limit, f"{key}.disaggregated"),
     )
 
@@ -532,7 +534,8 @@ def _build_options(
     if not options and not too_small:
         degrees = ", ".join(str(degree) for degree in list_degrees(engine.tensor_parallel))
         message = (
-            f"no tensor parallelism of {degrees} divides {model.heads} heads and {model.inner} values within a node"
+            f"no tensor parallelism of {degrees} divides {model.heads} heads, {model.kv_heads} KV heads and "
+            f"{model.inner} values within a node"
         )
         raise user_error(message, key=f"{key}.tensor_parallel", hint="1, 2, 4 or 8; per_instance: GPUs of a node")
     if not options:
@@ -545,10 +548,14 @@ def _build_options(
 
 
 def _list_degrees(engine: EngineSpec, model: ModelShape, hardware: Hardware) -> Iterator[int]:
-    """Yield the degrees of tensor parallelism that divide the heads and stay within a node."""
+    """Yield the degrees of tensor parallelism that divide the heads and stay within a node.
+
+    As in vLLM, KV heads are divided among the GPUs, or each is on an equal number of GPUs.
+    """
     for parallel in list_degrees(engine.tensor_parallel):
         fits = hardware.price is not None or parallel <= hardware.per_instance
-        if fits and model.heads % parallel == 0 and model.inner % parallel == 0:
+        divides_kv_heads = model.kv_heads % parallel == 0 or parallel % model.kv_heads == 0
+        if fits and divides_kv_heads and model.heads % parallel == 0 and model.inner % parallel == 0:
             yield parallel
 
 
@@ -647,7 +654,14 @@ def _fit_results(
     for note in fitted.notes:
         run.log.warning("%s.runs: %s", key, note)
     measured = build_interval("runs", interval.confidence, files)
-    return fitted.times, replace(measured, low=measured.low * fitted.low, high=measured.high * fitted.high)
+    return fitted.times, replace(
+        interval,
+        source=measured.source,
+        groups=measured.groups,
+        low=measured.low * fitted.low,
+        high=measured.high * fitted.high,
+        files=measured.files,
+    )
 
 
 def _calibrate(times: StepTimes, source: StepSource) -> StepTimes:
@@ -694,19 +708,24 @@ def _build_reader(
             build_interval("roofline", needed.confidence),
         )
     if source.profile is not None:
-        folder = run.path(source.profile, key=f"{key}.profile")
-        return lambda parallel: (
-            read_profile(
-                folder,
+        profile = run.path(source.profile, key=f"{key}.profile")
+
+        def read_folder(parallel: int) -> tuple[StepTimes, StepInterval]:
+            times = read_profile(
+                profile,
                 layers=model.layers,
                 hidden=model.hidden,
                 tensor_parallel=parallel,
                 max_tokens=needed.max_tokens,
                 max_requests=needed.max_requests,
                 all_reduce=all_reduce,
-            ),
-            build_interval("profile", needed.confidence, (source.profile or "",)),
-        )
+            )
+            ends = find_profile_ends(
+                times, max_requests=needed.max_requests - SLOTS_HEADROOM, max_context=needed.max_context
+            )
+            return times, replace(build_interval("profile", needed.confidence, (source.profile or "",)), ends=ends)
+
+        return read_folder
     folder = run.path(source.tables or "", key=f"{key}.tables")
     system = source.system or gpu.name
     databases: list[OperatorDatabase] = []
@@ -717,7 +736,16 @@ def _build_reader(
             read = read_database(files, tables, system=system, backend=source.backend, head=model.head)
             databases.append(replace(read, all_reduce=all_reduce or read.all_reduce))
         times = build_step_times(databases[0], model, gpu, tensor_parallel=parallel, **kinds)
+        ends, decode_tokens = find_table_ends(
+            databases[0],
+            model,
+            tensor_parallel=parallel,
+            kv_precision=engine.kv_precision,
+            max_requests=needed.max_requests - SLOTS_HEADROOM,
+            max_context=needed.max_context,
+        )
         names = tuple(path.name for path in databases[0].files.values())
-        return times, build_interval("tables", needed.confidence, names)
+        interval = build_interval("tables", needed.confidence, names)
+        return times, replace(interval, ends=ends, decode_tokens=decode_tokens)
 
     return read_tables

@@ -99,7 +99,12 @@ def _slice_visits(visits: Visits, index: int, bounds: Sequence[CountArray], star
 
 
 def resample_blocks(arrivals: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Return arrivals of the same span, each block of them taken from the neighbourhood of its place.
+    """Return arrivals of the same span, resampled in blocks: :func:`resample_block_rows`."""
+    return resample_block_rows(arrivals, rng)[1]
+
+
+def resample_block_rows(arrivals: FloatArray, rng: np.random.Generator) -> tuple[IndexArray, FloatArray]:
+    """Return queries and their arrivals over the same span, each block of them from the neighbourhood of its place.
 
     The local block bootstrap of Paparoditis and Politis (Journal of Time Series Analysis, 2002) keeps bursts within a
     block, and the shape of the day.
@@ -112,15 +117,20 @@ def resample_blocks(arrivals: FloatArray, rng: np.random.Generator) -> FloatArra
     # about the cube root of the sample in blocks, as is usual, and at least ten
     blocks = max(10, round(arrivals.size ** (1 / 3)))
     length_s, reach_s = span_s / blocks, span_s / 4
-    parts = []
+    rows, parts = [], []
     for index in range(blocks):
         begin_s = index * length_s
         low_s, high_s = max(0.0, begin_s - reach_s), min(span_s - length_s, begin_s + reach_s)
         source_s = rng.uniform(low_s, max(low_s, high_s))
         start, stop = np.searchsorted(arrivals, [source_s, source_s + length_s])
+        rows.append(np.arange(start, stop))
         parts.append(arrivals[start:stop] - source_s + begin_s)
-    times = np.sort(np.concatenate(parts))
-    return times - times[0] if times.size > 1 and times[-1] > times[0] else arrivals
+    times = np.concatenate(parts)
+    order = np.argsort(times, kind="stable")
+    times = times[order]
+    if times.size < 2 or times[-1] <= times[0]:
+        return np.arange(arrivals.size, dtype=np.int32), arrivals
+    return np.concatenate(rows)[order].astype(np.int32), times - times[0]
 
 
 def cap_shares(pipeline: Pipeline, recorded: CountArray) -> Pipeline:

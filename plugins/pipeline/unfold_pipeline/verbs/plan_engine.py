@@ -30,7 +30,10 @@ from unfold_pipeline.engine.planner.analysis import analyze_plan, scale_to_end
 from unfold_pipeline.engine.planner.problem import EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, explain_refusals, find_cheapest_engines
 from unfold_pipeline.planner.engine_pipeline import EngineStages, attach_stages, find_cheapest_pipeline
+from unfold_pipeline.planner.fresh_requests import measure_fresh_share
 from unfold_pipeline.report.engines.plan import (
+    add_fresh_share,
+    add_left_out,
     add_stages,
     build_engine_report,
     build_no_engine_report,
@@ -45,6 +48,7 @@ from unfold_pipeline.verbs.plan_pools import (
     describe_pools_beside,
     find_pools,
     is_cheaper,
+    measure_fresh_pools,
     recheck_pool_plan,
     replay_pools,
     report_pools,
@@ -65,8 +69,12 @@ def plan_engine(spec: PipelineSpec, run: Run) -> Report:
         return _replay_trace(spec, problem, stages, Path(trace), run)
     committed = (run.options.get("baseline_plan") or {}).get("decision", {})
     if committed and committed.get("trace_sha256") != problem.trace_sha256:
-        return _recheck_plan(problem, stages, committed)
-    return _plan_alone(problem, run) if stages is None else _plan_with_stages(problem, stages, run)
+        report = _recheck_plan(problem, stages, committed)
+    elif stages is None:
+        report = _plan_alone(problem, run)
+    else:
+        report = _plan_with_stages(problem, stages, run)
+    return add_left_out(report, problem)
 
 
 def _recheck_plan(problem: EngineProblem, stages: EngineStages | None, committed: Mapping[str, Any]) -> Report:
@@ -91,14 +99,18 @@ def _plan_alone(problem: EngineProblem, run: Run) -> Report:
     pools = find_pools(problem, run.progress)
     if pools is not None and is_cheaper(problem, pools, solution):
         report = report_pools(problem, pools, solution, (low, high))
+        report = add_fresh_share(report, measure_fresh_pools(planned, pools, run.seed))
         return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
     alternatives = describe_pools_beside(problem, pools)
     solution = explain_refusals(planned, solution)
     if solution.config is None:
         return build_no_engine_report(problem, solution, alternatives)
-    outcome = evaluate(problem, solution.config, complete=True)
+    config = solution.config
+    outcome = evaluate(problem, config, complete=True)
     analysis = analyze_plan(problem, outcome, (low, high), run.progress)
     report = build_engine_report(problem, solution, outcome, analysis, alternatives=alternatives)
+    share = measure_fresh_share(planned, lambda sample: evaluate(sample, config).meets(sample), run.seed)
+    report = add_fresh_share(report, share)
     return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
 
 
@@ -202,7 +214,7 @@ def _replay_rules(
     slot_s = max(problem.settings.start_s, SHORTEST_SLOT_S)
     slots = simulate_slots(live, config, slot_s, limit_replicas(problem, config))
     bounds = [find_cheapest_schedule(slots, item.misses) for item in runs]
-    return build_engine_replay_report(live, runs, calibrated, bounds, float(slots.seconds[0]))
+    return add_left_out(build_engine_replay_report(live, runs, calibrated, bounds, float(slots.seconds[0])), live)
 
 
 def _simulate_rules(

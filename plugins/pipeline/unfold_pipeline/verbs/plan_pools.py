@@ -17,6 +17,9 @@ from unfold_pipeline.engine.planner.disaggregation import (
 )
 from unfold_pipeline.engine.planner.problem import Disaggregation, EngineProblem
 from unfold_pipeline.engine.planner.search import COST_TOLERANCE, EngineSolution, Progress, evaluate
+from unfold_pipeline.estimator.fresh_samples import FreshShare
+from unfold_pipeline.planner.fresh_requests import measure_fresh_share
+from unfold_pipeline.report.engines.plan import add_left_out
 from unfold_pipeline.report.engines.pools import (
     build_pool_replay_report,
     build_pool_report,
@@ -98,6 +101,14 @@ def report_pools(
     return build_pool_report(problem, pools.disaggregation, predicted, measures, (prices[0], prices[1]), aggregated)
 
 
+def measure_fresh_pools(problem: EngineProblem, pools: PoolPlans, seed: int) -> FreshShare | None:
+    """Return on how many fresh samples of the requests of a problem the chosen pools meet its targets."""
+    chosen = pools.choose(problem).outcome
+    assert chosen is not None  # noqa: S101 - the pools are cheaper than another plan
+    config, links = chosen.config, pools.disaggregation
+    return measure_fresh_share(problem, lambda sample: evaluate_pools(sample, links, config).meets(sample), seed)
+
+
 def describe_pools_beside(problem: EngineProblem, pools: PoolPlans | None) -> tuple[tuple[str, str], ...]:
     """Return the line on the pools beside a plan without them; none if the spec has no pools."""
     if pools is None:
@@ -122,7 +133,7 @@ def replay_pools(problem: EngineProblem, config: PoolConfig, solution: EngineSol
     """Replay the requests of a problem on pools of constant size, next to the cheapest engines that do both."""
     aggregated = solution.config if solution is not None else None
     beside = None if aggregated is None else evaluate(problem, aggregated, complete=True)
-    return build_pool_replay_report(problem, _evaluate(problem, config), beside)
+    return add_left_out(build_pool_replay_report(problem, _evaluate(problem, config), beside), problem)
 
 
 def _evaluate(problem: EngineProblem, config: PoolConfig) -> PoolOutcome:

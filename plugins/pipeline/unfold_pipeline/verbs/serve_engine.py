@@ -19,7 +19,7 @@ from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, find_c
 from unfold_pipeline.planner.engine_pipeline import attach_stages
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.measured import AttachStages, LocalFacts, build_measured_engine_report
-from unfold_pipeline.report.engines.plan import parse_engine_decision
+from unfold_pipeline.report.engines.plan import add_left_out, parse_engine_decision
 from unfold_pipeline.report.engines.pools import is_pool_decision
 from unfold_pipeline.runtime.engines.engine_pool import count_engines_over_time
 from unfold_pipeline.runtime.engines.local_engines import LocalEngines, build_local_engines
@@ -74,7 +74,8 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
         replayed = asyncio.run(replay())
     except EndpointError as error:
         raise user_error(error.message, key=key, hint=error.hint) from error
-    return build_measured_engine_report(live, config, replayed, len(endpoints), attach=case.attach)
+    report = build_measured_engine_report(live, config, replayed, len(endpoints), attach=case.attach)
+    return add_left_out(report, live)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +162,8 @@ def _serve_local_engines(spec: PipelineSpec, case: _ServedCase, run: Run) -> Ser
         replaced=pool.replaced,
         is_scaled=engines.is_scaled,
     )
-    return build_measured_engine_report(live, config, replayed, len(pool.endpoints), facts, case.attach)
+    report = build_measured_engine_report(live, config, replayed, len(pool.endpoints), facts, case.attach)
+    return add_left_out(report, live)
 
 
 def _build_service(

@@ -25,18 +25,26 @@ EXPERT_KEYS = (
     *("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts"),
     *("moe_intermediate_size", "n_experts"),
 )
-OTHER_ATTENTION_KEYS = ("kv_lora_rank", "linear_num_key_heads", "linear_attn_config", "attn_type_list")
+OTHER_ATTENTION_KEYS = (
+    *("kv_lora_rank", "linear_num_key_heads", "linear_attn_config", "attn_type_list"),
+    *("cross_attention_layers", "num_kv_shared_layers"),
+)
 RECURRENT_KEYS = (
     *("mamba_d_ssm", "mamba_d_state", "mamba_num_heads", "ssm_cfg", "ssm_state_size", "state_size"),
     *("hybrid_override_pattern", "conv_L_cache", "lru_width", "attention_hidden_size", "block_configs"),
 )
 """Layers without a KV cache, or of several sizes; ``layer_types`` decides where it is given."""
 ATTENTION_LAYERS = frozenset({"attention", "full_attention", "sliding_attention", "chunked_attention", "global"})
-ENCODER_SUFFIXES = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+ENCODER_SUFFIXES = (
+    *("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"),
+    *("ForMultipleChoice", "ForEmbedding", "Model"),
+)
+GENERATING_MODELS = ("LMHeadModel", "ChatGLMModel")
+"""Endings of architectures that generate text, although their name ends as that of a model without an LM head."""
 UNGATED = frozenset(
     {
-        *("bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "nemotron"),
-        *("opt", "phi", "refinedweb", "refinedwebmodel", "starcoder2", "xglm"),
+        *("apertus", "arcee", "bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj"),
+        *("mpt", "nemotron", "opt", "persimmon", "phi", "refinedweb", "refinedwebmodel", "starcoder2", "xglm"),
     }
 )
 """Types of models with two matrices in the MLP, of four times the width unless they state another."""
@@ -47,6 +55,21 @@ TIED = frozenset(
     }
 )
 """Types of models in which the embedding is the LM head unless they state otherwise."""
+TEXT_DEFAULTS: Mapping[str, Mapping[str, int]] = {
+    "gemma3_text": {
+        "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    },
+    "llama": {
+        "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "mistral": {
+        "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+    },
+}  # fmt: skip
+"""What ``transformers`` leaves out of the ``text_config`` of a model with images, as it is the default of its type."""
 FOUR_BIT_METHODS = frozenset({"awq", "gptq", "awq_marlin", "gptq_marlin", "auto-round"})
 
 
@@ -61,7 +84,7 @@ def read_model_config(path: Path, *, is_profiled: bool = False) -> ModelShape:
     config = parse_object(read_bytes(path), file)
     nested = config.get("text_config")
     if isinstance(nested, dict):
-        config = {**config, **nested}
+        config = {**config, **TEXT_DEFAULTS.get(str(nested.get("model_type", "")).lower(), {}), **nested}
     experts = _find_experts(config)
     if experts and not is_profiled:
         message = f"the model is a mixture of experts ({experts}), which dense operator tables do not describe"
@@ -70,6 +93,9 @@ def read_model_config(path: Path, *, is_profiled: bool = False) -> ModelShape:
     if other and not is_profiled:
         message = f"the model's attention is not grouped-query attention ({other})"
         raise user_error(message, file=file, hint="measure the engine: unfold profile")
+    if config.get("is_encoder_decoder") is True and not is_profiled:
+        message = "the model has an encoder and a decoder (is_encoder_decoder), which is not simulated"
+        raise user_error(message, file=file, hint="measure the engine: unfold profile; or a stage with a latency")
     if (encoder := _find_encoder(config)) and not is_profiled:
         raise user_error(f"the model generates no text ({encoder})", file=file, hint="a stage with a latency")
     kind = str(config.get("model_type", "")).lower()
@@ -77,6 +103,8 @@ def read_model_config(path: Path, *, is_profiled: bool = False) -> ModelShape:
     inner = _first_count(config, CONFIG_KEYS["inner"]) or (4 * sizes["hidden"] if kind in UNGATED else 0)
     if not inner:
         inner = _read_size(config, CONFIG_KEYS["inner"], path)
+    if kind == "qwen":  # the first Qwen counts both matrices of the gate
+        inner //= 2
     head = _first_count(config, ("head_dim", "kv_channels")) or sizes["hidden"] // sizes["heads"]
     if not head:
         message = f"the model has {sizes['hidden']} values for {sizes['heads']} heads"
@@ -108,7 +136,7 @@ def _is_above_one(value: Any) -> bool:
 
 def _find_other_attention(config: Mapping[str, Any]) -> str:
     """Return the key that states layers other than grouped-query attention; empty without any."""
-    direct = next((key for key in OTHER_ATTENTION_KEYS if config.get(key) is not None), "")
+    direct = next((key for key in OTHER_ATTENTION_KEYS if config.get(key) not in (None, 0, [])), "")
     if direct:
         return direct
     layers = config.get("layer_types")
@@ -118,12 +146,12 @@ def _find_other_attention(config: Mapping[str, Any]) -> str:
 
 
 def _find_encoder(config: Mapping[str, Any]) -> str:
-    """Return what shows that a model is no decoder; empty for a decoder."""
-    if config.get("is_encoder_decoder") is True:
-        return "is_encoder_decoder"
+    """Return the architecture that has no LM head, such as an encoder or an embedder; empty for one that has."""
     names = config.get("architectures")
-    names = names if isinstance(names, list) else []
-    return next((str(name) for name in names if str(name).endswith(ENCODER_SUFFIXES)), "")
+    names = [str(name) for name in names] if isinstance(names, list) else []
+    return next(
+        (name for name in names if name.endswith(ENCODER_SUFFIXES) and not name.endswith(GENERATING_MODELS)), ""
+    )
 
 
 def _count_kv_heads(config: Mapping[str, Any], kind: str) -> int:
@@ -147,14 +175,18 @@ def _find_precision(config: Mapping[str, Any], file: str) -> str:
         UnfoldError: the weights are quantized by a method without simulated kernels.
     """
     quantization = config.get("quantization_config") or config.get("compression_config")
-    if not isinstance(quantization, Mapping):
+    if not quantization:
         return ""
+    if not isinstance(quantization, Mapping):
+        message = "the quantization of the weights is no object"
+        raise user_error(message, file=file, key="quantization_config", hint="{quant_method: METHOD, ...}")
     method = str(quantization.get("quant_method", "")).lower()
     algorithm = str(quantization.get("quant_algo") or quantization.get("format") or "").lower()
-    groups = quantization.get("config_groups")
-    first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
-    weights = first.get("weights") if isinstance(first, Mapping) else None
-    weights = weights if isinstance(weights, Mapping) else {}
+    weights, *others = _list_group_weights(quantization)
+    if any((other.get("num_bits"), other.get("type")) != (weights.get("num_bits"), weights.get("type"))
+           for other in others):  # fmt: skip
+        hint = "the sizes of the model and its precision, or measure the engine: unfold profile"
+        raise user_error("weights in several precisions are not simulated", file=file, key="config_groups", hint=hint)
     bits = _count(quantization, "bits") or _count(quantization, "w_bit") or _count(weights, "num_bits")
     is_float = weights.get("type") == "float" or "float" in algorithm
     if "nvfp4" in algorithm or (bits == 4 and is_float):
@@ -166,6 +198,14 @@ def _find_precision(config: Mapping[str, Any], file: str) -> str:
     name = " ".join(part for part in (method, algorithm, f"{bits} bits" if bits else "") if part)
     hint = "the sizes of the model and its precision, or measure the engine: unfold profile"
     raise user_error(f"weights quantized by {name or 'an unknown method'} are not simulated", file=file, hint=hint)
+
+
+def _list_group_weights(quantization: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return how the weights of each group are stored; one empty entry without groups."""
+    groups = quantization.get("config_groups")
+    parts = [group.get("weights") for group in groups.values() if isinstance(group, Mapping)] if isinstance(
+        groups, Mapping) else []  # fmt: skip
+    return [part for part in parts if isinstance(part, Mapping)] or [{}]
 
 
 def _read_size(config: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> int:

@@ -34,7 +34,7 @@ class ReplicaBound:
 
     Attributes:
         replicas: least engines.
-        obstacle: the target that a single request misses, ``ttft`` or ``tpot``; empty for none.
+        obstacle: the target that a single request misses, ``ttft``, ``tpot`` or ``latency``; empty for none.
         value_s: the least value of that target.
     """
 
@@ -75,10 +75,13 @@ def bound_replicas(
     if several > count_allowed_misses(several) and least.step_s > targets.tpot_s:
         return ReplicaBound(replicas=1, obstacle="tpot", value_s=least.step_s)
     first_s = np.maximum(np.ceil(prompt / budget) * least.step_s, prompt * least.token_s)
-    shortest_s = float(np.partition(first_s, first_s.size - 1 - allowed)[first_s.size - 1 - allowed])
-    shortest_s += problem.settings.front_s
-    if shortest_s > targets.ttft_s:
-        return ReplicaBound(replicas=1, obstacle="ttft", value_s=shortest_s)
+    # each later token takes a step
+    last_s = first_s + problem.later_tokens * least.step_s
+    for obstacle, seconds, target_s in (("ttft", first_s, targets.ttft_s), ("latency", last_s, targets.latency_s)):
+        shortest_s = float(np.partition(seconds, seconds.size - 1 - allowed)[seconds.size - 1 - allowed])
+        shortest_s += problem.settings.front_s
+        if shortest_s > target_s:
+            return ReplicaBound(replicas=1, obstacle=obstacle, value_s=shortest_s)
     replicas = math.ceil(peak_tokens_per_s * least.token_s - 1e-9)
     return ReplicaBound(replicas=max(1, replicas, _bound_by_memory(problem, option, least)))
 

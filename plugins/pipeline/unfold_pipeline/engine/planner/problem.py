@@ -179,6 +179,7 @@ class EngineProblem:
         precision: precision of the weights.
         kv_precision: precision of the KV cache.
         is_quantized: whether the checkpoint holds the weights in this precision; the engine then needs no option.
+        window: tokens that some layers attend to, if requests are longer; 0 if all attend to the whole context.
         surroundings: the stages before and after the engine under a plan; ``None`` if there are none.
     """
 
@@ -197,6 +198,7 @@ class EngineProblem:
     precision: str = "bf16"
     kv_precision: str = "bf16"
     is_quantized: bool = False
+    window: int = 0
     surroundings: Surroundings | None = None
     disaggregation: Disaggregation | None = None
 

@@ -23,6 +23,7 @@ class EngineRequests:
         contents: number of different contents.
         block_tokens: tokens of a block.
         is_shared: whether two requests may hold equal blocks.
+        left_out: requests of the trace that were not answered, and are not among these.
     """
 
     arrival_s: FloatArray
@@ -33,6 +34,7 @@ class EngineRequests:
     contents: int
     block_tokens: int
     is_shared: bool = True
+    left_out: int = 0
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)
@@ -82,6 +84,7 @@ def build_requests(
     block_tokens: int = 16,
     shared_tokens: CountArray | None = None,
     shared_with: CountArray | None = None,
+    left_out: int = 0,
 ) -> EngineRequests:
     """Build the requests of a trace.
 
@@ -92,6 +95,7 @@ def build_requests(
         block_tokens: tokens of a block of the KV cache.
         shared_tokens: (n,) leading prompt tokens equal to those of the earlier request ``shared_with``.
         shared_with: (n,) index of that request, or -1.
+        left_out: requests of the trace that were not answered, and are not among these.
 
     Raises:
         UnfoldError: lengths differ, times descend, or a token count is below 1.
@@ -122,4 +126,5 @@ def build_requests(
         contents=int(first[-1]),
         block_tokens=block_tokens,
         is_shared=bool(shared_with is not None and (shared_with >= 0).any()),
+        left_out=left_out,
     )

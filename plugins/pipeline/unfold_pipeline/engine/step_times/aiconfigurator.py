@@ -1,7 +1,8 @@
 """Step times from the operator tables of AIConfigurator: GEMM, context and generation attention, all-reduce.
 
 A decoder layer has four GEMMs, attention and two all-reduces; norms, activation and rotary embedding move bytes. The
-tables are those of ai-dynamo/aiconfigurator, ``systems/data/<system>``, as Parquet or CSV.
+tables are those of ai-dynamo/aiconfigurator, ``systems/data/<system>``, as Parquet or CSV. Sizes beyond a table are
+extrapolated up to the factors of ``table_ends``; larger ones are an error.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from unfold_pipeline.engine.step_times.all_reduce import (
     read_all_reduce,
 )
 from unfold_pipeline.engine.step_times.columns import MeasuredTable, read_table
+from unfold_pipeline.engine.step_times.table_ends import MAX_FACTORS, TableEnd, reject_distant_size
 from unfoldkit.api import user_error
 
 MILLISECOND = 1e-3
@@ -39,6 +41,8 @@ DATA_TYPES = {"bf16": "bfloat16", "fp8": "fp8", "int4": "int4_wo", "nvfp4": "nvf
 BANDWIDTH_SHARE = 0.8
 KERNEL_LAUNCH_S = 2e-6
 SMALL_KERNELS = 5
+UNSTATED_HEAD = 128
+"""Values of a head in attention tables without ``head_dim``."""
 TableCache = dict[Path, MeasuredTable]
 
 
@@ -188,6 +192,40 @@ def build_step_times(
     )
 
 
+def find_table_ends(
+    database: OperatorDatabase,
+    model: ModelShape,
+    *,
+    tensor_parallel: int,
+    kv_precision: str,
+    max_requests: int,
+    max_context: int,
+) -> tuple[tuple[TableEnd, ...], int]:
+    """Return where the attention tables end before the sizes that are needed, and the most tokens of all decodes.
+
+    Raises:
+        UnfoldError: a size is needed that lies too far beyond its table.
+    """
+    heads, kv_heads = -(-model.heads // tensor_parallel), -(-model.kv_heads // tensor_parallel)
+    context = _select(database.context, DATA_TYPES[kv_precision])
+    generation = _select(database.generation, DATA_TYPES[kv_precision])
+    prompts = _by_heads(context, heads, kv_heads)
+    decodes = _by_heads(generation, heads, kv_heads)
+    longest = min(int(lengths.max()) for (_, lengths, _), _, _ in prompts)
+    most = min(int(batches.max() / factor) for (batches, _, _), _, factor in decodes)
+    deepest = min(int(lengths.max()) for (_, lengths, _), _, _ in decodes)
+    tokens = min(int((batches * lengths).max() / factor) for (batches, lengths, _), _, factor in decodes)
+    ends = (
+        (context, TableEnd(operator="context attention", size="context", measured=longest, needed=max_context)),
+        (generation, TableEnd(operator="generation attention", size="requests", measured=most, needed=max_requests)),
+        (generation, TableEnd(operator="generation attention", size="context", measured=deepest, needed=max_context)),
+    )
+    for table, end in ends:
+        hint = "a smaller max_num_seqs" if end.size == "requests" else "shorter requests"
+        reject_distant_size(end, MAX_FACTORS[end.size], str(table.path), f"{hint}, or a profile: unfold profile")
+    return tuple(end for _, end in ends if end.needed > end.measured), tokens
+
+
 def _version_key(path: Path) -> tuple[list[int], str]:
     return [int(number) for number in re.findall(r"\d+", path.parent.name)], str(path)
 
@@ -266,9 +304,10 @@ def _gemm_seconds(database: OperatorDatabase, data_type: str, m: FloatArray, n: 
     total = np.zeros(m.size)
     for (corner_n, corner_k), weight in corners:
         sizes, seconds = table[corner_n, corner_k]
-        if m[-1] > 2 * sizes[-1]:
-            message = f"the GEMM table ends at m {sizes[-1]:.0f} for n {corner_n}, k {corner_k}; {m[-1]:.0f} are needed"
-            raise user_error(message, file=file, hint="a smaller max_num_batched_tokens")
+        end = TableEnd(
+            operator=f"GEMM of n {corner_n}, k {corner_k}", size="m", measured=int(sizes[-1]), needed=int(m[-1])
+        )
+        reject_distant_size(end, MAX_FACTORS["m"], file, "a smaller max_num_batched_tokens")
         inside = np.interp(np.log(m), np.log(sizes), np.log(seconds))
         total += weight * (inside + np.log(np.maximum(1.0, m / sizes[-1])))
     result: FloatArray = np.exp(total) * factor
@@ -301,7 +340,11 @@ def _read_attention(
 ) -> dict[str, AttentionTable]:
     """Read an attention table: by heads, the batch, the context and the seconds of a layer."""
     table = _rows(_read_once(path, ["num_heads", "num_key_value_heads"], tables), wanted)
-    table = _rows(table, {"head_dim": str(head)}) if "head_dim" in table.columns else table
+    if "head_dim" in table.columns:
+        table = _rows(table, {"head_dim": str(head)})
+    elif head != UNSTATED_HEAD:
+        message = f"the attention table has no head_dim: its rows are of {UNSTATED_HEAD} values a head, not of {head}"
+        raise user_error(message, file=str(path), hint="a table with a column head_dim")
     table = table.where({"window_size": "0", "beam_width": "1"})
     heads = np.column_stack([table.numbers(name, least=1) for name in ("num_heads", "num_key_value_heads")])
     batch = table.numbers("batch_size", least=1) if "batch_size" in table.columns else np.ones(len(table))
@@ -368,11 +411,24 @@ def _context_seconds(
     seconds = np.zeros(total.shape)
     for (_, lengths, times), weight, batch_factor in points:
         sizes, values = _median_by(lengths, times)
-        inside = np.interp(total, sizes, values)
-        inside = np.where(total > sizes[-1], values[-1] * (total / sizes[-1]) ** 2, inside)
+        inside = np.where(total > sizes[-1], _extend_prompt(sizes, values, total), np.interp(total, sizes, values))
         seconds += weight * batch_factor * inside
     share = 1 - (history[None, :] / np.maximum(total, 1.0)) ** 2
     result: FloatArray = np.where(chunks[:, None] > 0, seconds * share, 0.0)
+    return result
+
+
+def _extend_prompt(sizes: FloatArray, seconds: FloatArray, wanted: FloatArray) -> FloatArray:
+    """Return the seconds of prompts beyond a table.
+
+    Attention grows ever closer to the square of the prompt. So its time lies between a part per token and a part per
+    pair, as in the last doubling of the table, and the square alone; the geometric mean is returned.
+    """
+    half = max(0, int(np.searchsorted(sizes, sizes[-1] / 2, side="right")) - 1)
+    per_token, square = seconds / sizes, seconds[-1] / sizes[-1] ** 2
+    growth = (per_token[-1] - per_token[half]) / (sizes[-1] - sizes[half]) if half < sizes.size - 1 else square
+    low = wanted * (per_token[-1] + np.clip(growth, 0.0, square) * (wanted - sizes[-1]))
+    result: FloatArray = np.sqrt(np.maximum(low, 0.0) * square) * wanted
     return result
 
 
@@ -386,24 +442,22 @@ def _generation_seconds(
     result = np.zeros((decodes.size, contexts.size))
     for (batches, lengths, times), weight, batch_factor in points:
         sizes = np.unique(batches)
-        rows = np.array([_interpolate_context(*_median_by(lengths[batches == size], times[batches == size]), contexts)
+        rows = np.array([_extend_linearly(*_median_by(lengths[batches == size], times[batches == size]), contexts)
                          for size in sizes])  # fmt: skip
         wanted = decodes * batch_factor
         for index in range(contexts.size):
-            inside = np.interp(wanted, sizes, rows[:, index])
-            beyond = rows[-1, index] * wanted / sizes[-1]
-            result[:, index] += weight * np.where(wanted > sizes[-1], beyond, inside)
+            result[:, index] += weight * _extend_linearly(sizes, rows[:, index], wanted)
     result[0] = 0.0
     return decodes, contexts, result
 
 
-def _interpolate_context(lengths: FloatArray, seconds: FloatArray, contexts: FloatArray) -> FloatArray:
-    """Return seconds by context; beyond the measured contexts they grow as between the last two."""
-    inside = np.interp(contexts, lengths, seconds)
-    if lengths.size < 2:
+def _extend_linearly(sizes: FloatArray, seconds: FloatArray, wanted: FloatArray) -> FloatArray:
+    """Return seconds by size; beyond the measured sizes they grow as between the last two."""
+    inside = np.interp(wanted, sizes, seconds)
+    if sizes.size < 2:
         return inside
-    slope = max(0.0, (seconds[-1] - seconds[-2]) / (lengths[-1] - lengths[-2]))
-    result: FloatArray = inside + slope * np.maximum(0.0, contexts - lengths[-1])
+    slope = max(0.0, (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2]))
+    result: FloatArray = inside + slope * np.maximum(0.0, wanted - sizes[-1])
     return result
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from unfold_pipeline.engine.step_times.table_ends import TableEnd
+
 CONFIDENCE = 0.9
 
 
@@ -45,6 +47,8 @@ class StepInterval:
         high: factor at the upper end.
         confidence: probability that the interval holds, as far as groups are alike.
         files: the files that were read.
+        ends: sizes beyond the tables, at which step times are extrapolated.
+        decode_tokens: most tokens of all decodes of a step in the tables; 0 if no table limits them.
     """
 
     source: str
@@ -53,6 +57,8 @@ class StepInterval:
     high: float
     confidence: float = CONFIDENCE
     files: tuple[str, ...] = ()
+    ends: tuple[TableEnd, ...] = ()
+    decode_tokens: int = 0
 
 
 def list_table_groups() -> tuple[CalibrationGroup, ...]:

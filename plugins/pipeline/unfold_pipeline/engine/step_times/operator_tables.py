@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.simulation.engine import StepTimes, pad_axes
 from unfold_pipeline.engine.step_times.all_reduce import AllReduce, compute_step_all_reduces
+from unfold_pipeline.engine.step_times.table_ends import TableEnd
 from unfoldkit.api import CsvRow, csv_rows, user_error
 
 MICROSECOND = 1e-6
@@ -60,6 +61,23 @@ def read_profile(
     )
     times.dense[1:] += reduced_s
     return times
+
+
+def find_profile_ends(times: StepTimes, *, max_requests: int, max_context: int) -> tuple[TableEnd, ...]:
+    """Return where the attention table of a profile ends before the sizes that are needed."""
+    chunk, history, decodes, context = (
+        int(axis[size - 1]) for axis, size in zip(times.axes, times.axis_lengths, strict=True)
+    )
+    sizes = (
+        ("attention of prompts", "context", chunk + history, max_context),
+        ("attention of decodes", "requests", decodes, max_requests),
+        ("attention of decodes", "context", context, max_context),
+    )
+    return tuple(
+        TableEnd(operator=operator, size=size, measured=measured, needed=needed)
+        for operator, size, measured, needed in sizes
+        if needed > measured
+    )
 
 
 def _find_profile_table(folder: Path, name: str) -> Path:

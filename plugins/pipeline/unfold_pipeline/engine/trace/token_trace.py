@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class TokenTrace:
         output_tokens: (n,) generated tokens.
         shared_tokens: (n,) leading tokens equal to those of the earlier request ``shared_with``.
         shared_with: (n,) index of that request, or -1.
+        left_out: requests of the file without generated tokens, which are not among these.
     """
 
     arrival_s: FloatArray
@@ -64,6 +65,7 @@ class TokenTrace:
     output_tokens: CountArray
     shared_tokens: CountArray
     shared_with: CountArray
+    left_out: int = 0
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)
@@ -82,6 +84,7 @@ class TokenTrace:
             block_tokens=block_tokens,
             shared_tokens=self.shared_tokens if self.is_shared else None,
             shared_with=self.shared_with if self.is_shared else None,
+            left_out=self.left_out,
         )
 
     def compress(self, factor: float) -> TokenTrace:
@@ -110,7 +113,21 @@ class TokenTrace:
             output_tokens=self.output_tokens[rows],
             shared_tokens=self.shared_tokens[rows],
             shared_with=shared,
+            left_out=self.left_out,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLengths:
+    """Lengths of requests without times.
+
+    Attributes:
+        tokens: (requests, 2) prompt and generated tokens.
+        left_out: requests of the file without generated tokens, which are not among these.
+    """
+
+    tokens: CountArray
+    left_out: int
 
 
 def read_tokens(
@@ -159,7 +176,7 @@ def read_tokens(
     tokens = tokens[::-1] if is_newest_first else tokens
     answered = tokens[:, 1] > 0
     tokens, arrival_s = tokens[answered], arrival_s[answered]
-    return _without_sharing(arrival_s - arrival_s[:1], tokens[:, 0], tokens[:, 1])
+    return _without_sharing(arrival_s - arrival_s[:1], tokens[:, 0], tokens[:, 1], len(unanswered))
 
 
 def _check_unanswered(errors: Sequence[UnfoldError], count: int, path: Path, warn: Warn) -> None:
@@ -169,7 +186,11 @@ def _check_unanswered(errors: Sequence[UnfoldError], count: int, path: Path, war
         UnfoldError: they are so many that the column may be the wrong one.
     """
     if len(errors) > MAX_UNANSWERED * count:
-        raise errors[0]
+        first = errors[0].diagnostics[0]
+        share = (
+            f"{len(errors):,} of {count:,} requests have none, and at most {MAX_UNANSWERED * 100:.0f} % are left out"
+        )
+        raise UnfoldError(replace(first, message=f"{first.message}: {share}"))
     if errors:
         warn(f"{path}: {len(errors):,} of {count:,} requests have no generated tokens and are left out")
 
@@ -214,7 +235,7 @@ def constant_tokens(arrival_s: FloatArray, prompt: int, generated: int) -> Token
 
 def read_lengths(
     path: Path, *, prompt: str | int | None, generated: str | int | None, warn: Warn = ignore_warning
-) -> CountArray:
+) -> TokenLengths:
     """Read the tokens of requests without times, from a table, JSON lines, a JSON document or Parquet.
 
     Args:
@@ -222,9 +243,6 @@ def read_lengths(
         prompt: column of the prompt tokens; ``None`` for the usual names.
         generated: column of the generated tokens; ``None`` for the usual names.
         warn: receives a note about requests that are left out.
-
-    Returns:
-        Prompt and generated tokens, shape (requests, 2).
 
     Raises:
         UnfoldError: the file has no tokens, or a value is no count.
@@ -249,13 +267,13 @@ def read_lengths(
     _check_unanswered(unanswered, len(lengths) + len(unanswered), path, warn)
     if not lengths:
         raise user_error("the file has no lengths", file=str(path), hint="a row a request, with its tokens")
-    return np.array(lengths, dtype=np.int64)
+    return TokenLengths(tokens=np.array(lengths, dtype=np.int64), left_out=len(unanswered))
 
 
-def draw_tokens(arrival_s: FloatArray, lengths: CountArray, rng: np.random.Generator) -> TokenTrace:
-    """Return requests that draw a row of ``lengths``, shape (rows, 2), each: prompts and answers stay together."""
-    rows = lengths[rng.integers(0, lengths.shape[0], arrival_s.size)]
-    return _without_sharing(arrival_s, rows[:, 0].copy(), rows[:, 1].copy())
+def draw_tokens(arrival_s: FloatArray, lengths: TokenLengths, rng: np.random.Generator) -> TokenTrace:
+    """Return requests that draw a row of ``lengths`` each: prompts and answers stay together."""
+    rows = lengths.tokens[rng.integers(0, lengths.tokens.shape[0], arrival_s.size)]
+    return _without_sharing(arrival_s, rows[:, 0].copy(), rows[:, 1].copy(), lengths.left_out)
 
 
 def list_fields(path: Path) -> list[str]:
@@ -263,11 +281,11 @@ def list_fields(path: Path) -> list[str]:
     return [name for row in itertools.islice(iter_objects(path), 1) for name in row.fields]
 
 
-def _without_sharing(arrival_s: FloatArray, prompt: CountArray, generated: CountArray) -> TokenTrace:
+def _without_sharing(arrival_s: FloatArray, prompt: CountArray, generated: CountArray, left_out: int = 0) -> TokenTrace:
     none = np.full(arrival_s.size, -1, dtype=np.int64)
     return TokenTrace(
         arrival_s=arrival_s, input_tokens=prompt, output_tokens=generated, shared_tokens=np.zeros_like(none),
-        shared_with=none,
+        shared_with=none, left_out=left_out,
     )  # fmt: skip
 
 
@@ -382,6 +400,7 @@ def read_objects(
         output_tokens=counts[:, 1],
         shared_tokens=np.minimum(shared_tokens, counts[:, 0]),
         shared_with=shared_with,
+        left_out=len(unanswered),
     )
 
 

@@ -8,14 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 from unfold_pipeline.engine.autoscaling.rules import count_most_tokens
+from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS
 from unfold_pipeline.engine.planner.analysis import QUANTILES, EngineAnalysis, LoadSeries, Percentiles
 from unfold_pipeline.engine.planner.disaggregation import PoolOutcome
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, Outcome
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE
+from unfold_pipeline.estimator.fresh_samples import FreshShare
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.stages_around import MAX_SAVED_REPLICAS, PlannedStages
-from unfold_pipeline.report.sentences import ask_for_plan
+from unfold_pipeline.report.plan import FRESH_SHARE
+from unfold_pipeline.report.sentences import USUAL_CONFIDENCE, ask_for_plan
 from unfoldkit.api import (
     Cell,
     Column,
@@ -133,6 +136,28 @@ def build_subtitle(problem: EngineProblem) -> tuple[str, ...]:
     rate = len(requests) / span if span else 0.0
     tokens = f"{requests.input_tokens.mean():,.0f} in, {requests.output_tokens.mean():,.0f} out"
     return f"{len(requests):,} requests", f"{rate:.3g}/s", tokens, _format_targets(problem)
+
+
+def add_left_out(report: Report, problem: EngineProblem) -> Report:
+    """Return a report with the requests that the trace has and the report leaves out, if there are any."""
+    requests = problem.requests
+    if not requests.left_out:
+        return report
+    metrics = {**report.metrics, "requests_left_out": Metric(requests.left_out, label=sentences.LEFT_OUT)}
+    line = ("left out", sentences.describe_left_out(requests.left_out, len(requests)))
+    return replace(report, metrics=metrics, lines=(line, *report.lines))
+
+
+def add_fresh_share(report: Report, share: FreshShare | None) -> Report:
+    """Return the report of a plan with the share of fresh samples on which it meets its targets."""
+    if share is None:
+        return report
+    line = ("fresh samples", sentences.describe_fresh_share(share.kept, share.draws, share.lower_bound))
+    headline = report.headline
+    if share.share < USUAL_CONFIDENCE:
+        headline = sentences.describe_low_share(headline, share.kept, share.draws)
+    metrics = {**report.metrics, "fresh_share": Metric(share.share, label=FRESH_SHARE)}
+    return replace(report, headline=headline, metrics=metrics, lines=(line, *report.lines))
 
 
 def build_metrics(problem: EngineProblem, outcome: Outcome, analysis: EngineAnalysis) -> Mapping[str, Metric]:
@@ -471,6 +496,12 @@ def _list_lines(
             interval.source, interval.groups, interval.low, interval.high, confidence, problem.precision
         ),
     )
+    if beyond := sentences.describe_table_ends(interval, run.peak_blocks * BLOCK_TOKENS, run.peak_running):
+        yield "beyond tables", beyond
+    if math.isinf(problem.targets.ttft_s) and math.isinf(problem.targets.latency_s):
+        yield "wait", sentences.describe_unbounded_wait(outcome.ttft_s)
+    if problem.window:
+        yield "sliding window", sentences.describe_window(problem.window)
     low, high = _cost(problem, analysis.low), _cost(problem, analysis.high)
     yield "price range", sentences.describe_price_range(low, high)
     yield "a profile", sentences.describe_profile_value(low, high)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unfold_pipeline.engine.autoscaling.hindsight import find_met_requests
+from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS
 from unfold_pipeline.engine.planner.analysis import Percentiles
 from unfold_pipeline.engine.planner.disaggregation import (
     PoolConfig,
@@ -256,8 +257,14 @@ def _list_lines(
         ),
     )
     yield "aggregated", _describe_aggregated(problem, aggregated)
-    for config, role in zip(_list_pools(outcome), ROLES, strict=True):
-        yield f"{role} interval", _describe_interval(problem, problem.options[config.option])
+    runs = (outcome.run.prefill, outcome.run.decode)
+    for config, run, role in zip(_list_pools(outcome), runs, ROLES, strict=True):
+        option = problem.options[config.option]
+        yield f"{role} interval", _describe_interval(problem, option)
+        if beyond := sentences.describe_table_ends(option.interval, run.peak_blocks * BLOCK_TOKENS, run.peak_running):
+            yield f"{role} beyond tables", beyond
+    if problem.window:
+        yield "sliding window", sentences.describe_window(problem.window)
     low, high = ends_usd_per_hour
     yield "price range", sentences.describe_price_range(low, high)
     hits = outcome.run.prefill.hit_tokens / float(problem.requests.input_tokens.sum())

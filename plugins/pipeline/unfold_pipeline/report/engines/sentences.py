@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from unfold_pipeline.engine.step_times.interval import StepInterval
 from unfoldkit.api import format_duration
 
 SOURCES = {
@@ -23,6 +24,8 @@ UNPREDICTED = "at low load, tails longer than simulated are normal: drift of hos
 
 PRICE_LOW, PRICE_HIGH = "price, if engines are faster than predicted", "price, if they are slower"
 """Labels of the prices of the plans at both ends of the prediction."""
+LEFT_OUT = "left out of the trace"
+"""Label of the requests that a trace has and a report has not."""
 LATENCY_LABELS = {
     "ttft": "time to first token (TTFT), p99",
     "tpot": "time per output token (TPOT), p99",
@@ -46,6 +49,24 @@ def describe_plan(hourly_cost: float, replicas: int, gpus: int, hardware: str, s
     around = f" and {_pluralize(stages, 'stage')} around them" if stages else ""
     engines = f"{_pluralize(replicas, 'engine')} on {_pluralize(gpus, 'GPU')} ({hardware}){around}"
     return f"${hourly_cost:,.2f}/h: {engines}"
+
+
+def describe_fresh_share(kept: int, draws: int, lower_bound: float) -> str:
+    """Return on how many fresh samples of a trace engines meet their targets."""
+    return (
+        f"the targets are met on {kept} of {draws} fresh samples of this traffic, at least {lower_bound * 100:.0f} % "
+        "of all with 90 % certainty; tighter targets leave more room"
+    )
+
+
+def describe_low_share(headline: str, kept: int, draws: int) -> str:
+    """Return the headline of a plan that meets its targets on this sample rather than on others."""
+    return f"{headline}; on this sample, but only on {kept / draws * 100:.0f} % of fresh samples"
+
+
+def describe_unbounded_wait(ttft_s: float) -> str:
+    """Return how long requests wait where no target bounds it."""
+    return f"no target bounds the wait for the first token: p99 {format_seconds(ttft_s)}"
 
 
 def describe_split(before_s: float, engine_s: float, after_s: float) -> str:
@@ -130,6 +151,35 @@ def describe_interval(source: str, groups: int, low: float, high: float, confide
     if precision not in MEASURED_PRECISIONS:
         return f"{origin}: {factor}; of {groups} measured groups none has {precision} weights"
     return f"{origin}, {groups} measured groups: {factor}, a guide with so few groups"
+
+
+def describe_window(window: int) -> str:
+    """Return how layers with a window are simulated."""
+    return f"layers with a window of {window:,} tokens take less time and memory than simulated: with full attention"
+
+
+def describe_left_out(left_out: int, used: int) -> str:
+    """Return how many requests of a trace are not in the report, and why."""
+    total = f"{left_out:,} of {_pluralize(used + left_out, 'request')}"
+    return f"{total}: no generated tokens, so they failed or were not answered; their prompts are not simulated"
+
+
+def describe_table_ends(interval: StepInterval, peak_tokens: int, peak_running: int) -> str:
+    """Return at which sizes the steps of a plan are extrapolated; empty if the tables hold all of them.
+
+    Args:
+        interval: where the tables end.
+        peak_tokens: most tokens in the KV cache of an engine.
+        peak_running: most requests that run on an engine.
+    """
+    ends = []
+    for end in interval.ends:
+        reached = peak_running if end.size == "requests" else end.needed
+        if reached > end.measured:
+            ends.append(f"{end.operator} at {end.size} {end.measured:,}, {reached:,} reached")
+    if 0 < interval.decode_tokens < peak_tokens:
+        ends.append(f"decodes at {interval.decode_tokens:,} tokens in a step, {peak_tokens:,} reached")
+    return f"tables end: {'; '.join(ends)}; larger steps are extrapolated" if ends else ""
 
 
 def describe_endpoint(stage: str, requests: int, fresh: int) -> str:
