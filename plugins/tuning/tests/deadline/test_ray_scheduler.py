@@ -505,6 +505,28 @@ def test_a_short_deadline_is_kept(tmp_path: Path) -> None:
     assert scheduler.keeper.began
 
 
+def sleep_long(config: dict[str, Any]) -> None:
+    """Report once, then run a step that outlasts any deadline."""
+    from ray import tune
+
+    tune.report({"loss": config["quality"]})
+    time.sleep(60.0)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_step_that_runs_at_the_deadline_is_not_awaited(tmp_path: Path) -> None:
+    """Ray gives a process ten seconds to end its step; here it ends with the deadline."""
+    from ray import tune
+
+    scheduler = deadline.UnfoldScheduler(deadline=8.0, num_samples=2, max_t=9, grace_period=9)
+    config = tune.TuneConfig(metric="loss", mode="min", num_samples=2, scheduler=scheduler)
+    run_config = tune.RunConfig(storage_path=str(tmp_path / "ray"), verbose=0)
+    space = {"quality": tune.uniform(0, 1)}
+    results = tune.Tuner(sleep_long, param_space=space, tune_config=config, run_config=run_config).fit()
+    assert not results.errors
+    assert scheduler.keeper.wall() - scheduler.keeper.began < 8.0 + 5.0
+
+
 def test_nonsense_is_rejected() -> None:
     """A deadline that cannot be read, and numbers that make no sense together, are errors."""
     with pytest.raises(UnfoldError):

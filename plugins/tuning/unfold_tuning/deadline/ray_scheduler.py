@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
@@ -463,7 +464,9 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         for trial in tune_controller.get_trials():
             if trial.status in statuses:
                 self.search.ended.add(trial.trial_id)
+                end_process = _hold_process(tune_controller, trial)
                 tune_controller.stop_trial(trial)
+                end_process()
 
     def _note_missing_resources(self, tune_controller: Any) -> None:
         """Note that no trial could run, because each needs more than the cluster has."""
@@ -557,6 +560,21 @@ def _load_trainable(trial: Trial) -> type[Trainable] | None:
     """Load the class that a trial runs; ``None`` if it is not known here."""
     kind = trial.get_trainable_cls() if hasattr(trial, "get_trainable_cls") else None
     return kind if isinstance(kind, type) and issubclass(kind, Trainable) else None
+
+
+def _hold_process(tune_controller: Any, trial: Trial) -> Callable[[], None]:
+    """Return what ends the process of a running trial once Ray has stopped it: Ray awaits its step for ten seconds."""
+    # Ray wraps its controller for schedulers, and warns of what they read through the wrapper
+    controller = getattr(tune_controller, "_tune_controller", tune_controller)
+    manager: Any = getattr(controller, "_actor_manager", None)
+    actors: dict[Trial, Any] = getattr(controller, "_trial_to_actor", {})
+    actor = next((actor for other, actor in actors.items() if other is trial), None)
+
+    def end_process() -> None:
+        if actor in getattr(controller, "_stopping_actors", ()) and manager.is_actor_started(actor):
+            manager.remove_actor(tracked_actor=actor, kill=True)
+
+    return end_process
 
 
 def _can_continue(trial: Trial, result: dict[str, Any]) -> bool:
