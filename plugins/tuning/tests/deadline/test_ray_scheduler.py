@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tempfile
 import time
 from collections.abc import Collection, Iterator
@@ -383,6 +384,44 @@ def test_another_search_in_the_same_folder_begins_anew(tmp_path: Path) -> None:
         else:
             with pytest.raises(UnfoldError, match="state"):
                 controller.run()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"experiment_state-2.json": b'{"trial'}, "state-2.json: the file is torn.*begin another search"),
+        (
+            {"experiment_state-2.json": b"", "experiment_state-1.json": b"{}"},
+            r"state-2.json: .*remove the file: Ray then restores from experiment_state-1.json",
+        ),
+        (
+            {"experiment_state-2.json": b"{}", "searcher-state-2.pkl": pickle.dumps([1])[:-1]},
+            "state-2.pkl: the file is",
+        ),
+        ({"experiment_state-2.json": b"{}", "basic-variant-state-2.json": pickle.dumps([1])}, ""),
+    ],
+)
+def test_a_torn_file_of_ray_does_not_begin_another_search(
+    tmp_path: Path, files: dict[str, bytes], message: str
+) -> None:
+    """If Ray cannot restore a search, it begins another one, which would replace the results of the first."""
+    from pyarrow.fs import LocalFileSystem
+
+    storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
+    (tmp_path / "unfold-scheduler.json").write_text('{"added": ["other"]}')
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    restored = pickle.loads(pickle.dumps(deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)))  # noqa: S301
+    controller = FakeController(restored, [index / 9 for index in range(9)], 1.0, 9)
+    for trial in controller.trials:
+        trial.storage = storage
+    if not message:
+        controller.run()
+        return
+    for _ in range(2):
+        # Ray catches the first error, and adds new trials
+        with pytest.raises(UnfoldError, match=message):
+            controller.run()
 
 
 def test_the_autoscaler_may_release_every_node_at_the_end() -> None:

@@ -30,7 +30,7 @@ from ray.tune.trainable import FunctionTrainable, Trainable
 
 from unfold_tuning.deadline.halving_search import HalvingSearch, check_method
 from unfold_tuning.deadline.limits import LimitKeeper, SteadyClock, parse_limits
-from unfold_tuning.deadline.ray_storage import store_whole_files
+from unfold_tuning.deadline.ray_storage import find_torn_file, store_whole_files
 from unfoldkit.api import did_you_mean, user_error
 
 STATE_FILE = "unfold-scheduler.json"
@@ -38,6 +38,7 @@ SNAPSHOT_VARIABLE = "TUNE_GLOBAL_CHECKPOINT_S"
 """Ray's period of storing the state of an experiment; by default ten seconds; a crash repeats their iterations."""
 EXCESS = "no more than {trials} trials begin: num_samples of the scheduler counts all trials, each point of a grid too"
 LIFTED = "at most {limit} trials run at once; the searcher suggests more, because others wait at rungs"
+NEW_SEARCH = "begin another search under RunConfig(name=...); the results so far stay in the folders of the trials"
 NO_CHECKPOINT = "trials pause at a rung without a checkpoint: those that continue begin again"
 _SEARCH_FIELDS = ("numbers", "brackets", "levels", "steps", "values", "stages", "stage_trials", "is_full", "supply")
 
@@ -109,6 +110,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self.time_attr = time_attr
         self.searcher: Any = None
         self.num_samples = self.keeper.trials
+        self.is_unpickled = False
         self._begin_experiment()
         self.keeper.warm_up()
         os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
@@ -140,6 +142,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Continue as the scheduler of a restored experiment."""
         self.__dict__.update(state)
+        self.is_unpickled = True
         # it may be another machine, or the same one after a boot
         self.keeper.wall = SteadyClock()
         os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
@@ -191,11 +194,12 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     def _start_clock(self, tune_controller: Any, trial: Trial) -> None:
         """Start the clock with the first trial, or continue that of the experiment which is restored."""
         if not self.is_restored:
-            self.is_restored = True
             self._require_checkpoints(trial)
             store_whole_files(tune_controller)
             self._load_state(trial)
             self._lift_limit(tune_controller)
+            # an error before makes Ray begin anew, and must stop that too
+            self.is_restored = True
         self.keeper.began = self.keeper.began or self.keeper.wall()
 
     def _may_start(self, tune_controller: Any, trial: Trial) -> bool:
@@ -517,7 +521,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         """Load what an earlier process stored of this experiment; nothing if it is new, even in the same folder.
 
         Raises:
-            UnfoldError: The file is not one of this scheduler.
+            UnfoldError: The file is not one of this scheduler, or a file of Ray's is torn: Ray then begins anew.
         """
         storage = getattr(trial, "storage", None)
         if storage is None:
@@ -529,12 +533,21 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            raise user_error(f"the state of the scheduler cannot be read: {error}", file=path) from error
+            message = f"the state of the scheduler cannot be read: {error}"
+            raise user_error(message, file=path, hint=NEW_SEARCH) from error
         try:
-            if trial.trial_id in state["added"]:
+            is_known = trial.trial_id in state["added"]
+            if is_known:
                 self._restore_state(state)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise user_error("this is no state of the scheduler", file=path) from error
+            raise user_error("this is no state of the scheduler", file=path, hint=NEW_SEARCH) from error
+        torn = find_torn_file(storage) if self.is_unpickled and not is_known else None
+        if torn is not None:
+            raise user_error(
+                "the file is torn, so that Ray cannot restore the search and begins another one",
+                file=torn.path,
+                hint=f"remove the file: Ray then restores from {torn.earlier}" if torn.earlier else NEW_SEARCH,
+            )
 
     def _restore_state(self, state: dict[str, Any]) -> None:
         keeper, search = self.keeper, self.search
