@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from unfold_tuning import deadline
+from unfold_tuning.deadline import ray_scheduler
 from unfoldkit.api import UnfoldError
 
 pytest.importorskip("ray.tune")
@@ -72,6 +73,7 @@ class FakeController:
         self.qualities = qualities
         self.failing: dict[int, int] = {}
         self.silent_steps = 0
+        self.forgets = False
         self.lost: set[int] = set()
         self.now = 1000.0
         scheduler.keeper.wall = lambda: self.now
@@ -116,9 +118,7 @@ class FakeController:
                 if chosen is not None:
                     assert chosen.status in ("PENDING", "PAUSED")
                     chosen.status = "PENDING"
-                pending = [trial for trial in self.trials if trial.status == "PENDING"]
-                if pending and sum(trial.status == "RUNNING" for trial in self.trials) < 2:
-                    pending[0].status = "RUNNING"
+                self._start_pending()
             running = [trial for trial in self.trials if trial.status == "RUNNING"]
             self.most_at_once = max(self.most_at_once, len(running))
             if not running:
@@ -129,6 +129,13 @@ class FakeController:
                     return
                 if trial.status == "RUNNING":
                     self._step(trial)
+
+    def _start_pending(self) -> None:
+        pending = [trial for trial in self.trials if trial.status == "PENDING"]
+        if pending and sum(trial.status == "RUNNING" for trial in self.trials) < 2:
+            pending[0].status = "RUNNING"
+            if self.forgets:
+                self.steps[int(pending[0].trial_id)] = 0
 
     def _step(self, trial: Any) -> None:
         index = int(trial.trial_id)
@@ -474,6 +481,18 @@ def test_no_run_passes_its_deadline(limit_s: float, method: str) -> None:
     assert sum(controller.steps) * 2.0 >= 0.3 * limit_s
 
 
+@pytest.mark.parametrize("limit_s", [36.4, 42.0, 60.0])
+def test_trials_that_begin_again_are_planned_so(limit_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without checkpoints a trial repeats its steps after each rung: fewer begin, so that one is complete in time."""
+    monkeypatch.setattr(ray_scheduler, "_can_continue", lambda *_: False)
+    scheduler = deadline.UnfoldScheduler(deadline=limit_s, num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [index * 7 % 9 / 9 for index in range(9)], 2.0, 9)
+    controller.forgets = True
+    controller.run()
+    assert controller.now - 1000.0 <= limit_s
+    assert max(trial.last_result["training_iteration"] for trial in controller.trials if trial.last_result) == 9
+
+
 def test_what_runs_at_the_deadline_is_ended() -> None:
     """A step that outlasts the deadline is not awaited; the last result of its trial counts."""
     scheduler = deadline.UnfoldScheduler(deadline=30.0, num_samples=9, max_t=9)
@@ -535,11 +554,12 @@ def test_trials_pause_at_rungs_and_the_best_continue(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_short_deadline_is_kept(tmp_path: Path) -> None:
-    """Where the whole search would take a minute on two processors, the run has ended soon after the deadline."""
-    scheduler = deadline.UnfoldScheduler(deadline=15.0, num_samples=27, max_t=9)
+    """Where the whole search would take minutes on two processors, the run has ended soon after the deadline."""
+    # on a loaded machine, the first processes of Ray take most of this
+    scheduler = deadline.UnfoldScheduler(deadline=30.0, num_samples=27, max_t=9)
     began = time.time()
     results = fit(tmp_path, 0.5, scheduler, 27)
-    assert time.time() - began < 15 + 20
+    assert time.time() - began < 30 + 20
     assert results.get_best_result() is not None
     assert scheduler.keeper.began
 

@@ -301,13 +301,18 @@ class HalvingSearch:
             rung = self.list_rungs(bracket)[stage]
             warm_up = self.keeper.estimate_warm_up_steps()
             steps = tuple(
-                max(1, rung - self.steps[trial]) if self.steps.get(trial) else rung + warm_up
+                max(1, self._count_left(trial, rung)) if self.steps.get(trial) else rung + warm_up
                 for trial in members
                 if self.needs_steps(trial)
             )
             # what waits at the last rung has nothing left
             items.append(OpenWork(bracket % len(self.keeper.brackets), stage, steps, len(members)))
         return items
+
+    def _count_left(self, trial: Any, rung: int) -> int:
+        """Count the steps that a trial still runs to a rung."""
+        done = self.steps[trial]
+        return self.keeper.count_steps(done, rung) if self.levels[trial] else rung - done
 
     def _end_stages(self, bracket: int) -> set[Any]:
         """End the stages of a bracket once all trials have reached the rung or ended, and none is still to begin."""
@@ -391,7 +396,7 @@ class HalvingSearch:
             for trial in ranked[:count]:
                 if self.levels[trial] != level or trial in self.ended or self.needs_steps(trial):
                     continue
-                steps = rungs[level + 1] - self.steps[trial]
+                steps = self.keeper.count_steps(self.steps[trial], rungs[level + 1])
                 confidence = EVEN_CHANCE if is_last else None
                 if steps <= 0 or self.keeper.can_reach_rung(level + 1, steps, self.numbers[trial], confidence):
                     self.levels[trial], has_promoted = level + 1, True

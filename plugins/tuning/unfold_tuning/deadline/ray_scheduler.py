@@ -126,6 +126,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             changed_at=0.0,
             steps={},
             notes=[],
+            repeats_steps=False,
         )
         self.search = HalvingSearch(keeper=self.keeper, is_maximized=self._mode != "min")
         self.reported_at: dict[str, float] = {}
@@ -286,6 +287,9 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self._require_time_attr(trial, result)
         self._record(trial, result)
         self._count_slots(tune_controller, trial)
+        if not _can_continue(trial, result) and not self.search.needs_steps(trial.trial_id):
+            # before it is decided which trials continue, as that takes longer
+            self.keeper.repeats_steps = True
         decision = self._decide(tune_controller, trial)
         if decision == TrialScheduler.PAUSE and not _can_continue(trial, result):
             self._warn_once(NO_CHECKPOINT)
@@ -507,6 +511,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             "max_running": self.max_running,
             "seconds": keeper.steps,
             "notes": keeper.notes,
+            "repeats_steps": keeper.repeats_steps,
             **{name: getattr(search, name) for name in _SEARCH_FIELDS},
             "ended": sorted(search.ended),
             "failed": sorted(search.failed),
@@ -555,6 +560,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         keeper.slots, keeper.paid_slot_s = int(state["slots"]), float(state["paid_slot_s"])
         keeper.changed_at, keeper.notes = float(state["changed_at"]), [str(note) for note in state["notes"]]
         self.max_running = int(state.get("max_running", 0))
+        keeper.repeats_steps = bool(state.get("repeats_steps"))
         keeper.steps = {
             int(trial): [(float(end), float(seconds)) for end, seconds in items]
             for trial, items in state["seconds"].items()
