@@ -521,3 +521,11 @@ def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> Non
     with pytest.raises(UnfoldError, match=message):
         search(lambda trial: trial.number, study, **options)
     assert not study.trials
+
+
+def test_a_study_and_an_objective_in_the_wrong_order_are_named() -> None:
+    """Swapped arguments, or no study, are an error that says what is expected."""
+    study = optuna.create_study()
+    for first, second in ((abs, study), (None, abs)):
+        with pytest.raises(UnfoldError, match=r"takes a study and an objective.*optimize\(study, objective"):
+            deadline.optimize(first, second, deadline="1 s", max_steps=1)

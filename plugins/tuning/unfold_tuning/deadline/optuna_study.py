@@ -102,6 +102,9 @@ def optimize(
     Raises:
         UnfoldError: A limit or a number makes no sense, the study has several objectives, or another process runs it.
     """
+    if not hasattr(study, "directions") or not callable(objective):
+        message = f"optimize takes a study and an objective, not {type(study).__name__} and {type(objective).__name__}"
+        raise user_error(message, hint="write deadline.optimize(study, objective, deadline=..., max_steps=...)")
     if len(study.directions) != 1:
         raise user_error(
             "a deadline needs one objective to rank trials by", hint="name it in create_study(direction=...)"
