@@ -14,6 +14,7 @@ _HOURS = {
     **dict.fromkeys(("second", "sec", "s"), 1 / 3600),
 }
 _DOLLAR = ("", "$", "usd", "us$", "dollar", "dollars")
+_CENT = ("cent", "cents", "¢")
 _CURRENCIES = ("eur", "gbp", "jpy", "cny", "inr", "cad", "aud", "chf", "brl", "krw", "sek", "€", "£", "¥", "₹")
 _PRICES = ("price", "prices", "cost", "usd", "ondemand", "on_demand", "spot", "hourly", "retailprice", "rate")
 _EXCLUDED = (
@@ -30,21 +31,22 @@ _EXCLUDED = (
     "band",
     "zone",
 )
-_WORDS = re.compile(r"[^a-z0-9_$€£¥₹]+|_")
+_WORDS = re.compile(r"[^a-z0-9_$¢€£¥₹]+|_")
 _CELL = re.compile(
     r"(?P<front>[A-Za-z]{2,3}|US\$|[$€£¥₹])?\s*(?P<number>[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|\d*\.?\d+(?:[eE]-?\d+)?)"
-    r"\s*(?P<back>[A-Z]{3}|usd|[$€£¥₹])?\s*(?:(?:/|per\s)?\s*(?P<time>[a-z]+))?"
+    r"\s*(?P<back>[A-Z]{3}|usd|[$¢€£¥₹]|cents?)?\s*(?:(?:/|per\s)?\s*(?P<time>[A-Za-z]+))?"
 )
 _NONE = ("", "-", "n/a", "na", "none", "null", "unavailable", "nan")
 
 
 @dataclass(frozen=True, slots=True)
 class PriceUnit:
-    """The unit of a column of prices: hours per price, the market, and a currency other than the US dollar."""
+    """The unit of a column of prices: hours per price, the market, a currency other than the US dollar, and cents."""
 
     hours: float = 1.0
     spot: bool = False
     foreign: str = ""
+    has_cents: bool = False
 
 
 def parse_unit(name: str) -> PriceUnit | None:
@@ -55,7 +57,7 @@ def parse_unit(name: str) -> PriceUnit | None:
     if not (foreign or any(word in _PRICES or word in _DOLLAR for word in words)) or any(w in _EXCLUDED for w in words):
         return None
     hours = next((_HOURS[word] for word in words if word in _HOURS), 1.0)
-    return PriceUnit(hours, "spot" in words, foreign)
+    return PriceUnit(hours, "spot" in words, foreign, any(word in _CENT for word in words))
 
 
 def parse_price(text: str, column: PriceUnit) -> float | None:
@@ -68,10 +70,13 @@ def parse_price(text: str, column: PriceUnit) -> float | None:
     if plain.lower() in _NONE:
         return None
     match = _CELL.fullmatch(plain)
-    time = match["time"] if match else None
+    time = match["time"].lower() if match and match["time"] else None
     if match is None or (time is not None and time not in _HOURS):
         raise ValueError(f"{plain[:40]!r} is not a price")
-    other = column.foreign or next((c for c in (match["front"], match["back"]) if (c or "").lower() not in _DOLLAR), "")
+    marks = [(mark or "").lower() for mark in (match["front"], match["back"])]
+    is_cents = any(mark in _CENT for mark in marks) or (column.has_cents and not any(marks))
+    other = column.foreign or next((mark.upper() for mark in marks if mark not in (*_DOLLAR, *_CENT)), "")
     if other:
         raise ValueError(f"{plain[:40]!r} is in {other}, and prices are in dollars here")
-    return float(match["number"].replace(",", "")) / (column.hours if time is None else _HOURS[time])
+    number = float(match["number"].replace(",", "")) / (100 if is_cents else 1)
+    return number / (column.hours if time is None else _HOURS[time])

@@ -34,6 +34,10 @@ def book(folder: Path, content: object, region: str = EAST) -> PriceBook:
         ("type,price_per_second", "0.001", 3.6),
         ("vm,price", "380 USD/month", 380 / 730),
         ("instance_type,hourly rate", "US$ 3", 3.0),
+        ("instance,price (cents)", "52.6", 0.526),
+        ("instance,price (cents)", "$0.526", 0.526),
+        ("instance,price", "52.6¢", 0.526),
+        ("instance,price", "0.526 USD per Hour", 0.526),
     ],
 )
 def test_a_table_of_any_names_and_units_is_dollars_an_hour(

@@ -71,7 +71,7 @@ def test_trials_that_fail_after_a_rung_take_no_place() -> None:
 
 
 def test_a_search_without_a_complete_trial_says_why() -> None:
-    """Where all trials that continue fail, the others are pruned by then, and the study has no best trial."""
+    """Where all trials that continue fail, in the end those too which had lost, the study has no best trial."""
 
     def objective(trial: Any) -> float:
         trial.report(trial.suggest_float("quality", 0, 1), 0)
@@ -81,7 +81,72 @@ def test_a_search_without_a_complete_trial_says_why() -> None:
 
     study, result = search(objective)
     assert not study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    assert result.notes == ("no trial is complete: 3 trials failed, and the others had lost",)
+    assert result.notes[-1] == "no trial is complete: 9 trials failed, and the others had lost"
+
+
+@pytest.mark.parametrize("how", ["raises", "nan"])
+def test_the_next_best_continue_where_all_that_continued_fail(how: str) -> None:
+    """A winner which runs out of memory or diverges in the last stage does not leave the study without a result."""
+
+    def objective(trial: Any) -> float:
+        quality = trial.suggest_float("quality", 0, 1)
+        loss = 1.0
+        for step in range(STEPS):
+            is_lost = step == STEPS - 2 and trial.number == 4
+            if is_lost and how == "raises":
+                raise MemoryError
+            loss = math.nan if math.isnan(loss) or is_lost else 1 - quality - step / 100
+            trial.report(loss, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return loss
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for index in range(9):
+        study.enqueue_trial({"quality": 0.9 if index == 4 else index / 10})
+    study, result = search(objective, study)
+    assert study.best_trial.number == 8
+    assert len(study.best_trial.intermediate_values) == STEPS
+    assert any("that had lost may continue" in note for note in result.notes)
+
+
+def test_a_trial_that_lost_and_returns_a_value_is_pruned() -> None:
+    """Its value is that of a trial cut short, which must not become the best one of the study."""
+
+    def objective(trial: Any) -> float:
+        quality = trial.suggest_float("quality", 0, 1)
+        for step in range(STEPS):
+            # losses rise, as those of a mean over harder and harder cases
+            trial.report(1 - quality + step, step)
+            if trial.should_prune():
+                return 1 - quality + step
+        return 1 - quality + STEPS
+
+    study, result = search(objective)
+    assert result.stage_trials == (9, 3, 1)
+    assert Counter(trial.state.name for trial in study.trials) == {"PRUNED": 8, "COMPLETE": 1}
+    assert len(study.best_trial.intermediate_values) == STEPS
+
+
+def test_instances_in_any_order_are_counted() -> None:
+    """Under a ``WilcoxonPruner`` steps name problem instances: their number counts, and their mean ranks."""
+
+    def objective(trial: Any) -> float:
+        quality, values = trial.suggest_float("quality", 0, 1), []
+        for instance in reversed(range(STEPS)):
+            values.append(instance + 1 - quality)
+            trial.report(values[-1], instance)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return sum(values) / len(values)
+
+    study = optuna.create_study(
+        sampler=optuna.samplers.RandomSampler(seed=1), pruner=optuna.pruners.WilcoxonPruner(p_threshold=0.0)
+    )
+    study, result = search(objective, study)
+    assert result.stage_trials == (9, 3, 1)
+    counts = sorted(len(trial.intermediate_values) for trial in study.trials)
+    assert counts == [1, 1, 1, 1, 1, 1, 3, 3, 9]
 
 
 def test_trials_that_prune_themselves_take_no_place() -> None:
@@ -456,3 +521,11 @@ def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> Non
     with pytest.raises(UnfoldError, match=message):
         search(lambda trial: trial.number, study, **options)
     assert not study.trials
+
+
+def test_a_study_and_an_objective_in_the_wrong_order_are_named() -> None:
+    """Swapped arguments, or no study, are an error that says what is expected."""
+    study = optuna.create_study()
+    for first, second in ((abs, study), (None, abs)):
+        with pytest.raises(UnfoldError, match=r"takes a study and an objective.*optimize\(study, objective"):
+            deadline.optimize(first, second, deadline="1 s", max_steps=1)

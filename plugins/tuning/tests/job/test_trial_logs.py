@@ -6,16 +6,19 @@ import datetime as dt
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tuning_runs import load_spec
 
+from unfold_tuning.job import trial_logs
 from unfold_tuning.job.build import resolve_record
-from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log, read_trial_steps
+from unfold_tuning.job.trial_logs import TrialLogSource, TrialLogSummary, read_trial_log, summarize_trial_log
 from unfold_tuning.verbs.plan import plan
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
+from unfoldkit.io.csv import csv_rows
 
 TIMES = {"a": [4.0, 2.0, 3.0], "b": [8.0, 10.0], "c": [6.0]}
 """Seconds of the iterations of three trials, as a search with early stopping leaves them."""
@@ -32,6 +35,11 @@ cloud: {instances: [{type: mine, price: $12/h, accelerators: 2}], limit: 4}
 profile: {recorded: {path: PATH}, speedup: {1: 1, 2: 1.5}}
 samples: 100
 """
+
+
+def summarize(path: Path, source: TrialLogSource) -> TrialLogSummary:
+    """Read and summarize a record."""
+    return summarize_trial_log(read_trial_log(path, source), path)
 
 
 def _write_ray(folder: Path) -> Path:
@@ -84,14 +92,14 @@ def _write_history(folder: Path) -> Path:
 @pytest.mark.parametrize("write", [_write_ray, _write_resumed_ray, _write_ray_json, _write_array, _write_history])
 def test_records_of_other_tools_are_read(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     """Mean and deviations within and between trials are those of the times; each trial counts once."""
-    summary = read_trial_log(write(tmp_path / "runs"), TrialLogSource(path="runs"))
+    summary = summarize(write(tmp_path / "runs"), TrialLogSource(path="runs"))
     assert (summary.mean_s, summary.std_s, summary.trial_cv) == pytest.approx((MEAN, STD, SPREAD))
     assert (summary.trials, summary.steps) == (3, 6)
 
 
 def test_repeated_iterations_of_a_resumed_trial_count_once(tmp_path: Path) -> None:
     """If a Ray Tune trial returned to a checkpoint, the last run of each iteration counts."""
-    summary = read_trial_log(_write_resumed_ray(tmp_path / "runs") / "train_b", TrialLogSource(path="runs"))
+    summary = summarize(_write_resumed_ray(tmp_path / "runs") / "train_b", TrialLogSource(path="runs"))
     assert summary.mean_s == pytest.approx(9.0)
 
 
@@ -126,7 +134,7 @@ def _format_date(seconds: float) -> str:
 def test_names_and_clocks_of_other_tools_are_read(tmp_path: Path, text: str, has_first: bool) -> None:
     """Names may have units and spaces; a clock does not show how long the first iteration took."""
     (tmp_path / "t.csv").write_text(text)
-    steps = read_trial_steps(tmp_path / "t.csv", TrialLogSource(path="t.csv"))
+    steps = read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv")).steps
     skipped = 0 if has_first else 1
     for trial, seconds in STEPS.items():
         expected = [(float(n + 1), s) for n, s in enumerate(seconds)][skipped:]
@@ -139,7 +147,7 @@ def test_a_folder_of_tables_has_a_trial_in_each(tmp_path: Path) -> None:
     for trial, seconds in STEPS.items():
         rows = [f"{1.7e9 + sum(seconds[: n + 1])},{n + 1},0.1" for n in range(len(seconds))]
         (tmp_path / f"{trial}.csv").write_text("\n".join(["Wall time,Step,Value", *rows]))
-    assert len(read_trial_steps(tmp_path, TrialLogSource(path="runs"))) == 2
+    assert len(read_trial_log(tmp_path, TrialLogSource(path="runs")).steps) == 2
 
 
 def test_curves_nested_in_json_are_read(tmp_path: Path) -> None:
@@ -149,12 +157,25 @@ def test_curves_nested_in_json_are_read(tmp_path: Path) -> None:
         for t, s in STEPS.items()
     }
     (tmp_path / "t.json").write_text(json.dumps({"adult": curves}))
-    steps = read_trial_steps(tmp_path / "t.json", TrialLogSource(path="t.json", elapsed=("time",)))
+    steps = read_trial_log(tmp_path / "t.json", TrialLogSource(path="t.json", elapsed=("time",))).steps
     assert {trial: [s for _, s in items] for trial, items in steps.items()} == {
         f"adult/{trial}/log": pytest.approx(seconds) for trial, seconds in STEPS.items()
     }
     with pytest.raises(UnfoldError, match=r"time: the column rises .*profile\.recorded\.elapsed: time"):
-        read_trial_steps(tmp_path / "t.json", TrialLogSource(path="t.json"))
+        read_trial_log(tmp_path / "t.json", TrialLogSource(path="t.json"))
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", "inf", "-Infinity"])
+@pytest.mark.parametrize(("column", "times"), [("elapsed", [2, 4, 6, 8]), ("seconds", [2, 2, 2, 2])])
+def test_times_that_are_not_finite_are_skipped_and_counted(
+    tmp_path: Path, cell: str, column: str, times: list[float]
+) -> None:
+    """A row without a finite time changes no other step, whether the column counts from the begin or not."""
+    rows = [f"a,{n},{cell if n == 3 else seconds}" for n, seconds in enumerate(times, 1)]
+    (tmp_path / "t.csv").write_text("\n".join([f"trial,epoch,{column}", *rows, f"a,{cell},9"]))
+    summary = summarize(tmp_path / "t.csv", TrialLogSource(path="t.csv"))
+    assert (summary.mean_s, summary.std_s, summary.steps) == (2.0, 0.0, 3)
+    assert summary.describe().endswith("2 rows without a finite time skipped, the first in t.csv, line 4")
 
 
 def test_an_optuna_study_has_one_row_per_trial(tmp_path: Path) -> None:
@@ -162,7 +183,7 @@ def test_an_optuna_study_has_one_row_per_trial(tmp_path: Path) -> None:
     text = "number,value,duration,state\n0,0.5,0 days 00:01:00.5,COMPLETE\n1,0.4,0 days 00:02:00,COMPLETE\n2,,,FAIL\n"
     (tmp_path / "study.csv").write_text(text)
     source = TrialLogSource(path="study.csv", iters=10, where={"state": "COMPLETE"})
-    assert read_trial_log(tmp_path / "study.csv", source).mean_s == pytest.approx((6.05 + 12.0) / 2)
+    assert summarize(tmp_path / "study.csv", source).mean_s == pytest.approx((6.05 + 12.0) / 2)
 
 
 def test_a_record_of_whole_trials_plans_like_its_written_figures(tmp_path: Path) -> None:
@@ -185,6 +206,21 @@ def test_a_record_with_a_row_per_iteration_shows_changes_of_pace(tmp_path: Path)
     spec = load_spec(SPEC.replace("PATH", f"{_write_ray(tmp_path / 'runs')}, accelerators: 2"))
     report = plan(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))
     assert dict(report.lines)["paces"].startswith("changes from iteration to iteration of 3 recorded trials")
+
+
+def test_a_record_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large records take a while: mean times and paces come from the same reading."""
+    calls: list[Path] = []
+
+    def count_rows(path: Path, *arguments: Any, **options: Any) -> Any:
+        calls.append(path)
+        return csv_rows(path, *arguments, **options)
+
+    monkeypatch.setattr(trial_logs, "csv_rows", count_rows)
+    _write_ray(tmp_path / "runs")
+    spec = load_spec(SPEC.replace("PATH", f"{tmp_path / 'runs'}, accelerators: 2"))
+    plan(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))
+    assert len(calls) == len(set(calls)) == 3
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from unfold_tuning.planner.pace_posterior import (
     build_pace_posterior,
     build_pace_prior,
     build_recorded_posterior,
+    estimate_log_spread,
     list_pace_groups,
 )
 from unfold_tuning.planner.pace_slopes import fit_pace_slopes
@@ -205,6 +206,23 @@ def test_few_recorded_trials_are_believed_less() -> None:
     assert spreads == sorted(spreads, reverse=True)
     assert variances[0] > 0.1**2 + 0.4**2
     assert spreads[-1] == pytest.approx(0.05, rel=0.5)
+
+
+@pytest.mark.parametrize(("eta", "factor"), [(2, 1.0), (3, 1.0), (4, math.log(4) / math.log(3))])
+def test_selection_counts_by_the_fraction_that_continues(eta: int, factor: float) -> None:
+    """The best quarter may differ more from all trials than the best third; no rung counts for less than that."""
+    stages = build_custom_stages([(144, 1), (144 // eta, 2), (144 // eta**2, 3)])
+    groups = list_pace_groups(stages)
+    assert [group.selection for group in groups] == pytest.approx([0.0, factor, 2 * factor])
+
+
+@pytest.mark.parametrize(("trials", "bias"), [(3, 0.29), (8, 0.075), (100, 0.005)])
+def test_the_spread_of_few_trials_is_corrected(trials: int, bias: float) -> None:
+    """The log of the standard deviation of few normal values is too small on average, by a known amount."""
+    values = np.random.default_rng(0).normal(0, 1, (20_000, trials))
+    logs = np.log(values.std(axis=1, ddof=1))
+    assert logs.mean() == pytest.approx(-bias, abs=0.02)
+    assert np.mean([estimate_log_spread(row) for row in values[:2000]]) == pytest.approx(0.0, abs=0.02)
 
 
 def test_a_written_spread_replaces_the_recorded_one() -> None:

@@ -122,8 +122,46 @@ def test_on_demand_offers_wait_until_they_are_allowed() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "a,b\n1,0\n1,1\n0,1\n0,1\n",
+        "tick,a,b\n3,0,1\n2,0,1\n1,1,1\n0,1,0\n",
+        "Time,a,b\n2026-05-01T12:15+02:00,0,1\n2026-05-01T10:10Z,0,1\n2026-05-01 10:05,1,1\n2026-05-01 10:00,1,0\n",
+        "timestamp,a,b\n1700000000,1,0.0\n1700000301,True,True\n1700000599,false,yes\n1700000900,no,1\n",
+        "timestamp,a,b\n1700000900000,0,1\n1700000000000,1,0\n1700000300000,1,1\n1700000600000,0,1\n",
+        # a tick probed twice was available if both probes say so
+        "date,a,b\n20260501T10,1,1\n20260501T1001,1,0\n20260501T1005,1,1\n20260501T1010,0,1\n20260501T1015,0,1\n",
+        "tick,a,b\n0,1,0\n300,1,1\n600,0,1\n900,0,1\n",
+    ],
+)
+def test_logs_in_any_order_and_zone_are_read(tmp_path: Path, text: str) -> None:
+    """Times order the rows, newest first or last, of any time zone; states have the words of other tools."""
+    path = tmp_path / "log.csv"
+    path.write_text(text)
+    log = read_availability(path, ["a", "b"], 300.0, "cloud.availability.zones")
+    assert log == AvailabilityLog(("a", "b"), 300.0, ("1100", "0111"))
+
+
+def test_ticks_without_a_probe_have_the_state_before(tmp_path: Path) -> None:
+    """A logger that was down is no market that was down; the log counts such ticks, those of the last days apart."""
+    path = tmp_path / "log.csv"
+    path.write_text("time,a,b\n0,1,\n300,1,0\n1200,0,1\n1500,,1\n")
+    log = read_availability(path, ["a", "b"], 300.0, "cloud.availability.zones")
+    assert log.states == ("111100", "000011")
+    assert log.gaps == (0, 2, 3, 5)
+    assert log.select_trailing(900.0).gaps == (0, 2)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            "time,a\n0,1\n600,1\n1200,1\n",
+            r"log.csv:2:1: time: the rows are 10.0 min apart, not 5.0 min .*tick: 10.0 min",
+        ),
+        ("time,a\nnoon,1\n600,1\n", r"log.csv:2:1: time: 'noon' is not a time"),
+        ("time,a\n0,\n300,\n", "no probe of the zone 'a'"),
+        ("time,a\n0,1\n0,1\n", "two ticks"),
         ("tick,a\n0,1\n1,2\n", "neither 0 nor 1"),
         ("tick,b\n0,1\n1,1\n", "no column 'a'"),
         ("tick,a\n0,1\n", "two ticks"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unfold_tuning.deadline.limits import MIN_PROFILED, MIN_STEPS, LimitKeeper, OpenWork
-from unfoldkit.api import user_error
+from unfoldkit.api import format_count, user_error
 
 METHODS = ("sha", "hyperband", "asha")
 EVEN_CHANCE = 0.5
@@ -161,7 +161,7 @@ class HalvingSearch:
 
     def needs_steps(self, trial: Any) -> bool:
         """Return whether a trial may run, and has not reached its rung or has no value to be ranked by."""
-        if trial not in self.brackets or trial in self.ended:
+        if trial not in self.brackets or trial in self.ended or self.has_lost(trial):
             return False
         is_unranked = not self.values.get(trial) and not self.has_reached_end(trial)
         return is_unranked or self._is_scout(trial) or self.steps.get(trial, 0) < self._get_target(trial)
@@ -301,13 +301,18 @@ class HalvingSearch:
             rung = self.list_rungs(bracket)[stage]
             warm_up = self.keeper.estimate_warm_up_steps()
             steps = tuple(
-                max(1, rung - self.steps[trial]) if self.steps.get(trial) else rung + warm_up
+                max(1, self._count_left(trial, rung)) if self.steps.get(trial) else rung + warm_up
                 for trial in members
                 if self.needs_steps(trial)
             )
             # what waits at the last rung has nothing left
             items.append(OpenWork(bracket % len(self.keeper.brackets), stage, steps, len(members)))
         return items
+
+    def _count_left(self, trial: Any, rung: int) -> int:
+        """Count the steps that a trial still runs to a rung."""
+        done = self.steps[trial]
+        return self.keeper.count_steps(done, rung) if self.levels[trial] else rung - done
 
     def _end_stages(self, bracket: int) -> set[Any]:
         """End the stages of a bracket once all trials have reached the rung or ended, and none is still to begin."""
@@ -320,6 +325,9 @@ class HalvingSearch:
             if (stage == 0 and (is_left or not begun)) or any(self.needs_steps(trial) for trial in members):
                 break
             reached = set(self._list_reached(bracket, rungs[stage])) & set(members)
+            is_lost = not any(self._has_usable_value(trial, rungs[stage]) for trial in reached)
+            if is_lost and self._replace_failed(bracket):
+                break
             ranked = self.rank(reached, rungs[stage])
             self.stage_trials.append(len(ranked))
             self.stages[bracket] += 1
@@ -329,9 +337,46 @@ class HalvingSearch:
             count = self.keeper.count_survivors(index, stage + 1, len(ranked), others) if ranked else 0
             for trial in ranked[:count]:
                 self.levels[trial] = stage + 1
-            losers |= set(members) - set(ranked[:count]) - self.ended
-            self.ended |= losers
+            losers |= set(members) - set(ranked) - self.ended
+        losers |= self._release_reserve(bracket)
+        self.ended |= losers
         return losers
+
+    def _list_reserve(self, bracket: int) -> list[Any]:
+        """List the trials that have lost and wait, best first: none of those that continued has reached its rung."""
+        rungs, stage = self.list_rungs(bracket), self.stages[bracket]
+        waiting = [trial for trial, item in self.brackets.items() if item == bracket and trial not in self.ended]
+        return self.rank((trial for trial in waiting if self.levels[trial] < stage), rungs[max(0, stage - 1)])
+
+    def _release_reserve(self, bracket: int) -> set[Any]:
+        """Release the trials that have lost, those of the last stage once one that continued has reached its rung."""
+        rungs, stage = self.list_rungs(bracket), self.stages[bracket]
+        members = self._list_members(bracket)
+        has_reached = stage < len(rungs) and any(
+            trial in members and self._has_usable_value(trial, rungs[stage])
+            for trial in self._list_reached(bracket, rungs[stage])
+        )
+        kept = stage if has_reached else stage - 1
+        return {trial for trial in self._list_reserve(bracket) if self.levels[trial] < kept}
+
+    def _replace_failed(self, bracket: int) -> bool:
+        """Continue the best that lost the stage before, as all that continued have failed; return whether any does."""
+        reserve, stage = self._list_reserve(bracket), self.stages[bracket]
+        if not reserve:
+            return False
+        index = bracket % len(self.keeper.brackets)
+        count = self.keeper.count_survivors(index, stage, len(reserve), self._list_work(skipped=(bracket,)))
+        for trial in reserve[:count]:
+            self.levels[trial] = stage
+        self.keeper.notes.append(
+            f"stage {stage + 1}: all trials failed, {format_count(count, 'trial')} that had lost may continue"
+        )
+        return True
+
+    def _has_usable_value(self, trial: Any, rung: int) -> bool:
+        """Return whether the value of a trial at a rung ranks it: it is not nan, nor as bad as can be."""
+        is_nan, _, key, _ = self._rank_key(trial, rung)
+        return not is_nan and key < math.inf
 
     def _promote(self, bracket: int, *, is_last: bool) -> bool:
         """Let the trials continue that are among the best at their rung so far and reach the next one in time.
@@ -351,7 +396,7 @@ class HalvingSearch:
             for trial in ranked[:count]:
                 if self.levels[trial] != level or trial in self.ended or self.needs_steps(trial):
                     continue
-                steps = rungs[level + 1] - self.steps[trial]
+                steps = self.keeper.count_steps(self.steps[trial], rungs[level + 1])
                 confidence = EVEN_CHANCE if is_last else None
                 if steps <= 0 or self.keeper.can_reach_rung(level + 1, steps, self.numbers[trial], confidence):
                     self.levels[trial], has_promoted = level + 1, True

@@ -158,6 +158,7 @@ class LimitKeeper:
         steps: Seconds of each reported step, by trial.
         notes: What was trimmed and why.
         is_scouting: Whether first steps alone leave no room for a search: a second one shows if they hold a warm-up.
+        repeats_steps: Whether trials that continue begin again, for lack of a checkpoint.
     """
 
     limits: Limits
@@ -174,6 +175,7 @@ class LimitKeeper:
     steps: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     is_scouting: bool = False
+    repeats_steps: bool = False
 
     @property
     def brackets(self) -> tuple[tuple[Stage, ...], ...]:
@@ -183,6 +185,10 @@ class LimitKeeper:
     def list_rungs(self, bracket: int) -> list[int]:
         """List the steps that a trial of a bracket has run at the end of each stage."""
         return [stage.groups[0].done + stage.groups[0].iters for stage in self.brackets[bracket]]
+
+    def count_steps(self, done: int, target: int) -> int:
+        """Count the steps that a trial runs to get from ``done`` to ``target`` ones after a pause."""
+        return target if self.repeats_steps else target - done
 
     def record_step(self, trial: int, step: int, seconds: float) -> None:
         """Record that a trial took some seconds for its steps up to ``step``."""
@@ -304,7 +310,8 @@ class LimitKeeper:
         planned = min(group.trials, -(-candidates // self.eta))
 
         def fits(count: int) -> bool:
-            return self._fits(OpenWork(bracket, stage, (group.iters,) * count, count), others)
+            steps = self.count_steps(group.done, group.done + group.iters)
+            return self._fits(OpenWork(bracket, stage, (steps,) * count, count), others)
 
         if planned <= 1 or fits(planned):
             return planned
@@ -388,7 +395,7 @@ class LimitKeeper:
             for row, draws in enumerate(drawn)
             for column, group in enumerate(table[first + row].groups)
         }
-        rows = [_list_rest(item, brackets[item.bracket], self.eta, has_later=has_later) for item in work]
+        rows = [self._list_rest(item, has_later=has_later) for item in work]
         stages, draws = [], []
         for depth, row in enumerate(zip_longest(*rows, fillvalue=())):
             groups = [group for groups in row for group in groups]
@@ -411,15 +418,16 @@ class LimitKeeper:
         ran = np.isfinite(last) & np.isfinite(before)
         return GroupPaces(last=tuple(last[ran]), earlier=tuple(before[ran]) if stage else ())
 
-
-def _list_rest(work: OpenWork, stages: Sequence[Stage], eta: int, *, has_later: bool) -> list[tuple[Group, ...]]:
-    """List what is left of a bracket, stage by stage: a group of one trial for each that is open, then whole groups."""
-    rest = [tuple(Group(1, steps, 0, work.bracket) for steps in work.steps)]
-    count = work.trials
-    for stage in stages[work.stage + 1 :] if has_later else ():
-        count = max(1, min(count // eta, stage.trials))
-        rest.append((replace(stage.groups[0], trials=count),))
-    return rest
+    def _list_rest(self, work: OpenWork, *, has_later: bool) -> list[tuple[Group, ...]]:
+        """List what is left of a bracket by stage: a group of one trial for each that is open, then whole groups."""
+        rest = [tuple(Group(1, steps, 0, work.bracket) for steps in work.steps)]
+        count = work.trials
+        for stage in self.brackets[work.bracket][work.stage + 1 :] if has_later else ():
+            group = stage.groups[0]
+            count = max(1, min(count // self.eta, stage.trials))
+            steps = self.count_steps(group.done, group.done + group.iters)
+            rest.append((replace(group, trials=count, iters=steps),))
+        return rest
 
 
 def _join_draws(draws: Sequence[PaceDraws]) -> PaceDraws:

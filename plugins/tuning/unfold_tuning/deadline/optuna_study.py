@@ -102,6 +102,9 @@ def optimize(
     Raises:
         UnfoldError: A limit or a number makes no sense, the study has several objectives, or another process runs it.
     """
+    if not hasattr(study, "directions") or not callable(objective):
+        message = f"optimize takes a study and an objective, not {type(study).__name__} and {type(objective).__name__}"
+        raise user_error(message, hint="write deadline.optimize(study, objective, deadline=..., max_steps=...)")
     if len(study.directions) != 1:
         raise user_error(
             "a deadline needs one objective to rank trials by", hint="name it in create_study(direction=...)"
@@ -195,6 +198,7 @@ class RunningTrial:
         has_ended: Whether its objective has returned.
         is_at_limit: Whether it was asked to stop because a limit is reached, or would be within its next step.
         is_cut_off: Whether a limit ended it; what it counts as is decided at the end.
+        is_rejected: Whether the study's own pruner stopped it.
         error: What its objective raised.
     """
 
@@ -206,6 +210,7 @@ class RunningTrial:
     has_ended: bool = False
     is_at_limit: bool = False
     is_cut_off: bool = False
+    is_rejected: bool = False
     error: BaseException | None = None
 
     @property
@@ -231,6 +236,7 @@ class StudyRun:
         stored: What of it was stored last.
         unconstrained: Trials whose constraints cannot be evaluated yet: the objective may set them at its end.
         first_step: The step that a trial reports first: 0 or 1.
+        counts_reports: Whether steps name problem instances, in any order, as those of ``WilcoxonPruner`` do.
         lock: Guards everything here.
         changed: Signals a change of it.
         is_ending: Whether a limit is reached or an error ends the run.
@@ -250,6 +256,7 @@ class StudyRun:
     stored: StoredStage | None = None
     unconstrained: set[int] = field(default_factory=set)
     first_step: int | None = None
+    counts_reports: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
     changed: threading.Condition = field(init=False)
     is_ending: bool = False
@@ -266,10 +273,13 @@ class StudyRun:
 
     def run(self) -> DeadlineResult:
         """Run every stage, and restore the study's own pruner."""
+        from optuna.pruners import WilcoxonPruner
+
         self.keeper.warm_up()
         self.progress.lock_study()
         self.keeper.began = self.progress.begin_search(self.keeper.wall())
         pruner = self.study.pruner
+        self.counts_reports = isinstance(pruner, WilcoxonPruner)
         self.study.pruner = _RungPruner(self, _select_own_pruner(pruner))
         try:
             with self.lock:
@@ -310,7 +320,7 @@ class StudyRun:
         search.stage_trials, search.is_full = list(stored.stage_trials), stored.is_full
         trials = self.progress.list_trials()
         steps = [min(trial.intermediate_values) for trial in trials if trial.intermediate_values]
-        if steps:
+        if steps and not self.counts_reports:
             self.first_step = 0 if min(steps) == 0 else 1
         for frozen in trials:
             number, is_running = frozen.number, frozen.state == TrialState.RUNNING
@@ -522,6 +532,8 @@ class StudyRun:
         except BaseException as error:  # noqa: BLE001 - raised again by the caller's thread
             state, item.error, self.fatal_error = TrialState.FAIL, error, error
         with self.lock:
+            if state == TrialState.COMPLETE and self._has_returned_early(item):
+                state, value = TrialState.PRUNED, None
             # a trial that was stopped may return its last value instead of raising TrialPruned
             number, is_over = item.trial.number, self.is_ending or item.is_at_limit or self.keeper.is_over()
             is_cut_off = is_over and not item.is_stopped and self.fatal_error is None
@@ -535,6 +547,13 @@ class StudyRun:
                 self._record_end(item, is_complete=state == TrialState.COMPLETE)
             item.has_ended = True
             self.changed.notify_all()
+
+    def _has_returned_early(self, item: RunningTrial) -> bool:
+        """Return whether a trial that has lost returned a value instead of raising: that of a trial cut short."""
+        if not item.is_stopped:
+            return False
+        self._record_reports(item, self._get_trial(item.trial.number).intermediate_values)
+        return not self.search.has_reached_end(item.trial.number)
 
     def _get_last_report(self, number: int) -> float | None:
         """Get the last report of a trial whose objective returned nothing, as a script for another tool may."""
@@ -556,7 +575,7 @@ class StudyRun:
             if self.keeper.max_steps == 1:
                 self.keeper.record_step(search.numbers[number], 1, self.keeper.wall() - item.reported_at)
             search.record_report(number, 1, frozen.value)
-        if is_complete:
+        if is_complete and not item.is_rejected:
             # it never asked at a rung, or ran to its end
             search.complete_trial(number)
         elif not item.is_stopped:
@@ -611,6 +630,12 @@ class StudyRun:
                 self.unconstrained.add(frozen.number)
         self.search.violations[frozen.number] = sum(max(0.0, float(value)) for value in values)
 
+    def reject_trial(self, frozen: Any) -> None:
+        """Record that the study's own pruner stops a trial, which may still return a value."""
+        with self.lock:
+            if frozen.number in self.trials:
+                self.trials[frozen.number].is_rejected = True
+
     def should_prune(self, frozen: Any) -> bool:
         """Decide for a trial that asks whether to stop; wait at a rung until it may continue or has lost."""
         with self.lock:
@@ -656,6 +681,9 @@ class StudyRun:
     def _record_reports(self, item: RunningTrial, values: dict[int, float], *, is_timed: bool = True) -> None:
         if not values:
             return
+        if self.counts_reports:
+            # a trial is as good as the mean over its instances so far
+            values, self.first_step = {len(values): sum(values.values()) / len(values)}, 1
         if self.first_step is None:
             self.first_step = 0 if min(values) == 0 else 1
             if min(values) > self.keeper.max_steps > 1:
@@ -680,6 +708,7 @@ class _RungPruner:
     def prune(self, study: Any, trial: Any) -> bool:
         """See ``optuna.pruners.BasePruner``."""
         if self.own is not None and self.own.prune(study, trial):
+            self.run.reject_trial(trial)
             return True
         return self.run.should_prune(trial)
 

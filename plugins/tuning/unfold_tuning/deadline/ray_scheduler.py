@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
@@ -29,7 +30,7 @@ from ray.tune.trainable import FunctionTrainable, Trainable
 
 from unfold_tuning.deadline.halving_search import HalvingSearch, check_method
 from unfold_tuning.deadline.limits import LimitKeeper, SteadyClock, parse_limits
-from unfold_tuning.deadline.ray_storage import store_whole_files
+from unfold_tuning.deadline.ray_storage import find_torn_file, store_whole_files
 from unfoldkit.api import did_you_mean, user_error
 
 STATE_FILE = "unfold-scheduler.json"
@@ -37,6 +38,7 @@ SNAPSHOT_VARIABLE = "TUNE_GLOBAL_CHECKPOINT_S"
 """Ray's period of storing the state of an experiment; by default ten seconds; a crash repeats their iterations."""
 EXCESS = "no more than {trials} trials begin: num_samples of the scheduler counts all trials, each point of a grid too"
 LIFTED = "at most {limit} trials run at once; the searcher suggests more, because others wait at rungs"
+NEW_SEARCH = "begin another search under RunConfig(name=...); the results so far stay in the folders of the trials"
 NO_CHECKPOINT = "trials pause at a rung without a checkpoint: those that continue begin again"
 _SEARCH_FIELDS = ("numbers", "brackets", "levels", "steps", "values", "stages", "stage_trials", "is_full", "supply")
 
@@ -108,6 +110,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self.time_attr = time_attr
         self.searcher: Any = None
         self.num_samples = self.keeper.trials
+        self.is_unpickled = False
         self._begin_experiment()
         self.keeper.warm_up()
         os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
@@ -123,6 +126,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             changed_at=0.0,
             steps={},
             notes=[],
+            repeats_steps=False,
         )
         self.search = HalvingSearch(keeper=self.keeper, is_maximized=self._mode != "min")
         self.reported_at: dict[str, float] = {}
@@ -139,6 +143,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Continue as the scheduler of a restored experiment."""
         self.__dict__.update(state)
+        self.is_unpickled = True
         # it may be another machine, or the same one after a boot
         self.keeper.wall = SteadyClock()
         os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
@@ -190,11 +195,12 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     def _start_clock(self, tune_controller: Any, trial: Trial) -> None:
         """Start the clock with the first trial, or continue that of the experiment which is restored."""
         if not self.is_restored:
-            self.is_restored = True
             self._require_checkpoints(trial)
             store_whole_files(tune_controller)
             self._load_state(trial)
             self._lift_limit(tune_controller)
+            # an error before makes Ray begin anew, and must stop that too
+            self.is_restored = True
         self.keeper.began = self.keeper.began or self.keeper.wall()
 
     def _may_start(self, tune_controller: Any, trial: Trial) -> bool:
@@ -281,6 +287,9 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self._require_time_attr(trial, result)
         self._record(trial, result)
         self._count_slots(tune_controller, trial)
+        if not _can_continue(trial, result) and not self.search.needs_steps(trial.trial_id):
+            # before it is decided which trials continue, as that takes longer
+            self.keeper.repeats_steps = True
         decision = self._decide(tune_controller, trial)
         if decision == TrialScheduler.PAUSE and not _can_continue(trial, result):
             self._warn_once(NO_CHECKPOINT)
@@ -463,7 +472,9 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         for trial in tune_controller.get_trials():
             if trial.status in statuses:
                 self.search.ended.add(trial.trial_id)
+                end_process = _hold_process(tune_controller, trial)
                 tune_controller.stop_trial(trial)
+                end_process()
 
     def _note_missing_resources(self, tune_controller: Any) -> None:
         """Note that no trial could run, because each needs more than the cluster has."""
@@ -500,6 +511,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             "max_running": self.max_running,
             "seconds": keeper.steps,
             "notes": keeper.notes,
+            "repeats_steps": keeper.repeats_steps,
             **{name: getattr(search, name) for name in _SEARCH_FIELDS},
             "ended": sorted(search.ended),
             "failed": sorted(search.failed),
@@ -514,7 +526,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         """Load what an earlier process stored of this experiment; nothing if it is new, even in the same folder.
 
         Raises:
-            UnfoldError: The file is not one of this scheduler.
+            UnfoldError: The file is not one of this scheduler, or a file of Ray's is torn: Ray then begins anew.
         """
         storage = getattr(trial, "storage", None)
         if storage is None:
@@ -526,12 +538,21 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            raise user_error(f"the state of the scheduler cannot be read: {error}", file=path) from error
+            message = f"the state of the scheduler cannot be read: {error}"
+            raise user_error(message, file=path, hint=NEW_SEARCH) from error
         try:
-            if trial.trial_id in state["added"]:
+            is_known = trial.trial_id in state["added"]
+            if is_known:
                 self._restore_state(state)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise user_error("this is no state of the scheduler", file=path) from error
+            raise user_error("this is no state of the scheduler", file=path, hint=NEW_SEARCH) from error
+        torn = find_torn_file(storage) if self.is_unpickled and not is_known else None
+        if torn is not None:
+            raise user_error(
+                "the file is torn, so that Ray cannot restore the search and begins another one",
+                file=torn.path,
+                hint=f"remove the file: Ray then restores from {torn.earlier}" if torn.earlier else NEW_SEARCH,
+            )
 
     def _restore_state(self, state: dict[str, Any]) -> None:
         keeper, search = self.keeper, self.search
@@ -539,6 +560,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         keeper.slots, keeper.paid_slot_s = int(state["slots"]), float(state["paid_slot_s"])
         keeper.changed_at, keeper.notes = float(state["changed_at"]), [str(note) for note in state["notes"]]
         self.max_running = int(state.get("max_running", 0))
+        keeper.repeats_steps = bool(state.get("repeats_steps"))
         keeper.steps = {
             int(trial): [(float(end), float(seconds)) for end, seconds in items]
             for trial, items in state["seconds"].items()
@@ -557,6 +579,21 @@ def _load_trainable(trial: Trial) -> type[Trainable] | None:
     """Load the class that a trial runs; ``None`` if it is not known here."""
     kind = trial.get_trainable_cls() if hasattr(trial, "get_trainable_cls") else None
     return kind if isinstance(kind, type) and issubclass(kind, Trainable) else None
+
+
+def _hold_process(tune_controller: Any, trial: Trial) -> Callable[[], None]:
+    """Return what ends the process of a running trial once Ray has stopped it: Ray awaits its step for ten seconds."""
+    # Ray wraps its controller for schedulers, and warns of what they read through the wrapper
+    controller = getattr(tune_controller, "_tune_controller", tune_controller)
+    manager: Any = getattr(controller, "_actor_manager", None)
+    actors: dict[Trial, Any] = getattr(controller, "_trial_to_actor", {})
+    actor = next((actor for other, actor in actors.items() if other is trial), None)
+
+    def end_process() -> None:
+        if actor in getattr(controller, "_stopping_actors", ()) and manager.is_actor_started(actor):
+            manager.remove_actor(tracked_actor=actor, kill=True)
+
+    return end_process
 
 
 def _can_continue(trial: Trial, result: dict[str, Any]) -> bool:

@@ -7,11 +7,17 @@ Ray copies its state over the stored one. A driver that is killed meanwhile leav
 from __future__ import annotations
 
 import copy
+import fnmatch
+import json
+import pickletools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+STATE_PATTERN = "experiment_state-*.json"
+"""Ray's states of an experiment, one for each start; it restores from the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,54 @@ def store_whole_files(tune_controller: Any) -> None:
     is_local = getattr(getattr(storage, "storage_filesystem", None), "type_name", "") == "local"
     if is_local and all(hasattr(syncer, name) for name in ("_should_continue_existing_sync", "_launch_sync_process")):
         storage.syncer = WholeFileSyncer(syncer)
+
+
+@dataclass(frozen=True, slots=True)
+class TornFile:
+    """A file of Ray's that a killed driver left half-written.
+
+    Attributes:
+        path: Its path.
+        earlier: The name of an earlier, complete state of the experiment, if there is one.
+    """
+
+    path: str
+    earlier: str = ""
+
+
+def find_torn_file(storage: Any) -> TornFile | None:
+    """Find the newest state of an experiment, or another file that Ray restores from, that is incomplete."""
+    from pyarrow.fs import FileSelector
+
+    selector = FileSelector(storage.experiment_fs_path)
+    names = sorted(info.base_name for info in storage.storage_filesystem.get_file_info(selector) if info.is_file)
+    states = fnmatch.filter(names, STATE_PATTERN)
+    others = [name for name in names if name.endswith((".json", ".pkl")) and name not in states]
+    complete = {name for name in (*states, *others) if _is_complete(storage, name)}
+    if states and states[-1] not in complete:
+        earlier = next((name for name in reversed(states) if name in complete), "")
+        return TornFile(f"{storage.experiment_fs_path}/{states[-1]}", earlier)
+    torn = next((name for name in others if name not in complete), None)
+    return None if torn is None else TornFile(f"{storage.experiment_fs_path}/{torn}")
+
+
+def _is_complete(storage: Any, name: str) -> bool:
+    """Return whether a file is whole; a pickle is scanned, not loaded."""
+    with storage.storage_filesystem.open_input_stream(f"{storage.experiment_fs_path}/{name}") as stream:
+        data = stream.readall()
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        # Ray also pickles states of searchers into files with this suffix
+        return _is_whole_pickle(data)
+    return True
+
+
+def _is_whole_pickle(data: bytes) -> bool:
+    try:
+        return sum(1 for _ in pickletools.genops(data)) > 0
+    except (ValueError, UnicodeDecodeError):
+        return False
 
 
 def replace_files(source: Path, target: Path) -> None:

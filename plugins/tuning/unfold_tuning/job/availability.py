@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +12,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from unfoldkit.api import csv_rows, did_you_mean, user_error
+from unfoldkit.api import CsvRow, csv_rows, did_you_mean, format_duration, user_error
 
 TRAILING_S = 3 * 86400.0
 """A market is modelled from this much of its log: older prices and hazards do not predict its cost."""
+TIME_COLUMNS = ("time", "timestamp", "datetime", "date", "date_time", "ts")
+NUMBER_COLUMNS = ("tick",)
+"""Columns, in lower case, by which rows are ordered: dates or a clock, and numbers of ticks."""
+STATES = {"1": "1", "1.0": "1", "true": "1", "yes": "1", "0": "0", "0.0": "0", "false": "0", "no": "0"}
+EMPTY_CELLS = ("", "nan", "none")
+CLOCK_MS = 1e11
+"""Times from here on are in milliseconds."""
+MAX_PERIOD = 1.5
+"""Rows may be this many ticks apart."""
+MAX_TICKS = 2_000_000
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -24,11 +37,13 @@ class AvailabilityLog:
         zones: Names of the zones.
         tick_s: Seconds between two ticks.
         states: One character a tick, ``1`` if available, for each zone; the last tick is the present.
+        gaps: Ticks at which some zone has no probe, and the state before.
     """
 
     zones: tuple[str, ...]
     tick_s: float
     states: tuple[str, ...]
+    gaps: tuple[int, ...] = ()
 
     def to_array(self) -> BoolArray:
         """Return the states: [zones, ticks]."""
@@ -37,24 +52,105 @@ class AvailabilityLog:
     def select_trailing(self, seconds: float = TRAILING_S) -> AvailabilityLog:
         """Return the last part of the log."""
         ticks = max(2, round(seconds / self.tick_s))
-        return AvailabilityLog(self.zones, self.tick_s, tuple(states[-ticks:] for states in self.states))
+        first = max(0, len(self.states[0]) - ticks)
+        gaps = tuple(gap - first for gap in self.gaps if gap >= first)
+        return AvailabilityLog(self.zones, self.tick_s, tuple(states[first:] for states in self.states), gaps)
 
 
 def read_availability(path: Path, columns: Sequence[str], tick_s: float, key: str) -> AvailabilityLog:
-    """Read a log: one row a tick, one column a zone, 1 where an instance was available and 0 where not.
+    """Read a log: one row a probe, one column a zone, 1 where an instance was available and 0 where not.
+
+    With a column of times, rows may have any order. An instance was available at a tick if every probe says so. A tick
+    without a probe, or an empty cell, has the state before.
 
     Raises:
-        UnfoldError: A column is missing, a cell is neither 0 nor 1, or there are fewer than two ticks.
+        UnfoldError: A column is missing, a cell cannot be read, the rows are further apart than a tick, or there are
+            fewer than two ticks.
     """
-    states: list[list[str]] = [[] for _ in columns]
-    for row in csv_rows(path):
-        for index, column in enumerate(columns):
-            if column not in row.cells:
-                hint = did_you_mean(column, list(row.cells)) or f"there are {', '.join(list(row.cells)[:12])}"
-                raise user_error(f"no column {column!r}", file=str(path), key=key, hint=hint)
-            if row[column] not in ("0", "1"):
-                raise row.wrong(f"{row[column][:20]!r} is neither 0 nor 1", column, "1: an instance was available")
-            states[index].append(row[column])
-    if not states or len(states[0]) < 2:
+    rows = list(csv_rows(path))
+    names = list(rows[0].cells) if rows else []
+    for column in columns:
+        if rows and column not in names:
+            hint = did_you_mean(column, names) or f"there are {', '.join(names[:12])}"
+            raise user_error(f"no column {column!r}", file=str(path), key=key, hint=hint)
+    slots = _list_slots(rows, names, columns, tick_s)
+    count = max(slots, default=0) + 1
+    if len(rows) < 2 or count < 2:
         raise user_error("a log of availability needs at least two ticks", file=str(path), key=key)
-    return AvailabilityLog(tuple(columns), tick_s, tuple("".join(items) for items in states))
+    if count > MAX_TICKS:
+        raise user_error(f"the log spans {count:,} ticks", file=str(path), key=key, hint="write the period as tick")
+    probes = [[_parse_state(row, column) for row in rows] for column in columns]
+    states = [_fill_ticks(slots, states, count) for states in probes]
+    for column, filled in zip(columns, states, strict=True):
+        if not filled:
+            raise user_error(f"no probe of the zone {column!r}", file=str(path), key=key)
+    gaps: set[int] = set()
+    for zone in probes:
+        gaps |= set(range(count)) - {slot for slot, state in zip(slots, zone, strict=True) if state}
+    return AvailabilityLog(tuple(columns), tick_s, tuple(states), tuple(sorted(gaps)))
+
+
+def _list_slots(rows: Sequence[CsvRow], names: Sequence[str], zones: Sequence[str], tick_s: float) -> list[int]:
+    """List the tick of each row, from 0: by the times or numbers that the rows have, or else in their order.
+
+    Raises:
+        UnfoldError: A time cannot be read, or the rows are further apart than a tick.
+    """
+    plain = {name.strip().lower().replace(" ", "_"): name for name in reversed(names) if name not in zones}
+    number = next((plain[name] for name in NUMBER_COLUMNS if name in plain), None)
+    time = next((plain[name] for name in TIME_COLUMNS if name in plain), None)
+    if time is None and number is None:
+        return list(range(len(rows)))
+    times = [_parse_time(row, time) if time else row.number(str(number)) for row in rows]
+    steps = np.diff(np.unique(times))
+    step = float(np.median(steps)) if len(steps) else tick_s
+    if time is None:
+        times = [at * tick_s / step for at in times]
+    elif step > MAX_PERIOD * tick_s:
+        period = format_duration(step)
+        raise rows[0].wrong(
+            f"the rows are {period} apart, not {format_duration(tick_s)}", time, f"write tick: {period}"
+        )
+    # the last row is the present: ticks are counted back from it
+    latest = max(times)
+    slots = [round((at - latest) / tick_s) for at in times]
+    return [slot - min(slots) for slot in slots]
+
+
+def _parse_time(row: CsvRow, column: str) -> float:
+    """Parse a date, in UTC unless it has a zone, or seconds or milliseconds since 1970."""
+    text = row[column].strip()
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if math.isfinite(seconds):
+            return seconds / 1000 if seconds >= CLOCK_MS else seconds
+    try:
+        date = dt.datetime.fromisoformat(text.removesuffix(" UTC"))
+    except ValueError as error:
+        raise row.wrong(f"{text[:40]!r} is not a time", column, "write 2026-05-01T12:00:00+02:00") from error
+    return (date if date.tzinfo else date.replace(tzinfo=dt.UTC)).timestamp()
+
+
+def _parse_state(row: CsvRow, column: str) -> str:
+    """Parse a cell as ``1`` or ``0``; empty if nothing is known."""
+    text = row[column].strip().lower()
+    if text in EMPTY_CELLS:
+        return ""
+    if text not in STATES:
+        raise row.wrong(f"{row[column][:20]!r} is neither 0 nor 1", column, "1: an instance was available")
+    return STATES[text]
+
+
+def _fill_ticks(slots: Sequence[int], probes: Sequence[str], count: int) -> str:
+    """Fill every tick with the worst of its probes, or the state before; the first ticks with the first one known."""
+    worst: dict[int, str] = {}
+    for slot, state in zip(slots, probes, strict=True):
+        if state:
+            worst[slot] = min(state, worst.get(slot, state))
+    if not worst:
+        return ""
+    states, state = [], worst[min(worst)]
+    for slot in range(count):
+        state = worst.get(slot, state)
+        states.append(state)
+    return "".join(states)

@@ -47,7 +47,7 @@ from unfold_tuning.job.search_space import (
     Uniform,
     sample_bracket_configs,
 )
-from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log, read_trial_steps
+from unfold_tuning.job.trial_logs import TrialLog, TrialLogSource, read_trial_log, summarize_trial_log
 from unfold_tuning.schema import search as search_schema
 from unfold_tuning.schema import trainable as trainable_schema
 from unfold_tuning.schema.cloud import Cloud, InstanceSpec
@@ -79,8 +79,9 @@ def build_problem(spec: TuningSpec, run: Run) -> Problem:
         UnfoldError: A file cannot be read, a price is unknown, or there is no profile.
     """
     stages = build_stages(spec.search)
-    recorded = _build_recorded_paces(spec, run)
-    spec, record = resolve_record(spec, run)
+    resolved, record, log = resolve_record(spec, run)
+    recorded = _build_recorded_paces(spec, log, run) if log else None
+    spec = resolved
     profile_spec = _load_profile(spec, run)
     _require_same_hardware(spec.cloud, profile_spec.measured_on)
     return Problem(
@@ -121,23 +122,25 @@ def build_stages(search: Search) -> tuple[schedule.Stage, ...]:
 # profiles
 
 
-def resolve_record(spec: TuningSpec, run: Run) -> tuple[TuningSpec, str]:
+def resolve_record(spec: TuningSpec, run: Run) -> tuple[TuningSpec, str, TrialLog | None]:
     """Replace the record of an earlier run by the times read from it.
 
     Returns:
-        The spec, and a one-line summary of the record (empty if there is none).
+        The spec, a one-line summary of the record (empty if there is none), and the record.
 
     Raises:
         UnfoldError: The record cannot be read, or lacks trials or times.
     """
     if spec.profile is None or spec.profile.recorded is None:
-        return spec, ""
+        return spec, "", None
     recorded, speedups = spec.profile.recorded, spec.profile.speedup
     if recorded.accelerators not in speedups:
         size = format_count(recorded.accelerators, "accelerator")
         message = f"the recorded trials had {size}, but profile.speedup has no such size"
         raise user_error(message, key="profile.recorded.accelerators", hint="write profile.speedup: {1: 1, 2: 1.9}")
-    summary = read_trial_log(run.path(recorded.path, key="profile.recorded.path"), build_log_source(recorded))
+    path = run.path(recorded.path, key="profile.recorded.path")
+    log = read_trial_log(path, build_log_source(recorded))
+    summary = summarize_trial_log(log, path)
     speedup = speedups[recorded.accelerators]
     iteration = Iteration.model_validate(
         {"mean": f"{summary.mean_s * speedup * 1000:.6f} ms", "std": f"{summary.std_s * speedup * 1000:.6f} ms"}
@@ -146,7 +149,7 @@ def resolve_record(spec: TuningSpec, run: Run) -> tuple[TuningSpec, str]:
     if "trial_spread" not in spec.profile.model_fields_set:
         changes["trial_spread"] = round(min(MAX_VARIATION, summary.trial_cv), 4)
     resolved = spec.model_copy(update={"profile": spec.profile.model_copy(update=changes)})
-    return resolved, f"{recorded.path}, {summary.describe()}"
+    return resolved, f"{recorded.path}, {summary.describe()}", log
 
 
 def build_log_source(recorded: Recorded) -> TrialLogSource:
@@ -220,7 +223,7 @@ def _build_measured_paces(
     )
 
 
-def _build_recorded_paces(spec: TuningSpec, run: Run) -> MeasuredPaces | None:
+def _build_recorded_paces(spec: TuningSpec, log: TrialLog, run: Run) -> MeasuredPaces | None:
     """Build the paces of the recorded trials; ``None`` if no trial has two steps, which shows no change of pace.
 
     A ``trial_spread`` of the spec replaces the recorded one.
@@ -231,13 +234,11 @@ def _build_recorded_paces(spec: TuningSpec, run: Run) -> MeasuredPaces | None:
     if spec.profile is None or spec.profile.recorded is None:
         return None
     profile, item = spec.profile, spec.profile.recorded
-    path = run.path(item.path, key="profile.recorded.path")
-    steps = read_trial_steps(path, build_log_source(item))
-    if all(len(trial_steps) < MIN_STEPS for trial_steps in steps.values()):
+    if all(len(steps) < MIN_STEPS for steps in log.steps.values()):
         return None
     is_given = "trial_spread" in profile.model_fields_set
     return MeasuredPaces(
-        profile=build_recorded_pace(item.path, steps, profile.speedup.get(item.accelerators, 1.0)),
+        profile=build_recorded_pace(item.path, log.steps, profile.speedup.get(item.accelerators, 1.0)),
         planned=np.zeros((0, 0)),
         history=_read_histories(spec, profile.speedup, run),
         record_error=compute_log_sigma(profile.error),

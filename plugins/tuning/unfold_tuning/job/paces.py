@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unfold_tuning._types import FloatArray
 from unfold_tuning.job.pace_record import PaceRecord, build_features, build_pace_record
-from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_steps
+from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log
 from unfoldkit.api import user_error
 from unfoldkit.safe_io.files import parse_json
 
@@ -68,7 +68,7 @@ def read_history(path: Path, source: TrialLogSource, speedups: Mapping[int, floa
     """
     if path.is_dir() and (path / LEDGER_NAME).is_file():
         return _read_ledger(path / LEDGER_NAME, speedups)
-    steps = read_trial_steps(path, source)
+    steps = read_trial_log(path, source).steps
     if recorded not in speedups:
         hint = "write profile.speedup: {1: 1, 2: 1.9}"
         raise user_error(f"profile.speedup has no {recorded} accelerators", key=source.key, hint=hint)

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ RAY_FILES = ("progress.csv", "result.json")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz")
 JSON_FORM = "one object per line, one array of objects, or an object with lists of equal length for each trial"
 _UNIT = re.compile(r"\s*[\[(][^\])]*[\])]\s*$")
-EMPTY_CELLS = ("", "nan", "none")
+EMPTY_CELLS = ("", "none")
+NOT_FINITE_CELLS = ("nan", "nat", "inf", "+inf", "-inf", "infinity", "+infinity", "-infinity")
 CLOCK_S = 1e8
 """Elapsed times from here on are those of a clock, in seconds since 1970: no trial takes three years."""
 CLOCK_MS = 1e11
@@ -71,6 +72,19 @@ class TrialLogSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrialLog:
+    """The steps of a record.
+
+    Attributes:
+        steps: By trial, the iterations run by the end of each step and the mean seconds of one of its iterations.
+        skipped: Rows whose iteration or time is nan or infinite, as ``file, line N``.
+    """
+
+    steps: Mapping[str, Sequence[tuple[float, float]]]
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialLogSummary:
     """Iteration times of a record: mean and standard deviation in seconds, and the variation between trials."""
 
@@ -79,12 +93,16 @@ class TrialLogSummary:
     trial_cv: float
     trials: int
     steps: int
+    skipped: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Describe the record in one line."""
         rows = f"{format_count(self.steps, 'step')} of {format_count(self.trials, 'trial')}"
         times = f"an iteration takes {format_duration(self.mean_s)}, trials vary by {format_percent(self.trial_cv)}"
-        return f"{rows}: {times}"
+        if not self.skipped:
+            return f"{rows}: {times}"
+        count = format_count(len(self.skipped), "row")
+        return f"{rows}: {times}; {count} without a finite time skipped, the first in {self.skipped[0]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +121,18 @@ class _Checkpoint:
 
     iters: float
     row: CsvRow
+    is_timed: bool = True
 
 
-def read_trial_log(path: Path, source: TrialLogSource) -> TrialLogSummary:
+def summarize_trial_log(log: TrialLog, path: Path) -> TrialLogSummary:
     """Summarize the iteration times of a record; every trial counts once, however far it ran.
 
     Raises:
-        UnfoldError: The record has no trials or times, or a cell cannot be read.
+        UnfoldError: The iterations take no time.
     """
-    by_trial = {trial: [seconds for _, seconds in steps] for trial, steps in read_trial_steps(path, source).items()}
-    means = np.array([np.mean(seconds) for seconds in by_trial.values()])
-    within = [np.std(seconds, ddof=1) for seconds in by_trial.values() if len(seconds) > 1]
+    by_trial = [[seconds for _, seconds in steps] for steps in log.steps.values()]
+    means = np.array([np.mean(seconds) for seconds in by_trial])
+    within = [np.std(seconds, ddof=1) for seconds in by_trial if len(seconds) > 1]
     if means.mean() <= 0:
         raise user_error("the recorded iterations take no time", file=str(path), key="profile.recorded")
     return TrialLogSummary(
@@ -121,23 +140,25 @@ def read_trial_log(path: Path, source: TrialLogSource) -> TrialLogSummary:
         std_s=float(np.mean(within)) if within else 0.0,
         trial_cv=float(means.std(ddof=1) / means.mean()) if len(means) > 1 else 0.0,
         trials=len(means),
-        steps=sum(len(seconds) for seconds in by_trial.values()),
+        steps=sum(len(seconds) for seconds in by_trial),
+        skipped=log.skipped,
     )
 
 
-def read_trial_steps(path: Path, source: TrialLogSource) -> dict[str, list[tuple[float, float]]]:
+def read_trial_log(path: Path, source: TrialLogSource) -> TrialLog:
     """Read every trial's steps: the iterations run by the end of each, and the mean seconds of one of its iterations.
 
     Raises:
         UnfoldError: The record has no trials or times, or a cell cannot be read.
     """
     by_trial: dict[str, list[tuple[float, float]]] = {}
+    skipped: list[str] = []
     for file in _list_files(path):
-        for trial, end, seconds in _read_iterations(file, source, is_single_trial=path.is_dir()):
+        for trial, end, seconds in _read_iterations(file, source, skipped, is_single_trial=path.is_dir()):
             by_trial.setdefault(trial, []).append((end, seconds))
     if not by_trial:
         raise user_error("no iteration of any trial is recorded here", file=str(path), key=source.key)
-    return by_trial
+    return TrialLog(steps=by_trial, skipped=tuple(skipped))
 
 
 def _list_files(path: Path) -> list[Path]:
@@ -154,9 +175,9 @@ def _list_files(path: Path) -> list[Path]:
 
 
 def _read_iterations(
-    path: Path, source: TrialLogSource, *, is_single_trial: bool
+    path: Path, source: TrialLogSource, skipped: list[str], *, is_single_trial: bool
 ) -> Iterator[tuple[str, float, float]]:
-    """Yield ``(trial, iterations run, seconds of an iteration)`` of a file.
+    """Yield ``(trial, iterations run, seconds of an iteration)`` of a file; list the rows that have none.
 
     A file of a single trial may repeat iterations after a restart; the last repetition counts.
     """
@@ -171,7 +192,7 @@ def _read_iterations(
         trial = str(path) if is_single_trial else " ".join(row.get(name) for name in trial_columns)
         by_trial.setdefault(trial, []).append(row)
     timing = _find_timing(path, source, columns)
-    by_checkpoints = {trial: _read_checkpoints(trial_rows, timing) for trial, trial_rows in by_trial.items()}
+    by_checkpoints = {trial: _read_checkpoints(trial_rows, timing, skipped) for trial, trial_rows in by_trial.items()}
     if not (timing.is_elapsed or source.seconds):
         _require_no_total(by_checkpoints.values(), timing.time, source.key)
     for trial, checkpoints in by_checkpoints.items():
@@ -203,21 +224,29 @@ def _require_no_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key:
     Raises:
         UnfoldError: They rise from row to row of every trial.
     """
-    rows = [[checkpoint.row for checkpoint in trial] for trial in trials]
+    rows = [[checkpoint.row for checkpoint in trial if checkpoint.is_timed] for trial in trials]
     times = [[_parse_seconds(row, column) for row in trial] for trial in rows if len(trial) >= MIN_RISING]
     if times and all(later > earlier for trial in times for earlier, later in itertools.pairwise(trial)):
         hint = f"write {key}.elapsed: {column} if it counts from the begin of a trial, else {key}.seconds: {column}"
         raise rows[0][0].wrong("the column rises from row to row of each trial", column, hint)
 
 
-def _read_checkpoints(rows: Sequence[CsvRow], timing: _Timing) -> list[_Checkpoint]:
-    """Read the rows that have a time, each with the iterations that its trial had run by then."""
+def _read_checkpoints(rows: Sequence[CsvRow], timing: _Timing, skipped: list[str]) -> list[_Checkpoint]:
+    """Read the rows that have a time, each with the iterations that its trial had run by then.
+
+    Rows with a time that is not finite count iterations only, and are listed as skipped.
+    """
+    checkpoints: list[_Checkpoint] = []
     required = (*timing.count, timing.time)
-    complete = [row for row in rows if all(row.get(name).lower() not in EMPTY_CELLS for name in required)]
-    return [
-        _Checkpoint(row.number(timing.count[0], least=0) if timing.count else float(n * timing.iters_per_row), row)
-        for n, row in enumerate(complete, 1)
-    ]
+    complete = (row for row in rows if all(row.get(name).lower() not in EMPTY_CELLS for name in required))
+    for n, row in enumerate(complete, 1):
+        is_finite = [row[name].strip().lower() not in NOT_FINITE_CELLS for name in required]
+        if not all(is_finite):
+            skipped.append(f"{row.path.name}, line {row.line}")
+        if is_finite[0] or not timing.count:
+            iters = row.number(timing.count[0], least=0) if timing.count else float(n * timing.iters_per_row)
+            checkpoints.append(_Checkpoint(iters, row, is_finite[-1]))
+    return checkpoints
 
 
 def _drop_repeated(checkpoints: Sequence[_Checkpoint]) -> list[_Checkpoint]:
@@ -235,6 +264,9 @@ def _compute_iteration_seconds(
 ) -> Iterator[tuple[float, float]]:
     """Yield the iterations run and the mean seconds of an iteration between every two checkpoints of a trial."""
     done = previous_s = 0.0
+    if timing.is_elapsed:
+        # the next step covers what a row without a time would have
+        checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint.is_timed]
     checkpoints = _count_from_one(checkpoints, timing)
     if timing.is_elapsed and checkpoints and _parse_seconds(checkpoints[0].row, timing.time) >= CLOCK_S:
         # when its first step began is unknown
@@ -248,6 +280,9 @@ def _compute_iteration_seconds(
             hint = "profile.recorded.trial names the columns that identify a trial; where: {column: value} selects rows"
             message = f"trial {trial or '(all rows)'} reports iteration {checkpoint.iters:g} twice"
             raise checkpoint.row.wrong(message, timing.count[0] if timing.count else "", hint)
+        if not checkpoint.is_timed:
+            done = checkpoint.iters
+            continue
         seconds = _parse_seconds(checkpoint.row, timing.time)
         # clocks of surrogates and of resumed runs may go backwards
         step_s = max(0.0, seconds - previous_s) if timing.is_elapsed else seconds
@@ -260,13 +295,13 @@ def _count_from_one(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> Sequ
 
     Otherwise it is what a trial reported before its first iteration.
     """
-    if len(checkpoints) < 2 or checkpoints[0].iters != 0:
+    if len(checkpoints) < 2 or checkpoints[0].iters != 0 or not all(item.is_timed for item in checkpoints[:2]):
         return checkpoints
     first, second = (_parse_seconds(checkpoint.row, timing.time) for checkpoint in checkpoints[:2])
     step_s = (second - first) / checkpoints[1].iters if timing.is_elapsed else second
     if first >= CLOCK_S or 2 * first < step_s or not first:
         return checkpoints
-    return [_Checkpoint(checkpoint.iters + 1, checkpoint.row) for checkpoint in checkpoints]
+    return [replace(checkpoint, iters=checkpoint.iters + 1) for checkpoint in checkpoints]
 
 
 def _parse_seconds(row: CsvRow, column: str) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy.special import digamma
 
 from unfold_tuning._types import FloatArray, IntArray
 from unfold_tuning.job.pace_record import PaceRecord
@@ -40,6 +41,8 @@ DRIFT_STD = ((2.5, 0.25), (6.5, 0.29), (10.5, 0.35), (18.5, 0.40), (44.5, 0.38))
 DRIFT_OCTAVES = 12.0
 """Doublings of the iterations over which the correlation of the drift falls to 37 %; 27 fit the surrogate tasks."""
 SELECTION_STD = 0.26
+"""Standard deviation between jobs of the mean log pace of the best third of the trials, over that of all."""
+SELECTED_FRACTION = 1 / 3
 TRIAL_STD = 0.44
 SPREADS = ((math.log(0.44), 0.18), (math.log(0.66), 0.35), (math.log(0.57), 0.46), (math.log(0.45), 0.6))
 STEP_STD = (0.51, 0.32, 0.16)
@@ -54,7 +57,11 @@ MIN_SPREAD = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaceGroup:
-    """The trials of one bracket in one stage; ``previous`` is the index of the group that they come from."""
+    """The trials of one bracket in one stage; ``previous`` is the index of the group that they come from.
+
+    ``selection`` is how often the best third were selected until then: for other fractions by their logarithm, but at
+    least once a rung.
+    """
 
     stage: int
     bracket: int
@@ -63,6 +70,7 @@ class PaceGroup:
     target: int
     rung: int
     previous: int | None
+    selection: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,9 +249,13 @@ def list_pace_groups(stages: Sequence[Stage]) -> tuple[PaceGroup, ...]:
     """List the groups of a stage table; a group with earlier iterations comes from the last one of its bracket."""
     groups: list[PaceGroup] = []
     latest: dict[int, int] = {}
+    begun: dict[int, int] = {}
     for index, stage in enumerate(stages):
         for group in stage.groups:
             previous = latest.get(group.bracket) if group.done else None
+            if previous is None:
+                begun[group.bracket] = group.trials
+            rung = 0 if previous is None else groups[previous].rung + 1
             groups.append(
                 PaceGroup(
                     stage=index,
@@ -251,12 +263,18 @@ def list_pace_groups(stages: Sequence[Stage]) -> tuple[PaceGroup, ...]:
                     trials=group.trials,
                     done=group.done,
                     target=group.done + group.iters,
-                    rung=0 if previous is None else groups[previous].rung + 1,
+                    rung=rung,
                     previous=previous,
+                    selection=max(float(rung), _count_selections(group.trials, begun[group.bracket])),
                 )
             )
             latest[group.bracket] = len(groups) - 1
     return tuple(groups)
+
+
+def _count_selections(trials: int, of: int) -> float:
+    """Count how often the best third were selected to leave some trials of others; 0 if all continue."""
+    return max(0.0, math.log(trials / of) / math.log(SELECTED_FRACTION))
 
 
 def build_pace_prior(
@@ -448,7 +466,8 @@ def summarize_record(
         )
         if len(own) > 1 and 2 * len(own) > record.trials:
             prior_spread = SPREADS[min(group.rung, len(SPREADS) - 1)][0]
-            log_factors[index] = weight * (math.log(max(float(np.std(own, ddof=1)), MIN_SPREAD)) - prior_spread)
+            log_spread = estimate_log_spread(own)
+            log_factors[index] = weight * (max(log_spread, math.log(MIN_SPREAD)) - prior_spread)
         elif index:
             # where few trials ran, they are the best ones: the others show how trials spread
             log_factors[index] = log_factors[index - 1]
@@ -464,6 +483,13 @@ def summarize_record(
         log_factors=log_factors,
         factor_std=factor_std if is_known else None,
     )
+
+
+def estimate_log_spread(values: FloatArray) -> float:
+    """Estimate the log of the standard deviation of normal values; that of few is too small on average."""
+    degrees = len(values) - 1
+    bias = float(digamma(degrees / 2) - math.log(degrees / 2)) / 2
+    return math.log(max(float(np.std(values, ddof=1)), 1e-9)) - bias
 
 
 def estimate_spread_factor(record: PaceRecord, profiled: IntArray) -> float:
@@ -518,7 +544,7 @@ def build_default_prior(
     basis[0, 1] = 1.0
     for index, group in enumerate(groups):
         basis[1 + index, 2 + index] = 1.0
-        basis[1 + index, 2 + count + brackets.index(group.bracket)] = factors[index] * SELECTION_STD * group.rung
+        basis[1 + index, 2 + count + brackets.index(group.bracket)] = factors[index] * SELECTION_STD * group.selection
         basis[1 + index, -1] = level_std
         if group.previous is not None:
             basis[1 + count + index, 2 + index] = 1.0

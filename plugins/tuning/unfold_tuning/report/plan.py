@@ -326,8 +326,12 @@ def _describe_thrifty(machine: Machine, runs: ThriftyRuns) -> Iterator[tuple[str
     yield "spot", sentences.describe_thrifty(fraction, float(np.quantile(runs.cost_usd, CAP_LEVEL)))
     if machine.spot is not None:
         log = machine.spot.log
-        zones, days = (len(log.zones), len(log.select_trailing().states[0]) * log.tick_s / 86400) if log else (0, 0.0)
-        yield "market", sentences.describe_market(zones, days, machine.spot.interruptions_per_hour)
+        if log is None:
+            yield "market", sentences.describe_unknown_market(machine.spot.interruptions_per_hour)
+        else:
+            recent = log.select_trailing()
+            days = len(recent.states[0]) * recent.tick_s / 86400
+            yield "market", sentences.describe_market(len(recent.zones), days, len(recent.gaps))
 
 
 def _summarize_frontier(points: Sequence[DeadlinePoint]) -> dict[str, str]:

@@ -154,11 +154,15 @@ def describe_thrifty(on_demand_fraction: float, cap_usd: float) -> str:
     )
 
 
-def describe_market(zones: int, days: float, interruptions_per_hour: float) -> str:
+def describe_unknown_market(interruptions_per_hour: float) -> str:
+    """Describe what is assumed of a spot market without a log."""
+    return f"no log of availability: {interruptions_per_hour:g} losses an hour assumed, capacity always"
+
+
+def describe_market(zones: int, days: float, gaps: int) -> str:
     """Describe what the spot market was modelled from."""
-    if not zones:
-        return f"no log of availability: {interruptions_per_hour:g} losses an hour assumed, capacity always"
-    return f"modelled from the last {days:.1f} days of {format_count(zones, 'zone')}, begun in their present state"
+    text = f"modelled from the last {days:.1f} days of {format_count(zones, 'zone')}, begun in their present state"
+    return f"{text}; {format_count(gaps, 'tick')} without a probe have the state before" if gaps else text
 
 
 def describe_total_loss(probability: float) -> str:

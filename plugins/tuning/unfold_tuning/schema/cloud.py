@@ -45,7 +45,7 @@ class Launch(Model):
 class Availability(Model):
     """A log of spot availability: one row a tick, one column a zone, 1 where an instance could be had and 0 where not.
 
-    Its last row is the present. Only the last three days count.
+    Its last tick is the present. Only the last three days count.
     """
 
     path: str
