@@ -25,6 +25,7 @@ from unfold_placement.live import control_loop, recovery
 from unfold_placement.live import status as status_module
 from unfold_placement.live.backend import Record
 from unfold_placement.live.control_loop import ControlLoop
+from unfold_placement.live.service import ControllerThread
 from unfold_placement.live.status import build_dashboard, read_status, status_to_json
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.simulator import simulate
@@ -63,9 +64,18 @@ def _exit(_task: Task) -> Any:
     raise SystemExit(0)
 
 
+def _close(_task: Task) -> Any:
+    raise GeneratorExit
+
+
+def _interrupt(_task: Task) -> Any:
+    raise KeyboardInterrupt
+
+
 NONSENSE: dict[str, tuple[Yielded, str]] = {
     "raises": (_raise, "a score of nothing"),
     "exits": (_exit, "react raised SystemExit"),
+    "closes itself": (_close, "react raised GeneratorExit"),
     "NaN": (lambda _: [Put("x", "n0", float("nan"))], "nan, not a whole number"),  # type: ignore[arg-type]
     "negative": (lambda _: [Put("x", "n0", -1)], "-1, not a whole number"),
     "more than any node": (lambda _: [Put("x", "n0", 1 << 70)], "not a whole number"),
@@ -154,6 +164,24 @@ def test_a_process_that_gave_up_is_no_standby() -> None:
     live.step(0.0)
     status = status_to_json(read_status(live))
     assert (status["role"], status["runs"]) == ("standby", [])
+
+
+def test_a_policy_that_raises_an_interrupt_does_not_end_the_thread() -> None:
+    """The service goes on, and its status names the line."""
+    world = local_world(cluster(1))
+    live = ControlLoop(world.handle(), lambda: [Misbehaving(_interrupt)], "me", "spec", 1e6, 2e6)
+    for task in job("bad", 1):
+        world.submit(task)
+    service = ControllerThread(live)
+    service.start()
+    end = time.monotonic() + 20
+    while "test_misbehaving_policies.py" not in status_to_json(read_status(live))["error"]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert service.thread is not None
+    assert service.thread.is_alive()
+    assert not service.is_healthy
+    service.stop()
 
 
 def hang(policy_hangs: Callable[[], object]) -> Policy:

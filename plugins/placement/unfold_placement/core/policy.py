@@ -63,7 +63,7 @@ class Policy(Protocol):
         """Yield the transactions with which the policy responds to an event."""
 
 
-POLICY_FAILURES = (Exception, SystemExit)
+POLICY_FAILURES = (Exception, SystemExit, GeneratorExit)
 """What a policy may raise that is its own error: one that exits must not end the controller."""
 
 
