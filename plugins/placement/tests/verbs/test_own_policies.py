@@ -269,3 +269,13 @@ def test_an_audit_without_a_fault_yields_its_violations(tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(str(tmp_path))
     policies = build_policies([PolicyRule(CUSTOM, {"policy": "audits:P", "options": {}})], allow_code=True)
     assert list(find_own_violations(simulate(cluster(1), job("a", 1), policies), policies)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("policy", "is_ignored"), [("{}", True), ("{gang: {}}", True), ("{barrier: {}}", False)])
+def test_a_field_that_no_policy_reads_is_named(policy: str, is_ignored: bool, unfold: Unfold, tmp_path: Path) -> None:
+    """Tasks with predecessors that start at once are not reported as if their order had been kept."""
+    tasks = "[{job: a, gpu: 1, run: 10 s}, {job: b, gpu: 1, run: 10 s, after: [a]}]"
+    spec = SPEC.replace("[{job: a, count: 2, gpu: 1, run: 10 s}]", tasks).replace('{own: {policy: "MODULE:P"}}', policy)
+    (tmp_path / "spec.yaml").write_text(spec, "utf-8")
+    outcome = unfold("plan", "spec.yaml")
+    assert ("after of tasks has no effect without the policy barrier" in outcome.out) == is_ignored
