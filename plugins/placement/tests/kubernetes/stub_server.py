@@ -23,11 +23,15 @@ COLLECTIONS = ("nodes", "pods", "configmaps", "leases", "jobs", "jobsets", "repl
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An answer in place of the server's own: a status and a body, or raw bytes of a stream after which it is cut."""
+    """An answer in place of the server's own: a status and a body, or raw bytes of a stream after which it is cut.
+
+    ``is_late`` says that the request takes effect before.
+    """
 
     status: int = 500
     body: bytes = b'{"kind": "Status", "reason": "Broken", "message": "the server is broken"}'
     headers: tuple[tuple[str, str], ...] = ()
+    is_late: bool = False
 
 
 @dataclass(slots=True)
@@ -39,7 +43,8 @@ class StubServer:
         version: The last resource version.
         requests: Method and path of every request.
         watches: Queues of the open watches, by collection.
-        fault: Returns the fault of a request (method, path, whether it is a watch), or None.
+        fault: Returns the fault of a request (method, path, whether it is a watch), or None. The path of a trial ends
+            with ``?dryRun``.
         lock: Guards the objects.
     """
 
@@ -150,7 +155,12 @@ class StubHandler(BaseHTTPRequestHandler):
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         with self.stub.lock:
             self.stub.requests.append((self.command, self.path))
-        fault = self.stub.fault(self.command, url.path, "watch" in query)
+        suffix = "?dryRun" if "dryRun" in query else ""
+        fault = self.stub.fault(self.command, url.path + suffix, "watch" in query)
+        if fault is not None and fault.is_late:
+            words = url.path.strip("/").split("/")
+            with self.stub.lock:
+                self._write((words[-2], words[-3], words[-1]), [], json.loads(data), is_trial=False)
         if fault is not None:
             self.answer(fault.status, fault.body, fault.headers)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,47 @@ def test_a_queue_that_is_replayed_is_left_as_it_was(tmp_path: Path) -> None:
     )
     assert snapshot is not None
     assert replay_queues(snapshot) == replay_queues(replace(snapshot))
+
+
+def _random_queues(rng: random.Random, count: int) -> list[Body]:
+    """Return ClusterQueues in a tree of cohorts with every kind of preemption, and their workloads."""
+    api = "kueue.x-k8s.io/v1beta2"
+    names = range(rng.randrange(1, 4))
+    items: list[Body] = [
+        {"apiVersion": api, "kind": "Cohort", "metadata": {"name": f"c{i}"}, "spec": {"parentName": f"c{i - 1}"}}
+        for i in names[1:]
+    ]
+    queues = rng.randrange(2, 7)
+    for index in range(queues):
+        preemption: Body = {
+            "reclaimWithinCohort": rng.choice(["Any", "LowerPriority"]),
+            "withinClusterQueue": rng.choice(["LowerPriority", "LowerOrNewerEqualPriority", "Never"]),
+        }
+        if rng.random() < 0.4:
+            preemption["borrowWithinCohort"] = {"policy": "LowerPriority"}
+        limits = {key: rng.randrange(9) for key in ("borrowingLimit", "lendingLimit") if rng.random() < 0.3}
+        cohort = f"c{rng.choice(names)}"
+        items.append(
+            cluster_queue(f"q{index}", rng.randrange(2, 12), cohortName=cohort, preemption=preemption, **limits)
+        )
+    return items + [
+        workload(f"q{rng.randrange(queues)}/w{number}", number * 7, rng.randrange(1, 9), priority=rng.randrange(6))
+        for number in range(count)
+    ]
+
+
+def test_queues_that_preempt_each_other_at_every_retry_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every retry, a second later, stops what the last one started, so that nothing ever ends."""
+    monkeypatch.setattr(replays, "MAX_PREEMPTING_CYCLES", 500)
+    with pytest.raises(UnfoldError, match="workloads preempt each other for ever at"):
+        replay(tmp_path, *_random_queues(random.Random(104), 45))  # noqa: S311
+
+
+def test_a_state_that_recurs_at_one_instant_is_reported_at_once(tmp_path: Path) -> None:
+    """The next cycles depend on nothing else, so the limit on cycles need not be reached."""
+    began_s = time.process_time()
+    with pytest.raises(UnfoldError, match="workloads preempt each other for ever at 1 s"):
+        replay(tmp_path, *_random_queues(random.Random(150), 45))  # noqa: S311
+    assert time.process_time() - began_s < 5

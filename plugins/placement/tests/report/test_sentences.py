@@ -76,6 +76,7 @@ SAMPLES: dict[str, list[str]] = {
     ],
     "quota_above_nodes_line": [sentences.quota_above_nodes_line("nvidia.com/gpu", "16", "8")],
     "admission_only_line": [sentences.admission_only_line()],
+    "ignored_field_line": [sentences.ignored_field_line("after", "barrier")],
     "manager_settings_line": [sentences.manager_settings_line("0.17")],
     "replay_start_line": [sentences.replay_start_line(is_history=value) for value in (True, False)],
     "run_time_line": [sentences.run_time_line(count, "workload.replay.run") for count in (1, 30)],

@@ -25,7 +25,8 @@ from unfold_placement.live import control_loop, recovery
 from unfold_placement.live import status as status_module
 from unfold_placement.live.backend import Record
 from unfold_placement.live.control_loop import ControlLoop
-from unfold_placement.live.status import read_status, status_to_json
+from unfold_placement.live.service import ControllerThread
+from unfold_placement.live.status import build_dashboard, read_status, status_to_json
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.simulator import simulate
 from unfold_placement.verification.scenario import Kind, Scenario
@@ -63,9 +64,18 @@ def _exit(_task: Task) -> Any:
     raise SystemExit(0)
 
 
+def _close(_task: Task) -> Any:
+    raise GeneratorExit
+
+
+def _interrupt(_task: Task) -> Any:
+    raise KeyboardInterrupt
+
+
 NONSENSE: dict[str, tuple[Yielded, str]] = {
     "raises": (_raise, "a score of nothing"),
     "exits": (_exit, "react raised SystemExit"),
+    "closes itself": (_close, "react raised GeneratorExit"),
     "NaN": (lambda _: [Put("x", "n0", float("nan"))], "nan, not a whole number"),  # type: ignore[arg-type]
     "negative": (lambda _: [Put("x", "n0", -1)], "-1, not a whole number"),
     "more than any node": (lambda _: [Put("x", "n0", 1 << 70)], "not a whole number"),
@@ -119,14 +129,59 @@ def test_a_live_cluster_keeps_its_last_good_decision(case: str) -> None:
         live.step(0.0)
     states = {name: item.state for name, item in world.register.records.items()}
     assert states == {"good-0": kinds.RUNNING, "good-1": kinds.RUNNING, "bad-0": kinds.WAITING}
-    error = status_to_json(read_status(live))["error"]
-    assert "policy Misbehaving" in error
-    assert "test_misbehaving_policies.py" in error
+    status = status_to_json(read_status(live))
+    assert "policy Misbehaving" in status["error"]
+    assert "test_misbehaving_policies.py" in status["error"]
+    assert [(item["task"], item["node"]) for item in status["runs"]] == [("good-0", "n0"), ("good-1", "n0")]
+    assert status["nodes"] == ["n0", "n1"]
+    assert status["waiting"] == 1
+    assert status["waits"][0]["why"].startswith("no decision is made: ")
+    assert status["decided_s"] > 0
+    assert any("policy Misbehaving" in tile.note for tile in build_dashboard("spec", live)().tiles)
     world.register.withdraw("bad-0")
     for _ in range(3):
         live.step(0.0)
     assert status_to_json(read_status(live))["error"] == ""
     assert live.actuator is not None
+
+
+def test_a_process_that_gave_up_is_no_standby() -> None:
+    """After many errors it leaves leadership to others, and its status holds what runs and the error."""
+    world = local_world(cluster(1))
+    live = ControlLoop(world.handle(), lambda: [Misbehaving(_raise)], "me", "spec", 1e6, 2e6)
+    for task in job("good", 1, run=1e5):
+        world.submit(task)
+    live.step(0.0)
+    for task in job("bad", 1):
+        world.submit(task)
+    with pytest.raises(UnfoldError, match="a score of nothing"):
+        control_loop.run_until_stopped(live, lambda: False, lambda _: None)
+    status = status_to_json(read_status(live))
+    assert (status["leads"], status["role"]) == (False, "failing")
+    assert [item["task"] for item in status["runs"]] == ["good-0"]
+    assert "a score of nothing" in status["error"]
+    assert world.handle().lead("another", 1e6)
+    live.step(0.0)
+    status = status_to_json(read_status(live))
+    assert (status["role"], status["runs"]) == ("standby", [])
+
+
+def test_a_policy_that_raises_an_interrupt_does_not_end_the_thread() -> None:
+    """The service goes on, and its status names the line."""
+    world = local_world(cluster(1))
+    live = ControlLoop(world.handle(), lambda: [Misbehaving(_interrupt)], "me", "spec", 1e6, 2e6)
+    for task in job("bad", 1):
+        world.submit(task)
+    service = ControllerThread(live)
+    service.start()
+    end = time.monotonic() + 20
+    while "test_misbehaving_policies.py" not in status_to_json(read_status(live))["error"]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert service.thread is not None
+    assert service.thread.is_alive()
+    assert not service.is_healthy
+    service.stop()
 
 
 def hang(policy_hangs: Callable[[], object]) -> Policy:
@@ -172,7 +227,11 @@ def test_a_live_policy_that_hangs_is_named_in_the_status(monkeypatch: pytest.Mon
     monkeypatch.setattr(status_module, "LOCK_TIMEOUT_S", 0.2)
     released = threading.Event()
     world = local_world(cluster(1))
-    live = ControlLoop(world.handle(), lambda: [hang(released.wait)], "me", "spec", 1e6, 2e6)
+    admits = Misbehaving(lambda _: [])
+    hangs = hang(lambda: released.wait() if world.register.records.keys() & {"a-0"} else None)
+    live = ControlLoop(world.handle(), lambda: [admits, hangs], "me", "spec", 1e6, 2e6)
+    for task in job("good", 1, run=1e5):
+        world.submit(task)
     live.step(0.0)
     for task in job("a", 1):
         world.submit(task)
@@ -183,6 +242,7 @@ def test_a_live_policy_that_hangs_is_named_in_the_status(monkeypatch: pytest.Mon
         assert time.monotonic() < end
         time.sleep(0.05)
     assert "policy Hanging: it has not returned from react" in error
+    assert [item["task"] for item in status_to_json(read_status(live))["runs"]] == ["good-0"]
     released.set()
     thread.join(10)
     assert status_to_json(read_status(live))["error"] == ""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -195,9 +198,84 @@ def test_optional_methods_that_hang_are_interrupted(
         call_hook(policy, method, [])
 
 
+LOADING = {
+    "import": ("loops_on_import", "while True:\n    pass\n", 1),
+    "helper": ("imports_a_loop", "import time\nimport helper_that_loops\n", 2),
+    "constructor": ("loops_in_init", "class P:\n    def __init__(self):\n        while True: pass\n", 3),
+    "sleeps": ("sleeps_on_import", "import time\ntime.sleep(1e4)\n", 2),
+    "retries": ("retries", "while True:\n    try:\n        while True: pass\n    except ValueError: pass\n", 3),
+}
+
+
+@pytest.mark.parametrize("case", LOADING)
+def test_a_policy_that_loads_for_ever_is_interrupted(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its import and its constructor are bounded as its decisions are."""
+    module, code, line = LOADING[case]
+    write(tmp_path, module, code)
+    (tmp_path / "helper_that_loops.py").write_text("def wait():\n    while True: pass\nwait()\n", "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rules = [PolicyRule(CUSTOM, {"policy": f"{module}:P", "options": {}})]
+    threads = threading.active_count()
+    with (
+        pytest.raises(UnfoldError, match=rf"{module}:P has been loading for \d+ s") as error,
+        interrupt_stalled_policies(0.2),
+    ):
+        build_policies(rules, allow_code=True)
+    found = error.value.diagnostics[0]
+    assert (Path(found.file).name, found.line) == (f"{module}.py", line)
+    assert ("helper_that_loops.py:2" in found.hint) == (case == "helper")
+    assert threading.active_count() == threads
+
+
+def test_a_swallowed_interrupt_is_still_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a policy decides after it was interrupted is not reported as if nothing had been."""
+    code = "try:\n    while True: pass\nexcept BaseException: pass\n" + HEAD
+    write(tmp_path, "swallows", code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rules = [PolicyRule(CUSTOM, {"policy": "swallows:P", "options": {}})]
+    with pytest.raises(UnfoldError, match="swallows:P has been loading"), interrupt_stalled_policies(0.2):
+        build_policies(rules, allow_code=True)
+
+
+CATCHES_ALL = """
+from unfold_placement.core.policy import call_loader
+from unfold_placement.core.watchdog import interrupt_stalled_policies
+def load():
+    while True:
+        try:
+            while True:
+                try: sum(range(1000))
+                except BaseException: pass
+        except BaseException: pass
+with interrupt_stalled_policies(0.2):
+    call_loader("stubborn:P", load)
+"""
+
+
+def test_a_policy_that_catches_every_interrupt_ends_the_process(tmp_path: Path) -> None:
+    """No exception reaches it; the message and the exit code are the same."""
+    (tmp_path / "stubborn.py").write_text(CATCHES_ALL, "utf-8")
+    command = [sys.executable, str(tmp_path / "stubborn.py")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert f"{tmp_path / 'stubborn.py'}:8: policy: stubborn:P has been loading" in result.stderr
+
+
 def test_an_audit_without_a_fault_yields_its_violations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An audit may be a generator or return a list."""
     write(tmp_path, "audits", HEAD + "    def audit(self, log): return ['a', 'b']\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     policies = build_policies([PolicyRule(CUSTOM, {"policy": "audits:P", "options": {}})], allow_code=True)
     assert list(find_own_violations(simulate(cluster(1), job("a", 1), policies), policies)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("policy", "is_ignored"), [("{}", True), ("{gang: {}}", True), ("{barrier: {}}", False)])
+def test_a_field_that_no_policy_reads_is_named(policy: str, is_ignored: bool, unfold: Unfold, tmp_path: Path) -> None:
+    """Tasks with predecessors that start at once are not reported as if their order had been kept."""
+    tasks = "[{job: a, gpu: 1, run: 10 s}, {job: b, gpu: 1, run: 10 s, after: [a]}]"
+    spec = SPEC.replace("[{job: a, count: 2, gpu: 1, run: 10 s}]", tasks).replace('{own: {policy: "MODULE:P"}}', policy)
+    (tmp_path / "spec.yaml").write_text(spec, "utf-8")
+    outcome = unfold("plan", "spec.yaml")
+    assert ("after of tasks has no effect without the policy barrier" in outcome.out) == is_ignored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -330,3 +331,11 @@ def test_the_spec_of_a_counterexample_keeps_deadlines() -> None:
     spec = validate(PlacementSpec, parse(text, "x.yaml"))
     written = counterexample_spec(spec, Counterexample(finding, tasks, scenario, ""))
     assert [task["deadline"] for task in written["workload"]["tasks"]] == ["90 s"]
+
+
+def test_a_search_leaves_the_collection_of_garbage_as_it_was() -> None:
+    """It is rare while a search runs, and as before afterwards."""
+    before = gc.get_threshold(), list(gc.callbacks)
+    kind = Kind("small", (Task("", {"gpu": 1000}, 60.0),))
+    assert search(Scenario(tuple(cluster(1)), (kind,), "small", 2), [], 100).is_complete
+    assert (gc.get_threshold(), list(gc.callbacks)) == before

@@ -10,7 +10,7 @@ import inspect
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -63,7 +63,7 @@ class Policy(Protocol):
         """Yield the transactions with which the policy responds to an event."""
 
 
-POLICY_FAILURES = (Exception, SystemExit)
+POLICY_FAILURES = (Exception, SystemExit, GeneratorExit)
 """What a policy may raise that is its own error: one that exits must not end the controller."""
 
 
@@ -113,11 +113,29 @@ def loading_error(error: BaseException) -> Diagnostic:
     """Return the file, line and message of what a policy's module or constructor raised; no file if it is unknown."""
     if isinstance(error, SyntaxError) and error.filename:
         return Diagnostic(f"{type(error).__name__}: {error.msg}", error.filename, error.lineno or 0)
-    frames = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+    file, line = find_user_line((frame.filename, frame.lineno or 0) for frame in extract_tb(error.__traceback__))
+    return Diagnostic(describe_error(error), file, line)
+
+
+def find_user_line(frames: Iterable[tuple[str, int]]) -> tuple[str, int]:
+    """Return the user's first file among the frames of a call, outermost first, and the last line in it, or ("", 0)."""
+    known = [(file, line) for file, line in frames if Path(file).is_file()]
     # the frames from the import or the call to the user's first file are this program's and the interpreter's
-    own = next((frame.filename for frame in frames if not _is_installed(frame.filename)), "")
-    lines = [frame.lineno or 0 for frame in frames if frame.filename == own]
-    return Diagnostic(describe_error(error), own, lines[-1] if own else 0)
+    own = next((file for file, _ in known if not _is_installed(file)), "")
+    lines = [line for file, line in known if file == own]
+    return (own, lines[-1]) if own else ("", 0)
+
+
+def call_loader(name: str, load: Callable[[], Any]) -> Any:
+    """Import or build a user's policy; a function of its own, so that the watchdog finds it on the stack.
+
+    Args:
+        name: The policy, as the spec names it.
+        load: Imports or builds it.
+    """
+    loaded = load()
+    del name  # until here the watchdog reads it from the frame
+    return loaded
 
 
 def _is_installed(file: str) -> bool:

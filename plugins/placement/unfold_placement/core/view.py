@@ -150,9 +150,12 @@ class View:
     def running(self) -> list[tuple[Task, str, float]]:
         """Return the running tasks with node and start time (s), ordered by start."""
         state, table = self.table.state, self.table
-        rows = np.flatnonzero(state.status[: len(table.tasks)] == kernel.RUNNING)
-        rows = rows[np.argsort(state.start_s[rows], kind="stable")]
-        return [(table.tasks[row], table.nodes[state.task_node[row]].name, float(state.start_s[row])) for row in rows]
+        rows = (state.status[: len(table.tasks)] == kernel.RUNNING).nonzero()[0]
+        starts_s = state.start_s[rows]
+        order = starts_s.argsort(kind="stable")
+        rows = rows[order]
+        placed = zip(rows.tolist(), state.task_node[rows].tolist(), starts_s[order].tolist(), strict=True)
+        return [(table.tasks[row], table.nodes[node].name, start_s) for row, node, start_s in placed]
 
     def room(
         self, unit: Sequence[Task], phase: int, within: Iterable[str] | MaskArray | None = None

@@ -7,6 +7,7 @@ same call, for the same transaction, is still there after a limit.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -16,16 +17,18 @@ from dataclasses import dataclass
 from types import FrameType
 
 from unfold_placement.core.controller import Controller, call_policy, collect_requests
-from unfold_placement.core.policy import Policy, call_hook, policy_error
-from unfoldkit.api import UnfoldError
+from unfold_placement.core.policy import Policy, call_hook, call_loader, find_user_line, policy_error
+from unfoldkit.api import Diagnostic, UnfoldError
 
 LIMIT_S = 30.0
-"""How long a policy may compute one transaction, or the requests of one task."""
+"""How long a policy may compute one transaction or the requests of one task, and how long it may load."""
 PERIOD_S = 1.0
 SLEEP_FACTOR = 10
 """A policy that uses no processor may take this many times the limit."""
 WAKE_SIGNAL = getattr(signal, "SIGUSR2", signal.SIGINT)
 """Interrupts a policy: not with the signal of Ctrl-C, which ends the verb, where the system has another one."""
+MAX_INTERRUPTS = 5
+"""A policy that catches this many interrupts and does not return ends the process."""
 CALLERS = {
     Controller.call_react.__code__: "react",
     call_policy.__code__: "react",
@@ -40,32 +43,48 @@ OTHER_CALLEES = {call_policy.__code__, Controller.apply.__code__}
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of a policy that is on a stack.
+    """A call of a policy that is on a stack, or the import or construction of one.
 
     Attributes:
-        policy: The policy.
-        method: Its method.
+        policy: The policy; None while it is loaded.
+        name: Its method, or how the spec names a policy that is loaded.
         identity: Changes with every call and every transaction.
         line: Line of the policy's file that is executed; 0 if unknown.
+        file: The user's file that is executed while a policy is loaded; empty if unknown.
+        innermost: File and line that are executed, where that is another file.
     """
 
-    policy: Policy
-    method: str
+    policy: Policy | None
+    name: str
     identity: tuple[int, object]
     line: int
+    file: str = ""
+    innermost: str = ""
 
 
 def find_call(thread_id: int) -> Call | None:
     """Return the innermost call of a policy on the stack of a thread, or None."""
+    # the documented way to see another thread's stack
+    return find_call_below(sys._current_frames().get(thread_id))  # noqa: SLF001
+
+
+def find_call_below(frame: FrameType | None) -> Call | None:
+    """Return the innermost call of a policy on the stack of a frame, or None."""
     inner: FrameType | None = None
-    frame = sys._current_frames().get(thread_id)  # noqa: SLF001 - the documented way to see another thread's stack
+    lines: list[tuple[str, int]] = []
     while frame is not None:
+        if frame.f_code is call_loader.__code__:
+            file, line = find_user_line(reversed(lines))
+            innermost = f"{lines[0][0]}:{lines[0][1]}" if lines and lines[0][0] != file else ""
+            identity = (id(frame), frame.f_locals.get("load"))
+            return Call(None, str(frame.f_locals.get("name")), identity, line, file, innermost)
         method = CALLERS.get(frame.f_code)
         if method is not None and inner is not None and inner.f_code not in OTHER_CALLEES:
             policy, progress = frame.f_locals.get("policy"), frame.f_locals.get("step")
             if policy is not None:
-                name = method or str(frame.f_locals.get("method"))
-                return Call(policy, name, (id(frame), progress), inner.f_lineno)
+                method = method or str(frame.f_locals.get("method"))
+                return Call(policy, method, (id(frame), progress), inner.f_lineno)
+        lines.append((frame.f_code.co_filename, frame.f_lineno))
         inner, frame = frame, frame.f_back
     return None
 
@@ -104,7 +123,18 @@ class Watchdog:
 def stall_error(call: Call, elapsed_s: float | None = None) -> UnfoldError:
     """Build the error of a policy that does not return, with the line that it executes."""
     suffix = f" for {elapsed_s:.0f} s" if elapsed_s is not None else ""
-    return policy_error(call.policy, call.method, f"it has not returned from {call.method}{suffix}", line=call.line)
+    if call.policy is None:
+        message = f"{call.name} has been loading{suffix}; its import or construction does not return"
+        hint = f"it is at {call.innermost}" if call.innermost else ""
+        return UnfoldError(Diagnostic(message, call.file, call.line, key="policy", hint=hint))
+    return policy_error(call.policy, call.name, f"it has not returned from {call.name}{suffix}", line=call.line)
+
+
+def end_process(error: UnfoldError) -> None:
+    """End the process with an error, where the policy that it names catches every exception."""
+    sys.stderr.write(f"{error}\n")
+    sys.stderr.flush()
+    os._exit(error.code)  # no exception can end it
 
 
 @contextlib.contextmanager
@@ -129,24 +159,42 @@ def interrupt_stalled_policies(limit_s: float = LIMIT_S) -> Iterator[None]:
         yield
         return
     watchdog, ended, errors = Watchdog(threading.get_ident(), limit_s), threading.Event(), list[UnfoldError]()
-
-    def watch() -> None:
-        while not ended.wait(min(PERIOD_S, limit_s / 4)):
-            if (error := watchdog.check()) is not None and not ended.is_set():
-                errors.append(error)
-                signal.pthread_kill(watchdog.thread_id, WAKE_SIGNAL)
-                return
-
-    previous = signal.signal(WAKE_SIGNAL, signal.default_int_handler)
-    thread = threading.Thread(target=watch, daemon=True)
+    previous = signal.signal(WAKE_SIGNAL, interrupt_policy)
+    thread = threading.Thread(target=watch_policies, args=(watchdog, ended, errors), daemon=True)
     thread.start()
     try:
         yield
     except KeyboardInterrupt:
-        if errors:
-            raise errors[0] from None
-        raise
+        if not errors:
+            raise
     finally:
         ended.set()
         thread.join()
         signal.signal(WAKE_SIGNAL, previous)
+    if errors:
+        raise errors[0]
+
+
+def watch_policies(watchdog: Watchdog, ended: threading.Event, errors: list[UnfoldError]) -> None:
+    """Interrupt a policy that does not return, again and again if it catches that, until the block has ended.
+
+    Args:
+        watchdog: Watches the thread of the block.
+        ended: Set when the block has ended.
+        errors: Receives the error of the policy.
+    """
+    interrupts = 0
+    while not ended.wait(min(PERIOD_S, watchdog.limit_s / 4)):
+        if not errors and (error := watchdog.check()) is not None:
+            errors.append(error)
+        if errors and not ended.is_set():
+            if interrupts == MAX_INTERRUPTS:
+                end_process(errors[0])
+            signal.pthread_kill(watchdog.thread_id, WAKE_SIGNAL)
+            interrupts += 1
+
+
+def interrupt_policy(_signal: int, frame: FrameType | None) -> None:
+    """Raise ``KeyboardInterrupt`` where a policy runs."""
+    if find_call_below(frame) is not None:
+        raise KeyboardInterrupt

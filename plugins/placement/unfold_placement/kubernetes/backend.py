@@ -367,6 +367,10 @@ class KubernetesBackend:
             self.gate_queue.mark_opened(requests, self.now())
         for index in failed:
             self._gate_unit_again(requests[index].first_task, "its pod could not be opened")
+        if failed:
+            # what was opened of a refused unit is taken back before any pause
+            self._recreate_lost()
+            self.writer.pause_after_refusals()
 
     def _gate_unit_again(self, first_task: str, reason: str) -> None:
         """Let all tasks of a unit wait again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,11 +28,15 @@ from unfold_placement.kubernetes.workloads import controller_of, resume_workload
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfoldkit.api import user_error
-from unfoldkit.kubernetes.api import GONE, MERGE, Api, ApiError, call_all
+from unfoldkit.kubernetes.api import BAD_GATEWAY, GONE, MERGE, Api, ApiError, UnreachableError, call_all
 
 MAX_TRIES = 4
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 1.0
 """Pauses after openings that the server refused, doubled from one to the next."""
+RETRY_S = 0.05
+"""Pause before a failed opening is sent again, doubled from one to the next."""
+NO_REHEARSAL = "does not support dry run"
+"""In the message of a server that has a webhook with side effects."""
 DENIED = frozenset({401, 403})
 OpeningUnits = dict[str, dict[str, int]]
 """Units that are being opened: the attempt that each task is to become, by the unit's first task."""
@@ -107,18 +111,21 @@ class Writer:
     def open_gates(self, units: Sequence[Sequence[Start]], by: str) -> list[int]:
         """Open the gates of all tasks of units; return the indices of units with a task that could not be opened.
 
-        After a refusal the next openings are rehearsed first, so that no gang is opened in part again and again.
+        A gate cannot be closed again. Hence the openings of a gang are rehearsed first (``dryRun``), and none of its
+        gates is opened if the server would refuse one. After a refusal single tasks are rehearsed, too.
         """
         starts = [(index, start) for index, unit in enumerate(units) for start in unit]
-        failed: dict[int, ApiError] = {}
-        if self.refusals:
-            failed = _collect_errors(starts, call_all([partial(self._rehearse, start, by) for _, start in starts]))
-            starts = [(index, start) for index, start in starts if index not in failed]
-        if starts:
-            opened = call_all([partial(self._open_gate, start, by) for _, start in starts])
-            failed |= _collect_errors(starts, opened)
-        self._pause_after(failed.values())
+        trials = [(index, start) for index, start in starts if self.refusals or len(units[index]) > 1]
+        failed = _collect_errors(trials, _call_all([partial(self._rehearse, start, by) for _, start in trials]))
+        starts = [(index, start) for index, start in starts if index not in failed]
+        failed |= _collect_errors(starts, _call_all([partial(self._open_gate, start, by) for _, start in starts]))
+        self._record_refusals(failed.values())
         return sorted(failed)
+
+    def pause_after_refusals(self) -> None:
+        """Pause, the longer the oftener the server has refused to open a gate."""
+        if self.refusals:
+            time.sleep(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.refusals, 10)))
 
     def recreate_pods(self, lost: Sequence[LostTask], by: str) -> list[LostTask]:
         """Create gated pods for tasks that lost their place, and then delete the old pods.
@@ -243,15 +250,43 @@ class Writer:
         body = self._replace_outdated(self._waiting_pod(start), start, by)
         if self.counters is not None:
             self.counters.claim(body)
-        opened = self.api.patch(_pods_path(self.api, body["metadata"]["name"]), self._opening_patch(body, start, by))
+        path, patch = _pods_path(self.api, body["metadata"]["name"]), self._opening_patch(body, start, by)
+        for attempt in range(MAX_TRIES):
+            try:
+                opened = self.api.patch(path, patch)
+                break
+            except (ApiError, UnreachableError) as error:
+                if attempt and (found := self._find_opened(path, start, by)) is not None:
+                    # the answer to an earlier try was lost
+                    opened = found
+                    break
+                # the others of a gang may be open: what passes is tried again at once
+                is_temporary = isinstance(error, UnreachableError) or error.is_temporary
+                if not is_temporary or attempt == MAX_TRIES - 1:
+                    raise
+                time.sleep(RETRY_S * 2**attempt)
         self.informer.handle_pod(opened)
         return opened
+
+    def _find_opened(self, path: str, start: Start, by: str) -> Body | None:
+        """Return a pod if this process has opened it for this start."""
+        body = self.api.get(path)
+        notes = body["metadata"].get("annotations", {})
+        attempt = self.informer.store.records[start.task].attempt
+        is_open = pods.task_state(body) not in {kinds.WAITING, kinds.REFUSED, ""}
+        return body if is_open and notes.get(pods.BY) == by and pods.start_count(body) == attempt else None
 
     def _rehearse(self, start: Start, by: str) -> Body:
         """Let the server check the opening of a gate, without an effect."""
         body = self._waiting_pod(start)
         path = f"{_pods_path(self.api, body['metadata']['name'])}?dryRun=All"
-        return self.api.patch(path, self._opening_patch(body, start, by))
+        try:
+            return self.api.patch(path, self._opening_patch(body, start, by))
+        except ApiError as error:
+            if NO_REHEARSAL in error.message:
+                # a webhook with side effects: only the opening itself shows what it says
+                return body
+            raise
 
     def _waiting_pod(self, start: Start) -> Body:
         body = self.informer.body(start.task)
@@ -279,13 +314,12 @@ class Writer:
                 raise user_error(f"the resources of {place} cannot be written: {error.message}", hint=hint)
             self._log_refusal(f"the resources of {place} were not written: {error}")
 
-    def _pause_after(self, errors: Iterable[ApiError]) -> None:
-        """Log why gates were not opened, and pause the longer the oftener; a pod that has gone is no refusal."""
+    def _record_refusals(self, errors: Iterable[ApiError]) -> None:
+        """Log why gates were not opened; a pod that has gone is no refusal."""
         refused = [error for error in errors if not error.is_absent and error.status != GONE]
         self.refusals = self.refusals + 1 if refused else 0
         if refused:
             self._log_refusal(f"{len(refused)} of the units were not opened, the first because of {refused[0]}")
-            time.sleep(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.refusals, 10)))
 
     def _log_refusal(self, text: str) -> None:
         if text != self.last_refusal:
@@ -357,6 +391,18 @@ class Writer:
             if error.is_absent:
                 return None
             raise
+
+
+def _call_all(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Make calls concurrently: of many openings, one that gets no answer must not end the others."""
+    return call_all([partial(_call, call) for call in calls])
+
+
+def _call(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except UnreachableError as error:
+        raise ApiError(BAD_GATEWAY, "Unreachable", str(error)) from error
 
 
 def _collect_errors(starts: Sequence[tuple[int, Start]], results: Sequence[Any]) -> dict[int, ApiError]:

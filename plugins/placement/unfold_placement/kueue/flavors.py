@@ -5,7 +5,7 @@ Flavors are tried in the order of the resource group, as in Kueue 0.17 (``pkg/sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from unfold_placement.core.types import Node
@@ -76,10 +76,12 @@ class FlavorAssigner:
     Attributes:
         state: Quotas and admitted workloads.
         entry: The workload.
+        targets: The workloads to preempt, by what is needed and what of it does not fit.
     """
 
     state: AdmissionState
     entry: Entry
+    targets: dict[Hashable, list[Entry]] = field(default_factory=dict)
 
     def assign(self, counts: tuple[int, ...] = ()) -> Assignment:
         """Assign flavors to all pods, or to ``counts`` of them by pod set."""
@@ -96,8 +98,13 @@ class FlavorAssigner:
 
     def find_targets(self, assignment: Assignment) -> list[Entry]:
         """Return the workloads to preempt for an assignment."""
-        contested = frozenset(assignment.contested)
-        return PreemptionSearch(self.state, self.entry, assignment.usage, contested).find_targets()
+        return self._find_targets(assignment.usage, frozenset(assignment.contested))
+
+    def _find_targets(self, requests: Amounts, contested: frozenset[FlavorResource]) -> list[Entry]:
+        key = frozenset(requests.items()), contested
+        if key not in self.targets:
+            self.targets[key] = PreemptionSearch(self.state, self.entry, requests, contested).find_targets()
+        return self.targets[key]
 
     def _assign_pod_set(self, index: int, pod_set: PodSet, count: int, assignment: Assignment) -> bool:
         requests = {resource: amount * count for resource, amount in pod_set.requests.items()}
@@ -199,7 +206,7 @@ class FlavorAssigner:
         reason = f"waits for quota of {resource} in {flavor}"
         if amount > node.quota(key).nominal and not may_reclaim and not rules.borrows:
             return Mode(NO_FIT, height), reason
-        targets = PreemptionSearch(self.state, self.entry, {key: amount}, frozenset({key})).find_targets()
+        targets = self._find_targets({key: amount}, frozenset({key}))
         if not targets:
             return Mode(NO_CANDIDATES, node.borrowing_height(key, amount)[0]), reason
         with self.state.without(targets):

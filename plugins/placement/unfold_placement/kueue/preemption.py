@@ -19,7 +19,7 @@ from unfold_placement.kueue.objects import (
     FlavorResource,
 )
 from unfold_placement.kueue.quota_tree import QuotaNode
-from unfold_placement.kueue.state import AdmissionState, Entry, uses_any
+from unfold_placement.kueue.state import AdmissionState, Entry
 
 WITHIN_QUEUE, BY_HIERARCHY, WITHOUT_BORROWING, WHILE_BORROWING = range(4)
 """Why a candidate may be preempted."""
@@ -66,20 +66,32 @@ class PreemptionSearch:
         """Return a minimal set of workloads that make room for the entry by their end; empty if there is none."""
         self._collect()
         candidates = [*self.by_hierarchy, *self.by_priority, *self.same_queue]
+        if not self._may_suffice(candidates):
+            return []
         for may_borrow in self._attempts():
             targets = self._try(candidates, may_borrow=may_borrow)
             if targets:
                 return targets
         return []
 
+    def _may_suffice(self, candidates: Sequence[Candidate]) -> bool:
+        """Return whether all candidates together use enough; what one gives back adds no more than that."""
+        node = self.entry.node
+        return all(
+            amount <= max(0, node.available(key) + sum(item.entry.usage.get(key, 0) for item in candidates))
+            for key, amount in self.requests.items()
+        )
+
     def _attempts(self) -> tuple[bool, ...]:
         has_others = bool(self.by_hierarchy or self.by_priority)
         forbidden = not self.entry.queue.preemption.borrows
-        node = self.entry.node
-        is_under_nominal = all(node.used(key) < node.quota(key).nominal for key in self.contested)
-        if not has_others or (forbidden and not is_under_nominal):
+        if not has_others or (forbidden and not self._is_under_nominal()):
             return (True,)
         return (False, True) if forbidden and not self.by_hierarchy else (True, False)
+
+    def _is_under_nominal(self) -> bool:
+        node = self.entry.node
+        return all(node.used(key) < node.quota(key).nominal for key in self.contested)
 
     def _try(self, candidates: Sequence[Candidate], *, may_borrow: bool) -> list[Entry]:
         targets: list[Entry] = []
@@ -133,9 +145,12 @@ class PreemptionSearch:
         if node.parent is not None and rules.reclaim != NEVER:
             previous: QuotaNode | None = None
             has_advantage, remaining = node.fits_quota(self.requests)
+            # a queue that uses its quota and must not borrow takes nothing by priority
+            may_take = rules.borrows or self._is_under_nominal()
             for cohort in node.ancestors():
                 chosen = self.by_hierarchy if has_advantage else self.by_priority
-                chosen += self._candidates_below(cohort, cohort, previous, has_advantage=has_advantage)
+                if has_advantage or may_take:
+                    chosen += self._candidates_below(cohort, cohort, previous, has_advantage=has_advantage)
                 fits, remaining = cohort.fits_quota(remaining)
                 has_advantage, previous = has_advantage or fits, cohort
         for candidates in (self.same_queue, self.by_hierarchy, self.by_priority):
@@ -155,7 +170,7 @@ class PreemptionSearch:
         rules = self.entry.queue.preemption
         policy = rules.within_queue if leaf is self.entry.node else rules.reclaim
         for other in self.state.admitted.get(leaf.name, {}).values():
-            if uses_any(other, self.contested) and _may_preempt(self.entry, other, policy):
+            if not self.contested.isdisjoint(other.usage) and _may_preempt(self.entry, other, policy):
                 yield Candidate(other, common, self._variant(other, leaf, has_advantage=has_advantage))
 
     def _variant(self, other: Entry, leaf: QuotaNode, *, has_advantage: bool) -> int:

@@ -16,7 +16,9 @@ from unfoldkit.api import user_error
 RETRY_DELAY_S = 1.0
 """Kueue tries inadmissible workloads again this long after a release (``requeueBatchPeriod``)."""
 MAX_PREEMPTING_CYCLES = 20_000
-"""Cycles with preemption at one instant, after which queues preempt each other for ever."""
+"""Cycles with preemption and without an arrival or end, after which queues preempt each other for ever."""
+USUAL_PREEMPTING_CYCLES = 50
+"""After so many the states are compared: one that recurs recurs for ever."""
 END, ARRIVAL, RETRY = range(3)
 
 
@@ -58,6 +60,7 @@ class KueueReplay:
         retries: Roots that will be retried.
         admissions: Entries in the order in which they were admitted.
         count: Events so far, which orders those of one instant and kind.
+        preempting_cycles: Cycles with preemption since the last arrival or end.
     """
 
     scheduler: Scheduler
@@ -65,6 +68,7 @@ class KueueReplay:
     retries: set[str] = field(default_factory=set)
     admissions: list[Entry] = field(default_factory=list)
     count: int = 0
+    preempting_cycles: int = 0
 
     def add(self, at_s: float, kind: int, subject: Entry | str, attempt: int = 0) -> None:
         """Schedule an event."""
@@ -89,15 +93,17 @@ class KueueReplay:
                 if self._root(queue.queue.name) == subject:
                     queue.retry()
         elif kind == ARRIVAL:
+            self.preempting_cycles = 0
             self.scheduler.queues[subject.queue.name].push(subject)
         elif attempt == subject.attempt and subject.reserved_s is not None:
+            self.preempting_cycles = 0
             subject.ended_s = self.scheduler.state.now_s
             self._release(subject)
 
     def _run_cycles(self, now_s: float) -> None:
         seen: set[Hashable] = set()
-        preempting_cycles = 0
-        while preempting_cycles < MAX_PREEMPTING_CYCLES:
+        states: set[Hashable] = set()
+        while self.preempting_cycles < MAX_PREEMPTING_CYCLES:
             if (signature := self.scheduler.signature()) in seen:
                 # Kueue goes on trying its heads, with the same result until quota is released
                 return
@@ -112,9 +118,13 @@ class KueueReplay:
                 entry.preemptions += 1
                 self._release(entry)
                 self.scheduler.queues[entry.queue.name].push(entry)
-            preempting_cycles += bool(preempted)
+            self.preempting_cycles += bool(preempted)
             if admitted or preempted:
                 seen.clear()
+            if preempted and self.preempting_cycles > USUAL_PREEMPTING_CYCLES:
+                if (whole := self.scheduler.whole_state()) in states:
+                    break
+                states.add(whole)
         names = ", ".join(sorted({entry.workload.name for entry in self.admissions[-4:]}))
         raise user_error(f"workloads preempt each other for ever at {now_s:g} s: {names}", key="workload.replay")
 

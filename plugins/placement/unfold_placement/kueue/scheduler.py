@@ -90,10 +90,27 @@ class Scheduler:
             (
                 len(queue.heap),
                 queue.sticky.workload.name if queue.sticky is not None else "",
-                tuple(tuple(sorted(tried.items())) for entry in queue.heap[:1] for tried in entry.tried_flavors),
+                tuple([_list_tried(entry) for entry in queue.heap[:1]]),
             )
             for queue in self.queues.values()
         )
+
+    def whole_state(self) -> Hashable:
+        """Return everything on which the next cycles at this instant depend."""
+        pending = tuple(
+            (
+                queue.sticky.workload.name if queue.sticky is not None else "",
+                tuple([(entry.workload.name, _list_tried(entry)) for entry in queue.heap]),
+                frozenset([(entry.workload.name, _list_tried(entry)) for entry in queue.inadmissible]),
+            )
+            for queue in self.queues.values()
+        )
+        admitted = frozenset(
+            (name, entry.reserved_s, frozenset(entry.usage.items()))
+            for entries in self.state.admitted.values()
+            for name, entry in entries.items()
+        )
+        return pending, admitted
 
     def run_cycle(self) -> tuple[list[Entry], list[Entry]]:
         """Run a cycle; return the admitted workloads and the preempted ones."""
@@ -187,11 +204,14 @@ class Scheduler:
             queue.inadmissible.append(entry)
 
 
+def _list_tried(entry: Entry) -> Hashable:
+    return tuple([tuple(sorted(flavors.items())) for flavors in entry.tried_flavors])
+
+
 def _identify_request(entry: Entry) -> Hashable:
     """Return what the outcome of a nomination depends on besides the state."""
-    tried = tuple(tuple(sorted(flavors.items())) for flavors in entry.tried_flavors)
     order = entry.order[: 2 if entry.queue.preemption.compares_age else 1]
-    return entry.queue.name, entry.shape, order, tried
+    return entry.queue.name, entry.shape, order, _list_tried(entry)
 
 
 def _assign_fewer(assigner: FlavorAssigner, pod_sets: Sequence[PodSet]) -> tuple[Assignment, list[Entry]] | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from unfold_placement.kueue.objects import Amounts, ClusterQueue, Flavor, FlavorResource, Workload
+from unfold_placement.kueue.objects import Amounts, ClusterQueue, Flavor, Workload
 from unfold_placement.kueue.quota_tree import QuotaNode
 
 
@@ -110,8 +110,3 @@ def add_amounts(node: QuotaNode, amounts: Amounts) -> None:
     """Count amounts at a node."""
     for key, amount in amounts.items():
         node.add_usage(key, amount)
-
-
-def uses_any(entry: Entry, keys: Iterable[FlavorResource]) -> bool:
-    """Return whether an entry uses one of some resources."""
-    return any(key in entry.usage for key in keys)

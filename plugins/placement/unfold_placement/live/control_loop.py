@@ -18,6 +18,7 @@ from unfold_placement.core.watchdog import find_call, stall_error
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.actuator import Actuator
 from unfold_placement.live.backend import Backend, Change, Snapshot
+from unfold_placement.live.last_decision import DecisionRecorder
 from unfold_placement.live.recovery import adopt_cluster, end_task, list_torn, lost_nodes, submit_task
 from unfold_placement.live.state_store import ALIVE
 from unfold_placement.policies.registry import PolicyFactory
@@ -54,6 +55,7 @@ class ControlLoop:
         thread_id: The thread that makes decisions.
         step_began_s: When its present step began, by the monotonic clock; infinity between steps.
         history: Changes of ephemeral resources, for explanations.
+        recorder: Keeps what the last decision left on the cluster.
         lock: Guards the controller against readers of its status.
     """
 
@@ -72,6 +74,7 @@ class ControlLoop:
     thread_id: int = 0
     step_began_s: float = math.inf
     history: History = field(default_factory=History)
+    recorder: DecisionRecorder = field(default_factory=DecisionRecorder)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def step(self, timeout: float = 1.0) -> bool:
@@ -85,7 +88,8 @@ class ControlLoop:
             if self._renew_leadership():
                 self.actuator = self._adopt() if self.actuator is None else self._watch(self.actuator, timeout)
                 self.failures = 0
-                self.last_error = "" if self.actuator is not None else self.last_error
+                if self.actuator is not None:
+                    self.last_error, self.recorder.decided_s = "", time.monotonic()
         except Exception as error:
             # another process leads, a policy failed, or the controller's state is outdated: continue from a snapshot
             self._record_error(error)
@@ -126,10 +130,14 @@ class ControlLoop:
                 self.backend.renew(self.owner, self.lease_s)
             if not self.is_leader or not was_leader:
                 self.actuator = None
+            if not self.is_leader:
+                # the process that leads knows what runs
+                self.recorder.last = None
         return self.is_leader
 
     def _adopt(self) -> Actuator:
         snapshot = self.backend.snapshot()
+        self.recorder.record_snapshot(snapshot)
         self.last_change = snapshot.after
         controller = self._new_controller(snapshot)
         self.history = record_history(controller)
@@ -176,6 +184,7 @@ class ControlLoop:
             return None
         now = self.backend.now()
         with self.lock:
+            self.recorder.record_controller(controller)
             table.state.clock[0] = max(table.now, now)
             for change in changes:
                 self.last_change = change.number

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unfold_placement.core.agreement import Agreement
+from unfold_placement.core.policy import loading_error
 from unfold_placement.core.types import Task
 from unfold_placement.live.control_loop import ControlLoop, run_until_stopped
 from unfold_placement.live.status import agreement_to_json, read_status, status_to_json
+from unfoldkit.api import UnfoldError
 from unfoldkit.serving.service import ASGIApp
 
 STOP_TIMEOUT_S = 10.0
@@ -70,7 +72,10 @@ class ControllerThread:
         while not self.stop_requested.is_set():
             try:
                 run_until_stopped(self.loop, self.stop_requested.is_set, self.stop_requested.wait)
-            except Exception as error:  # noqa: BLE001 - a thread that ends would decide nothing for ever
+            except BaseException as error:  # noqa: BLE001 - a thread that ends would decide nothing for ever
+                if not isinstance(error, Exception):
+                    # in a thread only a policy raises KeyboardInterrupt
+                    self.loop.last_error = str(UnfoldError(loading_error(error)))
                 self.last_error = self.loop.last_error or str(error)
                 self.stop_requested.wait(RETRY_S)
 

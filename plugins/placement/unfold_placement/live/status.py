@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,13 @@ from unfold_placement.core.agreement import Agreement, Placement, count_outcomes
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.explain import History, Reason, describe_wait, explain_wait, format_wait
 from unfold_placement.core.policy import POLICY_FAILURES
-from unfold_placement.core.types import Task, Wait
+from unfold_placement.core.types import EphemeralResource, Task, Wait
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.report.sentences import missing_requirement
 from unfoldkit.serving.observability.dashboard import Dashboard, DashboardSource, Grid, Tile, TimeSeries
 
+LEADER, STANDBY, FAILING = "leader", "standby", "failing"
+"""Roles of a process."""
 LOCK_TIMEOUT_S = 2.0
 """How long a reader waits for a decision to end."""
 MAX_ROWS = 20
@@ -44,45 +47,82 @@ class Status:
     """The state of a controller.
 
     Attributes:
-        is_leader: Whether this process leads; if not, nothing else is known.
+        role: ``leader``, ``standby`` while another process leads, or ``failing`` after it gave up leadership because
+            no decision succeeded. A standby knows nothing else.
         waiting_count: Number of waiting tasks.
         waiting_tasks: The first of them, explained.
         running_tasks: Task, node and elapsed seconds of every running task.
         resources: Name, node, amount and owner of every ephemeral resource.
         nodes: Names of the nodes that are up.
-        error: Why the last decision failed; empty once one was made.
+        error: Why no decision is made; empty once one was made. The rest is then what the last one left.
+        decided_s: Seconds since the last decision; None before the first.
     """
 
-    is_leader: bool
+    role: str
     waiting_count: int = 0
     waiting_tasks: tuple[WaitingTask, ...] = ()
     running_tasks: tuple[tuple[str, str, float], ...] = ()
     resources: tuple[tuple[str, str, int, str], ...] = ()
     nodes: tuple[str, ...] = ()
     error: str = ""
+    decided_s: float | None = None
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process leads."""
+        return self.role == LEADER
 
 
 def read_status(loop: ControlLoop) -> Status:
     """Read the state of a controller."""
     if not loop.lock.acquire(timeout=LOCK_TIMEOUT_S):
         # a policy that does not return keeps the controller to itself
-        return Status(is_leader=loop.is_leader, error=loop.find_stall() or loop.last_error or "a decision takes long")
+        return _read_last_decision(loop, loop.find_stall() or loop.last_error or "a decision takes long")
     try:
         if loop.actuator is None or not loop.is_leader:
-            return Status(is_leader=loop.is_leader, error=loop.find_stall() or loop.last_error)
+            return _read_last_decision(loop, loop.find_stall() or loop.last_error)
         controller, view = loop.actuator.controller, loop.actuator.controller.view
         waiting = list(view.waiting())
         entries = controller.table.snapshot()
         return Status(
-            is_leader=True,
+            role=LEADER,
             waiting_count=len(waiting),
             waiting_tasks=tuple(_explain(controller, task, loop.history) for task in waiting[:MAX_ROWS]),
             running_tasks=tuple((task.name, node, view.now - start) for task, node, start in view.running()),
-            resources=tuple((entry.name, entry.node, entry.amount, entry.owner) for entry in entries),
+            resources=tuple(_resource_row(entry) for entry in entries),
             nodes=tuple(node.name for node in view.nodes),
+            decided_s=_age_s(loop),
         )
     finally:
         loop.lock.release()
+
+
+def _read_last_decision(loop: ControlLoop, error: str) -> Status:
+    """Return what the last decision left, while none is made."""
+    last = loop.recorder.last
+    if last is None:
+        return Status(role=LEADER if loop.is_leader else STANDBY, error=error)
+    now = loop.backend.now()
+    wait = Wait(f"no decision is made: {error}" if error else "the controller starts anew")
+    return Status(
+        role=LEADER if loop.is_leader else FAILING,
+        waiting_count=last.waiting_count,
+        waiting_tasks=tuple(WaitingTask(task, now - task.arrival, (), wait) for task in last.waiting),
+        running_tasks=tuple((task, node, now - start_s) for task, node, start_s in last.running),
+        resources=tuple(_resource_row(entry) for entry in last.resources),
+        nodes=last.nodes,
+        error=error,
+        decided_s=_age_s(loop),
+    )
+
+
+def _resource_row(entry: EphemeralResource) -> tuple[str, str, int, str]:
+    return entry.name, entry.node, entry.amount, entry.owner
+
+
+def _age_s(loop: ControlLoop) -> float | None:
+    decided_s = loop.recorder.decided_s
+    return time.monotonic() - decided_s if decided_s is not None else None
 
 
 def status_to_json(status: Status) -> dict[str, Any]:
@@ -106,10 +146,11 @@ def status_to_json(status: Status) -> dict[str, Any]:
     ]
     return {
         "leads": status.is_leader,
-        "role": "leader" if status.is_leader else "standby",
+        "role": status.role,
         "nodes": list(status.nodes),
         "waiting": status.waiting_count,
         "error": status.error,
+        "decided_s": round(status.decided_s, 3) if status.decided_s is not None else None,
         "waits": waits,
         "runs": runs,
         "names": names,
@@ -172,9 +213,11 @@ def _draw_board(name: str, status: Status) -> Dashboard:
         (resource, node or "the cluster", str(amount), owner)
         for resource, node, amount, owner in status.resources[:MAX_ROWS]
     )
-    leader_note = "" if status.is_leader else "another process leads"
+    leader_note = status.error if status.role != STANDBY else "another process leads"
     tiles = (
-        Tile("leader", "yes" if status.is_leader else "no", leader_note, status.is_leader or None),
+        Tile(
+            "leader", "yes" if status.is_leader else "no", leader_note, (not status.error) if status.is_leader else None
+        ),
         Tile("waiting", f"{status.waiting_count:,}"),
         Tile("running", f"{len(status.running_tasks):,}"),
         Tile("ephemeral resources", f"{len(status.resources):,}"),

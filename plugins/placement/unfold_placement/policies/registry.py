@@ -7,11 +7,12 @@ import pkgutil
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unfold_placement.core import types
-from unfold_placement.core.policy import POLICY_FAILURES, Policy, loading_error, policy_error
+from unfold_placement.core.policy import POLICY_FAILURES, Policy, call_loader, loading_error, policy_error
 from unfoldkit.api import Diagnostic, UnfoldError, did_you_mean, user_error
 
 GROUP = "unfoldkit.placement"
@@ -88,14 +89,14 @@ def _build_known(rule: PolicyRule) -> Policy:
 def _build_custom(name: str, options: Mapping[str, Any], *, allow_code: bool) -> Policy:
     offered = importlib.metadata.entry_points(group=GROUP)
     if name in offered.names:
-        return _instantiate(name, offered[name].load(), options)
+        return _instantiate(name, call_loader(name, offered[name].load), options)
     if ":" not in name:
         hint = did_you_mean(name, offered.names) or "write module:Class"
         raise user_error(f"no policy {name!r} is installed", key="policy.own.policy", hint=hint)
     if not allow_code:
         raise user_error(f"the spec names code: {name}", key="policy.own.policy", hint="--allow-code runs it")
     try:
-        factory = pkgutil.resolve_name(name)
+        factory = call_loader(name, partial(pkgutil.resolve_name, name))
     except POLICY_FAILURES as error:
         raise _loading_failure(f"cannot load {name!r}", error, "policy.own.policy", _loading_hint(name)) from error
     return _instantiate(name, factory, options)
@@ -103,7 +104,7 @@ def _build_custom(name: str, options: Mapping[str, Any], *, allow_code: bool) ->
 
 def _instantiate(name: str, factory: Any, options: Mapping[str, Any]) -> Policy:
     try:
-        policy: Policy = factory(**options)
+        policy: Policy = call_loader(name, partial(factory, **options))
     except UnfoldError:
         raise
     except POLICY_FAILURES as error:

@@ -338,6 +338,11 @@ def quota_above_nodes_line(resource: str, quota: str, capacity: str) -> str:
     return f"the quotas of {resource} ({quota}) exceed what the nodes offer ({capacity}): admitted pods may still wait"
 
 
+def ignored_field_line(field: str, policy: str) -> str:
+    """Say that a field of tasks has no effect without its policy."""
+    return f"{field} of tasks has no effect without the policy {policy}"
+
+
 def admission_only_line() -> str:
     """Return the line about what a replay of quotas does not cover."""
     return "a start is the admission by quota; nodes, images and a preempted workload's checkpoints are not replayed"

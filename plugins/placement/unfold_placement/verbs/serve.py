@@ -13,6 +13,7 @@ from unfold_placement.core.agreement import Agreement
 from unfold_placement.core.controller import collect_requests
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Task
+from unfold_placement.core.watchdog import contain_policies
 from unfold_placement.kubernetes.connection import open_cluster, open_cluster_checks, open_cluster_shadow
 from unfold_placement.live.backend import Backend
 from unfold_placement.live.control_loop import ControlLoop
@@ -57,7 +58,8 @@ def serve(spec: PlacementSpec, run: Run) -> Service:
     def new_policies() -> list[Policy]:
         return build_policies(rules, allow_code=run.allow_code)
 
-    new_policies()
+    with contain_policies():
+        new_policies()
     cluster = open_backend(spec, run, new_policies)
     lease_s = spec.cluster.lease
     loop = ControlLoop(

@@ -12,9 +12,9 @@ import functools
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from types import FunctionType, MethodType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,22 @@ SLOT_MARK = "~"
 """Separates the kind of a job from the number of its slot in the job's name."""
 _SLOT = re.compile(rf"[\w-]+{SLOT_MARK}\d+")
 DIGITS = 6
-type_of = cast("Callable[[object], Hashable]", type)
+EMPTY = (0, (), "")
+"""Forms of values that say no more than their absence."""
+Found = TypeVar("Found")
+
+
+class ByType(dict[Any, Found]):
+    """What is found for each type, kept: a look-up in a mapping is quicker than a call."""
+
+    def __init__(self, find: Callable[[Any], Found]) -> None:
+        super().__init__()
+        self.find = find
+
+    def __missing__(self, kind: Any) -> Found:
+        """Find it for a type that was not asked for before."""
+        found = self[kind] = self.find(kind)
+        return found
 
 
 def copy_controller(controller: Controller) -> Controller:
@@ -69,23 +84,20 @@ def copy_controller(controller: Controller) -> Controller:
     return duplicate
 
 
-@dataclass(frozen=True, slots=True)
-class Renaming:
-    """Names of jobs by the order of their arrival among the living jobs of their kind.
+class Renaming(dict[str, str]):
+    """Texts in which the names of jobs are replaced by their order of arrival among the living jobs of their kind.
 
     Attributes:
         jobs: New names of the living jobs.
-        known: Texts that were renamed before.
     """
 
-    jobs: Mapping[str, str]
-    known: dict[str, str] = field(default_factory=dict)
+    def __init__(self, jobs: Mapping[str, str]) -> None:
+        super().__init__()
+        self.jobs = jobs
 
-    def __call__(self, text: str) -> str:
-        """Return a text in which the names of jobs are replaced."""
-        renamed = self.known.get(text)
-        if renamed is None:
-            renamed = self.known[text] = _SLOT.sub(lambda match: self.jobs.get(match[0], "ended"), text)
+    def __missing__(self, text: str) -> str:
+        """Return a text in which the names of jobs are replaced, and keep it."""
+        renamed = self[text] = _SLOT.sub(lambda match: self.jobs.get(match[0], "ended"), text)
         return renamed
 
 
@@ -99,29 +111,33 @@ def canonical_key(controller: Controller, rename: Renaming, running: Running, *,
         is_coarse: Of the real numbers of a policy only signs and order count, so that tags which grow for ever recur.
     """
     table, state, view = controller.table, controller.table.state, controller.view
-    running_form = tuple([(rename(task.name), node) for task, node, _ in running])
+    running_form = tuple([(rename[task.name], node) for task, node, _ in running])
     shares = _share_form(table, running) if state.device_kinds.size else ()
-    waiting = tuple([rename(task.name) for task in view.waiting()])
+    waiting = tuple([rename[task.name] for task in view.waiting()])
     entries = tuple(
         sorted(
-            (rename(name), node, entry.amount, rename(entry.until))
-            for name, nodes in table.entries.items()
-            for node, entry in nodes.items()
+            [
+                (rename[name], node, entry.amount, rename[entry.until])
+                for name, nodes in table.entries.items()
+                for node, entry in nodes.items()
+            ]
         )
     )
-    reserved = (tuple(rename(task.name) for task in view.reserved_unit), state.is_reserved.tobytes())
-    finished = tuple(sorted((rename(name), count) for name, count in view.finished.items() if count))
-    timers = tuple(round(timer - table.now, DIGITS) for timer in sorted(controller.timers))
-    policies = tuple(_policy_form(policy, rename) for policy in controller.policies)
+    reserved = (tuple([rename[task.name] for task in view.reserved_unit]), state.is_reserved.tobytes())
+    finished = tuple(sorted([(rename[name], count) for name, count in view.finished.items() if count]))
+    timers = tuple([round(timer - table.now, DIGITS) for timer in sorted(controller.timers)])
+    policies = tuple([_policy_form(policy, rename) for policy in controller.policies])
     if is_coarse:
         policies = tuple(_ranked_form(form) for form in policies)
     # holders of a deleted resource still count against its successor
     columns = state.column.tolist()
     held = tuple(
         sorted(
-            (rename(name), state.capacity[:, column].tobytes(), state.available[:, column].tobytes())
-            for name, number in table.name_ids.items()
-            if (column := columns[number]) >= 0
+            [
+                (rename[name], state.capacity[:, column].tobytes(), state.available[:, column].tobytes())
+                for name, number in table.name_ids.items()
+                if (column := columns[number]) >= 0
+            ]
         )
     )
     return running_form, shares, waiting, entries, held, reserved, finished, timers, state.is_up.tobytes(), policies
@@ -166,10 +182,9 @@ def _list_numbers(form: Hashable) -> Iterator[float]:
 
 def _form(value: Any, rename: Renaming) -> Hashable:
     """Return a hashable form of a value: names of jobs replaced, numbers rounded, empty values left out."""
-    return _find_former(type_of(value))(value, rename)
+    return FORMER_OF[type(value)](value, rename)
 
 
-@functools.cache
 def _find_former(kind: Any) -> Callable[[Any, Renaming], Hashable]:
     """Return how values of a type get their form."""
     for base, former in FORMERS.items():
@@ -189,7 +204,7 @@ def _no_form(_value: object, _rename: Renaming) -> None:
 
 
 def _text_form(value: str, rename: Renaming) -> str:
-    return rename(value)
+    return rename[value]
 
 
 def _number_form(value: float, _rename: Renaming) -> float:
@@ -197,11 +212,11 @@ def _number_form(value: float, _rename: Renaming) -> float:
 
 
 def _task_form(value: Task, rename: Renaming) -> str:
-    return rename(value.name)
+    return rename[value.name]
 
 
 def _queue_form(value: AdmissionQueue, rename: Renaming) -> Hashable:
-    ages = sorted([(age, rename(name)) for name, (age, _) in value.ages.items()])
+    ages = sorted([(age, rename[name]) for name, (age, _) in value.ages.items()])
     order = tuple([name for _, name in ages if name != "ended"])
     admitted = {user: list(tasks) for user, tasks in value.admitted.items()}
     parts = (value.queues, list(value.parked.values()), value.set_aside, value.used, admitted)
@@ -220,9 +235,9 @@ def _mapping_form(value: Mapping[Any, Any], rename: Renaming) -> Hashable:
         return ()
     kept = []
     for key, item in value.items():
-        form = _find_former(type_of(item))(item, rename)
-        if not _is_empty(form):
-            kept.append((_find_former(type_of(key))(key, rename), form))
+        form = FORMER_OF[type(item)](item, rename)
+        if not (form is None or form in EMPTY):
+            kept.append((FORMER_OF[type(key)](key, rename), form))
     if len(kept) < 2:
         return tuple(kept)
     has_jobs = any(isinstance(key, str) and SLOT_MARK in key for key in value)
@@ -234,7 +249,7 @@ def _set_form(value: Iterable[Any], rename: Renaming) -> Hashable:
 
 
 def _sequence_form(value: Iterable[Any], rename: Renaming) -> Hashable:
-    return tuple([_find_former(type_of(item))(item, rename) for item in value])
+    return tuple([FORMER_OF[type(item)](item, rename) for item in value])
 
 
 def _array_form(value: NDArray[Any], _rename: Renaming) -> Hashable:
@@ -243,7 +258,7 @@ def _array_form(value: NDArray[Any], _rename: Renaming) -> Hashable:
 
 def _fields_form(value: object, names: Sequence[str], rename: Renaming) -> Hashable:
     items = [getattr(value, name, UNSET) for name in names]
-    return tuple([_find_former(type_of(item))(item, rename) for item in items])
+    return tuple([FORMER_OF[type(item)](item, rename) for item in items])
 
 
 def _other_form(value: Any, rename: Renaming) -> Hashable:
@@ -274,10 +289,8 @@ FORMERS: Mapping[type, Callable[[Any, Renaming], Hashable]] = {
     np.ndarray: _array_form,
 }
 """The form of a value by its type; a subclass has that of the first base in this order."""
-
-
-def _is_empty(value: Hashable) -> bool:
-    return value is None or value in (0, (), "")
+FORMER_OF = ByType(_find_former)
+"""How values of a type get their form."""
 
 
 @functools.cache
@@ -290,11 +303,10 @@ Copier = Callable[[Any, dict[int, Any]], Any]
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
-    copier = _find_copier(type_of(value))
+    copier = COPIER_OF[type(value)]
     return value if copier is None else copier(value, memo)
 
 
-@functools.cache
 def _find_copier(kind: Hashable) -> Copier | None:
     """Return how values of a type are copied; None where copies share them."""
     if kind in ATOMS or kind in SHARED:
@@ -319,16 +331,17 @@ def _fields_copier(kind: Any, names: Sequence[str]) -> Copier:
 
 
 def _copy_fields(value: object, duplicate: object, names: Sequence[str], memo: dict[int, Any]) -> None:
+    assign = object.__setattr__
     for name in names:
         item = getattr(value, name, UNSET)
         if item is not UNSET:
-            copier = _find_copier(type_of(item))
-            object.__setattr__(duplicate, name, item if copier is None else copier(item, memo))
+            copier = COPIER_OF[type(item)]
+            assign(duplicate, name, item if copier is None else copier(item, memo))
 
 
 def _copy_tuple(value: tuple[Any, ...], memo: dict[int, Any]) -> tuple[Any, ...]:
     for item in value:
-        if _find_copier(type_of(item)) is not None:
+        if COPIER_OF[type(item)] is not None:
             return tuple(_copy_list(value, memo))
     return value
 
@@ -337,7 +350,7 @@ def _copy_list(value: Iterable[Any], memo: dict[int, Any]) -> list[Any]:
     # most values are shared, and most containers empty: both cost no call
     duplicate = [*value]
     for index, item in enumerate(duplicate):
-        copier = _find_copier(type_of(item))
+        copier = COPIER_OF[type(item)]
         if copier is not None:
             duplicate[index] = copier(item, memo)
     return duplicate
@@ -350,7 +363,7 @@ def _copy_deque(value: deque[Any], memo: dict[int, Any]) -> deque[Any]:
 def _copy_dict(value: dict[Any, Any], memo: dict[int, Any]) -> dict[Any, Any]:
     duplicate = value.copy()
     for key, item in value.items():
-        copier = _find_copier(type_of(item))
+        copier = COPIER_OF[type(item)]
         if copier is not None:
             duplicate[key] = copier(item, memo)
     return duplicate
@@ -389,6 +402,8 @@ CONTAINER_COPIERS: Mapping[type, Copier] = {
     EmptyCluster: _copy_empty_cluster,
 }
 """How values of types without fields are copied."""
+COPIER_OF = ByType(_find_copier)
+"""How values of a type are copied; None where copies share them."""
 
 
 def _copy_table(table: ResourceTable) -> ResourceTable:

@@ -139,11 +139,10 @@ def job_rows(controller: Controller, job: str) -> list[int]:
 
 def running_jobs(running: Running, *, only_whole: bool) -> list[str]:
     """Return the jobs of running tasks, in order of start; with ``only_whole`` those of which every task runs."""
-    counts = Counter([task.job for task, _, _ in running])
-    if not only_whole:
-        return list(counts)
-    sizes = {task.job: task.size for task, _, _ in running}
-    return [job for job, count in counts.items() if count == sizes[job]]
+    missing: dict[str, int] = {}
+    for task, _, _ in running:
+        missing[task.job] = missing.get(task.job, task.size) - 1
+    return [job for job, count in missing.items() if not count] if only_whole else list(missing)
 
 
 def list_actions(scenario: Scenario, controller: Controller, jobs: Jobs, running: Running) -> Iterator[Action]:

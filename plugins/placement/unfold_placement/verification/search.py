@@ -39,8 +39,10 @@ STUCK, TORN, LIVELOCK, STARVATION, PREEMPTION_LOOP, HEAD_OF_LINE, LOST_WORK, BRO
 """Properties that a search decides."""
 PROPERTIES = (STARVATION, PREEMPTION_LOOP, STUCK, TORN, BROKEN_RULE, LOST_WORK, LIVELOCK, HEAD_OF_LINE)
 """All of them, in the order of reports."""
-NEW_OBJECTS = 20_000
-"""A search collects garbage after so many new objects."""
+NEW_OBJECTS, MAX_NEW_OBJECTS = 100_000, 1_000_000
+"""A search collects garbage after so many new objects: after more where a collection finds next to none."""
+LITTLE_GARBAGE = 0.01
+"""Fraction of new objects."""
 GONE = -1
 """In an edge: the job has ended or was stopped."""
 
@@ -147,24 +149,15 @@ def search(
         is_coarse: States with numbers that rank alike count as equal. Findings are suspects then, and their absence
             means nothing.
     """
-    graph = Graph()
     try:
         initial = build_initial(scenario, policies)
     except UnfoldError as error:
         message = error.diagnostics[0].message
         return SearchResult((Finding(property_name=LIVELOCK, victim="", prefix=(), message=message),), 0, 0, False)
     checked = rules if is_checked_at_starts(rules, policies) else None
-    frontier = Frontier(scenario, graph, is_coarse=is_coarse)
-    frontier.add(initial, Jobs(), initial.view.running(), None)
-    findings: dict[str, Finding] = {}
     with _rare_collections():
-        while frontier.queue:
-            number, controller, jobs = frontier.queue.popleft()
-            for finding in _expand(frontier, number, controller, jobs, checked):
-                findings.setdefault(finding.property_name, finding)
-            if len(graph.parents) > max_states:
-                graph.is_complete = False
-                break
+        # the states that the search keeps are freed before collections are frequent again
+        graph, findings = _explore(Frontier(scenario, Graph(), is_coarse=is_coarse), initial, checked, max_states)
     loop = find_fair_loop(graph, scenario.victim) if _runs_alone(scenario, graph) else None
     if loop is not None:
         findings[loop.property_name] = loop
@@ -172,15 +165,44 @@ def search(
     return SearchResult(tuple(findings.values()), len(graph.parents), graph.transitions, is_complete)
 
 
+def _explore(
+    frontier: Frontier, initial: Controller, rules: Sequence[PolicyRule] | None, max_states: int
+) -> tuple[Graph, dict[str, Finding]]:
+    """Expand states until all are, or too many were reached; return them and the first finding of each property."""
+    graph = frontier.graph
+    frontier.add(initial, Jobs(), initial.view.running(), None)
+    findings: dict[str, Finding] = {}
+    while frontier.queue:
+        for finding in _expand(frontier, *frontier.queue.popleft(), rules):
+            findings.setdefault(finding.property_name, finding)
+        if len(graph.parents) > max_states:
+            graph.is_complete = False
+            break
+    return graph, findings
+
+
 @contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Collect garbage more rarely: copies of controllers are many objects that live long, and a pass visits all."""
+    """Collect garbage more rarely: copies of controllers are many objects that live long, and a pass visits all.
+
+    Only policies whose objects refer to each other in circles leave garbage for it.
+    """
     before = gc.get_threshold()
-    if before[0]:
-        gc.set_threshold(max(before[0], NEW_OBJECTS), *before[1:])
+    if not before[0]:
+        yield
+        return
+
+    def adapt(phase: str, info: Mapping[str, int]) -> None:
+        threshold, *older = gc.get_threshold()
+        if phase == "stop" and info["collected"] < LITTLE_GARBAGE * threshold:
+            gc.set_threshold(min(4 * threshold, MAX_NEW_OBJECTS), *older)
+
+    gc.set_threshold(max(before[0], NEW_OBJECTS), *before[1:])
+    gc.callbacks.append(adapt)
     try:
         yield
     finally:
+        gc.callbacks.remove(adapt)
         gc.set_threshold(*before)
 
 
@@ -193,7 +215,7 @@ class Frontier:
         graph: The states that were reached.
         is_coarse: States with numbers that rank alike count as equal.
         numbers: Numbers of states by canonical form.
-        queue: States to expand, each with its number.
+        queue: States to expand, each with its number and its running tasks.
         renamings: Names of jobs in canonical forms, by the living jobs.
     """
 
@@ -201,7 +223,7 @@ class Frontier:
     graph: Graph
     is_coarse: bool
     numbers: dict[Hashable, int] = field(default_factory=dict)
-    queue: deque[tuple[int, Controller, Jobs]] = field(default_factory=deque)
+    queue: deque[tuple[int, Controller, Jobs, Running]] = field(default_factory=deque)
     renamings: dict[tuple[str, ...], Renaming] = field(default_factory=dict)
 
     def add(
@@ -224,16 +246,20 @@ class Frontier:
         graph.running_count.append(len(running_jobs(running, only_whole=False)))
         graph.whole_count.append(len(running_jobs(running, only_whole=self.scenario.has_gangs)))
         graph.used.append(_used_fraction(controller))
-        self.queue.append((known, controller, jobs))
+        self.queue.append((known, controller, jobs, running))
         return known, True
 
 
 def _expand(
-    frontier: Frontier, number: int, controller: Controller, jobs: Jobs, rules: Sequence[PolicyRule] | None
+    frontier: Frontier,
+    number: int,
+    controller: Controller,
+    jobs: Jobs,
+    running: Running,
+    rules: Sequence[PolicyRule] | None,
 ) -> Iterator[Finding]:
     """Apply every action that is possible in a state; yield the violations on the way and in new states."""
     scenario, graph = frontier.scenario, frontier.graph
-    running = controller.view.running()
     actions = list(list_actions(scenario, controller, jobs, running))
     before = [action.target for action in actions if action.code == END]
     running_before = set(running_jobs(running, only_whole=False))

@@ -45,6 +45,8 @@ from unfoldkit.api import Run, did_you_mean, user_error
 
 MIB = 1 << 20
 KUBECTL = "kubectl"
+FIELD_READERS = {"after": "barrier", "types": "types", "data": "locality", "avoids": "avoid"}
+"""Fields of tasks that one policy alone reads."""
 KUEUE_VERSION = "0.17"
 """The replay follows the rules of this version."""
 AMOUNT_TOLERANCE = 1e-6
@@ -84,6 +86,7 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
         )
     check_pack_levels(spec.policy, nodes)
     rules = policy_rules(spec.policy)
+    notes += [sentences.ignored_field_line(field, policy) for field, policy in find_ignored_fields(tasks, rules)]
     return Problem(
         name=spec.name,
         nodes=tuple(protect_nodes(nodes, rules)),
@@ -96,6 +99,14 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
         notes=tuple(notes),
         node_changes=build_node_changes(spec.cluster, nodes, run),
     )
+
+
+def find_ignored_fields(tasks: Sequence[Task], rules: Sequence[PolicyRule]) -> list[tuple[str, str]]:
+    """Return the fields of tasks that no configured policy reads, each with the policy that does."""
+    if has_policy(rules, CUSTOM):
+        return []
+    ignored = [(field, name) for field, name in FIELD_READERS.items() if not has_policy(rules, name)]
+    return [(field, name) for field, name in ignored if any(getattr(task, field) for task in tasks)]
 
 
 def protect_tasks(tasks: Sequence[Task], rules: Sequence[PolicyRule]) -> Sequence[Task]:
