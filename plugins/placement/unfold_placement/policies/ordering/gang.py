@@ -35,8 +35,7 @@ class Gang:
         patience: Seconds for which others may pass a gang that does not fit. Then nodes are reserved for the oldest
             such gang, in whatever phase it waits; others start on other nodes only.
         complete_units: Complete gangs that wait, with the time (s) since which they do.
-        shapes: Shapes of gangs, and which of them fit nowhere.
-        shape_numbers: Shape of each gang that did not fit; forgotten once one of its tasks changes.
+        shapes: Shapes of the gangs that did not fit, each until the gang changes, and which of them fit nowhere.
         slots: Slot resources (name, node) of each started gang, and its remaining members.
         is_placing: Slots of a gang are being created.
         has_missed_event: An event arrived meanwhile.
@@ -46,7 +45,6 @@ class Gang:
     patience: float = 0.0
     complete_units: dict[str, tuple[Unit, float]] = field(default_factory=dict)
     shapes: UnitShapes = field(default_factory=lambda: UnitShapes(GANG))
-    shape_numbers: dict[str, int] = field(default_factory=dict)
     slots: dict[str, tuple[list[tuple[str, str]], int]] = field(default_factory=dict)
     is_placing: bool = False
     has_missed_event: bool = False
@@ -72,7 +70,7 @@ class Gang:
         key = event.task.key(self.by) if event.task is not None else ""
         if event.kind in {ENDED, PREEMPTED} and key in self.slots:
             yield self._remove_member(key, view, is_preempted=event.kind == PREEMPTED)
-        self.shape_numbers.pop(key, None)
+        self.shapes.by_name.pop(key, None)
         if event.task is not None and (unit := view.unit(event.task)):
             self.complete_units.setdefault(key, (unit, view.now))
         if event.kind in {CREATED, QUIET}:
@@ -100,7 +98,7 @@ class Gang:
             nodes = view.room(unit, GANG) if is_admitted else None
             if nodes:
                 del self.complete_units[key]
-                self.shape_numbers.pop(key, None)
+                self.shapes.by_name.pop(key, None)
                 counts = Counter((self._slot_name(task), node) for task, node in zip(unit, nodes, strict=True))
                 self.slots[key] = list(counts), len(unit)
                 self.is_placing = True
@@ -117,7 +115,7 @@ class Gang:
 
     def _is_hopeless(self, key: str, view: View) -> bool:
         """Return whether a gang of the same shape did not fit, and nothing was freed since; reserved nodes excepted."""
-        shape = self.shape_numbers.get(key, -1)
+        shape = self.shapes.by_name.get(key, -1)
         is_reserved = bool(view.reserved_unit) and view.reserved_unit[0].key(self.by) == key
         return shape >= 0 and bool(self.shapes.hopeless[shape, 0]) and not is_reserved
 
@@ -129,9 +127,9 @@ class Gang:
         rows = [view.table.task_rows[task.name] for task in unit]
         if (view.table.state.request_phase[rows] == PACK).any():
             return
-        shape = self.shape_numbers.get(key, -1)
+        shape = self.shapes.by_name.get(key, -1)
         if shape < 0:
-            shape = self.shape_numbers[key] = self.shapes.shape_number(rows, view)
+            shape = self.shapes.by_name[key] = self.shapes.shape_number(rows, view)
         self.shapes.hopeless[shape, 0] = 1
 
     def _lacks_only_room(self, unit: Unit, view: View) -> bool:

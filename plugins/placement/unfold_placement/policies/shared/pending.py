@@ -29,6 +29,7 @@ class UnitShapes:
     Attributes:
         phase: The policy's own phase.
         numbers: Shape numbers by the bytes of demands and requests.
+        by_name: Shape numbers of units by names that a policy gives them.
         task_shapes: [tasks] cached shape of each task as a unit of its own, -1 where unknown.
         hopeless: [shapes, fallback levels] 1 where the shape fits nowhere.
         revivals: How often ``revive`` has reset entries of ``hopeless``.
@@ -42,6 +43,7 @@ class UnitShapes:
 
     phase: int
     numbers: dict[bytes, int] = field(default_factory=dict)
+    by_name: dict[str, int] = field(default_factory=dict)
     task_shapes: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
     hopeless: MaskArray = field(default_factory=lambda: np.zeros((64, 8), np.uint8))
     revivals: int = 0
