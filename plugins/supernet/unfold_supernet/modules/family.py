@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from unfold_supernet.modules.attention_heads import HeadGroup, find_head_groups, keep_heads
+from unfold_supernet.modules.attention_heads import find_head_groups, keep_heads
 from unfold_supernet.modules.depth_blocks import BlockRun, find_block_runs, replace_blocks
 from unfold_supernet.modules.onnx_export import check_export, export_onnx
+from unfold_supernet.modules.projected_heads import HeadGroup, ProjectedHeads, list_head_layers
 from unfold_supernet.modules.width_groups import (
     Indices,
     Inelastic,
@@ -234,9 +235,15 @@ def elastic(
     with warnings.catch_warnings():
         # of layers that torch-pruning does not follow, which are reported as shared
         warnings.simplefilter("ignore")
-        groups, inelastic = find_width_groups(whole, example, [width for width, _, _ in sizes])
-    heads = find_head_groups(whole, example)
-    inside = tuple(f"{group.path}." for group in heads)
+        heads, unfollowed = find_head_groups(whole, example)
+        groups, inelastic = find_width_groups(
+            whole,
+            example,
+            [width for width, _, _ in sizes],
+            list_head_layers(heads, unfollowed),
+            lambda narrowed, width: keep_heads(narrowed, heads, width),
+        )
+    inside = tuple(f"{group.path}." for group in heads if not isinstance(group, ProjectedHeads))
     inelastic = tuple(part for part in inelastic if not part.path.startswith(inside))
     runs = find_block_runs(whole, example)
     _check_elastic(sizes, (*groups, *heads), runs, inelastic)
@@ -391,7 +398,7 @@ def _build_member(
     shrink = round(1 / resolution)
     name = f"{width:g}x{depth:g}" + ("" if shrink == 1 else f"r{resolution:g}")
     try:
-        skeleton, indices = trace_indices(whole, example, groups, width)
+        skeleton, indices = trace_indices(whole, example, groups, width, list_head_layers(heads))
     # a layer that splits its channels may not divide those that remain
     except Exception as error:
         message = f"member {name} cannot be narrowed: {error}"
@@ -400,7 +407,10 @@ def _build_member(
         source = dict(whole.named_buffers())
         for key, buffer in skeleton.named_buffers():
             buffer.copy_(select(source[key], indices[key]) if key in indices else source[key])
-    indices |= keep_heads(skeleton, heads, width)
+    for key, remaining in keep_heads(skeleton, heads, width).items():
+        # a layer with fewer heads may have a narrower embedding too
+        pairs = zip(remaining, indices[key], strict=True)
+        indices[key] = tuple(other if index is None else index for index, other in pairs)
     for run in runs:
         replace_blocks(skeleton, run.list_skipped(depth))
     kept = {key for key, _ in skeleton.named_parameters()}

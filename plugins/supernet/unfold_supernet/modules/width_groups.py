@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ UNFOLLOWED = (ArithmeticError, IndexError, RuntimeError, ValueError)
 """What torch-pruning raises where it cannot follow channels."""
 MAX_REDUCED = 2
 """Maps up to which the inputs of a layer are taken for a mean or maximum over channels."""
+MIXED_HEADS = "it computes heads of attention in a way that is not followed"
 UNTRACED = "its channels are split or reshaped in a way that is not followed"
 
 
@@ -66,8 +67,30 @@ class Inelastic:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class HeadLayers:
+    """Linear layers between which channels belong to heads of attention; other groups do not reach through them.
+
+    Attributes:
+        reads: Paths of the layers whose outputs are channels of heads.
+        written: Paths of the layers whose inputs are.
+        unfollowed: Paths of layers that keep their outputs, as it is not known which of them belong together.
+    """
+
+    reads: frozenset[str] = frozenset()
+    written: frozenset[str] = frozenset()
+    unfollowed: frozenset[str] = frozenset()
+
+
+NO_HEADS = HeadLayers()
+
+
 def find_width_groups(
-    module: nn.Module, example: Tensor, widths: Sequence[float] = ()
+    module: nn.Module,
+    example: Tensor,
+    widths: Sequence[float] = (),
+    heads: HeadLayers = NO_HEADS,
+    finish: Callable[[nn.Module, float], object] = lambda _module, _width: None,
 ) -> tuple[tuple[WidthGroup, ...], tuple[Inelastic, ...]]:
     """Find the groups of channels that can be narrowed, and the layers that cannot.
 
@@ -77,20 +100,26 @@ def find_width_groups(
         module: The user's module, in inference mode.
         example: Inputs (n, *size).
         widths: Fractions of the channels; a half is always tried.
+        heads: Layers that lose heads.
+        finish: Removes what else a narrow copy lacks, such as heads, before it is tried.
     """
     trials = sorted({TRIAL_WIDTH, *(width for width in widths if width < 1)})
     outputs = _run(module, example)
     try:
-        graph = build_graph(module, example)
+        graph = build_graph(module, example, heads)
     except UNFOLLOWED:
         return (), (*list_recurrent_layers(module), Inelastic("", UNTRACED))
     importance = _import_torch_pruning().pruner.importance.GroupMagnitudeImportance(p=2)
     names, tied = {layer: path for path, layer in module.named_modules()}, find_tied_layers(module)
     candidates, inelastic = list[WidthGroup](), list_recurrent_layers(module)
     untraced = list[nn.Module]()
-    for group in _iterate_groups(graph, untraced):
+    own = {layer for layer, path in names.items() if path in heads.reads}
+    for group in _iterate_groups(graph, untraced, own):
         root = names[group[0].dep.target.module]
-        reason, order, parts = _find_obstacle(group, names, module, tied), tuple[int, ...](), 1
+        outputs_of = {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
+        is_mixed = any(names.get(layer) in heads.unfollowed for layer in outputs_of)
+        reason = MIXED_HEADS if is_mixed else _find_obstacle(group, names, (module, heads), tied)
+        order, parts = tuple[int, ...](), 1
         if not reason:
             parts = _count_parts(graph, group)
             order = _rank_channels(importance, group, parts)
@@ -102,10 +131,14 @@ def find_width_groups(
     inelastic += [Inelastic(names[layer], UNTRACED) for layer in untraced]
     # the classes are channels too: those groups are tried alone, and the others together, which is much faster
     ends = [group for group in candidates if group.channels in outputs.shape[1:]]
-    ends = [group for group in ends if not _runs_narrow(module, example, [group], trials, outputs.shape)]
+
+    def runs(groups: Sequence[WidthGroup]) -> bool:
+        return _runs_narrow(module, example, (groups, heads, finish), trials, outputs.shape)
+
+    ends = [group for group in ends if not runs([group])]
     inelastic += [Inelastic(group.root, "its channels are the outputs, or a narrower copy fails") for group in ends]
     candidates = [group for group in candidates if group not in ends]
-    accepted = _accept(candidates, [], lambda groups: _runs_narrow(module, example, groups, trials, outputs.shape))
+    accepted = _accept(candidates, [], runs)
     reason = "a narrower copy fails or returns another shape"
     inelastic += [Inelastic(group.root, reason) for group in candidates if group not in accepted]
     return tuple(accepted), tuple(inelastic)
@@ -167,20 +200,39 @@ def list_recurrent_layers(module: nn.Module) -> list[Inelastic]:
     ]
 
 
-def build_graph(module: nn.Module, example: Tensor) -> Any:
+def build_graph(module: nn.Module, example: Tensor, heads: HeadLayers = NO_HEADS) -> Any:
     """Trace the dependencies between the layers of a module.
 
     Args:
         module: The module.
         example: Inputs (n, *size).
+        heads: Layers between which nothing is traced.
     """
     graph = _import_torch_pruning().DependencyGraph()
     with warnings.catch_warnings():
         # parameters outside layers, such as position embeddings, are found without a hint
         warnings.simplefilter("ignore")
         graph.build_dependency(module, example_inputs=example)
+    reads, written = ({module.get_submodule(path) for path in paths} for paths in (heads.reads, heads.written))
+    _cut(graph, lambda layer, is_output: layer in (reads if is_output else written))
     _cut_reductions(graph)
+    _cut_shared_heads(graph)
     return graph
+
+
+def _cut(graph: Any, is_cut: Callable[[nn.Module, bool], bool]) -> None:
+    """Remove the dependencies of the outputs or inputs of layers."""
+
+    def ends(layer: nn.Module, function: Any) -> bool:
+        return is_cut(layer, graph.is_out_channel_pruning_fn(function))
+
+    for node in graph.module2node.values():
+        node.dependencies = [
+            dependency
+            for dependency in node.dependencies
+            if not ends(dependency.source.module, dependency.trigger)
+            and not ends(dependency.target.module, dependency.handler)
+        ]
 
 
 def _cut_reductions(graph: Any) -> None:
@@ -194,18 +246,24 @@ def _cut_reductions(graph: Any) -> None:
         if isinstance(layer, ROOTS) and min(*_count_channels(layer)) <= MAX_REDUCED
     }
 
-    def is_cut(layer: nn.Module, function: Any) -> bool:
+    def is_cut(layer: nn.Module, is_output: bool) -> bool:
         if layer not in nodes:
             return False
         outputs, inputs = _count_channels(layer)
-        return outputs == 1 if graph.is_out_channel_pruning_fn(function) else inputs <= MAX_REDUCED
+        return outputs == 1 if is_output else inputs <= MAX_REDUCED
 
-    for node in graph.module2node.values() if nodes else ():
+    if nodes:
+        _cut(graph, is_cut)
+
+
+def _cut_shared_heads(graph: Any) -> None:
+    """Remove the dependencies of keys and values that serve several queries: torch-pruning walks in circles there."""
+    mapping = _import_torch_pruning().dependency.index_mapping._GQAIndexMapping  # noqa: SLF001 - it has no public name
+    for node in graph.module2node.values():
         node.dependencies = [
             dependency
             for dependency in node.dependencies
-            if not is_cut(dependency.source.module, dependency.trigger)
-            and not is_cut(dependency.target.module, dependency.handler)
+            if not any(isinstance(step, mapping) for step in dependency.index_mapping)
         ]
 
 
@@ -216,12 +274,12 @@ def _count_channels(layer: Any) -> tuple[int, int]:
     return layer.out_channels, layer.in_channels
 
 
-def _iterate_groups(graph: Any, untraced: list[nn.Module]) -> Iterator[Any]:
-    """Yield the groups of channels of every layer that produces some, once each.
+def _iterate_groups(graph: Any, untraced: list[nn.Module], skipped: Collection[nn.Module] = ()) -> Iterator[Any]:
+    """Yield the groups of channels of every layer that produces some and is not skipped, once each.
 
     Unlike torch-pruning's own loop, it goes on after a layer that it cannot follow; ``untraced`` receives this layer.
     """
-    visited = set[nn.Module](graph.IGNORED_LAYERS_IN_TRACING)
+    visited = {*graph.IGNORED_LAYERS_IN_TRACING, *skipped}
     for layer in list(graph.module2node):
         if not isinstance(layer, ROOTS) or layer in visited or _count_channels(layer)[0] == 1:
             continue
@@ -239,15 +297,17 @@ def _iterate_groups(graph: Any, untraced: list[nn.Module]) -> Iterator[Any]:
         yield group
 
 
-def narrow(module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], width: float) -> nn.Module:
+def narrow(
+    module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], width: float, heads: HeadLayers = NO_HEADS
+) -> nn.Module:
     """Copy a module and remove the least important channels of every group."""
     narrowed = copy.deepcopy(module)
-    _remove_channels(narrowed, build_graph(narrowed, example), groups, width)
+    _remove_channels(narrowed, build_graph(narrowed, example, heads), groups, width)
     return narrowed
 
 
 def trace_indices(
-    module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], width: float
+    module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], width: float, heads: HeadLayers = NO_HEADS
 ) -> tuple[nn.Module, dict[str, Indices]]:
     """Narrow a copy of a module, and find which elements of each parameter and buffer remain.
 
@@ -258,12 +318,13 @@ def trace_indices(
         example: Inputs (n, *size).
         groups: What to narrow.
         width: Fraction of the channels that remain.
+        heads: Layers that lose heads.
 
     Returns:
         The narrow copy with undefined values, and the kept indices by name of the tensor.
     """
     narrowed = copy.deepcopy(module)
-    graph = build_graph(narrowed, example) if any(group.drop(width) for group in groups) else None
+    graph = build_graph(narrowed, example, heads) if any(group.drop(width) for group in groups) else None
     shapes = {name: tensor.shape for name, tensor in _iterate_tensors(narrowed)}
     for _, tensor in _iterate_tensors(narrowed):
         # float64 holds every position exactly
@@ -358,8 +419,11 @@ def _rank_channels(importance: Any, group: Any, parts: int) -> tuple[int, ...]:
     return tuple(torch.argsort(scores, descending=True, stable=True).tolist())
 
 
-def _find_obstacle(group: Any, names: Mapping[nn.Module, str], module: nn.Module, tied: Mapping[str, str]) -> str:
+def _find_obstacle(
+    group: Any, names: Mapping[nn.Module, str], whole: tuple[nn.Module, HeadLayers], tied: Mapping[str, str]
+) -> str:
     """Find why a group cannot be narrowed, before it is tried; empty if nothing is known."""
+    module, heads = whole
     for item in group:
         layer = item.dep.target.module
         path = names.get(layer, "")
@@ -371,7 +435,8 @@ def _find_obstacle(group: Any, names: Mapping[nn.Module, str], module: nn.Module
             return f"{path} normalises groups of channels"
         if isinstance(layer, nn.modules.conv._ConvNd) and 1 < layer.groups < layer.in_channels:  # noqa: SLF001
             return f"{path} is a grouped convolution"
-        if isinstance(layer, nn.MultiheadAttention) or _has_heads(module, path):
+        is_free = path in heads.reads or path in heads.written
+        if isinstance(layer, nn.MultiheadAttention) or (_has_heads(module, path) and not is_free):
             return "it is the embedding of attention, which all members share"
     return ""
 
@@ -382,13 +447,23 @@ def _has_heads(module: nn.Module, path: str) -> bool:
 
 
 def _runs_narrow(
-    module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], widths: Sequence[float], shape: torch.Size
+    module: nn.Module,
+    example: Tensor,
+    parts: tuple[Sequence[WidthGroup], HeadLayers, Callable[[nn.Module, float], object]],
+    widths: Sequence[float],
+    shape: torch.Size,
 ) -> bool:
+    groups, heads, finish = parts
     try:
-        return all(_run(narrow(module, example, groups, width), example).shape == shape for width in widths)
+        for width in widths:
+            narrowed = narrow(module, example, groups, width, heads)
+            finish(narrowed, width)
+            if _run(narrowed, example).shape != shape:
+                return False
     # a failing copy may raise anything: the reason is that it cannot be narrowed
     except Exception:  # noqa: BLE001
         return False
+    return True
 
 
 def _run(module: nn.Module, example: Tensor) -> Tensor:
