@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unfold_supernet.modules.inputs import Inputs, run_module
 from unfold_supernet.modules.projected_heads import (
     HeadGroup,
     ProjectedHeads,
@@ -93,7 +94,7 @@ class SelectedHeads(nn.Module):  # type: ignore[misc,unused-ignore]
         return (merged if self.batch_first else merged.transpose(0, 1)), None
 
 
-def find_head_groups(module: nn.Module, example: Tensor) -> tuple[tuple[HeadGroup, ...], frozenset[str]]:
+def find_head_groups(module: nn.Module, example: Inputs) -> tuple[tuple[HeadGroup, ...], frozenset[str]]:
     """Find the attention layers that may lose heads; each is tried on the example.
 
     Args:
@@ -104,7 +105,7 @@ def find_head_groups(module: nn.Module, example: Tensor) -> tuple[tuple[HeadGrou
         The layers, and the paths of linear layers that seem to compute heads which cannot be left out.
     """
     with torch.no_grad():
-        expected = module(example)
+        expected = run_module(module, example)
     groups = []
     for path, layer in module.named_modules():
         count = _count_heads(layer)
@@ -182,7 +183,7 @@ def _score_heads(layer: Any, count: int) -> Tensor:
     return read + written
 
 
-def _is_equal(module: nn.Module, example: Tensor, group: HeadGroup, expected: Tensor) -> bool:
+def _is_equal(module: nn.Module, example: Inputs, group: HeadGroup, expected: Tensor) -> bool:
     """Check that the replacement with all heads changes nothing."""
     changed = copy.deepcopy(module)
     try:
@@ -190,7 +191,7 @@ def _is_equal(module: nn.Module, example: Tensor, group: HeadGroup, expected: Te
         _replace_layer(changed, group, range(len(group.order)))
         changed.get_submodule(group.path).load_state_dict(state)
         with torch.no_grad():
-            outputs = changed(example)
+            outputs = run_module(changed, example)
     # a layer of another kind may raise anything: its heads stay
     except Exception:  # noqa: BLE001
         return False

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from unfold_supernet.family.onnx_session import open_session
+from unfold_supernet.modules.inputs import INPUT_NAMES, Inputs, take_two_rows
 from unfoldkit.api import user_error
 
 OPSET = 18
@@ -47,21 +48,20 @@ class _ThreadMute(io.TextIOBase):
         self.stream.flush()
 
 
-def export_onnx(module: nn.Module, example: Tensor) -> bytes:
-    """Export a module as ONNX with input ``x`` and output ``y``, for any number of rows."""
-    # two rows: a single one is taken for a constant axis
-    rows = example if len(example) > 1 else torch.cat([example, example])
+def export_onnx(module: nn.Module, example: Inputs) -> bytes:
+    """Export a module as ONNX with input ``x``, a second one ``extra`` and output ``y``, for any number of rows."""
+    rows = take_two_rows(example)
     with _quiet_loggers(), warnings.catch_warnings():
         # what it warns of does not keep a module from being exported
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            module, (rows,), input_names=["x"], output_names=["y"], opset_version=OPSET, dynamo=True, verbose=False,
-            dynamic_shapes=({0: torch.export.Dim("n")},),
+            module, rows, input_names=[*INPUT_NAMES[: len(rows)]], output_names=["y"], opset_version=OPSET, dynamo=True,
+            verbose=False, dynamic_shapes=_free_rows(rows),
         )  # fmt: skip
     return bytes(program.model_proto.SerializeToString())
 
 
-def check_export(module: nn.Module, example: Tensor) -> None:
+def check_export(module: nn.Module, example: Inputs) -> None:
     """Check that a module can be exported for any number of rows.
 
     Args:
@@ -71,8 +71,7 @@ def check_export(module: nn.Module, example: Tensor) -> None:
     Raises:
         UnfoldError: It cannot; the message names the layer and the reason.
     """
-    # two rows: a single one is taken for a constant axis
-    rows = example if len(example) > 1 else torch.cat([example, example])
+    rows = take_two_rows(example)
     entered = list[str]()
     error = _try_export(module, rows, entered)
     # the exporter to ONNX knows other ways, which take longer
@@ -84,7 +83,7 @@ def check_export(module: nn.Module, example: Tensor) -> None:
     raise user_error(f"{where} cannot be exported: {_describe(error)}", key="model.from", hint=hint) from error
 
 
-def _try_export(module: nn.Module, rows: Tensor, entered: list[str]) -> Exception | None:
+def _try_export(module: nn.Module, rows: tuple[Tensor, ...], entered: list[str]) -> Exception | None:
     """Export a module, and return the error; ``entered`` receives the paths of the layers that did not return."""
     hooks = [
         hook
@@ -99,7 +98,7 @@ def _try_export(module: nn.Module, rows: Tensor, entered: list[str]) -> Exceptio
         with _quiet_loggers(), contextlib.redirect_stderr(_ThreadMute(sys.stderr)), warnings.catch_warnings():
             # what it warns of, such as packed weights of recurrent layers, does not keep a module from being exported
             warnings.simplefilter("ignore")
-            torch.export.export(module, (rows,), dynamic_shapes=({0: torch.export.Dim("n")},), strict=False)
+            torch.export.export(module, rows, dynamic_shapes=_free_rows(rows), strict=False)
     # the tracer's own errors, and those of the user's code, share no base
     except Exception as error:  # noqa: BLE001
         return error
@@ -107,6 +106,12 @@ def _try_export(module: nn.Module, rows: Tensor, entered: list[str]) -> Exceptio
         for hook in hooks:
             hook.remove()
     return None
+
+
+def _free_rows(inputs: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
+    """Say that all inputs have the same number of rows, which is any."""
+    count = torch.export.Dim("n")
+    return tuple({0: count} for _ in inputs)
 
 
 @contextlib.contextmanager
@@ -131,15 +136,16 @@ def _is_data_dependent(error: Exception) -> bool:
     return any(word in f"{type(error).__name__} {error}" for word in DATA_DEPENDENT)
 
 
-def _succeeds(module: nn.Module, rows: Tensor) -> bool:
+def _succeeds(module: nn.Module, rows: tuple[Tensor, ...]) -> bool:
     """Check that the ONNX model of a module accepts another number of rows than the one that it was traced with."""
-    more = torch.cat([rows, rows[:1]])
+    more = tuple(torch.cat([tensor, tensor[:1]]) for tensor in rows)
     try:
-        outputs = open_session(export_onnx(module, rows)).run(None, {"x": more.numpy()})[0]
+        feed = {name: tensor.numpy() for name, tensor in zip(INPUT_NAMES, more, strict=False)}
+        outputs = open_session(export_onnx(module, rows)).run(None, feed)[0]
     # the reason of the first attempt is reported
     except Exception:  # noqa: BLE001
         return False
-    return len(outputs) == len(more)
+    return len(outputs) == len(more[0])
 
 
 def _fixes_rows(error: Exception) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from unfold_supernet.modules.inputs import Inputs, run_module
 from unfold_supernet.modules.width_groups import HeadLayers, Indices, find_tied_layers, select
 
 HEAD_NAMES = re.compile(r"head|^n?_?h$|^d_?[kqv]$")
@@ -138,7 +139,7 @@ def list_head_layers(groups: Sequence[HeadGroup], unfollowed: frozenset[str] = f
 
 
 def find_projected_heads(
-    module: nn.Module, example: Tensor, known: Sequence[str]
+    module: nn.Module, example: Inputs, known: Sequence[str]
 ) -> tuple[tuple[ProjectedHeads, ...], frozenset[str]]:
     """Find the attention layers with linear layers for their heads; each is tried on the example.
 
@@ -177,7 +178,7 @@ def keep_projected_heads(module: nn.Module, group: ProjectedHeads, heads: Sequen
     return indices
 
 
-def _observe(module: nn.Module, example: Tensor) -> tuple[list[str], dict[str, int]]:
+def _observe(module: nn.Module, example: Inputs) -> tuple[list[str], dict[str, int]]:
     """Run a module, and list the paths of linear layers in the order of their calls.
 
     Returns:
@@ -195,7 +196,7 @@ def _observe(module: nn.Module, example: Tensor) -> tuple[list[str], dict[str, i
             hooks.append(layer.register_forward_pre_hook(lambda *_args, path=path: calls.append(path)))
     try:
         with torch.no_grad():
-            module(example)
+            run_module(module, example)
     finally:
         for hook in hooks:
             hook.remove()
@@ -370,7 +371,7 @@ def _rank_heads(module: nn.Module, group: ProjectedHeads) -> tuple[int, ...]:
     return tuple(torch.argsort(scores, descending=True, stable=True).tolist())
 
 
-def _is_sound(module: nn.Module, example: Tensor, group: ProjectedHeads) -> bool:
+def _is_sound(module: nn.Module, example: Inputs, group: ProjectedHeads) -> bool:
     """Check that a copy without some heads computes the others and its outputs as if these heads were ignored."""
     count = len(group.order)
     for heads in dict.fromkeys([tuple(range(count))[1::2], (0,)]):
@@ -396,7 +397,7 @@ def _is_sound(module: nn.Module, example: Tensor, group: ProjectedHeads) -> bool
 
 
 def _run(
-    module: nn.Module, example: Tensor, group: ProjectedHeads, changes: Sequence[Change]
+    module: nn.Module, example: Inputs, group: ProjectedHeads, changes: Sequence[Change]
 ) -> tuple[Tensor, list[Tensor]]:
     """Run a module with changes; return its outputs, and what the layer behind the heads received."""
     inputs, before = list[Tensor](), _swap(changes)
@@ -404,7 +405,7 @@ def _run(
     hook = layer.register_forward_pre_hook(lambda _layer, args: inputs.append(args[0]))
     try:
         with torch.no_grad():
-            return module(example), inputs
+            return run_module(module, example), inputs
     finally:
         hook.remove()
         _swap(before)
