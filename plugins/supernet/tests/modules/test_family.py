@@ -735,6 +735,17 @@ def test_a_network_that_is_not_followed_keeps_its_channels() -> None:
     assert [member.name for member in family.members()] == ["1x1r0.5", "1x1"]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_channels_that_are_followed_in_circles_are_shared() -> None:
+    """Windows that are shifted and packed do not make the search endless: feed-forward layers are narrowed."""
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(0)
+    module = models.swin_transformer.SwinTransformer([4, 4], 12, [2], [3], [4, 4], num_classes=5)
+    family = elastic(module.eval(), torch.randn(2, 3, 32, 32), widths=(0.5, 1))
+    assert any("mlp" in group.root for group in family.groups)
+    assert any("not followed" in part.reason for part in family.inelastic)
+
+
 def make_normed(norm: Callable[[nn.Module], Any]) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
