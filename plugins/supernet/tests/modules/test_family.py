@@ -418,14 +418,22 @@ def test_a_layer_that_cannot_be_followed_leaves_the_others_elastic() -> None:
     assert {"recurrent", "stem"} <= {part.path for part in inelastic}
 
 
-def test_grouped_convolutions_and_group_norms_are_reported() -> None:
-    """What cannot be narrowed is named with its reason, and shared in full."""
-    module = make_image_net(nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.GroupNorm(2, 8), Plain(8)).eval()
+@pytest.mark.parametrize(
+    ("middle", "reason"),
+    [
+        (lambda: nn.Conv2d(12, 12, 3, padding=1, groups=3), "is a grouped convolution"),
+        (lambda: nn.GroupNorm(3, 12), "normalises groups of channels"),
+    ],
+)
+def test_groups_across_concatenated_channels_are_reported(middle: Callable[[], nn.Module], reason: str) -> None:
+    """Channels that are a part of those in groups are named with the reason, and shared in full."""
+    module = make_image_net(Dense(8, 4), middle(), Plain(12), out=12).eval()
     groups, inelastic = find_width_groups(module, IMAGES)
-    reasons = " ".join(part.reason for part in inelastic)
-    assert "grouped convolution" in reasons
-    assert "6" in {part.path for part in inelastic}, "the classes are no channels"
-    assert {group.root for group in groups} == {"3.2.body.0"}
+    reasons = {part.path: part.reason for part in inelastic}
+    assert reason in reasons["0"]
+    assert reason in reasons["3.0.conv"]
+    assert "6" in reasons, "the classes are no channels"
+    assert "3.2.body.0" in {group.root for group in groups}
 
 
 class Branching(nn.Module):  # type: ignore[misc,unused-ignore]

@@ -246,6 +246,7 @@ def elastic(
     whole = fold_weight_norms(_copy_module(unwrap_module(module))).eval()
     _check_signature(whole, len(tensors))
     _check_module(whole, example)
+    _turn_off_nesting(whole, example)
     trained = {key for key, parameter in whole.named_parameters() if parameter.requires_grad}
     for parameter in whole.parameters():
         # dependencies are traced by gradients, through frozen layers too
@@ -369,11 +370,17 @@ def _check_module(module: nn.Module, example: Inputs) -> None:
         raise user_error(message, key="model.from", hint="return the network before torch.jit.script or trace")
     try:
         # lazy layers have no weights before
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch warns of its own nested tensors, which are turned off afterwards
+            warnings.filterwarnings("ignore", "The PyTorch API of nested tensors")
             outputs = run_module(module, example)
     except Exception as error:
         message = f"the module fails on the example: {' '.join(str(error).split()[:40])}"
         raise user_error(message, key="model.from", hint=_advise_on_inputs(module, list_tensors(example)[0])) from error
+    for path, layer in module.named_modules():
+        if isinstance(layer, NORMS) and not layer.track_running_stats:
+            message = f"{path or 'the module'} normalises by the other rows of a batch, at inference too"
+            raise user_error(message, key="model.from", hint="track_running_stats=True")
     broken = [key for key, tensor in module.state_dict().items() if not _is_finite(tensor)]
     if broken:
         raise user_error(f"{broken[0]} is not finite", key="model.weights", hint="load weights without NaN")
@@ -398,6 +405,28 @@ def _advise_on_inputs(module: nn.Module, example: Tensor) -> str:
 
 def _describe_outputs(outputs: Any) -> str:
     return f"a tensor {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+
+
+def _turn_off_nesting(module: nn.Module, example: Inputs) -> None:
+    """Let torch's encoders compute padded tokens too, as they do in training and in ONNX; outputs must be the same.
+
+    Raises:
+        UnfoldError: Outputs depend on whether padded tokens are computed.
+    """
+    nested = [(path, layer) for path, layer in module.named_modules() if isinstance(layer, nn.TransformerEncoder)]
+    nested = [(path, layer) for path, layer in nested if layer.use_nested_tensor]
+    if not nested:
+        return
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of nested tensors")
+        expected = run_module(module, example)
+        for _, layer in nested:
+            layer.use_nested_tensor = False
+        outputs = run_module(module, example)
+    if outputs.shape != expected.shape or not torch.allclose(outputs, expected, rtol=1e-4, atol=1e-5):
+        message = f"outputs of {nested[0][0] or 'the module'} for padded tokens differ between training and inference"
+        hint = "leave padded tokens out behind the encoder, and pass enable_nested_tensor=False"
+        raise user_error(message, key="model.from", hint=hint)
 
 
 def _check_training(module: nn.Module, example: Inputs) -> None:

@@ -32,11 +32,18 @@ def take_two_rows(inputs: Inputs) -> tuple[Tensor, ...]:
 def list_required(module: nn.Module) -> list[str]:
     """List the arguments that the code of a module needs."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(module.forward).parameters.values()
-    return [each.name for each in parameters if each.kind in positional and each.default is each.empty]
+    return [each.name for each in _list_parameters(module) if each.kind in positional and each.default is each.empty]
 
 
 def takes_extra(module: nn.Module) -> bool:
     """Check whether a module takes a second input: its code needs two, or names the second one ``extra``."""
-    names = [*inspect.signature(module.forward).parameters]
+    names = [each.name for each in _list_parameters(module)]
     return len(list_required(module)) == len(INPUT_NAMES) or names[1:2] == [INPUT_NAMES[1]]
+
+
+def _list_parameters(module: nn.Module) -> list[inspect.Parameter]:
+    try:
+        return [*inspect.signature(module.forward).parameters.values()]
+    # what torch.jit has compiled has no signature
+    except ValueError:
+        return []

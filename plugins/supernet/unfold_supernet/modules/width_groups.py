@@ -8,6 +8,7 @@ every group, so that a narrow member is contained in each wider one.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from unfold_supernet.modules.inputs import Inputs, list_tensors, run_module
 
 Indices = tuple[Tensor | None, ...]
 """For each axis of a tensor, the kept indices; ``None`` keeps all of them."""
-ROOTS = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001 - torch has no public name for all convolutions
+CONVOLUTIONS = nn.modules.conv._ConvNd  # noqa: SLF001 - torch has no public name for all convolutions
+ROOTS = (CONVOLUTIONS, nn.Linear)
 TRIAL_WIDTH = 0.5
-UNFOLLOWED = (ArithmeticError, IndexError, RuntimeError, ValueError)
+UNFOLLOWED = (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError)
 """What torch-pruning raises where it cannot follow channels."""
 MAX_REDUCED = 2
 """Maps up to which the inputs of a layer are taken for a mean or maximum over channels."""
@@ -41,7 +43,8 @@ class WidthGroup:
     Attributes:
         root: Path of the layer that produces the channels.
         order: Channels of that layer, the most important first; of a layer in parts, those of its first part.
-        parts: Equal parts into which the channels are split before they are multiplied, as in a gated linear unit.
+        parts: Equal parts of the channels of which as many remain: those that are multiplied, as in a gated linear
+            unit, and those of grouped convolutions and norms.
     """
 
     root: str
@@ -126,7 +129,7 @@ def find_width_groups(
         reason = MIXED_HEADS if is_mixed else _find_obstacle(group, names, (module, heads), tied)
         order, parts = tuple[int, ...](), 1
         if not reason:
-            parts = _count_parts(graph, group)
+            parts = math.lcm(_count_parts(graph, group), *(count for _, count in _iterate_channel_groups(group)))
             order = _rank_channels(importance, group, parts)
             reason = "" if order else UNTRACED
         if reason:
@@ -217,13 +220,35 @@ def build_graph(module: nn.Module, example: Inputs, heads: HeadLayers = NO_HEADS
     with warnings.catch_warnings():
         # parameters outside layers, such as position embeddings, are found without a hint
         warnings.simplefilter("ignore")
-        graph.build_dependency(module, example_inputs=list_tensors(example))
+        pruners = {nn.RMSNorm: _make_rms_pruner()}
+        graph.build_dependency(module, example_inputs=list_tensors(example), customized_pruners=pruners)
     reads, written = ({module.get_submodule(path) for path in paths} for paths in (heads.reads, heads.written))
     _cut(graph, lambda layer, is_output: layer in (reads if is_output else written))
     _cut_reductions(graph)
     _cut_shared_heads(graph)
     _limit_steps(graph)
     return graph
+
+
+def _make_rms_pruner() -> Any:
+    """Make what removes channels of ``torch.nn.RMSNorm``, which torch-pruning does not know."""
+    function = _import_torch_pruning().pruner.function
+
+    class RMSNormPruner(function.LayernormPruner):  # type: ignore[misc,name-defined,unused-ignore]
+        """As that of a layer norm, without a bias."""
+
+        def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+            """Remove channels."""
+            (channels,) = layer.normalized_shape
+            kept = torch.tensor(sorted({*range(channels)} - {*idxs}))
+            if layer.elementwise_affine:
+                layer.weight = self._prune_parameter_and_grad(layer.weight, kept, -1)
+            layer.normalized_shape = (len(kept),)
+            return layer
+
+        prune_in_channels = prune_out_channels
+
+    return RMSNormPruner()
 
 
 def _cut(graph: Any, is_cut: Callable[[nn.Module, bool], bool]) -> None:
@@ -465,6 +490,19 @@ def _count_parts(graph: Any, group: Any) -> int:
     return parts if is_regular else 1
 
 
+def _iterate_channel_groups(group: Any) -> Iterator[tuple[Any, int]]:
+    """Iterate over the items of a group whose layer treats equal groups of channels apart, with their number.
+
+    As many channels are removed of each of them.
+    """
+    for item in group:
+        layer = item.dep.target.module
+        if isinstance(layer, nn.GroupNorm) and layer.num_groups > 1:
+            yield item, layer.num_groups
+        elif isinstance(layer, CONVOLUTIONS) and 1 < layer.groups < layer.in_channels:
+            yield item, layer.groups
+
+
 def _list_dependent(graph: Any, layer: nn.Module, channel: int) -> set[int]:
     """List the channels of a layer that are removed with one of them."""
     prune = graph.get_pruner_of_module(layer).prune_out_channels
@@ -493,6 +531,12 @@ def _find_obstacle(
 ) -> str:
     """Find why a group cannot be narrowed, before it is tried; empty if nothing is known."""
     module, heads = whole
+    for item, count in _iterate_channel_groups(group):
+        layer = item.dep.target.module
+        # of channels that are a part of what is grouped, it is not known how many lie in each of its groups
+        if len(item.idxs) != len(group[0].idxs) or len(item.idxs) % count or len(item.idxs) == count:
+            kind = "normalises groups of channels" if isinstance(layer, nn.GroupNorm) else "is a grouped convolution"
+            return f"{names[layer]} {kind}"
     for item in group:
         layer = item.dep.target.module
         path = names.get(layer, "")
@@ -500,10 +544,6 @@ def _find_obstacle(
             return f"the weight of {path} is parametrised"
         if path in tied:
             return f"{path} shares its weights with {tied[path]}"
-        if isinstance(layer, nn.GroupNorm):
-            return f"{path} normalises groups of channels"
-        if isinstance(layer, nn.modules.conv._ConvNd) and 1 < layer.groups < layer.in_channels:  # noqa: SLF001
-            return f"{path} is a grouped convolution"
         is_free = path in heads.reads or path in heads.written
         if isinstance(layer, nn.MultiheadAttention) or (_has_heads(module, path) and not is_free):
             return "it is the embedding of attention, which all members share"
