@@ -29,7 +29,7 @@ def elastic(
 
     Args:
         module: A ``torch.nn.Module`` that maps inputs to one tensor of outputs.
-        example: Inputs (n, *size) on which its layers are traced.
+        example: Inputs (n, *size) on which its layers are traced; a pair of tensors for a module with two inputs.
         widths: Fractions of the channels.
         depths: Fractions of the residual blocks.
         resolutions: Fractions 1/n of the input's edges.
@@ -42,24 +42,27 @@ def elastic(
     return family.elastic(module, example, widths=widths, depths=depths, resolutions=resolutions)
 
 
-def fit(family: ElasticFamily, x: Any, y: Any, **options: Any) -> None:
+def fit(family: ElasticFamily, x: Any, y: Any, extra: Any = None, **options: Any) -> None:
     """Train a family in place; ``options`` are the fields of :class:`unfold_supernet.modules.problem.FitOptions`.
 
     Args:
         family: The family.
         x: Inputs (n, *size), an array or a tensor; they are converted to the precision of the example.
         y: Classes (n), labels (n, labels) or values (n, values).
+        extra: The second inputs (n, *other) of a module with two.
         options: How it is trained.
 
     Raises:
-        UnfoldError: Training diverged.
+        UnfoldError: Training diverged, or inputs and targets differ in length.
     """
     import torch
 
     from unfold_supernet.modules import problem, training
 
     inputs = torch.as_tensor(x, dtype=family.example.dtype)
-    training.fit(family, inputs, torch.as_tensor(y), problem.FitOptions(**options))
+    kind = None if family.extra is None else family.extra.dtype
+    others = None if extra is None else torch.as_tensor(extra, dtype=kind)
+    training.fit(family, inputs, torch.as_tensor(y), problem.FitOptions(**options), extra=others)
 
 
 def measure_retrieval(

@@ -418,14 +418,22 @@ def test_a_layer_that_cannot_be_followed_leaves_the_others_elastic() -> None:
     assert {"recurrent", "stem"} <= {part.path for part in inelastic}
 
 
-def test_grouped_convolutions_and_group_norms_are_reported() -> None:
-    """What cannot be narrowed is named with its reason, and shared in full."""
-    module = make_image_net(nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.GroupNorm(2, 8), Plain(8)).eval()
+@pytest.mark.parametrize(
+    ("middle", "reason"),
+    [
+        (lambda: nn.Conv2d(12, 12, 3, padding=1, groups=3), "is a grouped convolution"),
+        (lambda: nn.GroupNorm(3, 12), "normalises groups of channels"),
+    ],
+)
+def test_groups_across_concatenated_channels_are_reported(middle: Callable[[], nn.Module], reason: str) -> None:
+    """Channels that are a part of those in groups are named with the reason, and shared in full."""
+    module = make_image_net(Dense(8, 4), middle(), Plain(12), out=12).eval()
     groups, inelastic = find_width_groups(module, IMAGES)
-    reasons = " ".join(part.reason for part in inelastic)
-    assert "grouped convolution" in reasons
-    assert "6" in {part.path for part in inelastic}, "the classes are no channels"
-    assert {group.root for group in groups} == {"3.2.body.0"}
+    reasons = {part.path: part.reason for part in inelastic}
+    assert reason in reasons["0"]
+    assert reason in reasons["3.0.conv"]
+    assert "6" in reasons, "the classes are no channels"
+    assert "3.2.body.0" in {group.root for group in groups}
 
 
 class Branching(nn.Module):  # type: ignore[misc,unused-ignore]
@@ -733,6 +741,17 @@ def test_a_network_that_is_not_followed_keeps_its_channels() -> None:
         elastic(module, example, widths=(0.5, 1))
     family = elastic(module, example, widths=(1,), resolutions=(0.5, 1))
     assert [member.name for member in family.members()] == ["1x1r0.5", "1x1"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_channels_that_are_followed_in_circles_are_shared() -> None:
+    """Windows that are shifted and packed do not make the search endless: feed-forward layers are narrowed."""
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(0)
+    module = models.swin_transformer.SwinTransformer([4, 4], 12, [2], [3], [4, 4], num_classes=5)
+    family = elastic(module.eval(), torch.randn(2, 3, 32, 32), widths=(0.5, 1))
+    assert any("mlp" in group.root for group in family.groups)
+    assert any("not followed" in part.reason for part in family.inelastic)
 
 
 def make_normed(norm: Callable[[nn.Module], Any]) -> nn.Module:

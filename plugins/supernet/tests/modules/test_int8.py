@@ -82,7 +82,7 @@ def test_faster_and_accurate_members_become_int8(monkeypatch: pytest.MonkeyPatch
     model = make_model()
     x, y = make_rows(model)
     monkeypatch.setattr(int8, "measure_speedup", lambda *_args: 1.5)
-    content, choice = choose_precision(model, x, np.arange(ROWS), compare_with(y), 5.0, 0)
+    content, choice = choose_precision(model, {"x": x}, np.arange(ROWS), compare_with(y), 5.0, 0)
     assert choice.is_int8, choice
     assert content != model
     assert choice.loss_points <= choice.loss_bound <= 5.0
@@ -98,7 +98,7 @@ def test_slow_or_uncertain_members_stay_in_float32(
     model = make_model(scale)
     x, y = make_rows(model)
     monkeypatch.setattr(int8, "measure_speedup", lambda *_args: speedup)
-    content, choice = choose_precision(model, x, np.arange(ROWS), compare_with(y), max_loss, 0)
+    content, choice = choose_precision(model, {"x": x}, np.arange(ROWS), compare_with(y), max_loss, 0)
     assert content == model
     assert not choice.is_int8
 
@@ -107,12 +107,12 @@ def test_what_cannot_be_quantised_stays_in_float32() -> None:
     """A model that ONNX Runtime cannot quantise, and too few rows, are no errors."""
     model = make_model()
     x, y = make_rows(model)
-    assert int8.quantise(b"no model", x) is None
-    assert choose_precision(model, x, np.arange(1), compare_with(y), 5.0, 0)[0] == model
+    assert int8.quantise(b"no model", {"x": x}) is None
+    assert choose_precision(model, {"x": x}, np.arange(1), compare_with(y), 5.0, 0)[0] == model
 
 
 def test_speedup_compares_the_same_inputs() -> None:
     """A model against itself is neither clearly faster nor slower."""
     session = onnxruntime.InferenceSession(make_model())
     x, _ = make_rows(make_model())
-    assert 0.2 < int8.measure_speedup(session, session, x) < 5
+    assert 0.2 < int8.measure_speedup(session, session, {"x": x}) < 5

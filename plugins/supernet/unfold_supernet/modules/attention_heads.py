@@ -1,41 +1,30 @@
 """Heads of attention: a member keeps the most important heads of every attention layer; the embedding stays whole.
 
-Two layouts are known: ``torch.nn.MultiheadAttention``, and the packed ``qkv`` and ``proj`` layers of timm's vision
-transformers. A layer is elastic only if its replacement with all heads returns what the layer returns.
+Two layouts are replaced: ``torch.nn.MultiheadAttention``, and the packed ``qkv`` and ``proj`` layers of timm's vision
+transformers, if the replacement with all heads returns what the layer returns. Others keep their code.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unfold_supernet.modules.inputs import Inputs, run_module
+from unfold_supernet.modules.projected_heads import (
+    HeadGroup,
+    ProjectedHeads,
+    find_projected_heads,
+    keep_projected_heads,
+)
 from unfold_supernet.modules.width_groups import Indices
 
 TOLERANCE = 1e-4
 """Largest difference at which a replacement counts as equal, relative to the largest output."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeadGroup:
-    """An attention layer of which heads can be left out.
-
-    Attributes:
-        path: Path of the layer.
-        order: Its heads, the most important first.
-    """
-
-    path: str
-    order: tuple[int, ...]
-
-    def keep(self, width: float) -> tuple[int, ...]:
-        """List the heads that remain at a fraction of the width; at least one does."""
-        return tuple(sorted(self.order[: max(1, round(len(self.order) * width))]))
 
 
 class PackedAttention(nn.Module):  # type: ignore[misc,unused-ignore]
@@ -105,15 +94,18 @@ class SelectedHeads(nn.Module):  # type: ignore[misc,unused-ignore]
         return (merged if self.batch_first else merged.transpose(0, 1)), None
 
 
-def find_head_groups(module: nn.Module, example: Tensor) -> tuple[HeadGroup, ...]:
-    """Find the attention layers that may lose heads; each replacement is compared with its layer on the example.
+def find_head_groups(module: nn.Module, example: Inputs) -> tuple[tuple[HeadGroup, ...], frozenset[str]]:
+    """Find the attention layers that may lose heads; each is tried on the example.
 
     Args:
         module: The user's module, in inference mode.
         example: Inputs (n, *size).
+
+    Returns:
+        The layers, and the paths of linear layers that seem to compute heads which cannot be left out.
     """
     with torch.no_grad():
-        expected = module(example)
+        expected = run_module(module, example)
     groups = []
     for path, layer in module.named_modules():
         count = _count_heads(layer)
@@ -123,7 +115,10 @@ def find_head_groups(module: nn.Module, example: Tensor) -> tuple[HeadGroup, ...
         group = HeadGroup(path, tuple(torch.argsort(scores, descending=True, stable=True).tolist()))
         if _is_equal(module, example, group, expected):
             groups.append(group)
-    return tuple(groups)
+    known = [group.path for group in groups]
+    known += [path for path, layer in module.named_modules() if isinstance(layer, nn.MultiheadAttention)]
+    projected, unfollowed = find_projected_heads(module, example, known)
+    return (*groups, *projected), unfollowed
 
 
 def keep_heads(module: nn.Module, groups: Sequence[HeadGroup], width: float) -> dict[str, Indices]:
@@ -142,7 +137,10 @@ def keep_heads(module: nn.Module, groups: Sequence[HeadGroup], width: float) -> 
         heads = group.keep(width)
         if len(heads) == len(group.order):
             continue
-        indices |= _replace_layer(module, group, heads)
+        if isinstance(group, ProjectedHeads):
+            indices |= keep_projected_heads(module, group, heads)
+        else:
+            indices |= _replace_layer(module, group, heads)
     return indices
 
 
@@ -185,7 +183,7 @@ def _score_heads(layer: Any, count: int) -> Tensor:
     return read + written
 
 
-def _is_equal(module: nn.Module, example: Tensor, group: HeadGroup, expected: Tensor) -> bool:
+def _is_equal(module: nn.Module, example: Inputs, group: HeadGroup, expected: Tensor) -> bool:
     """Check that the replacement with all heads changes nothing."""
     changed = copy.deepcopy(module)
     try:
@@ -193,7 +191,7 @@ def _is_equal(module: nn.Module, example: Tensor, group: HeadGroup, expected: Te
         _replace_layer(changed, group, range(len(group.order)))
         changed.get_submodule(group.path).load_state_dict(state)
         with torch.no_grad():
-            outputs = changed(example)
+            outputs = run_module(changed, example)
     # a layer of another kind may raise anything: its heads stay
     except Exception:  # noqa: BLE001
         return False

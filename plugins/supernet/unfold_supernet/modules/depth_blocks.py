@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unfold_supernet.modules.inputs import Inputs, run_module
+
 PASSING = (
     *("Add", "Relu", "Hardtanh", "Hardswish", "Silu", "Gelu", "LayerNorm"),
     *("View", "Clone", "Alias", "Permute", "Transpose"),
@@ -66,7 +68,7 @@ class BlockRun:
         return dict(zip(self.paths[first:], self.skips[first:], strict=True))
 
 
-def find_block_runs(module: nn.Module, example: Tensor) -> tuple[BlockRun, ...]:
+def find_block_runs(module: nn.Module, example: Inputs) -> tuple[BlockRun, ...]:
     """Find the runs of residual blocks that may be skipped.
 
     Args:
@@ -84,7 +86,7 @@ def find_block_runs(module: nn.Module, example: Tensor) -> tuple[BlockRun, ...]:
         hooks.append(block.register_forward_pre_hook(record, with_kwargs=True))
     try:
         with torch.no_grad():
-            module(example)
+            run_module(module, example)
     finally:
         for hook in hooks:
             hook.remove()

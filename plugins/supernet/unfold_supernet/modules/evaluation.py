@@ -7,7 +7,7 @@ import importlib
 import inspect
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from unfold_supernet._types import Task
+from unfold_supernet._types import Float32Array, Task
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.modules.family import ElasticFamily, elastic, unwrap_module
@@ -28,6 +28,7 @@ from unfold_supernet.modules.heads import (
     finish_outputs,
     make_training_targets,
 )
+from unfold_supernet.modules.inputs import takes_extra
 from unfold_supernet.modules.int8 import PrecisionChoice, choose_precision
 from unfold_supernet.modules.onnx_export import export_onnx
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult, ModuleSource
@@ -79,9 +80,10 @@ def train_module(
     data, start = problem.data, clock()
     progress("trace module", 0, 1)
     module = load_module(problem.source, len(data.names), problem.seed)
+    arrays = _name_arrays(module, data)
     family = elastic(
         module,
-        torch.from_numpy(data.x[data.train[:2]]),
+        tuple(torch.from_numpy(array[data.train[:2]]) for array in arrays.values()),
         widths=problem.widths,
         depths=problem.depths,
         resolutions=problem.resolutions,
@@ -95,10 +97,10 @@ def train_module(
     contents = {}
     for index, (name, temperature) in enumerate(temperatures.items()):
         progress("export members", index, len(temperatures))
-        contents[name] = export_onnx(finish_outputs(family.extract(name), data, temperature), family.example)
+        contents[name] = export_onnx(finish_outputs(family.extract(name), data, temperature), family.inputs)
     progress("export members", len(temperatures), len(temperatures))
-    contents, precisions = _choose_precisions(problem, contents, progress)
-    write_members(directory, data.x.shape[1:], contents)
+    contents, precisions = _choose_precisions(problem, contents, arrays, progress)
+    write_members(directory, data.x.shape[1:], contents, 0 if family.extra is None else family.extra.shape[1])
     members = {name: open_member(content) for name, content in contents.items()}
     outputs = {name: compute_all_logits(member, data, data.test) for name, member in members.items()}
     qualities = {name: evaluate_outputs(values, data, data.test) for name, values in outputs.items()}
@@ -130,6 +132,7 @@ def train_module(
         skippable=sum(len(run.paths) for run in family.runs),
         inelastic=tuple((part.path, part.reason) for part in family.inelastic),
         training_s=training_s,
+        takes_extra=family.extra is not None,
         precisions=precisions,
         load_s=float(np.median(time_rounds(partial(open_member, contents[largest]), 5, ENOUGH_S, min_rounds=2))),
     )
@@ -139,8 +142,13 @@ def train_module(
     return result
 
 
+def _name_arrays(module: nn.Module, data: Dataset) -> dict[str, Float32Array]:
+    """Name the arrays of the data that a module takes."""
+    return {"x": data.x} | ({"extra": data.extra} if data.extra.shape[1] and takes_extra(module) else {})
+
+
 def _choose_precisions(
-    problem: ModuleProblem, contents: dict[str, bytes], progress: Progress
+    problem: ModuleProblem, contents: dict[str, bytes], arrays: Mapping[str, Float32Array], progress: Progress
 ) -> tuple[dict[str, bytes], dict[str, PrecisionChoice]]:
     """Choose int8 or float32 for every member on validation rows; return the models to serve."""
     if problem.max_int8_loss is None:
@@ -149,7 +157,7 @@ def _choose_precisions(
     for index, (name, content) in enumerate(contents.items()):
         progress("choose int8 or float32", index, len(contents))
         chosen[name], choices[name] = choose_precision(
-            content, data.x, data.holdout, partial(bound_loss, data), problem.max_int8_loss, problem.seed
+            content, arrays, data.holdout, partial(bound_loss, data), problem.max_int8_loss, problem.seed
         )
     progress("choose int8 or float32", len(contents), len(contents))
     return chosen, choices
@@ -223,7 +231,7 @@ def _load_weights(module: nn.Module, source: ModuleSource) -> None:
 
 def _check_outputs(family: ElasticFamily, count: int, task: Task) -> None:
     with torch.no_grad():
-        outputs = family(family.members()[-1].name, family.example)
+        outputs = family(family.members()[-1].name, *family.inputs)
     if outputs.shape != (len(family.example), count):
         message = f"the module returns {tuple(outputs.shape[1:])} values a row for {count} {task}"
         raise user_error(message, key="model.arguments", hint=f"one output for each, such as num_classes: {count}")
@@ -248,6 +256,7 @@ def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunD
         lambda epoch, epochs: progress("train family", epoch, epochs),
         _make_store(directory, CHECKPOINT_FILE, made_from),
         torch.from_numpy(data.train),
+        None if family.extra is None else torch.from_numpy(data.extra),
     )
     state = {key: tensor.contiguous() for key, tensor in family.state_dict().items()}
     directory.write(STATE_FILE, save(state), made_from=made_from)
@@ -268,8 +277,8 @@ def _make_store(directory: RunDir, file: str, made_from: str) -> CheckpointStore
 
 
 def _bind(family: ElasticFamily, name: str) -> Model:
-    """Bind a member as a model that ignores the numbers beside the inputs."""
-    return lambda x, _extra: family(name, x)
+    """Bind a member as a model; one with a single input ignores the numbers beside it."""
+    return lambda x, extra: family(name, *(x, extra)[: len(family.inputs)])
 
 
 def _fit_temperature(family: ElasticFamily, name: str, data: Dataset) -> float:
@@ -281,12 +290,12 @@ def _fit_temperature(family: ElasticFamily, name: str, data: Dataset) -> float:
 
 
 def _measure_eager(family: ElasticFamily, name: str, data: Dataset) -> float:
-    return measure_latencies(_bind_module(family.extract(name)), data, (EAGER_BATCH,))[EAGER_BATCH]
+    return measure_latencies(_bind_module(family.extract(name), len(family.inputs)), data, (EAGER_BATCH,))[EAGER_BATCH]
 
 
-def _bind_module(module: nn.Module) -> Model:
-    """Bind a module as a model that ignores the numbers beside the inputs."""
-    return lambda x, _extra: module(x)
+def _bind_module(module: nn.Module, inputs: int) -> Model:
+    """Bind a module as a model; one with a single input ignores the numbers beside it."""
+    return lambda x, extra: module(*(x, extra)[:inputs])
 
 
 def _compare_standalone(
@@ -300,13 +309,14 @@ def _compare_standalone(
     data, members = problem.data, untrained.members()
     extremes = dict.fromkeys((members[0].name, members[(len(members) - 1) // 2].name, members[-1].name))
     x, y, train = (torch.from_numpy(array) for array in (data.x, make_training_targets(data), data.train))
+    extra = None if untrained.extra is None else torch.from_numpy(data.extra)
     comparisons = {}
     for name in extremes:
         single = copy.deepcopy(untrained.keep(name))
         made_from = fingerprint(_compute_fingerprint(problem), name)
         store = _make_store(directory, f"alone/{name}.safetensors", made_from)
-        fit(single, x, y, problem.fit, partial(progress, f"train {name} standalone"), store, train)
+        fit(single, x, y, problem.fit, partial(progress, f"train {name} standalone"), store, train, extra)
         finished = finish_outputs(single.extract(name), data, 1.0)
-        outputs = compute_all_logits(_bind_module(finished), data, data.test)
+        outputs = compute_all_logits(_bind_module(finished, len(untrained.inputs)), data, data.test)
         comparisons[name] = StandaloneComparison(qualities[name], evaluate_outputs(outputs, data, data.test))
     return comparisons

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from unfold_supernet.modules.attention_heads import HeadGroup, find_head_groups, keep_heads
+from unfold_supernet.modules.attention_heads import find_head_groups, keep_heads
 from unfold_supernet.modules.depth_blocks import BlockRun, find_block_runs, replace_blocks
+from unfold_supernet.modules.inputs import INPUT_NAMES, Inputs, list_required, list_tensors, run_module, take_two_rows
 from unfold_supernet.modules.onnx_export import check_export, export_onnx
+from unfold_supernet.modules.projected_heads import HeadGroup, ProjectedHeads, list_head_layers
 from unfold_supernet.modules.width_groups import (
     Indices,
     Inelastic,
@@ -75,6 +77,7 @@ class ElasticFamily:
         runs: Runs of blocks that may be skipped.
         inelastic: Parts that all members share in full, with the reason.
         example: The example input (n, *size).
+        extra: The second one (n, *other) of a module with two inputs.
     """
 
     weights: dict[str, nn.Parameter]
@@ -84,16 +87,25 @@ class ElasticFamily:
     runs: tuple[BlockRun, ...]
     inelastic: tuple[Inelastic, ...]
     example: Tensor
+    extra: Tensor | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """All example inputs."""
+        return (self.example,) if self.extra is None else (self.example, self.extra)
 
     def members(self) -> tuple[Member, ...]:
         """List the members, smallest first."""
         return tuple(self.by_name.values())
 
-    def __call__(self, name: str, x: Tensor) -> Tensor:
-        """Compute the outputs of a member for inputs (n, *size); gradients flow to the shared weights."""
+    def __call__(self, name: str, x: Tensor, *extra: Tensor) -> Tensor:
+        """Compute the outputs of a member for inputs (n, *size), and ``extra`` (n, *other) of a module with two.
+
+        Gradients flow to the shared weights.
+        """
         member = self._find(name)
         tensors = {key: select(self.weights[key], indices) for key, indices in member.indices.items()}
-        result: Tensor = functional_call(member.skeleton, tensors, (make_shrink(x.ndim - 2, member.shrink)(x),))
+        result: Tensor = functional_call(member.skeleton, tensors, (make_shrink(x.ndim - 2, member.shrink)(x), *extra))
         return result
 
     def keep(self, name: str) -> ElasticFamily:
@@ -113,14 +125,15 @@ class ElasticFamily:
             for key, parameter in module.named_parameters():
                 parameter.copy_(select(self.weights[key], member.indices[key]))
         if member.shrink > 1:
-            module = nn.Sequential(make_shrink(self.example.ndim - 2, member.shrink), module)
+            shrink = make_shrink(self.example.ndim - 2, member.shrink)
+            module = nn.Sequential(shrink, module) if self.extra is None else _Shrunk(shrink, module)
         return module.eval()
 
     def export(self, form: str, member: Member | str, path: Path | str | None = None) -> bytes:
         """Export a member.
 
         Args:
-            form: ``onnx``: input ``x``, output ``y``, any number of rows.
+            form: ``onnx``: input ``x`` and a second one ``extra``, output ``y``, any number of rows.
             member: The member, or its name.
             path: Where to write it too.
 
@@ -130,7 +143,7 @@ class ElasticFamily:
         if form != "onnx":
             raise user_error(f"unknown form {form!r}", hint="onnx")
         name = member.name if isinstance(member, Member) else member
-        content = export_onnx(self.extract(name), self.example)
+        content = export_onnx(self.extract(name), self.inputs)
         if path is not None:
             Path(path).write_bytes(content)
         return content
@@ -158,13 +171,14 @@ class ElasticFamily:
             for key, tensor in current.items():
                 tensor.copy_(state[key])
 
-    def calibrate(self, x: Tensor, rows: Tensor | None = None, batch: int = 256) -> None:
+    def calibrate(self, x: Tensor, rows: Tensor | None = None, batch: int = 256, extra: Tensor | None = None) -> None:
         """Compute each member's own batch-norm statistics; all else stays as it is.
 
         Args:
             x: Inputs (n, *size).
             rows: Which of them to take; all by default.
             batch: Rows that are computed together.
+            extra: The second inputs (n, *other) of a module with two.
         """
         parts = _split_rows(torch.arange(len(x)) if rows is None else rows, batch)
         for member in self.members():
@@ -178,10 +192,23 @@ class ElasticFamily:
                 norm.train()
             with torch.no_grad():
                 for part in parts if norms else ():
-                    self(member.name, x[part])
+                    self(member.name, *(inputs[part] for inputs in (x, extra) if inputs is not None))
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
                 norm.eval()
+
+
+class _Shrunk(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A member with two inputs, the first of which is averaged before."""
+
+    def __init__(self, shrink: nn.Module, module: nn.Module) -> None:
+        super().__init__()
+        self.shrink, self.module = shrink, module
+
+    def forward(self, x: Tensor, extra: Tensor) -> Tensor:
+        """Compute outputs for inputs (n, *size) and (n, *other)."""
+        result: Tensor = self.module(self.shrink(x), extra)
+        return result
 
 
 def make_shrink(dims: int, shrink: int) -> nn.Module:
@@ -193,7 +220,7 @@ def make_shrink(dims: int, shrink: int) -> nn.Module:
 
 def elastic(
     module: nn.Module,
-    example: Tensor,
+    example: Inputs,
     *,
     widths: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
     depths: Sequence[float] = (1.0,),
@@ -205,7 +232,7 @@ def elastic(
 
     Args:
         module: Any module that maps inputs to outputs; it is copied, and its weights are the start of the family's.
-        example: Inputs (n, *size) on which its layers are traced.
+        example: Inputs (n, *size) on which its layers are traced; a pair of a module with two inputs.
         widths: Fractions of the channels.
         depths: Fractions of the residual blocks.
         resolutions: Fractions 1/n of the input's edges.
@@ -215,16 +242,11 @@ def elastic(
             example or cannot be exported, or the lists differ in length.
     """
     sizes = _combine(widths, depths, resolutions)
-    if not isinstance(module, nn.Module) or not isinstance(example, Tensor):
-        wrong = module if not isinstance(module, nn.Module) else example
-        hint = "elastic(module, example): a torch.nn.Module and a tensor; arrays: torch.from_numpy(x[:2])"
-        raise user_error(f"a {type(wrong).__name__} is no {'tensor' if wrong is example else 'module'}", hint=hint)
-    if not example.ndim or not len(example):
-        raise user_error(f"the example has shape {tuple(example.shape)}", key="example", hint="pass x[:2]")
-    if not _is_finite(example):
-        raise user_error("the example input is not finite", key="example")
+    tensors = _check_arguments(module, example)
     whole = fold_weight_norms(_copy_module(unwrap_module(module))).eval()
+    _check_signature(whole, len(tensors))
     _check_module(whole, example)
+    _turn_off_nesting(whole, example)
     trained = {key for key, parameter in whole.named_parameters() if parameter.requires_grad}
     for parameter in whole.parameters():
         # dependencies are traced by gradients, through frozen layers too
@@ -234,9 +256,15 @@ def elastic(
     with warnings.catch_warnings():
         # of layers that torch-pruning does not follow, which are reported as shared
         warnings.simplefilter("ignore")
-        groups, inelastic = find_width_groups(whole, example, [width for width, _, _ in sizes])
-    heads = find_head_groups(whole, example)
-    inside = tuple(f"{group.path}." for group in heads)
+        heads, unfollowed = find_head_groups(whole, example)
+        groups, inelastic = find_width_groups(
+            whole,
+            example,
+            [width for width, _, _ in sizes],
+            list_head_layers(heads, unfollowed),
+            lambda narrowed, width: keep_heads(narrowed, heads, width),
+        )
+    inside = tuple(f"{group.path}." for group in heads if not isinstance(group, ProjectedHeads))
     inelastic = tuple(part for part in inelastic if not part.path.startswith(inside))
     runs = find_block_runs(whole, example)
     _check_elastic(sizes, (*groups, *heads), runs, inelastic)
@@ -256,8 +284,45 @@ def elastic(
         heads=heads,
         runs=runs,
         inelastic=inelastic,
-        example=example,
+        example=tensors[0],
+        extra=tensors[1] if len(tensors) > 1 else None,
     )
+
+
+def _check_arguments(module: object, example: object) -> tuple[Tensor, ...]:
+    """Check that there is a module, and one or two tensors with as many rows."""
+    tensors = example if isinstance(example, tuple) else (example,)
+    hint = "elastic(module, example): a torch.nn.Module and a tensor; arrays: torch.from_numpy(x[:2])"
+    if not isinstance(module, nn.Module):
+        raise user_error(f"a {type(module).__name__} is no module", hint=hint)
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise user_error(f"a {type(tensor).__name__} is no tensor", hint=hint)
+        if not tensor.ndim or not len(tensor):
+            raise user_error(f"the example has shape {tuple(tensor.shape)}", key="example", hint="pass x[:2]")
+        if not _is_finite(tensor):
+            raise user_error("the example input is not finite", key="example")
+    if not 1 <= len(tensors) <= len(INPUT_NAMES):
+        raise user_error(f"the example holds {len(tensors)} tensors", key="example", hint="one, or two: x and extra")
+    if len({len(tensor) for tensor in tensors}) > 1:
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise user_error(f"the examples have shapes {shapes}", key="example", hint="as many rows in both")
+    return tensors
+
+
+def _check_signature(module: nn.Module, count: int) -> None:
+    """Check that a module needs no more inputs than there are."""
+    names = list_required(module)
+    if len(names) <= count:
+        return
+    message = (
+        f"the module needs {len(names)} inputs ({', '.join(names)}), and there {'is' if count == 1 else 'are'} {count}"
+    )
+    if len(names) > len(INPUT_NAMES):
+        hint = "join them to two in a module around it: x, and numbers beside it in extra"
+    else:
+        hint = f"store {names[-1]} as the array extra (rows, numbers); from Python, pass a pair of examples"
+    raise user_error(message, key="model.from", hint=hint)
 
 
 def unwrap_module(module: nn.Module) -> nn.Module:
@@ -297,7 +362,7 @@ def _combine(*lists: Sequence[float]) -> list[tuple[float, float, float]]:
     return list(dict.fromkeys(zip(wide, deep, sharp, strict=True)))
 
 
-def _check_module(module: nn.Module, example: Tensor) -> None:
+def _check_module(module: nn.Module, example: Inputs) -> None:
     """Check that the module runs on the example and returns one finite tensor with a row for each input."""
     scripted = [path for path, layer in module.named_modules() if isinstance(layer, torch.jit.ScriptModule)]
     if scripted:
@@ -305,15 +370,21 @@ def _check_module(module: nn.Module, example: Tensor) -> None:
         raise user_error(message, key="model.from", hint="return the network before torch.jit.script or trace")
     try:
         # lazy layers have no weights before
-        with torch.no_grad():
-            outputs = module(example)
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch warns of its own nested tensors, which are turned off afterwards
+            warnings.filterwarnings("ignore", "The PyTorch API of nested tensors")
+            outputs = run_module(module, example)
     except Exception as error:
         message = f"the module fails on the example: {' '.join(str(error).split()[:40])}"
-        raise user_error(message, key="model.from", hint=_advise_on_inputs(module, example)) from error
+        raise user_error(message, key="model.from", hint=_advise_on_inputs(module, list_tensors(example)[0])) from error
+    for path, layer in module.named_modules():
+        if isinstance(layer, NORMS) and not layer.track_running_stats:
+            message = f"{path or 'the module'} normalises by the other rows of a batch, at inference too"
+            raise user_error(message, key="model.from", hint="track_running_stats=True")
     broken = [key for key, tensor in module.state_dict().items() if not _is_finite(tensor)]
     if broken:
         raise user_error(f"{broken[0]} is not finite", key="model.weights", hint="load weights without NaN")
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or len(outputs) != len(example):
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or len(outputs) != len(list_tensors(example)[0]):
         message = f"the module must return one tensor (rows, outputs), and returns {_describe_outputs(outputs)}"
         raise user_error(message, key="model.from", hint="wrap it in a module that returns its logits")
     if not _is_finite(outputs):
@@ -336,17 +407,38 @@ def _describe_outputs(outputs: Any) -> str:
     return f"a tensor {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
 
 
-def _check_training(module: nn.Module, example: Tensor) -> None:
+def _turn_off_nesting(module: nn.Module, example: Inputs) -> None:
+    """Let torch's encoders compute padded tokens too, as they do in training and in ONNX; outputs must be the same.
+
+    Raises:
+        UnfoldError: Outputs depend on whether padded tokens are computed.
+    """
+    nested = [(path, layer) for path, layer in module.named_modules() if isinstance(layer, nn.TransformerEncoder)]
+    nested = [(path, layer) for path, layer in nested if layer.use_nested_tensor]
+    if not nested:
+        return
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of nested tensors")
+        expected = run_module(module, example)
+        for _, layer in nested:
+            layer.use_nested_tensor = False
+        outputs = run_module(module, example)
+    if outputs.shape != expected.shape or not torch.allclose(outputs, expected, rtol=1e-4, atol=1e-5):
+        message = f"outputs of {nested[0][0] or 'the module'} for padded tokens differ between training and inference"
+        hint = "leave padded tokens out behind the encoder, and pass enable_nested_tensor=False"
+        raise user_error(message, key="model.from", hint=hint)
+
+
+def _check_training(module: nn.Module, example: Inputs) -> None:
     """Check that a module returns logits in training mode too, and that a loss of them has gradients.
 
     A tensor that is changed in place may have none. Some networks return auxiliary outputs while they are trained.
     """
     trained = copy.deepcopy(module).train()
-    # norms of a single row have no spread
-    rows = example if len(example) > 1 else torch.cat([example, example])
+    rows = take_two_rows(example)
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            outputs = trained(rows)
+            outputs = run_module(trained, rows)
             if isinstance(outputs, Tensor) and outputs.requires_grad:
                 outputs.sum().backward()
     except Exception as error:
@@ -383,7 +475,7 @@ def _check_elastic(
 
 def _build_member(
     whole: nn.Module,
-    example: Tensor,
+    example: Inputs,
     parts: tuple[Sequence[WidthGroup], Sequence[HeadGroup], Sequence[BlockRun]],
     size: tuple[float, float, float],
 ) -> Member:
@@ -391,7 +483,7 @@ def _build_member(
     shrink = round(1 / resolution)
     name = f"{width:g}x{depth:g}" + ("" if shrink == 1 else f"r{resolution:g}")
     try:
-        skeleton, indices = trace_indices(whole, example, groups, width)
+        skeleton, indices = trace_indices(whole, example, groups, width, list_head_layers(heads))
     # a layer that splits its channels may not divide those that remain
     except Exception as error:
         message = f"member {name} cannot be narrowed: {error}"
@@ -400,7 +492,10 @@ def _build_member(
         source = dict(whole.named_buffers())
         for key, buffer in skeleton.named_buffers():
             buffer.copy_(select(source[key], indices[key]) if key in indices else source[key])
-    indices |= keep_heads(skeleton, heads, width)
+    for key, remaining in keep_heads(skeleton, heads, width).items():
+        # a layer with fewer heads may have a narrower embedding too
+        pairs = zip(remaining, indices[key], strict=True)
+        indices[key] = tuple(other if index is None else index for index, other in pairs)
     for run in runs:
         replace_blocks(skeleton, run.list_skipped(depth))
     kept = {key for key, _ in skeleton.named_parameters()}
@@ -408,7 +503,8 @@ def _build_member(
         counter = FlopCounterMode(display=False)
         # with gradients: torch's fused encoder layers are not counted
         with torch.enable_grad(), counter:
-            skeleton(make_shrink(example.ndim - 2, shrink)(example[:1]))
+            x, *others = (tensor[:1] for tensor in list_tensors(example))
+            skeleton(make_shrink(x.ndim - 2, shrink)(x), *others)
     except Exception as error:
         message = f"member {name} fails on the example: {error}"
         key = "widths" if shrink == 1 else "resolutions"

@@ -38,9 +38,10 @@ class _Scaled(nn.Module):  # type: ignore[misc,unused-ignore]
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
         """Compute calibrated logits or values (n, outputs)."""
-        result: Tensor = self.module(x) * self.scale + self.shift
+        outputs = self.module(x) if extra is None else self.module(x, extra)
+        result: Tensor = outputs * self.scale + self.shift
         return result
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,13 +53,18 @@ class PrecisionChoice:
 
 
 def choose_precision(
-    content: bytes, x: Float32Array, rows: IntArray, bound_loss: BoundLoss, max_loss: float, seed: int
+    content: bytes,
+    arrays: Mapping[str, Float32Array],
+    rows: IntArray,
+    bound_loss: BoundLoss,
+    max_loss: float,
+    seed: int,
 ) -> tuple[bytes, PrecisionChoice]:
     """Choose float32 or int8 for an ONNX model, by its score and its latency.
 
     Args:
-        content: The model in float32, with input ``x``.
-        x: Inputs (n, *size), which may be mapped from a file: they are read in chunks.
+        content: The model in float32.
+        arrays: Its inputs (n, *size) by name, which may be mapped from a file: they are read in chunks.
         rows: The validation rows.
         bound_loss: Compares the outputs in float32 and int8 with the targets of some rows.
         max_loss: Largest accuracy, macro AUROC or R² that int8 may lose, in points.
@@ -72,13 +77,13 @@ def choose_precision(
     calibration, judges = np.sort(order[: len(rows) // 2]), np.sort(order[len(rows) // 2 :])
     if not len(calibration) or not len(judges):
         return content, PrecisionChoice(is_int8=False)
-    quantised = quantise(content, x[calibration[:CALIBRATION_ROWS]])
+    quantised = quantise(content, _take(arrays, calibration[:CALIBRATION_ROWS]))
     if quantised is None:
         return content, PrecisionChoice(is_int8=False)
     sessions = [open_session(content), open_session(quantised)]
-    exact, rounded = (_compute_outputs(session, x, judges) for session in sessions)
+    exact, rounded = (_compute_outputs(session, arrays, judges) for session in sessions)
     loss_points, loss_bound = bound_loss(exact, rounded, judges)
-    speedup = measure_speedup(sessions[0], sessions[1], x[judges[: max(BATCHES)]])
+    speedup = measure_speedup(sessions[0], sessions[1], _take(arrays, judges[: max(BATCHES)]))
     is_int8 = loss_bound <= max_loss and speedup >= MIN_SPEEDUP
     choice = PrecisionChoice(
         is_int8=is_int8,
@@ -103,11 +108,11 @@ def bound_class_loss(exact: BoolArray, rounded: BoolArray) -> float:
     return float(binomtest(worse, len(exact)).proportion_ci(level, "exact").high) * 100
 
 
-def measure_speedup(exact: Any, rounded: Any, x: Float32Array) -> float:
+def measure_speedup(exact: Any, rounded: Any, arrays: Mapping[str, Float32Array]) -> float:
     """Measure the smallest ratio of median latencies over batch sizes; rounds of both sessions alternate."""
     ratios = []
     for batch in BATCHES:
-        inputs = {"x": np.resize(x, (batch, *x.shape[1:]))}
+        inputs = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in arrays.items()}
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(ROUNDS):
             for is_int8, session in ((False, exact), (True, rounded)):
@@ -118,12 +123,12 @@ def measure_speedup(exact: Any, rounded: Any, x: Float32Array) -> float:
     return min(ratios)
 
 
-def quantise(content: bytes, x: Float32Array) -> bytes | None:
+def quantise(content: bytes, arrays: Mapping[str, Float32Array]) -> bytes | None:
     """Quantise a model to int8; ``None`` if ONNX Runtime cannot.
 
     Args:
-        content: The model, with input ``x``.
-        x: Inputs (n, *size) from which the ranges of the activations are taken.
+        content: The model.
+        arrays: Its inputs (n, *size) by name, from which the ranges of the activations are taken.
     """
     import onnx
     from onnxruntime import quantization
@@ -132,12 +137,12 @@ def quantise(content: bytes, x: Float32Array) -> bytes | None:
         """Hands out the inputs batch by batch."""
 
         def __init__(self) -> None:
-            self.batches: Iterator[Any] = iter(_split(x, CALIBRATION_BATCH))
+            rows = np.arange(len(next(iter(arrays.values()))))
+            self.batches: Iterator[Any] = iter([_take(arrays, part) for part in _split(rows, CALIBRATION_BATCH)])
 
         def get_next(self) -> dict[str, Any] | None:
             """Return the next batch; ``None`` after the last."""
-            batch = next(self.batches, None)
-            return None if batch is None else {"x": batch}
+            return next(self.batches, None)
 
     # it advises on the root logger to optimise the model first, which its sessions do when they load it
     root, level = logging.getLogger(), logging.getLogger().level
@@ -163,8 +168,12 @@ def quantise(content: bytes, x: Float32Array) -> bytes | None:
             root.setLevel(level)
 
 
-def _compute_outputs(session: Any, x: Float32Array, rows: IntArray) -> Float32Array:
-    return np.concatenate([session.run(None, {"x": x[part]})[0] for part in _split(rows, CHUNK)])
+def _compute_outputs(session: Any, arrays: Mapping[str, Float32Array], rows: IntArray) -> Float32Array:
+    return np.concatenate([session.run(None, _take(arrays, part))[0] for part in _split(rows, CHUNK)])
+
+
+def _take(arrays: Mapping[str, Float32Array], rows: IntArray) -> dict[str, Float32Array]:
+    return {name: array[rows] for name, array in arrays.items()}
 
 
 def _split(values: Any, size: int) -> Sequence[Any]:

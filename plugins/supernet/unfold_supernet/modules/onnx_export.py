@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from unfold_supernet.family.onnx_session import open_session
+from unfold_supernet.modules.inputs import INPUT_NAMES, Inputs, take_two_rows
 from unfoldkit.api import user_error
 
 OPSET = 18
@@ -28,6 +29,15 @@ LOGGERS = (
 """Loggers that warn of operators of torchvision where it is missing, of what is not optimised, and of failed graphs."""
 ROWS_HINT = "take the number of rows from x.shape[0], not from len(x), or keep the layer out of the network"
 VALUES_HINT = "decide by torch.where instead of if, or keep the layer out of the network"
+COMMON = frozenset((
+    "conv1d", "conv2d", "conv3d", "batch_norm", "layer_norm", "linear", "matmul", "addmm", "bmm", "embedding",
+    "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "elu", "leaky_relu",
+    "softmax", "add", "sub", "mul", "div", "neg", "mean", "sum", "amax", "pow", "sqrt", "rsqrt", "exp",
+    "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "flatten",
+    "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "expand", "cat", "stack", "chunk", "split",
+    "select", "slice", "clone", "contiguous", "to", "dropout", "sym_size", "detach", "_assert_tensor_metadata",
+))  # fmt: skip
+"""Operators whose conversion is not tried before the training, as it takes seconds."""
 DATA_DEPENDENT = ("data-dependent", "data dependent", "DataDependent", "DynamicOutputShape")
 
 
@@ -47,21 +57,35 @@ class _ThreadMute(io.TextIOBase):
         self.stream.flush()
 
 
-def export_onnx(module: nn.Module, example: Tensor) -> bytes:
-    """Export a module as ONNX with input ``x`` and output ``y``, for any number of rows."""
-    # two rows: a single one is taken for a constant axis
-    rows = example if len(example) > 1 else torch.cat([example, example])
+def export_onnx(module: nn.Module, example: Inputs) -> bytes:
+    """Export a module as ONNX with input ``x``, a second one ``extra`` and output ``y``, for any number of rows."""
+    rows = take_two_rows(example)
     with _quiet_loggers(), warnings.catch_warnings():
         # what it warns of does not keep a module from being exported
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module, (rows,), input_names=["x"], output_names=["y"], opset_version=OPSET, dynamo=True, verbose=False,
-            dynamic_shapes=({0: torch.export.Dim("n")},),
-        )  # fmt: skip
+        try:
+            return _convert(module, rows, rows)
+        # it raises a class of its own for operators that it converts in some of their forms only
+        except Exception:
+            program = torch.export.export(module, rows, dynamic_shapes=_free_rows(rows), strict=False)
+            try:
+                return _convert(program.run_decompositions(), (), rows)
+            # of both reasons, the one that names the operator of the user's code is raised
+            except Exception:  # noqa: BLE001, S110
+                pass
+            raise
+
+
+def _convert(module: Any, arguments: tuple[Tensor, ...], rows: tuple[Tensor, ...]) -> bytes:
+    """Convert a module with ``arguments``, or a traced one, as ONNX."""
+    program = torch.onnx.export(
+        module, arguments, input_names=[*INPUT_NAMES[: len(rows)]], output_names=["y"], opset_version=OPSET,
+        dynamo=True, verbose=False, dynamic_shapes=_free_rows(rows) if arguments else None,
+    )  # fmt: skip
     return bytes(program.model_proto.SerializeToString())
 
 
-def check_export(module: nn.Module, example: Tensor) -> None:
+def check_export(module: nn.Module, example: Inputs) -> None:
     """Check that a module can be exported for any number of rows.
 
     Args:
@@ -71,12 +95,20 @@ def check_export(module: nn.Module, example: Tensor) -> None:
     Raises:
         UnfoldError: It cannot; the message names the layer and the reason.
     """
-    # two rows: a single one is taken for a constant axis
-    rows = example if len(example) > 1 else torch.cat([example, example])
+    rows = take_two_rows(example)
     entered = list[str]()
-    error = _try_export(module, rows, entered)
+    traced = _try_export(module, rows, entered)
+    if not isinstance(traced, Exception):
+        if _is_common(traced):
+            return
+        failure = _try_conversion(module, rows)
+        if failure is not None:
+            message = f"the module cannot be converted to ONNX: {_describe_conversion(failure)}"
+            raise user_error(message, key="model.from", hint="write it with other operators of torch") from failure
+        return
+    error = traced
     # the exporter to ONNX knows other ways, which take longer
-    if error is None or (not _is_data_dependent(error) and _succeeds(module, rows)):
+    if not _is_data_dependent(error) and _try_conversion(module, rows) is None:
         return
     # a layer that returned has left the list: the last one is where it failed
     where = f"layer {entered[-1]}" if entered and entered[-1] else "the module"
@@ -84,8 +116,14 @@ def check_export(module: nn.Module, example: Tensor) -> None:
     raise user_error(f"{where} cannot be exported: {_describe(error)}", key="model.from", hint=hint) from error
 
 
-def _try_export(module: nn.Module, rows: Tensor, entered: list[str]) -> Exception | None:
-    """Export a module, and return the error; ``entered`` receives the paths of the layers that did not return."""
+def _try_export(module: nn.Module, rows: tuple[Tensor, ...], entered: list[str]) -> Any:
+    """Trace a module; return its program, or the error.
+
+    Args:
+        module: The module.
+        rows: Its inputs.
+        entered: Receives the paths of the layers that did not return.
+    """
     hooks = [
         hook
         for path, layer in module.named_modules()
@@ -99,14 +137,19 @@ def _try_export(module: nn.Module, rows: Tensor, entered: list[str]) -> Exceptio
         with _quiet_loggers(), contextlib.redirect_stderr(_ThreadMute(sys.stderr)), warnings.catch_warnings():
             # what it warns of, such as packed weights of recurrent layers, does not keep a module from being exported
             warnings.simplefilter("ignore")
-            torch.export.export(module, (rows,), dynamic_shapes=({0: torch.export.Dim("n")},), strict=False)
+            return torch.export.export(module, rows, dynamic_shapes=_free_rows(rows), strict=False)
     # the tracer's own errors, and those of the user's code, share no base
     except Exception as error:  # noqa: BLE001
         return error
     finally:
         for hook in hooks:
             hook.remove()
-    return None
+
+
+def _free_rows(inputs: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
+    """Say that all inputs have the same number of rows, which is any."""
+    count = torch.export.Dim("n")
+    return tuple({0: count} for _ in inputs)
 
 
 @contextlib.contextmanager
@@ -131,15 +174,33 @@ def _is_data_dependent(error: Exception) -> bool:
     return any(word in f"{type(error).__name__} {error}" for word in DATA_DEPENDENT)
 
 
-def _succeeds(module: nn.Module, rows: Tensor) -> bool:
-    """Check that the ONNX model of a module accepts another number of rows than the one that it was traced with."""
-    more = torch.cat([rows, rows[:1]])
+def _is_common(program: Any) -> bool:
+    """Check that a traced module holds operators only that are known to have a form in ONNX."""
+    return all(
+        node.target.name().partition(".")[0].removeprefix("aten::").removesuffix("_") in COMMON
+        for node in program.graph.nodes
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)  # noqa: SLF001
+    )
+
+
+def _try_conversion(module: nn.Module, rows: tuple[Tensor, ...]) -> Exception | None:
+    """Convert a module, and run its ONNX model with more rows than it was traced with; return the error."""
+    more = tuple(torch.cat([tensor, tensor[:1]]) for tensor in rows)
+    feed = {name: tensor.numpy() for name, tensor in zip(INPUT_NAMES, more, strict=False)}
     try:
-        outputs = open_session(export_onnx(module, rows)).run(None, {"x": more.numpy()})[0]
-    # the reason of the first attempt is reported
-    except Exception:  # noqa: BLE001
-        return False
-    return len(outputs) == len(more)
+        outputs = open_session(export_onnx(module, rows)).run(None, feed)[0]
+    # errors of the exporter and of ONNX Runtime share no base
+    except Exception as error:  # noqa: BLE001
+        return error
+    return None if len(outputs) == len(more[0]) else ValueError(f"{len(outputs)} outputs for {len(more[0])} rows")
+
+
+def _describe_conversion(error: Exception) -> str:
+    """Describe why a module has no form in ONNX by the innermost reason, which names the operator."""
+    reason: BaseException = error
+    while reason.__cause__ is not None:
+        reason = reason.__cause__
+    return f"{type(reason).__name__}: {_first_line(str(reason))}"
 
 
 def _fixes_rows(error: Exception) -> bool:

@@ -136,6 +136,7 @@ class ModuleResult:
         training_s: Seconds of training; about 0 if the run was already trained.
         load_s: Seconds to load the largest member into ONNX Runtime.
         precisions: Choice of int8 or float32; empty without ``max_int8_loss``.
+        takes_extra: Whether the module takes the numbers beside its inputs.
     """
 
     qualities: dict[str, Quality]
@@ -153,6 +154,7 @@ class ModuleResult:
     training_s: float
     load_s: float
     precisions: dict[str, PrecisionChoice]
+    takes_extra: bool = False
 
     @property
     def front(self) -> tuple[str, ...]:

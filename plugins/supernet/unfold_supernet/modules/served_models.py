@@ -47,11 +47,13 @@ class BoundFamily:
 
     Attributes:
         size: Shape of an input without rows.
+        extra: Numbers beside an input.
         bound: The members by name: ONNX sessions, or views of shared weights.
     """
 
     size: tuple[int, ...]
     bound: Mapping[str, Model]
+    extra: int = 0
 
     def select(self, name: str, fallback: str | None, threshold: float | None) -> Model:
         """Select a member, or with ``fallback`` the escalation pair of both."""
@@ -69,11 +71,11 @@ def open_member(content: bytes) -> OnnxMember:
     return OnnxMember(session, any(item.name == "extra" for item in session.get_inputs()))
 
 
-def write_members(directory: RunDir, size: tuple[int, ...], contents: Mapping[str, bytes]) -> None:
-    """Write ONNX models by name, and the list that names them last."""
+def write_members(directory: RunDir, size: tuple[int, ...], contents: Mapping[str, bytes], extra: int = 0) -> None:
+    """Write ONNX models by name, and the list that names them last; ``extra`` counts numbers beside an input."""
     for name, content in contents.items():
         directory.write(locate_member(name), content)
-    document = {"size": list(size), "members": list(contents)}
+    document = {"size": list(size), "members": list(contents)} | ({"extra": extra} if extra else {})
     directory.write(MEMBERS_FILE, (json.dumps(document) + "\n").encode())
 
 
@@ -86,7 +88,8 @@ def read_members(directory: RunDir) -> BoundFamily:
     with directory.decoding(MEMBERS_FILE, "a list of members") as content:
         document = parse_object(content)
         size, names = tuple(int(edge) for edge in document["size"]), [str(name) for name in document["members"]]
-    return BoundFamily(size, {name: read_member(directory, name) for name in names})
+        extra = int(document.get("extra", 0))
+    return BoundFamily(size, {name: read_member(directory, name) for name in names}, extra)
 
 
 def bind_engines(supernet: Supernet, directory: RunDir, plan: EnginePlan) -> BoundFamily:

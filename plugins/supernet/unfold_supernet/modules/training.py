@@ -7,7 +7,7 @@ Each step sums the gradients of all members of a short list; of a long one, of t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,7 @@ def fit(
     progress: Callable[[int, int], None] = lambda _epoch, _epochs: None,
     store: CheckpointStore | None = None,
     rows: Tensor | None = None,
+    extra: Tensor | None = None,
 ) -> None:
     """Train a family's shared weights in place, then compute each member's norm statistics.
 
@@ -60,6 +61,7 @@ def fit(
         options: How it is trained.
         progress: Receives completed epochs and their number.
         store: Keeps the state after each epoch; a training that was killed continues from it.
+        extra: The second inputs (n, *other) of a module with two.
         rows: Which rows to train on; all by default. Inputs that are mapped from a file are read batch by batch.
 
     Raises:
@@ -69,6 +71,7 @@ def fit(
     if len(x) != len(y) or not len(x):
         raise user_error(f"{len(x):,} inputs and {len(y):,} targets")
     _check_targets(family, y, options)
+    inputs = _list_inputs(family, x, extra)
     optimizer = _make_optimizer(family, options)
     train = torch.arange(len(x)) if rows is None else rows
     batches = max(1, len(train) // options.batch)
@@ -84,7 +87,7 @@ def fit(
             for index, chosen in enumerate(order.split(options.batch)[:batches]):
                 _set_rate(optimizer, options, epoch * batches + index, options.epochs * batches)
                 sample = _draw_members(names, options.samples, rng)
-                _take_step(family, sample, optimizer, options, x[chosen], y[chosen])
+                _take_step(family, sample, optimizer, options, [each[chosen] for each in inputs], y[chosen])
         if not all(bool(weight.isfinite().all()) for weight in family.weights.values()):
             message = f"training diverged: the weights are not finite after epoch {epoch + 1}"
             raise user_error(message, key="training.rate", hint="lower rate or clip, or scale the inputs")
@@ -92,7 +95,17 @@ def fit(
             store.write(_pack_state(family, optimizer, epoch + 1))
         progress(epoch + 1, options.epochs)
     order = torch.from_numpy(np.random.default_rng([options.seed, 0xCA1]).permutation(len(train)))
-    family.calibrate(x, train[order[: options.calibrate]])
+    family.calibrate(x, train[order[: options.calibrate]], extra=extra)
+
+
+def _list_inputs(family: ElasticFamily, x: Tensor, extra: Tensor | None) -> tuple[Tensor, ...]:
+    """List the inputs; there are as many as those of the example."""
+    inputs = (x,) if extra is None else (x, extra)
+    if len(inputs) != len(family.inputs):
+        raise user_error(f"the module takes {len(family.inputs)} inputs, not {len(inputs)}", key="extra")
+    if len(inputs[-1]) != len(x):
+        raise user_error(f"{len(x):,} rows of x and {len(inputs[-1]):,} of extra", key="extra")
+    return inputs
 
 
 def _check_targets(family: ElasticFamily, y: Tensor, options: FitOptions) -> None:
@@ -107,7 +120,7 @@ def _check_targets(family: ElasticFamily, y: Tensor, options: FitOptions) -> Non
     if y.is_floating_point() or y.is_complex() or y.ndim != 1:
         raise user_error(f"classes are {tuple(y.shape)} {y.dtype} values, not (n,) whole numbers", hint="y.long()")
     with torch.no_grad():
-        outputs = family(family.members()[-1].name, family.example).shape[1]
+        outputs = family(family.members()[-1].name, *family.inputs).shape[1]
     if options.task == "classes" and (y.min() < 0 or y.max() >= outputs):
         message = f"classes from {int(y.min())} to {int(y.max())} for a module of {outputs} outputs"
         raise user_error(message, hint="count the classes from 0")
@@ -116,7 +129,7 @@ def _check_targets(family: ElasticFamily, y: Tensor, options: FitOptions) -> Non
 def _check_columns(family: ElasticFamily, y: Tensor) -> None:
     """Check that there is a label or value for each output."""
     with torch.no_grad():
-        outputs = family(family.members()[-1].name, family.example).shape[1]
+        outputs = family(family.members()[-1].name, *family.inputs).shape[1]
     if y.numel() != len(y) * outputs:
         message = f"targets of shape {tuple(y.shape)} for a module of {outputs} outputs"
         raise user_error(message, hint="store one column for each output")
@@ -176,13 +189,13 @@ def _take_step(
     sample: list[str],
     optimizer: torch.optim.Optimizer,
     options: FitOptions,
-    x: Tensor,
+    inputs: Sequence[Tensor],
     y: Tensor,
 ) -> None:
     optimizer.zero_grad(set_to_none=True)
     teacher: Tensor | None = None
     for name in sample:
-        outputs = family(name, x)
+        outputs = family(name, *inputs)
         loss = compute_loss(outputs, y, options)
         if teacher is not None and options.distill:
             loss = options.distill * _compute_soft_loss(outputs, teacher, options) + (1 - options.distill) * loss

@@ -8,23 +8,31 @@ every group, so that a narrow member is contained in each wider one.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from unfold_supernet.modules.inputs import Inputs, list_tensors, run_module
+
 Indices = tuple[Tensor | None, ...]
 """For each axis of a tensor, the kept indices; ``None`` keeps all of them."""
-ROOTS = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001 - torch has no public name for all convolutions
+CONVOLUTIONS = nn.modules.conv._ConvNd  # noqa: SLF001 - torch has no public name for all convolutions
+ROOTS = (CONVOLUTIONS, nn.Linear)
 TRIAL_WIDTH = 0.5
-UNFOLLOWED = (ArithmeticError, IndexError, RuntimeError, ValueError)
+UNFOLLOWED = (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError)
 """What torch-pruning raises where it cannot follow channels."""
 MAX_REDUCED = 2
 """Maps up to which the inputs of a layer are taken for a mean or maximum over channels."""
+MIN_STEPS, STEPS_PER_DEPENDENCY = 200, 2
+"""Steps in which a group is found at most; those of ResNet-50, DenseNet-121 and HRNet take 0.2 a dependency."""
+MIXED_HEADS = "it computes heads of attention in a way that is not followed"
 UNTRACED = "its channels are split or reshaped in a way that is not followed"
 
 
@@ -35,7 +43,8 @@ class WidthGroup:
     Attributes:
         root: Path of the layer that produces the channels.
         order: Channels of that layer, the most important first; of a layer in parts, those of its first part.
-        parts: Equal parts into which the channels are split before they are multiplied, as in a gated linear unit.
+        parts: Equal parts of the channels of which as many remain: those that are multiplied, as in a gated linear
+            unit, and those of grouped convolutions and norms.
     """
 
     root: str
@@ -66,8 +75,30 @@ class Inelastic:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class HeadLayers:
+    """Linear layers between which channels belong to heads of attention; other groups do not reach through them.
+
+    Attributes:
+        reads: Paths of the layers whose outputs are channels of heads.
+        written: Paths of the layers whose inputs are.
+        unfollowed: Paths of layers that keep their outputs, as it is not known which of them belong together.
+    """
+
+    reads: frozenset[str] = frozenset()
+    written: frozenset[str] = frozenset()
+    unfollowed: frozenset[str] = frozenset()
+
+
+NO_HEADS = HeadLayers()
+
+
 def find_width_groups(
-    module: nn.Module, example: Tensor, widths: Sequence[float] = ()
+    module: nn.Module,
+    example: Inputs,
+    widths: Sequence[float] = (),
+    heads: HeadLayers = NO_HEADS,
+    finish: Callable[[nn.Module, float], object] = lambda _module, _width: None,
 ) -> tuple[tuple[WidthGroup, ...], tuple[Inelastic, ...]]:
     """Find the groups of channels that can be narrowed, and the layers that cannot.
 
@@ -77,22 +108,28 @@ def find_width_groups(
         module: The user's module, in inference mode.
         example: Inputs (n, *size).
         widths: Fractions of the channels; a half is always tried.
+        heads: Layers that lose heads.
+        finish: Removes what else a narrow copy lacks, such as heads, before it is tried.
     """
     trials = sorted({TRIAL_WIDTH, *(width for width in widths if width < 1)})
     outputs = _run(module, example)
     try:
-        graph = build_graph(module, example)
+        graph = build_graph(module, example, heads)
     except UNFOLLOWED:
         return (), (*list_recurrent_layers(module), Inelastic("", UNTRACED))
     importance = _import_torch_pruning().pruner.importance.GroupMagnitudeImportance(p=2)
     names, tied = {layer: path for path, layer in module.named_modules()}, find_tied_layers(module)
     candidates, inelastic = list[WidthGroup](), list_recurrent_layers(module)
     untraced = list[nn.Module]()
-    for group in _iterate_groups(graph, untraced):
+    own = {layer for layer, path in names.items() if path in heads.reads}
+    for group in _iterate_groups(graph, untraced, own):
         root = names[group[0].dep.target.module]
-        reason, order, parts = _find_obstacle(group, names, module, tied), tuple[int, ...](), 1
+        outputs_of = {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
+        is_mixed = any(names.get(layer) in heads.unfollowed for layer in outputs_of)
+        reason = MIXED_HEADS if is_mixed else _find_obstacle(group, names, (module, heads), tied)
+        order, parts = tuple[int, ...](), 1
         if not reason:
-            parts = _count_parts(graph, group)
+            parts = math.lcm(_count_parts(graph, group), *(count for _, count in _iterate_channel_groups(group)))
             order = _rank_channels(importance, group, parts)
             reason = "" if order else UNTRACED
         if reason:
@@ -102,10 +139,14 @@ def find_width_groups(
     inelastic += [Inelastic(names[layer], UNTRACED) for layer in untraced]
     # the classes are channels too: those groups are tried alone, and the others together, which is much faster
     ends = [group for group in candidates if group.channels in outputs.shape[1:]]
-    ends = [group for group in ends if not _runs_narrow(module, example, [group], trials, outputs.shape)]
+
+    def runs(groups: Sequence[WidthGroup]) -> bool:
+        return _runs_narrow(module, example, (groups, heads, finish), trials, outputs.shape)
+
+    ends = [group for group in ends if not runs([group])]
     inelastic += [Inelastic(group.root, "its channels are the outputs, or a narrower copy fails") for group in ends]
     candidates = [group for group in candidates if group not in ends]
-    accepted = _accept(candidates, [], lambda groups: _runs_narrow(module, example, groups, trials, outputs.shape))
+    accepted = _accept(candidates, [], runs)
     reason = "a narrower copy fails or returns another shape"
     inelastic += [Inelastic(group.root, reason) for group in candidates if group not in accepted]
     return tuple(accepted), tuple(inelastic)
@@ -167,20 +208,62 @@ def list_recurrent_layers(module: nn.Module) -> list[Inelastic]:
     ]
 
 
-def build_graph(module: nn.Module, example: Tensor) -> Any:
+def build_graph(module: nn.Module, example: Inputs, heads: HeadLayers = NO_HEADS) -> Any:
     """Trace the dependencies between the layers of a module.
 
     Args:
         module: The module.
         example: Inputs (n, *size).
+        heads: Layers between which nothing is traced.
     """
     graph = _import_torch_pruning().DependencyGraph()
     with warnings.catch_warnings():
         # parameters outside layers, such as position embeddings, are found without a hint
         warnings.simplefilter("ignore")
-        graph.build_dependency(module, example_inputs=example)
+        pruners = {nn.RMSNorm: _make_rms_pruner()}
+        graph.build_dependency(module, example_inputs=list_tensors(example), customized_pruners=pruners)
+    reads, written = ({module.get_submodule(path) for path in paths} for paths in (heads.reads, heads.written))
+    _cut(graph, lambda layer, is_output: layer in (reads if is_output else written))
     _cut_reductions(graph)
+    _cut_shared_heads(graph)
+    _limit_steps(graph)
     return graph
+
+
+def _make_rms_pruner() -> Any:
+    """Make what removes channels of ``torch.nn.RMSNorm``, which torch-pruning does not know."""
+    function = _import_torch_pruning().pruner.function
+
+    class RMSNormPruner(function.LayernormPruner):  # type: ignore[misc,name-defined,unused-ignore]
+        """As that of a layer norm, without a bias."""
+
+        def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+            """Remove channels."""
+            (channels,) = layer.normalized_shape
+            kept = torch.tensor(sorted({*range(channels)} - {*idxs}))
+            if layer.elementwise_affine:
+                layer.weight = self._prune_parameter_and_grad(layer.weight, kept, -1)
+            layer.normalized_shape = (len(kept),)
+            return layer
+
+        prune_in_channels = prune_out_channels
+
+    return RMSNormPruner()
+
+
+def _cut(graph: Any, is_cut: Callable[[nn.Module, bool], bool]) -> None:
+    """Remove the dependencies of the outputs or inputs of layers."""
+
+    def ends(layer: nn.Module, function: Any) -> bool:
+        return is_cut(layer, graph.is_out_channel_pruning_fn(function))
+
+    for node in graph.module2node.values():
+        node.dependencies = [
+            dependency
+            for dependency in node.dependencies
+            if not ends(dependency.source.module, dependency.trigger)
+            and not ends(dependency.target.module, dependency.handler)
+        ]
 
 
 def _cut_reductions(graph: Any) -> None:
@@ -194,18 +277,87 @@ def _cut_reductions(graph: Any) -> None:
         if isinstance(layer, ROOTS) and min(*_count_channels(layer)) <= MAX_REDUCED
     }
 
-    def is_cut(layer: nn.Module, function: Any) -> bool:
+    def is_cut(layer: nn.Module, is_output: bool) -> bool:
         if layer not in nodes:
             return False
         outputs, inputs = _count_channels(layer)
-        return outputs == 1 if graph.is_out_channel_pruning_fn(function) else inputs <= MAX_REDUCED
+        return outputs == 1 if is_output else inputs <= MAX_REDUCED
 
-    for node in graph.module2node.values() if nodes else ():
+    if nodes:
+        _cut(graph, is_cut)
+
+
+class _CountedList(list[Any]):
+    """A list that counts how often it is iterated over.
+
+    Attributes:
+        steps: Shared with other lists: iterations that are left.
+    """
+
+    def __init__(self, items: list[Any], steps: list[int]) -> None:
+        super().__init__(items)
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate, unless too many steps were made.
+
+        Raises:
+            RuntimeError: There were.
+        """
+        self.steps[0] -= 1
+        if self.steps[0] < 0:
+            raise RuntimeError("channels are followed in circles")
+        return super().__iter__()
+
+
+class _CheckedMappings(list[Any]):
+    """Mappings of indices from one layer to the next, which end if there are more of them than any layer has channels.
+
+    Attributes:
+        most: Largest number of indices.
+    """
+
+    def __init__(self, items: list[Any], most: int) -> None:
+        super().__init__(items)
+        self.most = most
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over mappings that raise RuntimeError for too many indices."""
+        return (None if mapping is None else partial(self._map, mapping) for mapping in super().__iter__())
+
+    def _map(self, mapping: Callable[[list[Any]], list[Any]], indices: list[Any]) -> list[Any]:
+        mapped = mapping(indices)
+        if len(mapped) > self.most:
+            raise RuntimeError("channels are followed in circles")
+        return mapped
+
+
+def _limit_steps(graph: Any) -> None:
+    """Limit the steps in which a group is found, where torch-pruning walks in circles with ever other indices."""
+    layers = [layer for layer in graph.module2node if isinstance(layer, ROOTS)]
+    most = max((edge for layer in layers for edge in _count_channels(layer)), default=0)
+    limit = MIN_STEPS + STEPS_PER_DEPENDENCY * sum(len(node.dependencies) for node in graph.module2node.values())
+    steps, find = [limit], graph.get_pruning_group
+    for node in graph.module2node.values():
+        for dependency in node.dependencies:
+            dependency.index_mapping = _CheckedMappings(dependency.index_mapping, most)
+        node.dependencies = _CountedList(node.dependencies, steps)
+
+    def get_pruning_group(*args: Any, **kwargs: Any) -> Any:
+        steps[0] = limit
+        return find(*args, **kwargs)
+
+    graph.get_pruning_group = get_pruning_group
+
+
+def _cut_shared_heads(graph: Any) -> None:
+    """Remove the dependencies of keys and values that serve several queries: torch-pruning walks in circles there."""
+    mapping = _import_torch_pruning().dependency.index_mapping._GQAIndexMapping  # noqa: SLF001 - it has no public name
+    for node in graph.module2node.values():
         node.dependencies = [
             dependency
             for dependency in node.dependencies
-            if not is_cut(dependency.source.module, dependency.trigger)
-            and not is_cut(dependency.target.module, dependency.handler)
+            if not any(isinstance(step, mapping) for step in dependency.index_mapping)
         ]
 
 
@@ -216,12 +368,12 @@ def _count_channels(layer: Any) -> tuple[int, int]:
     return layer.out_channels, layer.in_channels
 
 
-def _iterate_groups(graph: Any, untraced: list[nn.Module]) -> Iterator[Any]:
-    """Yield the groups of channels of every layer that produces some, once each.
+def _iterate_groups(graph: Any, untraced: list[nn.Module], skipped: Collection[nn.Module] = ()) -> Iterator[Any]:
+    """Yield the groups of channels of every layer that produces some and is not skipped, once each.
 
     Unlike torch-pruning's own loop, it goes on after a layer that it cannot follow; ``untraced`` receives this layer.
     """
-    visited = set[nn.Module](graph.IGNORED_LAYERS_IN_TRACING)
+    visited = {*graph.IGNORED_LAYERS_IN_TRACING, *skipped}
     for layer in list(graph.module2node):
         if not isinstance(layer, ROOTS) or layer in visited or _count_channels(layer)[0] == 1:
             continue
@@ -239,15 +391,17 @@ def _iterate_groups(graph: Any, untraced: list[nn.Module]) -> Iterator[Any]:
         yield group
 
 
-def narrow(module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], width: float) -> nn.Module:
+def narrow(
+    module: nn.Module, example: Inputs, groups: Sequence[WidthGroup], width: float, heads: HeadLayers = NO_HEADS
+) -> nn.Module:
     """Copy a module and remove the least important channels of every group."""
     narrowed = copy.deepcopy(module)
-    _remove_channels(narrowed, build_graph(narrowed, example), groups, width)
+    _remove_channels(narrowed, build_graph(narrowed, example, heads), groups, width)
     return narrowed
 
 
 def trace_indices(
-    module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], width: float
+    module: nn.Module, example: Inputs, groups: Sequence[WidthGroup], width: float, heads: HeadLayers = NO_HEADS
 ) -> tuple[nn.Module, dict[str, Indices]]:
     """Narrow a copy of a module, and find which elements of each parameter and buffer remain.
 
@@ -258,12 +412,13 @@ def trace_indices(
         example: Inputs (n, *size).
         groups: What to narrow.
         width: Fraction of the channels that remain.
+        heads: Layers that lose heads.
 
     Returns:
         The narrow copy with undefined values, and the kept indices by name of the tensor.
     """
     narrowed = copy.deepcopy(module)
-    graph = build_graph(narrowed, example) if any(group.drop(width) for group in groups) else None
+    graph = build_graph(narrowed, example, heads) if any(group.drop(width) for group in groups) else None
     shapes = {name: tensor.shape for name, tensor in _iterate_tensors(narrowed)}
     for _, tensor in _iterate_tensors(narrowed):
         # float64 holds every position exactly
@@ -335,6 +490,19 @@ def _count_parts(graph: Any, group: Any) -> int:
     return parts if is_regular else 1
 
 
+def _iterate_channel_groups(group: Any) -> Iterator[tuple[Any, int]]:
+    """Iterate over the items of a group whose layer treats equal groups of channels apart, with their number.
+
+    As many channels are removed of each of them.
+    """
+    for item in group:
+        layer = item.dep.target.module
+        if isinstance(layer, nn.GroupNorm) and layer.num_groups > 1:
+            yield item, layer.num_groups
+        elif isinstance(layer, CONVOLUTIONS) and 1 < layer.groups < layer.in_channels:
+            yield item, layer.groups
+
+
 def _list_dependent(graph: Any, layer: nn.Module, channel: int) -> set[int]:
     """List the channels of a layer that are removed with one of them."""
     prune = graph.get_pruner_of_module(layer).prune_out_channels
@@ -358,8 +526,17 @@ def _rank_channels(importance: Any, group: Any, parts: int) -> tuple[int, ...]:
     return tuple(torch.argsort(scores, descending=True, stable=True).tolist())
 
 
-def _find_obstacle(group: Any, names: Mapping[nn.Module, str], module: nn.Module, tied: Mapping[str, str]) -> str:
+def _find_obstacle(
+    group: Any, names: Mapping[nn.Module, str], whole: tuple[nn.Module, HeadLayers], tied: Mapping[str, str]
+) -> str:
     """Find why a group cannot be narrowed, before it is tried; empty if nothing is known."""
+    module, heads = whole
+    for item, count in _iterate_channel_groups(group):
+        layer = item.dep.target.module
+        # of channels that are a part of what is grouped, it is not known how many lie in each of its groups
+        if len(item.idxs) != len(group[0].idxs) or len(item.idxs) % count or len(item.idxs) == count:
+            kind = "normalises groups of channels" if isinstance(layer, nn.GroupNorm) else "is a grouped convolution"
+            return f"{names[layer]} {kind}"
     for item in group:
         layer = item.dep.target.module
         path = names.get(layer, "")
@@ -367,11 +544,8 @@ def _find_obstacle(group: Any, names: Mapping[nn.Module, str], module: nn.Module
             return f"the weight of {path} is parametrised"
         if path in tied:
             return f"{path} shares its weights with {tied[path]}"
-        if isinstance(layer, nn.GroupNorm):
-            return f"{path} normalises groups of channels"
-        if isinstance(layer, nn.modules.conv._ConvNd) and 1 < layer.groups < layer.in_channels:  # noqa: SLF001
-            return f"{path} is a grouped convolution"
-        if isinstance(layer, nn.MultiheadAttention) or _has_heads(module, path):
+        is_free = path in heads.reads or path in heads.written
+        if isinstance(layer, nn.MultiheadAttention) or (_has_heads(module, path) and not is_free):
             return "it is the embedding of attention, which all members share"
     return ""
 
@@ -382,18 +556,28 @@ def _has_heads(module: nn.Module, path: str) -> bool:
 
 
 def _runs_narrow(
-    module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], widths: Sequence[float], shape: torch.Size
+    module: nn.Module,
+    example: Inputs,
+    parts: tuple[Sequence[WidthGroup], HeadLayers, Callable[[nn.Module, float], object]],
+    widths: Sequence[float],
+    shape: torch.Size,
 ) -> bool:
+    groups, heads, finish = parts
     try:
-        return all(_run(narrow(module, example, groups, width), example).shape == shape for width in widths)
+        for width in widths:
+            narrowed = narrow(module, example, groups, width, heads)
+            finish(narrowed, width)
+            if _run(narrowed, example).shape != shape:
+                return False
     # a failing copy may raise anything: the reason is that it cannot be narrowed
     except Exception:  # noqa: BLE001
         return False
+    return True
 
 
-def _run(module: nn.Module, example: Tensor) -> Tensor:
+def _run(module: nn.Module, example: Inputs) -> Tensor:
     with torch.no_grad():
-        result: Tensor = module(example)
+        result: Tensor = run_module(module, example)
     return result
 
 

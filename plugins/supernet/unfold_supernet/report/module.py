@@ -66,7 +66,7 @@ def build_module_report(problem: ModuleProblem, result: ModuleResult, directory:
         notes=(
             *note_missed_classes(names, result.classifiers),
             *note_undefined_outputs(names, result.heads),
-            *_write_notes(problem),
+            *_write_notes(problem, result),
         ),
         next=f"unfold serve {directory.word}" if result.verdict.is_met else "unfold train SPEC --allow-code",
         provenance={"inputs": {data.about: data.digest}},
@@ -159,6 +159,6 @@ def _describe_precisions(precisions: Mapping[str, PrecisionChoice], max_loss: fl
     return sentences.describe_precision_choice(chosen, speedup, loss_bound, max_loss, relevant[0].rows)
 
 
-def _write_notes(problem: ModuleProblem) -> tuple[str, ...]:
-    extra = problem.data.extra.shape[1]
+def _write_notes(problem: ModuleProblem, result: ModuleResult) -> tuple[str, ...]:
+    extra = 0 if result.takes_extra else problem.data.extra.shape[1]
     return (sentences.note_unused_numbers(extra),) if extra else ()

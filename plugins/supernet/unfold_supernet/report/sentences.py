@@ -422,7 +422,7 @@ def title_errors(shown: int, total: int) -> str:
 
 def note_unused_numbers(count: int) -> str:
     """Note that the numbers beside the inputs do not reach a user's module."""
-    return f"The module receives x only; the {count} numbers in extra are not used."
+    return f"The module receives x only; the {count} numbers in extra are not used: write forward(self, x, extra)."
 
 
 def state_missed_classes(names: Sequence[str], max_listed: int) -> str:

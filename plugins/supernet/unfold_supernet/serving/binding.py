@@ -136,11 +136,14 @@ def _bind_trained(problem: ServiceProblem) -> BoundModels:
     if problem.space_options is None:
         family = read_members(directory)
         files = [locate_member(name) for name in family.bound]
-        inputs: tuple[Field, ...] = (Field("x", "FP64", family.size),)
+        inputs = _describe_inputs(family.size, family.extra)
     else:
         family = read_supernet(directory)
         _check_space(problem.space_options, read_space(directory))
-        files, inputs = [WEIGHTS_FILE, NORMS_FILE], _describe_inputs(family.space)
+        files, inputs = (
+            [WEIGHTS_FILE, NORMS_FILE],
+            _describe_inputs((family.space.channels, *family.space.size), family.space.extra),
+        )
         if problem.record is not None and problem.record.has_engines:
             engines = _choose_engines(problem, problem.record, family)
             family = bind_engines(family, directory, engines)
@@ -183,6 +186,6 @@ def _check_space(options: SpaceOptions, stored: Space) -> None:
         raise user_error("the supernet of this run has another space", key="space", hint="unfold train SPEC")
 
 
-def _describe_inputs(space: Space) -> tuple[Field, ...]:
-    x = Field("x", "FP64", (space.channels, *space.size))
-    return (x, Field("extra", "FP64", (space.extra,))) if space.extra else (x,)
+def _describe_inputs(size: tuple[int, ...], extra: int) -> tuple[Field, ...]:
+    x = Field("x", "FP64", size)
+    return (x, Field("extra", "FP64", (extra,))) if extra else (x,)

@@ -1,0 +1,224 @@
+"""Heads of attention with linear layers of their own: BERT, ViT, Llama and hand-written layers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
+pytest.importorskip("torch_pruning", reason="needs the extra torch: nox -s torch")
+pytest.importorskip("onnxscript", reason="needs the extra torch: nox -s torch")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from unfold_supernet import elastic  # noqa: E402
+from unfold_supernet.modules.attention_heads import find_head_groups, keep_heads  # noqa: E402
+from unfold_supernet.modules.projected_heads import ProjectedHeads  # noqa: E402
+
+pytestmark = pytest.mark.torch
+EMBED, HEADS, SIZE, TOKENS = 24, 4, 6, 9
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    shared = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(shared, 1) for part in (key, value))
+    return functional.scaled_dot_product_attention(query, key, value, **options).transpose(1, 2)
+
+
+class Counted(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Separate layers; the code counts heads by attributes. The layer behind them belongs to another module."""
+
+    def __init__(self, keys: int) -> None:
+        super().__init__()
+        self.num_attention_heads, self.num_key_value_heads, self.head_size = HEADS, keys, SIZE
+        self.all_head_size = HEADS * SIZE
+        self.key, self.value = nn.Linear(EMBED, keys * SIZE), nn.Linear(EMBED, keys * SIZE)
+        self.query = nn.Linear(EMBED, HEADS * SIZE)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        counts = (self.num_key_value_heads, self.num_key_value_heads, self.num_attention_heads)
+        key, value, query = (
+            layer(x).unflatten(-1, (count, self.head_size)).transpose(1, 2)
+            for layer, count in zip((self.key, self.value, self.query), counts, strict=True)
+        )
+        return (attend(query, key, value).reshape(*x.shape[:2], self.all_head_size),)
+
+
+class Sibling(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Attention as BERT nests it."""
+
+    def __init__(self, keys: int) -> None:
+        super().__init__()
+        self.attention, self.output = Counted(keys), nn.Sequential(nn.Linear(HEADS * SIZE, EMBED), nn.Dropout(0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.output(self.attention(x)[0])
+        return result
+
+
+class Rotated(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Attention as Llama writes it: only the size of a head is an attribute, and channels are rotated by position."""
+
+    def __init__(self, keys: int) -> None:
+        super().__init__()
+        self.head_dim, self.num_key_value_groups = SIZE, HEADS // keys
+        self.q_proj, self.k_proj = nn.Linear(EMBED, HEADS * SIZE), nn.Linear(EMBED, keys * SIZE)
+        self.v_proj, self.o_proj = nn.Linear(EMBED, keys * SIZE), nn.Linear(HEADS * SIZE, EMBED, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[1])[:, None] * torch.linspace(0.1, 1, SIZE)
+        query, key, value = (
+            layer(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = (part * angles.cos() + part.flip(-1) * angles.sin() for part in (query, key))
+        rows, keys, tokens, size = key.shape
+        key, value = (
+            part[:, :, None].expand(rows, keys, self.num_key_value_groups, tokens, size).reshape(rows, -1, tokens, size)
+            for part in (key, value)
+        )
+        result: Tensor = self.o_proj(attend(query, key, value).flatten(2))
+        return result
+
+
+class Sized(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Attention that takes the size of its outputs from its inputs."""
+
+    def __init__(self, *, is_causal: bool) -> None:
+        super().__init__()
+        self.n_head, self.is_causal = HEADS, is_causal
+        self.wq, self.wk, self.wv, self.wo = (nn.Linear(EMBED, EMBED) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, tokens, width = x.shape
+        query, key, value = (
+            layer(x).view(rows, tokens, self.n_head, width // self.n_head).transpose(1, 2)
+            for layer in (self.wq, self.wk, self.wv)
+        )
+        result: Tensor = self.wo(attend(query, key, value, is_causal=self.is_causal).reshape(rows, tokens, width))
+        return result
+
+
+class Packed(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Attention with packed keys and values, or with all in one layer; a table holds a bias for each head."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.heads, inner = HEADS, HEADS * SIZE
+        sizes = {1: [3 * inner], 2: [inner, 2 * inner]}[layers]
+        self.to_q = nn.Linear(EMBED, sizes[0])
+        self.to_kv = nn.Linear(EMBED, sizes[1]) if layers > 1 else nn.Identity()
+        self.bias = nn.Parameter(torch.randn(HEADS, 1, TOKENS))
+        self.to_out = nn.Sequential(nn.Linear(inner, EMBED), nn.Dropout(0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.to_q(x)
+        parts = first.chunk(3, -1) if isinstance(self.to_kv, nn.Identity) else (first, *self.to_kv(x).chunk(2, -1))
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        result: Tensor = self.to_out(attend(query, key, value, attn_mask=self.bias).flatten(2))
+        return result
+
+
+class Normed(Rotated):
+    """Attention with a norm over the channels of all heads, of which none can be left out."""
+
+    def __init__(self, keys: int) -> None:
+        super().__init__(keys)
+        self.o_proj = nn.Sequential(nn.LayerNorm(HEADS * SIZE), self.o_proj)
+
+
+class Encoder(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Tokens, two attention layers with residual sums, and a head."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(50, EMBED), nn.Linear(EMBED, 4)
+        self.layers, self.norms = nn.ModuleList(layers), nn.ModuleList([nn.LayerNorm(EMBED) for _ in layers])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + layer(norm(x))
+        result: Tensor = self.head(x.mean(1))
+        return result
+
+
+LAYERS: dict[str, tuple[Any, int]] = {
+    "separate": (lambda: Sibling(HEADS), 2),
+    "grouped": (lambda: Sibling(2), 1),
+    "rotated": (lambda: Rotated(HEADS), 2),
+    "rotated, grouped": (lambda: Rotated(2), 1),
+    "rotated, one key": (lambda: Rotated(1), 2),
+    "sized by inputs": (lambda: Sized(is_causal=False), 2),
+    "causal": (lambda: Sized(is_causal=True), 2),
+    "packed keys": (lambda: Packed(2), 2),
+    "packed": (lambda: Packed(1), 2),
+}
+"""How to build a layer, and how many independent heads remain at half the width."""
+
+
+def make_encoder(build: Any) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return Encoder([build(), build()]).eval(), torch.randint(0, 50, (3, TOKENS))
+
+
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_narrow_members_have_fewer_heads_and_equal_their_onnx_models(name: str) -> None:
+    """The full member returns what the module does; all layers lose heads, and the embedding its channels."""
+    build, kept = LAYERS[name]
+    module, example = make_encoder(build)
+    family = elastic(module, example, widths=(0.5, 1))
+    assert [len(group.keep(0.5)) for group in family.heads] == [kept, kept]
+    assert family.members()[0].macs < 0.5 * family.members()[1].macs
+    for member in family.members():
+        with torch.no_grad():
+            outputs = family.extract(member.name)(example).numpy()
+            np.testing.assert_allclose(family(member.name, example).numpy(), outputs, atol=1e-6)
+        session = onnxruntime.InferenceSession(family.export("onnx", member.name))
+        np.testing.assert_allclose(session.run(None, {"x": example.numpy()})[0], outputs, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(family("1x1", example), module(example), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_heads_that_are_left_out_are_heads_that_the_next_layer_ignores(name: str) -> None:
+    """Entire heads go: a copy without some returns what the module does with zero weights for their outputs."""
+    module, example = make_encoder(LAYERS[name][0])
+    groups, _ = find_head_groups(module, example)
+    without, silent = copy.deepcopy(module), copy.deepcopy(module)
+    keep_heads(without, groups, 0.5)
+    for group in groups:
+        assert isinstance(group, ProjectedHeads)
+        written: Any = silent.get_submodule(group.written.path)
+        size = written.in_features // len(group.order)
+        for head in {*group.order} - {*group.keep(0.5)}:
+            written.weight.data[:, head * size : (head + 1) * size] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(without(example), silent(example), atol=1e-5, rtol=1e-4)
+
+
+def test_heads_that_cannot_be_left_out_keep_all_their_channels() -> None:
+    """Channels of different heads are not mixed: a layer whose heads are not followed is shared in full."""
+    module, example = make_encoder(lambda: Normed(2))
+    family = elastic(module, example, widths=(0.5, 1))
+    assert family.heads == ()
+    reasons = {part.path: part.reason for part in family.inelastic}
+    for name in ("q_proj", "k_proj", "v_proj"):
+        assert "heads of attention" in reasons[f"layers.0.{name}"]
+        assert family.members()[0].skeleton.get_submodule(f"layers.0.{name}").out_features > EMBED // 3
+
+
+def test_gradients_reach_the_heads_that_remain() -> None:
+    """The narrow member trains the heads that it keeps, and no others."""
+    module, example = make_encoder(lambda: Rotated(2))
+    family = elastic(module, example, widths=(0.5, 1))
+    family("0.5x1", example).sum().backward()
+    gradient = family.weights["layers.0.k_proj.weight"].grad
+    assert gradient is not None
+    by_head = gradient.reshape(2, -1).abs().sum(1)
+    assert [bool(each > 0) for each in by_head] == [head in family.heads[0].keep(0.5) for head in range(2)]

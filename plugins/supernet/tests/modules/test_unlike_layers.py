@@ -1,0 +1,156 @@
+"""Layers that users write and torch-pruning, the exporter or torch's fast paths treat in their own way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
+pytest.importorskip("torch_pruning", reason="needs the extra torch: nox -s torch")
+pytest.importorskip("onnxscript", reason="needs the extra torch: nox -s torch")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from unfold_supernet import elastic  # noqa: E402
+from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
+from unfoldkit.api import UnfoldError  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+def check_members(family: ElasticFamily, module: nn.Module, example: Tensor) -> None:
+    """Check the full member against the module, and each member against its ONNX model for more rows."""
+    more = torch.cat([example, example])[:-1]
+    with torch.no_grad():
+        torch.testing.assert_close(family("1x1", more), module(more), atol=1e-5, rtol=1e-4)
+    for member in family.members():
+        session = onnxruntime.InferenceSession(family.export("onnx", member))
+        with torch.no_grad():
+            outputs = family.extract(member.name)(more).numpy()
+        np.testing.assert_allclose(session.run(None, {"x": more.numpy()})[0], outputs, atol=1e-5)
+
+
+class Padded(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A classifier of tokens, of which those of number 0 are padding; torch's encoder leaves them out at inference."""
+
+    def __init__(self, *, ignores: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(24, 4, 48, batch_first=True)
+        self.embed, self.encoder, self.head = nn.Embedding(50, 24), nn.TransformerEncoder(layer, 2), nn.Linear(24, 5)
+        self.ignores = ignores
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        padding = tokens == 0
+        x = self.encoder(self.embed(tokens), src_key_padding_mask=padding)
+        shown = (~padding).float()[..., None] if self.ignores else torch.ones_like(x)
+        result: Tensor = self.head((x * shown).sum(1) / shown.sum(1))
+        return result
+
+
+def make_tokens() -> Tensor:
+    return torch.cat([torch.randint(1, 50, (3, 7)), torch.zeros(3, 2, dtype=torch.long)], 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors.*")
+def test_padded_tokens_are_no_obstacle() -> None:
+    """An encoder as torch makes it by default, with a mask of padded tokens, loses heads and feed-forward units."""
+    torch.manual_seed(0)
+    module, example = Padded(ignores=True).eval(), make_tokens()
+    family = elastic(module, example, widths=(0.5, 1))
+    assert len(family.heads) == 2
+    check_members(family, module, example)
+
+
+def test_outputs_that_depend_on_padded_tokens_are_refused() -> None:
+    """What torch computes for padded tokens differs between training and inference: they must be left out."""
+    torch.manual_seed(0)
+    with pytest.raises(UnfoldError, match=r"encoder for padded tokens differ.*enable_nested_tensor=False"):
+        elastic(Padded(ignores=False).eval(), make_tokens(), widths=(0.5, 1))
+
+
+def make_grouped(middle: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3), middle(), nn.ReLU(), nn.Conv2d(16, 24, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda: nn.GroupNorm(4, 16),
+        lambda: nn.GroupNorm(1, 16),
+        lambda: nn.Conv2d(16, 16, 3, groups=4),
+        lambda: nn.Sequential(nn.Conv2d(16, 16, 3, groups=2), nn.GroupNorm(4, 16)),
+    ],
+)
+def test_channels_of_groups_are_narrowed_alike(middle: Callable[[], nn.Module]) -> None:
+    """Of each group of a norm or convolution as many channels remain, and every layer is narrowed."""
+    module, example = make_grouped(middle), torch.randn(2, 3, 9, 9)
+    family = elastic(module, example, widths=(0.5, 1))
+    assert {part.path for part in family.inelastic} == {"7"}
+    rows = family.members()[0].indices["0.weight"][0]
+    assert rows is not None
+    grouped = next(layer for layer in module[1].modules() if hasattr(layer, "groups") or hasattr(layer, "num_groups"))
+    count = getattr(grouped, "num_groups", 0) or grouped.groups
+    assert torch.bincount(rows // (16 // count), minlength=count).tolist() == [8 // count] * count
+    check_members(family, module, example)
+
+
+def test_rms_norms_are_narrowed() -> None:
+    """Layers before ``torch.nn.RMSNorm`` lose channels, and the norm does too."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 16), nn.RMSNorm(16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    nn.init.uniform_(module[1].weight)
+    example = torch.randn(3, 6)
+    family = elastic(module, example, widths=(0.25, 1))
+    assert family.members()[0].skeleton.get_submodule("1").normalized_shape == (4,)
+    check_members(family, module, example)
+
+
+class SingleHead(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Attention without an axis for heads, which the exporter converts in its parts only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(6, 6) for _ in range(3))
+        self.hidden, self.head = nn.Linear(6, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x))
+        result: Tensor = self.head(torch.relu(self.hidden(x.mean(1))))
+        return result
+
+
+def test_attention_without_heads_is_exported() -> None:
+    """An operator that the exporter knows in another form only is converted in its parts."""
+    torch.manual_seed(0)
+    module, example = SingleHead().eval(), torch.randn(3, 7, 6)
+    check_members(elastic(module, example, widths=(0.5, 1)), module, example)
+
+
+class Bessel(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Computes what ONNX has no operator for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = torch.special.bessel_j0(x)
+        return result
+
+
+def test_operators_without_a_form_in_onnx_are_refused() -> None:
+    """The operator is named before the training, not when the trained members are exported."""
+    module = nn.Sequential(nn.Linear(6, 16), Bessel(), nn.Linear(16, 5))
+    with pytest.raises(UnfoldError, match=r"cannot be converted to ONNX.*bessel_j0"):
+        elastic(module, torch.randn(3, 6), widths=(0.5, 1))
+
+
+def test_norms_by_the_batch_are_refused() -> None:
+    """A batch norm without statistics of its own makes a row's outputs depend on the rows beside it."""
+    module = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16, track_running_stats=False), nn.Linear(16, 5))
+    with pytest.raises(UnfoldError, match=r"1 normalises by the other rows.*track_running_stats=True"):
+        elastic(module, torch.randn(3, 6), widths=(0.5, 1))

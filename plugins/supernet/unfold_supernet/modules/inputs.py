@@ -1,0 +1,49 @@
+"""Inputs of a module: one tensor ``x``, and a second one, ``extra``, if its code takes two."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
+"""Inputs (n, *size), or these and (n, *other) beside them."""
+INPUT_NAMES = ("x", "extra")
+"""Names of the inputs in ONNX models, data and requests."""
+
+
+def list_tensors(inputs: Inputs) -> tuple[Tensor, ...]:
+    """List the tensors of inputs."""
+    return (inputs,) if isinstance(inputs, Tensor) else inputs
+
+
+def run_module(module: nn.Module, inputs: Inputs) -> Any:
+    """Call a module with its inputs."""
+    return module(*list_tensors(inputs))
+
+
+def take_two_rows(inputs: Inputs) -> tuple[Tensor, ...]:
+    """Repeat a single row: it would be taken for a constant axis, and has no spread that is normalised."""
+    return tuple(tensor if len(tensor) > 1 else torch.cat([tensor, tensor]) for tensor in list_tensors(inputs))
+
+
+def list_required(module: nn.Module) -> list[str]:
+    """List the arguments that the code of a module needs."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [each.name for each in _list_parameters(module) if each.kind in positional and each.default is each.empty]
+
+
+def takes_extra(module: nn.Module) -> bool:
+    """Check whether a module takes a second input: its code needs two, or names the second one ``extra``."""
+    names = [each.name for each in _list_parameters(module)]
+    return len(list_required(module)) == len(INPUT_NAMES) or names[1:2] == [INPUT_NAMES[1]]
+
+
+def _list_parameters(module: nn.Module) -> list[inspect.Parameter]:
+    try:
+        return [*inspect.signature(module.forward).parameters.values()]
+    # what torch.jit has compiled has no signature
+    except ValueError:
+        return []
