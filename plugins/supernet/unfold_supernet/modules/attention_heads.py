@@ -18,6 +18,7 @@ from unfold_supernet.modules.inputs import Inputs, run_module
 from unfold_supernet.modules.projected_heads import (
     HeadGroup,
     ProjectedHeads,
+    ReplacedHeads,
     find_projected_heads,
     keep_projected_heads,
 )
@@ -112,7 +113,7 @@ def find_head_groups(module: nn.Module, example: Inputs) -> tuple[tuple[HeadGrou
         if count < 2:
             continue
         scores = _score_heads(layer, count)
-        group = HeadGroup(path, tuple(torch.argsort(scores, descending=True, stable=True).tolist()))
+        group = ReplacedHeads(path, tuple(torch.argsort(scores, descending=True, stable=True).tolist()))
         if _is_equal(module, example, group, expected):
             groups.append(group)
     known = [group.path for group in groups]
@@ -144,7 +145,7 @@ def keep_heads(module: nn.Module, groups: Sequence[HeadGroup], width: float) -> 
     return indices
 
 
-def _replace_layer(module: nn.Module, group: HeadGroup, heads: Sequence[int]) -> dict[str, Indices]:
+def _replace_layer(module: nn.Module, group: ReplacedHeads, heads: Sequence[int]) -> dict[str, Indices]:
     layer = module.get_submodule(group.path)
     parent, _, name = group.path.rpartition(".")
     is_torch = isinstance(layer, nn.MultiheadAttention)
@@ -183,7 +184,7 @@ def _score_heads(layer: Any, count: int) -> Tensor:
     return read + written
 
 
-def _is_equal(module: nn.Module, example: Inputs, group: HeadGroup, expected: Tensor) -> bool:
+def _is_equal(module: nn.Module, example: Inputs, group: ReplacedHeads, expected: Tensor) -> bool:
     """Check that the replacement with all heads changes nothing."""
     changed = copy.deepcopy(module)
     try:

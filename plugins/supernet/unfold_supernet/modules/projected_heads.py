@@ -34,12 +34,12 @@ Change = tuple[Any, str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class HeadGroup:
-    """An attention layer of which heads can be left out.
+class ReplacedHeads:
+    """An attention layer of a known form, of which heads can be left out.
 
     Attributes:
         path: Path of the layer.
-        order: Its heads, the most important first; heads that share a key and a value count as one.
+        order: Its heads, the most important first.
     """
 
     path: str
@@ -47,7 +47,7 @@ class HeadGroup:
 
     def keep(self, width: float) -> tuple[int, ...]:
         """List the heads that remain at a fraction of the width; at least one does."""
-        return tuple(sorted(self.order[: max(1, round(len(self.order) * width))]))
+        return keep_most_important(self.order, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,12 @@ class PlainForm:
 
 
 @dataclass(frozen=True, slots=True)
-class ProjectedHeads(HeadGroup):
+class ProjectedHeads:
     """Heads that are read by linear layers and written by another one.
 
     Attributes:
+        path: Path of the attention layer.
+        order: Its heads, the most important first; heads that share a key and a value count as one.
         reads: The layers that compute queries, keys and values.
         written: The layer that reads all heads.
         all_reads: Paths of ``reads``, and of layers for a single key and value, which remain.
@@ -96,12 +98,27 @@ class ProjectedHeads(HeadGroup):
         plain: What stands for the user's code where it takes a size from its inputs; ``None`` keeps the code.
     """
 
+    path: str
+    order: tuple[int, ...]
     reads: tuple[Projection, ...]
     written: Projection
     all_reads: tuple[str, ...]
     counts: tuple[str, ...]
     tables: tuple[tuple[str, int], ...]
     plain: PlainForm | None = None
+
+    def keep(self, width: float) -> tuple[int, ...]:
+        """List the heads that remain at a fraction of the width; at least one does."""
+        return keep_most_important(self.order, width)
+
+
+HeadGroup = ReplacedHeads | ProjectedHeads
+"""An attention layer of which heads can be left out."""
+
+
+def keep_most_important(order: Sequence[int], width: float) -> tuple[int, ...]:
+    """List the heads of ``order``, the most important first, that remain at a fraction of the width."""
+    return tuple(sorted(order[: max(1, round(len(order) * width))]))
 
 
 class PlainAttention(nn.Module):  # type: ignore[misc,unused-ignore]
