@@ -86,13 +86,14 @@ class Gang:
     def _place_gangs(self, view: View) -> Transactions:
         """Create the slots of every gang that fits, in the order in which gangs became complete."""
         view.check_reservation()
-        self.shapes.revive(view)
-        for key, (complete_unit, since_s) in list(self.complete_units.items()):
+        for key in self._list_candidates(view):
+            complete_unit, since_s = self.complete_units[key]
             if self._is_hopeless(key, view) and (view.reserved_unit or view.now - since_s < self.patience):
                 continue
             unit = view.remaining_unit(complete_unit)
             if unit is None:
                 del self.complete_units[key]
+                self.shapes.by_name.pop(key, None)
                 continue
             is_admitted = view.has_cluster_resources(unit, GANG)
             nodes = view.room(unit, GANG) if is_admitted else None
@@ -112,6 +113,12 @@ class Gang:
                 self._remember_failure(key, unit, view)
             if not view.reserved_unit and view.now - since_s >= self.patience and self._lacks_only_room(unit, view):
                 view.reserve(unit)
+
+    def _list_candidates(self, view: View) -> list[str]:
+        """List the gangs to try: without freed capacity only those that were not tried before."""
+        if self.shapes.revive(view) or not view.reserved_unit:
+            return list(self.complete_units)
+        return [key for key in self.complete_units if key not in self.shapes.by_name]
 
     def _is_hopeless(self, key: str, view: View) -> bool:
         """Return whether a gang of the same shape did not fit, and nothing was freed since; reserved nodes excepted."""
