@@ -439,7 +439,11 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "memory_growth_percent": "memory growth, %",
         "lost": "lost requests",
     },
-    "startup": {"help_ms": "`unfold --help`, ms", "check_ms": "`unfold check`, slowest kind, ms"},
+    "startup": {
+        "help_ms": "`unfold --help`, ms",
+        "check_ms": "`unfold check`, slowest kind, ms",
+        "installed_mb": "installed without extras, MB",
+    },
 }
 
 
