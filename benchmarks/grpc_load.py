@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ PRODUCTS = (
 NOTES = (
     "gRPC: raw FP32 tensors, 4 connections of 8 calls each; every answer is compared with what the model says",
     "of the products MLServer and KServe have this protocol over gRPC; FastAPI, LitServe, BentoML and Ray Serve do not",
+    "grpc_product_ratio: the least median of ours against a product, both up at once and driven by turns",
     "empty gRPC servicer: what grpc.aio, which ours and all products use, gives where no code of a server runs",
 )
 
@@ -69,14 +70,23 @@ class GrpcBench:
     warm: float
     messages: Messages
 
-    def product(self, peer: Peer, seconds: float) -> dict[str, Any]:
-        """Return what a product gives, or nulls and why it cannot be measured."""
+    def product(self, peer: Peer, count: int, seconds: float) -> dict[str, Any]:
+        """Return what a product gives, and the ratio of ours, by turns with it; or nulls and why it is not measured."""
         try:
-            with started(peer, self.core, self.environment, self.folder / "grpc-log") as (port, process):
-                return self._drive(peer, port, seconds) | {"memory_mib": memory_mib(process)}
+            with ExitStack() as stack:
+                port, process = stack.enter_context(self._start(peer))
+                our_port, _ = stack.enter_context(self._start(OURS))
+                pairs = [(self._drive(peer, port, seconds), self._drive(OURS, our_port, seconds)) for _ in range(count)]
+                middle = {key: statistics.median(theirs[key] for theirs, _ in pairs) for key in COLUMNS}
+                ratio = statistics.median(ours["requests_per_s"] / theirs["requests_per_s"] for theirs, ours in pairs)
+                return middle | {"ratio": ratio, "memory_mib": memory_mib(process)}
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             sys.stderr.write(f"serve-load: gRPC: {peer.name}: {error}\n")
             return {"requests_per_s": None, "p50_ms": None, "p99_ms": None, "note": str(error)[-200:]}
+
+    def _start(self, peer: Peer) -> AbstractContextManager[tuple[int, int]]:
+        log = self.folder / f"grpc-{peer.name.replace(' ', '-')}"
+        return started(peer, self.core, self.environment, log)
 
     def rounds(self, count: int, seconds: float) -> list[dict[str, dict[str, Any]]]:
         """Return rounds of ours and the empty servicer, both up at once."""
@@ -85,10 +95,7 @@ class GrpcBench:
         requests = [self._request(str(number), row) for number, row in enumerate(rows)]
         write_messages(self.folder / "calls", requests)
         with ExitStack() as stack:
-            up = [
-                (peer, stack.enter_context(started(peer, self.core, self.environment, self.folder / name))[0])
-                for peer, name in ((OURS, "grpc-ours"), (EMPTY, "grpc-empty"))
-            ]
+            up = [(peer, stack.enter_context(self._start(peer))[0]) for peer in (OURS, EMPTY)]
             return [{peer.name: self._drive(peer, port, seconds) for peer, port in up} for _ in range(count)]
 
     def _drive(self, peer: Peer, port: int, seconds: float) -> dict[str, Any]:
@@ -145,10 +152,11 @@ class GrpcResult:
         """The metrics of gRPC; null without a product."""
         ours = self._middle(OURS)["requests_per_s"]
         best = max((found["requests_per_s"] or 0.0 for found in self.products.values()), default=0.0) or None
+        ratios = [found["ratio"] for found in self.products.values() if "ratio" in found]
         return {
             "grpc_requests_per_s": ours,
             "best_grpc_product_requests_per_s": best,
-            "grpc_product_ratio": best and ours / best,
+            "grpc_product_ratio": min(ratios, default=None),
             "empty_grpc_requests_per_s": self._middle(EMPTY)["requests_per_s"],
         }
 
@@ -156,7 +164,7 @@ class GrpcResult:
     def rows(self) -> list[dict[str, Any]]:
         """One row per server: medians of rounds, or what a product gave."""
         found = {OURS.name: self._middle(OURS), EMPTY.name: self._middle(EMPTY), **self.products}
-        return [{"server": name, **{key: row.get(key) for key in COLUMNS}} for name, row in found.items()]
+        return [{"server": name, **{key: row.get(key) for key in (*COLUMNS, "ratio")}} for name, row in found.items()]
 
     def _middle(self, peer: Peer) -> dict[str, Any]:
         return {key: statistics.median(one[peer.name][key] for one in self.rounds) for key in COLUMNS}
@@ -165,20 +173,17 @@ class GrpcResult:
 COLUMNS = ("requests_per_s", "p50_ms", "p99_ms", "driver_busy")
 
 
-def measure_grpc(
-    bench: GrpcBench, products: Sequence[Peer], product_s: float, count: int, round_s: float
-) -> GrpcResult:
-    """Drive ours and the empty servicer by turns, then each product.
+def measure_grpc(bench: GrpcBench, products: Sequence[Peer], count: int, round_s: float) -> GrpcResult:
+    """Drive ours by turns with the empty servicer, then with each product.
 
     Args:
         bench: What they are driven with.
         products: The products to measure.
-        product_s: Seconds of a product.
-        count: Rounds of ours and the empty servicer.
+        count: Rounds of each pair.
         round_s: Seconds of each in a round.
     """
     rounds = bench.rounds(count, round_s)
-    return GrpcResult(rounds, {peer.name: bench.product(peer, product_s) for peer in products})
+    return GrpcResult(rounds, {peer.name: bench.product(peer, count, round_s) for peer in products})
 
 
 def build_bench(

@@ -100,7 +100,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
         data: Not used.
     """
     del data
-    plan = Seconds(0.5, 1.5, 1.5, 2, 3.0, 1) if quick else Seconds(1.0, 4.0, 4.0, 5, 10.0, 3)
+    plan = Seconds(0.3, 1.0, 1.0, 2, 2.0, 1) if quick else Seconds(1.0, 4.0, 4.0, 5, 10.0, 3)
     server_core, driver_core = cores()
     with tempfile.TemporaryDirectory() as name, generator(driver_core) as driver, grpc_generator(driver_core) as caller:
         folder = Path(name)
@@ -110,7 +110,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
         rounds, half, memory = bench.duel(seed)
         forms = bench.forms(() if quick else (replace(KSERVE, body="binary"),))
         others = () if quick else grpc_load.PRODUCTS
-        grpc = measure_grpc(calls, others, plan.product, plan.rounds, plan.round)
+        grpc = measure_grpc(calls, others, plan.rounds, plan.round)
     found = _summary(products, rounds, half, memory, quick=quick)
     found["metrics"] |= forms.metrics | grpc.metrics
     found["aims"] |= {"grpc_product_ratio": "≥ 5"}
