@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.serve_load import BODY, INFER, OURS
+from benchmarks.bodies import BODY
+from benchmarks.serve_load import INFER, OURS
 from benchmarks.serve_overload import WIDTH, prepare
 from benchmarks.servers import cores, memory_mib, processor_s, started
 

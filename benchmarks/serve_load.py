@@ -1,8 +1,8 @@
-"""Single rows a second over HTTP on one core: the project's server, a hand-built one, and products, by one model.
+"""Single rows a second over HTTP and gRPC on one core: this server, a hand-built one, and products, by one model.
 
 An XGBoost classifier (100 trees of depth 6, 30 features), as a joblib file for the products and as an ONNX file, which
 answers the same, for the project's server and the hand-built one. Each server in turn on one core, the generator on
-another.
+another. Over HTTP also as raw bytes and compressed, with and without the fast path; over gRPC see ``grpc_load.py``.
 """
 
 from __future__ import annotations
@@ -12,15 +12,28 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.servers import Generator, Peer, ask, cores, generator, memory_mib, started, write_requests
+from benchmarks import grpc_load
+from benchmarks.bodies import BODY, form, probabilities
+from benchmarks.grpc_load import MLSERVER, GrpcResult, build_bench, measure_grpc
+from benchmarks.servers import (
+    Generator,
+    Peer,
+    ask_raw,
+    cores,
+    generator,
+    grpc_generator,
+    memory_mib,
+    started,
+    write_requests,
+)
 
 WIDTH, CONNECTIONS, BODIES = 30, 32, 256
 HERE = "benchmarks.peers."
@@ -28,11 +41,13 @@ PORT = ("--port", "{port}")
 UVICORN = ("{python}", "-m", "uvicorn", "--factory", "--no-access-log", "--log-level", "error", *PORT)
 FASTAPI = ("fastapi", "uvicorn", "uvloop", "httptools")
 INFER = "/v2/models/m/infer"
-MLSERVER = "from mlserver.cli import main; main()"
-MLSERVER_PORTS = {
-    "MLSERVER_HTTP_PORT": "{port}", "MLSERVER_GRPC_PORT": "{other}", "MLSERVER_METRICS_PORT": "{third}",
-    "MLSERVER_HOST": "127.0.0.1", "MLSERVER_PARALLEL_WORKERS": "0", "PYTHONPATH": "benchmarks/peers",
-}  # fmt: skip
+MLSERVER_PORTS = {**grpc_load.MLSERVER_PORTS, "MLSERVER_HTTP_PORT": "{port}", "MLSERVER_GRPC_PORT": "{other}"}
+KSERVE = Peer(
+    "KServe",
+    ("{python}", "benchmarks/peers/kserve_app.py", "--http_port", "{port}", "--grpc_port", "{other}",
+     "--enable_latency_logging", "false"),
+    INFER, "v2", "/v2/health/ready", ("kserve",),
+)  # fmt: skip
 OURS = Peer("unfold", ("{python}", "-m", f"{HERE}ours", "{port}"), INFER, "v2", "/v2/health/ready")
 BY_HAND = Peer(
     "starlette by hand, ONNX Runtime",
@@ -58,6 +73,7 @@ PRODUCTS = (
              "/v2/health/ready", ("mlserver", "uvloop<0.22", "httptools"), MLSERVER_PORTS)
         for way, folder in (("one by one", "single"), ("batches of 32", "batches"))
     ),
+    KSERVE,
     Peer("Ray Serve, batches of 32", ("{python}", "benchmarks/peers/ray_app.py", "{port}"), "/",
          packages=("ray[serve]",)),
 )  # fmt: skip
@@ -65,13 +81,14 @@ PRODUCTS = (
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """How long each part is driven, and how many rounds of ours beside the hand-built server there are."""
+    """How long each part is driven, and how many rounds there are: of ours beside another server, and of forms."""
 
     warm: float
     product: float
     round: float
     rounds: int
     steady: float
+    forms: int
 
 
 def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
@@ -83,14 +100,23 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
         data: Not used.
     """
     del data
-    plan = Seconds(0.5, 1.5, 1.5, 2, 3.0) if quick else Seconds(1.0, 4.0, 4.0, 5, 10.0)
+    plan = Seconds(0.3, 1.0, 1.0, 2, 2.0, 1) if quick else Seconds(1.0, 4.0, 4.0, 5, 10.0, 3)
     server_core, driver_core = cores()
-    with tempfile.TemporaryDirectory() as name, generator(driver_core) as driver:
+    with tempfile.TemporaryDirectory() as name, generator(driver_core) as driver, grpc_generator(driver_core) as caller:
         folder = Path(name)
         bench = Bench(folder, driver, server_core, prepare(folder, seed), plan)
+        calls = build_bench(folder, caller, server_core, bench.environment, plan.warm)
         products = {peer.name: bench.product(peer) for peer in (PRODUCTS[:2] if quick else PRODUCTS)}
         rounds, half, memory = bench.duel(seed)
-    return _summary(products, rounds, half, memory, quick=quick)
+        forms = bench.forms(() if quick else (replace(KSERVE, body="binary"),))
+        others = () if quick else grpc_load.PRODUCTS
+        grpc = measure_grpc(calls, others, plan.rounds, plan.round)
+    found = _summary(products, rounds, half, memory, quick=quick)
+    found["metrics"] |= forms.metrics | grpc.metrics
+    found["aims"] |= {"grpc_product_ratio": "≥ 5"}
+    found["tables"] |= {"forms": forms.rows, "grpc": grpc.rows, "grpc_rounds": list(_rows(grpc.rounds))}
+    found["notes"] += [*_form_notes(forms), *_grpc_notes(grpc)]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +158,32 @@ class Bench:
             found = self.driver.drive(up[OURS.name][1], self.folder / "v2", CONNECTIONS, phases, seed)["phases"][1]
             return rounds, found, {name: memory_mib(process) for name, (_, _, process) in up.items()}
 
+    def forms(self, products: Sequence[Peer]) -> FormResult:
+        """Return rounds of ours with and without the fast path, by each form of a body, and what products give."""
+        servers = {name: replace(OURS, name=f"unfold, {name}", more={"FAST_PATH": on}) for name, on in FAST_PATHS}
+        with ExitStack() as stack:
+            ports = {
+                name: stack.enter_context(started(peer, self.core, self.environment, self.folder / f"fast-{number}"))[0]
+                for number, (name, peer) in enumerate(servers.items())
+            }
+            rounds = [
+                {
+                    (which, name): self._by_form(peer, ports[name], which)
+                    for which in FORMS
+                    for name, peer in servers.items()
+                }
+                for _ in range(self.seconds.forms)
+            ]
+        return FormResult(rounds, {peer.name: self.product(peer) for peer in products})
+
+    def _by_form(self, peer: Peer, port: int, which: str) -> float:
+        formed = replace(peer, body=which, name=f"{peer.name}, {which}")
+        self._same(formed, port)
+        return float(self._saturated(formed, port, self.seconds.round)["requests_per_s"])
+
     def _saturated(self, peer: Peer, port: int, seconds: float) -> dict[str, Any]:
-        requests = write_requests(self.folder / "requests", peer.path, self._bodies(peer))
+        headers = form(peer.body, WIDTH).headers
+        requests = write_requests(self.folder / "requests", peer.path, self._bodies(peer), headers)
         found = self.driver.drive(port, requests, CONNECTIONS, [(0, self.seconds.warm), (0, seconds)])
         last = found["phases"][1]
         if last["refused"] or last["other"] or last["broken"] or not last["ok"]:
@@ -147,32 +197,57 @@ class Bench:
 
     def _bodies(self, peer: Peer) -> list[bytes]:
         rows = np.load(self.folder / "rows.npy").tolist()
-        return [json.dumps(BODY[peer.body](row)).encode() for row in rows]
+        return [form(peer.body, WIDTH).encode(row) for row in rows]
 
     def _same(self, peer: Peer, port: int) -> None:
         """Stop unless the server answers what the model says, in single precision."""
         said = np.load(self.folder / "said.npy")[:8]
-        answers = [ask(port, peer.path, body) for body in self._bodies(peer)[:8]]
-        found = np.array([probabilities(answer) for answer in answers])
+        headers = form(peer.body, WIDTH).headers
+        answers = [ask_raw(port, peer.path, body, headers) for body in self._bodies(peer)[:8]]
+        found = np.array([probabilities(*answer) for answer in answers])
         if found.shape != said.shape or np.abs(found - said).max() > 1e-5:
             raise RuntimeError(f"{peer.name} does not answer what the model says: {answers[0]}")
 
 
-def probabilities(answer: Any) -> list[float]:
-    """Return the numbers of one answer, in whatever way a server wraps them."""
-    while not (isinstance(answer, list) and isinstance(answer[0], float)):
-        if isinstance(answer, dict):
-            answer = answer.get("outputs") or answer.get("data") or answer.get("p")
-        else:
-            answer = answer[0]
-    return answer
+@dataclass(frozen=True, slots=True)
+class FormResult:
+    """Requests a second by form and server in each round, and what products gave for raw bytes."""
+
+    rounds: Sequence[Mapping[tuple[str, str], float]]
+    products: Mapping[str, dict[str, Any]]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of raw bytes and compressed bodies, and what the fast path brings each form."""
+        middle = {key: statistics.median(one[key] for one in self.rounds) for key in self.rounds[0]}
+        best = max((found["requests_per_s"] or 0.0 for found in self.products.values()), default=0.0) or None
+        fast = {which: middle[which, "fast path"] for which in FORMS}
+        gains = {f"fast_path_ratio_{name}": fast[w] / middle[w, "ASGI"] for w, name in FORMS.items()}
+        return {
+            "binary_requests_per_s": fast["binary"],
+            "best_binary_product_requests_per_s": best,
+            "binary_product_ratio": best and fast["binary"] / best,
+            "gzip_requests_per_s": fast["gzip"],
+            **gains,
+        }
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per round, form and server."""
+        ours = [
+            {"round": number, "body": FORMS[which], "server": f"unfold, {name}", "requests_per_s": rate}
+            for number, one in enumerate(self.rounds, 1)
+            for (which, name), rate in one.items()
+        ]
+        others = [
+            {"round": 1, "body": FORMS["binary"], "server": name, "requests_per_s": found["requests_per_s"]}
+            for name, found in self.products.items()
+        ]
+        return ours + others
 
 
-BODY: Mapping[str, Callable[[list[float]], dict[str, Any]]] = {
-    "features": lambda row: {"features": row},
-    "rows": lambda row: {"features": [row]},
-    "v2": lambda row: {"inputs": [{"name": "x", "shape": [1, len(row)], "datatype": "FP64", "data": row}]},
-}
+FORMS = {"v2": "json", "binary": "binary", "gzip": "gzip"}
+FAST_PATHS = (("fast path", "1"), ("ASGI", "0"))
 
 
 def prepare(folder: Path, seed: int) -> dict[str, str]:
@@ -207,7 +282,7 @@ def _onnx(model: Any) -> bytes:
 
 def _summary(
     products: Mapping[str, dict[str, Any]],
-    rounds: Sequence[dict[str, dict[str, Any]]],
+    rounds: Sequence[Mapping[str, dict[str, Any]]],
     half: Mapping[str, Any],
     memory: Mapping[str, float],
     *,
@@ -241,13 +316,13 @@ def _middle(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {key: statistics.median(one[key] for one in found) for key in found[0]}
 
 
-def _rows(rounds: Sequence[dict[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+def _rows(rounds: Sequence[Mapping[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     for number, one in enumerate(rounds, 1):
         yield from ({"round": number, "server": name, **found} for name, found in one.items())
 
 
 def _notes(products: Mapping[str, dict[str, Any]], *, quick: bool) -> Iterator[str]:
-    yield "one core for the server, another for the generator; every answer is compared with the model's own"
+    yield "one core for the server, another for the generator; before, eight answers are compared with the model's own"
     yield "the products run XGBoost through joblib, as their users do; ours and the hand-built server ONNX Runtime"
     yield f"saturated: closed loop, {CONNECTIONS} connections; at half load: open loop, counted from when each was due"
     yield "driver_busy near 1: the generator bounds the figure, not the server"
@@ -255,3 +330,16 @@ def _notes(products: Mapping[str, dict[str, Any]], *, quick: bool) -> Iterator[s
     if quick:
         yield "quick: of the products only FastAPI was measured"
     yield from (f"{name} could not be measured: {found['note']}" for name, found in products.items() if "note" in found)
+
+
+def _form_notes(forms: FormResult) -> Iterator[str]:
+    yield "binary: a raw FP32 tensor after the JSON, and raw bytes back; of the products KServe alone takes it"
+    yield "fast_path_ratio: requests a second with the HTTP fast path against those by ASGI, medians of rounds by turns"
+    yield from (f"{name}, binary: {found['note']}" for name, found in forms.products.items() if "note" in found)
+
+
+def _grpc_notes(grpc: GrpcResult) -> Iterator[str]:
+    yield from grpc_load.NOTES
+    if not grpc.products:
+        yield "quick: no product was measured over gRPC"
+    yield from (f"{name} over gRPC: {found['note']}" for name, found in grpc.products.items() if "note" in found)

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serve_load import BODY, INFER, OURS
+from benchmarks.bodies import BODY
+from benchmarks.serve_load import INFER, OURS
 from benchmarks.servers import Generator, cores, generator, memory_mib, processor_s, started, write_requests
 
 WIDTH, CLASSES = 30, 2

@@ -24,13 +24,15 @@ from benchmarks.frame import NeedsExtraError
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".nox" / "peers"
 START_S = 300.0
+JSON_TYPE = {"content-type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
     """A server to measure: how it is started (``{port}`` and the like filled in), where it answers, what it needs.
 
-    ``reads_joblib`` says that its environment needs the libraries of this one, which wrote the model.
+    ``reads_joblib`` says that its environment needs the libraries of this one, which wrote the model. ``ready_port``
+    names the port of the path ``ready``: a server of gRPC answers it on another one. An empty path is not asked for.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Peer:
     packages: tuple[str, ...] = ()
     more: Mapping[str, str] = field(default_factory=dict)
     reads_joblib: bool = True
+    ready_port: str = "port"
 
 
 def cores() -> tuple[int, int]:
@@ -98,7 +101,9 @@ def started(peer: Peer, core: int, environment: Mapping[str, str], log: Path) ->
             cwd=ROOT, env=more, stdout=told, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:
-        wait_for(f"http://127.0.0.1:{port}{peer.ready}", process, log)
+        if peer.ready:
+            wait_for(f"http://127.0.0.1:{filled[peer.ready_port]}{peer.ready}", process, log)
+        _wait_for_port(port, process, log)
         yield port, process.pid
     finally:
         _end(process)
@@ -131,6 +136,16 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"{url} does not answer: {log.read_text(errors='replace')[-600:]}")
 
 
+def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    late = time.monotonic() + START_S
+    while time.monotonic() < late and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"nothing listens on port {port}: {log.read_text(errors='replace')[-600:]}")
+
+
 def free_port() -> int:
     """Return a port that nobody listens on now."""
     with socket.socket() as found:
@@ -140,9 +155,14 @@ def free_port() -> int:
 
 def ask(port: int, path: str, body: bytes) -> Any:
     """Return what one request is answered, as data."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, {"content-type": "application/json"})
+    return json.loads(ask_raw(port, path, body, JSON_TYPE)[0])
+
+
+def ask_raw(port: int, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
+    """Return body and headers of what one request is answered."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, dict(headers))
     with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - as above
-        return json.load(answer)
+        return answer.read(), answer.headers
 
 
 def memory_mib(process: int) -> float:
@@ -185,21 +205,83 @@ def generator(core: int) -> Iterator[Generator]:
     Raises:
         NeedsExtraError: there is no C compiler, or no ``taskset``.
     """
+    with _compiled("open_loop") as program:
+        yield Generator(program, core)
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcGenerator:
+    """The load generator of gRPC, compiled; ``core`` is where it runs."""
+
+    program: Path
+    core: int
+
+    def drive(
+        self, port: int, method: str, messages: Path, shape: tuple[int, int], warm: float, seconds: float
+    ) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
+        """Return what was seen in ``seconds`` after ``warm``, and each answer that differed, with its message.
+
+        Args:
+            port: The port of the server.
+            method: The path of the call.
+            messages: A file of ``write_messages``.
+            shape: Connections, and calls at a time on each.
+            warm: Seconds before anything counts.
+            seconds: Seconds that count.
+        """
+        answers = messages.with_suffix(".answers")
+        words = [str(self.program), str(port), method, str(messages), *map(str, shape), str(warm), str(seconds)]
+        done = subprocess.run(
+            ["taskset", "-c", str(self.core), *words, str(answers)],
+            stdout=subprocess.PIPE, check=True, timeout=warm + seconds + 60,
+        )  # fmt: skip
+        return json.loads(done.stdout), list(_read_answers(answers.read_bytes()))
+
+
+def _read_answers(data: bytes) -> Iterator[tuple[int, bytes]]:
+    start = 0
+    while start < len(data):
+        end = data.index(b"\n", start)
+        number, size = map(int, data[start:end].split())
+        start = end + 1 + size
+        yield number, data[end + 1 : start]
+
+
+@contextmanager
+def grpc_generator(core: int) -> Iterator[GrpcGenerator]:
+    """Compile the generator of gRPC for as long as it is needed.
+
+    Raises:
+        NeedsExtraError: see ``generator``.
+    """
+    with _compiled("grpc_loop") as program:
+        yield GrpcGenerator(program, core)
+
+
+@contextmanager
+def _compiled(name: str) -> Iterator[Path]:
     compiler = shutil.which("cc")
     if compiler is None or shutil.which("taskset") is None:
         raise NeedsExtraError("the load generator needs a C compiler (cc) and taskset")
     with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "open_loop"
-        source = Path(__file__).with_name("open_loop.c")
+        program = Path(folder) / name
+        source = Path(__file__).with_name(f"{name}.c")
         subprocess.run([compiler, "-O2", "-o", str(program), str(source), "-lm"], check=True)
-        yield Generator(program, core)
+        yield program
 
 
-def write_requests(file: Path, path: str, bodies: Sequence[bytes]) -> Path:
+def write_messages(file: Path, messages: Sequence[bytes]) -> Path:
+    """Write messages as the generators read them: each after a line with its length."""
+    file.write_bytes(b"".join(b"%d\n%b" % (len(message), message) for message in messages))
+    return file
+
+
+def write_requests(file: Path, path: str, bodies: Sequence[bytes], headers: Mapping[str, str] = JSON_TYPE) -> Path:
     """Write whole HTTP requests as the generator reads them."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     with file.open("wb") as out:
         for body in bodies:
-            head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+            head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{lines}"
             text = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
             out.write(b"%d\n%b" % (len(text), text))
     return file

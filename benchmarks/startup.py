@@ -1,7 +1,8 @@
-"""How long a user waits for the first screen of help, and for a spec to be checked.
+"""How long a user waits for the first screen of help, and for a spec to be checked; how much an install takes.
 
 Each figure is the median of whole processes, run in turn; bytecode is there already, as after any install by pip.
-``check_ms`` is that of the slowest kind, each on its first shipped spec.
+``check_ms`` is that of the slowest kind, each on its first shipped spec. ``installed_mb`` is what
+``pip install`` of the wheel without extras adds to a new virtual environment.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 UNFOLD = str(Path(sys.executable).parent / "unfold")
 COUNT_MODULES = "import sys; from unfoldkit.cli import main; main(['--help']); sys.stderr.write(str(len(sys.modules)))"
+INSTALL_S = 300
 Command = Sequence[str]
 
 
@@ -25,7 +28,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
     """Measure start-up.
 
     Args:
-        quick: 15 rounds instead of 41.
+        quick: 15 rounds instead of 41, and nothing is installed.
         seed: Not used: nothing is random.
         data: Not used.
 
@@ -33,7 +36,21 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
         ``metrics``, ``peers``, ``aims``, ``tables`` and ``notes``; times in milliseconds.
     """
     del seed, data
-    return measured(rounds=15 if quick else 41)
+    found = measured(rounds=15 if quick else 41)
+    found["aims"]["installed_mb"] = "≤ 200"
+    if quick:
+        found["metrics"]["installed_mb"] = None
+        found["notes"].append("quick: installed_mb was not measured")
+        return found
+    try:
+        found["metrics"]["installed_mb"] = installed_mb()
+        found["notes"].append(
+            "installed_mb: files that pip adds, bytecode among them, without extras; 1 MB is 10^6 bytes"
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        found["metrics"]["installed_mb"] = None
+        found["notes"].append(f"installed_mb could not be measured: pip cannot install the wheel ({error})"[:300])
+    return found
 
 
 def measured(*, rounds: int) -> dict[str, Any]:
@@ -86,6 +103,34 @@ def modules_at_help() -> int:
     """Return how many modules are loaded when the first screen of help has been printed."""
     words = [sys.executable, "-c", COUNT_MODULES]
     return int(subprocess.run(words, check=True, env=environment(), capture_output=True, text=True).stderr)
+
+
+def installed_mb() -> float:
+    """Return how many megabytes the wheel of this checkout and all it needs take in a new virtual environment.
+
+    Raises:
+        subprocess.SubprocessError: pip cannot build or install it, for instance without an index.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        python = folder / "venv" / "bin" / "python"
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-q"]
+        _install_step([sys.executable, "-m", "venv", str(folder / "venv")])
+        empty = _count_bytes(folder / "venv")
+        _install_step([*pip, "wheel", "--no-deps", "-w", str(folder / "wheel"), str(ROOT)])
+        (wheel,) = (folder / "wheel").glob("*.whl")
+        _install_step([*pip, "install", str(wheel)])
+        return round((_count_bytes(folder / "venv") - empty) / 1e6, 1)
+
+
+def _install_step(command: Command) -> None:
+    # of this checkout nothing may be found but through the wheel
+    own = {name: value for name, value in environment().items() if not name.startswith("PYTHON")}
+    subprocess.run(command, check=True, env=own, stdout=sys.stderr, stdin=subprocess.DEVNULL, timeout=INSTALL_S)
+
+
+def _count_bytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() or path.is_symlink())
 
 
 def environment() -> dict[str, str]:

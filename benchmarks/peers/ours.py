@@ -48,12 +48,15 @@ def onnx(file: str, width: int, classes: int) -> Onnx:
 
 
 def main(port: int) -> None:
-    """Serve the model of PEER_ONNX, with WIDTH inputs and CLASSES outputs; QUEUE and FAST_PATH=0 are optional."""
+    """Serve the model of PEER_ONNX, with WIDTH inputs and CLASSES outputs; optional: QUEUE, FAST_PATH=0, GRPC_PORT."""
     model = onnx(os.environ["PEER_ONNX"], int(os.environ["WIDTH"]), int(os.environ["CLASSES"]))
     limits = Limits(queue_rows=int(os.environ.get("QUEUE", "1024")))
     app = build_application([model], limits=limits)
     bound = open_listener(Address(port=port))
-    options = HostOptions(fast_path=os.environ.get("FAST_PATH", "1") == "1")
+    grpc_port = os.environ.get("GRPC_PORT", "")
+    options = HostOptions(
+        fast_path=os.environ.get("FAST_PATH", "1") == "1", grpc_address=grpc_port and f"127.0.0.1:{grpc_port}"
+    )
     run_service(build_service("m", app), bound, options)
 
 

@@ -430,12 +430,19 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "ratio": "ratio",
         "ratio_single_rows": "ratio, requests of one row",
         "differing": "answers of 1,797 digits that differ",
+        "differing_api_logs": "answers of 1,797 recorded cases that differ",
     },
     "serve-load": {
         "requests_per_s": "single rows/s on one core",
         "best_product_requests_per_s": "the best product in the same run",
         "product_ratio": "ratio",
         "starlette_ratio": "ratio to a hand-built Starlette server",
+        "binary_requests_per_s": "single rows/s as raw bytes",
+        "binary_product_ratio": "ratio to the best product, raw bytes",
+        "grpc_requests_per_s": "single rows/s over gRPC",
+        "best_grpc_product_requests_per_s": "the best product over gRPC",
+        "grpc_product_ratio": "ratio over gRPC",
+        "empty_grpc_requests_per_s": "an empty servicer of grpc.aio",
         "p99_ms_half_load": "p99 at half load, ms",
     },
     "serve-abuse": {
@@ -450,7 +457,11 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "memory_growth_percent": "memory growth, %",
         "lost": "lost requests",
     },
-    "startup": {"help_ms": "`unfold --help`, ms", "check_ms": "`unfold check`, slowest kind, ms"},
+    "startup": {
+        "help_ms": "`unfold --help`, ms",
+        "check_ms": "`unfold check`, slowest kind, ms",
+        "installed_mb": "installed without extras, MB",
+    },
 }
 
 

@@ -16,8 +16,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-Responder = Callable[[bytes, Callable[[Any], None]], None]
-"""Takes a body and a callback for the reply."""
+Responder = Callable[..., None]
+"""Takes a body, a callback for the reply, and ``json_bytes`` if tensors follow so many bytes of JSON."""
 MetricsSharing = Callable[[Path], Callable[[], object]]
 """Takes the folder that processes share, and returns what stores the metrics of this process there."""
 

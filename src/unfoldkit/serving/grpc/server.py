@@ -34,6 +34,7 @@ MAX_STREAMS = 2 * MAX_CONCURRENT_CALLS
 MAX_CONNECTIONS = 1024
 IDLE_MS = 300_000
 HANDSHAKE_MS = 10_000
+ID_KEYS = {name.decode(): name for name in (ID, PARENT)}
 OPEN_CALLS = frozenset(("ServerLive", "ServerReady"))
 """Calls for probes, which have no token."""
 CODES = {
@@ -117,7 +118,8 @@ class InferenceServicer:
             response = await self._account(name, request, context, ids)
         except CallError as error:
             await _abort(context, error, ids[ID])
-        context.set_trailing_metadata(_trailers(ids[ID]))
+        if ids[ID]:
+            context.set_trailing_metadata(_trailers(ids[ID]))
         return response
 
     async def answer_stream(self, context: Any) -> None:
@@ -433,7 +435,9 @@ def _parse(message: Any, data: bytes) -> Any:
 def _identify_call(context: Any, options: GrpcOptions) -> dict[bytes, str]:
     """Return the request id and the trace parent of a call; the id is new where the client sent none to log."""
     ids = read_ids(context.invocation_metadata())
-    return ids | {ID: ids[ID] or (new_id() if options.observer else "")}
+    if options.observer is not None and not ids[ID]:
+        ids[ID] = new_id()
+    return ids
 
 
 def _trailers(request_id: str) -> tuple[tuple[str, str], ...]:
@@ -453,11 +457,12 @@ def read_ids(metadata: Any) -> dict[bytes, str]:
     """Return the request id and the trace parent in the metadata of a call; empty if there is none to repeat."""
     ids = {ID: "", PARENT: ""}
     for key, value in metadata or ():
-        if (name := key.encode()) in ids:
+        if (name := ID_KEYS.get(key)) is not None:
             ids[name] = sanitize_id(value.encode() if isinstance(value, str) else value)
     return ids
 
 
+@functools.lru_cache(MAX_CONNECTIONS)
 def client_address(peer: str) -> str:
     """Return the address of ``ipv4:ADDRESS:PORT`` or ``ipv6:%5BADDRESS%5D:PORT``, as HTTP has it."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")

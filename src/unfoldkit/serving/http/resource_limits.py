@@ -54,6 +54,11 @@ class Held:
     head_bytes: int = 0
     body_bytes: int = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing."""
+        return not (self.connections or self.head_bytes or self.body_bytes)
+
 
 @dataclass(slots=True, eq=False)
 class Holding:
@@ -165,7 +170,9 @@ class ResourceUsage:
 
         A negative size gives them back; it must follow every call.
         """
-        held = self.clients.setdefault(client, Held())
+        held = self.clients.get(client)
+        if held is None:
+            held = self.clients[client] = Held()
         held.body_bytes += size
         self.total.body_bytes += size
         if size <= 0:
@@ -180,7 +187,8 @@ class ResourceUsage:
 
     def forget(self, client: str) -> None:
         """Drop the record of a client that holds nothing."""
-        if self.clients.get(client) == Held():
+        held = self.clients.get(client)
+        if held is not None and held.is_empty:
             del self.clients[client]
 
     def reject(self, reason: str) -> None:

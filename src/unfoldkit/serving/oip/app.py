@@ -65,7 +65,7 @@ class Application:
     @property
     def answers(self) -> dict[str, Responder]:
         """The responders of the inference paths; for ``Service.posts``."""
-        return {f"/v2/models/{name}/infer": endpoint.answer for name, endpoint in self.endpoints.items()}
+        return {f"/v2/models/{name}/infer": endpoint.respond for name, endpoint in self.endpoints.items()}
 
     @property
     def gates(self) -> dict[str, AdmissionCheck]:

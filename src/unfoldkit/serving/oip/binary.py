@@ -116,16 +116,27 @@ class RequestHead(msgspec.Struct):
     outputs: Any = None
 
 
-def inline_tensors(body: bytes | bytearray, json_bytes: int) -> dict[str, Any]:
-    """Return a request with the bytes after its JSON as the data of its tensors, as if all were JSON.
+_decode_head = msgspec.json.Decoder(RequestHead).decode
+
+
+def read_head(body: bytes | bytearray, json_bytes: int) -> RequestHead:
+    """Read the JSON of a request, which its tensors follow.
 
     Raises:
-        InvalidRequest: The bytes do not match the JSON.
+        InvalidRequest: The body is shorter.
         msgspec.MsgspecError: The JSON is invalid, or not a request.
     """
     if json_bytes > len(body):
         raise InvalidRequest(f"the body has {len(body)} bytes, and its header announces {json_bytes} of JSON")
-    head = msgspec.json.decode(body[:json_bytes], type=RequestHead)
+    return _decode_head(body[:json_bytes])
+
+
+def inline_tensors(head: RequestHead, body: bytes | bytearray, json_bytes: int) -> dict[str, Any]:
+    """Return a request with the bytes after its JSON as the data of its tensors, as if all were JSON.
+
+    Raises:
+        InvalidRequest: The bytes do not match the JSON.
+    """
     start = json_bytes
     for tensor in head.inputs:
         size = (tensor.parameters or {}).get("binary_data_size")
@@ -149,11 +160,14 @@ def encode_tensor(datatype: str, data: bytes) -> bytes | None:
 
     ``None`` if bytes cannot represent them: a null among integers, texts or booleans.
     """
-    values = np.array(msgspec.json.decode(data), dtype=object).ravel()
+    decoded, dtype = msgspec.json.decode(data), RAW_DTYPES.get(datatype, "O")
+    if np.dtype(dtype).kind == "f":
+        # null becomes NaN
+        return np.array(decoded, dtype=np.float64).astype(dtype).tobytes()
+    values = np.array(decoded, dtype=object).ravel()
     if datatype == "BYTES":
         return _encode_texts(values.tolist())
-    dtype = np.dtype(RAW_DTYPES[datatype])
-    if dtype.kind != "f" and any(value is None for value in values):
+    if any(value is None for value in values):
         return None
     return values.astype(dtype).tobytes()
 

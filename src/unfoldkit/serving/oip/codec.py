@@ -19,7 +19,15 @@ import msgspec
 import numpy as np
 
 from unfoldkit.serving.model import DTYPES, Array, Call, EncodedRows, Field, ModelDescription, encode
-from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge, encode_tensor, inline_tensors
+from unfoldkit.serving.oip.binary import (
+    RAW_DTYPES,
+    InvalidRequest,
+    RequestHead,
+    TooLarge,
+    encode_tensor,
+    inline_tensors,
+    read_head,
+)
 
 Scalar = str | int | float | bool
 SINGLE_ROW = Call(1)
@@ -36,6 +44,8 @@ SPARE_VALUES = 4096
 ACCURACY_OUTPUT = "accurate_enough"
 """The output of a model that respects ``least_accuracy``: whether a response reaches it."""
 FLOAT_TYPES = frozenset({"FP32", "FP64"})
+EXACT_TYPES = {"FP32": frozenset({"FP32"}), "FP64": FLOAT_TYPES}
+"""The datatypes of floats that an input holds exactly."""
 NUMBER_TYPES = frozenset(
     {"FP16", "FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"}
 )
@@ -135,7 +145,9 @@ class RequestReader:
         """
         try:
             if json_bytes:
-                return self.read_data(inline_tensors(body, json_bytes))
+                head = read_head(body, json_bytes)
+                quick = self._read_head(head, bytes(body[json_bytes:]))
+                return quick or self.read_data(inline_tensors(head, body, json_bytes))
             request = self.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequest(_explain_json(str(error), body)) from error
@@ -191,6 +203,38 @@ class RequestReader:
         except struct.error:
             # nested, or of another length: the general path accepts it or explains why not
             return None
+
+    def read_raw(self, name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Array | None:
+        """Read the only tensor of a request from its bytes without a Python object per value.
+
+        ``None`` if the general path must accept it, or explain why not: it takes every datatype, and NaN.
+        """
+        item = self.inputs[0]
+        is_exact = len(self.inputs) == 1 and not item.missing and datatype in EXACT_TYPES.get(item.datatype, ())
+        if not is_exact or name != item.name or len(shape) != len(self.shape):
+            return None
+        dtype = np.dtype(RAW_DTYPES[datatype])
+        if shape[0] < 1 or shape[1:] != self.shape[1:] or len(raw) != math.prod(shape) * dtype.itemsize:
+            return None
+        array = np.frombuffer(raw, dtype)
+        if not np.isfinite(array).all():
+            return None
+        return array.astype(DTYPES[item.datatype], copy=False).reshape(shape)
+
+    def _read_head(self, head: RequestHead, raw: bytes) -> InferenceRequest | None:
+        """Read a request with a single tensor, whose bytes follow its JSON, and no parameters but for bytes."""
+        flags = head.parameters or {}
+        is_plain = len(head.inputs) == 1 and not head.outputs and len(head.id or "") <= MAX_ID_LENGTH
+        if not is_plain or not all(name == "binary_data_output" and type(flags[name]) is bool for name in flags):
+            return None
+        tensor = head.inputs[0]
+        if tensor.data is not msgspec.UNSET or tensor.parameters != {"binary_data_size": len(raw)}:
+            return None
+        array = self.read_raw(tensor.name, tensor.datatype, tensor.shape, raw)
+        if array is None:
+            return None
+        outputs = frozenset(self.outputs if any(flags.values()) else ())
+        return InferenceRequest({tensor.name: array}, Call(len(array)), head.id or "", (), outputs)
 
     def _read_arrays(self, tensors: Mapping[str, Any]) -> dict[str, Array]:
         inputs = {item.name: read_array(tensors[item.name], item) for item in self.inputs}

@@ -97,6 +97,10 @@ class Endpoint:
 
         self.decoder.run(lambda: self._decode(body, encoding), finish)
 
+    def respond(self, body: bytes, done: Callable[[Reply], None], json_bytes: int = 0) -> None:
+        """Answer a body that did not pass through ASGI; tensors follow its first ``json_bytes`` (0: all is JSON)."""
+        self.answer(body, done, BodyEncoding(json_bytes=json_bytes) if json_bytes else PLAIN_JSON)
+
     def _decode(self, body: bytes, encoding: BodyEncoding) -> InferenceRequest | Exception:
         """Decode a body, or return what is wrong with it."""
         try:

@@ -105,8 +105,8 @@ class ModelRepository:
         finally:
             self.in_flight[name] -= 1
 
-    def respond(self, name: str, path: str, body: bytes, done: Callable[[Any], None]) -> None:
-        """Answer a request that the host did not pass through ASGI."""
+    def respond(self, name: str, path: str, body: bytes, done: Callable[[Any], None], json_bytes: int = 0) -> None:
+        """Answer a request that the host did not pass through ASGI; see ``Endpoint.respond``."""
         if self.service is None or name not in self.endpoints:
             done(self.refuse(name))
             return
@@ -116,7 +116,7 @@ class ModelRepository:
             self.in_flight[name] -= 1
             done(reply)
 
-        self.service.posts[path](body, finish)
+        self.service.posts[path](body, finish, json_bytes)
 
     def refuse(self, name: str) -> Reply:
         """Make the response to a request for a model that is not loaded."""

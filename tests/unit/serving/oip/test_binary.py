@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from unfoldkit.serving.model import Field
-from unfoldkit.serving.oip.binary import BodyEncoding, InvalidRequest, TooLarge, encode_tensor, read_encoding
+from unfoldkit.serving.oip.binary import (
+    BodyEncoding,
+    InvalidRequest,
+    TooLarge,
+    encode_tensor,
+    inline_tensors,
+    read_encoding,
+    read_head,
+)
 from unfoldkit.serving.oip.codec import build_reader
 
 INPUTS = (Field("x", "FP64", (2,), missing=True), Field("n", "INT64"), Field("t", "BYTES"), Field("b", "BOOL"))
@@ -76,6 +84,34 @@ def test_raw_tensors_that_do_not_fit_are_told_why(
     body, size = binary(tensor, **changes)
     with pytest.raises(InvalidRequest, match=told):
         STRICT.read(body + more, size)
+
+
+@pytest.mark.parametrize("field", ["FP64", "FP32"])
+@pytest.mark.parametrize("kind", ["float64", "float32"])
+def test_bytes_of_floats_are_read_as_the_general_path_reads_them(field: str, kind: str) -> None:
+    """Floats that an input holds exactly skip the list of Python numbers, with the same result."""
+    reader = build_reader((Field("x", field, (2,)),), (Field("p"),))
+    x = np.array([[0.1, -2.5], [1e-30, 3e38]], kind)
+    body, size = binary(("x", f"FP{x.itemsize * 8}", [2, 2], x.tobytes()))
+    quick = reader.read_raw("x", f"FP{x.itemsize * 8}", [2, 2], x.tobytes())
+    is_exact = field == "FP64" or kind == "float32"
+    assert (quick is not None) == is_exact
+    found, general = reader.read(body, size), reader.read_data(inline_tensors(read_head(body, size), body, size))
+    np.testing.assert_array_equal(found.inputs["x"], general.inputs["x"])
+    assert found.inputs["x"].dtype == general.inputs["x"].dtype
+    assert (found.id, found.call, found.raw) == (general.id, general.call, general.raw)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_quick_request_keeps_how_its_outputs_are_wanted(flag: bool) -> None:
+    """The flag for outputs as bytes is respected; any other parameter takes the general path."""
+    reader = build_reader((Field("x", "FP64", (2,)),), (Field("p"),))
+    raw = np.zeros(2).tobytes()
+    inputs = [{"name": "x", "datatype": "FP64", "shape": [1, 2], "parameters": {"binary_data_size": len(raw)}}]
+    for more in ({}, {"trace": 1}):
+        head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": flag, **more}}).encode()
+        found = reader.read(head + raw, len(head))
+        assert (found.raw, found.ignored) == (frozenset({"p"} if flag else ()), tuple(more))
 
 
 def test_headers_tell_how_a_body_comes() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -24,11 +25,12 @@ _CANONICAL_START = re.compile(rb"POST [!-~]+ HTTP/1\.1\r\n")
 _UNSUPPORTED = frozenset(
     (
         *(b"transfer-encoding", b"expect", b"trailer", b"content-encoding"),
-        *(b"inference-header-content-length", b"sec-fetch-site", b"origin"),
+        *(b"sec-fetch-site", b"origin"),
     )
 )
 # a client may offer an upgrade with its first request, which a server may ignore
 _CONNECTION_OPTIONS = frozenset((b"keep-alive", b"upgrade", b"http2-settings"))
+_JSON_LENGTH = b"inference-header-content-length"
 _UNIQUE = (b"host", b"content-length")
 # a head with one of these occurs once, or must not be kept in memory
 _NOT_CACHED = frozenset((b"authorization", ID, PARENT))
@@ -186,12 +188,24 @@ def _accept(request: _Request, raw: bytes, fast_path: FastPath) -> Head | None:
     size, host = headers[b"content-length"][0], headers[b"host"][0]
     if not size.isdigit() or len(size) > MAX_LENGTH_DIGITS or int(size) > fast_path.max_body_bytes:
         return None
+    json_bytes = _read_json_length(headers.get(_JSON_LENGTH, ()), int(size))
     options = [option.strip() for value in headers.get(b"connection", ()) for option in value.lower().split(b",")]
-    if not _CONNECTION_OPTIONS.issuperset(options) or not (is_valid_host(host) and fast_path.is_allowed_host(host)):
+    is_allowed = is_valid_host(host) and fast_path.is_allowed_host(host)
+    if json_bytes is None or not is_allowed or not _CONNECTION_OPTIONS.issuperset(options):
         return None
     tokens = headers.get(b"authorization", [])
     if len(tokens) > 1 or not fast_path.is_authorized(tokens[0] if tokens else b""):
         return None
     request_id, parent = (sanitize_id(headers[name][0]) if name in headers else "" for name in (ID, PARENT))
+    if json_bytes:
+        responder = functools.partial(responder, json_bytes=json_bytes)
     admission = fast_path.admission_checks.get(path) or admit_all()
     return Head(responder, len(raw), len(raw) + int(size), path, request_id, parent, admission)
+
+
+def _read_json_length(values: Sequence[bytes], size: int) -> int | None:
+    """Return the bytes of JSON before the tensors of a body; 0 if all is JSON, ``None`` if the header is no length."""
+    if not values:
+        return 0
+    is_length = len(values) == 1 and values[0].isdigit() and len(values[0]) <= MAX_LENGTH_DIGITS
+    return int(values[0]) if is_length and 0 < int(values[0]) <= size else None

@@ -17,7 +17,7 @@ PATH = "/v2/models/m/infer"
 LINE = f"POST {PATH} HTTP/1.1"
 
 
-def nothing(_body: bytes, _done: Any) -> None:
+def nothing(_body: bytes, _done: Any, json_bytes: int = 0) -> None:
     """Answer nothing."""
 
 
@@ -88,7 +88,10 @@ def test_a_plain_request_is_taken(lines: list[str]) -> None:
         [LINE, "host: a", "content-length: 2", "connection: keep-alive, close"],
         [LINE, "host: a", "content-length: 2", "connection: upgrade, "],
         [LINE, "host: a", "content-length: 2", "content-encoding: gzip"],
-        [LINE, "host: a", "content-length: 2", "Inference-Header-Content-Length: 1"],
+        *(
+            [LINE, "host: a", "content-length: 2", *(f"Inference-Header-Content-Length: {value}" for value in values)]
+            for values in (["0"], ["3"], ["+1"], ["1, 1"], [""], ["1", "1"], ["9" * 5000])
+        ),
         [LINE, "host: a", " folded: x", "content-length: 2"],
         [LINE, "host: a\n content-length: 5", "content-length: 2"],
         [LINE, "host: a\rx: y", "content-length: 2"],
@@ -100,6 +103,23 @@ def test_a_plain_request_is_taken(lines: list[str]) -> None:
 def test_all_else_goes_the_long_way(lines: list[str]) -> None:
     """Whatever is unusual in a head is left to the HTTP server."""
     assert parse_head(request(*lines), lane()) is None
+
+
+def test_tensors_may_follow_the_json_as_bytes() -> None:
+    """The responder learns where the tensors begin; it is that of the head, so heads with other lengths stay apart."""
+    lengths = []
+    quick = lane()
+    quick.responders[PATH] = lambda _body, _done, json_bytes=0: lengths.append(json_bytes)  # type: ignore[index]
+    for value in ("1", "2", "02"):
+        lines = [LINE, "host: a", "content-length: 2", f"Inference-Header-Content-Length: {value}"]
+        for _ in range(2):
+            found = parse_head(request(*lines), quick)
+            assert found is not None
+            found.responder(b"{}", print)
+    found = parse_head(request(LINE, "host: a", "content-length: 2"), quick)
+    assert found is not None
+    found.responder(b"{}", print)
+    assert lengths == [1, 1, 2, 2, 2, 2, 0]
 
 
 def test_the_token_is_asked_for_in_the_lane_too() -> None:
