@@ -370,7 +370,7 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "latency_saving_fair_mobilenetv3_4": "the same, against equal silicon that prefetches",
         "latency_saving_fair_mobilenetv3_1": "the same at 1 GB/s",
         "traffic_saving_resnet50": "off-chip traffic saved, ResNet-50",
-        "dram_bytes_error_percent_max": "DRAM bytes of 200 random layers against exhaustive tilings, largest error, %",
+        "tiling_error_percent_max": "DRAM bytes of 200 random layers against exhaustive tilings, largest error, %",
         "scalesim_cycle_error_percent": "error of compute cycles against SCALE-Sim, %",
         "queries_per_s": "simulated queries/s",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,28 @@ def test_group_and_given_splits_are_respected(tmp_path: Path) -> None:
     table = load_data(DataSpec(source="file", path="d.csv", split="inter-patient", group="subject"), run)
     assert table.x.shape == (40, 1, 1)
     assert set(groups[table.train]).isdisjoint(groups[table.test])
+
+
+def test_held_out_patients_suffice_for_a_temperature_and_keep_their_mix(tmp_path: Path) -> None:
+    """Three patients of 22 are held out, with all of their beats; training takes at most 8,000 normal beats."""
+    patients = np.repeat(np.arange(33), 500)
+    y = np.where(np.arange(len(patients)) % 20, 0, 2)
+    side = np.where(patients < 22, 1, 2)
+    arrays: dict[str, Any] = {"X": np.ones((len(y), 8)), "rr": np.ones((len(y), 2)), "y": y}
+    arrays |= {"split": side, "record": patients}
+    np.savez(tmp_path / "beats.npz", **arrays)
+    spec = DataSpec(source="mitbih", path="beats.npz", split="inter-patient")
+    data = load_data(spec, make_run(tmp_path, base=tmp_path))
+    assert data.groups is not None
+    assert (data.y[data.train] == 0).sum() == 8000
+    assert set(data.groups[data.test]) == set(range(22, 33))
+    held = hold_out_rows(data, 0.1, 0, 10)
+    apart = set(data.groups[held.holdout])
+    assert len(apart) == 3
+    assert apart.isdisjoint(data.groups[held.train])
+    assert apart.isdisjoint(data.groups[held.test])
+    assert len(held.holdout) == 3 * 500
+    assert (data.y[held.holdout] == 2).mean() == pytest.approx(1 / 20)
 
 
 def test_single_training_row_is_refused(tmp_path: Path) -> None:

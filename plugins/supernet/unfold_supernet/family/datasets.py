@@ -30,6 +30,8 @@ from unfoldkit.safe_io.files import read_bytes
 
 NORMAL_BEATS = 16_000
 MAX_RR_RATIO = 3.0
+HELD_GROUPS, MANY_GROUPS = 3, 20
+"""Groups that are held out at least, where there are so many that they cost the training about a tenth of its rows."""
 DEFAULT_EDGE = 64
 """Height and width of images, in pixels."""
 MITBIH_ARRAYS = ("X", "rr", "y", "split")
@@ -71,7 +73,8 @@ class Dataset:
         test: Rows to test on.
         digest: SHA-256 of the source.
         about: Description for reports.
-        holdout: Training rows held out to select subnets and to calibrate confidences.
+        holdout: Rows held out to select subnets and to calibrate confidences. Of a group that is held out, they
+            include those that are on neither side, so that its mix of classes is its own.
         groups: Group of each row, if known.
         task: What the targets are.
     """
@@ -131,25 +134,33 @@ def split_by_class(y: IntArray, fraction: float, seed: int) -> tuple[IntArray, I
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
 
 
-def split_by_group(groups: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
+def split_by_group(groups: IntArray, fraction: float, seed: int, min_test_groups: int = 1) -> tuple[IntArray, IntArray]:
     """Split rows into training and test rows, with no group on both sides.
 
-    Groups are drawn at random until ``fraction`` of the rows is in the test set.
+    Groups are drawn at random until ``fraction`` of the rows, and ``min_test_groups`` of the groups, are in the test
+    set.
     """
     names, counts = np.unique(groups, return_counts=True)
     order = np.random.default_rng([seed, 0x96B]).permutation(len(names))
     count = int((np.cumsum(counts[order]) - counts[order] / 2 < fraction * len(groups)).sum())
-    is_test = np.isin(groups, names[order[: min(max(1, count), len(names) - 1)]])
+    is_test = np.isin(groups, names[order[: min(max(min_test_groups, count), len(names) - 1)]])
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
 def hold_out_rows(data: Dataset, fraction: float, seed: int, min_groups: int = 2) -> Dataset:
-    """Hold out a fraction of the training rows; entire groups if the training rows have ``min_groups`` or more."""
+    """Hold out a fraction of the training rows; entire groups if the training rows have ``min_groups`` or more.
+
+    Of many groups, at least as many are held out as show whether a temperature helps those that it was not fitted on.
+    """
     if not fraction:
         return data
-    if data.groups is not None and len(np.unique(data.groups[data.train])) >= min_groups:
-        train, holdout = split_by_group(data.groups[data.train], fraction, seed)
-        return replace(data, train=data.train[train], holdout=data.train[holdout])
+    count = 0 if data.groups is None else len(np.unique(data.groups[data.train]))
+    if data.groups is not None and count >= min_groups:
+        held = HELD_GROUPS if count >= MANY_GROUPS else 1
+        train, holdout = (data.train[part] for part in split_by_group(data.groups[data.train], fraction, seed, held))
+        spare = np.setdiff1d(np.arange(len(data.groups)), np.concatenate([data.train, data.test]))
+        of_held = spare[np.isin(data.groups[spare], data.groups[holdout])]
+        return replace(data, train=train, holdout=np.sort(np.concatenate([holdout, of_held])))
     rows = np.random.default_rng([seed, 0x5EA]).permutation(data.train)
     cut = round(len(rows) * fraction)
     return replace(data, train=np.sort(rows[cut:]), holdout=np.sort(rows[:cut]))
@@ -174,7 +185,10 @@ def _load_digits(options: DataOptions, seed: int) -> Dataset:
 
 
 def _select_beats(options: DataOptions, arrays: dict[str, Any], seed: int, digest: str) -> Dataset:
-    """Select classes N, S, V, F; a random split takes 16,000 normal beats, an inter-patient split trains on DS1."""
+    """Select classes N, S, V, F; a random split takes 16,000 normal beats, an inter-patient split trains on DS1.
+
+    An inter-patient split trains on 8,000 normal beats; the others of DS1 are on neither side.
+    """
     file = str(options.path)
     require_arrays(arrays, MITBIH_ARRAYS, file)
     rng = np.random.default_rng([seed, 0xECC])
@@ -187,9 +201,10 @@ def _select_beats(options: DataOptions, arrays: dict[str, Any], seed: int, diges
         train, test = split_by_class(y[rows], options.test_fraction, seed)
     else:
         is_ds1 = arrays["split"] == 1
-        ds1_normal = normal[is_ds1[normal]][: NORMAL_BEATS // 2]
-        rows = np.concatenate([ds1_normal, rare[is_ds1[rare]], np.flatnonzero(~is_ds1 & (y < 4))])
-        train, test = np.flatnonzero(is_ds1[rows]), np.flatnonzero(~is_ds1[rows])
+        taken, spare = np.split(normal[is_ds1[normal]], [NORMAL_BEATS // 2])
+        sides = [np.concatenate([taken, rare[is_ds1[rare]]]), np.flatnonzero(~is_ds1 & (y < 4)), spare]
+        rows = np.concatenate(sides)
+        train, test, _ = np.split(np.arange(len(rows)), np.cumsum([len(side) for side in sides[:2]]))
     by_patient = options.split != "random" and "record" in arrays
     return Dataset(
         x=beats[rows][:, None],

@@ -97,7 +97,10 @@ class TrainingSpec(Model):
     )
     validation: Annotated[Fraction, Field(ge=0, lt=1)] = Field(
         default=0.1,
-        description="fraction of the training rows held out to calibrate confidences; whole groups where rows have one",
+        description=(
+            "fraction of the training rows held out to calibrate confidences; whole groups where rows have one, "
+            "at least three of twenty or more"
+        ),
     )
     alone: bool = Field(
         default=True, description="also train smallest, middle and largest subnet as standalone models, to compare"
