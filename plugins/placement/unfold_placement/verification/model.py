@@ -67,7 +67,7 @@ class ByType(dict[Any, Found]):
         self.find = find
 
     def __missing__(self, kind: Any) -> Found:
-        """Find it for a type that was not asked for before."""
+        """Find it for a type that was not seen before."""
         found = self[kind] = self.find(kind)
         return found
 

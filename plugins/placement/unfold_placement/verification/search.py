@@ -185,7 +185,7 @@ def _explore(
 def _rare_collections() -> Iterator[None]:
     """Collect garbage more rarely: copies of controllers are many objects that live long, and a pass visits all.
 
-    Only policies whose objects refer to each other in circles leave garbage for it.
+    Only objects of a policy that refer to each other in circles are garbage for it.
     """
     before = gc.get_threshold()
     if not before[0]:

@@ -37,7 +37,7 @@ COMMON = frozenset((
     "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "expand", "cat", "stack", "chunk", "split",
     "select", "slice", "clone", "contiguous", "to", "dropout", "sym_size", "detach", "_assert_tensor_metadata",
 ))  # fmt: skip
-"""Operators whose conversion is not tried before the training, as it takes seconds."""
+"""Operators that are not converted on trial before the training, as that takes seconds."""
 DATA_DEPENDENT = ("data-dependent", "data dependent", "DataDependent", "DynamicOutputShape")
 
 

@@ -1,4 +1,4 @@
-"""Heads of attention whose queries, keys and values come from linear layers of their own, or from packed ones.
+"""Heads of attention with queries, keys and values from linear layers of their own, or from packed ones.
 
 So BERT, DistilBERT, ViT and Llama are written. A member keeps the user's code: its linear layers lose the channels of
 heads, and the numbers that count heads or their channels become smaller. A key and value that several queries share
@@ -52,7 +52,7 @@ class ReplacedHeads:
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """A linear layer whose outputs or inputs are the channels of heads.
+    """A linear layer that puts out or takes in the channels of heads.
 
     Attributes:
         path: Its path.

@@ -80,8 +80,8 @@ class HeadLayers:
     """Linear layers between which channels belong to heads of attention; other groups do not reach through them.
 
     Attributes:
-        reads: Paths of the layers whose outputs are channels of heads.
-        written: Paths of the layers whose inputs are.
+        reads: Paths of the layers that put out channels of heads.
+        written: Paths of the layers that take them in.
         unfollowed: Paths of layers that keep their outputs, as it is not known which of them belong together.
     """
 
@@ -491,7 +491,7 @@ def _count_parts(graph: Any, group: Any) -> int:
 
 
 def _iterate_channel_groups(group: Any) -> Iterator[tuple[Any, int]]:
-    """Iterate over the items of a group whose layer treats equal groups of channels apart, with their number.
+    """Iterate over the items of a group in layers that treat equal groups of channels apart, with their number.
 
     As many channels are removed of each of them.
     """

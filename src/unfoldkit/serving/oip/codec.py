@@ -222,7 +222,7 @@ class RequestReader:
         return array.astype(DTYPES[item.datatype], copy=False).reshape(shape)
 
     def _read_head(self, head: RequestHead, raw: bytes) -> InferenceRequest | None:
-        """Read a request with a single tensor, whose bytes follow its JSON, and no parameters but for bytes."""
+        """Read a request with a single tensor, the bytes of which follow its JSON, and no parameters but for bytes."""
         flags = head.parameters or {}
         is_plain = len(head.inputs) == 1 and not head.outputs and len(head.id or "") <= MAX_ID_LENGTH
         if not is_plain or not all(name == "binary_data_output" and type(flags[name]) is bool for name in flags):
