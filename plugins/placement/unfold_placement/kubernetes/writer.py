@@ -164,6 +164,11 @@ class Writer:
         """Unix time of the scope's creation."""
         return parse_time(self.config["metadata"]["creationTimestamp"])
 
+    @property
+    def has_units(self) -> bool:
+        """Whether the ConfigMap, as last seen, holds units that a process was opening."""
+        return bool(self.opening_units())
+
     def opening_units(self) -> OpeningUnits:
         """Return the units that a process was opening, from the ConfigMap."""
         return msgspec.json.decode(self.config.get("data", {}).get("units", "{}"), type=OpeningUnits)
