@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +11,20 @@ from typing import Any
 from unfold_placement.kubernetes.codec import Scope
 
 Body = dict[str, Any]
-GATED, OPEN, BOUND, ENDED = "gated", "open", "bound", "ended"
-"""States of a pod: behind the policy's gate, past it without a node, on a node, succeeded."""
-STARTED = frozenset({OPEN, BOUND, ENDED})
+GATED, OPEN, BOUND, ENDED, ALONE = "gated", "open", "bound", "ended", "alone"
+"""States of a pod: behind the policy's gate, past it without a node, on a node, succeeded with its gang, or without."""
+TORN = frozenset({OPEN, BOUND, ALONE})
+"""States that a gang may not have while others of it wait: what has ended with it need not start again."""
+STARTED = TORN | {ENDED}
+GRACE_S = 5.0
+"""So long after a pod was lost the others may still succeed as parts of the gang."""
 
 
 @dataclass(slots=True)
 class GangLog:
-    """Follows the pods of gangs. A gang is in part while some of its pods have started and others have not.
+    """Follows the pods of gangs.
+
+    A gang is in part while some of its pods run, or have run without the others, and others have not started.
 
     Attributes:
         gate: The policy's gate.
@@ -26,6 +33,7 @@ class GangLog:
         part_since_s: When each gang that is in part came to be so.
         longest_part_s: How long each gang was in part at most; without those that never were.
         placed_s: When all pods of each gang were first on nodes.
+        whole_s: When all pods of each gang had last started.
     """
 
     gate: str
@@ -34,6 +42,7 @@ class GangLog:
     part_since_s: dict[str, float] = field(default_factory=dict)
     longest_part_s: dict[str, float] = field(default_factory=dict)
     placed_s: dict[str, float] = field(default_factory=dict)
+    whole_s: dict[str, float] = field(default_factory=dict)
 
     def expect(self, gang: str, size: int) -> None:
         """Follow a gang from now on."""
@@ -46,24 +55,28 @@ class GangLog:
         if gang not in self.sizes:
             return
         states, name = self.states[gang], pod["metadata"]["name"]
+        self._note_whole(gang, now_s)
         state = "" if is_gone else pod_state(pod, self.gate)
+        if states.get(name) in {ENDED, ALONE}:
+            # one that has succeeded may be collected before its gang is deleted
+            return
+        if state == ENDED and now_s - self.whole_s.get(gang, -math.inf) > GRACE_S:
+            state = ALONE
         if state:
             states[name] = state
-        elif states.get(name) != ENDED:
-            # one that has succeeded may be collected before its gang is deleted
+        else:
             states.pop(name, None)
-        started = sum(item in STARTED for item in states.values())
-        is_in_part = 0 < started < self.sizes[gang]
-        if is_in_part:
+        self._note_whole(gang, now_s)
+        if TORN & {*states.values()} and not self._is_whole(gang):
             self.part_since_s.setdefault(gang, now_s)
         else:
             self._end_part(gang, now_s)
-        if sum(item in {BOUND, ENDED} for item in states.values()) >= self.sizes[gang]:
+        if self._count(gang, STARTED - {OPEN}) >= self.sizes[gang]:
             self.placed_s.setdefault(gang, now_s)
 
     def has_ended(self, gang: str) -> bool:
         """Return whether all pods of a gang have succeeded."""
-        return sum(state == ENDED for state in self.states[gang].values()) >= self.sizes[gang]
+        return self._count(gang, {ENDED, ALONE}) >= self.sizes[gang]
 
     def close(self, gang: str, now_s: float) -> None:
         """Follow a gang no longer: it is deleted next."""
@@ -73,6 +86,16 @@ class GangLog:
     def partial(self, limit_s: float) -> list[str]:
         """Return the gangs that were in part for longer than a limit, or are now."""
         return sorted({gang for gang, part_s in self.longest_part_s.items() if part_s > limit_s} | {*self.part_since_s})
+
+    def _count(self, gang: str, kinds: Collection[str]) -> int:
+        return sum(state in kinds for state in self.states[gang].values())
+
+    def _is_whole(self, gang: str) -> bool:
+        return self._count(gang, STARTED) >= self.sizes[gang]
+
+    def _note_whole(self, gang: str, now_s: float) -> None:
+        if self._is_whole(gang):
+            self.whole_s[gang] = now_s
 
     def _end_part(self, gang: str, now_s: float) -> None:
         if gang in self.part_since_s:

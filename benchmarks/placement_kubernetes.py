@@ -79,7 +79,7 @@ def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
         ``metrics``, ``peers``, ``aims``, ``versions`` and ``notes``; all metrics null where the programs are not built.
     """
     del data
-    size = Size(300, 1, 40, 10) if quick else Size(600, 3, 200, 40)
+    size = Size(150, 1, 20, 6) if quick else Size(600, 3, 200, 40)
     lacking = build.missing()
     if lacking or importlib.util.find_spec("kubernetes") is None:
         what = f"not built: {', '.join(lacking)}" if lacking else "not installed: the extra kubernetes"
@@ -108,7 +108,7 @@ def workloads(*, quick: bool, seed: int) -> tuple[dict[str, Any], dict[str, dict
     """Measure Jobs and JobSets; return metrics, peers and notes. Without their controllers, all metrics are null."""
     if reason := workloads_missing():
         return dict.fromkeys([*JOB_METRICS, "partial_gangs"]), {}, [f"Jobs and JobSets were not measured: {reason}"]
-    size = job_gangs.Size(16, 2, 1, 5, 6.0, 10.0) if quick else job_gangs.Size(1000, 20, 3, 20, 1800.0, 660.0)
+    size = job_gangs.Size(12, 1, 1, 5, 5.0, 5.0) if quick else job_gangs.Size(1000, 20, 3, 20, 1800.0, 660.0)
     no_kueue = kueue_missing()
     metrics, peers = job_gangs.measure(size, seed, kueue=not no_kueue)
     half = f"more than {job_gangs.PART_LIMIT_S:.0f} s"

@@ -48,6 +48,22 @@ def test_a_gang_is_in_part_while_some_of_its_pods_wait(steps: list[tuple[float, 
     assert log.partial(part_s) == []
 
 
+def test_what_has_ended_with_its_gang_need_not_start_again() -> None:
+    """The others are lost and wait for a new place; they are whole again without it."""
+    log = replay((0, "x", "bound"), (0, "y", "bound"), (7, "x", "ended"), (8, "y", "gone"), (9, "z", "gated"))
+    assert log.partial(0.0) == []
+    log.note(pod("z", "bound"), 90)
+    assert (log.partial(0.0), log.longest_part_s) == ([], {"a": 0})
+
+
+def test_a_new_pod_that_runs_without_the_others_is_a_part_even_after_its_end() -> None:
+    """All are lost; one comes back alone, and ends before the other does."""
+    log = replay((0, "x", "bound"), (0, "y", "bound"), (5, "x", "going"), (5, "y", "going"), (20, "z", "bound"))
+    log.note(pod("z", "ended"), 22)
+    log.note(pod("w", "bound"), 50)
+    assert log.longest_part_s == {"a": 30}
+
+
 def test_a_gang_that_is_still_in_part_is_partial_at_any_limit() -> None:
     """One that never gets its second pod counts at the end of a run, and its deletion ends its time."""
     log = replay((0, "x", "ended"))
