@@ -79,7 +79,7 @@ def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
         ``metrics``, ``peers``, ``aims``, ``versions`` and ``notes``; all metrics null where the programs are not built.
     """
     del data
-    size = Size(150, 1, 20, 6) if quick else Size(600, 3, 200, 40)
+    size = Size(100, 1, 20, 5) if quick else Size(600, 3, 200, 40)
     lacking = build.missing()
     if lacking or importlib.util.find_spec("kubernetes") is None:
         what = f"not built: {', '.join(lacking)}" if lacking else "not installed: the extra kubernetes"
