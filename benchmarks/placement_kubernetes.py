@@ -7,6 +7,9 @@ rounds; kube-scheduler alone either way. ``claimed`` pods ask for one name of th
 made with it (``counters: dra``). ``controlled`` pods go through the controller too (``unfold serve``): made
 gated, decided on, opened, bound. ``bound_ms`` is from the patch that creates a name on a node to the binding of a pod
 that waits for it.
+
+Jobs and JobSets have their real controllers. They are measured one at a time under the controller, Kueue and
+kube-scheduler alone, then placed as gangs while the leader of two controllers is killed, then while nodes come and go.
 """
 
 from __future__ import annotations
@@ -23,10 +26,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import kubernetes_gangs as job_gangs
 from tests.kubernetes import build
 from tests.kubernetes.bench import DEFAULT, Bindings, Controlled, Native, bindings, claiming, controlled, native, pod
 from tests.kubernetes.cluster import ControlPlane, control_plane
 from tests.kubernetes.kubelet import add_nodes, kubelet
+from tests.kubernetes.kueue import why_not as kueue_missing
+from tests.kubernetes.workloads import why_not as workloads_missing
 from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
 from unfold_placement.kubernetes.codec import DRA, Body, Scope
 from unfoldkit.kubernetes.api import Api, call_all, connect_api
@@ -37,10 +43,18 @@ NATIVE = "GenericWorkload=true,GangScheduling=true"
 CLAIMS = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims"
 ALPHA = "scheduling.k8s.io/v1alpha2=true"
 METRICS = (
-    "bound_p95_ms", "bound_p50_ms", "bound_max_ms", "pods_per_s", "claimed_pods_per_s", "controlled_pods_per_s",
-    "partial_gangs", "gang_trials", "gang_p50_ms", "gang_p95_ms",
+    "bound_p95_ms", "bound_p50_ms", "bound_max_ms", "pods_per_s", "plain_pods_per_s", "claimed_pods_per_s",
+    "controlled_pods_per_s", "partial_gangs", "gang_trials", "gang_p50_ms", "gang_p95_ms",
 )  # fmt: skip
-AIMS = {"bound_p95_ms": "≤ 1,500", "pods_per_s": "≥ 150", "partial_gangs": "0"}
+JOB_METRICS = (
+    "job_gangs", "kills", "unfinished_gangs", "longest_part_s", "gangs_per_s", "job_bound_p50_ms",
+    "kueue_latency_ratio", "churn_events", "churn_gangs", "churn_unfinished", "churn_partial_gangs",
+    "churn_longest_part_s", "leaked_gates", "leaked_names",
+)  # fmt: skip
+AIMS = {
+    "bound_p95_ms": "≤ 1,500", "pods_per_s": "≥ 150", "partial_gangs": "0", "job_gangs": "1,000",
+    "kueue_latency_ratio": "≤ 1.2", "leaked_gates": "0", "leaked_names": "0",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,32 +72,64 @@ def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
 
     Args:
         quick: Fewer pods and trials.
-        seed: Not used: nothing here is drawn by chance.
+        seed: Seeds the gangs, the moments of kills, and the churn.
         data: Not used.
 
     Returns:
         ``metrics``, ``peers``, ``aims``, ``versions`` and ``notes``; all metrics null where the programs are not built.
     """
-    del seed, data
-    size = Size(300, 1, 40, 10) if quick else Size(600, 3, 200, 40)
+    del data
+    size = Size(100, 1, 20, 5) if quick else Size(600, 3, 200, 40)
     lacking = build.missing()
     if lacking or importlib.util.find_spec("kubernetes") is None:
         what = f"not built: {', '.join(lacking)}" if lacking else "not installed: the extra kubernetes"
-        return {"metrics": dict.fromkeys(METRICS), "aims": AIMS, "notes": [f"{what} (nox -s kubernetes)"]}
+        names = (*METRICS, *JOB_METRICS)
+        return {"metrics": dict.fromkeys(names), "aims": AIMS, "notes": [f"{what} (nox -s kubernetes)"]}
     with control_plane(claims=True) as plane:
         named, plain = mechanism(plane, size)
         metrics = {**named, **policies(plane, size)}
     with control_plane(gates=NATIVE, runtime=ALPHA) as plane:
         peer = pod_groups(plane, size)
+    jobs, job_peers, job_notes = workloads(quick=quick, seed=seed)
+    metrics |= {**jobs, "partial_gangs": metrics["partial_gangs"] + (jobs["partial_gangs"] or 0)}
     notes = [
         "the nodes and the kubelet are stubs; etcd, kube-apiserver and kube-scheduler are real, on this machine",
         f"kube-scheduler at a client QPS of 1,000; {size.pods} pods a round (rounds: {size.rounds}), {NODES} nodes",
         "gang times of both sides are from the first pod's creation to the last binding, one gang at a time waiting",
+        *job_notes,
     ]
     return {
         "metrics": metrics, "aims": AIMS, "notes": notes, "versions": {"kubernetes": build.VERSION},
-        "peers": {"kube-scheduler, plain pods": plain, "kube-scheduler PodGroup (v1alpha2)": peer},
+        "peers": {"kube-scheduler, plain pods": plain, "kube-scheduler PodGroup (v1alpha2)": peer, **job_peers},
     }  # fmt: skip
+
+
+def workloads(*, quick: bool, seed: int) -> tuple[dict[str, Any], dict[str, dict[str, float]], list[str]]:
+    """Measure Jobs and JobSets; return metrics, peers and notes. Without their controllers, all metrics are null."""
+    if reason := workloads_missing():
+        return dict.fromkeys([*JOB_METRICS, "partial_gangs"]), {}, [f"Jobs and JobSets were not measured: {reason}"]
+    size = job_gangs.Size(12, 1, 1, 5, 5.0, 5.0) if quick else job_gangs.Size(1000, 20, 3, 20, 1800.0, 660.0)
+    no_kueue = kueue_missing()
+    metrics, peers = job_gangs.measure(size, seed, kueue=not no_kueue)
+    half = f"more than {job_gangs.PART_LIMIT_S:.0f} s"
+    notes = [
+        f"{size.gangs} gangs: Jobs and JobSets in turn, suspended with the policy's label, 2 to 4 pods of one GPU each",
+        f"{job_gangs.NODE_COUNT} nodes of 4 GPUs, at most {job_gangs.IN_FLIGHT} gangs at a time",
+        "the controllers of Jobs, JobSets and garbage are real",
+        f"of two processes of unfold serve, one leads; it is killed {size.kills} times at random (SIGKILL)",
+        f"partial gang: some pods are past the gate or have ended and others are not, for {half} or at the end",
+        "partial_gangs adds those of the competing pairs; the churn has figures of its own",
+        "latency: from the creation of a Job of three pods to its last binding, median, one Job at a time",
+        f"ours, Kueue and kube-scheduler alone run in turn (rounds: {size.rounds}), the others stopped",
+        f"churn: {size.churn_s:.0f} s; a node is deleted, cordoned or restored every 0.3 to 2 s, at most half are away",
+        f"gangs may end for {size.drain_s:.0f} s after it: the controller of Jobs waits up to 600 s before a new pod",
+        "leaked gate: a pod behind the gate whose gang was deleted",
+        "leaked name: an extended resource, a record or a Lease of no living task or owner",
+        f"leaks are counted {job_gangs.SETTLE_S:.0f} s after the last gang was deleted, if they are still there",
+    ]
+    if no_kueue:
+        notes.append(f"Kueue was not measured: {no_kueue}")
+    return metrics, peers, notes
 
 
 def mechanism(plane: ControlPlane, size: Size) -> tuple[dict[str, float], dict[str, float]]:
@@ -103,6 +149,7 @@ def mechanism(plane: ControlPlane, size: Size) -> tuple[dict[str, float], dict[s
     named = {"bound_p95_ms": _percentile(waits, 95), "bound_p50_ms": _percentile(waits, 50), "bound_max_ms": max(waits)}
     found = {f"{kind}_pods_per_s": median(values) for kind, values in speeds.items()}
     named |= {"pods_per_s": found["named_pods_per_s"], "claimed_pods_per_s": found["claimed_pods_per_s"]}
+    named |= {"plain_pods_per_s": found["plain_pods_per_s"]}
     return named, {"pods_per_s": found["plain_pods_per_s"]}
 
 

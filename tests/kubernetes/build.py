@@ -1,6 +1,7 @@
 """The programs of a Kubernetes control plane: built once from their Go modules, kept outside the checkout.
 
-``python -m tests.kubernetes.build`` prints the folder that holds them; with ``kueue`` after it, it builds Kueue, too.
+``python -m tests.kubernetes.build`` prints the folder that holds them; with ``kueue`` after it, it builds Kueue, too,
+and with ``workloads`` the controllers of Jobs and JobSets.
 Nothing here is shipped in the wheel.
 """
 
@@ -27,6 +28,7 @@ SERVERS = {
 """Packages of programs; the last is our own ``claims.go``, one part of kube-controller-manager."""
 ETCD = "go.etcd.io/etcd/server/v3"
 KUEUE, KUEUE_VERSION, KUEUE_GO = "sigs.k8s.io/kueue", "0.17.0", "1.25.0"
+JOBSET, JOBSET_VERSION = "sigs.k8s.io/jobset", "0.11.1"
 # what is built for tests alone may run somewhat slower: without inlining Go compiles in two thirds of the time
 QUICK = "-gcflags=all=-l -dwarf=false"
 
@@ -75,11 +77,20 @@ def kueue() -> Path:
 
 def kueue_module() -> Path | None:
     """Return the folder of Kueue's source in Go's module cache (its CRDs are read from there); None if absent."""
+    return _module_folder(KUEUE, KUEUE_VERSION)
+
+
+def jobset_module() -> Path | None:
+    """Return the folder of JobSet's source in Go's module cache (its CRD is read from there); None if absent."""
+    return _module_folder(JOBSET, JOBSET_VERSION)
+
+
+def _module_folder(name: str, version: str) -> Path | None:
     program = shutil.which("go")
     if program is None:
         return None
     cache = subprocess.run([program, "env", "GOMODCACHE"], capture_output=True, text=True, check=False).stdout.strip()
-    folder = Path(cache) / f"{KUEUE}@v{KUEUE_VERSION}"
+    folder = Path(cache) / f"{name}@v{version}"
     return folder if folder.is_dir() else None
 
 
@@ -96,6 +107,33 @@ def build_kueue() -> Path:
             (Path(name) / "go.mod").write_text("\n".join(lines) + "\n", encoding="utf-8")
             _compile(Path(name), kueue(), f"{KUEUE}/cmd/kueue", "-s -w")
     return kueue()
+
+
+def workload_controllers() -> dict[str, Path]:
+    """Return the paths of the controllers of Jobs and JobSets, by name, whether they are there or not."""
+    return {"job-controller": place() / "job-controller", "jobset-controller": place() / f"jobset-{JOBSET_VERSION}"}
+
+
+def build_workload_controllers() -> Path:
+    """Build the controllers of Jobs and JobSets if they are missing.
+
+    Raises:
+        RuntimeError: if there is no Go, or Go fails; holds what Go printed.
+    """
+    programs = workload_controllers()
+    if not os.access(programs["job-controller"], os.X_OK):
+        with tempfile.TemporaryDirectory(prefix="job-controller-") as name:
+            _write_module(Path(name), "controllers.go")
+            _compile(Path(name), programs["job-controller"], ".", "-s -w")
+    if not os.access(programs["jobset-controller"], os.X_OK) or jobset_module() is None:
+        with tempfile.TemporaryDirectory(prefix="jobset-") as name:
+            # with the libraries that Kueue requires, Go compiles them once for both
+            lines = ["module unfoldkit/jobset", f"go {KUEUE_GO}", f"require {KUEUE} v{KUEUE_VERSION}"]
+            lines += [f"require {JOBSET} v{JOBSET_VERSION}"]
+            (Path(name) / "go.mod").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            shutil.copy(Path(__file__).with_name("jobset.go"), Path(name) / "main.go")
+            _compile(Path(name), programs["jobset-controller"], ".", "-s -w")
+    return place()
 
 
 def _build_one(folder: Path, name: str) -> None:
@@ -123,13 +161,13 @@ def _flags(name: str) -> str:
     return "-s -w " + " ".join(f"-X {package}.{key}={value}" for package in packages for key, value in told.items())
 
 
-def _write_module(folder: Path) -> None:
-    """Write a module that requires Kubernetes, with the replacements that Kubernetes keeps to itself."""
+def _write_module(folder: Path, program: str = "claims.go") -> None:
+    """Write a module that requires Kubernetes, with the replacements that Kubernetes keeps to itself, and a program."""
     (folder / "go.mod").write_text("module unfoldkit/controlplane\n", encoding="utf-8")
     told = json.loads(_go(folder, "mod", "download", "-json", f"k8s.io/kubernetes@v{VERSION}"))
     theirs = Path(told["GoMod"]).read_text("utf-8")
     (folder / "go.mod").write_text(_module(theirs), encoding="utf-8")
-    shutil.copy(Path(__file__).with_name("claims.go"), folder / "main.go")
+    shutil.copy(Path(__file__).with_name(program), folder / "main.go")
 
 
 def _module(theirs: str) -> str:
@@ -165,13 +203,15 @@ def _etcd_version(program: str) -> tuple[int, ...]:
 
 
 def main() -> int:
-    """Build what is missing and print the folder, with ``kueue`` Kueue, too; 69 where there is no Go to build with."""
+    """Build what is missing, and what is named, and print where it is; 69 where there is no Go to build with."""
     if missing() and shutil.which("go") is None:
         print(f"{NO_GO}; not built: {', '.join(missing())}")
         return 69
     print(build())
     if "kueue" in sys.argv[1:]:
         print(build_kueue())
+    if "workloads" in sys.argv[1:]:
+        print(build_workload_controllers())
     return 0
 
 

@@ -95,9 +95,13 @@ class Kubelet:
 
     def _see(self, pod: Body) -> None:
         meta, path = pod["metadata"], _path(pod["metadata"]["namespace"], pod["metadata"]["name"])
-        if not pod["spec"].get("nodeName") or pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}:
+        has_ended = pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}
+        if not pod["spec"].get("nodeName") or (has_ended and not meta.get("deletionTimestamp")):
             return
         if meta.get("deletionTimestamp"):
+            # the controller of Jobs waits for it before it replaces the pod
+            if not has_ended:
+                _quietly(lambda: self.api.patch(f"{path}/status", {"status": {"phase": "Failed"}}, MERGE))
             _quietly(lambda: self.api.delete(path, {"gracePeriodSeconds": 0}))
         elif meta["uid"] not in self.seen:
             self.seen.add(meta["uid"])

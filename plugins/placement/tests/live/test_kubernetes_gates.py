@@ -64,6 +64,25 @@ def test_a_limited_number_of_gates_is_opened_at_a_time(kube: KubeWorld, admin: A
     assert told(one, after, kinds.FAILED) == []
 
 
+def test_the_record_of_a_gang_goes_once_it_is_placed_or_withdrawn(
+    kube: KubeWorld, admin: Api, one: KubernetesBackend
+) -> None:
+    """Nothing of it is left for the next leader to read, and nothing grows with the gangs that come and go."""
+    path = f"/api/v1/namespaces/unfold/configmaps/{one.scope.record}"
+    waiting(kube, 4)
+    one.start([Start("a-0", "n0"), Start("a-1", "n0")])
+    one.flush()
+    assert "a-0" in admin.get(path)["data"]["units"]
+    until(one, lambda: admin.get(path)["data"]["units"] == "{}")
+    assert all(one.informer.is_bound(f"a-{index}") for index in range(2))
+    one.start([Start("a-2", "n1"), Start("a-3", "n1")])
+    for index in (2, 3):
+        one.withdraw(f"a-{index}")
+    one.flush()
+    until(one, lambda: admin.get(path)["data"]["units"] == "{}")
+    assert one.gate_queue.units == {}
+
+
 def test_after_a_refusal_a_gang_is_rehearsed_and_then_opened(
     kube: KubeWorld, admin: Api, one: KubernetesBackend
 ) -> None:

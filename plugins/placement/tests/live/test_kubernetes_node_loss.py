@@ -11,8 +11,8 @@ import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy
 from plugins.placement.tests.live.kube_world import KubeWorld, resources
-from plugins.placement.tests.live.test_kubernetes import left_over
-from plugins.placement.tests.live.test_kubernetes_workloads import work
+from plugins.placement.tests.live.test_kubernetes import left_over, node_of
+from plugins.placement.tests.live.test_kubernetes_workloads import JOBS, cleaned, create_pods, job_body, work, work_for
 from tests.kubernetes.kubelet import add_node
 from unfold_placement.core.types import ANYWHERE
 from unfold_placement.kubernetes import pods
@@ -152,3 +152,27 @@ def check_nothing_is_left(kube: KubeWorld, admin: Api, live: ControlLoop) -> Non
         assert time.monotonic() < end, left_over(admin, kube.handles[0])
         live.step(0.2)
     assert [item for item in live.backend.snapshot().names if item.node != ANYWHERE] == []
+
+
+def test_the_new_pods_of_a_job_wait_for_one_another(kube: KubeWorld, admin: Api) -> None:
+    """A node is lost with all pods of a gang: their controller creates them anew, one after the other."""
+    kube.policies = build_policies(policy(**PARTS))
+    handle = kube.handle()
+    made = ControlLoop(handle, lambda: build_policies(policy(**PARTS)), "me", kube.scope, 10.0, 30.0)
+    with cleaned(admin, f"{JOBS}/train"):
+        admin.post(JOBS, job_body(kube, "train", 4))
+        work(made, lambda: not admin.get(f"{JOBS}/train")["spec"]["suspend"], MOST)
+        body = admin.get(f"{JOBS}/train")
+        create_pods(admin, body["spec"]["template"], body, [f"train-{index}" for index in range(4)], {})
+        work(made, lambda: all(node_of(admin, f"train-{index}") for index in range(4)), MOST)
+        nodes = {node_of(admin, f"train-{index}") for index in range(4)}
+        for node in nodes:
+            delete(admin, node)
+        work(made, lambda: not admin.get(PODS)["items"], MOST)
+        create_pods(admin, body["spec"]["template"], body, ["again-0"], {})
+        for node in nodes:
+            restore(admin, node)
+        work_for(made, 2.0)
+        assert not node_of(admin, "again-0")
+        create_pods(admin, body["spec"]["template"], body, [f"again-{index}" for index in range(1, 4)], {})
+        work(made, lambda: all(node_of(admin, f"again-{index}") for index in range(4)), MOST)

@@ -69,7 +69,7 @@ class KubernetesBackend:
         is_leader: Whether this process leads.
         was_leader: Whether it ever led; if so, it writes only while it leads.
         read_number: Number of the last change that was considered for writing.
-        has_gangs: Units of several tasks were started since the last flush.
+        has_gangs: Units of several tasks were started since the last flush, or the records of all have become outdated.
         lost_tasks: Tasks that need a new pod.
         next_snapshot_s: When pods of other programs may next cause a snapshot, by the monotonic clock.
     """
@@ -240,7 +240,7 @@ class KubernetesBackend:
         if self.is_leader and self.informer.suspended:
             self.check_leadership()
             self.writer.resume_workloads(self.holder)
-        has_work = locations or self.gate_queue.queue or self.lost_tasks
+        has_work = locations or self.gate_queue.queue or self.lost_tasks or self.has_gangs
         if not has_work or (self.was_leader and not self.is_leader):
             return
         self.check_leadership()
@@ -255,6 +255,8 @@ class KubernetesBackend:
         self.writer.release_claims()
         for first_task in self.gate_queue.find_late(self.now() - self.bind_timeout_s):
             self._gate_unit_again(first_task, "the scheduler found no room")
+        # each gang replaces the records of those before it; nothing replaces the last
+        self.has_gangs |= not self.gate_queue.units and self.writer.has_units
 
     def repair(self) -> None:
         """Continue from what another controller left."""

@@ -68,7 +68,10 @@ class GateQueue:
             request = self.queue.popleft()
             unit = [start for start in request.unit if not self._is_settled(start.task, request.attempts[start.task])]
             in_flight += len(unit)
-            ready += [replace(request, unit=unit)] if unit else []
+            if unit:
+                ready.append(replace(request, unit=unit))
+            else:
+                self._drop_attempts(request)
         return ready
 
     def mark_opened(self, requests: Sequence[GateRequest], now: float) -> None:
@@ -99,6 +102,11 @@ class GateQueue:
         """Remove a unit, and return its tasks with their attempts."""
         self.opened_at_s.pop(first_task, None)
         return self.units.pop(first_task, {})
+
+    def _drop_attempts(self, request: GateRequest) -> None:
+        """Remove a unit that is not opened, unless its first task has started again in another."""
+        if self.units.get(request.first_task) == request.attempts:
+            self.drop(request.first_task)
 
     def clear(self) -> None:
         """Remove all units."""

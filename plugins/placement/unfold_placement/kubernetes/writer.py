@@ -171,6 +171,11 @@ class Writer:
         """Unix time of the scope's creation."""
         return parse_time(self.config["metadata"]["creationTimestamp"])
 
+    @property
+    def has_units(self) -> bool:
+        """Whether the ConfigMap, as last seen, holds units that a process was opening."""
+        return bool(self.opening_units())
+
     def opening_units(self) -> OpeningUnits:
         """Return the units that a process was opening, from the ConfigMap."""
         return msgspec.json.decode(self.config.get("data", {}).get("units", "{}"), type=OpeningUnits)
@@ -357,7 +362,7 @@ class Writer:
             return
         if controller_of(body) is not None:
             self._evict(body)
-            self.informer.store.withdraw(task)
+            self._withdraw_evicted(task)
             return
         pod = pods.next_attempt_pod(body, self.scope.gate, kind, by)
         try:
@@ -379,6 +384,14 @@ class Writer:
             if error.is_absent:
                 return
             self.delete_pod(meta["name"])
+
+    def _withdraw_evicted(self, task: str) -> None:
+        """Withdraw a task as one that waits: its gang must not count it as ended if a policy started it meanwhile."""
+        store = self.informer.store
+        with store.changed:
+            if (record := store.records.get(task)) is not None:
+                store.fail(task, record.attempt, "evicted")
+            store.withdraw(task)
 
     def _current_pod(self, task: str) -> Body | None:
         """Return a task's pod. If its gate seems closed, read it again: the opening may not be reported yet."""
