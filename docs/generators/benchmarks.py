@@ -404,10 +404,11 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "attainment_ratio_shedding_measured": "attainment against fixed members that shed, best trace",
     },
     "supernet-switch": {
-        "memory_ratio": "memory of twelve members against separate copies",
-        "switch_us_p50": "first answer after a switch, extra p50 µs",
-        "views_us": "building the views of a member, µs",
-        "view_ratio_max": "batch of 32 on views against contiguous copies, worst member",
+        "first_answer_penalty_us": "first answer after a change of member, less the next of the same, p50 µs",
+        "views_ratio": "batch of 32 on views against contiguous copies, worst member",
+        "memory_ratio": "memory of the shipped heart-beat family against separate copies of its six members",
+        "memory_ratio_twelve": "the same for twelve members of its stages",
+        "bind_us": "building the views of a member, µs",
     },
     "supernet-train": {
         "seconds": "training of the heart-beat family, s on one core",
