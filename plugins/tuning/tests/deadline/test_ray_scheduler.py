@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from unfold_tuning import deadline
-from unfold_tuning.deadline import ray_scheduler
 from unfoldkit.api import UnfoldError
 
 pytest.importorskip("ray.tune")
+from unfold_tuning.deadline import ray_scheduler
+
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.ray,
