@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ END_STREAM_KEY = "triton_enable_empty_final_response"
 """The parameter by which a client asks which response to a request is the last."""
 FINAL_KEY = "triton_final_response"
 
-Respond = Callable[[Any], Awaitable[Any]]
+Respond = Callable[[Any], Coroutine[Any, Any, Any]]
 Started = asyncio.Queue[asyncio.Task[Any] | None]
 
 
@@ -56,13 +56,9 @@ async def answer_stream(context: Any, respond: Respond, is_draining: Callable[[]
             if _is_end(request):
                 break
             if not reason:
-                await started.put(group.create_task(_respond(respond, request)))
+                await started.put(group.create_task(respond(request)))
         await started.put(None)
     return reason
-
-
-async def _respond(respond: Respond, request: Any) -> Any:
-    return await respond(request)
 
 
 async def _write_responses(context: Any, started: Started, unread: asyncio.Event) -> None:
