@@ -123,7 +123,7 @@ class Writer:
         return sorted(failed)
 
     def pause_after_refusals(self) -> None:
-        """Pause, the longer the oftener the server has refused to open a gate."""
+        """Pause, twice as long after each refusal to open a gate, for a second at most."""
         if self.refusals:
             time.sleep(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.refusals, 10)))
 

@@ -122,9 +122,10 @@ class Gang:
 
     def _is_hopeless(self, key: str, view: View) -> bool:
         """Return whether a gang of the same shape did not fit, and nothing was freed since; reserved nodes excepted."""
-        shape = self.shapes.by_name.get(key, -1)
-        is_reserved = bool(view.reserved_unit) and view.reserved_unit[0].key(self.by) == key
-        return shape >= 0 and bool(self.shapes.hopeless[shape, 0]) and not is_reserved
+        shape = self.shapes.by_name.get(key)
+        if shape is None or not self.shapes.hopeless[shape, 0]:
+            return False
+        return not view.reserved_unit or view.reserved_unit[0].key(self.by) != key
 
     def _remember_failure(self, key: str, unit: Unit, view: View) -> None:
         """Remember that gangs of this shape do not fit.
@@ -134,8 +135,8 @@ class Gang:
         rows = [view.table.task_rows[task.name] for task in unit]
         if (view.table.state.request_phase[rows] == PACK).any():
             return
-        shape = self.shapes.by_name.get(key, -1)
-        if shape < 0:
+        shape = self.shapes.by_name.get(key)
+        if shape is None:
             shape = self.shapes.by_name[key] = self.shapes.shape_number(rows, view)
         self.shapes.hopeless[shape, 0] = 1
 
