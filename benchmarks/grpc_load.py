@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bodies import TYPES
-from benchmarks.servers import GrpcGenerator, Peer, memory_mib, started, write_messages
+from benchmarks.servers import GrpcGenerator, Peer, memory_mib, report_failure, started, write_messages
 from unfoldkit.serving.grpc.messages import SERVICE, Messages, build_messages
 
 METHOD = f"/{SERVICE}/ModelInfer"
@@ -81,8 +81,7 @@ class GrpcBench:
                 ratio = statistics.median(ours["requests_per_s"] / theirs["requests_per_s"] for theirs, ours in pairs)
                 return middle | {"ratio": ratio, "memory_mib": memory_mib(process)}
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            sys.stderr.write(f"serve-load: gRPC: {peer.name}: {error}\n")
-            return {"requests_per_s": None, "p50_ms": None, "p99_ms": None, "note": str(error)[-200:]}
+            return report_failure(f"serve-load: gRPC: {peer.name}", error)
 
     def _start(self, peer: Peer) -> AbstractContextManager[tuple[int, int]]:
         log = self.folder / f"grpc-{peer.name.replace(' ', '-')}"

@@ -31,6 +31,7 @@ from benchmarks.servers import (
     generator,
     grpc_generator,
     memory_mib,
+    report_failure,
     started,
     write_requests,
 )
@@ -137,8 +138,7 @@ class Bench:
                 found = self._saturated(peer, port, self.seconds.product)
                 return found | {"memory_mib": memory_mib(process)}
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            sys.stderr.write(f"serve-load: {peer.name}: {error}\n")
-            return {"requests_per_s": None, "p50_ms": None, "p99_ms": None, "note": str(error)[-200:]}
+            return report_failure(f"serve-load: {peer.name}", error)
 
     def duel(self, seed: int) -> tuple[list[dict[str, dict[str, Any]]], dict[str, Any], dict[str, float]]:
         """Return the rounds of ours and the hand-built server, both up at once, then ours at half of its rate."""

@@ -46,6 +46,12 @@ class Peer:
     ready_port: str = "port"
 
 
+def report_failure(name: str, error: Exception) -> dict[str, Any]:
+    """Print why a server was not measured, and return nulls in place of its figures, with the reason."""
+    sys.stderr.write(f"{name}: {error}\n")
+    return {"requests_per_s": None, "p50_ms": None, "p99_ms": None, "note": str(error)[-200:]}
+
+
 def cores() -> tuple[int, int]:
     """Return the core of the servers and that of the generator; the same one where there is but one."""
     found = sorted(os.sched_getaffinity(0))
