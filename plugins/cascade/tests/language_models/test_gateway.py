@@ -433,6 +433,20 @@ def test_a_settled_reservation_is_never_that_of_another_request(tmp_path: Path) 
         assert state.spent("web") == pytest.approx(0.21)
 
 
+def test_a_request_is_settled_once_and_before_its_answer_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a client has its answer, the gateway writes nothing more for the request."""
+    with serve_gateway(tmp_path, keys=(ClientKey(name="web", key="k", budget_usd=1.0),)) as gateway:
+        state, settled = gateway.app.router.state, []
+        monkeypatch.setattr(state, "settle", lambda *charge: settled.append(charge))
+        for is_streamed in (False, True):
+            if is_streamed:
+                gateway.events(ask(), authorization="Bearer k")
+            else:
+                gateway.post(ask(), authorization="Bearer k")
+            time.sleep(0.1)
+            assert len(settled) == 1 + is_streamed
+
+
 def test_a_full_disk_stops_spending_and_loses_no_charge(tmp_path: Path) -> None:
     """Without room a request with a key gets 503; one under way is answered and charged once there is room."""
     key = ClientKey(name="web", key="k", budget_usd=1.0)

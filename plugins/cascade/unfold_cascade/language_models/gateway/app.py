@@ -259,9 +259,11 @@ class GatewayApp:
             request = self._bound_output(client, request, names)
 
             def settle() -> None:
+                nonlocal reservation
                 if reservation is not None:
                     self.router.largest_cost_usd = max(self.router.largest_cost_usd, trace.attempts.cost_usd)
                     self.router.state.settle(reservation, trace.attempts.cost_usd)
+                    reservation = None
 
             is_whole = await self._send_answer(request, names, trace, exchange, settle)
             status = exchange.status
