@@ -242,6 +242,14 @@ def test_ends_of_a_flow_stand_side_by_side() -> None:
     assert bars["good"][0] == bars["bad"][0] > bars["c"][0]
 
 
+def test_a_model_and_its_stage_have_lines_of_their_own_in_a_long_flow() -> None:
+    """Where many columns leave no room for ``stage: model`` on one line, neither is cut."""
+    names = (*"abcde", "straight: network", "end")
+    links = tuple(Link(source, target, 9.0) for source, target in itertools.pairwise(names))
+    drawn = texts(plot.svg(replace(FLOW, stops=tuple(map(Stop, names)), links=links)))
+    assert {"straight:", "network"} <= set(drawn)
+
+
 def test_numbers_of_labels_are_not_rounded() -> None:
     """Only coordinates are shortened: amounts, versions and ticks read as they are."""
     drawn = plot.svg(replace(FLOW, stops=(Stop("small", facts=("$1,052.20", "v1.25.34")), *FLOW.stops[1:])))

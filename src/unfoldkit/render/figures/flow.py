@@ -82,7 +82,9 @@ def layout_flow(flow: Flow) -> FlowLayout:
     step = (WIDTH_PT - LABEL_PT - BAR_PT) / max(depth, 1)
     columns = [[name for name, layer in layers.items() if layer == index] for index in range(depth + 1)]
     label_pt = min(LABEL_PT, step - 4)
-    gap_pt = GAP_PT if label_pt == LABEL_PT else GAP_PT + LINE_PT
+    gap_pt = GAP_PT
+    if label_pt < LABEL_PT:
+        gap_pt += LINE_PT * max((len(_split_name(stop.name, label_pt)) for stop in flow.stops), default=1)
     heights = [sum(totals[name] * scale + gap_pt for name in column) for column in columns]
     height = max(heights, default=FLOW_PT) + 4
     bars: dict[str, tuple[float, float, float]] = {}
@@ -155,9 +157,10 @@ def _draw_stop(axes: Axes, bar: tuple[float, float, float], stop: Stop, share: f
     percent = format_percent(round(share, 4))
     if room_pt < LABEL_PT:
         # many layers: the share has a line of its own
-        size = _fit_size(stop.name, room_pt, NAME_SIZE, BOLD_PT)
-        name = shorten_middle(stop.name, int(room_pt / (size * BOLD_PT)))
-        write(axes, left, top - 30, name, size=size, weight="bold")
+        for row, text in enumerate(reversed(_split_name(stop.name, room_pt))):
+            size = _fit_size(text, room_pt, NAME_SIZE, BOLD_PT)
+            name = shorten_middle(text, int(room_pt / (size * BOLD_PT)))
+            write(axes, left, top - 30 - row * LINE_PT, name, size=size, weight="bold")
         write(axes, left, top - 19, percent, size=8, weight="bold")
     else:
         name = shorten_middle(stop.name, int(room_pt / (NAME_SIZE * BOLD_PT)) - len(percent) - 2)
@@ -166,6 +169,14 @@ def _draw_stop(axes: Axes, bar: tuple[float, float, float], stop: Stop, share: f
         facts = " · ".join(stop.facts)
         size = _fit_size(facts, room_pt, FACT_SIZE, LETTER_PT)
         write(axes, left, top - 8, shorten_to(facts, room_pt, size), size=size)
+
+
+def _split_name(name: str, room_pt: float) -> tuple[str, ...]:
+    """Return the lines of a name: ``stage: model`` takes two where it has no room on one."""
+    stage, separator, model = name.partition(": ")
+    if not separator or _fit_size(name, room_pt, NAME_SIZE, BOLD_PT) > 0.75 * NAME_SIZE:
+        return (name,)
+    return (f"{stage}:", model)
 
 
 def _fit_size(text: str, room_pt: float, size: float, letter_pt: float) -> float:
