@@ -93,12 +93,24 @@ def _explain(model: type[Model], document: Document, data: Any, error: dict[str,
     if missing:
         return path, diagnostic_at(document, path, MISSING, hint=_describe_key(model, path))
     if error["type"] == "extra_forbidden":
-        hint = did_you_mean(str(path[-1]), known_keys(model, path[:-1], data)) if path[-1] != "<<" else MERGE
+        hint = _suggest_key(model, path, data) if path[-1] != "<<" else MERGE
         return path, diagnostic_at(document, path, UNKNOWN, hint=hint, at_key=True)
     message, hint = explain_error(error, about=_describe_key(model, path))
     if error["type"] == "union_tag_not_found":
         hint = f"one of: {', '.join(known_tags(model, path, error['ctx']['discriminator'].strip(QUOTE)))}"
     return path, diagnostic_at(document, path, message, hint=hint, at_key=error["loc"][-1:] == ("[key]",))
+
+
+def _suggest_key(model: type[Model], path: PathKey, data: Any) -> str:
+    """Return where an unknown key belongs: a step below or at the top of the spec; or the key that it resembles."""
+    word, around = str(path[-1]), path[:-1]
+    keys = known_keys(model, around, data)
+    below = sorted(key for key in keys if word in known_keys(model, (*around, key), data))
+    if below:
+        return f"write it below {' or '.join(format_value(key) for key in below)}"
+    if around and word in known_keys(model, (), data):
+        return "write it at the top of the spec"
+    return did_you_mean(word, keys)
 
 
 def _describe_key(model: type[Model], path: PathKey) -> str:

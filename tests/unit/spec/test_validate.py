@@ -61,6 +61,11 @@ def told(text: str) -> list[str]:
         ("by_size: {1.5: a}\n", ["f:1:11: by_size.1.5: expected a whole number, got 1.5"]),
         ("by_size: {many: a}\n", ['f:1:11: by_size.many: expected a whole number, got "many"']),
         ("first: z\ncount: x\n", ["f:1:8: first: no such stage", 'f:2:8: count: expected a whole number, got "x"']),
+        ("rate: 3\n", ['f:1:1: rate: unknown key (write it below "source")']),
+        (
+            "stages: [{name: a, mode: slow}, {name: b}]\n",
+            ["f:1:20: stages[0].mode: unknown key (write it at the top of the spec)"],
+        ),
         ("first: z\ncuont: 1\n", ["f:1:8: first: no such stage", 'f:2:1: cuont: unknown key (did you mean "count"?)']),
         ("stages: 5\nfirst: z\n", ["f:1:9: stages: expected a list, got 5"]),
         (
