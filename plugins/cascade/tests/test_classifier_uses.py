@@ -40,7 +40,7 @@ from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 from xgboost import XGBClassifier
 
-from unfold_cascade.classifier import CascadeClassifier
+from unfold_cascade import CascadeClassifier
 
 CASES = 240
 
