@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -60,14 +61,14 @@ Found = TypeVar("Found")
 
 
 class ByType(dict[Any, Found]):
-    """What is found for each type, kept: a look-up in a mapping is quicker than a call."""
+    """What is found for each key, such as a type, kept: a look-up in a mapping is quicker than a call."""
 
     def __init__(self, find: Callable[[Any], Found]) -> None:
         super().__init__()
         self.find = find
 
     def __missing__(self, kind: Any) -> Found:
-        """Find it for a type that was not seen before."""
+        """Find it for a key that was not seen before."""
         found = self[kind] = self.find(kind)
         return found
 
@@ -97,7 +98,10 @@ class Renaming(dict[str, str]):
 
     def __missing__(self, text: str) -> str:
         """Return a text in which the names of jobs are replaced, and keep it."""
-        renamed = self[text] = _SLOT.sub(lambda match: self.jobs.get(match[0], "ended"), text)
+        # users and nodes hold no job's name
+        has_job = SLOT_MARK in text
+        renamed = _SLOT.sub(lambda match: self.jobs.get(match[0], "ended"), text) if has_job else text
+        self[text] = renamed
         return renamed
 
 
@@ -332,11 +336,19 @@ def _fields_copier(kind: Any, names: Sequence[str]) -> Copier:
 
 def _copy_fields(value: object, duplicate: object, names: Sequence[str], memo: dict[int, Any]) -> None:
     assign = object.__setattr__
-    for name in names:
-        item = getattr(value, name, UNSET)
+    try:
+        items = READER_OF[names](value)
+    except AttributeError:
+        items = [getattr(value, name, UNSET) for name in names]
+    for name, item in zip(names, items, strict=True):
         if item is not UNSET:
             copier = COPIER_OF[type(item)]
             assign(duplicate, name, item if copier is None else copier(item, memo))
+
+
+def _find_reader(names: Sequence[str]) -> Callable[[object], Sequence[Any]]:
+    """Return a function which reads the named fields of a value at once."""
+    return operator.attrgetter(*names) if len(names) > 1 else lambda value: [getattr(value, name) for name in names]
 
 
 def _copy_tuple(value: tuple[Any, ...], memo: dict[int, Any]) -> tuple[Any, ...]:
@@ -391,6 +403,8 @@ def _copy_empty_cluster(value: EmptyCluster, memo: dict[int, Any]) -> EmptyClust
 
 UNSET = object()
 """Stands for a field without a value."""
+READER_OF = ByType(_find_reader)
+"""How the fields of a value are read, by their names."""
 CONTAINER_COPIERS: Mapping[type, Copier] = {
     tuple: _copy_tuple,
     list: _copy_list,
