@@ -212,6 +212,9 @@ def _reduce_by_sockets(value: float) -> float:
         try:
             with socket.create_connection(address, timeout=60) as peer:
                 peer.sendall(str(value).encode())
-                return float(peer.recv(64))
-        except ConnectionRefusedError:
-            time.sleep(0.05)
+                if total := peer.recv(64):
+                    return float(total)
+        except ConnectionError:
+            pass
+        # the first rank does not listen yet, or still closes the socket of the last step
+        time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,13 @@ from unfoldkit.api import UnfoldError, Verdict
 pytestmark = pytest.mark.usefixtures("sleeper_log")
 
 
-def test_a_failing_trial_is_dropped(tmp_path: Path) -> None:
-    """A configuration that fails three times is dropped and reported; the others continue."""
-    report = train_spec(tmp_path, SPEC.replace("sleeper:train", "sleeper:broken"))
+def test_a_failing_trial_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A configuration that fails three times is dropped, each time with its reason in the log; the others continue."""
+    with caplog.at_level(logging.WARNING, "unfoldkit"):
+        report = train_spec(tmp_path, SPEC.replace("sleeper:train", "sleeper:broken"))
+    lines = [line for line in caplog.messages if line.startswith("trial ")]
+    assert [line.split()[2] for line in lines] == ["continues", "continues", "failed"] * (len(lines) // 3)
+    assert {line.split(": ", 1)[1] for line in lines} == {"RuntimeError: too low"}
     assert report.verdict is Verdict.YES
     assert (report.metrics["best_metric"].value or 0) > 0.5
 

@@ -201,6 +201,7 @@ class StageRun:
         job = self._stop(job.trial)
         self.failures[job.trial] += 1
         if self.failures[job.trial] < (MAX_PREEMPTIONS if is_preemption else MAX_FAILURES):
+            self.config.log.warning("trial %d continues from iteration %d: %s", job.trial, job.done, reason)
             self.waiting.insert(0, job)
             return
         self.ledger.record_failure(job.trial, reason)
