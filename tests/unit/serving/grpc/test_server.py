@@ -17,7 +17,7 @@ import pytest
 from tests.unit.serving.client import Server, rows, serving
 from tests.unit.serving.http.test_tls import certificate, client
 from unfoldkit.serving.grpc.messages import FIELDS, METHODS, SERVICE, Messages, build_messages
-from unfoldkit.serving.grpc.server import client_address
+from unfoldkit.serving.grpc.servicer import client_address
 
 INFER = "/v2/models/total/infer"
 

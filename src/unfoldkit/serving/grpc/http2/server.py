@@ -1,0 +1,70 @@
+"""The server of gRPC over our own HTTP/2: it listens, ends what takes too long, and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from dataclasses import dataclass
+
+from unfoldkit.serving.grpc.http2.connection import Connection, Host
+
+CHECK_EVERY_S = 1.0
+POLL_S = 0.01
+BACKLOG = 2048
+
+
+@dataclass(slots=True, eq=False)
+class Http2Server:
+    """A running server.
+
+    Args:
+        host: What its connections share.
+        listener: The listening sockets.
+        watch: Ends what takes too long.
+    """
+
+    host: Host
+    listener: asyncio.Server
+    watch: asyncio.Task[None]
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, answer those that were sent, and end what lasts longer than ``grace_s``."""
+        self.listener.close()
+        for connection in list(self.host.connections):
+            connection.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while self.host.connections:  # noqa: ASYNC110 - connections have no common event
+                    await asyncio.sleep(POLL_S)
+        for connection in list(self.host.connections):
+            connection.abort()
+        self.watch.cancel()
+
+
+async def start_http2_server(host: Host, address: str, context: ssl.SSLContext | None) -> Http2Server:
+    """Listen on an address (host and port), by TLS if there is a context.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+    loop = asyncio.get_running_loop()
+    name, _, port = address.rpartition(":")
+    listener = await loop.create_server(
+        lambda: Connection(host, loop),  # type: ignore[arg-type, return-value]
+        name.strip("[]"),
+        int(port),
+        ssl=context,
+        ssl_handshake_timeout=host.handshake_s if context else None,
+        backlog=BACKLOG,
+        reuse_port=True,
+    )
+    return Http2Server(host, listener, loop.create_task(_watch(host)))
+
+
+async def _watch(host: Host) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(CHECK_EVERY_S)
+        for connection in list(host.connections):
+            connection.check_time(loop.time())
