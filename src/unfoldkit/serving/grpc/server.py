@@ -33,14 +33,15 @@ async def start_grpc_server(endpoints: Mapping[str, Endpoint], options: GrpcOpti
     servicer = InferenceServicer(endpoints, options, build_messages())
     methods = dict(_build_methods(servicer))
     max_bytes = max(endpoint.batcher.limits.body_bytes for endpoint in endpoints.values())
-    start = _start_native if options.is_native and _has_hpack() else _start_aio
+    start = _start_native if options.is_native and has_hpack() else _start_aio
     try:
         return await start(methods, options, max_bytes)
     except (OSError, RuntimeError) as error:
         raise user_error(f"cannot listen on {options.address} for gRPC", hint="choose another --grpc-port") from error
 
 
-def _has_hpack() -> bool:
+def has_hpack() -> bool:
+    """Whether header fields can be decoded; if not, the log says what that means."""
     if importlib.util.find_spec("hpack") is not None:
         return True
     logging.getLogger("unfoldkit.serving").warning("gRPC is answered by grpcio: hpack is not installed")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+import signal
 import socket
 import ssl
 import time
@@ -15,8 +18,9 @@ import numpy as np
 import pytest
 
 from tests.unit.serving.client import Server, rows, serving
-from tests.unit.serving.http.test_tls import certificate, client
+from tests.unit.serving.http.test_tls import certificate, client, wait_for
 from unfoldkit.serving.grpc.messages import FIELDS, METHODS, SERVICE, Messages, build_messages
+from unfoldkit.serving.grpc.server import has_hpack
 from unfoldkit.serving.grpc.servicer import client_address
 
 INFER = "/v2/models/total/infer"
@@ -214,6 +218,53 @@ def test_grpc_has_the_tls_of_the_service(tmp_path: Path, messages: Messages) -> 
             assert call(channel, messages, "ModelInfer", raw_request(messages, [[1, 2, 3]])).outputs
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError):
             channel.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=2)
+
+
+@pytest.mark.parametrize("fast_path", ["1", "0"])
+def test_clients_need_a_certificate_under_mutual_tls(tmp_path: Path, messages: Messages, fast_path: str) -> None:
+    """Only a client with a certificate of the authority gets an answer."""
+    files, ca, _ = (certificate(tmp_path, name) for name in ("server", "ca", "other"))
+    known, unknown = certificate(tmp_path, "known", "ca"), certificate(tmp_path, "unknown", "other")
+    words = (f"cert={files.certificate}", f"key={files.key}", f"ca={ca.certificate}", f"fast_path={fast_path}")
+    root = files.certificate.read_bytes()
+    with both(*words, tls=client(files.certificate, known)) as (_, port):
+        for own, is_known in ((known, True), (unknown, False), (None, False)):
+            pair = (own.key.read_bytes(), own.certificate.read_bytes()) if own else (None, None)
+            credentials = grpc.ssl_channel_credentials(root, *pair)
+            with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
+                method = channel.unary_unary(f"/{SERVICE}/ServerLive")
+                if is_known:
+                    assert method(b"", timeout=10)
+                    continue
+                with pytest.raises(grpc.RpcError) as caught:
+                    method(b"", timeout=5)
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_renewed_certificate_is_used_without_a_restart(tmp_path: Path, messages: Messages) -> None:
+    """After SIGHUP new connections get the new certificate, and old ones go on."""
+    first, second = certificate(tmp_path, "a"), certificate(tmp_path, "b")
+    words = (f"cert={first.certificate}", f"key={first.key}")
+    old, new = (grpc.ssl_channel_credentials(files.certificate.read_bytes()) for files in (first, second))
+    with both(*words, tls=client(first.certificate)) as (server, port):
+        with grpc.secure_channel(f"localhost:{port}", old) as channel:
+            assert call(channel, messages, "ServerLive").live
+            shutil.copy(second.certificate, first.certificate)
+            shutil.copy(second.key, first.key)
+            server.process.send_signal(signal.SIGHUP)
+            wait_for(server, "was reloaded")
+            assert call(channel, messages, "ServerLive").live
+        with grpc.secure_channel(f"localhost:{port}", new) as channel:
+            assert call(channel, messages, "ServerLive").live
+
+
+def test_grpcio_answers_without_hpack(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the library for header fields is missing, gRPC is left to grpcio, with one line in the log."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with caplog.at_level("WARNING", logger="unfoldkit.serving"):
+        assert not has_hpack()
+    assert len(caplog.messages) == 1
+    assert "hpack" in caplog.text
 
 
 def test_health_and_reflection_answer(total: tuple[Server, int]) -> None:

@@ -292,7 +292,7 @@ class Connection:
             raise ConnectionFault(
                 ErrorCode.PROTOCOL_ERROR, "this server speaks HTTP/2 with prior knowledge, or by ALPN"
             )
-        self.needed_bytes = len(PREFACE) + HEAD_BYTES
+        self.needed_bytes = len(PREFACE)
         return min(len(data), len(PREFACE))
 
     def _read_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
@@ -444,7 +444,7 @@ class Connection:
                 call, (Code.RESOURCE_EXHAUSTED if "bytes" in head.problem else Code.INTERNAL).value[0], head.problem
             )
         elif method is None:
-            self.finish(call, Code.UNIMPLEMENTED.value[0], "no such method")
+            self.finish(call, Code.UNIMPLEMENTED.value[0], "Method not found!")
         elif head.encoding not in ENCODINGS:
             message = "a message may be compressed by gzip or deflate only"
             metadata = (("grpc-accept-encoding", "identity,deflate,gzip"),)
