@@ -65,7 +65,8 @@ class HostOptions:
         observer: Receives a note of every request.
         instrumentation: OpenTelemetry's instrumentation, which the fast path would bypass; ``None`` without it.
         own_log: The program has set up its log; uvicorn must not set up another.
-        fast_path: Answer plain inference requests without ASGI, see :mod:`unfoldkit.serving.http.fast_path`.
+        fast_path: Answer plain inference requests without ASGI, see :mod:`unfoldkit.serving.http.fast_path`, and gRPC
+            without grpcio, see :mod:`unfoldkit.serving.grpc.http2`.
         limits: Bounds of what all connections hold.
         tls: The files of TLS; ``None`` for plain HTTP.
         grpc_address: Host and port for gRPC; empty for HTTP only.

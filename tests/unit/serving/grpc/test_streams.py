@@ -33,9 +33,9 @@ def messages() -> Messages:
     return build_messages()
 
 
-@pytest.fixture(scope="module")
-def total() -> Iterator[tuple[Server, int]]:
-    with both() as pair:
+@pytest.fixture(scope="module", params=["fast_path=1", "fast_path=0"])
+def total(request: pytest.FixtureRequest) -> Iterator[tuple[Server, int]]:
+    with both(request.param) as pair:
         yield pair
 
 

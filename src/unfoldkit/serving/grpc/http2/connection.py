@@ -57,6 +57,8 @@ MAX_ABANDONED = 256
 """Streams that ended before their client had sent all, and on which frames may still arrive."""
 MAX_BURST_BYTES = 2**18
 """Bytes of waiting responses that are written at a time."""
+MAX_TURN_FRAMES = 256
+"""Frames that are read in one turn of the loop."""
 PART_S = 30.0
 """How long a frame or a header block may take to arrive, and a client to read what was written."""
 CLOSE_S = 5.0
@@ -148,6 +150,7 @@ class Connection:
         is_closed: Nothing is read or begun any more.
         is_refusing: New calls are refused: the server stops.
         since_s: When the connection became idle, paused, closed or draining.
+        is_yielding: Frames are left for the next turn of the loop.
         is_draining: The client was asked to open no more calls.
         is_admitted: The connection is counted.
     """
@@ -181,6 +184,7 @@ class Connection:
     is_closed: bool = False
     is_refusing: bool = False
     since_s: float = 0.0
+    is_yielding: bool = False
     is_draining: bool = False
     is_admitted: bool = False
 
@@ -237,7 +241,8 @@ class Connection:
         self.is_write_paused = False
         if self.transport is not None and not self.is_closed:
             self.since_s = self.loop.time()
-            self.transport.resume_reading()
+            if not self.is_yielding:
+                self.transport.resume_reading()
             self._send_blocked()
 
     def data_received(self, data: bytes) -> None:
@@ -256,14 +261,25 @@ class Connection:
             return
         if end < len(data):
             self.buffer += data[end:]
+        if self.is_yielding and self.transport is not None:
+            self.transport.pause_reading()
+            self.loop.call_soon(self._go_on)
         if not self.buffer and self.opening is None:
             self.began_s = 0.0
         elif end or not self.began_s:
             self.began_s = self.loop.time()
 
+    def _go_on(self) -> None:
+        """Read the frames that are left of the last turn of the loop."""
+        self.is_yielding, self.needed_bytes = False, 0
+        if self.transport is not None and not self.is_closed:
+            if not self.is_write_paused:
+                self.transport.resume_reading()
+            self.data_received(b"")
+
     def _read_frames(self, data: bytes) -> int:
-        """Read the complete frames of ``data``, and return where the rest begins."""
-        start, size = 0, len(data)
+        """Read the complete frames of ``data``, up to a number, and return where the rest begins."""
+        start, size, count = 0, len(data), 0
         if not self.has_settings and (start := self._read_preface(data)) < len(PREFACE):
             return 0
         while size - start >= HEAD_BYTES:
@@ -282,7 +298,11 @@ class Connection:
                 self._reset(fault.stream_id, fault.code)
             if self.is_closed:
                 return size
-            start = end
+            start, count = end, count + 1
+            if count == MAX_TURN_FRAMES:
+                # the other connections come first
+                self.is_yielding = True
+                break
         self.needed_bytes = HEAD_BYTES
         return start if self.has_settings else 0
 

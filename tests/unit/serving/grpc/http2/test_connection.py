@@ -14,6 +14,7 @@ from unfoldkit.serving.grpc.http2.connection import (
     ALLOWANCE,
     CONNECTION_WINDOW,
     MAX_BLOCK_BYTES,
+    MAX_TURN_FRAMES,
     PART_S,
     PROBE,
 )
@@ -76,6 +77,20 @@ def test_a_repeated_head_is_that_of_its_table() -> None:
         shifted = wire.head(5, path="/test/Fail") + data(5, prefixed(b""), end=True)
         found = await wire.send(shifted, wire.call(7), wire.call(9))
         assert {stream: status for stream, (_, status) in wire.answers(found).items()} == {5: "2", 7: "0", 9: "0"}
+
+    run(scenario)
+
+
+def test_one_client_leaves_turns_to_others() -> None:
+    """Of many calls in one packet only some are answered in a turn of the loop; in the end, all are."""
+
+    async def scenario(service: Service) -> None:
+        wire = await service.open(max_streams=1000, max_calls=4000)
+        wire.connection.data_received(b"".join(wire.call(2 * number + 1) for number in range(1000)))
+        assert len(service.started) == MAX_TURN_FRAMES // 2
+        assert wire.transport.is_paused
+        assert len(wire.answers(await wire.frames())) == 1000
+        assert not wire.transport.is_paused
 
     run(scenario)
 
