@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from unfoldkit.serving.grpc.http2.headers import Head, Metadata
 from unfoldkit.serving.oip.binary import BodyEncoding, InvalidRequest, TooLarge
@@ -18,6 +19,8 @@ STREAM_WINDOW = 2**20
 """Bytes that a client may send on a stream ahead of what is read."""
 PREFIX_BYTES = 5
 """A message follows a flag, whether it is compressed, and its length in four bytes."""
+MESSAGE_COST_BYTES = 128
+"""What a message costs in memory besides its bytes."""
 WINDOW_BITS = {"gzip": 31, "deflate": 15}
 ENCODINGS = frozenset(("identity", *WINDOW_BITS))
 MESSAGE_S = 30.0
@@ -85,7 +88,7 @@ class Wire(Protocol):
         """Let the client send so many more bytes."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Call:
     """One call, also the context of its handler.
 
@@ -155,7 +158,7 @@ class Call:
     @property
     def size(self) -> int:
         """The bytes that the call holds, of its request until it is read, and of its response."""
-        return len(self.body) + self.queued_bytes + len(self.pending)
+        return len(self.body) + self.queued_bytes + MESSAGE_COST_BYTES * len(self.messages) + len(self.pending)
 
     def _split_messages(self) -> bool:
         """Take complete messages from the body; return whether the call goes on."""
@@ -308,9 +311,12 @@ class Call:
             self.late_s = 0.0
         message = self._take_message()
         self._renew_window()
-        if message is None:
-            raise asyncio.CancelledError
-        return self.method.parse(message)
+        if message is not None:
+            try:
+                return self.method.parse(message)
+            except DecodeError:
+                self._fail(Code.INTERNAL, "the bytes are no request of this method")
+        raise asyncio.CancelledError
 
     async def write(self, response: Any) -> None:
         """Send a response of a stream, and wait until the client has room for it."""

@@ -51,7 +51,7 @@ MAX_BLOCK_BYTES = 2 * MAX_LIST_BYTES
 MAX_BLOCK_FRAMES = 16
 ALLOWANCE = 10_000
 """Frames without a message that a client may send at once; each message and each second brings some back."""
-ALLOWANCE_PER_MESSAGE, ALLOWANCE_PER_S = 8, 1000
+ALLOWANCE_PER_MESSAGE, ALLOWANCE_PER_S, BYTES_PER_ALLOWANCE = 8, 1000, 1024
 RESET_COST = 4
 MAX_ABANDONED = 256
 """Streams that ended before their client had sent all, and on which frames may still arrive."""
@@ -88,6 +88,7 @@ class Host:
         connections: The open connections.
         open_calls: The number of open calls by client.
         call_count: The number of all.
+        is_draining: The server stops.
     """
 
     methods: Mapping[str, Method]
@@ -103,6 +104,7 @@ class Host:
     connections: set[Connection] = field(default_factory=set)
     open_calls: Counter[str] = field(default_factory=Counter)
     call_count: int = 0
+    is_draining: bool = False
 
     def is_full(self, client: str) -> bool:
         """Whether there are more calls than may be open."""
@@ -116,7 +118,7 @@ class Host:
             del self.open_calls[client]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Connection:
     """One connection: an ``asyncio.Protocol`` by shape.
 
@@ -150,6 +152,7 @@ class Connection:
         is_closed: Nothing is read or begun any more.
         is_refusing: New calls are refused: the server stops.
         since_s: When the connection became idle, paused, closed or draining.
+        is_burst: More of what waits may be written in the next turn of the loop.
         is_yielding: Frames are left for the next turn of the loop.
         is_draining: The client was asked to open no more calls.
         is_admitted: The connection is counted.
@@ -184,6 +187,7 @@ class Connection:
     is_closed: bool = False
     is_refusing: bool = False
     since_s: float = 0.0
+    is_burst: bool = False
     is_yielding: bool = False
     is_draining: bool = False
     is_admitted: bool = False
@@ -217,6 +221,8 @@ class Connection:
             frames.MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES,
         }
         self._write(frames.pack_settings(settings) + pack_window_update(0, CONNECTION_WINDOW - FIRST_WINDOW))
+        if self.host.is_draining:
+            self.drain()
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Cancel the calls, which no one waits for."""
@@ -257,7 +263,12 @@ class Connection:
         try:
             end = self._read_frames(data)
         except ConnectionFault as fault:
-            self.fail(fault.code, str(fault))
+            self._shut(fault.code, str(fault))
+            return
+        except Exception:
+            # asyncio would log all that the connection holds
+            self.host.log.exception("a connection of gRPC failed")
+            self._shut(ErrorCode.INTERNAL_ERROR)
             return
         if end < len(data):
             self.buffer += data[end:]
@@ -309,9 +320,7 @@ class Connection:
     def _read_preface(self, data: bytes) -> int:
         """Return the length of a correct preface; less while it is incomplete."""
         if not PREFACE.startswith(data[: len(PREFACE)]):
-            raise ConnectionFault(
-                ErrorCode.PROTOCOL_ERROR, "this server speaks HTTP/2 with prior knowledge, or by ALPN"
-            )
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "this server speaks HTTP/2 with prior knowledge")
         self.needed_bytes = len(PREFACE)
         return min(len(data), len(PREFACE))
 
@@ -336,6 +345,11 @@ class Connection:
         self.allowance -= cost
         if self.allowance < 0:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without messages")
+
+    def _refund(self, count: int) -> None:
+        """Allow frames in return for a message, or for bytes that the client reads."""
+        if self.allowance < ALLOWANCE:
+            self.allowance += count
 
     def read_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         """Read a part of a request."""
@@ -460,9 +474,7 @@ class Connection:
             if is_received:
                 self._reject_media(call)
         elif head.problem:
-            self.finish(
-                call, (Code.RESOURCE_EXHAUSTED if "bytes" in head.problem else Code.INTERNAL).value[0], head.problem
-            )
+            self.finish(call, head.problem_code, head.problem)
         elif method is None:
             self.finish(call, Code.UNIMPLEMENTED.value[0], "Method not found!")
         elif head.encoding not in ENCODINGS:
@@ -575,7 +587,8 @@ class Connection:
         if len(payload) != 4:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a frame has another size than its type")
         size = int.from_bytes(payload) & MAX_WINDOW
-        self._pay(1)
+        # it may look at all calls that wait
+        self._pay(1 + len(self.blocked) // 64)
         if not stream_id:
             self.send_window += size
             if not size:
@@ -591,8 +604,8 @@ class Connection:
             call.send_window += size
             if call.send_window > MAX_WINDOW:
                 raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
-            if call.pending:
-                self._send_blocked()
+            if call.pending and not self.is_write_paused:
+                self._advance(call)
 
     def respond(self, call: Call, message: bytes) -> None:
         """Send the only response to a call, and end it."""
@@ -629,6 +642,7 @@ class Connection:
         if not call.has_head:
             call.has_head = True
             self._write(pack_frame(HEADERS, END_HEADERS, call.id, RESPONSE_HEAD))
+        self._refund(ALLOWANCE_PER_MESSAGE)
         self._send(call, b"\x00%b%b" % (len(message).to_bytes(4, "big"), message))
 
     def finish(self, call: Call, code: int, message: str = "", metadata: Metadata = ()) -> None:
@@ -664,6 +678,7 @@ class Connection:
             self.send_window -= size
             call.send_window -= size
             sent += size
+            self._refund(size // BYTES_PER_ALLOWANCE)
         if not call.pending and call.trailers is not None:
             self._end_stream(call)
         return sent
@@ -674,18 +689,23 @@ class Connection:
         for call in list(self.blocked.values()):
             if sent >= MAX_BURST_BYTES or self.send_window <= 0 or self.is_write_paused:
                 break
-            if call.send_window <= 0:
-                continue
-            sent += self._send_pending(call)
-            self.blocked.pop(call.id, None)
-            self.hold(call)
-            if call.pending:
-                # behind the others
-                self.blocked[call.id] = call
-            elif call.id in self.calls:
-                call.late_s = 0.0
-                if call.writer is not None and not call.writer.done():
-                    call.writer.set_result(None)
+            if call.send_window > 0:
+                sent += self._advance(call)
+        self.is_burst = sent >= MAX_BURST_BYTES
+
+    def _advance(self, call: Call) -> int:
+        """Send what waits of one call, and return how much it was."""
+        sent = self._send_pending(call)
+        self.blocked.pop(call.id, None)
+        self.hold(call)
+        if call.pending and call.id in self.calls:
+            # behind the others
+            self.blocked[call.id] = call
+        elif not call.pending:
+            call.late_s = 0.0
+            if call.writer is not None and not call.writer.done():
+                call.writer.set_result(None)
+        return sent
 
     def _end_stream(self, call: Call) -> None:
         """Write the last frame of a call."""
@@ -697,8 +717,9 @@ class Connection:
 
     def _reset(self, stream_id: int, code: ErrorCode) -> None:
         """End a stream by a frame, whether there is a call or not."""
-        self._pay_quietly(RESET_COST)
-        if self.is_closed:
+        self.allowance -= RESET_COST
+        if self.allowance < 0:
+            self._shut(ErrorCode.ENHANCE_YOUR_CALM, "too many streams end by an error")
             return
         self._write(pack_reset(stream_id, code))
         if (call := self.calls.get(stream_id)) is not None:
@@ -708,12 +729,6 @@ class Connection:
             self._close(call)
         elif stream_id <= self.last_id:
             self._abandon(stream_id)
-
-    def _pay_quietly(self, cost: int) -> None:
-        try:
-            self._pay(cost)
-        except ConnectionFault as fault:
-            self.fail(fault.code, str(fault))
 
     def _abandon(self, stream_id: int) -> None:
         """Remember that frames may still arrive on a stream that has ended."""
@@ -735,8 +750,8 @@ class Connection:
             self._abandon(call.id)
             # whoever still reads sees the end
             call.is_received = True
-        elif is_answered and self.allowance < ALLOWANCE:
-            self.allowance += ALLOWANCE_PER_MESSAGE
+        elif is_answered:
+            self._refund(ALLOWANCE_PER_MESSAGE)
         if call.timer is not None:
             call.timer.cancel()
         if call.held_bytes:
@@ -746,7 +761,7 @@ class Connection:
             call.task.cancel()
         if not self.calls:
             self.since_s = self.loop.time()
-            if self.is_refusing and not self.is_closed:
+            if self.is_refusing:
                 self._shut(ErrorCode.NO_ERROR)
 
     def hold(self, call: Call) -> bool:
@@ -783,16 +798,13 @@ class Connection:
             data, self.out = b"".join(self.out), []
             if not self.transport.is_closing():
                 self.transport.write(data)
-            if self.blocked and not self.is_write_paused and not self.is_closed:
+            if self.is_burst and not self.is_closed:
                 self._send_blocked()
 
-    def fail(self, code: ErrorCode, reason: str) -> None:
-        """End the connection by an error of the client, with all its calls."""
-        if not self.is_closed:
-            self._shut(code, reason)
-
     def _shut(self, code: ErrorCode, reason: str = "") -> None:
-        """Close the connection after what was written."""
+        """Close the connection after what was written; all calls end."""
+        if self.is_closed:
+            return
         self.is_closed, self.since_s = True, self.loop.time()
         self._drop_calls()
         self._write(pack_goaway(self.last_taken_id, code, reason))
@@ -839,11 +851,11 @@ class Connection:
     def _check_progress(self, now: float) -> None:
         age_s = now - self.since_s
         if self.began_s and now - self.began_s > PART_S:
-            self.fail(ErrorCode.ENHANCE_YOUR_CALM, "a frame takes too long to arrive")
+            self._shut(ErrorCode.ENHANCE_YOUR_CALM, "a frame takes too long to arrive")
         elif self.is_draining and not self.is_refusing and age_s > PROBE_S:
             self._refuse_calls()
-        elif not self.calls and age_s > self.host.idle_s:
-            self._shut(ErrorCode.NO_ERROR)
+        elif not self.calls and not self.is_draining and age_s > self.host.idle_s:
+            self.drain()
         for call in [item for item in self.calls.values() if 0 < item.late_s < now]:
             if call.pending:
                 self._reset(call.id, ErrorCode.CANCEL)

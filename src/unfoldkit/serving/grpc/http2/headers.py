@@ -19,7 +19,8 @@ MAX_LIST_BYTES = 16_384
 """Names and values of a call, with 32 bytes for each field; more is rejected."""
 MAX_DECODED_BYTES = 4 * MAX_LIST_BYTES
 """Fields that go on beyond it end the connection: those of a call that is only rejected must be decoded too."""
-MAX_MESSAGE_LENGTH = 2048
+MAX_MESSAGE_LENGTH = 1024
+MAX_LENGTH_DIGITS = 10
 MAX_CACHED_HEADS = 16
 MAX_CACHED_BYTES = 1024
 RESOURCE_EXHAUSTED, INTERNAL = 8, 13
@@ -156,7 +157,8 @@ def _build_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
     pseudo, others = split
     known = {name: value.decode("latin-1") for name, value in reversed(others) if name in _HIDDEN}
     length, timeout = known.get("content-length", ""), _TIMEOUT.fullmatch(known.get("grpc-timeout", ""))
-    if length and (not length.isdigit() or len(length) > 10):
+    lengths = [value for name, value in others if name == "content-length"]
+    if lengths and (len(lengths) > 1 or not length.isdecimal() or len(length) > MAX_LENGTH_DIGITS):
         return MALFORMED
     is_call = pseudo[b":method"] == b"POST" and _CONTENT_TYPE.fullmatch(known.get("content-type", "")) is not None
     problem = "" if timeout or "grpc-timeout" not in known else "grpc-timeout is no time"

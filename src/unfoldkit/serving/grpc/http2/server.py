@@ -31,6 +31,7 @@ class Http2Server:
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, answer those that were sent, and end what lasts longer than ``grace_s``."""
         self.listener.close()
+        self.host.is_draining = True
         for connection in list(self.host.connections):
             connection.drain()
         with contextlib.suppress(TimeoutError):

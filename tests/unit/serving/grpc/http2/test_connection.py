@@ -185,6 +185,8 @@ STREAM_FAULTS: dict[str, tuple[Callable[[Wire], bytes], ErrorCode]] = {
     "space before a value": (lambda w: w.head(1, x=" a"), PROTOCOL),
     "space in a name": (lambda w: w.head(1, fields=[*HEAD, ("a b", "c")]), PROTOCOL),
     "length that is no number": (lambda w: w.head(1, content_length="x"), PROTOCOL),
+    "length in other digits": (lambda w: w.head(1, content_length="\u00b2".encode("latin-1")), PROTOCOL),
+    "two lengths": (lambda w: w.head(1, fields=[*HEAD, *[("content-length", "10")] * 2]), PROTOCOL),
     "too short": (lambda w: w.call(1, content_length="11"), PROTOCOL),
     "too long": (lambda w: w.head(1, content_length="3") + data(1, b"1234"), PROTOCOL),
     "depends on itself": (lambda _: pack_frame(PRIORITY, 0, 1, b"\x00\x00\x00\x01\x00"), PROTOCOL),
@@ -284,6 +286,29 @@ def test_a_busy_client_may_send_control_frames() -> None:
     run(scenario)
 
 
+def test_a_client_may_renew_its_windows_as_it_reads() -> None:
+    """Whoever reads large responses and long streams pays nothing for the window updates that they need."""
+
+    async def scenario(service: Service) -> None:
+        wire = await service.open()
+        service.max_held = 2**30
+        for stream in range(1, 401, 2):
+            await wire.send(wire.call(stream, b"400000", path="/test/Large"))
+            for _ in range(100):
+                await wire.send(pack_window_update(stream, 4096) + pack_window_update(0, 4096))
+        assert not wire.connection.calls
+        await wire.send(wire.head(1001, path="/test/Talk"))
+        for _ in range(3 * ALLOWANCE // 4):
+            await wire.send(
+                data(1001, prefixed(b"a")) + b"".join([pack_window_update(1001, 6), pack_window_update(0, 6)] * 2)
+            )
+        assert not wire.transport.is_over
+        wire.transport.close()
+        await wire.frames()
+
+    run(scenario)
+
+
 def test_a_flood_of_continuations_ends_the_connection() -> None:
     """A header block has a bounded number of frames, empty ones too, and of bytes."""
 
@@ -358,6 +383,9 @@ def test_a_slow_reader_holds_a_bounded_memory_and_time() -> None:
         assert wire.answers(found)[1] == (prefixed(b"x" * 100_000), "0")
         assert not service.held.total()
         await wire.send(wire.call(3, b"1000", path="/test/Large"))
+        # a window that opens byte by byte is no excuse
+        for _ in range(100):
+            await wire.send(pack_window_update(3, 1))
         late = asyncio.get_running_loop().time() + PART_S + 10
         wire.connection.check_time(late)
         assert ends(await wire.frames(), RST_STREAM) == [CANCEL]
@@ -409,7 +437,8 @@ def test_what_is_incomplete_ends_after_a_time() -> None:
         wire.connection.check_time(now() + PART_S + 1)
         assert wire.answers(await wire.frames()) == {1: (b"", "4")}
         wire.connection.check_time(now() + 301)
-        assert ends(await wire.frames()) == [ErrorCode.NO_ERROR]
+        wire.connection.check_time(now() + 303)
+        assert ends(await wire.frames()) == [ErrorCode.NO_ERROR] * 2
         assert not service.connections.total()
 
     run(scenario)

@@ -105,9 +105,7 @@ class Wire:
             self.read_bytes = end
         return found
 
-    def head(
-        self, stream: int, *, end: bool = False, fields: Iterable[tuple[str, str]] = HEAD, **changes: str
-    ) -> bytes:
+    def head(self, stream: int, *, end: bool = False, fields: Iterable[Any] = HEAD, **changes: Any) -> bytes:
         """Return a frame of HEADERS; changes replace fields, with ``_`` for ``-``, or are added to them."""
         names = {f":{name}": name for name in ("method", "scheme", "path", "authority")}
         items = [(name, changes.pop(names.get(name, name.replace("-", "_")), value)) for name, value in fields]
