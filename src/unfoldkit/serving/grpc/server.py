@@ -10,7 +10,14 @@ from typing import Any
 
 from unfoldkit.errors import user_error
 from unfoldkit.serving.grpc.messages import METHODS, SERVICE, STREAM_METHOD, build_messages
-from unfoldkit.serving.grpc.servicer import MAX_CONCURRENT_CALLS, GrpcOptions, InferenceServicer, parse_message
+from unfoldkit.serving.grpc.servicer import (
+    MAX_CONCURRENT_CALLS,
+    GrpcOptions,
+    InferenceServicer,
+    client_address,
+    parse_message,
+)
+from unfoldkit.serving.grpc.streams import hold_stream
 from unfoldkit.serving.oip.inference import Endpoint
 
 MAX_STREAMS = 2 * MAX_CONCURRENT_CALLS
@@ -168,6 +175,7 @@ def _build_health(servicer: InferenceServicer) -> tuple[str, Any]:
 
 
 def _build_reflection(servicer: InferenceServicer) -> tuple[str, Any]:
+    import grpc
     from grpc_health.v1 import health_pb2
     from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -177,12 +185,20 @@ def _build_reflection(servicer: InferenceServicer) -> tuple[str, Any]:
     for module in (health_pb2, reflection_pb2):
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     service = reflection.aio.ReflectionServicer((SERVICE, HEALTH, reflection.SERVICE_NAME), pool=pool)
+
+    async def answer(requests: Any, context: Any) -> Any:
+        with hold_stream(servicer.open_streams, client_address(context.peer())) as exceeded:
+            if exceeded:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server holds as many streams as it may")
+            async for response in service.ServerReflectionInfo(requests, context):
+                yield response
+
     return (
         f"/{reflection.SERVICE_NAME}/ServerReflectionInfo",
         Method(
             parse=reflection_pb2.ServerReflectionRequest.FromString,
             serialize=reflection_pb2.ServerReflectionResponse.SerializeToString,
-            answer=service.ServerReflectionInfo,
+            answer=answer,
             is_stream=True,
         ),
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
@@ -71,6 +72,10 @@ class Wire(Protocol):
     @property
     def log(self) -> logging.Logger:
         """Receives failures of handlers."""
+
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """The tasks that are running."""
 
     def respond(self, call: Call, message: bytes) -> None:
         """Send the only response to a call, and end it."""
@@ -212,7 +217,10 @@ class Call:
 
     def run(self, message: bytes = b"") -> None:
         """Run the handler in a task."""
-        self.task = asyncio.get_running_loop().create_task(self._run(message))
+        self.task = task = asyncio.get_running_loop().create_task(self._run(message))
+        # a call that has ended forgets its task, which may still have to clean up
+        self.wire.tasks.add(task)
+        task.add_done_callback(self.wire.tasks.discard)
 
     async def _run(self, message: bytes) -> None:
         try:
@@ -233,9 +241,10 @@ class Call:
 
     async def _run_stream(self) -> None:
         answer = self.method.answer(self._read_all(), self)
-        if isinstance(answer, AsyncIterator):
-            async for response in answer:
-                await self.write(response)
+        if isinstance(answer, AsyncGenerator):
+            async with contextlib.aclosing(answer):
+                async for response in answer:
+                    await self.write(response)
         else:
             await answer
 

@@ -89,6 +89,7 @@ class Host:
         open_calls: The number of open calls by client.
         call_count: The number of all.
         is_draining: The server stops.
+        tasks: The running handlers.
     """
 
     methods: Mapping[str, Method]
@@ -105,6 +106,7 @@ class Host:
     open_calls: Counter[str] = field(default_factory=Counter)
     call_count: int = 0
     is_draining: bool = False
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def is_full(self, client: str) -> bool:
         """Whether there are more calls than may be open."""
@@ -201,6 +203,11 @@ class Connection:
     def log(self) -> logging.Logger:
         """Receives failures of handlers."""
         return self.host.log
+
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """The running handlers of all connections."""
+        return self.host.tasks
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Send the settings, or close the connection if there are too many."""
