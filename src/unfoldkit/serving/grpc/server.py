@@ -56,7 +56,7 @@ def has_hpack() -> bool:
 
 
 async def _start_native(methods: Mapping[str, Any], options: GrpcOptions, max_bytes: int) -> Any:
-    from unfoldkit.serving.grpc.http2.connection import Host
+    from unfoldkit.serving.grpc.http2.host import Host
     from unfoldkit.serving.grpc.http2.server import start_http2_server
 
     host = Host(

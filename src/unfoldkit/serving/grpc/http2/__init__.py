@@ -1,7 +1,7 @@
 """gRPC without grpcio: unary calls go from the socket to the batcher and back in a few microseconds of Python.
 
-An empty servicer of ``grpc.aio`` costs more per call than a whole inference here. :mod:`~.connection` speaks HTTP/2 as
-RFC 9113 has it, :mod:`~.headers` reads and writes header fields, :mod:`~.calls` is gRPC on top of a stream, and
+An empty servicer of ``grpc.aio`` costs more per call than a whole inference here. :mod:`~.connection` reads HTTP/2 as
+RFC 9113 has it, :mod:`~.sending` writes it, :mod:`~.headers` is HPACK, :mod:`~.calls` is gRPC on top of a stream, and
 :mod:`~.server` listens. ``unfold serve --no-fast-path``, and OpenTelemetry's instrumentation, use ``grpc.aio`` instead.
 
 Threat model. Clients are untrusted; they control every byte and its timing.

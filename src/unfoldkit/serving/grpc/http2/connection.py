@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from unfoldkit.serving.grpc.http2 import frames
-from unfoldkit.serving.grpc.http2.calls import ENCODINGS, MESSAGE_S, PREFIX_BYTES, STREAM_WINDOW, Call, Code, Method
+from unfoldkit.serving.grpc.http2.calls import ENCODINGS, MESSAGE_S, STREAM_WINDOW, Call, Code, Method
 from unfoldkit.serving.grpc.http2.frames import (
     ACK,
     DATA,
@@ -27,7 +26,6 @@ from unfoldkit.serving.grpc.http2.frames import (
     StreamFault,
     pack_frame,
     pack_goaway,
-    pack_head,
     pack_reset,
     pack_window_update,
     read_head,
@@ -44,6 +42,8 @@ from unfoldkit.serving.grpc.http2.headers import (
     are_valid_trailers,
     write_trailers,
 )
+from unfoldkit.serving.grpc.http2.host import Host
+from unfoldkit.serving.grpc.http2.sending import MAX_BURST_BYTES, Sender
 
 CONNECTION_WINDOW = 4 * 2**20
 """Bytes that a client may send on all streams before they are counted."""
@@ -55,8 +55,6 @@ ALLOWANCE_PER_MESSAGE, ALLOWANCE_PER_S, BYTES_PER_ALLOWANCE = 8, 1000, 1024
 RESET_COST = 4
 MAX_ABANDONED = 256
 """Streams that ended before their client had sent all, and on which frames may still arrive."""
-MAX_BURST_BYTES = 2**18
-"""Bytes of waiting responses that are written at a time."""
 MAX_TURN_FRAMES = 256
 """Frames that are read in one turn of the loop."""
 PART_S = 30.0
@@ -64,60 +62,9 @@ PART_S = 30.0
 CLOSE_S = 5.0
 PROBE_S = 1.0
 """How long a client has to notice the end of the server before its new calls are refused."""
-MIN_READ_BYTES_PER_S = 2**14
 PROBE = b"unfolded"
 BAD_MEDIA_TEXT = b"this server speaks gRPC: POST with content-type application/grpc\n"
 NO_METHOD = Method(parse=bytes, serialize=bytes, answer=lambda _request, _call: None)
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Host:
-    """What the connections of a server share.
-
-    Args:
-        methods: What is answered, by path.
-        hold_body: Counts the bytes of a client, and returns why they are too many; see ``ResourceUsage.hold_call``.
-        hold_connection: The same for connections.
-        max_message_bytes: The largest message.
-        max_streams: Calls of one connection at a time.
-        max_calls: Calls of all connections at a time; half of them for one client.
-        max_connections: The bound of connections.
-        idle_s: How long a connection without calls stays open.
-        handshake_s: How long a client has for its preface.
-        log: Receives failures of handlers.
-        connections: The open connections.
-        open_calls: The number of open calls by client.
-        call_count: The number of all.
-        is_draining: The server stops.
-        tasks: The running handlers.
-    """
-
-    methods: Mapping[str, Method]
-    hold_body: Callable[[str, int], str]
-    hold_connection: Callable[[str, int], str]
-    max_message_bytes: int
-    max_streams: int
-    max_calls: int
-    max_connections: int
-    idle_s: float
-    handshake_s: float
-    log: logging.Logger
-    connections: set[Connection] = field(default_factory=set)
-    open_calls: Counter[str] = field(default_factory=Counter)
-    call_count: int = 0
-    is_draining: bool = False
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-
-    def is_full(self, client: str) -> bool:
-        """Whether there are more calls than may be open."""
-        return self.call_count > self.max_calls or self.open_calls[client] > self.max_calls // 2
-
-    def count_call(self, client: str, change: int) -> None:
-        """Count a call that begins (1) or ends (-1)."""
-        self.call_count += change
-        self.open_calls[client] += change
-        if not self.open_calls[client]:
-            del self.open_calls[client]
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -127,12 +74,12 @@ class Connection:
     Args:
         host: What it shares with others.
         loop: The event loop.
+        sender: Writes frames.
         transport: The transport while the connection is open.
         client: The address of the client.
         peer: The same as gRPC writes it, with the port.
         heads: Decodes header blocks.
         calls: The open calls by stream.
-        blocked: Calls with bytes that wait for a window.
         abandoned: Streams that ended before the client had sent all.
         buffer: Bytes of an incomplete frame.
         needed_bytes: How many it has at least.
@@ -143,18 +90,12 @@ class Connection:
         last_id: The last stream that the client opened.
         last_taken_id: The last one that is answered.
         has_settings: The preface and the settings of the client have arrived.
-        send_window: Bytes that the client accepts on all streams.
         receive_window: Bytes that it may send on all streams.
         first_window: Bytes that it accepts on a new stream.
-        max_frame_bytes: The largest payload that it accepts.
         allowance: Frames without a message that it may still send.
-        out: Frames to be written at the end of this turn of the loop.
-        is_flush_due: They will be.
-        is_write_paused: The client does not read.
         is_closed: Nothing is read or begun any more.
         is_refusing: New calls are refused: the server stops.
         since_s: When the connection became idle, paused, closed or draining.
-        is_burst: More of what waits may be written in the next turn of the loop.
         is_yielding: Frames are left for the next turn of the loop.
         is_draining: The client was asked to open no more calls.
         is_admitted: The connection is counted.
@@ -162,12 +103,12 @@ class Connection:
 
     host: Host
     loop: asyncio.AbstractEventLoop
+    sender: Sender = field(init=False)
     transport: asyncio.Transport | None = None
     client: str = ""
     peer: str = ""
     heads: HeadReader = field(default_factory=HeadReader)
     calls: dict[int, Call] = field(default_factory=dict)
-    blocked: dict[int, Call] = field(default_factory=dict)
     abandoned: dict[int, None] = field(default_factory=dict)
     buffer: bytearray = field(default_factory=bytearray)
     needed_bytes: int = 0
@@ -178,21 +119,18 @@ class Connection:
     last_id: int = 0
     last_taken_id: int = 0
     has_settings: bool = False
-    send_window: int = FIRST_WINDOW
     receive_window: int = CONNECTION_WINDOW
     first_window: int = FIRST_WINDOW
-    max_frame_bytes: int = MAX_FRAME_BYTES
     allowance: int = ALLOWANCE
-    out: list[bytes] = field(default_factory=list)
-    is_flush_due: bool = False
-    is_write_paused: bool = False
     is_closed: bool = False
     is_refusing: bool = False
     since_s: float = 0.0
-    is_burst: bool = False
     is_yielding: bool = False
     is_draining: bool = False
     is_admitted: bool = False
+
+    def __post_init__(self) -> None:
+        self.sender = Sender(self.loop, self._close_answered, self.hold, self._refund_bytes)
 
     @property
     def max_message_bytes(self) -> int:
@@ -211,7 +149,8 @@ class Connection:
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Send the settings, or close the connection if there are too many."""
-        self.transport, self.since_s = transport, self.loop.time()
+        self.transport = self.sender.transport = transport
+        self.since_s = self.loop.time()
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple):
             self.client = peer[0]
@@ -227,13 +166,14 @@ class Connection:
             frames.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
             frames.MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES,
         }
-        self._write(frames.pack_settings(settings) + pack_window_update(0, CONNECTION_WINDOW - FIRST_WINDOW))
+        self.sender.write(frames.pack_settings(settings) + pack_window_update(0, CONNECTION_WINDOW - FIRST_WINDOW))
         if self.host.is_draining:
             self.drain()
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Cancel the calls, which no one waits for."""
-        self.transport, self.is_closed = None, True
+        self.transport = self.sender.transport = None
+        self.is_closed = True
         self._drop_calls()
         if self.is_admitted:
             self.host.connections.discard(self)
@@ -245,18 +185,18 @@ class Connection:
 
     def pause_writing(self) -> None:
         """Stop reading from a client that does not read."""
-        self.is_write_paused, self.since_s = True, self.loop.time()
+        self.sender.is_paused, self.since_s = True, self.loop.time()
         if self.transport is not None:
             self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Continue with a client that reads again."""
-        self.is_write_paused = False
+        self.sender.is_paused = False
         if self.transport is not None and not self.is_closed:
             self.since_s = self.loop.time()
             if not self.is_yielding:
                 self.transport.resume_reading()
-            self._send_blocked()
+            self.sender.send_blocked()
 
     def data_received(self, data: bytes) -> None:
         """Read all complete frames."""
@@ -291,7 +231,7 @@ class Connection:
         """Read the frames that are left of the last turn of the loop."""
         self.is_yielding, self.needed_bytes = False, 0
         if self.transport is not None and not self.is_closed:
-            if not self.is_write_paused:
+            if not self.sender.is_paused:
                 self.transport.resume_reading()
             self.data_received(b"")
 
@@ -358,6 +298,9 @@ class Connection:
         if self.allowance < ALLOWANCE:
             self.allowance += count
 
+    def _refund_bytes(self, size: int) -> None:
+        self._refund(size // BYTES_PER_ALLOWANCE)
+
     def read_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         """Read a part of a request."""
         size = len(payload)
@@ -365,7 +308,7 @@ class Connection:
         if self.receive_window < CONNECTION_WINDOW // 2:
             if self.receive_window < 0:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more bytes than the window of the connection")
-            self._write(pack_window_update(0, CONNECTION_WINDOW - self.receive_window))
+            self.sender.write(pack_window_update(0, CONNECTION_WINDOW - self.receive_window))
             self.receive_window = CONNECTION_WINDOW
         call = self.calls.get(stream_id)
         if flags & frames.PADDED:
@@ -503,9 +446,9 @@ class Connection:
 
     def _reject_media(self, call: Call) -> None:
         """Answer what is no call of gRPC with status 415 of HTTP."""
-        self._write(pack_frame(HEADERS, END_HEADERS, call.id, UNSUPPORTED_MEDIA))
+        self.sender.write(pack_frame(HEADERS, END_HEADERS, call.id, UNSUPPORTED_MEDIA))
         call.has_head, call.trailers, call.is_over = True, b"", True
-        self._send(call, BAD_MEDIA_TEXT)
+        self.sender.send(call, BAD_MEDIA_TEXT)
 
     def _expire(self, call: Call) -> None:
         """End a call whose client no longer waits."""
@@ -548,10 +491,10 @@ class Connection:
         for key, value in frames.read_setting(payload):
             _check_setting(key, value)
             if key == frames.FRAME_SIZE:
-                self.max_frame_bytes = min(value, MAX_BURST_BYTES)
+                self.sender.max_frame_bytes = min(value, MAX_BURST_BYTES)
             elif key == frames.INITIAL_WINDOW_SIZE:
                 window = value
-        self._write(pack_frame(frames.SETTINGS, ACK, 0, b""))
+        self.sender.write(pack_frame(frames.SETTINGS, ACK, 0, b""))
         if window != self.first_window:
             self._change_windows(window)
 
@@ -563,7 +506,7 @@ class Connection:
             call.send_window += change
             if call.send_window > MAX_WINDOW:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a window is too large")
-        self._send_blocked()
+        self.sender.send_blocked()
 
     def read_push(self, _flags: int, _stream_id: int, _payload: bytes) -> None:
         """Refuse a push, which only servers send."""
@@ -577,7 +520,7 @@ class Connection:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a frame has another size than its type")
         self._pay(1)
         if not flags & ACK:
-            self._write(pack_frame(frames.PING, ACK, 0, payload))
+            self.sender.write(pack_frame(frames.PING, ACK, 0, payload))
         elif self.is_draining and payload == PROBE:
             self._refuse_calls()
 
@@ -595,14 +538,14 @@ class Connection:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a frame has another size than its type")
         size = int.from_bytes(payload) & MAX_WINDOW
         # it may look at all calls that wait
-        self._pay(1 + len(self.blocked) // 64)
+        self._pay(1 + len(self.sender.blocked) // 64)
         if not stream_id:
-            self.send_window += size
+            self.sender.window += size
             if not size:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a window grows by nothing")
-            if self.send_window > MAX_WINDOW:
+            if self.sender.window > MAX_WINDOW:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a window is too large")
-            self._send_blocked()
+            self.sender.send_blocked()
             return
         self._check_opened(stream_id)
         if not size:
@@ -611,33 +554,16 @@ class Connection:
             call.send_window += size
             if call.send_window > MAX_WINDOW:
                 raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
-            if call.pending and not self.is_write_paused:
-                self._advance(call)
+            if call.pending:
+                self.sender.advance(call)
 
     def respond(self, call: Call, message: bytes) -> None:
         """Send the only response to a call, and end it."""
         if call.is_over:
             return
-        size, stream_id = len(message), call.id
-        length = PREFIX_BYTES + size
         trailers = OK_TRAILERS if not call.trailing else write_trailers(0, "", call.trailing)
-        is_free = length <= self.send_window and length <= call.send_window and not self.is_write_paused
-        if length <= MAX_FRAME_BYTES and is_free:
-            self.send_window -= length
-            self._write(
-                b"%b%b%b\x00%b%b%b%b"
-                % (
-                    pack_head(len(RESPONSE_HEAD), HEADERS, END_HEADERS, stream_id),
-                    RESPONSE_HEAD,
-                    pack_head(length, DATA, 0, stream_id),
-                    size.to_bytes(4, "big"),
-                    message,
-                    pack_head(len(trailers), HEADERS, END_HEADERS | END_STREAM, stream_id),
-                    trailers,
-                )
-            )
-            call.is_over = True
-            self._close(call, is_answered=True)
+        if self.sender.respond_at_once(call, message, trailers):
+            self._close_answered(call)
             return
         self.send_message(call, message)
         self.finish(call, 0, "", call.trailing)
@@ -648,9 +574,9 @@ class Connection:
             return
         if not call.has_head:
             call.has_head = True
-            self._write(pack_frame(HEADERS, END_HEADERS, call.id, RESPONSE_HEAD))
+            self.sender.write(pack_frame(HEADERS, END_HEADERS, call.id, RESPONSE_HEAD))
         self._refund(ALLOWANCE_PER_MESSAGE)
-        self._send(call, b"\x00%b%b" % (len(message).to_bytes(4, "big"), message))
+        self.sender.send(call, b"\x00%b%b" % (len(message).to_bytes(4, "big"), message))
 
     def finish(self, call: Call, code: int, message: str = "", metadata: Metadata = ()) -> None:
         """End a call with a status, after the responses that are still to be sent."""
@@ -660,67 +586,7 @@ class Connection:
         trailers = write_trailers(code, message, metadata)
         call.trailers = trailers if call.has_head else RESPONSE_HEAD + trailers
         if not call.pending:
-            self._end_stream(call)
-
-    def _send(self, call: Call, data: bytes) -> None:
-        """Send bytes as far as the windows allow; the rest waits and counts as held."""
-        is_first = not call.pending
-        call.pending += data
-        if is_first:
-            self._send_pending(call)
-        if call.pending:
-            self.blocked[call.id] = call
-            call.late_s = self.loop.time() + PART_S + len(call.pending) / MIN_READ_BYTES_PER_S
-            self.hold(call)
-
-    def _send_pending(self, call: Call) -> int:
-        """Send what waits as far as the windows allow, and return how much it was."""
-        sent = 0
-        while call.pending and sent < MAX_BURST_BYTES and not self.is_write_paused:
-            size = min(len(call.pending), self.send_window, call.send_window, self.max_frame_bytes)
-            if size <= 0:
-                break
-            self._write(pack_head(size, DATA, 0, call.id) + call.pending[:size])
-            del call.pending[:size]
-            self.send_window -= size
-            call.send_window -= size
-            sent += size
-            self._refund(size // BYTES_PER_ALLOWANCE)
-        if not call.pending and call.trailers is not None:
-            self._end_stream(call)
-        return sent
-
-    def _send_blocked(self) -> None:
-        """Send what waits, each call in turn."""
-        sent = 0
-        for call in list(self.blocked.values()):
-            if sent >= MAX_BURST_BYTES or self.send_window <= 0 or self.is_write_paused:
-                break
-            if call.send_window > 0:
-                sent += self._advance(call)
-        self.is_burst = sent >= MAX_BURST_BYTES
-
-    def _advance(self, call: Call) -> int:
-        """Send what waits of one call, and return how much it was."""
-        sent = self._send_pending(call)
-        self.blocked.pop(call.id, None)
-        self.hold(call)
-        if call.pending and call.id in self.calls:
-            # behind the others
-            self.blocked[call.id] = call
-        elif not call.pending:
-            call.late_s = 0.0
-            if call.writer is not None and not call.writer.done():
-                call.writer.set_result(None)
-        return sent
-
-    def _end_stream(self, call: Call) -> None:
-        """Write the last frame of a call."""
-        if call.trailers:
-            self._write(pack_frame(HEADERS, END_HEADERS | END_STREAM, call.id, call.trailers))
-        else:
-            self._write(pack_head(0, DATA, END_STREAM, call.id))
-        self._close(call, is_answered=True)
+            self.sender.end(call)
 
     def _reset(self, stream_id: int, code: ErrorCode) -> None:
         """End a stream by a frame, whether there is a call or not."""
@@ -728,7 +594,7 @@ class Connection:
         if self.allowance < 0:
             self._shut(ErrorCode.ENHANCE_YOUR_CALM, "too many streams end by an error")
             return
-        self._write(pack_reset(stream_id, code))
+        self.sender.write(pack_reset(stream_id, code))
         if (call := self.calls.get(stream_id)) is not None:
             if not call.is_received:
                 self._abandon(stream_id)
@@ -743,22 +609,27 @@ class Connection:
         if len(self.abandoned) > MAX_ABANDONED:
             del self.abandoned[next(iter(self.abandoned))]
 
-    def _close(self, call: Call, *, is_answered: bool = False) -> None:
+    def _close_answered(self, call: Call) -> None:
+        """Forget a call after its last frame."""
+        if call.is_received:
+            self._refund(ALLOWANCE_PER_MESSAGE)
+        self._close(call)
+
+    def _close(self, call: Call) -> None:
         """Forget a call, and end what works on it."""
         if self.calls.pop(call.id, None) is None:
             return
         self.host.count_call(self.client, -1)
-        self.blocked.pop(call.id, None)
+        self.sender.blocked.pop(call.id, None)
         call.is_over, call.late_s = True, 0.0
         call.messages.clear()
+        call.pending.clear()
         if not call.is_received:
             # the client may stop sending
-            self._write(pack_reset(call.id, ErrorCode.NO_ERROR))
+            self.sender.write(pack_reset(call.id, ErrorCode.NO_ERROR))
             self._abandon(call.id)
             # whoever still reads sees the end
             call.is_received = True
-        elif is_answered:
-            self._refund(ALLOWANCE_PER_MESSAGE)
         if call.timer is not None:
             call.timer.cancel()
         if call.held_bytes:
@@ -790,32 +661,17 @@ class Connection:
     def grant(self, call: Call, size: int) -> None:
         """Let the client send so many more bytes."""
         if call.id in self.calls:
-            self._write(pack_window_update(call.id, size))
-
-    def _write(self, data: bytes) -> None:
-        """Write bytes at the end of this turn of the loop, with all others."""
-        self.out.append(data)
-        if not self.is_flush_due:
-            self.is_flush_due = True
-            self.loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self.is_flush_due = False
-        if self.out and self.transport is not None:
-            data, self.out = b"".join(self.out), []
-            if not self.transport.is_closing():
-                self.transport.write(data)
-            if self.is_burst and not self.is_closed:
-                self._send_blocked()
+            self.sender.write(pack_window_update(call.id, size))
 
     def _shut(self, code: ErrorCode, reason: str = "") -> None:
         """Close the connection after what was written; all calls end."""
         if self.is_closed:
             return
         self.is_closed, self.since_s = True, self.loop.time()
+        self.sender.is_burst = False
         self._drop_calls()
-        self._write(pack_goaway(self.last_taken_id, code, reason))
-        self._flush()
+        self.sender.write(pack_goaway(self.last_taken_id, code, reason))
+        self.sender.flush()
         if self.transport is not None:
             self.transport.close()
 
@@ -827,7 +683,7 @@ class Connection:
     def drain(self) -> None:
         """Ask the client to open no more calls here, and answer those that are on their way."""
         self.is_draining, self.since_s = True, self.loop.time()
-        self._write(pack_goaway(MAX_WINDOW, ErrorCode.NO_ERROR) + pack_frame(frames.PING, 0, 0, PROBE))
+        self.sender.write(pack_goaway(MAX_WINDOW, ErrorCode.NO_ERROR) + pack_frame(frames.PING, 0, 0, PROBE))
 
     def _refuse_calls(self) -> None:
         """Answer the calls that are under way, and then close the connection."""
@@ -835,7 +691,7 @@ class Connection:
             return
         self.is_refusing = True
         if self.calls:
-            self._write(pack_goaway(self.last_taken_id, ErrorCode.NO_ERROR))
+            self.sender.write(pack_goaway(self.last_taken_id, ErrorCode.NO_ERROR))
         else:
             self._shut(ErrorCode.NO_ERROR)
 
@@ -849,7 +705,7 @@ class Connection:
         """End what takes too long; called once a second."""
         self.allowance = min(self.allowance + ALLOWANCE_PER_S, ALLOWANCE)
         age_s = now - self.since_s
-        is_unread = (self.is_write_paused and age_s > PART_S) or (self.is_closed and age_s > CLOSE_S)
+        is_unread = (self.sender.is_paused and age_s > PART_S) or (self.is_closed and age_s > CLOSE_S)
         if is_unread or (not self.has_settings and age_s > self.host.handshake_s):
             self.abort()
         elif not self.is_closed:

@@ -7,7 +7,8 @@ import contextlib
 import ssl
 from dataclasses import dataclass
 
-from unfoldkit.serving.grpc.http2.connection import Connection, Host
+from unfoldkit.serving.grpc.http2.connection import Connection
+from unfoldkit.serving.grpc.http2.host import Host
 
 CHECK_EVERY_S = 1.0
 POLL_S = 0.01

@@ -399,6 +399,25 @@ def test_a_slow_reader_holds_a_bounded_memory_and_time() -> None:
     run(scenario)
 
 
+def test_a_large_response_needs_no_further_word_of_the_client() -> None:
+    """With open windows, and large frames, a response of megabytes is sent in turns of the loop."""
+
+    async def scenario(service: Service) -> None:
+        service.max_held = 2**30
+        wire = await service.open()
+        await wire.send(
+            pack_settings({frames.INITIAL_WINDOW_SIZE: 2**30, frames.FRAME_SIZE: 2**20}), pack_window_update(0, 2**30)
+        )
+        found = await wire.send(
+            wire.call(1, b"3000000", path="/test/Large"), wire.call(3, b"3000000", path="/test/Large")
+        )
+        for _ in range(10):
+            found += await wire.frames()
+        assert wire.answers(found) == dict.fromkeys((1, 3), (prefixed(b"x" * 3_000_000), "0"))
+
+    run(scenario)
+
+
 def test_a_client_that_reads_nothing_is_not_read() -> None:
     """While the kernel takes no bytes, nothing is read or written; after a time the connection ends."""
 
