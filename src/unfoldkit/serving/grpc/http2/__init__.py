@@ -1,4 +1,4 @@
-"""gRPC without grpcio: unary calls go from the socket to the batcher and back in a few microseconds of Python.
+"""gRPC without grpcio: unary calls go from the socket to the batcher and back without a task.
 
 An empty servicer of ``grpc.aio`` costs more per call than a whole inference here. :mod:`~.connection` reads HTTP/2 as
 RFC 9113 has it, :mod:`~.sending` writes it, :mod:`~.headers` is HPACK, :mod:`~.calls` is gRPC on top of a stream, and
