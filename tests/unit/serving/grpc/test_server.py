@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import signal
 import socket
@@ -265,6 +266,30 @@ def test_grpcio_answers_without_hpack(monkeypatch: pytest.MonkeyPatch, caplog: p
         assert not has_hpack()
     assert len(caplog.messages) == 1
     assert "hpack" in caplog.text
+
+
+@pytest.mark.parametrize("fast_path", ["1", "0"])
+def test_calls_are_lines_of_the_log(messages: Messages, fast_path: str) -> None:
+    """Each call has one line with its id, and with the status that it would have over HTTP."""
+    with (
+        both("log=1", f"fast_path={fast_path}") as (server, port),
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        assert call(channel, messages, "ServerLive", metadata=(("x-request-id", "first"),)).live
+        call(
+            channel, messages, "ModelInfer", raw_request(messages, [[1, 2, 3]]), metadata=(("x-request-id", "second"),)
+        )
+        for values in ([[666.0, 0, 0]], [[float("nan"), 0, 0]]):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(channel, messages, "ModelInfer", raw_request(messages, values))
+            assert dict(caught.value.trailing_metadata())["x-request-id"]
+        server.end()
+        lines = [json.loads(line) for line in server.told().splitlines() if SERVICE in line]
+    assert [(line["path"].rpartition("/")[2], line["status"]) for line in lines] == [
+        ("ServerLive", 200), ("ModelInfer", 200), ("ModelInfer", 500), ("ModelInfer", 400),
+    ]  # fmt: skip
+    assert [line["id"] for line in lines[:2]] == ["first", "second"]
+    assert all(len(line["id"]) == 32 for line in lines[2:])
 
 
 def test_health_and_reflection_answer(total: tuple[Server, int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from dataclasses import dataclass
 
@@ -51,17 +52,28 @@ async def start_http2_server(host: Host, address: str, context: ssl.SSLContext |
         OSError: The address cannot be bound.
     """
     loop = asyncio.get_running_loop()
-    name, _, port = address.rpartition(":")
     listener = await loop.create_server(
         lambda: Connection(host, loop),  # type: ignore[arg-type, return-value]
-        name.strip("[]"),
-        int(port),
+        sock=_bind(address),
         ssl=context,
         ssl_handshake_timeout=host.handshake_s if context else None,
         backlog=BACKLOG,
-        reuse_port=True,
     )
     return Http2Server(host, listener, loop.create_task(_watch(host)))
+
+
+def _bind(address: str) -> socket.socket:
+    """Bind a socket that other processes may share; ``[::]`` takes IPv4 too, which asyncio would switch off."""
+    name, _, port = address.rpartition(":")
+    bound = socket.socket(socket.AF_INET6 if "[" in name else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind((name.strip("[]"), int(port)))
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 async def _watch(host: Host) -> None:
