@@ -269,6 +269,18 @@ def test_grpcio_answers_without_hpack(monkeypatch: pytest.MonkeyPatch, caplog: p
 
 
 @pytest.mark.parametrize("fast_path", ["1", "0"])
+def test_a_message_that_is_too_large_has_its_status(messages: Messages, fast_path: str) -> None:
+    """The client is told so while it still sends, and the connection goes on."""
+    large, small = (raw_request(messages, np.zeros((rows, 3))) for rows in (100_000, 1))
+    with both(f"fast_path={fast_path}") as (_, port), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for _ in range(5):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(channel, messages, "ModelInfer", large)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert call(channel, messages, "ModelInfer", small).outputs
+
+
+@pytest.mark.parametrize("fast_path", ["1", "0"])
 def test_calls_are_lines_of_the_log(messages: Messages, fast_path: str) -> None:
     """Each call has one line with its id, and with the status that it would have over HTTP."""
     with (
