@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import importlib.metadata
 import ssl
@@ -400,9 +399,10 @@ def parse_message(message: Any, data: bytes) -> Any:
 
     The library would end the call with UNKNOWN, and a name of Python.
     """
-    with contextlib.suppress(DecodeError):
+    try:
         return message.FromString(data)
-    return None
+    except DecodeError:
+        return None
 
 
 def _require(name: str, request: Any) -> Any:
