@@ -10,6 +10,7 @@ from typing import Any
 
 from unfoldkit.errors import user_error
 from unfoldkit.serving.grpc.messages import METHODS, SERVICE, STREAM_METHOD, build_messages
+from unfoldkit.serving.grpc.methods import Method
 from unfoldkit.serving.grpc.servicer import (
     MAX_CONCURRENT_CALLS,
     GrpcOptions,
@@ -40,14 +41,14 @@ async def start_grpc_server(endpoints: Mapping[str, Endpoint], options: GrpcOpti
     servicer = InferenceServicer(endpoints, options, build_messages())
     methods = dict(_build_methods(servicer))
     max_bytes = max(endpoint.batcher.limits.body_bytes for endpoint in endpoints.values())
-    start = _start_native if options.is_native and has_hpack() else _start_aio
+    start = _start_native if options.is_native and _has_hpack() else _start_aio
     try:
         return await start(methods, options, max_bytes)
     except (OSError, RuntimeError) as error:
         raise user_error(f"cannot listen on {options.address} for gRPC", hint="choose another --grpc-port") from error
 
 
-def has_hpack() -> bool:
+def _has_hpack() -> bool:
     """Whether header fields can be decoded; if not, the log says what that means."""
     if importlib.util.find_spec("hpack") is not None:
         return True
@@ -55,7 +56,7 @@ def has_hpack() -> bool:
     return False
 
 
-async def _start_native(methods: Mapping[str, Any], options: GrpcOptions, max_bytes: int) -> Any:
+async def _start_native(methods: Mapping[str, Method], options: GrpcOptions, max_bytes: int) -> Any:
     from unfoldkit.serving.grpc.http2.host import Host
     from unfoldkit.serving.grpc.http2.server import start_http2_server
 
@@ -74,7 +75,7 @@ async def _start_native(methods: Mapping[str, Any], options: GrpcOptions, max_by
     return await start_http2_server(host, options.address, options.context)
 
 
-async def _start_aio(methods: Mapping[str, Any], options: GrpcOptions, max_bytes: int) -> Any:
+async def _start_aio(methods: Mapping[str, Method], options: GrpcOptions, max_bytes: int) -> Any:
     import grpc
 
     server = grpc.aio.server(
@@ -108,10 +109,8 @@ async def _start_aio(methods: Mapping[str, Any], options: GrpcOptions, max_bytes
     return server
 
 
-def _build_methods(servicer: InferenceServicer) -> Iterator[tuple[str, Any]]:
+def _build_methods(servicer: InferenceServicer) -> Iterator[tuple[str, Method]]:
     """Yield path and method of all calls of the service, with health and reflection."""
-    from unfoldkit.serving.grpc.http2.calls import Method
-
     classes = servicer.messages.classes
     for name in METHODS:
         yield (
@@ -150,12 +149,10 @@ def _build_answer(servicer: InferenceServicer, name: str) -> Any:
     return answer
 
 
-def _build_health(servicer: InferenceServicer) -> tuple[str, Any]:
+def _build_health(servicer: InferenceServicer) -> tuple[str, Method]:
     """Build the method of the health checks of Kubernetes and of load balancers."""
     import grpc
     from grpc_health.v1 import health_pb2
-
-    from unfoldkit.serving.grpc.http2.calls import Method
 
     status = health_pb2.HealthCheckResponse
 
@@ -174,12 +171,10 @@ def _build_health(servicer: InferenceServicer) -> tuple[str, Any]:
     return f"/{HEALTH}/Check", Method(parse=parse, serialize=status.SerializeToString, answer=check)
 
 
-def _build_reflection(servicer: InferenceServicer) -> tuple[str, Any]:
+def _build_reflection(servicer: InferenceServicer) -> tuple[str, Method]:
     import grpc
     from grpc_health.v1 import health_pb2
     from grpc_reflection.v1alpha import reflection, reflection_pb2
-
-    from unfoldkit.serving.grpc.http2.calls import Method
 
     pool = servicer.messages.pool
     for module in (health_pb2, reflection_pb2):

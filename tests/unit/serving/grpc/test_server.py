@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import asyncio
 import json
 import shutil
 import signal
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,11 @@ import pytest
 
 from tests.unit.serving.client import Server, rows, serving
 from tests.unit.serving.http.test_tls import certificate, client, wait_for
+from tests.unit.serving.models import Total
 from unfoldkit.serving.grpc.messages import FIELDS, METHODS, SERVICE, Messages, build_messages
-from unfoldkit.serving.grpc.server import has_hpack
-from unfoldkit.serving.grpc.servicer import client_address
+from unfoldkit.serving.grpc.server import start_grpc_server
+from unfoldkit.serving.grpc.servicer import GrpcOptions, client_address
+from unfoldkit.serving.oip.app import build_application, build_service
 
 INFER = "/v2/models/total/infer"
 
@@ -261,11 +264,20 @@ def test_a_renewed_certificate_is_used_without_a_restart(tmp_path: Path, message
 
 def test_grpcio_answers_without_hpack(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Where the library for header fields is missing, gRPC is left to grpcio, with one line in the log."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    for name in [name for name in sys.modules if name.startswith("unfoldkit.serving.grpc.http2")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "hpack", None)
+    service = build_service("total", build_application([Total()]))
+
+    async def start() -> Any:
+        server = await start_grpc_server(service.endpoints, GrpcOptions(address="127.0.0.1:0"))
+        await server.stop(0)
+        return server
+
     with caplog.at_level("WARNING", logger="unfoldkit.serving"):
-        assert not has_hpack()
+        assert isinstance(asyncio.run(start()), grpc.aio.Server)
+    assert [text for text in caplog.messages if "hpack" in text] == caplog.messages
     assert len(caplog.messages) == 1
-    assert "hpack" in caplog.text
 
 
 @pytest.mark.parametrize("fast_path", ["1", "0"])

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from unfoldkit.serving.grpc.http2.headers import Head, Metadata
+from unfoldkit.serving.grpc.methods import Method
 from unfoldkit.serving.oip.binary import BodyEncoding, InvalidRequest, TooLarge
 
 STREAM_WINDOW = 2**20
@@ -37,25 +38,6 @@ class Abort(Exception):  # noqa: N818 - how a handler ends a call
     def __init__(self, code: int, message: str, metadata: Metadata) -> None:
         super().__init__(message)
         self.code, self.message, self.metadata = code, message, metadata
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """How a method is answered.
-
-    Args:
-        parse: Reads a request from its bytes.
-        serialize: Writes a response.
-        answer: Answers a request in the context of its call; a stream is answered by what reads and writes messages.
-        is_stream: Requests and responses are streams.
-        start: Answers a request without a task: takes its bytes and the call, and calls ``respond`` or ``fail``.
-    """
-
-    parse: Callable[[bytes], Any]
-    serialize: Callable[[Any], bytes]
-    answer: Callable[[Any, Any], Any]
-    is_stream: bool = False
-    start: Callable[[bytes, Call], None] | None = None
 
 
 class Wire(Protocol):
