@@ -55,7 +55,7 @@ NOTES = (
     "gRPC: raw FP32 tensors, 4 connections of 8 calls each; every answer is compared with what the model says",
     "of the products MLServer and KServe have this protocol over gRPC; FastAPI, LitServe, BentoML and Ray Serve do not",
     "grpc_product_ratio: the least median of ours against a product, both up at once and driven by turns",
-    "empty gRPC servicer: what grpc.aio, which ours and all products use, gives where no code of a server runs",
+    "empty gRPC servicer: what grpc.aio, which all products use, gives where no code of a server runs",
 )
 
 

@@ -164,7 +164,7 @@ def serve(
         int, typer.Option("--processes", metavar="N", min=1, max=256, help="how many processes share the port")
     ] = 1,
     fast_path: Annotated[
-        bool, typer.Option("--fast-path/--no-fast-path", help="answer plain requests without ASGI")
+        bool, typer.Option("--fast-path/--no-fast-path", help="answer plain requests without ASGI or grpcio")
     ] = True,
     grpc_port: Annotated[
         int, typer.Option("--grpc-port", metavar="PORT", min=0, max=65535, help="also offer gRPC on this port; 0: not")

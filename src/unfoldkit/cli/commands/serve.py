@@ -59,7 +59,7 @@ class ServeOptions:
         token: The bearer token of the service; empty for none.
         processes: How many processes share the port.
         log_json: Log to stderr as JSON, with one line per request.
-        fast_path: Answer plain requests without ASGI.
+        fast_path: Answer plain requests without ASGI, and gRPC without grpcio.
         tls: The files of TLS; ``None`` for plain HTTP.
         is_insecure: A token may cross the network in plain text.
         max_connections: The bound of open connections per process; 0 for as many as the descriptors allow.

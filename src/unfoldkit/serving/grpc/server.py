@@ -2,323 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
-import importlib.metadata
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
-from urllib.parse import unquote
-
-from google.protobuf.message import DecodeError
+import importlib.util
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from unfoldkit.errors import user_error
-from unfoldkit.serving.batching.batcher import QueueFull, Result
-from unfoldkit.serving.grpc.messages import METHODS, SERVICE, STREAM_METHOD, Messages, build_messages
-from unfoldkit.serving.grpc.streams import END_STREAM_KEY, FINAL_KEY, answer_stream, hold_stream
-from unfoldkit.serving.grpc.tensors import fill_response, read_request
-from unfoldkit.serving.model import Rejection
-from unfoldkit.serving.observability.access_log import ID, PARENT, Observer, RequestNote, new_id, sanitize_id
-from unfoldkit.serving.oip.app import describe_model
-from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
-from unfoldkit.serving.oip.inference import Endpoint, problem_reply
-from unfoldkit.serving.oip.repository import ModelRepository, RepositoryError
-from unfoldkit.serving.oip.statistics import describe_config, describe_statistics
+from unfoldkit.serving.grpc.messages import METHODS, SERVICE, STREAM_METHOD, build_messages
+from unfoldkit.serving.grpc.methods import Method
+from unfoldkit.serving.grpc.servicer import (
+    MAX_CONCURRENT_CALLS,
+    GrpcOptions,
+    InferenceServicer,
+    client_address,
+    parse_message,
+)
+from unfoldkit.serving.grpc.streams import hold_stream
+from unfoldkit.serving.oip.inference import Endpoint
 
-MAX_CONCURRENT_CALLS = 1024
 MAX_STREAMS = 2 * MAX_CONCURRENT_CALLS
 """Calls of one connection: more than are answered at a time, so that their clients get the reason."""
+MAX_OPEN_CALLS = 4 * MAX_CONCURRENT_CALLS
+"""Calls of all connections that may wait for their requests; the servicer rejects before."""
 MAX_CONNECTIONS = 1024
-IDLE_MS = 300_000
-HANDSHAKE_MS = 10_000
-ID_KEYS = {name.decode(): name for name in (ID, PARENT)}
-OPEN_CALLS = frozenset(("ServerLive", "ServerReady"))
-"""Calls for probes, which have no token."""
-CODES = {
-    400: "INVALID_ARGUMENT",
-    404: "NOT_FOUND",
-    409: "FAILED_PRECONDITION",
-    413: "INVALID_ARGUMENT",
-    429: "RESOURCE_EXHAUSTED",
-    503: "UNAVAILABLE",
-}
-"""The status codes of gRPC by HTTP status; INTERNAL for any other."""
-STATUSES = {code: status for status, code in CODES.items() if status != 413} | {
-    "UNAUTHENTICATED": 401,
-    "UNIMPLEMENTED": 501,
-}
-"""The HTTP statuses of calls in the access log, by their status code."""
-
-
-class CallError(Exception):
-    """A call ends with a status of gRPC by its name, and a message."""
-
-    def __init__(self, code: str, message: str, retry_s: int = 0) -> None:
-        super().__init__(message)
-        self.code, self.message, self.retry_s = code, message, retry_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpcOptions:
-    """How a service is offered over gRPC.
-
-    Args:
-        address: Host and port as gRPC expects them.
-        is_authorized: Checks an ``authorization`` header; ``None`` if no token is needed.
-        credentials: TLS of the server; ``None`` for plain text.
-        hold_body: Records the bytes of a client's request, and returns why they are too many; called with a negative
-            size afterwards.
-        is_draining: Whether the server is about to stop.
-        repository: Loads and unloads the models; ``None`` if they stay loaded.
-        observer: Receives a note of every call, with the HTTP status that its outcome would have.
-        interceptors: Interceptors of the server.
-    """
-
-    address: str
-    is_authorized: Callable[[bytes], bool] | None = None
-    credentials: Any = None
-    hold_body: Callable[[str, int], str] = field(default=lambda _client, _size: "")
-    is_draining: Callable[[], bool] = bool
-    repository: ModelRepository | None = None
-    observer: Observer | None = None
-    interceptors: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class InferenceServicer:
-    """Answers the calls of the protocol.
-
-    Args:
-        endpoints: The models by name.
-        options: How the service is offered.
-        messages: The messages of the protocol.
-        in_flight: The number of calls under way.
-        open_streams: The number of open streams of each client.
-    """
-
-    endpoints: Mapping[str, Endpoint]
-    options: GrpcOptions
-    messages: Messages
-    in_flight: Counter[str] = field(default_factory=Counter)
-    open_streams: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether every model responds, and the server is not about to stop."""
-        is_hung = any(endpoint.batcher.hung for endpoint in self.endpoints.values())
-        return bool(self.endpoints) and not is_hung and not self.options.is_draining()
-
-    async def answer(self, name: str, request: Any, context: Any) -> Any:
-        """Answer a call."""
-        ids = _identify_call(context, self.options)
-        try:
-            response = await self._account(name, request, context, ids)
-        except CallError as error:
-            await _abort(context, error, ids[ID])
-        if ids[ID]:
-            context.set_trailing_metadata(_trailers(ids[ID]))
-        return response
-
-    async def answer_stream(self, context: Any) -> None:
-        """Answer a stream of inference requests, each with a response of its own."""
-        ids = _identify_call(context, self.options)
-        try:
-            await self._run_stream(context, ids)
-        except CallError as error:
-            await _abort(context, error, ids[ID])
-        context.set_trailing_metadata(_trailers(ids[ID]))
-
-    async def _run_stream(self, context: Any, ids: Mapping[bytes, str]) -> None:
-        self._check_token(STREAM_METHOD, context)
-        with hold_stream(self.open_streams, client_address(context.peer())) as exceeded:
-            self._check_size(exceeded)
-            respond = functools.partial(self._respond, context, ids)
-            reason = await answer_stream(context, respond, self.options.is_draining)
-        if reason:
-            raise CallError(CODES[503], reason)
-
-    async def _respond(self, context: Any, ids: Mapping[bytes, str], request: Any) -> Any:
-        """Return the response to one request of a stream; a failure is its message beside the id."""
-        is_final_wanted = request is not None and END_STREAM_KEY in request.parameters
-        if is_final_wanted:
-            del request.parameters[END_STREAM_KEY]
-        message = ""
-        try:
-            answer = await self._account("ModelInfer", request, context, ids, STREAM_METHOD)
-        except CallError as error:
-            answer = self.messages.ModelInferResponse(id="" if request is None else request.id)
-            message = error.message
-        if is_final_wanted:
-            answer.parameters[FINAL_KEY].bool_param = True
-        return self.messages.ModelStreamInferResponse(error_message=message, infer_response=answer)
-
-    async def _account(
-        self,
-        name: str,
-        request: Any,
-        context: Any,
-        ids: Mapping[bytes, str],
-        method: str = "",
-    ) -> Any:
-        """Make a call after its token was checked and its bytes were counted, and record its outcome.
-
-        ``method`` is that of the client where it is not ``name``.
-
-        Raises:
-            CallError: The call fails.
-        """
-        start_s, status = time.perf_counter(), 500
-        client, size = client_address(context.peer()), 0 if request is None else request.ByteSize()
-        exceeded = self.options.hold_body(client, size)
-        self.in_flight["calls"] += 1
-        try:
-            self._check_token(name, context)
-            self._check_size(exceeded or ("calls" if self.in_flight["calls"] > MAX_CONCURRENT_CALLS else ""))
-            response = await self._call(name, request)
-        except CallError as error:
-            status = STATUSES.get(error.code, 500)
-            raise
-        else:
-            status = 200
-            return response
-        finally:
-            self.in_flight["calls"] -= 1
-            self.options.hold_body(client, -size)
-            if self.options.observer is not None:
-                duration_s = time.perf_counter() - start_s
-                note = RequestNote(ids[ID], "POST", f"/{SERVICE}/{method or name}", status, duration_s, ids[PARENT])
-                self.options.observer(note)
-
-    async def _call(self, name: str, request: Any) -> Any:
-        if request is None:
-            raise CallError("INVALID_ARGUMENT", f"the bytes are no {name}Request")
-        return await getattr(self, f"call_{name}")(request)
-
-    def _check_size(self, exceeded: str) -> None:
-        if exceeded:
-            message = f"the server holds as many {exceeded} as it may; retry later"
-            raise CallError("RESOURCE_EXHAUSTED", message, 1)
-
-    def _check_token(self, name: str, context: Any) -> None:
-        if self.options.is_authorized is None or name in OPEN_CALLS:
-            return
-        headers = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
-        token = headers[0] if len(headers) == 1 else ""
-        if not self.options.is_authorized(token.encode() if isinstance(token, str) else token):
-            raise CallError("UNAUTHENTICATED", "a bearer token is needed")
-
-    def _find(self, name: str, version: str) -> Endpoint:
-        endpoint, repository = self.endpoints.get(name), self.options.repository
-        if endpoint is None and repository is not None and name in repository.versions:
-            raise CallError("UNAVAILABLE", repository.explain(name))
-        if endpoint is None or version not in ("", endpoint.model.version):
-            raise CallError("NOT_FOUND", f"no such model: {name[:80]!r} {version[:80]}; there is {self._names()}")
-        return endpoint
-
-    def _names(self) -> str:
-        return ", ".join(f"{name} {endpoint.model.version}" for name, endpoint in self.endpoints.items())
-
-    async def call_ServerLive(self, _request: Any) -> Any:  # noqa: N802 - the name of the call
-        """Return whether the process answers."""
-        return self.messages.ServerLiveResponse(live=True)
-
-    async def call_ServerReady(self, _request: Any) -> Any:  # noqa: N802
-        """Return whether requests are answered."""
-        return self.messages.ServerReadyResponse(ready=self.is_ready)
-
-    async def call_ServerMetadata(self, _request: Any) -> Any:  # noqa: N802
-        """Return name and version of the server."""
-        version = importlib.metadata.version("unfoldkit")
-        extensions = ["model_configuration", "model_repository", "statistics"]
-        return self.messages.ServerMetadataResponse(name="unfoldkit", version=version, extensions=extensions)
-
-    async def call_ModelReady(self, request: Any) -> Any:  # noqa: N802
-        """Return whether a model responds."""
-        return self.messages.ModelReadyResponse(ready=not self._find(request.name, request.version).batcher.hung)
-
-    async def call_ModelMetadata(self, request: Any) -> Any:  # noqa: N802
-        """Return the inputs and outputs of a model."""
-        facts = describe_model(self._find(request.name, request.version).model)
-        tensors = {
-            side: [{key: item[key] for key in ("name", "datatype", "shape")} for item in facts[side]]
-            for side in ("inputs", "outputs")
-        }
-        response: Any = self.messages.ModelMetadataResponse
-        return response(name=facts["name"], versions=facts["versions"], platform=facts["platform"], **tensors)
-
-    async def call_ModelConfig(self, request: Any) -> Any:  # noqa: N802
-        """Return the configuration of a model."""
-        return self.messages.ModelConfigResponse(config=describe_config(self._find(request.name, request.version)))
-
-    async def call_ModelStatistics(self, request: Any) -> Any:  # noqa: N802
-        """Return the statistics of one model, or of all."""
-        chosen = [self._find(request.name, request.version)] if request.name else self.endpoints.values()
-        return self.messages.ModelStatisticsResponse(model_stats=[describe_statistics(item) for item in chosen])
-
-    async def call_RepositoryIndex(self, request: Any) -> Any:  # noqa: N802
-        """List the models."""
-        if self.options.repository is not None:
-            models = self.options.repository.list_models(is_ready_only=request.ready)
-            return self.messages.RepositoryIndexResponse(models=models)
-        states = {False: "READY", True: "UNAVAILABLE"}
-        models = [
-            {"name": item.model.name, "version": item.model.version, "state": states[item.batcher.hung]}
-            for item in self.endpoints.values()
-            if not (request.ready and item.batcher.hung)
-        ]
-        return self.messages.RepositoryIndexResponse(models=models)
-
-    async def call_RepositoryModelLoad(self, request: Any) -> Any:  # noqa: N802
-        """Load a model, if the service was started with model control."""
-        repository = self._require_repository()
-        try:
-            await repository.load(request.model_name, request.parameters)
-        except RepositoryError as error:
-            raise CallError(CODES[error.status], error.message) from error
-        return self.messages.RepositoryModelLoadResponse()
-
-    async def call_RepositoryModelUnload(self, request: Any) -> Any:  # noqa: N802
-        """Unload a model after its responses, if the service was started with model control."""
-        repository = self._require_repository()
-        try:
-            await repository.unload(request.model_name)
-        except RepositoryError as error:
-            raise CallError(CODES[error.status], error.message) from error
-        return self.messages.RepositoryModelUnloadResponse()
-
-    def _require_repository(self) -> ModelRepository:
-        if self.options.repository is None:
-            message = "the models of this service stay loaded; it was started without --model-control"
-            raise CallError("UNIMPLEMENTED", message)
-        return self.options.repository
-
-    async def call_ModelInfer(self, message: Any) -> Any:  # noqa: N802
-        """Answer an inference request."""
-        endpoint = self._find(message.model_name, message.model_version)
-        if self.options.repository is None:
-            return await self._infer(endpoint, message)
-        with self.options.repository.track(endpoint.model.name):
-            return await self._infer(endpoint, message)
-
-    async def _infer(self, endpoint: Endpoint, message: Any) -> Any:
-        if retry_s := endpoint.gate.ask():
-            raise CallError(CODES[429], "too many rows are waiting; retry later", retry_s)
-        try:
-            request = read_request(endpoint, message)
-        except (InvalidRequest, TooLarge) as problem:
-            endpoint.metrics.requests.count(problem_reply(problem).status, 0.0)
-            raise CallError("INVALID_ARGUMENT", str(problem)) from problem
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        endpoint.submit(request, lambda result: None if future.done() else future.set_result(result))
-        result = await future
-        if not isinstance(result, tuple):
-            raise _to_error(endpoint, result)
-        response = self.messages.ModelInferResponse()
-        fill_response(response, endpoint, request, result)
-        return response
+MAX_METADATA_BYTES = 16_384
+IDLE_S = 300.0
+HANDSHAKE_S = 10.0
+HEALTH = "grpc.health.v1.Health"
 
 
 async def start_grpc_server(endpoints: Mapping[str, Endpoint], options: GrpcOptions) -> Any:
@@ -327,153 +38,162 @@ async def start_grpc_server(endpoints: Mapping[str, Endpoint], options: GrpcOpti
     Raises:
         UnfoldError: The address cannot be bound.
     """
+    servicer = InferenceServicer(endpoints, options, build_messages())
+    methods = dict(_build_methods(servicer))
+    max_bytes = max(endpoint.batcher.limits.body_bytes for endpoint in endpoints.values())
+    start = _start_native if options.is_native and _has_hpack() else _start_aio
+    try:
+        return await start(methods, options, max_bytes)
+    except (OSError, RuntimeError) as error:
+        raise user_error(f"cannot listen on {options.address} for gRPC", hint="choose another --grpc-port") from error
+
+
+def _has_hpack() -> bool:
+    """Whether header fields can be decoded; if not, the log says what that means."""
+    if importlib.util.find_spec("hpack") is not None:
+        return True
+    logging.getLogger("unfoldkit.serving").warning("gRPC is answered by grpcio: hpack is not installed")
+    return False
+
+
+async def _start_native(methods: Mapping[str, Method], options: GrpcOptions, max_bytes: int) -> Any:
+    from unfoldkit.serving.grpc.http2.host import Host
+    from unfoldkit.serving.grpc.http2.server import start_http2_server
+
+    host = Host(
+        methods=methods,
+        hold_body=options.hold_body,
+        hold_connection=options.hold_connection,
+        max_message_bytes=max_bytes,
+        max_streams=MAX_STREAMS,
+        max_calls=MAX_OPEN_CALLS,
+        max_connections=MAX_CONNECTIONS,
+        idle_s=IDLE_S,
+        handshake_s=HANDSHAKE_S,
+        log=logging.getLogger("unfoldkit.serving"),
+    )
+    return await start_http2_server(host, options.address, options.context)
+
+
+async def _start_aio(methods: Mapping[str, Method], options: GrpcOptions, max_bytes: int) -> Any:
     import grpc
 
-    messages = build_messages()
-    servicer = InferenceServicer(endpoints, options, messages)
-    max_bytes = max(endpoint.batcher.limits.body_bytes for endpoint in endpoints.values())
     server = grpc.aio.server(
         interceptors=options.interceptors,
         # beyond it, the library cancels calls, which clients do not repeat; the servicer rejects them before
-        maximum_concurrent_rpcs=4 * MAX_CONCURRENT_CALLS,
+        maximum_concurrent_rpcs=MAX_OPEN_CALLS,
         options=[
             ("grpc.max_concurrent_streams", MAX_STREAMS),
             # calls that no one has taken yet: from 1,000 on, the library would cancel some at random
             ("grpc.server.max_pending_requests", MAX_STREAMS),
             ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_STREAMS),
             ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
-            ("grpc.max_connection_idle_ms", IDLE_MS),
-            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+            ("grpc.max_connection_idle_ms", int(1e3 * IDLE_S)),
+            ("grpc.server_handshake_timeout_ms", int(1e3 * HANDSHAKE_S)),
             ("grpc.max_receive_message_length", max_bytes),
-            ("grpc.max_metadata_size", 16_384),
+            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
             ("grpc.so_reuseport", 1),
         ],
     )
-    handlers = {name: _build_handler(servicer, name) for name in METHODS}
-    handlers[STREAM_METHOD] = _build_stream_handler(servicer)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    await _add_health_and_reflection(server, servicer)
-    try:
-        if options.credentials is None:
-            server.add_insecure_port(options.address)
-        else:
-            server.add_secure_port(options.address, options.credentials)
-    except RuntimeError as error:
-        raise user_error(f"cannot listen on {options.address} for gRPC", hint="choose another --grpc-port") from error
+    services: dict[str, dict[str, Any]] = {}
+    for path, method in methods.items():
+        _, service, name = path.split("/")
+        build = grpc.stream_stream_rpc_method_handler if method.is_stream else grpc.unary_unary_rpc_method_handler
+        services.setdefault(service, {})[name] = build(method.answer, method.parse, method.serialize)
+    server.add_generic_rpc_handlers(tuple(map(grpc.method_handlers_generic_handler, services, services.values())))
+    if options.credentials is None:
+        server.add_insecure_port(options.address)
+    else:
+        server.add_secure_port(options.address, options.credentials)
     await server.start()
     return server
 
 
-async def _add_health_and_reflection(server: Any, servicer: InferenceServicer) -> None:
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-    from grpc_reflection.v1alpha import reflection, reflection_pb2
+def _build_methods(servicer: InferenceServicer) -> Iterator[tuple[str, Method]]:
+    """Yield path and method of all calls of the service, with health and reflection."""
+    classes = servicer.messages.classes
+    for name in METHODS:
+        yield (
+            f"/{SERVICE}/{name}",
+            Method(
+                parse=functools.partial(parse_message, classes[f"{name}Request"]),
+                serialize=classes[f"{name}Response"].SerializeToString,
+                answer=_build_answer(servicer, name),
+                # while models are loaded and unloaded, a task tracks the requests
+                start=servicer.start_infer if name == "ModelInfer" and servicer.options.repository is None else None,
+            ),
+        )
 
-    status = health_pb2.HealthCheckResponse
+    async def answer_stream(_requests: Any, context: Any) -> None:
+        await servicer.answer_stream(context)
 
-    class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-        """Answers the health checks of Kubernetes and of load balancers."""
-
-        async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name of the call
-            """Return whether requests are answered."""
-            import grpc
-
-            repository = servicer.options.repository
-            unloaded = set(repository.versions) - set(servicer.endpoints) if repository else set()
-            if request.service not in ("", SERVICE, *servicer.endpoints, *unloaded):
-                await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
-            is_serving = servicer.is_ready and request.service not in unloaded
-            return status(status=status.SERVING if is_serving else status.NOT_SERVING)
-
-    health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
+    yield (
+        f"/{SERVICE}/{STREAM_METHOD}",
+        Method(
+            parse=functools.partial(parse_message, classes["ModelInferRequest"]),
+            serialize=classes[f"{STREAM_METHOD}Response"].SerializeToString,
+            answer=answer_stream,
+            is_stream=True,
+        ),
+    )
+    yield _build_health(servicer)
     if servicer.options.is_authorized is None:
         # a service with a token reveals nothing without it
-        pool = servicer.messages.pool
-        for module in (health_pb2, reflection_pb2):
-            pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-        names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server, pool=pool)
+        yield _build_reflection(servicer)
 
 
-def _build_handler(servicer: InferenceServicer, name: str) -> Any:
-    import grpc
-
+def _build_answer(servicer: InferenceServicer, name: str) -> Any:
     async def answer(request: Any, context: Any) -> Any:
         return await servicer.answer(name, request, context)
 
-    classes = servicer.messages.classes
-    return grpc.unary_unary_rpc_method_handler(
-        answer,
-        request_deserializer=functools.partial(_parse, classes[f"{name}Request"]),
-        response_serializer=classes[f"{name}Response"].SerializeToString,
-    )
+    return answer
 
 
-def _build_stream_handler(servicer: InferenceServicer) -> Any:
+def _build_health(servicer: InferenceServicer) -> tuple[str, Method]:
+    """Build the method of the health checks of Kubernetes and of load balancers."""
     import grpc
+    from grpc_health.v1 import health_pb2
 
-    async def answer(_requests: Any, context: Any) -> None:
-        await servicer.answer_stream(context)
+    status = health_pb2.HealthCheckResponse
 
-    classes = servicer.messages.classes
-    return grpc.stream_stream_rpc_method_handler(
-        answer,
-        request_deserializer=functools.partial(_parse, classes["ModelInferRequest"]),
-        response_serializer=classes[f"{STREAM_METHOD}Response"].SerializeToString,
-    )
+    async def check(request: Any, context: Any) -> Any:
+        """Return whether requests are answered."""
+        if request is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no HealthCheckRequest")
+        repository = servicer.options.repository
+        unloaded = set(repository.versions) - set(servicer.endpoints) if repository else set()
+        if request.service not in ("", SERVICE, *servicer.endpoints, *unloaded):
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+        is_serving = servicer.is_ready and request.service not in unloaded
+        return status(status=status.SERVING if is_serving else status.NOT_SERVING)
 
-
-def _parse(message: Any, data: bytes) -> Any:
-    """Return a message; ``None`` if the bytes are none.
-
-    The library would end the call with UNKNOWN, and a name of Python.
-    """
-    with contextlib.suppress(DecodeError):
-        return message.FromString(data)
-    return None
+    parse = functools.partial(parse_message, health_pb2.HealthCheckRequest)
+    return f"/{HEALTH}/Check", Method(parse=parse, serialize=status.SerializeToString, answer=check)
 
 
-def _identify_call(context: Any, options: GrpcOptions) -> dict[bytes, str]:
-    """Return the request id and the trace parent of a call; the id is new where the client sent none to log."""
-    ids = read_ids(context.invocation_metadata())
-    if options.observer is not None and not ids[ID]:
-        ids[ID] = new_id()
-    return ids
-
-
-def _trailers(request_id: str) -> tuple[tuple[str, str], ...]:
-    return ((ID.decode(), request_id),) if request_id else ()
-
-
-async def _abort(context: Any, error: CallError, request_id: str) -> NoReturn:
-    """End a call with the status of an error."""
+def _build_reflection(servicer: InferenceServicer) -> tuple[str, Method]:
     import grpc
+    from grpc_health.v1 import health_pb2
+    from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-    retry = (("retry-after", str(error.retry_s)),) if error.retry_s else ()
-    await context.abort(grpc.StatusCode[error.code], error.message, (*_trailers(request_id), *retry))
-    raise AssertionError("abort raises")
+    pool = servicer.messages.pool
+    for module in (health_pb2, reflection_pb2):
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    service = reflection.aio.ReflectionServicer((SERVICE, HEALTH, reflection.SERVICE_NAME), pool=pool)
 
+    async def answer(requests: Any, context: Any) -> Any:
+        with hold_stream(servicer.open_streams, client_address(context.peer())) as exceeded:
+            if exceeded:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server holds as many streams as it may")
+            async for response in service.ServerReflectionInfo(requests, context):
+                yield response
 
-def read_ids(metadata: Any) -> dict[bytes, str]:
-    """Return the request id and the trace parent in the metadata of a call; empty if there is none to repeat."""
-    ids = {ID: "", PARENT: ""}
-    for key, value in metadata or ():
-        if (name := ID_KEYS.get(key)) is not None:
-            ids[name] = sanitize_id(value.encode() if isinstance(value, str) else value)
-    return ids
-
-
-@functools.lru_cache(MAX_CONNECTIONS)
-def client_address(peer: str) -> str:
-    """Return the address of ``ipv4:ADDRESS:PORT`` or ``ipv6:%5BADDRESS%5D:PORT``, as HTTP has it."""
-    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
-
-
-def _to_error(endpoint: Endpoint, problem: Rejection | Exception) -> CallError:
-    reply = problem_reply(problem)
-    retry_s = problem.retry_s if isinstance(problem, QueueFull) else 0
-    if isinstance(problem, Rejection):
-        message = problem.message
-    else:
-        message = str(problem) if isinstance(problem, (InvalidRequest, TooLarge)) else "the model failed"
-        endpoint.log_problem(problem)
-    return CallError(CODES.get(reply.status, "INTERNAL"), message, retry_s)
+    return (
+        f"/{reflection.SERVICE_NAME}/ServerReflectionInfo",
+        Method(
+            parse=reflection_pb2.ServerReflectionRequest.FromString,
+            serialize=reflection_pb2.ServerReflectionResponse.SerializeToString,
+            answer=answer,
+            is_stream=True,
+        ),
+    )

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from unfoldkit.serving.batching.batcher import RowSpan
+from unfoldkit.serving.grpc.messages import Messages
 from unfoldkit.serving.model import Call, Field
 from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge, decode_values, encode_tensor
 from unfoldkit.serving.oip.codec import MAX_ID_LENGTH, InferenceRequest
@@ -92,6 +93,13 @@ def fill_response(response: Any, endpoint: Endpoint, request: InferenceRequest, 
         response.parameters["ignored"].string_param = ",".join(request.ignored)
     if nulls:
         response.parameters["nulls"].string_param = ",".join(nulls)
+
+
+def encode_response(messages: Messages, endpoint: Endpoint, request: InferenceRequest, rows: RowSpan) -> bytes:
+    """Return the bytes of the ``ModelInferResponse`` that ``fill_response`` fills."""
+    response = messages.ModelInferResponse()
+    fill_response(response, endpoint, request, rows)
+    return bytes(response.SerializeToString())
 
 
 def _read_single_tensor(endpoint: Endpoint, message: Any, max_rows: int) -> InferenceRequest | None:

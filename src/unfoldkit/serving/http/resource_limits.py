@@ -185,6 +185,20 @@ class ResourceUsage:
         self.reject("body_bytes")
         return "bytes"
 
+    def hold_connection(self, client: str, count: int) -> str:
+        """Count a connection of another protocol (1) unless it exceeds a bound, which is returned; -1 gives it back."""
+        held = self.clients.setdefault(client, Held())
+        max_of_client = max(1, int(self.max_connections * self.limits.client_share))
+        is_over = held.connections >= max_of_client or self.total.connections >= self.max_connections
+        if count > 0 and is_over:
+            self.forget(client)
+            self.reject("connections")
+            return "connections"
+        held.connections += count
+        self.total.connections += count
+        self.forget(client)
+        return ""
+
     def forget(self, client: str) -> None:
         """Drop the record of a client that holds nothing."""
         held = self.clients.get(client)

@@ -9,6 +9,7 @@ import gc
 import logging
 import select
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -64,7 +65,8 @@ class HostOptions:
         observer: Receives a note of every request.
         instrumentation: OpenTelemetry's instrumentation, which the fast path would bypass; ``None`` without it.
         own_log: The program has set up its log; uvicorn must not set up another.
-        fast_path: Answer plain inference requests without ASGI, see :mod:`unfoldkit.serving.http.fast_path`.
+        fast_path: Answer plain inference requests without ASGI, see :mod:`unfoldkit.serving.http.fast_path`, and gRPC
+            without grpcio, see :mod:`unfoldkit.serving.grpc.http2`.
         limits: Bounds of what all connections hold.
         tls: The files of TLS; ``None`` for plain HTTP.
         grpc_address: Host and port for gRPC; empty for HTTP only.
@@ -113,8 +115,10 @@ async def _serve(service: Service, listener: socket.socket, options: HostOptions
     loop, hangup = asyncio.get_running_loop(), hangup_signal()
     for which in ending_signals(reloads=options.tls is not None):
         loop.add_signal_handler(which, drain.begin, which)
-    if options.tls is not None and hangup is not None and (context := server.config.ssl) is not None:
-        loop.add_signal_handler(hangup, reload_certificate, options.tls, context, _service_log().warning)
+    grpc_context = options.tls.build_context("h2") if options.tls is not None and options.grpc_address else None
+    contexts = [context for context in (server.config.ssl, grpc_context) if context is not None]
+    if options.tls is not None and hangup is not None and contexts:
+        loop.add_signal_handler(hangup, reload_certificate, options.tls, contexts, _service_log().warning)
     # uvicorn would replace these handlers, and raise the signal again at the end
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     # the first heartbeat precedes the first request, which may block this process: its silence is then noticed
@@ -128,7 +132,9 @@ async def _serve(service: Service, listener: socket.socket, options: HostOptions
         with contextlib.suppress(asyncio.CancelledError):
             await serving
         return drain.signal
-    grpc_server = await _start_grpc(service, options, drain, usage) if options.grpc_address else None
+    grpc_server = None
+    if options.grpc_address:
+        grpc_server = await _start_grpc(service, options, drain, usage, grpc_context)
     freeze_objects()
     usage.refresh()
     while not serving.done() and not drain.started.is_set():
@@ -149,13 +155,16 @@ async def _serve(service: Service, listener: socket.socket, options: HostOptions
     return drain.signal
 
 
-async def _start_grpc(service: Service, options: HostOptions, drain: Drain, usage: ResourceUsage) -> Any:
+async def _start_grpc(
+    service: Service, options: HostOptions, drain: Drain, usage: ResourceUsage, context: ssl.SSLContext | None
+) -> Any:
     """Start the gRPC server with the token, the TLS and the bounds of HTTP.
 
     Raises:
         UnfoldError: The service has no models, or the address cannot be bound.
     """
-    from unfoldkit.serving.grpc.server import GrpcOptions, start_grpc_server
+    from unfoldkit.serving.grpc.server import start_grpc_server
+    from unfoldkit.serving.grpc.servicer import GrpcOptions
 
     if not service.endpoints:
         raise user_error(f"{service.name} has no models to offer over gRPC", hint="leave --grpc-port out")
@@ -163,8 +172,12 @@ async def _start_grpc(service: Service, options: HostOptions, drain: Drain, usag
     grpc_options = GrpcOptions(
         address=options.grpc_address,
         is_authorized=is_token if options.token else None,
+        # the instrumentation of OpenTelemetry works with grpc.aio only
+        is_native=options.fast_path and options.instrumentation is None,
+        context=context,
         credentials=options.tls.build_grpc_credentials() if options.tls else None,
         hold_body=usage.hold_call,
+        hold_connection=usage.hold_connection,
         is_draining=drain.started.is_set,
         repository=service.repository,
         observer=options.observer,

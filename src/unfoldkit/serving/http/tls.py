@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,15 @@ class TlsFiles:
     key: Path
     client_ca: Path | None = None
 
-    def build_context(self) -> ssl.SSLContext:
-        """Build the context of a server: TLS 1.2 or later, HTTP/1.1.
+    def build_context(self, protocol: str = "http/1.1") -> ssl.SSLContext:
+        """Build the context of a server: TLS 1.2 or later, and one protocol by its name in ALPN.
 
         Raises:
             UnfoldError: A file is missing, is no PEM, needs a passphrase, or key and certificate do not match.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols([protocol])
         self.load_into(context)
         if self.client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
@@ -84,10 +84,11 @@ class TlsFiles:
         with_errors(self.certificate, lambda: context.load_cert_chain(self.certificate, self.key, _refuse_passphrase))
 
 
-def reload_certificate(files: TlsFiles, context: ssl.SSLContext, notify: Callable[[str], object]) -> None:
-    """Load changed files into the context of a running server; what is wrong with them leaves it as it was."""
+def reload_certificate(files: TlsFiles, contexts: Iterable[ssl.SSLContext], notify: Callable[[str], object]) -> None:
+    """Load changed files into the contexts of a running server; what is wrong with them leaves them as they were."""
     try:
-        files.load_into(context)
+        for context in contexts:
+            files.load_into(context)
     except UnfoldError as error:
         notify(f"the certificate was not reloaded: {error}")
     else:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import shutil
+import signal
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +20,12 @@ import numpy as np
 import pytest
 
 from tests.unit.serving.client import Server, rows, serving
-from tests.unit.serving.http.test_tls import certificate, client
+from tests.unit.serving.http.test_tls import certificate, client, wait_for
+from tests.unit.serving.models import Total
 from unfoldkit.serving.grpc.messages import FIELDS, METHODS, SERVICE, Messages, build_messages
-from unfoldkit.serving.grpc.server import client_address
+from unfoldkit.serving.grpc.server import start_grpc_server
+from unfoldkit.serving.grpc.servicer import GrpcOptions, client_address
+from unfoldkit.serving.oip.app import build_application, build_service
 
 INFER = "/v2/models/total/infer"
 
@@ -214,6 +222,98 @@ def test_grpc_has_the_tls_of_the_service(tmp_path: Path, messages: Messages) -> 
             assert call(channel, messages, "ModelInfer", raw_request(messages, [[1, 2, 3]])).outputs
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError):
             channel.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=2)
+
+
+@pytest.mark.parametrize("fast_path", ["1", "0"])
+def test_clients_need_a_certificate_under_mutual_tls(tmp_path: Path, messages: Messages, fast_path: str) -> None:
+    """Only a client with a certificate of the authority gets an answer."""
+    files, ca, _ = (certificate(tmp_path, name) for name in ("server", "ca", "other"))
+    known, unknown = certificate(tmp_path, "known", "ca"), certificate(tmp_path, "unknown", "other")
+    words = (f"cert={files.certificate}", f"key={files.key}", f"ca={ca.certificate}", f"fast_path={fast_path}")
+    root = files.certificate.read_bytes()
+    with both(*words, tls=client(files.certificate, known)) as (_, port):
+        for own, is_known in ((known, True), (unknown, False), (None, False)):
+            pair = (own.key.read_bytes(), own.certificate.read_bytes()) if own else (None, None)
+            credentials = grpc.ssl_channel_credentials(root, *pair)
+            with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
+                method = channel.unary_unary(f"/{SERVICE}/ServerLive")
+                if is_known:
+                    assert method(b"", timeout=10)
+                    continue
+                with pytest.raises(grpc.RpcError) as caught:
+                    method(b"", timeout=5)
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_renewed_certificate_is_used_without_a_restart(tmp_path: Path, messages: Messages) -> None:
+    """After SIGHUP new connections get the new certificate, and old ones go on."""
+    first, second = certificate(tmp_path, "a"), certificate(tmp_path, "b")
+    words = (f"cert={first.certificate}", f"key={first.key}")
+    old, new = (grpc.ssl_channel_credentials(files.certificate.read_bytes()) for files in (first, second))
+    with both(*words, tls=client(first.certificate)) as (server, port):
+        with grpc.secure_channel(f"localhost:{port}", old) as channel:
+            assert call(channel, messages, "ServerLive").live
+            shutil.copy(second.certificate, first.certificate)
+            shutil.copy(second.key, first.key)
+            server.process.send_signal(signal.SIGHUP)
+            wait_for(server, "was reloaded")
+            assert call(channel, messages, "ServerLive").live
+        with grpc.secure_channel(f"localhost:{port}", new) as channel:
+            assert call(channel, messages, "ServerLive").live
+
+
+def test_grpcio_answers_without_hpack(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the library for header fields is missing, gRPC is left to grpcio, with one line in the log."""
+    for name in [name for name in sys.modules if name.startswith("unfoldkit.serving.grpc.http2")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "hpack", None)
+    service = build_service("total", build_application([Total()]))
+
+    async def start() -> Any:
+        server = await start_grpc_server(service.endpoints, GrpcOptions(address="127.0.0.1:0"))
+        await server.stop(0)
+        return server
+
+    with caplog.at_level("WARNING", logger="unfoldkit.serving"):
+        assert isinstance(asyncio.run(start()), grpc.aio.Server)
+    assert [text for text in caplog.messages if "hpack" in text] == caplog.messages
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("fast_path", ["1", "0"])
+def test_a_message_that_is_too_large_has_its_status(messages: Messages, fast_path: str) -> None:
+    """The client is told so while it still sends, and the connection goes on."""
+    large, small = (raw_request(messages, np.zeros((rows, 3))) for rows in (100_000, 1))
+    with both(f"fast_path={fast_path}") as (_, port), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for _ in range(5):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(channel, messages, "ModelInfer", large)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert call(channel, messages, "ModelInfer", small).outputs
+
+
+@pytest.mark.parametrize("fast_path", ["1", "0"])
+def test_calls_are_lines_of_the_log(messages: Messages, fast_path: str) -> None:
+    """Each call has one line with its id, and with the status that it would have over HTTP."""
+    with (
+        both("log=1", f"fast_path={fast_path}") as (server, port),
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        assert call(channel, messages, "ServerLive", metadata=(("x-request-id", "first"),)).live
+        call(
+            channel, messages, "ModelInfer", raw_request(messages, [[1, 2, 3]]), metadata=(("x-request-id", "second"),)
+        )
+        for values in ([[666.0, 0, 0]], [[float("nan"), 0, 0]]):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(channel, messages, "ModelInfer", raw_request(messages, values))
+            assert dict(caught.value.trailing_metadata())["x-request-id"]
+        server.end()
+        lines = [json.loads(line) for line in server.told().splitlines() if SERVICE in line]
+    assert [(line["path"].rpartition("/")[2], line["status"]) for line in lines] == [
+        ("ServerLive", 200), ("ModelInfer", 200), ("ModelInfer", 500), ("ModelInfer", 400),
+    ]  # fmt: skip
+    assert [line["id"] for line in lines[:2]] == ["first", "second"]
+    assert all(len(line["id"]) == 32 for line in lines[2:])
 
 
 def test_health_and_reflection_answer(total: tuple[Server, int]) -> None:

@@ -33,9 +33,9 @@ def messages() -> Messages:
     return build_messages()
 
 
-@pytest.fixture(scope="module")
-def total() -> Iterator[tuple[Server, int]]:
-    with both() as pair:
+@pytest.fixture(scope="module", params=["fast_path=1", "fast_path=0"])
+def total(request: pytest.FixtureRequest) -> Iterator[tuple[Server, int]]:
+    with both(request.param) as pair:
         yield pair
 
 
@@ -137,6 +137,28 @@ def test_streams_that_are_left_open_leave_room_for_others(total: tuple[Server, i
             idle.put(None)
     with grpc.insecure_channel(f"127.0.0.1:{total[1]}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
         wait_for(lambda: totals_or_none(channel, messages, ask) == [("", 6.0)])
+
+
+def test_reflection_leaves_room_for_others(total: tuple[Server, int], messages: Messages) -> None:
+    """Streams of reflection count among those of a client."""
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    idle: queue.Queue[Any] = queue.Queue()
+    ask = reflection_pb2.ServerReflectionRequest(list_services="")
+    with grpc.insecure_channel(f"127.0.0.1:{total[1]}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        held = [reflect(chain_first(ask, sent_by(idle)), wait_for_ready=True) for _ in range(MAX_STREAMS_OF_CLIENT)]
+        for stream in held:
+            next(stream)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(reflect(iter([ask])))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for stream in held:
+            stream.cancel()
+            idle.put(None)
+    with grpc.insecure_channel(f"127.0.0.1:{total[1]}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        ask_again = raw_request(messages, [[1, 2, 3]])
+        wait_for(lambda: totals_or_none(channel, messages, ask_again) == [("", 6.0)])
 
 
 def chain_first(first: Any, rest: Iterator[Any]) -> Iterator[Any]:

@@ -64,6 +64,25 @@ def test_a_call_without_bytes_leaves_no_trace() -> None:
     assert (bound.total, bound.clients) == (Held(), {})
 
 
+def test_connections_of_both_protocols_count_together() -> None:
+    """A client whose share is used up over gRPC gets no connection over HTTP, and the other way round."""
+    bound = usage(connections=10, probes=0)
+    assert [bound.hold_connection("a", 1) for _ in range(6)] == [""] * 5 + ["connections"]
+    assert bound.admit("a", int) is None
+    held = [bound.admit("b", int) for _ in range(5)]
+    assert bound.hold_connection("b", 1) == "connections"
+    bound.hold_connection("a", -1)
+    assert bound.hold_connection("c", 1) == ""
+    for item in held:
+        assert item is not None
+        item.release()
+    for client, count in (("a", 4), ("c", 1)):
+        for _ in range(count):
+            bound.hold_connection(client, -1)
+    assert bound.total.is_empty
+    assert not bound.clients
+
+
 def test_a_probe_beyond_the_reserved_ones_ends_the_oldest() -> None:
     """Silent connections cannot keep health checks out: the oldest of them gives way."""
     ended: list[int] = []
