@@ -38,12 +38,12 @@ def measure_fresh_share(
     """Return on how many fresh samples of its requests a problem's targets are met; ``None`` for a few requests.
 
     Args:
-        problem: what was planned.
+        problem: what was planned, with the requests as they arrive at the first stage.
         meets_targets: simulates the plan on the requests of a problem.
         seed: seed of the samples.
     """
     requests = problem.requests
-    if len(requests) < MIN_REQUESTS or problem.surroundings is not None:
+    if len(requests) < MIN_REQUESTS:
         return None
     draws = int(np.clip(MAX_TOKENS / max(1, int(requests.output_tokens.sum())), MIN_DRAWS, DRAWS))
     kept = 0
