@@ -362,6 +362,7 @@ def test_the_precision_of_a_checkpoint_is_planned(tmp_path: Path) -> None:
     """A quantized checkpoint fits more on a GPU, needs no flag in vLLM, and contradicts another stated precision."""
     sizes = {"num_hidden_layers": 80, "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8}
     sizes |= {"intermediate_size": 29568, "vocab_size": 152064, "sliding_window": 128}
+    sizes |= {"use_sliding_window": True, "max_window_layers": 70}
     config = {**sizes, "model_type": "qwen2", "quantization_config": {"quant_method": "awq", "bits": 4}}
     (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
     model = "{name: org/model, layers: 32, hidden: 4096, heads: 32, kv_heads: 8, inner: 14336, vocabulary: 128256}"
@@ -371,7 +372,7 @@ def test_the_precision_of_a_checkpoint_is_planned(tmp_path: Path) -> None:
     assert (engine["precision"], engine["is_quantized"], engine["hardware"]) == ("int4", True, "h100")
     assert "--quantization" not in export_vllm(report)
     assert "none has int4 weights" in dict(report.lines)["interval"]
-    assert "window of 128 tokens" in dict(report.lines)["sliding window"]
+    assert "10 of 80 layers attend to 128 tokens" in dict(report.lines)["sliding window"]
     with pytest.raises(UnfoldError, match="stored in int4, and the spec states bf16"):
         plan_spec(tmp_path, of_file, ("tensor_parallel: 1", "precision: bf16\n      tensor_parallel: 1"))
 
