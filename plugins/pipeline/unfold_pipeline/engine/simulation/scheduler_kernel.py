@@ -127,10 +127,18 @@ def _find_place(request: int, group: int, index: int, limits: CountArray, state:
 def _release_groups(
     request: int, limits: CountArray, state: CountArray, table: CountArray, pool: CountArray, counters: CountArray
 ) -> None:
-    """Free the blocks of all groups of a request, those of each group from the last one on."""
+    """Free the blocks of all groups of a request, those of each group from the last one on.
+
+    Without a prefix cache, any block is as good as another, so that they are counted alone.
+    """
+    have, skipped = state[HAVE, request], state[SKIPPED, request]
+    if not limits[CACHES]:
+        counters[FREE] += limits[GROUPS] * have - (limits[GROUPS] - limits[FULL_GROUPS]) * skipped
+        state[HAVE, request] = state[SKIPPED, request] = 0
+        return
     for group in range(limits[GROUPS]):
-        least = state[SKIPPED, request] if group >= limits[FULL_GROUPS] else 0
-        for index in range(state[HAVE, request] - 1, least - 1, -1):
+        least = skipped if group >= limits[FULL_GROUPS] else 0
+        for index in range(have - 1, least - 1, -1):
             _give_back(table[_find_place(request, group, index, limits, state)], pool, counters)
     state[HAVE, request] = state[SKIPPED, request] = 0
 
@@ -142,7 +150,10 @@ def _skip_blocks(
     """Free the blocks that lie before the window of the next token."""
     begin = max(0, state[COMPUTED, request] - limits[WINDOW] + 1) // limits[BLOCK_TOKENS]
     skipped = state[SKIPPED, request]
-    if begin > skipped:
+    if begin > skipped and not limits[CACHES]:
+        counters[FREE] += (limits[GROUPS] - limits[FULL_GROUPS]) * (begin - skipped)
+        state[SKIPPED, request] = begin
+    elif begin > skipped:
         for group in range(limits[FULL_GROUPS], limits[GROUPS]):
             for index in range(begin - 1, skipped - 1, -1):
                 _give_back(table[_find_place(request, group, index, limits, state)], pool, counters)
@@ -160,7 +171,10 @@ def _take_groups(
     by_content: CountArray,
     counters: CountArray,
 ) -> None:
-    """Take the blocks that a request lacks, group after group."""
+    """Take the blocks that a request lacks, group after group; without a prefix cache, they are counted alone."""
+    if not limits[CACHES]:
+        counters[FREE] -= limits[GROUPS] * (needed - state[HAVE, request])
+        return
     for group in range(limits[GROUPS]):
         for index in range(state[HAVE, request], needed):
             table[_find_place(request, group, index, limits, state)] = _take(pool, by_content, counters)
