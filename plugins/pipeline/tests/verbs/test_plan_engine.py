@@ -117,7 +117,6 @@ def test_a_latency_below_that_of_a_single_request_is_refused_at_once(tmp_path: P
         ((("h100: {price: $4/h}", "h100: {price: $4/h, gpu: h1000}"),), TRACE, "the GPU h1000 is not known"),
         ((("l4: {roofline: true}", "l4: {profile: gone}"),), TRACE, "no such file or folder"),
         ((("tensor_parallel: 1", "tensor_parallel: [3, 5]"),), TRACE, "no tensor parallelism of 3, 5 divides 32 heads"),
-        ((), "time_s,ContextTokens,GeneratedTokens\n" + "0,5,2\n" * 9, "9 queries at one instant"),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n0,5,2\n", "one query is no traffic"),
         ((), f"{TRACE}2026-01-01T00:00:00Z,5,2\n", "the trace would last 56 years: arrival 201 is far"),
         ((), f"{TRACE}1e400,5,2\n", "is not a finite time"),
@@ -143,7 +142,6 @@ def test_bad_input_is_named(tmp_path: Path, changes: tuple[tuple[str, str], ...]
     [
         ([{"timestamp": 10**300, "input_length": 5, "output_length": 5}] * 3, "has no time"),
         ([{"timestamp": stamp, "input_length": 5, "output_length": 5} for stamp in (1.7e9, 1.7e12)], "several clocks"),
-        ([{"timestamp": 7, "input_length": 5, "output_length": 5}] * 3, "arrive at the same time"),
         ([{"timestamp": 7, "input_length": 5, "output_length": 0}] * 3, "is no number of tokens"),
         ([{"timestamp": 7, "input_length": 5}] * 3, "no generated tokens"),
         ([[7, 5, 5]] * 3, "no JSON object"),
@@ -290,6 +288,21 @@ def test_a_plan_that_was_lucky_says_so(tmp_path: Path) -> None:
     assert 0 <= (report.metrics["fresh_share"].value or 0) < 0.9
     assert "on this sample, but only on" in report.headline
     assert "of 24 fresh samples" in dict(report.lines)["fresh samples"]
+
+
+@pytest.mark.parametrize("time", ["0", "2026-01-01 00:00:00"])
+def test_a_batch_that_arrives_at_one_instant_is_planned(tmp_path: Path, time: str) -> None:
+    """Requests without a rate are planned by the time of the last ones, and have no fresh samples."""
+    rows = "".join(f"{time},{100 + index},20\n" for index in range(400))
+    trace = f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}"
+    batch = ("ttft_p99: 300 ms, tpot_p99: 40 ms", "p99: 1 min")
+    report = plan_spec(tmp_path, batch, trace=trace)
+    assert report.verdict is Verdict.YES
+    assert "at one instant" in report.subtitle
+    assert "fresh_share" not in report.metrics
+    slow = (report.metrics["latency_p99_ms"].value or 0) / 2
+    faster = plan_spec(tmp_path, (batch[0], f"p99: {slow:.1f} ms"), trace=trace)
+    assert (faster.metrics["replicas"].value or 0) > (report.metrics["replicas"].value or 0)
 
 
 def test_a_wait_that_no_target_bounds_is_named(tmp_path: Path) -> None:

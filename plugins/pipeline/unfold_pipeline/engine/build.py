@@ -376,7 +376,9 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
         # compress, scale and share apply to requests with their tokens, not to times alone
         plain = traffic.model_copy(update={"compress": 1.0, "scale": 1.0, "share": 1.0, "counts": ""})
         is_newest_first: list[None] = []
-        times = load_arrivals(plain, run, rng, key, on_newest_first=lambda: is_newest_first.append(None))
+        times = load_arrivals(
+            plain, run, rng, key, on_newest_first=lambda: is_newest_first.append(None), allows_batch=True
+        )
         trace = read_tokens(
             path,
             times,
@@ -390,10 +392,8 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
     trace = trace.scale_rate(traffic.scale, rng) if traffic.scale != 1 else trace
     if traffic.share < 1:
         trace = trace.cut(0.0, float(trace.arrival_s[-1]) * traffic.share)
-    if len(trace) > 1 and trace.arrival_s[-1] <= trace.arrival_s[0]:
-        raise user_error("all requests arrive at the same time: there is no rate", key=key, hint="a longer trace")
     if len(trace) < 2:
-        raise user_error("the trace has too few requests for a rate", key=key, hint="a longer trace or share")
+        raise user_error("the trace has too few requests for a plan", key=key, hint="a longer trace or share")
     return trace
 
 

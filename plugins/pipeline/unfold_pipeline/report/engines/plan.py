@@ -133,9 +133,9 @@ def build_subtitle(problem: EngineProblem) -> tuple[str, ...]:
     """Return the facts beside the title."""
     requests = problem.requests
     span = float(requests.arrival_s[-1] - requests.arrival_s[0])
-    rate = len(requests) / span if span else 0.0
+    rate = f"{len(requests) / span:.3g}/s" if span else "at one instant"
     tokens = f"{requests.input_tokens.mean():,.0f} in, {requests.output_tokens.mean():,.0f} out"
-    return f"{len(requests):,} requests", f"{rate:.3g}/s", tokens, _format_targets(problem)
+    return f"{len(requests):,} requests", rate, tokens, _format_targets(problem)
 
 
 def add_left_out(report: Report, problem: EngineProblem) -> Report:
