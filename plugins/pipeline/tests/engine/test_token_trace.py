@@ -231,3 +231,29 @@ def test_texts_without_counts_are_named(tmp_path: Path) -> None:
     """Data sets of conversations have no tokens: the hint says that they must be counted."""
     with pytest.raises(UnfoldError, match="count the tokens of its texts first"):
         read(tmp_path, [{"timestamp": to_iso(1.0), "conversation": [{"role": "user", "content": "hi"}]}] * 9)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message", "line"),
+    [
+        (
+            ['{"time_s": 1.5, "isl": 5, "osl": 5}', '{"time_s": 2.5, "isl": 5, "os'],
+            "not a JSON object: Unterminated",
+            2,
+        ),
+        (['{"time_s": 1.5, "isl": 5, "osl": 5}', '{"time_s": 2.5, "event": "start"}'], "no prompt tokens", 2),
+        (
+            ['{"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "x"}]}]}]}'],
+            "no span of the export states tokens",
+            0,
+        ),
+    ],
+)
+def test_faults_have_their_line(tmp_path: Path, lines: list[str], message: str, line: int) -> None:
+    """A line that breaks off or has no tokens is named by its number, and an export without model calls as such."""
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(lines), "utf-8")
+    with pytest.raises(UnfoldError, match=message) as error:
+        read_objects(path, prompt=None, generated=None)
+    assert error.value.diagnostics[0].line == line
+    assert error.value.diagnostics[0].hint

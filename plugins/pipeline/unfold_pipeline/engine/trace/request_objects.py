@@ -89,12 +89,21 @@ def _iter_lines(path: Path) -> Iterator[RequestObject]:
         with open_text(path) as stream:
             for number, text in enumerate(stream, 1):
                 if text.strip():
-                    row = json.loads(text)
+                    row = _parse_line(text, number, path)
                     if not isinstance(row, dict):
                         raise UnfoldError(Diagnostic("the line is no JSON object", str(path), number, 1))
                     yield RequestObject(path=path, number=number, unit="line", text=text, fields=_flatten(row))
     except (ValueError, RecursionError, OSError, EOFError) as error:
         raise user_error(f"not a file of JSON lines: {error}", file=str(path)) from error
+
+
+def _parse_line(text: str, number: int, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        message = f"not a JSON object: {getattr(error, 'msg', error)}"
+        column = getattr(error, "colno", 1)
+        raise UnfoldError(Diagnostic(message, str(path), number, column, hint="a complete line")) from error
 
 
 def _iter_document(path: Path) -> Iterator[RequestObject]:
@@ -103,6 +112,9 @@ def _iter_document(path: Path) -> Iterator[RequestObject]:
             entries = _list_entries(list(parse_values(stream.read())))
     except (ValueError, RecursionError, OSError, EOFError) as error:
         raise user_error(f"the document breaks off or is no JSON: {error}", file=str(path)) from error
+    if entries == []:
+        hint = "spans of model calls, with gen_ai.usage.input_tokens and gen_ai.usage.output_tokens"
+        raise user_error("no span of the export states tokens", file=str(path), hint=hint)
     if entries is None:
         raise user_error("the document has no list of requests", file=str(path), hint="a list of objects")
     for number, entry in enumerate(entries, 1):

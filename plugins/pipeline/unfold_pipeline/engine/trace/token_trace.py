@@ -294,27 +294,29 @@ def _without_sharing(arrival_s: FloatArray, prompt: CountArray, generated: Count
 
 
 def _find_columns(
-    names: Sequence[str], prompt: str | int | None, generated: str | int | None, path: Path
+    names: Sequence[str], prompt: str | int | None, generated: str | int | None, path: Path, line: int = 1
 ) -> tuple[str | int, str | int]:
     return (
-        _find_column(names, prompt, INPUT_COLUMNS, "prompt tokens", path),
-        _find_column(names, generated, OUTPUT_COLUMNS, "generated tokens", path),
+        _find_column(names, prompt, INPUT_COLUMNS, "prompt tokens", path, line),
+        _find_column(names, generated, OUTPUT_COLUMNS, "generated tokens", path, line),
     )
 
 
 def _find_column(
-    names: Sequence[str], wanted: str | int | None, usual: Sequence[str], what: str, path: Path
+    names: Sequence[str], wanted: str | int | None, usual: Sequence[str], what: str, path: Path, line: int
 ) -> str | int:
     if isinstance(wanted, int):
         return wanted
     if wanted is not None:
         if wanted not in names:
-            raise UnfoldError(Diagnostic(f"no column {wanted}", str(path), 1, 1, hint=did_you_mean(wanted, names)))
+            raise UnfoldError(Diagnostic(f"no column {wanted}", str(path), line, 1, hint=did_you_mean(wanted, names)))
         return wanted
     column = find_usual_column(names, usual)
     if column is None:
         hint = COLUMN_HINT if find_usual_column(names, TEXT_COLUMNS) is None else TEXT_HINT
-        raise UnfoldError(Diagnostic(f"the trace has no {what}", str(path), 1, 1, hint=hint))
+        if line > 1:
+            hint = "arrivals.match: a text of the lines with tokens"
+        raise UnfoldError(Diagnostic(f"the trace has no {what}", str(path), line, 1, hint=hint))
     return column
 
 
@@ -378,7 +380,7 @@ def read_objects(
             continue
         names = tuple(row.fields)
         if names not in known:
-            known[names] = _find_columns(names, prompt, generated, path)
+            known[names] = _find_columns(names, prompt, generated, path, row.number)
         time_s = parse_object_time(row.fields, column, notation, unitless)
         if time_s is None or not abs(time_s) < MAX_STAMP:
             hint = "a time as in logs, such as time_s or timestamp; or arrivals.column: FIELD"
