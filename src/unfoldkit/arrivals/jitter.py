@@ -76,7 +76,7 @@ def describe_suspicion(times: Times, *, has_unit: bool = False) -> str:
     gaps = np.diff(times)
     if times.size >= _MIN_ROWS and gaps.min() >= 1 and np.ptp(gaps) <= 1e-6 * gaps[0]:
         return f"a row every {gaps[0]:,.6g} s, each read as one arrival; arrivals.counts names a column of counts"
-    if has_unit or times[0] >= FIRST_EPOCH_S or (times % 1).any():
+    if has_unit or times[0] >= FIRST_EPOCH_S or times[-1] == times[0] or (times % 1).any():
         return ""
     if times.size > _MIN_ROWS and (gaps == 0).mean() >= MIN_REPEATED:
         return "whole seconds, many of them repeated; if they are rounded, set arrivals.unit: s to spread them"

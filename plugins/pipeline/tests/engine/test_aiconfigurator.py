@@ -13,6 +13,7 @@ from unfold_pipeline.engine.hardware.model_shape import ModelShape
 from unfold_pipeline.engine.simulation.engine import StepTimes
 from unfold_pipeline.engine.step_times.aiconfigurator import (
     KERNEL_LAUNCH_S,
+    REQUEST_S,
     SMALL_KERNELS,
     OperatorDatabase,
     _extend_prompt,
@@ -96,7 +97,7 @@ def test_a_step_is_the_sum_of_its_operators(tmp_path: Path) -> None:
     products = (768 * 512 + 512 * 512 + 2048 * 512 + 512 * 1024) / 1e9
     small = 2 * SMALL_KERNELS * KERNEL_LAUNCH_S
     assert times.dense[1] == pytest.approx(2 * products + small, rel=0.01)
-    assert times.sequence[3] == pytest.approx(2048 * 512 / 1e9)
+    assert times.sequence[3] == pytest.approx(2048 * 512 / 1e9 + 3 * REQUEST_S)
     decodes = int(np.flatnonzero(times.axes[2] == 4)[0])
     assert times.attention[0, 0, decodes, 1] == pytest.approx(2 * 4e-6)
     chunk = int(np.flatnonzero(times.axes[0] == 64)[0])

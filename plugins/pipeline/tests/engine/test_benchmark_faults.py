@@ -272,12 +272,25 @@ def aiperf(data: dict[str, Any]) -> str:
     return "\n".join(map(json.dumps, [warm, *lines]))
 
 
+def guidellm_usage(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return requests of GuideLLM with token counts in objects of their own."""
+    rows = guidellm_05(data)
+    for row in rows:
+        row["input_metrics"] = {"text_tokens": row.pop("prompt_tokens")}
+        row["output_metrics"] = {"text_tokens": row.pop("output_tokens")}
+    return rows
+
+
 def test_newer_versions_describe_the_same_run(tmp_path: Path) -> None:
     """Versions that moved their times and lengths give the requests of the others, and the tokens of the server."""
     plain = read_one(write(tmp_path, DATA))
     bodies = {
         "guidellm 0.3": {"benchmarks": [as_benchmark(guidellm_03(DATA), {"type_": "poisson", "rate": 20})]},
         "guidellm 0.5": {"benchmarks": [as_benchmark(guidellm_05(DATA), {"type_": "constant", "max_concurrency": 9})]},
+        "guidellm with metadata": {
+            "metadata": {"version": 2, "guidellm_version": "0.5.0"},
+            "benchmarks": [as_benchmark(guidellm_usage(DATA), {"type_": "poisson", "rate": 20})],
+        },
         "inference-perf": inference_perf_06(DATA),
     }
     paths = [write(tmp_path, body, f"{name}.json") for name, body in bodies.items()]
@@ -301,6 +314,25 @@ def test_a_file_may_hold_several_runs(tmp_path: Path) -> None:
     assert runs[0].notes == ("run 3 of 3 is left out: 30 requests were cut off, 20 are complete",)
     (tmp_path / "appended.json").write_text(f"{json.dumps(DATA)}\n{json.dumps(as_sglang(DATA))}", "utf-8")
     assert len(read_benchmarks(tmp_path / "appended.json")) == 2
+    assert len(read_benchmarks(write(tmp_path, [DATA, as_sglang(DATA)], "list.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ({"experiments": [{"requests": []}]}, "genai-perf has no prompt tokens"),
+        ({"load_summary": {"count": 20}, "successes": {}}, "summary of inference-perf has no single requests"),
+        ({"time_to_first_token": {"avg": 50, "unit": "ms"}}, "summary of AIPerf has no single requests"),
+        ([{"ttft_s": 0.1, "end_to_end_latency_s": 1.0, "number_output_tokens": 9}] * 9, "LLMPerf does not state when"),
+        ({"backend": "sglang", "completed": 9}, "no times of single requests .*--output-details"),
+        ({**DATA, "itls": [None, *DATA["itls"][1:]]}, "an entry is null"),
+    ],
+)
+def test_other_files_of_known_tools_are_named(tmp_path: Path, result: Any, message: str) -> None:
+    """Summaries and exports without single requests are refused with the file or option to take instead."""
+    with pytest.raises(UnfoldError, match=message) as error:
+        read_benchmarks(write(tmp_path, result))
+    assert error.value.diagnostics[0].hint
 
 
 @pytest.mark.parametrize(("key", "value"), [("error", {"message": "timeout"}), ("metrics", {})])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from unfold_pipeline.engine.hardware.gpu import find_gpu
+from unfold_pipeline.engine.hardware.gpu import estimate_kv_cache, find_gpu
 from unfold_pipeline.engine.hardware.model_config import read_model_config
 from unfold_pipeline.engine.hardware.model_shape import ModelShape
 from unfoldkit.api import UnfoldError
@@ -136,6 +137,64 @@ def test_attention_layers_of_a_hybrid_family_are_dense(tmp_path: Path) -> None:
     assert not read(tmp_path, config).is_unusual
 
 
+@pytest.mark.parametrize(
+    ("config", "window", "groups"),
+    [
+        (LLAMA, (0, 0), (32, 1, 0)),
+        (GEMMA, (4096, 21), (21, 1, 1)),
+        (GEMMA_3_4B, (1024, 29), (5, 1, 6)),
+        (GEMMA_3_12B, (1024, 40), (8, 1, 5)),
+        ({**LLAMA, "sliding_window": 4096, "model_type": "mistral"}, (4096, 32), (32, 0, 1)),
+        ({**LLAMA, "sliding_window": None, "model_type": "mistral"}, (0, 0), (32, 1, 0)),
+        ({**LLAMA, "sliding_window": 4096, "model_type": "qwen2"}, (0, 0), (32, 1, 0)),
+        ({**LLAMA, "sliding_window": 4096, "use_sliding_window": False}, (0, 0), (32, 1, 0)),
+        (
+            {
+                **LLAMA,
+                "sliding_window": 4096,
+                "use_sliding_window": True,
+                "max_window_layers": 28,
+                "model_type": "qwen2",
+            },
+            (4096, 4),
+            (4, 7, 1),
+        ),
+        ({**LLAMA, "sliding_window": 4096, "model_type": "cohere2"}, (4096, 24), (8, 1, 3)),
+        ({**LLAMA, "sliding_window": 512, "sliding_window_pattern": "LLLG"}, (512, 24), (8, 1, 3)),
+        (
+            {**LLAMA, "sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"] * 16},
+            (128, 16),
+            (16, 1, 1),
+        ),
+        ({**LLAMA, "attention_chunk_size": 8192, "layer_types": ["chunked_attention"] * 32}, (0, 0), (32, 1, 0)),
+    ],
+)
+def test_layers_with_a_window_are_counted(
+    tmp_path: Path, config: Mapping[str, Any], window: tuple[int, int], groups: tuple[int, int, int]
+) -> None:
+    """The window, its layers, and the groups of layers in the KV cache are those that vLLM forms."""
+    shape = read(tmp_path, config)
+    layout = shape.kv_layout
+    assert (shape.window, shape.window_layers) == window
+    assert (layout.group_layers, layout.full_groups, layout.window_groups) == groups
+
+
+def test_a_window_leaves_room_for_longer_requests(tmp_path: Path) -> None:
+    """Layers with a window take a window of each request, so that a cache of the same memory holds longer ones."""
+    shape, gpu = read(tmp_path, GEMMA_3_12B), find_gpu("h100_sxm")
+    assert gpu is not None
+    kinds = {"tensor_parallel": 1, "precision": "bf16", "kv_precision": "bf16", "utilization": 0.9}
+    windowed = estimate_kv_cache(shape, gpu, **kinds)
+    whole = estimate_kv_cache(replace(shape, window=0, window_layers=0), gpu, **kinds)
+    assert windowed.num_blocks == pytest.approx(6 * whole.num_blocks, abs=6)
+    assert windowed.tokens == pytest.approx(whole.tokens, abs=32)
+    assert windowed.keep_whole_context().num_blocks == pytest.approx(whole.num_blocks, abs=1)
+    longest = windowed.find_longest_request(2048)
+    held = -(-(1023 + 2048) // 16) + 1
+    assert longest // 16 + 5 * held <= windowed.num_blocks < longest // 16 + 1 + 5 * held
+    assert longest > 5 * whole.find_longest_request(2048)
+
+
 def compressed(bits: int, kind: str, form: str) -> dict[str, Any]:
     weights = {"num_bits": bits, "type": kind}
     return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": {"weights": weights}}}
@@ -185,6 +244,45 @@ def test_weights_in_several_precisions_are_refused(tmp_path: Path) -> None:
         read(tmp_path, {**LLAMA, "quantization_config": mixed})
     with pytest.raises(UnfoldError, match="quantization_config: the quantization of the weights is no object"):
         read(tmp_path, {**LLAMA, "quantization_config": "fp8"})
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bytes_per_weight"),
+    [
+        ({"quant_method": "awq", "bits": 4}, 0.5 + 2.5 / 128),
+        ({"quant_method": "awq", "w_bit": 4, "q_group_size": 64}, 0.5 + 2.5 / 64),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 32}, 0.5 + 2.5 / 32),
+        ({"quant_method": "gptq", "bits": 4, "group_size": -1}, 0.5),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "config_groups": {
+                    "group_0": {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}}
+                },
+            },
+            0.5 + 2.5 / 32,
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "config_groups": {
+                    "group_0": {"weights": {"num_bits": 4, "type": "int", "strategy": "channel", "group_size": None}}
+                },
+            },
+            0.5,
+        ),
+    ],
+)
+def test_small_groups_take_more_memory(
+    tmp_path: Path, quantization: Mapping[str, Any], bytes_per_weight: float
+) -> None:
+    """4-bit weights have a scale and a zero for each group, of the size that the checkpoint states."""
+    shape = read(tmp_path, {**LLAMA, "quantization_config": quantization})
+    assert shape.stored_precision == "int4"
+    assert shape.bytes_per_weight("int4") == pytest.approx(bytes_per_weight)
+    assert shape.bytes_per_weight("bf16") == 2.0
 
 
 def test_four_bits_take_a_quarter_of_the_memory(tmp_path: Path) -> None:

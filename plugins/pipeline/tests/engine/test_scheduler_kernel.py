@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,8 +22,8 @@ from unfold_pipeline.engine.simulation.workload import EngineRequests, build_req
 TOKENS = 64
 
 
-def step_times() -> StepTimes:
-    """Return tables in which every axis matters."""
+def step_times(window: int = 0) -> StepTimes:
+    """Return tables in which every axis matters; with a window, for three of five layers."""
     axes, lengths = pad_axes(
         [np.array([0.0, 8, 64]), np.array([0.0, 16, 256]), np.array([0.0, 1, 32]), np.array([0.0, 9, 99])]
     )
@@ -33,6 +35,8 @@ def step_times() -> StepTimes:
         axis_lengths=lengths,
         attention=1e-4 * rng.random((3, 3, 3, 3)),
         overhead=5e-4,
+        window=window,
+        window_share=0.6 if window else 0.0,
     )
 
 
@@ -64,13 +68,26 @@ def cases(draw: st.DrawFn) -> tuple[EngineRequests, EngineLimits]:
     return requests, limits
 
 
+@st.composite
+def window_cases(draw: st.DrawFn) -> tuple[EngineRequests, EngineLimits]:
+    """Draw the same with groups of layers, some or all of which keep a window."""
+    requests, limits = draw(cases())
+    full, windowed = draw(st.sampled_from([(0, 1), (1, 1), (1, 3), (2, 2)]))
+    window, size = draw(st.sampled_from([2, 3, 8, 13, 30])), requests.block_tokens
+    limits = replace(limits, full_groups=full, window_groups=windowed, window=window)
+    blocks = -(-(requests.input_tokens + requests.output_tokens) // size)
+    needed = full * blocks + windowed * np.minimum(blocks, limits.count_window_blocks(size))
+    return requests, replace(limits, num_blocks=int(needed.max()) + draw(st.integers(1, 40)))
+
+
 @pytest.mark.e2e
 @settings(max_examples=200)
-@given(cases())
+@given(cases() | window_cases())
 def test_kernel_and_reference_agree_on_every_token(case: tuple[EngineRequests, EngineLimits]) -> None:
     """Times of first and last tokens, preemptions, cache hits and steps are those of the reference."""
     requests, limits = case
-    run, reference = simulate(requests, limits, step_times()), simulate_reference(requests, limits, step_times())
+    times = step_times(limits.window)
+    run, reference = simulate(requests, limits, times), simulate_reference(requests, limits, times)
     np.testing.assert_allclose(run.first_token_s, reference.first_token_s, rtol=1e-12)
     np.testing.assert_allclose(run.last_token_s, reference.last_token_s, rtol=1e-12)
     assert (run.preemptions, run.hit_tokens, run.steps) == (
@@ -82,7 +99,7 @@ def test_kernel_and_reference_agree_on_every_token(case: tuple[EngineRequests, E
 
 
 @settings(max_examples=100)
-@given(cases())
+@given(cases() | window_cases())
 def test_steps_keep_budget_and_blocks(case: tuple[EngineRequests, EngineLimits]) -> None:
     """No step exceeds the token budget or the slots, the number of blocks is constant, every request is answered."""
     requests, limits = case
@@ -94,7 +111,7 @@ def test_steps_keep_budget_and_blocks(case: tuple[EngineRequests, EngineLimits])
             break
         assert sum(tokens for tokens, _ in step.chunks.values()) <= limits.max_num_batched_tokens
         assert len(engine.running) <= limits.max_num_seqs
-        used = {block for blocks in engine.blocks for block in blocks}
+        used = {block for groups in engine.blocks for blocks in groups for block in blocks if block is not None}
         assert used.isdisjoint(engine.pool.free)
         assert len(used) + len(engine.pool.free) == limits.num_blocks
         produced += len(step.produces)
@@ -121,6 +138,40 @@ def test_an_early_end_is_exact(case: tuple[EngineRequests, EngineLimits], allowe
     late = int((complete.first_token_s - requests.arrival_s > target).sum())
     run = simulate(requests, limits, step_times(), LatencyTargets(ttft_s=target, allowed_misses=allowed))
     assert run.aborted == (late > allowed)
+
+
+@given(cases(), st.integers(100, 200))
+def test_a_window_beyond_all_contexts_changes_nothing(case: tuple[EngineRequests, EngineLimits], window: int) -> None:
+    """A model with a window that no request reaches has the token times of one without."""
+    requests, limits = case
+    plain = simulate(requests, limits, step_times())
+    windowed = replace(limits, full_groups=0, window_groups=1, window=window)
+    run = simulate(requests, windowed, replace(step_times(), window=window, window_share=1.0))
+    np.testing.assert_allclose(run.first_token_s, plain.first_token_s, rtol=1e-12)
+    np.testing.assert_allclose(run.last_token_s, plain.last_token_s, rtol=1e-12)
+    assert (run.preemptions, run.hit_tokens, run.peak_blocks) == (
+        plain.preemptions,
+        plain.hit_tokens,
+        plain.peak_blocks,
+    )
+
+
+def test_layers_with_a_window_hold_no_more_than_the_window() -> None:
+    """A long decode holds all its blocks in a group without a window, and those of the window in the others."""
+    requests = build_requests(np.array([0.0]), np.array([40]), np.array([24]), block_tokens=4)
+    limits = EngineLimits(
+        num_blocks=200, max_num_batched_tokens=8, full_groups=1, window_groups=2, window=8, async_scheduling=False
+    )
+    engine = ReferenceEngine(requests, limits)
+    engine.waiting.append(0)
+    held = []
+    while (step := engine.schedule()).chunks:
+        held.append([sum(block is not None for block in blocks) for blocks in engine.blocks[0]])
+        engine.finish_step(step, 0.0)
+    assert max(full for full, _, _ in held) == 16
+    assert max(windowed for _, *groups in held for windowed in groups) == limits.count_window_blocks(4) - 1
+    assert held[-1] == [16, 3, 3]
+    assert simulate(requests, limits, step_times(8)).peak_blocks == max(sum(groups) for groups in held)
 
 
 def test_a_freed_block_keeps_its_content_until_it_is_taken() -> None:

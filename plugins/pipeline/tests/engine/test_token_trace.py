@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unfold_pipeline.engine.trace.request_objects import holds_objects
 from unfold_pipeline.engine.trace.token_trace import TokenTrace, read_objects, read_tokens
 from unfoldkit.api import UnfoldError
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
@@ -182,3 +183,77 @@ def test_usual_names_count_in_any_spelling(tmp_path: Path, names: tuple[str, str
     path.write_text(f'time_s,{names[0]},{names[1]}\n1,"1,200",3.0\n2,7,4\n', "utf-8")
     trace = read_tokens(path, np.array([0.0, 1.0]), prompt=None, generated=None)
     assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([1200, 7], [3, 4])
+
+
+def build_span(index: int, operation: str, tokens: tuple[int, int] | None) -> dict[str, Any]:
+    """Return a span as the collector of OpenTelemetry writes it."""
+    names = ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
+    usage = [
+        {"key": name, "value": {"intValue": str(count)}}
+        for name, count in zip(names, tokens or (), strict=bool(tokens))
+    ]
+    attributes = [{"key": "gen_ai.operation.name", "value": {"stringValue": operation}}, *usage]
+    return {"name": operation, "startTimeUnixNano": str((EPOCH_S + index) * 10**9 + 1), "attributes": attributes}
+
+
+@pytest.mark.parametrize("name", ["spans.jsonl", "spans.json"])
+def test_spans_of_model_calls_are_requests(tmp_path: Path, name: str) -> None:
+    """Exports of the collector follow one another; spans of agents repeat the tokens of their calls."""
+    exports = []
+    for index in range(12):
+        spans = [
+            build_span(index, "invoke_agent", (900, 90)),
+            build_span(index, "chat", (100 + index, 1 + index)),
+            build_span(index, "execute_tool", None),
+        ]
+        exports.append({"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {}, "spans": spans}]}]})
+    path = tmp_path / name
+    path.write_text("\n".join(map(json.dumps, exports)) + "\n", "utf-8")
+    assert holds_objects(path)
+    trace = read_objects(path, prompt=None, generated=None)
+    assert trace.input_tokens.tolist() == list(range(100, 112))
+    assert trace.output_tokens.tolist() == list(range(1, 13))
+    np.testing.assert_allclose(trace.arrival_s, np.arange(12.0), atol=1e-6)
+
+
+def test_fractions_of_milliseconds_may_be_seconds(tmp_path: Path) -> None:
+    """Traces with Mooncake's lengths and times in seconds are not read as 1,000 times their rate."""
+    rows = build_rows(float, "timestamp", MOONCAKE)
+    with pytest.raises(UnfoldError, match="may be seconds, or milliseconds"):
+        read(tmp_path, rows)
+    trace = read(tmp_path, rows, notation=TimeNotation(unit="s"))
+    np.testing.assert_allclose(trace.arrival_s, TIMES_S - TIMES_S[0])
+    slow = read(tmp_path, build_rows(lambda time_s: time_s * 1e3 + 0.25, "timestamp", MOONCAKE))
+    np.testing.assert_allclose(slow.arrival_s, TIMES_S - TIMES_S[0])
+
+
+def test_texts_without_counts_are_named(tmp_path: Path) -> None:
+    """Data sets of conversations have no tokens: the hint says that they must be counted."""
+    with pytest.raises(UnfoldError, match="count the tokens of its texts first"):
+        read(tmp_path, [{"timestamp": to_iso(1.0), "conversation": [{"role": "user", "content": "hi"}]}] * 9)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message", "line"),
+    [
+        (
+            ['{"time_s": 1.5, "isl": 5, "osl": 5}', '{"time_s": 2.5, "isl": 5, "os'],
+            "not a JSON object: Unterminated",
+            2,
+        ),
+        (['{"time_s": 1.5, "isl": 5, "osl": 5}', '{"time_s": 2.5, "event": "start"}'], "no prompt tokens", 2),
+        (
+            ['{"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "x"}]}]}]}'],
+            "no span of the export states tokens",
+            0,
+        ),
+    ],
+)
+def test_faults_have_their_line(tmp_path: Path, lines: list[str], message: str, line: int) -> None:
+    """A line that breaks off or has no tokens is named by its number, and an export without model calls as such."""
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(lines), "utf-8")
+    with pytest.raises(UnfoldError, match=message) as error:
+        read_objects(path, prompt=None, generated=None)
+    assert error.value.diagnostics[0].line == line
+    assert error.value.diagnostics[0].hint

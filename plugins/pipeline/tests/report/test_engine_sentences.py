@@ -21,7 +21,7 @@ PAGE: dict[str, list[str]] = {
     "describe_fresh_share": [sentences.describe_fresh_share(14, 24, 0.41)],
     "describe_low_share": [sentences.describe_low_share("$8.00/h: 2 engines on 2 GPUs (h100)", 14, 24)],
     "describe_unbounded_wait": [sentences.describe_unbounded_wait(621.0)],
-    "describe_window": [sentences.describe_window(1024)],
+    "describe_window": [sentences.describe_window(1024, 40, 48), sentences.describe_window(1024, 40, 48, is_pool=True)],
     "describe_left_out": [sentences.describe_left_out(2, 198)],
     "describe_table_ends": [
         sentences.describe_table_ends(

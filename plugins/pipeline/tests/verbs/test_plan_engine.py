@@ -117,7 +117,6 @@ def test_a_latency_below_that_of_a_single_request_is_refused_at_once(tmp_path: P
         ((("h100: {price: $4/h}", "h100: {price: $4/h, gpu: h1000}"),), TRACE, "the GPU h1000 is not known"),
         ((("l4: {roofline: true}", "l4: {profile: gone}"),), TRACE, "no such file or folder"),
         ((("tensor_parallel: 1", "tensor_parallel: [3, 5]"),), TRACE, "no tensor parallelism of 3, 5 divides 32 heads"),
-        ((), "time_s,ContextTokens,GeneratedTokens\n" + "0,5,2\n" * 9, "9 queries at one instant"),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n0,5,2\n", "one query is no traffic"),
         ((), f"{TRACE}2026-01-01T00:00:00Z,5,2\n", "the trace would last 56 years: arrival 201 is far"),
         ((), f"{TRACE}1e400,5,2\n", "is not a finite time"),
@@ -143,7 +142,6 @@ def test_bad_input_is_named(tmp_path: Path, changes: tuple[tuple[str, str], ...]
     [
         ([{"timestamp": 10**300, "input_length": 5, "output_length": 5}] * 3, "has no time"),
         ([{"timestamp": stamp, "input_length": 5, "output_length": 5} for stamp in (1.7e9, 1.7e12)], "several clocks"),
-        ([{"timestamp": 7, "input_length": 5, "output_length": 5}] * 3, "arrive at the same time"),
         ([{"timestamp": 7, "input_length": 5, "output_length": 0}] * 3, "is no number of tokens"),
         ([{"timestamp": 7, "input_length": 5}] * 3, "no generated tokens"),
         ([[7, 5, 5]] * 3, "no JSON object"),
@@ -292,6 +290,21 @@ def test_a_plan_that_was_lucky_says_so(tmp_path: Path) -> None:
     assert "of 24 fresh samples" in dict(report.lines)["fresh samples"]
 
 
+@pytest.mark.parametrize("time", ["0", "2026-01-01 00:00:00"])
+def test_a_batch_that_arrives_at_one_instant_is_planned(tmp_path: Path, time: str) -> None:
+    """Requests without a rate are planned by the time of the last ones, and have no fresh samples."""
+    rows = "".join(f"{time},{100 + index},20\n" for index in range(400))
+    trace = f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}"
+    batch = ("ttft_p99: 300 ms, tpot_p99: 40 ms", "p99: 1 min")
+    report = plan_spec(tmp_path, batch, trace=trace)
+    assert report.verdict is Verdict.YES
+    assert "at one instant" in report.subtitle
+    assert "fresh_share" not in report.metrics
+    slow = (report.metrics["latency_p99_ms"].value or 0) / 2
+    faster = plan_spec(tmp_path, (batch[0], f"p99: {slow:.1f} ms"), trace=trace)
+    assert (faster.metrics["replicas"].value or 0) > (report.metrics["replicas"].value or 0)
+
+
 def test_a_wait_that_no_target_bounds_is_named(tmp_path: Path) -> None:
     """With a target on TPOT alone, a plan may let requests wait for minutes: the report states it."""
     trace = "arrival_s,ContextTokens,GeneratedTokens\n" + "".join(f"{i * 0.01:.4f},1500,1\n" for i in range(2000))
@@ -362,6 +375,7 @@ def test_the_precision_of_a_checkpoint_is_planned(tmp_path: Path) -> None:
     """A quantized checkpoint fits more on a GPU, needs no flag in vLLM, and contradicts another stated precision."""
     sizes = {"num_hidden_layers": 80, "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8}
     sizes |= {"intermediate_size": 29568, "vocab_size": 152064, "sliding_window": 128}
+    sizes |= {"use_sliding_window": True, "max_window_layers": 70}
     config = {**sizes, "model_type": "qwen2", "quantization_config": {"quant_method": "awq", "bits": 4}}
     (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
     model = "{name: org/model, layers: 32, hidden: 4096, heads: 32, kv_heads: 8, inner: 14336, vocabulary: 128256}"
@@ -371,7 +385,7 @@ def test_the_precision_of_a_checkpoint_is_planned(tmp_path: Path) -> None:
     assert (engine["precision"], engine["is_quantized"], engine["hardware"]) == ("int4", True, "h100")
     assert "--quantization" not in export_vllm(report)
     assert "none has int4 weights" in dict(report.lines)["interval"]
-    assert "window of 128 tokens" in dict(report.lines)["sliding window"]
+    assert "10 of 80 layers attend to 128 tokens" in dict(report.lines)["sliding window"]
     with pytest.raises(UnfoldError, match="stored in int4, and the spec states bf16"):
         plan_spec(tmp_path, of_file, ("tensor_parallel: 1", "precision: bf16\n      tensor_parallel: 1"))
 

@@ -15,7 +15,7 @@ import numpy as np
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS, Gpu, KvCache, estimate_kv_cache, find_gpu, list_gpus
 from unfold_pipeline.engine.hardware.model_config import read_model_config
-from unfold_pipeline.engine.hardware.model_shape import ModelShape
+from unfold_pipeline.engine.hardware.model_shape import KvLayout, ModelShape
 from unfold_pipeline.engine.planner.problem import Disaggregation, EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig
 from unfold_pipeline.engine.simulation.cluster import Routing
@@ -74,9 +74,6 @@ from unfoldkit.api import Run, csv_rows, did_you_mean, user_error
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
 
 SLOTS_HEADROOM = 1
-WINDOW_NOTE = (
-    "layers with a window of {:,} tokens are simulated with full attention: longer contexts take less time and memory"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +130,6 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
     model = read_model(engine.model, f"{key}.model", run, is_profiled=is_profiled)
     engine = _resolve_precision(engine, model, key)
     needed = find_step_range(spec, engine, trace)
-    if 0 < model.window < needed.max_context:
-        run.log.warning("%s.model.config: %s", key, WINDOW_NOTE.format(model.window))
     measured = _fit_endpoint(stage, engine, needed, key, run)
     settings = _build_settings(
         engine, engine.front if measured is None else measured.fit.front_s, _find_start(stage, engine, run)
@@ -162,12 +157,21 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
         kv_precision=engine.kv_precision,
         is_quantized=bool(model.stored_precision),
         window=model.window if model.window < needed.max_context else 0,
-        disaggregation=_build_disaggregation(engine, model, options, spec.search.limit, f"{key}.disaggregated"),
+        window_layers=model.window_layers,
+        layers=model.layers,
+        disaggregation=_build_disaggregation(
+            engine, model, options, needed.max_context, spec.search.limit, f"{key}.disaggregated"
+        ),
     )
 
 
 def _build_disaggregation(
-    engine: EngineSpec, model: ModelShape, options: Sequence[EngineOption], max_requests: float, key: str
+    engine: EngineSpec,
+    model: ModelShape,
+    options: Sequence[EngineOption],
+    longest: int,
+    max_requests: float,
+    key: str,
 ) -> Disaggregation | None:
     """Return the pairs of options for two pools: each GPU of a prefill engine serves whole GPUs of a decode engine.
 
@@ -192,6 +196,7 @@ def _build_disaggregation(
         if first.tensor_parallel in prefill_degrees
         and second.tensor_parallel in decode_degrees
         and second.tensor_parallel % first.tensor_parallel == 0
+        and all(option.kv_cache.keep_whole_context().tokens >= longest for option in (first, second))
     )
     return Disaggregation(
         pairs=pairs,
@@ -233,7 +238,7 @@ def build_replay_requests(
     """
     requests = load_token_trace(spec, run, replay=trace).build_requests(BLOCK_TOKENS)
     longest = int((requests.input_tokens + requests.output_tokens).max())
-    least = problem.options[config.option].kv_cache.tokens
+    least = problem.options[config.option].kv_cache.find_longest_request(config.budget)
     if longest > least:
         message = f"a request of {longest:,} tokens does not fit the KV cache of {least:,} of the plan"
         raise user_error(message, file=str(trace), hint="plan on this trace")
@@ -371,7 +376,9 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
         # compress, scale and share apply to requests with their tokens, not to times alone
         plain = traffic.model_copy(update={"compress": 1.0, "scale": 1.0, "share": 1.0, "counts": ""})
         is_newest_first: list[None] = []
-        times = load_arrivals(plain, run, rng, key, on_newest_first=lambda: is_newest_first.append(None))
+        times = load_arrivals(
+            plain, run, rng, key, on_newest_first=lambda: is_newest_first.append(None), allows_batch=True
+        )
         trace = read_tokens(
             path,
             times,
@@ -385,10 +392,8 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
     trace = trace.scale_rate(traffic.scale, rng) if traffic.scale != 1 else trace
     if traffic.share < 1:
         trace = trace.cut(0.0, float(trace.arrival_s[-1]) * traffic.share)
-    if len(trace) > 1 and trace.arrival_s[-1] <= trace.arrival_s[0]:
-        raise user_error("all requests arrive at the same time: there is no rate", key=key, hint="a longer trace")
     if len(trace) < 2:
-        raise user_error("the trace has too few requests for a rate", key=key, hint="a longer trace or share")
+        raise user_error("the trace has too few requests for a plan", key=key, hint="a longer trace or share")
     return trace
 
 
@@ -508,10 +513,12 @@ def _build_options(
             if is_measured and is_unknown and not kv_cache.is_measured:
                 hint = f"kv_tokens: {{{name}: {{{parallel}: 8192}}}}"
                 raise user_error("the size of the KV cache is not known", key=f"{key}.kv_tokens", hint=hint)
-            if kv_cache.tokens < longest:
+            if kv_cache.find_longest_request(needed.max_tokens) < longest:
                 too_small.append((name, parallel))
                 continue
             times, interval = reader(parallel)
+            if not is_measured:
+                times = replace(times, window=model.window, window_share=model.window_layers / model.layers)
             results, files = _read_results(source, endpoint, f"{key}.steps.{name}", run)
             if results:
                 front_s = engine.front if endpoint is None else endpoint.fit.front_s
@@ -566,7 +573,8 @@ def _size_kv_cache(
     if measured is None and endpoint is not None and endpoint.profile.kv_tokens:
         measured = endpoint.profile.kv_tokens
     if measured is not None:
-        return KvCache(num_blocks=measured // BLOCK_TOKENS, is_measured=True)
+        layout = model.kv_layout if engine.local is None else KvLayout(layers=model.layers, group_layers=model.layers)
+        return KvCache(num_blocks=measured // BLOCK_TOKENS * layout.groups, is_measured=True, layout=layout)
     return estimate_kv_cache(
         model,
         gpu,
@@ -587,10 +595,13 @@ def find_step_range(spec: PipelineSpec, engine: EngineSpec, trace: TokenTrace) -
     )
 
 
-def build_measured_limits(engine: EngineSpec, num_blocks: int) -> EngineLimits:
+def build_measured_limits(engine: EngineSpec, kv_cache: KvCache) -> EngineLimits:
     """Return the arguments of the engine that was measured: the largest of each limit."""
     return EngineLimits(
-        num_blocks=num_blocks,
+        num_blocks=kv_cache.num_blocks,
+        full_groups=kv_cache.layout.full_groups,
+        window_groups=kv_cache.layout.window_groups,
+        window=kv_cache.layout.window,
         max_num_batched_tokens=max(list_degrees(engine.max_num_batched_tokens)),
         max_num_seqs=max(list_degrees(engine.max_num_seqs)),
         prefix_cache=engine.prefix_cache,
@@ -602,7 +613,8 @@ def build_measured_limits(engine: EngineSpec, num_blocks: int) -> EngineLimits:
 def fit_profile(profile: EndpointProfile, engine: EngineSpec, *, max_requests: int, max_context: int) -> FittedEndpoint:
     """Fit the step times of a running engine to its profile; the front end of the spec, if any, counts."""
     longest = sum(item.input_tokens + item.output_tokens for phase in profile.phases for item in phase.requests)
-    limits = build_measured_limits(engine, longest // BLOCK_TOKENS + len(profile.phases) + profile.requests)
+    blocks = longest // BLOCK_TOKENS + len(profile.phases) + profile.requests
+    limits = build_measured_limits(engine, KvCache(num_blocks=blocks, is_measured=False))
     front_s = engine.front if "front" in engine.model_fields_set else None
     return fit_endpoint(profile, limits, max_requests=max_requests, max_context=max_context, front_s=front_s)
 
@@ -647,10 +659,11 @@ def _fit_results(
 ) -> tuple[StepTimes, StepInterval]:
     """Return step times fitted to benchmark results, with the interval of a measured engine."""
     longest = max(int((result.input_tokens + result.output_tokens).max()) for result in results)
-    if longest > kv_cache.tokens:
-        message = f"a request of {longest:,} tokens does not fit the KV cache of {kv_cache.tokens:,}"
+    most = kv_cache.find_longest_request(max(list_degrees(engine.max_num_batched_tokens)))
+    if longest > most:
+        message = f"a request of {longest:,} tokens does not fit the KV cache, which holds one of {most:,}"
         raise user_error(message, key=f"{key}.runs", hint="kv_tokens: the measured size of the KV cache")
-    fitted = fit_step_times(results, times, build_measured_limits(engine, kv_cache.num_blocks), front_s=front_s)
+    fitted = fit_step_times(results, times, build_measured_limits(engine, kv_cache), front_s=front_s)
     for note in fitted.notes:
         run.log.warning("%s.runs: %s", key, note)
     measured = build_interval("runs", interval.confidence, files)

@@ -35,15 +35,15 @@ def resample_requests(requests: EngineRequests, rng: np.random.Generator) -> Eng
 def measure_fresh_share(
     problem: EngineProblem, meets_targets: Callable[[EngineProblem], bool], seed: int
 ) -> FreshShare | None:
-    """Return on how many fresh samples of its requests a problem's targets are met; ``None`` for a few requests.
+    """Return on how many fresh samples of its requests a problem's targets are met; ``None`` for few, or for a batch.
 
     Args:
-        problem: what was planned.
+        problem: what was planned, with the requests as they arrive at the first stage.
         meets_targets: simulates the plan on the requests of a problem.
         seed: seed of the samples.
     """
     requests = problem.requests
-    if len(requests) < MIN_REQUESTS or problem.surroundings is not None:
+    if len(requests) < MIN_REQUESTS or requests.arrival_s[-1] <= requests.arrival_s[0]:
         return None
     draws = int(np.clip(MAX_TOKENS / max(1, int(requests.output_tokens.sum())), MIN_DRAWS, DRAWS))
     kept = 0

@@ -26,6 +26,8 @@ def load_arrivals(
     key: str = "arrivals",
     likely: Arrivals | None = None,
     on_newest_first: Callable[[], None] | None = ignore_order,
+    *,
+    allows_batch: bool = False,
 ) -> FloatArray:
     """Return the arrival times in seconds that a traffic description asks for.
 
@@ -37,6 +39,7 @@ def load_arrivals(
         likely: columns to prefer in a trace if it has them.
         on_newest_first: called if the rows of a table were reversed, because the newest came first; without it, such
             a table is an error.
+        allows_batch: whether all queries may arrive at one instant.
 
     Raises:
         UnfoldError: the trace cannot be read, nothing arrives, or all queries arrive at one instant.
@@ -52,7 +55,7 @@ def load_arrivals(
         times = traces.cut_window(times, 0.0, float(times[-1]) * traffic.share)
     if times.size == 0:
         raise user_error("no query arrives in the sample", key=key, hint="a longer duration or a larger share")
-    if times[-1] <= times[0]:
+    if times[-1] <= times[0] and not (allows_batch and times.size > 1):
         count = "one query is" if times.size == 1 else f"{times.size:,} queries at one instant are"
         raise user_error(f"{count} no traffic: there is no rate", key=key, hint="a sample that lasts")
     return times

@@ -123,18 +123,25 @@ def _plan_with_stages(problem: EngineProblem, stages: EngineStages, run: Run) ->
     low = find_cheapest_pipeline(scale_to_end(problem, high=False), stages, run.progress)
     high = find_cheapest_pipeline(slow, stages, run.progress)
     planned, joint = (problem, predicted) if problem.confidence is None else (slow, high)
-    if joint.plans is None:
+    plans = joint.plans
+    if plans is None:
         return build_no_engine_report(problem, joint.solution)
-    solution = explain_refusals(attach_stages(planned, stages, joint.plans), joint.solution)
-    case = attach_stages(problem, stages, joint.plans)
+    solution = explain_refusals(attach_stages(planned, stages, plans), joint.solution)
+    case = attach_stages(problem, stages, plans)
     config = solution.config
     assert config is not None  # noqa: S101 - there are plans
     outcome = evaluate(case, config, complete=True)
     analysis = analyze_plan(case, outcome, (low.solution, high.solution), run.progress)
     is_complete = predicted.is_complete and low.is_complete and high.is_complete
     arrival_s = problem.requests.arrival_s
-    around = describe_stages(case, stages, joint.plans, arrival_s, outcome, is_complete=is_complete)
+    around = describe_stages(case, stages, plans, arrival_s, outcome, is_complete=is_complete)
     report = build_engine_report(case, solution, outcome, analysis, around)
+
+    def meets_targets(sample: EngineProblem) -> bool:
+        attached = attach_stages(sample, stages, plans)
+        return evaluate(attached, config).meets(attached)
+
+    report = add_fresh_share(report, measure_fresh_share(planned, meets_targets, run.seed))
     return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
 
 

@@ -219,7 +219,7 @@ def describe_unit_doubt(times: Times) -> str:
         times: Sorted numbers as written; those since 1970 are in no doubt.
     """
     is_doubtful = times.size >= MIN_DOUBTFUL and 0 <= times[0] < FIRST_EPOCH_S
-    if not is_doubtful or not np.isfinite(times).all():
+    if not is_doubtful or not np.isfinite(times).all() or times[-1] == times[0]:
         return ""
     span = float(times[-1] - times[0])
     if (times % 1).any():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from unfold_pipeline.engine.hardware.model_shape import ModelShape
+from unfold_pipeline.engine.hardware.model_shape import KvLayout, ModelShape
 
 MIB = 1 << 20
 BLOCK_TOKENS = 16
+ENDLESS = 1 << 40
+"""Tokens of a request if all layers keep a window only."""
+ONE_GROUP = KvLayout(layers=1, group_layers=1)
 ENGINE_BYTES = 3e9
 """What vLLM keeps for activations, CUDA graphs and its communication; measured values lie between 2 and 4 GB."""
 
@@ -117,17 +120,42 @@ class KvCache:
     """The KV cache of an engine.
 
     Attributes:
-        num_blocks: blocks, at least 0.
+        num_blocks: blocks, at least 0; each holds the tokens of a group of layers.
         is_measured: whether the count was measured, not estimated from memory.
+        layout: the groups.
     """
 
     num_blocks: int
     is_measured: bool
+    layout: KvLayout = ONE_GROUP
 
     @property
     def tokens(self) -> int:
-        """Tokens that fit."""
-        return self.num_blocks * BLOCK_TOKENS
+        """Tokens that fit with the blocks of all groups, as vLLM logs it; more where some keep a window only."""
+        return self.num_blocks // self.layout.groups * BLOCK_TOKENS
+
+    def find_longest_request(self, budget: int) -> int:
+        """Return the tokens of the longest request that fits alone.
+
+        Args:
+            budget: tokens of a step, for which layers with a window need room too.
+        """
+        layout, blocks = self.layout, self.num_blocks
+        most = -(-(layout.window - 1 + budget) // BLOCK_TOKENS) + 1
+        if not layout.window_groups or blocks <= most * layout.groups:
+            return blocks // layout.groups * BLOCK_TOKENS
+        if not layout.full_groups:
+            return ENDLESS
+        return (blocks - most * layout.window_groups) // layout.full_groups * BLOCK_TOKENS
+
+    def keep_whole_context(self) -> KvCache:
+        """Return the cache of the same memory if all layers keep the whole context, as engines with a connector do."""
+        layout = self.layout
+        if not layout.window_groups:
+            return self
+        blocks = self.num_blocks * layout.group_layers // layout.layers
+        whole = KvLayout(layers=layout.layers, group_layers=layout.layers)
+        return replace(self, num_blocks=blocks, layout=whole)
 
 
 def estimate_kv_cache(
@@ -135,5 +163,6 @@ def estimate_kv_cache(
 ) -> KvCache:
     """Estimate the blocks of the KV cache: memory that vLLM may use, less weights and its own use."""
     left = gpu.memory_bytes * utilization - model.weight_bytes(precision) / tensor_parallel - ENGINE_BYTES
-    block_bytes = BLOCK_TOKENS * model.kv_bytes_per_token(tensor_parallel, kv_precision)
-    return KvCache(num_blocks=max(0, int(left // block_bytes)), is_measured=False)
+    layout = model.kv_layout
+    block_bytes = BLOCK_TOKENS * model.kv_bytes_per_token(tensor_parallel, kv_precision, layout.group_layers)
+    return KvCache(num_blocks=max(0, int(left // block_bytes)), is_measured=False, layout=layout)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unfold_pipeline.engine.hardware.model_shape import ModelShape
+from unfold_pipeline.engine.hardware.model_shape import USUAL_GROUP, ModelShape
 from unfoldkit.api import user_error
 from unfoldkit.safe_io.files import parse_object, read_bytes
 
@@ -70,6 +70,12 @@ TEXT_DEFAULTS: Mapping[str, Mapping[str, int]] = {
     },
 }  # fmt: skip
 """What ``transformers`` leaves out of the ``text_config`` of a model with images, as it is the default of its type."""
+WINDOW_PATTERNS: Mapping[str, int] = {
+    "cohere2": 4, "exaone4": 4, "gemma2": 2, "gemma3": 6, "gemma3_text": 6, "gpt_oss": 2,
+}  # fmt: skip
+"""Types of models in which every n-th layer attends to the whole context unless their config states another pattern."""
+UNUSED_WINDOWS = ("qwen2", "qwen3")
+"""Beginnings of types of models which state a window that they use only with ``use_sliding_window``."""
 FOUR_BIT_METHODS = frozenset({"awq", "gptq", "awq_marlin", "gptq_marlin", "auto-round"})
 
 
@@ -109,6 +115,7 @@ def read_model_config(path: Path, *, is_profiled: bool = False) -> ModelShape:
     if not head:
         message = f"the model has {sizes['hidden']} values for {sizes['heads']} heads"
         raise user_error(message, file=file, key="head_dim")
+    window, window_layers = _find_window(config, kind, sizes["layers"])
     return ModelShape(
         **sizes,
         inner=inner,
@@ -118,7 +125,9 @@ def read_model_config(path: Path, *, is_profiled: bool = False) -> ModelShape:
         is_unusual=bool(experts or other),
         mlp_matrices=2 if kind in UNGATED else 3,
         stored_precision="" if is_profiled else _find_precision(config, file),
-        window=_find_window(config),
+        weight_group=_find_weight_group(config),
+        window=window,
+        window_layers=window_layers,
     )
 
 
@@ -164,8 +173,30 @@ def _count_kv_heads(config: Mapping[str, Any], kind: str) -> int:
     return nested or _first_count(config, keys)
 
 
-def _find_window(config: Mapping[str, Any]) -> int:
-    return 0 if config.get("use_sliding_window") is False else _count(config, "sliding_window")
+def _find_window(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int, int]:
+    """Return the tokens of a sliding window, and the layers that attend to no more; 0 and 0 without any.
+
+    Layers that attend to chunks count as others: vLLM keeps their whole context.
+    """
+    window = _count(config, "sliding_window")
+    is_used = config.get("use_sliding_window", not kind.startswith(UNUSED_WINDOWS)) is not False
+    count = _count_window_layers(config, kind, layers) if window and is_used else 0
+    return (window, count) if count else (0, 0)
+
+
+def _count_window_layers(config: Mapping[str, Any], kind: str, layers: int) -> int:
+    types = config.get("layer_types")
+    if isinstance(types, list) and types:
+        return [str(item) for item in types[:layers]].count("sliding_attention")
+    pattern = config.get("sliding_window_pattern")
+    if isinstance(pattern, str) and pattern:
+        return sum(pattern[index % len(pattern)].upper() == "L" for index in range(layers))
+    period = _count(config, "sliding_window_pattern") or WINDOW_PATTERNS.get(kind, 0)
+    if period:
+        return layers - layers // period
+    if kind.startswith(UNUSED_WINDOWS):
+        return max(0, layers - _count(config, "max_window_layers"))
+    return layers
 
 
 def _find_precision(config: Mapping[str, Any], file: str) -> str:
@@ -198,6 +229,19 @@ def _find_precision(config: Mapping[str, Any], file: str) -> str:
     name = " ".join(part for part in (method, algorithm, f"{bits} bits" if bits else "") if part)
     hint = "the sizes of the model and its precision, or measure the engine: unfold profile"
     raise user_error(f"weights quantized by {name or 'an unknown method'} are not simulated", file=file, hint=hint)
+
+
+def _find_weight_group(config: Mapping[str, Any]) -> int:
+    """Return how many 4-bit weights share a scale; 0 for those of a channel."""
+    quantization = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(quantization, Mapping):
+        return USUAL_GROUP
+    parts = (quantization, *_list_group_weights(quantization))
+    stated = [part.get(key) for part in parts for key in ("group_size", "q_group_size")]
+    size = next((value for value in stated if isinstance(value, int)), None)
+    if size is not None:
+        return max(0, size)
+    return 0 if parts[1].get("strategy") == "channel" else USUAL_GROUP
 
 
 def _list_group_weights(quantization: Mapping[str, Any]) -> list[Mapping[str, Any]]:

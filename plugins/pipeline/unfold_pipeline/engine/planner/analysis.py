@@ -11,7 +11,6 @@ from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.planner.busy_engines import estimate_step_times
 from unfold_pipeline.engine.planner.problem import EngineProblem, measure_latencies, percentile
 from unfold_pipeline.engine.planner.search import (
-    EngineConfig,
     EngineSolution,
     Outcome,
     Progress,
@@ -114,7 +113,7 @@ def analyze_plan(
         high=solutions[1],
         by_gpu=by_gpu,
         neighbors=_simulate_neighbors(problem, outcome),
-        load=record_load(problem, outcome.config),
+        load=record_load(problem, outcome),
     )
 
 
@@ -147,8 +146,12 @@ def _simulate_neighbors(problem: EngineProblem, outcome: Outcome) -> tuple[Outco
     )
 
 
-def record_load(problem: EngineProblem, config: EngineConfig) -> LoadSeries:
-    """Simulate a plan in slices and record KV cache, running and waiting requests at the end of each."""
+def record_load(problem: EngineProblem, outcome: Outcome) -> LoadSeries:
+    """Simulate a plan in slices and record KV cache, running and waiting requests at the end of each.
+
+    Slices end with the last arrival, or with the last token of a batch which arrives at one instant.
+    """
+    config = outcome.config
     option, arrivals = problem.options[config.option], problem.requests.arrival_s
     limits = build_limits(problem, option, config.budget, config.max_seqs)
     cluster = EngineCluster(
@@ -158,7 +161,8 @@ def record_load(problem: EngineProblem, config: EngineConfig) -> LoadSeries:
         engines=config.replicas,
         routing=problem.settings.routing,
     )
-    moments = np.linspace(0.0, float(arrivals[-1]), SLICES + 1)[1:]
+    end_s = float(arrivals[-1] if arrivals[-1] > arrivals[0] else np.nanmax(outcome.run.last_token_s))
+    moments = np.linspace(0.0, end_s, SLICES + 1)[1:]
     rows = []
     for moment in moments:
         cluster.route(int(np.searchsorted(arrivals, moment, side="right")))

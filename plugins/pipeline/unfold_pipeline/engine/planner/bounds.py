@@ -146,7 +146,11 @@ def _bound_by_memory(problem: EngineProblem, option: EngineOption, least: LeastS
     if requests.is_shared or not math.isfinite(targets.ttft_s + targets.tpot_s):
         return 1
     later = problem.later_tokens
-    occupied = (requests.input_tokens // requests.block_tokens) * later * least.step_s
+    layout, blocks = option.kv_cache.layout, requests.input_tokens // requests.block_tokens
+    held = layout.full_groups * blocks
+    if layout.window_groups:
+        held = held + layout.window_groups * np.minimum(blocks, layout.window // requests.block_tokens)
+    occupied = held * later * least.step_s
     spare = min(_count_spare(problem), occupied.size)
     kept = np.sort(occupied)[: occupied.size - spare]
     deadline_s, _ = _deadlines(problem, np.asarray(requests.input_tokens, dtype=np.float64))

@@ -286,6 +286,7 @@ class _PoolSearch:
 
 def _build_pool(problem: EngineProblem, config: EngineConfig) -> EnginePool:
     option = problem.options[config.option]
+    option = replace(option, kv_cache=option.kv_cache.keep_whole_context())
     limits = build_limits(problem, option, config.budget, config.max_seqs)
     return EnginePool(engines=config.replicas, limits=limits, times=option.times)
 

@@ -180,6 +180,8 @@ class EngineProblem:
         kv_precision: precision of the KV cache.
         is_quantized: whether the checkpoint holds the weights in this precision; the engine then needs no option.
         window: tokens that some layers attend to, if requests are longer; 0 if all attend to the whole context.
+        window_layers: layers that do.
+        layers: layers of the model; 0 if not known.
         surroundings: the stages before and after the engine under a plan; ``None`` if there are none.
     """
 
@@ -199,6 +201,8 @@ class EngineProblem:
     kv_precision: str = "bf16"
     is_quantized: bool = False
     window: int = 0
+    window_layers: int = 0
+    layers: int = 0
     surroundings: Surroundings | None = None
     disaggregation: Disaggregation | None = None
 

@@ -121,6 +121,9 @@ def build_limits(problem: EngineProblem, option: EngineOption, budget: int, max_
         prefix_cache=settings.prefix_cache,
         reserve_full_isl=settings.reserve_full_isl,
         async_scheduling=settings.async_scheduling,
+        full_groups=option.kv_cache.layout.full_groups,
+        window_groups=option.kv_cache.layout.window_groups,
+        window=option.kv_cache.layout.window,
     )
 
 

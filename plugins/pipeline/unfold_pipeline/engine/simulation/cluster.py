@@ -120,6 +120,7 @@ class EngineCluster:
         closed_loop: int = 0,
         ends_at_preemption: bool = False,
     ) -> None:
+        groups = limits.full_groups + limits.window_groups
         goal, count, depth = targets or LatencyTargets(), len(requests), 2 if limits.async_scheduling else 1
         self.requests, self.limits = requests, limits
         self.routing = kernel.LEAST_TOKENS if routing == "least_tokens" and engines > 1 else kernel.ROUND_ROBIN
@@ -130,14 +131,14 @@ class EngineCluster:
         self.is_aborted = False
         self.first, self.last = np.full(count, np.nan), np.full(count, np.nan)
         self.counters = np.zeros((engines, kernel.COUNTERS), dtype=np.int64)
-        state = _request_state(requests)
+        state = _request_state(requests, limits)
         self._arrays: tuple[Any, ...] = (
             self.arrival_s,
             state,
             np.full(int(state[kernel.FIRST_BLOCK, -1]), kernel.NONE, dtype=np.int64),
             _empty_pools(limits.num_blocks, self.counters),
             requests.content,
-            np.full((engines if requests.is_shared else 1, requests.contents), kernel.NONE, dtype=np.int64),
+            np.full((engines if requests.is_shared else 1, requests.contents * groups), kernel.NONE, dtype=np.int64),
             np.zeros((engines, kernel.QUEUES, max(count, limits.max_num_seqs) + 1), dtype=np.int64),
             np.zeros((engines, kernel.STEP_ROWS, depth, limits.max_num_seqs + 1), dtype=np.int64),
             np.zeros((engines, depth), dtype=np.int64),
@@ -147,6 +148,7 @@ class EngineCluster:
                 limits,
                 requests.block_tokens,
                 depth,
+                times.window,
                 is_closed=closed_loop > 0,
                 ends_at_preemption=ends_at_preemption,
             ),
@@ -158,8 +160,8 @@ class EngineCluster:
             times.axes,
             times.axis_lengths,
             times.attention,
-            np.array([times.scale, times.overhead]),
-            np.zeros(4),
+            np.array([times.scale, times.overhead, times.window_share]),
+            np.zeros(kernel.POINTS),
             self.counters,
             self.first,
             self.last,
@@ -257,12 +259,15 @@ def _run_to_end(cluster: EngineCluster) -> None:
     cluster.advance(np.inf)
 
 
-def _request_state(requests: EngineRequests) -> CountArray:
+def _request_state(requests: EngineRequests, limits: EngineLimits) -> CountArray:
     """Return the state of requests before they arrive; a last column holds where all blocks end."""
     state = np.zeros((kernel.REQUEST_ROWS, len(requests) + 1), dtype=np.int64)
     state[kernel.INPUT, :-1], state[kernel.OUTPUT, :-1] = requests.input_tokens, requests.output_tokens
     blocks = -(-(state[kernel.INPUT] + state[kernel.OUTPUT]) // requests.block_tokens)
-    state[kernel.FIRST_BLOCK, 1:] = np.cumsum(blocks)[:-1]
+    places = limits.full_groups * blocks
+    if limits.window_groups:
+        places += limits.window_groups * np.minimum(blocks, limits.count_window_blocks(requests.block_tokens))
+    state[kernel.FIRST_BLOCK, 1:] = np.cumsum(places)[:-1]
     state[kernel.FIRST_CONTENT] = requests.first_content
     return state
 
@@ -278,11 +283,14 @@ def _empty_pools(blocks: int, counters: CountArray) -> CountArray:
 
 
 def _limit_numbers(
-    limits: EngineLimits, block_tokens: int, depth: int, *, is_closed: bool, ends_at_preemption: bool
+    limits: EngineLimits, block_tokens: int, depth: int, span: int, *, is_closed: bool, ends_at_preemption: bool
 ) -> CountArray:
     numbers = np.zeros(kernel.LIMITS, dtype=np.int64)
     numbers[kernel.BUDGET], numbers[kernel.MAX_RUNNING] = limits.max_num_batched_tokens, limits.max_num_seqs
     numbers[kernel.BLOCK_TOKENS], numbers[kernel.DEPTH], numbers[kernel.CLOSED] = block_tokens, depth, is_closed
     numbers[kernel.CACHES], numbers[kernel.RESERVES] = limits.prefix_cache, limits.reserve_full_isl
     numbers[kernel.ENDS_AT_PREEMPTION], numbers[kernel.RECEIVES] = ends_at_preemption, limits.receives_kv
+    numbers[kernel.GROUPS], numbers[kernel.FULL_GROUPS] = limits.full_groups + limits.window_groups, limits.full_groups
+    numbers[kernel.WINDOW] = limits.window if limits.window_groups else 0
+    numbers[kernel.MOST_BLOCKS], numbers[kernel.SPAN] = limits.count_window_blocks(block_tokens), span
     return numbers

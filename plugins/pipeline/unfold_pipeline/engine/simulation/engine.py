@@ -3,6 +3,7 @@
     t = scale (dense(T) + sequence(m) + attention(C, K, d, k)) + overhead
 
 with T tokens of m requests, d of them decodes of mean context k, and prefill chunks of C tokens after a history of K.
+Layers with a sliding window take their part of the attention at the pairs of tokens within it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ class EngineLimits:
         reserve_full_isl: whether a request is admitted only with room for its whole prompt.
         async_scheduling: whether a step is scheduled while the one before it runs.
         receives_kv: whether prompts arrive computed but for their last token, as behind a pool of prefill engines.
+        full_groups: groups of layers, with blocks of their own, that keep the whole context.
+        window_groups: groups of layers that keep a window; not for engines which receive prompts.
+        window: tokens that those layers keep; 0 without such groups.
     """
 
     num_blocks: int
@@ -35,6 +39,13 @@ class EngineLimits:
     reserve_full_isl: bool = True
     async_scheduling: bool = True
     receives_kv: bool = False
+    full_groups: int = 1
+    window_groups: int = 0
+    window: int = 0
+
+    def count_window_blocks(self, block_tokens: int) -> int:
+        """Return the most blocks that a request holds in a group with a window, by which vLLM admits it."""
+        return -(-(self.window - 1 + self.max_num_batched_tokens) // block_tokens) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +60,8 @@ class StepTimes:
         attention: time by prefill tokens, history, decodes, context.
         overhead: constant time of a step, measured.
         scale: factor on the tables, measured.
+        window: tokens that some layers attend to; 0 if all attend to the whole context.
+        window_share: fraction of the layers that do.
     """
 
     dense: FloatArray
@@ -58,6 +71,8 @@ class StepTimes:
     attention: FloatArray
     overhead: float = 0.0
     scale: float = 1.0
+    window: int = 0
+    window_share: float = 0.0
 
     def calibrated(self, *, overhead: float, scale: float = 1.0) -> StepTimes:
         """Return the tables with a measured overhead in seconds and a measured factor."""

@@ -5,6 +5,9 @@ microsecond. The rows of a few arrays, named below, hold the state: compiled cod
 of a tuple at every call, which would cost more than the step itself. The functions therefore repeat the list of arrays
 instead of sharing one argument. Requests belong to one engine each, so engines
 share their state; block pools, queues and clocks are per engine.
+
+Layers with a sliding window have blocks of their own: groups of as many layers share the pool, and those with a window
+free what lies before it. Models without such layers have one group, and skip all of this.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from unfoldkit.jit import compiled
 
 NONE = -1
 # rows of the state of requests: tokens, blocks, and where their blocks and contents begin
-INPUT, OUTPUT, COMPUTED, GENERATED, SEEN, ENTERED, HAVE, FIRST_BLOCK, FIRST_CONTENT, REQUEST_ROWS = range(10)
+INPUT, OUTPUT, COMPUTED, GENERATED, SEEN, ENTERED, HAVE, FIRST_BLOCK, FIRST_CONTENT, SKIPPED, REQUEST_ROWS = range(11)
 # rows of the block pool: the free list, the users of a block, and the content of a full one
 BEFORE, AFTER, USERS, CONTENT, POOL_ROWS = range(5)
 # rows of the queues, and of the steps in flight
@@ -28,7 +31,13 @@ PEAK_RUNNING, PEAK_BLOCKS, WAITING_TOKENS, OLDEST, IN_FLIGHT, STALLED, FINISHED,
 # requests that miss a target, and how many may
 LATE_FIRST, LATE_TOKEN, LATE_LAST, MISSES = range(4)
 # limits, as numbers
-BUDGET, MAX_RUNNING, BLOCK_TOKENS, DEPTH, CACHES, RESERVES, CLOSED, ENDS_AT_PREEMPTION, RECEIVES, LIMITS = range(10)
+(BUDGET, MAX_RUNNING, BLOCK_TOKENS, DEPTH, CACHES, RESERVES, CLOSED, ENDS_AT_PREEMPTION, RECEIVES) = range(9)
+# layers with a window: groups of blocks, the window of the cache, blocks that a group may hold, the window of attention
+GROUPS, FULL_GROUPS, WINDOW, MOST_BLOCKS, SPAN, LIMITS = range(9, 15)
+# sums of a step, then the same for layers with a window
+CHUNK, WORK, DECODES, CONTEXTS, WINDOW_POINT, POINTS = 0, 1, 2, 3, 4, 8
+# factors on the duration of a step
+SCALE, OVERHEAD, WINDOW_SHARE, FACTORS = range(4)
 # rows of the clock of an engine
 NOW, BUSY_UNTIL, CLOCKS = range(3)
 # what a router does
@@ -89,7 +98,199 @@ def _release(request: int, state: CountArray, table: CountArray, pool: CountArra
 
 
 @compiled
-def _compute(
+def _give_back(block: int, pool: CountArray, counters: CountArray) -> None:
+    """Put a block that a request no longer uses at the end of the free list, unless another one uses it."""
+    pool[USERS, block] -= 1
+    if pool[USERS, block] == 0:
+        tail = counters[FREE_TAIL]
+        pool[BEFORE, block], pool[AFTER, block] = tail, NONE
+        if tail == NONE:
+            counters[FREE_HEAD] = block
+        else:
+            pool[AFTER, tail] = block
+        counters[FREE_TAIL] = block
+        counters[FREE] += 1
+
+
+@compiled
+def _find_place(request: int, group: int, index: int, limits: CountArray, state: CountArray) -> int:
+    """Return where the block of a group stands in the table; groups with a window reuse the places of freed blocks."""
+    blocks = (state[INPUT, request] + state[OUTPUT, request] + limits[BLOCK_TOKENS] - 1) // limits[BLOCK_TOKENS]
+    full = limits[FULL_GROUPS]
+    if group < full:
+        return int(state[FIRST_BLOCK, request] + group * blocks + index)
+    ring = min(blocks, limits[MOST_BLOCKS])
+    return int(state[FIRST_BLOCK, request] + full * blocks + (group - full) * ring + index % ring)
+
+
+@compiled
+def _release_groups(
+    request: int, limits: CountArray, state: CountArray, table: CountArray, pool: CountArray, counters: CountArray
+) -> None:
+    """Free the blocks of all groups of a request, those of each group from the last one on.
+
+    Without a prefix cache, any block is as good as another, so that they are counted alone.
+    """
+    have, skipped = state[HAVE, request], state[SKIPPED, request]
+    if not limits[CACHES]:
+        counters[FREE] += limits[GROUPS] * have - (limits[GROUPS] - limits[FULL_GROUPS]) * skipped
+        state[HAVE, request] = state[SKIPPED, request] = 0
+        return
+    for group in range(limits[GROUPS]):
+        least = skipped if group >= limits[FULL_GROUPS] else 0
+        for index in range(have - 1, least - 1, -1):
+            _give_back(table[_find_place(request, group, index, limits, state)], pool, counters)
+    state[HAVE, request] = state[SKIPPED, request] = 0
+
+
+@compiled
+def _skip_blocks(
+    request: int, limits: CountArray, state: CountArray, table: CountArray, pool: CountArray, counters: CountArray
+) -> None:
+    """Free the blocks that lie before the window of the next token."""
+    begin = max(0, state[COMPUTED, request] - limits[WINDOW] + 1) // limits[BLOCK_TOKENS]
+    skipped = state[SKIPPED, request]
+    if begin > skipped and not limits[CACHES]:
+        counters[FREE] += (limits[GROUPS] - limits[FULL_GROUPS]) * (begin - skipped)
+        state[SKIPPED, request] = begin
+    elif begin > skipped:
+        for group in range(limits[FULL_GROUPS], limits[GROUPS]):
+            for index in range(begin - 1, skipped - 1, -1):
+                _give_back(table[_find_place(request, group, index, limits, state)], pool, counters)
+        state[SKIPPED, request] = begin
+
+
+@compiled
+def _take_groups(
+    request: int,
+    needed: int,
+    limits: CountArray,
+    state: CountArray,
+    table: CountArray,
+    pool: CountArray,
+    by_content: CountArray,
+    counters: CountArray,
+) -> None:
+    """Take the blocks that a request lacks, group after group; without a prefix cache, they are counted alone."""
+    if not limits[CACHES]:
+        counters[FREE] -= limits[GROUPS] * (needed - state[HAVE, request])
+        return
+    for group in range(limits[GROUPS]):
+        for index in range(state[HAVE, request], needed):
+            table[_find_place(request, group, index, limits, state)] = _take(pool, by_content, counters)
+
+
+@compiled
+def _enter_groups(
+    request: int,
+    known: int,
+    limits: CountArray,
+    state: CountArray,
+    table: CountArray,
+    pool: CountArray,
+    content: CountArray,
+    by_content: CountArray,
+) -> None:
+    """Enter the full blocks of all groups of a request that hold known tokens."""
+    groups = limits[GROUPS]
+    while (state[ENTERED, request] + 1) * limits[BLOCK_TOKENS] <= known:
+        index = state[ENTERED, request]
+        item = content[state[FIRST_CONTENT, request] + index] * groups
+        for group in range(groups):
+            is_held = group < limits[FULL_GROUPS] or index >= state[SKIPPED, request]
+            if is_held and by_content[item + group] == NONE:
+                block = table[_find_place(request, group, index, limits, state)]
+                by_content[item + group] = block
+                pool[CONTENT, block] = item + group
+        state[ENTERED, request] += 1
+
+
+@compiled
+def _is_cached(item: int, begin: int, end: int, by_content: CountArray) -> bool:
+    """Return whether the cache holds a block of each group from ``begin`` to ``end``."""
+    held = begin
+    while held < end and by_content[item + held] != NONE:
+        held += 1
+    return held == end
+
+
+@compiled
+def _count_group_hits(
+    request: int, most: int, limits: CountArray, state: CountArray, content: CountArray, by_content: CountArray
+) -> int:
+    """Return the leading blocks that the cache holds: all of those without a window, the last window of the others."""
+    first, groups, full = state[FIRST_CONTENT, request], limits[GROUPS], limits[FULL_GROUPS]
+    hits = most if full == 0 else 0
+    while full and hits < most and _is_cached(content[first + hits] * groups, 0, full, by_content):
+        hits += 1
+    if full == groups:
+        return hits
+    needed = (limits[WINDOW] - 1 + limits[BLOCK_TOKENS] - 1) // limits[BLOCK_TOKENS]
+    run = 0
+    for index in range(hits - 1, -1, -1):
+        if _is_cached(content[first + index] * groups, full, groups, by_content):
+            run += 1
+            if run >= needed:
+                return index + run
+        else:
+            run = 0
+    return run
+
+
+@compiled
+def _admit_groups(
+    request: int,
+    budget: int,
+    limits: CountArray,
+    state: CountArray,
+    table: CountArray,
+    pool: CountArray,
+    content: CountArray,
+    by_content: CountArray,
+    counters: CountArray,
+) -> bool:
+    """Give a waiting request the cached blocks of all groups, if its others have room; return whether they have."""
+    size, groups, full = limits[BLOCK_TOKENS], limits[GROUPS], limits[FULL_GROUPS]
+    total, first, hits, idle = state[INPUT, request] + state[GENERATED, request], state[FIRST_CONTENT, request], 0, 0
+    if limits[CACHES]:
+        most = min((total - 1) // size, state[FIRST_CONTENT, request + 1] - first)
+        hits = _count_group_hits(request, most, limits, state, content, by_content)
+    begin = max(0, hits * size - limits[WINDOW] + 1) // size
+    for group in range(groups):
+        for index in range(begin if group >= full else 0, hits):
+            if pool[USERS, by_content[content[first + index] * groups + group]] == 0:
+                idle += 1
+    if limits[RESERVES]:
+        blocks = (total + size - 1) // size
+        windowed = max(0, min(blocks, limits[MOST_BLOCKS]) - hits)
+        if full * (blocks - hits) + (groups - full) * windowed + idle > counters[FREE]:
+            return False
+    end = hits * size + min(total - hits * size, budget)
+    if groups * ((end + size - 1) // size - hits) + idle > counters[FREE]:
+        return False
+    state[SKIPPED, request] = begin
+    for group in range(groups):
+        for index in range(begin if group >= full else 0, hits):
+            block = by_content[content[first + index] * groups + group]
+            _touch(block, pool, counters)
+            table[_find_place(request, group, index, limits, state)] = block
+    state[HAVE, request] = state[ENTERED, request] = hits
+    state[COMPUTED, request] = hits * size
+    counters[HIT_TOKENS] += hits * size
+    return True
+
+
+@compiled
+def _window_work(count: int, history: int, span: int) -> float:
+    """Return the pairs of tokens of a chunk in layers with a window."""
+    if history + count <= span:
+        return float(count * (history + count / 2))
+    rising = max(0, span - history)
+    return float(rising * (history + rising / 2) + (count - rising) * span)
+
+
+@compiled
+def _compute(  # noqa: C901, PLR0912, PLR0915 - one function, as calls cost more than what they do
     position: int,
     stop: int,
     fill: int,
@@ -111,6 +312,7 @@ def _compute(
     The sums of the step are added to ``point``: prefill tokens, prefill work, decodes and their contexts.
     """
     size, caches = limits[BLOCK_TOKENS], limits[CACHES]
+    groups, window = limits[GROUPS], limits[WINDOW]
     chunk, work, decodes, contexts = 0, 0.0, 0, 0
     while position < stop and budget > 0:
         request = queues[RUNNING, position]
@@ -119,15 +321,22 @@ def _compute(
             count = min(total - history, budget)
             end = history + count
             have = state[HAVE, request]
+            if window > 0 and history >= window:
+                _skip_blocks(request, limits, state, table, pool, counters)
             if end > have * size:
                 needed = (end + size - 1) // size
-                if needed - have > counters[FREE]:
+                if (needed - have) * groups > counters[FREE]:
                     break
-                for index in range(have, needed):
-                    table[state[FIRST_BLOCK, request] + index] = _take(pool, by_content, counters)
+                if window > 0:
+                    _take_groups(request, needed, limits, state, table, pool, by_content, counters)
+                else:
+                    for index in range(have, needed):
+                        table[state[FIRST_BLOCK, request] + index] = _take(pool, by_content, counters)
                 state[HAVE, request] = needed
             state[COMPUTED, request] = end
             known = min(end, state[INPUT, request] + state[SEEN, request])
+            if caches and window > 0:
+                _enter_groups(request, known, limits, state, table, pool, content, by_content)
             while caches and (state[ENTERED, request] + 1) * size <= known:
                 item = content[state[FIRST_CONTENT, request] + state[ENTERED, request]]
                 # the first block of a content answers for it
@@ -160,6 +369,18 @@ def _compute(
 
 
 @compiled
+def _start(request: int, state: CountArray, queues: CountArray, counters: CountArray) -> None:
+    """Move the first waiting request to the running ones."""
+    if counters[RESUMED] > 0:
+        counters[RESUMED] -= 1
+    else:
+        counters[ADMITTED] += 1
+        counters[WAITING_TOKENS] -= state[INPUT, request]
+    queues[RUNNING, counters[RUNNING]] = request
+    counters[RUNNING] += 1
+
+
+@compiled
 def _admit(
     budget: int,
     limits: CountArray,
@@ -183,6 +404,11 @@ def _admit(
         request = queues[ASSIGNED, counters[ADMITTED]]
     else:
         return False
+    if limits[WINDOW] > 0:
+        if not _admit_groups(request, budget, limits, state, table, pool, content, by_content, counters):
+            return False
+        _start(request, state, queues, counters)
+        return True
     total = state[INPUT, request] + state[GENERATED, request]
     first, hits, idle = state[FIRST_CONTENT, request], 0, 0
     if limits[CACHES]:
@@ -194,11 +420,7 @@ def _admit(
     end = total if limits[RESERVES] or receives else hits * size + min(total - hits * size, budget)
     if (end + size - 1) // size - hits + idle > counters[FREE]:
         return False
-    if counters[RESUMED] > 0:
-        counters[RESUMED] -= 1
-    else:
-        counters[ADMITTED] += 1
-        counters[WAITING_TOKENS] -= state[INPUT, request]
+    _start(request, state, queues, counters)
     for index in range(hits):
         block = by_content[content[first + index]]
         _touch(block, pool, counters)
@@ -206,8 +428,6 @@ def _admit(
     state[HAVE, request] = state[ENTERED, request] = hits
     state[COMPUTED, request] = total - 1 if receives else hits * size
     counters[HIT_TOKENS] += hits * size
-    queues[RUNNING, counters[RUNNING]] = request
-    counters[RUNNING] += 1
     return True
 
 
@@ -224,6 +444,28 @@ def _merge_chunks(point: FloatArray, counters: CountArray) -> None:
         point[1] = work / chunk - chunk / 2
         if point[1] < 0:
             point[0], point[1] = np.sqrt(2 * work), 0.0
+
+
+@compiled
+def _sum_windows(
+    slot: int, fill: int, limits: CountArray, state: CountArray, steps: CountArray, point: FloatArray
+) -> None:
+    """Set the attention point of the layers with a window, from the sums and the requests of a step."""
+    span, work, contexts = limits[SPAN], 0.0, 0
+    for index in range(fill):
+        count, history = abs(steps[TOKENS, slot, index]), steps[HISTORY, slot, index]
+        if count == 1 and history >= state[INPUT, steps[REQUEST, slot, index]] - limits[RECEIVES]:
+            contexts += min(history + 1, span)
+        else:
+            work += _window_work(count, history, span)
+    chunk, past = point[CHUNK], 0.0
+    if chunk > 0:
+        past = work / chunk - chunk / 2
+        if past < 0:
+            chunk, past = np.sqrt(2 * work), 0.0
+    point[WINDOW_POINT + CHUNK], point[WINDOW_POINT + WORK] = chunk, past
+    point[WINDOW_POINT + DECODES] = point[DECODES]
+    point[WINDOW_POINT + CONTEXTS] = contexts / max(point[DECODES], 1.0)
 
 
 @compiled
@@ -265,7 +507,10 @@ def _schedule(
                 point[1] -= count * (history + count / 2)
             if steps[TOKENS, slot, fill] > 0:
                 state[GENERATED, victim] -= 1
-        _release(victim, state, table, pool, counters)
+        if limits[WINDOW] > 0:
+            _release_groups(victim, limits, state, table, pool, counters)
+        else:
+            _release(victim, state, table, pool, counters)
         state[COMPUTED, victim] = state[ENTERED, victim] = 0
         queues[RESUMED, counters[RESUMED]] = victim
         counters[RESUMED] += 1
@@ -280,6 +525,8 @@ def _schedule(
         )  # fmt: skip
     counters[PEAK_RUNNING] = max(counters[PEAK_RUNNING], counters[RUNNING])
     counters[PEAK_BLOCKS] = max(counters[PEAK_BLOCKS], pool.shape[1] - counters[FREE])
+    if limits[SPAN] > 0:
+        _sum_windows(slot, fill, limits, state, steps, point)
     _merge_chunks(point, counters)
     return fill, limits[BUDGET] - budget
 
@@ -387,7 +634,10 @@ def _finish(
         if end - arrivals[request] > goals[2]:
             misses[LATE_LAST] += 1
         _remove(request, queues, counters)
-        _release(request, state, table, pool, counters)
+        if limits[WINDOW] > 0:
+            _release_groups(request, limits, state, table, pool, counters)
+        else:
+            _release(request, state, table, pool, counters)
         counters[FINISHED] += 1
         if limits[CLOSED] and counters[ASSIGNED] < arrivals.size:
             # a client of a closed loop sends its next request when the last one is answered
@@ -396,7 +646,7 @@ def _finish(
 
 
 @compiled
-def _advance(
+def _advance(  # noqa: C901 - as above
     until: float,
     arrivals: FloatArray,
     state: CountArray,
@@ -440,7 +690,12 @@ def _advance(
                 counters[STALLED] = 1
                 break
             fixed = dense[min(total, dense.size - 1)] + sequence[min(count, sequence.size - 1)]
-            duration = factors[0] * (fixed + _attention(point, axes, lengths, attention)) + factors[1]
+            attending = _attention(point, axes, lengths, attention)
+            if limits[SPAN] > 0:
+                share = factors[WINDOW_SHARE]
+                windowed = _attention(point[WINDOW_POINT:], axes, lengths, attention)
+                attending = (1 - share) * attending + share * windowed
+            duration = factors[0] * (fixed + attending) + factors[1]
             clock[BUSY_UNTIL] = max(clock[BUSY_UNTIL], clock[NOW]) + duration
             fills[slot], ends[slot] = count, clock[BUSY_UNTIL]
             counters[STEPS] += 1
@@ -510,7 +765,7 @@ def advance_engines(
         table: blocks of each request.
         pools: (engines, POOL_ROWS, blocks) block pools.
         content: content of each full block.
-        by_content: (engines or 1, contents) cached block of each content.
+        by_content: (engines or 1, contents x groups) cached block of each content in each group.
         queues: (engines, QUEUES, requests + 1) queues.
         steps: (engines, STEP_ROWS, depth, requests) steps in flight.
         fills: (engines, depth) requests of each step.
@@ -525,8 +780,8 @@ def advance_engines(
         axes: of the attention table.
         lengths: of the axes.
         attention: the table.
-        factors: scale and overhead.
-        point: (4,) scratch.
+        factors: (FACTORS,) scale, overhead, and the fraction of layers with a window.
+        point: (POINTS,) scratch.
         counters: (engines, COUNTERS) counters.
         first: (requests,) time of the first token.
         last: (requests,) time of the last token.
@@ -596,7 +851,8 @@ def route_requests(
             if routing == ROUND_ROBIN:
                 choice = engine
                 break
-            load = (pools.shape[2] - counters[engine, FREE]) * size + counters[engine, WAITING_TOKENS]
+            used = (pools.shape[2] - counters[engine, FREE]) * size // limits[GROUPS]
+            load = used + counters[engine, WAITING_TOKENS]
             if choice == NONE or load < least:
                 choice, least = engine, load
         cursor[0] = (choice + 1) % engines

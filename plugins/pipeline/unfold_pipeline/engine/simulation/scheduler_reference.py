@@ -3,12 +3,16 @@
 Rules: LLMServingSim 2.0, ``docs/continuous-batching.md``, checked against vLLM 0.19 runs. A step first continues the
 running requests in order of admission, and preempts the last of them where blocks are missing; then it admits waiting
 requests.
+
+Groups of layers have blocks of their own in one pool. Those with a sliding window free what lies before the window of
+the next token, as the hybrid KV cache manager of vLLM does, ``vllm/v1/core/single_type_kv_cache_manager.py``.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -66,9 +70,11 @@ class ReferencePool:
             del self.free[block]
         self.references[block] += 1
 
-    def release(self, blocks: list[int]) -> None:
+    def release(self, blocks: Sequence[int | None]) -> None:
         """Free the blocks of a request, the last one first, so that prefixes live longest."""
         for block in reversed(blocks):
+            if block is None:
+                continue
             self.references[block] -= 1
             if self.references[block] == 0:
                 self.free[block] = None
@@ -92,7 +98,8 @@ class ReferenceEngine:
         self.seen = [0] * count
         self.entered = [0] * count
         self.admitted: set[int] = set()
-        self.blocks: list[list[int]] = [[] for _ in range(count)]
+        self.groups = limits.full_groups + limits.window_groups
+        self.blocks: list[list[list[int | None]]] = [[[] for _ in range(self.groups)] for _ in range(count)]
         self.running: list[int] = []
         self.waiting: deque[int] = deque()
         self.run = ReferenceRun([math.nan] * count, [math.nan] * count)
@@ -111,6 +118,7 @@ class ReferenceEngine:
                 position += 1
                 continue
             tokens = min(self.total(request) - self.computed[request], budget)
+            self.skip_blocks(request)
             evicted_itself = False
             while self.missing_blocks(request, self.computed[request] + tokens) > len(self.pool.free):
                 victim = self.running.pop()
@@ -137,47 +145,102 @@ class ReferenceEngine:
             request = self.waiting[0]
             total = self.total(request)
             hits = self.cached_prefix(request, (total - 1) // size)
+            count = len(hits[0])
             receives = self.limits.receives_kv and request not in self.admitted
-            computed = total - 1 if receives else len(hits) * size
+            computed = total - 1 if receives else count * size
             tokens = min(total - computed, budget)
-            end = total if self.limits.reserve_full_isl else computed + tokens
-            idle_hits = sum(self.pool.references[block] == 0 for block in hits)
-            if math.ceil(end / size) - len(hits) + idle_hits > len(self.pool.free):
+            cached = [block for group in hits for block in group if block is not None]
+            idle_hits = sum(self.pool.references[block] == 0 for block in cached)
+            needed = [self.groups * (math.ceil((computed + tokens) / size) - count)]
+            if self.limits.reserve_full_isl:
+                needed.append(sum(max(0, self.reserved_blocks(group, total) - count) for group in range(self.groups)))
+            if max(needed) + idle_hits > len(self.pool.free):
                 break
             self.waiting.popleft()
             self.admitted.add(request)
-            for block in hits:
+            for block in cached:
                 self.pool.touch(block)
             self.blocks[request] = hits
             self.computed[request] = computed
-            self.entered[request] = len(hits)
-            self.run.hit_tokens += len(hits) * size
+            self.entered[request] = count
+            self.run.hit_tokens += count * size
             self.running.append(request)
             self.compute(request, tokens, step)
             budget -= tokens
 
-    def cached_prefix(self, request: int, most: int) -> list[int]:
-        """Return the leading blocks of a request that the cache holds."""
-        hits: list[int] = []
-        if self.limits.prefix_cache:
-            first = int(self.requests.first_content[request])
-            full = int(self.requests.first_content[request + 1]) - first
-            for index in range(min(most, full)):
-                block = self.pool.by_content.get(int(self.requests.content[first + index]))
-                if block is None:
-                    break
-                hits.append(block)
-        return hits
+    def reserved_blocks(self, group: int, tokens: int) -> int:
+        """Return the blocks of a group by which a request with some tokens is admitted."""
+        blocks, size = math.ceil(tokens / self.requests.block_tokens), self.requests.block_tokens
+        if group < self.limits.full_groups:
+            return blocks
+        return min(blocks, self.limits.count_window_blocks(size))
+
+    def cached_prefix(self, request: int, most: int) -> list[list[int | None]]:
+        """Return the leading blocks of each group of a request that the cache holds, without those before the window.
+
+        Groups with a window need only what the next token attends to.
+        """
+        if not self.limits.prefix_cache:
+            return [[] for _ in range(self.groups)]
+        first, last = self.requests.first_content[request : request + 2]
+        contents = [int(item) for item in self.requests.content[first:last][:most]]
+        full = range(self.limits.full_groups)
+        windowed = range(self.limits.full_groups, self.groups)
+        misses = (index for index, item in enumerate(contents) if not self.is_cached(item, full))
+        count = next(misses, len(contents))
+        skipped = 0
+        if windowed:
+            needed = math.ceil((self.limits.window - 1) / self.requests.block_tokens)
+            # the longest prefix of which the last window is in the cache
+            count = next(
+                end
+                for end in range(count, -1, -1)
+                if all(self.is_cached(item, windowed) for item in contents[max(0, end - needed) : end])
+            )
+            skipped = self.count_skipped(count * self.requests.block_tokens)
+        return [
+            [
+                None if group in windowed and index < skipped else self.pool.by_content[item * self.groups + group]
+                for index, item in enumerate(contents[:count])
+            ]
+            for group in range(self.groups)
+        ]
+
+    def is_cached(self, content: int, groups: range) -> bool:
+        """Return whether the cache holds a content in each of some groups."""
+        return all(content * self.groups + group in self.pool.by_content for group in groups)
+
+    def count_skipped(self, computed: int) -> int:
+        """Return the blocks before the window of the token after some computed ones."""
+        return max(0, computed - self.limits.window + 1) // self.requests.block_tokens
+
+    def skip_blocks(self, request: int) -> None:
+        """Free the blocks that lie before the window of the next token, the last one first."""
+        for group in range(self.limits.full_groups, self.groups):
+            blocks = self.blocks[request][group]
+            skipped = [
+                index for index in range(self.count_skipped(self.computed[request])) if blocks[index] is not None
+            ]
+            self.pool.release([blocks[index] for index in skipped])
+            for index in skipped:
+                blocks[index] = None
 
     def missing_blocks(self, request: int, tokens: int) -> int:
-        """Return the blocks that a request lacks for some tokens."""
-        return math.ceil(tokens / self.requests.block_tokens) - len(self.blocks[request])
+        """Return the blocks that a request lacks for some tokens, in all groups."""
+        return sum(math.ceil(tokens / self.requests.block_tokens) - len(blocks) for blocks in self.blocks[request])
+
+    def release_blocks(self, request: int) -> None:
+        """Free the blocks of a request, group after group."""
+        for blocks in self.blocks[request]:
+            self.pool.release(blocks)
+        self.blocks[request] = [[] for _ in range(self.groups)]
 
     def compute(self, request: int, tokens: int, step: Step) -> None:
         """Schedule tokens of a request, with the blocks that they need."""
         history = self.computed[request]
-        for _ in range(self.missing_blocks(request, history + tokens)):
-            self.blocks[request].append(self.pool.take())
+        needed = math.ceil((history + tokens) / self.requests.block_tokens)
+        for blocks in self.blocks[request]:
+            blocks.extend(self.pool.take() for _ in range(needed - len(blocks)))
         step.chunks[request] = (tokens, history)
         self.computed[request] += tokens
         if self.limits.prefix_cache:
@@ -191,7 +254,10 @@ class ReferenceEngine:
         known = min(self.computed[request], int(self.requests.input_tokens[request]) + self.seen[request])
         first = int(self.requests.first_content[request])
         for index in range(self.entered[request], known // self.requests.block_tokens):
-            self.pool.enter(self.blocks[request][index], int(self.requests.content[first + index]))
+            content = int(self.requests.content[first + index])
+            for group, blocks in enumerate(self.blocks[request]):
+                if (block := blocks[index]) is not None:
+                    self.pool.enter(block, content * self.groups + group)
             self.entered[request] = index + 1
 
     def preempt(self, request: int, step: Step) -> int:
@@ -202,8 +268,7 @@ class ReferenceEngine:
             if request in step.produces:
                 step.produces.remove(request)
                 self.generated[request] -= 1
-        self.pool.release(self.blocks[request])
-        self.blocks[request] = []
+        self.release_blocks(request)
         self.computed[request] = self.entered[request] = 0
         self.waiting.appendleft(request)
         self.run.preemptions += 1
@@ -221,8 +286,7 @@ class ReferenceEngine:
                     self.running.remove(request)
                 else:
                     self.waiting.remove(request)
-                self.pool.release(self.blocks[request])
-                self.blocks[request] = []
+                self.release_blocks(request)
 
 
 def step_seconds(step: Step, times: StepTimes, requests: EngineRequests, *, receives_kv: bool = False) -> float:
@@ -243,18 +307,35 @@ def step_seconds(step: Step, times: StepTimes, requests: EngineRequests, *, rece
         for request, (count, history) in step.chunks.items()
         if not _is_decode(requests, request, count, history + received)
     ]
+    attention = interpolate(_attention_point(chunks, decodes, None), times)
+    if times.window:
+        windowed = interpolate(_attention_point(chunks, decodes, times.window), times)
+        attention = (1 - times.window_share) * attention + times.window_share * windowed
+    dense = times.dense[min(tokens, times.dense.size - 1)]
+    sequence = times.sequence[min(len(step.chunks), times.sequence.size - 1)]
+    return float(times.scale * (dense + sequence + attention) + times.overhead)
+
+
+def _attention_point(
+    chunks: Sequence[tuple[int, int]], decodes: Sequence[int], window: int | None
+) -> tuple[float, float, float, float]:
+    """Return the attention point of chunks after histories and of decodes with contexts, each token within a window."""
     chunk, past = 0.0, 0.0
     if chunks:
-        work = sum(count * (history + count / 2) for count, history in chunks)
+        work = sum(_count_pairs(count, history, window) for count, history in chunks)
         chunk = float(sum(count for count, _ in chunks))
         past = work / chunk - chunk / 2
         if past < 0:
             chunk, past = math.sqrt(2 * work), 0.0
-    context = sum(decodes) / len(decodes) if decodes else 0.0
-    attention = interpolate((chunk, past, float(len(decodes)), context), times)
-    dense = times.dense[min(tokens, times.dense.size - 1)]
-    sequence = times.sequence[min(len(step.chunks), times.sequence.size - 1)]
-    return float(times.scale * (dense + sequence + attention) + times.overhead)
+    contexts = [context if window is None else min(context, window) for context in decodes]
+    return chunk, past, float(len(decodes)), sum(contexts) / len(contexts) if contexts else 0.0
+
+
+def _count_pairs(count: int, history: int, window: int | None) -> float:
+    """Return the pairs of tokens of a chunk, as the area below the line of its contexts."""
+    beyond = 0 if window is None else min(count, max(0, history + count - window))
+    rising = count - beyond
+    return rising * (history + rising / 2) + beyond * (window or 0)
 
 
 def _is_decode(requests: EngineRequests, request: int, count: int, history: int) -> bool:

@@ -110,11 +110,13 @@ def read_benchmarks(path: Path) -> tuple[BenchmarkRun, ...]:
 
 def _split_results(values: Sequence[Any], path: Path) -> list[Any]:
     """Return one value for each run; a list holds the requests of one run."""
-    if values and all(isinstance(value, dict) and isinstance(value.get("metadata"), dict) for value in values):
+    if values and all(map(_is_aiperf_request, values)):
         return [[value for value in values if value["metadata"].get("benchmark_phase") != "warmup"]]
     results: list[Any] = []
     for value in values:
-        if isinstance(value, dict) and isinstance(value.get("benchmarks"), list):
+        if isinstance(value, list) and value and all(isinstance(part, dict) and "ttfts" in part for part in value):
+            results += value
+        elif isinstance(value, dict) and isinstance(value.get("benchmarks"), list):
             if not value["benchmarks"]:
                 raise user_error("the result holds no benchmark", file=str(path), key="benchmarks")
             results += [{"requests": None, **part} if isinstance(part, dict) else part for part in value["benchmarks"]]
@@ -123,8 +125,14 @@ def _split_results(values: Sequence[Any], path: Path) -> list[Any]:
     return results
 
 
+def _is_aiperf_request(value: Any) -> bool:
+    """Return whether a value is a request of AIPerf: documents of other tools have metadata of their runs."""
+    return isinstance(value, dict) and isinstance(value.get("metadata"), dict) and "benchmarks" not in value
+
+
 def _read_result(result: Any, path: Path) -> BenchmarkRun:
     file = str(path)
+    _reject_other_files(result, path)
     try:
         if isinstance(result, list) and result and isinstance(result[0].get("metadata"), dict):
             return _read_aiperf(result, path)
@@ -138,13 +146,38 @@ def _read_result(result: Any, path: Path) -> BenchmarkRun:
         if isinstance(error, UnfoldError):
             raise
         cause = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
+        if "NoneType" in cause:
+            cause = "an entry is null where it has a value in a result"
         raise user_error(f"not a benchmark result: {cause}", file=file, hint=FORMATS) from error
     raise user_error("not a benchmark result", file=file, hint=FORMATS)
 
 
+def _reject_other_files(result: Any, path: Path) -> None:
+    """Reject files of known tools that hold no times or tokens of single requests, with the file to take instead.
+
+    Raises:
+        UnfoldError: the result is such a file.
+    """
+    keys = set(result) if isinstance(result, dict) else set()
+    first = result[0] if isinstance(result, list) and result and isinstance(result[0], dict) else {}
+    if "experiments" in keys:
+        message, hint = "a profile export of genai-perf has no prompt tokens", "the profile_export.jsonl of AIPerf"
+    elif "load_summary" in keys:
+        message = "a summary of inference-perf has no single requests"
+        hint = "per_request_lifecycle_metrics.json: report.request_lifecycle.per_request: true"
+    elif isinstance(result, dict) and isinstance(result.get("time_to_first_token"), dict):
+        message, hint = "a summary of AIPerf has no single requests", "profile_export.jsonl"
+    elif "end_to_end_latency_s" in first or "results_ttft_s_mean" in keys:
+        message, hint = "a result of LLMPerf does not state when its requests were sent", FORMATS
+    else:
+        return
+    raise user_error(message, file=str(path), hint=hint)
+
+
 def _read_vllm(data: Mapping[str, Any], path: Path) -> BenchmarkRun:
     if "queued_ts" in data or not isinstance(data.get("ttfts"), list):
-        raise user_error("the result has no times of single requests", file=str(path), hint="--save-detailed")
+        hint = "--output-details" if data.get("backend") == "sglang" else "--save-detailed"
+        raise user_error("the result has no times of single requests", file=str(path), hint=hint)
     errors = [error for error in data.get("errors") or [] if error]
     completed = _read_count(data["completed"], "completed")
     failed = max(
@@ -250,7 +283,10 @@ def _read_guidellm(benchmark: Mapping[str, Any], path: Path) -> BenchmarkRun:
     for row in rows:
         timings = _find_timings(row)
         start = _first_number({**timings, **row}, ("start_time", "request_start_time", "request_start"), path)
-        lengths = [_first_number(row, names, path) for names in (("prompt_tokens",), ("output_tokens",))]
+        lengths = [
+            _first_number({**_find_usage(row, metrics, name), **row}, (name, "text_tokens", "total_tokens"), path)
+            for name, metrics in (("prompt_tokens", "input_metrics"), ("output_tokens", "output_metrics"))
+        ]
         first = row.get("time_to_first_token_ms")
         ttft = (
             _read_number(first, "time_to_first_token_ms") / 1e3
@@ -270,6 +306,12 @@ def _read_guidellm(benchmark: Mapping[str, Any], path: Path) -> BenchmarkRun:
             raise user_error(message, file=str(path), hint="a longer run")
     starts, prompt, generated, ttft_s, last_s = columns
     return _build_run(path, starts, prompt, generated, ttft_s, last_s, _find_clients(benchmark), notes)
+
+
+def _find_usage(row: Mapping[str, Any], metrics: str, name: str) -> Mapping[str, Any]:
+    """Return the token counts that newer versions of GuideLLM keep in an object of their own."""
+    usage = row.get(metrics)
+    return usage if row.get(name) is None and isinstance(usage, Mapping) else {}
 
 
 def _find_timings(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from unfold_pipeline.engine.hardware.gpu import Gpu
-from unfold_pipeline.engine.hardware.model_shape import BYTES_PER_VALUE, ModelShape
+from unfold_pipeline.engine.hardware.model_shape import ModelShape
 from unfold_pipeline.engine.simulation.engine import StepTimes, pad_axes
 from unfold_pipeline.engine.step_times.aiconfigurator import BANDWIDTH_SHARE, KERNEL_LAUNCH_S
 from unfold_pipeline.engine.step_times.all_reduce import AllReduce, compute_step_all_reduces
@@ -41,7 +41,9 @@ def build_roofline(
     tokens, requests = np.arange(1, max_tokens + 1.0), np.arange(1, max_requests + 1.0)
     dense, sequence = np.zeros(max_tokens + 1), np.zeros(max_requests + 1)
     parameters = model.linear_parameters / tensor_parallel
-    dense[1:] = np.maximum(parameters * BYTES_PER_VALUE[precision] / bytes_per_s, 2 * parameters * tokens / flops)
+    dense[1:] = np.maximum(
+        parameters * model.bytes_per_weight(precision) / bytes_per_s, 2 * parameters * tokens / flops
+    )
     values = model.layers * (8 * model.hidden + 3 * model.inner / tensor_parallel)
     dense[1:] += 2 * values * tokens / bytes_per_s + model.layers * KERNELS_PER_LAYER * KERNEL_LAUNCH_S
     dense[1:] += compute_step_all_reduces(

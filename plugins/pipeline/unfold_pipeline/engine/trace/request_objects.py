@@ -1,9 +1,12 @@
-"""Requests as objects with named fields: JSON lines, a JSON document with a list of objects, or Parquet."""
+"""Requests as objects with named fields: JSON lines, JSON documents with a list of objects, or Parquet.
+
+Spans as OpenTelemetry exports them (OTLP/JSON) are objects too: those that state the tokens of a model call.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,13 @@ from typing import Any
 from unfoldkit.api import Diagnostic, UnfoldError, user_error
 from unfoldkit.arrivals.readers.detect import detect_form
 from unfoldkit.io.csv import open_text
+from unfoldkit.io.json_values import parse_values
 from unfoldkit.io.parquet import read_parquet_cells
 
 MAX_FIRST_LINE = 1 << 20
+USAGE_PREFIX = "gen_ai.usage."
+OTHER_OPERATIONS = frozenset({"create_agent", "embeddings", "execute_tool", "invoke_agent", "invoke_workflow"})
+"""Operations of spans whose tokens are those of the model calls below them, or of no engine."""
 MAX_DEPTH = 4
 """Levels of nested objects with named fields: ``response.body.usage.prompt_tokens`` is on the fourth."""
 
@@ -82,7 +89,7 @@ def _iter_lines(path: Path) -> Iterator[RequestObject]:
         with open_text(path) as stream:
             for number, text in enumerate(stream, 1):
                 if text.strip():
-                    row = json.loads(text)
+                    row = _parse_line(text, number, path)
                     if not isinstance(row, dict):
                         raise UnfoldError(Diagnostic("the line is no JSON object", str(path), number, 1))
                     yield RequestObject(path=path, number=number, unit="line", text=text, fields=_flatten(row))
@@ -90,17 +97,61 @@ def _iter_lines(path: Path) -> Iterator[RequestObject]:
         raise user_error(f"not a file of JSON lines: {error}", file=str(path)) from error
 
 
+def _parse_line(text: str, number: int, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        message = f"not a JSON object: {getattr(error, 'msg', error)}"
+        column = getattr(error, "colno", 1)
+        raise UnfoldError(Diagnostic(message, str(path), number, column, hint="a complete line")) from error
+
+
 def _iter_document(path: Path) -> Iterator[RequestObject]:
     try:
         with open_text(path) as stream:
-            entries = _find_objects(json.load(stream))
+            entries = _list_entries(list(parse_values(stream.read())))
     except (ValueError, RecursionError, OSError, EOFError) as error:
         raise user_error(f"the document breaks off or is no JSON: {error}", file=str(path)) from error
+    if entries == []:
+        hint = "spans of model calls, with gen_ai.usage.input_tokens and gen_ai.usage.output_tokens"
+        raise user_error("no span of the export states tokens", file=str(path), hint=hint)
     if entries is None:
         raise user_error("the document has no list of requests", file=str(path), hint="a list of objects")
     for number, entry in enumerate(entries, 1):
         text = json.dumps(entry, ensure_ascii=False)
         yield RequestObject(path=path, number=number, unit="entry", text=text, fields=_flatten(entry))
+
+
+def _list_entries(documents: Sequence[Any]) -> list[dict[str, Any]] | None:
+    """Return the objects of documents that follow one another, such as the exports of spans; ``None`` without any."""
+    if any(isinstance(document, dict) and "resourceSpans" in document for document in documents):
+        return [span for document in documents for span in _list_spans(document)]
+    found = [entries for document in documents if (entries := _find_objects(document)) is not None]
+    return [entry for entries in found for entry in entries] or None
+
+
+def _list_spans(document: Any) -> Iterator[dict[str, Any]]:
+    """Yield the spans of model calls of an export in OTLP/JSON, with their attributes as an object.
+
+    Source: OpenTelemetry semantic conventions for generative AI, ``gen_ai.usage.input_tokens`` and ``output_tokens``.
+    """
+    for resource in _list_objects(document, "resourceSpans"):
+        for scope in _list_objects(resource, "scopeSpans"):
+            for span in _list_objects(scope, "spans"):
+                attributes = {
+                    str(item.get("key")): next(iter(item["value"].values()), None)
+                    for item in _list_objects(span, "attributes")
+                    if isinstance(item.get("value"), dict)
+                }
+                is_call = attributes.get("gen_ai.operation.name") not in OTHER_OPERATIONS
+                if is_call and any(name.startswith(USAGE_PREFIX) for name in attributes):
+                    yield {**span, "attributes": attributes}
+
+
+def _list_objects(value: Any, name: str) -> list[dict[str, Any]]:
+    """Return the objects of a list in an object; none where there is no such list."""
+    items = value.get(name) if isinstance(value, dict) else None
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
 def _find_objects(value: Any) -> list[dict[str, Any]] | None:

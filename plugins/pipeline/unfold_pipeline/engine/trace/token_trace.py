@@ -16,21 +16,21 @@ from unfold_pipeline.engine.simulation.workload import EngineRequests, build_req
 from unfold_pipeline.engine.trace.request_objects import holds_objects, iter_objects
 from unfoldkit.api import Diagnostic, UnfoldError, csv_rows, did_you_mean, user_error
 from unfoldkit.arrivals.jitter import spread_rounded_times
-from unfoldkit.arrivals.readers.log import Warn, ignore_warning, parse_object_time
+from unfoldkit.arrivals.readers.log import MOONCAKE_FIELDS, Warn, ignore_warning, parse_object_time
 from unfoldkit.arrivals.readers.timestamps import TimeNotation, each_epoch_to_seconds
 from unfoldkit.arrivals.traces import scale_rate_with_sources
 
 INPUT_COLUMNS = (
     "ContextTokens", "input_tokens", "prompt_tokens", "input_length", "prompt_len", "input_len", "isl",
     "Request tokens", "num_prefill_tokens", "num_input_tokens", "num_prompt_tokens", "input_token_count",
-    "prompt_token_count", "prefill_tokens", "prompt_length",
+    "prompt_token_count", "prefill_tokens", "prompt_length", "prompt_size",
 )  # fmt: skip
 """Usual names, in any case, with or without separators: ``inputTokens`` is ``input_tokens``."""
 OUTPUT_COLUMNS = (
     "GeneratedTokens", "output_tokens", "completion_tokens", "generated_tokens", "output_length", "output_len", "osl",
     "Response tokens", "num_decode_tokens", "num_output_tokens", "num_generated_tokens", "num_completion_tokens",
     "output_token_count", "completion_token_count", "candidates_token_count", "decode_tokens", "completion_len",
-    "response_length",
+    "response_length", "token_size",
 )  # fmt: skip
 HASH_BLOCK_TOKENS = 512
 """Tokens of a hashed block in Mooncake's traces."""
@@ -44,6 +44,10 @@ _COUNT = re.compile(r"\d{1,9}(\.0*)?|\d{1,3}(,\d{3})+")
 _EMPTY = frozenset(("", "0", "0.0", "nan", "null", "none"))
 """Cells of generated tokens of a request that was not answered, in lower case."""
 COLUMN_HINT = "arrivals: {input: COLUMN, output: COLUMN}"
+TEXT_COLUMNS = ("conversation", "conversations", "messages", "prompt", "text")
+TEXT_HINT = "count the tokens of its texts first, into fields such as input_tokens and output_tokens"
+MAX_FRACTIONAL_RATE = 200.0
+"""Requests a second above which fractions of what may be milliseconds are rather seconds."""
 UNANSWERED_HINT = "a whole number of at least 1; leave out requests that failed"
 
 
@@ -290,26 +294,29 @@ def _without_sharing(arrival_s: FloatArray, prompt: CountArray, generated: Count
 
 
 def _find_columns(
-    names: Sequence[str], prompt: str | int | None, generated: str | int | None, path: Path
+    names: Sequence[str], prompt: str | int | None, generated: str | int | None, path: Path, line: int = 1
 ) -> tuple[str | int, str | int]:
     return (
-        _find_column(names, prompt, INPUT_COLUMNS, "prompt tokens", path),
-        _find_column(names, generated, OUTPUT_COLUMNS, "generated tokens", path),
+        _find_column(names, prompt, INPUT_COLUMNS, "prompt tokens", path, line),
+        _find_column(names, generated, OUTPUT_COLUMNS, "generated tokens", path, line),
     )
 
 
 def _find_column(
-    names: Sequence[str], wanted: str | int | None, usual: Sequence[str], what: str, path: Path
+    names: Sequence[str], wanted: str | int | None, usual: Sequence[str], what: str, path: Path, line: int
 ) -> str | int:
     if isinstance(wanted, int):
         return wanted
     if wanted is not None:
         if wanted not in names:
-            raise UnfoldError(Diagnostic(f"no column {wanted}", str(path), 1, 1, hint=did_you_mean(wanted, names)))
+            raise UnfoldError(Diagnostic(f"no column {wanted}", str(path), line, 1, hint=did_you_mean(wanted, names)))
         return wanted
     column = find_usual_column(names, usual)
     if column is None:
-        raise UnfoldError(Diagnostic(f"the trace has no {what}", str(path), 1, 1, hint=COLUMN_HINT))
+        hint = COLUMN_HINT if find_usual_column(names, TEXT_COLUMNS) is None else TEXT_HINT
+        if line > 1:
+            hint = "arrivals.match: a text of the lines with tokens"
+        raise UnfoldError(Diagnostic(f"the trace has no {what}", str(path), line, 1, hint=hint))
     return column
 
 
@@ -367,12 +374,13 @@ def read_objects(
     hashes: list[Sequence[Any]] = []
     unanswered: list[UnfoldError] = []
     unitless, known = set[str](), dict[tuple[str, ...], tuple[str | int, str | int]]()
+    has_fractions = False
     for row in iter_objects(path):
         if match not in row.text:
             continue
         names = tuple(row.fields)
         if names not in known:
-            known[names] = _find_columns(names, prompt, generated, path)
+            known[names] = _find_columns(names, prompt, generated, path, row.number)
         time_s = parse_object_time(row.fields, column, notation, unitless)
         if time_s is None or not abs(time_s) < MAX_STAMP:
             hint = "a time as in logs, such as time_s or timestamp; or arrivals.column: FIELD"
@@ -381,6 +389,9 @@ def read_objects(
         if lengths[1] == 0:
             unanswered.append(row.wrong(*_describe_unanswered(row.fields, known[names])))
             continue
+        is_mooncake = column in (None, "timestamp") and row.fields.keys() >= MOONCAKE_FIELDS
+        stamp = row.fields.get("timestamp") if is_mooncake and notation.unit is None else None
+        has_fractions = has_fractions or (isinstance(stamp, float) and stamp % 1 != 0)
         times.append(time_s)
         tokens.append(lengths)
         ids: Any = row.fields.get("hash_ids")
@@ -389,6 +400,10 @@ def read_objects(
     _check_unanswered(unanswered, len(times) + len(unanswered), path, warn)
     if not times:
         raise user_error("the trace has no arrival", file=str(path))
+    span_s = max(times) - min(times)
+    if has_fractions and 0 < span_s * MAX_FRACTIONAL_RATE < len(times):
+        message = "the unit of the times is unclear: with fractions they may be seconds, or milliseconds as Mooncake's"
+        raise user_error(message, file=str(path), key="timestamp", hint="arrivals.unit: s, or ms")
     order = np.argsort(times, kind="stable")
     arrival_s = _convert_times(np.array(times)[order], unitless, notation, path)
     _reject_clocks(float(np.ptp(arrival_s)), path, "times of one clock")

@@ -133,9 +133,9 @@ def build_subtitle(problem: EngineProblem) -> tuple[str, ...]:
     """Return the facts beside the title."""
     requests = problem.requests
     span = float(requests.arrival_s[-1] - requests.arrival_s[0])
-    rate = len(requests) / span if span else 0.0
+    rate = f"{len(requests) / span:.3g}/s" if span else "at one instant"
     tokens = f"{requests.input_tokens.mean():,.0f} in, {requests.output_tokens.mean():,.0f} out"
-    return f"{len(requests):,} requests", f"{rate:.3g}/s", tokens, _format_targets(problem)
+    return f"{len(requests):,} requests", rate, tokens, _format_targets(problem)
 
 
 def add_left_out(report: Report, problem: EngineProblem) -> Report:
@@ -242,7 +242,8 @@ def format_traffic(problem: EngineProblem) -> dict[str, Any]:
 def _choose_model_length(problem: EngineProblem, option: EngineOption) -> int:
     """Return the power of two above the longest request, as far as the KV cache holds it."""
     longest = int((problem.requests.input_tokens + problem.requests.output_tokens).max())
-    return min(1 << (longest - 1).bit_length(), option.kv_cache.tokens)
+    budget = max(problem.settings.budgets)
+    return min(1 << (longest - 1).bit_length(), option.kv_cache.find_longest_request(budget))
 
 
 def parse_engine_decision(decision: Mapping[str, Any], problem: EngineProblem) -> EngineConfig:
@@ -496,12 +497,13 @@ def _list_lines(
             interval.source, interval.groups, interval.low, interval.high, confidence, problem.precision
         ),
     )
-    if beyond := sentences.describe_table_ends(interval, run.peak_blocks * BLOCK_TOKENS, run.peak_running):
+    peak_tokens = run.peak_blocks // option.kv_cache.layout.groups * BLOCK_TOKENS
+    if beyond := sentences.describe_table_ends(interval, peak_tokens, run.peak_running):
         yield "beyond tables", beyond
     if math.isinf(problem.targets.ttft_s) and math.isinf(problem.targets.latency_s):
         yield "wait", sentences.describe_unbounded_wait(outcome.ttft_s)
     if problem.window:
-        yield "sliding window", sentences.describe_window(problem.window)
+        yield "sliding window", sentences.describe_window(problem.window, problem.window_layers, problem.layers)
     low, high = _cost(problem, analysis.low), _cost(problem, analysis.high)
     yield "price range", sentences.describe_price_range(low, high)
     yield "a profile", sentences.describe_profile_value(low, high)

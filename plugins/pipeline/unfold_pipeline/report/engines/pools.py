@@ -232,7 +232,7 @@ def _build_pool_table(problem: EngineProblem, outcome: PoolOutcome) -> Table:
     runs = (outcome.run.prefill, outcome.run.decode)
     for role, config, run in zip(ROLES, _list_pools(outcome), runs, strict=True):
         option = problem.options[config.option]
-        kv_peak = run.peak_blocks / option.kv_cache.num_blocks * 100
+        kv_peak = run.peak_blocks / option.kv_cache.keep_whole_context().num_blocks * 100
         limits = (config.budget, config.max_seqs, run.peak_running, kv_peak, run.preemptions)
         rows.append((role, option.hardware, option.tensor_parallel, config.replicas, *limits))
     return Table("pools", columns, tuple(rows))
@@ -264,7 +264,8 @@ def _list_lines(
         if beyond := sentences.describe_table_ends(option.interval, run.peak_blocks * BLOCK_TOKENS, run.peak_running):
             yield f"{role} beyond tables", beyond
     if problem.window:
-        yield "sliding window", sentences.describe_window(problem.window)
+        window = sentences.describe_window(problem.window, problem.window_layers, problem.layers, is_pool=True)
+        yield "sliding window", window
     low, high = ends_usd_per_hour
     yield "price range", sentences.describe_price_range(low, high)
     hits = outcome.run.prefill.hit_tokens / float(problem.requests.input_tokens.sum())

@@ -153,9 +153,11 @@ def describe_interval(source: str, groups: int, low: float, high: float, confide
     return f"{origin}, {groups} measured groups: {factor}, a guide with so few groups"
 
 
-def describe_window(window: int) -> str:
+def describe_window(window: int, window_layers: int, layers: int, *, is_pool: bool = False) -> str:
     """Return how layers with a window are simulated."""
-    return f"layers with a window of {window:,} tokens take less time and memory than simulated: with full attention"
+    attending = f"{window_layers:,} of {layers:,} layers attend to {window:,} tokens"
+    kept = "keep their whole context, as vLLM does with a KV connector" if is_pool else "free the blocks before them"
+    return f"{attending} and {kept}; their attention is that of a context with as many pairs of tokens"
 
 
 def describe_left_out(left_out: int, used: int) -> str:
