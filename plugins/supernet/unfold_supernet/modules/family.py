@@ -16,7 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unfold_supernet.modules.attention_heads import find_head_groups, keep_heads
 from unfold_supernet.modules.depth_blocks import BlockRun, find_block_runs, replace_blocks
-from unfold_supernet.modules.inputs import INPUT_NAMES, Inputs, list_required, list_tensors, run_module, take_two_rows
+from unfold_supernet.modules.inputs import (
+    INPUT_NAMES,
+    Inputs,
+    copy_module,
+    drop_computed,
+    list_required,
+    list_tensors,
+    run_module,
+    take_two_rows,
+)
 from unfold_supernet.modules.onnx_export import check_export, export_onnx
 from unfold_supernet.modules.projected_heads import HeadGroup, ProjectedHeads, list_head_layers
 from unfold_supernet.modules.width_groups import (
@@ -120,7 +129,7 @@ class ElasticFamily:
     def extract(self, name: str) -> nn.Module:
         """Copy a member into a module of its own, in inference mode."""
         member = self._find(name)
-        module = copy.deepcopy(member.skeleton)
+        module = copy_module(member.skeleton)
         with torch.no_grad():
             for key, parameter in module.named_parameters():
                 parameter.copy_(select(self.weights[key], member.indices[key]))
@@ -434,7 +443,7 @@ def _check_training(module: nn.Module, example: Inputs) -> None:
 
     A tensor that is changed in place may have none. Some networks return auxiliary outputs while they are trained.
     """
-    trained = copy.deepcopy(module).train()
+    trained = copy_module(module).train()
     rows = take_two_rows(example)
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -509,6 +518,7 @@ def _build_member(
         message = f"member {name} fails on the example: {error}"
         key = "widths" if shrink == 1 else "resolutions"
         raise user_error(message, key=f"model.{key}", hint=f"use other {key}, or {key}: [1]") from error
+    drop_computed(skeleton)
     return Member(
         name=name,
         width=width,

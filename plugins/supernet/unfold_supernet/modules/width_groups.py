@@ -7,7 +7,6 @@ every group, so that a narrow member is contained in each wider one.
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from unfold_supernet.modules.inputs import Inputs, list_tensors, run_module
+from unfold_supernet.modules.inputs import Inputs, copy_module, list_tensors, run_module
 
 Indices = tuple[Tensor | None, ...]
 """For each axis of a tensor, the kept indices; ``None`` keeps all of them."""
@@ -395,7 +394,7 @@ def narrow(
     module: nn.Module, example: Inputs, groups: Sequence[WidthGroup], width: float, heads: HeadLayers = NO_HEADS
 ) -> nn.Module:
     """Copy a module and remove the least important channels of every group."""
-    narrowed = copy.deepcopy(module)
+    narrowed = copy_module(module)
     _remove_channels(narrowed, build_graph(narrowed, example, heads), groups, width)
     return narrowed
 
@@ -417,7 +416,7 @@ def trace_indices(
     Returns:
         The narrow copy with undefined values, and the kept indices by name of the tensor.
     """
-    narrowed = copy.deepcopy(module)
+    narrowed = copy_module(module)
     graph = build_graph(narrowed, example, heads) if any(group.drop(width) for group in groups) else None
     shapes = {name: tensor.shape for name, tensor in _iterate_tensors(narrowed)}
     for _, tensor in _iterate_tensors(narrowed):
