@@ -7,6 +7,7 @@ every group, so that a narrow member is contained in each wider one.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.weight_norm import WeightNorm
 
 from unfold_supernet.modules.inputs import Inputs, copy_module, list_tensors, run_module
 
@@ -196,6 +198,24 @@ def fold_weight_norms(module: nn.Module) -> nn.Module:
         for name, value in values.items():
             layer.register_parameter(name, nn.Parameter(value))
     return module
+
+
+def copy_unnormed(module: nn.Module) -> nn.Module:
+    """Copy a module; ``torch.nn.utils.weight_norm``, which computes weights in hooks, is replaced by the weights."""
+    computed = {
+        id(weight): weight.detach().clone()
+        for layer in module.modules()
+        for weight in (getattr(layer, hook.name) for hook in _list_norm_hooks(layer))
+    }
+    copied = copy.deepcopy(module, computed)
+    for layer in copied.modules():
+        for hook in _list_norm_hooks(layer):
+            nn.utils.remove_weight_norm(layer, hook.name)
+    return copied
+
+
+def _list_norm_hooks(layer: nn.Module) -> list[Any]:
+    return [hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, WeightNorm)]  # noqa: SLF001
 
 
 def list_recurrent_layers(module: nn.Module) -> list[Inelastic]:
