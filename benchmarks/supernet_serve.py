@@ -44,8 +44,8 @@ SLOWED = (
     "goodput_*: other programs wanted the cores; slower members make a window's load higher than on a free machine."
 )
 ECE_NOTE = (
-    "ece_points: of every net on 11 unseen patients, the worst of them in ece_points_max; three other patients fit its "
-    "temperature, which stays 1 unless it surely helps patients that it was not fitted on."
+    "ece_points: of every net on 11 unseen patients, the worst of them in ece_points_max. Its temperature undoes label "
+    "smoothing; three other patients change it only where that surely helps those it was not fitted on."
 )
 NO_TRACES = "goodput_* was not measured: the shared data has no folder traces."
 OWN = ("steady", "fitted", "slackfit", "steady, escalating")

@@ -411,8 +411,10 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
     "supernet-switch": {
         "first_answer_penalty_us": "first answer after a change of member, less the next of the same, p50 µs",
         "views_ratio": "batch of 32 on views against contiguous copies, worst member",
-        "memory_ratio": "memory of the shipped heart-beat family against separate copies of its six members",
-        "memory_ratio_twelve": "the same for twelve members of its stages",
+        "memory_ratio": "memory that a process holds of the shipped heart-beat family, against six separate modules",
+        "memory_ratio_sessions": "the same, against six sessions of ONNX Runtime",
+        "weights_ratio": "the same of weights and statistics alone, against separate modules",
+        "weights_ratio_twelve": "the same for twelve members of its stages",
         "bind_us": "building the views of a member, µs",
     },
     "supernet-train": {

@@ -58,6 +58,9 @@ def test_held_out_patients_suffice_for_a_temperature_and_keep_their_mix(tmp_path
     data = load_data(spec, make_run(tmp_path, base=tmp_path))
     assert data.groups is not None
     assert (data.y[data.train] == 0).sum() == 8000
+    # of the odds of a normal beat, the network sees this fraction
+    assert data.logit_shift[0] == pytest.approx(np.log((y[side == 1] == 0).sum() / 8000))
+    assert not data.logit_shift[1:].any()
     assert set(data.groups[data.test]) == set(range(22, 33))
     held = hold_out_rows(data, 0.1, 0, 10)
     apart = set(data.groups[held.holdout])

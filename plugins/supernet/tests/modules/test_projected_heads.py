@@ -222,3 +222,52 @@ def test_gradients_reach_the_heads_that_remain() -> None:
     assert gradient is not None
     by_head = gradient.reshape(2, -1).abs().sum(1)
     assert [bool(each > 0) for each in by_head] == [head in family.heads[0].keep(0.5) for head in range(2)]
+
+
+class BiasedAttention(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Attention as of EfficientFormer: queries and keys are smaller than values, and biases are kept once computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.key_dim, self.val_dim = 4, 3, 6
+        self.val_attn_dim = self.val_dim * self.num_heads
+        self.qkv, self.proj = nn.Linear(8, 4 * (3 + 3 + 6)), nn.Linear(24, 8)
+        self.biases = nn.Parameter(torch.randn(4, 5))
+        self.register_buffer("places", torch.randint(0, 5, (7, 7)))
+        self.bias_cache: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> BiasedAttention:
+        self.bias_cache = {}
+        super().train(mode)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "cpu" not in self.bias_cache:
+            self.bias_cache["cpu"] = self.biases[:, self.places]
+        rows, tokens, _ = x.shape
+        packed = self.qkv(x).reshape(rows, tokens, self.num_heads, -1).permute(0, 2, 1, 3)
+        query, key, value = packed.split([self.key_dim, self.key_dim, self.val_dim], dim=3)
+        shares = (query @ key.transpose(-2, -1) + self.bias_cache["cpu"]).softmax(-1)
+        result: Tensor = self.proj((shares @ value).transpose(1, 2).reshape(rows, tokens, self.val_attn_dim))
+        return result
+
+
+def test_heads_with_smaller_keys_and_kept_biases_are_left_out() -> None:
+    """Packed heads of unequal parts lose heads; biases that the code keeps are computed anew, and do not hinder it."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 8), BiasedAttention(), nn.ReLU(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    example = torch.randn(2, 7, 5)
+    family = elastic(module.eval(), example, widths=(0.5, 1))
+    (group,) = family.heads
+    assert group.path == "1"
+    assert len(group.keep(0.5)) == 2
+    assert "3" in {part.root for part in family.groups}
+    with torch.no_grad():
+        torch.testing.assert_close(family("1x1", example), module(example))
+    # gradients reach biases through what is kept, and a member is still copied
+    family("0.5x1", example).sum().backward()
+    assert family.weights["1.biases"].grad is not None
+    session = onnxruntime.InferenceSession(family.export("onnx", "0.5x1"))
+    with torch.no_grad():
+        expected = family.extract("0.5x1")(example).numpy()
+    np.testing.assert_allclose(session.run(None, {"x": example.numpy()})[0], expected, atol=1e-5)

@@ -154,3 +154,51 @@ def test_norms_by_the_batch_are_refused() -> None:
     module = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16, track_running_stats=False), nn.Linear(16, 5))
     with pytest.raises(UnfoldError, match=r"1 normalises by the other rows.*track_running_stats=True"):
         elastic(module, torch.randn(3, 6), widths=(0.5, 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+def test_weight_norm_by_hooks_is_folded() -> None:
+    """Weights that ``torch.nn.utils.weight_norm`` computes before each call are narrowed; the user's module stays."""
+    torch.manual_seed(0)
+    normed = nn.utils.weight_norm
+    module = nn.Sequential(
+        normed(nn.Conv1d(3, 16, 3)), nn.ReLU(), normed(nn.Conv1d(16, 24, 3)), nn.ReLU(), nn.Flatten(),
+        normed(nn.Linear(24 * 5, 5)),
+    ).eval()  # fmt: skip
+    example = torch.randn(2, 3, 9)
+    with torch.no_grad():
+        # as loaded weights are: the hook has not yet computed what is called next
+        module[0].weight_g.mul_(2)
+    family = elastic(module, example, widths=(0.5, 1))
+    assert {group.root for group in family.groups} == {"0", "2"}
+    assert "weight_g" in dict(module[0].named_parameters())
+    check_members(family, module, example)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_lazy_layers_get_their_weights_from_the_example() -> None:
+    """Layers that learn their sizes from the first input are initialised on the example, in the mode that they had."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.LazyConv2d(16, 3),
+        nn.LazyBatchNorm2d(),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(12),
+        nn.ReLU(),
+        nn.LazyLinear(5),
+    )
+    example = torch.randn(3, 2, 6, 6)
+    family = elastic(module, example, widths=(0.5, 1))
+    assert module[1].training
+    assert int(module[1].num_batches_tracked) == 0
+    assert {group.root for group in family.groups} == {"0", "4"}
+    check_members(family, module.eval(), example)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_lazy_layers_that_fail_on_the_example_are_refused() -> None:
+    """A module that cannot be called gets the reason and the shape of its inputs."""
+    module = nn.Sequential(nn.LazyLinear(12), nn.Unflatten(1, (5, 5)))
+    with pytest.raises(UnfoldError, match=r"fails on the example.*\(4,\) for each row"):
+        elastic(module, torch.randn(3, 4))

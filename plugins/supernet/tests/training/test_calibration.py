@@ -13,6 +13,7 @@ from unfold_supernet.training.calibration import (
     fit_temperature,
     measure_calibration,
     minimise_log_loss,
+    undo_smoothing,
 )
 
 
@@ -97,6 +98,41 @@ def test_labels_have_a_temperature_too(scale: float) -> None:
     errors = measure_calibration({"a": scaled / np.float32(temperature)}, {"a": temperature}, labels)
     assert errors["a"].after < 3
     assert errors["a"].after <= errors["a"].before + 0.1
+
+
+def smooth(logits: np.ndarray, smoothing: float, shift: np.ndarray | None = None) -> np.ndarray:
+    """Compute the logits at which the loss of smoothed labels is least, where ``logits`` are calibrated ones."""
+    values = logits - (0 if shift is None else shift)
+    shares = np.exp(values) / np.exp(values).sum(1, keepdims=True)
+    return np.log((1 - smoothing) * shares + smoothing / logits.shape[1]).astype(np.float32)
+
+
+@pytest.mark.parametrize(("smoothing", "classes"), [(0.1, 2), (0.1, 4), (0.1, 10), (0.3, 4)])
+def test_label_smoothing_is_undone_without_labels(smoothing: float, classes: int) -> None:
+    """Confidences of a network that learnt smoothed labels perfectly become nearly those of the true shares."""
+    logits, labels = draw_calibrated(5, 20_000, classes)
+    seen = smooth(logits * 2, smoothing)
+    shares = np.exp(logits * 2) / np.exp(logits * 2).sum(1, keepdims=True)
+    labels = (shares.cumsum(1) > np.random.default_rng(6).random((len(labels), 1))).argmax(1)
+    temperature = undo_smoothing(seen, smoothing)
+    errors = measure_calibration({"a": seen / np.float32(temperature)}, {"a": temperature}, labels)["a"]
+    assert temperature < 1
+    assert errors.after < errors.before / 2
+
+
+def test_smoothing_of_sampled_classes_is_undone() -> None:
+    """Logits that were shifted after training, as one class was sampled, are set right as a whole."""
+    logits, _ = draw_calibrated(7, 20_000, 4)
+    shift = np.array([1.7, 0, 0, 0], np.float32)
+    seen = smooth(logits + shift, 0.1, shift) + shift
+    assert undo_smoothing(seen, 0.1, shift) < 1
+    assert undo_smoothing(seen[:0], 0.1, shift) == 1.0
+
+
+def test_nothing_is_undone_without_smoothing() -> None:
+    """The temperature is 1 where labels were not smoothed, and where they held nothing else."""
+    logits, _ = draw_calibrated(8, 100, 4)
+    assert undo_smoothing(logits, 0.0) == undo_smoothing(logits, 1.0) == 1.0
 
 
 def test_whole_groups_judge_a_temperature() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,34 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert resumed.steps == whole.steps
     for name, tensor in whole.supernet.weights.items():
         assert torch.equal(tensor, resumed.supernet.weights[name]), name
+
+
+def test_logits_of_a_sampled_class_are_shifted(tmp_path: Path) -> None:
+    """Where a class was sampled, every member and its temperature are those of the same training and the true odds."""
+    problem, run = build_digits_problem(tmp_path / "all")
+    whole = train_supernet(problem, run.directory, run.progress).supernet
+    sampled = replace(problem, data=replace(problem.data, sampling=(0.25, *[1.0] * 9)))
+    directory = RunDir(tmp_path / "sampled")
+    found = train_supernet(sampled, directory, run.progress).supernet
+    difference = found.weights["head.bias"] - whole.weights["head.bias"]
+    assert difference[0] == pytest.approx(math.log(4), rel=1e-5)
+    assert float(difference[1:].abs().max()) < 1e-6
+    assert torch.equal(found.weights["head.weight"], whole.weights["head.weight"])
+    # finishing again changes nothing
+    again = train_supernet(sampled, directory, run.progress).supernet
+    assert torch.equal(again.weights["head.bias"], found.weights["head.bias"])
+
+
+def test_smoothed_labels_are_undone_without_held_out_rows(tmp_path: Path) -> None:
+    """Without validation rows, members are surer than the smoothed labels made them; without smoothing, as sure."""
+    problem, run = build_digits_problem(tmp_path / "smoothed")
+    assert problem.options.smoothing > 0
+    apart = replace(problem, data=replace(problem.data, holdout=problem.data.holdout[:0]))
+    smoothed = train_supernet(apart, run.directory, run.progress).supernet
+    assert all(bound.temperature < 1 for bound in smoothed.bound.values())
+    plain = replace(apart, options=replace(problem.options, smoothing=0.0), fingerprint_parts=("plain",))
+    found = train_supernet(plain, RunDir(tmp_path / "plain"), run.progress).supernet
+    assert all(bound.temperature == 1 for bound in found.bound.values())
 
 
 def test_borrowed_norm_statistics_lose_accuracy(tmp_path: Path) -> None:

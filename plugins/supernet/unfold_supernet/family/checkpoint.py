@@ -88,9 +88,10 @@ def _read_tensors(directory: RunDir, name: str) -> dict[str, Tensor]:
 
 def _select_norms(flat: dict[str, Tensor], subnet: Subnet) -> Statistics:
     layers = sum(key.startswith(f"{subnet.name}/") and key.endswith("/mean") for key in flat)
-    return tuple(
-        (flat[f"{subnet.name}/{layer}/mean"], flat[f"{subnet.name}/{layer}/variance"]) for layer in range(layers)
-    )
+    moments = [flat[f"{subnet.name}/{layer}/{moment}"] for layer in range(layers) for moment in ("mean", "variance")]
+    # views of one tensor: of a small subnet, the objects around numbers need more memory than the numbers
+    parts = torch.cat(moments).split([len(moment) for moment in moments]) if moments else ()
+    return tuple(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _read_temperature(flat: dict[str, Tensor], subnet: Subnet) -> float:

@@ -77,6 +77,7 @@ class Dataset:
             include those that are on neither side, so that its mix of classes is its own.
         groups: Group of each row, if known.
         task: What the targets are.
+        sampling: By class, the fraction of its rows from which the training rows were drawn; empty where all were.
     """
 
     x: Float32Array
@@ -90,6 +91,17 @@ class Dataset:
     holdout: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     groups: IntArray | None = None
     task: Task = "classes"
+    sampling: tuple[float, ...] = ()
+
+    @property
+    def logit_shift(self) -> Float32Array:
+        """What logits (classes) of a network lack that saw some classes less often than they occur; 0 where all agree.
+
+        A class that was sampled at a rate has this fraction of its odds (King and Zeng, Political Analysis 2001).
+        """
+        rates = np.array(self.sampling or (1.0,) * len(self.names))
+        shift: Float32Array = -np.log(rates).astype(np.float32)
+        return shift
 
     @property
     def shape(self) -> InputShape:
@@ -187,7 +199,8 @@ def _load_digits(options: DataOptions, seed: int) -> Dataset:
 def _select_beats(options: DataOptions, arrays: dict[str, Any], seed: int, digest: str) -> Dataset:
     """Select classes N, S, V, F; a random split takes 16,000 normal beats, an inter-patient split trains on DS1.
 
-    An inter-patient split trains on 8,000 normal beats; the others of DS1 are on neither side.
+    An inter-patient split trains on 8,000 normal beats; the others of DS1 are on neither side. Their fraction is noted,
+    since patients of either side have nearly all of their beats normal.
     """
     file = str(options.path)
     require_arrays(arrays, MITBIH_ARRAYS, file)
@@ -196,12 +209,14 @@ def _select_beats(options: DataOptions, arrays: dict[str, Any], seed: int, diges
     beats, intervals = (check_numbers(arrays[name], name, len(y), file) for name in ("X", "rr"))
     normal = rng.permutation(np.flatnonzero(y == 0))
     rare = np.flatnonzero((y > 0) & (y < 4))
+    drawn = 1.0
     if options.split == "random":
         rows = np.sort(np.concatenate([normal[:NORMAL_BEATS], rare]))
         train, test = split_by_class(y[rows], options.test_fraction, seed)
     else:
         is_ds1 = arrays["split"] == 1
         taken, spare = np.split(normal[is_ds1[normal]], [NORMAL_BEATS // 2])
+        drawn = len(taken) / max(1, len(taken) + len(spare))
         sides = [np.concatenate([taken, rare[is_ds1[rare]]]), np.flatnonzero(~is_ds1 & (y < 4)), spare]
         rows = np.concatenate(sides)
         train, test, _ = np.split(np.arange(len(rows)), np.cumsum([len(side) for side in sides[:2]]))
@@ -216,6 +231,7 @@ def _select_beats(options: DataOptions, arrays: dict[str, Any], seed: int, diges
         digest=digest,
         about=f"MIT-BIH beats, {options.split} split",
         groups=arrays["record"][rows].astype(np.int64) if by_patient else None,
+        sampling=(drawn or 1.0, 1.0, 1.0, 1.0),
     )
 
 

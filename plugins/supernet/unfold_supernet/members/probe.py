@@ -101,7 +101,8 @@ def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...]
         # the first session brings the runtime, which is no memory of the member's
         first = open_session(path)
         before = read_resident_bytes()
-        session = open_session(path)
+        # the limit of memory is for feature maps too
+        session = open_session(path, keeps_maps=True)
     except ValueError as error:
         return {"error": f"ONNX Runtime cannot load it: {error}", "hint": "check the model with onnx.checker"}
     try:

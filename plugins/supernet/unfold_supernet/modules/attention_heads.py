@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unfold_supernet.modules.inputs import Inputs, run_module
+from unfold_supernet.modules.inputs import Inputs, copy_module, run_module
 from unfold_supernet.modules.projected_heads import (
     HeadGroup,
     ProjectedHeads,
@@ -186,7 +186,7 @@ def _score_heads(layer: Any, count: int) -> Tensor:
 
 def _is_equal(module: nn.Module, example: Inputs, group: ReplacedHeads, expected: Tensor) -> bool:
     """Check that the replacement with all heads changes nothing."""
-    changed = copy.deepcopy(module)
+    changed = copy_module(module)
     try:
         state = {key: value.clone() for key, value in changed.get_submodule(group.path).state_dict().items()}
         _replace_layer(changed, group, range(len(group.order)))

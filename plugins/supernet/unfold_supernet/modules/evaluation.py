@@ -286,7 +286,9 @@ def _fit_temperature(family: ElasticFamily, name: str, data: Dataset) -> float:
     if not len(data.holdout) or data.task == "values":
         return 1.0
     groups = None if data.groups is None else data.groups[data.holdout]
-    return fit_temperature(compute_all_logits(_bind(family, name), data, data.holdout), data.y[data.holdout], groups)
+    logits = compute_all_logits(_bind(family, name), data, data.holdout)
+    logits = logits + data.logit_shift if data.task == "classes" else logits
+    return fit_temperature(logits, data.y[data.holdout], groups)
 
 
 def _measure_eager(family: ElasticFamily, name: str, data: Dataset) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +16,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unfold_supernet.modules.attention_heads import find_head_groups, keep_heads
 from unfold_supernet.modules.depth_blocks import BlockRun, find_block_runs, replace_blocks
-from unfold_supernet.modules.inputs import INPUT_NAMES, Inputs, list_required, list_tensors, run_module, take_two_rows
+from unfold_supernet.modules.inputs import (
+    INPUT_NAMES,
+    Inputs,
+    copy_module,
+    drop_computed,
+    list_required,
+    list_tensors,
+    run_module,
+    take_two_rows,
+)
 from unfold_supernet.modules.onnx_export import check_export, export_onnx
 from unfold_supernet.modules.projected_heads import HeadGroup, ProjectedHeads, list_head_layers
 from unfold_supernet.modules.width_groups import (
     Indices,
     Inelastic,
     WidthGroup,
+    copy_unnormed,
     find_width_groups,
     fold_weight_norms,
     select,
@@ -120,7 +130,7 @@ class ElasticFamily:
     def extract(self, name: str) -> nn.Module:
         """Copy a member into a module of its own, in inference mode."""
         member = self._find(name)
-        module = copy.deepcopy(member.skeleton)
+        module = copy_module(member.skeleton)
         with torch.no_grad():
             for key, parameter in module.named_parameters():
                 parameter.copy_(select(self.weights[key], member.indices[key]))
@@ -243,6 +253,7 @@ def elastic(
     """
     sizes = _combine(widths, depths, resolutions)
     tensors = _check_arguments(module, example)
+    _initialise_lazy(unwrap_module(module), example)
     whole = fold_weight_norms(_copy_module(unwrap_module(module))).eval()
     _check_signature(whole, len(tensors))
     _check_module(whole, example)
@@ -337,10 +348,29 @@ def unwrap_module(module: nn.Module) -> nn.Module:
             return module
 
 
-def _copy_module(module: nn.Module) -> nn.Module:
-    """Copy a module; weights that hooks compute before each call have no copies."""
+def _initialise_lazy(module: nn.Module, example: Inputs) -> None:
+    """Give lazy layers of a module their weights, which they lack before the first call; its modes stay as they are."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    if not any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+        return
+    modes = [(layer, layer.training) for layer in module.modules()]
     try:
-        return copy.deepcopy(module)
+        # statistics of batch norms are left alone
+        module.eval()
+        with torch.no_grad():
+            run_module(module, example)
+    except Exception as error:
+        message = f"the module fails on the example: {' '.join(str(error).split()[:40])}"
+        raise user_error(message, key="model.from", hint=_describe_input(list_tensors(example)[0])) from error
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+
+
+def _copy_module(module: nn.Module) -> nn.Module:
+    """Copy a module; weights that hooks compute before each call have no copies, but for those of weight norm."""
+    try:
+        return copy_unnormed(module)
     except Exception as error:
         message = f"the module cannot be copied: {' '.join(str(error).split()[:30])}"
         hint = "call torch.nn.utils.prune.remove for pruned weights, or parametrizations instead of hooks"
@@ -400,6 +430,10 @@ def _advise_on_inputs(module: nn.Module, example: Tensor) -> str:
         return f"its inputs are {tuple(example.shape[1:])} of {example.dtype} for each row; tokens: x.long() in forward"
     if example.ndim > 3 and example.shape[-1] <= MAX_COLOURS < example.shape[1]:
         return f"its inputs are {tuple(example.shape[1:])} for each row; data.channels: last moves the channels first"
+    return _describe_input(example)
+
+
+def _describe_input(example: Tensor) -> str:
     return f"its inputs are {tuple(example.shape[1:])} for each row"
 
 
@@ -434,7 +468,7 @@ def _check_training(module: nn.Module, example: Inputs) -> None:
 
     A tensor that is changed in place may have none. Some networks return auxiliary outputs while they are trained.
     """
-    trained = copy.deepcopy(module).train()
+    trained = copy_module(module).train()
     rows = take_two_rows(example)
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -509,6 +543,7 @@ def _build_member(
         message = f"member {name} fails on the example: {error}"
         key = "widths" if shrink == 1 else "resolutions"
         raise user_error(message, key=f"model.{key}", hint=f"use other {key}, or {key}: [1]") from error
+    drop_computed(skeleton)
     return Member(
         name=name,
         width=width,

@@ -46,11 +46,12 @@ class _Scaled(nn.Module):  # type: ignore[misc,unused-ignore]
 
 
 def finish_outputs(module: nn.Module, data: Dataset, temperature: float) -> nn.Module:
-    """Divide the logits of a trained member by its temperature, or return its values to their unit."""
+    """Shift the logits of a trained member and divide them by its temperature, or return its values to their unit."""
     if data.task == "values":
         mean, deviation = standardise_values(data.y, data.train)
         return _Scaled(module, torch.from_numpy(deviation), torch.from_numpy(mean)).eval()
-    return _Scaled(module, torch.tensor(1 / temperature), torch.tensor(0.0)).eval()
+    shift = torch.from_numpy(data.logit_shift) if data.task == "classes" else torch.tensor(0.0)
+    return _Scaled(module, torch.tensor(1 / temperature), shift / temperature).eval()
 
 
 def make_training_targets(data: Dataset) -> Any:

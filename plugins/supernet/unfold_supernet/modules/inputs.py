@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any, TypeAlias
 
@@ -27,6 +28,22 @@ def run_module(module: nn.Module, inputs: Inputs) -> Any:
 def take_two_rows(inputs: Inputs) -> tuple[Tensor, ...]:
     """Repeat a single row: it would be taken for a constant axis, and has no spread that is normalised."""
     return tuple(tensor if len(tensor) > 1 else torch.cat([tensor, tensor]) for tensor in list_tensors(inputs))
+
+
+def copy_module(module: nn.Module) -> nn.Module:
+    """Copy a module without what its code computed with gradients, which has no copies."""
+    drop_computed(module)
+    return copy.deepcopy(module)
+
+
+def drop_computed(module: nn.Module) -> None:
+    """Drop tensors that a module's code computed with gradients and keeps, by device or size; it computes them anew."""
+    for layer in module.modules():
+        for name, value in vars(layer).items():
+            # torch's own dictionaries hold parameters and buffers
+            if type(value) is dict and not name.startswith("_"):
+                for key in [key for key, item in value.items() if isinstance(item, Tensor) and item.grad_fn]:
+                    del value[key]
 
 
 def list_required(module: nn.Module) -> list[str]:

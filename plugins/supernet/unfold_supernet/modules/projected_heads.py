@@ -273,8 +273,10 @@ def _list_reads(widths: dict[str, int], width: int, count: int) -> list[tuple[tu
     size = width // count
     if len(widths) == 1:
         ((name, each),) = widths.items()
-        packed = [(Projection(name, 3, size),), (Projection(name, 1, 3 * size),)]
-        return [(reads, count) for reads in packed] if each == 3 * width else []
+        packed = [(Projection(name, 3, size),)] if each == 3 * width else []
+        # head after head, with queries and keys of any size beside the values
+        packed += [(Projection(name, 1, each // count),)] if each > width and each % count == 0 else []
+        return [(reads, count) for reads in packed]
     query = next((name for name, each in widths.items() if each == width), None)
     if query is None:
         return []
@@ -308,6 +310,14 @@ def _iterate_tables(layer: nn.Module, count: int) -> Iterator[tuple[str, int]]:
         axes = [axis for axis, size in enumerate(parameter.shape) if size == count]
         if len(axes) == 1:
             yield name, axes[0]
+
+
+def _iterate_caches(layer: nn.Module) -> Iterator[str]:
+    """Iterate over the attributes in which a layer keeps tensors that it computed, such as biases by device."""
+    for name, value in vars(layer).items():
+        is_cache = type(value) is dict and value and not name.startswith("_")
+        if is_cache and all(isinstance(item, Tensor) for item in value.values()):
+            yield name
 
 
 def _get_name(path: str) -> str:
@@ -360,6 +370,7 @@ def _list_changes(
     layer = module.get_submodule(group.path)
     count = len(group.order)
     changes += [(layer, name, getattr(layer, name) * len(heads) // count) for name in group.counts]
+    changes += [(layer, name, {}) for name in _iterate_caches(layer)]
     for read in group.reads:
         changes.append((module.get_submodule(read.path), "out_features", read.parts * read.size * len(heads)))
     changes.append((module.get_submodule(group.written.path), "in_features", group.written.size * len(heads)))

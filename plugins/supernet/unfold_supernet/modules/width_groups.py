@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.weight_norm import WeightNorm
 
-from unfold_supernet.modules.inputs import Inputs, list_tensors, run_module
+from unfold_supernet.modules.inputs import Inputs, copy_module, list_tensors, run_module
 
 Indices = tuple[Tensor | None, ...]
 """For each axis of a tensor, the kept indices; ``None`` keeps all of them."""
@@ -197,6 +198,24 @@ def fold_weight_norms(module: nn.Module) -> nn.Module:
         for name, value in values.items():
             layer.register_parameter(name, nn.Parameter(value))
     return module
+
+
+def copy_unnormed(module: nn.Module) -> nn.Module:
+    """Copy a module; ``torch.nn.utils.weight_norm``, which computes weights in hooks, is replaced by the weights."""
+    computed = {
+        id(weight): weight.detach().clone()
+        for layer in module.modules()
+        for weight in (getattr(layer, hook.name) for hook in _list_norm_hooks(layer))
+    }
+    copied = copy.deepcopy(module, computed)
+    for layer in copied.modules():
+        for hook in _list_norm_hooks(layer):
+            nn.utils.remove_weight_norm(layer, hook.name)
+    return copied
+
+
+def _list_norm_hooks(layer: nn.Module) -> list[Any]:
+    return [hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, WeightNorm)]  # noqa: SLF001
 
 
 def list_recurrent_layers(module: nn.Module) -> list[Inelastic]:
@@ -395,7 +414,7 @@ def narrow(
     module: nn.Module, example: Inputs, groups: Sequence[WidthGroup], width: float, heads: HeadLayers = NO_HEADS
 ) -> nn.Module:
     """Copy a module and remove the least important channels of every group."""
-    narrowed = copy.deepcopy(module)
+    narrowed = copy_module(module)
     _remove_channels(narrowed, build_graph(narrowed, example, heads), groups, width)
     return narrowed
 
@@ -417,7 +436,7 @@ def trace_indices(
     Returns:
         The narrow copy with undefined values, and the kept indices by name of the tensor.
     """
-    narrowed = copy.deepcopy(module)
+    narrowed = copy_module(module)
     graph = build_graph(narrowed, example, heads) if any(group.drop(width) for group in groups) else None
     shapes = {name: tensor.shape for name, tensor in _iterate_tensors(narrowed)}
     for _, tensor in _iterate_tensors(narrowed):

@@ -89,7 +89,7 @@ class TrainingSpec(Model):
     warmup: Annotated[int, Field(ge=0, le=1000)] = Field(default=2, description="epochs of warm-up")
     decay: Annotated[float, Field(ge=0, le=1)] = Field(default=1e-4, description="weight decay")
     clip: Annotated[float, Field(gt=0)] = Field(default=5.0, description="maximum gradient norm")
-    smoothing: Fraction = Field(default=0.1, description="label smoothing")
+    smoothing: Fraction = Field(default=0.1, description="label smoothing of a space; its confidences undo it")
     noise: Annotated[float, Field(ge=0, le=10)] = Field(default=0.0, description="standard deviation of input noise")
     shift: Annotated[int, Field(ge=0, le=64)] = Field(default=0, description="maximum random shift of the inputs")
     calibrate: Annotated[int, Field(ge=16, le=1_000_000)] = Field(

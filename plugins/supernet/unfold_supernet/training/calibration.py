@@ -1,7 +1,9 @@
-"""Calibrated confidences: one temperature for each subnet, fitted on validation rows, and the error that remains.
+"""Calibrated confidences: one temperature for each subnet, and the error that remains.
 
-A temperature that fits the log loss can still worsen the confidences of a weak subnet: one that is surely wrong about
-some rows is made unsure of all. The temperature is therefore kept at 1 unless it helps on rows it was not fitted on.
+Training with smoothed labels makes a subnet less sure than it should be. How much follows from the smoothing alone, and
+a temperature undoes it without any label. Beyond that, one is fitted on validation rows. It can fit the log loss and
+still worsen the confidences of a weak subnet: one that is surely wrong about some rows is made unsure of all. It is
+therefore kept at 1 unless it helps on rows it was not fitted on.
 """
 
 from __future__ import annotations
@@ -78,6 +80,37 @@ def _falls_beyond_chance(before: FloatArray, after: FloatArray, targets: IntArra
         weights = np.bincount(rng.integers(count, size=count), minlength=count)[units]
         falls += _compute_error_of(after, targets, weights) < _compute_error_of(before, targets, weights)
     return falls >= CONFIDENCE * RESAMPLES
+
+
+def undo_smoothing(logits: Float32Array, smoothing: float, shift: Float32Array | None = None) -> float:
+    """Find the temperature that undoes label smoothing; it needs no labels.
+
+    With a smoothing of e over K classes, the loss is least where shares of p are put out as (1 - e) p + e / K. The
+    temperature is the one at which the shares come closest to p (Kullback-Leibler divergence, mean over the rows).
+
+    Args:
+        logits: Of any rows like those that are served (n, classes).
+        smoothing: Of the labels in training.
+        shift: What was added to the logits (classes) since they were trained; 0 by default.
+
+    Returns:
+        The temperature; 1 without rows or smoothing.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax, softmax
+
+    if not len(logits) or not 0 < smoothing < 1:
+        return 1.0
+    values, added = logits.astype(np.float64), np.zeros(logits.shape[1]) if shift is None else shift
+    smoothed = softmax(values - added, axis=1)
+    shares = np.maximum(smoothed - smoothing / logits.shape[1], 0) * np.exp(added)
+    shares /= shares.sum(axis=1, keepdims=True)
+
+    def compute_divergence(log_temperature: float) -> float:
+        return -float((shares * log_softmax(values * math.exp(-log_temperature), axis=1)).sum())
+
+    bounds = (-MAX_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE)
+    return math.exp(float(minimize_scalar(compute_divergence, bounds=bounds, method="bounded").x))
 
 
 def minimise_log_loss(logits: FloatArray, targets: IntArray) -> float:

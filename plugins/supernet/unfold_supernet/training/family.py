@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save
 
-from unfold_supernet._types import FloatArray
+from unfold_supernet._types import FloatArray, IntArray
 from unfold_supernet.family import checkpoint
 from unfold_supernet.family.artifacts import SPACE_FILE
 from unfold_supernet.family.datasets import Dataset
@@ -20,13 +20,16 @@ from unfold_supernet.networks.layers import Statistics, Weights
 from unfold_supernet.networks.space import Space, Subnet
 from unfold_supernet.networks.supernet import Supernet, bind_subnet, init_weights
 from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions
-from unfold_supernet.training.calibration import fit_temperature
+from unfold_supernet.training.calibration import fit_temperature, undo_smoothing
 from unfold_supernet.training.curriculum import build_phases, count_epochs
 from unfold_supernet.training.latency import compute_all_logits, predict_classes
 from unfold_supernet.training.problem import SearchResult, TrainingProblem
 from unfold_supernet.training.subnet_search import search_subnets
 from unfold_supernet.training.trainer import TrainingState, run_training
 from unfoldkit.api import Progress, RunDir, fingerprint
+
+CALIBRATION = "smoothing and sampling undone"
+"""How members are finished; a run that was finished otherwise is finished again, without training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +63,18 @@ def train_supernet(
 ) -> TrainedSupernet:
     """Train the supernet, or continue where a killed run stopped."""
     space, made_from = problem.space, compute_fingerprint(problem)
+    finished_from = fingerprint(made_from, CALIBRATION)
     start = clock()
     state = _train_subnets(problem, space.subnets, directory, progress, made_from, checkpoint.CHECKPOINT_FILE)
     search = _search(problem, state.weights) if problem.is_searched else None
     members = space if search is None else replace(space, subnets=search.subnets)
-    if not directory.has(SPACE_FILE, made_from=made_from):
+    if not directory.has(SPACE_FILE, made_from=finished_from):
         norms = {subnet.name: _calibrate(problem, members, state.weights, subnet) for subnet in members.subnets}
         temperatures = {
             subnet.name: _fit_temperature(problem, members, state.weights, subnet, norms[subnet.name])
             for subnet in members.subnets
         }
-        checkpoint.write_supernet(directory, members, state.weights, norms, made_from, temperatures)
+        checkpoint.write_supernet(directory, members, state.weights, norms, finished_from, temperatures)
     return TrainedSupernet(checkpoint.read_supernet(directory), state.steps, clock() - start, search)
 
 
@@ -119,13 +123,19 @@ def _train_subnets(
         progress(label, current.epoch, epochs)
 
     if problem.form != "mlp":
-        return run_training(space, subnets, data, options, problem.seed, state, save_state)
+        return _shift_logits(run_training(space, subnets, data, options, problem.seed, state, save_state), data)
     mean, deviation = compute_column_statistics(data)
     standardised = replace(data, x=((data.x - mean) / deviation).astype(np.float32))
     state = run_training(space, subnets, standardised, options, problem.seed, state, save_state)
     # subtracting a mean only shifts the sums behind the stem, which its norm removes again; only the scale matters
     stem = state.weights["stem.weight"] / torch.from_numpy(deviation.astype(np.float32))
-    return replace(state, weights={**state.weights, "stem.weight": stem})
+    return _shift_logits(replace(state, weights={**state.weights, "stem.weight": stem}), data)
+
+
+def _shift_logits(state: TrainingState, data: Dataset) -> TrainingState:
+    """Add to the logits what they lack because the training rows of a class were sampled."""
+    bias = state.weights["head.bias"] + torch.from_numpy(data.logit_shift)
+    return replace(state, weights={**state.weights, "head.bias": bias})
 
 
 def compute_column_statistics(data: Dataset) -> tuple[FloatArray, FloatArray]:
@@ -136,21 +146,29 @@ def compute_column_statistics(data: Dataset) -> tuple[FloatArray, FloatArray]:
 
 def _calibrate(problem: TrainingProblem, space: Space, weights: Weights, subnet: Subnet) -> Statistics:
     """Compute a subnet's norm statistics, from the same training rows for all subnets."""
-    data = problem.data
-    rows = np.random.default_rng(0xCA1).permutation(data.train)[: problem.options.calibrate]
-    return calibrate_norms(space, weights, subnet, torch.from_numpy(data.x[np.sort(rows)]))
+    rows = _sample_training_rows(problem)
+    return calibrate_norms(space, weights, subnet, torch.from_numpy(problem.data.x[rows]))
+
+
+def _sample_training_rows(problem: TrainingProblem) -> IntArray:
+    """Sample the training rows on which members are finished."""
+    rows: IntArray = np.random.default_rng(0xCA1).permutation(problem.data.train)[: problem.options.calibrate]
+    return np.sort(rows)
 
 
 def _fit_temperature(
     problem: TrainingProblem, space: Space, weights: Weights, subnet: Subnet, statistics: Statistics
 ) -> float:
-    """Fit a subnet's temperature on the held-out rows, which no weight depends on."""
-    data = problem.data
+    """Find a subnet's temperature: it undoes label smoothing, and fits held-out rows, which no weight depends on."""
+    data, smoothing = problem.data, problem.options.smoothing
+    bound = bind_subnet(space, weights, subnet, statistics)
     if not len(data.holdout):
-        return 1.0
-    logits = compute_all_logits(bind_subnet(space, weights, subnet, statistics), data, data.holdout)
+        rows = _sample_training_rows(problem)
+        return undo_smoothing(compute_all_logits(bound, data, rows), smoothing, data.logit_shift)
+    logits = compute_all_logits(bound, data, data.holdout)
+    undone = undo_smoothing(logits, smoothing, data.logit_shift)
     groups = None if data.groups is None else data.groups[data.holdout]
-    return fit_temperature(logits, data.y[data.holdout], groups)
+    return undone * fit_temperature(logits / np.float32(undone), data.y[data.holdout], groups)
 
 
 def pack_state(state: TrainingState, names: Sequence[str]) -> bytes:

@@ -1,0 +1,50 @@
+"""Sessions of ONNX Runtime and the memory that they hold."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from unfold_supernet.family.onnx_session import open_session, read_resident_bytes  # noqa: E402
+
+WIDE, ROWS = 4096, 4096
+MAP_BYTES = WIDE * ROWS * 4
+
+
+def make_wide_model() -> bytes:
+    """Make a small model with large feature maps: 16 numbers, 4,096 between two layers, and 2 outputs."""
+    weights = [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in
+               (("a", (16, WIDE)), ("b", (WIDE, 2)))]  # fmt: skip
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("Sin", ["h"], ["s"]),
+        helper.make_node("MatMul", ["s", "b"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])]
+    graph = helper.make_graph(nodes, "wide", inputs, outputs, weights)
+    return bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_session_returns_the_memory_of_its_feature_maps() -> None:
+    """After a large batch, members hold their weights only; a session that keeps its maps holds these too."""
+    content, x = make_wide_model(), np.ones((ROWS, 16), np.float32)
+    open_session(content).run(None, {"x": x[:1]})
+    before = read_resident_bytes()
+    sessions = [open_session(content) for _ in range(3)]
+    for session in sessions:
+        session.run(None, {"x": x})
+    assert read_resident_bytes() - before < MAP_BYTES / 2
+    keeping = open_session(content, keeps_maps=True)
+    keeping.run(None, {"x": x})
+    assert read_resident_bytes() - before > MAP_BYTES / 2
