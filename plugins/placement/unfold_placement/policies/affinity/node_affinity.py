@@ -104,8 +104,8 @@ class Locality:
         holders = [node for node in view.nodes if node.data.intersection(task.data)]
         racks = {node.labels.get("rack") for node in holders} if waited_s >= self.rack_after else set()
         nodes = [
-            node
+            node.name
             for node in view.nodes
             if waited_s >= self.any_after or node in holders or node.labels.get("rack") in racks
         ]
-        return [Put(f"local-{task.name}", node.name, 1, until=task.name) for node in nodes]
+        return view.puts(f"local-{task.name}", 1, nodes, until=task.name)
