@@ -259,7 +259,8 @@ class View:
         state, table = self.table.state, self.table
         if len(unit) == 1:
             return bool(kernel.call_has_cluster_resources(state, table.task_rows[unit[0].name], phase))
-        return all(kernel.call_has_cluster_resources(state, table.task_rows[task.name], phase) for task in unit)
+        rows = np.array([table.task_rows[task.name] for task in unit], np.int32)
+        return bool(kernel.call_has_unit_resources(state, rows, phase))
 
     def missing_resource(self, unit: Unit, phase: int) -> int | None:
         """Return the id of a resource that a unit requests in an earlier phase and that exists nowhere, or None."""
@@ -286,13 +287,14 @@ class View:
 
     def _cluster_amounts(self, unit: Unit, phase: int) -> Counter[int]:
         state, amounts = self.table.state, Counter[int]()
-        for row in [self.table.task_rows[task.name] for task in unit]:
-            for index in range(state.requested.shape[1]):
-                resource = int(state.requested[row, index])
-                if resource < 0:
-                    break
-                if state.request_phase[row, index] < phase and state.scope[resource] == kernel.SHARED:
-                    amounts[resource] += int(state.requested_amount[row, index])
+        rows = [self.table.task_rows[task.name] for task in unit]
+        is_earlier = (state.requested[rows] >= 0) & (state.request_phase[rows] < phase)
+        if not is_earlier.any():
+            return amounts
+        requested, numbers = state.requested[rows][is_earlier], state.requested_amount[rows][is_earlier]
+        for resource, amount in zip(requested.tolist(), numbers.tolist(), strict=True):
+            if state.scope[resource] == kernel.SHARED:
+                amounts[resource] += amount
         return amounts
 
     def resource_name(self, resource: int) -> str:
