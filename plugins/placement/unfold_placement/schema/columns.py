@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unfold_placement.core.types import MILLI
-from unfoldkit.api import CsvRow, csv_rows
+from unfoldkit.api import CsvRow, UnfoldError, csv_rows
 
 AMOUNT_COLUMNS = ("cpu", "gpu", "memory")
 NODE_COLUMNS = ("name", *AMOUNT_COLUMNS, "data")
@@ -110,7 +110,7 @@ class Columns:
         if match := _ELAPSED.fullmatch(row[column]):
             days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
             return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-        return row.number(column, least=least) * self.scales.get(column, 1.0)
+        return read_number(row, column, least=least) * self.scales.get(column, 1.0)
 
     def _read_amount(self, row: CsvRow, kind: str, parts: int) -> int:
         quantity = _read_quantity(row, kind) * self.scales.get(kind, 1.0) / parts
@@ -121,6 +121,21 @@ class Columns:
             hint = f"scale tasks and nodes alike: scale: {{{kind}: 1000}}"
             raise row.wrong(f"{exact / MILLI:g} is too small: amounts are stored in thousandths", kind, hint)
         return round(exact)
+
+
+def read_number(row: CsvRow, column: str, *, least: float = 0.0) -> float:
+    """Return a cell as a finite number of at least ``least``.
+
+    Raises:
+        UnfoldError: it is none; the hint is how to read such cells as missing.
+    """
+    try:
+        return row.number(column, least=least)
+    except UnfoldError as error:
+        (fault,) = error.diagnostics
+        cell = NEGATIVE if row[column].startswith("-") else f"'{row[column][:40]}'"
+        hint = f"table: {{unknown: {{{column}: [{cell}]}}}} treats such cells as missing"
+        raise UnfoldError(replace(fault, hint=hint)) from error
 
 
 def read_slurm_amount(cell: str, kind: str) -> float | None:
@@ -166,6 +181,6 @@ def _read_quantity(row: CsvRow, kind: str) -> float:
         return slurm
     match = _QUANTITY.fullmatch(row[kind])
     if match is None or (match[2] == "m") == (kind == "memory"):
-        return row.number(kind, least=0)
+        return read_number(row, kind)
     number = replace(row, cells={kind: match[1]}).number(kind, least=0)
     return number / MILLI if match[2] == "m" else number * MEMORY_UNITS[match[2]] / MEMORY_UNITS["Mi"]
