@@ -319,13 +319,10 @@ def revive_shapes(
         if step >= cursor and state.log_kind[step] != LOG_ENDED and state.log_kind[step] != LOG_PREEMPTED:
             continue
         node = nodes[step - cursor + nodes.size] if step < cursor else state.log_node[step]
-        # what is freed on a reserved node helps its owner alone, until the reservation ends
-        is_reserved = state.is_reserved[node] == 1
         for shape in range(samples.size):
-            if hopeless[shape, 0] == 0:
-                continue
-            is_one = is_single[shape] == 1
-            if fits_demand(state.demand, state.free, samples[shape], node) if is_one else not is_reserved:
+            if hopeless[shape, 0] == 1 and (
+                is_single[shape] == 0 or fits_demand(state.demand, state.free, samples[shape], node)
+            ):
                 hopeless[shape, 0] = 0
                 has_revived = True
     return has_revived
