@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Protocol
 
 from unfold_placement.core import bulk, kernel, types
-from unfold_placement.core.operations import current_line, find_fault, is_amount
+from unfold_placement.core.operations import are_sound, current_line, find_fault, is_amount
 from unfold_placement.core.policy import (
     MAX_OPERATIONS,
     MAX_TRANSACTIONS,
@@ -368,6 +368,8 @@ class Controller:
             raise exception_error(policy, "react", error) from error
         if len(transaction) > bound:
             raise policy_error(policy, "react", f"one transaction has more than {bound:,} operations", line=line)
+        if len(transaction) >= bulk.MIN_BULK and are_sound(transaction, self.table):
+            return transaction
         for operation in transaction:
             if fault := find_fault(operation, self.table):
                 raise policy_error(policy, "react", fault, line=line, hint=f"it yielded {str(operation)[:80]}")
