@@ -47,8 +47,7 @@ class HeadReserves(FairQueuePolicy):
 
     def admit_units(self, view: View) -> Transactions:
         """Admit units while used and reserved cores leave room."""
-        yield from self.queue.admit(lambda user, unit: self.rank(user, unit, view), view, backfill=True,
-                                    is_allowed=self.is_allowed)  # fmt: skip
+        yield from self.queue.admit(self.rank, view, backfill=True, is_allowed=self.is_allowed)
 
     def is_allowed(self, user: str, unit: Unit) -> bool:
         """Return whether a team may start a unit beside what the other teams' heads reserve."""

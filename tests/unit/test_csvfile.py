@@ -111,3 +111,25 @@ def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(UnfoldError, match="not a Parquet file"):
         list(csv_rows(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('[{"name": "n1", "cpu": 4}]\n', "that is JSON, not a table"),
+        ("name  cpu\nn1    4\n", "separate cells by commas, semicolons, tabs or bars, not by spaces"),
+        ("n1,4\nn2,8\n", "that is data: the file has no head"),
+    ],
+)
+def test_what_is_no_table_with_a_head_is_named(tmp_path: Path, text: str, hint: str) -> None:
+    """JSON, columns of fixed width, and a first line of data lack every column: the hint says what they are."""
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(UnfoldError, match=hint):
+        list(csv_rows(tmp_path / "a.csv", ("name", "cpu")))
+
+
+def test_the_width_of_a_head_finds_the_separator(tmp_path: Path) -> None:
+    """Without a head, cells may hold the marks that usually separate them."""
+    (tmp_path / "a.csv").write_text("n1|cpu=4,gpu=8|a\nn2|cpu=8|b\n")
+    rows = list(csv_rows(tmp_path / "a.csv", ("name",), head=("name", "tres", "note")))
+    assert [row["tres"] for row in rows] == ["cpu=4,gpu=8", "cpu=8"]

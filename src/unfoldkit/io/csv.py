@@ -27,6 +27,8 @@ from unfoldkit.safe_io.files import open_regular, read_bytes
 GZIP = b"\x1f\x8b"
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
 """What reading a damaged file, or one of another format, raises."""
+MAX_HEAD = 200
+"""Characters of a first line that an error shows."""
 _SEPARATOR = re.compile(r"sep=([,;\t])\s*")
 _COMMA = re.compile(r"\s*[-+]?\d*,\d+\s*")
 
@@ -88,7 +90,7 @@ def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "", head: Se
         return
     try:
         with open_text(path) as stream:
-            lines = csv_lines(stream)
+            lines = csv_lines(stream, len(head))
             names = list(head) or [name.strip() for name in next(lines, (0, []))[1]]
             _check(names, wanted, path, hint)
             for line, cells in lines:
@@ -99,10 +101,14 @@ def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "", head: Se
         raise user_error(f"not a CSV file: {error}", file=str(path)) from error
 
 
-def csv_lines(text: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+def csv_lines(text: Iterable[str], width: int = 0) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and cells of each non-empty line; decimal commas become points.
 
     A first line ``sep=;``, as spreadsheets write it, sets the separator.
+
+    Args:
+        text: The lines.
+        width: Cells of the first line, by which the separator of a file without a head is found; 0 if it is unknown.
 
     Raises:
         csv.Error: The text is not CSV.
@@ -110,11 +116,17 @@ def csv_lines(text: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     lines = iter(text)
     first = next(lines, "")
     stated = _SEPARATOR.fullmatch(first)
-    separator = stated[1] if stated else next((mark for mark in "\t;|" if mark in first and "," not in first), ",")
+    separator = stated[1] if stated else _find_separator(first, width)
     reader = csv.reader(lines if stated else itertools.chain([first], lines), delimiter=separator, strict=True)
     for cells in reader:
         if cells:
             yield reader.line_num + bool(stated), cells if separator == "," else [_use_point(cell) for cell in cells]
+
+
+def _find_separator(first: str, width: int) -> str:
+    by_width = (mark for mark in ",\t;|" if width > 1 and len(next(csv.reader([first], delimiter=mark), ())) == width)
+    by_head = (mark for mark in "\t;|" if mark in first and "," not in first)
+    return next(itertools.chain(by_width, by_head), ",")
 
 
 def _use_point(cell: str) -> str:
@@ -187,10 +199,27 @@ def _check(head: Sequence[str], wanted: Sequence[str], path: Path, hint: str) ->
     missing = [name for name in wanted if name not in head]
     duplicate = next((name for name in head if name and head.count(name) > 1), None)
     if missing:
-        columns = f"it has {', '.join(head[:12]) or 'nothing'}"
+        columns = f"it has {', '.join(head[:12])[:MAX_HEAD] or 'nothing'}{_guess_fault(head)}"
         raise UnfoldError(Diagnostic(f"no column {', '.join(missing)}", str(path), 1, 1, hint=hint or columns))
     if duplicate is not None:
         raise UnfoldError(Diagnostic(f"two columns are called {duplicate!r}", str(path), 1, 1))
+
+
+def _guess_fault(head: Sequence[str]) -> str:
+    """Return what a first line is that lacks the columns, as the end of a hint; empty if it may be a head."""
+    if head and head[0][:1] in ("{", "["):
+        return "; that is JSON, not a table: write one row each as CSV"
+    if len(head) == 1 and len(head[0].split()) > 1:
+        return "; separate cells by commas, semicolons, tabs or bars, not by spaces"
+    return "; that is data: the file has no head" if any(map(_is_number, head)) else ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _to_dict(head: Sequence[str], cells: Sequence[str], path: Path, line: int) -> dict[str, str]:

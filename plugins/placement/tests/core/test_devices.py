@@ -117,7 +117,7 @@ def test_a_running_task_stays_on_its_device_when_a_policy_tries_without_it() -> 
     state.device_used[0, 0] = [1000, 1000]
     state.free[0, 0] = 0
     kernel.update_device_room(state.device_kinds, state.free, state.device_used, 0)
-    kernel.update_free_tree(state, 0)
+    kernel.update_free_tree(state.free, state.free_tree, 0)
     state.status[4], state.task_node[:4] = kernel.WAITING, 0
     before = state.device_used.copy(), state.free.copy()
     victims = view.victims((table.tasks[4],), [table.tasks[row] for row in (0, 2, 1)])

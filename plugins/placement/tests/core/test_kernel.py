@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from random import Random
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,7 +70,29 @@ def test_the_max_tree_equals_a_scan_of_the_nodes(
     a = made.state
     for task in range(len(needs)):
         fitting = [node for node in range(begin, len(rooms)) if kernel.fits_demand(a.demand, a.free, task, node)]
-        found = kernel.next_fitting_node(a, task, begin)
+        found = kernel.next_fitting_node(a.demand, a.free_tree, len(rooms), task, begin)
         assert found == (fitting[0] if fitting else -1)
         if fitting:
             kernel.allocate(a, task, found, kernel.ALL_PHASES)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=7), st.integers(1, 9), st.integers(1, 3), st.randoms())
+def test_alike_tasks_need_as_many_nodes_as_a_bisection_finds(
+    rooms: list[int], size: int, need: int, random: Random
+) -> None:
+    """The first candidate nodes that suffice for a gang are counted in one pass, and nothing stays allocated."""
+    table = build_resource_table([Node(f"n{i}", {"cpu": room}) for i, room in enumerate(rooms)])
+    table.add_tasks([Task(f"t{i}", {"cpu": need}, 1.0) for i in range(size)], [[] for _ in range(size)])
+    rows, before = np.arange(size, dtype=np.int32), table.state.free.copy()
+    candidates = np.array(random.sample(range(len(rooms)), len(rooms)), np.int64)
+    fitting = np.cumsum([rooms[node] // need for node in candidates]) >= size
+    expected = int(fitting.argmax()) + 1 if fitting.any() else 0
+    assert kernel.shortest_prefix(table.state, rows, kernel.ALL_PHASES, candidates) == expected
+    assert kernel.are_alike(table.state, rows, kernel.ALL_PHASES)
+    assert (table.state.free == before).all()
+    # unlike tasks are bisected, which finds the same here
+    table.state.demand[rows[0]] = 0
+    bisected = kernel.shortest_prefix(table.state, rows, kernel.ALL_PHASES, candidates)
+    fitting = np.cumsum([rooms[node] // need for node in candidates]) >= size - 1
+    assert bisected == (int(fitting.argmax()) + 1 if fitting.any() else 0)

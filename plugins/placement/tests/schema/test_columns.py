@@ -104,6 +104,7 @@ def test_rows_without_an_end_run_until_the_file_ends(tmp_path: Path) -> None:
         ("a", 100.0, 100.0), ("b", 150.0, 140.0), ("c", 100.0, 80.0), ("d", 300.0, 1.0)
     ]  # fmt: skip
     assert lines == [
+        "pods.csv: 2 of 4 rows have no start; they run from their arrival (missing: {start: skip} leaves them out)",
         "pods.csv: 1 of 4 rows have no arrival; they use their start",
         "pods.csv: 1 of 4 rows have no arrival; they use the earliest time of the file",
         "pods.csv: 2 of 4 rows have no end; they use the latest time of the file",

@@ -80,6 +80,26 @@ BROKEN = {
     "audit_of_numbers": (HEAD + "    def audit(self, log): return [1]\n", 15, "must yield texts"),
     "widens_nodes": (HEAD + "            view.nodes[0].capacity['gpu'] = 9000\n", 15, "item assignment"),
     "shortens_runs": (HEAD.replace("        return", "        task.run_on['x'] = 0\n        return"), 9, "item assign"),
+    "backdates": (
+        HEAD + "            object.__setattr__(task, 'arrival', 5.0)\n            yield []\n",
+        16,
+        "arrival of a-",
+    ),
+    "grows_nodes": (
+        HEAD + "        object.__setattr__(view.nodes[0], 'capacity', {'gpu': 9})\n",
+        11,
+        "capacity of node",
+    ),
+    "swaps_tasks": (
+        HEAD + "        view.table.tasks[0] = view.table.tasks[1]\n        yield []\n",
+        16,
+        "name of a-0 from a-0 to a-1",
+    ),
+    "changes_in_request": (
+        HEAD.replace("        return", "        object.__setattr__(task, 'run', 1.0)\n        return"),
+        8,
+        "it changed run of a-0 from 10.0 to 1.0",
+    ),
     "endless_audit": (HEAD + "    def audit(self, log):\n        while True: yield 'bad'\n", 15, "returned more than"),
 }
 

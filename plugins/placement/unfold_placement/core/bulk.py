@@ -9,7 +9,6 @@ from typing import TypeGuard
 import numpy as np
 
 from unfold_placement._types import Int64Array
-from unfold_placement.core import kernel
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.types import ANYWHERE, MILLI, Drop, EphemeralResource, Operation, Put
 from unfoldkit.api import user_error
@@ -86,7 +85,8 @@ def _write_amounts(table: ResourceTable, name: str, nodes: Sequence[str], amount
     number = table.name_id(name)
     if table.state.column[number] < 0:
         table.assign_column(name)
-        table.recheck_waiting(number, "")
+    # only tasks that request it can start by it: of the others none needs to look at all these nodes again
+    table.recheck_waiting(number, "")
     state, rows = table.state, _node_rows(table, nodes)
     column, entries = state.column[number], table.entries.get(name, {})
     capacity, terminating = state.capacity[rows, column], state.terminating[rows, column] > 0
@@ -97,7 +97,6 @@ def _write_amounts(table: ResourceTable, name: str, nodes: Sequence[str], amount
     state.available[rows, column] = np.where(terminating, amount * MILLI - capacity, available + added)
     state.terminating[rows, column] = 0
     state.capacity[rows, column] += added
-    _mark_dirty(table, rows)
 
 
 def _withdraw_amounts(table: ResourceTable, name: str, nodes: Sequence[str]) -> None:
@@ -110,12 +109,3 @@ def _withdraw_amounts(table: ResourceTable, name: str, nodes: Sequence[str]) -> 
 
 def _node_rows(table: ResourceTable, nodes: Sequence[str]) -> Int64Array:
     return np.fromiter((table.node_rows[node] for node in nodes), np.int64, len(nodes))
-
-
-def _mark_dirty(table: ResourceTable, rows: Int64Array) -> None:
-    state = table.state
-    clean = rows[state.is_dirty[rows] == 0]
-    count = int(state.counters[kernel.DIRTY])
-    state.is_dirty[clean] = 1
-    state.dirty_nodes[count : count + clean.size] = clean
-    state.counters[kernel.DIRTY] = count + clean.size

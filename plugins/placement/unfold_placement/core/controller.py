@@ -5,13 +5,13 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
 from unfold_placement.core import bulk, kernel, types
-from unfold_placement.core.operations import current_line, find_fault, is_amount
+from unfold_placement.core.operations import are_sound, current_line, find_fault, is_amount
 from unfold_placement.core.policy import (
     MAX_OPERATIONS,
     MAX_TRANSACTIONS,
@@ -77,6 +77,7 @@ class Controller:
         budget: What has happened within the instant.
         active_policy: The policy of the operations that are applied now.
         deferred_phase: While departures are dispatched: the earliest phase that changed something.
+        inspect: Called after each step of a policy with its line, 0 where that is unknown; None for no inspection.
     """
 
     table: ResourceTable
@@ -98,6 +99,7 @@ class Controller:
     budget: InstantBudget = field(default_factory=InstantBudget)
     active_policy: Policy | None = None
     deferred_phase: int | None = None
+    inspect: Callable[[Policy, int], None] | None = None
 
     @property
     def next_wakeup_s(self) -> float:
@@ -340,12 +342,17 @@ class Controller:
             try:
                 operations = next(transactions)
             except StopIteration:
+                if self.inspect is not None:
+                    self.inspect(policy, 0)
                 return
             except UnfoldError:
                 raise
             except POLICY_FAILURES as error:
                 raise exception_error(policy, "react", error) from error
-            self.apply(operations, policy, current_line(transactions))
+            line = current_line(transactions)
+            if self.inspect is not None:
+                self.inspect(policy, line)
+            self.apply(operations, policy, line)
         raise policy_error(policy, "react", f"it responds to {event.kind} at {event.time:g} s without end")
 
     def _list_operations(self, operations: Iterable[Operation], policy: Policy, line: int) -> list[Operation]:
@@ -361,6 +368,8 @@ class Controller:
             raise exception_error(policy, "react", error) from error
         if len(transaction) > bound:
             raise policy_error(policy, "react", f"one transaction has more than {bound:,} operations", line=line)
+        if len(transaction) >= bulk.MIN_BULK and are_sound(transaction, self.table):
+            return transaction
         for operation in transaction:
             if fault := find_fault(operation, self.table):
                 raise policy_error(policy, "react", fault, line=line, hint=f"it yielded {str(operation)[:80]}")

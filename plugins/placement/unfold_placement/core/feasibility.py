@@ -69,7 +69,7 @@ class EmptyCluster:
         for row in self._distinct_rows(rows):
             kernel.call_mark_fitting(empty, row, QUEUE, marks)
             fitting |= marks
-            kernel.forecast_free_times(state, row, self.table.now, running, ready)
+            kernel.call_forecast_free_times(state, row, self.table.now, running, ready)
             free_at = np.minimum(free_at, np.where(marks, ready, np.inf))
         # the run time of a task on a live cluster may be unknown: its end is then in the past
         free_at = np.maximum(free_at, self.table.now)
@@ -77,20 +77,8 @@ class EmptyCluster:
         free = (state.free[:, : demanded.size] / np.maximum(self.capacity, 1))[:, demanded].sum(axis=1)
         candidates = np.flatnonzero(fitting)
         candidates = candidates[np.lexsort((-free[candidates], free_at[candidates]))]
-        return self._shortest_prefix(rows, candidates)
-
-    def _shortest_prefix(self, rows: Int32Array, candidates: Int64Array) -> MaskArray | None:
-        """Return the mask of the fewest first candidates on which the unit fits when they are empty."""
-        low, high = 1, candidates.size
-        if not high or not self._fits_within(rows, candidates):
-            return None
-        while low < high:
-            middle = (low + high) // 2
-            if self._fits_within(rows, candidates[:middle]):
-                high = middle
-            else:
-                low = middle + 1
-        return self._mask(candidates[:high])
+        count = kernel.call_shortest_prefix(empty, rows, QUEUE, candidates)
+        return self._mask(candidates[:count]) if count else None
 
     def _fits_within(self, rows: Int32Array, nodes: Int64Array) -> bool:
         assigned = np.empty(rows.size, np.int32)
@@ -105,9 +93,11 @@ class EmptyCluster:
         return np.array([self.table.task_rows[task.name] for task in unit], np.int32)
 
     def _distinct_rows(self, rows: Int32Array) -> list[int]:
+        """Return the last row of each kind of task: with one demand, and with one request to the standing rules."""
         state = self.table.state
-        alike = {state.demand[row].tobytes() + state.requested[row].tobytes(): int(row) for row in rows}
-        return list(alike.values())
+        demands, requested = state.demand[rows], np.where(state.request_phase[rows] < QUEUE, state.requested[rows], -1)
+        keys = (demand.tobytes() + request.tobytes() for demand, request in zip(demands, requested, strict=True))
+        return list(dict(zip(keys, rows.tolist(), strict=True)).values())
 
     def _refresh(self) -> StateArrays:
         """Return the arrays of the empty cluster; the tasks' arrays are those of the table."""

@@ -41,29 +41,32 @@ def fits_demand(demand: Int64Array, free: Int64Array, task: int, node: int) -> b
 
 
 @compiled
-def update_free_tree(state: StateArrays, node: int) -> None:
-    """Update the tree of maxima after the free capacity of a node changed."""
-    index = state.free_tree.shape[0] // 2 + node
-    for kind in range(state.free.shape[1]):
-        state.free_tree[index, kind] = state.free[node, kind]
+def update_free_tree(free: Int64Array, free_tree: Int64Array, node: int) -> None:
+    """Update the tree of maxima after the free capacity of a node changed.
+
+    It takes two arrays: a call within compiled code that passes all of ``StateArrays`` costs more than this loop.
+    """
+    index = free_tree.shape[0] // 2 + node
+    for kind in range(free.shape[1]):
+        free_tree[index, kind] = free[node, kind]
     changed = True
     while changed and index > 1:
         index >>= 1
         changed = False
-        for kind in range(state.free.shape[1]):
-            largest = max(state.free_tree[2 * index, kind], state.free_tree[2 * index + 1, kind])
-            if largest != state.free_tree[index, kind]:
-                state.free_tree[index, kind] = largest
+        for kind in range(free.shape[1]):
+            largest = max(free_tree[2 * index, kind], free_tree[2 * index + 1, kind])
+            if largest != free_tree[index, kind]:
+                free_tree[index, kind] = largest
                 changed = True
 
 
 @compiled
-def next_fitting_node(state: StateArrays, task: int, node: int) -> int:
-    """Return the first node from ``node`` on with free capacity for a task's demand, or -1."""
-    leaves = state.free_tree.shape[0] // 2
+def next_fitting_node(demand: Int64Array, free_tree: Int64Array, nodes: int, task: int, node: int) -> int:
+    """Return the first of ``nodes`` nodes from ``node`` on with free capacity for a task's demand, or -1."""
+    leaves = free_tree.shape[0] // 2
     index = leaves + node if node < leaves else 0
     while index > 0:
-        if not fits_demand(state.demand, state.free_tree, task, index):
+        if not fits_demand(demand, free_tree, task, index):
             # go on to the next subtree on the right
             while index & 1:
                 index >>= 1
@@ -71,7 +74,7 @@ def next_fitting_node(state: StateArrays, task: int, node: int) -> int:
         elif index < leaves:
             index *= 2
         else:
-            return index - leaves if index - leaves < state.free.shape[0] else -1
+            return index - leaves if index - leaves < nodes else -1
     return -1
 
 
@@ -165,7 +168,7 @@ def shift_allocation(state: StateArrays, task: int, node: int, phase: int, sign:
         state.free[node, kind] += sign * state.demand[task, kind]
     if state.device_kinds.size > 0:
         shift_shares(state, task, node, sign)
-    update_free_tree(state, node)
+    update_free_tree(state.free, state.free_tree, node)
     for index in range(state.requested.shape[1]):
         resource = state.requested[task, index]
         if resource < 0:
@@ -198,9 +201,9 @@ def first_fit(state: StateArrays, task: int, phase: int, allowed: MaskArray) -> 
     """Return the first allowed node on which a task fits, or -1."""
     if not has_cluster_resources(state, task, phase):
         return -1
-    node = next_fitting_node(state, task, 0)
+    node = next_fitting_node(state.demand, state.free_tree, state.free.shape[0], task, 0)
     while node >= 0 and not (allowed[node] == 1 and has_node_resources(state, task, node, phase)):
-        node = next_fitting_node(state, task, node + 1)
+        node = next_fitting_node(state.demand, state.free_tree, state.free.shape[0], task, node + 1)
     return node
 
 
@@ -250,7 +253,7 @@ def next_candidate(
         # a task with a reservation fits where others of its shape do not
         may_fit = hopeless[shape[index], level[index]] == 0 or state.is_owner[rows[index]] == 1
         if may_fit and has_cluster_resources(state, rows[index], phase):
-            if next_fitting_node(state, rows[index], 0) >= 0:
+            if next_fitting_node(state.demand, state.free_tree, state.free.shape[0], rows[index], 0) >= 0:
                 return index
             hopeless[shape[index], level[index]] = 1
     return -1
@@ -334,11 +337,86 @@ def assign_unit(state: StateArrays, tasks: Int32Array, phase: int, allowed: Mask
         if node < 0:
             break
         assigned[count] = node
-        allocate(state, task, node, phase)
+        shift_allocation(state, task, node, phase, -1)
         count += 1
     for index in range(count):
-        release(state, tasks[index], assigned[index], phase)
+        shift_allocation(state, tasks[index], assigned[index], phase, 1)
     return count == tasks.size
+
+
+@compiled
+def has_unit_resources(state: StateArrays, tasks: Int32Array, phase: int) -> bool:
+    """Return whether the cluster-scoped resources that each of some tasks requests in earlier phases are available."""
+    for task in tasks:  # noqa: SIM110 - numba compiles the plain loop
+        if not has_cluster_resources(state, task, phase):
+            return False
+    return True
+
+
+@compiled
+def are_alike(state: StateArrays, tasks: Int32Array, phase: int) -> bool:
+    """Return whether tasks have equal demands, and equal requests in earlier phases."""
+    for task in tasks[1:]:
+        for kind in range(state.demand.shape[1]):
+            if state.demand[task, kind] != state.demand[tasks[0], kind]:
+                return False
+        for index in range(state.requested.shape[1]):
+            is_earlier = state.request_phase[task, index] < phase
+            if is_earlier != (state.request_phase[tasks[0], index] < phase):
+                return False
+            if is_earlier and (
+                state.requested[task, index] != state.requested[tasks[0], index]
+                or state.requested_amount[task, index] != state.requested_amount[tasks[0], index]
+            ):
+                return False
+    return True
+
+
+@compiled
+def count_nodes_for(state: StateArrays, tasks: Int32Array, phase: int, candidates: Int64Array) -> int:
+    """Return how many of the first candidate nodes suffice for tasks that are alike; 0 if all do not."""
+    assigned = np.empty(tasks.size, np.int64)
+    count, used = 0, 0
+    while used < candidates.size and count < tasks.size:
+        task, node = tasks[count], candidates[used]
+        if (
+            fits_demand(state.demand, state.free, task, node)
+            and has_node_resources(state, task, node, phase)
+            and has_cluster_resources(state, task, phase)
+        ):
+            assigned[count] = node
+            shift_allocation(state, task, node, phase, -1)
+            count += 1
+        else:
+            used += 1
+    for index in range(count):
+        shift_allocation(state, tasks[index], assigned[index], phase, 1)
+    return used + 1 if count == tasks.size else 0
+
+
+@compiled
+def shortest_prefix(state: StateArrays, tasks: Int32Array, phase: int, candidates: Int64Array) -> int:
+    """Return how many of the first candidate nodes suffice for a unit; 0 if all do not.
+
+    The tasks of a unit that are not alike need a bisection: where the first go decides what is left for the others.
+    """
+    if are_alike(state, tasks, phase):
+        return count_nodes_for(state, tasks, phase, candidates)
+    allowed, assigned = np.zeros(state.is_up.size, np.uint8), np.empty(tasks.size, np.int32)
+    low, high, middle = 1, candidates.size, candidates.size
+    while True:
+        allowed[:] = 0
+        for index in range(middle):
+            allowed[candidates[index]] = 1
+        if assign_unit(state, tasks, phase, allowed, assigned):
+            high = middle
+        elif middle == candidates.size:
+            return 0
+        else:
+            low = middle + 1
+        if low >= high:
+            return high
+        middle = (low + high) // 2
 
 
 @compiled
@@ -490,9 +568,9 @@ def find_node(state: StateArrays, task: int, dirty_count: int, recheck: int) -> 
     """Return the first node on which a task fits: of all nodes, or of the dirty ones; -1 for none."""
     if recheck == ALL_NODES:
         # the caller checked the cluster-scoped resources, so first_fit would check them twice
-        node = next_fitting_node(state, task, 0)
+        node = next_fitting_node(state.demand, state.free_tree, state.free.shape[0], task, 0)
         while node >= 0 and not has_node_resources(state, task, node, ALL_PHASES):
-            node = next_fitting_node(state, task, node + 1)
+            node = next_fitting_node(state.demand, state.free_tree, state.free.shape[0], task, node + 1)
         return node
     first = -1
     for index in range(dirty_count):
@@ -630,7 +708,10 @@ call_mark_dirty = without_dispatch(mark_dirty)
 call_recheck_requesters = without_dispatch(recheck_requesters)
 call_first_fit = without_dispatch(first_fit)
 call_assign_unit = without_dispatch(assign_unit)
+call_has_unit_resources = without_dispatch(has_unit_resources)
 call_mark_fitting = without_dispatch(mark_fitting)
+call_shortest_prefix = without_dispatch(shortest_prefix)
+call_forecast_free_times = without_dispatch(forecast_free_times)
 call_has_cluster_resources = without_dispatch(has_cluster_resources)
 call_allocate = without_dispatch(allocate)
 call_release = without_dispatch(release)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from types import GeneratorType
 
 from unfold_placement.core import kernel
@@ -25,6 +26,29 @@ def find_fault(operation: object, table: ResourceTable) -> str:
         is_time = isinstance(operation.at, numbers.Real) and math.isfinite(operation.at)
         return "" if is_time else f"a timer at {operation.at!r} s never fires"
     return _find_task_fault(operation.task, table) if isinstance(operation, Refuse) else ""
+
+
+def are_sound(operations: Sequence[object], table: ResourceTable) -> bool:
+    """Return whether operations set or delete one resource alike on nodes that exist; each makes sense if one does.
+
+    A policy that changes a resource on every node is spared a check of every operation.
+    """
+    first, rows = operations[0], table.node_rows
+    if isinstance(first, Put) and not find_fault(first, table):
+        name, amount, until = first.name, first.amount, first.until
+        return all(
+            isinstance(item, Put)
+            and (item.name, item.amount, item.until) == (name, amount, until)
+            and isinstance(item.node, str)
+            and item.node in rows
+            for item in operations
+        )
+    if isinstance(first, Drop) and not find_fault(first, table):
+        return all(
+            isinstance(item, Drop) and item.name == first.name and isinstance(item.node, str) and item.node in rows
+            for item in operations
+        )
+    return False
 
 
 def is_amount(value: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from unfold_placement._types import Int32Array, Int64Array, MaskArray
 from unfold_placement.core import kernel
 from unfold_placement.core.feasibility import EmptyCluster
 from unfold_placement.core.resources import ResourceTable
-from unfold_placement.core.types import QUEUE, Node, Task
+from unfold_placement.core.types import QUEUE, Drop, Node, Put, Task
 
 Unit = tuple[Task, ...]
 """Tasks that are admitted and started together: a single task or a gang (a pod group in Kubernetes)."""
@@ -259,7 +259,8 @@ class View:
         state, table = self.table.state, self.table
         if len(unit) == 1:
             return bool(kernel.call_has_cluster_resources(state, table.task_rows[unit[0].name], phase))
-        return all(kernel.call_has_cluster_resources(state, table.task_rows[task.name], phase) for task in unit)
+        rows = np.array([table.task_rows[task.name] for task in unit], np.int32)
+        return bool(kernel.call_has_unit_resources(state, rows, phase))
 
     def missing_resource(self, unit: Unit, phase: int) -> int | None:
         """Return the id of a resource that a unit requests in an earlier phase and that exists nowhere, or None."""
@@ -286,13 +287,14 @@ class View:
 
     def _cluster_amounts(self, unit: Unit, phase: int) -> Counter[int]:
         state, amounts = self.table.state, Counter[int]()
-        for row in [self.table.task_rows[task.name] for task in unit]:
-            for index in range(state.requested.shape[1]):
-                resource = int(state.requested[row, index])
-                if resource < 0:
-                    break
-                if state.request_phase[row, index] < phase and state.scope[resource] == kernel.SHARED:
-                    amounts[resource] += int(state.requested_amount[row, index])
+        rows = [self.table.task_rows[task.name] for task in unit]
+        is_earlier = (state.requested[rows] >= 0) & (state.request_phase[rows] < phase)
+        if not is_earlier.any():
+            return amounts
+        requested, numbers = state.requested[rows][is_earlier], state.requested_amount[rows][is_earlier]
+        for resource, amount in zip(requested.tolist(), numbers.tolist(), strict=True):
+            if state.scope[resource] == kernel.SHARED:
+                amounts[resource] += amount
         return amounts
 
     def resource_name(self, resource: int) -> str:
@@ -321,6 +323,22 @@ class View:
     def nodes_with(self, name: str) -> list[Node]:
         """Return the nodes on which an ephemeral resource exists."""
         return [self.node(node) for node in self.table.entries.get(name, {}) if node]
+
+    def puts(self, name: str, amount: int = 1, nodes: Iterable[str] | None = None, *, until: str = "") -> list[Put]:
+        """Return the operations that set an ephemeral resource on nodes, by default on all that are up.
+
+        Args:
+            name: The resource.
+            amount: Amount on each node, in whole units.
+            nodes: Names of the nodes.
+            until: Task at the end of which the resource is deleted; empty for none.
+        """
+        names = [node.name for node in self.nodes] if nodes is None else nodes
+        return [Put(name, node, amount, until) for node in names]
+
+    def drops(self, name: str, keep: Collection[str] = ()) -> list[Drop]:
+        """Return the operations that delete an ephemeral resource on every node that has it, except on ``keep``."""
+        return [Drop(name, node) for node in self.table.entries.get(name, {}) if node not in keep]
 
     def count_running(self, tasks: Iterable[Task]) -> dict[str, int]:
         """Count how many of the tasks run on each node that is up."""

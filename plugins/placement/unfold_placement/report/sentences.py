@@ -158,6 +158,24 @@ def default_line(file: str, column: str, default: str, counts: tuple[int, int]) 
     return f"{file}: {counts[0]:,} of {counts[1]:,} rows have no {column}; they use {default}"
 
 
+def unstarted_line(file: str, counts: tuple[int, int]) -> str:
+    """Return the line about rows without a start, which run from their arrival although they may never have run."""
+    start = f"{file}: {counts[0]:,} of {counts[1]:,} rows have no start; they run from their arrival"
+    return f"{start} (missing: {{start: skip}} leaves them out)"
+
+
+def whole_trace_line(file: str, counts: tuple[int, int]) -> str:
+    """Return the line about rows with neither arrival nor end, which run as long as the whole file."""
+    rows = f"{file}: {counts[0]:,} of {counts[1]:,} rows have neither arrival nor end; they run as long as the file"
+    return f"{rows} (missing: {{arrival: skip}} leaves them out)"
+
+
+def zero_run_line(file: str, counts: tuple[int, int]) -> str:
+    """Return the line about rows with a run time of zero, as of jobs that were cancelled while they waited."""
+    rows = f"{file}: {counts[0]:,} of {counts[1]:,} rows run for 0 s"
+    return f"{rows} (unknown: {{run: [0]}} with missing: {{run: skip}} leaves them out)"
+
+
 def unlisted_line(file: str, column: str, counts: tuple[int, int]) -> str:
     """Return the line about rows that name jobs which no row has."""
     return f"{file}: {counts[0]:,} of {counts[1]:,} rows name jobs in {column} that no row has; these count as none"

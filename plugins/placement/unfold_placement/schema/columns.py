@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unfold_placement.core.types import MILLI
-from unfoldkit.api import CsvRow, csv_rows
+from unfoldkit.api import CsvRow, UnfoldError, csv_rows
 
 AMOUNT_COLUMNS = ("cpu", "gpu", "memory")
 NODE_COLUMNS = ("name", *AMOUNT_COLUMNS, "data")
@@ -18,7 +18,9 @@ TASK_COLUMNS = (
 )  # fmt: skip
 ROUNDING_TOLERANCE = 0.05
 """Relative error that rounding an amount to thousandths may cause."""
-UNKNOWN_CELLS = frozenset({"", "-", "unknown", "none", "null", "nil", "n/a", "na", "nan", "nat", "<na>", "\\n"})
+UNKNOWN_CELLS = frozenset(
+    {"", "-", "unknown", "none", "null", "nil", "n/a", "na", "nan", "nat", "<na>", "\\n", "(null)"}
+)
 """Cells of times and numbers without a value, in lower case."""
 NEGATIVE = "negative"
 """Listed among the unknown cells of a column: numbers below zero have no meaning there."""
@@ -38,6 +40,10 @@ MEMORY_UNITS = {prefix: 1000 ** (power + 1) for power, prefix in enumerate("kMGT
 }
 """Bytes of a memory unit, as Kubernetes writes them."""
 _QUANTITY = re.compile(r"(.*[\d.])\s*(m|k|[KMGT]i|[MGT])")
+_GRES = re.compile(r"(?:gres[/:])?([A-Za-z][\w-]*)(?::[\w.-]+)?:(\d+[KMGkmg]?)(?:\(.*\))?")
+"""A generic resource of Slurm, such as ``gpu:a100:4(S:0-1)``: its name, type and count."""
+_BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+"""Suffixes of counts and of memory that Slurm writes; memory is in MiB without one."""
 _ELAPSED = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
@@ -104,7 +110,7 @@ class Columns:
         if match := _ELAPSED.fullmatch(row[column]):
             days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
             return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-        return row.number(column, least=least) * self.scales.get(column, 1.0)
+        return read_number(row, column, least=least) * self.scales.get(column, 1.0)
 
     def _read_amount(self, row: CsvRow, kind: str, parts: int) -> int:
         quantity = _read_quantity(row, kind) * self.scales.get(kind, 1.0) / parts
@@ -115,6 +121,46 @@ class Columns:
             hint = f"scale tasks and nodes alike: scale: {{{kind}: 1000}}"
             raise row.wrong(f"{exact / MILLI:g} is too small: amounts are stored in thousandths", kind, hint)
         return round(exact)
+
+
+def read_number(row: CsvRow, column: str, *, least: float = 0.0) -> float:
+    """Return a cell as a finite number of at least ``least``.
+
+    Raises:
+        UnfoldError: it is none; the hint is how to read such cells as missing.
+    """
+    try:
+        return row.number(column, least=least)
+    except UnfoldError as error:
+        (fault,) = error.diagnostics
+        cell = NEGATIVE if row[column].startswith("-") else f"'{row[column][:40]}'"
+        hint = f"table: {{unknown: {{{column}: [{cell}]}}}} treats such cells as missing"
+        raise UnfoldError(replace(fault, hint=hint)) from error
+
+
+def read_slurm_amount(cell: str, kind: str) -> float | None:
+    """Return how much of a kind (memory in MiB) Slurm's lists of resources name; None if a cell is no such list.
+
+    They are TRES such as ``cpu=8,gres/gpu:a100=4,gres/gpu=4,mem=64G``, and GRES such as ``gpu:a100:4(S:0-1)``. In a
+    TRES the total of all types counts, else the sum of the types.
+    """
+    if "=" in cell:
+        pairs = dict(item.strip().partition("=")[::2] for item in cell.split(","))
+        name = {"memory": "mem", "cpu": "cpu"}.get(kind, f"gres/{kind}")
+        texts = [pairs[name]] if name in pairs else [text for key, text in pairs.items() if key.startswith(f"{name}:")]
+        return _sum_binary(texts, kind) if all(pairs.values()) else None
+    items = [_GRES.fullmatch(item) for item in re.split(r",(?![^(]*\))", cell)]
+    if not all(items):
+        return None
+    return _sum_binary([match[2].upper() for match in items if match and match[1] == kind], kind)
+
+
+def _sum_binary(texts: Sequence[str], kind: str) -> float | None:
+    matches = [re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTP]?)", text) for text in texts]
+    if not all(matches):
+        return None
+    total = sum(float(match[1]) * _BINARY[match[2] or ("M" if kind == "memory" else "")] for match in matches if match)
+    return total / _BINARY["M"] if kind == "memory" else total
 
 
 def format_cell(cell: str | float) -> str:
@@ -130,9 +176,11 @@ def _has_number(columns: Columns, kind: str) -> bool:
 
 
 def _read_quantity(row: CsvRow, kind: str) -> float:
-    """Return an amount (memory in MiB): a plain number, or one with a Kubernetes suffix."""
+    """Return an amount (memory in MiB): a plain number, one with a Kubernetes suffix, or one of Slurm's resources."""
+    if (slurm := read_slurm_amount(row[kind], kind)) is not None:
+        return slurm
     match = _QUANTITY.fullmatch(row[kind])
     if match is None or (match[2] == "m") == (kind == "memory"):
-        return row.number(kind, least=0)
+        return read_number(row, kind)
     number = replace(row, cells={kind: match[1]}).number(kind, least=0)
     return number / MILLI if match[2] == "m" else number * MEMORY_UNITS[match[2]] / MEMORY_UNITS["Mi"]

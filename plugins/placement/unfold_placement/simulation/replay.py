@@ -20,6 +20,7 @@ from unfold_placement.simulation.simulator import (
     run_simulation,
 )
 from unfold_placement.simulation.starvation import Starvation, find_starvation
+from unfold_placement.simulation.tampering import check_inputs_unchanged, copy_inputs
 from unfold_placement.simulation.unplaceable import find_unplaceable
 from unfoldkit.api import did_you_mean, user_error
 
@@ -98,11 +99,13 @@ def screen_tasks(problem: Problem) -> Screening:
 
     In a written workload no task is excluded: a task that cannot run is a counterexample.
     """
-    reasons = find_unplaceable(problem) if problem.is_recorded else {}
+    # what a user's policy does to the copies here does not reach the replay, which would take it for the input
+    copied = copy_inputs(problem)
+    reasons = find_unplaceable(copied) if problem.is_recorded else {}
     excluded = tuple(task for task in problem.tasks if task.name in reasons)
     remaining = tuple(task for task in problem.tasks if task.name not in reasons)
     check = find_blocking_pair if problem.is_recorded else find_counterexample
-    counterexample = check(problem.nodes, remaining, problem.new_policies) if remaining else None
+    counterexample = check(copied.nodes, remaining, problem.new_policies) if remaining else None
     return Screening(replace(problem, tasks=remaining), excluded, reasons, counterexample)
 
 
@@ -110,7 +113,7 @@ def solve_problem(screening: Screening, monitor: Monitor) -> Solution:
     """Replay the tasks that can run with and without the policies, and explain one wait.
 
     Raises:
-        UnfoldError: the task to explain does not exist, or can never run.
+        UnfoldError: the task to explain does not exist, or can never run, or a policy misbehaves.
     """
     problem = screening.problem
     policy = replay_workload(problem, monitor)
@@ -123,12 +126,20 @@ def solve_problem(screening: Screening, monitor: Monitor) -> Solution:
 
 
 def replay_workload(problem: Problem, monitor: Monitor, audited_rules: tuple[PolicyRule, ...] | None = None) -> Replay:
-    """Replay a workload, and audit it against its policies or against ``audited_rules``."""
+    """Replay a workload, and audit it against its policies or against ``audited_rules``.
+
+    Raises:
+        UnfoldError: a policy misbehaves, or changed a task or node.
+    """
+    original = copy_inputs(problem)
     controller = prepare_simulation(problem.nodes, problem.tasks, problem.new_policies(), problem.node_changes)
     began_s = monitor.clock()
     step = "replay" if controller.policies else "replay without policy"
     count = len(problem.tasks)
-    run_simulation(controller, on_step=lambda starts: monitor.progress(step, starts, count))
+    try:
+        run_simulation(controller, on_step=lambda starts: monitor.progress(step, starts, count))
+    finally:
+        check_inputs_unchanged(controller.table, original)
     result = collect_result(controller)
     elapsed_s = monitor.clock() - began_s
     rules = problem.rules if audited_rules is None else audited_rules

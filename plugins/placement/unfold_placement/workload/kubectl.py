@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -91,9 +92,13 @@ def kubectl_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None
 
 def _read_kind(path: Path, kind: str) -> list[Body]:
     command = f"kubectl get {kind.lower()}s -o json"
-    bodies = [body for body in read_items(path, command) if body.get("kind", kind) == kind]
+    items = read_items(path, command)
+    bodies = [body for body in items if body.get("kind", kind) == kind]
     if not bodies:
-        raise user_error(f"no {kind} in it", file=str(path), hint=command)
+        kinds = Counter(str(body["kind"])[:60] for body in items)
+        found = ", ".join(f"{count:,} {name}" for name, count in kinds.most_common(3))
+        message = f"no {kind} in it" + (f" but {found}" if found else "")
+        raise user_error(message, file=str(path), hint=command)
     return bodies
 
 

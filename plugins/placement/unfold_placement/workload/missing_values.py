@@ -11,7 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-from unfold_placement.report.sentences import default_line, skipped_line, unlisted_line
+from unfold_placement.report.sentences import (
+    default_line,
+    skipped_line,
+    unlisted_line,
+    unstarted_line,
+    whole_trace_line,
+    zero_run_line,
+)
 from unfold_placement.schema.columns import AMOUNT_COLUMNS, COUNT_COLUMNS, LINE, SKIP, UNLISTED, Columns
 from unfold_placement.workload.json_stream import Warn
 from unfold_placement.workload.timestamps import TimeFormat
@@ -38,6 +45,9 @@ class MissingValues:
         uses: Rows by column and description of the default.
         skipped: Rows left out, by column, with the line of the first.
         unlisted: Rows that name a job which no row has, by column; it counts as none.
+        unstarted: Rows without a start although the file has starts and ends.
+        whole: Rows with neither arrival nor end, although the file has ends.
+        zero: Rows with a run time of zero.
     """
 
     columns: Columns
@@ -46,6 +56,9 @@ class MissingValues:
     uses: dict[tuple[str, str], int] = field(default_factory=dict)
     skipped: dict[str, tuple[int, int]] = field(default_factory=dict)
     unlisted: dict[str, int] = field(default_factory=dict)
+    unstarted: int = 0
+    whole: int = 0
+    zero: int = 0
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -91,6 +104,7 @@ class MissingValues:
         filled = []
         for row, arrival_s, run_s in zip(rows, arrivals_s, runs_s, strict=True):
             filled.append(self._default_run_s(row, arrival_s, times, median_s) if run_s is None else run_s)
+            self._count_doubtful(row, filled[-1])
             self._check_span(row, "run", filled[-1])
         return filled
 
@@ -138,8 +152,23 @@ class MissingValues:
             warn(skipped_line(name, column, (count, self.total), line))
         for column, count in self.unlisted.items():
             warn(unlisted_line(name, column, (count, self.total)))
+        doubtful = (
+            (self.unstarted, unstarted_line),
+            (self.whole, whole_trace_line),
+            (self.zero, zero_run_line),
+        )
+        for count, describe in doubtful:
+            if count:
+                warn(describe(name, (count, self.total)))
         for (column, default), count in self.uses.items():
             warn(default_line(name, column, default, (count, self.total)))
+
+    def _count_doubtful(self, row: CsvRow, run_s: float) -> None:
+        """Count rows of tasks that may never have run."""
+        has_end = "end" in self.columns.names
+        self.unstarted += has_end and "start" in self.columns.names and not row.get("start")
+        self.whole += has_end and not (row.get("start") or row.get("arrival") or row.get("end"))
+        self.zero += not has_end and run_s == 0
 
     def _lacks(self, row: CsvRow, column: str) -> bool:
         if column in {"run", "end"}:

@@ -28,6 +28,8 @@ MAX_COUNT = 100_000
 MAX_PRIORITY = 1_000_000_000
 MAX_NUMBER = 1e9
 """Largest amount of an openb file."""
+SLURM_STEPS = frozenset({"batch", "extern"})
+"""Steps that every job of Slurm has, in rows of their own unless ``sacct`` has ``-X``."""
 STANDARD_COLUMNS = Columns()
 
 
@@ -205,8 +207,12 @@ def _iter_unique(rows: Iterable[CsvRow], column: str) -> Iterator[CsvRow]:
     lines: dict[str, int] = {}
     for row in rows:
         name = row[column]
+        job, _, step = name.rpartition(".")
+        if step in SLURM_STEPS and job in lines:
+            message = f"{name} is a step of the job of line {lines[job]}, which would count twice"
+            raise row.wrong(message, column, "sacct -X prints jobs without steps")
         if name in lines:
-            hint = f"line {lines[name]} has it too; names must be unique"
+            hint = f"line {lines[name]} has it too; names must be unique: join columns, or write one row per {column}"
             raise row.wrong(f"{name or 'an empty name'} exists already", column, hint)
         lines[name] = row.line
         yield row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,6 +19,8 @@ TIME_COLUMNS = ("arrival", "start", "end", "deadline")
 MIN_UNIX_S = 1e9
 """Arrivals from here on (2001) are Unix times, and time counts from the earliest of them."""
 DAY_S = 86400.0
+_DOTTED = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})\b[ ,T]*(.*)")
+"""A date as spreadsheets write it where the day comes first: 31.01.2026 12:00."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +106,14 @@ def detect_time_format(rows: Sequence[CsvRow], columns: Columns) -> TimeFormat:
 
 
 def normalize_dates(rows: Sequence[CsvRow]) -> list[CsvRow]:
-    """Rewrite dates such as 31/01/2026 12:00 as ISO 8601; all dates together decide which number is the month.
+    """Rewrite dates such as 31/01/2026 12:00 and 31.01.2026 12:00 as ISO 8601.
+
+    Of dates with slashes, all together decide which number is the month; with points the day is first.
 
     Raises:
         UnfoldError: a cell is no date.
     """
+    rows = [_use_dashes(row) for row in rows]
     cells = [
         (index, name)
         for index, row in enumerate(rows)
@@ -123,6 +129,17 @@ def normalize_dates(rows: Sequence[CsvRow]) -> list[CsvRow]:
         text = datetime.fromtimestamp(time, UTC).isoformat()
         normalized[index] = replace(normalized[index], cells={**normalized[index].cells, name: text})
     return normalized
+
+
+def _use_dashes(row: CsvRow) -> CsvRow:
+    dotted = {name: match for name in TIME_COLUMNS if (match := _DOTTED.fullmatch(row.get(name)))}
+    if not dotted:
+        return row
+    dates = {
+        name: f"{year}-{month:0>2}-{day:0>2} {time}".strip()
+        for name, (day, month, year, time) in ((name, match.groups()) for name, match in dotted.items())
+    }
+    return replace(row, cells={**row.cells, **dates})
 
 
 def is_number(text: str) -> bool:

@@ -74,11 +74,13 @@ class Locality:
         rack_after: Seconds after which a node of the same rack suffices; infinity means never.
         any_after: Seconds after which any node suffices; infinity means never.
         waiting_since: Waiting tasks by name, with the time (s) since which they wait.
+        choices: Which delays have passed of each waiting task, as of its last marks.
     """
 
     rack_after: float = 10.0
     any_after: float = 30.0
     waiting_since: dict[str, tuple[Task, float]] = field(default_factory=dict)
+    choices: dict[str, tuple[bool, bool]] = field(default_factory=dict)
     phase: ClassVar[int] = STATIC
     watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, PREEMPTED, TIMER, JOINED})
 
@@ -92,20 +94,24 @@ class Locality:
         if task is not None and task.data:
             self.waiting_since[task.name] = task, view.now
             delays_s = [delay for delay in (self.rack_after, self.any_after) if delay < float("inf")]
-            yield [*self._mark_near(task, 0.0, view), *(Wake(view.now + delay) for delay in delays_s)]
+            yield [*self._mark_near(task, view.now, view), *(Wake(view.now + delay) for delay in delays_s)]
         for name, (waiting, since_s) in list(self.waiting_since.items()):
             if not view.is_waiting(waiting):
-                del self.waiting_since[name]
-            elif event.kind in {TIMER, JOINED}:
-                yield self._mark_near(waiting, view.now - since_s, view)
+                del self.waiting_since[name], self.choices[name]
+            elif event.kind == JOINED or (event.kind == TIMER and self.choices[name] != self._choose(since_s, view)):
+                yield self._mark_near(waiting, since_s, view)
 
-    def _mark_near(self, task: Task, waited_s: float, view: View) -> list[Put]:
-        """Mark every node that is near enough after a wait."""
-        holders = [node for node in view.nodes if node.data.intersection(task.data)]
-        racks = {node.labels.get("rack") for node in holders} if waited_s >= self.rack_after else set()
+    def _choose(self, since_s: float, view: View) -> tuple[bool, bool]:
+        """Return whether a node of the same rack suffices by now, and whether any node does."""
+        waited_s = view.now - since_s
+        return waited_s >= self.rack_after, waited_s >= self.any_after
+
+    def _mark_near(self, task: Task, since_s: float, view: View) -> list[Put]:
+        """Mark every node that is near enough for a task that has waited since a time (s)."""
+        rack, anywhere = self.choices[task.name] = self._choose(since_s, view)
+        holders = {node.name: node for node in view.nodes if node.data.intersection(task.data)}
+        racks = {node.labels.get("rack") for node in holders.values()} if rack else set()
         nodes = [
-            node
-            for node in view.nodes
-            if waited_s >= self.any_after or node in holders or node.labels.get("rack") in racks
+            node.name for node in view.nodes if anywhere or node.name in holders or node.labels.get("rack") in racks
         ]
-        return [Put(f"local-{task.name}", node.name, 1, until=task.name) for node in nodes]
+        return view.puts(f"local-{task.name}", 1, nodes, until=task.name)

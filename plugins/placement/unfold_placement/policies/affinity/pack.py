@@ -14,7 +14,6 @@ from unfold_placement.core.types import (
     QUIET,
     SUBMITTED,
     Ask,
-    Drop,
     Event,
     Put,
     Task,
@@ -54,7 +53,7 @@ class Pack:
             return
         for index in self.pending.iter_candidates(view, tuple(self.fallback.values())):
             unit, since_s = self.pending.units[index]
-            drops = [Drop(f"pack-{t.name}", old.name) for t in unit for old in view.nodes_with(f"pack-{t.name}")]
+            drops = [drop for task in unit for drop in view.drops(f"pack-{task.name}")]
             wider = [level for level, after_s in self.fallback.items() if view.now - since_s >= after_s]
             is_admitted = view.has_cluster_resources(unit, PACK)
             nodes = self.choose_nodes(unit, [self.level, *wider], view) if is_admitted else ()

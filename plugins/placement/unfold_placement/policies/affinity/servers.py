@@ -56,7 +56,7 @@ class Servers:
         slot = f"server-{task.job}"
         if self.groups.add_member(kind, task.job):
             self.server_nodes[task.job] = {}
-            yield [Put(slot, other.name) for other in view.nodes]
+            yield view.puts(slot)
         elif kind == STARTED:
             self.server_nodes[task.job][task.name] = node
         else:
@@ -64,11 +64,10 @@ class Servers:
         yield self._place_workers(task.job, view)
         if self.groups.remove_member(kind, task.job):
             del self.server_nodes[task.job]
-            yield [Drop(slot, other.name) for other in view.nodes_with(slot)]
+            yield view.drops(slot)
 
     def _place_workers(self, job: str, view: View) -> list[Put | Drop]:
         """Create the worker slots of a job where they belong, and delete the others."""
         slot, with_server = f"worker-{job}", set(self.server_nodes[job].values())
         allowed = {node.name for node in view.nodes if with_server and (node.name in with_server) == self.near}
-        drops = [Drop(slot, node.name) for node in view.nodes_with(slot) if node.name not in allowed]
-        return [*drops, *(Put(slot, node, MANY) for node in sorted(allowed))]
+        return [*view.drops(slot, keep=allowed), *view.puts(slot, MANY, sorted(allowed))]

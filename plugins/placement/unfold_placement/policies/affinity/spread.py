@@ -14,7 +14,6 @@ from unfold_placement.core.types import (
     STATIC,
     SUBMITTED,
     Ask,
-    Drop,
     Event,
     Put,
     Task,
@@ -63,8 +62,7 @@ class Spread:
         if self.groups.remove_member(event.kind, key):
             for by_group in (self.running, self.sample_tasks, self.slots_per_node):
                 by_group.pop(key, None)
-            slot = f"spread-{self.by}-{key}"
-            yield [Drop(slot, node.name) for node in view.nodes_with(slot)]
+            yield view.drops(f"spread-{self.by}-{key}")
             return
         group, self.sample_tasks[key] = self.running.setdefault(key, {}), event.task
         if event.kind == STARTED:
@@ -84,4 +82,4 @@ class Spread:
         if self.slots_per_node.get(key) == fewest + self.skew:
             return []
         self.slots_per_node[key] = fewest + self.skew
-        return [Put(f"spread-{self.by}-{key}", node.name, self.slots_per_node[key]) for node in view.nodes]
+        return view.puts(f"spread-{self.by}-{key}", self.slots_per_node[key])

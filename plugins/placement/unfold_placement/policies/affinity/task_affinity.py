@@ -72,9 +72,9 @@ class AntiAffinity:
         if event.kind == JOINED:
             yield [Put(self._slot_name(name), event.node, self.density) for name in self.groups.sizes]
         elif self.groups.add_member(event.kind, group):
-            yield [Put(self._slot_name(group), node.name, self.density) for node in view.nodes]
+            yield view.puts(self._slot_name(group), self.density)
         elif self.groups.remove_member(event.kind, group):
-            yield [Drop(self._slot_name(group), node.name) for node in view.nodes_with(self._slot_name(group))]
+            yield view.drops(self._slot_name(group))
 
     def _slot_name(self, group: str) -> str:
         return f"apart-{self.by}-{group}"
@@ -110,8 +110,7 @@ class Avoid:
         if task is not None and task.avoids and self.groups.add_member(event.kind, task.avoids):
             yield self._mark_clear([task.avoids], [node.name for node in view.nodes])
         elif task is not None and task.avoids and self.groups.remove_member(event.kind, task.avoids):
-            mark = f"clear-of-{task.avoids}"
-            yield [Drop(mark, node.name) for node in view.nodes_with(mark)]
+            yield view.drops(f"clear-of-{task.avoids}")
 
     def _update_node(self, task: Task, event: Event) -> Iterable[Put | Drop]:
         self.running[task.job, event.node] += 1 if event.kind == STARTED else -1

@@ -105,5 +105,5 @@ class Priority:
         return self.queue.describe_wait(task, view)
 
 
-def _rank_class(level: str, _unit: Unit) -> int:
+def _rank_class(level: str, _unit: Unit, _view: View) -> int:
     return -int(level)

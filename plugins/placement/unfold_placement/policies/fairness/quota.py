@@ -81,7 +81,7 @@ class Quota(FairQueuePolicy):
             yield [Drop(admission_resource(task), force=True) for task in victims]
             yield from self.admit_units(view)
         if self.borrow and not entitled:
-            yield from self.queue.admit(self.excess, view, backfill=True)
+            yield from self.queue.admit(lambda team, unit, _: self.excess(team, unit), view, backfill=True)
 
     def rank(self, user: str, unit: Unit, view: View) -> float:
         """Return the team's dominant share."""
@@ -91,10 +91,7 @@ class Quota(FairQueuePolicy):
     def admit_units(self, view: View) -> Transactions:
         """Admit units of teams that stay within their quota."""
         yield from self.queue.admit(
-            lambda user, unit: self.rank(user, unit, view),
-            view,
-            backfill=self.backfill,
-            is_allowed=lambda user, unit: self.excess(user, unit) <= 0,
+            self.rank, view, backfill=self.backfill, is_allowed=lambda team, unit: self.excess(team, unit) <= 0
         )
 
     def entitled_teams(self, view: View) -> list[str]:

@@ -19,6 +19,10 @@ def _deadline_rank(unit: Unit) -> tuple[float, float]:
     return unit[0].deadline, unit[0].arrival
 
 
+def _rank_deadline(_user: str, unit: Unit, _view: View) -> tuple[float, float]:
+    return _deadline_rank(unit)
+
+
 @dataclass(slots=True)
 class Edf:
     """The unit with the nearest deadline is next.
@@ -49,12 +53,7 @@ class Edf:
     def react(self, event: Event, view: View) -> Transactions:
         """Admit units by deadline, and reject a submitted unit that cannot be on time."""
         if self.queue.observe(event, view):
-            yield from self.queue.admit(
-                lambda _, unit: _deadline_rank(unit),
-                view,
-                backfill=self.backfill,
-                guard_rank=lambda _, unit: _deadline_rank(unit),
-            )
+            yield from self.queue.admit(_rank_deadline, view, backfill=self.backfill, guard_rank=_rank_deadline)
         unit = view.unit(event.task) if event.task is not None and event.kind == SUBMITTED else None
         if unit and self.admit and (reason := self.rejection_reason(unit, view)):
             self.queue.discard(unit, view)

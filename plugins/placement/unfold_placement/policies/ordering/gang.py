@@ -88,6 +88,8 @@ class Gang:
         view.check_reservation()
         for key in self._list_candidates(view):
             complete_unit, since_s = self.complete_units[key]
+            if self.shapes.futile == (key, view.change_counters()[0]):
+                continue
             if self._is_hopeless(key, view) and (view.reserved_unit or view.now - since_s < self.patience):
                 continue
             unit = view.remaining_unit(complete_unit)
@@ -109,7 +111,7 @@ class Gang:
                     view.release_reservation()
                     self.has_missed_event = True
                 continue
-            if is_admitted and unit != view.reserved_unit:
+            if is_admitted:
                 self._remember_failure(key, unit, view)
             if not view.reserved_unit and view.now - since_s >= self.patience and self._lacks_only_room(unit, view):
                 view.reserve(unit)
@@ -134,6 +136,9 @@ class Gang:
         """
         rows = [view.table.task_rows[task.name] for task in unit]
         if (view.table.state.request_phase[rows] == PACK).any():
+            return
+        if unit == view.reserved_unit:
+            self.shapes.futile = key, view.change_counters()[0]
             return
         shape = self.shapes.by_name.get(key)
         if shape is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Drop, Event, Put, Task, Transactions
+from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Event, Put, Task, Transactions
 from unfold_placement.core.view import View
 from unfold_placement.policies.shared.earliest_finish import build_forecast
 from unfold_placement.policies.shared.pending import UnitShapes
@@ -45,6 +45,6 @@ class Value:
             nodes = forecast.place_unit(unit, PACK) if len(unit) > 1 else [node]
             if len(unit) > 1 or not forecast.reserve_if_earlier(index, mask, end_now_s, self.ahead):
                 # another gang may have passed this one: the previous choice is replaced
-                drops = [Drop(f"plan-{t.name}", old.name) for t in unit for old in view.nodes_with(f"plan-{t.name}")]
+                drops = [drop for t in unit for drop in view.drops(f"plan-{t.name}")]
                 puts = [Put(f"plan-{t.name}", new, until=t.name) for t, new in zip(unit, nodes, strict=False)]
                 yield [*drops, *puts]

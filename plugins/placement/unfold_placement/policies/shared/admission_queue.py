@@ -34,6 +34,8 @@ RESERVE, NO_GUARD = "reserve", "none"
 """Guards against starvation: nodes are reserved for the unit that waits longest, or nothing is."""
 EVERYBODY = ""
 """The user of all units where the order of units is static."""
+Rank = Callable[[str, Unit, View], Any]
+"""Order of a user with its next unit."""
 
 
 def admission_resource(task: Task) -> str:
@@ -49,7 +51,7 @@ def _ignore(_user: str, _unit: Unit) -> None:
     return None
 
 
-def _rank_alike(_user: str, _unit: Unit) -> int:
+def _rank_alike(_user: str, _unit: Unit, _view: View) -> int:
     return 0
 
 
@@ -155,13 +157,13 @@ class AdmissionQueue:
 
     def admit(
         self,
-        rank: Callable[[str, Unit], object],
+        rank: Rank,
         view: View,
         *,
         backfill: bool = False,
         is_allowed: Callable[[str, Unit], bool] = _allow_all,
         on_admit: Callable[[str, Unit], None] = _ignore,
-        guard_rank: Callable[[str, Unit], Any] = _rank_alike,
+        guard_rank: Rank = _rank_alike,
     ) -> Transactions:
         """Admit units while they fit: of each user in order of age, the user with the lowest rank first.
 
@@ -228,7 +230,7 @@ class AdmissionQueue:
     def _admit_by_rank(
         self,
         progress: Round,
-        rank: Callable[[str, Unit], object],
+        rank: Rank,
         view: View,
         is_allowed: Callable[[str, Unit], bool],
         on_admit: Callable[[str, Unit], None],
@@ -260,7 +262,7 @@ class AdmissionQueue:
     def _choose(
         self,
         progress: Round,
-        rank: Callable[[str, Unit], object],
+        rank: Rank,
         view: View,
         is_allowed: Callable[[str, Unit], bool],
     ) -> tuple[str, int] | None:
@@ -275,7 +277,7 @@ class AdmissionQueue:
             if index < 0 or not is_allowed(user, queue.units[index]):
                 continue
             unit = queue.units[index]
-            unit_rank: Any = (rank(user, unit), self.age(unit))
+            unit_rank: Any = (rank(user, unit, view), self.age(unit))
             if best_rank is None or unit_rank < best_rank:
                 best, best_rank = (user, index), unit_rank
         return best
@@ -319,9 +321,7 @@ class AdmissionQueue:
             view.release_reservation()
             self.shapes.revive(view)
 
-    def _reserve_oldest(
-        self, view: View, is_allowed: Callable[[str, Unit], bool], guard_rank: Callable[[str, Unit], Any]
-    ) -> None:
+    def _reserve_oldest(self, view: View, is_allowed: Callable[[str, Unit], bool], guard_rank: Rank) -> None:
         """Reserve nodes for the unit that waits longest, unless another policy has reserved some."""
         owner = view.reserved_unit
         if owner and (guard_rank is _rank_alike or self._user(owner) not in self.queues):
@@ -336,7 +336,7 @@ class AdmissionQueue:
         view.release_reservation()
 
     def _find_oldest(
-        self, view: View, is_allowed: Callable[[str, Unit], bool], guard_rank: Callable[[str, Unit], Any]
+        self, view: View, is_allowed: Callable[[str, Unit], bool], guard_rank: Rank
     ) -> tuple[str, int] | None:
         best, best_rank = None, None
         for user, queue in self.queues.items():
@@ -346,7 +346,7 @@ class AdmissionQueue:
             if index < 0 or not is_allowed(user, queue.units[index]):
                 continue
             unit = queue.units[index]
-            unit_rank: Any = (guard_rank(user, unit), self.age(unit))
+            unit_rank: Any = (guard_rank(user, unit, view), self.age(unit))
             if best_rank is None or unit_rank < best_rank:
                 best, best_rank = (user, index), unit_rank
         return best

@@ -171,7 +171,7 @@ class FinishForecast:
             running = np.flatnonzero(state.status == RUNNING).astype(np.int32)
             running = running[np.argsort(state.end_s[running], kind="stable")]
             self.free_at_by_shape[shape] = np.empty(len(state.is_up))
-            kernel.forecast_free_times(state, row, self.view.now, running, self.free_at_by_shape[shape])
+            kernel.call_forecast_free_times(state, row, self.view.now, running, self.free_at_by_shape[shape])
         return self.free_at_by_shape[shape]
 
 

@@ -44,9 +44,7 @@ class FairQueuePolicy:
 
     def admit_units(self, view: View) -> Transactions:
         """Admit units by rank."""
-        yield from self.queue.admit(
-            lambda user, unit: self.rank(user, unit, view), view, backfill=self.backfill, on_admit=self.record_admission
-        )
+        yield from self.queue.admit(self.rank, view, backfill=self.backfill, on_admit=self.record_admission)
 
     def describe_wait(self, task: Task, view: View) -> Wait | None:
         """Return why a task is not admitted; None if it is."""

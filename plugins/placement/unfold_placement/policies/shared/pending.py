@@ -39,6 +39,7 @@ class UnitShapes:
         log_cursor: First log entry that ``revive`` has not read.
         seen_releases: Number of ended reservations that it has read.
         seen_nodes: Number of their nodes that it has read.
+        futile: Name of a unit with reserved nodes that did not fit, and the count of freed capacity at that time.
     """
 
     phase: int
@@ -53,6 +54,7 @@ class UnitShapes:
     log_cursor: int = 0
     seen_releases: int = 0
     seen_nodes: int = 0
+    futile: tuple[str, int] = ("", -1)
 
     def shape_number(self, rows: Sequence[int], view: View) -> int:
         """Return the shape of a unit, given as task rows; a new shape gets a new number."""

@@ -1,0 +1,115 @@
+"""Tables that ``sacct`` and ``sinfo`` print, and others with tasks that never ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from plugins.placement.tests.cases import write_csv
+from unfold_placement.schema.columns import Columns, read_slurm_amount
+from unfold_placement.workload.tables import csv_nodes, csv_tasks
+from unfoldkit.api import UnfoldError
+
+HEAD = "JobID|User|Submit|Start|End|Elapsed|State|NNodes|AllocTRES\n"
+TRES = "billing=64,cpu=64,gres/gpu:a100=8,gres/gpu=8,mem=1T,node=2"
+ROWS = f"""\
+1_4|ann|2026-01-01T00:00:00|2026-01-01T00:01:00|2026-01-03T03:05:05|2-03:04:05|COMPLETED|2|{TRES}
+2+1|bob|2026-01-01T00:10:00|2026-01-01T00:10:00|Unknown|00:50:00|RUNNING|1|billing=4,cpu=4,mem=512M,node=1
+3_[5-9%2]|bob|2026-01-01T00:20:00|Unknown|Unknown|00:00:00|PENDING|1|
+4|ann|2026-01-01T00:30:00|None|2026-01-01T00:40:00|00:00:00|CANCELLED by 1000|1|
+"""
+NAMES = {
+    "task": ("JobID",), "user": ("User",), "arrival": ("Submit",), "parts": ("NNodes",), "cpu": ("AllocTRES",),
+    "gpu": ("AllocTRES",), "memory": ("AllocTRES",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "amount"),
+    [
+        (TRES, "gpu", 8), (TRES, "cpu", 64), (TRES, "memory", 1 << 20), (TRES, "shard", 0),
+        ("cpu=2,gres/gpu:a100=1,gres/gpu:t4=2,mem=512", "gpu", 3), ("cpu=2,mem=1.5G", "memory", 1536),
+        ("gpu:a100:8(S:0-1)", "gpu", 8), ("gpu:a100:2(IDX:0,1),gpu:t4:1(IDX:2)", "gpu", 3), ("gres/gpu:4", "gpu", 4),
+        ("gres:gpu:1g.5gb:7,shard:2K", "gpu", 7), ("gres:gpu:1g.5gb:7,shard:2K", "shard", 2048),
+        ("4", "gpu", None), ("4Gi", "memory", None), ("10:30", "gpu", None), ("cpu=", "cpu", None), ("x=y", "x", 0),
+    ],
+)  # fmt: skip
+def test_resources_of_slurm(cell: str, kind: str, amount: float | None) -> None:
+    """TRES and GRES give the total of a kind; anything else is read as before."""
+    assert read_slurm_amount(cell, kind) == amount
+
+
+def test_a_table_of_sacct_by_its_elapsed_times(tmp_path: Path) -> None:
+    """Arrays, heterogeneous jobs, days and TRES are read; jobs that never ran are counted, and left out on demand."""
+    path, told = write_csv(tmp_path, HEAD + ROWS), list[str]()
+    found = list(csv_tasks(path, columns=Columns({**NAMES, "run": ("Elapsed",)}), warn=told.append))
+    assert [task.name for task in found] == ["1_4-0", "1_4-1", "2+1", "3_[5-9%2]", "4"]
+    assert found[0].demand == {"cpu": 32_000, "gpu": 4000, "memory": (1 << 19) * 1000}
+    assert (found[0].run, found[2].demand) == (183_845.0, {"cpu": 4000, "memory": 512_000})
+    assert told[0].startswith("pods.csv: 2 of 4 rows run for 0 s (unknown: {run: [0]} with missing: {run: skip}")
+    ran = Columns({**NAMES, "run": ("Elapsed",)}, missing={"run": "skip"}, unknown={"run": frozenset({"00:00:00"})})
+    assert [task.job for task in csv_tasks(path, columns=ran)] == ["1_4", "1_4", "2+1"]
+
+
+def test_a_table_of_sacct_by_its_starts_and_ends(tmp_path: Path) -> None:
+    """A job that was cancelled while it waited has an end and no start: the report says that it runs all the same."""
+    path, told = write_csv(tmp_path, HEAD + ROWS), list[str]()
+    names = {**NAMES, "start": ("Start",), "end": ("End",)}
+    assert len(list(csv_tasks(path, columns=Columns(names), warn=told.append))) == 5
+    assert told[0] == (
+        "pods.csv: 2 of 4 rows have no start; they run from their arrival (missing: {start: skip} leaves them out)"
+    )
+    started = csv_tasks(path, columns=Columns(names, missing={"start": "skip"}))
+    assert [task.job for task in started] == ["1_4", "1_4", "2+1"]
+
+
+def test_steps_of_jobs_are_no_tasks(tmp_path: Path) -> None:
+    """Without -X, sacct prints steps in rows of their own: they would count what their job holds twice."""
+    step = "1_4.batch||2026-01-01T00:00:00|||2-03:04:05|COMPLETED|1|cpu=32,mem=512G,node=1\n"
+    path = write_csv(tmp_path, HEAD + ROWS + step)
+    with pytest.raises(UnfoldError, match=r":6:1: task: 1_4.batch is a step of the job of line 2.*sacct -X"):
+        list(csv_tasks(path, columns=Columns({**NAMES, "run": ("Elapsed",)})))
+
+
+def test_a_table_of_sacct_without_a_head(tmp_path: Path) -> None:
+    """With -n the first line has the commas of TRES: the number of columns decides what separates the cells."""
+    columns = Columns({**NAMES, "run": ("Elapsed",)}, header=HEAD.strip().split("|"))
+    assert len(list(csv_tasks(write_csv(tmp_path, ROWS), columns=columns))) == 5
+
+
+def test_nodes_of_sinfo(tmp_path: Path) -> None:
+    """GRES are GPUs of nodes, and a node without any has (null)."""
+    text = "NODELIST|CPUS|MEMORY|GRES\ngpu1|64|515000|gpu:a100:8(S:0-1)\ncpu1|64|257000|(null)\n"
+    names = {"name": ("NODELIST",), "cpu": ("CPUS",), "memory": ("MEMORY",), "gpu": ("GRES",)}
+    found = list(csv_nodes(write_csv(tmp_path, text), Columns(names)))
+    assert [node.capacity.get("gpu", 0) for node in found] == [8000, 0]
+    assert found[0].capacity["memory"] == 515_000_000
+
+
+def test_tasks_that_never_ran_are_counted(tmp_path: Path) -> None:
+    """A row with neither arrival nor end would run as long as the file: the report says so."""
+    path, told = write_csv(tmp_path, "task,arrival,end\na,10,20\nb,,\nc,12,\n"), list[str]()
+    found = list(csv_tasks(path, columns=Columns({"end": ("end",)}), warn=told.append))
+    assert [task.run for task in found] == [10.0, 10.0, 8.0]
+    assert told[0].startswith("pods.csv: 1 of 3 rows have neither arrival nor end; they run as long as the file")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a,0,-5,1", r"run: -5 is out of range \(table: {unknown: {run: \[negative\]}} treats such cells as missing"),
+        ("a,0,UNLIMITED,1", r"'UNLIMITED' is not a number \(table: {unknown: {run: \['UNLIMITED'\]}}"),
+        ("a,0,5,>24", r"cpu: '>24' is not a number \(table: {unknown: {cpu: \['>24'\]}}"),
+    ],
+)
+def test_the_hint_reads_such_cells_as_missing(tmp_path: Path, row: str, message: str) -> None:
+    """What is no number may have no value: the hint is the key that says so."""
+    with pytest.raises(UnfoldError, match=message):
+        list(csv_tasks(write_csv(tmp_path, f"task,arrival,run,cpu\n{row}\n")))
+
+
+def test_dates_with_points_have_the_day_first(tmp_path: Path) -> None:
+    """As spreadsheets of half of Europe write them."""
+    text = "task;arrival;run\na;31.01.2026 23:00;10\nb;01.02.2026 01:30:00;10\n"
+    assert [task.arrival for task in csv_tasks(write_csv(tmp_path, text))] == [0.0, 9000.0]
