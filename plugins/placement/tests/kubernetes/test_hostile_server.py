@@ -18,7 +18,8 @@ from unfold_placement.core.types import Task
 from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.backend import open_backend
 from unfold_placement.kubernetes.codec import MAX_AMOUNT, Scope, annotation_key, parse_amount
-from unfold_placement.kubernetes.writer import Writer
+from unfold_placement.kubernetes.writer import OpeningUnits, Writer
+from unfold_placement.live import backend as kinds
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.service import ControllerThread
 from unfold_placement.policies.registry import PolicyRule, build_policies
@@ -247,6 +248,38 @@ def test_resources_that_may_not_be_written_stop_the_opening(cluster: Cluster) ->
     assert cluster.count_open("second") == 0
     cluster.server.fault = lambda *_: None
     cluster.await_open("second", 4)
+
+
+def test_what_a_node_still_offers_is_withdrawn(cluster: Cluster) -> None:
+    """A resource that no annotation lists, which a failed write has left, goes; what runs there keeps its own."""
+    resource = Scope("g", NAMESPACE).resource("gang-old-")
+    body = next(body for body in cluster.server.list("nodes") if body["metadata"]["name"] == "n3")
+    for part in ("capacity", "allocatable"):
+        body["status"][part][resource] = "2"
+    cluster.server.put("nodes", body)
+    assert any(resource in body["status"]["capacity"] for body in cluster.server.list("nodes"))
+    await_true(lambda: not any(resource in body["status"]["capacity"] for body in cluster.server.list("nodes")))
+    assert cluster.count_open("first") == 2
+
+
+def test_resources_that_were_not_written_are_written_later(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error between a change and its writing loses no node: the next decision writes it as well."""
+    write, seen = Writer.write_resources, []
+
+    def write_later(writer: Writer, locations: set[str], units: OpeningUnits) -> None:
+        seen.append(set(locations))
+        if len(seen) == 1:
+            raise ApiError(409, "Conflict", "try again")
+        write(writer, locations, units)
+
+    monkeypatch.setattr(Writer, "write_resources", write_later)
+    store = cluster.thread.loop.backend.store  # type: ignore[attr-defined]
+    with store.changed:
+        store.record_change(kinds.ENDED, node="n3")
+    cluster.submit("second", 4)
+    cluster.await_open("second", 4)
+    assert "n3" in seen[0]
+    assert any("n3" in locations for locations in seen[1:])
 
 
 EVENTS = {

@@ -69,6 +69,7 @@ class KubernetesBackend:
         is_leader: Whether this process leads.
         was_leader: Whether it ever led; if so, it writes only while it leads.
         read_number: Number of the last change that was considered for writing.
+        unwritten: Locations that changed and are not written yet.
         has_gangs: Units of several tasks were started since the last flush, or the records of all have become outdated.
         lost_tasks: Tasks that need a new pod.
         next_snapshot_s: When pods of other programs may next cause a snapshot, by the monotonic clock.
@@ -89,6 +90,7 @@ class KubernetesBackend:
     is_leader: bool = False
     was_leader: bool = False
     read_number: int = 0
+    unwritten: set[str] = field(default_factory=set)
     has_gangs: bool = False
     lost_tasks: list[LostTask] = field(default_factory=list)
     next_snapshot_s: float = 0.0
@@ -233,7 +235,9 @@ class KubernetesBackend:
             UnfoldError: another controller leads, or changed resources that this one is writing.
         """
         with self.store.changed:
-            locations = self._changed_locations()
+            # a write that fails must not lose them
+            self.unwritten |= self._changed_locations()
+            locations = set(self.unwritten)
             if self.is_leader:
                 self.lost_tasks += [(task, kinds.FAILED) for task in self.informer.lost_tasks]
                 self.informer.lost_tasks = []
@@ -247,6 +251,7 @@ class KubernetesBackend:
         self._recreate_lost()
         gang_location = {ANYWHERE} if self.has_gangs else set()
         self.writer.write_resources(locations | gang_location, self.gate_queue.list_gangs())
+        self.unwritten -= locations
         self.has_gangs = False
         self._open_gates(self.gate_queue.take_ready())
 

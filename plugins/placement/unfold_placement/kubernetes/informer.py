@@ -60,7 +60,7 @@ class Informer:
         foreign_pods: Pods of other programs on nodes, by namespace and name.
         annotations: The resources annotation of each node, and under ``ANYWHERE`` that of the cluster.
         dirty: Nodes where resources in the store differ from the annotation.
-        drifted: Nodes that lost resources of their annotation.
+        drifted: Nodes that do not offer what their annotation says.
         opening: Tasks with pods that this process is changing.
         lost_tasks: Tasks that the cluster has disrupted.
         threads: The threads that follow the server.
@@ -236,10 +236,18 @@ class Informer:
         return decode_node(self.nodes[name], self.scope, self.used(name), occupants)
 
     def _detect_drift(self, body: Body) -> None:
-        """Record a node that lost annotated resources: a restarted kubelet may drop them."""
+        """Record a node that does not offer what its annotation says.
+
+        A restarted kubelet may drop resources; one that was deleted while it was held, or by a write that failed, is
+        still offered.
+        """
         existing, name = extended_resources(body, self.scope), body["metadata"]["name"]
-        expected = [entry for (_, node), entry in self.store.resources.items() if node == name]
-        if any(existing.get(self.scope.resource(entry.name), -1) < entry.amount for entry in expected):
+        expected = {
+            self.scope.resource(entry.name): entry.amount
+            for (_, node), entry in self.store.resources.items()
+            if node == name
+        }
+        if existing.keys() - expected or any(existing.get(key, -1) < amount for key, amount in expected.items()):
             self.drifted.add(name)
 
     def _handle_appearance(self, body: Body, group: Group | None) -> None:

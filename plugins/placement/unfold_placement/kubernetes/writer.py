@@ -225,7 +225,10 @@ class Writer:
             ApiError: another process changed the resources.
         """
         for attempt in range(MAX_TRIES):
-            body, before = self.informer.nodes[name], self.informer.annotations.get(name, "")
+            body, before = self.informer.nodes.get(name), self.informer.annotations.get(name, "")
+            if body is None:
+                # it left meanwhile, with its resources
+                return None
             text = self._encoded_resources(name)
             patch = node_patch(body, self.scope, before, text, desired)
             if not patch:
