@@ -80,24 +80,6 @@ def _touch(block: int, pool: CountArray, counters: CountArray) -> None:
 
 
 @compiled
-def _release(request: int, state: CountArray, table: CountArray, pool: CountArray, counters: CountArray) -> None:
-    """Free the blocks of a request, the last one first, so that prefixes live longest."""
-    for index in range(state[HAVE, request] - 1, -1, -1):
-        block = table[state[FIRST_BLOCK, request] + index]
-        pool[USERS, block] -= 1
-        if pool[USERS, block] == 0:
-            tail = counters[FREE_TAIL]
-            pool[BEFORE, block], pool[AFTER, block] = tail, NONE
-            if tail == NONE:
-                counters[FREE_HEAD] = block
-            else:
-                pool[AFTER, tail] = block
-            counters[FREE_TAIL] = block
-            counters[FREE] += 1
-    state[HAVE, request] = 0
-
-
-@compiled
 def _give_back(block: int, pool: CountArray, counters: CountArray) -> None:
     """Put a block that a request no longer uses at the end of the free list, unless another one uses it."""
     pool[USERS, block] -= 1
@@ -110,6 +92,14 @@ def _give_back(block: int, pool: CountArray, counters: CountArray) -> None:
             pool[AFTER, tail] = block
         counters[FREE_TAIL] = block
         counters[FREE] += 1
+
+
+@compiled
+def _release(request: int, state: CountArray, table: CountArray, pool: CountArray, counters: CountArray) -> None:
+    """Free the blocks of a request, the last one first, so that prefixes live longest."""
+    for index in range(state[HAVE, request] - 1, -1, -1):
+        _give_back(table[state[FIRST_BLOCK, request] + index], pool, counters)
+    state[HAVE, request] = 0
 
 
 @compiled
