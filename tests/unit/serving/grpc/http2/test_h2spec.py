@@ -11,7 +11,7 @@ import pytest
 from tests.unit.serving.grpc.test_server import both
 from tests.unit.serving.http.test_tls import certificate, client
 
-INSTALL = "go install github.com/summerwind/h2spec/cmd/h2spec@latest"
+INSTALL = "go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible"
 WORDS = ("generic", "http2", "hpack", "--strict", "--timeout", "5", "--host", "127.0.0.1")
 
 
