@@ -28,9 +28,9 @@ STEPS = st.lists(
 
 
 def walked(steps: list[tuple[str, object, int]], *, whole: bool) -> tuple[ResourceTable, list[tuple[str, str]]]:
-    """Return a book after some steps, many nodes at a time or one by one, and what its watchers were told."""
-    made, told = build_resource_table(cluster()), list[tuple[str, str]]()
-    made.subscribe(lambda change, item: told.append((change, item.node)))
+    """Return a book after some steps, many nodes at a time or one by one, and what its watchers received."""
+    made, received = build_resource_table(cluster()), list[tuple[str, str]]()
+    made.subscribe(lambda change, item: received.append((change, item.node)))
     tasks = [Task(f"t{at}", {"gpu": 0}, 5.0) for at in range(6)]
     made.add_tasks(tasks, [[(Ask("x"), 0)] for _ in tasks])
     for what, where, amount in steps:
@@ -44,19 +44,19 @@ def walked(steps: list[tuple[str, object, int]], *, whole: bool) -> tuple[Resour
             start_task(made.state, where, amount, False)
         elif what == "end" and isinstance(where, int) and made.state.status[where] == 2:
             finish_task(made.state, where, 2)
-    return made, told
+    return made, received
 
 
 @given(STEPS)
 @settings(max_examples=60, deadline=None)
 def test_bulk_changes_equal_single_changes(steps: list[tuple[str, object, int]]) -> None:
-    """Amounts, holders, epochs and what watchers are told are as after one node after the other.
+    """Amounts, holders, epochs and what watchers receive are as after one node after the other.
 
     What the matcher examines next differs: after a change of many nodes only the tasks that request it.
     """
-    one, told = walked(steps, whole=False)
+    one, received = walked(steps, whole=False)
     many, heard = walked(steps, whole=True)
-    assert heard == told
+    assert heard == received
     assert (many.entries, many.epoch, many.columns) == (one.entries, one.epoch, one.columns)
     left_out = {"is_dirty", "dirty_nodes", "recheck", "counters"}
     for name, array in one.state._asdict().items():

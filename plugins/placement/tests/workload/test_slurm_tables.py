@@ -42,22 +42,22 @@ def test_resources_of_slurm(cell: str, kind: str, amount: float | None) -> None:
 
 def test_a_table_of_sacct_by_its_elapsed_times(tmp_path: Path) -> None:
     """Arrays, heterogeneous jobs, days and TRES are read; jobs that never ran are counted, and left out on demand."""
-    path, told = write_csv(tmp_path, HEAD + ROWS), list[str]()
-    found = list(csv_tasks(path, columns=Columns({**NAMES, "run": ("Elapsed",)}), warn=told.append))
+    path, warnings = write_csv(tmp_path, HEAD + ROWS), list[str]()
+    found = list(csv_tasks(path, columns=Columns({**NAMES, "run": ("Elapsed",)}), warn=warnings.append))
     assert [task.name for task in found] == ["1_4-0", "1_4-1", "2+1", "3_[5-9%2]", "4"]
     assert found[0].demand == {"cpu": 32_000, "gpu": 4000, "memory": (1 << 19) * 1000}
     assert (found[0].run, found[2].demand) == (183_845.0, {"cpu": 4000, "memory": 512_000})
-    assert told[0].startswith("pods.csv: 2 of 4 rows run for 0 s (unknown: {run: [0]} with missing: {run: skip}")
+    assert warnings[0].startswith("pods.csv: 2 of 4 rows run for 0 s (unknown: {run: [0]} with missing: {run: skip}")
     ran = Columns({**NAMES, "run": ("Elapsed",)}, missing={"run": "skip"}, unknown={"run": frozenset({"00:00:00"})})
     assert [task.job for task in csv_tasks(path, columns=ran)] == ["1_4", "1_4", "2+1"]
 
 
 def test_a_table_of_sacct_by_its_starts_and_ends(tmp_path: Path) -> None:
     """A job that was cancelled while it waited has an end and no start: the report says that it runs all the same."""
-    path, told = write_csv(tmp_path, HEAD + ROWS), list[str]()
+    path, warnings = write_csv(tmp_path, HEAD + ROWS), list[str]()
     names = {**NAMES, "start": ("Start",), "end": ("End",)}
-    assert len(list(csv_tasks(path, columns=Columns(names), warn=told.append))) == 5
-    assert told[0] == (
+    assert len(list(csv_tasks(path, columns=Columns(names), warn=warnings.append))) == 5
+    assert warnings[0] == (
         "pods.csv: 2 of 4 rows have no start; they run from their arrival (missing: {start: skip} leaves them out)"
     )
     started = csv_tasks(path, columns=Columns(names, missing={"start": "skip"}))
@@ -89,10 +89,10 @@ def test_nodes_of_sinfo(tmp_path: Path) -> None:
 
 def test_tasks_that_never_ran_are_counted(tmp_path: Path) -> None:
     """A row with neither arrival nor end would run as long as the file: the report says so."""
-    path, told = write_csv(tmp_path, "task,arrival,end\na,10,20\nb,,\nc,12,\n"), list[str]()
-    found = list(csv_tasks(path, columns=Columns({"end": ("end",)}), warn=told.append))
+    path, warnings = write_csv(tmp_path, "task,arrival,end\na,10,20\nb,,\nc,12,\n"), list[str]()
+    found = list(csv_tasks(path, columns=Columns({"end": ("end",)}), warn=warnings.append))
     assert [task.run for task in found] == [10.0, 10.0, 8.0]
-    assert told[0].startswith("pods.csv: 1 of 3 rows have neither arrival nor end; they run as long as the file")
+    assert warnings[0].startswith("pods.csv: 1 of 3 rows have neither arrival nor end; they run as long as the file")
 
 
 @pytest.mark.parametrize(
