@@ -12,6 +12,7 @@ import pytest
 from plugins.placement.tests.cases import cluster, job, policy
 from plugins.placement.tests.live.worlds import LocalWorld, local_world
 from unfold_placement.live import backend as kinds
+from unfold_placement.live.actuator import Actuator
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.policies.registry import build_policies
 
@@ -87,6 +88,32 @@ def test_a_node_that_leaves_and_returns_between_two_looks_gets_its_resources_aga
     settle(live)
     assert running(world) == {"a": 8}
     assert ("apart-job-a", "n1") in world.register.resources
+
+
+def test_a_node_that_leaves_during_a_decision_costs_only_its_own_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resources for it are left out; the rest of the decision is carried out by the controller that made it."""
+    world = local_world(cluster(3))
+    live = controller(world)
+    settle(live)
+    adopted = live.actuator
+    flush = Actuator.flush
+
+    def leave_first(actuator: Actuator) -> None:
+        if "n1" in world.register.nodes and actuator.actions:
+            world.register.leave("n1")
+        flush(actuator)
+
+    monkeypatch.setattr(Actuator, "flush", leave_first)
+    for task in job("a", 8, run=1e5):
+        world.submit(task)
+    errors = []
+    for _ in range(12):
+        live.step(0.0)
+        errors.append(live.last_error)
+    assert errors == [""] * 12
+    assert live.actuator is adopted
+    assert running(world) == {"a": 8}
+    assert "n1" not in world.register.nodes
 
 
 def test_tasks_wait_for_a_cluster_without_nodes() -> None:

@@ -112,6 +112,10 @@ class KubernetesBackend:
         self.informer.nodes_changed = False
         return self.store.snapshot()
 
+    def has_node(self, name: str) -> bool:
+        """Return whether a node is ready."""
+        return name in self.store.nodes
+
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
         """Write decisions, then wait for changes; None also if pods of other programs took or freed capacity."""
         deadline_s = time.monotonic() + timeout

@@ -100,11 +100,17 @@ class Actuator:
 
     def _write(self, name: str, node: str, amount: int) -> None:
         current = self.owned.get((name, node))
-        if current is not None:
-            written = self.backend.resize(name, node, amount, epoch=current.epoch)
+        try:
+            if current is not None:
+                written = self.backend.resize(name, node, amount, epoch=current.epoch)
+            else:
+                written = self.backend.create(name, node, amount, owner=self.owner, ttl=self.lease_s)
+        except UnfoldError:
+            if not self._has_left(node):
+                raise
+            self.owned.pop((name, node), None)
         else:
-            written = self.backend.create(name, node, amount, owner=self.owner, ttl=self.lease_s)
-        self.owned[name, node] = written
+            self.owned[name, node] = written
 
     def _delete(self, key: ResourceKey) -> None:
         current = self.owned.pop(key, None)
@@ -113,6 +119,12 @@ class Actuator:
         try:
             self.backend.delete(*key, epoch=current.epoch)
         except UnfoldError:
-            # with a node that has left, its resources may be gone already
-            if key[1] in {ANYWHERE, *(node.name for node in self.controller.view.nodes)}:
+            if not self._has_left(key[1]):
                 raise
+
+    def _has_left(self, node: str) -> bool:
+        """Return whether a node has left, with its resources, after the decision that is being carried out.
+
+        The rest of that decision stands; the controller takes back its part for the node once it processes the change.
+        """
+        return node != ANYWHERE and not self.backend.has_node(node)

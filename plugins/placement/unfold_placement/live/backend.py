@@ -112,6 +112,9 @@ class Backend(Protocol):
     def snapshot(self) -> Snapshot:
         """Return nodes, ephemeral resources, waiting and running tasks, and tasks that ended recently."""
 
+    def has_node(self, name: str) -> bool:
+        """Return whether a node is in the cluster now, even if its ``joined`` or ``left`` was not watched yet."""
+
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
         """Wait up to ``timeout`` seconds for changes after a number; None means too old: take a snapshot."""
 

@@ -43,6 +43,10 @@ class LocalBackend:
         self.end_due_tasks()
         return self.store.snapshot()
 
+    def has_node(self, name: str) -> bool:
+        """Return whether a node is in the cluster."""
+        return name in self.store.nodes
+
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
         """Wait for changes, and end tasks that become due."""
         self.end_due_tasks()

@@ -53,6 +53,10 @@ class RayBackend:
         snapshot: Snapshot = self._call("snapshot")
         return snapshot
 
+    def has_node(self, name: str) -> bool:
+        """Return whether a node is in the cluster."""
+        return bool(self._call("has_node", name))
+
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
         """Wait for changes."""
         changes: Sequence[Change] | None = self._call("watch", after, timeout)

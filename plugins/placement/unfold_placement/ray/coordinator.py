@@ -90,6 +90,10 @@ class Coordinator:
         """Return the cluster."""
         return self.store.snapshot()
 
+    def has_node(self, name: str) -> bool:
+        """Return whether a node is in the cluster."""
+        return name in self.store.nodes
+
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
         """Wait for changes."""
         return self.store.watch(after, timeout)
