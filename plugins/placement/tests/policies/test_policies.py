@@ -190,6 +190,17 @@ def test_a_gang_is_preempted_completely() -> None:
     assert {at for name, at in starts(found).items() if name.startswith("low")} == {20.0}
 
 
+@given(st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_gangs_of_several_classes_do_not_preempt_each_other_for_ever(seed: int) -> None:
+    """A gang counts as its highest member, so each preemption is by a higher class than all that it stops."""
+    rng = np.random.default_rng(seed)
+    jobs = [job(f"g{index}", int(rng.integers(1, 5)), run=20, at=float(index)) for index in range(6)]
+    tasks = [replace(task, priority=int(rng.integers(0, 3))) for tasks in jobs for task in tasks]
+    found = run(cluster(1), tasks, priority={}, gang={})
+    assert set(starts(found)) == {task.name for task in tasks}
+
+
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=4), st.integers(1, 4))
 @settings(max_examples=30, deadline=None)
 def test_weighted_shares_are_within_one_task(weights: list[int], gpu: int) -> None:

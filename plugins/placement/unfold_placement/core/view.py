@@ -374,6 +374,11 @@ class View:
         is_late = ((work > supply + DEMAND_TOLERANCE) & (demand[waiting] > 0)).any(axis=1)
         return float(deadlines[is_late.argmax()]) if is_late.any() else 0.0
 
+    def running_mates(self, task: Task) -> list[Task]:
+        """Return the running members of a task's gang, which are preempted together; without gangs the task itself."""
+        mates = self.members.get(task.key(self.gang_key), {}).values() if self.gang_key else ()
+        return [mate for mate in mates or (task,) if self.is_running(mate)]
+
     def victims(self, unit: Unit, candidates: Iterable[Task]) -> list[Task] | None:
         """Choose tasks to preempt so that ``unit`` fits, or None where it cannot.
 
@@ -386,7 +391,7 @@ class View:
             for candidate in candidates:
                 if self.room(unit, QUEUE) is not None:
                     break
-                mates = self._running_mates(candidate)
+                mates = self.running_mates(candidate)
                 if mates and mates[0].name not in removed and not any(_runs_beside(unit, mate) for mate in mates):
                     self._change_allocation(mates, kernel.call_release)
                     removed[mates[0].name] = mates
@@ -415,10 +420,6 @@ class View:
         for task in tasks:
             row = self.table.task_rows[task.name]
             change(self.table.state, row, self.table.state.task_node[row], QUEUE)
-
-    def _running_mates(self, task: Task) -> list[Task]:
-        mates = self.members.get(task.key(self.gang_key), {}).values() if self.gang_key else ()
-        return [mate for mate in mates or (task,) if self.is_running(mate)]
 
     def _group_by_label(self, label: str) -> Int64Array:
         if label not in self.label_groups:

@@ -44,6 +44,7 @@ class AuditState:
         since_s: First submission of each task in seconds.
         ended: Ended tasks by job.
         closed: Names of the nodes that are down or cordoned.
+        gang_key: Task field by which tasks start in gangs; empty without gangs.
     """
 
     nodes: Sequence[Node]
@@ -54,6 +55,7 @@ class AuditState:
     since_s: dict[str, float] = field(default_factory=dict)
     ended: Counter[str] = field(default_factory=Counter)
     closed: set[str] = field(default_factory=set)
+    gang_key: str = ""
 
     def running_on(self, node: Node) -> list[Task]:
         """Return the tasks that run on a node."""
@@ -62,6 +64,12 @@ class AuditState:
     def all_running(self) -> list[Task]:
         """Return the running tasks of all nodes."""
         return [task for tasks in self.running.values() for task in tasks.values()]
+
+    def gang_class(self, task: Task) -> int:
+        """Return the highest class of a task's gang, which is queued as one; without gangs that of the task."""
+        alive = [*self.all_running(), *self.waiting.values()] if self.gang_key else []
+        mates = (other for other in alive if other.key(self.gang_key) == task.key(self.gang_key))
+        return max((mate.priority for mate in mates), default=task.priority)
 
 
 Check = Callable[[Options, AuditState, Task, Node], str]
@@ -72,7 +80,8 @@ def find_violations(result: SimulationResult, rules: Sequence[PolicyRule]) -> It
     """Yield every violation of capacities and policies in a replay, as text."""
     checks = [(CHECKS[rule.name], rule.options) for rule in rules if rule.name in CHECKS]
     group_keys = {options["by"] for _, options in checks if "by" in options}
-    state = AuditState(result.nodes, groups={key: defaultdict(Counter) for key in group_keys})
+    gang_key = next((rule.options["by"] for rule in rules if rule.name == "gang"), "")
+    state = AuditState(result.nodes, groups={key: defaultdict(Counter) for key in group_keys}, gang_key=gang_key)
     used = {node.name: Counter[str]() for node in result.nodes}
     # without shares the devices of a node are an amount like any other
     ledgers = open_ledgers(result.nodes) if any(map(has_shares, result.tasks)) else {}
@@ -370,11 +379,13 @@ def _check_priority(options: Options, state: AuditState, task: Task, node: Node)
     if options["backfill"]:
         return ""
     higher = [other for other in state.waiting.values() if other.priority > task.priority and other.size == 1]
+    gang_class = state.gang_class(task) if higher else task.priority
     # a task that waits for other tasks to start or end, or that no node can hold now, blocks no lower class
     blocking = [
         other
         for other in higher
-        if not (other.follows or other.avoids or other.role == "worker" or _check_barrier(options, state, other, node))
+        if other.priority > gang_class
+        and not (other.follows or other.avoids or other.role == "worker" or _check_barrier(options, state, other, node))
         and any(_may_hold(place, other) for place in state.nodes if place.name not in state.closed)
     ]
     return f"{blocking[0].name} of a higher class waits" if blocking else ""

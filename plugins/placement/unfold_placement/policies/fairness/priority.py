@@ -36,7 +36,7 @@ class Priority:
     """Highest class first, in order of arrival within a class.
 
     Attributes:
-        preempt: Preempt tasks of lower classes where that makes room.
+        preempt: Preempt tasks of lower classes where that makes room; a gang only if all its members are lower.
         backfill: Any unit may pass one that does not fit.
         guard: Where units may pass, nodes are reserved for the oldest of the highest class (``reserve``), or not
             (``none``). Nothing protects a class from higher ones.
@@ -75,7 +75,7 @@ class Priority:
         level = max(self.queue.waiting_users(), key=int)
         attempt = unit, _ = self.queue.first_unit(level), view.change_counters()
         is_hopeless = attempt == self.hopeless
-        victims = None if is_hopeless else view.victims(unit, self._candidates(int(level)))
+        victims = None if is_hopeless else view.victims(unit, self._candidates(int(level), view))
         self.hopeless = None if victims else attempt
         if victims:
             self.preemptions.update(task.name for task in victims)
@@ -95,9 +95,11 @@ class Priority:
         """Return what distinguishes two states for a search: preemptions as far as they are bounded."""
         return () if self.max_preemptions is None else tuple(sorted(self.preemptions.items()))
 
-    def _candidates(self, level: int) -> Iterator[Task]:
+    def _candidates(self, level: int, view: View) -> Iterator[Task]:
         for task in self.queue.admitted_below(level):
-            if self.max_preemptions is None or self.preemptions[task.name] < self.max_preemptions:
+            # a gang counts as its highest member: otherwise two of them could preempt each other for ever
+            is_lower = all(mate.priority < level for mate in view.running_mates(task))
+            if is_lower and (self.max_preemptions is None or self.preemptions[task.name] < self.max_preemptions):
                 yield task
 
     def describe_wait(self, task: Task, view: View) -> Wait | None:
