@@ -274,7 +274,7 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "fairness_error_tasks": "distance from the fair share, tasks",
         "edf_unlike_brute_force": "EDF verdicts that differ from brute force, of 500",
         "policy_lines_median": "lines of a policy, median",
-        "limit_growth": "CPU time of 12,000 tasks over that of 3,000 under limit, offered load 0.9",
+        "limit_growth": "CPU time of 12,000 tasks over that of 3,000 under limit, five traces each, offered load 0.9",
         "gang_growth": "the same of gangs of four",
         "limit_growth_overloaded": "the same under limit at an offered load of 1.1, whose queue grows",
         "gang_growth_overloaded": "the same of gangs of four",

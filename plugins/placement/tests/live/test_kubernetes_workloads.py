@@ -164,6 +164,30 @@ def test_a_preempted_job_is_evicted_and_comes_back_as_a_gang(kube: KubeWorld, ad
         work(live, lambda: all(node_of(admin, f"low-{index}") for index in (3, 4, 5)))
 
 
+def test_what_replaces_the_last_pods_of_a_job_starts(kube: KubeWorld, admin: Api) -> None:
+    """Some pods of a Job have succeeded, the others are lost: those that replace these start, and not before."""
+    live = controller(kube, gang={})
+    with cleaned(admin, f"{JOBS}/tail"):
+        admin.post(JOBS, job_body(kube, "tail", 4, 1))
+        work(live, lambda: not admin.get(f"{JOBS}/tail")["spec"]["suspend"])
+        body = admin.get(f"{JOBS}/tail")
+        template = body["spec"]["template"]
+        notes = {"placement.unfoldkit/task": '{"run": 0.5}'}
+        brief = {**template, "metadata": {**template["metadata"], "annotations": notes}}
+        create_pods(admin, brief, body, ["tail-0", "tail-1"], {})
+        create_pods(admin, template, body, ["tail-2", "tail-3"], {})
+        ended = [f"{PODS}/tail-{index}" for index in range(2)]
+        work(live, lambda: all(admin.get(path)["status"].get("phase") == "Succeeded" for path in ended))
+        for name in ("tail-2", "tail-3"):
+            admin.delete(f"{PODS}/{name}", {"gracePeriodSeconds": 0})
+        work_for(live, 0.5)
+        create_pods(admin, template, body, ["tail-4"], {})
+        work_for(live, 1.0)
+        assert not node_of(admin, "tail-4")
+        create_pods(admin, template, body, ["tail-5"], {})
+        work(live, lambda: bool(node_of(admin, "tail-4") and node_of(admin, "tail-5")))
+
+
 def test_the_pods_of_a_replica_set_start_together(kube: KubeWorld, admin: Api) -> None:
     """A Deployment's first replicas are a group; one that replaces another later starts alone."""
     live = controller(kube, gang={})

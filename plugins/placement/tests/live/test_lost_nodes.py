@@ -116,6 +116,66 @@ def test_a_node_that_leaves_during_a_decision_costs_only_its_own_part(monkeypatc
     assert "n1" not in world.register.nodes
 
 
+def test_gangs_that_ended_on_a_node_that_left_leave_nothing_to_the_next_controller() -> None:
+    """Their slots are not created again: what ended there is replayed as having run."""
+    world = local_world(cluster(2))
+    live = controller(world)
+    for task in job("a", 8, run=10.0):
+        world.submit(task)
+    settle(live)
+    world.clock.time = 50.0
+    settle(live)
+    assert {item.state for item in world.register.records.values()} == {kinds.DONE}
+    world.register.leave("n1")
+    second = controller(world, "you")
+    live.stop()
+    settle(second)
+    assert second.last_error == ""
+    assert not [name for name, _ in world.register.resources if name.startswith("gang-")]
+
+
+def test_a_stage_that_ended_on_a_node_that_left_is_over_for_the_next_controller() -> None:
+    """The stage behind it starts, although the new controller never saw the node."""
+    world = local_world(cluster(2))
+    live = controller(world, barrier={})
+    for task in job("map", 8, run=10.0):
+        world.submit(task)
+    settle(live)
+    world.clock.time = 50.0
+    settle(live)
+    world.register.leave("n1")
+    world.register.leave("n0")
+    world.register.join(replace(cluster(1)[0], name="n9"))
+    live.stop()
+    second = controller(world, "you", barrier={})
+    for task in job("reduce", 2, run=10.0, after=("map",)):
+        world.submit(task)
+    settle(second)
+    assert running(world) == {"reduce": 2}
+
+
+def test_replacements_of_a_withdrawn_gang_start() -> None:
+    """A gang that waits loses its tasks and gets others, as a Job's pods are replaced: these start as the gang."""
+    world = local_world(cluster(1))
+    live = controller(world, gang={})
+    for task in job("full", 4, run=1e5):
+        world.submit(task)
+    settle(live)
+    for task in job("g", 4, run=1e5):
+        world.submit(task)
+    settle(live)
+    for index in range(4):
+        world.register.withdraw(f"g-{index}")
+    settle(live)
+    for task in job("g", 4, run=1e5):
+        world.submit(replace(task, name=f"{task.name}-again"))
+    settle(live)
+    for index in range(4):
+        world.register.end(f"full-{index}", 1)
+    settle(live)
+    assert running(world) == {"g": 4}
+
+
 def test_tasks_wait_for_a_cluster_without_nodes() -> None:
     """No node is up, or none has a kind: tasks wait, of old and of new, and run as soon as a node has it."""
     world = local_world([])

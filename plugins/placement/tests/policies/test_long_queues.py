@@ -150,7 +150,7 @@ def test_gangs_that_are_tried_by_shape_run_when_each_is_tried(
     """Whatever is skipped would not have fitted: starts and nodes are those of a policy that skips none."""
     mixed = [[replace(task, priority=int(task.user[1:])) for task in some_tasks(seed, 40, 6)] for seed in range(12)]
     by_shape = [places(cluster(3), tasks, build_policies(policy(**parts))) for tasks in mixed]
-    monkeypatch.setattr(Gang, "_is_hopeless", lambda *_args: False)
+    monkeypatch.setattr(Gang, "_is_futile", lambda *_args: False)
     monkeypatch.setattr(Gang, "_list_candidates", lambda gang, _view: list(gang.complete_units))
     each = [places(cluster(3), tasks, build_policies(policy(**parts))) for tasks in mixed]
     assert by_shape == each

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,13 +91,24 @@ class View:
             queue[positions] = rows
 
     def remove_member(self, task: Task, *, has_finished: bool) -> None:
-        """Remove a task from its gang; a gang that restarts does so without its finished tasks."""
+        """Remove a task from its gang; a gang that restarts does so without its finished tasks.
+
+        With its last task the gang is over if all have finished or that one was withdrawn: its name is free again.
+        """
         key = task.key(self.gang_key)
         if not self.gang_key or self.members.get(key, {}).pop(task.name, None) is None:
             return
         self.finished[key] += has_finished
-        if not self.members[key] and self.finished[key] >= task.size:
-            # the gang is over: a later one may have the same name
+        if not self.members[key] and (self.finished[key] >= task.size or not has_finished):
+            del self.members[key], self.finished[key]
+
+    def forget_gangs(self, alive: Container[str]) -> None:
+        """Forget the finished tasks of gangs that are not alive; some of their records may be gone.
+
+        Args:
+            alive: Names of the gangs with waiting or running tasks.
+        """
+        for key in [key for key, members in self.members.items() if not members and key not in alive]:
             del self.members[key], self.finished[key]
 
     def remaining_unit(self, unit: Unit) -> Unit | None:

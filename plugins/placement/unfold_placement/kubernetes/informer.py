@@ -265,9 +265,8 @@ class Informer:
             self._follow_pod(body, record)
 
     def _add_task(self, body: Body, group: Group | None) -> None:
-        if group is not None and self._has_started(group.job):
-            # it replaces a pod of a group that runs
-            group = replace(group, job=f"{group.job}/{body['metadata']['name']}", size=1)
+        if group is not None:
+            group = self._narrow_group(group, body["metadata"]["name"])
         try:
             task = decode_task(body, self.scope, self.origin, group)
         except UnfoldError as error:
@@ -360,8 +359,21 @@ class Informer:
         is_new = pods.is_managed(body, self.scope) and body["metadata"]["name"] not in self.bodies
         return self.owners.find_group(body) if is_new and self.owners is not None else None
 
-    def _has_started(self, job: str) -> bool:
-        return any(record.task.job == job and record.state == kinds.RUNNING for record in self.store.records.values())
+    def _narrow_group(self, group: Group, pod: str) -> Group:
+        """Return with what a new pod of a group starts.
+
+        One that replaces a pod of a group that runs starts alone. Where some have succeeded, and none runs or waits,
+        those that replace the rest start together.
+        """
+        records = [record for record in self.store.records.values() if record.task.job == group.job]
+        if any(record.state == kinds.RUNNING for record in records):
+            return replace(group, job=f"{group.job}/{pod}", size=1)
+        # pods of an earlier workload of the same name are gone
+        count = sum(record.state == kinds.DONE and self.body(record.task.name) is not None for record in records)
+        if any(record.state == kinds.WAITING for record in records) or not 0 < count < group.size:
+            return group
+        rest = group.size - count
+        return replace(group, job=f"{group.job}/last-{rest}", size=rest)
 
     def _record_resource(self, entry: EphemeralResource, previous: EphemeralResource | None) -> None:
         self.store.epoch = max(self.store.epoch, entry.epoch)

@@ -147,7 +147,8 @@ class Writer:
                 resume_workload(self.api, kind, body, self.scope, by)
             except ApiError as error:
                 # a workload that changed meanwhile is reported again
-                logging.getLogger("unfoldkit").warning("%s %s was not admitted: %s", kind, name, error)
+                if not error.is_conflict:
+                    logging.getLogger("unfoldkit").warning("%s %s was not admitted: %s", kind, name, error)
 
     def read_config(self) -> Body:
         """Read the scope's ConfigMap, and create it if it does not exist."""

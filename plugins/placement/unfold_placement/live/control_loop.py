@@ -19,7 +19,15 @@ from unfold_placement.live import backend as kinds
 from unfold_placement.live.actuator import Actuator
 from unfold_placement.live.backend import Backend, Change, Snapshot
 from unfold_placement.live.last_decision import DecisionRecorder
-from unfold_placement.live.recovery import adopt_cluster, end_task, list_torn, lost_nodes, submit_task
+from unfold_placement.live.recovery import (
+    DEPARTED,
+    adopt_cluster,
+    end_task,
+    has_departed_runs,
+    list_torn,
+    lost_nodes,
+    submit_task,
+)
 from unfold_placement.live.state_store import ALIVE
 from unfold_placement.policies.registry import PolicyFactory
 from unfoldkit.api import UnfoldError
@@ -162,12 +170,16 @@ class ControlLoop:
         return actuator
 
     def _new_controller(self, snapshot: Snapshot) -> Controller:
-        nodes = sorted([*snapshot.nodes, *lost_nodes(snapshot)], key=lambda node: node.name)
+        departed = [DEPARTED] if has_departed_runs(snapshot) else []
+        nodes = sorted([*snapshot.nodes, *lost_nodes(snapshot), *departed], key=lambda node: node.name)
         alive = [record.task for record in snapshot.records if record.state in ALIVE]
         policies = [*self.make_policies(), *self.backend.constraints(alive)]
         # what no node has now, one that joins may have: such a task is set aside, not rejected
         demanded = {kind for task in alive for kind in task.demand}
-        controller = build_controller(build_resource_table(nodes, demanded), policies)
+        table = build_resource_table(nodes, demanded)
+        for node in departed:
+            table.state.is_up[table.node_rows[node.name]] = False
+        controller = build_controller(table, policies)
         controller.knows_end_times = False
         return controller
 

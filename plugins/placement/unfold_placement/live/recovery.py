@@ -18,6 +18,8 @@ from unfoldkit.api import UnfoldError
 PastEvent = tuple[float, int, Record]
 """Time (s), one of the codes below, and the record."""
 SUBMISSION, START, END = range(3)
+DEPARTED = Node("(departed nodes)", {})
+"""Stands, closed, for the nodes that have left and on which recorded tasks ended: an adoption replays them there."""
 MAX_REPLAYED_WAKES = 10_000
 """Timers that an adoption replays one by one: of a policy that wakes for ever, those of months would take hours."""
 
@@ -53,6 +55,8 @@ def adopt_cluster(controller: Controller, records: Sequence[Record], now: float)
             if record.task.name not in failures:
                 failures.update(_replay_event(controller, code, record))
         controller.process_events()
+    alive = [record.task for record in records if record.state in {kinds.WAITING, kinds.RUNNING}]
+    controller.view.forget_gangs({task.key(controller.view.gang_key) for task in alive})
     _resume_running(controller, [record for record in records if record.state == kinds.RUNNING])
     _advance_clock(controller, now, wakes)
     controller.starts_tasks = True
@@ -74,6 +78,12 @@ def lost_nodes(snapshot: Snapshot) -> list[Node]:
         if record.state == kinds.RUNNING and record.node not in present:
             amounts[record.node].update(record.task.demand)
     return [Node(name, dict(demand)) for name, demand in amounts.items()]
+
+
+def has_departed_runs(snapshot: Snapshot) -> bool:
+    """Return whether recorded tasks ended on nodes that have left."""
+    present = {node.name for node in snapshot.nodes}
+    return any(record.node not in present for record in snapshot.records if _has_run(record))
 
 
 def list_torn(gang_key: str, records: Sequence[Record], nodes: Container[str]) -> list[Task]:
@@ -130,15 +140,23 @@ def end_task(controller: Controller, task: str, *, has_finished: bool = True) ->
     """
     controller.reserve_log()
     state, row = controller.table.state, controller.table.task_rows[task]
+    member = controller.table.tasks[row]
     if state.status[row] == kernel.RUNNING:
+        if not has_finished and controller.view.running_mates(member) == [member]:
+            # beside others it counts as finished, since they would restart without it
+            controller.view.remove_member(member, has_finished=False)
         kernel.finish_task(state, row, kernel.LOG_ENDED)
     elif state.status[row] == kernel.WAITING:
         controller.remove_waiting(row)
-        controller.view.remove_member(controller.table.tasks[row], has_finished=has_finished)
+        controller.view.remove_member(member, has_finished=has_finished)
 
 
 def _has_started(record: Record) -> bool:
     return record.state != kinds.WAITING and math.isfinite(record.started)
+
+
+def _has_run(record: Record) -> bool:
+    return record.state != kinds.RUNNING and _has_started(record)
 
 
 def _past_events(records: Iterable[Record]) -> Iterator[PastEvent]:
@@ -162,7 +180,8 @@ def _replay_event(controller: Controller, code: int, record: Record) -> dict[str
     if code == END:
         end_task(controller, name, has_finished=record.state == kinds.DONE)
     elif controller.view.is_waiting(record.task):
-        resume_task(controller, name, record.node)
+        is_known = record.node in controller.table.node_rows
+        resume_task(controller, name, record.node if is_known else DEPARTED.name)
     return {}
 
 

@@ -72,7 +72,9 @@ class Gang:
             yield self._remove_member(key, view, is_preempted=event.kind == PREEMPTED)
         self.shapes.by_name.pop(key, None)
         if event.task is not None and (unit := view.unit(event.task)):
-            self.complete_units.setdefault(key, (unit, view.now))
+            # tasks of a gang may have been replaced while it waits
+            _, since_s = self.complete_units.get(key, (unit, view.now))
+            self.complete_units[key] = unit, since_s
         if event.kind in {CREATED, QUIET}:
             self.has_missed_event = True
             # events of a transaction arrive while it is applied: until all of a gang runs, its room is reserved
@@ -88,9 +90,7 @@ class Gang:
         view.check_reservation()
         for key in self._list_candidates(view):
             complete_unit, since_s = self.complete_units[key]
-            if self.shapes.futile == (key, view.change_counters()[0]):
-                continue
-            if self._is_hopeless(key, view) and (view.reserved_unit or view.now - since_s < self.patience):
+            if self._is_futile(key, since_s, view):
                 continue
             unit = view.remaining_unit(complete_unit)
             if unit is None:
@@ -122,12 +122,18 @@ class Gang:
             return list(self.complete_units)
         return [key for key in self.complete_units if key not in self.shapes.by_name]
 
-    def _is_hopeless(self, key: str, view: View) -> bool:
-        """Return whether a gang of the same shape did not fit, and nothing was freed since; reserved nodes excepted."""
-        shape = self.shapes.by_name.get(key)
-        if shape is None or not self.shapes.hopeless[shape, 0]:
+    def _is_futile(self, key: str, since_s: float, view: View) -> bool:
+        """Return whether trying a gang changes nothing: a gang of its shape, or it on its reserved nodes, did not fit.
+
+        One that has waited for the patience is tried nevertheless while no nodes are reserved, to reserve some.
+        """
+        shapes, reserved = self.shapes, view.reserved_unit
+        if shapes.futile[0] == key and shapes.futile[1] == view.change_counters()[0]:
+            return True
+        shape = shapes.by_name.get(key)
+        if shape is None or not shapes.hopeless[shape, 0] or (reserved and reserved[0].key(self.by) == key):
             return False
-        return not view.reserved_unit or view.reserved_unit[0].key(self.by) != key
+        return bool(reserved) or view.now - since_s < self.patience
 
     def _remember_failure(self, key: str, unit: Unit, view: View) -> None:
         """Remember that gangs of this shape do not fit.
