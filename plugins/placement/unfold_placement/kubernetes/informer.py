@@ -365,15 +365,16 @@ class Informer:
         One that replaces a pod of a group that runs starts alone. Where some have succeeded, and none runs or waits,
         those that replace the rest start together.
         """
-        records = [record for record in self.store.records.values() if record.task.job == group.job]
+        records = [record for record in self.store.records.values() if _is_of(record.task.job, group.job)]
         if any(record.state == kinds.RUNNING for record in records):
             return replace(group, job=f"{group.job}/{pod}", size=1)
-        # pods of an earlier workload of the same name are gone
-        count = sum(record.state == kinds.DONE and self.body(record.task.name) is not None for record in records)
-        if any(record.state == kinds.WAITING for record in records) or not 0 < count < group.size:
+        if not group.total or any(record.state == kinds.WAITING and record.task.job == group.job for record in records):
             return group
-        rest = group.size - count
-        return replace(group, job=f"{group.job}/last-{rest}", size=rest)
+        # the server counts them late, and a workload of the same name may have been there before
+        arrival = group.created_s - self.origin
+        ended = sum(record.state == kinds.DONE and record.task.arrival == arrival for record in records)
+        rest = max(1, min(group.size, group.total - max(ended, group.succeeded)))
+        return group if rest == group.size else replace(group, job=f"{group.job}/last-{rest}", size=rest)
 
     def _record_resource(self, entry: EphemeralResource, previous: EphemeralResource | None) -> None:
         self.store.epoch = max(self.store.epoch, entry.epoch)
@@ -442,6 +443,11 @@ def replace_node(store: StateStore, node: Node) -> bool:
     store.nodes[node.name] = node
     store.changed.notify_all()
     return True
+
+
+def _is_of(job: str, group: str) -> bool:
+    """Return whether a task's job is a group or a part of it that started later."""
+    return job == group or job.startswith(f"{group}/")
 
 
 def _is_newer(body: Body, previous: Body | None) -> bool:

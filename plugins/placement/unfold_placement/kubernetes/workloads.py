@@ -34,12 +34,16 @@ class Group:
         size: Number of its pods.
         role: Role of the pod in it.
         created_s: Unix time of the workload's creation, from which its pods wait.
+        total: Number of pods that are to succeed; 0 where pods run on.
+        succeeded: Number of pods that have succeeded.
     """
 
     job: str
     size: int
     role: str = ""
     created_s: float = 0.0
+    total: int = 0
+    succeeded: int = 0
 
 
 @dataclass(slots=True)
@@ -48,7 +52,7 @@ class Owners:
 
     Attributes:
         api: The server.
-        bodies: Owner and time of reading (s), by path; None where it does not exist or may not be read.
+        bodies: Answer and time of reading (s), by path; None where it does not exist or may not be read.
     """
 
     api: Api
@@ -67,11 +71,15 @@ class Owners:
             body = self._read(f"{JOBSET_API}/{self._namespace}/jobsets/{labels[JOBSET_NAME]}")
             roles = (body or {}).get("spec", {}).get("replicatedJobs", ())
             size = sum(int(role.get("replicas", 1)) * _job_width(role["template"]["spec"]) for role in roles)
-            return _group(body, size, labels.get(REPLICATED_JOB, ""))
+            total = sum(int(role.get("replicas", 1)) * _completions(role["template"]["spec"]) for role in roles)
+            jobs = self._read(f"{JOB_API}/{self._namespace}/jobs", labelSelector=f"{JOBSET_NAME}={labels[JOBSET_NAME]}")
+            succeeded = sum(map(_count_succeeded, (jobs or {}).get("items", ())))
+            return _group(body, size, labels.get(REPLICATED_JOB, ""), total, succeeded)
         owner: Body = next((item for item in meta.get("ownerReferences", ()) if item.get("controller")), {})
         if owner.get("kind") == "Job":
             body = self._read(f"{JOB_API}/{self._namespace}/jobs/{owner['name']}")
-            return _group(body, _job_width((body or {}).get("spec", {})))
+            spec = (body or {}).get("spec", {})
+            return _group(body, _job_width(spec), "", _completions(spec), _count_succeeded(body or {}))
         if owner.get("kind") == "ReplicaSet":
             body = self._read(f"{APPS_API}/{self._namespace}/replicasets/{owner['name']}")
             return _group(body, int((body or {}).get("spec", {}).get("replicas", 1)))
@@ -81,18 +89,19 @@ class Owners:
     def _namespace(self) -> str:
         return f"namespaces/{self.api.namespace}"
 
-    def _read(self, path: str) -> Body | None:
-        body, read_s = self.bodies.get(path, (None, -CACHE_S))
+    def _read(self, path: str, **query: str) -> Body | None:
+        key = f"{path}?{query}" if query else path
+        body, read_s = self.bodies.get(key, (None, -CACHE_S))
         if time.monotonic() - read_s < CACHE_S:
             return body
         if len(self.bodies) > 10_000:
             self.bodies.clear()
         try:
-            body = self.api.get(path)
+            body = self.api.get(path, **query)
         except ApiError:
             # without its owner a pod is placed alone
             body = None
-        self.bodies[path] = body, time.monotonic()
+        self.bodies[key] = body, time.monotonic()
         return body
 
 
@@ -158,8 +167,21 @@ def _job_width(spec: Mapping[str, Any]) -> int:
     return min(parallelism, int(spec.get("completions") or parallelism))
 
 
-def _group(body: Body | None, size: int, role: str = "") -> Group | None:
+def _completions(spec: Mapping[str, Any]) -> int:
+    """Return how many pods of a Job are to succeed."""
+    return int(spec.get("completions") or spec.get("parallelism", 1))
+
+
+def _count_succeeded(job: Body) -> int:
+    """Return how many pods of a Job have succeeded, those included that its controller has yet to count."""
+    status = job.get("status", {})
+    uncounted = status.get("uncountedTerminatedPods") or {}
+    return int(status.get("succeeded") or 0) + len(uncounted.get("succeeded") or ())
+
+
+def _group(body: Body | None, size: int, role: str = "", total: int = 0, succeeded: int = 0) -> Group | None:
     if body is None or size < 1:
         return None
     meta = body["metadata"]
-    return Group(f"{body.get('kind', '').lower()}/{meta['name']}", size, role, parse_time(meta["creationTimestamp"]))
+    created_s = parse_time(meta["creationTimestamp"])
+    return Group(f"{body.get('kind', '').lower()}/{meta['name']}", size, role, created_s, total, succeeded)

@@ -1,0 +1,85 @@
+"""How many pods of a workload start together, read from its owner: needs no cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+
+from unfold_placement.kubernetes.workloads import JOBSET_NAME, REPLICATED_JOB, Group, Owners
+from unfoldkit.kubernetes.api import Api, ApiError, Body
+
+pytestmark = pytest.mark.kubernetes
+META = {"name": "w", "creationTimestamp": "1970-01-01T00:00:10Z"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers to GET, by the last part of the path."""
+
+    bodies: dict[str, Body]
+    namespace: str = "unfold"
+
+    def get(self, path: str, **_query: str) -> Body:
+        """Return the answer, or that there is none."""
+        name = path.rsplit("/", 1)[1]
+        if name not in self.bodies:
+            raise ApiError(404, "NotFound", path)
+        return self.bodies[name]
+
+
+def find_group(pod: Body, **bodies: Body) -> Group | None:
+    """Return the group of a pod, given what the server has."""
+    return Owners(cast("Api", Answers(bodies))).find_group({"metadata": pod})
+
+
+def owned(kind: str) -> Body:
+    """Return the metadata of a pod with an owner."""
+    return {"name": "p", "ownerReferences": [{"kind": kind, "name": "w", "controller": True}]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "size", "total", "succeeded"),
+    [
+        ({"parallelism": 4, "completions": 4}, {}, 4, 4, 0),
+        ({"parallelism": 4, "completions": 10}, {"succeeded": 7}, 4, 10, 7),
+        ({"parallelism": 4, "completions": 2}, {"uncountedTerminatedPods": {"succeeded": ["uid"]}}, 2, 2, 1),
+        ({"parallelism": 3}, {"succeeded": 1, "uncountedTerminatedPods": {}}, 3, 3, 1),
+        ({}, {"uncountedTerminatedPods": None}, 1, 1, 0),
+    ],
+)
+def test_a_job_says_how_many_pods_are_left(
+    spec: Body, status: dict[str, Any], size: int, total: int, succeeded: int
+) -> None:
+    """Its width, its completions, and those that succeeded, counted or not."""
+    body = {"kind": "Job", "metadata": META, "spec": spec, "status": status}
+    assert find_group(owned("Job"), w=body) == Group("job/w", size, "", 10.0, total, succeeded)
+
+
+def test_a_jobset_adds_up_its_jobs() -> None:
+    """The pods of all roles start together; what has succeeded is read from the Jobs."""
+    roles = [
+        {"name": "driver", "template": {"spec": {}}},
+        {"name": "workers", "replicas": 2, "template": {"spec": {"parallelism": 3, "completions": 3}}},
+    ]
+    body = {"kind": "JobSet", "metadata": META, "spec": {"replicatedJobs": roles}}
+    jobs = {"items": [{"status": {"succeeded": 3}}, {"status": {"succeeded": 1}}, {}]}
+    labels = {JOBSET_NAME: "w", REPLICATED_JOB: "workers"}
+    pod = {**owned("Job"), "labels": labels}
+    assert find_group(pod, w=body, jobs=jobs) == Group("jobset/w", 7, "workers", 10.0, 7, 4)
+    # the Jobs may not be readable
+    assert find_group(pod, w=body) == Group("jobset/w", 7, "workers", 10.0, 7, 0)
+
+
+def test_replicas_run_on() -> None:
+    """A ReplicaSet has no end, so no pod of it is the last."""
+    body = {"kind": "ReplicaSet", "metadata": META, "spec": {"replicas": 3}}
+    assert find_group(owned("ReplicaSet"), w=body) == Group("replicaset/w", 3, "", 10.0)
+
+
+def test_pods_without_a_known_owner_stand_alone() -> None:
+    """The owner cannot be read, or forms no group."""
+    assert find_group(owned("Job")) is None
+    assert find_group(owned("StatefulSet")) is None
+    assert find_group({"name": "p"}) is None
