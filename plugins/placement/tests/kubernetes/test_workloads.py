@@ -7,7 +7,12 @@ from typing import Any, cast
 
 import pytest
 
+from unfold_placement.kubernetes.codec import Scope
+from unfold_placement.kubernetes.informer import Informer
+from unfold_placement.kubernetes.pods import POLICY, STARTED
 from unfold_placement.kubernetes.workloads import JOBSET_NAME, REPLICATED_JOB, Group, Owners
+from unfold_placement.live import backend as kinds
+from unfold_placement.live.state_store import StateStore
 from unfoldkit.kubernetes.api import Api, ApiError, Body
 
 pytestmark = pytest.mark.kubernetes
@@ -83,3 +88,38 @@ def test_pods_without_a_known_owner_stand_alone() -> None:
     assert find_group(owned("Job")) is None
     assert find_group(owned("StatefulSet")) is None
     assert find_group({"name": "p"}) is None
+
+
+def pod(name: str, version: int, *, is_open: bool = False, phase: str = "Pending", lost: bool = False) -> Body:
+    """Return a pod of the Job in a state that the server may show."""
+    scope = Scope("mine", "unfold")
+    meta: Body = {**owned("Job"), "name": name, "namespace": "unfold", "labels": {POLICY: scope.name}}
+    meta |= {"resourceVersion": str(version), "creationTimestamp": META["creationTimestamp"], "annotations": {}}
+    spec: Body = {"containers": [{"name": "c"}], "schedulingGates": [{"name": scope.gate}]}
+    status: Body = {"phase": phase}
+    if is_open:
+        meta["annotations"], spec["schedulingGates"], spec["nodeName"] = {STARTED: "11.0"}, [], "n0"
+    if lost:
+        meta["deletionTimestamp"] = "1970-01-01T00:00:20Z"
+        status["conditions"] = [{"type": "DisruptionTarget", "status": "True"}]
+    return {"metadata": meta, "spec": spec, "status": status}
+
+
+def test_a_pod_that_replaces_the_last_one_is_the_rest_of_its_job() -> None:
+    """It comes before the lost one is withdrawn, which waits no longer; those that succeeded may be gone."""
+    scope, count = Scope("mine", "unfold"), {"parallelism": 3, "completions": 3}
+    body = {"kind": "Job", "metadata": META, "spec": count, "status": {"succeeded": 1}}
+    store = StateStore(lambda: 30.0)
+    informer = Informer(cast("Api", Answers({"w": body})), scope, store, 0.0)
+    informer.owners = Owners(informer.api)
+    for index in range(3):
+        informer.handle_pod(pod(f"w-{index}", 1))
+        informer.handle_pod(pod(f"w-{index}", 2, is_open=True, phase="Running"))
+    for index in range(2):
+        informer.handle_pod(pod(f"w-{index}", 3, is_open=True, phase="Succeeded"))
+        informer.handle_pod(pod(f"w-{index}", 4, is_open=True, phase="Succeeded"), is_gone=True)
+    informer.handle_pod(pod("w-2", 5, is_open=True, phase="Running", lost=True))
+    assert store.records["w-2"].state == kinds.WAITING
+    informer.handle_pod(pod("w-2-again", 6))
+    task = store.records["w-2-again"].task
+    assert (task.job, task.size) == ("job/w/last-1", 1)

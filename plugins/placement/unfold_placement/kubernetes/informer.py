@@ -368,13 +368,21 @@ class Informer:
         records = [record for record in self.store.records.values() if _is_of(record.task.job, group.job)]
         if any(record.state == kinds.RUNNING for record in records):
             return replace(group, job=f"{group.job}/{pod}", size=1)
-        if not group.total or any(record.state == kinds.WAITING and record.task.job == group.job for record in records):
+        mates = [record for record in records if record.task.job == group.job]
+        if not group.total or any(map(self._waits_at_gate, mates)):
             return group
         # the server counts them late, and a workload of the same name may have been there before
         arrival = group.created_s - self.origin
         ended = sum(record.state == kinds.DONE and record.task.arrival == arrival for record in records)
         rest = max(1, min(group.size, group.total - max(ended, group.succeeded)))
         return group if rest == group.size else replace(group, job=f"{group.job}/last-{rest}", size=rest)
+
+    def _waits_at_gate(self, record: Record) -> bool:
+        """Return whether a task waits in its present pod, not for another in place of one that is lost."""
+        body = self.body(record.task.name)
+        if record.state != kinds.WAITING or body is None or body["metadata"].get("deletionTimestamp"):
+            return False
+        return pods.task_state(body) == kinds.WAITING
 
     def _record_resource(self, entry: EphemeralResource, previous: EphemeralResource | None) -> None:
         self.store.epoch = max(self.store.epoch, entry.epoch)
