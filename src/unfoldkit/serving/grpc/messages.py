@@ -8,7 +8,7 @@ generated ones can share the process. A test compares both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,12 @@ DATA_TYPES = (
 """The names of the enumeration ``DataType`` without ``TYPE_``, by number."""
 
 _Field = descriptor_pb2.FieldDescriptorProto
+_NESTED = (5, 6)
+"""Numbers of the tensors of an inference request, given and asked for."""
+_VARINT, _DELIMITED = 0, 2
+_MAX_VARINT_BYTES = 10
+_FIXED_SIZES = {1: 8, 5: 4}
+"""Bytes of a field by its wire type; the bounds of groups have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,50 @@ class Messages:
     def __getattr__(self, name: str) -> Any:
         """Return a message class."""
         return self.classes[name]
+
+
+def has_more_fields(data: bytes, limit: int) -> bool:
+    """Return whether a message has more than ``limit`` fields, those of its tensors included.
+
+    Repeated values count one by one, packed ones together. Bytes that are no message are left to the parser.
+    """
+    try:
+        return _count_down(data, 0, len(data), limit, _NESTED) < 0
+    except IndexError:
+        return False
+
+
+def _count_down(data: bytes, start: int, end: int, left: int, nested: Collection[int]) -> int:
+    """Return how many fields are left after those between two positions; negative if they are too many."""
+    while start < end and left >= 0:
+        left -= 1
+        tag, start = _read_varint(data, start)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            _, start = _read_varint(data, start)
+        elif wire_type == _DELIMITED:
+            size, start = _read_varint(data, start)
+            if number in nested:
+                left = _count_down(data, start, min(start + size, end), left, ())
+            start += size
+        else:
+            start += _FIXED_SIZES.get(wire_type, 0)
+    return left
+
+
+def _read_varint(data: bytes, start: int) -> tuple[int, int]:
+    """Return an integer and the position behind it.
+
+    Raises:
+        IndexError: it has no end, or is longer than an integer may be.
+    """
+    value = 0
+    for index in range(_MAX_VARINT_BYTES):
+        byte = data[start + index]
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return value, start + index + 1
+    raise IndexError(start)
 
 
 def build_messages() -> Messages:

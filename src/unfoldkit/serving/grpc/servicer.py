@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from google.protobuf.message import DecodeError
 
 from unfoldkit.serving.batching.batcher import QueueFull, Result
-from unfoldkit.serving.grpc.messages import SERVICE, STREAM_METHOD, Messages
+from unfoldkit.serving.grpc.messages import SERVICE, STREAM_METHOD, Messages, has_more_fields
 from unfoldkit.serving.grpc.streams import END_STREAM_KEY, FINAL_KEY, answer_stream, hold_stream
 from unfoldkit.serving.grpc.tensors import encode_response, fill_response, read_request
 from unfoldkit.serving.model import Rejection
@@ -30,6 +30,10 @@ from unfoldkit.serving.oip.statistics import describe_config, describe_statistic
 
 MAX_CONCURRENT_CALLS = 1024
 MAX_CACHED_PEERS = 1024
+MAX_FIELDS = 10_000
+"""Fields of a request: each makes an object, and an empty tensor takes two bytes."""
+MIN_COUNTED_BYTES = 64 << 10
+"""Fields of shorter requests are not counted: they are few."""
 ID_KEYS = {name.decode(): name for name in (ID, PARENT)}
 _INFER_PATH = f"/{SERVICE}/ModelInfer"
 OPEN_CALLS = frozenset(("ServerLive", "ServerReady"))
@@ -395,10 +399,12 @@ class _Account:
 
 
 def parse_message(message: Any, data: bytes) -> Any:
-    """Return a message; ``None`` if the bytes are none.
+    """Return a message; ``None`` if the bytes are none, or one of more than ``MAX_FIELDS`` fields.
 
     The library would end the call with UNKNOWN, and a name of Python.
     """
+    if len(data) > MIN_COUNTED_BYTES and has_more_fields(data, MAX_FIELDS):
+        return None
     try:
         return message.FromString(data)
     except DecodeError:
@@ -407,7 +413,7 @@ def parse_message(message: Any, data: bytes) -> Any:
 
 def _require(name: str, request: Any) -> Any:
     if request is None:
-        raise CallError("INVALID_ARGUMENT", f"the bytes are no {name}Request")
+        raise CallError("INVALID_ARGUMENT", f"the bytes are no {name}Request of at most {MAX_FIELDS:,} fields")
     return request
 
 
