@@ -72,4 +72,4 @@ def large(rows: NDArray[np.float32]) -> NDArray[Any]:
 
 def _waited(rows: NDArray[np.float32], fixed_s: float, row_s: float) -> NDArray[Any]:
     time.sleep(fixed_s + row_s * len(rows))
-    return np.asarray(rows.sum(axis=1))
+    return np.asarray(rows.sum(axis=1, keepdims=True))

@@ -71,15 +71,15 @@ ROUNDS = {"waiting": 4, "computing": 6}
 QUERIES = {"waiting": 250, "computing": 500}
 SHAPES = {
     "chain": """
-  first: {{model: {small}, max_batch: 4}}
+  first: {{model: {entry_small}, max_batch: 4}}
   second: {{after: {{first: 100%}}, model: {large}, max_batch: 4}}
 """,
     "cascade": """
-  quick: {{model: {small}, max_batch: 4}}
+  quick: {{model: {entry_small}, max_batch: 4}}
   sure: {{after: {{quick: 40%}}, model: {large}, max_batch: 4}}
 """,
     "diamond": """
-  enter: {{model: {tiny}, max_batch: 4}}
+  enter: {{model: {entry_tiny}, max_batch: 4}}
   left: {{after: {{enter: 100%}}, model: {small}, max_batch: 4}}
   right: {{after: {{enter: 60%}}, model: {small}, max_batch: 4}}
   join: {{after: {{left: 100%, right: 100%}}, model: {tiny}, max_batch: 4}}
@@ -87,8 +87,8 @@ SHAPES = {
 }
 SHARES = {"chain": (1.0, 1.0), "cascade": (1.0, 0.4), "diamond": (1.0, 1.0, 0.6, 1.0)}
 MODELS = {
-    "waiting": '{{code: "benchmarks.fidelity_models:{}", features: 64}}',
-    "computing": "{{file: {}.onnx}}",
+    "waiting": '{{code: "benchmarks.fidelity_models:{size}"{features}, outputs: {{output: 1}}}}',
+    "computing": "{{file: {size}.onnx}}",
 }
 
 
@@ -109,8 +109,12 @@ class Case:
     @property
     def spec(self) -> str:
         """The stages as a spec has them."""
-        sizes = {size: MODELS[self.models].format(size) for size in ("tiny", "small", "large")}
-        return SHAPES[self.shape].format(**sizes)
+        model, sizes = MODELS[self.models], ("tiny", "small", "large")
+        entries = {
+            f"entry_{size}": model.format(size=size, features=f", features: {fidelity_models.FEATURES}")
+            for size in sizes
+        }
+        return SHAPES[self.shape].format(**entries, **{size: model.format(size=size, features="") for size in sizes})
 
 
 def cases(quick: bool) -> list[Case]:

@@ -25,7 +25,7 @@ from unfold_pipeline.serving.app import build_app
 from unfold_pipeline.serving.inference import ServiceSettings, encode_answer
 from unfold_pipeline.verbs import serve
 from unfold_pipeline.verbs.profile import profile
-from unfoldkit.api import Report, Run, RunDir, UnfoldError
+from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
@@ -38,6 +38,11 @@ def nap(rows):
 
 def fail(rows):
     os._exit(1)
+
+def break_down(rows):
+    if os.path.exists(os.path.join(os.path.dirname(__file__), "broken")):
+        raise ValueError("the weights are gone")
+    return nap(rows)
 """
 CPU = HardwareOption("core", 0.05, interpolate_latency([(1, 0.015), (4, 0.03)]))
 PIPE = Pipeline((Stage("a", (), (CPU,)), Stage("b", (Edge(0, 0.5),), (CPU,))))
@@ -166,6 +171,24 @@ def test_replay_reports_measured_and_estimated_latencies(tmp_path: Path) -> None
     assert estimated is not None
     # no upper bound: a busy machine makes real processes wait
     assert measured > 0.2 * estimated
+
+
+@pytest.mark.e2e
+def test_a_replay_without_an_answer_is_a_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A model that fails on every batch loses all queries: the verdict is no, and the log has the reason."""
+    (tmp_path / "served.py").write_text(CODE)
+    spec = validate(PipelineSpec, parse(NAPS.replace("served:nap", "served:break_down"), "naps.yaml"))
+    np.savez(tmp_path / "t.npz", arrival_s=np.arange(10) / 20)
+    options = {"replay": str(tmp_path / "t.npz")}
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True, options=options)
+    profile(spec, run)
+    (tmp_path / "broken").touch()
+    report = serve.serve(spec, run)
+    assert isinstance(report, Report)
+    assert report.verdict == Verdict.NO
+    assert report.metrics["lost"].value == 10
+    assert [row[3] for row in report.tables[0].rows] == ["–"] * 3
+    assert "the weights are gone" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,8 @@ def _build_row(comparison: LatencyComparison, name: str, level: float, *, is_fix
 
 
 def _format_error(measured: float, estimated: float, *, is_fixed: bool) -> str:
-    return f"{(measured / estimated - 1) * 100:+.0f} %" if estimated and not is_fixed else "–"
+    is_comparable = estimated > 0 and math.isfinite(measured) and not is_fixed
+    return f"{(measured / estimated - 1) * 100:+.0f} %" if is_comparable else "–"
 
 
 def _describe_replicas(replay: ReplaySetup, trace: MeasuredTrace) -> str:
@@ -159,9 +160,11 @@ def _build_latency_figure(comparison: LatencyComparison) -> Figure:
     latencies = {"measured": comparison.measured, "estimated": comparison.estimated}
     if comparison.at_measured_speed is not None:
         latencies["at measured speed"] = comparison.at_measured_speed
+    answered = {name: seconds[np.isfinite(seconds)] for name, seconds in latencies.items()}
     series = tuple(
-        Series(name, tuple((np.quantile(seconds[np.isfinite(seconds)], levels) * 1e3).tolist()), tuple(levels.tolist()))
-        for name, seconds in latencies.items()
+        Series(name, tuple((np.quantile(seconds, levels) * 1e3).tolist()), tuple(levels.tolist()))
+        for name, seconds in answered.items()
+        if seconds.size
     )
     return Figure("latencies", "Fraction of queries answered within a time", "ms", "fraction", series, timed=True)
 
