@@ -52,6 +52,8 @@ STATUSES = {code: status for status, code in CODES.items() if status != 413} | {
     "UNIMPLEMENTED": 501,
 }
 """The HTTP statuses of calls in the access log, by their status code."""
+CLIENT_LEFT = 499
+"""The status in the access log of a call that its client cancelled, or whose deadline passed; nginx's."""
 
 
 class CallError(Exception):
@@ -186,6 +188,9 @@ class InferenceServicer:
         except CallError as error:
             status = STATUSES.get(error.code, 500)
             raise
+        except asyncio.CancelledError:
+            status = CLIENT_LEFT
+            raise
         else:
             status = 200
             return response
@@ -215,7 +220,7 @@ class InferenceServicer:
                 account.close(STATUSES.get(outcome.code, 500))
                 call.fail(outcome.code, outcome.message, (*_trailers(ids[ID]), *_retry_after(outcome)))
                 return
-            account.close(200)
+            account.close(CLIENT_LEFT if call.is_over else 200)
             if ids[ID]:
                 call.set_trailing_metadata(_trailers(ids[ID]))
             call.respond(outcome)

@@ -68,7 +68,7 @@ def call(channel: grpc.Channel, messages: Messages, name: str, request: Any = No
         request_serializer=type(request).SerializeToString,
         response_deserializer=getattr(messages, f"{name}Response").FromString,
     )
-    return method(request, timeout=10, wait_for_ready=True, **more)
+    return method(request, **{"timeout": 10, "wait_for_ready": True, **more})
 
 
 def raw_request(messages: Messages, values: Any, dtype: str = "<f8", datatype: str = "FP64", **more: Any) -> Any:
@@ -314,6 +314,23 @@ def test_calls_are_lines_of_the_log(messages: Messages, fast_path: str) -> None:
     ]  # fmt: skip
     assert [line["id"] for line in lines[:2]] == ["first", "second"]
     assert all(len(line["id"]) == 32 for line in lines[2:])
+
+
+@pytest.mark.parametrize("fast_path", ["1", "0"])
+def test_a_call_whose_deadline_passes_is_no_success_in_the_log(messages: Messages, fast_path: str) -> None:
+    """Its client got no answer, however well the model worked."""
+    with (
+        both("log=1", "delay=0.5", f"fast_path={fast_path}") as (server, port),
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(channel, messages, "ModelInfer", raw_request(messages, [[1, 2, 3]]), timeout=0.2)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        # answered behind the batch of the first, which is ready after the deadline
+        call(channel, messages, "ModelInfer", raw_request(messages, [[1, 2, 3]]))
+        server.end()
+        lines = [json.loads(line) for line in server.told().splitlines() if SERVICE in line]
+    assert [line["status"] for line in lines] == [499, 200]
 
 
 def test_health_and_reflection_answer(total: tuple[Server, int]) -> None:
