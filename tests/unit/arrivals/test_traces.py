@@ -317,3 +317,16 @@ def test_milliseconds_of_mooncake_are_read_without_a_unit(tmp_path: Path) -> Non
     """Lines with Mooncake's lengths count in milliseconds, whole or not, in pipelines without an engine too."""
     lines = [f'{{"timestamp": {n * 500.5}, "input_length": 10, "output_length": 2}}' for n in range(100)]
     assert traces.read_trace(write(tmp_path, "a.jsonl", "\n".join(lines)))[-1] == pytest.approx(99 * 0.5005)
+
+
+def test_tables_with_mooncakes_columns_are_in_milliseconds(tmp_path: Path) -> None:
+    """As its JSON lines are; what would be too many requests a second, or has fractions, is no millisecond."""
+
+    def read(stamps: list[str], name: str = "a.csv") -> float:
+        rows = "\n".join(f"{stamp},900,20" for stamp in stamps)
+        path = write(tmp_path, name, f"timestamp,input_length,output_length\n{rows}\n")
+        return float(traces.read_trace(path)[-1])
+
+    assert read([str(stamp) for stamp in range(0, 300_000, 217)]) == pytest.approx(299.894)
+    assert read([str(stamp) for stamp in range(0, 900, 3)]) == 897.0
+    assert read([f"{stamp}.5" for stamp in range(300)]) == 299.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,13 @@ from unfold_pipeline.engine.simulation.workload import EngineRequests, build_req
 from unfold_pipeline.engine.trace.request_objects import holds_objects, iter_objects
 from unfoldkit.api import Diagnostic, UnfoldError, csv_rows, did_you_mean, user_error
 from unfoldkit.arrivals.jitter import spread_rounded_times
-from unfoldkit.arrivals.readers.log import MOONCAKE_FIELDS, Warn, ignore_warning, parse_object_time
-from unfoldkit.arrivals.readers.timestamps import TimeNotation, each_epoch_to_seconds
+from unfoldkit.arrivals.readers.log import Warn, ignore_warning, parse_object_time
+from unfoldkit.arrivals.readers.timestamps import (
+    MAX_MOONCAKE_RATE,
+    MOONCAKE_FIELDS,
+    TimeNotation,
+    each_epoch_to_seconds,
+)
 from unfoldkit.arrivals.traces import scale_rate_with_sources
 
 INPUT_COLUMNS = (
@@ -46,8 +52,6 @@ _EMPTY = frozenset(("", "0", "0.0", "nan", "null", "none"))
 COLUMN_HINT = "arrivals: {input: COLUMN, output: COLUMN}"
 TEXT_COLUMNS = ("conversation", "conversations", "messages", "prompt", "text")
 TEXT_HINT = "count the tokens of its texts first, into fields such as input_tokens and output_tokens"
-MAX_FRACTIONAL_RATE = 200.0
-"""Requests a second above which fractions of what may be milliseconds are rather seconds."""
 UNANSWERED_HINT = "a whole number of at least 1; leave out requests that failed"
 
 
@@ -146,6 +150,8 @@ def read_tokens(
 ) -> TokenTrace:
     """Read the tokens of a CSV with known arrival times; requests without generated tokens are left out.
 
+    A column ``hash_ids`` holds lists of the hashes of the prompt's blocks, as Mooncake's traces do.
+
     Args:
         path: the CSV.
         arrival_s: (n,) arrival times of the rows, ascending.
@@ -161,6 +167,7 @@ def read_tokens(
     tokens = np.zeros((arrival_s.size, 2), dtype=np.int64)
     columns: tuple[str | int, str | int] | None = None
     unanswered, count = [], 0
+    hashes: list[Sequence[Any]] = []
     for row in csv_rows(path):
         if match and match not in ",".join(row.cells.values()):
             continue
@@ -171,16 +178,19 @@ def read_tokens(
             unanswered.append(row.wrong(*_describe_unanswered(row.cells, columns)))
         if count < arrival_s.size:
             tokens[count] = lengths
+        if "hash_ids" in row.cells:
+            hashes.append(_list_hashes(row.cells["hash_ids"]))
         count += 1
     if count != arrival_s.size:
         message = f"the trace has {arrival_s.size:,} arrivals and {count:,} rows with tokens"
         raise user_error(message, file=str(path), hint="one row a request, with its time and tokens")
     _reject_clocks(float(np.ptp(arrival_s)) if arrival_s.size else 0.0, path, "times of one clock in one notation")
     _check_unanswered(unanswered, count, path, warn)
-    tokens = tokens[::-1] if is_newest_first else tokens
-    answered = tokens[:, 1] > 0
-    tokens, arrival_s = tokens[answered], arrival_s[answered]
-    return _without_sharing(arrival_s - arrival_s[:1], tokens[:, 0], tokens[:, 1], len(unanswered))
+    rows = np.arange(count)[:: -1 if is_newest_first else 1]
+    answered = tokens[rows, 1] > 0
+    rows, arrival_s = rows[answered], arrival_s[answered]
+    trace = _without_sharing(arrival_s - arrival_s[:1], tokens[rows, 0], tokens[rows, 1], len(unanswered))
+    return _with_prefixes(trace, [hashes[row] for row in rows]) if hashes else trace
 
 
 def _check_unanswered(errors: Sequence[UnfoldError], count: int, path: Path, warn: Warn) -> None:
@@ -394,29 +404,36 @@ def read_objects(
         has_fractions = has_fractions or (isinstance(stamp, float) and stamp % 1 != 0)
         times.append(time_s)
         tokens.append(lengths)
-        ids: Any = row.fields.get("hash_ids")
-        is_hashed = isinstance(ids, list) and all(isinstance(item, (int, str)) for item in ids)
-        hashes.append(ids if is_hashed else [])
+        hashes.append(_list_hashes(row.fields.get("hash_ids")))
     _check_unanswered(unanswered, len(times) + len(unanswered), path, warn)
     if not times:
         raise user_error("the trace has no arrival", file=str(path))
     span_s = max(times) - min(times)
-    if has_fractions and 0 < span_s * MAX_FRACTIONAL_RATE < len(times):
+    if has_fractions and 0 < span_s * MAX_MOONCAKE_RATE < len(times):
         message = "the unit of the times is unclear: with fractions they may be seconds, or milliseconds as Mooncake's"
         raise user_error(message, file=str(path), key="timestamp", hint="arrivals.unit: s, or ms")
     order = np.argsort(times, kind="stable")
     arrival_s = _convert_times(np.array(times)[order], unitless, notation, path)
     _reject_clocks(float(np.ptp(arrival_s)), path, "times of one clock")
     counts = np.array(tokens, dtype=np.int64)[order]
-    shared_tokens, shared_with = _share_prefixes([hashes[row] for row in order])
-    return TokenTrace(
-        arrival_s=arrival_s - arrival_s[0],
-        input_tokens=counts[:, 0],
-        output_tokens=counts[:, 1],
-        shared_tokens=np.minimum(shared_tokens, counts[:, 0]),
-        shared_with=shared_with,
-        left_out=len(unanswered),
-    )
+    trace = _without_sharing(arrival_s - arrival_s[0], counts[:, 0], counts[:, 1], len(unanswered))
+    return _with_prefixes(trace, [hashes[row] for row in order])
+
+
+def _list_hashes(ids: Any) -> Sequence[Any]:
+    """Return the hashes of the blocks of a prompt, from a list or from the text of one in a cell."""
+    if isinstance(ids, str):
+        try:
+            ids = json.loads(ids)
+        except (ValueError, RecursionError):
+            return []
+    return ids if isinstance(ids, list) and all(isinstance(item, (int, str)) for item in ids) else []
+
+
+def _with_prefixes(trace: TokenTrace, hashes: Sequence[Sequence[Any]]) -> TokenTrace:
+    """Return a trace with the prefixes that the hashes of its prompts share."""
+    shared_tokens, shared_with = _share_prefixes(hashes)
+    return replace(trace, shared_tokens=np.minimum(shared_tokens, trace.input_tokens), shared_with=shared_with)
 
 
 def _convert_times(times: FloatArray, unitless: set[str], notation: TimeNotation, path: Path) -> FloatArray:
