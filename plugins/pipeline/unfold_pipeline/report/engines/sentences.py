@@ -53,9 +53,10 @@ def describe_plan(hourly_cost: float, replicas: int, gpus: int, hardware: str, s
 
 def describe_fresh_share(kept: int, draws: int, lower_bound: float) -> str:
     """Return on how many fresh samples of a trace engines meet their targets."""
+    more = "; tighter targets leave more room" if kept < draws else ""
     return (
         f"the targets are met on {kept} of {draws} fresh samples of this traffic, at least {lower_bound * 100:.0f} % "
-        "of all with 90 % certainty; tighter targets leave more room"
+        f"of all with 90 % certainty{more}"
     )
 
 
@@ -130,11 +131,14 @@ def describe_no_sure_plan(targets: str, confidence: float) -> str:
     return f"no choice of engines meets {targets} at {confidence * 100:.4g} % confidence"
 
 
-def describe_nodes(nodes: int, hardware: str, gpus: int, used: int) -> str:
-    """Return the nodes to rent and the GPUs that are left."""
+def describe_nodes(nodes: int, hardware: str, gpus: int, used: int, spare_engines: int) -> str:
+    """Return the nodes to rent, and the GPUs that are left and what they would serve."""
     rented = f"{_pluralize(nodes, f'{hardware} node')} of {gpus} GPUs"
     spare = nodes * gpus - used
-    return f"{rented}, {_pluralize(spare, 'GPU')} left for other stages" if spare else f"{rented}, all in use"
+    if not spare:
+        return f"{rented}, all in use"
+    more = f", or for {_pluralize(spare_engines, 'more engine')} at the same price" if spare_engines else ""
+    return f"{rented}, {_pluralize(spare, 'GPU')} left for other work{more}"
 
 
 def describe_by_gpu(cost: float, hardware: str, replicas: int, tensor_parallel: int) -> str:
@@ -239,7 +243,7 @@ def describe_kv(peak_share: float, preemptions: int, tokens: int, *, is_measured
     """Return the use of the KV cache."""
     origin = "measured" if is_measured else "estimated from memory"
     cache = f"{tokens:,} tokens an engine, {origin}"
-    return f"{cache}; peak {peak_share * 100:.0f} %, {_pluralize(preemptions, 'preemption')}"
+    return f"{cache}; at most {peak_share * 100:.0f} % of one in use, {_pluralize(preemptions, 'preemption')}"
 
 
 def describe_prefix(hit_share: float) -> str:
@@ -252,9 +256,13 @@ def describe_steps(prefill_share: float, peak_running: int) -> str:
     return f"{prefill_share * 100:.0f} % of the steps hold prefill; at most {peak_running} requests run on an engine"
 
 
-def describe_refusal(hardware: str, tensor_parallel: int, replicas: int, obstacle: str, value_s: float) -> str:
-    """Return why a cheaper candidate is refused."""
-    return f"{replicas} × {hardware} tp{tensor_parallel}: {MEASURES[obstacle]} {format_seconds(value_s)}"
+def describe_refusal(
+    hardware: str, tensor_parallel: int, replicas: int, obstacle: str, value_s: float, budget: int | None = None
+) -> str:
+    """Return why a cheaper candidate is refused, at the token budget with which it misses least."""
+    engines = describe_engines(replicas, hardware, tensor_parallel)
+    at = "" if budget is None else f" at best, with max_num_batched_tokens {budget:,}"
+    return f"{engines}: p99 {MEASURES[obstacle]} {format_seconds(value_s)}{at}"
 
 
 def describe_excluded(hardware: str, tensor_parallel: int, obstacle: str, value_s: float) -> str:
@@ -276,6 +284,8 @@ def describe_search(simulations: int, requests: int) -> str:
 def describe_front(front_s: float, tail: float) -> str:
     """Return what is added to the engine's own times."""
     tails = f"; tails × {tail:g} above the median" if tail > 1 else ""
+    if not front_s:
+        return f"client, HTTP and tokenizer count as nothing; measure them and state engine.front{tails}"
     return f"{format_seconds(front_s)} of client, HTTP and tokenizer are added to every request{tails}"
 
 
@@ -355,7 +365,22 @@ def describe_calibration(margin: float | None, hold_s: float | None) -> str:
 
 def describe_autoscaling(start_s: float) -> str:
     """Return how engines start and stop in a replay."""
-    return f"engines take {format_seconds(start_s)} to start, and finish their requests before they stop; simulated"
+    return f"engines take {format_seconds(start_s)} to start (engine.start), and finish their requests before they stop"
+
+
+def describe_replayed_engines(replicas: int, hardware: str, tensor_parallel: int, budget: int, max_seqs: int) -> str:
+    """Return the engines of the plan that a replay begins with."""
+    limits = f"max_num_batched_tokens {budget:,}, max_num_seqs {max_seqs:,}"
+    return f"{describe_engines(replicas, hardware, tensor_parallel)} of the plan at the start, {limits}"
+
+
+def describe_no_fixed_peak(most: int, obstacle: str, value_s: float) -> str:
+    """Return why no constant number of engines meets the targets of a trace."""
+    if most:
+        reason = f"with {most:,}, p99 {MEASURES[obstacle]} is {format_seconds(value_s)}"
+    else:
+        reason = f"{MEASURES[obstacle]} of a single request is already {format_seconds(value_s)}"
+    return f"no number of these engines meets the targets: {reason}"
 
 
 def describe_hindsight(cost: float, ruling_cost: float, engine_hours: float, slot_s: float) -> str:
