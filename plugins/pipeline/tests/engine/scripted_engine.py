@@ -34,6 +34,8 @@ class Script:
     key: str = ""
     requests: int = 0
     fail_after: int = 1 << 30
+    cached_share: float = 0.0
+    prompts: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -124,6 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _submit(self, body: dict[str, Any]) -> _Request:
         time.sleep(self.engine.script.front_s)
         text = body.get("prompt") or " ".join(message["content"] for message in body["messages"])
+        self.engine.script.prompts.append(text)
         output = body.get("max_tokens") or body.get("max_completion_tokens") or 16
         request = _Request(len(text.split()), output)
         with self.engine.lock:
@@ -156,9 +159,11 @@ class _Handler(BaseHTTPRequestHandler):
                     return
             for event in [b"".join(held)] if held else []:
                 self._chunk(event)
-            usage = {"prompt_tokens": request.prompt, "completion_tokens": request.output}
+            usage: dict[str, Any] = {"prompt_tokens": request.prompt, "completion_tokens": request.output}
             usage = dict.fromkeys(usage, 0) if script.fault == ZERO_USAGE else usage
             usage = dict.fromkeys(usage, True) if script.fault == BOOLEAN_USAGE else usage
+            cached = round(script.cached_share * request.prompt)
+            usage |= {"prompt_tokens_details": {"cached_tokens": cached}} if cached else {}
             wants_usage = (body.get("stream_options") or {}).get("include_usage")
             if script.fault != HIDE_USAGE and wants_usage:
                 self._chunk(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode())

@@ -51,7 +51,11 @@ PAGE: dict[str, list[str]] = {
     ],
     "describe_by_gpu": [sentences.describe_by_gpu(31.65, "h200", 2, 2)],
     "describe_calibration": [sentences.describe_calibration(None, None), sentences.describe_calibration(1.15, 180.0)],
-    "describe_estimate": [sentences.describe_estimate(2, 2), sentences.describe_estimate(2, 1)],
+    "describe_estimate": [
+        sentences.describe_estimate(2, 2, "h100", 1),
+        sentences.describe_estimate(2, 1, "h100", 1),
+    ],
+    "describe_measured_interval": [sentences.describe_measured_interval(0.8, 1.25, 9, 12)],
     "describe_local_engines": [
         sentences.describe_local_engines(1, 1.2, 0),
         sentences.describe_local_engines(2, 1.2, 1),
@@ -66,7 +70,7 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_measured_replay(0.993, "p99 TTFT ≤ 500 ms", 2, 0),
         sentences.describe_measured_replay(0.9, "p99 TTFT ≤ 500 ms", 1, 3),
     ],
-    "describe_prompts": [sentences.describe_prompts(0.004)],
+    "describe_prompts": [sentences.describe_prompts(0.004, 0.001), sentences.describe_prompts(0.004, 0.97)],
     "describe_routing": [
         sentences.describe_routing(2, 2, "round_robin"),
         sentences.describe_routing(1, 2, "least_tokens"),
@@ -108,8 +112,10 @@ PAGE: dict[str, list[str]] = {
     "describe_prefix": [sentences.describe_prefix(0.84)],
     "describe_price_range": [sentences.describe_price_range(55.04, 110.08), sentences.describe_price_range(4.0, None)],
     "describe_profile_value": [
-        sentences.describe_profile_value(55.04, 110.08),
-        sentences.describe_profile_value(55.04, 55.04),
+        sentences.describe_profile_value(55.04, 110.08, is_measured=False),
+        sentences.describe_profile_value(55.04, 110.08, is_measured=True),
+        sentences.describe_profile_value(55.04, 55.04, is_measured=False),
+        sentences.describe_profile_value(55.04, 55.04, is_measured=True),
     ],
     "describe_recheck": [
         sentences.describe_recheck("p99 TTFT ≤ 500 ms", meets=True, excess=""),

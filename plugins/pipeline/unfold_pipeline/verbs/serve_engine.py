@@ -67,7 +67,7 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
     async def replay() -> ReplayedRequests:
         async with case.running_stages():
             return await replay_requests(
-                endpoints, balancer, live.requests, EndpointLimits(), run.seed, run.progress, around=case.around
+                endpoints, balancer, live.requests, EndpointLimits(), run.progress, around=case.around
             )
 
     try:
@@ -144,7 +144,6 @@ def _serve_local_engines(spec: PipelineSpec, case: _ServedCase, run: Run) -> Ser
                 pool.balancer,
                 live.requests,
                 EndpointLimits(),
-                run.seed,
                 run.progress,
                 engines.log,
                 case.around,

@@ -6,7 +6,6 @@ Latency counts from the arrival in the trace, so neither a late sender nor a ful
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -68,6 +67,7 @@ class ReplayedRequests:
         last_token_s: (n,) time to the last token.
         latency_s: (n,) time to the end of the last stage; without stages after the engines, to the last token.
         input_tokens: (n,) prompt tokens, by the usage.
+        cached_tokens: (n,) those of them that came from a prefix cache, by the usage.
         output_tokens: (n,) generated tokens, by the usage.
         engine: (n,) index of the engine.
         failures: failed requests by what happened.
@@ -80,6 +80,7 @@ class ReplayedRequests:
     last_token_s: FloatArray
     latency_s: FloatArray
     input_tokens: CountArray
+    cached_tokens: CountArray
     output_tokens: CountArray
     engine: CountArray
     failures: Counter[str]
@@ -91,13 +92,17 @@ class ReplayedRequests:
         """Indices of the requests that were completed."""
         return np.flatnonzero(self.output_tokens > 0)
 
+    @property
+    def cached_share(self) -> float:
+        """Fraction of the prompt tokens that came from a prefix cache."""
+        return float(self.cached_tokens.sum()) / max(1, int(self.input_tokens.sum()))
+
 
 async def replay_requests(
     endpoints: Sequence[Endpoint],
     balancer: EngineBalancer,
     requests: EngineRequests,
     limits: EndpointLimits,
-    seed: int,
     progress: Callable[[str, int, int], None],
     log: TokenLog | None = None,
     around: StagePasses | None = None,
@@ -109,7 +114,6 @@ async def replay_requests(
         balancer: distributes the requests.
         requests: what to send.
         limits: how long an engine may take.
-        seed: of the prompts.
         progress: receives progress.
         log: records what was sent, for a scaling rule.
         around: the stages before and after the engines.
@@ -125,7 +129,6 @@ async def replay_requests(
             balancer,
             requests,
             limits,
-            random.Random(f"{seed}"),  # noqa: S311
             progress,
             log,
             around,
@@ -141,7 +144,6 @@ class _Replay:
     balancer: EngineBalancer
     requests: EngineRequests
     limits: EndpointLimits
-    random: random.Random
     progress: Callable[[str, int, int], None]
     log: TokenLog | None
     around: StagePasses | None
@@ -170,6 +172,7 @@ class _Replay:
 
     async def run(self) -> ReplayedRequests:
         """Send the requests at their times."""
+        self.progress("replay", 0, len(self.requests))
         start_s, lateness_s = time.perf_counter() + START_DELAY_S, 0.0
         async with asyncio.TaskGroup() as group:
             for index, arrival_s in enumerate(self.requests.arrival_s.tolist()):
@@ -221,18 +224,18 @@ class _Replay:
         return self.named[endpoint.url]
 
     async def _send(self, endpoint: Endpoint, words: int, output: int) -> StreamedReply:
-        body = build_body(endpoint, write_prompt(self.random, words), output)
+        body = build_body(endpoint, write_prompt(words), output)
         return await stream_completion(self.client, endpoint, body, self.limits)
 
     def _collect(self, start_s: float, lateness_s: float) -> ReplayedRequests:
         count = len(self.requests)
         ttft_s, last_s, latency_s = (np.full(count, np.nan) for _ in range(3))
-        tokens = np.zeros((3, count), dtype=np.int64)
+        tokens = np.zeros((4, count), dtype=np.int64)
         for index, (engine, reply) in self.replies.items():
             arrival_s = start_s + float(self.requests.arrival_s[index])
             ttft_s[index], last_s[index] = reply.event_s[0] - arrival_s, reply.end_s - arrival_s
             latency_s[index] = self.left_s.get(index, reply.end_s) - arrival_s
-            tokens[:, index] = reply.input_tokens, reply.output_tokens, engine
+            tokens[:, index] = reply.input_tokens, reply.output_tokens, engine, reply.cached_tokens
         return ReplayedRequests(
             arrival_s=self.requests.arrival_s,
             ttft_s=ttft_s,
@@ -241,6 +244,7 @@ class _Replay:
             input_tokens=tokens[0],
             output_tokens=tokens[1],
             engine=tokens[2],
+            cached_tokens=tokens[3],
             failures=self.failures,
             lateness_s=lateness_s,
             start_s=start_s,

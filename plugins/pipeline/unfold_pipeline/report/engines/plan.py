@@ -516,7 +516,7 @@ def _list_lines(
         yield "sliding window", sentences.describe_window(problem.window, problem.window_layers, problem.layers)
     low, high = _cost(problem, analysis.low), _cost(problem, analysis.high)
     yield "price range", sentences.describe_price_range(low, high)
-    yield "a profile", sentences.describe_profile_value(low, high)
+    yield "a profile", sentences.describe_profile_value(low, high, is_measured=interval.source in ("runs", "endpoint"))
     peak = run.peak_blocks / option.kv_cache.num_blocks
     yield (
         "KV cache",

@@ -232,9 +232,14 @@ def describe_price_range(low: float | None, high: float | None) -> str:
     return f"{texts[0]} if steps are as fast as the interval allows, {texts[1]} if as slow"
 
 
-def describe_profile_value(low: float | None, high: float | None) -> str:
-    """Return what measuring the engine would decide."""
-    if low is not None and low == high:
+def describe_profile_value(low: float | None, high: float | None, *, is_measured: bool) -> str:
+    """Return what measuring the engine, or measuring it for longer, would decide."""
+    is_decided = low is not None and low == high
+    if is_measured:
+        if is_decided:
+            return "both ends cost the same: more measurements would not change the price"
+        return "the two ends differ: measurements of this engine nearer to the load of the plan would decide"
+    if is_decided:
         return "both ends cost the same: measuring the engine would not change the price"
     return "the two ends differ: benchmark runs of this engine (steps: runs) would decide between them"
 
@@ -343,15 +348,23 @@ def describe_measured_replay(attainment: float, targets: str, engines: int, fail
     return f"{attainment * 100:.2f} % of the requests within {targets} on {_pluralize(engines, 'engine')}{failed}"
 
 
-def describe_estimate(replicas: int, engines: int) -> str:
+def describe_estimate(replicas: int, engines: int, hardware: str, tensor_parallel: int) -> str:
     """Return what the estimate next to a measurement simulates."""
     planned = "" if replicas == engines else f"; the plan has {replicas:,}"
-    return f"the same requests simulated on {_pluralize(engines, 'engine')}, with the tokens that were counted{planned}"
+    simulated = describe_engines(engines, hardware, tensor_parallel)
+    return f"the same requests simulated on {simulated}, with the tokens that were counted{planned}"
 
 
-def describe_prompts(lateness_s: float) -> str:
-    """Return how the trace was sent."""
-    return f"random words of the lengths of the trace, sent at most {format_seconds(lateness_s)} late"
+def describe_measured_interval(low: float, high: float, within: int, statistics: int) -> str:
+    """Return how many measured figures lie between both ends of the interval of the step times."""
+    ends = f"step times × {low:.2f} to × {high:.2f}"
+    return f"{within} of {statistics} measured figures lie between the estimates at both ends, {ends}"
+
+
+def describe_prompts(lateness_s: float, cached_share: float) -> str:
+    """Return how the trace was sent, and which prompt tokens the engines took from a cache all the same."""
+    cached = f"; {cached_share * 100:.0f} % of their tokens came from a prefix cache" if cached_share >= 0.005 else ""
+    return f"random words of the lengths of the trace, sent at most {format_seconds(lateness_s)} late{cached}"
 
 
 def describe_calibration(margin: float | None, hold_s: float | None) -> str:
