@@ -29,6 +29,7 @@ from unfold_pipeline.engine.endpoint.client import (
     read_server,
     stream_completion,
 )
+from unfold_pipeline.engine.endpoint.prefill import REQUEST_ID, PrefillPool
 from unfold_pipeline.engine.endpoint.profiler import WARMUP_TOKENS, WARMUP_WORDS, write_prompt
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 
@@ -71,6 +72,7 @@ class ReplayedRequests:
         output_tokens: (n,) generated tokens, by the usage.
         engine: (n,) index of the engine.
         failures: failed requests by what happened.
+        local_prompts: requests with a prompt that a decode engine computed, as no prefill engine did.
         lateness_s: the greatest delay of the sender.
         start_s: when the trace began, on the clock of the machine.
     """
@@ -86,6 +88,7 @@ class ReplayedRequests:
     failures: Counter[str]
     lateness_s: float
     start_s: float = 0.0
+    local_prompts: int = 0
 
     @property
     def completed(self) -> CountArray:
@@ -106,6 +109,7 @@ async def replay_requests(
     progress: Callable[[str, int, int], None],
     log: TokenLog | None = None,
     around: StagePasses | None = None,
+    prefill: PrefillPool | None = None,
 ) -> ReplayedRequests:
     """Send each request of a trace at its time to an engine, and wait for all.
 
@@ -117,11 +121,13 @@ async def replay_requests(
         progress: receives progress.
         log: records what was sent, for a scaling rule.
         around: the stages before and after the engines.
+        prefill: the engines that compute the prompts; ``None`` if the others do.
 
     Raises:
         EndpointError: an engine does not respond before the trace begins.
     """
-    connections = min(MAX_CONNECTIONS, len(requests) + len(endpoints))
+    engines = len(endpoints) + (0 if prefill is None else len(prefill.endpoints))
+    connections = min(MAX_CONNECTIONS, len(requests) + engines)
     async with build_http_client(connections, limits) as client:
         session = _Replay(
             client,
@@ -132,6 +138,7 @@ async def replay_requests(
             progress,
             log,
             around,
+            prefill,
         )
         await session.warm_up()
         return await session.run()
@@ -147,12 +154,14 @@ class _Replay:
     progress: Callable[[str, int, int], None]
     log: TokenLog | None
     around: StagePasses | None
+    prefill: PrefillPool | None
     named: dict[str, Endpoint] = field(default_factory=dict)
     tokens_per_word: float = 1.0
     replies: dict[int, tuple[int, StreamedReply]] = field(default_factory=dict)
     left_s: dict[int, float] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
     finished: int = 0
+    local_prompts: int = 0
 
     async def warm_up(self) -> None:
         """Find the model and the path of each active engine, and the tokens of a word."""
@@ -169,6 +178,26 @@ class _Replay:
                 reply = await self._send(named, WARMUP_WORDS, WARMUP_TOKENS)
             self.named[endpoint.url] = named
             self.tokens_per_word = reply.input_tokens / WARMUP_WORDS
+        if self.prefill is not None:
+            await self._warm_up_prefill(self.prefill)
+
+    async def _warm_up_prefill(self, prefill: PrefillPool) -> None:
+        """Pass a prompt from every prefill engine on to a decode engine.
+
+        Raises:
+            EndpointError: a prefill engine does not respond, or leaves no KV cache.
+        """
+        decode = next(iter(self.named.values()))
+        for endpoint in prefill.endpoints:
+            await read_server(self.client, replace(endpoint, model=decode.model), self.limits)
+            alone = PrefillPool((endpoint,), EngineBalancer((endpoint.url,), "round_robin"), self.limits)
+            body = build_body(decode, write_prompt(WARMUP_WORDS), WARMUP_TOKENS)
+            computed = await alone.compute(self.client, decode.path, body, WARMUP_WORDS)
+            if computed.transfer is None:
+                hint = '--kv-transfer-config \'{"kv_connector":"NixlConnector","kv_role":"kv_both"}\' at both pools'
+                raise EndpointError(f"{endpoint.url}: {computed.message}", hint)
+            headers = {REQUEST_ID: computed.request_id}
+            await stream_completion(self.client, decode, computed.extend(body), self.limits, headers=headers)
 
     async def run(self) -> ReplayedRequests:
         """Send the requests at their times."""
@@ -208,7 +237,8 @@ class _Replay:
             return
         try:
             words = max(1, round(prompt / self.tokens_per_word))
-            self.replies[index] = (engine, await self._send(self._name_endpoint(engine), words, output))
+            reply = await self._send(self._name_endpoint(engine), words, output, self.prefill)
+            self.replies[index] = (engine, reply)
         except EndpointError as error:
             self.failures[error.message] += 1
             self.balancer.mark_down(engine, time.perf_counter())
@@ -223,9 +253,15 @@ class _Replay:
             self.named[endpoint.url] = replace(endpoint, model=known.model, path=known.path)
         return self.named[endpoint.url]
 
-    async def _send(self, endpoint: Endpoint, words: int, output: int) -> StreamedReply:
-        body = build_body(endpoint, write_prompt(words), output)
-        return await stream_completion(self.client, endpoint, body, self.limits)
+    async def _send(
+        self, endpoint: Endpoint, words: int, output: int, prefill: PrefillPool | None = None
+    ) -> StreamedReply:
+        body, headers = build_body(endpoint, write_prompt(words), output), dict[str, str]()
+        if prefill is not None:
+            computed = await prefill.compute(self.client, endpoint.path, body, words)
+            self.local_prompts += computed.transfer is None
+            body, headers = computed.extend(body), {REQUEST_ID: computed.request_id}
+        return await stream_completion(self.client, endpoint, body, self.limits, headers=headers)
 
     def _collect(self, start_s: float, lateness_s: float) -> ReplayedRequests:
         count = len(self.requests)
@@ -248,4 +284,5 @@ class _Replay:
             failures=self.failures,
             lateness_s=lateness_s,
             start_s=start_s,
+            local_prompts=self.local_prompts,
         )

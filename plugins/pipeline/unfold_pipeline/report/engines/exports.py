@@ -18,7 +18,9 @@ KV_TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
 """vLLM's connector for separate pools: the decode engine reads, whatever the role."""
 ROLE_LABEL = "llm-d.ai/role"
 MODEL_NOTE = "# MODEL stands for the name of the model, which engine.model.name would state\n"
-POOL_NOTE = "# two pools need a router that sends a request to a prefill engine first, such as that of llm-d\n"
+POOL_NOTE = (
+    "# two pools need a router that sends a request to a prefill engine first, such as unfold serve or that of llm-d\n"
+)
 RAY_ACCELERATORS = {
     "a100_40gb": "A100", "a100_80gb": "A100", "a100_pcie": "A100", "a100_sxm": "A100", "a10g": "A10G",
     "b200_sxm": "B200", "h100_nvl": "H100", "h100_pcie": "H100", "h100_sxm": "H100", "h20": "H20", "h200_sxm": "H200",

@@ -14,6 +14,7 @@ from unfold_pipeline.engine.autoscaling.rules import Observation
 from unfold_pipeline.engine.endpoint.replay import ReplayedRequests
 from unfold_pipeline.engine.planner.analysis import scale_to_end
 from unfold_pipeline.engine.planner.busy_engines import estimate_step_times
+from unfold_pipeline.engine.planner.disaggregation import PoolConfig, evaluate_pools
 from unfold_pipeline.engine.planner.problem import (
     EngineProblem,
     Latencies,
@@ -26,6 +27,7 @@ from unfold_pipeline.engine.simulation.cluster import simulate
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.plan import build_subtitle
+from unfold_pipeline.report.engines.pools import ROLES
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, user_error
 
 QUANTILES = (0.5, 0.9, 0.99)
@@ -64,6 +66,7 @@ def build_measured_engine_report(
     engines: int,
     local: LocalFacts | None = None,
     attach: AttachStages | None = None,
+    pools: PoolConfig | None = None,
 ) -> Report:
     """Return the report of a replay.
 
@@ -74,6 +77,7 @@ def build_measured_engine_report(
         engines: running engines, or the most of them.
         local: what happened to local engines.
         attach: puts the stages around the engines into a problem; ``None`` if there are none.
+        pools: the prefill and decode engines that run, where ``config`` is of the latter; ``None`` if engines do both.
 
     Raises:
         UnfoldError: no request was completed.
@@ -84,7 +88,7 @@ def build_measured_engine_report(
         raise user_error(message, key=f"stages.{problem.stage}.engine.urls", hint="are the engines running?")
     measured = measure_replay(replayed)
     estimated, low, high = (
-        estimate_replay(case, config, replayed, engines, local, attach)
+        estimate_replay(case, config, replayed, engines, local, attach, pools)
         for case in (problem, scale_to_end(problem, high=False), scale_to_end(problem, high=True))
     )
     rows = _list_statistics(measured, estimated, low, high)
@@ -103,7 +107,7 @@ def build_measured_engine_report(
         tables=(_build_table(rows), _build_engine_table(replayed, engines)),
         figures=(_build_figure(measured, estimated),),
         lines=(
-            _describe_estimate(problem, config, engines, local),
+            _describe_estimate(problem, config, engines, local, pools),
             (
                 "interval",
                 sentences.describe_measured_interval(
@@ -111,7 +115,9 @@ def build_measured_engine_report(
                 ),
             ),
             *_describe_local(config, local),
-            ("prompts", sentences.describe_prompts(replayed.lateness_s, replayed.cached_share)),
+            # a decode engine counts a KV cache that it read as cached
+            ("prompts", sentences.describe_prompts(replayed.lateness_s, 0.0 if pools else replayed.cached_share)),
+            *_list_local_prompts(replayed, pools),
         ),
         notes=tuple(f"{count:,} × {text}" for text, count in replayed.failures.most_common(MAX_FAILURES_SHOWN)),
         next="unfold plan SPEC",
@@ -128,13 +134,27 @@ def measure_replay(replayed: ReplayedRequests) -> Latencies:
 
 
 def _describe_estimate(
-    problem: EngineProblem, config: EngineConfig, engines: int, local: LocalFacts | None
+    problem: EngineProblem, config: EngineConfig, engines: int, local: LocalFacts | None, pools: PoolConfig | None
 ) -> tuple[str, str]:
+    if pools is not None:
+        names = [
+            sentences.describe_engines(
+                part.replicas, problem.options[part.option].hardware, problem.options[part.option].tensor_parallel, role
+            )
+            for part, role in zip((pools.prefill, pools.decode), ROLES, strict=True)
+        ]
+        return "estimate", sentences.describe_pool_estimate(*names)
     if local is not None and local.is_scaled:
         return "estimate", sentences.describe_scaled_estimate()
     option = problem.options[config.option]
     text = sentences.describe_estimate(config.replicas, engines, option.hardware, option.tensor_parallel)
     return "estimate", text
+
+
+def _list_local_prompts(replayed: ReplayedRequests, pools: PoolConfig | None) -> list[tuple[str, str]]:
+    if pools is None:
+        return []
+    return [("hand-over", sentences.describe_hand_over(replayed.local_prompts, replayed.arrival_s.size))]
 
 
 def _describe_local(config: EngineConfig, local: LocalFacts | None) -> list[tuple[str, str]]:
@@ -150,11 +170,16 @@ def estimate_replay(
     engines: int,
     local: LocalFacts | None = None,
     attach: AttachStages | None = None,
+    pools: PoolConfig | None = None,
 ) -> Latencies:
     """Simulate the completed requests, with the tokens that the engines counted, on as many engines as ran."""
     rows, option = replayed.completed, problem.options[config.option]
     requests = build_requests(replayed.arrival_s[rows], replayed.input_tokens[rows], replayed.output_tokens[rows])
     problem = replace(problem, requests=requests)
+    if pools is not None:
+        assert problem.disaggregation is not None  # noqa: S101 - the pools were planned or parsed
+        both = evaluate_pools(problem, problem.disaggregation, pools).run
+        return measure_latencies(problem.requests, both, problem.settings.front_s)
     if attach is not None:
         problem = attach(problem)
     if local is not None and local.is_scaled:

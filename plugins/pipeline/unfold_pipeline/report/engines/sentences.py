@@ -355,6 +355,27 @@ def describe_estimate(replicas: int, engines: int, hardware: str, tensor_paralle
     return f"the same requests simulated on {simulated}, with the tokens that were counted{planned}"
 
 
+def describe_pool_estimate(prefill: str, decode: str) -> str:
+    """Return what the estimate next to a measurement of two pools simulates."""
+    return f"the same requests simulated on {prefill} and {decode}, with the tokens that were counted"
+
+
+def describe_hand_over(local_prompts: int, requests: int) -> str:
+    """Return how many prompts a decode engine computed."""
+    if not local_prompts:
+        return f"all {_pluralize(requests, 'prompt')} were computed by prefill engines"
+    return (
+        f"{local_prompts:,} of {_pluralize(requests, 'prompt')} were computed by decode engines: no prefill engine did"
+    )
+
+
+def describe_pool_routing(prefill: int, decode: int) -> str:
+    """Return what a service of two pools routes to."""
+    return (
+        f"{_pluralize(prefill, 'running prefill engine')}, then {_pluralize(decode, 'running decode engine')}, in turn"
+    )
+
+
 def describe_measured_interval(low: float, high: float, within: int, statistics: int) -> str:
     """Return how many measured figures lie between both ends of the interval of the step times."""
     ends = f"step times × {low:.2f} to × {high:.2f}"
