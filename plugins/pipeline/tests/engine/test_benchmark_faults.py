@@ -344,3 +344,29 @@ def test_a_run_of_aiperf_that_failed_is_rejected(tmp_path: Path, key: str, value
     path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
     with pytest.raises(UnfoldError, match=r"1 requests failed|has no input_sequence_length"):
         read_benchmarks(path)
+
+
+LOG = "INFO 11-20 10:12:15 [kv_cache_utils.py:1087] GPU KV cache size: 410,000 tokens\n"
+TEXTS = {
+    LOG: "the log of a server, not the JSON of a benchmark (the file that --save-result --save-detailed",
+    f"(APIServer pid=1) {LOG}": "the log of a server",
+    "[2026-03-01 10:00:00] INFO server_args: x\n": "the log of a server",
+    f"{LOG}============ Serving Benchmark Result ============\n": "the printed summary of a benchmark, which lacks",
+    "ttft_ms,tpot_ms\n12,3\n": "a table, not",
+    "requests took 3 s\n": "text, not",
+    '\n{"a": [1,\n': "t.json:2:10: the JSON breaks off or is damaged: Expecting value (a complete result",
+    "": "the file is empty, and no benchmark result",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_no_json_is_named_for_what_it_is(tmp_path: Path, text: str) -> None:
+    """A log is the first thing that users have at hand: the message says which file is wanted in its place."""
+    path = tmp_path / "t.json"
+    path.write_text(text, "utf-8")
+    with pytest.raises(UnfoldError) as caught:
+        read_benchmarks(path)
+    assert TEXTS[text] in str(caught.value)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UnfoldError, match="binary data, not the JSON of a benchmark"):
+        read_benchmarks(path)
