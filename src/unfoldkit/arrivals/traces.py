@@ -98,7 +98,7 @@ def read_trace(
     validate_times(rows.times, str(path))
     _check_span(rows.times, str(path))
     if rows.counts is None and rows.rates is None:
-        suspicion = describe_suspicion(rows.times, has_unit=notation.unit is not None)
+        suspicion = describe_suspicion(rows.times, has_unit=rows.has_unit or notation.unit is not None)
         if suspicion:
             warn(f"{path}: {suspicion}")
     return validate_times(_to_arrivals(rows, notation, str(path)), str(path))

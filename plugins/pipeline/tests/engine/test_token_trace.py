@@ -118,6 +118,20 @@ def test_a_table_of_mooncake_equals_its_json_lines(tmp_path: Path) -> None:
     assert trace.left_out == lines.left_out == 1
 
 
+def test_requests_that_a_coarse_clock_puts_together_are_described(tmp_path: Path) -> None:
+    """Mooncake's published times are multiples of three seconds; finer ones, and a batch, are not described."""
+    rows = build_rows(lambda time_s: int(time_s // 3 * 3000), "timestamp", MOONCAKE)
+    assert read(tmp_path, rows).describe_grid().startswith("times are multiples of 3 s")
+    assert read(tmp_path, build_rows(to_ms, "timestamp", MOONCAKE)).describe_grid() == ""
+    assert read(tmp_path, build_rows(lambda _: 7000, "timestamp", MOONCAKE)).describe_grid() == ""
+
+
+def test_a_trace_without_columns_of_tokens_names_those_that_it_has(tmp_path: Path) -> None:
+    """So that ``arrivals.input`` can be written without opening the file."""
+    with pytest.raises(UnfoldError, match=r"no prompt tokens .*input: COLUMN.*it has: time_s, asked, said"):
+        read(tmp_path, [{"time_s": 1.0, "asked": 5, "said": 6}])
+
+
 UNANSWERED = ("", "0", "NaN", "null")
 
 

@@ -288,7 +288,9 @@ def load_token_trace(spec: PipelineSpec, run: Run, *, replay: Path | None = None
         if traffic.lengths is not None and not _has_tokens(replay):
             times = load_arrivals(live, run, np.random.default_rng([run.seed, 4]), "--replay", likely)
             return _draw_lengths(traffic, times, "arrivals", run)
-        return _read_live(live, likely, run)
+        trace = _read_live(live, likely, run)
+        _warn_of_grid(trace, replay, run)
+        return trace
     return _read_traffic(traffic, "arrivals", run)
 
 
@@ -325,6 +327,11 @@ def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
         is_newest_first=bool(is_newest_first),
         warn=run.log.warning,
     )
+
+
+def _warn_of_grid(trace: TokenTrace, path: Path, run: Run) -> None:
+    if grid := trace.describe_grid():
+        run.log.warning("%s: %s", path, grid)
 
 
 def _has_tokens(path: Path) -> bool:
@@ -388,6 +395,7 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
             is_newest_first=bool(is_newest_first),
             warn=run.log.warning,
         )
+    _warn_of_grid(trace, path, run)
     trace = trace.compress(traffic.compress)
     trace = trace.scale_rate(traffic.scale, rng) if traffic.scale != 1 else trace
     if traffic.share < 1:

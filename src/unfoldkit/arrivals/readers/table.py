@@ -82,7 +82,8 @@ class TableColumns:
 class TraceRows:
     """Times in s, with the counts or rates of arrivals from each time to the next; without them, single arrivals.
 
-    ``column`` is the column of counts or rates, ``by_name`` whether only its name identified it.
+    ``column`` is the column of counts or rates, ``by_name`` whether only its name identified it. ``has_unit`` states
+    that the names of the columns decide the unit of the times.
     """
 
     times: Times
@@ -90,6 +91,7 @@ class TraceRows:
     column: str = ""
     by_name: bool = False
     rates: Times | None = None
+    has_unit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def reverse_rows(rows: TraceRows) -> TraceRows:
 def _reorder(rows: TraceRows, order: NDArray[np.intp]) -> TraceRows:
     counts = None if rows.counts is None else rows.counts[order]
     rates = None if rows.rates is None else rows.rates[order]
-    return TraceRows(rows.times[order], counts, rows.column, rows.by_name, rates)
+    return TraceRows(rows.times[order], counts, rows.column, rows.by_name, rates, rows.has_unit)
 
 
 def read_table(path: Path, columns: TableColumns) -> TraceRows:
@@ -186,7 +188,8 @@ def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) 
     rows = itertools.chain([first], rows)
     if amount is None:
         is_mooncake = head[index] == "timestamp" and set(head) >= MOONCAKE_FIELDS
-        return TraceRows(_read_times(rows, index, head[index], notation, path, is_mooncake=is_mooncake))
+        times = _read_times(rows, index, head[index], notation, path, is_mooncake=is_mooncake)
+        return TraceRows(times, has_unit=is_mooncake)
     times, amounts = _read_amounts(rows, index, head[index], amount, notation, path)
     if amount.period_s is not None:
         return TraceRows(times, None, amount.name, amount.by_name, amounts / amount.period_s)

@@ -29,18 +29,22 @@ from unfoldkit.arrivals.traces import scale_rate_with_sources
 INPUT_COLUMNS = (
     "ContextTokens", "input_tokens", "prompt_tokens", "input_length", "prompt_len", "input_len", "isl",
     "Request tokens", "num_prefill_tokens", "num_input_tokens", "num_prompt_tokens", "input_token_count",
-    "prompt_token_count", "prefill_tokens", "prompt_length", "prompt_size",
+    "prompt_token_count", "prefill_tokens", "prompt_length", "prompt_size", "tokens_in", "in_tokens",
 )  # fmt: skip
 """Usual names, in any case, with or without separators: ``inputTokens`` is ``input_tokens``."""
 OUTPUT_COLUMNS = (
     "GeneratedTokens", "output_tokens", "completion_tokens", "generated_tokens", "output_length", "output_len", "osl",
     "Response tokens", "num_decode_tokens", "num_output_tokens", "num_generated_tokens", "num_completion_tokens",
     "output_token_count", "completion_token_count", "candidates_token_count", "decode_tokens", "completion_len",
-    "response_length", "token_size",
+    "response_length", "token_size", "tokens_out", "out_tokens",
 )  # fmt: skip
 HASH_BLOCK_TOKENS = 512
 """Tokens of a hashed block in Mooncake's traces."""
 MAX_TOKENS = 1 << 24
+MAX_NAMED = 12
+"""Columns of a trace that an error names."""
+GRID_S, MIN_TOGETHER = 1.0, 0.2
+"""Resolution from which on equal times are bursts that may not have happened, and the share of them."""
 MAX_UNANSWERED = 0.1
 """Largest fraction of requests without an answer that are left out; more are an error."""
 MAX_STAMP = 1e19
@@ -94,6 +98,16 @@ class TokenTrace:
             shared_with=self.shared_with if self.is_shared else None,
             left_out=self.left_out,
         )
+
+    def describe_grid(self) -> str:
+        """Return that requests arrive together because their times are coarse; empty if they are not."""
+        gaps_ms = np.round(np.diff(self.arrival_s) * 1e3, 3)
+        if not gaps_ms.any() or (gaps_ms % 1).any():
+            return ""
+        grid_s = int(np.gcd.reduce(gaps_ms.astype(np.int64))) / 1e3
+        if grid_s <= GRID_S or (gaps_ms == 0).mean() < MIN_TOGETHER:
+            return ""
+        return f"times are multiples of {grid_s:g} s, so requests arrive together that may not have: a harder load"
 
     def compress(self, factor: float) -> TokenTrace:
         """Return the trace replayed ``factor`` times as fast."""
@@ -323,7 +337,8 @@ def _find_column(
         return wanted
     column = find_usual_column(names, usual)
     if column is None:
-        hint = COLUMN_HINT if find_usual_column(names, TEXT_COLUMNS) is None else TEXT_HINT
+        hint = f"{COLUMN_HINT}; it has: {', '.join(names[:MAX_NAMED])}"
+        hint = hint if find_usual_column(names, TEXT_COLUMNS) is None else TEXT_HINT
         if line > 1:
             hint = "arrivals.match: a text of the lines with tokens"
         raise UnfoldError(Diagnostic(f"the trace has no {what}", str(path), line, 1, hint=hint))
