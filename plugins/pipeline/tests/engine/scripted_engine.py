@@ -136,6 +136,11 @@ class _Engine(threading.Thread):
         self.running = [request for request in self.running if request.sent < request.output]
 
 
+def read_prompt(body: dict[str, Any]) -> str:
+    """Return the text of a request of either path."""
+    return str(body.get("prompt") or " ".join(message["content"] for message in body["messages"]))
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     engine: _Engine
@@ -176,13 +181,13 @@ class _Handler(BaseHTTPRequestHandler):
         answer = {"model": body.get("model"), "choices": [{"index": 0, **text}], "usage": usage}
         script = self.engine.script
         if script.role == "prefill":
-            transfer = script.link.keep(script.prompts[-1], self.headers.get("x-request-id", ""), body)
+            transfer = script.link.keep(read_prompt(body), self.headers.get("x-request-id", ""), body)
             answer["kv_transfer_params"] = transfer if script.keeps_caches else None
         self._reply(200, answer)
 
     def _submit(self, body: dict[str, Any]) -> _Request:
         time.sleep(self.engine.script.front_s)
-        text = body.get("prompt") or " ".join(message["content"] for message in body["messages"])
+        text = read_prompt(body)
         self.engine.script.prompts.append(text)
         output = body.get("max_tokens") or body.get("max_completion_tokens") or 16
         request = _Request(len(text.split()), output)

@@ -72,6 +72,7 @@ PAGE: dict[str, list[str]] = {
     "describe_measured_replay": [
         sentences.describe_measured_replay(0.993, "p99 TTFT ≤ 500 ms", 2, 0),
         sentences.describe_measured_replay(0.9, "p99 TTFT ≤ 500 ms", 1, 3),
+        sentences.describe_measured_replay(0.9, "p99 TTFT ≤ 500 ms", 2, 0, 1),
     ],
     "describe_prompts": [sentences.describe_prompts(0.004, 0.001), sentences.describe_prompts(0.004, 0.97)],
     "describe_routing": [

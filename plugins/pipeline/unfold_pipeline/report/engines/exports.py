@@ -16,6 +16,10 @@ IMAGE = "vllm/vllm-openai:latest"
 PORT = 8000
 KV_TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
 """vLLM's connector for separate pools: the decode engine reads, whatever the role."""
+LINK_NOTE = """\
+# VLLM_NIXL_SIDE_CHANNEL_HOST states the address at which the other pool reaches an engine; several engines of a machine
+# need a VLLM_NIXL_SIDE_CHANNEL_PORT each
+"""
 ROLE_LABEL = "llm-d.ai/role"
 MODEL_NOTE = "# MODEL stands for the name of the model, which engine.model.name would state\n"
 POOL_NOTE = (
@@ -44,7 +48,7 @@ def export_vllm(report: Report) -> str:
     Raises:
         UnfoldError: the report holds no plan of engines.
     """
-    lines = _build_notes(report).splitlines()
+    lines = [*_build_notes(report).splitlines(), *(LINK_NOTE.splitlines() if _has_pools(report) else ())]
     for stage, engine in _list_engines(report).items():
         gpus = f"{engine['tensor_parallel']} {engine['hardware']} GPUs"
         lines.append(f"# {stage}: {engine['replicas']} × on {gpus}, {engine['routing']}")

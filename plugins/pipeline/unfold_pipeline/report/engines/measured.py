@@ -101,7 +101,9 @@ def build_measured_engine_report(
         verb="serve",
         name=problem.name,
         verdict=Verdict.YES if is_met else Verdict.NO,
-        headline=sentences.describe_measured_replay(attainment, targets, engines, failed),
+        headline=sentences.describe_measured_replay(
+            attainment, targets, engines, failed, 0 if pools is None else pools.prefill.replicas
+        ),
         subtitle=build_subtitle(problem),
         metrics=_build_metrics(measured, estimated, attainment, failed),
         tables=(_build_table(rows), _build_engine_table(replayed, engines)),

@@ -342,10 +342,12 @@ def describe_scaled_estimate() -> str:
     return "the same requests simulated on the engines that took requests, with the tokens that were counted"
 
 
-def describe_measured_replay(attainment: float, targets: str, engines: int, failures: int) -> str:
-    """Return the headline of a trace that was replayed on running engines."""
+def describe_measured_replay(attainment: float, targets: str, engines: int, failures: int, prefill: int = 0) -> str:
+    """Return the headline of a trace that was replayed on running engines; ``prefill`` of them compute prompts only."""
     failed = f", {failures:,} failed" if failures else ""
-    return f"{attainment * 100:.2f} % of the requests within {targets} on {_pluralize(engines, 'engine')}{failed}"
+    names = f"{prefill:,} prefill and {_pluralize(engines, 'decode engine')}" if prefill else ""
+    names = names or _pluralize(engines, "engine")
+    return f"{attainment * 100:.2f} % of the requests within {targets} on {names}{failed}"
 
 
 def describe_estimate(replicas: int, engines: int, hardware: str, tensor_parallel: int) -> str:
