@@ -321,6 +321,12 @@ def test_a_file_may_hold_several_runs(tmp_path: Path) -> None:
     ("result", "message"),
     [
         ({"experiments": [{"requests": []}]}, "genai-perf has no prompt tokens"),
+        ({"avg_latency": 1.2, "latencies": [1.2]}, "vllm bench latency has no requests that arrive"),
+        ({"elapsed_time": 9.0, "requests_per_second": 3.0}, "vllm bench throughput has no requests that arrive"),
+        ({"e2els": [0.1], "input_lens": [5], "completed": 1}, "a benchmark of embeddings has no requests"),
+        ({"engine": {}, "performance": {}}, "trtllm-bench has no requests that arrive"),
+        ([{"n_prompt": 512, "n_gen": 0, "avg_ts": 300.0}], "llama-bench has no requests that arrive"),
+        ({"eval_count": 9, "eval_duration": 3}, "Ollama has no requests that arrive"),
         ({"load_summary": {"count": 20}, "successes": {}}, "summary of inference-perf has no single requests"),
         ({"time_to_first_token": {"avg": 50, "unit": "ms"}}, "summary of AIPerf has no single requests"),
         ([{"ttft_s": 0.1, "end_to_end_latency_s": 1.0, "number_output_tokens": 9}] * 9, "LLMPerf does not state when"),

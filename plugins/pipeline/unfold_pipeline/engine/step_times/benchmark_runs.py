@@ -44,6 +44,15 @@ LOG_LINE = re.compile(
     r"^(\([^)\n]{1,60}\) )?\[?(\d{4}-\d\d-\d\d[ T][\d:.,]+\]? )?(INFO|WARNING|ERROR|DEBUG)\b", re.MULTILINE
 )
 MAX_SEARCHED = 1 << 16
+OFFLINE_MARKS: Mapping[str, frozenset[str]] = {
+    "vllm bench latency": frozenset({"avg_latency", "latencies"}),
+    "vllm bench throughput": frozenset({"elapsed_time", "requests_per_second"}),
+    "a benchmark of embeddings": frozenset({"e2els", "input_lens"}),
+    "trtllm-bench": frozenset({"engine", "performance"}),
+    "Ollama": frozenset({"eval_count", "eval_duration"}),
+    "llama-bench": frozenset({"n_prompt", "n_gen", "avg_ts"}),
+}
+"""Keys by which results of offline benchmarks, and answers with times, are known."""
 FIRST_TOKEN_KEYS = ("first_token_time", "first_token_iteration", "first_iteration")
 LAST_TOKEN_KEYS = (
     *("last_token_time", "last_token_iteration", "last_iteration"),
@@ -210,6 +219,8 @@ def _reject_other_files(result: Any, path: Path) -> None:
         message, hint = "a summary of AIPerf has no single requests", "profile_export.jsonl"
     elif "end_to_end_latency_s" in first or "results_ttft_s_mean" in keys:
         message, hint = "a result of LLMPerf does not state when its requests were sent", FORMATS
+    elif tool := next((name for name, marks in OFFLINE_MARKS.items() if marks <= (keys or set(first))), ""):
+        message, hint = f"a result of {tool} has no requests that arrive at a server", FORMATS
     else:
         return
     raise user_error(message, file=str(path), hint=hint)
