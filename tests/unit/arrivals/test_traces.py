@@ -132,6 +132,25 @@ def test_a_table_may_list_its_newest_row_first(tmp_path: Path) -> None:
         traces.read_trace(path, on_newest_first=lambda: calls.append(1))
 
 
+def test_a_table_of_stamps_may_be_sorted(tmp_path: Path) -> None:
+    """A caller that allows it gets the order; times from 0 on, and an hour that a clock repeats, remain errors."""
+    orders = list[list[int]]()
+
+    def read(stamps: list[str]) -> list[float]:
+        path = write(tmp_path, "a.csv", "\n".join(["time,n", *(f"{stamp},2" for stamp in stamps)]))
+        found = traces.read_trace(path, counts="", on_unsorted=lambda order: orders.append(order.tolist()))
+        return found.tolist()
+
+    stamps = ["2024-01-01T00:00:01.5Z", "2024-01-01T00:00:01Z", "2024-01-01T00:00:03.25Z"]
+    assert (read(stamps), orders) == ([0.0, 0.5, 2.25], [[1, 0, 2]])
+    assert read([stamps[1], stamps[0], stamps[2]]) == [0.0, 0.5, 2.25]
+    assert read([str(time) for time in range(12, 0, -1)]) == [float(time) for time in range(12)]
+    assert orders[1:] == [list(range(11, -1, -1))]
+    for wrong in (["1.5", "1.0", "3.0"], ["2024-10-27T02:59:59", "2024-10-27T02:00:10", "2024-10-27T02:01:00"]):
+        with pytest.raises(UnfoldError, match="before the one above"):
+            read(wrong)
+
+
 @pytest.mark.parametrize("name", ["", "Unnamed: 0"])
 def test_the_dates_of_an_unnamed_index_are_times(tmp_path: Path, name: str) -> None:
     """Pandas writes its index without a name; row numbers there are no times."""

@@ -115,15 +115,16 @@ def read_rows(head: list[str], rows: Rows, columns: TableColumns, path: Path) ->
 
 def sort_rows(rows: TraceRows) -> TraceRows:
     """Sort rows by time: documents and columnar files are in no order."""
-    return _reorder(rows, np.argsort(rows.times, kind="stable"))
+    return reorder_rows(rows, np.argsort(rows.times, kind="stable"))
 
 
 def reverse_rows(rows: TraceRows) -> TraceRows:
     """Reverse the order of rows."""
-    return _reorder(rows, np.arange(rows.times.size)[::-1])
+    return reorder_rows(rows, np.arange(rows.times.size)[::-1])
 
 
-def _reorder(rows: TraceRows, order: NDArray[np.intp]) -> TraceRows:
+def reorder_rows(rows: TraceRows, order: NDArray[np.intp]) -> TraceRows:
+    """Return rows in an order."""
     counts = None if rows.counts is None else rows.counts[order]
     rates = None if rows.rates is None else rows.rates[order]
     return TraceRows(rows.times[order], counts, rows.column, rows.by_name, rates, rows.has_unit)

@@ -159,7 +159,7 @@ def read_tokens(
     prompt: str | int | None,
     generated: str | int | None,
     match: str = "",
-    is_newest_first: bool = False,
+    order: CountArray | None = None,
     warn: Warn = ignore_warning,
 ) -> TokenTrace:
     """Read the tokens of a CSV with known arrival times; requests without generated tokens are left out.
@@ -172,7 +172,7 @@ def read_tokens(
         prompt: column of the prompt tokens, or one number for all; ``None`` for the usual names.
         generated: column of the generated tokens, or one number for all.
         match: text that a row must contain.
-        is_newest_first: whether the rows come in the reverse order of ``arrival_s``.
+        order: (n,) row of each arrival time; ``None`` if the rows are in order of arrival.
         warn: receives a note about requests that are left out.
 
     Raises:
@@ -200,7 +200,7 @@ def read_tokens(
         raise user_error(message, file=str(path), hint="one row a request, with its time and tokens")
     _reject_clocks(float(np.ptp(arrival_s)) if arrival_s.size else 0.0, path, "times of one clock in one notation")
     _check_unanswered(unanswered, count, path, warn)
-    rows = np.arange(count)[:: -1 if is_newest_first else 1]
+    rows = np.arange(count) if order is None else order
     answered = tokens[rows, 1] > 0
     rows, arrival_s = rows[answered], arrival_s[answered]
     trace = _without_sharing(arrival_s - arrival_s[:1], tokens[rows, 0], tokens[rows, 1], len(unanswered))
