@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,21 @@ def test_another_decode_engine_gets_a_prompt_of_its_own(tmp_path: Path) -> None:
     with run_pools(prefill, decode) as (first, second, link), route(tmp_path, first, f"{GONE}, {second}") as url:
         assert ask(url).status_code == 200
     assert (prefill.requests, decode.requests, link.faults) == (2, 1, [])
+
+
+def test_a_client_that_hangs_up_frees_its_place_at_the_prefill_engine(tmp_path: Path) -> None:
+    """Its prompt is counted as given up, the engine is not avoided, and no decode engine gets the request."""
+    decode = Script()
+    with run_pools(Script(front_s=1.5), decode) as (first, second, _), route(tmp_path, first, second) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/completions", json={"prompt": "a b", "max_tokens": 2}, timeout=0.5)
+        deadline_s = time.monotonic() + 10
+        while httpx.get(f"{url}/status").json()["prefill_engines"][0]["requests"] and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        status = httpx.get(f"{url}/status").json()["prefill_engines"][0]
+        assert 'unfold_engine_prefills_total{engine="1",status="499"} 1.0' in httpx.get(f"{url}/metrics").text
+    assert (status["requests"], status["outstanding_tokens"], status["is_up"]) == (0, 0, True)
+    assert decode.requests == 0
 
 
 def test_a_transfer_of_a_client_reaches_no_engine(tmp_path: Path) -> None:

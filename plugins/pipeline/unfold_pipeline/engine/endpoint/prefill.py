@@ -32,6 +32,8 @@ KEEP_CACHE = {
     "remote_port": None,
 }
 """Asks a prefill engine to keep the KV cache of a prompt until a decode engine has read it."""
+HUNG_UP = "499"
+"""Status of a prompt for which the client did not wait."""
 NOT_FOR_PROMPTS = frozenset({"stream_options", "min_tokens", TRANSFER})
 MAX_ANSWER_BYTES = 16 << 20
 
@@ -90,11 +92,12 @@ class PrefillPool:
         tried = set[int]()
         while (index := self.balancer.choose(tokens, time.perf_counter(), tried)) is not None:
             tried.add(index)
-            status = "unreachable"
+            status = HUNG_UP
             try:
                 code, answer = await self._send(client, self.endpoints[index], path, content, prefill.request_id)
                 status = str(code)
             except EndpointError:
+                status = "unreachable"
                 self.balancer.mark_down(index, time.perf_counter())
                 continue
             finally:
