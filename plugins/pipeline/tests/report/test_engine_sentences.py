@@ -57,7 +57,10 @@ PAGE: dict[str, list[str]] = {
     ],
     "describe_pool_estimate": [sentences.describe_pool_estimate("1 × h100 tp1 for prefill", "2 × h100 tp1 for decode")],
     "describe_hand_over": [sentences.describe_hand_over(0, 60), sentences.describe_hand_over(2, 60)],
-    "describe_pool_routing": [sentences.describe_pool_routing(1, 2)],
+    "describe_pool_routing": [
+        sentences.describe_pool_routing((1, 2), (1, 2)),
+        sentences.describe_pool_routing((1, 2), (2, 2)),
+    ],
     "describe_measured_interval": [sentences.describe_measured_interval(0.8, 1.25, 9, 12)],
     "describe_local_engines": [
         sentences.describe_local_engines(1, 1.2, 0),

@@ -61,7 +61,7 @@ def serve_pools(spec: PipelineSpec, problem: EngineProblem, run: Run) -> Service
     running = _RunningPools.from_spec(engine, stage, planned)
     trace = run.options.get("replay")
     if not trace:
-        return _build_service(problem, running)
+        return _build_service(problem, running, planned)
     live = replace(problem, requests=build_replay_requests(spec, problem, planned.decode, Path(trace), run))
     sending = replay_requests(
         running.decode, running.balancer, live.requests, EndpointLimits(), run.progress, prefill=running.prefill
@@ -117,7 +117,7 @@ class _RunningPools:
         )
 
 
-def _build_service(problem: EngineProblem, running: _RunningPools) -> Service:
+def _build_service(problem: EngineProblem, running: _RunningPools, planned: PoolConfig) -> Service:
     # this module loads the HTTP stack, which a replay does not need
     from unfold_pipeline.serving.engine_router import (
         COMPLETION_PATHS,
@@ -136,11 +136,12 @@ def _build_service(problem: EngineProblem, running: _RunningPools) -> Service:
     max_in_flight = QUEUED_PER_SLOT * running.config.decode.max_seqs * len(decode)
     app = EngineRouterApp(decode, running.balancer, metrics, estimate, EndpointLimits(), max_in_flight)
     app.prefill = prefill
+    counts = [(config.prefill.replicas, config.decode.replicas) for config in (running.config, planned)]
     return Service(
         problem.name,
         app,
         paths=(*COMPLETION_PATHS, "/v1/models", "/health", "/status", "/metrics"),
         body_bytes=MAX_BODY_BYTES,
-        lines=(("engines", sentences.describe_pool_routing(len(prefill.endpoints), len(decode))),),
+        lines=(("engines", sentences.describe_pool_routing(*counts)),),
         registry=metrics.registry,
     )

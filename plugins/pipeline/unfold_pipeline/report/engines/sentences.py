@@ -371,11 +371,12 @@ def describe_hand_over(local_prompts: int, requests: int) -> str:
     )
 
 
-def describe_pool_routing(prefill: int, decode: int) -> str:
-    """Return what a service of two pools routes to."""
-    return (
-        f"{_pluralize(prefill, 'running prefill engine')}, then {_pluralize(decode, 'running decode engine')}, in turn"
-    )
+def describe_pool_routing(running: tuple[int, int], planned: tuple[int, int]) -> str:
+    """Return what a service of two pools routes to; numbers are of prefill and of decode engines."""
+    prefill, decode = running
+    other = "" if running == planned else f"; the plan has {planned[0]:,} and {planned[1]:,}"
+    names = f"{_pluralize(prefill, 'running prefill engine')}, then {_pluralize(decode, 'running decode engine')}"
+    return f"{names}, in turn{other}"
 
 
 def describe_measured_interval(low: float, high: float, within: int, statistics: int) -> str:
