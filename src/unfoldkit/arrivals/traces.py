@@ -19,9 +19,17 @@ from unfoldkit.arrivals.readers.detect import detect_form
 from unfoldkit.arrivals.readers.json_document import read_document
 from unfoldkit.arrivals.readers.log import Warn, ignore_warning, read_log
 from unfoldkit.arrivals.readers.parquet import read_parquet
-from unfoldkit.arrivals.readers.table import GAP_COLUMNS, TableColumns, TraceRows, read_table, reverse_rows
+from unfoldkit.arrivals.readers.table import (
+    GAP_COLUMNS,
+    TableColumns,
+    TraceRows,
+    read_table,
+    reorder_rows,
+    reverse_rows,
+)
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
+    FIRST_EPOCH_S,
     TimeNotation,
     Times,
     epoch_to_seconds,
@@ -54,6 +62,7 @@ def read_trace(
     notation: TimeNotation | None = None,
     warn: Warn = ignore_warning,
     on_newest_first: Callable[[], None] | None = None,
+    on_unsorted: Callable[[NDArray[np.intp]], None] | None = None,
 ) -> Times:
     """Read the arrival times of a trace in seconds since its first arrival.
 
@@ -75,6 +84,9 @@ def read_trace(
         warn: Receives notes about skipped lines and doubtful readings.
         on_newest_first: Called if a table lists its newest row first, as exports of databases do; its rows are
             reversed. Without it, such a table is an error: a caller may read other columns of the rows.
+        on_unsorted: Called with the order of the rows if the newest is first, or if they are stamps of a clock in no
+            order, as in logs that are written when a request ends. Without it, such a table is an error. Times from 0
+            on in no order always are: two traces in one file would become one of twice the rate.
 
     Raises:
         UnfoldError: A column is missing, a row has no time, there is no arrival, or times go back.
@@ -95,10 +107,15 @@ def read_trace(
     if on_newest_first is not None and _is_newest_first(rows.times):
         rows = reverse_rows(rows)
         on_newest_first()
+    if on_unsorted is not None and (_is_newest_first(rows.times) or _may_be_sorted(rows)):
+        newest_first = np.arange(rows.times.size)[::-1]
+        order = newest_first if _is_newest_first(rows.times) else np.argsort(rows.times, kind="stable")
+        rows = reorder_rows(rows, order)
+        on_unsorted(order)
     validate_times(rows.times, str(path))
     _check_span(rows.times, str(path))
     if rows.counts is None and rows.rates is None:
-        suspicion = describe_suspicion(rows.times, has_unit=notation.unit is not None)
+        suspicion = describe_suspicion(rows.times, has_unit=rows.has_unit or notation.unit is not None)
         if suspicion:
             warn(f"{path}: {suspicion}")
     return validate_times(_to_arrivals(rows, notation, str(path)), str(path))
@@ -124,7 +141,7 @@ def validate_times(times: Times, file: str = "", *, line: int = 0) -> Times:
     if back.size:
         index = int(back[0]) + 1
         # an hour that a clock repeats cannot be sorted into the first one
-        is_winter_time = _HOUR_S * 0.8 < times[index - 1] - times[index] <= _HOUR_S
+        is_winter_time = _is_repeated_hour(times[index - 1] - times[index])
         hint = "an hour back, as winter time begins? write the times in UTC" if is_winter_time else "sort the trace"
         raise user_error(f"arrival {index + 1} ({times[index]:g} s) is before the one above it", file=file, hint=hint)
     return np.ascontiguousarray(times - times[0])
@@ -133,6 +150,18 @@ def validate_times(times: Times, file: str = "", *, line: int = 0) -> Times:
 def _is_newest_first(times: Times) -> bool:
     """Whether no row is later than the one above it; a few rows may be out of order by chance."""
     return bool(times.size >= MIN_NEWEST_FIRST and times[-1] < times[0] and (np.diff(times) <= 0).all())
+
+
+def _may_be_sorted(rows: TraceRows) -> bool:
+    """Whether single arrivals with stamps of a clock are out of order, other than by an hour that it repeats."""
+    back_s = -np.diff(rows.times)
+    is_single = rows.counts is None and rows.rates is None
+    is_stamped = bool(rows.times.size and np.isfinite(rows.times).all() and rows.times.min() >= FIRST_EPOCH_S)
+    return is_single and is_stamped and bool((back_s > 0).any()) and not _is_repeated_hour(back_s).any()
+
+
+def _is_repeated_hour(back_s: Times) -> NDArray[np.bool_]:
+    return (back_s > _HOUR_S * 0.8) & (back_s <= _HOUR_S)
 
 
 def _check_span(times: Times, file: str) -> None:

@@ -132,6 +132,25 @@ def test_a_table_may_list_its_newest_row_first(tmp_path: Path) -> None:
         traces.read_trace(path, on_newest_first=lambda: calls.append(1))
 
 
+def test_a_table_of_stamps_may_be_sorted(tmp_path: Path) -> None:
+    """A caller that allows it gets the order; times from 0 on, and an hour that a clock repeats, remain errors."""
+    orders = list[list[int]]()
+
+    def read(stamps: list[str]) -> list[float]:
+        path = write(tmp_path, "a.csv", "\n".join(["time,n", *(f"{stamp},2" for stamp in stamps)]))
+        found = traces.read_trace(path, counts="", on_unsorted=lambda order: orders.append(order.tolist()))
+        return found.tolist()
+
+    stamps = ["2024-01-01T00:00:01.5Z", "2024-01-01T00:00:01Z", "2024-01-01T00:00:03.25Z"]
+    assert (read(stamps), orders) == ([0.0, 0.5, 2.25], [[1, 0, 2]])
+    assert read([stamps[1], stamps[0], stamps[2]]) == [0.0, 0.5, 2.25]
+    assert read([str(time) for time in range(12, 0, -1)]) == [float(time) for time in range(12)]
+    assert orders[1:] == [list(range(11, -1, -1))]
+    for wrong in (["1.5", "1.0", "3.0"], ["2024-10-27T02:59:59", "2024-10-27T02:00:10", "2024-10-27T02:01:00"]):
+        with pytest.raises(UnfoldError, match="before the one above"):
+            read(wrong)
+
+
 @pytest.mark.parametrize("name", ["", "Unnamed: 0"])
 def test_the_dates_of_an_unnamed_index_are_times(tmp_path: Path, name: str) -> None:
     """Pandas writes its index without a name; row numbers there are no times."""
@@ -317,3 +336,16 @@ def test_milliseconds_of_mooncake_are_read_without_a_unit(tmp_path: Path) -> Non
     """Lines with Mooncake's lengths count in milliseconds, whole or not, in pipelines without an engine too."""
     lines = [f'{{"timestamp": {n * 500.5}, "input_length": 10, "output_length": 2}}' for n in range(100)]
     assert traces.read_trace(write(tmp_path, "a.jsonl", "\n".join(lines)))[-1] == pytest.approx(99 * 0.5005)
+
+
+def test_tables_with_mooncakes_columns_are_in_milliseconds(tmp_path: Path) -> None:
+    """As its JSON lines are; what would be too many requests a second, or has fractions, is no millisecond."""
+
+    def read(stamps: list[str], name: str = "a.csv") -> float:
+        rows = "\n".join(f"{stamp},900,20" for stamp in stamps)
+        path = write(tmp_path, name, f"timestamp,input_length,output_length\n{rows}\n")
+        return float(traces.read_trace(path)[-1])
+
+    assert read([str(stamp) for stamp in range(0, 300_000, 217)]) == pytest.approx(299.894)
+    assert read([str(stamp) for stamp in range(0, 900, 3)]) == 897.0
+    assert read([f"{stamp}.5" for stamp in range(300)]) == 299.0

@@ -18,6 +18,55 @@ HIDE_USAGE, HIDE_STREAM, ONE_BURST, STALL, REFUSE, BREAK_OFF, ZERO_USAGE, BOOLEA
 
 
 @dataclass(slots=True)
+class KvLink:
+    """The KV caches that prefill engines keep for decode engines, which may read each once.
+
+    Attributes:
+        caches: prompt and id of the request, by block.
+        faults: what was against the protocol of vLLM's connectors.
+        reads: caches that were read.
+        local: prompts that a decode engine computed.
+    """
+
+    caches: dict[int, tuple[str, str]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    reads: int = 0
+    local: int = 0
+    blocks: int = 0
+
+    def keep(self, prompt: str, request_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Keep the cache of a prompt and return where it is."""
+        asked = body.get("kv_transfer_params") or {}
+        limits = {body.get("max_tokens"), body.get("max_completion_tokens", 1)}
+        checks = {
+            "asks for no cache": asked.get("do_remote_decode") is True and asked.get("do_remote_prefill") is False,
+            "streams": body.get("stream") is False and "stream_options" not in body,
+            "generates more than a token": limits == {1} and "min_tokens" not in body,
+            "has no id": bool(request_id),
+            "states where a cache is": all(value is None for name, value in asked.items() if name.startswith("remote")),
+        }
+        self.faults += [f"prefill {name}" for name, is_kept in checks.items() if not is_kept]
+        self.blocks += 1
+        self.caches[self.blocks] = prompt, request_id
+        return {
+            "do_remote_prefill": True, "do_remote_decode": False, "remote_engine_id": "p", "remote_host": "10.0.0.1",
+            "remote_block_ids": [self.blocks], "remote_port": 5600, "tp_size": 1,
+        }  # fmt: skip
+
+    def read(self, prompt: str, request_id: str, body: dict[str, Any]) -> bool:
+        """Read the cache of a prompt; false if the request names none."""
+        transfer = body.get("kv_transfer_params")
+        if transfer is None:
+            self.local += 1
+            return False
+        cache = self.caches.pop((transfer.get("remote_block_ids") or [0])[0], None)
+        if transfer.get("do_remote_prefill") is not True or cache != (prompt, request_id):
+            self.faults.append(f"decode reads {transfer} for {request_id}, kept is {cache}")
+        self.reads += 1
+        return True
+
+
+@dataclass(slots=True)
 class Script:
     """How the engine behaves: a step takes overhead + per_token T + per_request m seconds."""
 
@@ -34,6 +83,11 @@ class Script:
     key: str = ""
     requests: int = 0
     fail_after: int = 1 << 30
+    cached_share: float = 0.0
+    prompts: list[str] = field(default_factory=list)
+    role: str = ""
+    link: KvLink = field(default_factory=KvLink)
+    keeps_caches: bool = True
 
 
 @dataclass(slots=True)
@@ -82,6 +136,11 @@ class _Engine(threading.Thread):
         self.running = [request for request in self.running if request.sent < request.output]
 
 
+def read_prompt(body: dict[str, Any]) -> str:
+    """Return the text of a request of either path."""
+    return str(body.get("prompt") or " ".join(message["content"] for message in body["messages"]))
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     engine: _Engine
@@ -119,13 +178,22 @@ class _Handler(BaseHTTPRequestHandler):
             request.tokens.get(timeout=30)
         text = {"text": "a " * request.output, "message": {"role": "assistant", "content": "a " * request.output}}
         usage = {"prompt_tokens": request.prompt, "completion_tokens": request.output}
-        self._reply(200, {"model": body.get("model"), "choices": [{"index": 0, **text}], "usage": usage})
+        answer = {"model": body.get("model"), "choices": [{"index": 0, **text}], "usage": usage}
+        script = self.engine.script
+        if script.role == "prefill":
+            transfer = script.link.keep(read_prompt(body), self.headers.get("x-request-id", ""), body)
+            answer["kv_transfer_params"] = transfer if script.keeps_caches else None
+        self._reply(200, answer)
 
     def _submit(self, body: dict[str, Any]) -> _Request:
         time.sleep(self.engine.script.front_s)
-        text = body.get("prompt") or " ".join(message["content"] for message in body["messages"])
+        text = read_prompt(body)
+        self.engine.script.prompts.append(text)
         output = body.get("max_tokens") or body.get("max_completion_tokens") or 16
         request = _Request(len(text.split()), output)
+        script = self.engine.script
+        if script.role == "decode" and script.link.read(text, self.headers.get("x-request-id", ""), body):
+            request.computed = request.prompt - 1
         with self.engine.lock:
             self.engine.waiting.append(request)
         return request
@@ -156,9 +224,11 @@ class _Handler(BaseHTTPRequestHandler):
                     return
             for event in [b"".join(held)] if held else []:
                 self._chunk(event)
-            usage = {"prompt_tokens": request.prompt, "completion_tokens": request.output}
+            usage: dict[str, Any] = {"prompt_tokens": request.prompt, "completion_tokens": request.output}
             usage = dict.fromkeys(usage, 0) if script.fault == ZERO_USAGE else usage
             usage = dict.fromkeys(usage, True) if script.fault == BOOLEAN_USAGE else usage
+            cached = round(script.cached_share * request.prompt)
+            usage |= {"prompt_tokens_details": {"cached_tokens": cached}} if cached else {}
             wants_usage = (body.get("stream_options") or {}).get("include_usage")
             if script.fault != HIDE_USAGE and wants_usage:
                 self._chunk(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode())

@@ -184,6 +184,16 @@ def test_longer_prompts_lie_between_the_last_doubling_and_the_square(power: floa
         np.testing.assert_allclose(longer, np.array([128.0, 512.0]) ** 2)
 
 
+def test_a_latency_of_zero_is_refused(tmp_path: Path) -> None:
+    """A kernel takes time: a zero is a failed measurement, and would make its shape free."""
+    folder = write_tables(tmp_path)
+    path = folder / "gemm.csv"
+    head, first, *rows = path.read_text("utf-8").splitlines()
+    path.write_text("\n".join([head, f"{first.rpartition(',')[0]},0.0", *rows]) + "\n", "utf-8")
+    with pytest.raises(UnfoldError, match=r"line 2: a latency of 0 is no measurement \(leave the row out\)"):
+        build(folder)
+
+
 def test_another_backend_is_refused_with_what_there_is(tmp_path: Path) -> None:
     """Rows of another engine never stand for this one."""
     with pytest.raises(UnfoldError, match="no rows of h trtllm") as error:

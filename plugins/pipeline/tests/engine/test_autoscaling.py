@@ -17,6 +17,7 @@ from unfold_pipeline.engine.autoscaling.hindsight import (
 )
 from unfold_pipeline.engine.autoscaling.replay import replay_rule
 from unfold_pipeline.engine.autoscaling.rules import (
+    HPA_PERIOD_S,
     HPA_STABILIZATION_S,
     Observation,
     build_envelope_rule,
@@ -121,6 +122,30 @@ def test_hpa_scales_up_at_once_and_down_after_its_window() -> None:
     assert steady(seen(0.0, running=21, waiting=0, replicas=2)) == 2
 
 
+def test_rules_keep_the_engines_that_they_find_until_they_have_seen_traffic() -> None:
+    """A trace begins with few requests: no rule drains the engines of the plan before its window has passed."""
+    case = problem(burst())
+    envelope = build_token_envelope(case.requests, 3, 10.0)
+    rules = {
+        HPA_STABILIZATION_S: (build_hpa_rule(10.0), build_keda_rule()),
+        20.0: (build_envelope_rule(envelope, count_trace_tokens(case.requests), hold_s=20.0),),
+    }
+    for held_s, several in rules.items():
+        for rule in several:
+            assert rule(seen(0.0, running=1, waiting=0, replicas=3)) == 3
+            assert rule(seen(held_s - 1, running=1, waiting=0, replicas=3)) == 3
+            assert rule(seen(held_s + HPA_PERIOD_S, running=1, waiting=0, replicas=3)) == 1
+
+
+def test_hpa_adds_at_most_four_engines_or_as_many_again_a_period() -> None:
+    """The default behavior of Kubernetes, whatever the metric asks for."""
+    rule = build_hpa_rule(10.0)
+    counts = [1]
+    for period in range(4):
+        counts.append(rule(seen(period * HPA_PERIOD_S, running=900, waiting=0, replicas=counts[-1])))
+    assert counts == [1, 5, 10, 20, 40]
+
+
 def test_hpa_does_not_cancel_engines_that_start() -> None:
     """Load that falls while engines start leaves them ordered until the window has passed."""
     fleet = Fleet(4, 2, start_s=180.0)
@@ -178,11 +203,22 @@ def test_no_rule_is_cheaper_than_perfect_knowledge_with_its_misses() -> None:
 def test_the_fixed_peak_is_the_fewest_engines_for_the_whole_trace() -> None:
     """One engine less misses a target; without any number that meets them there is no peak."""
     case = replace(problem(burst(300)), targets=Targets(ttft_s=2.0, tpot_s=0.5))
-    peak = find_fixed_peak(case, CONFIG)
+    peak = find_fixed_peak(case, CONFIG).replicas
     assert peak is not None
     assert evaluate(case, replace(CONFIG, replicas=peak)).meets(case)
     assert peak == 1 or not evaluate(case, replace(CONFIG, replicas=peak - 1)).meets(case)
-    assert find_fixed_peak(replace(case, targets=Targets(ttft_s=1e-6)), CONFIG) is None
+
+
+def test_a_trace_without_a_fixed_peak_names_the_target_in_the_way() -> None:
+    """Either a single request misses it, or as many engines as may run still do."""
+    case = replace(problem(burst(300)), targets=Targets(ttft_s=1e-6))
+    single = find_fixed_peak(case, CONFIG)
+    assert (single.replicas, single.most, single.obstacle) == (None, 0, "ttft")
+    assert single.value_s > 1e-6
+    settings = replace(case.settings, max_replicas=1)
+    crowded = find_fixed_peak(replace(case, settings=settings, targets=Targets(ttft_s=0.05)), CONFIG)
+    assert (crowded.replicas, crowded.most, crowded.obstacle) == (None, 1, "ttft")
+    assert crowded.value_s > 0.05
 
 
 def test_a_range_of_requests_keeps_the_prompts_that_they_share() -> None:

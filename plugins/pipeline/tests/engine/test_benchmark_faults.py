@@ -321,6 +321,12 @@ def test_a_file_may_hold_several_runs(tmp_path: Path) -> None:
     ("result", "message"),
     [
         ({"experiments": [{"requests": []}]}, "genai-perf has no prompt tokens"),
+        ({"avg_latency": 1.2, "latencies": [1.2]}, "vllm bench latency has no requests that arrive"),
+        ({"elapsed_time": 9.0, "requests_per_second": 3.0}, "vllm bench throughput has no requests that arrive"),
+        ({"e2els": [0.1], "input_lens": [5], "completed": 1}, "a benchmark of embeddings has no requests"),
+        ({"engine": {}, "performance": {}}, "trtllm-bench has no requests that arrive"),
+        ([{"n_prompt": 512, "n_gen": 0, "avg_ts": 300.0}], "llama-bench has no requests that arrive"),
+        ({"eval_count": 9, "eval_duration": 3}, "Ollama has no requests that arrive"),
         ({"load_summary": {"count": 20}, "successes": {}}, "summary of inference-perf has no single requests"),
         ({"time_to_first_token": {"avg": 50, "unit": "ms"}}, "summary of AIPerf has no single requests"),
         ([{"ttft_s": 0.1, "end_to_end_latency_s": 1.0, "number_output_tokens": 9}] * 9, "LLMPerf does not state when"),
@@ -343,4 +349,30 @@ def test_a_run_of_aiperf_that_failed_is_rejected(tmp_path: Path, key: str, value
     path = tmp_path / "bench.json"
     path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
     with pytest.raises(UnfoldError, match=r"1 requests failed|has no input_sequence_length"):
+        read_benchmarks(path)
+
+
+LOG = "INFO 11-20 10:12:15 [kv_cache_utils.py:1087] GPU KV cache size: 410,000 tokens\n"
+TEXTS = {
+    LOG: "the log of a server, not the JSON of a benchmark (the file that --save-result --save-detailed",
+    f"(APIServer pid=1) {LOG}": "the log of a server",
+    "[2026-03-01 10:00:00] INFO server_args: x\n": "the log of a server",
+    f"{LOG}============ Serving Benchmark Result ============\n": "the printed summary of a benchmark, which lacks",
+    "ttft_ms,tpot_ms\n12,3\n": "a table, not",
+    "requests took 3 s\n": "text, not",
+    '\n{"a": [1,\n': "t.json:2:10: the JSON breaks off or is damaged: Expecting value (a complete result",
+    "": "the file is empty, and no benchmark result",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_no_json_is_named_for_what_it_is(tmp_path: Path, text: str) -> None:
+    """A log is the first thing that users have at hand: the message says which file is wanted in its place."""
+    path = tmp_path / "t.json"
+    path.write_text(text, "utf-8")
+    with pytest.raises(UnfoldError) as caught:
+        read_benchmarks(path)
+    assert TEXTS[text] in str(caught.value)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UnfoldError, match="binary data, not the JSON of a benchmark"):
         read_benchmarks(path)

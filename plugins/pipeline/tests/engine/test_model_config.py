@@ -107,6 +107,19 @@ def test_sizes_give_the_published_parameters(
 
 
 @pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["InternVLChatModel"], "llm_config": {**LLAMA, "architectures": ["LlamaForCausalLM"]}},
+        {"architectures": ["Qwen2_5OmniModel"], "thinker_config": {"text_config": LLAMA, "audio_config": {}}},
+        {"architectures": ["SomeVLModel"], "language_config": LLAMA, "vision_config": {"hidden_size": 1152}},
+    ],
+)
+def test_the_language_model_of_a_model_with_images_or_speech_is_read(tmp_path: Path, config: Mapping[str, Any]) -> None:
+    """Its section has the sizes, and the architecture of the whole ends as that of an encoder."""
+    assert read(tmp_path, config) == read(tmp_path, LLAMA)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"moe_num_experts": 64}, r"mixture of experts \(moe_num_experts\)"),
@@ -121,6 +134,8 @@ def test_sizes_give_the_published_parameters(
         ({"architectures": ["Qwen2ForRewardModel"]}, r"generates no text \(Qwen2ForRewardModel\)"),
         ({"is_encoder_decoder": True}, r"has an encoder and a decoder"),
         ({"cross_attention_layers": [3, 8]}, r"not grouped-query attention \(cross_attention_layers\)"),
+        ({"num_key_value_heads_per_layer": [4, 1]}, r"not grouped-query attention \(num_key_value_heads_per_layer\)"),
+        ({"language_config": {"n_routed_experts": 64}}, r"mixture of experts \(n_routed_experts\)"),
         ({"num_kv_shared_layers": 15}, r"not grouped-query attention \(num_kv_shared_layers\)"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from unfold_pipeline.engine.trace.request_objects import holds_objects
 from unfold_pipeline.engine.trace.token_trace import TokenTrace, read_objects, read_tokens
 from unfoldkit.api import UnfoldError
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
+from unfoldkit.arrivals.traces import read_trace
 
 TIMES_S = np.cumsum(np.random.default_rng(3).exponential(0.7, 60)).round(3)
 EPOCH_S = 1_780_000_000
@@ -96,6 +98,38 @@ def test_a_table_of_burstgpt_has_its_tokens(tmp_path: Path) -> None:
     path.write_text(f"{head}5,ChatGPT,472,0,472,Conversation log\n")
     with pytest.raises(UnfoldError, match="leave out requests that failed"):
         read_tokens(path, np.zeros(1), prompt=None, generated=None)
+
+
+def test_a_table_of_mooncake_equals_its_json_lines(tmp_path: Path) -> None:
+    """Milliseconds, tokens and the prompts that repeat are the same in both forms, with requests left out in both."""
+    rows = build_rows(to_ms, "timestamp", MOONCAKE)
+    rows = [{**row, "input_length": 1200, "hash_ids": [0, i % 3, i]} for i, row in enumerate(rows)]
+    rows[7]["output_length"] = 0
+    lines, path = read(tmp_path, rows), tmp_path / "t.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        table = csv.DictWriter(stream, list(rows[0]))
+        table.writeheader()
+        table.writerows({**row, "hash_ids": json.dumps(row["hash_ids"])} for row in rows)
+    trace = read_tokens(path, read_trace(path), prompt=None, generated=None)
+    np.testing.assert_allclose(trace.arrival_s, lines.arrival_s, atol=1e-9)
+    for name in ("input_tokens", "output_tokens", "shared_tokens", "shared_with"):
+        np.testing.assert_array_equal(getattr(trace, name), getattr(lines, name))
+    assert trace.is_shared
+    assert trace.left_out == lines.left_out == 1
+
+
+def test_requests_that_a_coarse_clock_puts_together_are_described(tmp_path: Path) -> None:
+    """Mooncake's published times are multiples of three seconds; finer ones, and a batch, are not described."""
+    rows = build_rows(lambda time_s: int(time_s // 3 * 3000), "timestamp", MOONCAKE)
+    assert read(tmp_path, rows).describe_grid().startswith("times are multiples of 3 s")
+    assert read(tmp_path, build_rows(to_ms, "timestamp", MOONCAKE)).describe_grid() == ""
+    assert read(tmp_path, build_rows(lambda _: 7000, "timestamp", MOONCAKE)).describe_grid() == ""
+
+
+def test_a_trace_without_columns_of_tokens_names_those_that_it_has(tmp_path: Path) -> None:
+    """So that ``arrivals.input`` can be written without opening the file."""
+    with pytest.raises(UnfoldError, match=r"no prompt tokens .*input: COLUMN.*it has: time_s, asked, said"):
+        read(tmp_path, [{"time_s": 1.0, "asked": 5, "said": 6}])
 
 
 UNANSWERED = ("", "0", "NaN", "null")

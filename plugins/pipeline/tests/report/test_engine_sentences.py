@@ -18,7 +18,10 @@ ENDS = (
     TableEnd(operator="generation attention", size="requests", measured=256, needed=257),
 )
 PAGE: dict[str, list[str]] = {
-    "describe_fresh_share": [sentences.describe_fresh_share(14, 24, 0.41)],
+    "describe_fresh_share": [
+        sentences.describe_fresh_share(14, 24, 0.41),
+        sentences.describe_fresh_share(24, 24, 0.91),
+    ],
     "describe_low_share": [sentences.describe_low_share("$8.00/h: 2 engines on 2 GPUs (h100)", 14, 24)],
     "describe_unbounded_wait": [sentences.describe_unbounded_wait(621.0)],
     "describe_window": [sentences.describe_window(1024, 40, 48), sentences.describe_window(1024, 40, 48, is_pool=True)],
@@ -41,9 +44,24 @@ PAGE: dict[str, list[str]] = {
     "describe_pool_replay": [sentences.describe_pool_replay(0.995, "p99 TTFT ≤ 500 ms", 12.5)],
     "describe_pool_limits": [sentences.describe_pool_limits()],
     "describe_autoscaling": [sentences.describe_autoscaling(180.0)],
+    "describe_replayed_engines": [sentences.describe_replayed_engines(3, "h100", 2, 4096, 256)],
+    "describe_no_fixed_peak": [
+        sentences.describe_no_fixed_peak(256, "tpot", 0.09),
+        sentences.describe_no_fixed_peak(0, "ttft", 1.2),
+    ],
     "describe_by_gpu": [sentences.describe_by_gpu(31.65, "h200", 2, 2)],
     "describe_calibration": [sentences.describe_calibration(None, None), sentences.describe_calibration(1.15, 180.0)],
-    "describe_estimate": [sentences.describe_estimate(2, 2), sentences.describe_estimate(2, 1)],
+    "describe_estimate": [
+        sentences.describe_estimate(2, 2, "h100", 1),
+        sentences.describe_estimate(2, 1, "h100", 1),
+    ],
+    "describe_pool_estimate": [sentences.describe_pool_estimate("1 × h100 tp1 for prefill", "2 × h100 tp1 for decode")],
+    "describe_hand_over": [sentences.describe_hand_over(0, 60), sentences.describe_hand_over(2, 60)],
+    "describe_pool_routing": [
+        sentences.describe_pool_routing((1, 2), (1, 2)),
+        sentences.describe_pool_routing((1, 2), (2, 2)),
+    ],
+    "describe_measured_interval": [sentences.describe_measured_interval(0.8, 1.25, 9, 12)],
     "describe_local_engines": [
         sentences.describe_local_engines(1, 1.2, 0),
         sentences.describe_local_engines(2, 1.2, 1),
@@ -57,8 +75,9 @@ PAGE: dict[str, list[str]] = {
     "describe_measured_replay": [
         sentences.describe_measured_replay(0.993, "p99 TTFT ≤ 500 ms", 2, 0),
         sentences.describe_measured_replay(0.9, "p99 TTFT ≤ 500 ms", 1, 3),
+        sentences.describe_measured_replay(0.9, "p99 TTFT ≤ 500 ms", 2, 0, 1),
     ],
-    "describe_prompts": [sentences.describe_prompts(0.004)],
+    "describe_prompts": [sentences.describe_prompts(0.004, 0.001), sentences.describe_prompts(0.004, 0.97)],
     "describe_routing": [
         sentences.describe_routing(2, 2, "round_robin"),
         sentences.describe_routing(1, 2, "least_tokens"),
@@ -70,7 +89,11 @@ PAGE: dict[str, list[str]] = {
     "describe_endpoint_range": [sentences.describe_endpoint_range(1_500, 16)],
     "describe_endpoint_steps": [sentences.describe_endpoint_steps(0.014, 180.0, 2_048, 0.19)],
     "describe_excluded": [sentences.describe_excluded("l4", 1, "tpot", 0.07)],
-    "describe_front": [sentences.describe_front(0.008, 1.0), sentences.describe_front(0.008, 1.5)],
+    "describe_front": [
+        sentences.describe_front(0.008, 1.0),
+        sentences.describe_front(0.008, 1.5),
+        sentences.describe_front(0.0, 1.0),
+    ],
     "describe_hindsight": [
         sentences.describe_hindsight(41.2, 47.5, 6.0, 180.0),
         sentences.describe_hindsight(41.2, 41.2, 6.0, 180.0),
@@ -87,13 +110,19 @@ PAGE: dict[str, list[str]] = {
     ],
     "describe_no_plan": [sentences.describe_no_plan("p99 TTFT ≤ 500 ms")],
     "describe_no_sure_plan": [sentences.describe_no_sure_plan("p99 TTFT ≤ 500 ms", 0.9)],
-    "describe_nodes": [sentences.describe_nodes(1, "h100", 8, 6), sentences.describe_nodes(2, "h100", 8, 16)],
+    "describe_nodes": [
+        sentences.describe_nodes(1, "h100", 8, 6, 1),
+        sentences.describe_nodes(1, "h100", 8, 7, 0),
+        sentences.describe_nodes(2, "h100", 8, 16, 0),
+    ],
     "describe_plan": [sentences.describe_plan(55.04, 3, 6, "h100"), sentences.describe_plan(1.86, 1, 1, "l40s")],
     "describe_prefix": [sentences.describe_prefix(0.84)],
     "describe_price_range": [sentences.describe_price_range(55.04, 110.08), sentences.describe_price_range(4.0, None)],
     "describe_profile_value": [
-        sentences.describe_profile_value(55.04, 110.08),
-        sentences.describe_profile_value(55.04, 55.04),
+        sentences.describe_profile_value(55.04, 110.08, is_measured=False),
+        sentences.describe_profile_value(55.04, 110.08, is_measured=True),
+        sentences.describe_profile_value(55.04, 55.04, is_measured=False),
+        sentences.describe_profile_value(55.04, 55.04, is_measured=True),
     ],
     "describe_recheck": [
         sentences.describe_recheck("p99 TTFT ≤ 500 ms", meets=True, excess=""),
@@ -102,7 +131,10 @@ PAGE: dict[str, list[str]] = {
             "p99 TTFT ≤ 500 ms", meets=True, excess="9 input tokens in 1 s exceed the planned 8"
         ),
     ],
-    "describe_refusal": [sentences.describe_refusal("h100", 2, 2, "ttft", 0.687)],
+    "describe_refusal": [
+        sentences.describe_refusal("h100", 2, 2, "ttft", 0.687),
+        sentences.describe_refusal("h100", 2, 2, "ttft", 0.687, 4096),
+    ],
     "describe_replay": [sentences.describe_replay(0.9937, "p99 TTFT ≤ 500 ms", 55.04, "fixed plan")],
     "describe_search": [sentences.describe_search(16, 139_022)],
     "describe_steps": [sentences.describe_steps(0.04, 25)],

@@ -228,6 +228,24 @@ def test_a_replayed_trace_is_measured_next_to_the_estimate(tmp_path: Path) -> No
     assert [row[1] for row in report.tables[1].rows] == [30, 30]
 
 
+def test_a_replay_sends_other_words_each_time(tmp_path: Path) -> None:
+    """Engines keep the prompts of the last replay in their prefix cache: a replay of equal prompts measured hits."""
+    script = Script()
+    with run_engine(script) as url:
+        for _ in range(2):
+            open_engines(tmp_path, f"url: {url}", replay=write_trace(tmp_path, 6))
+    assert len(set(script.prompts)) == len(script.prompts) == 14
+
+
+def test_prompts_from_a_prefix_cache_are_named(tmp_path: Path) -> None:
+    """The usage of the engine says so, and the report repeats it."""
+    with run_engine(Script(cached_share=0.5)) as url:
+        report = open_engines(tmp_path, f"url: {url}", replay=write_trace(tmp_path, 6))
+    assert isinstance(report, Report)
+    assert "of their tokens came from a prefix cache" in dict(report.lines)["prompts"]
+    assert "interval" in dict(report.lines)
+
+
 def test_failed_requests_are_counted_and_no_is_said(tmp_path: Path) -> None:
     """An engine that fails amid the trace makes the verdict a no and is named; one that is gone is an error."""
     with run_engine(Script(fail_after=20)) as url:

@@ -174,6 +174,17 @@ def test_a_trace_with_its_newest_row_first_is_the_same(tmp_path: Path) -> None:
     assert "200 requests" in plan_spec(tmp_path, replay=str(tmp_path / "live.csv")).subtitle
 
 
+def test_a_trace_in_the_order_of_ends_is_the_same(tmp_path: Path) -> None:
+    """Stamps of a clock are sorted together with their tokens, when planned and when replayed."""
+    rows = [f"2026-03-01T10:00:{i / 4:06.3f},{100 + i},{5 + i % 40}" for i in range(200)]
+    head, by_end = "TIMESTAMP,ContextTokens,GeneratedTokens", sorted(rows, key=lambda row: int(row.split(",")[2]))
+    texts = ["\n".join([head, *part]) + "\n" for part in (rows, by_end)]
+    hashes = [(plan_spec(tmp_path, trace=text).decision or {})["trace_sha256"] for text in texts]
+    assert hashes[0] == hashes[1]
+    (tmp_path / "live.csv").write_text(texts[1], "utf-8")
+    assert "200 requests" in plan_spec(tmp_path, replay=str(tmp_path / "live.csv")).subtitle
+
+
 LENGTHS = "prompt_tokens,completion_tokens\n" + "\n".join(f"{100 + i},{5 + i}" for i in range(40)) + "\n"
 COUNTS = "minute,count\n" + "\n".join(f"{minute},60" for minute in range(4)) + "\n"
 

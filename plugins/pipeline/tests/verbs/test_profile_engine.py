@@ -98,7 +98,7 @@ def test_the_fit_finds_the_steps_of_the_engine(tmp_path: Path) -> None:
 def test_engines_of_a_machine_are_measured_together(tmp_path: Path) -> None:
     """Each phase is measured at all engines at once, once only, and their slower steps give the factor."""
     spec, run = open_spec(tmp_path, "")
-    task = ProfileTask(endpoint=Endpoint(url=""), longest_prompt=200, max_streams=8, seed=0, limits=EndpointLimits())
+    task = ProfileTask(endpoint=Endpoint(url=""), longest_prompt=200, max_streams=8, limits=EndpointLimits())
     stored: list[EndpointProfile] = []
 
     async def measure() -> EndpointProfile:

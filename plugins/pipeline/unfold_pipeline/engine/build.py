@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from unfold_pipeline._types import FloatArray
+from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS, Gpu, KvCache, estimate_kv_cache, find_gpu, list_gpus
 from unfold_pipeline.engine.hardware.model_config import read_model_config
 from unfold_pipeline.engine.hardware.model_shape import KvLayout, ModelShape
@@ -288,7 +288,9 @@ def load_token_trace(spec: PipelineSpec, run: Run, *, replay: Path | None = None
         if traffic.lengths is not None and not _has_tokens(replay):
             times = load_arrivals(live, run, np.random.default_rng([run.seed, 4]), "--replay", likely)
             return _draw_lengths(traffic, times, "arrivals", run)
-        return _read_live(live, likely, run)
+        trace = _read_live(live, likely, run)
+        _warn_of_grid(trace, replay, run)
+        return trace
     return _read_traffic(traffic, "arrivals", run)
 
 
@@ -306,14 +308,15 @@ def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
             notation=TimeNotation(live.time_format, live.unit if is_alike else None, likely_unit=live.unit),
             warn=run.log.warning,
         )
-    is_newest_first: list[None] = []
+    orders: list[CountArray] = []
     times = load_arrivals(
         live.model_copy(update={"counts": ""}),
         run,
         np.random.default_rng([run.seed, 4]),
         "--replay",
         likely,
-        lambda: is_newest_first.append(None),
+        None,
+        on_unsorted=orders.append,
     )
     names = _list_columns(path)
     return read_tokens(
@@ -322,9 +325,14 @@ def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
         prompt=_choose_column(live.input, names, INPUT_COLUMNS),
         generated=_choose_column(live.output, names, OUTPUT_COLUMNS),
         match=live.match or "",
-        is_newest_first=bool(is_newest_first),
+        order=orders[0] if orders else None,
         warn=run.log.warning,
     )
+
+
+def _warn_of_grid(trace: TokenTrace, path: Path, run: Run) -> None:
+    if grid := trace.describe_grid():
+        run.log.warning("%s: %s", path, grid)
 
 
 def _has_tokens(path: Path) -> bool:
@@ -375,19 +383,18 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
     else:
         # compress, scale and share apply to requests with their tokens, not to times alone
         plain = traffic.model_copy(update={"compress": 1.0, "scale": 1.0, "share": 1.0, "counts": ""})
-        is_newest_first: list[None] = []
-        times = load_arrivals(
-            plain, run, rng, key, on_newest_first=lambda: is_newest_first.append(None), allows_batch=True
-        )
+        orders: list[CountArray] = []
+        times = load_arrivals(plain, run, rng, key, on_newest_first=None, allows_batch=True, on_unsorted=orders.append)
         trace = read_tokens(
             path,
             times,
             prompt=traffic.input,
             generated=traffic.output,
             match=traffic.match or "",
-            is_newest_first=bool(is_newest_first),
+            order=orders[0] if orders else None,
             warn=run.log.warning,
         )
+    _warn_of_grid(trace, path, run)
     trace = trace.compress(traffic.compress)
     trace = trace.scale_rate(traffic.scale, rng) if traffic.scale != 1 else trace
     if traffic.share < 1:

@@ -28,6 +28,7 @@ def load_arrivals(
     on_newest_first: Callable[[], None] | None = ignore_order,
     *,
     allows_batch: bool = False,
+    on_unsorted: Callable[[CountArray], None] | None = None,
 ) -> FloatArray:
     """Return the arrival times in seconds that a traffic description asks for.
 
@@ -40,13 +41,14 @@ def load_arrivals(
         on_newest_first: called if the rows of a table were reversed, because the newest came first; without it, such
             a table is an error.
         allows_batch: whether all queries may arrive at one instant.
+        on_unsorted: called with the order of the rows if their stamps are in another one; without it, an error.
 
     Raises:
         UnfoldError: the trace cannot be read, nothing arrives, or all queries arrive at one instant.
     """
     if traffic.trace is not None:
         path = run.path(traffic.trace, key=f"{key}.trace" if key.startswith("arrivals") else key)
-        times = _read_trace(traffic, path, likely or Arrivals(), run, on_newest_first)
+        times = _read_trace(traffic, path, likely or Arrivals(), run, on_newest_first, on_unsorted)
         times = traces.compress_time(times, traffic.compress)
         times = traces.scale_rate(times, traffic.scale, rng) if traffic.scale != 1 else times
     else:
@@ -74,7 +76,12 @@ def read_visits(path: Path, stages: Sequence[Stage]) -> CountArray:
 
 
 def _read_trace(
-    traffic: Arrivals, path: Path, likely: Arrivals, run: Run, on_newest_first: Callable[[], None] | None
+    traffic: Arrivals,
+    path: Path,
+    likely: Arrivals,
+    run: Run,
+    on_newest_first: Callable[[], None] | None,
+    on_unsorted: Callable[[CountArray], None] | None,
 ) -> FloatArray:
     return traces.read_trace(
         path,
@@ -88,6 +95,7 @@ def _read_trace(
         notation=TimeNotation(traffic.time_format, traffic.unit, likely_unit=likely.unit),
         warn=run.log.warning,
         on_newest_first=on_newest_first,
+        on_unsorted=on_unsorted,
     )
 
 

@@ -83,6 +83,12 @@ class Disaggregated(Model):
     decode_tensor_parallel: Counts | None = Field(
         default=None, description="GPUs of a decode engine, a multiple of the other; default: tensor_parallel"
     )
+    prefill_urls: Annotated[tuple[Url, ...], Field(max_length=1024)] = Field(
+        default=(), description="running prefill engines that unfold serve sends prompts to"
+    )
+    decode_urls: Annotated[tuple[Url, ...], Field(max_length=1024)] = Field(
+        default=(), description="running decode engines that read the KV caches and answer"
+    )
 
 
 class EngineSpec(Model):
@@ -180,6 +186,9 @@ def _validate_pools(path: tuple[str | int, ...], engine: EngineSpec) -> Iterable
     if engine.routing != "round_robin":
         hint = "routing: round_robin"
         yield Problem((*path, "routing"), "two pools are planned with requests in turn", hint=hint)
+    if bool(pools.prefill_urls) != bool(pools.decode_urls):
+        missing = "decode_urls" if pools.prefill_urls else "prefill_urls"
+        yield Problem(key, f"one pool has running engines, {missing} is missing", hint=f"{missing}: [URL]", at_key=True)
     chosen = []
     for name in ("prefill_tensor_parallel", "decode_tensor_parallel"):
         values = degrees if getattr(pools, name) is None else list_degrees(getattr(pools, name))

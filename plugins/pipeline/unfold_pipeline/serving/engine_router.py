@@ -31,7 +31,9 @@ from unfold_pipeline.engine.endpoint.client import (
     read_events,
     read_token_count,
 )
+from unfold_pipeline.engine.endpoint.prefill import REQUEST_ID, PrefillPool
 from unfold_pipeline.engine.endpoint.replay import StageError
+from unfold_pipeline.engine.planner.problem import Latencies, percentile
 from unfold_pipeline.runtime.engines.stage_line import StageLine, StagesAround
 from unfold_pipeline.serving.inference import encode_answer
 from unfoldkit.api import UnfoldError
@@ -64,6 +66,16 @@ class Estimate:
     quantiles: Mapping[str, Mapping[str, float]]
 
 
+def build_estimate(latencies: Latencies) -> Estimate:
+    """Return the percentiles of simulated latencies."""
+    measures = (("ttft", latencies.ttft_s), ("tpot", latencies.tpot_s))
+    return Estimate(
+        quantiles={
+            name: {"0.5": percentile(values, 0.5), "0.99": percentile(values, 0.99)} for name, values in measures
+        }
+    )
+
+
 @dataclass(slots=True)
 class MeasureSum:
     """Count and sum of a measure, for the page of the status."""
@@ -90,6 +102,8 @@ class RouterMetrics:
     ttft: Any
     tpot: Any
     retries: Any
+    prefills: Any
+    local_prompts: Any
     sums: dict[str, MeasureSum] = field(default_factory=lambda: {"ttft": MeasureSum(), "tpot": MeasureSum()})
 
     def observe_stream(self, first_s: float, last_s: float, tokens: int) -> None:
@@ -101,7 +115,9 @@ class RouterMetrics:
             self.sums["tpot"].add(last_s / (tokens - 1))
 
 
-def build_router_metrics(balancer: EngineBalancer, estimate: Estimate) -> RouterMetrics:
+def build_router_metrics(
+    balancer: EngineBalancer, estimate: Estimate, prefill_balancer: EngineBalancer | None = None
+) -> RouterMetrics:
     """Build the metrics in a registry of their own, with the estimate of the plan next to them."""
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -109,6 +125,15 @@ def build_router_metrics(balancer: EngineBalancer, estimate: Estimate) -> Router
     held = Gauge(f"{PREFIX}outstanding_tokens", "tokens of the requests at an engine", ["engine"], registry=registry)
     for index in range(len(balancer.urls)):
         held.labels(str(index + 1)).set_function(partial(balancer.outstanding.__getitem__, index))
+    prefills = local_prompts = None
+    if prefill_balancer is not None:
+        prefills = Counter(f"{PREFIX}prefills", "prompts at prefill engines", ["engine", "status"], registry=registry)
+        text = "prompts that a decode engine computed, as no prefill engine did"
+        local_prompts = Counter(f"{PREFIX}local_prompts", text, registry=registry)
+        text = "tokens of the prompts at a prefill engine"
+        queued = Gauge(f"{PREFIX}prefill_outstanding_tokens", text, ["engine"], registry=registry)
+        for index in range(len(prefill_balancer.urls)):
+            queued.labels(str(index + 1)).set_function(partial(prefill_balancer.outstanding.__getitem__, index))
     planned = Gauge(f"{PREFIX}estimate_seconds", "the plan", ["measure", "quantile"], registry=registry)
     for measure, quantiles in estimate.quantiles.items():
         for quantile, seconds in quantiles.items():
@@ -119,6 +144,8 @@ def build_router_metrics(balancer: EngineBalancer, estimate: Estimate) -> Router
         ttft=Histogram(f"{PREFIX}ttft_seconds", "time to first token", registry=registry, buckets=TTFT_BUCKETS_S),
         tpot=Histogram(f"{PREFIX}tpot_seconds", "time per later token", registry=registry, buckets=TPOT_BUCKETS_S),
         retries=Counter(f"{PREFIX}retries", "requests that went to another engine", registry=registry),
+        prefills=prefills,
+        local_prompts=local_prompts,
     )
 
 
@@ -155,6 +182,7 @@ class EngineRouterApp:
         log: records the tokens that arrive, for a scaling rule.
         list_states: returns the state of each engine, where this service starts them.
         stages: the running stages before and after the engines.
+        prefill: the prefill engines; ``None`` if the engines compute prompts themselves.
         in_flight: requests at stages and engines.
         client: connections to the engines, while the service runs.
     """
@@ -169,6 +197,7 @@ class EngineRouterApp:
     log: TokenLog | None = None
     list_states: Callable[[], Sequence[str]] | None = None
     stages: StagesAround | None = None
+    prefill: PrefillPool | None = None
     in_flight: int = 0
     client: httpx.AsyncClient | None = None
 
@@ -186,7 +215,7 @@ class EngineRouterApp:
         await receive()
         try:
             async with (
-                build_http_client(self.max_in_flight + len(self.endpoints), self.limits) as client,
+                build_http_client(self._count_connections(), self.limits) as client,
                 nullcontext() if self.stages is None else self.stages.running(),
                 self.running(),
             ):
@@ -197,6 +226,11 @@ class EngineRouterApp:
             await send({"type": "lifespan.startup.failed", "message": str(error), "error": error})
             return
         await send({"type": "lifespan.shutdown.complete"})
+
+    def _count_connections(self) -> int:
+        """Return the connections that requests may need: a request holds one, at one engine after the other."""
+        prefill = 0 if self.prefill is None else len(self.prefill.endpoints)
+        return self.max_in_flight + len(self.endpoints) + prefill
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"].rstrip("/") or "/", scope["method"]
@@ -226,18 +260,26 @@ class EngineRouterApp:
     def _describe_status(self) -> dict[str, Any]:
         now_s = time.perf_counter()
         states = self.list_states() if self.list_states is not None else [""] * len(self.endpoints)
+        pool = self.prefill
         return {
             "engines": [
                 {
-                    "url": endpoint.url,
                     **({"state": states[index]} if states[index] else {}),
-                    "requests": self.balancer.requests[index],
-                    "outstanding_tokens": self.balancer.outstanding[index],
-                    "is_up": self.balancer.active[index] and self.balancer.down_until_s[index] <= now_s,
+                    **_describe_engine(endpoint, self.balancer, index, now_s),
                 }
                 for index, endpoint in enumerate(self.endpoints)
                 if endpoint.url
             ],
+            **(
+                {}
+                if pool is None
+                else {
+                    "prefill_engines": [
+                        _describe_engine(endpoint, pool.balancer, index, now_s)
+                        for index, endpoint in enumerate(pool.endpoints)
+                    ]
+                }
+            ),
             "measured_mean_ms": {name: item.mean_ms for name, item in self.metrics.sums.items()},
             "estimated_s": self.estimate.quantiles,
         }
@@ -306,7 +348,8 @@ class EngineRouterApp:
             status = 499
             try:
                 async with asyncio.timeout(self.limits.request_s):
-                    status = await self._forward(path, index, request, exchange)
+                    body = await self._compute_prompt(path, request, prompt, exchange)
+                    status = await self._forward(path, index, body, exchange)
             except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, EndpointError, TimeoutError) as error:
                 self.balancer.mark_down(index, time.perf_counter())
                 fault = _describe_fault(error)
@@ -322,6 +365,22 @@ class EngineRouterApp:
                 self.metrics.requests.labels(str(index + 1), str(status)).inc()
         raise fault
 
+    async def _compute_prompt(
+        self, path: str, request: dict[str, Any], tokens: int, exchange: _Exchange
+    ) -> dict[str, Any]:
+        """Return the request for a decode engine, after a prefill engine has computed its prompt.
+
+        Each attempt needs a prompt of its own: a KV cache can be read once.
+        """
+        if self.prefill is None:
+            return request
+        assert self.client is not None  # noqa: S101 - the lifespan comes first
+        prefill = await self.prefill.compute(self.client, path, request, tokens)
+        exchange.request_id = prefill.request_id
+        if prefill.transfer is None:
+            self.metrics.local_prompts.inc()
+        return prefill.extend(request)
+
     async def _forward(self, path: str, index: int, request: dict[str, Any], exchange: _Exchange) -> int:
         """Forward a request to an engine and its reply to the client; return the status.
 
@@ -335,6 +394,8 @@ class EngineRouterApp:
         body = {**request, "stream_options": {**options, "include_usage": True}} if is_stream else request
         content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         headers = {**endpoint.headers, "accept": "text/event-stream" if is_stream else "application/json"}
+        if exchange.request_id:
+            headers[REQUEST_ID] = exchange.request_id
         async with self.client.stream("POST", endpoint.build_url(path), content=content, headers=headers) as response:
             if _may_another_answer(response.status_code):
                 raise EndpointError(
@@ -416,7 +477,10 @@ class EngineRouterApp:
 
 @dataclass(slots=True)
 class _Exchange:
-    """The reply to one request, its entry in the log of tokens, and what the stages around the engines returned."""
+    """The reply to one request, its entry in the log of tokens, and what the stages around the engines returned.
+
+    With prefill engines, both engines get the same ``request_id``.
+    """
 
     send: Send
     is_started: bool = False
@@ -424,6 +488,7 @@ class _Exchange:
     row: RowArray | None = None
     answers: dict[str, Any] = field(default_factory=dict)
     begin_s: float = field(default_factory=time.perf_counter)
+    request_id: str = ""
 
     async def reply(self, status: int, body: bytes, kind: str) -> None:
         """Send a whole reply."""
@@ -441,6 +506,16 @@ class _Exchange:
         """End a stream with an error event and without ``[DONE]``."""
         error = {"error": {"message": message, "type": "server_error"}}
         await self.write(f"data: {json.dumps(error)}\n\n".encode(), more=False)
+
+
+def _describe_engine(endpoint: Endpoint, balancer: EngineBalancer, index: int, now_s: float) -> dict[str, Any]:
+    """Return what a running engine holds, for the status."""
+    return {
+        "url": endpoint.url,
+        "requests": balancer.requests[index],
+        "outstanding_tokens": balancer.outstanding[index],
+        "is_up": balancer.active[index] and balancer.down_until_s[index] <= now_s,
+    }
 
 
 async def _pass_line(line: StageLine, exchange: _Exchange) -> Mapping[str, Any]:

@@ -213,7 +213,8 @@ def _replay_rules(
         max_replicas = limit_replicas(problem, config)
         calibrated = calibrate_envelope_rule(problem, config, envelope, max_replicas=max_replicas)
     runs: list[AutoscaledRun] = []
-    for autoscaled in _simulate_rules(problem, live, config, envelope, calibrated):
+    peak = find_fixed_peak(live, config)
+    for autoscaled in _simulate_rules(problem, live, config, envelope, calibrated, peak.replicas):
         runs.append(autoscaled)
         run.progress("replay", len(runs), RULES)
     if calibrated is None:
@@ -221,7 +222,8 @@ def _replay_rules(
     slot_s = max(problem.settings.start_s, SHORTEST_SLOT_S)
     slots = simulate_slots(live, config, slot_s, limit_replicas(problem, config))
     bounds = [find_cheapest_schedule(slots, item.misses) for item in runs]
-    return add_left_out(build_engine_replay_report(live, runs, calibrated, bounds, float(slots.seconds[0])), live)
+    report = build_engine_replay_report(live, config, runs, calibrated, bounds, float(slots.seconds[0]), peak)
+    return add_left_out(report, live)
 
 
 def _simulate_rules(
@@ -230,11 +232,11 @@ def _simulate_rules(
     config: EngineConfig,
     envelope: TokenEnvelope,
     calibrated: tuple[float, float] | None,
+    peak: int | None,
 ) -> Iterator[AutoscaledRun]:
     settings, max_replicas = problem.settings, limit_replicas(problem, config)
     peak_running = evaluate(problem, config, complete=True).run.peak_running
     margin, hold_s = calibrated or (ENVELOPE_MARGIN, settings.start_s)
-    peak = find_fixed_peak(live, config)
     rules: tuple[tuple[str, ScalingRule], ...] = (
         (
             "token envelope",

@@ -53,7 +53,6 @@ def profile_engine(spec: PipelineSpec, run: Run) -> Report:
         endpoint=Endpoint(url=engine.url or "", model=engine.model.name or "", key=read_key(engine, stage)),
         longest_prompt=int(np.quantile(trace.input_tokens, PROMPT_QUANTILE)),
         max_streams=slots,
-        seed=run.seed,
         limits=EndpointLimits(),
     )
     made_from = fingerprint(

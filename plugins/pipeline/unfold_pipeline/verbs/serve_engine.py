@@ -14,7 +14,7 @@ from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointError, EndpointLimits
 from unfold_pipeline.engine.endpoint.replay import ReplayedRequests, replay_requests
 from unfold_pipeline.engine.planner.analysis import scale_to_end
-from unfold_pipeline.engine.planner.problem import EngineProblem, measure_latencies, percentile
+from unfold_pipeline.engine.planner.problem import EngineProblem, measure_latencies
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, find_cheapest_engines
 from unfold_pipeline.planner.engine_pipeline import attach_stages
 from unfold_pipeline.report.engines import sentences
@@ -26,6 +26,7 @@ from unfold_pipeline.runtime.engines.local_engines import LocalEngines, build_lo
 from unfold_pipeline.runtime.engines.stage_line import StagesAround
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.profile_engine import read_key
+from unfold_pipeline.verbs.serve_pools import QUEUED_PER_SLOT, has_running_pools, serve_pools
 from unfold_pipeline.verbs.stages_around import (
     PlannedPipeline,
     build_running_stages,
@@ -33,9 +34,6 @@ from unfold_pipeline.verbs.stages_around import (
     choose_pipeline,
 )
 from unfoldkit.api import Report, Run, Service, user_error
-
-QUEUED_PER_SLOT = 4
-"""Requests that may wait for each slot of the engines; more are rejected at once."""
 
 
 def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
@@ -46,12 +44,16 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
     """
     stage, engine = find_engine(spec)
     key = f"stages.{stage}.engine.urls"
-    if not engine.endpoints and engine.local is None:
+    is_pooled = has_running_pools(engine, run)
+    if not is_pooled and not engine.endpoints and engine.local is None:
+        _reject_other_pools(run, f"stages.{stage}.engine.disaggregated")
         hint = (
             "urls: [http://127.0.0.1:8080], or local: {} for llama.cpp; unfold plan SPEC --format vllm starts engines"
         )
         raise user_error("no running engine to route to", key=key, hint=hint)
     problem = build_engine_problem(spec, run)
+    if is_pooled:
+        return serve_pools(spec, problem, run)
     case = _choose_case(spec, problem, run)
     config = case.config
     if engine.local is not None:
@@ -67,7 +69,7 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
     async def replay() -> ReplayedRequests:
         async with case.running_stages():
             return await replay_requests(
-                endpoints, balancer, live.requests, EndpointLimits(), run.seed, run.progress, around=case.around
+                endpoints, balancer, live.requests, EndpointLimits(), run.progress, around=case.around
             )
 
     try:
@@ -144,7 +146,6 @@ def _serve_local_engines(spec: PipelineSpec, case: _ServedCase, run: Run) -> Ser
                 pool.balancer,
                 live.requests,
                 EndpointLimits(),
-                run.seed,
                 run.progress,
                 engines.log,
                 case.around,
@@ -177,7 +178,7 @@ def _build_service(
         COMPLETION_PATHS,
         MAX_BODY_BYTES,
         EngineRouterApp,
-        Estimate,
+        build_estimate,
         build_router_metrics,
     )
 
@@ -187,12 +188,7 @@ def _build_service(
     running = config if local is not None else replace(config, replicas=len(endpoints))
     outcome = evaluate(problem, running, complete=True)
     latencies = measure_latencies(problem.requests, outcome.run, problem.settings.front_s, problem.surroundings)
-    estimate = Estimate(
-        quantiles={
-            name: {"0.5": percentile(values, 0.5), "0.99": percentile(values, 0.99)}
-            for name, values in (("ttft", latencies.ttft_s), ("tpot", latencies.tpot_s))
-        }
-    )
+    estimate = build_estimate(latencies)
     metrics = build_router_metrics(balancer, estimate)
     max_in_flight = QUEUED_PER_SLOT * config.max_seqs * len(endpoints)
     app = EngineRouterApp(endpoints, balancer, metrics, estimate, EndpointLimits(), max_in_flight)
@@ -214,6 +210,17 @@ def _build_service(
     )
 
 
+def _reject_other_pools(run: Run, key: str) -> None:
+    """Reject a saved plan of two pools where the spec names no engines of pools.
+
+    Raises:
+        UnfoldError: the saved plan has two pools.
+    """
+    if is_pool_decision((run.options.get("plan") or {}).get("decision")):
+        hint = "prefill_urls: [URL], decode_urls: [URL]; unfold plan SPEC --format vllm starts them"
+        raise user_error("the plan has two pools, and the spec names no engines of them", key=key, hint=hint)
+
+
 def choose_engine(problem: EngineProblem, run: Run) -> EngineConfig:
     """Return the saved plan, or a new one.
 
@@ -221,10 +228,7 @@ def choose_engine(problem: EngineProblem, run: Run) -> EngineConfig:
         UnfoldError: no choice of engines meets the targets.
     """
     saved = (run.options.get("plan") or {}).get("decision")
-    if saved and is_pool_decision(saved):
-        key = f"stages.{problem.stage}.engine.disaggregated"
-        hint = "unfold plan SPEC --format kserve starts them behind a router of llm-d; or leave it out"
-        raise user_error("unfold serve routes to engines that do both, and the plan has two pools", key=key, hint=hint)
+    _reject_other_pools(run, f"stages.{problem.stage}.engine.disaggregated")
     if saved:
         return parse_engine_decision(saved, problem)
     planned = problem if problem.confidence is None else scale_to_end(problem, high=True)

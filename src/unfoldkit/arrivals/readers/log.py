@@ -13,6 +13,7 @@ import numpy as np
 from unfoldkit.arrivals.readers.monitoring import is_other_k6_line
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
+    MOONCAKE_FIELDS,
     NUMBER,
     TimeNotation,
     Times,
@@ -23,8 +24,6 @@ from unfoldkit.arrivals.readers.timestamps import (
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 from unfoldkit.io.csv import UNREADABLE, open_text
 
-MOONCAKE_FIELDS = frozenset(("input_length", "output_length"))
-"""Fields of a request in Mooncake's form, in which ``timestamp`` counts milliseconds."""
 Warn = Callable[[str], None]
 MAX_UNREADABLE = 0.01
 """The fraction of lines without a time that is tolerated: crashes, cuts and restarts leave a few."""

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from unfoldkit.arrivals.readers import monitoring
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
+    MAX_MOONCAKE_RATE,
+    MOONCAKE_FIELDS,
     NUMBER,
+    UNITS_S,
     TimeNotation,
     Times,
     epoch_to_seconds,
@@ -79,7 +82,8 @@ class TableColumns:
 class TraceRows:
     """Times in s, with the counts or rates of arrivals from each time to the next; without them, single arrivals.
 
-    ``column`` is the column of counts or rates, ``by_name`` whether only its name identified it.
+    ``column`` is the column of counts or rates, ``by_name`` whether only its name identified it. ``has_unit`` states
+    that the names of the columns decide the unit of the times.
     """
 
     times: Times
@@ -87,6 +91,7 @@ class TraceRows:
     column: str = ""
     by_name: bool = False
     rates: Times | None = None
+    has_unit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +115,19 @@ def read_rows(head: list[str], rows: Rows, columns: TableColumns, path: Path) ->
 
 def sort_rows(rows: TraceRows) -> TraceRows:
     """Sort rows by time: documents and columnar files are in no order."""
-    return _reorder(rows, np.argsort(rows.times, kind="stable"))
+    return reorder_rows(rows, np.argsort(rows.times, kind="stable"))
 
 
 def reverse_rows(rows: TraceRows) -> TraceRows:
     """Reverse the order of rows."""
-    return _reorder(rows, np.arange(rows.times.size)[::-1])
+    return reorder_rows(rows, np.arange(rows.times.size)[::-1])
 
 
-def _reorder(rows: TraceRows, order: NDArray[np.intp]) -> TraceRows:
+def reorder_rows(rows: TraceRows, order: NDArray[np.intp]) -> TraceRows:
+    """Return rows in an order."""
     counts = None if rows.counts is None else rows.counts[order]
     rates = None if rows.rates is None else rows.rates[order]
-    return TraceRows(rows.times[order], counts, rows.column, rows.by_name, rates)
+    return TraceRows(rows.times[order], counts, rows.column, rows.by_name, rates, rows.has_unit)
 
 
 def read_table(path: Path, columns: TableColumns) -> TraceRows:
@@ -182,7 +188,9 @@ def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) 
     amount = _amount_column(head, index, first[1], columns, path)
     rows = itertools.chain([first], rows)
     if amount is None:
-        return TraceRows(_read_times(rows, index, head[index], notation, path))
+        is_mooncake = head[index] == "timestamp" and set(head) >= MOONCAKE_FIELDS
+        times = _read_times(rows, index, head[index], notation, path, is_mooncake=is_mooncake)
+        return TraceRows(times, has_unit=is_mooncake)
     times, amounts = _read_amounts(rows, index, head[index], amount, notation, path)
     if amount.period_s is not None:
         return TraceRows(times, None, amount.name, amount.by_name, amounts / amount.period_s)
@@ -267,11 +275,19 @@ def _is_row_number(counts: Times) -> bool:
 
 
 def _read_times(
-    rows: Rows, index: int, name: str, notation: TimeNotation, path: Path, *, is_single: bool = True
+    rows: Rows,
+    index: int,
+    name: str,
+    notation: TimeNotation,
+    path: Path,
+    *,
+    is_single: bool = True,
+    is_mooncake: bool = False,
 ) -> Times:
     """Read a column of times; its first cell decides whether the column holds numbers or dates.
 
-    ``is_single`` states that each is one arrival: counts lie on a grid.
+    ``is_single`` states that each is one arrival: counts lie on a grid. ``is_mooncake`` states that the table has
+    Mooncake's columns, so whole numbers are milliseconds unless they would be too many requests a second.
     """
     cells = _read_cells(rows, index, path)
     line, text = next(cells, (0, ""))
@@ -284,6 +300,8 @@ def _read_times(
     times = np.fromiter((_parse_number(cell, path, number, notation) for number, cell in cells), np.float64)
     stem, column_unit_s = split_unit(name)
     unit_s = notation.unit_s or column_unit_s
+    if is_mooncake and unit_s is None and _are_milliseconds(times):
+        unit_s = UNITS_S["ms"]
     if stem in GAP_COLUMNS:
         return np.cumsum(to_seconds(times, unit_s or 1.0))
     if unit_s is not None:
@@ -291,6 +309,12 @@ def _read_times(
     if is_ambiguous(float(times[0]), text):
         _raise_not_a_time(text, line, path, notation.number_hint)
     return notation.convert_numbers(times, name, str(path)) if is_single else epoch_to_seconds(times)
+
+
+def _are_milliseconds(times: Times) -> bool:
+    """Whether sorted numbers are whole, and few enough as milliseconds for requests of a language model."""
+    is_whole = bool(np.isfinite(times).all()) and not (times % 1).any()
+    return is_whole and times.size <= MAX_MOONCAKE_RATE * float(times[-1] - times[0]) * UNITS_S["ms"]
 
 
 def _parse_date(text: str, path: Path, line: int, notation: TimeNotation) -> float:

@@ -41,6 +41,10 @@ _EPOCH_RANGE_S = (6e8, 2e9)
 _EPOCH_PARTS = (1.0, 1e3, 1e6, 1e9)
 FIRST_EPOCH_S = 6e8
 """From here on (1989) times count from 1970: they are stamps of a clock, not of a load generator."""
+MOONCAKE_FIELDS = frozenset(("input_length", "output_length"))
+"""Fields of a request in Mooncake's form, in which ``timestamp`` counts milliseconds."""
+MAX_MOONCAKE_RATE = 200.0
+"""Requests a second above which what may be Mooncake's milliseconds are another unit."""
 MIN_DOUBTFUL = 10
 """Fewer numbers say nothing about their unit."""
 _DAY_S, _HOUR_S = 86_400.0, 3600.0

@@ -16,7 +16,7 @@ import numpy as np
 
 from unfold_pipeline._types import BoolArray, CountArray, FloatArray
 from unfold_pipeline.engine.planner.problem import EngineProblem, Latencies, measure_latencies
-from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, find_cheapest_engines
+from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, explain_refusals, find_cheapest_engines
 
 MAX_SLOTS = 60
 
@@ -114,9 +114,32 @@ def find_cheapest_schedule(slots: SlotMisses, allowed_misses: int) -> Hindsight 
     return Hindsight(usd_per_hour=float(usd[best] / slots.seconds.sum()), engine_hours=float(hours[best]))
 
 
-def find_fixed_peak(problem: EngineProblem, config: EngineConfig) -> int | None:
-    """Return the fewest engines of a plan's kind that meet the targets on the whole trace; ``None`` if none do."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedPeak:
+    """The fewest engines of a plan's kind that meet the targets on a whole trace, or why none do.
+
+    Attributes:
+        replicas: engines; ``None`` if no number of them meets the targets.
+        most: the most engines that were simulated without meeting them; 0 if a single request misses a target.
+        obstacle: the target that is missed, ``ttft``, ``tpot`` or ``latency``.
+        value_s: its value.
+    """
+
+    replicas: int | None
+    most: int = 0
+    obstacle: str = ""
+    value_s: float = 0.0
+
+
+def find_fixed_peak(problem: EngineProblem, config: EngineConfig) -> FixedPeak:
+    """Return the fewest engines of a plan's kind that meet the targets on the whole trace."""
     settings = replace(problem.settings, budgets=(config.budget,), max_seqs=(config.max_seqs,))
     case = replace(problem, options=(problem.options[config.option],), settings=settings)
-    solution = find_cheapest_engines(case).config
-    return None if solution is None else solution.replicas
+    solution = find_cheapest_engines(case)
+    if solution.config is not None:
+        return FixedPeak(replicas=solution.config.replicas)
+    for refusal in explain_refusals(case, solution).refusals:
+        most = refusal.config.replicas
+        return FixedPeak(replicas=None, most=most, obstacle=refusal.obstacle, value_s=refusal.value_s)
+    ((bound,),) = solution.bounds
+    return FixedPeak(replicas=None, obstacle=bound.obstacle, value_s=bound.value_s)

@@ -45,6 +45,7 @@ class AutoscaledRun:
         engines: (ticks,) engines that take requests.
         paid: (ticks,) engines that are paid.
         misses: requests that miss a target.
+        hit_share: fraction of the prompt tokens that the prefix caches held.
     """
 
     name: str
@@ -55,6 +56,7 @@ class AutoscaledRun:
     engines: CountArray
     paid: CountArray
     misses: int
+    hit_share: float
 
     @property
     def engine_hours(self) -> float:
@@ -99,7 +101,8 @@ def replay_rule(
         fleet.scale(min(rule(seen), slots), float(moment), load.unfinished)
         engines[index], paid[index] = (fleet.states == ACTIVE).sum(), (fleet.states != OFF).sum()
     cluster.advance(math.inf)
-    latencies = measure_latencies(requests, cluster.result(), problem.settings.front_s, problem.surroundings)
+    outcome = cluster.result()
+    latencies = measure_latencies(requests, outcome, problem.settings.front_s, problem.surroundings)
     met = find_met_requests(problem, latencies)
     return AutoscaledRun(
         name=name,
@@ -110,6 +113,7 @@ def replay_rule(
         engines=engines,
         paid=paid,
         misses=int((~met).sum()),
+        hit_share=outcome.hit_tokens / float(requests.input_tokens.sum()),
     )
 
 

@@ -22,6 +22,8 @@ TICK_S = 5.0
 HPA_PERIOD_S = 15.0
 HPA_TOLERANCE = 0.1
 HPA_STABILIZATION_S = 300.0
+HPA_MORE_ENGINES, HPA_GROWTH = 4, 2
+"""Engines that the HorizontalPodAutoscaler may add in a period: the larger of a number and a factor."""
 KEDA_WAITING = 5
 ENVELOPE_MARGIN = 1.15
 SHORTEST_WINDOW_S = 1.0
@@ -64,8 +66,9 @@ def keep_replicas(replicas: int) -> ScalingRule:
 def build_hpa_rule(target_requests: float) -> ScalingRule:
     """Return Kubernetes' HorizontalPodAutoscaler on the requests inside an engine, waiting or running.
 
-    Source: the algorithm of its documentation: ``ceil(current * value / target)`` every 15 s, a tolerance of 10 %, and
-    the largest wish of the last five minutes before it scales down.
+    Source: the algorithm and the default behavior of its documentation: ``ceil(current * value / target)`` every 15 s,
+    a tolerance of 10 %, at most four engines more or twice as many a period, and the largest wish of the last five
+    minutes before it scales down. The engines that it finds at its start are its first wish.
     """
     return _stabilize(lambda seen: float((seen.load.running + seen.load.waiting).sum()) / target_requests)
 
@@ -84,11 +87,14 @@ def _stabilize(compute_ratio: Callable[[Observation], float]) -> ScalingRule:
         if seen.now_s - last[0] >= HPA_PERIOD_S:
             last[0] = seen.now_s
             ratio, current = compute_ratio(seen), max(seen.replicas, 1)
+            if not wishes:
+                wishes.append((seen.now_s, current))
             within = abs(ratio / current - 1) <= HPA_TOLERANCE
             wishes.append((seen.now_s, current if within else max(1, math.ceil(ratio - 1e-9))))
             while wishes[0][0] < seen.now_s - HPA_STABILIZATION_S:
                 wishes.pop(0)
-            last[1] = float(wishes[-1][1] if wishes[-1][1] >= current else max(wish for _, wish in wishes))
+            wanted = wishes[-1][1] if wishes[-1][1] >= current else max(wish for _, wish in wishes)
+            last[1] = float(min(wanted, max(HPA_GROWTH * current, current + HPA_MORE_ENGINES)))
         return int(last[1])
 
     return decide
@@ -202,7 +208,8 @@ def build_envelope_rule(
     """Return the rule of the plan: engines in proportion to the envelope that recent traffic fills.
 
     The plan serves its envelope with its engines, so traffic that fills a fraction of it at every window needs that
-    fraction of them, and a margin for the time that an engine takes to start.
+    fraction of them, and a margin for the time that an engine takes to start. At first the rule has seen no traffic,
+    so the engines of the plan are held like a fraction.
 
     Args:
         envelope: of the traffic that was planned for.
@@ -217,6 +224,8 @@ def build_envelope_rule(
         for length, *planned in zip(envelope.windows_s, envelope.prompt, envelope.total, strict=True):
             counts = count_tokens(seen, float(length))
             fraction = max(fraction, *(count / limit for count, limit in zip(counts, planned, strict=True)))
+        if not fractions:
+            fractions.append((seen.now_s, 1 / margin))
         fractions.append((seen.now_s, fraction))
         while fractions[0][0] < seen.now_s - hold_s:
             fractions.pop(0)

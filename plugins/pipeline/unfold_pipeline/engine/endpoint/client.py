@@ -153,6 +153,7 @@ async def stream_completion(
     body: Mapping[str, Any],
     limits: EndpointLimits,
     on_event: Callable[[], object] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> StreamedReply:
     """Send a request and stamp the events of its stream.
 
@@ -162,6 +163,7 @@ async def stream_completion(
         body: the request, with ``stream`` and ``include_usage``.
         limits: how long the server may take.
         on_event: called at each event with text.
+        headers: of the request, beside those of the endpoint.
 
     Raises:
         EndpointError: the server refuses, does not stream, reports no usage, stalls or breaks off.
@@ -172,7 +174,7 @@ async def stream_completion(
     try:
         async with (
             asyncio.timeout(limits.request_s),
-            aclosing(_read_stream(client, endpoint, body, limits)) as stream,
+            aclosing(_read_stream(client, endpoint, body, limits, headers or {})) as stream,
         ):
             async for now_s, data in stream:
                 if isinstance(data.get("usage"), Mapping):
@@ -271,7 +273,11 @@ async def _get(client: httpx.AsyncClient, endpoint: Endpoint, path: str, limits:
 
 
 async def _read_stream(
-    client: httpx.AsyncClient, endpoint: Endpoint, body: Mapping[str, Any], limits: EndpointLimits
+    client: httpx.AsyncClient,
+    endpoint: Endpoint,
+    body: Mapping[str, Any],
+    limits: EndpointLimits,
+    headers: Mapping[str, str],
 ) -> AsyncGenerator[tuple[float, Mapping[str, Any]], None]:
     """Yield when each server-sent event arrived, and its JSON, up to ``[DONE]``."""
     import httpx
@@ -279,7 +285,7 @@ async def _read_stream(
     content = json.dumps(body).encode()
     try:
         url = endpoint.build_url(endpoint.path)
-        async with client.stream("POST", url, content=content, headers=endpoint.headers) as response:
+        async with client.stream("POST", url, content=content, headers={**endpoint.headers, **headers}) as response:
             if response.status_code != 200:
                 raise _describe_status(
                     response.status_code, endpoint.path, await read_bounded(response, MAX_ERROR_BYTES)

@@ -67,14 +67,12 @@ class ProfileTask:
         endpoint: the engine.
         longest_prompt: tokens of the longest prompt that a plan needs.
         max_streams: the most requests that the engine may run at the same time.
-        seed: seed of the prompts.
         limits: how long the engine may take.
     """
 
     endpoint: Endpoint
     longest_prompt: int
     max_streams: int
-    seed: int
     limits: EndpointLimits
 
 
@@ -135,7 +133,7 @@ async def measure_endpoint(
         EndpointError: the engine refuses, does not stream, reports no usage, stalls, or is too unsteady.
     """
     async with build_http_client(2 * task.max_streams + 8, task.limits) as client:
-        session = _Session(client, task, random.Random(f"{task.seed}"))  # noqa: S311
+        session = _Session(client, task)
         profile = await session.begin(stored)
         phases = plan_phases(session.choose_longest_prompt(profile), task.max_streams)
         for index, phase in enumerate(phases):
@@ -172,10 +170,7 @@ async def measure_together(
         EndpointError: an engine refuses or stalls.
     """
     async with build_http_client(len(endpoints) * (2 * task.max_streams + 8), task.limits) as client:
-        sessions = [
-            _Session(client, replace(task, endpoint=endpoint), random.Random(f"{task.seed} {index}"))  # noqa: S311
-            for index, endpoint in enumerate(endpoints)
-        ]
+        sessions = [_Session(client, replace(task, endpoint=endpoint)) for endpoint in endpoints]
         phases = [
             phase
             for phase in plan_phases(sessions[0].choose_longest_prompt(profile), task.max_streams)
@@ -207,7 +202,6 @@ async def _measure_at_all(
 class _Session:
     client: httpx.AsyncClient
     task: ProfileTask
-    random: random.Random
 
     async def begin(self, stored: EndpointProfile | None) -> EndpointProfile:
         """Return the stored profile, or a new one after a request that warms the engine up and counts its words."""
@@ -251,7 +245,7 @@ class _Session:
         """Send the requests of a phase together; the last one of a mixed phase once the others stream."""
         endpoint = replace(self.task.endpoint, model=profile.model, path=profile.path)
         bodies = [
-            build_body(endpoint, write_prompt(self.random, max(1, round(size / profile.tokens_per_word))), output)
+            build_body(endpoint, write_prompt(max(1, round(size / profile.tokens_per_word))), output)
             for size, output in phase.requests
         ]
         is_mixed = phase.name == MIXED_PHASE
@@ -286,13 +280,13 @@ class _Session:
         return [task.result() for task in tasks]
 
     async def _warm_up(self, endpoint: Endpoint) -> StreamedReply:
-        body = build_body(endpoint, write_prompt(self.random, WARMUP_WORDS), WARMUP_TOKENS)
+        body = build_body(endpoint, write_prompt(WARMUP_WORDS), WARMUP_TOKENS)
         return await stream_completion(self.client, endpoint, body, self.task.limits)
 
 
-def write_prompt(rng: random.Random, words: int) -> str:
-    """Return random words: no two prompts share a block of a prefix cache."""
-    return " ".join(rng.choices(WORDS.split(), k=words))
+def write_prompt(words: int) -> str:
+    """Return random words, others at each call: no prompt lies in the prefix cache of an engine that was measured."""
+    return " ".join(random.SystemRandom().choices(WORDS.split(), k=words))
 
 
 def _first_error(errors: BaseExceptionGroup[EndpointError]) -> EndpointError:
@@ -326,7 +320,9 @@ def _check_replies(replies: Sequence[StreamedReply]) -> None:
         if _came_at_once(reply):
             raise EndpointError("all tokens arrive at once", "a server that streams token by token, without a buffer")
         if reply.cached_tokens > MAX_CACHED_SHARE * reply.input_tokens:
-            raise EndpointError("the prompts come from a prefix cache", "restart the engine, or another seed: --seed")
+            raise EndpointError(
+                "the prompts come from a prefix cache", "random prompts cannot be there: is a cache before the engine?"
+            )
 
 
 def _is_too_slow(profile: EndpointProfile, phase: PlannedPhase) -> bool:

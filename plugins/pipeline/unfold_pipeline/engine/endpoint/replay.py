@@ -6,7 +6,6 @@ Latency counts from the arrival in the trace, so neither a late sender nor a ful
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from unfold_pipeline.engine.endpoint.client import (
     read_server,
     stream_completion,
 )
+from unfold_pipeline.engine.endpoint.prefill import REQUEST_ID, PrefillPool
 from unfold_pipeline.engine.endpoint.profiler import WARMUP_TOKENS, WARMUP_WORDS, write_prompt
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 
@@ -68,9 +68,11 @@ class ReplayedRequests:
         last_token_s: (n,) time to the last token.
         latency_s: (n,) time to the end of the last stage; without stages after the engines, to the last token.
         input_tokens: (n,) prompt tokens, by the usage.
+        cached_tokens: (n,) those of them that came from a prefix cache, by the usage.
         output_tokens: (n,) generated tokens, by the usage.
         engine: (n,) index of the engine.
         failures: failed requests by what happened.
+        local_prompts: requests with a prompt that a decode engine computed, as no prefill engine did.
         lateness_s: the greatest delay of the sender.
         start_s: when the trace began, on the clock of the machine.
     """
@@ -80,16 +82,23 @@ class ReplayedRequests:
     last_token_s: FloatArray
     latency_s: FloatArray
     input_tokens: CountArray
+    cached_tokens: CountArray
     output_tokens: CountArray
     engine: CountArray
     failures: Counter[str]
     lateness_s: float
     start_s: float = 0.0
+    local_prompts: int = 0
 
     @property
     def completed(self) -> CountArray:
         """Indices of the requests that were completed."""
         return np.flatnonzero(self.output_tokens > 0)
+
+    @property
+    def cached_share(self) -> float:
+        """Fraction of the prompt tokens that came from a prefix cache."""
+        return float(self.cached_tokens.sum()) / max(1, int(self.input_tokens.sum()))
 
 
 async def replay_requests(
@@ -97,10 +106,10 @@ async def replay_requests(
     balancer: EngineBalancer,
     requests: EngineRequests,
     limits: EndpointLimits,
-    seed: int,
     progress: Callable[[str, int, int], None],
     log: TokenLog | None = None,
     around: StagePasses | None = None,
+    prefill: PrefillPool | None = None,
 ) -> ReplayedRequests:
     """Send each request of a trace at its time to an engine, and wait for all.
 
@@ -109,15 +118,16 @@ async def replay_requests(
         balancer: distributes the requests.
         requests: what to send.
         limits: how long an engine may take.
-        seed: of the prompts.
         progress: receives progress.
         log: records what was sent, for a scaling rule.
         around: the stages before and after the engines.
+        prefill: the engines that compute the prompts; ``None`` if the others do.
 
     Raises:
         EndpointError: an engine does not respond before the trace begins.
     """
-    connections = min(MAX_CONNECTIONS, len(requests) + len(endpoints))
+    engines = len(endpoints) + (0 if prefill is None else len(prefill.endpoints))
+    connections = min(MAX_CONNECTIONS, len(requests) + engines)
     async with build_http_client(connections, limits) as client:
         session = _Replay(
             client,
@@ -125,10 +135,10 @@ async def replay_requests(
             balancer,
             requests,
             limits,
-            random.Random(f"{seed}"),  # noqa: S311
             progress,
             log,
             around,
+            prefill,
         )
         await session.warm_up()
         return await session.run()
@@ -141,16 +151,17 @@ class _Replay:
     balancer: EngineBalancer
     requests: EngineRequests
     limits: EndpointLimits
-    random: random.Random
     progress: Callable[[str, int, int], None]
     log: TokenLog | None
     around: StagePasses | None
+    prefill: PrefillPool | None
     named: dict[str, Endpoint] = field(default_factory=dict)
     tokens_per_word: float = 1.0
     replies: dict[int, tuple[int, StreamedReply]] = field(default_factory=dict)
     left_s: dict[int, float] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
     finished: int = 0
+    local_prompts: int = 0
 
     async def warm_up(self) -> None:
         """Find the model and the path of each active engine, and the tokens of a word."""
@@ -167,9 +178,30 @@ class _Replay:
                 reply = await self._send(named, WARMUP_WORDS, WARMUP_TOKENS)
             self.named[endpoint.url] = named
             self.tokens_per_word = reply.input_tokens / WARMUP_WORDS
+        if self.prefill is not None:
+            await self._warm_up_prefill(self.prefill)
+
+    async def _warm_up_prefill(self, prefill: PrefillPool) -> None:
+        """Pass a prompt from every prefill engine on to a decode engine.
+
+        Raises:
+            EndpointError: a prefill engine does not respond, or leaves no KV cache.
+        """
+        decode = next(iter(self.named.values()))
+        for endpoint in prefill.endpoints:
+            await read_server(self.client, replace(endpoint, model=decode.model), self.limits)
+            alone = PrefillPool((endpoint,), EngineBalancer((endpoint.url,), "round_robin"), self.limits)
+            body = build_body(decode, write_prompt(WARMUP_WORDS), WARMUP_TOKENS)
+            computed = await alone.compute(self.client, decode.path, body, WARMUP_WORDS)
+            if computed.transfer is None:
+                hint = '--kv-transfer-config \'{"kv_connector":"NixlConnector","kv_role":"kv_both"}\' at both pools'
+                raise EndpointError(f"{endpoint.url}: {computed.message}", hint)
+            headers = {REQUEST_ID: computed.request_id}
+            await stream_completion(self.client, decode, computed.extend(body), self.limits, headers=headers)
 
     async def run(self) -> ReplayedRequests:
         """Send the requests at their times."""
+        self.progress("replay", 0, len(self.requests))
         start_s, lateness_s = time.perf_counter() + START_DELAY_S, 0.0
         async with asyncio.TaskGroup() as group:
             for index, arrival_s in enumerate(self.requests.arrival_s.tolist()):
@@ -205,7 +237,8 @@ class _Replay:
             return
         try:
             words = max(1, round(prompt / self.tokens_per_word))
-            self.replies[index] = (engine, await self._send(self._name_endpoint(engine), words, output))
+            reply = await self._send(self._name_endpoint(engine), words, output, self.prefill)
+            self.replies[index] = (engine, reply)
         except EndpointError as error:
             self.failures[error.message] += 1
             self.balancer.mark_down(engine, time.perf_counter())
@@ -220,19 +253,25 @@ class _Replay:
             self.named[endpoint.url] = replace(endpoint, model=known.model, path=known.path)
         return self.named[endpoint.url]
 
-    async def _send(self, endpoint: Endpoint, words: int, output: int) -> StreamedReply:
-        body = build_body(endpoint, write_prompt(self.random, words), output)
-        return await stream_completion(self.client, endpoint, body, self.limits)
+    async def _send(
+        self, endpoint: Endpoint, words: int, output: int, prefill: PrefillPool | None = None
+    ) -> StreamedReply:
+        body, headers = build_body(endpoint, write_prompt(words), output), dict[str, str]()
+        if prefill is not None:
+            computed = await prefill.compute(self.client, endpoint.path, body, words)
+            self.local_prompts += computed.transfer is None
+            body, headers = computed.extend(body), {REQUEST_ID: computed.request_id}
+        return await stream_completion(self.client, endpoint, body, self.limits, headers=headers)
 
     def _collect(self, start_s: float, lateness_s: float) -> ReplayedRequests:
         count = len(self.requests)
         ttft_s, last_s, latency_s = (np.full(count, np.nan) for _ in range(3))
-        tokens = np.zeros((3, count), dtype=np.int64)
+        tokens = np.zeros((4, count), dtype=np.int64)
         for index, (engine, reply) in self.replies.items():
             arrival_s = start_s + float(self.requests.arrival_s[index])
             ttft_s[index], last_s[index] = reply.event_s[0] - arrival_s, reply.end_s - arrival_s
             latency_s[index] = self.left_s.get(index, reply.end_s) - arrival_s
-            tokens[:, index] = reply.input_tokens, reply.output_tokens, engine
+            tokens[:, index] = reply.input_tokens, reply.output_tokens, engine, reply.cached_tokens
         return ReplayedRequests(
             arrival_s=self.requests.arrival_s,
             ttft_s=ttft_s,
@@ -241,7 +280,9 @@ class _Replay:
             input_tokens=tokens[0],
             output_tokens=tokens[1],
             engine=tokens[2],
+            cached_tokens=tokens[3],
             failures=self.failures,
             lateness_s=lateness_s,
             start_s=start_s,
+            local_prompts=self.local_prompts,
         )

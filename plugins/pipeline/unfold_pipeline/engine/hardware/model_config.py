@@ -20,6 +20,8 @@ CONFIG_KEYS = {
     "inner": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
     "vocabulary": ("vocab_size", "padded_vocab_size"),
 }
+LANGUAGE_MODEL_KEYS = ("text_config", "thinker_config", "llm_config", "language_config")
+"""Sections with the language model of a model with images or speech; ``thinker_config`` has a ``text_config``."""
 KV_HEADS_KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "multi_query_group_num")
 EXPERT_KEYS = (
     *("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts"),
@@ -32,6 +34,7 @@ OTHER_ATTENTION_KEYS = (
 RECURRENT_KEYS = (
     *("mamba_d_ssm", "mamba_d_state", "mamba_num_heads", "ssm_cfg", "ssm_state_size", "state_size"),
     *("hybrid_override_pattern", "conv_L_cache", "lru_width", "attention_hidden_size", "block_configs"),
+    "num_key_value_heads_per_layer",
 )
 """Layers without a KV cache, or of several sizes; ``layer_types`` decides where it is given."""
 ATTENTION_LAYERS = frozenset({"attention", "full_attention", "sliding_attention", "chunked_attention", "global"})
@@ -88,9 +91,7 @@ def read_model_config(path: Path, *, is_profiled: bool = False) -> ModelShape:
     """
     file = str(path)
     config = parse_object(read_bytes(path), file)
-    nested = config.get("text_config")
-    if isinstance(nested, dict):
-        config = {**config, **TEXT_DEFAULTS.get(str(nested.get("model_type", "")).lower(), {}), **nested}
+    config = _merge_language_model(config)
     experts = _find_experts(config)
     if experts and not is_profiled:
         message = f"the model is a mixture of experts ({experts}), which dense operator tables do not describe"
@@ -129,6 +130,20 @@ def read_model_config(path: Path, *, is_profiled: bool = False) -> ModelShape:
         window=window,
         window_layers=window_layers,
     )
+
+
+def _merge_language_model(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config with that of the language model in it, where images or speech pass one.
+
+    An architecture counts only if it is of the language model: that of the whole may end as that of an encoder.
+    """
+    for key in LANGUAGE_MODEL_KEYS:
+        nested = config.get(key)
+        if isinstance(nested, dict):
+            outer = config if key in LANGUAGE_MODEL_KEYS[:1] else {**config, "architectures": None}
+            kind = str(nested.get("model_type", "")).lower()
+            return _merge_language_model({**outer, key: None, **TEXT_DEFAULTS.get(kind, {}), **nested})
+    return config
 
 
 def _find_experts(config: Mapping[str, Any]) -> str:

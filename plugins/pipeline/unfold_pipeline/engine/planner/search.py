@@ -92,7 +92,7 @@ class EngineSolution:
         simulations: simulations.
         simulated_requests: requests that were simulated to their end.
         bounds: least engines of each option and budget, or the proof against it.
-        refused: for each option, its most expensive configuration that misses.
+        refused: for each option, its configurations that miss with the most engines, one a token budget.
         refusals: what each of them misses, once :func:`explain_refusals` simulated it to its end.
         around_usd_per_hour: price of the stages around the engines.
     """
@@ -101,7 +101,7 @@ class EngineSolution:
     simulations: int
     simulated_requests: int
     bounds: tuple[tuple[ReplicaBound, ...], ...]
-    refused: tuple[EngineConfig, ...]
+    refused: tuple[tuple[EngineConfig, ...], ...]
     refusals: tuple[Refusal, ...] = ()
     around_usd_per_hour: float = 0.0
 
@@ -192,7 +192,7 @@ def find_cheapest_engines(
             if not bound.obstacle:
                 _push(queue, problem, index, bound.replicas, position)
     best: Outcome | None = None
-    refused: dict[int, EngineConfig] = {}
+    refused: dict[int, list[EngineConfig]] = {}
     simulations = simulated_requests = 0
     while queue:
         cost, gpus, replicas, index, position = heapq.heappop(queue)
@@ -205,7 +205,10 @@ def find_cheapest_engines(
         for outcome in feasible:
             best = outcome if best is None else _better(problem, best, outcome)
         if not feasible:
-            refused[index] = outcomes[0].config
+            largest = refused.setdefault(index, [])
+            if largest and largest[0].replicas < replicas:
+                largest.clear()
+            largest.append(outcomes[0].config)
             _push(queue, problem, index, replicas + 1, position)
         if progress is not None:
             progress("engines", simulations, simulations + len(queue))
@@ -214,13 +217,13 @@ def find_cheapest_engines(
         simulations=simulations,
         simulated_requests=simulated_requests,
         bounds=bounds,
-        refused=tuple(refused[index] for index in sorted(refused)),
+        refused=tuple(tuple(refused[index]) for index in sorted(refused)),
     )
 
 
 def explain_refusals(problem: EngineProblem, solution: EngineSolution) -> EngineSolution:
     """Return the solution with what its refused configurations miss; ``problem`` is the one that was solved."""
-    return replace(solution, refusals=tuple(_describe_refusal(problem, config) for config in solution.refused))
+    return replace(solution, refusals=tuple(_describe_refusal(problem, configs) for configs in solution.refused))
 
 
 def _push(
@@ -266,13 +269,13 @@ def _better(problem: EngineProblem, best: Outcome, outcome: Outcome) -> Outcome:
     return outcome if second > first else best
 
 
-def _describe_refusal(problem: EngineProblem, config: EngineConfig) -> Refusal:
-    """Return which target a configuration misses, and by its complete run how much."""
-    outcome = evaluate(problem, config, complete=True)
+def _describe_refusal(problem: EngineProblem, configs: tuple[EngineConfig, ...]) -> Refusal:
+    """Return which target configurations miss, by the complete run of that which misses least."""
+    outcome = max((evaluate(problem, config, complete=True) for config in configs), key=lambda run: run.margin(problem))
     pairs = (
         ("ttft", outcome.ttft_s, problem.targets.ttft_s),
         ("tpot", outcome.tpot_s, problem.targets.tpot_s),
         ("latency", outcome.latency_s, problem.targets.latency_s),
     )
     obstacle, value_s, _ = max(pairs, key=lambda item: item[1] / item[2])
-    return Refusal(config=config, obstacle=obstacle, value_s=value_s)
+    return Refusal(config=outcome.config, obstacle=obstacle, value_s=value_s)

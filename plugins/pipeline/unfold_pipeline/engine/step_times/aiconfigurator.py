@@ -257,7 +257,7 @@ def _read_gemm(
 ) -> dict[str, dict[tuple[int, int], tuple[FloatArray, FloatArray]]]:
     table = _rows(_read_once(path, ["gemm_dtype", "m", "n", "k"], tables), wanted)
     keys = np.column_stack([table.numbers(name) for name in ("n", "k", "m")]).astype(np.int64)
-    seconds = table.numbers(find_column(table, LATENCY_COLUMNS)) * MILLISECOND
+    seconds = table.latencies(find_column(table, LATENCY_COLUMNS)) * MILLISECOND
     types = np.array(table.columns["gemm_dtype"])
     measured = (keys >= 1).all(axis=1) & (seconds > 0)
     keys, seconds, types = keys[measured], seconds[measured], types[measured]
@@ -357,7 +357,7 @@ def _read_attention(
     length = table.numbers("isl", least=0) if "isl" in table.columns else np.ones(len(table))
     if not is_context:
         length = table.numbers("step", least=0) + (length if "isl" in table.columns else 1.0)
-    seconds = table.numbers(find_column(table, LATENCY_COLUMNS)) * MILLISECOND
+    seconds = table.latencies(find_column(table, LATENCY_COLUMNS)) * MILLISECOND
     keep = (seconds > 0) & ((batch == 1) | (not is_context))
     if is_context and "attn_dtype" in table.columns:
         keep &= np.array(table.columns["attn_dtype"]) == DATA_TYPES["bf16"]

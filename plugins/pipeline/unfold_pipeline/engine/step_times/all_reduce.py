@@ -95,7 +95,7 @@ def read_all_reduce(path: Path, wanted: Mapping[str, str]) -> AllReduce:
         raise user_error(f"no row has {_describe(wanted)}", file=str(path))
     gpus = table.numbers("num_gpus", least=2).astype(np.int64)
     message = table.numbers(size, least=1) * (1 if size == "bytes" else BYTES_PER_ELEMENT)
-    seconds = table.numbers(latency) * MILLISECOND
+    seconds = table.latencies(latency) * MILLISECOND
     sizes, times = {}, {}
     for count in np.unique(gpus):
         chosen = gpus == count

@@ -8,7 +8,9 @@ compared is rejected: runs with failures, without lengths, or with times of seve
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
-from unfoldkit.api import UnfoldError, user_error
+from unfoldkit.api import Diagnostic, UnfoldError, user_error
 from unfoldkit.io.json_values import parse_values
 from unfoldkit.safe_io.archives import gunzip
 from unfoldkit.safe_io.files import read_bytes
@@ -32,7 +34,25 @@ CLOSED_STRATEGIES = frozenset({"synchronous", "concurrent", "throughput"})
 SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0}
 MAX_SPAN_S = 30 * 86_400.0
 FEWEST_REQUESTS = 8
-FORMATS = "vllm bench serve --save-detailed, sglang.bench_serving, GuideLLM, inference-perf or AIPerf"
+OTHER_FORMATS = "sglang.bench_serving, GuideLLM, inference-perf or AIPerf"
+FORMATS = f"vllm bench serve --save-detailed, {OTHER_FORMATS}"
+RESULT_HINT = f"the file that --save-result --save-detailed of vllm bench serve writes; also: {OTHER_FORMATS}"
+WHOLE_HINT = "a complete result, or its gzip file"
+SUMMARY_LINE = "Serving Benchmark Result"
+"""Headline of what the benchmarks of vLLM and SGLang print at their end."""
+LOG_LINE = re.compile(
+    r"^(\([^)\n]{1,60}\) )?\[?(\d{4}-\d\d-\d\d[ T][\d:.,]+\]? )?(INFO|WARNING|ERROR|DEBUG)\b", re.MULTILINE
+)
+MAX_SEARCHED = 1 << 16
+OFFLINE_MARKS: Mapping[str, frozenset[str]] = {
+    "vllm bench latency": frozenset({"avg_latency", "latencies"}),
+    "vllm bench throughput": frozenset({"elapsed_time", "requests_per_second"}),
+    "a benchmark of embeddings": frozenset({"e2els", "input_lens"}),
+    "trtllm-bench": frozenset({"engine", "performance"}),
+    "Ollama": frozenset({"eval_count", "eval_duration"}),
+    "llama-bench": frozenset({"n_prompt", "n_gen", "avg_ts"}),
+}
+"""Keys by which results of offline benchmarks, and answers with times, are known."""
 FIRST_TOKEN_KEYS = ("first_token_time", "first_token_iteration", "first_iteration")
 LAST_TOKEN_KEYS = (
     *("last_token_time", "last_token_iteration", "last_iteration"),
@@ -86,13 +106,9 @@ def read_benchmarks(path: Path) -> tuple[BenchmarkRun, ...]:
             mixed.
     """
     file = str(path)
-    try:
-        results = list(parse_values(gunzip(read_bytes(path), file).decode("utf-8")))
-    except (ValueError, RecursionError) as error:
-        raise user_error(f"not JSON: {error}", file=file, hint="a complete result, or its gzip file") from error
-    results = _split_results(results, path)
+    results = _split_results(_read_values(gunzip(read_bytes(path), file), file), path)
     if not results:
-        raise user_error("not a benchmark result", file=file, hint=FORMATS)
+        raise user_error("the file is empty, and no benchmark result", file=file, hint=RESULT_HINT)
     runs: list[BenchmarkRun] = []
     rejected: list[tuple[int, UnfoldError]] = []
     for number, result in enumerate(results, 1):
@@ -106,6 +122,40 @@ def read_benchmarks(path: Path) -> tuple[BenchmarkRun, ...]:
         f"run {number} of {len(results)} is left out: {error.diagnostics[0].message}" for number, error in rejected
     )
     return tuple(replace(run, notes=(*run.notes, *notes)) for run in runs)
+
+
+def _read_values(data: bytes, file: str) -> list[Any]:
+    """Return the JSON values of a file.
+
+    Raises:
+        UnfoldError: it is a log, a table, other text, or no text, rather than JSON, or the JSON breaks off.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise user_error("binary data, not the JSON of a benchmark", file=file, hint=RESULT_HINT) from error
+    try:
+        return list(parse_values(text))
+    except json.JSONDecodeError as error:
+        if not text.lstrip().startswith(("{", "[")) or LOG_LINE.match(text):
+            message = f"{_describe_text(text)}, not the JSON of a benchmark"
+            raise UnfoldError(Diagnostic(message, file, 1, 1, hint=RESULT_HINT)) from error
+        message = f"the JSON breaks off or is damaged: {error.msg}"
+        # positions count from the first value on
+        before = text[: len(text) - len(text.lstrip())].count("\n")
+        raise UnfoldError(Diagnostic(message, file, error.lineno + before, error.colno, hint=WHOLE_HINT)) from error
+    except (ValueError, RecursionError) as error:
+        raise user_error(f"the JSON cannot be read: {error}", file=file, hint=WHOLE_HINT) from error
+
+
+def _describe_text(text: str) -> str:
+    """Return what a text without JSON is, as far as its beginning or a usual line says."""
+    if SUMMARY_LINE in text:
+        return "the printed summary of a benchmark, which lacks the single requests"
+    if LOG_LINE.search(text[:MAX_SEARCHED]):
+        return "the log of a server"
+    first = text.lstrip().partition("\n")[0]
+    return "a table" if first.count(",") and not first.count(" ") else "text"
 
 
 def _split_results(values: Sequence[Any], path: Path) -> list[Any]:
@@ -169,6 +219,8 @@ def _reject_other_files(result: Any, path: Path) -> None:
         message, hint = "a summary of AIPerf has no single requests", "profile_export.jsonl"
     elif "end_to_end_latency_s" in first or "results_ttft_s_mean" in keys:
         message, hint = "a result of LLMPerf does not state when its requests were sent", FORMATS
+    elif tool := next((name for name, marks in OFFLINE_MARKS.items() if marks <= (keys or set(first))), ""):
+        message, hint = f"a result of {tool} has no requests that arrive at a server", FORMATS
     else:
         return
     raise user_error(message, file=str(path), hint=hint)

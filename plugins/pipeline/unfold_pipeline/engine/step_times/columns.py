@@ -52,6 +52,19 @@ class MeasuredTable:
             )
         return values
 
+    def latencies(self, name: str) -> FloatArray:
+        """Return a column of measured times; nothing takes no time at all.
+
+        Raises:
+            UnfoldError: a cell is no positive number.
+        """
+        values = self.numbers(name)
+        if (values == 0).any():
+            line = self.lines[int(np.argmin(values))]
+            message = f"line {line}: a latency of 0 is no measurement"
+            raise user_error(message, file=str(self.path), key=name, hint="leave the row out")
+        return values
+
     def select(self, keep: Sequence[bool] | Any) -> MeasuredTable:
         """Return the rows that ``keep`` marks."""
         rows = [int(row) for row in np.flatnonzero(np.asarray(keep))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,25 +17,34 @@ from unfold_pipeline.engine.simulation.workload import EngineRequests, build_req
 from unfold_pipeline.engine.trace.request_objects import holds_objects, iter_objects
 from unfoldkit.api import Diagnostic, UnfoldError, csv_rows, did_you_mean, user_error
 from unfoldkit.arrivals.jitter import spread_rounded_times
-from unfoldkit.arrivals.readers.log import MOONCAKE_FIELDS, Warn, ignore_warning, parse_object_time
-from unfoldkit.arrivals.readers.timestamps import TimeNotation, each_epoch_to_seconds
+from unfoldkit.arrivals.readers.log import Warn, ignore_warning, parse_object_time
+from unfoldkit.arrivals.readers.timestamps import (
+    MAX_MOONCAKE_RATE,
+    MOONCAKE_FIELDS,
+    TimeNotation,
+    each_epoch_to_seconds,
+)
 from unfoldkit.arrivals.traces import scale_rate_with_sources
 
 INPUT_COLUMNS = (
     "ContextTokens", "input_tokens", "prompt_tokens", "input_length", "prompt_len", "input_len", "isl",
     "Request tokens", "num_prefill_tokens", "num_input_tokens", "num_prompt_tokens", "input_token_count",
-    "prompt_token_count", "prefill_tokens", "prompt_length", "prompt_size",
+    "prompt_token_count", "prefill_tokens", "prompt_length", "prompt_size", "tokens_in", "in_tokens",
 )  # fmt: skip
 """Usual names, in any case, with or without separators: ``inputTokens`` is ``input_tokens``."""
 OUTPUT_COLUMNS = (
     "GeneratedTokens", "output_tokens", "completion_tokens", "generated_tokens", "output_length", "output_len", "osl",
     "Response tokens", "num_decode_tokens", "num_output_tokens", "num_generated_tokens", "num_completion_tokens",
     "output_token_count", "completion_token_count", "candidates_token_count", "decode_tokens", "completion_len",
-    "response_length", "token_size",
+    "response_length", "token_size", "tokens_out", "out_tokens",
 )  # fmt: skip
 HASH_BLOCK_TOKENS = 512
 """Tokens of a hashed block in Mooncake's traces."""
 MAX_TOKENS = 1 << 24
+MAX_NAMED = 12
+"""Columns of a trace that an error names."""
+GRID_S, MIN_TOGETHER = 1.0, 0.2
+"""Resolution from which on equal times are bursts that may not have happened, and the share of them."""
 MAX_UNANSWERED = 0.1
 """Largest fraction of requests without an answer that are left out; more are an error."""
 MAX_STAMP = 1e19
@@ -46,8 +56,6 @@ _EMPTY = frozenset(("", "0", "0.0", "nan", "null", "none"))
 COLUMN_HINT = "arrivals: {input: COLUMN, output: COLUMN}"
 TEXT_COLUMNS = ("conversation", "conversations", "messages", "prompt", "text")
 TEXT_HINT = "count the tokens of its texts first, into fields such as input_tokens and output_tokens"
-MAX_FRACTIONAL_RATE = 200.0
-"""Requests a second above which fractions of what may be milliseconds are rather seconds."""
 UNANSWERED_HINT = "a whole number of at least 1; leave out requests that failed"
 
 
@@ -90,6 +98,16 @@ class TokenTrace:
             shared_with=self.shared_with if self.is_shared else None,
             left_out=self.left_out,
         )
+
+    def describe_grid(self) -> str:
+        """Return that requests arrive together because their times are coarse; empty if they are not."""
+        gaps_ms = np.round(np.diff(self.arrival_s) * 1e3, 3)
+        if not gaps_ms.any() or (gaps_ms % 1).any():
+            return ""
+        grid_s = int(np.gcd.reduce(gaps_ms.astype(np.int64))) / 1e3
+        if grid_s <= GRID_S or (gaps_ms == 0).mean() < MIN_TOGETHER:
+            return ""
+        return f"times are multiples of {grid_s:g} s, so requests arrive together that may not have: a harder load"
 
     def compress(self, factor: float) -> TokenTrace:
         """Return the trace replayed ``factor`` times as fast."""
@@ -141,10 +159,12 @@ def read_tokens(
     prompt: str | int | None,
     generated: str | int | None,
     match: str = "",
-    is_newest_first: bool = False,
+    order: CountArray | None = None,
     warn: Warn = ignore_warning,
 ) -> TokenTrace:
     """Read the tokens of a CSV with known arrival times; requests without generated tokens are left out.
+
+    A column ``hash_ids`` holds lists of the hashes of the prompt's blocks, as Mooncake's traces do.
 
     Args:
         path: the CSV.
@@ -152,7 +172,7 @@ def read_tokens(
         prompt: column of the prompt tokens, or one number for all; ``None`` for the usual names.
         generated: column of the generated tokens, or one number for all.
         match: text that a row must contain.
-        is_newest_first: whether the rows come in the reverse order of ``arrival_s``.
+        order: (n,) row of each arrival time; ``None`` if the rows are in order of arrival.
         warn: receives a note about requests that are left out.
 
     Raises:
@@ -161,6 +181,7 @@ def read_tokens(
     tokens = np.zeros((arrival_s.size, 2), dtype=np.int64)
     columns: tuple[str | int, str | int] | None = None
     unanswered, count = [], 0
+    hashes: list[Sequence[Any]] = []
     for row in csv_rows(path):
         if match and match not in ",".join(row.cells.values()):
             continue
@@ -171,16 +192,19 @@ def read_tokens(
             unanswered.append(row.wrong(*_describe_unanswered(row.cells, columns)))
         if count < arrival_s.size:
             tokens[count] = lengths
+        if "hash_ids" in row.cells:
+            hashes.append(_list_hashes(row.cells["hash_ids"]))
         count += 1
     if count != arrival_s.size:
         message = f"the trace has {arrival_s.size:,} arrivals and {count:,} rows with tokens"
         raise user_error(message, file=str(path), hint="one row a request, with its time and tokens")
     _reject_clocks(float(np.ptp(arrival_s)) if arrival_s.size else 0.0, path, "times of one clock in one notation")
     _check_unanswered(unanswered, count, path, warn)
-    tokens = tokens[::-1] if is_newest_first else tokens
-    answered = tokens[:, 1] > 0
-    tokens, arrival_s = tokens[answered], arrival_s[answered]
-    return _without_sharing(arrival_s - arrival_s[:1], tokens[:, 0], tokens[:, 1], len(unanswered))
+    rows = np.arange(count) if order is None else order
+    answered = tokens[rows, 1] > 0
+    rows, arrival_s = rows[answered], arrival_s[answered]
+    trace = _without_sharing(arrival_s - arrival_s[:1], tokens[rows, 0], tokens[rows, 1], len(unanswered))
+    return _with_prefixes(trace, [hashes[row] for row in rows]) if hashes else trace
 
 
 def _check_unanswered(errors: Sequence[UnfoldError], count: int, path: Path, warn: Warn) -> None:
@@ -313,7 +337,8 @@ def _find_column(
         return wanted
     column = find_usual_column(names, usual)
     if column is None:
-        hint = COLUMN_HINT if find_usual_column(names, TEXT_COLUMNS) is None else TEXT_HINT
+        hint = f"{COLUMN_HINT}; it has: {', '.join(names[:MAX_NAMED])}"
+        hint = hint if find_usual_column(names, TEXT_COLUMNS) is None else TEXT_HINT
         if line > 1:
             hint = "arrivals.match: a text of the lines with tokens"
         raise UnfoldError(Diagnostic(f"the trace has no {what}", str(path), line, 1, hint=hint))
@@ -394,29 +419,36 @@ def read_objects(
         has_fractions = has_fractions or (isinstance(stamp, float) and stamp % 1 != 0)
         times.append(time_s)
         tokens.append(lengths)
-        ids: Any = row.fields.get("hash_ids")
-        is_hashed = isinstance(ids, list) and all(isinstance(item, (int, str)) for item in ids)
-        hashes.append(ids if is_hashed else [])
+        hashes.append(_list_hashes(row.fields.get("hash_ids")))
     _check_unanswered(unanswered, len(times) + len(unanswered), path, warn)
     if not times:
         raise user_error("the trace has no arrival", file=str(path))
     span_s = max(times) - min(times)
-    if has_fractions and 0 < span_s * MAX_FRACTIONAL_RATE < len(times):
+    if has_fractions and 0 < span_s * MAX_MOONCAKE_RATE < len(times):
         message = "the unit of the times is unclear: with fractions they may be seconds, or milliseconds as Mooncake's"
         raise user_error(message, file=str(path), key="timestamp", hint="arrivals.unit: s, or ms")
     order = np.argsort(times, kind="stable")
     arrival_s = _convert_times(np.array(times)[order], unitless, notation, path)
     _reject_clocks(float(np.ptp(arrival_s)), path, "times of one clock")
     counts = np.array(tokens, dtype=np.int64)[order]
-    shared_tokens, shared_with = _share_prefixes([hashes[row] for row in order])
-    return TokenTrace(
-        arrival_s=arrival_s - arrival_s[0],
-        input_tokens=counts[:, 0],
-        output_tokens=counts[:, 1],
-        shared_tokens=np.minimum(shared_tokens, counts[:, 0]),
-        shared_with=shared_with,
-        left_out=len(unanswered),
-    )
+    trace = _without_sharing(arrival_s - arrival_s[0], counts[:, 0], counts[:, 1], len(unanswered))
+    return _with_prefixes(trace, [hashes[row] for row in order])
+
+
+def _list_hashes(ids: Any) -> Sequence[Any]:
+    """Return the hashes of the blocks of a prompt, from a list or from the text of one in a cell."""
+    if isinstance(ids, str):
+        try:
+            ids = json.loads(ids)
+        except (ValueError, RecursionError):
+            return []
+    return ids if isinstance(ids, list) and all(isinstance(item, (int, str)) for item in ids) else []
+
+
+def _with_prefixes(trace: TokenTrace, hashes: Sequence[Sequence[Any]]) -> TokenTrace:
+    """Return a trace with the prefixes that the hashes of its prompts share."""
+    shared_tokens, shared_with = _share_prefixes(hashes)
+    return replace(trace, shared_tokens=np.minimum(shared_tokens, trace.input_tokens), shared_with=shared_with)
 
 
 def _convert_times(times: FloatArray, unitless: set[str], notation: TimeNotation, path: Path) -> FloatArray:

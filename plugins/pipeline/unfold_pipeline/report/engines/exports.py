@@ -16,9 +16,15 @@ IMAGE = "vllm/vllm-openai:latest"
 PORT = 8000
 KV_TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
 """vLLM's connector for separate pools: the decode engine reads, whatever the role."""
+LINK_NOTE = """\
+# VLLM_NIXL_SIDE_CHANNEL_HOST states the address at which the other pool reaches an engine; several engines of a machine
+# need a VLLM_NIXL_SIDE_CHANNEL_PORT each
+"""
 ROLE_LABEL = "llm-d.ai/role"
 MODEL_NOTE = "# MODEL stands for the name of the model, which engine.model.name would state\n"
-POOL_NOTE = "# two pools need a router that sends a request to a prefill engine first, such as that of llm-d\n"
+POOL_NOTE = (
+    "# two pools need a router that sends a request to a prefill engine first, such as unfold serve or that of llm-d\n"
+)
 RAY_ACCELERATORS = {
     "a100_40gb": "A100", "a100_80gb": "A100", "a100_pcie": "A100", "a100_sxm": "A100", "a10g": "A10G",
     "b200_sxm": "B200", "h100_nvl": "H100", "h100_pcie": "H100", "h100_sxm": "H100", "h20": "H20", "h200_sxm": "H200",
@@ -42,7 +48,7 @@ def export_vllm(report: Report) -> str:
     Raises:
         UnfoldError: the report holds no plan of engines.
     """
-    lines = _build_notes(report).splitlines()
+    lines = [*_build_notes(report).splitlines(), *(LINK_NOTE.splitlines() if _has_pools(report) else ())]
     for stage, engine in _list_engines(report).items():
         gpus = f"{engine['tensor_parallel']} {engine['hardware']} GPUs"
         lines.append(f"# {stage}: {engine['replicas']} × on {gpus}, {engine['routing']}")

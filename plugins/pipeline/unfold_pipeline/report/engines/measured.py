@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,9 @@ from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.autoscaling.replay import replay_rule
 from unfold_pipeline.engine.autoscaling.rules import Observation
 from unfold_pipeline.engine.endpoint.replay import ReplayedRequests
+from unfold_pipeline.engine.planner.analysis import scale_to_end
 from unfold_pipeline.engine.planner.busy_engines import estimate_step_times
+from unfold_pipeline.engine.planner.disaggregation import PoolConfig, evaluate_pools
 from unfold_pipeline.engine.planner.problem import (
     EngineProblem,
     Latencies,
@@ -25,9 +27,11 @@ from unfold_pipeline.engine.simulation.cluster import simulate
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.plan import build_subtitle
+from unfold_pipeline.report.engines.pools import ROLES
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, user_error
 
 QUANTILES = (0.5, 0.9, 0.99)
+REQUIRED_ATTAINMENT = 0.99
 MAX_FAILURES_SHOWN = 5
 FIGURE_POINTS = 101
 
@@ -62,6 +66,7 @@ def build_measured_engine_report(
     engines: int,
     local: LocalFacts | None = None,
     attach: AttachStages | None = None,
+    pools: PoolConfig | None = None,
 ) -> Report:
     """Return the report of a replay.
 
@@ -72,6 +77,7 @@ def build_measured_engine_report(
         engines: running engines, or the most of them.
         local: what happened to local engines.
         attach: puts the stages around the engines into a problem; ``None`` if there are none.
+        pools: the prefill and decode engines that run, where ``config`` is of the latter; ``None`` if engines do both.
 
     Raises:
         UnfoldError: no request was completed.
@@ -81,7 +87,12 @@ def build_measured_engine_report(
         message = next(iter(replayed.failures), "no request was completed")
         raise user_error(message, key=f"stages.{problem.stage}.engine.urls", hint="are the engines running?")
     measured = measure_replay(replayed)
-    estimated = estimate_replay(problem, config, replayed, engines, local, attach)
+    estimated, low, high = (
+        estimate_replay(case, config, replayed, engines, local, attach, pools)
+        for case in (problem, scale_to_end(problem, high=False), scale_to_end(problem, high=True))
+    )
+    rows = _list_statistics(measured, estimated, low, high)
+    option = problem.options[config.option]
     attainment = _measure_attainment(problem, measured, replayed)
     targets = sentences.describe_targets(problem.targets.ttft_s, problem.targets.tpot_s, problem.targets.latency_s)
     is_met = not failed and _meets_targets(problem, measured)
@@ -90,15 +101,25 @@ def build_measured_engine_report(
         verb="serve",
         name=problem.name,
         verdict=Verdict.YES if is_met else Verdict.NO,
-        headline=sentences.describe_measured_replay(attainment, targets, engines, failed),
+        headline=sentences.describe_measured_replay(
+            attainment, targets, engines, failed, 0 if pools is None else pools.prefill.replicas
+        ),
         subtitle=build_subtitle(problem),
         metrics=_build_metrics(measured, estimated, attainment, failed),
-        tables=(_build_table(measured, estimated), _build_engine_table(replayed, engines)),
+        tables=(_build_table(rows), _build_engine_table(replayed, engines)),
         figures=(_build_figure(measured, estimated),),
         lines=(
-            _describe_estimate(config, engines, local),
+            _describe_estimate(problem, config, engines, local, pools),
+            (
+                "interval",
+                sentences.describe_measured_interval(
+                    option.interval.low, option.interval.high, sum(row.is_within for row in rows), len(rows)
+                ),
+            ),
             *_describe_local(config, local),
-            ("prompts", sentences.describe_prompts(replayed.lateness_s)),
+            # a decode engine counts a KV cache that it read as cached
+            ("prompts", sentences.describe_prompts(replayed.lateness_s, 0.0 if pools else replayed.cached_share)),
+            *_list_local_prompts(replayed, pools),
         ),
         notes=tuple(f"{count:,} × {text}" for text, count in replayed.failures.most_common(MAX_FAILURES_SHOWN)),
         next="unfold plan SPEC",
@@ -114,10 +135,28 @@ def measure_replay(replayed: ReplayedRequests) -> Latencies:
     return Latencies(ttft_s=ttft_s, tpot_s=tpot_s, latency_s=replayed.latency_s[rows])
 
 
-def _describe_estimate(config: EngineConfig, engines: int, local: LocalFacts | None) -> tuple[str, str]:
+def _describe_estimate(
+    problem: EngineProblem, config: EngineConfig, engines: int, local: LocalFacts | None, pools: PoolConfig | None
+) -> tuple[str, str]:
+    if pools is not None:
+        names = [
+            sentences.describe_engines(
+                part.replicas, problem.options[part.option].hardware, problem.options[part.option].tensor_parallel, role
+            )
+            for part, role in zip((pools.prefill, pools.decode), ROLES, strict=True)
+        ]
+        return "estimate", sentences.describe_pool_estimate(*names)
     if local is not None and local.is_scaled:
         return "estimate", sentences.describe_scaled_estimate()
-    return "estimate", sentences.describe_estimate(config.replicas, engines)
+    option = problem.options[config.option]
+    text = sentences.describe_estimate(config.replicas, engines, option.hardware, option.tensor_parallel)
+    return "estimate", text
+
+
+def _list_local_prompts(replayed: ReplayedRequests, pools: PoolConfig | None) -> list[tuple[str, str]]:
+    if pools is None:
+        return []
+    return [("hand-over", sentences.describe_hand_over(replayed.local_prompts, replayed.arrival_s.size))]
 
 
 def _describe_local(config: EngineConfig, local: LocalFacts | None) -> list[tuple[str, str]]:
@@ -133,11 +172,16 @@ def estimate_replay(
     engines: int,
     local: LocalFacts | None = None,
     attach: AttachStages | None = None,
+    pools: PoolConfig | None = None,
 ) -> Latencies:
     """Simulate the completed requests, with the tokens that the engines counted, on as many engines as ran."""
     rows, option = replayed.completed, problem.options[config.option]
     requests = build_requests(replayed.arrival_s[rows], replayed.input_tokens[rows], replayed.output_tokens[rows])
     problem = replace(problem, requests=requests)
+    if pools is not None:
+        assert problem.disaggregation is not None  # noqa: S101 - the pools were planned or parsed
+        both = evaluate_pools(problem, problem.disaggregation, pools).run
+        return measure_latencies(problem.requests, both, problem.settings.front_s)
     if attach is not None:
         problem = attach(problem)
     if local is not None and local.is_scaled:
@@ -190,7 +234,13 @@ def _meets_targets(problem: EngineProblem, measured: Latencies) -> bool:
 
 def _build_metrics(measured: Latencies, estimated: Latencies, attainment: float, failed: int) -> Mapping[str, Metric]:
     metrics = {
-        "attainment": Metric(attainment * 100, "%", target="≥ 99 %", timed=True),
+        "attainment": Metric(
+            attainment * 100,
+            "%",
+            target=f"≥ {REQUIRED_ATTAINMENT * 100:.0f} %",
+            ok=attainment >= REQUIRED_ATTAINMENT,
+            timed=True,
+        ),
         "failed": Metric(float(failed), timed=True),
     }
     for name, pair in _list_pairs(measured, estimated).items():
@@ -207,21 +257,62 @@ def _list_percentiles(pair: tuple[FloatArray, FloatArray]) -> list[tuple[str, li
     return [(f"p{round(level * 100)}", [percentile(values, level) for values in pair]) for level in QUANTILES]
 
 
-def _build_table(measured: Latencies, estimated: Latencies) -> Table:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Statistic:
+    """A statistic of a measure in seconds: measured, estimated, and estimated at both ends of the interval."""
+
+    measure: str
+    name: str
+    measured_s: float
+    estimated_s: float
+    low_s: float
+    high_s: float
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the measured value lies between both ends."""
+        return self.low_s <= self.measured_s <= self.high_s
+
+
+def _list_statistics(measured: Latencies, estimated: Latencies, low: Latencies, high: Latencies) -> list[_Statistic]:
+    """Return mean and percentiles of every measure that was measured."""
+    statistics = []
+    ends = zip(_list_pairs(measured, estimated).items(), _list_pairs(low, high).values(), strict=True)
+    for (measure, pair), end_pair in ends:
+        if not pair[0].size:
+            continue
+        values = [("mean", [float(item.mean()) for item in (*pair, *end_pair)])]
+        values += [(f"p{round(q * 100)}", [percentile(item, q) for item in (*pair, *end_pair)]) for q in QUANTILES]
+        for name, (measured_s, estimated_s, low_s, high_s) in values:
+            statistics.append(
+                _Statistic(
+                    measure=measure,
+                    name=name,
+                    measured_s=measured_s,
+                    estimated_s=estimated_s,
+                    low_s=low_s,
+                    high_s=high_s,
+                )
+            )
+    return statistics
+
+
+def _build_table(statistics: Sequence[_Statistic]) -> Table:
     columns = (
         Column("measure"),
         Column("statistic"),
         Column("measured", "ms", 1, timed=True),
         Column("estimated", "ms", 1, timed=True),
+        Column("low", "ms", 1, timed=True),
+        Column("high", "ms", 1, timed=True),
         Column("error", "%", 1, timed=True),
     )
     rows: list[tuple[Cell, ...]] = []
-    for name, pair in _list_pairs(measured, estimated).items():
-        if not pair[0].size:
-            continue
-        for statistic, values in (("mean", [float(item.mean()) for item in pair]), *_list_percentiles(pair)):
-            error = (values[1] / values[0] - 1) * 100 if values[0] > 0 and math.isfinite(values[1]) else None
-            rows.append((name, statistic, values[0] * 1e3, values[1] * 1e3, error))
+    for row in statistics:
+        is_known = row.measured_s > 0 and math.isfinite(row.estimated_s)
+        error = (row.estimated_s / row.measured_s - 1) * 100 if is_known else None
+        times_ms = [seconds * 1e3 for seconds in (row.measured_s, row.estimated_s, row.low_s, row.high_s)]
+        rows.append((row.measure, row.name, *times_ms, error))
     return Table("measured and estimated", columns, tuple(rows))
 
 

@@ -78,7 +78,7 @@ def build_engine_report(
             _build_engine_table(problem, config),
             *(() if around is None else (_build_stage_table(around),)),
             build_latency_table((analysis.ttft, analysis.tpot, analysis.latency)),
-            _build_neighbor_table(analysis),
+            _build_neighbor_table(problem, config, analysis),
         ),
         figures=(_build_neighbor_figure(problem, config, analysis), _build_load_figure(analysis.load)),
         lines=(*_list_around_lines(around), *alternatives, *_list_lines(problem, solution, outcome, analysis)),
@@ -438,19 +438,28 @@ def _list_cells(item: Percentiles) -> Iterator[Cell]:
         yield from (value * 1e3 if math.isfinite(value) else None for value in (predicted, low, high))
 
 
-def _build_neighbor_table(analysis: EngineAnalysis) -> Table:
+def _build_neighbor_table(problem: EngineProblem, config: EngineConfig, analysis: EngineAnalysis) -> Table:
     columns = (
         Column("engines"),
+        Column("price", "$/h", 2),
         Column("p99 TTFT", "ms", 1),
         Column("p99 TPOT", "ms", 1),
         Column("p99 latency", "ms", 0),
         Column("preemptions"),
     )
     rows = tuple(
-        (item.config.replicas, item.ttft_s * 1e3, item.tpot_s * 1e3, item.latency_s * 1e3, item.run.preemptions)
+        (
+            item.config.replicas,
+            problem.cost(config.option, item.config.replicas),
+            item.ttft_s * 1e3,
+            item.tpot_s * 1e3,
+            item.latency_s * 1e3,
+            item.run.preemptions,
+        )
         for item in analysis.neighbors
     )
-    return Table("engines of this kind", columns, rows)
+    planned = [item.config.replicas for item in analysis.neighbors].index(config.replicas)
+    return Table("engines of this kind", columns, rows, accent=planned)
 
 
 def _build_neighbor_figure(problem: EngineProblem, config: EngineConfig, analysis: EngineAnalysis) -> Figure:
@@ -477,7 +486,7 @@ def _build_load_figure(load: LoadSeries) -> StepArea:
     running = Series("running", times, tuple(float(count) for count in load.running), "steps")
     waiting = Series("waiting", times, tuple(float(count) for count in load.waiting), "steps")
     panels = (Panel("KV cache in use %", (kv,)), Panel("requests", (running, waiting)))
-    return StepArea(name="load", title="What the engines hold over time", unit=unit, panels=panels)
+    return StepArea(name="load", title="What all engines hold over time", unit=unit, panels=panels)
 
 
 def _list_lines(
@@ -488,7 +497,8 @@ def _list_lines(
     used = config.replicas * option.tensor_parallel
     if option.gpus_per_node > 1:
         nodes = option.count_nodes(config.replicas)
-        yield "nodes", sentences.describe_nodes(nodes, option.hardware, option.gpus_per_node, used)
+        spare = (nodes * option.gpus_per_node - used) // option.tensor_parallel
+        yield "nodes", sentences.describe_nodes(nodes, option.hardware, option.gpus_per_node, used, spare)
     yield from _list_by_gpu(problem, analysis)
     interval, confidence = option.interval, problem.confidence or CONFIDENCE
     yield (
@@ -506,7 +516,7 @@ def _list_lines(
         yield "sliding window", sentences.describe_window(problem.window, problem.window_layers, problem.layers)
     low, high = _cost(problem, analysis.low), _cost(problem, analysis.high)
     yield "price range", sentences.describe_price_range(low, high)
-    yield "a profile", sentences.describe_profile_value(low, high)
+    yield "a profile", sentences.describe_profile_value(low, high, is_measured=interval.source in ("runs", "endpoint"))
     peak = run.peak_blocks / option.kv_cache.num_blocks
     yield (
         "KV cache",
@@ -542,7 +552,12 @@ def _list_refusals(problem: EngineProblem, solution: EngineSolution) -> Iterator
         yield (
             "refused",
             sentences.describe_refusal(
-                option.hardware, option.tensor_parallel, refusal.config.replicas, refusal.obstacle, refusal.value_s
+                option.hardware,
+                option.tensor_parallel,
+                refusal.config.replicas,
+                refusal.obstacle,
+                refusal.value_s,
+                refusal.config.budget if len(problem.settings.budgets) > 1 else None,
             ),
         )
     for option, bounds in zip(problem.options, solution.bounds, strict=True):

@@ -192,12 +192,17 @@ def build_pool_replay_report(problem: EngineProblem, outcome: PoolOutcome, aggre
         headline=sentences.describe_pool_replay(attainment, targets, cost),
         subtitle=build_subtitle(problem),
         metrics={
-            "attainment": Metric(attainment * 100, "%", target=f"≥ {REQUIRED_ATTAINMENT * 100:.0f} %"),
+            "attainment": Metric(
+                attainment * 100,
+                "%",
+                target=f"≥ {REQUIRED_ATTAINMENT * 100:.0f} %",
+                ok=attainment >= REQUIRED_ATTAINMENT,
+            ),
             "cost_per_hour": Metric(cost, "$/h"),
             "transfer_p99_ms": Metric(outcome.transfer_p99_s * 1e3, "ms"),
         },
         tables=(Table("replay", columns, tuple(rows), accent=0),),
-        lines=(("not simulated", sentences.describe_pool_limits()),),
+        lines=(("prefix hits", _describe_hits(problem, outcome)), ("not simulated", sentences.describe_pool_limits())),
         next="unfold plan SPEC",
     )
 
@@ -268,11 +273,16 @@ def _list_lines(
         yield "sliding window", window
     low, high = ends_usd_per_hour
     yield "price range", sentences.describe_price_range(low, high)
-    hits = outcome.run.prefill.hit_tokens / float(problem.requests.input_tokens.sum())
-    yield "prefix hits", sentences.describe_prefix(hits) if problem.requests.is_shared else sentences.NO_PREFIX
+    yield "prefix hits", _describe_hits(problem, outcome)
     yield "front end", sentences.describe_front(problem.settings.front_s, problem.settings.tail)
     yield "not simulated", sentences.describe_pool_limits()
     yield "not predicted", sentences.UNPREDICTED
+
+
+def _describe_hits(problem: EngineProblem, outcome: PoolOutcome) -> str:
+    if not problem.requests.is_shared:
+        return sentences.NO_PREFIX
+    return sentences.describe_prefix(outcome.run.prefill.hit_tokens / float(problem.requests.input_tokens.sum()))
 
 
 def _describe_aggregated(problem: EngineProblem, aggregated: Outcome | None) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from unfold_pipeline.engine.autoscaling.hindsight import Hindsight
+from unfold_pipeline.engine.autoscaling.hindsight import FixedPeak, Hindsight
 from unfold_pipeline.engine.autoscaling.replay import AutoscaledRun, meets_targets
 from unfold_pipeline.engine.planner.problem import EngineProblem, percentile
+from unfold_pipeline.engine.planner.search import EngineConfig
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.plan import build_subtitle
 from unfold_pipeline.report.sentences import ask_for_replay
@@ -18,19 +19,23 @@ REQUIRED_ATTAINMENT = 0.99
 
 def build_engine_replay_report(
     problem: EngineProblem,
+    config: EngineConfig,
     runs: Sequence[AutoscaledRun],
     calibrated: tuple[float, float] | None,
     bounds: Sequence[Hindsight | None],
     slot_s: float,
+    peak: FixedPeak,
 ) -> Report:
     """Return the report of a replay; the first run is the rule in charge.
 
     Args:
         problem: with the requests of the replay.
+        config: the engines of the plan.
         runs: the trace under each rule.
         calibrated: margin and hold of the token envelope; ``None`` if the plan's engines are kept.
         bounds: perfect knowledge with no more misses than each rule; ``None`` if its engines are not enough.
         slot_s: length of the slots of perfect knowledge.
+        peak: the fewest constant engines for the trace, or why there are none.
     """
     margin, hold_s = calibrated or (None, None)
     targets = sentences.describe_targets(problem.targets.ttft_s, problem.targets.tpot_s, problem.targets.latency_s)
@@ -58,7 +63,12 @@ def build_engine_replay_report(
         headline=sentences.describe_replay(ruling.attainment, targets, ruling.usd_per_hour, ruling.name),
         subtitle=build_subtitle(problem),
         metrics={
-            "attainment": Metric(ruling.attainment * 100, "%", target=f"≥ {REQUIRED_ATTAINMENT * 100:.0f} %"),
+            "attainment": Metric(
+                ruling.attainment * 100,
+                "%",
+                target=f"≥ {REQUIRED_ATTAINMENT * 100:.0f} %",
+                ok=ruling.attainment >= REQUIRED_ATTAINMENT,
+            ),
             "cost_per_hour": Metric(ruling.usd_per_hour, "$/h"),
             "engine_hours": Metric(ruling.engine_hours, "h"),
             "hindsight_cost_per_hour": Metric(None if bound is None else bound.usd_per_hour, "$/h"),
@@ -67,12 +77,32 @@ def build_engine_replay_report(
         tables=(_build_rule_table(runs, bounds, problem.settings.tail),),
         figures=(Figure("engines", "Engines over time", f"time {unit}", "engines", series),),
         lines=(
+            ("engines", _describe_config(problem, config)),
             ("rule", sentences.describe_calibration(margin, hold_s)),
             ("simulated", sentences.describe_autoscaling(problem.settings.start_s)),
             *hindsight,
+            *_list_peak_lines(peak),
+            ("prefix hits", _describe_hits(problem, ruling)),
         ),
         next="unfold plan SPEC",
     )
+
+
+def _describe_config(problem: EngineProblem, config: EngineConfig) -> str:
+    option = problem.options[config.option]
+    return sentences.describe_replayed_engines(
+        config.replicas, option.hardware, option.tensor_parallel, config.budget, config.max_seqs
+    )
+
+
+def _list_peak_lines(peak: FixedPeak) -> list[tuple[str, str]]:
+    if peak.replicas is not None:
+        return []
+    return [("fixed peak", sentences.describe_no_fixed_peak(peak.most, peak.obstacle, peak.value_s))]
+
+
+def _describe_hits(problem: EngineProblem, run: AutoscaledRun) -> str:
+    return sentences.describe_prefix(run.hit_share) if problem.requests.is_shared else sentences.NO_PREFIX
 
 
 def _build_rule_table(runs: Sequence[AutoscaledRun], bounds: Sequence[Hindsight | None], tail: float) -> Table:

@@ -53,9 +53,10 @@ def describe_plan(hourly_cost: float, replicas: int, gpus: int, hardware: str, s
 
 def describe_fresh_share(kept: int, draws: int, lower_bound: float) -> str:
     """Return on how many fresh samples of a trace engines meet their targets."""
+    more = "; tighter targets leave more room" if kept < draws else ""
     return (
         f"the targets are met on {kept} of {draws} fresh samples of this traffic, at least {lower_bound * 100:.0f} % "
-        "of all with 90 % certainty; tighter targets leave more room"
+        f"of all with 90 % certainty{more}"
     )
 
 
@@ -130,11 +131,14 @@ def describe_no_sure_plan(targets: str, confidence: float) -> str:
     return f"no choice of engines meets {targets} at {confidence * 100:.4g} % confidence"
 
 
-def describe_nodes(nodes: int, hardware: str, gpus: int, used: int) -> str:
-    """Return the nodes to rent and the GPUs that are left."""
+def describe_nodes(nodes: int, hardware: str, gpus: int, used: int, spare_engines: int) -> str:
+    """Return the nodes to rent, and the GPUs that are left and what they would serve."""
     rented = f"{_pluralize(nodes, f'{hardware} node')} of {gpus} GPUs"
     spare = nodes * gpus - used
-    return f"{rented}, {_pluralize(spare, 'GPU')} left for other stages" if spare else f"{rented}, all in use"
+    if not spare:
+        return f"{rented}, all in use"
+    more = f", or for {_pluralize(spare_engines, 'more engine')} at the same price" if spare_engines else ""
+    return f"{rented}, {_pluralize(spare, 'GPU')} left for other work{more}"
 
 
 def describe_by_gpu(cost: float, hardware: str, replicas: int, tensor_parallel: int) -> str:
@@ -228,9 +232,14 @@ def describe_price_range(low: float | None, high: float | None) -> str:
     return f"{texts[0]} if steps are as fast as the interval allows, {texts[1]} if as slow"
 
 
-def describe_profile_value(low: float | None, high: float | None) -> str:
-    """Return what measuring the engine would decide."""
-    if low is not None and low == high:
+def describe_profile_value(low: float | None, high: float | None, *, is_measured: bool) -> str:
+    """Return what measuring the engine, or measuring it for longer, would decide."""
+    is_decided = low is not None and low == high
+    if is_measured:
+        if is_decided:
+            return "both ends cost the same: more measurements would not change the price"
+        return "the two ends differ: measurements of this engine nearer to the load of the plan would decide"
+    if is_decided:
         return "both ends cost the same: measuring the engine would not change the price"
     return "the two ends differ: benchmark runs of this engine (steps: runs) would decide between them"
 
@@ -239,7 +248,7 @@ def describe_kv(peak_share: float, preemptions: int, tokens: int, *, is_measured
     """Return the use of the KV cache."""
     origin = "measured" if is_measured else "estimated from memory"
     cache = f"{tokens:,} tokens an engine, {origin}"
-    return f"{cache}; peak {peak_share * 100:.0f} %, {_pluralize(preemptions, 'preemption')}"
+    return f"{cache}; at most {peak_share * 100:.0f} % of one in use, {_pluralize(preemptions, 'preemption')}"
 
 
 def describe_prefix(hit_share: float) -> str:
@@ -252,9 +261,13 @@ def describe_steps(prefill_share: float, peak_running: int) -> str:
     return f"{prefill_share * 100:.0f} % of the steps hold prefill; at most {peak_running} requests run on an engine"
 
 
-def describe_refusal(hardware: str, tensor_parallel: int, replicas: int, obstacle: str, value_s: float) -> str:
-    """Return why a cheaper candidate is refused."""
-    return f"{replicas} × {hardware} tp{tensor_parallel}: {MEASURES[obstacle]} {format_seconds(value_s)}"
+def describe_refusal(
+    hardware: str, tensor_parallel: int, replicas: int, obstacle: str, value_s: float, budget: int | None = None
+) -> str:
+    """Return why a cheaper candidate is refused, at the token budget with which it misses least."""
+    engines = describe_engines(replicas, hardware, tensor_parallel)
+    at = "" if budget is None else f" at best, with max_num_batched_tokens {budget:,}"
+    return f"{engines}: p99 {MEASURES[obstacle]} {format_seconds(value_s)}{at}"
 
 
 def describe_excluded(hardware: str, tensor_parallel: int, obstacle: str, value_s: float) -> str:
@@ -276,6 +289,8 @@ def describe_search(simulations: int, requests: int) -> str:
 def describe_front(front_s: float, tail: float) -> str:
     """Return what is added to the engine's own times."""
     tails = f"; tails × {tail:g} above the median" if tail > 1 else ""
+    if not front_s:
+        return f"client, HTTP and tokenizer count as nothing; measure them and state engine.front{tails}"
     return f"{format_seconds(front_s)} of client, HTTP and tokenizer are added to every request{tails}"
 
 
@@ -327,21 +342,53 @@ def describe_scaled_estimate() -> str:
     return "the same requests simulated on the engines that took requests, with the tokens that were counted"
 
 
-def describe_measured_replay(attainment: float, targets: str, engines: int, failures: int) -> str:
-    """Return the headline of a trace that was replayed on running engines."""
+def describe_measured_replay(attainment: float, targets: str, engines: int, failures: int, prefill: int = 0) -> str:
+    """Return the headline of a trace that was replayed on running engines; ``prefill`` of them compute prompts only."""
     failed = f", {failures:,} failed" if failures else ""
-    return f"{attainment * 100:.2f} % of the requests within {targets} on {_pluralize(engines, 'engine')}{failed}"
+    names = f"{prefill:,} prefill and {_pluralize(engines, 'decode engine')}" if prefill else ""
+    names = names or _pluralize(engines, "engine")
+    return f"{attainment * 100:.2f} % of the requests within {targets} on {names}{failed}"
 
 
-def describe_estimate(replicas: int, engines: int) -> str:
+def describe_estimate(replicas: int, engines: int, hardware: str, tensor_parallel: int) -> str:
     """Return what the estimate next to a measurement simulates."""
     planned = "" if replicas == engines else f"; the plan has {replicas:,}"
-    return f"the same requests simulated on {_pluralize(engines, 'engine')}, with the tokens that were counted{planned}"
+    simulated = describe_engines(engines, hardware, tensor_parallel)
+    return f"the same requests simulated on {simulated}, with the tokens that were counted{planned}"
 
 
-def describe_prompts(lateness_s: float) -> str:
-    """Return how the trace was sent."""
-    return f"random words of the lengths of the trace, sent at most {format_seconds(lateness_s)} late"
+def describe_pool_estimate(prefill: str, decode: str) -> str:
+    """Return what the estimate next to a measurement of two pools simulates."""
+    return f"the same requests simulated on {prefill} and {decode}, with the tokens that were counted"
+
+
+def describe_hand_over(local_prompts: int, requests: int) -> str:
+    """Return how many prompts a decode engine computed."""
+    if not local_prompts:
+        return f"all {_pluralize(requests, 'prompt')} were computed by prefill engines"
+    return (
+        f"{local_prompts:,} of {_pluralize(requests, 'prompt')} were computed by decode engines: no prefill engine did"
+    )
+
+
+def describe_pool_routing(running: tuple[int, int], planned: tuple[int, int]) -> str:
+    """Return what a service of two pools routes to; numbers are of prefill and of decode engines."""
+    prefill, decode = running
+    other = "" if running == planned else f"; the plan has {planned[0]:,} and {planned[1]:,}"
+    names = f"{_pluralize(prefill, 'running prefill engine')}, then {_pluralize(decode, 'running decode engine')}"
+    return f"{names}, in turn{other}"
+
+
+def describe_measured_interval(low: float, high: float, within: int, statistics: int) -> str:
+    """Return how many measured figures lie between both ends of the interval of the step times."""
+    ends = f"step times × {low:.2f} to × {high:.2f}"
+    return f"{within} of {statistics} measured figures lie between the estimates at both ends, {ends}"
+
+
+def describe_prompts(lateness_s: float, cached_share: float) -> str:
+    """Return how the trace was sent, and which prompt tokens the engines took from a cache all the same."""
+    cached = f"; {cached_share * 100:.0f} % of their tokens came from a prefix cache" if cached_share >= 0.005 else ""
+    return f"random words of the lengths of the trace, sent at most {format_seconds(lateness_s)} late{cached}"
 
 
 def describe_calibration(margin: float | None, hold_s: float | None) -> str:
@@ -355,7 +402,22 @@ def describe_calibration(margin: float | None, hold_s: float | None) -> str:
 
 def describe_autoscaling(start_s: float) -> str:
     """Return how engines start and stop in a replay."""
-    return f"engines take {format_seconds(start_s)} to start, and finish their requests before they stop; simulated"
+    return f"engines take {format_seconds(start_s)} to start (engine.start), and finish their requests before they stop"
+
+
+def describe_replayed_engines(replicas: int, hardware: str, tensor_parallel: int, budget: int, max_seqs: int) -> str:
+    """Return the engines of the plan that a replay begins with."""
+    limits = f"max_num_batched_tokens {budget:,}, max_num_seqs {max_seqs:,}"
+    return f"{describe_engines(replicas, hardware, tensor_parallel)} of the plan at the start, {limits}"
+
+
+def describe_no_fixed_peak(most: int, obstacle: str, value_s: float) -> str:
+    """Return why no constant number of engines meets the targets of a trace."""
+    if most:
+        reason = f"with {most:,}, p99 {MEASURES[obstacle]} is {format_seconds(value_s)}"
+    else:
+        reason = f"{MEASURES[obstacle]} of a single request is already {format_seconds(value_s)}"
+    return f"no number of these engines meets the targets: {reason}"
 
 
 def describe_hindsight(cost: float, ruling_cost: float, engine_hours: float, slot_s: float) -> str:
