@@ -33,11 +33,6 @@ def gamma_arrivals(rate: float, duration: float, rng: np.random.Generator, *, sc
     return times[: int(np.searchsorted(times, duration))]
 
 
-def poisson_arrivals(rate: float, duration: float, rng: np.random.Generator) -> Times:
-    """Draw Poisson arrivals in ``[0, duration)`` s at ``rate`` per second."""
-    return gamma_arrivals(rate, duration, rng)
-
-
 def piecewise_arrivals(
     rates: Sequence[float] | Times, length: float, rng: np.random.Generator, *, scv: float = 1.0, at_clock: bool = False
 ) -> Times:

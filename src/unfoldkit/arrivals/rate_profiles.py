@@ -65,9 +65,3 @@ def rate_profile(name: str) -> Rates:
     if name not in SHAPES:
         raise user_error(f"no such shape: {name!r}", hint=did_you_mean(name, SHAPES))
     return SHAPES[name]()
-
-
-def measured_profile(times: Rates, factor: float, piece_s: float = 10.0) -> Rates:
-    """Count the arrivals of a trace in pieces of ``piece_s`` and return their rates per second times ``factor``."""
-    edges = np.arange(0.0, float(times[-1]) + piece_s, piece_s)
-    return np.histogram(times, edges)[0] * (factor / piece_s)

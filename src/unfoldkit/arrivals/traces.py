@@ -160,12 +160,6 @@ def cut_window(times: Times, start_s: float, end_s: float) -> Times:
     return times[low:high] - start_s
 
 
-def split_trace(times: Times, fraction: float) -> tuple[Times, Times]:
-    """Split a trace after a fraction of its time span; both parts count from 0."""
-    span = float(times[-1])
-    return cut_window(times, 0.0, span * fraction), cut_window(times, span * fraction, np.inf)
-
-
 def scale_rate(times: Times, factor: float, rng: np.random.Generator) -> Times:
     """Keep or repeat arrivals at random so that the mean rate is ``factor`` times as high.
 

@@ -56,7 +56,7 @@ LIMIT = 0.3
 def overloaded(pipeline: Pipeline, seed: int) -> Any:
     """Traffic of half as much again as one replica a stage can serve."""
     rng = np.random.default_rng(seed)
-    return draw_sample(pipeline, processes.poisson_arrivals(60.0, 20.0, rng), rng)
+    return draw_sample(pipeline, processes.gamma_arrivals(60.0, 20.0, rng), rng)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -120,7 +120,7 @@ def test_answers_under_overload_are_in_time(factor: float, seed: int) -> None:
     """At any load, nearly all answers are in time, about as many as the replicas sustain."""
     pipeline, plan = Pipeline((Stage("a", (), (FULL,)), Stage("b", (Edge(0),), (FULL,)))), (StageConfig(0, 4, 1),) * 2
     rng = np.random.default_rng(seed)
-    sample = draw_sample(pipeline, processes.poisson_arrivals(factor * 100.0, 20.0, rng), rng)
+    sample = draw_sample(pipeline, processes.gamma_arrivals(factor * 100.0, 20.0, rng), rng)
     patience = compute_queueing_deadlines(pipeline, plan, 0.2)
     shed = simulate_targets(pipeline, sample, plan, build_constant_targets(plan, sample), 0.0, deadlines_s=patience)
     assert shed.miss_rate(0.2) - shed.shed_rate < 0.05 * (1 - shed.shed_rate)

@@ -11,8 +11,7 @@ import numpy as np
 
 from unfold_tuning._types import FloatArray
 from unfold_tuning.job.problem import Problem
-from unfold_tuning.job.profile import Machine, Profile
-from unfold_tuning.job.schedule import Stage
+from unfold_tuning.job.profile import Machine
 from unfold_tuning.planner.baselines import (
     Baseline,
     Goal,
@@ -165,25 +164,6 @@ def solve(problem: Problem, progress: Callable[[str, int, int], None]) -> Soluti
     return Solution(
         candidates=tuple(candidates), selected=selected, goal=goal, is_over_budget=is_over_budget, paces=paces
     )
-
-
-def evaluate_machines(
-    stages: Sequence[Stage], profile: Profile, machines: Sequence[Machine], confidence: float, samples: int, seed: int,
-    progress: Callable[[str, int, int], None] = lambda _step, _done, _total: None,
-) -> list[Candidate]:  # fmt: skip
-    """Compute the cost–deadline frontier of every machine with common random numbers.
-
-    Args:
-        stages: The stage table.
-        profile: Timings of the job.
-        machines: The machines to compare.
-        confidence: Probability of the guarantee.
-        samples: Simulated runs.
-        seed: Seed of the draws.
-        progress: Called after each stage on each machine.
-    """
-    model = build_execution_model(stages, profile, machines[0], samples, seed)
-    return evaluate_models(model.with_machines(machines), confidence, progress)
 
 
 def build_posterior(problem: Problem) -> PacePosterior | None:
