@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         did_you_mean,
         format_value,
         internal_error,
+        run_checks,
         user_error,
     )
     from unfoldkit.figures import (
@@ -76,6 +77,7 @@ _PLACES = {
         "did_you_mean",
         "format_value",
         "internal_error",
+        "run_checks",
         "user_error",
     ),
     "unfoldkit.format": (
@@ -196,6 +198,7 @@ __all__ = [
     "internal_error",
     "label_metrics",
     "not_utf8",
+    "run_checks",
     "time_axis",
     "user_error",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -77,6 +77,15 @@ def user_error(message: str, *, hint: str = "", file: str = "", key: str = "") -
 def internal_error(message: str, *, hint: str = "", file: str = "") -> UnfoldError:
     """Make an error that the caller did not cause (exit code 3), with one diagnostic."""
     return UnfoldError(Diagnostic(message, file=file, hint=hint), code=ExitCode.INTERNAL)
+
+
+def run_checks(checks: Iterable[Callable[[], object]]) -> Iterator[Diagnostic]:
+    """Run every check, whatever the others find, and yield the diagnostics of those that raise :class:`UnfoldError`."""
+    for check in checks:
+        try:
+            check()
+        except UnfoldError as error:
+            yield from error.diagnostics
 
 
 def with_default_file(diagnostic: Diagnostic, file: str) -> Diagnostic:
