@@ -78,8 +78,9 @@ def format_bytes(count: int) -> str:
 
 
 def format_count(count: int, noun: str) -> str:
-    """Format a count with its noun: ``1 trial``, ``32 trials``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    """Format a count with its noun: ``1 trial``, ``32 trials``, ``2 classes``."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
 def format_number(value: float, digits: int | None = None) -> str:

@@ -94,6 +94,7 @@ def test_byte_counts_use_binary_units(count: int, text: str) -> None:
 def test_nouns_of_counts_have_their_plural() -> None:
     assert format_count(1, "trial") == "1 trial"
     assert format_count(3200, "trial") == "3,200 trials"
+    assert format_count(2, "process") == "2 processes"
 
 
 def test_numbers_have_three_significant_digits() -> None:
