@@ -18,8 +18,14 @@ from unfoldkit.arrivals.jitter import (
 from unfoldkit.arrivals.readers.detect import detect_form
 from unfoldkit.arrivals.readers.json_document import read_document
 from unfoldkit.arrivals.readers.log import Warn, ignore_warning, read_log
-from unfoldkit.arrivals.readers.parquet import read_parquet
-from unfoldkit.arrivals.readers.table import GAP_COLUMNS, TableColumns, TraceRows, read_table, reverse_rows
+from unfoldkit.arrivals.readers.table import (
+    GAP_COLUMNS,
+    TableColumns,
+    TraceRows,
+    read_parquet,
+    read_table,
+    reverse_rows,
+)
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
     TimeNotation,

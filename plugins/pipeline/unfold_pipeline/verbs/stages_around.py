@@ -15,7 +15,7 @@ from unfold_pipeline.engine.planner.problem import EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig
 from unfold_pipeline.estimator.simulator import compute_min_remaining_times
 from unfold_pipeline.planner.engine_pipeline import EngineStages, StagePlans, find_cheapest_pipeline
-from unfold_pipeline.problem.build import locate_model
+from unfold_pipeline.problem.build import locate_served_model
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfold_pipeline.problem.routing import RouteDrawer
@@ -83,7 +83,7 @@ def build_running_stages(spec: PipelineSpec, planned: PlannedPipeline, run: Run)
         if not pipeline.stages:
             lines.append(StageLine())
             continue
-        sources = {stage.name: _locate(stage.name, spec, run) for stage in pipeline.stages}
+        sources = {stage.name: locate_served_model(stage.name, spec, run) for stage in pipeline.stages}
         names += sources
         line, line_rows = _build_line(pipeline, plan, sources, run.seed + index)
         lines.append(line)
@@ -112,10 +112,3 @@ def _build_line(
     )
     routes = RouteDrawer(pipeline, np.random.default_rng([seed, 7]))
     return StageLine(runtime=runtime, routes=routes), models.rows
-
-
-def _locate(name: str, spec: PipelineSpec, run: Run) -> ModelSource:
-    model = spec.stages_by_name[name].model
-    if model is None:
-        raise user_error("has no model to serve", key=f"stages.{name}", hint="model: {file: model.onnx}")
-    return locate_model(name, model, run)

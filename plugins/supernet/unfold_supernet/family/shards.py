@@ -33,7 +33,6 @@ SUFFIXES = (".npz", ".parquet")
 BATCH_BYTES = 16 << 20
 """Uncompressed bytes of a Parquet batch."""
 MAX_BATCH_ROWS = 65_536
-INPUT_COLUMN = "x"
 
 
 @dataclass(frozen=True, slots=True)

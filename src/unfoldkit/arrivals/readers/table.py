@@ -1,11 +1,11 @@
-"""Read arrival times from tables: one row per arrival, or one row per interval with a count or a rate of arrivals."""
+"""Read arrival times from tables: one row per arrival, or one per interval with a count or a rate of arrivals."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +26,7 @@ from unfoldkit.arrivals.readers.timestamps import (
 )
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, user_error
 from unfoldkit.io.csv import UNREADABLE, csv_lines, open_text
+from unfoldkit.io.parquet import read_parquet_cells
 
 Counts = NDArray[np.int64]
 Rows = Iterator[tuple[int, list[str]]]
@@ -135,6 +136,21 @@ def read_table(path: Path, columns: TableColumns) -> TraceRows:
             return _read_lines(csv_lines(stream), columns, path)
     except UNREADABLE as error:
         raise user_error(f"cannot read the trace: {error}", file=str(path)) from error
+
+
+def read_parquet(path: Path, columns: TableColumns) -> TraceRows:
+    """Read the times of a Parquet file, sorted, with the counts or rates of its rows.
+
+    Raises:
+        UnfoldError: the file cannot be read, or a cell is not a time, count or rate.
+    """
+    names, cells = read_parquet_cells(path)
+    rows = ((number, list(row)) for number, row in enumerate(zip(*cells, strict=True), 1))
+    try:
+        return sort_rows(read_rows(names, rows, columns, path))
+    except UnfoldError as error:
+        faults = [replace(each, message=f"row {each.line}: {each.message}", line=0) for each in error.diagnostics]
+        raise UnfoldError(*faults) from error
 
 
 def is_table_head(head: Sequence[str], column: str | None = None) -> bool:
