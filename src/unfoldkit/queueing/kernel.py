@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.jit import compiled
+from unfoldkit.jit import compiled, inlined
 
 Times = NDArray[np.float64]
 Items = NDArray[np.int32]
@@ -18,6 +18,64 @@ Flags = NDArray[np.uint8]
 
 HEAD, SIZE, NEXT, EVENT, OUT, LATE, BATCHES, SHED, FULL, SHORT = range(10)
 MARKS = 10
+
+
+@inlined
+def _insert(free: Times, span: Counts, head: int, size: int, end: float, low: int, high: int) -> None:
+    """Add a replica that becomes free at ``end``, with the batch of items ``low`` to ``high``, behind earlier ones."""
+    mask = free.size - 1
+    position = head + size
+    while position > head and free[(position - 1) & mask] > end:
+        slot, before = position & mask, (position - 1) & mask
+        free[slot] = free[before]
+        span[slot, 0], span[slot, 1], span[slot, 2] = span[before, 0], span[before, 1], span[before, 2]
+        position -= 1
+    slot = position & mask
+    free[slot] = end
+    span[slot, 0], span[slot, 1], span[slot, 2] = low, high, 0
+
+
+@inlined
+def _remove(free: Times, span: Counts, head: int, size: int, count: int, at_s: float) -> float:
+    """Mark ``count`` replicas that leave after their batch; return the seconds for which they are kept to finish it."""
+    mask, drained = free.size - 1, 0.0
+    for position in range(head, head + size):
+        if count <= 0:
+            break
+        slot = position & mask
+        if span[slot, 2] == 0:
+            span[slot, 2] = 1
+            drained += max(0.0, free[slot] - at_s)
+            count -= 1
+    return drained
+
+
+@inlined
+def _complete(
+    items: Items,
+    low: int,
+    high: int,
+    end: float,
+    origin: Times,
+    budget: float,
+    shed: int,
+    gone: Flags,
+    out: int,
+    late: int,
+    out_times: Times,
+    out_items: Items,
+) -> tuple[int, int]:
+    """Write the completions of items ``low`` to ``high``; return the numbers of completions and of late ones so far."""
+    for index in range(low, high):
+        item = items[index]
+        if shed > 0 and gone[item]:
+            continue
+        out_times[out] = end
+        out_items[out] = item
+        out += 1
+        if end - origin[item] > budget:
+            late += 1
+    return out, late
 
 
 @compiled
@@ -76,40 +134,18 @@ def advance(  # noqa: C901, PLR0912, PLR0915
         if event < when.size and when[event] <= start and when[event] < until:
             # a replica that is added stands idle from that time on; one that is removed ends its batch first
             for _ in range(change[event]):
-                spot = head + size
-                while spot > head and free[(spot - 1) & mask] > when[event]:
-                    free[spot & mask] = free[(spot - 1) & mask]
-                    span[spot & mask] = span[(spot - 1) & mask]
-                    spot -= 1
-                free[spot & mask] = when[event]
-                span[spot & mask, 0] = 0
-                span[spot & mask, 1] = 0
-                span[spot & mask, 2] = 0
+                _insert(free, span, head, size, when[event], 0, 0)
                 size += 1
-            left = -change[event]
-            for spot in range(head, head + size):
-                if left <= 0:
-                    break
-                if span[spot & mask, 2] == 0:
-                    span[spot & mask, 2] = 1
-                    drained += max(0.0, free[spot & mask] - when[event])
-                    left -= 1
+            drained += _remove(free, span, head, size, -change[event], when[event])
             if event < largest.size and largest[event] > 0:
                 batch = largest[event]
             event += 1
             continue
         if start >= until:
             break
-        end = free[slot]
-        for index in range(span[slot, 0], span[slot, 1]):
-            item = items[index]
-            if shed > 0 and gone[item]:
-                continue
-            out_times[out] = end
-            out_items[out] = item
-            out += 1
-            if end - origin[item] > budget:
-                late += 1
+        out, late = _complete(
+            items, span[slot, 0], span[slot, 1], free[slot], origin, budget, shed, gone, out, late, out_times, out_items
+        )
         span[slot, 0] = span[slot, 1]
         if leaving:
             head += 1
@@ -141,32 +177,15 @@ def advance(  # noqa: C901, PLR0912, PLR0915
         if start > free[slot]:
             end += wake
         batches += 1
-        spot = head + size
-        while spot > head and free[(spot - 1) & mask] > end:
-            free[spot & mask] = free[(spot - 1) & mask]
-            span[spot & mask, 0] = span[(spot - 1) & mask, 0]
-            span[spot & mask, 1] = span[(spot - 1) & mask, 1]
-            span[spot & mask, 2] = span[(spot - 1) & mask, 2]
-            spot -= 1
-        spot &= mask
-        free[spot] = end
-        span[spot, 0] = low
-        span[spot, 1] = at
-        span[spot, 2] = 0
+        _insert(free, span, head, size, end, low, at)
         size += 1
-    for place in range(head, head + size):
-        slot = place & mask
+    for position in range(head, head + size):
+        slot = position & mask
         if free[slot] >= until or late > allowed:
             break
-        for index in range(span[slot, 0], span[slot, 1]):
-            item = items[index]
-            if shed > 0 and gone[item]:
-                continue
-            out_times[out] = free[slot]
-            out_items[out] = item
-            out += 1
-            if free[slot] - origin[item] > budget:
-                late += 1
+        out, late = _complete(
+            items, span[slot, 0], span[slot, 1], free[slot], origin, budget, shed, gone, out, late, out_times, out_items
+        )
         span[slot, 0] = span[slot, 1]
     mark[0], mark[1], mark[2], mark[3], mark[4], mark[5] = head, size, at, event, out, late
     mark[6], mark[7], mark[8] = batches, shed, batch
