@@ -7,21 +7,16 @@ starts the next batch, and the batch that it finished leaves the stage, so compl
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unfoldkit._types import FlagArray, FloatArray, Int32Array, IntArray
 from unfoldkit.jit import compiled, inlined
-
-Times = NDArray[np.float64]
-Items = NDArray[np.int32]
-Counts = NDArray[np.int64]
-Flags = NDArray[np.uint8]
 
 HEAD, SIZE, NEXT, EVENT, OUT, LATE, BATCHES, SHED, FULL, SHORT = range(10)
 MARKS = 10
 
 
 @inlined
-def _insert(free: Times, span: Counts, head: int, size: int, end: float, low: int, high: int) -> None:
+def _insert(free: FloatArray, span: IntArray, head: int, size: int, end: float, low: int, high: int) -> None:
     """Add a replica that becomes free at ``end``, with the batch of items ``low`` to ``high``, behind earlier ones."""
     mask = free.size - 1
     position = head + size
@@ -36,7 +31,7 @@ def _insert(free: Times, span: Counts, head: int, size: int, end: float, low: in
 
 
 @inlined
-def _remove(free: Times, span: Counts, head: int, size: int, count: int, at_s: float) -> float:
+def _remove(free: FloatArray, span: IntArray, head: int, size: int, count: int, at_s: float) -> float:
     """Mark ``count`` replicas that leave after their batch; return the seconds for which they are kept to finish it."""
     mask, drained = free.size - 1, 0.0
     for position in range(head, head + size):
@@ -52,18 +47,18 @@ def _remove(free: Times, span: Counts, head: int, size: int, count: int, at_s: f
 
 @inlined
 def _complete(
-    items: Items,
+    items: Int32Array,
     low: int,
     high: int,
     end: float,
-    origin: Times,
+    origin: FloatArray,
     budget: float,
     shed: int,
-    gone: Flags,
+    gone: FlagArray,
     out: int,
     late: int,
-    out_times: Times,
-    out_items: Items,
+    out_times: FloatArray,
+    out_items: Int32Array,
 ) -> tuple[int, int]:
     """Write the completions of items ``low`` to ``high``; return the numbers of completions and of late ones so far."""
     for index in range(low, high):
@@ -80,27 +75,27 @@ def _complete(
 
 @compiled
 def advance(  # noqa: C901, PLR0912, PLR0915
-    times: Times,
-    items: Items,
+    times: FloatArray,
+    items: Int32Array,
     known: int,
-    latency: Times,
-    factor: Times,
+    latency: FloatArray,
+    factor: FloatArray,
     wait: float,
     wake: float,
     patience: float,
-    when: Times,
-    change: Counts,
-    largest: Counts,
+    when: FloatArray,
+    change: IntArray,
+    largest: IntArray,
     until: float,
-    origin: Times,
+    origin: FloatArray,
     budget: float,
     allowed: int,
-    free: Times,
-    span: Counts,
-    mark: Counts,
-    out_times: Times,
-    out_items: Items,
-    gone: Flags,
+    free: FloatArray,
+    span: IntArray,
+    mark: IntArray,
+    out_times: FloatArray,
+    out_items: Int32Array,
+    gone: FlagArray,
 ) -> float:
     """Serve the first ``known`` items up to the time ``until``.
 
@@ -194,7 +189,13 @@ def advance(  # noqa: C901, PLR0912, PLR0915
 
 @compiled
 def follow(
-    times: Times, items: Items, known: int, first: Items, count: Items, out_times: Times, out_items: Items
+    times: FloatArray,
+    items: Int32Array,
+    known: int,
+    first: Int32Array,
+    count: Int32Array,
+    out_times: FloatArray,
+    out_items: Int32Array,
 ) -> int:
     """Write the children of each finished item, in the order in which the parents finished; return how many."""
     out = 0
@@ -208,7 +209,7 @@ def follow(
 
 
 @compiled
-def latest(times: Times, items: Items, known: int, owner: Items, finish: Times) -> None:
+def latest(times: FloatArray, items: Int32Array, known: int, owner: Int32Array, finish: FloatArray) -> None:
     """Raise ``finish[owner[item]]`` to the completion of each finished item."""
     for index in range(known):
         query = owner[items[index]]
@@ -216,7 +217,9 @@ def latest(times: Times, items: Items, known: int, owner: Items, finish: Times) 
 
 
 @compiled
-def soonest(times: Times, items: Items, known: int, owner: Items, after: Times, finish: Times) -> None:
+def soonest(
+    times: FloatArray, items: Int32Array, known: int, owner: Int32Array, after: FloatArray, finish: FloatArray
+) -> None:
     """Raise ``finish[owner[item]]`` to the completion of each finished item and ``after[item]`` seconds on."""
     for index in range(known):
         item = items[index]
@@ -225,7 +228,7 @@ def soonest(times: Times, items: Items, known: int, owner: Items, after: Times, 
 
 
 @compiled
-def longest(first: Items, count: Items, after: Times, out: Times) -> None:
+def longest(first: Int32Array, count: Int32Array, after: FloatArray, out: FloatArray) -> None:
     """Raise ``out[item]`` to the largest ``after`` among the children of each item."""
     for item in range(out.size):
         for child in range(first[item], first[item] + count[item]):
@@ -233,7 +236,7 @@ def longest(first: Items, count: Items, after: Times, out: Times) -> None:
 
 
 @compiled
-def late(finish: Times, arrival: Times, limit: float) -> int:
+def late(finish: FloatArray, arrival: FloatArray, limit: float) -> int:
     """Return how many queries took longer than ``limit`` seconds."""
     count = 0
     for index in range(finish.size):
@@ -243,7 +246,7 @@ def late(finish: Times, arrival: Times, limit: float) -> int:
 
 
 @compiled
-def fluid_drops(times: Times, gap: float, budget: float) -> int:
+def fluid_drops(times: FloatArray, gap: float, budget: float) -> int:
     """Return how many items a fluid server drops that needs ``gap`` seconds an item and drops what would be late.
 
     No schedule of servers with that joint throughput finishes more items within ``budget`` seconds of their arrival:

@@ -12,12 +12,12 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from unfoldkit._types import FloatArray, IntArray
 from unfoldkit.arrivals.readers import monitoring
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
     NUMBER,
     TimeNotation,
-    Times,
     epoch_to_seconds,
     is_ambiguous,
     is_time,
@@ -28,7 +28,6 @@ from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, user_error
 from unfoldkit.io.csv import UNREADABLE, csv_lines, open_text
 from unfoldkit.io.parquet import read_parquet_cells
 
-Counts = NDArray[np.int64]
 Rows = Iterator[tuple[int, list[str]]]
 """Line numbers and cells."""
 COUNT_COLUMNS = (
@@ -83,11 +82,11 @@ class TraceRows:
     ``column`` is the column of counts or rates, ``by_name`` whether only its name identified it.
     """
 
-    times: Times
-    counts: Counts | None = None
+    times: FloatArray
+    counts: IntArray | None = None
     column: str = ""
     by_name: bool = False
-    rates: Times | None = None
+    rates: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,14 +276,14 @@ def _named_amount(head: list[str], time_index: int, row: list[str]) -> _AmountCo
     return None if stated is None else _AmountColumn(stated, head[stated], 1.0, by_name=True)
 
 
-def _is_row_number(counts: Times) -> bool:
+def _is_row_number(counts: FloatArray) -> bool:
     """Whether values are all 1, or count up from 0 or 1: then each row is one arrival."""
     return bool((counts == 1).all() or (counts[0] <= 1 and (np.diff(counts) == 1).all()))
 
 
 def _read_times(
     rows: Rows, index: int, name: str, notation: TimeNotation, path: Path, *, is_single: bool = True
-) -> Times:
+) -> FloatArray:
     """Read a column of times; its first cell decides whether the column holds numbers or dates.
 
     ``is_single`` states that each is one arrival: counts lie on a grid.
@@ -322,7 +321,7 @@ def _parse_number(text: str, path: Path, line: int, notation: TimeNotation) -> f
 
 def _read_amounts(
     rows: Rows, index: int, name: str, amount: _AmountColumn, notation: TimeNotation, path: Path
-) -> tuple[Times, Times]:
+) -> tuple[FloatArray, FloatArray]:
     amounts: list[float] = []
     parse = _parse_count if amount.period_s is None else _parse_rate
 
