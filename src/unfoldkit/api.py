@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from unfoldkit.hookspec import hookimpl
     from unfoldkit.io.csv import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
+    from unfoldkit.optional_packages import require_packages
     from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict, label_metrics, time_axis
     from unfoldkit.run_context import Progress, Run, ignore_progress
     from unfoldkit.run_directory import RunDir, fingerprint
@@ -110,6 +111,7 @@ _PLACES = {
         "Stop",
         "Timeline",
     ),
+    "unfoldkit.optional_packages": ("require_packages",),
     "unfoldkit.report": ("Cell", "Column", "Metric", "Report", "Table", "Verdict", "label_metrics", "time_axis"),
     "unfoldkit.run_directory": ("RunDir", "fingerprint"),
     "unfoldkit.serving.service": ("Service",),
@@ -198,6 +200,7 @@ __all__ = [
     "internal_error",
     "label_metrics",
     "not_utf8",
+    "require_packages",
     "run_checks",
     "time_axis",
     "user_error",

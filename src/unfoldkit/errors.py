@@ -5,10 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
 MAX_CHOICES = 12
@@ -91,29 +89,6 @@ def run_checks(checks: Iterable[Callable[[], object]]) -> Iterator[Diagnostic]:
 def with_default_file(diagnostic: Diagnostic, file: str) -> Diagnostic:
     """Return the diagnostic with ``file`` as its position, unless it names a file already."""
     return diagnostic if diagnostic.file else replace(diagnostic, file=file)
-
-
-def install_command(extra: str, owner: str = "unfoldkit") -> str:
-    """Return the command that installs an extra: from the path that its distribution came from, if that is still there.
-
-    Args:
-        extra: The extra.
-        owner: The distribution with the extra.
-    """
-    # only needed for a message
-    import importlib.metadata
-    from urllib.parse import urlsplit
-    from urllib.request import url2pathname
-
-    source = owner
-    with suppress(importlib.metadata.PackageNotFoundError, ValueError):
-        # PEP 610
-        text = importlib.metadata.distribution(owner).read_text("direct_url.json")
-        url = urlsplit(json.loads(text)["url"] if text else "")
-        path = url2pathname(url.path)
-        if url.scheme == "file" and Path(path).exists():
-            source = path
-    return f"pip install '{source}[{extra}]'"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
