@@ -21,7 +21,7 @@ from unfold_tuning.planner.baselines import (
     simulate_naive_clusters,
     simulate_static_clusters,
 )
-from unfold_tuning.planner.frontier import Frontier, StageCosts, build_stage_costs
+from unfold_tuning.planner.frontier import StageCosts, build_stage_costs
 from unfold_tuning.planner.local_search import refine_plan
 from unfold_tuning.planner.lower_bound import compute_lower_bound
 from unfold_tuning.planner.minimum_charge import search_exact_frontier
@@ -49,7 +49,6 @@ class Candidate:
     Attributes:
         model: The job on this machine.
         costs: Stage times and costs of the frontier search.
-        frontier: The exact frontier.
         plans: Simulated plans, fastest first.
         guaranteed_s: The time that each plan guarantees: [plans] seconds.
         confidence: The probability of the guarantee.
@@ -58,7 +57,6 @@ class Candidate:
 
     model: ExecutionModel
     costs: StageCosts
-    frontier: Frontier
     plans: tuple[SimulatedPlan, ...]
     guaranteed_s: FloatArray
     confidence: float = 0.95
@@ -209,7 +207,7 @@ def evaluate_machine(
         *simulate_naive_clusters(model),
     )
     guaranteed_s = np.array([plan.compute_guaranteed_seconds(confidence) for plan in plans])
-    return Candidate(model, costs, frontier, plans, guaranteed_s, confidence)
+    return Candidate(model, costs, plans, guaranteed_s, confidence)
 
 
 def select_best(candidates: Sequence[Candidate], deadline_s: float) -> Selection | None:
