@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plugins.pipeline.tests.helpers import plan_stages
 from unfold_pipeline.estimator.simulator import (
     SimulatedTrace,
     build_constant_targets,
@@ -158,7 +159,8 @@ def test_idle_pipeline_sheds_nothing() -> None:
 def runtime(folder: Path, need: float) -> LocalRuntime:
     """One replica of a model that takes 50 ms."""
     (folder / "served.py").write_text(CODE)
-    return LocalRuntime(["a"], [ModelSource(code="served:nap", folder=str(folder))], PLAN[:1], min_remaining_s=[need])
+    source = ModelSource(code="served:nap", folder=str(folder))
+    return LocalRuntime(plan_stages(["a"], [source], PLAN[:1], min_remaining_s=need))
 
 
 SLOW = """import time
@@ -179,7 +181,7 @@ def test_running_pipeline_answers_in_time_under_overload(tmp_path: Path) -> None
     need = compute_min_remaining_times(pipeline, plan)[0]
 
     async def scene() -> MeasuredTrace:
-        running = LocalRuntime(["a"], [source], plan, min_remaining_s=[need], max_slacks_s=[(limit - need) / 2])
+        running = LocalRuntime(plan_stages(["a"], [source], plan, min_remaining_s=need, max_slack_s=(limit - need) / 2))
         await running.start()
         sample = draw_sample(pipeline, np.arange(960) / 240.0, np.random.default_rng(0))
         rows = np.ones((3, 2), dtype=np.float32)
