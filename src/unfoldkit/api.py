@@ -44,7 +44,6 @@ if TYPE_CHECKING:
         format_duration,
         format_money,
         format_percent,
-        format_ratio,
     )
     from unfoldkit.hookspec import hookimpl
     from unfoldkit.io.csv import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
@@ -89,7 +88,6 @@ _PLACES = {
         "format_duration",
         "format_money",
         "format_percent",
-        "format_ratio",
     ),
     "unfoldkit.hookspec": ("hookimpl",),
     "unfoldkit.descriptors": ("Check", "CheckResult", "Kind", "Renderer", "RunFinished"),
@@ -193,7 +191,6 @@ __all__ = [
     "format_duration",
     "format_money",
     "format_percent",
-    "format_ratio",
     "format_value",
     "hookimpl",
     "ignore_progress",
