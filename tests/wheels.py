@@ -88,7 +88,7 @@ def use(away: Path) -> None:
 def use_without_extras(away: Path) -> None:
     """Run the command as installed without extras: small, checks everything, and names the extra of what it lacks."""
     # another command of this module runs without the project
-    from unfoldkit.optional_packages import install_command
+    from unfoldkit.errors import install_command
     from unfoldkit.registry import open_registry
 
     size_mib = sum(map(installed_bytes, importlib.metadata.distributions())) / 2**20

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         did_you_mean,
         format_value,
         internal_error,
+        require_packages,
         run_checks,
         user_error,
     )
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     )
     from unfoldkit.hookspec import hookimpl
     from unfoldkit.io.csv import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
-    from unfoldkit.optional_packages import require_packages
     from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict, label_metrics, time_axis
     from unfoldkit.run_context import Progress, Run, ignore_progress
     from unfoldkit.run_directory import RunDir, fingerprint
@@ -77,6 +77,7 @@ _PLACES = {
         "did_you_mean",
         "format_value",
         "internal_error",
+        "require_packages",
         "run_checks",
         "user_error",
     ),
@@ -109,7 +110,6 @@ _PLACES = {
         "Stop",
         "Timeline",
     ),
-    "unfoldkit.optional_packages": ("require_packages",),
     "unfoldkit.report": ("Cell", "Column", "Metric", "Report", "Table", "Verdict", "label_metrics", "time_axis"),
     "unfoldkit.run_directory": ("RunDir", "fingerprint"),
     "unfoldkit.serving.service": ("Service",),

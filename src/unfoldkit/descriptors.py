@@ -9,8 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfoldkit.errors import internal_error
-from unfoldkit.optional_packages import explain_missing_package
+from unfoldkit.errors import explain_missing_package, internal_error
 
 API_VERSION = 1
 ENTRY_POINT_GROUP = "unfoldkit"

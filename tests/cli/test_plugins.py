@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support import ECHO, ROOT, Process, Unfold, distribution, kind_code, surroundings
-from unfoldkit.optional_packages import install_command
+from unfoldkit.errors import install_command
 
 HIDDEN = "version: 1\nkind: third\nname: a\n"
 

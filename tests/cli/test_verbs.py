@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ECHO, Unfold
-from unfoldkit.optional_packages import install_command
+from unfoldkit.errors import install_command
 from unfoldkit.report import SCHEMA
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unfoldkit.descriptors import Kind, find_distribution, resolve
-from unfoldkit.errors import ExitCode, UnfoldError
-from unfoldkit.optional_packages import install_command
+from unfoldkit.errors import ExitCode, UnfoldError, install_command
 
 
 def test_verbs_are_those_that_are_there() -> None:

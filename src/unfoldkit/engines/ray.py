@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from unfoldkit.errors import UnfoldError, internal_error, user_error
-from unfoldkit.optional_packages import require_packages
+from unfoldkit.errors import UnfoldError, internal_error, require_packages, user_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -6,8 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.errors import user_error
-from unfoldkit.optional_packages import require_packages
+from unfoldkit.errors import require_packages, user_error
 from unfoldkit.safe_io.files import read_bytes
 
 SUFFIX = ".parquet"

@@ -17,8 +17,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from unfoldkit.errors import Diagnostic, UnfoldError, user_error
-from unfoldkit.optional_packages import require_packages
+from unfoldkit.errors import Diagnostic, UnfoldError, require_packages, user_error
 
 PATCH = "application/json-patch+json"
 MERGE = "application/merge-patch+json"

@@ -11,7 +11,7 @@ from plugins.supernet.tests.helpers import make_run
 from unfold_supernet.schema.supernet import SupernetSpec
 from unfold_supernet.verbs.serve import serve
 from unfoldkit.api import UnfoldError
-from unfoldkit.optional_packages import install_command
+from unfoldkit.errors import install_command
 
 
 def test_serving_without_torch_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

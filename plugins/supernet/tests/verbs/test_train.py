@@ -11,7 +11,7 @@ import pytest
 from plugins.supernet.tests.helpers import make_run, parse_spec
 from unfold_supernet.verbs.train import train
 from unfoldkit.api import UnfoldError
-from unfoldkit.optional_packages import install_command
+from unfoldkit.errors import install_command
 
 
 def test_training_without_torch_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

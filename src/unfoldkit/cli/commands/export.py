@@ -11,8 +11,7 @@ from unfoldkit.cli.execution import build_run, check_run_kind, load_request
 from unfoldkit.cli.progress import show_progress
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import resolve
-from unfoldkit.errors import ExitCode, user_error
-from unfoldkit.optional_packages import explain_missing_packages
+from unfoldkit.errors import ExitCode, explain_missing_packages, user_error
 from unfoldkit.registry import open_registry
 from unfoldkit.run_context import Run
 from unfoldkit.run_directory import write_atomically

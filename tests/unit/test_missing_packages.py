@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from unfoldkit.errors import ExitCode, UnfoldError
-from unfoldkit.optional_packages import explain_missing_packages, find_extra, install_command, require_packages
+from unfoldkit.errors import (
+    ExitCode,
+    UnfoldError,
+    explain_missing_packages,
+    find_extra,
+    install_command,
+    require_packages,
+)
 
 
 def test_a_required_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
