@@ -24,9 +24,11 @@ from unfold_cascade.planner.guarantees import Guarantee, certify_points
 from unfold_cascade.planner.planner import solve
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.build import build_temporal_problem
-from unfold_cascade.temporal.models.study import Cohort, fit_study
+from unfold_cascade.temporal.models.study import Cohort, Study, fit_study
 from unfold_cascade.temporal.search import select as timed
 from unfold_cascade.temporal.search.planner import SearchResult, search_cascades
+from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
+from unfold_cascade.temporal.simulation.trajectories import simulate
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.run_context import Run
 from unfoldkit.run_directory import RunDir
@@ -149,7 +151,15 @@ def _timed(name: str, spec: CascadeSpec, seed: int) -> Population:
 def _differences(found: SearchResult, cohort: Cohort) -> FloatArray:
     latched = found.baselines.decode_both(cohort, found.study)[0].stage
     points = found.front.points
-    return np.array([timed.compare_on_cohort(found.study, cohort, point.policy, latched) for point in points])
+    return np.array([_compare(found.study, cohort, point.policy, latched) for point in points])
+
+
+def _compare(study: Study, cohort: Cohort, policy: Policy, baseline_stage: IntArray) -> FloatArray:
+    """Compute (P,) how much more a policy loses than a baseline with (n,) stages, by patient of a cohort."""
+    arrays = build_policy_arrays(policy, study.parallel)
+    trajectories = simulate(cohort.timeline, cohort.scores, arrays, study.problem.transitions)
+    stage = trajectories.stage.astype(np.int64)
+    return timed.average_by_patient(stage, baseline_stage, cohort.highest, cohort.entity)
 
 
 def _spec(name: str) -> CascadeSpec:

@@ -7,6 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.readers import read_psv
 from unfold_cascade.temporal.models.study import fit_study
 from unfold_cascade.temporal.report.plan import build_plan_report
-from unfold_cascade.temporal.search.planner import Solution, evaluate_solution, search_cascades, swap_cohorts
+from unfold_cascade.temporal.search.planner import Solution, evaluate_solution, search_cascades
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.report import Report
 from unfoldkit.run_context import Run
@@ -46,7 +47,9 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
         here = Run(directory=RunDir(Path(folder)), engine=LocalEngine(), seed=seed, base=SPEC.parent)
         problem = build_temporal_problem(_spec(records(data), quick=quick), here)
         search = search_cascades(fit_study(problem, here))
-        first, second = (evaluate_solution(split) for split in (search, swap_cohorts(search)))
+        study = search.study
+        swapped = replace(search, study=replace(study, calibrate=study.test, test=study.calibrate))
+        first, second = (evaluate_solution(split) for split in (search, swapped))
         reports = [build_plan_report(solution, "train", here.directory) for solution in (first, second)]
     metrics = {name: metric.value for name, metric in reports[0].metrics.items()}
     metrics |= {"load_seconds": seconds, "total_seconds": time.perf_counter() - began, **_resources()}

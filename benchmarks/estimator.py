@@ -65,7 +65,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
     """Measure the estimator beside its peers; times are medians of five."""
     del data
     count = 200_000 if quick else 1_000_000
-    arrivals = processes.poisson_arrivals(RATE, count / RATE, np.random.default_rng(seed))
+    arrivals = processes.gamma_arrivals(RATE, count / RATE, np.random.default_rng(seed))
     arrivals = np.round(arrivals * GRID) / GRID
     servers = stages()
     serve_all(arrivals[:1000], servers)

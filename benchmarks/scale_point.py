@@ -47,8 +47,8 @@ def estimator(seed: int, queries: int, stages: int) -> Found:
             times, items = flow.times, flow.items
         return float(times[-1])
 
-    chain(processes.poisson_arrivals(rate, 1.0, np.random.default_rng(seed)), 1)
-    arrivals = processes.poisson_arrivals(rate, queries / rate, np.random.default_rng(seed))
+    chain(processes.gamma_arrivals(rate, 1.0, np.random.default_rng(seed)), 1)
+    arrivals = processes.gamma_arrivals(rate, queries / rate, np.random.default_rng(seed))
     seconds, _ = timed(lambda: chain(arrivals, stages))
     return {"seconds": seconds, "what": f"{arrivals.size / seconds:,.0f} queries a second"}
 

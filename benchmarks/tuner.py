@@ -138,14 +138,21 @@ def kinds(quick: bool, seed: int, data: Path | None) -> Iterator[tuple[str, np.n
     for index, name in enumerate(("conv", "code") if folder else ()):
         times = traces.read_trace(Path(str(folder)) / f"azure_llm_2023_{name}.csv.gz")
         rng = np.random.default_rng([seed, 100 + index])
-        yield f"azure-{name}", processes.piecewise_arrivals(rate_profiles.measured_profile(times, 20.0), 10.0, rng)
+        yield f"azure-{name}", processes.piecewise_arrivals(measured_profile(times, 20.0), 10.0, rng)
+
+
+def measured_profile(times: np.ndarray, factor: float, piece_s: float = 10.0) -> np.ndarray:
+    """Count the arrivals of a trace in pieces of ``piece_s`` and return their rates per second times ``factor``."""
+    edges = np.arange(0.0, float(times[-1]) + piece_s, piece_s)
+    return np.histogram(times, edges)[0] * (factor / piece_s)
 
 
 def case(name: str, times: np.ndarray, seed: int, _setting: TunerSettings) -> tuple[SloChecker, Plan, Sample] | None:
     """Return the checker and plan of the first quarter, and the rest as live traffic."""
     spec = spec_of(name)
     pipeline = pipeline_of(spec)
-    first, rest = traces.split_trace(times, 0.25)
+    end_s = float(times[-1])
+    first, rest = traces.cut_window(times, 0.0, end_s / 4), traces.cut_window(times, end_s / 4, np.inf)
     checker = build_slo_checker(
         pipeline, [draw_sample(pipeline, first, np.random.default_rng([seed, 2]))], spec.target_s
     )

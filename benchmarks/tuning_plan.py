@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.replanned_run import simulate_replanned_run
 from unfold_tuning.job import allocation
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import Stage, build_successive_halving
@@ -28,7 +29,6 @@ from unfold_tuning.planner.baselines import (
 )
 from unfold_tuning.planner.frontier import build_stage_costs, search_frontier
 from unfold_tuning.planner.planner import Candidate, evaluate_machine
-from unfold_tuning.planner.replanned_run import simulate_replanned_run
 from unfold_tuning.simulator.execution_model import ExecutionModel, build_execution_model, scale_iteration
 from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
 from unfoldkit.catalog.billing import Billing

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
         did_you_mean,
         format_value,
         internal_error,
+        require_packages,
+        run_checks,
         user_error,
     )
     from unfoldkit.figures import (
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
         format_duration,
         format_money,
         format_percent,
-        format_ratio,
     )
     from unfoldkit.hookspec import hookimpl
     from unfoldkit.io.csv import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
@@ -76,6 +77,8 @@ _PLACES = {
         "did_you_mean",
         "format_value",
         "internal_error",
+        "require_packages",
+        "run_checks",
         "user_error",
     ),
     "unfoldkit.format": (
@@ -86,7 +89,6 @@ _PLACES = {
         "format_duration",
         "format_money",
         "format_percent",
-        "format_ratio",
     ),
     "unfoldkit.hookspec": ("hookimpl",),
     "unfoldkit.descriptors": ("Check", "CheckResult", "Kind", "Renderer", "RunFinished"),
@@ -189,13 +191,14 @@ __all__ = [
     "format_duration",
     "format_money",
     "format_percent",
-    "format_ratio",
     "format_value",
     "hookimpl",
     "ignore_progress",
     "internal_error",
     "label_metrics",
     "not_utf8",
+    "require_packages",
+    "run_checks",
     "time_axis",
     "user_error",
 ]

@@ -6,19 +6,15 @@ import importlib.metadata
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfoldkit.errors import UnfoldError, install_command, internal_error, user_error
+from unfoldkit.errors import explain_missing_package, internal_error
 
 API_VERSION = 1
 ENTRY_POINT_GROUP = "unfoldkit"
 REPORT_TO_AUTHORS = "report this to the plugin's authors"
 VERBS = ("profile", "train", "plan", "validate", "serve")
-DISTRIBUTION_NAMES = {"botocore": "boto3", "google": "protobuf", "grpc": "grpcio", "sklearn": "scikit-learn"}
-"""Distributions by module, where their names differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,71 +135,6 @@ def resolve(reference: str, *, extra: str | None = None) -> Any:
         if error.obj is not sys.modules.get(module):
             raise
         raise internal_error(f"{reference}: {module} has no {name}", hint=REPORT_TO_AUTHORS) from error
-
-
-def explain_missing_package(
-    error: ModuleNotFoundError, extra: str | None = None, *, owner: str = "unfoldkit", user: str = ""
-) -> UnfoldError:
-    """Return the error for a package that is not installed, with the command that installs it.
-
-    Args:
-        error: What the import raised.
-        extra: The extra that brings the package; by default the smallest extra of unfoldkit which does.
-        owner: The distribution with the extra.
-        user: What needs the package; empty for the command as a whole.
-    """
-    name = str(error.name).partition(".")[0]
-    extra = extra or find_extra(name)
-    hint = install_command(extra, owner) if extra else "pip install it"
-    return user_error(f"{user or 'this'} needs the package {name!r}, which is not installed", hint=hint)
-
-
-@contextmanager
-def explain_missing_packages(extra: str | None) -> Iterator[None]:
-    """Turn the failed import of a package that an extra brings into an error which names the extra.
-
-    Args:
-        extra: The extra of the kind that runs, which is named if it brings the package.
-
-    Raises:
-        UnfoldError: The package is not installed (exit code 2).
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        found = find_extra(str(error.name).partition(".")[0], extra)
-        if not found:
-            raise
-        raise explain_missing_package(error, found) from error
-
-
-def find_extra(module: str, preferred: str | None = None) -> str:
-    """Return the extra of unfoldkit that brings the distribution of a module; empty if none does.
-
-    Args:
-        module: The top-level module.
-        preferred: The extra to return if several do; without it the one with the fewest packages.
-    """
-    wanted, packages = _normalize(DISTRIBUTION_NAMES.get(module, module)), list_extras()
-    matches = [extra for extra, names in packages.items() if wanted in names]
-    if preferred in matches:
-        return str(preferred)
-    return min(matches, key=lambda extra: (len(packages[extra]), extra), default="")
-
-
-def list_extras() -> dict[str, set[str]]:
-    """Return the packages that each extra of unfoldkit names; ``unfoldkit`` for one that includes other extras."""
-    packages: dict[str, set[str]] = {}
-    for line in importlib.metadata.requires("unfoldkit") or ():
-        requirement, _, marker = line.partition(";")
-        extra, name = re.search(r"extra == ['\"]([\w-]+)", marker), re.match(r"[\w.-]+", requirement)
-        if extra and name:
-            packages.setdefault(extra[1], set()).add(_normalize(name[0]))
-    return packages
-
-
-def _normalize(distribution: str) -> str:
-    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def find_distribution(reference: str) -> importlib.metadata.Distribution | None:

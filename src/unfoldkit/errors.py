@@ -1,11 +1,16 @@
-"""Diagnostics, exit codes and the one exception of the toolkit. Every failure is one line that a user can act on."""
+"""Diagnostics, exit codes and the one exception of the toolkit. Every failure is one line that a user can act on.
+
+A package that only an extra brings, and that is missing, is such a failure.
+"""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
-from collections.abc import Iterable
-from contextlib import suppress
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
@@ -13,6 +18,10 @@ from typing import Any
 
 MAX_CHOICES = 12
 """A hint lists up to so many valid names when none of them is close to the misspelt one."""
+DISTRIBUTION_NAMES = {
+    "PIL": "pillow", "botocore": "boto3", "google": "protobuf", "grpc": "grpcio", "sklearn": "scikit-learn",
+}  # fmt: skip
+"""Distributions by module, where their names differ."""
 
 
 class ExitCode(IntEnum):
@@ -79,9 +88,109 @@ def internal_error(message: str, *, hint: str = "", file: str = "") -> UnfoldErr
     return UnfoldError(Diagnostic(message, file=file, hint=hint), code=ExitCode.INTERNAL)
 
 
+def run_checks(checks: Iterable[Callable[[], object]]) -> Iterator[Diagnostic]:
+    """Run every check, whatever the others find, and yield the diagnostics of those that raise :class:`UnfoldError`."""
+    for check in checks:
+        try:
+            check()
+        except UnfoldError as error:
+            yield from error.diagnostics
+
+
 def with_default_file(diagnostic: Diagnostic, file: str) -> Diagnostic:
     """Return the diagnostic with ``file`` as its position, unless it names a file already."""
     return diagnostic if diagnostic.file else replace(diagnostic, file=file)
+
+
+def require_packages(user: str, *modules: str, file: str = "", key: str = "") -> None:
+    """Check that packages can be imported, before what needs them begins.
+
+    Args:
+        user: What needs them, such as ``a Parquet file``.
+        modules: Their top-level modules.
+        file: The file that the error names.
+        key: The key of the spec that the error names.
+
+    Raises:
+        UnfoldError: One is not installed (exit code 2); the hint is the command that installs it.
+    """
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            raise _missing_package(name, find_extra(name), user=user, file=file, key=key)
+
+
+def explain_missing_package(
+    error: ModuleNotFoundError, extra: str | None = None, *, owner: str = "unfoldkit", user: str = ""
+) -> UnfoldError:
+    """Return the error for a package that is not installed, with the command that installs it.
+
+    Args:
+        error: What the import raised.
+        extra: The extra that brings the package; by default the smallest extra of unfoldkit which does.
+        owner: The distribution with the extra.
+        user: What needs the package; empty for the command as a whole.
+    """
+    name = str(error.name).partition(".")[0]
+    return _missing_package(name, extra or find_extra(name), owner, user=user or "this")
+
+
+@contextmanager
+def explain_missing_packages(extra: str | None) -> Iterator[None]:
+    """Turn the failed import of a package that an extra brings into an error which names the extra.
+
+    Args:
+        extra: The extra of the kind that runs, which is named if it brings the package.
+
+    Raises:
+        UnfoldError: The package is not installed (exit code 2).
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        found = find_extra(str(error.name).partition(".")[0], extra)
+        if not found:
+            raise
+        raise explain_missing_package(error, found) from error
+
+
+def find_extra(module: str, preferred: str | None = None) -> str:
+    """Return the extra of unfoldkit that brings the distribution of a module; empty if none does.
+
+    Args:
+        module: The top-level module.
+        preferred: The extra to return if several do; without it the one with the fewest packages.
+    """
+    wanted, packages = _normalize(DISTRIBUTION_NAMES.get(module, module)), list_extras()
+    matches = [extra for extra, names in packages.items() if wanted in names]
+    if preferred in matches:
+        return str(preferred)
+    return min(matches, key=lambda extra: (len(packages[extra]), extra), default="")
+
+
+def list_extras() -> dict[str, set[str]]:
+    """Return the packages that each extra of unfoldkit names; ``unfoldkit`` for one that includes other extras."""
+    # only needed for a message
+    import importlib.metadata
+
+    packages: dict[str, set[str]] = {}
+    for line in importlib.metadata.requires("unfoldkit") or ():
+        requirement, _, marker = line.partition(";")
+        extra, name = re.search(r"extra == ['\"]([\w-]+)", marker), re.match(r"[\w.-]+", requirement)
+        if extra and name:
+            packages.setdefault(extra[1], set()).add(_normalize(name[0]))
+    return packages
+
+
+def _normalize(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _missing_package(
+    name: str, extra: str, owner: str = "unfoldkit", *, user: str, file: str = "", key: str = ""
+) -> UnfoldError:
+    hint = install_command(extra, owner) if extra else "pip install it"
+    message = f"{user} needs the package {DISTRIBUTION_NAMES.get(name, name)!r}, which is not installed"
+    return user_error(message, file=file, key=key, hint=hint)
 
 
 def install_command(extra: str, owner: str = "unfoldkit") -> str:

@@ -142,6 +142,13 @@ class Timeline:
     timed: bool = False
     groups: tuple[str, ...] = ()
 
+    def bars_by_lane(self) -> dict[str, list[Bar]]:
+        """Return the bars of each lane, in the order of the lanes."""
+        by_lane: dict[str, list[Bar]] = {lane: [] for lane in self.lanes}
+        for bar in self.bars:
+            by_lane[bar.lane].append(bar)
+        return by_lane
+
 
 @dataclass(frozen=True, slots=True)
 class Stop:

@@ -40,21 +40,6 @@ def format_money(usd: float) -> str:
     return f"${usd:,.2f}" if usd >= 0.1 or usd == 0 else f"${usd:.4f}"
 
 
-def format_ratio(baseline: float, value: float, *, if_free: str = "free", thousands: bool = True) -> str:
-    """Format how many times smaller ``value`` is than ``baseline``: ``3.5x``.
-
-    Args:
-        baseline: The cost to compare with.
-        value: The cost at hand.
-        if_free: The text for a ``value`` of zero below a positive ``baseline``, where the ratio is infinite.
-        thousands: Separate thousands with commas.
-    """
-    ratio = divide_costs(baseline, value)
-    if ratio is None:
-        return if_free
-    return f"{ratio:,.1f}x" if thousands else f"{ratio:.1f}x"
-
-
 def divide_costs(baseline: float, value: float) -> float | None:
     """Return ``baseline / value``, 1 where both are zero, and ``None`` where only ``value`` is."""
     if value > 0:
@@ -78,8 +63,9 @@ def format_bytes(count: int) -> str:
 
 
 def format_count(count: int, noun: str) -> str:
-    """Format a count with its noun: ``1 trial``, ``32 trials``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    """Format a count with its noun: ``1 trial``, ``32 trials``, ``2 classes``."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
 def format_number(value: float, digits: int | None = None) -> str:

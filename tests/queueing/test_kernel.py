@@ -155,7 +155,7 @@ def chain(  # noqa: C901
 
 def test_equals_simpy_query_by_query() -> None:
     """Each of 20,000 queries through three stages ends within a rounding of time where SimPy ends it."""
-    arrivals = np.round(processes.poisson_arrivals(300.0, 67.0, np.random.default_rng(3)) * 2**20) / 2**20
+    arrivals = np.round(processes.gamma_arrivals(300.0, 67.0, np.random.default_rng(3)) * 2**20) / 2**20
     tables = [[0.0, 0.00390625], [0.0, *(0.0078125 + 0.00390625 * b for b in range(1, 9))]]
     tables.append([0.0, *(0.0078125 + 0.005859375 * b for b in range(1, 17))])
     counts = [3, 3, 4]
@@ -174,7 +174,7 @@ def test_equals_simpy_query_by_query() -> None:
 
 def waits(rate: float, replicas: int, factor: NDArray[np.float64]) -> float:
     """Return the mean wait of 600,000 single servings of mean 1 s."""
-    arrivals = processes.poisson_arrivals(rate, 600_000 / rate, np.random.default_rng(11))
+    arrivals = processes.gamma_arrivals(rate, 600_000 / rate, np.random.default_rng(11))
     items = np.arange(arrivals.size, dtype=np.int32)
     server = stage.Server(np.array([0.0, 1.0]), replicas, factor=factor)
     flow = stage.serve(arrivals, items, server, stage.Goal(arrivals))

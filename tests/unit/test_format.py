@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfoldkit.api import format_bytes, format_count, format_duration, format_money, format_percent, format_ratio
+from unfoldkit.api import format_bytes, format_count, format_duration, format_money, format_percent
 from unfoldkit.format import divide_costs, format_amount, format_number
 
 
@@ -60,12 +60,9 @@ def test_small_amounts_of_money_have_four_decimals(usd: float, text: str) -> Non
     assert format_money(usd) == text
 
 
-def test_a_ratio_against_nothing_is_free() -> None:
-    assert format_ratio(7, 2) == "3.5x"
-    assert format_ratio(7, 0) == "free"
-    assert format_ratio(0, 0) == "1.0x"
-    assert format_ratio(24_680, 2) == "12,340.0x"
-    assert format_ratio(24_680, 2, thousands=False) == "12340.0x"
+def test_costs_that_are_both_zero_are_equal() -> None:
+    assert divide_costs(7, 2) == 3.5
+    assert divide_costs(0, 0) == 1.0
     assert divide_costs(7, 0) is None
 
 
@@ -94,6 +91,7 @@ def test_byte_counts_use_binary_units(count: int, text: str) -> None:
 def test_nouns_of_counts_have_their_plural() -> None:
     assert format_count(1, "trial") == "1 trial"
     assert format_count(3200, "trial") == "3,200 trials"
+    assert format_count(2, "process") == "2 processes"
 
 
 def test_numbers_have_three_significant_digits() -> None:

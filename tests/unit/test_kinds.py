@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
-from unfoldkit.descriptors import Kind, explain_missing_packages, find_distribution, find_extra, resolve
+from unfoldkit.descriptors import Kind, find_distribution, resolve
 from unfoldkit.errors import ExitCode, UnfoldError, install_command
 
 
@@ -29,63 +26,6 @@ def test_a_missing_package_is_the_callers_fault(extra: str | None, hint: str) ->
         resolve("nonesuch.module:thing", extra=extra)
     assert caught.value.code is ExitCode.USAGE
     assert caught.value.diagnostics[0].hint == hint
-
-
-@pytest.mark.parametrize(
-    ("module", "preferred", "extra"),
-    [
-        ("boto3", None, "aws"),
-        ("botocore", "cascade", "aws"),
-        ("matplotlib", None, "plot"),
-        ("httptools", None, "serve"),
-        ("sklearn", "cascade", "cascade"),
-        ("sklearn", "supernet", "supernet"),
-        ("numba", "placement", "placement"),
-        ("nonesuch", "cascade", ""),
-    ],
-)
-def test_a_module_has_an_extra_that_brings_it(module: str, preferred: str | None, extra: str) -> None:
-    """The extra of the running kind is named if it brings the package, otherwise the smallest one."""
-    assert find_extra(module, preferred) == extra
-
-
-def test_an_import_that_fails_in_a_verb_names_the_extra() -> None:
-    """A package of an extra is the caller's to install; any other missing module is a fault of the code."""
-    with pytest.raises(UnfoldError, match="'sklearn'") as caught:
-        fail_to_import("sklearn.svm")
-    assert caught.value.diagnostics[0].hint == install_command("cascade")
-    assert caught.value.code is ExitCode.USAGE
-    with pytest.raises(ModuleNotFoundError):
-        fail_to_import("nonesuch")
-
-
-@pytest.mark.parametrize(
-    ("url", "source"),
-    [
-        ("{folder}", "{path}"),
-        ("{folder}/gone", "some-thing"),
-        ("https://example.org/some_thing-1.whl", "some-thing"),
-        (None, "some-thing"),
-    ],
-)
-def test_an_extra_is_installed_from_where_its_distribution_came(
-    url: str | None, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The path of a local installation is named while it exists; otherwise the name is, as for one from an index."""
-    folder, path = tmp_path / "some_thing-1.dist-info", tmp_path / "a folder"
-    folder.mkdir()
-    path.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: some-thing\nVersion: 1\n", encoding="utf-8")
-    if url is not None:
-        record = json.dumps({"url": url.format(folder=path.as_uri())})
-        (folder / "direct_url.json").write_text(record, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert install_command("gpu", "some-thing") == f"pip install '{source.format(path=path)}[gpu]'"
-
-
-def fail_to_import(name: str) -> None:
-    with explain_missing_packages("cascade"):
-        raise ModuleNotFoundError(name=name)
 
 
 @pytest.mark.parametrize(

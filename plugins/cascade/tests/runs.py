@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from unfold_cascade._types import FloatArray
 from unfold_cascade.build import build_dataset_options, build_problem
 from unfold_cascade.data.dataset import Dataset, load_dataset, load_features, load_stored_dataset
+from unfold_cascade.planner.certificate import Rule, count_leading_passes, p_value
 from unfold_cascade.planner.planner import FRONT_FILE, Solution, solve
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.schema.temporal import Alerts
@@ -111,3 +113,13 @@ def load_served(spec: CascadeSpec, run: Run) -> LoadedPlan:
     plan = load_plan(dump(spec), run, FRONT_FILE)
     problem = build_problem(spec, replace(run, seed=int(plan["seed"])), load_stored_dataset(run.directory))
     return load_stored_plan(problem, plan, run.directory)
+
+
+def certify_in_sequence(
+    differences: FloatArray, epsilon: float, delta: float, rules: Rule | Sequence[Rule]
+) -> int | None:
+    """Return the last of (m, n) points before the first failure of fixed-sequence testing; None if the first fails."""
+    by_point = [rules] * len(differences) if isinstance(rules, Rule) else rules
+    tests = (p_value(d, epsilon, rule) for d, rule in zip(differences, by_point, strict=True))
+    passed = count_leading_passes(tests, delta)
+    return passed - 1 if passed else None

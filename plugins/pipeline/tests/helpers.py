@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
-from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, interpolate_latency
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Plan, Stage, interpolate_latency
 from unfold_pipeline.problem.sample import draw_sample
+from unfold_pipeline.runtime.stage import PlannedStage
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfoldkit.api import Report, Run, RunDir, dump
@@ -40,6 +43,16 @@ def ignore_progress(_step: str, _done: int, _total: int) -> None:
 def option(hardware: str, price: float, base: float, slope: float, top: int = 4) -> HardwareOption:
     """Hardware with the latency ``base + slope * batch`` in seconds."""
     return HardwareOption(hardware, price, interpolate_latency([(1, base + slope), (top, base + slope * top)]))
+
+
+def plan_stages(
+    names: Sequence[str], sources: Sequence[ModelSource], plan: Plan, **settings: float
+) -> list[PlannedStage]:
+    """Stages of a plan, all with the same settings."""
+    return [
+        PlannedStage(name=name, source=source, config=config, **settings)
+        for name, source, config in zip(names, sources, plan, strict=True)
+    ]
 
 
 def chain(*options: tuple[HardwareOption, ...]) -> Pipeline:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hypothesis import strategies as st
 
 from unfold_tuning.job.allocation import Allocation, Plan, count_slots
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import Stage, build_custom_stages, build_successive_halving
-from unfold_tuning.simulator.execution_model import ExecutionModel
+from unfold_tuning.planner.planner import Candidate, evaluate_models
+from unfold_tuning.simulator.execution_model import ExecutionModel, build_execution_model
 from unfoldkit.catalog.billing import Billing
 
 Job = tuple[tuple[Stage, ...], Profile, Machine]
@@ -47,6 +48,14 @@ def noisy_profile(name: str, error: float = 0.05) -> Profile:
         trial_cv=0.05,
         error_cv=error,
     )
+
+
+def evaluate_machines(
+    stages: Sequence[Stage], profile: Profile, machines: Sequence[Machine], confidence: float, samples: int, seed: int
+) -> list[Candidate]:
+    """Compute the cost–deadline frontier of every machine with common random numbers."""
+    model = build_execution_model(stages, profile, machines[0], samples, seed)
+    return evaluate_models(model.with_machines(machines), confidence, lambda _step, _done, _total: None)
 
 
 def list_all_plans(model: ExecutionModel) -> Iterator[Plan]:

@@ -8,12 +8,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unfoldkit._types import FloatArray, IntArray
 from unfoldkit.jit import compiled
 
-Times = NDArray[np.float64]
-Counts = NDArray[np.int64]
 LONGEST_WINDOW_S = 60.0
 
 
@@ -25,7 +23,7 @@ class Excess(NamedTuple):
     arrivals: int
 
 
-def window_lengths(shortest_s: float, longest_s: float = LONGEST_WINDOW_S) -> Times:
+def window_lengths(shortest_s: float, longest_s: float = LONGEST_WINDOW_S) -> FloatArray:
     """Return window lengths in s: ``shortest_s`` doubled while below ``longest_s``, then ``longest_s`` itself."""
     lengths = [shortest_s]
     while lengths[-1] * 2 < longest_s:
@@ -33,7 +31,7 @@ def window_lengths(shortest_s: float, longest_s: float = LONGEST_WINDOW_S) -> Ti
     return np.array(lengths if lengths[-1] >= longest_s else [*lengths, longest_s])
 
 
-def compute_envelope(times: Times, lengths: Times) -> Counts:
+def compute_envelope(times: FloatArray, lengths: FloatArray) -> IntArray:
     """Return the largest number of arrivals in any ``[t, t + length)`` for each length, in O(n) per length.
 
     Args:
@@ -43,7 +41,7 @@ def compute_envelope(times: Times, lengths: Times) -> Counts:
     return np.array([_max_count(times, float(length)) for length in lengths], dtype=np.int64)
 
 
-def find_first_excess(times: Times, lengths: Times, counts: Counts) -> Excess | None:
+def find_first_excess(times: FloatArray, lengths: FloatArray, counts: IntArray) -> Excess | None:
     """Return the earliest window with more arrivals than ``counts`` allow, or ``None``.
 
     Args:
@@ -59,7 +57,7 @@ def find_first_excess(times: Times, lengths: Times, counts: Counts) -> Excess | 
     return min(candidates, default=None)
 
 
-def trailing_envelope(times: Times, lengths: Times, instants: Times) -> Counts:
+def trailing_envelope(times: FloatArray, lengths: FloatArray, instants: FloatArray) -> IntArray:
     """Return the envelope that an online observer reads at each instant.
 
     A reading is the largest number of arrivals in any ``(t - length, t]`` since the previous instant.
@@ -79,7 +77,7 @@ def trailing_envelope(times: Times, lengths: Times, instants: Times) -> Counts:
 
 
 @compiled
-def _max_count(times: Times, length: float) -> int:
+def _max_count(times: FloatArray, length: float) -> int:
     best, end = 0, 0
     for start in range(times.size):
         while end < times.size and times[end] < times[start] + length:
@@ -89,7 +87,7 @@ def _max_count(times: Times, length: float) -> int:
 
 
 @compiled
-def _first_above(times: Times, length: float, max_count: int) -> int:
+def _first_above(times: FloatArray, length: float, max_count: int) -> int:
     for start in range(times.size - max_count):
         if times[start + max_count] < times[start] + length:
             return start
@@ -97,7 +95,7 @@ def _first_above(times: Times, length: float, max_count: int) -> int:
 
 
 @compiled
-def _trail(times: Times, length: float, instants: Times, out: Counts) -> None:
+def _trail(times: FloatArray, length: float, instants: FloatArray, out: IntArray) -> None:
     start, end = 0, 0
     for index in range(instants.size):
         peak = 0
@@ -113,5 +111,5 @@ def _trail(times: Times, length: float, instants: Times, out: Counts) -> None:
         out[index] = max(peak, end - edge)
 
 
-def _count_from(times: Times, start: int, length: float) -> int:
+def _count_from(times: FloatArray, start: int, length: float) -> int:
     return int(np.searchsorted(times, times[start] + length)) - start

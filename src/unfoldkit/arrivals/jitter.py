@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfoldkit.arrivals.readers.timestamps import FIRST_EPOCH_S, MIN_REPEATED, Times
+from unfoldkit._types import FloatArray, IntArray
+from unfoldkit.arrivals.readers.timestamps import FIRST_EPOCH_S, MIN_REPEATED
 from unfoldkit.errors import user_error
 
 MAX_ARRIVALS = 100_000_000
@@ -15,7 +15,7 @@ _SAME_GAP = 0.5
 _MIN_ROWS = 10
 
 
-def spread_rounded_times(times: Times, rng: np.random.Generator, *, unit_s: float = 0.0) -> Times:
+def spread_rounded_times(times: FloatArray, rng: np.random.Generator, *, unit_s: float = 0.0) -> FloatArray:
     """Move arrivals that share a rounded time to random moments within its resolution.
 
     Without it, all requests of one second would arrive at one instant, a burst that never happened. Two cases are
@@ -34,7 +34,7 @@ def spread_rounded_times(times: Times, rng: np.random.Generator, *, unit_s: floa
     return np.sort(times + resolution * rng.random(times.size)) if resolution else times
 
 
-def expand_counts(times: Times, counts: NDArray[np.int64], rng: np.random.Generator, *, file: str, key: str) -> Times:
+def expand_counts(times: FloatArray, counts: IntArray, rng: np.random.Generator, *, file: str, key: str) -> FloatArray:
     """Draw ``counts[i]`` arrivals at random moments between ``times[i]`` and the next time.
 
     The last interval, and an interval before a gap of an otherwise regular clock, has the usual length.
@@ -48,7 +48,7 @@ def expand_counts(times: Times, counts: NDArray[np.int64], rng: np.random.Genera
     return _draw_within(intervals[0], intervals[2], totals, rng)
 
 
-def expand_rates(times: Times, rates: Times, rng: np.random.Generator, *, file: str, key: str) -> Times:
+def expand_rates(times: FloatArray, rates: FloatArray, rng: np.random.Generator, *, file: str, key: str) -> FloatArray:
     """Draw arrivals at the rate per second ``rates[i]`` between ``times[i]`` and the next time.
 
     A fraction of an arrival is carried over to the next interval. Within an interval, arrivals come at random moments.
@@ -63,7 +63,7 @@ def expand_rates(times: Times, rates: Times, rng: np.random.Generator, *, file: 
     return _draw_within(marks, widths, totals, rng)
 
 
-def describe_suspicion(times: Times, *, has_unit: bool = False) -> str:
+def describe_suspicion(times: FloatArray, *, has_unit: bool = False) -> str:
     """Describe how sorted arrivals may have been misread; empty if nothing looks suspicious.
 
     Rows at a regular interval are usually counts, and repeated whole seconds are usually rounded. Numbers without any
@@ -83,13 +83,13 @@ def describe_suspicion(times: Times, *, has_unit: bool = False) -> str:
     return ""
 
 
-def is_counter_like(rates: Times) -> bool:
+def is_counter_like(rates: FloatArray) -> bool:
     """Whether rates are whole numbers that rise and never fall, like the readings of a counter."""
     steps = np.diff(rates)
     return bool(rates.size >= _MIN_ROWS and (steps >= 0).all() and rates[-1] > rates[0] and not (rates % 1).any())
 
 
-def _split_intervals(times: Times, file: str, key: str) -> tuple[Times, NDArray[np.int64], Times]:
+def _split_intervals(times: FloatArray, file: str, key: str) -> tuple[FloatArray, IntArray, FloatArray]:
     marks, first = np.unique(times, return_index=True)
     if marks.size < 2:
         message = "counts at a single time have no interval"
@@ -103,12 +103,12 @@ def _check_total(total: float, file: str, key: str) -> None:
         raise user_error(f"{total:,.0f} arrivals are too many to plan with", file=file, key=key, hint=hint)
 
 
-def _draw_within(marks: Times, widths: Times, totals: NDArray[np.int64], rng: np.random.Generator) -> Times:
+def _draw_within(marks: FloatArray, widths: FloatArray, totals: IntArray, rng: np.random.Generator) -> FloatArray:
     start = np.repeat(marks, totals)
     return np.sort(start + np.repeat(widths, totals) * rng.random(start.size))
 
 
-def _interval_widths(marks: Times) -> Times:
+def _interval_widths(marks: FloatArray) -> FloatArray:
     gaps = np.diff(marks)
     usual = float(np.median(gaps))
     steps = gaps / usual

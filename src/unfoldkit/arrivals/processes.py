@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Times = NDArray[np.float64]
+from unfoldkit._types import FloatArray
 
 
-def gamma_arrivals(rate: float, duration: float, rng: np.random.Generator, *, scv: float = 1.0) -> Times:
+def gamma_arrivals(rate: float, duration: float, rng: np.random.Generator, *, scv: float = 1.0) -> FloatArray:
     """Draw arrivals in ``[0, duration)`` with gamma distributed gaps of shape ``1/scv`` and mean ``1/rate``.
 
     Args:
@@ -22,7 +21,7 @@ def gamma_arrivals(rate: float, duration: float, rng: np.random.Generator, *, sc
     Returns:
         Sorted times in s. The first arrival comes one gap after 0.
     """
-    chunks: list[Times] = []
+    chunks: list[FloatArray] = []
     end = 0.0
     while end < duration:
         size = max(64, int((duration - end) * rate * 1.1) + 16)
@@ -33,14 +32,14 @@ def gamma_arrivals(rate: float, duration: float, rng: np.random.Generator, *, sc
     return times[: int(np.searchsorted(times, duration))]
 
 
-def poisson_arrivals(rate: float, duration: float, rng: np.random.Generator) -> Times:
-    """Draw Poisson arrivals in ``[0, duration)`` s at ``rate`` per second."""
-    return gamma_arrivals(rate, duration, rng)
-
-
 def piecewise_arrivals(
-    rates: Sequence[float] | Times, length: float, rng: np.random.Generator, *, scv: float = 1.0, at_clock: bool = False
-) -> Times:
+    rates: Sequence[float] | FloatArray,
+    length: float,
+    rng: np.random.Generator,
+    *,
+    scv: float = 1.0,
+    at_clock: bool = False,
+) -> FloatArray:
     """Draw arrivals at the mean rate ``rates[i]`` in the ``i``-th piece.
 
     One renewal stream of unit rate is stretched by the inverse of the cumulated rate, so that its burstiness continues
@@ -57,13 +56,13 @@ def piecewise_arrivals(
     cumulated = np.concatenate([[0.0], np.cumsum(heights * length)])
     total = float(cumulated[-1])
     unit = np.arange(0.5, total) if at_clock else gamma_arrivals(1.0, total, rng, scv=scv)
-    times: Times = np.interp(unit, cumulated, np.arange(cumulated.size) * length)
+    times: FloatArray = np.interp(unit, cumulated, np.arange(cumulated.size) * length)
     return times
 
 
-def _draw_gaps(rate: float, scv: float, size: int, rng: np.random.Generator) -> Times:
+def _draw_gaps(rate: float, scv: float, size: int, rng: np.random.Generator) -> FloatArray:
     if scv == 0:
         return np.full(size, 1.0 / rate)
-    gaps: Times = rng.standard_gamma(1.0 / scv, size) * scv if scv != 1 else rng.standard_exponential(size)
+    gaps: FloatArray = rng.standard_gamma(1.0 / scv, size) * scv if scv != 1 else rng.standard_exponential(size)
     gaps /= rate
     return gaps

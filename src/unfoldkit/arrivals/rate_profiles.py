@@ -9,21 +9,20 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unfoldkit._types import FloatArray
 from unfoldkit.errors import did_you_mean, user_error
 
-Rates = NDArray[np.float64]
 PIECES = 100
 PIECE_S = 30.0
 
 
-def ramp(low: float, high: float, count: int = PIECES) -> Rates:
+def ramp(low: float, high: float, count: int = PIECES) -> FloatArray:
     """Return rates that climb linearly from ``low`` to ``high``."""
     return np.linspace(low, high, count)
 
 
-def spike(base: float, peak: float, count: int = PIECES, *, start: float = 0.5, width: float = 0.1) -> Rates:
+def spike(base: float, peak: float, count: int = PIECES, *, start: float = 0.5, width: float = 0.1) -> FloatArray:
     """Return ``base`` with a plateau of ``peak``; ``start`` and ``width`` are fractions of the profile."""
     position = np.arange(count) / count
     return np.where((position >= start) & (position < start + width), peak, base)
@@ -31,19 +30,19 @@ def spike(base: float, peak: float, count: int = PIECES, *, start: float = 0.5, 
 
 def sines(
     low: float, high: float, count: int = PIECES, *, periods: float = 2.0, ripple: float = 0.0, ripples: float = 10.0
-) -> Rates:
+) -> FloatArray:
     """Return a sine between ``low`` and ``high``, with a faster sine of relative height ``ripple`` added."""
     position = np.arange(count) / count
     wave = np.sin(2 * np.pi * periods * position) + ripple * np.sin(2 * np.pi * ripples * position)
     return low + (high - low) * (wave / (1 + ripple) + 1) / 2
 
 
-def plateaus(levels: tuple[float, ...], count: int = PIECES) -> Rates:
+def plateaus(levels: tuple[float, ...], count: int = PIECES) -> FloatArray:
     """Return equally long plateaus at the given levels."""
     return np.array([levels[min(len(levels) - 1, index * len(levels) // count)] for index in range(count)])
 
 
-AUTOSCALE_LIKE: Mapping[str, Callable[[], Rates]] = MappingProxyType(
+AUTOSCALE_LIKE: Mapping[str, Callable[[], FloatArray]] = MappingProxyType(
     {
         "big-spike": lambda: spike(90.0, 300.0),
         "slowly-varying": lambda: sines(70.0, 260.0),
@@ -53,10 +52,10 @@ AUTOSCALE_LIKE: Mapping[str, Callable[[], Rates]] = MappingProxyType(
         "large-varying": lambda: sines(60.0, 280.0, periods=3.0, ripple=0.5, ripples=11.0),
     }
 )
-SHAPES: Mapping[str, Callable[[], Rates]] = MappingProxyType({**AUTOSCALE_LIKE, "ramp": lambda: ramp(60.0, 300.0)})
+SHAPES: Mapping[str, Callable[[], FloatArray]] = MappingProxyType({**AUTOSCALE_LIKE, "ramp": lambda: ramp(60.0, 300.0)})
 
 
-def rate_profile(name: str) -> Rates:
+def rate_profile(name: str) -> FloatArray:
     """Return the rates per second of a named profile: 100 pieces of 30 s, at most 300 per second.
 
     Raises:
@@ -65,9 +64,3 @@ def rate_profile(name: str) -> Rates:
     if name not in SHAPES:
         raise user_error(f"no such shape: {name!r}", hint=did_you_mean(name, SHAPES))
     return SHAPES[name]()
-
-
-def measured_profile(times: Rates, factor: float, piece_s: float = 10.0) -> Rates:
-    """Count the arrivals of a trace in pieces of ``piece_s`` and return their rates per second times ``factor``."""
-    edges = np.arange(0.0, float(times[-1]) + piece_s, piece_s)
-    return np.histogram(times, edges)[0] * (factor / piece_s)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from unfoldkit._types import FloatArray, IntArray
 from unfoldkit.arrivals.jitter import (
     describe_suspicion,
     expand_counts,
@@ -18,11 +19,11 @@ from unfoldkit.arrivals.jitter import (
 from unfoldkit.arrivals.readers.detect import detect_form
 from unfoldkit.arrivals.readers.json_document import read_document
 from unfoldkit.arrivals.readers.log import Warn, ignore_warning, read_log
-from unfoldkit.arrivals.readers.parquet import read_parquet
 from unfoldkit.arrivals.readers.table import (
     GAP_COLUMNS,
     TableColumns,
     TraceRows,
+    read_parquet,
     read_table,
     reorder_rows,
     reverse_rows,
@@ -31,7 +32,6 @@ from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
     FIRST_EPOCH_S,
     TimeNotation,
-    Times,
     epoch_to_seconds,
     is_ambiguous,
     split_unit,
@@ -63,7 +63,7 @@ def read_trace(
     warn: Warn = ignore_warning,
     on_newest_first: Callable[[], None] | None = None,
     on_unsorted: Callable[[NDArray[np.intp]], None] | None = None,
-) -> Times:
+) -> FloatArray:
     """Read the arrival times of a trace in seconds since its first arrival.
 
     Text is a table, a log or a JSON document, gzipped or not; its name or its beginning decides which. Timestamps are
@@ -121,7 +121,7 @@ def read_trace(
     return validate_times(_to_arrivals(rows, notation, str(path)), str(path))
 
 
-def validate_times(times: Times, file: str = "", *, line: int = 0) -> Times:
+def validate_times(times: FloatArray, file: str = "", *, line: int = 0) -> FloatArray:
     """Check that times are sorted and finite, and return them from 0 on.
 
     Args:
@@ -147,7 +147,7 @@ def validate_times(times: Times, file: str = "", *, line: int = 0) -> Times:
     return np.ascontiguousarray(times - times[0])
 
 
-def _is_newest_first(times: Times) -> bool:
+def _is_newest_first(times: FloatArray) -> bool:
     """Whether no row is later than the one above it; a few rows may be out of order by chance."""
     return bool(times.size >= MIN_NEWEST_FIRST and times[-1] < times[0] and (np.diff(times) <= 0).all())
 
@@ -160,11 +160,11 @@ def _may_be_sorted(rows: TraceRows) -> bool:
     return is_single and is_stamped and bool((back_s > 0).any()) and not _is_repeated_hour(back_s).any()
 
 
-def _is_repeated_hour(back_s: Times) -> NDArray[np.bool_]:
+def _is_repeated_hour(back_s: FloatArray) -> NDArray[np.bool_]:
     return (back_s > _HOUR_S * 0.8) & (back_s <= _HOUR_S)
 
 
-def _check_span(times: Times, file: str) -> None:
+def _check_span(times: FloatArray, file: str) -> None:
     """Reject a trace with rows in several units: each alone is plausible, together they last for ages.
 
     Raises:
@@ -178,24 +178,18 @@ def _check_span(times: Times, file: str) -> None:
     raise user_error(message, file=file, hint="do all rows have the same unit and origin?")
 
 
-def compress_time(times: Times, factor: float) -> Times:
+def compress_time(times: FloatArray, factor: float) -> FloatArray:
     """Replay a trace ``factor`` times as fast: the rate grows, burstiness and the shape of the envelope stay."""
     return times / factor
 
 
-def cut_window(times: Times, start_s: float, end_s: float) -> Times:
+def cut_window(times: FloatArray, start_s: float, end_s: float) -> FloatArray:
     """Return the arrivals in ``[start_s, end_s)`` as seconds since ``start_s``."""
     low, high = np.searchsorted(times, [start_s, end_s])
     return times[low:high] - start_s
 
 
-def split_trace(times: Times, fraction: float) -> tuple[Times, Times]:
-    """Split a trace after a fraction of its time span; both parts count from 0."""
-    span = float(times[-1])
-    return cut_window(times, 0.0, span * fraction), cut_window(times, span * fraction, np.inf)
-
-
-def scale_rate(times: Times, factor: float, rng: np.random.Generator) -> Times:
+def scale_rate(times: FloatArray, factor: float, rng: np.random.Generator) -> FloatArray:
     """Keep or repeat arrivals at random so that the mean rate is ``factor`` times as high.
 
     A repeated arrival moves to a random moment of the gap that follows it, so that no two share an instant.
@@ -203,7 +197,7 @@ def scale_rate(times: Times, factor: float, rng: np.random.Generator) -> Times:
     return scale_rate_with_sources(times, factor, rng)[0]
 
 
-def scale_rate_with_sources(times: Times, factor: float, rng: np.random.Generator) -> tuple[Times, NDArray[np.int64]]:
+def scale_rate_with_sources(times: FloatArray, factor: float, rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
     """Scale a trace like :func:`scale_rate`, and return for each arrival the index of the one that it copies.
 
     Raises:
@@ -219,7 +213,7 @@ def scale_rate_with_sources(times: Times, factor: float, rng: np.random.Generato
     return moved[order], np.repeat(np.arange(times.size), copies)[order]
 
 
-def _to_arrivals(rows: TraceRows, notation: TimeNotation, file: str) -> Times:
+def _to_arrivals(rows: TraceRows, notation: TimeNotation, file: str) -> FloatArray:
     rng = np.random.default_rng(0)
     if rows.rates is not None:
         return expand_rates(rows.times, rows.rates, rng, file=file, key=rows.column)
@@ -248,7 +242,7 @@ def _read_rows(path: Path, columns: TableColumns, warn: Warn) -> TraceRows:
     return rows
 
 
-def _read_array(path: Path, name: str | None, notation: TimeNotation) -> Times:
+def _read_array(path: Path, name: str | None, notation: TimeNotation) -> FloatArray:
     try:
         data = _load_arrays(path)
         if isinstance(data, np.ndarray):
@@ -271,7 +265,7 @@ def _load_arrays(path: Path) -> np.ndarray | dict[str, np.ndarray]:
         raise user_error(f"cannot read the arrays: {error.diagnostics[0].message}", file=str(path)) from error
 
 
-def _convert_array(numbers: Times, name: str, notation: TimeNotation, path: Path) -> Times:
+def _convert_array(numbers: FloatArray, name: str, notation: TimeNotation, path: Path) -> FloatArray:
     stem, column_unit_s = split_unit(name)
     unit_s = notation.unit_s or column_unit_s
     times = to_seconds(numbers, unit_s or 1.0)
@@ -285,7 +279,7 @@ def _convert_array(numbers: Times, name: str, notation: TimeNotation, path: Path
     return notation.convert_numbers(times, name, str(path)) if is_doubtful else epoch_to_seconds(times)
 
 
-def _flatten(data: np.ndarray, path: Path) -> Times:
+def _flatten(data: np.ndarray, path: Path) -> FloatArray:
     """Return the numbers of an array that is a row or a column."""
     if data.size != max(data.shape, default=1):
         shape = " x ".join(map(str, data.shape))

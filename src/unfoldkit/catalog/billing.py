@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from unfoldkit._types import FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +25,12 @@ class Billing:
     minimum: float = 60.0
     per: Literal["instance", "function"] = "instance"
 
-    def billed(self, seconds: Floats | float) -> Floats:
+    def billed(self, seconds: FloatArray | float) -> FloatArray:
         """Return the seconds that are charged for lifetimes of ``seconds``: ``ceil(max(x, minimum)/inc)*inc``."""
         lifetime = np.maximum(np.asarray(seconds, dtype=float), self.minimum)
         # the tolerance keeps an exact number of increments from being rounded up
         return np.asarray(np.ceil(lifetime / self.increment - 1e-9) * self.increment) if self.increment else lifetime
 
-    def cost(self, seconds: Floats | float, price_per_hour: float) -> Floats:
+    def cost(self, seconds: FloatArray | float, price_per_hour: float) -> FloatArray:
         """Return the US dollars for lifetimes of ``seconds`` at a price per hour."""
         return self.billed(seconds) * (price_per_hour / 3600.0)

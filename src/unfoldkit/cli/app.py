@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,7 +133,7 @@ def plan(
     words = specs or ([str(check_file)] if check_file else [])
     if not words:
         raise typer.BadParameter("give a SPEC, or --check PLAN, which holds one")
-    request = _request("plan", words[0], shared, check=check_file, replay=replay, recalibrate=recalibrate)
+    request = replace(_request("plan", words[0], shared), check=check_file, replay=replay, recalibrate=recalibrate)
     _exit_with(lambda: perform_all(request, words, _read_stdin(*words)))
 
 
@@ -145,7 +146,7 @@ def validate(
     """Compare what the plan of a run promised with new data: kept, broken or undecided."""
     from unfoldkit.cli.execution import perform
 
-    request = _request("validate", folder, shared, data=data)
+    request = replace(_request("validate", folder, shared), data=data)
     _exit_with(lambda: perform(request))
 
 
@@ -199,7 +200,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run the plan as a service until SIGTERM or Ctrl-C."""
-    request = _request("serve", spec, shared, replay=replay, target=target)
+    request = replace(_request("serve", spec, shared), replay=replay, target=target)
 
     def run() -> int:
         from unfoldkit.cli.commands.serve import ServeOptions, build_tls
@@ -405,7 +406,7 @@ def _group(text: str, callback: Callable[..., None], **commands: Callable[..., N
 def _perform(verb: str, spec: str, shared: SharedOptions, *, plan: Path | None = None, on: str | None = None) -> None:
     from unfoldkit.cli.execution import perform
 
-    request = _request(verb, spec, shared, plan=plan, on=on)
+    request = replace(_request(verb, spec, shared), plan=plan, on=on)
     _exit_with(lambda: perform(request, _read_stdin(spec)))
 
 
@@ -413,14 +414,6 @@ def _request(
     verb: str,
     spec: str,
     shared: SharedOptions,
-    *,
-    check: Path | None = None,
-    plan: Path | None = None,
-    replay: Path | None = None,
-    data: Path | None = None,
-    recalibrate: Path | None = None,
-    on: str | None = None,
-    target: str | None = None,
 ) -> Request:
     return Request(
         verb=verb,
@@ -438,13 +431,6 @@ def _request(
         allow_code=shared.allow_code,
         builtin_only=shared.no_plugins,
         verbose=shared.verbose,
-        check=check,
-        plan=plan,
-        replay=replay,
-        data=data,
-        recalibrate=recalibrate,
-        on=on,
-        target=target,
     )
 
 

@@ -12,8 +12,15 @@ from signal import SIGINT
 from typing import Any
 
 from unfoldkit.cli.interruption import describe_stop, find_stop, guarding_verb, stop_code
-from unfoldkit.descriptors import explain_missing_packages
-from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, escape_unprintable, internal_error, shorten
+from unfoldkit.errors import (
+    Diagnostic,
+    ExitCode,
+    UnfoldError,
+    escape_unprintable,
+    explain_missing_packages,
+    internal_error,
+    shorten,
+)
 
 _PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 

@@ -20,17 +20,17 @@ from unfoldkit.cli.live_report import publishing_reports
 from unfoldkit.cli.plan_check import compare_plans, read_plan
 from unfoldkit.cli.progress import report_compilation, show_progress
 from unfoldkit.cli.request import Request
-from unfoldkit.descriptors import (
-    REPORT_TO_AUTHORS,
-    Kind,
-    Renderer,
-    RunFinished,
-    explain_missing_packages,
-    find_distribution,
-    resolve,
-)
+from unfoldkit.descriptors import REPORT_TO_AUTHORS, Kind, Renderer, RunFinished, find_distribution, resolve
 from unfoldkit.engines import Engine
-from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, escape_unprintable, internal_error, user_error
+from unfoldkit.errors import (
+    ExitCode,
+    UnfoldError,
+    did_you_mean,
+    escape_unprintable,
+    explain_missing_packages,
+    internal_error,
+    user_error,
+)
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Report, Verdict, to_data, validate_report

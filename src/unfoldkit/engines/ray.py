@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from unfoldkit.errors import UnfoldError, install_command, internal_error, user_error
+from unfoldkit.errors import UnfoldError, internal_error, require_packages, user_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -48,11 +48,9 @@ def connect_ray(address: str | None) -> ModuleType:
     Raises:
         UnfoldError: Ray is not installed, or no cluster responds.
     """
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        message = "--engine ray needs Ray, which is not installed"
-        raise user_error(message, hint=install_command("ray")) from error
+    require_packages("--engine ray", "ray")
+    import ray
+
     if not ray.is_initialized():
         is_main = threading.current_thread() is threading.main_thread()
         handlers = {which: signal.getsignal(which) for which in SIGNALS} if is_main else {}

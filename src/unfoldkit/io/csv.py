@@ -211,10 +211,11 @@ def _guess_fault(head: Sequence[str]) -> str:
         return "; that is JSON, not a table: write one row each as CSV"
     if len(head) == 1 and len(head[0].split()) > 1:
         return "; separate cells by commas, semicolons, tabs or bars, not by spaces"
-    return "; that is data: the file has no head" if any(map(_is_number, head)) else ""
+    return "; that is data: the file has no head" if any(map(is_number, head)) else ""
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str | bytes) -> bool:
+    """Return whether a cell is a number."""
     try:
         float(text)
     except ValueError:

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.errors import user_error
+from unfoldkit.errors import require_packages, user_error
 from unfoldkit.safe_io.files import read_bytes
 
 SUFFIX = ".parquet"
@@ -18,12 +18,10 @@ def read_parquet_cells(path: Path) -> tuple[list[str], list[list[str]]]:
     Raises:
         UnfoldError: pyarrow is not installed, or the file is damaged.
     """
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ModuleNotFoundError as error:
-        message, hint = "a Parquet file needs pyarrow, which is not installed", "pip install 'unfoldkit[parquet]'"
-        raise user_error(message, file=str(path), hint=hint) from error
+    require_packages("a Parquet file", "pyarrow", file=str(path))
+    import pyarrow as pa
+    from pyarrow import parquet
+
     try:
         table = parquet.read_table(io.BytesIO(read_bytes(path)))
         return list(table.column_names), [_to_texts(table.column(index)) for index in range(table.num_columns)]

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from unfoldkit.errors import Diagnostic, UnfoldError, install_command, user_error
+from unfoldkit.errors import Diagnostic, UnfoldError, require_packages, user_error
 
 PATCH = "application/json-patch+json"
 MERGE = "application/merge-patch+json"
@@ -194,11 +194,9 @@ def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "",
     Raises:
         UnfoldError: the extra is not installed, or there is no such context or file.
     """
-    try:
-        from kubernetes import client, config
-    except ModuleNotFoundError as error:
-        hint = install_command("kubernetes")
-        raise user_error("Kubernetes needs the package 'kubernetes', which is not installed", hint=hint) from error
+    require_packages("Kubernetes", "kubernetes")
+    from kubernetes import client, config
+
     configuration = client.Configuration()
     configuration.connection_pool_maxsize = MAX_CONNECTIONS
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from unfoldkit.errors import user_error
 from unfoldkit.kubernetes.api import CONFLICT, MERGE, NOT_FOUND, Api, ApiError, Body
 
+WORKLOAD_HINT = "deployment/NAME, statefulset/NAME or RESOURCE.VERSION.GROUP/NAME"
 APPS = {"deployment": "deployments", "statefulset": "statefulsets", "replicaset": "replicasets"}
 """Resources of the group ``apps`` by the names that kubectl takes."""
 AUTOSCALERS = "/apis/autoscaling/v2/namespaces/{}/horizontalpodautoscalers"
@@ -63,6 +64,18 @@ def parse_workload(text: str) -> Workload | None:
     if match is None:
         return None
     return Workload(group=match[3], version=match[2], resource=match[1], name=name)
+
+
+def require_workload(text: str, key: str) -> Workload:
+    """Return the workload that a text names.
+
+    Raises:
+        UnfoldError: it names none; the error has ``key``.
+    """
+    workload = parse_workload(text)
+    if workload is None:
+        raise user_error(f"{text} is no workload", key=key, hint=WORKLOAD_HINT)
+    return workload
 
 
 def read_scale(api: Api, workload: Workload) -> Scale:

@@ -7,42 +7,95 @@ starts the next batch, and the batch that it finished leaves the stage, so compl
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfoldkit.jit import compiled
-
-Times = NDArray[np.float64]
-Items = NDArray[np.int32]
-Counts = NDArray[np.int64]
-Flags = NDArray[np.uint8]
+from unfoldkit._types import FlagArray, FloatArray, Int32Array, IntArray
+from unfoldkit.jit import compiled, inlined
 
 HEAD, SIZE, NEXT, EVENT, OUT, LATE, BATCHES, SHED, FULL, SHORT = range(10)
 MARKS = 10
 
 
+@inlined
+def _insert(free: FloatArray, span: IntArray, head: int, size: int, end: float, low: int, high: int) -> None:
+    """Add a replica that becomes free at ``end``, with the batch of items ``low`` to ``high``, behind earlier ones."""
+    mask = free.size - 1
+    position = head + size
+    while position > head and free[(position - 1) & mask] > end:
+        slot, before = position & mask, (position - 1) & mask
+        free[slot] = free[before]
+        span[slot, 0], span[slot, 1], span[slot, 2] = span[before, 0], span[before, 1], span[before, 2]
+        position -= 1
+    slot = position & mask
+    free[slot] = end
+    span[slot, 0], span[slot, 1], span[slot, 2] = low, high, 0
+
+
+@inlined
+def _remove(free: FloatArray, span: IntArray, head: int, size: int, count: int, at_s: float) -> float:
+    """Mark ``count`` replicas that leave after their batch; return the seconds for which they are kept to finish it."""
+    mask, drained = free.size - 1, 0.0
+    for position in range(head, head + size):
+        if count <= 0:
+            break
+        slot = position & mask
+        if span[slot, 2] == 0:
+            span[slot, 2] = 1
+            drained += max(0.0, free[slot] - at_s)
+            count -= 1
+    return drained
+
+
+@inlined
+def _complete(
+    items: Int32Array,
+    low: int,
+    high: int,
+    end: float,
+    origin: FloatArray,
+    budget: float,
+    shed: int,
+    gone: FlagArray,
+    out: int,
+    late: int,
+    out_times: FloatArray,
+    out_items: Int32Array,
+) -> tuple[int, int]:
+    """Write the completions of items ``low`` to ``high``; return the numbers of completions and of late ones so far."""
+    for index in range(low, high):
+        item = items[index]
+        if shed > 0 and gone[item]:
+            continue
+        out_times[out] = end
+        out_items[out] = item
+        out += 1
+        if end - origin[item] > budget:
+            late += 1
+    return out, late
+
+
 @compiled
 def advance(  # noqa: C901, PLR0912, PLR0915
-    times: Times,
-    items: Items,
+    times: FloatArray,
+    items: Int32Array,
     known: int,
-    latency: Times,
-    factor: Times,
+    latency: FloatArray,
+    factor: FloatArray,
     wait: float,
     wake: float,
     patience: float,
-    when: Times,
-    change: Counts,
-    largest: Counts,
+    when: FloatArray,
+    change: IntArray,
+    largest: IntArray,
     until: float,
-    origin: Times,
+    origin: FloatArray,
     budget: float,
     allowed: int,
-    free: Times,
-    span: Counts,
-    mark: Counts,
-    out_times: Times,
-    out_items: Items,
-    gone: Flags,
+    free: FloatArray,
+    span: IntArray,
+    mark: IntArray,
+    out_times: FloatArray,
+    out_items: Int32Array,
+    gone: FlagArray,
 ) -> float:
     """Serve the first ``known`` items up to the time ``until``.
 
@@ -76,40 +129,18 @@ def advance(  # noqa: C901, PLR0912, PLR0915
         if event < when.size and when[event] <= start and when[event] < until:
             # a replica that is added stands idle from that time on; one that is removed ends its batch first
             for _ in range(change[event]):
-                spot = head + size
-                while spot > head and free[(spot - 1) & mask] > when[event]:
-                    free[spot & mask] = free[(spot - 1) & mask]
-                    span[spot & mask] = span[(spot - 1) & mask]
-                    spot -= 1
-                free[spot & mask] = when[event]
-                span[spot & mask, 0] = 0
-                span[spot & mask, 1] = 0
-                span[spot & mask, 2] = 0
+                _insert(free, span, head, size, when[event], 0, 0)
                 size += 1
-            left = -change[event]
-            for spot in range(head, head + size):
-                if left <= 0:
-                    break
-                if span[spot & mask, 2] == 0:
-                    span[spot & mask, 2] = 1
-                    drained += max(0.0, free[spot & mask] - when[event])
-                    left -= 1
+            drained += _remove(free, span, head, size, -change[event], when[event])
             if event < largest.size and largest[event] > 0:
                 batch = largest[event]
             event += 1
             continue
         if start >= until:
             break
-        end = free[slot]
-        for index in range(span[slot, 0], span[slot, 1]):
-            item = items[index]
-            if shed > 0 and gone[item]:
-                continue
-            out_times[out] = end
-            out_items[out] = item
-            out += 1
-            if end - origin[item] > budget:
-                late += 1
+        out, late = _complete(
+            items, span[slot, 0], span[slot, 1], free[slot], origin, budget, shed, gone, out, late, out_times, out_items
+        )
         span[slot, 0] = span[slot, 1]
         if leaving:
             head += 1
@@ -141,32 +172,15 @@ def advance(  # noqa: C901, PLR0912, PLR0915
         if start > free[slot]:
             end += wake
         batches += 1
-        spot = head + size
-        while spot > head and free[(spot - 1) & mask] > end:
-            free[spot & mask] = free[(spot - 1) & mask]
-            span[spot & mask, 0] = span[(spot - 1) & mask, 0]
-            span[spot & mask, 1] = span[(spot - 1) & mask, 1]
-            span[spot & mask, 2] = span[(spot - 1) & mask, 2]
-            spot -= 1
-        spot &= mask
-        free[spot] = end
-        span[spot, 0] = low
-        span[spot, 1] = at
-        span[spot, 2] = 0
+        _insert(free, span, head, size, end, low, at)
         size += 1
-    for place in range(head, head + size):
-        slot = place & mask
+    for position in range(head, head + size):
+        slot = position & mask
         if free[slot] >= until or late > allowed:
             break
-        for index in range(span[slot, 0], span[slot, 1]):
-            item = items[index]
-            if shed > 0 and gone[item]:
-                continue
-            out_times[out] = free[slot]
-            out_items[out] = item
-            out += 1
-            if free[slot] - origin[item] > budget:
-                late += 1
+        out, late = _complete(
+            items, span[slot, 0], span[slot, 1], free[slot], origin, budget, shed, gone, out, late, out_times, out_items
+        )
         span[slot, 0] = span[slot, 1]
     mark[0], mark[1], mark[2], mark[3], mark[4], mark[5] = head, size, at, event, out, late
     mark[6], mark[7], mark[8] = batches, shed, batch
@@ -175,7 +189,13 @@ def advance(  # noqa: C901, PLR0912, PLR0915
 
 @compiled
 def follow(
-    times: Times, items: Items, known: int, first: Items, count: Items, out_times: Times, out_items: Items
+    times: FloatArray,
+    items: Int32Array,
+    known: int,
+    first: Int32Array,
+    count: Int32Array,
+    out_times: FloatArray,
+    out_items: Int32Array,
 ) -> int:
     """Write the children of each finished item, in the order in which the parents finished; return how many."""
     out = 0
@@ -189,7 +209,7 @@ def follow(
 
 
 @compiled
-def latest(times: Times, items: Items, known: int, owner: Items, finish: Times) -> None:
+def latest(times: FloatArray, items: Int32Array, known: int, owner: Int32Array, finish: FloatArray) -> None:
     """Raise ``finish[owner[item]]`` to the completion of each finished item."""
     for index in range(known):
         query = owner[items[index]]
@@ -197,7 +217,9 @@ def latest(times: Times, items: Items, known: int, owner: Items, finish: Times) 
 
 
 @compiled
-def soonest(times: Times, items: Items, known: int, owner: Items, after: Times, finish: Times) -> None:
+def soonest(
+    times: FloatArray, items: Int32Array, known: int, owner: Int32Array, after: FloatArray, finish: FloatArray
+) -> None:
     """Raise ``finish[owner[item]]`` to the completion of each finished item and ``after[item]`` seconds on."""
     for index in range(known):
         item = items[index]
@@ -206,7 +228,7 @@ def soonest(times: Times, items: Items, known: int, owner: Items, after: Times, 
 
 
 @compiled
-def longest(first: Items, count: Items, after: Times, out: Times) -> None:
+def longest(first: Int32Array, count: Int32Array, after: FloatArray, out: FloatArray) -> None:
     """Raise ``out[item]`` to the largest ``after`` among the children of each item."""
     for item in range(out.size):
         for child in range(first[item], first[item] + count[item]):
@@ -214,7 +236,7 @@ def longest(first: Items, count: Items, after: Times, out: Times) -> None:
 
 
 @compiled
-def late(finish: Times, arrival: Times, limit: float) -> int:
+def late(finish: FloatArray, arrival: FloatArray, limit: float) -> int:
     """Return how many queries took longer than ``limit`` seconds."""
     count = 0
     for index in range(finish.size):
@@ -224,7 +246,7 @@ def late(finish: Times, arrival: Times, limit: float) -> int:
 
 
 @compiled
-def fluid_drops(times: Times, gap: float, budget: float) -> int:
+def fluid_drops(times: FloatArray, gap: float, budget: float) -> int:
     """Return how many items a fluid server drops that needs ``gap`` seconds an item and drops what would be late.
 
     No schedule of servers with that joint throughput finishes more items within ``budget`` seconds of their arrival:

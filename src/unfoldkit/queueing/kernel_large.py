@@ -7,19 +7,15 @@ hundreds of replicas, that takes most of the time. Here, a batch that overtakes 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unfoldkit._types import FloatArray, Int32Array, IntArray
 from unfoldkit.jit import compiled
-
-Times = NDArray[np.float64]
-Items = NDArray[np.int32]
-Counts = NDArray[np.int64]
 
 MARKS = 4
 
 
 @compiled
-def _push(ends: Times, ranks: Counts, size: int, end: float, rank: int) -> None:
+def _push(ends: FloatArray, ranks: IntArray, size: int, end: float, rank: int) -> None:
     """Add a batch to a heap of ``size``; all batches in it were started earlier."""
     place = size
     while place > 0 and ends[(place - 1) // 2] > end:
@@ -29,7 +25,7 @@ def _push(ends: Times, ranks: Counts, size: int, end: float, rank: int) -> None:
 
 
 @compiled
-def _pop(ends: Times, ranks: Counts, size: int) -> None:
+def _pop(ends: FloatArray, ranks: IntArray, size: int) -> None:
     """Remove from a heap of ``size`` the batch that ends first; of equal ends, the one that was started first."""
     end, rank, place, child = ends[size - 1], ranks[size - 1], 0, 1
     while child < size - 1:
@@ -47,25 +43,25 @@ def _pop(ends: Times, ranks: Counts, size: int) -> None:
 
 @compiled
 def serve(  # noqa: C901, PLR0912
-    times: Times,
-    items: Items,
-    latency: Times,
+    times: FloatArray,
+    items: Int32Array,
+    latency: FloatArray,
     replicas: int,
-    factor: Times,
+    factor: FloatArray,
     wait: float,
     wake: float,
     batch: int,
-    origin: Times,
+    origin: FloatArray,
     budget: float,
     allowed: int,
-    ring: Times,
-    ring_ranks: Counts,
-    heap: Times,
-    heap_ranks: Counts,
-    begun: Counts,
-    mark: Counts,
-    out_times: Times,
-    out_items: Items,
+    ring: FloatArray,
+    ring_ranks: IntArray,
+    heap: FloatArray,
+    heap_ranks: IntArray,
+    begun: IntArray,
+    mark: IntArray,
+    out_times: FloatArray,
+    out_items: Int32Array,
 ) -> None:
     """Serve all items; the other arguments are those of ``kernel.advance``.
 

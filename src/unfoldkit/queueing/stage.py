@@ -6,18 +6,14 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unfoldkit._types import FlagArray, FloatArray, Int32Array, IntArray
 from unfoldkit.queueing import kernel, kernel_large
 
-Times = NDArray[np.float64]
-Items = NDArray[np.int32]
-Counts = NDArray[np.int64]
-NEVER: Times = np.empty(0)
-STEADY: Times = np.ones(1)
-NOTHING: Counts = np.empty(0, dtype=np.int64)
-Flags = NDArray[np.uint8]
-NONE_SHED: Flags = np.empty(0, dtype=np.uint8)
+NEVER: FloatArray = np.empty(0)
+STEADY: FloatArray = np.ones(1)
+NOTHING: IntArray = np.empty(0, dtype=np.int64)
+NONE_SHED: FlagArray = np.empty(0, dtype=np.uint8)
 MANY = 64
 """From so many replicas on, a heap is faster than a ring."""
 
@@ -36,10 +32,10 @@ class Server:
         full: The largest batch; 0 for the last of ``latency``.
     """
 
-    latency: Times
+    latency: FloatArray
     replicas: int
     wait: float = 0.0
-    factor: Times = field(default_factory=lambda: STEADY)
+    factor: FloatArray = field(default_factory=lambda: STEADY)
     wake: float = 0.0
     patience: float = math.inf
     full: int = 0
@@ -55,16 +51,16 @@ class Schedule:
         largest: The largest batch from then on (0: unchanged); empty if it never changes.
     """
 
-    when: Times = field(default_factory=lambda: NEVER)
-    change: Counts = field(default_factory=lambda: NOTHING)
-    largest: Counts = field(default_factory=lambda: NOTHING)
+    when: FloatArray = field(default_factory=lambda: NEVER)
+    change: IntArray = field(default_factory=lambda: NOTHING)
+    largest: IntArray = field(default_factory=lambda: NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
     """A simulation may end early once more than ``allowed`` items end later than ``budget`` s after ``origin``."""
 
-    origin: Times
+    origin: FloatArray
     budget: float = math.inf
     allowed: int = 2**62
 
@@ -84,17 +80,17 @@ class Flow:
         gone: Marks the items that were shed; empty for a stage that sheds none.
     """
 
-    times: Times
-    items: Items
+    times: FloatArray
+    items: Int32Array
     late: int = 0
     ok: bool = True
     drained: float = 0.0
     batches: int = 0
     short: bool = False
-    gone: Flags = field(default_factory=lambda: NONE_SHED)
+    gone: FlagArray = field(default_factory=lambda: NONE_SHED)
 
 
-def serve(times: Times, items: Items, server: Server, goal: Goal, schedule: Schedule | None = None) -> Flow:
+def serve(times: FloatArray, items: Int32Array, server: Server, goal: Goal, schedule: Schedule | None = None) -> Flow:
     """Simulate a complete stage.
 
     Args:
@@ -115,7 +111,7 @@ def serve(times: Times, items: Items, server: Server, goal: Goal, schedule: Sche
     return Flow(state.times[:done], state.items[:done], late, ok, drained, batches, short, state.gone)
 
 
-def _serve_large(times: Times, items: Items, server: Server, goal: Goal) -> Flow:
+def _serve_large(times: FloatArray, items: Int32Array, server: Server, goal: Goal) -> Flow:
     """Simulate a stage with many replicas of a constant number that sheds nothing."""
     ring_size = 1 << server.replicas.bit_length()
     ring, heap = np.full(ring_size, -np.inf), np.empty(ring_size)
@@ -141,12 +137,12 @@ class State:
     """The state of a stage: its ring of replicas, its progress, and arrays for its completions."""
 
     server: Server
-    free: Times
-    span: Counts
-    mark: Counts
-    times: Times
-    items: Items
-    gone: Flags
+    free: FloatArray
+    span: IntArray
+    mark: IntArray
+    times: FloatArray
+    items: Int32Array
+    gone: FlagArray
 
     @property
     def done(self) -> int:
@@ -164,7 +160,7 @@ class State:
         return int(self.mark[kernel.NEXT])
 
     def advance(
-        self, times: Times, items: Items, known: int, goal: Goal, schedule: Schedule, until: float = math.inf
+        self, times: FloatArray, items: Int32Array, known: int, goal: Goal, schedule: Schedule, until: float = math.inf
     ) -> float:
         """Simulate up to ``until``; return the seconds for which removed replicas were kept to finish their batch."""
         return kernel.advance(

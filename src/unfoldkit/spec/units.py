@@ -220,28 +220,10 @@ UNIT_FAMILIES: Mapping[str, UnitFamily] = {
 }
 
 
-parse_duration = UNIT_FAMILIES["duration"].parse
-parse_bytes = UNIT_FAMILIES["bytes"].parse
-parse_rate = UNIT_FAMILIES["rate"].parse
-parse_bandwidth = UNIT_FAMILIES["bandwidth"].parse
-parse_frequency = UNIT_FAMILIES["frequency"].parse
-parse_money = UNIT_FAMILIES["money"].parse
-parse_price = UNIT_FAMILIES["price"].parse
-parse_percent = UNIT_FAMILIES["percent"].parse
-format_duration = UNIT_FAMILIES["duration"].render
-format_bytes = UNIT_FAMILIES["bytes"].render
-format_rate = UNIT_FAMILIES["rate"].render
-format_bandwidth = UNIT_FAMILIES["bandwidth"].render
-format_frequency = UNIT_FAMILIES["frequency"].render
-format_money = UNIT_FAMILIES["money"].render
-format_price = UNIT_FAMILIES["price"].render
-format_percent = UNIT_FAMILIES["percent"].render
-
-
 def parse_fraction(value: Any) -> float:
     """Parse a fraction from 0 to 1, from a number (``0.25``) or a percentage (``25%``)."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    fraction = float(value) if is_number else parse_percent(value)
+    fraction = float(value) if is_number else UNIT_FAMILIES["percent"].parse(value)
     if not 0 <= fraction <= 1:
         is_percentage = is_number and MIN_PERCENTAGE <= fraction <= 100
         raise _error("{value} is not between 0 and 1", value, f"{fraction:g}%" if is_percentage else "0.25")

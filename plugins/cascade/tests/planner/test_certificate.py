@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
+from plugins.cascade.tests.runs import certify_in_sequence
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.planner.certificate import (
     Rule,
@@ -19,7 +20,6 @@ from unfold_cascade.planner.certificate import (
     cases_needed,
     choose_rule,
     count_discordant,
-    fixed_sequence,
     hoeffding_bentkus_p_value,
     p_value,
     per_cluster,
@@ -75,7 +75,7 @@ def test_fixed_sequence_is_valid() -> None:
     false = 0
     for _ in range(TRIALS):
         d = np.concatenate((np.zeros((2, 200)), _boundary(rng, (10, 200))))
-        last = fixed_sequence(d, EPSILON, DELTA, Rule("binomial"))
+        last = certify_in_sequence(d, EPSILON, DELTA, Rule("binomial"))
         false += last is not None and last >= 2
     assert 0 < false <= SLACK
 
@@ -84,10 +84,10 @@ def test_fixed_sequence_stops_at_the_first_failure() -> None:
     """A good point behind a bad one is never reached."""
     good, bad = np.zeros(100), np.ones(100)
     rule = Rule("binomial")
-    assert fixed_sequence(np.stack((good, good, bad, good)), EPSILON, DELTA, rule) == 1
-    assert fixed_sequence(np.stack((bad, good)), EPSILON, DELTA, rule) is None
-    assert fixed_sequence(np.stack((good, good)), EPSILON, DELTA, [rule, BETTING]) == 1
-    assert fixed_sequence(np.zeros((1, cases_needed(EPSILON, DELTA) - 1)), EPSILON, DELTA, rule) is None
+    assert certify_in_sequence(np.stack((good, good, bad, good)), EPSILON, DELTA, rule) == 1
+    assert certify_in_sequence(np.stack((bad, good)), EPSILON, DELTA, rule) is None
+    assert certify_in_sequence(np.stack((good, good)), EPSILON, DELTA, [rule, BETTING]) == 1
+    assert certify_in_sequence(np.zeros((1, cases_needed(EPSILON, DELTA) - 1)), EPSILON, DELTA, rule) is None
 
 
 @given(st.integers(1, 200), st.floats(0.001, 0.5))

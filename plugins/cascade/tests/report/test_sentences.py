@@ -11,7 +11,6 @@ import pytest
 from unfold_cascade.report import sentences
 
 SAMPLES: dict[str, list[str]] = {
-    "count_of": [sentences.count_of(1, "cascade"), sentences.count_of(1024, "cascade")],
     "loss": [sentences.loss(-0.01), sentences.loss(1.26)],
     "loss_or_gain": [sentences.loss_or_gain(-1.57, 2), sentences.loss_or_gain(-0.01), sentences.loss_or_gain(1.26)],
     "short_saving": [sentences.short_saving(ratio) for ratio in (None, 3.52, 1.04, 0.997, 0.95)],

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import CONFIGS, OWN, TUMOURS, load_matrix, run_in, solve_spec, spec_of
+from plugins.cascade.tests.runs import (
+    CONFIGS,
+    OWN,
+    TUMOURS,
+    certify_in_sequence,
+    load_matrix,
+    run_in,
+    solve_spec,
+    spec_of,
+)
 from unfold_cascade.data.dataset import load_stored_dataset
 from unfold_cascade.data.table import frame_of_file
 from unfold_cascade.planner.policy import path_cost
@@ -331,7 +340,7 @@ def test_certificates_hold_over_resampled_calibrations() -> None:
         order = np.argsort(
             [certificate.p_value(d, epsilon, r) for d, r in zip(tune, rules, strict=True)], kind="stable"
         )
-        last = certificate.fixed_sequence(after[order], epsilon, delta, [rules[i] for i in order])
+        last = certify_in_sequence(after[order], epsilon, delta, [rules[i] for i in order])
         broken += last is not None and bool((worse[order[: last + 1]] > epsilon).any())
     assert broken <= 1000 * delta + 2 * (1000 * delta * (1 - delta)) ** 0.5
 

@@ -20,7 +20,7 @@ from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data.table import Rows, frame_of_file, split_rows
 from unfold_cascade.schema import cells
 from unfold_cascade.schema.splits import AnySplit, FileSplit, LeaveOutSplit, SiteSplit, TimeSplit
-from unfoldkit.api import Run, did_you_mean, user_error
+from unfoldkit.api import Run, did_you_mean, format_count, user_error
 
 PARTS = ("train", "calibrate", "test")
 KEY = "data.split"
@@ -283,7 +283,7 @@ def _check_parts(rows: Rows, table: UnitTable, times: str) -> None:
     for name in PARTS:
         count = len(getattr(rows, name))
         if count < MIN_UNITS:
-            message = f"the part {name} has {count} {table.noun}{'' if count == 1 else 's'}; it needs {MIN_UNITS}"
+            message = f"the part {name} has {format_count(count, table.noun)}; it needs {MIN_UNITS}"
             raise user_error(message, key=KEY, hint=_describe_range(times, table) if times else "")
 
 

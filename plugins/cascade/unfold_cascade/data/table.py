@@ -17,7 +17,16 @@ import numpy as np
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data import jsonl
 from unfold_cascade.schema import cells
-from unfoldkit.api import Diagnostic, UnfoldError, csv_lines, did_you_mean, encoding_of, not_utf8, user_error
+from unfoldkit.api import (
+    Diagnostic,
+    UnfoldError,
+    csv_lines,
+    did_you_mean,
+    encoding_of,
+    not_utf8,
+    require_packages,
+    user_error,
+)
 from unfoldkit.safe_io.archives import gunzip
 from unfoldkit.safe_io.files import read_bytes
 
@@ -276,12 +285,9 @@ def _load_bundled(dataset: str) -> Frame:
 
 
 def _read_parquet(path: Path) -> Frame:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ModuleNotFoundError as error:
-        raise user_error(
-            "a Parquet file needs pyarrow, which is not installed", hint="pip install 'unfoldkit[parquet]'"
-        ) from error
+    require_packages("a Parquet file", "pyarrow")
+    from pyarrow import ArrowException, parquet
+
     data = read_bytes(path)
     try:
         table = parquet.read_table(io.BytesIO(data))

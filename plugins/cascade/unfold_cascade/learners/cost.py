@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import Matrix
-from unfoldkit.api import user_error
+from unfoldkit.api import UnfoldError, user_error
 
 REPEATS = 7
 
@@ -30,6 +30,14 @@ def count_flops(model: Any, features: int) -> float:
             raise user_error(f"the operations of {type(step).__name__} are not known", key="cost.by", hint=hint)
         total += count(step, features)
     return total
+
+
+def count_flops_if_known(model: Any, features: int) -> float | None:
+    """Count the operations of one prediction as :func:`count_flops` does; ``None`` if they are unknown."""
+    try:
+        return count_flops(model, features)
+    except UnfoldError:
+        return None
 
 
 def measure_latency_us(predict: Callable[[Any], Any], x: Matrix, batch: int, clock: Callable[[], float]) -> float:

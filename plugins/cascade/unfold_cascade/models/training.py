@@ -14,7 +14,6 @@ import numpy as np
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.learners import cost, estimators
 from unfold_cascade.learners.estimators import Recipe
-from unfoldkit.api import UnfoldError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +56,7 @@ def fit_model(job: FitJob) -> tuple[bytes, bytes]:
     predict = getattr(model, "predict_proba", None) or model.decision_function
     facts = {
         "bytes": len(stored),
-        "flops": _count_flops(model, job.x.shape[1]),
+        "flops": cost.count_flops_if_known(model, job.x.shape[1]),
         "latency_us": cost.measure_latency_us(predict, job.x, job.batch, time.perf_counter),
     }
     stream = io.BytesIO()
@@ -102,10 +101,3 @@ def _split_folds(job: FitJob, labels: IntArray) -> Iterator[tuple[IntArray, IntA
     folds = min(job.folds, *(len(np.unique(clusters[labels == label])) for label in np.unique(labels)))
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=job.seed).split(labels, labels, clusters)
     yield from ((fitted, held_out) for fitted, held_out in split if len(held_out))
-
-
-def _count_flops(model: Any, columns: int) -> float | None:
-    try:
-        return cost.count_flops(model, columns)
-    except UnfoldError:
-        return None

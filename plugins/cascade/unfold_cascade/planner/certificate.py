@@ -8,7 +8,7 @@ target population, and must not have been used to select the cascade, its cuts, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
@@ -262,38 +262,6 @@ def upper_bound(
         is_rejected = p_value(d, middle, rule, clusters=clusters, cap=cap) > 1.0 - confidence
         low, high = (middle, high) if is_rejected else (low, middle)
     return high
-
-
-def fixed_sequence(
-    differences: FloatArray,
-    epsilon: float,
-    delta: float,
-    rules: Rule | Sequence[Rule],
-    *,
-    clusters: IntArray | None = None,
-    cap: int | None = None,
-) -> int | None:
-    """Test the points of a front from expensive to cheap and return the last one before the first failure.
-
-    Fixed-sequence testing (Angelopoulos et al. 2021, Learn then Test): with probability 1 - delta the returned
-    point has ``E[d] <= epsilon``. Testing stops at the first failure, so the number of points needs no
-    correction, whatever the dependence between points.
-
-    Args:
-        differences: (m, n) differences in [-1, 1], points from expensive to cheap.
-        epsilon: Allowed loss, in (-1, 1).
-        delta: Probability of a false certificate.
-        rules: One rule for all points, or one per point; chosen on the tuning split, as is the order of points.
-        clusters: As for ``p_value``.
-        cap: As for ``p_value``.
-
-    Returns:
-        Index of the point, or None if the first one fails.
-    """
-    by_point = [rules] * len(differences) if isinstance(rules, Rule) else rules
-    tests = zip(differences, by_point, strict=True)
-    passed = count_leading_passes((p_value(d, epsilon, rule, clusters=clusters, cap=cap) for d, rule in tests), delta)
-    return passed - 1 if passed else None
 
 
 def count_leading_passes(p_values: Iterable[float], delta: float) -> int:

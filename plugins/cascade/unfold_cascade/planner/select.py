@@ -88,7 +88,6 @@ class Selection:
         reason: why no cascade was selected, other than for the lack of a certificate.
         relaxations: minimal losses, any one of which would have to be allowed.
         saving_bound: a lower bound of the saving on the test rows, which nothing before has read.
-        cost_bound: the same of the mean cost, an upper bound.
     """
 
     point: int | None
@@ -101,7 +100,6 @@ class Selection:
     reason: str = ""
     relaxations: tuple[Relaxation, ...] = ()
     saving_bound: float | None = None
-    cost_bound: float | None = None
 
 
 def select_baseline(tables: ScoreTables, labels: IntArray, rows: IntArray) -> Baseline:
@@ -232,7 +230,7 @@ def retest_selection(
 ) -> Selection:
     """Test the selected cascade once more on ``test``, rows that were used neither to fit nor to choose it.
 
-    These rows bound its saving and cost. If they show, with the confidence of the goal, that a promise is broken,
+    These rows bound its saving. If they show, with the confidence of the goal, that a promise is broken,
     such as after a change over time, no cascade is selected.
     """
     if selection.point is None:
@@ -252,9 +250,7 @@ def retest_selection(
         is_refuted |= is_saving_refuted(fresh.over(goal.budget), 1.0, delta)
     if is_refuted:
         return replace(select_none(goal, selection.units, REFUTED), has_rejections=True)
-    bound = bound_saving(before, fresh, goal.confidence)
-    reference = float(fresh.baseline.mean())
-    return replace(selection, saving_bound=bound, cost_bound=reference / bound if bound > 0 else None)
+    return replace(selection, saving_bound=bound_saving(before, fresh, goal.confidence))
 
 
 def number_of_label(label: str, names: Sequence[str]) -> int:

@@ -38,7 +38,7 @@ from unfold_cascade.report.quality import (
 )
 from unfold_cascade.report.tables import build_candidate_table, build_policy_table, build_stage_tables
 from unfold_cascade.report.threshold_tables import describe_with_thresholds
-from unfoldkit.api import AnyFigure, Figure, Metric, Report, RunDir, Series, Verdict, label_metrics
+from unfoldkit.api import AnyFigure, Figure, Metric, Report, RunDir, Series, Verdict, format_count, label_metrics
 
 METRIC_LABELS = {"loss_points": "loss measured on test rows", "front_points": "cascades on the front"}
 
@@ -167,7 +167,7 @@ def _build_figure(solution: Solution) -> Figure:
         values = (float(selected.cost.mean()),), (100 * utility(solution, selected.answer),)
         series.append(Series("selected", *values, "points"))
     measure = "weighted accuracy" if has_error_costs(solution) else "accuracy"
-    title = f"{solution.problem.name}: {measure} and cost of {sentences.count_of(len(front.cost), 'cascade')}"
+    title = f"{solution.problem.name}: {measure} and cost of {format_count(len(front.cost), 'cascade')}"
     unit = f"mean cost per case, {solution.tables.unit}"
     timed = solution.problem.cost.is_measured
     return Figure("front", title, unit, f"{measure} %", tuple(series), log_x=True, timed=timed)
@@ -237,7 +237,7 @@ def _subtitle(solution: Solution) -> tuple[str, ...]:
     stages = solution.problem.zoo.stages
     models = sum(len(stage.models) for stage in stages) or len(solution.problem.recorded)
     return (
-        sentences.count_of(len(stages), "stage"),
+        format_count(len(stages), "stage"),
         sentences.choice_of_models(models),
         f"{len(solution.problem.dataset.labels):,} cases",
     )

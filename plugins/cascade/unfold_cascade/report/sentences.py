@@ -7,17 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unfold_cascade.data.error_costs import ErrorWeights
 from unfold_cascade.planner.problem import COPIES
-from unfoldkit.api import format_amount
+from unfoldkit.api import format_amount, format_count
 
 FREE = "free"
 MIN_ROUNDED_RATIO = 1.1
 """From this ratio on, one decimal says enough."""
 ROUNDING = 1e-9
-
-
-def count_of(count: int, noun: str) -> str:
-    """Write a count with its noun: ``1 cascade``, ``1,024 cascades``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def choice_of_models(count: int) -> str:
@@ -199,7 +194,7 @@ def least_certified(refusal: str, min_loss: float) -> str:
 
 def front_range(count: int, lowest: str, highest: str) -> str:
     """Describe the range of savings along the Pareto front."""
-    return f"{count_of(count, 'cascade')}, savings from {lowest} to {highest}; plot: --out report.html"
+    return f"{format_count(count, 'cascade')}, savings from {lowest} to {highest}; plot: --out report.html"
 
 
 def own_table(name: str) -> str:
@@ -307,7 +302,7 @@ def copied_rows(identical: int, near: int, table: str, *, are_grouped: bool) -> 
     """State how many rows repeat others, and what is made of them."""
     kinds = [f"{identical:,} identical"] * (identical > 0) + [f"{near:,} near-identical"] * (near > 0)
     effect = "they share a part of the split and count once" if are_grouped else "each counts as a case of its own"
-    return f"{count_of(identical + near, 'row')} of {table} repeat others ({' and '.join(kinds)}): {effect}"
+    return f"{format_count(identical + near, 'row')} of {table} repeat others ({' and '.join(kinds)}): {effect}"
 
 
 def leaked_label(columns: Sequence[str]) -> str:
@@ -325,7 +320,7 @@ def similar_labels(pairs: Sequence[tuple[str, str]]) -> str:
 
 def unlabelled_rows(count: int, table: str) -> str:
     """State that rows without a label were skipped."""
-    return f"skipped {count_of(count, 'row')} of {table} without a label"
+    return f"skipped {format_count(count, 'row')} of {table} without a label"
 
 
 def models_measured(count: int, batch: int) -> str:
@@ -340,7 +335,7 @@ def served_policy(baseline: str, *, is_cascade: bool) -> str:
 
 def engines(how: str, names: Sequence[str], *, is_only_one: bool) -> str:
     """State which runtime answers for some models."""
-    return f"{how} ({count_of(len(names), 'model')})" if is_only_one else f"{how}: {', '.join(names)}"
+    return f"{how} ({format_count(len(names), 'model')})" if is_only_one else f"{how}: {', '.join(names)}"
 
 
 def _list_error_costs(weights: Mapping[str, float | Mapping[str, float]]) -> Iterator[str]:
@@ -374,9 +369,9 @@ def call_cost(cost: float, unit: str, digits: int) -> str:
 
 def exit_cases(model: str, cases: int) -> str:
     """Name a model with the number of cases that it answers."""
-    return f"{model} ({count_of(cases, 'case')})"
+    return f"{model} ({format_count(cases, 'case')})"
 
 
 def second_stage(stage: str, groups: int) -> str:
     """Name the second stage where its groups are shown as one."""
-    return f"{stage} ({count_of(groups, 'group')})"
+    return f"{stage} ({format_count(groups, 'group')})"

@@ -12,7 +12,6 @@ from pydantic_core import PydanticCustomError
 from unfoldkit.api import Duration, Model, Percent
 
 UNITS = {"1": 1.0, "1k": 1e3, "1K": 1e3, "1M": 1e6, "1000": 1e3, "1000000": 1e6}
-Quantile = Literal["p50", "p90", "p95", "p99"]
 QUANTILE_SHARES: Mapping[str, float] = {"p50": 0.5, "p90": 0.1, "p95": 0.05, "p99": 0.01}
 
 

@@ -32,9 +32,6 @@ class LongData(Model):
     split: AnySplit = Split()
 
 
-TimedData = PhysioNetData | LongData
-
-
 class Moves(Model):
     """How a case moves through the stages.
 

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from unfold_cascade.clinical_rules import RULE_CARRY_H
 from unfold_cascade.schema.parts import Baseline, CostSpec, FeatureGroup, ModelSpec, Stage, Target
 from unfold_cascade.schema.temporal import Alerts, Moves
-from unfoldkit.api import Model, Problem, did_you_mean
+from unfold_cascade.schema.validation import feature_problems, repeated_name_problems
+from unfoldkit.api import Model, Problem
 
 Path = tuple[str | int, ...]
 NEEDS_TIME = "goes with data over time (source: physionet2019 or long) only"
@@ -49,7 +50,7 @@ def temporal_problems(
     if not features:
         yield Problem(("features",), "this key is missing", "features: {all: {columns: [HR, Resp]}}")
     yield from _feature_group_problems(features)
-    yield from _repeated_name_problems([(("stages", s, "name"), stage.name) for s, stage in enumerate(stages)])
+    yield from repeated_name_problems([(("stages", s, "name"), stage.name) for s, stage in enumerate(stages)])
     for s, stage in enumerate(stages):
         if stage.learn == "utility" and s < len(stages) - 1:
             yield Problem(("stages", s, "learn"), "only the last stage alerts", at_key=True)
@@ -57,7 +58,7 @@ def temporal_problems(
         names: list[tuple[Path, str]] = [
             (("stages", s, "models", m, "name"), model.name) for m, model in enumerate(stage.models)
         ]
-        yield from _repeated_name_problems(names)
+        yield from repeated_name_problems(names)
         for m, model in enumerate(stage.models):
             yield from _model_problems(model, features, ("stages", s, "models", m))
     yield from _baseline_problems(baseline, features)
@@ -104,7 +105,7 @@ def _model_problems(model: ModelSpec, features: Collection[str], path: Path) -> 
         yield Problem(path, "which estimator?", "estimator: logistic-regression")
     if model.recorded is not None:
         yield Problem((*path, "recorded"), "goes with data: {source: recorded} only", at_key=True)
-    yield from _unknown_feature_problems(model.features, features, path)
+    yield from feature_problems(model.features, features, path)
 
 
 def _baseline_problems(baseline: Baseline | None, features: Collection[str]) -> Iterator[Problem]:
@@ -114,13 +115,13 @@ def _baseline_problems(baseline: Baseline | None, features: Collection[str]) -> 
     if baseline.candidates:
         message = "over time there is one baseline: give its estimator"
         yield Problem(("baseline", "candidates"), message, at_key=True)
-    yield from _unknown_feature_problems(baseline.features, features, ("baseline",))
+    yield from feature_problems(baseline.features, features, ("baseline",))
     names: list[tuple[Path, str]] = [
         (("baseline", "rivals", r, "name"), rival.name) for r, rival in enumerate(baseline.rivals)
     ]
-    yield from _repeated_name_problems([(("baseline",), "monolith"), *names])
+    yield from repeated_name_problems([(("baseline",), "monolith"), *names])
     for r, rival in enumerate(baseline.rivals):
-        yield from _unknown_feature_problems(rival.features, features, ("baseline", "rivals", r))
+        yield from feature_problems(rival.features, features, ("baseline", "rivals", r))
 
 
 def _free_baseline_problems(baseline: Baseline, features: Mapping[str, FeatureGroup]) -> Iterator[Problem]:
@@ -129,18 +130,3 @@ def _free_baseline_problems(baseline: Baseline, features: Mapping[str, FeatureGr
     if not any(features[name].price for name in names if name in features):
         hint = "price: 4 on a feature group, or cost: {by: flops}"
         yield Problem(("cost", "by"), "the baseline costs nothing: no feature that it reads has a price", hint)
-
-
-def _unknown_feature_problems(names: Sequence[str] | None, features: Collection[str], path: Path) -> Iterator[Problem]:
-    for index, name in enumerate(names or ()):
-        if name not in features:
-            hint = did_you_mean(name, features)
-            yield Problem((*path, "features", index), f'no such feature group: "{name}"', hint)
-
-
-def _repeated_name_problems(names: Sequence[tuple[Path, str]]) -> Iterator[Problem]:
-    used: set[str] = set()
-    for path, name in names:
-        if name in used:
-            yield Problem(path, f'the name "{name}" is taken')
-        used.add(name)

@@ -136,7 +136,7 @@ def confidence_problems(gates: GateSpec, stages: Sequence[Stage], *, over_time: 
 
 def repeated_stage_problems(stages: Sequence[Stage]) -> Iterator[Problem]:
     """Yield the names that two stages share."""
-    yield from _repeated_name_problems([(("stages", s, "name"), stage.name) for s, stage in enumerate(stages)])
+    yield from repeated_name_problems([(("stages", s, "name"), stage.name) for s, stage in enumerate(stages)])
 
 
 def target_problems(stages: Sequence[Stage]) -> Iterator[Problem]:
@@ -171,7 +171,7 @@ def model_problems(stages: Sequence[Stage], features: Collection[str], *, record
         names: list[tuple[Path, str]] = [
             (("stages", s, "models", m, "name"), model.name) for m, model in enumerate(stage.models)
         ]
-        yield from _repeated_name_problems(names)
+        yield from repeated_name_problems(names)
         for m, model in enumerate(stage.models):
             yield from () if recorded else _fitted_model_problems(model, features, ("stages", s, "models", m))
 
@@ -184,10 +184,11 @@ def _fitted_model_problems(model: ModelSpec, features: Collection[str], path: Pa
         yield Problem((*path, "estimator"), "the baseline has no params, features, scale or tune of its own")
     if model.recorded is not None:
         yield Problem((*path, "recorded"), "applies to data: {source: recorded} only", at_key=True)
-    yield from _feature_problems(model.features, features, path)
+    yield from feature_problems(model.features, features, path)
 
 
-def _feature_problems(names: Sequence[str] | None, features: Collection[str], path: Path) -> Iterator[Problem]:
+def feature_problems(names: Sequence[str] | None, features: Collection[str], path: Path) -> Iterator[Problem]:
+    """Yield each of the names, written below ``path``, that no feature group has."""
     for f, name in enumerate(names or ()):
         if name not in features:
             hint = did_you_mean(name, features)
@@ -200,7 +201,7 @@ def baseline_problems(
     """Yield unknown feature groups of the candidates, and contradictory prices of the baseline."""
     candidates = baseline.candidates if baseline else ()
     for c, candidate in enumerate(candidates):
-        yield from _feature_problems(candidate.features, features, ("baseline", "candidates", c))
+        yield from feature_problems(candidate.features, features, ("baseline", "candidates", c))
     prices = {candidate.price for candidate in candidates} - {None}
     for path, price in list_baseline_prices(stages):
         if prices - {price}:
@@ -269,7 +270,8 @@ def _score_problems(stage: Stage, gates: GateSpec) -> Iterator[Problem]:
             yield Problem(("stages", 0, "models", m, "recorded"), "has no score", hint)
 
 
-def _repeated_name_problems(names: Sequence[tuple[Path, str]]) -> Iterator[Problem]:
+def repeated_name_problems(names: Sequence[tuple[Path, str]]) -> Iterator[Problem]:
+    """Yield each of the names, with their paths, that one before it has."""
     seen: set[str] = set()
     for path, name in names:
         if name in seen:

@@ -17,7 +17,7 @@ from unfold_cascade.temporal.data.features import expand_patterns
 from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.table import EntityTable
 from unfold_cascade.temporal.problem import TemporalProblem
-from unfoldkit.api import Diagnostic, Run, UnfoldError
+from unfoldkit.api import Diagnostic, Run, UnfoldError, run_checks
 
 Check = Callable[[], object]
 
@@ -29,16 +29,7 @@ def check_inputs(spec: CascadeSpec, run: Run) -> Iterator[Diagnostic]:
     except UnfoldError as error:
         yield from error.diagnostics
         return
-    diagnostics = [diagnostic for check in checks for diagnostic in _run_check(check)]
-    yield from dict.fromkeys(diagnostics)
-
-
-def _run_check(check: Check) -> tuple[Diagnostic, ...]:
-    try:
-        check()
-    except UnfoldError as error:
-        return tuple(error.diagnostics)
-    return ()
+    yield from dict.fromkeys(run_checks(checks))
 
 
 def _list_checks(spec: CascadeSpec, run: Run) -> Iterator[Check]:
@@ -84,7 +75,7 @@ def _read_dataset(options: DatasetOptions, run: Run) -> Dataset:
 def _list_temporal_checks(problem: TemporalProblem, table: EntityTable) -> Iterator[Check]:
     for name, group in problem.features.items():
         resolve, key = partial(expand_patterns, {name: group}, table.columns), f"features.{name}.columns"
-        if _run_check(resolve):
+        if any(run_checks([resolve])):
             yield resolve
             continue
         yield from (partial(table.column_index, column, key=key) for column in resolve()[name].columns)
@@ -99,7 +90,7 @@ def _list_column_checks(options: DatasetOptions, frame: Frame, name: str) -> Ite
     source = options.source
     excluded = (source.group, "" if options.features else options.split.column)
     resolve = partial(resolve_columns, frame, groups, options.label_column, source.categories, excluded)
-    if _run_check(resolve):
+    if any(run_checks([resolve])):
         yield resolve
         return
     for columns in resolve().values():

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from plugins.pipeline.tests.helpers import plan_stages
 from unfold_pipeline.estimator.admission import (
     ADMITTED_FRACTION,
     BatchSpeed,
@@ -167,7 +168,9 @@ def test_without_a_target_all_queries_are_admitted() -> None:
 def test_server_keeps_the_waiting_bound(tmp_path: Path) -> None:
     """Of 80 requests at once, those that fit into the bound are answered; the others get a retry time at once."""
     (tmp_path / "served.py").write_text("import time\n\ndef nap(rows):\n    time.sleep(0.05)\n    return rows\n")
-    running = LocalRuntime(["a"], [ModelSource(code="served:nap", folder=str(tmp_path))], (StageConfig(0, 1, 1),))
+    running = LocalRuntime(
+        plan_stages(["a"], [ModelSource(code="served:nap", folder=str(tmp_path))], (StageConfig(0, 1, 1),))
+    )
     promise = PlannedService(0.2, 0.99, (), PlannedEnvelope(np.empty(0), np.empty(0, dtype=np.int64)))
     app = build_app("pipe", ALONE, running, 2, ServiceSettings(0, None, promise))
     running.stages[0].speed.mean_s = 0.05
@@ -209,7 +212,9 @@ def test_server_keeps_the_waiting_bound(tmp_path: Path) -> None:
 def test_query_ends_at_the_bound(tmp_path: Path) -> None:
     """A query that was admitted and then takes too long ends with a refusal at the bound."""
     (tmp_path / "served.py").write_text("import time\n\ndef nap(rows):\n    time.sleep(1.5)\n    return rows\n")
-    running = LocalRuntime(["a"], [ModelSource(code="served:nap", folder=str(tmp_path))], (StageConfig(0, 1, 1),))
+    running = LocalRuntime(
+        plan_stages(["a"], [ModelSource(code="served:nap", folder=str(tmp_path))], (StageConfig(0, 1, 1),))
+    )
     gate = QueryGate(pipeline=ALONE, runtime=running, max_wait_s=0.4)
     routes = build_routes(ALONE, draw_sample(ALONE, np.zeros(1), np.random.default_rng(0)))
 

@@ -40,7 +40,7 @@ PLAN = (StageConfig(0, 4, 2), StageConfig(0, 4, 1), StageConfig(0, 4, 1), StageC
 def test_without_contention_latencies_equal_the_simulator(seed: int, wait: float, *, shed: bool) -> None:
     """If every replica has its own core, each query takes as long as in the stage-by-stage simulator."""
     rng = np.random.default_rng(seed)
-    sample = draw_sample(JOIN, processes.poisson_arrivals(40.0, 20.0, rng), rng)
+    sample = draw_sample(JOIN, processes.gamma_arrivals(40.0, 20.0, rng), rng)
     factors = [rng.choice([0.8, 1.0, 1.3], 64) for _ in PLAN]
     patience = compute_queueing_deadlines(JOIN, PLAN, 0.35) if shed else (np.inf,) * 4
     held = replace(JOIN, stages=tuple(replace(stage, max_wait_s=wait) for stage in JOIN.stages))
@@ -100,7 +100,7 @@ def test_pinned_batch_does_not_move_to_an_idle_core() -> None:
 def test_scheduled_replicas_without_contention_equal_the_simulator(seed: int, wait: float) -> None:
     """If replicas come and go and each has a core, latencies equal those of the other simulator."""
     rng = np.random.default_rng(seed)
-    sample = draw_sample(JOIN, processes.poisson_arrivals(40.0, 20.0, rng), rng)
+    sample = draw_sample(JOIN, processes.gamma_arrivals(40.0, 20.0, rng), rng)
     held = replace(JOIN, stages=tuple(replace(stage, max_wait_s=wait) for stage in JOIN.stages))
     drawn = [(rng.integers(1, 4, 4), rng.integers(1, 5, 4)) for _ in range(12)]
     steps = [ScalingState(tuple(counts.tolist()), tuple(batches.tolist())) for counts, batches in drawn]

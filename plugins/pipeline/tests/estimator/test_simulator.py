@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plugins.pipeline.tests.helpers import plan_stages
 from unfold_pipeline.estimator.simulator import (
     SimulatedTrace,
     build_constant_targets,
@@ -56,7 +57,7 @@ LIMIT = 0.3
 def overloaded(pipeline: Pipeline, seed: int) -> Any:
     """Traffic of half as much again as one replica a stage can serve."""
     rng = np.random.default_rng(seed)
-    return draw_sample(pipeline, processes.poisson_arrivals(60.0, 20.0, rng), rng)
+    return draw_sample(pipeline, processes.gamma_arrivals(60.0, 20.0, rng), rng)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -120,7 +121,7 @@ def test_answers_under_overload_are_in_time(factor: float, seed: int) -> None:
     """At any load, nearly all answers are in time, about as many as the replicas sustain."""
     pipeline, plan = Pipeline((Stage("a", (), (FULL,)), Stage("b", (Edge(0),), (FULL,)))), (StageConfig(0, 4, 1),) * 2
     rng = np.random.default_rng(seed)
-    sample = draw_sample(pipeline, processes.poisson_arrivals(factor * 100.0, 20.0, rng), rng)
+    sample = draw_sample(pipeline, processes.gamma_arrivals(factor * 100.0, 20.0, rng), rng)
     patience = compute_queueing_deadlines(pipeline, plan, 0.2)
     shed = simulate_targets(pipeline, sample, plan, build_constant_targets(plan, sample), 0.0, deadlines_s=patience)
     assert shed.miss_rate(0.2) - shed.shed_rate < 0.05 * (1 - shed.shed_rate)
@@ -158,7 +159,8 @@ def test_idle_pipeline_sheds_nothing() -> None:
 def runtime(folder: Path, need: float) -> LocalRuntime:
     """One replica of a model that takes 50 ms."""
     (folder / "served.py").write_text(CODE)
-    return LocalRuntime(["a"], [ModelSource(code="served:nap", folder=str(folder))], PLAN[:1], min_remaining_s=[need])
+    source = ModelSource(code="served:nap", folder=str(folder))
+    return LocalRuntime(plan_stages(["a"], [source], PLAN[:1], min_remaining_s=need))
 
 
 SLOW = """import time
@@ -179,7 +181,7 @@ def test_running_pipeline_answers_in_time_under_overload(tmp_path: Path) -> None
     need = compute_min_remaining_times(pipeline, plan)[0]
 
     async def scene() -> MeasuredTrace:
-        running = LocalRuntime(["a"], [source], plan, min_remaining_s=[need], max_slacks_s=[(limit - need) / 2])
+        running = LocalRuntime(plan_stages(["a"], [source], plan, min_remaining_s=need, max_slack_s=(limit - need) / 2))
         await running.start()
         sample = draw_sample(pipeline, np.arange(960) / 240.0, np.random.default_rng(0))
         rows = np.ones((3, 2), dtype=np.float32)

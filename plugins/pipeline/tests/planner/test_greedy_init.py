@@ -26,7 +26,7 @@ L4, H100 = option("l4", 0.7, (1, 0.3)), option("h100", 7.0, (1, 0.1))
 
 def build_checker(pipeline: Pipeline, limit: float, rate: float = 25.0) -> SloChecker:
     """A checker of half a minute of traffic."""
-    arrivals = processes.poisson_arrivals(rate, 30.0, np.random.default_rng(0))
+    arrivals = processes.gamma_arrivals(rate, 30.0, np.random.default_rng(0))
     return build_slo_checker(pipeline, [draw_sample(pipeline, arrivals, np.random.default_rng(1))], limit)
 
 

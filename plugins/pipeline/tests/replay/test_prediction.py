@@ -27,7 +27,7 @@ PLAN = (StageConfig(0, 4, 1), StageConfig(0, 4, 1))
 def replay() -> ReplaySetup:
     """400 queries through two stages with a replica each."""
     rng = np.random.default_rng(5)
-    sample = draw_sample(CHAIN, processes.poisson_arrivals(20.0, 20.0, rng), rng)
+    sample = draw_sample(CHAIN, processes.gamma_arrivals(20.0, 20.0, rng), rng)
     return ReplaySetup(pipeline=CHAIN, plan=PLAN, sample=sample)
 
 

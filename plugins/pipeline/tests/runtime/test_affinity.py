@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from plugins.pipeline.tests.helpers import plan_stages
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import StageConfig
 from unfold_pipeline.runtime.affinity import CoreAllocator, assign_cores, list_local_cores
@@ -40,7 +41,8 @@ def test_running_replicas_are_pinned(tmp_path: Path) -> None:
 
     async def scene() -> list[set[int]]:
         running = LocalRuntime(
-            ["a", "b"], sources, (StageConfig(0, 1, 1), StageConfig(0, 1, 1)), cores=CoreAllocator(numbers)
+            plan_stages(["a", "b"], sources, (StageConfig(0, 1, 1), StageConfig(0, 1, 1))),
+            cores=CoreAllocator(numbers),
         )
         await running.start()
         running.set_target(0, 2)

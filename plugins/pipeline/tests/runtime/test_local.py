@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins.pipeline.tests.helpers import ignore_progress
+from plugins.pipeline.tests.helpers import ignore_progress, plan_stages
 from unfold_pipeline.problem.build import build_placement
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
@@ -102,8 +102,8 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     def made(*names: str, patience: float = math.inf) -> PipelineRuntime:
         sources = [ModelSource(code=f"served:{name}", folder=str(tmp_path)) for name in names or ("nap", "nap")]
         if request.param == "ray":
-            return RayRuntime(["a", "b"], sources, PLAN, None, hang_timeouts_s=[patience] * 2)
-        return LocalRuntime(["a", "b"], sources, PLAN, hang_timeouts_s=[patience] * 2)
+            return RayRuntime(plan_stages(["a", "b"], sources, PLAN, hang_timeout_s=patience), None)
+        return LocalRuntime(plan_stages(["a", "b"], sources, PLAN, hang_timeout_s=patience))
 
     return made
 
@@ -330,7 +330,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[dict[str,
 
     def made(policy: dict[str, Any], replicas: int) -> RayRuntime:
         plan = (StageConfig(0, 4, replicas), StageConfig(0, 4, 1))
-        return RayRuntime(["a", "b"], sources, plan, None, placement=build_placement(Placement.model_validate(policy)))
+        placement = build_placement(Placement.model_validate(policy))
+        return RayRuntime(plan_stages(["a", "b"], sources, plan), None, placement=placement)
 
     return made
 

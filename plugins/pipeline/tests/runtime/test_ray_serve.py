@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plugins.pipeline.tests.helpers import plan_stages
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
 from unfold_pipeline.problem.routing import build_routes
@@ -59,7 +60,7 @@ def test_row_that_kills_replicas_fails_alone(monkeypatch: pytest.MonkeyPatch) ->
     replica = Mortal(ray.exceptions.ActorDiedError)
 
     async def scene() -> tuple[list[Any], list[str]]:
-        running = RayRuntime(["a"], [ModelSource()], (StageConfig(0, 4, 1),), None)
+        running = RayRuntime(plan_stages(["a"], [ModelSource()], (StageConfig(0, 4, 1),)), None)
         running._ray, running.stages[0].handle = ray, replica
         way = build_routes(PIPE, draw_sample(PIPE, np.arange(8) / 1000, np.random.default_rng(0)))
         futures: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(8)]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plugins.pipeline.tests.helpers import plan_stages
 from unfold_pipeline.estimator.replica_schedule import ScalingState
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
@@ -99,7 +100,7 @@ def runtime(folder: Path, name: str, patience: float = math.inf) -> LocalRuntime
     """One replica of a function of this file."""
     (folder / "failing.py").write_text(CODE)
     source = ModelSource(code=f"failing:{name}", folder=str(folder))
-    return LocalRuntime(["a"], [source], PLAN, hang_timeouts_s=[patience])
+    return LocalRuntime(plan_stages(["a"], [source], PLAN, hang_timeout_s=patience))
 
 
 async def ask(app: PipelineApp, value: float | str, path: str = "/v2/models/pipe/infer") -> tuple[int, str]:

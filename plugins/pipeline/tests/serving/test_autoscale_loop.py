@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plugins.pipeline.tests.helpers import plan_stages
 from unfold_pipeline.estimator.replica_schedule import ScalingState
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
@@ -35,9 +36,8 @@ WIDE = 1 << 20
 def test_stopped_replica_with_large_rows_is_replaced(tmp_path: Path) -> None:
     """Megabyte rows for a stopped replica do not block the event loop; the next replica answers them."""
     (tmp_path / "served.py").write_text("def first(rows):\n    return rows[:, 0]\n")
-    running = LocalRuntime(
-        ["a"], [ModelSource(code="served:first", folder=str(tmp_path))], (StageConfig(0, 1, 1),), hang_timeouts_s=[3.0]
-    )
+    source = ModelSource(code="served:first", folder=str(tmp_path))
+    running = LocalRuntime(plan_stages(["a"], [source], (StageConfig(0, 1, 1),), hang_timeout_s=3.0))
 
     async def scene() -> tuple[Any, int]:
         await running.start()
@@ -71,7 +71,9 @@ def test_slow_rule_delays_no_query(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("unfold_pipeline.serving.autoscale_loop.TICK_S", 0.05)
     (tmp_path / "served.py").write_text("def first(rows):\n    return rows[:, 0]\n")
     running, diary = (
-        LocalRuntime(["a"], [ModelSource(code="served:first", folder=str(tmp_path))], (StageConfig(0, 1, 1),)),
+        LocalRuntime(
+            plan_stages(["a"], [ModelSource(code="served:first", folder=str(tmp_path))], (StageConfig(0, 1, 1),))
+        ),
         ServiceRecord(0.0),
     )
 
@@ -100,7 +102,9 @@ def test_slow_rule_delays_no_query(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_replay_with_a_failing_rule_fails(tmp_path: Path) -> None:
     """A rule that raises an error during a replay ends the replay with the error."""
     (tmp_path / "served.py").write_text("def first(rows):\n    return rows[:, 0]\n")
-    running = LocalRuntime(["a"], [ModelSource(code="served:first", folder=str(tmp_path))], (StageConfig(0, 1, 1),))
+    running = LocalRuntime(
+        plan_stages(["a"], [ModelSource(code="served:first", folder=str(tmp_path))], (StageConfig(0, 1, 1),))
+    )
 
     def rule(_past: object, _now: float) -> ScalingState:
         raise ValueError("no rule for that")

@@ -34,9 +34,7 @@ LIMIT = 0.35
 @pytest.fixture(scope="module")
 def sample() -> Sample:
     """Steady traffic of 85 queries a second."""
-    return draw_sample(
-        PIPE, processes.poisson_arrivals(85.0, 120.0, np.random.default_rng(1)), np.random.default_rng(2)
-    )
+    return draw_sample(PIPE, processes.gamma_arrivals(85.0, 120.0, np.random.default_rng(1)), np.random.default_rng(2))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +117,7 @@ def test_idle_stages_get_no_replica() -> None:
         stages=(Stage("first", (), (HardwareOption("cpu", 0.05, interpolate_latency([(1, 0.15)])),)), PIPE.stages[1]),
     )
     sample = draw_sample(
-        slow, processes.poisson_arrivals(0.1, 2000.0, np.random.default_rng(1)), np.random.default_rng(2)
+        slow, processes.gamma_arrivals(0.1, 2000.0, np.random.default_rng(1)), np.random.default_rng(2)
     )
     idle = build_replica_table(slow, (StageConfig(0, 1, 1), StageConfig(0, 1, 1)), [sample], LIMIT, 100)
     assert idle.look_up_replicas(np.array([1.0])).tolist() == [[1, 1]]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plugins.pipeline.tests.helpers import plan_stages
 from unfold_pipeline.problem.build import build_live_sample, fingerprint_model, locate_model
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
@@ -85,7 +86,7 @@ def test_routes_equal_the_visits_of_the_sample() -> None:
 
 def test_model_that_cannot_load_stops_the_start(tmp_path: Path) -> None:
     """A missing model is reported at the start with the key of the stage, and no replica remains."""
-    runtime = LocalRuntime(["a", "b"], sources(tmp_path, "none", "nap"), PLAN)
+    runtime = LocalRuntime(plan_stages(["a", "b"], sources(tmp_path, "none", "nap"), PLAN))
     with pytest.raises(UnfoldError, match=r"stages.a.model: replicas of a do not start: cannot import served:none"):
         asyncio.run(runtime.start())
     assert not any(stage.workers for stage in runtime.stages)
@@ -97,7 +98,7 @@ def test_model_start_limits_loading(tmp_path: Path) -> None:
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True)
     model = ModelSpec.model_validate({"code": "slow:late", "start": "500 ms"})
     source = locate_model("b", model, run)
-    runtime = LocalRuntime(["b"], [source], PLAN[:1])
+    runtime = LocalRuntime(plan_stages(["b"], [source], PLAN[:1]))
     with pytest.raises(UnfoldError, match=r"stages.b.model: replicas of b did not load .* \(start: 10 min"):
         asyncio.run(runtime.start())
     assert not any(stage.workers for stage in runtime.stages)
@@ -106,7 +107,7 @@ def test_model_start_limits_loading(tmp_path: Path) -> None:
 
 def test_inference_over_http(tmp_path: Path) -> None:
     """A request with three rows gets three answers of each visited stage; a bad one gets 400."""
-    runtime = LocalRuntime(["a", "b"], sources(tmp_path, "nap", "nap"), PLAN)
+    runtime = LocalRuntime(plan_stages(["a", "b"], sources(tmp_path, "nap", "nap"), PLAN))
     app = build_app("pipe", PIPE, runtime, 2, ServiceSettings(0))
 
     async def ask(path: str, body: bytes = b"", method: str = "GET") -> tuple[int, bytes]:
@@ -229,7 +230,7 @@ def test_unlimited_scaling_is_warned_of(tmp_path: Path, old: str, new: str, said
 
 def test_full_pipeline_rejects_by_the_head() -> None:
     """While the maximum of rows is in flight, requests are rejected by their head and counted."""
-    app = build_app("pipe", PIPE, LocalRuntime([], [], ()), 2, ServiceSettings(0))
+    app = build_app("pipe", PIPE, LocalRuntime([]), 2, ServiceSettings(0))
     (gate,) = app.app.gates.values()
     assert gate.full() == 0
     app.gateway.gate.in_flight = app.gateway.limits.queue_rows
@@ -241,7 +242,7 @@ def test_full_pipeline_rejects_by_the_head() -> None:
 
 def test_partial_batch_is_delayed(tmp_path: Path) -> None:
     """Queries within the wait form one batch, which starts when it is full or the oldest has waited."""
-    runtime = LocalRuntime(["a"], sources(tmp_path, "nap"), PLAN[:1], max_waits_s=[0.3])
+    runtime = LocalRuntime(plan_stages(["a"], sources(tmp_path, "nap"), PLAN[:1], max_wait_s=0.3))
     alone = Pipeline(PIPE.stages[:1])
 
     async def asked(gaps: list[float]) -> tuple[float, int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unfoldkit.api import user_error
+from unfoldkit.api import require_packages
 
 if TYPE_CHECKING:
     import httpx
@@ -74,9 +74,8 @@ def open_client(token: str = "", timeout_s: float = TIMEOUT_S) -> BoundedClient:
     Raises:
         UnfoldError: httpx is not installed.
     """
-    try:
-        import httpx
-    except ModuleNotFoundError as error:
-        raise user_error("a controller needs the package httpx", hint="pip install 'unfoldkit[pipeline]'") from error
+    require_packages("a controller", "httpx")
+    import httpx
+
     headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
     return BoundedClient(httpx.Client(timeout=timeout_s, headers=headers, follow_redirects=False), timeout_s)

@@ -22,6 +22,11 @@ HISTORY_S = 3 * LONGEST_WINDOW_S
 SELECTOR_HINT = 'control.arrivals selects one counter, such as http_requests_total{service="video"}'
 
 
+def escape_label(value: str) -> str:
+    """Escape the value of a label for a selector in PromQL."""
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrometheusSource:
     """Queries a server for the raw samples of a counter, so that the resolution is that of its scrapes.

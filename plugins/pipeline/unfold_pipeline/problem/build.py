@@ -249,6 +249,18 @@ def locate_model(stage: str, model: ModelSpec, run: Run) -> ModelSource:
     return _build_source(model, run, path=str(fit_estimator(stage, str(model.estimator), model.dataset, run)))
 
 
+def locate_served_model(stage: str, spec: PipelineSpec, run: Run) -> ModelSource:
+    """Locate the model of a stage that is served, as :func:`locate_model` does.
+
+    Raises:
+        UnfoldError: The stage names no model, or its file is missing.
+    """
+    model = spec.stages_by_name[stage].model
+    if model is None:
+        raise user_error("has no model to serve", key=f"stages.{stage}", hint="model: {file: model.onnx}")
+    return locate_model(stage, model, run)
+
+
 def fingerprint_model(source: ModelSource, model: ModelSpec, *, is_pinned: bool = False) -> str:
     """Return the fingerprint of a model with its options in the spec; ``is_pinned`` replicas have other latencies."""
     options = model.model_dump(mode="json", exclude_none=True, exclude={"start", "outputs"})

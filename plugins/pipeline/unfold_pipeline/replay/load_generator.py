@@ -42,7 +42,6 @@ class MeasuredTrace:
         shed: number of queries that were shed.
         batches: answered batches, their start relative to the trace; empty if the engine does not report them.
         refused: number of queries that admission control refused.
-        activation_s: measured seconds from ordering a replica until it serves; 0 if unknown.
     """
 
     latencies: FloatArray
@@ -53,7 +52,6 @@ class MeasuredTrace:
     shed: int = 0
     batches: tuple[CompletedBatch, ...] = ()
     refused: int = 0
-    activation_s: float = 0.0
 
     @property
     def lost(self) -> int:
@@ -153,7 +151,6 @@ class _TraceReplay:
             shed=self.shed,
             batches=tuple(replace(batch, start_s=batch.start_s - self.start_s) for batch in batches),
             refused=self.gate.refused,
-            activation_s=max(self.gate.runtime.activation_times(), default=0.0),
         )
 
     def _record_answer(self, finished: asyncio.Future[None], number: int, answers: dict[str, object] | None) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unfold_pipeline.control.prometheus import escape_label
 from unfold_pipeline.problem.build import build_exported_plan
 from unfold_pipeline.problem.exported_plan import ExportedStage
 from unfoldkit.api import Report, user_error
@@ -172,7 +173,7 @@ def _list_limits(report: Report, rules: Mapping[str, StageScaling]) -> list[str]
 
 
 def _build_scaled_object(name: str, stage: ExportedStage, rule: StageScaling) -> dict[str, Any]:
-    query = f'sum(rate(unfold_rows_total{{model="{_escape_promql(name)}"}}[{WINDOW_S}s]))'
+    query = f'sum(rate(unfold_rows_total{{model="{escape_label(name)}"}}[{WINDOW_S}s]))'
     trigger = {
         "type": "prometheus",
         "metricType": "AverageValue",
@@ -248,10 +249,6 @@ def _round_down(value: float) -> float:
         return 1.0
     scale = 10.0 ** (5 - math.floor(math.log10(value)))
     return math.floor(value * scale) / scale
-
-
-def _escape_promql(name: str) -> str:
-    return name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _join_documents(notes: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> str:

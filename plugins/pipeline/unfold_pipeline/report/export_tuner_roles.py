@@ -10,7 +10,7 @@ from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.kubernetes.api import Body
 from unfoldkit.kubernetes.leader_election import API as LEASE_API
-from unfoldkit.kubernetes.scale import Workload, parse_workload
+from unfoldkit.kubernetes.scale import Workload, require_workload
 
 ACCOUNT = "unfold-tuner"
 RBAC = "rbac.authorization.k8s.io"
@@ -60,10 +60,7 @@ def build_tuner_roles(namespace: str, workloads: Sequence[Workload]) -> list[Bod
 
 def _find_workload(name: str, control: Mapping[str, Any]) -> Workload:
     text = ((control.get("stages") or {}).get(name) or {}).get("workload") or f"deployment/{name}"
-    workload = parse_workload(text)
-    if workload is None:
-        raise user_error(f"{text} is no workload of Kubernetes", key=f"control.stages.{name}.workload")
-    return workload
+    return require_workload(text, f"control.stages.{name}.workload")
 
 
 def _rule(group: str, resource: str, verbs: list[str], names: Sequence[str] = ()) -> Body:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from unfoldkit.api import format_duration
+from unfoldkit.api import format_count, format_duration
 
 PLOT_HINT = "plot: --out plan.html"
 LIVE_REPLICAS = "with the replicas and batch sizes that served at each moment"
@@ -31,10 +31,6 @@ def format_slo(slo_s: float) -> str:
 def join_names(names: Iterable[str]) -> str:
     """Return names separated by commas."""
     return ", ".join(names)
-
-
-def _pluralize(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 USUAL_CONFIDENCE = 0.95
@@ -98,7 +94,7 @@ def describe_configuration(hardware: str, batch: int, usd_per_hour: float) -> st
 
 def describe_stages(count: int) -> str:
     """Return the number of stages."""
-    return _pluralize(count, "stage")
+    return format_count(count, "stage")
 
 
 def describe_slack(slack_s: float, stage: str, share: float) -> str:
@@ -188,7 +184,7 @@ def _format_frontier_cost(cost: float | None, is_exact: bool) -> str:
 def describe_greedy_steps(count: int, last_steps: Sequence[tuple[str, str, float]]) -> str:
     """Return the number of greedy steps, and stage, kind and $/h of the last ones."""
     steps = " · ".join(f"{stage}: {move} → ${cost:,.2f}" for stage, move, cost in last_steps)
-    return f"{_pluralize(count, 'step')}; last: {steps}"
+    return f"{format_count(count, 'step')}; last: {steps}"
 
 
 def describe_prices(prices: Sequence[tuple[str, float, str]]) -> str:
@@ -199,7 +195,7 @@ def describe_prices(prices: Sequence[tuple[str, float, str]]) -> str:
 def describe_instances(instances: Sequence[tuple[int, str, int, int]]) -> str:
     """Return the instances to rent: their number, hardware, replicas, and replicas per instance."""
     return " · ".join(
-        f"{count} {name} for {_pluralize(replicas, 'replica')}, {size} per instance"
+        f"{count} {name} for {format_count(replicas, 'replica')}, {size} per instance"
         for count, name, replicas, size in instances
     )
 
@@ -454,7 +450,7 @@ def describe_proposal(rate: float, age_s: float, changes: int) -> str:
     demand = f"{rate:.3g} queries/s, known until {format_duration(age_s)} ago"
     if not changes:
         return f"{demand}: no replica count would change"
-    return f"{demand}: {_pluralize(changes, 'stage')} would change now"
+    return f"{demand}: {format_count(changes, 'stage')} would change now"
 
 
 def describe_limits(add: int, remove: int, every_s: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from unfold_pipeline._types import RowArray
@@ -17,6 +17,7 @@ from unfold_pipeline.runtime.models.data_flow import DataFlow
 from unfold_pipeline.runtime.models.flow_resolution import reads_request, request_tensors, resolve_data_flow
 from unfold_pipeline.runtime.models.model_loader import check_rows, load_rows, read_width
 from unfold_pipeline.runtime.ray_serve import RayRuntime
+from unfold_pipeline.runtime.stage import PlannedStage
 from unfoldkit.api import Engine, user_error
 from unfoldkit.engines.ray import RayEngine
 
@@ -53,49 +54,49 @@ class Deployment:
         problem = self.problem
         return compute_service_deadlines(problem.pipeline, self.plan, problem.slo_s, sheds=problem.sheds)
 
-    @property
-    def hang_timeouts_s(self) -> tuple[float, ...]:
-        """Time after which a replica that keeps a batch counts as hung: far more than a batch should take."""
-        return compute_hang_timeouts(self.problem.pipeline, self.plan)
-
     def build_runtime(self, engine: Engine) -> PipelineRuntime:
         """Return the plan on an engine, not started yet."""
-        pipeline, placement = self.problem.pipeline, self.problem.placement
-        names = [stage.name for stage in pipeline.stages]
-        waits_s = [stage.max_wait_s for stage in pipeline.stages]
-        remaining_s = compute_min_remaining_times(pipeline, self.plan)
-        latencies_s = [option.latency_s for option in pipeline.chosen_options(self.plan)]
+        placement = self.problem.placement
+        stages = list_planned_stages(self.problem.pipeline, self.plan, self.sources, self.problem.slo_s)
         if isinstance(engine, RayEngine):
-            return RayRuntime(
-                names,
-                self.sources,
-                self.plan,
-                engine.address,
-                max_waits_s=waits_s,
-                min_remaining_s=remaining_s,
-                hang_timeouts_s=self.hang_timeouts_s,
-                placement=placement,
-                batch_latencies_s=latencies_s,
-                flow=self.flow,
-            )
-        return LocalRuntime(
-            names,
-            self.sources,
-            self.plan,
+            return RayRuntime(stages, engine.address, placement=placement, flow=self.flow)
+        return LocalRuntime(stages, cores=list_local_cores() if placement.is_pinned else None, flow=self.flow)
+
+
+def list_planned_stages(
+    pipeline: Pipeline, plan: Plan, sources: Sequence[ModelSource], slo_s: float | None = None
+) -> list[PlannedStage]:
+    """Return how each stage of a plan runs.
+
+    A replica that keeps a batch for far longer than it should take counts as hung.
+
+    Args:
+        pipeline: stages and the latencies of their options.
+        plan: configuration of each stage.
+        sources: model of each stage.
+        slo_s: target of the whole pipeline, which queries may use up; ``None`` if other stages share it.
+    """
+    parts = zip(
+        pipeline.stages,
+        sources,
+        plan,
+        compute_min_remaining_times(pipeline, plan),
+        pipeline.chosen_options(plan),
+        strict=True,
+    )
+    return [
+        PlannedStage(
+            name=stage.name,
+            source=source,
+            config=config,
             min_remaining_s=remaining_s,
-            cores=list_local_cores() if placement.is_pinned else None,
-            max_waits_s=waits_s,
-            hang_timeouts_s=self.hang_timeouts_s,
-            max_slacks_s=[(self.problem.slo_s - seconds) / 2 for seconds in remaining_s],
-            batch_latencies_s=latencies_s,
-            flow=self.flow,
+            max_slack_s=0.0 if slo_s is None else (slo_s - remaining_s) / 2,
+            max_wait_s=stage.max_wait_s,
+            hang_timeout_s=max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * float(option.latency_s[-1])),
+            latency_s=option.latency_s,
         )
-
-
-def compute_hang_timeouts(pipeline: Pipeline, plan: Plan) -> tuple[float, ...]:
-    """Return the seconds after which a replica of each stage that keeps a batch counts as hung."""
-    options = pipeline.chosen_options(plan)
-    return tuple(max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * float(option.latency_s[-1])) for option in options)
+        for stage, source, config, remaining_s, option in parts
+    ]
 
 
 def build_deployment(problem: Problem, plan: Plan, sources: Mapping[str, ModelSource]) -> Deployment:

@@ -15,13 +15,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
-from unfold_pipeline._types import FloatArray, Tensors
+from unfold_pipeline._types import Tensors
 from unfold_pipeline.estimator.admission import BatchSpeed, StageLoad
 from unfold_pipeline.flow_syntax import ConditionError
-from unfold_pipeline.problem.model_source import ModelSource
-from unfold_pipeline.problem.pipeline import Plan
 from unfold_pipeline.problem.routing import Item
 from unfold_pipeline.runtime.affinity import CoreAllocator, pin_process, shorten_time_slice
 from unfold_pipeline.runtime.models.data_flow import (
@@ -40,7 +36,15 @@ from unfold_pipeline.runtime.replica import (
     describe_unreadable_outputs,
     launch_replica,
 )
-from unfold_pipeline.runtime.stage import CompletedBatch, Query, QueuedItem, StageRuntime, Worker, read_clock
+from unfold_pipeline.runtime.stage import (
+    CompletedBatch,
+    PlannedStage,
+    Query,
+    QueuedItem,
+    StageRuntime,
+    Worker,
+    read_clock,
+)
 from unfoldkit.api import UnfoldError, user_error
 
 MAX_CONSECUTIVE_FAILURES = 3
@@ -100,46 +104,24 @@ class LocalRuntime:
     __slots__ = ("_cores", "_flow", "_is_dispatch_scheduled", "_listener", "_loop", "_started", "stages")
 
     def __init__(
-        self,
-        names: Sequence[str],
-        sources: Sequence[ModelSource],
-        plan: Plan,
-        *,
-        min_remaining_s: Sequence[float] = (),
-        cores: CoreAllocator | None = None,
-        max_waits_s: Sequence[float] = (),
-        hang_timeouts_s: Sequence[float] = (),
-        max_slacks_s: Sequence[float] = (),
-        batch_latencies_s: Sequence[FloatArray] = (),
-        flow: DataFlow | None = None,
+        self, stages: Sequence[PlannedStage], *, cores: CoreAllocator | None = None, flow: DataFlow | None = None
     ) -> None:
-        zeros, never = [0.0] * len(names), [math.inf] * len(names)
         self.stages = [
             StageRuntime(
-                name=name,
-                source=source,
-                max_batch=config.batch,
-                target_replicas=config.replicas,
-                min_remaining_s=remaining_s,
-                max_wait_s=wait_s,
-                hang_timeout_s=timeout_s,
-                max_slack_s=slack_s,
-                speed=BatchSpeed(planned_s),
+                name=stage.name,
+                source=stage.source,
+                max_batch=stage.config.batch,
+                target_replicas=stage.config.replicas,
+                min_remaining_s=stage.min_remaining_s,
+                max_wait_s=stage.max_wait_s,
+                hang_timeout_s=stage.hang_timeout_s,
+                max_slack_s=stage.max_slack_s,
+                speed=BatchSpeed(stage.latency_s),
             )
-            for name, source, config, remaining_s, wait_s, timeout_s, slack_s, planned_s in zip(
-                names,
-                sources,
-                plan,
-                min_remaining_s or zeros,
-                max_waits_s or zeros,
-                hang_timeouts_s or never,
-                max_slacks_s or zeros,
-                batch_latencies_s or [np.empty(0)] * len(names),
-                strict=True,
-            )
+            for stage in stages
         ]
         self._cores = cores
-        self._flow = flow or DataFlow((None,) * len(names), (None,) * len(names))
+        self._flow = flow or DataFlow((None,) * len(stages), (None,) * len(stages))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_dispatch_scheduled = False
         self._listener: BatchListener | None = None

@@ -16,7 +16,7 @@ from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import draw_sample
 from unfold_pipeline.runtime.affinity import list_local_cores, pin_process
 from unfold_pipeline.runtime.local import LocalRuntime
-from unfold_pipeline.runtime.stage import Query
+from unfold_pipeline.runtime.stage import PlannedStage, Query
 from unfoldkit.api import user_error
 
 DEFAULT_MAX_BATCH = 32
@@ -100,7 +100,8 @@ class _Profiler:
     async def run(self, seed: int) -> list[BatchTiming]:
         """Measure all batch sizes."""
         allocator = list_local_cores() if self.job.is_pinned else None
-        self.runtime = LocalRuntime([self.job.stage], [self.job.source], (StageConfig(0, 1, 1),), cores=allocator)
+        stage = PlannedStage(name=self.job.stage, source=self.job.source, config=StageConfig(0, 1, 1))
+        self.runtime = LocalRuntime([stage], cores=allocator)
         calls = [_BatchCalls(batch, np.random.default_rng([seed, batch])) for batch in self.job.batches]
         try:
             await self.runtime.start()

@@ -21,19 +21,16 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
-from unfold_pipeline._types import FloatArray, Tensors
+from unfold_pipeline._types import Tensors
 from unfold_pipeline.estimator.admission import BatchSpeed, StageLoad
 from unfold_pipeline.flow_syntax import ConditionError
 from unfold_pipeline.problem.model_source import ModelSource
-from unfold_pipeline.problem.pipeline import Plan
 from unfold_pipeline.problem.problem import PlacementPolicy
 from unfold_pipeline.problem.routing import Item
 from unfold_pipeline.runtime.local import MAX_PROCESS_FAILURES, BatchListener
 from unfold_pipeline.runtime.models.data_flow import DataFlow, DataFlowError, format_output
 from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica
-from unfold_pipeline.runtime.stage import ActivationTime, Query, read_clock
+from unfold_pipeline.runtime.stage import ActivationTime, PlannedStage, Query, read_clock
 from unfoldkit.api import internal_error, user_error
 from unfoldkit.engines.ray import connect_ray
 
@@ -150,48 +147,32 @@ class RayRuntime:
 
     def __init__(
         self,
-        names: Sequence[str],
-        sources: Sequence[ModelSource],
-        plan: Plan,
+        stages: Sequence[PlannedStage],
         address: str | None,
         *,
-        max_waits_s: Sequence[float] = (),
-        min_remaining_s: Sequence[float] = (),
-        hang_timeouts_s: Sequence[float] = (),
         placement: PlacementPolicy | None = None,
-        batch_latencies_s: Sequence[FloatArray] = (),
         flow: DataFlow | None = None,
     ) -> None:
         prefix = f"unfold-{uuid.uuid4().hex[:8]}"
-        zeros, never = [0.0] * len(names), [math.inf] * len(names)
         self.stages = [
             StageDeployment(
-                name=name,
-                app=f"{prefix}-{name}",
-                source=source,
-                max_batch=config.batch,
-                planned_batch=config.batch,
-                max_wait_s=wait_s,
-                target_replicas=config.replicas,
-                gang_size=config.replicas,
+                name=stage.name,
+                app=f"{prefix}-{stage.name}",
+                source=stage.source,
+                max_batch=stage.config.batch,
+                planned_batch=stage.config.batch,
+                max_wait_s=stage.max_wait_s,
+                target_replicas=stage.config.replicas,
+                gang_size=stage.config.replicas,
                 placement=placement or PlacementPolicy(),
-                min_remaining_s=remaining_s,
-                hang_timeout_s=timeout_s,
-                speed=BatchSpeed(planned_s),
+                min_remaining_s=stage.min_remaining_s,
+                hang_timeout_s=stage.hang_timeout_s,
+                speed=BatchSpeed(stage.latency_s),
             )
-            for name, source, config, wait_s, remaining_s, timeout_s, planned_s in zip(
-                names,
-                sources,
-                plan,
-                max_waits_s or zeros,
-                min_remaining_s or zeros,
-                hang_timeouts_s or never,
-                batch_latencies_s or [np.empty(0)] * len(names),
-                strict=True,
-            )
+            for stage in stages
         ]
         self._address = address
-        self._flow = flow or DataFlow((None,) * len(names), (None,) * len(names))
+        self._flow = flow or DataFlow((None,) * len(stages), (None,) * len(stages))
         self._ray: ModuleType | None = None
         self._changes = asyncio.Lock()
         self._has_ended = False

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from unfold_pipeline._types import RowArray
+import numpy as np
+
+from unfold_pipeline._types import FloatArray, RowArray
 from unfold_pipeline.estimator.admission import BatchSpeed, StageLoad
 from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import StageConfig
 from unfold_pipeline.problem.routing import Item, Routes
 from unfold_pipeline.runtime.models.data_flow import Outputs
 from unfold_pipeline.runtime.replica import Replica
@@ -168,6 +171,31 @@ class ActivationTime:
     def estimate(self, waited_s: float) -> float:
         """Return the seconds of a start; a replica that is awaited for longer shows that starts take at least that."""
         return max(self.seconds, waited_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStage:
+    """How a stage of a plan runs.
+
+    Attributes:
+        name: of the stage.
+        source: its model.
+        config: its largest batch and its replicas.
+        min_remaining_s: least seconds that a query still takes from here on.
+        max_slack_s: upper limit of how much longer than the least queries are expected to take.
+        max_wait_s: how long a batch that is not full may be delayed.
+        hang_timeout_s: a replica that keeps a batch for longer is ended.
+        latency_s: planned seconds of a batch by its size; empty if unknown.
+    """
+
+    name: str
+    source: ModelSource
+    config: StageConfig
+    min_remaining_s: float = 0.0
+    max_slack_s: float = 0.0
+    max_wait_s: float = 0.0
+    hang_timeout_s: float = math.inf
+    latency_s: FloatArray = field(default_factory=lambda: np.empty(0))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from unfoldkit.api import Duration, Model, Problem, did_you_mean
-from unfoldkit.kubernetes.scale import parse_workload
+from unfoldkit.kubernetes.scale import WORKLOAD_HINT, parse_workload
 
-WORKLOAD_HINT = "deployment/NAME, statefulset/NAME or RESOURCE.VERSION.GROUP/NAME"
 Replicas = Annotated[int, Field(ge=1, le=100_000)]
 
 

@@ -34,7 +34,7 @@ class RayServeSettings:
 
 @dataclass(slots=True)
 class _RayServeStage:
-    in_flight_history: deque[float] = field(default_factory=deque)
+    in_flight_history: deque[float]
     upscale_s: float = 0.0
     downscale_s: float = 0.0
 
@@ -54,8 +54,6 @@ class RayServeRule:
     def _scale_stage(self, stage: _RayServeStage, in_flight: int, ordered: int) -> int:
         history, settings = stage.in_flight_history, self.settings
         history.append(in_flight)
-        while len(history) > settings.look_back_period_s / TICK_S:
-            history.popleft()
         mean = sum(history) / len(history)
         target = min(self.max_replicas, max(1, math.ceil(mean / settings.target_ongoing_requests)))
         stage.upscale_s = stage.upscale_s + TICK_S if target > ordered else 0.0
@@ -124,7 +122,7 @@ class KnativeScaler:
 @dataclass(slots=True)
 class _KnativeStage:
     scaler: KnativeScaler
-    in_flight_history: deque[float] = field(default_factory=deque)
+    in_flight_history: deque[float]
 
 
 @dataclass(slots=True)
@@ -142,8 +140,6 @@ class KnativeRule:
     def _scale_stage(self, now_s: float, stage: _KnativeStage, in_flight: int, ordered: int) -> int:
         history, settings = stage.in_flight_history, self.settings
         history.append(in_flight)
-        while len(history) > settings.stable_window_s / TICK_S:
-            history.popleft()
         if now_s % settings.tick_s:
             return ordered
         recent = list(history)[-int(settings.panic_window_s / TICK_S) :]
@@ -172,7 +168,7 @@ def build_ray_serve_rule(
     """Return Ray Serve's rule at the start of a trace; ``in_flight`` are the queries that each stage had in flight."""
     settings = settings or RayServeSettings()
     ticks = int(settings.look_back_period_s / TICK_S)
-    stages = [_RayServeStage(deque([queries] * ticks)) for queries, _ in zip(in_flight, plan, strict=True)]
+    stages = [_RayServeStage(deque([queries] * ticks, ticks)) for queries, _ in zip(in_flight, plan, strict=True)]
     return RayServeRule(stages, max_replicas, settings)
 
 
@@ -185,7 +181,7 @@ def build_knative_rule(
     stages = [
         _KnativeStage(
             KnativeScaler(target_concurrency=max(1.0, config.batch * settings.target_utilization), settings=settings),
-            deque([queries] * ticks),
+            deque([queries] * ticks, ticks),
         )
         for config, queries in zip(plan, in_flight, strict=True)
     ]

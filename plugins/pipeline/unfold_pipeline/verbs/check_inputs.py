@@ -16,18 +16,14 @@ from unfold_pipeline.problem.traffic import load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import label_arrivals
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import FromRun
-from unfoldkit.api import Diagnostic, Run, UnfoldError
+from unfoldkit.api import Diagnostic, Run, run_checks
 
 Check = Callable[[], object]
 
 
 def check_inputs(spec: PipelineSpec, run: Run) -> Iterator[Diagnostic]:
     """Yield what is wrong with the files that a spec names. Nothing is written, and no model is loaded."""
-    for check in _list_checks(spec, run):
-        try:
-            check()
-        except UnfoldError as error:
-            yield from error.diagnostics
+    yield from run_checks(_list_checks(spec, run))
 
 
 def _list_checks(spec: PipelineSpec, run: Run) -> Iterator[Check]:

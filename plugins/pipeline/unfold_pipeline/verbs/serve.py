@@ -11,9 +11,8 @@ from unfold_pipeline.estimator.replica_schedule import ScalingState
 from unfold_pipeline.estimator.slo import build_slo_checker
 from unfold_pipeline.planner.confident_plan import find_confident_plan
 from unfold_pipeline.planner.planner import NoPlan
-from unfold_pipeline.problem.build import build_live_sample, build_problem, locate_model, resolve_stages
+from unfold_pipeline.problem.build import build_live_sample, build_problem, locate_served_model, resolve_stages
 from unfold_pipeline.problem.latency_profile import store_activation
-from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.problem import compute_wait_bound
 from unfold_pipeline.problem.quotas import build_quota_limits
 from unfold_pipeline.problem.sample import Sample
@@ -79,7 +78,7 @@ def prepare_deployment(spec: PipelineSpec, run: Run) -> Deployment:
             raise _report_no_plan(problem.slo_s, result)
         plan = result.solution.plan
     names = [stage.name for stage in problem.pipeline.stages]
-    return build_deployment(problem, plan, {name: _locate_model(name, resolved, run) for name in names})
+    return build_deployment(problem, plan, {name: locate_served_model(name, resolved, run) for name in names})
 
 
 def build_replay_setup(
@@ -194,13 +193,6 @@ def _warn_of_unlimited_scaling(deployment: Deployment, run: Run) -> None:
     if unlimited and is_scaled and problem.tuner.max_replicas > cores:
         message = "hardware.%s: no quota; the scaling rule may start %d replicas of a stage, on %d cores"
         run.log.warning(message, unlimited[0], problem.tuner.max_replicas, cores)
-
-
-def _locate_model(name: str, spec: PipelineSpec, run: Run) -> ModelSource:
-    model = spec.stages_by_name[name].model
-    if model is None:
-        raise user_error("has no model to serve", key=f"stages.{name}", hint="model: {file: model.onnx}")
-    return locate_model(name, model, run)
 
 
 def _report_no_plan(slo_s: float, result: NoPlan) -> UnfoldError:

@@ -13,7 +13,7 @@ from unfold_pipeline._types import CountArray
 from unfold_pipeline.control.controller import DeploymentController, ObservedTuner, ScaleStep, StepLimits
 from unfold_pipeline.control.demand import DemandSource, SignalError
 from unfold_pipeline.control.http import open_client
-from unfold_pipeline.control.prometheus import PrometheusSource
+from unfold_pipeline.control.prometheus import PrometheusSource, escape_label
 from unfold_pipeline.control.targets import ScalingTarget, build_kubernetes_target
 from unfold_pipeline.estimator.slo import build_slo_checker
 from unfold_pipeline.problem.build import build_problem, resolve_stages
@@ -23,14 +23,14 @@ from unfold_pipeline.problem.quotas import build_quota_limits
 from unfold_pipeline.report.control import build_control_report
 from unfold_pipeline.report.plan_file import parse_saved_plan
 from unfold_pipeline.runtime.live_tuner import LiveTuner
-from unfold_pipeline.schema.control import WORKLOAD_HINT, ControlSpec
+from unfold_pipeline.schema.control import ControlSpec
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.tuner.calibration import build_live_rule
 from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
 from unfold_pipeline.tuner.rules import build_scaling_context
 from unfoldkit.api import Report, Run, Service, user_error
 from unfoldkit.kubernetes.api import ApiError, connect_api
-from unfoldkit.kubernetes.scale import Workload, parse_workload
+from unfoldkit.kubernetes.scale import Workload, require_workload
 
 PREVIEW_TIMEOUT_S = 30.0
 PREVIEW_PAUSE_S = 2.0
@@ -135,7 +135,7 @@ def _open_deployment(
 def _open_kubernetes(name: str, control: ControlSpec, names: tuple[str, ...]) -> tuple[ScalingTarget, DemandSource]:
     access = control.kubernetes
     workloads = [_find_workload(stage, control) for stage in names]
-    arrivals = control.arrivals or f'unfold_requests_total{{model="{_escape_label(name)}"}}'
+    arrivals = control.arrivals or f'unfold_requests_total{{model="{escape_label(name)}"}}'
     queues = [control.find_stage(stage).queue or "" for stage in names]
     source = _open_prometheus(control, arrivals, queues)
     api = connect_api(
@@ -179,9 +179,7 @@ def _open_ray_serve(
             share=share,
             stale_s=control.stale,
         )
-    labels = [
-        f'{{application="{_escape_label(application)}",deployment="{_escape_label(name)}"}}' for name in workloads
-    ]
+    labels = [f'{{application="{escape_label(application)}",deployment="{escape_label(name)}"}}' for name in workloads]
     queues = [
         control.find_stage(name).queue or f"sum({QUEUED}{label})" for name, label in zip(names, labels, strict=True)
     ]
@@ -209,14 +207,7 @@ def _open_prometheus(control: ControlSpec, arrivals: str, queues: list[str]) -> 
 
 def _find_workload(stage: str, control: ControlSpec) -> Workload:
     text = control.find_stage(stage).workload or f"deployment/{stage}"
-    workload = parse_workload(text)
-    if workload is None:
-        raise user_error(f"{text} is no workload", key=f"control.stages.{stage}.workload", hint=WORKLOAD_HINT)
-    return workload
-
-
-def _escape_label(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return require_workload(text, f"control.stages.{stage}.workload")
 
 
 def _build_service(name: str, controller: DeploymentController, every_s: float) -> Service:

@@ -13,15 +13,14 @@ from unfold_pipeline.engine.build import build_engine_stages
 from unfold_pipeline.engine.planner.analysis import scale_to_end
 from unfold_pipeline.engine.planner.problem import EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig
-from unfold_pipeline.estimator.simulator import compute_min_remaining_times
 from unfold_pipeline.planner.engine_pipeline import EngineStages, StagePlans, find_cheapest_pipeline
-from unfold_pipeline.problem.build import locate_model
+from unfold_pipeline.problem.build import locate_served_model
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfold_pipeline.problem.routing import RouteDrawer
 from unfold_pipeline.report.engines.plan import parse_engine_decision
 from unfold_pipeline.report.engines.stages_around import parse_stage_plans
-from unfold_pipeline.runtime.deployment import compute_hang_timeouts, resolve_models
+from unfold_pipeline.runtime.deployment import list_planned_stages, resolve_models
 from unfold_pipeline.runtime.engines.stage_line import StageLine, StagesAround
 from unfold_pipeline.runtime.local import LocalRuntime
 from unfold_pipeline.schema.pipeline import PipelineSpec
@@ -83,7 +82,7 @@ def build_running_stages(spec: PipelineSpec, planned: PlannedPipeline, run: Run)
         if not pipeline.stages:
             lines.append(StageLine())
             continue
-        sources = {stage.name: _locate(stage.name, spec, run) for stage in pipeline.stages}
+        sources = {stage.name: locate_served_model(stage.name, spec, run) for stage in pipeline.stages}
         names += sources
         line, line_rows = _build_line(pipeline, plan, sources, run.seed + index)
         lines.append(line)
@@ -99,23 +98,6 @@ def _build_line(
     pipeline: Pipeline, plan: Plan, sources: Mapping[str, ModelSource], seed: int
 ) -> tuple[StageLine, RowArray]:
     models = resolve_models(pipeline, sources)
-    options = pipeline.chosen_options(plan)
-    runtime = LocalRuntime(
-        [stage.name for stage in pipeline.stages],
-        models.sources,
-        plan,
-        min_remaining_s=compute_min_remaining_times(pipeline, plan),
-        max_waits_s=[stage.max_wait_s for stage in pipeline.stages],
-        hang_timeouts_s=compute_hang_timeouts(pipeline, plan),
-        batch_latencies_s=[option.latency_s for option in options],
-        flow=models.flow,
-    )
+    runtime = LocalRuntime(list_planned_stages(pipeline, plan, models.sources), flow=models.flow)
     routes = RouteDrawer(pipeline, np.random.default_rng([seed, 7]))
     return StageLine(runtime=runtime, routes=routes), models.rows
-
-
-def _locate(name: str, spec: PipelineSpec, run: Run) -> ModelSource:
-    model = spec.stages_by_name[name].model
-    if model is None:
-        raise user_error("has no model to serve", key=f"stages.{name}", hint="model: {file: model.onnx}")
-    return locate_model(name, model, run)

@@ -331,10 +331,6 @@ class View:
         """Return a node by name."""
         return self.table.nodes[self.table.node_rows[name]]
 
-    def nodes_with(self, name: str) -> list[Node]:
-        """Return the nodes on which an ephemeral resource exists."""
-        return [self.node(node) for node in self.table.entries.get(name, {}) if node]
-
     def puts(self, name: str, amount: int = 1, nodes: Iterable[str] | None = None, *, until: str = "") -> list[Put]:
         """Return the operations that set an ephemeral resource on nodes, by default on all that are up.
 

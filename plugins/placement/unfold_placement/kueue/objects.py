@@ -137,7 +137,6 @@ class Workload:
     Attributes:
         name: Namespace and name.
         queue: Its ClusterQueue.
-        local_queue: Namespace and name of its LocalQueue.
         priority: Its priority.
         created_s: When it was created, in seconds of the epoch; it orders the queue.
         uid: What Kueue breaks ties by.
@@ -150,7 +149,6 @@ class Workload:
 
     name: str
     queue: str
-    local_queue: str = ""
     priority: int = 0
     created_s: float = 0.0
     uid: str = ""

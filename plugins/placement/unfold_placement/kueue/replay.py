@@ -32,7 +32,6 @@ class Admission:
         start_s: When the run began that was not interrupted, infinity for never.
         end_s: When it ended, infinity for never.
         preemptions: How often it was preempted.
-        order: Its number in the order of admissions, -1 for one that ran before the replay or never.
         reason: Why it was not admitted when it was tried last; empty if it was.
     """
 
@@ -41,7 +40,6 @@ class Admission:
     start_s: float = math.inf
     end_s: float = math.inf
     preemptions: int = 0
-    order: int = -1
     reason: str = ""
 
     @property
@@ -165,9 +163,8 @@ def replay_queues(snapshot: QueueSnapshot, on_step: Callable[[int], None] = lamb
         entries.append(entry)
         _begin(replay, entry)
     replay.run(on_step)
-    order = {id(entry): number for number, entry in reversed(list(enumerate(replay.admissions)))}
     reasons = {**replay.scheduler.reasons, **replay.scheduler.describe_blocked()}
-    return [_admission(entry, order.get(id(entry), -1), reasons.get(entry.workload.name, "")) for entry in entries]
+    return [_admission(entry, reasons.get(entry.workload.name, "")) for entry in entries]
 
 
 def _begin(replay: KueueReplay, entry: Entry) -> None:
@@ -181,7 +178,7 @@ def _begin(replay: KueueReplay, entry: Entry) -> None:
     replay.add(max(workload.admitted_s + workload.run_s, 0.0), END, entry, entry.attempt)
 
 
-def _admission(entry: Entry, order: int, reason: str) -> Admission:
+def _admission(entry: Entry, reason: str) -> Admission:
     starts_s = entry.starts_s
     is_over = math.isfinite(entry.ended_s)
     return Admission(
@@ -190,6 +187,5 @@ def _admission(entry: Entry, order: int, reason: str) -> Admission:
         start_s=starts_s[-1] if is_over else math.inf,
         end_s=entry.ended_s,
         preemptions=entry.preemptions,
-        order=order,
         reason="" if is_over else reason,
     )

@@ -14,7 +14,7 @@ from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.ray.client import get_client
 from unfold_placement.ray.connection import SPACE, call_coordinator, start_coordinator
 from unfold_placement.ray.placement_groups import BUDGET
-from unfoldkit.api import user_error
+from unfoldkit.api import require_packages, user_error
 
 
 @dataclass(slots=True)
@@ -134,12 +134,9 @@ def connect_ray(address: str, name: str, described: Sequence[Node] = ()) -> RayB
     Raises:
         UnfoldError: Ray is not installed, no cluster answers, or no node has the budget of ephemeral resources.
     """
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise user_error(
-            "a Ray cluster needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'"
-        ) from error
+    require_packages("a Ray cluster", "ray")
+    import ray
+
     try:
         ray.init(address=address, namespace=SPACE, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.schema.policies import check_pack_levels
 from unfold_placement.workload.build import build_node_changes, build_nodes, build_queue_problem, build_tasks
-from unfoldkit.api import Diagnostic, Run, UnfoldError
+from unfoldkit.api import Diagnostic, Run, UnfoldError, run_checks
 
 
 def check_inputs(spec: PlacementSpec, run: Run) -> Iterator[Diagnostic]:
@@ -18,11 +19,7 @@ def check_inputs(spec: PlacementSpec, run: Run) -> Iterator[Diagnostic]:
     except UnfoldError as error:
         yield from error.diagnostics
         return
-    for check in (_check_nodes, _check_tasks):
-        try:
-            check(spec, run)
-        except UnfoldError as error:
-            yield from error.diagnostics
+    yield from run_checks((partial(_check_nodes, spec, run), partial(_check_tasks, spec, run)))
 
 
 def _check_nodes(spec: PlacementSpec, run: Run) -> None:

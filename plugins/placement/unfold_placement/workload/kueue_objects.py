@@ -261,7 +261,6 @@ class SnapshotReader:
         return Workload(
             name=item.label.split(" ")[1],
             queue=queue,
-            local_queue=record.local_queue,
             priority=spec.integer("priority", 0, least=None),
             created_s=record.created_s,
             uid=item.part("metadata").text("uid", item.label),

@@ -14,6 +14,7 @@ from unfold_placement.schema.columns import NEGATIVE, Columns
 from unfoldkit.api import CsvRow
 from unfoldkit.arrivals.readers.dates import is_digit_date, is_slashed_date, parse_slashed_dates
 from unfoldkit.arrivals.readers.timestamps import epoch_to_seconds, is_time, parse_timestamp
+from unfoldkit.io.csv import is_number
 
 TIME_COLUMNS = ("arrival", "start", "end", "deadline")
 MIN_UNIX_S = 1e9
@@ -140,15 +141,6 @@ def _use_dashes(row: CsvRow) -> CsvRow:
         for name, (day, month, year, time) in ((name, match.groups()) for name, match in dotted.items())
     }
     return replace(row, cells={**row.cells, **dates})
-
-
-def is_number(text: str) -> bool:
-    """Return whether a cell is a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def parse_datetime_cell(row: CsvRow, column: str) -> float:

@@ -11,6 +11,7 @@ from plugins.supernet.tests.helpers import make_run
 from unfold_supernet.schema.supernet import SupernetSpec
 from unfold_supernet.verbs.serve import serve
 from unfoldkit.api import UnfoldError
+from unfoldkit.errors import install_command
 
 
 def test_serving_without_torch_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,4 +22,4 @@ def test_serving_without_torch_names_the_extra(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UnfoldError) as caught:
         serve(SupernetSpec.model_validate(given), make_run(tmp_path))
     assert caught.value.code == 2
-    assert "pip install '.[torch]'" in str(caught.value)
+    assert install_command("torch") in str(caught.value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,15 +70,6 @@ def build_reference_family(name: str) -> Family:
         for index, subnet in enumerate(unrated)
     )
     return Family(name, layer_names, subnets, space.about)
-
-
-def iterate_subnets(name: str) -> Iterator[SubnetLayers]:
-    """Yield every subnet of a space, named by its levels."""
-    space = get_reference_spaces()[name]
-    layer_names = _list_layer_names(space)
-    for choice in _iterate_choices(space):
-        subnet = tabulate_subnet("".join(map(str, choice)), layer_names, space.build(choice), 0.0)
-        yield replace(subnet, accuracy=_estimate_accuracy(subnet, space.line))
 
 
 def get_reference_spaces() -> dict[str, ReferenceSpace]:
@@ -173,17 +164,13 @@ def build_depthwise(channels: int, size: int, out: int, edge: int) -> Layer:
     return Layer(channels, 1, (size, size), (out, out), channels * edge * edge, groups=channels)
 
 
-def _iterate_choices(space: ReferenceSpace) -> Iterator[tuple[int, ...]]:
-    yield from itertools.product(*(range(count) for count in space.levels))
-
-
 def _list_layer_names(space: ReferenceSpace) -> tuple[str, ...]:
     # every level raises depth, so the largest subnet has every layer
     return tuple(space.build(tuple(count - 1 for count in space.levels)))
 
 
 def _select_choices(space: ReferenceSpace) -> list[tuple[int, ...]]:
-    choices = list(_iterate_choices(space))
+    choices = list(itertools.product(*(range(count) for count in space.levels)))
     tables = [space.build(choice) for choice in choices]
     sizes = np.log([_count_bytes(layers) / 1e6 for layers in tables])
     macs = np.log([_count_macs(layers) / 1e9 for layers in tables])

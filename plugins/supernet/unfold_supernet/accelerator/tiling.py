@@ -75,7 +75,6 @@ class TilePlan:
         output_bytes: Bytes of the output, with partial sums that are written and read again.
         weights: Bytes of the weights.
         input_reads: How often the input crosses, overlaps included; 1 if nothing is read again.
-        order: The loops, outermost first.
     """
 
     weight_loads: int
@@ -83,7 +82,6 @@ class TilePlan:
     output_bytes: int
     input_reads: float
     weights: int
-    order: tuple[str, ...]
 
     @property
     def bytes(self) -> int:
@@ -176,7 +174,6 @@ def _choose_tiles(
         output_bytes=round(float(traffic.outputs[best])),
         input_reads=float(traffic.inputs[best]) / _count_map_bytes(shape, buffers),
         weights=weights,
-        order=tuple(order),
     )
 
 

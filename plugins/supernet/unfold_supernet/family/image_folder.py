@@ -17,7 +17,7 @@ import numpy as np
 from unfold_supernet._types import Float32Array
 from unfold_supernet.family.row_store import hash_files, open_store
 from unfold_supernet.family.user_arrays import TRAIN_MARKS, UserData
-from unfoldkit.api import user_error
+from unfoldkit.api import require_packages, user_error
 from unfoldkit.safe_io.files import first_line, read_bytes
 
 FORMATS = {
@@ -125,11 +125,9 @@ def read_image(path: Path, edge: int) -> Float32Array:
     Raises:
         UnfoldError: Pillow is not installed, or the file is damaged, no image, or one with more than 8 bits.
     """
-    try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ModuleNotFoundError as error:
-        message, hint = "images need the package Pillow, which is not installed", "pip install 'unfoldkit[images]'"
-        raise user_error(message, key="data.source", hint=hint) from error
+    require_packages("a folder of images", "PIL", key="data.source")
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     content = read_bytes(path, max_bytes=MAX_IMAGE_BYTES)
     try:
         with warnings.catch_warnings():

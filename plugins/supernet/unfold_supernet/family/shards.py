@@ -26,14 +26,13 @@ from unfold_supernet.family.user_arrays import (
     read_archive,
     require_arrays,
 )
-from unfoldkit.api import did_you_mean, user_error
+from unfoldkit.api import did_you_mean, require_packages, user_error
 from unfoldkit.safe_io.files import first_line, read_bytes, require_regular
 
 SUFFIXES = (".npz", ".parquet")
 BATCH_BYTES = 16 << 20
 """Uncompressed bytes of a Parquet batch."""
 MAX_BATCH_ROWS = 65_536
-INPUT_COLUMN = "x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +191,9 @@ def _describe(values: Any) -> str:
 
 
 def _read_parquet(path: Path, options: UserDataOptions) -> Iterator[Block]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ModuleNotFoundError as error:
-        message, hint = "a Parquet file needs pyarrow, which is not installed", "pip install 'unfoldkit[parquet]'"
-        raise user_error(message, key="data.path", hint=hint) from error
+    require_packages("a Parquet file", "pyarrow", key="data.path")
+    from pyarrow import ArrowException, parquet
+
     require_regular(path)
     try:
         with parquet.ParquetFile(path) as file:

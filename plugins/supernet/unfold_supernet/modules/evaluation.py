@@ -81,24 +81,12 @@ def train_module(
     progress("trace module", 0, 1)
     module = load_module(problem.source, len(data.names), problem.seed)
     arrays = _name_arrays(module, data)
-    family = elastic(
-        module,
-        tuple(torch.from_numpy(array[data.train[:2]]) for array in arrays.values()),
-        widths=problem.widths,
-        depths=problem.depths,
-        resolutions=problem.resolutions,
-    )
-    _check_outputs(family, len(data.names), data.task)
-    progress("trace module", 1, 1)
+    family = _trace_family(problem, module, arrays, progress)
     untrained = copy.deepcopy(family)
     _train_family(problem, family, directory, progress)
     training_s = clock() - start
     temperatures = {member.name: _fit_temperature(family, member.name, data) for member in family.members()}
-    contents = {}
-    for index, (name, temperature) in enumerate(temperatures.items()):
-        progress("export members", index, len(temperatures))
-        contents[name] = export_onnx(finish_outputs(family.extract(name), data, temperature), family.inputs)
-    progress("export members", len(temperatures), len(temperatures))
+    contents = _export_members(family, data, temperatures, progress)
     contents, precisions = _choose_precisions(problem, contents, arrays, progress)
     write_members(directory, data.x.shape[1:], contents, 0 if family.extra is None else family.extra.shape[1])
     members = {name: open_member(content) for name, content in contents.items()}
@@ -145,6 +133,35 @@ def train_module(
 def _name_arrays(module: nn.Module, data: Dataset) -> dict[str, Float32Array]:
     """Name the arrays of the data that a module takes."""
     return {"x": data.x} | ({"extra": data.extra} if data.extra.shape[1] and takes_extra(module) else {})
+
+
+def _trace_family(
+    problem: ModuleProblem, module: nn.Module, arrays: Mapping[str, Float32Array], progress: Progress
+) -> ElasticFamily:
+    """Trace the module on two rows, and find what can be left out of it."""
+    data = problem.data
+    family = elastic(
+        module,
+        tuple(torch.from_numpy(array[data.train[:2]]) for array in arrays.values()),
+        widths=problem.widths,
+        depths=problem.depths,
+        resolutions=problem.resolutions,
+    )
+    _check_outputs(family, len(data.names), data.task)
+    progress("trace module", 1, 1)
+    return family
+
+
+def _export_members(
+    family: ElasticFamily, data: Dataset, temperatures: Mapping[str, float], progress: Progress
+) -> dict[str, bytes]:
+    """Export every member to ONNX, with its temperature."""
+    contents = {}
+    for index, (name, temperature) in enumerate(temperatures.items()):
+        progress("export members", index, len(temperatures))
+        contents[name] = export_onnx(finish_outputs(family.extract(name), data, temperature), family.inputs)
+    progress("export members", len(temperatures), len(temperatures))
+    return contents
 
 
 def _choose_precisions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from unfold_supernet.modules.int8 import PrecisionChoice
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult
@@ -14,47 +15,25 @@ from unfold_supernet.report.training import (
     MICRO,
     WEIGHT_BYTES,
     collect_quality_metrics,
-    describe_gap,
     describe_verdict,
     note_missed_classes,
-    state_misses,
+    outline_report,
 )
-from unfoldkit.api import Cell, Column, Metric, Report, RunDir, Table, Verdict
+from unfoldkit.api import Cell, Column, Metric, Report, RunDir, Table
 
 MAX_REASONS = 4
 
 
 def build_module_report(problem: ModuleProblem, result: ModuleResult, directory: RunDir) -> Report:
     """Build the report of a training of a user's module; ``directory`` is the run that it names for the next verb."""
-    gaps = [comparison.gap for comparison in result.comparisons.values()]
-    scores, names = [quality.score for quality in result.qualities.values()], problem.data.names
-    headline = state_misses(result.verdict) or sentences.state_training(
-        result.verdict.task,
-        len(scores),
-        min(scores),
-        max(scores),
-        len(result.front),
-        describe_gap(gaps) if gaps else "",
-    )
+    names = problem.data.names
     tables = [_tabulate_members(result)]
-    tables += [tabulate_gaps(result.comparisons)] if gaps else []
+    tables += [tabulate_gaps(result.comparisons)] if result.comparisons else []
     tables += [tabulate_classes(names, result.classifiers)] if result.classifiers else []
     tables += tabulate_heads(result.verdict.task, names, result.heads)
     tables += [tabulate_calibration(result.calibration)] if result.calibration else []
-    data = problem.data
-    return Report(
-        kind="supernet",
-        verb="train",
-        name=problem.name,
-        verdict=Verdict.YES if result.verdict.is_met else Verdict.NO,
-        question=sentences.ASK_FOR_TRAINING,
-        headline=headline,
-        subtitle=(
-            f"{len(scores)} members",
-            data.about,
-            f"{len(data.train):,} to train",
-            f"{len(data.test):,} to test",
-        ),
+    return replace(
+        outline_report(problem, result, f"{len(result.qualities)} members"),
         metrics=_collect_metrics(result),
         tables=tuple(tables),
         figures=(
@@ -69,7 +48,6 @@ def build_module_report(problem: ModuleProblem, result: ModuleResult, directory:
             *_write_notes(problem, result),
         ),
         next=f"unfold serve {directory.word}" if result.verdict.is_met else "unfold train SPEC --allow-code",
-        provenance={"inputs": {data.about: data.digest}},
     )
 
 

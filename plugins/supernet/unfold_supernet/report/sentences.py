@@ -388,8 +388,8 @@ def note_busy_machine() -> str:
     return "Other programs delayed the measurement of latencies. unfold serve measures them again at its start."
 
 
-def _shorten_list(names: Sequence[str]) -> str:
-    return ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
+def _shorten_list(names: Sequence[str], max_listed: int = MAX_LISTED) -> str:
+    return ", ".join(names[:max_listed]) + (f" and {len(names) - max_listed} more" if len(names) > max_listed else "")
 
 
 def list_member_files(task: Task) -> str:
@@ -404,9 +404,7 @@ def list_member_files(task: Task) -> str:
 
 def note_undefined_outputs(names: Sequence[str], max_listed: int) -> str:
     """Note the labels or values that take one value only in the test rows, and so have no score."""
-    remaining = len(names) - max_listed
-    listed = ", ".join(names[:max_listed]) + (f" and {remaining} more" if remaining > 0 else "")
-    return f"Without a score, because constant in the test rows: {listed}."
+    return f"Without a score, because constant in the test rows: {_shorten_list(names, max_listed)}."
 
 
 def title_outputs(task: Task, shown: int, total: int) -> str:
@@ -427,9 +425,7 @@ def note_unused_numbers(count: int) -> str:
 
 def state_missed_classes(names: Sequence[str], max_listed: int) -> str:
     """State which classes no subnet ever recognises."""
-    remaining = len(names) - max_listed
-    listed = ", ".join(names[:max_listed]) + (f" and {remaining} more" if remaining > 0 else "")
-    return f"No subnet recognises any test row of class {listed}."
+    return f"No subnet recognises any test row of class {_shorten_list(names, max_listed)}."
 
 
 def title_classes(shown: int, total: int) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from unfold_supernet._types import Task
-from unfold_supernet.modules.problem import ModuleResult
+from unfold_supernet.modules.problem import ModuleProblem, ModuleResult
 from unfold_supernet.networks.space import count_parameters
 from unfold_supernet.report import sentences
 from unfold_supernet.report.front import draw_front
@@ -31,7 +32,6 @@ WEIGHT_BYTES = 4
 
 def build_training_report(problem: TrainingProblem, result: TrainingResult) -> Report:
     """Build the report of a training."""
-    gaps = [comparison.gap for comparison in result.comparisons.values()]
     tables = [
         _tabulate_subnets(result),
         tabulate_classes(problem.data.names, result.qualities),
@@ -40,31 +40,10 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
     ]
     if result.calibration:
         tables.insert(2, tabulate_calibration(result.calibration))
-    if gaps:
+    if result.comparisons:
         tables.insert(1, tabulate_gaps(result.comparisons))
-    accuracies = [quality.accuracy for quality in result.qualities.values()]
-    headline = state_misses(result.verdict) or sentences.state_training(
-        result.verdict.task,
-        len(accuracies),
-        min(accuracies),
-        max(accuracies),
-        len(result.front),
-        describe_gap(gaps) if gaps else "",
-    )
-    data = problem.data
-    return Report(
-        kind="supernet",
-        verb="train",
-        name=problem.name,
-        verdict=Verdict.YES if result.verdict.is_met else Verdict.NO,
-        question=sentences.ASK_FOR_TRAINING,
-        headline=headline,
-        subtitle=(
-            format_count(len(accuracies), "subnet"),
-            data.about,
-            f"{len(data.train):,} to train",
-            f"{len(data.test):,} to test",
-        ),
+    return replace(
+        outline_report(problem, result, format_count(len(result.qualities), "subnet")),
         metrics=_collect_metrics(result),
         tables=tuple(tables),
         figures=(draw_front(result.qualities, result.seconds_by_batch, result.front, result.comparisons),),
@@ -74,11 +53,36 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
             *note_busy_measurement(result.engine_plan),
         ),
         next="unfold plan SPEC" if result.verdict.is_met else "unfold train SPEC",
+    )
+
+
+def outline_report(
+    problem: TrainingProblem | ModuleProblem, result: TrainingResult | ModuleResult, size: str
+) -> Report:
+    """Build what the reports of all trainings share: the answer, the data, and the ``size`` of the family in words."""
+    gaps = [comparison.gap for comparison in result.comparisons.values()]
+    scores, data = [quality.score for quality in result.qualities.values()], problem.data
+    answer = sentences.state_training(
+        result.verdict.task,
+        len(scores),
+        min(scores),
+        max(scores),
+        len(result.front),
+        describe_gap(gaps) if gaps else "",
+    )
+    return Report(
+        kind="supernet",
+        verb="train",
+        name=problem.name,
+        verdict=Verdict.YES if result.verdict.is_met else Verdict.NO,
+        question=sentences.ASK_FOR_TRAINING,
+        headline=_state_misses(result.verdict) or answer,
+        subtitle=(size, data.about, f"{len(data.train):,} to train", f"{len(data.test):,} to test"),
         provenance={"inputs": {data.about: data.digest}},
-    )  # fmt: skip
+    )
 
 
-def state_misses(verdict: FamilyVerdict) -> str:
+def _state_misses(verdict: FamilyVerdict) -> str:
     """State why the answer is no; empty if it is yes."""
     goal, task, misses = verdict.goal, verdict.task, list[str]()
     if verdict.useless:

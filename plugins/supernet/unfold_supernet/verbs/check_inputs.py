@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from unfold_supernet.members.files import check_files
 from unfold_supernet.schema.supernet import SupernetSpec
 from unfold_supernet.verbs import build
-from unfoldkit.api import Diagnostic, Run, UnfoldError
+from unfoldkit.api import Diagnostic, Run, run_checks
 
 
 def check_inputs(spec: SupernetSpec, run: Run) -> Iterator[Diagnostic]:
     """Yield what is wrong with the files; every file is checked, whatever the others contain."""
-    for check in (_check_data, _check_layers, _check_members, _check_queries):
-        try:
-            check(spec, run)
-        except UnfoldError as error:
-            yield from error.diagnostics
+    checks = (_check_data, _check_layers, _check_members, _check_queries)
+    yield from run_checks(partial(check, spec, run) for check in checks)
 
 
 def _check_data(spec: SupernetSpec, run: Run) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 from unfold_supernet.report.training import build_training_report
 from unfold_supernet.schema.supernet import SupernetSpec
 from unfold_supernet.verbs.build import build_module_problem, build_training_problem
-from unfoldkit.api import Report, Run, user_error
+from unfoldkit.api import Report, Run, require_packages
 
 
 def train(spec: SupernetSpec, run: Run) -> Report:
@@ -41,7 +39,4 @@ def require_torch(*others: str) -> None:
     Raises:
         UnfoldError: One of them is not (exit code 2; the hint names the extra).
     """
-    for name in ("torch", "safetensors", *others):
-        if importlib.util.find_spec(name) is None:
-            hint = "pip install '.[torch]'"
-            raise user_error(f"a supernet needs the package {name!r}, which is not installed", hint=hint)
+    require_packages("a supernet", "torch", "safetensors", *others)

@@ -19,7 +19,6 @@ from unfold_tuning.planner.baselines import (
 )
 from unfold_tuning.planner.frontier import build_stage_costs, search_frontier
 from unfold_tuning.planner.minimum_charge import search_exact_frontier
-from unfold_tuning.planner.planner import evaluate_machines
 from unfold_tuning.simulator.execution_model import build_execution_model
 from unfold_tuning.simulator.plan_cost import simulate_plan, simulate_plans
 from unfoldkit.catalog.billing import Billing
@@ -50,7 +49,7 @@ INDEPENDENT_RESULTS = {
 def test_costs_match_an_independent_search(name: str) -> None:
     """Static optimum, greedy, its multi-start and the plan cost what an independent search found."""
     stages, profile = jobs.JOBS[name][0], jobs.deterministic_profile(name)
-    candidate = evaluate_machines(stages, profile, [jobs.P3], 0.95, 1, 0)[0]
+    candidate = jobs.evaluate_machines(stages, profile, [jobs.P3], 0.95, 1, 0)[0]
     model, statics = candidate.model, simulate_static_clusters(candidate.model)
     for factor, expected in zip(jobs.DEADLINE_FACTORS, INDEPENDENT_RESULTS[name], strict=True):
         goal = Goal(factor * jobs.fastest_seconds(name), 0.95)

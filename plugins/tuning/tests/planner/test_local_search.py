@@ -11,7 +11,7 @@ from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import build_custom_stages
 from unfold_tuning.planner.baselines import Goal
 from unfold_tuning.planner.local_search import ExpectedCost, refine_plan
-from unfold_tuning.planner.planner import evaluate_machines, select_refined
+from unfold_tuning.planner.planner import select_refined
 from unfold_tuning.simulator.execution_model import ExecutionModel
 from unfold_tuning.simulator.plan_cost import simulate_plan, simulate_plans
 from unfoldkit.catalog.billing import Billing
@@ -44,7 +44,7 @@ def test_refined_plans_are_optimal_for_varied_trials(job: str, factor: float) ->
     """With trials that vary by their mean, no plan of any instances and workers gives the guarantee for less."""
     stages, profile, minimum = VARIED_JOBS[job]
     machine = replace(SMALL, billing=Billing(1.0, minimum))
-    candidates = evaluate_machines(stages, profile, [machine], 0.95, 300, 0)
+    candidates = jobs.evaluate_machines(stages, profile, [machine], 0.95, 300, 0)
     goal = Goal(float(candidates[0].guaranteed_s.min()) * factor, 0.95)
     selection = select_refined(candidates, goal.deadline_s)
     assert selection is not None
@@ -53,7 +53,7 @@ def test_refined_plans_are_optimal_for_varied_trials(job: str, factor: float) ->
 
 def test_refining_saves_money_and_keeps_the_guarantee() -> None:
     """Local search leads to a plan that is on time and costs less; without randomness it changes nothing."""
-    candidate = evaluate_machines(STAGES, SLOW, [SMALL], 0.95, 300, 0)[0]
+    candidate = jobs.evaluate_machines(STAGES, SLOW, [SMALL], 0.95, 300, 0)[0]
     goal = Goal(1.3 * float(candidate.guaranteed_s.min()), 0.95)
     on_time = [plan for plan in candidate.plans if goal.is_met_by(plan)]
     start = max(on_time, key=lambda plan: plan.mean_cost_usd)
@@ -61,14 +61,14 @@ def test_refining_saves_money_and_keeps_the_guarantee() -> None:
     assert goal.is_met_by(refined)
     assert refined.mean_cost_usd < start.mean_cost_usd
     deterministic = replace(SLOW, iteration=LogNormal(10.0), trial_cv=0.0)
-    plain = evaluate_machines(STAGES, deterministic, [SMALL], 0.95, 10, 0)[0]
+    plain = jobs.evaluate_machines(STAGES, deterministic, [SMALL], 0.95, 10, 0)[0]
     assert refine_plan(plain.model, plain.plans[0], Goal(1e6, 0.95)) is plain.plans[0]
 
 
 def test_expected_costs_are_the_means_of_sampled_runs() -> None:
     """Plans are ordered by the mean of their sampled runs if no minimum and no increment binds."""
     machine = replace(SMALL, billing=Billing(0.0, 0.0), ingress_usd=0.3, head_usd_per_hour=1.0)
-    model = evaluate_machines(STAGES, SLOW, [machine], 0.95, 4000, 0)[0].model
+    model = jobs.evaluate_machines(STAGES, SLOW, [machine], 0.95, 4000, 0)[0].model
     for plan in list(jobs.list_all_plans(model))[::97]:
         cost_usd, seconds = ExpectedCost(model).estimate(plan)
         simulated = simulate_plan(model, plan)

@@ -18,7 +18,6 @@ from unfold_tuning.job.schedule import Group, Stage, build_custom_stages, build_
 from unfold_tuning.planner.baselines import Goal
 from unfold_tuning.planner.planner import (
     compute_global_bound,
-    evaluate_machines,
     plan_baselines,
     select_best,
     select_earliest,
@@ -33,7 +32,7 @@ from unfoldkit.catalog.billing import Billing
 def test_guarantees_hold_on_fresh_runs(name: str) -> None:
     """A plan selected for 95 % on one seed is on time in at least 93 % of fresh runs from another seed."""
     stages, profile = jobs.JOBS[name][0], jobs.noisy_profile(name)
-    candidates = evaluate_machines(stages, profile, [jobs.P3], 0.95, 4000, 1)
+    candidates = jobs.evaluate_machines(stages, profile, [jobs.P3], 0.95, 4000, 1)
     deadline_s = select_earliest(candidates).plan.compute_guaranteed_seconds(0.95) * 1.1
     selection = select_best(candidates, deadline_s)
     assert selection is not None
@@ -45,7 +44,7 @@ def test_guarantees_hold_on_fresh_runs(name: str) -> None:
 @pytest.mark.parametrize("name", ["J1", "J3"])
 def test_bound_exact_greedy_and_static_are_ordered_by_cost(name: str, factor: float) -> None:
     """The bound costs at most the plan, which costs at most the greedy's, which costs at most the best static."""
-    candidates = evaluate_machines(jobs.JOBS[name][0], jobs.noisy_profile(name), [jobs.P3], 0.95, 1000, 3)
+    candidates = jobs.evaluate_machines(jobs.JOBS[name][0], jobs.noisy_profile(name), [jobs.P3], 0.95, 1000, 3)
     goal = Goal(factor * jobs.fastest_seconds(name), 0.95)
     selection, baselines = select_best(candidates, goal.deadline_s), plan_baselines(candidates[0], goal)
     assert selection is not None
@@ -64,7 +63,7 @@ def test_plans_are_nearly_the_cheapest_of_all(per: Literal["instance", "function
     stages = build_custom_stages([(11, 2), (5, 4), (2, 12)])
     profile = replace(jobs.noisy_profile("J3"), trial_cv=trial_cv)
     machine = replace(jobs.P3, max_instances=5, billing=Billing(1.0, 60.0, per))
-    candidates = evaluate_machines(stages, profile, [machine], 0.9, 300, 5)
+    candidates = jobs.evaluate_machines(stages, profile, [machine], 0.9, 300, 5)
     plans = simulate_plans(candidates[0].model, list(jobs.list_all_plans(candidates[0].model)))
     earliest_s = select_earliest(candidates).plan.compute_guaranteed_seconds(0.9)
     for deadline_s in np.geomspace(earliest_s, earliest_s * 3, 5):
@@ -84,7 +83,7 @@ def test_the_bound_is_exact_where_few_plans_are_open(trial_cv: float) -> None:
     stages = build_custom_stages([(11, 2), (5, 4), (2, 12)])
     profile = replace(jobs.noisy_profile("J3"), trial_cv=trial_cv)
     machine = replace(jobs.P3, max_instances=5)
-    (candidate,) = evaluate_machines(stages, profile, [machine], 0.9, 300, 5)
+    (candidate,) = jobs.evaluate_machines(stages, profile, [machine], 0.9, 300, 5)
     plans = simulate_plans(candidate.model, list(itertools.product(*candidate.costs.allocations)))
     earliest_s, closed = float(candidate.guaranteed_s.min()), 0
     for deadline_s in np.geomspace(earliest_s, earliest_s * 3, 5):
@@ -102,7 +101,7 @@ def test_the_bound_counts_the_instances_that_every_plan_holds(increment: float) 
     """Under coarse billing the bound is the increments of the fewest instances in time, and no plan undercuts it."""
     stages = build_custom_stages([(11, 2), (5, 4), (2, 12)])
     machine = replace(jobs.P3, max_instances=5, billing=Billing(increment, 0.0))
-    candidates = evaluate_machines(stages, jobs.noisy_profile("J3"), [machine], 0.9, 300, 5)
+    candidates = jobs.evaluate_machines(stages, jobs.noisy_profile("J3"), [machine], 0.9, 300, 5)
     plans = simulate_plans(candidates[0].model, list(jobs.list_all_plans(candidates[0].model)))
     earliest_s = select_earliest(candidates).plan.compute_guaranteed_seconds(0.9)
     instances = set()
@@ -120,7 +119,7 @@ def test_hourly_billing_uses_every_hour_that_has_begun() -> None:
     profile = Profile(LogNormal(90.0), provision=LogNormal(45.0), startup=LogNormal(60.0), sync=LogNormal(10.0))
     machine = Machine("one", 1, 1.0, max_instances=16, billing=Billing(3600.0, 0.0))
     stages = build_successive_halving(16, 1, 27, 3)
-    candidates = evaluate_machines(stages, profile, [machine], 0.95, 1, 0)
+    candidates = jobs.evaluate_machines(stages, profile, [machine], 0.95, 1, 0)
     selection = select_best(candidates, 4200.0)
     assert selection is not None
     model = candidates[0].model
@@ -149,7 +148,7 @@ def test_no_baseline_is_cheaper_under_coarse_billing(job: jobs.Job, increment: f
     """Whatever the increment of the bill, no static, naive or greedy cluster on time costs less than the plan."""
     stages, profile, machine = job
     machine = replace(machine, billing=Billing(increment, 0.0))
-    candidates = evaluate_machines(stages, profile, [machine], 0.95, 1, 0)
+    candidates = jobs.evaluate_machines(stages, profile, [machine], 0.95, 1, 0)
     deadline_s = factor * float(candidates[0].guaranteed_s.min())
     selection, baselines = select_best(candidates, deadline_s), plan_baselines(candidates[0], Goal(deadline_s, 0.95))
     assert selection is not None

@@ -120,10 +120,8 @@ def test_code_needs_permission(tmp_path: Path) -> None:
 
 def test_missing_torch_is_reported_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A spec with torch-mlp and no torch is refused with the command that installs it."""
-    from unfold_tuning.job import build
-
     trainable = '{function: "sleeper:train", space: {ceiling: {uniform: [0, 1]}}}'
     spec = load_spec(SPEC.replace(trainable, "{estimator: torch-mlp, data: digits}"))
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(UnfoldError, match="needs torch"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(UnfoldError, match="needs the package 'torch'"):
         resolve_trainable(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))

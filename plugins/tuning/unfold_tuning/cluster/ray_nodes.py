@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from unfold_tuning.cluster.ray_supervisor import NodeCommand, RaySupervisor, start_supervisor
-from unfoldkit.api import internal_error, user_error
+from unfoldkit.api import internal_error, require_packages, user_error
 
 JOIN_TIMEOUT_S = 900.0
 POLL_S = 0.05
@@ -169,10 +169,7 @@ def import_ray() -> Any:
     Raises:
         UnfoldError: It is not installed.
     """
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise user_error(
-            "--engine ray needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'"
-        ) from error
+    require_packages("--engine ray", "ray")
+    import ray
+
     return ray

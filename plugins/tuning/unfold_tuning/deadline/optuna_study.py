@@ -102,22 +102,11 @@ def optimize(
     Raises:
         UnfoldError: A limit or a number makes no sense, the study has several objectives, or another process runs it.
     """
-    if not hasattr(study, "directions") or not callable(objective):
-        message = f"optimize takes a study and an objective, not {type(study).__name__} and {type(objective).__name__}"
-        raise user_error(message, hint="write deadline.optimize(study, objective, deadline=..., max_steps=...)")
-    if len(study.directions) != 1:
-        raise user_error(
-            "a deadline needs one objective to rank trials by", hint="name it in create_study(direction=...)"
-        )
+    _check_study(study, objective)
     check_method(method)
-    numbers = {"n_trials": n_trials, "max_steps": max_steps, "min_steps": min_steps, "eta": eta}
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise user_error(f"{name} must be an integer of at least 1, not {value!r}")
+    _check_sizes(n_trials=n_trials, max_steps=max_steps, min_steps=min_steps, eta=eta)
     if n_jobs is not None and not isinstance(n_jobs, int):
         raise user_error(f"n_jobs must be an integer, not {n_jobs!r}")
-    if min_steps > max_steps or eta < 2:
-        raise user_error("min_steps must not exceed max_steps, and eta must be at least 2")
     if callable(callbacks):
         raise user_error("callbacks is a function", hint="write callbacks=[function]")
     limits = parse_limits(deadline, budget, usd_per_hour, confidence)
@@ -143,6 +132,23 @@ def optimize(
         callbacks=(*(callbacks or ()), *([_collect_garbage] if gc_after_trial else [])),
         progress=StudyProgress(study),
     ).run()
+
+
+def _check_study(study: Any, objective: Any) -> None:
+    if not hasattr(study, "directions") or not callable(objective):
+        message = f"optimize takes a study and an objective, not {type(study).__name__} and {type(objective).__name__}"
+        raise user_error(message, hint="write deadline.optimize(study, objective, deadline=..., max_steps=...)")
+    if len(study.directions) != 1:
+        hint = "name it in create_study(direction=...)"
+        raise user_error("a deadline needs one objective to rank trials by", hint=hint)
+
+
+def _check_sizes(**sizes: Any) -> None:
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise user_error(f"{name} must be an integer of at least 1, not {value!r}")
+    if sizes["min_steps"] > sizes["max_steps"] or sizes["eta"] < 2:
+        raise user_error("min_steps must not exceed max_steps, and eta must be at least 2")
 
 
 def _list_errors(catch: Iterable[type[Exception]] | type[Exception] | None) -> tuple[type[Exception], ...]:

@@ -6,7 +6,6 @@ Besides the verbs, this is the only module that reads the spec; everything else 
 from __future__ import annotations
 
 import datetime as dt
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -54,7 +53,16 @@ from unfold_tuning.schema.cloud import Cloud, InstanceSpec
 from unfold_tuning.schema.profile import MAX_VARIATION, Delay, Iteration, ProfileSpec, Recorded
 from unfold_tuning.schema.search import Search
 from unfold_tuning.schema.tuning import TuningSpec
-from unfoldkit.api import Run, UnfoldError, dump, fingerprint, format_count, internal_error, user_error
+from unfoldkit.api import (
+    Run,
+    UnfoldError,
+    dump,
+    fingerprint,
+    format_count,
+    internal_error,
+    require_packages,
+    user_error,
+)
 from unfoldkit.catalog.aws import AwsClients, connect_clients, request_prices
 from unfoldkit.catalog.billing import Billing
 from unfoldkit.catalog.instances import Catalog, Instance, PriceBook
@@ -451,8 +459,8 @@ def resolve_trainable(spec: TuningSpec, run: Run) -> TrainableConfig:
         raise user_error(
             f"the spec names code: {trainable.function}", key="trainable.function", hint="--allow-code runs it"
         )
-    if trainable.estimator == "torch-mlp" and importlib.util.find_spec("torch") is None:
-        raise user_error("torch-mlp needs torch", key="trainable.estimator", hint="pip install 'unfoldkit[torch]'")
+    if trainable.estimator == "torch-mlp":
+        require_packages("torch-mlp", "torch", key="trainable.estimator")
     config = build_trainable(trainable)
     if trainable.data in (None, *BUNDLED_DATASETS):
         return config

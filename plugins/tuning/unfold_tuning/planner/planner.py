@@ -11,8 +11,7 @@ import numpy as np
 
 from unfold_tuning._types import FloatArray
 from unfold_tuning.job.problem import Problem
-from unfold_tuning.job.profile import Machine, Profile
-from unfold_tuning.job.schedule import Stage
+from unfold_tuning.job.profile import Machine
 from unfold_tuning.planner.baselines import (
     Baseline,
     Goal,
@@ -22,7 +21,7 @@ from unfold_tuning.planner.baselines import (
     simulate_naive_clusters,
     simulate_static_clusters,
 )
-from unfold_tuning.planner.frontier import Frontier, StageCosts, build_stage_costs
+from unfold_tuning.planner.frontier import StageCosts, build_stage_costs
 from unfold_tuning.planner.local_search import refine_plan
 from unfold_tuning.planner.lower_bound import compute_lower_bound
 from unfold_tuning.planner.minimum_charge import search_exact_frontier
@@ -50,7 +49,6 @@ class Candidate:
     Attributes:
         model: The job on this machine.
         costs: Stage times and costs of the frontier search.
-        frontier: The exact frontier.
         plans: Simulated plans, fastest first.
         guaranteed_s: The time that each plan guarantees: [plans] seconds.
         confidence: The probability of the guarantee.
@@ -59,7 +57,6 @@ class Candidate:
 
     model: ExecutionModel
     costs: StageCosts
-    frontier: Frontier
     plans: tuple[SimulatedPlan, ...]
     guaranteed_s: FloatArray
     confidence: float = 0.95
@@ -167,25 +164,6 @@ def solve(problem: Problem, progress: Callable[[str, int, int], None]) -> Soluti
     )
 
 
-def evaluate_machines(
-    stages: Sequence[Stage], profile: Profile, machines: Sequence[Machine], confidence: float, samples: int, seed: int,
-    progress: Callable[[str, int, int], None] = lambda _step, _done, _total: None,
-) -> list[Candidate]:  # fmt: skip
-    """Compute the cost–deadline frontier of every machine with common random numbers.
-
-    Args:
-        stages: The stage table.
-        profile: Timings of the job.
-        machines: The machines to compare.
-        confidence: Probability of the guarantee.
-        samples: Simulated runs.
-        seed: Seed of the draws.
-        progress: Called after each stage on each machine.
-    """
-    model = build_execution_model(stages, profile, machines[0], samples, seed)
-    return evaluate_models(model.with_machines(machines), confidence, progress)
-
-
 def build_posterior(problem: Problem) -> PacePosterior | None:
     """Build the posterior over paces before the first stage; ``None`` if no trial was measured."""
     paces = problem.paces
@@ -229,7 +207,7 @@ def evaluate_machine(
         *simulate_naive_clusters(model),
     )
     guaranteed_s = np.array([plan.compute_guaranteed_seconds(confidence) for plan in plans])
-    return Candidate(model, costs, frontier, plans, guaranteed_s, confidence)
+    return Candidate(model, costs, plans, guaranteed_s, confidence)
 
 
 def select_best(candidates: Sequence[Candidate], deadline_s: float) -> Selection | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_tuning.job.allocation import Allocation, Plan, count_slots
-from unfold_tuning.job.profile import LogNormal, Machine, Profile, compute_log_sigma
+from unfold_tuning.job.profile import Machine, Profile, compute_log_sigma
 from unfold_tuning.job.schedule import Group, Stage
 from unfold_tuning.planner.planner import Candidate, evaluate_machine
 from unfold_tuning.simulator.execution_model import (
@@ -66,14 +66,12 @@ class Replan:
     Attributes:
         plan: The plan.
         is_changed: Whether it differs from the plan so far.
-        on_time_before: Probability of being on time with the plan so far.
         on_time_after: Probability of being on time with this plan.
         is_late: Whether no plan gives the guarantee any more.
     """
 
     plan: Plan
     is_changed: bool
-    on_time_before: float
     on_time_after: float
     is_late: bool
 
@@ -114,15 +112,6 @@ def estimate_slowdowns(ratios: Sequence[float], iters: int, profile: Profile, po
     return TrialSlowdowns(factors, math.sqrt(weight * within))
 
 
-def update_provision(profile: Profile, measured_s: float) -> Profile:
-    """Return the profile with the provisioning time moved halfway, in logarithms, to a measured one."""
-    provision = profile.provision
-    if provision.mean <= 0 or measured_s <= 0:
-        return profile
-    factor = math.sqrt(measured_s / provision.mean)
-    return replace(profile, provision=LogNormal(provision.mean * factor, provision.std * factor))
-
-
 def replan_remaining(remaining: ExecutionModel, plan: Plan, time_left_s: float, confidence: float) -> Replan:
     """Keep the plan of the remaining stages if it still gives the guarantee and no plan as sure is much cheaper.
 
@@ -153,7 +142,6 @@ def replan_remaining(remaining: ExecutionModel, plan: Plan, time_left_s: float, 
     return Replan(
         plan=selected.plan,
         is_changed=is_changed,
-        on_time_before=before,
         on_time_after=selected.estimate_on_time_probability(time_left_s),
         is_late=cheapest is None and before < confidence,
     )

@@ -69,14 +69,6 @@ class InstanceOrder(NamedTuple):
     at: float
 
 
-class CapacityProbe(NamedTuple):
-    """An attempt at an offer, in seconds of the wall clock, and whether it was granted."""
-
-    at: float
-    offer: str
-    is_granted: bool
-
-
 class Checkpoint(NamedTuple):
     """A checkpoint of a trial; ``seconds`` since the one before."""
 
@@ -146,11 +138,6 @@ class Ledger:
     def record_capacity(self, offer: str, granted: bool, now: float) -> None:
         """Record whether an offer had capacity: the log from which its availability is modelled."""
         self._write("INSERT INTO capacity VALUES (?, ?, ?)", (now, offer, int(granted)))
-
-    def list_capacity(self) -> list[CapacityProbe]:
-        """List every attempt at an offer, oldest first."""
-        rows = self.base.execute("SELECT at, offer, granted FROM capacity ORDER BY at")
-        return [CapacityProbe(at, offer, bool(granted)) for at, offer, granted in rows]
 
     def list_orders(self) -> list[InstanceOrder]:
         """List every request for instances, oldest first."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from unfold_tuning.job.build import build_machines, build_trainable, resolve_record
 from unfold_tuning.job.problem import BUNDLED_DATASETS
 from unfold_tuning.schema.tuning import TuningSpec
 from unfold_tuning.trial.trainable import read_table
-from unfoldkit.api import Diagnostic, Run, UnfoldError
+from unfoldkit.api import Diagnostic, Run, run_checks
 
 
 def check_inputs(spec: TuningSpec, run: Run) -> Iterator[Diagnostic]:
     """Yield what is wrong with the files that a spec names; nothing is trained, and no cloud is queried."""
-    for check in (resolve_record, _check_prices, _check_table):
-        try:
-            check(spec, run)
-        except UnfoldError as error:
-            yield from error.diagnostics
+    checks = (resolve_record, _check_prices, _check_table)
+    yield from run_checks(partial(check, spec, run) for check in checks)
 
 
 def _check_prices(spec: TuningSpec, run: Run) -> None:

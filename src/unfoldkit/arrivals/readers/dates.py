@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
-from numpy.typing import NDArray
 
-Times = NDArray[np.float64]
+from unfoldkit._types import FloatArray
+
 _CLOCK = r"(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?(?:\s*([AaPp])\.?[Mm]\.?)?"
 _SLASHED = re.compile(rf"(\d{{1,2}})/(\d{{1,2}})/(\d{{4}}),?\s+{_CLOCK}")
 _DIGIT_FORMATS = {10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
@@ -20,7 +20,7 @@ def is_slashed_date(text: str) -> bool:
     return _SLASHED.fullmatch(text) is not None
 
 
-def parse_slashed_dates(texts: Sequence[str]) -> Times | int:
+def parse_slashed_dates(texts: Sequence[str]) -> FloatArray | int:
     """Parse dates between slashes to s since 1970; if one is invalid, return its index instead.
 
     All dates of a column have one order: month first unless a number above 12 rules it out. If both orders are

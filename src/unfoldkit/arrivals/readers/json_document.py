@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unfoldkit._types import FloatArray, IntArray
 from unfoldkit.arrivals.readers.table import TableColumns, TraceRows, is_table_head, read_rows, sort_rows
-from unfoldkit.arrivals.readers.timestamps import COLUMNS, Times, epoch_to_seconds, split_unit
+from unfoldkit.arrivals.readers.timestamps import COLUMNS, epoch_to_seconds, split_unit
 from unfoldkit.errors import UnfoldError, user_error
 from unfoldkit.io.csv import UNREADABLE, open_text
 from unfoldkit.io.json_values import parse_values
@@ -107,7 +107,7 @@ def _read_matrix(values: Sequence[Any], match: str, path: Path) -> TraceRows | N
     return TraceRows(epoch_to_seconds(marks), None, "values", True, _sum_series(rates, first, path))
 
 
-def _sum_series(rates: Times, first: NDArray[np.int64], path: Path) -> Times:
+def _sum_series(rates: FloatArray, first: IntArray, path: Path) -> FloatArray:
     """Sum the rates of each time; missing measurements (NaN) count as zero."""
     invalid = rates[(rates < 0) | np.isinf(rates)]
     if invalid.size:

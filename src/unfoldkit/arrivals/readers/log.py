@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from unfoldkit._types import FloatArray
 from unfoldkit.arrivals.readers.monitoring import is_other_k6_line
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
     MOONCAKE_FIELDS,
     NUMBER,
     TimeNotation,
-    Times,
     each_epoch_to_seconds,
     split_unit,
     to_seconds,
@@ -33,7 +33,7 @@ def ignore_warning(text: str) -> None:
     """Drop a warning."""
 
 
-def read_log(path: Path, match: str, column: str | None, notation: TimeNotation, warn: Warn) -> Times:
+def read_log(path: Path, match: str, column: str | None, notation: TimeNotation, warn: Warn) -> FloatArray:
     """Read the times of the lines that contain ``match``.
 
     Lines that begin with ``#`` (W3C extended logs) and samples of k6 that are not requests are skipped. At most 1 % of

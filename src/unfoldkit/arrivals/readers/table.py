@@ -1,17 +1,18 @@
-"""Read arrival times from tables: one row per arrival, or one row per interval with a count or a rate of arrivals."""
+"""Read arrival times from tables: one row per arrival, or one per interval with a count or a rate of arrivals."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unfoldkit._types import FloatArray, IntArray
 from unfoldkit.arrivals.readers import monitoring
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
@@ -20,7 +21,6 @@ from unfoldkit.arrivals.readers.timestamps import (
     NUMBER,
     UNITS_S,
     TimeNotation,
-    Times,
     epoch_to_seconds,
     is_ambiguous,
     is_time,
@@ -29,8 +29,8 @@ from unfoldkit.arrivals.readers.timestamps import (
 )
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, user_error
 from unfoldkit.io.csv import UNREADABLE, csv_lines, open_text
+from unfoldkit.io.parquet import read_parquet_cells
 
-Counts = NDArray[np.int64]
 Rows = Iterator[tuple[int, list[str]]]
 """Line numbers and cells."""
 COUNT_COLUMNS = (
@@ -80,17 +80,17 @@ class TableColumns:
 
 @dataclass(frozen=True, slots=True)
 class TraceRows:
-    """Times in s, with the counts or rates of arrivals from each time to the next; without them, single arrivals.
+    """FloatArray in s, with the counts or rates of arrivals from each time to the next; without them, single arrivals.
 
     ``column`` is the column of counts or rates, ``by_name`` whether only its name identified it. ``has_unit`` states
     that the names of the columns decide the unit of the times.
     """
 
-    times: Times
-    counts: Counts | None = None
+    times: FloatArray
+    counts: IntArray | None = None
     column: str = ""
     by_name: bool = False
-    rates: Times | None = None
+    rates: FloatArray | None = None
     has_unit: bool = False
 
 
@@ -141,6 +141,21 @@ def read_table(path: Path, columns: TableColumns) -> TraceRows:
             return _read_lines(csv_lines(stream), columns, path)
     except UNREADABLE as error:
         raise user_error(f"cannot read the trace: {error}", file=str(path)) from error
+
+
+def read_parquet(path: Path, columns: TableColumns) -> TraceRows:
+    """Read the times of a Parquet file, sorted, with the counts or rates of its rows.
+
+    Raises:
+        UnfoldError: the file cannot be read, or a cell is not a time, count or rate.
+    """
+    names, cells = read_parquet_cells(path)
+    rows = ((number, list(row)) for number, row in enumerate(zip(*cells, strict=True), 1))
+    try:
+        return sort_rows(read_rows(names, rows, columns, path))
+    except UnfoldError as error:
+        faults = [replace(each, message=f"row {each.line}: {each.message}", line=0) for each in error.diagnostics]
+        raise UnfoldError(*faults) from error
 
 
 def is_table_head(head: Sequence[str], column: str | None = None) -> bool:
@@ -269,7 +284,7 @@ def _named_amount(head: list[str], time_index: int, row: list[str]) -> _AmountCo
     return None if stated is None else _AmountColumn(stated, head[stated], 1.0, by_name=True)
 
 
-def _is_row_number(counts: Times) -> bool:
+def _is_row_number(counts: FloatArray) -> bool:
     """Whether values are all 1, or count up from 0 or 1: then each row is one arrival."""
     return bool((counts == 1).all() or (counts[0] <= 1 and (np.diff(counts) == 1).all()))
 
@@ -283,7 +298,7 @@ def _read_times(
     *,
     is_single: bool = True,
     is_mooncake: bool = False,
-) -> Times:
+) -> FloatArray:
     """Read a column of times; its first cell decides whether the column holds numbers or dates.
 
     ``is_single`` states that each is one arrival: counts lie on a grid. ``is_mooncake`` states that the table has
@@ -311,7 +326,7 @@ def _read_times(
     return notation.convert_numbers(times, name, str(path)) if is_single else epoch_to_seconds(times)
 
 
-def _are_milliseconds(times: Times) -> bool:
+def _are_milliseconds(times: FloatArray) -> bool:
     """Whether sorted numbers are whole, and few enough as milliseconds for requests of a language model."""
     is_whole = bool(np.isfinite(times).all()) and not (times % 1).any()
     return is_whole and times.size <= MAX_MOONCAKE_RATE * float(times[-1] - times[0]) * UNITS_S["ms"]
@@ -330,7 +345,7 @@ def _parse_number(text: str, path: Path, line: int, notation: TimeNotation) -> f
 
 def _read_amounts(
     rows: Rows, index: int, name: str, amount: _AmountColumn, notation: TimeNotation, path: Path
-) -> tuple[Times, Times]:
+) -> tuple[FloatArray, FloatArray]:
     amounts: list[float] = []
     parse = _parse_count if amount.period_s is None else _parse_rate
 

@@ -15,12 +15,11 @@ from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unfoldkit._types import FloatArray
 from unfoldkit.errors import did_you_mean, user_error
 
-Times = NDArray[np.float64]
-Number = TypeVar("Number", float, NDArray[np.float64])
+Number = TypeVar("Number", float, FloatArray)
 COLUMNS = (
     *("arrival_s", "arrival", "arrival_time", "time_s", "timestamp", "time", "ts", "datetime", "date"),
     *("second", "seconds", "minute", "minutes", "hour", "hours"),
@@ -120,7 +119,7 @@ class TimeNotation:
         """The stated unit in s."""
         return None if self.unit is None else UNITS_S[self.unit]
 
-    def convert_numbers(self, times: Times, column: str, file: str) -> Times:
+    def convert_numbers(self, times: FloatArray, column: str, file: str) -> FloatArray:
         """Convert numbers of which neither the spec nor a column states the unit: times since 1970, or seconds.
 
         Raises:
@@ -187,12 +186,12 @@ def to_seconds(value: Number, unit_s: float) -> Number:
     return value * unit_s if unit_s >= 1 else value / round(1 / unit_s)
 
 
-def epoch_to_seconds(times: Times) -> Times:
+def epoch_to_seconds(times: FloatArray) -> FloatArray:
     """Convert times since 1970 in ms, µs or ns to s, by the size of the first; other numbers stay."""
     return times / _epoch_parts(float(times[0])) if times.size else times
 
 
-def each_epoch_to_seconds(times: Times) -> Times:
+def each_epoch_to_seconds(times: FloatArray) -> FloatArray:
     """Convert times since 1970 to s, each by its own size: lines of one log may use several units."""
     for parts in _EPOCH_PARTS[1:]:
         times = np.where(
@@ -212,7 +211,7 @@ def is_ambiguous(number: float, text: str = "") -> bool:
     return number >= MAX_RELATIVE_S and not any(low * parts <= number < high * parts for parts in _EPOCH_PARTS)
 
 
-def describe_unit_doubt(times: Times) -> str:
+def describe_unit_doubt(times: FloatArray) -> str:
     """Describe why numbers without a unit may be milliseconds, or rounded; empty if they are plainly seconds.
 
     Load generators and tracers write whole milliseconds from 0 on. Read as seconds, minutes become days. On a grid of

@@ -22,8 +22,9 @@ from unfoldkit.errors import ExitCode, user_error
 from unfoldkit.registry import open_registry
 from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict
 from unfoldkit.run_directory import write_atomically
-from unfoldkit.spec.units import format_price, parse_price
+from unfoldkit.spec.units import UNIT_FAMILIES
 
+PRICE = UNIT_FAMILIES["price"]
 COLUMNS = (
     Column("type"),
     Column("vCPU"),
@@ -117,7 +118,7 @@ def parse_max_price(text: str | None) -> float | None:
     from pydantic_core import PydanticCustomError
 
     try:
-        return None if text is None else parse_price(text)
+        return None if text is None else PRICE.parse(text)
     except PydanticCustomError as error:
         raise user_error(f"--max-price {error.message()}", hint='write "$5/h"') from error
 
@@ -156,13 +157,13 @@ def _describe_cheapest(catalog: Catalog, wanted: InstanceFilter) -> str:
     if wanted.max_price is None or not priced:
         return ""
     cheapest = f"{priced[0].name} at {_format_price_of(priced[0], wanted)}"
-    return f" for {format_price(wanted.max_price)}; the cheapest is {cheapest}"
+    return f" for {PRICE.render(wanted.max_price)}; the cheapest is {cheapest}"
 
 
 def _format_price_of(item: Instance, wanted: InstanceFilter) -> str:
     price = price_of(item, spot=wanted.spot)
-    return format_price(price) if price < float("inf") else "an unknown price"
+    return PRICE.render(price) if price < float("inf") else "an unknown price"
 
 
 def _format_or_unknown(price: float | None) -> str:
-    return "unknown" if price is None else format_price(price)
+    return "unknown" if price is None else PRICE.render(price)

@@ -21,6 +21,7 @@ from unfoldkit.errors import (
     user_error,
     with_default_file,
 )
+from unfoldkit.format import format_count
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Report, Verdict
@@ -181,7 +182,7 @@ def _summarize(by_file: dict[str, list[Diagnostic]]) -> str:
     count = sum(len(items) for items in invalid.values())
     is_single = len(invalid) == 1
     where = _display_name(next(iter(invalid))) if is_single else f"{len(invalid)} of {len(by_file)} files"
-    return f"{count} mistake{'s' if count > 1 else ''} in {where}"
+    return f"{format_count(count, 'mistake')} in {where}"
 
 
 def _display_name(file: str) -> str:

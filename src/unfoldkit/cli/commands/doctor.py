@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unfoldkit.cli import console
-from unfoldkit.descriptors import REPORT_TO_AUTHORS, Check, CheckResult, list_extras, resolve
+from unfoldkit.descriptors import REPORT_TO_AUTHORS, Check, CheckResult, resolve
 from unfoldkit.engines.local import available_cores
-from unfoldkit.errors import ExitCode, UnfoldError, format_value, user_error
+from unfoldkit.errors import ExitCode, UnfoldError, format_value, list_extras, user_error
 from unfoldkit.registry import Registry, find_misspelt_hooks, open_registry
 
 GIB = 1024**3

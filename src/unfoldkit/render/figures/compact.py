@@ -119,9 +119,7 @@ def _write_timeline(timeline: Timeline, width: int) -> Iterator[str]:
     marks = dict(zip(list_lane_marks(timeline), itertools.cycle(MARK_LETTERS), strict=False))
     cells = max(10, min(MAX_STRIP, width - cell_len(labels[0]) - 2)) if labels else 10
     cell = (last - first) / cells
-    by_lane: dict[str, list[Bar]] = {lane: [] for lane in timeline.lanes}
-    for bar in timeline.bars:
-        by_lane[bar.lane].append(bar)
+    by_lane = timeline.bars_by_lane()
     for label, lane in zip(labels, lanes, strict=False):
         strip = list(_draw_strip(by_lane[lane], groups, first, cell, cells))
         for marker in timeline.markers:

@@ -148,10 +148,7 @@ def _tabulate_timeline(timeline: Timeline) -> Table:
         return Table(timeline.title, columns, rows)
     columns = (Column("lane"), Column("bars"), Column("first start", unit), Column("last end", unit),
                Column("busy", unit))  # fmt: skip
-    by_lane: dict[str, list[Bar]] = {lane: [] for lane in timeline.lanes}
-    for bar in timeline.bars:
-        by_lane[bar.lane].append(bar)
-    sums = tuple(_summarize_lane(lane, bars) for lane, bars in by_lane.items())
+    sums = tuple(_summarize_lane(lane, bars) for lane, bars in timeline.bars_by_lane().items())
     return Table(timeline.title, columns, sums[:MAX_BARS])
 
 

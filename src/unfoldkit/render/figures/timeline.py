@@ -165,9 +165,7 @@ def _name_bar(axes: Axes, bar: Bar, middle: float, height_pt: float, points_per_
 
 def _join_bars(timeline: Timeline, lanes: Sequence[str], span: float) -> list[list[StackedBar]]:
     """Stack the bars of each lane; many bars are joined more than few, so that a page stays small."""
-    by_lane: dict[str, list[Bar]] = {lane: [] for lane in timeline.lanes}
-    for bar in timeline.bars:
-        by_lane[bar.lane].append(bar)
+    by_lane = timeline.bars_by_lane()
     gap = span / STEPS
     while True:
         stacked = [stack_bars(by_lane[lane], gap) for lane in lanes]

@@ -79,12 +79,6 @@ class Store:
             self.connection.execute("BEGIN IMMEDIATE")
             yield
 
-    def forget(self, entities: Iterable[str]) -> int:
-        """Delete the states of these entities; return how many there were."""
-        with self._guard(), self._transaction():
-            delete = "DELETE FROM entities WHERE entity = ?"
-            return sum(self.connection.execute(delete, (entity,)).rowcount for entity in entities)
-
     def count(self) -> int:
         """Return the number of entities."""
         with self._guard():

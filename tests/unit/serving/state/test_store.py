@@ -32,7 +32,7 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     store.close()
     store = open_store(tmp_path / "new" / "s.db", made_from="a")
     assert store.read(["p1", "nobody", "ä ' ;", "p1"]) == {"p1": first, "ä ' ;": second}
-    assert (store.count(), store.forget(["p1", "nobody"]), store.count()) == (2, 1, 1)
+    assert store.count() == 2
     store.close()
 
 

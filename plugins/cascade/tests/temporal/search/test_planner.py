@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from plugins.cascade.tests.temporal.conftest import TrainedWards
 from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.models.study import fit_study, load_study
 from unfold_cascade.temporal.report.plan import build_plan_report
-from unfold_cascade.temporal.search.planner import SearchResult, evaluate_solution, solve, swap_cohorts
+from unfold_cascade.temporal.search.planner import SearchResult, evaluate_solution, solve
 from unfold_cascade.verbs import temporal
 
 OTHER = "{name: small, estimator: xgboost, features: [bedside], params: {n_estimators: 9, max_depth: 2}}"
@@ -20,7 +21,7 @@ BASELINE = f"baseline={{estimator: xgboost, params: {{n_estimators: 80, max_dept
 
 def test_swapped_parts_evaluate_other_patients(search: SearchResult) -> None:
     """With certifying and test cohort swapped, the front stays and other patients are evaluated."""
-    swapped = swap_cohorts(search)
+    swapped = replace(search, study=replace(search.study, calibrate=search.study.test, test=search.study.calibrate))
     assert swapped.front is search.front
     assert swapped.study.test is search.study.calibrate
     assert evaluate_solution(swapped).latched.quality.bill != evaluate_solution(search).latched.quality.bill

@@ -20,7 +20,6 @@ SAME = ("model", "stream", "temperature", "top_p", "user", "parallel_tool_calls"
 """Fields that have the same name and meaning in a chat request."""
 STORED = ("previous_response_id", "conversation", "prompt", "background")
 TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
-JSON_TYPE = b"application/json"
 
 
 def translate_request(body: bytes) -> tuple[bytes, ResponseWriter]:

@@ -198,14 +198,15 @@ def saving_interval(cost: FloatArray, reference: FloatArray, unit: IntArray) -> 
 
 def area_under_curve(confidence: FloatArray, is_correct: BoolArray) -> float | None:
     """Compute the probability that a correct answer has the higher confidence (ties count half)."""
+    from scipy.stats import rankdata
+
     usable = ~np.isnan(confidence)
     value, good = confidence[usable], is_correct[usable]
     if not 0 < int(good.sum()) < good.size:
         return None
-    _, rank, count = np.unique(value, return_inverse=True, return_counts=True)
-    middle = np.cumsum(count) - (count - 1) / 2
     positive = int(good.sum())
-    return float((middle[rank][good].sum() - positive * (positive + 1) / 2) / (positive * (good.size - positive)))
+    ranks_of_correct = float(rankdata(value)[good].sum())
+    return (ranks_of_correct - positive * (positive + 1) / 2) / (positive * (good.size - positive))
 
 
 def _test_units(solution: RoutingSolution) -> IntArray:

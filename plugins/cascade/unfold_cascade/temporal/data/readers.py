@@ -20,6 +20,7 @@ from unfold_cascade.schema.cells import is_missing
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
 from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource
 from unfoldkit.api import Diagnostic, Run, UnfoldError, user_error
+from unfoldkit.io.csv import is_number
 from unfoldkit.safe_io.files import read_bytes, require_regular
 
 HOUR_COLUMN = "ICULOS"
@@ -239,18 +240,10 @@ def _locate_mistake(path: Path, contents: Iterable[NamedContent], width: int) ->
                 message = f"has {len(cells)} cells where the header has {width}"
                 return UnfoldError(Diagnostic(message, str(path / name), number, 1, "data.path"))
             for cell in cells:
-                if not _is_number(cell):
+                if not is_number(cell):
                     message = f'"{cell.decode("utf-8", "replace")[:40]}" is not a number'
                     return UnfoldError(Diagnostic(message, str(path / name), number, 1, "data.path"))
     return user_error("not a table of numbers", file=str(path), key="data.path")
-
-
-def _is_number(cell: bytes) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _assemble_table(

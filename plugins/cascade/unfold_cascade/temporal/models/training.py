@@ -17,7 +17,7 @@ from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.temporal.models.predictions import Predictions, is_fitted, pack_predictions, read_predictions
 from unfold_cascade.temporal.models.slots import ModelSlot, TrainingRows
 from unfold_cascade.temporal.problem import TemporalProblem
-from unfoldkit.api import Run, UnfoldError, user_error
+from unfoldkit.api import Run, user_error
 
 SHARED_FILE = "features.tmp.npy"
 
@@ -137,7 +137,7 @@ def run_job(job: TrainingJob) -> tuple[bytes, bytes]:
         p[in_fold] = predict_probabilities(fold_model, x[in_fold], classes, job.inspection)
     stored = estimators.to_bytes(job.recipe, model)
     latency_us = cost.measure_latency_us(model.predict_proba, x, job.batch_rows, time.perf_counter)
-    flops = _count_flops(model, x.shape[1])
+    flops = cost.count_flops_if_known(model, x.shape[1])
     return stored, pack_predictions(p, flops=flops, size=len(stored), latency_us=latency_us)
 
 
@@ -163,10 +163,3 @@ def _share_features(run: Run, build_features: Callable[[], Float32]) -> Iterator
         yield str(file)
     finally:
         file.unlink(missing_ok=True)
-
-
-def _count_flops(model: Any, columns: int) -> float | None:
-    try:
-        return cost.count_flops(model, columns)
-    except UnfoldError:
-        return None

@@ -142,12 +142,6 @@ def search_cascades(study: Study, progress: Progress = ignore_progress) -> Searc
     return SearchResult(study, baselines, search_front(study, baselines, basis, progress))
 
 
-def swap_cohorts(search: SearchResult) -> SearchResult:
-    """Swap the certifying and the test cohort, for a second evaluation of the same search."""
-    study = search.study
-    return replace(search, study=replace(study, calibrate=study.test, test=study.calibrate))
-
-
 def evaluate_solution(search: SearchResult) -> Solution:
     """Select and certify a cascade against each baseline, and evaluate all policies on the test cohort."""
     study, baselines, seed = search.study, search.baselines, search.problem.seed

@@ -26,7 +26,7 @@ from unfold_cascade.temporal.models.study import Cohort, Study
 from unfold_cascade.temporal.search.compose import FrontPoint
 from unfold_cascade.temporal.search.outcomes import CohortConduct, Conduct, build_outcome_guarantees
 from unfold_cascade.temporal.simulation.cost import CostMeasure, follow_longest_path
-from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
+from unfold_cascade.temporal.simulation.policy import build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import Int8, simulate
 from unfoldkit.api import format_amount, user_error
 
@@ -313,13 +313,6 @@ def _list_budget_candidates(tuning: FloatArray) -> list[int]:
 
 def _hourly_cost(point: FrontPoint, by: str) -> float:
     return point.cost if "+" in by else point.bill[by]
-
-
-def compare_on_cohort(study: Study, cohort: Cohort, policy: Policy, baseline_stage: IntArray) -> FloatArray:
-    """Compute (P,) how much more a policy loses than a baseline with (n,) stages, by patient of a cohort."""
-    arrays = build_policy_arrays(policy, study.parallel)
-    trajectories = simulate(cohort.timeline, cohort.scores, arrays, study.problem.transitions)
-    return average_by_patient(trajectories.stage.astype(np.int64), baseline_stage, cohort.highest, cohort.entity)
 
 
 def average_by_patient(

@@ -20,7 +20,7 @@ from unfold_cascade.temporal.models.study import StoredStudy, load_study
 from unfold_cascade.temporal.problem import FeatureSet, TemporalProblem
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfold_cascade.temporal.simulation.policy import Policy, StagePolicy, single_model_policy
-from unfoldkit.api import Run, RunDir, user_error
+from unfoldkit.api import Run, user_error
 
 INFINITE_CUTS: Mapping[str, float] = {"always": -math.inf, "never": math.inf}
 
@@ -31,7 +31,6 @@ class LoadedPlan:
 
     Attributes:
         problem: The problem, with the seed of the plan.
-        directory: The run.
         policy: The cascade of the plan.
         baseline: The latched baseline.
         serves_baseline: Whether the baseline is served because no cascade was certified.
@@ -43,7 +42,6 @@ class LoadedPlan:
     """
 
     problem: TemporalProblem
-    directory: RunDir
     policy: Policy
     baseline: BaselineRule
     serves_baseline: bool
@@ -112,7 +110,6 @@ def load_temporal_plan(problem: TemporalProblem, run: Run, plan: Mapping[str, An
     purchase = build_purchase_terms(problem.features)
     return LoadedPlan(
         problem=problem,
-        directory=run.directory,
         policy=policy,
         baseline=baseline,
         serves_baseline=serves_baseline,

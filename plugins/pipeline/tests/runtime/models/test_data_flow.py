@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
+from plugins.pipeline.tests.helpers import plan_stages
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Pipeline, Plan, StageConfig, build_edges, build_inputs
 from unfold_pipeline.problem.pipeline import Stage as PipelineStage
@@ -108,7 +109,7 @@ def answer_locally(
     """What replica processes on this machine answer to rows."""
     flow, wanted = resolve(graph, sources)
     plan: Plan = tuple(StageConfig(0, 4 if index else 1, 1) for index, _ in enumerate(sources))
-    runtime = LocalRuntime([stage.name for stage in graph.stages], wanted, plan, flow=flow)
+    runtime = LocalRuntime(plan_stages([stage.name for stage in graph.stages], wanted, plan), flow=flow)
 
     async def scene() -> list[dict[str, Any] | None]:
         await runtime.start()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plugins.pipeline.tests.helpers import plan_stages
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import StageConfig
 from unfold_pipeline.runtime.local import LocalRuntime
@@ -95,7 +96,9 @@ def test_replica_that_dies_while_starting_is_reported(tmp_path: Path, how: str) 
     """A process that ends before it is ready is reported with stage and exit status, and no process remains."""
     code, message = ENDS[how]
     (tmp_path / "dying.py").write_text(code)
-    runtime = LocalRuntime(["a"], [ModelSource(code="dying:x", folder=str(tmp_path))], (StageConfig(0, 1, 2),))
+    runtime = LocalRuntime(
+        plan_stages(["a"], [ModelSource(code="dying:x", folder=str(tmp_path))], (StageConfig(0, 1, 2),))
+    )
     with pytest.raises(UnfoldError) as error:
         asyncio.run(runtime.start())
     assert error.value.code == 2

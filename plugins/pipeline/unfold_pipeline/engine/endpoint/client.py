@@ -122,12 +122,11 @@ def build_http_client(connections: int, limits: EndpointLimits) -> httpx.AsyncCl
     Raises:
         UnfoldError: httpx is not installed.
     """
-    try:
-        import httpx
-    except ImportError as error:
-        from unfoldkit.api import user_error
+    from unfoldkit.api import require_packages
 
-        raise user_error("running engines need the package httpx", hint="pip install 'unfoldkit[pipeline]'") from error
+    require_packages("a running engine", "httpx")
+    import httpx
+
     pool = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
     timeout = httpx.Timeout(limits.first_token_s, connect=limits.connect_s)
     return httpx.AsyncClient(limits=pool, timeout=timeout, follow_redirects=False, trust_env=False)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
-from unfoldkit.api import csv_rows, user_error
+from unfoldkit.api import csv_rows, require_packages, user_error
 from unfoldkit.safe_io.files import first_line, require_regular
 
 PARQUET = ".parquet"
@@ -107,11 +107,9 @@ def read_table(path: Path, required: Sequence[str]) -> MeasuredTable:
 
 
 def _read_parquet(path: Path, required: Sequence[str]) -> MeasuredTable:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        hint = "pip install 'unfoldkit[parquet]'"
-        raise user_error("Parquet needs the package pyarrow", file=str(path), hint=hint) from error
+    require_packages("a Parquet file", "pyarrow", file=str(path))
+    from pyarrow import parquet
+
     require_regular(path)
     try:
         table = parquet.read_table(path)

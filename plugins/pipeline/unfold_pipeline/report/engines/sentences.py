@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from unfold_pipeline.engine.step_times.interval import StepInterval
-from unfoldkit.api import format_duration
+from unfoldkit.api import format_count, format_duration
 
 SOURCES = {
     "tables": "operator tables",
@@ -46,8 +46,8 @@ def describe_targets(ttft_s: float, tpot_s: float, latency_s: float) -> str:
 
 def describe_plan(hourly_cost: float, replicas: int, gpus: int, hardware: str, stages: int = 0) -> str:
     """Return the headline of a plan."""
-    around = f" and {_pluralize(stages, 'stage')} around them" if stages else ""
-    engines = f"{_pluralize(replicas, 'engine')} on {_pluralize(gpus, 'GPU')} ({hardware}){around}"
+    around = f" and {format_count(stages, 'stage')} around them" if stages else ""
+    engines = f"{format_count(replicas, 'engine')} on {format_count(gpus, 'GPU')} ({hardware}){around}"
     return f"${hourly_cost:,.2f}/h: {engines}"
 
 
@@ -80,8 +80,8 @@ def describe_split(before_s: float, engine_s: float, after_s: float) -> str:
 
 def describe_pools(hourly_cost: float, prefill: int, decode: int, gpus: int) -> str:
     """Return the headline of a plan of two pools."""
-    engines = f"{_pluralize(prefill, 'prefill engine')} and {_pluralize(decode, 'decode engine')}"
-    return f"${hourly_cost:,.2f}/h: {engines}, {_pluralize(gpus, 'GPU')}"
+    engines = f"{format_count(prefill, 'prefill engine')} and {format_count(decode, 'decode engine')}"
+    return f"${hourly_cost:,.2f}/h: {engines}, {format_count(gpus, 'GPU')}"
 
 
 def describe_pool_transfer(p99_s: float, bytes_per_s: float, latency_s: float, token_bytes: float) -> str:
@@ -133,12 +133,12 @@ def describe_no_sure_plan(targets: str, confidence: float) -> str:
 
 def describe_nodes(nodes: int, hardware: str, gpus: int, used: int, spare_engines: int) -> str:
     """Return the nodes to rent, and the GPUs that are left and what they would serve."""
-    rented = f"{_pluralize(nodes, f'{hardware} node')} of {gpus} GPUs"
+    rented = f"{format_count(nodes, f'{hardware} node')} of {gpus} GPUs"
     spare = nodes * gpus - used
     if not spare:
         return f"{rented}, all in use"
-    more = f", or for {_pluralize(spare_engines, 'more engine')} at the same price" if spare_engines else ""
-    return f"{rented}, {_pluralize(spare, 'GPU')} left for other work{more}"
+    more = f", or for {format_count(spare_engines, 'more engine')} at the same price" if spare_engines else ""
+    return f"{rented}, {format_count(spare, 'GPU')} left for other work{more}"
 
 
 def describe_by_gpu(cost: float, hardware: str, replicas: int, tensor_parallel: int) -> str:
@@ -166,7 +166,7 @@ def describe_window(window: int, window_layers: int, layers: int, *, is_pool: bo
 
 def describe_left_out(left_out: int, used: int) -> str:
     """Return how many requests of a trace are not in the report, and why."""
-    total = f"{left_out:,} of {_pluralize(used + left_out, 'request')}"
+    total = f"{left_out:,} of {format_count(used + left_out, 'request')}"
     return f"{total}: no generated tokens, so they failed or were not answered; their prompts are not simulated"
 
 
@@ -190,8 +190,8 @@ def describe_table_ends(interval: StepInterval, peak_tokens: int, peak_running: 
 
 def describe_endpoint(stage: str, requests: int, fresh: int) -> str:
     """Return the headline of a profiled engine."""
-    stored = f", {_pluralize(requests - fresh, 'other')} were stored" if fresh < requests else ""
-    return f"step times of {stage} fitted to {_pluralize(fresh, 'request')} of a running engine{stored}"
+    stored = f", {format_count(requests - fresh, 'other')} were stored" if fresh < requests else ""
+    return f"step times of {stage} fitted to {format_count(fresh, 'request')} of a running engine{stored}"
 
 
 def describe_endpoint_steps(step_s: float, context: float, budget: int, full_s: float) -> str:
@@ -214,7 +214,7 @@ def describe_endpoint_fit(within: float) -> str:
 
 def describe_endpoint_range(longest_prompt: int, peak_streams: int) -> str:
     """Return the range that was measured."""
-    streams = _pluralize(peak_streams, "stream")
+    streams = format_count(peak_streams, "stream")
     return f"measured up to prompts of {longest_prompt:,} tokens and {streams}; beyond, steps are extrapolated"
 
 
@@ -248,7 +248,7 @@ def describe_kv(peak_share: float, preemptions: int, tokens: int, *, is_measured
     """Return the use of the KV cache."""
     origin = "measured" if is_measured else "estimated from memory"
     cache = f"{tokens:,} tokens an engine, {origin}"
-    return f"{cache}; at most {peak_share * 100:.0f} % of one in use, {_pluralize(preemptions, 'preemption')}"
+    return f"{cache}; at most {peak_share * 100:.0f} % of one in use, {format_count(preemptions, 'preemption')}"
 
 
 def describe_prefix(hit_share: float) -> str:
@@ -283,7 +283,7 @@ def describe_too_small(options: Sequence[tuple[str, int]]) -> str:
 
 def describe_search(simulations: int, requests: int) -> str:
     """Return the effort of the search."""
-    return f"{_pluralize(simulations, 'simulation')}, {requests:,} requests to their end; no choice is cheaper"
+    return f"{format_count(simulations, 'simulation')}, {requests:,} requests to their end; no choice is cheaper"
 
 
 def describe_front(front_s: float, tail: float) -> str:
@@ -316,24 +316,24 @@ def describe_replay(attainment: float, targets: str, cost: float, rule: str) -> 
 def describe_routing(engines: int, replicas: int, routing: str) -> str:
     """Return what a service routes to."""
     planned = "" if replicas == engines else f"; the plan has {replicas:,}"
-    return f"{_pluralize(engines, 'running engine')} by {routing.replace('_', ' ')}{planned}"
+    return f"{format_count(engines, 'running engine')} by {routing.replace('_', ' ')}{planned}"
 
 
 def describe_local_service(replicas: int, most: int, routing: str) -> str:
     """Return the processes that a service starts."""
     growth = f", up to {most:,} by the traffic" if most > replicas else ""
-    return f"{_pluralize(replicas, 'llama.cpp process')}{growth}, by {routing.replace('_', ' ')}"
+    return f"{format_count(replicas, 'llama.cpp process')}{growth}, by {routing.replace('_', ' ')}"
 
 
 def describe_running_stages(names: Sequence[str], numbers: int) -> str:
     """Return what a request passes beside the engines, and what the stages read."""
-    return f"every request passes {', '.join(names)}, which read its key x: a list of {_pluralize(numbers, 'number')}"
+    return f"every request passes {', '.join(names)}, which read its key x: a list of {format_count(numbers, 'number')}"
 
 
 def describe_local_engines(replicas: int, start_s: float, replaced: int) -> str:
     """Return what happened to the processes of a replay."""
-    deaths = f"; {_pluralize(replaced, 'process')} ended early and were replaced" if replaced else ""
-    started = _pluralize(replicas, "llama.cpp process")
+    deaths = f"; {format_count(replaced, 'process')} ended early and were replaced" if replaced else ""
+    started = format_count(replicas, "llama.cpp process")
     return f"{started} at the start, ready within {format_seconds(start_s)}{deaths}"
 
 
@@ -345,8 +345,8 @@ def describe_scaled_estimate() -> str:
 def describe_measured_replay(attainment: float, targets: str, engines: int, failures: int, prefill: int = 0) -> str:
     """Return the headline of a trace that was replayed on running engines; ``prefill`` of them compute prompts only."""
     failed = f", {failures:,} failed" if failures else ""
-    names = f"{prefill:,} prefill and {_pluralize(engines, 'decode engine')}" if prefill else ""
-    names = names or _pluralize(engines, "engine")
+    names = f"{prefill:,} prefill and {format_count(engines, 'decode engine')}" if prefill else ""
+    names = names or format_count(engines, "engine")
     return f"{attainment * 100:.2f} % of the requests within {targets} on {names}{failed}"
 
 
@@ -365,17 +365,16 @@ def describe_pool_estimate(prefill: str, decode: str) -> str:
 def describe_hand_over(local_prompts: int, requests: int) -> str:
     """Return how many prompts a decode engine computed."""
     if not local_prompts:
-        return f"all {_pluralize(requests, 'prompt')} were computed by prefill engines"
-    return (
-        f"{local_prompts:,} of {_pluralize(requests, 'prompt')} were computed by decode engines: no prefill engine did"
-    )
+        return f"all {format_count(requests, 'prompt')} were computed by prefill engines"
+    prompts = f"{local_prompts:,} of {format_count(requests, 'prompt')}"
+    return f"{prompts} were computed by decode engines: no prefill engine did"
 
 
 def describe_pool_routing(running: tuple[int, int], planned: tuple[int, int]) -> str:
     """Return what a service of two pools routes to; numbers are of prefill and of decode engines."""
     prefill, decode = running
     other = "" if running == planned else f"; the plan has {planned[0]:,} and {planned[1]:,}"
-    names = f"{_pluralize(prefill, 'running prefill engine')}, then {_pluralize(decode, 'running decode engine')}"
+    names = f"{format_count(prefill, 'running prefill engine')}, then {format_count(decode, 'running decode engine')}"
     return f"{names}, in turn{other}"
 
 
@@ -427,8 +426,3 @@ def describe_hindsight(cost: float, ruling_cost: float, engine_hours: float, slo
         f"${cost:,.2f}/h and {engine_hours:,.2f} engine-hours miss no more requests, with engines ready in time, "
         f"changed every {format_seconds(slot_s)}{excess}"
     )
-
-
-def _pluralize(count: int, noun: str) -> str:
-    plural = "es" if noun.endswith("s") else "s"
-    return f"{count:,} {noun}{'' if count == 1 else plural}"

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unfold_tuning._types import FloatArray
 from unfold_tuning.job.allocation import Plan
-from unfold_tuning.job.profile import Profile
+from unfold_tuning.job.profile import LogNormal, Profile
 from unfold_tuning.planner.baselines import Goal
 from unfold_tuning.planner.replan import (
     build_prior,
     estimate_iteration_s,
     estimate_ratio_std,
     replan_remaining,
-    update_provision,
 )
 from unfold_tuning.simulator.execution_model import ExecutionModel
 from unfold_tuning.simulator.plan_cost import simulate_plan
@@ -60,7 +60,16 @@ def simulate_replanned_run(
 
 def _measure_provision(profile: Profile, run: ExecutionModel, plan: Plan, index: int) -> Profile:
     is_growth = index == 0 or plan[index].instances > plan[index - 1].instances
-    return update_provision(profile, float(run.sample_provision_seconds(index)[0])) if is_growth else profile
+    return _update_provision(profile, float(run.sample_provision_seconds(index)[0])) if is_growth else profile
+
+
+def _update_provision(profile: Profile, measured_s: float) -> Profile:
+    """Return the profile with the provisioning time moved halfway, in logarithms, to a measured one."""
+    provision = profile.provision
+    if provision.mean <= 0 or measured_s <= 0:
+        return profile
+    factor = math.sqrt(measured_s / provision.mean)
+    return replace(profile, provision=LogNormal(provision.mean * factor, provision.std * factor))
 
 
 def _measure_ratios(run: ExecutionModel, profile: Profile, index: int, workers: int) -> Sequence[float]:
