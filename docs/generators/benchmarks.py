@@ -399,9 +399,12 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
     "supernet-serve": {
         "goodput_ratio_max": "goodput against the best member alone that is as accurate, best of ten real windows",
         "goodput_ratio_median": "the same, median window",
+        "goodput_ratio_bound_median": "the same of a policy with all requests in time, which none exceeds",
+        "goodput_in_time_percent_min": "requests that the family answers in time, worst of the ten windows, %",
         "goodput_ratio_near_median": "the same where 0.1 points of accuracy count as equal",
         "goodput_ratio_conv": "the same on the busiest window of the calmer trace",
         "ece_points_max": "expected calibration error on unseen patients, worst member, points",
+        "ece_excess_beyond_chance": "members whose confidences are off by more than the draw of patients explains",
         "attainment_ratio_measured": "attainment against the best fixed member of equal accuracy, measured, best trace",
         "attainment_ratio_measured_median": "the same, median trace",
         "accuracy_gain_points_measured": "accuracy gained at equal attainment, measured, points, best trace",

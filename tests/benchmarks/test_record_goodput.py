@@ -111,9 +111,13 @@ def test_the_control_is_not_counted() -> None:
 def test_goodput_and_calibration_join_the_rest() -> None:
     """The worst net is the error that is told, and a missing trace and a busy machine are noted."""
     rest = {"metrics": {"attainment": 1.0}, "tables": {}, "aims": {}, "notes": []}
-    calibration = [{"net": name, "ece_points": after, "ece_points_before": 9.0} for name, after in (("a", 1), ("b", 4))]
+    calibration = [
+        {"net": name, "ece_points": after, "ece_points_before": 9.0, "excess_points": -after, "excess_half_width": 2.0}
+        for name, after in (("a", 1.0), ("b", 4.0))
+    ]
     told = supernet_serve._joined(rest, [], calibration, crowded=True)
     assert told["metrics"]["ece_points_max"] == 4
+    assert told["metrics"]["ece_excess_beyond_chance"] == 1
     assert told["metrics"]["goodput_ratio_median"] is None
     assert supernet_serve.NO_TRACES in told["notes"]
     assert supernet_serve.SLOWED not in told["notes"]

@@ -77,7 +77,9 @@ def train_and_evaluate(
         seconds_by_batch=seconds_by_batch,
         engine_costs=engine_costs,
         comparisons=comparisons,
-        calibration=measure_calibration(logits, temperatures, tested.labels) if len(data.holdout) else {},
+        calibration=(
+            measure_calibration(logits, temperatures, tested.labels, data.test_groups) if len(data.holdout) else {}
+        ),
         verdict=verdict,
         switch_costs=latency.measure_switch_costs(supernet),
         steps=trained.steps,
