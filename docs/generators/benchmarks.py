@@ -394,6 +394,9 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "onnx_difference_max": "largest difference of a member's output from ONNX Runtime's, over the largest output",
         "sharing_cost_points_max": "accuracy lost by sharing weights, worst member, mean of three seeds, points",
         "sharing_cost_error_points": "standard error of that, points",
+        "sharing_costs_surely_beyond_half": "members that sharing costs more than 0.5 points at 95 %",
+        "same_groups_cost_points_max": "the largest cost on unseen beats of the training patients, points",
+        "same_groups_cost_error_points": "standard error of that, points",
         "dominated": "members that an ordinary network of equal MACs and steps beats at 95 %",
     },
     "supernet-serve": {
