@@ -86,6 +86,6 @@ def bound_loss(data: Dataset, exact: Float32Array, rounded: Float32Array, rows: 
     """
     before, after = (evaluate_outputs(outputs, data, rows) for outputs in (exact, rounded))
     if isinstance(before, SubnetQuality) and isinstance(after, SubnetQuality):
-        return before.accuracy - after.accuracy, bound_class_loss(before.correct, after.correct)
+        return before.accuracy - after.accuracy, bound_class_loss(before.correct, after.correct, before.groups)
     loss = before.compare(after)
     return loss.points, loss.bound_above
