@@ -46,7 +46,8 @@ SLOWED = (
 ECE_NOTE = (
     "ece_points: of every net on 11 unseen patients, the worst of them in ece_points_max. Its temperature undoes label "
     "smoothing; three other patients change it only where that surely helps those it was not fitted on. "
-    "ece_excess_beyond_chance: nets whose mean confidence is off by more than the draw of 11 patients explains at 95 %."
+    "ece_excess_beyond_chance: nets whose mean confidence is off by more than the draw of patients explains at 95 %. "
+    "Eight of the 11 are routine records, on which confidences are too low; half of the training patients are."
 )
 NO_TRACES = "goodput_* was not measured: the shared data has no folder traces."
 OWN = ("steady", "fitted", "slackfit", "steady, escalating")
