@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,21 +20,31 @@ def unfold(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def serving(folder: Path, what: str, *more: str, patience: float = 90) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Serve on a free port; give the process and the address. After ``patience`` in seconds it is killed."""
+    """Serve on a free port; give the process and the address, which warnings may precede.
+
+    After ``patience`` in seconds the process is killed.
+    """
     words = [*COMMAND, "serve", what, "--port", "0", *more]
     process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
     watchdog = threading.Timer(patience, process.kill)
     watchdog.start()
     try:
         assert process.stderr
-        first = process.stderr.readline()
-        found = re.search(r" on (http://\S+) · run ", first)
-        assert found, first + process.stderr.read()
-        yield process, found[1]
+        yield process, find_address(process.stderr)
     finally:
         watchdog.cancel()
         process.kill()
         process.communicate()
+
+
+def find_address(lines: Iterable[str]) -> str:
+    """Read lines up to the one that names the address; fail with all of them if none does."""
+    told: list[str] = []
+    for line in lines:
+        if found := re.search(r" on (http://\S+) · run ", line):
+            return found[1]
+        told.append(line)
+    raise AssertionError("".join(told))
 
 
 def rest(process: subprocess.Popen[str]) -> str:

@@ -99,7 +99,7 @@ def train_network(network: nn.Module, x: Tensor, y: Tensor, *, epochs: int, batc
     network.eval()
 
 
-def predict_classes(network: nn.Module, x: Tensor) -> np.ndarray:
-    """Predict the classes (n) of inputs (n, *size)."""
+def compute_logits(network: nn.Module, x: Tensor) -> np.ndarray:
+    """Compute the logits (n, classes) of inputs (n, *size)."""
     with torch.inference_mode():
-        return np.concatenate([network(part).argmax(1).numpy() for part in x.split(CHUNK)])
+        return np.concatenate([network(part).numpy() for part in x.split(CHUNK)])

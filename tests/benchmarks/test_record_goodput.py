@@ -57,6 +57,15 @@ def test_in_overload_the_rival_is_no_less_accurate() -> None:
     assert row["rival"] == "large"
     assert row["goodput_per_s"] == pytest.approx(30.0, rel=0.05)
     assert row["goodput_ratio"] == pytest.approx(3.0, rel=0.2)
+    assert row["goodput_ratio_bound"] == pytest.approx(row["goodput_ratio"], rel=0.05)
+
+
+def test_what_no_policy_exceeds_is_all_requests_against_the_most_accurate_member() -> None:
+    """Where even the small member is overloaded, the bound lies above the ratio; in a calm window nothing is left."""
+    row = play(rate=300.0)
+    assert row["goodput_ratio_bound"] == pytest.approx(30.0, rel=0.1)
+    assert row["goodput_ratio_bound"] > 2 * row["goodput_ratio"]
+    assert play(rate=2.0)["goodput_ratio_bound"] == pytest.approx(1.0)
 
 
 def test_a_hair_of_accuracy_is_no_gain_over_a_near_rival() -> None:
@@ -83,7 +92,8 @@ def test_windows_are_the_busiest_and_as_they_are() -> None:
 
 def make_row(ratio: float) -> dict[str, float]:
     """Make what a window's row must have."""
-    return {"goodput_ratio": ratio, "goodput_ratio_near": ratio / 2, "load_of_most_accurate": 1.0}
+    ratios = {"goodput_ratio": ratio, "goodput_ratio_near": ratio / 2, "goodput_ratio_bound": ratio * 2}
+    return {**ratios, "load_of_most_accurate": 1.0, "goodput_per_s": ratio, "requests_per_s": 10.0}
 
 
 def test_the_control_is_not_counted() -> None:
@@ -93,6 +103,7 @@ def test_the_control_is_not_counted() -> None:
     told = summarise_windows([*rows, control])
     assert (told["goodput_ratio_max"], told["goodput_ratio_median"], told["goodput_windows"]) == (10.0, 5.5, 10)
     assert told["goodput_ratio_near_median"] == 2.75
+    assert (told["goodput_ratio_bound_median"], told["goodput_in_time_percent_min"]) == (11.0, 10.0)
     assert told["goodput_ratio_conv"] == 99.0
     assert summarise_windows([])["goodput_ratio_max"] is None
 
@@ -100,9 +111,13 @@ def test_the_control_is_not_counted() -> None:
 def test_goodput_and_calibration_join_the_rest() -> None:
     """The worst net is the error that is told, and a missing trace and a busy machine are noted."""
     rest = {"metrics": {"attainment": 1.0}, "tables": {}, "aims": {}, "notes": []}
-    calibration = [{"net": name, "ece_points": after, "ece_points_before": 9.0} for name, after in (("a", 1), ("b", 4))]
+    calibration = [
+        {"net": name, "ece_points": after, "ece_points_before": 9.0, "excess_points": -after, "excess_half_width": 2.0}
+        for name, after in (("a", 1.0), ("b", 4.0))
+    ]
     told = supernet_serve._joined(rest, [], calibration, crowded=True)
     assert told["metrics"]["ece_points_max"] == 4
+    assert told["metrics"]["ece_excess_beyond_chance"] == 1
     assert told["metrics"]["goodput_ratio_median"] is None
     assert supernet_serve.NO_TRACES in told["notes"]
     assert supernet_serve.SLOWED not in told["notes"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import socket
 import subprocess
@@ -16,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.served import find_address
 from tests.support import ECHO, ROOT, Process, Unfold, command, surroundings
-
-PLACE = re.compile(r" on (http://\S+) · run ")
 
 
 @contextmanager
@@ -33,10 +31,7 @@ def serving(folder: Path, *words: str, token: str = "") -> Iterator[tuple[subpro
     watchdog.start()
     try:
         assert process.stderr
-        first = process.stderr.readline()
-        found = PLACE.search(first)
-        assert found, first + process.stderr.read()
-        yield process, found[1]
+        yield process, find_address(process.stderr)
     finally:
         watchdog.cancel()
         process.kill()

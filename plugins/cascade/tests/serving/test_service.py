@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 
 from plugins.cascade.tests.runs import TUMOURS, run_in, solve_spec, spec_of
+from tests.served import find_address
 from unfold_cascade.planner.policy import follow
 from unfold_cascade.serving.model import reject_large_values, select_answered  # _large_values
 from unfoldkit.serving.model import Call, Field
@@ -35,9 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     process = subprocess.Popen([*unfold, "serve", str(folder), "--port", "0"], stderr=subprocess.PIPE, text=True)
     assert process.stderr
     try:
-        found = re.search(r"http://127\.0\.0\.1:\d+", process.stderr.readline())
-        assert found
-        yield found[0], folder, process
+        yield find_address(process.stderr), folder, process
     finally:
         process.kill()
         process.wait()

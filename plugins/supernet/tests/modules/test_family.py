@@ -732,15 +732,54 @@ def test_channels_that_fail_at_one_width_are_shared() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_network_that_is_not_followed_keeps_its_channels() -> None:
-    """Channels that torch-pruning fails on are shared in full: members may still differ in resolution."""
-    models = pytest.importorskip("torchvision").models
+def test_shuffled_channels_are_shared_and_those_between_narrowed() -> None:
+    """Nothing is followed through a shuffle that torch-pruning fails on: the channels inside a branch are elastic."""
+    shufflenet = pytest.importorskip("torchvision").models.ShuffleNetV2
     torch.manual_seed(0)
-    module, example = models.shufflenet_v2_x0_5(num_classes=5), torch.randn(2, 3, 64, 64)
-    with pytest.raises(UnfoldError, match=r"no channels .*the module: its channels are split or reshaped"):
-        elastic(module, example, widths=(0.5, 1))
-    family = elastic(module, example, widths=(1,), resolutions=(0.5, 1))
-    assert [member.name for member in family.members()] == ["1x1r0.5", "1x1"]
+    module, example = shufflenet([1, 2, 1], [8, 16, 24, 32, 40], num_classes=5).eval(), torch.randn(2, 3, 32, 32)
+    family = elastic(module, example, widths=(0.5, 1))
+    kept = {name: axes[0] for name, axes in family.members()[0].indices.items()}
+    for name, channels in (("conv1.0", 8), ("stage2.0.branch2.0", 8), ("stage3.1.branch2.0", 12), ("conv5.0", 40)):
+        rows = kept[f"{name}.weight"]
+        assert rows is not None
+        assert len(rows) == channels // 2
+    assert kept["stage2.0.branch2.5.weight"] is None
+    assert any(part.path.endswith("branch2.5") and part.reason for part in family.inelastic)
+    check_members(family, module, example)
+
+
+class GatedTokens(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A gated linear unit on tokens with a position embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.position = nn.Linear(6, 8), nn.Parameter(torch.randn(1, 5, 8))
+        self.both, self.down, self.head = nn.Linear(8, 32), nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.position
+        gate, value = self.both(x).chunk(2, -1)
+        result: Tensor = self.head((x + self.down(nn.functional.silu(gate) * value)).mean(1))
+        return result
+
+
+def test_gates_are_narrowed_behind_a_position_embedding() -> None:
+    """The halves of a gate are found where torch-pruning takes a split for one of tokens."""
+    torch.manual_seed(0)
+    module, example = GatedTokens().eval(), torch.randn(2, 5, 6)
+    family = elastic(module, example, widths=(0.25, 1))
+    assert ("both", 32, 2) in {(group.root, group.channels, group.parts) for group in family.groups}
+    check_members(family, module, example)
+
+
+def check_members(family: ElasticFamily, module: nn.Module, example: Tensor) -> None:
+    """Check that the largest member is the module, and that the smallest one is what its ONNX model computes."""
+    smallest, largest = family.members()[0].name, family.members()[-1].name
+    with torch.no_grad():
+        assert torch.allclose(family(largest, example), module(example), atol=1e-6)
+        expected = family(smallest, example).numpy()
+    session = onnxruntime.InferenceSession(family.export("onnx", smallest))
+    np.testing.assert_allclose(session.run(None, {"x": example.numpy()})[0], expected, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")

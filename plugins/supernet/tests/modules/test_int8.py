@@ -69,6 +69,16 @@ def test_bound_covers_the_loss_and_falls_with_rows() -> None:
     assert bound_class_loss(rounded, exact) < 3.0, "rows that only int8 gets right are no loss"
 
 
+def test_the_bound_counts_patients() -> None:
+    """Ten rows that one of five patients loses have a higher bound than ten that all of them lose alike."""
+    exact, groups = np.ones(1000, bool), np.arange(1000) // 200
+    together, apart = np.arange(1000) >= 10, np.arange(1000) % 100 != 0
+    bounds = [bound_class_loss(exact, rounded, groups) for rounded in (together, apart)]
+    assert bounds[0] > 2.5
+    assert bounds[1] == bound_class_loss(exact, apart)
+    assert bounds[0] > bounds[1]
+
+
 @pytest.mark.slow
 def test_bound_holds_at_its_confidence() -> None:
     """Over 2,000 samples of 400 rows with a true loss of two points, the bound lies below it in at most 5 %."""

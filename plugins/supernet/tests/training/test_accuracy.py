@@ -67,3 +67,45 @@ def test_interval_is_that_of_wilson(right: int, rows: int) -> None:
     low, high = proportion(right, rows)
     assert found.half_width == pytest.approx(max(high - right / rows, right / rows - low) * 100, rel=1e-6)
     assert found.half_width > 0
+
+
+def draw_patients(rng: np.random.Generator, count: int, mean: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draw which of 200 rows of each patient are correct; patients differ by 10 points. Return these and the groups."""
+    groups = np.repeat(np.arange(count), 200)
+    shares = np.clip(mean + rng.normal(0, 0.1, count), 0, 1)
+    return rng.random(len(groups)) < shares[groups], groups
+
+
+def test_intervals_count_patients_and_not_rows() -> None:
+    """Of 200 test sets of 11 patients, 95 % cover the accuracy on all patients; by row, most do not."""
+    rng = np.random.default_rng(2)
+    covered, by_row, promised = 0, 0, 0
+    for _ in range(200):
+        correct, groups = draw_patients(rng, 11, 0.8)
+        zeros = np.zeros(len(groups), np.int64)
+        found, rows = (evaluate_predictions(zeros, 1 - correct.astype(np.int64), 2, each) for each in (groups, None))
+        covered += found.interval[0] <= 80 <= found.interval[1]
+        by_row += rows.interval[0] <= 80 <= rows.interval[1]
+        promised += found.bound_below(1) > 80
+        assert found.half_width >= rows.half_width
+    assert covered >= 182
+    assert by_row < 120
+    assert promised <= 20
+
+
+def test_two_members_differ_only_if_patients_agree() -> None:
+    """What one of 11 patients loses is chance, however many rows it has; what each of them loses is not."""
+    groups, right = np.repeat(np.arange(11), 200), np.ones(2200, bool)
+    one_patient, each_patient = (np.where(wrong, False, right) for wrong in (groups == 0, np.arange(2200) % 10 == 0))
+    for wrong, is_sure in ((one_patient, False), (each_patient, True)):
+        assert compare_paired(right, wrong, groups).is_significant is is_sure
+        assert compare_paired(right, wrong).is_significant
+    assert compare_paired(right, one_patient, groups).bound_above > compare_paired(right, one_patient).bound_above
+    assert not compare_paired(right, right, groups).is_significant
+
+
+def test_a_single_patient_counts_by_row() -> None:
+    """Where all rows are of one group, nothing is known of others: rows are counted."""
+    correct = np.arange(100) < 90
+    found = evaluate_predictions(np.zeros(100, np.int64), 1 - correct.astype(np.int64), 2, np.zeros(100, np.int64))
+    assert found.half_width < 10

@@ -104,6 +104,11 @@ class Dataset:
         return shift
 
     @property
+    def test_groups(self) -> IntArray | None:
+        """Group of each test row (test), if known."""
+        return None if self.groups is None else self.groups[self.test]
+
+    @property
     def shape(self) -> InputShape:
         """Shape of the examples."""
         return InputShape(self.x.shape[1], self.x.shape[2:], self.extra.shape[1], len(self.names))

@@ -103,7 +103,7 @@ def train_module(
         parameters={member.name: member.parameters for member in family.members()},
         comparisons=comparisons,
         calibration=(
-            measure_calibration(outputs, temperatures, data.y[data.test])
+            measure_calibration(outputs, temperatures, data.y[data.test], data.test_groups)
             if len(data.holdout) and data.task != "values"
             else {}
         ),

@@ -26,7 +26,6 @@ from unfold_supernet.training.head_quality import (
     evaluate_labels,
     evaluate_values,
 )
-from unfold_supernet.training.verdict import Z_ONE_SIDED
 
 
 class _Scaled(nn.Module):  # type: ignore[misc,unused-ignore]
@@ -69,14 +68,14 @@ def evaluate_outputs(outputs: Float32Array, data: Dataset, rows: IntArray) -> Qu
         return evaluate_labels(expit(outputs.astype(np.float64)), y, groups)
     if data.task == "values":
         return evaluate_values(outputs.astype(np.float64), y, data.y[data.train].astype(np.float64).mean(0), groups)
-    return evaluate_predictions(outputs.argmax(1), y, len(data.names))
+    return evaluate_predictions(outputs.argmax(1), y, len(data.names), groups)
 
 
 def evaluate_constant(data: Dataset, quality: Quality) -> Quality:
     """Evaluate the constant that a member must beat, on the test rows of ``quality``."""
     if isinstance(quality, HeadQuality):
         return build_constant(CHANCE_AUROC if data.task == "labels" else 0.0, quality)
-    return evaluate_commonest_class(data.y[data.train], data.y[data.test], len(data.names))
+    return evaluate_commonest_class(data.y[data.train], data.y[data.test], len(data.names), data.test_groups)
 
 
 def bound_loss(data: Dataset, exact: Float32Array, rounded: Float32Array, rows: IntArray) -> tuple[float, float]:
@@ -87,6 +86,6 @@ def bound_loss(data: Dataset, exact: Float32Array, rounded: Float32Array, rows: 
     """
     before, after = (evaluate_outputs(outputs, data, rows) for outputs in (exact, rounded))
     if isinstance(before, SubnetQuality) and isinstance(after, SubnetQuality):
-        return before.accuracy - after.accuracy, bound_class_loss(before.correct, after.correct)
+        return before.accuracy - after.accuracy, bound_class_loss(before.correct, after.correct, before.groups)
     loss = before.compare(after)
-    return loss.points, loss.points + Z_ONE_SIDED * loss.error
+    return loss.points, loss.bound_above

@@ -19,7 +19,8 @@ import numpy as np
 from unfold_supernet._types import BoolArray, Float32Array, IntArray
 from unfold_supernet.family.onnx_session import open_session
 from unfold_supernet.scheduling.speed import time_rounds
-from unfold_supernet.training.accuracy import CONFIDENCE
+from unfold_supernet.training.accuracy import compare_paired
+from unfold_supernet.training.clusters import CONFIDENCE
 
 BATCHES = (1, 32)
 """Batch sizes at which int8 must be faster."""
@@ -95,17 +96,24 @@ def choose_precision(
     return (quantised if is_int8 else content), choice
 
 
-def bound_class_loss(exact: BoolArray, rounded: BoolArray) -> float:
+def bound_class_loss(exact: BoolArray, rounded: BoolArray, groups: IntArray | None = None) -> float:
     """Bound the accuracy that rounding loses, in points at 95 %.
 
     The loss is at most the fraction of rows that only the exact model classifies correctly; its bound is that of
-    Clopper and Pearson. Rows that only the rounded model gets right are not credited.
+    Clopper and Pearson, or that of Student's t over groups where it is higher. Rows that only the rounded model gets
+    right are not credited.
+
+    Args:
+        exact: Whether the exact model classifies each row correctly (n).
+        rounded: The same of the rounded model (n).
+        groups: Group of each row (n); rows are independent without it.
     """
     from scipy.stats import binomtest
 
-    worse = int((exact & ~rounded).sum())
+    worse = exact & ~rounded
     level = 1 - 2 * (1 - CONFIDENCE)
-    return float(binomtest(worse, len(exact)).proportion_ci(level, "exact").high) * 100
+    bound = float(binomtest(int(worse.sum()), len(exact)).proportion_ci(level, "exact").high) * 100
+    return bound if groups is None else max(bound, compare_paired(worse, np.zeros_like(worse), groups).bound_above)
 
 
 def measure_speedup(exact: Any, rounded: Any, arrays: Mapping[str, Float32Array]) -> float:

@@ -26,7 +26,10 @@ Indices = tuple[Tensor | None, ...]
 """For each axis of a tensor, the kept indices; ``None`` keeps all of them."""
 CONVOLUTIONS = nn.modules.conv._ConvNd  # noqa: SLF001 - torch has no public name for all convolutions
 ROOTS = (CONVOLUTIONS, nn.Linear)
+NORMS_OF_CHANNELS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 TRIAL_WIDTH = 0.5
+TOLERANCE = 1e-4
+"""Largest difference at which outputs count as equal, relative to how much they differ from row to row."""
 UNFOLLOWED = (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError)
 """What torch-pruning raises where it cannot follow channels."""
 MAX_REDUCED = 2
@@ -132,7 +135,10 @@ def find_width_groups(
         if not reason:
             parts = math.lcm(_count_parts(graph, group), *(count for _, count in _iterate_channel_groups(group)))
             order = _rank_channels(importance, group, parts)
-            reason = "" if order else UNTRACED
+            is_kept = order and (
+                not _is_permuted(group) or _equals_ignored(module, example, [WidthGroup(root, order, parts)], heads)
+            )
+            reason = "" if is_kept else UNTRACED
         if reason:
             inelastic.append(Inelastic(root, reason))
         else:
@@ -240,13 +246,52 @@ def build_graph(module: nn.Module, example: Inputs, heads: HeadLayers = NO_HEADS
         # parameters outside layers, such as position embeddings, are found without a hint
         warnings.simplefilter("ignore")
         pruners = {nn.RMSNorm: _make_rms_pruner()}
-        graph.build_dependency(module, example_inputs=list_tensors(example), customized_pruners=pruners)
+        try:
+            graph.build_dependency(module, example_inputs=list_tensors(example), customized_pruners=pruners)
+        except UNFOLLOWED:
+            # the last step maps indices through reshapes, by channels that it may have counted as 0
+            if not getattr(graph, "module2node", None):
+                raise
+            _map_indices(graph)
+    _follow_splits(graph)
     reads, written = ({module.get_submodule(path) for path in paths} for paths in (heads.reads, heads.written))
     _cut(graph, lambda layer, is_output: layer in (reads if is_output else written))
     _cut_reductions(graph)
     _cut_shared_heads(graph)
     _limit_steps(graph)
     return graph
+
+
+def _map_indices(graph: Any) -> None:
+    """Map the indices of channels operation by operation, and follow nothing through those where this fails."""
+    mapping, nodes = _import_torch_pruning().dependency.index_mapping, graph.module2node
+    unfollowed = set()
+    for operation, node in nodes.items():
+        graph.module2node = {operation: node}
+        try:
+            mapping.update_index_mapping(graph)
+        except UNFOLLOWED:
+            unfollowed.add(operation)
+    graph.module2node = nodes
+    _cut(graph, lambda operation, _is_output: operation in unfollowed)
+
+
+def _follow_splits(graph: Any) -> None:
+    """Map the indices of channels that are split along the last axis.
+
+    Behind a position embedding torch-pruning maps none, lest it takes tokens for channels; tokens are never last.
+    """
+    torch_pruning = _import_torch_pruning()
+    for node in graph.module2node.values():
+        is_split = node.type == torch_pruning.ops.OPTYPE.SPLIT and not node.enable_index_mapping
+        if is_split and _is_last_axis(getattr(node.grad_fn, "_saved_dim", None)):
+            node.enable_index_mapping = True
+            torch_pruning.dependency.index_mapping.update_split_index_mapping(graph, node)
+
+
+def _is_last_axis(saved: int | None) -> bool:
+    """Tell whether an axis, as autograd saves it, was counted as -1: without its sign."""
+    return saved in (-1, 2**64 - 1)
 
 
 def _make_rms_pruner() -> Any:
@@ -592,6 +637,46 @@ def _runs_narrow(
     except Exception:  # noqa: BLE001
         return False
     return True
+
+
+def _is_permuted(group: Any) -> bool:
+    """Tell whether the channels of a group are reshaped, permuted and reshaped again, as channels are shuffled.
+
+    Groups in which norms of many channels, which depend on how many there are, do not count.
+    """
+    targets = [item.dep.target for item in group]
+    if any(isinstance(node.module, NORMS_OF_CHANNELS) for node in targets):
+        return False
+    operations = {node.module: node.grad_fn.name() for node in targets if node.grad_fn is not None}
+    reshapes = sum("View" in name or "Reshape" in name for name in operations.values())
+    return reshapes > 1 and any("Transpose" in name or "Permute" in name for name in operations.values())
+
+
+def _equals_ignored(module: nn.Module, example: Inputs, groups: Sequence[WidthGroup], heads: HeadLayers) -> bool:
+    """Check that a narrow copy returns what the module does if all that the copy lacks is 0.
+
+    A copy whose channels are shuffled otherwise than those of the module runs as well, but with other channels.
+    """
+    ignoring = copy_module(module)
+    try:
+        indices = trace_indices(module, example, groups, TRIAL_WIDTH, heads)[1]
+        for name, tensor in _iterate_tensors(ignoring):
+            kept = torch.ones(tensor.shape, dtype=torch.bool)
+            for axis, index in enumerate(indices[name]):
+                if index is not None:
+                    is_kept = torch.zeros(tensor.shape[axis], dtype=torch.bool)
+                    is_kept[index] = True
+                    kept &= is_kept.reshape([-1 if other == axis else 1 for other in range(tensor.ndim)])
+            tensor.data = tensor.data * kept
+        narrowed = narrow(module, example, groups, TRIAL_WIDTH, heads)
+        # fresh weights may give outputs that hardly depend on the inputs
+        precise = tuple(each.double() if each.is_floating_point() else each for each in list_tensors(example))
+        outputs, expected = (_run(each.double(), precise) for each in (narrowed, ignoring))
+    # a failing copy may raise anything: the reason is that it cannot be narrowed
+    except Exception:  # noqa: BLE001
+        return False
+    scale = (expected - expected.roll(1, 0)).abs().max() if len(expected) > 1 else expected.abs().max()
+    return outputs.shape == expected.shape and bool((outputs - expected).abs().max() <= TOLERANCE * scale)
 
 
 def _run(module: nn.Module, example: Inputs) -> Tensor:

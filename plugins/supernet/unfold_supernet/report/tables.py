@@ -86,9 +86,18 @@ def tabulate_classes(names: Sequence[str], qualities: Mapping[str, SubnetQuality
 
 
 def tabulate_calibration(calibration: Mapping[str, CalibrationError]) -> Table:
-    """Tabulate the calibration error before and after the temperature."""
-    columns = (Column("subnet"), Column("uncalibrated", "points", 2), Column("calibrated", "points", 2))
-    rows = tuple((name, error.before, error.after) for name, error in calibration.items())
+    """Tabulate the calibration error before and after the temperature, and what confidences exceed accuracies by."""
+    columns = (
+        Column("subnet"),
+        Column("uncalibrated", "points", 2),
+        Column("calibrated", "points", 2),
+        Column("confidence less accuracy", "points", 2),
+        Column("±", "points", 2),
+    )
+    rows = tuple(
+        (name, error.before, error.after, error.excess, None if math.isnan(error.half_width) else error.half_width)
+        for name, error in calibration.items()
+    )
     return Table("expected calibration error", columns, rows)
 
 

@@ -10,9 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from unfold_supernet._types import BoolArray, FloatArray, IntArray
+from unfold_supernet.training.clusters import (
+    CONFIDENCE,
+    ClusteredDifference,
+    compute_error,
+    compute_quantile,
+    sum_groups,
+)
 
-Z_95 = 1.96
-CONFIDENCE = 0.95
+Z_95, Z_ONE_SIDED = 1.96, 1.645
 
 
 class Difference(Protocol):
@@ -29,6 +35,10 @@ class Difference(Protocol):
     @property
     def is_significant(self) -> bool:
         """Whether the difference is not chance at 95 %."""
+
+    @property
+    def bound_above(self) -> float:
+        """Upper bound of the difference at 95 % (one-sided), in points."""
 
 
 class Quality(Protocol):
@@ -63,6 +73,7 @@ class SubnetQuality:
         half_width: Half width of its 95 % interval, in points.
         macro_f1: In percent.
         sensitivity: By class, between 0 and 1; NaN for a class without rows.
+        groups: Group of each row, if known; intervals then count groups, and are never narrower than those of rows.
     """
 
     correct: BoolArray
@@ -70,6 +81,7 @@ class SubnetQuality:
     half_width: float
     macro_f1: float
     sensitivity: tuple[float, ...]
+    groups: IntArray | None = None
 
     @property
     def score(self) -> float:
@@ -78,23 +90,29 @@ class SubnetQuality:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval, in percent."""
+        """The 95 % interval in percent: Wilson's, or Student's t over groups where it is wider."""
         from scipy.stats import binomtest
 
         bounds = binomtest(int(self.correct.sum()), len(self.correct)).proportion_ci(CONFIDENCE, method="wilson")
-        return 100 * float(bounds.low), 100 * float(bounds.high)
+        reach = _compute_clustered_reach(self.correct, self.groups, 1 - (1 - CONFIDENCE) / 2)
+        low, high = 100 * float(bounds.low), 100 * float(bounds.high)
+        return max(0.0, min(low, self.accuracy - reach)), min(100.0, max(high, self.accuracy + reach))
 
     def bound_below(self, choices: int) -> float:
-        """Bound the accuracy from below at 95 % (Clopper–Pearson), corrected for a choice among ``choices`` subnets."""
+        """Bound the accuracy from below at 95 %, corrected for a choice among ``choices`` subnets.
+
+        The bound is Clopper and Pearson's, or that of Student's t over groups where it is lower.
+        """
         from scipy.stats import binomtest
 
         level = 1 - 2 * (1 - CONFIDENCE) / choices
         interval = binomtest(int(self.correct.sum()), len(self.correct)).proportion_ci(level, "exact")
-        return float(interval.low) * 100
+        reach = _compute_clustered_reach(self.correct, self.groups, 1 - (1 - CONFIDENCE) / choices)
+        return max(0.0, min(float(interval.low) * 100, self.accuracy - reach))
 
-    def compare(self, reference: SubnetQuality) -> PairedDifference:
+    def compare(self, reference: SubnetQuality) -> Difference:
         """Subtract the accuracy of another subnet on the same rows."""
-        return compare_paired(self.correct, reference.correct)
+        return compare_paired(self.correct, reference.correct, self.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +139,25 @@ class PairedDifference:
         discordant = self.better + self.worse
         return discordant > 0 and bool(binomtest(self.better, discordant).pvalue < 1 - CONFIDENCE)
 
+    @property
+    def bound_above(self) -> float:
+        """Upper bound of the difference at 95 % (one-sided), in points."""
+        return self.points + Z_ONE_SIDED * self.error
 
-def evaluate_predictions(predictions: IntArray, y: IntArray, classes: int) -> SubnetQuality:
-    """Evaluate predictions against labels; the interval is Wilson's at 95 %, its longer side."""
+
+def evaluate_predictions(
+    predictions: IntArray, y: IntArray, classes: int, groups: IntArray | None = None
+) -> SubnetQuality:
+    """Evaluate predictions against labels.
+
+    The interval is Wilson's at 95 %, its longer side, or that of Student's t over groups where it is wider.
+
+    Args:
+        predictions: Predicted classes (n).
+        y: Classes (n).
+        classes: Number of classes.
+        groups: Group of each row (n); rows are independent without it.
+    """
     correct = predictions == y
     accuracy = float(correct.mean())
     confusion = np.zeros((classes, classes))
@@ -135,16 +169,30 @@ def evaluate_predictions(predictions: IntArray, y: IntArray, classes: int) -> Su
     return SubnetQuality(
         correct=correct,
         accuracy=accuracy * 100,
-        half_width=_compute_wilson_reach(accuracy, len(y)) * 100,
+        half_width=max(
+            _compute_wilson_reach(accuracy, len(y)) * 100,
+            _compute_clustered_reach(correct, groups, 1 - (1 - CONFIDENCE) / 2),
+        ),
         macro_f1=float(f1.mean()) * 100,
         sensitivity=tuple(float(value) for value in recall),
+        groups=groups,
     )
 
 
-def evaluate_commonest_class(train_labels: IntArray, test_labels: IntArray, classes: int) -> SubnetQuality:
+def evaluate_commonest_class(
+    train_labels: IntArray, test_labels: IntArray, classes: int, groups: IntArray | None = None
+) -> SubnetQuality:
     """Evaluate the classifier that always predicts the commonest class of the training rows."""
     commonest = np.full(len(test_labels), np.bincount(train_labels).argmax(), np.int64)
-    return evaluate_predictions(commonest, test_labels, classes)
+    return evaluate_predictions(commonest, test_labels, classes, groups)
+
+
+def _compute_clustered_reach(correct: BoolArray, groups: IntArray | None, level: float) -> float:
+    """Compute how far the accuracy of other groups may lie on one side at a level, in points; 0 without groups."""
+    if groups is None:
+        return 0.0
+    influence = sum_groups((correct - correct.mean()) / len(correct) * 100, groups)
+    return compute_quantile(level, len(influence)) * compute_error(influence)
 
 
 def _compute_wilson_reach(proportion: float, count: int) -> float:
@@ -155,9 +203,12 @@ def _compute_wilson_reach(proportion: float, count: int) -> float:
     return abs(centre - proportion) + Z_95 * half / (1 + term)
 
 
-def compare_paired(correct: BoolArray, reference: BoolArray) -> PairedDifference:
-    """Compare a subnet's correct rows with those of a reference on the same rows."""
+def compare_paired(correct: BoolArray, reference: BoolArray, groups: IntArray | None = None) -> Difference:
+    """Compare a subnet's correct rows with those of a reference on the same rows, of which groups count if known."""
     difference = correct.astype(np.float64) - reference
+    if groups is not None:
+        influence = sum_groups((difference - difference.mean()) / len(difference) * 100, groups)
+        return ClusteredDifference(float(difference.mean()) * 100, compute_error(influence), len(influence))
     error = float(difference.std()) / math.sqrt(len(difference)) * 100
     better, worse = int((correct & ~reference).sum()), int((reference & ~correct).sum())
     return PairedDifference(float(difference.mean()) * 100, error, better, worse)

@@ -30,10 +30,20 @@ RESAMPLES, CONFIDENCE = 100, 0.95
 
 @dataclass(frozen=True, slots=True)
 class CalibrationError:
-    """Expected calibration error of a subnet on the test rows, in points."""
+    """Calibration of a subnet on the test rows, in points.
+
+    Attributes:
+        before: Expected calibration error without the temperature.
+        after: The same with the temperature.
+        excess: Mean confidence less accuracy, with the temperature; below 0 where confidences are too low.
+        half_width: Half width of the 95 % interval of ``excess``, in which groups count instead of rows: a
+            temperature can be right in the mean of all groups and wrong for those at hand. NaN for a single one.
+    """
 
     before: float
     after: float
+    excess: float
+    half_width: float
 
 
 def fit_temperature(logits: Float32Array, targets: IntArray, groups: IntArray | None = None) -> float:
@@ -174,7 +184,10 @@ def compute_calibration_error(
 
 
 def measure_calibration(
-    logits: Mapping[str, Float32Array], temperatures: Mapping[str, float], targets: Any
+    logits: Mapping[str, Float32Array],
+    temperatures: Mapping[str, float],
+    targets: Any,
+    groups: IntArray | None = None,
 ) -> dict[str, CalibrationError]:
     """Measure the calibration error of each member on the test rows, without and with its temperature.
 
@@ -182,14 +195,42 @@ def measure_calibration(
         logits: By member, its logits (n, classes or labels), already divided by its temperature.
         temperatures: By member.
         targets: True classes (n), or labels of 0 and 1 (n, labels).
+        groups: Group of each row (n); rows are independent without it.
     """
-    return {
-        name: CalibrationError(
+    errors = {}
+    for name, values in logits.items():
+        excess, half_width = _average_clustered(_compute_excess(values, targets) * 100, groups)
+        errors[name] = CalibrationError(
             before=_compute_error_of(values * np.float32(temperatures[name]), targets),
             after=_compute_error_of(values, targets),
+            excess=excess,
+            half_width=half_width,
         )
-        for name, values in logits.items()
-    }
+    return errors
+
+
+def _compute_excess(logits: Float32Array, targets: IntArray) -> FloatArray:
+    """Compute the confidence of each row less what came true (n): of its class, or in the mean over its labels."""
+    from scipy.special import expit
+
+    if targets.ndim > 1:
+        of_labels: FloatArray = (expit(logits.astype(np.float64)) - targets).mean(axis=1)
+        return of_labels
+    of_class: FloatArray = compute_confidence(logits, 1.0) - (logits.argmax(1) == targets)
+    return of_class
+
+
+def _average_clustered(values: FloatArray, groups: IntArray | None) -> tuple[float, float]:
+    """Average values (n); return the mean and the half width of its 95 % interval, with groups as independent units."""
+    from scipy.stats import t
+
+    index = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    mean, count = float(values.mean()), int(index.max()) + 1
+    if count < 2:
+        return mean, math.nan
+    residuals = np.bincount(index, weights=values - mean)
+    error = math.sqrt(count / (count - 1) * float((residuals**2).sum())) / len(values)
+    return mean, float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
 
 
 def compute_confidence(logits: Float32Array | FloatArray, temperature: float) -> FloatArray:

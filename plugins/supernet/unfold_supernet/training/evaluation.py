@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from unfold_supernet._types import Float32Array
+from unfold_supernet._types import Float32Array, IntArray
 from unfold_supernet.family import checkpoint, handoff
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
@@ -42,7 +42,7 @@ def train_and_evaluate(
     supernet = trained.supernet
     logits = _compute_test_logits(supernet, data)
     tested = latency.tabulate_predictions(logits, data.y[data.test])
-    qualities = evaluate_subnets(tested, len(data.names))
+    qualities = evaluate_subnets(tested, len(data.names), data.test_groups)
     seconds_by_batch: dict[str, dict[int, float]] = {}
     for name in qualities:
         progress("measure latencies", len(seconds_by_batch), len(qualities))
@@ -68,7 +68,7 @@ def train_and_evaluate(
         qualities,
         [float(count_macs(supernet.space, subnet)) for subnet in subnets],
         [comparison.gap for comparison in comparisons.values()],
-        evaluate_commonest_class(data.y[data.train], tested.labels, len(data.names)),
+        evaluate_commonest_class(data.y[data.train], tested.labels, len(data.names), data.test_groups),
         problem.goal,
     )
     result = TrainingResult(
@@ -77,7 +77,9 @@ def train_and_evaluate(
         seconds_by_batch=seconds_by_batch,
         engine_costs=engine_costs,
         comparisons=comparisons,
-        calibration=measure_calibration(logits, temperatures, tested.labels) if len(data.holdout) else {},
+        calibration=(
+            measure_calibration(logits, temperatures, tested.labels, data.test_groups) if len(data.holdout) else {}
+        ),
         verdict=verdict,
         switch_costs=latency.measure_switch_costs(supernet),
         steps=trained.steps,
@@ -109,10 +111,12 @@ def _compute_test_logits(supernet: Supernet, data: Dataset) -> dict[str, Float32
     }
 
 
-def evaluate_subnets(tested: SubnetPredictions, classes: int) -> dict[str, SubnetQuality]:
-    """Evaluate every subnet on the test rows, cheapest first."""
+def evaluate_subnets(
+    tested: SubnetPredictions, classes: int, groups: IntArray | None = None
+) -> dict[str, SubnetQuality]:
+    """Evaluate every subnet on the test rows, cheapest first; intervals count their ``groups``, if known."""
     return {
-        name: evaluate_predictions(row, tested.labels, classes)
+        name: evaluate_predictions(row, tested.labels, classes, groups)
         for name, row in zip(tested.names, tested.predictions, strict=True)
     }
 

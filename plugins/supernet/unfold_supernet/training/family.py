@@ -85,7 +85,8 @@ def train_standalone(problem: TrainingProblem, subnet: Subnet, directory: RunDir
     file = f"alone/{subnet.name}.safetensors"
     state = _train_subnets(problem, [subnet], directory, progress, made_from, file)
     bound = bind_subnet(space, state.weights, subnet, _calibrate(problem, space, state.weights, subnet))
-    return evaluate_predictions(predict_classes(bound, data, data.test), data.y[data.test], len(data.names))
+    predictions = predict_classes(bound, data, data.test)
+    return evaluate_predictions(predictions, data.y[data.test], len(data.names), data.test_groups)
 
 
 def _search(problem: TrainingProblem, weights: Weights) -> SearchResult:

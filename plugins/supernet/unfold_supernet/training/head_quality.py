@@ -13,31 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_supernet._types import FloatArray, IntArray
-from unfold_supernet.training.accuracy import CONFIDENCE
+from unfold_supernet.training.clusters import (
+    CONFIDENCE,
+    ClusteredDifference,
+    compute_error,
+    compute_quantile,
+    sum_groups,
+)
 
 CHANCE_AUROC = 50.0
 THRESHOLD = 0.5
 """Probability from which a label counts as predicted, for the F1 score."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeadDifference:
-    """Difference of two members' scores on the same rows.
-
-    Attributes:
-        points: Difference in points.
-        error: Paired standard error, in points.
-        clusters: Groups of rows, or rows, from which the error was estimated.
-    """
-
-    points: float
-    error: float
-    clusters: int
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the 95 % interval (Student's t) leaves zero out."""
-        return abs(self.points) > _compute_quantile(1 - (1 - CONFIDENCE) / 2, self.clusters) * self.error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +58,13 @@ class HeadQuality:
         """Bound the score from below at 95 %, corrected for a choice among ``choices`` members."""
         return self.score - self._reach(1 - (1 - CONFIDENCE) / choices)
 
-    def compare(self, reference: HeadQuality) -> HeadDifference:
+    def compare(self, reference: HeadQuality) -> ClusteredDifference:
         """Subtract the score of another member on the same rows."""
-        error = _compute_error(self.influence - reference.influence)
-        return HeadDifference(self.score - reference.score, error, len(self.influence))
+        error = compute_error(self.influence - reference.influence)
+        return ClusteredDifference(self.score - reference.score, error, len(self.influence))
 
     def _reach(self, level: float) -> float:
-        return _compute_quantile(level, len(self.influence)) * _compute_error(self.influence)
+        return compute_quantile(level, len(self.influence)) * compute_error(self.influence)
 
 
 def evaluate_labels(probabilities: FloatArray, y: IntArray, groups: IntArray | None = None) -> HeadQuality:
@@ -105,7 +91,7 @@ def evaluate_labels(probabilities: FloatArray, y: IntArray, groups: IntArray | N
     defined = max(1, len(f1))
     return HeadQuality(
         score=float(np.nanmean(outputs)) * 100 if f1 else math.nan,
-        influence=_sum_groups(influence / defined * 100, groups),
+        influence=sum_groups(influence / defined * 100, groups),
         by_output=tuple(area * 100 for area in outputs),
         measures={
             "mean average precision": float(np.sum(precisions)) / defined * 100,
@@ -134,7 +120,7 @@ def evaluate_values(
     by_output = (1 - ratios) * 100
     return HeadQuality(
         score=float(by_output[is_defined].mean()) if is_defined.any() else math.nan,
-        influence=_sum_groups(parts.sum(axis=1) / max(1, int(is_defined.sum())) * 100, groups),
+        influence=sum_groups(parts.sum(axis=1) / max(1, int(is_defined.sum())) * 100, groups),
         by_output=tuple(by_output.tolist()),
         measures={},
         errors=tuple(zip(np.abs(residuals).mean(axis=0).tolist(), np.sqrt(squares.mean(axis=0)).tolist(), strict=True)),
@@ -162,23 +148,3 @@ def _compute_auroc(scores: FloatArray, truth: np.ndarray) -> tuple[float, FloatA
     influence[truth] = (above - area) / positives
     influence[~truth] = (below - area) / negatives
     return area, influence
-
-
-def _sum_groups(influence: FloatArray, groups: IntArray | None) -> FloatArray:
-    # a single group has no spread: its rows are all that is known
-    if groups is None or len(np.unique(groups)) < 2:
-        return influence
-    _, index = np.unique(groups, return_inverse=True)
-    return np.asarray(np.bincount(index, weights=influence), np.float64)
-
-
-def _compute_error(influence: FloatArray) -> float:
-    """Compute the standard error of a score from the influence of its groups; unknown for a single one."""
-    count = len(influence)
-    return math.sqrt(count / (count - 1) * float((influence**2).sum())) if count > 1 else math.inf
-
-
-def _compute_quantile(level: float, clusters: int) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(level, max(1, clusters - 1)))

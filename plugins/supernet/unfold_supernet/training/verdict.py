@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from unfold_supernet._types import Task
 from unfold_supernet.training.accuracy import Difference, Quality, select_front
 
-Z_ONE_SIDED = 1.645
-
 
 @dataclass(frozen=True, slots=True)
 class Goal:
@@ -94,6 +92,6 @@ def judge_family(
         useless=tuple(useless),
         grows=len(qualities) == 1 or len(select_front(macs, list(qualities.values()))) > 1,
         score_bound=max(quality.bound_below(len(qualities)) for quality in qualities.values()),
-        sharing_bound=max((gap.points + Z_ONE_SIDED * gap.error for gap in gaps), default=None),
+        sharing_bound=max((gap.bound_above for gap in gaps), default=None),
         goal=goal,
     )

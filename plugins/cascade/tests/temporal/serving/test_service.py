@@ -5,12 +5,12 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in
+from tests.served import find_address
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.readers import read_long
@@ -115,10 +116,9 @@ def serving(folder: Path, run: str = "runs/wards") -> Iterator[tuple[subprocess.
     watchdog.start()
     try:
         assert process.stderr
-        first = process.stderr.readline()
-        found = re.search(r" on http://([\d.]+):(\d+) · run ", first)
-        assert found, first + process.stderr.read()
-        with closing(http.client.HTTPConnection(found[1], int(found[2]), timeout=60)) as connection:
+        address = urllib.parse.urlsplit(find_address(process.stderr))
+        assert address.hostname
+        with closing(http.client.HTTPConnection(address.hostname, address.port, timeout=60)) as connection:
             yield process, Client(connection, run.rpartition("/")[2])
     finally:
         watchdog.cancel()

@@ -1,0 +1,22 @@
+"""The address of a service is found behind what other libraries warn of, and a service that never starts is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.served import find_address
+
+STARTED = "serving ecg on http://127.0.0.1:8123 · run runs/ecg\n"
+
+
+def test_warnings_may_precede_the_address() -> None:
+    """A library that warns on its import does not hide the service."""
+    lines = iter(["UserWarning: no GPU\n", "  import torch\n", STARTED, "later\n"])
+    assert find_address(lines) == "http://127.0.0.1:8123"
+    assert list(lines) == ["later\n"]
+
+
+def test_a_service_that_ends_is_told_with_all_its_lines() -> None:
+    """The failure holds what the process said."""
+    with pytest.raises(AssertionError, match=r"(?s)first.*runs/ecg: no such run"):
+        find_address(["first\n", "error: runs/ecg: no such run\n"])
