@@ -54,6 +54,11 @@ def describe_replan(occasion: str, plan: Plan) -> str:
     )
 
 
+def describe_early_release(count: int, stage: int, kept: int) -> str:
+    """Describe instances that were released before the end of a stage."""
+    return f"{format_count(count, 'idle instance')} released before the end of stage {stage}; {kept} kept"
+
+
 def describe_budget_stop(budget_usd: float) -> str:
     """Describe that the run stops before it exceeds its budget."""
     return f"the next step would exceed the budget of {format_money(budget_usd)}"
