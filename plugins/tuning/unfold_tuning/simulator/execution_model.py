@@ -229,7 +229,8 @@ class ExecutionModel:
         for begin in range(0, slots, per_instance):
             first = begin // per_instance * hosts
             ends[:, first : first + hosts] = slot_ends[:, begin : begin + per_instance].max(axis=1, keepdims=True)
-        return np.asarray(np.sort(ends, axis=1)[:, -1:] - np.sort(ends, axis=1)[:, : allocation.instances])
+        ends.sort(axis=1)
+        return np.asarray(ends[:, -1:] - ends[:, : allocation.instances])
 
     def sample_sync_seconds(self, index: int) -> FloatArray:
         """Compute the duration of the barrier before a stage, which the first stage of a job lacks: [samples]."""
