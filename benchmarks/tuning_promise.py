@@ -235,7 +235,7 @@ def replay(planned: Planned, truth: Order, plan: Plan, deadline: float, seed: in
             replanned = replan_stages(remaining, posterior, going, index, plan, deadline - clock, seed)
             plan = (*plan[: index + 1], *replanned.plan)
     count = sum(instances.count for instances in held)
-    return clock, usd + float(release_oldest(held, count, np.array([clock]), NODE)[1][0])
+    return float(clock), usd + float(release_oldest(held, count, np.array([clock]), NODE)[1][0])
 
 
 @dataclass(slots=True)

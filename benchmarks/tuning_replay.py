@@ -92,6 +92,14 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
         "cost_ratio_asha_where_reached": _sum(reached, "usd") / _sum(reached, "asha_usd") if reached else None,
         "cost_ratio_asha_promised": _part(rows, promised=True)[0],
         "cost_ratio_asha_promised_median": _part(rows, promised=True)[1],
+        "cost_ratio_asha_promised_worst_task": max(
+            (
+                _ratio(own, task=table.task)
+                for table in tables
+                if (own := [row for row in rows if row["promised"] and row["task"] == table.task])
+            ),
+            default=None,
+        ),
         "cost_ratio_asha_refused": _part(rows, promised=False)[0],
         "cost_ratio_asha_refused_median": _part(rows, promised=False)[1],
         "reached_share": len(reached) / len(rows),
