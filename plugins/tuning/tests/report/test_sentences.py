@@ -77,6 +77,7 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     messages.describe_growth: [(8, 1.2), (None, 0.0)],
     messages.describe_trim: [(0.5, 6, 1.2), (None, 0, 0.0)],
     messages.describe_stop: [(3, 0.97), (None, None)],
+    messages.format_score: [(0.97,), (2.44e-5,)],
     messages.describe_lost_guarantee: [(90.0, 0.42)],
     messages.describe_missed_deadline: [()],
     messages.describe_replan: [("after stage 1", (Allocation(4, 1, 16), Allocation(2, 4, 2)))],
@@ -102,6 +103,14 @@ def _list_functions(module: ModuleType) -> set[Callable[..., str]]:
     return {
         function for name, function in functions if function.__module__ == module.__name__ and not name.startswith("_")
     }
+
+
+def test_a_small_loss_is_no_zero() -> None:
+    """The headline of a run shows a loss of any size; accuracies keep four decimals."""
+    texts = [
+        sentences.write_winner_headline("loss", metric, 3, 60.0, 1.0, None) for metric in (2.44e-5, 0.0, 0.97, 12.5)
+    ]
+    assert [text.split()[4] for text in texts] == ["2.44e-05", "0.0000", "0.9700", "12.5000"]
 
 
 def test_every_sentence_is_on_the_page() -> None:

@@ -32,7 +32,12 @@ def describe_trim(fraction: float | None, last_iters: int, cost_usd: float) -> s
 
 def describe_stop(trial: int | None, metric: float | None) -> str:
     """Describe the option to stop with the best trial so far."""
-    return "stop" if trial is None or metric is None else f"stop: trial {trial} has {metric:.4f}"
+    return "stop" if trial is None or metric is None else f"stop: trial {trial} has {format_score(metric)}"
+
+
+def format_score(metric: float) -> str:
+    """Format a metric with four decimals, or a small one, such as a loss, with three significant digits."""
+    return f"{metric:.4f}" if metric == 0 or abs(metric) >= 0.01 else f"{metric:.3g}"
 
 
 def describe_lost_guarantee(time_left_s: float, on_time_probability: float) -> str:

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unfold_tuning.executor.messages import format_score
 from unfold_tuning.job.profile import Machine
 from unfoldkit.api import format_count, format_duration, format_money, format_percent
 
@@ -78,7 +79,7 @@ def write_winner_headline(
 ) -> str:
     """State the best metric of a run, and the deadline if the run missed it."""
     cost = f"in {format_duration(seconds)} for {format_money(spent_usd)}"
-    text = f"trial {trial} reaches {metric_name} {metric:.4f} {cost}"
+    text = f"trial {trial} reaches {metric_name} {format_score(metric)} {cost}"
     if missed_deadline_s is None:
         return text
     return f"{text}, missing the deadline of {format_duration(missed_deadline_s)}"
