@@ -14,6 +14,7 @@ from tuning_runs import read_nodes
 
 from unfold_tuning.cluster.local import LocalCluster
 from unfold_tuning.cluster.provider import build_local_provider
+from unfold_tuning.cluster.ray import RayCluster, RunningTrial
 from unfold_tuning.executor.early_release import EarlyRelease, count_needed
 from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.executor import Executor
@@ -156,3 +157,21 @@ def test_instances_needed_by_jobs(tmp_path: Path) -> None:
     assert count_needed([replace(job, workers=2)] * 3, 4) == 2
     assert count_needed([replace(job, workers=8)] * 3, 4) == 6
     assert count_needed([replace(job, workers=3), replace(job, workers=8)], jobs.P3.accelerators) >= 2
+
+
+@pytest.mark.parametrize(("kept", "released"), [(0, ["a", "c"]), (2, ["a"]), (3, []), (9, [])])
+def test_only_idle_nodes_of_a_ray_cluster_are_released(tmp_path: Path, kept: int, released: list[str]) -> None:
+    """Of three nodes, the one with a trial stays, and no more are released than asked for."""
+    job = TrialJob(trial=1, config={}, done=0, target=10, checkpoint_iters=1, workers=1, seed=0, folder=tmp_path)
+    provider, ray_nodes = Mock(), Mock()
+    cluster = RayCluster(
+        WorkerSetup(TrainableConfig(function="sleeper:train")),
+        2,
+        provider,
+        ray_nodes,
+        devices=dict.fromkeys("abc", "CPU"),
+        running={1: RunningTrial(job, [], None, ("b",))},
+    )
+    assert cluster.release_idle(kept) == len(released)
+    assert [call.args[0] for call in provider.release.call_args_list] == released
+    assert list(cluster.devices) == [name for name in "abc" if name not in released]
