@@ -208,15 +208,21 @@ class SimulatedCluster:
 
     def resize(self, count: int, watch: Callable[[], None]) -> None:
         """Grow or shrink as the Ray cluster does."""
-        idle = [name for name in self.nodes if not self._used(name)]
-        for name in idle[: max(0, len(self.nodes) - count)]:
-            self.nodes.remove(name)
-            self.provider.release(name)
+        self.release_idle(count)
         if len(self.nodes) < count:
             names = self.provider.rent(count - len(self.nodes), watch, is_required=not self.nodes)
             if names:
                 self.clock.sleep(self.rng.lognormvariate(np.log(60.0), 0.15))
             self.nodes += names
+
+    def release_idle(self, kept: int) -> int:
+        """Release nodes without a trial as the Ray cluster does."""
+        idle = [name for name in self.nodes if not self._used(name)]
+        surplus = idle[: max(0, len(self.nodes) - kept)]
+        for name in surplus:
+            self.nodes.remove(name)
+            self.provider.release(name)
+        return len(surplus)
 
     def can_grow(self, count: int) -> bool:
         """Return whether nodes are missing and an offer is awake."""

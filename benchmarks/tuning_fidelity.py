@@ -30,7 +30,7 @@ from unfold_tuning.job.schedule import Stage, build_random_search, build_success
 from unfold_tuning.job.search_space import Uniform
 from unfold_tuning.planner.planner import evaluate_machine
 from unfold_tuning.simulator.execution_model import build_execution_model
-from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
+from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_early_release
 from unfold_tuning.trial.ledger import Ledger, open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
 from unfoldkit.catalog.billing import Billing
@@ -109,7 +109,7 @@ def compared(engine: Engine, quick: bool, seed: int) -> Iterator[dict[str, Any]]
     for plan in [plans[index].plan for index in ([0] if quick else [0, last // 2, last])]:
         # just before, as a machine that others use too is not the same a few minutes later
         profile = profile_of(measured(engine, plan[0].instances))
-        predicted = simulate_plan(build_execution_model(engine.stages, profile, engine.node, 2000, seed), plan)
+        predicted = simulate_early_release(build_execution_model(engine.stages, profile, engine.node, 2000, seed), plan)
         row = _row(predicted, *carried_out(engine, predicted, profile, seed))
         yield {"engine": engine.name, **row, "start_s": profile.startup.mean}
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.tuning_stage import PlayedTrial, play_stage
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.job.profile import LogNormal, Machine, Profile, compute_log_sigma
 from unfold_tuning.job.schedule import Group, build_successive_halving
@@ -91,6 +92,14 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
         "cost_ratio_asha_where_reached": _sum(reached, "usd") / _sum(reached, "asha_usd") if reached else None,
         "cost_ratio_asha_promised": _part(rows, promised=True)[0],
         "cost_ratio_asha_promised_median": _part(rows, promised=True)[1],
+        "cost_ratio_asha_promised_worst_task": max(
+            (
+                _ratio(own, task=table.task)
+                for table in tables
+                if (own := [row for row in rows if row["promised"] and row["task"] == table.task])
+            ),
+            default=None,
+        ),
         "cost_ratio_asha_refused": _part(rows, promised=False)[0],
         "cost_ratio_asha_refused_median": _part(rows, promised=False)[1],
         "reached_share": len(reached) / len(rows),
@@ -160,7 +169,7 @@ def asha_run(table: Table, size: int, seed: int) -> Ended:
 
 
 def elastic_run(table: Table, assumed: ExecutionModel, plan: Plan, deadline: float) -> tuple[Ended, list[int]]:
-    """Simulate a plan on the table, planning the remaining job again at each barrier from its measurements."""
+    """Run a plan on the table as ``train`` does: planned again at each barrier, and before it while nodes are idle."""
     profile, clock, dollars = assumed.profile, np.zeros(1), np.zeros(1)
     noise = compute_log_sigma(profile.trial_cv) + compute_log_sigma(profile.iteration.std / profile.iteration.mean)
     posterior, held, trials = build_prior(profile), list[BilledInstances](), list(range(len(table.accuracy)))
@@ -175,17 +184,54 @@ def elastic_run(table: Table, assumed: ExecutionModel, plan: Plan, deadline: flo
         trials = sorted(trials, key=lambda trial: -table.accuracy[trial, group.done])[: group.trials]
         own = [float(table.elapsed[t, group.done + group.iters] - table.elapsed[t, group.done]) for t in trials]
         gain = profile.get_speedup(allocation.workers, NODE.accelerators)
-        clock = clock + _makespan([seconds / gain for seconds in own], allocation.slots) + (SYNC if index else 0.0)
-        posterior = posterior.update([max(s, 1e-9) / (group.iters * profile.iteration.mean) for s in own], noise)
+        clock = clock + (SYNC if index else 0.0)
+        ratios = [max(s, 1e-9) / (group.iters * profile.iteration.mean) for s in own]
+        later = Later(index, assumed.with_profile(posterior.update(ratios, noise).apply_to(profile)), plan)
+
+        def replan(
+            now: float, played: Sequence[PlayedTrial], later: Later = later, begin: float = float(clock[0])
+        ) -> int:
+            return later.count_needed(now, played, deadline - begin - max(trial.end for trial in played))
+
+        kept = plan[index + 1].instances if index + 1 < len(STAGES) else 1
+        played = play_stage([seconds / gain for seconds in own], allocation, NODE.accelerators, kept, replan)
+        for moment in played.released:
+            held, paid = release_oldest(held, 1, clock + moment, NODE)
+            dollars = dollars + paid
+        clock, plan = clock + played.end, later.plan
+        posterior = posterior.update(ratios, noise)
         if index + 1 < len(STAGES):
             corrected = assumed.with_profile(posterior.apply_to(profile))
             slowdowns = _slowdowns(table, trials, STAGES[index + 1].groups[0], profile, posterior)
-            remaining = corrected.select_remaining(index + 1, allocation.instances).with_slowdowns(slowdowns)
-            replan = replan_remaining(remaining, plan[index + 1 :], deadline - float(clock[0]), SHARE)
-            plan = (*plan[: index + 1], *replan.plan)
+            running = sum(holding.count for holding in held)
+            remaining = corrected.select_remaining(index + 1, running).with_slowdowns(slowdowns)
+            replanned = replan_remaining(remaining, plan[index + 1 :], deadline - float(clock[0]), SHARE)
+            plan = (*plan[: index + 1], *replanned.plan)
     dollars = dollars + release_oldest(held, sum(holding.count for holding in held), clock, NODE)[1]
     best = max(float(table.accuracy[trial, EPOCHS]) for trial in trials)
     return Ended(float(clock[0]), float(dollars[0]), best), [allocation.instances for allocation in plan]
+
+
+@dataclass(slots=True)
+class Later:
+    """What follows a running stage: the job under the profile that its trials show, and the plan, which may shrink."""
+
+    index: int
+    corrected: ExecutionModel
+    plan: Plan
+
+    def count_needed(self, now: float, played: Sequence[PlayedTrial], left: float) -> int:
+        """Count the instances that the next stage needs, once every trial has run an epoch."""
+        index, group = self.index, STAGES[self.index].groups[0]
+        if index + 1 == len(STAGES):
+            return 1
+        planned = self.plan[index + 1].instances
+        if all(trial.begin + (trial.end - trial.begin) / group.iters <= now for trial in played):
+            remaining = self.corrected.select_remaining(index + 1, self.plan[index].instances)
+            replan = replan_remaining(remaining, self.plan[index + 1 :], left, SHARE)
+            if not replan.is_late and replan.plan[0].instances < planned:
+                self.plan = (*self.plan[: index + 1], *replan.plan)
+        return self.plan[index + 1].instances
 
 
 def _slowdowns(
@@ -229,13 +275,6 @@ def read_speedup(data: Path) -> tuple[tuple[int, float], ...]:
     return tuple((int(row["gpus"]), float(row["speedup"])) for row in rows if int(row["gpus"]) <= NODE.accelerators)
 
 
-def _makespan(lengths: Sequence[float], places: int) -> float:
-    free = [0.0] * places
-    for seconds in lengths:
-        heapq.heapreplace(free, free[0] + seconds)
-    return max(free)
-
-
 def _sum(rows: Sequence[dict[str, Any]], key: str) -> float:
     return float(sum(row[key] for row in rows))
 
@@ -266,6 +305,7 @@ def _notes() -> dict[str, Any]:
             "promised_share: pairs whose deadline could be promised; else a plan that is nearly the likeliest.",
             "cost_ratio_asha_refused: those others, where unfold plan answers no; hurrying then costs more than ASHA.",
             "After a stage the paces of the trials that go on are known, and the rest is planned with them.",
+            "Our idle instances are released before a barrier, too, except those that the next stage has.",
             "Speed-up of a trial on several accelerators: ResNet-50's on V100, borrowed; the curves have none.",
         ]
     }

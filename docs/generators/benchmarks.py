@@ -312,6 +312,7 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "cost_ratio_asha_median": "the same, median of runs",
         "cost_ratio_asha_worst_task": "the same, worst task",
         "cost_ratio_asha_promised": "the same, where a promise was possible",
+        "cost_ratio_asha_promised_worst_task": "the same, worst task",
         "on_time_share": "share on time",
         "reached_share": "share that reached ASHA's accuracy",
     },

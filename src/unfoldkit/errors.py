@@ -9,7 +9,7 @@ import difflib
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -219,10 +219,15 @@ def install_command(extra: str, owner: str = "unfoldkit") -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint for a misspelt word: ``did you mean "x"?``, a short list of all names, or nothing."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    close = find_similar(word, names)
     if close:
-        return f'did you mean "{close[0]}"?'
+        return f'did you mean "{close}"?'
     return f"one of: {', '.join(names)}" if 0 < len(names) <= MAX_CHOICES else ""
+
+
+def find_similar(word: str, names: Sequence[str]) -> str:
+    """Return the name that a misspelt word resembles most, or nothing."""
+    return next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.6)), "")
 
 
 def format_value(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, format_value
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, find_similar, format_value
 from unfoldkit.spec.base import Checked, Model
 from unfoldkit.spec.error_messages import explain_error
 from unfoldkit.spec.positions import diagnostic_at, known_keys, known_tags, real_path
@@ -156,14 +156,25 @@ def _branch(data: Any, error: dict[str, Any]) -> tuple[PathKey, tuple[str | int,
     return None
 
 
-def _distance(data: Any, path: PathKey, group: list[dict[str, Any]]) -> tuple[int, int, int, int]:
+def _distance(data: Any, path: PathKey, group: list[dict[str, Any]]) -> tuple[int, int, int, int, int]:
     depth = [len(real_path(data, error["loc"])) - len(path) for error in group]
     types = [error["type"] for error in group]
     at_root = sum(deep <= 0 and kind != "missing" for deep, kind in zip(depth, types, strict=True))
     # a tag such as `process: burst`, and the known keys with their types, show which branch was intended
     tags = sum(deep == 1 and kind == "literal_error" for deep, kind in zip(depth, types, strict=True))
     unknown = sum(deep == 1 and kind in ENTRY_ERRORS for deep, kind in zip(depth, types, strict=True))
-    return at_root, tags, unknown, len(group)
+    return at_root, tags, unknown, len(group), not _has_misspelt_key(group)
+
+
+def _has_misspelt_key(group: list[dict[str, Any]]) -> bool:
+    """Return whether an unknown key resembles one that is missing beside it."""
+    missing = [error["loc"] for error in group if error["type"] == "missing"]
+    unknown = [error["loc"] for error in group if error["type"] == "extra_forbidden"]
+    return any(
+        key[:-1] == other[:-1] and bool(find_similar(str(other[-1]), [str(key[-1])]))
+        for key in missing
+        for other in unknown
+    )
 
 
 def _find_problems(spec: Model, document: Document, removed: Sequence[PathKey]) -> list[Diagnostic]:

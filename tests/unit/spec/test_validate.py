@@ -25,6 +25,14 @@ class Burst(Model):
     size: int
 
 
+class Window(Model):
+    window: int
+
+
+class Pulse(Model):
+    pulse: int
+
+
 class Stage(Model):
     name: str
     after: dict[str, int] = {}  # noqa: RUF012 - pydantic copies it
@@ -35,6 +43,7 @@ class Job(Model):
     stages: Annotated[tuple[Stage, ...], Field(min_length=2)] = (Stage(name="a"), Stage(name="b"))
     first: str = "a"
     source: Fixed | Burst | None = None
+    shape: Window | Pulse | None = None
     mode: Literal["fast", "slow"] = "fast"
     count: int = 1
 
@@ -58,6 +67,8 @@ def told(text: str) -> list[str]:
     ("text", "expected"),
     [
         ("count: 2\n", []),
+        # a misspelt key shows which branch was intended
+        ("shape: {pulses: 3}\n", ['f:1:9: shape.pulses: unknown key (did you mean "pulse"?)']),
         ("by_size: {1.5: a}\n", ["f:1:11: by_size.1.5: expected a whole number, got 1.5"]),
         ("by_size: {many: a}\n", ['f:1:11: by_size.many: expected a whole number, got "many"']),
         ("first: z\ncount: x\n", ["f:1:8: first: no such stage", 'f:2:8: count: expected a whole number, got "x"']),

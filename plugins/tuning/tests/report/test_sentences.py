@@ -35,9 +35,11 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     sentences.describe_cheaper_plan: [(0.7, 0.89, 438.0)],
     sentences.describe_earliest: [(360.0, 306.0)],
     sentences.describe_frontier: [({"$2.60": "6.0 min", "$0.85": "6.7 min"},)],
-    sentences.describe_asha: [(2, 0.6, (0.5, 0.8), 400.0, 0.95, None), (1, 0.6, (0.5, 0.8), 400.0, 0.95, 0.1)],
+    sentences.describe_asha: [(2, 0.6, (0.5, 0.8), 400.0, 0.95), (1, 0.6, (0.5, 0.8), 400.0, 0.95)],
+    sentences.describe_asha_saving: [(None,), (0.1,)],
     sentences.describe_late_asha: [(8, 460.0, 0.95)],
     sentences.describe_sensitivity: [([("iterations 3 % slower", 0.955), ("provisioning twice as long", 0.717)],)],
+    sentences.describe_released_cost: [(1.2,)],
     sentences.describe_total_loss: [(0.766,)],
     sentences.describe_thrifty: [(0.2, 12.3)],
     sentences.describe_stage: [(1, 32, 1), (2, 1, 4)],
@@ -75,9 +77,11 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     messages.describe_growth: [(8, 1.2), (None, 0.0)],
     messages.describe_trim: [(0.5, 6, 1.2), (None, 0, 0.0)],
     messages.describe_stop: [(3, 0.97), (None, None)],
+    messages.format_score: [(0.97,), (2.44e-5,)],
     messages.describe_lost_guarantee: [(90.0, 0.42)],
     messages.describe_missed_deadline: [()],
     messages.describe_replan: [("after stage 1", (Allocation(4, 1, 16), Allocation(2, 4, 2)))],
+    messages.describe_early_release: [(1, 1, 2), (7, 2, 3)],
     messages.describe_budget_stop: [(5.0,)],
     messages.describe_fallback: [(300.0,)],
     messages.describe_timeout: [(2.5,)],
@@ -99,6 +103,14 @@ def _list_functions(module: ModuleType) -> set[Callable[..., str]]:
     return {
         function for name, function in functions if function.__module__ == module.__name__ and not name.startswith("_")
     }
+
+
+def test_a_small_loss_is_no_zero() -> None:
+    """The headline of a run shows a loss of any size; accuracies keep four decimals."""
+    texts = [
+        sentences.write_winner_headline("loss", metric, 3, 60.0, 1.0, None) for metric in (2.44e-5, 0.0, 0.97, 12.5)
+    ]
+    assert [text.split()[4] for text in texts] == ["2.44e-05", "0.0000", "0.9700", "12.5000"]
 
 
 def test_every_sentence_is_on_the_page() -> None:

@@ -16,6 +16,8 @@ from unfold_tuning.simulator.kernels import (
     count_preemptions,
     count_preemptions_reference,
     merge_fronts_reference,
+    schedule_slots,
+    schedule_slots_reference,
     schedule_trials,
     schedule_trials_reference,
     search_labels_reference,
@@ -36,6 +38,16 @@ def test_three_schedulers_agree(lengths: list[float], slots: int) -> None:
     ]
     assert ends[1:] == pytest.approx([ends[0], ends[0]])
     assert ends[0] >= max(*lengths, sum(lengths) / slots) - 1e-9
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.5, 4.0]), min_size=1, max_size=30), st.integers(1, 12))
+def test_every_slot_ends_as_in_a_search_of_all(lengths: list[float], slots: int) -> None:
+    """Each job takes the first of the slots that are free first, compiled or not; the last end is the makespan."""
+    rows, free_at = np.array([lengths]), [0.0] * slots
+    for length in lengths:
+        free_at[free_at.index(min(free_at))] += length
+    assert schedule_slots(rows, slots)[0].tolist() == schedule_slots_reference(rows, slots)[0].tolist() == free_at
+    assert max(free_at) == float(schedule_trials(rows, slots)[0])
 
 
 points = st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50)), max_size=12)

@@ -75,6 +75,22 @@ def test_the_minimal_relaxation_is_feasible(tmp_path: Path) -> None:
     assert plan_spec(tmp_path, relaxed).verdict is Verdict.YES
 
 
+def test_a_missed_deadline_names_the_search_without_barriers(tmp_path: Path) -> None:
+    """Where no plan is on time, the report names a cluster on which ASHA would be, or that it would be late too."""
+    report = plan_spec(tmp_path, "2 min")
+    assert dict(report.lines)["without barriers"].startswith("ASHA would be late on every cluster")
+
+
+def test_idle_instances_lower_the_bill(tmp_path: Path) -> None:
+    """If trials differ, the report states what a plan costs without its idle instances."""
+    assert "idle instances" not in dict(plan_spec(tmp_path / "alike", "20 min").lines)
+    text = SPEC.replace("DEADLINE", "8 min").replace("MARKET", "on-demand").replace("std: 4 s", "std: 18 s")
+    report = plan_text(tmp_path / "different", text)
+    before, _, cost = dict(report.lines)["idle instances"].rpartition("$")
+    assert before == "released before the end of a stage if the next one needs fewer; the cost is then "
+    assert 0.5 < float(cost) / read_metric(report, "cost_usd") < 0.995
+
+
 def test_a_free_machine_is_planned(tmp_path: Path) -> None:
     """A machine of one's own may cost nothing: the plan then has the ratio 1 to every baseline."""
     report = plan_text(

@@ -44,6 +44,9 @@ class Cluster(Protocol):
             watch: Called several times a second meanwhile; an exception from it ends the wait.
         """
 
+    def release_idle(self, kept: int) -> int:
+        """Release nodes without a trial until ``kept`` nodes are held, and return how many were released."""
+
     def can_grow(self, count: int) -> bool:
         """Return whether fewer than ``count`` nodes are held and more may be had now."""
 

@@ -73,9 +73,7 @@ class LocalCluster:
 
     def resize(self, count: int, watch: Callable[[], None]) -> None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
-        idle = [node for node in self.nodes if not node.busy]
-        for node in idle[: max(0, len(self.nodes) - count)]:
-            self._release(node)
+        self.release_idle(count)
         for _ in range(MAX_START_ATTEMPTS):
             started = [self._launch(name) for name in self._rent(count, watch)]
             for node in started:
@@ -87,6 +85,14 @@ class LocalCluster:
             return
         hint = "its error is above; out of memory?"
         raise internal_error(f"a worker ended {MAX_START_ATTEMPTS} times before it was ready", hint=hint)
+
+    def release_idle(self, kept: int) -> int:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        idle = [node for node in self.nodes if not node.busy]
+        surplus = idle[: max(0, len(self.nodes) - kept)]
+        for node in surplus:
+            self._release(node)
+        return len(surplus)
 
     def _rent(self, count: int, watch: Callable[[], None]) -> list[str]:
         return self.provider.rent(count - len(self.nodes), watch, is_required=not self.nodes)

@@ -74,9 +74,7 @@ class RayCluster:
 
     def resize(self, count: int, watch: Callable[[], None]) -> None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
-        idle = [name for name in self.devices if not self._count_used(name)]
-        for name in idle[: max(0, len(self.devices) - count)]:
-            self._release(name)
+        self.release_idle(count)
         for _ in range(MAX_START_ATTEMPTS):
             names = self._add_nodes(count - len(self.devices), watch)
             self.devices |= {name: detect_device(name) for name in names}
@@ -88,6 +86,14 @@ class RayCluster:
             return
         hint = "can its workers import the dependencies of the trainable?"
         raise internal_error(f"a node was not ready {MAX_START_ATTEMPTS} times", hint=hint)
+
+    def release_idle(self, kept: int) -> int:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        idle = [name for name in self.devices if not self._count_used(name)]
+        surplus = idle[: max(0, len(self.devices) - kept)]
+        for name in surplus:
+            self._release(name)
+        return len(surplus)
 
     def can_grow(self, count: int) -> bool:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""

@@ -32,7 +32,12 @@ def describe_trim(fraction: float | None, last_iters: int, cost_usd: float) -> s
 
 def describe_stop(trial: int | None, metric: float | None) -> str:
     """Describe the option to stop with the best trial so far."""
-    return "stop" if trial is None or metric is None else f"stop: trial {trial} has {metric:.4f}"
+    return "stop" if trial is None or metric is None else f"stop: trial {trial} has {format_score(metric)}"
+
+
+def format_score(metric: float) -> str:
+    """Format a metric with four decimals, or a small one, such as a loss, with three significant digits."""
+    return f"{metric:.4f}" if metric == 0 or abs(metric) >= 0.01 else f"{metric:.3g}"
 
 
 def describe_lost_guarantee(time_left_s: float, on_time_probability: float) -> str:
@@ -52,6 +57,11 @@ def describe_replan(occasion: str, plan: Plan) -> str:
     return (
         f"{occasion}: {', '.join(str(allocation.instances) for allocation in plan)} instances in the remaining stages"
     )
+
+
+def describe_early_release(count: int, stage: int, kept: int) -> str:
+    """Describe instances that were released before the end of a stage."""
+    return f"{format_count(count, 'idle instance')} released before the end of stage {stage}; {kept} kept"
 
 
 def describe_budget_stop(budget_usd: float) -> str:

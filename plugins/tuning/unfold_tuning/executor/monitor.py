@@ -21,10 +21,13 @@ from unfold_tuning.executor.messages import (
 from unfold_tuning.executor.ranking import select_winner
 from unfold_tuning.executor.recovery import Recovery
 from unfold_tuning.job.allocation import Plan
-from unfold_tuning.simulator.execution_model import scale_iteration
+from unfold_tuning.planner.planner import evaluate_machine
+from unfold_tuning.simulator.execution_model import ExecutionModel, scale_iteration
 from unfold_tuning.trial.worker import TrialJob
 
 CHECK_PERIOD_S = 2.0
+DOUBT_PERIOD_S = 30.0
+"""Where the average trial would be late, the remaining job is simulated with the known ones, at most this often."""
 MIN_SILENCE_S = 60.0
 SILENCE_FACTOR = 10.0
 """A trial is suspicious after this many times its expected time to a checkpoint, and ``MIN_SILENCE_S`` seconds."""
@@ -82,6 +85,7 @@ class Monitor:
         watchdog: The last progress of each running trial.
         checked_at: Wall time of the last check.
         ends_at: Wall time at which the run is expected to end; 0 before the first check.
+        doubted_at: Wall time at which the deadline was last in doubt.
     """
 
     recovery: Recovery
@@ -90,6 +94,7 @@ class Monitor:
     watchdog: Watchdog = field(default_factory=Watchdog)
     checked_at: float = 0.0
     ends_at: float = 0.0
+    doubted_at: float = -math.inf
 
     def check(self, index: int, plan: Plan, jobs: Sequence[TrialJob], began: float) -> None:
         """Estimate the end of the run, kill hanging trials, and note once if the deadline cannot be met any more.
@@ -113,10 +118,14 @@ class Monitor:
         deadline = began + (config.deadline_s or math.inf)
         if (
             now + stage_s + estimator.estimate_fastest_seconds(later) > deadline
+            and now - self.doubted_at >= DOUBT_PERIOD_S
             and ledger.read_fact("hopeless") is None
         ):
-            ledger.record_fact("hopeless", now)
-            self._note_missed_deadline(index, plan, deadline - now - stage_s)
+            self.doubted_at = now
+            remaining = self.recovery.build_remaining_model(index, plan)
+            if not _is_guaranteed(remaining, deadline - now - stage_s, config.confidence):
+                ledger.record_fact("hopeless", now)
+                self._note_missed_deadline(remaining, deadline - now - stage_s)
         self.publish_state(index, plan, began)
 
     def publish_state(self, index: int, plan: Plan, began: float) -> None:
@@ -147,9 +156,8 @@ class Monitor:
             elif self.watchdog.is_newly_suspicious(job.trial, expected_s):
                 log.warning("%s", describe_silence(job.trial, silence_s, expected_s))
 
-    def _note_missed_deadline(self, index: int, plan: Plan, time_left_s: float) -> None:
+    def _note_missed_deadline(self, remaining: ExecutionModel, time_left_s: float) -> None:
         config = self.recovery.config
-        remaining = self.recovery.build_remaining_model(index, plan)
         if remaining.stages:
             options = list(list_late_options(remaining, time_left_s, config.confidence))
         else:
@@ -166,3 +174,10 @@ class Monitor:
         remaining_s = self.ends_at - config.wall() if self.ends_at else None
         spent_usd = self.recovery.ledger.compute_spent_usd()
         return describe_progress(index + 1, len(config.stages), remaining_s, spent_usd, config.budget_usd)
+
+
+def _is_guaranteed(remaining: ExecutionModel, time_left_s: float, confidence: float) -> bool:
+    """Return whether some plan of the remaining stages still gives the guarantee."""
+    if not remaining.stages:
+        return False
+    return evaluate_machine(remaining, confidence).select_cheapest(time_left_s) is not None

@@ -34,6 +34,8 @@ from unfold_tuning.trial.worker import TrialJob
 from unfoldkit.api import internal_error
 
 REPLAN_SAMPLES = 1000
+MIN_MEASURED = 0.8
+"""Before a barrier, the later stages are planned again only if this fraction of the stage's trials shows a pace."""
 MAX_INTERVAL_S = 60.0
 """Longer intervals between two checks of the budget, such as a suspended machine, are not expected again."""
 
@@ -276,6 +278,70 @@ class Recovery:
         self.store.rescale_stage(index, allocation)
         return (*plan[:index], allocation, *changed[1:])
 
+    def replan_before_barrier(self, index: int, plan: Plan, jobs: Sequence[TrialJob], began: float) -> Plan:
+        """Plan the later stages again while the last trials of a stage run, and use the result if it needs less.
+
+        Args:
+            index: The stage.
+            plan: The plan.
+            jobs: Jobs that run; none waits.
+            began: Wall time at which the run began.
+
+        Returns:
+            The plan, as it was unless the next stage can do with fewer instances.
+        """
+        later = plan[index + 1 :]
+        if not later or not self._is_replanning():
+            return plan
+        rest_s, remaining = self._estimate_rest_s(index, jobs), self._build_model_before_barrier(index, plan)
+        if rest_s is None or remaining is None:
+            return plan
+        result = replan_remaining(remaining, later, self._compute_time_left_s(began) - rest_s, self.config.confidence)
+        if result.is_late or result.plan[0].instances >= later[0].instances:
+            return plan
+        self._note_replan(f"before the end of stage {index + 1}", result.plan)
+        return (*plan[: index + 1], *result.plan)
+
+    def _estimate_rest_s(self, index: int, jobs: Sequence[TrialJob]) -> float | None:
+        """Estimate when the running trials of a stage end, each at its own pace; ``None`` before it has shown one."""
+        begins = {group.done + group.iters: group.done for group in self.config.stages[index].groups}
+        timings, config = self._measure_trials(), self.config
+        if any(job.done <= begins.get(job.target, 0) or job.trial not in timings for job in jobs):
+            return None
+        reserve_s = NET_CHANGES * estimate_change_s(config.profile) if config.machine.spot is not None else 0.0
+        rests_s = (
+            timings[job.trial].ratio
+            * (job.target - job.done)
+            * estimate_iteration_s(config.profile, job.workers, config.machine)
+            for job in jobs
+        )
+        return reserve_s + max(rests_s, default=0.0)
+
+    def _build_model_before_barrier(self, index: int, plan: Plan) -> ExecutionModel | None:
+        """Build the model of the later stages from the trials of a running one; ``None`` if too few are measured.
+
+        Which trials continue is not known yet: any of them.
+        """
+        config = self.config
+        running_instances = min(plan[index].instances, self.ledger.count_running() or plan[index].instances)
+        if config.paces is None:
+            return self.build_model_from(index + 1, running_instances)
+        stage = config.stages[index]
+        measured = measure_stage(config, self.ledger, stage, is_running=True)
+        if any(
+            len(paces.last) < MIN_MEASURED * group.trials for paces, group in zip(measured, stage.groups, strict=True)
+        ):
+            return None
+        is_known = len(measured) == 1 and len(config.stages[index + 1].groups) == 1
+        slowdowns = (
+            TrialSlowdowns(tuple(math.exp(pace - self._base) for pace in measured[0].last)) if is_known else None
+        )
+        posterior = self._observe_paces(index).observe_stage(index, measured)
+        paces = posterior.predict(index + 1, self._base, has_known_trials=is_known)
+        model = build_execution_model(config.stages, config.profile, config.machine, REPLAN_SAMPLES, config.seed)
+        remaining = model.select_remaining(index + 1, running_instances)
+        return remaining.with_slowdowns(slowdowns).with_paces(paces, config.seed)
+
     def _draw_paces_in_stage(self, index: int, jobs: Sequence[TrialJob]) -> tuple[PaceDraws, ...]:
         """Draw the paces of the rest of a running stage, with trials as groups of their own, and of later stages."""
         config = self.config
@@ -295,10 +361,13 @@ class Recovery:
             options = list(list_late_options(remaining, time_left_s, self.config.confidence))
             self.note_late(describe_lost_guarantee(time_left_s, result.on_time_after), options)
         if result.is_changed:
-            note = describe_replan(occasion, result.plan)
-            self.notes.append(note)
-            self.config.log.warning("re-planned %s", note)
+            self._note_replan(occasion, result.plan)
         return result.plan if result.is_changed else plan
+
+    def _note_replan(self, occasion: str, plan: Plan) -> None:
+        note = describe_replan(occasion, plan)
+        self.notes.append(note)
+        self.config.log.warning("re-planned %s", note)
 
     def note_late(self, message: str, options: Sequence[str]) -> None:
         """Note and log that the run is late, with the options."""

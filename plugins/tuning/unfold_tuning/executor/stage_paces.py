@@ -15,13 +15,22 @@ from unfold_tuning.trial.ledger import Checkpoint, Ledger
 Steps = dict[int, list[Checkpoint]]
 
 
-def measure_stage(config: ExecutionConfig, ledger: Ledger, stage: Stage) -> list[GroupPaces]:
+def measure_stage(
+    config: ExecutionConfig, ledger: Ledger, stage: Stage, *, is_running: bool = False
+) -> list[GroupPaces]:
     """Measure the log paces of every group of a stage: those of its trials in it, and in the stage before.
 
     A pace is in seconds per iteration on one accelerator of the profiled kind, whatever the trial ran on.
+
+    Args:
+        config: The run.
+        ledger: Its ledger.
+        stage: The stage.
+        is_running: Count the trials that have a checkpoint in the stage, not only those that have run all of it: of
+            those alone, the quick ones would end first.
     """
     steps = _list_steps(ledger)
-    return [_measure_group(config, ledger, steps, group) for group in stage.groups]
+    return [_measure_group(config, ledger, steps, group, is_running=is_running) for group in stage.groups]
 
 
 def measure_entrants(config: ExecutionConfig, ledger: Ledger, stage: Stage) -> list[float]:
@@ -37,12 +46,16 @@ def measure_entrants(config: ExecutionConfig, ledger: Ledger, stage: Stage) -> l
     return known if len(known) == group.trials else []
 
 
-def _measure_group(config: ExecutionConfig, ledger: Ledger, steps: Steps, group: Group) -> GroupPaces:
+def _measure_group(
+    config: ExecutionConfig, ledger: Ledger, steps: Steps, group: Group, *, is_running: bool
+) -> GroupPaces:
     target = group.done + group.iters
     before = _find_previous_target(config, group)
     last, earlier = [], []
     for trial in ledger.list_trials(group.bracket):
-        pace = _measure_pace(config, steps.get(trial.id, ()), group.done, target)
+        own = steps.get(trial.id, ())
+        end = min(target, own[-1].iters) if is_running and own else target
+        pace = _measure_pace(config, own, group.done, end)
         if pace is None:
             continue
         previous = _measure_pace(config, steps.get(trial.id, ()), before, group.done) if group.done else None

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from unfold_tuning.cluster.interface import Cluster, ClusterEvent
+from unfold_tuning.executor.early_release import EarlyRelease, count_needed
 from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.fallback import SpotFallback
 from unfold_tuning.executor.monitor import Monitor
@@ -42,6 +43,7 @@ class StageRun:
         running: Jobs by trial.
         failures: Failures of each trial since its last checkpoint.
         fallback: Allows on-demand nodes when a thrifty run has no more slack.
+        early_release: Releases instances for which no trial is left.
     """
 
     index: int
@@ -55,10 +57,12 @@ class StageRun:
     running: dict[int, TrialJob] = field(default_factory=dict)
     failures: Counter[int] = field(default_factory=Counter)
     fallback: SpotFallback = field(init=False)
+    early_release: EarlyRelease = field(init=False)
 
     def __post_init__(self) -> None:
-        """Begin to watch the slack."""
+        """Begin to watch the slack, and the instances."""
         self.fallback = SpotFallback(self.recovery, self.cluster, self.index, self.began)
+        self.early_release = EarlyRelease(self.recovery, self.cluster, self.index, self.began)
 
     @property
     def config(self) -> ExecutionConfig:
@@ -83,12 +87,14 @@ class StageRun:
         self.waiting = list_open_jobs(self.config, self.ledger, stage, allocation.workers)
         self.monitor.publish_state(self.index, self.plan, self.began)
         if self.waiting:
-            self._resize(allocation.instances)
+            self._resize(self._count_wanted())
         total = len(self.waiting)
         while self.waiting or self.running or self._admit_replacements(allocation.workers):
             self._watch()
             self._grow_if_possible()
             self._start_waiting()
+            if self.running and not self.waiting:
+                self.plan = self.early_release.check(self.plan, list(self.running.values()))
             for event in self.cluster.poll_events(POLL_S):
                 if event.message is None:
                     self._replace_node(event.node)
@@ -106,9 +112,18 @@ class StageRun:
 
     def _grow_if_possible(self) -> None:
         """Request again what was refused, as soon as an offer may be tried, if trials wait for it."""
-        instances = self.plan[self.index].instances
+        instances = self._count_wanted()
         if self.waiting and self.cluster.can_grow(instances):
             self._resize(instances)
+
+    def _count_wanted(self) -> int:
+        """Count the planned instances; once some trials have ended, those that the rest or the next stage needs."""
+        jobs = [*self.waiting, *self.running.values()]
+        if len(jobs) == self.config.stages[self.index].trials:
+            return self.plan[self.index].instances
+        following = self.plan[self.index + 1].instances if self.index + 1 < len(self.plan) else 0
+        needed = max(following, count_needed(jobs, self.config.machine.accelerators))
+        return min(self.plan[self.index].instances, needed)
 
     def _resize(self, instances: int) -> None:
         self.recovery.require_budget(instances)
@@ -156,7 +171,7 @@ class StageRun:
             self.config.log.warning("%s is lost; its trials continue from their checkpoints", node)
             jobs = [*self.waiting, *self.running.values()]
             self.plan = self.recovery.replan_after_loss(self.index, self.plan, jobs, self.began)
-        self._resize(self.plan[self.index].instances)
+        self._resize(self._count_wanted())
 
     def _handle(self, event: ClusterEvent) -> None:
         message, job = event.message, self.running.get(event.trial)

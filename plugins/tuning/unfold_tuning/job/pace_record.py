@@ -27,6 +27,7 @@ class PaceRecord:
         scores: Ranking score at the end of each window, more is better: [trials, windows]; nan where it is unknown.
         names: Numeric hyper-parameters of the trials, if they are known.
         features: Their values, logarithms where a range spans decades: [trials, names].
+        floored: ``seconds``, but nothing below the floor of its window: [trials, windows].
     """
 
     name: str
@@ -35,6 +36,13 @@ class PaceRecord:
     scores: FloatArray
     names: tuple[str, ...] = ()
     features: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
+    floored: FloatArray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Floor the seconds once: a prior reads the paces of a record some thousand times."""
+        medians = np.nanmedian(self.seconds, axis=0)
+        floored = np.maximum(self.seconds, np.maximum(PACE_FLOOR * medians, 1e-9))
+        object.__setattr__(self, "floored", floored)
 
     @property
     def trials(self) -> int:
@@ -59,7 +67,7 @@ class PaceRecord:
         overlap = np.clip(np.minimum(self.ends, target) - np.maximum(begins, done), 0, None).astype(float)
         used = overlap > 0
         with np.errstate(invalid="ignore"):
-            return np.asarray(np.log(self._floor_seconds()[:, used] @ overlap[used] / overlap.sum()))
+            return np.asarray(np.log(self.floored[:, used] @ overlap[used] / overlap.sum()))
 
     def rank_survivors(self, pool: IntArray, done: int, target: int, count: int) -> IntArray:
         """Select the trials of a pool that continue after ``done`` iterations, best first.
@@ -71,10 +79,6 @@ class PaceRecord:
         scores = self.scores[ran, window]
         order = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")
         return np.asarray(ran[order][:count])
-
-    def _floor_seconds(self) -> FloatArray:
-        medians = np.nanmedian(self.seconds, axis=0)
-        return np.asarray(np.maximum(self.seconds, np.maximum(PACE_FLOOR * medians, 1e-9)))
 
 
 def build_pace_record(

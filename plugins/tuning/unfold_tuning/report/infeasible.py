@@ -5,6 +5,7 @@ from __future__ import annotations
 from unfold_tuning.job.problem import Problem
 from unfold_tuning.planner.planner import Selection, Solution, select_earliest, select_within_budget
 from unfold_tuning.report import sentences
+from unfold_tuning.report.without_barriers import compare_with_asha
 from unfold_tuning.simulator.plan_cost import SimulatedPlan
 from unfoldkit.api import Metric, Report, Verdict
 
@@ -38,6 +39,7 @@ def _report_missed_deadline(problem: Problem, solution: Solution, deadline_s: fl
             "minimal relaxation",
             sentences.describe_relaxed_deadline(guaranteed_s, earliest.plan.mean_cost_usd, model.machine),
         ),
+        *compare_with_asha(model, deadline_s, problem.confidence, problem.seed),
     )
     headline = sentences.write_missed_deadline_headline(deadline_s, problem.confidence, guaranteed_s)
     return _build_report(problem, headline, metrics, lines)

@@ -22,8 +22,8 @@ from unfold_tuning.planner.sensitivity import (
 from unfold_tuning.report import sentences
 from unfold_tuning.report.figures import draw_cluster, draw_frontier, draw_trials
 from unfold_tuning.report.infeasible import report_infeasible
-from unfold_tuning.simulator.asha import is_one_ladder, simulate_asha
-from unfold_tuning.simulator.plan_cost import COST_TOLERANCE_USD, SimulatedPlan
+from unfold_tuning.report.without_barriers import CAP_LEVEL, compare_with_asha
+from unfold_tuning.simulator.plan_cost import COST_TOLERANCE_USD, SimulatedPlan, simulate_early_release
 from unfold_tuning.simulator.spot_market import ThriftyRuns
 from unfoldkit.api import (
     Cell,
@@ -59,7 +59,8 @@ PLAN_COLUMNS = (
     Column("vs. this plan"),
 )
 MIN_GAP_PERCENT = 0.05
-CAP_LEVEL = 0.95
+MIN_RELEASED = 0.005
+"""The line on idle instances appears if their release saves this fraction of the bill."""
 METRIC_LABELS = {
     "static_ratio": "best fixed cluster costs",
     "greedy_excess_percent": "greedy plan costs more by",
@@ -72,7 +73,7 @@ METRIC_LABELS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanAnalysis:
-    """A plan with everything that its report compares it with."""
+    """A plan with everything that its report compares it with; ``released`` is the plan without idle instances."""
 
     problem: Problem
     solution: Solution
@@ -80,6 +81,7 @@ class PlanAnalysis:
     goal: Goal
     comparison: Comparison
     points: Sequence[DeadlinePoint]
+    released: SimulatedPlan
 
     @property
     def plan(self) -> SimulatedPlan:
@@ -125,6 +127,7 @@ def _report_feasible(problem: Problem, solution: Solution, selected: Selection, 
         goal=goal,
         comparison=compare_with_baselines(solution, selected, goal),
         points=sweep_deadlines(solution.candidates, goal, problem.seed),
+        released=_release_idle(solution, selected),
     )
     plan = selected.plan
     headline = sentences.write_plan_headline(
@@ -152,6 +155,13 @@ def _report_feasible(problem: Problem, solution: Solution, selected: Selection, 
         next="unfold train SPEC" if problem.trainable else "unfold plan SPEC --out plan.yaml",
         decision=encode_decision(problem, selected.machine, plan),
     )
+
+
+def _release_idle(solution: Solution, selected: Selection) -> SimulatedPlan:
+    """Simulate the plan with idle instances released; on the thrifty market it is judged without that."""
+    if solution.thrifty is not None:
+        return selected.plan
+    return simulate_early_release(selected.candidate.model, selected.plan.plan)
 
 
 def _describe_problem(problem: Problem) -> tuple[str, ...]:
@@ -266,6 +276,9 @@ def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
     has_minimums = analysis.solution.thrifty is None
     cap_usd = plan.compute_cost_quantile_usd(CAP_LEVEL)
     yield "at most", sentences.describe_cap(cap_usd, analysis.problem.budget_usd, has_minimums=has_minimums)
+    released_usd = analysis.released.mean_cost_usd
+    if released_usd < (1 - MIN_RELEASED) * plan.mean_cost_usd:
+        yield "idle instances", sentences.describe_released_cost(released_usd)
     slack_s = goal.deadline_s - plan.compute_guaranteed_seconds(goal.confidence)
     yield "slack", sentences.describe_slack(slack_s, goal.confidence)
     cheaper = _find_cheaper_plan(analysis)
@@ -279,7 +292,8 @@ def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
     fastest_s = min(item.mean_seconds for item in analysis.solution.all_plans)
     yield "earliest", sentences.describe_earliest(earliest_s, fastest_s)
     yield "frontier", sentences.describe_frontier(_summarize_frontier(analysis.points))
-    yield from _compare_with_asha(analysis)
+    model, seed = candidate.model, analysis.problem.seed
+    yield from compare_with_asha(model, goal.deadline_s, goal.confidence, seed, analysis.released)
     if analysis.solution.thrifty is not None:
         yield from _describe_thrifty(machine, analysis.solution.thrifty)
     else:
@@ -294,31 +308,6 @@ def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
         yield "instance types", _describe_instance_types(analysis)
     if gap_percent is not None and gap_percent > MIN_GAP_PERCENT:
         yield "lower bound", sentences.describe_lower_bound(analysis.comparison.lower_bound_usd)
-
-
-def _compare_with_asha(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
-    """Compare the plan with the same search without barriers: the cheapest cluster that is likely to be on time."""
-    model, goal = analysis.selected.candidate.model, analysis.goal
-    sizes = simulate_asha(model, analysis.problem.seed) if is_one_ladder(model.stages) else []
-    if not sizes:
-        return
-    ends_s = [float(np.quantile(runs.seconds, goal.confidence)) for runs in sizes]
-    on_time = [runs for runs, end_s in zip(sizes, ends_s, strict=True) if end_s <= goal.deadline_s]
-    if not on_time:
-        fastest = min(range(len(sizes)), key=lambda index: ends_s[index])
-        yield (
-            "without barriers",
-            sentences.describe_late_asha(sizes[fastest].instances, ends_s[fastest], goal.confidence),
-        )
-        return
-    runs = min(on_time, key=lambda runs: float(runs.cost_usd.mean()))
-    range_usd = (float(np.quantile(runs.cost_usd, 0.05)), float(np.quantile(runs.cost_usd, 0.95)))
-    end_s = float(np.quantile(runs.seconds, goal.confidence))
-    cost_usd, plan = float(runs.cost_usd.mean()), analysis.plan
-    is_cheaper = cost_usd < plan.mean_cost_usd and range_usd[1] < plan.compute_cost_quantile_usd(CAP_LEVEL)
-    saved_usd = plan.mean_cost_usd - cost_usd if is_cheaper else None
-    text = sentences.describe_asha(runs.instances, cost_usd, range_usd, end_s, goal.confidence, saved_usd)
-    yield "without barriers", text
 
 
 def _describe_thrifty(machine: Machine, runs: ThriftyRuns) -> Iterator[tuple[str, str]]:

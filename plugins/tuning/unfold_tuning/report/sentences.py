@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unfold_tuning.executor.messages import format_score
 from unfold_tuning.job.profile import Machine
 from unfoldkit.api import format_count, format_duration, format_money, format_percent
 
@@ -78,7 +79,7 @@ def write_winner_headline(
 ) -> str:
     """State the best metric of a run, and the deadline if the run missed it."""
     cost = f"in {format_duration(seconds)} for {format_money(spent_usd)}"
-    text = f"trial {trial} reaches {metric_name} {metric:.4f} {cost}"
+    text = f"trial {trial} reaches {metric_name} {format_score(metric)} {cost}"
     if missed_deadline_s is None:
         return text
     return f"{text}, missing the deadline of {format_duration(missed_deadline_s)}"
@@ -125,14 +126,16 @@ def describe_asha(
     range_usd: tuple[float, float],
     end_s: float,
     confidence: float,
-    saved_usd: float | None,
 ) -> str:
-    """Describe ASHA on a fixed cluster that releases idle nodes, and what it saves, if anything."""
+    """Describe ASHA on a fixed cluster that releases idle nodes."""
     cost = f"{format_money(cost_usd)} ({format_money(range_usd[0])} to {format_money(range_usd[1])} in 90 %)"
     end = f"ends within {format_duration(end_s, round_up=True)} in {format_percent(confidence)} of the simulated runs"
-    saved = "not" if saved_usd is None else format_money(saved_usd)
-    name = f"ASHA on {format_count(instances, 'instance')}"
-    return f"{name}: {cost}, {end}: {saved} cheaper than this plan; a comparison, not a guarantee"
+    return f"ASHA on {format_count(instances, 'instance')}: {cost}, {end}"
+
+
+def describe_asha_saving(saved_usd: float | None) -> str:
+    """Describe what ASHA saves, if anything."""
+    return f"{'not' if saved_usd is None else format_money(saved_usd)} cheaper than this plan"
 
 
 def describe_late_asha(instances: int, end_s: float, confidence: float) -> str:
@@ -163,6 +166,11 @@ def describe_market(zones: int, days: float, gaps: int) -> str:
     """Describe what the spot market was modelled from."""
     text = f"modelled from the last {days:.1f} days of {format_count(zones, 'zone')}, begun in their present state"
     return f"{text}; {format_count(gaps, 'tick')} without a probe have the state before" if gaps else text
+
+
+def describe_released_cost(cost_usd: float) -> str:
+    """Describe the cost of a plan whose idle instances are released before a barrier."""
+    return f"released before the end of a stage if the next one needs fewer; the cost is then {format_money(cost_usd)}"
 
 
 def describe_total_loss(probability: float) -> str:

@@ -20,7 +20,7 @@ from unfold_tuning._types import FloatArray
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.profile import LogNormal, Machine, Profile, compute_log_sigma
 from unfold_tuning.job.schedule import Stage
-from unfold_tuning.simulator.kernels import schedule_trials
+from unfold_tuning.simulator.kernels import schedule_slots, schedule_trials
 from unfold_tuning.simulator.preemption import sample_delay
 from unfold_tuning.simulator.stage_paces import PaceDraws, StagePaces, draw_paces, list_trial_groups
 
@@ -211,6 +211,26 @@ class ExecutionModel:
             trials = self.sample_trial_seconds(index, allocation.workers)
             self.stage_cache[key] = np.asarray(trials.sum(axis=1) * allocation.workers)
         return self.stage_cache[key]
+
+    def sample_idle_seconds(self, index: int, allocation: Allocation) -> FloatArray:
+        """Compute how long before the end of a stage each instance has run its last trial.
+
+        Trials fill one instance after another; one that spans several keeps all of them.
+
+        Returns:
+            [samples, instances] seconds, longest first.
+        """
+        trials = self.sample_trial_seconds(index, allocation.workers)
+        slots = min(allocation.slots, trials.shape[1])
+        slot_ends = trials if slots == trials.shape[1] else schedule_slots(trials, slots)
+        hosts = max(1, -(-allocation.workers // self.machine.accelerators))
+        per_instance = max(1, self.machine.accelerators // allocation.workers)
+        ends = np.zeros((len(trials), max(allocation.instances, -(-slots // per_instance) * hosts)))
+        for begin in range(0, slots, per_instance):
+            first = begin // per_instance * hosts
+            ends[:, first : first + hosts] = slot_ends[:, begin : begin + per_instance].max(axis=1, keepdims=True)
+        ends.sort(axis=1)
+        return np.asarray(ends[:, -1:] - ends[:, : allocation.instances])
 
     def sample_sync_seconds(self, index: int) -> FloatArray:
         """Compute the duration of the barrier before a stage, which the first stage of a job lacks: [samples]."""

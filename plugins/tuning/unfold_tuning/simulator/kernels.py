@@ -46,6 +46,44 @@ def schedule_trials_reference(lengths: FloatArray, slots: int) -> FloatArray:
     return ends
 
 
+def schedule_slots_reference(lengths: FloatArray, slots: int) -> FloatArray:
+    """Compute when each slot is free for good if every job, in order, takes the slot that is free first.
+
+    Args:
+        lengths: Seconds of each job: [samples, jobs].
+        slots: Jobs that run at once; of those that are free together, the first one is taken.
+
+    Returns:
+        The end of the last job of each slot, 0 without any: [samples, slots].
+    """
+    samples, jobs = lengths.shape
+    free_at = np.zeros((samples, slots))
+    heap = np.arange(slots)
+    for row in range(samples):
+        heap[:] = np.arange(slots)
+        for job in range(jobs):
+            slot = heap[0]
+            free_at[row, slot] += lengths[row, job]
+            end = free_at[row, slot]
+            node = 0
+            while True:
+                child = 2 * node + 1
+                if child >= slots:
+                    break
+                other = child + 1
+                if other < slots:
+                    left, right = free_at[row, heap[child]], free_at[row, heap[other]]
+                    if right < left or (right == left and heap[other] < heap[child]):
+                        child = other
+                first = free_at[row, heap[child]]
+                if first > end or (first == end and heap[child] > slot):
+                    break
+                heap[node] = heap[child]
+                node = child
+            heap[node] = slot
+    return free_at
+
+
 def merge_fronts_reference(
     t1: FloatArray, c1: FloatArray, p1: IntArray, t2: FloatArray, c2: FloatArray, p2: IntArray, dt: float, dc: float
 ) -> tuple[FloatArray, FloatArray, IntArray]:
@@ -115,6 +153,7 @@ def count_preemptions_reference(
 
 
 schedule_trials = compiled(schedule_trials_reference)
+schedule_slots = compiled(schedule_slots_reference)
 count_preemptions = compiled(count_preemptions_reference)
 merge_fronts = compiled(merge_fronts_reference)
 

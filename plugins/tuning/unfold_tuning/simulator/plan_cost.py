@@ -123,6 +123,39 @@ def simulate_plans(model: ExecutionModel, plans: Sequence[Plan]) -> list[Simulat
     return [results[rank] for rank in range(len(plans))]
 
 
+def simulate_early_release(model: ExecutionModel, plan: Plan, kept: Sequence[int] = ()) -> SimulatedPlan:
+    """Simulate a plan whose idle instances are released before the barrier.
+
+    An instance is released once no trial of the stage is left for it, unless a later trial or the next stage needs it.
+
+    Args:
+        model: The job.
+        plan: The plan.
+        kept: Instances that each stage keeps for the next one; those that the plan gives to it if empty.
+
+    Returns:
+        The runs; if only the time in which trials run is billed, they are those of :func:`simulate_plan`.
+    """
+    if model.machine.billing.per == "function":
+        return simulate_plan(model, plan)
+    counts = kept or (*(allocation.instances for allocation in plan[1:]), 0)
+    path = [_start(model)]
+    for index, (allocation, count) in enumerate(zip(plan, counts, strict=True)):
+        state = _run_stage(model, path[-1], index, allocation)
+        path.append(_release_idle(model, state, index, allocation, count))
+    return _finish(model, plan, path[1:])
+
+
+def _release_idle(model: ExecutionModel, state: _State, index: int, allocation: Allocation, kept: int) -> _State:
+    """Release the instances that a stage keeps for no other, each after its last trial."""
+    cost_usd, running = state.cost_usd, list(state.running)
+    idle_s = model.sample_idle_seconds(index, allocation) if kept < allocation.instances else np.zeros((1, 0))
+    for column in range(max(0, allocation.instances - max(kept, 1))):
+        running, bill_usd = release_oldest(running, 1, state.clock - idle_s[:, column], model.machine)
+        cost_usd = cost_usd + bill_usd
+    return _State(state.clock, cost_usd, tuple(running))
+
+
 def _start(model: ExecutionModel) -> _State:
     clock = np.zeros(model.samples)
     count = model.running_instances
