@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def option(hardware: str, price: float, base: float, slope: float, top: int = 4)
 
 
 def plan_stages(
-    names: Sequence[str], sources: Sequence[ModelSource], plan: Plan, **settings: float
+    names: Sequence[str], sources: Sequence[ModelSource], plan: Plan, **settings: Any
 ) -> list[PlannedStage]:
     """Stages of a plan, all with the same settings."""
     return [
