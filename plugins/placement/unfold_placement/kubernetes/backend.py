@@ -35,9 +35,9 @@ from unfoldkit.kubernetes.leader_election import LeaderElection, lease_body, lea
 BIND_TIMEOUT_S = 10.0
 SNAPSHOT_PERIOD_S = 5.0
 """Least time between snapshots that pods of other programs cause."""
-SETTLE_S = 0.02
-"""Changes within this time of one another are reported together."""
-MAX_SETTLE_PERIODS = 5
+SETTLE_S = 0.002
+"""Changes within this time of one another are reported together. Those that come during a decision are in any case."""
+MAX_SETTLE_PERIODS = 50
 RESOURCE_CHANGES = {kinds.CREATED, kinds.RESIZED, kinds.DELETED, kinds.EXPIRED}
 OWNER = annotation_key("owner")
 """Label of the Leases of owners of ephemeral resources."""
