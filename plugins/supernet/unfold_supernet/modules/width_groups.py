@@ -290,7 +290,7 @@ def _follow_splits(graph: Any) -> None:
 
 
 def _is_last_axis(saved: int | None) -> bool:
-    """Tell whether an axis, as autograd saves it, was counted as -1: without its sign."""
+    """Return whether an axis, as autograd saves it, was counted as -1: without its sign."""
     return saved in (-1, 2**64 - 1)
 
 
@@ -640,7 +640,7 @@ def _runs_narrow(
 
 
 def _is_permuted(group: Any) -> bool:
-    """Tell whether the channels of a group are reshaped, permuted and reshaped again, as channels are shuffled.
+    """Return whether the channels of a group are reshaped, permuted and reshaped again, as channels are shuffled.
 
     Groups in which norms of many channels, which depend on how many there are, do not count.
     """
@@ -655,7 +655,7 @@ def _is_permuted(group: Any) -> bool:
 def _equals_ignored(module: nn.Module, example: Inputs, groups: Sequence[WidthGroup], heads: HeadLayers) -> bool:
     """Check that a narrow copy returns what the module does if all that the copy lacks is 0.
 
-    A copy whose channels are shuffled otherwise than those of the module runs as well, but with other channels.
+    A copy with channels that are shuffled otherwise than those of the module runs as well, but with other channels.
     """
     ignoring = copy_module(module)
     try:

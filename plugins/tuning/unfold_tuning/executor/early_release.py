@@ -20,7 +20,7 @@ REPLAN_PERIOD_S = 10.0
 
 @dataclass(slots=True)
 class EarlyRelease:
-    """The instances of one stage whose last trials run.
+    """The instances of a stage while its last trials run.
 
     Attributes:
         recovery: The run.

@@ -77,7 +77,7 @@ class TrialLog:
 
     Attributes:
         steps: By trial, the iterations run by the end of each step and the mean seconds of one of its iterations.
-        skipped: Rows whose iteration or time is nan or infinite, as ``file, line N``.
+        skipped: Rows with an iteration or time that is nan or infinite, as ``file, line N``.
     """
 
     steps: Mapping[str, Sequence[tuple[float, float]]]

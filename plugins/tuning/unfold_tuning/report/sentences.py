@@ -169,7 +169,7 @@ def describe_market(zones: int, days: float, gaps: int) -> str:
 
 
 def describe_released_cost(cost_usd: float) -> str:
-    """Describe the cost of a plan whose idle instances are released before a barrier."""
+    """Describe the cost of a plan if idle instances are released before a barrier."""
     return f"released before the end of a stage if the next one needs fewer; the cost is then {format_money(cost_usd)}"
 
 

@@ -124,7 +124,7 @@ def simulate_plans(model: ExecutionModel, plans: Sequence[Plan]) -> list[Simulat
 
 
 def simulate_early_release(model: ExecutionModel, plan: Plan, kept: Sequence[int] = ()) -> SimulatedPlan:
-    """Simulate a plan whose idle instances are released before the barrier.
+    """Simulate a plan that releases idle instances before the barrier.
 
     An instance is released once no trial of the stage is left for it, unless a later trial or the next stage needs it.
 

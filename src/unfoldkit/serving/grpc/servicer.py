@@ -53,7 +53,7 @@ STATUSES = {code: status for status, code in CODES.items() if status != 413} | {
 }
 """The HTTP statuses of calls in the access log, by their status code."""
 CLIENT_LEFT = 499
-"""The status in the access log of a call that its client cancelled, or whose deadline passed; nginx's."""
+"""The status in the access log of a call that its client cancelled, or that missed its deadline; nginx's."""
 
 
 class CallError(Exception):

@@ -107,7 +107,7 @@ class PrefillPool:
                 self.balancer.mark_down(index, time.perf_counter())
                 continue
             self.balancer.mark_up(index)
-            # a prompt that is refused is refused again by the decode engine, whose answer the client gets
+            # a prompt that is refused is refused again by the decode engine, and the client gets that answer
             transfer = read_transfer(answer) if code == 200 else None
             message = "" if transfer is not None else f"a prefill engine answers {code} without {TRANSFER}"
             return Prefill(request_id=prefill.request_id, transfer=transfer, message=message)
@@ -146,7 +146,7 @@ def build_prompt_request(request: Mapping[str, Any]) -> dict[str, Any]:
 def read_transfer(answer: bytes) -> Mapping[str, Any] | None:
     """Return where a KV cache is; ``None`` if the answer does not say so.
 
-    vLLM returns none for a prompt whose answer ends with its first token.
+    vLLM returns none for a prompt if the answer ends with its first token.
     """
     try:
         transfer = json.loads(answer).get(TRANSFER)

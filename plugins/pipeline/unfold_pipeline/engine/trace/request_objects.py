@@ -20,7 +20,7 @@ from unfoldkit.io.parquet import read_parquet_cells
 MAX_FIRST_LINE = 1 << 20
 USAGE_PREFIX = "gen_ai.usage."
 OTHER_OPERATIONS = frozenset({"create_agent", "embeddings", "execute_tool", "invoke_agent", "invoke_workflow"})
-"""Operations of spans whose tokens are those of the model calls below them, or of no engine."""
+"""Operations of spans with the tokens of the model calls below them, or of no engine."""
 MAX_DEPTH = 4
 """Levels of nested objects with named fields: ``response.body.usage.prompt_tokens`` is on the fourth."""
 

@@ -452,7 +452,7 @@ class Connection:
         self.sender.send(call, BAD_MEDIA_TEXT)
 
     def _expire(self, call: Call) -> None:
-        """End a call whose client no longer waits."""
+        """End a call for which its client no longer waits."""
         if call.pending:
             self._reset(call.id, ErrorCode.CANCEL)
         else:

@@ -32,7 +32,7 @@ class Sender:
 
     Args:
         loop: The event loop.
-        close: Called with a call whose last frame was written.
+        close: Called with a call once its last frame was written.
         hold: Counts what a call holds; false if that is too much, and the call has ended.
         refund: Called with the number of bytes of messages that the client has room for.
         transport: The transport while the connection is open.
