@@ -39,17 +39,17 @@ def serving(folder: Path, what: str, *more: str, patience: float = 90) -> Iterat
 
 def find_address(lines: Iterable[str]) -> str:
     """Read lines up to the one that names the address; fail with all of them if none does."""
-    told: list[str] = []
+    printed: list[str] = []
     for line in lines:
         if found := re.search(r" on (http://\S+) · run ", line):
             return found[1]
-        told.append(line)
-    raise AssertionError("".join(told))
+        printed.append(line)
+    raise AssertionError("".join(printed))
 
 
 def rest(process: subprocess.Popen[str]) -> str:
-    """Return what the process still tells until its end; ``communicate`` would miss what was read ahead."""
+    """Return what the process still prints until its end; ``communicate`` would miss what was read ahead."""
     assert process.stderr
-    told = process.stderr.read()
+    printed = process.stderr.read()
     process.wait(30)
-    return told
+    return printed

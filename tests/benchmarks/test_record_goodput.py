@@ -100,26 +100,26 @@ def test_the_control_is_not_counted() -> None:
     """The ratios of the ten windows give the maximum and the median; the eleventh stands beside them."""
     rows = [make_row(float(ratio)) for ratio in range(1, 11)]
     control = make_row(99.0)
-    told = summarise_windows([*rows, control])
-    assert (told["goodput_ratio_max"], told["goodput_ratio_median"], told["goodput_windows"]) == (10.0, 5.5, 10)
-    assert told["goodput_ratio_near_median"] == 2.75
-    assert (told["goodput_ratio_bound_median"], told["goodput_in_time_percent_min"]) == (11.0, 10.0)
-    assert told["goodput_ratio_conv"] == 99.0
+    found = summarise_windows([*rows, control])
+    assert (found["goodput_ratio_max"], found["goodput_ratio_median"], found["goodput_windows"]) == (10.0, 5.5, 10)
+    assert found["goodput_ratio_near_median"] == 2.75
+    assert (found["goodput_ratio_bound_median"], found["goodput_in_time_percent_min"]) == (11.0, 10.0)
+    assert found["goodput_ratio_conv"] == 99.0
     assert summarise_windows([])["goodput_ratio_max"] is None
 
 
 def test_goodput_and_calibration_join_the_rest() -> None:
-    """The worst net is the error that is told, and a missing trace and a busy machine are noted."""
+    """The worst net is the error that is printed, and a missing trace and a busy machine are noted."""
     rest = {"metrics": {"attainment": 1.0}, "tables": {}, "aims": {}, "notes": []}
     calibration = [
         {"net": name, "ece_points": after, "ece_points_before": 9.0, "excess_points": -after, "excess_half_width": 2.0}
         for name, after in (("a", 1.0), ("b", 4.0))
     ]
-    told = supernet_serve._joined(rest, [], calibration, crowded=True)
-    assert told["metrics"]["ece_points_max"] == 4
-    assert told["metrics"]["ece_excess_beyond_chance"] == 1
-    assert told["metrics"]["goodput_ratio_median"] is None
-    assert supernet_serve.NO_TRACES in told["notes"]
-    assert supernet_serve.SLOWED not in told["notes"]
+    found = supernet_serve._joined(rest, [], calibration, crowded=True)
+    assert found["metrics"]["ece_points_max"] == 4
+    assert found["metrics"]["ece_excess_beyond_chance"] == 1
+    assert found["metrics"]["goodput_ratio_median"] is None
+    assert supernet_serve.NO_TRACES in found["notes"]
+    assert supernet_serve.SLOWED not in found["notes"]
     rows = [make_row(1.0)]
     assert supernet_serve.SLOWED in supernet_serve._joined(rest, rows, calibration, crowded=True)["notes"]

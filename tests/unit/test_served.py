@@ -1,4 +1,4 @@
-"""The address of a service is found behind what other libraries warn of, and a service that never starts is told."""
+"""The address of a service is found behind the warnings of other libraries; one that never starts is reported."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy
 from plugins.placement.tests.live.worlds import LocalWorld, local_world
+from unfold_placement.core.types import Task
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.actuator import Actuator
 from unfold_placement.live.control_loop import ControlLoop
@@ -39,6 +41,15 @@ def gang_on_two_nodes() -> tuple[LocalWorld, ControlLoop]:
         world.submit(task)
     settle(live)
     return world, live
+
+
+def run_to_end(world: LocalWorld, live: ControlLoop, tasks: Iterable[Task]) -> None:
+    """Let tasks of less than 50 s run from the beginning to their end."""
+    for task in tasks:
+        world.submit(task)
+    settle(live)
+    world.clock.time = 50.0
+    settle(live)
 
 
 def running(world: LocalWorld) -> dict[str, int]:
@@ -120,11 +131,7 @@ def test_gangs_that_ended_on_a_node_that_left_leave_nothing_to_the_next_controll
     """Their slots are not created again: what ended there is replayed as having run."""
     world = local_world(cluster(2))
     live = controller(world)
-    for task in job("a", 8, run=10.0):
-        world.submit(task)
-    settle(live)
-    world.clock.time = 50.0
-    settle(live)
+    run_to_end(world, live, job("a", 8, run=10.0))
     assert {item.state for item in world.register.records.values()} == {kinds.DONE}
     world.register.leave("n1")
     second = controller(world, "you")
@@ -138,11 +145,7 @@ def test_a_stage_that_ended_on_a_node_that_left_is_over_for_the_next_controller(
     """The stage behind it starts, although the new controller never saw the node."""
     world = local_world(cluster(2))
     live = controller(world, barrier={})
-    for task in job("map", 8, run=10.0):
-        world.submit(task)
-    settle(live)
-    world.clock.time = 50.0
-    settle(live)
+    run_to_end(world, live, job("map", 8, run=10.0))
     world.register.leave("n1")
     world.register.leave("n0")
     world.register.join(replace(cluster(1)[0], name="n9"))

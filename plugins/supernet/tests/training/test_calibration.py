@@ -101,7 +101,7 @@ def test_labels_have_a_temperature_too(scale: float) -> None:
 
 
 def test_the_interval_counts_groups() -> None:
-    """Patients of whom confidences are too low or too high by chance leave a wide interval, that of rows a narrow one.
+    """Patients with confidences that are off by chance leave a wide interval; that of rows is narrow.
 
     In 200 draws of 11 patients, the intervals by patient cover the true excess of 0; those by row rarely do.
     """
