@@ -134,8 +134,7 @@ def _build_service(problem: EngineProblem, running: _RunningPools, planned: Pool
     metrics = build_router_metrics(running.balancer, estimate, prefill.balancer)
     prefill.on_attempt = lambda index, status: metrics.prefills.labels(str(index + 1), status).inc()
     max_in_flight = QUEUED_PER_SLOT * running.config.decode.max_seqs * len(decode)
-    app = EngineRouterApp(decode, running.balancer, metrics, estimate, EndpointLimits(), max_in_flight)
-    app.prefill = prefill
+    app = EngineRouterApp(decode, running.balancer, metrics, estimate, EndpointLimits(), max_in_flight, prefill=prefill)
     counts = [(config.prefill.replicas, config.decode.replicas) for config in (running.config, planned)]
     return Service(
         problem.name,
