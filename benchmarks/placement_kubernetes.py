@@ -108,7 +108,7 @@ def workloads(*, quick: bool, seed: int) -> tuple[dict[str, Any], dict[str, dict
     """Measure Jobs and JobSets; return metrics, peers and notes. Without their controllers, all metrics are null."""
     if reason := workloads_missing():
         return dict.fromkeys([*JOB_METRICS, "partial_gangs"]), {}, [f"Jobs and JobSets were not measured: {reason}"]
-    size = job_gangs.Size(12, 1, 1, 5, 5.0, 5.0) if quick else job_gangs.Size(1000, 20, 3, 20, 1800.0, 660.0)
+    size = job_gangs.Size(12, 1, 1, 5, 5.0, 5.0) if quick else job_gangs.Size(1000, 20, 10, 20, 1800.0, 660.0)
     no_kueue = kueue_missing()
     metrics, peers = job_gangs.measure(size, seed, kueue=not no_kueue)
     half = f"more than {job_gangs.PART_LIMIT_S:.0f} s"

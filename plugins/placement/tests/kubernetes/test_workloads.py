@@ -39,9 +39,9 @@ def find_group(pod: Body, **bodies: Body) -> Group | None:
     return Owners(cast("Api", Answers(bodies))).find_group({"metadata": pod})
 
 
-def owned(kind: str) -> Body:
+def owned(kind: str, uid: str = "1") -> Body:
     """Return the metadata of a pod with an owner."""
-    return {"name": "p", "ownerReferences": [{"kind": kind, "name": "w", "controller": True}]}
+    return {"name": "p", "ownerReferences": [{"kind": kind, "name": "w", "uid": uid, "controller": True}]}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,19 @@ def test_pods_without_a_known_owner_stand_alone() -> None:
     assert find_group(owned("Job")) is None
     assert find_group(owned("StatefulSet")) is None
     assert find_group({"name": "p"}) is None
+
+
+def test_a_job_that_is_followed_is_not_read_again() -> None:
+    """Its watch shows it, until it is gone or a pod belongs to another Job of its name."""
+    owners = Owners(cast("Api", Answers({})))
+    job = {"kind": "Job", "metadata": {**META, "uid": "1"}, "spec": {"parallelism": 2}}
+    mine, other = ({"metadata": owned("Job", uid)} for uid in ("1", "2"))
+    owners.follow("Job", job, is_gone=False)
+    assert owners.find_group(mine) == Group("job/w", 2, "", 10.0, 2, 0)
+    assert owners.find_group(other) is None
+    owners.follow("Job", job, is_gone=True)
+    owners.bodies.clear()
+    assert owners.find_group(mine) is None
 
 
 def pod(name: str, version: int, *, is_open: bool = False, phase: str = "Pending", lost: bool = False) -> Body:

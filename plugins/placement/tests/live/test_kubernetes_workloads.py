@@ -16,7 +16,10 @@ from plugins.placement.tests.cases import job, policy
 from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_kubernetes import node_of, other, soon
 from tests.kubernetes.kubelet import add_node
+from unfold_placement.kubernetes.codec import Scope
 from unfold_placement.kubernetes.pods import POLICY, REFUSED
+from unfold_placement.kubernetes.workloads import ADMITTED, resume_workload
+from unfold_placement.live.backend import Change
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.status import read_status, status_to_json
 from unfold_placement.policies.registry import build_policies
@@ -129,6 +132,51 @@ def test_a_suspended_job_is_placed_as_a_gang(kube: KubeWorld, admin: Api) -> Non
         admin.delete(f"{PODS}/train-1", {"gracePeriodSeconds": 0})
         create_pods(admin, bodies["train"]["spec"]["template"], bodies["train"], ["train-1b"], {})
         work(live, lambda: bool(node_of(admin, "train-1b")))
+
+
+@pytest.mark.parametrize("notes", [None, {"example.org/team": "a/b"}])
+def test_a_status_does_not_delay_the_admission_of_a_job(
+    kube: KubeWorld, admin: Api, notes: dict[str, str] | None
+) -> None:
+    """Kubernetes' own controller writes the status of a new Job at once; a changed spec is looked at again."""
+    scope, api = Scope(kube.scope, "unfold"), kube.handle().api
+    body = job_body(kube, "noted", 2)
+    if notes:
+        body["metadata"]["annotations"] = notes
+    with cleaned(admin, f"{JOBS}/noted"):
+        seen = admin.post(JOBS, body)
+        admin.patch(f"{JOBS}/noted", {"spec": {"parallelism": 1}}, MERGE)
+        with pytest.raises(ApiError) as refused:
+            resume_workload(api, "Job", seen, scope, "me")
+        assert refused.value.is_conflict
+        seen = admin.get(f"{JOBS}/noted")
+        condition = {"type": "Suspended", "status": "True", "reason": "JobSuspended"}
+        admin.patch(f"{JOBS}/noted/status", {"status": {"conditions": [condition]}}, MERGE)
+        resume_workload(api, "Job", seen, scope, "me")
+        resumed = admin.get(f"{JOBS}/noted")
+        assert not resumed["spec"]["suspend"]
+        assert resumed["metadata"]["annotations"] == {**(notes or {}), ADMITTED: "me"}
+        assert resumed["spec"]["template"]["metadata"]["annotations"] == LASTING
+        assert resumed["spec"]["template"]["spec"]["schedulingGates"] == [{"name": scope.gate}]
+
+
+@pytest.mark.parametrize(("made", "settle_s", "waits"), [(3, 20.0, False), (2, 1.0, True)])
+def test_a_whole_gang_does_not_wait_for_more(
+    kube: KubeWorld, admin: Api, made: int, settle_s: float, waits: bool
+) -> None:
+    """Pods that come one by one are reported together; once a gang is whole, nothing else of it can come."""
+    handle = kube.handle()
+    handle.settle_s = settle_s
+    after = handle.snapshot().after
+    with cleaned(admin, f"{JOBS}/whole"):
+        owner = admin.post(JOBS, job_body(kube, "whole", 3))
+        began_s = time.monotonic()
+        create_pods(admin, gated(kube, "whole"), owner, [f"whole-{index}" for index in range(made)], {})
+        seen: list[Change] = []
+        while len(seen) < made:
+            seen += handle.watch(seen[-1].number if seen else after, 5.0) or ()
+        assert [change.task for change in seen] == [f"whole-{index}" for index in range(made)]
+        assert (time.monotonic() - began_s >= settle_s) is waits
 
 
 def test_a_job_that_its_user_suspends_stays_suspended(kube: KubeWorld, admin: Api) -> None:

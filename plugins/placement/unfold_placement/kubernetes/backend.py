@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +25,7 @@ from unfold_placement.kubernetes.gate_queue import (
     track_unbound_pods,
 )
 from unfold_placement.kubernetes.informer import Informer
-from unfold_placement.kubernetes.writer import LostTask, Writer
+from unfold_placement.kubernetes.writer import LostTask, Outcomes, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.state_store import StateStore
@@ -254,10 +256,14 @@ class KubernetesBackend:
         self.check_leadership()
         self._recreate_lost()
         gang_location = {ANYWHERE} if self.has_gangs else set()
-        self.writer.write_resources(locations | gang_location, self.gate_queue.list_gangs())
+        units = [request.unit for request in self.gate_queue.list_ready()]
+        with ThreadPoolExecutor(1) as pool:
+            # it has no effect, and need not wait for the resources
+            rehearsal = pool.submit(self.writer.rehearse, units, self.holder)
+            self.writer.write_resources(locations | gang_location, self.gate_queue.list_gangs())
         self.unwritten -= locations
         self.has_gangs = False
-        self._open_gates(self.gate_queue.take_ready())
+        self._open_gates(self.gate_queue.take_ready(), rehearsal.result())
 
     def check_openings(self) -> None:
         """Release claims of ended pods, and gate units again if their pods stay without a node for too long."""
@@ -318,9 +324,9 @@ class KubernetesBackend:
         return self.informer.nodes_changed or (self.is_leader and bool(self.informer.suspended))
 
     def _await_quiet(self, changes: Sequence[Change] | None) -> Sequence[Change] | None:
-        """Wait briefly for changes of the same moment, since the server reports pods one by one."""
+        """Wait briefly for changes of the same moment, as the server reports pods one by one, until gangs are whole."""
         deadline_s = time.monotonic() + MAX_SETTLE_PERIODS * self.settle_s
-        while changes and time.monotonic() < deadline_s:
+        while changes and not _are_whole_gangs(changes) and time.monotonic() < deadline_s:
             more = self.store.watch(changes[-1].number, self.settle_s)
             if more is None:
                 return None
@@ -369,11 +375,11 @@ class KubernetesBackend:
         self.informer.opening.difference_update(recreated)
         self.lost_tasks = refused
 
-    def _open_gates(self, requests: Sequence[GateRequest]) -> None:
+    def _open_gates(self, requests: Sequence[GateRequest], rehearsed: Outcomes) -> None:
         """Open the gates of units; a unit of which one cannot be opened is gated again."""
         failed: list[int] = []
         try:
-            failed = self.writer.open_gates([request.unit for request in requests], self.holder)
+            failed = self.writer.open_gates([request.unit for request in requests], self.holder, rehearsed)
         finally:
             self.gate_queue.mark_opened(requests, self.now())
         for index in failed:
@@ -394,6 +400,13 @@ class KubernetesBackend:
         self.gate_queue.clear()
         self.lost_tasks, self.has_gangs = [], False
         self.informer.revert_unwritten()
+
+
+def _are_whole_gangs(changes: Sequence[Change]) -> bool:
+    """Return whether changes submit gangs of pods, each with all its tasks, and nothing else."""
+    tasks = [change.record.task for change in changes if change.kind == kinds.SUBMITTED and change.record is not None]
+    widths = Counter(task.job for task in tasks)
+    return len(tasks) == len(changes) and all(task.size == widths[task.job] > 1 for task in tasks)
 
 
 def open_backend(

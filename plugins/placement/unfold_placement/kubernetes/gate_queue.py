@@ -60,6 +60,16 @@ class GateQueue:
         self.units[unit[0].task] = dict(attempts)
         self.queue.append(GateRequest(unit[0].task, unit, attempts))
 
+    def list_ready(self) -> list[GateRequest]:
+        """Return the units that may be opened now; they stay in the queue."""
+        in_flight, ready = self.count_in_flight(), []
+        for request in self.queue:
+            if in_flight and in_flight + len(request.unit) > self.max_in_flight:
+                break
+            in_flight += len(request.unit)
+            ready.append(request)
+        return ready
+
     def take_ready(self) -> list[GateRequest]:
         """Remove and return the units to open now, without tasks that were stopped or withdrawn meanwhile."""
         in_flight = self.count_in_flight()

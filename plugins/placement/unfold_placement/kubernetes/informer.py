@@ -120,6 +120,8 @@ class Informer:
         """Record whether a workload waits to be resumed."""
         key = kind, body["metadata"]["name"]
         with self.store.changed:
+            if self.owners is not None:
+                self.owners.follow(kind, body, is_gone=is_gone)
             if is_gone or not awaits_admission(body, self.scope):
                 self.suspended.pop(key, None)
             else:

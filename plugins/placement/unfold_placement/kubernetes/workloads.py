@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_placement.kubernetes.codec import Body, Scope, annotation_key, parse_time
-from unfoldkit.kubernetes.api import MERGE, Api, ApiError
+from unfold_placement.kubernetes.codec import Body, Scope, annotation_key, json_pointer, parse_time
+from unfoldkit.kubernetes.api import Api, ApiError
 
 POLICY = annotation_key("policy")
 ADMITTED = annotation_key("admitted")
@@ -48,15 +48,25 @@ class Group:
 
 @dataclass(slots=True)
 class Owners:
-    """Reads the owners of pods, each at most once in two seconds.
+    """Reads the owners of pods, each at most once in two seconds; workloads that are followed need not be read.
 
     Attributes:
         api: The server.
         bodies: Answer and time of reading (s), by path; None where it does not exist or may not be read.
+        followed: Workloads as their watch last showed them, by path.
     """
 
     api: Api
     bodies: dict[str, tuple[Body | None, float]] = field(default_factory=dict)
+    followed: dict[str, Body] = field(default_factory=dict)
+
+    def follow(self, kind: str, workload: Body, *, is_gone: bool) -> None:
+        """Record the current state of a workload."""
+        path = f"{WORKLOAD_LISTS[kind].format(self._namespace)}/{workload['metadata']['name']}"
+        if is_gone:
+            self.followed.pop(path, None)
+        else:
+            self.followed[path] = workload
 
     def find_group(self, pod: Body) -> Group | None:
         """Return the group of a pod by its owner; None if the owner forms none, or cannot be read.
@@ -77,7 +87,11 @@ class Owners:
             return _group(body, size, labels.get(REPLICATED_JOB, ""), total, succeeded)
         owner: Body = next((item for item in meta.get("ownerReferences", ()) if item.get("controller")), {})
         if owner.get("kind") == "Job":
-            body = self._read(f"{JOB_API}/{self._namespace}/jobs/{owner['name']}")
+            path = f"{JOB_API}/{self._namespace}/jobs/{owner['name']}"
+            body = self.followed.get(path)
+            if body is None or body["metadata"].get("uid") != owner.get("uid"):
+                # it has no label of the policy, or another of its name was there before
+                body = self._read(path)
             spec = (body or {}).get("spec", {})
             return _group(body, _job_width(spec), "", _completions(spec), _count_succeeded(body or {}))
         if owner.get("kind") == "ReplicaSet":
@@ -123,23 +137,27 @@ def resume_workload(api: Api, kind: str, workload: Body, scope: Scope, by: str) 
     Raises:
         ApiError: the server refused, or the workload changed meanwhile.
     """
-    spec = copy.deepcopy(workload["spec"])
+    meta, spec = workload["metadata"], copy.deepcopy(workload["spec"])
+    # its status may change meanwhile, its spec may not
+    patch: list[Body] = [
+        {"op": "test", "path": "/metadata/uid", "value": meta["uid"]},
+        {"op": "test", "path": "/metadata/generation", "value": meta["generation"]},
+        *_first_note(meta),
+        {"op": "add", "path": f"/metadata/annotations/{json_pointer(ADMITTED)}", "value": by},
+        {"op": "add", "path": "/spec/suspend", "value": False},
+    ]
     if kind == "JobSet":
         for role in spec["replicatedJobs"]:
             _gate_template(role["template"]["spec"]["template"], scope)
-        change: Body = {"replicatedJobs": spec["replicatedJobs"]}
+        patch.append({"op": "add", "path": "/spec/replicatedJobs", "value": spec["replicatedJobs"]})
     else:
-        _gate_template(spec["template"], scope)
         template = spec["template"]
-        change = {
-            "template": {
-                "metadata": {"labels": template["metadata"]["labels"]},
-                "spec": {"schedulingGates": template["spec"]["schedulingGates"]},
-            }
-        }
-    meta = {"resourceVersion": workload["metadata"]["resourceVersion"], "annotations": {ADMITTED: by}}
-    path = f"{WORKLOAD_LISTS[kind].format(f'namespaces/{api.namespace}')}/{workload['metadata']['name']}"
-    api.patch(path, {"metadata": meta, "spec": {**change, "suspend": False}}, MERGE)
+        _gate_template(template, scope)
+        gates = template["spec"]["schedulingGates"]
+        patch.append({"op": "add", "path": "/spec/template/metadata", "value": template["metadata"]})
+        patch.append({"op": "add", "path": "/spec/template/spec/schedulingGates", "value": gates})
+    path = f"{WORKLOAD_LISTS[kind].format(f'namespaces/{api.namespace}')}/{meta['name']}"
+    api.patch(path, patch)
 
 
 def controller_of(pod: Body) -> Body | None:
@@ -152,6 +170,14 @@ def parse_count(notes: Mapping[str, str], name: str) -> int:
     """Return a count from an annotation of this program; 0 if there is none."""
     text = notes.get(annotation_key(name), "")
     return int(text) if text.isdecimal() else 0
+
+
+def _first_note(meta: Body) -> list[Body]:
+    """Return the operations that give an object annotations, unless it has some by now."""
+    if meta.get("annotations"):
+        return []
+    path = "/metadata/annotations"
+    return [{"op": "test", "path": path, "value": None}, {"op": "add", "path": path, "value": {}}]
 
 
 def _gate_template(template: Body, scope: Scope) -> None:

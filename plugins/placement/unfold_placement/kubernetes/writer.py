@@ -40,6 +40,8 @@ NO_REHEARSAL = "does not support dry run"
 DENIED = frozenset({401, 403})
 OpeningUnits = dict[str, dict[str, int]]
 """Units that are being opened: the attempt that each task is to become, by the unit's first task."""
+Outcomes = Mapping[str, Body | ApiError]
+"""What the server said of the rehearsed opening of each task."""
 LostTask = tuple[str, str]
 """A task that lost its place, and the kind of change: ``failed`` or ``preempted``."""
 
@@ -108,15 +110,27 @@ class Writer:
         self.informer.annotations.pop(location, None)
         self.informer.read_resources(location, text)
 
-    def open_gates(self, units: Sequence[Sequence[Start]], by: str) -> list[int]:
+    def rehearse(self, units: Sequence[Sequence[Start]], by: str) -> Outcomes:
+        """Let the server check the openings of gangs (``dryRun``), and after a refusal those of single tasks.
+
+        A gate cannot be closed again: none of a gang is opened if the server would refuse one.
+        """
+        starts = [start for unit in units for start in unit if self.refusals or len(unit) > 1]
+        answers = _call_all([partial(self._rehearse, start, by) for start in starts])
+        return {start.task: answer for start, answer in zip(starts, answers, strict=True)}
+
+    def open_gates(self, units: Sequence[Sequence[Start]], by: str, rehearsed: Outcomes) -> list[int]:
         """Open the gates of all tasks of units; return the indices of units with a task that could not be opened.
 
-        A gate cannot be closed again. Hence the openings of a gang are rehearsed first (``dryRun``), and none of its
-        gates is opened if the server would refuse one. After a refusal single tasks are rehearsed, too.
+        Args:
+            units: Units that start together.
+            by: The controller.
+            rehearsed: What the server said of openings; those that are missing are rehearsed first.
         """
         starts = [(index, start) for index, unit in enumerate(units) for start in unit]
-        trials = [(index, start) for index, start in starts if self.refusals or len(units[index]) > 1]
-        failed = _collect_errors(trials, _call_all([partial(self._rehearse, start, by) for _, start in trials]))
+        late = [unit for unit in units if any(start.task not in rehearsed for start in unit)]
+        answers = {**rehearsed, **self.rehearse(late, by)}
+        failed = _collect_errors(starts, [answers.get(start.task) for _, start in starts])
         starts = [(index, start) for index, start in starts if index not in failed]
         failed |= _collect_errors(starts, _call_all([partial(self._open_gate, start, by) for _, start in starts]))
         self._record_refusals(failed.values())
