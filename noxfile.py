@@ -13,6 +13,7 @@ import shutil
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nox
@@ -258,8 +259,12 @@ def audit(session: nox.Session) -> None:
 
 @nox.session(python=False, requires=["work"], tags=["full", "lane-a"])
 def bench(session: nox.Session) -> None:
-    """Run every benchmark quickly and print its figures; none starts after four minutes, and none may fail twice."""
-    options = session.posargs or ["--all", "--quick", "--seconds", "240"]
+    """Run benchmarks quickly and print their figures; none may fail twice.
+
+    None starts after four minutes. The order changes from day to day, so that each has its turn.
+    """
+    day = datetime.now(UTC).date().toordinal()
+    options = session.posargs or ["--all", "--quick", "--seconds", "240", "--shuffle", str(day)]
     output = run_in("work", session, "python", "-m", "benchmarks", *options, silent=True, codes=[0, 1])
     session.log("\n" + output)
     note(session, *(line for line in output.splitlines() if "NOT RUN" in line))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import subprocess
 import sys
 import time
@@ -29,11 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="run every one and write benchmarks/results/*.json")
     parser.add_argument("--quick", action="store_true", help="under a minute each; not for the docs")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shuffle", type=int, metavar="SEED", help="with --all: in a random order, by its seed")
     parser.add_argument("--seconds", type=float, default=math.inf, help="with --all: start none after that time")
     parser.add_argument("--write", action="store_true", help="with NAME: write benchmarks/results/NAME.json too")
     given = parser.parse_args(arguments)
     if given.all:
-        return run_all(quick=given.quick, seed=given.seed, seconds=given.seconds)
+        order = names()
+        if given.shuffle is not None:
+            random.Random(given.shuffle).shuffle(order)  # noqa: S311 - of benchmarks
+        return run_all(order, quick=given.quick, seed=given.seed, seconds=given.seconds)
     if given.name is None:
         print("".join(f"{name:<20} {summary(name)}\n" for name in names()), end="")
         return 0
@@ -59,11 +64,11 @@ def run_one(name: str, *, quick: bool, seed: int, write: bool = False) -> int:
     return 0
 
 
-def run_all(*, quick: bool, seed: int, seconds: float = math.inf) -> int:
+def run_all(order: Sequence[str], *, quick: bool, seed: int, seconds: float = math.inf) -> int:
     """Measure each in a process of its own; a quick run prints, a full one also writes the results."""
     began = time.monotonic()
     codes = {}
-    for name in names():
+    for name in order:
         if time.monotonic() - began > seconds:
             codes[name] = OUT_OF_TIME
             continue

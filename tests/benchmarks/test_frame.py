@@ -46,6 +46,16 @@ def test_no_time_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.count("NOT RUN: out of time") == len(frame.names())
 
 
+def test_a_shuffled_run_has_an_order_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """A bounded run would otherwise always leave out the same ones."""
+    orders = []
+    for seed in ("1", "1", "2"):
+        assert main(["--all", "--quick", "--seconds", "-1", "--shuffle", seed]) == 0
+        orders.append([line.split()[0] for line in capsys.readouterr().out.splitlines()])
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == frame.names()
+
+
 def test_the_last_line_is_one_json_object(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever a benchmark prints, stdout ends with one object: name, metrics, peers, machine, versions, notes."""
     monkeypatch.setattr(startup, "run", talking)
