@@ -21,6 +21,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     NUMBER,
     UNITS_S,
     TimeNotation,
+    check_clock,
     epoch_to_seconds,
     is_ambiguous,
     is_time,
@@ -113,8 +114,13 @@ def read_rows(head: list[str], rows: Rows, columns: TableColumns, path: Path) ->
     return _read_named(head, _select(rows, columns.match), columns, path)
 
 
-def sort_rows(rows: TraceRows) -> TraceRows:
-    """Sort rows by time: documents and columnar files are in no order."""
+def sort_rows(rows: TraceRows, path: Path) -> TraceRows:
+    """Sort rows by time: documents and columnar files are in no order.
+
+    Raises:
+        UnfoldError: They are in order but for an hour that their clock repeats.
+    """
+    check_clock(rows.times, str(path))
     return reorder_rows(rows, np.argsort(rows.times, kind="stable"))
 
 
@@ -152,7 +158,7 @@ def read_parquet(path: Path, columns: TableColumns) -> TraceRows:
     names, cells = read_parquet_cells(path)
     rows = ((number, list(row)) for number, row in enumerate(zip(*cells, strict=True), 1))
     try:
-        return sort_rows(read_rows(names, rows, columns, path))
+        return sort_rows(read_rows(names, rows, columns, path), path)
     except UnfoldError as error:
         faults = [replace(each, message=f"row {each.line}: {each.message}", line=0) for each in error.diagnostics]
         raise UnfoldError(*faults) from error
