@@ -31,8 +31,11 @@ from unfoldkit.arrivals.readers.table import (
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
     FIRST_EPOCH_S,
+    ZONE_HINT,
     TimeNotation,
     epoch_to_seconds,
+    find_repeated_hour,
+    format_time,
     is_ambiguous,
     split_unit,
     to_seconds,
@@ -141,9 +144,10 @@ def validate_times(times: FloatArray, file: str = "", *, line: int = 0) -> Float
     if back.size:
         index = int(back[0]) + 1
         # an hour that a clock repeats cannot be sorted into the first one
-        is_winter_time = _is_repeated_hour(times[index - 1] - times[index])
-        hint = "an hour back, as winter time begins? write the times in UTC" if is_winter_time else "sort the trace"
-        raise user_error(f"arrival {index + 1} ({times[index]:g} s) is before the one above it", file=file, hint=hint)
+        is_hour = 0.8 * _HOUR_S < times[index - 1] - times[index] <= _HOUR_S
+        hint = ZONE_HINT if is_hour else "sort the trace"
+        message = f"arrival {index + 1} ({format_time(float(times[index]))}) is before the one above it"
+        raise user_error(message, file=file, hint=hint)
     return np.ascontiguousarray(times - times[0])
 
 
@@ -157,11 +161,7 @@ def _may_be_sorted(rows: TraceRows) -> bool:
     back_s = -np.diff(rows.times)
     is_single = rows.counts is None and rows.rates is None
     is_stamped = bool(rows.times.size and np.isfinite(rows.times).all() and rows.times.min() >= FIRST_EPOCH_S)
-    return is_single and is_stamped and bool((back_s > 0).any()) and not _is_repeated_hour(back_s).any()
-
-
-def _is_repeated_hour(back_s: FloatArray) -> NDArray[np.bool_]:
-    return (back_s > _HOUR_S * 0.8) & (back_s <= _HOUR_S)
+    return is_single and is_stamped and bool((back_s > 0).any()) and find_repeated_hour(rows.times) is None
 
 
 def _check_span(times: FloatArray, file: str) -> None:

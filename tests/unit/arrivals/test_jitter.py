@@ -78,6 +78,7 @@ def test_row_numbers_and_words_in_a_column_of_counts_are_not_counts(tmp_path: Pa
     [
         (["0,3", "1,x"], r"a\.csv:3:1: count: 'x' is not a count \(a whole number; .*counts: ''"),
         (["0,3", "1,-2"], r"a\.csv:3:1: count: '-2' is not a count"),
+        (["0,3", "1,1.000"], r"a\.csv:3:1: count: '1\.000' is not a count .*no dot between thousands"),
         (["0,", "1,3"], r"a\.csv:2:1: count: '' is not a count"),
         (["0,3", "1"], r"a\.csv:3:1: count: '' is not a count"),
         (["0,3", "soon,4"], r"a\.csv:3:1: 'soon' is not a time"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import lzma
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +118,31 @@ def test_a_log_in_the_order_of_ends_is_sorted(tmp_path: Path) -> None:
     assert traces.read_trace(write(tmp_path, "a.log", "\n".join(lines))).tolist() == [0.0, 0.5, 2.25]
     with pytest.raises(UnfoldError, match="before the one above"):
         traces.read_trace(write(tmp_path, "a.csv", "\n".join(["when", *lines])))
+
+
+@pytest.mark.parametrize("name", ["a.log", "a.json", "a.parquet"])
+def test_an_hour_that_a_clock_repeats_is_refused(tmp_path: Path, name: str) -> None:
+    """Files in any order are not sorted across the beginning of winter time: two hours would become one."""
+    stamps = [f"2024-10-27T02:{minute:02}:{second:02}" for minute in (58, 59, 0, 1) for second in (0, 20, 40)]
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        arrow = pytest.importorskip("pyarrow")
+        table = arrow.table({"time": [datetime.fromisoformat(stamp) for stamp in stamps]})
+        pytest.importorskip("pyarrow.parquet").write_table(table, path)
+    else:
+        path.write_text("\n".join(stamps) if name.endswith(".log") else json.dumps(stamps), "utf-8")
+    with pytest.raises(UnfoldError, match=r"arrival 7 is an hour behind .*write the times in UTC"):
+        traces.read_trace(path)
+
+
+def test_rows_in_no_order_repeat_no_hour(tmp_path: Path) -> None:
+    """Shuffled stamps hold steps of an hour by chance, also in the night in which clocks are put back."""
+    start = datetime(2024, 10, 27, tzinfo=UTC)
+    shuffled, orders = np.random.default_rng(1).permutation(200), list[object]()
+    rows = [(start + timedelta(minutes=int(row))).isoformat() for row in shuffled]
+    found = traces.read_trace(write(tmp_path, "a.csv", "\n".join(["time", *rows])), on_unsorted=orders.append)
+    assert len(orders) == 1
+    assert found.tolist() == [60.0 * row for row in range(200)]
 
 
 def test_a_table_may_list_its_newest_row_first(tmp_path: Path) -> None:

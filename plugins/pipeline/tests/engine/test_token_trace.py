@@ -183,6 +183,14 @@ def test_a_document_and_parquet_hold_requests(tmp_path: Path) -> None:
         assert trace.output_tokens.tolist() == lines.output_tokens.tolist()
 
 
+def test_a_dot_between_thousands_is_refused(tmp_path: Path) -> None:
+    """1.000 tokens are one or a thousand; four digits before the dot leave no doubt."""
+    path = tmp_path / "t.csv"
+    path.write_text("time_s,prompt_tokens,completion_tokens\n0,1200.000,5.0\n1,1.000,5\n", "utf-8")
+    with pytest.raises(UnfoldError, match=r"t\.csv:3:.*'1\.000' is no number of tokens .*no dot between thousands"):
+        read_tokens(path, np.arange(2.0), prompt=None, generated=None)
+
+
 def test_an_entry_of_a_document_is_named(tmp_path: Path) -> None:
     """A document has no lines: errors count its entries."""
     path = tmp_path / "t.json"

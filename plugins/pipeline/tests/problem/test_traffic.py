@@ -14,6 +14,7 @@ from unfold_pipeline.problem.build import build_live_sample
 from unfold_pipeline.problem.traffic import load_arrivals
 from unfold_pipeline.schema.arrivals import Arrivals
 from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.verbs.check_inputs import check_inputs
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
@@ -76,6 +77,21 @@ def test_skipped_lines_are_warned_of(run: Run, caplog: pytest.LogCaptureFixture)
         load_arrivals(Arrivals(trace=name), heard, np.random.default_rng(0))
     warnings_seen = [(record.levelname, record.getMessage().rsplit("/", 1)[1][:20]) for record in caplog.records]
     assert warnings_seen == [("WARNING", "b.log: skipped 1 of "), ("WARNING", "t.csv: column n is r")]
+
+
+def test_stamped_rows_may_be_in_the_order_of_ends(run: Run, tmp_path: Path) -> None:
+    """A table of stamps is sorted, unless recorded visits belong to its rows."""
+    rows = [f"2026-01-01T00:00:0{second}.5Z" for second in (1, 0, 3, 2)]
+    (tmp_path / "ends.csv").write_text("\n".join(["timestamp", *rows]), "utf-8")
+    spec = spec_of("{trace: ends.csv}")
+    assert build.build_problem(spec, run).samples[0].arrivals.tolist() == [0.0, 1.0, 2.0, 3.0]
+    (tmp_path / "visits.csv").write_text("\n".join([",".join(spec.stages_by_name), *4 * ["1"]]), "utf-8")
+    recorded = spec.model_copy(update={"visits": "visits.csv"})
+    with pytest.raises(UnfoldError, match=r"2026-01-01 00:00:00.500\) is before the one above"):
+        build.build_problem(recorded, run)
+    assert [each.message for each in check_inputs(recorded, run)][:1] == [
+        "arrival 2 (2026-01-01 00:00:00.500) is before the one above it"
+    ]
 
 
 @pytest.mark.parametrize("key", ["counts: n", "match: x"])

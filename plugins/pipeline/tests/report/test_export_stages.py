@@ -139,6 +139,22 @@ def test_names_are_escaped_for_each_server(tmp_path: Path) -> None:
     assert code == ["models:Pre_process", "models:stage_2nd__pass_", "models:stage_class"]
 
 
+def test_functions_keep_distinct_names(tmp_path: Path) -> None:
+    """Stages without a model never share a function, however alike their names are."""
+    text = ODD.replace('"Pre process"', '"a-b"').replace("""'2nd "pass"'""", '"a.b"').replace("class", "a_b")
+    (app,) = yaml.safe_load(export_ray_serve(plan_report(tmp_path, text)))["applications"]
+    code = {stage["name"]: stage["code"] for stage in app["args"]["stages"]}
+    assert code == {"a-b": "models:a_b_2", "a.b": "models:a_b_3", "a_b": "models:a_b"}
+
+
+def test_name_that_ray_serve_cannot_split_is_refused(tmp_path: Path) -> None:
+    """Ray Serve separates the names of its replicas by #."""
+    report = plan_report(tmp_path, ODD.replace("class", '"no#1"'))
+    with pytest.raises(UnfoldError, match=r"stages\.no#1: Ray Serve accepts no #") as caught:
+        export_ray_serve(report)
+    assert caught.value.code == 2
+
+
 def fits(data: Any, kind: str, models: Any) -> None:
     """Hold data against a model class of KServe: known keys, required ones there, all the way down."""
     cls = getattr(models, kind.removeprefix("dict(str, ").removeprefix("list[").rstrip(")]"), None)

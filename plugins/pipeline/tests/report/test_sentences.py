@@ -85,8 +85,8 @@ PAGE: dict[str, list[str]] = {
     ],
     "describe_expected_share": [sentences.describe_expected_share(13, 24, 0.39)],
     "describe_plan_on_samples": [
-        sentences.describe_plan_on_samples(2.7, 0.35, 0.54, None),
-        sentences.describe_plan_on_samples(2.7, 0.35, 0.98, 0.9),
+        sentences.describe_plan_on_samples(2.7, 0.35, 13, 24),
+        sentences.describe_plan_on_samples(2.7, 0.35, 49, 50, confidence=0.9),
     ],
     "describe_plan": [sentences.describe_plan(2.7, 0.35)],
     "describe_price_change": [sentences.describe_price_change(3.1, 2.7)],
@@ -200,7 +200,9 @@ def test_duration_has_the_digits_that_matter(seconds: float, text: str) -> None:
 
 def test_nearly_all_is_not_all() -> None:
     """Neither a confidence nor a share is rounded up to 100 %."""
-    text = sentences.describe_plan_on_samples(1.0, 0.35, 0.996, 0.999)
+    text = sentences.describe_plan_on_samples(1.0, 0.35, 249, 250, confidence=0.999)
     assert "on 99.6 % of fresh samples; 99.9 % required" in text
-    assert "on 100 % of fresh samples" in sentences.describe_plan_on_samples(1.0, 0.35, 1.0, None)
-    assert "on 98 % of fresh samples; 90 % required" in sentences.describe_plan_on_samples(1.0, 0.35, 0.984, 0.9)
+    assert "on 100 % of fresh samples" in sentences.describe_plan_on_samples(1.0, 0.35, 24, 24)
+    text = sentences.describe_plan_on_samples(1.0, 0.35, 59, 60, confidence=0.9)
+    assert "on 98 % of fresh samples; 90 % required" in text
+    assert sentences.describe_plan_on_samples(1.0, 0.35, 4, 4).endswith("and on 4 of 4 fresh samples")

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from plugins.pipeline.tests.engine.test_aiconfigurator import write_tables
+from unfold_pipeline.engine.build import build_engine_problem
 from unfold_pipeline.report.engines.exports import export_kubernetes, export_llm_services, export_ray_llm, export_vllm
 from unfold_pipeline.report.export_triton import export_triton
 from unfold_pipeline.schema.pipeline import PipelineSpec
@@ -54,6 +55,26 @@ def plan_spec(folder: Path, *changes: tuple[str, str], trace: str = TRACE, **opt
     spec = validate(PipelineSpec, parse(text, "chat.yaml"))
     run = Run(RunDir(folder / "run"), LocalEngine(1), base=folder, options=options)  # type: ignore[arg-type]
     return from_data(to_data(plan(spec, run)))
+
+
+@pytest.mark.parametrize(("scaling", "warned"), [({}, 1), ({"rope_type": "yarn", "factor": 4.0}, 0)])
+def test_requests_beyond_the_context_of_the_model_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, scaling: dict[str, Any], warned: int
+) -> None:
+    """A prompt that vLLM refuses may decide the plan: a warning counts such requests."""
+    config = {
+        "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "max_position_embeddings": 2048,
+        "rope_scaling": scaling,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    text = re.sub(r"model: .*", "model: {config: config.json}", SPEC)
+    (tmp_path / "trace.csv").write_text(TRACE + "10.5,4000,10\n", "utf-8")
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
+    build_engine_problem(validate(PipelineSpec, parse(text, "chat.yaml")), run)
+    messages = [record.getMessage() for record in caplog.records if "context of 2,048 tokens" in record.getMessage()]
+    assert len(messages) == warned
+    assert all(message.startswith("1 of 201 requests exceeds") and "up to 1,962;" in message for message in messages)
 
 
 @pytest.mark.slow

@@ -128,6 +128,7 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
     prices = price_hardware(spec.hardware, spec.region, spec.prices, run)
     is_profiled = all(source.endpoint and _find_table(source) is None for source in engine.steps.values())
     model = read_model(engine.model, f"{key}.model", run, is_profiled=is_profiled)
+    _warn_of_long_requests(trace, model.max_context, run)
     engine = _resolve_precision(engine, model, key)
     needed = find_step_range(spec, engine, trace)
     measured = _fit_endpoint(stage, engine, needed, key, run)
@@ -163,6 +164,19 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
             engine, model, options, needed.max_context, spec.search.limit, f"{key}.disaggregated"
         ),
     )
+
+
+def _warn_of_long_requests(trace: TokenTrace, max_context: int, run: Run) -> None:
+    """Warn of requests that a plan counts and that engines refuse."""
+    lengths = trace.input_tokens + trace.output_tokens
+    count = int((lengths > max_context).sum()) if max_context else 0
+    if count:
+        exceed = "exceed" if count > 1 else "exceeds"
+        run.log.warning(
+            "%s of %s requests %s the context of %s tokens in the model's config, by up to %s; "
+            "vLLM refuses or cuts them, the plan counts them in full",
+            *(f"{count:,}", f"{len(trace):,}", exceed, f"{max_context:,}", f"{lengths.max() - max_context:,}"),
+        )
 
 
 def _build_disaggregation(

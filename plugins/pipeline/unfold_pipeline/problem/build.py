@@ -423,10 +423,10 @@ def _draw_samples(spec: PipelineSpec, pipeline: Pipeline, recorded: CountArray |
     """Return a sample for each traffic of the spec; arrivals and routes have separate random streams."""
     samples = []
     # recorded visits are those of the rows, in their order
-    on_newest_first = ignore_order if recorded is None else None
+    on_order = ignore_order if recorded is None else None
     for index, (key, traffic) in enumerate(label_arrivals(spec.arrivals)):
         rng = np.random.default_rng([run.seed, 1, index])
-        arrivals = load_arrivals(traffic, run, rng, key=key, on_newest_first=on_newest_first)
+        arrivals = load_arrivals(traffic, run, rng, key=key, on_newest_first=on_order, on_unsorted=on_order)
         samples.append(draw_sample(pipeline, arrivals, np.random.default_rng([run.seed, 2, index]), recorded))
     return tuple(samples)
 

@@ -15,8 +15,8 @@ from unfoldkit.arrivals import processes, rate_profiles, traces
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
 
 
-def ignore_order() -> None:
-    """Do nothing: times alone have no other columns to reverse."""
+def ignore_order(*_order: CountArray) -> None:
+    """Do nothing: times alone have no other columns to put in their order."""
 
 
 def load_arrivals(
@@ -28,7 +28,7 @@ def load_arrivals(
     on_newest_first: Callable[[], None] | None = ignore_order,
     *,
     allows_batch: bool = False,
-    on_unsorted: Callable[[CountArray], None] | None = None,
+    on_unsorted: Callable[[CountArray], None] | None = ignore_order,
 ) -> FloatArray:
     """Return the arrival times in seconds that a traffic description asks for.
 

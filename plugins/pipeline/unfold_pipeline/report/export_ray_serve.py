@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import keyword
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unfold_pipeline.problem.build import build_exported_plan
@@ -17,6 +18,7 @@ from unfold_pipeline.report.export_autoscaling import (
     parse_scaling,
 )
 from unfold_pipeline.runtime.ray_ingress import INGRESS
+from unfold_pipeline.runtime.ray_replica import check_deployment_name
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 
@@ -33,7 +35,7 @@ def export_ray_serve(report: Report) -> str:
     A plan of LLM engines becomes a config of Ray Serve LLM.
 
     Raises:
-        UnfoldError: a stage is named like the ingress, or its model is not exported with a file or code.
+        UnfoldError: the name of a stage is taken or holds a #, or its model is not exported with a file or code.
     """
     if has_engines(report):
         return export_ray_llm(report)
@@ -41,6 +43,7 @@ def export_ray_serve(report: Report) -> str:
     stages = sort_exported_stages(plan.stages)
     for stage in stages:
         _check_stage(stage)
+    functions = _name_functions(stages)
     rules = {} if plan.placement.has_gangs else parse_scaling(report)
     deployments = [
         _build_deployment(stage, plan.placement.build_ray_options(stage.replicas), rules.get(stage.name))
@@ -56,7 +59,7 @@ def export_ray_serve(report: Report) -> str:
         "name": plan.name,
         "route_prefix": "/",
         "import_path": IMPORT_PATH,
-        "args": {"name": plan.name, "stages": [_describe_stage(stage) for stage in stages]},
+        "args": {"name": plan.name, "stages": [_describe_stage(stage, functions) for stage in stages]},
         "deployments": [*deployments, ingress],
     }
     notes = list_ray_limits(report, rules) if rules else []
@@ -64,6 +67,7 @@ def export_ray_serve(report: Report) -> str:
 
 
 def _check_stage(stage: ExportedStage) -> None:
+    check_deployment_name(stage.name)
     if stage.name == INGRESS:
         message = f"the deployment that joins the stages has the name {INGRESS}"
         raise user_error(message, key=f"stages.{stage.name}", hint="another name for the stage")
@@ -91,7 +95,7 @@ def _build_scaling(stage: ExportedStage, rule: StageScaling | None) -> dict[str,
     return {"autoscaling_config": build_ray_autoscaling(rule, stage.replicas)}
 
 
-def _describe_stage(stage: ExportedStage) -> dict[str, Any]:
+def _describe_stage(stage: ExportedStage, functions: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": stage.name,
         "after": dict(stage.after),
@@ -100,7 +104,7 @@ def _describe_stage(stage: ExportedStage) -> dict[str, Any]:
         "batch": stage.batch,
         "wait": stage.max_wait_s,
         **_describe_flow(stage),
-        **_locate_model(stage),
+        **_locate_model(stage, functions),
     }
 
 
@@ -117,11 +121,22 @@ def _describe_flow(stage: ExportedStage) -> dict[str, Any]:
     return {key: value for key, value in flow.items() if value or (key == "missing" and value is not None)}
 
 
-def _locate_model(stage: ExportedStage) -> dict[str, Any]:
+def _locate_model(stage: ExportedStage, functions: Mapping[str, str]) -> dict[str, Any]:
     """Return the model; for a stage without one, a function of its name in a module ``models``."""
     if stage.model_file is not None:
         return {"path": stage.model_file}
-    return {"code": stage.model_code or f"models:{_to_identifier(stage.name)}"}
+    return {"code": stage.model_code or f"models:{functions[stage.name]}"}
+
+
+def _name_functions(stages: Sequence[ExportedStage]) -> dict[str, str]:
+    """Return a Python name for each stage; a name that is taken gets a number."""
+    functions = dict[str, str]()
+    # a name that needs no change keeps it
+    for name in sorted((stage.name for stage in stages), key=lambda name: name != _to_identifier(name)):
+        plain = _to_identifier(name)
+        numbered = (f"{plain}_{count}" for count in itertools.count(2))
+        functions[name] = next(each for each in itertools.chain((plain,), numbered) if each not in functions.values())
+    return functions
 
 
 def _to_identifier(name: str) -> str:

@@ -106,7 +106,7 @@ def _describe_verdict(problem: Problem, confident: ConfidentPlan) -> str:
     cost, slo_s, share = confident.solution.hourly_cost, problem.slo_s, confident.share
     if share is None:
         return sentences.describe_plan(cost, slo_s)
-    return sentences.describe_plan_on_samples(cost, slo_s, share.share, problem.confidence)
+    return sentences.describe_plan_on_samples(cost, slo_s, share.kept, share.draws, confidence=problem.confidence)
 
 
 def _build_share_metric(problem: Problem, confident: ConfidentPlan) -> Mapping[str, Metric]:

@@ -35,6 +35,8 @@ def join_names(names: Iterable[str]) -> str:
 
 USUAL_CONFIDENCE = 0.95
 """Below this share of fresh samples, a headline says that a plan was fitted to its sample."""
+MIN_PERCENT_DRAWS = 20
+"""Fewer draws than this are counted: 4 of 4 do not show 100 %."""
 ASK_FOR_MEASUREMENT = "Are real queries answered in time?"
 
 
@@ -56,13 +58,16 @@ def describe_plan(hourly_cost: float, slo_s: float) -> str:
     return f"${hourly_cost:,.2f}/h meets {format_slo(slo_s)}"
 
 
-def describe_plan_on_samples(hourly_cost: float, slo_s: float, share: float, confidence: float | None) -> str:
+def describe_plan_on_samples(
+    hourly_cost: float, slo_s: float, kept: int, draws: int, *, confidence: float | None = None
+) -> str:
     """Return the headline of a plan with the share of fresh samples on which it meets the target."""
     plan = describe_plan(hourly_cost, slo_s)
+    share = f"{kept} of {draws}" if draws < MIN_PERCENT_DRAWS else f"{_format_share(kept / draws)} of"
     if confidence is None:
-        also = "and" if share >= USUAL_CONFIDENCE else "but only"
-        return f"{plan} on this sample, {also} on {_format_share(share)} of fresh samples"
-    return f"{plan} on {_format_share(share)} of fresh samples; {confidence * 100:.4g} % required"
+        also = "and" if kept / draws >= USUAL_CONFIDENCE else "but only"
+        return f"{plan} on this sample, {also} on {share} fresh samples"
+    return f"{plan} on {share} fresh samples; {confidence * 100:.4g} % required"
 
 
 def _format_share(share: float) -> str:

@@ -14,8 +14,11 @@ from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.runtime.models.data_flow import stack_inputs, take_row
 from unfold_pipeline.runtime.models.model_loader import Predict, load_model
 from unfold_pipeline.runtime.replica import BatchFailure, answer_batch
+from unfoldkit.api import user_error
 
 EXIT_DELAY_S = 0.2
+RAY_DELIMITER = "#"
+"""Ray Serve joins the names of application, deployment and replica by it, and cannot split a name that holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,17 @@ class RowAnswer:
     value: Any
     batch_rows: int
     batch_s: float
+
+
+def check_deployment_name(stage: str) -> None:
+    """Refuse a stage whose replicas Ray Serve cannot name.
+
+    Raises:
+        UnfoldError: the name holds what separates names in Ray Serve.
+    """
+    if RAY_DELIMITER in stage:
+        message = f"Ray Serve accepts no {RAY_DELIMITER} in the name of a deployment"
+        raise user_error(message, key=f"stages.{stage}", hint="another name for the stage")
 
 
 class RayReplica:

@@ -29,7 +29,7 @@ from unfold_pipeline.problem.problem import PlacementPolicy
 from unfold_pipeline.problem.routing import Item
 from unfold_pipeline.runtime.local import MAX_PROCESS_FAILURES, BatchListener
 from unfold_pipeline.runtime.models.data_flow import DataFlow, DataFlowError, format_output
-from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica
+from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica, check_deployment_name
 from unfold_pipeline.runtime.stage import ActivationTime, PlannedStage, Query, read_clock
 from unfoldkit.api import internal_error, user_error
 from unfoldkit.engines.ray import connect_ray
@@ -185,8 +185,11 @@ class RayRuntime:
         """Start all replicas and wait until they are ready.
 
         Raises:
-            UnfoldError: Ray is not installed, cannot place replicas as the spec asks, or a replica does not start.
+            UnfoldError: Ray is not installed, cannot name or place replicas as the spec asks, or a replica does not
+                start.
         """
+        for stage in self.stages:
+            check_deployment_name(stage.name)
         self._ray = connect_ray(self._address)
         from ray import serve
 

@@ -12,7 +12,7 @@ from unfold_pipeline.problem.build import build_flows
 from unfold_pipeline.problem.from_cascade import read_exits
 from unfold_pipeline.problem.latency_profile import load_perf_analyzer_latencies
 from unfold_pipeline.problem.pricing import price_hardware
-from unfold_pipeline.problem.traffic import load_arrivals, read_visits
+from unfold_pipeline.problem.traffic import ignore_order, load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import label_arrivals
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import FromRun
@@ -36,9 +36,12 @@ def _list_checks(spec: PipelineSpec, run: Run) -> Iterator[Check]:
         if engine.local is not None and engine.local.weights is not None:
             yield partial(run.path, engine.local.weights, key=f"stages.{stage}.engine.local.weights")
         return
+    # recorded visits are those of the rows, in their order
+    on_order = ignore_order if spec.visits is None else None
+    read = partial(load_arrivals, on_newest_first=on_order, on_unsorted=on_order)
     for key, traffic in label_arrivals(spec.arrivals):
         if traffic.trace is not None:
-            yield partial(load_arrivals, traffic, run, np.random.default_rng(0), key=key)
+            yield partial(read, traffic, run, np.random.default_rng(0), key=key)
     if spec.visits is not None:
         yield partial(_check_visits, spec, spec.visits, run)
     yield partial(price_hardware, spec.hardware, spec.region, spec.prices, run)

@@ -129,10 +129,10 @@ def _read_first_list(values: Sequence[Any], columns: TableColumns, path: Path) -
         if all(isinstance(entry, dict) for entry in entries):
             head = list(dict.fromkeys(key for entry in entries for key in entry))
             if is_table_head(head, columns.time):
-                return sort_rows(read_rows(head, _object_rows(entries, head), columns, path))
+                return sort_rows(read_rows(head, _object_rows(entries, head), columns, path), path)
         elif not any(isinstance(entry, (dict, list)) for entry in entries) and _is_time_list(name, columns.time):
             single = replace(columns, time=name or "time", default_time=None)
-            return sort_rows(read_rows([name or "time"], _value_rows(entries), single, path))
+            return sort_rows(read_rows([name or "time"], _value_rows(entries), single, path), path)
     return None
 
 

@@ -17,6 +17,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     MOONCAKE_FIELDS,
     NUMBER,
     TimeNotation,
+    check_clock,
     each_epoch_to_seconds,
     split_unit,
     to_seconds,
@@ -50,7 +51,8 @@ def read_log(path: Path, match: str, column: str | None, notation: TimeNotation,
         Sorted times in s, from any origin.
 
     Raises:
-        UnfoldError: The file cannot be read, too many lines have no time, or the unit of their numbers is unclear.
+        UnfoldError: The file cannot be read, too many lines have no time, or the unit of their numbers is unclear,
+            or their clock repeats an hour.
     """
     skipped: list[int] = []
     unitless: set[str] = set()
@@ -60,7 +62,9 @@ def read_log(path: Path, match: str, column: str | None, notation: TimeNotation,
     except UNREADABLE as error:
         raise user_error(f"cannot read the log: {error}", file=str(path)) from error
     _check_skipped(skipped, times.size + len(skipped), path, notation, warn)
-    times = np.sort(times if notation.unit else each_epoch_to_seconds(times))
+    times = times if notation.unit else each_epoch_to_seconds(times)
+    check_clock(times, str(path))
+    times = np.sort(times)
     return notation.convert_numbers(times, min(unitless), str(path)) if unitless and times.size else times
 
 

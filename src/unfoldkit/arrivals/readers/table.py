@@ -21,6 +21,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     NUMBER,
     UNITS_S,
     TimeNotation,
+    check_clock,
     epoch_to_seconds,
     is_ambiguous,
     is_time,
@@ -42,13 +43,17 @@ GAP_COLUMNS = ("interarrival", "inter_arrival", "interarrival_time", "inter_arri
 """Names of columns that hold the time since the previous arrival, in any case and with or without a unit."""
 UNNAMED = ("", "Unnamed: 0")
 """Names of a first column that is the index of a data frame; it is a time if it holds dates."""
-_COUNT_HINT = "a whole number; arrivals.rates names a column of rates, counts: '' reads each row as one arrival"
+_COUNT_HINT = (
+    "a whole number; no dot between thousands; arrivals.rates names a column of rates, "
+    "counts: '' reads each row as one arrival"
+)
 _RATE_HINT = "arrivals per second, such as 12.5; arrivals.counts: '' reads each row as one arrival"
 # an empty cell is a missing count, whereas words show that the column holds none
 _COUNT_CELL = re.compile(r"(\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+)?")
 # abbreviated counts are refused: a row read as one arrival would be wrong by a factor of a thousand
 _ABBREVIATED = re.compile(r"\d+([.,]\d+)? ?[kKMG]")
-_WHOLE = re.compile(r"\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+")
+# a dot before three zeros may separate thousands: 1.000 is 1 or 1000
+_WHOLE = re.compile(r"(?!\d{1,3}\.000$)\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+")
 _MINUTE_S = 60.0
 _END_COLUMNS = ("end_timestamp", "duration")
 
@@ -113,8 +118,13 @@ def read_rows(head: list[str], rows: Rows, columns: TableColumns, path: Path) ->
     return _read_named(head, _select(rows, columns.match), columns, path)
 
 
-def sort_rows(rows: TraceRows) -> TraceRows:
-    """Sort rows by time: documents and columnar files are in no order."""
+def sort_rows(rows: TraceRows, path: Path) -> TraceRows:
+    """Sort rows by time: documents and columnar files are in no order.
+
+    Raises:
+        UnfoldError: They are in order but for an hour that their clock repeats.
+    """
+    check_clock(rows.times, str(path))
     return reorder_rows(rows, np.argsort(rows.times, kind="stable"))
 
 
@@ -152,7 +162,7 @@ def read_parquet(path: Path, columns: TableColumns) -> TraceRows:
     names, cells = read_parquet_cells(path)
     rows = ((number, list(row)) for number, row in enumerate(zip(*cells, strict=True), 1))
     try:
-        return sort_rows(read_rows(names, rows, columns, path))
+        return sort_rows(read_rows(names, rows, columns, path), path)
     except UnfoldError as error:
         faults = [replace(each, message=f"row {each.line}: {each.message}", line=0) for each in error.diagnostics]
         raise UnfoldError(*faults) from error

@@ -47,6 +47,11 @@ MAX_MOONCAKE_RATE = 200.0
 MIN_DOUBTFUL = 10
 """Fewer numbers say nothing about their unit."""
 _DAY_S, _HOUR_S = 86_400.0, 3600.0
+ZONE_HINT = "an hour back, as winter time begins? write the times in UTC"
+_MAX_LATENESS_S = 600.0
+"""By how much a line may be older than the one above it, where requests are logged as they end."""
+_SUNDAY, _LAST_REPEATED_HOUR = 6, 3
+"""Clocks are put back in a night to Sunday, to a time before this hour."""
 _SPREADSHEET_DAYS = (32_000.0, 73_000.0)
 """Serial numbers of spreadsheets for the dates from 1987 to 2099."""
 _MAX_SERIAL_SPAN = 60.0
@@ -239,6 +244,44 @@ def describe_unit_doubt(times: FloatArray) -> str:
     if (gaps == 0).mean() >= MIN_REPEATED:
         return "whole numbers, many of them repeated"
     return ""
+
+
+def format_time(time_s: float) -> str:
+    """Return a time as a date in UTC if it counts from 1970, else in seconds."""
+    if FIRST_EPOCH_S <= time_s < _EPOCH_RANGE_S[1]:
+        return datetime.fromtimestamp(time_s, UTC).isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00")
+    return f"{time_s:g} s"
+
+
+def check_clock(times: FloatArray, file: str) -> None:
+    """Reject stamps of local time that repeat an hour, before they are sorted into the hour that they repeat.
+
+    Args:
+        times: Times in s, in the order of the file. Those in no order at all pass.
+        file: The file to name in errors.
+
+    Raises:
+        UnfoldError: Stamps of a clock jump back once, in a Sunday night, by the hour with which winter time begins.
+    """
+    repeated = find_repeated_hour(times)
+    if repeated is not None:
+        raise user_error(
+            f"the clock of arrival {repeated + 1} is an hour behind the one above it", file=file, hint=ZONE_HINT
+        )
+
+
+def find_repeated_hour(times: FloatArray) -> int | None:
+    """Return the first arrival of the hour that a clock repeats when winter time begins; ``None`` without one."""
+    if not times.size or not np.isfinite(times).all() or times.min() < FIRST_EPOCH_S:
+        return None
+    back_s = -np.diff(times)
+    jumps = np.flatnonzero(back_s > _MAX_LATENESS_S)
+    if jumps.size != 1:
+        return None
+    index = int(jumps[0]) + 1
+    moment = datetime.fromtimestamp(float(times[index]), UTC)
+    is_hour = 0.8 * _HOUR_S < back_s[index - 1] <= _HOUR_S
+    return index if is_hour and moment.weekday() == _SUNDAY and moment.hour < _LAST_REPEATED_HOUR else None
 
 
 def is_time(text: str) -> bool:

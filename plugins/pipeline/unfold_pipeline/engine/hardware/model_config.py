@@ -44,6 +44,7 @@ ENCODER_SUFFIXES = (
 )
 GENERATING_MODELS = ("LMHeadModel", "ChatGLMModel")
 """Endings of architectures that generate text, although their name ends as that of a model without an LM head."""
+MAX_ROPE_FACTOR = 1000.0
 UNGATED = frozenset(
     {
         *("apertus", "arcee", "bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj"),
@@ -129,6 +130,7 @@ def read_model_config(path: Path, *, is_profiled: bool = False) -> ModelShape:
         weight_group=_find_weight_group(config),
         window=window,
         window_layers=window_layers,
+        max_context=_find_max_context(config),
     )
 
 
@@ -197,6 +199,16 @@ def _find_window(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int
     is_used = config.get("use_sliding_window", not kind.startswith(UNUSED_WINDOWS)) is not False
     count = _count_window_layers(config, kind, layers) if window and is_used else 0
     return (window, count) if count else (0, 0)
+
+
+def _find_max_context(config: Mapping[str, Any]) -> int:
+    """Return the context of a model as vLLM derives it: a scaled rotary embedding allows more positions."""
+    positions = _first_count(config, ("max_position_embeddings", "n_positions", "seq_length"))
+    scaling = config.get("rope_scaling") or config.get("rope_parameters")
+    if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type")) == "llama3":
+        return positions
+    factor = scaling.get("factor", 1)
+    return int(positions * factor) if isinstance(factor, (int, float)) and 1 <= factor < MAX_ROPE_FACTOR else positions
 
 
 def _count_window_layers(config: Mapping[str, Any], kind: str, layers: int) -> int:

@@ -56,6 +56,7 @@ class ModelShape:
         weight_group: int4 weights with a scale and a zero of their own; 0 for a whole channel.
         window: tokens that some layers attend to; 0 if all layers attend to the whole context.
         window_layers: layers that do.
+        max_context: tokens of prompt and answer that its config allows; 0 if it states none.
     """
 
     layers: int
@@ -72,6 +73,7 @@ class ModelShape:
     weight_group: int = USUAL_GROUP
     window: int = 0
     window_layers: int = 0
+    max_context: int = 0
 
     @property
     def kv_layout(self) -> KvLayout:

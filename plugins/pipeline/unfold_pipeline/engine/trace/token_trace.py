@@ -50,13 +50,14 @@ MAX_UNANSWERED = 0.1
 MAX_STAMP = 1e19
 """Above every time since 1970 in nanoseconds."""
 MAX_SPAN_S = 366 * 86_400.0
-_COUNT = re.compile(r"\d{1,9}(\.0*)?|\d{1,3}(,\d{3})+")
+# a dot before three zeros may separate thousands: 1.000 is 1 or 1000
+_COUNT = re.compile(r"(?!\d{1,3}\.000$)\d{1,9}(\.0*)?|\d{1,3}(,\d{3})+")
 _EMPTY = frozenset(("", "0", "0.0", "nan", "null", "none"))
 """Cells of generated tokens of a request that was not answered, in lower case."""
 COLUMN_HINT = "arrivals: {input: COLUMN, output: COLUMN}"
 TEXT_COLUMNS = ("conversation", "conversations", "messages", "prompt", "text")
 TEXT_HINT = "count the tokens of its texts first, into fields such as input_tokens and output_tokens"
-UNANSWERED_HINT = "a whole number of at least 1; leave out requests that failed"
+UNANSWERED_HINT = "a whole number of at least 1, no dot between thousands; leave out requests that failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
