@@ -42,8 +42,8 @@ def philly_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None,
 
     A job runs as long as its attempts together, from its submission on, counted from the earliest. Running jobs end
     with the last time of the file. A record that occurs twice counts once; another record under the same id is a job of
-    its own, named such as ``id#2``. The user is the path of virtual cluster and user, the role the virtual cluster. Jobs
-    without an attempt that has a start and GPUs are left out.
+    its own, named such as ``id#2``. The user is the path of virtual cluster and user, the role the virtual cluster.
+    Jobs without an attempt that has a start and GPUs are left out.
 
     Args:
         path: The file.
