@@ -106,6 +106,19 @@ def test_philly_jobs_have_a_task_per_machine(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_philly_records_with_one_id_are_jobs_of_their_own(tmp_path: Path) -> None:
+    """A second record under an id keeps its own GPUs, time and size; an equal record does not count again."""
+    warnings: list[str] = []
+    path = log_of(tmp_path, [attempt("12:01:00", "12:02:00", m1=1, m2=1)], [attempt("12:01:00", "12:03:00", m1=4)], [])
+    first, second, _ = json.loads(path.read_text())
+    path.write_text(json.dumps([first, {**second, "jobid": first["jobid"]}, first]))
+    found = philly_tasks(path, warn=warnings.append)
+    assert [(task.name, task.job, task.demand["gpu"], task.size, task.run) for task in found] == [
+        ("j0-0", "j0", 1000, 2, 60.0), ("j0-1", "j0", 1000, 2, 60.0), ("j0#2", "j0#2", 4000, 1, 120.0),
+    ]  # fmt: skip
+    assert warnings == [f"{path.name}: left out 1 records that repeat another"]
+
+
 def test_malformed_philly_files_are_reported(tmp_path: Path) -> None:
     """A file of something else, and a job without a time, are told by their place."""
     with pytest.raises(UnfoldError, match="item 0 is not what cluster_job_log"):

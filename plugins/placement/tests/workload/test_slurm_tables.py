@@ -64,11 +64,12 @@ def test_a_table_of_sacct_by_its_starts_and_ends(tmp_path: Path) -> None:
     assert [task.job for task in started] == ["1_4", "1_4", "2+1"]
 
 
-def test_steps_of_jobs_are_no_tasks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["batch", "extern", "interactive", "0"])
+def test_steps_of_jobs_are_no_tasks(tmp_path: Path, name: str) -> None:
     """Without -X, sacct prints steps in rows of their own: they would count what their job holds twice."""
-    step = "1_4.batch||2026-01-01T00:00:00|||2-03:04:05|COMPLETED|1|cpu=32,mem=512G,node=1\n"
+    step = f"1_4.{name}||2026-01-01T00:00:00|||2-03:04:05|COMPLETED|1|cpu=32,mem=512G,node=1\n"
     path = write_csv(tmp_path, HEAD + ROWS + step)
-    with pytest.raises(UnfoldError, match=r":6:1: task: 1_4.batch is a step of the job of line 2.*sacct -X"):
+    with pytest.raises(UnfoldError, match=rf":6:1: task: 1_4.{name} is a step of the job of line 2.*sacct -X"):
         list(csv_tasks(path, columns=Columns({**NAMES, "run": ("Elapsed",)})))
 
 

@@ -41,19 +41,23 @@ def philly_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None,
     """Return the jobs of ``cluster_job_log``: a task for each machine of the last attempt, with its GPUs there.
 
     A job runs as long as its attempts together, from its submission on, counted from the earliest. Running jobs end
-    with the last time of the file. The user is the path of virtual cluster and user, the role the virtual cluster. Jobs
-    without an attempt that has a start and GPUs are left out.
+    with the last time of the file. A record that occurs twice counts once; another record under the same id is a job of
+    its own, named such as ``id#2``. The user is the path of virtual cluster and user, the role the virtual cluster.
+    Jobs without an attempt that has a start and GPUs are left out.
 
     Args:
         path: The file.
         speedup: Factor that accelerates arrivals.
         max_tasks: Use only so many jobs.
-        warn: Receives how many jobs are left out.
+        warn: Receives how many jobs and records are left out.
 
     Raises:
         UnfoldError: the file does not have this form.
     """
-    jobs = parse_items(read_items(path, JOBS_FILE), path, JOBS_FILE, _read_job)
+    records = parse_items(read_items(path, JOBS_FILE), path, JOBS_FILE, _read_job)
+    jobs = _separate_jobs(records)
+    if len(jobs) < len(records):
+        warn(f"{path.name}: left out {len(records) - len(jobs)} records that repeat another")
     form = ItemFormat(JOBS_FILE, "jobs", "others", _read_span, _build_task)
     tasks = build_tasks(jobs, path, form, max_tasks=max_tasks, speedup=speedup, warn=warn)
     gpus_by_job = {str(job["jobid"]): job["gpus"] for job in jobs}
@@ -61,6 +65,19 @@ def philly_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None,
     return [
         machine_task for task in tasks for machine_task in _split_task(task, gpus_by_job[task.job], job_sizes[task.job])
     ]
+
+
+def _separate_jobs(records: Sequence[Body]) -> list[Body]:
+    """Return each record once, with an id that no other has: the second under an id is ``id#2``."""
+    records_by_id: dict[str, list[Body]] = {}
+    jobs = []
+    for record in records:
+        job_id = str(record["jobid"])
+        known = records_by_id.setdefault(job_id, [])
+        if record not in known:
+            known.append(record)
+            jobs.append(record if len(known) == 1 else {**record, "jobid": f"{job_id}#{len(known)}"})
+    return jobs
 
 
 def _split_task(task: Task, gpus: Sequence[int], size: int) -> Iterator[Task]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -28,8 +29,8 @@ MAX_COUNT = 100_000
 MAX_PRIORITY = 1_000_000_000
 MAX_NUMBER = 1e9
 """Largest amount of an openb file."""
-SLURM_STEPS = frozenset({"batch", "extern"})
-"""Steps that every job of Slurm has, in rows of their own unless ``sacct`` has ``-X``."""
+_SLURM_STEP = re.compile(r"(.*)\.(?:batch|extern|interactive)|(\d+(?:[_+]\d+)?)\.\d+")
+"""A step of a Slurm job, which has a row of its own unless ``sacct`` has ``-X``; those of ``srun`` have numbers."""
 STANDARD_COLUMNS = Columns()
 
 
@@ -207,8 +208,8 @@ def _iter_unique(rows: Iterable[CsvRow], column: str) -> Iterator[CsvRow]:
     lines: dict[str, int] = {}
     for row in rows:
         name = row[column]
-        job, _, step = name.rpartition(".")
-        if step in SLURM_STEPS and job in lines:
+        step = _SLURM_STEP.fullmatch(name)
+        if step and (job := step[1] or step[2]) in lines:
             message = f"{name} is a step of the job of line {lines[job]}, which would count twice"
             raise row.wrong(message, column, "sacct -X prints jobs without steps")
         if name in lines:
