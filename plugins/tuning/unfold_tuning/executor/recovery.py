@@ -15,6 +15,7 @@ from unfold_tuning.executor.messages import describe_budget_stop, describe_lost_
 from unfold_tuning.executor.ranking import list_entrants
 from unfold_tuning.executor.stage_paces import measure_entrants, measure_stage
 from unfold_tuning.job.allocation import Allocation, Plan
+from unfold_tuning.job.schedule import Group
 from unfold_tuning.planner.pace_posterior import PacePosterior
 from unfold_tuning.planner.replan import (
     Posterior,
@@ -29,7 +30,7 @@ from unfold_tuning.planner.replan import (
 from unfold_tuning.simulator.execution_model import ExecutionModel, TrialSlowdowns, build_execution_model
 from unfold_tuning.simulator.spot_market import NET_CHANGES, estimate_change_s
 from unfold_tuning.simulator.stage_paces import PaceDraws, draw_paces
-from unfold_tuning.trial.ledger import Ledger
+from unfold_tuning.trial.ledger import Ledger, Trial
 from unfold_tuning.trial.worker import TrialJob
 from unfoldkit.api import internal_error
 
@@ -184,12 +185,22 @@ class Recovery:
         groups = self.config.stages[index].groups if index < len(self.config.stages) else ()
         if len(groups) != 1 or groups[0].done == 0:
             return None
-        entrants = list_entrants(self.config, self.ledger, groups[0])
-        if len(entrants) < groups[0].trials:
+        return self._estimate_slowdowns(list_entrants(self.config, self.ledger, groups[0]), groups[0])
+
+    def _estimate_candidate_slowdowns(self, index: int) -> TrialSlowdowns | None:
+        """Estimate the slowdowns of all trials of a running stage, any of which may continue."""
+        groups, following = self.config.stages[index].groups, self.config.stages[index + 1].groups
+        if len(groups) != 1 or len(following) != 1 or following[0].done == 0:
             return None
+        return self._estimate_slowdowns(list_entrants(self.config, self.ledger, groups[0]), following[0])
+
+    def _estimate_slowdowns(self, trials: Sequence[Trial], group: Group) -> TrialSlowdowns | None:
+        """Estimate the slowdowns of the trials from which a group is taken; ``None`` if too few are known."""
         timings = self._measure_trials()
-        ratios = [timings[trial.id].ratio for trial in entrants]
-        return estimate_slowdowns(ratios, groups[0].done, self.config.profile, self.posterior)
+        ratios = [timings[trial.id].ratio for trial in trials if trial.id in timings]
+        if len(ratios) < max(len(trials), group.trials):
+            return None
+        return estimate_slowdowns(ratios, group.done, self.config.profile, self.posterior)
 
     def estimate_time_factor(self, index: int) -> float:
         """Estimate how much longer than profiled the iterations of a stage take."""
@@ -234,10 +245,14 @@ class Recovery:
         config = self.config
         if config.paces is not None and index < len(config.stages):
             return self._build_paced_model(index, running_instances)
+        remaining = self._build_corrected_model(index, running_instances)
+        return remaining.with_slowdowns(self._estimate_entrant_slowdowns(index))
+
+    def _build_corrected_model(self, index: int, running_instances: int) -> ExecutionModel:
+        config = self.config
         profile = self.posterior.apply_to(config.profile)
         model = build_execution_model(config.stages, profile, config.machine, REPLAN_SAMPLES, config.seed)
-        remaining = model.select_remaining(index, running_instances)
-        return remaining.with_slowdowns(self._estimate_entrant_slowdowns(index))
+        return model.select_remaining(index, running_instances)
 
     # plans
 
@@ -325,14 +340,15 @@ class Recovery:
         config = self.config
         running_instances = min(plan[index].instances, self.ledger.count_running() or plan[index].instances)
         if config.paces is None:
-            return self.build_model_from(index + 1, running_instances)
-        stage = config.stages[index]
+            remaining = self._build_corrected_model(index + 1, running_instances)
+            return remaining.with_slowdowns(self._estimate_candidate_slowdowns(index))
+        stage, following = config.stages[index], config.stages[index + 1]
         measured = measure_stage(config, self.ledger, stage, is_running=True)
         if any(
             len(paces.last) < MIN_MEASURED * group.trials for paces, group in zip(measured, stage.groups, strict=True)
         ):
             return None
-        is_known = len(measured) == 1 and len(config.stages[index + 1].groups) == 1
+        is_known = len(measured) == len(following.groups) == 1 and following.trials <= len(measured[0].last)
         slowdowns = (
             TrialSlowdowns(tuple(math.exp(pace - self._base) for pace in measured[0].last)) if is_known else None
         )
