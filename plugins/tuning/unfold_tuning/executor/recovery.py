@@ -269,7 +269,9 @@ class Recovery:
             return plan
         remaining = self.build_remaining_model(index, plan)
         time_left_s = self._compute_time_left_s(began)
-        changed = self._replan(remaining, plan[index + 1 :], time_left_s, f"after stage {index + 1}")
+        changed = self._replan(remaining, plan[index + 1 :], time_left_s)
+        if changed != plan[index + 1 :]:
+            self._note_replan(f"after stage {index + 1}", changed)
         plan = (*plan[: index + 1], *changed)
         self.store.store_plan(index + 1, plan)
         return plan
@@ -285,12 +287,13 @@ class Recovery:
         remaining = replace(model, running_instances=self.ledger.count_running())
         if config.paces is not None:
             remaining = replace(remaining, paces=self._draw_paces_in_stage(index, jobs))
-        occasion = f"in stage {index + 1}, a node was lost"
-        changed = self._replan(remaining, plan[index:], self._compute_time_left_s(began), occasion)
-        if changed == plan[index:]:
-            return plan
+        changed = self._replan(remaining, plan[index:], self._compute_time_left_s(began))
+        # trials that run across instances may keep more of them than planned
         allocation = rescale_allocation(plan[index], changed[0], config.machine.accelerators)
+        if changed == plan[index:] or (allocation, *changed[1:]) == plan[index:]:
+            return plan
         self.store.rescale_stage(index, allocation)
+        self._note_replan(f"in stage {index + 1}, a node was lost", (allocation, *changed[1:]))
         return (*plan[:index], allocation, *changed[1:])
 
     def replan_before_barrier(self, index: int, plan: Plan, jobs: Sequence[TrialJob], began: float) -> Plan:
@@ -367,8 +370,8 @@ class Recovery:
         columns = [targets.index(job.target) if job.target in targets else 0 for job in jobs]
         return (PaceDraws(draws[0].shift[:, columns], draws[0].spread[:, columns]), *draws[1:])
 
-    def _replan(self, remaining: ExecutionModel, plan: Plan, time_left_s: float, occasion: str) -> Plan:
-        """Plan the remaining job again, and note a change or a lost guarantee."""
+    def _replan(self, remaining: ExecutionModel, plan: Plan, time_left_s: float) -> Plan:
+        """Plan the remaining job again, and note a lost guarantee."""
         if self.config.machine.spot is not None:
             # the slack for a change of place is no time to plan with
             time_left_s -= NET_CHANGES * estimate_change_s(self.config.profile)
@@ -376,8 +379,6 @@ class Recovery:
         if result.is_late:
             options = list(list_late_options(remaining, time_left_s, self.config.confidence))
             self.note_late(describe_lost_guarantee(time_left_s, result.on_time_after), options)
-        if result.is_changed:
-            self._note_replan(occasion, result.plan)
         return result.plan if result.is_changed else plan
 
     def _note_replan(self, occasion: str, plan: Plan) -> None:
