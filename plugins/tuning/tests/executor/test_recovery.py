@@ -36,7 +36,7 @@ def test_a_killed_worker_costs_only_its_last_step(tmp_path: Path) -> None:
 
 
 def test_trials_across_instances_are_not_said_to_keep_fewer(tmp_path: Path) -> None:
-    """A trial that spans two instances cannot continue on the one that a new plan names: nothing changes, or is noted."""
+    """A trial that spans two instances cannot continue on the one of a new plan: nothing is noted."""
     machine, stages = Machine("m", 1, 3.6, max_instances=4), build_custom_stages([(2, 10)])
     config = ExecutionConfig(
         stages=stages,
