@@ -64,6 +64,11 @@ def known_keys(model: Any, path: PathKey, data: Any = None) -> set[str]:
 
     Of several alternatives, a tag in ``data`` (``process: burst``) selects one.
     """
+    return {name for names in list_forms(model, path, data) for name in names}
+
+
+def list_forms(model: Any, path: PathKey, data: Any = None) -> list[set[str]]:
+    """List the keys of each alternative of a mapping at ``path``, as in :func:`known_keys`."""
     candidates = [model]
     for part in path:
         candidates = [inner for candidate in candidates for inner in _children(candidate, part)]
@@ -71,7 +76,7 @@ def known_keys(model: Any, path: PathKey, data: Any = None) -> set[str]:
     for part in path:
         data = data[part] if _has_child(data, part) else None
     selected = [form for form in forms if _matches_tags(form, data)]
-    return {name for form in selected or forms for name in _field_names(form)}
+    return [names for form in selected or forms if (names := _field_names(form))]
 
 
 def known_tags(model: Any, path: PathKey, name: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, find_similar, format_value
 from unfoldkit.spec.base import Checked, Model
 from unfoldkit.spec.error_messages import explain_error
-from unfoldkit.spec.positions import diagnostic_at, known_keys, known_tags, real_path
+from unfoldkit.spec.positions import diagnostic_at, known_keys, known_tags, list_forms, real_path
 from unfoldkit.spec.yaml_reader import Document, PathKey
 
 M = TypeVar("M", bound=Model)
@@ -20,6 +20,8 @@ ROUNDS = 4
 _CONTAINERS = (BaseModel, Mapping, tuple, list, frozenset)
 MISSING = "this key is missing"
 UNKNOWN = "unknown key"
+NO_FORM = "one of these keys is missing"
+TWO_FORMS = "only one of these keys may be written"
 MERGE = "YAML 1.2 has no merge keys: write the keys out"
 QUOTE = "'"
 ENTRY_ERRORS = ("extra_forbidden", "model_type")
@@ -92,7 +94,11 @@ def _explain(model: type[Model], document: Document, data: Any, error: dict[str,
     path = real_path(data, error["loc"], missing=missing)
     if missing:
         return path, diagnostic_at(document, path, MISSING, hint=_describe_key(model, path))
+    if error["type"] == NO_FORM:
+        return path, diagnostic_at(document, path, NO_FORM, hint=", ".join(error["keys"]))
     if error["type"] == "extra_forbidden":
+        if rivals := _list_rivals(model, path, data):
+            return path, diagnostic_at(document, path, TWO_FORMS, hint=", ".join(rivals), at_key=True)
         hint = _suggest_key(model, path, data) if path[-1] != "<<" else MERGE
         return path, diagnostic_at(document, path, UNKNOWN, hint=hint, at_key=True)
     message, hint = explain_error(error, about=_describe_key(model, path))
@@ -111,6 +117,17 @@ def _suggest_key(model: type[Model], path: PathKey, data: Any) -> str:
     if around and word in known_keys(model, (), data):
         return "write it at the top of the spec"
     return did_you_mean(word, keys)
+
+
+def _list_rivals(model: type[Model], path: PathKey, data: Any) -> list[str]:
+    """List a key that only other forms of a mapping have, and the written keys that it excludes; nothing otherwise."""
+    word, around = str(path[-1]), path[:-1]
+    forms = list_forms(model, around, data)
+    written = _get(data, around)
+    if not isinstance(written, Mapping) or not any(word in form for form in forms):
+        return []
+    others = [key for key in written if any(key in form for form in forms) and not all(key in form for form in forms)]
+    return sorted(others) if len(others) > 1 else []
 
 
 def _describe_key(model: type[Model], path: PathKey) -> str:
@@ -133,7 +150,7 @@ def _min_length(error: Mapping[str, Any]) -> int:
 def _select_branches(data: Any, errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of the errors of each union, retain those of the branch that fits best."""
     # the validator counts only valid entries
-    errors = [error for error in errors if not _is_long_enough(error)]
+    errors = [error for error in errors if not _is_long_enough(error) and not _is_of_parent(data, error)]
     groups: dict[PathKey, dict[tuple[str | int, ...], list[dict[str, Any]]]] = {}
     plain: list[dict[str, Any]] = []
     for error in errors:
@@ -142,8 +159,42 @@ def _select_branches(data: Any, errors: list[dict[str, Any]]) -> list[dict[str, 
             plain.append(error)
         else:
             groups.setdefault(branch[0], {}).setdefault(branch[1], []).append(error)
-    best = [min(branches.values(), key=lambda group: _distance(data, path, group)) for path, branches in groups.items()]
-    return plain + [error for group in best for error in group]
+    return plain + [error for path, branches in groups.items() for error in _select_best(data, path, branches.values())]
+
+
+def _is_of_parent(data: Any, error: Mapping[str, Any]) -> bool:
+    """Return whether the location of an error ends with the name of a branch, such as `int`, that is also a key."""
+    location = error["loc"]
+    if error["type"] in ("missing", "extra_forbidden") or location[-1:] == ("[key]",):
+        return False
+    path = real_path(data, location)
+    parent = _get(data, path[:-1]) if path and path[-1] == location[-1] else None
+    return isinstance(parent, Mapping) and error.get("input") == parent
+
+
+def _select_best(data: Any, path: PathKey, branches: Collection[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Select the errors of the branch that fits best; of equal ones that lack a different key each, name all keys."""
+    distances = [_distance(data, path, group) for group in branches]
+    tied = [group for group, distance in zip(branches, distances, strict=True) if distance == min(distances)]
+    lacking = [_list_missing(data, path, group) for group in tied]
+    shared = set.intersection(*lacking)
+    own = sorted(key for keys in lacking for key in keys - shared)
+    if len(tied) == 1 or any(len(keys - shared) != 1 for keys in lacking):
+        return tied[0]
+    known = [error for error in tied[0] if error["type"] != "missing" or error["loc"][-1] not in own]
+    if any(error["type"] == "extra_forbidden" for error in known):
+        # its hint lists the keys
+        return known
+    return [*known, {"type": NO_FORM, "loc": path, "msg": NO_FORM, "keys": own}]
+
+
+def _list_missing(data: Any, path: PathKey, group: list[dict[str, Any]]) -> set[str]:
+    """List the keys that the mapping at a path lacks."""
+    return {
+        str(error["loc"][-1])
+        for error in group
+        if error["type"] == "missing" and real_path(data, error["loc"], missing=True)[:-1] == path
+    }
 
 
 def _branch(data: Any, error: dict[str, Any]) -> tuple[PathKey, tuple[str | int, ...]] | None:

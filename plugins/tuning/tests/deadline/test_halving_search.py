@@ -211,3 +211,21 @@ def test_the_clock_ignores_changes_of_the_wall_clock(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("time.time", lambda: before - 3600.0)
     assert 0 <= clock() - before < 60
     assert math.isclose(SteadyClock()() - before, -3600.0, abs_tol=60.0)
+
+
+@pytest.mark.parametrize(("budget", "reason"), [("$1", "more would exceed the budget"), ("$9", "more would be late")])
+def test_a_note_names_the_limit_that_leaves_room_for_fewer_trials(budget: str, reason: str) -> None:
+    """A dollar pays four workers for a quarter of the hour to the deadline; nine pay for more than all of it."""
+    keeper = LimitKeeper(
+        limits=parse_limits("1 h", budget, 1.0, 0.95),
+        slots=4,
+        trials=9,
+        min_steps=1,
+        max_steps=27,
+        eta=3,
+        method="sha",
+        wall=lambda: 1000.0,
+    )
+    keeper.began = 1000.0
+    keeper.note_fewer_trials(4)
+    assert keeper.notes == [f"stage 1: 4 of 9 trials, {reason}"]

@@ -149,6 +149,40 @@ def test_running_trials_count_in_the_pace_of_a_stage(tmp_path: Path) -> None:
     assert np.exp(running) == pytest.approx([1.0, 1.0, 8.0])
 
 
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_trials_that_still_run_may_continue(tmp_path: Path, is_measured: bool) -> None:
+    """Two quick trials have ended, but the two slow ones may win: the next stage is planned for any two of the four."""
+    config = _build_config(tmp_path)
+    profile = replace(config.profile, trial_cv=0.6, error_cv=0.1)
+    config = replace(config, profile=profile, paces=config.paces if is_measured else None)
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        _hold(ledger, 4)
+        ledger.record_trials(0, [{}] * 4)
+        for trial, (iters, seconds) in enumerate([(10, 5.0), (10, 5.0), (4, 30.0), (4, 30.0)], start=1):
+            for done in range(1, iters + 1):
+                ledger.record_checkpoint(trial, done, 0.5, seconds, 1)
+        model = Recovery(config, ledger)._build_model_before_barrier(0, PLAN)
+    assert model is not None
+    assert np.quantile(model.sample_stage_seconds(0, PLAN[1]), 0.75) > 200.0
+
+
+def test_a_next_stage_with_more_trials_than_are_measured_keeps_their_pace(tmp_path: Path) -> None:
+    """Five trials continue, of which only four are left: their mean pace counts, not that of the profile."""
+    stages = build_custom_stages([(5, 10), (5, 10)])
+    config = replace(_build_config(tmp_path), stages=stages)
+    config = replace(config, paces=PacePosterior(prior=build_pace_prior(stages, [], 0), level=math.log(10.0)))
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        _hold(ledger, 4)
+        ledger.record_trials(0, [{}] * 5)
+        ledger.record_failure(5, "it crashed")
+        for trial in range(1, 5):
+            for done in range(1, 11 if trial > 1 else 9):
+                ledger.record_checkpoint(trial, done, 0.5, 80.0, 1)
+        model = Recovery(config, ledger)._build_model_before_barrier(0, (Allocation(4, 1, 4), Allocation(4, 1, 4)))
+    assert model is not None
+    assert np.median(model.sample_stage_seconds(0, Allocation(5, 1, 5))) > 500.0
+
+
 def test_instances_needed_by_jobs(tmp_path: Path) -> None:
     """Small trials share instances, and trials that span instances fill all of theirs."""
     job = TrialJob(trial=1, config={}, done=0, target=10, checkpoint_iters=1, workers=1, seed=0, folder=tmp_path)

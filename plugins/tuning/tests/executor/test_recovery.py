@@ -14,9 +14,12 @@ from tuning_runs import SPEC, read_fact, read_nodes, train_spec
 
 from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.recovery import Recovery
+from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.problem import TrainableConfig
+from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import build_custom_stages
 from unfold_tuning.trial.ledger import open_ledger
+from unfold_tuning.trial.worker import TrialJob
 from unfoldkit.api import Verdict
 
 pytestmark = pytest.mark.usefixtures("sleeper_log")
@@ -30,6 +33,29 @@ def test_a_killed_worker_costs_only_its_last_step(tmp_path: Path) -> None:
     assert report.metrics["lost_nodes"].value == 1
     iterations = Counter((tmp_path / "log").read_text().splitlines())
     assert sum(count - 1 for count in iterations.values()) == 0
+
+
+def test_trials_across_instances_are_not_said_to_keep_fewer(tmp_path: Path) -> None:
+    """A trial that spans two instances cannot continue on the one of a new plan: nothing is noted."""
+    machine, stages = Machine("m", 1, 3.6, max_instances=4), build_custom_stages([(2, 10)])
+    config = ExecutionConfig(
+        stages=stages,
+        plan=(Allocation(4, 2, 2),),
+        machine=machine,
+        profile=Profile(LogNormal(1.0), speedup=((1, 1.0),), across=((2, 1.1),)),
+        trainable=TrainableConfig(function="sleeper:train"),
+        folder=tmp_path,
+        seed=0,
+        checkpoint_iters=1,
+        deadline_s=1000.0,
+        wall=lambda: 1000.0,
+    )
+    job = TrialJob(trial=1, config={}, done=0, target=10, checkpoint_iters=1, workers=2, seed=0, folder=tmp_path)
+    with open_ledger(tmp_path / "l.sqlite", machine, "a") as ledger:
+        ledger.record_fact("deal-0", [4, 2, 2])
+        recovery = Recovery(config, ledger)
+        assert recovery.replan_after_loss(0, config.plan, [job, replace(job, trial=2)], 1000.0) == config.plan
+    assert not recovery.notes
 
 
 def test_losses_with_progress_between_are_not_added_up(tmp_path: Path) -> None:

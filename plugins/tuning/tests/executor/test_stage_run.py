@@ -39,7 +39,9 @@ def test_only_the_trial_that_ends_its_process_is_dropped(tmp_path: Path) -> None
     """A trial that takes its node down three times is dropped; the trials on the same node are not."""
     text = SPEC.replace("sleeper:train", "sleeper:deadly").replace("accelerators: 1", "accelerators: 2")
     report = train_spec(tmp_path, text.replace("limit: 3", "limit: 1"))
-    assert dict(report.lines)["failed trials"].startswith("1 trial (")
+    failed = dict(report.lines)["failed trials"]
+    assert failed.startswith("1 trial (")
+    assert failed.endswith("its process was ended by SIGKILL (out of memory?)")
     assert report.metrics["lost_nodes"].value == 3
 
 

@@ -43,6 +43,14 @@ def test_each_stage_is_published_as_it_begins(tmp_path: Path) -> None:
     assert spent == sorted(spent, key=lambda value: value or 0.0)
 
 
+def test_the_best_metric_of_a_stage_is_that_of_its_end(tmp_path: Path) -> None:
+    """Every trial becomes better stage by stage, and what a stage ended with does not change later."""
+    published, final = run_publishing(tmp_path, SPEC)
+    best = [float(str(row[-1])) for row in final.tables[0].rows]
+    assert best == sorted(set(best))
+    assert [row[-1] for row in published[-1].tables[0].rows] == [row[-1] for row in final.tables[0].rows[:-1]]
+
+
 def test_the_cluster_over_time_counts_billed_instances(tmp_path: Path) -> None:
     """The instances held are those of the ledger's bill: their area is the money spent; the plan stands beside them."""
     published, final = run_publishing(tmp_path, SPEC)

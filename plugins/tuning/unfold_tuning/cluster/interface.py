@@ -20,12 +20,14 @@ class ClusterEvent:
         trial: The trial, or -1 if a node without trials is lost.
         message: What the worker reports.
         is_own_process: Whether the trial's own process ended; false if it was lost with another's.
+        reason: Why, if ``message`` is ``None``.
     """
 
     node: str
     trial: int
     message: WorkerMessage | None
     is_own_process: bool = True
+    reason: str = "its node was lost"
 
 
 class Cluster(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection, get_context
@@ -23,6 +24,7 @@ from unfoldkit.api import UnfoldError, internal_error
 from unfoldkit.worker_process import blocking_interrupts
 
 POLL_S = 0.1
+END_TIMEOUT_S = 1.0
 LOOPBACK = "127.0.0.1"
 
 
@@ -185,11 +187,12 @@ class LocalCluster:
 
     def _drop_node(self, node: Node, ended_pipe: Connection) -> Iterator[ClusterEvent]:
         trials = {trial: ended_pipe in slot.pipes for trial, slot in node.busy.items()}
+        reason = _describe_end(next(process for process, pipe in node.processes if pipe is ended_pipe))
         self._release(node)
         for trial in trials:
             self.free(trial)
         for trial, is_own_process in (trials or {-1: True}).items():
-            yield ClusterEvent(node.name, trial, None, is_own_process=is_own_process)
+            yield ClusterEvent(node.name, trial, None, is_own_process=is_own_process, reason=reason)
 
     def _launch(self, name: str) -> Node:
         node = Node(name, [self._start_process() for _ in range(self.accelerators)])
@@ -216,6 +219,19 @@ def _send_job(pipe: Connection, job: TrialJob) -> None:
     # poll_events() detects a worker that died just now by the end of its pipe
     with contextlib.suppress(BrokenPipeError):
         pipe.send(job)
+
+
+def _describe_end(process: SpawnProcess) -> str:
+    """Describe how a process ended that has closed its pipe."""
+    process.join(END_TIMEOUT_S)
+    code = process.exitcode
+    if code is None:
+        return "its process closed its pipe"
+    if code >= 0:
+        return f"its process ended with exit code {code}"
+    names = {item.value: item.name for item in signal.Signals}
+    name = names.get(-code, f"signal {-code}")
+    return f"its process was ended by {name}{' (out of memory?)' if -code == signal.SIGKILL else ''}"
 
 
 def _end_process(process: SpawnProcess, pipe: Connection) -> None:

@@ -205,11 +205,21 @@ class LimitKeeper:
 
     def compute_time_left_s(self) -> float:
         """Compute the seconds until a limit is reached: the deadline, or the budget at all slots."""
-        left_s = self.limits.deadline_s - (self.wall() - self.began)
-        if self.limits.budget_usd is not None:
-            usd_per_s = self.limits.usd_per_hour / 3600.0 * self.slots
-            left_s = min(left_s, (self.limits.budget_usd - self.compute_spent_usd()) / usd_per_s)
-        return left_s
+        return min(self._compute_deadline_left_s(), self._compute_budget_left_s())
+
+    def _compute_deadline_left_s(self) -> float:
+        return self.limits.deadline_s - (self.wall() - self.began)
+
+    def _compute_budget_left_s(self) -> float:
+        if self.limits.budget_usd is None:
+            return math.inf
+        usd_per_s = self.limits.usd_per_hour / 3600.0 * self.slots
+        return (self.limits.budget_usd - self.compute_spent_usd()) / usd_per_s
+
+    def _describe_excess(self) -> str:
+        """Describe which limit more trials would pass: the one that is reached first."""
+        is_late = self._compute_deadline_left_s() <= self._compute_budget_left_s()
+        return "more would be late" if is_late else "more would exceed the budget"
 
     def is_over(self) -> bool:
         """Return whether a limit is reached."""
@@ -288,7 +298,7 @@ class LimitKeeper:
 
     def note_fewer_trials(self, begun: int) -> None:
         """Note that no further trial fits."""
-        self.notes.append(f"stage 1: {begun} of {self.trials} trials, more would be late")
+        self.notes.append(f"stage 1: {begun} of {self.trials} trials, {self._describe_excess()}")
 
     def warm_up(self) -> None:
         """Load compiled code before the clock starts."""
@@ -319,7 +329,7 @@ class LimitKeeper:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
-        self.notes.append(f"stage {stage + 1}: {low} of {planned} trials continue, more would be late")
+        self.notes.append(f"stage {stage + 1}: {low} of {planned} trials continue, {self._describe_excess()}")
         return low
 
     def _fits(self, work: OpenWork, others: Sequence[OpenWork]) -> bool:

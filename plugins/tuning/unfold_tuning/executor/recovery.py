@@ -15,6 +15,7 @@ from unfold_tuning.executor.messages import describe_budget_stop, describe_lost_
 from unfold_tuning.executor.ranking import list_entrants
 from unfold_tuning.executor.stage_paces import measure_entrants, measure_stage
 from unfold_tuning.job.allocation import Allocation, Plan
+from unfold_tuning.job.schedule import Group
 from unfold_tuning.planner.pace_posterior import PacePosterior
 from unfold_tuning.planner.replan import (
     Posterior,
@@ -29,7 +30,7 @@ from unfold_tuning.planner.replan import (
 from unfold_tuning.simulator.execution_model import ExecutionModel, TrialSlowdowns, build_execution_model
 from unfold_tuning.simulator.spot_market import NET_CHANGES, estimate_change_s
 from unfold_tuning.simulator.stage_paces import PaceDraws, draw_paces
-from unfold_tuning.trial.ledger import Ledger
+from unfold_tuning.trial.ledger import Ledger, Trial
 from unfold_tuning.trial.worker import TrialJob
 from unfoldkit.api import internal_error
 
@@ -184,12 +185,22 @@ class Recovery:
         groups = self.config.stages[index].groups if index < len(self.config.stages) else ()
         if len(groups) != 1 or groups[0].done == 0:
             return None
-        entrants = list_entrants(self.config, self.ledger, groups[0])
-        if len(entrants) < groups[0].trials:
+        return self._estimate_slowdowns(list_entrants(self.config, self.ledger, groups[0]), groups[0])
+
+    def _estimate_candidate_slowdowns(self, index: int) -> TrialSlowdowns | None:
+        """Estimate the slowdowns of all trials of a running stage, any of which may continue."""
+        groups, following = self.config.stages[index].groups, self.config.stages[index + 1].groups
+        if len(groups) != 1 or len(following) != 1 or following[0].done == 0:
             return None
+        return self._estimate_slowdowns(list_entrants(self.config, self.ledger, groups[0]), following[0])
+
+    def _estimate_slowdowns(self, trials: Sequence[Trial], group: Group) -> TrialSlowdowns | None:
+        """Estimate the slowdowns of the trials from which a group is taken; ``None`` if too few are known."""
         timings = self._measure_trials()
-        ratios = [timings[trial.id].ratio for trial in entrants]
-        return estimate_slowdowns(ratios, groups[0].done, self.config.profile, self.posterior)
+        ratios = [timings[trial.id].ratio for trial in trials if trial.id in timings]
+        if len(ratios) < max(len(trials), group.trials):
+            return None
+        return estimate_slowdowns(ratios, group.done, self.config.profile, self.posterior)
 
     def estimate_time_factor(self, index: int) -> float:
         """Estimate how much longer than profiled the iterations of a stage take."""
@@ -234,10 +245,14 @@ class Recovery:
         config = self.config
         if config.paces is not None and index < len(config.stages):
             return self._build_paced_model(index, running_instances)
+        remaining = self._build_corrected_model(index, running_instances)
+        return remaining.with_slowdowns(self._estimate_entrant_slowdowns(index))
+
+    def _build_corrected_model(self, index: int, running_instances: int) -> ExecutionModel:
+        config = self.config
         profile = self.posterior.apply_to(config.profile)
         model = build_execution_model(config.stages, profile, config.machine, REPLAN_SAMPLES, config.seed)
-        remaining = model.select_remaining(index, running_instances)
-        return remaining.with_slowdowns(self._estimate_entrant_slowdowns(index))
+        return model.select_remaining(index, running_instances)
 
     # plans
 
@@ -254,7 +269,9 @@ class Recovery:
             return plan
         remaining = self.build_remaining_model(index, plan)
         time_left_s = self._compute_time_left_s(began)
-        changed = self._replan(remaining, plan[index + 1 :], time_left_s, f"after stage {index + 1}")
+        changed = self._replan(remaining, plan[index + 1 :], time_left_s)
+        if changed != plan[index + 1 :]:
+            self._note_replan(f"after stage {index + 1}", changed)
         plan = (*plan[: index + 1], *changed)
         self.store.store_plan(index + 1, plan)
         return plan
@@ -270,12 +287,13 @@ class Recovery:
         remaining = replace(model, running_instances=self.ledger.count_running())
         if config.paces is not None:
             remaining = replace(remaining, paces=self._draw_paces_in_stage(index, jobs))
-        occasion = f"in stage {index + 1}, a node was lost"
-        changed = self._replan(remaining, plan[index:], self._compute_time_left_s(began), occasion)
-        if changed == plan[index:]:
-            return plan
+        changed = self._replan(remaining, plan[index:], self._compute_time_left_s(began))
+        # trials that run across instances may keep more of them than planned
         allocation = rescale_allocation(plan[index], changed[0], config.machine.accelerators)
+        if changed == plan[index:] or (allocation, *changed[1:]) == plan[index:]:
+            return plan
         self.store.rescale_stage(index, allocation)
+        self._note_replan(f"in stage {index + 1}, a node was lost", (allocation, *changed[1:]))
         return (*plan[:index], allocation, *changed[1:])
 
     def replan_before_barrier(self, index: int, plan: Plan, jobs: Sequence[TrialJob], began: float) -> Plan:
@@ -325,14 +343,15 @@ class Recovery:
         config = self.config
         running_instances = min(plan[index].instances, self.ledger.count_running() or plan[index].instances)
         if config.paces is None:
-            return self.build_model_from(index + 1, running_instances)
-        stage = config.stages[index]
+            remaining = self._build_corrected_model(index + 1, running_instances)
+            return remaining.with_slowdowns(self._estimate_candidate_slowdowns(index))
+        stage, following = config.stages[index], config.stages[index + 1]
         measured = measure_stage(config, self.ledger, stage, is_running=True)
         if any(
             len(paces.last) < MIN_MEASURED * group.trials for paces, group in zip(measured, stage.groups, strict=True)
         ):
             return None
-        is_known = len(measured) == 1 and len(config.stages[index + 1].groups) == 1
+        is_known = len(measured) == len(following.groups) == 1 and following.trials <= len(measured[0].last)
         slowdowns = (
             TrialSlowdowns(tuple(math.exp(pace - self._base) for pace in measured[0].last)) if is_known else None
         )
@@ -351,8 +370,8 @@ class Recovery:
         columns = [targets.index(job.target) if job.target in targets else 0 for job in jobs]
         return (PaceDraws(draws[0].shift[:, columns], draws[0].spread[:, columns]), *draws[1:])
 
-    def _replan(self, remaining: ExecutionModel, plan: Plan, time_left_s: float, occasion: str) -> Plan:
-        """Plan the remaining job again, and note a change or a lost guarantee."""
+    def _replan(self, remaining: ExecutionModel, plan: Plan, time_left_s: float) -> Plan:
+        """Plan the remaining job again, and note a lost guarantee."""
         if self.config.machine.spot is not None:
             # the slack for a change of place is no time to plan with
             time_left_s -= NET_CHANGES * estimate_change_s(self.config.profile)
@@ -360,8 +379,6 @@ class Recovery:
         if result.is_late:
             options = list(list_late_options(remaining, time_left_s, self.config.confidence))
             self.note_late(describe_lost_guarantee(time_left_s, result.on_time_after), options)
-        if result.is_changed:
-            self._note_replan(occasion, result.plan)
         return result.plan if result.is_changed else plan
 
     def _note_replan(self, occasion: str, plan: Plan) -> None:

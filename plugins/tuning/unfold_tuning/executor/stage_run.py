@@ -184,7 +184,7 @@ class StageRun:
         elif not event.is_own_process:
             self.waiting.insert(0, self._stop(job.trial))
         else:
-            self._retry_or_drop(job, message)
+            self._retry_or_drop(job, event)
 
     def _record_step(self, job: TrialJob, message: WorkerMessage) -> None:
         self.ledger.record_checkpoint(job.trial, message.iters, message.metric, message.seconds, job.workers)
@@ -209,10 +209,11 @@ class StageRun:
         self.monitor.watchdog.forget(trial)
         return self.running.pop(trial)
 
-    def _retry_or_drop(self, job: TrialJob, message: WorkerMessage | None) -> None:
+    def _retry_or_drop(self, job: TrialJob, event: ClusterEvent) -> None:
+        message = event.message
         kill_reason = self.monitor.watchdog.forget(job.trial)
         is_preemption = message is None and not kill_reason and self._is_on_spot()
-        reason = kill_reason or (message.error if message else "its node was lost")
+        reason = kill_reason or (message.error if message else event.reason)
         job = self._stop(job.trial)
         self.failures[job.trial] += 1
         if self.failures[job.trial] < (MAX_PREEMPTIONS if is_preemption else MAX_FAILURES):

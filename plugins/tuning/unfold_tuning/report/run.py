@@ -13,7 +13,7 @@ from unfold_tuning.job.allocation import Plan
 from unfold_tuning.report import sentences
 from unfold_tuning.report.figures import MAX_BARS, draw_gantt, draw_held_instances, draw_learning_curves
 from unfold_tuning.simulator.plan_cost import SimulatedPlan
-from unfold_tuning.trial.ledger import Ledger
+from unfold_tuning.trial.ledger import FinishedStage, Ledger
 from unfoldkit.api import AnyFigure, Cell, Column, Metric, Report, RunDir, Table, Verdict, format_count
 
 COLUMNS = (
@@ -179,11 +179,10 @@ def _read_profile_cost(ledger: Ledger) -> float:
 
 def _build_stage_table(config: ExecutionConfig, ledger: Ledger, plan: Plan, predicted: SimulatedPlan) -> Table:
     ends = [0.0, *predicted.ends.mean(axis=1).tolist()]
-    last_scores = {step.trial: step.metric for step in ledger.list_checkpoints()}
     rows: list[tuple[Cell, ...]] = []
     for stage in ledger.list_finished_stages():
         allocation, index = plan[stage.stage], stage.stage
-        best = max((last_scores[trial] for trial in stage.survivors if trial in last_scores), default=None)
+        best = max(_list_scores(config, ledger, stage), default=None)
         metric = None if best is None or math.isinf(best) else config.trainable.display_metric(best)
         rows.append(
             (
@@ -197,6 +196,14 @@ def _build_stage_table(config: ExecutionConfig, ledger: Ledger, plan: Plan, pred
             )
         )
     return Table("stages", COLUMNS, tuple(rows))
+
+
+def _list_scores(config: ExecutionConfig, ledger: Ledger, stage: FinishedStage) -> list[float]:
+    """List the scores of a stage's trials at its end, not those that they have reached since."""
+    ends = {group.bracket: group.done + group.iters for group in config.stages[stage.stage].groups}
+    limits = {trial.id: ends[trial.bracket] for trial in ledger.list_trials() if trial.id in stage.survivors}
+    scores = {step.trial: step.metric for step in ledger.list_checkpoints() if step.iters <= limits.get(step.trial, 0)}
+    return list(scores.values())
 
 
 def _build_lines(config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome) -> Iterator[tuple[str, str]]:
