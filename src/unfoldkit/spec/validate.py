@@ -110,7 +110,17 @@ def _suggest_key(model: type[Model], path: PathKey, data: Any) -> str:
         return f"write it below {' or '.join(format_value(key) for key in below)}"
     if around and word in known_keys(model, (), data):
         return "write it at the top of the spec"
+    if word in keys:
+        # another form of this part of the spec has the key
+        beside = [format_value(key) for key in _list_keys(data, around) if key != word]
+        return f"not together with {', '.join(beside)}" if beside else ""
     return did_you_mean(word, keys)
+
+
+def _list_keys(data: Any, path: PathKey) -> list[Any]:
+    for step in path:
+        data = data[step]
+    return [*data]
 
 
 def _describe_key(model: type[Model], path: PathKey) -> str:

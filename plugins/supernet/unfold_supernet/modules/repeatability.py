@@ -117,6 +117,6 @@ def _differ(tensor: Tensor, other: Tensor, tolerance: float) -> bool:
         return False
     kind = torch.complex128 if tensor.is_complex() else torch.float64
     exact = tensor.to(kind)
-    scale = max(float(exact.abs().max()), torch.finfo(torch.float32).tiny)
+    scale: float = max(float(exact.abs().max()), torch.finfo(torch.float32).tiny)
     difference = float((exact - other.to(kind)).abs().max())
     return difference > tolerance * scale
