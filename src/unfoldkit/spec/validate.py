@@ -122,12 +122,14 @@ def _suggest_key(model: type[Model], path: PathKey, data: Any) -> str:
 def _list_rivals(model: type[Model], path: PathKey, data: Any) -> list[str]:
     """List a key that only other forms of a mapping have, and the written keys that it excludes; nothing otherwise."""
     word, around = str(path[-1]), path[:-1]
-    forms = list_forms(model, around, data)
+    forms = [form for form in list_forms(model, around, data) if word in form]
     written = _get(data, around)
-    if not isinstance(written, Mapping) or not any(word in form for form in forms):
+    if not forms or not isinstance(written, Mapping):
         return []
-    others = [key for key in written if any(key in form for form in forms) and not all(key in form for form in forms)]
-    return sorted(others) if len(others) > 1 else []
+    known = known_keys(model, around, data)
+    others = [key for key in written if key != word and key in known]
+    excluded = [key for key in others if not any(key in form for form in forms)]
+    return sorted([word, *(excluded or others)]) if others else []
 
 
 def _describe_key(model: type[Model], path: PathKey) -> str:

@@ -156,6 +156,54 @@ def test_norms_by_the_batch_are_refused() -> None:
         elastic(module, torch.randn(3, 6), widths=(0.5, 1))
 
 
+class Hidden(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A layer that computes what it is told to beside its linear layer."""
+
+    def __init__(self, compute: Callable[[Hidden, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.compute = nn.Linear(16, 16), compute
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(self, torch.relu(self.linear(x)))
+
+
+def count_calls(layer: Hidden, x: Tensor) -> Tensor:
+    layer.calls += 1
+    return x * layer.calls
+
+
+@pytest.mark.parametrize(
+    ("compute", "message"),
+    [
+        (lambda _layer, x: functional.dropout(x, 0.5), r"layer 1 returns other outputs.*training=self\.training"),
+        (lambda _layer, x: x + torch.randn_like(x), r"layer 1 returns other outputs for the same inputs"),
+        (count_calls, r"layer 1 returns other outputs.*keep nothing between calls"),
+        (lambda _layer, x: x - x.mean(0), r"in layer 1, the outputs of a row depend on the other rows.*axis 0"),
+        (lambda _layer, x: x / x.shape[0], r"in layer 1, the outputs of a row depend on the other rows"),
+        (lambda _layer, x: functional.normalize(x, dim=0), r"in layer 1, the outputs of a row depend"),
+    ],
+    ids=["dropout", "noise", "state", "mean", "rows", "norm"],
+)
+def test_outputs_that_depend_on_more_than_the_row_are_refused(
+    compute: Callable[[Hidden, Tensor], Tensor], message: str
+) -> None:
+    """No accuracy and no ONNX model describes a member whose answers are drawn, or change with the rows beside it."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 16), Hidden(compute), nn.Linear(16, 5))
+    with pytest.raises(UnfoldError, match=message):
+        elastic(module, torch.randn(3, 6), widths=(0.5, 1))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_layers_are_refused() -> None:
+    """Packed weights are no parameters; the layer is named."""
+    module = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5))
+    packed = torch.ao.quantization.quantize_dynamic(module, {nn.Linear})
+    with pytest.raises(UnfoldError, match=r"layer 0 is quantised.*before it is quantised"):
+        elastic(packed, torch.randn(3, 6), widths=(0.5, 1))
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*")
 def test_weight_norm_by_hooks_is_folded() -> None:
     """Weights that ``torch.nn.utils.weight_norm`` computes before each call are narrowed; the user's module stays."""

@@ -111,7 +111,7 @@ def read_archive(content: bytes, file: str, names: Sequence[str]) -> dict[str, A
     except UnfoldError as error:
         if "Python objects" in str(error):
             message = "an array holds Python objects, which are not loaded"
-            hint = "store labels as text or numbers: y.astype(str)"
+            hint = "store labels as text or numbers: y.astype(str); pad sequences to one length"
         else:
             message, hint = f"the NPZ archive is damaged: {error}", ""
         raise user_error(message, file=file, key="data.path", hint=hint) from error

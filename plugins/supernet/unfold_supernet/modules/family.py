@@ -28,6 +28,7 @@ from unfold_supernet.modules.inputs import (
 )
 from unfold_supernet.modules.onnx_export import check_export, export_onnx
 from unfold_supernet.modules.projected_heads import HeadGroup, ProjectedHeads, list_head_layers
+from unfold_supernet.modules.repeatability import check_repeatability
 from unfold_supernet.modules.width_groups import (
     Indices,
     Inelastic,
@@ -258,6 +259,7 @@ def elastic(
     _check_signature(whole, len(tensors))
     _check_module(whole, example)
     _turn_off_nesting(whole, example)
+    check_repeatability(whole, example)
     trained = {key for key, parameter in whole.named_parameters() if parameter.requires_grad}
     for parameter in whole.parameters():
         # dependencies are traced by gradients, through frozen layers too
@@ -394,9 +396,13 @@ def _combine(*lists: Sequence[float]) -> list[tuple[float, float, float]]:
 
 def _check_module(module: nn.Module, example: Inputs) -> None:
     """Check that the module runs on the example and returns one finite tensor with a row for each input."""
+    packed = [path for path, layer in module.named_modules() if _is_quantised(layer)]
+    if packed:
+        message = f"{_name_layer(packed[0])} is quantised: its weights are packed, and cannot be trained"
+        raise user_error(message, key="model.from", hint="return the network before it is quantised; see max_int8_loss")
     scripted = [path for path, layer in module.named_modules() if isinstance(layer, torch.jit.ScriptModule)]
     if scripted:
-        message = f"{f'layer {scripted[0]}' if scripted[0] else 'the module'} is compiled by torch.jit"
+        message = f"{_name_layer(scripted[0])} is compiled by torch.jit"
         raise user_error(message, key="model.from", hint="return the network before torch.jit.script or trace")
     try:
         # lazy layers have no weights before
@@ -484,6 +490,15 @@ def _check_training(module: nn.Module, example: Inputs) -> None:
     if not outputs.requires_grad and any(parameter.requires_grad for parameter in trained.parameters()):
         hint = "remove torch.no_grad, torch.inference_mode, detach() and numpy() from forward"
         raise user_error("the module's outputs have no gradients", key="model.from", hint=hint)
+
+
+def _is_quantised(layer: nn.Module) -> bool:
+    """Recognise layers of ``torch.ao.nn.quantized``, which keep packed weights instead of parameters."""
+    return type(layer).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
+
+
+def _name_layer(path: str) -> str:
+    return f"layer {path}" if path else "the module"
 
 
 def _is_finite(tensor: Tensor) -> bool:
