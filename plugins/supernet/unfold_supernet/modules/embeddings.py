@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from unfold_supernet._types import BoolArray, Float32Array, IntArray
-from unfold_supernet.training.clusters import CONFIDENCE
+from unfold_supernet.training.accuracy import CONFIDENCE
 from unfoldkit.api import user_error
 
 CHUNK_VALUES = 1 << 22
