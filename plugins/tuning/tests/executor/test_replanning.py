@@ -1,4 +1,4 @@
-"""Recovery: lost nodes, budgets and deadlines that cannot be met."""
+"""Replanning: lost nodes, budgets and deadlines that cannot be met."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tuning_jobs as jobs
 from tuning_runs import SPEC, read_fact, read_nodes, train_spec
 
 from unfold_tuning.executor.execution import ExecutionConfig
-from unfold_tuning.executor.recovery import Recovery
+from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.schedule import build_custom_stages
 from unfold_tuning.trial.ledger import open_ledger
@@ -125,6 +125,6 @@ def test_one_slow_trial_does_not_make_the_profile_slow(tmp_path: Path) -> None:
         for trial, slowdown in enumerate([0.0] * 15 + [1.6]):
             for iters in range(1, 52 if slowdown else 2):
                 ledger.record_checkpoint(trial + 1, iters, 0.5, 40.0 * math.exp(slowdown - 0.36), 1)
-        posterior = Recovery(config, ledger).posterior
+        posterior = Replanner(config, ledger).posterior
     assert abs(posterior.mu) < 0.05
     assert posterior.sigma > 0.08
