@@ -240,7 +240,7 @@ class StudyRun:
         trials: Trials by number, in the order in which they began.
         search: Which trials may run, and to which rung.
         stored: That part, as it was stored last.
-        unconstrained: Trials whose constraints cannot be evaluated yet: the objective may set them at its end.
+        unconstrained: Trials with constraints that cannot be evaluated yet: the objective may set them at its end.
         first_step: The step that a trial reports first: 0 or 1.
         counts_reports: Whether steps name problem instances, in any order, as those of ``WilcoxonPruner`` do.
         lock: Guards everything here.
@@ -562,7 +562,7 @@ class StudyRun:
         return not self.search.has_reached_end(item.trial.number)
 
     def _get_last_report(self, number: int) -> float | None:
-        """Get the last report of a trial whose objective returned nothing, as a script for another tool may."""
+        """Get the last report of a trial; its objective returned nothing, as scripts for other tools may do."""
         values = self._get_trial(number).intermediate_values
         if not values:
             return None
