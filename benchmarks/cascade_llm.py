@@ -30,9 +30,7 @@ from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.chains import list_chains
 from unfold_cascade.language_models.planning.calibration import fit_calibration
 from unfold_cascade.language_models.planning.call_log import CallLog, Route, follow_route, score_log, select_reference
-from unfold_cascade.language_models.planning.problem import SMALL_CHAIN, SMALL_LOG
-from unfold_cascade.language_models.planning.proposals import search_chain
-from unfold_cascade.language_models.planning.walk import (
+from unfold_cascade.language_models.planning.certificate import (
     Limits,
     RouteSequence,
     certify_routes,
@@ -41,6 +39,8 @@ from unfold_cascade.language_models.planning.walk import (
     list_sequences,
     rank_sequences,
 )
+from unfold_cascade.language_models.planning.problem import SMALL_CHAIN, SMALL_LOG
+from unfold_cascade.language_models.planning.proposals import search_chain
 
 TUNING_ROWS = 300
 SIZES, QUICK_SIZES = (600, 1500), (600,)

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         format_percent,
     )
     from unfoldkit.hookspec import hookimpl
-    from unfoldkit.io.csv import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
+    from unfoldkit.io.tables import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
     from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict, label_metrics, time_axis
     from unfoldkit.run_context import Progress, Run, ignore_progress
     from unfoldkit.run_directory import RunDir, fingerprint
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "unfoldkit.run_context": ("Progress", "Run", "ignore_progress"),
-    "unfoldkit.io.csv": ("CsvRow", "csv_lines", "csv_rows", "encoding_of", "not_utf8"),
+    "unfoldkit.io.tables": ("CsvRow", "csv_lines", "csv_rows", "encoding_of", "not_utf8"),
     "unfoldkit.engines": ("Engine",),
     "unfoldkit.errors": (
         "Diagnostic",

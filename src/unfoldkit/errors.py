@@ -1,6 +1,6 @@
 """Diagnostics, exit codes and the one exception of the toolkit. Every failure is one line that a user can act on.
 
-A package that only an extra brings, and that is missing, is such a failure.
+A missing package that belongs to an extra is such a failure.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def with_default_file(diagnostic: Diagnostic, file: str) -> Diagnostic:
 
 
 def require_packages(user: str, *modules: str, file: str = "", key: str = "") -> None:
-    """Check that packages can be imported, before what needs them begins.
+    """Check that packages can be imported, before the work that needs them begins.
 
     Args:
         user: What needs them, such as ``a Parquet file``.
@@ -126,7 +126,7 @@ def explain_missing_package(
 
     Args:
         error: What the import raised.
-        extra: The extra that brings the package; by default the smallest extra of unfoldkit which does.
+        extra: The extra that brings the package; by default the smallest extra of unfoldkit that has it.
         owner: The distribution with the extra.
         user: What needs the package; empty for the command as a whole.
     """
@@ -136,7 +136,7 @@ def explain_missing_package(
 
 @contextmanager
 def explain_missing_packages(extra: str | None) -> Iterator[None]:
-    """Turn the failed import of a package that an extra brings into an error which names the extra.
+    """Turn the failed import of a package that an extra brings into an error that names the extra.
 
     Args:
         extra: The extra of the kind that runs, which is named if it brings the package.

@@ -137,7 +137,7 @@ def to_data(report: Report) -> dict[str, Any]:
 
 
 def from_data(data: Mapping[str, Any]) -> Report:
-    """Convert the data of ``to_data`` back to a report; what a report of an earlier version lacks is empty.
+    """Convert the data of ``to_data`` back to a report; fields that a report of an earlier version lacks are empty.
 
     Raises:
         KeyError, TypeError, ValueError: The data is not such a report.
@@ -176,12 +176,12 @@ def without_measurements(report: Report) -> Report:
 
 
 def label_metrics(metrics: Mapping[str, Metric], labels: Mapping[str, str]) -> dict[str, Metric]:
-    """Return metrics with labels for those of which the name does not say what they are."""
+    """Return metrics, with a label for each name that does not explain itself."""
     return {name: replace(metric, label=labels.get(name, metric.label)) for name, metric in metrics.items()}
 
 
 def validate_report(result: Any, kind: str, verb: str) -> Iterator[str]:
-    """Yield, for a plugin's author, what keeps a value from being a valid report of this verb of this kind."""
+    """Yield, for a plugin's author, every reason why a value is no valid report of this verb of this kind."""
     if not isinstance(result, Report):
         yield f"it is of type {type(result).__name__}, not Report"
         return

@@ -35,7 +35,7 @@ def elastic(
         resolutions: Fractions 1/n of the input's edges.
 
     Raises:
-        UnfoldError: Nothing of the module is elastic in a dimension that was asked for, or it fails on the example.
+        UnfoldError: Nothing of the module is elastic in a requested dimension, or it fails on the example.
     """
     from unfold_supernet.modules import family
 
@@ -68,7 +68,7 @@ def fit(family: ElasticFamily, x: Any, y: Any, extra: Any = None, **options: Any
 def measure_retrieval(
     embeddings: Any, classes: Any, dimensions: Sequence[int] = (), nearest: int = 1
 ) -> tuple[RetrievalQuality, ...]:
-    """Measure how often the nearest rows of an embedding hold one of the same class, by number of dimensions.
+    """Measure how often one of the nearest rows of an embedding has the same class, by number of dimensions.
 
     Args:
         embeddings: An array of test rows (n, d).

@@ -124,19 +124,18 @@ def read_trace(
     return validate_times(_to_arrivals(rows, notation, str(path)), str(path))
 
 
-def validate_times(times: FloatArray, file: str = "", *, line: int = 0) -> FloatArray:
+def validate_times(times: FloatArray, file: str = "") -> FloatArray:
     """Check that times are sorted and finite, and return them from 0 on.
 
     Args:
         times: Arrival times in s.
         file: The file to name in errors.
-        line: The line of the first arrival, if known.
 
     Raises:
         UnfoldError: The trace is empty, not finite, or goes back in time.
     """
     if times.size == 0:
-        raise UnfoldError(Diagnostic("the trace has no arrival", file, line, 1 if line else 0))
+        raise UnfoldError(Diagnostic("the trace has no arrival", file))
     infinite = np.flatnonzero(~np.isfinite(times))
     if infinite.size:
         raise user_error(f"arrival {infinite[0] + 1} is not a finite time", file=file)

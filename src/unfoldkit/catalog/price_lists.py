@@ -14,7 +14,7 @@ from unfoldkit.catalog.currency import PriceUnit, parse_price, parse_unit
 from unfoldkit.catalog.instances import Instance, PriceBook, find_implausibility, find_spot_implausibility
 from unfoldkit.catalog.skypilot import COLUMNS, read_vms
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
-from unfoldkit.io.csv import UNREADABLE, CsvRow, csv_lines, csv_rows, open_text
+from unfoldkit.io.tables import UNREADABLE, CsvRow, csv_lines, csv_rows, open_text
 from unfoldkit.safe_io.files import DAMAGED
 
 _NAMES = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unfoldkit.catalog.instances import Instance, PriceBook, find_implausibility, find_spot_implausibility
 from unfoldkit.errors import user_error
-from unfoldkit.io.csv import csv_rows
+from unfoldkit.io.tables import csv_rows
 
 COLUMNS = ("InstanceType", "vCPUs", "MemoryGiB", "Price", "Region")
 

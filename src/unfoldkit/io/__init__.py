@@ -1,1 +1,1 @@
-"""CSV and YAML primitives."""
+"""Input and output: tables, YAML 1.2, event streams of language models, and a transport for HTTP."""

@@ -120,6 +120,20 @@ def parse_object(data: bytes | str, file: str = "") -> dict[str, Any]:
     return value
 
 
+def parse_values(text: str) -> Iterator[Any]:
+    """Yield the values of a document; several may follow one another, with or without white space between them.
+
+    Raises:
+        json.JSONDecodeError: The text is not JSON.
+    """
+    decoder, position, text = json.JSONDecoder(), 0, text.strip()
+    while position < len(text):
+        value, position = decoder.raw_decode(text, position)
+        yield value
+        while position < len(text) and text[position].isspace():
+            position += 1
+
+
 def is_deep(value: Any) -> bool:
     """Whether lists and mappings are nested deeper than ``MAX_JSON_DEPTH``."""
     level = [value]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plugins.cascade.tests.gates.exhaustive_search import list_points, run_cascade, select_non_dominated
 from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.exact import (
     compute_bin_edges,
@@ -16,7 +17,6 @@ from unfold_cascade.gates.exact import (
     search_exact_front,
 )
 from unfold_cascade.gates.pareto import Front
-from unfold_cascade.gates.reference import list_points, run_cascade, select_non_dominated
 
 Tables = tuple[FloatArray, FloatArray, FloatArray]
 

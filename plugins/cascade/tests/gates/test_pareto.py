@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plugins.cascade.tests.gates.exhaustive_search import select_non_dominated
 from unfold_cascade.gates.pareto import Front, add_fronts, find_pareto_points, thin_front
-from unfold_cascade.gates.reference import select_non_dominated
 
 POINTS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=40)
 

@@ -15,9 +15,7 @@ from plugins.cascade.tests.runs import run_in, spec_of
 from unfold_cascade.language_models.build import join_units, token_prices
 from unfold_cascade.language_models.planning.calibration import fit_calibration, parse_calibration
 from unfold_cascade.language_models.planning.call_log import Route, find_answers, follow_route, score_log
-from unfold_cascade.language_models.planning.problem import split_units
-from unfold_cascade.language_models.planning.proposals import search_chain
-from unfold_cascade.language_models.planning.walk import (
+from unfold_cascade.language_models.planning.certificate import (
     FIRST_SHARE,
     Limits,
     RouteSequence,
@@ -27,6 +25,8 @@ from unfold_cascade.language_models.planning.walk import (
     rank_sequences,
     row_differences,
 )
+from unfold_cascade.language_models.planning.problem import split_units
+from unfold_cascade.language_models.planning.proposals import search_chain
 from unfold_cascade.schema.language_models import TokenPrice
 from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError, Verdict, dump

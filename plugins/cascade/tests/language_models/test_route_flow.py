@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from unfold_cascade.language_models.planning.call_log import CallLog, Route, follow_route
-from unfold_cascade.language_models.planning.entry import EntryRule
+from unfold_cascade.language_models.planning.prompt_gate import EntryRule
 from unfold_cascade.language_models.report import sentences
 from unfold_cascade.language_models.report.route_flow import draw_route_flow
 from unfoldkit.api import Flow, Report, Verdict

@@ -123,9 +123,7 @@ def encode_contexts(predicted: IntArray, chain: Chain) -> IntArray:
     return context
 
 
-def fit_chain(
-    confidence: FloatArray, predicted: IntArray, target: FloatArray, chain: Chain, *, shrinkage: float = 50.0
-) -> tuple[Calibration, ...]:
+def fit_chain(confidence: FloatArray, predicted: IntArray, target: FloatArray, chain: Chain) -> tuple[Calibration, ...]:
     """Calibrate every gate of a chain, for use on new rows.
 
     Args:
@@ -133,18 +131,15 @@ def fit_chain(
         predicted: (n, M) label that each model predicts, >= 0.
         target: (n, M) utility of an exit at each model.
         chain: The models in execution order; the last has no gate.
-        shrinkage: As for ``calibrate``.
     """
     prefixes = (chain[: j + 1] for j in range(len(chain) - 1))
-    return tuple(fit_gate(confidence, predicted, target, prefix, shrinkage=shrinkage) for prefix in prefixes)
+    return tuple(fit_gate(confidence, predicted, target, prefix) for prefix in prefixes)
 
 
-def fit_gate(
-    confidence: FloatArray, predicted: IntArray, target: FloatArray, prefix: Chain, *, shrinkage: float = 50.0
-) -> Calibration:
+def fit_gate(confidence: FloatArray, predicted: IntArray, target: FloatArray, prefix: Chain) -> Calibration:
     """Calibrate the gate after the last model of ``prefix``; arguments as for ``fit_chain``."""
     model = prefix[-1]
-    return calibrate(confidence[:, model], encode_contexts(predicted, prefix), target[:, model], shrinkage=shrinkage)
+    return calibrate(confidence[:, model], encode_contexts(predicted, prefix), target[:, model])
 
 
 def score_chain(

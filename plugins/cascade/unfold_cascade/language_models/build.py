@@ -38,6 +38,7 @@ from unfold_cascade.language_models.gateway.plan import (
 )
 from unfold_cascade.language_models.planning.calibration import Scale
 from unfold_cascade.language_models.planning.call_log import CallLog
+from unfold_cascade.language_models.planning.certificate import Limits
 from unfold_cascade.language_models.planning.planner import RoutingSolution
 from unfold_cascade.language_models.planning.prices import TokenPrices
 from unfold_cascade.language_models.planning.problem import (
@@ -48,7 +49,6 @@ from unfold_cascade.language_models.planning.problem import (
     split_units,
 )
 from unfold_cascade.language_models.planning.prompt_features import build_prompt_reader, join_scripts
-from unfold_cascade.language_models.planning.walk import Limits
 from unfold_cascade.language_models.report.exports import ExportedModel, export_litellm, export_semantic_router
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.schema.language_models import (

@@ -240,9 +240,6 @@ def upper_bound(
     d: FloatArray,
     confidence: float,
     rule: Rule,
-    *,
-    clusters: IntArray | None = None,
-    cap: int | None = None,
 ) -> float:
     """Compute the smallest loss that the data certify: an upper confidence bound on ``E[d]``.
 
@@ -250,8 +247,6 @@ def upper_bound(
         d: (n,) differences in [-1, 1].
         confidence: 1 - delta, such as 0.95.
         rule: Method and wager, chosen before d is observed.
-        clusters: As for ``p_value``.
-        cap: As for ``p_value``.
 
     Returns:
         The smallest epsilon in [-1, 1] with p-value <= delta, to 1e-9; 1 where there is none.
@@ -259,7 +254,7 @@ def upper_bound(
     low, high = -1.0, 1.0
     while high - low > 1e-9:
         middle = (low + high) / 2
-        is_rejected = p_value(d, middle, rule, clusters=clusters, cap=cap) > 1.0 - confidence
+        is_rejected = p_value(d, middle, rule) > 1.0 - confidence
         low, high = (middle, high) if is_rejected else (low, middle)
     return high
 

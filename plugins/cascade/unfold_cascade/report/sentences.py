@@ -211,7 +211,7 @@ def greedy_gap(gaps: Sequence[tuple[str, float | None]]) -> str:
 def baseline_drop(baseline: str, tuning: float, test: float) -> str:
     """Warn that the baseline itself fails on the test cases, which no loss against it shows."""
     shares = f"{100 * test:.1f} % of the test cases and in {100 * tuning:.1f} % of the tuning cases"
-    return f"{baseline} is right in {shares}: no loss against it shows this; is the label coded alike in all parts?"
+    return f"{baseline} is right in {shares}: no loss against it shows this; are labels coded equally in all parts?"
 
 
 def class_skew(label: str, share: float, others: int, baseline: str, of_baseline: int, of_cascade: int | None) -> str:
@@ -274,7 +274,7 @@ def concluded_without_labels(*, has_drifted: bool) -> str:
     """State what data without labels show about a certificate."""
     if has_drifted:
         return "these cases differ from those of the plan, so its certificate does not cover them"
-    return "nothing that was compared speaks against these cases being like those of the plan"
+    return "no comparison shows that these cases differ from those of the plan"
 
 
 def not_promised(labels: Sequence[str], *, has_saving: bool) -> str:

@@ -22,7 +22,7 @@ from unfold_pipeline.engine.step_times.aiconfigurator import (
     find_tables,
     read_database,
 )
-from unfold_pipeline.engine.step_times.table_ends import TableEnd
+from unfold_pipeline.engine.step_times.columns import TableEnd
 from unfoldkit.api import UnfoldError
 
 MODEL = ModelShape(layers=2, hidden=512, heads=8, kv_heads=2, head=64, inner=1024, vocabulary=2048)

@@ -13,13 +13,13 @@ from unfold_pipeline.engine.simulation.cluster import simulate
 from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.engine.step_times.all_reduce import AllReduce
+from unfold_pipeline.engine.step_times.columns import TableEnd
 from unfold_pipeline.engine.step_times.operator_tables import (
     DENSE_OPERATORS,
     find_profile_ends,
     read_operator_tables,
     read_profile,
 )
-from unfold_pipeline.engine.step_times.table_ends import TableEnd
 from unfoldkit.api import UnfoldError
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from plugins.pipeline.tests.report.test_sentences import MAX_WORDS, NO_WORDS_OF_OURS
+from unfold_pipeline.engine.step_times.columns import TableEnd
 from unfold_pipeline.engine.step_times.interval import build_interval
-from unfold_pipeline.engine.step_times.table_ends import TableEnd
 from unfold_pipeline.report.engines import sentences
 
 ENDS = (

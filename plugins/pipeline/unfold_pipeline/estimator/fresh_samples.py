@@ -43,7 +43,7 @@ class FreshShare:
         return bound_share(self.kept, self.draws)
 
 
-def bound_share(kept: int, draws: int, certainty: float = CERTAINTY) -> float:
+def bound_share(kept: int, draws: int) -> float:
     """Return the one-sided lower bound of Clopper and Pearson (Biometrika, 1934) for a binomial share."""
     if kept == 0:
         return 0.0
@@ -51,7 +51,7 @@ def bound_share(kept: int, draws: int, certainty: float = CERTAINTY) -> float:
     for _ in range(50):
         share = (low + high) / 2
         tail = sum(math.comb(draws, k) * share**k * (1 - share) ** (draws - k) for k in range(kept, draws + 1))
-        low, high = (share, high) if tail <= 1 - certainty else (low, share)
+        low, high = (share, high) if tail <= 1 - CERTAINTY else (low, share)
     return low
 
 

@@ -29,8 +29,8 @@ from unfold_pipeline.engine.build import build_engine_problem, build_replay_requ
 from unfold_pipeline.engine.planner.analysis import analyze_plan, scale_to_end
 from unfold_pipeline.engine.planner.problem import EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, explain_refusals, find_cheapest_engines
+from unfold_pipeline.planner.confident_plan import measure_fresh_request_share
 from unfold_pipeline.planner.engine_pipeline import EngineStages, attach_stages, find_cheapest_pipeline
-from unfold_pipeline.planner.fresh_requests import measure_fresh_share
 from unfold_pipeline.report.engines.plan import (
     add_fresh_share,
     add_left_out,
@@ -109,7 +109,7 @@ def _plan_alone(problem: EngineProblem, run: Run) -> Report:
     outcome = evaluate(problem, config, complete=True)
     analysis = analyze_plan(problem, outcome, (low, high), run.progress)
     report = build_engine_report(problem, solution, outcome, analysis, alternatives=alternatives)
-    share = measure_fresh_share(planned, lambda sample: evaluate(sample, config).meets(sample), run.seed)
+    share = measure_fresh_request_share(planned, lambda sample: evaluate(sample, config).meets(sample), run.seed)
     report = add_fresh_share(report, share)
     return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
 
@@ -141,7 +141,7 @@ def _plan_with_stages(problem: EngineProblem, stages: EngineStages, run: Run) ->
         attached = attach_stages(sample, stages, plans)
         return evaluate(attached, config).meets(attached)
 
-    report = add_fresh_share(report, measure_fresh_share(planned, meets_targets, run.seed))
+    report = add_fresh_share(report, measure_fresh_request_share(planned, meets_targets, run.seed))
     return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
 
 

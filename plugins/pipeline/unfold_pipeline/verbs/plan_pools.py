@@ -18,7 +18,7 @@ from unfold_pipeline.engine.planner.disaggregation import (
 from unfold_pipeline.engine.planner.problem import Disaggregation, EngineProblem
 from unfold_pipeline.engine.planner.search import COST_TOLERANCE, EngineSolution, Progress, evaluate
 from unfold_pipeline.estimator.fresh_samples import FreshShare
-from unfold_pipeline.planner.fresh_requests import measure_fresh_share
+from unfold_pipeline.planner.confident_plan import measure_fresh_request_share
 from unfold_pipeline.report.engines.plan import add_left_out
 from unfold_pipeline.report.engines.pools import (
     build_pool_replay_report,
@@ -106,7 +106,9 @@ def measure_fresh_pools(problem: EngineProblem, pools: PoolPlans, seed: int) -> 
     chosen = pools.choose(problem).outcome
     assert chosen is not None  # noqa: S101 - the pools are cheaper than another plan
     config, links = chosen.config, pools.disaggregation
-    return measure_fresh_share(problem, lambda sample: evaluate_pools(sample, links, config).meets(sample), seed)
+    return measure_fresh_request_share(
+        problem, lambda sample: evaluate_pools(sample, links, config).meets(sample), seed
+    )
 
 
 def describe_pools_beside(problem: EngineProblem, pools: PoolPlans | None) -> tuple[tuple[str, str], ...]:

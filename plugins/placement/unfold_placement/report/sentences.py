@@ -79,7 +79,7 @@ def explanation_title(task: str, at_s: float) -> str:
 
 
 def unplaceable_lines(reasons: Mapping[str, str]) -> list[str]:
-    """Return a line for each reason why tasks can never run, the commonest first, with some of the names."""
+    """Return a line for each reason why tasks can never run, the most common first, with some of the names."""
     names_by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         names_by_reason.setdefault(reason, []).append(name)
@@ -285,7 +285,7 @@ def missing_flavor_line(queue: str, flavor: str) -> str:
 
 def no_flavors_line() -> str:
     """Return the line about a file without any ResourceFlavor."""
-    return "the file has no ResourceFlavor; every flavor is taken to be without labels and taints"
+    return "the file has no ResourceFlavor; every flavor is assumed to have no labels or taints"
 
 
 def stopped_queue_line(queue: str, reason: str) -> str:
@@ -300,12 +300,12 @@ def fair_sharing_line(queue: str) -> str:
 
 def admission_check_line(queue: str) -> str:
     """Return the line about a ClusterQueue with admission checks."""
-    return f"{queue} has admission checks; the replay takes them to be ready at once"
+    return f"{queue} has admission checks; the replay assumes that they are ready at once"
 
 
 def unknown_namespace_line(queue: str, namespace: str) -> str:
     """Return the line about a selector of namespaces with unknown labels."""
-    return f"the namespaceSelector of {queue} is taken to accept {namespace}: the file has no Namespace {namespace}"
+    return f"the namespaceSelector of {queue} is assumed to accept {namespace}: the file has no Namespace {namespace}"
 
 
 def starts_headline(count: int, never: int, last_start_s: float) -> str:

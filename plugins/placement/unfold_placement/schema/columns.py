@@ -105,12 +105,12 @@ class Columns:
         amounts = missing | {kind: self._read_amount(row, kind, parts) for kind in kinds if row.get(kind)}
         return {kind: amount for kind, amount in amounts.items() if amount}
 
-    def read_seconds(self, row: CsvRow, column: str, *, least: float = 0.0) -> float:
+    def read_seconds(self, row: CsvRow, column: str) -> float:
         """Return a time in seconds: a scaled number, or text such as ``1-02:03:04`` (days, hours, minutes, seconds)."""
         if match := _ELAPSED.fullmatch(row[column]):
             days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
             return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-        return read_number(row, column, least=least) * self.scales.get(column, 1.0)
+        return read_number(row, column, least=0.0) * self.scales.get(column, 1.0)
 
     def _read_amount(self, row: CsvRow, kind: str, parts: int) -> int:
         quantity = _read_quantity(row, kind) * self.scales.get(kind, 1.0) / parts

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from unfold_placement.core.types import MILLI, Node, Task
 from unfoldkit.api import user_error
-from unfoldkit.io.csv import UNREADABLE, open_text
+from unfoldkit.io.tables import UNREADABLE, open_text
 from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
 
 Body = dict[str, Any]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unfoldkit.api import UnfoldError, did_you_mean, user_error
-from unfoldkit.io.csv import UNREADABLE, open_text
+from unfoldkit.io.tables import UNREADABLE, open_text
 from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
 from unfoldkit.spec.yaml_reader import parse
 

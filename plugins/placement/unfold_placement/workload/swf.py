@@ -16,7 +16,7 @@ from pathlib import Path
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.workload.json_stream import Warn
 from unfoldkit.api import CsvRow, user_error
-from unfoldkit.io.csv import UNREADABLE, open_text
+from unfoldkit.io.tables import UNREADABLE, open_text
 
 FIELDS = (
     "job", "submit", "wait", "run", "processors", "cpu time", "memory", "requested processors", "requested time",

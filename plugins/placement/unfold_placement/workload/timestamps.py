@@ -14,7 +14,7 @@ from unfold_placement.schema.columns import NEGATIVE, Columns
 from unfoldkit.api import CsvRow
 from unfoldkit.arrivals.readers.dates import is_digit_date, is_slashed_date, parse_slashed_dates
 from unfoldkit.arrivals.readers.timestamps import epoch_to_seconds, is_time, parse_timestamp
-from unfoldkit.io.csv import is_number
+from unfoldkit.io.tables import is_number
 
 TIME_COLUMNS = ("arrival", "start", "end", "deadline")
 MIN_UNIX_S = 1e9

@@ -1,9 +1,9 @@
-"""Nested embeddings, of which the first dimensions suffice: their loss, and how well they retrieve rows of a class.
+"""Nested embeddings, with prefixes that are embeddings too: their loss, and how well they retrieve rows of a class.
 
 A nested loss (Matryoshka representation learning, Kusupati et al., NeurIPS 2022, section 3) adds the loss of each
 prefix of the dimensions with equal weights. The loss of a prefix is the supervised contrastive one (Khosla et al.,
-NeurIPS 2020, equation 2). A member of a family and a number of dimensions are then chosen apart: one sets the cost of
-the encoder, the other that of the index.
+NeurIPS 2020, equation 2). A member of a family and a number of dimensions are then chosen independently: one sets the
+cost of the encoder, the other that of the index.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from unfold_supernet._types import BoolArray, Float32Array, IntArray
-from unfold_supernet.training.clusters import CONFIDENCE
+from unfold_supernet.training.accuracy import CONFIDENCE
 from unfoldkit.api import user_error
 
 CHUNK_VALUES = 1 << 22
@@ -48,7 +48,7 @@ def compute_nested_loss(outputs: Tensor, classes: Tensor, dimensions: Sequence[i
 
     Args:
         outputs: Embeddings (n, d); they are normalised here.
-        classes: Of each row (n).
+        classes: Class of each row (n).
         dimensions: Lengths of the prefixes; none stands for all dimensions.
         temperature: Divides the cosines.
 
@@ -92,8 +92,8 @@ def measure_retrieval(
     """Measure the recall of each prefix: every row searches for its class among all others, by cosine.
 
     Args:
-        embeddings: Of test rows (n, d).
-        classes: Of each row (n).
+        embeddings: Embeddings of test rows (n, d).
+        classes: Class of each row (n).
         dimensions: Lengths of the prefixes; none stands for all dimensions.
         nearest: How many rows may be returned.
 

@@ -249,7 +249,7 @@ def elastic(
         resolutions: Fractions 1/n of the input's edges.
 
     Raises:
-        UnfoldError: Nothing of the module is elastic in the dimension that was asked for, the module fails on the
+        UnfoldError: Nothing of the module is elastic in a requested dimension, the module fails on the
             example or cannot be exported, or the lists differ in length.
     """
     sizes = _combine(widths, depths, resolutions)
@@ -339,7 +339,7 @@ def _check_signature(module: nn.Module, count: int) -> None:
 
 
 def unwrap_module(module: nn.Module) -> nn.Module:
-    """Return the network inside of wrappers that compile it or spread it over devices; they compute nothing else."""
+    """Return the network inside wrappers that only compile it or spread it over devices."""
     while True:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module

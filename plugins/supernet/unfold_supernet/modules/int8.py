@@ -19,8 +19,7 @@ import numpy as np
 from unfold_supernet._types import BoolArray, Float32Array, IntArray
 from unfold_supernet.family.onnx_session import open_session
 from unfold_supernet.scheduling.speed import time_rounds
-from unfold_supernet.training.accuracy import compare_paired
-from unfold_supernet.training.clusters import CONFIDENCE
+from unfold_supernet.training.accuracy import CONFIDENCE, compare_paired
 
 BATCHES = (1, 32)
 """Batch sizes at which int8 must be faster."""

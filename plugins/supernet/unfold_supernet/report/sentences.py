@@ -177,7 +177,7 @@ def name_score(task: Task) -> str:
 def name_constant(task: Task) -> str:
     """Name the constant that every member of a task must beat."""
     names: dict[Task, str] = {
-        "classes": "always predicting the commonest class",
+        "classes": "always predicting the most common class",
         "labels": "a constant probability for every label",
         "values": "always predicting the mean of the training rows",
     }

@@ -13,7 +13,7 @@ from unfold_supernet._types import FloatArray, IntArray
 from unfoldkit.api import CsvRow, csv_rows, user_error
 from unfoldkit.arrivals.readers.detect import detect_form
 from unfoldkit.arrivals.readers.timestamps import split_unit, to_seconds
-from unfoldkit.io.csv import csv_lines, open_text
+from unfoldkit.io.tables import csv_lines, open_text
 
 DEADLINE_COLUMN, ACCURACY_COLUMN = "deadline", "least_accuracy"
 MAX_DEADLINE_S = 86_400.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_supernet._types import FloatArray, IntArray
-from unfold_supernet.training.clusters import (
+from unfold_supernet.training.accuracy import (
     CONFIDENCE,
     ClusteredDifference,
     compute_error,

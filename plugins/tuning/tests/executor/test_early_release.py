@@ -18,8 +18,8 @@ from unfold_tuning.cluster.ray import RayCluster, RunningTrial
 from unfold_tuning.executor.early_release import EarlyRelease, count_needed
 from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.executor import Executor
-from unfold_tuning.executor.recovery import Recovery
-from unfold_tuning.executor.stage_paces import measure_stage
+from unfold_tuning.executor.measured_paces import measure_stage
+from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
@@ -100,7 +100,7 @@ def test_the_next_stage_keeps_what_the_plan_gives_to_it(tmp_path: Path) -> None:
     with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
         _hold(ledger, 4)
         cluster = Mock(release_idle=Mock(side_effect=lambda kept: _release(ledger, kept)))
-        release = EarlyRelease(Recovery(_build_config(tmp_path), ledger), cluster, 0, 1000.0)
+        release = EarlyRelease(Replanner(_build_config(tmp_path), ledger), cluster, 0, 1000.0)
         assert release.check(PLAN, [job]) == PLAN
         assert ledger.count_running() == 2
         calls = cluster.release_idle.call_count
@@ -114,7 +114,7 @@ def test_idle_instances_cost_nothing_if_functions_are_billed(tmp_path: Path) -> 
     job = TrialJob(trial=1, config={}, done=0, target=10, checkpoint_iters=1, workers=1, seed=0, folder=tmp_path)
     with open_ledger(tmp_path / "l.sqlite", machine, "a") as ledger:
         cluster = Mock()
-        release = EarlyRelease(Recovery(_build_config(tmp_path, machine), ledger), cluster, 0, 1000.0)
+        release = EarlyRelease(Replanner(_build_config(tmp_path, machine), ledger), cluster, 0, 1000.0)
         assert release.check(PLAN, [job]) == PLAN
     assert not cluster.release_idle.called
 
@@ -130,10 +130,10 @@ def test_quick_trials_release_what_the_next_stage_was_to_have(tmp_path: Path, pa
                 ledger.record_checkpoint(trial, iters, 0.5, pace_s, 1)
         job = TrialJob(trial=1, config={}, done=8, target=10, checkpoint_iters=1, workers=1, seed=0, folder=tmp_path)
         cluster = Mock(release_idle=Mock(side_effect=lambda kept: _release(ledger, kept)))
-        recovery = Recovery(_build_config(tmp_path), ledger)
-        plan = EarlyRelease(recovery, cluster, 0, 1000.0).check(PLAN, [job])
+        replanner = Replanner(_build_config(tmp_path), ledger)
+        plan = EarlyRelease(replanner, cluster, 0, 1000.0).check(PLAN, [job])
         assert plan[1].instances == ledger.count_running() == kept
-        assert bool(recovery.notes) == (kept == 1)
+        assert bool(replanner.notes) == (kept == 1)
 
 
 def test_running_trials_count_in_the_pace_of_a_stage(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_trials_that_still_run_may_continue(tmp_path: Path, is_measured: bool) -
         for trial, (iters, seconds) in enumerate([(10, 5.0), (10, 5.0), (4, 30.0), (4, 30.0)], start=1):
             for done in range(1, iters + 1):
                 ledger.record_checkpoint(trial, done, 0.5, seconds, 1)
-        model = Recovery(config, ledger)._build_model_before_barrier(0, PLAN)
+        model = Replanner(config, ledger)._build_model_before_barrier(0, PLAN)
     assert model is not None
     assert np.quantile(model.sample_stage_seconds(0, PLAN[1]), 0.75) > 200.0
 
@@ -178,7 +178,7 @@ def test_a_next_stage_with_more_trials_than_are_measured_keeps_their_pace(tmp_pa
         for trial in range(1, 5):
             for done in range(1, 11 if trial > 1 else 9):
                 ledger.record_checkpoint(trial, done, 0.5, 80.0, 1)
-        model = Recovery(config, ledger)._build_model_before_barrier(0, (Allocation(4, 1, 4), Allocation(4, 1, 4)))
+        model = Replanner(config, ledger)._build_model_before_barrier(0, (Allocation(4, 1, 4), Allocation(4, 1, 4)))
     assert model is not None
     assert np.median(model.sample_stage_seconds(0, Allocation(5, 1, 5))) > 500.0
 

@@ -10,7 +10,7 @@ import tuning_jobs as jobs
 
 from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.fallback import SpotFallback
-from unfold_tuning.executor.recovery import Recovery
+from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Profile, SpotTerms
@@ -43,8 +43,8 @@ def test_on_demand_nodes_are_allowed_once_when_slack_runs_out(tmp_path: Path) ->
     waiting = [job, replace(job, trial=2)]
     cluster = Mock()
     with open_ledger(tmp_path / "l.sqlite", THRIFTY, "a") as ledger:
-        recovery = Recovery(config, ledger)
-        fallback = SpotFallback(recovery, cluster, 0, began=1000.0)
+        replanner = Replanner(config, ledger)
+        fallback = SpotFallback(replanner, cluster, 0, began=1000.0)
         last_s = 1000.0 - 200.0 - 2 * CHANGE_S
         for elapsed_s in (0.0, last_s / 2, last_s - 20.0):
             now = 1000.0 + elapsed_s
@@ -55,6 +55,6 @@ def test_on_demand_nodes_are_allowed_once_when_slack_runs_out(tmp_path: Path) ->
         assert cluster.allow_on_demand.call_count == 1
         # nor is it noted again in a later stage
         now += 100.0
-        SpotFallback(recovery, cluster, 1, began=1000.0).check(PLAN, waiting[:1])
+        SpotFallback(replanner, cluster, 1, began=1000.0).check(PLAN, waiting[:1])
     assert cluster.allow_on_demand.call_count == 1
-    assert len(recovery.notes) == 1
+    assert len(replanner.notes) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.monitor import Monitor
-from unfold_tuning.executor.recovery import Recovery
+from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
@@ -46,8 +46,8 @@ def test_a_deadline_is_missed_only_if_the_known_trials_would_miss_it(
         for trial in (1, 2):
             for iters in range(1, 11):
                 ledger.record_checkpoint(trial, iters, 0.9, 1.0, 1)
-        recovery = Recovery(config, ledger)
-        monitor = Monitor(recovery, Mock())
+        replanner = Replanner(config, ledger)
+        monitor = Monitor(replanner, Mock())
         monitor.check(0, PLAN, [job], 1000.0)
         assert (ledger.read_fact("hopeless") is not None) == is_missed
-    assert bool(recovery.notes) == is_missed
+    assert bool(replanner.notes) == is_missed

@@ -18,7 +18,7 @@ from unfold_tuning.job.trial_logs import TrialLogSource, TrialLogSummary, read_t
 from unfold_tuning.verbs.plan import plan
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.io.csv import csv_rows
+from unfoldkit.io.tables import csv_rows
 
 TIMES = {"a": [4.0, 2.0, 3.0], "b": [8.0, 10.0], "c": [6.0]}
 """Seconds of the iterations of three trials, as a search with early stopping leaves them."""

@@ -2,7 +2,7 @@
 
 A pruner can stop a trial but not pause it. Here each trial runs in a thread of its own, and ``trial.should_prune``
 blocks at a rung until the trial may continue or has lost; meanwhile its slot runs another trial. The best continue
-where they were, so no iteration is repeated. Whatever the limits leave no room for is not begun, or pruned.
+where they were, so no iteration is repeated. Trials for which the limits leave no room are not started, or are pruned.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def optimize(
     Args:
         study: An Optuna study with one objective.
         objective: The objective.
-        deadline: From now on, such as ``"2h"`` or a ``timedelta``, or seconds.
+        deadline: Time from now, such as ``"2h"`` or a ``timedelta``, or seconds.
         max_steps: Steps of the best trial.
         method: ``sha``, successive halving with barriers; ``hyperband``, several brackets of it that share the trials;
             or ``asha``, without barriers and without a plan of the whole.
@@ -91,16 +91,16 @@ def optimize(
         min_steps: Steps of every trial in the first stage.
         eta: The best 1/eta continue.
         n_jobs: Trials that run at once; as many as there are processors if left out.
-        confidence: Probability with which what is begun shall end in time.
+        confidence: Probability that a trial or a step which is started ends in time.
         catch: Errors of the objective that fail the trial; others end the run. If left out, each error fails its trial,
             and the run ends if all trials fail.
         callbacks: Called with the study and each trial that has ended, as by ``study.optimize``.
-        timeout: As of ``study.optimize``, in seconds; the earlier of both ends the search.
+        timeout: As in ``study.optimize``, in seconds; the earlier of timeout and deadline ends the search.
         gc_after_trial: Collect garbage after each trial.
-        show_progress_bar: Ignored with a warning; a script that is changed in one line may have it.
+        show_progress_bar: Ignored with a warning, so that scripts need to change one line only.
 
     Raises:
-        UnfoldError: A limit or a number makes no sense, the study has several objectives, or another process runs it.
+        UnfoldError: A limit or a number is invalid, the study has several objectives, or another process runs it.
     """
     _check_study(study, objective)
     check_method(method)
@@ -236,11 +236,11 @@ class StudyRun:
         catch: Errors that fail a trial.
         ends_if_all_fail: Whether the search ends with an error that every trial has.
         callbacks: Called after each trial.
-        progress: What of the run the study stores.
+        progress: The part of the run that the study stores.
         trials: Trials by number, in the order in which they began.
         search: Which trials may run, and to which rung.
-        stored: What of it was stored last.
-        unconstrained: Trials whose constraints cannot be evaluated yet: the objective may set them at its end.
+        stored: That part, as it was stored last.
+        unconstrained: Trials with constraints that cannot be evaluated yet: the objective may set them at its end.
         first_step: The step that a trial reports first: 0 or 1.
         counts_reports: Whether steps name problem instances, in any order, as those of ``WilcoxonPruner`` do.
         lock: Guards everything here.
@@ -562,7 +562,7 @@ class StudyRun:
         return not self.search.has_reached_end(item.trial.number)
 
     def _get_last_report(self, number: int) -> float | None:
-        """Get the last report of a trial whose objective returned nothing, as a script for another tool may."""
+        """Get the last report of a trial; its objective returned nothing, as scripts for other tools may do."""
         values = self._get_trial(number).intermediate_values
         if not values:
             return None

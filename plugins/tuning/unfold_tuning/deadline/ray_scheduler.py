@@ -1,7 +1,7 @@
 """Ray Tune under a deadline: a scheduler of successive halving, Hyperband or ASHA, for any searcher and trainable.
 
-Trials pause at a rung, and the best continue from their checkpoints. Whatever the limits leave no room for is not
-begun, or stopped. The autoscaler is informed of how many trials run or may run.
+Trials pause at a rung, and the best continue from their checkpoints. Trials for which the limits leave no
+room are not started, or are stopped. The autoscaler is informed of how many trials run or may run.
 
 Ray starts every pending trial as soon as it has the resources, whatever a scheduler chooses. Trials that have not begun
 are therefore held as paused ones.
@@ -47,7 +47,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     """A scheduler for ``TuneConfig(scheduler=...)``.
 
     Args:
-        deadline: From the first trial on, such as ``"2h"`` or a ``timedelta``, or seconds.
+        deadline: Time from the first trial, such as ``"2h"`` or a ``timedelta``, or seconds.
         num_samples: Trials of the search. Where the ``TuneConfig`` has more, or -1, the others are not begun; where it
             has fewer, the search has as many.
         max_t: Units of ``time_attr`` that the best trial runs.
@@ -60,7 +60,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         grace_period: Units that every trial runs.
         reduction_factor: The best 1/factor continue.
         time_attr: The result that counts.
-        confidence: Probability with which what is begun shall end in time.
+        confidence: Probability that a trial or a step which is started ends in time.
     """
 
     _supports_buffered_results = False
@@ -149,7 +149,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:  # noqa: ARG002 - Ray's
-        """See Ray's ``TrialScheduler``: whether what the ``TuneConfig`` names contradicts nothing set before."""
+        """See Ray's ``TrialScheduler``: return whether the ``TuneConfig`` agrees with what was set before."""
         settings = ((self._metric, metric), (self._mode, mode))
         if any(before and value and before != value for before, value in settings):
             return False

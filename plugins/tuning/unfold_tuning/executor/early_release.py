@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from unfold_tuning.cluster.interface import Cluster
 from unfold_tuning.executor.messages import describe_early_release
-from unfold_tuning.executor.recovery import Recovery
+from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.trial.worker import TrialJob
 
@@ -23,7 +23,7 @@ class EarlyRelease:
     """The instances of a stage while its last trials run.
 
     Attributes:
-        recovery: The run.
+        replanner: The run.
         cluster: Its instances.
         index: The stage.
         began: Wall time at which the run began.
@@ -31,7 +31,7 @@ class EarlyRelease:
         replanned_at: Wall time at which the later stages were planned again.
     """
 
-    recovery: Recovery
+    replanner: Replanner
     cluster: Cluster
     index: int
     began: float
@@ -45,26 +45,26 @@ class EarlyRelease:
             plan: The plan.
             jobs: Jobs that run; none waits.
         """
-        config = self.recovery.config
+        config = self.replanner.config
         if config.machine.billing.per == "function" or len(jobs) == self.running:
             return plan
         self._release(plan)
-        held = self.recovery.ledger.count_running()
+        held = self.replanner.ledger.count_running()
         if held <= count_needed(jobs, config.machine.accelerators):
             self.running = len(jobs)
             return plan
         now = config.wall()
         if now - self.replanned_at >= REPLAN_PERIOD_S:
             self.replanned_at, self.running = now, len(jobs)
-            plan = self.recovery.replan_before_barrier(self.index, plan, jobs, self.began)
+            plan = self.replanner.replan_before_barrier(self.index, plan, jobs, self.began)
             self._release(plan)
         return plan
 
     def _release(self, plan: Plan) -> None:
-        config = self.recovery.config
+        config = self.replanner.config
         kept = plan[self.index + 1].instances if self.index + 1 < len(plan) else 0
         if released := self.cluster.release_idle(kept):
-            held = self.recovery.ledger.count_running()
+            held = self.replanner.ledger.count_running()
             config.log.info("%s", describe_early_release(released, self.index + 1, held))
 
 

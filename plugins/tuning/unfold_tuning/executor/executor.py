@@ -13,7 +13,7 @@ from unfold_tuning.cluster.interface import Cluster
 from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome, RunState, ignore_state
 from unfold_tuning.executor.monitor import Monitor
 from unfold_tuning.executor.ranking import has_reached_target, select_winner
-from unfold_tuning.executor.recovery import BudgetExceeded, Recovery
+from unfold_tuning.executor.replanning import BudgetExceeded, Replanner
 from unfold_tuning.executor.stage_run import StageRun, TargetReached
 from unfold_tuning.job.allocation import Allocation, Plan
 from unfold_tuning.trial.ledger import Ledger
@@ -36,8 +36,8 @@ class Executor:
             UnfoldError: Nodes could not be started, every trial failed, or a file could not be written.
         """
         plan, stop_reason, began = self.config.plan, "", 0.0
-        recovery = Recovery(self.config, self.ledger)
-        monitor = Monitor(recovery, self.cluster, self.publish)
+        replanner = Replanner(self.config, self.ledger)
+        monitor = Monitor(replanner, self.cluster, self.publish)
         finished = {stage.stage for stage in self.ledger.list_finished_stages()}
         try:
             is_open = not has_reached_target(self.config, self.ledger)
@@ -46,9 +46,9 @@ class Executor:
             began = self.ledger.record_fact("began", self.config.wall())
             for index in range(len(self.config.stages) if is_open else 0):
                 if index in finished:
-                    plan = _set_allocation(plan, index, recovery.store.load_allocation(index))
+                    plan = _set_allocation(plan, index, replanner.store.load_allocation(index))
                 else:
-                    plan = self._run_stage(index, plan, began, recovery, monitor)
+                    plan = self._run_stage(index, plan, began, replanner, monitor)
         except BudgetExceeded as error:
             stop_reason = str(error)
         except TargetReached:
@@ -63,16 +63,16 @@ class Executor:
             spent_usd=self.ledger.compute_spent_usd(),
             stop_reason=stop_reason,
             plan=plan,
-            notes=tuple(recovery.notes),
+            notes=tuple(replanner.notes),
             lost_nodes=len(self.lost_nodes),
         )
 
-    def _run_stage(self, index: int, plan: Plan, began: float, recovery: Recovery, monitor: Monitor) -> Plan:
-        plan = recovery.load_plan(index, plan, began)
+    def _run_stage(self, index: int, plan: Plan, began: float, replanner: Replanner, monitor: Monitor) -> Plan:
+        plan = replanner.load_plan(index, plan, began)
         # a stage that has begun ends with the allocation that it began with
-        plan = _set_allocation(plan, index, recovery.store.begin_stage(index, plan[index]))
-        stage_run = StageRun(index, plan, began, self.cluster, recovery, monitor, self.lost_nodes)
-        return recovery.replan_after_stage(index, stage_run.run(), began)
+        plan = _set_allocation(plan, index, replanner.store.begin_stage(index, plan[index]))
+        stage_run = StageRun(index, plan, began, self.cluster, replanner, monitor, self.lost_nodes)
+        return replanner.replan_after_stage(index, stage_run.run(), began)
 
     def _find_end(self) -> float:
         """Find when the last stage ended, or a trial reached the target; now, if neither has happened."""

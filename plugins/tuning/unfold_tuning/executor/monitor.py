@@ -19,7 +19,7 @@ from unfold_tuning.executor.messages import (
     describe_timeout,
 )
 from unfold_tuning.executor.ranking import select_winner
-from unfold_tuning.executor.recovery import Recovery
+from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.planner.planner import evaluate_machine
 from unfold_tuning.simulator.execution_model import ExecutionModel, scale_iteration
@@ -79,7 +79,7 @@ class Monitor:
     """The state of a run as the user sees it.
 
     Attributes:
-        recovery: The run and its corrected profile.
+        replanner: The run and its corrected profile.
         cluster: Kills trials that hang.
         publish: Receives the state of the run.
         watchdog: The last progress of each running trial.
@@ -88,7 +88,7 @@ class Monitor:
         doubted_at: Wall time at which the deadline was last in doubt.
     """
 
-    recovery: Recovery
+    replanner: Replanner
     cluster: Cluster
     publish: Callable[[RunState], None] = ignore_state
     watchdog: Watchdog = field(default_factory=Watchdog)
@@ -105,12 +105,12 @@ class Monitor:
             jobs: Jobs of the stage that have not ended.
             began: Wall time at which the run began.
         """
-        config, ledger = self.recovery.config, self.recovery.ledger
+        config, ledger = self.replanner.config, self.replanner.ledger
         now = config.wall()
         if now - self.checked_at < CHECK_PERIOD_S:
             return
         self.checked_at = now
-        profile = scale_iteration(config.profile, self.recovery.estimate_time_factor(index))
+        profile = scale_iteration(config.profile, self.replanner.estimate_time_factor(index))
         estimator = TimeEstimator(profile, config.machine)
         self._check_trials(jobs, estimator)
         stage_s, later = estimator.estimate_stage_seconds(jobs, plan[index]), config.stages[index + 1 :]
@@ -122,7 +122,7 @@ class Monitor:
             and ledger.read_fact("hopeless") is None
         ):
             self.doubted_at = now
-            remaining = self.recovery.build_remaining_model(index, plan)
+            remaining = self.replanner.build_remaining_model(index, plan)
             if not _is_guaranteed(remaining, deadline - now - stage_s, config.confidence):
                 ledger.record_fact("hopeless", now)
                 self._note_missed_deadline(remaining, deadline - now - stage_s)
@@ -134,15 +134,15 @@ class Monitor:
             index=index,
             plan=plan,
             began=began,
-            now=self.recovery.config.wall(),
+            now=self.replanner.config.wall(),
             ends_at=self.ends_at or None,
-            spent_usd=self.recovery.ledger.compute_spent_usd(),
+            spent_usd=self.replanner.ledger.compute_spent_usd(),
         )
         self.publish(state)
 
     def _check_trials(self, jobs: Sequence[TrialJob], estimator: TimeEstimator) -> None:
         """Kill trials without a checkpoint within the timeout, and warn about those that take suspiciously long."""
-        timeout_s, log = self.recovery.config.trainable.timeout_s, self.recovery.config.log
+        timeout_s, log = self.replanner.config.trainable.timeout_s, self.replanner.config.log
         for job in jobs:
             silence_s, expected_s = (
                 self.watchdog.measure_silence_s(job.trial),
@@ -157,22 +157,22 @@ class Monitor:
                 log.warning("%s", describe_silence(job.trial, silence_s, expected_s))
 
     def _note_missed_deadline(self, remaining: ExecutionModel, time_left_s: float) -> None:
-        config = self.recovery.config
+        config = self.replanner.config
         if remaining.stages:
             options = list(list_late_options(remaining, time_left_s, config.confidence))
         else:
-            best = select_winner(config, self.recovery.ledger)
+            best = select_winner(config, self.replanner.ledger)
             has_metric = best is not None and best.metric is not None
             metric = config.trainable.display_metric(best.metric) if best and best.metric is not None else None
             late_s = max(0.0, self.ends_at - config.wall())
             options = [describe_late_finish(late_s), describe_stop(best.id if best and has_metric else None, metric)]
-        self.recovery.note_late(describe_missed_deadline(), options)
+        self.replanner.note_late(describe_missed_deadline(), options)
 
     def describe(self, index: int) -> str:
         """Describe the run in one line: stage, expected end, spend and what is left of the budget."""
-        config = self.recovery.config
+        config = self.replanner.config
         remaining_s = self.ends_at - config.wall() if self.ends_at else None
-        spent_usd = self.recovery.ledger.compute_spent_usd()
+        spent_usd = self.replanner.ledger.compute_spent_usd()
         return describe_progress(index + 1, len(config.stages), remaining_s, spent_usd, config.budget_usd)
 
 

@@ -11,7 +11,7 @@ from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.fallback import SpotFallback
 from unfold_tuning.executor.monitor import Monitor
 from unfold_tuning.executor.ranking import has_plateaued, has_reached_target, list_open_jobs, rank_trials
-from unfold_tuning.executor.recovery import Recovery
+from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.trial.ledger import Ledger
 from unfold_tuning.trial.worker import TrialJob, WorkerMessage, get_state_path, restart_without_state
@@ -36,7 +36,7 @@ class StageRun:
         plan: The plan, which a lost node may change.
         began: Wall time at which the run began.
         cluster: Where trials run.
-        recovery: Plans again after a loss, and guards the budget.
+        replanner: Plans again after a loss, and guards the budget.
         monitor: Watches the trials.
         lost_nodes: Nodes that the run has lost.
         waiting: Jobs that wait for a slot.
@@ -50,7 +50,7 @@ class StageRun:
     plan: Plan
     began: float
     cluster: Cluster
-    recovery: Recovery
+    replanner: Replanner
     monitor: Monitor
     lost_nodes: set[str]
     waiting: list[TrialJob] = field(default_factory=list)
@@ -61,18 +61,18 @@ class StageRun:
 
     def __post_init__(self) -> None:
         """Begin to watch the slack, and the instances."""
-        self.fallback = SpotFallback(self.recovery, self.cluster, self.index, self.began)
-        self.early_release = EarlyRelease(self.recovery, self.cluster, self.index, self.began)
+        self.fallback = SpotFallback(self.replanner, self.cluster, self.index, self.began)
+        self.early_release = EarlyRelease(self.replanner, self.cluster, self.index, self.began)
 
     @property
     def config(self) -> ExecutionConfig:
         """The run."""
-        return self.recovery.config
+        return self.replanner.config
 
     @property
     def ledger(self) -> Ledger:
         """Its ledger."""
-        return self.recovery.ledger
+        return self.replanner.ledger
 
     def run(self) -> Plan:
         """Run the stage up to its barrier and return the plan, as losses may have changed it.
@@ -126,12 +126,12 @@ class StageRun:
         return min(self.plan[self.index].instances, needed)
 
     def _resize(self, instances: int) -> None:
-        self.recovery.require_budget(instances)
+        self.replanner.require_budget(instances)
         self.cluster.resize(instances, self._watch)
 
     def _watch(self) -> None:
         """Guard the budget, and the time for which a thrifty run may wait for spot instances."""
-        self.recovery.watch()
+        self.replanner.watch()
         self.fallback.check(self.plan, [*self.waiting, *self.running.values()])
 
     def _admit_replacements(self, workers: int) -> bool:
@@ -170,7 +170,7 @@ class StageRun:
             self.lost_nodes.add(node)
             self.config.log.warning("%s is lost; its trials continue from their checkpoints", node)
             jobs = [*self.waiting, *self.running.values()]
-            self.plan = self.recovery.replan_after_loss(self.index, self.plan, jobs, self.began)
+            self.plan = self.replanner.replan_after_loss(self.index, self.plan, jobs, self.began)
         self._resize(self._count_wanted())
 
     def _handle(self, event: ClusterEvent) -> None:

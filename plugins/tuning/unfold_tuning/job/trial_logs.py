@@ -339,7 +339,7 @@ def _read_rows(path: Path) -> Iterator[CsvRow]:
     if not path.name.endswith(JSON_SUFFIXES):
         yield from csv_rows(path)
         return
-    from unfoldkit.io.csv import open_text
+    from unfoldkit.io.tables import open_text
 
     with open_text(path) as stream:
         is_array = stream.read(1) == "["

@@ -277,16 +277,13 @@ def _count_selections(trials: int, of: int) -> float:
     return max(0.0, math.log(trials / of) / math.log(SELECTED_FRACTION))
 
 
-def build_pace_prior(
-    stages: Sequence[Stage], records: Sequence[PaceRecord], seed: int, *, credit: float = CREDIT
-) -> PacePrior:
+def build_pace_prior(stages: Sequence[Stage], records: Sequence[PaceRecord], seed: int) -> PacePrior:
     """Learn the prior of a stage table from earlier jobs, or build the default one if there are too few.
 
     Args:
         stages: The stage table.
         records: Earlier jobs.
         seed: Seed of the replays.
-        credit: The fraction of a learnt speed-up that is believed.
     """
     groups = list_pace_groups(stages)
     if len(records) < MIN_JOBS:
@@ -304,7 +301,7 @@ def build_pace_prior(
         return build_default_prior(groups)
     mean = vectors.mean(axis=0)
     is_later = np.array([False, *(group.rung > 0 for group in groups), *(True for _ in groups)])
-    mean = np.where(is_later & (mean < 0), credit * mean, mean)
+    mean = np.where(is_later & (mean < 0), CREDIT * mean, mean)
     return PacePrior(
         groups=groups,
         mean=mean,

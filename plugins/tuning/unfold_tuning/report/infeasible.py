@@ -5,7 +5,7 @@ from __future__ import annotations
 from unfold_tuning.job.problem import Problem
 from unfold_tuning.planner.planner import Selection, Solution, select_earliest, select_within_budget
 from unfold_tuning.report import sentences
-from unfold_tuning.report.without_barriers import compare_with_asha
+from unfold_tuning.report.asha import compare_with_asha
 from unfold_tuning.simulator.plan_cost import SimulatedPlan
 from unfoldkit.api import Metric, Report, Verdict
 

@@ -159,13 +159,13 @@ def describe_thrifty(on_demand_fraction: float, cap_usd: float) -> str:
 
 def describe_unknown_market(interruptions_per_hour: float) -> str:
     """Describe what is assumed of a spot market without a log."""
-    return f"no log of availability: {interruptions_per_hour:g} losses an hour assumed, capacity always"
+    return f"no log of availability: {interruptions_per_hour:g} losses an hour are assumed, and capacity at any time"
 
 
 def describe_market(zones: int, days: float, gaps: int) -> str:
     """Describe what the spot market was modelled from."""
-    text = f"modelled from the last {days:.1f} days of {format_count(zones, 'zone')}, begun in their present state"
-    return f"{text}; {format_count(gaps, 'tick')} without a probe have the state before" if gaps else text
+    text = f"modelled from the last {days:.1f} days of {format_count(zones, 'zone')}, starting in their current state"
+    return f"{text}; {format_count(gaps, 'tick')} without a probe keep the previous state" if gaps else text
 
 
 def describe_released_cost(cost_usd: float) -> str:

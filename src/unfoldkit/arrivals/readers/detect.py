@@ -12,7 +12,7 @@ from unfoldkit.arrivals.readers.log import parse_line
 from unfoldkit.arrivals.readers.table import is_table_head
 from unfoldkit.arrivals.readers.timestamps import TimeNotation, is_time
 from unfoldkit.errors import user_error
-from unfoldkit.io.csv import UNREADABLE, csv_lines, open_text
+from unfoldkit.io.tables import UNREADABLE, csv_lines, open_text
 
 TraceForm = Literal["array", "document", "log", "parquet", "table"]
 _LOG_SUFFIX = re.compile(r"\.(log([-_].*)?|jsonl|ndjson)")

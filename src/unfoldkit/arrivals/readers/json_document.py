@@ -18,8 +18,8 @@ from unfoldkit._types import FloatArray, IntArray
 from unfoldkit.arrivals.readers.table import TableColumns, TraceRows, is_table_head, read_rows, sort_rows
 from unfoldkit.arrivals.readers.timestamps import COLUMNS, epoch_to_seconds, split_unit
 from unfoldkit.errors import UnfoldError, user_error
-from unfoldkit.io.csv import UNREADABLE, open_text
-from unfoldkit.io.json_values import parse_values
+from unfoldkit.io.tables import UNREADABLE, open_text
+from unfoldkit.safe_io.files import parse_values
 
 _ID_KEYS = ("spanId", "span_id", "spanID", "id")
 _PARENT_KEYS = ("parentSpanId", "parent_span_id", "parentSpanID", "parentId")

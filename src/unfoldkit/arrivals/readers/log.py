@@ -23,7 +23,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     to_seconds,
 )
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
-from unfoldkit.io.csv import UNREADABLE, open_text
+from unfoldkit.io.tables import UNREADABLE, open_text
 
 Warn = Callable[[str], None]
 MAX_UNREADABLE = 0.01

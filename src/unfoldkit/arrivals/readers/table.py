@@ -29,8 +29,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     to_seconds,
 )
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, user_error
-from unfoldkit.io.csv import UNREADABLE, csv_lines, open_text
-from unfoldkit.io.parquet import read_parquet_cells
+from unfoldkit.io.tables import UNREADABLE, csv_lines, open_text, read_parquet_cells
 
 Rows = Iterator[tuple[int, list[str]]]
 """Line numbers and cells."""

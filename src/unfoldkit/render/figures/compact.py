@@ -63,11 +63,11 @@ def _join_parts(parts: Sequence[str], width: int) -> Iterator[str]:
         yield line
 
 
-def draw_gauge(fraction: float, cells: int = GAUGE_CELLS) -> str:
-    """Return a bar of ``cells`` letters that is filled up to a fraction; more than 1 is full."""
-    eighths = round(min(max(fraction, 0.0), 1.0) * cells * 8)
+def draw_gauge(fraction: float) -> str:
+    """Return a bar of ten letters that is filled up to a fraction; more than 1 is full."""
+    eighths = round(min(max(fraction, 0.0), 1.0) * GAUGE_CELLS * 8)
     bar = "█" * (eighths // 8) + (BLOCKS[eighths % 8 - 1] if eighths % 8 else "")
-    return bar.ljust(cells, "░")
+    return bar.ljust(GAUGE_CELLS, "░")
 
 
 def _write_graph(graph: Graph, width: int) -> Iterator[str]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unfoldkit.errors import user_error
+from unfoldkit.serving.grpc.http2.calls import Method
 from unfoldkit.serving.grpc.messages import METHODS, SERVICE, STREAM_METHOD, build_messages
-from unfoldkit.serving.grpc.methods import Method
 from unfoldkit.serving.grpc.servicer import (
     MAX_CONCURRENT_CALLS,
     GrpcOptions,

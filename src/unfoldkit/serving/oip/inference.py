@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from unfoldkit.errors import UnfoldError
-from unfoldkit.serving.batching.batcher import Done, Limits, QueueFull, Result, RowSpan
-from unfoldkit.serving.batching.worker_thread import WorkerThread
+from unfoldkit.serving.batching.batcher import Done, Limits, QueueFull, Result, RowSpan, WorkerThread
 from unfoldkit.serving.model import Array, Call, ModelDescription, Rejection
 from unfoldkit.serving.observability.metrics import ModelMetrics
 from unfoldkit.serving.oip.binary import (

@@ -10,9 +10,9 @@ import pytest
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.build import build_temporal_problem
-from unfold_cascade.temporal.data.warning_metrics import rank_scores
 from unfold_cascade.temporal.models.study import fit_study
 from unfold_cascade.temporal.search.planner import SearchResult
+from unfold_cascade.temporal.warning_metrics import rank_scores
 from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError
 from unfoldkit.spec.validate import validate

@@ -11,7 +11,6 @@ import pytest
 from unfold_cascade._types import BoolArray
 from unfold_cascade.planner.guarantees import compute_cost_tests
 from unfold_cascade.temporal.data.table import index_entities, starts_from_sizes
-from unfold_cascade.temporal.data.warning_metrics import compute_utility, locate_events
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import OutcomeGoal
 from unfold_cascade.temporal.search.outcomes import (
@@ -21,6 +20,7 @@ from unfold_cascade.temporal.search.outcomes import (
     measure_sensitivity,
     sum_outcome,
 )
+from unfold_cascade.temporal.warning_metrics import compute_utility, locate_events
 
 DELTA = 0.05
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from unfold_cascade.language_models.gateway.plan import ClientKey, EntryGate, Gate, Promise, ServedModel
 from unfold_cascade.language_models.planning.calibration import parse_calibration
-from unfold_cascade.language_models.planning.entry import EntryRule, parse_scorer
 from unfold_cascade.language_models.planning.prompt_features import LENGTH, build_prompt_reader
+from unfold_cascade.language_models.planning.prompt_gate import EntryRule, parse_scorer
 from unfoldkit.api import user_error
 
 

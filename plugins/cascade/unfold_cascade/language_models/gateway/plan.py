@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from unfold_cascade.language_models.planning.calibration import Calibration
-from unfold_cascade.language_models.planning.entry import EntryRule, PromptScorer
 from unfold_cascade.language_models.planning.prices import TokenPrices
 from unfold_cascade.language_models.planning.prompt_features import PromptReader
+from unfold_cascade.language_models.planning.prompt_gate import EntryRule, PromptScorer
 
 Source = Literal["logprob", "votes", "check", "judge"]
 CHECK_PROMPT = "Question: {prompt}\n\nProposed answer: {answer}\n\nIs the proposed answer correct? Answer yes or no."

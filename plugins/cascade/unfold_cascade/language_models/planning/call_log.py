@@ -10,7 +10,7 @@ import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.language_models.planning.calibration import Calibration
-from unfold_cascade.language_models.planning.entry import EntryRule
+from unfold_cascade.language_models.planning.prompt_gate import EntryRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

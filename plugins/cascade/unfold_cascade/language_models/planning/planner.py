@@ -18,10 +18,7 @@ from unfold_cascade.language_models.planning.call_log import (
     score_log,
     select_reference,
 )
-from unfold_cascade.language_models.planning.entry import PRICES, EntryRule, PromptScorer, cross_fit, fit_scorer
-from unfold_cascade.language_models.planning.loss_test import betting_p_value, is_ternary
-from unfold_cascade.language_models.planning.problem import RoutingProblem
-from unfold_cascade.language_models.planning.walk import (
+from unfold_cascade.language_models.planning.certificate import (
     GRID,
     RouteSequence,
     Step,
@@ -36,6 +33,9 @@ from unfold_cascade.language_models.planning.walk import (
     rank_sequences,
     unit_differences,
 )
+from unfold_cascade.language_models.planning.loss_test import betting_p_value, is_ternary
+from unfold_cascade.language_models.planning.problem import RoutingProblem
+from unfold_cascade.language_models.planning.prompt_gate import PRICES, EntryRule, PromptScorer, cross_fit, fit_scorer
 from unfold_cascade.planner.paired_test import MAX_CASES, smallest_excluded_loss
 from unfoldkit.api import Progress, ignore_progress, user_error
 

@@ -24,7 +24,7 @@ class TokenPrices:
     fixed: float = 0.0
 
     def cost(self, input_tokens: float, output_tokens: float, cached: float = 0.0, written: float = 0.0) -> float:
-        """Compute the cost of one call in dollars; at least that of its uncached input is never negative."""
+        """Compute the cost of one call in dollars; uncached input never counts below zero tokens."""
         plain = max(input_tokens - cached - written, 0.0)
         tokens = plain * self.input + cached * self.cached + written * self.written + output_tokens * self.output
         return tokens + self.fixed

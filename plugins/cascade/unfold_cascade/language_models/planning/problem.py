@@ -12,7 +12,7 @@ from unfold_cascade._types import IntArray
 from unfold_cascade.gates.chains import Order
 from unfold_cascade.language_models.planning.calibration import Scale
 from unfold_cascade.language_models.planning.call_log import CallLog
-from unfold_cascade.language_models.planning.walk import Limits
+from unfold_cascade.language_models.planning.certificate import Limits
 
 MIN_TUNING_UNITS = 150
 SMALL_LOG, SMALL_CHAIN = 1000, 2

@@ -15,7 +15,7 @@ from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.exact import search_exact_front
 from unfold_cascade.gates.pareto import Front
 from unfold_cascade.language_models.planning.call_log import CallLog, Route, find_entries
-from unfold_cascade.language_models.planning.entry import EntryRule
+from unfold_cascade.language_models.planning.prompt_gate import EntryRule
 
 BINS = {3: 320, 4: 66, 5: 24}
 """Thresholds tried per gate, by the length of the chain; a pair tries all."""

@@ -16,10 +16,14 @@ from unfold_cascade.language_models.planning.call_log import (
     find_answers,
     find_entries,
 )
+from unfold_cascade.language_models.planning.certificate import (
+    find_smallest_deadline,
+    row_differences,
+    unit_differences,
+)
 from unfold_cascade.language_models.planning.planner import RoutingSolution, has_fractions
 from unfold_cascade.language_models.planning.problem import SMALL_CHAIN, SMALL_LOG
 from unfold_cascade.language_models.planning.prompt_features import LENGTH
-from unfold_cascade.language_models.planning.walk import find_smallest_deadline, row_differences, unit_differences
 from unfold_cascade.language_models.report import sentences
 from unfold_cascade.language_models.report.route_flow import draw_route_flow, list_gates
 from unfold_cascade.planner.paired_test import upper_proportion

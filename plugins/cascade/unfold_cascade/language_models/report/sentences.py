@@ -90,7 +90,7 @@ def units_needed(count: int | None, unit: str, units: int) -> str:
     if count is None:
         return f"the tuning rows show no saving within the limit, so more {unit}s alone would not help"
     if count <= units:
-        return f"{units:,} {unit}s would do if they resembled the tuning rows; these do not"
+        return f"{units:,} {unit}s would suffice if they resembled the tuning rows; these do not"
     return f"about {count:,} certifying {unit}s are needed if they resemble the tuning rows; this log has {units:,}"
 
 

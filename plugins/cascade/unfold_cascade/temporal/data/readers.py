@@ -20,7 +20,7 @@ from unfold_cascade.schema.cells import is_missing
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
 from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource
 from unfoldkit.api import Diagnostic, Run, UnfoldError, user_error
-from unfoldkit.io.csv import is_number
+from unfoldkit.io.tables import is_number
 from unfoldkit.safe_io.files import read_bytes, require_regular
 
 HOUR_COLUMN = "ICULOS"

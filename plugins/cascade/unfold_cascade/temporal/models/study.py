@@ -16,7 +16,6 @@ from unfold_cascade.temporal.data.labels import LabelledHours, label_hours, load
 from unfold_cascade.temporal.data.online_features import build_online_features
 from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.table import Timeline, index_entities, select_rows, starts_from_sizes
-from unfold_cascade.temporal.data.warning_metrics import EventTimes, HourlyUtility, compute_utility, locate_events
 from unfold_cascade.temporal.models.predictions import (
     Predictions,
     check_operations,
@@ -28,6 +27,7 @@ from unfold_cascade.temporal.models.training import fit_models
 from unfold_cascade.temporal.problem import BASELINE, FeatureSet, TemporalProblem
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfold_cascade.temporal.simulation.trajectories import ModelScores
+from unfold_cascade.temporal.warning_metrics import EventTimes, HourlyUtility, compute_utility, locate_events
 from unfoldkit.api import Run, user_error
 
 MIN_EVENTS = 8

@@ -73,9 +73,9 @@ def build_hpa_rule(target_requests: float) -> ScalingRule:
     return _stabilize(lambda seen: float((seen.load.running + seen.load.waiting).sum()) / target_requests)
 
 
-def build_keda_rule(target_waiting: int = KEDA_WAITING) -> ScalingRule:
-    """Return KEDA on ``vllm:num_requests_waiting``: an engine more for each ``target_waiting`` requests that wait."""
-    return _stabilize(lambda seen: float(seen.load.waiting.sum()) / target_waiting)
+def build_keda_rule() -> ScalingRule:
+    """Return KEDA on ``vllm:num_requests_waiting``: one more engine for every five waiting requests."""
+    return _stabilize(lambda seen: float(seen.load.waiting.sum()) / KEDA_WAITING)
 
 
 def _stabilize(compute_ratio: Callable[[Observation], float]) -> ScalingRule:

@@ -25,8 +25,13 @@ from unfold_pipeline.engine.step_times.all_reduce import (
     find_column,
     read_all_reduce,
 )
-from unfold_pipeline.engine.step_times.columns import MeasuredTable, read_table
-from unfold_pipeline.engine.step_times.table_ends import MAX_FACTORS, TableEnd, reject_distant_size
+from unfold_pipeline.engine.step_times.columns import (
+    MAX_FACTORS,
+    MeasuredTable,
+    TableEnd,
+    read_table,
+    reject_distant_size,
+)
 from unfoldkit.api import user_error
 
 MILLISECOND = 1e-3

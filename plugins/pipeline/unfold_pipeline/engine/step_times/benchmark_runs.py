@@ -20,9 +20,8 @@ import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
 from unfoldkit.api import Diagnostic, UnfoldError, user_error
-from unfoldkit.io.json_values import parse_values
 from unfoldkit.safe_io.archives import gunzip
-from unfoldkit.safe_io.files import read_bytes
+from unfoldkit.safe_io.files import parse_values, read_bytes
 
 EVENTS_PER_TOKEN = 1.5
 MAX_BURSTINESS = 1e6

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from unfold_pipeline.engine.step_times.table_ends import TableEnd
+from unfold_pipeline.engine.step_times.columns import TableEnd
 
 CONFIDENCE = 0.9
 

@@ -13,9 +13,8 @@ from typing import Any
 
 from unfoldkit.api import Diagnostic, UnfoldError, user_error
 from unfoldkit.arrivals.readers.detect import detect_form
-from unfoldkit.io.csv import open_text
-from unfoldkit.io.json_values import parse_values
-from unfoldkit.io.parquet import read_parquet_cells
+from unfoldkit.io.tables import open_text, read_parquet_cells
+from unfoldkit.safe_io.files import parse_values
 
 MAX_FIRST_LINE = 1 << 20
 USAGE_PREFIX = "gen_ai.usage."

@@ -222,7 +222,7 @@ def describe_contention(processes: int, decode: float, prefill: float) -> str:
     """Return how much slower steps are with all processes at once."""
     return (
         f"with {processes} processes at the same time, decodes take {decode:.2f} times and prompts {prefill:.2f} times "
-        "as long; plans count with the processes that are busy"
+        "as long; plans use the number of busy processes"
     )
 
 

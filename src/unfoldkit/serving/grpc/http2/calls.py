@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
@@ -14,7 +14,6 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from unfoldkit.serving.grpc.http2.headers import Head, Metadata
-from unfoldkit.serving.grpc.methods import Method
 from unfoldkit.serving.oip.binary import BodyEncoding, InvalidRequest, TooLarge
 
 STREAM_WINDOW = 2**20
@@ -30,6 +29,25 @@ MESSAGE_S = 30.0
 STREAM_IDLE_S = 330.0
 """How long a stream may wait for its next message; a little more than handlers with a time of their own."""
 Code = grpc.StatusCode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How a method is answered.
+
+    Args:
+        parse: Reads a request from its bytes.
+        serialize: Writes a response.
+        answer: Answers a request in the context of its call; a stream is answered by what reads and writes messages.
+        is_stream: Requests and responses are streams.
+        start: Answers a request without a task: takes its bytes and the call, and calls ``respond`` or ``fail``.
+    """
+
+    parse: Callable[[bytes], Any]
+    serialize: Callable[[Any], bytes]
+    answer: Callable[[Any, Any], Any]
+    is_stream: bool = False
+    start: Callable[[bytes, Any], None] | None = None
 
 
 class Abort(Exception):  # noqa: N818 - how a handler ends a call

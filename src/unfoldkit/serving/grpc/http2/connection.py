@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from unfoldkit.serving.grpc.http2 import frames
-from unfoldkit.serving.grpc.http2.calls import ENCODINGS, MESSAGE_S, STREAM_WINDOW, Call, Code
+from unfoldkit.serving.grpc.http2.calls import ENCODINGS, MESSAGE_S, STREAM_WINDOW, Call, Code, Method
 from unfoldkit.serving.grpc.http2.frames import (
     ACK,
     DATA,
@@ -44,7 +44,6 @@ from unfoldkit.serving.grpc.http2.headers import (
 )
 from unfoldkit.serving.grpc.http2.host import Host
 from unfoldkit.serving.grpc.http2.sending import MAX_BURST_BYTES, Sender
-from unfoldkit.serving.grpc.methods import Method
 
 CONNECTION_WINDOW = 4 * 2**20
 """Bytes that a client may send on all streams before they are counted."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfoldkit.serving.grpc.methods import Method
+from unfoldkit.serving.grpc.http2.calls import Method
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

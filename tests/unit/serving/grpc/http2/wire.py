@@ -13,10 +13,10 @@ import grpc
 from hpack import Decoder, Encoder
 
 from unfoldkit.serving.grpc.http2 import frames
+from unfoldkit.serving.grpc.http2.calls import Method
 from unfoldkit.serving.grpc.http2.connection import Connection
 from unfoldkit.serving.grpc.http2.frames import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, pack_frame
 from unfoldkit.serving.grpc.http2.host import Host
-from unfoldkit.serving.grpc.methods import Method
 
 MAX_MESSAGE_BYTES = 100_000
 OPENING = PREFACE + frames.pack_settings({}) + frames.pack_window_update(0, 2**20)

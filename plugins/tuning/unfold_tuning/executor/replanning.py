@@ -11,9 +11,9 @@ import numpy as np
 
 from unfold_tuning.executor.deadline import list_late_options
 from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.measured_paces import measure_entrants, measure_stage
 from unfold_tuning.executor.messages import describe_budget_stop, describe_lost_guarantee, describe_replan
 from unfold_tuning.executor.ranking import list_entrants
-from unfold_tuning.executor.stage_paces import measure_entrants, measure_stage
 from unfold_tuning.job.allocation import Allocation, Plan
 from unfold_tuning.job.schedule import Group
 from unfold_tuning.planner.pace_posterior import PacePosterior
@@ -97,7 +97,7 @@ class TrialTiming:
 
 
 @dataclass(slots=True)
-class Recovery:
+class Replanner:
     """Plans the remaining job again, and guards the budget.
 
     Attributes:

@@ -25,7 +25,6 @@ from unfold_cascade.language_models.planning.call_log import (
     find_entries,
     follow_route,
 )
-from unfold_cascade.language_models.planning.entry import EntryRule
 from unfold_cascade.language_models.planning.loss_test import (
     CHEAP,
     MAX_ROWS_NEEDED,
@@ -36,6 +35,7 @@ from unfold_cascade.language_models.planning.loss_test import (
     loss_p_value,
     mean_per_unit,
 )
+from unfold_cascade.language_models.planning.prompt_gate import EntryRule
 from unfold_cascade.language_models.planning.proposals import search_chain
 from unfold_cascade.planner.certificate import count_discordant
 from unfold_cascade.planner.paired_test import exact_paired_p_value

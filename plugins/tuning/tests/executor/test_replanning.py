@@ -1,4 +1,4 @@
-"""Recovery: lost nodes, budgets and deadlines that cannot be met."""
+"""Replanning: lost nodes, budgets and deadlines that cannot be met."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tuning_jobs as jobs
 from tuning_runs import SPEC, read_fact, read_nodes, train_spec
 
 from unfold_tuning.executor.execution import ExecutionConfig
-from unfold_tuning.executor.recovery import Recovery
+from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
@@ -53,9 +53,9 @@ def test_trials_across_instances_are_not_said_to_keep_fewer(tmp_path: Path) -> N
     job = TrialJob(trial=1, config={}, done=0, target=10, checkpoint_iters=1, workers=2, seed=0, folder=tmp_path)
     with open_ledger(tmp_path / "l.sqlite", machine, "a") as ledger:
         ledger.record_fact("deal-0", [4, 2, 2])
-        recovery = Recovery(config, ledger)
-        assert recovery.replan_after_loss(0, config.plan, [job, replace(job, trial=2)], 1000.0) == config.plan
-    assert not recovery.notes
+        replanner = Replanner(config, ledger)
+        assert replanner.replan_after_loss(0, config.plan, [job, replace(job, trial=2)], 1000.0) == config.plan
+    assert not replanner.notes
 
 
 def test_losses_with_progress_between_are_not_added_up(tmp_path: Path) -> None:
@@ -151,6 +151,6 @@ def test_one_slow_trial_does_not_make_the_profile_slow(tmp_path: Path) -> None:
         for trial, slowdown in enumerate([0.0] * 15 + [1.6]):
             for iters in range(1, 52 if slowdown else 2):
                 ledger.record_checkpoint(trial + 1, iters, 0.5, 40.0 * math.exp(slowdown - 0.36), 1)
-        posterior = Recovery(config, ledger).posterior
+        posterior = Replanner(config, ledger).posterior
     assert abs(posterior.mu) < 0.05
     assert posterior.sigma > 0.08

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from unfoldkit.serving.batching.worker_thread import WorkerThread
+from unfoldkit.serving.batching.batcher import WorkerThread
 
 
 def test_a_rest_ends_with_the_job() -> None:

@@ -1,4 +1,4 @@
-"""Read tables as CSV, with or without a byte order mark, gzipped or not; errors name the line.
+"""Read tables: CSV, with or without a byte order mark, gzipped or not, and Parquet. Errors name the line.
 
 The separator is the comma, or the semicolon, tab or bar if the head has one and no comma: spreadsheets write such files
 where numbers have a decimal comma.
@@ -17,14 +17,14 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from unfoldkit.errors import Diagnostic, UnfoldError, user_error
-from unfoldkit.io.parquet import SUFFIX, read_parquet_cells
+from unfoldkit.errors import Diagnostic, UnfoldError, require_packages, user_error
 from unfoldkit.safe_io.archives import gunzip
 from unfoldkit.safe_io.files import open_regular, read_bytes
 
 GZIP = b"\x1f\x8b"
+PARQUET_SUFFIX = ".parquet"
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
 """What reading a damaged file, or one of another format, raises."""
 MAX_HEAD = 200
@@ -82,7 +82,7 @@ def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "", head: Se
     Raises:
         UnfoldError: The file is not CSV, a column is missing, or a row has another number of cells than the head.
     """
-    if path.suffix == SUFFIX:
+    if path.suffix == PARQUET_SUFFIX:
         names, columns = read_parquet_cells(path)
         _check(names, wanted, path, hint)
         for number, row in enumerate(zip(*columns, strict=True), 1):
@@ -228,3 +228,33 @@ def _to_dict(head: Sequence[str], cells: Sequence[str], path: Path, line: int) -
         message = f"the row has {len(cells)} cells where the head has {len(head)}"
         raise UnfoldError(Diagnostic(message, str(path), line, 1))
     return {name: cell.strip() for name, cell in zip(head, cells, strict=False)}
+
+
+def read_parquet_cells(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the names of the columns of a Parquet file, and the cells of each as texts.
+
+    Raises:
+        UnfoldError: pyarrow is not installed, or the file is damaged.
+    """
+    require_packages("a Parquet file", "pyarrow", file=str(path))
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(io.BytesIO(read_bytes(path)))
+        return list(table.column_names), [_to_texts(table.column(index)) for index in range(table.num_columns)]
+    except pa.ArrowException as error:
+        raise user_error(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
+
+
+def _to_texts(column: Any) -> list[str]:
+    """Return the cells as a table of text has them: times in ISO 8601, lists and nulls empty."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        # Python's datetime has no nanoseconds
+        column = column.cast(pa.timestamp("us", "UTC" if kind.tz else None), safe=False)
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return [""] * len(column)
+    return ["" if value is None else str(value) for value in column.to_pylist()]

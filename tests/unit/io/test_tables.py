@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from unfoldkit.errors import UnfoldError
-from unfoldkit.io.csv import csv_rows
+from unfoldkit.io.tables import csv_rows
 
 TEXT = 'name,cpu, note\nn1,4,"a, b"\n\nn2, 8,\n'
 

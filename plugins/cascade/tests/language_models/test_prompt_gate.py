@@ -18,16 +18,7 @@ from unfold_cascade.language_models.build import build_gateway_plan
 from unfold_cascade.language_models.gateway.loader import read_entry
 from unfold_cascade.language_models.planning.calibration import fit_calibration
 from unfold_cascade.language_models.planning.call_log import CallLog, Route, find_entries, follow_route, score_log
-from unfold_cascade.language_models.planning.entry import (
-    EntryRule,
-    cross_fit,
-    fit_scorer,
-    parse_scorer,
-)
-from unfold_cascade.language_models.planning.planner import list_rules, score_prompts
-from unfold_cascade.language_models.planning.prompt_features import LONGEST_TEXT, build_prompt_reader, measure_length
-from unfold_cascade.language_models.planning.proposals import search_chain
-from unfold_cascade.language_models.planning.walk import (
+from unfold_cascade.language_models.planning.certificate import (
     Limits,
     RouteSequence,
     certify_routes,
@@ -36,6 +27,15 @@ from unfold_cascade.language_models.planning.walk import (
     rank_sequences,
     row_differences,
 )
+from unfold_cascade.language_models.planning.planner import list_rules, score_prompts
+from unfold_cascade.language_models.planning.prompt_features import LONGEST_TEXT, build_prompt_reader, measure_length
+from unfold_cascade.language_models.planning.prompt_gate import (
+    EntryRule,
+    cross_fit,
+    fit_scorer,
+    parse_scorer,
+)
+from unfold_cascade.language_models.planning.proposals import search_chain
 from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError
 

@@ -9,7 +9,7 @@ import pytest
 
 from unfold_pipeline._types import CountArray
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
-from unfold_pipeline.planner.fresh_requests import resample_requests
+from unfold_pipeline.planner.confident_plan import resample_requests
 
 COUNT = 400
 
