@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 import functools
 import operator
+import random
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from types import FunctionType, MethodType
 from typing import Any, TypeVar, cast
 
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.feasibility import EmptyCluster
-from unfold_placement.core.policy import Policy, call_hook
+from unfold_placement.core.policy import POLICY_FAILURES, Policy, call_hook, policy_error
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.state import StateArrays
 from unfold_placement.core.types import Ask, EphemeralResource, Event, Node, Task
@@ -53,8 +55,12 @@ FIXED_ARRAYS = frozenset(
 """Arrays that no action changes."""
 SLOT_MARK = "~"
 """Separates the kind of a job from the number of its slot in the job's name."""
-_SLOT = re.compile(rf"[\w-]+{SLOT_MARK}\d+")
 DIGITS = 6
+ENDED = "ended"
+"""New name of a job that has ended."""
+PICKLE_PROTOCOL = 4
+MAX_SHARED_SHAPES = 32
+"""Up to so many shapes, copies share the arrays that describe them, which then hold all that any copy may find."""
 EMPTY = (0, (), "")
 """Forms of values that say no more than their absence."""
 Found = TypeVar("Found")
@@ -90,19 +96,30 @@ class Renaming(dict[str, str]):
 
     Attributes:
         jobs: New names of the living jobs.
+        kinds: Names of all kinds of jobs.
+        keeps_empty: A mapping's zeros and empty values are part of its form: code outside this package may look for
+            their keys.
     """
 
-    def __init__(self, jobs: Mapping[str, str]) -> None:
+    def __init__(self, jobs: Mapping[str, str], kinds: tuple[str, ...], *, keeps_empty: bool = False) -> None:
         super().__init__()
-        self.jobs = jobs
+        self.jobs, self.kinds, self.keeps_empty = jobs, kinds, keeps_empty
 
     def __missing__(self, text: str) -> str:
         """Return a text in which the names of jobs are replaced, and keep it."""
         # users and nodes hold no job's name
         has_job = SLOT_MARK in text
-        renamed = _SLOT.sub(lambda match: self.jobs.get(match[0], "ended"), text) if has_job else text
+        slots = _compile_slots(self.kinds)
+        renamed = slots.sub(lambda match: self.jobs.get(match[0], ENDED), text) if has_job else text
         self[text] = renamed
         return renamed
+
+
+@functools.cache
+def _compile_slots(kinds: tuple[str, ...]) -> re.Pattern[str]:
+    """Return the pattern of the names of jobs, which may stand within longer names, such as those of resources."""
+    names = "|".join(re.escape(kind) for kind in sorted(kinds, key=len, reverse=True))
+    return re.compile(rf"(?:{names}){SLOT_MARK}\d+")
 
 
 def canonical_key(controller: Controller, rename: Renaming, running: Running, *, is_coarse: bool = False) -> Hashable:
@@ -130,7 +147,7 @@ def canonical_key(controller: Controller, rename: Renaming, running: Running, *,
     reserved = (tuple([rename[task.name] for task in view.reserved_unit]), state.is_reserved.tobytes())
     finished = tuple(sorted([(rename[name], count) for name, count in view.finished.items() if count]))
     timers = tuple([round(timer - table.now, DIGITS) for timer in sorted(controller.timers)])
-    policies = tuple([_policy_form(policy, rename) for policy in controller.policies])
+    policies = tuple([canonical_form(policy, rename) for policy in controller.policies])
     if is_coarse:
         policies = tuple(_ranked_form(form) for form in policies)
     # holders of a deleted resource still count against its successor
@@ -157,11 +174,25 @@ def _share_form(table: ResourceTable, running: Running) -> Hashable:
     )
 
 
-def _policy_form(policy: Policy, rename: Renaming) -> Hashable:
-    if getattr(policy, "state", None) is None:
-        return _form(policy, rename)
-    queue = getattr(policy, "queue", None)
-    return _form(call_hook(policy, "state"), rename), _form(queue, rename)
+def canonical_form(policy: Policy, rename: Renaming) -> Hashable:
+    """Return the canonical form of what a policy keeps, or of its ``state()``.
+
+    Raises:
+        UnfoldError: what it keeps contains itself.
+    """
+    renaming = rename if is_shipped(policy) else Renaming(rename.jobs, rename.kinds, keeps_empty=True)
+    try:
+        if getattr(policy, "state", None) is None:
+            return _form(policy, renaming)
+        return _form(call_hook(policy, "state"), renaming), _form(getattr(policy, "queue", None), renaming)
+    except RecursionError as error:
+        message = "what it keeps contains itself, and has no form by which equal states could be recognised"
+        raise policy_error(policy, "__init__", message, hint="define state()") from error
+
+
+def is_shipped(policy: Policy) -> bool:
+    """Return whether a policy is one of this package."""
+    return type(policy).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _ranked_form(form: Hashable) -> Hashable:
@@ -194,7 +225,8 @@ def _find_former(kind: Any) -> Callable[[Any, Renaming], Hashable]:
     for base, former in FORMERS.items():
         if issubclass(kind, base):
             return former
-    if names := _field_names(kind):
+    names = _field_names(kind)
+    if names and not kind.__dictoffset__:
         return lambda value, rename: _fields_form(value, names, rename)
     return _other_form
 
@@ -221,7 +253,7 @@ def _task_form(value: Task, rename: Renaming) -> str:
 
 def _queue_form(value: AdmissionQueue, rename: Renaming) -> Hashable:
     ages = sorted([(age, rename[name]) for name, (age, _) in value.ages.items()])
-    order = tuple([name for _, name in ages if name != "ended"])
+    order = tuple([name for _, name in ages if name != ENDED])
     admitted = {user: list(tasks) for user, tasks in value.admitted.items()}
     parts = (value.queues, list(value.parked.values()), value.set_aside, value.used, admitted)
     return (order, *[_form(part, rename) for part in parts])
@@ -239,9 +271,10 @@ def _mapping_form(value: Mapping[Any, Any], rename: Renaming) -> Hashable:
         return ()
     kept = []
     for key, item in value.items():
-        form = FORMER_OF[type(item)](item, rename)
-        if not (form is None or form in EMPTY):
-            kept.append((FORMER_OF[type(key)](key, rename), form))
+        name, form = FORMER_OF[type(key)](key, rename), FORMER_OF[type(item)](item, rename)
+        # of a job that has ended only values that may count are kept
+        if not (form is None or form in EMPTY) or (rename.keeps_empty and name != ENDED):
+            kept.append((name, form))
     if len(kept) < 2:
         return tuple(kept)
     has_jobs = any(isinstance(key, str) and SLOT_MARK in key for key in value)
@@ -266,9 +299,33 @@ def _fields_form(value: object, names: Sequence[str], rename: Renaming) -> Hasha
 
 
 def _other_form(value: Any, rename: Renaming) -> Hashable:
-    if hasattr(value, "__dict__"):
-        return tuple([_form(item, rename) for _, item in sorted(vars(value).items())])
-    return value if isinstance(value, Hashable) else repr(value)
+    """Return the form of an object: its attributes, or what pickle keeps of an object without any."""
+    attributes = _list_attributes(value)
+    if attributes or hasattr(value, "__dict__"):
+        return tuple([(name, _form(item, rename)) for name, item in attributes])
+    try:
+        reduced = value.__reduce_ex__(PICKLE_PROTOCOL)
+    except POLICY_FAILURES:
+        return value if isinstance(value, Hashable) else repr(value)
+    if isinstance(reduced, str):
+        return reduced
+    parts = [part if isinstance(part, (tuple, dict)) or part is None else list(part) for part in reduced[2:5]]
+    return (reduced[0].__qualname__, *[_form(part, rename) for part in (reduced[1], *parts)])
+
+
+def _generator_form(value: random.Random, _rename: Renaming) -> Hashable:
+    return value.getstate()
+
+
+def _list_attributes(value: Any) -> list[tuple[str, Any]]:
+    """List the attributes of an object that are set, in slots or not, in an order of their own."""
+    names = dict.fromkeys(_field_names(cast("Hashable", type(value))))
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        names.update(dict.fromkeys((slots,) if isinstance(slots, str) else slots))
+    names.update(dict.fromkeys(sorted(getattr(value, "__dict__", ()))))
+    found = [(name, getattr(value, name, UNSET)) for name in names if name not in ("__dict__", "__weakref__")]
+    return [(name, item) for name, item in found if item is not UNSET]
 
 
 FORMERS: Mapping[type, Callable[[Any, Renaming], Hashable]] = {
@@ -284,6 +341,12 @@ FORMERS: Mapping[type, Callable[[Any, Renaming], Hashable]] = {
     FunctionType: _no_form,
     MethodType: _no_form,
     EmptyCluster: _no_form,
+    # the cluster and the queue have their own place in a state's form
+    View: _no_form,
+    Controller: _no_form,
+    ResourceTable: _no_form,
+    type: _same_form,
+    Enum: _same_form,
     Mapping: _mapping_form,
     set: _set_form,
     frozenset: _set_form,
@@ -291,6 +354,7 @@ FORMERS: Mapping[type, Callable[[Any, Renaming], Hashable]] = {
     tuple: _sequence_form,
     deque: _sequence_form,
     np.ndarray: _array_form,
+    random.Random: _generator_form,
 }
 """The form of a value by its type; a subclass has that of the first base in this order."""
 FORMER_OF = ByType(_find_former)
@@ -319,6 +383,8 @@ def _find_copier(kind: Hashable) -> Copier | None:
         if kind is base:
             return copier
     names = _field_names(kind)
+    if names and cast("type", kind).__dictoffset__:
+        return _attributes_copier(kind)
     return _fields_copier(kind, names) if names else copy.deepcopy
 
 
@@ -332,6 +398,21 @@ def _fields_copier(kind: Any, names: Sequence[str]) -> Copier:
         return duplicate
 
     return copy_fields
+
+
+def _attributes_copier(kind: Any) -> Copier:
+    """Return how objects are copied that have more attributes than the fields of their class."""
+
+    def copy_attributes(value: Any, memo: dict[int, Any]) -> Any:
+        known = memo.get(id(value))
+        if known is not None:
+            return known
+        duplicate = memo[id(value)] = object.__new__(kind)
+        for name, item in _list_attributes(value):
+            object.__setattr__(duplicate, name, _copy_value(item, memo))
+        return duplicate
+
+    return copy_attributes
 
 
 def _copy_fields(value: object, duplicate: object, names: Sequence[str], memo: dict[int, Any]) -> None:
@@ -401,6 +482,30 @@ def _copy_empty_cluster(value: EmptyCluster, memo: dict[int, Any]) -> EmptyClust
     return EmptyCluster(table, value.rules_version, value.seen_version, value.capacity, None, dict(value.reasons))
 
 
+def _copy_shapes(value: UnitShapes, memo: dict[int, Any]) -> UnitShapes:
+    """Copy which shapes are hopeless; their numbers are the same in all copies, in whatever order they are found."""
+    known = memo.get(id(value))
+    if known is not None:
+        return cast("UnitShapes", known)
+    is_shared = len(value.numbers) <= MAX_SHARED_SHAPES
+    duplicate = memo[id(value)] = UnitShapes(
+        value.phase,
+        value.numbers if is_shared else value.numbers.copy(),
+        value.by_name.copy(),
+        value.task_shapes if is_shared else value.task_shapes.copy(),
+        value.hopeless.copy(),
+        value.revivals,
+        value.freed_count,
+        value.sample_rows if is_shared else value.sample_rows.copy(),
+        value.is_single if is_shared else value.is_single.copy(),
+        value.log_cursor,
+        value.seen_releases,
+        value.seen_nodes,
+        value.futile,
+    )
+    return duplicate
+
+
 UNSET = object()
 """Stands for a field without a value."""
 READER_OF = ByType(_find_reader)
@@ -414,6 +519,7 @@ CONTAINER_COPIERS: Mapping[type, Copier] = {
     np.ndarray: _copy_flat,
     MethodType: _copy_method,
     EmptyCluster: _copy_empty_cluster,
+    UnitShapes: _copy_shapes,
 }
 """How values of types without fields are copied."""
 COPIER_OF = ByType(_find_copier)

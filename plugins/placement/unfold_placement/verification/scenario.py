@@ -117,7 +117,7 @@ class Jobs:
     arrived: tuple[str, ...] = ()
     victim_came: bool = False
 
-    def renaming(self) -> Renaming:
+    def renaming(self, kinds: Sequence[Kind]) -> Renaming:
         """Return the names of the jobs by kind and rank."""
         counts = Counter[str]()
         names = {}
@@ -125,7 +125,7 @@ class Jobs:
             kind = job.split(SLOT_MARK)[0]
             names[job] = f"{kind}{SLOT_MARK}{counts[kind]}"
             counts[kind] += 1
-        return Renaming(names)
+        return Renaming(names, tuple(kind.name for kind in kinds))
 
 
 def job_rows(controller: Controller, job: str) -> list[int]:

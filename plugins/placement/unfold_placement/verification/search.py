@@ -12,14 +12,23 @@ import numpy as np
 
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
-from unfold_placement.core.policy import Policy, describe_policy_wait
+from unfold_placement.core.policy import Policy, describe_policy_wait, policy_error
 from unfold_placement.core.types import QUEUE
 from unfold_placement.core.view import Unit
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.audit import find_broken_rule, is_checked_at_starts
 from unfold_placement.simulation.simulator import collect_result
-from unfold_placement.verification.model import SLOT_MARK, Renaming, Running, canonical_key, copy_controller
+from unfold_placement.verification.model import (
+    SLOT_MARK,
+    Renaming,
+    Running,
+    canonical_form,
+    canonical_key,
+    copy_controller,
+    is_shipped,
+)
 from unfold_placement.verification.scenario import (
+    ARRIVE,
     END,
     NODE_CHANGES,
     Action,
@@ -43,6 +52,8 @@ NEW_OBJECTS, MAX_NEW_OBJECTS = 100_000, 1_000_000
 """A search collects garbage after so many new objects: after more where a collection finds next to none."""
 LITTLE_GARBAGE = 0.01
 """Fraction of new objects."""
+REPEATED = 200
+"""Transitions of a search that are made twice where a policy is none of this package."""
 GONE = -1
 """In an edge: the job has ended or was stopped."""
 
@@ -232,7 +243,7 @@ class Frontier:
         """Return the number of a state, and whether it is new."""
         rename = self.renamings.get(jobs.arrived)
         if rename is None:
-            rename = self.renamings[jobs.arrived] = jobs.renaming()
+            rename = self.renamings[jobs.arrived] = jobs.renaming(self.scenario.kinds)
         form = canonical_key(controller, rename, running, is_coarse=self.is_coarse)
         key = form, tuple([job.split(SLOT_MARK)[0] for job in jobs.arrived]), jobs.victim_came
         known = self.numbers.setdefault(key, len(self.numbers))
@@ -264,6 +275,8 @@ def _expand(
     before = [action.target for action in actions if action.code == END]
     running_before = set(running_jobs(running, only_whole=False))
     for action in actions:
+        if graph.transitions < REPEATED:
+            _check_repeatable(frontier, controller, jobs, action)
         following = copy_controller(controller) if action is not actions[-1] else controller
         cursor = int(following.table.state.counters[kernel.LOGGED])
         graph.transitions += 1
@@ -286,6 +299,33 @@ def _expand(
             yield from _judge_state(scenario, following, new_jobs, running, graph, target)
             if rules is not None:
                 yield from _judge_starts(scenario, following, rules, graph, prefix)
+
+
+def _check_repeatable(frontier: Frontier, controller: Controller, jobs: Jobs, action: Action) -> None:
+    """Check that policies from outside this package decide alike in equal states.
+
+    Raises:
+        UnfoldError: one of them draws random numbers, reads a clock or keeps its state elsewhere.
+    """
+    foreign = [index for index, policy in enumerate(controller.policies) if not is_shipped(policy)]
+    if not foreign:
+        return
+    outcomes = []
+    for _ in range(2):
+        following = copy_controller(controller)
+        try:
+            rename = apply_action(frontier.scenario, following, jobs, action).renaming(frontier.scenario.kinds)
+            running = following.view.running()
+            forms = {index: canonical_form(following.policies[index], rename) for index in foreign}
+            outcomes.append((forms, canonical_key(following, rename, running, is_coarse=frontier.is_coarse)))
+        except UnfoldError as error:
+            outcomes.append(({}, str(error)))
+    (first, first_key), (second, second_key) = outcomes
+    if first_key != second_key:
+        differing = [index for index in foreign if first.get(index) != second.get(index)]
+        message = "it decides otherwise when the same state is continued again, so that a search proves nothing"
+        hint = "no random numbers, clocks or globals; keep what decides in its fields, a random.Random included"
+        raise policy_error(controller.policies[[*differing, *foreign][0]], "react", message, hint=hint)
 
 
 def _judge_starts(
@@ -312,7 +352,7 @@ def _kind_of(action: Action, scenario: Scenario) -> str:
 
 def _runs_alone(scenario: Scenario, graph: Graph) -> bool:
     """Return whether the victim starts at once on the empty cluster: one that cannot run does not starve."""
-    arrivals = [edge.target for edge in graph.edges[0] if edge.action == Action("+", scenario.victim)]
+    arrivals = [edge.target for edge in graph.edges[0] if edge.action == Action(ARRIVE, scenario.victim)]
     return bool(arrivals) and graph.running_count[arrivals[0]] > 0
 
 
@@ -361,8 +401,9 @@ def _judge_state(
     if not graph.running_count[number] and controller.table.state.is_up.any():
         # the cluster is empty: whatever can run at all must fit, whichever unit has a reservation
         possible = [kind for kind, unit in waiting if _is_possible(controller, unit)]
-        if possible:
-            yield _finding(STUCK, possible[0], graph, number)
+        stuck = possible or [kind for kind, unit in waiting if _is_withheld(controller, graph, kind, unit)]
+        if stuck:
+            yield _finding(STUCK, stuck[0], graph, number)
     elif fitting:
         running_kinds = {job.split(SLOT_MARK)[0] for job in running_jobs(running, only_whole=False)}
         for kind, _ in fitting:
@@ -384,6 +425,17 @@ def _is_possible(controller: Controller, unit: Unit) -> bool:
     view = controller.view
     lacks = view.missing_resource(unit, QUEUE) is not None or view.short_resources(unit, QUEUE)
     return not lacks and not view.why_impossible(unit) and not _is_set_aside(controller, unit)
+
+
+def _is_withheld(controller: Controller, graph: Graph, kind: str, unit: Unit) -> bool:
+    """Return whether policies withhold from a unit on the empty cluster what they gave its kind at the beginning.
+
+    Nothing runs that could end, and no timer will fire.
+    """
+    began = [edge.target for edge in graph.edges[0] if edge.action == Action(ARRIVE, kind)]
+    has_run = bool(began) and graph.running_count[began[0]] > 0
+    is_whole = bool(controller.table.state.is_up.all()) and not controller.timers
+    return has_run and is_whole and not _is_set_aside(controller, unit)
 
 
 def _is_set_aside(controller: Controller, unit: Unit) -> bool:

@@ -138,12 +138,17 @@ def _search_coarsely(scenario: Scenario, problem: Problem, max_states: int) -> t
 def list_scenarios(problem: Problem, bound: Bound) -> list[Scenario]:
     """Return the scenarios of a problem: its own jobs on its own nodes where these are few, else the standard menu."""
     has_gangs = any(getattr(policy, "gathers", "") for policy in problem.new_policies())
-    own = _own_kinds(problem)
+    own = victims = _own_kinds(problem)
     if own:
+        if len(own) == 1:
+            # the victim comes once: others of its kind come before and after it
+            victims = (replace(own[0], name=f"{own[0].name.removesuffix(KIND_END)}-victim{KIND_END}"),)
+            own += victims
         lost = dict.fromkeys(change.node for change in problem.node_changes if change.change == DOWN)
         jobs = bound.jobs_in_flight
         return [
-            Scenario(problem.nodes, own, victim.name, jobs, has_gangs=has_gangs, unsteady=tuple(lost)) for victim in own
+            Scenario(problem.nodes, own, victim.name, jobs, has_gangs=has_gangs, unsteady=tuple(lost))
+            for victim in victims
         ]
     scenarios = []
     for count in bound.node_counts:
