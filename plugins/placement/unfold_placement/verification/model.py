@@ -59,8 +59,6 @@ DIGITS = 6
 ENDED = "ended"
 """New name of a job that has ended."""
 PICKLE_PROTOCOL = 4
-MAX_SHARED_SHAPES = 32
-"""Up to so many shapes, copies share the arrays that describe them, which then hold all that any copy may find."""
 EMPTY = (0, (), "")
 """Forms of values that say no more than their absence."""
 Found = TypeVar("Found")
@@ -482,30 +480,6 @@ def _copy_empty_cluster(value: EmptyCluster, memo: dict[int, Any]) -> EmptyClust
     return EmptyCluster(table, value.rules_version, value.seen_version, value.capacity, None, dict(value.reasons))
 
 
-def _copy_shapes(value: UnitShapes, memo: dict[int, Any]) -> UnitShapes:
-    """Copy which shapes are hopeless; their numbers are the same in all copies, in whatever order they are found."""
-    known = memo.get(id(value))
-    if known is not None:
-        return cast("UnitShapes", known)
-    is_shared = len(value.numbers) <= MAX_SHARED_SHAPES
-    duplicate = memo[id(value)] = UnitShapes(
-        value.phase,
-        value.numbers if is_shared else value.numbers.copy(),
-        value.by_name.copy(),
-        value.task_shapes if is_shared else value.task_shapes.copy(),
-        value.hopeless.copy(),
-        value.revivals,
-        value.freed_count,
-        value.sample_rows if is_shared else value.sample_rows.copy(),
-        value.is_single if is_shared else value.is_single.copy(),
-        value.log_cursor,
-        value.seen_releases,
-        value.seen_nodes,
-        value.futile,
-    )
-    return duplicate
-
-
 UNSET = object()
 """Stands for a field without a value."""
 READER_OF = ByType(_find_reader)
@@ -519,7 +493,6 @@ CONTAINER_COPIERS: Mapping[type, Copier] = {
     np.ndarray: _copy_flat,
     MethodType: _copy_method,
     EmptyCluster: _copy_empty_cluster,
-    UnitShapes: _copy_shapes,
 }
 """How values of types without fields are copied."""
 COPIER_OF = ByType(_find_copier)
