@@ -106,9 +106,9 @@ class Renaming(dict[str, str]):
     def __missing__(self, text: str) -> str:
         """Return a text in which the names of jobs are replaced, and keep it."""
         # users and nodes hold no job's name
-        has_job = SLOT_MARK in text
-        slots = _compile_slots(self.kinds)
-        renamed = slots.sub(lambda match: self.jobs.get(match[0], ENDED), text) if has_job else text
+        renamed = text
+        if SLOT_MARK in text:
+            renamed = _compile_slots(self.kinds).sub(lambda match: self.jobs.get(match[0], ENDED), text)
         self[text] = renamed
         return renamed
 
@@ -178,7 +178,7 @@ def canonical_form(policy: Policy, rename: Renaming) -> Hashable:
     Raises:
         UnfoldError: what it keeps contains itself.
     """
-    renaming = rename if is_shipped(policy) else Renaming(rename.jobs, rename.kinds, keeps_empty=True)
+    renaming = rename if IS_SHIPPED[type(policy)] else Renaming(rename.jobs, rename.kinds, keeps_empty=True)
     try:
         if getattr(policy, "state", None) is None:
             return _form(policy, renaming)
@@ -190,7 +190,15 @@ def canonical_form(policy: Policy, rename: Renaming) -> Hashable:
 
 def is_shipped(policy: Policy) -> bool:
     """Return whether a policy is one of this package."""
-    return type(policy).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return IS_SHIPPED[type(policy)]
+
+
+def _is_of_package(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+IS_SHIPPED = ByType(_is_of_package)
+"""Whether a class is one of this package."""
 
 
 def _ranked_form(form: Hashable) -> Hashable:
