@@ -66,6 +66,21 @@ def test_a_plan_has_its_metrics_and_decision(tmp_path: Path) -> None:
     assert [row["trials"] for row in report.decision["stages"]] == [16, 5, 1]
 
 
+@pytest.mark.parametrize(
+    ("trainable", "command"),
+    [
+        ("", "unfold plan SPEC --out plan.yaml"),
+        ("trainable: {estimator: sgd, data: digits}", "unfold train SPEC"),
+        ("trainable: {function: 'mine:train'}", "unfold train SPEC --allow-code"),
+    ],
+)
+def test_the_next_command_carries_the_plan_out(tmp_path: Path, trainable: str, command: str) -> None:
+    """A function of the user's own runs only where code is allowed."""
+    spec = SPEC.replace("DEADLINE", "10 min").replace("MARKET", "on-demand") + trainable
+    run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1), allow_code=True)
+    assert plan(load_spec(spec), run).next == command
+
+
 def test_the_minimal_relaxation_is_feasible(tmp_path: Path) -> None:
     """An impossible deadline is infeasible, and the relaxed deadline of the report, as it is written, is met."""
     report = plan_spec(tmp_path, "2 min")

@@ -152,9 +152,16 @@ def _report_feasible(problem: Problem, solution: Solution, selected: Selection, 
             draw_frontier(solution.candidates, selected, goal, analysis.points),
         ),
         lines=tuple(_build_lines(analysis)),
-        next="unfold train SPEC" if problem.trainable else "unfold plan SPEC --out plan.yaml",
+        next=_suggest_command(problem),
         decision=encode_decision(problem, selected.machine, plan),
     )
+
+
+def _suggest_command(problem: Problem) -> str:
+    """Return the command that carries the plan out, or writes it where the spec names nothing to train."""
+    if problem.trainable is None:
+        return "unfold plan SPEC --out plan.yaml"
+    return "unfold train SPEC --allow-code" if problem.trainable.function is not None else "unfold train SPEC"
 
 
 def _release_idle(solution: Solution, selected: Selection) -> SimulatedPlan:
