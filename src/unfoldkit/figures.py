@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, get_args
 
 SeriesStyle = Literal["line", "steps", "points", "bars", "segments"]
@@ -273,12 +273,24 @@ TYPES: Mapping[str, type[AnyFigure]] = {
 """The types of figures by the value of the key ``type`` in the data of a report."""
 
 
+SCALARS = frozenset({str, int, float, bool, type(None)})
+
+
 def figure_data(figure: AnyFigure) -> dict[str, Any]:
     """Convert a figure to dicts, tuples and scalars; the first key is the type, which a plot leaves out."""
+    data: dict[str, Any] = _fields_data(figure)
     if isinstance(figure, Figure):
-        data = asdict(figure)
         return data if figure.names else {key: value for key, value in data.items() if key != "names"}
-    return {"type": type_name(figure), **asdict(figure)}
+    return {"type": type_name(figure), **data}
+
+
+def _fields_data(value: Any) -> Any:
+    """Convert dataclasses to dicts; ``dataclasses.asdict`` would copy every number of a long series by itself."""
+    if is_dataclass(value):
+        return {item.name: _fields_data(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, tuple) and not SCALARS.issuperset(map(type, value)):
+        return tuple(_fields_data(item) for item in value)
+    return value
 
 
 def type_name(figure: AnyFigure) -> str:
@@ -314,7 +326,7 @@ def find_figure_problems(figure: Any) -> Iterator[str]:
         if len(series.x) != len(series.y):
             yield f"figure {figure.name}: {series.name} has {len(series.x)} x, {len(series.y)} y"
     if not isinstance(figure, (Figure, StepArea)):
-        if any(not math.isfinite(value) for value in _list_numbers(asdict(figure))):
+        if any(not math.isfinite(value) for value in _list_numbers(_fields_data(figure))):
             yield f"figure {figure.name}: a number is not finite"
             return
         yield from (f"figure {figure.name}: {problem}" for problem in _find_contradictions(figure))

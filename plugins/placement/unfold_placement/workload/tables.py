@@ -113,11 +113,13 @@ def csv_tasks(
     arrivals_s = [missing.arrival_s(row, times) for row in rows]
     missing.check_arrivals(rows, arrivals_s, times)
     runs_s = missing.run_times_s(rows, arrivals_s, times)
-    sizes = Counter[str]()
+    sizes, total = Counter[str](), 0
     for row in rows:
         missing.count_amounts(row)
-        sizes[_job_name(row)] += _read_count(row, "count") * _read_count(row, "parts")
-        if sizes.total() > MAX_TASKS:
+        count = _read_count(row, "count") * _read_count(row, "parts")
+        sizes[_job_name(row)] += count
+        total += count
+        if total > MAX_TASKS:
             raise row.wrong(f"the rows so far describe more than {MAX_TASKS:,} tasks", "count")
     rows = [missing.drop_unlisted(row, sizes) for row in rows]
     missing.report(warn)
