@@ -300,7 +300,7 @@ class Biased(nn.Module):  # type: ignore[misc,unused-ignore]
         self.makes_bias = makes_bias
 
     def forward(self, x: Tensor, bias: Tensor | None = None, *, weights: Any = None) -> tuple[Tensor, Any, Any]:
-        bias = x.mean() if self.makes_bias or bias is None else bias
+        bias = x.mean(-1, keepdim=True) if self.makes_bias or bias is None else bias
         return x + bias * self.down(torch.relu(self.up(x))), weights, bias
 
 
