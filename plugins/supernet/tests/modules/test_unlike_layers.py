@@ -157,7 +157,7 @@ def test_norms_by_the_batch_are_refused() -> None:
 
 
 class Hidden(nn.Module):  # type: ignore[misc,unused-ignore]
-    """A layer that computes what it is told to beside its linear layer."""
+    """A linear layer with a further computation, given as a function."""
 
     def __init__(self, compute: Callable[[Hidden, Tensor], Tensor]) -> None:
         super().__init__()

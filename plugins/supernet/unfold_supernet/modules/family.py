@@ -19,6 +19,7 @@ from unfold_supernet.modules.depth_blocks import BlockRun, find_block_runs, repl
 from unfold_supernet.modules.inputs import (
     INPUT_NAMES,
     Inputs,
+    check_repeatability,
     copy_module,
     drop_computed,
     list_required,
@@ -28,7 +29,6 @@ from unfold_supernet.modules.inputs import (
 )
 from unfold_supernet.modules.onnx_export import check_export, export_onnx
 from unfold_supernet.modules.projected_heads import HeadGroup, ProjectedHeads, list_head_layers
-from unfold_supernet.modules.repeatability import check_repeatability
 from unfold_supernet.modules.width_groups import (
     Indices,
     Inelastic,
