@@ -64,7 +64,7 @@ class GateQueue:
         """Return the units that may be opened now; they stay in the queue."""
         in_flight, ready = self.count_in_flight(), []
         for request in self.queue:
-            if in_flight and in_flight + len(request.unit) > self.max_in_flight:
+            if not self._has_room(in_flight, request):
                 break
             in_flight += len(request.unit)
             ready.append(request)
@@ -74,7 +74,7 @@ class GateQueue:
         """Remove and return the units to open now, without tasks that were stopped or withdrawn meanwhile."""
         in_flight = self.count_in_flight()
         ready: list[GateRequest] = []
-        while self.queue and self._has_room(in_flight):
+        while self.queue and self._has_room(in_flight, self.queue[0]):
             request = self.queue.popleft()
             unit = [start for start in request.unit if not self._is_settled(start.task, request.attempts[start.task])]
             in_flight += len(unit)
@@ -91,7 +91,7 @@ class GateQueue:
 
     def has_ready(self) -> bool:
         """Return whether the next unit may be opened."""
-        return bool(self.queue) and self._has_room(self.count_in_flight())
+        return bool(self.queue) and self._has_room(self.count_in_flight(), self.queue[0])
 
     def count_in_flight(self) -> int:
         """Count opened pods without a node; units that are complete are removed."""
@@ -127,8 +127,8 @@ class GateQueue:
         """Return the units with several tasks."""
         return {first_task: members for first_task, members in self.units.items() if len(members) > 1}
 
-    def _has_room(self, in_flight: int) -> bool:
-        return not in_flight or in_flight + len(self.queue[0].unit) <= self.max_in_flight
+    def _has_room(self, in_flight: int, request: GateRequest) -> bool:
+        return not in_flight or in_flight + len(request.unit) <= self.max_in_flight
 
     def _is_settled(self, task: str, attempt: int) -> bool:
         """Return whether an attempt is on its node, or no longer runs."""
