@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -351,7 +353,15 @@ class KeepsView(Tires):
         return super().admits(task, view)
 
 
-@pytest.mark.parametrize("kind", [Tires, Remembers, Draws, KeepsView])
+class KeepsObjects(Tires):
+    """Keeps objects of which only pickle describes the state; that of an iterator is a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = (itertools.count(3), Decimal("0.1"), iter([1, 2]))
+
+
+@pytest.mark.parametrize("kind", [Tires, Remembers, Draws, KeepsView, KeepsObjects])
 def test_what_a_custom_policy_keeps_is_part_of_the_state(kind: type[Policy]) -> None:
     """Attributes, keys without values and generators count: jobs of a single kind come until none starts any more."""
     rule = PolicyRule(CUSTOM, {"policy": f"{__name__}:{kind.__name__}", "options": {}})

@@ -188,11 +188,6 @@ def canonical_form(policy: Policy, rename: Renaming) -> Hashable:
         raise policy_error(policy, "__init__", message, hint="define state()") from error
 
 
-def is_shipped(policy: Policy) -> bool:
-    """Return whether a policy is one of this package."""
-    return IS_SHIPPED[type(policy)]
-
-
 def _is_of_package(kind: type) -> bool:
     return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
 
@@ -315,8 +310,9 @@ def _other_form(value: Any, rename: Renaming) -> Hashable:
         return value if isinstance(value, Hashable) else repr(value)
     if isinstance(reduced, str):
         return reduced
-    parts = [part if isinstance(part, (tuple, dict)) or part is None else list(part) for part in reduced[2:5]]
-    return (reduced[0].__qualname__, *[_form(part, rename) for part in (reduced[1], *parts)])
+    # iterators over the items of lists and mappings
+    items = [list(part) for part in reduced[3:5] if part is not None]
+    return (reduced[0].__qualname__, *[_form(part, rename) for part in (*reduced[1:3], *items)])
 
 
 def _generator_form(value: random.Random, _rename: Renaming) -> Hashable:

@@ -19,13 +19,13 @@ from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.audit import find_broken_rule, is_checked_at_starts
 from unfold_placement.simulation.simulator import collect_result
 from unfold_placement.verification.model import (
+    IS_SHIPPED,
     SLOT_MARK,
     Renaming,
     Running,
     canonical_form,
     canonical_key,
     copy_controller,
-    is_shipped,
 )
 from unfold_placement.verification.scenario import (
     ARRIVE,
@@ -307,7 +307,7 @@ def _check_repeatable(frontier: Frontier, controller: Controller, jobs: Jobs, ac
     Raises:
         UnfoldError: one of them draws random numbers, reads a clock or keeps its state elsewhere.
     """
-    foreign = [index for index, policy in enumerate(controller.policies) if not is_shipped(policy)]
+    foreign = [index for index, policy in enumerate(controller.policies) if not IS_SHIPPED[type(policy)]]
     if not foreign:
         return
     outcomes = []
