@@ -13,9 +13,10 @@ import pytest
 from plugins.placement.tests.cases import cluster, job, policy, some_tasks
 from unfold_placement.core import kernel
 from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Event, Node, Put, Task, Transactions
-from unfold_placement.core.view import View
+from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.affinity.pack import Pack
 from unfold_placement.policies.affinity.spread import Spread
+from unfold_placement.policies.fairness.fair_share import Drf
 from unfold_placement.policies.ordering.gang import Gang
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation, simulate
@@ -154,3 +155,38 @@ def test_gangs_that_are_tried_by_shape_run_when_each_is_tried(
     monkeypatch.setattr(Gang, "_list_candidates", lambda gang, _view: list(gang.complete_units))
     each = [places(cluster(3), tasks, build_policies(policy(**parts))) for tasks in mixed]
     assert by_shape == each
+
+
+def test_gangs_that_are_not_admitted_are_left_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue of gangs behind an admission policy costs a few questions for each gang, not for each gang and event."""
+    asked = 0
+    ask = View.remaining_unit
+
+    def counted(view: View, unit: Unit) -> Unit | None:
+        nonlocal asked
+        asked += 1
+        return ask(view, unit)
+
+    monkeypatch.setattr(View, "remaining_unit", counted)
+    tasks = [replace(task, size=4) for gang in range(100) for task in job(f"j{gang}", 4, user=f"u{gang % 5}")]
+    found = simulate(cluster(), tasks, build_policies(policy(gang={}, drf={"backfill": True})))
+    assert not found.stuck
+    assert asked <= 4 * 100
+
+
+def test_users_are_ranked_anew_only_after_an_admission(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many users with tasks of unlike sizes that do not fit, each is ranked once, not once for each task."""
+    ranked = 0
+    rank = Drf.rank
+
+    def counted(fair: Drf, user: str, unit: Unit, view: View) -> object:
+        nonlocal ranked
+        ranked += 1
+        return rank(fair, user, unit, view)
+
+    monkeypatch.setattr(Drf, "rank", counted)
+    nodes = [Node("n", {"gpu": 8000})]
+    sizes = [(user, 4001 + 100 * user + index) for user in range(30) for index in range(20)]
+    tasks = [Task(f"t{user}-{size}", {"gpu": size}, 10.0, 0.0, user=f"u{user}") for user, size in sizes]
+    assert not simulate(nodes, tasks, build_policies(policy(drf={"backfill": True}))).stuck
+    assert ranked <= 4 * 30

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from types import GeneratorType
 from typing import Protocol
 
 from unfold_placement.core import bulk, kernel, types
@@ -155,8 +156,8 @@ class Controller:
 
     def read_log(self) -> None:
         """Read new log entries: starts are dispatched at once, other events are queued."""
-        while self.log_cursor < self.table.state.counters[kernel.LOGGED]:
-            state, entry = self.table.state, self.log_cursor
+        while (entry := self.log_cursor) < int(self.table.state.counters[kernel.LOGGED]):
+            state = self.table.state
             self.log_cursor += 1
             task = self.table.tasks[state.log_task[entry]]
             node_row = state.log_node[entry]
@@ -357,7 +358,7 @@ class Controller:
 
     def _list_operations(self, operations: Iterable[Operation], policy: Policy, line: int) -> list[Operation]:
         """Return the operations of a transaction once each of them makes sense."""
-        if not isinstance(operations, Iterable):
+        if not isinstance(operations, (list, Iterable)):
             raise _misuse_error(policy, "react", operations, "a list of operations: yield [Put(name, node)]")
         bound = MAX_OPERATIONS + 10 * (len(self.table.tasks) + len(self.table.nodes))
         try:
@@ -513,6 +514,6 @@ def call_policy(policy: Policy, event: Event, view: View) -> Transactions:
         raise
     except POLICY_FAILURES as error:
         raise exception_error(policy, "react", error) from error
-    if not isinstance(transactions, Iterable):
+    if not isinstance(transactions, (GeneratorType, Iterable)):
         raise _misuse_error(policy, "react", transactions, "lists of operations: yield [Put(name, node)]")
     return transactions

@@ -354,6 +354,13 @@ def has_unit_resources(state: StateArrays, tasks: Int32Array, phase: int) -> boo
 
 
 @compiled
+def mark_admitted(state: StateArrays, tasks: Int32Array, phase: int, marks: MaskArray) -> None:
+    """Mark the tasks that no longer wait, and those of which all cluster-scoped requests of earlier phases are met."""
+    for index in range(tasks.size):
+        marks[index] = state.status[tasks[index]] != WAITING or has_cluster_resources(state, tasks[index], phase)
+
+
+@compiled
 def are_alike(state: StateArrays, tasks: Int32Array, phase: int) -> bool:
     """Return whether tasks have equal demands, and equal requests in earlier phases."""
     for task in tasks[1:]:
@@ -709,6 +716,7 @@ call_recheck_requesters = without_dispatch(recheck_requesters)
 call_first_fit = without_dispatch(first_fit)
 call_assign_unit = without_dispatch(assign_unit)
 call_has_unit_resources = without_dispatch(has_unit_resources)
+call_mark_admitted = without_dispatch(mark_admitted)
 call_mark_fitting = without_dispatch(mark_fitting)
 call_shortest_prefix = without_dispatch(shortest_prefix)
 call_forecast_free_times = without_dispatch(forecast_free_times)

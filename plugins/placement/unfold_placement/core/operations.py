@@ -53,7 +53,7 @@ def are_sound(operations: Sequence[object], table: ResourceTable) -> bool:
 
 def is_amount(value: object) -> bool:
     """Return whether a value is an amount of an ephemeral resource: whole, not negative, and at most ``MANY``."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and 0 <= int(value) <= MANY
+    return isinstance(value, (int, numbers.Integral)) and not isinstance(value, bool) and 0 <= int(value) <= MANY
 
 
 def current_line(transactions: object) -> int:

@@ -273,6 +273,13 @@ class View:
         rows = np.array([table.task_rows[task.name] for task in unit], np.int32)
         return bool(kernel.call_has_unit_resources(state, rows, phase))
 
+    def admitted_tasks(self, tasks: Iterable[Task], phase: int) -> list[bool]:
+        """Return for each task whether it runs already or has the cluster-scoped resources of earlier phases."""
+        rows = np.array([self.table.task_rows[task.name] for task in tasks], np.int32)
+        marks = np.empty(rows.size, np.uint8)
+        kernel.call_mark_admitted(self.table.state, rows, phase, marks)
+        return marks.astype(bool).tolist()
+
     def missing_resource(self, unit: Unit, phase: int) -> int | None:
         """Return the id of a resource that a unit requests in an earlier phase and that exists nowhere, or None."""
         if self.has_cluster_resources(unit, phase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ from unfold_placement.core.types import (
 )
 from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.shared.pending import UnitShapes
+
+MIN_FILTERED = 8
+"""Waiting gangs from which on those that are not admitted are left out at once, not one by one."""
 
 
 @dataclass(slots=True)
@@ -88,7 +92,7 @@ class Gang:
     def _place_gangs(self, view: View) -> Transactions:
         """Create the slots of every gang that fits, in the order in which gangs became complete."""
         view.check_reservation()
-        for key in self._list_candidates(view):
+        for key in self._list_candidates(view) if self.complete_units else ():
             complete_unit, since_s = self.complete_units[key]
             if self._is_futile(key, since_s, view):
                 continue
@@ -117,10 +121,13 @@ class Gang:
                 view.reserve(unit)
 
     def _list_candidates(self, view: View) -> list[str]:
-        """List the gangs to try: without freed capacity only those that were not tried before."""
-        if self.shapes.revive(view) or not view.reserved_unit:
-            return list(self.complete_units)
-        return [key for key in self.complete_units if key not in self.shapes.by_name]
+        """List the gangs to try: admitted ones, and without freed capacity only those that were not tried before."""
+        is_freed = self.shapes.revive(view) or not view.reserved_unit
+        keys = [key for key in self.complete_units if is_freed or key not in self.shapes.by_name]
+        if len(keys) < MIN_FILTERED:
+            return keys
+        first_tasks = (self.complete_units[key][0][0] for key in keys)
+        return list(itertools.compress(keys, view.admitted_tasks(first_tasks, PACK)))
 
     def _is_futile(self, key: str, since_s: float, view: View) -> bool:
         """Return whether trying a gang changes nothing: a gang of its shape, or it on its reserved nodes, did not fit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -63,18 +64,22 @@ class Round:
         passing: Units may pass one that does not fit.
         lowest: First index to consider, by user.
         candidates: Index of the next unit, by user; -1 for none.
+        ranked: Heap of users with their next units, the lowest rank first; None where an admission may have changed it.
         claimed: Cluster-scoped resources for which a passed unit waits: no later unit of the round takes them.
     """
 
     passing: bool
     lowest: dict[str, int] = field(default_factory=dict)
     candidates: dict[str, int] = field(default_factory=dict)
+    ranked: list[tuple[Any, str, int]] | None = None
     claimed: set[int] = field(default_factory=set)
 
-    def advance(self, user: str, index: int) -> None:
-        """Consider a user's units from an index on."""
+    def advance(self, user: str, index: int, *, has_changed: bool = False) -> None:
+        """Consider a user's units from an index on; all users are ranked anew if what they hold has changed."""
         self.lowest[user] = index
         self.candidates.pop(user, None)
+        if has_changed:
+            self.ranked = None
 
 
 @dataclass(slots=True)
@@ -241,12 +246,12 @@ class AdmissionQueue:
             unit, shape = self.queues[user].units[index], self.queues[user].shapes[index]
             if not all(view.is_waiting(task) for task in unit):
                 self._skip(user, index, view)
-                progress.advance(user, 0)
+                progress.advance(user, 0, has_changed=True)
             elif progress.claimed and progress.claimed & view.cluster_requests(unit, QUEUE):
                 progress.advance(user, index + 1)
             elif view.room(unit, QUEUE) is not None:
                 yield self._admit_unit(user, index, on_admit)
-                progress.advance(user, index + 1)
+                progress.advance(user, index + 1, has_changed=True)
                 if self.parked and self._unpark(view):
                     # indices have changed
                     progress.lowest, progress.candidates = {}, {}
@@ -267,20 +272,23 @@ class AdmissionQueue:
         is_allowed: Callable[[str, Unit], bool],
     ) -> tuple[str, int] | None:
         """Return the user and index of the unit that is next, or None."""
-        best, best_rank = None, None
-        for user, queue in self.queues.items():
+        if progress.ranked is None:
+            progress.ranked, unranked = [], list(self.queues)
+        else:
+            # since the last choice, only its user has another unit
+            user = heapq.heappop(progress.ranked)[1]
+            unranked = [user] if user in self.queues else []
+        for user in unranked:
+            queue = self.queues[user]
             if user not in progress.candidates:
                 low = progress.lowest.get(user, 0)
                 index = queue.next_index(view, self.shapes, low) if progress.passing else queue.next_live(low)
                 progress.candidates[user] = index
             index = progress.candidates[user]
-            if index < 0 or not is_allowed(user, queue.units[index]):
-                continue
-            unit = queue.units[index]
-            unit_rank: Any = (rank(user, unit, view), self.age(unit))
-            if best_rank is None or unit_rank < best_rank:
-                best, best_rank = (user, index), unit_rank
-        return best
+            if index >= 0 and is_allowed(user, queue.units[index]):
+                unit = queue.units[index]
+                heapq.heappush(progress.ranked, ((rank(user, unit, view), self.age(unit)), user, index))
+        return progress.ranked[0][1:] if progress.ranked else None
 
     def _let_pass(self, user: str, index: int, view: View, progress: Round) -> bool:
         """Return whether a unit lacks something else than room, so that it blocks no other unit."""

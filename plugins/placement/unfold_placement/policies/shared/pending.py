@@ -43,7 +43,7 @@ class UnitShapes:
     """
 
     phase: int
-    numbers: dict[bytes, int] = field(default_factory=dict)
+    numbers: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
     by_name: dict[str, int] = field(default_factory=dict)
     task_shapes: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
     hopeless: MaskArray = field(default_factory=lambda: np.zeros((64, 8), np.uint8))
@@ -60,10 +60,13 @@ class UnitShapes:
         """Return the shape of a unit, given as task rows; a new shape gets a new number."""
         state = view.table.state
         index = rows[0] if len(rows) == 1 else rows
-        is_earlier = state.request_phase[index] < self.phase
-        requested = np.where(is_earlier, state.requested[index], -1).tobytes()
-        amounts = np.where(is_earlier, state.requested_amount[index], 0).tobytes()
-        number = self.numbers.setdefault(state.demand[index].tobytes() + requested + amounts, len(self.numbers))
+        requests = b""
+        is_earlier = (state.requested[index] >= 0) & (state.request_phase[index] < self.phase)
+        if is_earlier.any():
+            requested = np.where(is_earlier, state.requested[index], -1)
+            amounts = np.where(is_earlier, state.requested_amount[index], 0)
+            requests = requested.tobytes() + amounts.tobytes()
+        number = self.numbers.setdefault((state.demand[index].tobytes(), requests), len(self.numbers))
         if len(self.numbers) > self.sample_rows.size or number == len(self.numbers) - 1:
             self.hopeless = grow_rows(self.hopeless, len(self.numbers), 0)
             self.sample_rows = grow_rows(self.sample_rows, len(self.numbers), 0)
@@ -80,7 +83,7 @@ class UnitShapes:
         state = view.table.state
         freed_count, logged = int(state.counters[kernel.FREED]), int(state.counters[kernel.LOGGED])
         has_changed = freed_count != self.freed_count
-        if has_changed:
+        if has_changed and self.hopeless.any():
             kinds = state.log_kind[self.log_cursor : logged]
             departures = np.count_nonzero((kinds == kernel.LOG_ENDED) | (kinds == kernel.LOG_PREEMPTED))
             explained = self.freed_count + departures + view.releases - self.seen_releases

@@ -54,8 +54,9 @@ class UnitQueue:
     def insert(self, unit: Unit, key: Any, row: int, shape: int) -> None:
         """Insert a unit behind all units with an equal or smaller key."""
         count = len(self.units)
-        for name in ("rows", "shapes", "flags"):
-            setattr(self, name, grow_rows(getattr(self, name), count + 1, 0))
+        if count == self.rows.size:
+            for name in ("rows", "shapes", "flags"):
+                setattr(self, name, grow_rows(getattr(self, name), count + 1, 0))
         index = count if not count or key >= self.keys[-1] else bisect_right(self.keys, key)
         if index < count:
             for array in (self.rows, self.shapes, self.flags):
