@@ -146,14 +146,16 @@ def test_a_fixed_number_of_rows_counts_in_every_layer(tmp_path: Path, transposed
 
 
 def test_layers_of_one_name_are_numbered(tmp_path: Path) -> None:
-    """A layer keeps its name if it is free, and is numbered otherwise."""
+    """A layer keeps its name if it is free, and is numbered otherwise; weights that several read are mentioned."""
     names = ("a#2", "a", "a", "a")
     nodes = [
         helper.make_node("MatMul", [value, "w"], [result], name)
         for value, result, name in zip("xbcd", "bcdy", names, strict=True)
     ]
     path = write_graph(tmp_path / "net.onnx", nodes, {"w": (4, 4)}, ("n", 4))
-    assert read_onnx_layers(path, "mine", 70.0).layers == ("a#2", "a", "a#3", "a#4")
+    family = read_onnx_layers(path, "mine", 70.0)
+    assert family.layers == ("a#2", "a", "a#3", "a#4")
+    assert "3 times, a layer reads weights of another" in family.about
 
 
 LSTM = helper.make_node("LSTM", ["x", "w", "w"], ["y"], "memory", hidden_size=2)

@@ -93,6 +93,8 @@ def read_onnx_layers(path: Path, family_name: str, accuracy: float, key: str = "
     about = f"{format_count(len(layers), 'layer')} of {path.name}"
     if passing:
         about += f"; computed in passing: {', '.join(passing)}"
+    if repeated := _count_repeated(model.graph, constants):
+        about += f"; {format_count(repeated, 'time')}, a layer reads weights of another, which are counted again"
     subnet = tabulate_subnet(path.stem, tuple(layers), layers, accuracy)
     return Family(family_name, tuple(layers), (subnet,), about)
 
@@ -250,6 +252,12 @@ def _check_channels(present: int, expected: int, label: str, path: Path, key: st
     if present != expected:
         message = f"{label} has weights for {expected} channels, its input has {present}"
         raise _reject(path, key, message, "run onnx.checker on it")
+
+
+def _count_repeated(graph: Any, constants: frozenset[str]) -> int:
+    """Count how often a layer reads weights that an earlier one read, as where a block is called in a loop."""
+    read = [name for node in graph.node if node.op_type in WEIGHTED for name in node.input[:2] if name in constants]
+    return len(read) - len(set(read))
 
 
 def _name_layer(node: Any, layers: Mapping[str, Layer], repeats: Counter[str]) -> str:
