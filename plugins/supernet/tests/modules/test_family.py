@@ -448,6 +448,11 @@ class Branching(nn.Module):  # type: ignore[misc,unused-ignore]
     [
         (lambda: nn.Linear(3, 2), {"widths": (0.5, 1)}, "no channels of this module can be narrowed"),
         (CASES["plain"][0], {"widths": (1,), "depths": (0.5, 1)}, "no list of residual blocks"),
+        (
+            lambda: make_image_net(*[Residual(8)] * 2),
+            {"widths": (1,), "depths": (0.5, 1)},
+            "no list of residual blocks",
+        ),
         (CASES["plain"][0], {"widths": (0.5, 1), "depths": (0.5, 1, 1)}, "2 entries beside 3"),
         (CASES["plain"][0], {"widths": (0, 1)}, "above 0"),
         (CASES["plain"][0], {"resolutions": (0.4,)}, "1/n"),
