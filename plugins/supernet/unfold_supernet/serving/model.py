@@ -131,7 +131,10 @@ def _refuse_overflow(shares: Array, rows: Sequence[int]) -> dict[int, Rejection]
         shares: Outputs of all calls.
         rows: Rows of each call.
     """
-    broken = np.flatnonzero(~np.isfinite(shares).all(axis=1))
+    is_finite = np.isfinite(shares)
+    if is_finite.all():
+        return {}
+    broken = np.flatnonzero(~is_finite.all(axis=1))
     calls = np.searchsorted(np.cumsum(rows), broken, side="right")
     message = "the outputs for its inputs are not finite: a value is too large for the model"
     return {int(call): Rejection(400, message) for call in calls}
