@@ -136,5 +136,5 @@ def _refuse_overflow(shares: Array, rows: Sequence[int]) -> dict[int, Rejection]
         return {}
     broken = np.flatnonzero(~is_finite.all(axis=1))
     calls = np.searchsorted(np.cumsum(rows), broken, side="right")
-    message = "the outputs for its inputs are not finite: a value is too large for the model"
+    message = "the outputs are not finite: an input is too large for the model"
     return {int(call): Rejection(400, message) for call in calls}
