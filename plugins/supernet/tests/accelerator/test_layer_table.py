@@ -69,6 +69,7 @@ def test_layer_table_is_read_as_written(tmp_path: Path) -> None:
             5,
             "in another subnet x comes before y",
         ),
+        ("a,70,x,10000000,10000000,3,10000000,1,1\n", 2, "layer x has more than 1e+14 operations or values"),
         ("", 0, "the table contains no layer"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -75,6 +76,7 @@ def test_layers_are_those_of_the_graph(tmp_path: Path, rows: Any) -> None:
         ((3, 3), (1, 1), 1),
         ((1, 1), (2, 2), 1),
         ((4,), (2,), 1),
+        ((3, 3), (1 << 40, 1 << 40), 1),
     ],
 )
 @pytest.mark.parametrize("groups", [1, 4])
@@ -103,6 +105,57 @@ def test_signals_and_tokens_are_layers(tmp_path: Path) -> None:
     path = write_graph(tmp_path / "net.onnx", nodes, {"w0": (8, 2, 5), "w1": (8, 32)}, ("n", 2, 64))
     table = read_onnx_layers(path, "mine", 70.0).subnets[0].table
     assert table.tolist() == [[8, 2, 5, 1, 32, 1, 1, 128], [32, 8, 1, 1, 32, 1, 1, 256]]
+
+
+@pytest.mark.parametrize(
+    ("node", "shape", "positions"),
+    [
+        (helper.make_node("MatMul", ["w", "x"], ["y"]), ("n", 6, 10), 10),
+        (helper.make_node("MatMul", ["w", "x"], ["y"]), (6, 10), 10),
+        (helper.make_node("Gemm", ["w", "x"], ["y"], transB=1), (3, 6), 3),
+        (helper.make_node("Gemm", ["x", "w"], ["y"], transA=1, transB=1), (6, 3), 3),
+        (helper.make_node("Gemm", ["x", "w"], ["y"], transB=1), (3, 6), 3),
+    ],
+)
+def test_channels_are_counted_along_the_axis_that_is_multiplied(
+    tmp_path: Path, node: Any, shape: Sequence[Any], positions: int
+) -> None:
+    """Weights may stand on either side, and either side may be transposed."""
+    path = write_graph(tmp_path / "net.onnx", [node], {"w": (4, 6)}, shape)
+    table = read_onnx_layers(path, "mine", 70.0).subnets[0].table
+    assert table.tolist() == [[4, 6, 1, 1, positions, 1, 1, 6 * positions]]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_fixed_number_of_rows_counts_in_every_layer(tmp_path: Path, transposed: bool) -> None:
+    """Eight rows have eight times the multiplications of one, in convolutions as in products, with equal weights."""
+    nodes = (
+        helper.make_node("ConvTranspose" if transposed else "Conv", ["x", "w0"], ["a"]),
+        helper.make_node("GlobalAveragePool", ["a"], ["b"]),
+        helper.make_node("Flatten", ["b"], ["c"]),
+        helper.make_node("MatMul", ["c", "w1"], ["y"]),
+    )
+    single, several = (
+        read_onnx_layers(
+            write_graph(tmp_path / "net.onnx", nodes, {"w0": (4, 4, 3, 3), "w1": (4, 2)}, (rows, 4, 9, 9)), "mine", 70.0
+        ).subnets[0]
+        for rows in ("n", 8)
+    )
+    assert several.macs.tolist() == (8 * single.macs).tolist()
+    assert several.weights.tolist() == single.weights.tolist()
+
+
+def test_layers_of_one_name_are_numbered(tmp_path: Path) -> None:
+    """A layer keeps its name if it is free, and is numbered otherwise; weights that several read are mentioned."""
+    names = ("a#2", "a", "a", "a")
+    nodes = [
+        helper.make_node("MatMul", [value, "w"], [result], name)
+        for value, result, name in zip("xbcd", "bcdy", names, strict=True)
+    ]
+    path = write_graph(tmp_path / "net.onnx", nodes, {"w": (4, 4)}, ("n", 4))
+    family = read_onnx_layers(path, "mine", 70.0)
+    assert family.layers == ("a#2", "a", "a#3", "a#4")
+    assert "3 times, a layer reads weights of another" in family.about
 
 
 LSTM = helper.make_node("LSTM", ["x", "w", "w"], ["y"], "memory", hidden_size=2)
@@ -139,6 +192,18 @@ def test_dynamic_axes_and_other_files_are_named(tmp_path: Path) -> None:
         read_onnx_layers(path, "mine", 70.0)
     path.write_bytes(b"none")
     with pytest.raises(UnfoldError, match="not an ONNX model"):
+        read_onnx_layers(path, "mine", 70.0)
+
+
+def test_unknown_shapes_and_counts_beyond_64_bits_are_named(tmp_path: Path) -> None:
+    """An input without a shape, and weights that only a header claims, end with exit code 2."""
+    path = write_graph(tmp_path / "net.onnx", [CONV], {"w": (8, 3, 3, 3)}, ("n", 3, 1 << 40, 1 << 40))
+    with pytest.raises(UnfoldError, match="more than 1e\\+14 operations"):
+        read_onnx_layers(path, "mine", 70.0)
+    model = onnx.load_from_string(path.read_bytes())
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UnfoldError, match="the shape of x is dynamic"):
         read_onnx_layers(path, "mine", 70.0)
 
 

@@ -34,6 +34,8 @@ NAN = float("nan")
         ("values", np.array([1 + 2j]), "complex128, not numbers"),
         ("classes", [[0, 1], [1, 0]], "not one label a row"),
         ("classes", [0.5, 1.0, 2.0], "not a class"),
+        ("classes", [0.0, 1e300, 1e301], r"y\[1\] is 1e\+300, which is not a class"),
+        ("classes", np.array(["2026-01-01", "NaT"], "datetime64[D]"), "y holds datetime64.*, not classes"),
     ],
 )
 def test_unsuitable_targets_are_refused(task: Task, values: Any, message: str) -> None:

@@ -108,6 +108,20 @@ def test_measured_quantities_are_no_labels(tmp_path: Path, y: list[float], messa
 def test_byte_labels_are_decoded(tmp_path: Path) -> None:
     """Labels stored as bytes, as in HDF5, are named by their text."""
     assert load_arrays(tmp_path, "mlp", x=np.ones((6, 3)), y=np.array([b"N", b"V"] * 3)).names == ("N", "V")
+    # of no encoding that is known, they are still two classes
+    assert len(load_arrays(tmp_path, "mlp", x=np.ones((6, 3)), y=np.array([b"\xe9", b"\xe8"] * 3)).names) == 2
+
+
+def test_rows_without_a_group_are_refused(tmp_path: Path) -> None:
+    """Rows of an unknown patient are no patient of their own, in an archive or a table."""
+    patients = np.where(np.arange(len(LABELS)) == 7, np.nan, np.arange(len(LABELS)) // 5)
+    options = {"split": "inter-patient", "group": "p"}
+    with pytest.raises(UnfoldError, match=r"p\[7\] is not finite"):
+        load_arrays(tmp_path, "mlp", options, x=np.ones((len(LABELS), 3)), p=patients)
+    rows = "".join(f"{row},{'' if row == 7 else row // 5},{row % 2}\n" for row in range(40))
+    (tmp_path / "d.csv").write_text(f"a,p,target\n{rows}", "utf-8")
+    with pytest.raises(UnfoldError, match=r"d\.csv:9.*p: no value"):
+        load_data(DataSpec(source="file", path="d.csv", **options), make_run(tmp_path, base=tmp_path))
 
 
 def test_table_without_features_is_refused(tmp_path: Path) -> None:

@@ -448,6 +448,11 @@ class Branching(nn.Module):  # type: ignore[misc,unused-ignore]
     [
         (lambda: nn.Linear(3, 2), {"widths": (0.5, 1)}, "no channels of this module can be narrowed"),
         (CASES["plain"][0], {"widths": (1,), "depths": (0.5, 1)}, "no list of residual blocks"),
+        (
+            lambda: make_image_net(*[Residual(8)] * 2),
+            {"widths": (1,), "depths": (0.5, 1)},
+            "no list of residual blocks",
+        ),
         (CASES["plain"][0], {"widths": (0.5, 1), "depths": (0.5, 1, 1)}, "2 entries beside 3"),
         (CASES["plain"][0], {"widths": (0, 1)}, "above 0"),
         (CASES["plain"][0], {"resolutions": (0.4,)}, "1/n"),
@@ -746,6 +751,35 @@ def test_shuffled_channels_are_shared_and_those_between_narrowed() -> None:
     assert kept["stage2.0.branch2.5.weight"] is None
     assert any(part.path.endswith("branch2.5") and part.reason for part in family.inelastic)
     check_members(family, module, example)
+
+
+class Moved(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A residual sum of a map that is flipped or rolled along an axis."""
+
+    def __init__(self, move: Callable[[Tensor, int], Tensor], axis: int) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head, self.move, self.axis = nn.Linear(8, 3), move, axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.move(self.branch(torch.relu(x)), self.axis)
+        result: Tensor = self.head(torch.relu(x).mean((2, 3)))
+        return result
+
+
+@pytest.mark.parametrize("move", [lambda x, axis: x.flip(axis), lambda x, axis: x.roll(3, axis)])
+def test_moved_channels_are_shared_and_moved_pixels_are_not(move: Callable[[Tensor, int], Tensor]) -> None:
+    """Narrow, other channels would meet than in the module: those are named; pixels may be moved."""
+    torch.manual_seed(0)
+    example = torch.randn(2, 2, 6, 6)
+    groups, inelastic = find_width_groups(Moved(move, 1).eval(), example)
+    assert not groups
+    assert ("stem", "its channels are split or reshaped in a way that is not followed") in [
+        (part.path, part.reason) for part in inelastic
+    ]
+    groups, _ = find_width_groups(Moved(move, 3).eval(), example)
+    assert [group.channels for group in groups] == [8]
 
 
 class GatedTokens(nn.Module):  # type: ignore[misc,unused-ignore]

@@ -176,6 +176,17 @@ def test_invalid_deadlines_are_refused(server_url: str, given: Any) -> None:
     assert "deadline_ms" in json.loads(caught.value.read())["error"]
 
 
+def test_inputs_beyond_single_precision_are_refused(server_url: str) -> None:
+    """A row without finite outputs gets status 400 instead of a class; requests beside it are answered."""
+    with ThreadPoolExecutor(8) as pool:
+        beside = [pool.submit(infer, server_url, load_rows(2), 20_000) for _ in range(7)]
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            infer(server_url, np.concatenate([load_rows(2), np.full((1, 1, 8, 8), 1e300)]), 20_000)
+    assert caught.value.code == 400
+    assert "not finite" in json.loads(caught.value.read())["error"]
+    assert all(None not in request.result()["confidence"] for request in beside)
+
+
 def test_live_page_shows_attainment_and_usage(server_url: str) -> None:
     """The events of the live page contain the attainment tile and the usage of every subnet."""
     infer(server_url, load_rows(1))

@@ -19,13 +19,14 @@ pytest.importorskip("torch_pruning", reason="needs the extra torch: nox -s torch
 pytest.importorskip("onnxscript", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import save_file, save_model  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
 from tests.served import serving  # noqa: E402
 from tests.support import Outcome, call  # noqa: E402
 from unfold_supernet.modules.evaluation import load_module  # noqa: E402
 from unfold_supernet.modules.problem import ModuleSource  # noqa: E402
+from unfoldkit.api import UnfoldError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -177,7 +178,7 @@ def test_served_labels_are_those_of_the_onnx_members(trained: Path) -> None:
         (('"mine:net"', '"mine:net", weights: broken.safetensors'), "broken.safetensors"),
         (
             ('"mine:net"', '"mine:net", weights: cut.safetensors'),
-            "cut.safetensors: model.weights: not safetensors.*save_file",
+            "cut.safetensors: model.weights: not safetensors.*save_model",
         ),
         (
             ('"mine:net"', '"mine:net", arguments: {width: 6}, weights: head.safetensors'),
@@ -202,6 +203,33 @@ def test_unsuitable_code_ends_with_exit_code_2(tmp_path: Path, change: tuple[str
     assert "Traceback" not in done.err
     # torch prints the graph of what it failed to export
     assert "def forward" not in done.err
+
+
+TIED = """
+from torch import nn
+
+def net():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4, bias=False))
+    model[2].weight = model[0].weight
+    return model
+"""
+
+
+def test_tensors_are_read_under_all_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``save_model`` stores what two layers share once; integers in the place of weights are named."""
+    (tmp_path / "tied_net.py").write_text(TIED, "utf-8")
+    scope: dict[str, Any] = {}
+    exec(TIED, scope)  # noqa: S102 - the code of this file
+    saved, path = scope["net"](), tmp_path / "tied.safetensors"
+    save_model(saved, path)
+    monkeypatch.delitem(sys.modules, "tied_net", raising=False)
+    source = ModuleSource(module="tied_net", function="net", folder=tmp_path, arguments={}, weights=path)
+    loaded = load_module(source, 4, 0)
+    assert loaded[2].weight is loaded[0].weight
+    torch.testing.assert_close(loaded.state_dict(), saved.state_dict())
+    save_file({key: tensor.clone().to(torch.int8) for key, tensor in saved.state_dict().items()}, path)
+    with pytest.raises(UnfoldError, match=r"0\.weight is int8, not a tensor of floating-point numbers"):
+        load_module(source, 4, 0)
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "_orig_mod.module."])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unfold_supernet.accelerator.layers import Family, Layer, SubnetLayers, tabulate_subnet
+from unfold_supernet.accelerator.layers import MAX_LAYER_COUNT, Family, Layer, SubnetLayers, tabulate_subnet
 from unfold_supernet.networks.space import Conv, Space, count_attention_macs, count_macs, list_convolutions
 from unfoldkit.api import CsvRow, csv_rows, user_error
 
@@ -103,7 +103,10 @@ def _parse_layer(row: CsvRow) -> Layer:
     window = _parse_edges(row, "window", row.get("window") or "1")
     out = _parse_edges(row, "out", row["out"])
     input_values = channels * out[0] * stride * _scale_edge(out[1], stride)
-    return Layer(kernels, channels // groups, window, out, input_values, groups)
+    layer = Layer(kernels, channels // groups, window, out, input_values, groups)
+    if not layer.is_countable:
+        raise row.wrong(f"layer {row['layer']} has more than {MAX_LAYER_COUNT:.0e} operations or values", "layer")
+    return layer
 
 
 def _scale_edge(edge: int, stride: int) -> int:

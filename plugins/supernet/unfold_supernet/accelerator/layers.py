@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from unfold_supernet._types import IntArray
 
 KERNELS, DEPTH, ROWS, COLUMNS, OUT_ROWS, OUT_COLUMNS, GROUPS, INPUT = range(8)
 WIDTH = 8
+MAX_LAYER_COUNT = 10**14
+"""Multiplications or values of a layer's maps at most; sums over layers then fit 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,12 @@ class Layer:
     def row(self) -> tuple[int, ...]:
         """The layer as a row of a subnet's table."""
         return (self.kernels, self.depth, *self.size, *self.out, self.groups, self.input)
+
+    @property
+    def is_countable(self) -> bool:
+        """Whether its multiplications and values can be counted."""
+        macs = self.kernels * self.depth * math.prod(self.size) * math.prod(self.out)
+        return max(macs, self.input) <= MAX_LAYER_COUNT
 
 
 @dataclass(frozen=True, slots=True)

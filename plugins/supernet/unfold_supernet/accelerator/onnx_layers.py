@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unfold_supernet.accelerator.layers import Family, Layer, tabulate_subnet
-from unfoldkit.api import UnfoldError, user_error
+from unfold_supernet.accelerator.layers import MAX_LAYER_COUNT, Family, Layer, tabulate_subnet
+from unfoldkit.api import UnfoldError, format_count, user_error
 from unfoldkit.safe_io.files import read_bytes
 
 MAX_MODEL_BYTES = 2 << 30
@@ -35,26 +36,29 @@ MAX_LISTED = 5
 """Unknown operators that are named."""
 PASSING = frozenset(
     (
-        "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "Ceil", "Celu", "Clip", "Concat", "Constant",
-        "ConstantOfShape", "DequantizeLinear", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Expand", "Flatten",
-        "Floor", "Gather", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "Greater", "HardSigmoid", "HardSwish",
-        "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Less", "LogSoftmax", "Max", "MaxPool",
-        "Mean", "Min", "Mish", "Mul", "Neg", "Not", "PRelu", "Pad", "Pow", "QuantizeLinear", "Range", "Reciprocal",
-        "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Round", "Selu", "Shape",
-        "Sigmoid", "Slice", "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh",
-        "Transpose", "Unsqueeze", "Where",
+        "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Concat",
+        "Constant", "ConstantOfShape", "Cos", "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "Elu", "Equal",
+        "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "Greater",
+        "GreaterOrEqual", "GroupNormalization", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LRN",
+        "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "LpNormalization", "LpPool",
+        "Max", "MaxPool", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pad", "Pow",
+        "QuantizeLinear", "RMSNormalization", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSumExp",
+        "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape",
+        "Resize", "Round", "Selu", "Shape", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Softmax", "Softplus",
+        "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu",
+        "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
     )
 )  # fmt: skip
 WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def read_onnx_layers(path: Path, name: str, accuracy: float, key: str = "layers.onnx") -> Family:
+def read_onnx_layers(path: Path, family_name: str, accuracy: float, key: str = "layers.onnx") -> Family:
     """Read a network as a family of one subnet.
 
     Args:
         path: The ONNX file; a dynamic first axis of its inputs is taken as one.
-        name: Name of the family.
+        family_name: Name of the family.
         accuracy: In percent.
         key: Its place in the spec, for errors.
 
@@ -74,19 +78,25 @@ def read_onnx_layers(path: Path, name: str, accuracy: float, key: str = "layers.
     _check_operators(model.graph.node, path, key)
     shapes = _infer_shapes(model, path, key)
     constants = _find_constants(model.graph)
-    layers: dict[str, Layer] = {}
+    layers, repeats = dict[str, Layer](), Counter[str]()
     for node in model.graph.node:
         for layer in _read_layers(node, shapes, constants, path, key):
-            layers[_name_layer(node, layers)] = layer
+            name = _name_layer(node, layers, repeats)
+            if not layer.is_countable:
+                message = f"{name} has more than {MAX_LAYER_COUNT:.0e} operations or values"
+                raise _reject(path, key, message, "run onnx.checker on it")
+            layers[name] = layer
     if not layers:
         hint = "convolutions and matrix products with constant weights are layers"
         raise _reject(path, key, "the network has no layer with weights", hint)
     passing = sorted({node.op_type for node in model.graph.node} & PASSING - {"Constant", "Identity"})
-    about = f"{len(layers)} layers of {path.name}"
+    about = f"{format_count(len(layers), 'layer')} of {path.name}"
     if passing:
         about += f"; computed in passing: {', '.join(passing)}"
+    if repeated := _count_repeated(model.graph, constants):
+        about += f"; {format_count(repeated, 'time')}, a layer reads weights of another, which are counted again"
     subnet = tabulate_subnet(path.stem, tuple(layers), layers, accuracy)
-    return Family(name, tuple(layers), (subnet,), about)
+    return Family(family_name, tuple(layers), (subnet,), about)
 
 
 def _reject(path: Path, key: str, message: str, hint: str) -> UnfoldError:
@@ -132,8 +142,10 @@ def _infer_shapes(model: Any, path: Path, key: str) -> dict[str, tuple[int, ...]
     graph = onnx.load_model_from_string(done.stdout).graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
-        axes = tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
-        if all(axis > 0 for axis in axes):
+        tensor = value.type.tensor_type
+        axes = tuple(axis.dim_value for axis in tensor.shape.dim)
+        # a tensor without axes is a single value, one without a shape is unknown
+        if tensor.HasField("shape") and all(axis > 0 for axis in axes):
             shapes[value.name] = axes
     return shapes
 
@@ -171,14 +183,19 @@ def _read_layers(node: Any, shapes: Shapes, constants: frozenset[str], path: Pat
             _check_channels(into[1], weight[0], label, path, key)
             return _split_transposed(weight, into, groups, attributes)
         _check_channels(into[1], weight[1] * groups, label, path, key)
-        return (Layer(weight[0], weight[1], _pair(weight[2:]), _pair(out[2:]), math.prod(into[1:]), groups),)
+        # the windows of all rows are one after the other: frames of a clip, and inputs of a fixed number, are rows
+        rows, columns = _pair(out[2:])
+        return (Layer(weight[0], weight[1], _pair(weight[2:]), (out[0] * rows, columns), math.prod(into), groups),)
     if len(weight) != 2:
         raise _reject(path, key, f"{label} has weights with {len(weight)} axes", "two are modelled")
     is_left = weights[0] == node.input[0]
-    is_turned = any(attributes[name].i for name in ("transA" if is_left else "transB",) if name in attributes)
+    is_turned, is_source_turned = (
+        name in attributes and bool(attributes[name].i) for name in (("transA", "transB")[:: 1 if is_left else -1])
+    )
     # the activations multiply the weights from the left, but for a product of weights and activations
     kernels, channels = weight if is_left != is_turned else weight[::-1]
-    _check_channels(into[0 if is_left else -1] if len(into) < 3 else into[-1], channels, label, path, key)
+    axis = -2 if is_left != is_source_turned and len(into) > 1 else -1
+    _check_channels(into[axis], channels, label, path, key)
     positions = math.prod(into) // channels
     return (Layer(kernels, channels, (1, 1), (positions, 1), math.prod(into)),)
 
@@ -199,16 +216,31 @@ def _split_transposed(
     """
     window = _pair(weight[2:])
     stride = _pair(tuple(attributes["strides"].ints)) if "strides" in attributes else (1, 1)
-    counts: dict[tuple[int, int], int] = {}
-    for row in range(stride[0]):
-        for column in range(stride[1]):
-            part = -(-(window[0] - row) // stride[0]), -(-(window[1] - column) // stride[1])
-            # a kernel smaller than the stride leaves outputs without any input
-            if min(part) > 0:
-                counts[part] = counts.get(part, 0) + 1
+    rows, columns = (_count_taps(edge, step) for edge, step in zip(window, stride, strict=True))
     kernels, depth = weight[1] * groups, weight[0] // groups
-    values, edges = math.prod(into[1:]), _pair(into[2:])
-    return tuple(Layer(kernels * count, depth, part, edges, values, groups) for part, count in counts.items())
+    height, width = _pair(into[2:])
+    return tuple(
+        Layer(
+            kernels * rows[row] * columns[column],
+            depth,
+            (row, column),
+            (into[0] * height, width),
+            math.prod(into),
+            groups,
+        )
+        for row in rows
+        for column in columns
+    )
+
+
+def _count_taps(edge: int, stride: int) -> dict[int, int]:
+    """Count the offsets within a stride by the rows of a kernel that they read.
+
+    Of a kernel smaller than the stride, some read none: they are left out.
+    """
+    taps, longer = divmod(edge, stride)
+    counts = {taps + 1: longer, taps: stride - longer}
+    return {taps: count for taps, count in counts.items() if taps and count}
 
 
 def _pair(edges: tuple[int, ...]) -> tuple[int, int]:
@@ -222,8 +254,16 @@ def _check_channels(present: int, expected: int, label: str, path: Path, key: st
         raise _reject(path, key, message, "run onnx.checker on it")
 
 
-def _name_layer(node: Any, layers: Mapping[str, Layer]) -> str:
-    name = str(node.name or node.output[0])
-    if name not in layers:
-        return name
-    return f"{name}#{sum(other.partition('#')[0] == name for other in layers) + 1}"
+def _count_repeated(graph: Any, constants: frozenset[str]) -> int:
+    """Count how often a layer reads weights that an earlier one read, as where a block is called in a loop."""
+    read = [name for node in graph.node if node.op_type in WEIGHTED for name in node.input[:2] if name in constants]
+    return len(read) - len(set(read))
+
+
+def _name_layer(node: Any, layers: Mapping[str, Layer], repeats: Counter[str]) -> str:
+    """Name a layer; ``repeats`` counts the further layers of a name."""
+    name = base = str(node.name or node.output[0])
+    while name in layers:
+        repeats[base] += 1
+        name = f"{base}#{repeats[base] + 1}"
+    return name

@@ -43,13 +43,15 @@ class RowStore:
         """Append rows (n, *size) that come from ``file``.
 
         Raises:
-            UnfoldError: The rows have another shape than those before, or the disk is full.
+            UnfoldError: The rows hold no value or have another shape than those before, or the disk is full.
         """
         if self.size is None:
             self.size, self.first_file = block.shape[1:], Path(file).name
         if block.shape[1:] != self.size:
             message = f"a row has shape {block.shape[1:]}, but {self.size} in {self.first_file}"
             raise user_error(message, file=file, key="data.path", hint="all rows need one shape")
+        if 0 in self.size:
+            raise user_error(f"a row has shape {self.size}, so no value", file=file, key="data.path")
         try:
             self.stream.write(np.ascontiguousarray(block, np.float32).data)
             self.stream.flush()

@@ -21,6 +21,7 @@ from unfold_supernet.family.user_arrays import (
     UserDataOptions,
     arrange_axes,
     check_numbers,
+    check_present,
     parse_groups,
     parse_split,
     read_archive,
@@ -175,10 +176,7 @@ def _check_labels(values: Any, name: str, rows: int, start: int, file: Path) -> 
     if not values.ndim or len(values) != rows:
         message = f"{name} has shape {values.shape} for {rows} rows"
         raise user_error(message, file=str(file), key="data.path", hint="store one value for each row")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        row = start + int(np.argwhere(~np.isfinite(values))[0][0])
-        raise user_error(f"{name}[{row}] is not finite", file=str(file), key="data.path", hint="drop such rows")
-    return values
+    return check_present(values, name, str(file), start)
 
 
 def _is_text(values: Any) -> bool:

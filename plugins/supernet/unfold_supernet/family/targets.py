@@ -12,6 +12,8 @@ from unfold_supernet._types import Float32Array, IntArray, Task
 from unfoldkit.api import user_error
 
 MAX_OUTPUTS = 10_000
+MAX_EXACT = 2**53
+"""Largest integer up to which floating-point numbers hold each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,13 @@ def parse_labels(values: Any, file: str) -> tuple[IntArray, tuple[str, ...]]:
         raise user_error(
             message, file=file, hint="one-hot labels: y.argmax(1); several labels a row: data.task: labels"
         )
+    if flat.dtype.kind not in "biufSU":
+        raise user_error(f"y holds {flat.dtype}, not classes", file=file, hint="use integers or text: y.astype(str)")
     if flat.dtype.kind == "S":
-        flat = np.char.decode(flat, "utf-8", "replace")
+        # labels that are not UTF-8 stay apart
+        flat = np.char.decode(flat, "utf-8", "backslashreplace")
     if np.issubdtype(flat.dtype, np.floating):
-        invalid = np.flatnonzero(~np.isfinite(flat) | (flat != np.round(flat)))
+        invalid = np.flatnonzero(~(np.abs(flat) <= MAX_EXACT) | (flat != np.round(flat)))
         if invalid.size:
             message = f"y[{invalid[0]}] is {flat[invalid[0]]}, which is not a class"
             hint = "use integers or text; drop rows without a label; real values: data.task: values"

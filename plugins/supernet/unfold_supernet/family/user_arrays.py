@@ -86,7 +86,9 @@ def load_user_data(options: UserDataOptions, path: Path, content: bytes, form: s
     y = targets.y
     x = arrange_axes(check_numbers(arrays["x"], "x", len(y), file), options.channels, form, file)
     extra = check_numbers(arrays.get("extra", np.zeros((len(y), 0))), "extra", len(y), file)
-    groups = parse_groups(_check_rows(arrays[group], group, len(y), file)) if group else None
+    groups = (
+        parse_groups(check_present(_check_rows(arrays[group], group, len(y), file), group, file)) if group else None
+    )
     return UserData(
         x=x,
         extra=extra[:, None] if extra.ndim == 1 else extra,
@@ -124,10 +126,10 @@ def read_table(path: Path, options: UserDataOptions) -> dict[str, Any]:
     rows = list(csv_rows(path, (*options.targets, *named), hint="data.target names the label column"))
     if not rows:
         raise user_error("the file contains no row", file=str(path), key="data.path")
-    for target in options.targets:
-        unlabelled = next((row for row in rows if not row[target]), None)
-        if unlabelled is not None:
-            raise unlabelled.wrong("no label", target)
+    for column in (*options.targets, *named):
+        empty = next((row for row in rows if not row[column]), None)
+        if empty is not None:
+            raise empty.wrong("no label" if column in options.targets else "no value", column)
     features = [name for name in rows[0].cells if name not in (*named, *options.targets)]
     x = np.array([[row.number(name) for name in features] for row in rows], np.float32)
     if options.task == "classes":
@@ -213,6 +215,18 @@ def _check_rows(values: Any, name: str, rows: int, file: str) -> Any:
     if not values.ndim or len(values) != rows:
         message = f"{name} has shape {values.shape}, but y holds {rows} labels"
         raise user_error(message, file=file, key="data.path", hint="store one row for each label")
+    return values
+
+
+def check_present(values: Any, name: str, file: str, start: int = 0) -> Any:
+    """Check that no number is missing; ``start`` is the number of the first row, for the error.
+
+    Raises:
+        UnfoldError: One is NaN or infinite.
+    """
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        row = start + int(np.argwhere(~np.isfinite(values))[0][0])
+        raise user_error(f"{name}[{row}] is not finite", file=file, key="data.path", hint="drop such rows")
     return values
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from unfold_supernet._types import Float32Array, Task
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
@@ -225,7 +225,7 @@ def _load_weights(module: nn.Module, source: ModuleSource) -> None:
     except (SafetensorError, ValueError) as error:
         is_pickled = content.startswith(PICKLED)
         message = "a pickled file of torch.save, which is not loaded" if is_pickled else f"not safetensors: {error}"
-        hint = "safetensors.torch.save_file(module.state_dict(), file)"
+        hint = "safetensors.torch.save_model(module, file)"
         raise user_error(message, file=file, key="model.weights", hint=hint) from error
     # what was saved of a wrapped network carries the wrapper's name
     expected = module.state_dict().keys()
@@ -234,6 +234,12 @@ def _load_weights(module: nn.Module, source: ModuleSource) -> None:
         if wrapper is None:
             break
         state = {key.removeprefix(wrapper): tensor for key, tensor in state.items()}
+    state |= _list_tied(module, state)
+    for key, tensor in module.state_dict().items():
+        if key in state and tensor.is_floating_point() and not state[key].is_floating_point():
+            message = f"{key} is {str(state[key].dtype).removeprefix('torch.')}, not a tensor of floating-point numbers"
+            hint = "dequantise the weights, and save module.float().state_dict()"
+            raise user_error(message, file=file, key="model.weights", hint=hint)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -244,6 +250,20 @@ def _load_weights(module: nn.Module, source: ModuleSource) -> None:
         is_resized = "size mismatch" in reason and "Missing key" not in reason
         hint = "load what fits in your function, without model.weights" if is_resized else "save model.state_dict()"
         raise user_error(message, file=file, key="model.weights", hint=hint) from error
+
+
+def _list_tied(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """List the tensors that a state has under another name only: ``save_model`` stores those that are shared once."""
+    shared: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        shared.setdefault(id(parameter), []).append(name)
+    return {
+        name: state[stored]
+        for names in shared.values()
+        for stored in [name for name in names if name in state][:1]
+        for name in names
+        if name not in state
+    }
 
 
 def _check_outputs(family: ElasticFamily, count: int, task: Task) -> None:

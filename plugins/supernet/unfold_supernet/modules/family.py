@@ -517,7 +517,9 @@ def _check_elastic(
         raise user_error(
             f"no channels of this module can be narrowed ({reasons})", key="model.widths", hint="widths: [1]"
         )
-    if min(depth for _, depth, _ in sizes) < 1 and not runs:
+    shallowest = min(depth for _, depth, _ in sizes)
+    # of a single block, and of one that a list repeats, nothing is left out
+    if shallowest < 1 and not any(run.list_skipped(shallowest) for run in runs):
         message = "this module has no list of residual blocks that could be skipped"
         raise user_error(message, key="model.depths", hint="depths: [1]")
 

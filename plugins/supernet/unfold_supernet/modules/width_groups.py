@@ -34,6 +34,8 @@ UNFOLLOWED = (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueEr
 """What torch-pruning raises where it cannot follow channels."""
 MAX_REDUCED = 2
 """Maps up to which the inputs of a layer are taken for a mean or maximum over channels."""
+MOVING = ("Flip", "Roll")
+"""Operations that move pixels, or channels, to other places."""
 MIN_STEPS, STEPS_PER_DEPENDENCY = 200, 2
 """Steps in which a group is found at most; those of ResNet-50, DenseNet-121 and HRNet take 0.2 a dependency."""
 MIXED_HEADS = "it computes heads of attention in a way that is not followed"
@@ -640,7 +642,7 @@ def _runs_narrow(
 
 
 def _is_permuted(group: Any) -> bool:
-    """Return whether the channels of a group are reshaped, permuted and reshaped again, as channels are shuffled.
+    """Return whether the channels of a group may change places: flipped, rolled, or reshaped and permuted, as shuffled.
 
     Groups in which norms of many channels, which depend on how many there are, do not count.
     """
@@ -648,6 +650,8 @@ def _is_permuted(group: Any) -> bool:
     if any(isinstance(node.module, NORMS_OF_CHANNELS) for node in targets):
         return False
     operations = {node.module: node.grad_fn.name() for node in targets if node.grad_fn is not None}
+    if any(name.startswith(MOVING) for name in operations.values()):
+        return True
     reshapes = sum("View" in name or "Reshape" in name for name in operations.values())
     return reshapes > 1 and any("Transpose" in name or "Permute" in name for name in operations.values())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -13,7 +13,7 @@ from unfold_supernet._types import ShareModel, Task
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.speed import Slowdown
 from unfold_supernet.serving.metrics import CountBatch
-from unfoldkit.serving.model import Array, Batch, CategoricalColumn, Column, Field, Predictions
+from unfoldkit.serving.model import Array, Batch, CategoricalColumn, Column, Field, Predictions, Rejection
 
 THRESHOLD = 0.5
 """Probability from which a label applies."""
@@ -103,7 +103,8 @@ class SupernetModel:
             np.repeat(enough, rows),
         )
         names = [item.name for item in self.outputs]
-        return Predictions(dict(zip(names, (*self._arrange_predictions(shares), *served), strict=True)))
+        columns = dict(zip(names, (*self._arrange_predictions(shares), *served), strict=True))
+        return Predictions(columns, _refuse_overflow(shares, rows))
 
     def _arrange_predictions(self, shares: Array) -> tuple[Column, ...]:
         """Arrange probabilities or values (n, outputs) as the first outputs of the task."""
@@ -113,9 +114,27 @@ class SupernetModel:
         return (numbers,) if self.task == "values" else (numbers >= THRESHOLD, numbers)
 
     def _compute_shares(self, inputs: Mapping[str, Array], subnet: int) -> Array:
-        x = inputs["x"].astype(np.float32)
-        extra = inputs["extra"].astype(np.float32) if "extra" in inputs else np.zeros((len(x), 0), np.float32)
+        # what is too large for single precision has no finite outputs, and is refused
+        with np.errstate(over="ignore"):
+            x = inputs["x"].astype(np.float32)
+            extra = inputs["extra"].astype(np.float32) if "extra" in inputs else np.zeros((len(x), 0), np.float32)
         part, model = self.profiles[subnet].max_batch, self.bound[subnet]
         parts = [model(x[start : start + part], extra[start : start + part]) for start in range(0, len(x), part)]
         shares: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return shares
+
+
+def _refuse_overflow(shares: Array, rows: Sequence[int]) -> dict[int, Rejection]:
+    """Refuse the calls with a row of outputs that are not finite, which name neither class nor value.
+
+    Args:
+        shares: Outputs of all calls.
+        rows: Rows of each call.
+    """
+    is_finite = np.isfinite(shares)
+    if is_finite.all():
+        return {}
+    broken = np.flatnonzero(~is_finite.all(axis=1))
+    calls = np.searchsorted(np.cumsum(rows), broken, side="right")
+    message = "the outputs are not finite: an input is too large for the model"
+    return {int(call): Rejection(400, message) for call in calls}
