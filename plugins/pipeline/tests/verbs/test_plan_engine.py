@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from plugins.pipeline.tests.engine.test_aiconfigurator import write_tables
 from unfold_pipeline.engine.build import build_engine_problem
 from unfold_pipeline.report.engines.exports import export_kubernetes, export_llm_services, export_ray_llm, export_vllm
+from unfold_pipeline.report.engines.plan import choose_model_length
 from unfold_pipeline.report.export_triton import export_triton
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
@@ -401,6 +403,25 @@ def test_exports_carry_the_plan(tmp_path: Path) -> None:
     empty = Report(kind="pipeline", verb="plan", name="x", verdict=Verdict.NO, headline="none")
     with pytest.raises(UnfoldError, match="no plan of LLM engines"):
         export_vllm(empty)
+
+
+@pytest.mark.parametrize(("context", "fits"), [(300, 300), (131_072, 0.9)])
+def test_engines_accept_the_context_of_the_model(tmp_path: Path, context: int, fits: float) -> None:
+    """The limit is the model's context, which vLLM may not exceed, as far as an estimated KV cache surely holds it."""
+    config = {
+        "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "max_position_embeddings": context,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    text = re.sub(r"model: .*", "model: {config: config.json}", SPEC)
+    (tmp_path / "trace.csv").write_text(TRACE, "utf-8")
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
+    problem = build_engine_problem(validate(PipelineSpec, parse(text, "chat.yaml")), run)
+    cache = next(option.kv_cache for option in problem.options if option.hardware == "l4")
+    expected = fits if fits > 1 else int(fits * cache.tokens) // 16 * 16
+    assert choose_model_length(problem, [cache]) == expected
+    assert choose_model_length(problem, [cache, replace(cache, num_blocks=12, is_measured=True)]) == 192
+    assert choose_model_length(replace(problem, max_context=0), [cache]) == 512
 
 
 def test_the_precision_of_a_checkpoint_is_planned(tmp_path: Path) -> None:
