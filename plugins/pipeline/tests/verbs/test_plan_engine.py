@@ -451,6 +451,9 @@ def test_exports_say_what_they_leave_open(tmp_path: Path) -> None:
     config = yaml.safe_load(export_ray_llm(report))["applications"][0]["args"]["llm_configs"][0]
     assert config["accelerator_type"] in {"H100", "L4"}
     engine = (report.decision or {})["engines"]["chat"]
+    for context, is_noted in ((0, True), (4096, False)):
+        engine["max_context"] = context
+        assert ("longer ones are refused" in export_vllm(report)) == is_noted
     engine.update(gpu="rtx4090", tensor_parallel=2)
     config = yaml.safe_load(export_ray_llm(report))["applications"][0]["args"]["llm_configs"][0]
     assert "accelerator_type" not in config

@@ -230,6 +230,7 @@ def format_engine(problem: EngineProblem, config: EngineConfig, max_model_len: i
         "async_scheduling": settings.async_scheduling,
         "gpu_memory_utilization": settings.utilization,
         "max_model_len": max_model_len,
+        **({"max_context": problem.max_context} if problem.max_context else {}),
         "model": problem.model,
         "model_name": problem.model_name,
     }
