@@ -173,3 +173,19 @@ def test_lines_of_json_are_a_log_whatever_they_nest(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"ts": 5, "tags": ["a"]}) + "\n")
     assert traces.read_trace(path).size == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"status": "error", "errorType": "bad_data", "error": "1:5: parse error"}, "bad_data: 1:5: parse error"),
+        ({"status": "error", "message": "too many outstanding requests"}, "too many outstanding requests"),
+        ({"status": "error"}, "without a reason"),
+    ],
+)
+def test_an_error_of_prometheus_is_shown(tmp_path: Path, answer: dict[str, str], reason: str) -> None:
+    """A file that holds the error of a query is no table without a column of times."""
+    path = tmp_path / "range.json"
+    path.write_text(json.dumps(answer), "utf-8")
+    with pytest.raises(UnfoldError, match=f"an error, not a range: {reason}"):
+        traces.read_trace(path)

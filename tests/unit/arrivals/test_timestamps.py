@@ -12,6 +12,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     TimeNotation,
     is_ambiguous,
     parse_line_time,
+    parse_plain_timestamps,
     parse_timestamp,
     split_unit,
 )
@@ -230,3 +231,21 @@ def test_gaps_are_summed(tmp_path: Path, name: str, alone: bool) -> None:
     assert traces.read_trace(tmp_path / "a.csv", column=None if alone else name).tolist() == pytest.approx(
         [0, 0.7, 0.8]
     )
+
+
+PLAIN = ["2023-12-31T23:59:58Z", "2024-02-29 00:00:00", "2024-02-29T00:00:01.5+00:00", "1969-01-01T00:00:00.123456789Z"]
+
+
+@pytest.mark.parametrize("other", ["", *PLAIN])
+def test_many_times_are_parsed_like_each(other: str) -> None:
+    """Plain stamps are the same numbers at once; one in another form, or none at all, is left to the slower parser."""
+    texts = [*PLAIN, other or "2024-01-01T01:00:01.5+01:00"]
+    times = parse_plain_timestamps(texts)
+    assert (times is not None) == bool(other)
+    assert times is None or times.tolist() == [parse_timestamp(text) for text in texts]
+
+
+@pytest.mark.parametrize("text", ["2023-02-29T00:00:00Z", "2024-01-01T24:00:00Z", "2024-01-01T00:00:60Z", "NaT", ""])
+def test_no_invalid_time_is_among_many(text: str) -> None:
+    """What is no date and time is left to the parser that names its row."""
+    assert parse_plain_timestamps([*PLAIN, text]) is None

@@ -365,6 +365,18 @@ def test_milliseconds_of_mooncake_are_read_without_a_unit(tmp_path: Path) -> Non
     assert traces.read_trace(write(tmp_path, "a.jsonl", "\n".join(lines)))[-1] == pytest.approx(99 * 0.5005)
 
 
+def test_fractions_of_milliseconds_may_be_seconds(tmp_path: Path) -> None:
+    """Traces of Qwen have Mooncake's fields and times in seconds, which are not read as 1,000 times their rate."""
+    lines = [f'{{"timestamp": {n * 0.0625}, "input_length": 10, "output_length": 2}}' for n in range(100)]
+    path = write(tmp_path, "a.jsonl", "\n".join(lines))
+    with pytest.raises(UnfoldError, match="may be seconds, or milliseconds"):
+        traces.read_trace(path)
+    assert traces.read_trace(path, notation=TimeNotation(unit="s"))[-1] == 99 * 0.0625
+    path = write(tmp_path, "b.jsonl", '{"input_length": 10, "output_length": 2}')
+    with pytest.raises(UnfoldError, match="no time in this line"):
+        traces.read_trace(path, column="timestamp")
+
+
 def test_tables_with_mooncakes_columns_are_in_milliseconds(tmp_path: Path) -> None:
     """As its JSON lines are; what would be too many requests a second, or has fractions, is no millisecond."""
 

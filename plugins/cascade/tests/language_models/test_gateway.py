@@ -22,10 +22,11 @@ from plugins.cascade.tests.language_models.served_gateway import (
     SMALL_COST,
     Gateway,
     ask,
+    make_plan,
     serve_gateway,
 )
 from unfold_cascade.language_models.gateway.plan import ClientKey, Promise, ServedModel, UpstreamLimits
-from unfold_cascade.language_models.gateway.upstream import build_client, read_retry_after
+from unfold_cascade.language_models.gateway.upstream import build_client, read_retry_after, worst_cost
 from unfold_cascade.language_models.openai_api.completion import matches_schema
 from unfoldkit.io.http1_transport import Http1Transport
 
@@ -416,6 +417,13 @@ def test_spending_survives_a_restart(tmp_path: Path) -> None:
         with serve_gateway(tmp_path, keys=keys) as gateway:
             assert gateway.post(ask(), authorization="Bearer k")[0] == 200
             assert gateway.app.router.state.spent("a") == pytest.approx(count * SMALL_COST)
+
+
+def test_the_larger_of_two_limits_is_reserved() -> None:
+    """An endpoint that knows one of the limits gets that one alone, so a small other one saves no budget."""
+    model = make_plan("http://a/v1", "http://b/v1").models["large"]
+    costs = [worst_cost(model, ask(**limits)) for limits in ({"max_tokens": 900}, {"max_completion_tokens": 900})]
+    assert worst_cost(model, ask(max_tokens=900, max_completion_tokens=1)) == costs[0] == costs[1]
 
 
 def test_a_settled_reservation_is_never_that_of_another_request(tmp_path: Path) -> None:

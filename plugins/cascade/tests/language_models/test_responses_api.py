@@ -88,6 +88,27 @@ def test_settings_have_their_names_of_chat_requests(client: Any, gateway: Gatewa
     assert [part["text"] for part in sent["messages"][0]["content"]] == ["a", "b"]
 
 
+@pytest.mark.parametrize("fields", [{"top_logprobs": 2}, {"include": ["message.output_text.logprobs"]}])
+def test_log_probabilities_are_part_of_the_text(client: Any, fields: dict[str, Any]) -> None:
+    """Whole or as events, a text has the log-probabilities of its tokens if they are requested, and else none."""
+    whole = client.responses.create(model="auto", input="x", **fields).output[0].content[0]
+    assert [token.logprob for token in whole.logprobs] == [-0.1]
+    with client.responses.stream(model="auto", input="x", **fields) as events:
+        deltas = [event.logprobs for event in events if event.type == "response.output_text.delta"]
+        text = events.get_final_response().output[0].content[0]
+    assert [token.token for token in text.logprobs] == [token.token for parts in deltas for token in parts] != []
+    assert client.responses.create(model="auto", input="x").output[0].content[0].logprobs == []
+
+
+@pytest.mark.parametrize("details", ["none", [1], 3])
+def test_strange_details_of_usage_are_left_out(tmp_path: Path, details: Any) -> None:
+    """An endpoint may send anything where counts of tokens have their details."""
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2, "prompt_tokens_details": details}
+    with serve_gateway(tmp_path, small=always(usage=usage)) as gateway:
+        status, _, data = gateway.post({"model": "auto", "input": "x"}, path="/v1/responses")
+    assert (status, json.loads(data)["usage"]["input_tokens_details"]) == (200, {"cached_tokens": 0})
+
+
 def test_images_go_to_the_reference(client: Any) -> None:
     """The log covers texts only."""
     image = {"type": "input_image", "image_url": "data:image/png;base64,AA", "detail": "low"}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from unfold_pipeline.estimator.contention import SpeedTrace
 from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
 from unfold_pipeline.problem.sample import draw_sample
+from unfold_pipeline.replay import prediction
 from unfold_pipeline.replay.prediction import (
     ReplaySetup,
     estimate_at_measured_speed,
     estimate_latencies,
     find_speed_deviations,
+    measure_cpu_fractions,
     measure_speeds,
 )
 from unfold_pipeline.runtime.stage import CompletedBatch
@@ -31,7 +35,7 @@ def replay() -> ReplaySetup:
     return ReplaySetup(pipeline=CHAIN, plan=PLAN, sample=sample)
 
 
-def batches(factor: float, waited_s: float = 0.0) -> list[CompletedBatch]:
+def batches(factor: float, waited_s: float = 0.0, cpu: float = 1.0) -> list[CompletedBatch]:
     """Single-query batches each 0.1 s at both stages: ``factor`` times their latency, plus a wait for a core."""
     model_s = 0.02 * factor
     return [
@@ -42,6 +46,7 @@ def batches(factor: float, waited_s: float = 0.0) -> list[CompletedBatch]:
             total_s=model_s + waited_s,
             model_s=model_s,
             waited_s=waited_s,
+            cpu_s=cpu * model_s,
         )
         for name in ("a", "b")
         for number in range(200)
@@ -85,3 +90,19 @@ def test_stage_without_queries_keeps_its_planned_latency(replay: ReplaySetup) ->
     """A stage that no query visited has factor 1, and the others have theirs."""
     speeds = measure_speeds(replay, [batch for batch in batches(1.5) if batch.stage == "a"], is_contended=False)
     assert [float(speed.factor.mean()) for speed in speeds] == pytest.approx([1.5, 1.0])
+
+
+def test_replicas_that_wait_take_no_core_in_the_estimate(replay: ReplaySetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a profile, the run shows how much of a core each stage keeps busy; a profile says it otherwise."""
+    monkeypatch.setattr(prediction, "available_cores", lambda: 1)
+    measured = measure_cpu_fractions(batches(1.0, waited_s=0.01, cpu=0.2))
+    assert measured == pytest.approx({"a": 0.2, "b": 0.2})
+    plan = (StageConfig(0, 1, 2), StageConfig(0, 1, 2))
+    crowded = replace(replay, plan=plan)
+    assert crowded.is_contended
+    busy, idle = (estimate_latencies(replace(crowded, measured_cpu=cpu)) for cpu in ({}, {"a": 0.0, "b": 0.0}))
+    free = estimate_latencies(replace(crowded, is_local=False))
+    assert idle == pytest.approx(free)
+    assert busy.mean() > 1.1 * free.mean()
+    assert crowded.core_shortage == (4.0, 1)
+    assert replace(crowded, measured_cpu=measured).core_shortage == (0.0, 0)

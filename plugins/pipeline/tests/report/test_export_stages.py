@@ -33,6 +33,27 @@ def test_ray_serve_config_matches_the_plan(tmp_path: Path) -> None:
     assert gpus == {"ingress": None, "enter": None, "left": 1, "right_one": None, "last": None}
 
 
+@pytest.mark.parametrize(
+    ("hardware", "gpus"),
+    [
+        ("box: {price: $1/h}", None),
+        ("box: {price: $1/h, gpu: l4}", 1),
+        ("T4: {price: $1/h}", 1),
+        ("k80: {price: $1/h}", 1),
+    ],
+)
+def test_priced_gpus_are_reserved(tmp_path: Path, hardware: str, gpus: int | None) -> None:
+    """Hardware with a price is a GPU if it states one or has the name of one, in every format."""
+    text = CHAIN.replace("g5.xlarge: {}", hardware).replace("g5.xlarge", hardware.partition(":")[0])
+    report = plan_report(tmp_path, text)
+    (app,) = yaml.safe_load(export_ray_serve(report))["applications"]
+    options = {item["name"]: item["ray_actor_options"] for item in app["deployments"]}
+    assert options["left"].get("num_gpus") == gpus
+    assert ("nvidia.com/gpu" in export_kserve(report)) == bool(gpus)
+    with zipfile.ZipFile(io.BytesIO(export_triton(report))) as archive:
+        assert (b"KIND_GPU" in archive.read("left/config.pbtxt")) == bool(gpus)
+
+
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_ray_serve_accepts_the_config(tmp_path: Path) -> None:

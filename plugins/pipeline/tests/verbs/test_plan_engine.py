@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from plugins.pipeline.tests.engine.test_aiconfigurator import write_tables
 from unfold_pipeline.engine.build import build_engine_problem
 from unfold_pipeline.report.engines.exports import export_kubernetes, export_llm_services, export_ray_llm, export_vllm
+from unfold_pipeline.report.engines.plan import choose_model_length
 from unfold_pipeline.report.export_triton import export_triton
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
@@ -403,6 +405,25 @@ def test_exports_carry_the_plan(tmp_path: Path) -> None:
         export_vllm(empty)
 
 
+@pytest.mark.parametrize(("context", "fits"), [(300, 300), (131_072, 0.9)])
+def test_engines_accept_the_context_of_the_model(tmp_path: Path, context: int, fits: float) -> None:
+    """The limit is the model's context, which vLLM may not exceed, as far as an estimated KV cache surely holds it."""
+    config = {
+        "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "max_position_embeddings": context,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    text = re.sub(r"model: .*", "model: {config: config.json}", SPEC)
+    (tmp_path / "trace.csv").write_text(TRACE, "utf-8")
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
+    problem = build_engine_problem(validate(PipelineSpec, parse(text, "chat.yaml")), run)
+    cache = next(option.kv_cache for option in problem.options if option.hardware == "l4")
+    expected = fits if fits > 1 else int(fits * cache.tokens) // 16 * 16
+    assert choose_model_length(problem, [cache]) == expected
+    assert choose_model_length(problem, [cache, replace(cache, num_blocks=12, is_measured=True)]) == 192
+    assert choose_model_length(replace(problem, max_context=0), [cache]) == 512
+
+
 def test_the_precision_of_a_checkpoint_is_planned(tmp_path: Path) -> None:
     """A quantized checkpoint fits more on a GPU, needs no flag in vLLM, and contradicts another stated precision."""
     sizes = {"num_hidden_layers": 80, "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8}
@@ -430,6 +451,9 @@ def test_exports_say_what_they_leave_open(tmp_path: Path) -> None:
     config = yaml.safe_load(export_ray_llm(report))["applications"][0]["args"]["llm_configs"][0]
     assert config["accelerator_type"] in {"H100", "L4"}
     engine = (report.decision or {})["engines"]["chat"]
+    for context, is_noted in ((0, True), (4096, False)):
+        engine["max_context"] = context
+        assert ("longer ones are refused" in export_vllm(report)) == is_noted
     engine.update(gpu="rtx4090", tensor_parallel=2)
     config = yaml.safe_load(export_ray_llm(report))["applications"][0]["args"]["llm_configs"][0]
     assert "accelerator_type" not in config

@@ -228,6 +228,22 @@ def test_unlimited_scaling_is_warned_of(tmp_path: Path, old: str, new: str, said
     assert [record.args[0] for record in heard if record.args] == (["core"] if said else [])
 
 
+def test_replicas_without_a_core_each_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan assumes a core for each replica; this machine may have fewer."""
+    (tmp_path / "served.py").write_text(CODE)
+    text = NAPS.replace("max_batch: 4", "latency: {core: {1: 15 ms}}").replace("rate: 15/s", "rate: 80/s")
+    heard: list[logging.LogRecord] = []
+    log = logging.Logger("cores")  # noqa: LOG001 - of this test alone
+    log.addFilter(lambda record: not heard.append(record))
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True, log=log)
+    for cores in (8, 1):
+        monkeypatch.setattr(serve, "available_cores", lambda count=cores: count)
+        serve.serve(validate(PipelineSpec, parse(text, "naps.yaml")), run)
+    messages = [record.getMessage() for record in heard]
+    assert [message for message in messages if "this machine has" in message] == messages[-1:]
+    assert messages[-1].startswith("replicas can keep 2 cores busy, and this machine has 1;")
+
+
 def test_full_pipeline_rejects_by_the_head() -> None:
     """While the maximum of rows is in flight, requests are rejected by their head and counted."""
     app = build_app("pipe", PIPE, LocalRuntime([]), 2, ServiceSettings(0))

@@ -160,6 +160,7 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
         window=model.window if model.window < needed.max_context else 0,
         window_layers=model.window_layers,
         layers=model.layers,
+        max_context=model.max_context or (0 if measured is None else measured.profile.max_context),
         disaggregation=_build_disaggregation(
             engine, model, options, needed.max_context, spec.search.limit, f"{key}.disaggregated"
         ),

@@ -60,7 +60,7 @@ from unfold_pipeline.problem.problem import (
 from unfold_pipeline.problem.sample import Sample, Sampler, cap_shares, draw_sample, resample_blocks
 from unfold_pipeline.problem.traffic import ignore_order, load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import Arrivals, label_arrivals
-from unfold_pipeline.schema.hardware import Placement
+from unfold_pipeline.schema.hardware import Hardware, Placement
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import (
     BatchLatency,
@@ -72,10 +72,14 @@ from unfold_pipeline.schema.stages import (
     sort_stages,
 )
 from unfoldkit.api import Report, Run, UnfoldError, user_error
+from unfoldkit.catalog.instances import gpu_names, is_same_gpu
 from unfoldkit.catalog.price_books import load_catalog
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
+
+UNLISTED_GPUS = ("gpu", "k80", "p100")
+"""Names of GPUs that no instance type of the catalog has."""
 
 
 def build_problem(spec: PipelineSpec, run: Run) -> Problem:
@@ -475,14 +479,18 @@ def _build_exported_stage(name: str, label: str, spec: PipelineSpec, config: Map
         model_code=stage.model.code if stage.model else None,
         hardware=config["hardware"],
         instance=instance,
-        gpus=_count_gpus(instance or hardware.instance or "", spec.region) / hardware.per_instance,
+        gpus=_count_gpus(config["hardware"], hardware, instance, spec.region) / hardware.per_instance,
         batch=config["batch"],
         replicas=config["replicas"],
     )
 
 
-def _count_gpus(instance: str, region: str) -> int:
-    """Return the GPUs of an instance type of the catalog; 0 if it is not known."""
+def _count_gpus(name: str, hardware: Hardware, instance: str, region: str) -> int:
+    """Return the GPUs of a catalog instance type; of priced hardware, one if it is a GPU by its spec or name."""
+    catalog = load_catalog(region)
+    if not instance:
+        known = (*UNLISTED_GPUS, *gpu_names(map(catalog.find, catalog.names())))
+        return int(hardware.gpu is not None or any(is_same_gpu(name, each) for each in known))
     with contextlib.suppress(UnfoldError):
-        return load_catalog(region).find(instance).gpus if instance else 0
+        return catalog.find(instance).gpus
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -37,6 +38,7 @@ class ReplaySetup:
         profiles: measured timings by stage.
         seed: seed of the service-time variability.
         observed: replicas and batch sizes that served from each time on; empty if those of the plan did.
+        measured_cpu: fraction of its time in which each stage kept a core busy during the run, by name.
     """
 
     pipeline: Pipeline
@@ -49,6 +51,7 @@ class ReplaySetup:
     profiles: Mapping[str, tuple[BatchTiming, ...]] = field(default_factory=dict)
     seed: int = 0
     observed: Sequence[tuple[float, ScalingState]] = ()
+    measured_cpu: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def max_replicas(self) -> int:
@@ -62,6 +65,13 @@ class ReplaySetup:
         return self.is_local and self.max_replicas > available_cores()
 
     @property
+    def core_shortage(self) -> tuple[float, int]:
+        """The most cores that replicas on this machine kept busy at a time, and its cores; (0, 0) if they suffice."""
+        states = [tuple(config.replicas for config in self.plan), *(state.replicas for _, state in self.observed)]
+        busy = max(float(np.dot(replicas, self.cpu_fractions)) for replicas in states)
+        return (busy, available_cores()) if self.is_local and busy > available_cores() else (0.0, 0)
+
+    @property
     def schedules(self) -> list[ReplicaSchedule]:
         """The replicas and batch sizes of each stage over time."""
         end_s = get_trace_duration(self.sample)
@@ -72,9 +82,9 @@ class ReplaySetup:
 
     @property
     def cpu_fractions(self) -> list[float]:
-        """Fraction of its time in which each stage keeps a core busy, as profiled."""
-        timings = [self.profiles.get(stage.name) for stage in self.pipeline.stages]
-        return [profile[0].cpu if profile else 1.0 for profile in timings]
+        """Fraction of its time in which each stage keeps a core busy, as profiled, or else as measured."""
+        timings = {stage.name: self.profiles.get(stage.name) for stage in self.pipeline.stages}
+        return [profile[0].cpu if profile else self.measured_cpu.get(name, 1.0) for name, profile in timings.items()]
 
 
 def estimate_latencies(replay: ReplaySetup) -> FloatArray:
@@ -128,6 +138,15 @@ def measure_speeds(replay: ReplaySetup, batches: Sequence[CompletedBatch], *, is
         planned = [float(option.latency_s[min(batch.rows, option.max_batch)]) for batch in served]
         speeds.append(SpeedTrace(np.array([batch.start_s for batch in served]), np.array(seconds) / np.array(planned)))
     return speeds
+
+
+def measure_cpu_fractions(batches: Sequence[CompletedBatch]) -> dict[str, float]:
+    """Return the fraction of its time, waits for a core excluded, in which each stage kept a core busy."""
+    busy_s, total_s = defaultdict[str, float](float), defaultdict[str, float](float)
+    for batch in batches:
+        busy_s[batch.stage] += batch.cpu_s
+        total_s[batch.stage] += batch.total_s - batch.waited_s
+    return {stage: min(1.0, busy_s[stage] / seconds) for stage, seconds in total_s.items() if seconds > 0}
 
 
 def find_speed_deviations(replay: ReplaySetup, speeds: Sequence[SpeedTrace]) -> list[tuple[str, float]]:

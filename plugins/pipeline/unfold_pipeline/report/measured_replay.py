@@ -66,6 +66,7 @@ def build_measured_report(
     is_fixed = replay.is_pinned and has_changed
     basis = sentences.PLANNED_REPLICAS if is_fixed else sentences.LIVE_REPLICAS
     deviations = find_speed_deviations(replay, speeds)
+    busy, cores = replay.core_shortage
     size = replay.sample.size
     is_met = comparison.attainment >= MIN_ATTAINMENT and trace.lost == 0
     return Report(
@@ -84,6 +85,7 @@ def build_measured_report(
         lines=(
             ("replicas", _describe_replicas(replay, trace)),
             *((("estimate", basis),) if has_changed else ()),
+            *((("cores", sentences.describe_core_shortage(busy, cores)),) if cores else ()),
             *((("speed", sentences.describe_speed(deviations)),) if deviations else ()),
         ),
         next="unfold plan SPEC --replay TRACE",

@@ -427,6 +427,11 @@ def describe_speed(factors: Sequence[tuple[str, float]]) -> str:
     return f"measured over planned batch time: {' · '.join(f'{stage} {factor:.2f}' for stage, factor in factors)}"
 
 
+def describe_core_shortage(busy: float, cores: int) -> str:
+    """Return that replicas shared cores, which a plan assumes they do not."""
+    return f"replicas can keep {busy:.3g} cores busy, and this machine has {cores}; the plan assumes a core for each"
+
+
 def describe_profile(fresh: int, stages: int, hardware: str, folder: str) -> str:
     """Return the headline of a profile."""
     return f"measured {fresh} of {stages} stages on this machine ({hardware} in the spec) · saved in {folder}"

@@ -281,6 +281,7 @@ class LocalRuntime:
                     total_s=read_clock() - worker.batch_start_s,
                     model_s=answer.model_s,
                     waited_s=answer.waited_s,
+                    cpu_s=answer.cpu_s,
                 )
             )
         stage.consecutive_failures = 0

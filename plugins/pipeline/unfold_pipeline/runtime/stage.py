@@ -113,6 +113,7 @@ class CompletedBatch:
         total_s: seconds until the answer.
         model_s: seconds of these in the model.
         waited_s: seconds of these in which the replica waited for a core.
+        cpu_s: seconds of these in which a core was busy.
     """
 
     stage: str
@@ -121,6 +122,7 @@ class CompletedBatch:
     total_s: float
     model_s: float
     waited_s: float = 0.0
+    cpu_s: float = 0.0
 
 
 @dataclass(slots=True)

@@ -35,7 +35,9 @@ class Hardware(Model):
         default=None, description="maximum replicas over all stages; GPUs for an engine"
     )
     gpu: str | GpuSheet | None = Field(
-        default=None, description="GPU of an engine: a known name or its data sheet; default: the name of the hardware"
+        default=None,
+        description="GPU of an engine, or of a replica with a price: a known name or its data sheet; "
+        "default: the name of the hardware",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from unfold_pipeline.estimator.replica_schedule import ScalingState
@@ -17,10 +18,10 @@ from unfold_pipeline.problem.problem import compute_wait_bound
 from unfold_pipeline.problem.quotas import build_quota_limits
 from unfold_pipeline.problem.sample import Sample
 from unfold_pipeline.replay.load_generator import MeasuredTrace, replay_trace
-from unfold_pipeline.replay.prediction import ReplaySetup
+from unfold_pipeline.replay.prediction import ReplaySetup, measure_cpu_fractions
 from unfold_pipeline.report.measured_replay import build_measured_report
 from unfold_pipeline.report.plan_file import parse_saved_plan
-from unfold_pipeline.report.sentences import describe_no_plan
+from unfold_pipeline.report.sentences import describe_core_shortage, describe_no_plan
 from unfold_pipeline.runtime.deployment import Deployment, build_deployment
 from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.runtime.stage import read_clock
@@ -53,11 +54,15 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
         raise user_error(message, key="stages.from", hint=hint)
     deployment = prepare_deployment(spec, run)
     _warn_of_unlimited_scaling(deployment, run)
+    _warn_of_few_cores(deployment, run)
     if not trace:
         return _build_service(deployment, run)
     live = build_live_sample(spec, deployment.problem, Path(trace), run)
     measured = asyncio.run(_measure_trace(deployment, live, run))
-    setup = build_replay_setup(deployment, live, run, measured.timeline)
+    setup = replace(
+        build_replay_setup(deployment, live, run, measured.timeline),
+        measured_cpu=measure_cpu_fractions(measured.batches),
+    )
     problem = deployment.problem
     return build_measured_report(problem.name, setup, measured, problem.slo_s, deployment.planned_state)
 
@@ -193,6 +198,16 @@ def _warn_of_unlimited_scaling(deployment: Deployment, run: Run) -> None:
     if unlimited and is_scaled and problem.tuner.max_replicas > cores:
         message = "hardware.%s: no quota; the scaling rule may start %d replicas of a stage, on %d cores"
         run.log.warning(message, unlimited[0], problem.tuner.max_replicas, cores)
+
+
+def _warn_of_few_cores(deployment: Deployment, run: Run) -> None:
+    """Warn that the replicas of the plan share the cores of this machine, which slows them down."""
+    profiles, cores = deployment.problem.latency_sources.profiles, available_cores()
+    timings = [profiles.get(stage.name) for stage in deployment.problem.pipeline.stages]
+    fractions = [profile[0].cpu if profile else 1.0 for profile in timings]
+    busy = sum(config.replicas * cpu for config, cpu in zip(deployment.plan, fractions, strict=True))
+    if run.engine.name == "local" and busy > cores:
+        run.log.warning("%s", describe_core_shortage(busy, cores))
 
 
 def _report_no_plan(slo_s: float, result: NoPlan) -> UnfoldError:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from unfoldkit.arrivals.readers.json_document import find_error_answer
 from unfoldkit.arrivals.readers.log import parse_line
 from unfoldkit.arrivals.readers.table import is_table_head
 from unfoldkit.arrivals.readers.timestamps import TimeNotation, is_time
@@ -75,13 +76,13 @@ def _by_content(lines: list[str], column: str | None, notation: TimeNotation) ->
 
 
 def _is_document(text: str, *, is_complete: bool) -> bool:
-    """Whether a text is, or begins, one JSON value that holds a list; objects on separate lines are a log."""
+    """Whether a text is, or begins, a JSON value with a list or an error; objects on separate lines are a log."""
     text = text.strip()
     if not text.startswith(("{", "[")):
         return False
     try:
         value, end = json.JSONDecoder().raw_decode(text)
-        return is_complete and end == len(text) and _holds_list(value)
+        return is_complete and end == len(text) and (_holds_list(value) or find_error_answer(value) != "")
     except json.JSONDecodeError as error:
         # the error of a valid beginning is at the point where it was cut
         return error.msg.startswith("Unterminated string") or _TRUNCATED_TOKEN.fullmatch(text[error.pos :]) is not None

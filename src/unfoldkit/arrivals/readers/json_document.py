@@ -26,6 +26,7 @@ _PARENT_KEYS = ("parentSpanId", "parent_span_id", "parentSpanID", "parentId")
 _TRACE_KEYS = ("traceId", "trace_id", "traceID")
 _START_KEYS = (("startTimeUnixNano", 1e9), ("start_time_unix_nano", 1e9), ("startTime", 1e6), ("timestamp", 1e6))
 """Keys of the start of a span, with their parts per second."""
+MAX_REASON = 200
 _RATES_HINT = "the range of a query such as sum(rate(http_requests_total[1m]))"
 _FORMS_HINT = "a list of times, of objects with a time, spans (OTLP, Jaeger, Zipkin), or a range of Prometheus"
 
@@ -45,9 +46,20 @@ def read_document(path: Path, columns: TableColumns) -> TraceRows:
         raise user_error(f"the document breaks off or is no JSON: {error}", file=str(path)) from error
     except (*UNREADABLE, RecursionError) as error:
         raise user_error(f"cannot read the trace: {error}", file=str(path)) from error
+    if rows is None and (reason := find_error_answer(values[0] if values else None)):
+        hint = "run the query again; a status of success comes with the range"
+        raise user_error(f"the file holds an error, not a range: {reason}", file=str(path), hint=hint)
     if rows is None:
         raise user_error("no arrival times in this document", file=str(path), hint=_FORMS_HINT)
     return rows
+
+
+def find_error_answer(value: Any) -> str:
+    """Return why a query of Prometheus, or of a server that answers like it, failed; empty if ``value`` is no error."""
+    if not isinstance(value, dict) or value.get("status") != "error":
+        return ""
+    parts = (str(value[key]) for key in ("errorType", "error", "message") if value.get(key))
+    return ": ".join(parts)[:MAX_REASON] or "without a reason"
 
 
 def _iter_objects(value: Any) -> Iterator[dict[str, Any]]:

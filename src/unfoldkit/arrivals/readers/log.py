@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from unfoldkit._types import FloatArray
 from unfoldkit.arrivals.readers.monitoring import is_other_k6_line
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
+    MAX_MOONCAKE_RATE,
     MOONCAKE_FIELDS,
     NUMBER,
     TimeNotation,
@@ -28,6 +29,31 @@ from unfoldkit.io.tables import UNREADABLE, open_text
 Warn = Callable[[str], None]
 MAX_UNREADABLE = 0.01
 """The fraction of lines without a time that is tolerated: crashes, cuts and restarts leave a few."""
+
+
+@dataclass(slots=True)
+class UnitDoubts:
+    """What leaves the unit of times in doubt.
+
+    Attributes:
+        unitless: Fields with numbers of which neither name nor notation states the unit.
+        has_fractions: Whether a time that counts as one of Mooncake's milliseconds has a fraction.
+    """
+
+    unitless: set[str] = field(default_factory=set)
+    has_fractions: bool = False
+
+    def check_mooncake(self, times: FloatArray, file: str) -> None:
+        """Reject times with fractions that would be too many requests a second as Mooncake's milliseconds.
+
+        Raises:
+            UnfoldError: They may be seconds, as in traces of Qwen.
+        """
+        if self.has_fractions and 0 < np.ptp(times) * MAX_MOONCAKE_RATE < times.size:
+            message = (
+                "the unit of the times is unclear: with fractions they may be seconds, or milliseconds as Mooncake's"
+            )
+            raise user_error(message, file=file, key="timestamp", hint="arrivals.unit: s, or ms")
 
 
 def ignore_warning(text: str) -> None:
@@ -55,30 +81,30 @@ def read_log(path: Path, match: str, column: str | None, notation: TimeNotation,
             or their clock repeats an hour.
     """
     skipped: list[int] = []
-    unitless: set[str] = set()
+    doubts = UnitDoubts()
     try:
         with open_text(path, errors="replace") as stream:
-            times = np.fromiter(_parse_lines(stream, match, column, notation, skipped, unitless), np.float64)
+            times = np.fromiter(_parse_lines(stream, match, column, notation, skipped, doubts), np.float64)
     except UNREADABLE as error:
         raise user_error(f"cannot read the log: {error}", file=str(path)) from error
     _check_skipped(skipped, times.size + len(skipped), path, notation, warn)
+    doubts.check_mooncake(times, str(path))
     times = times if notation.unit else each_epoch_to_seconds(times)
     check_clock(times, str(path))
-    times = np.sort(times)
+    times, unitless = np.sort(times), doubts.unitless
     return notation.convert_numbers(times, min(unitless), str(path)) if unitless and times.size else times
 
 
-def parse_line(text: str, column: str | None, notation: TimeNotation, unitless: set[str] | None = None) -> float | None:
+def parse_line(text: str, column: str | None, notation: TimeNotation, doubts: UnitDoubts | None = None) -> float | None:
     """Parse the time of a line, JSON or plain; ``None`` if it has none.
 
     Args:
         text: The line.
         column: The field of JSON lines; without it, the first usual name.
         notation: How times are written.
-        unitless: Receives the field if its value is a number of which neither name nor ``notation`` states the unit.
+        doubts: Receives what leaves the unit of the time in doubt.
     """
-    unitless = set() if unitless is None else unitless
-    time = parse_json_line(text, column, notation, unitless) if text[:1] == "{" else None
+    time = parse_json_line(text, column, notation, doubts or UnitDoubts()) if text[:1] == "{" else None
     return notation.parse_line(text) if time is None else time
 
 
@@ -88,29 +114,29 @@ def _parse_lines(
     column: str | None,
     notation: TimeNotation,
     skipped: list[int],
-    unitless: set[str],
+    doubts: UnitDoubts,
 ) -> Iterator[float]:
     for number, text in enumerate(lines, 1):
         if match not in text or text.startswith("#") or text.isspace() or is_other_k6_line(text):
             continue
-        time = parse_line(text, column, notation, unitless)
+        time = parse_line(text, column, notation, doubts)
         if time is None:
             skipped.append(number)
         else:
             yield time
 
 
-def parse_json_line(text: str, column: str | None, notation: TimeNotation, unitless: set[str]) -> float | None:
+def parse_json_line(text: str, column: str | None, notation: TimeNotation, doubts: UnitDoubts) -> float | None:
     """Parse the time of a line that is a JSON object; see :func:`parse_object_time`."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return parse_object_time(fields, column, notation, unitless)
+    return parse_object_time(fields, column, notation, doubts)
 
 
 def parse_object_time(
-    fields: Mapping[str, Any], column: str | None, notation: TimeNotation, unitless: set[str]
+    fields: Mapping[str, Any], column: str | None, notation: TimeNotation, doubts: UnitDoubts
 ) -> float | None:
     """Parse the time of a JSON object, from its field of times alone; ``None`` if it has none.
 
@@ -118,15 +144,16 @@ def parse_object_time(
         fields: The object.
         column: The field; without it, the first usual name.
         notation: How times are written.
-        unitless: Receives the field if its value is a number of which neither name nor ``notation`` states the unit.
+        doubts: Receives what leaves the unit of the time in doubt.
     """
     name = column or _time_field(fields)
     if name is None:
         return None
     if name == "timestamp" and notation.unit is None and fields.keys() >= MOONCAKE_FIELDS:
-        notation = replace(notation, unit="ms")
+        notation, value = replace(notation, unit="ms"), fields.get("timestamp")
+        doubts.has_fractions |= isinstance(value, float) and value % 1 != 0
     try:
-        return _parse_field(name, fields.get(name), notation, unitless)
+        return _parse_field(name, fields.get(name), notation, doubts.unitless)
     except (ValueError, OverflowError):
         return None
 

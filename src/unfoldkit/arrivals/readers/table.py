@@ -25,6 +25,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     epoch_to_seconds,
     is_ambiguous,
     is_time,
+    parse_plain_timestamps,
     split_unit,
     to_seconds,
 )
@@ -54,6 +55,8 @@ _ABBREVIATED = re.compile(r"\d+([.,]\d+)? ?[kKMG]")
 # a dot before three zeros may separate thousands: 1.000 is 1 or 1000
 _WHOLE = re.compile(r"(?!\d{1,3}\.000$)\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+")
 _MINUTE_S = 60.0
+_CHUNK_ROWS = 2**16
+"""Rows of which the dates are parsed at once."""
 _END_COLUMNS = ("end_timestamp", "duration")
 
 
@@ -319,8 +322,7 @@ def _read_times(
         return np.zeros(0)
     cells = itertools.chain([(line, text)], cells)
     if notation.format is not None or not NUMBER.fullmatch(text):
-        dates = (_parse_date(cell, path, number, notation) for number, cell in cells)
-        return np.fromiter(dates, np.float64)
+        return _parse_dates(cells, path, notation)
     times = np.fromiter((_parse_number(cell, path, number, notation) for number, cell in cells), np.float64)
     stem, column_unit_s = split_unit(name)
     unit_s = notation.unit_s or column_unit_s
@@ -339,6 +341,17 @@ def _are_milliseconds(times: FloatArray) -> bool:
     """Whether sorted numbers are whole, and few enough as milliseconds for requests of a language model."""
     is_whole = bool(np.isfinite(times).all()) and not (times % 1).any()
     return is_whole and times.size <= MAX_MOONCAKE_RATE * float(times[-1] - times[0]) * UNITS_S["ms"]
+
+
+def _parse_dates(cells: Iterator[tuple[int, str]], path: Path, notation: TimeNotation) -> FloatArray:
+    """Parse a column of dates, many at once where all are plain."""
+    parts: list[FloatArray] = []
+    while chunk := list(itertools.islice(cells, _CHUNK_ROWS)):
+        times = parse_plain_timestamps([cell for _, cell in chunk]) if notation.format is None else None
+        if times is None:
+            times = np.array([_parse_date(cell, path, number, notation) for number, cell in chunk])
+        parts.append(times)
+    return np.concatenate(parts)
 
 
 def _parse_date(text: str, path: Path, line: int, notation: TimeNotation) -> float:

@@ -9,6 +9,7 @@ with it (``time_ms``). A question costs a user a minute; a wrong guess costs a w
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -67,6 +68,10 @@ _ISO = (
     r"(?:\s*(Z|[+-]\d{2}:?\d{2}(?!\d))|([+-]\d{2})(?![\d:]))?"
 )
 _ISO_DATE = re.compile(_ISO)
+# years that fit into 64 bits as nanoseconds; possessive, so that a match of many lines keeps nothing to go back to
+_PLAIN_UTC = re.compile(
+    r"(?:(?:19|20)[0-9]{2}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9}+)?+(?:Z|\+00:00)?+\n)*+"
+)
 _ISO_BASIC = re.compile(r"\d{8}T\d{4,6}(?:Z|[+-]\d{2}(?:\d{2})?)?")
 # digits without a fraction are a time only at the beginning of a line: elsewhere they may be any number
 _KAFKA = "(?:Create|LogAppend)Time:"
@@ -306,6 +311,23 @@ def parse_timestamp(text: str) -> float | None:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     match = _ISO_DATE.search(text)
     return _from_iso(match) if match else None
+
+
+def parse_plain_timestamps(texts: Sequence[str]) -> FloatArray | None:
+    """Parse many dates and times at once, with the results of :func:`parse_timestamp`.
+
+    Returns:
+        Seconds since 1970, or ``None`` if one is not in UTC with seconds in ISO 8601.
+    """
+    lines = "".join([f"{text}\n" for text in texts])
+    if not _PLAIN_UTC.fullmatch(lines):
+        return None
+    try:
+        moments = np.array(lines.replace("Z", "").replace("+00:00", "").split("\n")[:-1], "datetime64[ns]")
+    except ValueError:
+        return None
+    seconds, nanoseconds = np.divmod(moments.astype(np.int64), 10**9)
+    return seconds + nanoseconds / 1e9
 
 
 def parse_line_time(text: str) -> float | None:

@@ -20,7 +20,15 @@ from unfoldkit.serving.grpc.messages import SERVICE, STREAM_METHOD, Messages, ha
 from unfoldkit.serving.grpc.streams import END_STREAM_KEY, FINAL_KEY, answer_stream, hold_stream
 from unfoldkit.serving.grpc.tensors import encode_response, fill_response, read_request
 from unfoldkit.serving.model import Rejection
-from unfoldkit.serving.observability.access_log import ID, PARENT, Observer, RequestNote, new_id, sanitize_id
+from unfoldkit.serving.observability.access_log import (
+    CLIENT_LEFT,
+    ID,
+    PARENT,
+    Observer,
+    RequestNote,
+    new_id,
+    sanitize_id,
+)
 from unfoldkit.serving.oip.app import describe_model
 from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.codec import InferenceRequest
@@ -52,8 +60,6 @@ STATUSES = {code: status for status, code in CODES.items() if status != 413} | {
     "UNIMPLEMENTED": 501,
 }
 """The HTTP statuses of calls in the access log, by their status code."""
-CLIENT_LEFT = 499
-"""The status in the access log of a call that its client cancelled, or that missed its deadline; nginx's."""
 
 
 class CallError(Exception):

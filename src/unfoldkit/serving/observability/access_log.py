@@ -18,6 +18,11 @@ from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send
 
 ID = b"x-request-id"
 PARENT = b"traceparent"
+CLIENT_LEFT = 499
+"""nginx's status of a request if the client closed the connection, or its side of it, before the response, and of a
+call that was cancelled or missed its deadline."""
+HUNG_UP = "unfoldkit.hung_up"
+"""Key of an ASGI scope that marks such a request."""
 REPEAT_S = 60.0
 # ids go into logs and back to clients: nothing in them may end a line or a header
 _SAFE_ID = re.compile(rb"[\w.:@/+=-]{1,128}")
@@ -126,7 +131,8 @@ def observe_requests(
             if observer is not None:
                 parent = sanitize_id(headers.get(PARENT, b""))
                 duration_s = clock() - start_s
-                observer(RequestNote(request_id, scope["method"], scope["path"], status[0], duration_s, parent))
+                seen = CLIENT_LEFT if scope.get(HUNG_UP) else status[0]
+                observer(RequestNote(request_id, scope["method"], scope["path"], seen, duration_s, parent))
 
     return wrapped
 

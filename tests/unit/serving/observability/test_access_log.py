@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import socket
+import struct
+import time
 from typing import Any
 
 import pytest
@@ -55,6 +58,22 @@ def test_each_request_is_a_line_of_json() -> None:
     assert found[2]["traceparent"] == PARENT
     assert all(line["ms"] >= 0 for line in found)
     assert "-token" not in told
+
+
+@pytest.mark.parametrize("path", [INFER, LONG])
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_a_client_that_hangs_up_is_logged(path: str, *, is_reset: bool) -> None:
+    """By both ways a request has status 499 if its client closes or resets the connection before the response."""
+    with serving("total", "log=1", "delay=0.5") as server:
+        wire = server.connect()
+        wire.sendall(request(path, rows([1, 2, 3])))
+        time.sleep(0.1)
+        if is_reset:
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wire.close()
+        assert server.end() == 0
+        lines = [json.loads(line) for line in server.told().splitlines() if "/infer" in line]
+    assert [(line["status"], line["level"]) for line in lines] == [(499, "info")]
 
 
 def test_a_failure_is_logged_as_one_line() -> None:

@@ -328,7 +328,8 @@ def worst_cost(model: ServedModel, request: Mapping[str, Any]) -> float:
         if name in request
     )
     size += TEMPLATE_TOKENS * (1 + len(request.get("messages", ())))
-    limit = request.get("max_completion_tokens") or request.get("max_tokens") or model.max_tokens
+    # an endpoint may go by either, and one that does not know both gets the other alone
+    limit = max(request.get(name) or 0 for name in ("max_completion_tokens", "max_tokens")) or model.max_tokens
     count = int(request.get("n") or 1)
     highest = max(model.prices.input, model.prices.cached, model.prices.written)
     return size * highest + limit * count * model.prices.output + model.prices.fixed

@@ -19,6 +19,8 @@ from unfold_cascade.language_models.openai_api.completion import Choice, Complet
 SAME = ("model", "stream", "temperature", "top_p", "user", "parallel_tool_calls", "service_tier", "seed")
 """Fields that have the same name and meaning in a chat request."""
 STORED = ("previous_response_id", "conversation", "prompt", "background")
+LOGPROBS = "message.output_text.logprobs"
+"""What ``include`` names to get log-probabilities."""
 TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
 
 
@@ -121,8 +123,9 @@ def _translate_output(request: Mapping[str, Any]) -> dict[str, Any]:
     chat: dict[str, Any] = {}
     if request.get("max_output_tokens") is not None:
         chat["max_completion_tokens"] = request["max_output_tokens"]
-    if request.get("top_logprobs"):
-        chat |= {"logprobs": True, "top_logprobs": request["top_logprobs"]}
+    included = request.get("include")
+    if request.get("top_logprobs") or (isinstance(included, list) and LOGPROBS in included):
+        chat |= {"logprobs": True, "top_logprobs": request.get("top_logprobs") or 0}
     reasoning, text = (_read_object(request, name) for name in ("reasoning", "text"))
     if reasoning.get("effort"):
         chat["reasoning_effort"] = reasoning["effort"]
@@ -154,6 +157,7 @@ class ResponseWriter:
         id: of the response.
         completion: what the endpoint answered so far.
         items: of the output, by choice of tool call, or ``None`` for the text; in order of their beginning.
+        logprobs: of the tokens of the text so far, in the form of both APIs.
         number: of the next event.
         buffer: of an answer that is not streamed.
     """
@@ -164,6 +168,7 @@ class ResponseWriter:
     created_at: int = field(default_factory=lambda: int(time.time()))
     completion: Completion = field(default_factory=Completion)
     items: dict[int | None, dict[str, Any]] = field(default_factory=dict)
+    logprobs: list[Any] = field(default_factory=list)
     number: int = 0
     buffer: bytearray = field(default_factory=bytearray)
 
@@ -176,6 +181,7 @@ class ResponseWriter:
             return b""
         body = json.loads(self.buffer)
         self.completion.read_body(body)
+        self.logprobs += _list_logprobs(body)
         choice = self._first_choice()
         for key in (*([None] if choice.text or not choice.tool_calls else []), *choice.tool_calls):
             self._finish_item(key)
@@ -206,11 +212,14 @@ class ResponseWriter:
         before = self._first_choice().text
         lengths = {key: len(call["arguments"]) for key, call in self._first_choice().tool_calls.items()}
         self.completion.add_chunk(chunk)
+        logprobs = _list_logprobs(chunk)
+        self.logprobs += logprobs
         choice = self._first_choice()
         if len(choice.text) > len(before):
             yield from self._open_item(None)
             place = {**self._place(None), "content_index": 0}
-            yield self._event("response.output_text.delta", **place, delta=choice.text[len(before) :], logprobs=[])
+            delta = choice.text[len(before) :]
+            yield self._event("response.output_text.delta", **place, delta=delta, logprobs=logprobs)
         for key, call in choice.tool_calls.items():
             yield from self._open_item(key)
             if delta := call["arguments"][lengths.get(key, 0) :]:
@@ -225,7 +234,8 @@ class ResponseWriter:
             if key is None:
                 (part,) = item["content"]
                 place_in_item = {**place, "content_index": 0}
-                yield self._event("response.output_text.done", **place_in_item, text=part["text"], logprobs=[])
+                done = {"text": part["text"], "logprobs": part["logprobs"]}
+                yield self._event("response.output_text.done", **place_in_item, **done)
                 yield self._event("response.content_part.done", **place_in_item, part=part)
             else:
                 arguments = {"name": item["name"], "arguments": item["arguments"]}
@@ -254,7 +264,7 @@ class ResponseWriter:
         """Write an item of the output as far as it has come."""
         choice, known = self._first_choice(), self.items.get(key)
         if key is None:
-            part = {"type": "output_text", "text": choice.text, "annotations": [], "logprobs": []}
+            part = {"type": "output_text", "text": choice.text, "annotations": [], "logprobs": self.logprobs}
             item = {"type": "message", "id": f"msg_{secrets.token_hex(16)}", "role": "assistant", "content": [part]}
         else:
             call = choice.tool_calls[key]
@@ -307,7 +317,8 @@ class ResponseWriter:
         usage = self.completion.usage
         if usage is None:
             return None
-        details = [usage.get(name) or {} for name in ("prompt_tokens_details", "completion_tokens_details")]
+        named = (usage.get(name) for name in ("prompt_tokens_details", "completion_tokens_details"))
+        details = [value if isinstance(value, dict) else {} for value in named]
         return {
             "input_tokens": usage.get("prompt_tokens", 0),
             "input_tokens_details": {"cached_tokens": details[0].get("cached_tokens") or 0},
@@ -315,3 +326,12 @@ class ResponseWriter:
             "output_tokens_details": {"reasoning_tokens": details[1].get("reasoning_tokens") or 0},
             "total_tokens": usage.get("total_tokens", 0),
         }
+
+
+def _list_logprobs(answer: Mapping[str, Any]) -> list[Any]:
+    """Return the log-probabilities of the first choice of a chat completion, or of a chunk."""
+    choices = answer.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    logprobs = first.get("logprobs") if isinstance(first, dict) and not first.get("index") else None
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    return content if isinstance(content, list) else []

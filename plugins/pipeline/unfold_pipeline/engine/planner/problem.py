@@ -182,6 +182,7 @@ class EngineProblem:
         window: tokens that some layers attend to, if requests are longer; 0 if all attend to the whole context.
         window_layers: layers that do.
         layers: layers of the model; 0 if not known.
+        max_context: tokens of prompt and answer that the model allows; 0 if not known.
         surroundings: the stages before and after the engine under a plan; ``None`` if there are none.
     """
 
@@ -203,6 +204,7 @@ class EngineProblem:
     window: int = 0
     window_layers: int = 0
     layers: int = 0
+    max_context: int = 0
     surroundings: Surroundings | None = None
     disaggregation: Disaggregation | None = None
 

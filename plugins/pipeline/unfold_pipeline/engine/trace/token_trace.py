@@ -17,10 +17,8 @@ from unfold_pipeline.engine.simulation.workload import EngineRequests, build_req
 from unfold_pipeline.engine.trace.request_objects import holds_objects, iter_objects
 from unfoldkit.api import Diagnostic, UnfoldError, csv_rows, did_you_mean, user_error
 from unfoldkit.arrivals.jitter import spread_rounded_times
-from unfoldkit.arrivals.readers.log import Warn, ignore_warning, parse_object_time
+from unfoldkit.arrivals.readers.log import UnitDoubts, Warn, ignore_warning, parse_object_time
 from unfoldkit.arrivals.readers.timestamps import (
-    MAX_MOONCAKE_RATE,
-    MOONCAKE_FIELDS,
     TimeNotation,
     each_epoch_to_seconds,
 )
@@ -399,15 +397,14 @@ def read_objects(
     tokens: list[tuple[int, int]] = []
     hashes: list[Sequence[Any]] = []
     unanswered: list[UnfoldError] = []
-    unitless, known = set[str](), dict[tuple[str, ...], tuple[str | int, str | int]]()
-    has_fractions = False
+    doubts, known = UnitDoubts(), dict[tuple[str, ...], tuple[str | int, str | int]]()
     for row in iter_objects(path):
         if match not in row.text:
             continue
         names = tuple(row.fields)
         if names not in known:
             known[names] = _find_columns(names, prompt, generated, path, row.number)
-        time_s = parse_object_time(row.fields, column, notation, unitless)
+        time_s = parse_object_time(row.fields, column, notation, doubts)
         if time_s is None or not abs(time_s) < MAX_STAMP:
             hint = "a time as in logs, such as time_s or timestamp; or arrivals.column: FIELD"
             raise row.wrong(f"the {row.unit} has no {column or 'time'}", hint=hint)
@@ -415,21 +412,15 @@ def read_objects(
         if lengths[1] == 0:
             unanswered.append(row.wrong(*_describe_unanswered(row.fields, known[names])))
             continue
-        is_mooncake = column in (None, "timestamp") and row.fields.keys() >= MOONCAKE_FIELDS
-        stamp = row.fields.get("timestamp") if is_mooncake and notation.unit is None else None
-        has_fractions = has_fractions or (isinstance(stamp, float) and stamp % 1 != 0)
         times.append(time_s)
         tokens.append(lengths)
         hashes.append(_list_hashes(row.fields.get("hash_ids")))
     _check_unanswered(unanswered, len(times) + len(unanswered), path, warn)
     if not times:
         raise user_error("the trace has no arrival", file=str(path))
-    span_s = max(times) - min(times)
-    if has_fractions and 0 < span_s * MAX_MOONCAKE_RATE < len(times):
-        message = "the unit of the times is unclear: with fractions they may be seconds, or milliseconds as Mooncake's"
-        raise user_error(message, file=str(path), key="timestamp", hint="arrivals.unit: s, or ms")
+    doubts.check_mooncake(np.array(times), str(path))
     order = np.argsort(times, kind="stable")
-    arrival_s = _convert_times(np.array(times)[order], unitless, notation, path)
+    arrival_s = _convert_times(np.array(times)[order], doubts.unitless, notation, path)
     _reject_clocks(float(np.ptp(arrival_s)), path, "times of one clock")
     counts = np.array(tokens, dtype=np.int64)[order]
     trace = _without_sharing(arrival_s - arrival_s[0], counts[:, 0], counts[:, 1], len(unanswered))

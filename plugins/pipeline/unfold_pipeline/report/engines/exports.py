@@ -22,6 +22,10 @@ LINK_NOTE = """\
 """
 ROLE_LABEL = "llm-d.ai/role"
 MODEL_NOTE = "# MODEL stands for the name of the model, which engine.model.name would state\n"
+CONTEXT_NOTE = (
+    "# the maximum model length is for the longest request of the trace, and longer ones are refused; "
+    "engine.model.config would state the model's context\n"
+)
 POOL_NOTE = (
     "# two pools need a router that sends a request to a prefill engine first, such as unfold serve or that of llm-d\n"
 )
@@ -211,9 +215,11 @@ def _list_variables(engine: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build_notes(report: Report, *, has_router: bool = False) -> str:
     """Return the comments above an export: what it leaves to its reader."""
-    lacks_name = any(not engine.get("model_name") for engine in _list_engines(report).values())
+    engines = _list_engines(report).values()
+    lacks_name = any(not engine.get("model_name") for engine in engines)
+    context = "" if all(engine.get("max_context") for engine in engines) else CONTEXT_NOTE
     pools = POOL_NOTE if _has_pools(report) and not has_router else ""
-    return pools + (MODEL_NOTE if lacks_name else "")
+    return pools + (MODEL_NOTE if lacks_name else "") + context
 
 
 def _has_pools(report: Report) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from unfold_pipeline.engine.autoscaling.rules import count_most_tokens
-from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS
+from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS, KvCache
 from unfold_pipeline.engine.planner.analysis import QUANTILES, EngineAnalysis, LoadSeries, Percentiles
 from unfold_pipeline.engine.planner.disaggregation import PoolOutcome
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
@@ -36,6 +36,8 @@ from unfoldkit.api import (
 from unfoldkit.arrivals.envelope import window_lengths
 
 MAX_REFUSALS = 8
+KV_MARGIN = 0.1
+"""Part of an estimated KV cache that the longest request must not need: vLLM refuses to start with a smaller one."""
 
 
 def build_engine_report(
@@ -197,18 +199,19 @@ def format_decision(
     problem: EngineProblem, config: EngineConfig, outcome: Outcome, around: PlannedStages | None = None
 ) -> dict[str, Any]:
     """Return a plan as plain data, with the envelopes of the tokens that it was made for."""
+    max_model_len = choose_model_length(problem, [problem.options[config.option].kv_cache])
     return {
         "cost_per_hour": round(problem.cost(config.option, config.replicas), 9),
         "ttft_p99_ms": _round_ms(outcome.ttft_s),
         "tpot_p99_ms": _round_ms(outcome.tpot_s),
         "latency_p99_ms": _round_ms(outcome.latency_s),
-        "engines": {problem.stage: format_engine(problem, config)},
+        "engines": {problem.stage: format_engine(problem, config, max_model_len)},
         **format_traffic(problem),
         **({} if around is None else {"stages_around": {row.stage: row.format_decision() for row in around.rows}}),
     }
 
 
-def format_engine(problem: EngineProblem, config: EngineConfig) -> dict[str, Any]:
+def format_engine(problem: EngineProblem, config: EngineConfig, max_model_len: int) -> dict[str, Any]:
     """Return the engines of a pool as plain data."""
     option, settings = problem.options[config.option], problem.settings
     return {
@@ -226,7 +229,8 @@ def format_engine(problem: EngineProblem, config: EngineConfig) -> dict[str, Any
         "prefix_cache": settings.prefix_cache,
         "async_scheduling": settings.async_scheduling,
         "gpu_memory_utilization": settings.utilization,
-        "max_model_len": _choose_model_length(problem, option),
+        "max_model_len": max_model_len,
+        **({"max_context": problem.max_context} if problem.max_context else {}),
         "model": problem.model,
         "model_name": problem.model_name,
     }
@@ -239,11 +243,23 @@ def format_traffic(problem: EngineProblem) -> dict[str, Any]:
     return {"envelope": envelope, "trace_sha256": problem.trace_sha256}
 
 
-def _choose_model_length(problem: EngineProblem, option: EngineOption) -> int:
-    """Return the power of two above the longest request, as far as the KV cache holds it."""
+def choose_model_length(problem: EngineProblem, caches: Sequence[KvCache]) -> int:
+    """Return the context of the model as far as every KV cache holds it, for requests longer than those of the trace.
+
+    Without a known context it is the power of two above the longest request: vLLM refuses to start beyond the model's.
+    """
     longest = int((problem.requests.input_tokens + problem.requests.output_tokens).max())
+    context = problem.max_context or 1 << (longest - 1).bit_length()
     budget = max(problem.settings.budgets)
-    return min(1 << (longest - 1).bit_length(), option.kv_cache.find_longest_request(budget))
+    return min(context, *(_find_safe_length(cache, longest, budget) for cache in caches))
+
+
+def _find_safe_length(cache: KvCache, longest: int, budget: int) -> int:
+    """Return the tokens of a request that fits even if an estimated KV cache turns out somewhat smaller."""
+    fits = cache.find_longest_request(budget)
+    if cache.is_measured:
+        return fits
+    return max(min(fits, longest), int(fits * (1 - KV_MARGIN)) // BLOCK_TOKENS * BLOCK_TOKENS)
 
 
 def parse_engine_decision(decision: Mapping[str, Any], problem: EngineProblem) -> EngineConfig:

@@ -26,6 +26,7 @@ from unfold_pipeline.report.engines.plan import (
     build_provenance,
     build_recheck_report,
     build_subtitle,
+    choose_model_length,
     format_engine,
     format_traffic,
     parse_engine,
@@ -111,14 +112,18 @@ def format_pool_decision(
     problem: EngineProblem, disaggregation: Disaggregation, outcome: PoolOutcome
 ) -> dict[str, Any]:
     """Return a plan of two pools as plain data."""
-    pools = zip(ROLES, _list_pools(outcome), strict=True)
+    pools = _list_pools(outcome)
+    # a connector keeps the whole context, and a request must fit both pools
+    caches = [problem.options[pool.option].kv_cache.keep_whole_context() for pool in pools]
+    max_model_len = choose_model_length(problem, caches)
     return {
         "cost_per_hour": round(price_pools(problem, outcome.config), 9),
         "ttft_p99_ms": round(outcome.ttft_s * 1e3, 6),
         "tpot_p99_ms": round(outcome.tpot_s * 1e3, 6),
         "latency_p99_ms": round(outcome.latency_s * 1e3, 6),
         "engines": {
-            f"{problem.stage}-{role}": {**format_engine(problem, config), "role": role} for role, config in pools
+            f"{problem.stage}-{role}": {**format_engine(problem, config, max_model_len), "role": role}
+            for role, config in zip(ROLES, pools, strict=True)
         },
         "disaggregated": {
             "stage": problem.stage,

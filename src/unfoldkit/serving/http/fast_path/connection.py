@@ -12,9 +12,9 @@ from typing import Any
 from unfoldkit.serving.http.access_control import OPEN_PATHS
 from unfoldkit.serving.http.fast_path.head import FastPath, Head, format_response, parse_head
 from unfoldkit.serving.http.fast_path.overload import OverloadRejecter
-from unfoldkit.serving.http.fast_path.uvicorn_internals import ReadAheadLimit, watch_for_hang_up
+from unfoldkit.serving.http.fast_path.uvicorn_internals import ReadAheadLimit, list_due, mark_hang_up, watch_for_hang_up
 from unfoldkit.serving.http.resource_limits import Holding, ResourceUsage, overload_reply
-from unfoldkit.serving.observability.access_log import RequestNote, new_id
+from unfoldkit.serving.observability.access_log import CLIENT_LEFT, RequestNote, new_id
 from unfoldkit.serving.responses import Reply, too_many_requests
 from unfoldkit.serving.service import Scope
 
@@ -46,6 +46,7 @@ class Connection:
         is_uvicorns: The connection belongs to uvicorn for good.
         is_busy: A response is due.
         is_ending: The connection ends with its next response.
+        has_hung_up: The client has closed the connection, or its side of it.
         is_write_paused: The client does not read its responses.
         is_read_paused: Nothing is read from the client.
         buffer: Bytes of an incomplete request.
@@ -74,6 +75,7 @@ class Connection:
     is_uvicorns: bool = False
     is_busy: bool = False
     is_ending: bool = False
+    has_hung_up: bool = False
     is_write_paused: bool = False
     is_read_paused: bool = False
     buffer: bytearray = field(default_factory=bytearray)
@@ -162,7 +164,8 @@ class Connection:
     def eof_received(self) -> bool:
         """Keep the connection open while a response is due."""
         self.inner.eof_received()
-        self.is_ending, self.is_quiet = True, False
+        mark_hang_up(self.inner)
+        self.is_ending, self.is_quiet, self.has_hung_up = True, False, True
         if self.is_lingering:
             return False
         return self.is_busy or (self.is_uvicorns and self._is_inference_due())
@@ -175,8 +178,7 @@ class Connection:
         last = self.inner.cycle
         if last is None or last.response_complete or last.more_body:
             return False
-        due = [last, self.inner.answered, *(cycle for cycle, _ in self.inner.pipeline)]
-        if not all(_is_inference(cycle.scope) for cycle in due if cycle is not None):
+        if not all(_is_inference(cycle.scope) for cycle in list_due(self.inner)):
             return False
         last.keep_alive = False
         return True
@@ -423,6 +425,7 @@ class Connection:
 
     def _notify(self, status: int) -> None:
         if self.fast_path.observer is not None and (head := self.head) is not None:
+            status = CLIENT_LEFT if self.has_hung_up or self.transport is None else status
             duration_s = self.now() - self.last_active_s
             self.fast_path.observer(RequestNote(self.request_id, "POST", head.path, status, duration_s, head.parent))
 

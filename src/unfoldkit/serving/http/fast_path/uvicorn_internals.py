@@ -13,6 +13,7 @@ from typing import Any
 
 import httptools
 
+from unfoldkit.serving.observability.access_log import HUNG_UP
 from unfoldkit.serving.responses import Header
 
 METHODS = (
@@ -100,6 +101,7 @@ def build_protocol_class() -> Any:
             super().on_response_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
+            mark_hang_up(self)
             if self.answered is not None and not self.answered.response_complete:
                 self.answered.disconnected = True
                 self.answered.message_event.set()
@@ -230,6 +232,18 @@ def watch_for_hang_up(inner: Any) -> None:
     """Read on behind a few pipelined requests: uvicorn pauses there, and a paused connection shows no hang-up."""
     if inner.pipeline and _pipelined_bytes(inner) <= MAX_WATCHED_BYTES:
         inner.flow.resume_reading()
+
+
+def list_due(inner: Any) -> list[Any]:
+    """Return the requests that uvicorn answers, has read, or is reading."""
+    cycles = [inner.cycle, inner.answered, *(cycle for cycle, _ in inner.pipeline)]
+    return [cycle for cycle in cycles if cycle is not None and not cycle.response_complete]
+
+
+def mark_hang_up(inner: Any) -> None:
+    """Mark the requests of a client that hangs up before their responses are complete, for the access log."""
+    for cycle in list_due(inner):
+        cycle.scope[HUNG_UP] = True
 
 
 def _is_chunked(cycle: Any) -> bool:
