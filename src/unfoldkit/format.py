@@ -36,8 +36,10 @@ def format_duration(seconds: float, *, style: DurationStyle = "elapsed", round_u
 
 
 def format_money(usd: float) -> str:
-    """Format US dollars with two decimals, or four for amounts below ten cents."""
-    return f"${usd:,.2f}" if usd >= 0.1 or usd == 0 else f"${usd:.4f}"
+    """Format US dollars with two decimals; amounts below ten cents with four, or as many as show two digits."""
+    if usd >= 0.1 or usd <= 0:
+        return f"${usd:,.2f}"
+    return f"${usd:.{max(4, 1 - math.floor(math.log10(usd)))}f}"
 
 
 def divide_costs(baseline: float, value: float) -> float | None:

@@ -55,8 +55,18 @@ def test_a_rounded_up_duration_is_never_shorter(seconds: float) -> None:
     assert format_duration(9.7 * 60, round_up=True) == "9.7 min"
 
 
-@pytest.mark.parametrize(("usd", "text"), [(0, "$0.00"), (0.0123, "$0.0123"), (0.1, "$0.10"), (1234.5, "$1,234.50")])
-def test_small_amounts_of_money_have_four_decimals(usd: float, text: str) -> None:
+@pytest.mark.parametrize(
+    ("usd", "text"),
+    [
+        (0, "$0.00"),
+        (0.0123, "$0.0123"),
+        (0.1, "$0.10"),
+        (1234.5, "$1,234.50"),
+        (4e-5, "$0.000040"),
+        (1.26e-7, "$0.00000013"),
+    ],
+)
+def test_small_amounts_of_money_show_two_digits(usd: float, text: str) -> None:
     assert format_money(usd) == text
 
 
