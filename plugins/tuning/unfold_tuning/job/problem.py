@@ -82,7 +82,8 @@ class TrainableConfig:
 
 def score_metric(metric: float, mode: Mode) -> float:
     """Convert a metric to a ranking score, of which more is better: one to be minimized counts by its negative."""
-    return -metric if mode == "min" else metric
+    # no negative zero
+    return 0.0 - metric if mode == "min" else metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
