@@ -153,6 +153,7 @@ def _build_job(config: ExecutionConfig, trial: Trial, group: Group, workers: int
         checkpoint_iters=config.checkpoint_iters,
         workers=workers,
         seed=config.seed,
-        folder=config.folder / name_trial_folder(trial.id),
+        # a trial may change its working directory
+        folder=(config.folder / name_trial_folder(trial.id)).resolve(),
         mode=config.trainable.mode,
     )
