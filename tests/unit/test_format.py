@@ -70,6 +70,12 @@ def test_small_amounts_of_money_show_two_digits(usd: float, text: str) -> None:
     assert format_money(usd) == text
 
 
+@given(st.floats(0, 1e6))
+def test_a_rounded_up_amount_is_never_smaller(usd: float) -> None:
+    shown_usd = float(format_money(usd, round_up=True).removeprefix("$").replace(",", ""))
+    assert usd - 1e-9 <= shown_usd <= usd + 0.0101
+
+
 def test_costs_that_are_both_zero_are_equal() -> None:
     assert divide_costs(7, 2) == 3.5
     assert divide_costs(0, 0) == 1.0

@@ -16,6 +16,7 @@ from unfold_tuning.job.build import (
     fingerprint_profile_inputs,
     limit_samples,
 )
+from unfold_tuning.report.sentences import describe_relaxed_budget, describe_smallest_budget
 from unfold_tuning.verbs.plan import plan
 from unfoldkit.api import Figure, Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
@@ -157,7 +158,10 @@ def test_a_budget_that_is_too_small_has_a_relaxation(tmp_path: Path) -> None:
     """With a deadline, a budget is a cap: the plan is infeasible, and the report names a budget that suffices."""
     report = plan_spec(tmp_path, "7 min", extra="budget: $1\n")
     assert report.verdict is Verdict.NO
-    assert "budget" in dict(report.lines)["minimal relaxation"]
+    relaxed = dict(report.lines)["minimal relaxation"].removeprefix("budget ").partition(" · ")[0]
+    assert plan_spec(tmp_path, "7 min", extra=f"budget: {relaxed}\n").verdict is Verdict.YES
+    assert describe_relaxed_budget(0.016721, None, 0.01) == "budget $0.0168"
+    assert describe_smallest_budget(1.231, 60.0).startswith("budget $1.24")
 
 
 @pytest.mark.e2e
