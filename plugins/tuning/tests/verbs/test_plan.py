@@ -68,16 +68,24 @@ def test_a_plan_has_its_metrics_and_decision(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trainable", "command"),
+    ("cloud", "trainable", "command"),
     [
-        ("", "unfold plan SPEC --out plan.yaml"),
-        ("trainable: {estimator: sgd, data: digits}", "unfold train SPEC"),
-        ("trainable: {function: 'mine:train'}", "unfold train SPEC --allow-code"),
+        ("provider: local", "", "unfold plan SPEC --out plan.yaml"),
+        ("provider: local", "{estimator: sgd, data: digits}", "unfold train SPEC"),
+        ("provider: local", "{function: 'mine:train'}", "unfold train SPEC --allow-code"),
+        (
+            "launch: {image: ami-0abc}",
+            "{function: 'mine:train'}",
+            "unfold train SPEC --allow-code --engine ray --ray-address HOST:6379",
+        ),
+        ("provider: aws", "{estimator: sgd, data: digits}", "unfold plan SPEC --out plan.yaml"),
+        ("provider: gcp", "{estimator: sgd, data: digits}", "unfold plan SPEC --out plan.yaml"),
     ],
 )
-def test_the_next_command_carries_the_plan_out(tmp_path: Path, trainable: str, command: str) -> None:
-    """A function of the user's own runs only where code is allowed."""
-    spec = SPEC.replace("DEADLINE", "10 min").replace("MARKET", "on-demand") + trainable
+def test_the_next_command_carries_the_plan_out(tmp_path: Path, cloud: str, trainable: str, command: str) -> None:
+    """Code runs only where it is allowed, instances of AWS need a Ray head, and others are not started."""
+    spec = SPEC.replace("DEADLINE", "10 min").replace("MARKET", "on-demand").replace("cloud: {", f"cloud: {{{cloud}, ")
+    spec += f"trainable: {trainable}" if trainable else ""
     run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1), allow_code=True)
     assert plan(load_spec(spec), run).next == command
 

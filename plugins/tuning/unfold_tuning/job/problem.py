@@ -184,6 +184,7 @@ class Problem:
         record: Summary of the record that iteration times come from, or empty.
         paces: Measured trials, if the profile has any; else its stated error counts.
         fingerprint: Identifies the job: runs with equal fingerprints may continue each other.
+        starts_on: Where ``train`` starts instances: here, next to a Ray head, or nowhere, so that the user does.
     """
 
     name: str
@@ -201,3 +202,4 @@ class Problem:
     record: str
     fingerprint: str
     paces: MeasuredPaces | None = None
+    starts_on: Literal["here", "ray", "elsewhere"] = "here"
