@@ -332,6 +332,24 @@ def test_a_response_of_something_else_is_asked_for_again(ec2: Any, tmp_path: Pat
         assert not list_instances(ec2, "running", "pending")
 
 
+def test_an_instance_that_aws_has_forgotten_has_ended(
+    ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour after its end an instance is unknown: it is billed no longer, and no other stays because of it."""
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(ec2, ledger)
+        provider.poll_s = 0.001
+        names = provider.rent(1, do_nothing)
+        forgotten = "i-0123456789abcdef0"
+        ledger.record_node_start(forgotten, 3.6, time.time())
+        provider.release(forgotten)
+        assert [life.id for life in ledger.list_lifetimes() if life.until is None] == names
+        monkeypatch.setattr(AwsProvider, "_list_alive", lambda *_: iter([forgotten, *names]))
+        provider.close()
+        assert not list_instances(ec2, "running", "pending")
+        assert all(life.until is not None for life in ledger.list_lifetimes())
+
+
 @pytest.mark.parametrize("code", ["AuthFailure", "RequestExpired", "ExpiredToken", "none"])
 def test_missing_access_ends_at_once(
     ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: str

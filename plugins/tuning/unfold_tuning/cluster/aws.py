@@ -36,6 +36,8 @@ MAX_TAG_LENGTH = 256
 POLL_S = 1.0
 MAX_ATTEMPTS = 5
 MAX_TERMINATIONS = 8
+MAX_UNKNOWN = 5
+"""An instance is unknown for some seconds after its launch, and again an hour after its end."""
 START_TIMEOUT_S = 300.0
 
 
@@ -277,7 +279,7 @@ class AwsProvider:
         names = [*names, *(name for name in self._find_ordered(token) if name not in names)]
         surplus = names[count:]
         if surplus:
-            self.log.warning("AWS started %d instances too many; they are terminated", len(surplus))
+            self.log.warning("AWS started more than ordered: %s terminated", " ".join(surplus))
             self._terminate(surplus)
         return names[:count]
 
@@ -314,6 +316,14 @@ class AwsProvider:
             try:
                 terminated = self.ec2.terminate_instances(InstanceIds=list(names))["TerminatingInstances"]
             except list_request_errors() as error:
+                if _is_unknown_instance(error) and len(names) > 1:
+                    # one that is unknown keeps all of a request from being terminated
+                    for name in names:
+                        self._terminate([name])
+                    return
+                if _is_unknown_instance(error) and attempt + 1 >= MAX_UNKNOWN:
+                    self.ledger.record_node_end(names[0], self.wall())
+                    return
                 self.log.warning("terminating %s: %s", " ".join(names), error)
                 self.sleep(self.poll_s * 2**attempt)
                 continue
@@ -440,6 +450,12 @@ def is_access_error(error: Exception) -> bool:
     if isinstance(error, exceptions.ClientError):
         return error.response["Error"]["Code"] in ACCESS_CODES
     return isinstance(error, missing)
+
+
+def _is_unknown_instance(error: Exception) -> bool:
+    from botocore.exceptions import ClientError
+
+    return isinstance(error, ClientError) and error.response["Error"]["Code"] == "InvalidInstanceID.NotFound"
 
 
 def _build_spot_options() -> dict[str, Any]:
