@@ -32,6 +32,7 @@ from unfold_tuning.planner.pace_posterior import (
     PacePosterior,
     build_pace_prior,
     measure_profile,
+    widen_prior,
 )
 from unfold_tuning.planner.planner import Candidate, evaluate_machine
 from unfold_tuning.planner.replan import Replan, replan_remaining
@@ -180,10 +181,9 @@ def plan_job(
     seed: int,
 ) -> Planned:
     """Profile the first configurations of a run and evaluate every plan."""
-    prior = build_pace_prior(STAGES, earlier, seed)
-    level, drift = measure_profile(
-        record, truth.trials[0][:PROFILED_TRIALS], record.select_features(truth.trials[0]), prior.slopes
-    )
+    profiled = truth.trials[0][:PROFILED_TRIALS]
+    prior = widen_prior(build_pace_prior(STAGES, earlier, seed), record, profiled)
+    level, drift = measure_profile(record, profiled, record.select_features(truth.trials[0]), prior.slopes)
     profile = Profile(LogNormal(math.exp(level)), speedup, provision=WAIT, startup=STARTUP, sync=SYNC, error_cv=0.1)
     posterior = PacePosterior(prior=prior, level=level, observed={0: drift})
     paces = posterior.predict(0, level, has_known_trials=False)

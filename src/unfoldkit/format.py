@@ -35,9 +35,15 @@ def format_duration(seconds: float, *, style: DurationStyle = "elapsed", round_u
     return f"{_round(seconds / 86_400, 1, up=round_up):.1f} d"
 
 
-def format_money(usd: float) -> str:
-    """Format US dollars with two decimals, or four for amounts below ten cents."""
-    return f"${usd:,.2f}" if usd >= 0.1 or usd == 0 else f"${usd:.4f}"
+def format_money(usd: float, *, round_up: bool = False) -> str:
+    """Format US dollars with two decimals; amounts below ten cents with four, or as many as show two digits.
+
+    Args:
+        usd: The amount.
+        round_up: Never show less than ``usd``, as a budget requires.
+    """
+    digits = 2 if usd >= 0.1 or usd <= 0 else min(12, max(4, 1 - math.floor(math.log10(usd))))
+    return f"${_round(usd, digits, up=round_up):,.{digits}f}"
 
 
 def divide_costs(baseline: float, value: float) -> float | None:

@@ -55,9 +55,25 @@ def test_a_rounded_up_duration_is_never_shorter(seconds: float) -> None:
     assert format_duration(9.7 * 60, round_up=True) == "9.7 min"
 
 
-@pytest.mark.parametrize(("usd", "text"), [(0, "$0.00"), (0.0123, "$0.0123"), (0.1, "$0.10"), (1234.5, "$1,234.50")])
-def test_small_amounts_of_money_have_four_decimals(usd: float, text: str) -> None:
+@pytest.mark.parametrize(
+    ("usd", "text"),
+    [
+        (0, "$0.00"),
+        (0.0123, "$0.0123"),
+        (0.1, "$0.10"),
+        (1234.5, "$1,234.50"),
+        (4e-5, "$0.000040"),
+        (1.26e-7, "$0.00000013"),
+    ],
+)
+def test_small_amounts_of_money_show_two_digits(usd: float, text: str) -> None:
     assert format_money(usd) == text
+
+
+@given(st.floats(0, 1e6))
+def test_a_rounded_up_amount_is_never_smaller(usd: float) -> None:
+    shown_usd = float(format_money(usd, round_up=True).removeprefix("$").replace(",", ""))
+    assert usd - 1e-9 <= shown_usd <= usd + 0.0101
 
 
 def test_costs_that_are_both_zero_are_equal() -> None:

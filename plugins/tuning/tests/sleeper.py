@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,34 @@ def talking(
     """Print, as training scripts do."""
     print("epoch 1")  # noqa: T201
     return train(config, state, iters, accelerators, seed)
+
+
+def changing(
+    config: dict[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Empty the configuration and change the working directory, as training scripts do."""
+    ceiling = config.pop("ceiling")
+    os.chdir("/")
+    return train({"ceiling": ceiling}, state, iters, accelerators, seed)
+
+
+def forking(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Start a process that outlives the call, and end abruptly after the first checkpoint, once."""
+    child = get_context("fork").Process(target=time.sleep, args=(600.0,), daemon=True)
+    child.start()
+    with open(os.environ["SLEEPER_LOG"] + ".children", "a") as log:  # noqa: PTH123
+        log.write(f"{child.pid}\n")
+    return suicidal(config, state, iters, accelerators, seed)
+
+
+def solving(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Return a loss that is zero from the second iteration on."""
+    _, state = train(config, state, iters, accelerators, seed)
+    return float(json.loads(state)["done"] < 2), state
 
 
 def silent(config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 _HOURS = {
     **dict.fromkeys(("hour", "hours", "hourly", "hr", "hrs", "h"), 1.0),
     **dict.fromkeys(("day", "daily"), 24.0),
+    **dict.fromkeys(("week", "weekly"), 168.0),
     **dict.fromkeys(("month", "monthly", "mo"), 730.0),
     **dict.fromkeys(("year", "yearly", "annual", "annually"), 8760.0),
     **dict.fromkeys(("minute", "min"), 1 / 60),
@@ -31,6 +32,8 @@ _EXCLUDED = (
     "band",
     "zone",
 )
+_PARTS = ("gpu", "gpus", "accelerator", "vcpu", "vcpus", "cpu", "core", "gb", "gib", "tb", "tib", "token", "tokens")
+"""A price of one of these is none of an instance."""
 _WORDS = re.compile(r"[^a-z0-9_$¢€£¥₹]+|_")
 _CELL = re.compile(
     r"(?P<front>[A-Za-z]{2,3}|US\$|[$€£¥₹])?\s*(?P<number>[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|\d*\.?\d+(?:[eE]-?\d+)?)"
@@ -54,7 +57,8 @@ def parse_unit(name: str) -> PriceUnit | None:
     plain = name.lower().replace("on-demand", "ondemand").replace("on demand", "ondemand")
     words = [word for word in _WORDS.split(plain) if word]
     foreign = next((word.upper() for word in words if word in _CURRENCIES), "")
-    if not (foreign or any(word in _PRICES or word in _DOLLAR for word in words)) or any(w in _EXCLUDED for w in words):
+    is_price = foreign or any(word in _PRICES or word in _DOLLAR for word in words)
+    if not is_price or any(word in _EXCLUDED or word in _PARTS for word in words):
         return None
     hours = next((_HOURS[word] for word in words if word in _HOURS), 1.0)
     return PriceUnit(hours, "spot" in words, foreign, any(word in _CENT for word in words))

@@ -26,7 +26,10 @@ _VCPUS, _GPUS = ("vcpus", "vcpu", "cpus"), ("gpus", "gpu_count", "gpucount", "ac
 _MEMORY, _GPU = ("memory_gib", "memorygib", "memory", "ram"), ("gpu_name", "gpu_model", "acceleratorname", "gpu")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _SEPARATORS = re.compile(r"[\s_().-]+")
-_FORMS = "a CSV with columns instance and price, a vms.csv of SkyPilot, or JSON of AWS, Azure or ec2instances.info"
+_FORMS = (
+    "a CSV with columns instance and price (of the instance, not of a GPU),"
+    " a vms.csv of SkyPilot, or JSON of AWS, Azure or ec2instances.info"
+)
 
 
 def read_prices(path: Path, region: str) -> PriceBook:

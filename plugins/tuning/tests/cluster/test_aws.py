@@ -14,10 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError, ReadTimeoutError
+from botocore.exceptions import ClientError, NoCredentialsError, ReadTimeoutError
+from botocore.parsers import ResponseParserError
 from tuning_runs import SPEC, load_spec
 
 from unfold_tuning.cluster import orphans
@@ -29,6 +31,7 @@ from unfold_tuning.cluster.aws import (
     AwsProvider,
     LaunchRequest,
     build_user_data,
+    make_ec2_client,
     parse_termination_time,
 )
 from unfold_tuning.cluster.local import LocalCluster
@@ -43,7 +46,7 @@ from unfold_tuning.job.search_space import Uniform
 from unfold_tuning.trial.ledger import Ledger, open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
 from unfold_tuning.verbs import profile as profile_verb
-from unfoldkit.api import Run, RunDir, UnfoldError
+from unfoldkit.api import ExitCode, Run, RunDir, UnfoldError
 from unfoldkit.catalog.billing import Billing
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:botocore")
@@ -317,6 +320,62 @@ def test_a_refused_offer_is_followed_by_the_next(ec2: Any, tmp_path: Path) -> No
         provider.close()
 
 
+def test_a_response_of_something_else_is_asked_for_again(ec2: Any, tmp_path: Path) -> None:
+    """A response that is not of EC2, such as the page of a proxy, is a lost one: nothing ends and nothing is left."""
+    client = UnreliableClient(ec2, lost=0)
+    client.garbled = ["", "page", "page"]
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(client, ledger)
+        assert len(provider.rent(1, do_nothing)) == 1
+        assert len(list_instances(ec2, "running", "pending")) == 1
+        provider.close()
+        assert not list_instances(ec2, "running", "pending")
+
+
+def test_an_instance_that_aws_has_forgotten_has_ended(
+    ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour after its end an instance is unknown: it is billed no longer, and no other stays because of it."""
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(ec2, ledger)
+        provider.poll_s = 0.001
+        names = provider.rent(1, do_nothing)
+        forgotten = "i-0123456789abcdef0"
+        ledger.record_node_start(forgotten, 3.6, time.time())
+        provider.release(forgotten)
+        assert [life.id for life in ledger.list_lifetimes() if life.until is None] == names
+        monkeypatch.setattr(AwsProvider, "_list_alive", lambda *_: iter([forgotten, *names]))
+        provider.close()
+        assert not list_instances(ec2, "running", "pending")
+        assert all(life.until is not None for life in ledger.list_lifetimes())
+
+
+@pytest.mark.parametrize("code", ["AuthFailure", "RequestExpired", "ExpiredToken", "none"])
+def test_missing_access_ends_at_once(
+    ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
+    """Without credentials, or with expired ones, a run ends with exit code 2 before it waits for anything."""
+    refusal = ClientError({"Error": {"Code": code, "Message": "no"}}, "DescribeInstances")
+    error = NoCredentialsError() if code == "none" else refusal
+    monkeypatch.setattr(ec2, "get_paginator", Mock(side_effect=error))
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(ec2, ledger)
+        with pytest.raises(UnfoldError, match=r"cloud\.provider: AWS grants no access: ") as caught:
+            provider.recover()
+    assert caught.value.code is ExitCode.USAGE
+    assert not caplog.records
+
+
+def test_an_unknown_profile_of_aws_is_an_error_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile that does not exist ends the run with exit code 2; ``doctor`` reports it and goes on."""
+    monkeypatch.setenv("AWS_PROFILE", "nowhere")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    with pytest.raises(UnfoldError, match="nowhere") as caught:
+        make_ec2_client("us-east-1")
+    assert caught.value.code is ExitCode.USAGE
+    assert "nowhere" in orphans.check_orphans().message
+
+
 def test_throttling_repeats_the_same_request(ec2: Any, tmp_path: Path) -> None:
     """A throttled request is sent again with the same token and the same parameters."""
     client = raise_refusals(ec2, "RequestLimitExceeded", "Unavailable")
@@ -396,10 +455,13 @@ class UnreliableClient:
         self.refusals: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self.max_grant = 1000
+        self.garbled: list[str] = []
 
     def run_instances(self, **parameters: Any) -> Any:
         """Rent, and perhaps refuse or lose the response."""
         self.requests.append(dict(parameters))
+        if self.garbled and not self.garbled.pop(0):
+            return {"ResponseMetadata": {}}
         if self.refusals:
             code = self.refusals.pop(0)
             raise ClientError({"Error": {"Code": code, "Message": "refused"}}, "RunInstances")
@@ -413,6 +475,12 @@ class UnreliableClient:
             self.lost -= 1
             raise ReadTimeoutError(endpoint_url="moto")
         return response
+
+    def get_paginator(self, name: str) -> Any:
+        """Return the paginator, or fail as at a response that is no XML."""
+        if self.garbled and self.garbled.pop(0) == "page":
+            raise ResponseParserError("invalid XML received")
+        return self.ec2.get_paginator(name)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.ec2, name)

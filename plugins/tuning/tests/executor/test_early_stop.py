@@ -72,3 +72,11 @@ def test_a_target_ends_the_search(tmp_path: Path, sleeper_log: Path, mode: str) 
     again = train_spec(tmp_path, text)
     assert sleeper_log.read_text() == lines
     assert again.metrics["wall_s"].value == report.metrics["wall_s"].value
+
+
+def test_a_loss_of_zero_reaches_a_target(tmp_path: Path, sleeper_log: Path) -> None:
+    """A metric of exactly zero is a metric like any other, and no report shows it as negative."""
+    text = LOSS.replace("sleeper:losing", "sleeper:solving").replace("space:", "early_stop: {target: 0.01}, space:")
+    report = train_spec(tmp_path, text)
+    assert len(sleeper_log.read_text().splitlines()) < 12
+    assert "reaches loss 0.0" in report.headline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -51,3 +52,12 @@ def test_a_deadline_is_missed_only_if_the_known_trials_would_miss_it(
         monitor.check(0, PLAN, [job], 1000.0)
         assert (ledger.read_fact("hopeless") is not None) == is_missed
     assert bool(replanner.notes) == is_missed
+    # the last trial still takes 100 s at the profile's pace, and ten later iterations 10 s at that of the known ones
+    assert not is_missed or 50.0 < _read_seconds(replanner.notes[0]) < 500.0
+
+
+def _read_seconds(note: str) -> float:
+    """Read when the run ends that finishes late."""
+    match = re.search(r"finish late: ([0-9.]+) (s|min) from now", note)
+    assert match is not None, note
+    return float(match[1]) * (60.0 if match[2] == "min" else 1.0)

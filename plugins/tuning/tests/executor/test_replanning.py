@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import tuning_jobs as jobs
 from tuning_runs import SPEC, read_fact, read_nodes, train_spec
 
+from unfold_tuning.cluster.interface import ClusterEvent
+from unfold_tuning.cluster.local import LocalCluster
 from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.allocation import Allocation
@@ -68,9 +73,30 @@ def test_losses_with_progress_between_are_not_added_up(tmp_path: Path) -> None:
     assert report.verdict is Verdict.YES
 
 
+def _pace_by_iterations(monkeypatch: pytest.MonkeyPatch, log: Path, iteration_s: float) -> None:
+    """Let the clock of a run follow its iterations: a start takes as planned, and the load of the machine counts not.
+
+    Four iterations take the time of one, as on four instances.
+    """
+    began, poll_events = time.time(), LocalCluster.poll_events
+
+    def read_clock() -> float:
+        lines = len(log.read_text().splitlines()) if log.exists() else 0
+        return began + (2.0 if lines else 0.0) + lines * iteration_s / 4
+
+    def poll_paced(cluster: LocalCluster, timeout_s: float) -> Iterator[ClusterEvent]:
+        for event in poll_events(cluster, timeout_s):
+            message = event.message
+            yield event if message is None else replace(event, message=replace(message, seconds=iteration_s))
+
+    monkeypatch.setattr(LocalCluster, "poll_events", poll_paced)
+    monkeypatch.setattr("unfold_tuning.verbs.train.ExecutionConfig", partial(ExecutionConfig, wall=read_clock))
+
+
 @pytest.mark.e2e
-def test_the_job_is_replanned_as_soon_as_a_node_is_lost(tmp_path: Path) -> None:
+def test_the_job_is_replanned_as_soon_as_a_node_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slower than the profile and a node short, the stage would be late: it continues with more instances."""
+    _pace_by_iterations(monkeypatch, tmp_path / "log", 0.05)
     search = "{algorithm: custom, stages: [{trials: 4, iters: 50}, {trials: 1, iters: 4}]}"
     text = SPEC.replace("sleeper:train", "sleeper:suicidal").replace("limit: 3", "limit: 4")
     text = text.replace("iteration: {mean: 50 ms}", "iteration: {mean: 35 ms}")

@@ -28,6 +28,7 @@ def test_bare_values_are_constants_and_bare_lists_choices() -> None:
     )
     assert all(config["epochs"] == 3 and config["name"] == "relu" and config["nesterov"] is True for config in configs)
     assert {config["width"] for config in configs} == {16, 32}
+    assert {type(config[name]) for config in configs for name in ("epochs", "width")} == {int}
     assert Counter(str(config["layers"]) for config in configs).keys() == {"[64]", "[64, 32]"}
     assert all(config["k"] == [1, 2] for config in configs)
 

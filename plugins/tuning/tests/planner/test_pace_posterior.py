@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -183,6 +184,24 @@ def recorded_run(trials: int, first_s: float = 60.0, later_s: float = 2.0, sprea
             for trial, factor in enumerate(factors)
         },
     )
+
+
+def test_a_profile_of_unlike_trials_widens_a_learnt_prior() -> None:
+    """Trials that spread four times as much as those of every earlier job widen the margin, others change nothing."""
+    history = list_history(0.0)
+    usual = synthetic_record(1, 0.0, trials=8)
+    wide = replace(usual, seconds=np.exp(4 * np.log(usual.seconds)))
+    narrow = replace(usual, seconds=np.exp(0.1 * np.log(usual.seconds)))
+    posteriors = [build_pace_posterior(LADDER, record, np.zeros((8, 0)), history, 0) for record in (narrow, wide)]
+    spreads = [float(np.exp(posterior.prior.spread_mean[0])) for posterior in posteriors]
+    assert spreads[0] == pytest.approx(0.3, rel=0.1)
+    assert 0.45 < spreads[1] < 0.9
+    # the mean of eight such trials is off by their spread over the root of eight
+    stds = [math.sqrt(posterior.prior.covariance[1, 1]) for posterior in posteriors]
+    assert stds[1] == pytest.approx(math.hypot(stds[0], math.sqrt(spreads[1] ** 2 - spreads[0] ** 2) / math.sqrt(8)))
+    # survivors are further off, by the selection of their stage
+    assert posteriors[1].prior.covariance[3, 3] - posteriors[0].prior.covariance[3, 3] > (stds[1] - stds[0]) ** 2
+    assert posteriors[0].prior.covariance == pytest.approx(build_pace_prior(LADDER, history, 0).covariance)
 
 
 def test_a_recorded_run_predicts_each_stage_by_its_own_iterations() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tuning_runs import SPEC, train_spec
 
 from unfold_tuning.trial.worker import check_result
-from unfoldkit.api import ExitCode, UnfoldError
+from unfoldkit.api import ExitCode, UnfoldError, Verdict
 
 pytestmark = pytest.mark.usefixtures("sleeper_log")
 
@@ -36,6 +36,26 @@ def test_functions_without_a_result_end_the_run_with_their_error(tmp_path: Path,
     """A function that returns nothing, or exits, is an error of the spec, not a lost node."""
     with pytest.raises(UnfoldError, match=message):
         train_spec(tmp_path, SPEC.replace("sleeper:train", f"sleeper:{function}"))
+
+
+def test_a_function_may_change_its_configuration_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that empties its configuration and leaves its folder fails nowhere and repeats no iteration."""
+    monkeypatch.chdir(tmp_path)
+    report = train_spec(Path(), SPEC.replace("sleeper:train", "sleeper:changing"))
+    assert "failed trials" not in dict(report.lines)
+    iterations = (tmp_path / "log").read_text().splitlines()
+    assert len(iterations) == len(set(iterations)) == 6 * 2 + 2 * 4 + 1 * 6
+
+
+@pytest.mark.e2e
+def test_processes_of_trials_end_with_them(tmp_path: Path) -> None:
+    """A function may start processes; they neither hide the end of their worker nor outlive the run."""
+    report = train_spec(tmp_path, SPEC.replace("sleeper:train", "sleeper:forking"))
+    assert report.verdict is Verdict.YES
+    assert report.metrics["lost_nodes"].value == 1
+    children = [Path("/proc") / pid for pid in (tmp_path / "log.children").read_text().split()]
+    assert children
+    assert not any(child.exists() and "Z" not in (child / "stat").read_text().split()[2] for child in children)
 
 
 def test_a_missing_function_is_an_error_of_the_spec(tmp_path: Path) -> None:

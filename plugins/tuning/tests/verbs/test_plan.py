@@ -16,6 +16,7 @@ from unfold_tuning.job.build import (
     fingerprint_profile_inputs,
     limit_samples,
 )
+from unfold_tuning.report.sentences import describe_relaxed_budget, describe_smallest_budget
 from unfold_tuning.verbs.plan import plan
 from unfoldkit.api import Figure, Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
@@ -67,16 +68,24 @@ def test_a_plan_has_its_metrics_and_decision(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trainable", "command"),
+    ("cloud", "trainable", "command"),
     [
-        ("", "unfold plan SPEC --out plan.yaml"),
-        ("trainable: {estimator: sgd, data: digits}", "unfold train SPEC"),
-        ("trainable: {function: 'mine:train'}", "unfold train SPEC --allow-code"),
+        ("provider: local", "", "unfold plan SPEC --out plan.yaml"),
+        ("provider: local", "{estimator: sgd, data: digits}", "unfold train SPEC"),
+        ("provider: local", "{function: 'mine:train'}", "unfold train SPEC --allow-code"),
+        (
+            "launch: {image: ami-0abc}",
+            "{function: 'mine:train'}",
+            "unfold train SPEC --allow-code --engine ray --ray-address HOST:6379",
+        ),
+        ("provider: aws", "{estimator: sgd, data: digits}", "unfold plan SPEC --out plan.yaml"),
+        ("provider: gcp", "{estimator: sgd, data: digits}", "unfold plan SPEC --out plan.yaml"),
     ],
 )
-def test_the_next_command_carries_the_plan_out(tmp_path: Path, trainable: str, command: str) -> None:
-    """A function of the user's own runs only where code is allowed."""
-    spec = SPEC.replace("DEADLINE", "10 min").replace("MARKET", "on-demand") + trainable
+def test_the_next_command_carries_the_plan_out(tmp_path: Path, cloud: str, trainable: str, command: str) -> None:
+    """Code runs only where it is allowed, instances of AWS need a Ray head, and others are not started."""
+    spec = SPEC.replace("DEADLINE", "10 min").replace("MARKET", "on-demand").replace("cloud: {", f"cloud: {{{cloud}, ")
+    spec += f"trainable: {trainable}" if trainable else ""
     run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1), allow_code=True)
     assert plan(load_spec(spec), run).next == command
 
@@ -157,7 +166,10 @@ def test_a_budget_that_is_too_small_has_a_relaxation(tmp_path: Path) -> None:
     """With a deadline, a budget is a cap: the plan is infeasible, and the report names a budget that suffices."""
     report = plan_spec(tmp_path, "7 min", extra="budget: $1\n")
     assert report.verdict is Verdict.NO
-    assert "budget" in dict(report.lines)["minimal relaxation"]
+    relaxed = dict(report.lines)["minimal relaxation"].removeprefix("budget ").partition(" · ")[0]
+    assert plan_spec(tmp_path, "7 min", extra=f"budget: {relaxed}\n").verdict is Verdict.YES
+    assert describe_relaxed_budget(0.016721, None, 0.01) == "budget $0.0168"
+    assert describe_smallest_budget(1.231, 60.0).startswith("budget $1.24")
 
 
 @pytest.mark.e2e

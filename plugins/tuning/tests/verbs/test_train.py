@@ -20,7 +20,7 @@ from unfold_tuning.schema.tuning import TuningSpec
 from unfold_tuning.trial.ledger import open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
 from unfold_tuning.verbs.train import train
-from unfoldkit.api import Run, RunDir, UnfoldError
+from unfoldkit.api import Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 
 pytestmark = pytest.mark.usefixtures("sleeper_log")
@@ -62,6 +62,16 @@ def test_a_function_names_its_metric(tmp_path: Path) -> None:
     assert train_spec(tmp_path, text).metrics["best_my_score"].value is not None
     with pytest.raises(UnfoldError, match=r"no metric 'my-score'"):
         load_spec(text.replace('function: "sleeper:train"', "estimator: sgd, data: wine"))
+
+
+def test_a_run_that_its_budget_does_not_pay_for_does_not_begin(tmp_path: Path, sleeper_log: Path) -> None:
+    """Where ``plan`` says that no plan meets the deadline within the budget, ``train`` says so and spends nothing."""
+    report = train_spec(tmp_path, SPEC + "budget: $0.0001\n")
+    assert report.verdict is Verdict.NO
+    assert report.verb == "train"
+    assert dict(report.lines)["minimal relaxation"].startswith("budget $")
+    assert not sleeper_log.exists()
+    assert not (tmp_path / "run/ledger.sqlite").exists()
 
 
 def _train_with_plan(folder: Path, spec: TuningSpec, stages: list[dict[str, object]]) -> None:

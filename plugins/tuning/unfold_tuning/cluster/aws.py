@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_tuning.cluster.offers import Offer, OfferBook, classify_refusal
+from unfold_tuning.cluster.offers import ACCESS_CODES, QUOTA_CODES, Offer, OfferBook, classify_refusal
 from unfold_tuning.job.problem import LaunchConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.trial.ledger import Ledger
@@ -36,6 +36,8 @@ MAX_TAG_LENGTH = 256
 POLL_S = 1.0
 MAX_ATTEMPTS = 5
 MAX_TERMINATIONS = 8
+MAX_UNKNOWN = 5
+"""An instance is unknown for some seconds after its launch, and again an hour after its end."""
 START_TIMEOUT_S = 300.0
 
 
@@ -132,7 +134,10 @@ class AwsProvider:
         """Require that some offer may still be granted before the run expires."""
         if not self.book.has_any():
             reasons = "; ".join(self.book.list_end_reasons())
+            is_quota = any(reason.rpartition(": ")[2] in QUOTA_CODES for reason in self.book.list_end_reasons())
             hint = "name other types, zones or markets, or raise a quota: unfold catalog, aws service-quotas"
+            if not is_quota:
+                hint = "check cloud.launch, cloud.zones and what the credentials permit; the log has what AWS wrote"
             raise user_error(f"AWS refused every offer: {reasons}", key="cloud.instances", hint=hint)
         if self.wall() > self.request.expires_at:
             hint = "the same command continues the run"
@@ -192,12 +197,15 @@ class AwsProvider:
 
     def _describe_run(self) -> list[Any]:
         """Describe every instance of the run, with some patience."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         for attempt in range(MAX_TERMINATIONS):
             try:
                 return list(describe_instances(self.ec2, [{"Name": f"tag:{RUN_TAG}", "Values": [self.run_id]}]))
-            except (BotoCoreError, ClientError) as error:
+            except list_request_errors() as error:
+                if is_access_error(error):
+                    hint = (
+                        "aws sts get-caller-identity shows the credentials in use; the same command continues the run"
+                    )
+                    raise user_error(f"AWS grants no access: {error}", key="cloud.provider", hint=hint) from error
                 self.log.warning("the instances of the run cannot be listed: %s", error)
                 self.sleep(self.poll_s * 2**attempt)
         hint = "wait until AWS responds, then run the same command again"
@@ -209,12 +217,10 @@ class AwsProvider:
         Raises:
             UnfoldError: An instance may still run; the message names it.
         """
-        from botocore.exceptions import BotoCoreError, ClientError
-
         for attempt in range(MAX_TERMINATIONS):
             try:
                 names = list(self._list_alive(RUN_TAG, self.run_id))
-            except (BotoCoreError, ClientError) as error:
+            except list_request_errors() as error:
                 self.log.warning("the instances of the run cannot be listed: %s", error)
                 self.sleep(self.poll_s * 2**attempt)
                 continue
@@ -231,7 +237,7 @@ class AwsProvider:
         Returns:
             The instances, and the code of a refusal.
         """
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import ClientError
 
         parameters = self._build_parameters(offer, token, count, min_count)
         names: list[str] = []
@@ -245,7 +251,7 @@ class AwsProvider:
                 self.log.warning("AWS refused %d x %s: %s", count, offer.name, error)
                 if classify_refusal(code) != "throttled":
                     return [], code
-            except BotoCoreError as error:
+            except list_request_errors() as error:
                 # the response is lost, but the instances may exist
                 self.log.warning("AWS does not respond: %s", error)
                 names = self._find_ordered(token)
@@ -263,11 +269,9 @@ class AwsProvider:
 
     def _find_ordered(self, token: str) -> list[str]:
         """Find the instances of an order by their tag; none if AWS does not respond."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
             return list(self._list_alive(ORDER_TAG, token))
-        except (BotoCoreError, ClientError) as error:
+        except list_request_errors() as error:
             self.log.warning("the order %s cannot be looked up: %s", token, error)
             return []
 
@@ -275,14 +279,12 @@ class AwsProvider:
         names = [*names, *(name for name in self._find_ordered(token) if name not in names)]
         surplus = names[count:]
         if surplus:
-            self.log.warning("AWS started %d instances too many; they are terminated", len(surplus))
+            self.log.warning("AWS started more than ordered: %s terminated", " ".join(surplus))
             self._terminate(surplus)
         return names[:count]
 
     def _wait_until_running(self, offer: Offer, names: Sequence[str], watch: Callable[[], None]) -> list[str]:
         """Wait for instances and return those that run; one that ends or stays pending is given up."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         waiting, running, began = set(names), set[str](), self.wall()
         while waiting:
             try:
@@ -298,7 +300,7 @@ class AwsProvider:
                         self.ledger.record_node_start(name, offer.machine.usd_per_hour, self.wall())
                         running.add(name)
                         waiting.discard(name)
-            except (BotoCoreError, ClientError) as error:
+            except list_request_errors() as error:
                 self.log.warning("the state of new instances cannot be queried: %s", error)
             if waiting and self.wall() - began > START_TIMEOUT_S:
                 self.log.warning("%d instances are still pending after %g s", len(waiting), START_TIMEOUT_S)
@@ -310,12 +312,18 @@ class AwsProvider:
         return [name for name in names if name in running]
 
     def _terminate(self, names: Sequence[str]) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
-
         for attempt in range(MAX_TERMINATIONS if names else 0):
             try:
                 terminated = self.ec2.terminate_instances(InstanceIds=list(names))["TerminatingInstances"]
-            except (BotoCoreError, ClientError) as error:
+            except list_request_errors() as error:
+                if _is_unknown_instance(error) and len(names) > 1:
+                    # one that is unknown keeps all of a request from being terminated
+                    for name in names:
+                        self._terminate([name])
+                    return
+                if _is_unknown_instance(error) and attempt + 1 >= MAX_UNKNOWN:
+                    self.ledger.record_node_end(names[0], self.wall())
+                    return
                 self.log.warning("terminating %s: %s", " ".join(names), error)
                 self.sleep(self.poll_s * 2**attempt)
                 continue
@@ -403,12 +411,51 @@ def build_user_data(request: LaunchRequest, now: float) -> str:
 
 
 def make_ec2_client(region: str) -> Any:
-    """Make an EC2 client with the caller's credentials that retries queries a few times."""
+    """Make an EC2 client with the caller's credentials that retries queries a few times.
+
+    Raises:
+        UnfoldError: The user's AWS configuration cannot be used, such as a profile that does not exist.
+    """
     import boto3
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
 
     config = Config(retries={"mode": "standard", "max_attempts": 4}, connect_timeout=10, read_timeout=60)
-    return boto3.client("ec2", region_name=region, config=config)
+    try:
+        return boto3.client("ec2", region_name=region, config=config)
+    except BotoCoreError as error:
+        hint = "aws configure list shows the settings in use"
+        raise user_error(f"AWS cannot be reached: {error}", key="cloud.provider", hint=hint) from error
+
+
+def list_request_errors() -> tuple[type[Exception], ...]:
+    """List what a request to AWS raises: it is refused, lost, or answered with something else, as by a proxy."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+
+    return BotoCoreError, ClientError, ResponseParserError, KeyError
+
+
+def is_access_error(error: Exception) -> bool:
+    """Return whether credentials are missing, have expired or permit too little, so that waiting does not help."""
+    from botocore import exceptions
+
+    missing = (
+        exceptions.NoCredentialsError,
+        exceptions.PartialCredentialsError,
+        exceptions.CredentialRetrievalError,
+        exceptions.TokenRetrievalError,
+        exceptions.SSOError,
+    )
+    if isinstance(error, exceptions.ClientError):
+        return error.response["Error"]["Code"] in ACCESS_CODES
+    return isinstance(error, missing)
+
+
+def _is_unknown_instance(error: Exception) -> bool:
+    from botocore.exceptions import ClientError
+
+    return isinstance(error, ClientError) and error.response["Error"]["Code"] == "InvalidInstanceID.NotFound"
 
 
 def _build_spot_options() -> dict[str, Any]:

@@ -159,17 +159,18 @@ class LocalCluster:
         trial_pipes = [pipe for node in self.nodes if trial in node.busy for pipe in node.busy[trial].pipes]
         for process, pipe in (worker for node in self.nodes for worker in node.processes):
             if pipe in trial_pipes:
-                process.kill()
+                _kill_group(process)
 
     def poll_events(self, timeout_s: float) -> Iterator[ClusterEvent]:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
-        pipes = [(node, pipe) for node in self.nodes for _, pipe in node.processes]
-        ready = connection.wait([pipe for _, pipe in pipes], timeout_s)
-        for node, pipe in pipes:
+        workers = [(node, process, pipe) for node in self.nodes for process, pipe in node.processes]
+        ready = connection.wait([pipe for *_, pipe in workers], timeout_s)
+        for node, process, pipe in workers:
+            is_due = pipe in ready or not process.is_alive()
             # a trial that an earlier event ended may have closed it
-            if pipe in ready and node in self.nodes and not pipe.closed:
+            if is_due and node in self.nodes and not pipe.closed:
                 try:
-                    message: WorkerMessage = pipe.recv()
+                    message = _receive(pipe)
                     if message.diagnostics:
                         raise UnfoldError(*message.diagnostics)
                     if message.kind != "ready":
@@ -215,6 +216,18 @@ class LocalCluster:
         self.provider.release(node.name)
 
 
+def _receive(pipe: Connection) -> WorkerMessage:
+    """Receive a message that has arrived.
+
+    Raises:
+        EOFError: There is none: the worker is dead, even if processes of its trial still hold the pipe.
+    """
+    if not pipe.poll():
+        raise EOFError
+    message: WorkerMessage = pipe.recv()
+    return message
+
+
 def _send_job(pipe: Connection, job: TrialJob) -> None:
     # poll_events() detects a worker that died just now by the end of its pipe
     with contextlib.suppress(BrokenPipeError):
@@ -236,8 +249,17 @@ def _describe_end(process: SpawnProcess) -> str:
 
 def _end_process(process: SpawnProcess, pipe: Connection) -> None:
     pipe.close()
-    process.kill()
+    _kill_group(process)
     process.join()
+
+
+def _kill_group(process: SpawnProcess) -> None:
+    """Kill a worker and the processes that its trials have started."""
+    process.kill()
+    if process.pid is not None and hasattr(os, "killpg"):
+        # there is no group before the worker has made it
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait_until_ready(pipe: Connection, watch: Callable[[], None]) -> bool:

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unfold_tuning.cluster.aws import ALIVE_STATES, EXPIRES_TAG, FOLDER_TAG, RUN_TAG, describe_instances
+from unfold_tuning.cluster.aws import (
+    ALIVE_STATES,
+    EXPIRES_TAG,
+    FOLDER_TAG,
+    RUN_TAG,
+    describe_instances,
+    list_request_errors,
+)
 from unfoldkit.api import CheckResult, RunDir, UnfoldError
 
 LEDGER_PATTERN = "runs/*/ledger.sqlite"
@@ -40,22 +47,21 @@ def check_orphans() -> CheckResult:
     """Check for orphans in the configured region and in those of the runs below the working directory."""
     try:
         import boto3
-        from botocore.exceptions import BotoCoreError, ClientError
     except ModuleNotFoundError:
         return CheckResult(ok=True, message="boto3 is not installed, so nothing was rented: not checked")
 
-    session = boto3.Session()
-    if session.get_credentials() is None:
-        return CheckResult(ok=True, message="no AWS credentials: not checked")
     now = dt.datetime.now(dt.UTC)
-    regions = sorted({*list_ledger_regions(Path()), *filter(None, [session.region_name])})
     try:
+        session = boto3.Session()
+        if session.get_credentials() is None:
+            return CheckResult(ok=True, message="no AWS credentials: not checked")
+        regions = sorted({*list_ledger_regions(Path()), *filter(None, [session.region_name])})
         instances = [
             instance
             for region in regions
             for instance in find_tagged_instances(session.client("ec2", region_name=region), region, now)
         ]
-    except (BotoCoreError, ClientError) as error:
+    except list_request_errors() as error:
         return CheckResult(ok=True, message=f"AWS could not be queried: {error}")
     return report_orphans(instances, regions)
 

@@ -56,32 +56,47 @@ class TimeEstimator:
         return self.profile.sync.mean + seconds * compute_slowest_factor(self.profile.worker_cv, workers)
 
 
-def list_late_options(remaining: ExecutionModel, time_left_s: float, confidence: float) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class StageRest:
+    """What a running stage still takes, and the bill of its instances meanwhile."""
+
+    seconds: float = 0.0
+    cost_usd: float = 0.0
+
+
+NOTHING_LEFT = StageRest()
+
+
+def list_late_options(
+    remaining: ExecutionModel, time_left_s: float, confidence: float, rest: StageRest = NOTHING_LEFT
+) -> Iterator[str]:
     """Describe the options if the remaining job has no guarantee any more: finish late, grow, or trim.
 
     Args:
         remaining: The remaining stages, with the instances that run.
         time_left_s: Time to the deadline.
         confidence: Probability of the guarantee.
+        rest: What the stage before them still takes.
     """
-    candidate = evaluate_machine(remaining, confidence)
+    candidate, later_s = evaluate_machine(remaining, confidence), time_left_s - rest.seconds
     index = candidate.earliest_index
-    yield describe_late_finish(float(candidate.guaranteed_s[index]), candidate.plans[index].mean_cost_usd)
-    yield _describe_growth_option(remaining, time_left_s, confidence)
-    yield _describe_trim_option(remaining, time_left_s, confidence)
+    late_usd = rest.cost_usd + candidate.plans[index].mean_cost_usd
+    yield describe_late_finish(rest.seconds + float(candidate.guaranteed_s[index]), late_usd)
+    yield _describe_growth_option(remaining, later_s, confidence, rest.cost_usd)
+    yield _describe_trim_option(remaining, later_s, confidence, rest.cost_usd)
 
 
-def _describe_growth_option(remaining: ExecutionModel, time_left_s: float, confidence: float) -> str:
+def _describe_growth_option(remaining: ExecutionModel, time_left_s: float, confidence: float, rest_usd: float) -> str:
     for factor in GROWTH_FACTORS:
         limit = min(MAX_INSTANCES, remaining.machine.max_instances * factor)
         larger = remaining.with_machine(replace(remaining.machine, max_instances=limit))
         plan = evaluate_machine(larger, confidence).select_cheapest(time_left_s)
         if plan is not None:
-            return describe_growth(max(allocation.instances for allocation in plan.plan), plan.mean_cost_usd)
+            return describe_growth(max(allocation.instances for allocation in plan.plan), rest_usd + plan.mean_cost_usd)
     return describe_growth(None, 0.0)
 
 
-def _describe_trim_option(remaining: ExecutionModel, time_left_s: float, confidence: float) -> str:
+def _describe_trim_option(remaining: ExecutionModel, time_left_s: float, confidence: float, rest_usd: float) -> str:
     for fraction in TRIM_FRACTIONS:
         stages = tuple(
             replace(stage, groups=tuple(_trim_group(group, fraction) for group in stage.groups))
@@ -91,7 +106,9 @@ def _describe_trim_option(remaining: ExecutionModel, time_left_s: float, confide
         trimmed = replace(trimmed, running_instances=remaining.running_instances)
         plan = evaluate_machine(trimmed, confidence).select_cheapest(time_left_s)
         if plan is not None:
-            return describe_trim(fraction, max(group.iters for group in stages[-1].groups), plan.mean_cost_usd)
+            return describe_trim(
+                fraction, max(group.iters for group in stages[-1].groups), rest_usd + plan.mean_cost_usd
+            )
     return describe_trim(None, 0, 0.0)
 
 

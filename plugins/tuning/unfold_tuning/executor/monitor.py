@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from unfold_tuning.cluster.interface import Cluster
-from unfold_tuning.executor.deadline import TimeEstimator, list_late_options
+from unfold_tuning.executor.deadline import StageRest, TimeEstimator, list_late_options
 from unfold_tuning.executor.execution import RunState, ignore_state
 from unfold_tuning.executor.messages import (
     describe_late_finish,
@@ -125,7 +125,7 @@ class Monitor:
             remaining = self.replanner.build_remaining_model(index, plan)
             if not _is_guaranteed(remaining, deadline - now - stage_s, config.confidence):
                 ledger.record_fact("hopeless", now)
-                self._note_missed_deadline(remaining, deadline - now - stage_s)
+                self._note_missed_deadline(remaining, deadline - now, stage_s)
         self.publish_state(index, plan, began)
 
     def publish_state(self, index: int, plan: Plan, began: float) -> None:
@@ -156,10 +156,11 @@ class Monitor:
             elif self.watchdog.is_newly_suspicious(job.trial, expected_s):
                 log.warning("%s", describe_silence(job.trial, silence_s, expected_s))
 
-    def _note_missed_deadline(self, remaining: ExecutionModel, time_left_s: float) -> None:
+    def _note_missed_deadline(self, remaining: ExecutionModel, time_left_s: float, stage_s: float) -> None:
         config = self.replanner.config
         if remaining.stages:
-            options = list(list_late_options(remaining, time_left_s, config.confidence))
+            rest = StageRest(stage_s, stage_s * self.replanner.ledger.count_running() * config.machine.usd_per_second)
+            options = list(list_late_options(remaining, time_left_s, config.confidence, rest))
         else:
             best = select_winner(config, self.replanner.ledger)
             has_metric = best is not None and best.metric is not None

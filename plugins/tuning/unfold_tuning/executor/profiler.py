@@ -212,6 +212,8 @@ class Profiler:
         return max(step, min(wanted, self.max_iters // step * step))
 
     def _build_job(self, trial: int, config: dict[str, object], workers: int) -> TrialJob:
+        # the state on one accelerator is where the search continues
+        folder = name_trial_folder(trial + 1) if workers == 1 else f"profile-{workers}-{trial}"
         return TrialJob(
             trial=trial,
             config=config,
@@ -220,8 +222,7 @@ class Profiler:
             checkpoint_iters=self.checkpoint_iters,
             workers=workers,
             seed=self.seed,
-            # the state on one accelerator is where the search continues
-            folder=self.folder / (name_trial_folder(trial + 1) if workers == 1 else f"profile-{workers}-{trial}"),
+            folder=(self.folder / folder).resolve(),
             mode=self.trainable.mode,
         )
 

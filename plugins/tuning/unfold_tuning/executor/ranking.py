@@ -109,7 +109,9 @@ def has_plateaued(config: ExecutionConfig, ledger: Ledger, trial: int) -> bool:
 def has_reached_target(config: ExecutionConfig, ledger: Ledger) -> bool:
     """Return whether the score of any trial is at least that with which the search ends."""
     target = config.trainable.early_stop.target_score
-    return target is not None and any((trial.metric or -math.inf) >= target for trial in _list_finite(ledger))
+    return target is not None and any(
+        trial.metric is not None and trial.metric >= target for trial in _list_finite(ledger)
+    )
 
 
 def select_winner(config: ExecutionConfig, ledger: Ledger) -> Trial | None:
@@ -151,6 +153,7 @@ def _build_job(config: ExecutionConfig, trial: Trial, group: Group, workers: int
         checkpoint_iters=config.checkpoint_iters,
         workers=workers,
         seed=config.seed,
-        folder=config.folder / name_trial_folder(trial.id),
+        # a trial may change its working directory
+        folder=(config.folder / name_trial_folder(trial.id)).resolve(),
         mode=config.trainable.mode,
     )

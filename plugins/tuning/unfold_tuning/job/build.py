@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -108,7 +109,14 @@ def build_problem(spec: TuningSpec, run: Run) -> Problem:
         record=record,
         fingerprint=_fingerprint_run(spec, run.seed),
         paces=recorded or _build_measured_paces(spec, profile_spec, stages, run),
+        starts_on=_select_start(spec.cloud),
     )
+
+
+def _select_start(cloud: Cloud) -> Literal["here", "ray", "elsewhere"]:
+    if cloud.provider == "local":
+        return "here"
+    return "ray" if cloud.provider == "aws" and cloud.launch is not None else "elsewhere"
 
 
 def limit_samples(samples: int, stages: Sequence[schedule.Stage]) -> int:

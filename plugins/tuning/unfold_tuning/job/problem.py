@@ -82,7 +82,8 @@ class TrainableConfig:
 
 def score_metric(metric: float, mode: Mode) -> float:
     """Convert a metric to a ranking score, of which more is better: one to be minimized counts by its negative."""
-    return -metric if mode == "min" else metric
+    # no negative zero
+    return 0.0 - metric if mode == "min" else metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +184,7 @@ class Problem:
         record: Summary of the record that iteration times come from, or empty.
         paces: Measured trials, if the profile has any; else its stated error counts.
         fingerprint: Identifies the job: runs with equal fingerprints may continue each other.
+        starts_on: Where ``train`` starts instances: here, next to a Ray head, or nowhere, so that the user does.
     """
 
     name: str
@@ -200,3 +202,4 @@ class Problem:
     record: str
     fingerprint: str
     paces: MeasuredPaces | None = None
+    starts_on: Literal["here", "ray", "elsewhere"] = "here"

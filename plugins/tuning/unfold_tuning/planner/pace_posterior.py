@@ -48,6 +48,8 @@ SPREADS = ((math.log(0.44), 0.18), (math.log(0.66), 0.35), (math.log(0.57), 0.46
 STEP_STD = (0.51, 0.32, 0.16)
 SPREAD_STD = 0.35
 """Standard deviation between unknown jobs of the log spread of their trials: twice that of the surrogate tasks."""
+MAX_USUAL_STDS = 2.0
+"""A profile whose spread is further from that of earlier jobs is of a job unlike them."""
 
 RECORD_SPREAD_STD = 1.0
 """Standard deviation between jobs of any kind of the log spread of their trials."""
@@ -400,10 +402,34 @@ def build_pace_posterior(
         seed: Seed of the replays.
     """
     prior = build_pace_prior(stages, history, seed)
-    level, drift = measure_profile(measured, np.arange(measured.trials), planned, prior.slopes)
-    if not prior.jobs:
-        prior = build_default_prior(prior.groups, estimate_spread_factor(measured, np.arange(measured.trials)))
+    profiled = np.arange(measured.trials)
+    level, drift = measure_profile(measured, profiled, planned, prior.slopes)
+    prior = widen_prior(prior, measured, profiled)
     return PacePosterior(prior=prior, level=level, observed={0: drift} if math.isfinite(drift) else {})
+
+
+def widen_prior(prior: PacePrior, measured: PaceRecord, profiled: IntArray) -> PacePrior:
+    """Widen a prior for a profile with trials that spread more than those of earlier jobs.
+
+    The spread of the trials grows, and with it how much few profiled trials and few survivors are off from all.
+
+    Args:
+        prior: The prior.
+        measured: Paces of the trials.
+        profiled: The profiled trials of the record.
+    """
+    if not prior.jobs:
+        return build_default_prior(prior.groups, estimate_spread_factor(measured, profiled))
+    usual = math.exp(prior.spread_mean[0])
+    factor = estimate_unlike_factor(measured, profiled, usual, max(float(prior.spread_std[0]), SPREADS[0][1]))
+    selections = np.array([group.selection for group in prior.groups])
+    brackets = np.array([group.bracket for group in prior.groups])
+    selected = np.outer(selections, selections) * (brackets[:, None] == brackets[None, :])
+    # the learnt covariance holds both already, at the usual spread
+    scale = (factor**2 - 1) * (usual / TRIAL_STD) ** 2
+    covariance, means = prior.covariance.copy(), slice(1, 1 + len(prior.groups))
+    covariance[means, means] += scale * (TRIAL_STD**2 / PROFILED_TRIALS + SELECTION_STD**2 * selected)
+    return replace(prior, covariance=covariance, spread_mean=prior.spread_mean + math.log(factor))
 
 
 def build_recorded_posterior(
@@ -492,16 +518,42 @@ def estimate_log_spread(values: FloatArray) -> float:
 def estimate_spread_factor(record: PaceRecord, profiled: IntArray) -> float:
     """Estimate how much wider the trials of an unknown job spread than the default prior assumes; at least 1.
 
-    The log of a standard deviation over n trials has a standard error of about ``1 / sqrt(2 (n - 1))``; it is shrunk
-    towards the prior. A profile that looks narrower makes no margin smaller.
+    It is shrunk towards the prior. A profile that looks narrower makes no margin smaller.
+    """
+    excess, sampling = _measure_excess(record, profiled, TRIAL_STD)
+    return math.exp(max(0.0, excess * SPREAD_STD**2 / (SPREAD_STD**2 + sampling)))
+
+
+def estimate_unlike_factor(record: PaceRecord, profiled: IntArray, usual: float, std: float) -> float:
+    """Estimate how much wider the trials spread than those of earlier jobs; 1 unless the job is unlike these.
+
+    The log spread of a job follows a t distribution around that of earlier ones: the more unlike them, the less they
+    count. What is within two standard deviations of them is one of them.
+
+    Args:
+        record: Paces of the trials.
+        profiled: The profiled trials of the record.
+        usual: Spread of the trials of earlier jobs.
+        std: Standard deviation between these of its logarithm.
+    """
+    excess, sampling = _measure_excess(record, profiled, usual)
+    surprise = excess**2 / (std**2 + sampling)
+    if excess < 0 or surprise < MAX_USUAL_STDS**2:
+        return 1.0
+    variance = std**2 * (DEGREES + surprise) / (DEGREES + 1)
+    return math.exp(excess * variance / (variance + sampling))
+
+
+def _measure_excess(record: PaceRecord, profiled: IntArray, usual: float) -> tuple[float, float]:
+    """Measure the log spread of profiled trials over a usual one, and its variance from sampling.
+
+    The log of a standard deviation over n trials has a standard error of about ``1 / sqrt(2 (n - 1))``.
     """
     early = record.compute_log_paces(0, PROFILE_ITERS[0])[profiled]
     early = early[np.isfinite(early)]
     if len(early) < 2:
-        return 1.0
-    excess = math.log(max(float(np.std(early, ddof=1)), 1e-3) / TRIAL_STD)
-    weight = SPREAD_STD**2 / (SPREAD_STD**2 + 0.5 / (len(early) - 1))
-    return math.exp(max(0.0, weight * excess))
+        return 0.0, 1.0
+    return math.log(max(float(np.std(early, ddof=1)), 1e-3) / usual), 0.5 / (len(early) - 1)
 
 
 def build_default_prior(

@@ -158,10 +158,12 @@ def _report_feasible(problem: Problem, solution: Solution, selected: Selection, 
 
 
 def _suggest_command(problem: Problem) -> str:
-    """Return the command that carries the plan out, or writes it where the spec names nothing to train."""
-    if problem.trainable is None:
+    """Return the command that carries the plan out, or writes it where nothing can be trained or started."""
+    if problem.trainable is None or problem.starts_on == "elsewhere":
         return "unfold plan SPEC --out plan.yaml"
-    return "unfold train SPEC --allow-code" if problem.trainable.function is not None else "unfold train SPEC"
+    code = " --allow-code" if problem.trainable.function is not None else ""
+    ray = " --engine ray --ray-address HOST:6379" if problem.starts_on == "ray" else ""
+    return f"unfold train SPEC{code}{ray}"
 
 
 def _release_idle(solution: Solution, selected: Selection) -> SimulatedPlan:

@@ -140,7 +140,7 @@ def _build_metrics(
 ) -> dict[str, Metric]:
     seconds, deadline_s, budget_usd = outcome.seconds, config.deadline_s, config.budget_usd
     profile_usd = _read_profile_cost(ledger)
-    metric_key = f"best_{re.sub('[- ]', '_', config.trainable.metric_name)}"
+    metric_key = f"best_{re.sub('[^A-Za-z0-9]+', '_', config.trainable.metric_name).strip('_')}"
     return {
         metric_key: Metric(metric),
         "wall_s": Metric(

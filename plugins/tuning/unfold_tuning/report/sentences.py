@@ -258,7 +258,7 @@ def describe_binding_budget(cost_usd: float, deadline_s: float) -> str:
 
 def describe_relaxed_budget(budget_usd: float, later_deadline_s: float | None, given_budget_usd: float) -> str:
     """Describe the smallest budget that suffices, and the deadline for which the given one suffices."""
-    text = f"budget {format_money(budget_usd)}"
+    text = f"budget {format_money(budget_usd, round_up=True)}"
     if later_deadline_s is None:
         return text
     deadline = format_duration(later_deadline_s, round_up=True)
@@ -267,7 +267,7 @@ def describe_relaxed_budget(budget_usd: float, later_deadline_s: float | None, g
 
 def describe_smallest_budget(budget_usd: float, mean_s: float) -> str:
     """Describe the smallest budget that pays for any plan."""
-    return f"budget {format_money(budget_usd)}: {format_duration(mean_s)} on average"
+    return f"budget {format_money(budget_usd, round_up=True)}: {format_duration(mean_s)} on average"
 
 
 # lines of a run or a profile

@@ -14,12 +14,41 @@ ESTIMATOR_MODES: Mapping[str, Literal["min", "max"]] = {"accuracy": "max", "log-
 """The metrics of the built-in estimators, and which values of them are better."""
 
 
-Scalar = float | int | str | bool
+Scalar = int | float | str | bool
 Value = Annotated[Scalar | tuple[Scalar, ...], Field(union_mode="left_to_right")]
 
 
-LOSS_WORDS = frozenset({"loss", "error", "err", "rmse", "mse", "mae", "mape", "nll", "perplexity", "regret"})
+LOSS_WORDS = frozenset(
+    {
+        "loss",
+        "logloss",
+        "error",
+        "err",
+        "rmse",
+        "mse",
+        "mae",
+        "mape",
+        "nll",
+        "perplexity",
+        "ppl",
+        "wer",
+        "cer",
+        "regret",
+    }
+)
 """Words in the name of a metric of which a smaller value is better."""
+DISTRIBUTION_WORDS: Mapping[str, str] = {
+    "loguniform": "{log: [low, high]}",
+    "lograndint": "{log_int: [low, high]}",
+    "uniform": "{uniform: [low, high]}",
+    "randint": "{int: [low, high]}",
+    "choice": "a list of values",
+    "gridsearch": "a list of values",
+    "randn": "{uniform: [low, high]}",
+    "normal": "{uniform: [low, high]}",
+}
+"""Distributions as other tools call them, without prefixes and underscores, and what is written here instead."""
+DISTRIBUTION_CALL = re.compile(r"^\s*(?:[A-Za-z]+\.)*(?:suggest_|q(?=log|uni|rand))?([a-z_]+?)\s*\(.*\)\s*$", re.DOTALL)
 MAX_LISTED = 1000
 """Values of an integer range that a condition may name."""
 
@@ -104,7 +133,7 @@ class Trainable(Model):
     group: str | None = Field(
         default=None, description="a column of a CSV file, such as patient; equal rows are held out together"
     )
-    metric: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9 _-]{0,39}$")] | None = Field(
+    metric: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9 _./@:()-]{0,59}$")] | None = Field(
         default=None,
         description="ranks trials on the held-out 30 %: accuracy (default) or log-loss; a function names its metric",
     )
@@ -137,7 +166,7 @@ def check_trainable(trainable: Trainable) -> Iterable[Problem]:
         yield Problem(("trainable",), "an estimator needs data", hint="write data: digits")
     if trainable.estimator is not None:
         yield from _check_estimator(trainable)
-    elif trainable.mode is None and LOSS_WORDS & set(re.split(r"[ _-]", (trainable.metric or "").lower())):
+    elif trainable.mode is None and _is_loss(trainable.metric or ""):
         message = f"without mode, the largest {trainable.metric} would win"
         yield Problem(("trainable", "metric"), message, hint="write mode: min, or mode: max if that is meant")
     if trainable.early_stop is not None and trainable.early_stop.patience is trainable.early_stop.target is None:
@@ -147,8 +176,25 @@ def check_trainable(trainable: Trainable) -> Iterable[Problem]:
             yield Problem(("trainable", "space", name), "the bounds are not in order", hint="write [low, high]")
         if isinstance(dimension, tuple) and not dimension:
             yield Problem(("trainable", "space", name), "no value to choose", hint="write [16, 32]")
+        yield from _check_texts(name, dimension)
         if isinstance(dimension, ConditionalModel):
             yield from _check_conditions(trainable.space, name, dimension.when)
+
+
+def _is_loss(metric: str) -> bool:
+    """Return whether a word in the name of a metric says that a smaller value is better."""
+    words = re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", metric)
+    return not LOSS_WORDS.isdisjoint(word.lower() for word in words)
+
+
+def _check_texts(name: str, dimension: SpaceValue) -> Iterable[Problem]:
+    """Yield texts that call a distribution: every trial would receive the text."""
+    for value in list_values(dimension) or ():
+        call = DISTRIBUTION_CALL.match(value) if isinstance(value, str) else None
+        form = DISTRIBUTION_WORDS.get(call[1].replace("_", "")) if call else None
+        if form is not None:
+            message = f"{value!r} is a text, and every trial would receive it"
+            yield Problem(("trainable", "space", name), message, hint=f"write {form}")
 
 
 def _check_estimator(trainable: Trainable) -> Iterable[Problem]:

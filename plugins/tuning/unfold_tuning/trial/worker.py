@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import current_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -91,6 +93,7 @@ class _StateNotSavedError(Exception):
 def serve_jobs(parent: int, pipe: Connection, setup: WorkerSetup) -> None:
     """Run jobs from a pipe until it closes."""
     start_worker(parent)
+    _allow_processes()
     _redirect_stdout()
     train, ready = prepare_training(setup)
     pipe.send(ready)
@@ -122,6 +125,13 @@ def describe_failure(job: TrialJob, error: BaseException) -> WorkerMessage:
     return WorkerMessage(kind="failed", trial=job.trial, error=f"{type(error).__name__}: {error}")
 
 
+def _allow_processes() -> None:
+    """Let trials start processes, such as those of a data loader, in a group that ends with this process."""
+    current_process().daemon = False
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+
+
 def _redirect_stdout() -> None:
     """Redirect everything that trials and their libraries print to stderr: stdout carries the report only."""
     os.dup2(2, 1)
@@ -151,7 +161,7 @@ def run_job(
     while done < job.target:
         began = time.perf_counter()
         iters = min(job.checkpoint_iters, job.target - done)
-        metric, state = check_result(train(job.config, state, iters, job.workers, job.seed))
+        metric, state = check_result(train(copy.deepcopy(job.config), state, iters, job.workers, job.seed))
         done += iters
         trained = time.perf_counter()
         if job.is_reporting:

@@ -127,7 +127,7 @@ def _select_execution(problem: Problem, run: Run) -> Execution | Report:
         model = build_models(replace(problem, machines=(machine,)), build_posterior(problem))[0]
         return Execution(machine, plan, simulate_plan(model, plan))
     solution = solve_job(problem, run.progress)
-    if solution.selected is None:
+    if solution.selected is None or solution.is_over_budget:
         return replace(report_infeasible(problem, solution), verb="train")
     machine, predicted = solution.selected.machine, solution.selected.plan
     encoded = json.dumps(encode_decision(problem, machine, predicted), indent=1)
