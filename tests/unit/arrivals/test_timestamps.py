@@ -140,6 +140,13 @@ def test_lines_of_a_log_are_searched_for_the_format(tmp_path: Path) -> None:
         ("19701301T000201Z", None),
         ("1970-01-01", None),
         ("01/Foo/1970:00:02:00 +0000", None),
+        ("1970-01-01 00:02 UTC", 120),
+        ("1970-01-01 02:02+02:00[Europe/Berlin]", 120),
+        ("1970-01-01 02:02 +0200 CEST", 120),
+        ("1970-01-01 02:02 CEST", None),
+        ("1970-01-01 02:02:01.5 Europe/Berlin", None),
+        ("1970-01-01 02:02:01 PM", None),
+        ("1970-01-01 02:02 p.m.", None),
     ],
 )
 def test_a_date_may_have_no_seconds_and_a_zone_of_hours(text: str, seconds: float | None) -> None:

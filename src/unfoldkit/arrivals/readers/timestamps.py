@@ -52,7 +52,7 @@ _MAX_LATENESS_S = 600.0
 """By how much a line may be older than the one above it, where requests are logged as they end."""
 _SUNDAY, _LAST_REPEATED_HOUR = 6, 3
 """Clocks are put back in a night to Sunday, to a time before this hour."""
-_SPREADSHEET_DAYS = (32_000.0, 73_000.0)
+SPREADSHEET_DAYS = (32_000.0, 73_000.0)
 """Serial numbers of spreadsheets for the dates from 1987 to 2099."""
 _MAX_SERIAL_SPAN = 60.0
 _SPARSE_GAP_S = 5.0
@@ -67,6 +67,9 @@ _ISO = (
     r"(?:\s*(Z|[+-]\d{2}:?\d{2}(?!\d))|([+-]\d{2})(?![\d:]))?"
 )
 _ISO_DATE = re.compile(_ISO)
+# a clock of twelve hours, or a zone by its name: without them the date would be read hours off
+_UNREAD_CLOCK = re.compile(r"\s?[AaPp]\.?[Mm]\b")
+_UNREAD_ZONE = re.compile(r"\s?(?:(?:A|E|C|M|P|AK|H|AE|AC|AW|NZ|B|CE|EE|WE|J|K|I)[SD]?T|MSK|\[?[A-Z][a-z]+/\w+\]?)\b")
 _ISO_BASIC = re.compile(r"\d{8}T\d{4,6}(?:Z|[+-]\d{2}(?:\d{2})?)?")
 # digits without a fraction are a time only at the beginning of a line: elsewhere they may be any number
 _KAFKA = "(?:Create|LogAppend)Time:"
@@ -231,7 +234,7 @@ def describe_unit_doubt(times: FloatArray) -> str:
         return ""
     span = float(times[-1] - times[0])
     if (times % 1).any():
-        is_serial = times[0] >= _SPREADSHEET_DAYS[0] and times[-1] < _SPREADSHEET_DAYS[1] and span < _MAX_SERIAL_SPAN
+        is_serial = times[0] >= SPREADSHEET_DAYS[0] and times[-1] < SPREADSHEET_DAYS[1] and span < _MAX_SERIAL_SPAN
         return "they may be dates of a spreadsheet, in days" if is_serial else ""
     if span > _DAY_S or (span > _HOUR_S and span > _SPARSE_GAP_S * times.size):
         duration = f"{span / _DAY_S:,.1f} days" if span > _DAY_S else f"{span / _HOUR_S:,.1f} hours"
@@ -344,6 +347,11 @@ def _from_clf(match: re.Match[str]) -> float | None:
 
 def _from_iso(match: re.Match[str]) -> float | None:
     year, month, day, minute, second, fraction, zone, hours = match.groups()[:8]
+    has_zone = zone is not None or hours is not None
+    if _UNREAD_CLOCK.match(match.string, match.end()) or (
+        not has_zone and _UNREAD_ZONE.match(match.string, match.end())
+    ):
+        return None
     return _moment(f"{year}-{month}-{day}T{minute}:{second or '00'}", fraction, zone or hours)
 
 
