@@ -163,6 +163,27 @@ def test_repeated_hours_are_reported(tmp_path: Path) -> None:
         read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="h"))
 
 
+@pytest.mark.parametrize(
+    ("column", "first", "step", "doubt"),
+    [
+        ("t", 1_774_728_000, 3600, "1774767600 is a date"),
+        ("t", 20_260_328_200_000, 10_000, "20260328310000 is a date"),
+        ("t", 46_109.75, 1 / 24, "46109.75 may be a date of a spreadsheet"),
+        ("time_minutes", 0, 60, "its name states another unit"),
+    ],
+)
+def test_numbers_that_count_no_hours_are_refused(
+    column: str, first: float, step: float, doubt: str, tmp_path: Path
+) -> None:
+    """Stamps of a clock and spreadsheet days, read as hours, would make every purchase expire at once."""
+    rows = [(first + hour * step, hour) for hour in range(12)]
+    (tmp_path / "t.csv").write_text(f"who,{column},v\n" + "".join(f"a,{time:.15g},{v}\n" for time, v in rows))
+    with pytest.raises(UnfoldError, match=f'"{column}" does not count hours: {doubt}'):
+        read_long(tmp_path / "t.csv", LongSource("x", entity="who", time=column))
+    (tmp_path / "t.csv").write_text("who,hour,v\n" + "".join(f"a,{46_109 + hour},{hour}\n" for hour in range(12)))
+    assert read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="hour")).hour[0] == 46_109.0
+
+
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_dates_become_hours_since_the_first_of_the_entity(form: str, tmp_path: Path) -> None:
     """Dates are times, both as text and as Parquet timestamps."""

@@ -20,6 +20,7 @@ from unfold_cascade.schema.cells import is_missing
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
 from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource
 from unfoldkit.api import Diagnostic, Run, UnfoldError, user_error
+from unfoldkit.arrivals.readers import timestamps
 from unfoldkit.io.tables import is_number
 from unfoldkit.safe_io.files import read_bytes, require_regular
 
@@ -31,6 +32,8 @@ PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "subject_id", "stay_id"
 """Names of the column of patients where all hours are in one table, in lower case."""
 TABLE_ENDINGS = (".csv", ".csv.gz", ".psv", ".tsv", ".txt", ".parquet", ".jsonl", ".jsonl.gz", ".ndjson")
 FILES_PER_CHUNK = 512
+MAX_HOURS = 1e7
+"""Eleven centuries: larger times are seconds since 1970, or digits of a date."""
 NamedContent = tuple[str, bytes]
 
 
@@ -152,11 +155,30 @@ def _read_hours(frame: Frame, source: LongSource, entity: IntArray) -> FloatArra
     """Read (n,) hours: numbers as they are, dates as hours since the first date of their entity."""
     dates_s = frame.dates(source.time, key="data.time")
     if dates_s is None:
-        return frame.numbers(source.time, key="data.time")
+        hours = frame.numbers(source.time, key="data.time")
+        _check_unit(hours, source.time, frame.name)
+        return hours
     earliest_s = np.full(int(entity.max()) + 1, np.inf)
     np.fmin.at(earliest_s, entity, dates_s)
     hour: FloatArray = (dates_s - earliest_s[entity]) / HOUR_S
     return hour
+
+
+def _check_unit(hours: FloatArray, column: str, table: str) -> None:
+    """Reject numbers that do not count hours: stamps of a clock, spreadsheet days, or those that name another unit."""
+    known = hours[np.isfinite(hours)]
+    first, last = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    first_serial, last_serial = timestamps.SPREADSHEET_DAYS
+    if timestamps.split_unit(column)[1] not in (None, HOUR_S):
+        doubt = "its name states another unit"
+    elif last >= MAX_HOURS:
+        doubt = f"{last:.15g} is a date"
+    elif first_serial <= first and last < last_serial and (known % 1.0).any():
+        doubt = f"{first:.10g} may be a date of a spreadsheet, in days"
+    else:
+        return
+    hint = "write hours since the first row of each entity, or dates such as 2026-03-01 07:15"
+    raise user_error(f'{table}: the column "{column}" does not count hours: {doubt}', key="data.time", hint=hint)
 
 
 def _read_columns(frame: Frame, excluded: Container[str]) -> tuple[dict[str, Float32], dict[str, Diagnostic]]:
