@@ -14,8 +14,10 @@ from unfold_cascade.report import sentences
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.features import expand_patterns
+from unfold_cascade.temporal.data.labels import label_table
 from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.table import EntityTable
+from unfold_cascade.temporal.models.study import split_entities
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfoldkit.api import Diagnostic, Run, UnfoldError, run_checks
 
@@ -82,6 +84,7 @@ def _list_temporal_checks(problem: TemporalProblem, table: EntityTable) -> Itera
     for s, stage in enumerate(problem.stages):
         if stage.target.column is not None:
             yield partial(table.column_index, stage.target.column, key=f"stages[{s}].target.column")
+    yield lambda: split_entities(problem, label_table(problem, table))
 
 
 def _list_column_checks(options: DatasetOptions, frame: Frame, name: str) -> Iterator[Check]:

@@ -62,6 +62,11 @@ def label_hours(problem: TemporalProblem, run: Run, load_table: Callable[[], Ent
     return load_hours(run)
 
 
+def label_table(problem: TemporalProblem, table: EntityTable) -> LabelledHours:
+    """Label the hours of a table; nothing is stored."""
+    return _unpack(_pack(table, problem))
+
+
 def are_hours_current(problem: TemporalProblem, run: Run) -> bool:
     """Check whether the run's labelled hours were made from the problem's table as it is now."""
     return run.directory.has(HOURS_FILE, made_from=_made_from(problem, run))

@@ -65,9 +65,8 @@ def _read_label(table: EntityTable, column: str, key: str) -> BoolArray:
     if invalid.any():
         row = int(np.flatnonzero(invalid)[0])
         entity = table.ids[int(np.searchsorted(table.starts, row, side="right")) - 1]
-        hour = f"{entity}, hour {table.hour[row]:g}"
-        raise user_error(
-            f'{table.name}: "{column}" is {values[row]:g} at {hour}; it must be 0 or 1', key=f"{key}.column"
-        )
+        state = "has no value" if np.isnan(values[row]) else f"is {values[row]:g}"
+        message = f'{table.name}: "{column}" {state} at {entity}, hour {table.hour[row]:g}; it must be 0 or 1'
+        raise user_error(message, key=f"{key}.column")
     label: BoolArray = values == 1.0
     return label
