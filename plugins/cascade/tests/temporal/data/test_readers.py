@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from unfold_cascade.temporal.data.readers import read_long, read_patient_table, read_psv
+from unfold_cascade.temporal.data.table import snap_hours
+from unfold_cascade.temporal.data.windows import compute_window_statistics
 from unfold_cascade.temporal.problem import LongSource
 from unfoldkit.errors import UnfoldError
 
@@ -197,6 +200,19 @@ def test_dates_become_hours_since_the_first_of_the_entity(form: str, tmp_path: P
     table = read_long(path, LongSource("x", entity="stay", time="charttime"))
     assert table.hour[:4].tolist() == [0.0, 1.0, 0.0, 1.5]
     assert table.values[:4, table.column_index("HR", key="features")].tolist()[1:] == [91.0, 80.0, 82.0]
+
+
+def test_windows_end_exactly_whatever_times_count_from(tmp_path: Path) -> None:
+    """Rows 20 minutes apart have the same windows in the table and at a server that receives seconds since 1970."""
+    start = 1_774_728_600
+    times = [start + 1200 * row for row in range(60)]
+    lines = [f"a,{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M},{row}" for row, time in enumerate(times)]
+    (tmp_path / "t.csv").write_text("\n".join(["who,t,v", *lines]))
+    table = read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="t"))
+    served = snap_hours(np.array(times) / 3600.0)
+    for hour in (table.hour, served):
+        lowest = compute_window_statistics(table.values[:, 0], hour, table.starts, 6.0)["min"]
+        assert lowest.tolist() == [max(row - 18, 0) for row in range(60)]
 
 
 def test_text_columns_are_errors_only_where_used(tmp_path: Path) -> None:
