@@ -79,6 +79,23 @@ def test_labels_over_time_are_checked_too(tmp_path: Path) -> None:
     assert rare == "data: 0 of 30 cases reach seen; at least 8 of 24 are needed"
 
 
+def test_columns_that_hold_the_label_over_time_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A countdown to the event, and an outcome of the whole stay, are known only afterwards."""
+    head, rows = "who,hour,pulse,countdown,outcome,y", []
+    for who in range(60):
+        is_sick = who % 2
+        for hour in range(6):
+            label = int(is_sick and hour >= 4)
+            rows.append(
+                f"w{who},{hour},{(who * 7 + hour * 5) % 31},{4 - hour if is_sick else 99},{3 * is_sick},{label}"
+            )
+    (tmp_path / "own.csv").write_text("\n".join([head, *rows]) + "\n")
+    (tmp_path / "own.yaml").write_text(LONG.replace("[a, b]", "[pulse, countdown, outcome]"))
+    assert list(check_inputs(spec_of(tmp_path / "own.yaml"), run_in(tmp_path / "run", base=tmp_path))) == []
+    (warning,) = caplog.messages
+    assert warning.startswith('"countdown", "outcome" predict the label without error')
+
+
 def test_missing_columns_of_a_log_are_errors(tmp_path: Path) -> None:
     """Of recorded answers the column that a model's confidence should stand in is looked for."""
     found = told(tmp_path, LOG, "stages[0].models[0].recorded.confidence=sure")
