@@ -105,6 +105,8 @@ def test_subfolders_are_read_as_one_table(tmp_path: Path) -> None:
     [
         ("80|37|16|40|9|1|0\n80|37|16|40|9|2\n", "p3.psv:3:1: .*has 6 cells where the header has 7"),
         ("80|37|16|40|9|1|0\n80|warm|16|40|9|2|0\n", 'p3.psv:3:1: .*"warm" is not a number'),
+        ("80|37|16|40|9|1|0\ninf|37|16|40|9|2|0\n", 'p3.psv:3:1: .*"inf" is not a finite number'),
+        ("", "p3.psv:1:1: .*the patient has no hours"),
         ("80|37|16|40|9|NaN|0\n80|37|16|40|9|1|0\n", "p3 has a row without an hour"),
         ("80|37|16|40|9|2|0\n80|37|16|40|9|1|0\n", "p3 has hour 1 after hour 2: the hours do not ascend"),
     ],

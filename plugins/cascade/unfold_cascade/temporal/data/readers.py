@@ -88,6 +88,8 @@ def read_psv(path: Path, *, max_patients: int | None = None) -> EntityTable:
         digest.update(name.encode() + b"\0" + content)
         if content.split(b"\n", 1)[0].strip() != header or b"\n" not in content:
             raise user_error("the header differs from that of the other files", file=f"{path / name}:1:1")
+        if not _count_rows(content):
+            raise user_error("the patient has no hours", file=f"{path / name}:1:1", hint="remove the file")
     chunks = [
         _parse_numbers(path, contents[begin : begin + FILES_PER_CHUNK], len(columns))
         for begin in range(0, len(contents), FILES_PER_CHUNK)
@@ -238,7 +240,7 @@ def _parse_numbers(path: Path, contents: Iterable[NamedContent], width: int) -> 
     text = b"|".join(body.replace(b"\r", b"").replace(b"\n", b"|") for body in bodies if body)
     numbers = _parse_cells(text)
     lines = sum(body.count(b"\n") + 1 for body in bodies if body)
-    if numbers is None or numbers.size != lines * width:
+    if numbers is None or numbers.size != lines * width or np.isinf(numbers).any():
         raise _locate_mistake(path, contents, width)
     return numbers.reshape(-1, width)
 
@@ -262,8 +264,8 @@ def _locate_mistake(path: Path, contents: Iterable[NamedContent], width: int) ->
                 message = f"has {len(cells)} cells where the header has {width}"
                 return UnfoldError(Diagnostic(message, str(path / name), number, 1, "data.path"))
             for cell in cells:
-                if not is_number(cell):
-                    message = f'"{cell.decode("utf-8", "replace")[:40]}" is not a number'
+                if not is_number(cell) or np.isinf(np.float32(cell)):
+                    message = f'"{cell.decode("utf-8", "replace")[:40]}" is not a {"finite " * is_number(cell)}number'
                     return UnfoldError(Diagnostic(message, str(path / name), number, 1, "data.path"))
     return user_error("not a table of numbers", file=str(path), key="data.path")
 
