@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unfold_cascade.temporal.data.online_features import build_online_features
 from unfold_cascade.temporal.data.readers import read_long, read_patient_table, read_psv
-from unfold_cascade.temporal.data.table import snap_hours
 from unfold_cascade.temporal.data.windows import compute_window_statistics
-from unfold_cascade.temporal.problem import LongSource
+from unfold_cascade.temporal.problem import FeatureSet, LongSource
 from unfoldkit.errors import UnfoldError
 
 HEAD = "HR|Temp|Resp|PaCO2|WBC|ICULOS|SepsisLabel"
@@ -211,10 +211,15 @@ def test_windows_end_exactly_whatever_times_count_from(tmp_path: Path) -> None:
     lines = [f"a,{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M},{row}" for row, time in enumerate(times)]
     (tmp_path / "t.csv").write_text("\n".join(["who,t,v", *lines]))
     table = read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="t"))
-    served = snap_hours(np.array(times) / 3600.0)
-    for hour in (table.hour, served):
-        lowest = compute_window_statistics(table.values[:, 0], hour, table.starts, 6.0)["min"]
-        assert lowest.tolist() == [max(row - 18, 0) for row in range(60)]
+    online = build_online_features({"all": FeatureSet(columns=("v",), derive=("age", "min"), window_h=6.0)})
+    history, served = None, []
+    for row, time in enumerate(times):
+        features, (history,) = online.update(np.array([[float(row)]]), np.array([time / 3600.0]), [history])
+        served.append(features[0].tolist())
+    expected = [[0.0, float(max(row - 18, 0))] for row in range(60)]
+    assert served == expected
+    lowest = compute_window_statistics(table.values[:, 0], table.hour, table.starts, 6.0)["min"]
+    assert lowest.tolist() == [lowest_row for _, lowest_row in expected]
 
 
 def test_text_columns_are_errors_only_where_used(tmp_path: Path) -> None:

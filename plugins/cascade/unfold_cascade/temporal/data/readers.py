@@ -17,7 +17,7 @@ import numpy as np
 from unfold_cascade._types import Float32, FloatArray, IntArray
 from unfold_cascade.data.table import Frame, frame_of_file
 from unfold_cascade.schema.cells import is_missing
-from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, snap_hours, starts_from_sizes
+from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
 from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource
 from unfoldkit.api import Diagnostic, Run, UnfoldError, user_error
 from unfoldkit.arrivals.readers import timestamps
@@ -113,7 +113,7 @@ def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
         row = next(row for row, name in enumerate(entity) if is_missing(name))
         raise user_error(f'{frame.name}: row {row + 1} has no "{source.entity}"', key="data.entity")
     ids, number = np.unique(entity, return_inverse=True)
-    hour = snap_hours(_read_hours(frame, source, number))
+    hour = _read_hours(frame, source, number)
     order = np.lexsort((hour, number))
     timeline = Timeline(starts_from_sizes(np.bincount(number, minlength=len(ids))), hour[order])
     columns, unreadable = _read_columns(frame, {source.entity, source.time})
@@ -289,7 +289,7 @@ def _count_rows(content: bytes) -> int:
 def _hours_of_rows(values: Float32, columns: tuple[str, ...], starts: IntArray) -> FloatArray:
     """Read the hours from ``ICULOS``; without that column number the rows of each patient."""
     if HOUR_COLUMN in columns:
-        return snap_hours(values[:, columns.index(HOUR_COLUMN)].astype(np.float64))
+        return values[:, columns.index(HOUR_COLUMN)].astype(np.float64)
     sizes = np.diff(starts)
     hour: FloatArray = (np.arange(len(values)) - np.repeat(starts[:-1], sizes)).astype(np.float64)
     return hour

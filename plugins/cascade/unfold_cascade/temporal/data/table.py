@@ -10,9 +10,6 @@ import numpy as np
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
 from unfoldkit.api import Diagnostic, UnfoldError, did_you_mean, user_error
 
-HOUR_FRACTION = 2.0**16
-"""Steps of an hour: a binary fraction, so that differences of times are exact, whatever they count from."""
-
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
@@ -73,12 +70,6 @@ class EntityTable:
 def index_entities(starts: IntArray) -> IntArray:
     """Number the entity of each row, (n,)."""
     return np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-
-
-def snap_hours(hour: FloatArray) -> FloatArray:
-    """Round (n,) hours to steps of 0.05 s: rows 20 minutes apart then lie on the edge of a window, not beside it."""
-    snapped: FloatArray = np.round(hour * HOUR_FRACTION) / HOUR_FRACTION
-    return snapped
 
 
 def select_rows(starts: IntArray, entities: IntArray) -> IntArray:

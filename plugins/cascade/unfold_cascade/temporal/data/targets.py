@@ -9,7 +9,7 @@ import numpy as np
 from unfold_cascade._types import BoolArray, IntArray
 from unfold_cascade.clinical_rules import RULE_CARRY_H, RULE_THRESHOLD, score_rule
 from unfold_cascade.temporal.data.table import EntityTable, find_first_true
-from unfold_cascade.temporal.data.windows import carry_forward
+from unfold_cascade.temporal.data.windows import TOLERANCE_H, carry_forward
 from unfold_cascade.temporal.problem import StageTarget
 from unfoldkit.api import user_error
 
@@ -35,7 +35,7 @@ def detect_stage_entry(table: EntityTable, target: StageTarget, *, key: str) -> 
     first_rows = find_first_true(holds, table.starts)
     never = first_rows >= table.starts[1:]
     moment = np.where(never, np.inf, table.hour[np.minimum(first_rows, len(table) - 1)] - target.ahead_h)
-    entered: BoolArray = table.hour >= np.repeat(moment, np.diff(table.starts))
+    entered: BoolArray = table.hour >= np.repeat(moment - TOLERANCE_H, np.diff(table.starts))
     return entered
 
 

@@ -14,7 +14,6 @@ from unfold_cascade._types import Float32, FloatArray, IntArray
 from unfold_cascade.models.onnx_runtime import Engine
 from unfold_cascade.temporal.data.features import PurchaseTerms
 from unfold_cascade.temporal.data.online_features import EntityHistory, OnlineFeatures
-from unfold_cascade.temporal.data.table import snap_hours
 from unfold_cascade.temporal.problem import Transitions
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfold_cascade.temporal.simulation.online_step import (
@@ -164,7 +163,7 @@ class TemporalModel:
     ) -> tuple[Mapping[str, Column], Sequence[bytes]]:
         """Advance different entities by one hour (the protocol of the stateful server)."""
         memories = [None if state is None else _decode(state.data) for state in states]
-        hours, updated = self.advance(inputs["x"], snap_hours(np.array(times) * self.tick_h), memories)
+        hours, updated = self.advance(inputs["x"], np.array(times) * self.tick_h, memories)
         self.count(hours)
         return self._output_columns(hours), [_encode(memory) for memory in updated]
 
