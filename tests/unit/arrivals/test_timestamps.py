@@ -141,6 +141,13 @@ def test_lines_of_a_log_are_searched_for_the_format(tmp_path: Path) -> None:
         ("19701301T000201Z", None),
         ("1970-01-01", None),
         ("01/Foo/1970:00:02:00 +0000", None),
+        ("1970-01-01 00:02 UTC", 120),
+        ("1970-01-01 02:02+02:00[Europe/Berlin]", 120),
+        ("1970-01-01 02:02 +0200 CEST", 120),
+        ("1970-01-01 02:02 CEST", None),
+        ("1970-01-01 02:02:01.5 Europe/Berlin", None),
+        ("1970-01-01 02:02:01 PM", None),
+        ("1970-01-01 02:02 p.m.", None),
     ],
 )
 def test_a_date_may_have_no_seconds_and_a_zone_of_hours(text: str, seconds: float | None) -> None:
@@ -249,3 +256,9 @@ def test_many_times_are_parsed_like_each(other: str) -> None:
 def test_no_invalid_time_is_among_many(text: str) -> None:
     """What is no date and time is left to the parser that names its row."""
     assert parse_plain_timestamps([*PLAIN, text]) is None
+
+
+@pytest.mark.parametrize("rest", ["EST [42] LOG: ready", "Users/sign_in", "AT work", "Europe/Berlin up"])
+def test_words_behind_the_time_of_a_log_line_are_its_message(rest: str) -> None:
+    """Cells with such words are refused; in a log they may mean anything, and all lines have one clock."""
+    assert parse_line_time(f"1970-01-01 00:02:01 {rest}") == 121

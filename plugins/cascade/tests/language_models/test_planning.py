@@ -91,6 +91,15 @@ def test_confidences_that_are_infinite_or_missing_are_never_sure() -> None:
     assert fit.probability(None) == -np.inf
 
 
+@pytest.mark.parametrize(("unsure", "sure"), [(0.0, 1.0), (0.7, 1.0), (0.0, 0.4)])
+def test_confidences_of_two_values_differ(unsure: float, sure: float) -> None:
+    """A judge that answers 0 or 1 is calibrated like any other, though its log-odds are infinite."""
+    is_correct = np.arange(400) % 10 < np.where(np.arange(400) < 200, 9, 3)
+    confidence = np.where(np.arange(400) < 200, sure, unsure)
+    probabilities = fit_calibration(confidence, is_correct).probabilities(np.array([sure, unsure]))
+    assert np.allclose(probabilities, [0.9, 0.3], atol=0.02)
+
+
 def test_one_class_and_constant_confidences_do_not_fail() -> None:
     """A model which is always correct, or a confidence without variation, gives a finite score."""
     assert 0.9 < fit_calibration(np.linspace(-1, -0.01, 50), np.ones(50, dtype=bool)).probability(-0.5) <= 1.0

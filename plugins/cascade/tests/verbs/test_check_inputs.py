@@ -33,7 +33,7 @@ stages:
 cost: {by: price}
 goal: {max_loss: 1%}
 """
-ROWS = [f"w{number // 5},{number % 5},{number},{number % 7},{number % 2}" for number in range(60)]
+ROWS = [f"w{number // 2},{number % 2},{number},{number % 7},{number % 2}" for number in range(60)]
 
 
 def told(folder: Path, text: str, *settings: str, rows: list[str] = ROWS) -> list[str]:
@@ -53,7 +53,7 @@ def test_a_valid_table_gives_no_diagnostics(tmp_path: Path, text: str) -> None:
 
 def test_every_wrong_column_is_reported_at_once(tmp_path: Path) -> None:
     """A missing column, two of words and a missing label are four mistakes, where training stops at the first."""
-    rows = [row.replace("w3,1,16,2", "w3,1,<5,low") for row in ROWS]
+    rows = [row.replace("w8,0,16,2", "w8,0,<5,low") for row in ROWS]
     settings = ("features.all.columns=[a, b]", "features.more={columns: [c]}", "stages[0].target.column=z")
     assert told(tmp_path, OWN, *settings, rows=rows) == [
         'features: own.csv: "<5" in row 17 of column "a" is not a number',
@@ -69,6 +69,31 @@ def test_columns_over_time_are_checked_too(tmp_path: Path) -> None:
     assert [line.split(": ")[0] for line in told(tmp_path, LONG, *settings)] == [
         "features.all.columns", "features.more.columns", "stages[0].target.column",
     ]  # fmt: skip
+
+
+def test_labels_over_time_are_checked_too(tmp_path: Path) -> None:
+    """A missing label, and events that are too rare, are found before anything is fitted."""
+    (unlabelled,) = told(tmp_path, LONG, rows=[*ROWS[:-1], ROWS[-1][:-1]])
+    assert unlabelled == 'stages[0].target.column: own.csv: "y" has no value at w29, hour 1; it must be 0 or 1'
+    (rare,) = told(tmp_path, LONG, rows=[f"{row[:-1]}0" for row in ROWS])
+    assert rare == "data: 0 of 30 cases reach seen; at least 8 of 24 are needed"
+
+
+def test_columns_that_hold_the_label_over_time_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A countdown to the event, and an outcome of the whole stay, are known only afterwards."""
+    head, rows = "who,hour,pulse,countdown,outcome,y", []
+    for who in range(60):
+        is_sick = who % 2
+        for hour in range(6):
+            label = int(is_sick and hour >= 4)
+            rows.append(
+                f"w{who},{hour},{(who * 7 + hour * 5) % 31},{4 - hour if is_sick else 99},{3 * is_sick},{label}"
+            )
+    (tmp_path / "own.csv").write_text("\n".join([head, *rows]) + "\n")
+    (tmp_path / "own.yaml").write_text(LONG.replace("[a, b]", "[pulse, countdown, outcome]"))
+    assert list(check_inputs(spec_of(tmp_path / "own.yaml"), run_in(tmp_path / "run", base=tmp_path))) == []
+    (warning,) = caplog.messages
+    assert warning.startswith('"countdown", "outcome" predict the label without error')
 
 
 def test_missing_columns_of_a_log_are_errors(tmp_path: Path) -> None:

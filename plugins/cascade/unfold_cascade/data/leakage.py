@@ -96,7 +96,7 @@ def find_label_columns(columns: Mapping[str, FloatArray], labels: IntArray) -> t
     from sklearn.tree import DecisionTreeClassifier
 
     counts = np.bincount(labels)
-    if counts[counts > 0].min() < MIN_CASES or (counts > 0).sum() < 2:
+    if (counts > 0).sum() < 2 or counts[counts > 0].min() < MIN_CASES:
         return ()
     half = np.random.default_rng(0).permutation(len(labels)) % 2 == 0
     target = labels[~half]

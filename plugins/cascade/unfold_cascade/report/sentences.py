@@ -305,11 +305,11 @@ def copied_rows(identical: int, near: int, table: str, *, are_grouped: bool) -> 
     return f"{format_count(identical + near, 'row')} of {table} repeat others ({' and '.join(kinds)}): {effect}"
 
 
-def leaked_label(columns: Sequence[str]) -> str:
+def leaked_label(columns: Sequence[str], remedy: str = "remove it, or list it in data.trusted") -> str:
     """State which columns predict the label, or the right answers, on their own."""
     names = ", ".join(f'"{name}"' for name in columns[:3]) + ", ..." * (len(columns) > 3)
     verb = "predict" if len(columns) > 1 else "predicts"
-    return f"{names} {verb} the label without error, as a leaked label would; remove it, or list it in data.trusted"
+    return f"{names} {verb} the label without error, as a leaked label would; {remedy}"
 
 
 def similar_labels(pairs: Sequence[tuple[str, str]]) -> str:

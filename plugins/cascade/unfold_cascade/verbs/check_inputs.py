@@ -14,9 +14,12 @@ from unfold_cascade.report import sentences
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.features import expand_patterns
+from unfold_cascade.temporal.data.labels import label_table
 from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.table import EntityTable
+from unfold_cascade.temporal.models.study import split_entities
 from unfold_cascade.temporal.problem import TemporalProblem
+from unfold_cascade.temporal.report.sentences import leak_notes
 from unfoldkit.api import Diagnostic, Run, UnfoldError, run_checks
 
 Check = Callable[[], object]
@@ -40,7 +43,7 @@ def _list_checks(spec: CascadeSpec, run: Run) -> Iterator[Check]:
     """
     if spec.over_time:
         problem = build_temporal_problem(spec, run)
-        yield from _list_temporal_checks(problem, read_table(problem.source, run))
+        yield from _list_temporal_checks(problem, read_table(problem.source, run), run)
         return
     if spec.is_language_model:
         if spec.data.source == "recorded":
@@ -72,7 +75,7 @@ def _read_dataset(options: DatasetOptions, run: Run) -> Dataset:
     return dataset
 
 
-def _list_temporal_checks(problem: TemporalProblem, table: EntityTable) -> Iterator[Check]:
+def _list_temporal_checks(problem: TemporalProblem, table: EntityTable, run: Run) -> Iterator[Check]:
     for name, group in problem.features.items():
         resolve, key = partial(expand_patterns, {name: group}, table.columns), f"features.{name}.columns"
         if any(run_checks([resolve])):
@@ -82,6 +85,15 @@ def _list_temporal_checks(problem: TemporalProblem, table: EntityTable) -> Itera
     for s, stage in enumerate(problem.stages):
         if stage.target.column is not None:
             yield partial(table.column_index, stage.target.column, key=f"stages[{s}].target.column")
+    yield partial(_check_labels, problem, table, run)
+
+
+def _check_labels(problem: TemporalProblem, table: EntityTable, run: Run) -> None:
+    """Check that enough entities reach the stages, and log leaked labels, which are no mistakes of the spec."""
+    hours = label_table(problem, table)
+    split_entities(problem, hours)
+    for note in leak_notes(hours.leaks):
+        run.log.warning("%s", note)
 
 
 def _list_column_checks(options: DatasetOptions, frame: Frame, name: str) -> Iterator[Check]:

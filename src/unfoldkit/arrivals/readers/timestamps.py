@@ -53,7 +53,7 @@ _MAX_LATENESS_S = 600.0
 """By how much a line may be older than the one above it, where requests are logged as they end."""
 _SUNDAY, _LAST_REPEATED_HOUR = 6, 3
 """Clocks are put back in a night to Sunday, to a time before this hour."""
-_SPREADSHEET_DAYS = (32_000.0, 73_000.0)
+SPREADSHEET_DAYS = (32_000.0, 73_000.0)
 """Serial numbers of spreadsheets for the dates from 1987 to 2099."""
 _MAX_SERIAL_SPAN = 60.0
 _SPARSE_GAP_S = 5.0
@@ -72,6 +72,9 @@ _ISO_DATE = re.compile(_ISO)
 _PLAIN_UTC = re.compile(
     r"(?:(?:19|20)[0-9]{2}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9}+)?+(?:Z|\+00:00)?+\n)*+"
 )
+# behind the date of a cell, a clock of twelve hours or a zone by its name: the date would be read hours off
+_UNREAD_CLOCK = re.compile(r"\s?[AaPp]\.?[Mm]\b")
+_UNREAD_ZONE = re.compile(r"\s?(?:(?:A|E|C|M|P|AK|H|AE|AC|AW|NZ|B|CE|EE|WE|J|K|I)[SD]?T|MSK|\[?[A-Z][a-z]+/\w+\]?)\b")
 _ISO_BASIC = re.compile(r"\d{8}T\d{4,6}(?:Z|[+-]\d{2}(?:\d{2})?)?")
 # digits without a fraction are a time only at the beginning of a line: elsewhere they may be any number
 _KAFKA = "(?:Create|LogAppend)Time:"
@@ -236,7 +239,7 @@ def describe_unit_doubt(times: FloatArray) -> str:
         return ""
     span = float(times[-1] - times[0])
     if (times % 1).any():
-        is_serial = times[0] >= _SPREADSHEET_DAYS[0] and times[-1] < _SPREADSHEET_DAYS[1] and span < _MAX_SERIAL_SPAN
+        is_serial = times[0] >= SPREADSHEET_DAYS[0] and times[-1] < SPREADSHEET_DAYS[1] and span < _MAX_SERIAL_SPAN
         return "they may be dates of a spreadsheet, in days" if is_serial else ""
     if span > _DAY_S or (span > _HOUR_S and span > _SPARSE_GAP_S * times.size):
         duration = f"{span / _DAY_S:,.1f} days" if span > _DAY_S else f"{span / _HOUR_S:,.1f} hours"
@@ -310,7 +313,10 @@ def parse_timestamp(text: str) -> float | None:
             return None
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     match = _ISO_DATE.search(text)
-    return _from_iso(match) if match else None
+    if match is None or _UNREAD_CLOCK.match(text, match.end()):
+        return None
+    has_zone = match[7] is not None or match[8] is not None
+    return _from_iso(match) if has_zone or not _UNREAD_ZONE.match(text, match.end()) else None
 
 
 def parse_plain_timestamps(texts: Sequence[str]) -> FloatArray | None:

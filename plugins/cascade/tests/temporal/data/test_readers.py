@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from unfold_cascade.temporal.data.online_features import build_online_features
 from unfold_cascade.temporal.data.readers import read_long, read_patient_table, read_psv
-from unfold_cascade.temporal.problem import LongSource
+from unfold_cascade.temporal.data.windows import compute_window_statistics
+from unfold_cascade.temporal.problem import FeatureSet, LongSource
 from unfoldkit.errors import UnfoldError
 
 HEAD = "HR|Temp|Resp|PaCO2|WBC|ICULOS|SepsisLabel"
@@ -102,6 +105,8 @@ def test_subfolders_are_read_as_one_table(tmp_path: Path) -> None:
     [
         ("80|37|16|40|9|1|0\n80|37|16|40|9|2\n", "p3.psv:3:1: .*has 6 cells where the header has 7"),
         ("80|37|16|40|9|1|0\n80|warm|16|40|9|2|0\n", 'p3.psv:3:1: .*"warm" is not a number'),
+        ("80|37|16|40|9|1|0\ninf|37|16|40|9|2|0\n", 'p3.psv:3:1: .*"inf" is not a finite number'),
+        ("", "p3.psv:1:1: .*the patient has no hours"),
         ("80|37|16|40|9|NaN|0\n80|37|16|40|9|1|0\n", "p3 has a row without an hour"),
         ("80|37|16|40|9|2|0\n80|37|16|40|9|1|0\n", "p3 has hour 1 after hour 2: the hours do not ascend"),
     ],
@@ -163,6 +168,27 @@ def test_repeated_hours_are_reported(tmp_path: Path) -> None:
         read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="h"))
 
 
+@pytest.mark.parametrize(
+    ("column", "first", "step", "doubt"),
+    [
+        ("t", 1_774_728_000, 3600, "1774767600 is a date"),
+        ("t", 20_260_328_200_000, 10_000, "20260328310000 is a date"),
+        ("t", 46_109.75, 1 / 24, "46109.75 may be a date of a spreadsheet"),
+        ("time_minutes", 0, 60, "its name states another unit"),
+    ],
+)
+def test_numbers_that_count_no_hours_are_refused(
+    column: str, first: float, step: float, doubt: str, tmp_path: Path
+) -> None:
+    """Stamps of a clock and spreadsheet days, read as hours, would make every purchase expire at once."""
+    rows = [(first + hour * step, hour) for hour in range(12)]
+    (tmp_path / "t.csv").write_text(f"who,{column},v\n" + "".join(f"a,{time:.15g},{v}\n" for time, v in rows))
+    with pytest.raises(UnfoldError, match=f'"{column}" does not count hours: {doubt}'):
+        read_long(tmp_path / "t.csv", LongSource("x", entity="who", time=column))
+    (tmp_path / "t.csv").write_text("who,hour,v\n" + "".join(f"a,{46_109 + hour},{hour}\n" for hour in range(12)))
+    assert read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="hour")).hour[0] == 46_109.0
+
+
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_dates_become_hours_since_the_first_of_the_entity(form: str, tmp_path: Path) -> None:
     """Dates are times, both as text and as Parquet timestamps."""
@@ -176,6 +202,24 @@ def test_dates_become_hours_since_the_first_of_the_entity(form: str, tmp_path: P
     table = read_long(path, LongSource("x", entity="stay", time="charttime"))
     assert table.hour[:4].tolist() == [0.0, 1.0, 0.0, 1.5]
     assert table.values[:4, table.column_index("HR", key="features")].tolist()[1:] == [91.0, 80.0, 82.0]
+
+
+def test_windows_end_exactly_whatever_times_count_from(tmp_path: Path) -> None:
+    """Rows 20 minutes apart have the same windows in the table and at a server that receives seconds since 1970."""
+    start = 1_774_728_600
+    times = [start + 1200 * row for row in range(60)]
+    lines = [f"a,{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M},{row}" for row, time in enumerate(times)]
+    (tmp_path / "t.csv").write_text("\n".join(["who,t,v", *lines]))
+    table = read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="t"))
+    online = build_online_features({"all": FeatureSet(columns=("v",), derive=("age", "min"), window_h=6.0)})
+    history, served = None, []
+    for row, time in enumerate(times):
+        features, (history,) = online.update(np.array([[float(row)]]), np.array([time / 3600.0]), [history])
+        served.append(features[0].tolist())
+    expected = [[0.0, float(max(row - 18, 0))] for row in range(60)]
+    assert served == expected
+    lowest = compute_window_statistics(table.values[:, 0], table.hour, table.starts, 6.0)["min"]
+    assert lowest.tolist() == [lowest_row for _, lowest_row in expected]
 
 
 def test_text_columns_are_errors_only_where_used(tmp_path: Path) -> None:

@@ -119,6 +119,9 @@ def _fit(
     raw = _transform(confidence, scale, transform)
     finite = raw[np.isfinite(raw)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if low == high:
+        # a judge that answers 0 or 1: no other value says how far apart they are
+        low, high = low - float((raw == -np.inf).any()), high + float((raw == np.inf).any())
     value = np.clip(raw, low, high)
     deviation = float(value.std()) if value.size else 0.0
     if deviation == 0.0:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data.dataset import hash_file
+from unfold_cascade.data.leakage import find_label_columns
 from unfold_cascade.data.splits import UnitTable, list_sites, split_units
 from unfold_cascade.data.table import Rows
 from unfold_cascade.temporal.data.features import expand_patterns, has_pattern
@@ -24,6 +25,8 @@ from unfoldkit.safe_io.arrays import read_npz
 from unfoldkit.safe_io.files import parse_object, read_bytes
 
 HOURS_FILE = "hours.npz"
+MAX_LEAK_ROWS = 50_000
+"""Rows of a longer table in which leaked labels are looked for, evenly spread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class LabelledHours:
         columns: Columns of the table, from which features can be made.
         part: (P,) part of each entity, 0 to 2 for train, calibrate and test, unless parts are drawn at random.
         sites: Values of the column of sites that are left out in turn.
+        leaks: Columns of features that predict the stages without error.
     """
 
     timeline: Timeline
@@ -49,17 +53,27 @@ class LabelledHours:
     columns: tuple[str, ...]
     part: IntArray | None = None
     sites: tuple[str, ...] = ()
+    leaks: tuple[str, ...] = ()
 
     def expand_features(self, problem: TemporalProblem) -> Mapping[str, FeatureSet]:
         """Replace column patterns of the problem's feature sets by names; label columns never match."""
-        usable = [column for column in self.columns if column not in problem.label_columns]
-        return expand_patterns(problem.features, usable) if has_pattern(problem.features) else problem.features
+        return _expand_features(problem, self.columns)
+
+
+def _expand_features(problem: TemporalProblem, columns: Sequence[str]) -> Mapping[str, FeatureSet]:
+    usable = [column for column in columns if column not in problem.label_columns]
+    return expand_patterns(problem.features, usable) if has_pattern(problem.features) else problem.features
 
 
 def label_hours(problem: TemporalProblem, run: Run, load_table: Callable[[], EntityTable]) -> LabelledHours:
     """Label the hours of the table, or read them from the run if neither the table nor the targets changed."""
     run.directory.once(HOURS_FILE, _made_from(problem, run), lambda: _pack(load_table(), problem))
     return load_hours(run)
+
+
+def label_table(problem: TemporalProblem, table: EntityTable) -> LabelledHours:
+    """Label the hours of a table; nothing is stored."""
+    return _unpack(_pack(table, problem))
 
 
 def are_hours_current(problem: TemporalProblem, run: Run) -> bool:
@@ -89,6 +103,7 @@ def _unpack(data: bytes) -> LabelledHours:
         tuple(facts.get("columns", ())),
         arrays.get("part"),
         tuple(facts.get("sites", ())),
+        tuple(facts.get("leaks", ())),
     )
 
 
@@ -96,7 +111,8 @@ def _pack(table: EntityTable, problem: TemporalProblem) -> bytes:
     entered, highest = label_stages(table, [stage.target for stage in problem.stages])
     rule, units = problem.split, _describe_units(table)
     sites = list_sites(rule.column, units)[1] if rule.kind == "leave-out" else ()
-    facts = json.dumps({"digest": table.digest, "columns": table.columns, "sites": sites}).encode()
+    leaks = _find_leaks(problem, table, highest)
+    facts = json.dumps({"digest": table.digest, "columns": table.columns, "sites": sites, "leaks": leaks}).encode()
     since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])
     arrays = {"starts": table.starts, "hour": table.hour, "on": entered, "highest": highest, "since": since}
     if rule.kind not in ("random", "leave-out"):
@@ -105,6 +121,21 @@ def _pack(table: EntityTable, problem: TemporalProblem) -> bytes:
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, facts=np.frombuffer(facts, dtype=np.uint8), **arrays)
     return stream.getvalue()
+
+
+def _find_leaks(problem: TemporalProblem, table: EntityTable, highest: IntArray) -> tuple[str, ...]:
+    """Find columns that predict the stage of a row, or in the first row of an entity whether it will enter one."""
+    used = {column for features in _expand_features(problem, table.columns).values() for column in features.columns}
+    columns = {name: table.values[:, number] for number, name in enumerate(table.columns) if name in used}
+    rows = np.arange(0, len(highest), -(-len(highest) // MAX_LEAK_ROWS))
+    first = table.starts[:-1]
+    reached = np.maximum.reduceat(highest, first)
+    undecided = highest[first] == 0
+    of_row = find_label_columns(
+        {name: values[rows].astype(np.float64) for name, values in columns.items()}, highest[rows]
+    )
+    ahead = {name: values[first[undecided]].astype(np.float64) for name, values in columns.items()}
+    return tuple(dict.fromkeys((*of_row, *find_label_columns(ahead, (reached[undecided] > 0).astype(np.int64)))))
 
 
 def _describe_units(table: EntityTable) -> UnitTable:

@@ -12,7 +12,7 @@ from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.clinical_rules import RULE_CARRY_H, score_rule
 from unfold_cascade.temporal.data.features import build_layout, name_feature, name_rule_features
 from unfold_cascade.temporal.data.holdout import Probe
-from unfold_cascade.temporal.data.windows import STATISTICS, compute_window_statistics
+from unfold_cascade.temporal.data.windows import STATISTICS, TOLERANCE_H, compute_window_statistics
 from unfold_cascade.temporal.problem import FeatureSet
 
 
@@ -103,7 +103,7 @@ class OnlineFeatures:
     def _extend_recent(self, history: EntityHistory, row: Float32, now: float) -> list[list[float]]:
         if not len(self.windowed):
             return []
-        within = [past for past in history.recent if now - past[0] <= self.window_h]
+        within = [past for past in history.recent if now - past[0] <= self.window_h + TOLERANCE_H]
         return [*within, [float(now), *row[self.windowed].tolist()]]
 
     def _fill_rules(self, out: Float32, latest: Float32, age: FloatArray, maximum: FloatArray) -> list[list[float]]:
@@ -206,5 +206,5 @@ def _build_set(name: str, features: FeatureSet, columns: Sequence[str], numbers:
 
 def _is_valid(age: FloatArray, carry_h: float) -> BoolArray:
     with np.errstate(invalid="ignore"):
-        valid: BoolArray = age <= carry_h
+        valid: BoolArray = age <= carry_h + TOLERANCE_H
     return valid

@@ -20,6 +20,7 @@ from unfold_cascade.schema.cells import is_missing
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
 from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource
 from unfoldkit.api import Diagnostic, Run, UnfoldError, user_error
+from unfoldkit.arrivals.readers import timestamps
 from unfoldkit.io.tables import is_number
 from unfoldkit.safe_io.files import read_bytes, require_regular
 
@@ -31,6 +32,8 @@ PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "subject_id", "stay_id"
 """Names of the column of patients where all hours are in one table, in lower case."""
 TABLE_ENDINGS = (".csv", ".csv.gz", ".psv", ".tsv", ".txt", ".parquet", ".jsonl", ".jsonl.gz", ".ndjson")
 FILES_PER_CHUNK = 512
+MAX_HOURS = 1e7
+"""Eleven centuries: larger times are seconds since 1970, or digits of a date."""
 NamedContent = tuple[str, bytes]
 
 
@@ -85,6 +88,8 @@ def read_psv(path: Path, *, max_patients: int | None = None) -> EntityTable:
         digest.update(name.encode() + b"\0" + content)
         if content.split(b"\n", 1)[0].strip() != header or b"\n" not in content:
             raise user_error("the header differs from that of the other files", file=f"{path / name}:1:1")
+        if not _count_rows(content):
+            raise user_error("the patient has no hours", file=f"{path / name}:1:1", hint="remove the file")
     chunks = [
         _parse_numbers(path, contents[begin : begin + FILES_PER_CHUNK], len(columns))
         for begin in range(0, len(contents), FILES_PER_CHUNK)
@@ -152,11 +157,30 @@ def _read_hours(frame: Frame, source: LongSource, entity: IntArray) -> FloatArra
     """Read (n,) hours: numbers as they are, dates as hours since the first date of their entity."""
     dates_s = frame.dates(source.time, key="data.time")
     if dates_s is None:
-        return frame.numbers(source.time, key="data.time")
+        hours = frame.numbers(source.time, key="data.time")
+        _check_unit(hours, source.time, frame.name)
+        return hours
     earliest_s = np.full(int(entity.max()) + 1, np.inf)
     np.fmin.at(earliest_s, entity, dates_s)
     hour: FloatArray = (dates_s - earliest_s[entity]) / HOUR_S
     return hour
+
+
+def _check_unit(hours: FloatArray, column: str, table: str) -> None:
+    """Reject numbers that do not count hours: stamps of a clock, spreadsheet days, or those that name another unit."""
+    known = hours[np.isfinite(hours)]
+    first, last = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    first_serial, last_serial = timestamps.SPREADSHEET_DAYS
+    if timestamps.split_unit(column)[1] not in (None, HOUR_S):
+        doubt = "its name states another unit"
+    elif last >= MAX_HOURS:
+        doubt = f"{last:.15g} is a date"
+    elif first_serial <= first and last < last_serial and (known % 1.0).any():
+        doubt = f"{first:.10g} may be a date of a spreadsheet, in days"
+    else:
+        return
+    hint = "write hours since the first row of each entity, or dates such as 2026-03-01 07:15"
+    raise user_error(f'{table}: the column "{column}" does not count hours: {doubt}', key="data.time", hint=hint)
 
 
 def _read_columns(frame: Frame, excluded: Container[str]) -> tuple[dict[str, Float32], dict[str, Diagnostic]]:
@@ -216,7 +240,7 @@ def _parse_numbers(path: Path, contents: Iterable[NamedContent], width: int) -> 
     text = b"|".join(body.replace(b"\r", b"").replace(b"\n", b"|") for body in bodies if body)
     numbers = _parse_cells(text)
     lines = sum(body.count(b"\n") + 1 for body in bodies if body)
-    if numbers is None or numbers.size != lines * width:
+    if numbers is None or numbers.size != lines * width or np.isinf(numbers).any():
         raise _locate_mistake(path, contents, width)
     return numbers.reshape(-1, width)
 
@@ -240,8 +264,8 @@ def _locate_mistake(path: Path, contents: Iterable[NamedContent], width: int) ->
                 message = f"has {len(cells)} cells where the header has {width}"
                 return UnfoldError(Diagnostic(message, str(path / name), number, 1, "data.path"))
             for cell in cells:
-                if not is_number(cell):
-                    message = f'"{cell.decode("utf-8", "replace")[:40]}" is not a number'
+                if not is_number(cell) or np.isinf(np.float32(cell)):
+                    message = f'"{cell.decode("utf-8", "replace")[:40]}" is not a {"finite " * is_number(cell)}number'
                     return UnfoldError(Diagnostic(message, str(path / name), number, 1, "data.path"))
     return user_error("not a table of numbers", file=str(path), key="data.path")
 

@@ -118,7 +118,9 @@ def check_hour_order(timeline: Timeline, ids: Sequence[str], name: str, key: str
     if disordered.any():
         row = int(np.flatnonzero(disordered)[0])
         entity = ids[int(np.searchsorted(starts, row, side="right")) - 1]
-        raise user_error(f"{name}: {entity} {_describe_disorder(hour, row)}", key=key)
+        is_repeated = row > 0 and hour[row] == hour[row - 1]
+        hint = "keep one row an hour: merge the values of rows with the same time" if is_repeated else ""
+        raise user_error(f"{name}: {entity} {_describe_disorder(hour, row)}", key=key, hint=hint)
 
 
 def _describe_disorder(hour: FloatArray, row: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from unfold_cascade._types import BoolArray, IntArray
 from unfold_cascade.clinical_rules import RULE_CARRY_H, RULE_THRESHOLD, score_rule
 from unfold_cascade.temporal.data.table import EntityTable, find_first_true
-from unfold_cascade.temporal.data.windows import carry_forward
+from unfold_cascade.temporal.data.windows import TOLERANCE_H, carry_forward
 from unfold_cascade.temporal.problem import StageTarget
 from unfoldkit.api import user_error
 
@@ -35,7 +35,7 @@ def detect_stage_entry(table: EntityTable, target: StageTarget, *, key: str) -> 
     first_rows = find_first_true(holds, table.starts)
     never = first_rows >= table.starts[1:]
     moment = np.where(never, np.inf, table.hour[np.minimum(first_rows, len(table) - 1)] - target.ahead_h)
-    entered: BoolArray = table.hour >= np.repeat(moment, np.diff(table.starts))
+    entered: BoolArray = table.hour >= np.repeat(moment - TOLERANCE_H, np.diff(table.starts))
     return entered
 
 
@@ -65,9 +65,8 @@ def _read_label(table: EntityTable, column: str, key: str) -> BoolArray:
     if invalid.any():
         row = int(np.flatnonzero(invalid)[0])
         entity = table.ids[int(np.searchsorted(table.starts, row, side="right")) - 1]
-        hour = f"{entity}, hour {table.hour[row]:g}"
-        raise user_error(
-            f'{table.name}: "{column}" is {values[row]:g} at {hour}; it must be 0 or 1', key=f"{key}.column"
-        )
+        state = "has no value" if np.isnan(values[row]) else f"is {values[row]:g}"
+        message = f'{table.name}: "{column}" {state} at {entity}, hour {table.hour[row]:g}; it must be 0 or 1'
+        raise user_error(message, key=f"{key}.column")
     label: BoolArray = values == 1.0
     return label

@@ -10,6 +10,8 @@ import numpy as np
 from unfold_cascade._types import Float32, FloatArray, IntArray
 from unfoldkit.jit import compiled
 
+TOLERANCE_H = 1e-6
+"""Times on the edge of a window belong to it: a third of an hour has no exact form, and differences are rounded."""
 STATISTICS = ("mean", "min", "max", "change", "spread")
 
 
@@ -31,7 +33,7 @@ def carry_forward(values: Float32, hour: FloatArray, starts: IntArray, carry_h: 
     measured = latest >= entity_start
     age = np.where(measured, hour - hour[np.maximum(latest, 0)], np.nan)
     with np.errstate(invalid="ignore"):
-        valid = measured & (age <= carry_h)
+        valid = measured & (age <= carry_h + TOLERANCE_H)
     value = np.where(valid, values[np.maximum(latest, 0)], np.nan)
     return value.astype(np.float32), np.where(valid, age, np.nan).astype(np.float32)
 
@@ -58,7 +60,7 @@ def window_kernel(values: Float32, hour: FloatArray, starts: IntArray, window_h:
     for entity in range(len(starts) - 1):
         low = starts[entity]
         for row in range(starts[entity], starts[entity + 1]):
-            while hour[row] - hour[low] > window_h:
+            while hour[row] - hour[low] > window_h + TOLERANCE_H:
                 low += 1
             count, total, squares, lowest, highest, oldest, newest = 0, 0.0, 0.0, np.inf, -np.inf, 0.0, 0.0
             for past in range(low, row + 1):

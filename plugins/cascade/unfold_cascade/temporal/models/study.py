@@ -119,6 +119,7 @@ class Study:
         digest: Hash of the table.
         stored_models: Files by model number.
         features: Feature sets with their columns by name.
+        leaks: Columns of features that predict the stages without error.
     """
 
     problem: TemporalProblem
@@ -131,6 +132,7 @@ class Study:
     digest: str
     stored_models: tuple[StoredModel, ...]
     features: Mapping[str, FeatureSet]
+    leaks: tuple[str, ...] = ()
 
     @property
     def baseline(self) -> int:
@@ -220,6 +222,7 @@ def assemble_study(
         digest=hours.digest,
         stored_models=tuple(StoredModel(slot.model_file, slot.columns, slot.recipe.estimator) for slot in slots),
         features=hours.expand_features(problem),
+        leaks=hours.leaks,
     )
 
 

@@ -92,6 +92,7 @@ def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt:
         ),
         figures=build_figures(solution),
         lines=_lines(solution, attempt),
+        notes=sentences.leak_notes(solution.study.leaks),
         next=_next_command(solution, directory),
         decision=_decision(solution),
         provenance={"inputs": {"data": solution.study.digest}},

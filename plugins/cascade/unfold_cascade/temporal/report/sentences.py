@@ -23,6 +23,12 @@ def summarise_plan(
     return f"{text}, not certified; smallest relaxation: max_loss: {relaxed:g}% · saved in {path}"
 
 
+def leak_notes(columns: Sequence[str]) -> tuple[str, ...]:
+    """Warn of columns that predict the stages on their own; empty without any."""
+    remedy = "remove it, unless its values are known at that hour"
+    return (shared.leaked_label(columns, remedy),) if columns else ()
+
+
 def describe_certificate(
     *,
     loss_points: float,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from unfold_cascade._types import IntArray
 from unfold_cascade.temporal.data.features import PurchaseTerms
 from unfold_cascade.temporal.data.table import Timeline
+from unfold_cascade.temporal.data.windows import TOLERANCE_H
 from unfold_cascade.temporal.problem import Transitions
 from unfold_cascade.temporal.simulation.trajectories import ModelScores, PolicyArrays
 
@@ -178,7 +179,7 @@ def buy_feature_sets(needs: int, hour: float, purchase: PurchaseTerms, purchased
     """
     purchases = []
     for g, valid_h in enumerate(purchase.valid_h.tolist()):
-        if needs >> g & 1 and hour >= purchased_at[g] + valid_h and purchased_at[g] != hour:
+        if needs >> g & 1 and hour + TOLERANCE_H >= purchased_at[g] + valid_h and purchased_at[g] != hour:
             purchased_at[g] = hour
             purchases.append(g)
     return purchases

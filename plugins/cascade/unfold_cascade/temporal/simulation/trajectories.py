@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.temporal.data.features import PurchaseTerms
 from unfold_cascade.temporal.data.table import Timeline
+from unfold_cascade.temporal.data.windows import TOLERANCE_H
 from unfold_cascade.temporal.problem import Transitions
 from unfoldkit.jit import compiled
 
@@ -134,7 +135,7 @@ def trajectory_kernel(  # noqa: C901, PLR0912 - one loop nest, compiled as a who
     purchases: Any,
 ) -> None:
     """Fill the last four arrays; the others are those of ``ModelScores``, ``PolicyArrays`` and ``Transitions``."""
-    stages, groups = chain.shape[0], valid_h.shape[0]
+    stages, groups, lasts_h = chain.shape[0], valid_h.shape[0], valid_h - TOLERANCE_H
     for entity in range(starts.shape[0] - 1):
         entered = np.zeros(stages, dtype=np.bool_)
         streak = np.zeros(stages, dtype=np.int64)
@@ -150,7 +151,7 @@ def trajectory_kernel(  # noqa: C901, PLR0912 - one loop nest, compiled as a who
                     model, value = chain[s, position], p[chain[s, position], row]
                     calls[entity, model] += 1
                     for g in range(groups):
-                        expired = hour[row] >= purchased_at[g] + valid_h[g] and purchased_at[g] != hour[row]
+                        expired = hour[row] >= purchased_at[g] + lasts_h[g] and purchased_at[g] != hour[row]
                         if needs[model] >> g & 1 and expired:
                             purchased_at[g] = hour[row]
                             purchases[entity, g] += 1
@@ -158,7 +159,7 @@ def trajectory_kernel(  # noqa: C901, PLR0912 - one loop nest, compiled as a who
                     if owned[0, s, position] != low or owned[1, s, position] != high:
                         is_free, next_needs = True, needs[chain[s, position + 1]]
                         for g in range(groups):
-                            expired = hour[row] >= purchased_at[g] + valid_h[g] and purchased_at[g] != hour[row]
+                            expired = hour[row] >= purchased_at[g] + lasts_h[g] and purchased_at[g] != hour[row]
                             if next_needs >> g & 1 and price[g] > 0 and expired:
                                 is_free = False
                         if is_free:
