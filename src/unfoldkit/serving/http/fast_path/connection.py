@@ -452,7 +452,7 @@ class _InnerTransport:
         self.transport, self.connection = transport, connection
 
     def write(self, data: bytes) -> None:
-        # an application may still answer the head of a request whose body has already been answered by a 400
+        # an application may still answer the head of a request after a 400 has answered its body
         if not self.connection.is_lingering:
             self.transport.write(data)
 
