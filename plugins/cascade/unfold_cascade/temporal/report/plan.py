@@ -25,7 +25,7 @@ from unfold_cascade.temporal.report.tables import (
 from unfold_cascade.temporal.search.planner import Solution
 from unfold_cascade.temporal.simulation.cost import compute_savings
 from unfold_cascade.temporal.simulation.policy import StagePolicy
-from unfoldkit.api import Metric, Report, RunDir, Verdict, label_metrics
+from unfoldkit.api import Metric, Report, RunDir, Verdict, format_count, label_metrics
 
 MetricValue = tuple[float | None, str]
 METRIC_LABELS = {
@@ -145,7 +145,7 @@ def _subtitle(solution: Solution) -> tuple[str, ...]:
     hours = sum(len(cohort.highest) for cohort in cohorts)
     patients = sum(cohort.entities for cohort in cohorts)
     return (
-        f"{len(study.stages)} stages",
+        format_count(len(study.stages), "stage"),
         shared.choice_of_models(len(study.models) - 1),
         f"{patients:,} cases",
         f"{hours:,} hours",
