@@ -288,6 +288,8 @@ def test_audits_are_reproducible_and_meet_their_share(trained: Trained) -> None:
     audited = [case.audited for case in model.advance(x, np.zeros(600), [None] * 600)[1]]
     assert audited == [case.audited for case in model.advance(x[:, :], np.ones(600), [None] * 600)[1]]
     assert 0.2 < np.mean(audited) < 0.4
+    unknown = [case.audited for case in model.advance(np.full_like(x, np.nan), np.zeros(600), [None] * 600)[1]]
+    assert 0.2 < np.mean(unknown) < 0.4, "an hour without values is audited by chance, not always or never"
 
 
 def test_native_engine_decides_near_a_cut(trained: Trained) -> None:

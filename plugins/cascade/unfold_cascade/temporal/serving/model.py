@@ -300,7 +300,12 @@ def _clip_cut(cut: float) -> float:
 
 
 def _hash_to_unit(row: FloatArray) -> float:
-    """Hash the first hour of an entity to a number in [0, 1), so that audits are reproducible."""
+    """Hash the first hour of an entity to a number in [0, 1), so that audits are reproducible; draw one without values.
+
+    The state of the entity keeps what follows from it.
+    """
+    if np.isnan(row).all():
+        return float(np.random.default_rng().random())
     return zlib.crc32(np.ascontiguousarray(row, dtype=np.float32).tobytes()) / 2**32
 
 
