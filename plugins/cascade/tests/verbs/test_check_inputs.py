@@ -1,4 +1,4 @@
-"""`unfold check --data`: the table that a spec names is opened, and every mistake in it is told at once."""
+"""`unfold check --data`: the table that a spec names is opened, and every mistake in it is reported at once."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ goal: {max_loss: 1%}
 ROWS = [f"w{number // 2},{number % 2},{number},{number % 7},{number % 2}" for number in range(60)]
 
 
-def told(folder: Path, text: str, *settings: str, rows: list[str] = ROWS) -> list[str]:
-    """Return what is told of a spec whose table has the columns who, hour, a, b and y."""
+def list_diagnostics(folder: Path, text: str, *settings: str, rows: list[str] = ROWS) -> list[str]:
+    """List the diagnostics of a spec with a table that has the columns who, hour, a, b and y."""
     (folder / "own.csv").write_text("\n".join(["who,hour,a,b,y", *rows]) + "\n")
     (folder / "own.yaml").write_text(text)
     spec: CascadeSpec = spec_of(folder / "own.yaml", *settings)
@@ -47,7 +47,7 @@ def told(folder: Path, text: str, *settings: str, rows: list[str] = ROWS) -> lis
 @pytest.mark.parametrize("text", [OWN, LONG, LOG])
 def test_a_valid_table_gives_no_diagnostics(tmp_path: Path, text: str) -> None:
     """A spec whose table can be read has no mistake, and nothing is written."""
-    assert told(tmp_path, text) == []
+    assert list_diagnostics(tmp_path, text) == []
     assert not (tmp_path / "run").exists()
 
 
@@ -55,7 +55,7 @@ def test_every_wrong_column_is_reported_at_once(tmp_path: Path) -> None:
     """A missing column, two of words and a missing label are four mistakes, where training stops at the first."""
     rows = [row.replace("w8,0,16,2", "w8,0,<5,low") for row in ROWS]
     settings = ("features.all.columns=[a, b]", "features.more={columns: [c]}", "stages[0].target.column=z")
-    assert told(tmp_path, OWN, *settings, rows=rows) == [
+    assert list_diagnostics(tmp_path, OWN, *settings, rows=rows) == [
         'features: own.csv: "<5" in row 17 of column "a" is not a number',
         'features: own.csv: "low" in row 17 of column "b" is not a number',
         'features.more.columns: own.csv has no column "c"',
@@ -64,18 +64,18 @@ def test_every_wrong_column_is_reported_at_once(tmp_path: Path) -> None:
 
 
 def test_columns_over_time_are_checked_too(tmp_path: Path) -> None:
-    """In a table of hours the features and targets that it does not have are told together."""
+    """In a table of hours the features and targets that it does not have are reported together."""
     settings = ("features.all.columns=[a, c]", "features.more={columns: [d_*]}", "stages[0].target.column=z")
-    assert [line.split(": ")[0] for line in told(tmp_path, LONG, *settings)] == [
+    assert [line.split(": ")[0] for line in list_diagnostics(tmp_path, LONG, *settings)] == [
         "features.all.columns", "features.more.columns", "stages[0].target.column",
     ]  # fmt: skip
 
 
 def test_labels_over_time_are_checked_too(tmp_path: Path) -> None:
     """A missing label, and events that are too rare, are found before anything is fitted."""
-    (unlabelled,) = told(tmp_path, LONG, rows=[*ROWS[:-1], ROWS[-1][:-1]])
+    (unlabelled,) = list_diagnostics(tmp_path, LONG, rows=[*ROWS[:-1], ROWS[-1][:-1]])
     assert unlabelled == 'stages[0].target.column: own.csv: "y" has no value at w29, hour 1; it must be 0 or 1'
-    (rare,) = told(tmp_path, LONG, rows=[f"{row[:-1]}0" for row in ROWS])
+    (rare,) = list_diagnostics(tmp_path, LONG, rows=[f"{row[:-1]}0" for row in ROWS])
     assert rare == "data: 0 of 30 cases reach seen; at least 8 of 24 are needed"
 
 
@@ -98,12 +98,12 @@ def test_columns_that_hold_the_label_over_time_are_logged(tmp_path: Path, caplog
 
 def test_missing_columns_of_a_log_are_errors(tmp_path: Path) -> None:
     """Of recorded answers the column that a model's confidence should stand in is looked for."""
-    found = told(tmp_path, LOG, "stages[0].models[0].recorded.confidence=sure")
+    found = list_diagnostics(tmp_path, LOG, "stages[0].models[0].recorded.confidence=sure")
     assert found == ['stages[0].models[0].recorded.confidence: own.csv has no column "sure"']
 
 
 def test_a_missing_table_is_one_error(tmp_path: Path) -> None:
-    """A file that is missing is told once, at the key that names it; a set that is shipped is never missing."""
-    (found,) = told(tmp_path, OWN, "data.path=gone.csv")
+    """A file that is missing is reported once, at the key that names it; a set that is shipped is never missing."""
+    (found,) = list_diagnostics(tmp_path, OWN, "data.path=gone.csv")
     assert found.startswith("data.path: no such file")
     assert list(check_inputs(spec_of(TUMOURS), run_in(tmp_path / "run"))) == []
