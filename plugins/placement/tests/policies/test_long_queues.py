@@ -17,6 +17,7 @@ from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.affinity.pack import Pack
 from unfold_placement.policies.affinity.spread import Spread
 from unfold_placement.policies.fairness.fair_share import Drf
+from unfold_placement.policies.ordering import gang
 from unfold_placement.policies.ordering.gang import Gang
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation, simulate
@@ -116,11 +117,11 @@ def test_spread_writes_slots_only_when_they_change() -> None:
     loop = prepare_simulation(
         nodes, [task for at in range(100) for task in job(f"j{at}", 1, run=3, at=at, user="u")], [spread]
     )
-    told = spread.set_slots
+    set_slots = spread.set_slots
 
     def counted(task: Task, view: View) -> list[Put]:
         nonlocal puts
-        found = told(task, view)
+        found = set_slots(task, view)
         puts += len(found)
         return found
 
@@ -150,9 +151,11 @@ def test_gangs_that_are_tried_by_shape_run_when_each_is_tried(
 ) -> None:
     """Whatever is skipped would not have fitted: starts and nodes are those of a policy that skips none."""
     mixed = [[replace(task, priority=int(task.user[1:])) for task in some_tasks(seed, 40, 6)] for seed in range(12)]
+    # however few wait, those that are not admitted are left out at once
+    monkeypatch.setattr(gang, "MIN_FILTERED", 1)
     by_shape = [places(cluster(3), tasks, build_policies(policy(**parts))) for tasks in mixed]
     monkeypatch.setattr(Gang, "_is_futile", lambda *_args: False)
-    monkeypatch.setattr(Gang, "_list_candidates", lambda gang, _view: list(gang.complete_units))
+    monkeypatch.setattr(Gang, "_list_candidates", lambda each_gang, _view: list(each_gang.complete_units))
     each = [places(cluster(3), tasks, build_policies(policy(**parts))) for tasks in mixed]
     assert by_shape == each
 
@@ -168,7 +171,7 @@ def test_gangs_that_are_not_admitted_are_left_out_at_once(monkeypatch: pytest.Mo
         return ask(view, unit)
 
     monkeypatch.setattr(View, "remaining_unit", counted)
-    tasks = [replace(task, size=4) for gang in range(100) for task in job(f"j{gang}", 4, user=f"u{gang % 5}")]
+    tasks = [replace(task, size=4) for row in range(100) for task in job(f"j{row}", 4, user=f"u{row % 5}")]
     found = simulate(cluster(), tasks, build_policies(policy(gang={}, drf={"backfill": True})))
     assert not found.stuck
     assert asked <= 4 * 100

@@ -274,7 +274,7 @@ class View:
         return bool(kernel.call_has_unit_resources(state, rows, phase))
 
     def admitted_tasks(self, tasks: Iterable[Task], phase: int) -> list[bool]:
-        """Return for each task whether it runs already or has the cluster-scoped resources of earlier phases."""
+        """Return for each task whether it no longer waits, or has the cluster-scoped resources of earlier phases."""
         rows = np.array([self.table.task_rows[task.name] for task in tasks], np.int32)
         marks = np.empty(rows.size, np.uint8)
         kernel.call_mark_admitted(self.table.state, rows, phase, marks)
