@@ -267,6 +267,13 @@ def test_triton_refuses_what_it_cannot_serve(tmp_path: Path, model: str) -> None
         export_triton(plan_report(tmp_path / "tested", tested))
 
 
+def test_ray_serve_refuses_an_estimator(tmp_path: Path) -> None:
+    """The fitted estimator is a file of a run, which the spec does not name; the hint says where it is."""
+    report = plan_report(tmp_path, EXPORT_SPEC.replace("wait: 2 ms", "wait: 2 ms, model: {estimator: svc}"))
+    with pytest.raises(UnfoldError, match=r"stages\.enter\.model\.estimator: .*models/enter\.\*"):
+        export_ray_serve(report)
+
+
 def test_report_without_a_plan_cannot_be_exported(tmp_path: Path) -> None:
     """A report without a plan is rejected."""
     report = to_data(plan_report(tmp_path))

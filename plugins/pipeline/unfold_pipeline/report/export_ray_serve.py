@@ -35,7 +35,7 @@ def export_ray_serve(report: Report) -> str:
     A plan of LLM engines becomes a config of Ray Serve LLM.
 
     Raises:
-        UnfoldError: the name of a stage is taken or holds a #, or its model is not exported with a file or code.
+        UnfoldError: the name of a stage is taken or holds a #, or its model is an estimator or a file of another kind.
     """
     if has_engines(report):
         return export_ray_llm(report)
@@ -74,6 +74,10 @@ def _check_stage(stage: ExportedStage) -> None:
     if stage.model_file is not None and stage.model_suffix not in LOADED_SUFFIXES:
         message = f"Ray Serve cannot load a model in {stage.model_suffix}"
         raise user_error(message, key=f"stages.{stage.name}.model.file", hint="a file that unfold serve loads")
+    if stage.model_estimator:
+        message = "the export names files, and the spec names an estimator"
+        hint = f"model: {{file: …}}; unfold profile stores the estimator as models/{stage.name}.* of its run folder"
+        raise user_error(message, key=f"stages.{stage.name}.model.estimator", hint=hint)
 
 
 def _build_deployment(stage: ExportedStage, placement: Mapping[str, Any], rule: StageScaling | None) -> dict[str, Any]:
