@@ -218,6 +218,7 @@ def test_the_seed_is_kept(unfold: Unfold, spec: Path) -> None:
     [
         (["plan", "nonesuch.yaml"], "nonesuch.yaml: cannot read: No such file or directory"),
         (["plan", "a.yaml", "--format", "jsn"], '--format jsn: no such format (did you mean "json"?)'),
+        (["plan", "a.yaml", "--format", "pdf"], "--format pdf: no such format (one of github, html, json"),
         (["plan", "a.yaml", "--out", "x.doc"], "--out x.doc: no format has the suffix '.doc'"),
         (["plan", "a.yaml", "--out", "."], ".: --out needs a file; this is a folder"),
         (["plan", "a.yaml", "--engine", "loca"], '--engine loca: no such engine (did you mean "local"?)'),

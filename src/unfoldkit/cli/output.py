@@ -40,7 +40,9 @@ def select_renderer(registry: Registry, name: str | None, out: Path | None) -> R
         return _first_match(matches, f"--out {out}: no format has the suffix {out.suffix!r}", hint)
     name = name or "text"
     matches = [renderer for renderer in renderers if renderer.name == name]
-    return _first_match(matches, f"--format {name}: no such format", did_you_mean(name, [r.name for r in renderers]))
+    names = sorted({renderer.name for renderer in renderers})
+    hint = did_you_mean(name, names) or f"one of {', '.join(names)}"
+    return _first_match(matches, f"--format {name}: no such format", hint)
 
 
 def refuse_overwrite(out: Path | None, *inputs: str | Path | None) -> None:
