@@ -36,7 +36,7 @@ class RowAnswer:
 
 
 def check_deployment_name(stage: str) -> None:
-    """Refuse a stage whose replicas Ray Serve cannot name.
+    """Refuse a stage with a name that Ray Serve cannot give to replicas.
 
     Raises:
         UnfoldError: the name holds what separates names in Ray Serve.

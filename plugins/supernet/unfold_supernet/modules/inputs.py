@@ -123,7 +123,7 @@ def _run(module: nn.Module, rows: tuple[Tensor, ...]) -> Tensor:
 
 
 def _find_layer(module: nn.Module, pair: tuple[Inputs, Inputs], tolerance: float) -> str:
-    """Name the innermost layer whose outputs differ for equal inputs; layers that return first stand first."""
+    """Name the innermost layer with outputs that differ for equal inputs; layers that return first stand first."""
     first, second = (_record(module, inputs) for inputs in pair)
     for before, after in zip(first, second, strict=False):
         if before.path != after.path or len(before.inputs) != len(after.inputs):

@@ -49,7 +49,7 @@ STEP_STD = (0.51, 0.32, 0.16)
 SPREAD_STD = 0.35
 """Standard deviation between unknown jobs of the log spread of their trials: twice that of the surrogate tasks."""
 MAX_USUAL_STDS = 2.0
-"""A profile whose spread is further from that of earlier jobs is of a job unlike them."""
+"""A profile with a spread further from that of earlier jobs is of a job unlike them."""
 
 RECORD_SPREAD_STD = 1.0
 """Standard deviation between jobs of any kind of the log spread of their trials."""

@@ -10,8 +10,8 @@ Threat model. Clients are untrusted; they control every byte and its timing.
   RST_STREAM): every frame that carries no message is paid from an allowance that calls and time refill; a connection
   without any left ends with ENHANCE_YOUR_CALM.
 * Header blocks (CONTINUATION floods, HPACK bombs): bounded in bytes, in frames, and in the size of the decoded list.
-* Memory: a message is rejected by the length before it; what is held of requests, and of responses whose client does
-  not open its window, counts toward the bounds of bodies. Reading stops while a client does not read.
+* Memory: a message is rejected by the length before it; what is held of requests, and of responses for which a client
+  opens no window, counts toward the bounds of bodies. Reading stops while a client does not read.
 * Slow clients: whatever is incomplete (preface, frame, header block, request, unread response) has a time limit.
 * Ambiguous requests behind a proxy: malformed fields, as RFC 9113, section 8.2, lists them, end their stream.
 """
