@@ -69,9 +69,12 @@ def format_bytes(count: int) -> str:
 
 
 def format_count(count: int, noun: str) -> str:
-    """Format a count with its noun: ``1 trial``, ``32 trials``, ``2 classes``."""
-    plural = "es" if noun.endswith("s") else "s"
-    return f"{count:,} {noun}{'' if count == 1 else plural}"
+    """Format a count with its noun: ``1 trial``, ``32 trials``, ``2 classes``, ``5 queries``."""
+    if count == 1:
+        return f"1 {noun}"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{count:,} {noun[:-1]}ies"
+    return f"{count:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch')) else 's'}"
 
 
 def format_number(value: float, digits: int | None = None) -> str:

@@ -108,6 +108,9 @@ def test_nouns_of_counts_have_their_plural() -> None:
     assert format_count(1, "trial") == "1 trial"
     assert format_count(3200, "trial") == "3,200 trials"
     assert format_count(2, "process") == "2 processes"
+    assert format_count(0, "batch") == "0 batches"
+    assert format_count(5, "query") == "5 queries"
+    assert format_count(5, "key") == "5 keys"
 
 
 def test_numbers_have_three_significant_digits() -> None:

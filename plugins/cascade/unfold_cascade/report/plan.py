@@ -239,7 +239,7 @@ def _subtitle(solution: Solution) -> tuple[str, ...]:
     return (
         format_count(len(stages), "stage"),
         sentences.choice_of_models(models),
-        f"{len(solution.problem.dataset.labels):,} cases",
+        format_count(len(solution.problem.dataset.labels), "case"),
     )
 
 

@@ -11,7 +11,7 @@ from unfold_cascade.models.zoo import PredictedSlot
 from unfold_cascade.planner.problem import Problem
 from unfold_cascade.report import sentences
 from unfold_cascade.report.plan import list_notes
-from unfoldkit.api import Cell, Column, Metric, Report, RunDir, Table, Verdict
+from unfoldkit.api import Cell, Column, Metric, Report, RunDir, Table, Verdict, format_count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ def build_profile_report(problem: Problem, models: Sequence[PredictedSlot], dire
         batch_rows=problem.cost.batch,
         directory=directory,
         digest=dataset.digest,
-        subtitle=(f"{len(dataset.labels):,} cases",),
+        subtitle=(format_count(len(dataset.labels), "case"),),
         notes=list_notes(dataset.unlabelled, dataset.source),
     )
 

@@ -17,7 +17,7 @@ ROUNDING = 1e-9
 
 def choice_of_models(count: int) -> str:
     """Count the models of which a cascade takes some."""
-    return f"{count} models to choose from"
+    return f"{format_count(count, 'model')} to choose from"
 
 
 def loss(points: float) -> str:
@@ -325,7 +325,7 @@ def unlabelled_rows(count: int, table: str) -> str:
 
 def models_measured(count: int, batch: int) -> str:
     """Summarise the profile of the models."""
-    return f"{count} models measured with {batch} rows per call"
+    return f"{format_count(count, 'model')} measured with {format_count(batch, 'row')} per call"
 
 
 def served_policy(baseline: str, *, is_cascade: bool) -> str:

@@ -20,7 +20,7 @@ from unfold_pipeline.problem.problem import Problem
 from unfold_pipeline.report import sentences
 from unfold_pipeline.report.plan_file import format_decision, format_scaling, hash_samples
 from unfold_pipeline.tuner.replica_table import ReplicaTable
-from unfoldkit.api import Cell, Column, Edge, Figure, Graph, Metric, Node, Report, Series, Table, Verdict
+from unfoldkit.api import Cell, Column, Edge, Figure, Graph, Metric, Node, Report, Series, Table, Verdict, format_count
 
 GREEDY_STEPS_SHOWN = 3
 MAX_STAGES_OF_TABLE = 2
@@ -137,9 +137,9 @@ def build_subtitle(problem: Problem) -> tuple[str, ...]:
     gaps = np.diff(first.arrivals)
     burstiness = f"cv {gaps.std() / gaps.mean():.2g}" if gaps.size > 1 else "one query"
     count = sum(sample.size for sample in problem.samples)
-    traffic = f"{len(problem.samples)} samples" if len(problem.samples) > 1 else f"{first.rate:.3g}/s"
+    traffic = format_count(len(problem.samples), "sample") if len(problem.samples) > 1 else f"{first.rate:.3g}/s"
     stages = sentences.describe_stages(len(problem.pipeline.stages))
-    return stages, f"{count:,} queries", traffic, burstiness, sentences.format_slo(problem.slo_s)
+    return stages, format_count(count, "query"), traffic, burstiness, sentences.format_slo(problem.slo_s)
 
 
 def list_cascade_lines(problem: Problem) -> Lines:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from unfold_pipeline.problem.latency_profile import BatchTiming
 from unfold_pipeline.report import sentences
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, format_count
 
 Profiles = Mapping[str, Sequence[BatchTiming]]
 PERCENTILES = ("mean", "p50", "p90", "p99")
@@ -40,7 +40,7 @@ def build_profile_report(
         name=name,
         verdict=Verdict.YES,
         headline=sentences.describe_profile(fresh, len(profiles), hardware, folder),
-        subtitle=(f"{len(profiles)} stages", f"{batches} batch sizes"),
+        subtitle=(format_count(len(profiles), "stage"), format_count(batches, "batch size")),
         metrics={f"{stage}_ms": Metric(timings[0].mean * 1e3, "ms", timed=True) for stage, timings in profiles.items()},
         tables=(_build_table(profiles),),
         figures=(_build_figure(profiles),),

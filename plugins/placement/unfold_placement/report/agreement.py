@@ -16,7 +16,7 @@ from unfold_placement.core.agreement import (
     median_waits_s,
 )
 from unfold_placement.report import sentences
-from unfoldkit.api import Column, Metric, Report, Table, Verdict
+from unfoldkit.api import Column, Metric, Report, Table, Verdict, format_count
 
 COLUMNS = (
     Column("task"),
@@ -47,7 +47,7 @@ def agreement_report(name: str, policy_names: str, agreement: Agreement) -> Repo
         name=name,
         verdict=Verdict.YES,
         headline=sentences.agreement_headline(len(placements), counts[SAME_NODE], counts[LATER]),
-        subtitle=(f"{len(placements):,} tasks", policy_names),
+        subtitle=(format_count(len(placements), "task"), policy_names),
         metrics={
             **{outcome.replace(" ", "_"): Metric(counts[outcome]) for outcome in outcomes},
             "policy_wait_s": Metric(decided_s, "s", timed=True),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from unfold_placement.core.explain import Reason, abbreviate_names
 from unfold_placement.simulation.deadlock_check import Counterexample
+from unfoldkit.api import format_count
 
 GANTT_TITLE = "Which tasks run on which node, and when"
 JOBS_TITLE = "When each job waits and runs"
@@ -27,7 +28,7 @@ ASK_FOR_STARTS = "Does every workload start, and when?"
 
 def stuck_headline(count: int, first_task: str) -> str:
     """Return the headline of a replay in which tasks wait forever."""
-    return f"{_count_tasks(count)} {'waits' if count == 1 else 'wait'} forever, the first is {first_task}"
+    return f"{format_count(count, 'task')} {'waits' if count == 1 else 'wait'} forever, the first is {first_task}"
 
 
 def violation_headline(count: int, first_violation: str) -> str:
@@ -39,7 +40,8 @@ def unplaceable_headline(count: int, first_task: str, placed: int, makespan_s: f
     """Return the headline of a replay from which tasks were left out."""
     duration = format_seconds(makespan_s)
     return (
-        f"{_count_tasks(count)} can never run, the first is {first_task}; the other {placed:,} are done in {duration}"
+        f"{format_count(count, 'task')} can never run, the first is {first_task}; "
+        f"the other {placed:,} are done in {duration}"
     )
 
 
@@ -49,7 +51,7 @@ def success_headline(
     """Return the headline of a replay without violations, beside the same workload without policies."""
     baseline = f"{_count_violations(baseline_violations)} and {format_seconds(baseline_makespan_s)}"
     rejections = f", {rejected:,} rejected" if rejected else ""
-    done = f"{_count_tasks(placed)} done in {format_seconds(makespan_s)}{rejections}"
+    done = f"{format_count(placed, 'task')} done in {format_seconds(makespan_s)}{rejections}"
     return f"{done}, every rule of the policy kept; without the policy {baseline}"
 
 
@@ -65,7 +67,7 @@ def baseline_line(first_violation: str) -> str:
 
 def rejection_line(count: int, first_task: str, reason: str) -> str:
     """Return the line about rejected tasks."""
-    return f"{_count_tasks(count)}, the first is {first_task}: {reason}"
+    return f"{format_count(count, 'task')}, the first is {first_task}: {reason}"
 
 
 def explanation_line(task: str, at_s: float, dominant: str) -> str:
@@ -92,7 +94,7 @@ def unplaceable_lines(reasons: Mapping[str, str]) -> list[str]:
 def counterexample_message(counterexample: Counterexample) -> str:
     """Return the error about jobs that deadlock."""
     jobs, count = " and ".join(counterexample.jobs), len(counterexample.stuck)
-    waiting = f"{_count_tasks(count)} {'waits' if count == 1 else 'wait'} forever"
+    waiting = f"{format_count(count, 'task')} {'waits' if count == 1 else 'wait'} forever"
     return f"unsatisfiable: with {jobs} alone on the empty cluster, {waiting} and {counterexample.finished} ran"
 
 
@@ -141,11 +143,11 @@ def preemption_line(count: int, lost_hours: Mapping[str, float]) -> str:
 
 def node_loss_line(count: int, stopped: int, lost_hours: Mapping[str, float]) -> str:
     """Return the line about nodes that went down, and the work that this discarded, by kind."""
-    nodes = _count_nodes(count)
+    nodes = format_count(count, "node")
     if not stopped:
         return f"{nodes} went down and stopped no task"
     lost = " and ".join(f"{hours:.3g} {kind}-hours" for kind, hours in lost_hours.items() if kind in {"cpu", "gpu"})
-    return f"{nodes} went down and stopped {_count_tasks(stopped)}, which lost {lost or 'no work'}"
+    return f"{nodes} went down and stopped {format_count(stopped, 'task')}, which lost {lost or 'no work'}"
 
 
 def unaudited_line(policies: Sequence[str]) -> str:
@@ -190,15 +192,8 @@ def agreement_headline(count: int, same: int, later: int) -> str:
     """Return the headline of a shadow: of how many tasks the policies agree with kube-scheduler."""
     if not count:
         return "no task came while the shadow ran"
-    return f"{same:,} of {_count_tasks(count)} on the node that kube-scheduler chose; {later:,} would have waited"
-
-
-def _count_tasks(count: int) -> str:
-    return "1 task" if count == 1 else f"{count:,} tasks"
-
-
-def _count_nodes(count: int) -> str:
-    return "1 node" if count == 1 else f"{count} nodes"
+    tasks = format_count(count, "task")
+    return f"{same:,} of {tasks} on the node that kube-scheduler chose; {later:,} would have waited"
 
 
 def _count_violations(count: int) -> str:
@@ -224,7 +219,7 @@ def verified_headline(nodes: int, jobs: int, states: int, by_design: Sequence[st
         states: States that were reached.
         by_design: Properties that the policy breaks by design.
     """
-    extent = f"up to {_count_nodes(nodes)} and {jobs} jobs in flight"
+    extent = f"up to {format_count(nodes, 'node')} and {jobs} jobs in flight"
     text = f"no violation with {extent}, whichever job ends first ({states:,} states)"
     return f"{text}; by design: {', '.join(by_design)}" if by_design else text
 
@@ -236,7 +231,7 @@ def incomplete_headline(states: int) -> str:
 
 def bound_line(nodes: int, jobs: int) -> str:
     """Return the line about the extent of a verification."""
-    return f"up to {_count_nodes(nodes)} and {jobs} jobs at a time; larger cases are not covered"
+    return f"up to {format_count(nodes, 'node')} and {jobs} jobs at a time; larger cases are not covered"
 
 
 def by_design_line(property_name: str) -> str:

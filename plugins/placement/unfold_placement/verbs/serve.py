@@ -25,7 +25,7 @@ from unfold_placement.policies.registry import PolicyFactory, PolicyRule, build_
 from unfold_placement.report.agreement import agreement_report
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.workload.build import build_nodes, build_tasks, cluster_access, policy_rules
-from unfoldkit.api import Report, Run, Service
+from unfoldkit.api import Report, Run, Service, format_count
 from unfoldkit.report import to_data
 
 CHECK_PATIENCE_S = 300.0
@@ -115,5 +115,6 @@ def open_backend(spec: PlacementSpec, run: Run, new_policies: PolicyFactory) -> 
 
         return Cluster(connect_ray(spec.cluster.ray, spec.name, nodes), (), f"Ray at {spec.cluster.ray}")
     store = build_state_store(time.monotonic, nodes)
-    location = f"{len(nodes)} nodes of the spec, simulated in this process: tasks take time and do nothing"
+    count = format_count(len(nodes), "node")
+    location = f"{count} of the spec, simulated in this process: tasks take time and do nothing"
     return Cluster(LocalBackend(store), build_tasks(spec.workload, run) if spec.workload.is_set else (), location)

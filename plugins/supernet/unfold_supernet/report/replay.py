@@ -16,7 +16,7 @@ from unfold_supernet.replay.simulated import SimulatedReplay
 from unfold_supernet.report import sentences
 from unfold_supernet.report.tables import describe_engine_plan, note_busy_measurement
 from unfold_supernet.training.accuracy import compute_percentiles
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, format_count, time_axis
 
 WINDOWS = 60
 """Windows of the picture of a replay."""
@@ -129,7 +129,7 @@ def _build_report(problem: ReplayProblem, verb: str, results: Sequence[PolicyRes
         verdict=Verdict.YES if is_met else Verdict.NO,
         question=sentences.ASK_FOR_REPLAY,
         headline=sentences.state_replay(problem.task, outcome.attainment, spec_result.accuracy, measured=measured),
-        subtitle=(f"{count:,} requests", f"{rate:,.0f}/s", _describe_deadlines(problem), spec_result.name),
+        subtitle=(format_count(count, "request"), f"{rate:,.0f}/s", _describe_deadlines(problem), spec_result.name),
         metrics=_collect_metrics(problem, results, comparison, timed=measured),
         tables=(_tabulate_policies(problem.task, results, timed=measured),),
         figures=(draw_members(problem, spec_result, timed=measured),),

@@ -88,8 +88,8 @@ PRIVATE = re.compile(
 
 def test_every_sentence_has_a_sample() -> None:
     """A new sentence must be added to the page."""
-    functions = {name for name, value in inspect.getmembers(sentences, inspect.isfunction)}
-    assert functions == set(SAMPLES)
+    functions = inspect.getmembers(sentences, inspect.isfunction)
+    assert {name for name, value in functions if value.__module__ == sentences.__name__} == set(SAMPLES)
 
 
 @pytest.mark.parametrize("name", SAMPLES)

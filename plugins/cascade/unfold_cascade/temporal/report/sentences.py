@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from unfold_cascade.report import sentences as shared
+from unfoldkit.api import format_count
 
 Interval = tuple[float, float]
 LATCHED = "the latched baseline"
@@ -148,7 +149,7 @@ def describe_audit(share: float) -> str:
 
 def describe_memory(cases: int, file: str, *, is_synced: bool = False) -> str:
     """How many entities the server has stored, where, and whether every hour reaches the disk."""
-    return f"{cases:,} cases in {file}" + (", every answered hour synced" if is_synced else "")
+    return f"{format_count(cases, 'case')} in {file}" + (", every answered hour synced" if is_synced else "")
 
 
 def name_cost_unit(unit: str | None) -> str:

@@ -30,6 +30,7 @@ from unfoldkit.api import (
     StepArea,
     Table,
     Verdict,
+    format_count,
     time_axis,
     user_error,
 )
@@ -137,7 +138,7 @@ def build_subtitle(problem: EngineProblem) -> tuple[str, ...]:
     span = float(requests.arrival_s[-1] - requests.arrival_s[0])
     rate = f"{len(requests) / span:.3g}/s" if span else "at one instant"
     tokens = f"{requests.input_tokens.mean():,.0f} in, {requests.output_tokens.mean():,.0f} out"
-    return f"{len(requests):,} requests", rate, tokens, _format_targets(problem)
+    return format_count(len(requests), "request"), rate, tokens, _format_targets(problem)
 
 
 def add_left_out(report: Report, problem: EngineProblem) -> Report:
