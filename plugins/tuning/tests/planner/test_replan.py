@@ -62,6 +62,18 @@ def test_knowing_quick_survivors_saves_money() -> None:
     assert with_knowledge < without
 
 
+@pytest.mark.parametrize(("slack", "instances"), [(1.5, 2), (6.0, 1)])
+def test_slack_is_given_up_only_for_a_larger_saving(slack: float, instances: int) -> None:
+    """A sure plan is exchanged only if the saved fraction of its cost exceeds the taken one of the time left."""
+    profile = replace(jobs.noisy_profile("J1"), trial_cv=0.3)
+    model = build_execution_model(build_custom_stages([(8, 1), (2, 12)]), profile, jobs.P3, 500, 0)
+    remaining = model.select_remaining(1, 2)
+    two, one = (simulate_plan(remaining, (Allocation(count, 4, count),)) for count in (2, 1))
+    assert one.mean_cost_usd < 0.9 * two.mean_cost_usd
+    replan = replan_remaining(remaining, two.plan, slack * one.compute_guaranteed_seconds(0.99), 0.95)
+    assert replan.plan[0].instances == instances
+
+
 @pytest.mark.parametrize("worker_cv", [0.0, 0.3])
 def test_expected_iterations_are_the_mean_of_sampled_ones(worker_cv: float) -> None:
     """The expected time of a trial is the mean of its sampled times, the variation of its workers included."""

@@ -22,7 +22,7 @@ from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
 from unfold_tuning.trial.worker import TrialJob
 
 HYSTERESIS = 0.1
-"""A plan on time is replaced only if this fraction of its cost is saved."""
+"""A plan on time is replaced only if more than this fraction of its cost is saved."""
 MIN_GAIN = 0.01
 """A late plan is replaced only if the probability of being on time grows by more."""
 MAX_REQUIRED = 0.99
@@ -113,7 +113,7 @@ def estimate_slowdowns(ratios: Sequence[float], iters: int, profile: Profile, po
 
 
 def replan_remaining(remaining: ExecutionModel, plan: Plan, time_left_s: float, confidence: float) -> Replan:
-    """Keep the plan of the remaining stages if it still gives the guarantee and no plan as sure is much cheaper.
+    """Keep the plan of the remaining stages if it gives the guarantee and no plan as sure saves much for its time.
 
     Otherwise take the cheapest plan that gives it, or the cheapest of those that are nearly the most likely.
 
@@ -150,10 +150,18 @@ def replan_remaining(remaining: ExecutionModel, plan: Plan, time_left_s: float, 
 def _select_cheapest_exchange(
     candidate: Candidate, current: SimulatedPlan, time_left_s: float, required: float
 ) -> SimulatedPlan | None:
-    """Select the cheapest plan that is as sure as required, if it is much cheaper than the current one."""
-    limit_usd = (1 - HYSTERESIS) * current.mean_cost_usd
-    cheaper = [plan for plan in candidate.plans if plan.mean_cost_usd <= limit_usd]
-    sure = [plan for plan in cheaper if plan.estimate_on_time_probability(time_left_s) >= required]
+    """Select the cheapest plan that is as sure as required, if the dollars that it saves outweigh its time.
+
+    The posterior does not contain changes of pace that it has no reason to expect, and only the time left absorbs one.
+    A plan that takes more of that time has to save a larger fraction of the remaining cost than it takes of the time.
+    """
+    cost_usd, seconds = current.mean_cost_usd, current.compute_guaranteed_seconds(candidate.confidence)
+    sure = [
+        plan
+        for plan, guaranteed_s in zip(candidate.plans, candidate.guaranteed_s, strict=True)
+        if cost_usd - plan.mean_cost_usd > max(HYSTERESIS, (guaranteed_s - seconds) / time_left_s) * cost_usd
+        and plan.estimate_on_time_probability(time_left_s) >= required
+    ]
     return min(sure, key=lambda plan: plan.mean_cost_usd, default=None)
 
 
