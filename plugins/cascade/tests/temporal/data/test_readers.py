@@ -268,3 +268,25 @@ def test_one_table_of_many_patients_equals_their_files(separator: str, ending: s
     (tmp_path / "none.csv").write_text(text[0].replace("Patient_ID", "bed") + "\n" + "\n".join(text[1:]))
     with pytest.raises(UnfoldError, match="no column that names the patient"):
         read_patient_table(tmp_path / "none.csv")
+
+
+def test_a_stay_belongs_to_one_patient(tmp_path: Path) -> None:
+    """Rows of a stay may lack the patient, but not name two; a stay that never names one is on its own."""
+    rows = [
+        ("a", "7"),
+        ("a", ""),
+        ("b", "7"),
+        ("c", ""),
+        ("d", ""),
+        ("e", "8"),
+        *((f"z{n}", f"{n}") for n in range(20, 25)),
+    ]
+    text = "who,h,mrn\n" + "".join(f"{who},{h},{mrn}\n" for h, (who, mrn) in enumerate(rows))
+    (tmp_path / "t.csv").write_text(text)
+    source = LongSource("x", entity="who", time="h", group="mrn")
+    cluster = read_long(tmp_path / "t.csv", source).timeline.cluster.tolist()
+    assert cluster[0] == cluster[1]
+    assert len(set(cluster)) == len(cluster) - 1
+    (tmp_path / "t.csv").write_text(f"{text}a,99,9\n")
+    with pytest.raises(UnfoldError, match='a has both "7" and "9" in "mrn"'):
+        read_long(tmp_path / "t.csv", source)

@@ -8,7 +8,7 @@ import itertools
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,8 @@ UNITS = {"Unit1": "MICU", "Unit2": "SICU"}
 """Indicator columns of the care units in PhysioNet 2019, and the units: medical and surgical intensive care."""
 PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "subject_id", "stay_id", "icustay_id", "entity", "case", "id")
 """Names of the column of patients where all hours are in one table, in lower case."""
+PERSON_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "person_id", "uniquepid", "mrn")
+"""Names of columns of patients who may have several stays, in lower case."""
 TABLE_ENDINGS = (".csv", ".csv.gz", ".psv", ".tsv", ".txt", ".parquet", ".jsonl", ".jsonl.gz", ".ndjson")
 FILES_PER_CHUNK = 512
 MAX_HOURS = 1e7
@@ -116,7 +118,8 @@ def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
     hour = _read_hours(frame, source, number)
     order = np.lexsort((hour, number))
     timeline = Timeline(starts_from_sizes(np.bincount(number, minlength=len(ids))), hour[order])
-    columns, unreadable = _read_columns(frame, {source.entity, source.time})
+    columns, unreadable = _read_columns(frame, {source.entity, source.time, source.group})
+    group = _read_groups(frame, source.group, number, ids.tolist()) if source.group else None
     split_values = None
     if source.split_column:
         frame.text(source.split_column, key="data.split")
@@ -134,7 +137,44 @@ def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
         name=frame.name,
         unreadable=unreadable,
         split_values=split_values,
+        group=group,
+        repeated="" if source.group else _find_repeated_patients(frame, source.entity, number),
     )
+
+
+def _read_groups(frame: Frame, column: str, entity: IntArray, ids: Sequence[str]) -> IntArray:
+    """Number (P,) the groups of entities; an entity without a value is a group of its own.
+
+    Raises:
+        UnfoldError: There is no such column, or the rows of an entity name two groups.
+    """
+    words = frame.text(column, key="data.group")
+    present = np.array([not is_missing(word) for word in words], dtype=np.bool_)
+    named, first = np.unique(entity[present], return_index=True)
+    names = np.array([f"entity {name}" for name in ids], dtype=object)
+    names[named] = words[present][first]
+    different = np.flatnonzero(present & (names[entity] != words))
+    if len(different):
+        row = int(different[0])
+        both = f'"{names[entity[row]]}" and "{words[row]}"'
+        raise user_error(f'{frame.name}: {ids[entity[row]]} has both {both} in "{column}"', key="data.group")
+    is_named = np.isin(np.arange(len(ids)), named)
+    keys = [f"{flag:d}{name}" for flag, name in zip(is_named, names, strict=True)]
+    group: IntArray = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+    return group
+
+
+def _find_repeated_patients(frame: Frame, entity_column: str, entity: IntArray) -> str:
+    """Find a column that names one patient for several entities; empty if there is none."""
+    first = np.unique(entity, return_index=True)[1]
+    for name in frame.columns:
+        if name.lower() in PERSON_COLUMNS and name != entity_column:
+            words = frame.text(name, key="data.group")
+            is_constant = (words == words[first][entity]).all()
+            known = [word for word in words[first] if not is_missing(word)]
+            if is_constant and len(set(known)) < len(known):
+                return name
+    return ""
 
 
 def read_patient_table(path: Path) -> EntityTable:
