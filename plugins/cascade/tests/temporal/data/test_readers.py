@@ -290,3 +290,17 @@ def test_a_stay_belongs_to_one_patient(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(f"{text}a,99,9\n")
     with pytest.raises(UnfoldError, match='a has both "7" and "9" in "mrn"'):
         read_long(tmp_path / "t.csv", source)
+
+
+def test_an_hour_that_winter_time_repeats_is_reported(tmp_path: Path) -> None:
+    """Local times go back once by an hour in a night to Sunday: sorted by time, the rows would interleave."""
+    hours = ["00:55", "01:25", "01:55", "01:05", "01:35", "02:05", "02:35", "03:05", "03:35", "04:05"]
+    rows = [f"2026-10-25 {hour}" for hour in hours]
+    source = LongSource("x", entity="who", time="t")
+    (tmp_path / "t.csv").write_text("who,t,v\n" + "".join(f"a,{time},1\n" for time in rows))
+    with pytest.raises(UnfoldError, match='"2026-10-25 01:05" in row 4 of column "t" goes back an hour') as error:
+        read_long(tmp_path / "t.csv", source)
+    assert "UTC" in error.value.diagnostics[0].hint
+    for others in ([f"{time}:00Z" for time in rows], sorted(rows), rows[::-1]):
+        (tmp_path / "t.csv").write_text("who,t,v\n" + "".join(f"a,{time},1\n" for time in others))
+        assert len(read_long(tmp_path / "t.csv", source)) == 10

@@ -16,7 +16,7 @@ import numpy as np
 
 from unfold_cascade._types import Float32, FloatArray, IntArray
 from unfold_cascade.data.table import Frame, frame_of_file
-from unfold_cascade.schema.cells import is_missing
+from unfold_cascade.schema.cells import has_zone, is_missing
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
 from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource
 from unfoldkit.api import Diagnostic, Run, UnfoldError, user_error
@@ -202,8 +202,27 @@ def _read_hours(frame: Frame, source: LongSource, entity: IntArray) -> FloatArra
         return hours
     earliest_s = np.full(int(entity.max()) + 1, np.inf)
     np.fmin.at(earliest_s, entity, dates_s)
+    _check_repeated_hour(frame, source, entity, dates_s)
     hour: FloatArray = (dates_s - earliest_s[entity]) / HOUR_S
     return hour
+
+
+def _check_repeated_hour(frame: Frame, source: LongSource, entity: IntArray, dates_s: FloatArray) -> None:
+    """Reject dates without a zone that repeat an hour as winter time begins: its rows would interleave.
+
+    Raises:
+        UnfoldError: The rows of an entity, which ascend otherwise, go back once by such an hour.
+    """
+    if any(map(has_zone, map(str, frame.columns[source.time][:1]))):
+        return
+    order = np.argsort(entity, kind="stable")
+    for rows in np.split(order, np.cumsum(np.bincount(entity))[:-1]):
+        repeated = timestamps.find_repeated_hour(dates_s[rows])
+        if repeated is not None:
+            row, column = int(rows[repeated]), source.time
+            message = f'"{frame.columns[column][row]}" in row {row + 1} of column "{column}" goes back an hour'
+            hint = "did winter time begin? write the times in UTC; if not, sort the rows by time"
+            raise user_error(f"{frame.name}: {message}", key="data.time", hint=hint)
 
 
 def _check_unit(hours: FloatArray, column: str, table: str) -> None:
