@@ -175,6 +175,8 @@ def test_repeated_hours_are_reported(tmp_path: Path) -> None:
         ("t", 20_260_328_200_000, 10_000, "20260328310000 is a date"),
         ("t", 46_109.75, 1 / 24, "46109.75 may be a date of a spreadsheet"),
         ("time_minutes", 0, 60, "its name states another unit"),
+        ("observationOffset", -20, 5, "it counts minutes in eICU"),
+        ("offset", -60, 60, "most rows of an entity are 60 apart, as hours are in minutes"),
     ],
 )
 def test_numbers_that_count_no_hours_are_refused(

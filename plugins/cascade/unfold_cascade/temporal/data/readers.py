@@ -34,6 +34,13 @@ PERSON_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id",
 """Names of columns of patients who may have several stays, in lower case."""
 TABLE_ENDINGS = (".csv", ".csv.gz", ".psv", ".tsv", ".txt", ".parquet", ".jsonl", ".jsonl.gz", ".ndjson")
 FILES_PER_CHUNK = 512
+MINUTE_COLUMNS = frozenset(
+    f"{name}offset"
+    for name in ("observation", "labresult", "nursingchart", "respchart", "drug", "infusion", "intakeoutput", "chart")
+)
+"""Names of columns of time in eICU, in lower case."""
+OTHER_HOURS = {60.0: "minutes", 3600.0: "seconds", 3.6e6: "milliseconds"}
+"""How long an hour is in other units."""
 MAX_HOURS = 1e7
 """Eleven centuries: larger times are seconds since 1970, or digits of a date."""
 NamedContent = tuple[str, bytes]
@@ -198,7 +205,7 @@ def _read_hours(frame: Frame, source: LongSource, entity: IntArray) -> FloatArra
     dates_s = frame.dates(source.time, key="data.time")
     if dates_s is None:
         hours = frame.numbers(source.time, key="data.time")
-        _check_unit(hours, source.time, frame.name)
+        _check_unit(hours, entity, source.time, frame.name)
         return hours
     earliest_s = np.full(int(entity.max()) + 1, np.inf)
     np.fmin.at(earliest_s, entity, dates_s)
@@ -225,17 +232,24 @@ def _check_repeated_hour(frame: Frame, source: LongSource, entity: IntArray, dat
             raise user_error(f"{frame.name}: {message}", key="data.time", hint=hint)
 
 
-def _check_unit(hours: FloatArray, column: str, table: str) -> None:
+def _check_unit(hours: FloatArray, entity: IntArray, column: str, table: str) -> None:
     """Reject numbers that do not count hours: stamps of a clock, spreadsheet days, or those that name another unit."""
     known = hours[np.isfinite(hours)]
     first, last = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
     first_serial, last_serial = timestamps.SPREADSHEET_DAYS
+    order = np.lexsort((hours, entity))
+    gaps = np.diff(hours[order])[np.diff(entity[order]) == 0]
+    gap = float(np.median(gaps)) if len(gaps) else 0.0
     if timestamps.split_unit(column)[1] not in (None, HOUR_S):
         doubt = "its name states another unit"
+    elif column.lower() in MINUTE_COLUMNS:
+        doubt = "it counts minutes in eICU"
     elif last >= MAX_HOURS:
         doubt = f"{last:.15g} is a date"
     elif first_serial <= first and last < last_serial and (known % 1.0).any():
         doubt = f"{first:.10g} may be a date of a spreadsheet, in days"
+    elif gap in OTHER_HOURS:
+        doubt = f"most rows of an entity are {gap:g} apart, as hours are in {OTHER_HOURS[gap]}"
     else:
         return
     hint = "write hours since the first row of each entity, or dates such as 2026-03-01 07:15"

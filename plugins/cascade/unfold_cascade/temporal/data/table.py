@@ -10,6 +10,8 @@ import numpy as np
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
 from unfoldkit.api import Diagnostic, UnfoldError, did_you_mean, user_error
 
+MERGE_HINT = "keep one row an hour: merge the values of rows with the same time, one column for each measurement"
+
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
@@ -145,7 +147,7 @@ def check_hour_order(timeline: Timeline, ids: Sequence[str], name: str, key: str
         row = int(np.flatnonzero(disordered)[0])
         entity = ids[int(np.searchsorted(starts, row, side="right")) - 1]
         is_repeated = row > 0 and hour[row] == hour[row - 1]
-        hint = "keep one row an hour: merge the values of rows with the same time" if is_repeated else ""
+        hint = MERGE_HINT if is_repeated else ""
         raise user_error(f"{name}: {entity} {_describe_disorder(hour, row)}", key=key, hint=hint)
 
 
