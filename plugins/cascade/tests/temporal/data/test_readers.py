@@ -306,3 +306,10 @@ def test_an_hour_that_winter_time_repeats_is_reported(tmp_path: Path) -> None:
     for others in ([f"{time}:00Z" for time in rows], sorted(rows), rows[::-1]):
         (tmp_path / "t.csv").write_text("who,t,v\n" + "".join(f"a,{time},1\n" for time in others))
         assert len(read_long(tmp_path / "t.csv", source)) == 10
+
+
+def test_a_folder_of_tables_is_no_long_table(tmp_path: Path) -> None:
+    """A folder, such as one of OMOP, needs joining first; the error says into what."""
+    with pytest.raises(UnfoldError, match="is a folder, but source: long reads one table") as error:
+        read_long(tmp_path, LongSource("x", entity="who", time="h"))
+    assert "one row per entity and hour" in error.value.diagnostics[0].hint

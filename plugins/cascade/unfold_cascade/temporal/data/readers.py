@@ -112,6 +112,9 @@ def read_long(path: Path, source: LongSource) -> EntityTable:
     Raises:
         UnfoldError: A column is missing, a row has no entity, a time is neither number nor date, an hour repeats.
     """
+    if path.is_dir():
+        hint = "join its tables into one, with one row per entity and hour and one column for each measurement"
+        raise user_error("is a folder, but source: long reads one table", file=str(path), key="data.path", hint=hint)
     return _arrange_long(frame_of_file(path), source)
 
 
