@@ -16,6 +16,19 @@ RULE_CARRY_H: Mapping[str, Mapping[str, float]] = {
     "sirs": {"HR": 3, "Temp": 8, "Resp": 3, "PaCO2": 12, "WBC": 24},
     "sofa": {"MAP": 3, "Creatinine": 24, "Bilirubin_total": 24, "Platelets": 24},
 }
+# By column: the unit in which the rules read it, and the range that values in that unit hardly ever leave. In other
+# usual units (degrees Fahrenheit, kPa, µmol/L, cells per µL) most values lie outside.
+RULE_UNITS: Mapping[str, tuple[str, float, float]] = {
+    "HR": ("beats per minute", 10, 350),
+    "Temp": ("°C", 20, 45),
+    "Resp": ("breaths per minute", 1, 120),
+    "PaCO2": ("mmHg", 10, 250),
+    "WBC": ("thousands per µL", 0, 500),
+    "MAP": ("mmHg", 16, 300),
+    "Creatinine": ("mg/dL", 0, 30),
+    "Bilirubin_total": ("mg/dL", 0, 60),
+    "Platelets": ("thousands per µL", 0, 3000),
+}
 # Both rules hold from two points on: SIRS by Bone et al. 1992, SOFA by Sepsis-3 (Singer et al. 2016).
 RULE_THRESHOLD = 2
 

@@ -116,17 +116,29 @@ def csv_lines(text: Iterable[str], width: int = 0) -> Iterator[tuple[int, list[s
     lines = iter(text)
     first = next(lines, "")
     stated = _SEPARATOR.fullmatch(first)
-    separator = stated[1] if stated else _find_separator(first, width)
-    reader = csv.reader(lines if stated else itertools.chain([first], lines), delimiter=separator, strict=True)
+    second = "" if stated else next(lines, "")
+    separator = stated[1] if stated else _find_separator(first, second, width)
+    reader = csv.reader(lines if stated else itertools.chain([first, second], lines), delimiter=separator, strict=True)
     for cells in reader:
         if cells:
             yield reader.line_num + bool(stated), cells if separator == "," else [_use_point(cell) for cell in cells]
 
 
-def _find_separator(first: str, width: int) -> str:
-    by_width = (mark for mark in ",\t;|" if width > 1 and len(next(csv.reader([first], delimiter=mark), ())) == width)
+def _find_separator(first: str, second: str, width: int) -> str:
+    by_width = (mark for mark in ",\t;|" if width > 1 and _count_cells(first, mark) == width)
     by_head = (mark for mark in "\t;|" if mark in first and "," not in first)
-    return next(itertools.chain(by_width, by_head), ",")
+    # a name such as "Temp, C" in a table with semicolons, whose cells may have decimal commas
+    counts = {mark: (_count_cells(first, mark), _count_cells(second, mark)) for mark in ",\t;|"}
+    most = max(counts, key=lambda mark: counts[mark][0] if counts[mark][0] == counts[mark][1] else 1)
+    return next(itertools.chain(by_width, by_head), most)
+
+
+def _count_cells(line: str, mark: str) -> int:
+    """Count the cells of a line with a separator; 0 if it is not a line of such a table."""
+    try:
+        return len(next(csv.reader([line], delimiter=mark, strict=True), ()))
+    except csv.Error:
+        return 0
 
 
 def _use_point(cell: str) -> str:

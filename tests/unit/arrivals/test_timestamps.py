@@ -262,3 +262,10 @@ def test_no_invalid_time_is_among_many(text: str) -> None:
 def test_words_behind_the_time_of_a_log_line_are_its_message(rest: str) -> None:
     """Cells with such words are refused; in a log they may mean anything, and all lines have one clock."""
     assert parse_line_time(f"1970-01-01 00:02:01 {rest}") == 121
+
+
+@pytest.mark.parametrize("zone", [" BRT", " SGT", " (AMST)", " GMT+2", "UTC-03:00"])
+def test_a_zone_by_its_name_is_not_read_as_utc(zone: str) -> None:
+    """Only UTC is known by name; a date of another zone would be read hours off."""
+    assert parse_timestamp(f"2026-10-25 01:00:00{zone}") is None
+    assert parse_timestamp("2026-10-25 01:00:00 UTC") == parse_timestamp("2026-10-25 01:00:00 (GMT)") == 1_792_890_000.0

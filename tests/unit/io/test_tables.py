@@ -133,3 +133,18 @@ def test_the_width_of_a_head_finds_the_separator(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("n1|cpu=4,gpu=8|a\nn2|cpu=8|b\n")
     rows = list(csv_rows(tmp_path / "a.csv", ("name",), head=("name", "tres", "note")))
     assert [row["tres"] for row in rows] == ["cpu=4,gpu=8", "cpu=8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cells"),
+    [
+        ("who;Temp, C;HR\na;36,5;80\n", {"who": "a", "Temp, C": "36.5", "HR": "80"}),
+        ("who;Temp, C\na;36,5\n", {"who;Temp": "a;36", "C": "5"}),
+        ("a|b,c;d\n1,2\n", {"a|b": "1", "c;d": "2"}),
+        ('who\t"Temp, C; axillary"\tHR\na\t36.5\t80\n', {"who": "a", "Temp, C; axillary": "36.5", "HR": "80"}),
+    ],
+)
+def test_the_separator_is_the_one_that_both_first_lines_share(tmp_path: Path, text: str, cells: dict[str, str]) -> None:
+    """A comma in a name is no separator where another mark gives both lines the same, larger number of cells."""
+    (tmp_path / "a.csv").write_text(text)
+    assert [dict(row.cells) for row in csv_rows(tmp_path / "a.csv")] == [cells]

@@ -12,7 +12,7 @@ import pytest
 
 from plugins.cascade.tests.language_models.synthetic_logs import make_log
 from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.language_models.build import join_units, token_prices
+from unfold_cascade.language_models.build import join_units, load_log_frame, read_call_log, token_prices
 from unfold_cascade.language_models.planning.calibration import fit_calibration, parse_calibration
 from unfold_cascade.language_models.planning.call_log import Route, find_answers, follow_route, score_log
 from unfold_cascade.language_models.planning.certificate import (
@@ -412,3 +412,22 @@ def test_unknown_usage_is_not_zero_usage(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(UnfoldError, match="row 7"):
         plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+
+
+def test_scores_that_are_missing_only_where_answers_were_wrong_buy_nothing(tmp_path: Path) -> None:
+    """An answer with a confidence but no score is no failed call: it counts as made worse, or plans look better."""
+    write_log(tmp_path)
+    head, *rows = (tmp_path / "log.csv").read_text().splitlines()
+    hidden = [f",{row.split(',', 1)[1]}" if row.startswith("0,") and n % 3 else row for n, row in enumerate(rows)]
+    (tmp_path / "log.csv").write_text("\n".join([head, *hidden]) + "\n")
+    spec = spec_of(tmp_path / "log.yaml")
+    frame = load_log_frame(spec, run_in(tmp_path / "run", base=tmp_path))
+    log, _ = read_call_log(spec, frame)
+    assert log.is_unlabelled is not None
+    is_hidden = np.array([row.startswith(",") for row in hidden])
+    assert (log.is_unlabelled[:, 0] == is_hidden).all()
+    assert np.isfinite(log.confidence[is_hidden, 0]).all()
+    d = row_differences(log, np.ones((len(log), 2)), Route((0, 1), (0.5,)), 1)
+    assert (d[is_hidden] == log.is_correct[is_hidden, 1]).all()
+    d = row_differences(log, np.zeros((len(log), 2)), Route((0, 1), (0.5,)), 1)
+    assert not d.any()

@@ -123,6 +123,15 @@ def test_a_call_without_a_score_is_wrong_and_never_exits_at_a_gate(tmp_path: Pat
     assert first.call_prices[7, 0] == 0.0
 
 
+def test_an_answer_that_no_judge_scored_is_reported(tmp_path: Path) -> None:
+    """With a confidence and a price, a call did not fail: taken for one, its answer would never be trusted wrongly."""
+    rows = _table()
+    rows[7][1] = ""
+    with pytest.raises(UnfoldError, match='row 8 of column "small" has no score, but there is a confidence') as caught:
+        plan(_spec(tmp_path, rows), _run(tmp_path))
+    assert caught.value.diagnostics[0].key == "stages[0].models[0].recorded.score"
+
+
 @pytest.mark.parametrize(("wrong", "message"), [("", "has no price"), ("-0.1", "has the negative price -0.1")])
 def test_a_call_without_a_price_is_an_error(wrong: str, message: str, tmp_path: Path) -> None:
     """What a call cost is never guessed; the row and the key are named."""

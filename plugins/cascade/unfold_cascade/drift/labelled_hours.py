@@ -153,7 +153,7 @@ def _list_certified(plan: LoadedPlan, now: Observed) -> Iterator[Promise]:
     goal, cohort, final = plan.problem.goal, now.cohort, len(plan.problem.stages)
     conducts = [Conduct(stage, stage == final) for stage in (now.sample.baseline_stage, now.sample.trajectories.stage)]
     if goal.max_loss is not None:
-        loss = average_by_patient(conducts[1].stage, now.sample.baseline_stage, cohort.highest, cohort.entity)
+        loss = average_by_patient(conducts[1].stage, now.sample.baseline_stage, cohort.highest, cohort.cluster)
         sums = Sums(numerator=loss, denominator=np.ones(len(loss)))
         yield Promise(name="loss", unit="points", now=sums, limit=goal.max_loss, largest=1.0, higher_is_better=False)
     for outcome in goal.outcomes:
@@ -174,12 +174,13 @@ def _list_certified(plan: LoadedPlan, now: Observed) -> Iterator[Promise]:
         sums = Sums(numerator=costs[0], denominator=costs[1])
         yield Promise(name=CERTIFIED_SAVING, unit="x", now=sums, limit=goal.min_saving)
     if goal.budget is not None:
-        sums = Sums(numerator=costs[1], denominator=np.diff(cohort.timeline.starts).astype(np.float64))
+        hours = cohort.timeline.sum_by_cluster(np.diff(cohort.timeline.starts).astype(np.float64))
+        sums = Sums(numerator=costs[1], denominator=hours)
         yield Promise(name="certified cost", unit="", now=sums, limit=goal.budget, higher_is_better=False)
 
 
 def _sum_compared_costs(plan: LoadedPlan, now: Observed) -> tuple[FloatArray, FloatArray]:
-    """Sum (P,) costs of baseline and cascade in what the plan compares."""
+    """Sum the costs of baseline and cascade, in what the plan compares, over the hours of each patient."""
     by, transitions = plan.problem.cost.by, plan.problem.transitions
     arrays = build_policy_arrays(plan.baseline.policy, ALWAYS_EVALUATED)
     bill: dict[str, float] = {}
@@ -189,29 +190,33 @@ def _sum_compared_costs(plan: LoadedPlan, now: Observed) -> tuple[FloatArray, Fl
         bill = compute_bill(trajectories, tuned.scores, plan.call_costs)
     measure, sample = build_cost_measure(by, bill, plan.call_costs), now.sample
     baseline = simulate(sample.timeline, sample.scores, arrays, transitions)
-    return measure.sum_by_patient(sample.scores, baseline), measure.sum_by_patient(sample.scores, sample.trajectories)
+    base_costs, costs = (measure.sum_by_patient(sample.scores, each) for each in (baseline, sample.trajectories))
+    return sample.timeline.sum_by_cluster(base_costs), sample.timeline.sum_by_cluster(costs)
 
 
 def _measure_outcomes(plan: LoadedPlan, sample: DriftSample, labels: Labels) -> dict[str, Sums]:
     """Sum what is served by patient: its accuracy, utility, sensitivity within 48 h, alerts and saving."""
-    starts, final = sample.timeline.starts, len(plan.problem.stages)
-    entity, count = index_entities(starts), len(starts) - 1
+    timeline, final = sample.timeline, len(plan.problem.stages)
+    starts, entity = timeline.starts, index_entities(timeline.starts)
     stage = sample.baseline_stage if plan.serves_baseline else sample.trajectories.stage.astype(np.int64)
     alert: BoolArray = stage == final
 
     def total(values: FloatArray | BoolArray) -> FloatArray:
-        return np.bincount(entity, values, count).astype(np.float64)
+        return timeline.sum_by_cluster(np.bincount(entity, values, len(starts) - 1).astype(np.float64))
 
     since_last = labels.since[:, -1]
     utility, events = compute_utility(since_last), locate_events(since_last, starts)
     gain = utility.alert - utility.silence
     has_event = events.has_lead_time
-    caught = np.zeros(count)
+    caught = np.zeros(len(starts) - 1)
     caught[has_event] = compute_lead_hours(alert, events, starts) > 0
     return {
-        "accuracy": Sums(numerator=total(stage == labels.highest), denominator=np.diff(starts).astype(np.float64)),
+        "accuracy": Sums(numerator=total(stage == labels.highest), denominator=total(np.ones(len(entity)))),
         "utility": Sums(numerator=total(gain * alert), denominator=total(gain * utility.optimal)),
-        "sensitivity": Sums(numerator=caught, denominator=has_event.astype(np.float64)),
+        "sensitivity": Sums(
+            numerator=timeline.sum_by_cluster(caught),
+            denominator=timeline.sum_by_cluster(has_event.astype(np.float64)),
+        ),
         "alerts": Sums(numerator=100.0 * total(alert & events.event_free), denominator=total(events.event_free)),
         "saving": _measure_saving(plan, sample),
     }
@@ -222,7 +227,7 @@ def _measure_saving(plan: LoadedPlan, sample: DriftSample) -> Sums:
     arrays = build_policy_arrays(plan.baseline.policy, ALWAYS_EVALUATED)
     baseline = simulate(sample.timeline, sample.scores, arrays, plan.problem.transitions)
     costs = [
-        sum_costs(trajectories, sample.scores, plan.call_costs, currency)
+        sample.timeline.sum_by_cluster(sum_costs(trajectories, sample.scores, plan.call_costs, currency))
         for trajectories in (baseline, sample.trajectories)
     ]
     return Sums(numerator=costs[0], denominator=costs[1])

@@ -74,6 +74,7 @@ def build_local_study(problem: TemporalProblem, plan: LoadedPlan, run: Run, spli
         digest=table.digest,
         part=None,
         sites=(),
+        repeated=table.repeated,
     )
     local = replace(plan.problem, split=split, seed=run.seed)
     x = build_feature_matrix(table, plan.features)

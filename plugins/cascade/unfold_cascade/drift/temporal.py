@@ -13,7 +13,7 @@ from unfold_cascade.drift.statistics import DriftSample, EntityCounts, count_by_
 from unfold_cascade.models import onnx_runtime
 from unfold_cascade.temporal.data.features import build_feature_matrix
 from unfold_cascade.temporal.data.readers import read_table
-from unfold_cascade.temporal.data.table import EntityTable, Timeline, select_rows, starts_from_sizes
+from unfold_cascade.temporal.data.table import EntityTable, Timeline, select_rows
 from unfold_cascade.temporal.evaluation.baselines import latch_stages
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_temporal_plan
@@ -58,8 +58,7 @@ def sample_planned(plan: LoadedPlan, entities: IntArray) -> DriftSample:
     timeline = plan.study.hours.timeline
     rows = select_rows(timeline.starts, entities)
     p = np.array([prediction.p[rows, -1] for prediction in plan.predictions])
-    starts = starts_from_sizes(np.diff(timeline.starts)[entities])
-    return _build_sample(plan, Timeline(starts, timeline.hour[rows]), p, plan.predictions[-1].p[rows])
+    return _build_sample(plan, timeline.select(entities), p, plan.predictions[-1].p[rows])
 
 
 def sample_new(plan: LoadedPlan, table: EntityTable, run: Run) -> DriftSample:

@@ -169,9 +169,9 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
         ]
     )
     answer, gated_answer, is_unlabelled = _read_answers(frame, columns, keys, is_missing)
-    if is_unlabelled is None:
-        # a call without an answer gave no confidence either
-        confidence = np.where(is_missing, np.nan, confidence)
+    if answer is None and (is_missing & np.isfinite(confidence)).any():
+        # a call without an answer would have given no confidence either
+        is_unlabelled = is_missing & np.isfinite(confidence)
     prompts = _read_prompts(spec, frame)
     group_column = "group" if spec.group and spec.data.source == "endpoints" else spec.group
     groups = frame.text(group_column, key="data.group") if group_column else None

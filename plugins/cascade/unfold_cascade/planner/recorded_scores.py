@@ -112,8 +112,13 @@ def _read_model(model: RecordedModel, names: Sequence[str], frame: Frame) -> tup
     else:
         answer, is_missing = _read_judgements(model, frame)
     confidence = frame.numbers(model.confidence, key=f"{model.key}.confidence")
+    prices = _read_prices(model, frame, is_missing)
+    if model.prediction is None:
+        # a call that failed has no price either
+        was_answered = np.isfinite(confidence) & ((prices > 0.0) | (model.price_column is None))
+        _check_judged(model, frame, is_missing & was_answered)
     score = np.where(np.isnan(confidence) | is_missing, -np.inf, confidence)
-    return answer, score, _read_prices(model, frame, is_missing)
+    return answer, score, prices
 
 
 def _read_answers(column: str, names: Sequence[str], frame: Frame, model: str, key: str) -> tuple[IntArray, BoolArray]:
@@ -130,6 +135,20 @@ def _read_judgements(model: RecordedModel, frame: Frame) -> tuple[IntArray, Bool
     """Read (n,) 0 where an answer was right and 1 where it was wrong, and where there was none."""
     score = frame.numbers_or_flags(model.score, key=f"{model.key}.score")
     return np.where(score >= model.correct_from, 0, 1), np.isnan(score)
+
+
+def _check_judged(model: RecordedModel, frame: Frame, is_unknown: BoolArray) -> None:
+    """Refuse answers that a gate may trust, but that no judge scored: without them, the others look better.
+
+    Raises:
+        UnfoldError: there is one; the error names the row.
+    """
+    if is_unknown.any():
+        row = int(np.flatnonzero(is_unknown)[0])
+        place = f'{frame.name}: row {row + 1} of column "{model.score}"'
+        message = f'{place} has no score, but there is a confidence in "{model.confidence}"'
+        hint = "score it, or empty the confidence where the call gave no answer"
+        raise user_error(message, key=f"{model.key}.score", hint=hint)
 
 
 def _read_prices(model: RecordedModel, frame: Frame, is_missing: BoolArray) -> FloatArray:

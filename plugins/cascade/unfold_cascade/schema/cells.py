@@ -126,15 +126,20 @@ def parse_seconds(cells: np.ndarray, source: CellSource) -> FloatArray | None:
     return seconds
 
 
+def has_zone(date: str) -> bool:
+    """Whether a date states its time zone."""
+    return _ZONE.search(date) is not None
+
+
 def find_mixed_zone(dates: Sequence[str]) -> int | None:
     """Find the first of some dates that has a time zone where the first one has none, or the other way round."""
-    zones = [_ZONE.search(text) is not None for text in dates]
-    return next((index for index, has_zone in enumerate(zones) if has_zone != zones[0]), None)
+    zones = [has_zone(text) for text in dates]
+    return next((index for index, is_zoned in enumerate(zones) if is_zoned != zones[0]), None)
 
 
 def describe_mixed_zone(date: str) -> str:
     """State how the zone of a date differs from those before it."""
-    return f"has {'a' if _ZONE.search(date) else 'no'} time zone, unlike the dates before it"
+    return f"has {'a' if has_zone(date) else 'no'} time zone, unlike the dates before it"
 
 
 def parse_bound(text: str) -> tuple[str, bool] | None:

@@ -24,6 +24,8 @@ COLUMNS = (
     "gated_answer",
 )
 """Keys of ``recorded`` that only language models have."""
+UNREAD = (("goal", "min_saving"), ("goal", "attempts"), ("gates", "confidence"), ("gates", "bins"), ("gates", "learnt"))
+"""Keys of other cascades: with one of these, a plan would promise what was not asked for."""
 
 
 def has_language_model_keys(spec: CascadeSpec) -> bool:
@@ -78,11 +80,7 @@ def language_model_problems(spec: CascadeSpec) -> Iterator[Problem]:
         if model.name in names[:m]:
             yield Problem(("stages", 0, "models", m, "name"), f'the name "{model.name}" is taken')
         yield from _model_problems(spec, model, ("stages", 0, "models", m))
-    for key in ("features", "baseline", "moves", "alerts", "drift"):
-        if getattr(spec, key):
-            yield Problem((key,), "not read for language models", at_key=True)
-    if spec.goal.budget is not None:
-        yield Problem(("goal", "budget"), "language models need max_loss", "max_loss: 2%", at_key=True)
+    yield from _unread_problems(spec)
     recorded = [model.recorded for model in spec.stages[0].models if model.recorded is not None]
     if recorded and all(columns.confidence is None for columns in recorded):
         message = "no model has a confidence, so no gate could trust an answer"
@@ -92,6 +90,17 @@ def language_model_problems(spec: CascadeSpec) -> Iterator[Problem]:
         yield Problem(("data", "split"), "a log of language models is split at random, by shares", hint)
     yield from _latency_problems(spec)
     yield from _serving_problems(spec, names)
+
+
+def _unread_problems(spec: CascadeSpec) -> Iterator[Problem]:
+    for key in ("features", "baseline", "moves", "alerts", "drift"):
+        if getattr(spec, key):
+            yield Problem((key,), "not read for language models", at_key=True)
+    if spec.goal.budget is not None:
+        yield Problem(("goal", "budget"), "language models need max_loss", "max_loss: 2%", at_key=True)
+    for section, key in UNREAD:
+        if getattr(getattr(spec, section), key):
+            yield Problem((section, key), "not read for language models", at_key=True)
 
 
 def _model_problems(spec: CascadeSpec, model: ModelSpec, path: Path) -> Iterator[Problem]:

@@ -29,6 +29,11 @@ class LongData(Model):
     )
     entity: str = Field(description="the column that names the entity of a row")
     time: str = Field(description="the column of the time: hours as numbers, or dates")
+    group: str | None = Field(
+        default=None,
+        description="a column: entities with the same value (the stays of a patient) stay in one part of the split, "
+        "and the certificate covers the average group",
+    )
     split: AnySplit = Split()
 
 

@@ -86,7 +86,7 @@ def _table_source(spec: CascadeSpec, split_column: str) -> TableSource:
     if isinstance(spec.data, PhysioNetData):
         return PsvSource(spec.data.path, spec.data.patients, split_column)
     if isinstance(spec.data, LongData):
-        return LongSource(spec.data.path, spec.data.entity, spec.data.time, split_column)
+        return LongSource(spec.data.path, spec.data.entity, spec.data.time, split_column, spec.data.group or "")
     raise TypeError(f"data without time: {spec.data.source}")
 
 

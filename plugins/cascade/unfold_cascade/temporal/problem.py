@@ -37,13 +37,15 @@ class PsvSource:
 class LongSource:
     """A table with one row per entity and time; ``entity`` and ``time`` name its key columns.
 
-    ``split_column`` is a column of sites or times, which need not hold numbers.
+    ``group`` is the column of the patient that entities such as stays belong to, or empty. ``split_column`` is a column
+    of sites or times, which need not hold numbers.
     """
 
     path: str
     entity: str
     time: str
     split_column: str = ""
+    group: str = ""
 
 
 TableSource = PsvSource | LongSource

@@ -19,7 +19,7 @@ from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.table import EntityTable
 from unfold_cascade.temporal.models.study import split_entities
 from unfold_cascade.temporal.problem import TemporalProblem
-from unfold_cascade.temporal.report.sentences import leak_notes
+from unfold_cascade.temporal.report.sentences import describe_repeated_patients, leak_notes
 from unfoldkit.api import Diagnostic, Run, UnfoldError, run_checks
 
 Check = Callable[[], object]
@@ -92,7 +92,7 @@ def _check_labels(problem: TemporalProblem, table: EntityTable, run: Run) -> Non
     """Check that enough entities reach the stages, and log leaked labels, which are no mistakes of the spec."""
     hours = label_table(problem, table)
     split_entities(problem, hours)
-    for note in leak_notes(hours.leaks):
+    for note in (*leak_notes(hours.leaks), *describe_repeated_patients(hours.repeated)):
         run.log.warning("%s", note)
 
 

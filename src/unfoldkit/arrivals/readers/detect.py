@@ -96,7 +96,7 @@ def _holds_list(value: object) -> bool:
 
 def _read_head(lines: list[str]) -> list[str]:
     try:
-        return [cell.strip() for cell in next(csv_lines(lines[:1]), (0, []))[1]]
+        return [cell.strip() for cell in next(csv_lines(lines[:2]), (0, []))[1]]
     except csv.Error:  # quotes that only logs have
         return []
 

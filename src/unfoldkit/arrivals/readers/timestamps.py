@@ -74,7 +74,10 @@ _PLAIN_UTC = re.compile(
 )
 # behind the date of a cell, a clock of twelve hours or a zone by its name: the date would be read hours off
 _UNREAD_CLOCK = re.compile(r"\s?[AaPp]\.?[Mm]\b")
-_UNREAD_ZONE = re.compile(r"\s?(?:(?:A|E|C|M|P|AK|H|AE|AC|AW|NZ|B|CE|EE|WE|J|K|I)[SD]?T|MSK|\[?[A-Z][a-z]+/\w+\]?)\b")
+_UNREAD_ZONE = re.compile(
+    r"\s?(?:(?:A|E|C|M|P|AK|H|AE|AC|AW|NZ|B|CE|EE|WE|J|K|I)[SD]?T|MSK|\[?[A-Z][a-z]+/\w+\]?)\b"
+    r"|\s?\(?(?:(?!(?:UTC|GMT|UT|Z)\b)[A-Z]{2,5}|(?:UTC|GMT)\s?[+-]\d[\d:]*)\)?$"
+)
 _ISO_BASIC = re.compile(r"\d{8}T\d{4,6}(?:Z|[+-]\d{2}(?:\d{2})?)?")
 # digits without a fraction are a time only at the beginning of a line: elsewhere they may be any number
 _KAFKA = "(?:Create|LogAppend)Time:"

@@ -175,6 +175,8 @@ def test_repeated_hours_are_reported(tmp_path: Path) -> None:
         ("t", 20_260_328_200_000, 10_000, "20260328310000 is a date"),
         ("t", 46_109.75, 1 / 24, "46109.75 may be a date of a spreadsheet"),
         ("time_minutes", 0, 60, "its name states another unit"),
+        ("observationOffset", -20, 5, "it counts minutes in eICU"),
+        ("offset", -60, 60, "most rows of an entity are 60 apart, as hours are in minutes"),
     ],
 )
 def test_numbers_that_count_no_hours_are_refused(
@@ -268,3 +270,46 @@ def test_one_table_of_many_patients_equals_their_files(separator: str, ending: s
     (tmp_path / "none.csv").write_text(text[0].replace("Patient_ID", "bed") + "\n" + "\n".join(text[1:]))
     with pytest.raises(UnfoldError, match="no column that names the patient"):
         read_patient_table(tmp_path / "none.csv")
+
+
+def test_a_stay_belongs_to_one_patient(tmp_path: Path) -> None:
+    """Rows of a stay may lack the patient, but not name two; a stay that never names one is on its own."""
+    rows = [
+        ("a", "7"),
+        ("a", ""),
+        ("b", "7"),
+        ("c", ""),
+        ("d", ""),
+        ("e", "8"),
+        *((f"z{n}", f"{n}") for n in range(20, 25)),
+    ]
+    text = "who,h,mrn\n" + "".join(f"{who},{h},{mrn}\n" for h, (who, mrn) in enumerate(rows))
+    (tmp_path / "t.csv").write_text(text)
+    source = LongSource("x", entity="who", time="h", group="mrn")
+    cluster = read_long(tmp_path / "t.csv", source).timeline.cluster.tolist()
+    assert cluster[0] == cluster[1]
+    assert len(set(cluster)) == len(cluster) - 1
+    (tmp_path / "t.csv").write_text(f"{text}a,99,9\n")
+    with pytest.raises(UnfoldError, match='a has both "7" and "9" in "mrn"'):
+        read_long(tmp_path / "t.csv", source)
+
+
+def test_an_hour_that_winter_time_repeats_is_reported(tmp_path: Path) -> None:
+    """Local times go back once by an hour in a night to Sunday: sorted by time, the rows would interleave."""
+    hours = ["00:55", "01:25", "01:55", "01:05", "01:35", "02:05", "02:35", "03:05", "03:35", "04:05"]
+    rows = [f"2026-10-25 {hour}" for hour in hours]
+    source = LongSource("x", entity="who", time="t")
+    (tmp_path / "t.csv").write_text("who,t,v\n" + "".join(f"a,{time},1\n" for time in rows))
+    with pytest.raises(UnfoldError, match='"2026-10-25 01:05" in row 4 of column "t" goes back an hour') as error:
+        read_long(tmp_path / "t.csv", source)
+    assert "UTC" in error.value.diagnostics[0].hint
+    for others in ([f"{time}:00Z" for time in rows], sorted(rows), rows[::-1]):
+        (tmp_path / "t.csv").write_text("who,t,v\n" + "".join(f"a,{time},1\n" for time in others))
+        assert len(read_long(tmp_path / "t.csv", source)) == 10
+
+
+def test_a_folder_of_tables_is_no_long_table(tmp_path: Path) -> None:
+    """A folder, such as one of OMOP, needs joining first; the error says into what."""
+    with pytest.raises(UnfoldError, match="is a folder, but source: long reads one table") as error:
+        read_long(tmp_path, LongSource("x", entity="who", time="h"))
+    assert "one row per entity and hour" in error.value.diagnostics[0].hint

@@ -30,3 +30,19 @@ def test_labels_other_than_0_and_1_are_reported() -> None:
     table = EntityTable(("a",), np.array([0, 2]), np.array([5.0, 6.0]), ("y",), values, "", "t")
     with pytest.raises(UnfoldError, match='"y" is 2 at a, hour 6'):
         detect_stage_entry(table, StageTarget(column="y"), key="k")
+
+
+@pytest.mark.parametrize(("column", "factor", "offset"), [("Temp", 1.8, 32), ("PaCO2", 0.133, 0), ("WBC", 1000, 0)])
+def test_a_rule_does_not_read_another_unit(column: str, factor: float, offset: float) -> None:
+    """Fahrenheit, kPa or single cells would label nearly every hour; a few rows of nonsense are borne."""
+    normal = {"HR": 80.0, "Temp": 37.0, "Resp": 15.0, "PaCO2": 40.0, "WBC": 8.0}
+    values = np.tile(np.array(list(normal.values()), dtype=np.float32), (100, 1))
+    number = list(normal).index(column)
+    hours = np.arange(100.0)
+    table = EntityTable(("a",), np.array([0, 100]), hours, tuple(normal), values, "", "t")
+    values[:2, number] = 1e6
+    assert not detect_stage_entry(table, StageTarget(rule="sirs"), key="k").all()
+    values[:20, number] = normal[column] * factor + offset
+    with pytest.raises(UnfoldError, match=f'"{column}" is .* in one of 20 rows') as error:
+        detect_stage_entry(table, StageTarget(rule="sirs"), key="k")
+    assert "the rule sirs reads" in error.value.diagnostics[0].hint

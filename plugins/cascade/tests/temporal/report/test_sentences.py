@@ -20,6 +20,10 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         sentences.summarise_plan(price_saving=5.3, flops_saving=None, loss_points=-0.1, path="runs/wards", relaxed=2.1),
     ),
     "leak_notes": (*sentences.leak_notes(["hours_to_death"]), *sentences.leak_notes(())),
+    "describe_repeated_patients": (
+        *sentences.describe_repeated_patients("subject_id"),
+        *sentences.describe_repeated_patients(""),
+    ),
     "describe_certificate": (
         sentences.describe_certificate(
             loss_points=20.0, confidence=0.9, patients=40, method="betting", refused_points=None

@@ -10,7 +10,7 @@ import pytest
 
 from unfold_cascade._types import BoolArray
 from unfold_cascade.planner.guarantees import compute_cost_tests
-from unfold_cascade.temporal.data.table import index_entities, starts_from_sizes
+from unfold_cascade.temporal.data.table import Timeline, index_entities, starts_from_sizes
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import OutcomeGoal
 from unfold_cascade.temporal.search.outcomes import (
@@ -32,9 +32,11 @@ def _draw_cohort(rng: np.random.Generator, patients: int) -> Cohort:
     hour = np.arange(len(entity)) - starts[entity]
     since = np.where(entity % 2 == 0, hour - 15.0, -np.inf)
     fields: dict[str, Any] = {
-        "timeline": SimpleNamespace(starts=starts),
+        "timeline": Timeline(starts, hour.astype(np.float64)),
         "entity": entity,
         "entities": patients,
+        "cluster": entity,
+        "clusters": patients,
         "entered": (since >= 0)[:, None],
         "since": since[:, None],
         "highest": (since >= 0).astype(np.int64),

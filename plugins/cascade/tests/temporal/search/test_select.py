@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binom
@@ -10,6 +12,10 @@ from plugins.cascade.tests.runs import certify_in_sequence
 from unfold_cascade.planner import certificate
 from unfold_cascade.planner.guarantees import measure_evidence, order_tests
 from unfold_cascade.temporal.data.table import index_entities, starts_from_sizes
+from unfold_cascade.temporal.evaluation.bootstrap import bootstrap_mean
+from unfold_cascade.temporal.problem import OutcomeGoal
+from unfold_cascade.temporal.search.outcomes import CohortConduct, Conduct, sum_outcome
+from unfold_cascade.temporal.search.planner import SearchResult
 from unfold_cascade.temporal.search.select import average_by_patient
 
 
@@ -63,3 +69,18 @@ def test_points_are_tested_from_strong_evidence_to_low_cost() -> None:
         assert (np.diff(cost[order]) < 0).all()
         assert (np.diff(evidence[order]) <= 0).all()
         assert order[-1] == int(np.argmin(cost))
+
+
+def test_a_patient_with_several_stays_counts_once(search: SearchResult) -> None:
+    """Losses, costs and outcomes of grouped stays are those of the patient."""
+    study, solution = search.study, search.baselines
+    group = np.arange(study.calibrate.entities) // 2
+    cohort = replace(study.calibrate, timeline=replace(study.calibrate.timeline, group=group))
+    latched = solution.decode_both(cohort, study)[0]
+    conduct = Conduct(latched.stage, latched.alert)
+    goal = OutcomeGoal(name="", measure="", stage=2, per_100h=10.0)
+    sums = [sum_outcome(goal, CohortConduct(each, conduct, [conduct])) for each in (study.calibrate, cohort)]
+    assert sums[1].numerator == pytest.approx(np.bincount(group, sums[0].numerator))
+    assert cohort.clusters == len(sums[1].denominator) == group.max() + 1
+    low, high = bootstrap_mean(np.array([0.0, 0.0, 4.0, 4.0]), np.array([0, 0, 3, 3]), seed=0)
+    assert (low, high) == (0.0, 4.0)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unfold_cascade._types import FloatArray
+from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.language_models.planning.call_log import (
     CallLog,
     Route,
@@ -231,31 +231,40 @@ def unit_differences(log: CallLog, score: FloatArray, route: Route, reference: i
 def row_differences(log: CallLog, score: FloatArray, route: Route, reference: int) -> FloatArray:
     """Compute the (n,) loss of a route minus that of the reference.
 
-    Where a correctness is unknown, equal answers differ by nothing, and other answers count as made worse.
+    Where a correctness is unknown, equal answers differ by nothing, and other answers count as made worse. Without
+    texts, only answers of the reference itself are equal to its own.
     """
     outcome = follow_route(log, score, route)
     loss = outcome.loss - (1.0 - log.is_correct[:, reference])
-    if log.is_unlabelled is None or log.answer is None:
+    if log.is_unlabelled is None:
         return loss
     rows, model = np.arange(len(log)), np.array(route.chain)[outcome.exit]
     is_unknown = log.is_unlabelled[rows, model], log.is_unlabelled[:, reference]
     worst = np.where(is_unknown[0], 1.0, outcome.loss) - np.where(
         is_unknown[1], 0.0, 1.0 - log.is_correct[:, reference]
     )
-    is_equal = find_answers(log, route, outcome.exit) == log.answer[:, reference]
+    is_equal = _find_equal(log, route, outcome.exit, reference)
     return np.where(is_unknown[0] | is_unknown[1], np.where(is_equal, 0.0, worst), loss)
 
 
 def count_rows_to_label(log: CallLog, score: FloatArray, routes: Sequence[Route], reference: int) -> int:
     """Count the unlabelled requests which some route answers otherwise than the reference: only these need labels."""
-    if log.is_unlabelled is None or log.answer is None or not routes:
+    if log.is_unlabelled is None or not routes:
         return 0
     rows, needed = np.arange(len(log)), np.zeros(len(log), dtype=np.bool_)
     for route in routes:
         exits = follow_route(log, score, route).exit
         is_unknown = log.is_unlabelled[rows, np.array(route.chain)[exits]] | log.is_unlabelled[:, reference]
-        needed |= is_unknown & (find_answers(log, route, exits) != log.answer[:, reference])
+        needed |= is_unknown & ~_find_equal(log, route, exits, reference)
     return int(needed.sum())
+
+
+def _find_equal(log: CallLog, route: Route, exits: IntArray, reference: int) -> BoolArray:
+    """Mark (n,) the requests that a route answers with the text of the reference."""
+    if log.answer is None:
+        return np.asarray(np.array(route.chain)[exits] == reference, dtype=np.bool_)
+    is_equal: BoolArray = find_answers(log, route, exits) == log.answer[:, reference]
+    return is_equal
 
 
 def find_smallest_limit(

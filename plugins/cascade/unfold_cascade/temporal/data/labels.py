@@ -43,6 +43,7 @@ class LabelledHours:
         part: (P,) part of each entity, 0 to 2 for train, calibrate and test, unless parts are drawn at random.
         sites: Values of the column of sites that are left out in turn.
         leaks: Columns of features that predict the stages without error.
+        repeated: A column that names one patient for several entities, if the spec does not name it; or empty.
     """
 
     timeline: Timeline
@@ -54,6 +55,7 @@ class LabelledHours:
     part: IntArray | None = None
     sites: tuple[str, ...] = ()
     leaks: tuple[str, ...] = ()
+    repeated: str = ""
 
     def expand_features(self, problem: TemporalProblem) -> Mapping[str, FeatureSet]:
         """Replace column patterns of the problem's feature sets by names; label columns never match."""
@@ -95,7 +97,7 @@ def _unpack(data: bytes) -> LabelledHours:
     arrays = read_npz(data)
     facts = parse_object(arrays["facts"].tobytes())
     return LabelledHours(
-        Timeline(arrays["starts"], arrays["hour"]),
+        Timeline(arrays["starts"], arrays["hour"], arrays.get("group")),
         arrays["on"],
         arrays["since"],
         arrays["highest"],
@@ -104,6 +106,7 @@ def _unpack(data: bytes) -> LabelledHours:
         arrays.get("part"),
         tuple(facts.get("sites", ())),
         tuple(facts.get("leaks", ())),
+        facts.get("repeated", ""),
     )
 
 
@@ -112,15 +115,26 @@ def _pack(table: EntityTable, problem: TemporalProblem) -> bytes:
     rule, units = problem.split, _describe_units(table)
     sites = list_sites(rule.column, units)[1] if rule.kind == "leave-out" else ()
     leaks = _find_leaks(problem, table, highest)
-    facts = json.dumps({"digest": table.digest, "columns": table.columns, "sites": sites, "leaks": leaks}).encode()
+    found = {"digest": table.digest, "columns": table.columns, "sites": sites, "leaks": leaks}
+    facts = json.dumps(found | ({"repeated": table.repeated} if table.repeated else {})).encode()
     since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])
     arrays = {"starts": table.starts, "hour": table.hour, "on": entered, "highest": highest, "since": since}
     if rule.kind not in ("random", "leave-out"):
-        strata = np.maximum.reduceat(highest, table.starts[:-1])
-        arrays["part"] = _number_parts(split_units(rule, strata, units, problem.seed))
+        part = _number_parts(split_units(rule, find_highest(table.timeline, highest), units, problem.seed))
+        arrays["part"] = part[table.timeline.cluster]
+    if table.group is not None:
+        arrays["group"] = table.group
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, facts=np.frombuffer(facts, dtype=np.uint8), **arrays)
     return stream.getvalue()
+
+
+def find_highest(timeline: Timeline, highest: IntArray) -> IntArray:
+    """Find the highest stage that each cluster of entities reaches, from the highest (n,) stage of every hour."""
+    cluster = timeline.cluster
+    reached = np.zeros(int(cluster.max()) + 1, dtype=np.int64)
+    np.maximum.at(reached, cluster, np.maximum.reduceat(highest, timeline.starts[:-1]))
+    return reached
 
 
 def _find_leaks(problem: TemporalProblem, table: EntityTable, highest: IntArray) -> tuple[str, ...]:
@@ -141,8 +155,10 @@ def _find_leaks(problem: TemporalProblem, table: EntityTable, highest: IntArray)
 def _describe_units(table: EntityTable) -> UnitTable:
     # a split file names the entities; other splits read one column
     values = np.repeat(table.ids, np.diff(table.starts)) if table.split_values is None else table.split_values
-    unit = index_entities(table.starts)
-    return UnitTable(unit=unit, names=table.ids, read=lambda _: values, noun="patient", table=table.name)
+    cluster = table.timeline.cluster
+    names = [table.ids[entity] for entity in np.unique(cluster, return_index=True)[1]]
+    unit = cluster[index_entities(table.starts)]
+    return UnitTable(unit=unit, names=names, read=lambda _: values, noun="patient", table=table.name)
 
 
 def _number_parts(rows: Rows) -> IntArray:

@@ -8,7 +8,7 @@ import itertools
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from unfold_cascade._types import Float32, FloatArray, IntArray
 from unfold_cascade.data.table import Frame, frame_of_file
-from unfold_cascade.schema.cells import is_missing
+from unfold_cascade.schema.cells import has_zone, is_missing
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
 from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource
 from unfoldkit.api import Diagnostic, Run, UnfoldError, user_error
@@ -30,8 +30,17 @@ UNITS = {"Unit1": "MICU", "Unit2": "SICU"}
 """Indicator columns of the care units in PhysioNet 2019, and the units: medical and surgical intensive care."""
 PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "subject_id", "stay_id", "icustay_id", "entity", "case", "id")
 """Names of the column of patients where all hours are in one table, in lower case."""
+PERSON_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "person_id", "uniquepid", "mrn")
+"""Names of columns of patients who may have several stays, in lower case."""
 TABLE_ENDINGS = (".csv", ".csv.gz", ".psv", ".tsv", ".txt", ".parquet", ".jsonl", ".jsonl.gz", ".ndjson")
 FILES_PER_CHUNK = 512
+MINUTE_COLUMNS = frozenset(
+    f"{name}offset"
+    for name in ("observation", "labresult", "nursingchart", "respchart", "drug", "infusion", "intakeoutput", "chart")
+)
+"""Names of columns of time in eICU, in lower case."""
+OTHER_HOURS = {60.0: "minutes", 3600.0: "seconds", 3.6e6: "milliseconds"}
+"""How long an hour is in other units."""
 MAX_HOURS = 1e7
 """Eleven centuries: larger times are seconds since 1970, or digits of a date."""
 NamedContent = tuple[str, bytes]
@@ -103,6 +112,9 @@ def read_long(path: Path, source: LongSource) -> EntityTable:
     Raises:
         UnfoldError: A column is missing, a row has no entity, a time is neither number nor date, an hour repeats.
     """
+    if path.is_dir():
+        hint = "join its tables into one, with one row per entity and hour and one column for each measurement"
+        raise user_error("is a folder, but source: long reads one table", file=str(path), key="data.path", hint=hint)
     return _arrange_long(frame_of_file(path), source)
 
 
@@ -116,7 +128,8 @@ def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
     hour = _read_hours(frame, source, number)
     order = np.lexsort((hour, number))
     timeline = Timeline(starts_from_sizes(np.bincount(number, minlength=len(ids))), hour[order])
-    columns, unreadable = _read_columns(frame, {source.entity, source.time})
+    columns, unreadable = _read_columns(frame, {source.entity, source.time, source.group})
+    group = _read_groups(frame, source.group, number, ids.tolist()) if source.group else None
     split_values = None
     if source.split_column:
         frame.text(source.split_column, key="data.split")
@@ -134,7 +147,44 @@ def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
         name=frame.name,
         unreadable=unreadable,
         split_values=split_values,
+        group=group,
+        repeated="" if source.group else _find_repeated_patients(frame, source.entity, number),
     )
+
+
+def _read_groups(frame: Frame, column: str, entity: IntArray, ids: Sequence[str]) -> IntArray:
+    """Number (P,) the groups of entities; an entity without a value is a group of its own.
+
+    Raises:
+        UnfoldError: There is no such column, or the rows of an entity name two groups.
+    """
+    words = frame.text(column, key="data.group")
+    present = np.array([not is_missing(word) for word in words], dtype=np.bool_)
+    named, first = np.unique(entity[present], return_index=True)
+    names = np.array([f"entity {name}" for name in ids], dtype=object)
+    names[named] = words[present][first]
+    different = np.flatnonzero(present & (names[entity] != words))
+    if len(different):
+        row = int(different[0])
+        both = f'"{names[entity[row]]}" and "{words[row]}"'
+        raise user_error(f'{frame.name}: {ids[entity[row]]} has both {both} in "{column}"', key="data.group")
+    is_named = np.isin(np.arange(len(ids)), named)
+    keys = [f"{flag:d}{name}" for flag, name in zip(is_named, names, strict=True)]
+    group: IntArray = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+    return group
+
+
+def _find_repeated_patients(frame: Frame, entity_column: str, entity: IntArray) -> str:
+    """Find a column that names one patient for several entities; empty if there is none."""
+    first = np.unique(entity, return_index=True)[1]
+    for name in frame.columns:
+        if name.lower() in PERSON_COLUMNS and name != entity_column:
+            words = frame.text(name, key="data.group")
+            is_constant = (words == words[first][entity]).all()
+            known = [word for word in words[first] if not is_missing(word)]
+            if is_constant and len(set(known)) < len(known):
+                return name
+    return ""
 
 
 def read_patient_table(path: Path) -> EntityTable:
@@ -158,25 +208,51 @@ def _read_hours(frame: Frame, source: LongSource, entity: IntArray) -> FloatArra
     dates_s = frame.dates(source.time, key="data.time")
     if dates_s is None:
         hours = frame.numbers(source.time, key="data.time")
-        _check_unit(hours, source.time, frame.name)
+        _check_unit(hours, entity, source.time, frame.name)
         return hours
     earliest_s = np.full(int(entity.max()) + 1, np.inf)
     np.fmin.at(earliest_s, entity, dates_s)
+    _check_repeated_hour(frame, source, entity, dates_s)
     hour: FloatArray = (dates_s - earliest_s[entity]) / HOUR_S
     return hour
 
 
-def _check_unit(hours: FloatArray, column: str, table: str) -> None:
+def _check_repeated_hour(frame: Frame, source: LongSource, entity: IntArray, dates_s: FloatArray) -> None:
+    """Reject dates without a zone that repeat an hour as winter time begins: its rows would interleave.
+
+    Raises:
+        UnfoldError: The rows of an entity, which ascend otherwise, go back once by such an hour.
+    """
+    if any(map(has_zone, map(str, frame.columns[source.time][:1]))):
+        return
+    order = np.argsort(entity, kind="stable")
+    for rows in np.split(order, np.cumsum(np.bincount(entity))[:-1]):
+        repeated = timestamps.find_repeated_hour(dates_s[rows])
+        if repeated is not None:
+            row, column = int(rows[repeated]), source.time
+            message = f'"{frame.columns[column][row]}" in row {row + 1} of column "{column}" goes back an hour'
+            hint = "did winter time begin? write the times in UTC; if not, sort the rows by time"
+            raise user_error(f"{frame.name}: {message}", key="data.time", hint=hint)
+
+
+def _check_unit(hours: FloatArray, entity: IntArray, column: str, table: str) -> None:
     """Reject numbers that do not count hours: stamps of a clock, spreadsheet days, or those that name another unit."""
     known = hours[np.isfinite(hours)]
     first, last = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
     first_serial, last_serial = timestamps.SPREADSHEET_DAYS
+    order = np.lexsort((hours, entity))
+    gaps = np.diff(hours[order])[np.diff(entity[order]) == 0]
+    gap = float(np.median(gaps)) if len(gaps) else 0.0
     if timestamps.split_unit(column)[1] not in (None, HOUR_S):
         doubt = "its name states another unit"
+    elif column.lower() in MINUTE_COLUMNS:
+        doubt = "it counts minutes in eICU"
     elif last >= MAX_HOURS:
         doubt = f"{last:.15g} is a date"
     elif first_serial <= first and last < last_serial and (known % 1.0).any():
         doubt = f"{first:.10g} may be a date of a spreadsheet, in days"
+    elif gap in OTHER_HOURS:
+        doubt = f"most rows of an entity are {gap:g} apart, as hours are in {OTHER_HOURS[gap]}"
     else:
         return
     hint = "write hours since the first row of each entity, or dates such as 2026-03-01 07:15"

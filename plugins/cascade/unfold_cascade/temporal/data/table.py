@@ -10,13 +10,37 @@ import numpy as np
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
 from unfoldkit.api import Diagnostic, UnfoldError, did_you_mean, user_error
 
+MERGE_HINT = "keep one row an hour: merge the values of rows with the same time, one column for each measurement"
+
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The hours of P entities: ``starts`` (P+1,) first rows and the row count, ``hour`` (n,) times in hours."""
+    """The hours of P entities: ``starts`` (P+1,) first rows and the row count, ``hour`` (n,) times in hours.
+
+    ``group`` (P,) numbers the patient that each entity belongs to, such as a stay; ``None`` if each is its own.
+    """
 
     starts: IntArray
     hour: FloatArray
+    group: IntArray | None = None
+
+    @property
+    def cluster(self) -> IntArray:
+        """(P,) number from 0 of the independent unit that each entity belongs to: its group, or itself."""
+        if self.group is None:
+            return np.arange(len(self.starts) - 1)
+        return np.unique(self.group, return_inverse=True)[1].astype(np.int64)
+
+    def sum_by_cluster(self, values: FloatArray) -> FloatArray:
+        """Sum (P,) values of the entities by cluster."""
+        sums: FloatArray = np.bincount(self.cluster, values).astype(np.float64)
+        return sums if self.group is not None else values
+
+    def select(self, entities: IntArray) -> Timeline:
+        """Return the hours of some entities."""
+        starts = starts_from_sizes(np.diff(self.starts)[entities])
+        group = None if self.group is None else self.group[entities]
+        return Timeline(starts, self.hour[select_rows(self.starts, entities)], group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +57,8 @@ class EntityTable:
         name: File name for messages.
         unreadable: By column that is not numeric, the diagnostic of its first bad cell.
         split_values: (n,) cells of the column of sites or times that the split reads, if it reads one.
+        group: (P,) number of the patient of each entity, where a column names it.
+        repeated: A column that names one patient for several entities, if the spec does not name it; or empty.
     """
 
     ids: tuple[str, ...]
@@ -44,6 +70,8 @@ class EntityTable:
     name: str
     unreadable: Mapping[str, Diagnostic] = field(default_factory=dict)
     split_values: np.ndarray | None = None
+    group: IntArray | None = None
+    repeated: str = ""
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -52,7 +80,7 @@ class EntityTable:
     @property
     def timeline(self) -> Timeline:
         """The hours of the entities."""
-        return Timeline(self.starts, self.hour)
+        return Timeline(self.starts, self.hour, self.group)
 
     def column_index(self, column: str, *, key: str) -> int:
         """Look up a numeric column; ``key`` is the spec key that names it.
@@ -119,7 +147,7 @@ def check_hour_order(timeline: Timeline, ids: Sequence[str], name: str, key: str
         row = int(np.flatnonzero(disordered)[0])
         entity = ids[int(np.searchsorted(starts, row, side="right")) - 1]
         is_repeated = row > 0 and hour[row] == hour[row - 1]
-        hint = "keep one row an hour: merge the values of rows with the same time" if is_repeated else ""
+        hint = MERGE_HINT if is_repeated else ""
         raise user_error(f"{name}: {entity} {_describe_disorder(hour, row)}", key=key, hint=hint)
 
 

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from unfold_cascade._types import BoolArray, IntArray
-from unfold_cascade.clinical_rules import RULE_CARRY_H, RULE_THRESHOLD, score_rule
+from unfold_cascade.clinical_rules import RULE_CARRY_H, RULE_THRESHOLD, RULE_UNITS, score_rule
 from unfold_cascade.temporal.data.table import EntityTable, find_first_true
 from unfold_cascade.temporal.data.windows import TOLERANCE_H, carry_forward
 from unfold_cascade.temporal.problem import StageTarget
 from unfoldkit.api import user_error
+
+MAX_OUTLIERS = 0.02
+"""Share of the values of a column up to which those outside the range of its unit are taken for errors."""
 
 
 def detect_stage_entry(table: EntityTable, target: StageTarget, *, key: str) -> BoolArray:
@@ -49,6 +52,8 @@ def label_stages(table: EntityTable, targets: Sequence[StageTarget]) -> tuple[Bo
 
 def evaluate_rule(table: EntityTable, rule: str, *, key: str) -> BoolArray:
     """Mark (n,) the hours at which a clinical rule holds, on values carried forward."""
+    for column in RULE_CARRY_H[rule]:
+        _check_unit(table, column, rule, key)
     values = {
         column: carry_forward(table.values[:, table.column_index(column, key=key)], table.hour, table.starts, carry_h)[
             0
@@ -57,6 +62,22 @@ def evaluate_rule(table: EntityTable, rule: str, *, key: str) -> BoolArray:
     }
     holds: BoolArray = score_rule(values, rule) >= RULE_THRESHOLD
     return holds
+
+
+def _check_unit(table: EntityTable, column: str, rule: str, key: str) -> None:
+    """Reject values in another unit than that of a rule, which would label nearly every hour, or none.
+
+    Raises:
+        UnfoldError: More than a few values are outside the range of the unit.
+    """
+    unit, low, high = RULE_UNITS[column]
+    values = table.values[:, table.column_index(column, key=key)]
+    outside = np.flatnonzero((values < low) | (values > high))
+    if len(outside) > MAX_OUTLIERS * np.isfinite(values).sum():
+        share = 100 * len(outside) / np.isfinite(values).sum()
+        message = f'{table.name}: "{column}" is {values[outside[0]]:g} in one of {len(outside):,} rows ({share:.0f} %)'
+        hint = f"the rule {rule} reads {unit}, from {low:g} to {high:g}: convert the column, and leave errors empty"
+        raise user_error(message, key=key, hint=hint)
 
 
 def _read_label(table: EntityTable, column: str, key: str) -> BoolArray:

@@ -33,8 +33,8 @@ def bootstrap_differences(
     cohort: Cohort, cascade: Outcome, baseline: Outcome, call_costs: CallCosts, seed: int
 ) -> Intervals:
     """Bootstrap all differences and savings by patient."""
-    weights = draw_bootstrap_weights(cohort.entities, REPLICATES, seed)
-    entity, classes = cohort.entity, cohort.entered.shape[1] + 1
+    weights = draw_bootstrap_weights(cohort.clusters, REPLICATES, seed)
+    cluster, classes = cohort.cluster, cohort.entered.shape[1] + 1
     extra_errors = (cascade.stage != cohort.highest).astype(np.float64) - (baseline.stage != cohort.highest)
     rankings = [rank_scores(outcome.score, cohort.label) for outcome in (cascade, baseline)]
 
@@ -48,7 +48,7 @@ def bootstrap_differences(
         loss = float((extra_errors * weight).sum() / weight.sum())
         return loss, *(cascade_value - baseline_value for cascade_value, baseline_value in pairs)
 
-    samples = np.array([measure_differences(replicate[entity].astype(np.float64)) for replicate in weights])
+    samples = np.array([measure_differences(replicate[cluster].astype(np.float64)) for replicate in weights])
     loss, utility, auprc, auroc, macro_f1 = (_quantile_interval(column) for column in samples.T)
     return Intervals(
         loss=loss,
@@ -61,20 +61,22 @@ def bootstrap_differences(
     )
 
 
-def bootstrap_mean(values: FloatArray, seed: int) -> Interval:
-    """Bootstrap the mean of (J,) values, one per patient; NaN without patients."""
+def bootstrap_mean(values: FloatArray, clusters: IntArray, seed: int) -> Interval:
+    """Bootstrap the mean of (J,) values by the (J,) clusters that they belong to; NaN without values."""
     if not values.size:
         return float("nan"), float("nan")
-    weights = draw_bootstrap_weights(len(values), REPLICATES, seed)
-    return _quantile_interval(weights @ values / len(values))
+    cluster = np.unique(clusters, return_inverse=True)[1]
+    sums, sizes = np.bincount(cluster, values), np.bincount(cluster)
+    weights = draw_bootstrap_weights(len(sizes), REPLICATES, seed)
+    return _quantile_interval(weights @ sums / (weights @ sizes))
 
 
 def bootstrap_alert_rate(cohort: Cohort, alert: BoolArray, seed: int) -> Interval:
     """Bootstrap the alerts per 100 event-free hours by patient."""
-    entity, event_free = cohort.entity, cohort.events.event_free
-    hours = np.bincount(entity, event_free, cohort.entities)
-    alerts = np.bincount(entity, event_free & alert, cohort.entities)
-    weights = draw_bootstrap_weights(cohort.entities, REPLICATES, seed)
+    cluster, event_free = cohort.cluster, cohort.events.event_free
+    hours = np.bincount(cluster, event_free, cohort.clusters)
+    alerts = np.bincount(cluster, event_free & alert, cohort.clusters)
+    weights = draw_bootstrap_weights(cohort.clusters, REPLICATES, seed)
     return _quantile_interval(100.0 * (weights @ alerts) / np.maximum(weights @ hours, 1e-300))
 
 
@@ -82,7 +84,7 @@ def _bootstrap_saving(
     cohort: Cohort, cascade: Outcome, baseline: Outcome, call_costs: CallCosts, currency: str, weights: IntArray
 ) -> Interval:
     costs = [
-        weights @ sum_costs(outcome.trajectories, cohort.scores, call_costs, currency)
+        weights @ cohort.timeline.sum_by_cluster(sum_costs(outcome.trajectories, cohort.scores, call_costs, currency))
         for outcome in (cascade, baseline)
     ]
     with np.errstate(divide="ignore"):

@@ -9,13 +9,13 @@ from functools import cache
 import numpy as np
 
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
-from unfold_cascade.data.table import Rows, split_rows
+from unfold_cascade.data.table import Rows, select_cluster_rows, split_rows
 from unfold_cascade.temporal.data.features import build_feature_matrix, build_layout, build_purchase_terms
 from unfold_cascade.temporal.data.holdout import store_probe
-from unfold_cascade.temporal.data.labels import LabelledHours, label_hours, load_hours
+from unfold_cascade.temporal.data.labels import LabelledHours, find_highest, label_hours, load_hours
 from unfold_cascade.temporal.data.online_features import build_online_features
 from unfold_cascade.temporal.data.readers import read_table
-from unfold_cascade.temporal.data.table import Timeline, index_entities, select_rows, starts_from_sizes
+from unfold_cascade.temporal.data.table import Timeline, index_entities, select_rows
 from unfold_cascade.temporal.models.predictions import (
     Predictions,
     check_operations,
@@ -77,13 +77,24 @@ class Cohort:
         """The number of entities."""
         return len(self.timeline.starts) - 1
 
+    @property
+    def cluster(self) -> IntArray:
+        """(n,) the number of the independent unit of each hour: the group of its entity, or the entity itself."""
+        cluster: IntArray = self.timeline.cluster[self.entity]
+        return cluster
+
+    @property
+    def clusters(self) -> int:
+        """The number of independent units."""
+        return int(self.timeline.cluster.max(initial=-1)) + 1
+
     def take(self, entities: int) -> Cohort:
         """Return the cohort of the first entities."""
-        starts = self.timeline.starts[: entities + 1]
-        end = int(starts[-1])
+        timeline = self.timeline.select(np.arange(entities))
+        starts, end = timeline.starts, len(timeline.hour)
         since = self.since[:end]
         return Cohort(
-            timeline=Timeline(starts, self.timeline.hour[:end]),
+            timeline=timeline,
             scores=ModelScores(np.ascontiguousarray(self.scores.p[:, :end]), self.scores.needs, self.scores.purchase),
             entered=self.entered[:end],
             since=since,
@@ -120,6 +131,7 @@ class Study:
         stored_models: Files by model number.
         features: Feature sets with their columns by name.
         leaks: Columns of features that predict the stages without error.
+        repeated: A column that names one patient for several entities, if the spec does not name it; or empty.
     """
 
     problem: TemporalProblem
@@ -133,6 +145,7 @@ class Study:
     stored_models: tuple[StoredModel, ...]
     features: Mapping[str, FeatureSet]
     leaks: tuple[str, ...] = ()
+    repeated: str = ""
 
     @property
     def baseline(self) -> int:
@@ -223,6 +236,7 @@ def assemble_study(
         stored_models=tuple(StoredModel(slot.model_file, slot.columns, slot.recipe.estimator) for slot in slots),
         features=hours.expand_features(problem),
         leaks=hours.leaks,
+        repeated=hours.repeated,
     )
 
 
@@ -230,17 +244,16 @@ def _select_cohort(
     hours: LabelledHours, scores: ModelScores, baseline_p: Mapping[int, Float32], entities: IntArray
 ) -> Cohort:
     rows = select_rows(hours.timeline.starts, entities)
-    starts = starts_from_sizes(np.diff(hours.timeline.starts)[entities])
-    since = hours.since[rows]
+    timeline, since = hours.timeline.select(entities), hours.since[rows]
     return Cohort(
-        timeline=Timeline(starts, hours.timeline.hour[rows]),
+        timeline=timeline,
         scores=ModelScores(np.ascontiguousarray(scores.p[:, rows]), scores.needs, scores.purchase),
         entered=hours.entered[rows],
         since=since,
         highest=hours.highest[rows],
         baseline_p={m: p[rows] for m, p in baseline_p.items()},
         utility=compute_utility(since[:, -1]),
-        events=locate_events(since[:, -1], starts),
+        events=locate_events(since[:, -1], timeline.starts),
         ids=tuple(f"case {entity + 1}" for entity in entities),
     )
 
@@ -260,25 +273,27 @@ def split_entities(problem: TemporalProblem, hours: LabelledHours) -> Rows:
 
 
 def _split_entities(problem: TemporalProblem, hours: LabelledHours) -> Rows:
-    highest = np.maximum.reduceat(hours.highest, hours.timeline.starts[:-1])
+    highest, cluster = find_highest(hours.timeline, hours.highest), hours.timeline.cluster
     counts = np.bincount(highest, minlength=len(problem.stages) + 1)
     if counts[-1] < MIN_EVENTS or len(highest) < MIN_ENTITIES:
-        reached = f"{counts[-1]} of {len(highest)} cases reach {problem.stages[-1].name}"
+        noun = "cases" if hours.timeline.group is None else "groups"
+        reached = f"{counts[-1]} of {len(highest)} {noun} reach {problem.stages[-1].name}"
         raise user_error(f"{reached}; at least {MIN_EVENTS} of {MIN_ENTITIES} are needed", key="data")
     if hours.part is None:
-        return split_rows(highest, problem.split, problem.seed)
+        return select_cluster_rows(cluster, split_rows(highest, problem.split, problem.seed))
     rows = Rows(*(np.flatnonzero(hours.part == number) for number in range(3)))
-    events = np.bincount(highest[rows.train], minlength=len(problem.stages) + 1)[-1]
-    if events < MIN_EVENTS or len(rows.train) < MIN_ENTITIES:
+    train = np.unique(cluster[rows.train])
+    events = np.bincount(highest[train], minlength=len(problem.stages) + 1)[-1]
+    if events < MIN_EVENTS or len(train) < MIN_ENTITIES:
         sites = ", ".join(problem.split.named.get("test", ()))
         part = f"the training part, which lacks {sites}," if sites else "the training part"
-        reached = f"{events} of {len(rows.train)} cases in {part} reach {problem.stages[-1].name}"
+        reached = f"{events} of {len(train)} cases in {part} reach {problem.stages[-1].name}"
         raise user_error(f"{reached}; at least {MIN_EVENTS} of {MIN_ENTITIES} are needed", key="data.split")
     return rows
 
 
 def assign_folds(timeline: Timeline, entities: IntArray, folds: int, seed: int) -> IntArray:
-    """Assign (n,) a fold to each row: entities stay whole, rows outside ``entities`` get -1.
+    """Assign (n,) a fold to each row: entities and their groups stay whole, rows outside ``entities`` get -1.
 
     Args:
         timeline: The hours of all entities.
@@ -286,8 +301,9 @@ def assign_folds(timeline: Timeline, entities: IntArray, folds: int, seed: int) 
         folds: Number of folds.
         seed: Seed of the assignment.
     """
-    order = np.random.default_rng([seed, 0xF01D]).permutation(entities)
-    fold_of_entity = np.full(len(timeline.starts) - 1, -1, dtype=np.int64)
-    fold_of_entity[order] = np.arange(len(order)) % folds
-    fold: IntArray = fold_of_entity[index_entities(timeline.starts)]
+    cluster = timeline.cluster
+    order = np.random.default_rng([seed, 0xF01D]).permutation(np.unique(cluster[entities]))
+    fold_of_cluster = np.full(int(cluster.max()) + 1, -1, dtype=np.int64)
+    fold_of_cluster[order] = np.arange(len(order)) % folds
+    fold: IntArray = fold_of_cluster[cluster[index_entities(timeline.starts)]]
     return fold

@@ -92,7 +92,10 @@ def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt:
         ),
         figures=build_figures(solution),
         lines=_lines(solution, attempt),
-        notes=sentences.leak_notes(solution.study.leaks),
+        notes=(
+            *sentences.leak_notes(solution.study.leaks),
+            *sentences.describe_repeated_patients(solution.study.repeated),
+        ),
         next=_next_command(solution, directory),
         decision=_decision(solution),
         provenance={"inputs": {"data": solution.study.digest}},
@@ -144,10 +147,11 @@ def _subtitle(solution: Solution) -> tuple[str, ...]:
     cohorts = (study.train, study.calibrate, study.test)
     hours = sum(len(cohort.highest) for cohort in cohorts)
     patients = sum(cohort.entities for cohort in cohorts)
+    groups = sum(cohort.clusters for cohort in cohorts)
     return (
         format_count(len(study.stages), "stage"),
         shared.choice_of_models(len(study.models) - 1),
-        f"{patients:,} cases",
+        f"{patients:,} cases" + (f" in {groups:,} groups" if groups < patients else ""),
         f"{hours:,} hours",
     )
 
@@ -307,7 +311,7 @@ def _lines(solution: Solution, attempt: AttemptCount | None) -> tuple[tuple[str,
         ("quality", change),
         ("lead time", lead),
         ("saving", _saving_line(solution)),
-        ("split", sentences.describe_split(study.train.entities, study.calibrate.entities, study.test.entities)),
+        ("split", sentences.describe_split(study.train.clusters, study.calibrate.clusters, study.test.clusters)),
     )
 
 

@@ -30,6 +30,14 @@ def leak_notes(columns: Sequence[str]) -> tuple[str, ...]:
     return (shared.leaked_label(columns, remedy),) if columns else ()
 
 
+def describe_repeated_patients(column: str) -> tuple[str, ...]:
+    """Warn of a column that names one patient for several cases; empty without one."""
+    if not column:
+        return ()
+    text = f'"{column}" is the same in several cases, so several parts of the split may hold one patient'
+    return (f"{text}; name it in data.group, or the figures may be too good",)
+
+
 def describe_certificate(
     *,
     loss_points: float,

@@ -56,6 +56,8 @@ def build_outcome_guarantees(
 def measure_sensitivity(cohort: Cohort, conduct: Conduct, stage: int, within_h: float) -> FloatArray:
     """Compute (P,) whether each patient that enters a stage is placed there at most ``within_h`` before the event.
 
+    Of a patient with several stays it is the share of them.
+
     The event of a stage is its onset, ``LABEL_LEAD_H`` after the label of the last stage. Patients without an hour in
     the window are left out.
     """
@@ -67,7 +69,7 @@ def measure_sensitivity(cohort: Cohort, conduct: Conduct, stage: int, within_h: 
     patients, index = np.unique(cohort.entity[is_window], return_inverse=True)
     caught = np.zeros(len(patients))
     np.maximum.at(caught, index, conduct.has_reached(stage, stages)[is_window].astype(np.float64))
-    return caught
+    return average_by_unit(caught, cohort.timeline.cluster[patients])
 
 
 def _hours_until(cohort: Cohort, stage: int) -> FloatArray:
@@ -107,7 +109,7 @@ def sum_outcome(goal: OutcomeGoal, part: CohortConduct) -> OutcomeSums:
 
 def _sum_by_patient(cohort: Cohort, values: FloatArray) -> FloatArray:
     """Sum (n,) values by patient, (P,)."""
-    sums: FloatArray = np.bincount(cohort.entity, values, cohort.entities).astype(np.float64)
+    sums: FloatArray = np.bincount(cohort.cluster, values, cohort.clusters).astype(np.float64)
     return sums
 
 
@@ -137,7 +139,7 @@ def _compare(goal: OutcomeGoal, part: CohortConduct) -> FloatArray:
         missed = [base - measure_sensitivity(cohort, each, goal.stage, goal.within_h) for each in part.cascades]
         return np.array(missed)
     is_label = cohort.highest == goal.label
-    clusters, truth = cohort.entity[is_label], cohort.highest[is_label]
+    clusters, truth = cohort.cluster[is_label], cohort.highest[is_label]
     base = (part.baseline.stage[is_label] != truth).astype(np.float64)
     differences = [(each.stage[is_label] != truth) - base for each in part.cascades]
     return np.array([average_by_unit(each, clusters) for each in differences])
@@ -145,17 +147,17 @@ def _compare(goal: OutcomeGoal, part: CohortConduct) -> FloatArray:
 
 def _sum_excess(goal: OutcomeGoal, part: CohortConduct) -> FloatArray:
     """Compute (m, P) the sum over hours of what each cascade has too much: alerts, or utility lost."""
-    cohort, count = part.cohort, part.cohort.entities
+    cohort = part.cohort
     if goal.per_100h is not None:
         free, stages = _mark_free(goal, part), cohort.entered.shape[1]
         alerts = [each.has_reached(goal.stage, stages) for each in part.cascades]
         hours = [np.where(free, alert - goal.per_100h / 100.0, 0.0) for alert in alerts]
-        return np.array([np.bincount(cohort.entity, each, count) for each in hours])
+        return np.array([_sum_by_patient(cohort, each) for each in hours])
     gain = cohort.utility.alert - cohort.utility.silence
     possible = np.where(cohort.utility.optimal, gain, 0.0)
     base = gain * part.baseline.alert
     lost = [base - gain * each.alert - goal.allowed * possible for each in part.cascades]
-    return np.array([np.bincount(cohort.entity, each, count) for each in lost])
+    return np.array([_sum_by_patient(cohort, each) for each in lost])
 
 
 def _scale(tune: FloatArray, fresh: FloatArray) -> tuple[FloatArray, FloatArray]:

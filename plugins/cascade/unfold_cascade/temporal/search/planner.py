@@ -157,6 +157,7 @@ def evaluate_solution(search: SearchResult) -> Solution:
     cascade = _evaluate_cascade(study, "cascade", selection.point.policy)
     latched = _evaluate_baseline(study, "baseline, latched", baselines.latched)
     selection = retest_selection(study, selection, cascade.outcome, latched.outcome, measure)
+    with_lead = study.test.timeline.cluster[study.test.events.has_lead_time]
     return Solution(
         study=study,
         front=search.front,
@@ -172,7 +173,7 @@ def evaluate_solution(search: SearchResult) -> Solution:
         single_stage=_evaluate_alarm(search, max_models=99),
         other_baselines=tuple(_evaluate_other_baseline(study, model) for model in study.other_baselines),
         intervals=bootstrap_differences(study.test, cascade.outcome, latched.outcome, study.call_costs, seed),
-        lead_gain_h=bootstrap_mean(cascade.alerts.lead_h - latched.alerts.lead_h, seed),
+        lead_gain_h=bootstrap_mean(cascade.alerts.lead_h - latched.alerts.lead_h, with_lead, seed),
     )
 
 
@@ -257,7 +258,7 @@ def _measure_at_site(site: str, solution: Solution) -> SiteResult:
     cost = served.bill[currency]
     return SiteResult(
         site=site,
-        units=solution.study.test.entities,
+        units=solution.study.test.clusters,
         loss=served.loss - latched.loss,
         saving=latched.bill[currency] / cost if cost > 0 else None,
         is_certified=is_certified,

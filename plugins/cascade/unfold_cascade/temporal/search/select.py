@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from unfold_cascade.temporal.search.compose import FrontPoint
 from unfold_cascade.temporal.search.outcomes import CohortConduct, Conduct, build_outcome_guarantees
 from unfold_cascade.temporal.simulation.cost import CostMeasure, follow_longest_path
 from unfold_cascade.temporal.simulation.policy import build_policy_arrays
-from unfold_cascade.temporal.simulation.trajectories import Int8, simulate
+from unfold_cascade.temporal.simulation.trajectories import Int8, Trajectories, simulate
 from unfoldkit.api import format_amount, user_error
 
 
@@ -86,7 +87,7 @@ class CohortTrial:
         """Compute (m, P) how much more each cascade loses than the baseline, by patient."""
         cohort, base = self.conduct.cohort, self.conduct.baseline.stage
         return np.array(
-            [average_by_patient(each.stage, base, cohort.highest, cohort.entity) for each in self.conduct.cascades]
+            [average_by_patient(each.stage, base, cohort.highest, cohort.cluster) for each in self.conduct.cascades]
         )
 
 
@@ -170,6 +171,7 @@ def _try_on_cohort(
     study: Study, cohort: Cohort, points: Sequence[FrontPoint], baseline: Outcome, measure: CostMeasure
 ) -> CohortTrial:
     transitions, cascades, costs = study.problem.transitions, [], []
+    sum_costs = partial(_sum_by_cluster, cohort, measure)
     longest: dict[tuple[tuple[int, ...], ...], FloatArray] = {}
     for point in points:
         arrays = build_policy_arrays(point.policy, study.parallel)
@@ -178,15 +180,20 @@ def _try_on_cohort(
         chains = tuple(stage.chain for stage in point.policy)
         if chains not in longest:
             path = follow_longest_path(cohort.timeline, cohort.scores, transitions, point.policy)
-            longest[chains] = measure.sum_by_patient(cohort.scores, path)
-        costs.append(
-            CostSample(
-                cascade=measure.sum_by_patient(cohort.scores, trajectories),
-                baseline=measure.sum_by_patient(cohort.scores, baseline.trajectories),
-                longest=longest[chains],
-            )
-        )
+            longest[chains] = sum_costs(path)
+        cost, base_cost = sum_costs(trajectories), sum_costs(baseline.trajectories)
+        costs.append(CostSample(cascade=cost, baseline=base_cost, longest=longest[chains]))
     return CohortTrial(CohortConduct(cohort, Conduct(baseline.stage, baseline.alert), cascades), tuple(costs))
+
+
+def _sum_by_cluster(cohort: Cohort, measure: CostMeasure, trajectories: Trajectories) -> FloatArray:
+    """Sum the costs of each independent unit over its hours."""
+    return cohort.timeline.sum_by_cluster(measure.sum_by_patient(cohort.scores, trajectories))
+
+
+def _count_hours(cohort: Cohort) -> FloatArray:
+    """Count the hours of each independent unit."""
+    return cohort.timeline.sum_by_cluster(np.diff(cohort.timeline.starts).astype(np.float64))
 
 
 def certify_sequence(
@@ -257,14 +264,14 @@ def retest_selection(
         return selection
     goal, test = study.problem.goal, study.test
     delta = 1 - goal.confidence
-    difference = average_by_patient(cascade.stage, baseline.stage, test.highest, test.entity)
-    costs = measure.sum_by_patient(test.scores, cascade.trajectories)
-    sample = CostSample(costs, measure.sum_by_patient(test.scores, baseline.trajectories), costs)
+    difference = average_by_patient(cascade.stage, baseline.stage, test.highest, test.cluster)
+    costs, base_costs = (_sum_by_cluster(test, measure, each.trajectories) for each in (cascade, baseline))
+    sample = CostSample(costs, base_costs, costs)
     is_refuted = goal.max_loss is not None and certificate.mixture_p_value(-difference, -goal.max_loss) <= delta
     if goal.min_saving is not None:
         is_refuted |= is_saving_refuted(sample, goal.min_saving, delta)
     if goal.budget is not None:
-        is_refuted |= is_saving_refuted(sample.over(goal.budget * np.diff(test.timeline.starts)), 1.0, delta)
+        is_refuted |= is_saving_refuted(sample.over(goal.budget * _count_hours(test)), 1.0, delta)
     if is_refuted:
         return replace(selection, is_certified=False, reason=REFUTED)
     return replace(selection, saving_bound=bound_saving(selection.tuning_costs, sample, goal.confidence))
@@ -283,7 +290,7 @@ def _select_within_budget(
     affordable.sort(key=lambda point: -point.loss)
     tune, fresh = _try_points(study, affordable, baseline, measure)
     bounded = [
-        tuple(sample.over(budget * np.diff(trial.conduct.cohort.timeline.starts)) for sample in trial.costs)
+        tuple(sample.over(budget * _count_hours(trial.conduct.cohort)) for sample in trial.costs)
         for trial in (tune, fresh)
     ]
     guarantees = [cost_guarantee(BUDGET, list(zip(*bounded, strict=True)), 1.0)]
