@@ -184,6 +184,22 @@ def test_replay_compares_every_rule(tmp_path: Path) -> None:
     assert totals.y[-1] == sum(series.y[-1] for series in stages)
 
 
+def test_replayed_rules_keep_the_replicas_of_the_plan(tmp_path: Path) -> None:
+    """A maximum below the plan removes no replicas that the planned traffic needs."""
+    text = """version: 1
+kind: pipeline
+name: deep
+slo: {p99: 3 s}
+arrivals: {process: poisson, rate: 5/s, duration: 20 s}
+hardware: {core: {price: $0.05/h}}
+stages: {slow: {latency: {core: {1: 1 s}}, max_batch: 1}}
+tuner: {most: 2}
+"""
+    report = planned(text, tmp_path, replay=str(trace(tmp_path, 5.0)))
+    misses = {str(row[0]): row[1] for row in report.tables[0].rows}
+    assert misses["ratio"] == misses["fixed"]
+
+
 def test_replay_of_overload_reports_rejections(tmp_path: Path) -> None:
     """A simulated service refuses what it would answer too late, and the report states how much that is."""
     calm = planned(GOOD, tmp_path, replay=str(trace(tmp_path, 60.0)))

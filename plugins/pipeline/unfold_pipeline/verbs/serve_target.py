@@ -62,7 +62,7 @@ def serve_target(spec: PipelineSpec, run: Run, target_name: str) -> Service | Re
         build_tuner=build_tuner_factory(problem, plan),
         source=source,
         target=target,
-        limits=build_step_limits(problem, control, names),
+        limits=build_step_limits(problem, plan, control),
         log=run.log,
     )
     if run.options.get("dry_run"):
@@ -80,7 +80,7 @@ def build_tuner_factory(problem: Problem, plan: Plan) -> Callable[[CountArray], 
     context = build_scaling_context(problem.pipeline, plan, problem.samples, problem.slo_s)
     checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s, problem.spares)
     # what another system refuses is unknown, so that no queue of the model is cut
-    settings = replace(problem.tuner, max_wait_s=math.inf)
+    settings = replace(problem.tuner.admit_plan(plan), max_wait_s=math.inf)
     table = build_fixed_batch_table(checker, plan, settings.max_replicas)
 
     def build_tuner(replicas: CountArray) -> ObservedTuner:
@@ -95,14 +95,15 @@ def build_tuner_factory(problem: Problem, plan: Plan) -> Callable[[CountArray], 
     return build_tuner
 
 
-def build_step_limits(problem: Problem, control: ControlSpec, names: tuple[str, ...]) -> StepLimits:
+def build_step_limits(problem: Problem, plan: Plan, control: ControlSpec) -> StepLimits:
     """Return the bounds of a decision."""
-    stages = [control.find_stage(name) for name in names]
+    stages = [control.find_stage(stage.name) for stage in problem.pipeline.stages]
+    max_replicas = problem.tuner.admit_plan(plan).max_replicas
     return StepLimits(
         add=control.add,
         remove=control.remove,
         minimum=tuple(stage.min for stage in stages),
-        maximum=tuple(problem.tuner.max_replicas if stage.max is None else stage.max for stage in stages),
+        maximum=tuple(max_replicas if stage.max is None else stage.max for stage in stages),
     )
 
 
