@@ -12,7 +12,7 @@ from dataclasses import replace
 from unfold_pipeline._types import CountArray
 from unfold_pipeline.control.controller import DeploymentController, ObservedTuner, ScaleStep, StepLimits
 from unfold_pipeline.control.demand import DemandSource, SignalError
-from unfold_pipeline.control.http import open_client
+from unfold_pipeline.control.http import open_client, split_credentials
 from unfold_pipeline.control.prometheus import PrometheusSource, escape_label
 from unfold_pipeline.control.targets import ScalingTarget, build_kubernetes_target
 from unfold_pipeline.estimator.slo import build_slo_checker
@@ -118,8 +118,10 @@ def preview_steps(controller: DeploymentController) -> tuple[ScaleStep, ...]:
         try:
             return controller.propose_steps()
         except SignalError as error:
-            if error.reason != "no data" or isinstance(controller.source, PrometheusSource) or time.monotonic() > end_s:
-                raise user_error(str(error), key="control.arrivals", hint=error.hint) from error
+            is_prometheus = isinstance(controller.source, PrometheusSource)
+            if error.reason != "no data" or is_prometheus or time.monotonic() > end_s:
+                key = "control.prometheus" if is_prometheus and error.reason == "unreachable" else "control.arrivals"
+                raise user_error(str(error), key=key, hint=error.hint) from error
         except ApiError as error:
             raise user_error(f"the cluster refuses: {error.message}", key="control.kubernetes") from error
         time.sleep(PREVIEW_PAUSE_S)
@@ -197,9 +199,11 @@ def _open_prometheus(control: ControlSpec, arrivals: str, queues: list[str]) -> 
         if not token:
             message = f"the environment variable {control.key_env} is not set"
             raise user_error(message, key="control.key_env", hint=f"export {control.key_env}=...")
+    # messages and the status show the address
+    url, credentials = split_credentials(control.prometheus)
     return PrometheusSource(
-        client=open_client(token),
-        url=control.prometheus,
+        client=open_client(token, credentials=credentials),
+        url=url,
         arrivals=arrivals,
         queues=tuple(queues),
         stale_s=control.stale,
