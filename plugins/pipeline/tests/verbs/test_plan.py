@@ -144,6 +144,13 @@ def trace(folder: Path, rate: float) -> Path:
     return path
 
 
+def test_two_queries_have_a_rate_and_no_variation(tmp_path: Path) -> None:
+    """One gap between arrivals has no coefficient of variation."""
+    (tmp_path / "two.csv").write_text("time_s\n5\n6\n", "utf-8")
+    report = planned(GOOD.replace("process: gamma, rate: 60/s, cv: 2, duration: 20 s", "trace: two.csv"), tmp_path)
+    assert report.subtitle == ("2 stages", "2 queries", "2/s", "p99 ≤ 350 ms")
+
+
 @pytest.mark.parametrize(
     ("own", "name", "text"),
     [

@@ -135,11 +135,11 @@ def build_subtitle(problem: Problem) -> tuple[str, ...]:
     """Return the facts beside the title: stages, queries, traffic and target."""
     first = problem.samples[0]
     gaps = np.diff(first.arrivals)
-    burstiness = f"cv {gaps.std() / gaps.mean():.2g}" if gaps.size > 1 else "one query"
+    burstiness = (f"cv {gaps.std() / gaps.mean():.2g}",) if gaps.size > 1 else ()
     count = sum(sample.size for sample in problem.samples)
     traffic = f"{len(problem.samples)} samples" if len(problem.samples) > 1 else f"{first.rate:.3g}/s"
     stages = sentences.describe_stages(len(problem.pipeline.stages))
-    return stages, f"{count:,} queries", traffic, burstiness, sentences.format_slo(problem.slo_s)
+    return stages, f"{count:,} queries", traffic, *burstiness, sentences.format_slo(problem.slo_s)
 
 
 def list_cascade_lines(problem: Problem) -> Lines:
