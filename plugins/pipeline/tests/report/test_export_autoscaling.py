@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from plugins.pipeline.tests.helpers import EXPORT_SPEC, plan_report
+from unfold_pipeline.control.prometheus import select_queries
 from unfold_pipeline.report.export_autoscaling import export_keda, export_knative, parse_scaling
 from unfold_pipeline.report.export_ray_serve import export_ray_serve
 from unfoldkit.api import Report, UnfoldError
@@ -56,7 +57,9 @@ def test_rules_have_no_fewer_replicas_than_the_table(report: Report) -> None:
     assert any(rule.max_replicas > rule.min_replicas for rule in rules.values())
     for name, label in labels.items():
         spec = keda[label]
-        threshold = float(spec["triggers"][0]["metadata"]["threshold"])
+        metadata = spec["triggers"][0]["metadata"]
+        assert select_queries(report.name) in metadata["query"]
+        threshold = float(metadata["threshold"])
         check_rule(report, name, threshold, spec["minReplicaCount"], spec["maxReplicaCount"])
         assert spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"] == {
             "stabilizationWindowSeconds": 90

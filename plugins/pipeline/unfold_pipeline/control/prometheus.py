@@ -27,6 +27,11 @@ def escape_label(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
+def select_queries(name: str) -> str:
+    """Return the selector of all queries of a pipeline that this project serves, refused ones included."""
+    return f'unfold_pipeline_queries_total{{model="{escape_label(name)}"}}'
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrometheusSource:
     """Queries a server for the raw samples of a counter, so that the resolution is that of its scrapes.

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_pipeline.control.prometheus import escape_label
+from unfold_pipeline.control.prometheus import select_queries
 from unfold_pipeline.problem.build import build_exported_plan
 from unfold_pipeline.problem.exported_plan import ExportedStage
 from unfoldkit.api import Report, user_error
@@ -186,7 +186,7 @@ def _describe_maxima(scaling: Mapping[str, Any]) -> str:
 
 
 def _build_scaled_object(name: str, stage: ExportedStage, rule: StageScaling) -> dict[str, Any]:
-    query = f'sum(rate(unfold_rows_total{{model="{escape_label(name)}"}}[{WINDOW_S}s]))'
+    query = f"sum(rate({select_queries(name)}[{WINDOW_S}s]))"
     trigger = {
         "type": "prometheus",
         "metricType": "AverageValue",

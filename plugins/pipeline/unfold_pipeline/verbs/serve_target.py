@@ -13,7 +13,7 @@ from unfold_pipeline._types import CountArray
 from unfold_pipeline.control.controller import DeploymentController, ObservedTuner, ScaleStep, StepLimits
 from unfold_pipeline.control.demand import DemandSource, SignalError
 from unfold_pipeline.control.http import open_client, split_credentials
-from unfold_pipeline.control.prometheus import PrometheusSource, escape_label
+from unfold_pipeline.control.prometheus import PrometheusSource, escape_label, select_queries
 from unfold_pipeline.control.targets import ScalingTarget, build_kubernetes_target
 from unfold_pipeline.estimator.slo import build_slo_checker
 from unfold_pipeline.problem.build import build_problem, resolve_stages
@@ -138,7 +138,7 @@ def _open_deployment(
 def _open_kubernetes(name: str, control: ControlSpec, names: tuple[str, ...]) -> tuple[ScalingTarget, DemandSource]:
     access = control.kubernetes
     workloads = [_find_workload(stage, control) for stage in names]
-    arrivals = control.arrivals or f'unfold_requests_total{{model="{escape_label(name)}"}}'
+    arrivals = control.arrivals or select_queries(name)
     queues = [control.find_stage(stage).queue or "" for stage in names]
     source = _open_prometheus(control, arrivals, queues)
     api = connect_api(
