@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 DONE = b"[DONE]"
 """The data of the last event of a complete stream."""
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class StreamStalledError(Exception):
@@ -138,5 +139,6 @@ def _check_size(pending: bytearray, event: _Event, bounds: StreamBounds) -> None
 
 
 def _read_data(line: bytearray) -> bytes:
-    """Return the data of a line; empty for a comment or another field."""
+    """Return the data of a line; empty for a comment or another field. The first line may begin with an order mark."""
+    line = line.removeprefix(_BYTE_ORDER_MARK)
     return bytes(line[5:].strip()) if line.startswith(b"data:") else b""

@@ -63,6 +63,12 @@ class LeaderElection:
         self.leads_until_s = began_s + ttl
         return True
 
+    def observe(self, holder: str) -> None:
+        """Note when the Lease was last renewed, so that a later attempt need not wait for its duration again."""
+        lease = self._read_lease()
+        if lease is not None:
+            self._is_held_by_other(lease, holder)
+
     def resign(self) -> None:
         """Give up leadership at once."""
         lease = self._read_lease()

@@ -66,6 +66,13 @@ def test_several_lines_are_one_event(end: bytes) -> None:
     assert all(read_all([body[:cut], body[cut:]]) == expected for cut in range(len(body)))
 
 
+def test_byte_order_mark_is_no_part_of_the_first_field() -> None:
+    """A stream may begin with a byte order mark, however the body is cut."""
+    body = b'\xef\xbb\xbfdata: {"a": 1}\n\ndata: [DONE]\n'
+    assert all(read_all([body[:cut], body[cut:]]) == [b'{"a": 1}', b"[DONE]"] for cut in range(len(body)))
+    assert read_all([b"\xef\xbb\xbfdata: [DONE]"]) == [b"[DONE]"]
+
+
 def test_events_without_empty_lines_are_apart() -> None:
     """Some servers end each event with one line end only."""
     assert read_all([b'data: {"a": 1}\ndata: {"b": 2}\n', b"data: [DONE]\n"]) == [b'{"a": 1}', b'{"b": 2}', b"[DONE]"]

@@ -21,7 +21,7 @@ Samples = list[tuple[float, float]]
 class MetricsServer:
     """The state of the server: samples by selector, gauges by query, and how it answers.
 
-    ``fault`` is empty, or one of ``500``, ``html``, ``hang``, ``huge``, ``redirect``.
+    ``fault`` is empty, or one of ``500``, ``html``, ``hang``, ``huge``, ``redirect``; ``reply`` replaces all of them.
     """
 
     url: str = ""
@@ -29,6 +29,7 @@ class MetricsServer:
     gauges: dict[str, list[float]] = field(default_factory=dict)
     live: Callable[[str], list[Samples] | None] = lambda _selector: None
     fault: str = ""
+    reply: tuple[int, bytes] | None = None
     clock: Callable[[], float] = time.time
     queries: list[tuple[str, str]] = field(default_factory=list)
 
@@ -77,6 +78,7 @@ def metrics_server() -> Iterator[MetricsServer]:
                 status, data = 302, b""
             elif state.fault == "huge":
                 data = b"x" * (33 << 20)
+            status, data = state.reply or (status, data)
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))

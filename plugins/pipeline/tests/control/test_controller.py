@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from plugins.pipeline.tests.helpers import chain, option
 from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.control.controller import DeploymentController, ObservedTuner, StepLimits
 from unfold_pipeline.control.demand import Demand, SignalError
-from unfold_pipeline.control.targets import StageReplicas
+from unfold_pipeline.control.targets import StageReplicas, build_kubernetes_target
 from unfold_pipeline.estimator.slo import build_slo_checker
 from unfold_pipeline.problem.pipeline import StageConfig
 from unfold_pipeline.problem.problem import TunerSettings
@@ -25,6 +27,8 @@ from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
 from unfold_pipeline.tuner.rules import build_scaling_context
 from unfold_pipeline.tuner.table_rule import compute_table_targets
 from unfoldkit.api import user_error
+from unfoldkit.kubernetes.api import NOT_FOUND, Api, ApiError, Body
+from unfoldkit.kubernetes.scale import require_workload
 
 CPU = (option("cpu", 0.05, 0.02, 0.02),)
 GRAPH = chain(CPU, CPU)
@@ -267,3 +271,46 @@ def test_a_measured_queue_raises_the_target() -> None:
     controller.step()
     assert target.desired[0] == 2
     assert target.desired[1] > 5
+
+
+@dataclass(slots=True)
+class LeaseStore:
+    """The Leases of a namespace in memory."""
+
+    namespace: str = "unfold"
+    leases: dict[str, Body] = field(default_factory=dict)
+    writes: int = 0
+
+    def get(self, path: str) -> Body:
+        """Return a Lease."""
+        if path not in self.leases:
+            raise ApiError(NOT_FOUND, "NotFound", path)
+        return self.leases[path]
+
+    def post(self, path: str, body: Body) -> Body:
+        """Create a Lease."""
+        return self.put(f"{path}/{body['metadata']['name']}", body)
+
+    def put(self, path: str, body: Body) -> Body:
+        """Replace a Lease by a new version."""
+        self.writes += 1
+        self.leases[path] = {**body, "metadata": {**body["metadata"], "resourceVersion": str(self.writes)}}
+        return self.leases[path]
+
+
+def test_leases_of_a_dead_controller_end_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another controller takes over one lease time after the last renewal, however many stages there are."""
+    now_s = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    store = cast("Api", LeaseStore())
+    workloads = [require_workload(f"deployment/{name}", "") for name in "abc"]
+    first, second = (build_kubernetes_target(store, workloads, holder, 15.0) for holder in ("first", "second"))
+    assert first.renew()
+    assert not second.renew()
+    now_s += 14.9
+    assert first.is_leader
+    assert not second.renew()
+    now_s += 0.2
+    assert not first.is_leader
+    assert second.renew()
+    assert not first.renew()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import socket
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from plugins.pipeline.tests.control.metrics_server import MetricsServer, metrics_server
 from unfold_pipeline.control.demand import SignalError
-from unfold_pipeline.control.http import open_client
+from unfold_pipeline.control.http import open_client, split_credentials
 from unfold_pipeline.control.prometheus import PrometheusSource
 
 SELECTOR = 'http_requests_total{service="video"}'
@@ -72,6 +73,41 @@ def test_every_fault_is_an_error_with_a_label(server: MetricsServer, fault: str,
     """Whatever the server returns, nothing but an unknown demand follows."""
     server.fault = fault
     assert read_error(source(server)).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "hint"),
+    [
+        (401, b"Unauthorized", "control.key_env"),
+        (403, b"{}", "control.key_env"),
+        (301, b"", "control.prometheus"),
+        (404, b"not here", "control.prometheus"),
+        (422, b"{}", "control.arrivals"),
+        (200, b"[" * 100_000, ""),
+        (
+            200,
+            b'{"status":"success","data":{"resultType":"matrix","result":[{"values":[[1,1%s]]}]}}' % (b"0" * 400),
+            "c",
+        ),
+    ],
+)
+def test_refusals_name_the_key_at_fault(server: MetricsServer, status: int, body: bytes, hint: str) -> None:
+    """A wrong token or address is no wrong selector; JSON that Python cannot hold is refused like any other."""
+    server.reply = status, body
+    error = read_error(source(server))
+    assert error.reason == "refused"
+    assert error.hint.startswith(hint)
+    assert bool(error.hint) == bool(hint)
+
+
+def test_credentials_of_the_address_are_sent_and_not_shown(server: MetricsServer) -> None:
+    """Basic authentication works; messages and status have the address without it."""
+    url, credentials = split_credentials(server.url.replace("//", "//alice:s%40cret@"))
+    client = open_client(credentials=credentials)
+    item = PrometheusSource(client=client, url=url, arrivals=SELECTOR, queues=("",), stale_s=30.0)
+    assert item.read().arrivals_s.size == 600
+    assert item.location == f"{SELECTOR} at {server.url}"
+    assert {header for _, header in server.queries} == {f"Basic {base64.b64encode(b'alice:s@cret').decode()}"}
 
 
 def test_an_expression_is_refused_with_a_hint(server: MetricsServer) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 import yaml
 
 from plugins.pipeline.tests.helpers import EXPORT_SPEC, plan_report
+from unfold_pipeline.control.prometheus import select_queries
 from unfold_pipeline.report.export_autoscaling import export_keda, export_knative, parse_scaling
 from unfold_pipeline.report.export_ray_serve import export_ray_serve
 from unfoldkit.api import Report, UnfoldError
 
 SPEC = EXPORT_SPEC + "tuner: {table: true, hold: 90 s}\n"
+LARGE_BATCH = 512
 CRDS = {
     "github.com/kedacore/keda/v2@v2.21.0": "config/crd/bases/keda.sh_scaledobjects.yaml",
     "knative.dev/serving@v0.51.0": "config/core/300-resources/service.yaml",
@@ -54,7 +57,9 @@ def test_rules_have_no_fewer_replicas_than_the_table(report: Report) -> None:
     assert any(rule.max_replicas > rule.min_replicas for rule in rules.values())
     for name, label in labels.items():
         spec = keda[label]
-        threshold = float(spec["triggers"][0]["metadata"]["threshold"])
+        metadata = spec["triggers"][0]["metadata"]
+        assert select_queries(report.name) in metadata["query"]
+        threshold = float(metadata["threshold"])
         check_rule(report, name, threshold, spec["minReplicaCount"], spec["maxReplicaCount"])
         assert spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"] == {
             "stabilizationWindowSeconds": 90
@@ -80,6 +85,40 @@ def test_spares_stay_in_the_table(tmp_path: Path) -> None:
     """With N+1 no stage scales below two replicas."""
     report = plan_report(tmp_path, SPEC.replace("p99: 400 ms", "p99: 400 ms, survive: 1"))
     assert min(rule.min_replicas for rule in parse_scaling(report).values()) >= 2
+
+
+def test_maximum_of_the_tuner_is_no_less_than_the_plan(tmp_path: Path) -> None:
+    """A plan with more replicas than ``tuner.most`` keeps them; the note names the rate at which the maximum binds."""
+    text = """version: 1
+kind: pipeline
+name: deep
+slo: {p99: 3 s}
+arrivals: {process: poisson, rate: 5/s, duration: 20 s}
+hardware: {core: {price: $0.05/h}}
+stages: {slow: {latency: {core: {1: 1 s}}, max_batch: 1}}
+tuner: {table: true, most: 2}
+"""
+    report = plan_report(tmp_path, text)
+    assert report.decision is not None
+    planned = report.decision["stages"]["slow"]["replicas"]
+    rates = report.decision["scaling"]["queries_per_second"]
+    rule = parse_scaling(report)["slow"]
+    assert rule.max_replicas == planned > 2
+    assert count_by_rule(rates[-1], rule.queries_per_replica, rule.min_replicas, rule.max_replicas) == planned
+    counts = report.decision["scaling"]["stages"]["slow"]["replicas"]
+    reached = f"reached at {rates[counts.index(planned)]:.4g} queries/s"
+    assert f"# the maximum of {planned} replicas, tuner.most, is {reached}" in export_keda(report).splitlines()
+    assert rule.excess <= planned / min(counts) - 1
+
+
+def test_large_batches_have_no_limit_in_knative(report: Report) -> None:
+    """Knative refuses a concurrency above a thousand; 0 is none."""
+    decision = json.loads(json.dumps(report.decision))
+    decision["stages"]["enter"]["batch"] = LARGE_BATCH
+    services = yaml.safe_load_all(export_knative(replace(report, decision=decision)))
+    limits = {item["metadata"]["name"]: item["spec"]["template"]["spec"]["containerConcurrency"] for item in services}
+    assert limits["enter"] == 0
+    assert 0 < limits["last"] <= 1000
 
 
 def test_plan_without_a_table_is_refused(tmp_path: Path) -> None:

@@ -286,9 +286,9 @@ def test_metrics_and_page_count_every_outcome(tmp_path: Path) -> None:
         'unfold_pipeline_queue_rows{stage="a"} 0.0',
         'unfold_pipeline_rows_total{stage="a"} 2.0',
         'unfold_pipeline_failed_rows_total{stage="a"} 1.0',
-        'unfold_pipeline_queries_total{outcome="in time"} 2.0',
-        'unfold_pipeline_queries_total{outcome="failed"} 1.0',
-        'unfold_pipeline_queries_total{outcome="shed"} 0.0',
+        'unfold_pipeline_queries_total{model="pipe",outcome="in time"} 2.0',
+        'unfold_pipeline_queries_total{model="pipe",outcome="failed"} 1.0',
+        'unfold_pipeline_queries_total{model="pipe",outcome="shed"} 0.0',
         "unfold_pipeline_attainment 0.6666666666666666",
     ):
         assert line in output.splitlines()

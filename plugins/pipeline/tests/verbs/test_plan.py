@@ -144,6 +144,13 @@ def trace(folder: Path, rate: float) -> Path:
     return path
 
 
+def test_two_queries_have_a_rate_and_no_variation(tmp_path: Path) -> None:
+    """One gap between arrivals has no coefficient of variation."""
+    (tmp_path / "two.csv").write_text("time_s\n5\n6\n", "utf-8")
+    report = planned(GOOD.replace("process: gamma, rate: 60/s, cv: 2, duration: 20 s", "trace: two.csv"), tmp_path)
+    assert report.subtitle == ("2 stages", "2 queries", "2/s", "p99 ≤ 350 ms")
+
+
 @pytest.mark.parametrize(
     ("own", "name", "text"),
     [
@@ -182,6 +189,22 @@ def test_replay_compares_every_rule(tmp_path: Path) -> None:
     totals, stages = figure.panels[1].series[0], figure.panels[2].series
     assert totals.y[0] == sum(series.y[0] for series in stages)
     assert totals.y[-1] == sum(series.y[-1] for series in stages)
+
+
+def test_replayed_rules_keep_the_replicas_of_the_plan(tmp_path: Path) -> None:
+    """A maximum below the plan removes no replicas that the planned traffic needs."""
+    text = """version: 1
+kind: pipeline
+name: deep
+slo: {p99: 3 s}
+arrivals: {process: poisson, rate: 5/s, duration: 20 s}
+hardware: {core: {price: $0.05/h}}
+stages: {slow: {latency: {core: {1: 1 s}}, max_batch: 1}}
+tuner: {most: 2}
+"""
+    report = planned(text, tmp_path, replay=str(trace(tmp_path, 5.0)))
+    misses = {str(row[0]): row[1] for row in report.tables[0].rows}
+    assert misses["ratio"] == misses["fixed"]
 
 
 def test_replay_of_overload_reports_rejections(tmp_path: Path) -> None:

@@ -387,6 +387,19 @@ def test_a_committed_plan_is_checked_on_new_traffic(tmp_path: Path) -> None:
     assert faster.verdict is Verdict.NO
 
 
+def test_kubernetes_accepts_every_name_of_a_stage(tmp_path: Path) -> None:
+    """Names beyond ASCII, with digits first or too long become labels, and stay apart."""
+    report = plan_spec(tmp_path)
+    assert report.decision is not None
+    (engine,) = report.decision["engines"].values()
+    names = ("70B déjà vu", "70B deja vu", "x" * 70 + "1", "x" * 70 + "2")
+    decision = {**report.decision, "engines": dict.fromkeys(names, engine)}
+    documents = list(yaml.safe_load_all(export_kubernetes(replace(report, decision=decision))))
+    labels = [document["metadata"]["name"] for document in documents]
+    assert all(re.fullmatch("[a-z]([-a-z0-9]{0,61}[a-z0-9])?", label, re.ASCII) for label in labels)
+    assert len(set(labels)) == len(names)
+
+
 def test_exports_carry_the_plan(tmp_path: Path) -> None:
     """Every export holds model, parallelism and limits of the plan."""
     report = plan_spec(tmp_path)

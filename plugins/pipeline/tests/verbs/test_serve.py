@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from plugins.pipeline.tests.helpers import plan_stages
+from unfold_pipeline.control.prometheus import select_queries
 from unfold_pipeline.problem.build import build_live_sample, fingerprint_model, locate_model
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
@@ -253,7 +254,11 @@ def test_full_pipeline_rejects_by_the_head() -> None:
     assert gate.full() == 1
     gate.refuse(2)
     assert app.gateway.record.outcomes["refused"] == app.gateway.record.arrivals.total == 2
-    assert b'unfold_requests_total{code="429",model="pipe"} 2.0' in app.app.metrics.text()
+    text = app.app.metrics.text()
+    assert b'unfold_requests_total{code="429",model="pipe"} 2.0' in text
+    # what autoscalers read counts them
+    demand = select_queries("pipe").removesuffix("}")
+    assert f'{demand},outcome="refused"}} 2.0'.encode() in text
 
 
 def test_partial_batch_is_delayed(tmp_path: Path) -> None:

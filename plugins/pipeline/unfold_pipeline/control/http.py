@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from unfoldkit.api import require_packages
 
@@ -64,12 +65,24 @@ class BoundedClient:
         return HttpReply(response.status_code, response.headers, bytes(body))
 
 
-def open_client(token: str = "", timeout_s: float = TIMEOUT_S) -> BoundedClient:
+def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
+    """Return an address that may be shown, and the user and password that it held."""
+    parts = urlsplit(url)
+    if parts.username is None:
+        return url, None
+    credentials = unquote(parts.username), unquote(parts.password or "")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), credentials
+
+
+def open_client(
+    token: str = "", timeout_s: float = TIMEOUT_S, credentials: tuple[str, str] | None = None
+) -> BoundedClient:
     """Return a client.
 
     Args:
         token: a bearer token for all requests, empty for none.
         timeout_s: time limit of a request.
+        credentials: user and password of all requests, instead of a token.
 
     Raises:
         UnfoldError: httpx is not installed.
@@ -78,4 +91,5 @@ def open_client(token: str = "", timeout_s: float = TIMEOUT_S) -> BoundedClient:
     import httpx
 
     headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    return BoundedClient(httpx.Client(timeout=timeout_s, headers=headers, follow_redirects=False), timeout_s)
+    client = httpx.Client(timeout=timeout_s, headers=headers, auth=credentials, follow_redirects=False)
+    return BoundedClient(client, timeout_s)

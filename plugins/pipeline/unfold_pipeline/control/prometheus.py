@@ -27,6 +27,11 @@ def escape_label(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
+def select_queries(name: str) -> str:
+    """Return the selector of all queries of a pipeline that this project serves, refused ones included."""
+    return f'unfold_pipeline_queries_total{{model="{escape_label(name)}"}}'
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrometheusSource:
     """Queries a server for the raw samples of a counter, so that the resolution is that of its scrapes.
@@ -86,14 +91,23 @@ class PrometheusSource:
     def _parse_reply(self, query: str, reply: HttpReply) -> tuple[Mapping[str, Any], float]:
         try:
             decoded = json.loads(reply.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             decoded = None
         if not isinstance(decoded, Mapping) or decoded.get("status") != "success":
             reason = decoded.get("error", "") if isinstance(decoded, Mapping) else ""
             message = f"{self.url} answered {query} with status {reply.status}{reason and f': {reason}'}"
-            raise SignalError("refused", message, SELECTOR_HINT if 400 <= reply.status < 500 else "")
+            raise SignalError("refused", message, _hint_at_status(reply.status))
         data = decoded.get("data")
         return data if isinstance(data, Mapping) else {}, _read_server_time(reply)
+
+
+def _hint_at_status(status: int) -> str:
+    """Return which key of the spec is likely at fault."""
+    if status in (401, 403):
+        return "control.key_env names the environment variable with a bearer token"
+    if 300 <= status < 400 or status in (404, 405):
+        return "control.prometheus is the base address of the server; redirects are not followed"
+    return SELECTOR_HINT if 400 <= status < 500 else ""
 
 
 def _read_server_time(reply: HttpReply) -> float:
@@ -115,7 +129,7 @@ def _parse_series(row: Mapping[str, Any]) -> CounterSeries:
         raise SignalError("refused", "the series is a native histogram", SELECTOR_HINT)
     try:
         samples: FloatArray = np.array([(float(at), float(value)) for at, value in row["values"]]).reshape(-1, 2)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise SignalError("refused", "the samples are no numbers", SELECTOR_HINT) from error
     ordered = samples[np.argsort(samples[:, 0], kind="stable")]
     return CounterSeries(ordered[:, 0], ordered[:, 1])
@@ -131,5 +145,5 @@ def _list_rows(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _parse_value(row: Mapping[str, Any]) -> float:
     try:
         return float(row["value"][1])
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         return math.nan

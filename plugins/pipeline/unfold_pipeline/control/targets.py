@@ -96,6 +96,9 @@ class KubernetesTarget:
             if not election.lead(self.holder, self.lease_s):
                 for earlier in self.elections[:index]:
                     earlier.resign()
+                # otherwise the leases of a controller that died would end one after the other
+                for later in self.elections[index + 1 :]:
+                    later.observe(self.holder)
                 return False
         return True
 

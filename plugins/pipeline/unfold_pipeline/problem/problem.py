@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from unfold_pipeline._types import CountArray
 from unfold_pipeline.problem.from_cascade import CascadeSummary
 from unfold_pipeline.problem.latency_profile import BatchTiming
-from unfold_pipeline.problem.pipeline import Pipeline
+from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfold_pipeline.problem.pricing import ReplicaPrice
 from unfold_pipeline.problem.sample import Sample, Sampler
 
@@ -67,6 +67,10 @@ class TunerSettings:
     min_window_s: float = 0.0
     max_wait_s: float = math.inf
     stores_table: bool = False
+
+    def admit_plan(self, plan: Plan) -> TunerSettings:
+        """Return the settings with a maximum that no stage of the plan exceeds."""
+        return replace(self, max_replicas=max([self.max_replicas, *(config.replicas for config in plan)]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_pipeline.control.prometheus import escape_label
+from unfold_pipeline.control.prometheus import select_queries
 from unfold_pipeline.problem.build import build_exported_plan
 from unfold_pipeline.problem.exported_plan import ExportedStage
 from unfoldkit.api import Report, user_error
@@ -25,6 +25,8 @@ from unfoldkit.io.yaml12 import to_yaml
 WINDOW_S = 60
 POLL_S = 5
 MIN_KNATIVE_TARGET = 0.01
+MAX_KNATIVE_CONCURRENCY = 1000
+"""Knative's default of ``container-concurrency-max-limit``."""
 ROUNDING = 1 - 1e-6
 """Keeps a printed target below the largest that suffices."""
 
@@ -72,6 +74,7 @@ def export_keda(report: Report) -> str:
     documents = [_build_scaled_object(report.name, stage, rules[stage.name]) for stage in stages]
     notes = [
         "the trigger counts the queries of the pipeline: set serverAddress, and the query of your entrance",
+        "KServe leaves the replicas to KEDA with serving.kserve.io/autoscalerClass: external, in RawDeployment mode",
         f"one window of {WINDOW_S} s stands for the envelope of the tuner: shorter bursts order no replicas",
         *_list_limits(report, rules),
     ]
@@ -86,10 +89,12 @@ def export_knative(report: Report) -> str:
     """
     stages, rules = _parse_rules(report)
     documents = [_build_knative_service(stage, rules[stage.name]) for stage in stages]
+    has_instances = any(stage.instance for stage in stages)
     notes = [
         "set the images; the annotations fit an InferenceService of KServe in serverless mode too",
         f"the window of {WINDOW_S} s, and the panic window of a tenth of it, stand for the envelope of the tuner",
         "each stage reacts to its own requests, so one behind another follows a burst later than the tuner orders",
+        *(["nodeSelector needs kubernetes.podspec-nodeselector: enabled in config-features"] if has_instances else []),
         *_list_limits(report, rules),
     ]
     return _join_documents(notes, documents)
@@ -146,15 +151,16 @@ def _derive_rule(
         (rate / (count - 1) for rate, count in zip(rates, counts[1:], strict=False) if count > counts[0]),
         default=math.inf,
     )
-    pairs = [(max(counts[0], math.ceil(rate / target)), count) for rate, count in zip(rates, counts, strict=True)]
+    limit = int(scaling["max_replicas"])
+    by_rule = [min(limit, max(counts[0], math.ceil(rate / target))) for rate in rates]
     return StageScaling(
         min_replicas=counts[0],
-        max_replicas=min(int(scaling["max_replicas"]), max(max(pairs)[0], planned)),
+        max_replicas=min(limit, max(*by_rule, planned)),
         queries_per_replica=target * ROUNDING,
         items_per_query=float(stage["items_per_query"]),
         mean_s=float(stage["mean_ms"]) / 1e3,
         hold_s=float(scaling["hold_s"]),
-        excess=max(by_rule / count - 1 for by_rule, count in pairs),
+        excess=max(ordered / count - 1 for ordered, count in zip(by_rule, counts, strict=True)),
     )
 
 
@@ -162,18 +168,25 @@ def _list_limits(report: Report, rules: Mapping[str, StageScaling]) -> list[str]
     """Return what no proportional rule expresses."""
     worst = max(rules, key=lambda name: rules[name].excess)
     excess = rules[worst].excess * 100
-    max_rate = (report.decision or {})["scaling"]["queries_per_second"][-1]
     return [
         "batch sizes stay those of the plan, where the tuner changes them with the rate",
         "rising traffic is not extrapolated to the time when an order serves, and queues are not drained on purpose",
-        f"the maxima are those of {max_rate:.4g} queries/s, four times the planned rate; beyond it replicas stay",
+        _describe_maxima((report.decision or {})["scaling"]),
         "quotas of hardware that stages share are not known to it; each stage has its own maximum",
         f"replicas in proportion to the rate are up to {excess:.0f} % more than the table at {' '.join(worst.split())}",
     ]
 
 
+def _describe_maxima(scaling: Mapping[str, Any]) -> str:
+    rates, limit = scaling["queries_per_second"], scaling["max_replicas"]
+    for index, rate in enumerate(rates):
+        if any(stage["replicas"][index] >= limit for stage in scaling["stages"].values()):
+            return f"the maximum of {limit} replicas, tuner.most, is reached at {rate:.4g} queries/s"
+    return f"the maxima are those of {rates[-1]:.4g} queries/s, four times the planned rate; beyond it replicas stay"
+
+
 def _build_scaled_object(name: str, stage: ExportedStage, rule: StageScaling) -> dict[str, Any]:
-    query = f'sum(rate(unfold_rows_total{{model="{escape_label(name)}"}}[{WINDOW_S}s]))'
+    query = f"sum(rate({select_queries(name)}[{WINDOW_S}s]))"
     trigger = {
         "type": "prometheus",
         "metricType": "AverageValue",
@@ -225,9 +238,10 @@ def _build_knative_service(stage: ExportedStage, rule: StageScaling) -> dict[str
     container: dict[str, Any] = {"image": f"{stage.label}:latest"}
     if stage.gpus:
         container["resources"] = {"limits": {"nvidia.com/gpu": str(math.ceil(stage.gpus))}}
-    spec: dict[str, Any] = {"containerConcurrency": 2 * stage.batch, "containers": [container]}
+    # 0 is no limit
+    concurrency = 2 * stage.batch if 2 * stage.batch <= MAX_KNATIVE_CONCURRENCY else 0
+    spec: dict[str, Any] = {"containerConcurrency": concurrency, "containers": [container]}
     if stage.instance:
-        # Knative allows it with the feature kubernetes.podspec-nodeselector
         spec["nodeSelector"] = {"node.kubernetes.io/instance-type": stage.instance}
     prefixed = {f"autoscaling.knative.dev/{key}": value for key, value in annotations.items()}
     return {

@@ -90,7 +90,7 @@ def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: Plan
         next="unfold plan SPEC --replay TRACE",
         decision={
             **format_decision(checker, plan, solution.hourly_cost, tail_s, problem.activation_s),
-            **_format_table(problem, checker, analysis),
+            **_format_table(problem, solution, analysis),
         },
         provenance={
             "inputs": {
@@ -135,11 +135,11 @@ def build_subtitle(problem: Problem) -> tuple[str, ...]:
     """Return the facts beside the title: stages, queries, traffic and target."""
     first = problem.samples[0]
     gaps = np.diff(first.arrivals)
-    burstiness = f"cv {gaps.std() / gaps.mean():.2g}" if gaps.size > 1 else "one query"
+    burstiness = (f"cv {gaps.std() / gaps.mean():.2g}",) if gaps.size > 1 else ()
     count = sum(sample.size for sample in problem.samples)
     traffic = format_count(len(problem.samples), "sample") if len(problem.samples) > 1 else f"{first.rate:.3g}/s"
     stages = sentences.describe_stages(len(problem.pipeline.stages))
-    return stages, format_count(count, "query"), traffic, burstiness, sentences.format_slo(problem.slo_s)
+    return stages, format_count(count, "query"), traffic, *burstiness, sentences.format_slo(problem.slo_s)
 
 
 def list_cascade_lines(problem: Problem) -> Lines:
@@ -327,11 +327,12 @@ def _describe_instances(checker: SloChecker, plan: Plan) -> str:
     )
 
 
-def _format_table(problem: Problem, checker: SloChecker, analysis: PlanAnalysis) -> dict[str, Any]:
+def _format_table(problem: Problem, solution: Solution, analysis: PlanAnalysis) -> dict[str, Any]:
     if analysis.table is None:
         return {}
     stay_s = [time.mean_s for time in analysis.stage_times]
-    return {"scaling": format_scaling(checker, analysis.table, stay_s, problem.tuner)}
+    settings = problem.tuner.admit_plan(solution.plan)
+    return {"scaling": format_scaling(solution.checker, analysis.table, stay_s, settings)}
 
 
 def _build_frontier_figure(points: Sequence[FrontierPoint], solution: Solution) -> Figure:

@@ -12,10 +12,11 @@ from unfoldkit.api import Duration, Fraction, Model, Problem, Rate
 DEFAULT_DURATION_S = 600.0
 TRAFFIC_KEYS = ("process", "shape", "trace")
 KEYS_WITHOUT_MEANING = {
-    "process": ("column", "counts", "rates", "match", "time_format", "unit"),
-    "shape": ("rate", "duration", "column", "counts", "rates", "match", "time_format", "unit"),
+    "process": ("column", "counts", "rates", "match", "time_format", "unit", "compress"),
+    "shape": ("rate", "duration", "column", "counts", "rates", "match", "time_format", "unit", "compress"),
     "trace": ("rate", "duration", "cv", "scv"),
 }
+FIXED_CV = {"poisson": 1.0, "constant": 0.0}
 ARRAY_SUFFIXES = (".npz", ".npy")
 
 
@@ -91,16 +92,25 @@ def _validate_traffic(path: tuple[str | int, ...], traffic: Arrivals) -> Iterabl
         yield Problem((*path, "scv"), "cv and scv describe the same quantity", hint="leave one out")
     if traffic.counts and traffic.rates:
         yield Problem((*path, "rates"), "counts and rates describe the same quantity", hint="leave one out")
-    if traffic.process == "gamma" and 0 in (traffic.cv, traffic.scv):
-        yield Problem((*path, "process"), "a gamma process with cv 0 is a clock", hint="process: constant")
+    yield from _validate_burstiness(path, traffic)
     yield from _validate_lengths(path, traffic)
     for name in KEYS_WITHOUT_MEANING[kinds[0]]:
-        if getattr(traffic, name) is not None:
+        if getattr(traffic, name) != Arrivals.model_fields[name].default:
             yield Problem((*path, name), f"has no meaning with {kinds[0]}", hint="leave it out")
     holds_arrays = bool(traffic.trace) and str(traffic.trace).endswith(ARRAY_SUFFIXES)
     for name in ("counts", "rates", "match"):
         if holds_arrays and getattr(traffic, name) is not None:
             yield Problem((*path, name), "applies to tables and logs, but this file holds arrays", hint="leave it out")
+
+
+def _validate_burstiness(path: tuple[str | int, ...], traffic: Arrivals) -> Iterable[Problem]:
+    fixed = FIXED_CV.get(str(traffic.process))
+    for name in ("cv", "scv"):
+        if fixed is not None and getattr(traffic, name) not in (None, fixed):
+            message = f"a {traffic.process} process has cv {fixed:g}"
+            yield Problem((*path, name), message, hint="process: gamma, or leave it out")
+    if traffic.process == "gamma" and 0 in (traffic.cv, traffic.scv):
+        yield Problem((*path, "process"), "a gamma process with cv 0 is a clock", hint="process: constant")
 
 
 def _validate_lengths(path: tuple[str | int, ...], traffic: Arrivals) -> Iterable[Problem]:

@@ -56,7 +56,8 @@ class ControlSpec(Model):
     arrivals: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
         description="selector of the counter of all queries, refused ones included, such as "
-        'http_requests_total{service="video"}; default: unfold_requests_total of the model with the name of the spec',
+        'http_requests_total{service="video"}; default: unfold_pipeline_queries_total of the model with the name of '
+        "the spec",
     )
     every: Annotated[Duration, Field(ge=1, le=60)] = Field(default=5.0, description="time between two decisions")
     stale: Annotated[Duration, Field(ge=5, le=600)] = Field(

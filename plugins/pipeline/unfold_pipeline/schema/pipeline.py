@@ -63,7 +63,9 @@ class TunerSpec(Model):
     table: bool = Field(
         default=False, description="store replicas by rate in the plan, from which exports derive autoscaling"
     )
-    most: Annotated[int, Field(ge=1)] = Field(default=100, description="maximum replicas per stage under any rule")
+    most: Annotated[int, Field(ge=1)] = Field(
+        default=100, description="maximum replicas per stage under any rule, or those of the plan if these are more"
+    )
 
 
 class PipelineSpec(Spec):

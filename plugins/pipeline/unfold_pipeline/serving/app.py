@@ -91,7 +91,7 @@ def build_app(
     )
     gateway.metrics.queue.set_function(lambda: gateway.in_flight)
     runtime.subscribe(build_batch_listener(server_metrics, name))
-    server_metrics.registry.register(PipelineCollector(runtime, gateway.record))
+    server_metrics.registry.register(PipelineCollector(name, runtime, gateway.record))
     outputs = tuple(Field(stage.name, "BYTES") for stage in pipeline.stages)
     model = ServedModel(name, (Field(INPUT_NAME, "FP32", (features,)),), outputs)
     return PipelineApp(_build_routes(model, gateway, server_metrics), gateway)

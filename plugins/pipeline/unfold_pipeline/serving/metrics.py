@@ -20,15 +20,16 @@ REPLICA_STATES = {"paid": "replicas", "serving": "ready"}
 class PipelineCollector:
     """Reports the state of a pipeline at each scrape: a ``Collector`` of prometheus_client by structure."""
 
+    name: str
     runtime: PipelineRuntime
     record: ServiceRecord
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of all stages and queries."""
         yield from self._collect_stages()
-        queries = CounterMetricFamily("unfold_pipeline_queries", "Queries by outcome", labels=("outcome",))
+        queries = CounterMetricFamily("unfold_pipeline_queries", "Queries by outcome", labels=("model", "outcome"))
         for outcome, count in self.record.outcomes.items():
-            queries.add_metric((outcome,), count)
+            queries.add_metric((self.name, outcome), count)
         yield queries
         if (attainment := self.record.attainment) is not None:
             yield GaugeMetricFamily("unfold_pipeline_attainment", "Fraction of queries answered in time", attainment)

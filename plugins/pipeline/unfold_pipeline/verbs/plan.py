@@ -72,7 +72,8 @@ def _adopt_plan(problem: Problem, result: ConfidentPlan, solution: Solution, che
 
 def analyze_plan(problem: Problem, solution: Solution, frontier: tuple[FrontierPoint, ...]) -> PlanAnalysis:
     """Return what explains a solution."""
-    checker, configs, tuner = solution.checker, solution.plan, problem.tuner
+    checker, configs = solution.checker, solution.plan
+    tuner = problem.tuner.admit_plan(configs)
     worst = checker.estimators[checker.find_worst_sample(configs)]
     return PlanAnalysis(
         frontier=frontier,
@@ -95,7 +96,7 @@ def _replay_trace(problem: Problem, checker: SloChecker, live: Sample, run: Run)
             return build_infeasible_report(problem, result, obstacle)
         configs = result.solution.plan
     rules = []
-    for rule in simulate_rules(checker, configs, live, problem.tuner):
+    for rule in simulate_rules(checker, configs, live, problem.tuner.admit_plan(configs)):
         rules.append(rule)
         run.progress("replay", len(rules), RULES)
     return build_replay_report(problem, live, rules)

@@ -111,7 +111,7 @@ def build_live_tuner(deployment: Deployment) -> LiveTuner | None:
     if problem.tuner_policy == "fixed":
         return None
     context = build_scaling_context(problem.pipeline, deployment.plan, problem.samples, problem.slo_s)
-    rule = build_live_rule(problem.tuner_policy, context, problem.tuner)
+    rule = build_live_rule(problem.tuner_policy, context, problem.tuner.admit_plan(deployment.plan))
     limits = build_quota_limits(problem.pipeline, deployment.plan)
     # what the spec states is not replaced by what is measured
     delay_s = math.inf if problem.tuner.delay_source == "spec" else problem.tuner.delay_s

@@ -12,8 +12,8 @@ from dataclasses import replace
 from unfold_pipeline._types import CountArray
 from unfold_pipeline.control.controller import DeploymentController, ObservedTuner, ScaleStep, StepLimits
 from unfold_pipeline.control.demand import DemandSource, SignalError
-from unfold_pipeline.control.http import open_client
-from unfold_pipeline.control.prometheus import PrometheusSource, escape_label
+from unfold_pipeline.control.http import open_client, split_credentials
+from unfold_pipeline.control.prometheus import PrometheusSource, escape_label, select_queries
 from unfold_pipeline.control.targets import ScalingTarget, build_kubernetes_target
 from unfold_pipeline.estimator.slo import build_slo_checker
 from unfold_pipeline.problem.build import build_problem, resolve_stages
@@ -62,7 +62,7 @@ def serve_target(spec: PipelineSpec, run: Run, target_name: str) -> Service | Re
         build_tuner=build_tuner_factory(problem, plan),
         source=source,
         target=target,
-        limits=build_step_limits(problem, control, names),
+        limits=build_step_limits(problem, plan, control),
         log=run.log,
     )
     if run.options.get("dry_run"):
@@ -80,7 +80,7 @@ def build_tuner_factory(problem: Problem, plan: Plan) -> Callable[[CountArray], 
     context = build_scaling_context(problem.pipeline, plan, problem.samples, problem.slo_s)
     checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s, problem.spares)
     # what another system refuses is unknown, so that no queue of the model is cut
-    settings = replace(problem.tuner, max_wait_s=math.inf)
+    settings = replace(problem.tuner.admit_plan(plan), max_wait_s=math.inf)
     table = build_fixed_batch_table(checker, plan, settings.max_replicas)
 
     def build_tuner(replicas: CountArray) -> ObservedTuner:
@@ -95,14 +95,15 @@ def build_tuner_factory(problem: Problem, plan: Plan) -> Callable[[CountArray], 
     return build_tuner
 
 
-def build_step_limits(problem: Problem, control: ControlSpec, names: tuple[str, ...]) -> StepLimits:
+def build_step_limits(problem: Problem, plan: Plan, control: ControlSpec) -> StepLimits:
     """Return the bounds of a decision."""
-    stages = [control.find_stage(name) for name in names]
+    stages = [control.find_stage(stage.name) for stage in problem.pipeline.stages]
+    max_replicas = problem.tuner.admit_plan(plan).max_replicas
     return StepLimits(
         add=control.add,
         remove=control.remove,
         minimum=tuple(stage.min for stage in stages),
-        maximum=tuple(problem.tuner.max_replicas if stage.max is None else stage.max for stage in stages),
+        maximum=tuple(max_replicas if stage.max is None else stage.max for stage in stages),
     )
 
 
@@ -117,8 +118,10 @@ def preview_steps(controller: DeploymentController) -> tuple[ScaleStep, ...]:
         try:
             return controller.propose_steps()
         except SignalError as error:
-            if error.reason != "no data" or isinstance(controller.source, PrometheusSource) or time.monotonic() > end_s:
-                raise user_error(str(error), key="control.arrivals", hint=error.hint) from error
+            is_prometheus = isinstance(controller.source, PrometheusSource)
+            if error.reason != "no data" or is_prometheus or time.monotonic() > end_s:
+                key = "control.prometheus" if is_prometheus and error.reason == "unreachable" else "control.arrivals"
+                raise user_error(str(error), key=key, hint=error.hint) from error
         except ApiError as error:
             raise user_error(f"the cluster refuses: {error.message}", key="control.kubernetes") from error
         time.sleep(PREVIEW_PAUSE_S)
@@ -135,7 +138,7 @@ def _open_deployment(
 def _open_kubernetes(name: str, control: ControlSpec, names: tuple[str, ...]) -> tuple[ScalingTarget, DemandSource]:
     access = control.kubernetes
     workloads = [_find_workload(stage, control) for stage in names]
-    arrivals = control.arrivals or f'unfold_requests_total{{model="{escape_label(name)}"}}'
+    arrivals = control.arrivals or select_queries(name)
     queues = [control.find_stage(stage).queue or "" for stage in names]
     source = _open_prometheus(control, arrivals, queues)
     api = connect_api(
@@ -196,9 +199,11 @@ def _open_prometheus(control: ControlSpec, arrivals: str, queues: list[str]) -> 
         if not token:
             message = f"the environment variable {control.key_env} is not set"
             raise user_error(message, key="control.key_env", hint=f"export {control.key_env}=...")
+    # messages and the status show the address
+    url, credentials = split_credentials(control.prometheus)
     return PrometheusSource(
-        client=open_client(token),
-        url=control.prometheus,
+        client=open_client(token, credentials=credentials),
+        url=url,
         arrivals=arrivals,
         queues=tuple(queues),
         stale_s=control.stale,

@@ -43,9 +43,12 @@ def expected_header(token: str) -> bytes:
 
 
 def is_authorized(expected: bytes, header: bytes) -> bool:
-    """Whether an Authorization header is the expected one; its scheme may have any case (RFC 9110, section 11.1)."""
+    """Whether an Authorization header is the expected one.
+
+    Its scheme may have any case, and blanks around the token do not count (RFC 9110, sections 5.5, 11.1 and 11.4).
+    """
     scheme, _, token = header.partition(b" ")
-    return hmac.compare_digest(b"%b %b" % (scheme.capitalize(), token), expected)
+    return hmac.compare_digest(b"%b %b" % (scheme.capitalize(), token.strip(b" \t")), expected)
 
 
 def _has_token(scope: Scope, expected: bytes) -> bool:

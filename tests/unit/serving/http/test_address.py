@@ -111,6 +111,8 @@ def answered(scope: dict[str, Any]) -> Any:
         ("/", [(b"authorization", b"Bearer wrong")], 401),
         ("/", [(b"authorization", b"secret")], 401),
         ("/", [(b"authorization", b"Bearer secret")], 200),
+        ("/", [(b"authorization", b"Bearer  secret \t")], 200),
+        ("/", [(b"authorization", b"Bearer sec ret")], 401),
         ("/v2/health/live", [], 200),
         ("/v2/health/ready", [], 200),
         ("/v2/health/ready/../../", [], 401),

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from unfold_pipeline.problem.exported_plan import assign_labels, to_label
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 
@@ -67,8 +68,10 @@ def export_kubernetes(report: Report) -> str:
         UnfoldError: the report holds no plan of engines.
     """
     documents: list[dict[str, Any]] = []
-    for stage, engine in _list_engines(report).items():
-        labels = {"app": _to_label(stage), **({ROLE_LABEL: engine["role"]} if "role" in engine else {})}
+    engines = _list_engines(report)
+    names = assign_labels(engines)
+    for stage, engine in engines.items():
+        labels = {"app": names[stage], **({ROLE_LABEL: engine["role"]} if "role" in engine else {})}
         container: dict[str, Any] = {
             "name": "vllm",
             "image": IMAGE,
@@ -114,7 +117,7 @@ def export_llm_services(report: Report) -> str:
             {
                 "apiVersion": "serving.kserve.io/v1alpha1",
                 "kind": "LLMInferenceService",
-                "metadata": {"name": _to_label(stage_of_pools or name)},
+                "metadata": {"name": to_label(stage_of_pools or name)},
                 "spec": {
                     "model": {"uri": f"hf://{model}", "name": model},
                     **_build_workload(engine),
@@ -159,7 +162,7 @@ def export_ray_llm(report: Report) -> str:
             }
         )
     application: dict[str, Any] = {
-        "name": _to_label(report.name),
+        "name": to_label(report.name),
         "route_prefix": "/",
         "import_path": "ray.serve.llm:build_openai_app",
         "args": {"llm_configs": configs},
@@ -243,7 +246,3 @@ def _list_engines(report: Report) -> Mapping[str, Mapping[str, Any]]:
 
 def _name_model(engine: Mapping[str, Any]) -> str:
     return str(engine.get("model_name") or MODEL)
-
-
-def _to_label(name: str) -> str:
-    return "".join(char if char.isalnum() else "-" for char in name.lower()).strip("-")[:60] or "engine"
