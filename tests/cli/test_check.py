@@ -28,7 +28,7 @@ def test_good_files_are_said_to_be_valid(unfold: Unfold, spec: Path) -> None:
     assert (two.code, two.out, two.err) == (0, "", "2 valid\n")
 
 
-def test_all_mistakes_of_all_files_are_told(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+def test_all_mistakes_of_all_files_are_reported(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
     """Each mistake of each file is a line, in the order of the files; the count goes to stderr; the code is 2."""
     (tmp_path / "bad.yaml").write_text(BAD + "x: 1\n", encoding="utf-8")
     outcome = unfold("check", "bad.yaml", "a.yaml", "nonesuch.yaml", "-", stdin="")
@@ -99,15 +99,15 @@ def test_a_plan_that_still_holds_is_fine(unfold: Unfold, spec: Path) -> None:
     assert "the plan is the same as in plan.yaml" in outcome.out
 
 
-@pytest.mark.parametrize(("verdict", "told"), [(Verdict.YES, ["check"]), (Verdict.NO, [])])
-def test_a_plan_that_does_not_do_is_not_told_to_hold(verdict: Verdict, told: list[str]) -> None:
+@pytest.mark.parametrize(("verdict", "expected"), [(Verdict.YES, ["check"]), (Verdict.NO, [])])
+def test_an_infeasible_plan_is_not_reported_to_hold(verdict: Verdict, expected: list[str]) -> None:
     """Where the committed plan itself was judged, it is said to be still that of the file only if it does."""
     baseline = {"decision": {"replicas": 3}}
     report = Report("echo", "plan", "mine", verdict, "judged on other data", decision=baseline["decision"])
-    assert [name for name, _ in compare_plans(report, baseline, "plan.yaml").lines] == told
+    assert [name for name, _ in compare_plans(report, baseline, "plan.yaml").lines] == expected
 
 
-def test_a_plan_made_again_is_told_to_hold_whatever_it_answers() -> None:
+def test_an_equal_plan_is_reported_to_hold_whatever_its_verdict() -> None:
     """A plan that comes out as it was committed is said to be still that of the file, also where the answer is no."""
     report = Report("echo", "plan", "mine", Verdict.NO, "planned again", decision={"replicas": 3})
     lines = dict(compare_plans(report, {"decision": {"replicas": 3}}, "plan.yaml").lines)
@@ -203,7 +203,7 @@ def test_what_init_writes_is_valid(unfold: Unfold, tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("words", [["schema", "ecko"], ["init", "ecko"]])
-def test_an_unknown_kind_is_told(unfold: Unfold, words: list[str]) -> None:
+def test_an_unknown_kind_is_reported(unfold: Unfold, words: list[str]) -> None:
     """A kind that is not there is refused with the nearest."""
     outcome = unfold(*words)
     assert (outcome.code, outcome.err) == (2, 'no such kind: "ecko" (did you mean "echo"?)\n')

@@ -81,7 +81,7 @@ def test_no_answers_are_errors_on_github(unfold: Unfold, dear: Path) -> None:
 def test_a_mistake_replaces_the_result_of_the_run_before(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
     """A JUnit file that said yes says no once the spec is broken, and the mistake still stands on stderr."""
     assert unfold("plan", spec, "--out", "result.xml").code == 0
-    outcome = unfold("plan", spec, "--set", "voice=nobody", "--out", "result.xml")
+    outcome = unfold("plan", spec, "--set", "voice=unknown", "--out", "result.xml")
     assert (outcome.code, outcome.out) == (2, "")
     assert "voice" in outcome.err
     suite = ET.fromstring((tmp_path / "result.xml").read_text())[0]  # noqa: S314 - made here
@@ -215,8 +215,8 @@ def test_no_report_is_written_over_what_it_is_made_from(
     before = (tmp_path / out).read_bytes()
     outcome = unfold(*words, "--out", out)
     assert (outcome.code, outcome.out) == (2, "")
-    told = "--out would overwrite an input of the report (choose another name)"
-    assert outcome.err == f"{Path(out)}: {told}\n"
+    expected = "--out would overwrite an input of the report (choose another name)"
+    assert outcome.err == f"{Path(out)}: {expected}\n"
     assert (tmp_path / out).read_bytes() == before
 
 

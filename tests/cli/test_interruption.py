@@ -86,7 +86,7 @@ def test_a_stop_that_surfaces_as_another_exception_is_a_stop(capsys: pytest.Capt
 
 
 class Swallowing:
-    """An object whose end cannot raise."""
+    """An object with an end that cannot raise."""
 
     def __del__(self) -> None:
         """Receive the signal where Python drops its exception."""

@@ -106,16 +106,16 @@ def test_two_owners_of_a_kind_are_named(inside: Process, tmp_path: Path) -> None
     assert done.returncode == 2
     both = 'the kind "echo" is offered by echo (unfoldkit 0.1.0) and by echo (unfold-rival 1.0)'
     assert done.stderr.startswith(f"<stdin>:2:7: kind: {both} (switch one off: UNFOLD_DISABLE_PLUGINS=unfold-rival)")
-    told = inside("plugins", path=[folder])
-    assert told.returncode == 0
-    assert 'several plugins offer the kind "echo"' in told.stderr
+    listing = inside("plugins", path=[folder])
+    assert listing.returncode == 0
+    assert 'several plugins offer the kind "echo"' in listing.stderr
     assert "no  kind echo" in inside("doctor", path=[folder]).stdout
     off = inside("plan", "-", path=[folder], stdin=ECHO, env={"UNFOLD_DISABLE_PLUGINS": "unfold-rival"})
     assert off.returncode == 0
 
 
 def test_a_plugin_can_be_switched_off(inside: Process, tmp_path: Path) -> None:
-    """UNFOLD_DISABLE_PLUGINS switches plugins off by name; what they offered is told as switched off."""
+    """UNFOLD_DISABLE_PLUGINS switches plugins off by name; what they offered is reported as switched off."""
     folder = distribution(tmp_path / "site", "unfold-third", kind_code("third", plan="x:y"), entry="third")
     env = {"UNFOLD_DISABLE_PLUGINS": "third, nonesuch"}
     assert listed(inside, folder, env=env)["unfold-third:third"]["status"] == "disabled"
@@ -135,7 +135,7 @@ def test_only_the_built_in_plugins_on_request(inside: Process, tmp_path: Path) -
     assert inside("check", "-", "--no-plugins", path=[folder], stdin=HIDDEN).returncode == 2
 
 
-def test_a_missing_verb_is_told(inside: Process, tmp_path: Path) -> None:
+def test_a_missing_verb_is_reported(inside: Process, tmp_path: Path) -> None:
     """A verb that a kind does not have exits with 2 and says what it has."""
     code = kind_code("third", plan="x:y", serve="x:z")
     folder = distribution(tmp_path / "site", "unfold-third", code)
@@ -146,19 +146,21 @@ def test_a_missing_verb_is_told(inside: Process, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "expected"),
     [
         ("raise ValueError('a\\nb')", "unfold: unexpected ValueError: a (in unfold_third:"),
         ("import sys; sys.exit(0)", "unfold: unexpected SystemExit: 0 (in unfold_third:"),
     ],
 )
-def test_a_plugin_that_fails_is_not_the_callers_fault(inside: Process, tmp_path: Path, body: str, told: str) -> None:
+def test_a_plugin_that_fails_is_not_the_callers_fault(
+    inside: Process, tmp_path: Path, body: str, expected: str
+) -> None:
     """What a verb raises exits with 3 and one line that names the place; UNFOLD_TRACEBACK shows the trace."""
     code = kind_code("third", f"def plan(spec, run):\n    {body}", plan="unfold_third:plan")
     folder = distribution(tmp_path / "site", "unfold-third", code)
     done = inside("plan", "-", path=[folder], stdin=HIDDEN)
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.startswith(told)
+    assert done.stderr.startswith(expected)
     assert len(done.stderr.splitlines()) == 1
     traced = inside("plan", "-", path=[folder], stdin=HIDDEN, env={"UNFOLD_TRACEBACK": "1"})
     assert traced.returncode == 3
@@ -166,7 +168,7 @@ def test_a_plugin_that_fails_is_not_the_callers_fault(inside: Process, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("made", "expected"),
     [
         ("None", "it is of type NoneType, not Report"),
         ("Report('other', 'plan', 'a', Verdict.YES, '')", "it is that of other plan, not of third plan"),
@@ -174,13 +176,13 @@ def test_a_plugin_that_fails_is_not_the_callers_fault(inside: Process, tmp_path:
         ("Report('third', 'plan', 'a', Verdict.YES, '', decision={'at': {1}})", "it is not serializable to JSON"),
     ],
 )
-def test_an_unsound_report_is_the_plugins_fault(inside: Process, tmp_path: Path, made: str, told: str) -> None:
+def test_an_unsound_report_is_the_plugins_fault(inside: Process, tmp_path: Path, made: str, expected: str) -> None:
     """What is no sound report exits with 3, names the verb and what is wrong, and leaves no report in the run."""
     body = f"from unfoldkit.api import Report, Verdict\n\ndef plan(spec, run):\n    return {made}"
     folder = distribution(tmp_path / "site", "unfold-third", kind_code("third", body, plan="unfold_third:plan"))
     done = inside("plan", "-", path=[folder], stdin=HIDDEN)
     assert (done.returncode, done.stdout) == (3, "")
-    assert f"unfold_third:plan returned an invalid report: {told}" in done.stderr
+    assert f"unfold_third:plan returned an invalid report: {expected}" in done.stderr
     assert not (tmp_path / "runs/a/report.json").exists()
 
 
@@ -193,7 +195,7 @@ def test_a_missing_package_names_its_extra(inside: Process, tmp_path: Path) -> N
     assert install_command("torch") in done.stderr
 
 
-def test_the_extra_of_a_third_party_is_told_as_its_own(inside: Process, tmp_path: Path) -> None:
+def test_the_hint_names_the_extra_of_a_third_party(inside: Process, tmp_path: Path) -> None:
     """Where the plugin's own distribution has the extra, that is what is to be installed."""
     code = kind_code("third", plan="unfold_third_verbs:plan", extra="gpu")
     folder = distribution(tmp_path / "site", "unfold-third", code)

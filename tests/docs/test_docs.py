@@ -37,7 +37,7 @@ def test_generated_pages_are_current() -> None:
 
 
 def test_a_stale_page_is_found(tmp_path: Path) -> None:
-    """A generated file that was changed, is missing, or belongs to a kind that is gone is told."""
+    """A generated file that was changed, is missing, or belongs to a removed kind is reported."""
     made = {"docs/reference/kinds/a.md": "a\n", "docs/reference/kinds/b.md": "b\n"}
     generate.write(made, tmp_path)
     assert generate.stale(made, tmp_path) == {}
@@ -92,7 +92,7 @@ def test_cells_of_the_claims_are_short() -> None:
 
 
 @pytest.mark.parametrize("code", list(ExitCode), ids=lambda code: code.name)
-def test_every_exit_code_is_told_everywhere(code: ExitCode) -> None:
+def test_every_exit_code_is_documented_everywhere(code: ExitCode) -> None:
     """The page, the first screen of help, and the foot of each command's help name each exit code."""
     assert f"| `{int(code)}` | {code.name} |" in page("reference/exit-codes.md")
     assert str(int(code)) in dict(EXIT_CODES)
@@ -228,7 +228,7 @@ def test_pages_show_what_is_printed(path: Path) -> None:
 
 
 def test_a_page_that_lies_is_found(tmp_path: Path) -> None:
-    """An output that is not as shown is told with both; wild lines and files of the page count."""
+    """Differing output is reported with what was expected; wildcard lines and files of the page count."""
     good = (
         "```text a.txt\none\ntwo\nthree\n```\n```console\n$ cat a.txt\none\n...\nth...\n$ (exit 3)\n$ echo $?\n3\n```\n"
     )

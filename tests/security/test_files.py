@@ -51,7 +51,7 @@ def bomb() -> bytes:
 
 
 def lying_header() -> bytes:
-    """An archive of an array whose header states a terabyte."""
+    """An archive of an array with a header that states a terabyte."""
     head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (137438953472,), }"
     head += b" " * (117 - len(head)) + b"\n"
     stream = io.BytesIO()
@@ -61,7 +61,7 @@ def lying_header() -> bytes:
 
 
 def deep_xgboost() -> bytes:
-    """A model of XGBoost whose JSON is nested a million deep."""
+    """A model of XGBoost with JSON nested a million deep."""
     return b'{"learner":' + b"[" * 1_000_000
 
 
@@ -123,7 +123,7 @@ def ask(verb: str, run: Path) -> Outcome:
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("file", CASCADE_FILES)
 def test_a_damaged_file_of_a_run_is_named(trained: Path, tmp_path: Path, file: str, fault: str) -> None:
-    """Whatever stands in a file of a run whose manifest was rewritten to match, the verb that reads it says so."""
+    """Whatever a file of a run holds, with the manifest rewritten to match, the verb that reads it reports it."""
     run = tmp_path / "run"
     shutil.copytree(trained / "run", run)
     data = FAULTS[fault]()

@@ -64,7 +64,7 @@ def test_an_unattainable_budget_is_an_error(fitted: Any) -> None:
 
 @pytest.mark.parametrize("budget", [1.0, 1.8, 3.0, None])
 def test_routes_add_up(fitted: Any, budget: float | None) -> None:
-    """Each step asks on below its threshold, the last answers with the label told, and prices add up to the cost."""
+    """Each step before the last is below its threshold, the last one answers, and prices add up to the cost."""
     model, x, _ = fitted
     labels, costs = model.predict(x, budget=budget), model.cost(x, budget=budget)
     probability = model.predict_proba(x, budget=budget)
@@ -94,7 +94,7 @@ def test_single_rows_and_batches_get_equal_answers(fitted: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"confidence": "hope"}, "confidence must be one of"),
         ({"max_models": 9}, "max_models must be an integer from 1 to 5"),
@@ -104,10 +104,10 @@ def test_single_rows_and_batches_get_equal_answers(fitted: Any) -> None:
         ({"estimators": [TINY[0], TINY[0]]}, "different names"),
     ],
 )
-def test_invalid_parameters_are_errors_in_fit(changes: Any, told: str) -> None:
+def test_invalid_parameters_are_errors_in_fit(changes: Any, expected: str) -> None:
     """A parameter that makes no sense is a ValueError that says what would."""
     x, y = load_breast_cancer(return_X_y=True)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=expected):
         CascadeClassifier(**({"estimators": TINY} | changes)).fit(x[:80], y[:80])
 
 

@@ -113,7 +113,7 @@ def test_relative_whole_seconds_and_fractional_stamps_stay(tmp_path: Path) -> No
 
 
 def test_a_log_in_the_order_of_ends_is_sorted(tmp_path: Path) -> None:
-    """A log whose lines were written as requests ended is read in the order of their starts; a table is not."""
+    """A log with lines written as requests ended is read in the order of their starts; a table is not."""
     lines = ["2024-01-01T00:00:01.5Z", "2024-01-01T00:00:01Z", "2024-01-01T00:00:03.25Z"]
     assert traces.read_trace(write(tmp_path, "a.log", "\n".join(lines))).tolist() == [0.0, 0.5, 2.25]
     with pytest.raises(UnfoldError, match="before the one above"):
@@ -146,7 +146,7 @@ def test_rows_in_no_order_repeat_no_hour(tmp_path: Path) -> None:
 
 
 def test_a_table_may_list_its_newest_row_first(tmp_path: Path) -> None:
-    """A caller that allows it is told of the order; other tables that go back remain errors."""
+    """A caller that allows disorder gets a warning; other tables that go back remain errors."""
     times = np.linspace(100, 0, 12).tolist()
     path, calls = write(tmp_path, "a.csv", "\n".join(["time_s,n", *(f"{time},2" for time in times)])), list[int]()
     found = traces.read_trace(path, counts="", on_newest_first=lambda: calls.append(1))

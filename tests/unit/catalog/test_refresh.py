@@ -113,7 +113,7 @@ def test_a_refresh_is_remembered_with_its_date(
     assert (found.find("g5.xlarge").on_demand, found.find("g5.xlarge").date) == (0.9, "2026-11-24")
 
 
-def test_a_damaged_cache_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cache_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that is not one is named with its file, never read as prices."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "unfoldkit").mkdir()

@@ -1,4 +1,4 @@
-"""Tables that users give as CSV are read as people write them, and what is wrong with one is told by line."""
+"""CSV tables of users are read as people write them, and mistakes are reported by line."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_empty_cells_beyond_the_head_are_no_cells(tmp_path: Path) -> None:
         (b"\x1f\x8bjunk", "not a CSV file"),
     ],
 )
-def test_bad_tables_are_told(tmp_path: Path, data: bytes, message: str) -> None:
+def test_bad_tables_are_reported(tmp_path: Path, data: bytes, message: str) -> None:
     """A file that is damaged, cut off, or another table is refused in words, with its line where there is one."""
     (tmp_path / "a.csv").write_bytes(data)
     with pytest.raises(UnfoldError, match=message):
@@ -77,7 +77,7 @@ def test_bad_tables_are_told(tmp_path: Path, data: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["many", "nan", "inf", "-1", ""])
-def test_cells_that_are_no_numbers_are_told(tmp_path: Path, text: str) -> None:
+def test_cells_without_numbers_are_reported(tmp_path: Path, text: str) -> None:
     """A cell that is no finite number of at least the least names its line and column."""
     (tmp_path / "a.csv").write_text(f"name,cpu\nx,1\ny,{text}\n")
     rows = list(csv_rows(tmp_path / "a.csv"))
@@ -86,7 +86,7 @@ def test_cells_that_are_no_numbers_are_told(tmp_path: Path, text: str) -> None:
 
 
 def test_what_is_not_asked_for_is_no_hint(tmp_path: Path) -> None:
-    """A cell that is no finite number is told without a limit where there is none."""
+    """A cell without a finite number is reported without a limit where there is none."""
     (tmp_path / "a.csv").write_text("cpu\nnan\n")
     (row,) = csv_rows(tmp_path / "a.csv")
     with pytest.raises(UnfoldError, match=r"is out of range"):

@@ -265,7 +265,7 @@ def test_a_plot_in_a_page_takes_the_ink_of_the_page() -> None:
 
 
 def test_names_stand_on_the_axis() -> None:
-    """What is told of named things has their names below it, tilted where they are many letters, and no numbers."""
+    """Values of named things have the names below them, tilted where they are long, and no numbers."""
     series = (Series("s", (1.0, 2.0), (3.0, 4.5), "bars"),)
     few = plot.svg(Figure("f", "F", "stage", "ms", series, names=("decode", "classify")))
     assert ">decode<" in few

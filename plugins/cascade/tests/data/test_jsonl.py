@@ -49,12 +49,12 @@ def test_objects_and_lists_within_a_line_are_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"), [("{", "not JSON"), ("[1, 2]", "not a JSON object"), ("3", "not a JSON object")]
+    ("line", "expected"), [("{", "not JSON"), ("[1, 2]", "not a JSON object"), ("3", "not a JSON object")]
 )
-def test_an_invalid_json_line_is_reported_with_its_number(tmp_path: Path, line: str, told: str) -> None:
+def test_an_invalid_json_line_is_reported_with_its_number(tmp_path: Path, line: str, expected: str) -> None:
     """The file, the line and what is wrong stand in the message."""
     (tmp_path / "log.jsonl").write_text('{"a": 1}\n\n' + line + "\n")
-    with pytest.raises(UnfoldError, match=rf"log.jsonl:3:1: {told}"):
+    with pytest.raises(UnfoldError, match=rf"log.jsonl:3:1: {expected}"):
         frame_of_file(tmp_path / "log.jsonl")
 
 

@@ -321,7 +321,7 @@ def test_no_time_out_exceeds_that_of_the_request(tmp_path: Path) -> None:
 
 
 def test_prompts_longer_than_a_window_skip_the_model(tmp_path: Path) -> None:
-    """A model whose window is too small is left out, and the next one answers."""
+    """A model with too small a window is left out, and the next one answers."""
     with serve_gateway(tmp_path, windows={"small": 50}) as gateway:
         _, head, _ = gateway.post(ask("word " * 400))
         assert head["x-unfold-route"] == "small:window,large"

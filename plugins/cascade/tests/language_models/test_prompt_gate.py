@@ -271,7 +271,7 @@ TOPICS = (
 
 
 def make_topical_prompts(rng: np.random.Generator, rows: int) -> tuple[list[str], np.ndarray]:
-    """Draw prompts of equal length whose subject decides whether the cheap model fails."""
+    """Draw prompts of equal length; the subject decides whether the cheap model fails."""
     is_hard = rng.random(rows) < 0.5
     names = ["Ada", "Eve", "Bob", "Max", "Zoe"]
     texts = [TOPICS[0 if hard else 1].format(names[int(rng.integers(5))]) for hard in is_hard]

@@ -21,9 +21,9 @@ FOUND = {"learning_rate": 0.3, "max_depth": 2, "n_estimators": 7}
 
 def tuning(folder: Path, **changes: Any) -> RunDir:
     """Leave what a tuning run leaves of its winner."""
-    told = {"schema": "unfoldkit.winner/1", "estimator": "xgboost", "params": FOUND, "finished": True, "iterations": 9}
+    entry = {"schema": "unfoldkit.winner/1", "estimator": "xgboost", "params": FOUND, "finished": True, "iterations": 9}
     directory = RunDir(folder)
-    directory.write("winner.json", json.dumps(told | changes).encode())
+    directory.write("winner.json", json.dumps(entry | changes).encode())
     return directory
 
 
@@ -77,13 +77,13 @@ def test_confidence_over_time_is_checked_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [({"estimator": "mlp"}, "tuned mlp, not xgboost"), ({"schema": "x/1"}, "not of the schema unfoldkit.winner/1")],
 )
-def test_unsupported_inputs_are_errors(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_unsupported_inputs_are_errors(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     """Another estimator, another schema and an empty run name the key in the spec."""
     tuning(tmp_path / "sha", **changes)
-    with pytest.raises(UnfoldError, match=told) as caught:
+    with pytest.raises(UnfoldError, match=expected) as caught:
         train(*tumours(tmp_path))
     assert "stages[0].models[0].tune.from" in str(caught.value)
 

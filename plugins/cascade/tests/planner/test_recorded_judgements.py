@@ -1,4 +1,4 @@
-"""Logs of services whose answers are texts: a judge's scores in the place of labels, a price for each call."""
+"""Logs of services with texts as answers: a judge's scores instead of labels, a price for each call."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_call_without_a_price_is_an_error(wrong: str, message: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "expected"),
     [
         ("score: small,", "score: small, prediction: x,", "give either prediction or score"),
         ("score: small,", "prediction: small,", "has no score"),
@@ -145,14 +145,14 @@ def test_a_call_without_a_price_is_an_error(wrong: str, message: str, tmp_path: 
         (", price: small|total_cost", "", "the price of one call is missing"),
     ],
 )
-def test_keys_that_need_labels_are_errors_with_scores(old: str, new: str, told: str, tmp_path: Path) -> None:
+def test_keys_that_need_labels_are_errors_with_scores(old: str, new: str, expected: str, tmp_path: Path) -> None:
     """A label, gates that know the answer, two prices and half a log of scores are mistakes of the spec."""
-    with pytest.raises(UnfoldError, match=told):
+    with pytest.raises(UnfoldError, match=expected):
         _spec(tmp_path, _table(), SPEC.replace(old, new))
 
 
 def test_judge_scores_require_recorded_data(tmp_path: Path) -> None:
-    """Where models are fitted, a stage without a target is told as before."""
+    """Where models are fitted, a stage without a target is still an error."""
     text = SPEC.replace("source: recorded", "source: table")
     with pytest.raises(UnfoldError, match="the last stage decides the label itself"):
         _spec(tmp_path, _table(), text)

@@ -88,7 +88,7 @@ def test_rows_without_confidence_do_not_affect_curves() -> None:
 
 
 def test_missing_scores_exit_only_where_all_scores_exit() -> None:
-    """Of all cuts on a score that is not there, only the one that asks nobody on stops."""
+    """Of all cuts on a missing score, only the one that always exits stops."""
     score = np.array([[-np.inf], [0.2], [0.8]])
     front = search_exact_front(score, np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), np.array([1.0, 10.0]))
     best = front.cuts[int(front.loss.argmin()), 0, 1]
@@ -130,16 +130,16 @@ def test_answers_that_look_like_numbers_with_a_point_are_labels(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("dear", "told", "hint"),
+    ("dear", "expected", "hint"),
     [
         (str.capitalize, "300 of 300 answers", 'the labels are "refund", "spam", "tech": write both in the same case'),
         (lambda text: text.capitalize() if text == "tech" else text, "100 of 300 answers", '"tech": write both'),
         (lambda text: f"class {text}", "300 of 300 answers", 'the labels are "refund", "spam", "tech"'),
     ],
 )
-def test_misspelt_labels_are_errors(tmp_path: Path, dear: Write, told: str, hint: str) -> None:
-    """A service whose answers look different from the labels is told by name, with examples of both."""
-    with pytest.raises(UnfoldError, match=f"{told} of 'dear' are not labels of the data, such as \"") as error:
+def test_misspelt_labels_are_errors(tmp_path: Path, dear: Write, expected: str, hint: str) -> None:
+    """A service with answers unlike the labels is reported by name, with examples of both."""
+    with pytest.raises(UnfoldError, match=f"{expected} of 'dear' are not labels of the data, such as \"") as error:
         solve_spec(log(tmp_path, rows(dear=dear)), run_in(tmp_path / "run", base=tmp_path))
     diagnostic = error.value.diagnostics[0]
     assert diagnostic.key == "stages[0].models[1].recorded.prediction"

@@ -74,8 +74,8 @@ def test_a_total_loss_is_not_a_goal(folder: Path) -> None:
     """A loss of 100 % or more is refused at its key with a hint."""
     with pytest.raises(UnfoldError) as error:
         _spec(folder, "goal.max_loss=100%")
-    (told,) = error.value.diagnostics
-    assert (told.key, told.hint) == ("goal.max_loss", "max_loss: 1%")
+    (diagnostic,) = error.value.diagnostics
+    assert (diagnostic.key, diagnostic.hint) == ("goal.max_loss", "max_loss: 1%")
     assert _spec(folder, "goal.max_loss=99%").goal.max_loss == pytest.approx(0.99)
 
 
@@ -93,7 +93,7 @@ def test_the_baseline_can_have_a_call_price(folder: Path, tmp_path: Path, key: s
 
 
 def test_contradictory_baseline_prices_are_errors(folder: Path) -> None:
-    """Two prices of one call are a mistake, told at the second."""
+    """Two prices for one call are a mistake, reported at the second."""
     with pytest.raises(UnfoldError) as error:
         _spec(folder, "baseline.candidates[0].price=10", "stages[0].models[1].price=9")
-    assert [told.key for told in error.value.diagnostics] == ["stages[0].models[1].price"]
+    assert [diagnostic.key for diagnostic in error.value.diagnostics] == ["stages[0].models[1].price"]

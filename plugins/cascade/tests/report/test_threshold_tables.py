@@ -37,7 +37,7 @@ goal: {max_loss: 4%}
 
 
 def logs(file: Path, rows: int = 3000) -> list[dict[str, str]]:
-    """Write logs of services whose confidence is worth more for some labels than for others; some do not answer."""
+    """Write logs of services with confidences worth more for some labels than for others; some do not answer."""
     rng, found = np.random.default_rng(4), list[dict[str, str]]()
     for label in rng.integers(0, 5, rows):
         row = {"label": f"c{label}"}
@@ -56,7 +56,7 @@ def logs(file: Path, rows: int = 3000) -> list[dict[str, str]]:
 
 
 def carried_out(step: Mapping[str, Any], row: Mapping[str, str]) -> str:
-    """Return the answer of a step of plan.yaml to one row of the logs, as the how-to tells to do it."""
+    """Return the answer of a step of plan.yaml to one row of the logs, computed as the how-to describes."""
     said: dict[str, str] = {}
     for model in step["models"]:
         answer, confidence = row[f"{model}_a"], row[f"{model}_c"]

@@ -46,7 +46,7 @@ def list_diagnostics(folder: Path, text: str, *settings: str, rows: list[str] = 
 
 @pytest.mark.parametrize("text", [OWN, LONG, LOG])
 def test_a_valid_table_gives_no_diagnostics(tmp_path: Path, text: str) -> None:
-    """A spec whose table can be read has no mistake, and nothing is written."""
+    """A spec with a readable table has no mistake, and nothing is written."""
     assert list_diagnostics(tmp_path, text) == []
     assert not (tmp_path / "run").exists()
 

@@ -46,9 +46,9 @@ def test_a_trained_run_is_served_and_served_again(trained: Path) -> None:
             about = ask(f"{place}/v2/models/tumours")
             answers.append(ask(f"{place}/v2/models/tumours/infer", request(x)))
             process.send_signal(signal.SIGTERM)
-            told = rest(process)
+            remaining = rest(process)
         assert process.returncode == 0
-        assert re.search(r"engine +ONNX Runtime, equal to the native model on 285 rows", told), told
+        assert re.search(r"engine +ONNX Runtime, equal to the native model on 285 rows", remaining), remaining
     assert answers[0] == answers[1]
     outputs = {output["name"]: output for output in answers[0]["outputs"]}
     assert about["inputs"][0]["shape"] == [-1, 30]

@@ -19,7 +19,7 @@ SELECTOR = 'http_requests_total{service="video"}'
 
 @pytest.fixture
 def server() -> Iterator[MetricsServer]:
-    """A server whose counter grows by ten a second."""
+    """A server with a counter that grows by ten a second."""
     with metrics_server() as state:
         now_s = time.time()
         state.series[SELECTOR] = [[(now_s - 60 + 5 * index, 50.0 * index) for index in range(13)]]
@@ -97,7 +97,7 @@ def test_old_samples_are_no_lull(server: MetricsServer) -> None:
 
 
 def test_ages_are_by_the_clock_of_the_server(server: MetricsServer) -> None:
-    """A server whose clock is an hour behind has fresh samples, although they look old here."""
+    """A server with a clock an hour behind has fresh samples, although they look old here."""
     server.clock = lambda: time.time() - 3600
     server.series[SELECTOR] = [[(server.clock() - 60 + 5 * index, 50.0 * index) for index in range(13)]]
     assert source(server).read().age_s < 25

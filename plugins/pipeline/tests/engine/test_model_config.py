@@ -244,7 +244,7 @@ def test_the_precision_of_a_checkpoint_is_found(tmp_path: Path, quantization: An
     ],
 )
 def test_other_quantizations_are_refused(tmp_path: Path, quantization: Any) -> None:
-    """Weights whose kernels are not simulated are an error, unless the engine was measured."""
+    """Weights with kernels that are not simulated are an error, unless the engine was measured."""
     config = {**LLAMA, "quantization_config": {"x": 1, **quantization}}
     with pytest.raises(UnfoldError, match="are not simulated"):
         read(tmp_path, config)

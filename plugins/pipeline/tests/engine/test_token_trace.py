@@ -82,7 +82,7 @@ def test_whole_numbers_without_a_unit_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_date_in_a_prompt_is_no_time(tmp_path: Path) -> None:
-    """A line whose only date stands in its text has no time."""
+    """A line with a date only in its text has no time."""
     rows = [{"prompt": "on 2026-05-28 10:00:00", **row} for row in build_rows(float, "took", OPENAI)]
     with pytest.raises(UnfoldError, match="no time"):
         read(tmp_path, rows)

@@ -103,7 +103,7 @@ stages:
 
 
 def test_kserve_stages_keep_distinct_names(tmp_path: Path) -> None:
-    """Stages whose labels would be equal get numbers, which the file notes."""
+    """Stages with equal labels get numbers, which the file notes."""
     text = export_kserve(plan_report(tmp_path, TWINS))
     documents = list(yaml.safe_load_all(text))
     assert [item["metadata"]["name"] for item in documents[:-1]] == ["left", "left-2", "root-2"]

@@ -356,7 +356,7 @@ def test_null_fields_count_as_absent(cluster: Cluster) -> None:
     cluster.await_open("second", 4)
 
 
-def test_a_lease_without_a_spec_is_held_by_nobody(cluster: Cluster) -> None:
+def test_a_lease_without_a_spec_has_no_holder(cluster: Cluster) -> None:
     """Somebody may create it by hand; the next election fills it in."""
     for lease in cluster.server.list("leases"):
         lease.pop("spec")

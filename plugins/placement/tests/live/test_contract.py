@@ -46,7 +46,7 @@ def test_resources_are_created_resized_and_deleted(world: World, node: str) -> N
 
 
 def test_missing_objects_are_errors(world: World) -> None:
-    """Unknown names and nodes are told in words."""
+    """Unknown names and nodes are reported in words."""
     one = world.handle()
     for action in (
         lambda: one.resize("y", "n0"), lambda: one.delete("y", "n0"), lambda: one.create("y", "nowhere"),
@@ -124,7 +124,7 @@ def test_a_preempted_task_waits_again(world: World) -> None:
 
 
 def test_a_forced_delete_preempts_the_holders(world: World) -> None:
-    """Without force holders go on; with it they wait again, and nobody else does."""
+    """Without force holders go on; with it they wait again, and other tasks go on."""
     one = world.handle()
     for task in job("a", 3, run=3600):
         world.submit(task)
@@ -143,7 +143,7 @@ def test_a_forced_delete_preempts_the_holders(world: World) -> None:
 
 
 def test_a_unit_starts_completely_or_not_at_all(world: World) -> None:
-    """Where one of its tasks does not wait any more, the others are told to have failed, and wait."""
+    """Where one of its tasks no longer waits, the others fail and wait."""
     one = world.handle()
     after = one.snapshot().after
     for task in job("a", 2, run=3600):

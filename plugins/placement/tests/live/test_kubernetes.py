@@ -38,7 +38,7 @@ def node_has(admin: Api, node: str, resource: str) -> dict[str, str | None]:
 
 
 def soon(holds: Callable[[], bool], most: float = 30.0) -> None:
-    """Ask again and again until something holds: the server tells nobody of what this asks for."""
+    """Poll until something holds: the server sends no notice of this."""
     end = time.monotonic() + most
     while not holds():
         assert time.monotonic() < end, "it never came"

@@ -97,7 +97,7 @@ def test_backfill_candidates_are_found_without_comparing_all(size: int, monkeypa
 
 
 def test_a_late_stage_makes_its_dependents_late() -> None:
-    """A task whose deadline is before the earliest end of the stages that it comes after is refused as it comes."""
+    """A task with a deadline before the earliest end of the stages that it comes after is refused on arrival."""
     first, second = job("a", 2, run=10), [replace(task, after=("a",)) for task in job("b", 1, run=5)]
     third = [
         replace(task, after=("b",), deadline=deadline) for task, deadline in zip(job("c", 1), (24.0,), strict=True)

@@ -107,8 +107,8 @@ def test_spread_holds_with_other_policies(seed: int, other: str) -> None:
 
 
 @dataclass
-class Told:
-    """Opens a door wider with every ending, and writes down what it is told."""
+class EventRecorder:
+    """Opens a door wider with every ending, and records the events that it receives."""
 
     heard: list[str] = field(default_factory=list)
     phase: int = STATIC
@@ -124,9 +124,9 @@ class Told:
 
 def test_all_ends_of_an_instant_are_dispatched_before_any_start() -> None:
     """A policy that changes something at an ending sees no start before the others of that instant."""
-    told = Told()
-    simulate(cluster(1), job("a", 5), [told])
-    assert told.heard == [BEGAN, STARTED, STARTED, ENDED, ENDED, STARTED, STARTED, STARTED, ENDED, ENDED, ENDED]
+    recorder = EventRecorder()
+    simulate(cluster(1), job("a", 5), [recorder])
+    assert recorder.heard == [BEGAN, STARTED, STARTED, ENDED, ENDED, STARTED, STARTED, STARTED, ENDED, ENDED, ENDED]
 
 
 def test_followers_wait_for_their_leader_and_join_it() -> None:

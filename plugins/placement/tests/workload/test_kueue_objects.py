@@ -235,7 +235,7 @@ def test_a_quota_that_is_no_number_is_named_as_such(tmp_path: Path) -> None:
         spec(two_teams(tmp_path), policy={"quota": {"team-a": "64Gi", "resource": "memory"}})
 
 
-def test_nobody_knows_how_long_without_an_end(tmp_path: Path) -> None:
+def test_a_run_without_an_end_has_no_duration(tmp_path: Path) -> None:
     """Without an ended workload the run time must be written; a limit of execution time stands for it."""
     items = [flavor(), cluster_queue("a", 8), local_queue("a"), workload("a/x", 0, 1)]
     with pytest.raises(UnfoldError, match="nothing shows how long it runs"):

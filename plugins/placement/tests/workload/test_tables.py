@@ -1,4 +1,4 @@
-"""Recorded workloads are read as clusters write them, and what is wrong with one is told by line."""
+"""Recorded workloads are read as clusters write them, and mistakes are reported by line."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_csv_tasks(tmp_path: Path) -> None:
     ],
 )
 def test_faulty_tasks_are_reported(tmp_path: Path, text: str, message: str) -> None:
-    """A cell that is no amount, and a column that is missing, are told with their place."""
+    """A cell without an amount, and a missing column, are reported with their place."""
     with pytest.raises(UnfoldError, match=message):
         list(csv_tasks(write_csv(tmp_path, text)))
 
@@ -97,13 +97,13 @@ def test_faulty_tasks_are_reported(tmp_path: Path, text: str, message: str) -> N
 def test_contradictory_rows_are_reported_with_their_line(
     tmp_path: Path, read: Callable[[Path], Iterable[object]], text: str, message: str
 ) -> None:
-    """A second row of a name, a node with nothing, and a job that is not there are told with file, line and column."""
+    """A duplicate name, an empty node, and an unknown job are reported with file, line and column."""
     with pytest.raises(UnfoldError, match=message):
         list(read(write_csv(tmp_path, text)))
 
 
 def test_csv_columns_become_task_fields(tmp_path: Path) -> None:
-    """Whom a task follows, avoids and comes after, and its data, are columns; several have ``|`` or spaces between."""
+    """Tasks to follow, to avoid and to come after, and data, are columns; several are separated by ``|`` or spaces."""
     head = "task,arrival,run,job,role,follows,avoids,after,data\n"
     text = head + "a,0,5,j,server,,,,d1 d2\nb,0,5,k,,j,,,d1|d2\nc,0,5,l,,,k,j | k,\n"
     a, b, c = csv_tasks(write_csv(tmp_path, text))

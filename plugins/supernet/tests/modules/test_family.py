@@ -32,7 +32,7 @@ pytestmark = pytest.mark.torch
 
 
 class Residual(nn.Module):  # type: ignore[misc,unused-ignore]
-    """Two convolutions whose sum with the input is rectified."""
+    """Two convolutions; their sum with the input is rectified."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -399,7 +399,7 @@ def test_wrappers_are_taken_off(wrap: Callable[[nn.Module], Any]) -> None:
 
 
 class RecurrentAfterConv(nn.Module):  # type: ignore[misc,unused-ignore]
-    """A convolution whose channels become the features of a recurrent layer."""
+    """A convolution with channels that become the features of a recurrent layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -876,7 +876,7 @@ def test_inputs_of_another_layout_are_advised_on(module: Callable[[], nn.Module]
 
 
 def test_lazy_layers_get_their_weights_from_the_example() -> None:
-    """A network whose layers learn their sizes from the first input is elastic like any other."""
+    """A network with layers that learn their sizes from the first input is elastic like any other."""
     example = torch.randn(3, 6)
     family = elastic(nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(2)), example, widths=(0.5, 1))
     assert [group.root for group in family.groups] == ["0"]

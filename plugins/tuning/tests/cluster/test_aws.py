@@ -254,7 +254,7 @@ def test_the_next_attempt_terminates_what_a_killed_driver_left(ec2: Any, endpoin
 
 @pytest.mark.e2e
 def test_doctor_finds_orphans(ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An instance of a run in this folder without a driver is an orphan; one whose driver lives is not."""
+    """An instance of a run in this folder without a driver is an orphan; one with a living driver is not."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs/t"
     with RunDir(folder).locked(), open_ledger(folder / "ledger.sqlite", MACHINE, "a") as ledger:
@@ -298,7 +298,7 @@ def test_termination_times_are_parsed_from_sentences() -> None:
 
 
 def raise_refusals(ec2: Any, *codes: str) -> Any:
-    """Return a client whose first requests for instances are refused with these codes."""
+    """Return a client that gets these codes for its first requests for instances."""
     client = UnreliableClient(ec2, lost=0)
     client.refusals = list(codes)
     return client

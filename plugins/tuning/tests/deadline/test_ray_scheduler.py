@@ -177,7 +177,7 @@ def test_a_third_continues_at_each_rung() -> None:
 
 
 def test_a_trial_that_ray_retries_keeps_its_place() -> None:
-    """A trial whose failure Ray retries is added again, and continues where it was; a lost one frees its place."""
+    """A trial that Ray retries is added again, and continues where it was; a lost one frees its place."""
     scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
     controller = FakeController(scheduler, [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6], 1.0, 9)
     controller.failing = {2: 5, 7: 2}

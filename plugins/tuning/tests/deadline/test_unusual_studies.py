@@ -430,7 +430,7 @@ def test_interrupted_searches_continue(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_two_processes_do_not_share_a_study() -> None:
-    """A study that another living process runs is refused; one whose process is gone is not."""
+    """A study that another living process runs is refused; one with a dead process is not."""
     study = optuna.create_study()
     study.set_user_attr(OWNER_KEY, {"host": "elsewhere", "pid": 1, "start": "", "at": time.time()})
     with pytest.raises(UnfoldError, match="runs this study"):

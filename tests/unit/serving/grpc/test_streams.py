@@ -194,7 +194,7 @@ def test_streams_are_bounded_over_all_clients() -> None:
 
 
 class Caller:
-    """A context of a call with an endless stream of requests, whose client reads no response."""
+    """A context of a call with an endless stream of requests and a client that reads no response."""
 
     written = 0
 

@@ -54,7 +54,7 @@ def test_what_is_optional_may_be_null_or_anything_that_is_not_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "expected"),
     [
         (b"", "the body is empty"),
         (b"\xff\xfe", "malformed"),
@@ -86,11 +86,11 @@ def test_what_is_optional_may_be_null_or_anything_that_is_not_ours() -> None:
         (b"[" * 100_000, "recursion|Expected `object`"),
     ],
 )
-def test_a_body_that_does_not_fit_is_told_why(data: bytes, told: str) -> None:
+def test_a_mismatched_body_gets_a_reason(data: bytes, expected: str) -> None:
     """Whatever is wrong with a body is said in words that name the input."""
     with pytest.raises(InvalidRequest) as caught:
         TOTAL.read(data)
-    assert any(part in str(caught.value) for part in told.split("|")), str(caught.value)
+    assert any(part in str(caught.value) for part in expected.split("|")), str(caught.value)
 
 
 def test_null_is_a_gap_where_the_model_takes_gaps() -> None:

@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(slots=True)
 class Bench:
-    """A sweep that refuses requests of ``HEAD`` and four bytes, over connections whose other ends are ``clients``."""
+    """A sweep that refuses requests of ``HEAD`` and four bytes, over connections to ``clients``."""
 
     answer: bytes = NO
     refused: list[int] = field(default_factory=list)
