@@ -43,7 +43,7 @@ def test_there_are_enough() -> None:
 
 @pytest.mark.parametrize("name", ["anchor-bomb", "anchor-itself", "nested-too-deep", "nested-too-deep-anchors"])
 def test_a_bomb_is_refused_quickly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of a few hundred bytes that stands for millions of values is refused within two seconds of work."""
+    """A file of a few hundred bytes that expands to millions of values is refused within two seconds of work."""
     monkeypatch.chdir(ROOT)
     began = time.process_time()
     assert checked(Path("tests/badspecs") / f"{name}.yaml").code == 2

@@ -24,7 +24,7 @@ def test_a_benchmark_is_a_module_with_run(tmp_path: Path) -> None:
 
 
 def test_without_a_name_the_list_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each benchmark stands in the list, with what it is about."""
+    """The list names each benchmark with its subject."""
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == frame.names()

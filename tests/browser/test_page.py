@@ -175,7 +175,7 @@ def test_a_report_opens_without_a_network(chromium: Any, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("width", "media"), [(320, "screen"), (718, "print")])
 def test_figures_fit_small_screens_and_paper(chromium: Any, tmp_path: Path, width: int, media: str) -> None:
-    """On 320 pixels and on paper nothing is wider than the page; on paper the values stand under the figures."""
+    """On 320 pixels and on paper nothing is wider than the page; on paper the values are under the figures."""
     page = chromium.new_page(viewport={"width": width, "height": 900})
     page.emulate_media(media=media)
     page.goto(every_figure(tmp_path))
@@ -207,7 +207,7 @@ def written(folder: Path, table: Table) -> str:
 
 
 def test_the_page_reports_a_lost_server_and_recovers(chromium: Any, total: Server) -> None:
-    """When the server ends, the page says so instead of showing old figures as new ones."""
+    """When the server ends, the page reports it instead of showing old figures as new ones."""
     page = opened(chromium, total, [])
     assert total.end() == 0
     page.wait_for_selector("body.off", timeout=5000)

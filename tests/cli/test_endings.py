@@ -103,7 +103,7 @@ def test_a_closed_pipe_ends_quietly(tmp_path: Path, spec: Path, words: list[str]
 
 
 def test_head_takes_what_it_wants(tmp_path: Path, spec: Path) -> None:
-    """``unfold … | head -c1`` ends without a complaint, however much was left to say."""
+    """``unfold … | head -c1`` ends without a complaint, however much output was left."""
     line = " ".join(command(["plan", "a.yaml", "--format", "json"])) + ' | head -c1; echo ".${PIPESTATUS[0]}"'
     done = subprocess.run(
         ["bash", "-c", line], cwd=tmp_path, env=surroundings(), capture_output=True, text=True, check=True, timeout=60
@@ -164,7 +164,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_run_ends_with_the_same_report(tmp_path: Path, unfold: Unfold, seed: int) -> None:
-    """Killed with SIGKILL at a moment that the seed says, and started again, a run ends as if nothing had been."""
+    """Killed with SIGKILL at a random moment, and started again, a run ends as if nothing had happened."""
     dice = random.Random(seed)  # noqa: S311 - tests, not secrets
     undisturbed = tmp_path / "undisturbed"
     for folder in (tmp_path, undisturbed):

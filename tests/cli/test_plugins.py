@@ -44,14 +44,14 @@ def inside(unfold: Unfold, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]
 
 
 def listed(process: Process, *path: Path, env: dict[str, str] | None = None) -> dict[str, Any]:
-    """Return what ``plugins`` says of each plugin, by distribution and name."""
+    """Return the output of ``plugins`` for each plugin, by distribution and name."""
     done = process("plugins", "--format", "json", path=path, env=env)
     assert done.returncode == 0, done.stderr
     return {f"{row['distribution']}:{row['name']}": row for row in json.loads(done.stdout)}
 
 
 def test_the_plugins_of_the_house_are_listed(unfold: Unfold) -> None:
-    """Each plugin stands with status and distribution, its kinds with their verbs under it; all of the house are ok."""
+    """Each plugin is listed with status and distribution, its kinds with their verbs under it; all of ours are ok."""
     outcome = unfold("plugins")
     assert outcome.code == 0
     assert "  echo       profile, train, plan, serve" in outcome.out
@@ -85,7 +85,7 @@ def test_a_third_party_is_found(inside: Process, tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_plugin_is_named_and_skipped(inside: Process, tmp_path: Path, code: str, error: str) -> None:
-    """A plugin that fails at import is listed as broken with the reason, doctor says no, and the others work."""
+    """A plugin that fails at import is listed as broken with the reason, doctor fails, and the others work."""
     folder = distribution(tmp_path / "site", "unfold-third", code, entry="third")
     row = listed(inside, folder)["unfold-third:third"]
     assert row["status"] == "broken"
@@ -136,7 +136,7 @@ def test_only_the_built_in_plugins_on_request(inside: Process, tmp_path: Path) -
 
 
 def test_a_missing_verb_is_reported(inside: Process, tmp_path: Path) -> None:
-    """A verb that a kind does not have exits with 2 and says what it has."""
+    """A verb that a kind does not have exits with 2 and lists those it has."""
     code = kind_code("third", plan="x:y", serve="x:z")
     folder = distribution(tmp_path / "site", "unfold-third", code)
     for verb in ("train", "profile"):
@@ -177,7 +177,7 @@ def test_a_plugin_that_fails_is_not_the_callers_fault(
     ],
 )
 def test_an_unsound_report_is_the_plugins_fault(inside: Process, tmp_path: Path, made: str, expected: str) -> None:
-    """What is no sound report exits with 3, names the verb and what is wrong, and leaves no report in the run."""
+    """An invalid report exits with 3, names the verb and the flaw, and leaves no report in the run."""
     body = f"from unfoldkit.api import Report, Verdict\n\ndef plan(spec, run):\n    return {made}"
     folder = distribution(tmp_path / "site", "unfold-third", kind_code("third", body, plan="unfold_third:plan"))
     done = inside("plan", "-", path=[folder], stdin=HIDDEN)
@@ -187,7 +187,7 @@ def test_an_unsound_report_is_the_plugins_fault(inside: Process, tmp_path: Path,
 
 
 def test_a_missing_package_names_its_extra(inside: Process, tmp_path: Path) -> None:
-    """A verb that needs a package of an extra exits with 2 and says what to install."""
+    """A verb that needs a package of an extra exits with 2 and names what to install."""
     code = kind_code("third", plan="nonesuch_package:plan", extra="torch")
     folder = distribution(tmp_path / "site", "unfold-third", code)
     done = inside("plan", "-", path=[folder], stdin=HIDDEN)
@@ -230,7 +230,7 @@ def test_a_plan_holds_the_version_of_its_plugin(inside: Process, tmp_path: Path)
 
 
 def test_a_misspelt_hook_is_found_by_doctor(inside: Process, tmp_path: Path) -> None:
-    """Doctor says no to a hook that would never be called, names the one that was meant, and exits with 1."""
+    """Doctor rejects a hook that would never be called, names the one that was meant, and exits with 1."""
     code = kind_code("third", "@hookimpl\ndef unfold_cheks():\n    return []", plan="x:y")
     folder = distribution(tmp_path / "site", "unfold-third", code)
     done = inside("doctor", path=[folder])
@@ -254,7 +254,7 @@ def test_failing_hooks_do_not_fail_the_verb(inside: Process, tmp_path: Path) -> 
 
 
 def test_a_plugins_format_and_observer_work(inside: Process, tmp_path: Path) -> None:
-    """A format of a plugin is taken by name and by ending, and an observer hears what happened."""
+    """A format of a plugin is taken by name and by ending, and an observer receives the events."""
     body = (
         "from unfoldkit.api import Renderer\n\n@hookimpl\ndef unfold_renderers():\n"
         "    yield Renderer('shout', '', 'unfold_third:shout', ('.loud',))\n\n"
@@ -270,7 +270,7 @@ def test_a_plugins_format_and_observer_work(inside: Process, tmp_path: Path) -> 
 
 
 def test_a_check_that_returns_nothing_does_not_end_the_others(inside: Process, tmp_path: Path) -> None:
-    """Doctor says no to a check that returns no result, and prints all others."""
+    """Doctor rejects a check that returns no result, and prints all others."""
     body = (
         "from unfoldkit.api import Check\n\n@hookimpl\ndef unfold_checks():\n"
         "    yield Check('idle', '', 'unfold_third:idle')\n\ndef idle():\n    pass\n"

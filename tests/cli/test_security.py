@@ -46,7 +46,7 @@ def test_a_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.e2e
 def test_no_secret_gets_into_a_run(tmp_path: Path, unfold_process: Process) -> None:
-    """Tokens and keys of the environment stand neither in the report nor in the log nor in any file of the run."""
+    """Tokens and keys of the environment are neither in the report nor in the log nor in any file of the run."""
     (tmp_path / "a.yaml").write_text(ECHO)
     secrets = {"UNFOLD_TOKEN": "tok-3141", "AWS_SECRET_ACCESS_KEY": "key-2718", "OTHER_PASSWORD": "word-1618"}
     for words in (["plan", "a.yaml", "--verbose", "--format", "json"], ["train", "a.yaml"], ["doctor"]):

@@ -57,7 +57,7 @@ def ended(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, 
 
 
 def test_a_service_answers_and_ends_cleanly(tmp_path: Path, spec: Path) -> None:
-    """Serve says where it listens, answers there, and ends on SIGTERM with 0 and nothing on stdout."""
+    """Serve prints its address, answers there, and ends on SIGTERM with 0 and nothing on stdout."""
     with serving(tmp_path) as (process, place):
         status, body = answer(place + "/")
         assert (status, json.loads(body)) == (200, {"message": "hi", "times": 2})
@@ -116,7 +116,7 @@ def test_a_token_is_kept_on_loopback_too(tmp_path: Path, spec: Path) -> None:
 def test_a_token_from_a_file_is_a_token(
     tmp_path: Path, spec: Path, unfold: Unfold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The end of a line behind a token is no part of it, and alone it is none."""
+    """The end of a line after a token is not part of it, and alone it is none."""
     with serving(tmp_path, token="secret\n") as (_, place):  # noqa: S106 - a test's
         assert answer(place + "/")[0] == 401
         assert answer(place + "/", "secret")[0] == 200

@@ -204,7 +204,7 @@ def test_a_folder_that_may_not_be_entered_is_the_callers_fault(unfold: Unfold, m
 
 
 def test_the_seed_is_kept(unfold: Unfold, spec: Path) -> None:
-    """The seed, the hash of the spec and the versions stand in the report's provenance."""
+    """The seed, the hash of the spec and the versions are in the report's provenance."""
     data = json.loads(unfold("plan", spec, "--seed", "7", "--format", "json").out)
     assert data["schema"] == SCHEMA
     assert data["provenance"]["seed"] == 7
@@ -266,7 +266,7 @@ samples: 100
 
 @pytest.mark.e2e
 def test_train_carries_out_the_plan_that_is_named(unfold: Unfold, tmp_path: Path) -> None:
-    """Train does what a plan says that differs from what it would plan itself, as its spec or by --plan."""
+    """Train follows a plan that differs from what it would plan itself, from its spec or --plan."""
     spec, plan = tmp_path / "mini.yaml", tmp_path / "plan.yaml"
     spec.write_text(TUNING, encoding="utf-8")
     assert unfold("plan", spec, "--out", plan).code == 0
@@ -339,7 +339,7 @@ class Mine:
 
 
 def test_code_beside_the_spec_is_found(unfold: Unfold, tmp_path: Path) -> None:
-    """With --allow-code a spec may name a module that lies beside it, wherever the command is called from."""
+    """With --allow-code a spec may name a module in its own folder, wherever the command is called from."""
     folder = tmp_path / "own"
     folder.mkdir()
     (folder / "beside_the_spec.py").write_text(OWN, encoding="utf-8")

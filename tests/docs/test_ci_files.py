@@ -29,7 +29,7 @@ def parsed(name: str) -> Any:
 
 
 def act(tmp_path: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
-    """Run the last step of the action as a runner would, with this environment in the place of the installed one."""
+    """Run the last step of the action as a runner would, with this environment instead of the installed one."""
     bin_folder = tmp_path / "unfold" / "bin"
     if not bin_folder.is_dir():
         bin_folder.mkdir(parents=True)

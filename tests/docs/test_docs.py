@@ -1,4 +1,4 @@
-"""The documentation says what the code does: nothing is undocumented, stale, or leads nowhere."""
+"""The documentation matches the code: nothing is undocumented, stale, or a dead link."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def options() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("command", "option"), list(options()))
 def test_every_option_is_on_the_page(command: str, option: str) -> None:
-    """Each option stands under its command, or under those that all verbs share."""
+    """Each option is under its command, or under those that all verbs share."""
     parts = re.split(r"^## ", page("reference/cli.md"), flags=re.MULTILINE)
     here = [part for part in parts if part.startswith((f"{command}\n", "Options of"))]
     assert any(re.search(rf"{re.escape(option)}[`, ]", part) for part in here)
@@ -131,7 +131,7 @@ def test_pages_of_figures_are_short_and_their_rows_exist() -> None:
 
 
 def test_every_variable_of_the_environment_is_documented() -> None:
-    """Whatever the code reads from the environment under our own name stands on the page."""
+    """Every environment variable of our own that the code reads is on the page."""
     source = "".join(path.read_text("utf-8") for path in (ROOT / "src").rglob("*.py"))
     found = set(re.findall(r"\bUNFOLD_[A-Z_]+\b", source))
     assert [name for name in sorted(found) if f"| `{name}` |" not in page("reference/environment.md")] == []

@@ -80,7 +80,7 @@ def send_each(wire: socket.socket, parts: list[bytes], pause_s: float = 0.0) -> 
 
 @pytest.mark.parametrize("path", [INFER, "/v2/models/total/versions/1/infer"])
 def test_a_client_that_takes_no_answers_is_let_go(hasty: Server, path: str) -> None:
-    """Who asks and never reads is not answered without end: memory stays, and the connection is cut."""
+    """A client that sends and never reads is not answered without end: memory stays, and the connection is cut."""
     before = rss_mib(hasty)
     ask = request(path, rows(*[[1, 2, 3]] * 500))
     with hasty.connect() as wire:

@@ -41,7 +41,7 @@ def test_a_case_can_be_made_again() -> None:
 
 
 def test_the_fuzz_notices_what_it_looks_for() -> None:
-    """An exception that is no refusal, such as one of a plugin's own check, comes out of an attempt."""
+    """An exception other than a refusal, such as one of a plugin's own check, comes out of an attempt."""
     plugin = types.SimpleNamespace(unfold_kinds=unfold_kinds)
     registry = load_registry(entry_points=[], extra={"careless": plugin})
     spoilt = Case(0, Path(), b"version: 1\nkind: careless\nname: a\n", ())

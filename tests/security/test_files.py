@@ -165,7 +165,7 @@ def test_what_is_no_file_is_refused(trained: Path, tmp_path: Path, file: str, wh
 
 
 def put(path: Path, what: str) -> None:
-    """Put something that is no file in the place of one."""
+    """Put something other than a file in its place."""
     if what == "pipe":
         os.mkfifo(path)
     elif what == "device":
@@ -239,7 +239,7 @@ def test_a_database_cut_short_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["garbage", "empty", "text", "deep object", "list", "half"])
 def test_damaged_tensors_are_named(tmp_path: Path, fault: str) -> None:
-    """Weights that are no safetensors are refused with their name."""
+    """Weights that are not safetensors are refused with their name."""
     pytest.importorskip("torch")
     from unfold_supernet.family import checkpoint
     from unfold_supernet.family.artifacts import SPACE_FILE
@@ -283,7 +283,7 @@ EVIL = "\x1b[31m\x1b]0;title\x07 a\u202eb \u2066c\u2069 \x9bd \x08"
 
 @pytest.mark.parametrize("form", ["text", "json", "md", "html", "github", "junit"])
 def test_reports_show_no_control_characters_of_files(trained: Path, tmp_path: Path, form: str) -> None:
-    """Whatever stands in a stored report, no escape, control or bidirectional character comes out."""
+    """Whatever a stored report contains, no escape, control or bidirectional character is printed."""
     run = tmp_path / "run"
     shutil.copytree(trained / "run", run)
     data = json.loads((run / "report.json").read_text())

@@ -57,7 +57,7 @@ def test_a_plan_is_stored_and_shown_again(tmp_path: Path) -> None:
 
 
 def test_plugin_can_be_switched_off(tmp_path: Path) -> None:
-    """A plugin that is named in the environment is not there, and its specs say so."""
+    """A plugin that is disabled in the environment is not loaded, and its specs report it."""
     unfold(tmp_path, "init", "storage", "--out", "photos.yaml")
     words = ["/usr/bin/env", "UNFOLD_DISABLE_PLUGINS=storage", str(Path(sys.executable).parent / "unfold")]
     done = subprocess.run([*words, "check", "photos.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False)

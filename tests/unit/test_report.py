@@ -52,7 +52,7 @@ def test_times_can_be_left_out() -> None:
 
 
 def test_another_schema_is_refused() -> None:
-    """Data of another schema, or with parts missing, is no report."""
+    """Data of another schema, or with parts missing, is not a report."""
     with pytest.raises(ValueError, match="report/2"):
         from_data(to_data(REPORT) | {"schema": "unfoldkit.report/2"})
     with pytest.raises(KeyError):

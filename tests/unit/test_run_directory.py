@@ -116,7 +116,7 @@ def test_a_place_that_cannot_be_written_is_the_callers_fault(tmp_path: Path) -> 
 
 
 def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
-    """What is no plain file, such as /dev/stdout or /dev/null, gets the bytes and is not replaced by a file."""
+    """A special file, such as /dev/stdout or /dev/null, gets the bytes and is not replaced."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with ThreadPoolExecutor(1) as readers:
@@ -144,7 +144,7 @@ def test_a_link_that_leads_in_a_circle_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_file_keeps_the_permissions_of_its_owner(run: RunDir) -> None:
-    """A new file is as private as the umask says, and one that is written again keeps who may read it."""
+    """A new file is as private as the umask, and a rewritten one keeps its permissions."""
     before = os.umask(0o077)
     try:
         run.write("secret.json", b"new")

@@ -17,6 +17,6 @@ def test_warnings_may_precede_the_address() -> None:
 
 
 def test_a_service_that_ends_is_reported_with_all_its_lines() -> None:
-    """The failure holds what the process said."""
+    """The failure contains the output of the process."""
     with pytest.raises(AssertionError, match=r"(?s)first.*runs/ecg: no such run"):
         find_address(["first\n", "error: runs/ecg: no such run\n"])

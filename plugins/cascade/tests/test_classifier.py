@@ -105,7 +105,7 @@ def test_single_rows_and_batches_get_equal_answers(fitted: Any) -> None:
     ],
 )
 def test_invalid_parameters_are_errors_in_fit(changes: Any, expected: str) -> None:
-    """A parameter that makes no sense is a ValueError that says what would."""
+    """An invalid parameter is a ValueError that names valid values."""
     x, y = load_breast_cancer(return_X_y=True)
     with pytest.raises(ValueError, match=expected):
         CascadeClassifier(**({"estimators": TINY} | changes)).fit(x[:80], y[:80])
@@ -133,7 +133,7 @@ def test_evidence_is_small_where_training_data_is_sparse() -> None:
 
 
 def test_agreeing_ensembles_have_full_confidence() -> None:
-    """Members that all say the same give 1; where trees of a forest differ, the confidence is that of the formula."""
+    """Members that all agree give 1; where trees of a forest differ, the confidence is that of the formula."""
     x, y = load_breast_cancer(return_X_y=True)
     forest = RandomForestClassifier(5, max_depth=3, random_state=0).fit(x, y)
     said = np.stack([tree.predict_proba(x) for tree in forest.estimators_])

@@ -66,7 +66,7 @@ def test_the_column_of_counts_can_be_stated(tmp_path: Path) -> None:
     "cells", [["1", "1", "1"], ["0", "1", "2"], ["1", "2", "3"], ["a", "2", "2"], ["0.5", "2", "2"]]
 )
 def test_row_numbers_and_words_in_a_column_of_counts_are_not_counts(tmp_path: Path, cells: list[str]) -> None:
-    """Ones, running numbers and words are no counts, whatever their column is called, unless they are said to be."""
+    """Ones, running numbers and words are not counts, whatever their column is called, unless declared as such."""
     path = table(tmp_path, "n,ts", [f"{cell},{at}" for at, cell in enumerate(cells)])
     assert traces.read_trace(path).tolist() == [0, 1, 2]
     if cells[0].isdigit():

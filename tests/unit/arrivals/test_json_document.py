@@ -184,7 +184,7 @@ def test_lines_of_json_are_a_log_whatever_they_nest(tmp_path: Path) -> None:
     ],
 )
 def test_an_error_of_prometheus_is_shown(tmp_path: Path, answer: dict[str, str], reason: str) -> None:
-    """A file that holds the error of a query is no table without a column of times."""
+    """The error of a query is reported as such, not as a table without a column of times."""
     path = tmp_path / "range.json"
     path.write_text(json.dumps(answer), "utf-8")
     with pytest.raises(UnfoldError, match=f"an error, not a range: {reason}"):

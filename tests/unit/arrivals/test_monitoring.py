@@ -84,7 +84,7 @@ def test_rates_are_arrivals_through_their_interval(tmp_path: Path) -> None:
 
 
 def test_a_counter_instead_of_a_rate_is_reported(tmp_path: Path) -> None:
-    """Whole numbers that rise and never fall are read as rates, and a warning says that they may be a counter's."""
+    """Whole numbers that rise and never fall are read as rates, with a warning that they may be a counter's."""
     for rates, notes in ((range(0, 1200, 100), 2), ([5] * 12, 1), ([1.5, *range(2, 13)], 1)):
         messages: list[str] = []
         traces.read_trace(

@@ -41,7 +41,7 @@ def test_bundled_figures_are_those_of_the_source(shared: Path) -> None:
 
 
 def test_the_first_book_that_knows_a_price_gives_it() -> None:
-    """A price in the spec beats the live one, that the cached, that the bundled; the source says which it was."""
+    """A price in the spec beats the live one, that the cached, that the bundled; the source names which it was."""
     live = PriceBook("live", "d1", {"g5.xlarge": Instance("g5.xlarge", on_demand=0.8, source="live", date="d1")})
     cached = PriceBook("cached", "d2", {"g5.xlarge": Instance("g5.xlarge", on_demand=0.9, source="cached", date="d2")})
     for books, want in [((live, cached), ("live", 0.8)), ((cached,), ("cached", 0.9)), ((), ("bundled", 1.006))]:

@@ -45,7 +45,7 @@ def book(folder: Path, content: object, region: str = EAST) -> PriceBook:
 def test_a_table_of_any_names_and_units_is_dollars_an_hour(
     tmp_path: Path, head: str, price: str, dollars_an_hour: float
 ) -> None:
-    """A column of types and one of prices do, in the unit that the head or the cell says."""
+    """A column of types and one of prices suffice, in the unit of the header or the cell."""
     apart = ";" if ";" in head else ","
     found = book(tmp_path, f"{head}\nbox{apart}{price}\n").rows["box"]
     assert found.on_demand == pytest.approx(dollars_an_hour)
@@ -53,7 +53,7 @@ def test_a_table_of_any_names_and_units_is_dollars_an_hour(
 
 
 def test_a_table_may_list_hardware_spot_and_regions(tmp_path: Path) -> None:
-    """What stands beside the price is taken, rows of other regions and those without a price are not."""
+    """Columns beside the price are read; rows of other regions and those without a price are not."""
     text = (
         "type,vCPU,Memory (GiB),gpu_name,gpu_count,on_demand_usd_per_hour,spot_saving_pct,spot_usd_per_hour,region\n"
         "g5,4,16 GiB,A10G,1,1.006,60,0.4,us-east-1\ng5,4,16,A10G,1,1.2,60,0.5,eu-west-1\nold,1,1,,,N/A,,,us-east-1\n"
@@ -85,7 +85,7 @@ def test_a_table_may_list_hardware_spot_and_regions(tmp_path: Path) -> None:
     ],
 )
 def test_an_unreadable_list_is_reported(tmp_path: Path, text: str, expected: str) -> None:
-    """Other currencies, what is no price or cannot be true, two prices of a type and strange files are refused."""
+    """Other currencies, invalid or impossible prices, two prices of a type and strange files are refused."""
     with pytest.raises(UnfoldError, match=expected):
         book(tmp_path, text)
 

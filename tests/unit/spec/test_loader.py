@@ -85,7 +85,7 @@ def test_every_duplicate_is_reported() -> None:
 
 @pytest.mark.parametrize("text", ["!!str 5", "!x {}", "!!map {}", "!!python/tuple [1]", "{!!str a: 1}", "! 5"])
 def test_a_tag_is_refused_wherever_it_stands(text: str) -> None:
-    """A tag on a value, list, mapping or key is refused, but for the empty one, which says nothing."""
+    """A tag on a value, list, mapping or key is refused, but for the empty one, which has no meaning."""
     if text.startswith("! "):
         assert parse(text).data in (5, "5")
     else:
@@ -117,6 +117,6 @@ def test_a_file_that_cannot_be_read_is_named() -> None:
 
 
 def test_paths_are_dotted() -> None:
-    """Keys are joined by dots, indices stand in brackets."""
+    """Keys are joined by dots, indices are in brackets."""
     assert dotted(("a", "b", 0, "c", 1)) == "a.b[0].c[1]"
     assert dotted(()) == ""

@@ -41,7 +41,7 @@ class Root(Model):
     ],
 )
 def test_the_keys_of_a_place_are_known(path: tuple[str | int, ...], expected: set[str]) -> None:
-    """The keys that may stand at a path follow from the model: through lists, mappings, unions and aliases."""
+    """The valid keys at a path follow from the model: through lists, mappings, unions and aliases."""
     assert known_keys(Root, path) == expected
 
 

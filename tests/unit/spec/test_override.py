@@ -27,7 +27,7 @@ TEXT = "a: {b: [1, {c: 2}]}\nd: x\n"
     ],
 )
 def test_a_setting_lands_where_it_says(setting: str, path: tuple[str | int, ...], value: Any) -> None:
-    """The value is read as YAML and stands at its path; its origin is remembered."""
+    """The value is read as YAML and set at its path; its origin is remembered."""
     document = apply_settings(parse(TEXT), [setting])
     found = document.data
     for part in path:

@@ -109,7 +109,7 @@ def test_mistakes_are_reported_together_in_the_order_of_the_file(text: str, expe
 
 
 def test_a_document_without_a_mapping_is_reported() -> None:
-    """A list or a word in the place of a spec is refused at its place."""
+    """A list or a word in place of a spec is refused at its position."""
     assert list_mistakes("- a\n") == [
         'f:1:1: a spec is a mapping of keys, not ["a"] (unfold init KIND writes one to start from)'
     ]

@@ -83,7 +83,7 @@ def test_predictions_minimise_the_expected_cost(found: Solution) -> None:
 
 
 def test_equal_error_costs_change_nothing() -> None:
-    """If each error is said to cost the same, answers, losses and confidences are those of a goal without costs."""
+    """If each error costs the same, answers, losses and confidences are those of a goal without costs."""
     p = np.random.default_rng(1).dirichlet([1, 1, 1], 200)
     truth, said = np.arange(200) % 3, p.argmax(axis=1)
     alike = build_error_costs({"a": 5.0, "b": 5.0, "c": {"a": 5.0, "b": 5.0}}, ("a", "b", "c"), truth)
@@ -175,7 +175,7 @@ def test_served_answers_minimise_the_expected_cost(tmp_path: Path) -> None:
 
 
 def test_error_costs_apply_to_recorded_predictions(tmp_path: Path) -> None:
-    """Of recorded answers, one that is no label at all costs as much as the worst that is one."""
+    """A recorded answer that is not a label costs as much as the worst one that is."""
     rng = np.random.default_rng(0)
     y = np.where(rng.random(400) < 0.1, "sick", "well")
     said = rng.choice(["well", "?!"], 400)

@@ -111,7 +111,7 @@ def test_a_mostly_unlabelled_table_is_rejected(tmp_path: Path) -> None:
 
 
 def test_parquet_nulls_are_not_labels(tmp_path: Path) -> None:
-    """A null in a column of labels is no label, of whole numbers and of words."""
+    """A null in a column of labels, numbers or words, means no label."""
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -229,7 +229,7 @@ def test_invalid_group_names_are_rejected(tmp_path: Path, name: str) -> None:
 
 
 def test_baseline_is_a_reserved_stage_name(tmp_path: Path) -> None:
-    """The models of a stage named baseline would stand where the monolith's are."""
+    """The models of a stage named baseline would overwrite those of the baseline."""
     with pytest.raises(UnfoldError, match="is reserved for the baseline models") as error:
         own(tmp_path, [], "stages[0].name=baseline")
     assert error.value.diagnostics[0].key == "stages[0].name"
@@ -283,7 +283,7 @@ def test_hints_for_invalid_cells_fit_the_column(cells: list[object], words: bool
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_tables_saved_by_spreadsheets_are_read(tmp_path: Path, packed: bool) -> None:
-    """UTF-16 that says so, semicolons and decimal commas hold the same table as UTF-8, commas and points."""
+    """UTF-16 with a byte order mark, semicolons and decimal commas hold the same table as UTF-8, commas and points."""
     cells = [(f"{place / 4:.2f}", "größer" if place % 2 else "kleiner") for place in range(12)]
     plain, other = tmp_path / "plain.csv", tmp_path / "unicode.csv"
     plain.write_text("Alter,Gruppe\n" + "".join(f"{number},{word}\n" for number, word in cells))
@@ -307,7 +307,7 @@ def test_a_table_in_another_encoding_is_reported_with_its_line(tmp_path: Path, p
 
 @pytest.mark.parametrize(("count", "message"), [(400, "occurs once"), (1500, "has 1500 different values")])
 def test_a_measured_label_column_suggests_ranges(tmp_path: Path, count: int, message: str) -> None:
-    """A price or a temperature is no label, few or many as its values are; a word that is rare is another matter."""
+    """A price or a temperature is not a label, few or many as its values are; a rare word is another matter."""
     spec = own(tmp_path, [f"{i},1,{i / 7:.4f}" for i in range(count)])
     with pytest.raises(UnfoldError, match=message) as error:
         load_cases(spec, run_in(tmp_path / "run", base=tmp_path))

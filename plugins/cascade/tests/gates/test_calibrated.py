@@ -92,7 +92,7 @@ def test_labels_of_unequal_reliability_get_different_thresholds() -> None:
 
 
 def test_a_fitted_chain_serves_new_rows() -> None:
-    """Cuts found on cross-fitted scores do on new rows about what the front says."""
+    """Cuts found on cross-fitted scores perform on new rows about as the front predicts."""
     rng = np.random.default_rng(6)
     n = 20_000
     confidence, predicted = rng.random((n, 3)), rng.integers(0, 3, (n, 3))

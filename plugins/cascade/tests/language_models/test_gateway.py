@@ -296,7 +296,7 @@ def test_retry_after_is_honoured_and_all_failures_give_the_last_status(tmp_path:
     ],
 )
 def test_retry_after_is_a_finite_time(headers: dict[str, str], seconds: float | None) -> None:
-    """Seconds, milliseconds and dates; what is no finite number counts as not given."""
+    """Seconds, milliseconds and dates; a value without a finite number is ignored."""
     assert read_retry_after(headers) == seconds
 
 

@@ -39,7 +39,7 @@ def trees(run: Run) -> Any:
 
 
 def test_models_use_tuned_parameters(tmp_path: Path) -> None:
-    """Rounds are the winner's, what the spec says itself goes before them, and another winner fits the model again."""
+    """Rounds are the winner's, the spec's own values come first, and another winner fits the model again."""
     tuning(tmp_path / "sha")
     spec, run = tumours(tmp_path)
     report = train(spec, run)
@@ -89,7 +89,7 @@ def test_unsupported_inputs_are_errors(tmp_path: Path, changes: dict[str, Any], 
 
 
 def test_a_changed_tuning_winner_is_rejected(tmp_path: Path) -> None:
-    """The file is held against its hash in the manifest; without a winner the hint says what finds one."""
+    """The file is checked against its hash in the manifest; without a winner the hint names the command for it."""
     directory = tuning(tmp_path / "sha")
     file = directory.path / "winner.json"
     file.write_text(file.read_text().replace("0.3", "0.9"))

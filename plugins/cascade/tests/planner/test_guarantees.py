@@ -50,7 +50,7 @@ def test_a_label_guarantee_protects_a_rare_label(tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_a_refusal_names_the_binding_label_and_the_relaxation(tmp_path: Path) -> None:
-    """Where a label's promise alone stands in the way, allowing what is named lets the plan pass, and no less."""
+    """Where only one label's promise is infeasible, allowing the named amount lets the plan pass, and no less."""
     refused = _planned(tmp_path, "goal.max_loss_of={ill: 1%}")
     assert refused.verdict is Verdict.NO
     assert '1 of "ill"; minimal relaxation: max_loss_of "ill": ' in refused.headline

@@ -104,7 +104,7 @@ def test_tiny_prices_are_printed_with_significant_digits(tmp_path: Path) -> None
     ],
 )
 def test_scores_count_as_correct_from_their_threshold(scale: Any, settings: tuple[str, ...], tmp_path: Path) -> None:
-    """Words, parts of one and points of ten say what 1 and 0 say."""
+    """Words, fractions and points of ten mean the same as 1 and 0."""
     rows = [[row[0], scale(row[1]), *row[2:4], scale(row[4]), *row[5:]] for row in _table()]
     text = SPEC.replace("confidence:", f"{settings[0]}, confidence:") if settings else SPEC
     spec, run = _spec(tmp_path, rows, text), _run(tmp_path)
@@ -113,7 +113,7 @@ def test_scores_count_as_correct_from_their_threshold(scale: Any, settings: tupl
 
 
 def test_a_call_without_a_score_is_wrong_and_never_exits_at_a_gate(tmp_path: Path) -> None:
-    """A judge that said nothing, or a call that failed, has no price to pay either."""
+    """A judge without an answer, or a failed call, has no price either."""
     rows = _table()
     rows[7][1] = rows[7][3] = ""
     spec, run = _spec(tmp_path, rows), _run(tmp_path)

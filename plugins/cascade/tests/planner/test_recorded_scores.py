@@ -116,7 +116,7 @@ def test_confidences_may_be_percentages(tmp_path: Path) -> None:
 
 
 def test_answers_that_look_like_numbers_with_a_point_are_labels(tmp_path: Path) -> None:
-    """A column of whole numbers with gaps, written with .0, says what the same column without gaps says."""
+    """A column of whole numbers with gaps, written with .0, means the same as one without gaps."""
     code = {name: str(index) for index, name in enumerate(LABELS)}
     lines = rows(gone=6)
     for name, number in code.items():
@@ -153,7 +153,7 @@ def test_a_few_answers_outside_the_labels_count_as_wrong(tmp_path: Path) -> None
 
 
 def test_log_rows_without_a_label_are_skipped(tmp_path: Path) -> None:
-    """A row of a log without its true label is no case, and the report says so."""
+    """A row of a log without a true label is skipped, and the report counts it."""
     lines = [line if i % 10 else "," + line.partition(",")[2] for i, line in enumerate(rows(gone=20))]
     report = plan(log(tmp_path, lines), run_in(tmp_path / "run", base=tmp_path))
     assert report.notes == ("skipped 30 rows of log.csv without a label",)

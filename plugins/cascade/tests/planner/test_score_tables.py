@@ -58,7 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[CascadeSpec, Run,
 
 
 def test_a_single_label_group_needs_no_second_stage(trained: Any) -> None:
-    """Who is sent to a group of one label has that label, at no cost, and no model is fitted for it."""
+    """A row sent to a group of one label has that label, at no cost, and no model is fitted for it."""
     _, run, report = trained
     assert report.verdict is Verdict.YES
     assert report.metrics["cascade_accuracy"].value > 0.8

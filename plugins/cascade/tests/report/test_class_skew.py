@@ -1,4 +1,4 @@
-"""Laws of what a report says where accuracy says little."""
+"""Laws of reports where accuracy is uninformative."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOG = recorded_spec("log", "9%")
 
 
 def _log(folder: Path, share: float) -> Path:
-    """Write 400 answers to a label that is 1 in the given share; the small model never says 1."""
+    """Write 400 answers to a label that is 1 in the given share; the small model never predicts 1."""
     rng = np.random.default_rng(0)
     y = (np.arange(400) < share * 400).astype(int)
     b = np.where(rng.random(400) < 0.5, y, 0)

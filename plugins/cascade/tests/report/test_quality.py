@@ -53,7 +53,7 @@ def _spec(folder: Path, *settings: str) -> CascadeSpec:
 
 
 def test_a_cascade_that_costs_nothing_is_free(folder: Path, tmp_path: Path) -> None:
-    """Where the chosen cascade is free the report says so, and the saving, which is no number, is null."""
+    """Where the chosen cascade is free the report notes it, and the saving, which is undefined, is null."""
     report = planned(folder, tmp_path, "features.cheap.price=0", "goal={budget: 0.5 per case}", "gates.max_models=1")
     assert report.headline.startswith("free instead of 6 $ per case, loss ")
     assert report.metrics["saving"].value is None
@@ -62,7 +62,7 @@ def test_a_cascade_that_costs_nothing_is_free(folder: Path, tmp_path: Path) -> N
 
 
 def test_within_a_budget_the_baseline_is_preferred_if_better(folder: Path, tmp_path: Path) -> None:
-    """If the best single model is within the budget, a cascade that is less accurate is refused, and why is said."""
+    """If the best single model is within the budget, a less accurate cascade is refused with the reason."""
     report = planned(folder, tmp_path / "a", ONE_STUMP, "goal={budget: 10 per case}")
     assert report.verdict is Verdict.NO
     assert "is within the budget and more accurate" in report.headline

@@ -80,7 +80,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sequence[Mapping[
 
 
 def test_raw_cuts_of_the_plan_give_the_accuracy_of_the_report(planned: Any) -> None:
-    """Carried out with the confidences of the logs, plan.yaml answers the test rows exactly as the report says."""
+    """With the confidences of the logs, plan.yaml answers the test rows exactly as the report states."""
     rows, run, report = planned
     (step,) = parse(render(report), "plan.yaml").data["decision"]["cascade"]
     test = load_stored_dataset(run_in(run).directory).rows.test

@@ -97,7 +97,7 @@ def test_columns_that_hold_the_label_over_time_are_logged(tmp_path: Path, caplog
 
 
 def test_missing_columns_of_a_log_are_errors(tmp_path: Path) -> None:
-    """Of recorded answers the column that a model's confidence should stand in is looked for."""
+    """For recorded answers the column with a model's confidence is looked for."""
     found = list_diagnostics(tmp_path, LOG, "stages[0].models[0].recorded.confidence=sure")
     assert found == ['stages[0].models[0].recorded.confidence: own.csv has no column "sure"']
 

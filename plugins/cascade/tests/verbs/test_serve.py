@@ -73,7 +73,7 @@ def test_plans_and_specs_can_be_served(trained: Path) -> None:
 
 @pytest.mark.e2e
 def test_an_untrained_spec_is_not_served(tmp_path: Path) -> None:
-    """Without training, serve ends with 2, says what to do, and leaves no spec in the run."""
+    """Without training, serve ends with 2, names the command to run, and leaves no spec in the run."""
     done = unfold(tmp_path, "serve", str(TUMOURS), "--port", "0")
     assert done.returncode == 2
     assert "this cascade was not trained" in done.stderr

@@ -159,7 +159,7 @@ def test_a_budget_selects_the_most_accurate_affordable_cascade(trained: tuple[Pa
 
 
 def test_an_unattainable_budget_names_the_cheapest_cascade(tmp_path: Path) -> None:
-    """An infeasible budget says what the cheapest cascade needs."""
+    """An infeasible budget is refused with what the cheapest cascade needs."""
     report = train(spec_of(TUMOURS, "goal={budget: 0.1 per case}"), run_in(tmp_path))
     assert report.verdict is Verdict.NO
     assert "the cheapest costs" in report.headline
@@ -296,7 +296,7 @@ def test_categories_become_indicator_columns(tmp_path: Path) -> None:
 
 
 def test_gaps_are_imputed_where_a_model_needs_it(tmp_path: Path) -> None:
-    """Empty cells of a table are no mistake: the model that cannot take them gets the median."""
+    """Empty cells of a table are valid: a model that cannot take them gets the median."""
     generator = np.random.default_rng(0)
     rows = [f"{value:.3f},{'' if index % 5 == 0 else index % 7},{int(value > 0)}"
             for index, value in enumerate(generator.normal(size=120))]  # fmt: skip

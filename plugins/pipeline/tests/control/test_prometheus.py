@@ -83,12 +83,12 @@ def test_an_expression_is_refused_with_a_hint(server: MetricsServer) -> None:
 
 
 def test_no_series_is_no_data(server: MetricsServer) -> None:
-    """A misspelt selector is no lull."""
+    """A misspelt selector is not a lull."""
     assert read_error(source(server, 'http_request_total{service="video"}')).reason == "no data"
 
 
 def test_old_samples_are_no_lull(server: MetricsServer) -> None:
-    """A target that is no longer scraped leaves samples that are too old to decide by."""
+    """A target that is not scraped any more leaves samples that are too old to decide by."""
     now_s = time.time()
     server.series[SELECTOR] = [[(now_s - 120 + 5 * index, 50.0 * index) for index in range(13)]]
     error = read_error(source(server))

@@ -69,7 +69,7 @@ def test_lines_in_any_order_keep_their_tokens(tmp_path: Path) -> None:
 
 
 def test_a_text_selects_lines(tmp_path: Path) -> None:
-    """Lines without the text of ``arrivals.match`` are no requests."""
+    """Lines without the text of ``arrivals.match`` are skipped."""
     rows = build_rows(float, "timestamp", OPENAI)
     chosen = [{**row, "model": "big" if i % 3 else "small"} for i, row in enumerate(rows)]
     assert len(read(tmp_path, chosen, match="small")) == TIMES_S.size // 3
@@ -270,7 +270,7 @@ def test_fractions_of_milliseconds_may_be_seconds(tmp_path: Path) -> None:
 
 
 def test_texts_without_counts_are_named(tmp_path: Path) -> None:
-    """Data sets of conversations have no tokens: the hint says that they must be counted."""
+    """Data sets of conversations have no tokens: the hint is to count them."""
     with pytest.raises(UnfoldError, match="count the tokens of its texts first"):
         read(tmp_path, [{"timestamp": to_iso(1.0), "conversation": [{"role": "user", "content": "hi"}]}] * 9)
 

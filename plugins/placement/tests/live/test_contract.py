@@ -69,7 +69,7 @@ def test_compare_and_set_lets_one_of_two_writers_through(world: World) -> None:
 
 
 def test_only_one_of_two_controllers_leads(world: World) -> None:
-    """Whoever leads keeps the lead; the other gets it as the first resigns, and then the first is not heard."""
+    """The leader keeps the lead; the other gets it when the first resigns, and then the first is ignored."""
     one, two = world.handle(), world.handle()
     assert one.lead("one", 60.0)
     assert not two.lead("two", 60.0)
@@ -181,7 +181,7 @@ def test_a_lease_ends_unless_it_is_renewed(world: World) -> None:
 
 
 def test_a_watch_returns_at_the_next_change(world: World) -> None:
-    """Who waits for changes is woken by one, long before the time that it would wait at most."""
+    """A waiting watch returns on a change, long before its time limit."""
     one, two = world.handle(), world.handle()
     after = one.snapshot().after
     seen: list[object] = []

@@ -117,7 +117,7 @@ def test_resources_of_a_dead_controller_expire() -> None:
 
 
 def test_one_of_two_controllers_leads() -> None:
-    """The second waits while the first leads, adopts when its lease ends, and the first is not heard any more."""
+    """The second waits while the first leads, adopts when its lease ends, and the first is ignored from then on."""
     scenario = Scenario(job("a", 4, run=60), {"gang": {}, "limit": {"most": 4}}, cluster(2))
     world = local_world(scenario.nodes)
     first, second = (

@@ -162,7 +162,7 @@ def test_the_next_controller_restores_slices_and_claims(kube: KubeWorld, admin: 
 
 
 def test_claims_of_other_programs_count(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
-    """A licence that a pod without any policy has claimed is not there for a task, whatever its gate says."""
+    """A licence that a pod without any policy has claimed is not there for a task, whatever its gate."""
     one.create("licence", amount=1)
     one.flush()
     theirs = other("theirs", {})

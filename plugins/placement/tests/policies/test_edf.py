@@ -63,7 +63,7 @@ def test_the_demand_test_equals_a_task_by_task_sum(seed: int) -> None:
 
 
 def test_the_next_unit_is_found_without_comparing_all() -> None:
-    """Of hundreds that wait a unit's place is looked at a few times; who starts when is as if all were compared."""
+    """Of hundreds of waiting units each is examined a few times; the order of starts is as if all were compared."""
     asked: list[str] = []
 
     def rank(unit: Unit) -> tuple[float, float]:

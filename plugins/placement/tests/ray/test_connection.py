@@ -49,7 +49,7 @@ COORDINATOR: Any = SimpleNamespace(
 
 
 def test_an_unanswered_call_names_its_method(timeouts: list[float]) -> None:
-    """The error says which call was not answered, and for how long it waited; calls that wait get their time on top."""
+    """The error names the call without an answer and its wait; calls that wait get their time on top."""
     with pytest.raises(CoordinatorTimeoutError, match="did not answer now within 60 s"):
         call_coordinator(COORDINATOR, "now")
     with pytest.raises(CoordinatorTimeoutError, match="did not answer watch"):

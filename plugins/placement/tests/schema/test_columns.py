@@ -192,14 +192,14 @@ def test_a_table_is_checked_by_its_keys() -> None:
     ],
 )
 def test_unix_times_count_from_the_earliest(tmp_path: Path, times: tuple[str, str]) -> None:
-    """Seconds, ms and us since 1970 and every spelling of a date say the same: ninety seconds apart, from 0 s."""
+    """Seconds, ms and us since 1970 and every spelling of a date agree: ninety seconds apart, from 0 s."""
     text = f"task,arrival,begun,over\nb,{times[1]},{times[1]},{times[1]}\na,{times[0]},{times[0]},{times[1]}\n"
     found = list(csv_tasks(write_csv(tmp_path, text), columns=Columns({"end": ("over",), "start": ("begun",)})))
     assert [(task.name, task.arrival, task.run) for task in found] == [("b", 90.0, 0.0), ("a", 0.0, 90.0)]
 
 
 def test_a_date_without_a_time_is_midnight(tmp_path: Path) -> None:
-    """Days alone are a day apart; small numbers, and those of which a scale says the unit, stay as they are."""
+    """Days alone are a day apart; small numbers, and those with a unit in their scale, stay as they are."""
     text = "task,arrival,run\na,2026-01-31,1\nb,2026-02-01,1\n"
     assert [task.arrival for task in csv_tasks(write_csv(tmp_path, text))] == [0.0, 86400.0]
     text = "task,arrival,run\na,00:10:00,1\nb,1-00:00:00,1\n"

@@ -23,7 +23,7 @@ HEAD = "task,arrival,run,gpu,cpu,job\n"
 
 
 def found(tasks: list[Task], nodes: list[Node] | None = None, **parts: Any) -> dict[str, str]:
-    """Return who can never run on four nodes of four GPUs and 16 cores, and why."""
+    """Return the tasks that can never run on four nodes of four GPUs and 16 cores, and why."""
     nodes = cluster() if nodes is None else nodes
     problem = Problem(name="p", nodes=tuple(nodes), tasks=tuple(tasks), rules=policy(**parts), is_recorded=True)
     return find_unplaceable(problem)

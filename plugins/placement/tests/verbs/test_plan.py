@@ -43,7 +43,7 @@ def answer(folder: Path, policy: str, extra: str = "", **run: Any) -> Report:
 
 
 def test_short_makespans_are_reported_with_two_digits(tmp_path: Path) -> None:
-    """A replay that ends within a second, as the trials of a small tuning run do, is not said to take none."""
+    """A replay that ends within a second, as the trials of a small tuning run do, is not reported to take none."""
     text = SPEC.replace("POLICY", "{gang: {by: job}}").replace("10 min", "150 ms")
     spec = validate(PlacementSpec, parse(text, "p.yaml"))
     report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
@@ -91,7 +91,7 @@ def test_the_first_example_shows_what_a_policy_changes(tmp_path: Path) -> None:
 
 
 def test_a_plan_for_kubernetes_counts_pods(tmp_path: Path) -> None:
-    """Where nodes say how many pods they run, a plan starts no more of them, and takes no share in pods for use."""
+    """Where nodes have a limit of pods, a plan starts no more of them, and takes no share in pods for use."""
     small = SPEC.replace("gpu: 4}]", "gpu: 4, resources: {pods: 2}}], kubernetes: {}").replace("POLICY", "{}")
     spec = validate(PlacementSpec, parse(small, "p.yaml"))
     report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
@@ -255,7 +255,7 @@ class Astray:
     ],
 )
 def test_a_policy_with_wrong_return_values_is_reported(asks: Any, gives: Any, wanted: str) -> None:
-    """Who writes a policy reads what it should give and what it gave, not where it broke inside."""
+    """The author of a policy gets what it should return and what it returned, not where it broke inside."""
     with pytest.raises(UnfoldError, match=wanted):
         simulate(cluster(), job("a", 1), [Astray(asks, gives)])
 

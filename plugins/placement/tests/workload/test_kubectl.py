@@ -127,7 +127,7 @@ def test_schedulable_nodes_are_read(tmp_path: Path) -> None:
 
 
 def test_pods_that_ran_are_tasks(tmp_path: Path) -> None:
-    """Requests of all containers are summed, a limit stands for one that is missing; who owns a pod is its job."""
+    """Requests of all containers are summed, a limit replaces a missing one; the owner of a pod is its job."""
     owner = [{"kind": "Job", "name": "train"}]
     items = [pod("x", 5, 6, 16, ownerReferences=owner), pod("y", 3, 4, ownerReferences=owner), pod("z", 7),
              pod("log", 1, 1, ownerReferences=[{"kind": "DaemonSet", "name": "log"}])]  # fmt: skip

@@ -123,7 +123,7 @@ def test_a_recorded_cluster_is_replayed(tmp_path: Path) -> None:
     ("fields", "message"), [({"job_id": [None]}, "user is '\\[None\\]', not a text"), ({"type": []}, "")]
 )
 def test_fields_of_another_type_are_named_or_ignored(tmp_path: Path, fields: Body, message: str) -> None:
-    """A list where Ray writes a text is no internal error."""
+    """A list where Ray writes a text is not an internal error."""
     path = tmp_path / "tasks.json"
     path.write_text(json.dumps([task("t", 1000, 1000, 2000, **fields)]), "utf-8")
     if not message:

@@ -848,7 +848,7 @@ def test_weight_norm_is_folded_into_elastic_weights() -> None:
 
 
 def test_other_parametrised_weights_keep_their_width() -> None:
-    """A layer under spectral norm is shared in full, and the reason says so."""
+    """A layer under spectral norm is shared in full, with that reason."""
     family = elastic(make_normed(nn.utils.parametrizations.spectral_norm), torch.randn(3, 2, 12), widths=(0.5, 1))
     assert {group.root for group in family.groups} == {"2"}
     assert ("0", "the weight of 0 is parametrised") in {(part.path, part.reason) for part in family.inelastic}

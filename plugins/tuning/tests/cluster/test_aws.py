@@ -400,7 +400,7 @@ def test_a_partial_grant_is_used(ec2: Any, tmp_path: Path) -> None:
 
 
 def test_a_refusal_releases_no_healthy_node(ec2: Any, tmp_path: Path) -> None:
-    """Growth that is refused for good is no error while a node is held, and the node stays."""
+    """Growth that is refused for good is not an error while a node is held, and the node stays."""
     with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
         provider = build_provider(ec2, ledger)
         held = provider.rent(1, do_nothing)
@@ -477,7 +477,7 @@ class UnreliableClient:
         return response
 
     def get_paginator(self, name: str) -> Any:
-        """Return the paginator, or fail as at a response that is no XML."""
+        """Return the paginator, or fail as at a response that is not XML."""
         if self.garbled and self.garbled.pop(0) == "page":
             raise ResponseParserError("invalid XML received")
         return self.ec2.get_paginator(name)

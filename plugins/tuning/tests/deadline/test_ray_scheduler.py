@@ -277,7 +277,7 @@ def test_a_scheduler_serves_one_search_after_another() -> None:
 
 
 def test_trials_that_need_more_than_the_cluster_has_are_noted() -> None:
-    """A search in which nothing could run says so when its deadline ends it."""
+    """A search in which nothing could run reports it when its deadline ends it."""
     scheduler = deadline.UnfoldScheduler(deadline=60.0, num_samples=9, max_t=9)
     controller = FakeController(scheduler, [0.5] * 9, 1.0, 9)
     scheduler._count_places = lambda _: 0
@@ -375,7 +375,7 @@ def test_errored_trials_begin_again_where_ray_resumes_them(
 
 
 def test_another_search_in_the_same_folder_begins_anew(tmp_path: Path) -> None:
-    """The state of other trials is ignored, and a file that is no state is an error."""
+    """The state of other trials is ignored, and an invalid state file is an error."""
     from pyarrow.fs import LocalFileSystem
 
     storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())

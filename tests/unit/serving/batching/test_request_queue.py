@@ -115,7 +115,7 @@ def test_no_way_answers_who_asks_for_more() -> None:
 
 
 def test_the_hopeless_keep_their_level() -> None:
-    """Who cannot be in time is answered late by a way of its level, with those behind it that this way answers."""
+    """A hopeless request is answered late by a way of its level, with those behind it that this way answers."""
     waiting, _, _ = leveled()
     for name, least in (("a", 0.9), ("b", 0.9), ("c", 0.0)):
         wait(waiting, name, 0.01, least=least)
@@ -137,7 +137,7 @@ def test_rows_are_those_picked() -> None:
 
 
 def test_a_deadline_is_a_number_of_milliseconds() -> None:
-    """The parameter becomes seconds; what is no positive number, or longer than a day, is refused."""
+    """The parameter becomes seconds; a value that is not positive, or longer than a day, is refused."""
     assert read_call({"deadline_ms": 20}, 1) == Call(1, deadline=0.02)
     assert read_call({"entity": "a", "deadline_ms": 0.5}, 2) == Call(2, "a", None, 0.0005)
     for bad in (0, -3, "20", True, 1e12):

@@ -71,7 +71,7 @@ def test_responses_come_in_the_order_of_the_requests(total: tuple[Server, int], 
 
 
 def test_a_failed_request_leaves_the_stream_open(total: tuple[Server, int], messages: Messages) -> None:
-    """A wrong model, bytes that are no request and a failure of the model are messages; the rest is answered."""
+    """A wrong model, invalid bytes and a failure of the model are messages; the others are answered."""
     wrong = raw_request(messages, [[1, 2, 3]], id="wrong")
     wrong.model_name = "other"
     requests = [

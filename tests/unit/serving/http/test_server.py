@@ -32,7 +32,7 @@ def total() -> Iterator[Server]:
 
 
 def test_the_paths_of_the_protocol(total: Server) -> None:
-    """Server, health, metadata and readiness answer as the protocol says."""
+    """Server, health, metadata and readiness answer as the protocol specifies."""
     assert total.ask("/v2").json.keys() == {"name", "version", "extensions"}
     extensions = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
     assert total.ask("/v2").json["extensions"] == extensions
@@ -88,7 +88,7 @@ def test_an_answer(total: Server) -> None:
 def test_a_wrong_request_gets_a_reason(
     total: Server, path: str, body: Any, method: str, status: int, expected: str
 ) -> None:
-    """Each mistake has its status and a JSON error that says what is wrong; the server goes on."""
+    """Each mistake has its status and a JSON error that explains it; the server goes on."""
     reply = total.ask(path, body, method=method)
     assert reply.status == status
     assert expected in reply.json["error"]
@@ -97,7 +97,7 @@ def test_a_wrong_request_gets_a_reason(
 
 @pytest.mark.parametrize("header", ["content-encoding: gzip", "content-encoding: br", f"{SIZED}: 3"])
 def test_what_is_not_as_its_headers_say_is_refused(total: Server, header: str) -> None:
-    """A body that does not come as its headers say is refused, not misread."""
+    """A body that contradicts its headers is refused, not misread."""
     assert total.ask(INFER, rows([1, 2, 3]), headers=header + "\r\n").status == 400
 
 
@@ -131,7 +131,7 @@ EVERY = {"parameters": {"binary_data_output": True}}
 def test_outputs_come_as_bytes_where_they_are_asked_for(
     total: Server, path: str, more: dict[str, Any], raw: set[str]
 ) -> None:
-    """Tensors come as bytes behind the JSON if the request says so, of one or of all, and say what it would."""
+    """Tensors come as bytes behind the JSON on request, of one or of all, with the values that it would have."""
     given = rows([0.1, 2, 3], [4, 5, 6], id="a")
     names = {"outputs": [{"name": one["name"]} for one in more["outputs"]]} if "outputs" in more else {}
     plain, found = total.ask(path, given | names), total.ask(path, given | more)
@@ -327,7 +327,7 @@ def _in_pieces(wire: socket.socket, data: bytes) -> Reply:
 @pytest.mark.parametrize("delay", ["0", "0.02"])
 @pytest.mark.parametrize("headers", ["", "x-long-way: yes\r\nexpect:\r\n"])
 def test_sigterm_under_load_loses_no_accepted_request(delay: str, headers: str) -> None:
-    """Every request that was sent on an open connection before the server said goodbye is answered, whole."""
+    """Every request sent on an open connection before the server closed it is answered completely."""
     lost: list[Exception] = []
     counts: list[int] = []
 

@@ -18,7 +18,7 @@ from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send, Service
 
 
 def refusing(**more: object) -> ASGIApp:
-    """Return an application that says of its start that it failed."""
+    """Return an application that reports a failed start."""
 
     async def app(_scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -56,7 +56,7 @@ def test_an_error_at_the_start_is_reported_and_ends_the_service() -> None:
 
 
 def test_a_signal_ends_a_start_that_takes_long(capfd: pytest.CaptureFixture[str]) -> None:
-    """SIGTERM while a service starts ends it at once: what it has opened is closed, and nothing is said."""
+    """SIGTERM while a service starts ends it at once: what it has opened is closed, and nothing is printed."""
     closed = []
 
     async def app(_scope: Scope, receive: Receive, _send: Send) -> None:

@@ -61,7 +61,7 @@ def test_requests_are_answered_under_tls(tmp_path: Path, path: str, fast_path: s
 
 
 def test_a_plain_client_of_a_tls_service_harms_no_other(tmp_path: Path) -> None:
-    """Who speaks no TLS is cut off; others are served."""
+    """A client without TLS is cut off; others are served."""
     files = certificate(tmp_path, "a")
     words = (f"cert={files.certificate}", f"key={files.key}", "queue=4", "delay=0.05")
     with serving("total", *words, tls=client(files.certificate)) as server:

@@ -96,7 +96,7 @@ def test_an_id_that_could_break_a_log_is_dropped(given: bytes) -> None:
 
 
 def test_all_observers_hear() -> None:
-    """Several observers hear each note; none at all is no observer, so that it costs nothing."""
+    """Several observers receive each event; without any there is no dispatch, so that it costs nothing."""
     heard: list[Any] = []
     note = RequestNote("i", "POST", "/", 200, 0.1)
     both = combine_observers([heard.append, heard.append])

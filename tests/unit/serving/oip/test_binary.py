@@ -153,5 +153,5 @@ def test_values_of_an_answer_become_their_bytes(kind: str, values: Any, raw: byt
 
 @pytest.mark.parametrize(("kind", "values"), [("INT64", [1, None]), ("BOOL", [None]), ("BYTES", ["a", None])])
 def test_what_bytes_cannot_say_is_not_said_in_bytes(kind: str, values: Any) -> None:
-    """A null that is no NaN makes no bytes that mean something else."""
+    """A null other than NaN makes no bytes that mean something else."""
     assert encode_tensor(kind, json.dumps(values).encode()) is None

@@ -75,7 +75,7 @@ def test_states_of_another_plan_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"not a database, but long enough to look like one" * 50, b"SQLite format 3\x00"])
 def test_a_damaged_store_is_reported(tmp_path: Path, content: bytes) -> None:
-    """A file that is no store is named, not overwritten."""
+    """A file of another format is named, not overwritten."""
     (tmp_path / "s.db").write_bytes(content)
     with pytest.raises(UnfoldError, match=r"s\.db: not a store of entity states"):
         open_store(tmp_path / "s.db", made_from="a")
