@@ -1,6 +1,6 @@
 """What exact gates save on logs of commercial prediction services, beside the paper's greedy.
 
-Protocol: random half splits; on the fitting half take the cheapest policy whose accuracy matches the best
+Protocol: random half splits; on the fitting half take the cheapest policy that is as accurate as the best
 single service (also chosen there), or that service itself; judge both on the other half.
 """
 

@@ -68,7 +68,7 @@ def _settings(texts: Sequence[str]) -> list[str]:
 
 
 def _without_cascade(cascade: Path, folder: Path, seed: int) -> tuple[Path, Path]:
-    """Return a copy of the run whose plan is the monolith, and the monolith as a joblib file."""
+    """Return a copy of the run with the baseline as its plan, and the baseline as a joblib file."""
     import joblib
 
     from unfold_cascade.learners.estimators import from_bytes

@@ -2,10 +2,10 @@
 
 Azure's conversation trace of 2023, Llama-3.1-70B in fp8 on H100 and H200, p99 TTFT 500 ms and TPOT 50 ms. Every plan is
 made on the first half of the trace and replayed on the second. Steady state is what AIConfigurator computes: requests
-of mean lengths, the largest concurrency whose TTFT and TPOT meet the targets, and as many engines as the load divided
-by that throughput. The load is the mean, or the busiest minute, ten seconds or second. The saving is against the
-cheapest peak that attains 98 % of both targets on the second half, as two p99 targets allow. Real engines are not run:
-both sides are replayed by the same simulator.
+of mean lengths, the largest concurrency at which TTFT and TPOT meet the targets, and as many engines as the load
+divided by that throughput. The load is the mean, or the busiest minute, ten seconds or second. The saving is against
+the cheapest peak that attains 98 % of both targets on the second half, as two p99 targets allow. Real engines are not
+run: both sides are replayed by the same simulator.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def split_requests(requests: EngineRequests, at_s: float) -> tuple[EngineRequest
 
 
 def size_by_steady_state(problem: EngineProblem, rate_per_s: float) -> EngineConfig:
-    """Return the cheapest engines whose steady-state throughput is at least a rate."""
+    """Return the cheapest engines with a steady-state throughput of at least a rate."""
     prompt = round(float(problem.requests.input_tokens.mean()))
     generated = round(float(problem.requests.output_tokens.mean()))
     best: tuple[float, EngineConfig] | None = None

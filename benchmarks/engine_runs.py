@@ -30,7 +30,7 @@ class RecordedRun:
 
 
 def columns_of(path: Path, keep: Mapping[str, str] | None = None) -> dict[str, FloatArray]:
-    """Return the numeric columns of a gzipped table, of the rows whose cells equal ``keep``."""
+    """Return the numeric columns of a gzipped table, of the rows with cells equal to ``keep``."""
     with gzip.open(path, "rt", encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if all(row[key] == value for key, value in (keep or {}).items())]
     names = [name for name in rows[0] if name not in (keep or {})]

@@ -276,13 +276,13 @@ def _scalesim(python: Path, dataflow: str, layer: Sequence[int]) -> tuple[int, f
         (folder / "t.csv").write_text(f"head,\n{shape}", encoding="utf-8")
         (folder / "l.csv").write_text("head,\nl, " + "1, " * 20 + "\n", encoding="utf-8")
         words = [str(python), str(FOLDER / "scalesim_peer.py"), *(str(folder / f) for f in ("c.cfg", "t.csv", "l.csv"))]
-        # its bars of progress, which nobody sees, are a fifth of its time
+        # its progress bars take a fifth of its time, and this call captures them unseen
         around = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-        told = subprocess.run([*words, name], capture_output=True, text=True, check=True, env=around).stdout
+        output = subprocess.run([*words, name], capture_output=True, text=True, check=True, env=around).stdout
         with (folder / "run" / "COMPUTE_REPORT.csv").open(newline="", encoding="utf-8") as lines:
             row = list(csv.reader(lines))[1]
     # total without the fill of the buffers, less what waits for memory
-    return int(float(row[2])) - int(float(row[3])), float(told.rpartition("seconds ")[2])
+    return int(float(row[2])) - int(float(row[3])), float(output.rpartition("seconds ")[2])
 
 
 def _ours(dataflow: str, layer: Sequence[int]) -> int:

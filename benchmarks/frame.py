@@ -1,7 +1,7 @@
 """What every benchmark shares: discovery, the machine, the versions, and the JSON object at the end.
 
 A benchmark is a module of this folder with ``run(quick, seed, data) -> dict``: ``metrics``, and if it likes ``peers``,
-``tables``, ``aims``, ``versions`` and ``notes``. One whose ``data`` may not be ``None`` needs the shared data.
+``tables``, ``aims``, ``versions`` and ``notes``. One that does not accept ``data=None`` needs the shared data.
 """
 
 from __future__ import annotations

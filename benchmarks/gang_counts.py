@@ -151,7 +151,7 @@ def leaked_names(
     for node in nodes:
         name, status = node["metadata"]["name"], node.get("status", {})
         rows = json.loads(node["metadata"].get("annotations", {}).get(scope.names_key) or "{}")
-        # what is bound to no task is a slot of a gang, whose policy deletes it with its last task
+        # a resource bound to no task is a slot of a gang, and the gang's policy deletes it with its last task
         living = {scope.resource(resource) for resource, row in rows.items() if tasks and not _is_orphan(row, tasks)}
         offered = {key for part in ("capacity", "allocatable") for key in status.get(part, {})}
         listed = {scope.resource(resource) for resource in rows}

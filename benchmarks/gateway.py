@@ -5,8 +5,8 @@ upstream are on the other. ``unfold`` routes: it requests log-probabilities, rea
 with a fallback to the second model. Answers have 30 tokens. The overhead is the time of single requests above that of
 the upstream alone; requests per core are answers divided by processor seconds of the process.
 
-Faults: 1,000 requests whose cheap model answers 429 or 500, resets, stalls, breaks off, sends broken JSON, no usage or
-no log-probabilities, or whose expensive model fails once. A request is lost if its client got no whole answer, and
+Faults: 1,000 requests in which the cheap model answers 429 or 500, resets, stalls, breaks off, sends broken JSON, no
+usage or no log-probabilities, or the expensive model fails once. A request is lost if its client got no answer, and
 billed twice if one model answered it twice in full. LiteLLM gets 250 of these requests. The replayed log is synthetic;
 the bill is that of the headers. ``plain relay`` is uvicorn and httpx passing bytes on: what any relay in Python costs.
 """
@@ -194,7 +194,7 @@ def _serve_upstream(folder: Path, seed: int, core: int) -> Iterator[int]:
 
 
 def _write_log(path: Path, rng: np.random.Generator) -> dict[str, list[list[float]]]:
-    """Write a log whose confidences tell correct from wrong, with uneven lengths; return the answers by model."""
+    """Write a log with informative confidences and uneven lengths; return the answers by model."""
     skill = {"small": 0.80, "large": 0.90}
     hardness = rng.uniform(size=ROWS)
     fields: dict[str, list[Any]] = {"prompt": [f"row={k}" for k in range(ROWS)]}

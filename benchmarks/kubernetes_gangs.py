@@ -44,7 +44,7 @@ WAIT_S = 180.0
 IN_FLIGHT = 48
 """Gangs that are there at a time."""
 WIDTH = 3
-"""Pods of a Job whose latency is measured."""
+"""Pods of a Job, measured for latency."""
 PARTS: Mapping[str, Any] = {"gang": {"by": "job"}, "anti-affinity": {"by": "job", "density": 4}}
 """The policies that are killed and meet churn: both keep resources on nodes."""
 

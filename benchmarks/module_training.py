@@ -5,7 +5,7 @@ network see as many batches of equal size, at the default options of ``unfold_su
 rows. The logits of all three are shifted by what the sampling of classes took from them. Errors are clustered: by
 patient, or by digit, since the seeds share their test rows.
 
-Networks of the same shape differ from training to training in whole patients, of whom there are few. The same
+Networks of the same shape differ from training to training in whole patients, and there are few of them. The same
 difference is therefore taken on beats of the training patients as well, which no network saw.
 """
 

@@ -169,7 +169,7 @@ def _run_ray(folder: Path, queries: int, seed: int) -> collections.Counter[str]:
 
 
 def _send_rows(queries: int, seed: int) -> collections.Counter[str]:
-    """Send rows whose first number is uniform, so that a condition on it holds as often as planned."""
+    """Send rows with a uniform first number, so that a condition on it holds as often as planned."""
     import numpy as np
 
     rng = np.random.default_rng([seed, 1])

@@ -7,13 +7,13 @@ networks (ONNX) that compute on this machine, of which the diamond has more repl
 Cases are played in rounds, each on its own: it profiles the stages, and replays a Poisson trace at each load that this
 profile says, open loop, against real processes: 250 queries, or 500 where networks compute. The error of a case is the
 median of its rounds; "pooled" is that of all latencies of its rounds together. The pace of a core of a virtual machine
-changes with what others do beside it, within seconds (see ``queries_per_s`` of the rounds): of networks that compute a
-profile tells how quick the machine was, not how quick it will be. How far the measured rounds of odd and even number
-lie apart says what any estimate could reach here, and "paced" is the error of the same simulator with the times that
-the batches of the replay took, as ``serve --replay`` prints it: what is left of the error once the pace is known.
+changes with other load, within seconds (see ``queries_per_s`` of the rounds): for networks that compute, a profile
+shows how fast the machine was, not how fast it will be. The distance between the measured rounds of odd and even
+number is what any estimate could reach here, and "paced" is the error of the same simulator with the times that the
+batches of the replay took, as ``serve --replay`` prints it: what is left of the error once the pace is known.
 
-``p99_error_percent_max`` is of both: of the pipelines that wait, whose stages keep the pace of their profile as those
-with an accelerator do, by the profile; of those that compute, paced. Their error by the profile is printed beside it.
+``p99_error_percent_max`` covers both: the pipelines that wait by the profile, since their stages keep its pace as those
+with an accelerator do; those that compute, paced. Their error by the profile is printed beside it.
 
 Replicas have ``placement: {pin: core}``; "moved" are those that the system moves between the cores. Disturbed is a
 round in which other programs took 5 % of a core or more: it is left out if most others of its case were quiet.
@@ -138,7 +138,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     found = judge_rounds(rows)
     return {
         "metrics": metrics(found) | {"lost": sum(row.lost for row in rows)},
-        "tables": {"cases": found, "rounds": [row.told() for row in rows]},
+        "tables": {"cases": found, "rounds": [row.to_row() for row in rows]},
         "aims": {"p99_error_percent_max": "≤ 10"},
         "notes": notes(),
     }
@@ -178,7 +178,7 @@ class Round:
         """How many percent the estimate of p99 at the pace of the replay is off."""
         return _error([replace(self, estimated=self.paced)], TAIL)
 
-    def told(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, Any]:
         """Return a row of the table."""
         p99, thought = (float(np.quantile(times, TAIL)) for times in (self.measured, self.estimated))
         return {

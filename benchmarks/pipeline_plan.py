@@ -68,8 +68,8 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
     """Measure price, processor time (of greedy and search; and again with the proof) on every point."""
     del data
     rows = [row for name in NAMES for row in points(name, quick, seed)]
-    told = {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
-    excess, ratios, seconds = (told[name] for name in METERED)
+    by_column = {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
+    excess, ratios, seconds = (by_column[name] for name in METERED)
     best = rows[ratios.index(max(ratios))]
     metrics = {
         "optimum_seconds_max": max(seconds),
@@ -78,9 +78,9 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
         "coarse_peak_ratio_max": max(ratios),
         "coarse_peak_ratio_median": statistics.median(ratios),
         **{f"coarse_peak_{name}_at_max": best[COLUMNS.index(name)] for name in FACTORS},
-        "coarse_peak_keeps_target_share": statistics.mean(told["peak_keeps_target"]),
-        "proof_seconds_max": max(told["seconds_with_proof"]),
-        "proven_share": statistics.mean(told["proven"]),
+        "coarse_peak_keeps_target_share": statistics.mean(by_column["peak_keeps_target"]),
+        "proof_seconds_max": max(by_column["seconds_with_proof"]),
+        "proven_share": statistics.mean(by_column["proven"]),
         "points": len(rows),
     }
     tables = [{"name": "points", "columns": COLUMNS, "rows": rows}]
@@ -149,7 +149,7 @@ def _factors(checker: SloChecker, peak: CoarseBaseline, cost: float) -> tuple[fl
 
 
 def _on_hardware_of(checker: SloChecker, unit: PipelineUnit) -> float:
-    """Return the $ an hour of the cheapest plan whose stages run on the unit's hardware."""
+    """Return the $ an hour of the cheapest plan with all stages on the unit's hardware."""
     pairs = zip(checker.pipeline.stages, unit.configs, strict=True)
     stages = tuple(replace(stage, options=(stage.options[config.option],)) for stage, config in pairs)
     pipeline = replace(checker.pipeline, stages=stages)

@@ -131,7 +131,7 @@ GROWTH_TRACES = 5
 """Traces of each size: how long the queue of a single one becomes is chance."""
 SLOTS, GANG, RUN_S = 200, 4, 100.0
 STEADY, OVERLOAD = 0.9, 1.1
-"""Offered loads: one whose queue keeps its length, and one whose queue grows with the number of tasks."""
+"""Offered loads: at one the queue keeps its length, at the other it grows with the number of tasks."""
 
 
 def measure_growth(name: str, load: float, seed: int, *, rounds: int) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ CHUNKS = (64, 128, 256, 512)
 ROUNDS = 9
 TRACES = ("code", "conv")
 CONTROL = "conv"
-"""The trace whose busiest window is played as well: no burst of it is as high as those of the other."""
+"""The trace with its busiest window played as well: no burst of it is as high as those of the other."""
 ACCURACY_STEP = 1e-6
 """Points of accuracy below which two means of the same member differ by rounding only."""
 NEAR_POINTS = 0.1

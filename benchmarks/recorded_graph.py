@@ -109,7 +109,7 @@ def _build_graph(recorded: Recorded) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _NoEngine:
-    """Stands for the engine of a service that nobody calls."""
+    """Stands for the engine of a service that is never called."""
 
     dtype: type[Any] = np.float64
 

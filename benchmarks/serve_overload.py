@@ -4,8 +4,8 @@ A network (30 features; 17 million weights, which in full batches take less than
 project's server on one core; open loop from another. First the peak: closed loop with few and with many connections,
 the better of them. Then a minute at five times the peak, then at half of it. The pace of a machine changes by a tenth
 and more from one minute to the next, so what is left of the peak is measured in rounds: some seconds of overload, each
-against the peaks just before and after it; the median of the rounds counts. The same with two networks whose rows take
-longer, since what a refusal costs is the same for all: the table ``networks``.
+against the peaks just before and after it; the median of the rounds counts. The same with two networks with slower
+rows, since what a refusal costs is the same for all: the table ``networks``.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def _measured(driver: Generator, port: int, process: int, requests: Path, plan: 
     load = Load(driver, port, process, requests, seed)
     peaks = {count: load.peak(count, plan.peak) for count in CLOSED}
     count, peak = max(peaks.items(), key=lambda item: item[1].per_s)
-    told = ", ".join(f"{pace.per_s:,.0f} at {pace.share:.2f} of a core" for pace in peaks.values())
-    sys.stderr.write(f"serve-overload: in a closed loop {told}\n")
+    rates = ", ".join(f"{pace.per_s:,.0f} at {pace.share:.2f} of a core" for pace in peaks.values())
+    sys.stderr.write(f"serve-overload: in a closed loop {rates}\n")
     # connections and buffers of the overload are there once, then it is held against itself
     driver.drive(port, requests, CONNECTIONS, [(TIMES * peak.per_s, 2.0)], seed)
     before = memory_mib(process)

@@ -94,17 +94,17 @@ def started(peer: Peer, core: int, environment: Mapping[str, str], log: Path) ->
     """Start a server on one core, wait until it answers; give its port and process; end it with all its children.
 
     Raises:
-        RuntimeError: it ended or did not answer in time; the message ends with what it told.
+        RuntimeError: it ended or did not answer in time; the message ends with its output.
     """
     port = free_port()
     filled = {"port": port, "python": python_of(peer), "folder": log.parent, "other": free_port(), "third": free_port()}
     words = [word.format(**filled) for word in peer.words]
     one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAY_DISABLE_DOCKER_CPU_WARNING": "1"}
     more = {**os.environ, **one, **environment, **{key: text.format(**filled) for key, text in peer.more.items()}}
-    with log.open("wb") as told:
+    with log.open("wb") as output:
         process = subprocess.Popen(
             ["taskset", "-c", str(core), *words],
-            cwd=ROOT, env=more, stdout=told, stderr=subprocess.STDOUT, start_new_session=True,
+            cwd=ROOT, env=more, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:
         if peer.ready:
@@ -153,7 +153,7 @@ def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> No
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
+    """Return a port with no listener."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
@@ -194,8 +194,8 @@ class Generator:
         self, port: int, requests: Path, connections: int, phases: Sequence[tuple[float, float]], seed: int = 0
     ) -> dict[str, Any]:
         """Return what was seen in phases of (requests a second, 0 as fast as answered; seconds)."""
-        told = [f"{rate:.6g}:{seconds:.6g}" for rate, seconds in phases]
-        words = [str(self.program), str(port), str(requests), str(connections), str(seed), *told]
+        stages = [f"{rate:.6g}:{seconds:.6g}" for rate, seconds in phases]
+        words = [str(self.program), str(port), str(requests), str(connections), str(seed), *stages]
         limit = sum(seconds for _, seconds in phases) + 60
         done = subprocess.run(
             ["taskset", "-c", str(self.core), *words], stdout=subprocess.PIPE, check=True, timeout=limit

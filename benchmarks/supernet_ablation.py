@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.frame import need
-from benchmarks.supernet_train import PLACES, Changed, loaded, told
+from benchmarks.supernet_train import PLACES, Changed, loaded, show_row
 
 RECIPE = "recipe"
 SHARED = "shared statistics"
@@ -103,7 +103,7 @@ def _row(name: str, recipe: Line, line: Line) -> dict[str, Any]:
     for at, whole, without in zip(PLACES, recipe.found, line.found, strict=True):
         gap = compare_paired(whole.correct, without.correct)
         row |= {at: without.accuracy, f"{at}_lost": gap.points, f"{at}_error": gap.error}
-    return told(row)
+    return show_row(row)
 
 
 def _trained(data: Path, seed: int, epochs: int | None, name: str, changed: Changed) -> dict[str, Line]:
@@ -142,7 +142,7 @@ def _qualities(bound: list[Any], beats: Any) -> tuple[Any, Any, Any]:
 
     y, rows = beats.y[beats.test], beats.test
     low, middle, high = (evaluate_predictions(predict_classes(one, beats, rows), y, len(beats.names)) for one in bound)
-    told({"accuracies": [low.accuracy, middle.accuracy, high.accuracy]})
+    show_row({"accuracies": [low.accuracy, middle.accuracy, high.accuracy]})
     return low, middle, high
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import record_goodput
 from benchmarks.frame import load, need
-from benchmarks.supernet_train import STRANGERS, loaded, told
+from benchmarks.supernet_train import STRANGERS, loaded, show_row
 
 SLO_S = 0.02
 SECONDS, SHORT = 2.0, 0.8
@@ -108,17 +108,17 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     crowded = (load() or 0.0) > cores
     live = [] if crowded else [row for trace in real(found, seed, quick=quick) for row in measured(found, trace)]
-    told_all = summary(found, traces + real(found, seed), [*rows, *live], _notes(found) + [CROWDED] * crowded)
+    summarized = summary(found, traces + real(found, seed), [*rows, *live], _notes(found) + [CROWDED] * crowded)
     with tempfile.TemporaryDirectory() as folder:
         calibration = calibrated(data, Path(folder), seed, epochs)
-    return _joined(told_all, replayed(found, data, quick=quick), calibration, crowded=crowded)
+    return _joined(summarized, replayed(found, data, quick=quick), calibration, crowded=crowded)
 
 
 def replayed(found: Profile, data: Path, *, quick: bool) -> list[Row]:
     """Return a row of goodput for each window of the public traces; none where they are not there."""
     folder = data / "traces"
     windows = record_goodput.load_windows(folder, quick=quick) if folder.is_dir() else []
-    return [told(row) for row in record_goodput.measure_windows(found.records, windows)]
+    return [show_row(row) for row in record_goodput.measure_windows(found.records, windows)]
 
 
 def calibrated(data: Path, folder: Path, seed: int, epochs: int | None) -> list[Row]:
@@ -149,22 +149,22 @@ def calibrated(data: Path, folder: Path, seed: int, epochs: int | None) -> list[
 
 
 def _joined(
-    told_all: dict[str, Any], goodput: Sequence[Row], calibration: Sequence[Row], *, crowded: bool
+    summarized: dict[str, Any], goodput: Sequence[Row], calibration: Sequence[Row], *, crowded: bool
 ) -> dict[str, Any]:
-    """Return all that is told with goodput and calibration added."""
+    """Return the complete report, with goodput and calibration added."""
     metrics = {
-        **told_all["metrics"],
+        **summarized["metrics"],
         **record_goodput.summarise_windows(goodput),
         "ece_points_max": max(row["ece_points"] for row in calibration),
         "ece_points_max_before": max(row["ece_points_before"] for row in calibration),
         "ece_excess_beyond_chance": sum(abs(row["excess_points"]) > row["excess_half_width"] for row in calibration),
     }
-    notes = [*told_all["notes"], *record_goodput.list_goodput_notes(), ECE_NOTE]
+    notes = [*summarized["notes"], *record_goodput.list_goodput_notes(), ECE_NOTE]
     notes += [SLOWED] * (crowded and bool(goodput)) + [NO_TRACES] * (not goodput)
     return {
         "metrics": metrics,
-        "tables": {**told_all["tables"], "goodput": list(goodput), "calibration": list(calibration)},
-        "aims": {**told_all["aims"], **NEW_AIMS},
+        "tables": {**summarized["tables"], "goodput": list(goodput), "calibration": list(calibration)},
+        "aims": {**summarized["aims"], **NEW_AIMS},
         "notes": notes,
     }
 
@@ -181,7 +181,7 @@ def summary(found: Profile, traces: Sequence[Trace], rows: Sequence[Row], notes:
     simulated = [row for row in rows if row["how"] == "simulated"]
     own = [row for row in simulated if row["rule"] == OWN[0]]
     live = [row for row in rows if row["rule"] == OWN[0] and row["how"] == "measured"]
-    told = [row for row in rows if row["rule"] == OWN[0] and row["how"] == "foretold"]
+    foretold = [row for row in rows if row["rule"] == OWN[0] and row["how"] == "foretold"]
     metrics = {
         **_bests(own),
         "accuracy_gain_points_median": _middle(own, "gain"),
@@ -195,8 +195,8 @@ def summary(found: Profile, traces: Sequence[Trace], rows: Sequence[Row], notes:
         "accuracy_gain_points_measured_median": _middle(live, "gain"),
         "attainment_ratio_measured_median": _middle(live, "ratio"),
         "attainment_ratio_measured_near_median": _middle(live, "ratio_near"),
-        "attainment_ratio_foretold": _most(told, "ratio"),
-        "attainment_ratio_foretold_median": _middle(told, "ratio"),
+        "attainment_ratio_foretold": _most(foretold, "ratio"),
+        "attainment_ratio_foretold_median": _middle(foretold, "ratio"),
         "attainment_off": _off(rows),
         "attainment": min(row["attainment"] for row in own),
         "accuracy_served": min(row["accuracy"] for row in own),
@@ -208,7 +208,7 @@ def summary(found: Profile, traces: Sequence[Trace], rows: Sequence[Row], notes:
         {"net": net.name, "accuracy": net.accuracy, **{f"ms_{b}": t * 1e3 for b, t in net.seconds}}
         for net in (*found.nets, *found.pairs)
     ]
-    points = [_point(trace, row) for trace in traces for row in (*own, *told, *live) if row["trace"] == trace.name]
+    points = [_point(trace, row) for trace in traces for row in (*own, *foretold, *live) if row["trace"] == trace.name]
     return {
         "metrics": metrics,
         "tables": {"points": points, "rules": rows, "profile": profile},
@@ -422,12 +422,12 @@ def _bursts(
     rng = np.random.default_rng([seed, int(scv), int(high), int(share * 100), 1])
     length = share / (1 - share) * calm * seconds / high
     parts = [gamma_arrivals(calm, seconds, rng, scv=scv), 0.25 * seconds + gamma_arrivals(high, length, rng, scv=scv)]
-    told = f"bursts for {name}, {share * 100:.0f} %, CV² {scv:g}" + (", short" if seconds == SHORT else "")
-    return Trace(told, np.sort(np.concatenate(parts)), calm, high, high / most)
+    title = f"bursts for {name}, {share * 100:.0f} %, CV² {scv:g}" + (", short" if seconds == SHORT else "")
+    return Trace(title, np.sort(np.concatenate(parts)), calm, high, high / most)
 
 
 def _ramp(calm: float, high: float, scv: float, rng: np.random.Generator) -> np.ndarray:
-    """Return arrivals whose rate rises from calm to high within half a second, once, and falls again."""
+    """Return arrivals at a rate that rises from calm to high within half a second, once, and falls again."""
     from unfoldkit.arrivals.processes import piecewise_arrivals
 
     up = np.linspace(calm, high, 50)

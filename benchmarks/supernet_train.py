@@ -171,7 +171,7 @@ def _compared(data: Path, seed: int, epochs: int | None) -> Iterator[dict[str, A
                 gap = compare_paired(alone.correct, found[one.name].correct)
                 row |= {"alone": alone.accuracy, "cost_points": gap.points, "paired_error": gap.error}
             row |= {"seconds": seconds, "processor_seconds": busy, "front_points": len(front)}
-            yield told(row)
+            yield show_row(row)
 
 
 def _converged(data: Path, seed: int, name: str, epochs: int | None) -> float:
@@ -183,7 +183,7 @@ def _converged(data: Path, seed: int, name: str, epochs: int | None) -> float:
         setup = loaded(data, Path(folder), seed, None, {"training": {"epochs": epochs * LONGER}})
         subnet = next(one for one in setup.problem.space.subnets if one.name == name)
         accuracy = train_standalone(setup.problem, subnet, setup.run.directory, setup.run.progress).accuracy
-        return float(told({"net": name, "converged": accuracy})["converged"])
+        return float(show_row({"net": name, "converged": accuracy})["converged"])
 
 
 def _work(data: Path, seed: int, epochs: int | None) -> float:
@@ -229,7 +229,7 @@ def _shrunk(data: Path, seed: int, epochs: int | None) -> tuple[dict[str, float]
         busy = time.process_time() - busy
         qualities = evaluate_subnets(predict_test_rows(supernet, beats), len(beats.names))
         found = {name: qualities[name].accuracy for name in names}
-        told({"shrunk": found, "processor_seconds": busy})
+        show_row({"shrunk": found, "processor_seconds": busy})
         return found, busy
 
 
@@ -248,10 +248,10 @@ def _inter_patient(data: Path, seed: int, epochs: int | None, recipe: str) -> It
         for name, one in found.items():
             shares = {f"sensitivity_{c}": s for c, s in zip(beats.names, one.sensitivity, strict=True)}
             row = {"seed": seed, "recipe": recipe, "net": name, "accuracy": one.accuracy, "macro_f1": one.macro_f1}
-            yield told(row | shares)
+            yield show_row(row | shares)
 
 
-def told(row: dict[str, Any]) -> dict[str, Any]:
+def show_row(row: dict[str, Any]) -> dict[str, Any]:
     """Show a row as soon as it is there, as the whole takes long; and return it."""
     print(json.dumps(row), file=sys.stderr, flush=True)
     return row

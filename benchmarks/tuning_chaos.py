@@ -234,7 +234,7 @@ class SimulatedCluster:
         return max(fitting, key=self._used) if fitting else None
 
     def start(self, node: str, job: TrialJob) -> None:
-        """Start a trial, whose first checkpoint ends one iteration later."""
+        """Start a trial; its first checkpoint ends one iteration later."""
         self.running[job.trial] = (node, job, self.clock.now + self._iteration(job))
 
     def free(self, trial: int) -> None:

@@ -315,7 +315,7 @@ def run_once(tool: Tool, max_kills: int, rng: Random) -> dict[str, Any]:
 
 
 def run_to_deadline(tool: Tool) -> dict[str, Any]:
-    """Run a script whose search would take far longer than its deadline."""
+    """Run a script with a search that would take far longer than its deadline."""
     with tempfile.TemporaryDirectory() as name:
         folder, deadline_s = Path(name), SHORT_DEADLINE_S[tool.name]
         changed = tool.write_script(folder / "script.py", deadline_s)

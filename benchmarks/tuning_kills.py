@@ -232,8 +232,8 @@ def _command(folder: Path, seed: int, engine: str) -> tuple[list[str]]:
 
 
 def _surroundings(folder: Path, seconds: float) -> dict[str, Any]:
-    told = {"SLEEPER_LOG": str(folder / "log"), "SLEEPER_SECONDS": str(seconds), "PYTHONPATH": str(FOLDER.parent)}
-    return {"env": {**os.environ, **told}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    settings = {"SLEEPER_LOG": str(folder / "log"), "SLEEPER_SECONDS": str(seconds), "PYTHONPATH": str(FOLDER.parent)}
+    return {"env": {**os.environ, **settings}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def _log(folder: Path) -> list[str]:

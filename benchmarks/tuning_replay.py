@@ -156,8 +156,8 @@ def asha_run(table: Table, size: int, seed: int) -> Ended:
             scheduler.on_trial_add(SimpleNamespace(), SimpleNamespace(trial_id=trial))
             heapq.heappush(events, (ended + table.elapsed[trial, 1], trial, 1))
         ended, trial, epoch = heapq.heappop(events)
-        told, of = {"epoch": epoch, "accuracy": table.accuracy[trial, epoch]}, SimpleNamespace(trial_id=trial)
-        if epoch == EPOCHS or scheduler.on_trial_result(SimpleNamespace(), of, told) == TrialScheduler.STOP:
+        result, of = {"epoch": epoch, "accuracy": table.accuracy[trial, epoch]}, SimpleNamespace(trial_id=trial)
+        if epoch == EPOCHS or scheduler.on_trial_result(SimpleNamespace(), of, result) == TrialScheduler.STOP:
             best = max(best, float(table.accuracy[trial, epoch]))
             heapq.heappush(free, place[trial])
             last_end[place[trial]] = ended
@@ -244,7 +244,7 @@ def _slowdowns(
 
 
 def profiled(table: Table, speedup: tuple[tuple[int, float], ...], seed: int) -> Profile:
-    """Return what a few configurations' first epochs tell, as ``unfold profile`` would."""
+    """Return what the first epochs of a few configurations show, as ``unfold profile`` would."""
     chosen = np.random.default_rng([seed, 8]).permutation(len(table.elapsed))[:PROFILED]
     each = table.elapsed[chosen, 3] / 3
     mean, cv = float(each.mean()), float(each.std() / each.mean())
@@ -286,7 +286,7 @@ def _ratio(rows: Sequence[dict[str, Any]], **chosen: Any) -> float:
 
 
 def _part(rows: Sequence[dict[str, Any]], *, promised: bool) -> tuple[float | None, float | None]:
-    """Return the ratio of all dollars and the median ratio, of pairs whose deadline can be promised, or the others."""
+    """Return the ratio of all dollars and the median ratio, of pairs with a promised deadline, or of the others."""
     own = [row for row in rows if row["promised"] == promised]
     if not own:
         return None, None

@@ -43,9 +43,9 @@ def call(words: Sequence[str | Path], stdin: bytes = b"") -> Outcome:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     finally:
-        raw, told = out.getvalue(), err.getvalue().decode()
+        raw, error_text = out.getvalue(), err.getvalue().decode()
         sys.stdin, sys.stdout, sys.stderr = kept
-    return Outcome(code, raw.decode(errors="replace"), told, raw)
+    return Outcome(code, raw.decode(errors="replace"), error_text, raw)
 
 
 def command(words: Sequence[str | Path]) -> list[str]:
@@ -81,7 +81,7 @@ def distribution(folder: Path, name: str, code: str, *, module: str = "", entry:
 
 
 def kind_code(name: str, body: str = "", **verbs: str) -> str:
-    """Return the code of a plugin with one kind whose spec is the envelope alone; ``body`` follows its hook."""
+    """Return the code of a plugin with one kind and a spec of the envelope alone; ``body`` follows its hook."""
     given = "".join(f", {verb}={reference!r}" for verb, reference in verbs.items())
     return (
         "from unfoldkit.api import Kind, hookimpl\n\n\n@hookimpl\ndef unfold_kinds():\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 
 async def serve(port: int, answer: bytes) -> None:
-    """Answer every inference call with the same bytes, which nobody encodes."""
+    """Answer every inference call with the same bytes, which were encoded elsewhere."""
     import grpc
 
     async def infer(_request: bytes, _context: Any) -> bytes:

@@ -69,7 +69,7 @@ def count_macs(network: nn.Module, example: Tensor) -> float:
 
 
 def fit_width(build: Build, example: Tensor, macs: float) -> float:
-    """Find the width whose multiply-accumulates are nearest to ``macs``, by bisection; a tie takes the wider."""
+    """Find the width with multiply-accumulates nearest to ``macs``, by bisection; a tie takes the wider."""
     low, high = 0.0, 2.0
     for _ in range(24):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""What a user is told about each bad spec, word for word."""
+"""The exact messages for each bad spec."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support import ROOT
 
 
 @pytest.mark.parametrize("spec", specs(), ids=lambda spec: spec.stem)
-def test_a_bad_spec_is_told_word_for_word(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_spec_is_reported_with_the_expected_messages(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every mistake is one line on stdout with its place and what to do, the count is on stderr, and the code is 2."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("UNFOLD_DISABLE_PLUGINS", others(spec))
@@ -28,8 +28,8 @@ def test_a_bad_spec_is_told_word_for_word(spec: Path, monkeypatch: pytest.Monkey
 def test_a_mistake_has_a_place_in_the_file(spec: Path) -> None:
     """Every line begins with file, line and column, and the column is inside the line that it names."""
     lines = (ROOT / spec).read_bytes().decode("utf-8", "replace").split("\n")
-    for told in (ROOT / spec).with_suffix(".expected").read_text(encoding="utf-8").splitlines():
-        file, line, column, _ = told.split(":", 3)
+    for message in (ROOT / spec).with_suffix(".expected").read_text(encoding="utf-8").splitlines():
+        file, line, column, _ = message.split(":", 3)
         assert file == spec.as_posix()
         assert 1 <= int(column) <= len(lines[int(line) - 1]) + 1
 
@@ -43,7 +43,7 @@ def test_there_are_enough() -> None:
 
 @pytest.mark.parametrize("name", ["anchor-bomb", "anchor-itself", "nested-too-deep", "nested-too-deep-anchors"])
 def test_a_bomb_is_refused_quickly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of a few hundred bytes that stands for millions of values is refused within two seconds of work."""
+    """A file of a few hundred bytes that expands to millions of values is refused within two seconds of work."""
     monkeypatch.chdir(ROOT)
     began = time.process_time()
     assert checked(Path("tests/badspecs") / f"{name}.yaml").code == 2

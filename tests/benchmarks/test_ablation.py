@@ -14,7 +14,7 @@ from unfold_supernet.training.accuracy import SubnetQuality, evaluate_prediction
 
 
 def line(*rights: int) -> Line:
-    """Return a recipe whose nets are right on so many of 100 rows."""
+    """Return a recipe with nets that are right on so many of 100 rows."""
     low, middle, high = (_quality(right) for right in rights)
     return Line((low, middle, high), 10, 1.0)
 

@@ -24,7 +24,7 @@ def test_a_benchmark_is_a_module_with_run(tmp_path: Path) -> None:
 
 
 def test_without_a_name_the_list_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each benchmark stands in the list, with what it is about."""
+    """The list names each benchmark with its subject."""
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == frame.names()
@@ -32,14 +32,14 @@ def test_without_a_name_the_list_is_printed(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that is none ends with 2 and tells those that are."""
+    """An unknown name ends with 2 and lists the valid ones."""
     with pytest.raises(SystemExit) as ended:
         main(["nonesuch"])
     assert ended.value.code == 2
     assert "startup" in capsys.readouterr().err
 
 
-def test_no_time_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_time_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     """A benchmark that was not started for want of time is named as not run."""
     assert main(["--all", "--quick", "--seconds", "-1"]) == 0
     out = capsys.readouterr().out
@@ -82,8 +82,8 @@ def test_startup_measures_whole_processes() -> None:
     assert 0 < found["metrics"]["modules_at_help"] < typer_alone
 
 
-def test_a_missing_folder_of_data_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A benchmark whose data may not be None is not run without it, and says what it needs."""
+def test_a_missing_folder_of_data_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A benchmark that requires data is not run without it, and reports what it needs."""
     monkeypatch.setenv("UNFOLD_SHARED", str(tmp_path))
     monkeypatch.setattr(startup, "run", needing)
     with pytest.raises(frame.NeedsDataError, match="UNFOLD_SHARED"):
@@ -118,7 +118,7 @@ def test_tables_show_metrics_beside_peers(tmp_path: Path) -> None:
 
 
 def test_a_missing_peer_names_the_group_that_brings_it(tmp_path: Path) -> None:
-    """A benchmark whose peer is not installed reports the dependency group, the extra, or the package."""
+    """A benchmark without an installed peer reports the dependency group, the extra, or the package."""
     pyproject = tmp_path / "pyproject.toml"
     pyproject.write_text(
         '[project.optional-dependencies]\nray = ["ray[serve]>=2"]\n[dependency-groups]\nbench = ["ciw>=3.2"]\n', "utf-8"

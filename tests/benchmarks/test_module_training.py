@@ -42,7 +42,7 @@ def test_unseen_rows_have_the_natural_mix_of_the_training_groups() -> None:
     assert len(split_same_groups(make_data(None), 0)[1]) == 0
 
 
-def test_a_cost_is_told_on_both_kinds_of_rows() -> None:
+def test_a_cost_is_reported_on_both_kinds_of_rows() -> None:
     """A member that is wrong about one patient costs much on patients and nothing on the beats of known ones."""
     patients, right = np.repeat([1, 2, 3, 4], 25), np.ones(100, bool)
     correct = {"family": patients != 4, "standalone": right, "plain": right}

@@ -1,4 +1,4 @@
-"""The benchmark of growth curves: what is not run is told, and growth is that of the points that were."""
+"""The benchmark of growth curves: skipped points are reported, and growth is fitted to the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CURVE = Curve("gates", ("rows",), ((10,), (100,), (1000,), (10_000,)))
 
 
 def linear(words: list[str], bounds: Bounds) -> Row:
-    """Stand for a process whose seconds are a hundredth of its work."""
+    """Stand for a process that takes a hundredth of its work in seconds."""
     assert bounds is BOUNDS
     seconds = int(words[2]) / 100
     return {"seconds": seconds, "wall": seconds + 0.5, "peak_mib": 100, "what": ""}
@@ -34,7 +34,7 @@ def test_out_of_time_runs_nothing() -> None:
 
 
 def test_memory_bounds_a_point() -> None:
-    """A point whose memory would not fit, going by the one before, is refused."""
+    """A point with too much memory, judged by the one before, is refused."""
     last = {"work": 10, "wall": 1.0, "seconds": 0.001, "peak_mib": 600}
     assert refusal("gates", {"work": 100}, last, BOUNDS, 50.0) == "would need about 4 GiB"
 

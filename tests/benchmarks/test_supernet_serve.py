@@ -35,25 +35,25 @@ def test_rates_are_shares_of_what_the_nets_take(pace: float) -> None:
         assert trace.high == pytest.approx(trace.load * 64 / (0.002 * pace))
 
 
-def test_the_whole_grid_is_told_with_its_median() -> None:
+def test_the_whole_grid_is_reported_with_its_median() -> None:
     """Every trace has a point for each way that it was played; the headline is the best of them, the median beside."""
     found = profile()
     traces = supernet_serve._traces(NETS, 0)[:4]
     rows = [row for trace in traces for row in supernet_serve._played(found, trace)]
     live = [row | {"how": how} for row in rows for how in ("measured", "foretold")]
-    told = summary(found, traces, rows + live, [])
-    points = told["tables"]["points"]
+    report = summary(found, traces, rows + live, [])
+    points = report["tables"]["points"]
     assert [(one["trace"], one["how"]) for one in points] == [
         (trace.name, how) for trace in traces for how in ("simulated", "foretold", "measured")
     ]
     ratios = [one["ratio"] for one in points if one["how"] == "measured" and one["ratio"] is not None]
-    assert told["metrics"]["attainment_ratio_measured"] == max(ratios, default=None)
-    assert told["metrics"]["attainment_ratio_measured_median"] == (median(ratios) if ratios else None)
-    assert told["metrics"]["attainment_off"] == 0
+    assert report["metrics"]["attainment_ratio_measured"] == max(ratios, default=None)
+    assert report["metrics"]["attainment_ratio_measured_median"] == (median(ratios) if ratios else None)
+    assert report["metrics"]["attainment_off"] == 0
 
 
 def test_the_note_on_gains_is_of_the_family_that_was_measured() -> None:
-    """How far the accuracies are apart is told of the nets of the run, not of another family."""
+    """The note gives the spread of accuracies among the nets of this run, not of another family."""
     reached = [net.accuracy for net in NETS]
-    told = supernet_serve._notes(profile())
-    assert f"which is {max(reached) - min(reached):.1f} points here" in told[-1]
+    notes = supernet_serve._notes(profile())
+    assert f"which is {max(reached) - min(reached):.1f} points here" in notes[-1]

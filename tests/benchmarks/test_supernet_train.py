@@ -16,7 +16,7 @@ def _rows(recipe: str, seed: int, *worth: float) -> list[dict[str, Any]]:
     ]
 
 
-def test_gain_is_told_with_its_spread_over_seeds() -> None:
+def test_gain_is_reported_with_its_spread_over_seeds() -> None:
     """The gain is the mean over seeds of what the nets gain in the mean, its error that of these means."""
     rows = (
         _rows("recipe", 0, 90, 96) + _rows("plain", 0, 89, 93) + _rows("recipe", 1, 92, 94) + _rows("plain", 1, 94, 96)
@@ -29,6 +29,6 @@ def test_gain_is_told_with_its_spread_over_seeds() -> None:
 
 
 def test_one_seed_has_no_spread() -> None:
-    """Of one seed no error can be told."""
+    """A single seed gives no error estimate."""
     found = _between(_rows("recipe", 0, 90.0) + _rows("plain", 0, 89.0))
     assert (found["inter_patient_accuracy_gain"], found["inter_patient_accuracy_gain_error"]) == (1.0, None)

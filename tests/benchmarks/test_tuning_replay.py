@@ -35,7 +35,7 @@ def test_rows_may_stand_in_any_order(tmp_path: Path) -> None:
     assert (table.accuracy == np.where(steps > 0, steps + 10 * np.array([[0], [1]]), 0)).all()
 
 
-def test_another_number_of_epochs_is_told(tmp_path: Path) -> None:
+def test_another_number_of_epochs_is_reported(tmp_path: Path) -> None:
     """Curves of other lengths are refused with the task's name, as the rungs are those of one length."""
     with pytest.raises(ValueError, match="task 1: not"):
         list(read_tables(written(tmp_path, EPOCHS - 2)))

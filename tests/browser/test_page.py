@@ -40,10 +40,10 @@ def total() -> Iterator[Server]:
         yield server
 
 
-def opened(browser: Any, server: Server, told: list[str], **how: Any) -> Any:
+def opened(browser: Any, server: Server, messages: list[str], **how: Any) -> Any:
     page = browser.new_context(**how).new_page()
-    page.on("console", lambda message: told.append(message.text))
-    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.goto(f"http://127.0.0.1:{server.port}/")
     page.wait_for_selector("body.on .tile")
     return page
@@ -65,8 +65,8 @@ def until(page: Any, condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_moves_when_load_arrives(chromium: Any, total: Server, scheme: str, tmp_path: Path) -> None:
     """Requests that arrive are shown within seconds, in words, in a line and to a screen reader; nothing is logged."""
-    told: list[str] = []
-    page = opened(chromium, total, told, color_scheme=scheme)
+    messages: list[str] = []
+    page = opened(chromium, total, messages, color_scheme=scheme)
     before = page.screenshot(path=tmp_path / "before.png")
     assert requests_shown(page) == "0"
     for _ in range(5):
@@ -75,14 +75,14 @@ def test_the_page_moves_when_load_arrives(chromium: Any, total: Server, scheme: 
     until(page, lambda: len(page.locator("svg path.k0").first.get_attribute("d")) > 20)
     assert page.locator("svg").first.get_attribute("aria-label").startswith("responses by status: 200 ")
     assert page.screenshot(path=tmp_path / "after.png") != before
-    assert told == []
+    assert messages == []
 
 
 def test_one_is_no_plural(chromium: Any, total: Server) -> None:
-    """One of what is counted is told without the letter of the plural, none and several with it."""
+    """A count of one is printed in the singular, none and several in the plural."""
     page = opened(chromium, total, [])
-    told = [page.evaluate(f"worded({number}, 'replicas')") for number in (0, 1, 2)]
-    assert told == ["0 replicas", "1 replica", "2 replicas"]
+    labels = [page.evaluate(f"worded({number}, 'replicas')") for number in (0, 1, 2)]
+    assert labels == ["0 replicas", "1 replica", "2 replicas"]
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(chromium: Any, total: Server) -> None:
@@ -175,7 +175,7 @@ def test_a_report_opens_without_a_network(chromium: Any, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("width", "media"), [(320, "screen"), (718, "print")])
 def test_figures_fit_small_screens_and_paper(chromium: Any, tmp_path: Path, width: int, media: str) -> None:
-    """On 320 pixels and on paper nothing is wider than the page; on paper the values stand under the figures."""
+    """On 320 pixels and on paper nothing is wider than the page; on paper the values are under the figures."""
     page = chromium.new_page(viewport={"width": width, "height": 900})
     page.emulate_media(media=media)
     page.goto(every_figure(tmp_path))
@@ -206,8 +206,8 @@ def written(folder: Path, table: Table) -> str:
     return path.as_uri()
 
 
-def test_the_page_tells_that_the_server_is_gone_and_goes_on_when_it_is_back(chromium: Any, total: Server) -> None:
-    """When the server ends, the page says so instead of showing old figures as new ones."""
+def test_the_page_reports_a_lost_server_and_recovers(chromium: Any, total: Server) -> None:
+    """When the server ends, the page reports it instead of showing old figures as new ones."""
     page = opened(chromium, total, [])
     assert total.end() == 0
     page.wait_for_selector("body.off", timeout=5000)

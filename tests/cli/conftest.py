@@ -19,7 +19,7 @@ def spec(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def dear(tmp_path: Path) -> Path:
-    """Return a valid spec whose answer is no."""
+    """Return a valid spec that has no feasible plan."""
     path = tmp_path / "dear.yaml"
     path.write_text(ECHO + "repeat: 3\nbudget: $0.01\n", encoding="utf-8")
     return path

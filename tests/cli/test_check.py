@@ -28,7 +28,7 @@ def test_good_files_are_said_to_be_valid(unfold: Unfold, spec: Path) -> None:
     assert (two.code, two.out, two.err) == (0, "", "2 valid\n")
 
 
-def test_all_mistakes_of_all_files_are_told(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+def test_all_mistakes_of_all_files_are_reported(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
     """Each mistake of each file is a line, in the order of the files; the count goes to stderr; the code is 2."""
     (tmp_path / "bad.yaml").write_text(BAD + "x: 1\n", encoding="utf-8")
     outcome = unfold("check", "bad.yaml", "a.yaml", "nonesuch.yaml", "-", stdin="")
@@ -50,7 +50,7 @@ def test_settings_are_checked_in_every_file(unfold: Unfold, spec: Path, tmp_path
 
 
 def test_what_specs_name_is_opened_on_demand(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
-    """With ``--data`` a missing file is a mistake at the line that names it; a kind that opens nothing says so."""
+    """With ``--data`` a missing file is a mistake at the line that names it; a kind that opens nothing reports so."""
     text = (ROOT / "plugins/pipeline/unfold_pipeline/examples/image-processing.yaml").read_text("utf-8")
     line = next(number for number, item in enumerate(text.splitlines(), 1) if item.startswith("arrivals:"))
     lines = [item if not item.startswith("arrivals:") else "arrivals: {trace: gone.csv}" for item in text.splitlines()]
@@ -92,23 +92,23 @@ def test_check_writes_nothing(unfold: Unfold, spec: Path, tmp_path: Path) -> Non
 
 
 def test_a_plan_that_still_holds_is_fine(unfold: Unfold, spec: Path) -> None:
-    """Plan --check exits with 0 when the plan comes out as it was committed, and says so."""
+    """Plan --check exits with 0 and reports it when the plan comes out as it was committed."""
     assert unfold("plan", spec, "-o", "plan.yaml").code == 0
     outcome = unfold("plan", spec, "--check", "plan.yaml")
     assert outcome.code == 0
     assert "the plan is the same as in plan.yaml" in outcome.out
 
 
-@pytest.mark.parametrize(("verdict", "told"), [(Verdict.YES, ["check"]), (Verdict.NO, [])])
-def test_a_plan_that_does_not_do_is_not_told_to_hold(verdict: Verdict, told: list[str]) -> None:
-    """Where the committed plan itself was judged, it is said to be still that of the file only if it does."""
+@pytest.mark.parametrize(("verdict", "expected"), [(Verdict.YES, ["check"]), (Verdict.NO, [])])
+def test_an_infeasible_plan_is_not_reported_to_hold(verdict: Verdict, expected: list[str]) -> None:
+    """Where the committed plan itself was judged, it is reported to hold only if it is feasible."""
     baseline = {"decision": {"replicas": 3}}
     report = Report("echo", "plan", "mine", verdict, "judged on other data", decision=baseline["decision"])
-    assert [name for name, _ in compare_plans(report, baseline, "plan.yaml").lines] == told
+    assert [name for name, _ in compare_plans(report, baseline, "plan.yaml").lines] == expected
 
 
-def test_a_plan_made_again_is_told_to_hold_whatever_it_answers() -> None:
-    """A plan that comes out as it was committed is said to be still that of the file, also where the answer is no."""
+def test_an_equal_plan_is_reported_to_hold_whatever_its_verdict() -> None:
+    """A plan that comes out as it was committed is reported to hold, even with the verdict no."""
     report = Report("echo", "plan", "mine", Verdict.NO, "planned again", decision={"replicas": 3})
     lines = dict(compare_plans(report, {"decision": {"replicas": 3}}, "plan.yaml").lines)
     assert lines["check"] == "the plan is the same as in plan.yaml"
@@ -130,7 +130,7 @@ def test_a_plan_that_drifted_is_a_no(unfold: Unfold, spec: Path) -> None:
 
 
 def test_a_check_leaves_the_run_as_it_was(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
-    """Whatever a check says, spec, report and plan of the run stay those of the plan that was made."""
+    """Whatever the result of a check, spec, report and plan of the run stay those of the plan that was made."""
     unfold("plan", spec, "--out", "plan.yaml")
     files = [path for path in tmp_path.rglob("runs/*/*") if path.suffix in (".yaml", ".json")]
     before = {path: path.read_bytes() for path in files if path.name != "manifest.json"}
@@ -203,7 +203,7 @@ def test_what_init_writes_is_valid(unfold: Unfold, tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("words", [["schema", "ecko"], ["init", "ecko"]])
-def test_an_unknown_kind_is_told(unfold: Unfold, words: list[str]) -> None:
+def test_an_unknown_kind_is_reported(unfold: Unfold, words: list[str]) -> None:
     """A kind that is not there is refused with the nearest."""
     outcome = unfold(*words)
     assert (outcome.code, outcome.err) == (2, 'no such kind: "ecko" (did you mean "echo"?)\n')

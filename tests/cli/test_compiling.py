@@ -9,21 +9,21 @@ import pytest
 from unfoldkit.cli.progress import COMPILATION_STEP, report_compilation
 
 
-def test_loops_are_told_while_they_are_compiled() -> None:
-    """Each loop is told when its compilation begins and when it ends, one that is there already is not."""
+def test_loops_are_reported_while_they_are_compiled() -> None:
+    """Each loop is announced when its compilation begins and ends; one that is already compiled is not."""
     import numba
 
     inner = numba.njit(lambda x: x + 1)
     outer = numba.njit(lambda x: inner(x) * 2)
-    told: list[tuple[str, int, int]] = []
-    with report_compilation(lambda *step: told.append(step)):
+    steps: list[tuple[str, int, int]] = []
+    with report_compilation(lambda *step: steps.append(step)):
         assert outer(1) == outer(1) == 4
-    assert told == [(COMPILATION_STEP, *counts) for counts in ((0, 1), (0, 2), (1, 2), (2, 2))]
+    assert steps == [(COMPILATION_STEP, *counts) for counts in ((0, 1), (0, 2), (1, 2), (2, 2))]
     assert outer(1.0) == 4.0
-    assert len(told) == 4
+    assert len(steps) == 4
 
 
-def test_nothing_is_imported_to_tell_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_imported_to_report_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a verb has not imported Numba, it is not imported for it."""
     monkeypatch.delitem(sys.modules, "numba.core.event", raising=False)
     with report_compilation(lambda *_: None):

@@ -89,21 +89,21 @@ def test_closed_streams_change_no_answer(tmp_path: Path, words: list[str], code:
     ids=" ".join,
 )
 def test_a_closed_pipe_ends_quietly(tmp_path: Path, spec: Path, words: list[str]) -> None:
-    """When nobody reads stdout, the process ends with 141 and says nothing; a bad call still ends with 2."""
+    """When the reader closes stdout, the process ends with 141 and prints nothing; a bad call still ends with 2."""
     (tmp_path / "bad.yaml").write_text(ECHO + "repeat: 0\n", encoding="utf-8")
     reader, writer = os.pipe()
     os.close(reader)
     with started(tmp_path, *words, stdout=writer) as process:
         os.close(writer)
-        told = process.communicate(timeout=60)[1]
+        output = process.communicate(timeout=60)[1]
     if words[-1] == "nonesuch":
         assert process.returncode == 2
     else:
-        assert (process.returncode, told) == (141, "")
+        assert (process.returncode, output) == (141, "")
 
 
 def test_head_takes_what_it_wants(tmp_path: Path, spec: Path) -> None:
-    """``unfold … | head -c1`` ends without a complaint, however much was left to say."""
+    """``unfold … | head -c1`` ends without a complaint, however much output was left."""
     line = " ".join(command(["plan", "a.yaml", "--format", "json"])) + ' | head -c1; echo ".${PIPESTATUS[0]}"'
     done = subprocess.run(
         ["bash", "-c", line], cwd=tmp_path, env=surroundings(), capture_output=True, text=True, check=True, timeout=60
@@ -114,7 +114,7 @@ def test_head_takes_what_it_wants(tmp_path: Path, spec: Path) -> None:
 
 
 def test_a_closed_stderr_hides_nothing_else(tmp_path: Path) -> None:
-    """When nobody reads stderr either, a bad spec still ends with 2."""
+    """When stderr is closed too, a bad spec still ends with 2."""
     (tmp_path / "bad.yaml").write_text(ECHO + "repeat: 0\n", encoding="utf-8")
     reader, writer = os.pipe()
     os.close(reader)
@@ -133,10 +133,10 @@ def test_ctrl_c_ends_with_130_and_the_run_goes_on(tmp_path: Path, unfold: Unfold
     with started(tmp_path, "train", "slow.yaml", "--jobs", jobs, stdout=subprocess.PIPE) as process:
         wait_for("said/0.txt", tmp_path, process)
         os.killpg(process.pid, signal.SIGINT)
-        out, told = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     words = f"unfold train slow.yaml --jobs {jobs}"
-    assert told == f"interrupted; the same command resumes where it was: {words}\n"
+    assert err == f"interrupted; the same command resumes where it was: {words}\n"
     run = RunDir(tmp_path / "runs" / "a")
     assert run.read("said/0.txt") == b"hi"
     before = (run.path / "said" / "0.txt").stat().st_mtime_ns
@@ -164,7 +164,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_run_ends_with_the_same_report(tmp_path: Path, unfold: Unfold, seed: int) -> None:
-    """Killed with SIGKILL at a moment that the seed says, and started again, a run ends as if nothing had been."""
+    """Killed with SIGKILL at a random moment, and started again, a run ends as if nothing had happened."""
     dice = random.Random(seed)  # noqa: S311 - tests, not secrets
     undisturbed = tmp_path / "undisturbed"
     for folder in (tmp_path, undisturbed):
@@ -278,17 +278,17 @@ def test_an_interrupted_start_says_so(unfold_process: Process, tmp_path: Path) -
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["--version"], "cannot write: No space left on device\n"),
         (["--help"], "cannot write: No space left on device\n"),
         (["schema"], "cannot write the report: No space left on device (--out FILE writes it to a file)\n"),
     ],
 )
-def test_what_a_full_disk_does_not_take_is_no_answer(tmp_path: Path, words: list[str], told: str) -> None:
+def test_what_a_full_disk_does_not_take_is_no_answer(tmp_path: Path, words: list[str], expected: str) -> None:
     """What cannot be written ends with 3 and one line, not with a trace and 1, which means no."""
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(
             command(words), cwd=tmp_path, env=surroundings(), stdout=full, stderr=-1, text=True, check=False
         )
-    assert (done.returncode, done.stderr) == (3, told)
+    assert (done.returncode, done.stderr) == (3, expected)

@@ -47,7 +47,7 @@ def test_every_format_goes_to_stdout(unfold: Unfold, spec: Path, name: str) -> N
 
 @pytest.mark.parametrize(("ending", "name"), ENDINGS.items())
 def test_an_ending_picks_the_format(unfold: Unfold, spec: Path, tmp_path: Path, ending: str, name: str) -> None:
-    """--out writes the format of its ending to the file; stdout stays empty and stderr says where it went."""
+    """--out writes the format of its ending to the file; stdout stays empty and stderr names the file."""
     outcome = unfold("plan", spec, "--out", f"deep/er/out.{ending}")
     assert (outcome.code, outcome.out) == (0, "")
     assert outcome.err == f"yes · $0.02 of $1.00\nwrote deep/er/out.{ending}\n"
@@ -79,9 +79,9 @@ def test_no_answers_are_errors_on_github(unfold: Unfold, dear: Path) -> None:
 
 
 def test_a_mistake_replaces_the_result_of_the_run_before(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
-    """A JUnit file that said yes says no once the spec is broken, and the mistake still stands on stderr."""
+    """A JUnit file that passed reports a failure once the spec is broken, and stderr still has the mistake."""
     assert unfold("plan", spec, "--out", "result.xml").code == 0
-    outcome = unfold("plan", spec, "--set", "voice=nobody", "--out", "result.xml")
+    outcome = unfold("plan", spec, "--set", "voice=unknown", "--out", "result.xml")
     assert (outcome.code, outcome.out) == (2, "")
     assert "voice" in outcome.err
     suite = ET.fromstring((tmp_path / "result.xml").read_text())[0]  # noqa: S314 - made here
@@ -101,7 +101,7 @@ def test_a_mistake_replaces_the_result_of_the_run_before(unfold: Unfold, spec: P
 def test_colour_is_for_terminals_and_for_who_asks(
     unfold: Unfold, spec: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], *, coloured: bool
 ) -> None:
-    """In a pipe there is no colour unless FORCE_COLOR asks, and never with NO_COLOR; a file is never coloured."""
+    """In a pipe there is no colour unless FORCE_COLOR is set, and never with NO_COLOR; a file is never coloured."""
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     outcome = unfold("plan", spec)
@@ -169,7 +169,7 @@ def test_a_page_opens_where_there_is_a_display(
 
 
 def test_a_folder_of_runs_names_them(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
-    """``report`` of a folder that is no run says so, and which runs it holds."""
+    """``report`` of a folder without a run reports it, and lists the runs inside."""
     unfold("plan", spec)
     assert unfold("report", "runs").err == "runs: the folder holds no run (runs in it: a)\n"
     (tmp_path / "empty").mkdir()
@@ -215,13 +215,13 @@ def test_no_report_is_written_over_what_it_is_made_from(
     before = (tmp_path / out).read_bytes()
     outcome = unfold(*words, "--out", out)
     assert (outcome.code, outcome.out) == (2, "")
-    told = "--out would overwrite an input of the report (choose another name)"
-    assert outcome.err == f"{Path(out)}: {told}\n"
+    expected = "--out would overwrite an input of the report (choose another name)"
+    assert outcome.err == f"{Path(out)}: {expected}\n"
     assert (tmp_path / out).read_bytes() == before
 
 
 def test_a_plan_may_take_the_place_of_the_one_it_is_made_from(unfold: Unfold, spec: Path) -> None:
-    """A committed plan is made anew in its place: what it was made from stands in it again."""
+    """A committed plan is replanned in its folder, which lists its inputs again."""
     assert unfold("plan", "a.yaml", "--out", "plan.yaml").code == 0
     assert unfold("plan", "plan.yaml", "--set", "message=longer", "--out", "plan.yaml").code == 0
     assert "message: longer" in unfold("plan", "plan.yaml", "--format", "plan").out

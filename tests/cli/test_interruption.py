@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: in order at first, at once at the second, and what the last line says."""
+"""Ctrl-C and SIGTERM: in order at first, at once at the second, and the last line printed."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def fail() -> int:
 
 
 def test_a_stop_that_surfaces_as_another_exception_is_a_stop(capsys: pytest.CaptureFixture[str]) -> None:
-    """What a signal breaks is no fault of the program: 130, and no word on the exception."""
+    """An exception caused by a signal is not an error of the program: 130, and no word on the exception."""
     with handling_stops(is_process=False):
         assert run_guarded(fail) == 130
     assert capsys.readouterr().err == "interrupted; nothing was changed\n"
@@ -86,7 +86,7 @@ def test_a_stop_that_surfaces_as_another_exception_is_a_stop(capsys: pytest.Capt
 
 
 class Swallowing:
-    """An object whose end cannot raise."""
+    """An object with an end that cannot raise."""
 
     def __del__(self) -> None:
         """Receive the signal where Python drops its exception."""
@@ -155,7 +155,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 def test_the_last_line_says_whether_the_command_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, note: str, text: str
 ) -> None:
-    """A verb resumes if it has stored a result, or says what it has stored; the spec alone is none."""
+    """A verb resumes if it has stored a result, or lists what it has stored; the spec alone is none."""
     monkeypatch.setattr(sys, "argv", ["unfold", "train", "a b.yaml"])
     run = RunDir(tmp_path)
     run.write("earlier", b"1")

@@ -44,14 +44,14 @@ def inside(unfold: Unfold, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]
 
 
 def listed(process: Process, *path: Path, env: dict[str, str] | None = None) -> dict[str, Any]:
-    """Return what ``plugins`` says of each plugin, by distribution and name."""
+    """Return the output of ``plugins`` for each plugin, by distribution and name."""
     done = process("plugins", "--format", "json", path=path, env=env)
     assert done.returncode == 0, done.stderr
     return {f"{row['distribution']}:{row['name']}": row for row in json.loads(done.stdout)}
 
 
 def test_the_plugins_of_the_house_are_listed(unfold: Unfold) -> None:
-    """Each plugin stands with status and distribution, its kinds with their verbs under it; all of the house are ok."""
+    """Each plugin is listed with status and distribution, its kinds with their verbs under it; all of ours are ok."""
     outcome = unfold("plugins")
     assert outcome.code == 0
     assert "  echo       profile, train, plan, serve" in outcome.out
@@ -85,7 +85,7 @@ def test_a_third_party_is_found(inside: Process, tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_plugin_is_named_and_skipped(inside: Process, tmp_path: Path, code: str, error: str) -> None:
-    """A plugin that fails at import is listed as broken with the reason, doctor says no, and the others work."""
+    """A plugin that fails at import is listed as broken with the reason, doctor fails, and the others work."""
     folder = distribution(tmp_path / "site", "unfold-third", code, entry="third")
     row = listed(inside, folder)["unfold-third:third"]
     assert row["status"] == "broken"
@@ -106,16 +106,16 @@ def test_two_owners_of_a_kind_are_named(inside: Process, tmp_path: Path) -> None
     assert done.returncode == 2
     both = 'the kind "echo" is offered by echo (unfoldkit 0.1.0) and by echo (unfold-rival 1.0)'
     assert done.stderr.startswith(f"<stdin>:2:7: kind: {both} (switch one off: UNFOLD_DISABLE_PLUGINS=unfold-rival)")
-    told = inside("plugins", path=[folder])
-    assert told.returncode == 0
-    assert 'several plugins offer the kind "echo"' in told.stderr
+    listing = inside("plugins", path=[folder])
+    assert listing.returncode == 0
+    assert 'several plugins offer the kind "echo"' in listing.stderr
     assert "no  kind echo" in inside("doctor", path=[folder]).stdout
     off = inside("plan", "-", path=[folder], stdin=ECHO, env={"UNFOLD_DISABLE_PLUGINS": "unfold-rival"})
     assert off.returncode == 0
 
 
 def test_a_plugin_can_be_switched_off(inside: Process, tmp_path: Path) -> None:
-    """UNFOLD_DISABLE_PLUGINS switches plugins off by name; what they offered is told as switched off."""
+    """UNFOLD_DISABLE_PLUGINS switches plugins off by name; what they offered is reported as switched off."""
     folder = distribution(tmp_path / "site", "unfold-third", kind_code("third", plan="x:y"), entry="third")
     env = {"UNFOLD_DISABLE_PLUGINS": "third, nonesuch"}
     assert listed(inside, folder, env=env)["unfold-third:third"]["status"] == "disabled"
@@ -135,8 +135,8 @@ def test_only_the_built_in_plugins_on_request(inside: Process, tmp_path: Path) -
     assert inside("check", "-", "--no-plugins", path=[folder], stdin=HIDDEN).returncode == 2
 
 
-def test_a_missing_verb_is_told(inside: Process, tmp_path: Path) -> None:
-    """A verb that a kind does not have exits with 2 and says what it has."""
+def test_a_missing_verb_is_reported(inside: Process, tmp_path: Path) -> None:
+    """A verb that a kind does not have exits with 2 and lists those it has."""
     code = kind_code("third", plan="x:y", serve="x:z")
     folder = distribution(tmp_path / "site", "unfold-third", code)
     for verb in ("train", "profile"):
@@ -146,19 +146,21 @@ def test_a_missing_verb_is_told(inside: Process, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "expected"),
     [
         ("raise ValueError('a\\nb')", "unfold: unexpected ValueError: a (in unfold_third:"),
         ("import sys; sys.exit(0)", "unfold: unexpected SystemExit: 0 (in unfold_third:"),
     ],
 )
-def test_a_plugin_that_fails_is_not_the_callers_fault(inside: Process, tmp_path: Path, body: str, told: str) -> None:
+def test_a_plugin_that_fails_is_not_the_callers_fault(
+    inside: Process, tmp_path: Path, body: str, expected: str
+) -> None:
     """What a verb raises exits with 3 and one line that names the place; UNFOLD_TRACEBACK shows the trace."""
     code = kind_code("third", f"def plan(spec, run):\n    {body}", plan="unfold_third:plan")
     folder = distribution(tmp_path / "site", "unfold-third", code)
     done = inside("plan", "-", path=[folder], stdin=HIDDEN)
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.startswith(told)
+    assert done.stderr.startswith(expected)
     assert len(done.stderr.splitlines()) == 1
     traced = inside("plan", "-", path=[folder], stdin=HIDDEN, env={"UNFOLD_TRACEBACK": "1"})
     assert traced.returncode == 3
@@ -166,7 +168,7 @@ def test_a_plugin_that_fails_is_not_the_callers_fault(inside: Process, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("made", "expected"),
     [
         ("None", "it is of type NoneType, not Report"),
         ("Report('other', 'plan', 'a', Verdict.YES, '')", "it is that of other plan, not of third plan"),
@@ -174,18 +176,18 @@ def test_a_plugin_that_fails_is_not_the_callers_fault(inside: Process, tmp_path:
         ("Report('third', 'plan', 'a', Verdict.YES, '', decision={'at': {1}})", "it is not serializable to JSON"),
     ],
 )
-def test_an_unsound_report_is_the_plugins_fault(inside: Process, tmp_path: Path, made: str, told: str) -> None:
-    """What is no sound report exits with 3, names the verb and what is wrong, and leaves no report in the run."""
+def test_an_unsound_report_is_the_plugins_fault(inside: Process, tmp_path: Path, made: str, expected: str) -> None:
+    """An invalid report exits with 3, names the verb and the flaw, and leaves no report in the run."""
     body = f"from unfoldkit.api import Report, Verdict\n\ndef plan(spec, run):\n    return {made}"
     folder = distribution(tmp_path / "site", "unfold-third", kind_code("third", body, plan="unfold_third:plan"))
     done = inside("plan", "-", path=[folder], stdin=HIDDEN)
     assert (done.returncode, done.stdout) == (3, "")
-    assert f"unfold_third:plan returned an invalid report: {told}" in done.stderr
+    assert f"unfold_third:plan returned an invalid report: {expected}" in done.stderr
     assert not (tmp_path / "runs/a/report.json").exists()
 
 
 def test_a_missing_package_names_its_extra(inside: Process, tmp_path: Path) -> None:
-    """A verb that needs a package of an extra exits with 2 and says what to install."""
+    """A verb that needs a package of an extra exits with 2 and names what to install."""
     code = kind_code("third", plan="nonesuch_package:plan", extra="torch")
     folder = distribution(tmp_path / "site", "unfold-third", code)
     done = inside("plan", "-", path=[folder], stdin=HIDDEN)
@@ -193,7 +195,7 @@ def test_a_missing_package_names_its_extra(inside: Process, tmp_path: Path) -> N
     assert install_command("torch") in done.stderr
 
 
-def test_the_extra_of_a_third_party_is_told_as_its_own(inside: Process, tmp_path: Path) -> None:
+def test_the_hint_names_the_extra_of_a_third_party(inside: Process, tmp_path: Path) -> None:
     """Where the plugin's own distribution has the extra, that is what is to be installed."""
     code = kind_code("third", plan="unfold_third_verbs:plan", extra="gpu")
     folder = distribution(tmp_path / "site", "unfold-third", code)
@@ -228,7 +230,7 @@ def test_a_plan_holds_the_version_of_its_plugin(inside: Process, tmp_path: Path)
 
 
 def test_a_misspelt_hook_is_found_by_doctor(inside: Process, tmp_path: Path) -> None:
-    """Doctor says no to a hook that would never be called, names the one that was meant, and exits with 1."""
+    """Doctor rejects a hook that would never be called, names the one that was meant, and exits with 1."""
     code = kind_code("third", "@hookimpl\ndef unfold_cheks():\n    return []", plan="x:y")
     folder = distribution(tmp_path / "site", "unfold-third", code)
     done = inside("doctor", path=[folder])
@@ -252,7 +254,7 @@ def test_failing_hooks_do_not_fail_the_verb(inside: Process, tmp_path: Path) -> 
 
 
 def test_a_plugins_format_and_observer_work(inside: Process, tmp_path: Path) -> None:
-    """A format of a plugin is taken by name and by ending, and an observer hears what happened."""
+    """A format of a plugin is taken by name and by ending, and an observer receives the events."""
     body = (
         "from unfoldkit.api import Renderer\n\n@hookimpl\ndef unfold_renderers():\n"
         "    yield Renderer('shout', '', 'unfold_third:shout', ('.loud',))\n\n"
@@ -268,7 +270,7 @@ def test_a_plugins_format_and_observer_work(inside: Process, tmp_path: Path) -> 
 
 
 def test_a_check_that_returns_nothing_does_not_end_the_others(inside: Process, tmp_path: Path) -> None:
-    """Doctor says no to a check that returns no result, and prints all others."""
+    """Doctor rejects a check that returns no result, and prints all others."""
     body = (
         "from unfoldkit.api import Check\n\n@hookimpl\ndef unfold_checks():\n"
         "    yield Check('idle', '', 'unfold_third:idle')\n\ndef idle():\n    pass\n"

@@ -46,7 +46,7 @@ def test_a_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.e2e
 def test_no_secret_gets_into_a_run(tmp_path: Path, unfold_process: Process) -> None:
-    """Tokens and keys of the environment stand neither in the report nor in the log nor in any file of the run."""
+    """Tokens and keys of the environment are neither in the report nor in the log nor in any file of the run."""
     (tmp_path / "a.yaml").write_text(ECHO)
     secrets = {"UNFOLD_TOKEN": "tok-3141", "AWS_SECRET_ACCESS_KEY": "key-2718", "OTHER_PASSWORD": "word-1618"}
     for words in (["plan", "a.yaml", "--verbose", "--format", "json"], ["train", "a.yaml"], ["doctor"]):
@@ -59,7 +59,7 @@ def test_no_secret_gets_into_a_run(tmp_path: Path, unfold_process: Process) -> N
 
 @pytest.mark.parametrize("path", TRAVERSAL)
 def test_a_path_leads_out_of_nothing(path: str) -> None:
-    """Whatever stands in the path of a request, no file but those of the page is told; it is 404."""
+    """Whatever the path of a request, only files of the page are served; all else is 404."""
     with serving("total") as server:
         reply = server.ask(path)
     assert reply.status == 404
@@ -89,7 +89,7 @@ def test_a_name_leads_out_of_nothing(tmp_path: Path, unfold: Unfold, name: str) 
     ],
 )
 def test_a_spec_runs_nothing(tmp_path: Path, unfold: Unfold, evil: str) -> None:
-    """A spec whose YAML asks for objects of Python is refused with a place, and nothing is run."""
+    """A spec with YAML that constructs Python objects is refused with a place, and nothing is run."""
     (tmp_path / "a.yaml").write_text(ECHO.replace("hi", evil))
     for verb in ("check", "plan", "train", "serve"):
         outcome = unfold(verb, "a.yaml")

@@ -57,7 +57,7 @@ def ended(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, 
 
 
 def test_a_service_answers_and_ends_cleanly(tmp_path: Path, spec: Path) -> None:
-    """Serve says where it listens, answers there, and ends on SIGTERM with 0 and nothing on stdout."""
+    """Serve prints its address, answers there, and ends on SIGTERM with 0 and nothing on stdout."""
     with serving(tmp_path) as (process, place):
         status, body = answer(place + "/")
         assert (status, json.loads(body)) == (200, {"message": "hi", "times": 2})
@@ -76,11 +76,11 @@ def test_a_log_of_json_holds_nothing_else(tmp_path: Path, spec: Path) -> None:
             assert wire.recv(12) == b"HTTP/1.1 400"
         process.send_signal(signal.SIGTERM)
         assert process.stderr
-        told = [json.loads(line) for line in process.stderr.read().splitlines()]
+        lines = [json.loads(line) for line in process.stderr.read().splitlines()]
         process.wait(30)
-    assert all(item["time"] and item["message"] for item in told)
-    assert [item["path"] for item in told if "path" in item] == ["/"]
-    assert any(item["level"] == "warning" and "Invalid HTTP request" in item["message"] for item in told)
+    assert all(item["time"] and item["message"] for item in lines)
+    assert [item["path"] for item in lines if "path" in item] == ["/"]
+    assert any(item["level"] == "warning" and "Invalid HTTP request" in item["message"] for item in lines)
 
 
 def test_ctrl_c_ends_a_service(tmp_path: Path, spec: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_token_is_kept_on_loopback_too(tmp_path: Path, spec: Path) -> None:
 def test_a_token_from_a_file_is_a_token(
     tmp_path: Path, spec: Path, unfold: Unfold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The end of a line behind a token is no part of it, and alone it is none."""
+    """The end of a line after a token is not part of it, and alone it is none."""
     with serving(tmp_path, token="secret\n") as (_, place):  # noqa: S106 - a test's
         assert answer(place + "/")[0] == 401
         assert answer(place + "/", "secret")[0] == 200
@@ -127,7 +127,7 @@ def test_a_token_from_a_file_is_a_token(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["--port", "70000"], "Invalid value for '--port'"),
         (["--host", "203.0.113.1"], "a token is needed"),
@@ -140,11 +140,11 @@ def test_a_token_from_a_file_is_a_token(
         ),
     ],
 )
-def test_a_bad_call_is_told(unfold: Unfold, spec: Path, words: list[str], told: str) -> None:
+def test_a_bad_call_is_reported(unfold: Unfold, spec: Path, words: list[str], expected: str) -> None:
     """A bad port, address or spec, or an option that would be passed over, ends with 2 before anything listens."""
     outcome = unfold("serve", "a.yaml", *words)
     assert outcome.code == 2
-    assert told in outcome.err
+    assert expected in outcome.err
 
 
 def test_a_kind_of_one_process_is_refused_before_any_starts(unfold_process: Process, tmp_path: Path) -> None:
@@ -157,8 +157,8 @@ def test_a_kind_of_one_process_is_refused_before_any_starts(unfold_process: Proc
 
 
 @pytest.mark.e2e
-def test_a_mistake_that_only_a_process_finds_is_told_once(unfold_process: Process, tmp_path: Path) -> None:
-    """What is the caller's fault ends several processes as it ends one: told once, by 2, nothing started again."""
+def test_a_mistake_that_only_a_process_finds_is_reported_once(unfold_process: Process, tmp_path: Path) -> None:
+    """The caller's mistake ends several processes as it ends one: reported once, exit code 2, no restart."""
     (tmp_path / "a.yaml").write_text((ROOT / "configs/cascade/digits.yaml").read_text())
     done = unfold_process("serve", "a.yaml", "--processes", "2", "--port", "0")
     assert done.returncode == 2

@@ -47,9 +47,9 @@ def test_each_spec_is_planned_whatever_became_of_the_one_before(
 def test_a_run_is_written_over_with_a_word(
     unfold: Unfold, spec: Path, dear: Path, words: tuple[str, ...], over: list[str]
 ) -> None:
-    """Two specs of one name, which share a run, are told as such; one spec twice, or nothing written, is not."""
-    told = unfold("plan", *words).err.splitlines()[:-1]
-    assert [line.partition(": overwrites the run of ")[0] for line in told] == over
+    """Two specs of one name, which share a run, are reported; one spec twice, or nothing written, is not."""
+    lines = unfold("plan", *words).err.splitlines()[:-1]
+    assert [line.partition(": overwrites the run of ")[0] for line in lines] == over
 
 
 @pytest.mark.parametrize(("names", "code"), [("a a", 0), ("a dear", 1), ("dear a", 1), ("bad dear", 2)])
@@ -73,7 +73,7 @@ def test_annotations_of_all(unfold: Unfold, spec: Path, dear: Path, bad: Path) -
 
 
 def test_a_mistake_in_one_spec_is_annotated_too(unfold: Unfold, bad: Path) -> None:
-    """One bad spec is told as several would be: by an annotation, and with 2."""
+    """One bad spec is reported as several would be: by an annotation, and with 2."""
     outcome = unfold("plan", bad, "--format", "github")
     assert (outcome.code, outcome.err) == (2, "")
     assert outcome.out == f"::error file={bad},line=5,col=9::repeat: must be at least 1, got 0\n"
@@ -90,7 +90,7 @@ def test_one_document_of_all(unfold: Unfold, spec: Path, dear: Path, bad: Path, 
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["--run", "x"], "--run x is for one spec"),
         (["--check", "p.yaml"], "--check p.yaml is for one spec"),
@@ -100,10 +100,10 @@ def test_one_document_of_all(unfold: Unfold, spec: Path, dear: Path, bad: Path, 
     ],
 )
 def test_what_is_for_one_spec_is_refused(
-    unfold: Unfold, spec: Path, dear: Path, words: list[str], told: str, tmp_path: Path
+    unfold: Unfold, spec: Path, dear: Path, words: list[str], expected: str, tmp_path: Path
 ) -> None:
     """What names one run, one plan or one picture is refused with several specs, before anything is planned."""
     outcome = unfold("plan", spec, dear, *words)
     assert (outcome.code, outcome.out) == (2, "")
-    assert told in outcome.err
+    assert expected in outcome.err
     assert not (tmp_path / "runs").exists()

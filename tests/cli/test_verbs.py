@@ -15,7 +15,7 @@ from unfoldkit.report import SCHEMA
 
 
 def test_a_plan_is_a_report_on_stdout(unfold: Unfold, spec: Path) -> None:
-    """A plan whose answer is yes prints its report on stdout, nothing on stderr, and exits with 0."""
+    """A feasible plan prints its report on stdout, nothing on stderr, and exits with 0."""
     outcome = unfold("plan", spec)
     assert outcome.code == 0
     assert outcome.err == ""
@@ -31,7 +31,7 @@ def test_the_next_command_keeps_settings_and_run(unfold: Unfold, spec: Path) -> 
 
 
 def test_a_path_in_another_encoding_costs_no_report(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
-    """A spec whose name is not UTF-8 is planned, its report kept and written, the name told by its escape."""
+    """A spec with a name that is not UTF-8 is planned, its report stored and written, the name escaped."""
     odd = Path(os.fsdecode(b"l\xe4uft.yaml"))
     odd.write_bytes(spec.read_bytes())
     assert unfold("plan", odd).code == 0
@@ -42,7 +42,7 @@ def test_a_path_in_another_encoding_costs_no_report(unfold: Unfold, spec: Path, 
 
 
 def test_no_is_an_answer(unfold: Unfold, dear: Path) -> None:
-    """A plan whose answer is no exits with 1 and says what would do; with --exit-zero it exits with 0."""
+    """An infeasible plan exits with 1 and suggests what would do; with --exit-zero it exits with 0."""
     outcome = unfold("plan", dear)
     assert outcome.code == 1
     assert "no · $0.03 is over the budget of $0.01; it allows 1 times" in outcome.out
@@ -72,7 +72,7 @@ def test_a_run_can_be_given_in_the_place_of_a_spec(unfold: Unfold, spec: Path) -
 
 
 def test_a_run_is_of_one_kind(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
-    """A spec of another kind is refused in the folder of a run, whose spec, report and plan stay as they were."""
+    """A spec of another kind is refused in the folder of a run; its spec, report and plan stay as they were."""
     (tmp_path / "a.tuning.yaml").write_text(unfold("init", "tuning").out.replace("name: small", "name: a"))
     assert unfold("plan", spec).code == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "runs/a").iterdir()}
@@ -103,7 +103,7 @@ def test_a_plan_is_of_the_run_that_it_lies_in(unfold: Unfold, spec: Path, tmp_pa
 
 
 def test_stdin_is_a_spec(unfold: Unfold) -> None:
-    """``-`` reads the spec from stdin, and mistakes in it are told of <stdin>."""
+    """``-`` reads the spec from stdin, and its mistakes are reported at <stdin>."""
     assert unfold("plan", "-", stdin=ECHO).code == 0
     outcome = unfold("plan", "-", stdin=ECHO + "repeat: 0\n")
     assert (outcome.code, outcome.out) == (2, "")
@@ -136,7 +136,7 @@ def test_a_setting_changes_the_spec(unfold: Unfold, spec: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "expected"),
     [
         ("repeat=0", "--set repeat=0: repeat: must be at least 1, got 0"),
         ("voices[0].price=3", '--set voices[0].price=3: voices[0].price: "3" has no unit (write "$3")'),
@@ -144,15 +144,15 @@ def test_a_setting_changes_the_spec(unfold: Unfold, spec: Path, tmp_path: Path) 
         ("repeat", '--set repeat: expected key=value (such as "goal.max_loss=1%" or "stages[0].name=a")'),
     ],
 )
-def test_a_bad_setting_is_told_as_its_origin(unfold: Unfold, spec: Path, setting: str, told: str) -> None:
-    """A mistake that --set brought is told with the flag in the place of file and line."""
+def test_a_bad_setting_is_reported_at_its_origin(unfold: Unfold, spec: Path, setting: str, expected: str) -> None:
+    """A mistake in a --set is reported with the flag instead of file and line."""
     spec.write_text(ECHO + "voices: [{name: plain}]\n", encoding="utf-8")
     outcome = unfold("plan", spec, "--set", setting)
-    assert (outcome.code, outcome.out, outcome.err) == (2, "", told + "\n")
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", expected + "\n")
 
 
 def test_a_rehearsal_writes_nothing(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
-    """--dry-run tells what would run and where, exits with 0, and leaves the folder as it was."""
+    """--dry-run reports what would run and where, exits with 0, and leaves the folder as it was."""
     before = sorted(tmp_path.rglob("*"))
     for verb in ("profile", "train", "plan", "serve"):
         outcome = unfold(verb, spec, "--dry-run")
@@ -185,7 +185,7 @@ def test_logs_go_to_stderr(unfold: Unfold, spec: Path) -> None:
 def test_a_path_that_the_system_refuses_is_the_callers_fault(
     unfold: Unfold, spec: Path, words: tuple[str, ...]
 ) -> None:
-    """A name that is too long for the system is told by name with exit code 2, not as an error of the tool."""
+    """A name that is too long for the system is reported with exit code 2, not as an error of the tool."""
     outcome = unfold(*words, "long" * 200 + ".md")
     assert outcome.code == 2
     assert outcome.err.startswith("longlong")
@@ -193,7 +193,7 @@ def test_a_path_that_the_system_refuses_is_the_callers_fault(
 
 
 def test_a_folder_that_may_not_be_entered_is_the_callers_fault(unfold: Unfold, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of somebody else is told by name, with exit code 2."""
+    """A folder of another user is named, with exit code 2."""
 
     def denied(path: Path) -> bool:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -204,7 +204,7 @@ def test_a_folder_that_may_not_be_entered_is_the_callers_fault(unfold: Unfold, m
 
 
 def test_the_seed_is_kept(unfold: Unfold, spec: Path) -> None:
-    """The seed, the hash of the spec and the versions stand in the report's provenance."""
+    """The seed, the hash of the spec and the versions are in the report's provenance."""
     data = json.loads(unfold("plan", spec, "--seed", "7", "--format", "json").out)
     assert data["schema"] == SCHEMA
     assert data["provenance"]["seed"] == 7
@@ -214,7 +214,7 @@ def test_the_seed_is_kept(unfold: Unfold, spec: Path) -> None:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["plan", "nonesuch.yaml"], "nonesuch.yaml: cannot read: No such file or directory"),
         (["plan", "a.yaml", "--format", "jsn"], '--format jsn: no such format (did you mean "json"?)'),
@@ -233,12 +233,12 @@ def test_the_seed_is_kept(unfold: Unfold, spec: Path) -> None:
         (["train", "a.yaml", "--out", "x.png"], "train of a has no plot"),
     ],
 )
-def test_a_bad_flag_is_the_callers_fault(unfold: Unfold, spec: Path, words: list[str], told: str) -> None:
-    """What the caller can mend is told on stderr, with nothing on stdout, and exits with 2."""
+def test_a_bad_flag_is_the_callers_fault(unfold: Unfold, spec: Path, words: list[str], expected: str) -> None:
+    """The caller's mistakes are reported on stderr, with nothing on stdout and exit code 2."""
     outcome = unfold(*words)
     assert outcome.code == 2
     assert outcome.out == ""
-    assert told in outcome.err
+    assert expected in outcome.err
 
 
 def test_ray_is_asked_for_when_it_is_not_there(unfold: Unfold, spec: Path) -> None:
@@ -266,7 +266,7 @@ samples: 100
 
 @pytest.mark.e2e
 def test_train_carries_out_the_plan_that_is_named(unfold: Unfold, tmp_path: Path) -> None:
-    """Train does what a plan says that differs from what it would plan itself, as its spec or by --plan."""
+    """Train follows a plan that differs from what it would plan itself, from its spec or --plan."""
     spec, plan = tmp_path / "mini.yaml", tmp_path / "plan.yaml"
     spec.write_text(TUNING, encoding="utf-8")
     assert unfold("plan", spec, "--out", plan).code == 0
@@ -279,7 +279,7 @@ def test_train_carries_out_the_plan_that_is_named(unfold: Unfold, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (
             ("plan", "a.yaml", "--replay", "t.csv"),
@@ -298,12 +298,12 @@ def test_train_carries_out_the_plan_that_is_named(unfold: Unfold, tmp_path: Path
         ),
     ],
 )
-def test_an_option_is_heeded_or_refused(unfold: Unfold, spec: Path, words: tuple[str, ...], told: str) -> None:
+def test_an_option_is_heeded_or_refused(unfold: Unfold, spec: Path, words: tuple[str, ...], expected: str) -> None:
     """A trace or a plan that a kind does nothing with is refused, not passed over."""
     assert spec.exists()
     outcome = unfold(*words)
     assert outcome.code == 2
-    assert outcome.err.startswith(told)
+    assert outcome.err.startswith(expected)
 
 
 def test_a_plan_of_another_kind_is_no_drift(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ class Mine:
 
 
 def test_code_beside_the_spec_is_found(unfold: Unfold, tmp_path: Path) -> None:
-    """With --allow-code a spec may name a module that lies beside it, wherever the command is called from."""
+    """With --allow-code a spec may name a module in its own folder, wherever the command is called from."""
     folder = tmp_path / "own"
     folder.mkdir()
     (folder / "beside_the_spec.py").write_text(OWN, encoding="utf-8")

@@ -29,7 +29,7 @@ def parsed(name: str) -> Any:
 
 
 def act(tmp_path: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
-    """Run the last step of the action as a runner would, with this environment in the place of the installed one."""
+    """Run the last step of the action as a runner would, with this environment instead of the installed one."""
     bin_folder = tmp_path / "unfold" / "bin"
     if not bin_folder.is_dir():
         bin_folder.mkdir(parents=True)
@@ -44,7 +44,7 @@ def act(tmp_path: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_action_annotates_a_bad_spec(tmp_path: Path) -> None:
-    """A mistake is told at its file and line, and the step fails with 2."""
+    """A mistake is reported at its file and line, and the step fails with 2."""
     (tmp_path / "bad.yaml").write_text("version: 1\nkind: echo\nname: a\nmessage: hi\nvoise: plain\n", "utf-8")
     done = act(tmp_path, files="*.yaml")
     assert done.returncode == 2
@@ -81,9 +81,9 @@ def test_action_plans_several_specs(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("version: 1\nkind: echo\nname: c\n", "utf-8")
     done = act(tmp_path, verb="plan", files="*.yaml")
     assert done.returncode == 2
-    told = [line.split("::")[1] for line in done.stdout.splitlines()]
-    assert told[:2] == ["notice title=unfold plan a", "notice title=unfold plan b"]
-    assert told[2].startswith("error file=c.yaml,line=1")
+    annotations = [line.split("::")[1] for line in done.stdout.splitlines()]
+    assert annotations[:2] == ["notice title=unfold plan a", "notice title=unfold plan b"]
+    assert annotations[2].startswith("error file=c.yaml,line=1")
 
 
 @pytest.mark.slow
@@ -163,14 +163,14 @@ def test_the_source_distribution_holds_what_ci_and_its_tests_read(tmp_path: Path
     assert {".ci/run", ".pre-commit-hooks.yaml", "action.yml", "CITATION.cff", "SECURITY.md", "README.md"} <= held
 
 
-def test_a_wheel_with_other_files_than_the_checkout_is_told(tmp_path: Path) -> None:
+def test_a_wheel_with_other_files_than_the_checkout_is_reported(tmp_path: Path) -> None:
     """A file that is missing in a wheel, and one that does not belong there, are both named."""
     lacking, *rest = sorted(expected())
     with ZipFile(tmp_path / "a.whl", "w") as archive:
         for name in (*rest, "stray.py", "a-1.dist-info/METADATA"):
             archive.writestr(name, "")
-    told = re.escape(f"not in the wheel: {[lacking]}; not in the checkout: {['stray.py']}")
-    with pytest.raises(SystemExit, match=told):
+    message = re.escape(f"not in the wheel: {[lacking]}; not in the checkout: {['stray.py']}")
+    with pytest.raises(SystemExit, match=message):
         check_contents(tmp_path / "a.whl")
 
 

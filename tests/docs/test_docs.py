@@ -1,4 +1,4 @@
-"""The documentation says what the code does: nothing is undocumented, stale, or leads nowhere."""
+"""The documentation matches the code: nothing is undocumented, stale, or a dead link."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_generated_pages_are_current() -> None:
 
 
 def test_a_stale_page_is_found(tmp_path: Path) -> None:
-    """A generated file that was changed, is missing, or belongs to a kind that is gone is told."""
+    """A generated file that was changed, is missing, or belongs to a removed kind is reported."""
     made = {"docs/reference/kinds/a.md": "a\n", "docs/reference/kinds/b.md": "b\n"}
     generate.write(made, tmp_path)
     assert generate.stale(made, tmp_path) == {}
@@ -92,7 +92,7 @@ def test_cells_of_the_claims_are_short() -> None:
 
 
 @pytest.mark.parametrize("code", list(ExitCode), ids=lambda code: code.name)
-def test_every_exit_code_is_told_everywhere(code: ExitCode) -> None:
+def test_every_exit_code_is_documented_everywhere(code: ExitCode) -> None:
     """The page, the first screen of help, and the foot of each command's help name each exit code."""
     assert f"| `{int(code)}` | {code.name} |" in page("reference/exit-codes.md")
     assert str(int(code)) in dict(EXIT_CODES)
@@ -107,7 +107,7 @@ def options() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("command", "option"), list(options()))
 def test_every_option_is_on_the_page(command: str, option: str) -> None:
-    """Each option stands under its command, or under those that all verbs share."""
+    """Each option is under its command, or under those that all verbs share."""
     parts = re.split(r"^## ", page("reference/cli.md"), flags=re.MULTILINE)
     here = [part for part in parts if part.startswith((f"{command}\n", "Options of"))]
     assert any(re.search(rf"{re.escape(option)}[`, ]", part) for part in here)
@@ -131,7 +131,7 @@ def test_pages_of_figures_are_short_and_their_rows_exist() -> None:
 
 
 def test_every_variable_of_the_environment_is_documented() -> None:
-    """Whatever the code reads from the environment under our own name stands on the page."""
+    """Every environment variable of our own that the code reads is on the page."""
     source = "".join(path.read_text("utf-8") for path in (ROOT / "src").rglob("*.py"))
     found = set(re.findall(r"\bUNFOLD_[A-Z_]+\b", source))
     assert [name for name in sorted(found) if f"| `{name}` |" not in page("reference/environment.md")] == []
@@ -228,7 +228,7 @@ def test_pages_show_what_is_printed(path: Path) -> None:
 
 
 def test_a_page_that_lies_is_found(tmp_path: Path) -> None:
-    """An output that is not as shown is told with both; wild lines and files of the page count."""
+    """Differing output is reported with what was expected; wildcard lines and files of the page count."""
     good = (
         "```text a.txt\none\ntwo\nthree\n```\n```console\n$ cat a.txt\none\n...\nth...\n$ (exit 3)\n$ echo $?\n3\n```\n"
     )

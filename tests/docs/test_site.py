@@ -1,4 +1,4 @@
-"""The built site is looked through: what leads nowhere, or would be loaded from elsewhere, is told."""
+"""The built site is checked: broken links and external resources are errors."""
 
 from __future__ import annotations
 

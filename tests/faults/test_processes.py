@@ -1,4 +1,4 @@
-"""Several processes behind one port: one is killed, one hangs, all are told to stop, and nothing is forgotten."""
+"""Several processes behind one port: one is killed, one hangs, all are stopped, and nothing is forgotten."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def children(server: Server) -> set[int]:
     return found
 
 
-def until(told: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until something is so."""
     late = time.monotonic() + seconds
     while time.monotonic() < late:
-        if told():
+        if condition():
             return
         time.sleep(0.05)
     raise AssertionError("it did not become so in time")
@@ -55,7 +55,7 @@ def complete(server: Server, count: int) -> set[int]:
 
 
 def tellers(server: Server) -> int:
-    """Return how many processes have told what they count."""
+    """Return how many processes have reported their counts."""
     found = server.ask("/metrics").body.decode()
     known = re.search(r"^python_info\{.*\} (\S+)", found, re.MULTILINE)
     return int(float(known[1])) if known else 0
@@ -106,7 +106,7 @@ def test_a_hung_process_is_replaced() -> None:
             assert server.end() == 0
 
 
-def test_a_machine_that_slept_replaces_nobody() -> None:
+def test_no_process_is_replaced_after_a_sleep() -> None:
     """Processes that were silent because none of them ran, the one that watches included, are left as they are."""
     with serving("total", "processes=2") as server:
         before = complete(server, 2)
@@ -115,12 +115,12 @@ def test_a_machine_that_slept_replaces_nobody() -> None:
                 os.kill(process, how)
             time.sleep(pause)
         assert children(server) == before
-        assert "does not respond" not in server.told()
+        assert "does not respond" not in server.output()
         assert server.end() == 0
 
 
 def test_a_model_that_hangs_in_a_thread_is_given_up() -> None:
-    """Alone, a server whose model does not come back says 503, is not live any more, and still ends on SIGTERM."""
+    """Alone, a server with a hung model answers 503, is no longer live, and still ends on SIGTERM."""
     with serving("total", "delay=0.01", "hung=1") as server:
         assert server.ask(INFER, rows([1, 1, 1])).status == 200
         reply = server.ask(INFER, rows([888, 0, 0]))
@@ -219,7 +219,7 @@ def test_entities_are_right_with_many_processes(tmp_path: Path) -> None:
 
 
 def test_an_orphan_ends() -> None:
-    """Where the first process is killed, those that serve end too: nobody would replace them."""
+    """When the first process is killed, the serving ones end too: nothing would replace them."""
     with serving("total", "processes=2") as server:
         found = complete(server, 2)
         server.process.kill()

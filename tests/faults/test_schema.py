@@ -69,7 +69,7 @@ def held(operation: object, mode: object) -> None:
     )
 )
 @QUIET
-def test_any_json_is_told(total: Server, body: object) -> None:
+def test_any_json_is_rejected(total: Server, body: object) -> None:
     """JSON of any form is answered with 400 and a reason, never with a failure."""
     reply = total.ask(INFER, json.dumps(body).encode())
     assert reply.status == 400

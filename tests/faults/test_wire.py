@@ -80,7 +80,7 @@ def send_each(wire: socket.socket, parts: list[bytes], pause_s: float = 0.0) -> 
 
 @pytest.mark.parametrize("path", [INFER, "/v2/models/total/versions/1/infer"])
 def test_a_client_that_takes_no_answers_is_let_go(hasty: Server, path: str) -> None:
-    """Who asks and never reads is not answered without end: memory stays, and the connection is cut."""
+    """A client that sends and never reads is not answered without end: memory stays, and the connection is cut."""
     before = rss_mib(hasty)
     ask = request(path, rows(*[[1, 2, 3]] * 500))
     with hasty.connect() as wire:
@@ -101,8 +101,8 @@ def test_a_client_that_said_all_hears_its_answer() -> None:
         assert wire.recv(1) == b""
 
 
-def test_sigterm_loses_nobody_at_the_door() -> None:
-    """A client whose connection stands is answered, though SIGTERM comes before the server has taken it in."""
+def test_sigterm_answers_connections_not_yet_accepted() -> None:
+    """A client with an open connection is answered, though SIGTERM comes before the server has accepted it."""
     with serving("total") as server:
         server.process.send_signal(signal.SIGSTOP)
         wires = [server.connect() for _ in range(40)]
@@ -199,8 +199,8 @@ def test_a_head_without_end_is_cut_off(hasty: Server, begin: bytes, part: bytes)
     assert rss_mib(hasty) - before < 40
 
 
-def test_who_may_not_ask_is_told_so_behind_any_body() -> None:
-    """A client without the token that sends all of a huge body before it listens hears 401, not a connection cut."""
+def test_an_unauthorized_request_with_a_huge_body_gets_401() -> None:
+    """A client without the token that sends all of a huge body before it reads gets 401, not a cut connection."""
     with serving("total", "token=sesame") as server, server.connect() as wire:
         wire.sendall(b"POST %b HTTP/1.1\r\nhost: a\r\ncontent-length: 20000000\r\n\r\n" % INFER.encode())
         send_each(wire, [b" " * 1_000_000] * 20)
@@ -215,8 +215,8 @@ def test_a_body_in_the_smallest_chunks_is_answered(hasty: Server) -> None:
         assert read(wire).status == 200
 
 
-def test_a_huge_body_is_told_so(hasty: Server) -> None:
-    """Who waits for the answer to a head that announces 100 MB is told 413, and the connection ends."""
+def test_a_huge_body_is_rejected_with_413(hasty: Server) -> None:
+    """A client that waits for the answer to a head announcing 100 MB gets 413, and the connection ends."""
     with hasty.connect() as wire:
         wire.sendall(f"POST {INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: 100000000\r\n\r\n".encode())
         reply = read(wire)
@@ -260,7 +260,7 @@ def tensor(shape: Any, data: Any, datatype: str = "FP64") -> bytes:
     ],
 )
 def test_wrong_values_are_refused(hasty: Server, body: bytes) -> None:
-    """NaN, infinity, null, wrong types and shapes, and what is no JSON are told with 400; nothing fails."""
+    """NaN, infinity, null, wrong types and shapes, and invalid JSON are answered with 400; nothing fails."""
     reply = hasty.ask(INFER, body)
     assert reply.status == 400
     assert reply.json["error"]

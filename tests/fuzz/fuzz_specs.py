@@ -146,8 +146,8 @@ def attempt(registry: Registry, item: Case) -> str:
 def _refused(error: UnfoldError) -> str:
     assert error.code is ExitCode.USAGE, f"exit code {error.code}: {error}"
     assert error.diagnostics, "refused without a message"
-    for told in error.diagnostics:
-        assert str(told).isprintable(), f"not one line: {str(told)!r}"
+    for diagnostic in error.diagnostics:
+        assert str(diagnostic).isprintable(), f"not one line: {str(diagnostic)!r}"
     return "refused"
 
 
@@ -156,18 +156,18 @@ def specs() -> list[Path]:
     return sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "plugins").glob("*/unfold_*/examples/*.yaml")])
 
 
-def fuzz(count: int, seed: int, *, tell: Callable[[str], None]) -> Counter[str]:
-    """Try ``count`` cases, shared over all files, and count what came back; what failed is told."""
+def fuzz(count: int, seed: int, *, report: Callable[[str], None]) -> Counter[str]:
+    """Try ``count`` cases, shared over all files, and count the outcomes; failures are reported."""
     registry, files = load_registry(), specs()
     found: Counter[str] = Counter()
     for number in range(count):
         item = case(files, seed, number)
         try:
             found[attempt(registry, item)] += 1
-        except Exception:  # noqa: BLE001 - every failure is told, with what makes it again
+        except Exception:  # noqa: BLE001 - every failure is reported, with what reproduces it
             found["failed"] += 1
             place = item.file.relative_to(ROOT)
-            tell(f"case {number} of seed {seed}, from {place}, settings {item.settings}\n{traceback.format_exc()}")
+            report(f"case {number} of seed {seed}, from {place}, settings {item.settings}\n{traceback.format_exc()}")
     return found
 
 
@@ -183,7 +183,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{item}\n{attempt(load_registry(), item)}\n")
         return 0
     began = time.perf_counter()
-    found = fuzz(given.count, given.seed, tell=print)
+    found = fuzz(given.count, given.seed, report=print)
     counts = ", ".join(f"{number} {name}" for name, number in sorted(found.items()))
     sys.stdout.write(f"seed {given.seed}: {counts}, in {time.perf_counter() - began:.0f} s\n")
     return 1 if found["failed"] else 0

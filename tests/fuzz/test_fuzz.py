@@ -14,7 +14,7 @@ from unfoldkit.registry import load_registry
 
 
 class Careless(Spec):
-    """A spec whose own check fails."""
+    """A spec with a check that fails."""
 
     def problems(self) -> Iterable[Problem]:
         raise ZeroDivisionError(self.name)
@@ -27,9 +27,9 @@ def unfold_kinds() -> Iterator[Kind]:
 
 def test_a_spoilt_spec_is_refused_or_valid() -> None:
     """Whatever is done to a spec, it is refused in words within two seconds or it is valid."""
-    told: list[str] = []
-    found = fuzz(200, seed=1, tell=told.append)
-    assert not told, told[0]
+    messages: list[str] = []
+    found = fuzz(200, seed=1, report=messages.append)
+    assert not messages, messages[0]
     assert found["refused"] > 50
     assert found["valid"] > 5
 
@@ -41,7 +41,7 @@ def test_a_case_can_be_made_again() -> None:
 
 
 def test_the_fuzz_notices_what_it_looks_for() -> None:
-    """An exception that is no refusal, such as one of a plugin's own check, comes out of an attempt."""
+    """An exception other than a refusal, such as one of a plugin's own check, comes out of an attempt."""
     plugin = types.SimpleNamespace(unfold_kinds=unfold_kinds)
     registry = load_registry(entry_points=[], extra={"careless": plugin})
     spoilt = Case(0, Path(), b"version: 1\nkind: careless\nname: a\n", ())

@@ -151,21 +151,21 @@ def _compile(folder: Path, program: Path, package: str, flags: str) -> None:
 
 
 def _flags(name: str) -> str:
-    """Return the linker's flags: no symbols, and the version that clients are told, as upstream sets it."""
+    """Return the linker's flags: no symbols, and the version that clients see, as upstream sets it."""
     if name == "etcd":
         return "-s -w"
     major, minor, _ = VERSION.split(".")
-    told = {"gitVersion": f"v{VERSION}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    values = {"gitVersion": f"v{VERSION}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     # both packages carry the version: the servers' own, and the client's user agent
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-    return "-s -w " + " ".join(f"-X {package}.{key}={value}" for package in packages for key, value in told.items())
+    return "-s -w " + " ".join(f"-X {package}.{key}={value}" for package in packages for key, value in values.items())
 
 
 def _write_module(folder: Path, program: str = "claims.go") -> None:
     """Write a module that requires Kubernetes, with the replacements that Kubernetes keeps to itself, and a program."""
     (folder / "go.mod").write_text("module unfoldkit/controlplane\n", encoding="utf-8")
-    told = json.loads(_go(folder, "mod", "download", "-json", f"k8s.io/kubernetes@v{VERSION}"))
-    theirs = Path(told["GoMod"]).read_text("utf-8")
+    module = json.loads(_go(folder, "mod", "download", "-json", f"k8s.io/kubernetes@v{VERSION}"))
+    theirs = Path(module["GoMod"]).read_text("utf-8")
     (folder / "go.mod").write_text(_module(theirs), encoding="utf-8")
     shutil.copy(Path(__file__).with_name(program), folder / "main.go")
 
@@ -196,9 +196,9 @@ def _go(folder: Path, *words: str) -> str:
 
 
 def _etcd_version(program: str) -> tuple[int, ...]:
-    """Return the version of an installed etcd, (0,) if it does not tell."""
-    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=20).stdout
-    number = re.search(r"etcd Version: (\d+)\.(\d+)", told)
+    """Return the version of an installed etcd, (0,) if it prints none."""
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=20).stdout
+    number = re.search(r"etcd Version: (\d+)\.(\d+)", output)
     return tuple(map(int, number.groups())) if number else (0,)
 
 

@@ -1,6 +1,6 @@
-"""etcd, kube-apiserver and kube-scheduler as plain processes on loopback, and nodes that no machine stands behind.
+"""etcd, kube-apiserver and kube-scheduler as plain processes on loopback, and nodes without machines.
 
-Nobody runs a node controller here, so a node stays Ready once it says so; and nobody runs a kubelet, see ``kubelet``.
+No node controller runs here, so a node stays Ready once it reports so; nor does a kubelet, see ``kubelet``.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _apiserver(folder: Path, client: int, port: int, gates: str, runtime: str) -
         "service-account-key-file": str(folder / "sa.pub"),
         "service-account-signing-key-file": str(folder / "sa.key"),
         "authorization-mode": "RBAC",
-        # nobody makes service accounts, nor takes the taint of a node that has just come
+        # no controller makes service accounts, nor removes the taint of a new node
         "disable-admission-plugins": "ServiceAccount,TaintNodesByCondition",
         "endpoint-reconciler-type": "none",
         "max-requests-inflight": "4000",

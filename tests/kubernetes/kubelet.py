@@ -49,7 +49,7 @@ def add_node(
 
 @dataclass(slots=True)
 class Kubelet:
-    """The stub, for all nodes at once; ``seconds`` tells how long a pod runs, infinite where it runs until deleted."""
+    """The stub, for all nodes at once; ``seconds`` is how long a pod runs, infinite where it runs until deleted."""
 
     api: Api
     seconds: Callable[[Body], float]
@@ -143,7 +143,7 @@ def _path(namespace: str, name: str) -> str:
 
 
 def _quietly(call: Callable[[], object]) -> None:
-    """Make a call whose object may be gone by now."""
+    """Make a call on an object that may be gone by now."""
     with contextlib.suppress(ApiError):
         call()
 

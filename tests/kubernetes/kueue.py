@@ -1,7 +1,7 @@
 """Kueue's manager as a plain process beside the control plane, with its CRDs and without its webhooks.
 
-Jobs are made suspended, as its webhook would make them. Its certificates are files that nobody reads: no webhook is
-registered, and objects are read and written in the version in which they are stored.
+Jobs are made suspended, as its webhook would make them. Its certificates are files that are never read: no webhook
+is registered, and objects are read and written in the version in which they are stored.
 """
 
 from __future__ import annotations

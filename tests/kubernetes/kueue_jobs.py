@@ -1,4 +1,4 @@
-"""Jobs that Kueue admits and that nobody runs: they end after their run time, by a patch of their status."""
+"""Jobs that Kueue admits and that never run: they end after their run time, by a patch of their status."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def workload_controllers(plane: ControlPlane) -> Iterator[Api]:
 
 
 def job(name: str, pods: int, run_s: float, labels: Mapping[str, str], *, suspend: bool = True) -> Body:
-    """Return an indexed Job whose pods request one GPU each and run for ``run_s`` seconds."""
+    """Return an indexed Job with pods that request one GPU each and run for ``run_s`` seconds."""
     meta = {"name": name, "namespace": "unfold", "labels": dict(labels)}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": _job_spec(pods, run_s, suspend=suspend)}
 

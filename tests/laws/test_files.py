@@ -90,7 +90,7 @@ def test_yaml_reads_back(data: dict[str, Any]) -> None:
 
 @st.composite
 def tables(draw: st.DrawFn) -> Table:
-    """Draw a table whose rows are as long as its columns."""
+    """Draw a table with rows as long as its columns."""
     columns = draw(
         st.lists(st.builds(Column, SHORT, SHORT, st.none() | st.integers(0, 5), st.booleans()), min_size=1, max_size=3)
     )

@@ -1,4 +1,4 @@
-"""Builds skops files that would run code, and runs whose manifest lists them as if they were their own."""
+"""Builds skops files that would run code, and runs with a manifest that lists them as their own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def evaluating(marker: Path) -> bytes:
 
 
 def with_attribute(value: Any, name: str = "penalty") -> bytes:
-    """A fitted model one of whose attributes is something else."""
+    """A fitted model with a replaced attribute."""
     model = LogisticRegression().fit([[0.0], [1.0]], [0, 1])
     setattr(model, name, value)
     return bytes(skops.io.dumps(model))
@@ -72,7 +72,7 @@ def plain() -> bytes:
 
 
 def edited(change: Callable[[Schema], None]) -> bytes:
-    """A model of ours whose tree was changed."""
+    """A model of ours with a changed tree."""
     data = plain()
     schema = schema_of(data)
     change(schema)
@@ -92,7 +92,7 @@ def _text(content: Any, number: int = 7_000_002) -> Schema:
 
 
 def _stolen_array() -> bytes:
-    """An array whose header states far more than its file holds."""
+    """An array with a header that states far more than its file holds."""
     data = plain()
     name = next(name for name in zipfile.ZipFile(io.BytesIO(data)).namelist() if name.endswith(".npy"))
     head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }"

@@ -51,7 +51,7 @@ def bomb() -> bytes:
 
 
 def lying_header() -> bytes:
-    """An archive of an array whose header states a terabyte."""
+    """An archive of an array with a header that states a terabyte."""
     head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (137438953472,), }"
     head += b" " * (117 - len(head)) + b"\n"
     stream = io.BytesIO()
@@ -61,7 +61,7 @@ def lying_header() -> bytes:
 
 
 def deep_xgboost() -> bytes:
-    """A model of XGBoost whose JSON is nested a million deep."""
+    """A model of XGBoost with JSON nested a million deep."""
     return b'{"learner":' + b"[" * 1_000_000
 
 
@@ -123,7 +123,7 @@ def ask(verb: str, run: Path) -> Outcome:
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("file", CASCADE_FILES)
 def test_a_damaged_file_of_a_run_is_named(trained: Path, tmp_path: Path, file: str, fault: str) -> None:
-    """Whatever stands in a file of a run whose manifest was rewritten to match, the verb that reads it says so."""
+    """Whatever a file of a run holds, with the manifest rewritten to match, the verb that reads it reports it."""
     run = tmp_path / "run"
     shutil.copytree(trained / "run", run)
     data = FAULTS[fault]()
@@ -165,7 +165,7 @@ def test_what_is_no_file_is_refused(trained: Path, tmp_path: Path, file: str, wh
 
 
 def put(path: Path, what: str) -> None:
-    """Put something that is no file in the place of one."""
+    """Put something other than a file in its place."""
     if what == "pipe":
         os.mkfifo(path)
     elif what == "device":
@@ -239,7 +239,7 @@ def test_a_database_cut_short_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["garbage", "empty", "text", "deep object", "list", "half"])
 def test_damaged_tensors_are_named(tmp_path: Path, fault: str) -> None:
-    """Weights that are no safetensors are refused with their name."""
+    """Weights that are not safetensors are refused with their name."""
     pytest.importorskip("torch")
     from unfold_supernet.family import checkpoint
     from unfold_supernet.family.artifacts import SPACE_FILE
@@ -283,7 +283,7 @@ EVIL = "\x1b[31m\x1b]0;title\x07 a\u202eb \u2066c\u2069 \x9bd \x08"
 
 @pytest.mark.parametrize("form", ["text", "json", "md", "html", "github", "junit"])
 def test_reports_show_no_control_characters_of_files(trained: Path, tmp_path: Path, form: str) -> None:
-    """Whatever stands in a stored report, no escape, control or bidirectional character comes out."""
+    """Whatever a stored report contains, no escape, control or bidirectional character is printed."""
     run = tmp_path / "run"
     shutil.copytree(trained / "run", run)
     data = json.loads((run / "report.json").read_text())

@@ -1,4 +1,4 @@
-"""Runs whose models were exchanged, manifest included: no verb of any kind runs what they hold."""
+"""Runs with exchanged models, manifest included: no verb of any kind runs their code."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ stages:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a cascade whose models are all stored by skops."""
+    """The run of a cascade with all models stored by skops."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tumours.yaml").write_text(CASCADE)
     done = call(["train", folder / "tumours.yaml", "--run", folder / "run", "--jobs", "1"])

@@ -30,7 +30,7 @@ from unfoldkit.safe_io.skops import check_skops, dump_skops, load_skops
 from unfoldkit.safe_io.skops_types import TRUSTED_TYPES
 
 REFUSED_AT_TRAINING = {"TunedThresholdClassifierCV"}
-"""Classifiers whose files would hold a function."""
+"""Classifiers with files that would hold a function."""
 NEED_MORE_LABELS = {"ClassifierChain", "MultiOutputClassifier"}
 
 

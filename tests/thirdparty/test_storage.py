@@ -31,19 +31,19 @@ def test_plugin_stands_among_the_kinds_under_its_own_distribution(tmp_path: Path
 
 
 def test_spec_is_checked_like_those_of_the_house(tmp_path: Path) -> None:
-    """Its example is valid; its mistakes are told at their line, its own problems included."""
+    """Its example is valid; its mistakes are reported at their line, its own problems included."""
     assert unfold(tmp_path, "init", "storage", "--out", "photos.yaml").returncode == 0
     assert unfold(tmp_path, "check", "photos.yaml").returncode == 0
     text = (tmp_path / "photos.yaml").read_text("utf-8")
     (tmp_path / "bad.yaml").write_text(text.replace("500 GiB", "0 GiB").replace("copies", "copys"), "utf-8")
     done = unfold(tmp_path, "check", "bad.yaml")
     assert done.returncode == 2
-    told = done.stdout + done.stderr
-    assert "bad.yaml:7:7: size: nothing to store (a size such as 12 GiB)\n" in told
-    assert 'bad.yaml:8:1: copys: unknown key (did you mean "copies"?)\n' in told
+    output = done.stdout + done.stderr
+    assert "bad.yaml:7:7: size: nothing to store (a size such as 12 GiB)\n" in output
+    assert 'bad.yaml:8:1: copys: unknown key (did you mean "copies"?)\n' in output
 
 
-def test_plan_answers_is_kept_and_is_told_again(tmp_path: Path) -> None:
+def test_a_plan_is_stored_and_shown_again(tmp_path: Path) -> None:
     """The verb's answer is the exit code; plan, drift and report of the run come from the core."""
     unfold(tmp_path, "init", "storage", "--out", "photos.yaml")
     no = unfold(tmp_path, "plan", "photos.yaml", "--format", "json")
@@ -57,7 +57,7 @@ def test_plan_answers_is_kept_and_is_told_again(tmp_path: Path) -> None:
 
 
 def test_plugin_can_be_switched_off(tmp_path: Path) -> None:
-    """A plugin that is named in the environment is not there, and its specs say so."""
+    """A plugin that is disabled in the environment is not loaded, and its specs report it."""
     unfold(tmp_path, "init", "storage", "--out", "photos.yaml")
     words = ["/usr/bin/env", "UNFOLD_DISABLE_PLUGINS=storage", str(Path(sys.executable).parent / "unfold")]
     done = subprocess.run([*words, "check", "photos.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False)

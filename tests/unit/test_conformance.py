@@ -1,4 +1,4 @@
-"""The conformance kit tells what a kind breaks, however Python was started."""
+"""The conformance kit reports what a kind breaks, however Python was started."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ examples_are_valid(Kind("bare", "no example", "unfoldkit.spec.base:Spec"), Path(
 
 
 @pytest.mark.parametrize("flag", ["-B", "-O"])
-def test_a_broken_law_is_told_by_optimised_python_too(flag: str) -> None:
+def test_a_broken_law_is_reported_by_optimised_python_too(flag: str) -> None:
     """A kind that breaks a law fails under ``python -O`` as without it."""
-    told = subprocess.run([sys.executable, flag, "-c", CALL], capture_output=True, text=True, check=False, timeout=60)
-    assert "AssertionError: bare ships no example" in told.stderr
+    done = subprocess.run([sys.executable, flag, "-c", CALL], capture_output=True, text=True, check=False, timeout=60)
+    assert "AssertionError: bare ships no example" in done.stderr
 
 
-def test_a_kind_that_breaks_a_law_is_told_by_name(tmp_path: Path) -> None:
-    """A kind without verbs and one that ships no example are told, each in words that name it."""
+def test_a_kind_that_breaks_a_law_is_reported_by_name(tmp_path: Path) -> None:
+    """A kind without verbs and one that ships no example are each reported by name."""
     bare = Kind("bare", "nothing", "unfoldkit.spec.base:Spec")
-    told = {law.__name__: law for law in laws()}
+    by_name = {law.__name__: law for law in laws()}
     for name, words in (("references_resolve", "bare has no verb"), ("examples_are_valid", "bare ships no example")):
         with pytest.raises(AssertionError, match=words):
-            told[name](bare, tmp_path)
+            by_name[name](bare, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import ROOT, surroundings
 
-# what numba looks through for a folder to write to: none, as in a container whose user owns nothing
+# where numba looks for a folder to write to: none, as in a container with a user that owns nothing
 NOWHERE = "import numba.core.caching as caching; caching.CacheImpl._locator_classes = []\n"
 LAZY = """
 from unfold_cascade.temporal.data import windows

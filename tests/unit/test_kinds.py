@@ -21,7 +21,7 @@ def test_a_reference_leads_to_its_object() -> None:
 
 @pytest.mark.parametrize(("extra", "hint"), [("ray", install_command("ray")), (None, "pip install it")])
 def test_a_missing_package_is_the_callers_fault(extra: str | None, hint: str) -> None:
-    """A package that is not installed is told with the extra that brings it."""
+    """A package that is not installed is reported with the extra that brings it."""
     with pytest.raises(UnfoldError, match="'nonesuch'") as caught:
         resolve("nonesuch.module:thing", extra=extra)
     assert caught.value.code is ExitCode.USAGE
@@ -29,21 +29,21 @@ def test_a_missing_package_is_the_callers_fault(extra: str | None, hint: str) ->
 
 
 @pytest.mark.parametrize(
-    ("reference", "told"),
+    ("reference", "expected"),
     [
         ("unfoldkit.descriptors:nonesuch", "unfoldkit.descriptors has no nonesuch"),
         ("unfoldkit.nonesuch:thing", "there is no module unfoldkit.nonesuch"),
     ],
 )
-def test_a_reference_that_leads_nowhere_is_the_plugins_fault(reference: str, told: str) -> None:
-    """A name or module that is not in a package that is there is no missing package: no installing would help."""
-    with pytest.raises(UnfoldError, match=told) as caught:
+def test_a_reference_that_leads_nowhere_is_the_plugins_fault(reference: str, expected: str) -> None:
+    """A name or module missing from an installed package is not a missing package: no installation would help."""
+    with pytest.raises(UnfoldError, match=expected) as caught:
         resolve(reference, extra="ray")
     assert caught.value.code is ExitCode.INTERNAL
 
 
 def test_a_distribution_is_found_by_its_plugin() -> None:
-    """What a reference leads into is shipped by the distribution whose entry point names the same package."""
+    """The distribution of a reference is the one with an entry point in the same package."""
     found = find_distribution("unfold_echo.verbs:plan")
     assert found is not None
     assert found.name == "unfoldkit"

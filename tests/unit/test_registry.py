@@ -36,8 +36,8 @@ def test_the_house_has_its_four_hooks() -> None:
     assert find_misspelt_hooks(load_registry()) == ""
 
 
-def test_an_unknown_kind_is_told_with_the_nearest() -> None:
-    """A kind that nobody offers is refused with what was meant."""
+def test_an_unknown_kind_is_rejected_with_a_suggestion() -> None:
+    """An unknown kind is rejected with a suggestion."""
     registry = load_registry(entry_points=[], extra={"one": plugin("cascade")})
     with pytest.raises(UnfoldError, match=r'no such kind: "casade" .did you mean "cascade"'):
         registry.kind("casade")
@@ -52,7 +52,7 @@ def test_two_owners_of_a_kind_are_both_named() -> None:
 
 
 def test_kinds_that_fail_are_a_broken_plugin() -> None:
-    """A plugin whose hook raises, or offers something else, is broken by name, and the others are there."""
+    """A plugin with a hook that raises, or offers something else, is broken by name, and the others are there."""
 
     @hookimpl
     def raises() -> list[Kind]:
@@ -99,9 +99,9 @@ def test_one_failing_hook_leaves_the_others() -> None:
 
 
 def test_an_observer_that_fails_is_a_warning() -> None:
-    """What an observer raises is told, and the next observer still hears."""
+    """An exception of an observer is reported, and the next observer still gets the event."""
     heard: list[Any] = []
-    told: list[str] = []
+    messages: list[str] = []
 
     @hookimpl
     def fails(event: RunFinished) -> None:
@@ -117,8 +117,8 @@ def test_an_observer_that_fails_is_a_warning() -> None:
 
     given = {"a": fails, "b": hears, "c": takes_nothing}
     extra = {name: plugin(name, unfold_run_finished=hook) for name, hook in given.items()}
-    load_registry(entry_points=[], extra=extra).notify(EVENT, told.append)
-    assert told == ["the plugin a failed in unfold_run_finished: ValueError('n')"]
+    load_registry(entry_points=[], extra=extra).notify(EVENT, messages.append)
+    assert messages == ["the plugin a failed in unfold_run_finished: ValueError('n')"]
     assert sorted(map(str, heard)) == sorted([str(EVENT), "nothing"])
 
 

@@ -52,7 +52,7 @@ def test_times_can_be_left_out() -> None:
 
 
 def test_another_schema_is_refused() -> None:
-    """Data of another schema, or with parts missing, is no report."""
+    """Data of another schema, or with parts missing, is not a report."""
     with pytest.raises(ValueError, match="report/2"):
         from_data(to_data(REPORT) | {"schema": "unfoldkit.report/2"})
     with pytest.raises(KeyError):
@@ -72,7 +72,7 @@ def test_plain_data_has_no_infinity_and_no_array_scalars() -> None:
     ]
 
 
-def test_what_keeps_a_report_from_being_shown_is_told() -> None:
+def test_flaws_of_a_report_are_listed() -> None:
     """Rows of another length than the columns and series of unequal length are flaws; a sound report has none."""
     assert not list(validate_report(REPORT, "k", "plan"))
     numpy = replace(REPORT, metrics={"a": Metric(1.0, ok=np.bool_(1))})  # type: ignore[arg-type]
@@ -80,8 +80,8 @@ def test_what_keeps_a_report_from_being_shown_is_told() -> None:
     table, figure = REPORT.tables[0], REPORT.figures[0]
     ragged = replace(table, rows=((1, 2), (1,)))
     uneven = replace(figure, series=(Series("s", (1.0, 2.0), (1.0,)),))
-    told = list(validate_report(replace(REPORT, tables=(ragged,), figures=(uneven,)), "k", "plan"))
-    assert told == ["table t: a row of 1 cells for 2 columns", "figure f: s has 2 x, 1 y"]
+    mistakes = list(validate_report(replace(REPORT, tables=(ragged,), figures=(uneven,)), "k", "plan"))
+    assert mistakes == ["table t: a row of 1 cells for 2 columns", "figure f: s has 2 x, 1 y"]
 
 
 @pytest.mark.parametrize(

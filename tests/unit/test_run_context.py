@@ -13,7 +13,7 @@ from unfoldkit.run_directory import RunDir
 
 
 def test_a_path_is_looked_for_beside_the_spec_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative path is found beside the spec, else in the working folder; else both places are told."""
+    """A relative path is found beside the spec, else in the working folder; else both places are reported."""
     for folder in ("spec", "work"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "both.csv").write_text(folder, encoding="utf-8")
@@ -27,7 +27,7 @@ def test_a_path_is_looked_for_beside_the_spec_first(tmp_path: Path, monkeypatch:
 
 
 def test_a_run_that_is_missing_names_the_spec_that_makes_it(tmp_path: Path) -> None:
-    """Where a spec names a run that nobody has made yet, the hint is the command that makes it."""
+    """Where a spec names a run that does not exist yet, the hint is the command that makes it."""
     (tmp_path / "first.yaml").write_text("version: 1\nname: story  # of one\n", encoding="utf-8")
     (tmp_path / "a.yaml").mkdir()
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
@@ -37,6 +37,6 @@ def test_a_run_that_is_missing_names_the_spec_that_makes_it(tmp_path: Path) -> N
         run.path("runs/other", key="stages.from")
 
 
-def test_every_option_is_told_to_authors() -> None:
+def test_every_option_is_documented_for_authors() -> None:
     """Each key that a verb may be given is named where the contract describes what a verb is given."""
     assert [key for key in Options.__annotations__ if f"``{key}``" not in str(Run.__doc__)] == []

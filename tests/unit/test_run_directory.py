@@ -47,7 +47,7 @@ def test_a_file_counts_for_what_it_was_made_from(run: RunDir) -> None:
 
 
 def test_a_changed_file_is_refused_by_name(run: RunDir) -> None:
-    """A file whose hash is not that of the manifest is the caller's fault and is named."""
+    """A file with a hash other than the manifest's is the caller's fault and is named."""
     (run.path / "model.json").write_bytes(b"evil")
     with pytest.raises(UnfoldError, match=r"model\.json: the file was changed") as caught:
         run.read("model.json")
@@ -82,8 +82,8 @@ def test_a_damaged_manifest_is_refused(run: RunDir, text: str) -> None:
 
 
 @pytest.mark.parametrize("rest", ["", ', "files": {}', ', "entries": []'])
-def test_a_run_of_another_version_is_not_told_to_be_deleted(run: RunDir, rest: str) -> None:
-    """A manifest of another schema is told as such, with both schemas: the run is whole, its own version reads it."""
+def test_a_run_of_another_version_need_not_be_deleted(run: RunDir, rest: str) -> None:
+    """A manifest of another schema is reported with both schemas: the run is intact, its own version reads it."""
     (run.path / MANIFEST).write_text(f'{{"schema": "unfoldkit.manifest/9"{rest}}}', encoding="utf-8")
     with pytest.raises(UnfoldError, match=r"the schema unfoldkit.manifest/9 \(this one reads"):
         run.files()
@@ -108,7 +108,7 @@ def test_a_full_disk_keeps_the_old_file(run: RunDir, monkeypatch: pytest.MonkeyP
 
 
 def test_a_place_that_cannot_be_written_is_the_callers_fault(tmp_path: Path) -> None:
-    """A file in the place of a folder is told with its name and exit code 2."""
+    """A file in place of a folder is an error with its name and exit code 2."""
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(UnfoldError, match="cannot write") as caught:
         write_atomically(tmp_path / "file" / "out.json", b"x")
@@ -116,13 +116,13 @@ def test_a_place_that_cannot_be_written_is_the_callers_fault(tmp_path: Path) -> 
 
 
 def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
-    """What is no plain file, such as /dev/stdout or /dev/null, gets the bytes and is not replaced by a file."""
+    """A special file, such as /dev/stdout or /dev/null, gets the bytes and is not replaced."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with ThreadPoolExecutor(1) as readers:
         read = readers.submit(pipe.read_bytes)
-        write_atomically(pipe, b"told")
-        assert read.result(timeout=30) == b"told"
+        write_atomically(pipe, b"text")
+        assert read.result(timeout=30) == b"text"
     assert pipe.is_fifo()
 
 
@@ -139,12 +139,12 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 def test_a_link_that_leads_in_a_circle_is_replaced(tmp_path: Path) -> None:
     """What a link that leads nowhere, or to itself, is asked to hold is written and not lost."""
     (tmp_path / "circle.md").symlink_to(tmp_path / "circle.md")
-    write_atomically(tmp_path / "circle.md", b"told")
-    assert (tmp_path / "circle.md").read_bytes() == b"told"
+    write_atomically(tmp_path / "circle.md", b"text")
+    assert (tmp_path / "circle.md").read_bytes() == b"text"
 
 
-def test_a_file_is_read_by_whom_its_owner_lets(run: RunDir) -> None:
-    """A new file is as private as the umask says, and one that is written again keeps who may read it."""
+def test_a_file_keeps_the_permissions_of_its_owner(run: RunDir) -> None:
+    """A new file is as private as the umask, and a rewritten one keeps its permissions."""
     before = os.umask(0o077)
     try:
         run.write("secret.json", b"new")

@@ -16,7 +16,7 @@ def test_warnings_may_precede_the_address() -> None:
     assert list(lines) == ["later\n"]
 
 
-def test_a_service_that_ends_is_told_with_all_its_lines() -> None:
-    """The failure holds what the process said."""
+def test_a_service_that_ends_is_reported_with_all_its_lines() -> None:
+    """The failure contains the output of the process."""
     with pytest.raises(AssertionError, match=r"(?s)first.*runs/ecg: no such run"):
         find_address(["first\n", "error: runs/ecg: no such run\n"])

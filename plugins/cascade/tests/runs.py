@@ -75,7 +75,7 @@ def small(spec: CascadeSpec, records: Path) -> CascadeSpec:
     ]
     data = spec.data.model_copy(update={"path": str(records)})
     assert spec.baseline is not None
-    # so few patients cannot tell one alarm from another
+    # too few patients to distinguish the alarms
     alerts = Alerts(per_100h=10, utility_margin=0.3, auprc_margin=0.05)
     gates = spec.gates.model_copy(update={"folds": 2})
     update = {

@@ -64,7 +64,7 @@ def test_an_unattainable_budget_is_an_error(fitted: Any) -> None:
 
 @pytest.mark.parametrize("budget", [1.0, 1.8, 3.0, None])
 def test_routes_add_up(fitted: Any, budget: float | None) -> None:
-    """Each step asks on below its threshold, the last answers with the label told, and prices add up to the cost."""
+    """Each step before the last is below its threshold, the last one answers, and prices add up to the cost."""
     model, x, _ = fitted
     labels, costs = model.predict(x, budget=budget), model.cost(x, budget=budget)
     probability = model.predict_proba(x, budget=budget)
@@ -94,7 +94,7 @@ def test_single_rows_and_batches_get_equal_answers(fitted: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"confidence": "hope"}, "confidence must be one of"),
         ({"max_models": 9}, "max_models must be an integer from 1 to 5"),
@@ -104,10 +104,10 @@ def test_single_rows_and_batches_get_equal_answers(fitted: Any) -> None:
         ({"estimators": [TINY[0], TINY[0]]}, "different names"),
     ],
 )
-def test_invalid_parameters_are_errors_in_fit(changes: Any, told: str) -> None:
-    """A parameter that makes no sense is a ValueError that says what would."""
+def test_invalid_parameters_are_errors_in_fit(changes: Any, expected: str) -> None:
+    """An invalid parameter is a ValueError that names valid values."""
     x, y = load_breast_cancer(return_X_y=True)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=expected):
         CascadeClassifier(**({"estimators": TINY} | changes)).fit(x[:80], y[:80])
 
 
@@ -133,7 +133,7 @@ def test_evidence_is_small_where_training_data_is_sparse() -> None:
 
 
 def test_agreeing_ensembles_have_full_confidence() -> None:
-    """Members that all say the same give 1; where trees of a forest differ, the confidence is that of the formula."""
+    """Members that all agree give 1; where trees of a forest differ, the confidence is that of the formula."""
     x, y = load_breast_cancer(return_X_y=True)
     forest = RandomForestClassifier(5, max_depth=3, random_state=0).fit(x, y)
     said = np.stack([tree.predict_proba(x) for tree in forest.estimators_])

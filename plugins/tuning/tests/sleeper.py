@@ -42,7 +42,7 @@ def dated(
 def broken(
     config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
 ) -> tuple[float, bytes]:
-    """Fail for every configuration whose ceiling is below a half."""
+    """Fail for every configuration with a ceiling below a half."""
     if config["ceiling"] < 0.5:
         raise RuntimeError("too low")
     return train(config, state, iters, accelerators, seed)
@@ -89,7 +89,7 @@ def mortal(
 def diverging(
     config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
 ) -> tuple[float, bytes]:
-    """Return nan or inf for every configuration whose ceiling is below a half."""
+    """Return nan or inf for every configuration with a ceiling below a half."""
     metric, state = train(config, state, iters, accelerators, seed)
     ceiling = config["ceiling"]
     return (metric if ceiling >= 0.5 else float("nan") if ceiling < 0.25 else float("inf")), state
@@ -98,7 +98,7 @@ def diverging(
 def deadly(
     config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
 ) -> tuple[float, bytes]:
-    """Kill the process for every configuration whose ceiling is above 0.9, while the others take their time."""
+    """Kill the process for every configuration with a ceiling above 0.9, while the others take their time."""
     if config["ceiling"] > 0.9:
         time.sleep(0.1)
         os.kill(os.getpid(), 9)
@@ -143,7 +143,7 @@ def solving(
 
 
 def silent(config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int) -> None:
-    """Return nothing, as a function does whose last line was forgotten."""
+    """Return nothing, as a function with a forgotten last line does."""
 
 
 def leaving(config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int) -> None:
@@ -154,7 +154,7 @@ def leaving(config: Mapping[str, Any], state: bytes | None, iters: int, accelera
 def hanging(
     config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
 ) -> tuple[float, bytes]:
-    """Hang for ever after the first checkpoint of every configuration whose ceiling is above 0.9."""
+    """Hang for ever after the first checkpoint of every configuration with a ceiling above 0.9."""
     if state is not None and config["ceiling"] > 0.9:
         time.sleep(10_000)
     return train(config, state, iters, accelerators, seed)
@@ -163,7 +163,7 @@ def hanging(
 def failing(
     config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
 ) -> tuple[float, bytes]:
-    """Raise after six iterations of every configuration whose ceiling is above 0.9."""
+    """Raise after six iterations of every configuration with a ceiling above 0.9."""
     if state is not None and json.loads(state)["done"] >= 6 and config["ceiling"] > 0.9:
         raise RuntimeError("too late")
     return train(config, state, iters, accelerators, seed)
@@ -181,7 +181,7 @@ def mended(
 def straggling(
     config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
 ) -> tuple[float, bytes]:
-    """Take two seconds longer for every configuration whose ceiling is above 0.9."""
+    """Take two seconds longer for every configuration with a ceiling above 0.9."""
     if config["ceiling"] > 0.9:
         time.sleep(2.0)
     return train(config, state, iters, accelerators, seed)

@@ -23,12 +23,12 @@ def table(folder: Path, head: str, rows: list[str], name: str = "a.csv") -> Path
 @pytest.mark.parametrize("column", ["count", "Counts", "REQUESTS", "invocations", "n"])
 @pytest.mark.parametrize("step", [1, 60])
 def test_counts_become_arrivals_at_random_moments_of_their_interval(tmp_path: Path, column: str, step: int) -> None:
-    """As many arrive between two times as the row of the first counts, by chance and always alike, and it is told."""
+    """Each interval gets its count of arrivals at random but reproducible moments, and a warning names the column."""
     path = table(tmp_path, f"timestamp,{column}", [f"{1637000000 + at * step},{n}" for at, n in enumerate(COUNTS)])
-    told: list[str] = []
-    found = traces.read_trace(path, warn=told.append)
-    assert len(told) == 1
-    assert f"column {column} is read as arrivals by interval" in told[0]
+    messages: list[str] = []
+    found = traces.read_trace(path, warn=messages.append)
+    assert len(messages) == 1
+    assert f"column {column} is read as arrivals by interval" in messages[0]
     begun = found[0] + found
     late = np.searchsorted(np.cumsum(COUNTS), np.arange(found.size), side="right") * step
     # read from the first arrival on, all are earlier by the same part of the first interval
@@ -66,7 +66,7 @@ def test_the_column_of_counts_can_be_stated(tmp_path: Path) -> None:
     "cells", [["1", "1", "1"], ["0", "1", "2"], ["1", "2", "3"], ["a", "2", "2"], ["0.5", "2", "2"]]
 )
 def test_row_numbers_and_words_in_a_column_of_counts_are_not_counts(tmp_path: Path, cells: list[str]) -> None:
-    """Ones, running numbers and words are no counts, whatever their column is called, unless they are said to be."""
+    """Ones, running numbers and words are not counts, whatever their column is called, unless declared as such."""
     path = table(tmp_path, "n,ts", [f"{cell},{at}" for at, cell in enumerate(cells)])
     assert traces.read_trace(path).tolist() == [0, 1, 2]
     if cells[0].isdigit():
@@ -74,7 +74,7 @@ def test_row_numbers_and_words_in_a_column_of_counts_are_not_counts(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "expected"),
     [
         (["0,3", "1,x"], r"a\.csv:3:1: count: 'x' is not a count \(a whole number; .*counts: ''"),
         (["0,3", "1,-2"], r"a\.csv:3:1: count: '-2' is not a count"),
@@ -88,9 +88,9 @@ def test_row_numbers_and_words_in_a_column_of_counts_are_not_counts(tmp_path: Pa
         (["0,99999999999", "1,7"], r"a\.csv: count: 100,000,000,006 arrivals are too many .*at most 100,000,000"),
     ],
 )
-def test_bad_counts_are_reported_with_file_line_and_column(tmp_path: Path, rows: list[str], told: str) -> None:
-    """What is no count, or none that can be planned with, is told with file, line and column."""
-    with pytest.raises(UnfoldError, match=told) as error:
+def test_bad_counts_are_reported_with_file_line_and_column(tmp_path: Path, rows: list[str], expected: str) -> None:
+    """An invalid count, or one too large to plan with, is reported with file, line and column."""
+    with pytest.raises(UnfoldError, match=expected) as error:
         traces.read_trace(table(tmp_path, "ts,count", rows))
     assert error.value.code == 2
 
@@ -120,7 +120,7 @@ def test_functions_by_minute_are_summed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("cell", "name"), [("x", "2"), ("-1", "2"), ("", "2"), (None, "60")])
 def test_bad_counts_of_minutes_are_reported_with_line_and_minute(tmp_path: Path, cell: str | None, name: str) -> None:
-    """A cell of a minute that is no count, or is not there, is told by line and minute."""
+    """A missing or invalid count of a minute is reported by line and minute."""
     cells = ["3"] * 59 if cell is None else ["3", cell, *["3"] * 58]
     rows = ["o,a,f,http," + ",".join(each) for each in (["3"] * 60, cells)]
     with pytest.raises(UnfoldError, match=rf"a\.csv:3:1: {name}: '{cell or ''}' is not a count"):
@@ -134,7 +134,7 @@ def test_only_rows_that_match_are_read(tmp_path: Path) -> None:
 
 
 def rounded(rate: float, span: int, grain: int, *, start: float = 0.0) -> np.ndarray:
-    """Poisson arrivals whose times keep whole grains."""
+    """Poisson arrivals with times in whole grains."""
     rng = np.random.default_rng(5)
     return start + np.sort(np.floor(rng.random(int(rate * span)) * span / grain) * grain)
 
@@ -167,7 +167,7 @@ def test_repeated_seconds_without_a_unit_are_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", ["1.5k", "12K", "3 M", "1,5k"])
 def test_rounded_counts_are_refused(tmp_path: Path, cell: str) -> None:
-    """A count that is rounded to thousands is told at its line; its row is not taken as one arrival."""
+    """A count that is rounded to thousands is reported at its line; its row is not taken as one arrival."""
     (tmp_path / "a.csv").write_text(f'timestamp,requests\n0,"{cell}"\n60,"{cell}"\n')
     with pytest.raises(UnfoldError, match=rf"a.csv:2:1: requests: '{cell}' is not a count"):
         traces.read_trace(tmp_path / "a.csv")

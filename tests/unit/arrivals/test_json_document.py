@@ -77,13 +77,13 @@ def test_spans_that_hold_a_text_are_requests_of_their_own(tmp_path: Path) -> Non
 
 
 def test_rates_of_prometheus_are_summed_over_their_series(tmp_path: Path) -> None:
-    """As many arrive as the rates of all series make of the time, and it is told that values were taken for rates."""
+    """The number of arrivals is the sum of all rates over time, and a warning names the values read as rates."""
     series = [{"metric": {"pod": str(n)}, "values": [[BEGUN + 60 * at, f"{n}.5"] for at in range(10)]} for n in (1, 2)]
     path = tmp_path / "prom.json"
     path.write_text(json.dumps({"status": "success", "data": {"resultType": "matrix", "result": series}}))
-    told: list[str] = []
-    assert traces.read_trace(path, warn=told.append).size == 4 * 600
-    assert "a rate of arrivals" in told[0]
+    messages: list[str] = []
+    assert traces.read_trace(path, warn=messages.append).size == 4 * 600
+    assert "a rate of arrivals" in messages[0]
 
 
 def prometheus(path: Path, *series: dict[str, Any]) -> Path:
@@ -93,7 +93,7 @@ def prometheus(path: Path, *series: dict[str, Any]) -> Path:
 
 
 def test_series_are_chosen_by_their_labels(tmp_path: Path) -> None:
-    """With ``match`` only the series whose labels hold the text arrive, where those of all routes did."""
+    """With ``match`` only the series with the text in their labels arrive; without it all routes do."""
     series = [
         {"metric": {"route": name}, "values": [[BEGUN + 60 * at, rate] for at in range(10)]}
         for name, rate in (("/a", "1"), ("/b", "100"))
@@ -101,18 +101,18 @@ def test_series_are_chosen_by_their_labels(tmp_path: Path) -> None:
     assert traces.read_trace(prometheus(tmp_path / "prom.json", *series), match='"route": "/a"').size == 600
 
 
-def test_counters_of_several_series_are_told(tmp_path: Path) -> None:
-    """Counts from a start that rise in every series are told as such, though one series counts more than another."""
+def test_counters_of_several_series_are_reported(tmp_path: Path) -> None:
+    """Counters that rise in every series are reported as such, though one series counts more than another."""
     series = [
         {"metric": {"pod": str(n)}, "values": [[BEGUN + at, str(100 * n + at)] for at in range(20)]} for n in range(2)
     ]
-    told: list[str] = []
-    traces.read_trace(prometheus(tmp_path / "prom.json", *series), warn=told.append)
-    assert any("never falls" in text for text in told)
+    messages: list[str] = []
+    traces.read_trace(prometheus(tmp_path / "prom.json", *series), warn=messages.append)
+    assert any("never falls" in text for text in messages)
 
 
 @pytest.mark.parametrize(
-    ("series", "told"),
+    ("series", "expected"),
     [
         ({"metric": {}, "histograms": [[BEGUN, {"count": "3"}]]}, "no pairs of time and value"),
         ({"metric": {}, "values": [[BEGUN, None], [BEGUN + 1, "3"]]}, "no pairs of time and value"),
@@ -121,14 +121,14 @@ def test_counters_of_several_series_are_told(tmp_path: Path) -> None:
         ({"metric": {}, "values": [[BEGUN, "+Inf"], [BEGUN + 1, "3"]]}, "inf is not a rate"),
     ],
 )
-def test_series_without_rates_are_told(tmp_path: Path, series: dict[str, Any], told: str) -> None:
-    """A range whose series hold histograms, gaps in words or no rates is refused with what it lacks."""
-    with pytest.raises(UnfoldError, match=told):
+def test_series_without_rates_are_reported(tmp_path: Path, series: dict[str, Any], expected: str) -> None:
+    """A range of histograms, gaps in words or no rates is refused with what it lacks."""
+    with pytest.raises(UnfoldError, match=expected):
         traces.read_trace(prometheus(tmp_path / "prom.json", series))
 
 
-def test_odd_names_and_depths_of_documents_are_told(tmp_path: Path) -> None:
-    """Spans whose names are lists are no spans, and a document too deep to look through is refused."""
+def test_odd_names_and_depths_of_documents_are_reported(tmp_path: Path) -> None:
+    """Spans with lists as names are no spans, and a document too deep to look through is refused."""
     path = tmp_path / "a.json"
     path.write_text(json.dumps(batch([{"traceId": "a", "spanId": ["l"], "startTimeUnixNano": "1"}])))
     with pytest.raises(UnfoldError, match="no arrival times"):
@@ -149,7 +149,7 @@ def test_rows_may_hold_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (json.dumps(ZIPKIN)[:-40], "breaks off or is no JSON"),
         (json.dumps({"a": [{"x": 1}]}), "no arrival times in this document"),
@@ -157,11 +157,11 @@ def test_rows_may_hold_counts(tmp_path: Path) -> None:
         (json.dumps([{"time": "0"}, {"time": "soon"}]), "entry 2: 'soon' is not a time"),
     ],
 )
-def test_what_a_document_lacks_is_told(tmp_path: Path, text: str, told: str) -> None:
-    """A document that is cut, holds no times, or an entry that is none is told as such."""
+def test_an_incomplete_document_is_reported(tmp_path: Path, text: str, expected: str) -> None:
+    """A document that is cut, holds no times, or holds an invalid entry is reported as such."""
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(UnfoldError, match=told):
+    with pytest.raises(UnfoldError, match=expected):
         traces.read_trace(path)
 
 
@@ -184,7 +184,7 @@ def test_lines_of_json_are_a_log_whatever_they_nest(tmp_path: Path) -> None:
     ],
 )
 def test_an_error_of_prometheus_is_shown(tmp_path: Path, answer: dict[str, str], reason: str) -> None:
-    """A file that holds the error of a query is no table without a column of times."""
+    """The error of a query is reported as such, not as a table without a column of times."""
     path = tmp_path / "range.json"
     path.write_text(json.dumps(answer), "utf-8")
     with pytest.raises(UnfoldError, match=f"an error, not a range: {reason}"):

@@ -92,7 +92,7 @@ def test_a_log_may_begin_otherwise(tmp_path: Path, first: str) -> None:
 
 
 def test_a_pipe_is_rejected(tmp_path: Path) -> None:
-    """What can be read only once is told, and not read by halves."""
+    """An input that can be read only once is rejected, not read by halves."""
     os.mkfifo(tmp_path / "a.log")
     with pytest.raises(UnfoldError, match="a pipe cannot be read twice"):
         traces.read_trace(tmp_path / "a.log")
@@ -109,13 +109,13 @@ def test_lines_of_json_have_columns(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(("stray", "taken"), [(1, True), (10, True), (11, False)])
 def test_up_to_one_percent_of_the_lines_may_have_no_time(tmp_path: Path, stray: int, taken: bool) -> None:
-    """Up to one line in a hundred may have no time, and their count and the first are told; more are an error."""
+    """Up to 1 % of the lines may have no time; a warning gives their count and the first. More are an error."""
     lines = [CLF.format(second=number // 20) for number in range(1000 - stray)]
     (tmp_path / "a.log").write_text("".join([*lines[:500], "cut off\n" * stray, *lines[500:]]))
-    told: list[str] = []
+    notes: list[str] = []
     if taken:
-        assert traces.read_trace(tmp_path / "a.log", warn=told.append).size == 1000 - stray
-        assert told == [f"{tmp_path}/a.log: skipped {stray} of 1,000 lines, which have no time; the first is line 501"]
+        assert traces.read_trace(tmp_path / "a.log", warn=notes.append).size == 1000 - stray
+        assert notes == [f"{tmp_path}/a.log: skipped {stray} of 1,000 lines, which have no time; the first is line 501"]
         return
     with pytest.raises(
         UnfoldError, match=r"a\.log:501:1: no time in this line, nor in 10 other lines of 1,000 \(.*match"

@@ -23,16 +23,16 @@ def table(folder: Path, head: str, rows: list[str]) -> Path:
     return path
 
 
-def test_a_column_whose_cells_have_a_unit_of_rates_holds_rates(tmp_path: Path) -> None:
-    """A column whose first cell says ``req/s`` is one of rates under any name, as dashboards export them."""
+def test_a_column_with_a_unit_of_rates_holds_rates(tmp_path: Path) -> None:
+    """A column with ``req/s`` in its first cell is one of rates under any name, as dashboards export them."""
     path = table(tmp_path, "Time,Value", [f"2023-11-16 18:00:{at:02},12.5 req/s" for at in range(0, 60, 10)])
-    told: list[str] = []
-    assert traces.read_trace(path, warn=told.append).size == 750
-    assert "Value is read as a rate" in told[0]
+    messages: list[str] = []
+    assert traces.read_trace(path, warn=messages.append).size == 750
+    assert "Value is read as a rate" in messages[0]
 
 
 def test_a_rate_is_finite(tmp_path: Path) -> None:
-    """A number too large for a rate is told with its line."""
+    """A number too large for a rate is reported with its line."""
     with pytest.raises(UnfoldError, match=r"a\.csv:3:1: rps: '1e400' is not a rate"):
         traces.read_trace(table(tmp_path, "time,rps", ["1,2", "2,1e400"]))
 
@@ -73,9 +73,9 @@ def test_rates_are_arrivals_through_their_interval(tmp_path: Path) -> None:
     """Each interval gets what its rate makes of it, to one arrival, and rates below one an interval add up."""
     rates = np.random.default_rng(1).uniform(0, 3, 50)
     path = table(tmp_path, "timestamp,rps", [f"{BEGUN + 60 * at},{rate:.6f}" for at, rate in enumerate(rates)])
-    told: list[str] = []
-    found = traces.read_trace(path, warn=told.append)
-    assert "column rps is read as a rate of arrivals" in told[0]
+    messages: list[str] = []
+    found = traces.read_trace(path, warn=messages.append)
+    assert "column rps is read as a rate of arrivals" in messages[0]
     assert found.size == round(rates.sum() * 60)
     late = np.searchsorted(np.round(np.cumsum(rates * 60)), np.arange(found.size), side="right") * 60
     assert np.ptp(found - late) < 60
@@ -84,13 +84,13 @@ def test_rates_are_arrivals_through_their_interval(tmp_path: Path) -> None:
 
 
 def test_a_counter_instead_of_a_rate_is_reported(tmp_path: Path) -> None:
-    """Whole numbers that rise and never fall are read as rates, and a warning says that they may be a counter's."""
+    """Whole numbers that rise and never fall are read as rates, with a warning that they may be a counter's."""
     for rates, notes in ((range(0, 1200, 100), 2), ([5] * 12, 1), ([1.5, *range(2, 13)], 1)):
-        told: list[str] = []
+        messages: list[str] = []
         traces.read_trace(
-            table(tmp_path, "time,rps", [f"{at},{rate}" for at, rate in enumerate(rates)]), warn=told.append
+            table(tmp_path, "time,rps", [f"{at},{rate}" for at, rate in enumerate(rates)]), warn=messages.append
         )
-        assert [("never falls" in note) for note in told] == [False, True][:notes]
+        assert [("never falls" in note) for note in messages] == [False, True][:notes]
 
 
 def test_the_column_of_rates_can_be_stated(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_relative_whole_seconds_and_fractional_stamps_stay(tmp_path: Path) -> No
 
 
 def test_a_log_in_the_order_of_ends_is_sorted(tmp_path: Path) -> None:
-    """A log whose lines were written as requests ended is read in the order of their starts; a table is not."""
+    """A log with lines written as requests ended is read in the order of their starts; a table is not."""
     lines = ["2024-01-01T00:00:01.5Z", "2024-01-01T00:00:01Z", "2024-01-01T00:00:03.25Z"]
     assert traces.read_trace(write(tmp_path, "a.log", "\n".join(lines))).tolist() == [0.0, 0.5, 2.25]
     with pytest.raises(UnfoldError, match="before the one above"):
@@ -146,7 +146,7 @@ def test_rows_in_no_order_repeat_no_hour(tmp_path: Path) -> None:
 
 
 def test_a_table_may_list_its_newest_row_first(tmp_path: Path) -> None:
-    """A caller that allows it is told of the order; other tables that go back remain errors."""
+    """A caller that allows disorder gets a warning; other tables that go back remain errors."""
     times = np.linspace(100, 0, 12).tolist()
     path, calls = write(tmp_path, "a.csv", "\n".join(["time_s,n", *(f"{time},2" for time in times)])), list[int]()
     found = traces.read_trace(path, counts="", on_newest_first=lambda: calls.append(1))
@@ -180,7 +180,7 @@ def test_a_table_of_stamps_may_be_sorted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "Unnamed: 0"])
 def test_the_dates_of_an_unnamed_index_are_times(tmp_path: Path, name: str) -> None:
-    """Pandas writes its index without a name; row numbers there are no times."""
+    """Pandas writes its index without a name; row numbers there are not times."""
     rows = [f"2026-01-01 00:00:0{second}.5,7" for second in range(4)]
     assert traces.read_trace(write(tmp_path, "a.csv", "\n".join([f"{name},v", *rows]))).tolist() == [0, 1, 2, 3]
     with pytest.raises(UnfoldError, match="no column of arrival times"):
@@ -278,7 +278,7 @@ def test_arrays_may_hold_gaps_and_must_hold_one_number_per_arrival(tmp_path: Pat
 )
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "zst"])
 def test_a_packed_trace_is_named(tmp_path: Path, content: bytes, name: str, suffix: str) -> None:
-    """What is packed otherwise than by gzip is an error that says how, whatever the name of the file."""
+    """A file compressed otherwise than by gzip is an error that names the format, whatever the name of the file."""
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(content)
     with pytest.raises(UnfoldError, match=f"a file of {name}"):
@@ -286,7 +286,7 @@ def test_a_packed_trace_is_named(tmp_path: Path, content: bytes, name: str, suff
 
 
 def test_rows_of_several_units_are_an_error(tmp_path: Path) -> None:
-    """Seconds and then milliseconds since 1970 are no trace of 55,000 years."""
+    """Seconds and then milliseconds since 1970 are not a trace of 55,000 years."""
     numbers = [1_760_000_000 + index for index in range(100)] + [1_760_000_100_000 + index for index in range(100)]
     path = write(tmp_path, "a.csv", "timestamp\n" + "\n".join(map(str, numbers)) + "\n")
     with pytest.raises(UnfoldError, match="arrival 101 is far from the one above it"):
@@ -354,7 +354,7 @@ def test_a_damaged_parquet_file_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("comments", ["# exported by a tool\n", "# host, zone\n# a second line, with cells\n"])
 def test_comments_before_the_head_are_skipped(tmp_path: Path, comments: str) -> None:
-    """Lines that begin with a number sign and are no head describe the table."""
+    """Lines that begin with a number sign before the header describe the table."""
     path = write(tmp_path, "a.csv", f"{comments}arrival_s,model\n1.5,a\n2.75,b\n")
     assert traces.read_trace(path).tolist() == [0, 1.25]
 

@@ -41,7 +41,7 @@ def test_bundled_figures_are_those_of_the_source(shared: Path) -> None:
 
 
 def test_the_first_book_that_knows_a_price_gives_it() -> None:
-    """A price in the spec beats the live one, that the cached, that the bundled; the source says which it was."""
+    """A price in the spec beats the live one, that the cached, that the bundled; the source names which it was."""
     live = PriceBook("live", "d1", {"g5.xlarge": Instance("g5.xlarge", on_demand=0.8, source="live", date="d1")})
     cached = PriceBook("cached", "d2", {"g5.xlarge": Instance("g5.xlarge", on_demand=0.9, source="cached", date="d2")})
     for books, want in [((live, cached), ("live", 0.8)), ((cached,), ("cached", 0.9)), ((), ("bundled", 1.006))]:
@@ -52,7 +52,7 @@ def test_the_first_book_that_knows_a_price_gives_it() -> None:
 
 
 def test_bundled_prices_are_of_one_region() -> None:
-    """In another region the bundled table tells the hardware and no price."""
+    """In another region the bundled table gives the hardware and no price."""
     found = load_catalog("eu-west-1").find("g5.xlarge")
     assert (found.vcpus, found.on_demand, found.spot) == (4, None, None)
 
@@ -96,23 +96,23 @@ def test_vms_csv_takes_the_cheapest_zone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("a,b\n1,2\n", "no column InstanceType"),
         ("InstanceType,vCPUs,MemoryGiB,Price,Region\nx,1,1,1,eu\n", "no row for the region"),
         ("InstanceType,vCPUs,MemoryGiB,Price,Region\nx,1,1,0.00001,us-east-1\n", "vms.csv:2:1: x: .*outside"),
     ],
 )
-def test_a_bad_vms_csv_is_told(tmp_path: Path, text: str, told: str) -> None:
+def test_a_bad_vms_csv_is_reported(tmp_path: Path, text: str, expected: str) -> None:
     """Missing columns, a region that is absent and an absurd price are errors that name the file."""
     path = tmp_path / "vms.csv"
     path.write_text(text)
-    with pytest.raises(UnfoldError, match=told):
+    with pytest.raises(UnfoldError, match=expected):
         read_vms(path, "us-east-1")
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "expected"),
     [
         (["--gpu", "A10G", "--max-price", "$5/h"], 0, "the cheapest is g5.xlarge at $1.006/h"),
         (["--gpu", "a10g", "--max-price", "$0.5/h"], 1, "no type meets all conditions for $0.5/h"),
@@ -128,7 +128,7 @@ def test_a_bad_vms_csv_is_told(tmp_path: Path, text: str, told: str) -> None:
 def test_the_command_answers(
     words: list[str],
     code: int,
-    told: str,
+    expected: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -138,4 +138,4 @@ def test_the_command_answers(
     with pytest.raises(SystemExit) as ended:
         main(["catalog", *words])
     text = capsys.readouterr()
-    assert (ended.value.code, told in text.out + text.err) == (code, True)
+    assert (ended.value.code, expected in text.out + text.err) == (code, True)

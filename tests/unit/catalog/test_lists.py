@@ -45,15 +45,15 @@ def book(folder: Path, content: object, region: str = EAST) -> PriceBook:
 def test_a_table_of_any_names_and_units_is_dollars_an_hour(
     tmp_path: Path, head: str, price: str, dollars_an_hour: float
 ) -> None:
-    """A column of types and one of prices do, in the unit that the head or the cell says."""
+    """A column of types and one of prices suffice, in the unit of the header or the cell."""
     apart = ";" if ";" in head else ","
     found = book(tmp_path, f"{head}\nbox{apart}{price}\n").rows["box"]
     assert found.on_demand == pytest.approx(dollars_an_hour)
     assert (found.spot, found.source) == (None, "list")
 
 
-def test_a_table_may_tell_hardware_spot_and_regions(tmp_path: Path) -> None:
-    """What stands beside the price is taken, rows of other regions and those without a price are not."""
+def test_a_table_may_list_hardware_spot_and_regions(tmp_path: Path) -> None:
+    """Columns beside the price are read; rows of other regions and those without a price are not."""
     text = (
         "type,vCPU,Memory (GiB),gpu_name,gpu_count,on_demand_usd_per_hour,spot_saving_pct,spot_usd_per_hour,region\n"
         "g5,4,16 GiB,A10G,1,1.006,60,0.4,us-east-1\ng5,4,16,A10G,1,1.2,60,0.5,eu-west-1\nold,1,1,,,N/A,,,us-east-1\n"
@@ -66,7 +66,7 @@ def test_a_table_may_tell_hardware_spot_and_regions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("instance,price_eur\na,1\n", r"list:2:1: price_eur: '1' is in EUR, and prices are in dollars here \(convert"),
         ("instance,price,currency\na,1,GBP\n", "'1 GBP' is in GBP"),
@@ -84,9 +84,9 @@ def test_a_table_may_tell_hardware_spot_and_regions(tmp_path: Path) -> None:
         ("{}", "no price for the region"),
     ],
 )
-def test_a_list_that_cannot_be_read_is_told(tmp_path: Path, text: str, told: str) -> None:
-    """Other currencies, what is no price or cannot be true, two prices of a type and strange files are refused."""
-    with pytest.raises(UnfoldError, match=told):
+def test_an_unreadable_list_is_reported(tmp_path: Path, text: str, expected: str) -> None:
+    """Other currencies, invalid or impossible prices, two prices of a type and strange files are refused."""
+    with pytest.raises(UnfoldError, match=expected):
         book(tmp_path, text)
 
 
@@ -118,8 +118,8 @@ def test_spot_prices_are_the_newest_of_the_cheapest_zone(tmp_path: Path) -> None
 def product(name: str, **other: str) -> dict[str, Any]:
     """A product of AWS's price list."""
     usual = {"operatingSystem": "Linux", "tenancy": "Shared", "preInstalledSw": "NA", "capacitystatus": "Used"}
-    told = {"instanceType": name, "regionCode": EAST, "vcpu": "4", "memory": "16 GiB", "gpu": "1", **usual, **other}
-    return {"attributes": told}
+    fields = {"instanceType": name, "regionCode": EAST, "vcpu": "4", "memory": "16 GiB", "gpu": "1", **usual, **other}
+    return {"attributes": fields}
 
 
 def terms(price: str) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def test_a_price_list_of_aws_counts_linux_on_shared_machines(tmp_path: Path) -> 
 
 
 def test_retail_prices_of_azure_are_of_linux_by_the_hour(tmp_path: Path) -> None:
-    """Spot is told from its name; Windows, low priority, reservations and other regions are not taken."""
+    """Spot is recognized by its name; Windows, low priority, reservations and other regions are skipped."""
 
     def item(price: float, product: str = "NC Series", sku: str = "NC6", **other: str) -> dict[str, Any]:
         usual = {"currencyCode": "USD", "unitOfMeasure": "1 Hour", "type": "Consumption", "armRegionName": "eastus"}
@@ -183,7 +183,7 @@ def test_ec2instances_info_is_read(tmp_path: Path) -> None:
     assert (rows_found["g5"].on_demand, rows_found["g5"].spot, rows_found["g5"].gpus) == (1.006, 0.4, 1)
 
 
-def test_names_of_columns_tell_prices() -> None:
+def test_column_names_identify_prices() -> None:
     """A price has a market, a unit of time and a currency; savings and other systems are none."""
     assert parse_unit("Spot (monthly)") == PriceUnit(730.0, spot=True)
     assert parse_unit("cost_eur") == PriceUnit(foreign="EUR")

@@ -94,7 +94,7 @@ def test_absurd_prices_are_refused(price: str, why: str) -> None:
 
 
 def test_no_usable_price_is_an_error() -> None:
-    """When nothing that AWS said can be true, the cache is not replaced by an empty book."""
+    """When no answer of AWS is plausible, the cache is not replaced by an empty book."""
     ec2 = fakes.ec2_stub([[]], [[]])
     with pytest.raises(UnfoldError, match="no usable price"):
         request_prices(AwsClients(fakes.pricing([]), ec2), "us-east-1", ["g5.xlarge"], NOW, BUNDLED)
@@ -103,7 +103,7 @@ def test_no_usable_price_is_an_error() -> None:
 def test_a_refresh_is_remembered_with_its_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After a refresh the cached price is preferred, and says so; other types keep the bundled one."""
+    """After a refresh the cached price is preferred and named as the source; other types keep the bundled one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ec2 = fakes.ec2_stub([[fakes.hardware("g5.xlarge", 4, 16384)]], [[]])
     refresh_prices("us-east-1", NOW, AwsClients(fakes.pricing([fakes.product("g5.xlarge", "0.9")]), ec2))
@@ -113,7 +113,7 @@ def test_a_refresh_is_remembered_with_its_date(
     assert (found.find("g5.xlarge").on_demand, found.find("g5.xlarge").date) == (0.9, "2026-11-24")
 
 
-def test_a_damaged_cache_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cache_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that is not one is named with its file, never read as prices."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "unfoldkit").mkdir()

@@ -36,22 +36,22 @@ def fail_or_sleep(number: int) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
-    """In one process or several, results stand in the order of the jobs and each is told once, here."""
-    told: dict[int, Any] = {}
-    assert LocalEngine(workers).map(square, [3, 1, 2], on_result=told.__setitem__) == [9, 1, 4]
-    assert told == {0: 9, 1: 1, 2: 4}
+    """In one process or several, results are in the order of the jobs and each is reported once, in this process."""
+    results: dict[int, Any] = {}
+    assert LocalEngine(workers).map(square, [3, 1, 2], on_result=results.__setitem__) == [9, 1, 4]
+    assert results == {0: 9, 1: 1, 2: 4}
     assert LocalEngine(workers).map(square, []) == []
 
 
 def test_workers_are_other_processes_of_one_thread() -> None:
-    """Several workers are other processes, told to use one thread each."""
+    """Several workers are other processes, limited to one thread each."""
     found = LocalEngine(2).map(where, [0, 1])
     assert os.getpid() not in [process for process, _ in found]
     assert {threads for _, threads in found} == {"1"}
 
 
-def test_a_dead_worker_is_told_as_ours() -> None:
-    """A worker that was killed is told in words, with exit code 3."""
+def test_a_dead_worker_is_an_internal_error() -> None:
+    """A killed worker is reported in words, with exit code 3."""
     with pytest.raises(UnfoldError, match="a worker process died") as caught:
         LocalEngine(2).map(die, [0, 1, 2])
     assert caught.value.code is ExitCode.INTERNAL

@@ -1,4 +1,4 @@
-"""Tables that users give as CSV are read as people write them, and what is wrong with one is told by line."""
+"""CSV tables of users are read as people write them, and mistakes are reported by line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_tables_with_semicolons_have_commas_in_their_numbers(tmp_path: Path) -> 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 @pytest.mark.parametrize("code", ["utf-16", "utf-8-sig"])
 def test_tables_of_spreadsheets_are_read(tmp_path: Path, code: str, pack: Callable[[bytes], bytes]) -> None:
-    """UTF-16 that says so, and a line that names the separator, are read; lines are counted as they stand."""
+    """UTF-16 with its mark, and a line that names the separator, are read; lines are counted as in the file."""
     (tmp_path / "a.csv").write_bytes(pack("sep=;\r\nname;cpu\r\nK\u00f6ln;x, y\r\n".encode(code)))
     (row,) = csv_rows(tmp_path / "a.csv")
     assert (row.line, row.cells) == (3, {"name": "K\u00f6ln", "cpu": "x, y"})
@@ -69,7 +69,7 @@ def test_empty_cells_beyond_the_head_are_no_cells(tmp_path: Path) -> None:
         (b"\x1f\x8bjunk", "not a CSV file"),
     ],
 )
-def test_bad_tables_are_told(tmp_path: Path, data: bytes, message: str) -> None:
+def test_bad_tables_are_reported(tmp_path: Path, data: bytes, message: str) -> None:
     """A file that is damaged, cut off, or another table is refused in words, with its line where there is one."""
     (tmp_path / "a.csv").write_bytes(data)
     with pytest.raises(UnfoldError, match=message):
@@ -77,8 +77,8 @@ def test_bad_tables_are_told(tmp_path: Path, data: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["many", "nan", "inf", "-1", ""])
-def test_cells_that_are_no_numbers_are_told(tmp_path: Path, text: str) -> None:
-    """A cell that is no finite number of at least the least names its line and column."""
+def test_cells_without_numbers_are_reported(tmp_path: Path, text: str) -> None:
+    """A cell without a finite number of at least the minimum names its line and column."""
     (tmp_path / "a.csv").write_text(f"name,cpu\nx,1\ny,{text}\n")
     rows = list(csv_rows(tmp_path / "a.csv"))
     with pytest.raises(UnfoldError, match=r"a\.csv:3:1: cpu: "):
@@ -86,7 +86,7 @@ def test_cells_that_are_no_numbers_are_told(tmp_path: Path, text: str) -> None:
 
 
 def test_what_is_not_asked_for_is_no_hint(tmp_path: Path) -> None:
-    """A cell that is no finite number is told without a limit where there is none."""
+    """A cell without a finite number is reported without a limit where there is none."""
     (tmp_path / "a.csv").write_text("cpu\nnan\n")
     (row,) = csv_rows(tmp_path / "a.csv")
     with pytest.raises(UnfoldError, match=r"is out of range"):
@@ -122,7 +122,7 @@ def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_table_with_a_head_is_named(tmp_path: Path, text: str, hint: str) -> None:
-    """JSON, columns of fixed width, and a first line of data lack every column: the hint says what they are."""
+    """JSON, columns of fixed width, and a first line of data lack every column: the hint names the format."""
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(UnfoldError, match=hint):
         list(csv_rows(tmp_path / "a.csv", ("name", "cpu")))

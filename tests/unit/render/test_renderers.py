@@ -141,7 +141,7 @@ def test_diagnostics_are_cases_and_annotations() -> None:
     ],
 )
 def test_only_files_are_annotated(item: Diagnostic, place: str) -> None:
-    """A mistake in an option or in stdin, which are no files of a repository, has its place as title."""
+    """A mistake in an option or in stdin, which are not files of a repository, has its place as title."""
     assert github.render_diagnostics([item]) == f"::error {place}::m\n"
 
 
@@ -211,7 +211,7 @@ def test_numbers_look_alike_in_every_format(value: float, digits: int | None, ex
 
 
 def test_cells_show_what_is_absent() -> None:
-    """Nothing is a dash, truth is a word, a metric without value says so."""
+    """Nothing is a dash, truth is a word, a metric without value is marked so."""
     column = Column("c", "ms")
     assert [formatting.format_cell(value, column) for value in (None, True, False, "x")] == ["–", "yes", "no", "x"]
     assert formatting.format_head(column) == "c ms"
@@ -219,7 +219,7 @@ def test_cells_show_what_is_absent() -> None:
 
 
 def test_lines_differ_by_more_than_their_colour() -> None:
-    """Each of 32 lines has a pair of colour and dashes of its own, so grey paper and who sees no colours lose none."""
+    """Each of 32 lines has its own colour and dashes, so grey paper and colour-blind readers lose none."""
     series = tuple(Series(f"s{place}", (0.0, 1.0), (float(place), 2.0)) for place in range(32))
     drawn = plot.svg(Figure("f", "F", "x", "y", series))
     strokes = re.findall(r'style="fill: none; (?:stroke-dasharray: ([^;]+); )?(?:[^"]*?)stroke: (#\w+)', drawn)
@@ -236,7 +236,7 @@ def test_a_line_of_one_point_is_seen() -> None:
 
 
 def test_a_legend_shows_names_as_they_are() -> None:
-    """A name that begins with an underscore, or holds two signs of the dollar, stands in the legend as it is."""
+    """A name that begins with an underscore, or holds two dollar signs, is in the legend unchanged."""
     names = ("_batch", "$a_$ or $b")
     drawn = plot.svg(Figure("f", "F", "x", "y", tuple(Series(name, (1.0, 2.0), (1.0, 2.0)) for name in names)))
     for name in names:
@@ -244,7 +244,7 @@ def test_a_legend_shows_names_as_they_are() -> None:
 
 
 def test_many_series_leave_the_plot_its_height() -> None:
-    """A legend of many rows makes a figure taller; names of many bars stand upright, each by itself."""
+    """A legend of many rows makes a figure taller; names of many bars are upright, each by itself."""
     few, many = (tuple(Series(f"s{place}", (0.0, 1.0), (1.0, 2.0)) for place in range(n)) for n in (4, 60))
     heights = [
         float(re.findall(r'height="([0-9.]+)pt"', plot.svg(Figure("f", "F", "x", "y", series)))[0])
@@ -265,7 +265,7 @@ def test_a_plot_in_a_page_takes_the_ink_of_the_page() -> None:
 
 
 def test_names_stand_on_the_axis() -> None:
-    """What is told of named things has their names below it, tilted where they are many letters, and no numbers."""
+    """Values of named things have the names below them, tilted where they are long, and no numbers."""
     series = (Series("s", (1.0, 2.0), (3.0, 4.5), "bars"),)
     few = plot.svg(Figure("f", "F", "stage", "ms", series, names=("decode", "classify")))
     assert ">decode<" in few
@@ -284,7 +284,7 @@ def test_what_is_counted_has_whole_numbers_from_nothing() -> None:
 
 
 def test_an_axis_of_one_place_begins_at_nothing() -> None:
-    """Where all points lie at one place, such as a wait of 0 s, the axis has no negative places."""
+    """Where all points coincide, such as a wait of 0 s, the axis has no negative values."""
     for place in (0.0, 5.0):
         drawn = plot.svg(Figure("f", "F", "wait s", "share", (Series("s", (place, place), (0.5, 1.0)),)))
         assert not re.search(r">[-\u2212][0-9.]+<", drawn)
@@ -292,7 +292,7 @@ def test_an_axis_of_one_place_begins_at_nothing() -> None:
 
 
 def test_two_plots_of_a_page_share_no_id() -> None:
-    """Each plot's ids, and what refers to them, begin with its name; a reader of the page hears it in words."""
+    """Each plot's ids and references begin with its name; a screen reader gets it in words."""
     figures = tuple(Figure(name, name, "x", "y", (Series("s", (1.0, 2.0), (2.0, 4.0)),)) for name in ("f", "g"))
     page = html.render(replace(REPORT, figures=figures))
     ids = re.findall(r'\bid="([^"]+)"', page)
@@ -333,7 +333,7 @@ def test_of_many_figures_the_page_shows_those_with_a_target_first() -> None:
     ],
 )
 def test_a_card_writes_units_as_sentences_do(name: str, metric: Metric, card: str) -> None:
-    """Money stands before its number, a bare target has the unit of its metric, and acronyms are capital letters."""
+    """A currency sign precedes its number, a bare target has the unit of its metric, and acronyms are capitals."""
     assert card in html.render(replace(REPORT, metrics={name: metric}))
 
 
@@ -346,7 +346,7 @@ def test_a_percent_sign_stays_with_its_number() -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_no_number_of_a_table_is_broken(width: int) -> None:
-    """At any width every number stands whole in its row; columns without room follow below, each row named again."""
+    """At any width every number is complete in its row; columns without room follow below, each row named again."""
     heads = ("policy", *(f"long head {index}" for index in range(12)))
     rows = tuple((f"row {at}", *(10_000.25 * index + at for index in range(12))) for at in range(2))
     columns = tuple(Column(head, digits=2 if index else None) for index, head in enumerate(heads))

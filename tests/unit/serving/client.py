@@ -46,7 +46,7 @@ class Server:
             wire.sendall(request(path, body, headers=headers, method=method))
             return read(wire)
 
-    def told(self) -> str:
+    def output(self) -> str:
         """Return what the server wrote to stderr so far."""
         self.log.seek(0)
         return self.log.read()

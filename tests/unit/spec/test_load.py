@@ -26,7 +26,7 @@ def loaded(registry: Registry, path: str | Path, **more: str) -> LoadedSpec:
 
 @pytest.fixture
 def run(unfold: Unfold, tmp_path: Path) -> Path:
-    """Return the folder of a planned run whose spec lies in another folder."""
+    """Return the folder of a planned run with its spec in another folder."""
     (tmp_path / "specs").mkdir()
     (tmp_path / "specs" / "a.yaml").write_text(ECHO, encoding="utf-8")
     assert unfold("plan", "specs/a.yaml").code == 0
@@ -61,8 +61,8 @@ def test_a_changed_run_is_refused(registry: Registry, run: Path, name: str) -> N
         loaded(registry, run)
 
 
-def test_a_folder_that_is_no_run_is_told(registry: Registry, tmp_path: Path) -> None:
-    """A folder without a run is told as such, and so is a run without a spec."""
+def test_a_folder_without_a_run_is_reported(registry: Registry, tmp_path: Path) -> None:
+    """A folder without a run is reported as such, and so is a run without a spec."""
     RunDir(tmp_path / "half").write("other", b"x")
     for folder in (tmp_path, tmp_path / "half"):
         with pytest.raises(UnfoldError, match="the folder holds no run"):

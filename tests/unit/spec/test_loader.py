@@ -76,8 +76,8 @@ def test_an_alias_stands_for_its_value() -> None:
     assert document.data == {"a": {"b": 1}, "c": {"b": 1}}
 
 
-def test_every_duplicate_is_told() -> None:
-    """All duplicate keys of a file are told at once."""
+def test_every_duplicate_is_reported() -> None:
+    """All duplicate keys of a file are reported at once."""
     with pytest.raises(UnfoldError) as caught:
         parse("a: 1\na: 2\nb: {c: 1, c: 2}\n")
     assert [(item.line, item.column, item.key) for item in caught.value.diagnostics] == [(2, 1, "a"), (3, 11, "b.c")]
@@ -85,7 +85,7 @@ def test_every_duplicate_is_told() -> None:
 
 @pytest.mark.parametrize("text", ["!!str 5", "!x {}", "!!map {}", "!!python/tuple [1]", "{!!str a: 1}", "! 5"])
 def test_a_tag_is_refused_wherever_it_stands(text: str) -> None:
-    """A tag on a value, list, mapping or key is refused, but for the empty one, which says nothing."""
+    """A tag on a value, list, mapping or key is refused, but for the empty one, which has no meaning."""
     if text.startswith("! "):
         assert parse(text).data in (5, "5")
     else:
@@ -98,7 +98,7 @@ def test_a_byte_order_mark_is_no_mistake() -> None:
     assert parse(decode_text(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n", "f")).data == {"a": 1, "b": 2}
 
 
-def test_limits_are_told() -> None:
+def test_limits_are_reported() -> None:
     """A file that is too large, too deep or too many values is refused by its limit; just below it is read."""
     assert parse("[" * MAX_DEPTH + "]" * MAX_DEPTH).data
     with pytest.raises(UnfoldError, match="nested deeper than 60"):
@@ -110,13 +110,13 @@ def test_limits_are_told() -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named() -> None:
-    """A missing file and a path that no system takes are told, never raised."""
+    """A missing file and an impossible path are reported, never raised."""
     for path in ("nonesuch.yaml", "x" * 300):
         with pytest.raises(UnfoldError, match="cannot read"):
             read_document(path)
 
 
 def test_paths_are_dotted() -> None:
-    """Keys are joined by dots, indices stand in brackets."""
+    """Keys are joined by dots, indices are in brackets."""
     assert dotted(("a", "b", 0, "c", 1)) == "a.b[0].c[1]"
     assert dotted(()) == ""

@@ -41,7 +41,7 @@ class Root(Model):
     ],
 )
 def test_the_keys_of_a_place_are_known(path: tuple[str | int, ...], expected: set[str]) -> None:
-    """The keys that may stand at a path follow from the model: through lists, mappings, unions and aliases."""
+    """The valid keys at a path follow from the model: through lists, mappings, unions and aliases."""
     assert known_keys(Root, path) == expected
 
 
@@ -66,7 +66,7 @@ def test_a_mistake_stands_at_its_value_its_key_or_the_nearest_parent() -> None:
 
 
 def test_a_mistake_of_a_setting_names_the_flag() -> None:
-    """What ``--set`` brought, or what lies inside it, is told with the flag as its place."""
+    """A mistake in the value of ``--set``, or inside it, is reported at the flag."""
     document = apply_settings(parse(TEXT, "f"), ["stages[0]={name: 1}"])
     assert str(diagnostic_at(document, ("stages", 0, "name"), "m")) == "--set stages[0]={name: 1}: stages[0].name: m"
     assert diagnostic_at(document, ("voice",), "m").line == 3
@@ -83,6 +83,6 @@ def test_a_mistake_of_a_setting_names_the_flag() -> None:
     ],
 )
 def test_a_verb_s_mistake_stands_where_its_key_was_given(key: str, place: str) -> None:
-    """A key that a verb complains of is told with the option that gave it, or the line that it stands in."""
+    """A key that a verb rejects is reported with the option that set it, or its line."""
     document = apply_settings(parse(TEXT, "f"), ["pause=1 s", "stages[0].size=3"])
     assert str(locate(document, Diagnostic("m", key=key))) == f"{place}: {key}: m"

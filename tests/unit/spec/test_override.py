@@ -27,7 +27,7 @@ TEXT = "a: {b: [1, {c: 2}]}\nd: x\n"
     ],
 )
 def test_a_setting_lands_where_it_says(setting: str, path: tuple[str | int, ...], value: Any) -> None:
-    """The value is read as YAML and stands at its path; its origin is remembered."""
+    """The value is read as YAML and set at its path; its origin is remembered."""
     document = apply_settings(parse(TEXT), [setting])
     found = document.data
     for part in path:
@@ -61,15 +61,15 @@ def test_the_document_itself_is_not_changed() -> None:
         (".".join("a" * 100) + "=1", "nested deeper"),
     ],
 )
-def test_a_setting_that_cannot_be_is_told(setting: str, message: str) -> None:
+def test_an_invalid_setting_is_reported(setting: str, message: str) -> None:
     """A setting that leads nowhere, or is not YAML, is refused with the flag as its place."""
     with pytest.raises(UnfoldError, match=message) as caught:
         apply_settings(parse(TEXT), [setting])
     assert caught.value.diagnostics[0].file == f"--set {setting}"
 
 
-def test_every_bad_setting_is_told() -> None:
-    """All bad settings are told at once."""
+def test_every_bad_setting_is_reported() -> None:
+    """All bad settings are reported at once."""
     with pytest.raises(UnfoldError) as caught:
         apply_settings(parse(TEXT), ["d", "x=1", "a.b[9]=1"])
     assert len(caught.value.diagnostics) == 2

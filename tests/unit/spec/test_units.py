@@ -79,8 +79,8 @@ def test_a_quantity_is_read_in_base_units(parse: Callable[[Any], float], text: A
         (units.parse_fraction, float("nan"), "is not between 0 and 1", 'write "0.25"'),
     ],
 )
-def test_what_is_no_quantity_is_told(parse: Callable[[Any], float], given: Any, message: str, hint: str) -> None:
-    """Every refusal says what is wrong with the value and how it would be written."""
+def test_an_invalid_quantity_is_reported(parse: Callable[[Any], float], given: Any, message: str, hint: str) -> None:
+    """Every refusal names the mistake in the value and the right notation."""
     with pytest.raises(PydanticCustomError) as caught:
         parse(given)
     assert message in caught.value.message()

@@ -54,8 +54,8 @@ class Job(Model):
             yield Problem(("count",), "not seven", at_key=True)
 
 
-def told(text: str) -> list[str]:
-    """Return what is told of a job."""
+def list_mistakes(text: str) -> list[str]:
+    """Return the mistakes of a job."""
     try:
         validate(Job, parse(text, "f"))
     except UnfoldError as error:
@@ -103,13 +103,13 @@ def told(text: str) -> list[str]:
         ("count: 7\nfirst: z\n", ["f:1:1: count: not seven", "f:2:8: first: no such stage"]),
     ],
 )
-def test_mistakes_are_told_at_once_in_the_order_of_the_file(text: str, expected: list[str]) -> None:
-    """Structure and cross-references are told together; what follows from a mistake, or from a wrong branch, is not."""
-    assert told(text) == expected
+def test_mistakes_are_reported_together_in_the_order_of_the_file(text: str, expected: list[str]) -> None:
+    """Structural and cross-reference mistakes are reported together, without their consequences."""
+    assert list_mistakes(text) == expected
 
 
-def test_what_is_not_a_mapping_is_told() -> None:
-    """A list or a word in the place of a spec is refused at its place."""
-    assert told("- a\n") == [
+def test_a_document_without_a_mapping_is_reported() -> None:
+    """A list or a word in place of a spec is refused at its position."""
+    assert list_mistakes("- a\n") == [
         'f:1:1: a spec is a mapping of keys, not ["a"] (unfold init KIND writes one to start from)'
     ]

@@ -16,7 +16,7 @@ def _draw_excess(rng: np.random.Generator, loss: FloatArray, limit: float) -> Fl
 @pytest.mark.parametrize("rows", [120, 999, 5000])
 @pytest.mark.parametrize("loss", [0.02, 0.1])
 def test_the_order_of_exchangeable_rows_is_rarely_suspected(rows: int, loss: float) -> None:
-    """At most 5 % of tables whose rows are exchangeable have a p-value up to 5 %, whatever the limit."""
+    """At most 5 % of tables with exchangeable rows have a p-value up to 5 %, whatever the limit."""
     rng = np.random.default_rng([rows, int(100 * loss)])
     p_values = [late_break_p_value(_draw_excess(rng, np.full(rows, loss), 0.0)) for _ in range(40)]
     assert np.mean(np.array(p_values) <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 40)
@@ -59,7 +59,7 @@ def test_a_promise_that_only_the_rows_to_come_break_is_found() -> None:
 
 
 def test_growth_beyond_doubt_must_keep_a_margin() -> None:
-    """Growth whose end is just within the promise is a break if it is certain, and none if it may be chance."""
+    """Growth that ends just within the promise is a break if it is certain, and none if it may be chance."""
     sure = np.where(np.arange(1000) >= 500, 0.2, 0.0)
     weak = np.where(np.arange(1000) >= 500, 0.2, 0.17)
     rng = np.random.default_rng(10)

@@ -1,4 +1,4 @@
-"""Laws of tables whose rows come in groups: split, tuned, certified and checked by whole groups."""
+"""Laws of tables with rows in groups: split, tuned, certified and checked by whole groups."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_no_cluster_is_in_two_parts(seed: int) -> None:
 
 
 def test_a_row_without_a_cluster_is_its_own_cluster(tmp_path: Path) -> None:
-    """Rows whose group is not known are no group together."""
+    """Rows without a known group form no group together."""
     spec = _log(tmp_path)
     path = tmp_path / "log.csv"
     path.write_text(path.read_text().replace("\nt7,", "\n,").replace("\nt8,", "\nn/a,"))
@@ -84,8 +84,8 @@ def test_groups_are_certified_as_units(tmp_path: Path) -> None:
     """The certificate counts groups, and tests the mean difference of each, by hand the same."""
     spec, run = _log(tmp_path), run_in(tmp_path / "run", base=tmp_path)
     found = solve_spec(spec, run)
-    rows, whose = found.problem.dataset.rows.calibrate, found.problem.dataset.clusters
-    assert whose is not None
+    rows, cluster_ids = found.problem.dataset.rows.calibrate, found.problem.dataset.clusters
+    assert cluster_ids is not None
     d = paired_differences(
         found.tables, found.front, np.array([0]), found.baseline, found.problem.dataset.labels, rows
     )[0]
@@ -93,8 +93,8 @@ def test_groups_are_certified_as_units(tmp_path: Path) -> None:
     wrong = (small != found.problem.dataset.labels[rows]).astype(float) - (
         found.baseline.answer[rows] != found.problem.dataset.labels[rows]
     )
-    assert d == pytest.approx([wrong[whose[rows] == one].mean() for one in np.unique(whose[rows])])
-    assert found.selection.units == len(np.unique(whose[rows]))
+    assert d == pytest.approx([wrong[cluster_ids[rows] == one].mean() for one in np.unique(cluster_ids[rows])])
+    assert found.selection.units == len(np.unique(cluster_ids[rows]))
     assert "groups by talk" in dict(plan(spec, run).lines)["certificate"]
 
 
@@ -115,10 +115,10 @@ def test_false_certificates_are_rare_for_clustered_rows() -> None:
     false = [0, 0]
     front = PolicyFront(np.array([0.2]), np.array([1.0]), (Policy(StagePolicy((0,), ()), {}),))
     for seed in range(300):
-        zoo, whose = _drawn(np.random.default_rng(seed), 60, 10)
+        zoo, cluster_ids = _drawn(np.random.default_rng(seed), 60, 10)
         tune, certify = np.arange(300), np.arange(300, 600)
         labels = np.zeros(600, dtype=np.int64)
-        for place, one in enumerate((replace(zoo, clusters=whose), zoo)):
+        for place, one in enumerate((replace(zoo, clusters=cluster_ids), zoo)):
             base = replace(select_baseline(one, labels, tune), index=1, answer=one.first_stage.answer[:, 1], cost=9.0)
             goal = Goal(max_loss=0.18)
             false[place] += select_cascade(one, front, base, labels, tune, certify, goal).point is not None
@@ -129,10 +129,10 @@ def test_false_certificates_are_rare_for_clustered_rows() -> None:
 def test_out_of_fold_predictions_exclude_the_cluster() -> None:
     """A model that knows each group by heart is wrong out of fold; with a label in one fold only it is fitted still."""
     rng = np.random.default_rng(0)
-    whose = np.repeat(np.arange(40), 6)
+    cluster_ids = np.repeat(np.arange(40), 6)
     y = np.repeat(rng.integers(0, 2, 40), 6)
     y[:12] = 2
-    x = np.column_stack([rng.normal(0, 1, 40)[whose], rng.normal(0, 1e-3, 240)])
+    x = np.column_stack([rng.normal(0, 1, 40)[cluster_ids], rng.normal(0, 1e-3, 240)])
 
     def accuracy(recipe: Recipe, clusters: Any) -> float:
         job = FitJob(
@@ -143,8 +143,8 @@ def test_out_of_fold_predictions_exclude_the_cluster() -> None:
 
     tree = Recipe("decision-tree", {}, None)
     assert accuracy(tree, None) > 0.95
-    assert accuracy(tree, whose) < 0.7
-    assert accuracy(Recipe("xgboost", {"n_estimators": 3}, None), whose) < 0.7
+    assert accuracy(tree, cluster_ids) < 0.7
+    assert accuracy(Recipe("xgboost", {"n_estimators": 3}, None), cluster_ids) < 0.7
 
 
 def test_the_cluster_column_is_not_a_feature(tmp_path: Path) -> None:
@@ -155,10 +155,10 @@ def test_the_cluster_column_is_not_a_feature(tmp_path: Path) -> None:
 
 
 def test_unchanged_clusters_rarely_drift() -> None:
-    """Of 60 pairs of tables from one population, whose groups are alike within, few drift; by row most would."""
+    """Of 60 pairs of tables from one population, with alike rows within groups, few drift; by row most would."""
     drifted = [0, 0]
     for seed in range(60):
-        zoo, whose = _drawn(np.random.default_rng(seed), 60, 10)
+        zoo, cluster_ids = _drawn(np.random.default_rng(seed), 60, 10)
         policy = Policy(StagePolicy((0,), ()), {})
         both = DriftCase(
             tables=zoo,
@@ -166,7 +166,7 @@ def test_unchanged_clusters_rarely_drift() -> None:
             baseline_answer=zoo.first_stage.answer[:, 1],
             before=np.arange(300),
             now=np.arange(300, 600),
-            clusters=whose,
+            clusters=cluster_ids,
         )
         rule = DriftRule(level=0.05, margin=0.02)
         for place, one in enumerate((both, replace(both, clusters=None))):

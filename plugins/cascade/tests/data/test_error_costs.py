@@ -83,7 +83,7 @@ def test_predictions_minimise_the_expected_cost(found: Solution) -> None:
 
 
 def test_equal_error_costs_change_nothing() -> None:
-    """If each error is said to cost the same, answers, losses and confidences are those of a goal without costs."""
+    """If each error costs the same, answers, losses and confidences are those of a goal without costs."""
     p = np.random.default_rng(1).dirichlet([1, 1, 1], 200)
     truth, said = np.arange(200) % 3, p.argmax(axis=1)
     alike = build_error_costs({"a": 5.0, "b": 5.0, "c": {"a": 5.0, "b": 5.0}}, ("a", "b", "c"), truth)
@@ -115,7 +115,7 @@ def test_certificates_bound_the_cost_of_errors(found: Solution) -> None:
 
 
 def test_the_bound_within_a_budget_is_near_the_best_wager() -> None:
-    """Though dear errors are rare, and some are mended, the loss told for a budget is near that of the best wager."""
+    """With rare, expensive errors, some of them mended, the bound within a budget is near that of the best wager."""
     rng = np.random.default_rng(0)
     labels = (rng.random(2250) < 0.1).astype(np.int64)
     answer = np.where(rng.random((2250, 2)) < [0.35, 0.2], 0, labels[:, None])
@@ -158,8 +158,8 @@ def test_served_answers_minimise_the_expected_cost(tmp_path: Path) -> None:
     """A served cascade gives the answers that its plan was judged by, other ones than the likeliest among them."""
     found, run = _planned(tmp_path)
     spec = spec_of(tmp_path / "ill.yaml")
-    told = {"decision": train(spec, run).decision, "seed": run.seed, "spec_sha256": fingerprint(dump(spec))}
-    run = replace(run, options={"plan": told})
+    baseline_plan = {"decision": train(spec, run).decision, "seed": run.seed, "spec_sha256": fingerprint(dump(spec))}
+    run = replace(run, options={"plan": baseline_plan})
     loaded = load_served(spec, run)
     model, _ = build_cascade(loaded, run, lambda _way: None)
     x = load_matrix(spec, run, found.problem.dataset)
@@ -175,7 +175,7 @@ def test_served_answers_minimise_the_expected_cost(tmp_path: Path) -> None:
 
 
 def test_error_costs_apply_to_recorded_predictions(tmp_path: Path) -> None:
-    """Of recorded answers, one that is no label at all costs as much as the worst that is one."""
+    """A recorded answer that is not a label costs as much as the worst one that is."""
     rng = np.random.default_rng(0)
     y = np.where(rng.random(400) < 0.1, "sick", "well")
     said = rng.choice(["well", "?!"], 400)

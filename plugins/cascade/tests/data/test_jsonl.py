@@ -49,18 +49,18 @@ def test_objects_and_lists_within_a_line_are_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"), [("{", "not JSON"), ("[1, 2]", "not a JSON object"), ("3", "not a JSON object")]
+    ("line", "expected"), [("{", "not JSON"), ("[1, 2]", "not a JSON object"), ("3", "not a JSON object")]
 )
-def test_an_invalid_json_line_is_reported_with_its_number(tmp_path: Path, line: str, told: str) -> None:
-    """The file, the line and what is wrong stand in the message."""
+def test_an_invalid_json_line_is_reported_with_its_number(tmp_path: Path, line: str, expected: str) -> None:
+    """The message names the file, the line and the mistake."""
     (tmp_path / "log.jsonl").write_text('{"a": 1}\n\n' + line + "\n")
-    with pytest.raises(UnfoldError, match=rf"log.jsonl:3:1: {told}"):
+    with pytest.raises(UnfoldError, match=rf"log.jsonl:3:1: {expected}"):
         frame_of_file(tmp_path / "log.jsonl")
 
 
 @pytest.mark.parametrize("name", ["log.json", "log.jsonl"])
 def test_an_array_of_objects_is_a_table(tmp_path: Path, name: str) -> None:
-    """Tracing tools export one array; an item that is no object is named by its number."""
+    """Tracing tools export one array; an item that is not an object is named by its number."""
     rows = [{"y": i, "usage": {"in": 2 * i}} for i in range(12)]
     (tmp_path / name).write_text(json.dumps(rows, indent=1))
     assert frame_of_file(tmp_path / name).numbers("usage.in", key="x").tolist() == [2 * i for i in range(12)]

@@ -54,7 +54,7 @@ INDEPENDENT: dict[str, Callable[[int], FloatArray]] = {
 @pytest.mark.parametrize("scale", [1e-300, 1e200, 1e307])
 @pytest.mark.parametrize("times", [1, 4])
 def test_copies_are_counted_among_huge_and_tiny_numbers(scale: float, times: int) -> None:
-    """A column whose squares overflow hides no copies and invents none."""
+    """A column with overflowing squares hides no copies and invents none."""
     rows = RNG(0).normal(size=(300, 3)) * [scale, 1.0, 1.0]
     copies = find_copies(np.repeat(rows, times, axis=0))
     assert (0 if copies is None else copies.identical) == 300 * (times - 1)
@@ -193,7 +193,7 @@ def test_neighbours_of_independent_rows_are_no_copies() -> None:
 
 
 def test_copies_of_two_columns_are_grouped_if_one_is_drawn_anew() -> None:
-    """Fifteen copies whose second value was measured anew count once; the uneven leaves of a tree are no copies."""
+    """Fifteen copies with a second value measured anew count once; the uneven leaves of a tree are no copies."""
     rng = RNG(12)
     copied = np.column_stack([np.repeat(rng.normal(size=60).round(4), 15), rng.normal(size=900)])
     copies = find_copies(copied)

@@ -50,7 +50,7 @@ def frame(**columns: Sequence[object]) -> Frame:
 
 
 def test_rows_without_a_label_are_skipped(tmp_path: Path) -> None:
-    """Rows whose label is empty or a mark of nothing are in no part of the split, and a report tells how many."""
+    """Rows with an empty label or a mark for nothing are in no part of the split, and a report counts them."""
     marks = ["", "NA", "#N/A", "?", "NULL", "None"]
     rows = [f"{i},{i % 5},{marks[i // 10] if i % 10 == 0 else i % 2}" for i in range(60)]
     spec = own(tmp_path, rows)
@@ -111,7 +111,7 @@ def test_a_mostly_unlabelled_table_is_rejected(tmp_path: Path) -> None:
 
 
 def test_parquet_nulls_are_not_labels(tmp_path: Path) -> None:
-    """A null in a column of labels is no label, of whole numbers and of words."""
+    """A null in a column of labels, numbers or words, means no label."""
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -124,7 +124,7 @@ def test_parquet_nulls_are_not_labels(tmp_path: Path) -> None:
 
 
 def test_lists_of_parquet_are_columns_of_numbers(tmp_path: Path) -> None:
-    """A list a row, or a list of lists, is as many columns as it has values, a null gaps; unequal ones are told."""
+    """A list per row, or a list of lists, becomes one column per value, a null a gap; unequal ones are errors."""
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -143,7 +143,7 @@ def test_lists_of_parquet_are_columns_of_numbers(tmp_path: Path) -> None:
 
 
 def test_true_and_false_are_features(tmp_path: Path) -> None:
-    """A column of true and false, as pandas writes them, is one of 1 and 0 with gaps; other words are told."""
+    """A column of true and false, as pandas writes them, becomes 1 and 0 with gaps; other words are errors."""
     rows = [f"{[True, 'false', ''][i % 3]},{i},{i % 2}" for i in range(60)]
     spec = own(tmp_path, rows)
     run = run_in(tmp_path / "run", base=tmp_path)
@@ -189,9 +189,9 @@ def test_a_label_too_rare_for_training_suggests_a_split(tmp_path: Path) -> None:
     rows = [f"{i % 9},{i % 7},{'rare' if i % 20 == 0 else i % 2}" for i in range(160)]
     split = "data.split={{train: {}%, calibrate: 45%, test: {}%}}"
     spec = own(tmp_path, rows, split.format(15, 40))
-    with pytest.raises(UnfoldError, match='the label "rare" of "y" has 1 of its 8 cases') as told:
+    with pytest.raises(UnfoldError, match='the label "rare" of "y" has 1 of its 8 cases') as error:
         load_cases(spec, run_in(tmp_path / "run", base=tmp_path))
-    diagnostic = told.value.diagnostics[0]
+    diagnostic = error.value.diagnostics[0]
     share = re.search(r"train: (\d+)%", diagnostic.hint)
     assert diagnostic.key == "data.split.train"
     assert share
@@ -203,10 +203,10 @@ def test_a_label_too_rare_for_training_suggests_a_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["sklearn.linear_model.LinearRegression", "xgboost.XGBRegressor"])
 def test_estimators_that_are_not_classifiers_are_errors_of_the_spec(tmp_path: Path, place: str, path: str) -> None:
     """An estimator of numbers is a mistake at its key, before anything is fitted."""
-    with pytest.raises(UnfoldError, match="is not a classifier") as told:
+    with pytest.raises(UnfoldError, match="is not a classifier") as error:
         own(tmp_path, [], f"{place}.estimator={path}")
-    assert told.value.code == ExitCode.USAGE
-    assert told.value.diagnostics[0].key == f"{place}.estimator"
+    assert error.value.code == ExitCode.USAGE
+    assert error.value.diagnostics[0].key == f"{place}.estimator"
 
 
 def test_exact_column_names_take_priority_over_patterns() -> None:
@@ -220,19 +220,19 @@ def test_exact_column_names_take_priority_over_patterns() -> None:
 def test_invalid_group_names_are_rejected(tmp_path: Path, name: str) -> None:
     """A name of a group that leads elsewhere is a mistake, and the hint names one that would do."""
     text = GROUPED.replace("NAME", f"'{name}'")
-    with pytest.raises(UnfoldError, match="is not a valid group name") as told:
+    with pytest.raises(UnfoldError, match="is not a valid group name") as error:
         own(tmp_path, [], text=text)
-    better = re.search(r'"(.+)"', told.value.diagnostics[0].hint)
+    better = re.search(r'"(.+)"', error.value.diagnostics[0].hint)
     assert better
     own(tmp_path, [], text=GROUPED.replace("NAME", f"'{better[1]}'"))
     own(tmp_path, [], text=GROUPED.replace("NAME", "'not so mild, < 5 °C'"))
 
 
 def test_baseline_is_a_reserved_stage_name(tmp_path: Path) -> None:
-    """The models of a stage named baseline would stand where the monolith's are."""
-    with pytest.raises(UnfoldError, match="is reserved for the baseline models") as told:
+    """The models of a stage named baseline would overwrite those of the baseline."""
+    with pytest.raises(UnfoldError, match="is reserved for the baseline models") as error:
         own(tmp_path, [], "stages[0].name=baseline")
-    assert told.value.diagnostics[0].key == "stages[0].name"
+    assert error.value.diagnostics[0].key == "stages[0].name"
 
 
 def test_missing_marks_are_gaps_and_percentages_are_numbers() -> None:
@@ -276,14 +276,14 @@ def test_hints_for_invalid_cells_fit_the_column(cells: list[object], words: bool
     table = Frame({"a": np.array(cells, dtype=None if isinstance(cells[0], float) else object)}, "", "own.csv", words)
     with pytest.raises(
         UnfoldError, match=r'own.csv: ".*" in row [12] of column "a" is (not a number|infinite)'
-    ) as told:
+    ) as error:
         table.numbers("a", key="features")
-    assert told.value.diagnostics[0].hint == hint
+    assert error.value.diagnostics[0].hint == hint
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_tables_saved_by_spreadsheets_are_read(tmp_path: Path, packed: bool) -> None:
-    """UTF-16 that says so, semicolons and decimal commas hold the same table as UTF-8, commas and points."""
+    """UTF-16 with a byte order mark, semicolons and decimal commas hold the same table as UTF-8, commas and points."""
     cells = [(f"{place / 4:.2f}", "größer" if place % 2 else "kleiner") for place in range(12)]
     plain, other = tmp_path / "plain.csv", tmp_path / "unicode.csv"
     plain.write_text("Alter,Gruppe\n" + "".join(f"{number},{word}\n" for number, word in cells))
@@ -307,7 +307,7 @@ def test_a_table_in_another_encoding_is_reported_with_its_line(tmp_path: Path, p
 
 @pytest.mark.parametrize(("count", "message"), [(400, "occurs once"), (1500, "has 1500 different values")])
 def test_a_measured_label_column_suggests_ranges(tmp_path: Path, count: int, message: str) -> None:
-    """A price or a temperature is no label, few or many as its values are; a word that is rare is another matter."""
+    """A price or a temperature is not a label, few or many as its values are; a rare word is another matter."""
     spec = own(tmp_path, [f"{i},1,{i / 7:.4f}" for i in range(count)])
     with pytest.raises(UnfoldError, match=message) as error:
         load_cases(spec, run_in(tmp_path / "run", base=tmp_path))

@@ -68,7 +68,7 @@ def test_each_context_is_fitted_on_its_own_rows(rows: np.ndarray) -> None:
         np.testing.assert_array_equal(score[own], pooled + weight * (alone.pooled(q[own]) - pooled))
 
 
-def test_contexts_tell_label_and_agreement_apart() -> None:
+def test_contexts_separate_label_from_agreement() -> None:
     """Two rows share a context iff the last label and every agreement are the same."""
     predicted = np.array([[a, b, c] for a in range(3) for b in range(3) for c in range(3)])
     found = encode_contexts(predicted, (0, 1, 2))
@@ -92,7 +92,7 @@ def test_labels_of_unequal_reliability_get_different_thresholds() -> None:
 
 
 def test_a_fitted_chain_serves_new_rows() -> None:
-    """Cuts found on cross-fitted scores do on new rows about what the front says."""
+    """Cuts found on cross-fitted scores perform on new rows about as the front predicts."""
     rng = np.random.default_rng(6)
     n = 20_000
     confidence, predicted = rng.random((n, 3)), rng.integers(0, 3, (n, 3))

@@ -38,7 +38,7 @@ def test_front_is_strictly_monotone(points: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("spread", [1e-300, 1.0, 1e12])
 def test_prefilter_changes_nothing(spread: float) -> None:
-    """The front of many points, whose costs go through buckets, is that of a full sort."""
+    """The front of many points, with costs sorted through buckets, is that of a full sort."""
     rng = np.random.default_rng(3)
     cost = np.round(rng.random(40_000) ** 3, 3) * spread
     loss = np.round(rng.random(40_000), 3) - cost / spread

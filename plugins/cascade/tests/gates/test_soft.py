@@ -17,7 +17,7 @@ SEEDS = range(12)
 
 
 def _zoo(seed: int, models: int = 3, rows: int = 300) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return confidences that tell something about errors, errors, and rising prices."""
+    """Return confidences that carry information about errors, the errors, and rising prices."""
     rng = np.random.default_rng(seed)
     hard = rng.random(rows)
     skill = np.linspace(0.5, 0.9, models)

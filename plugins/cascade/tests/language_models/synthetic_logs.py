@@ -1,4 +1,4 @@
-"""Logs of two or three models whose true correctness given the confidence is known."""
+"""Logs of two or three models with known true correctness given the confidence."""
 
 from __future__ import annotations
 

@@ -296,7 +296,7 @@ def test_retry_after_is_honoured_and_all_failures_give_the_last_status(tmp_path:
     ],
 )
 def test_retry_after_is_a_finite_time(headers: dict[str, str], seconds: float | None) -> None:
-    """Seconds, milliseconds and dates; what is no finite number counts as not given."""
+    """Seconds, milliseconds and dates; a value without a finite number is ignored."""
     assert read_retry_after(headers) == seconds
 
 
@@ -321,7 +321,7 @@ def test_no_time_out_exceeds_that_of_the_request(tmp_path: Path) -> None:
 
 
 def test_prompts_longer_than_a_window_skip_the_model(tmp_path: Path) -> None:
-    """A model whose window is too small is left out, and the next one answers."""
+    """A model with too small a window is left out, and the next one answers."""
     with serve_gateway(tmp_path, windows={"small": 50}) as gateway:
         _, head, _ = gateway.post(ask("word " * 400))
         assert head["x-unfold-route"] == "small:window,large"

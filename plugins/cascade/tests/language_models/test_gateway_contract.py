@@ -255,7 +255,7 @@ def test_a_stall_after_the_decision_ends_with_an_error(tmp_path: Path) -> None:
             list(client.chat.completions.create(**ask(), stream=True))
 
 
-def test_a_repeat_whose_first_request_was_given_up_is_answered(tmp_path: Path) -> None:
+def test_a_repeat_of_an_abandoned_request_is_answered(tmp_path: Path) -> None:
     """The first client hangs up while the second waits for its reply: the second is answered by a call of its own."""
     with serve_gateway(tmp_path, always(text="cheap answer", delay=0.6)) as gateway:
         body = json.dumps(ask()).encode()

@@ -44,7 +44,7 @@ FIRST_COST, LAST_COST = 0.6, 1.0
 
 
 def make_log(rng: np.random.Generator, rows: int, first_cost: float = FIRST_COST) -> CallLog:
-    """Draw a log in which long prompts are hard for the cheap model, and its confidence says little more."""
+    """Draw a log in which long prompts are hard for the cheap model, and its confidence adds little information."""
     letters = np.exp(rng.normal(5, 1, rows))
     p = 1 / (1 + np.exp(1.6 * (np.log(letters) - 5.8)))
     luck = rng.random(rows)
@@ -213,7 +213,7 @@ goal: {max_loss: 8%}
 
 
 def test_a_plan_with_an_entry_gate_is_served(tmp_path: Path) -> None:
-    """The plan names rule and scorer; the gateway lets the same prompts skip the first model, and says so."""
+    """The plan names rule and scorer; the gateway lets the same prompts skip the first model, and reports it."""
     log = make_log(np.random.default_rng(7), 1200)
     assert log.features is not None
     lines = ["prompt,s,sc,l,lc"]
@@ -271,7 +271,7 @@ TOPICS = (
 
 
 def make_topical_prompts(rng: np.random.Generator, rows: int) -> tuple[list[str], np.ndarray]:
-    """Draw prompts of equal length whose subject decides whether the cheap model fails."""
+    """Draw prompts of equal length; the subject decides whether the cheap model fails."""
     is_hard = rng.random(rows) < 0.5
     names = ["Ada", "Eve", "Bob", "Max", "Zoe"]
     texts = [TOPICS[0 if hard else 1].format(names[int(rng.integers(5))]) for hard in is_hard]

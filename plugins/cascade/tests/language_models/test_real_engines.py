@@ -39,7 +39,7 @@ SMALL_WINDOW, LARGE_WINDOW = 256, 512
 PATIENT = UpstreamLimits(connect_s=5.0, first_token_s=60.0, between_tokens_s=30.0, total_s=90.0, retries=0)
 OPEN, SHUT = Gate(0.0, IDENTITY), Gate(1.0, IDENTITY)
 UNICODE = "ñ — 日本 🌍"
-"""Characters whose bytes the tokens of the model divide."""
+"""Characters that the tokens of the model split into bytes."""
 PROMPTS = 46
 SPEC = """
 version: 1

@@ -53,7 +53,7 @@ def test_boosted_trees_cost_at_most_their_depth() -> None:
 
 
 def test_unknown_operations_suggest_measured_latency() -> None:
-    """A model whose operations are not known points to measured latency."""
+    """A model with unknown operations points to measured latency."""
     with pytest.raises(UnfoldError, match="latency"):
         cost.count_flops(_fitted("sklearn.gaussian_process.GaussianProcessClassifier"), 4)
 
@@ -80,7 +80,7 @@ def test_code_outside_the_two_libraries_requires_permission() -> None:
 
 @pytest.mark.parametrize("by", ["price", "price+flops"])
 def test_a_free_baseline_over_time_is_an_error(by: str) -> None:
-    """A cost over time is a share of the baseline's, so one whose features are all free is a mistake in the spec."""
+    """A cost over time is a share of the baseline's, so a baseline with only free features is a mistake in the spec."""
     free = [f"cost.by={by}", "features.bedside.price=0", "features.labs.price=0"]
     with pytest.raises(UnfoldError, match=r"cost\.by: the baseline costs nothing: no feature that it reads"):
         spec_of(WARDS, *free)
@@ -89,7 +89,7 @@ def test_a_free_baseline_over_time_is_an_error(by: str) -> None:
 
 
 def test_unknown_operations_over_time_are_errors_where_they_matter() -> None:
-    """A model whose operations are not known is named where cascades are compared by them, and is good elsewhere."""
+    """A model with unknown operations is named where cascades are compared by them, and is good elsewhere."""
     nothing = np.zeros(1, dtype=np.int64)
     recipe = Recipe("sklearn.ensemble.AdaBoostClassifier", {})
     slot = ModelSlot(

@@ -21,9 +21,9 @@ FOUND = {"learning_rate": 0.3, "max_depth": 2, "n_estimators": 7}
 
 def tuning(folder: Path, **changes: Any) -> RunDir:
     """Leave what a tuning run leaves of its winner."""
-    told = {"schema": "unfoldkit.winner/1", "estimator": "xgboost", "params": FOUND, "finished": True, "iterations": 9}
+    entry = {"schema": "unfoldkit.winner/1", "estimator": "xgboost", "params": FOUND, "finished": True, "iterations": 9}
     directory = RunDir(folder)
-    directory.write("winner.json", json.dumps(told | changes).encode())
+    directory.write("winner.json", json.dumps(entry | changes).encode())
     return directory
 
 
@@ -39,7 +39,7 @@ def trees(run: Run) -> Any:
 
 
 def test_models_use_tuned_parameters(tmp_path: Path) -> None:
-    """Rounds are the winner's, what the spec says itself goes before them, and another winner fits the model again."""
+    """Rounds are the winner's, the spec's own values come first, and another winner fits the model again."""
     tuning(tmp_path / "sha")
     spec, run = tumours(tmp_path)
     report = train(spec, run)
@@ -77,19 +77,19 @@ def test_confidence_over_time_is_checked_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [({"estimator": "mlp"}, "tuned mlp, not xgboost"), ({"schema": "x/1"}, "not of the schema unfoldkit.winner/1")],
 )
-def test_unsupported_inputs_are_errors(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_unsupported_inputs_are_errors(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     """Another estimator, another schema and an empty run name the key in the spec."""
     tuning(tmp_path / "sha", **changes)
-    with pytest.raises(UnfoldError, match=told) as caught:
+    with pytest.raises(UnfoldError, match=expected) as caught:
         train(*tumours(tmp_path))
     assert "stages[0].models[0].tune.from" in str(caught.value)
 
 
 def test_a_changed_tuning_winner_is_rejected(tmp_path: Path) -> None:
-    """The file is held against its hash in the manifest; without a winner the hint says what finds one."""
+    """The file is checked against its hash in the manifest; without a winner the hint names the command for it."""
     directory = tuning(tmp_path / "sha")
     file = directory.path / "winner.json"
     file.write_text(file.read_text().replace("0.3", "0.9"))

@@ -37,7 +37,7 @@ RULES = (Rule("exact"), Rule("binomial"), BETTING, Rule("hoeffding-bentkus"))
 
 
 def _boundary(rng: np.random.Generator, shape: tuple[int, ...], better: float = 0.0) -> FloatArray:
-    """Draw differences whose mean is EPSILON exactly: worse with chance EPSILON + better."""
+    """Draw differences with a mean of EPSILON exactly: worse with chance EPSILON + better."""
     u = rng.random(shape)
     return np.where(u < EPSILON + better, 1.0, np.where(u > 1 - better, -1.0, 0.0))
 

@@ -50,7 +50,7 @@ def test_a_label_guarantee_protects_a_rare_label(tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_a_refusal_names_the_binding_label_and_the_relaxation(tmp_path: Path) -> None:
-    """Where a label's promise alone stands in the way, allowing what is named lets the plan pass, and no less."""
+    """Where only one label's promise is infeasible, allowing the named amount lets the plan pass, and no less."""
     refused = _planned(tmp_path, "goal.max_loss_of={ill: 1%}")
     assert refused.verdict is Verdict.NO
     assert '1 of "ill"; minimal relaxation: max_loss_of "ill": ' in refused.headline
@@ -61,16 +61,16 @@ def test_a_refusal_names_the_binding_label_and_the_relaxation(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "expected"),
     [
         (("goal.max_loss_of={sick: 5%}",), r'goal.max_loss_of: the data have no label "sick"'),
         (("goal.max_loss_of={ill: 100%}",), "must be below 100%"),
         (("goal={budget: 3 per case, max_loss_of: {ill: 5%}}",), "requires max_loss"),
     ],
 )
-def test_contradictory_guarantees_are_errors(tmp_path: Path, settings: tuple[str, ...], told: str) -> None:
+def test_contradictory_guarantees_are_errors(tmp_path: Path, settings: tuple[str, ...], expected: str) -> None:
     """A label that is not there, a loss of everything, and a promise beside a budget are mistakes in the spec."""
-    with pytest.raises(UnfoldError, match=told):
+    with pytest.raises(UnfoldError, match=expected):
         _planned(tmp_path, *settings)
 
 
@@ -109,7 +109,7 @@ def test_all_guarantees_are_relaxed_if_none_suffices() -> None:
 
 
 def test_a_vacuous_bound_is_not_a_certificate(tmp_path: Path) -> None:
-    """Within a budget a bound of all that the single model has to lose is told as none; a smaller one is told."""
+    """A bound as large as the entire loss of the baseline is reported as none; a smaller one is shown."""
     # rows without an order: one log in twenty looks as if its cost grew along the table, as with seed 3
     _planned(tmp_path, "goal={budget: 5 per case}", seed=4)
     found = solve_spec(

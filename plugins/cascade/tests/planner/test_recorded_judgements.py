@@ -1,4 +1,4 @@
-"""Logs of services whose answers are texts: a judge's scores in the place of labels, a price for each call."""
+"""Logs of services with texts as answers: a judge's scores instead of labels, a price for each call."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_tiny_prices_are_printed_with_significant_digits(tmp_path: Path) -> None
     ],
 )
 def test_scores_count_as_correct_from_their_threshold(scale: Any, settings: tuple[str, ...], tmp_path: Path) -> None:
-    """Words, parts of one and points of ten say what 1 and 0 say."""
+    """Words, fractions and points of ten mean the same as 1 and 0."""
     rows = [[row[0], scale(row[1]), *row[2:4], scale(row[4]), *row[5:]] for row in _table()]
     text = SPEC.replace("confidence:", f"{settings[0]}, confidence:") if settings else SPEC
     spec, run = _spec(tmp_path, rows, text), _run(tmp_path)
@@ -113,7 +113,7 @@ def test_scores_count_as_correct_from_their_threshold(scale: Any, settings: tupl
 
 
 def test_a_call_without_a_score_is_wrong_and_never_exits_at_a_gate(tmp_path: Path) -> None:
-    """A judge that said nothing, or a call that failed, has no price to pay either."""
+    """A judge without an answer, or a failed call, has no price either."""
     rows = _table()
     rows[7][1] = rows[7][3] = ""
     spec, run = _spec(tmp_path, rows), _run(tmp_path)
@@ -143,7 +143,7 @@ def test_a_call_without_a_price_is_an_error(wrong: str, message: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "expected"),
     [
         ("score: small,", "score: small, prediction: x,", "give either prediction or score"),
         ("score: small,", "prediction: small,", "has no score"),
@@ -154,14 +154,14 @@ def test_a_call_without_a_price_is_an_error(wrong: str, message: str, tmp_path: 
         (", price: small|total_cost", "", "the price of one call is missing"),
     ],
 )
-def test_keys_that_need_labels_are_errors_with_scores(old: str, new: str, told: str, tmp_path: Path) -> None:
+def test_keys_that_need_labels_are_errors_with_scores(old: str, new: str, expected: str, tmp_path: Path) -> None:
     """A label, gates that know the answer, two prices and half a log of scores are mistakes of the spec."""
-    with pytest.raises(UnfoldError, match=told):
+    with pytest.raises(UnfoldError, match=expected):
         _spec(tmp_path, _table(), SPEC.replace(old, new))
 
 
 def test_judge_scores_require_recorded_data(tmp_path: Path) -> None:
-    """Where models are fitted, a stage without a target is told as before."""
+    """Where models are fitted, a stage without a target is still an error."""
     text = SPEC.replace("source: recorded", "source: table")
     with pytest.raises(UnfoldError, match="the last stage decides the label itself"):
         _spec(tmp_path, _table(), text)

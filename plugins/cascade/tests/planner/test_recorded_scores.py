@@ -88,7 +88,7 @@ def test_rows_without_confidence_do_not_affect_curves() -> None:
 
 
 def test_missing_scores_exit_only_where_all_scores_exit() -> None:
-    """Of all cuts on a score that is not there, only the one that asks nobody on stops."""
+    """Of all cuts on a missing score, only the one that always exits stops."""
     score = np.array([[-np.inf], [0.2], [0.8]])
     front = search_exact_front(score, np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), np.array([1.0, 10.0]))
     best = front.cuts[int(front.loss.argmin()), 0, 1]
@@ -116,7 +116,7 @@ def test_confidences_may_be_percentages(tmp_path: Path) -> None:
 
 
 def test_answers_that_look_like_numbers_with_a_point_are_labels(tmp_path: Path) -> None:
-    """A column of whole numbers with gaps, written with .0, says what the same column without gaps says."""
+    """A column of whole numbers with gaps, written with .0, means the same as one without gaps."""
     code = {name: str(index) for index, name in enumerate(LABELS)}
     lines = rows(gone=6)
     for name, number in code.items():
@@ -130,16 +130,16 @@ def test_answers_that_look_like_numbers_with_a_point_are_labels(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("dear", "told", "hint"),
+    ("dear", "expected", "hint"),
     [
         (str.capitalize, "300 of 300 answers", 'the labels are "refund", "spam", "tech": write both in the same case'),
         (lambda text: text.capitalize() if text == "tech" else text, "100 of 300 answers", '"tech": write both'),
         (lambda text: f"class {text}", "300 of 300 answers", 'the labels are "refund", "spam", "tech"'),
     ],
 )
-def test_misspelt_labels_are_errors(tmp_path: Path, dear: Write, told: str, hint: str) -> None:
-    """A service whose answers look different from the labels is told by name, with examples of both."""
-    with pytest.raises(UnfoldError, match=f"{told} of 'dear' are not labels of the data, such as \"") as error:
+def test_misspelt_labels_are_errors(tmp_path: Path, dear: Write, expected: str, hint: str) -> None:
+    """A service with answers unlike the labels is reported by name, with examples of both."""
+    with pytest.raises(UnfoldError, match=f"{expected} of 'dear' are not labels of the data, such as \"") as error:
         solve_spec(log(tmp_path, rows(dear=dear)), run_in(tmp_path / "run", base=tmp_path))
     diagnostic = error.value.diagnostics[0]
     assert diagnostic.key == "stages[0].models[1].recorded.prediction"
@@ -153,7 +153,7 @@ def test_a_few_answers_outside_the_labels_count_as_wrong(tmp_path: Path) -> None
 
 
 def test_log_rows_without_a_label_are_skipped(tmp_path: Path) -> None:
-    """A row of a log without its true label is no case, and the report says so."""
+    """A row of a log without a true label is skipped, and the report counts it."""
     lines = [line if i % 10 else "," + line.partition(",")[2] for i, line in enumerate(rows(gone=20))]
     report = plan(log(tmp_path, lines), run_in(tmp_path / "run", base=tmp_path))
     assert report.notes == ("skipped 30 rows of log.csv without a label",)

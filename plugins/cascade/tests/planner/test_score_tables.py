@@ -58,7 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[CascadeSpec, Run,
 
 
 def test_a_single_label_group_needs_no_second_stage(trained: Any) -> None:
-    """Who is sent to a group of one label has that label, at no cost, and no model is fitted for it."""
+    """A row sent to a group of one label has that label, at no cost, and no model is fitted for it."""
     _, run, report = trained
     assert report.verdict is Verdict.YES
     assert report.metrics["cascade_accuracy"].value > 0.8
@@ -69,7 +69,7 @@ def test_a_single_label_group_needs_no_second_stage(trained: Any) -> None:
 
 
 def test_single_label_groups_are_served_as_planned(trained: Any) -> None:
-    """The server answers such a group with its label and the confidence of the first stage, and asks nobody."""
+    """The server answers such a group with its label and the confidence of the first stage, and runs no model."""
     spec, run, _ = trained
     loaded, registry = load_served(spec, run), CollectorRegistry()
     model, _ = build_cascade(loaded, run, build_counter(loaded, registry))
@@ -90,9 +90,9 @@ def test_single_label_groups_are_served_as_planned(trained: Any) -> None:
 def test_single_label_groups_have_no_model_in_handoff_and_check(trained: Any) -> None:
     """The file for other kinds names no model of such a group, and cases like those of the plan pass its check."""
     spec, run, _ = trained
-    told = json.loads(run.directory.read("exits.json"))
-    assert {(model["stage"], model["group"]) for model in told["models"]} <= {("ill", "all"), ("disease", "sick")}
-    assert not [name for name in told["unasked"] if "well" in name]
+    exits = json.loads(run.directory.read("exits.json"))
+    assert {(model["stage"], model["group"]) for model in exits["models"]} <= {("ill", "all"), ("disease", "sick")}
+    assert not [name for name in exits["unasked"] if "well" in name]
     assert check_new_cases(load_served(spec, run), build_table_source(spec, run), run).verdict is Verdict.YES
 
 

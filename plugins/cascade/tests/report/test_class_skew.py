@@ -1,4 +1,4 @@
-"""Laws of what a report says where accuracy says little."""
+"""Laws of reports where accuracy is uninformative."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOG = recorded_spec("log", "9%")
 
 
 def _log(folder: Path, share: float) -> Path:
-    """Write 400 answers to a label that is 1 in the given share; the small model never says 1."""
+    """Write 400 answers to a label that is 1 in the given share; the small model never predicts 1."""
     rng = np.random.default_rng(0)
     y = (np.arange(400) < share * 400).astype(int)
     b = np.where(rng.random(400) < 0.5, y, 0)
@@ -28,14 +28,14 @@ def _log(folder: Path, share: float) -> Path:
 def test_class_skew_is_reported_with_the_other_labels(tmp_path: Path) -> None:
     """Where nine in ten cases have one label, the report counts the right answers to the others, by hand the same."""
     spec, run = spec_of(_log(tmp_path, 0.05)), run_in(tmp_path / "run", base=tmp_path)
-    told = dict(plan(spec, run).lines)["skew"]
+    skew = dict(plan(spec, run).lines)["skew"]
     found = solve_spec(spec, run)
     rows = [row for row in found.problem.dataset.rows.test if found.problem.dataset.labels[row] == 1]
     large = sum(int(found.baseline.answer[row]) == 1 for row in rows)
     assert found.policy is not None
     assert found.baseline.name == "large"
     share = 100 * (1 - len(rows) / len(found.problem.dataset.rows.test))
-    assert told == (
+    assert skew == (
         f'{share:.1f} % of the test cases are "0"; correct among the {len(rows)} others: the cascade 0, large {large}'
     )
 
@@ -64,7 +64,7 @@ def test_a_zero_loss_can_be_certified(tmp_path: Path) -> None:
     assert "cascade, within the budget" not in names
 
 
-@pytest.mark.parametrize(("loss", "told"), [(-0.04, "0.0"), (0.04, "0.0"), (-0.06, "-0.1"), (1.26, "1.3")])
-def test_a_zero_loss_has_no_sign(loss: float, told: str) -> None:
+@pytest.mark.parametrize(("loss", "expected"), [(-0.04, "0.0"), (0.04, "0.0"), (-0.06, "-0.1"), (1.26, "1.3")])
+def test_a_zero_loss_has_no_sign(loss: float, expected: str) -> None:
     """A loss that rounds to nothing is printed without a sign, any other as it is."""
-    assert sentences.loss(loss) == told
+    assert sentences.loss(loss) == expected

@@ -1,4 +1,4 @@
-"""What a cascade tells of its exits, for kinds that read its run."""
+"""What a cascade reports about its exits, for kinds that read its run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return solve_spec(spec, run), run
 
 
-def told(run: Run) -> dict[str, Any]:
+def read_exits(run: Run) -> dict[str, Any]:
     return dict(json.loads(run.directory.read(handoff.EXITS_FILE)))
 
 
@@ -56,7 +56,7 @@ def test_transition_shares_conserve_cases(ways: dict[frozenset[int], int]) -> No
 def test_path_times_add_up_to_the_plan(trained: tuple[Solution, Run]) -> None:
     """The models on the ways take, case by case, the time that the cascade takes on the same cases."""
     found, run = trained
-    data = told(run)
+    data = read_exits(run)
     zoo, policy = handoff.select_served_policy(found)
     rows = np.concatenate([found.problem.dataset.rows.calibrate, found.problem.dataset.rows.test])
     times = [model["latency_us"] for model in data["models"]]
@@ -66,9 +66,9 @@ def test_path_times_add_up_to_the_plan(trained: tuple[Solution, Run]) -> None:
 
 
 def test_every_model_is_stored_in_the_run(trained: tuple[Solution, Run]) -> None:
-    """Each model that is told of has a file that the manifest knows, and names are keys and files at once."""
+    """Each listed model has a file in the manifest, and names are both keys and files."""
     found, run = trained
-    data = told(run)
+    data = read_exits(run)
     assert data["schema"] == handoff.SCHEMA
     assert data["spec_sha256"] == fingerprint(found.problem.identity)
     names = [model["name"] for model in data["models"]] + data["unasked"]
@@ -81,7 +81,7 @@ def test_every_model_is_stored_in_the_run(trained: tuple[Solution, Run]) -> None
 
 def test_the_baseline_is_evaluated_once(trained: tuple[Solution, Run]) -> None:
     """No way holds two places where the monolith answers."""
-    data = told(trained[1])
+    data = read_exits(trained[1])
     base = {index for index, model in enumerate(data["models"]) if "/baseline/" in f"/{model['file']}"}
     assert all(len(base.intersection(way["models"])) <= 1 for way in data["ways"])
 
@@ -106,11 +106,11 @@ def test_another_goal_has_other_exits(tmp_path: Path) -> None:
     plan(other, replace(run, options={"baseline_plan": {"decision": {}}}))
     assert run.directory.read(handoff.EXITS_FILE) == before
     plan(other, run)
-    assert told(run)["spec_sha256"] == fingerprint(dump(other)) != json.loads(before)["spec_sha256"]
+    assert read_exits(run)["spec_sha256"] == fingerprint(dump(other)) != json.loads(before)["spec_sha256"]
 
 
 def test_recorded_predictions_have_no_exits(tmp_path: Path) -> None:
-    """Where there are no models, no file tells of any."""
+    """Where there are no models, no file describes exits."""
     run = run_in(tmp_path)
     plan(spec_of(CONFIGS / "api-logs.yaml"), run)
     assert not run.directory.has(handoff.EXITS_FILE)

@@ -53,7 +53,7 @@ def _spec(folder: Path, *settings: str) -> CascadeSpec:
 
 
 def test_a_cascade_that_costs_nothing_is_free(folder: Path, tmp_path: Path) -> None:
-    """Where the chosen cascade is free the report says so, and the saving, which is no number, is null."""
+    """Where the chosen cascade is free the report notes it, and the saving, which is undefined, is null."""
     report = planned(folder, tmp_path, "features.cheap.price=0", "goal={budget: 0.5 per case}", "gates.max_models=1")
     assert report.headline.startswith("free instead of 6 $ per case, loss ")
     assert report.metrics["saving"].value is None
@@ -62,7 +62,7 @@ def test_a_cascade_that_costs_nothing_is_free(folder: Path, tmp_path: Path) -> N
 
 
 def test_within_a_budget_the_baseline_is_preferred_if_better(folder: Path, tmp_path: Path) -> None:
-    """If the best single model is within the budget, a cascade that is less accurate is refused, and why is said."""
+    """If the best single model is within the budget, a less accurate cascade is refused with the reason."""
     report = planned(folder, tmp_path / "a", ONE_STUMP, "goal={budget: 10 per case}")
     assert report.verdict is Verdict.NO
     assert "is within the budget and more accurate" in report.headline
@@ -74,8 +74,8 @@ def test_a_total_loss_is_not_a_goal(folder: Path) -> None:
     """A loss of 100 % or more is refused at its key with a hint."""
     with pytest.raises(UnfoldError) as error:
         _spec(folder, "goal.max_loss=100%")
-    (told,) = error.value.diagnostics
-    assert (told.key, told.hint) == ("goal.max_loss", "max_loss: 1%")
+    (diagnostic,) = error.value.diagnostics
+    assert (diagnostic.key, diagnostic.hint) == ("goal.max_loss", "max_loss: 1%")
     assert _spec(folder, "goal.max_loss=99%").goal.max_loss == pytest.approx(0.99)
 
 
@@ -93,7 +93,7 @@ def test_the_baseline_can_have_a_call_price(folder: Path, tmp_path: Path, key: s
 
 
 def test_contradictory_baseline_prices_are_errors(folder: Path) -> None:
-    """Two prices of one call are a mistake, told at the second."""
+    """Two prices for one call are a mistake, reported at the second."""
     with pytest.raises(UnfoldError) as error:
         _spec(folder, "baseline.candidates[0].price=10", "stages[0].models[1].price=9")
-    assert [told.key for told in error.value.diagnostics] == ["stages[0].models[1].price"]
+    assert [diagnostic.key for diagnostic in error.value.diagnostics] == ["stages[0].models[1].price"]

@@ -37,7 +37,7 @@ goal: {max_loss: 4%}
 
 
 def logs(file: Path, rows: int = 3000) -> list[dict[str, str]]:
-    """Write logs of services whose confidence is worth more for some labels than for others; some do not answer."""
+    """Write logs of services with confidences worth more for some labels than for others; some do not answer."""
     rng, found = np.random.default_rng(4), list[dict[str, str]]()
     for label in rng.integers(0, 5, rows):
         row = {"label": f"c{label}"}
@@ -56,7 +56,7 @@ def logs(file: Path, rows: int = 3000) -> list[dict[str, str]]:
 
 
 def carried_out(step: Mapping[str, Any], row: Mapping[str, str]) -> str:
-    """Return the answer of a step of plan.yaml to one row of the logs, as the how-to tells to do it."""
+    """Return the answer of a step of plan.yaml to one row of the logs, computed as the how-to describes."""
     said: dict[str, str] = {}
     for model in step["models"]:
         answer, confidence = row[f"{model}_a"], row[f"{model}_c"]
@@ -80,7 +80,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sequence[Mapping[
 
 
 def test_raw_cuts_of_the_plan_give_the_accuracy_of_the_report(planned: Any) -> None:
-    """Carried out with the confidences of the logs, plan.yaml answers the test rows exactly as the report says."""
+    """With the confidences of the logs, plan.yaml answers the test rows exactly as the report states."""
     rows, run, report = planned
     (step,) = parse(render(report), "plan.yaml").data["decision"]["cascade"]
     test = load_stored_dataset(run_in(run).directory).rows.test

@@ -93,7 +93,7 @@ def test_served_answers_equal_the_plan(served: tuple[str, Path, subprocess.Popen
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"inputs": []}', b'{"inputs": [{"name": "x"}]}', b"\xff" * 50])
 def test_a_malformed_body_is_answered_400(served: tuple[str, Path, subprocess.Popen[str]], body: bytes) -> None:
-    """A body that is no request is told so, and the server goes on."""
+    """An invalid request body is rejected, and the server goes on."""
     url, _, _ = served
     status, answer = _post(f"{url}/v2/models/tumours/infer", body)
     assert status == 400
@@ -110,7 +110,7 @@ def test_wrong_shapes_and_nan_are_rejected(served: tuple[str, Path, subprocess.P
 
 
 def test_values_outside_single_precision_are_rejected(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
-    """A number that trees cannot hold is the client's mistake, told with its row and column."""
+    """A number too large for trees is the client's mistake, reported with its row and column."""
     url, _, _ = served
     data = X[:2].ravel().tolist()
     data[31] = -1e39
@@ -133,7 +133,7 @@ def test_only_the_call_with_a_large_value_is_rejected() -> None:
 
 
 def test_an_unknown_model_is_answered_404(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
-    """A model that is not there is told with what is."""
+    """A request for an unknown model is rejected with the names of those available."""
     url, _, _ = served
     assert _post(f"{url}/v2/models/other/infer", b"{}")[0] == 404
 

@@ -46,7 +46,7 @@ def list_diagnostics(folder: Path, text: str, *settings: str, rows: list[str] = 
 
 @pytest.mark.parametrize("text", [OWN, LONG, LOG])
 def test_a_valid_table_gives_no_diagnostics(tmp_path: Path, text: str) -> None:
-    """A spec whose table can be read has no mistake, and nothing is written."""
+    """A spec with a readable table has no mistake, and nothing is written."""
     assert list_diagnostics(tmp_path, text) == []
     assert not (tmp_path / "run").exists()
 
@@ -97,7 +97,7 @@ def test_columns_that_hold_the_label_over_time_are_logged(tmp_path: Path, caplog
 
 
 def test_missing_columns_of_a_log_are_errors(tmp_path: Path) -> None:
-    """Of recorded answers the column that a model's confidence should stand in is looked for."""
+    """For recorded answers the column with a model's confidence is looked for."""
     found = list_diagnostics(tmp_path, LOG, "stages[0].models[0].recorded.confidence=sure")
     assert found == ['stages[0].models[0].recorded.confidence: own.csv has no column "sure"']
 

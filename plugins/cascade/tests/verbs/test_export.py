@@ -64,7 +64,7 @@ goal: {max_loss: 5%}
 
 @pytest.mark.e2e
 def test_tied_votes_over_gaps_are_exported(tmp_path: Path) -> None:
-    """Forests whose votes tie answer in single precision as natively: the first label wins."""
+    """Forests with tied votes answer in single precision as natively: the first label wins."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(900, 4))
     y = (x[:, 0] + rng.normal(size=900) > 0).astype(int)

@@ -46,9 +46,9 @@ def test_a_trained_run_is_served_and_served_again(trained: Path) -> None:
             about = ask(f"{place}/v2/models/tumours")
             answers.append(ask(f"{place}/v2/models/tumours/infer", request(x)))
             process.send_signal(signal.SIGTERM)
-            told = rest(process)
+            remaining = rest(process)
         assert process.returncode == 0
-        assert re.search(r"engine +ONNX Runtime, equal to the native model on 285 rows", told), told
+        assert re.search(r"engine +ONNX Runtime, equal to the native model on 285 rows", remaining), remaining
     assert answers[0] == answers[1]
     outputs = {output["name"]: output for output in answers[0]["outputs"]}
     assert about["inputs"][0]["shape"] == [-1, 30]
@@ -73,7 +73,7 @@ def test_plans_and_specs_can_be_served(trained: Path) -> None:
 
 @pytest.mark.e2e
 def test_an_untrained_spec_is_not_served(tmp_path: Path) -> None:
-    """Without training, serve ends with 2, says what to do, and leaves no spec in the run."""
+    """Without training, serve ends with 2, names the command to run, and leaves no spec in the run."""
     done = unfold(tmp_path, "serve", str(TUMOURS), "--port", "0")
     assert done.returncode == 2
     assert "this cascade was not trained" in done.stderr

@@ -71,7 +71,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
 
 
 def test_train_reports_the_metrics_of_the_kind(trained: tuple[Path, Report]) -> None:
-    """A trained cascade tells saving, loss and certificate, and its saving is the ratio of its two costs."""
+    """A trained cascade reports saving, loss and certificate, and its saving is the ratio of its two costs."""
     metrics = trained[1].metrics
     assert {"saving", "loss_points", "certified_loss_points", "baseline_accuracy", "cascade_accuracy"} <= set(metrics)
     ratio = metrics["baseline_cost"].value / metrics["cascade_cost"].value
@@ -81,11 +81,11 @@ def test_train_reports_the_metrics_of_the_kind(trained: tuple[Path, Report]) -> 
 
 
 def test_call_costs_add_up_to_the_cost_of_the_cascade(trained: tuple[Path, Report]) -> None:
-    """In a route each call is told with what it must buy, so that shares asked times calls are the mean cost."""
+    """The route lists the cost of each call, so that evaluated shares times calls add up to the mean cost."""
     report = trained[1]
     route = next(table for table in report.tables if table.name == "route")
-    told = sum(float(row[3]) / 100 * float(row[-1]) for row in route.rows)
-    assert told == pytest.approx(report.metrics["cascade_cost"].value)
+    total = sum(float(row[3]) / 100 * float(row[-1]) for row in route.rows)
+    assert total == pytest.approx(report.metrics["cascade_cost"].value)
 
 
 def test_learnt_gates_only_add_to_the_front(trained: tuple[Path, Report]) -> None:
@@ -149,7 +149,7 @@ def test_another_seed_fits_again(trained: tuple[Path, Report]) -> None:
 
 
 def test_a_budget_selects_the_most_accurate_affordable_cascade(trained: tuple[Path, Report], tmp_path: Path) -> None:
-    """With a budget the mean cost of the chosen cascade on the tuning rows is within it, and a bound is told."""
+    """With a budget the mean cost of the chosen cascade on the tuning rows is within it, and a bound is reported."""
     del trained
     spec = spec_of(TUMOURS, "goal={budget: 3 per case}")
     report = train(spec, run_in(tmp_path))
@@ -159,7 +159,7 @@ def test_a_budget_selects_the_most_accurate_affordable_cascade(trained: tuple[Pa
 
 
 def test_an_unattainable_budget_names_the_cheapest_cascade(tmp_path: Path) -> None:
-    """An infeasible budget says what the cheapest cascade needs."""
+    """An infeasible budget is refused with what the cheapest cascade needs."""
     report = train(spec_of(TUMOURS, "goal={budget: 0.1 per case}"), run_in(tmp_path))
     assert report.verdict is Verdict.NO
     assert "the cheapest costs" in report.headline
@@ -169,8 +169,8 @@ def test_too_few_cases_report_the_number_needed(trained: tuple[Path, Report]) ->
     """A promise that the calibration rows cannot support is refused with the number of cases that could."""
     report = plan(spec_of(TUMOURS, "goal.max_loss=0.1%"), run_in(trained[0]))
     assert report.verdict is Verdict.NO
-    told = dict(report.lines)["certificate"]
-    assert "2,995 cases are needed" in told
+    certificate = dict(report.lines)["certificate"]
+    assert "2,995 cases are needed" in certificate
     assert report.metrics["saving"].value == pytest.approx(1.0)
 
 
@@ -232,7 +232,7 @@ def test_a_run_stores_the_selectable_points(tmp_path: Path) -> None:
 
 
 def test_profile_measures_every_model(trained: tuple[Path, Report]) -> None:
-    """`profile` tells operations, bytes and time of every model of the run."""
+    """`profile` reports operations, bytes and time of every model of the run."""
     report = profile(spec_of(TUMOURS), run_in(trained[0]))
     assert len(report.tables[0].rows) == 4
     assert all(row[5] > 0 for row in report.tables[0].rows)
@@ -296,7 +296,7 @@ def test_categories_become_indicator_columns(tmp_path: Path) -> None:
 
 
 def test_gaps_are_imputed_where_a_model_needs_it(tmp_path: Path) -> None:
-    """Empty cells of a table are no mistake: the model that cannot take them gets the median."""
+    """Empty cells of a table are valid: a model that cannot take them gets the median."""
     generator = np.random.default_rng(0)
     rows = [f"{value:.3f},{'' if index % 5 == 0 else index % 7},{int(value > 0)}"
             for index, value in enumerate(generator.normal(size=120))]  # fmt: skip
@@ -306,7 +306,7 @@ def test_gaps_are_imputed_where_a_model_needs_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("a,b,y\n1,2\n", "own.csv:2:1: has 2 cells where the header has 3"),
         ("a,a,y\n", 'own.csv:1:1: the first line must name each column once: two columns are named "a"'),
@@ -317,10 +317,10 @@ def test_gaps_are_imputed_where_a_model_needs_it(tmp_path: Path) -> None:
         ("a,c,y\n" + "1,2,0\n" * 20, "only one value"),
     ],
 )
-def test_invalid_tables_give_one_error(tmp_path: Path, text: str, told: str) -> None:
+def test_invalid_tables_give_one_error(tmp_path: Path, text: str, expected: str) -> None:
     """A table that cannot be used is refused with what is wrong with it."""
     (tmp_path / "own.csv").write_text(text)
-    with pytest.raises(UnfoldError, match=re.escape(told)):
+    with pytest.raises(UnfoldError, match=re.escape(expected)):
         train(_table_spec(tmp_path), run_in(tmp_path / "run", base=tmp_path))
 
 

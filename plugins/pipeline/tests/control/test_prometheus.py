@@ -20,7 +20,7 @@ SELECTOR = 'http_requests_total{service="video"}'
 
 @pytest.fixture
 def server() -> Iterator[MetricsServer]:
-    """A server whose counter grows by ten a second."""
+    """A server with a counter that grows by ten a second."""
     with metrics_server() as state:
         now_s = time.time()
         state.series[SELECTOR] = [[(now_s - 60 + 5 * index, 50.0 * index) for index in range(13)]]
@@ -119,12 +119,12 @@ def test_an_expression_is_refused_with_a_hint(server: MetricsServer) -> None:
 
 
 def test_no_series_is_no_data(server: MetricsServer) -> None:
-    """A misspelt selector is no lull."""
+    """A misspelt selector is not a lull."""
     assert read_error(source(server, 'http_request_total{service="video"}')).reason == "no data"
 
 
 def test_old_samples_are_no_lull(server: MetricsServer) -> None:
-    """A target that is no longer scraped leaves samples that are too old to decide by."""
+    """A target that is not scraped any more leaves samples that are too old to decide by."""
     now_s = time.time()
     server.series[SELECTOR] = [[(now_s - 120 + 5 * index, 50.0 * index) for index in range(13)]]
     error = read_error(source(server))
@@ -133,7 +133,7 @@ def test_old_samples_are_no_lull(server: MetricsServer) -> None:
 
 
 def test_ages_are_by_the_clock_of_the_server(server: MetricsServer) -> None:
-    """A server whose clock is an hour behind has fresh samples, although they look old here."""
+    """A server with a clock an hour behind has fresh samples, although they look old here."""
     server.clock = lambda: time.time() - 3600
     server.series[SELECTOR] = [[(server.clock() - 60 + 5 * index, 50.0 * index) for index in range(13)]]
     assert source(server).read().age_s < 25

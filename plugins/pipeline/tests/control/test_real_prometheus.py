@@ -32,7 +32,7 @@ SELECTOR = 'http_requests_total{service="video"}'
 
 
 class Target(BaseHTTPRequestHandler):
-    """A service whose counters grow by twenty a second, half of that with code 429, until it restarts."""
+    """A service with counters that grow by twenty a second, half of that with code 429, until it restarts."""
 
     began = 0.0
     is_down = False
@@ -59,7 +59,7 @@ def client() -> Iterator[BoundedClient]:
 
 @pytest.fixture
 def source(client: BoundedClient, server: str) -> PrometheusSource:
-    """A source with a stage that has a queue, and one whose query matches nothing."""
+    """A source with a stage that has a queue, and one with a query that matches nothing."""
     return PrometheusSource(
         client=client, url=server, arrivals=SELECTOR, queues=("sum(depth)", "sum(absent)"), stale_s=3.0
     )

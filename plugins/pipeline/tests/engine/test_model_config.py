@@ -244,7 +244,7 @@ def test_the_precision_of_a_checkpoint_is_found(tmp_path: Path, quantization: An
     ],
 )
 def test_other_quantizations_are_refused(tmp_path: Path, quantization: Any) -> None:
-    """Weights whose kernels are not simulated are an error, unless the engine was measured."""
+    """Weights with kernels that are not simulated are an error, unless the engine was measured."""
     config = {**LLAMA, "quantization_config": {"x": 1, **quantization}}
     with pytest.raises(UnfoldError, match="are not simulated"):
         read(tmp_path, config)
@@ -252,7 +252,7 @@ def test_other_quantizations_are_refused(tmp_path: Path, quantization: Any) -> N
 
 
 def test_weights_in_several_precisions_are_refused(tmp_path: Path) -> None:
-    """The first group of a checkpoint does not stand for the others, and a quantization must be an object."""
+    """The first group of a checkpoint does not represent the others, and a quantization must be an object."""
     groups = {f"g{bits}": {"weights": {"num_bits": bits, "type": "float"}} for bits in (8, 4)}
     mixed = {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups}
     with pytest.raises(UnfoldError, match="several precisions"):

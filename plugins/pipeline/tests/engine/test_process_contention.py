@@ -26,7 +26,7 @@ PAIR = ProcessContention(processes=2, capacity=2, decode=1.5, prefill=1.2)
 
 
 def profile_pair(factor: float) -> EndpointProfile:
-    """Return a profile whose steps take ``factor`` times as long at two processes."""
+    """Return a profile with steps that take ``factor`` times as long at two processes."""
     alone = measure(TIMES, FRONT_S, 0.0, 0, synchronous=True)
     slow = build_times(DENSE * factor, REQUEST_S * factor, CONTEXT_S * factor, OVERHEAD_S * factor)
     together = measure(slow, FRONT_S * factor, 0.0, 1, synchronous=True).phases

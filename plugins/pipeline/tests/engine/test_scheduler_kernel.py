@@ -42,7 +42,7 @@ def step_times(window: int = 0) -> StepTimes:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[EngineRequests, EngineLimits]:
-    """Draw requests that share prefixes, and an engine whose cache holds any one of them but rarely all."""
+    """Draw requests that share prefixes, and an engine with a cache that holds any one of them but rarely all."""
     count = draw(st.integers(1, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     size = draw(st.sampled_from([2, 4]))

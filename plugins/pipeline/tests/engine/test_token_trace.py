@@ -69,7 +69,7 @@ def test_lines_in_any_order_keep_their_tokens(tmp_path: Path) -> None:
 
 
 def test_a_text_selects_lines(tmp_path: Path) -> None:
-    """Lines without the text of ``arrivals.match`` are no requests."""
+    """Lines without the text of ``arrivals.match`` are skipped."""
     rows = build_rows(float, "timestamp", OPENAI)
     chosen = [{**row, "model": "big" if i % 3 else "small"} for i, row in enumerate(rows)]
     assert len(read(tmp_path, chosen, match="small")) == TIMES_S.size // 3
@@ -82,7 +82,7 @@ def test_whole_numbers_without_a_unit_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_date_in_a_prompt_is_no_time(tmp_path: Path) -> None:
-    """A line whose only date stands in its text has no time."""
+    """A line with a date only in its text has no time."""
     rows = [{"prompt": "on 2026-05-28 10:00:00", **row} for row in build_rows(float, "took", OPENAI)]
     with pytest.raises(UnfoldError, match="no time"):
         read(tmp_path, rows)
@@ -270,7 +270,7 @@ def test_fractions_of_milliseconds_may_be_seconds(tmp_path: Path) -> None:
 
 
 def test_texts_without_counts_are_named(tmp_path: Path) -> None:
-    """Data sets of conversations have no tokens: the hint says that they must be counted."""
+    """Data sets of conversations have no tokens: the hint is to count them."""
     with pytest.raises(UnfoldError, match="count the tokens of its texts first"):
         read(tmp_path, [{"timestamp": to_iso(1.0), "conversation": [{"role": "user", "content": "hi"}]}] * 9)
 

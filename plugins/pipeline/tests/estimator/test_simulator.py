@@ -185,7 +185,7 @@ def test_running_pipeline_answers_in_time_under_overload(tmp_path: Path) -> None
         await running.start()
         sample = draw_sample(pipeline, np.arange(960) / 240.0, np.random.default_rng(0))
         rows = np.ones((3, 2), dtype=np.float32)
-        measured = await replay_trace(running, pipeline, sample, rows, None, lambda *_told: None, limit)
+        measured = await replay_trace(running, pipeline, sample, rows, None, lambda *_: None, limit)
         await running.stop()
         return measured
 
@@ -205,7 +205,7 @@ def test_running_pipeline_sheds_without_loss(tmp_path: Path) -> None:
         await running.start()
         sample = draw_sample(ALONE, np.arange(200) / 100.0, np.random.default_rng(0))
         rows = np.ones((3, 2), dtype=np.float32)
-        measured = await replay_trace(running, ALONE, sample, rows, None, lambda *_told: None, 0.3)
+        measured = await replay_trace(running, ALONE, sample, rows, None, lambda *_: None, 0.3)
         await running.stop()
         return measured
 

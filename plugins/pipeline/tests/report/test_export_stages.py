@@ -103,7 +103,7 @@ stages:
 
 
 def test_kserve_stages_keep_distinct_names(tmp_path: Path) -> None:
-    """Stages whose labels would be equal get numbers, which the file notes."""
+    """Stages with equal labels get numbers, which the file notes."""
     text = export_kserve(plan_report(tmp_path, TWINS))
     documents = list(yaml.safe_load_all(text))
     assert [item["metadata"]["name"] for item in documents[:-1]] == ["left", "left-2", "root-2"]
@@ -268,7 +268,7 @@ def test_triton_refuses_what_it_cannot_serve(tmp_path: Path, model: str) -> None
 
 
 def test_ray_serve_refuses_an_estimator(tmp_path: Path) -> None:
-    """The fitted estimator is a file of a run, which the spec does not name; the hint says where it is."""
+    """The fitted estimator is a file of a run, which the spec does not name; the hint names its path."""
     report = plan_report(tmp_path, EXPORT_SPEC.replace("wait: 2 ms", "wait: 2 ms, model: {estimator: svc}"))
     with pytest.raises(UnfoldError, match=r"stages\.enter\.model\.estimator: .*models/enter\.\*"):
         export_ray_serve(report)

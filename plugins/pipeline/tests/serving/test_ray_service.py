@@ -64,7 +64,7 @@ def test_killed_replica_recovers_and_sigterm_drains(tmp_path: Path) -> None:
             return await load
 
         assert [response.status for response in asyncio.run(drain())] == [200, 200, 200]
-        told = rest(process)
-        assert process.returncode == 0, told
-        assert "SystemExit" not in told
-        assert "Traceback" not in told
+        output = rest(process)
+        assert process.returncode == 0, output
+        assert "SystemExit" not in output
+        assert "Traceback" not in output

@@ -46,7 +46,7 @@ MODELS = """
 
 
 def draw(**tensors: Any) -> Answer:
-    """A predictor whose tensors are drawn anew by query, where they are functions."""
+    """A predictor with tensors drawn anew by query, where they are functions."""
     return lambda rng: {name: value(rng) if callable(value) else value for name, value in tensors.items()}
 
 

@@ -83,7 +83,7 @@ def test_only_uniform_operations_are_bulk() -> None:
 
 
 def test_an_unknown_node_is_an_error() -> None:
-    """A name on a node that nobody knows is an error, as it is one by one."""
+    """A resource on an unknown node is an error, as it is one by one."""
     with pytest.raises(UnfoldError, match="there is no node far"):
         set_amounts(build_resource_table(cluster()), "x", ["n0", "far"], 1)
 

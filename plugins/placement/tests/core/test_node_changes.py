@@ -35,7 +35,7 @@ def test_tasks_of_a_lost_node_run_elsewhere(parts: dict[str, Any]) -> None:
 
 
 def test_a_gang_stopped_by_a_lost_node_restarts_once() -> None:
-    """A gang that the loss of a node stops is stopped once, though a spread moves while they are told of it."""
+    """A gang stopped by the loss of a node is stopped once, though a spread moves while the policies are notified."""
     tasks = [*job("a", 3, user="u"), *job("b", 3, at=1, user="u")]
     loop = prepare_simulation(
         cluster(3, gpu=8), tasks, build_policies(policy(gang={}, spread={"by": "user", "skew": 2}))

@@ -88,7 +88,7 @@ def node(name: str, gpus: int = 4, **labels: str) -> Body:
 
 
 def workload(name: str, count: int, gpus: int = 1, **spec: Any) -> Body:
-    """Return a workload whose quota is reserved, and whose check is pending."""
+    """Return a workload with a reserved quota and a pending check."""
     container = {"name": "c", "resources": {"requests": {"nvidia.com/gpu": str(gpus)}}}
     pod_set = {"name": "main", "count": count, "template": {"spec": {"containers": [container], **spec}}}
     reserved = {"type": "QuotaReserved", "status": "True", "lastTransitionTime": "2026-03-01T10:00:00Z"}

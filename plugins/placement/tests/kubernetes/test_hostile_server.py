@@ -1,4 +1,4 @@
-"""The controller against a server that refuses, lies and breaks off: it goes on, says why, and keeps gangs whole."""
+"""The controller against a server that refuses, lies and breaks off: it goes on, reports why, and keeps gangs whole."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_answers_that_are_no_objects_are_errors_of_the_server(
 
 @pytest.mark.parametrize("after", ["3600", "-1", "Wed, 21 Oct 2026 07:28:00 GMT", "soon"])
 def test_an_overloaded_server_is_asked_again_within_bounds(after: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever Retry-After says, the pause is between a tenth of a second and ten seconds, and the answer is taken."""
+    """Whatever Retry-After is, the pause is between a tenth of a second and ten seconds, and the answer is taken."""
     pauses: list[float] = []
     with stub_server() as (server, api):
         answers = iter([Fault(429, headers=(("Retry-After", after),))])
@@ -162,7 +162,7 @@ def test_an_overloaded_server_is_asked_again_within_bounds(after: str, monkeypat
 
 
 def test_a_refused_gang_is_never_opened_in_part(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
-    """One pod that may not be patched: the rehearsal finds it, with a pause in between, and the log says why."""
+    """One pod that may not be patched: the dry run finds it, with a pause in between, and the log gives the reason."""
     cluster.server.fault = lambda method, path, _: Fault(403) if method == "PATCH" and "second-3" in path else None
     before = cluster.server.count("PATCH")
     with caplog.at_level(logging.WARNING, "unfoldkit"):
@@ -179,7 +179,7 @@ def test_a_refused_gang_is_never_opened_in_part(cluster: Cluster, caplog: pytest
 
 
 def is_opening(method: str, path: str, name: str) -> bool:
-    """Return whether a request opens the gate of a pod, and is no rehearsal."""
+    """Return whether a request opens the gate of a pod, and is not a dry run."""
     return method == "PATCH" and path.endswith(f"/pods/{name}")
 
 
@@ -241,7 +241,7 @@ def test_a_webhook_without_rehearsals_keeps_no_gang_closed(cluster: Cluster) -> 
 
 
 def test_resources_that_may_not_be_written_stop_the_opening(cluster: Cluster) -> None:
-    """Without them a pod would never find a node: the status says what is denied, and nothing is opened."""
+    """Without them a pod would never find a node: the status names what is denied, and nothing is opened."""
     cluster.server.fault = lambda method, path, _: Fault(403) if method == "PATCH" and "/nodes/" in path else None
     cluster.submit("second", 4)
     await_true(lambda: "cannot be written: the server is broken" in cluster.thread.loop.last_error)
@@ -356,7 +356,7 @@ def test_null_fields_count_as_absent(cluster: Cluster) -> None:
     cluster.await_open("second", 4)
 
 
-def test_a_lease_without_a_spec_is_held_by_nobody(cluster: Cluster) -> None:
+def test_a_lease_without_a_spec_has_no_holder(cluster: Cluster) -> None:
     """Somebody may create it by hand; the next election fills it in."""
     for lease in cluster.server.list("leases"):
         lease.pop("spec")

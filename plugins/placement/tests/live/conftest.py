@@ -103,7 +103,7 @@ def opened(request: pytest.FixtureRequest) -> Open:
 
 @pytest.fixture(params=STAGES)
 def staged(request: pytest.FixtureRequest) -> Open:
-    """Opens a world for a scenario, whose clock waits for the cluster wherever it can."""
+    """Opens a world for a scenario, with a clock that waits for the cluster wherever it can."""
     found: Open = request.getfixturevalue(request.param)
     return found
 

@@ -83,7 +83,7 @@ def gone(call: socket.socket) -> bool:
 
 
 def hold(path: str, task: str) -> None:
-    """Tell who runs where, and run until it is let go."""
+    """Report the task and its node, and run until released."""
     import ray
 
     node = ray.get_runtime_context().get_node_labels()[LABEL]

@@ -41,7 +41,7 @@ class KubeWorld:
         """Return a further handle with a connection of its own, who may do what the shipped roles let it do."""
         api = connect_api("controller", kubeconfig=str(self.plane.kubeconfig), namespace="unfold")
         made = open_backend(api, self.scope, asks=self.asks, counters=self.counters)
-        # what ends together in the simulator is to be told together here, on a slow machine too
+        # changes that are simultaneous in the simulator must arrive together here, on a slow machine too
         made.settle_s = 0.2 * self.pace
         self.handles.append(made)
         return made

@@ -15,7 +15,7 @@ NODE = {"num_cpus": 4, "num_gpus": 4, "resources": {"eph": 100_000}}
 
 
 def main() -> None:
-    """Start, tell, wait, stop."""
+    """Start, report, wait, stop."""
     cluster = started()
     try:
         sys.stdout.write(f"{cluster.address}\n")

@@ -1,4 +1,4 @@
-"""A real Ray cluster as a world whose clock stands still until every task that was started runs where it should.
+"""A real Ray cluster as a world with a clock that stops until every started task runs where it should.
 
 On a machine that starts processes slowly a scenario then takes longer, and nothing else about it changes.
 """
@@ -43,7 +43,7 @@ class SetClock:
 
 @dataclass(slots=True)
 class SteppedWorld:
-    """A steward on a real cluster, whose time jumps from event to event."""
+    """A coordinator on a real cluster, with a time that jumps from event to event."""
 
     steward: Any
     clock: SetClock
@@ -69,7 +69,7 @@ class SteppedWorld:
         self.clock.set(max(live.backend.now(), min([until, live.next_election_s, *due])))
 
     def _end(self, backend: Backend) -> None:
-        """Let everything end whose time has come, before a controller hears of any of it."""
+        """End everything that is due, before a controller receives any of it."""
         now = backend.now()
         due = {record.task.name for when, record in ends(backend.snapshot()) if when <= now + SAME}
         self.holders.let_go(due)
@@ -84,8 +84,8 @@ class SteppedWorld:
             before = seen.after
             live.step(0.0)
             seen = live.backend.snapshot()
-            told = sorted((record.task.name, record.node) for record in running(seen))
-            return seen.after == before and self.holders.there() == told
+            expected = sorted((record.task.name, record.node) for record in running(seen))
+            return seen.after == before and self.holders.there() == expected
 
         wait(settled, lambda: f"{self.holders.there()} run instead of {running(seen)}")
         return seen

@@ -1,4 +1,4 @@
-"""Plays a scenario on a live cluster, and tells what happened as a simulation does."""
+"""Plays a scenario on a live cluster, and reports its events as a simulation does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.simulator import EventLog, SimulationResult, simulate
 
-TOLD = {
+LOG_KINDS = {
     kinds.SUBMITTED: kernel.LOG_SUBMITTED, kinds.STARTED: kernel.LOG_STARTED, kinds.ENDED: kernel.LOG_ENDED,
     kinds.PREEMPTED: kernel.LOG_PREEMPTED, kinds.FAILED: kernel.LOG_PREEMPTED, kinds.DECLINED: kernel.LOG_REFUSED,
 }  # fmt: skip
@@ -82,20 +82,20 @@ def outcome(scenario: Scenario, changes: Sequence[Change], origin: float) -> Sim
     """Return changes as the log of a simulation, so that the same audit holds them against the policies."""
     rows = {task.name: row for row, task in enumerate(scenario.tasks)}
     place = {node.name: row for row, node in enumerate(scenario.nodes)}
-    told = [change for change in changes if change.kind in TOLD and change.task in rows]
+    logged = [change for change in changes if change.kind in LOG_KINDS and change.task in rows]
     log = EventLog(
-        np.array([when(change) - origin for change in told]),
-        np.array([TOLD[change.kind] for change in told], np.int32),
-        np.array([rows[change.task] for change in told], np.int32),
-        np.array([place.get(change.node, -1) for change in told], np.int32),
+        np.array([when(change) - origin for change in logged]),
+        np.array([LOG_KINDS[change.kind] for change in logged], np.int32),
+        np.array([rows[change.task] for change in logged], np.int32),
+        np.array([place.get(change.node, -1) for change in logged], np.int32),
     )
-    last = {change.task: change for change in told if change.kind == kinds.STARTED}
-    ends = {change.task: change for change in told if change.kind == kinds.ENDED}
+    last = {change.task: change for change in logged if change.kind == kinds.STARTED}
+    ends = {change.task: change for change in logged if change.kind == kinds.ENDED}
     names = [task.name for task in scenario.tasks]
     start = np.array([when(last[name]) - origin if name in last else math.inf for name in names])
     end = np.array([ends[name].time - origin if name in ends else math.inf for name in names])
     node = np.array([place[last[name].node] if name in last else -1 for name in names], np.int32)
-    refused = {change.task: "" for change in told if change.kind == kinds.DECLINED}
+    refused = {change.task: "" for change in logged if change.kind == kinds.DECLINED}
     nothing = cast("Any", None)
     return SimulationResult(
         nodes=tuple(scenario.nodes),

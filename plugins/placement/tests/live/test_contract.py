@@ -46,7 +46,7 @@ def test_resources_are_created_resized_and_deleted(world: World, node: str) -> N
 
 
 def test_missing_objects_are_errors(world: World) -> None:
-    """Unknown names and nodes are told in words."""
+    """Unknown names and nodes are reported in words."""
     one = world.handle()
     for action in (
         lambda: one.resize("y", "n0"), lambda: one.delete("y", "n0"), lambda: one.create("y", "nowhere"),
@@ -69,7 +69,7 @@ def test_compare_and_set_lets_one_of_two_writers_through(world: World) -> None:
 
 
 def test_only_one_of_two_controllers_leads(world: World) -> None:
-    """Whoever leads keeps the lead; the other gets it as the first resigns, and then the first is not heard."""
+    """The leader keeps the lead; the other gets it when the first resigns, and then the first is ignored."""
     one, two = world.handle(), world.handle()
     assert one.lead("one", 60.0)
     assert not two.lead("two", 60.0)
@@ -124,7 +124,7 @@ def test_a_preempted_task_waits_again(world: World) -> None:
 
 
 def test_a_forced_delete_preempts_the_holders(world: World) -> None:
-    """Without force holders go on; with it they wait again, and nobody else does."""
+    """Without force holders go on; with it they wait again, and other tasks go on."""
     one = world.handle()
     for task in job("a", 3, run=3600):
         world.submit(task)
@@ -143,7 +143,7 @@ def test_a_forced_delete_preempts_the_holders(world: World) -> None:
 
 
 def test_a_unit_starts_completely_or_not_at_all(world: World) -> None:
-    """Where one of its tasks does not wait any more, the others are told to have failed, and wait."""
+    """Where one of its tasks no longer waits, the others fail and wait."""
     one = world.handle()
     after = one.snapshot().after
     for task in job("a", 2, run=3600):
@@ -181,7 +181,7 @@ def test_a_lease_ends_unless_it_is_renewed(world: World) -> None:
 
 
 def test_a_watch_returns_at_the_next_change(world: World) -> None:
-    """Who waits for changes is woken by one, long before the time that it would wait at most."""
+    """A waiting watch returns on a change, long before its time limit."""
     one, two = world.handle(), world.handle()
     after = one.snapshot().after
     seen: list[object] = []

@@ -31,7 +31,7 @@ class Death(BaseException):
 
 @dataclass(slots=True)
 class Mortal(LocalBackend):
-    """A handle whose process dies before its ``left``-th write, or just after it."""
+    """A handle with a process that dies before its ``left``-th write, or just after it."""
 
     left: int = 0
     after: bool = False
@@ -87,7 +87,7 @@ def survive(scenario: Scenario, deaths: Sequence[int], *, after: bool) -> LocalW
     return world
 
 
-# what must be on time, near, or beside a leader may miss it while nobody controls
+# properties of time and of position may fail while no controller runs
 LASTING = [name for name in cases(1.0) if name not in {"edf", "locality", "value", "affinity", "servers"}]
 
 
@@ -103,7 +103,7 @@ def test_every_task_ends_whenever_its_controller_dies(name: str, deaths: list[in
 
 
 def test_resources_of_a_dead_controller_expire() -> None:
-    """Where nobody comes after it, what it put is gone when its lease ends, and nothing else is."""
+    """Without a successor its resources disappear when its lease ends, and nothing else does."""
     scenario = cases(1.0)["anti-affinity"]
     world = local_world(scenario.nodes)
     played = begin(world, scenario, LocalBackend(world.register, world.first.end_times), "c0")
@@ -117,7 +117,7 @@ def test_resources_of_a_dead_controller_expire() -> None:
 
 
 def test_one_of_two_controllers_leads() -> None:
-    """The second waits while the first leads, adopts when its lease ends, and the first is not heard any more."""
+    """The second waits while the first leads, adopts when its lease ends, and the first is ignored from then on."""
     scenario = Scenario(job("a", 4, run=60), {"gang": {}, "limit": {"most": 4}}, cluster(2))
     world = local_world(scenario.nodes)
     first, second = (

@@ -19,7 +19,7 @@ SLOWER = (1, 2, 4)
 
 @pytest.mark.parametrize("name", cases(1.0))
 def test_a_policy_places_as_in_the_simulator(staged: Open, name: str) -> None:
-    """The same object on a live cluster: the same nodes, the same order but for ties, every law, nobody starved."""
+    """The same scenario on a live cluster: the same nodes, the same order but for ties, every law, no starvation."""
     # what is compiled is compiled before a clock runs
     simulated(cases(1.0)[name])
     # a machine that cannot keep up sees what comes in another order; a policy that errs does so at every pace
@@ -53,7 +53,7 @@ def played(opened: Open, name: str, factor: int) -> tuple[SimulationResult, Simu
 
 
 def same(live: SimulationResult, model: SimulationResult, gap: float) -> bool:
-    """Tell whether placements and order are those of the model."""
+    """Return whether placements and order are those of the model."""
     return placements(live) == placements(model) and order(live, gap) == order(model, gap)
 
 

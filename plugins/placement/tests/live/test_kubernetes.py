@@ -32,13 +32,13 @@ PODS = "/api/v1/namespaces/unfold/pods"
 
 
 def node_has(admin: Api, node: str, resource: str) -> dict[str, str | None]:
-    """Return what a node says of an extended resource."""
+    """Return a node's amount of an extended resource."""
     status = admin.get(f"/api/v1/nodes/{node}")["status"]
     return {part: status[part].get(resource) for part in ("capacity", "allocatable")}
 
 
 def soon(holds: Callable[[], bool], most: float = 30.0) -> None:
-    """Ask again and again until something holds: the server tells nobody of what this asks for."""
+    """Poll until something holds: the server sends no notice of this."""
     end = time.monotonic() + most
     while not holds():
         assert time.monotonic() < end, "it never came"
@@ -57,7 +57,7 @@ def node_of(admin: Api, pod: str) -> str:
 
 
 def test_a_created_extended_resource_starts_waiting_pods(kube: KubeWorld, admin: Api) -> None:
-    """A pod that asks for a name waits, and is bound to the node on which the name is created; both parts say so."""
+    """A pod that requests a name waits, and is bound to the node on which the name is created; both parts report it."""
     one = kube.handle()
     resource = one.scope.resource("gang a/7")
     admin.post(PODS, other("waits", {resource: "1"}))

@@ -47,7 +47,7 @@ class Licence:
 
 @pytest.fixture
 def one(kube: KubeWorld) -> KubernetesBackend:
-    """Returns a handle that leads, opens whatever it is told to, and leaves the counting to the cluster."""
+    """Returns a handle that leads, opens all that it is given, and leaves the counting to the cluster."""
     kube.counters, kube.policies = DRA, [Licence()]
     made = kube.handle()
     made.bind_timeout_s = LONG
@@ -108,7 +108,7 @@ def test_kube_scheduler_enforces_counted_limits(kube: KubeWorld, admin: Api, one
 def test_a_counter_shrunk_below_its_held_amount_matches_nothing_new(
     kube: KubeWorld, admin: Api, one: KubernetesBackend
 ) -> None:
-    """Of three holders of three licences one ends after only two are left: nobody follows; after the next one does."""
+    """Of three holders of three licences one ends after only two are left: none follows; after the next one does."""
     one.create("licence", amount=3)
     opened(kube, one, 4)
     soon(lambda: state(admin) == {"bound": 3, "stuck": 1, "new": 0})
@@ -162,7 +162,7 @@ def test_the_next_controller_restores_slices_and_claims(kube: KubeWorld, admin: 
 
 
 def test_claims_of_other_programs_count(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
-    """A licence that a pod without any policy has claimed is not there for a task, whatever its gate says."""
+    """A licence that a pod without any policy has claimed is not there for a task, whatever its gate."""
     one.create("licence", amount=1)
     one.flush()
     theirs = other("theirs", {})

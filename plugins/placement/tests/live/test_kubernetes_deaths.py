@@ -39,7 +39,7 @@ class Death(BaseException):
 
 @dataclass(slots=True)
 class Mortal(Api):
-    """A connection whose process dies before its ``left``-th write, or just after it: nothing is written any more."""
+    """A connection with a process that dies before its ``left``-th write, or just after it: nothing more is written."""
 
     left: int = 0
     after: bool = False
@@ -58,7 +58,7 @@ class Mortal(Api):
 
 @dataclass(slots=True)
 class Watcher:
-    """Looks at a scope from outside, and notes how long (s) a gang was opened in part with nobody dying meanwhile."""
+    """Watches a scope from outside, and notes how long (s) a gang was partly open while no process was dying."""
 
     eye: KubernetesBackend
     since: dict[str, float] = field(default_factory=dict)

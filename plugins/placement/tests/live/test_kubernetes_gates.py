@@ -39,12 +39,12 @@ def waiting(kube: KubeWorld, count: int) -> None:
 
 
 def shut(admin: Api) -> list[str]:
-    """Return the pods whose gate is shut."""
+    """Return the pods with a closed gate."""
     return sorted(pod["metadata"]["name"] for pod in admin.get(PODS)["items"] if pod["spec"].get("schedulingGates"))
 
 
-def told(one: KubernetesBackend, after: int, kind: str) -> list[str]:
-    """Return the tasks of which a handle was told something."""
+def list_changed_tasks(one: KubernetesBackend, after: int, kind: str) -> list[str]:
+    """Return the tasks that a handle was notified about."""
     return [change.task for change in one.store.watch(after, 0.0) or () if change.kind == kind]
 
 
@@ -61,7 +61,7 @@ def test_a_limited_number_of_gates_is_opened_at_a_time(kube: KubeWorld, admin: A
     assert shut(admin) == ["a-2-0", "a-3-0"]
     admin.delete(f"{PODS}/thief", {"gracePeriodSeconds": 0})
     until(one, lambda: all(one.informer.is_bound(f"a-{index}") for index in range(4)))
-    assert told(one, after, kinds.FAILED) == []
+    assert list_changed_tasks(one, after, kinds.FAILED) == []
 
 
 def test_the_record_of_a_gang_goes_once_it_is_placed_or_withdrawn(
@@ -122,7 +122,7 @@ def test_the_bind_timeout_counts_from_the_opening_of_the_gate(
     one.start([Start("a-2", "n2")])
     time.sleep(one.bind_timeout_s)
     until(one, lambda: one.informer.is_bound("a-1") and one.informer.is_bound("a-2"))
-    assert told(one, after, kinds.FAILED) == ["a-0"]
+    assert list_changed_tasks(one, after, kinds.FAILED) == ["a-0"]
 
 
 def test_no_task_of_a_large_batch_times_out(kube: KubeWorld, one: KubernetesBackend) -> None:
@@ -137,7 +137,7 @@ def test_no_task_of_a_large_batch_times_out(kube: KubeWorld, one: KubernetesBack
     while sum(one.informer.is_bound(f"s-{index}") for index in range(count)) < count:
         assert time.monotonic() < end, "they are never all bound"
         live.step(0.2)
-    assert told(one, after, kinds.FAILED) == []
+    assert list_changed_tasks(one, after, kinds.FAILED) == []
 
 
 def test_a_task_stopped_before_its_gate_was_opened_is_not_lost(
@@ -188,7 +188,7 @@ def test_a_controller_that_loses_leadership_discards_its_decisions(kube: KubeWor
 def test_a_resigning_controller_leaves_unopened_units_to_the_next(
     kube: KubeWorld, admin: Api, one: KubernetesBackend
 ) -> None:
-    """Tasks whose turn had not come wait as if nothing was decided, and the next leader starts them."""
+    """Tasks that were not admitted yet wait as if nothing was decided, and the next leader starts them."""
     one.gate_queue.max_in_flight = 1
     admin.post(PODS, other("thief", {"nvidia.com/gpu": "4"}, nodeName="n1"))
     waiting(kube, 2)
@@ -221,4 +221,4 @@ def test_a_node_runs_no_more_pods_than_its_kubelet_allows(kubernetes: Open) -> N
             live.step(0.2)
         running = [r.node for r in one.snapshot().records if r.state == kinds.RUNNING]
         assert sorted(running) == ["n0", "n1", "n1"]
-        assert told(one, after, kinds.FAILED) == []
+        assert list_changed_tasks(one, after, kinds.FAILED) == []

@@ -54,7 +54,7 @@ def test_a_task_of_a_lost_node_runs_near_its_data_again() -> None:
 @example(6)
 @settings(max_examples=30, deadline=None)
 def test_gangs_start_with_policies_that_watch_starts(seed: int) -> None:
-    """Whole gangs start, though each start is told to another policy, whose answer may open the next gang."""
+    """Whole gangs start, though each start is reported to another policy, which may open the next gang."""
     tasks = [
         replace(task, avoids=f"j{(int(task.job[1:]) + 1) % 8}" if int(task.job[1:]) % 2 else "")
         for task in some_tasks(seed)
@@ -221,7 +221,7 @@ def test_a_task_never_preempts_the_task_it_runs_beside(order: dict[str, Any]) ->
 
 
 def test_a_withdrawn_admitted_task_holds_nothing() -> None:
-    """A task that had its turn, found no place and was taken back counts in nobody's share any more."""
+    """A task that was admitted, found no node and was withdrawn counts in no share."""
     loop = prepare_simulation(
         cluster(2, racks=2), job("a", 2, demand={"gpu": 4000}), build_policies(policy(drf={}, gang={}, pack={}))
     )
@@ -235,7 +235,7 @@ def test_a_withdrawn_admitted_task_holds_nothing() -> None:
 
 
 def test_a_preempted_gang_is_enqueued_once() -> None:
-    """However many of its tasks are told to have stopped, it gets one turn, so that nobody is charged for two."""
+    """However many of its tasks stop, it is admitted once, so that no user is charged for two."""
     loop = run_simulation(
         prepare_simulation(cluster(2), job("a", 4, run=50), build_policies(policy(drf={}, gang={}, pack={}))), until=5.0
     )

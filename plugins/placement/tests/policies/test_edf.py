@@ -63,7 +63,7 @@ def test_the_demand_test_equals_a_task_by_task_sum(seed: int) -> None:
 
 
 def test_the_next_unit_is_found_without_comparing_all() -> None:
-    """Of hundreds that wait a unit's place is looked at a few times; who starts when is as if all were compared."""
+    """Of hundreds of waiting units each is examined a few times; the order of starts is as if all were compared."""
     asked: list[str] = []
 
     def rank(unit: Unit) -> tuple[float, float]:
@@ -97,7 +97,7 @@ def test_backfill_candidates_are_found_without_comparing_all(size: int, monkeypa
 
 
 def test_a_late_stage_makes_its_dependents_late() -> None:
-    """A task whose deadline is before the earliest end of the stages that it comes after is refused as it comes."""
+    """A task with a deadline before the earliest end of the stages that it comes after is refused on arrival."""
     first, second = job("a", 2, run=10), [replace(task, after=("a",)) for task in job("b", 1, run=5)]
     third = [
         replace(task, after=("b",), deadline=deadline) for task, deadline in zip(job("c", 1), (24.0,), strict=True)

@@ -80,7 +80,7 @@ def test_a_gang_larger_than_the_cluster_or_its_limit_blocks_no_other(order: str)
         assert found["s-0"] == 1.0
 
 
-def test_a_task_without_quota_blocks_nobody_of_its_team() -> None:
+def test_a_task_without_quota_does_not_block_its_team() -> None:
     """Where nothing is lent, a task above its team's whole quota is set aside with the reason."""
     tasks = [*job("i", 1, user="a", demand={"gpu": 2000}), *job("s", 1, at=1, user="a")]
     loop = prepare_simulation(cluster(1, 2), tasks, build_policies(policy(quota={"quotas": {"a": 1}, "borrow": False})))

@@ -107,8 +107,8 @@ def test_spread_holds_with_other_policies(seed: int, other: str) -> None:
 
 
 @dataclass
-class Told:
-    """Opens a door wider with every ending, and writes down what it is told."""
+class EventRecorder:
+    """Opens a door wider with every ending, and records the events that it receives."""
 
     heard: list[str] = field(default_factory=list)
     phase: int = STATIC
@@ -124,9 +124,9 @@ class Told:
 
 def test_all_ends_of_an_instant_are_dispatched_before_any_start() -> None:
     """A policy that changes something at an ending sees no start before the others of that instant."""
-    told = Told()
-    simulate(cluster(1), job("a", 5), [told])
-    assert told.heard == [BEGAN, STARTED, STARTED, ENDED, ENDED, STARTED, STARTED, STARTED, ENDED, ENDED, ENDED]
+    recorder = EventRecorder()
+    simulate(cluster(1), job("a", 5), [recorder])
+    assert recorder.heard == [BEGAN, STARTED, STARTED, ENDED, ENDED, STARTED, STARTED, STARTED, ENDED, ENDED, ENDED]
 
 
 def test_followers_wait_for_their_leader_and_join_it() -> None:
@@ -242,7 +242,7 @@ def test_hierarchical_shares_follow_the_tree() -> None:
 
 
 def test_past_use_counts_and_decays() -> None:
-    """Who used much before is served later; after many half-lives it is forgotten."""
+    """A user with much past use is served later; after many half-lives it is forgotten."""
 
     def first(gap: float) -> str:
         tasks = [*job("a", 4, run=50), *job("a2", 4, at=gap, user="a"), *job("b", 4, at=gap)]
@@ -351,7 +351,7 @@ def test_the_audit_finds_violations() -> None:
 
 @pytest.mark.parametrize("order", ["drf", "hierarchy"])
 def test_pod_slots_do_not_count_in_shares(order: str) -> None:
-    """Whoever has many small tasks gets as much of the processors as who has few large ones, whatever nodes take."""
+    """A user with many small tasks gets as much of the processors as one with few large ones, whatever nodes take."""
     small, large = ({"cpu": 320, PODS: MILLI}, {"cpu": 1600, PODS: MILLI})
     tasks = [replace(task, demand=small) for task in job("a", 40)] + [replace(t, demand=large) for t in job("b", 8)]
     found = run([Node("n0", {"cpu": 16_000, PODS: 32_000})], tasks, **{order: {}})

@@ -17,6 +17,6 @@ def test_jobs_are_resubmitted_once_per_death_of_the_coordinator() -> None:
         client.jobs[name] = Job(Task(name, {}, 1.0), None, (), {}, done, attempt=3)
     for known in (0, 0, 1, 0, 1):
         client._resubmit_all(known)
-    told = [client.outbox.get_nowait() for _ in range(client.outbox.qsize())]
-    assert [task.name for task in told if isinstance(task, Task)] == ["a", "b", "a", "b"]
+    sent = [client.outbox.get_nowait() for _ in range(client.outbox.qsize())]
+    assert [task.name for task in sent if isinstance(task, Task)] == ["a", "b", "a", "b"]
     assert {job.attempt for job in client.jobs.values()} == {0}

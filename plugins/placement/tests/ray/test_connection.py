@@ -49,7 +49,7 @@ COORDINATOR: Any = SimpleNamespace(
 
 
 def test_an_unanswered_call_names_its_method(timeouts: list[float]) -> None:
-    """The error says which call was not answered, and for how long it waited; calls that wait get their time on top."""
+    """The error names the call without an answer and its wait; calls that wait get their time on top."""
     with pytest.raises(CoordinatorTimeoutError, match="did not answer now within 60 s"):
         call_coordinator(COORDINATOR, "now")
     with pytest.raises(CoordinatorTimeoutError, match="did not answer watch"):
@@ -87,7 +87,7 @@ def waiting_client(coordinator: Any = COORDINATOR) -> tuple[Client, Future[Any]]
 
 
 def test_tasks_end_where_the_coordinator_stays_out_of_reach(timeouts: list[float]) -> None:
-    """Nobody waits for ever: the future fails after five minutes with what did not answer, and for how long."""
+    """No call waits for ever: the future fails after five minutes and names the call and the wait."""
     client, result = waiting_client()
     client._call_with_retry("report", "me", [], [])
     with pytest.raises(UnfoldError, match=r"task a-0 was not completed: .* did not answer report .*, for 600 s"):

@@ -14,7 +14,7 @@ from unfoldkit.api import UnfoldError
 
 
 def test_columns_are_renamed(tmp_path: Path) -> None:
-    """What a file calls a column is read as ours; several are put together; a missing one is told by its own name."""
+    """Column names of other tools are understood; several are combined; a missing one is reported by its own name."""
     names = {"task": ("job", "kind"), "job": ("job",), "arrival": ("sent",), "run": ("took",), "gpu": ("gpus",)}
     path = write_csv(tmp_path, "job|kind|sent|took|gpus\nx|ps|5|1-00:00:10|25\nx|worker|6|00:01:00|100\n")
     found = list(csv_tasks(path, columns=Columns(names, {"gpu": 0.01})))
@@ -27,7 +27,7 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
 
 
 def test_a_file_without_header_uses_the_configured_columns(tmp_path: Path) -> None:
-    """With ``head`` the first line is a row, told as line 1; without names for all cells the row is told."""
+    """With ``head`` the first line is a row, reported as line 1; a row without names for all cells is an error."""
     head = ("task", "count", "job", "arrival", "run", "gpu")
     path = write_csv(tmp_path, "m1,2,j1,5,60,100\nm2,1,j1,6,30,50\n")
     found = list(csv_tasks(path, columns=Columns(header=head, scales={"gpu": 0.01})))
@@ -57,7 +57,7 @@ def test_additional_resource_columns_are_read(tmp_path: Path) -> None:
 
 
 def test_run_times_follow_from_start_and_end(tmp_path: Path) -> None:
-    """A task runs from its start, or its arrival, to its end, dates or numbers; one that ends before is told."""
+    """A task runs from its start, or its arrival, to its end, dates or numbers; one that ends before is an error."""
     names = Columns({"end": ("over",), "start": ("begun",)})
     times = ("2026-01-01 10:00", "2026-01-01 10:30", "2026-01-01 11:00")
     text = f"task,arrival,begun,over\na,{','.join(times)}\nb,{times[0]},,{times[2]}\n"
@@ -146,7 +146,7 @@ def test_a_row_can_describe_several_tasks(tmp_path: Path) -> None:
 
 
 def test_amounts_may_have_kubernetes_suffixes(tmp_path: Path) -> None:
-    """Millicores and sizes with a suffix are amounts; a suffix that a column cannot have is told."""
+    """Millicores and sizes with a suffix are amounts; a suffix that a column cannot have is an error."""
     text = "name,cpu,memory,gpu\na,11900m,83427060Ki,1\nb,2,4Gi,500m\nc,1e1,1G,\n"
     assert [dict(node.capacity) for node in csv_nodes(write_csv(tmp_path, text))] == [
         {"cpu": 11_900, "memory": 81_471_738, "gpu": 1000},
@@ -160,7 +160,7 @@ def test_amounts_may_have_kubernetes_suffixes(tmp_path: Path) -> None:
 
 
 def test_amounts_below_a_thousandth_are_an_error(tmp_path: Path) -> None:
-    """An amount that thousandths would change by more than a twentieth is told, and is read in a multiple."""
+    """An amount that thousandths would change by more than a twentieth is reported, and is read in a multiple."""
     path = write_csv(tmp_path, "task,arrival,run,cpu\na,0,5,0.5\nb,0,5,0.00042\n")
     with pytest.raises(UnfoldError, match=r"3:1: cpu: 0.00042 is too small: amounts are stored in thousandths"):
         list(csv_tasks(path))
@@ -192,14 +192,14 @@ def test_a_table_is_checked_by_its_keys() -> None:
     ],
 )
 def test_unix_times_count_from_the_earliest(tmp_path: Path, times: tuple[str, str]) -> None:
-    """Seconds, ms and us since 1970 and every spelling of a date say the same: ninety seconds apart, from 0 s."""
+    """Seconds, ms and us since 1970 and every spelling of a date agree: ninety seconds apart, from 0 s."""
     text = f"task,arrival,begun,over\nb,{times[1]},{times[1]},{times[1]}\na,{times[0]},{times[0]},{times[1]}\n"
     found = list(csv_tasks(write_csv(tmp_path, text), columns=Columns({"end": ("over",), "start": ("begun",)})))
     assert [(task.name, task.arrival, task.run) for task in found] == [("b", 90.0, 0.0), ("a", 0.0, 90.0)]
 
 
 def test_a_date_without_a_time_is_midnight(tmp_path: Path) -> None:
-    """Days alone are a day apart; small numbers, and those of which a scale says the unit, stay as they are."""
+    """Days alone are a day apart; small numbers, and those with a unit in their scale, stay as they are."""
     text = "task,arrival,run\na,2026-01-31,1\nb,2026-02-01,1\n"
     assert [task.arrival for task in csv_tasks(write_csv(tmp_path, text))] == [0.0, 86400.0]
     text = "task,arrival,run\na,00:10:00,1\nb,1-00:00:00,1\n"

@@ -23,7 +23,7 @@ HEAD = "task,arrival,run,gpu,cpu,job\n"
 
 
 def found(tasks: list[Task], nodes: list[Node] | None = None, **parts: Any) -> dict[str, str]:
-    """Return who can never run on four nodes of four GPUs and 16 cores, and why."""
+    """Return the tasks that can never run on four nodes of four GPUs and 16 cores, and why."""
     nodes = cluster() if nodes is None else nodes
     problem = Problem(name="p", nodes=tuple(nodes), tasks=tuple(tasks), rules=policy(**parts), is_recorded=True)
     return find_unplaceable(problem)
@@ -98,7 +98,7 @@ def test_dependents_of_unplaceable_tasks_are_unplaceable() -> None:
 def test_jobs_blocked_by_their_policies_are_left_out_with_all_alike() -> None:
     """Gangs of six that keep apart on four nodes never start, in however many jobs; gangs of four do."""
     tasks = [task for name in ("a", "b", "c") for task in job(name, 4 if name == "b" else 6)]
-    told = found(tasks, **{"gang": {}, "anti-affinity": {}})
-    assert {name.split("-")[0] for name in told} == {"a", "c"}
-    assert len(told) == 12
-    assert told["a-0"] == "alone on the empty cluster it waits for gang-a-"
+    unplaceable = found(tasks, **{"gang": {}, "anti-affinity": {}})
+    assert {name.split("-")[0] for name in unplaceable} == {"a", "c"}
+    assert len(unplaceable) == 12
+    assert unplaceable["a-0"] == "alone on the empty cluster it waits for gang-a-"

@@ -24,7 +24,7 @@ policy: {pack: {level: rack}}
 TASKS = "task,arrival,run,cpu\na,0,60,1\nb,5,60,1\n"
 
 
-def told(folder: Path, text: str = SPEC, tasks: str = TASKS) -> list[str]:
+def list_mistakes(folder: Path, text: str = SPEC, tasks: str = TASKS) -> list[str]:
     """Return what is wrong with the files and labels of a spec."""
     (folder / "tasks.csv").write_text(tasks)
     spec = validate(PlacementSpec, parse(text, "p.yaml"))
@@ -32,15 +32,15 @@ def told(folder: Path, text: str = SPEC, tasks: str = TASKS) -> list[str]:
 
 
 def test_valid_inputs_are_not_reported(tmp_path: Path) -> None:
-    """A spec whose files can be read has no mistake, one that names no file neither, and nothing is written."""
-    assert told(tmp_path) == []
-    assert told(tmp_path, SPEC.replace("{replay: {trace: csv, path: tasks.csv}}", "{}")) == []
+    """A spec with readable files has no mistake, nor has one without files, and nothing is written."""
+    assert list_mistakes(tmp_path) == []
+    assert list_mistakes(tmp_path, SPEC.replace("{replay: {trace: csv, path: tasks.csv}}", "{}")) == []
     assert not (tmp_path / "run").exists()
 
 
 def test_faults_of_nodes_and_tasks_are_reported_together(tmp_path: Path) -> None:
     """A label that no node has and a time that is none are two mistakes, where a plan stops at the first."""
-    label, time = told(tmp_path, SPEC.replace("level: rack", "level: rak"), TASKS.replace("b,5", "b,soon"))
+    label, time = list_mistakes(tmp_path, SPEC.replace("level: rack", "level: rak"), TASKS.replace("b,5", "b,soon"))
     assert "no node has the label 'rak'" in label
     assert "tasks.csv:3" in time
     assert "soon" in time
@@ -48,7 +48,7 @@ def test_faults_of_nodes_and_tasks_are_reported_together(tmp_path: Path) -> None
 
 def test_events_of_nodes_that_do_not_exist_are_reported(tmp_path: Path) -> None:
     """A misspelt node of an event is a mistake at its key, with the name that was meant."""
-    (found,) = told(
+    (found,) = list_mistakes(
         tmp_path, SPEC.replace("labels: {rack: r1}}]", "labels: {rack: r1}}], events: [{at: 1 s, nodes: [nod-1]}]")
     )
     assert "cluster.events.0.nodes: no such node: nod-1" in found
@@ -57,9 +57,9 @@ def test_events_of_nodes_that_do_not_exist_are_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["nodes", "tasks"])
 def test_a_missing_file_is_reported(tmp_path: Path, key: str) -> None:
-    """A missing file of nodes or tasks is told at its key."""
+    """A missing file of nodes or tasks is reported at its key."""
     text = SPEC.replace("path: tasks.csv", "path: gone.csv")
     if key == "nodes":
         text = SPEC.replace("{nodes: [{count: 2, cpu: 16, labels: {rack: r1}}]}", "{trace: csv, path: gone.csv}")
-    (found,) = told(tmp_path, text)
+    (found,) = list_mistakes(tmp_path, text)
     assert "gone.csv" in found

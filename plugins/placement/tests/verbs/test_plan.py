@@ -43,7 +43,7 @@ def answer(folder: Path, policy: str, extra: str = "", **run: Any) -> Report:
 
 
 def test_short_makespans_are_reported_with_two_digits(tmp_path: Path) -> None:
-    """A replay that ends within a second, as the trials of a small tuning run do, is not said to take none."""
+    """A replay that ends within a second, as the trials of a small tuning run do, is not reported to take none."""
     text = SPEC.replace("POLICY", "{gang: {by: job}}").replace("10 min", "150 ms")
     spec = validate(PlacementSpec, parse(text, "p.yaml"))
     report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
@@ -81,7 +81,7 @@ def test_thousands_of_tasks_have_no_bar_each(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_first_example_shows_what_a_policy_changes(tmp_path: Path) -> None:
-    """The first spec of a newcomer tears gangs without its policy and none with it, and a task that waits is told."""
+    """The first spec of a newcomer tears gangs without its policy and none with it, and a waiting task is reported."""
     text = resources.files("unfold_placement").joinpath("examples", "gangs.yaml").read_text(encoding="utf-8")
     spec = validate(PlacementSpec, parse(text, "mine.yaml"))
     report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
@@ -91,7 +91,7 @@ def test_the_first_example_shows_what_a_policy_changes(tmp_path: Path) -> None:
 
 
 def test_a_plan_for_kubernetes_counts_pods(tmp_path: Path) -> None:
-    """Where nodes say how many pods they run, a plan starts no more of them, and takes no share in pods for use."""
+    """Where nodes have a limit of pods, a plan starts no more of them, and takes no share in pods for use."""
     small = SPEC.replace("gpu: 4}]", "gpu: 4, resources: {pods: 2}}], kubernetes: {}").replace("POLICY", "{}")
     spec = validate(PlacementSpec, parse(small, "p.yaml"))
     report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
@@ -110,10 +110,10 @@ def test_a_waiting_task_is_explained(tmp_path: Path) -> None:
 
 def test_an_unsatisfiable_composition_is_an_error(tmp_path: Path) -> None:
     """Exit 2 with the smallest case, before anything is replayed."""
-    with pytest.raises(UnfoldError, match="with a alone on the empty cluster, 10 tasks wait forever") as told:
+    with pytest.raises(UnfoldError, match="with a alone on the empty cluster, 10 tasks wait forever") as error:
         answer(tmp_path, "{gang: {}, anti-affinity: {}}")
-    assert told.value.code == 2
-    assert "a-0 lacks gang-a-" in str(told.value)
+    assert error.value.code == 2
+    assert "a-0 lacks gang-a-" in str(error.value)
 
 
 @dataclass
@@ -132,23 +132,23 @@ class Hold:
 
 
 def test_a_custom_policy_needs_allow_code(tmp_path: Path) -> None:
-    """``module:Class`` runs with --allow-code only; a wrong name, class or option is told in words."""
+    """``module:Class`` runs with --allow-code only; a wrong name, class or option is reported in words."""
     mine = f"{{own: {{policy: '{Hold.__module__}:Hold', options: {{word: y}}}}}}"
     with pytest.raises(UnfoldError, match="allow-code"):
         answer(tmp_path, mine)
     assert answer(tmp_path, mine, allow_code=True).verdict is Verdict.YES
-    for wrong, told in (
+    for wrong, expected in (
         ("{own: {policy: nothing}}", "no policy"),
         ("{own: {policy: 'no.such:Class'}}", "cannot load"),
         ("{own: {policy: 'collections:Counter', options: {}}}", "has no phase"),
         (mine.replace("word", "ward"), "cannot build"),
     ):
-        with pytest.raises(UnfoldError, match=told):
+        with pytest.raises(UnfoldError, match=expected):
             answer(tmp_path, wrong, allow_code=True)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "expected"),
     [
         ("gpu: 4}", "gpus: 4}", "did you mean"),
         ("{count: 4, cpu: 16, gpu: 4}", "{count: 4}", "without any resource"),
@@ -161,16 +161,16 @@ def test_a_custom_policy_needs_allow_code(tmp_path: Path) -> None:
         ("{nodes:", "{trace: openb, path: x, nodes:", "together"),
     ],
 )
-def test_spec_faults_are_reported(tmp_path: Path, old: str, new: str, told: str) -> None:
-    """What does not fit together is told with its place, before anything is replayed."""
+def test_spec_faults_are_reported(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    """Keys that do not fit together are reported with their place, before anything is simulated."""
     text = SPEC.replace(old, new).replace("POLICY", "{gang: {}}")
-    with pytest.raises(UnfoldError, match=told) as error:
+    with pytest.raises(UnfoldError, match=expected) as error:
         validate(PlacementSpec, parse(text, "p.yaml"))
     assert all(item.line for item in error.value.diagnostics)
 
 
 def test_tasks_are_read_from_files_or_generated(tmp_path: Path) -> None:
-    """A CSV file and a workload by chance replay like a written one; a wrong file is told with its line."""
+    """A CSV file and a random workload replay like a written one; a wrong file is reported with its line."""
     file = tmp_path / "w.csv"
     file.write_text("task,arrival,run,gpu,job,user\nx,0,5,1,j,u\ny,1,5,16,j,v\n")
     text = SPEC.replace("POLICY", "{drf: {}}").split("workload:")[0]
@@ -255,7 +255,7 @@ class Astray:
     ],
 )
 def test_a_policy_with_wrong_return_values_is_reported(asks: Any, gives: Any, wanted: str) -> None:
-    """Who writes a policy reads what it should give and what it gave, not where it broke inside."""
+    """The author of a policy gets what it should return and what it returned, not where it broke inside."""
     with pytest.raises(UnfoldError, match=wanted):
         simulate(cluster(), job("a", 1), [Astray(asks, gives)])
 

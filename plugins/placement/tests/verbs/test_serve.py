@@ -36,10 +36,10 @@ def asked(place: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]
 
 @pytest.mark.e2e
 def test_the_status_explains_waiting_tasks(tmp_path: Path) -> None:
-    """What runs where, who waits for which name, and since when; SIGTERM ends it cleanly."""
+    """What runs where, which task waits for which name, and since when; SIGTERM ends it cleanly."""
     (tmp_path / "spec.yaml").write_text(SPEC, "utf-8")
     with serving(tmp_path, "spec.yaml") as (process, place):
-        found = asked(place, lambda told: len(told["runs"]) == 4 and told["waiting"] == 2)
+        found = asked(place, lambda body: len(body["runs"]) == 4 and body["waiting"] == 2)
         assert found["leads"]
         assert found["nodes"] == ["node-0", "node-1"]
         assert {item["task"] for item in found["waits"]} == {"b-0", "b-1"}

@@ -32,15 +32,15 @@ MACHINES = "machineId,number of GPUs, single GPU mem\nm1,2, 12GB\nm2,8, 24GB\n"
 
 def test_swf_jobs_are_split_over_nodes(tmp_path: Path) -> None:
     """A job is a task for each node that its processors fill; what never ran and parts of jobs are left out."""
-    told: list[str] = []
-    found = swf_tasks(write_csv(tmp_path, LOG), speedup=2.0, warn=told.append)
+    messages: list[str] = []
+    found = swf_tasks(write_csv(tmp_path, LOG), speedup=2.0, warn=messages.append)
     assert [(task.name, task.demand["cpu"], task.size) for task in found] == [
         ("1-0", 4000, 2), ("1-1", 2000, 2), *((f"2-{at}", 4000, 4) for at in range(4)), ("4", 1000, 1)
     ]  # fmt: skip
     assert [(t.job, t.arrival, t.run, t.user, t.role, t.after) for t in (found[0], found[2], found[6])] == [
         ("1", 0.0, 60.0, "3", "2", ()), ("2", 5.0, 30.0, "12", "", ("1",)), ("4", 15.0, 0.0, "3", "1", ())
     ]  # fmt: skip
-    assert told == ["pods.csv: left out 2 of 5 lines, which never ran or are parts of jobs"]
+    assert messages == ["pods.csv: left out 2 of 5 lines, which never ran or are parts of jobs"]
     assert [task.job for task in swf_tasks(write_csv(tmp_path, LOG), max_jobs=1)] == ["1", "1"]
 
 
@@ -55,7 +55,7 @@ def test_swf_nodes_come_from_the_header(tmp_path: Path, header: str, cores: list
 
 
 def test_malformed_swf_files_are_reported(tmp_path: Path) -> None:
-    """A line of other fields, a word in the place of a number, and a header without a machine are told."""
+    """A line of other fields, a word instead of a number, and a header without a machine are errors."""
     with pytest.raises(UnfoldError, match=r":1:1: job: 3 fields where a job has 18"):
         swf_tasks(write_csv(tmp_path, "1 2 3\n"))
     with pytest.raises(UnfoldError, match=r":1:1: run: 'x' is not a number"):
@@ -84,20 +84,20 @@ def log_of(folder: Path, *jobs: list[dict[str, Any]]) -> Path:
 
 def test_philly_jobs_have_a_task_per_machine(tmp_path: Path) -> None:
     """A job runs as long as its attempts together, on the machines and GPUs of the last; without any it is left out."""
-    told: list[str] = []
+    messages: list[str] = []
     jobs = [
         [attempt("12:01:00", "12:01:30", m1=1), attempt(None, None, m1=1), attempt("12:03:00", "12:04:00", m1=2, m2=8)],
         [],
         [attempt("12:10:00", None, m2=4)],
         [attempt("12:05:00", "12:20:00", m2=1)],
     ]
-    found = philly_tasks(log_of(tmp_path, *jobs), warn=told.append)
+    found = philly_tasks(log_of(tmp_path, *jobs), warn=messages.append)
     assert [(task.name, task.demand["gpu"], task.size, task.arrival, task.run) for task in found] == [
         ("j0-0", 2000, 2, 0.0, 90.0), ("j0-1", 8000, 2, 0.0, 90.0), ("j2", 4000, 1, 120.0, 600.0),
         ("j3", 1000, 1, 180.0, 900.0),
     ]  # fmt: skip
     assert [(task.user, task.role) for task in found[1:3]] == [("v0/u0", "v0"), ("v0/u2", "v0")]
-    assert [line.split(": ", 1)[1] for line in told] == [
+    assert [line.split(": ", 1)[1] for line in messages] == [
         "left out 0 others and 1 that never started",
         "1 jobs still run; they are taken to end with the last time of the file",
     ]
@@ -120,7 +120,7 @@ def test_philly_records_with_one_id_are_jobs_of_their_own(tmp_path: Path) -> Non
 
 
 def test_malformed_philly_files_are_reported(tmp_path: Path) -> None:
-    """A file of something else, and a job without a time, are told by their place."""
+    """A file of another format, and a job without a time, are reported by their place."""
     with pytest.raises(UnfoldError, match="item 0 is not what cluster_job_log"):
         philly_tasks(write_csv(tmp_path, '[{"kind": "Pod"}]'))
     with pytest.raises(UnfoldError, match="not JSON"):

@@ -127,16 +127,16 @@ def test_schedulable_nodes_are_read(tmp_path: Path) -> None:
 
 
 def test_pods_that_ran_are_tasks(tmp_path: Path) -> None:
-    """Requests of all containers are summed, a limit stands for one that is missing; who owns a pod is its job."""
+    """Requests of all containers are summed, a limit replaces a missing one; the owner of a pod is its job."""
     owner = [{"kind": "Job", "name": "train"}]
     items = [pod("x", 5, 6, 16, ownerReferences=owner), pod("y", 3, 4, ownerReferences=owner), pod("z", 7),
              pod("log", 1, 1, ownerReferences=[{"kind": "DaemonSet", "name": "log"}])]  # fmt: skip
-    told: list[str] = []
-    x, y = kubectl_tasks(write(tmp_path, "pods.json", items), warn=told.append)
+    messages: list[str] = []
+    x, y = kubectl_tasks(write(tmp_path, "pods.json", items), warn=messages.append)
     assert x.demand == {"cpu": 2500, "memory": 512_000 + 953_675, "gpu": 1000}
     assert (x.name, x.job, x.user, x.size, x.priority) == ("team/x", "team/train", "team", 2, 5)
     assert (x.arrival, x.run, y.arrival, y.run) == (120.0, 600.0, 0.0, 720.0)
-    assert told == [
+    assert messages == [
         "pods.json: left out 1 pods of daemons and 1 that never started",
         "pods.json: 1 pods still run; they are taken to end with the last time of the file",
     ]
@@ -152,7 +152,7 @@ def test_init_containers_count_if_they_need_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("NAME  READY", "not JSON.*kubectl get pods"),
         ('{"items": []}', "no Pod in it"),
@@ -160,11 +160,11 @@ def test_init_containers_count_if_they_need_more(tmp_path: Path) -> None:
         ('{"items": [{"kind": "Pod"}]}', "item 0 is not what kubectl prints"),
     ],
 )
-def test_other_files_are_reported(tmp_path: Path, text: str, told: str) -> None:
+def test_other_files_are_reported(tmp_path: Path, text: str, expected: str) -> None:
     """What kubectl does not write with -o json is an error with the file and the command."""
     path = tmp_path / "pods.json"
     path.write_text(text, "utf-8")
-    with pytest.raises(UnfoldError, match=told):
+    with pytest.raises(UnfoldError, match=expected):
         kubectl_tasks(path)
 
 

@@ -51,7 +51,7 @@ def two_teams(folder: Path) -> Path:
 
 
 def test_a_quota_change_is_replayed_before_it_is_made(tmp_path: Path) -> None:
-    """More quota for one team lets it start earlier, and the report states who gains, by how much, and when."""
+    """More quota for one team lets it start earlier, and the report states which teams gain, by how much, and when."""
     path = two_teams(tmp_path)
     unchanged = report(tmp_path, spec(path))
     assert unchanged.metrics["earlier"].value == 0
@@ -205,7 +205,7 @@ def test_what_changes_nothing_else_is_stated(tmp_path: Path) -> None:
 
 
 def test_keys_without_a_meaning_are_errors(tmp_path: Path) -> None:
-    """Other policies, borrowing and node events say nothing about Kueue's queues."""
+    """Other policies, borrowing and node events reveal nothing about Kueue's queues."""
     path = two_teams(tmp_path)
     cases: list[tuple[Body, str]] = [
         ({"policy": {"fifo": {}}}, "policy.fifo"),
@@ -235,8 +235,8 @@ def test_a_quota_that_is_no_number_is_named_as_such(tmp_path: Path) -> None:
         spec(two_teams(tmp_path), policy={"quota": {"team-a": "64Gi", "resource": "memory"}})
 
 
-def test_nobody_knows_how_long_without_an_end(tmp_path: Path) -> None:
-    """Without an ended workload the run time must be written; a limit of execution time stands for it."""
+def test_a_run_without_an_end_has_no_duration(tmp_path: Path) -> None:
+    """Without an ended workload the run time must be written; a limit of execution time replaces it."""
     items = [flavor(), cluster_queue("a", 8), local_queue("a"), workload("a/x", 0, 1)]
     with pytest.raises(UnfoldError, match="nothing shows how long it runs"):
         read_queue_snapshot(write_list(tmp_path, items))

@@ -57,7 +57,7 @@ def test_alive_nodes_are_read(tmp_path: Path) -> None:
 
 def test_started_tasks_are_read(tmp_path: Path) -> None:
     """A task runs from start to end after its submission, and asks for what it asked Ray for, in a group or not."""
-    told: list[str] = []
+    notes: list[str] = []
     grouped = {"CPU_group_" + GROUP: 2.0, "CPU_group_0_" + GROUP: 2.0, "bundle_group_" + GROUP: 0.001}
     half = {"GPU": 0.5, "memory": 104857600.0, "licence": 1.0}
     items = [
@@ -67,7 +67,7 @@ def test_started_tasks_are_read(tmp_path: Path) -> None:
         task("cc", 12_000),
         task("dd", 9000, 9000, 9500, type="ACTOR_TASK"),
     ]
-    found = ray_tasks(write(tmp_path, "t.json", {"data": {"result": {"total": 5, "result": items}}}), warn=told.append)
+    found = ray_tasks(write(tmp_path, "t.json", {"data": {"result": {"total": 5, "result": items}}}), warn=notes.append)
     assert [(item.name, item.arrival, item.run) for item in found] == [
         ("step/aa", 0.0, 7.5), ("step/bb", 1.0, 2.0), ("step/bb-1", 3.0, 6.5)
     ]  # fmt: skip
@@ -78,7 +78,7 @@ def test_started_tasks_are_read(tmp_path: Path) -> None:
     assert [(item.job, item.size, item.user, item.role) for item in found[:2]] == [
         ("step/aa", 1, "01000000", "step"), (GROUP, 2, "01000000", "step")
     ]  # fmt: skip
-    assert told == [
+    assert notes == [
         "t.json: left out 1 tasks of actors and drivers and 1 that never started",
         "t.json: 1 tasks still run; they are taken to end with the last time of the file",
     ]
@@ -102,7 +102,7 @@ def test_local_times_of_the_command_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_other_json_files_are_reported(tmp_path: Path, items: object, message: str) -> None:
-    """A file of something else, or without details, is told with the command that writes the right one."""
+    """A file of another format, or without details, is rejected with the command that writes the right one."""
     with pytest.raises(UnfoldError, match=message):
         ray_tasks(write(tmp_path, "t.json", items))
 
@@ -123,7 +123,7 @@ def test_a_recorded_cluster_is_replayed(tmp_path: Path) -> None:
     ("fields", "message"), [({"job_id": [None]}, "user is '\\[None\\]', not a text"), ({"type": []}, "")]
 )
 def test_fields_of_another_type_are_named_or_ignored(tmp_path: Path, fields: Body, message: str) -> None:
-    """A list where Ray writes a text is no internal error."""
+    """A list where Ray writes a text is not an internal error."""
     path = tmp_path / "tasks.json"
     path.write_text(json.dumps([task("t", 1000, 1000, 2000, **fields)]), "utf-8")
     if not message:

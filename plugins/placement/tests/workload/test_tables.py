@@ -1,4 +1,4 @@
-"""Recorded workloads are read as clusters write them, and what is wrong with one is told by line."""
+"""Recorded workloads are read as clusters write them, and mistakes are reported by line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_openb_pods(tmp_path: Path) -> None:
 
 
 def test_openb_nodes(tmp_path: Path) -> None:
-    """A node has what its row says, a type, and a rack of 32 in a row."""
+    """A node has the resources of its row, a type, and a rack of 32 in a row."""
     rows = "".join(f"n{index},32000,262144,{index % 2},T4\n" for index in range(33))
     found = list(openb_nodes(write_csv(tmp_path, "sn,cpu_milli,memory_mib,gpu,model\n" + rows)))
     assert dict(found[1].capacity) == {"cpu": 32000, "memory": 262_144_000, "gpu": 1000}
@@ -77,7 +77,7 @@ def test_csv_tasks(tmp_path: Path) -> None:
     ],
 )
 def test_faulty_tasks_are_reported(tmp_path: Path, text: str, message: str) -> None:
-    """A cell that is no amount, and a column that is missing, are told with their place."""
+    """A cell without an amount, and a missing column, are reported with their place."""
     with pytest.raises(UnfoldError, match=message):
         list(csv_tasks(write_csv(tmp_path, text)))
 
@@ -97,13 +97,13 @@ def test_faulty_tasks_are_reported(tmp_path: Path, text: str, message: str) -> N
 def test_contradictory_rows_are_reported_with_their_line(
     tmp_path: Path, read: Callable[[Path], Iterable[object]], text: str, message: str
 ) -> None:
-    """A second row of a name, a node with nothing, and a job that is not there are told with file, line and column."""
+    """A duplicate name, an empty node, and an unknown job are reported with file, line and column."""
     with pytest.raises(UnfoldError, match=message):
         list(read(write_csv(tmp_path, text)))
 
 
 def test_csv_columns_become_task_fields(tmp_path: Path) -> None:
-    """Whom a task follows, avoids and comes after, and its data, are columns; several have ``|`` or spaces between."""
+    """Tasks to follow, to avoid and to come after, and data, are columns; several are separated by ``|`` or spaces."""
     head = "task,arrival,run,job,role,follows,avoids,after,data\n"
     text = head + "a,0,5,j,server,,,,d1 d2\nb,0,5,k,,j,,,d1|d2\nc,0,5,l,,,k,j | k,\n"
     a, b, c = csv_tasks(write_csv(tmp_path, text))
@@ -127,7 +127,7 @@ def test_a_truncated_job_keeps_the_rows_that_were_read(tmp_path: Path) -> None:
 
 
 def test_csv_nodes(tmp_path: Path) -> None:
-    """A node has the amounts and blocks that its row says; every further column is a label."""
+    """A node has the amounts and blocks of its row; every further column is a label."""
     (node,) = csv_nodes(write_csv(tmp_path, "name,cpu,memory,gpu,type,rack,zone,data\nn,8,1024,,a10,r1,,d1 d2\n"))
     assert (node.capacity, node.labels) == ({"cpu": 8000, "memory": 1_024_000}, {"type": "a10", "rack": "r1"})
     assert node.data == {"d1", "d2"}
@@ -135,7 +135,7 @@ def test_csv_nodes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("part", "picked"), [(0.75, 75), (0.6, 60), (0.4, 40), (0.3, 30), (0.001, 1), (1.0, 100)])
 def test_a_fraction_of_the_nodes_is_evenly_spaced(tmp_path: Path, part: float, picked: int) -> None:
-    """So many nodes are taken as the part says, each once and evenly spread."""
+    """A part takes the stated number of nodes, each once and evenly spread."""
     rows = "".join(f"{row},1\n" for row in range(100))
     spec = ClusterSpec(trace="csv", path=str(write_csv(tmp_path, "name,cpu\n" + rows)), part=part)
     found = [int(node.name) for node in build_nodes(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))]

@@ -1,4 +1,4 @@
-"""Tiles of layers whose maps live off chip, against an exhaustive search and against loops that are walked."""
+"""Tiles of layers with off-chip maps, against an exhaustive search and against loops that are walked."""
 
 from __future__ import annotations
 

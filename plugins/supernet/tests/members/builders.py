@@ -24,7 +24,7 @@ def write_model(
     extra_input: bool = False,
     centred: bool = False,
 ) -> Path:
-    """Write a perceptron over flattened rows: ``depth`` hidden layers of ``width``, whose scores may be centred."""
+    """Write a perceptron over flattened rows: ``depth`` hidden layers of ``width``, with scores that may be centred."""
     rng = np.random.default_rng(width * 100 + depth)
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     fan_in = int(np.prod([edge if isinstance(edge, int) else 4 for edge in size]))

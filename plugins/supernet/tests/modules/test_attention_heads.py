@@ -126,7 +126,7 @@ def test_least_important_heads_are_left_out() -> None:
 
 
 def test_attention_of_another_kind_keeps_its_heads() -> None:
-    """A layer whose replacement returns something else is shared in full."""
+    """A layer with a replacement that returns something else is shared in full."""
     torch.manual_seed(0)
     module, example = VisionTransformer(scale=3.0).eval(), torch.randn(2, 3, 12, 12)
     assert find_head_groups(module, example)[0] == ()

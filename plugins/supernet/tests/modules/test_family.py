@@ -32,7 +32,7 @@ pytestmark = pytest.mark.torch
 
 
 class Residual(nn.Module):  # type: ignore[misc,unused-ignore]
-    """Two convolutions whose sum with the input is rectified."""
+    """Two convolutions; their sum with the input is rectified."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -399,7 +399,7 @@ def test_wrappers_are_taken_off(wrap: Callable[[nn.Module], Any]) -> None:
 
 
 class RecurrentAfterConv(nn.Module):  # type: ignore[misc,unused-ignore]
-    """A convolution whose channels become the features of a recurrent layer."""
+    """A convolution with channels that become the features of a recurrent layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -848,7 +848,7 @@ def test_weight_norm_is_folded_into_elastic_weights() -> None:
 
 
 def test_other_parametrised_weights_keep_their_width() -> None:
-    """A layer under spectral norm is shared in full, and the reason says so."""
+    """A layer under spectral norm is shared in full, with that reason."""
     family = elastic(make_normed(nn.utils.parametrizations.spectral_norm), torch.randn(3, 2, 12), widths=(0.5, 1))
     assert {group.root for group in family.groups} == {"2"}
     assert ("0", "the weight of 0 is parametrised") in {(part.path, part.reason) for part in family.inelastic}
@@ -876,7 +876,7 @@ def test_inputs_of_another_layout_are_advised_on(module: Callable[[], nn.Module]
 
 
 def test_lazy_layers_get_their_weights_from_the_example() -> None:
-    """A network whose layers learn their sizes from the first input is elastic like any other."""
+    """A network with layers that learn their sizes from the first input is elastic like any other."""
     example = torch.randn(3, 6)
     family = elastic(nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(2)), example, widths=(0.5, 1))
     assert [group.root for group in family.groups] == ["0"]

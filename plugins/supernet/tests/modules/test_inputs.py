@@ -34,7 +34,7 @@ class Masked(nn.Module):  # type: ignore[misc,unused-ignore]
 
 
 class Joined(nn.Module):  # type: ignore[misc,unused-ignore]
-    """An image whose features are joined with numbers."""
+    """An image with features that are joined with numbers."""
 
     def __init__(self) -> None:
         super().__init__()

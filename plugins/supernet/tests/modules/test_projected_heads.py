@@ -203,7 +203,7 @@ def test_heads_that_are_left_out_are_heads_that_the_next_layer_ignores(name: str
 
 
 def test_heads_that_cannot_be_left_out_keep_all_their_channels() -> None:
-    """Channels of different heads are not mixed: a layer whose heads are not followed is shared in full."""
+    """Channels of different heads are not mixed: a layer with heads that are not followed is shared in full."""
     module, example = make_encoder(lambda: Normed(2))
     family = elastic(module, example, widths=(0.5, 1))
     assert family.heads == ()

@@ -188,7 +188,7 @@ def count_calls(layer: Hidden, x: Tensor) -> Tensor:
 def test_outputs_that_depend_on_more_than_the_row_are_refused(
     compute: Callable[[Hidden, Tensor], Tensor], message: str
 ) -> None:
-    """No accuracy and no ONNX model describes a member whose answers are drawn, or change with the rows beside it."""
+    """No accuracy and no ONNX model describes a member with random answers, or answers that depend on the batch."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(6, 16), Hidden(compute), nn.Linear(16, 5))
     with pytest.raises(UnfoldError, match=message):
@@ -197,7 +197,7 @@ def test_outputs_that_depend_on_more_than_the_row_are_refused(
 
 @pytest.mark.filterwarnings("ignore")
 def test_quantised_layers_are_refused() -> None:
-    """Packed weights are no parameters; the layer is named."""
+    """Packed weights are not parameters; the layer is named."""
     module = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5))
     packed = torch.ao.quantization.quantize_dynamic(module, {nn.Linear})
     with pytest.raises(UnfoldError, match=r"layer 0 is quantised.*before it is quantised"):

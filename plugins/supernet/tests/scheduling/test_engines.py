@@ -14,7 +14,7 @@ SHARED = 100
 
 
 def make_costs(speedups: list[float], sizes: list[int]) -> dict[str, EngineCosts]:
-    """Make subnets whose ONNX sessions are faster by these factors, at every batch size."""
+    """Make subnets with ONNX sessions faster by these factors, at every batch size."""
     return {
         f"s{index}": EngineCosts(
             views={1: 1e-3 * (index + 1), 32: 1e-2},
@@ -56,7 +56,7 @@ def test_what_is_demanded_and_does_not_fit_is_an_error() -> None:
 
 
 def test_a_busy_machine_is_reported() -> None:
-    """A measurement whose thread waited more than a tenth of its time flags the plan."""
+    """A measurement with a thread that waited more than a tenth of its time flags the plan."""
     costs = make_costs([2.0, 2.0], [10, 10])
     assert not plan_engines(costs, SHARED).is_busy
     slow = EngineCosts(views={1: 1.0}, onnx={1: 0.5}, copy_bytes=10, waiting=0.4)

@@ -53,7 +53,7 @@ ROWS, TOKENS = 400, 7
 
 
 def make_arrays() -> dict[str, Any]:
-    """Make tokens whose class is the commoner of two kinds among those that the mask does not hide."""
+    """Make tokens; their class is the commoner of two kinds among those that the mask does not hide."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 12, (ROWS, TOKENS))
     extra = (np.arange(TOKENS) < rng.integers(2, TOKENS + 1, (ROWS, 1))).astype(np.float32)

@@ -254,7 +254,7 @@ def test_the_next_attempt_terminates_what_a_killed_driver_left(ec2: Any, endpoin
 
 @pytest.mark.e2e
 def test_doctor_finds_orphans(ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An instance of a run in this folder without a driver is an orphan; one whose driver lives is not."""
+    """An instance of a run in this folder without a driver is an orphan; one with a living driver is not."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs/t"
     with RunDir(folder).locked(), open_ledger(folder / "ledger.sqlite", MACHINE, "a") as ledger:
@@ -298,7 +298,7 @@ def test_termination_times_are_parsed_from_sentences() -> None:
 
 
 def raise_refusals(ec2: Any, *codes: str) -> Any:
-    """Return a client whose first requests for instances are refused with these codes."""
+    """Return a client that gets these codes for its first requests for instances."""
     client = UnreliableClient(ec2, lost=0)
     client.refusals = list(codes)
     return client
@@ -400,7 +400,7 @@ def test_a_partial_grant_is_used(ec2: Any, tmp_path: Path) -> None:
 
 
 def test_a_refusal_releases_no_healthy_node(ec2: Any, tmp_path: Path) -> None:
-    """Growth that is refused for good is no error while a node is held, and the node stays."""
+    """Growth that is refused for good is not an error while a node is held, and the node stays."""
     with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
         provider = build_provider(ec2, ledger)
         held = provider.rent(1, do_nothing)
@@ -477,7 +477,7 @@ class UnreliableClient:
         return response
 
     def get_paginator(self, name: str) -> Any:
-        """Return the paginator, or fail as at a response that is no XML."""
+        """Return the paginator, or fail as at a response that is not XML."""
         if self.garbled and self.garbled.pop(0) == "page":
             raise ResponseParserError("invalid XML received")
         return self.ec2.get_paginator(name)

@@ -190,7 +190,7 @@ def count_lines(path: Path) -> int:
 
 
 def drive(folder: Path) -> None:
-    """Run a study whose objective stores its steps."""
+    """Run a study with an objective that stores its steps."""
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "journal")))
     study = optuna.create_study(study_name="s", storage=storage, direction="maximize", load_if_exists=True)
 

@@ -177,7 +177,7 @@ def test_a_third_continues_at_each_rung() -> None:
 
 
 def test_a_trial_that_ray_retries_keeps_its_place() -> None:
-    """A trial whose failure Ray retries is added again, and continues where it was; a lost one frees its place."""
+    """A trial that Ray retries is added again, and continues where it was; a lost one frees its place."""
     scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
     controller = FakeController(scheduler, [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6], 1.0, 9)
     controller.failing = {2: 5, 7: 2}
@@ -277,7 +277,7 @@ def test_a_scheduler_serves_one_search_after_another() -> None:
 
 
 def test_trials_that_need_more_than_the_cluster_has_are_noted() -> None:
-    """A search in which nothing could run says so when its deadline ends it."""
+    """A search in which nothing could run reports it when its deadline ends it."""
     scheduler = deadline.UnfoldScheduler(deadline=60.0, num_samples=9, max_t=9)
     controller = FakeController(scheduler, [0.5] * 9, 1.0, 9)
     scheduler._count_places = lambda _: 0
@@ -375,7 +375,7 @@ def test_errored_trials_begin_again_where_ray_resumes_them(
 
 
 def test_another_search_in_the_same_folder_begins_anew(tmp_path: Path) -> None:
-    """The state of other trials is ignored, and a file that is no state is an error."""
+    """The state of other trials is ignored, and an invalid state file is an error."""
     from pyarrow.fs import LocalFileSystem
 
     storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())

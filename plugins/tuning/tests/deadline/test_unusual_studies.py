@@ -287,7 +287,7 @@ def test_an_objective_that_returns_nothing_counts_with_its_last_report() -> None
 
 
 def test_steps_beyond_the_last_rung_are_noted() -> None:
-    """Where reports count other steps than ``max_steps``, no rung stops anything: the result says so."""
+    """Where reports count other steps than ``max_steps``, no rung stops anything: the result notes it."""
 
     def objective(trial: Any) -> float:
         trial.report(1.0, 5000)
@@ -430,7 +430,7 @@ def test_interrupted_searches_continue(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_two_processes_do_not_share_a_study() -> None:
-    """A study that another living process runs is refused; one whose process is gone is not."""
+    """A study that another living process runs is refused; one with a dead process is not."""
     study = optuna.create_study()
     study.set_user_attr(OWNER_KEY, {"host": "elsewhere", "pid": 1, "start": "", "at": time.time()})
     with pytest.raises(UnfoldError, match="runs this study"):
@@ -524,7 +524,7 @@ def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> Non
 
 
 def test_a_study_and_an_objective_in_the_wrong_order_are_named() -> None:
-    """Swapped arguments, or no study, are an error that says what is expected."""
+    """Swapped arguments, or no study, are an error that names what is expected."""
     study = optuna.create_study()
     for first, second in ((abs, study), (None, abs)):
         with pytest.raises(UnfoldError, match=r"takes a study and an objective.*optimize\(study, objective"):

@@ -60,7 +60,7 @@ def _hold(ledger: Ledger, count: int) -> None:
 
 
 def _release(ledger: Ledger, kept: int) -> int:
-    """Release all but ``kept`` of the instances, as a cluster whose other ones are idle."""
+    """Release all but ``kept`` of the instances, as a cluster with its other ones idle."""
     running = [f"n{index}" for index in range(4)][: ledger.count_running()]
     for name in running[kept:]:
         ledger.record_node_end(name, 1070.0)

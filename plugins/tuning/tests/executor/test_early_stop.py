@@ -60,7 +60,7 @@ def test_patience_only_shortens(tmp_path: Path, sleeper_log: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_a_target_ends_the_search(tmp_path: Path, sleeper_log: Path, mode: str) -> None:
-    """The first trial whose metric is good enough ends the search, and the same command reports it again."""
+    """The first trial with a good enough metric ends the search, and the same command reports it again."""
     text = (LOSS if mode == "min" else SPEC).replace(
         "space:", f"early_stop: {{target: {0.99 if mode == 'min' else 0.01}}}, space:"
     )

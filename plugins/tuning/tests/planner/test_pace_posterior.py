@@ -30,7 +30,7 @@ LADDER = build_successive_halving(27, 4, 36, 3)
 
 
 def synthetic_record(seed: int, drift: float, trials: int = 64) -> PaceRecord:
-    """Return a job whose pace changes by ``drift``, in logarithms, from the fifth iteration on."""
+    """Return a job with a pace that changes by ``drift``, in logarithms, from the fifth iteration on."""
     rng = np.random.default_rng(seed)
     own = rng.normal(0, 0.3, trials)
     ends = np.array([4, 12, 36])

@@ -76,7 +76,7 @@ def test_impossible_nodes_are_refused(tmp_path: Path, text: str, on: str, messag
 @pytest.mark.ray
 @pytest.mark.e2e
 def test_a_ray_node_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With ``--on ray`` the trials run on a raylet of this machine, whose hardware the profile records."""
+    """With ``--on ray`` the trials run on a raylet of this machine, and the profile records its hardware."""
     pytest.importorskip("ray")
     # the raylet imports the function from there
     monkeypatch.setenv("PYTHONPATH", str(SLEEPER))

@@ -11,18 +11,18 @@ from unfoldkit.serving.batching.batcher import WorkerThread
 
 
 def test_a_rest_ends_with_the_job() -> None:
-    """Who rests goes on as soon as the job under way has ended and was told."""
-    thread, begun, told = WorkerThread("work"), threading.Event(), list[str]()
+    """A resting thread goes on as soon as the current job has ended and was reported."""
+    thread, begun, results = WorkerThread("work"), threading.Event(), list[str]()
 
     def work() -> str:
         begun.set()
         time.sleep(0.05)
         return "done"
 
-    thread.run(work, told.append)
+    thread.run(work, results.append)
     begun.wait()
     thread.yield_to_job(20.0)
-    assert told == ["done"]
+    assert results == ["done"]
     thread.close()
 
 

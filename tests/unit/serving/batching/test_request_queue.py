@@ -29,7 +29,7 @@ class Clock:
 
 
 def made(seconds: float = 1.0, slow: float = 0.1) -> tuple[DeadlineQueue, Clock]:
-    """Return a line whose ways 1 and 2 take ``slow`` / 4 and ``slow`` seconds for at most four rows."""
+    """Return a line with ways 1 and 2 that take ``slow`` / 4 and ``slow`` seconds for at most four rows."""
     clock = Clock()
 
     def pick(slack: float, rows: int, _level: int) -> tuple[int, int] | None:
@@ -88,7 +88,7 @@ def test_time_waited_counts() -> None:
 
 
 def test_the_hopeless_step_aside_and_are_answered() -> None:
-    """Who cannot be in time makes nobody wait, and is answered by the way for it once no other waits."""
+    """A hopeless request delays no other, and gets its own way once no other waits."""
     line, _ = made()
     wait(line, "hopeless", 0.001)
     wait(line, "too many", 1.0, rows=5)
@@ -101,7 +101,7 @@ def test_the_hopeless_step_aside_and_are_answered() -> None:
 
 
 def test_no_way_answers_who_asks_for_more() -> None:
-    """A way answers no level above its own, those below fill its batches, and rows are told of the level or above."""
+    """A way answers no level above its own, those below fill its batches, and rows are counted by level or above."""
     waiting, _, asked = leveled()
     for name, deadline, least in (("low", 0.2, 0.0), ("high", 0.3, 0.9), ("lower", 0.4, 0.0), ("higher", 0.5, 0.9)):
         wait(waiting, name, deadline, least=least)
@@ -115,7 +115,7 @@ def test_no_way_answers_who_asks_for_more() -> None:
 
 
 def test_the_hopeless_keep_their_level() -> None:
-    """Who cannot be in time is answered late by a way of its level, with those behind it that this way answers."""
+    """A hopeless request is answered late by a way of its level, with those behind it that this way answers."""
     waiting, _, _ = leveled()
     for name, least in (("a", 0.9), ("b", 0.9), ("c", 0.0)):
         wait(waiting, name, 0.01, least=least)
@@ -137,7 +137,7 @@ def test_rows_are_those_picked() -> None:
 
 
 def test_a_deadline_is_a_number_of_milliseconds() -> None:
-    """The parameter becomes seconds; what is no positive number, or longer than a day, is refused."""
+    """The parameter becomes seconds; a value that is not positive, or longer than a day, is refused."""
     assert read_call({"deadline_ms": 20}, 1) == Call(1, deadline=0.02)
     assert read_call({"entity": "a", "deadline_ms": 0.5}, 2) == Call(2, "a", None, 0.0005)
     for bad in (0, -3, "20", True, 1e12):
@@ -171,7 +171,7 @@ class Ways:
         return Predictions({"way": np.full(batch.rows, batch.turn.way if batch.turn else -1)})
 
 
-def test_the_model_is_told_the_way() -> None:
+def test_the_model_receives_the_way() -> None:
     """A batch carries its turn to the model, also where its requests are tried one by one after a failure."""
     line, _ = made()
     found = build_batcher(Ways(), Limits(), model_metrics(create_metrics(), "ways"), lambda: 0.0, line)

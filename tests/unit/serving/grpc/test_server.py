@@ -282,7 +282,7 @@ def test_grpcio_answers_without_hpack(monkeypatch: pytest.MonkeyPatch, caplog: p
 
 @pytest.mark.parametrize("fast_path", ["1", "0"])
 def test_a_message_that_is_too_large_has_its_status(messages: Messages, fast_path: str) -> None:
-    """The client is told so while it still sends, and the connection goes on."""
+    """The client gets the error while it still sends, and the connection goes on."""
     large, small = (raw_request(messages, np.zeros((rows, 3))) for rows in (100_000, 1))
     with both(f"fast_path={fast_path}") as (_, port), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         for _ in range(5):
@@ -308,7 +308,7 @@ def test_calls_are_lines_of_the_log(messages: Messages, fast_path: str) -> None:
                 call(channel, messages, "ModelInfer", raw_request(messages, values))
             assert dict(caught.value.trailing_metadata())["x-request-id"]
         server.end()
-        lines = [json.loads(line) for line in server.told().splitlines() if SERVICE in line]
+        lines = [json.loads(line) for line in server.output().splitlines() if SERVICE in line]
     assert [(line["path"].rpartition("/")[2], line["status"]) for line in lines] == [
         ("ServerLive", 200), ("ModelInfer", 200), ("ModelInfer", 500), ("ModelInfer", 400),
     ]  # fmt: skip
@@ -317,7 +317,7 @@ def test_calls_are_lines_of_the_log(messages: Messages, fast_path: str) -> None:
 
 
 @pytest.mark.parametrize("fast_path", ["1", "0"])
-def test_a_call_whose_deadline_passes_is_no_success_in_the_log(messages: Messages, fast_path: str) -> None:
+def test_a_call_past_its_deadline_is_no_success_in_the_log(messages: Messages, fast_path: str) -> None:
     """Its client got no answer, however well the model worked."""
     with (
         both("log=1", "delay=0.5", f"fast_path={fast_path}") as (server, port),
@@ -329,7 +329,7 @@ def test_a_call_whose_deadline_passes_is_no_success_in_the_log(messages: Message
         # answered behind the batch of the first, which is ready after the deadline
         call(channel, messages, "ModelInfer", raw_request(messages, [[1, 2, 3]]))
         server.end()
-        lines = [json.loads(line) for line in server.told().splitlines() if SERVICE in line]
+        lines = [json.loads(line) for line in server.output().splitlines() if SERVICE in line]
     assert [line["status"] for line in lines] == [499, 200]
 
 

@@ -71,7 +71,7 @@ def test_responses_come_in_the_order_of_the_requests(total: tuple[Server, int], 
 
 
 def test_a_failed_request_leaves_the_stream_open(total: tuple[Server, int], messages: Messages) -> None:
-    """A wrong model, bytes that are no request and a failure of the model are messages; the rest is answered."""
+    """A wrong model, invalid bytes and a failure of the model are messages; the others are answered."""
     wrong = raw_request(messages, [[1, 2, 3]], id="wrong")
     wrong.model_name = "other"
     requests = [
@@ -194,7 +194,7 @@ def test_streams_are_bounded_over_all_clients() -> None:
 
 
 class Caller:
-    """A context of a call with an endless stream of requests, whose client reads no response."""
+    """A context of a call with an endless stream of requests and a client that reads no response."""
 
     written = 0
 

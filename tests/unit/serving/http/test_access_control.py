@@ -148,8 +148,8 @@ def test_a_page_of_the_web_is_not_answered(total: Server, path: str, body: Any) 
         assert read(wire).status == 403
 
 
-def test_health_is_told_to_everybody(total: Server) -> None:
-    """Probes may ask under any name."""
+def test_health_answers_any_host(total: Server) -> None:
+    """Probes may use any host name."""
     with total.connect() as wire:
         wire.sendall(request("/v2/health/ready").replace(b"host: test", b"host: a.example"))
         assert read(wire).status == 200

@@ -45,7 +45,7 @@ def test_an_open_address_needs_a_token() -> None:
     open_listener(Address("0.0.0.0", 0, is_encrypted=True, knows_clients=True)).close()  # noqa: S104 - as above
 
 
-def test_a_port_in_use_is_told() -> None:
+def test_a_port_in_use_is_reported() -> None:
     """A port that another socket listens on is the caller's fault, with a way out."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -55,25 +55,25 @@ def test_a_port_in_use_is_told() -> None:
 
 
 def test_an_address_of_version_6_stands_in_brackets() -> None:
-    """What is told as the place of a service can be pasted into a browser."""
+    """The reported address of a service can be pasted into a browser."""
     assert Address("::1", 80).place == "[::1]:80"
     assert Address("127.0.0.1", 80).place == "127.0.0.1:80"
 
 
-def test_a_host_that_is_none_is_told_apart_from_a_port_in_use() -> None:
+def test_an_invalid_host_is_distinguished_from_a_port_in_use() -> None:
     """Another port does not help where the address is not of this machine."""
     with pytest.raises(UnfoldError, match=r"cannot listen on 192\.0\.2\.1:0: .*--host takes an address"):
         open_listener(Address("192.0.2.1", 0, "secret", is_insecure=True))
 
 
 def test_a_token_that_no_header_can_carry_is_refused() -> None:
-    """A service that nobody could ask does not start."""
+    """A service that is unreachable does not start."""
     with pytest.raises(UnfoldError, match="the token holds characters"):
         open_listener(Address(port=0, token="two\nlines"))  # noqa: S106 - a test's
 
 
-def test_a_service_of_several_processes_is_told_of_another_one() -> None:
-    """A port on which somebody listens is told from one that is free or only held, though all can be bound."""
+def test_a_service_of_several_processes_reports_another_listener() -> None:
+    """A port with a listener is distinguished from one that is free or only bound, though all can be bound."""
     with bind_socket(Address(port=0), many=True) as held:
         address = Address(port=held.getsockname()[1])
         assert not is_listening(address)

@@ -199,8 +199,8 @@ def test_a_body_behind_an_offer_is_no_request(hosts: tuple[Server, int]) -> None
 def test_an_upgrade_is_logged_without_advice(hosts: tuple[Server, int]) -> None:
     """No installed library would make the service speak WebSockets."""
     exchange(hosts[0].port, ATTACKS["websocket"][0])
-    assert "a client asked for an upgrade" in hosts[0].told()
-    assert "pip install" not in hosts[0].told()
+    assert "a client asked for an upgrade" in hosts[0].output()
+    assert "pip install" not in hosts[0].output()
 
 
 def test_requests_before_a_half_close_are_answered(hosts: tuple[Server, int]) -> None:
@@ -256,7 +256,7 @@ def test_hostile_requests_do_not_fill_the_log(hosts: tuple[Server, int]) -> None
     """All attacks together leave a line of each kind, and no traceback."""
     for _ in range(50):
         exchange(hosts[0].port, b"nonsense\r\n\r\n")
-    text = hosts[0].told()
+    text = hosts[0].output()
     assert text.count("Invalid HTTP request received") == 1
     assert "Traceback" not in text
 

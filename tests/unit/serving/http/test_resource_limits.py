@@ -65,7 +65,7 @@ def test_a_call_without_bytes_leaves_no_trace() -> None:
 
 
 def test_connections_of_both_protocols_count_together() -> None:
-    """A client whose share is used up over gRPC gets no connection over HTTP, and the other way round."""
+    """A client that used up its share over gRPC gets no connection over HTTP, and the other way round."""
     bound = usage(connections=10, probes=0)
     assert [bound.hold_connection("a", 1) for _ in range(6)] == [""] * 5 + ["connections"]
     assert bound.admit("a", int) is None
@@ -135,7 +135,7 @@ def test_health_answers_beyond_the_bound_of_connections() -> None:
         for wire in (*wires, *silent):
             wire.close()
         assert ready(server)
-        assert len(re.findall("connections are open; further ones", server.told())) == 1
+        assert len(re.findall("connections are open; further ones", server.output())) == 1
 
 
 def ready(server: Server) -> bool:
@@ -210,7 +210,7 @@ def is_closed(wire: socket.socket) -> bool:
 
 @pytest.mark.parametrize("limit", [64, 128])
 def test_health_answers_when_descriptors_run_out(limit: int) -> None:
-    """A process whose descriptors are taken away below a flood still answers health, and logs one line."""
+    """A process that loses its descriptors during a flood still answers health, and logs one line."""
     with serving("total") as server, ExitStack() as open_wires:
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
         time.sleep(1.2)
@@ -220,4 +220,4 @@ def test_health_answers_when_descriptors_run_out(limit: int) -> None:
             assert server.ask(HEALTH).status == 200
         open_wires.close()
         assert ready(server)
-        assert server.told().count("next report in a minute") <= 2
+        assert server.output().count("next report in a minute") <= 2

@@ -32,7 +32,7 @@ def total() -> Iterator[Server]:
 
 
 def test_the_paths_of_the_protocol(total: Server) -> None:
-    """Server, health, metadata and readiness answer as the protocol says."""
+    """Server, health, metadata and readiness answer as the protocol specifies."""
     assert total.ask("/v2").json.keys() == {"name", "version", "extensions"}
     extensions = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
     assert total.ask("/v2").json["extensions"] == extensions
@@ -46,7 +46,7 @@ def test_the_paths_of_the_protocol(total: Server) -> None:
 
 
 def test_the_index_names_the_models(total: Server) -> None:
-    """The models that are there are told with their state, those that are ready alone where that is asked for."""
+    """The index lists the loaded models with their state, or only the ready ones on request."""
     known = [{"name": "total", "version": "1", "state": "READY", "reason": ""}]
     for body in (b"", {}, {"ready": True}, {"ready": None}):
         assert total.ask("/v2/repository/index", body).json == known
@@ -68,7 +68,7 @@ def test_an_answer(total: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "method", "status", "told"),
+    ("path", "body", "method", "status", "expected"),
     [
         ("/nowhere", None, "", 404, "/openapi.json"),
         ("/v2/models/other", None, "", 404, "no such model: 'other'; there is total"),
@@ -85,17 +85,19 @@ def test_an_answer(total: Server) -> None:
         (INFER, rows(*[[1, 1, 1]] * 1025), "", 413, "1025 rows in one request; at most 1024"),
     ],
 )
-def test_a_wrong_request_is_told_why(total: Server, path: str, body: Any, method: str, status: int, told: str) -> None:
-    """Each mistake has its status and a JSON error that says what is wrong; the server goes on."""
+def test_a_wrong_request_gets_a_reason(
+    total: Server, path: str, body: Any, method: str, status: int, expected: str
+) -> None:
+    """Each mistake has its status and a JSON error that explains it; the server goes on."""
     reply = total.ask(path, body, method=method)
     assert reply.status == status
-    assert told in reply.json["error"]
+    assert expected in reply.json["error"]
     assert total.ask(INFER, rows([1, 1, 1])).status == 200
 
 
 @pytest.mark.parametrize("header", ["content-encoding: gzip", "content-encoding: br", f"{SIZED}: 3"])
 def test_what_is_not_as_its_headers_say_is_refused(total: Server, header: str) -> None:
-    """A body that does not come as its headers say is refused, not misread."""
+    """A body that contradicts its headers is refused, not misread."""
     assert total.ask(INFER, rows([1, 2, 3]), headers=header + "\r\n").status == 400
 
 
@@ -129,19 +131,19 @@ EVERY = {"parameters": {"binary_data_output": True}}
 def test_outputs_come_as_bytes_where_they_are_asked_for(
     total: Server, path: str, more: dict[str, Any], raw: set[str]
 ) -> None:
-    """Tensors come as bytes behind the JSON if the request says so, of one or of all, and say what it would."""
+    """Tensors come as bytes behind the JSON on request, of one or of all, with the values that it would have."""
     given = rows([0.1, 2, 3], [4, 5, 6], id="a")
     names = {"outputs": [{"name": one["name"]} for one in more["outputs"]]} if "outputs" in more else {}
     plain, found = total.ask(path, given | names), total.ask(path, given | more)
     size = int(found.headers.get(SIZED, len(found.body)))
-    told, at = json.loads(found.body[:size]), size
+    header, at = json.loads(found.body[:size]), size
     assert (found.headers["content-type"] == "application/octet-stream") is bool(raw)
-    for tensor in told["outputs"]:
+    for tensor in header["outputs"]:
         if tensor["name"] in raw:
             at, first = at + tensor.pop("parameters")["binary_data_size"], at
             tensor["data"] = np.frombuffer(found.body[first:at]).reshape(tensor["shape"]).tolist()
     assert at == len(found.body)
-    assert told == plain.json
+    assert header == plain.json
 
 
 def test_requests_may_come_in_any_pieces(total: Server) -> None:
@@ -181,7 +183,7 @@ def test_pipelined_requests_are_answered_in_order(total: Server) -> None:
     assert data.index(b"total") < data.index(b"live")
 
 
-def test_a_client_that_leaves_harms_nobody(total: Server) -> None:
+def test_a_client_that_leaves_harms_no_other(total: Server) -> None:
     """Connections that are cut at any point leave the server as it was."""
     whole = request(INFER, rows([1, 2, 3]))
     for cut in (1, 30, len(whole) - 3, len(whole)):
@@ -325,7 +327,7 @@ def _in_pieces(wire: socket.socket, data: bytes) -> Reply:
 @pytest.mark.parametrize("delay", ["0", "0.02"])
 @pytest.mark.parametrize("headers", ["", "x-long-way: yes\r\nexpect:\r\n"])
 def test_sigterm_under_load_loses_no_accepted_request(delay: str, headers: str) -> None:
-    """Every request that was sent on an open connection before the server said goodbye is answered, whole."""
+    """Every request sent on an open connection before the server closed it is answered completely."""
     lost: list[Exception] = []
     counts: list[int] = []
 
@@ -411,7 +413,7 @@ def test_a_terminal_that_is_closed_ends_the_server_as_sigterm_does(words: tuple[
         assert (read(wire).status, code) == (200, 0)
 
 
-def test_a_server_that_is_told_to_outlive_its_terminal_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_can_outlive_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where SIGHUP is ignored, as nohup has it, it ends nothing."""
     with monkeypatch.context() as patch:
         patch.setattr(signal, "getsignal", lambda _number: signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""A service whose start fails is told in words, with the error of its application."""
+"""A service that fails to start reports the error of its application in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send, Service
 
 
 def refusing(**more: object) -> ASGIApp:
-    """Return an application that says of its start that it failed."""
+    """Return an application that reports a failed start."""
 
     async def app(_scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -28,35 +28,35 @@ def refusing(**more: object) -> ASGIApp:
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "expected"),
     [
         ({"message": "no weights", "error": user_error("no weights", key="model")}, "model: no weights"),
         ({"message": "no weights"}, "no weights"),
         ({}, "the service did not start"),
     ],
 )
-def test_a_failed_start_is_told_in_words(said: dict[str, object], told: str) -> None:
+def test_a_failed_start_is_reported_in_words(said: dict[str, object], expected: str) -> None:
     """The error of the application is raised as it is, a message alone becomes one, and nothing ends the process."""
-    with open_listener(Address("127.0.0.1", 0)) as bound, pytest.raises(UnfoldError, match=f"^{told}$") as error:
+    with open_listener(Address("127.0.0.1", 0)) as bound, pytest.raises(UnfoldError, match=f"^{expected}$") as error:
         run_service(Service("mine", refusing(**said)), bound)
     assert error.value.code is ExitCode.USAGE
 
 
-def test_an_error_at_the_start_is_told_and_ends_the_service() -> None:
+def test_an_error_at_the_start_is_reported_and_ends_the_service() -> None:
     """An application that raises anything while it starts is not served without its start."""
 
     async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
         await receive()
         raise OSError("no more processes")
 
-    told = "^the service did not start: OSError: no more processes$"
-    with open_listener(Address("127.0.0.1", 0)) as bound, pytest.raises(UnfoldError, match=told) as error:
+    expected = "^the service did not start: OSError: no more processes$"
+    with open_listener(Address("127.0.0.1", 0)) as bound, pytest.raises(UnfoldError, match=expected) as error:
         run_service(Service("mine", app), bound)
     assert error.value.code is ExitCode.INTERNAL
 
 
 def test_a_signal_ends_a_start_that_takes_long(capfd: pytest.CaptureFixture[str]) -> None:
-    """SIGTERM while a service starts ends it at once: what it has opened is closed, and nothing is said."""
+    """SIGTERM while a service starts ends it at once: what it has opened is closed, and nothing is printed."""
     closed = []
 
     async def app(_scope: Scope, receive: Receive, _send: Send) -> None:

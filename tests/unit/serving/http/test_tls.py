@@ -60,8 +60,8 @@ def test_requests_are_answered_under_tls(tmp_path: Path, path: str, fast_path: s
         assert server.end() == 0
 
 
-def test_a_plain_client_of_a_tls_service_harms_nobody(tmp_path: Path) -> None:
-    """Who speaks no TLS is cut off; others are served."""
+def test_a_plain_client_of_a_tls_service_harms_no_other(tmp_path: Path) -> None:
+    """A client without TLS is cut off; others are served."""
     files = certificate(tmp_path, "a")
     words = (f"cert={files.certificate}", f"key={files.key}", "queue=4", "delay=0.05")
     with serving("total", *words, tls=client(files.certificate)) as server:
@@ -100,10 +100,10 @@ def test_sighup_reloads_the_certificate(tmp_path: Path) -> None:
 
 def wait_for(server: Server, text: str) -> None:
     for _ in range(100):
-        if text in server.told():
+        if text in server.output():
             return
         time.sleep(0.05)
-    raise AssertionError(server.told())
+    raise AssertionError(server.output())
 
 
 def test_mutual_tls_answers_known_clients_only(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ def test_each_request_is_a_line_of_json() -> None:
         server.ask(INFER, rows([666, 0, 0]), headers=f"{good}traceparent: {PARENT}\r\n")
         server.ask(INFER, rows([1, 2, 3]), headers="authorization: Bearer wrong-token\r\n")
         assert server.end() == 0
-        told = server.told()
-    found = [json.loads(line) for line in told.splitlines() if '"request"' in line and "/infer" in line]
+        output = server.output()
+    found = [json.loads(line) for line in output.splitlines() if '"request"' in line and "/infer" in line]
     assert [(line["path"], line["status"], line["level"]) for line in found] == [
         (INFER, 200, "info"), (INFER, 200, "info"), (INFER, 500, "error"), (INFER, 401, "info"),
     ]  # fmt: skip
@@ -57,7 +57,7 @@ def test_each_request_is_a_line_of_json() -> None:
     assert len({line["id"] for line in found}) == 4
     assert found[2]["traceparent"] == PARENT
     assert all(line["ms"] >= 0 for line in found)
-    assert "-token" not in told
+    assert "-token" not in output
 
 
 @pytest.mark.parametrize("path", [INFER, LONG])
@@ -72,7 +72,7 @@ def test_a_client_that_hangs_up_is_logged(path: str, *, is_reset: bool) -> None:
             wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         wire.close()
         assert server.end() == 0
-        lines = [json.loads(line) for line in server.told().splitlines() if "/infer" in line]
+        lines = [json.loads(line) for line in server.output().splitlines() if "/infer" in line]
     assert [(line["status"], line["level"]) for line in lines] == [(499, "info")]
 
 
@@ -96,7 +96,7 @@ def test_an_id_that_could_break_a_log_is_dropped(given: bytes) -> None:
 
 
 def test_all_observers_hear() -> None:
-    """Several observers hear each note; none at all is no observer, so that it costs nothing."""
+    """Several observers receive each event; without any there is no dispatch, so that it costs nothing."""
     heard: list[Any] = []
     note = RequestNote("i", "POST", "/", 200, 0.1)
     both = combine_observers([heard.append, heard.append])

@@ -1,4 +1,4 @@
-"""What the live page is told."""
+"""The data that the live page receives."""
 
 from __future__ import annotations
 

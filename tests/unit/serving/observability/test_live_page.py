@@ -49,7 +49,7 @@ def test_the_page_is_three_files_that_ask_nothing_of_others(total: Server) -> No
 
 
 def test_events_count_what_was_asked(total: Server) -> None:
-    """An event a second tells the requests so far; the next one has those that came in between."""
+    """An event a second reports the requests so far; the next one has those that came in between."""
     with total.connect() as wire:
         wire.sendall(request("/events"))
         (before, *_) = events(wire, 1)
@@ -63,7 +63,7 @@ def test_events_count_what_was_asked(total: Server) -> None:
 
 
 def test_a_token_guards_the_events_and_not_the_bare_page() -> None:
-    """Behind a token the page loads, for it tells nothing, and the events need the token."""
+    """Behind a token the page still loads, since it holds no data, and the events need the token."""
     with serving("total", "token=secret") as server:
         assert server.ask("/").status == 200
         assert server.ask("/events").status == 401

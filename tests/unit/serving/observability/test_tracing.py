@@ -24,11 +24,11 @@ INSTRUMENTATION = ("opentelemetry.sdk", *tracing._MODULES)
 
 def read_spans(server: Server, count: int) -> list[dict[str, Any]]:
     for _ in range(100):
-        lines = [json.loads(line) for line in server.told().splitlines() if line.startswith("{")]
+        lines = [json.loads(line) for line in server.output().splitlines() if line.startswith("{")]
         if len(spans := [line for line in lines if "context" in line]) >= count:
             return spans
         time.sleep(0.05)
-    raise AssertionError(f"{len(spans)} spans of {count}: {server.told()}")
+    raise AssertionError(f"{len(spans)} spans of {count}: {server.output()}")
 
 
 def test_both_protocols_use_the_instrumentation_of_opentelemetry() -> None:
@@ -56,7 +56,7 @@ def test_both_protocols_use_the_instrumentation_of_opentelemetry() -> None:
             assert probe(b"", timeout=10)
         good, bad, lost, remote, failed = read_spans(server, known + 5)[known:]
         assert server.end() == 0
-        log = server.told()
+        log = server.output()
     assert {span["kind"] for span in (good, bad, lost, remote, failed)} == {"SpanKind.SERVER"}
     names = [span["name"] for span in (good, bad, lost, remote)]
     assert names == [f"POST {INFER}", f"POST {INFER}", "GET", f"/{SERVICE}/ModelInfer"]

@@ -62,7 +62,7 @@ def test_raw_tensors_are_read_as_the_same_numbers_in_json(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensor", "more", "changes", "told"),
+    ("tensor", "more", "changes", "expected"),
     [
         (("x", "FP64", [1, 2], b"\0" * 16), b"1", {}, "1 bytes follow the last tensor"),
         (("x", "FP64", [1, 2], b"\0" * 16), b"", {"binary_data_size": 17}, "17, and 16 bytes remain"),
@@ -77,12 +77,12 @@ def test_raw_tensors_are_read_as_the_same_numbers_in_json(kind: str) -> None:
         (("x", "BYTES", [1, 2], b"\1\0\0\0\xff"), b"", {}, "not UTF-8"),
     ],
 )
-def test_raw_tensors_that_do_not_fit_are_told_why(
-    tensor: tuple[str, str, list[int], bytes], more: bytes, changes: dict[str, Any], told: str
+def test_mismatched_raw_tensors_get_a_reason(
+    tensor: tuple[str, str, list[int], bytes], more: bytes, changes: dict[str, Any], expected: str
 ) -> None:
     """Sizes, types and values of raw tensors are checked as those of JSON are."""
     body, size = binary(tensor, **changes)
-    with pytest.raises(InvalidRequest, match=told):
+    with pytest.raises(InvalidRequest, match=expected):
         STRICT.read(body + more, size)
 
 
@@ -114,8 +114,8 @@ def test_a_quick_request_keeps_how_its_outputs_are_wanted(flag: bool) -> None:
         assert (found.raw, found.ignored) == (frozenset({"p"} if flag else ()), tuple(more))
 
 
-def test_headers_tell_how_a_body_comes() -> None:
-    """What is not known is refused."""
+def test_headers_describe_the_body() -> None:
+    """Unknown encodings are refused."""
     assert read_encoding([(b"content-encoding", b"identity"), (b"host", b"a")]) == BodyEncoding()
     assert read_encoding([(b"content-encoding", b"GZIP"), (b"inference-header-content-length", b"7")]).json_bytes == 7
     for name, value in ((b"content-encoding", b"gzip, gzip"), (b"inference-header-content-length", b"-1")):
@@ -153,5 +153,5 @@ def test_values_of_an_answer_become_their_bytes(kind: str, values: Any, raw: byt
 
 @pytest.mark.parametrize(("kind", "values"), [("INT64", [1, None]), ("BOOL", [None]), ("BYTES", ["a", None])])
 def test_what_bytes_cannot_say_is_not_said_in_bytes(kind: str, values: Any) -> None:
-    """A null that is no NaN makes no bytes that mean something else."""
+    """A null other than NaN makes no bytes that mean something else."""
     assert encode_tensor(kind, json.dumps(values).encode()) is None

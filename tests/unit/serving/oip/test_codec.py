@@ -37,7 +37,7 @@ def test_flat_and_nested_data_are_the_same(data: list[Any]) -> None:
 
 
 def test_parameters_name_an_entity_and_a_time() -> None:
-    """Entity and time of a request reach the model; what else stands among the parameters is let be."""
+    """Entity and time of a request reach the model; its other parameters are ignored."""
     found = TOTAL.read(body(tensor(), id="a", parameters={"entity": "p1", "time": 7, "other": 1.5}))
     assert (found.call, found.id) == (Call(1, "p1", 7), "a")
 
@@ -54,7 +54,7 @@ def test_what_is_optional_may_be_null_or_anything_that_is_not_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "expected"),
     [
         (b"", "the body is empty"),
         (b"\xff\xfe", "malformed"),
@@ -86,11 +86,11 @@ def test_what_is_optional_may_be_null_or_anything_that_is_not_ours() -> None:
         (b"[" * 100_000, "recursion|Expected `object`"),
     ],
 )
-def test_a_body_that_does_not_fit_is_told_why(data: bytes, told: str) -> None:
-    """Whatever is wrong with a body is said in words that name the input."""
+def test_a_mismatched_body_gets_a_reason(data: bytes, expected: str) -> None:
+    """Every mistake in a body is reported in words that name the input."""
     with pytest.raises(InvalidRequest) as caught:
         TOTAL.read(data)
-    assert any(part in str(caught.value) for part in told.split("|")), str(caught.value)
+    assert any(part in str(caught.value) for part in expected.split("|")), str(caught.value)
 
 
 def test_null_is_a_gap_where_the_model_takes_gaps() -> None:
@@ -162,7 +162,7 @@ PART = st.sampled_from(["name", "shape", "datatype", "data"])
 
 @given(part=PART, value=JSON | st.lists(st.floats(-9, 9) | st.integers(-2, 4), max_size=6))
 def test_no_value_of_any_key_breaks_the_reader(part: str, value: Any) -> None:
-    """Any JSON in the place of any part of a tensor is either a request with finite numbers or refused in words."""
+    """Any JSON in place of any part of a tensor is either a request with finite numbers or refused in words."""
     found = outcome(body(tensor(**{part: value})))
     if isinstance(found, str):
         assert found

@@ -56,7 +56,7 @@ def test_a_model_is_unloaded_and_loaded_again() -> None:
         assert b"unfold_connections " in text
         call(channel, messages, "RepositoryModelUnload", messages.RepositoryModelUnloadRequest(model_name="total"))
         assert server.end() == 0
-        assert "Traceback" not in server.told()
+        assert "Traceback" not in server.output()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_instances_give_predictions(total: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "expected"),
     [
         ({}, 400, "instances"),
         ({"instances": []}, 400, "at least one row"),
@@ -43,10 +43,10 @@ def test_instances_give_predictions(total: Server) -> None:
         (b"[" * 1000, 400, ""),
     ],
 )
-def test_a_wrong_instance_is_told(total: Server, body: Any, status: int, told: str) -> None:
+def test_a_wrong_instance_is_reported(total: Server, body: Any, status: int, expected: str) -> None:
     """Each mistake of a client has its status, and names the instance."""
     reply = total.ask(PREDICT, body)
-    assert (reply.status, told in reply.json["error"]) == (status, True), reply.json
+    assert (reply.status, expected in reply.json["error"]) == (status, True), reply.json
 
 
 def test_statistics_and_configuration(total: Server) -> None:

@@ -48,7 +48,7 @@ def test_hours_build_on_each_other(model: EntityStateModel) -> None:
     assert diary(model, "q") == [[0, 9.0]]
 
 
-def test_a_gap_is_told_to_the_model(model: EntityStateModel) -> None:
+def test_a_gap_is_passed_to_the_model(model: EntityStateModel) -> None:
     """An hour after a gap is taken, and the model knows how many are missing."""
     model.predict(batch(("p", 0, [1.0])))
     assert np.asarray(model.predict(batch(("p", 5, [2.0]))).columns["gap"]).tolist() == [4]

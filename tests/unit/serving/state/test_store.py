@@ -31,7 +31,7 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     store.write({"p1": first, "ä ' ;": second})
     store.close()
     store = open_store(tmp_path / "new" / "s.db", made_from="a")
-    assert store.read(["p1", "nobody", "ä ' ;", "p1"]) == {"p1": first, "ä ' ;": second}
+    assert store.read(["p1", "unknown", "ä ' ;", "p1"]) == {"p1": first, "ä ' ;": second}
     assert store.count() == 2
     store.close()
 
@@ -45,19 +45,19 @@ def test_many_entities_are_read_at_once(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_killed_process_loses_nothing_that_it_told(tmp_path: Path) -> None:
-    """After kill -9 the store opens, holds at least the last write that was told, and both rows of it."""
+def test_a_killed_process_loses_no_reported_write(tmp_path: Path) -> None:
+    """After kill -9 the store opens, and holds at least the last reported write, with both of its rows."""
     for round_ in range(3):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path / f"{round_}.db")], stdout=subprocess.PIPE, text=True
         )
         assert writer.stdout
-        told = [writer.stdout.readline() for _ in range(50 * (round_ + 1))]
+        lines = [writer.stdout.readline() for _ in range(50 * (round_ + 1))]
         writer.send_signal(signal.SIGKILL)
-        told += writer.stdout.readlines()
+        lines += writer.stdout.readlines()
         writer.wait()
         writer.stdout.close()
-        last = int([line for line in told if line.endswith("\n")][-1])
+        last = int([line for line in lines if line.endswith("\n")][-1])
         store = open_store(tmp_path / f"{round_}.db", made_from="a")
         found = store.read(["p", "q"])
         assert found["p"] == found["q"]
@@ -74,16 +74,16 @@ def test_states_of_another_plan_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"not a database, but long enough to look like one" * 50, b"SQLite format 3\x00"])
-def test_a_damaged_store_is_told(tmp_path: Path, content: bytes) -> None:
-    """A file that is no store is named, not overwritten."""
+def test_a_damaged_store_is_reported(tmp_path: Path, content: bytes) -> None:
+    """A file of another format is named, not overwritten."""
     (tmp_path / "s.db").write_bytes(content)
     with pytest.raises(UnfoldError, match=r"s\.db: not a store of entity states"):
         open_store(tmp_path / "s.db", made_from="a")
     assert (tmp_path / "s.db").read_bytes() == content
 
 
-def test_a_store_that_fails_is_told(tmp_path: Path) -> None:
-    """An error of the database while it is used is told in words, with the file."""
+def test_a_failing_store_is_reported(tmp_path: Path) -> None:
+    """An error of the database in use is reported in words, with the file."""
     store = open_store(tmp_path / "s.db", made_from="a")
     with sqlite3.connect(tmp_path / "s.db") as other:
         other.execute("DROP TABLE entities")

@@ -104,7 +104,7 @@ def test_the_nearest_alarm_loses_least_for_any_baseline_utility(baseline_utility
     assert select_nearest(alarms, base) == [alarms[1]]
 
 
-def test_models_whose_alerts_lose_still_give_alarms() -> None:
+def test_models_with_losing_alerts_still_give_alarms() -> None:
     """Where scores are worse than chance, as on few local patients, each model alone remains to compare with."""
     cohort = _draw_cohort(np.random.default_rng(4), (1.0, 1.0), patients=30)
     reversed_scores = replace(cohort.scores, p=1 - cohort.scores.p)

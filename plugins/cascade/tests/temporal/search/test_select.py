@@ -47,7 +47,7 @@ def test_the_certificate_holds_in_1000_resampled_calibrations() -> None:
 
 
 def _draw_population(rng: np.random.Generator, patients: int, mean: float) -> np.ndarray:
-    """Draw patient differences whose mean is exactly ``mean``; a patient is easy or hard in all of its hours."""
+    """Draw patient differences with a mean of exactly ``mean``; a patient is easy or hard in all of its hours."""
     hours = rng.integers(4, 40, patients)
     hard = rng.random(patients) < 0.15
     truth = np.zeros(int(hours.sum()), dtype=np.int64)

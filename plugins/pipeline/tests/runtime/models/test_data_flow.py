@@ -241,7 +241,7 @@ def test_joins_concatenate_in_the_order_of_after(tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_tensors_of_other_shapes_form_no_batch(tmp_path: Path) -> None:
-    """Queries whose tensors differ in shape are answered one by one."""
+    """Queries with tensors of different shapes are answered one by one."""
     graph = Pipeline((stage("a"), stage("b", {"a": 1.0})))
     rows = [[3.0], [4.0], [2.0], [3.0]]
     answers = answer_locally(graph, [code(tmp_path, "grow"), code(tmp_path, "total")], rows)
@@ -288,7 +288,7 @@ def test_certain_sources() -> None:
 
 
 def misfits(folder: Path) -> list[tuple[Pipeline, list[ModelSource], str, str]]:
-    """Graphs whose data does not fit, with the key and the message of the error."""
+    """Graphs with data that does not fit, with the key and the message of the error."""
     crop, total = code(folder, "crop", box=2, score=1, name=1), code(folder, "total")
     product, two = onnx_sum(folder / "p.onnx"), classifier(folder / "two.skops")
     integers = onnx_sum(folder / "i.onnx", TensorProto.INT64, (2, 2))

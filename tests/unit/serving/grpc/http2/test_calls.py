@@ -227,7 +227,7 @@ def test_a_stream_answers_as_messages_come() -> None:
 
 
 def test_a_stream_that_waits_for_ever_ends() -> None:
-    """A stream whose client sends nothing more is ended after a time."""
+    """A stream from a client that sends nothing more is ended after a time."""
 
     async def scenario(service: Service) -> None:
         wire = await service.open()

@@ -123,7 +123,7 @@ def test_other_methods_are_answered_as_by_grpcio(channels: tuple[grpc.Channel, g
 
 
 def traffic(service_calls: list[tuple[str, bytes, int]], chooser: random.Random) -> tuple[bytes, dict[int, bytes]]:
-    """Return a connection's bytes with calls whose frames are mixed, and what each call is to be answered."""
+    """Return a connection's bytes with calls in mixed frames, and the expected answer to each call."""
     expected: dict[int, bytes] = {}
     encoder = Encoder()
     waiting: list[list[bytes]] = []

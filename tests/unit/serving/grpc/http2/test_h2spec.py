@@ -29,4 +29,4 @@ def test_the_server_passes_h2spec(tmp_path: Path, *, is_encrypted: bool) -> None
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert result.returncode == 0, result.stdout[-3000:]
         assert " 0 failed" in result.stdout
-        assert "Traceback" not in server.told()
+        assert "Traceback" not in server.output()

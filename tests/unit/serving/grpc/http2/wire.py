@@ -45,7 +45,7 @@ class Frame:
 
 @dataclass(slots=True)
 class Transport:
-    """A transport whose peer reads all, or nothing while it ``is_full``."""
+    """A transport with a peer that reads all, or nothing while it ``is_full``."""
 
     protocol: Any = None
     written: bytearray = field(default_factory=bytearray)

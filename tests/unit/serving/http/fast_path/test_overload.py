@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(slots=True)
 class Bench:
-    """A sweep that refuses requests of ``HEAD`` and four bytes, over connections whose other ends are ``clients``."""
+    """A sweep that refuses requests of ``HEAD`` and four bytes, over connections to ``clients``."""
 
     answer: bytes = NO
     refused: list[int] = field(default_factory=list)
@@ -65,7 +65,7 @@ def bench() -> Iterator[Bench]:
 
 
 def test_what_is_refused_is_answered_and_counted(bench: Bench) -> None:
-    """Every connection with a request that finds no room gets its refusal, and the gate hears how many there were."""
+    """Every connection with a request that finds no room gets its refusal, and the gate receives their number."""
     sweep, lines, clients = bench.sweep(), [Line(), Line(), Line()], []
     for line in lines:
         ours, theirs = bench.pair()
@@ -107,7 +107,7 @@ def test_a_connection_with_something_under_way_is_left_to_the_loop(bench: Bench)
 
 
 def test_who_leaves_is_left_to_the_loop(bench: Bench) -> None:
-    """A client that is gone, before or after it asked, is no error and no bytes."""
+    """A client that is gone, before or after its request, causes no error and gets no bytes."""
     sweep, line = bench.sweep(), Line()
     for asks in (b"", HEAD + b"body"):
         ours, theirs = bench.pair()
