@@ -68,6 +68,22 @@ def test_a_learnt_speed_up_is_believed_in_part_and_a_slow_down_entirely() -> Non
     assert quick.jobs == 12
 
 
+def test_jobs_of_successive_halving_are_learnt_from_whatever_the_order_of_their_trials() -> None:
+    """Where only five of 27 trials ran beyond the profile's first window, replays are made that have one of these.
+
+    A job that never ran so far is left out.
+    """
+    halved = []
+    for record in list_history(-0.2):
+        seconds = record.seconds[:27].copy()
+        seconds[5:, 1:] = np.nan
+        halved.append(replace(record, seconds=seconds, scores=record.scores[:27]))
+    short = PaceRecord(name="short", ends=np.array([4]), seconds=np.ones((27, 1)), scores=np.ones((27, 1)))
+    prior = build_pace_prior(LADDER, [*halved[:4], short], 0)
+    assert prior.jobs == 4
+    assert prior.mean[0] == pytest.approx(-0.2, abs=0.2)
+
+
 @pytest.mark.parametrize("drift", [-0.9, 0.5])
 def test_the_profile_of_this_job_moves_its_posterior(drift: float) -> None:
     """A drift that the profile shows is predicted for later stages, and narrows them, whatever other jobs did."""

@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 
 from unfold_tuning.cluster.offers import OfferBook, list_offers
 from unfold_tuning.job.availability import AvailabilityLog, read_availability
+from unfold_tuning.job.build import build_machines
 from unfold_tuning.job.profile import SpotTerms
 from unfold_tuning.planner.planner import Candidate, evaluate_machine
-from unfold_tuning.planner.thrifty import run_thrifty, select_thrifty
+from unfold_tuning.planner.thrifty import run_thrifty, sample_market, select_thrifty
+from unfold_tuning.schema.cloud import Cloud
 from unfold_tuning.simulator.execution_model import build_execution_model
-from unfold_tuning.simulator.spot_market import STEP_S, sample_availability
-from unfoldkit.api import UnfoldError
+from unfold_tuning.simulator.spot_market import MAX_PATH_STEPS, STEP_S, sample_availability
+from unfoldkit.api import Run, RunDir, UnfoldError
+from unfoldkit.engines.local import LocalEngine
 
 TERMS = SpotTerms(jobs.P3.usd_per_hour * 0.35, 0.2)
 THRIFTY = replace(jobs.P3, market="thrifty", spot=TERMS)
@@ -46,6 +49,21 @@ def test_without_capacity_the_run_ends_on_time_on_demand(candidate: Candidate) -
     assert (runs.seconds <= deadline_s).mean() >= 0.97
     assert runs.on_demand_fraction.min() == pytest.approx(1.0)
     assert runs.cost_usd.mean() == pytest.approx(plan.mean_cost_usd, rel=0.1)
+
+
+def test_a_deadline_in_years_samples_no_more_than_a_run_uses() -> None:
+    """The market is sampled up to the last step of a simulated run, whatever the deadline."""
+    assert sample_market(TERMS, 10 * 365 * 86400.0, 2, 0).shape == (1, 2, MAX_PATH_STEPS)
+
+
+@pytest.mark.parametrize(("spot", "market"), [("$2/h", "thrifty"), ("$6/h", "on-demand")])
+def test_spot_instances_that_save_nothing_are_not_rented(spot: str, market: str, tmp_path: Path) -> None:
+    """An instance type with a spot price that is not below its price on demand is rented on demand."""
+    instance = {"type": "p", "accelerators": 4, "price": "$6/h", "spot": spot}
+    cloud = Cloud.model_validate({"instances": (instance,), "market": "thrifty"})
+    (machine,) = build_machines(cloud, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    assert machine.market == market
+    assert (machine.spot is None) == (market == "on-demand")
 
 
 def test_with_capacity_all_of_it_is_spot(candidate: Candidate) -> None:

@@ -386,8 +386,10 @@ def _load_availability(cloud: Cloud, run: Run) -> AvailabilityLog | None:
 def _build_thrifty_machine(
     cloud: Cloud, index: int, known_prices: Catalog | None, log: AvailabilityLog | None
 ) -> Machine:
-    """Build a machine at its on-demand price, with the terms of its spot market."""
+    """Build a machine at its on-demand price, with the terms of its spot market unless spot saves nothing."""
     on_demand, spot = (_build_machine(cloud, index, known_prices, is_spot=is_spot) for is_spot in (False, True))
+    if spot.usd_per_hour >= on_demand.usd_per_hour:
+        return on_demand
     terms = SpotTerms(spot.usd_per_hour, spot.interruptions_per_hour, log)
     source = f"{on_demand.price_source}; spot {spot.price_source}"
     return replace(on_demand, market="thrifty", spot=terms, price_source=source)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 from scipy.special import digamma
@@ -31,6 +32,8 @@ PROFILE_ITERS = (4, 12)
 """The iterations with which the two windows of a profile end."""
 REPLAYS = 20
 """Random orders in which each earlier job is replayed through the stages of this one."""
+MAX_ORDERS = 10 * REPLAYS
+"""Orders that are tried for them: in some, no trial of the profile may have run beyond the first stage."""
 MIN_JOBS = 4
 """With records of fewer jobs than this, the default prior is used: a covariance needs several."""
 NUGGET = 1e-4
@@ -291,16 +294,18 @@ def build_pace_prior(stages: Sequence[Stage], records: Sequence[PaceRecord], see
     if len(records) < MIN_JOBS:
         return build_default_prior(groups)
     slopes = fit_pace_slopes(records, PROFILE_ITERS)
-    replays = [
-        _replay(record, groups, slopes, np.random.default_rng([seed, number, order]))
+    # a record may have run too few iterations for this job
+    usable = [
+        items
         for number, record in enumerate(records)
-        for order in range(REPLAYS)
+        if (items := _list_replays(record, groups, slopes, [seed, number]))
     ]
+    if len(usable) < MIN_JOBS:
+        return build_default_prior(groups)
+    replays = [item for items in usable for item in items]
     vectors = np.array([item.vector for item in replays])
     spreads = np.log(np.maximum([item.spreads for item in replays], 0.02))
     steps = np.array([item.steps for item in replays])
-    if not np.isfinite(vectors).all():
-        return build_default_prior(groups)
     mean = vectors.mean(axis=0)
     is_later = np.array([False, *(group.rung > 0 for group in groups), *(True for _ in groups)])
     mean = np.where(is_later & (mean < 0), CREDIT * mean, mean)
@@ -311,7 +316,7 @@ def build_pace_prior(stages: Sequence[Stage], records: Sequence[PaceRecord], see
         spread_mean=spreads.mean(axis=0),
         spread_std=spreads.std(axis=0),
         step_std=np.sqrt((steps**2).mean(axis=0)),
-        jobs=len(records),
+        jobs=len(usable),
         slopes=slopes,
     )
 
@@ -323,6 +328,14 @@ class _Replay:
     vector: FloatArray
     spreads: list[float]
     steps: list[float]
+
+
+def _list_replays(
+    record: PaceRecord, groups: Sequence[PaceGroup], slopes: PaceSlopes | None, seed: Sequence[int]
+) -> list[_Replay]:
+    """List replays of an earlier job in which some of the first trials, its profile, ran on beyond the first window."""
+    replays = (_replay(record, groups, slopes, np.random.default_rng([*seed, order])) for order in range(MAX_ORDERS))
+    return list(islice((item for item in replays if np.isfinite(item.vector).all()), REPLAYS))
 
 
 def _replay(

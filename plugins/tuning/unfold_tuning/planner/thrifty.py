@@ -16,6 +16,7 @@ from unfold_tuning.job.profile import SpotTerms
 from unfold_tuning.planner.planner import Candidate, Selection, Solution, solve, thin_indices
 from unfold_tuning.simulator.plan_cost import SimulatedPlan
 from unfold_tuning.simulator.spot_market import (
+    MAX_PATH_STEPS,
     NET_CHANGES,
     STEP_S,
     ThriftyRuns,
@@ -153,7 +154,7 @@ def run_thrifty(
 def sample_market(terms: SpotTerms, deadline_s: float, samples: int, seed: int) -> BoolArray:
     """Sample the availability of a market up to the deadline: [zones, samples, steps]."""
     rng = np.random.default_rng([seed, 1 << 23])
-    steps = int(np.ceil(deadline_s / STEP_S)) + 1
+    steps = int(min(np.ceil(deadline_s / STEP_S) + 1, MAX_PATH_STEPS))
     if terms.log is None:
         return sample_poisson_losses(terms.interruptions_per_hour, steps, samples, rng)
     return sample_availability(terms.log.select_trailing(), steps, samples, rng)

@@ -193,6 +193,7 @@ def _describe_sources(problem: Problem, solution: Solution) -> Iterator[tuple[st
                 measured.profile.trials,
                 measured.measured_on,
                 is_recorded=measured.record_error is not None,
+                unused_jobs=len(measured.history) - jobs,
             ),
         )
     for machine in {machine.name: machine for machine in problem.machines}.values():

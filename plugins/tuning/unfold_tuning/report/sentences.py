@@ -11,6 +11,7 @@ from typing import Any
 
 from unfold_tuning.executor.messages import format_score
 from unfold_tuning.job.profile import Machine
+from unfold_tuning.planner.pace_posterior import MIN_JOBS, PROFILE_ITERS
 from unfoldkit.api import format_count, format_duration, format_money, format_percent
 
 MAX_LISTED_TRIALS = 8
@@ -324,15 +325,21 @@ def describe_warm_up(warm_up_s: float) -> str:
     return f"{format_duration(warm_up_s)} at the start of a trial, not counted as iterations"
 
 
-def describe_posterior(jobs: int, trials: int, measured_on: str, *, is_recorded: bool = False) -> str:
+def describe_posterior(
+    jobs: int, trials: int, measured_on: str, *, is_recorded: bool = False, unused_jobs: int = 0
+) -> str:
     """Describe what the posterior over paces was learnt from, and what its margin is worth."""
+    end = "the margin is modelled, not proven"
+    if unused_jobs:
+        unused = format_count(unused_jobs, "earlier job")
+        end = f"{unused} not used: {MIN_JOBS} or more are needed that ran beyond iteration {PROFILE_ITERS[0]}; {end}"
     if is_recorded and not jobs:
-        recorded = format_count(trials, "recorded trial")
-        return f"changes from iteration to iteration of {recorded}; the margin is modelled, not proven"
+        return f"changes from iteration to iteration of {format_count(trials, 'recorded trial')}; {end}"
     where = f" on {measured_on}" if measured_on else ""
     measured = f"{format_count(trials, 'trial')} measured{where}"
-    source = f"changes learnt from {format_count(jobs, 'earlier job')}" if jobs else "no earlier jobs, default margins"
-    return f"{measured}; {source}; the margin is modelled, not proven"
+    default = "default margins" if unused_jobs else "no earlier jobs, default margins"
+    source = f"changes learnt from {format_count(jobs, 'earlier job')}" if jobs else default
+    return f"{measured}; {source}; {end}"
 
 
 def describe_unmeasured_spans(sizes: Sequence[int], machine_name: str) -> str:
