@@ -51,6 +51,8 @@ from unfoldkit.safe_io.files import read_bytes
 
 STATE_FILE = "family/module.safetensors"
 CHECKPOINT_FILE = "family/module-checkpoint.safetensors"
+STATE_VERSION = 2
+"""Increase it when the state of a family changes, so that runs are trained again."""
 WRAPPERS = ("module.", "_orig_mod.")
 """What wrappers put before the names of weights: ``nn.DataParallel`` and ``torch.compile``."""
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -301,7 +303,7 @@ def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunD
 
 def _compute_fingerprint(problem: ModuleProblem) -> str:
     """Compute the fingerprint of all that the weights depend on."""
-    return fingerprint(*problem.fingerprint_parts, problem.data.digest, problem.seed, torch.__version__)
+    return fingerprint(*problem.fingerprint_parts, problem.data.digest, problem.seed, torch.__version__, STATE_VERSION)
 
 
 def _make_store(directory: RunDir, file: str, made_from: str) -> CheckpointStore:

@@ -160,14 +160,25 @@ class ElasticFamily:
         return content
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the shared weights and each member's own buffers, as a flat dictionary."""
+        """Return the shared weights, each member's own buffers, and what it keeps of each weight, in one dictionary."""
         state = {f"weights/{key}": parameter.detach() for key, parameter in self.weights.items()}
         for name, member in self.by_name.items():
             state |= {f"members/{name}/{key}": buffer for key, buffer in member.skeleton.named_buffers()}
-        return state
+        # parameters of a layer may share their indices, which safetensors does not store
+        return state | {key: kept.clone() for key, kept in self._list_indices().items()}
+
+    def _list_indices(self) -> dict[str, Tensor]:
+        """List the kept indices of all members by member, parameter and axis."""
+        return {
+            f"indices/{name}/{key}/{axis}": kept
+            for name, member in self.by_name.items()
+            for key, indices in member.indices.items()
+            for axis, kept in enumerate(indices)
+            if kept is not None
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load weights and buffers of :meth:`state_dict`.
+        """Load what :meth:`state_dict` returned, also that of a module with other weights.
 
         Raises:
             UnfoldError: Names or shapes differ.
@@ -179,7 +190,7 @@ class ElasticFamily:
         if differing:
             raise user_error(f"the state is of another family: {differing[0]}", hint="same module, widths and depths")
         with torch.no_grad():
-            for key, tensor in current.items():
+            for key, tensor in (current | self._list_indices()).items():
                 tensor.copy_(state[key])
 
     def calibrate(self, x: Tensor, rows: Tensor | None = None, batch: int = 256, extra: Tensor | None = None) -> None:
