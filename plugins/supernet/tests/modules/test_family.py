@@ -401,6 +401,23 @@ def test_wrappers_are_taken_off(wrap: Callable[[nn.Module], Any]) -> None:
         assert torch.allclose(family("1x1", example), module(example), atol=1e-6)
 
 
+def test_wrappers_inside_a_network_are_taken_off() -> None:
+    """Layers in ``torch.compile`` are narrowed as others are, and the user's module keeps its wrapper."""
+    inner = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8))
+    module = nn.Sequential(torch.compile(inner), nn.ReLU(), nn.Linear(8, 3)).eval()
+    family = elastic(module, torch.randn(2, 6), widths=(0.5, 1))
+    assert {group.root for group in family.groups} == {"0.0", "0.2"}
+    assert hasattr(module[0], "_orig_mod")
+
+
+def test_a_family_is_built_where_gradients_are_off() -> None:
+    """Dependencies are traced by gradients, which the caller may have turned off."""
+    module, example = make_case("residual")
+    with torch.no_grad():
+        assert elastic(module, example, widths=(0.5, 1)).groups
+        assert not torch.is_grad_enabled()
+
+
 class RecurrentAfterConv(nn.Module):  # type: ignore[misc,unused-ignore]
     """A convolution whose channels become the features of a recurrent layer."""
 
@@ -412,6 +429,30 @@ class RecurrentAfterConv(nn.Module):  # type: ignore[misc,unused-ignore]
     def forward(self, x: Any) -> Any:
         states, _ = self.recurrent(torch.relu(self.stem(x)).transpose(1, 2))
         return self.head(states[:, -1])
+
+
+class Rotated(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A linear layer whose features are rotated in halves, as rotary positions do, beside a feed-forward layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.write = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.feed = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.read(x).view(len(x), -1, 2, 4).transpose(1, 2).chunk(2, -1)
+        turned = torch.cat([first * 0.8 - second * 0.6, first * 0.6 + second * 0.8], -1)
+        x = x + self.write(turned.transpose(1, 2).flatten(2))
+        result: Tensor = self.head((x + self.feed(x)).mean(1))
+        return result
+
+
+def test_channels_that_are_counted_nowhere_leave_the_others_elastic() -> None:
+    """Where torch-pruning cannot count the channels of a concatenation, the layers before it are shared."""
+    groups, inelastic = find_width_groups(Rotated().eval(), torch.randn(2, 5, 8))
+    assert {group.root for group in groups} == {"feed.0"}
+    assert "read" in {part.path for part in inelastic}
 
 
 def test_a_layer_that_cannot_be_followed_leaves_the_others_elastic() -> None:

@@ -240,6 +240,7 @@ def make_shrink(dims: int, shrink: int) -> nn.Module:
     return nn.AvgPool1d(shrink) if dims == 1 else nn.AvgPool2d(shrink)
 
 
+@torch.enable_grad()
 def elastic(
     module: nn.Module,
     example: Inputs,
@@ -266,7 +267,7 @@ def elastic(
     sizes = _combine(widths, depths, resolutions)
     tensors = _check_arguments(module, example)
     _initialise_lazy(unwrap_module(module), example)
-    whole = fold_weight_norms(_copy_module(unwrap_module(module))).eval()
+    whole = fold_weight_norms(_unwrap_parts(_copy_module(unwrap_module(module)))).eval()
     _check_signature(whole, len(tensors))
     _check_module(whole, example)
     _turn_off_nesting(whole, example)
@@ -324,6 +325,8 @@ def _check_arguments(module: object, example: object) -> tuple[Tensor, ...]:
             raise user_error(f"a {type(tensor).__name__} is no tensor", hint=hint)
         if not tensor.ndim or not len(tensor):
             raise user_error(f"the example has shape {tuple(tensor.shape)}", key="example", hint="pass x[:2]")
+        if tensor.is_meta or any(parameter.is_meta for parameter in module.parameters()):
+            raise user_error("tensors on the device meta hold no values", hint="module.to_empty(device='cpu')")
         if not _is_finite(tensor):
             raise user_error("the example input is not finite", key="example")
     if not 1 <= len(tensors) <= len(INPUT_NAMES):
@@ -359,6 +362,14 @@ def unwrap_module(module: nn.Module) -> nn.Module:
             module = module.get_submodule("_orig_mod")
         else:
             return module
+
+
+def _unwrap_parts(module: nn.Module) -> nn.Module:
+    """Replace wrappers inside a module by what they wrap, in place."""
+    for layer in [*module.modules()]:
+        for name, part in [*layer.named_children()]:
+            setattr(layer, name, unwrap_module(part))
+    return module
 
 
 def _initialise_lazy(module: nn.Module, example: Inputs) -> None:
