@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch.nn.utils import prune  # noqa: E402
 
 import unfold_supernet  # noqa: E402
 from unfold_supernet import elastic  # noqa: E402
+from unfold_supernet.modules import onnx_export  # noqa: E402
 from unfold_supernet.modules.depth_blocks import find_block_runs  # noqa: E402
 from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
 from unfold_supernet.modules.problem import FitOptions  # noqa: E402
@@ -241,6 +244,8 @@ def test_arrays_train_a_family_as_tensors_do() -> None:
         (torch.zeros(6, 3), "values", r"shape \(6, 3\) for a module of 2 outputs"),
         (torch.zeros(6), "labels", "one column for each output"),
         (torch.zeros(6, 2), "value", "unknown task 'value'"),
+        (torch.full((6, 2), 2.0), "labels", "not all 0 or 1"),
+        (torch.full((6, 2), torch.nan), "values", "a target is not finite"),
     ],
 )
 def test_targets_of_another_task_are_refused(y: Tensor, task: Any, message: str) -> None:
@@ -253,12 +258,45 @@ def test_targets_of_another_task_are_refused(y: Tensor, task: Any, message: str)
         family("2x1", example)
 
 
+def test_training_that_cannot_start_leaves_the_weights_alone() -> None:
+    """Inputs that are not finite, weights of other classes and empty batches are named before a step is taken."""
+    module, example = make_case("mlp")
+    family = elastic(module, example, widths=(0.5, 1))
+    before, y = {key: tensor.clone() for key, tensor in family.state_dict().items()}, torch.arange(6) % 2
+    with pytest.raises(UnfoldError, match="an input is not finite"):
+        unfold_supernet.fit(family, torch.full((6, 6), torch.nan), y)
+    with pytest.raises(UnfoldError, match="3 class weights for a module of 2 outputs"):
+        unfold_supernet.fit(family, torch.zeros(6, 6), y, class_weights=(1.0, 2.0, 3.0))
+    with pytest.raises(UnfoldError, match="0 rows a batch"):
+        unfold_supernet.fit(family, torch.zeros(6, 6), y, batch=0)
+    assert all(torch.equal(before[key], tensor) for key, tensor in family.state_dict().items())
+
+
+def test_threads_trace_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members that are exported by a pool of threads are traced one at a time."""
+    at_a_time, most = 0, 0
+
+    def convert(*_: object) -> bytes:
+        nonlocal at_a_time, most
+        at_a_time += 1
+        most = max(most, at_a_time)
+        time.sleep(0.02)
+        at_a_time -= 1
+        return b""
+
+    monkeypatch.setattr(onnx_export, "_convert", convert)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: onnx_export.export_onnx(nn.Linear(2, 2), torch.zeros(2, 2)), range(4)))
+    assert most == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((nn.Linear(6, 2), np.zeros((2, 6))), "a ndarray is no tensor.*from_numpy"),
         ((nn.Linear, torch.zeros(2, 6)), "a type is no module"),
         ((nn.Linear(6, 2), torch.zeros(0, 6)), r"shape \(0, 6\)"),
+        ((nn.Linear(6, 2, device="meta"), torch.zeros(2, 6)), "device meta"),
     ],
 )
 def test_arguments_of_another_kind_are_named(arguments: tuple[Any, Any], message: str) -> None:
@@ -410,11 +448,13 @@ def test_wrappers_inside_a_network_are_taken_off() -> None:
     assert hasattr(module[0], "_orig_mod")
 
 
-def test_a_family_is_built_where_gradients_are_off() -> None:
+def test_a_family_is_built_and_trained_where_gradients_are_off() -> None:
     """Dependencies are traced by gradients, which the caller may have turned off."""
     module, example = make_case("residual")
     with torch.no_grad():
-        assert elastic(module, example, widths=(0.5, 1)).groups
+        family = elastic(module, example, widths=(0.5, 1))
+        assert family.groups
+        fit(family, example, torch.arange(len(example)) % 3, FitOptions(epochs=1))
         assert not torch.is_grad_enabled()
 
 

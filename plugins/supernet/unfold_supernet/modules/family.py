@@ -27,7 +27,7 @@ from unfold_supernet.modules.inputs import (
     run_module,
     take_two_rows,
 )
-from unfold_supernet.modules.onnx_export import check_export, export_onnx
+from unfold_supernet.modules.onnx_export import call_alone, check_export, export_onnx
 from unfold_supernet.modules.projected_heads import HeadGroup, ProjectedHeads, list_head_layers
 from unfold_supernet.modules.width_groups import (
     Indices,
@@ -240,7 +240,7 @@ def make_shrink(dims: int, shrink: int) -> nn.Module:
     return nn.AvgPool1d(shrink) if dims == 1 else nn.AvgPool2d(shrink)
 
 
-@torch.enable_grad()
+@call_alone
 def elastic(
     module: nn.Module,
     example: Inputs,
