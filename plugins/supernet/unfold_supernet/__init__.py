@@ -53,15 +53,18 @@ def fit(family: ElasticFamily, x: Any, y: Any, extra: Any = None, **options: Any
         options: How it is trained.
 
     Raises:
-        UnfoldError: Training diverged, or inputs and targets differ in length.
+        UnfoldError: Training diverged, an input is not finite, or targets do not fit the inputs or the module.
     """
     import torch
 
     from unfold_supernet.modules import problem, training
+    from unfoldkit.api import user_error
 
     inputs = torch.as_tensor(x, dtype=family.example.dtype)
     kind = None if family.extra is None else family.extra.dtype
     others = None if extra is None else torch.as_tensor(extra, dtype=kind)
+    if not all(bool(torch.isfinite(each).all()) for each in (inputs, others) if each is not None):
+        raise user_error("an input is not finite", key="x", hint="fill the gaps, or drop such rows")
     training.fit(family, inputs, torch.as_tensor(y), problem.FitOptions(**options), extra=others)
 
 

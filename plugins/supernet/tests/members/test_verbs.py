@@ -14,7 +14,7 @@ import pytest
 from plugins.supernet.tests.helpers import make_run, parse_spec
 from plugins.supernet.tests.members.builders import write_model
 from tests.served import serving, unfold
-from unfold_supernet.members.profile import PROFILE_FILE, measure_members
+from unfold_supernet.members.profile import PROFILE_FILE, measure_members, read_members
 from unfold_supernet.members.runtime import MemberPool
 from unfold_supernet.replay.residency import PLAN_FILE
 from unfold_supernet.scheduling.residency import Residency
@@ -73,7 +73,7 @@ def test_members_return_what_onnx_runtime_returns(folder: Path) -> None:
     for source, model in zip(members.sources, pool.bind(), strict=True):
         shares = model(x, np.zeros((5, 0), np.float32))
         assert shares.sum(axis=1) == pytest.approx(1, abs=1e-5)
-        session = onnxruntime.InferenceSession(source.path)
+        session = onnxruntime.InferenceSession(source.file.member.path)
         rows = [session.run(None, {"x": row[None]})[0] for row in x]
         assert (shares.argmax(1) == np.concatenate(rows).argmax(1)).all()
 
@@ -107,6 +107,26 @@ def test_changed_file_is_not_served(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UnfoldError, match="not measured") as caught:
         serve(parse_spec(SPEC), make_run(folder / "runs" / "list", base=tmp_path))
     assert caught.value.diagnostics[0].hint == "unfold profile SPEC"
+
+
+@pytest.mark.parametrize(("member", "file"), [("small", "small.onnx"), ("large", "large.bin")])
+def test_a_file_replaced_while_it_is_served_is_not_opened(folder: Path, tmp_path: Path, member: str, file: str) -> None:
+    """A member that is loaded later holds the weights that were measured; a copy of its file is as good."""
+    for name in ("small.onnx", "single.onnx", "large.onnx", "large.bin"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    run = make_run(folder / "runs" / "list", base=tmp_path)
+    members = read_members(build_member_list(parse_spec(SPEC), run), run.directory)
+    index = [profile.name for profile in members.profiles].index(member)
+    pool = MemberPool(members.sources, Residency(costs=members.costs, budget_bytes=members.needed_bytes))
+    content = (tmp_path / file).read_bytes()
+    if member == "small":
+        write_model(tmp_path / file, width=9, size=SIZE)
+    else:
+        (tmp_path / file).write_bytes(content[::-1])
+    with pytest.raises(UnfoldError, match="changed since it was measured"):
+        pool.acquire(index)
+    (tmp_path / file).write_bytes(content)
+    assert pool.acquire(index).get_inputs()
 
 
 @pytest.mark.e2e

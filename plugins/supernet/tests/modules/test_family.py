@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ pytest.importorskip("onnxscript", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
+from safetensors.torch import load, save  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 
 import unfold_supernet  # noqa: E402
 from unfold_supernet import elastic  # noqa: E402
+from unfold_supernet.modules import onnx_export  # noqa: E402
 from unfold_supernet.modules.depth_blocks import find_block_runs  # noqa: E402
 from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
 from unfold_supernet.modules.problem import FitOptions  # noqa: E402
@@ -240,6 +244,8 @@ def test_arrays_train_a_family_as_tensors_do() -> None:
         (torch.zeros(6, 3), "values", r"shape \(6, 3\) for a module of 2 outputs"),
         (torch.zeros(6), "labels", "one column for each output"),
         (torch.zeros(6, 2), "value", "unknown task 'value'"),
+        (torch.full((6, 2), 2.0), "labels", "not all 0 or 1"),
+        (torch.full((6, 2), torch.nan), "values", "a target is not finite"),
     ],
 )
 def test_targets_of_another_task_are_refused(y: Tensor, task: Any, message: str) -> None:
@@ -252,12 +258,45 @@ def test_targets_of_another_task_are_refused(y: Tensor, task: Any, message: str)
         family("2x1", example)
 
 
+def test_training_that_cannot_start_leaves_the_weights_alone() -> None:
+    """Inputs that are not finite, weights of other classes and empty batches are named before a step is taken."""
+    module, example = make_case("mlp")
+    family = elastic(module, example, widths=(0.5, 1))
+    before, y = {key: tensor.clone() for key, tensor in family.state_dict().items()}, torch.arange(6) % 2
+    with pytest.raises(UnfoldError, match="an input is not finite"):
+        unfold_supernet.fit(family, torch.full((6, 6), torch.nan), y)
+    with pytest.raises(UnfoldError, match="3 class weights for a module of 2 outputs"):
+        unfold_supernet.fit(family, torch.zeros(6, 6), y, class_weights=(1.0, 2.0, 3.0))
+    with pytest.raises(UnfoldError, match="0 rows a batch"):
+        unfold_supernet.fit(family, torch.zeros(6, 6), y, batch=0)
+    assert all(torch.equal(before[key], tensor) for key, tensor in family.state_dict().items())
+
+
+def test_threads_trace_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members that are exported by a pool of threads are traced one at a time."""
+    at_a_time, most = 0, 0
+
+    def convert(*_: object) -> bytes:
+        nonlocal at_a_time, most
+        at_a_time += 1
+        most = max(most, at_a_time)
+        time.sleep(0.02)
+        at_a_time -= 1
+        return b""
+
+    monkeypatch.setattr(onnx_export, "_convert", convert)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: onnx_export.export_onnx(nn.Linear(2, 2), torch.zeros(2, 2)), range(4)))
+    assert most == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((nn.Linear(6, 2), np.zeros((2, 6))), "a ndarray is no tensor.*from_numpy"),
         ((nn.Linear, torch.zeros(2, 6)), "a type is no module"),
         ((nn.Linear(6, 2), torch.zeros(0, 6)), r"shape \(0, 6\)"),
+        ((nn.Linear(6, 2, device="meta"), torch.zeros(2, 6)), "device meta"),
     ],
 )
 def test_arguments_of_another_kind_are_named(arguments: tuple[Any, Any], message: str) -> None:
@@ -355,18 +394,20 @@ def test_low_resolution_averages_the_input() -> None:
     np.testing.assert_allclose(session.run(None, {"x": example.numpy()})[0], expected.numpy(), atol=1e-5)
 
 
-def test_state_restores_another_copy_of_the_family() -> None:
-    """Weights and norm statistics of one family make another one return the same outputs."""
-    module, example = make_case("inverted")
+@pytest.mark.parametrize("case", ["inverted", "pre-norm encoder"])
+def test_state_restores_another_copy_of_the_family(case: str) -> None:
+    """Weights, norm statistics and kept channels of one family make another one return the same outputs."""
+    module, example = make_case(case)
     first = elastic(module, example, widths=(0.5, 1))
-    first.calibrate(torch.randn(64, 3, 12, 12))
+    first.calibrate(example)
     torch.manual_seed(5)
-    second = elastic(CASES["inverted"][0]().eval(), example, widths=(0.5, 1))
+    # importance orders channels and heads of the second family by its own weights
+    second = elastic(CASES[case][0]().eval(), example, widths=(0.5, 1))
     with torch.no_grad():
-        # importance orders the channels of the second family by its own weights
         assert not torch.allclose(first("1x1", example), second("1x1", example))
-        second.load_state_dict(first.state_dict())
-        assert torch.allclose(first("1x1", example), second("1x1", example), atol=1e-6)
+        second.load_state_dict(load(save(first.state_dict())))
+        for member in first.members():
+            assert torch.allclose(first(member.name, example), second(member.name, example), atol=1e-6)
     with pytest.raises(UnfoldError, match="another family"):
         second.load_state_dict({})
 
@@ -398,6 +439,25 @@ def test_wrappers_are_taken_off(wrap: Callable[[nn.Module], Any]) -> None:
         assert torch.allclose(family("1x1", example), module(example), atol=1e-6)
 
 
+def test_wrappers_inside_a_network_are_taken_off() -> None:
+    """Layers in ``torch.compile`` are narrowed as others are, and the user's module keeps its wrapper."""
+    inner = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8))
+    module = nn.Sequential(torch.compile(inner), nn.ReLU(), nn.Linear(8, 3)).eval()
+    family = elastic(module, torch.randn(2, 6), widths=(0.5, 1))
+    assert {group.root for group in family.groups} == {"0.0", "0.2"}
+    assert hasattr(module[0], "_orig_mod")
+
+
+def test_a_family_is_built_and_trained_where_gradients_are_off() -> None:
+    """Dependencies are traced by gradients, which the caller may have turned off."""
+    module, example = make_case("residual")
+    with torch.no_grad():
+        family = elastic(module, example, widths=(0.5, 1))
+        assert family.groups
+        fit(family, example, torch.arange(len(example)) % 3, FitOptions(epochs=1))
+        assert not torch.is_grad_enabled()
+
+
 class RecurrentAfterConv(nn.Module):  # type: ignore[misc,unused-ignore]
     """A convolution with channels that become the features of a recurrent layer."""
 
@@ -409,6 +469,30 @@ class RecurrentAfterConv(nn.Module):  # type: ignore[misc,unused-ignore]
     def forward(self, x: Any) -> Any:
         states, _ = self.recurrent(torch.relu(self.stem(x)).transpose(1, 2))
         return self.head(states[:, -1])
+
+
+class Rotated(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A linear layer whose features are rotated in halves, as rotary positions do, beside a feed-forward layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.write = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.feed = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.read(x).view(len(x), -1, 2, 4).transpose(1, 2).chunk(2, -1)
+        turned = torch.cat([first * 0.8 - second * 0.6, first * 0.6 + second * 0.8], -1)
+        x = x + self.write(turned.transpose(1, 2).flatten(2))
+        result: Tensor = self.head((x + self.feed(x)).mean(1))
+        return result
+
+
+def test_channels_that_are_counted_nowhere_leave_the_others_elastic() -> None:
+    """Where torch-pruning cannot count the channels of a concatenation, the layers before it are shared."""
+    groups, inelastic = find_width_groups(Rotated().eval(), torch.randn(2, 5, 8))
+    assert {group.root for group in groups} == {"feed.0"}
+    assert "read" in {part.path for part in inelastic}
 
 
 def test_a_layer_that_cannot_be_followed_leaves_the_others_elastic() -> None:

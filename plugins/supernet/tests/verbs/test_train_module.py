@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits  # noqa: E402
 
 from tests.served import serving  # noqa: E402
 from tests.support import Outcome, call  # noqa: E402
-from unfold_supernet.modules.evaluation import load_module  # noqa: E402
+from unfold_supernet.modules.evaluation import digest_code, load_module  # noqa: E402
 from unfold_supernet.modules.problem import ModuleSource  # noqa: E402
 from unfoldkit.api import UnfoldError  # noqa: E402
 
@@ -138,6 +138,21 @@ def test_second_training_reads_the_stored_weights(trained: Path) -> None:
     assert json.loads(done.out)["metrics"]["train_seconds"]["value"] < 30
     with np.load(trained / "runs" / "mine" / "answers.npz") as after, np.load(io.BytesIO(before)) as first:
         assert (after["said"] == first["said"]).all()
+
+
+def test_the_code_of_a_network_is_what_it_was_trained_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest of a network's code changes with any file that defines its layers, as shapes alone do not."""
+    monkeypatch.syspath_prepend(tmp_path)
+    source = ModuleSource(module="mine", function="net", folder=tmp_path, arguments={}, weights=None)
+    (tmp_path / "mine.py").write_text("from gates import Gate\n\ndef net(): return Gate(2, 2)\n", "utf-8")
+    gate = "import torch\n\nclass Gate(torch.nn.Linear):\n    def forward(self, x): return super().forward(x).relu()\n"
+    digests = []
+    for text in (gate, gate, gate.replace("relu", "sigmoid")):
+        (tmp_path / "gates.py").write_text(text, "utf-8")
+        for name in ("mine", "gates"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        digests.append(digest_code(load_module(source, 2, 0), "mine"))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_served_labels_are_those_of_the_onnx_members(trained: Path) -> None:

@@ -37,6 +37,16 @@ class MemberFile:
     key: str
 
 
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """A file as the system describes it: its size, when it was written, and its number."""
+
+    path: Path
+    bytes: int
+    written_ns: int
+    inode: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedFile:
     """What an ONNX file declares.
@@ -49,6 +59,7 @@ class CheckedFile:
         has_free_rows: Whether it accepts any number of rows; otherwise one at a time.
         digest: SHA-256 of the file and its external data.
         bytes: Size of the file and its external data.
+        stamps: What the system says of each of these files; another stamp may be another content.
     """
 
     member: MemberFile
@@ -58,6 +69,7 @@ class CheckedFile:
     has_free_rows: bool
     digest: str
     bytes: int
+    stamps: tuple[FileStamp, ...]
 
 
 def check_files(members: Sequence[MemberFile]) -> tuple[CheckedFile, ...]:
@@ -92,6 +104,8 @@ def check_file(member: MemberFile) -> CheckedFile:
     import onnx
     from google.protobuf.message import DecodeError
 
+    # before the content: what is written meanwhile has another stamp
+    stamps = [_stamp_file(member.path)]
     content = read_bytes(member.path, max_bytes=MAX_MODEL_BYTES)
     try:
         model = onnx.load_from_string(content)
@@ -102,6 +116,7 @@ def check_file(member: MemberFile) -> CheckedFile:
     digest, size_bytes = hashlib.sha256(content), len(content)
     for location in list_external_files(model):
         path = _locate_external(member, location)
+        stamps.append(_stamp_file(path))
         data = read_bytes(path)
         digest.update(data)
         size_bytes += len(data)
@@ -114,7 +129,28 @@ def check_file(member: MemberFile) -> CheckedFile:
         has_free_rows=has_free_rows,
         digest=digest.hexdigest(),
         bytes=size_bytes,
+        stamps=tuple(stamps),
     )
+
+
+def is_unchanged(file: CheckedFile) -> bool:
+    """Check that files still hold what was checked; they are read again only if their stamps differ.
+
+    Raises:
+        UnfoldError: A file is missing, or cannot be served any more.
+    """
+    return all(stamp == _stamp_file(stamp.path) for stamp in file.stamps) or (
+        check_file(file.member).digest == file.digest
+    )
+
+
+def _stamp_file(path: Path) -> FileStamp:
+    try:
+        stat = path.stat()
+    # reading it names the reason
+    except OSError:
+        return FileStamp(path, -1, -1, -1)
+    return FileStamp(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
 def reject(member: MemberFile, message: str, hint: str) -> UnfoldError:

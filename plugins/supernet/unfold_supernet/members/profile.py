@@ -47,7 +47,6 @@ class MemberProfiles:
         profiles: Accuracy and latency by batch size.
         costs: Memory and load time.
         sources: What is needed to run them.
-        digests: SHA-256 of their files.
         classes: Names of the classes.
         size: Shape of an input without rows.
         memory_bytes: Memory for all of them together; ``None`` for as much as they need.
@@ -56,7 +55,6 @@ class MemberProfiles:
     profiles: tuple[SubnetProfile, ...]
     costs: tuple[MemberCost, ...]
     sources: tuple[MemberSource, ...]
-    digests: tuple[str, ...]
     classes: tuple[str, ...]
     size: tuple[int, ...]
     memory_bytes: int | None
@@ -162,24 +160,15 @@ def _collect_profiles(
         for file, probe in zip(checked, found, strict=True)
     ]
     order = sorted(range(len(profiles)), key=lambda index: profiles[index].estimate_latency(ORDER_BATCH))
-    sources = [_build_source(file, probe) for file, probe in zip(checked, found, strict=True)]
+    sources = [
+        MemberSource(file=file, output_name=probe.output_name, is_probability=probe.is_probability)
+        for file, probe in zip(checked, found, strict=True)
+    ]
     return MemberProfiles(
         profiles=tuple(profiles[index] for index in order),
         costs=tuple(MemberCost(found[index].bytes, found[index].load_s) for index in order),
         sources=tuple(sources[index] for index in order),
-        digests=tuple(checked[index].digest for index in order),
         classes=problem.classes or tuple(map(str, range(expected))),
         size=checked[0].size,
         memory_bytes=problem.memory_bytes,
-    )
-
-
-def _build_source(file: CheckedFile, probe: ProbeResult) -> MemberSource:
-    return MemberSource(
-        path=file.member.path,
-        input_name=file.input_name,
-        dtype=file.dtype,
-        output_name=probe.output_name,
-        has_free_rows=file.has_free_rows,
-        is_probability=probe.is_probability,
     )

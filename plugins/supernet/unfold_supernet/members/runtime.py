@@ -6,15 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unfold_supernet._types import Float32Array, ShareModel
 from unfold_supernet.family.onnx_session import open_session
+from unfold_supernet.members.files import CheckedFile, is_unchanged, reject
 from unfold_supernet.scheduling.residency import Residency
-from unfoldkit.api import user_error
+
+PROFILE_HINT = "measure it again: unfold profile SPEC; then start the service again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,33 +23,37 @@ class MemberSource:
     """What is needed to run a member.
 
     Attributes:
-        path: Its ONNX file.
-        input_name: Name of the input.
-        dtype: Number type of the input.
+        file: Its ONNX file, as it was measured.
         output_name: Name of the output (rows, classes).
-        has_free_rows: Whether it accepts any number of rows; otherwise one at a time.
         is_probability: Whether the outputs are probabilities; otherwise they are logits.
     """
 
-    path: Path
-    input_name: str
-    dtype: str
+    file: CheckedFile
     output_name: str
-    has_free_rows: bool
     is_probability: bool
 
 
 def compute_shares(session: Any, source: MemberSource, x: Float32Array) -> Float32Array:
     """Compute probabilities (n, classes) for inputs (n, *size)."""
-    rows = x.astype(source.dtype, copy=False)
-    parts = [rows] if source.has_free_rows else [rows[index : index + 1] for index in range(len(rows))]
-    outputs = [session.run([source.output_name], {source.input_name: part})[0] for part in parts]
+    file, rows = source.file, x.astype(source.file.dtype, copy=False)
+    parts = [rows] if file.has_free_rows else [rows[index : index + 1] for index in range(len(rows))]
+    outputs = [session.run([source.output_name], {file.input_name: part})[0] for part in parts]
     values = np.asarray(outputs[0] if len(outputs) == 1 else np.concatenate(outputs), np.float32)
     if source.is_probability:
         return values
     exponents = np.exp(values - values.max(axis=1, keepdims=True))
     shares: Float32Array = exponents / exponents.sum(axis=1, keepdims=True)
     return shares
+
+
+def _open_unchanged(file: CheckedFile) -> Any:
+    """Open a session of a file that holds what was measured: another model would answer under its name and accuracy."""
+    if not is_unchanged(file):
+        raise reject(file.member, "the file was changed since it was measured", PROFILE_HINT)
+    try:
+        return open_session(file.member.path)
+    except ValueError as error:
+        raise reject(file.member, str(error), PROFILE_HINT) from error
 
 
 @dataclass(slots=True)
@@ -95,11 +100,7 @@ class MemberPool:
                 self.sessions.pop(evicted, None)
             if index not in self.sessions:
                 start = self.clock()
-                try:
-                    self.sessions[index] = open_session(self.sources[index].path)
-                except ValueError as error:
-                    path = str(self.sources[index].path)
-                    raise user_error(str(error), file=path, hint="measure it again: unfold profile SPEC") from error
+                self.sessions[index] = _open_unchanged(self.sources[index].file)
                 self.load_s += self.clock() - start
             return self.sessions[index]
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import inspect
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +55,10 @@ from unfoldkit.safe_io.files import read_bytes
 
 STATE_FILE = "family/module.safetensors"
 CHECKPOINT_FILE = "family/module-checkpoint.safetensors"
+ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
+"""What functions print of themselves, other in each process."""
+STATE_VERSION = 2
+"""Increase it when the state of a family changes, so that runs are trained again."""
 WRAPPERS = ("module.", "_orig_mod.")
 """What wrappers put before the names of weights: ``nn.DataParallel`` and ``torch.compile``."""
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -80,6 +88,8 @@ def train_module(
     data, start = problem.data, clock()
     progress("trace module", 0, 1)
     module = load_module(problem.source, len(data.names), problem.seed)
+    code = digest_code(module, problem.source.module)
+    problem = replace(problem, fingerprint_parts=(*problem.fingerprint_parts, code))
     arrays = _name_arrays(module, data)
     family = _trace_family(problem, module, arrays, progress)
     untrained = copy.deepcopy(family)
@@ -212,6 +222,21 @@ def load_module(source: ModuleSource, classes: int, seed: int) -> nn.Module:
     return module
 
 
+def digest_code(module: nn.Module, source: str) -> str:
+    """Compute the digest of the code that makes a module, and of its layers as they print.
+
+    Args:
+        module: The module.
+        source: Name of the Python module with the user's function.
+    """
+    names = {source, *(type(layer).__module__ for layer in module.modules())}
+    files = {getattr(sys.modules.get(name), "__file__", None) for name in names}
+    contents = [Path(file).read_bytes() for file in files if file and Path(file).is_file()]
+    # in an order that does not depend on where the files lie
+    digests = sorted(hashlib.sha256(content).hexdigest() for content in contents)
+    return fingerprint(ADDRESS.sub("", repr(module)), *digests)
+
+
 def _accepts(function: Callable[..., Any], argument: str) -> bool:
     parameters = inspect.signature(function).parameters.values()
     return any(each.name == argument or each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
@@ -301,7 +326,7 @@ def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunD
 
 def _compute_fingerprint(problem: ModuleProblem) -> str:
     """Compute the fingerprint of all that the weights depend on."""
-    return fingerprint(*problem.fingerprint_parts, problem.data.digest, problem.seed, torch.__version__)
+    return fingerprint(*problem.fingerprint_parts, problem.data.digest, problem.seed, torch.__version__, STATE_VERSION)
 
 
 def _make_store(directory: RunDir, file: str, made_from: str) -> CheckpointStore:

@@ -27,7 +27,7 @@ from unfold_supernet.modules.inputs import (
     run_module,
     take_two_rows,
 )
-from unfold_supernet.modules.onnx_export import check_export, export_onnx
+from unfold_supernet.modules.onnx_export import call_alone, check_export, export_onnx
 from unfold_supernet.modules.projected_heads import HeadGroup, ProjectedHeads, list_head_layers
 from unfold_supernet.modules.width_groups import (
     Indices,
@@ -160,14 +160,25 @@ class ElasticFamily:
         return content
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the shared weights and each member's own buffers, as a flat dictionary."""
+        """Return the shared weights, each member's own buffers, and what it keeps of each weight, in one dictionary."""
         state = {f"weights/{key}": parameter.detach() for key, parameter in self.weights.items()}
         for name, member in self.by_name.items():
             state |= {f"members/{name}/{key}": buffer for key, buffer in member.skeleton.named_buffers()}
-        return state
+        # parameters of a layer may share their indices, which safetensors does not store
+        return state | {key: kept.clone() for key, kept in self._list_indices().items()}
+
+    def _list_indices(self) -> dict[str, Tensor]:
+        """List the kept indices of all members by member, parameter and axis."""
+        return {
+            f"indices/{name}/{key}/{axis}": kept
+            for name, member in self.by_name.items()
+            for key, indices in member.indices.items()
+            for axis, kept in enumerate(indices)
+            if kept is not None
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load weights and buffers of :meth:`state_dict`.
+        """Load what :meth:`state_dict` returned, also that of a module with other weights.
 
         Raises:
             UnfoldError: Names or shapes differ.
@@ -179,7 +190,7 @@ class ElasticFamily:
         if differing:
             raise user_error(f"the state is of another family: {differing[0]}", hint="same module, widths and depths")
         with torch.no_grad():
-            for key, tensor in current.items():
+            for key, tensor in (current | self._list_indices()).items():
                 tensor.copy_(state[key])
 
     def calibrate(self, x: Tensor, rows: Tensor | None = None, batch: int = 256, extra: Tensor | None = None) -> None:
@@ -229,6 +240,7 @@ def make_shrink(dims: int, shrink: int) -> nn.Module:
     return nn.AvgPool1d(shrink) if dims == 1 else nn.AvgPool2d(shrink)
 
 
+@call_alone
 def elastic(
     module: nn.Module,
     example: Inputs,
@@ -255,7 +267,7 @@ def elastic(
     sizes = _combine(widths, depths, resolutions)
     tensors = _check_arguments(module, example)
     _initialise_lazy(unwrap_module(module), example)
-    whole = fold_weight_norms(_copy_module(unwrap_module(module))).eval()
+    whole = fold_weight_norms(_unwrap_parts(_copy_module(unwrap_module(module)))).eval()
     _check_signature(whole, len(tensors))
     _check_module(whole, example)
     _turn_off_nesting(whole, example)
@@ -313,6 +325,8 @@ def _check_arguments(module: object, example: object) -> tuple[Tensor, ...]:
             raise user_error(f"a {type(tensor).__name__} is no tensor", hint=hint)
         if not tensor.ndim or not len(tensor):
             raise user_error(f"the example has shape {tuple(tensor.shape)}", key="example", hint="pass x[:2]")
+        if tensor.is_meta or any(parameter.is_meta for parameter in module.parameters()):
+            raise user_error("tensors on the device meta hold no values", hint="module.to_empty(device='cpu')")
         if not _is_finite(tensor):
             raise user_error("the example input is not finite", key="example")
     if not 1 <= len(tensors) <= len(INPUT_NAMES):
@@ -348,6 +362,14 @@ def unwrap_module(module: nn.Module) -> nn.Module:
             module = module.get_submodule("_orig_mod")
         else:
             return module
+
+
+def _unwrap_parts(module: nn.Module) -> nn.Module:
+    """Replace wrappers inside a module by what they wrap, in place."""
+    for layer in [*module.modules()]:
+        for name, part in [*layer.named_children()]:
+            setattr(layer, name, unwrap_module(part))
+    return module
 
 
 def _initialise_lazy(module: nn.Module, example: Inputs) -> None:

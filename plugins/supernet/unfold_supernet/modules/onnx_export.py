@@ -12,8 +12,10 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import cache, wraps
+from typing import Any, ParamSpec, TextIO, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ from unfold_supernet.family.onnx_session import open_session
 from unfold_supernet.modules.inputs import INPUT_NAMES, Inputs, take_two_rows
 from unfoldkit.api import user_error
 
+P = ParamSpec("P")
+R = TypeVar("R")
 OPSET = 18
 LOGGERS = (
     "torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir",
@@ -57,6 +61,23 @@ class _ThreadMute(io.TextIOBase):
         self.stream.flush()
 
 
+def call_alone(function: Callable[P, R]) -> Callable[P, R]:
+    """Let one thread at a time trace modules, which torch replaces parts of itself for; gradients are turned on."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _get_lock(), torch.enable_grad():
+            return function(*args, **kwargs)
+
+    return call
+
+
+@cache
+def _get_lock() -> AbstractContextManager[bool]:
+    return threading.RLock()
+
+
+@call_alone
 def export_onnx(module: nn.Module, example: Inputs) -> bytes:
     """Export a module as ONNX with input ``x``, a second one ``extra`` and output ``y``, for any number of rows."""
     rows = take_two_rows(example)

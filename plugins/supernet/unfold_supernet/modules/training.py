@@ -87,7 +87,8 @@ def fit(
             for index, chosen in enumerate(order.split(options.batch)[:batches]):
                 _set_rate(optimizer, options, epoch * batches + index, options.epochs * batches)
                 sample = _draw_members(names, options.samples, rng)
-                _take_step(family, sample, optimizer, options, [each[chosen] for each in inputs], y[chosen])
+                with torch.enable_grad():
+                    _take_step(family, sample, optimizer, options, [each[chosen] for each in inputs], y[chosen])
         if not all(bool(weight.isfinite().all()) for weight in family.weights.values()):
             message = f"training diverged: the weights are not finite after epoch {epoch + 1}"
             raise user_error(message, key="training.rate", hint="lower rate or clip, or scale the inputs")
@@ -112,27 +113,34 @@ def _check_targets(family: ElasticFamily, y: Tensor, options: FitOptions) -> Non
     """Check that some weight is trained, and that the targets are those of the task and the outputs."""
     if not any(weight.requires_grad for weight in family.weights.values()):
         raise user_error("every weight of the module is frozen", hint="module.requires_grad_(True)")
+    if options.batch < 1 or options.epochs < 1:
+        raise user_error(f"{options.epochs} epochs with {options.batch} rows a batch", hint="at least one of each")
     if options.task not in TASKS:
         raise user_error(f"unknown task {options.task!r}", key="task", hint="classes, labels, values or embeddings")
+    with torch.no_grad():
+        outputs = family(family.members()[-1].name, *family.inputs).shape[1]
+    if options.class_weights is not None and len(options.class_weights) != outputs:
+        message = f"{len(options.class_weights)} class weights for a module of {outputs} outputs"
+        raise user_error(message, key="class_weights", hint="one weight for each output")
     if options.task in ("labels", "values"):
-        _check_columns(family, y)
+        _check_columns(y, outputs, options.task)
         return
     if y.is_floating_point() or y.is_complex() or y.ndim != 1:
         raise user_error(f"classes are {tuple(y.shape)} {y.dtype} values, not (n,) whole numbers", hint="y.long()")
-    with torch.no_grad():
-        outputs = family(family.members()[-1].name, *family.inputs).shape[1]
     if options.task == "classes" and (y.min() < 0 or y.max() >= outputs):
         message = f"classes from {int(y.min())} to {int(y.max())} for a module of {outputs} outputs"
         raise user_error(message, hint="count the classes from 0")
 
 
-def _check_columns(family: ElasticFamily, y: Tensor) -> None:
-    """Check that there is a label or value for each output."""
-    with torch.no_grad():
-        outputs = family(family.members()[-1].name, *family.inputs).shape[1]
+def _check_columns(y: Tensor, outputs: int, task: str) -> None:
+    """Check that there is a label of 0 or 1, or a finite value, for each output."""
     if y.numel() != len(y) * outputs:
         message = f"targets of shape {tuple(y.shape)} for a module of {outputs} outputs"
         raise user_error(message, hint="store one column for each output")
+    if task == "labels" and not bool(((y == 0) | (y == 1)).all()):
+        raise user_error("labels are not all 0 or 1", hint="real values: task='values'")
+    if not bool(torch.isfinite(y).all()):
+        raise user_error("a target is not finite", hint="drop rows without a target")
 
 
 def _pack_state(family: ElasticFamily, optimizer: torch.optim.Optimizer, epoch: int) -> bytes:

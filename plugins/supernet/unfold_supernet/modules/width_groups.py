@@ -30,7 +30,7 @@ NORMS_OF_CHANNELS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 TRIAL_WIDTH = 0.5
 TOLERANCE = 1e-4
 """Largest difference at which outputs count as equal, relative to how much they differ from row to row."""
-UNFOLLOWED = (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError)
+UNFOLLOWED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What torch-pruning raises where it cannot follow channels."""
 MAX_REDUCED = 2
 """Maps up to which the inputs of a layer are taken for a mean or maximum over channels."""
@@ -276,6 +276,8 @@ def _map_indices(graph: Any) -> None:
             unfollowed.add(operation)
     graph.module2node = nodes
     _cut(graph, lambda operation, _is_output: operation in unfollowed)
+    # those that remain are mapped again for every group
+    graph.module2node = {operation: node for operation, node in nodes.items() if operation not in unfollowed}
 
 
 def _follow_splits(graph: Any) -> None:

@@ -48,7 +48,7 @@ def build_members_report(name: str, members: MemberProfiles, verb: str) -> Repor
         lines=tuple(lines),
         decision={"nets": list(front), "memory_bytes": members.memory_bytes} if verb == "plan" else None,
         next="unfold plan SPEC --replay TRACE",
-        provenance={"inputs": {s.path.name: d for s, d in zip(members.sources, members.digests, strict=True)}},
+        provenance={"inputs": {source.file.member.path.name: source.file.digest for source in members.sources}},
     )
 
 

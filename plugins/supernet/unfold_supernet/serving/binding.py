@@ -109,7 +109,7 @@ def _bind_list(problem: ServiceProblem, members: MemberProfiles) -> BoundModels:
     return BoundModels(
         models=pool.bind(),
         inputs=(Field("x", "FP64", members.size),),
-        version=fingerprint(*members.digests)[:12],
+        version=fingerprint(*(source.file.digest for source in members.sources))[:12],
         pool=pool,
         usable=plan.usable,
         has_plan=stored is not None or members.fits,
