@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cache, wraps
-from typing import Any, ParamSpec, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,7 @@ from unfold_supernet.family.onnx_session import open_session
 from unfold_supernet.modules.inputs import INPUT_NAMES, Inputs, take_two_rows
 from unfoldkit.api import user_error
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., object])
 OPSET = 18
 LOGGERS = (
     "torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir",
@@ -61,15 +60,15 @@ class _ThreadMute(io.TextIOBase):
         self.stream.flush()
 
 
-def call_alone(function: Callable[P, R]) -> Callable[P, R]:
-    """Let one thread at a time trace modules, which torch replaces parts of itself for; gradients are turned on."""
+def call_alone(function: F) -> F:
+    """Trace modules in one thread at a time, with gradients on: torch replaces functions of its own meanwhile."""
 
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: object, **kwargs: object) -> object:
         with _get_lock(), torch.enable_grad():
             return function(*args, **kwargs)
 
-    return call
+    return cast("F", call)
 
 
 @cache
