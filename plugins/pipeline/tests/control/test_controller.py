@@ -67,6 +67,8 @@ class Deployment:
 
     def check(self) -> list[str]:
         """Return no warnings."""
+        if self.fault == "autoscaler":
+            raise user_error("a is scaled by the HorizontalPodAutoscaler a already")
         return []
 
     def read_replicas(self) -> tuple[StageReplicas, ...]:
@@ -212,9 +214,9 @@ def test_unknown_demand_changes_nothing(reason: str, caplog: pytest.LogCaptureFi
     ]
 
 
-@pytest.mark.parametrize("fault", ["read", "write"])
-def test_a_deployment_that_does_not_respond_is_no_end(fault: str) -> None:
-    """The controller goes on, and scales as soon as the deployment responds again."""
+@pytest.mark.parametrize("fault", ["read", "write", "autoscaler"])
+def test_a_deployment_that_cannot_be_scaled_is_no_end(fault: str) -> None:
+    """The controller goes on, and scales as soon as the deployment responds, or no autoscaler scales it any more."""
     source, target = Script(even_trace([80.0], 100.0)), Deployment(fault=fault)
     controller = build_controller(source, target)
     run_until(controller, source, 30)

@@ -225,6 +225,13 @@ class DeploymentController:
 
     def _carry_out(self, steps: Sequence[ScaleStep]) -> None:
         self.record.steps = tuple(steps)
+        if any(step.next != step.current for step in steps):
+            try:
+                # an autoscaler may have been created since the start
+                self.target.check()
+            except (UnfoldError, ApiError) as error:
+                self._report_target(f"replica counts stay as they are: {error}")
+                return
         for index, step in enumerate(steps):
             if step.next == step.current:
                 continue
