@@ -108,6 +108,11 @@ tuner: {table: true, most: 2}
     counts = report.decision["scaling"]["stages"]["slow"]["replicas"]
     reached = f"reached at {rates[counts.index(planned)]:.4g} queries/s"
     assert f"# the maximum of {planned} replicas, tuner.most, is {reached}" in export_keda(report).splitlines()
+    # KEDA would round a threshold of less than one query a second
+    (keda,) = yaml.safe_load_all(export_keda(report))
+    metadata = keda["spec"]["triggers"][0]["metadata"]
+    assert metadata["query"].startswith("1000 * sum(rate(")
+    assert float(metadata["threshold"]) == pytest.approx(1000 * rule.queries_per_replica, rel=1e-5)
     assert rule.excess <= planned / min(counts) - 1
 
 

@@ -25,6 +25,8 @@ from unfoldkit.io.yaml12 import to_yaml
 WINDOW_S = 60
 POLL_S = 5
 MIN_KNATIVE_TARGET = 0.01
+KEDA_UNITS = 1000
+"""KEDA keeps thousandths of a threshold: smaller targets count thousandths of a query."""
 MAX_KNATIVE_CONCURRENCY = 1000
 """Knative's default of ``container-concurrency-max-limit``."""
 ROUNDING = 1 - 1e-6
@@ -186,14 +188,16 @@ def _describe_maxima(scaling: Mapping[str, Any]) -> str:
 
 
 def _build_scaled_object(name: str, stage: ExportedStage, rule: StageScaling) -> dict[str, Any]:
-    query = f"sum(rate({select_queries(name)}[{WINDOW_S}s]))"
+    query, units = f"sum(rate({select_queries(name)}[{WINDOW_S}s]))", 1
+    if rule.queries_per_replica < 1:
+        query, units = f"{KEDA_UNITS} * {query}", KEDA_UNITS
     trigger = {
         "type": "prometheus",
         "metricType": "AverageValue",
         "metadata": {
             "serverAddress": "http://prometheus.monitoring:9090",
             "query": query,
-            "threshold": _format_target(rule.queries_per_replica, rule),
+            "threshold": _format_target(units * rule.queries_per_replica, rule),
         },
     }
     behavior = {
