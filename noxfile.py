@@ -176,7 +176,7 @@ def torch(session: nox.Session) -> None:
     run_tests(session, "extras", "-m", "torch", *folders_marked("torch"), *session.posargs)
 
 
-@nox.session(python=False, requires=["extras"], tags=["full", "lane-a"])
+@nox.session(python=False, requires=["extras"], tags=["full", "lane-b"])
 def faults(session: nox.Session) -> None:
     """Inject faults into a real server: killed processes, full disks, hostile clients."""
     with_extras = ("tests/unit/serving/observability/test_tracing.py", "tests/security/test_files.py")
