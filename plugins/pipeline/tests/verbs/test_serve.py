@@ -299,7 +299,7 @@ def test_partial_batch_is_delayed(tmp_path: Path) -> None:
 def test_estimate_uses_the_replicas_that_served(tmp_path: Path, policy: str) -> None:
     """If a rule adds replicas in a replay, the estimate uses them and is better than that of the plan."""
     (tmp_path / "served.py").write_text(CODE)
-    np.savez(tmp_path / "t.npz", arrival_s=np.cumsum(np.random.default_rng(0).exponential(1 / 180, 1800)))
+    np.savez(tmp_path / "t.npz", arrival_s=np.cumsum(np.random.default_rng(0).exponential(1 / 150, 3000)))
     spec = validate(PipelineSpec, parse(f"{NAPS}tuner: {{policy: {policy}, activation: 1 s}}", "naps.yaml"))
     options = {"replay": str(tmp_path / "t.npz")}
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True, options=options)
