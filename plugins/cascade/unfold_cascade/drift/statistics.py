@@ -15,7 +15,7 @@ import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.planner.problem import DriftRule
-from unfold_cascade.temporal.data.table import Timeline, index_entities
+from unfold_cascade.temporal.data.table import Timeline
 from unfold_cascade.temporal.simulation.policy import Policy
 from unfold_cascade.temporal.simulation.trajectories import ModelScores, Trajectories
 
@@ -77,7 +77,7 @@ def count_by_entity(
         stages: Names of its stages.
         models: Names ``stage/model`` by model number.
     """
-    entity, entities = _number_clusters(sample.timeline)
+    entity, entities = sample.timeline.row_cluster, sample.timeline.clusters
     early = np.zeros(len(entity), dtype=np.bool_)
     for s, (name, stage) in enumerate(zip(stages, policy, strict=True)):
         evaluated = sample.trajectories.evaluated[:, s].astype(np.int64)
@@ -92,14 +92,8 @@ def count_by_entity(
     yield EntityCounts("audit of early exits", ("same as baseline", "different"), agreement)
 
 
-def _number_clusters(timeline: Timeline) -> tuple[IntArray, int]:
-    """Number (n,) the independent unit of each hour, and count the units."""
-    cluster = timeline.cluster
-    return cluster[index_entities(timeline.starts)], int(cluster.max(initial=-1)) + 1
-
-
 def _count_confidences(sample: DriftSample, chain: Sequence[int], evaluated: IntArray) -> FloatArray:
-    entity, entities = _number_clusters(sample.timeline)
+    entity, entities = sample.timeline.row_cluster, sample.timeline.clusters
     reached = evaluated > 0
     model = np.array(chain)[evaluated[reached] - 1]
     p = sample.scores.p[model, np.flatnonzero(reached)].astype(np.float64)

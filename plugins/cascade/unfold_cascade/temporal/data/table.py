@@ -31,10 +31,23 @@ class Timeline:
             return np.arange(len(self.starts) - 1)
         return np.unique(self.group, return_inverse=True)[1].astype(np.int64)
 
+    @property
+    def row_cluster(self) -> IntArray:
+        """(n,) number of the independent unit of each hour."""
+        cluster: IntArray = self.cluster[index_entities(self.starts)]
+        return cluster
+
+    @property
+    def clusters(self) -> int:
+        """The number of independent units."""
+        return int(self.cluster.max(initial=-1)) + 1
+
     def sum_by_cluster(self, values: FloatArray) -> FloatArray:
         """Sum (P,) values of the entities by cluster."""
+        if self.group is None:
+            return values
         sums: FloatArray = np.bincount(self.cluster, values).astype(np.float64)
-        return sums if self.group is not None else values
+        return sums
 
     def select(self, entities: IntArray) -> Timeline:
         """Return the hours of some entities."""

@@ -80,13 +80,12 @@ class Cohort:
     @property
     def cluster(self) -> IntArray:
         """(n,) the number of the independent unit of each hour: the group of its entity, or the entity itself."""
-        cluster: IntArray = self.timeline.cluster[self.entity]
-        return cluster
+        return self.timeline.row_cluster
 
     @property
     def clusters(self) -> int:
         """The number of independent units."""
-        return int(self.timeline.cluster.max(initial=-1)) + 1
+        return self.timeline.clusters
 
     def take(self, entities: int) -> Cohort:
         """Return the cohort of the first entities."""
