@@ -22,6 +22,15 @@ from unfoldkit.report import from_data, to_data
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
 
+DEEP_SPEC = """version: 1
+kind: pipeline
+name: deep
+slo: {p99: 3 s}
+arrivals: {process: poisson, rate: 5/s, duration: 20 s}
+hardware: {core: {price: $0.05/h}}
+stages: {slow: {latency: {core: {1: 1 s}}, max_batch: 1}}
+"""
+"""One stage that needs more than two replicas."""
 EXPORT_SPEC = """
 version: 1
 kind: pipeline

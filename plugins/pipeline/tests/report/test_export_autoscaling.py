@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from plugins.pipeline.tests.helpers import EXPORT_SPEC, plan_report
+from plugins.pipeline.tests.helpers import DEEP_SPEC, EXPORT_SPEC, plan_report
 from unfold_pipeline.control.prometheus import select_queries
 from unfold_pipeline.report.export_autoscaling import export_keda, export_knative, parse_scaling
 from unfold_pipeline.report.export_ray_serve import export_ray_serve
@@ -89,16 +89,7 @@ def test_spares_stay_in_the_table(tmp_path: Path) -> None:
 
 def test_maximum_of_the_tuner_is_no_less_than_the_plan(tmp_path: Path) -> None:
     """A plan with more replicas than ``tuner.most`` keeps them; the note names the rate at which the maximum binds."""
-    text = """version: 1
-kind: pipeline
-name: deep
-slo: {p99: 3 s}
-arrivals: {process: poisson, rate: 5/s, duration: 20 s}
-hardware: {core: {price: $0.05/h}}
-stages: {slow: {latency: {core: {1: 1 s}}, max_batch: 1}}
-tuner: {table: true, most: 2}
-"""
-    report = plan_report(tmp_path, text)
+    report = plan_report(tmp_path, DEEP_SPEC + "tuner: {table: true, most: 2}\n")
     assert report.decision is not None
     planned = report.decision["stages"]["slow"]["replicas"]
     rates = report.decision["scaling"]["queries_per_second"]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plugins.pipeline.tests.helpers import DEEP_SPEC
 from unfold_pipeline.planner import greedy
 from unfold_pipeline.problem import build
 from unfold_pipeline.problem.build import build_live_sample
@@ -193,15 +194,7 @@ def test_replay_compares_every_rule(tmp_path: Path) -> None:
 
 def test_replayed_rules_keep_the_replicas_of_the_plan(tmp_path: Path) -> None:
     """A maximum below the plan removes no replicas that the planned traffic needs."""
-    text = """version: 1
-kind: pipeline
-name: deep
-slo: {p99: 3 s}
-arrivals: {process: poisson, rate: 5/s, duration: 20 s}
-hardware: {core: {price: $0.05/h}}
-stages: {slow: {latency: {core: {1: 1 s}}, max_batch: 1}}
-tuner: {most: 2}
-"""
+    text = DEEP_SPEC + "tuner: {most: 2}\n"
     report = planned(text, tmp_path, replay=str(trace(tmp_path, 5.0)))
     misses = {str(row[0]): row[1] for row in report.tables[0].rows}
     assert misses["ratio"] == misses["fixed"]
