@@ -140,5 +140,6 @@ def _check_size(pending: bytearray, event: _Event, bounds: StreamBounds) -> None
 
 def _read_data(line: bytearray) -> bytes:
     """Return the data of a line; empty for a comment or another field. The first line may begin with an order mark."""
-    line = line.removeprefix(_BYTE_ORDER_MARK)
+    if line.startswith(_BYTE_ORDER_MARK):
+        line = line.removeprefix(_BYTE_ORDER_MARK)
     return bytes(line[5:].strip()) if line.startswith(b"data:") else b""
