@@ -62,6 +62,20 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Tra
     return train
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that leaves out repetitions of a test function."""
+    parser.addoption("--first-parameters", action="store_true", help="run each test function with its first parameters")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--first-parameters``, keep one item of each test function."""
+    if config.getoption("--first-parameters"):
+        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+        kept = set(first.values())
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Write the tests that were run again to the file that ``UNFOLD_RERUNS`` names; the noxfile lists them."""
     reruns = dict.fromkeys(report.nodeid for report in terminalreporter.stats.get("rerun", []))

@@ -97,7 +97,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(python=False, requires=["work"], tags=["full", "lane-b"])
 def pages(session: nox.Session) -> None:
     """Run the commands on the pages that take a while, and compare what they print."""
-    run_tests(session, "work", "-n", "2", "-m", "slow", "tests/docs", *session.posargs)
+    run_tests(session, "work", "-n", "2", "-m", "slow", *RERUN, "tests/docs", *session.posargs)
 
 
 # the tutorial of plugins installs one, which a second run would find
@@ -114,9 +114,8 @@ def wheel(session: nox.Session) -> None:
 @nox.session(python=False, requires=["work"])
 def tests(session: nox.Session) -> None:
     """Run the unit tests on the built and installed wheel."""
-    run_tests(
-        session, "work", *PARALLEL, *ignored(), "-m", without("e2e", "slow", "smoke", *EXTERNAL), *session.posargs
-    )
+    selected = without("e2e", "slow", "smoke", *EXTERNAL)
+    run_tests(session, "work", *PARALLEL, *ignored(), "-m", selected, *RERUN, *session.posargs)
 
 
 @nox.session(python=False, requires=["work"])
@@ -136,7 +135,7 @@ def e2e(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the unit tests that take several seconds each."""
     selected = f"slow and {without('e2e', *EXTERNAL)}"
-    run_tests(session, "work", *PARALLEL, *ignored(), "-m", selected, *session.posargs)
+    run_tests(session, "work", *PARALLEL, *ignored(), "-m", selected, *RERUN, *session.posargs)
 
 
 @nox.session(python=False, requires=["extras"], tags=["full", "lane-b"])
@@ -159,12 +158,13 @@ def kubernetes(session: nox.Session) -> None:
 
 @nox.session(requires=["work"], tags=["full", "lane-b"])
 def minimums(session: nox.Session) -> None:
-    """Run the unit tests of core and plugins with the lowest versions that pyproject.toml allows."""
+    """Run each unit test of core and plugins once with the lowest versions that pyproject.toml allows."""
     constraints = files_of(session) / "minimums.txt"
     constraints.write_text("".join(f"{line}\n" for line in lower_bounds()), encoding="utf-8")
     session.install(*groups("test"), "--constraint", str(constraints), wheel_with("kinds"))
     selected = without("shared", "e2e", "slow", "smoke", *EXTERNAL)
-    run_tests(session, "", *PARALLEL, "tests/unit", "plugins", "-m", selected, *session.posargs)
+    once = ("--first-parameters", *PARALLEL, *RERUN)
+    run_tests(session, "", *once, "tests/unit", "plugins", "-m", selected, *session.posargs)
     lowest = PROJECT["project"]["requires-python"].removeprefix(">=")
     if lowest != f"{sys.version_info.major}.{sys.version_info.minor}":
         note(session, f"the lowest versions ran on Python {sys.version.split()[0]}, not {lowest}")
@@ -173,7 +173,7 @@ def minimums(session: nox.Session) -> None:
 @nox.session(python=False, requires=["extras"], tags=["full", "lane-a"])
 def torch(session: nox.Session) -> None:
     """Test the elastic networks, which need PyTorch."""
-    run_tests(session, "extras", "-m", "torch", *folders_marked("torch"), *session.posargs)
+    run_tests(session, "extras", "-m", "torch", *RERUN, *folders_marked("torch"), *session.posargs)
 
 
 @nox.session(python=False, requires=["extras"], tags=["full", "lane-b"])
@@ -197,7 +197,7 @@ def targets(session: nox.Session) -> None:
     """Test exports and gRPC against the clients of KServe and Triton; both register the protocol, one in a process."""
     session.install(*groups("test"), "kserve", "tritonclient[http]", "protobuf", wheel_with("kinds"))
     for folder in folders_marked("targets"):
-        run_tests(session, "", "-m", "targets", folder, *session.posargs, name=f"targets-{slug(folder)}")
+        run_tests(session, "", "-m", "targets", *RERUN, folder, *session.posargs, name=f"targets-{slug(folder)}")
 
 
 @nox.session(requires=["work"], tags=["full", "lane-a"])
@@ -261,10 +261,10 @@ def audit(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run benchmarks quickly and print their figures; none may fail twice.
 
-    None starts after four minutes. The order changes from day to day, so that each has its turn.
+    None starts after two and a half minutes. The order changes from day to day, so that each has its turn.
     """
     day = datetime.now(UTC).date().toordinal()
-    options = session.posargs or ["--all", "--quick", "--seconds", "240", "--shuffle", str(day)]
+    options = session.posargs or ["--all", "--quick", "--seconds", "150", "--shuffle", str(day)]
     output = run_in("work", session, "python", "-m", "benchmarks", *options, silent=True, codes=[0, 1])
     session.log("\n" + output)
     note(session, *(line for line in output.splitlines() if "NOT RUN" in line))
