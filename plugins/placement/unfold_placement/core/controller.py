@@ -225,7 +225,7 @@ class Controller:
         self.budget.count_stop(self.table.now, task, self.active_policy)
         self.reserve_log()
         state, row = self.table.state, self.table.task_rows[task.name]
-        kernel.finish_task(state, row, kernel.LOG_PREEMPTED)
+        kernel.call_finish_task(state, row, kernel.LOG_PREEMPTED)
         self._keep_checkpoint(task, row)
         self._enqueue_again(row)
         self.view.requeue_gang(task)

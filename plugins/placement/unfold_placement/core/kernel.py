@@ -520,6 +520,13 @@ def enqueue(state: StateArrays, task: int) -> None:
 
 
 @compiled
+def submit_task(state: StateArrays, task: int) -> None:
+    """Append a task that arrives to the queue, and log it."""
+    enqueue(state, task)
+    log_event(state, LOG_SUBMITTED, task, -1)
+
+
+@compiled
 def start_task(state: StateArrays, task: int, node: int, knows_end: bool) -> None:
     """Start a task on a node; ``knows_end`` pushes its end onto the heap."""
     allocate(state, task, node, ALL_PHASES)
@@ -559,6 +566,18 @@ def recheck_requesters(state: StateArrays, resource: int) -> None:
             if state.requested[task, slot] == resource and state.recheck[task] != ALL_NODES:
                 state.recheck[task] = ALL_NODES
                 state.counters[RECHECKS] += 1
+
+
+@compiled
+def clear_column(state: StateArrays, column: int) -> bool:
+    """Clear the column of a resource that exists nowhere; return False, changing nothing, where a task holds it."""
+    for node in range(state.capacity.shape[0]):
+        if state.capacity[node, column]:
+            return False
+    for node in range(state.capacity.shape[0]):
+        state.terminating[node, column] = 0
+        state.available[node, column] = 0
+    return True
 
 
 @compiled
@@ -696,8 +715,7 @@ def advance(state: StateArrays, until: float, watched: int) -> int:
         ):
             task = state.arrival_order[state.counters[ARRIVED]]
             state.counters[ARRIVED] += 1
-            enqueue(state, task)
-            log_event(state, LOG_SUBMITTED, task, -1)
+            submit_task(state, task)
         for index in range(first_entry, state.counters[LOGGED]):
             if watched & (1 << state.log_kind[index]):
                 return EVENT_WATCHED
@@ -725,3 +743,6 @@ call_allocate = without_dispatch(allocate)
 call_release = without_dispatch(release)
 call_end_due_tasks = without_dispatch(end_due_tasks)
 call_next_candidate = without_dispatch(next_candidate)
+call_submit_task = without_dispatch(submit_task)
+call_finish_task = without_dispatch(finish_task)
+call_clear_column = without_dispatch(clear_column)

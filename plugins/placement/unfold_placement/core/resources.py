@@ -242,12 +242,10 @@ class ResourceTable:
     def free_column(self, name: str) -> None:
         """Free the column of a resource that exists nowhere and that no task holds."""
         state, number = self.state, self.name_ids[name]
-        column = state.column[number]
-        if name not in self.entries and column >= 0 and not state.capacity[:, column].any():
+        column = int(state.column[number])
+        if name not in self.entries and column >= 0 and kernel.call_clear_column(state, column):
             self.columns[column] = ""
             state.column[number] = -1
-            state.terminating[:, column] = 0
-            state.available[:, column] = 0
 
     def _check_task(self, task: Task, requests: Requests) -> None:
         for kind in task.demand:

@@ -162,10 +162,8 @@ class View:
         """Return the running tasks with node and start time (s), ordered by start."""
         state, table = self.table.state, self.table
         rows = (state.status[: len(table.tasks)] == kernel.RUNNING).nonzero()[0]
-        starts_s = state.start_s[rows]
-        order = starts_s.argsort(kind="stable")
-        rows = rows[order]
-        placed = zip(rows.tolist(), state.task_node[rows].tolist(), starts_s[order].tolist(), strict=True)
+        rows = rows[state.start_s[rows].argsort(kind="stable")]
+        placed = zip(rows.tolist(), state.task_node[rows].tolist(), state.start_s[rows].tolist(), strict=True)
         return [(table.tasks[row], table.nodes[node].name, start_s) for row, node, start_s in placed]
 
     def room(

@@ -116,8 +116,7 @@ def submit_task(controller: Controller, task: Task) -> None:
     controller.table.add_tasks([task], [collect_requests(controller.policies, task)])
     controller.reserve_log()
     row = controller.table.task_rows[task.name]
-    kernel.enqueue(controller.table.state, row)
-    kernel.log_event(controller.table.state, kernel.LOG_SUBMITTED, row, -1)
+    kernel.call_submit_task(controller.table.state, row)
 
 
 def resume_task(controller: Controller, task: str, node: str) -> None:
@@ -145,7 +144,7 @@ def end_task(controller: Controller, task: str, *, has_finished: bool = True) ->
         if not has_finished and controller.view.running_mates(member) == [member]:
             # beside others it counts as finished, since they would restart without it
             controller.view.remove_member(member, has_finished=False)
-        kernel.finish_task(state, row, kernel.LOG_ENDED)
+        kernel.call_finish_task(state, row, kernel.LOG_ENDED)
     elif state.status[row] == kernel.WAITING:
         controller.remove_waiting(row)
         controller.view.remove_member(member, has_finished=has_finished)

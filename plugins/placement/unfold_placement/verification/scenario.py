@@ -185,12 +185,12 @@ def apply_action(scenario: Scenario, controller: Controller, jobs: Jobs, action:
         controller.reserve_log()
         for row in rows:
             if controller.table.state.status[row] == kernel.RUNNING:
-                kernel.finish_task(controller.table.state, row, kernel.LOG_ENDED)
+                kernel.call_finish_task(controller.table.state, row, kernel.LOG_ENDED)
         controller.process_events()
         status = controller.table.state.status
         has_ended = all(status[row] == kernel.DONE for row in rows)
         arrived = tuple(job for job in jobs.arrived if not (job == action.target and has_ended))
-        return replace(jobs, arrived=arrived)
+        return Jobs(arrived, jobs.victim_came)
     if action.code in NODE_CHANGES:
         controller.change_nodes([NodeChange(controller.table.now, action.target, NODE_CHANGES[action.code])])
         return jobs
@@ -206,7 +206,7 @@ def apply_action(scenario: Scenario, controller: Controller, jobs: Jobs, action:
                 if index < len(job):
                     _submit(controller, [job[index]])
                     controller.process_events()
-    return replace(jobs, arrived=(*jobs.arrived, *names), victim_came=jobs.victim_came or scenario.victim in kinds)
+    return Jobs((*jobs.arrived, *names), jobs.victim_came or scenario.victim in kinds)
 
 
 def _free_slot(kind: str, jobs: Jobs) -> str:
@@ -219,5 +219,4 @@ def _free_slot(kind: str, jobs: Jobs) -> str:
 def _submit(controller: Controller, rows: Sequence[int]) -> None:
     controller.reserve_log()
     for row in rows:
-        kernel.enqueue(controller.table.state, row)
-        kernel.log_event(controller.table.state, kernel.LOG_SUBMITTED, row, -1)
+        kernel.call_submit_task(controller.table.state, row)

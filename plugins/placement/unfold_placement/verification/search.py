@@ -252,7 +252,7 @@ class Frontier:
         graph, victim = self.graph, f"{self.scenario.victim}{SLOT_MARK}"
         graph.edges.append([])
         graph.parents.append(parent)
-        has_all_nodes = bool(controller.table.state.is_up.all())
+        has_all_nodes = all(controller.table.state.is_up.tolist())
         graph.may_starve.append(has_all_nodes and any(job.startswith(victim) for job in jobs.arrived))
         graph.running_count.append(len(running_jobs(running, only_whole=False)))
         graph.whole_count.append(len(running_jobs(running, only_whole=self.scenario.has_gangs)))
@@ -358,24 +358,17 @@ def _runs_alone(scenario: Scenario, graph: Graph) -> bool:
 
 def _used_fraction(controller: Controller) -> float:
     state, view = controller.table.state, controller.view
-    free = state.free[state.is_up > 0]
-    fractions = [
-        1 - float(free[:, column].sum()) / total
-        for column, kind in enumerate(controller.table.resource_kinds)
-        if (total := view.total_capacity(kind))
-    ]
-    return max(fractions, default=0.0)
+    free = np.dot(state.is_up, state.free).tolist()
+    totals = map(view.total_capacity, controller.table.resource_kinds)
+    return max((1 - amount / total for amount, total in zip(free, totals, strict=False) if total), default=0.0)
 
 
 def _stopped_jobs(controller: Controller, cursor: int) -> set[str]:
     """Return the jobs of which a task was preempted since a log entry."""
-    table = controller.table
-    logged = int(table.state.counters[kernel.LOGGED])
-    return {
-        table.tasks[table.state.log_task[entry]].job
-        for entry in range(cursor, logged)
-        if table.state.log_kind[entry] == kernel.LOG_PREEMPTED
-    }
+    state, tasks = controller.table.state, controller.table.tasks
+    entries = slice(cursor, int(state.counters[kernel.LOGGED]))
+    logged = zip(state.log_kind[entries].tolist(), state.log_task[entries].tolist(), strict=True)
+    return {tasks[row].job for kind, row in logged if kind == kernel.LOG_PREEMPTED}
 
 
 def _judge_state(
