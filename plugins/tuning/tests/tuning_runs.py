@@ -43,9 +43,9 @@ def profile_spec(folder: Path, text: str) -> Report:
     return profile(load_spec(text), Run(directory=RunDir(folder), engine=LocalEngine(2), allow_code=True))
 
 
-def read_nodes(folder: Path) -> list[tuple[str, float, float, float, float | None]]:
+def read_nodes(folder: Path, ledger: str = "ledger") -> list[tuple[str, float, float, float, float | None]]:
     """Read the instances of a run: name, price, since, last seen, until."""
-    with closing(sqlite3.connect(folder / "run/ledger.sqlite")) as base:
+    with closing(sqlite3.connect(folder / f"run/{ledger}.sqlite")) as base:
         return base.execute("SELECT * FROM nodes ORDER BY since").fetchall()
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import time
+from collections import Counter
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from tuning_runs import SPEC, profile_spec
+from tuning_runs import SPEC, profile_spec, read_nodes
 
 from unfoldkit.api import UnfoldError, Verdict
 
@@ -58,3 +62,29 @@ def test_the_speed_up_across_nodes_is_measured_on_several(tmp_path: Path) -> Non
     # every rank sleeps half as long
     assert 1.2 < stored["across"]["2"] < 2.5
     assert [row[0] for row in report.tables[0].rows] == [1, 2]
+
+
+def test_a_killed_profile_continues(tmp_path: Path, sleeper_log: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After kill -9 no measured trial runs again and the bill goes on; another spec starts from the beginning."""
+    text = re.sub("search: .*", "search: {algorithm: random, trials: 8, iters: 2}", SPEC.split("profile:")[0])
+    folder, other = tmp_path / "run", tmp_path / "other"
+    process = get_context("fork").Process(target=profile_spec, args=(folder, text))
+    process.start()
+    while process.is_alive() and (not sleeper_log.exists() or sleeper_log.read_text().count("\n") < 9):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    shutil.copytree(folder, other)
+    report = profile_spec(folder, text)
+    repeated = [line for line, count in Counter(sleeper_log.read_text().splitlines()).items() if count > 1]
+    # only the trial that ran at the kill
+    assert len({line.split()[0] for line in repeated}) <= 1
+    assert dict(report.lines)["resumed"].startswith("the profile continues after 4 finished measurements")
+    assert report.metrics["steps"].value == 16
+    lifetimes = read_nodes(tmp_path, "profile")
+    assert len(lifetimes) == 2
+    assert min(seen - since for _, _, since, seen, _ in lifetimes) > 0.1
+    assert json.loads((folder / "unfinished-profile.json").read_text())["measured"] == []
+    with pytest.raises(UnfoldError, match="failed for all"):
+        profile_spec(other, text.replace("sleeper:train", "sleeper:broken").replace("[0, 1]", "[0, 0.4]"))
+    assert "the profile starts anew: 4 finished measurements of another spec" in caplog.text

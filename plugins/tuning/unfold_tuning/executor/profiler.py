@@ -6,9 +6,10 @@ Trials run on one node, and on several for the speed-up across nodes if they may
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,7 @@ class ProfileSamples:
         starts: Seconds that a trial takes besides its steps.
         saves: Seconds of writing a checkpoint.
         errors: The error of each failed configuration; spare configurations replace them.
+        resumed: Measurements that are those of an attempt that was stopped.
     """
 
     iterations: dict[tuple[int, int], list[float]] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class ProfileSamples:
     starts: list[float] = field(default_factory=list)
     saves: list[float] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
+    resumed: int = 0
 
     @property
     def trials(self) -> int:
@@ -111,6 +114,27 @@ class ProfileSamples:
             if workers == 1
         ]
 
+    def encode(self) -> dict[str, object]:
+        """Encode the finished measurements for JSON. Failures are left out: a profile that continues tries again."""
+        measured = [
+            {"workers": workers, "trial": trial, "seconds": values, "metrics": self.metrics[workers, trial]}
+            for (workers, trial), values in self.iterations.items()
+        ]
+        return {"measured": measured, "startups": self.startups, "starts": self.starts, "saves": self.saves}
+
+    @classmethod
+    def decode(cls, stored: Mapping[str, Any]) -> ProfileSamples:
+        """Decode the measurements of an attempt that was stopped."""
+        measured = {(int(item["workers"]), int(item["trial"])): item for item in stored["measured"]}
+        return cls(
+            iterations={key: [float(value) for value in item["seconds"]] for key, item in measured.items()},
+            metrics={key: [float(value) for value in item["metrics"]] for key, item in measured.items()},
+            startups=[float(value) for value in stored["startups"]],
+            starts=[float(value) for value in stored["starts"]],
+            saves=[float(value) for value in stored["saves"]],
+            resumed=len(measured),
+        )
+
     def _measure_speedup(self, workers: int) -> float:
         """Measure the speed-up over one accelerator on the same iterations of the same trials."""
         pairs = [
@@ -139,7 +163,9 @@ class Profiler:
         clock: A monotonic clock.
         progress: Receives a step, and how much of it is done.
         log: Receives warnings.
-        samples: What was measured.
+        watch: Called several times a second.
+        store: Receives the samples whenever a trial has reached its last iteration.
+        samples: What was measured, perhaps by an attempt that was stopped.
     """
 
     trainable: TrainableConfig
@@ -153,7 +179,9 @@ class Profiler:
     clock: Callable[[], float]
     progress: Callable[[str, int, int], None]
     log: logging.Logger
-    samples: ProfileSamples = field(default_factory=ProfileSamples)
+    watch: Callable[[], None]
+    store: Callable[[ProfileSamples], None]
+    samples: ProfileSamples
 
     def run(self) -> ProfileSamples:
         """Measure trials at every number of workers in powers of two: within a node, then on whole nodes.
@@ -162,26 +190,29 @@ class Profiler:
             UnfoldError: The function failed for every configuration, hangs, or a worker died.
         """
         configs = sample_bracket_configs(self.trainable.space, self.seed, self.bracket, TRIALS + SPARE_TRIALS)
-        self.samples = ProfileSamples(
-            configs=dict(enumerate(configs)), checkpoint_iters=self.checkpoint_iters, accelerators=self.accelerators
+        self.samples = replace(
+            self.samples,
+            configs=dict(enumerate(configs)),
+            checkpoint_iters=self.checkpoint_iters,
+            accelerators=self.accelerators,
         )
         sizes = self._list_sizes()
         for index, workers in enumerate(sizes):
+            jobs = [self._build_job(trial, config, workers) for trial, config in enumerate(configs)]
+            jobs = [job for job in jobs if job.trial not in self.samples.errors]
+            missing = [job for job in jobs if (workers, job.trial) not in self.samples.iterations]
+            if len(jobs) - len(missing) >= TRIALS:
+                continue
             cluster = self.build_cluster()
             try:
                 cluster.open()
                 began = self.clock()
-                cluster.resize(max(1, workers // self.accelerators), _do_nothing)
+                cluster.resize(max(1, workers // self.accelerators), self.watch)
                 self.samples.startups.append(self.clock() - began)
                 if cluster.find_node(workers) is None:
                     self.log.warning("fewer nodes than a trial of %d accelerators needs: not measured", workers)
                     break
-                jobs = [
-                    self._build_job(trial, config, workers)
-                    for trial, config in enumerate(configs)
-                    if trial not in self.samples.errors
-                ]
-                self._measure_jobs(cluster, jobs, workers)
+                self._measure_jobs(cluster, missing, TRIALS - len(jobs) + len(missing))
             finally:
                 cluster.close()
             self.progress("profile", index + 1, len(sizes))
@@ -226,11 +257,12 @@ class Profiler:
             mode=self.trainable.mode,
         )
 
-    def _measure_jobs(self, cluster: Cluster, jobs: Sequence[TrialJob], workers: int) -> None:
+    def _measure_jobs(self, cluster: Cluster, jobs: Sequence[TrialJob], wanted: int) -> None:
         """Run the first jobs to their ends; spare jobs replace those that fail."""
-        waiting, spare = list(jobs[:TRIALS]), list(jobs[TRIALS:])
+        waiting, spare = list(jobs[:wanted]), list(jobs[wanted:])
+        workers = jobs[0].workers
         started_at: dict[int, float] = {}
-        steps_s = dict.fromkeys((job.trial for job in jobs), 0.0)
+        steps: dict[int, list[WorkerMessage]] = {job.trial: [] for job in jobs}
         running: dict[int, TrialJob] = {}
         watchdog = Watchdog(self.clock)
         while waiting or running:
@@ -239,23 +271,23 @@ class Profiler:
                 running[job.trial], started_at[job.trial] = job, self.clock()
                 watchdog.record_progress(job.trial)
                 cluster.start(node, job)
+            self.watch()
             self._check_timeout(watchdog, running)
             for event in cluster.poll_events(POLL_S):
                 message = _require_message(event.message)
                 job = running[message.trial]
                 watchdog.record_progress(job.trial)
                 if message.kind == "failed":
-                    self._drop_config(job, message.error)
+                    self.samples.errors[job.trial] = message.error
+                    self.log.warning("the profile continues without %s: %s", job.config, message.error)
                     waiting += [spare.pop(0)] if spare else []
                 else:
-                    steps_s[job.trial] += message.seconds
-                    self._record_step(job, message)
-                if message.kind == "failed" or message.iters >= job.target:
-                    cluster.free(job.trial)
-                    del running[job.trial]
-                if message.kind != "failed" and message.iters >= job.target:
-                    start_s = self.clock() - started_at[job.trial] - steps_s[job.trial]
-                    self.samples.starts.append(max(0.0, start_s))
+                    steps[job.trial].append(message)
+                    if message.iters < job.target:
+                        continue
+                    self._record_trial(job, steps[job.trial], self.clock() - started_at[job.trial])
+                cluster.free(job.trial)
+                del running[job.trial]
         if not any(size == workers for size, _ in self.samples.iterations):
             count = format_count(len(self.samples.errors), "configuration")
             last = list(self.samples.errors.values())[-1]
@@ -266,17 +298,13 @@ class Profiler:
         if timeout_s is not None and any(watchdog.measure_silence_s(trial) > timeout_s for trial in trials):
             raise user_error(f"a trial hangs: {describe_timeout(timeout_s)}", key="trainable.timeout")
 
-    def _record_step(self, job: TrialJob, message: WorkerMessage) -> None:
-        self.samples.saves.append(message.save_s)
-        iteration_s = message.seconds / job.checkpoint_iters
-        self.samples.iterations.setdefault((job.workers, job.trial), []).append(iteration_s)
-        self.samples.metrics.setdefault((job.workers, job.trial), []).append(message.metric)
-
-    def _drop_config(self, job: TrialJob, error: str) -> None:
-        """Drop a failed configuration with its samples: they are not those of a complete trial."""
-        self.samples.errors[job.trial] = error
-        self.samples.iterations.pop((job.workers, job.trial), None)
-        self.log.warning("the profile continues without %s: %s", job.config, error)
+    def _record_trial(self, job: TrialJob, steps: Sequence[WorkerMessage], total_s: float) -> None:
+        key = job.workers, job.trial
+        self.samples.iterations[key] = [step.seconds / job.checkpoint_iters for step in steps]
+        self.samples.metrics[key] = [step.metric for step in steps]
+        self.samples.saves.extend(step.save_s for step in steps)
+        self.samples.starts.append(max(0.0, total_s - sum(step.seconds for step in steps)))
+        self.store(self.samples)
 
 
 def _require_message(message: WorkerMessage | None) -> WorkerMessage:
@@ -285,7 +313,3 @@ def _require_message(message: WorkerMessage | None) -> WorkerMessage:
     if message.kind == "unsaved":
         raise user_error(message.error)
     return message
-
-
-def _do_nothing() -> None:
-    return None

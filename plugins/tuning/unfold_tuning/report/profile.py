@@ -58,6 +58,8 @@ def _build_metrics(profile: Profile, samples: ProfileSamples) -> dict[str, Metri
 def _list_conditions(samples: ProfileSamples, measured_on: str) -> tuple[tuple[str, str], ...]:
     """List where the profile was measured and what does not count as an iteration."""
     lines = [("measured on", measured_on)]
+    if samples.resumed:
+        lines.append(("resumed", sentences.describe_resumed_measurements(samples.resumed)))
     if samples.warm_up_s:
         lines.append(("warm-up", sentences.describe_warm_up(samples.warm_up_s)))
     return tuple(lines)

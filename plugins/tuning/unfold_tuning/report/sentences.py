@@ -348,6 +348,22 @@ def describe_unmeasured_spans(sizes: Sequence[int], machine_name: str) -> str:
     return f"trials of {counts} accelerators over several {machine_name}; profile.across has no speed-up for them"
 
 
+def describe_stored_measurements(count: int) -> str:
+    """Describe what a profile that is stopped has stored."""
+    return f"finished measurements: {count}"
+
+
+def describe_resumed_measurements(count: int) -> str:
+    """Describe that a profile continues one that was stopped."""
+    return f"the profile continues after {format_count(count, 'finished measurement')}"
+
+
+def describe_other_measurements(count: int) -> str:
+    """Describe that the measurements of a profile that was stopped are of no use."""
+    measurements = format_count(count, "finished measurement")
+    return f"the profile starts anew: {measurements} of another spec, seed or machine"
+
+
 def describe_failed_configs(count: int, error: str) -> str:
     """Describe the configurations that failed while the function was profiled."""
     return f"{format_count(count, 'configuration')} failed; the last error: {error}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 
 from unfold_tuning.cluster.factory import build_cluster, build_provider
 from unfold_tuning.executor.messages import describe_spend
-from unfold_tuning.executor.profiler import Profiler
+from unfold_tuning.executor.profiler import Profiler, ProfileSamples
 from unfold_tuning.job.build import (
     PROFILE_FILE,
     build_cluster_config,
@@ -21,27 +22,34 @@ from unfold_tuning.job.build import (
 from unfold_tuning.job.paces import describe_hardware
 from unfold_tuning.job.problem import ClusterConfig, ProfiledTrial
 from unfold_tuning.job.profile import Machine
+from unfold_tuning.report import sentences
 from unfold_tuning.report.profile import report_profile
 from unfold_tuning.schema.tuning import TuningSpec
 from unfold_tuning.trial.ledger import open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
-from unfoldkit.api import Report, Run, user_error
+from unfoldkit.api import Report, Run, fingerprint, user_error
 
 LEDGER_FILE = "profile.sqlite"
 TRIALS_FILE = "profiled-trials.json"
+UNFINISHED_FILE = "unfinished-profile.json"
 
 
 def profile(spec: TuningSpec, run: Run) -> Report:
     """Measure the first trials of the search, their speed-up and start; store them for ``plan`` and ``train``.
 
     ``--on TYPE``, or ``--engine ray --ray-address`` with an AWS spec, rents one instance for it. ``--on ray`` uses a
-    Ray node of this machine.
+    Ray node of this machine. A profile that was killed continues from the trials that it has measured.
     """
     trainable, stages = resolve_trainable(spec, run), build_stages(spec.search)
     machine, cluster_config, is_rented = _select_node(spec, run)
-    began = run.clock()
     first, made_from = stages[0].groups[0], fingerprint_profile_inputs(spec)
     groups = [group for stage in stages for group in stage.groups if group.bracket == first.bracket]
+    max_iters = max(group.done + group.iters for group in groups)
+    measured_on = machine.name if is_rented else describe_hardware()
+    where = cluster_config.provider, cluster_config.engine, measured_on, machine.accelerators
+    attempt = fingerprint(made_from, run.seed, where, first.bracket, max_iters)
+    unfinished, earlier_s = _load_unfinished(run, attempt)
+    began = run.clock() - earlier_s
     with open_ledger(run.directory.path / LEDGER_FILE, machine, "profile") as ledger:
         provider = build_provider(cluster_config, machine, ledger, run.log)
         provider.recover()
@@ -53,7 +61,11 @@ def profile(spec: TuningSpec, run: Run) -> Report:
         def report_progress(step: str, done: int, total: int) -> None:
             run.progress(f"{step} · {describe_spend(compute_spent_usd(), None)}", done, total)
 
-        samples = Profiler(
+        def store(samples: ProfileSamples) -> None:
+            stored = samples.encode() | {"elapsed_s": run.clock() - began}
+            run.directory.write(UNFINISHED_FILE, json.dumps(stored).encode(), made_from=attempt)
+
+        profiler = Profiler(
             trainable=trainable,
             build_cluster=lambda: build_cluster(
                 cluster_config, WorkerSetup(trainable, run.seed), machine.accelerators, provider
@@ -62,20 +74,46 @@ def profile(spec: TuningSpec, run: Run) -> Report:
             checkpoint_iters=spec.cloud.checkpoint_iters,
             seed=run.seed,
             bracket=first.bracket,
-            max_iters=max(group.done + group.iters for group in groups),
+            max_iters=max_iters,
             folder=run.directory.path / "trials",
             clock=run.clock,
             progress=report_progress if machine.usd_per_hour else run.progress,
             log=run.log,
-        ).run()
+            watch=lambda: ledger.record_nodes_alive(time.time()),
+            store=store,
+            samples=unfinished,
+        )
+        try:
+            samples = profiler.run()
+        except BaseException as error:
+            if count := len(profiler.samples.iterations):
+                error.add_note(sentences.describe_stored_measurements(count))
+            raise
         spent_usd = compute_spent_usd()
     trials = samples.list_trials()
-    measured_on = machine.name if is_rented else describe_hardware()
     encoded = encode_profile(samples.summarize(), trials, measured_on)
-    run.directory.write(PROFILE_FILE, encoded.encode(), made_from=made_from)
     stored = json.dumps({"spent_usd": spent_usd, "trials": [dataclasses.asdict(trial) for trial in trials]})
     run.directory.write(TRIALS_FILE, stored.encode(), made_from=made_from)
+    # last, as it ends the profile: the next one measures anew
+    run.directory.write(PROFILE_FILE, encoded.encode(), made_from=made_from)
+    store(ProfileSamples())
     return report_profile(spec.name, parse_profile(encoded), samples, measured_on, spent_usd)
+
+
+def _load_unfinished(run: Run, attempt: str) -> tuple[ProfileSamples, float]:
+    """Load the measurements of an attempt that was stopped, and its seconds; none if it was another profile."""
+    if not run.directory.has(UNFINISHED_FILE):
+        return ProfileSamples(), 0.0
+    with run.directory.decoding(UNFINISHED_FILE, "an unfinished profile") as data:
+        stored = json.loads(data)
+        samples, elapsed_s = ProfileSamples.decode(stored), float(stored["elapsed_s"])
+    if not samples.resumed:
+        return ProfileSamples(), 0.0
+    if not run.directory.has(UNFINISHED_FILE, made_from=attempt):
+        run.log.warning("%s", sentences.describe_other_measurements(samples.resumed))
+        return ProfileSamples(), 0.0
+    run.log.warning("%s", sentences.describe_resumed_measurements(samples.resumed))
+    return samples, elapsed_s
 
 
 def _select_node(spec: TuningSpec, run: Run) -> tuple[Machine, ClusterConfig, bool]:
