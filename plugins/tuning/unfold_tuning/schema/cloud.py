@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -81,7 +81,13 @@ class Cloud(Model):
 
 
 def check_cloud(cloud: Cloud) -> Iterable[Problem]:
-    """Yield instances without a price, and markets that a provider does not have."""
+    """Yield names that are written twice, instances without a price, and markets that a provider does not have."""
+    types = [item if isinstance(item, str) else item.type for item in cloud.instances]
+    yield from _check_repeated(("cloud", "instances"), types)
+    yield from _check_repeated(("cloud", "zones"), cloud.zones)
+    yield from _check_repeated(
+        ("cloud", "availability", "zones"), cloud.availability.zones if cloud.availability else ()
+    )
     if cloud.availability is not None and cloud.market != "thrifty":
         hint = "write market: thrifty"
         yield Problem(("cloud", "availability"), "only thrifty plans use a log of availability", hint=hint)
@@ -94,6 +100,12 @@ def check_cloud(cloud: Cloud) -> Iterable[Problem]:
                 yield Problem(("cloud", "instances", index), "a local node needs accelerators and a price", hint=hint)
         if cloud.market != "on-demand":
             yield Problem(("cloud", "market"), "there is no spot market on this machine")
+
+
+def _check_repeated(path: tuple[str, ...], names: Sequence[str]) -> Iterable[Problem]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Problem((*path, index), f"{name} is written twice", hint="keep one: it would count twice")
 
 
 def _check_given_prices(cloud: Cloud) -> Iterable[Problem]:
