@@ -76,6 +76,9 @@ class TuningSpec(Spec):
         yield from check_search(self.search)
         if self.profile is not None:
             yield from check_profile(self.profile)
+        for index, job in enumerate(self.history):
+            if job in self.history[:index]:
+                yield Problem(("history", index), "this job is written twice", hint="keep one: it would count twice")
         yield from check_cloud(self.cloud)
         if self.cloud.market == "thrifty" and self.deadline is None:
             hint = "write deadline, or market: spot"
