@@ -473,13 +473,14 @@ def test_trials_that_have_not_begun_wait_for_the_scheduler() -> None:
 @pytest.mark.parametrize("method", ["sha", "hyperband", "asha"])
 @pytest.mark.parametrize("limit_s", [20.0, 60.0, 200.0])
 def test_no_run_passes_its_deadline(limit_s: float, method: str) -> None:
-    """Whatever the deadline, the run has ended by then, and uses a good part of what it has."""
+    """Whatever the deadline, the run has ended by then, uses a good part of what it has, and no trial failed."""
     scheduler = deadline.UnfoldScheduler(deadline=limit_s, num_samples=81, max_t=27, method=method)
     controller = FakeController(scheduler, [(index * 37 % 81) / 81 for index in range(81)], 2.0, 27)
     controller.run()
     assert controller.now - 1000.0 <= limit_s
     assert all(trial.status == "TERMINATED" for trial in controller.trials)
     assert sum(controller.steps) * 2.0 >= 0.3 * limit_s
+    assert not any("failed" in note for note in scheduler.keeper.notes)
 
 
 @pytest.mark.parametrize("limit_s", [36.4, 42.0, 60.0])

@@ -325,7 +325,9 @@ class HalvingSearch:
             if (stage == 0 and (is_left or not begun)) or any(self.needs_steps(trial) for trial in members):
                 break
             reached = set(self._list_reached(bracket, rungs[stage])) & set(members)
-            is_lost = not any(self._has_usable_value(trial, rungs[stage]) for trial in reached)
+            # those that a limit has stopped before the rung did not fail
+            counted = reached | (self.ended - self.failed) & set(members)
+            is_lost = bool(members) and not any(self._has_usable_value(trial, rungs[stage]) for trial in counted)
             if is_lost and self._replace_failed(bracket):
                 break
             ranked = self.rank(reached, rungs[stage])
