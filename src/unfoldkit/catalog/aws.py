@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -63,7 +63,12 @@ def connect_clients(region: str) -> AwsClients:
 
 
 def request_prices(
-    clients: AwsClients, region: str, names: Sequence[str], now: dt.datetime, known: PriceBook
+    clients: AwsClients,
+    region: str,
+    names: Sequence[str],
+    now: dt.datetime,
+    known: PriceBook,
+    zones: Collection[str] = (),
 ) -> RefreshResult:
     """Request the current prices of instance types.
 
@@ -73,13 +78,14 @@ def request_prices(
         names: The instance types.
         now: The current time.
         known: An earlier book, against which prices are checked.
+        zones: The zones of which spot prices count; all if empty.
 
     Raises:
         UnfoldError: AWS did not respond, or gave no plausible price.
     """
     hardware = _call(lambda: dict(_hardware(clients.ec2, names, region)), "ec2:DescribeInstanceTypes")
     prices = _call(lambda: dict(_on_demand(clients.pricing, region, set(names))), "pricing:GetProducts")
-    spot = _call(lambda: _spot(clients.ec2, names, now), "ec2:DescribeSpotPriceHistory")
+    spot = _call(lambda: _spot(clients.ec2, names, now, zones), "ec2:DescribeSpotPriceHistory")
     rows: dict[str, Instance] = {}
     rejected: list[RejectedPrice] = []
     for name in sorted({*hardware, *prices} & set(names)):
@@ -162,13 +168,17 @@ def _hourly(product: Mapping[str, Any]) -> Iterator[float]:
                 yield float(dimension["pricePerUnit"]["USD"])
 
 
-def _spot(ec2: Any, names: Sequence[str], now: dt.datetime) -> dict[str, tuple[float, dt.datetime]]:
+def _spot(
+    ec2: Any, names: Sequence[str], now: dt.datetime, zones: Collection[str]
+) -> dict[str, tuple[float, dt.datetime]]:
     pages = ec2.get_paginator("describe_spot_price_history").paginate(
         InstanceTypes=list(names), ProductDescriptions=["Linux/UNIX"], StartTime=now
     )
     newest: dict[tuple[str, str], tuple[dt.datetime, float]] = {}
     for page in pages:
         for item in page["SpotPriceHistory"]:
+            if zones and item.get("AvailabilityZone") not in zones:
+                continue
             key = (item["InstanceType"], item.get("AvailabilityZone", ""))
             change = (item["Timestamp"], float(item["SpotPrice"]))
             newest[key] = max(newest.get(key, change), change)

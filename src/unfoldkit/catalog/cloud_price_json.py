@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from unfoldkit.catalog.instances import Instance
@@ -13,29 +14,44 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LINUX = "Linux/UNIX"
 
 
-def iter_offers(document: Any, region: str) -> Iterator[Instance]:
-    """Yield the offers of a document in a region, several per type if it has them; none if its format is unknown."""
+def iter_offers(document: Any, region: str, zones: Collection[str] = ()) -> Iterator[Instance]:
+    """Yield the offers of a document in a region, several per type if it has them; none if its format is unknown.
+
+    If ``zones`` are named, spot prices of others do not count.
+    """
     if isinstance(document, Mapping):
-        yield from _spot(document.get("SpotPriceHistory") or (), region)
+        yield from _spot(document.get("SpotPriceHistory") or (), region, zones)
         yield from _azure(document.get("Items") or (), region)
         yield from _offer_file(document, region)
         products = (json.loads(item) if isinstance(item, str) else item for item in document.get("PriceList") or ())
         yield from (offer for item in products if (offer := _product(item, region)) is not None)
     elif isinstance(document, list):
         yield from _azure([item for item in document if "armSkuName" in item], region)
-        yield from _spot([item for item in document if "SpotPrice" in item], region)
+        yield from _spot([item for item in document if "SpotPrice" in item], region, zones)
         yield from (offer for item in document if (offer := _ec2instances(item, region)) is not None)
 
 
-def _spot(rows: Any, region: str) -> Iterator[Instance]:
+def _spot(rows: Any, region: str, zones: Collection[str]) -> Iterator[Instance]:
     """``aws ec2 describe-spot-price-history``: of each type and zone the newest price."""
     newest: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in rows:
-        if str(row["AvailabilityZone"]).startswith(region) and row.get("ProductDescription", _LINUX) == _LINUX:
+        # a local zone such as us-east-1-bos-1a is another place
+        zone = str(row["AvailabilityZone"])
+        is_here = zone in zones if zones else re.fullmatch(rf"{re.escape(region)}[a-z]", zone)
+        if is_here and row.get("ProductDescription", _LINUX) == _LINUX:
             key = (row["InstanceType"], row["AvailabilityZone"])
-            newest[key] = max(newest.get(key, row), row, key=lambda item: str(item.get("Timestamp", "")))
+            newest[key] = max(newest.get(key, row), row, key=_parse_time)
     for (name, _), row in newest.items():
         yield Instance(name, spot=float(row["SpotPrice"]), region=region)
+
+
+def _parse_time(row: Mapping[str, Any]) -> float:
+    """Parse the time of a price: a date, in UTC unless it has a zone, or seconds since 1970."""
+    stamp = row.get("Timestamp", 0.0)
+    if not isinstance(stamp, str):
+        return float(stamp)
+    date = dt.datetime.fromisoformat(stamp)
+    return (date if date.tzinfo else date.replace(tzinfo=dt.UTC)).timestamp()
 
 
 def _azure(rows: Any, region: str) -> Iterator[Instance]:

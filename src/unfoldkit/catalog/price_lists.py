@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,9 @@ _NAMES = (
 _REGIONS = ("region", "region_code", "armregionname", "location")
 _VCPUS, _GPUS = ("vcpus", "vcpu", "cpus"), ("gpus", "gpu_count", "gpucount", "acceleratorcount", "accelerators")
 _MEMORY, _GPU = ("memory_gib", "memorygib", "memory", "ram"), ("gpu_name", "gpu_model", "acceleratorname", "gpu")
+_SYSTEMS = ("os", "operating_system", "operatingsystem", "product_description", "productdescription", "platform")
+_OTHER_SYSTEMS = re.compile(r"windows|rhel|red hat|suse|sql", re.IGNORECASE)
+_SPOT_HISTORY = {"AvailabilityZone", "InstanceType", "SpotPrice"}
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _SEPARATORS = re.compile(r"[\s_().-]+")
 _FORMS = (
@@ -32,24 +35,25 @@ _FORMS = (
 )
 
 
-def read_prices(path: Path, region: str) -> PriceBook:
+def read_prices(path: Path, region: str, zones: Collection[str] = ()) -> PriceBook:
     """Read the instance types of a price list in a region, in US dollars per hour; its contents decide its format.
 
     A table has a column of names (``instance``, ``type``, ...) and one of prices (``price``, ``usd_per_hour``,
     ``monthly cost``, ...), and optionally a spot price, a ``region``, and vCPUs, memory and GPUs. JSON is that of
-    ``aws ec2 describe-spot-price-history``, ``aws pricing get-products`` or an offer file, Azure's retail prices, or
-    ec2instances.info. Only Linux counts, and of spot prices the newest in the cheapest zone.
+    ``aws ec2 describe-spot-price-history`` (also a table), ``aws pricing get-products`` or an offer file, Azure's
+    retail prices, or ec2instances.info. Only Linux counts, and of spot prices the newest in the cheapest zone, or in
+    the cheapest of ``zones``.
 
     Raises:
         UnfoldError: The file is not such a list, a price is invalid or implausible, or the region is missing.
     """
     first = _first_line(path)
     if first.startswith(("{", "[")):
-        rows = _read_json(path, region)
+        rows = _select_offers(_document(path), path, region, zones)
     elif set(COLUMNS) <= {name.strip() for name in _head(first)}:
         return read_vms(path, region)
     else:
-        rows = _table(path, region)
+        rows = _table(path, region, zones)
     if not rows:
         raise user_error(f"no price for the region {region!r}", file=str(path), hint=f"set region, or give {_FORMS}")
     date = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).date().isoformat()
@@ -76,10 +80,10 @@ def _document(path: Path) -> object:
         raise user_error(f"cannot read the price list: {error}", file=str(path)) from error
 
 
-def _read_json(path: Path, region: str) -> dict[str, Instance]:
-    document = _document(path)
+def _select_offers(document: object, path: Path, region: str, zones: Collection[str]) -> dict[str, Instance]:
+    """Return the cheapest offers of a document of a cloud."""
     try:
-        return _select_cheapest(iter_offers(document, region))
+        return _select_cheapest(iter_offers(document, region, zones))
     except DAMAGED as error:
         raise user_error(f"an entry of the price list does not match its format: {error!r}", file=str(path)) from error
 
@@ -108,15 +112,21 @@ class _TableColumns:
     spot: str
     region: str
     currency: str
+    system: str
     units: dict[str, PriceUnit]
 
 
-def _table(path: Path, region: str) -> dict[str, Instance]:
+def _table(path: Path, region: str, zones: Collection[str]) -> dict[str, Instance]:
     instances: dict[str, Instance] = {}
     columns: _TableColumns | None = None
-    for row in csv_rows(path):
+    rows = list(csv_rows(path))
+    if rows and set(rows[0].cells) >= _SPOT_HISTORY:
+        return _select_offers([row.cells for row in rows], path, region, zones)
+    for row in rows:
         columns = columns or _find_columns(list(row.cells), path)
         if columns.region and row[columns.region] != region:
+            continue
+        if columns.system and _OTHER_SYSTEMS.search(row[columns.system]):
             continue
         item = _instance(row, columns, region)
         if item is None:
@@ -138,7 +148,8 @@ def _find_columns(head: Sequence[str], path: Path) -> _TableColumns:
             Diagnostic(message, str(path), 1, 1, hint=f"it has {', '.join(head[:12])}; expected {_FORMS}")
         )
     currency = _match_column(head, ("currency", "currencycode"), ())
-    return _TableColumns(name, price, spot, _match_column(head, _REGIONS, units), currency, units)
+    region, system = (_match_column(head, names, units) for names in (_REGIONS, _SYSTEMS))
+    return _TableColumns(name, price, spot, region, currency, system, units)
 
 
 def _match_column(head: Iterable[str], names: Sequence[str], excluded: Iterable[str]) -> str:

@@ -53,10 +53,11 @@ def test_a_table_of_any_names_and_units_is_dollars_an_hour(
 
 
 def test_a_table_may_list_hardware_spot_and_regions(tmp_path: Path) -> None:
-    """Columns beside the price are read; rows of other regions and those without a price are not."""
+    """Columns beside the price are read; rows of other regions and systems and those without a price are not."""
     text = (
-        "type,vCPU,Memory (GiB),gpu_name,gpu_count,on_demand_usd_per_hour,spot_saving_pct,spot_usd_per_hour,region\n"
-        "g5,4,16 GiB,A10G,1,1.006,60,0.4,us-east-1\ng5,4,16,A10G,1,1.2,60,0.5,eu-west-1\nold,1,1,,,N/A,,,us-east-1\n"
+        "type,vCPU,Memory (GiB),gpu_name,gpu_count,on_demand_usd_per_hour,spot_saving_pct,spot_usd_per_hour,region,OS\n"
+        "g5,4,16 GiB,A10G,1,1.006,60,0.4,us-east-1,Linux\ng5,4,16,A10G,1,1.2,60,0.5,eu-west-1,Linux\n"
+        "g5,4,16,A10G,1,1.19,60,0.5,us-east-1,Windows\nold,1,1,,,N/A,,,us-east-1,\n"
     )
     rows = book(tmp_path, text).rows
     assert list(rows) == ["g5"]
@@ -103,7 +104,7 @@ def spot(name: str, price: str, zone: str, hour: int, system: str = "Linux/UNIX"
 
 
 def test_spot_prices_are_the_newest_of_the_cheapest_zone(tmp_path: Path) -> None:
-    """Older prices, other systems and other regions do not count."""
+    """Older prices, other systems and other regions do not count, nor do other zones than those that are named."""
     rows = [
         spot("g5", "0.40", "us-east-1a", 5),
         spot("g5", "0.30", "us-east-1a", 4),
@@ -113,6 +114,14 @@ def test_spot_prices_are_the_newest_of_the_cheapest_zone(tmp_path: Path) -> None
     ]
     assert book(tmp_path, {"SpotPriceHistory": rows}).rows["g5"].spot == 0.4
     assert book(tmp_path, rows).rows["g5"].on_demand is None
+    assert read_prices(tmp_path / "list", EAST, ["us-east-1b"]).rows["g5"].spot == 0.5
+    # times with an offset, and the hour that a clock repeats in autumn; a local zone is another place
+    later = spot("g5", "0.45", "us-east-1a", 5) | {"Timestamp": "2026-01-01T01:15:00-05:00"}
+    earlier = spot("g5", "0.30", "us-east-1a", 5) | {"Timestamp": "2026-01-01T01:45:00-04:00"}
+    rows = [later, earlier, spot("g5", "0.10", "us-east-1-bos-1a", 6)]
+    assert book(tmp_path, rows).rows["g5"].spot == 0.45
+    table = "\n".join(",".join(row) for row in ([*rows[0]], *(row.values() for row in rows)))
+    assert book(tmp_path, table).rows["g5"].spot == 0.45
 
 
 def product(name: str, **other: str) -> dict[str, Any]:

@@ -45,16 +45,18 @@ def test_pages_of_every_call_are_followed() -> None:
 
 
 def test_spot_is_the_newest_change_of_the_cheapest_zone() -> None:
-    """Of each zone only the newest change counts, and of the zones the cheapest."""
+    """Of each zone only the newest change counts, and of the zones the cheapest, if none is named."""
     earlier = NOW - dt.timedelta(days=1)
     offers = [
         fakes.offer("g5.xlarge", "us-east-1a", "0.20", earlier),
         fakes.offer("g5.xlarge", "us-east-1a", "0.60", NOW),
         fakes.offer("g5.xlarge", "us-east-1b", "0.50", earlier),
     ]
-    ec2 = fakes.ec2_stub([[fakes.hardware("g5.xlarge", 4, 16384)]], [offers])
-    clients = AwsClients(fakes.pricing([fakes.product("g5.xlarge", "1.006")]), ec2)
-    assert request_prices(clients, "us-east-1", ["g5.xlarge"], NOW, BUNDLED).book.rows["g5.xlarge"].spot == 0.5
+    for zones, price in (([], 0.5), (["us-east-1a"], 0.6)):
+        ec2 = fakes.ec2_stub([[fakes.hardware("g5.xlarge", 4, 16384)]], [offers])
+        clients = AwsClients(fakes.pricing([fakes.product("g5.xlarge", "1.006")]), ec2)
+        book = request_prices(clients, "us-east-1", ["g5.xlarge"], NOW, BUNDLED, zones).book
+        assert book.rows["g5.xlarge"].spot == price
 
 
 @pytest.mark.e2e

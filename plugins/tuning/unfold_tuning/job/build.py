@@ -400,10 +400,11 @@ def _load_catalog(cloud: Cloud, run: Run, make_clients: Callable[[str], AwsClien
     if cloud.prices == "live":
         names = [item if isinstance(item, str) else item.type for item in cloud.instances]
         now = dt.datetime.now(dt.UTC)
-        live = request_prices(make_clients(cloud.region), cloud.region, names, now, load_bundled_book(cloud.region))
+        known_book = load_bundled_book(cloud.region)
+        live = request_prices(make_clients(cloud.region), cloud.region, names, now, known_book, cloud.zones)
         books.append(live.book)
     elif cloud.prices:
-        books.append(read_prices(run.path(cloud.prices, key="cloud.prices"), cloud.region))
+        books.append(read_prices(run.path(cloud.prices, key="cloud.prices"), cloud.region, cloud.zones))
     if cloud.provider != "aws":
         return Catalog(tuple(books))
     cached_book = load_cached_book(Path(run.options["cache"]), cloud.region) if "cache" in run.options else None

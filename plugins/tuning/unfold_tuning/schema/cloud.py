@@ -81,10 +81,14 @@ class Cloud(Model):
 
 
 def check_cloud(cloud: Cloud) -> Iterable[Problem]:
-    """Yield names that are written twice, instances without a price, and markets that a provider does not have."""
+    """Yield repeated names, wrong zones, instances without a price, and markets that a provider does not have."""
     types = [item if isinstance(item, str) else item.type for item in cloud.instances]
     yield from _check_repeated(("cloud", "instances"), types)
     yield from _check_repeated(("cloud", "zones"), cloud.zones)
+    for index, zone in enumerate(cloud.zones):
+        if cloud.provider == "aws" and not zone.startswith(cloud.region):
+            hint = f"write {cloud.region}a, or another region"
+            yield Problem(("cloud", "zones", index), f"{zone} is no zone of {cloud.region}", hint=hint)
     yield from _check_repeated(
         ("cloud", "availability", "zones"), cloud.availability.zones if cloud.availability else ()
     )
