@@ -83,6 +83,11 @@ def test_a_search_without_a_complete_trial_says_why() -> None:
     assert not study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     assert result.notes[-1] == "no trial is complete: 9 trials failed, and the others had lost"
 
+    def prune_at_once(trial: Any) -> float:
+        raise optuna.TrialPruned
+
+    assert search(prune_at_once)[1].notes[-1] == "no trial is complete: all were pruned"
+
 
 @pytest.mark.parametrize("how", ["raises", "nan"])
 def test_the_next_best_continue_where_all_that_continued_fail(how: str) -> None:

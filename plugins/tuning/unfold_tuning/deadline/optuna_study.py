@@ -500,10 +500,13 @@ class StudyRun:
                 else:
                     self._store_end(item, None, TrialState.PRUNED)
             failed = sum(item.error is not None for item in self.trials.values())
-            if failed and self.fatal_error is None and not self.study.get_trials(deepcopy=False, states=states):
-                self._warn_once(
-                    f"no trial is complete: {format_count(failed, 'trial')} failed, and the others had lost"
-                )
+            ends = {trial.state for trial in self.study.get_trials(deepcopy=False)}
+            if self.fatal_error is None and TrialState.COMPLETE not in ends:
+                if failed:
+                    count = format_count(failed, "trial")
+                    self._warn_once(f"no trial is complete: {count} failed, and the others had lost")
+                elif ends == {TrialState.PRUNED}:
+                    self._warn_once("no trial is complete: all were pruned")
 
     def _has_number(self, number: int) -> bool:
         values = self.search.values.get(number, {})
