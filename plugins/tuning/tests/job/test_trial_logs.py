@@ -122,6 +122,7 @@ def _format_date(seconds: float) -> str:
     [
         (_write_rows("Trial ID,Epoch,Elapsed (s)", lambda t, n, _, at: f"{t},{n},{at}"), True),
         (_write_rows("hp_id,epochs,train_time", lambda t, n, _, at: f"{t},{n},{at}"), True),
+        (_write_rows("trial,epoch,Duration (min)", lambda t, n, _, at: f"{t},{n},{at / 60!r}"), True),
         # numbered from zero
         (_write_rows("run,epoch,runtime", lambda t, n, _, at: f"{t},{n - 1},{at}"), True),
         (_write_rows("run,epoch,seconds", lambda t, n, s, _: f"{t},{n - 1},{s}"), True),
@@ -129,6 +130,7 @@ def _format_date(seconds: float) -> str:
         (_write_rows("run,Wall time,Step,Value", lambda t, n, _, at: f"{t},{1.7e9 + at},{n},0.1"), False),
         (_write_rows("run_uuid,timestamp,step", lambda t, n, _, at: f"{t},{1.7e12 + 1000 * at:.0f},{n}"), False),
         (_write_rows("trial,epoch,timestamp", lambda t, n, _, at: f"{t},{n},{_format_date(at)}"), False),
+        (_write_rows("trial,epoch,timestamp", lambda t, n, _, at: f"{t},{n},{1.7e15 + 1e6 * at:.0f}"), False),
     ],
 )  # fmt: skip
 def test_names_and_clocks_of_other_tools_are_read(tmp_path: Path, text: str, has_first: bool) -> None:
@@ -140,6 +142,15 @@ def test_names_and_clocks_of_other_tools_are_read(tmp_path: Path, text: str, has
         expected = [(float(n + 1), s) for n, s in enumerate(seconds)][skipped:]
         assert [end for end, _ in steps[trial]] == [end for end, _ in expected]
         assert [s for _, s in steps[trial]] == pytest.approx([s for _, s in expected], abs=1e-3)
+
+
+def test_elapsed_times_may_begin_again(tmp_path: Path) -> None:
+    """A resumed run counts from zero; a surrogate may fall a little, and its step then takes no time."""
+    for times, expected in (([5, 10, 15, 5, 10], [5] * 5), ([5.0, 10.0, 9.9, 15.0], [5, 5, 0, 5])):
+        rows = [f"a,{n},{at}" for n, at in enumerate(times, 1)]
+        (tmp_path / "t.csv").write_text("\n".join(["trial,epoch,elapsed", *rows]))
+        steps = read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv")).steps["a"]
+        assert [seconds for _, seconds in steps] == pytest.approx(expected)
 
 
 def test_a_folder_of_tables_has_a_trial_in_each(tmp_path: Path) -> None:
@@ -229,6 +240,9 @@ def test_a_record_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("trial,epoch,elapsed\na,1,2\na,1,3\n", r"t.csv:3:1: epoch: trial a reports iteration 1 twice"),
         ("trial,epoch,loss\na,1,2\n", r"profile\.recorded\.elapsed: no column of times .*there are trial, epoch, loss"),
         ("trial,epoch,elapsed\na,1,soon\n", r"t.csv:2:1: elapsed: 'soon' is not a number"),
+        ("trial,epoch,elapsed\na,1,01/05/2026 10:00\n", "'01/05/2026 10:00' is not a time .write 2026"),
+        ("run,epoch,datetime\na,1,2026-11-01 01:50\na,2,2026-11-01 01:05\n", "3:1: datetime: the time goes back by 45"),
+        ("run,epoch,elapsed\na,1,23:50:00\na,2,00:05:00\n", "elapsed: the time goes back by 23.8 h"),
         ("trial,epoch,elapsed\n", "no iteration of any trial"),
         ("trial,epoch,elapsed\na,1,0\n", "take no time"),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from unfold_tuning.job.trial_logs import scale_clock
 from unfoldkit.api import CsvRow, csv_rows, did_you_mean, format_duration, user_error
 
 TRAILING_S = 3 * 86400.0
@@ -21,8 +22,6 @@ NUMBER_COLUMNS = ("tick",)
 """Columns, in lower case, by which rows are ordered: dates or a clock, and numbers of ticks."""
 STATES = {"1": "1", "1.0": "1", "true": "1", "yes": "1", "0": "0", "0.0": "0", "false": "0", "no": "0"}
 EMPTY_CELLS = ("", "nan", "none")
-CLOCK_MS = 1e11
-"""Times from here on are in milliseconds."""
 MAX_PERIOD = 1.5
 """Rows may be this many ticks apart."""
 MAX_TICKS = 2_000_000
@@ -123,7 +122,7 @@ def _parse_time(row: CsvRow, column: str) -> float:
     with contextlib.suppress(ValueError):
         seconds = float(text)
         if math.isfinite(seconds):
-            return seconds / 1000 if seconds >= CLOCK_MS else seconds
+            return scale_clock(seconds)
     try:
         date = dt.datetime.fromisoformat(text.removesuffix(" UTC"))
     except ValueError as error:

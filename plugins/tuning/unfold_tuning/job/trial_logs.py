@@ -39,8 +39,18 @@ EMPTY_CELLS = ("", "none")
 NOT_FINITE_CELLS = ("nan", "nat", "inf", "+inf", "-inf", "infinity", "+infinity", "-infinity")
 CLOCK_S = 1e8
 """Elapsed times from here on are those of a clock, in seconds since 1970: no trial takes three years."""
-CLOCK_MS = 1e11
-"""Those from here on are in milliseconds."""
+CLOCK_SCALES = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
+"""Those from the first number on are in nano-, micro- or milliseconds, so many a second."""
+MAX_CLOCK_FALL_S = 60.0
+"""A clock that goes back further was changed: in autumn, a local time repeats an hour."""
+RESTART_FRACTION = 0.5
+"""Elapsed times that fall below this fraction of those before count from a restart; less is noise of a surrogate."""
+UNIT_SECONDS = {
+    **dict.fromkeys(("ms", "msec", "millis", "milliseconds"), 1e-3),
+    **dict.fromkeys(("mins", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hr", "hrs", "hours"), 3600.0),
+}
+"""Seconds of a unit with which the name of a column may end."""
 MIN_RISING = 4
 """Times that rise over so many rows of every trial may have been counted from its begin."""
 _TIMEDELTA = re.compile(r"(?:(\d+) days? )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -284,10 +294,36 @@ def _compute_iteration_seconds(
             done = checkpoint.iters
             continue
         seconds = _parse_seconds(checkpoint.row, timing.time)
-        # clocks of surrogates and of resumed runs may go backwards
+        if timing.is_elapsed and seconds < previous_s:
+            _require_no_clock_change(checkpoint.row, timing.time, previous_s - seconds, previous_s)
+            previous_s = 0.0 if seconds < RESTART_FRACTION * previous_s else previous_s
         step_s = max(0.0, seconds - previous_s) if timing.is_elapsed else seconds
         yield checkpoint.iters, step_s / (checkpoint.iters - done)
         done, previous_s = checkpoint.iters, max(previous_s, seconds)
+
+
+def _require_no_clock_change(row: CsvRow, column: str, fall_s: float, before_s: float) -> None:
+    """Require that a time which goes back is the elapsed one of a surrogate or a run that was resumed.
+
+    Raises:
+        UnfoldError: It is that of a clock, or a time of day.
+    """
+    is_clock = before_s >= CLOCK_S and fall_s > MAX_CLOCK_FALL_S
+    if is_clock or (":" in row[column] and fall_s > (1 - RESTART_FRACTION) * before_s):
+        hint = "write dates with an offset, such as 2026-11-01T01:30:00-05:00, or the seconds since a trial began"
+        raise row.wrong(f"the time goes back by {format_duration(fall_s)}", column, hint)
+
+
+def scale_clock(seconds: float) -> float:
+    """Convert the time of a clock in milli-, micro- or nanoseconds to seconds; others are in seconds."""
+    return seconds / next((per_second for least, per_second in CLOCK_SCALES if seconds >= least), 1.0)
+
+
+def _find_unit_s(column: str) -> float:
+    """Find the seconds of the unit with which the name of a column ends; ``time_min`` may be a minimum."""
+    unit = re.split(r"[^a-z]+", column.lower().rstrip(" )]"))[-1]
+    is_bracketed = column.rstrip().endswith((")", "]"))
+    return 60.0 if is_bracketed and unit == "min" else UNIT_SECONDS.get(unit, 1.0)
 
 
 def _count_from_one(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> Sequence[_Checkpoint]:
@@ -313,8 +349,10 @@ def _parse_seconds(row: CsvRow, column: str) -> float:
             # a number of eight digits is one too
             if not row[column].strip().isdigit():
                 return (date if date.tzinfo else date.replace(tzinfo=dt.UTC)).timestamp()
-        seconds = row.number(column, least=0)
-        return seconds / 1000 if seconds >= CLOCK_MS else seconds
+        if not row[column].strip()[:1].isdigit() or not set(row[column]) & set("/:_"):
+            seconds = row.number(column, least=0)
+            return scale_clock(seconds) if seconds >= CLOCK_SCALES[-1][0] else seconds * _find_unit_s(column)
+        raise row.wrong(f"{row[column][:40]!r} is not a time", column, "write 2026-05-01T12:00:00+02:00, or seconds")
     return float(match[1] or 0) * 86400 + float(match[2]) * 3600 + float(match[3]) * 60 + float(match[4])
 
 
