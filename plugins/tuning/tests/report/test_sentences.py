@@ -111,9 +111,10 @@ def _list_functions(module: ModuleType) -> set[Callable[..., str]]:
 def test_a_small_loss_is_no_zero() -> None:
     """The headline of a run shows a loss of any size; accuracies keep four decimals."""
     texts = [
-        sentences.write_winner_headline("loss", metric, 3, 60.0, 1.0, None) for metric in (2.44e-5, 0.0, 0.97, 12.5)
+        sentences.write_winner_headline("loss", metric, 3, 60.0, 1.0, None)
+        for metric in (2.44e-5, 0.0, 0.97, 12.5, -7e33)
     ]
-    assert [text.split()[4] for text in texts] == ["2.44e-05", "0.0000", "0.9700", "12.5000"]
+    assert [text.split()[4] for text in texts] == ["2.44e-05", "0.0000", "0.9700", "12.5000", "-7e+33"]
 
 
 def test_every_sentence_is_on_the_page() -> None:

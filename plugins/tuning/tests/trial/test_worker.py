@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tuning_runs import SPEC, train_spec
 
-from unfold_tuning.trial.worker import check_result
+from unfold_tuning.job.problem import TrainableConfig
+from unfold_tuning.trial.trainable import WorkerSetup
+from unfold_tuning.trial.worker import check_result, serve_jobs
 from unfoldkit.api import ExitCode, UnfoldError, Verdict
 
 pytestmark = pytest.mark.usefixtures("sleeper_log")
@@ -23,6 +27,20 @@ def test_a_result_is_a_number_and_bytes(metric: object, state: object, message: 
     with pytest.raises(TypeError, match=message):
         check_result((metric, state))
     assert check_result([np.float32(0.5), bytearray(b"x")]) == (0.5, b"x")
+
+
+def test_a_worker_ends_with_its_pipe() -> None:
+    """A worker that is released before its first message was read ends without an error."""
+    context = get_context("spawn")
+    pipe, worker_pipe = context.Pipe()
+    setup = WorkerSetup(TrainableConfig(function="sleeper:train"))
+    process = context.Process(target=serve_jobs, args=(os.getpid(), worker_pipe, setup), daemon=True)
+    process.start()
+    worker_pipe.close()
+    assert pipe.poll(60.0)
+    pipe.close()
+    process.join(60.0)
+    assert process.exitcode == 0
 
 
 @pytest.mark.parametrize(

@@ -258,16 +258,16 @@ class HalvingSearch:
         return [len(self._list_reached(0, rung)) for rung in self.list_rungs(0)]
 
     def rank(self, trials: Iterable[Any], rung: int) -> list[Any]:
-        """Rank trials by their value at a rung, best first; nan ranks last."""
+        """Rank trials by their value at a rung, best first; nan and inf rank last."""
         return sorted(trials, key=lambda trial: self._rank_key(trial, rung))
 
     def _rank_key(self, trial: Any, rung: int) -> tuple[bool, float, float, int]:
         values = self.values.get(trial) or {0: math.nan}
         value = values[max((step for step in values if step <= rung), default=min(values))]
-        is_nan = math.isnan(value)
+        has_diverged = not math.isfinite(value)
         # of equal ones, that which began first
-        key = 0.0 if is_nan else -value if self.is_maximized else value
-        return is_nan, self.violations.get(trial, 0.0), key, self.numbers[trial]
+        key = 0.0 if has_diverged else -value if self.is_maximized else value
+        return has_diverged, self.violations.get(trial, 0.0), key, self.numbers[trial]
 
     def _get_target(self, trial: Any) -> int:
         return self.list_rungs(self.brackets[trial])[self.levels[trial]]
@@ -376,9 +376,9 @@ class HalvingSearch:
         return True
 
     def _has_usable_value(self, trial: Any, rung: int) -> bool:
-        """Return whether the value of a trial at a rung ranks it: it is not nan, nor as bad as can be."""
-        is_nan, _, key, _ = self._rank_key(trial, rung)
-        return not is_nan and key < math.inf
+        """Return whether the value of a trial at a rung ranks it: it is finite."""
+        has_diverged, *_ = self._rank_key(trial, rung)
+        return not has_diverged
 
     def _promote(self, bracket: int, *, is_last: bool) -> bool:
         """Let the trials continue that are among the best at their rung so far and reach the next one in time.

@@ -36,8 +36,8 @@ def describe_stop(trial: int | None, metric: float | None) -> str:
 
 
 def format_score(metric: float) -> str:
-    """Format a metric with four decimals, or a small one, such as a loss, with three significant digits."""
-    return f"{metric:.4f}" if metric == 0 or abs(metric) >= 0.01 else f"{metric:.3g}"
+    """Format a metric with four decimals, or a small or huge one, such as a loss, with three significant digits."""
+    return f"{metric:.4f}" if metric == 0 or 0.01 <= abs(metric) < 1e9 else f"{metric:.3g}"
 
 
 def describe_lost_guarantee(time_left_s: float, on_time_probability: float) -> str:

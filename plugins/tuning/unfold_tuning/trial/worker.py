@@ -100,7 +100,7 @@ def serve_jobs(parent: int, pipe: Connection, setup: WorkerSetup) -> None:
     while train is not None:
         try:
             job: TrialJob = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         try:
             for message in run_job(job, train, load_state(job), lambda iters, state: _save_or_raise(job, iters, state)):  # noqa: B023
