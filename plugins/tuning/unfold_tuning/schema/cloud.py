@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
@@ -84,14 +85,7 @@ def check_cloud(cloud: Cloud) -> Iterable[Problem]:
     """Yield repeated names, wrong zones, instances without a price, and markets that a provider does not have."""
     types = [item if isinstance(item, str) else item.type for item in cloud.instances]
     yield from _check_repeated(("cloud", "instances"), types)
-    yield from _check_repeated(("cloud", "zones"), cloud.zones)
-    for index, zone in enumerate(cloud.zones):
-        if cloud.provider == "aws" and not zone.startswith(cloud.region):
-            hint = f"write {cloud.region}a, or another region"
-            yield Problem(("cloud", "zones", index), f"{zone} is no zone of {cloud.region}", hint=hint)
-    yield from _check_repeated(
-        ("cloud", "availability", "zones"), cloud.availability.zones if cloud.availability else ()
-    )
+    yield from _check_zones(cloud)
     if cloud.availability is not None and cloud.market != "thrifty":
         hint = "write market: thrifty"
         yield Problem(("cloud", "availability"), "only thrifty plans use a log of availability", hint=hint)
@@ -104,6 +98,22 @@ def check_cloud(cloud: Cloud) -> Iterable[Problem]:
                 yield Problem(("cloud", "instances", index), "a local node needs accelerators and a price", hint=hint)
         if cloud.market != "on-demand":
             yield Problem(("cloud", "market"), "there is no spot market on this machine")
+
+
+def _check_zones(cloud: Cloud) -> Iterable[Problem]:
+    """Yield zones that are written twice or belong to another region, and logs of zones in which nothing is rented."""
+    logged = cloud.availability.zones if cloud.availability else ()
+    yield from _check_repeated(("cloud", "zones"), cloud.zones)
+    yield from _check_repeated(("cloud", "availability", "zones"), logged)
+    for index, zone in enumerate(cloud.zones):
+        if cloud.provider == "aws" and not zone.startswith(cloud.region):
+            hint = f"write {cloud.region}a, or another region"
+            yield Problem(("cloud", "zones", index), f"{zone} is no zone of {cloud.region}", hint=hint)
+    for index, zone in enumerate(logged):
+        # other columns, such as us-east-1a_v100, need not name a zone
+        if cloud.zones and zone not in cloud.zones and re.fullmatch(rf"{re.escape(cloud.region)}-?[a-z]", zone):
+            path = ("cloud", "availability", "zones", index)
+            yield Problem(path, f"{zone} is not among cloud.zones", hint="add it there, or leave it out here")
 
 
 def _check_repeated(path: tuple[str, ...], names: Sequence[str]) -> Iterable[Problem]:
