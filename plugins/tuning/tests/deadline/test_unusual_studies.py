@@ -172,6 +172,8 @@ def test_trials_that_prune_themselves_take_no_place() -> None:
 def test_nan_ranks_last_and_fails_as_a_result() -> None:
     """A loss of nan or -inf loses at every rung; an objective that returns nan fails, as in ``study.optimize``."""
     for quality in (math.nan, math.inf):
+        _, result = search(lambda trial, quality=quality: run_steps(trial, quality), n_trials=4)
+        assert len(set(result.notes)) == len(result.notes)
         study, _ = search(lambda trial, quality=quality: run_steps(trial, quality if trial.number < 4 else 0.5))
         assert study.best_trial.number >= 4
     study, result = search(lambda trial: math.nan if trial.suggest_int("x", 0, 9) >= 0 else 0.0, n_trials=3)

@@ -370,9 +370,8 @@ class HalvingSearch:
         count = self.keeper.count_survivors(index, stage, len(reserve), self._list_work(skipped=(bracket,)))
         for trial in reserve[:count]:
             self.levels[trial] = stage
-        self.keeper.notes.append(
-            f"stage {stage + 1}: all trials failed, {format_count(count, 'trial')} that had lost may continue"
-        )
+        losers = format_count(count, "trial")
+        self.keeper.note_once(f"stage {stage + 1}: all trials failed or diverged, {losers} that had lost may continue")
         return True
 
     def _has_usable_value(self, trial: Any, rung: int) -> bool:
