@@ -23,7 +23,6 @@ from unfold_cascade.schema.validation import list_baseline_prices
 from unfoldkit.api import Run, dump, user_error
 
 COST_UNITS = {"flops": "FLOPs", "bytes": "bytes", "latency": "µs", "price": "$"}
-MIN_CORRECT_SCORE = 0.5
 """The smallest score of a correct answer, unless the spec says otherwise."""
 
 
@@ -136,7 +135,7 @@ def build_recorded_models(spec: CascadeSpec) -> tuple[RecordedModel, ...]:
             key=f"stages[0].models[{m}].recorded",
             prediction=model.recorded.prediction,
             score=model.recorded.score or "",
-            correct_from=MIN_CORRECT_SCORE if model.recorded.right_from is None else model.recorded.right_from,
+            correct_from=model.recorded.right_from,
             confidence=model.recorded.confidence or "",
             price=fixed_price(model),
             price_column=model.recorded.price,

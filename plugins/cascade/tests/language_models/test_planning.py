@@ -414,6 +414,71 @@ def test_unknown_usage_is_not_zero_usage(tmp_path: Path) -> None:
         plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
 
 
+def change_cells(folder: Path, column: str, change: Any) -> None:
+    """Change the cells of a column of the log; ``change`` receives the row number and the cell."""
+    head, *lines = (folder / "log.csv").read_text().splitlines()
+    k = head.split(",").index(column)
+    rows = [line.split(",") for line in lines]
+    cells = [[*row[:k], str(change(n, row[k])), *row[k + 1 :]] for n, row in enumerate(rows)]
+    (folder / "log.csv").write_text("\n".join([head, *map(",".join, cells)]) + "\n")
+
+
+def read_log(folder: Path) -> Any:
+    spec = spec_of(folder / "log.yaml")
+    return read_call_log(spec, load_log_frame(spec, run_in(folder / "run", base=folder)))[0]
+
+
+def test_an_answer_without_confidence_that_no_judge_scored_is_unknown(tmp_path: Path) -> None:
+    """Output tokens show that the last model answered; taken for failed calls, they made cheap models look better."""
+    write_log(tmp_path)
+    (tmp_path / "log.yaml").write_text(SPEC.replace("confidence: large_logp, ", ""))
+    change_cells(tmp_path, "large", lambda n, cell: cell if n % 4 else "")
+    change_cells(tmp_path, "large_out", lambda n, cell: cell if n % 40 else 0)
+    log = read_log(tmp_path)
+    rows = np.arange(len(log))
+    assert log.is_unlabelled is not None
+    assert (log.is_unlabelled[:, 1] == ((rows % 4 == 0) & (rows % 40 != 0))).all()
+    report = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+    accuracy = float(log.is_correct[~log.is_unlabelled[:, 1], 1].mean())
+    assert report.metrics["reference_accuracy"].value == pytest.approx(accuracy, abs=0.06)
+    assert report.tables[0].rows[1][1] == pytest.approx(100 * accuracy, abs=6)
+
+
+@pytest.mark.parametrize("score", [9, -1])
+def test_scores_on_another_scale_need_a_threshold(tmp_path: Path, score: int) -> None:
+    """From one half on, each answer with points of ten would be right; -1 often marks that no judge answered."""
+    write_log(tmp_path)
+    change_cells(tmp_path, "large", lambda n, cell: score if n == 5 else cell)
+    with pytest.raises(UnfoldError, match=f'row 6 of column "large" holds {score}, beyond 0 to 1') as error:
+        read_log(tmp_path)
+    assert error.value.diagnostics[0].key == "stages[0].models[1].recorded.score"
+    (tmp_path / "log.yaml").write_text(SPEC.replace("{score: large", "{right_from: 0.5, score: large"))
+    assert read_log(tmp_path).is_correct[5, 1] == (score > 0)
+
+
+def test_cached_tokens_are_part_of_the_input(tmp_path: Path) -> None:
+    """Where a log counts them apart, the uncached ones would be free."""
+    write_log(tmp_path)
+    text = SPEC.replace("out: small_out}", "out: small_out, cached: small_ms}")
+    (tmp_path / "log.yaml").write_text(text)
+    change_cells(tmp_path, "small_ms", lambda n, _: 40 if n != 8 else 500)
+    with pytest.raises(UnfoldError, match=r'row 9 of column "small_in" has 101 input tokens, but 500 cached ones'):
+        read_log(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["check", "judge, model: large"])
+def test_a_check_costs_what_a_call_costs(tmp_path: Path, source: str) -> None:
+    """Also where a model has a price per call: the gateway pays that price twice."""
+    write_log(tmp_path)
+    text = SPEC.replace("price: {in: 0.15, cached: 0.075, out: 0.60, per: 1M}", "price: 0.002")
+    (tmp_path / "log.yaml").write_text(text + f"confidence: {{from: {source}}}\n")
+    change_cells(tmp_path, "small_logp", lambda *_: 0.5)
+    change_cells(tmp_path, "large_logp", lambda *_: 0.5)
+    small = read_log(tmp_path).confidence_cost[0, 0]
+    # 100 tokens of the prompt, 20 of the answer, and yes or no
+    assert small == pytest.approx(0.002 if source == "check" else (120 * 2.5 + 10) / 1e6)
+
+
 def test_scores_that_are_missing_only_where_answers_were_wrong_buy_nothing(tmp_path: Path) -> None:
     """An answer with a confidence but no score is no failed call: it counts as made worse, or plans look better."""
     write_log(tmp_path)

@@ -33,6 +33,8 @@ from unfoldkit.safe_io.files import read_bytes
 INDICATOR = "="
 MAX_CATEGORIES = 200
 MIN_ROWS = 10
+MIN_CORRECT_SCORE = 0.5
+ROUNDING = 1e-6
 BOOLEANS: Mapping[str, float] = {"true": 1.0, "false": 0.0}
 
 
@@ -129,6 +131,27 @@ class Frame:
         if not {word for word in words if word not in cells.MISSING} <= set(BOOLEANS):
             return self.numbers(column, key=key)
         return np.array([BOOLEANS.get(str(cell).strip().lower(), np.nan) for cell in values])
+
+    def judgements(self, column: str, right_from: float | None, *, key: str) -> FloatArray:
+        """Read a column of scores of answers: 1 where right, 0 where wrong, NaN where there is no score.
+
+        Args:
+            column: 0 and 1, ``true`` and ``false``, or points.
+            right_from: the least score of a right answer; ``None``: one half, of scores from 0 to 1.
+            key: spec key of the column.
+
+        Raises:
+            UnfoldError: there is no such column, a cell is no number, or the scale has no threshold.
+        """
+        score = self.numbers_or_flags(column, key=key)
+        outside = np.flatnonzero((score < -ROUNDING) | (score > 1.0 + ROUNDING))
+        if right_from is None and len(outside):
+            row = int(outside[0])
+            message = f'{self.name}: row {row + 1} of column "{column}" holds {score[row]:g}, beyond 0 to 1'
+            hint = "right_from: 7 is the least score of a right answer; leave the cell empty where no judge scored it"
+            raise user_error(message, key=key, hint=hint)
+        threshold = MIN_CORRECT_SCORE if right_from is None else right_from
+        return np.where(np.isnan(score), np.nan, score >= threshold)
 
     def dates(self, column: str, *, key: str) -> FloatArray | None:
         """Read a column of dates in seconds since 1970; ``None`` if it holds no dates.

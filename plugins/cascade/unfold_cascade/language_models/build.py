@@ -51,6 +51,7 @@ from unfold_cascade.language_models.planning.problem import (
 from unfold_cascade.language_models.planning.prompt_features import build_prompt_reader, join_scripts
 from unfold_cascade.language_models.report.exports import ExportedModel, export_litellm, export_semantic_router
 from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.schema.language_model_rules import price_of_confidence
 from unfold_cascade.schema.language_models import (
     QUANTILE_SHARES,
     Collection,
@@ -67,9 +68,10 @@ TUNE, CERTIFY = 0.25, 0.60
 """Default shares of the rows of a log; the remainder is for the report."""
 PREPARED_LOG = "calls/log.csv"
 """The log that ``profile`` leaves in the run."""
-MIN_SCORE = 0.5
 ROUNDING = 0.01
 """How far rounding and low precision may push a log-probability or probability over its bound."""
+TOKEN_KEYS: Mapping[str, str] = {"input": "in"}
+"""Keys of a spec by the field of ``Tokens``, where they differ."""
 SPLIT_HINT = "split: {train: 25%, calibrate: 60%, test: 15%}"
 
 
@@ -157,21 +159,19 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
     keys = [f"stages[0].models[{m}].recorded" for m in range(len(models))]
     pairs = list(zip(columns, keys, strict=True))
     _check_layout(frame, models, columns)
-    scores = [frame.numbers_or_flags(c.score or "", key=f"{key}.score") for c, key in pairs]
-    is_correct = np.column_stack([_is_right(score, c) for score, c in zip(scores, columns, strict=True)])
-    is_missing = np.column_stack([np.isnan(score) for score in scores])
+    scores = np.column_stack([frame.judgements(c.score or "", c.right_from, key=f"{key}.score") for c, key in pairs])
+    is_missing = np.isnan(scores)
     scale = _confidence_scale(spec)
     confidence = np.column_stack([_read_confidence(frame, c, scale, key) for c, key in pairs])
+    answer, gated_answer, has_text = _read_answers(frame, columns, keys)
+    is_answered = _find_answered(frame, columns, confidence) if has_text is None else has_text
     cost = np.column_stack(
         [
-            _read_cost(frame, model, c, key, is_missing[:, m])
+            _read_cost(frame, model, c, key, is_missing[:, m] & ~is_answered[:, m])
             for m, (model, (c, key)) in enumerate(zip(models, pairs, strict=True))
         ]
     )
-    answer, gated_answer, is_unlabelled = _read_answers(frame, columns, keys, is_missing)
-    if answer is None and (is_missing & np.isfinite(confidence)).any():
-        # a call without an answer would have given no confidence either
-        is_unlabelled = is_missing & np.isfinite(confidence)
+    is_unlabelled = is_missing & is_answered
     prompts = _read_prompts(spec, frame)
     group_column = "group" if spec.group and spec.data.source == "endpoints" else spec.group
     groups = frame.text(group_column, key="data.group") if group_column else None
@@ -179,7 +179,7 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
     unit = join_units(groups, prompts, len(frame))
     log = CallLog(
         models=tuple(model.name for model in models),
-        is_correct=is_correct,
+        is_correct=scores == 1.0,
         confidence=confidence,
         cost=cost,
         confidence_cost=np.column_stack(
@@ -189,7 +189,7 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
         unit=unit,
         turn=np.arange(len(frame)) if is_sticky else None,
         answer=answer,
-        is_unlabelled=is_unlabelled,
+        is_unlabelled=is_unlabelled if is_unlabelled.any() else None,
         confidence_latency_ms=_read_confidence_latency(frame, columns, keys),
         is_gated_correct=_read_gated_scores(frame, columns, keys),
         gated_answer=gated_answer,
@@ -483,17 +483,43 @@ def _check_scale(confidence: FloatArray, scale: Scale | None, place: str, key: s
         raise user_error(f"{place.format(row + 1)} holds {confidence[row]:g}, which is no {kind}", key=key, hint=hint)
 
 
-def _read_cost(frame: Frame, model: ModelSpec, columns: Recorded, key: str, is_missing: BoolArray) -> FloatArray:
+def _find_answered(frame: Frame, columns: Sequence[Recorded], confidence: FloatArray) -> BoolArray:
+    """Mark (n, M) the calls that gave an answer, where no texts are recorded: by confidence, output tokens or price."""
+
+    def is_positive(column: str | None) -> BoolArray:
+        # cells that are no numbers are reported where costs are read
+        if column is None or column not in frame.columns:
+            return np.zeros(len(frame), dtype=np.bool_)
+        return np.asarray(frame.numbers(column, key="stages[0].models") > 0.0, dtype=np.bool_)
+
+    evidence = [c.price if c.tokens is None else c.tokens.out for c in columns]
+    return np.isfinite(confidence) | np.column_stack([is_positive(column) for column in evidence])
+
+
+def _read_cost(frame: Frame, model: ModelSpec, columns: Recorded, key: str, may_be_empty: BoolArray) -> FloatArray:
+    """Read (n,) costs of calls; those that ``may_be_empty`` marks failed, and may have no count or price.
+
+    Raises:
+        UnfoldError: a count or price is missing, or a row counts more cached tokens than input tokens.
+    """
     if columns.price is not None:
-        return frame.prices(columns.price, is_missing, key=f"{key}.price")
+        return frame.prices(columns.price, may_be_empty, key=f"{key}.price")
     prices = token_prices(model.price)
     if columns.tokens is None:
         return np.full(len(frame), prices.fixed)
     tokens = columns.tokens
     counts = {
-        name: _read_tokens(frame, getattr(tokens, name), f"{key}.tokens.{name}", is_missing)
+        name: _read_tokens(frame, getattr(tokens, name), f"{key}.tokens.{TOKEN_KEYS.get(name, name)}", may_be_empty)
         for name in ("input", "out", "cached", "written")
     }
+    excess = np.flatnonzero(counts["cached"] + counts["written"] > counts["input"])
+    if len(excess):
+        row = int(excess[0])
+        cached = counts["cached"][row] + counts["written"][row]
+        place = f'{frame.name}: row {row + 1} of column "{tokens.input}"'
+        message = f"{place} has {counts['input'][row]:,.0f} input tokens, but {cached:,.0f} cached ones"
+        hint = "in includes cached and written tokens, as OpenAI counts; where a log counts them apart, add them"
+        raise user_error(message, key=f"{key}.tokens", hint=hint)
     return prices.costs(counts["input"], counts["out"], counts["cached"], counts["written"])
 
 
@@ -502,11 +528,7 @@ def _read_confidence_cost(frame: Frame, spec: CascadeSpec, model: ModelSpec, col
     may_be_empty = np.ones(len(frame), dtype=np.bool_)
     if columns.price_of_confidence is not None:
         return frame.prices(columns.price_of_confidence, may_be_empty, key=f"{key}.price_of_confidence")
-    source = spec.confidence or ConfidenceSource()
-    price = model.price_of_confidence
-    if price is None and isinstance(model.price, TokenPrice) and source.source in ("votes", "check", "judge"):
-        judge = next((each for each in spec.stages[0].models if each.name == source.model), model)
-        price = judge.price if source.source == "judge" else model.price
+    source, price = spec.confidence or ConfidenceSource(), price_of_confidence(spec, model)
     prices = token_prices(price)
     if not isinstance(price, TokenPrice) or columns.tokens is None:
         return np.full(len(frame), prices.fixed)
@@ -539,19 +561,13 @@ def _read_latency(frame: Frame, columns: Recorded, key: str) -> FloatArray:
     return frame.numbers(columns.latency, key=f"{key}.latency")
 
 
-def _is_right(score: FloatArray, columns: Recorded) -> BoolArray:
-    threshold = MIN_SCORE if columns.right_from is None else columns.right_from
-    is_right: BoolArray = np.nan_to_num(score, nan=-np.inf) >= threshold
-    return is_right
-
-
 def _read_gated_scores(frame: Frame, columns: list[Recorded], keys: list[str]) -> BoolArray | None:
     """Read whether the answers that gates trust are correct, if they are other ones; unknown counts as wrong."""
     if all(column.gated_score is None for column in columns):
         return None
     return np.column_stack(
         [
-            _is_right(frame.numbers_or_flags(c.gated_score or c.score or "", key=f"{key}.gated_score"), c)
+            frame.judgements(c.gated_score or c.score or "", c.right_from, key=f"{key}.gated_score") == 1.0
             for c, key in zip(columns, keys, strict=True)
         ]
     )
@@ -571,9 +587,9 @@ def _read_confidence_latency(frame: Frame, columns: list[Recorded], keys: list[s
 
 
 def _read_answers(
-    frame: Frame, columns: list[Recorded], keys: list[str], is_missing: BoolArray
+    frame: Frame, columns: list[Recorded], keys: list[str]
 ) -> tuple[IntArray | None, IntArray | None, BoolArray | None]:
-    """Number the texts of plain and of gated answers, and mark the answers of unknown correctness."""
+    """Number the texts of plain and of gated answers, and mark the calls that gave a text; ``None`` without texts."""
     if any(column.answer is None for column in columns):
         return None, None, None
     names = [c.answer or "" for c in columns]
@@ -587,9 +603,8 @@ def _read_answers(
     _, number = np.unique(np.concatenate(texts), return_inverse=True)
     numbers = number.reshape(len(texts), len(frame)).T.astype(np.int64)
     count = len(columns)
-    is_unlabelled = is_missing & np.column_stack([text != "" for text in texts[:count]])
     gated = numbers[:, count:] if has_gated else None
-    return numbers[:, :count], gated, is_unlabelled if is_unlabelled.any() else None
+    return numbers[:, :count], gated, np.column_stack([text != "" for text in texts[:count]])
 
 
 def _read_prompts(spec: CascadeSpec, frame: Frame) -> np.ndarray | None:

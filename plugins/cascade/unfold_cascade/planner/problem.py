@@ -89,15 +89,16 @@ class GateOptions:
 class RecordedModel:
     """A model with recorded predictions, and the columns that hold them.
 
-    Either ``prediction`` or ``score`` names a column; a score counts as correct from ``correct_from``. ``price`` is
-    that of one call, unless ``price_column`` holds the price of each. ``identity`` is plain data for fingerprints.
+    Either ``prediction`` or ``score`` names a column; a score counts as correct from ``correct_from``, or from one half
+    of a scale from 0 to 1. ``price`` is that of one call, unless ``price_column`` holds the price of each. ``identity``
+    is plain data for fingerprints.
     """
 
     name: str
     key: str
     prediction: str | None
     score: str
-    correct_from: float
+    correct_from: float | None
     confidence: str
     price: float
     price_column: str | None

@@ -133,8 +133,8 @@ def _read_answers(column: str, names: Sequence[str], frame: Frame, model: str, k
 
 def _read_judgements(model: RecordedModel, frame: Frame) -> tuple[IntArray, BoolArray]:
     """Read (n,) 0 where an answer was right and 1 where it was wrong, and where there was none."""
-    score = frame.numbers_or_flags(model.score, key=f"{model.key}.score")
-    return np.where(score >= model.correct_from, 0, 1), np.isnan(score)
+    is_right = frame.judgements(model.score, model.correct_from, key=f"{model.key}.score")
+    return np.where(is_right == 1.0, 0, 1), np.isnan(is_right)
 
 
 def _check_judged(model: RecordedModel, frame: Frame, is_unknown: BoolArray) -> None:

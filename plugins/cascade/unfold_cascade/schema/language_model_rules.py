@@ -79,6 +79,11 @@ def language_model_problems(spec: CascadeSpec) -> Iterator[Problem]:
     for m, model in enumerate(spec.stages[0].models):
         if model.name in names[:m]:
             yield Problem(("stages", 0, "models", m, "name"), f'the name "{model.name}" is taken')
+        score = _score_of(model)
+        twin = next((each for each in spec.stages[0].models[:m] if score and _score_of(each) == score), None)
+        if twin is not None:
+            hint = "write one row per request, with columns of each model"
+            yield Problem(("stages", 0, "models", m, "recorded", "score"), f"is the column of {twin.name}", hint)
         yield from _model_problems(spec, model, ("stages", 0, "models", m))
     yield from _unread_problems(spec)
     recorded = [model.recorded for model in spec.stages[0].models if model.recorded is not None]
@@ -90,6 +95,10 @@ def language_model_problems(spec: CascadeSpec) -> Iterator[Problem]:
         yield Problem(("data", "split"), "a log of language models is split at random, by shares", hint)
     yield from _latency_problems(spec)
     yield from _serving_problems(spec, names)
+
+
+def _score_of(model: ModelSpec) -> str | None:
+    return None if model.recorded is None else model.recorded.score
 
 
 def _unread_problems(spec: CascadeSpec) -> Iterator[Problem]:
@@ -117,6 +126,7 @@ def _model_problems(spec: CascadeSpec, model: ModelSpec, path: Path) -> Iterator
     if columns.prediction is not None:
         yield Problem((*path, "recorded"), "give either prediction or score", "score: COLUMN")
     yield from _price_problems(model, columns, path)
+    yield from _confidence_price_problems(spec, model, path)
 
 
 def _price_problems(model: ModelSpec, columns: Recorded, path: Path) -> Iterator[Problem]:
@@ -127,11 +137,37 @@ def _price_problems(model: ModelSpec, columns: Recorded, path: Path) -> Iterator
         yield Problem((*path, "price"), "recorded.price already names a column of prices", at_key=True)
     if isinstance(model.price, TokenPrice) and not has_tokens:
         yield Problem((*path, "recorded"), "a token price needs columns of tokens", "tokens: {in: COLUMN, out: COLUMN}")
-    if isinstance(model.price_of_confidence, TokenPrice) and not has_tokens:
-        yield Problem((*path, "recorded"), "a token price needs columns of tokens", "tokens: {in: COLUMN, out: COLUMN}")
     if model.price_of_confidence is not None and columns.price_of_confidence is not None:
         message = "recorded.price_of_confidence already names a column of prices"
         yield Problem((*path, "price_of_confidence"), message, at_key=True)
+
+
+def price_of_confidence(spec: CascadeSpec, model: ModelSpec) -> float | TokenPrice | None:
+    """Return the price of a confidence of a model: its own, or that of the call that obtains it; ``None`` if free."""
+    source = spec.confidence or ConfidenceSource()
+    if model.price_of_confidence is not None:
+        return model.price_of_confidence
+    if source.source == "judge":
+        return next((each.price for each in spec.stages[0].models if each.name == source.model), None)
+    # a price per call covers all samples of a vote
+    is_priced = source.source == "check" or (source.source == "votes" and isinstance(model.price, TokenPrice))
+    return model.price if is_priced else None
+
+
+def _confidence_price_problems(spec: CascadeSpec, model: ModelSpec, path: Path) -> Iterator[Problem]:
+    """Yield that the calls which obtain a recorded confidence, and which the gateway pays, have no price."""
+    columns, confidence = model.recorded, spec.confidence or ConfidenceSource()
+    source, names = confidence.source, [each.name for each in spec.stages[0].models]
+    if columns is None or columns.confidence is None or columns.price_of_confidence is not None:
+        return
+    if source == "judge" and confidence.model not in names:
+        return
+    price = price_of_confidence(spec, model)
+    if isinstance(price, TokenPrice) and price is not model.price and columns.tokens is None:
+        yield Problem((*path, "recorded"), "a token price needs columns of tokens", "tokens: {in: COLUMN, out: COLUMN}")
+    if price is None and (source in ("check", "judge") or (source == "votes" and model.price is None)):
+        hint = "price_of_confidence: 0.0002, or recorded: {price_of_confidence: COLUMN}"
+        yield Problem(path, f"the further calls of from: {source} have no price", hint)
 
 
 def _endpoint_problems(model: ModelSpec, path: Path) -> Iterator[Problem]:
@@ -144,7 +180,7 @@ def _endpoint_problems(model: ModelSpec, path: Path) -> Iterator[Problem]:
 
 
 def _latency_problems(spec: CascadeSpec) -> Iterator[Problem]:
-    limit = spec.goal.max_latency
+    limit, source = spec.goal.max_latency, (spec.confidence or ConfidenceSource()).source
     if limit is None:
         return
     if len(limit.model_dump(exclude_none=True)) != 1:
@@ -153,6 +189,13 @@ def _latency_problems(spec: CascadeSpec) -> Iterator[Problem]:
         if model.recorded is not None and model.recorded.latency is None:
             hint = "latency: COLUMN, in milliseconds"
             yield Problem(("stages", 0, "models", m, "recorded"), "max_latency needs its latency", hint)
+        if source in ("check", "judge") and model.recorded is not None and _lacks_duration(model.recorded):
+            message = f"max_latency needs the duration of the {source}"
+            yield Problem(("stages", 0, "models", m, "recorded"), message, "confidence_latency: COLUMN, in ms")
+
+
+def _lacks_duration(columns: Recorded) -> bool:
+    return columns.confidence is not None and columns.confidence_latency is None
 
 
 def _serving_problems(spec: CascadeSpec, names: list[str]) -> Iterator[Problem]:

@@ -143,7 +143,7 @@ def solve_routing(problem: RoutingProblem, progress: Progress = ignore_progress)
         UnfoldError: too few rows to tune or to certify on.
     """
     log, parts, limits = problem.log, problem.parts, problem.limits
-    tune_rows = _labelled_rows(log, parts.tune)
+    tune_rows = labelled_rows(log, parts.tune)
     _check_size(problem, tune_rows)
     log, scorer = score_prompts(log, tune_rows)
     problem = replace(problem, log=log)
@@ -214,8 +214,8 @@ def has_fractions(solution: RoutingSolution) -> bool:
     return not is_ternary(unit_differences(problem.log.take(rows), solution.score[rows], route, solution.reference))
 
 
-def _labelled_rows(log: CallLog, rows: IntArray) -> IntArray:
-    """Keep the rows with known correctness for every model: others cannot be tuned on."""
+def labelled_rows(log: CallLog, rows: IntArray) -> IntArray:
+    """Keep the rows with known correctness for every model: on others, no accuracy can be measured."""
     return rows if log.is_unlabelled is None else rows[~log.is_unlabelled[rows].any(axis=1)]
 
 

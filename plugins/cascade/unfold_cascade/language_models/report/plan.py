@@ -21,7 +21,7 @@ from unfold_cascade.language_models.planning.certificate import (
     row_differences,
     unit_differences,
 )
-from unfold_cascade.language_models.planning.planner import RoutingSolution, has_fractions
+from unfold_cascade.language_models.planning.planner import RoutingSolution, has_fractions, labelled_rows
 from unfold_cascade.language_models.planning.problem import SMALL_CHAIN, SMALL_LOG
 from unfold_cascade.language_models.planning.prompt_features import LENGTH
 from unfold_cascade.language_models.report import sentences
@@ -169,8 +169,8 @@ def _build_metrics(solution: RoutingSolution, outcome: Outcome, reference: Outco
             ok=solution.route is not None,
         ),
         "loss_bound_points": Metric(None if bound is None else round(100 * bound, 6), "points"),
-        "accuracy": Metric(1.0 - float(outcome.loss.mean())),
-        "reference_accuracy": Metric(1.0 - float(reference.loss.mean())),
+        "accuracy": Metric(_measure_accuracy(solution, solution.served_route)),
+        "reference_accuracy": Metric(_measure_accuracy(solution, Route((solution.reference,), ()))),
         "certifying_units": Metric(solution.certifying_units),
     }
     if solution.problem.log.has_latency:
@@ -223,8 +223,15 @@ def _test_loss(solution: RoutingSolution) -> float:
     return float(row_differences(log, solution.score[rows], solution.served_route, solution.reference).mean())
 
 
+def _measure_accuracy(solution: RoutingSolution, route: Route) -> float | None:
+    """Measure the share of right answers on the test rows where every answer has a score; ``None`` if none has."""
+    rows = labelled_rows(solution.problem.log, solution.problem.parts.test)
+    return 1.0 - float(solution.outcome(route, rows).loss.mean()) if len(rows) else None
+
+
 def _build_model_table(solution: RoutingSolution) -> Table:
     log, rows = solution.problem.log, solution.problem.parts.tune
+    judged = labelled_rows(log, rows)
     columns = (
         Column("model"),
         Column("correct", "%", 1),
@@ -236,10 +243,10 @@ def _build_model_table(solution: RoutingSolution) -> Table:
     table = tuple(
         (
             name,
-            100 * float(log.is_correct[rows, m].mean()),
+            100 * float(log.is_correct[judged, m].mean()),
             1000 * float(log.cost[rows, m].mean()),
             1000 * float(log.confidence_cost[rows, m].mean()),
-            area_under_curve(log.confidence[rows, m], log.trusted_correct[rows, m]),
+            area_under_curve(log.confidence[judged, m], log.trusted_correct[judged, m]),
             float(log.latency_ms[rows, m].mean()) if log.has_latency else None,
         )
         for m, name in enumerate(log.models)
@@ -266,9 +273,10 @@ def _build_figures(solution: RoutingSolution, outcome: Outcome) -> tuple[AnyFigu
     rows = problem.parts.test
     outcomes = [solution.outcome(route, rows) for route in sequence.routes]
     cost = tuple(1000 * float(each.cost.mean()) for each in outcomes)
-    correct = tuple(100 * (1.0 - float(each.loss.mean())) for each in outcomes)
-    reference = solution.outcome(Route((solution.reference,), ()), rows)
-    point = (1000 * float(reference.cost.mean()),), (100 * (1.0 - float(reference.loss.mean())),)
+    correct = tuple(100 * (_measure_accuracy(solution, each) or 0.0) for each in sequence.routes)
+    alone = Route((solution.reference,), ())
+    reference = solution.outcome(alone, rows)
+    point = (1000 * float(reference.cost.mean()),), (100 * (_measure_accuracy(solution, alone) or 0.0),)
     series = [
         Series("routes of the chain, test rows", cost, correct, "line"),
         Series(f"{problem.log.models[solution.reference]} alone", *point, "points"),
@@ -366,7 +374,7 @@ def _uncertified_line(solution: RoutingSolution, route: Route) -> str:
 
 
 def _score_lines(solution: RoutingSolution) -> Iterator[tuple[str, str]]:
-    log, rows = solution.problem.log, solution.problem.parts.tune
+    log, rows = solution.problem.log, labelled_rows(solution.problem.log, solution.problem.parts.tune)
     auc = [area_under_curve(log.confidence[rows, m], log.trusted_correct[rows, m]) for m in range(len(log.models))]
     reversed_models = [name for name, each in zip(log.models, solution.calibrations, strict=True) if each.slope < 0]
     weak = [name for name, area in zip(log.models, auc, strict=True) if area is not None and 0.4 < area < WEAK_AUC]
