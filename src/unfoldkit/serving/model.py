@@ -19,6 +19,7 @@ DTYPES: Mapping[str, type[Any]] = {
     "FP64": np.float64,
     "BYTES": np.object_,
 }
+MAX_SINGLE = float(np.finfo(np.float32).max)
 EncodedRows = Mapping[str, Sequence[bytes]]
 """The JSON of each row of each output of a batch."""
 encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
@@ -167,6 +168,29 @@ def make_blank_batch(model: Model, rows: int) -> Batch:
         for item in model.inputs
     }
     return Batch(inputs, (Call(rows),), trial=True)
+
+
+def reject_large_values(
+    x: Array, calls: Sequence[Call], item: Field, limit: float = MAX_SINGLE
+) -> tuple[Array, dict[int, Rejection]]:
+    """Replace values beyond ``limit`` in (n, d) rows, and reject the calls that contain some.
+
+    Trees, and most converted models, compute in single precision, where such a value is infinite.
+    """
+    # min and max make no second array of the size of x, and ignore NaN
+    if np.fmin.reduce(x, axis=None) >= -limit and np.fmax.reduce(x, axis=None) <= limit:
+        return x, {}
+    is_large = np.abs(x) > limit
+    refusals, start = dict[int, Rejection](), 0
+    for index, call in enumerate(calls):
+        for row, column in np.argwhere(is_large[start : start + call.rows])[:1]:
+            name = f'column "{item.columns[column]}"' if item.columns else f"column {column + 1}"
+            value = f"{x[start + row, column]:g} in row {row + 1}, {name}"
+            refusals[index] = Rejection(
+                400, f"input {item.name!r} holds {value}: too large for models in single precision"
+            )
+        start += call.rows
+    return np.where(is_large, 0.0, x), refusals
 
 
 def encode_rows(columns: Mapping[str, Column]) -> EncodedRows:

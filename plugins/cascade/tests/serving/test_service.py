@@ -19,8 +19,8 @@ from sklearn.datasets import load_breast_cancer
 from plugins.cascade.tests.runs import TUMOURS, run_in, solve_spec, spec_of
 from tests.served import find_address
 from unfold_cascade.planner.policy import follow
-from unfold_cascade.serving.model import reject_large_values, select_answered  # _large_values
-from unfoldkit.serving.model import Call, Field
+from unfold_cascade.serving.model import select_answered
+from unfoldkit.serving.model import Call, Field, reject_large_values
 
 X = load_breast_cancer().data
 

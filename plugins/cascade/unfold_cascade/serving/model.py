@@ -12,10 +12,19 @@ from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
 from unfold_cascade.gates.calibrated import Calibration, encode_contexts
 from unfold_cascade.models.onnx_runtime import Engine
-from unfoldkit.serving.model import Array, Batch, Call, CategoricalColumn, Column, Field, Predictions, Rejection
+from unfoldkit.serving.model import (
+    Array,
+    Batch,
+    Call,
+    CategoricalColumn,
+    Column,
+    Field,
+    Predictions,
+    Rejection,
+    reject_large_values,
+)
 
 Confidence = Callable[[FloatArray], FloatArray]
-MAX_SINGLE = float(np.finfo(np.float32).max)
 
 
 @dataclass(slots=True)
@@ -234,25 +243,6 @@ class Cascade:
         confidence = [row_scores[-1] for row_scores in scores]
         padding = [0.0] * len(self.paths.stages[0])
         return BatchResult(answer, path, confidence, [row_scores + padding[len(row_scores) :] for row_scores in scores])
-
-
-def reject_large_values(x: FloatArray, calls: Sequence[Call], item: Field) -> tuple[FloatArray, dict[int, Rejection]]:
-    """Replace values outside single precision in (n, d) rows, and reject the calls that contain some.
-
-    Trees, and most converted models, compute in single precision, where such a value is infinite.
-    """
-    # min and max make no second array of the size of x, and ignore NaN
-    if np.fmin.reduce(x, axis=None) >= -MAX_SINGLE and np.fmax.reduce(x, axis=None) <= MAX_SINGLE:
-        return x, {}
-    is_large = np.abs(x) > MAX_SINGLE
-    refusals, start = dict[int, Rejection](), 0
-    for index, call in enumerate(calls):
-        for row, column in np.argwhere(is_large[start : start + call.rows])[:1]:
-            name = f'column "{item.columns[column]}"' if item.columns else f"column {column + 1}"
-            value = f"{x[start + row, column]:g} in row {row + 1}, {name}"
-            refusals[index] = Rejection(400, f"input {item.name!r} holds {value}: too large for single precision")
-        start += call.rows
-    return np.where(is_large, 0.0, x), refusals
 
 
 def select_answered(paths: Sequence[int], calls: Sequence[Call], refusals: Mapping[int, Rejection]) -> Sequence[int]:

@@ -6,6 +6,7 @@ A row of logical time t (an hour, say) of an entity with a last row at time s is
 * t = s, a repeated row: it is answered again from the state before s, and replaces it. The same row gets the same
   answer however often it is sent, and a corrected row corrects the state.
 * t < s, a late row: rejected with 409 and s; nothing changes.
+* t years after s, or a first row that counts in another unit: rejected with 400, since all later rows would be late.
 * Rows that arrive together in the wrong order are sorted first, so only a row that missed its batch is late.
 * No time: the row follows s, or has time 0. Such a request cannot be repeated safely; clients that retry send times.
 
@@ -16,6 +17,7 @@ the batch is answered.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,8 +34,14 @@ from unfoldkit.serving.model import (
     ModelDescription,
     Predictions,
     Rejection,
+    reject_large_values,
 )
 from unfoldkit.serving.state.store import EntityState, State, Store
+
+MAX_GAP_H = 87_660
+"""Ten years, in hours: the longest gap between rows of an entity."""
+MAX_START_H = 10_000_000
+"""Eleven centuries, in hours: a first row beyond them counts in a smaller unit since 1970."""
 
 
 class StepModel(ModelDescription, Protocol):
@@ -65,11 +73,19 @@ class EntityRow:
 
 @dataclass(frozen=True, slots=True)
 class EntityStateModel:
-    """A ``StepModel`` with a store of entity states, as a ``Model``; ``hour`` is the time from one row to the next."""
+    """A ``StepModel`` with a store of entity states, as a ``Model``.
+
+    Attributes:
+        stepper: The model.
+        store: The states.
+        hour: The time from one row to the next.
+        largest: The largest value of an input, either way; calls with larger ones are rejected.
+    """
 
     stepper: StepModel
     store: Store
     hour: int = 1
+    largest: float = math.inf
 
     @property
     def name(self) -> str:
@@ -106,11 +122,14 @@ class EntityStateModel:
         if batch.trial:
             columns, _ = self.stepper.step(batch.inputs, [0] * batch.rows, [None] * batch.rows)
             return Predictions({**columns, "time": np.zeros(batch.rows, dtype=np.int64)})
+        refused = dict[int, Rejection]()
+        for item in self.inputs if math.isfinite(self.largest) else ():
+            refused |= reject_large_values(batch.inputs[item.name], batch.calls, item, self.largest)[1]
         # another process may serve the same entity: it must not step between this read and write
         with self.store.exclusive():
             states = self.store.read(call.entity for call in batch.calls if call.entity)
             times = {entity: state.now.time for entity, state in states.items()}
-            rows, rejected = order_rows(batch.calls, times, self.hour)
+            rows, rejected = order_rows(batch.calls, times, self.hour, refused)
             columns, changed = self._step_waves(batch, group_waves(rows), states)
             self.store.write(changed)
         return Predictions(columns, rejected)
@@ -133,7 +152,7 @@ class EntityStateModel:
 
 
 def order_rows(
-    calls: Sequence[Call], times: Mapping[str, int], hour: int = 1
+    calls: Sequence[Call], times: Mapping[str, int], hour: int = 1, refused: Mapping[int, Rejection] | None = None
 ) -> tuple[list[EntityRow], dict[int, Rejection]]:
     """Sort the rows of a batch by time within each entity, and reject late calls.
 
@@ -141,13 +160,15 @@ def order_rows(
         calls: The calls of a batch.
         times: The time of the last row of each known entity.
         hour: The time from one row to the next for calls without a time.
+        refused: Calls that are rejected for another reason, by index.
 
     Returns:
         The rows to accept, and the rejected calls by index.
     """
-    last_times, rows, rejected = dict(times), [], dict[int, Rejection]()
+    last_times, rows, rejected = dict(times), [], dict(refused or {})
     first_rows = np.cumsum([0, *(call.rows for call in calls)]).tolist()
-    for index in sorted(range(len(calls)), key=lambda i: (calls[i].time is None, calls[i].time or 0)):
+    accepted = [index for index in range(len(calls)) if index not in rejected]
+    for index in sorted(accepted, key=lambda i: (calls[i].time is None, calls[i].time or 0)):
         call = calls[index]
         last = last_times.get(call.entity)
         start = call.time if call.time is not None else 0 if last is None else last + hour
@@ -156,6 +177,10 @@ def order_rows(
             rejected[index] = Rejection(400, message)
         elif last is not None and start < last:
             rejected[index] = Rejection(409, f"time {start} of {call.entity!r} is late: time {last} was answered")
+        elif abs(start) > MAX_START_H * hour or start - (start if last is None else last) > MAX_GAP_H * hour:
+            after = "is beyond eleven centuries" if last is None else f"is more than ten years after time {last}"
+            unit = "hours" if hour == 1 else f"{hour} to an hour"
+            rejected[index] = Rejection(400, f"time {start} of {call.entity!r} {after}: times count {unit}")
         else:
             steps = range(call.rows)
             rows += [EntityRow(first_rows[index] + step, call.entity, start + step * hour) for step in steps]

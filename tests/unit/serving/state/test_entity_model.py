@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.serving.models import Diary
-from unfoldkit.serving.model import Batch, Call, Predictions, make_blank_batch
+from unfoldkit.serving.model import Batch, Call, Field, Predictions, make_blank_batch
 from unfoldkit.serving.state.entity_model import EntityStateModel, group_waves, order_rows
 from unfoldkit.serving.state.store import open_store
 
@@ -87,6 +87,28 @@ def test_the_next_hour_is_an_hour_later_whatever_time_is_counted_in(model: Entit
     seconds.predict(batch(("p", 7200, [1.0, 2.0])))
     found = seconds.predict(batch(("p", None, [3.0]), ("q", None, [4.0, 5.0])))
     assert np.asarray(found.columns["time"]).tolist() == [14400, 0, 3600]
+
+
+@pytest.mark.parametrize(("hour", "first", "far"), [(1, 1_700_000_000, 90_000), (3600, 1_700_000_000_000, 4 * 10**8)])
+def test_a_time_in_another_unit_locks_no_entity(model: EntityStateModel, hour: int, first: int, far: int) -> None:
+    """After a row in a far future, all rows to come would be late."""
+    counting = replace(model, hour=hour)
+    assert counting.predict(batch(("p", first, [1.0]))).refused[0].status == 400
+    counting.predict(batch(("p", 0, [1.0])))
+    found = counting.predict(batch(("p", far, [2.0]), ("p", hour, [3.0])))
+    assert found.refused[0].status == 400
+    assert f"time {far} of 'p' is more than ten years after time {hour}" in found.refused[0].message
+    assert diary(model, "p") == [[0, 1.0], [hour, 3.0]]
+    assert not counting.predict(batch(("p", 5 * 8766 * hour, [4.0]))).refused
+
+
+def test_only_calls_with_large_values_are_refused(model: EntityStateModel) -> None:
+    """Their rows would spoil the state of their entity; other calls of the batch are answered."""
+    careful = replace(model, stepper=replace(model.stepper, inputs=(Field("x", "FP64", (1,)),)), largest=1e30)
+    values = np.array([[1.0], [-1e31], [3.0]])
+    found = careful.predict(Batch({"x": values}, (Call(1, "p", 0), Call(1, "p", 1), Call(1, "p", 2))))
+    assert {index: refusal.status for index, refusal in found.refused.items()} == {1: 400}
+    assert diary(model, "p") == [[0, [1.0]], [2, [3.0]]]
 
 
 def test_an_entity_is_needed(model: EntityStateModel) -> None:

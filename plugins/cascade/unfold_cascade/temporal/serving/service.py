@@ -39,6 +39,8 @@ from unfoldkit.serving.state.store import open_store
 
 STATE_FILE = "serving/entities.sqlite"
 SECOND_H = 1.0 / 3600.0
+LARGEST_VALUE = 1e30
+"""Beyond it, changes over a window and sums of a linear model may leave single precision."""
 
 
 def build_service(plan: LoadedPlan, run: Run) -> Service:
@@ -56,7 +58,7 @@ def build_service(plan: LoadedPlan, run: Run) -> Service:
     verify_replay(plan, model)
     store = open_store(run.directory.path / STATE_FILE, made_from=model.version, durability=plan.problem.durability)
     metrics.export_entity_count(registry, store.count)
-    stateful = EntityStateModel(model, store, round(1.0 / model.tick_h))
+    stateful = EntityStateModel(model, store, round(1.0 / model.tick_h), LARGEST_VALUE)
     app = build_application([stateful], registry=registry, close=store.close, log=run.log, clock=run.clock)
     metrics.enable()
     memory = sentences.describe_memory(
