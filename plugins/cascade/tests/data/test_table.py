@@ -237,7 +237,7 @@ def test_baseline_is_a_reserved_stage_name(tmp_path: Path) -> None:
 
 def test_missing_marks_are_gaps_and_percentages_are_numbers() -> None:
     """What other programs write for nothing is a gap in a column of numbers, and 78.1% is 0.781."""
-    marks = ["", "?", "-", "NULL", "None", "#N/A", "n/a", "<NA>", None]
+    marks = ["", "?", "-", ".", "NULL", "None", "#N/A", "n/a", "<NA>", None]
     assert np.isnan(frame(a=marks).numbers("a", key="features")).all()
     assert frame(a=["78.1%", "5 %", "1"]).numbers("a", key="features") == pytest.approx([0.781, 0.05, 1])
     assert resolve_columns(frame(a=["x", *marks], y=[1] * 10), {}, "y", ["a"])["all"] == ("a=x",)

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
+from unfold_cascade.drift.recalibrated_hours import build_local_study
 from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.temporal.build import build_temporal_problem
+from unfold_cascade.temporal.serving.plan_loader import load_temporal_plan
 from unfold_cascade.verbs import plan, train, validate
 from unfoldkit.api import Report, Run, UnfoldError, Verdict, dump
 
@@ -109,3 +112,20 @@ def test_a_validation_judges_every_outcome_of_the_certificate(tmp_path: Path) ->
     file = write_wards(tmp_path / "open.csv", lambda row: row | {"Sepsis": ""})
     unlabelled = validate(spec, replace(run, options={"plan": stored, "data": str(file)}))
     assert "cannot be concluded" in dict(unlabelled.lines)
+
+
+def test_local_patients_have_their_own_notes(planned: Planned) -> None:
+    """A leaked label, or a code for missing values, is looked for in the table that a plan is refitted on."""
+    spec, run, report = planned
+    file = write_wards(
+        run.directory.path / "local.csv",
+        lambda row: row | {"Age": "999" if row["hour"] == "3" else row["Age"]},
+    )
+    problem = build_temporal_problem(spec, run)
+    plan_document = {"spec": dump(spec), "seed": 0, "decision": report.decision}
+    local = replace(problem, source=replace(problem.source, path=str(file)))
+    loaded = load_temporal_plan(problem, run, plan_document)
+    hours = replace(loaded.study.hours, leaks=("Age",))
+    study = build_local_study(local, replace(loaded, study=replace(loaded.study, hours=hours)), run)
+    assert study.leaks == ()
+    assert [(doubt.column, doubt.code) for doubt in study.doubts] == [("Age", 999.0)]

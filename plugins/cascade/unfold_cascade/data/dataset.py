@@ -7,13 +7,14 @@ import importlib.metadata
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.data.doubtful_values import Doubt, find_doubts
 from unfold_cascade.data.leakage import Copies, find_copies, find_label_columns, join_groups
 from unfold_cascade.data.splits import SplitRule, UnitTable, list_sites, split_units
 from unfold_cascade.data.table import (
@@ -85,6 +86,7 @@ class Dataset:
         identical: rows that repeat an earlier one.
         near: further rows that repeat one, but for one column or for tiny differences.
         leaks: columns that predict the label on their own.
+        doubts: columns with values that may be no measurements.
     """
 
     rows: Rows
@@ -99,6 +101,7 @@ class Dataset:
     identical: int = 0
     near: int = 0
     leaks: tuple[str, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def copies(self) -> int:
@@ -247,7 +250,8 @@ def read_dataset(options: DatasetOptions) -> Dataset:
         clusters,
         copies.identical if copies else 0,
         copies.near if copies else 0,
-        _find_leaks(options, frame, order, labels, is_labelled),
+        find_leaks(options, frame, order, labels, is_labelled),
+        find_column_doubts(frame, order, is_labelled),
     )
 
 
@@ -281,7 +285,7 @@ def _find_copies(options: DatasetOptions, frame: Frame, order: Sequence[str], se
     return find_copies(values[selected], [*texts, *labels], finds_noisy=False)
 
 
-def _find_leaks(
+def find_leaks(
     options: DatasetOptions, frame: Frame, order: Sequence[str], labels: IntArray, selected: BoolArray
 ) -> tuple[str, ...]:
     """Find the feature columns that predict the label on their own, except for trusted ones."""
@@ -291,6 +295,11 @@ def _find_leaks(
         name: frame.numbers_or_flags(name, key="features")[selected] for name in order if name not in options.trusted
     }
     return find_label_columns(columns, labels)
+
+
+def find_column_doubts(frame: Frame, order: Sequence[str], selected: BoolArray) -> tuple[Doubt, ...]:
+    """Find the feature columns with values that may be no measurements."""
+    return find_doubts({name: frame.numbers_or_flags(name, key="features")[selected] for name in order})
 
 
 def read_clusters(column: str, frame: Frame) -> IntArray | None:
@@ -467,6 +476,7 @@ def _pack(dataset: Dataset) -> bytes:
         "identical": dataset.identical,
         "near": dataset.near,
         "leaks": dataset.leaks,
+        "doubts": [astuple(doubt) for doubt in dataset.doubts],
     }
     arrays = {"train": dataset.rows.train, "calibrate": dataset.rows.calibrate, "test": dataset.rows.test}
     if dataset.clusters is not None:
@@ -493,4 +503,5 @@ def _unpack(data: bytes) -> Dataset:
         facts.get("identical", 0),
         facts.get("near", 0),
         tuple(facts.get("leaks", ())),
+        tuple(Doubt(*doubt) for doubt in facts.get("doubts", ())),
     )

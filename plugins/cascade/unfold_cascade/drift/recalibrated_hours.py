@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
-
 from unfold_cascade.data.splits import SplitRule
 from unfold_cascade.drift.temporal import predict_rows
 from unfold_cascade.report.sentences import RECALIBRATED
 from unfold_cascade.temporal.data.features import build_feature_matrix
+from unfold_cascade.temporal.data.labels import label_table
 from unfold_cascade.temporal.data.readers import read_table
-from unfold_cascade.temporal.data.table import compute_hours_since
-from unfold_cascade.temporal.data.targets import label_stages
 from unfold_cascade.temporal.evaluation.baselines import decode_baseline
 from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality
 from unfold_cascade.temporal.handoff import write_exits
@@ -63,20 +60,9 @@ def recalibrate_hours(problem: TemporalProblem, planned: TemporalProblem, run: R
 def build_local_study(problem: TemporalProblem, plan: LoadedPlan, run: Run, split: SplitRule = RANDOM_SPLIT) -> Study:
     """Split the patients of ``problem`` and predict their hours with the models of a plan."""
     table = read_table(problem.source, run)
-    entered, highest = label_stages(table, [stage.target for stage in problem.stages])
-    since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])
-    hours = replace(
-        plan.study.hours,
-        timeline=table.timeline,
-        entered=entered,
-        since=since,
-        highest=highest,
-        digest=table.digest,
-        part=None,
-        sites=(),
-        repeated=table.repeated,
-    )
     local = replace(plan.problem, split=split, seed=run.seed)
+    # the features stay those of the plan, whatever further columns the table has
+    hours = replace(label_table(replace(problem, split=split), table), columns=plan.study.hours.columns)
     x = build_feature_matrix(table, plan.features)
     run.log.info("running the plan's models on %d hours", len(table))
     predictions = [

@@ -67,7 +67,7 @@ def build_plan_report(solution: Solution, directory: RunDir, verb: str) -> Repor
         ),
         figures=tuple(_build_figures(solution, outcome)),
         lines=tuple(_list_lines(solution, outcome)),
-        notes=(*list_notes(dataset.unlabelled, dataset.source), *_list_leakage_notes(solution)),
+        notes=(*list_notes(dataset.unlabelled, dataset.source), *_list_data_notes(solution)),
         next=_next_command(solution, directory, verb),
         decision=_build_decision(solution),
         provenance={"inputs": {"data": dataset.digest}},
@@ -79,10 +79,11 @@ def list_notes(unlabelled: int, table: str) -> tuple[str, ...]:
     return (sentences.unlabelled_rows(unlabelled, table),) if unlabelled else ()
 
 
-def _list_leakage_notes(solution: Solution) -> Iterator[str]:
+def _list_data_notes(solution: Solution) -> Iterator[str]:
     dataset, are_grouped = solution.problem.dataset, solution.problem.data.groups_copies
     if dataset.copies:
         yield sentences.copied_rows(dataset.identical, dataset.near, dataset.source, are_grouped=are_grouped)
+    yield from sentences.doubtful_values(dataset.doubts)
 
 
 def _build_metrics(solution: Solution, outcome: Outcome) -> dict[str, Metric]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from unfold_cascade.data.doubtful_values import Doubt
 from unfold_cascade.data.error_costs import ErrorWeights
 from unfold_cascade.planner.problem import COPIES
 from unfoldkit.api import format_amount, format_count
@@ -310,6 +311,18 @@ def leaked_label(columns: Sequence[str], remedy: str = "remove it, or list it in
     names = ", ".join(f'"{name}"' for name in columns[:3]) + ", ..." * (len(columns) > 3)
     verb = "predict" if len(columns) > 1 else "predicts"
     return f"{names} {verb} the label without error, as a leaked label would; {remedy}"
+
+
+def doubtful_values(doubts: Sequence[Doubt]) -> tuple[str, ...]:
+    """Warn of columns with codes for missing values, or with temperatures in two units."""
+    return tuple(_doubtful_column(doubt) for doubt in doubts[:3]) + ("and other columns",) * (len(doubts) > 3)
+
+
+def _doubtful_column(doubt: Doubt) -> str:
+    if doubt.code is None:
+        return f'"{doubt.column}" seems to hold °C and °F ({doubt.share:.0%}): convert one of them'
+    values = f'"{doubt.column}" is {doubt.code:g} in {doubt.share:.1%} of its rows, far from its other values'
+    return f"{values}: if this marks missing values, leave the cells empty"
 
 
 def similar_labels(pairs: Sequence[tuple[str, str]]) -> str:

@@ -14,9 +14,9 @@ from unfold_cascade._types import BoolArray, FloatArray
 from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.arrivals.readers import timestamps
 
-MISSING = frozenset({"", "?", "-", "na", "n/a", "nan", "null", "none", "<na>", "#n/a", "#na"})
-LABEL_MARKS = frozenset({"-", "none"})
-"""Missing-value marks that are valid labels: test results are often ``-`` or ``none``."""
+MISSING = frozenset({"", "?", "-", ".", "na", "n/a", "nan", "null", "none", "<na>", "#n/a", "#na"})
+LABEL_MARKS = frozenset({"-", ".", "none"})
+"""Missing-value marks that are valid labels: test results are often ``-`` or ``none``, tokens often ``.``."""
 HINTS: Mapping[str, str] = {
     "confidence": "a number such as 0.9, or 90%; empty where the service did not answer",
     "time": "hours as numbers, such as 1.5, or dates such as 2026-03-01 07:15",

@@ -72,6 +72,8 @@ def _read_dataset(options: DatasetOptions, run: Run) -> Dataset:
         run.log.warning("%s", sentences.similar_labels(similar))
     if dataset.leaks:
         run.log.warning("%s", sentences.leaked_label(dataset.leaks))
+    for note in sentences.doubtful_values(dataset.doubts):
+        run.log.warning("%s", note)
     return dataset
 
 
@@ -92,7 +94,8 @@ def _check_labels(problem: TemporalProblem, table: EntityTable, run: Run) -> Non
     """Check that enough entities reach the stages, and log leaked labels, which are no mistakes of the spec."""
     hours = label_table(problem, table)
     split_entities(problem, hours)
-    for note in (*leak_notes(hours.leaks), *describe_repeated_patients(hours.repeated)):
+    doubts = sentences.doubtful_values(hours.doubts)
+    for note in (*leak_notes(hours.leaks), *describe_repeated_patients(hours.repeated), *doubts):
         run.log.warning("%s", note)
 
 

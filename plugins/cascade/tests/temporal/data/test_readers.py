@@ -177,6 +177,8 @@ def test_repeated_hours_are_reported(tmp_path: Path) -> None:
         ("time_minutes", 0, 60, "its name states another unit"),
         ("observationOffset", -20, 5, "it counts minutes in eICU"),
         ("offset", -60, 60, "most rows of an entity are 60 apart, as hours are in minutes"),
+        ("step", 0, 15, "most rows of an entity are 15 apart, as in minutes"),
+        ("t", 0, 300, "most rows of an entity are 300 apart, as in seconds"),
     ],
 )
 def test_numbers_that_count_no_hours_are_refused(
@@ -189,6 +191,23 @@ def test_numbers_that_count_no_hours_are_refused(
         read_long(tmp_path / "t.csv", LongSource("x", entity="who", time=column))
     (tmp_path / "t.csv").write_text("who,hour,v\n" + "".join(f"a,{46_109 + hour},{hour}\n" for hour in range(12)))
     assert read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="hour")).hour[0] == 46_109.0
+
+
+@pytest.mark.parametrize(("column", "step"), [("t", 6), ("t", 24), ("hours", 15), ("ICULOS", 1)])
+def test_steps_of_hours_and_days_are_hours(column: str, step: int, tmp_path: Path) -> None:
+    """Parts of a day and days are usual, and the name of the column may state the unit."""
+    text = f"who,{column},v\n" + "".join(f"a,{hour * step},{hour}\n" for hour in range(12))
+    (tmp_path / "t.csv").write_text(text)
+    assert read_long(tmp_path / "t.csv", LongSource("x", entity="who", time=column)).hour[-1] == 11 * step
+
+
+def test_a_wide_table_is_named_as_such(tmp_path: Path) -> None:
+    """One row for each entity, with a column for each hour, has no column of times."""
+    head = ",".join(["stay", *(f"{name}_{hour}" for name in ("HR", "Temp") for hour in range(3))])
+    (tmp_path / "t.csv").write_text(f"{head}\n" + "".join(f"{row},1,2,3,4,5,6\n" for row in range(12)))
+    with pytest.raises(UnfoldError, match='has no column "hour"') as error:
+        read_long(tmp_path / "t.csv", LongSource("x", entity="stay", time="hour"))
+    assert error.value.diagnostics[0].hint.startswith("HR_0, HR_1, HR_2")
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])

@@ -6,12 +6,13 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data.dataset import hash_file
+from unfold_cascade.data.doubtful_values import Doubt, find_doubts
 from unfold_cascade.data.leakage import find_label_columns
 from unfold_cascade.data.splits import UnitTable, list_sites, split_units
 from unfold_cascade.data.table import Rows
@@ -44,6 +45,7 @@ class LabelledHours:
         sites: Values of the column of sites that are left out in turn.
         leaks: Columns of features that predict the stages without error.
         repeated: A column that names one patient for several entities, if the spec does not name it; or empty.
+        doubts: Columns of features with values that may be no measurements.
     """
 
     timeline: Timeline
@@ -56,6 +58,7 @@ class LabelledHours:
     sites: tuple[str, ...] = ()
     leaks: tuple[str, ...] = ()
     repeated: str = ""
+    doubts: tuple[Doubt, ...] = ()
 
     def expand_features(self, problem: TemporalProblem) -> Mapping[str, FeatureSet]:
         """Replace column patterns of the problem's feature sets by names; label columns never match."""
@@ -107,6 +110,7 @@ def _unpack(data: bytes) -> LabelledHours:
         tuple(facts.get("sites", ())),
         tuple(facts.get("leaks", ())),
         facts.get("repeated", ""),
+        tuple(Doubt(*doubt) for doubt in facts.get("doubts", ())),
     )
 
 
@@ -114,8 +118,9 @@ def _pack(table: EntityTable, problem: TemporalProblem) -> bytes:
     entered, highest = label_stages(table, [stage.target for stage in problem.stages])
     rule, units = problem.split, _describe_units(table)
     sites = list_sites(rule.column, units)[1] if rule.kind == "leave-out" else ()
-    leaks = _find_leaks(problem, table, highest)
-    found = {"digest": table.digest, "columns": table.columns, "sites": sites, "leaks": leaks}
+    columns, rows = _sample_columns(problem, table)
+    leaks, doubts = _find_leaks(columns, rows, table, highest), [astuple(doubt) for doubt in find_doubts(columns)]
+    found = {"digest": table.digest, "columns": table.columns, "sites": sites, "leaks": leaks, "doubts": doubts}
     facts = json.dumps(found | ({"repeated": table.repeated} if table.repeated else {})).encode()
     since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])
     arrays = {"starts": table.starts, "hour": table.hour, "on": entered, "highest": highest, "since": since}
@@ -137,18 +142,23 @@ def find_highest(timeline: Timeline, highest: IntArray) -> IntArray:
     return reached
 
 
-def _find_leaks(problem: TemporalProblem, table: EntityTable, highest: IntArray) -> tuple[str, ...]:
-    """Find columns that predict the stage of a row, or in the first row of an entity whether it will enter one."""
+def _sample_columns(problem: TemporalProblem, table: EntityTable) -> tuple[dict[str, FloatArray], IntArray]:
+    """Sample the columns of features: their values by name in evenly spread rows, and the numbers of these rows."""
     used = {column for features in _expand_features(problem, table.columns).values() for column in features.columns}
-    columns = {name: table.values[:, number] for number, name in enumerate(table.columns) if name in used}
-    rows = np.arange(0, len(highest), -(-len(highest) // MAX_LEAK_ROWS))
+    rows = np.arange(0, len(table), -(-len(table) // MAX_LEAK_ROWS))
+    numbers = {name: number for number, name in enumerate(table.columns) if name in used}
+    return {name: table.values[rows, number].astype(np.float64) for name, number in numbers.items()}, rows
+
+
+def _find_leaks(
+    columns: Mapping[str, FloatArray], rows: IntArray, table: EntityTable, highest: IntArray
+) -> tuple[str, ...]:
+    """Find columns that predict the stage of a row, or in the first row of an entity whether it will enter one."""
     first = table.starts[:-1]
     reached = np.maximum.reduceat(highest, first)
     undecided = highest[first] == 0
-    of_row = find_label_columns(
-        {name: values[rows].astype(np.float64) for name, values in columns.items()}, highest[rows]
-    )
-    ahead = {name: values[first[undecided]].astype(np.float64) for name, values in columns.items()}
+    of_row = find_label_columns(columns, highest[rows])
+    ahead = {name: table.values[first[undecided], table.columns.index(name)].astype(np.float64) for name in columns}
     return tuple(dict.fromkeys((*of_row, *find_label_columns(ahead, (reached[undecided] > 0).astype(np.int64)))))
 
 

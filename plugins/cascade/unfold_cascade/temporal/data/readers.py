@@ -8,7 +8,7 @@ import itertools
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +41,11 @@ MINUTE_COLUMNS = frozenset(
 """Names of columns of time in eICU, in lower case."""
 OTHER_HOURS = {60.0: "minutes", 3600.0: "seconds", 3.6e6: "milliseconds"}
 """How long an hour is in other units."""
+STEPS: Mapping[float, str] = {
+    **dict.fromkeys((5.0, 10.0, 15.0, 20.0, 30.0), "minutes"),
+    **dict.fromkeys((300.0, 600.0, 900.0, 1800.0), "seconds"),
+}
+"""Usual steps of recordings; as hours, they are neither parts of a day nor days."""
 MAX_HOURS = 1e7
 """Eleven centuries: larger times are seconds since 1970, or digits of a date."""
 NamedContent = tuple[str, bytes]
@@ -120,6 +125,7 @@ def read_long(path: Path, source: LongSource) -> EntityTable:
 
 def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
     """Order the rows of a long table by entity and hour."""
+    _check_long(frame, source)
     entity = frame.text(source.entity, key="data.entity")
     if any(map(is_missing, entity)):
         row = next(row for row, name in enumerate(entity) if is_missing(name))
@@ -150,6 +156,19 @@ def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
         group=group,
         repeated="" if source.group else _find_repeated_patients(frame, source.entity, number),
     )
+
+
+def _check_long(frame: Frame, source: LongSource) -> None:
+    """Reject a wide table: one row per entity, with columns such as HR_0, HR_1 and HR_2.
+
+    Raises:
+        UnfoldError: There is no column of times, but there are such columns.
+    """
+    first = next((name for name in frame.columns if name[-1:] == "0" and name[:-1] + "2" in frame.columns), None)
+    if source.time not in frame.columns and first is not None:
+        names = ", ".join(f"{first[:-1]}{hour}" for hour in range(3))
+        hint = f"{names} look like hours: write one row per entity and hour, as pandas.wide_to_long does"
+        raise user_error(f'{frame.name} has no column "{source.time}"', key="data.time", hint=hint)
 
 
 def _read_groups(frame: Frame, column: str, entity: IntArray, ids: Sequence[str]) -> IntArray:
@@ -251,11 +270,15 @@ def _check_unit(hours: FloatArray, entity: IntArray, column: str, table: str) ->
         doubt = f"{last:.15g} is a date"
     elif first_serial <= first and last < last_serial and (known % 1.0).any():
         doubt = f"{first:.10g} may be a date of a spreadsheet, in days"
+    elif gap in STEPS and timestamps.split_unit(column)[1] is None:
+        doubt = f"most rows of an entity are {gap:g} apart, as in {STEPS[gap]}"
     elif gap in OTHER_HOURS:
         doubt = f"most rows of an entity are {gap:g} apart, as hours are in {OTHER_HOURS[gap]}"
     else:
         return
     hint = "write hours since the first row of each entity, or dates such as 2026-03-01 07:15"
+    if gap in STEPS:
+        hint += "; if it counts hours, name it hours"
     raise user_error(f'{table}: the column "{column}" does not count hours: {doubt}', key="data.time", hint=hint)
 
 

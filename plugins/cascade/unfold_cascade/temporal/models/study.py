@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
+from unfold_cascade.data.doubtful_values import Doubt
 from unfold_cascade.data.table import Rows, select_cluster_rows, split_rows
 from unfold_cascade.temporal.data.features import build_feature_matrix, build_layout, build_purchase_terms
 from unfold_cascade.temporal.data.holdout import store_probe
@@ -131,6 +132,7 @@ class Study:
         features: Feature sets with their columns by name.
         leaks: Columns of features that predict the stages without error.
         repeated: A column that names one patient for several entities, if the spec does not name it; or empty.
+        doubts: Columns of features with values that may be no measurements.
     """
 
     problem: TemporalProblem
@@ -145,6 +147,7 @@ class Study:
     features: Mapping[str, FeatureSet]
     leaks: tuple[str, ...] = ()
     repeated: str = ""
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def baseline(self) -> int:
@@ -236,6 +239,7 @@ def assemble_study(
         features=hours.expand_features(problem),
         leaks=hours.leaks,
         repeated=hours.repeated,
+        doubts=hours.doubts,
     )
 
 

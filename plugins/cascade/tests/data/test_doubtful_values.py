@@ -1,0 +1,51 @@
+"""Codes for missing values, and temperatures in two units, are noticed; usual measurements are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from unfold_cascade._types import FloatArray
+from unfold_cascade.data.doubtful_values import Doubt, find_doubts
+from unfold_cascade.report.sentences import doubtful_values
+
+COLUMNS: dict[str, Callable[[np.random.Generator], FloatArray]] = {
+    "temperature": lambda rng: rng.normal(37, 0.8, 2000).round(1),
+    "rate": lambda rng: rng.normal(85, 15, 2000).round(),
+    "skewed": lambda rng: rng.lognormal(3, 1.2, 2000).round(1),
+    "standard": lambda rng: rng.normal(0, 1, 2000),
+}
+
+
+@pytest.mark.parametrize("code", [-1, -9, -99, -999, 9999])
+@pytest.mark.parametrize("name", ["temperature", "rate", "skewed"])
+def test_codes_of_missing_values_are_found(name: str, code: float) -> None:
+    """A number that repeats far from all measurements is one of the usual codes."""
+    values = COLUMNS[name](np.random.default_rng(0))
+    values[::10] = code
+    values[5::50] = np.nan
+    (doubt,) = find_doubts({name: values})
+    assert (doubt.column, doubt.code) == (name, code)
+    assert f'"{name}" is {code:g} in 10' in doubtful_values([doubt])[0]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_measurements_are_no_codes(name: str) -> None:
+    """Single errors, values among others, and categories such as -1, 0 and 1 are left alone."""
+    values = COLUMNS[name](np.random.default_rng(1))
+    values[7] = 9999
+    usual = {name: values, "age": np.arange(2000) % 100.0, "sign": np.arange(2000) % 3 - 1.0, "none": values * np.nan}
+    assert find_doubts(usual) == ()
+
+
+def test_temperatures_in_two_units_are_found() -> None:
+    """Not where the column holds one of them, or other numbers in the same ranges."""
+    celsius = COLUMNS["temperature"](np.random.default_rng(2))
+    fahrenheit = (1.8 * celsius + 32).round(1)
+    mixed = np.where(np.arange(2000) % 4, celsius, fahrenheit)
+    assert find_doubts({"t": mixed}) == (Doubt("t", None, pytest.approx(0.25)),)
+    assert "°C and °F (25%)" in doubtful_values(find_doubts({"t": mixed}))[0]
+    other = np.where(np.arange(2000) % 2, celsius, celsius + 55)
+    assert find_doubts({"c": celsius, "f": fahrenheit, "other": other}) == ()
