@@ -109,6 +109,16 @@ def test_a_report_on_a_phone_is_no_wider_than_its_screen(chromium: Any, tmp_path
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_long_heads_of_numbers_do_not_make_a_table_wide(chromium: Any, tmp_path: Path) -> None:
+    """Eight columns with the heads of policies over time fit a screen of 1,200 pixels without scrolling."""
+    heads = ("accuracy %", "macro F1", "utility", "AUPRC", "alerts per 100 h", "price saving x", "FLOPs saving x")
+    table = Table("policies", (Column("policy"), *map(Column, heads)), (("single model: sepsis/glance", *[12.3] * 7),))
+    (tmp_path / "report.html").write_text(html.render(Report("echo", "plan", "n", Verdict.YES, "h", tables=(table,))))
+    page = chromium.new_page(viewport={"width": 1200, "height": 700})
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.evaluate("(frame => frame.scrollWidth - frame.clientWidth)(document.querySelector('div.wide'))") == 0
+
+
 def test_a_printed_report_holds_every_column(chromium: Any, tmp_path: Path) -> None:
     """On paper nothing scrolls, so the columns of a wide table fit the width of an A4 page."""
     page = chromium.new_page(viewport={"width": 718, "height": 1000})
