@@ -92,7 +92,9 @@ def _temporary_file(path: Path) -> Iterator[Path]:
         raise _write_error(error, path) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            # a read-only file system refuses even a file that is not there: what failed first is reported
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def _write_error(error: OSError, path: Path) -> UnfoldError:

@@ -115,6 +115,20 @@ def test_a_place_that_cannot_be_written_is_the_callers_fault(tmp_path: Path) -> 
     assert caught.value.code is ExitCode.USAGE
 
 
+def test_a_read_only_file_system_is_named_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses to remove the temporary file as well, which nothing made; the message names what was asked for."""
+
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UnfoldError, match="cannot write: Read-only file system") as caught:
+        write_atomically(tmp_path / "x.html", b"x")
+    assert caught.value.diagnostics[0].file == str(tmp_path / "x.html")
+    assert caught.value.code is ExitCode.USAGE
+
+
 def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
     """A special file, such as /dev/stdout or /dev/null, gets the bytes and is not replaced."""
     pipe = tmp_path / "pipe"
