@@ -240,6 +240,8 @@ def test_missing_marks_are_gaps_and_percentages_are_numbers() -> None:
     marks = ["", "?", "-", ".", "NULL", "None", "#N/A", "n/a", "<NA>", None]
     assert np.isnan(frame(a=marks).numbers("a", key="features")).all()
     assert frame(a=["78.1%", "5 %", "1"]).numbers("a", key="features") == pytest.approx([0.781, 0.05, 1])
+    with pytest.raises(UnfoldError, match=r'"97" in row 3 of column "a" has no percent sign, unlike "98%"'):
+        frame(a=["", "98%", "97"]).numbers("a", key="features")
     assert resolve_columns(frame(a=["x", *marks], y=[1] * 10), {}, "y", ["a"])["all"] == ("a=x",)
 
 

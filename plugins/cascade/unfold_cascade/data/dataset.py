@@ -387,13 +387,13 @@ def _resolve_feature_columns(options: DatasetOptions, frame: Frame) -> dict[str,
     for column in dict.fromkeys(name for group in columns.values() for name in group):
         # an indicator of a category is numeric by construction
         if column in frame.columns:
-            _check_size(frame, column, frame.numbers_or_flags(column, key="features"))
+            check_size(frame, column, frame.numbers_or_flags(column, key="features"))
     return columns
 
 
-def _check_size(frame: Frame, column: str, values: FloatArray) -> None:
+def check_size(frame: Frame, column: str, values: FloatArray, limit: float = LARGEST_VALUE) -> None:
     """Raise when a value is beyond single precision, which trees read: often it marks a missing value."""
-    large = np.flatnonzero(np.abs(values) > LARGEST_VALUE)
+    large = np.flatnonzero(np.abs(values) > limit)
     if len(large):
         cell = f'"{frame.columns[column][large[0]]}" in row {large[0] + 1} of column "{column}"'
         hint = "rescale the column, or leave the cell empty where it marks a missing value"

@@ -94,7 +94,22 @@ def parse_numbers(cells: np.ndarray, source: CellSource) -> FloatArray:
         if _is_word(cells[row]):
             raise source.error(cells[row], row, "is not a number", _number_hint(cells, source))
         raise source.error(cells[row], row, "is infinite", "leave the cell empty")
+    if not numeric:
+        _check_percentages(cells, values, source)
     return values
+
+
+def _check_percentages(cells: np.ndarray, values: FloatArray, source: CellSource) -> None:
+    """Reject ``97`` beside ``97%``, which is 0.97.
+
+    Raises:
+        UnfoldError: some cells are percentages, and another is a number above 1.
+    """
+    is_percentage = np.array([isinstance(cell, str) and cell.rstrip().endswith("%") for cell in cells], dtype=np.bool_)
+    plain = np.flatnonzero(is_percentage.any() & ~is_percentage & (values > 1.0))
+    if len(plain):
+        row, other = int(plain[0]), cells[np.flatnonzero(is_percentage)[0]]
+        raise source.error(cells[row], row, f'has no percent sign, unlike "{other}"', "write it everywhere or nowhere")
 
 
 def parse_seconds(cells: np.ndarray, source: CellSource) -> FloatArray | None:

@@ -201,6 +201,14 @@ def test_steps_of_hours_and_days_are_hours(column: str, step: int, tmp_path: Pat
     assert read_long(tmp_path / "t.csv", LongSource("x", entity="who", time=column)).hour[-1] == 11 * step
 
 
+def test_values_too_large_for_a_model_are_refused_where_a_feature_reads_them(tmp_path: Path) -> None:
+    """They were infinite in single precision, and fitting ended with an error of the library."""
+    (tmp_path / "t.csv").write_text("who,h,v\n" + "".join(f"a,{h},{'1e39' if h == 4 else h}\n" for h in range(12)))
+    table = read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="h"))
+    with pytest.raises(UnfoldError, match='"1e39" in row 5 of column "v" is too large for a model'):
+        table.column_index("v", key="features.all.columns")
+
+
 def test_a_wide_table_is_named_as_such(tmp_path: Path) -> None:
     """One row for each entity, with a column for each hour, has no column of times."""
     head = ",".join(["stay", *(f"{name}_{hour}" for name in ("HR", "Temp") for hour in range(3))])

@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from unfold_cascade._types import Float32, FloatArray, IntArray
+from unfold_cascade.data.dataset import check_size
 from unfold_cascade.data.table import Frame, frame_of_file
 from unfold_cascade.schema.cells import has_zone, is_missing
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
+from unfold_cascade.temporal.data.windows import LARGEST_VALUE
 from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource
 from unfoldkit.api import Diagnostic, Run, UnfoldError, user_error
 from unfoldkit.arrivals.readers import timestamps
@@ -288,7 +290,9 @@ def _read_columns(frame: Frame, excluded: Container[str]) -> tuple[dict[str, Flo
     for name in frame.columns:
         if name not in excluded:
             try:
-                numeric[name] = frame.numbers_or_flags(name, key="features").astype(np.float32)
+                values = frame.numbers_or_flags(name, key="features")
+                check_size(frame, name, values, LARGEST_VALUE)
+                numeric[name] = values.astype(np.float32)
             except UnfoldError as error:
                 unreadable[name] = error.diagnostics[0]
     return numeric, unreadable

@@ -12,6 +12,8 @@ from unfoldkit.jit import compiled
 
 TOLERANCE_H = 1e-6
 """Times on the edge of a window belong to it: a third of an hour has no exact form, and differences are rounded."""
+LARGEST_VALUE = 1e30
+"""Beyond it, changes over a window and sums of a linear model may leave single precision."""
 STATISTICS = ("mean", "min", "max", "change", "spread")
 
 

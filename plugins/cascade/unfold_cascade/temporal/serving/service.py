@@ -14,6 +14,7 @@ from unfold_cascade.models.zoo import RESUME_HINT
 from unfold_cascade.report.dashboard import build_reader
 from unfold_cascade.temporal.data.online_features import build_online_features, compute_probe_features
 from unfold_cascade.temporal.data.table import Timeline
+from unfold_cascade.temporal.data.windows import LARGEST_VALUE
 from unfold_cascade.temporal.evaluation.baselines import latch_stages
 from unfold_cascade.temporal.problem import CostOptions
 from unfold_cascade.temporal.report import sentences
@@ -39,8 +40,6 @@ from unfoldkit.serving.state.store import open_store
 
 STATE_FILE = "serving/entities.sqlite"
 SECOND_H = 1.0 / 3600.0
-LARGEST_VALUE = 1e30
-"""Beyond it, changes over a window and sums of a linear model may leave single precision."""
 
 
 def build_service(plan: LoadedPlan, run: Run) -> Service:
