@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from unfold_cascade.data.doubtful_values import Doubt
 from unfold_cascade.report import sentences
 
 SAMPLES: dict[str, list[str]] = {
@@ -70,6 +71,7 @@ SAMPLES: dict[str, list[str]] = {
         sentences.class_skew("0", 0.931, 45, "svc-1", 33, None),
     ],
     "baseline_drop": [sentences.baseline_drop("svc-1", 0.97, 0.12)],
+    "doubtful_values": [*sentences.doubtful_values([Doubt("a", -9.0, 0.1), *[Doubt("b", None, 0.4)] * 3])],
     "similar_labels": [
         sentences.similar_labels([("No", "no")]),
         sentences.similar_labels([("No", "no"), ("Yes", "yes"), ("A", "a")]),
