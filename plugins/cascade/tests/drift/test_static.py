@@ -143,3 +143,18 @@ def test_a_check_rejects_simultaneous_changes_of_data_and_keys(logs: Planned, tm
     file = _table(tmp_path / "rows.csv", [{"label": "1"}] * 12)
     with pytest.raises(UnfoldError, match="changed together"):
         checked(logs, file, goal=logs[0].goal.model_copy(update={"max_loss": 0.3}))
+
+
+def test_a_label_that_leaks_in_local_cases_certifies_nothing(tumours: Planned, tmp_path: Path) -> None:
+    """Recalibration looks for leaks and doubtful values in the local table, not in that of the plan."""
+    spec, run, report = tumours
+    stored = {"spec": dump(spec), "seed": 0, "decision": report.decision}
+    rows = [
+        row | {"mean_area": f"{row['target']}e3", "mean_radius": row["mean_radius"] if n % 9 else "-9"}
+        for n, row in enumerate(_tumours())
+    ]
+    file = _table(tmp_path / "local.csv", rows)
+    local = plan(spec, replace(run, options={"plan": stored, "recalibrate": str(file)}))
+    assert local.verdict is Verdict.NO
+    assert '"mean_area" predicts the label' in dict(local.lines)["certificate"]
+    assert any('"mean_radius" is -9' in note for note in local.notes)
