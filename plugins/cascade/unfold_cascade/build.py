@@ -23,7 +23,6 @@ from unfold_cascade.schema.validation import list_baseline_prices
 from unfoldkit.api import Run, dump, user_error
 
 COST_UNITS = {"flops": "FLOPs", "bytes": "bytes", "latency": "µs", "price": "$"}
-"""The smallest score of a correct answer, unless the spec says otherwise."""
 
 
 def build_problem(spec: CascadeSpec, run: Run, dataset: Dataset | None = None) -> Problem:
