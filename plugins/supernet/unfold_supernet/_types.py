@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,11 @@ BoolArray = NDArray[np.bool_]
 Float32Array = NDArray[np.float32]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-ShareModel = Callable[[Float32Array, Float32Array], Float32Array]
-"""From inputs (n, *size) and extra numbers (n, extra) to outputs (n, outputs): probabilities, or real values."""
+Numbers = NDArray[np.floating[Any]]
+ShareModel = Callable[[Numbers, Numbers], Float32Array]
+"""From inputs (n, *size) and extra numbers (n, extra) to outputs (n, outputs): probabilities, or real values.
+
+A model computes in its own precision.
+"""
 Task = Literal["classes", "labels", "values"]
 """One class a row, several labels a row (0 or 1 each), or real values."""

@@ -10,19 +10,24 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from plugins.supernet.tests.helpers import make_run, parse_spec
 from plugins.supernet.tests.members.builders import write_model
 from tests.served import serving, unfold
+from unfold_supernet.members.files import MemberFile, check_file
 from unfold_supernet.members.profile import PROFILE_FILE, measure_members, read_members
-from unfold_supernet.members.runtime import MemberPool
+from unfold_supernet.members.runtime import MemberPool, MemberSource
 from unfold_supernet.replay.residency import PLAN_FILE
-from unfold_supernet.scheduling.residency import Residency
+from unfold_supernet.scheduling.policies import build_profile
+from unfold_supernet.scheduling.residency import MemberCost, Residency
+from unfold_supernet.serving.model import SupernetModel
 from unfold_supernet.verbs.build import build_member_list
 from unfold_supernet.verbs.plan import plan
 from unfold_supernet.verbs.profile import profile
 from unfold_supernet.verbs.serve import serve
 from unfoldkit.api import Report, UnfoldError
+from unfoldkit.serving.model import Batch, Call, CategoricalColumn
 
 SPEC = """
 version: 1
@@ -76,6 +81,28 @@ def test_members_return_what_onnx_runtime_returns(folder: Path) -> None:
         session = onnxruntime.InferenceSession(source.file.member.path)
         rows = [session.run(None, {"x": row[None]})[0] for row in x]
         assert (shares.argmax(1) == np.concatenate(rows).argmax(1)).all()
+
+
+def test_a_model_of_doubles_gets_its_inputs_unrounded(tmp_path: Path) -> None:
+    """A service passes values that single precision would round, and compares scores in double precision."""
+    weights = {"w": np.array([[1.0, 0.0]]), "b": np.array([0.0, 2.0**25 + 0.5])}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Add", ["a", "b"], ["y"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["n", size]) for name, size in (("x", 1), ("y", 2))]
+    tensors = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    graph = helper.make_graph(nodes, "steps", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "doubles.onnx").write_bytes(model.SerializeToString())
+    file = check_file(MemberFile(name="doubles", path=tmp_path / "doubles.onnx", accuracy=90.0, key="members[0]"))
+    sources = (MemberSource(file=file, output_name="y", is_probability=False),)
+    pool = MemberPool(sources, Residency(costs=(MemberCost(1, 0.0),), budget_bytes=1))
+    served = SupernetModel(
+        name="list", version="1", inputs=(), facts={}, classes=("above", "below"), bound=pool.bind(),
+        profiles=(build_profile("doubles", 90.0, {1: 1e-3, 4: 1e-3}),), count_batch=lambda *_: None, clock=lambda: 0.0,
+    )  # fmt: skip
+    predictions = served.predict(Batch({"x": np.array([[2.0**25], [2.0**25 + 1]])}, (Call(2),)))
+    label = predictions.columns["label"]
+    assert isinstance(label, CategoricalColumn)
+    assert list(label.codes) == [1, 0]
 
 
 @pytest.mark.e2e

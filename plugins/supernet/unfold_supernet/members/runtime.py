@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unfold_supernet._types import Float32Array, ShareModel
+from unfold_supernet._types import Float32Array, Numbers, ShareModel
 from unfold_supernet.family.onnx_session import open_session
 from unfold_supernet.members.files import CheckedFile, is_unchanged, reject
 from unfold_supernet.scheduling.residency import Residency
@@ -33,17 +33,16 @@ class MemberSource:
     is_probability: bool
 
 
-def compute_shares(session: Any, source: MemberSource, x: Float32Array) -> Float32Array:
+def compute_shares(session: Any, source: MemberSource, x: Numbers) -> Float32Array:
     """Compute probabilities (n, classes) for inputs (n, *size)."""
     file, rows = source.file, x.astype(source.file.dtype, copy=False)
     parts = [rows] if file.has_free_rows else [rows[index : index + 1] for index in range(len(rows))]
     outputs = [session.run([source.output_name], {file.input_name: part})[0] for part in parts]
-    values = np.asarray(outputs[0] if len(outputs) == 1 else np.concatenate(outputs), np.float32)
-    if source.is_probability:
-        return values
-    exponents = np.exp(values - values.max(axis=1, keepdims=True))
-    shares: Float32Array = exponents / exponents.sum(axis=1, keepdims=True)
-    return shares
+    values = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+    if not source.is_probability:
+        exponents = np.exp(values - values.max(axis=1, keepdims=True))
+        values = exponents / exponents.sum(axis=1, keepdims=True)
+    return np.asarray(values, np.float32)
 
 
 def _open_unchanged(file: CheckedFile) -> Any:
@@ -118,7 +117,7 @@ class _PooledMember:
     pool: MemberPool
     index: int
 
-    def __call__(self, x: Float32Array, extra: Float32Array) -> Float32Array:
+    def __call__(self, x: Numbers, extra: Numbers) -> Float32Array:
         """Compute probabilities (n, classes) for inputs (n, *size); ``extra`` is empty."""
         del extra
         return compute_shares(self.pool.acquire(self.index), self.pool.sources[self.index], x)

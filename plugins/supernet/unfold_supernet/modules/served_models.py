@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from unfold_supernet._types import Float32Array, ShareModel, Task
+from unfold_supernet._types import Float32Array, Numbers, ShareModel, Task
 from unfold_supernet.family.onnx_session import open_session
 from unfold_supernet.networks.supernet import EscalationPair, Supernet
 from unfold_supernet.scheduling.engines import EnginePlan
@@ -132,10 +133,10 @@ class TorchShares:
     model: Model
     task: Task = "classes"
 
-    def __call__(self, x: Float32Array, extra: Float32Array) -> Float32Array:
+    def __call__(self, x: Numbers, extra: Numbers) -> Float32Array:
         """Compute probabilities or values (n, outputs) for inputs (n, *size) and extra numbers (n, extra)."""
         with torch.inference_mode():
-            outputs = self.model(torch.from_numpy(x), torch.from_numpy(extra))
+            outputs = self.model(*(torch.from_numpy(rows.astype(np.float32, copy=False)) for rows in (x, extra)))
             if self.task == "classes":
                 outputs = torch.softmax(outputs, 1)
             elif self.task == "labels":

@@ -114,12 +114,12 @@ class SupernetModel:
         return (numbers,) if self.task == "values" else (numbers >= THRESHOLD, numbers)
 
     def _compute_shares(self, inputs: Mapping[str, Array], subnet: int) -> Array:
-        # what is too large for single precision has no finite outputs, and is refused
-        with np.errstate(over="ignore"):
-            x = inputs["x"].astype(np.float32)
-            extra = inputs["extra"].astype(np.float32) if "extra" in inputs else np.zeros((len(x), 0), np.float32)
+        x = inputs["x"]
+        extra = inputs["extra"] if "extra" in inputs else np.zeros((len(x), 0))
         part, model = self.profiles[subnet].max_batch, self.bound[subnet]
-        parts = [model(x[start : start + part], extra[start : start + part]) for start in range(0, len(x), part)]
+        # what is too large for the precision of a model has no finite outputs, and is refused
+        with np.errstate(over="ignore"):
+            parts = [model(x[start : start + part], extra[start : start + part]) for start in range(0, len(x), part)]
         shares: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return shares
 
