@@ -145,6 +145,33 @@ def test_a_fixed_number_of_rows_counts_in_every_layer(tmp_path: Path, transposed
     assert several.weights.tolist() == single.weights.tolist()
 
 
+def write_constant(name: str, *values: int) -> Any:
+    return helper.make_node("Constant", [], [name], value_ints=values)
+
+
+def test_shapes_that_the_graph_computes_are_followed(tmp_path: Path) -> None:
+    """Half of the channels, counted in the graph, are the input of a layer; their map is shuffled by its own shape."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        *(write_constant(name, value) for name, value in (("zero", 0), ("one", 1), ("two", 2), ("all", -1))),
+        helper.make_node("Gather", ["s", "zero"], ["rows"]),
+        helper.make_node("Gather", ["s", "one"], ["channels"]),
+        helper.make_node("Div", ["channels", "two"], ["half"]),
+        helper.make_node("Slice", ["x", "zero", "half", "one"], ["part"]),
+        helper.make_node("Conv", ["part", "w0"], ["a"], "apart", pads=[1, 1, 1, 1]),
+        helper.make_node("Concat", ["rows", "two", "all"], ["grouped"], axis=0),
+        helper.make_node("Reshape", ["a", "grouped"], ["b"]),
+        helper.make_node("Transpose", ["b"], ["c"], perm=[0, 2, 1]),
+        helper.make_node("Shape", ["a"], ["back"]),
+        helper.make_node("Reshape", ["c", "back"], ["d"]),
+        helper.make_node("Conv", ["d", "w1"], ["y"], "mixed"),
+    ]
+    path = write_graph(tmp_path / "net.onnx", nodes, {"w0": (6, 4, 3, 3), "w1": (5, 6, 1, 1)}, ("n", 8, 10, 12))
+    family = read_onnx_layers(path, "mine", 70.0)
+    assert family.layers == ("apart", "mixed")
+    assert family.subnets[0].macs.tolist() == [6 * 4 * 9 * 120, 5 * 6 * 120]
+
+
 def test_layers_of_one_name_are_numbered(tmp_path: Path) -> None:
     """A layer keeps its name if it is free, and is numbered otherwise; weights that several read are mentioned."""
     names = ("a#2", "a", "a", "a")

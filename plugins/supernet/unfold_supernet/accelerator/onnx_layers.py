@@ -7,6 +7,8 @@ element-wise and shape operators are taken to be computed in passing. Any other 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import subprocess
 import sys
@@ -15,23 +17,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unfold_supernet.accelerator.layers import MAX_LAYER_COUNT, Family, Layer, tabulate_subnet
 from unfoldkit.api import UnfoldError, format_count, user_error
 from unfoldkit.safe_io.files import read_bytes
 
 MAX_MODEL_BYTES = 2 << 30
 REFUSED = 3
-INFERENCE = f"""
-import sys, onnx
-model = onnx.load_model_from_string(sys.stdin.buffer.read())
-try:
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-except Exception as error:
-    sys.stderr.write(str(error))
-    sys.exit({REFUSED})
-sys.stdout.buffer.write(inferred.SerializeToString())
-"""
-"""Runs in a process of its own: up to version 1.21, ONNX reads beyond its arrays where ranks contradict each other."""
+MAX_VALUES = 4096
+"""Values of a tensor that is computed to follow a shape."""
 MAX_LISTED = 5
 """Unknown operators that are named."""
 PASSING = frozenset(
@@ -115,8 +110,6 @@ def _check_operators(nodes: Sequence[Any], path: Path, key: str) -> None:
 
 def _infer_shapes(model: Any, path: Path, key: str) -> dict[str, tuple[int, ...]]:
     """Infer the shape of every tensor for one row; tensors with an unknown axis are left out."""
-    import onnx
-
     constants = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         axes = value.type.tensor_type.shape.dim
@@ -133,21 +126,93 @@ def _infer_shapes(model: Any, path: Path, key: str) -> dict[str, tuple[int, ...]
     del model.graph.value_info[:]
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
-    words = [sys.executable, "-c", INFERENCE]
-    done = subprocess.run(words, input=model.SerializeToString(), capture_output=True, check=False)  # noqa: S603
+    # in a process of its own: up to version 1.21, ONNX reads beyond its arrays where ranks contradict each other
+    command = [sys.executable, "-P", "-m", __name__]
+    done = subprocess.run(command, input=model.SerializeToString(), capture_output=True, check=False)  # noqa: S603
     if done.returncode:
         reason = done.stderr.decode(errors="replace") if done.returncode == REFUSED else "the inference crashed"
         reason = " ".join(reason.split())
         raise _reject(path, key, f"its shapes cannot be inferred: {reason}", "run onnx.checker on it")
-    graph = onnx.load_model_from_string(done.stdout).graph
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor = value.type.tensor_type
-        axes = tuple(axis.dim_value for axis in tensor.shape.dim)
-        # a tensor without axes is a single value, one without a shape is unknown
-        if tensor.HasField("shape") and all(axis > 0 for axis in axes):
-            shapes[value.name] = axes
-    return shapes
+    return {name: tuple(axes) for name, axes in json.loads(done.stdout).items()}
+
+
+def infer_shapes(content: bytes) -> dict[str, tuple[int, ...]]:
+    """Infer the shapes of the tensors of a model with fixed inputs, but for those with an unknown or empty axis."""
+    import onnx
+
+    model = onnx.load_model_from_string(content)
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    types = {value.name: value.type for value in (*graph.input, *graph.value_info, *graph.output)}
+    make_type = onnx.helper.make_tensor_type_proto
+    types |= {tensor.name: make_type(tensor.data_type, tensor.dims) for tensor in graph.initializer}
+    if any(name and _read_shape(types.get(name)) is None for node in graph.node for name in node.output):
+        _follow_values(model, types)
+    shapes = {name: _read_shape(kind) for name, kind in types.items()}
+    return {name: shape for name, shape in shapes.items() if shape is not None and all(shape)}
+
+
+def _follow_values(model: Any, types: dict[str, Any]) -> None:
+    """Infer again node by node, with the values of small tensors: exporters compute shapes in the graph.
+
+    What cannot be followed stays unknown.
+
+    Args:
+        model: Its inputs have fixed shapes.
+        types: By tensor; completed.
+    """
+    from onnx import numpy_helper
+
+    values = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if math.prod(tensor.dims) <= MAX_VALUES and not tensor.external_data
+    }
+    for node in model.graph.node:
+        with contextlib.suppress(Exception):
+            types |= _infer_outputs(node, types, values, model)
+            values |= _compute_outputs(node, types, values, model)
+
+
+def _infer_outputs(node: Any, types: dict[str, Any], values: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Infer the types of the outputs of a node that have a shape."""
+    import onnx
+
+    version = next(opset.version for opset in model.opset_import if opset.domain == node.domain)
+    inferred = onnx.shape_inference.infer_node_outputs(
+        onnx.defs.get_schema(node.op_type, version, node.domain),
+        node,
+        types,
+        {name: onnx.numpy_helper.from_array(values[name]) for name in node.input if name in values},
+        opset_imports=list(model.opset_import),
+        ir_version=model.ir_version,
+    )
+    return {name: found for name, found in inferred.items() if _read_shape(found) is not None}
+
+
+def _compute_outputs(node: Any, types: Mapping[str, Any], values: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Compute the outputs of a node if they are small and its inputs are known; a shape needs no values."""
+    from onnx import ValueInfoProto, helper
+    from onnx.reference import ReferenceEvaluator
+
+    inputs, outputs = ([name for name in names if name] for names in (node.input, node.output))
+    sizes = {name: _read_shape(types.get(name)) for name in (*inputs, *outputs)}
+    if node.op_type in ("Shape", "Size"):
+        values = {name: np.broadcast_to(0, size) for name, size in sizes.items() if size is not None}
+    is_small = all((size := sizes[name]) is not None and math.prod(size) <= MAX_VALUES for name in outputs)
+    if not is_small or not all(name in values for name in inputs):
+        return {}
+    sources, results = ([ValueInfoProto(name=name) for name in names] for names in (inputs, outputs))
+    single = helper.make_model(helper.make_graph([node], "node", sources, results), opset_imports=model.opset_import)
+    computed = ReferenceEvaluator(single).run(None, {name: values[name] for name in inputs})
+    return dict(zip(outputs, computed, strict=True))
+
+
+def _read_shape(found: Any) -> tuple[int, ...] | None:
+    """Read the shape of a tensor's type; ``None`` if it or an axis is unknown."""
+    if found is None or not found.tensor_type.HasField("shape"):
+        return None
+    axes = found.tensor_type.shape.dim
+    return tuple(axis.dim_value for axis in axes) if all(axis.HasField("dim_value") for axis in axes) else None
 
 
 def _find_constants(graph: Any) -> frozenset[str]:
@@ -267,3 +332,18 @@ def _name_layer(node: Any, layers: Mapping[str, Layer], repeats: Counter[str]) -
         repeats[base] += 1
         name = f"{base}#{repeats[base] + 1}"
     return name
+
+
+def run_inference() -> None:
+    """Print the shapes of the model on standard input."""
+    try:
+        shapes = infer_shapes(sys.stdin.buffer.read())
+    # inference errors share no base
+    except Exception as error:  # noqa: BLE001
+        sys.stderr.write(str(error))
+        sys.exit(REFUSED)
+    sys.stdout.write(json.dumps(shapes))
+
+
+if __name__ == "__main__":
+    run_inference()
