@@ -165,6 +165,17 @@ def test_work_counts_what_is_read_again() -> None:
     assert cost_model.count_traffic(cost_model.build_work(subnet, roomy), nothing) == once
 
 
+@pytest.mark.parametrize(("window", "needed"), [(1, 1 / 16), (2, 1 / 4), (4, 1), (7, 1)])
+def test_values_between_windows_are_not_read(window: int, needed: float) -> None:
+    """An image in steps of four is read as far as windows reach, whether or not it fits the buffer."""
+    layer = Layer(16, 3, (window, window), (56, 56), 3 * 224 * 224)
+    subnet = tabulate_subnet("one", ["a"], {"a": layer}, 0.0)
+    roomy, tight = (replace(get_presets()["zcu104"], streaming_bytes=size << 10) for size in (1024, 100))
+    whole, tiled = (cost_model.build_work(subnet, machine).activations.sum() for machine in (roomy, tight))
+    assert whole == 3 * 224 * 224 * needed + 16 * 56 * 56
+    assert whole <= tiled < 1.1 * whole
+
+
 def test_energy_has_static_power_and_reuse() -> None:
     """Static power counts for the latency; an array with more rows reads its inputs less often."""
     layer = Layer(256, 64, (3, 3), (14, 14), 64 * 196)

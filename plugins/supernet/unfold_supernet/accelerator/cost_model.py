@@ -31,7 +31,14 @@ from unfold_supernet.accelerator.layers import (
     SubnetLayers,
     count_hits,
 )
-from unfold_supernet.accelerator.tiling import SUM_BYTES, BufferSizes, TilePlan, describe_shape, plan_tiles
+from unfold_supernet.accelerator.tiling import (
+    SUM_BYTES,
+    BufferSizes,
+    TilePlan,
+    describe_shape,
+    measure_read_share,
+    plan_tiles,
+)
 
 WINDOW = 9
 """Multipliers of a dot-product engine: one 3 x 3 window a cycle."""
@@ -81,11 +88,12 @@ def build_work(subnet: SubnetLayers, machine: Accelerator, batch: int = 1) -> Su
     loads[active] = np.where(joint, 1, batch)
     # a map is shared by two layers: it counts for the batch if either is joint
     joint_reads, joint_writes = (joint | np.roll(joint, shift) for shift in (1, -1))
+    read_shares = np.array([measure_read_share(describe_shape(row)) for row in subnet.table[active]])
     read = count_crossing_bytes(input_maps, joint_reads, batch, machine.streaming_bytes)
     written = count_crossing_bytes(output_maps, joint_writes, batch, machine.streaming_bytes)
     # input and result cross in any case
     read[0], written[-1] = input_maps[0] * batch, output_maps[-1] * batch
-    activations[active] = read + written
+    activations[active] = np.rint(read * read_shares) + written
     for layer in active[input_maps > machine.streaming_bytes]:
         _tile_layer(subnet.table[layer], machine, batch, int(layer), loads, activations)
     return SubnetWork(
@@ -105,7 +113,7 @@ def _tile_layer(
     """Add what crosses again in a layer if its input does not stay on chip; updates ``loads`` and ``activations``."""
     buffers = BufferSizes(machine.dynamic_bytes, machine.streaming_bytes, machine.weight_bytes, machine.value_bytes)
     shape, groups = describe_shape(row), int(row[GROUPS])
-    input_bytes = int(row[INPUT]) * machine.value_bytes
+    input_bytes = int(row[INPUT]) * machine.value_bytes * measure_read_share(shape)
     sums_bytes = shape.kernels * shape.out[0] * shape.out[1] * machine.value_bytes
 
     def count_again(plan: TilePlan) -> int:

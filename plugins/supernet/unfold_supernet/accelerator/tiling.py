@@ -12,6 +12,7 @@ twice. This is the reuse analysis of Timeloop (Parashar et al., ISPASS 2019) for
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -178,9 +179,15 @@ def _choose_tiles(
 
 
 def _count_map_bytes(shape: LayerShape, buffers: BufferSizes) -> int:
-    """Count the bytes of one read of the input, padding included."""
-    edges = [(out - 1) * step + size for out, step, size in zip(shape.out, shape.stride, shape.window, strict=True)]
+    """Count the bytes of one read of the input, padding included, but not what lies between windows."""
+    axes = zip(shape.out, shape.stride, shape.window, strict=True)
+    edges = [(out - 1) * min(step, size) + size for out, step, size in axes]
     return edges[0] * edges[1] * shape.channels * buffers.value_bytes
+
+
+def measure_read_share(shape: LayerShape) -> float:
+    """Measure the share of the input that outputs need: below 1 where a window is smaller than the stride."""
+    return math.prod(min(1.0, size / step) for step, size in zip(shape.stride, shape.window, strict=True))
 
 
 def count_group_weights(shape: LayerShape) -> int:
