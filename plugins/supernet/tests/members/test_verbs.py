@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -83,6 +84,27 @@ def test_members_return_what_onnx_runtime_returns(folder: Path) -> None:
         assert (shares.argmax(1) == np.concatenate(rows).argmax(1)).all()
 
 
+def open_pool(path: Path) -> MemberPool:
+    """Open a model with logits ``y``, unless its graph says otherwise."""
+    file = check_file(MemberFile(name=path.stem, path=path, accuracy=90.0, key="members[0]"))
+    sources = (MemberSource(file=file, output_name="y", is_probability=False),)
+    return MemberPool(sources, Residency(costs=(MemberCost(1, 0.0),), budget_bytes=1))
+
+
+def test_a_softmax_that_is_rounded_stays_a_probability(tmp_path: Path) -> None:
+    """Eight bits do not sum to one; such outputs are no logits, and pass as they are."""
+    model = onnx.load(write_model(tmp_path / "rounded.onnx", classes=10, scale=9.0, softmax=True))
+    model.graph.node[-1].output[0] = "exact"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1 / 250, np.float32), "step"))
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["exact", "step"], ["rounded"]))
+    model.graph.node.append(helper.make_node("DequantizeLinear", ["rounded", "step"], ["y"]))
+    onnx.save(model, tmp_path / "rounded.onnx")
+    x = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+    (shares,) = (model(x, x[:, :0]) for model in open_pool(tmp_path / "rounded.onnx").bind())
+    expected = onnxruntime.InferenceSession(tmp_path / "rounded.onnx").run(None, {"x": x})[0]
+    assert shares == pytest.approx(expected)
+
+
 def test_a_model_of_doubles_gets_its_inputs_unrounded(tmp_path: Path) -> None:
     """A service passes values that single precision would round, and compares scores in double precision."""
     weights = {"w": np.array([[1.0, 0.0]]), "b": np.array([0.0, 2.0**25 + 0.5])}
@@ -92,12 +114,10 @@ def test_a_model_of_doubles_gets_its_inputs_unrounded(tmp_path: Path) -> None:
     graph = helper.make_graph(nodes, "steps", ends[:1], ends[1:], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (tmp_path / "doubles.onnx").write_bytes(model.SerializeToString())
-    file = check_file(MemberFile(name="doubles", path=tmp_path / "doubles.onnx", accuracy=90.0, key="members[0]"))
-    sources = (MemberSource(file=file, output_name="y", is_probability=False),)
-    pool = MemberPool(sources, Residency(costs=(MemberCost(1, 0.0),), budget_bytes=1))
     served = SupernetModel(
-        name="list", version="1", inputs=(), facts={}, classes=("above", "below"), bound=pool.bind(),
-        profiles=(build_profile("doubles", 90.0, {1: 1e-3, 4: 1e-3}),), count_batch=lambda *_: None, clock=lambda: 0.0,
+        name="list", version="1", inputs=(), facts={}, classes=("above", "below"),
+        profiles=(build_profile("doubles", 90.0, {1: 1e-3, 4: 1e-3}),),
+        bound=open_pool(tmp_path / "doubles.onnx").bind(), count_batch=lambda *_: None, clock=lambda: 0.0,
     )  # fmt: skip
     predictions = served.predict(Batch({"x": np.array([[2.0**25], [2.0**25 + 1]])}, (Call(2),)))
     label = predictions.columns["label"]

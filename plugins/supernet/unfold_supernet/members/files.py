@@ -18,6 +18,9 @@ from unfoldkit.safe_io.onnx_files import HINT, lies_within, list_external_files
 MAX_MODEL_BYTES = 2 << 30
 """The largest protobuf message, and so the largest ONNX file without external data."""
 NUMBER_TYPES = {"FLOAT": "float32", "DOUBLE": "float64"}
+SOFTMAX = frozenset(("Softmax", "QLinearSoftmax"))
+PASSING = frozenset(("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze"))
+"""Operators that keep values, or round them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,7 @@ class CheckedFile:
         dtype: ``float32`` or ``float64``.
         size: Shape of one row of the input.
         has_free_rows: Whether it accepts any number of rows; otherwise one at a time.
+        softmaxes: Outputs that are a softmax.
         digest: SHA-256 of the file and its external data.
         bytes: Size of the file and its external data.
         stamps: What the system says of each of these files; another stamp may be another content.
@@ -67,6 +71,7 @@ class CheckedFile:
     dtype: str
     size: tuple[int, ...]
     has_free_rows: bool
+    softmaxes: frozenset[str]
     digest: str
     bytes: int
     stamps: tuple[FileStamp, ...]
@@ -127,6 +132,7 @@ def check_file(member: MemberFile) -> CheckedFile:
         dtype=dtype,
         size=size,
         has_free_rows=has_free_rows,
+        softmaxes=_find_softmaxes(model.graph),
         digest=digest.hexdigest(),
         bytes=size_bytes,
         stamps=tuple(stamps),
@@ -172,6 +178,18 @@ def _locate_external(member: MemberFile, location: str) -> Path:
         raise reject(member, f"its external data {location!r} is missing", HINT)
     require_regular(path)
     return path
+
+
+def _find_softmaxes(graph: Any) -> frozenset[str]:
+    """Find the outputs that are a softmax; one that is rounded to 8 bits may not sum to 1."""
+    sources = {name: node for node in graph.node for name in node.output}
+    names = {output.name: output.name for output in graph.output}
+    # as many steps as a path can have
+    for _ in graph.node:
+        for output, name in names.items():
+            if name in sources and sources[name].op_type in PASSING and sources[name].input:
+                names[output] = sources[name].input[0]
+    return frozenset(output for output, name in names.items() if name in sources and sources[name].op_type in SOFTMAX)
 
 
 def _read_input(member: MemberFile, graph: Any) -> tuple[str, str, tuple[int, ...], bool]:

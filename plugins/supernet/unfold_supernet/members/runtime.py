@@ -25,7 +25,7 @@ class MemberSource:
     Attributes:
         file: Its ONNX file, as it was measured.
         output_name: Name of the output (rows, classes).
-        is_probability: Whether the outputs are probabilities; otherwise they are logits.
+        is_probability: Whether the outputs sum to 1; otherwise they are logits unless a softmax computes them.
     """
 
     file: CheckedFile
@@ -39,7 +39,7 @@ def compute_shares(session: Any, source: MemberSource, x: Numbers) -> Float32Arr
     parts = [rows] if file.has_free_rows else [rows[index : index + 1] for index in range(len(rows))]
     outputs = [session.run([source.output_name], {file.input_name: part})[0] for part in parts]
     values = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
-    if not source.is_probability:
+    if not source.is_probability and source.output_name not in file.softmaxes:
         exponents = np.exp(values - values.max(axis=1, keepdims=True))
         values = exponents / exponents.sum(axis=1, keepdims=True)
     return np.asarray(values, np.float32)
