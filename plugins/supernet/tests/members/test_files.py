@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from plugins.supernet.tests.helpers import make_run, parse_spec
 from plugins.supernet.tests.members.builders import write_model
 from unfold_supernet.members.files import MemberFile, check_file, check_files
+from unfold_supernet.members.profile import PROFILE_FILE, PROFILE_VERSION, MemberList, read_members
 from unfold_supernet.verbs.check_inputs import check_inputs
 from unfold_supernet.verbs.plan import plan
 from unfold_supernet.verbs.profile import profile
@@ -163,6 +165,50 @@ def test_outputs_are_checked_by_running_the_model(folder: Path, change: dict[str
     text = " ".join(diagnostic.message for diagnostic in caught.value.diagnostics)
     assert re.search(message, text), text
     assert caught.value.code == 2
+
+
+def read_classes(folder: Path, classes: tuple[str, ...], *stated: Any) -> tuple[str, ...]:
+    """Read the classes of a list of classifiers that state labels; their figures are made up."""
+    files, probes = [], {}
+    for index, labels in enumerate(stated):
+        kind = "classlabels_strings" if isinstance(labels[0], str) else "classlabels_ints"
+        node = helper.make_node("LinearClassifier", ["x"], ["label", "y"], domain="ai.onnx.ml", **{kind: labels})
+        graph = helper.make_graph(
+            [node], f"net{index}", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", len(labels)])],
+        )  # fmt: skip
+        (folder / f"{index}.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+        files.append(make_member(folder / f"{index}.onnx"))
+        fields = {"output_name": "y", "classes": len(labels), "is_probability": True, "load_s": 0.1, "bytes": 9}
+        probes[check_file(files[-1]).digest] = {**fields, "seconds": {"1": 1e-3}}
+    directory = make_run(folder / "run", base=folder).directory
+    directory.write(PROFILE_FILE, json.dumps({"version": PROFILE_VERSION, "probes": probes}).encode())
+    problem = MemberList(name="list", files=tuple(files), classes=classes, memory_bytes=None)
+    return read_members(problem, directory).classes
+
+
+def test_classes_have_the_names_that_files_state(tmp_path: Path) -> None:
+    """Classes of a converted model have its labels; names in the spec come first, even if they are other ones."""
+    assert read_classes(tmp_path, (), [1, 2, 4]) == ("1", "2", "4")
+    assert read_classes(tmp_path, (), ["a", "b"], ["a", "b"]) == ("a", "b")
+    assert read_classes(tmp_path, ("low", "high"), [1, 2], ["a", "b"]) == ("low", "high")
+
+
+@pytest.mark.parametrize(
+    ("classes", "stated", "message"),
+    [
+        ((), (["a", "b"], ["b", "a"]), "its classes are b, a, not a, b"),
+        ((), ([0, 1], [1, 2]), "its classes are 1, 2, not 0, 1"),
+        (("b", "a"), (["a", "b"],), "its classes are a, b, not b, a"),
+        (("low", "high"), (["a", "b"], ["b", "a"]), "its classes are b, a, not a, b"),
+    ],
+)
+def test_classes_in_another_order_are_refused(
+    tmp_path: Path, classes: tuple[str, ...], stated: tuple[Any, ...], message: str
+) -> None:
+    """Scores of one class under the name of another would be wrong answers."""
+    with pytest.raises(UnfoldError, match=message):
+        read_classes(tmp_path, classes, *stated)
 
 
 def test_check_data_reads_the_files_without_measuring(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ class CheckedFile:
         size: Shape of one row of the input.
         has_free_rows: Whether it accepts any number of rows; otherwise one at a time.
         softmaxes: Outputs that are a softmax.
+        labels: Names of the classes that the file states; empty if it states none.
         digest: SHA-256 of the file and its external data.
         bytes: Size of the file and its external data.
         stamps: What the system says of each of these files; another stamp may be another content.
@@ -72,6 +73,7 @@ class CheckedFile:
     size: tuple[int, ...]
     has_free_rows: bool
     softmaxes: frozenset[str]
+    labels: tuple[str, ...]
     digest: str
     bytes: int
     stamps: tuple[FileStamp, ...]
@@ -133,6 +135,7 @@ def check_file(member: MemberFile) -> CheckedFile:
         size=size,
         has_free_rows=has_free_rows,
         softmaxes=_find_softmaxes(model.graph),
+        labels=_read_labels(model.graph),
         digest=digest.hexdigest(),
         bytes=size_bytes,
         stamps=tuple(stamps),
@@ -190,6 +193,27 @@ def _find_softmaxes(graph: Any) -> frozenset[str]:
             if name in sources and sources[name].op_type in PASSING and sources[name].input:
                 names[output] = sources[name].input[0]
     return frozenset(output for output, name in names.items() if name in sources and sources[name].op_type in SOFTMAX)
+
+
+def _read_labels(graph: Any) -> tuple[str, ...]:
+    """Read the names of the classes that converters of classical models store; of an ensemble, its last ones."""
+    from onnx import TensorProto, numpy_helper
+
+    kinds = (TensorProto.INT32, TensorProto.INT64, TensorProto.STRING)
+    constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type in kinds}
+    found: tuple[str, ...] = ()
+    for node in graph.node:
+        lists = [
+            [*attribute.ints, *(text.decode(errors="replace") for text in attribute.strings)]
+            for attribute in node.attribute
+            if attribute.name.startswith("classlabels_")
+        ]
+        if node.op_type == "ArrayFeatureExtractor" and node.input[0] in constants:
+            lists.append(numpy_helper.to_array(constants[node.input[0]]).ravel().tolist())
+        for labels in lists:
+            if len(set(labels)) == len(labels) > 1:
+                found = tuple(map(str, labels))
+    return found
 
 
 def _read_input(member: MemberFile, graph: Any) -> tuple[str, str, tuple[int, ...], bool]:

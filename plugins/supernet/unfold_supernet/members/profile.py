@@ -151,6 +151,7 @@ def _collect_profiles(
             source = "the spec names" if problem.classes else f"{checked[0].member.path.name} has"
             message = f"output {probe.output_name} has {probe.classes} classes, {source} {expected}"
             raise reject(file.member, message, "list models of one task, with equal classes")
+    names = _name_classes(problem.classes, [file for file in checked if len(file.labels) == expected])
     smallest = min(probe.bytes for probe in found)
     if problem.memory_bytes is not None and smallest > problem.memory_bytes:
         message = f"the smallest member needs {smallest / 1e6:,.1f} MB of memory"
@@ -168,7 +169,24 @@ def _collect_profiles(
         profiles=tuple(profiles[index] for index in order),
         costs=tuple(MemberCost(found[index].bytes, found[index].load_s) for index in order),
         sources=tuple(sources[index] for index in order),
-        classes=problem.classes or tuple(map(str, range(expected))),
+        classes=names or tuple(map(str, range(expected))),
         size=checked[0].size,
         memory_bytes=problem.memory_bytes,
     )
+
+
+def _name_classes(classes: tuple[str, ...], stating: Sequence[CheckedFile]) -> tuple[str, ...]:
+    """Name the classes: as the spec does, or as the files state; empty if neither names them.
+
+    Args:
+        classes: Of the spec; may be other names, but not the same in another order.
+        stating: Files that state a name for each class.
+    """
+    names = classes or (stating[0].labels if stating else ())
+    for file in stating:
+        for others in (names, stating[0].labels):
+            is_permuted = sorted(file.labels) == sorted(others)
+            if file.labels != others and (is_permuted or not classes):
+                message = f"its classes are {', '.join(file.labels)}, not {', '.join(others)}"
+                raise reject(file.member, message, "list models with equal classes in one order, that of the scores")
+    return names
