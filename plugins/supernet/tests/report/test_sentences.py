@@ -99,6 +99,7 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "state_gain_at_equal_attainment": [((points,), {}) for points in (1.5, None)],
     "state_ratio_at_equal_accuracy": [((ratio,), {}) for ratio in (1.5, None)],
     "state_targets": [((0.5, 0.25, 0.9), {})],
+    "describe_rate": [((9942.0, None), {}), ((9942.0, 21.8), {})],
     "state_load": [((3.2, 0.5, 200.0), {})],
     "state_needed_subnets": [(({"small": 0.6, "large": 0.4}, 0.99), {})],
     "state_accelerator_energy": [((0.12, 1024, 20_000, "zcu104"), {})],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from plugins.supernet.tests.helpers import (
 )
 from unfold_supernet.family.artifacts import RECORD_FILE
 from unfold_supernet.verbs.plan import plan
-from unfoldkit.api import Run, RunDir, UnfoldError, Verdict
+from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 
 TARGETS_SPEC = """
@@ -41,17 +42,34 @@ def set_latencies(handoff_run: Path) -> RunDir:
     return directory
 
 
-def test_plan_replay_reports_both_targets(tmp_path: Path) -> None:
-    """``plan --replay`` reports how many requests meet both targets, and how many no subnet can satisfy."""
-    path = write_trace(tmp_path, "time_s,deadline_ms,least_accuracy\n0,50,0.99\n1,50,0.9\n2,50,\n3,0.1,\n")
+def replay_profiles(folder: Path, trace: str, text: str) -> Report:
+    """Plan a trace with the profiles of the tests."""
+    path = write_trace(folder, trace)
     nets = [
         {"name": net.name, "accuracy": net.accuracy, "sensitivity": [], "macs": 1.0,
          "seconds": {str(size): seconds for size, seconds in net.seconds}} for net in REPLAY_PROFILES
     ]  # fmt: skip
-    directory = RunDir(tmp_path / "run")
+    directory = RunDir(folder / "run")
     directory.write(RECORD_FILE, json.dumps({"nets": nets, "front": [], "classes": [], "reload_seconds": 0.1}).encode())
-    spec = parse_spec(TARGETS_SPEC)
-    report = plan(spec, Run(directory=directory, engine=LocalEngine(1), seed=1, options={"replay": str(path)}))
+    run = Run(directory=directory, engine=LocalEngine(1), seed=1, options={"replay": str(path)})
+    return plan(parse_spec(text), run)
+
+
+def test_a_scaled_trace_is_named_in_the_first_line(tmp_path: Path) -> None:
+    """The rate in the first line is followed by its ratio to the trace's, if ``serving.load`` changes it."""
+    trace = "time_s\n" + "\n".join(f"{index / 10}" for index in range(40)) + "\n"
+    plain, scaled = (
+        replay_profiles(tmp_path, trace, TARGETS_SPEC.replace("slo: 30 ms", f"slo: 30 ms{load}"))
+        for load in ("", ", load: 50%")
+    )
+    assert "10/s" in plain.subtitle
+    assert re.fullmatch(r"[\d,]+/s, [\d.]+x the trace's rate", scaled.subtitle[1])
+
+
+def test_plan_replay_reports_both_targets(tmp_path: Path) -> None:
+    """``plan --replay`` reports how many requests meet both targets, and how many no subnet can satisfy."""
+    trace = "time_s,deadline_ms,least_accuracy\n0,50,0.99\n1,50,0.9\n2,50,\n3,0.1,\n"
+    report = replay_profiles(tmp_path, trace, TARGETS_SPEC)
     assert report.verdict is Verdict.NO
     assert report.metrics["attainment"].value == 0.75
     assert report.metrics["both_targets"].value == 0.5

@@ -122,6 +122,7 @@ def _build_report(problem: ReplayProblem, verb: str, results: Sequence[PolicyRes
     is_met = outcome.attainment >= options.min_attainment
     count = len(problem.arrivals)
     rate = count / float(problem.arrivals[-1] - problem.arrivals[0])
+    rate_text = sentences.describe_rate(rate, None if options.load is None else problem.rate_factor)
     return Report(
         kind="supernet",
         verb=verb,
@@ -129,7 +130,7 @@ def _build_report(problem: ReplayProblem, verb: str, results: Sequence[PolicyRes
         verdict=Verdict.YES if is_met else Verdict.NO,
         question=sentences.ASK_FOR_REPLAY,
         headline=sentences.state_replay(problem.task, outcome.attainment, spec_result.accuracy, measured=measured),
-        subtitle=(format_count(count, "request"), f"{rate:,.0f}/s", _describe_deadlines(problem), spec_result.name),
+        subtitle=(format_count(count, "request"), rate_text, _describe_deadlines(problem), spec_result.name),
         metrics=_collect_metrics(problem, results, comparison, timed=measured),
         tables=(_tabulate_policies(problem.task, results, timed=measured),),
         figures=(draw_members(problem, spec_result, timed=measured),),

@@ -444,6 +444,11 @@ def state_replay(task: Task, attainment: float, score: float, *, measured: bool)
     return f"{format_percent(attainment)} of the requests in time at {score:.2f} % {name_score(task)}, {method}"
 
 
+def describe_rate(rate: float, factor: float | None) -> str:
+    """Describe the rate of the requests; ``factor`` is that of a scaled trace."""
+    return f"{rate:,.0f}/s" if factor is None else f"{rate:,.0f}/s, {factor:.3g}x the trace's rate"
+
+
 def describe_deadlines(low_ms: float, high_ms: float) -> str:
     """Describe the deadlines of the requests."""
     return f"≤ {low_ms:g} ms" if low_ms == high_ms else f"≤ {low_ms:g} to {high_ms:g} ms"
