@@ -14,7 +14,7 @@ from unfold_supernet.accelerator import (
     reference_families,
     scheduler,
 )
-from unfold_supernet.accelerator.hardware import get_presets
+from unfold_supernet.accelerator.hardware import EnergyModel, get_presets
 from unfold_supernet.accelerator.layers import count_weights
 from unfold_supernet.accelerator.queries import draw_queries
 from unfold_supernet.report.accelerator import draw_roofline
@@ -52,6 +52,14 @@ def test_static_subgraph_fits_the_stream(seed: int, room: int, policy: str) -> N
     saved = kept[nets].sum(axis=0)
     assert saved[found.static_column] >= 0.995 * saved.max() - 1e-6
     assert saved[found.static_column] >= 0.995 * saved[plain.static_column] - 1e-6
+
+
+def test_a_machine_without_energy_saves_none() -> None:
+    """A chip of which every energy is left at zero has a saving of zero, not an undefined one."""
+    free = replace(MACHINE, energy=EnergyModel(0.0, 0.0, 0.0, 0.0))
+    asked = draw_queries(50, "random", 0)
+    (point,) = sweep.sweep_buffers(random_family(0), free, [1000], [1e9], asked, "strict-accuracy")
+    assert point.energy == 0.0
 
 
 def test_larger_buffers_save_no_less() -> None:

@@ -178,7 +178,7 @@ def _find_largest_gain(values: FloatArray) -> float:
 
 
 def _measure_energy_saving(setup: CacheSetup, stream: QueryStream, policy: str) -> float:
-    """Measure the fraction of the total energy saved; the scheduler's byte sums carry the joules."""
+    """Measure the fraction of the total energy saved, 0 of none; the scheduler's byte sums carry the joules."""
     targets = stream.scale_targets(setup.layered, policy).enforced
     spent = []
     for column in (0, setup.static_column):
@@ -186,4 +186,4 @@ def _measure_energy_saving(setup: CacheSetup, stream: QueryStream, policy: str) 
         joules = np.array([estimate_energy(work, graph, setup.machine) for work in setup.works])
         table = replace(setup.layered, bytes=np.repeat(joules[:, None], setup.layered.bytes.shape[1], axis=1))
         spent.append(run_queries(targets, table, setup.machine.bandwidth, policy=policy, column=column).bytes)
-    return 1 - spent[1] / spent[0]
+    return 1 - spent[1] / spent[0] if spent[0] else 0.0
