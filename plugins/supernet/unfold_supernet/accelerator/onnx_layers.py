@@ -181,7 +181,8 @@ def _infer_outputs(node: Any, types: dict[str, Any], values: Mapping[str, Any], 
     inferred = onnx.shape_inference.infer_node_outputs(
         onnx.defs.get_schema(node.op_type, version, node.domain),
         node,
-        types,
+        # only these: all that are passed are serialised
+        {name: types[name] for name in node.input if name},
         {name: onnx.numpy_helper.from_array(values[name]) for name in node.input if name in values},
         opset_imports=list(model.opset_import),
         ir_version=model.ir_version,
