@@ -108,7 +108,9 @@ class SupernetSpec(Spec):
     )
     model: ModuleSpec | None = Field(default=None, description="your own torch module, to train")
     members: Members | None = Field(default=None, description="ONNX files with known accuracy, to serve as they are")
-    classes: Classes | None = Field(default=None, description="names of the members' classes; by default their numbers")
+    classes: Classes | None = Field(
+        default=None, description="names of the members' classes; by default those in the files, or numbers"
+    )
     data: DataSpec | None = None
     space: SpaceSpec | None = None
     training: TrainingSpec = TrainingSpec()
