@@ -196,6 +196,7 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"])
     [
         (LSTM, {"w": (1, 8, 2)}, r"unknown operators: LSTM \(memory\)"),
         (FOREIGN, {"w": (8, 3, 3, 3)}, r"unknown operators: Conv \(y\)"),
+        (helper.make_node("ConvInteger", ["x", "w"], ["y"]), {"w": (8, 3, 3, 3)}, r"ConvInteger.*in the QDQ format"),
         (SCORES, {}, r"MatMul \(scores\) multiplies two activations"),
         (helper.make_node("Relu", ["x"], ["y"]), {}, "no layer with weights"),
         (CONV, {"w": (8, 5, 3, 3)}, r"Conv \(y\) has weights for 5 channels, its input has 3"),

@@ -44,6 +44,7 @@ PASSING = frozenset(
         "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
     )
 )  # fmt: skip
+QUANTISED = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger")
 WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -105,6 +106,8 @@ def _check_operators(nodes: Sequence[Any], path: Path, key: str) -> None:
         labels = [f"{node.op_type} ({node.name or node.output[0]})" for node in unknown[:MAX_LISTED]]
         rest = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
         hint = f"{', '.join(sorted(WEIGHTED))} are layers; pooling, element-wise and shape operators are known"
+        if any(node.op_type.startswith(QUANTISED) for node in unknown):
+            hint = "quantise it in the QDQ format, which keeps the operators of the network"
         raise _reject(path, key, f"unknown operators: {', '.join(labels)}{rest}", hint)
 
 
