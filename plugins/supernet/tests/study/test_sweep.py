@@ -55,7 +55,7 @@ def test_static_subgraph_fits_the_stream(seed: int, room: int, policy: str) -> N
 
 
 def test_a_machine_without_energy_saves_none() -> None:
-    """A chip of which every energy is left at zero has a saving of zero, not an undefined one."""
+    """A chip with every energy at zero has a saving of zero, not an undefined one."""
     free = replace(MACHINE, energy=EnergyModel(0.0, 0.0, 0.0, 0.0))
     asked = draw_queries(50, "random", 0)
     (point,) = sweep.sweep_buffers(random_family(0), free, [1000], [1e9], asked, "strict-accuracy")
