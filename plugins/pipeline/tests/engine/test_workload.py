@@ -20,7 +20,7 @@ def test_a_shared_prefix_shares_its_full_blocks() -> None:
         shared_with=np.array([-1, 0]),
     )
     first, second = (
-        requests.content[requests.first_content[index] : requests.first_content[index + 1]] for index in (0, 1)
+        requests.list_contents()[requests.first_content[index] : requests.first_content[index + 1]] for index in (0, 1)
     )
     assert first[:2].tolist() == second[:2].tolist()
     assert set(first[2:]).isdisjoint(second[2:])

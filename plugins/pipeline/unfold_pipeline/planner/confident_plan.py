@@ -121,6 +121,9 @@ def resample_requests(requests: EngineRequests, rng: np.random.Generator) -> Eng
     """
     rows, arrival_s = resample_block_rows(requests.arrival_s, rng)
     chosen = requests.reorder(rows, arrival_s)
+    if requests.content is None or chosen.content is None:
+        # nothing is shared
+        return chosen
     uses = np.bincount(requests.content, minlength=requests.contents)
     own = np.flatnonzero(uses[chosen.content] == 1)
     content = chosen.content.copy()

@@ -132,13 +132,15 @@ class EngineCluster:
         self.first, self.last = np.full(count, np.nan), np.full(count, np.nan)
         self.counters = np.zeros((engines, kernel.COUNTERS), dtype=np.int64)
         state = _request_state(requests, limits)
+        # without a prefix cache, blocks are counted and need no table
+        places, contents = (int(state[kernel.FIRST_BLOCK, -1]), requests.contents) if limits.prefix_cache else (0, 0)
         self._arrays: tuple[Any, ...] = (
             self.arrival_s,
             state,
-            np.full(int(state[kernel.FIRST_BLOCK, -1]), kernel.NONE, dtype=np.int64),
+            np.full(places, kernel.NONE, dtype=np.int64),
             _empty_pools(limits.num_blocks, self.counters),
-            requests.content,
-            np.full((engines if requests.is_shared else 1, requests.contents * groups), kernel.NONE, dtype=np.int64),
+            requests.list_contents() if limits.prefix_cache else np.zeros(0, dtype=np.int64),
+            np.full((engines if requests.is_shared else 1, contents * groups), kernel.NONE, dtype=np.int64),
             np.zeros((engines, kernel.QUEUES, max(count, limits.max_num_seqs) + 1), dtype=np.int64),
             np.zeros((engines, kernel.STEP_ROWS, depth, limits.max_num_seqs + 1), dtype=np.int64),
             np.zeros((engines, depth), dtype=np.int64),

@@ -95,8 +95,17 @@ def _give_back(block: int, pool: CountArray, counters: CountArray) -> None:
 
 
 @compiled
-def _release(request: int, state: CountArray, table: CountArray, pool: CountArray, counters: CountArray) -> None:
-    """Free the blocks of a request, the last one first, so that prefixes live longest."""
+def _release(
+    request: int, limits: CountArray, state: CountArray, table: CountArray, pool: CountArray, counters: CountArray
+) -> None:
+    """Free the blocks of a request, the last one first, so that prefixes live longest.
+
+    Without a prefix cache, any block is as good as another, so that they are counted alone.
+    """
+    if not limits[CACHES]:
+        counters[FREE] += state[HAVE, request]
+        state[HAVE, request] = 0
+        return
     for index in range(state[HAVE, request] - 1, -1, -1):
         _give_back(table[state[FIRST_BLOCK, request] + index], pool, counters)
     state[HAVE, request] = 0
@@ -117,10 +126,7 @@ def _find_place(request: int, group: int, index: int, limits: CountArray, state:
 def _release_groups(
     request: int, limits: CountArray, state: CountArray, table: CountArray, pool: CountArray, counters: CountArray
 ) -> None:
-    """Free the blocks of all groups of a request, those of each group from the last one on.
-
-    Without a prefix cache, any block is as good as another, so that they are counted alone.
-    """
+    """Free the blocks of all groups of a request, those of each group from the last one on."""
     have, skipped = state[HAVE, request], state[SKIPPED, request]
     if not limits[CACHES]:
         counters[FREE] += limits[GROUPS] * have - (limits[GROUPS] - limits[FULL_GROUPS]) * skipped
@@ -161,10 +167,7 @@ def _take_groups(
     by_content: CountArray,
     counters: CountArray,
 ) -> None:
-    """Take the blocks that a request lacks, group after group; without a prefix cache, they are counted alone."""
-    if not limits[CACHES]:
-        counters[FREE] -= limits[GROUPS] * (needed - state[HAVE, request])
-        return
+    """Take the blocks that a request lacks, group after group."""
     for group in range(limits[GROUPS]):
         for index in range(state[HAVE, request], needed):
             table[_find_place(request, group, index, limits, state)] = _take(pool, by_content, counters)
@@ -317,7 +320,9 @@ def _compute(  # noqa: C901, PLR0912, PLR0915 - one function, as calls cost more
                 needed = (end + size - 1) // size
                 if (needed - have) * groups > counters[FREE]:
                     break
-                if window > 0:
+                if not caches:
+                    counters[FREE] -= (needed - have) * groups
+                elif window > 0:
                     _take_groups(request, needed, limits, state, table, pool, by_content, counters)
                 else:
                     for index in range(have, needed):
@@ -500,7 +505,7 @@ def _schedule(
         if limits[WINDOW] > 0:
             _release_groups(victim, limits, state, table, pool, counters)
         else:
-            _release(victim, state, table, pool, counters)
+            _release(victim, limits, state, table, pool, counters)
         state[COMPUTED, victim] = state[ENTERED, victim] = 0
         queues[RESUMED, counters[RESUMED]] = victim
         counters[RESUMED] += 1
@@ -627,7 +632,7 @@ def _finish(
         if limits[WINDOW] > 0:
             _release_groups(request, limits, state, table, pool, counters)
         else:
-            _release(request, state, table, pool, counters)
+            _release(request, limits, state, table, pool, counters)
         counters[FINISHED] += 1
         if limits[CLOSED] and counters[ASSIGNED] < arrivals.size:
             # a client of a closed loop sends its next request when the last one is answered

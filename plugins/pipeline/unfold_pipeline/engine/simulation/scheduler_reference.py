@@ -183,7 +183,7 @@ class ReferenceEngine:
         if not self.limits.prefix_cache:
             return [[] for _ in range(self.groups)]
         first, last = self.requests.first_content[request : request + 2]
-        contents = [int(item) for item in self.requests.content[first:last][:most]]
+        contents = [int(item) for item in self.requests.list_contents()[first:last][:most]]
         full = range(self.limits.full_groups)
         windowed = range(self.limits.full_groups, self.groups)
         misses = (index for index, item in enumerate(contents) if not self.is_cached(item, full))
@@ -254,7 +254,7 @@ class ReferenceEngine:
         known = min(self.computed[request], int(self.requests.input_tokens[request]) + self.seen[request])
         first = int(self.requests.first_content[request])
         for index in range(self.entered[request], known // self.requests.block_tokens):
-            content = int(self.requests.content[first + index])
+            content = int(self.requests.list_contents()[first + index])
             for group, blocks in enumerate(self.blocks[request]):
                 if (block := blocks[index]) is not None:
                     self.pool.enter(block, content * self.groups + group)

@@ -19,10 +19,10 @@ class EngineRequests:
         input_tokens: (n,) prompt tokens, at least 1.
         output_tokens: (n,) generated tokens, at least 1.
         first_content: (n + 1,) where the blocks of each request begin in ``content``.
-        content: (blocks,) content of every full block: equal numbers hold equal tokens after equal tokens.
+        content: (blocks,) content of every full block: equal numbers hold equal tokens after equal tokens;
+            ``None`` where no two requests hold equal blocks.
         contents: number of different contents.
         block_tokens: tokens of a block.
-        is_shared: whether two requests may hold equal blocks.
         left_out: requests of the trace that were not answered, and are not among these.
     """
 
@@ -30,14 +30,22 @@ class EngineRequests:
     input_tokens: CountArray
     output_tokens: CountArray
     first_content: CountArray
-    content: CountArray
+    content: CountArray | None
     contents: int
     block_tokens: int
-    is_shared: bool = True
     left_out: int = 0
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether two requests may hold equal blocks."""
+        return self.content is not None
+
+    def list_contents(self) -> CountArray:
+        """Return the content of every full block, shape (blocks,)."""
+        return np.arange(self.contents, dtype=np.int64) if self.content is None else self.content
 
     def reorder(self, order: IndexArray, arrival_s: FloatArray) -> EngineRequests:
         """Return the requests in another order with other arrivals, such as after a stage before the engine.
@@ -46,14 +54,15 @@ class EngineRequests:
             order: (n,) index of each request.
             arrival_s: (n,) new arrivals, ascending.
         """
-        sizes = np.diff(self.first_content)[order]
+        first = np.concatenate([[0], np.cumsum(np.diff(self.first_content)[order])]).astype(np.int64)
         return replace(
             self,
             arrival_s=np.ascontiguousarray(arrival_s, dtype=np.float64),
             input_tokens=self.input_tokens[order],
             output_tokens=self.output_tokens[order],
-            first_content=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-            content=self.content[_list_positions(self.first_content, order)],
+            first_content=first,
+            content=None if self.content is None else self.content[_list_positions(self.first_content, order)],
+            contents=int(first[-1]) if self.content is None else self.contents,
         )
 
     def select_range(self, begin: int, end: int) -> EngineRequests:
@@ -65,7 +74,8 @@ class EngineRequests:
             input_tokens=self.input_tokens[begin:end],
             output_tokens=self.output_tokens[begin:end],
             first_content=first - first[0],
-            content=self.content[first[0] : first[-1]],
+            content=None if self.content is None else self.content[first[0] : first[-1]],
+            contents=int(first[-1] - first[0]) if self.content is None else self.contents,
         )
 
 
@@ -109,8 +119,9 @@ def build_requests(
         raise user_error("every request needs at least one input and one output token")
     full_blocks = (input_tokens + output_tokens) // block_tokens
     first = np.concatenate([[0], np.cumsum(full_blocks)]).astype(np.int64)
-    content = np.arange(first[-1], dtype=np.int64)
-    if shared_tokens is not None and shared_with is not None:
+    content = None
+    if shared_tokens is not None and shared_with is not None and (shared_with >= 0).any():
+        content = np.arange(first[-1], dtype=np.int64)
         for request in np.flatnonzero(shared_with >= 0):
             other = int(shared_with[request])
             count = (
@@ -125,6 +136,5 @@ def build_requests(
         content=content,
         contents=int(first[-1]),
         block_tokens=block_tokens,
-        is_shared=bool(shared_with is not None and (shared_with >= 0).any()),
         left_out=left_out,
     )
