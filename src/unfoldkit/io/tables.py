@@ -27,6 +27,8 @@ GZIP = b"\x1f\x8b"
 PARQUET_SUFFIX = ".parquet"
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
 """What reading a damaged file, or one of another format, raises."""
+BATCH_ROWS = 8192
+"""Rows of a Parquet file that are converted to texts at once."""
 MAX_HEAD = 200
 """Characters of a first line that an error shows."""
 _SEPARATOR = re.compile(r"sep=([,;\t])\s*")
@@ -83,18 +85,44 @@ def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "", head: Se
         UnfoldError: The file is not CSV, a column is missing, or a row has another number of cells than the head.
     """
     if path.suffix == PARQUET_SUFFIX:
-        names, columns = read_parquet_cells(path)
+        names, table = read_parquet_rows(path)
         _check(names, wanted, path, hint)
-        for number, row in enumerate(zip(*columns, strict=True), 1):
+        for number, row in enumerate(table, 1):
             yield CsvRow(dict(zip(names, row, strict=True)), path, number)
         return
+    for names, rows in _iter_chunks(path, 1, wanted, hint, head):
+        for line, cells in rows:
+            yield read_row(names, cells, path, line)
+
+
+def csv_chunks(path: Path, size: int) -> Iterator[tuple[list[str], list[tuple[int, list[str]]]]]:
+    """Yield the names of the columns of a CSV file with the lines and cells of its next rows, unchecked: it is fast.
+
+    Raises:
+        UnfoldError: The file is not CSV, or two columns have one name.
+    """
+    return _iter_chunks(path, size, (), "", ())
+
+
+def read_row(names: Sequence[str], cells: Sequence[str], path: Path, line: int) -> CsvRow:
+    """Return a row of :func:`csv_chunks` as :func:`csv_rows` yields it.
+
+    Raises:
+        UnfoldError: It has another number of cells than the head.
+    """
+    return CsvRow(_to_dict(names, cells, path, line), path, line)
+
+
+def _iter_chunks(
+    path: Path, size: int, wanted: Sequence[str], hint: str, head: Sequence[str]
+) -> Iterator[tuple[list[str], list[tuple[int, list[str]]]]]:
     try:
         with open_text(path) as stream:
             lines = csv_lines(stream, len(head))
             names = list(head) or [name.strip() for name in next(lines, (0, []))[1]]
             _check(names, wanted, path, hint)
-            for line, cells in lines:
-                yield CsvRow(_to_dict(names, cells, path, line), path, line)
+            while rows := list(itertools.islice(lines, size)):
+                yield names, rows
     except UnicodeDecodeError as error:
         raise not_utf8(_read_bytes(path), path) from error
     except UNREADABLE as error:
@@ -239,11 +267,11 @@ def _to_dict(head: Sequence[str], cells: Sequence[str], path: Path, line: int) -
     if len(cells) < len(head) or any(cell.strip() for cell in cells[len(head) :]):
         message = f"the row has {len(cells)} cells where the head has {len(head)}"
         raise UnfoldError(Diagnostic(message, str(path), line, 1))
-    return {name: cell.strip() for name, cell in zip(head, cells, strict=False)}
+    return dict(zip(head, map(str.strip, cells), strict=False))
 
 
-def read_parquet_cells(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the names of the columns of a Parquet file, and the cells of each as texts.
+def read_parquet_rows(path: Path) -> tuple[list[str], Iterator[tuple[str, ...]]]:
+    """Return the names of the columns of a Parquet file, and an iterator over the cells of each row as texts.
 
     Raises:
         UnfoldError: pyarrow is not installed, or the file is damaged.
@@ -254,9 +282,10 @@ def read_parquet_cells(path: Path) -> tuple[list[str], list[list[str]]]:
 
     try:
         table = parquet.read_table(io.BytesIO(read_bytes(path)))
-        return list(table.column_names), [_to_texts(table.column(index)) for index in range(table.num_columns)]
     except pa.ArrowException as error:
         raise user_error(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
+    rows = (zip(*map(_to_texts, batch.columns), strict=True) for batch in table.to_batches(max_chunksize=BATCH_ROWS))
+    return list(table.column_names), itertools.chain.from_iterable(rows)
 
 
 def _to_texts(column: Any) -> list[str]:
@@ -265,8 +294,12 @@ def _to_texts(column: Any) -> list[str]:
 
     kind = column.type
     if pa.types.is_timestamp(kind):
-        # Python's datetime has no nanoseconds
-        column = column.cast(pa.timestamp("us", "UTC" if kind.tz else None), safe=False)
+        # Arrow would need a database of zones for the texts of those with one, which count in UTC
+        texts = column.cast(pa.timestamp("us"), safe=False).cast(pa.string()).to_pylist()
+        zone = "+00:00" if kind.tz else ""
+        return ["" if text is None else text.removesuffix(".000000") + zone for text in texts]
+    if pa.types.is_integer(kind):
+        column = column.cast(pa.string())
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return [""] * len(column)
     return ["" if value is None else str(value) for value in column.to_pylist()]

@@ -108,6 +108,10 @@ def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
     assert rows[1]["gpu"] == ""
     with pytest.raises(UnfoldError, match="run"):
         list(csv_rows(path, ("run",)))
+    zoned = pa.array([0, 1_500, None], pa.timestamp("ms", "Europe/Berlin"))
+    parquet.write_table(pa.table({"at": zoned}), tmp_path / "zoned.parquet")
+    texts = [row["at"] for row in csv_rows(tmp_path / "zoned.parquet")]
+    assert texts == ["1970-01-01 00:00:00+00:00", "1970-01-01 00:00:01.500000+00:00", ""]
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(UnfoldError, match="not a Parquet file"):
         list(csv_rows(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -154,6 +155,21 @@ def test_a_window_beyond_all_contexts_changes_nothing(case: tuple[EngineRequests
         plain.hit_tokens,
         plain.peak_blocks,
     )
+
+
+def test_blocks_of_unshared_prompts_are_counted_and_not_listed() -> None:
+    """Requests of 2.5 million blocks take less than a byte a block to simulate, and far less than a list of blocks."""
+    count, blocks = 50, 50_000
+    requests = build_requests(np.arange(count) * 1e6, np.full(count, 2 * blocks), np.ones(count, int), block_tokens=2)
+    limits = EngineLimits(num_blocks=blocks + 1, max_num_batched_tokens=4096, max_num_seqs=2)
+    simulate(requests, limits, step_times())
+    tracemalloc.start()
+    try:
+        run = simulate(requests, limits, step_times())
+        assert tracemalloc.get_traced_memory()[1] < count * blocks
+    finally:
+        tracemalloc.stop()
+    assert (run.finished, run.peak_blocks) == (count, blocks)
 
 
 def test_layers_with_a_window_hold_no_more_than_the_window() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unfold_pipeline.engine.trace import token_trace
 from unfold_pipeline.engine.trace.request_objects import holds_objects
-from unfold_pipeline.engine.trace.token_trace import TokenTrace, read_objects, read_tokens
+from unfold_pipeline.engine.trace.token_trace import CHUNK_ROWS, TokenTrace, read_objects, read_tokens
 from unfoldkit.api import UnfoldError
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
 from unfoldkit.arrivals.traces import read_trace
@@ -181,6 +182,32 @@ def test_a_document_and_parquet_hold_requests(tmp_path: Path) -> None:
         trace = read_objects(path, prompt=None, generated=None)
         np.testing.assert_allclose(trace.arrival_s, lines.arrival_s, atol=1e-5)
         assert trace.output_tokens.tolist() == lines.output_tokens.tolist()
+
+
+def test_a_long_table_is_read_in_parts(tmp_path: Path) -> None:
+    """Parts of plain numbers and parts with other notations have the tokens of their rows, and faults their line."""
+    rows = CHUNK_ROWS + 50
+    cells = [[f"{index / 8:.3f}", str(1 + index % 90), str(1 + index % 7)] for index in range(rows)]
+    cells[-30][1:] = ["1,000", "2.0"]
+    path = tmp_path / "t.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([["time_s", "prompt_tokens", "completion_tokens"], *cells])
+    trace = read_tokens(path, read_trace(path), prompt=None, generated=None)
+    assert trace.input_tokens.tolist() == [int(row[1].replace(",", "")) for row in cells]
+    assert trace.output_tokens.tolist() == [int(float(row[2])) for row in cells]
+    path.write_text(path.read_text("utf-8").replace("2.0", "two"), "utf-8")
+    with pytest.raises(UnfoldError, match="'two' is no number of tokens") as caught:
+        read_tokens(path, np.arange(rows), prompt=None, generated=None)
+    assert caught.value.diagnostics[0].line == rows - 30 + 2
+
+
+def test_a_long_table_costs_no_object_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows with plain numbers are never built one by one."""
+    path = tmp_path / "t.csv"
+    path.write_text("time_s,prompt_tokens,completion_tokens\n" + "0.5,7,8\n" * 100, "utf-8")
+    monkeypatch.setattr(token_trace, "read_row", None)
+    trace = read_tokens(path, np.zeros(100), prompt=None, generated=None)
+    assert trace.input_tokens.tolist() == [7] * 100
 
 
 def test_a_dot_between_thousands_is_refused(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def parse_object_time(
         notation: How times are written.
         doubts: Receives what leaves the unit of the time in doubt.
     """
-    name = column or _time_field(fields)
+    name = column or find_time_field(fields)
     if name is None:
         return None
     if name == "timestamp" and notation.unit is None and fields.keys() >= MOONCAKE_FIELDS:
@@ -158,7 +158,8 @@ def parse_object_time(
         return None
 
 
-def _time_field(names: Iterable[str]) -> str | None:
+def find_time_field(names: Iterable[str]) -> str | None:
+    """Return the field of times by its usual name; ``None`` without one."""
     plain = {name.lstrip("@_").lower(): name for name in names}
     usual = next((plain[name] for name in COLUMNS if name in plain), None)
     return usual or next((name for name in names if split_unit(name)[0] in COLUMNS), None)

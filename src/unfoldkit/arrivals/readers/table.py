@@ -30,7 +30,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     to_seconds,
 )
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, user_error
-from unfoldkit.io.tables import UNREADABLE, csv_lines, open_text, read_parquet_cells
+from unfoldkit.io.tables import UNREADABLE, csv_lines, open_text, read_parquet_rows
 
 Rows = Iterator[tuple[int, list[str]]]
 """Line numbers and cells."""
@@ -161,8 +161,8 @@ def read_parquet(path: Path, columns: TableColumns) -> TraceRows:
     Raises:
         UnfoldError: the file cannot be read, or a cell is not a time, count or rate.
     """
-    names, cells = read_parquet_cells(path)
-    rows = ((number, list(row)) for number, row in enumerate(zip(*cells, strict=True), 1))
+    names, cells = read_parquet_rows(path)
+    rows = ((number, list(row)) for number, row in enumerate(cells, 1))
     try:
         return sort_rows(read_rows(names, rows, columns, path), path)
     except UnfoldError as error:

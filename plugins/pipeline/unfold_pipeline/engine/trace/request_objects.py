@@ -13,7 +13,7 @@ from typing import Any
 
 from unfoldkit.api import Diagnostic, UnfoldError, user_error
 from unfoldkit.arrivals.readers.detect import detect_form
-from unfoldkit.io.tables import open_text, read_parquet_cells
+from unfoldkit.io.tables import open_text, read_parquet_rows
 from unfoldkit.safe_io.files import parse_values
 
 MAX_FIRST_LINE = 1 << 20
@@ -162,8 +162,8 @@ def _find_objects(value: Any) -> list[dict[str, Any]] | None:
 
 
 def _iter_parquet(path: Path) -> Iterator[RequestObject]:
-    names, columns = read_parquet_cells(path)
-    for number, cells in enumerate(zip(*columns, strict=True), 1):
+    names, rows = read_parquet_rows(path)
+    for number, cells in enumerate(rows, 1):
         fields = dict(zip(names, cells, strict=True))
         yield RequestObject(path=path, number=number, unit="row", text=",".join(cells), fields=fields)
 

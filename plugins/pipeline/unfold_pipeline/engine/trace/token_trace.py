@@ -17,12 +17,13 @@ from unfold_pipeline.engine.simulation.workload import EngineRequests, build_req
 from unfold_pipeline.engine.trace.request_objects import holds_objects, iter_objects
 from unfoldkit.api import Diagnostic, UnfoldError, csv_rows, did_you_mean, user_error
 from unfoldkit.arrivals.jitter import spread_rounded_times
-from unfoldkit.arrivals.readers.log import UnitDoubts, Warn, ignore_warning, parse_object_time
+from unfoldkit.arrivals.readers.log import UnitDoubts, Warn, find_time_field, ignore_warning, parse_object_time
 from unfoldkit.arrivals.readers.timestamps import (
     TimeNotation,
     each_epoch_to_seconds,
 )
 from unfoldkit.arrivals.traces import scale_rate_with_sources
+from unfoldkit.io.tables import csv_chunks, read_row
 
 INPUT_COLUMNS = (
     "ContextTokens", "input_tokens", "prompt_tokens", "input_length", "prompt_len", "input_len", "isl",
@@ -39,6 +40,7 @@ OUTPUT_COLUMNS = (
 HASH_BLOCK_TOKENS = 512
 """Tokens of a hashed block in Mooncake's traces."""
 MAX_TOKENS = 1 << 24
+CHUNK_ROWS = 8192
 MAX_NAMED = 12
 """Columns of a trace that an error names."""
 GRID_S, MIN_TOGETHER = 1.0, 0.2
@@ -49,6 +51,8 @@ MAX_STAMP = 1e19
 """Above every time since 1970 in nanoseconds."""
 MAX_SPAN_S = 366 * 86_400.0
 # a dot before three zeros may separate thousands: 1.000 is 1 or 1000
+_PLAIN_COUNT = re.compile(r"[1-9][0-9]{0,6}")
+_PLAIN_COUNTS = re.compile(r"[1-9][0-9]{0,6}(?:\n[1-9][0-9]{0,6})*+")
 _COUNT = re.compile(r"(?!\d{1,3}\.000$)\d{1,9}(\.0*)?|\d{1,3}(,\d{3})+")
 _EMPTY = frozenset(("", "0", "0.0", "nan", "null", "none"))
 """Cells of generated tokens of a request that was not answered, in lower case."""
@@ -177,33 +181,35 @@ def read_tokens(
     Raises:
         UnfoldError: the trace has no tokens, a cell is no count, or times and rows differ.
     """
-    tokens = np.zeros((arrival_s.size, 2), dtype=np.int64)
+    parts: list[CountArray] = [np.zeros((0, 2), dtype=np.int64)]
     columns: tuple[str | int, str | int] | None = None
-    unanswered, count = [], 0
+    unanswered: list[UnfoldError] = []
     hashes: list[Sequence[Any]] = []
-    for row in csv_rows(path):
-        if match and match not in ",".join(row.cells.values()):
-            continue
-        if columns is None:
-            columns = _find_columns(list(row.cells), prompt, generated, path)
-        lengths = _parse_lengths(row.cells, columns, row.wrong)
-        if lengths[1] == 0:
-            unanswered.append(row.wrong(*_describe_unanswered(row.cells, columns)))
-        if count < arrival_s.size:
-            tokens[count] = lengths
-        if "hash_ids" in row.cells:
-            hashes.append(_list_hashes(row.cells["hash_ids"]))
-        count += 1
+    for names, lines in csv_chunks(path, CHUNK_ROWS):
+        columns = columns or _find_columns(names, prompt, generated, path)
+        has_hashes = "hash_ids" in names
+        lengths = None if match or has_hashes else _parse_plain_lengths(names, lines, columns)
+        if lengths is None:
+            rows = [read_row(names, cells, path, line) for line, cells in lines]
+            rows = [row for row in rows if match in ",".join(row.cells.values())] if match else rows
+            pairs = [_parse_lengths(row.cells, columns, row.wrong) for row in rows]
+            lengths = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+            skipped = [rows[index] for index in np.flatnonzero(lengths[:, 1] == 0)]
+            unanswered += [row.wrong(*_describe_unanswered(row.cells, columns)) for row in skipped]
+            hashes += [_list_hashes(row["hash_ids"]) for row in rows] if has_hashes else []
+        parts.append(lengths)
+    tokens = np.concatenate(parts)
+    count = tokens.shape[0]
     if count != arrival_s.size:
         message = f"the trace has {arrival_s.size:,} arrivals and {count:,} rows with tokens"
         raise user_error(message, file=str(path), hint="one row a request, with its time and tokens")
     _reject_clocks(float(np.ptp(arrival_s)) if arrival_s.size else 0.0, path, "times of one clock in one notation")
     _check_unanswered(unanswered, count, path, warn)
-    rows = np.arange(count) if order is None else order
-    answered = tokens[rows, 1] > 0
-    rows, arrival_s = rows[answered], arrival_s[answered]
-    trace = _without_sharing(arrival_s - arrival_s[:1], tokens[rows, 0], tokens[rows, 1], len(unanswered))
-    return _with_prefixes(trace, [hashes[row] for row in rows]) if hashes else trace
+    order = np.arange(count) if order is None else order
+    answered = tokens[order, 1] > 0
+    order, arrival_s = order[answered], arrival_s[answered]
+    trace = _without_sharing(arrival_s - arrival_s[:1], tokens[order, 0], tokens[order, 1], len(unanswered))
+    return _with_prefixes(trace, [hashes[row] for row in order]) if hashes else trace
 
 
 def _check_unanswered(errors: Sequence[UnfoldError], count: int, path: Path, warn: Warn) -> None:
@@ -227,6 +233,22 @@ def _describe_unanswered(fields: Mapping[str, Any], columns: tuple[str | int, st
     return f"{str(fields.get(name, ''))[:40]!r} is no number of tokens", name, UNANSWERED_HINT
 
 
+def _parse_plain_lengths(
+    names: Sequence[str], lines: Sequence[tuple[int, list[str]]], columns: tuple[str | int, str | int]
+) -> CountArray | None:
+    """Return the lengths of many rows at once, as :func:`_parse_lengths` does; ``None`` if one is not plain digits."""
+    if any(len(cells) != len(names) for _, cells in lines):
+        return None
+    lengths = np.empty((len(lines), 2), dtype=np.int64)
+    for part, column in enumerate(columns):
+        index = column if isinstance(column, int) else names.index(column)
+        texts = [] if isinstance(column, int) else [cells[index] for _, cells in lines]
+        if texts and not _PLAIN_COUNTS.fullmatch("\n".join(texts)):
+            return None
+        lengths[:, part] = [int(text) for text in texts] or index
+    return lengths
+
+
 def _parse_lengths(
     fields: Mapping[str, Any], columns: tuple[str | int, str | int], wrong: Callable[[str, str, str], UnfoldError]
 ) -> tuple[int, int]:
@@ -241,6 +263,9 @@ def _parse_lengths(
             lengths.append(column)
             continue
         cell = str("" if fields[column] is None else fields[column]).strip()
+        if _PLAIN_COUNT.fullmatch(cell):
+            lengths.append(int(cell))
+            continue
         length = 0 if may_be_empty and cell.lower() in _EMPTY else _parse_count(cell)
         if length is None:
             raise wrong(f"{cell[:40]!r} is no number of tokens", column, UNANSWERED_HINT)
@@ -398,13 +423,15 @@ def read_objects(
     hashes: list[Sequence[Any]] = []
     unanswered: list[UnfoldError] = []
     doubts, known = UnitDoubts(), dict[tuple[str, ...], tuple[str | int, str | int]]()
+    time_fields: dict[tuple[str, ...], str | None] = {}
     for row in iter_objects(path):
         if match not in row.text:
             continue
         names = tuple(row.fields)
         if names not in known:
             known[names] = _find_columns(names, prompt, generated, path, row.number)
-        time_s = parse_object_time(row.fields, column, notation, doubts)
+            time_fields[names] = column or find_time_field(names)
+        time_s = parse_object_time(row.fields, time_fields[names], notation, doubts)
         if time_s is None or not abs(time_s) < MAX_STAMP:
             hint = "a time as in logs, such as time_s or timestamp; or arrivals.column: FIELD"
             raise row.wrong(f"the {row.unit} has no {column or 'time'}", hint=hint)
