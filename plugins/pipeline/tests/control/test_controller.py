@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,8 +16,9 @@ from plugins.pipeline.tests.helpers import chain, option
 from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.control.controller import DeploymentController, ObservedTuner, StepLimits
 from unfold_pipeline.control.demand import Demand, SignalError
-from unfold_pipeline.control.targets import StageReplicas, build_kubernetes_target
+from unfold_pipeline.control.targets import StageReplicas, build_kubernetes_target, find_workloads
 from unfold_pipeline.estimator.slo import build_slo_checker
+from unfold_pipeline.problem.exported_plan import assign_labels
 from unfold_pipeline.problem.pipeline import StageConfig
 from unfold_pipeline.problem.problem import TunerSettings
 from unfold_pipeline.problem.quotas import build_quota_limits
@@ -26,7 +28,7 @@ from unfold_pipeline.tuner.calibration import build_live_rule
 from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
 from unfold_pipeline.tuner.rules import build_scaling_context
 from unfold_pipeline.tuner.table_rule import compute_table_targets
-from unfoldkit.api import user_error
+from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.kubernetes.api import NOT_FOUND, Api, ApiError, Body
 from unfoldkit.kubernetes.scale import require_workload
 
@@ -44,6 +46,7 @@ class Deployment:
     """Two workloads in memory."""
 
     desired: list[int] = field(default_factory=lambda: [2, 2])
+    capacity: int = 1000
     leads: bool = True
     fault: str = ""
     writes: list[tuple[int, int]] = field(default_factory=list)
@@ -75,7 +78,7 @@ class Deployment:
         """Return the replicas."""
         if self.fault == "read":
             raise user_error("no route to host")
-        return tuple(StageReplicas(count, count) for count in self.desired)
+        return tuple(StageReplicas(count, min(count, self.capacity)) for count in self.desired)
 
     def set_replicas(self, stage: int, count: int) -> bool:
         """Set the replicas."""
@@ -94,6 +97,7 @@ class Script:
     now_s: float = 0.0
     age_s: float = 0.0
     error: SignalError | None = None
+    queued: float = math.nan
     location: str = "a script"
 
     def read(self) -> Demand:
@@ -103,7 +107,7 @@ class Script:
         until_s = self.now_s - self.age_s
         arrivals = ORIGIN_S + self.arrivals_s[: np.searchsorted(self.arrivals_s, until_s, "right")]
         return Demand(
-            arrivals_s=arrivals, until_s=ORIGIN_S + until_s, age_s=self.age_s, queued=np.array([np.nan, np.nan])
+            arrivals_s=arrivals, until_s=ORIGIN_S + until_s, age_s=self.age_s, queued=np.array([self.queued] * 2)
         )
 
 
@@ -253,6 +257,18 @@ def test_a_paused_workload_stays_paused() -> None:
     assert target.desired[1] > 2
 
 
+@pytest.mark.parametrize("capacity", [0, 1])
+@pytest.mark.parametrize("queued", [math.nan, 500.0])
+def test_missing_replicas_do_not_raise_the_target(capacity: int, queued: float) -> None:
+    """Where no capacity comes, the target follows the queries, and a queue that nothing can serve only at first."""
+    source, full = Script(even_trace([20.0, 60.0], 60.0), queued=queued), Deployment(capacity=capacity)
+    follows = Script(even_trace([20.0, 60.0], 60.0))
+    history = run_until(build_controller(source, full), source, 118)
+    wanted = run_until(build_controller(follows, Deployment()), follows, 118)
+    start = 0 if math.isnan(queued) else int(SETTINGS.delay_s + SETTINGS.hold_s) + 5
+    assert history[start:] == wanted[start:]
+
+
 def test_a_measured_queue_raises_the_target() -> None:
     """Items that wait are served too, although the counters show no more arrivals than planned."""
     source, target = Script(even_trace([20.0], 100.0)), Deployment()
@@ -298,6 +314,22 @@ class LeaseStore:
         self.writes += 1
         self.leases[path] = {**body, "metadata": {**body["metadata"], "resourceVersion": str(self.writes)}}
         return self.leases[path]
+
+
+def test_a_stage_has_the_workload_that_exports_name() -> None:
+    """A name that Kubernetes accepts is kept, any other is that of the exports, and what the spec states wins."""
+    stated = {"2nd.v1": None, "Face ID": None, "face-id": None, "Übersetzer": None, "other": "statefulset/x"}
+    labels = assign_labels(stated)
+    workloads = find_workloads(stated)
+    assert [str(workload) for workload in workloads] == [
+        "deployments/2nd.v1",
+        "deployments/face-id-2",
+        "deployments/face-id",
+        f"deployments/{labels['Übersetzer']}",
+        "statefulsets/x",
+    ]
+    with pytest.raises(UnfoldError, match="is no workload"):
+        find_workloads({"a": "pod/x/y"})
 
 
 def test_leases_of_a_dead_controller_end_together(monkeypatch: pytest.MonkeyPatch) -> None:

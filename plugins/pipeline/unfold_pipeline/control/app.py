@@ -51,6 +51,7 @@ class ControlCollector:
         replicas = GaugeMetricFamily("unfold_tuner_replicas", "Replicas of a stage", labels=("stage", "state"))
         for step in record.steps:
             replicas.add_metric((step.stage, "demanded"), step.next)
+            replicas.add_metric((step.stage, "existing"), step.existing)
             replicas.add_metric((step.stage, "wanted"), step.wanted)
         yield from (failures, changes, replicas)
 

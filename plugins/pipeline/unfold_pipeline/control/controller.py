@@ -23,6 +23,8 @@ MAX_CATCH_UP_S = 120
 RATE_WINDOW_S = 30.0
 AGE_TOLERANCE_S = 2.0
 AGES = 12
+ANY_REPLICAS = np.iinfo(np.int64).max
+"""As many as the rule expects."""
 Role = Literal["standby", "leader"]
 
 
@@ -36,6 +38,7 @@ class ObservedTuner:
         activation_s: from ordering a replica until it serves.
         expected_s: the delay that the rule expects: activation, and the age of the demand.
         ages_s: age of the demand at the last readings, which swings by the interval of the scrapes.
+        short_since_s: time since which replicas that a stage demands are missing, NaN where none is; shape (stages,).
     """
 
     tuner: LiveTuner
@@ -43,6 +46,7 @@ class ObservedTuner:
     activation_s: float
     expected_s: float
     ages_s: deque[float] = field(default_factory=lambda: deque(maxlen=AGES))
+    short_since_s: FloatArray = field(default_factory=lambda: np.array(math.nan))
 
     def expect_age(self, age_s: float) -> None:
         """Let the rule look ahead by the largest recent age of the demand too, if that changed by two seconds."""
@@ -51,6 +55,20 @@ class ObservedTuner:
         if abs(expected_s - self.expected_s) > AGE_TOLERANCE_S:
             self.expected_s = expected_s
             self.tuner.set_delay(expected_s)
+
+    def observe_replicas(self, replicas: Sequence[StageReplicas], queued: FloatArray, now_s: float) -> None:
+        """Correct the queues of the rule by what was measured.
+
+        Where replicas that were demanded are missing, for want of capacity or as the workload is paused, more orders
+        would be missing too. The rule then follows the queries, and after the time of a start no queue either.
+        """
+        desired, existing = (
+            np.array([getattr(item, name) for item in replicas], dtype=np.int64) for name in ("desired", "existing")
+        )
+        is_short = (existing < desired) | (desired == 0)
+        self.short_since_s = np.where(is_short, np.fmin(self.short_since_s, now_s), math.nan)
+        is_overdue = now_s - self.short_since_s > self.expected_s
+        self.observe(np.where(is_short, ANY_REPLICAS, existing), np.where(is_overdue, math.nan, queued))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +100,12 @@ class StepLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleStep:
-    """A decision about one stage: replicas demanded so far, of the rule, and to demand next."""
+    """A decision about one stage: replicas demanded so far, those that exist, of the rule, and to demand next."""
 
     stage: str
     workload: str
     current: int
+    existing: int
     wanted: int
     next: int
 
@@ -186,6 +205,7 @@ class DeploymentController:
                 stage=name,
                 workload=self.target.workloads[index],
                 current=replicas[index].desired,
+                existing=replicas[index].existing,
                 wanted=wanted[index],
                 next=self.limits.limit_step(index, replicas[index].desired, wanted[index]),
             )
@@ -207,7 +227,6 @@ class DeploymentController:
             self._report_target("")
 
     def _decide(self, demand: Demand, replicas: Sequence[StageReplicas]) -> tuple[int, ...]:
-        existing = np.array([item.existing for item in replicas], dtype=np.int64)
         if self.tuner is None:
             desired = np.array([max(1, item.desired) for item in replicas], dtype=np.int64)
             self.tuner, self.origin_s = self.build_tuner(desired), math.floor(demand.until_s)
@@ -219,7 +238,7 @@ class DeploymentController:
         # each second is decided, as in a replay; without new samples the last decision stands
         for second in range(first_s, now_s + 1):
             if second == now_s:
-                tuner.observe(existing, demand.queued)
+                tuner.observe_replicas(replicas, demand.queued, now_s)
             tuner.tuner.decide(arrivals_s, second * TICK_S)
         return decisions[-1][1].replicas
 

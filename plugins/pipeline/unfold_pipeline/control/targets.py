@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from unfold_pipeline.problem.exported_plan import assign_labels
 from unfoldkit.api import user_error
 from unfoldkit.kubernetes.api import Api
 from unfoldkit.kubernetes.leader_election import LeaderElection
-from unfoldkit.kubernetes.scale import Workload, list_autoscalers, read_scale, write_scale
+from unfoldkit.kubernetes.scale import (
+    Workload,
+    list_autoscalers,
+    parse_workload,
+    read_scale,
+    require_workload,
+    write_scale,
+)
 
 LEASE_PREFIX = "unfold-tuner"
 
@@ -148,6 +156,21 @@ def build_kubernetes_target(api: Api, workloads: Sequence[Workload], holder: str
         holder=holder,
         lease_s=lease_s,
         versions=[""] * len(workloads),
+    )
+
+
+def find_workloads(stated: Mapping[str, str | None]) -> tuple[Workload, ...]:
+    """Return the workload of each stage: the stated one, or the Deployment with its name.
+
+    A name that Kubernetes does not accept is replaced by that which the exports give it.
+
+    Raises:
+        UnfoldError: a stated text names no workload.
+    """
+    labels = assign_labels(stated)
+    defaults = {name: f"deployment/{name if parse_workload(name) else labels[name]}" for name in stated}
+    return tuple(
+        require_workload(text or defaults[name], f"control.stages.{name}.workload") for name, text in stated.items()
     )
 
 

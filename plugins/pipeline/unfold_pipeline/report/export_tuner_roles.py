@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from unfold_pipeline.control.targets import name_lease
+from unfold_pipeline.control.targets import find_workloads, name_lease
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.kubernetes.api import Body
 from unfoldkit.kubernetes.leader_election import API as LEASE_API
-from unfoldkit.kubernetes.scale import Workload, require_workload
+from unfoldkit.kubernetes.scale import Workload
 
 ACCOUNT = "unfold-tuner"
 RBAC = "rbac.authorization.k8s.io"
@@ -28,7 +27,8 @@ def export_tuner_roles(report: Report) -> str:
         hint = "unfold plan SPEC --format tuner-roles, for a spec without engines"
         raise user_error("there is no plan of stages to scale", hint=hint)
     control = spec.get("control") or {}
-    workloads = [_find_workload(name, control) for name in stages]
+    keys = control.get("stages") or {}
+    workloads = find_workloads({name: (keys.get(name) or {}).get("workload") for name in stages})
     namespace = (control.get("kubernetes") or {}).get("namespace") or "default"
     return "---\n".join(str(to_yaml(document)) for document in build_tuner_roles(namespace, workloads))
 
@@ -56,11 +56,6 @@ def build_tuner_roles(namespace: str, workloads: Sequence[Workload]) -> list[Bod
         _object(f"{RBAC}/v1", "Role", namespace) | {"rules": rules},
         _object(f"{RBAC}/v1", "RoleBinding", namespace) | {"roleRef": role, "subjects": [account]},
     ]
-
-
-def _find_workload(name: str, control: Mapping[str, Any]) -> Workload:
-    text = ((control.get("stages") or {}).get(name) or {}).get("workload") or f"deployment/{name}"
-    return require_workload(text, f"control.stages.{name}.workload")
 
 
 def _rule(group: str, resource: str, verbs: list[str], names: Sequence[str] = ()) -> Body:

@@ -14,7 +14,7 @@ from unfold_pipeline.control.controller import DeploymentController, ObservedTun
 from unfold_pipeline.control.demand import DemandSource, SignalError
 from unfold_pipeline.control.http import open_client, split_credentials
 from unfold_pipeline.control.prometheus import PrometheusSource, escape_label, select_queries
-from unfold_pipeline.control.targets import ScalingTarget, build_kubernetes_target
+from unfold_pipeline.control.targets import ScalingTarget, build_kubernetes_target, find_workloads
 from unfold_pipeline.estimator.slo import build_slo_checker
 from unfold_pipeline.problem.build import build_problem, resolve_stages
 from unfold_pipeline.problem.pipeline import Plan
@@ -30,7 +30,6 @@ from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
 from unfold_pipeline.tuner.rules import build_scaling_context
 from unfoldkit.api import Report, Run, Service, user_error
 from unfoldkit.kubernetes.api import ApiError, connect_api
-from unfoldkit.kubernetes.scale import Workload, require_workload
 
 PREVIEW_TIMEOUT_S = 30.0
 PREVIEW_PAUSE_S = 2.0
@@ -137,7 +136,7 @@ def _open_deployment(
 
 def _open_kubernetes(name: str, control: ControlSpec, names: tuple[str, ...]) -> tuple[ScalingTarget, DemandSource]:
     access = control.kubernetes
-    workloads = [_find_workload(stage, control) for stage in names]
+    workloads = find_workloads({stage: control.find_stage(stage).workload for stage in names})
     arrivals = control.arrivals or select_queries(name)
     queues = [control.find_stage(stage).queue or "" for stage in names]
     source = _open_prometheus(control, arrivals, queues)
@@ -208,11 +207,6 @@ def _open_prometheus(control: ControlSpec, arrivals: str, queues: list[str]) -> 
         queues=tuple(queues),
         stale_s=control.stale,
     )
-
-
-def _find_workload(stage: str, control: ControlSpec) -> Workload:
-    text = control.find_stage(stage).workload or f"deployment/{stage}"
-    return require_workload(text, f"control.stages.{stage}.workload")
 
 
 def _build_service(name: str, controller: DeploymentController, every_s: float) -> Service:
