@@ -131,6 +131,10 @@ PAGE: dict[str, list[str]] = {
             "p99 TTFT ≤ 500 ms", meets=True, excess="9 input tokens in 1 s exceed the planned 8"
         ),
     ],
+    "describe_large_requests": [
+        sentences.describe_large_requests(10, 1500, 100_036, 0.41, (172.0, 6.88)),
+        sentences.describe_large_requests(19, 1500, 100_036, 0.57, (None, 6.88)),
+    ],
     "describe_refusal": [
         sentences.describe_refusal("h100", 2, 2, "ttft", 0.687),
         sentences.describe_refusal("h100", 2, 2, "ttft", 0.687, 4096),

@@ -116,6 +116,42 @@ def test_no_engine_is_a_no_with_reasons(tmp_path: Path) -> None:
     assert sum(label == "excluded" for label, _ in report.lines) == 2
 
 
+def make_large(trace: str, rows: range, tokens: int) -> str:
+    lines = trace.splitlines()
+    for row in rows:
+        lines[1 + row] = f"{row * 0.05:.3f},{tokens},9"
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(("rows", "verdict"), [(range(0, 200, 120), Verdict.YES), (range(0, 200, 40), Verdict.NO)])
+def test_large_requests_that_drive_the_price_are_named(tmp_path: Path, rows: range, verdict: Verdict) -> None:
+    """The report counts them and has the price of the plan without them, with or without a plan for all."""
+    one = (
+        (", l4: {price: $0.8/h}", ""),
+        (", l4: {roofline: true}", ""),
+        ("[512, 2048]", "2048"),
+        ("[16, 64]", "64"),
+    )
+    usual = plan_spec(tmp_path, *one)
+    report = plan_spec(tmp_path, *one, trace=make_large(TRACE, rows, 30_000))
+    assert report.verdict is verdict
+    line = dict(report.lines)["large requests"]
+    price = report.metrics.get("cost_per_hour")
+    assert line.startswith(f"{len(rows)} of 200 requests, of 30,009 tokens or more, hold ")
+    assert f"without them, the plan costs ${usual.metrics['cost_per_hour'].value:,.2f}/h" in line
+    assert (f"instead of ${price.value:,.2f}/h" if price else "with them there is none") in line
+    assert "large requests" not in dict(usual.lines)
+
+
+def test_a_suggested_target_is_looser(tmp_path: Path) -> None:
+    """Where a single request takes longer than the target, the next command states more than it takes."""
+    report = plan_spec(tmp_path, ("ttft_p99: 300 ms", "ttft_p99: 2.5 s"), trace=make_large(TRACE, range(200), 100_000))
+    assert report.verdict is Verdict.NO
+    suggested = re.search(r"slo\.ttft_p99=(\d+) ms", report.next)
+    assert suggested is not None
+    assert int(suggested[1]) > 2500
+
+
 def test_a_latency_below_that_of_a_single_request_is_refused_at_once(tmp_path: Path) -> None:
     """Each later token takes a step, so no number of engines answers sooner, and none is simulated."""
     report = plan_spec(tmp_path, ("ttft_p99: 300 ms, tpot_p99: 40 ms", "p99: 5 ms"))

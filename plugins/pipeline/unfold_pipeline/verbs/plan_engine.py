@@ -27,12 +27,14 @@ from unfold_pipeline.engine.autoscaling.rules import (
 )
 from unfold_pipeline.engine.build import build_engine_problem, build_replay_requests
 from unfold_pipeline.engine.planner.analysis import analyze_plan, scale_to_end
+from unfold_pipeline.engine.planner.large_requests import measure_large_requests
 from unfold_pipeline.engine.planner.problem import EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, explain_refusals, find_cheapest_engines
 from unfold_pipeline.planner.confident_plan import measure_fresh_request_share
 from unfold_pipeline.planner.engine_pipeline import EngineStages, attach_stages, find_cheapest_pipeline
 from unfold_pipeline.report.engines.plan import (
     add_fresh_share,
+    add_large_requests,
     add_left_out,
     add_stages,
     build_engine_report,
@@ -102,13 +104,15 @@ def _plan_alone(problem: EngineProblem, run: Run) -> Report:
         report = add_fresh_share(report, measure_fresh_pools(planned, pools, run.seed))
         return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
     alternatives = describe_pools_beside(problem, pools)
+    large = measure_large_requests(planned, solution, run.progress)
     solution = explain_refusals(planned, solution)
     if solution.config is None:
-        return build_no_engine_report(problem, solution, alternatives)
+        return add_large_requests(build_no_engine_report(problem, solution, alternatives), problem, large)
     config = solution.config
     outcome = evaluate(problem, config, complete=True)
     analysis = analyze_plan(problem, outcome, (low, high), run.progress)
     report = build_engine_report(problem, solution, outcome, analysis, alternatives=alternatives)
+    report = add_large_requests(report, problem, large)
     share = measure_fresh_request_share(planned, lambda sample: evaluate(sample, config).meets(sample), run.seed)
     report = add_fresh_share(report, share)
     return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})

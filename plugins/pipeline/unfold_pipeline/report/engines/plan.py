@@ -11,6 +11,7 @@ from unfold_pipeline.engine.autoscaling.rules import count_most_tokens
 from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS, KvCache
 from unfold_pipeline.engine.planner.analysis import QUANTILES, EngineAnalysis, LoadSeries, Percentiles
 from unfold_pipeline.engine.planner.disaggregation import PoolOutcome
+from unfold_pipeline.engine.planner.large_requests import LargeRequests
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, Outcome
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE
@@ -36,6 +37,8 @@ from unfoldkit.api import (
 )
 from unfoldkit.arrivals.envelope import window_lengths
 
+LOOSER = 1.25
+"""Factor on what was missed least: a suggested target."""
 MAX_REFUSALS = 8
 KV_MARGIN = 0.1
 """Part of an estimated KV cache that the longest request must not need: vLLM refuses to start with a smaller one."""
@@ -128,8 +131,21 @@ def build_no_engine_report(
         subtitle=build_subtitle(problem),
         metrics={"simulations": Metric(solution.simulations)},
         lines=(*alternatives, *_list_refusals(problem, solution)),
-        next="unfold plan SPEC --set 'slo.ttft_p99=1 s'" if math.isfinite(problem.targets.ttft_s) else "",
+        next=_suggest_target(problem, solution),
     )
+
+
+def _suggest_target(problem: EngineProblem, solution: EngineSolution) -> str:
+    """Return the command with a looser target, that which is missed least; empty if memory is the obstacle."""
+    targets = problem.targets
+    limits = {"ttft": targets.ttft_s, "tpot": targets.tpot_s, "latency": targets.latency_s}
+    misses = [(bound.obstacle, bound.value_s) for bounds in solution.bounds for bound in bounds if bound.obstacle]
+    misses += [(refusal.obstacle, refusal.value_s) for refusal in solution.refusals]
+    if not misses:
+        return ""
+    obstacle, value_s = min(misses, key=lambda miss: miss[1] / limits[miss[0]])
+    key = "p99" if obstacle == "latency" else f"{obstacle}_p99"
+    return f"unfold plan SPEC --set 'slo.{key}={math.ceil(LOOSER * max(value_s, limits[obstacle]) * 1e3)} ms'"
 
 
 def build_subtitle(problem: EngineProblem) -> tuple[str, ...]:
@@ -149,6 +165,20 @@ def add_left_out(report: Report, problem: EngineProblem) -> Report:
     metrics = {**report.metrics, "requests_left_out": Metric(requests.left_out, label=sentences.LEFT_OUT)}
     line = ("left out", sentences.describe_left_out(requests.left_out, len(requests)))
     return replace(report, metrics=metrics, lines=(line, *report.lines))
+
+
+def add_large_requests(report: Report, problem: EngineProblem, large: LargeRequests | None) -> Report:
+    """Return the report of a plan with the few large requests that drive its price, if there are any."""
+    if large is None:
+        return report
+    text = sentences.describe_large_requests(
+        large.count,
+        len(problem.requests),
+        large.tokens,
+        large.token_share,
+        (large.usd_per_hour, large.usd_per_hour_without),
+    )
+    return replace(report, lines=(("large requests", text), *report.lines))
 
 
 def add_fresh_share(report: Report, share: FreshShare | None) -> Report:

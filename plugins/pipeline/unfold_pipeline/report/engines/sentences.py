@@ -261,6 +261,18 @@ def describe_steps(prefill_share: float, peak_running: int) -> str:
     return f"{prefill_share * 100:.0f} % of the steps hold prefill; at most {peak_running} requests run on an engine"
 
 
+def describe_large_requests(
+    count: int, total: int, tokens: int, token_share: float, prices: tuple[float | None, float]
+) -> str:
+    """Return that a few requests drive the price: of the plan with all requests and without those."""
+    price, without = prices
+    saved = f"without them, the plan costs ${without:,.2f}/h"
+    saved += ", and with them there is none" if price is None else f" instead of ${price:,.2f}/h"
+    size = f"{count:,} of {format_count(total, 'request')}, of {tokens:,} tokens or more,"
+    held = f"hold {token_share * 100:.0f} % of all tokens"
+    return f"{size} {held}; {saved}: limit their size, or serve them by a pipeline of their own"
+
+
 def describe_refusal(
     hardware: str, tensor_parallel: int, replicas: int, obstacle: str, value_s: float, budget: int | None = None
 ) -> str:
