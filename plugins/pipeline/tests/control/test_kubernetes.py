@@ -153,7 +153,7 @@ def wait_until(is_done: Callable[[], object], seconds: float = 90.0) -> None:
 
 def test_dry_run_then_control_then_handover(admin: Any, metrics: MetricsServer, folder: Path) -> None:
     """A dry run changes nothing; a step is followed in bounded steps; a second controller waits for the lease."""
-    set_traffic(metrics, 60.0, time.time() - 30)
+    set_traffic(metrics, 120.0, time.time() - 30)
     for lease in admin.get(LEASES)["items"]:
         # of an earlier attempt on the same control plane
         admin.delete(f"{LEASES}/{lease['metadata']['name']}")
@@ -172,7 +172,11 @@ def test_dry_run_then_control_then_handover(admin: Any, metrics: MetricsServer, 
     with serving(folder, *command, "--run", "runs/one") as (first, one):
         wait_until(lambda: read_desired(admin)[0] >= 10)
         assert read_desired(admin)[1] == 6
-        assert read_status(one)["role"] == "leader"
+        status = read_status(one)
+        assert status["role"] == "leader"
+        # without kubelets no replica exists, and the wish follows the queries all the same
+        assert [stage["existing"] for stage in status["stages"]] == [0, 0]
+        assert status["stages"][0]["wanted"] < 16
         assert len(admin.get(LEASES)["items"]) == 2
         text = read_status(one, "/metrics")
         assert "unfold_tuner_leader 1.0" in text
@@ -186,7 +190,7 @@ def test_dry_run_then_control_then_handover(admin: Any, metrics: MetricsServer, 
             wait_until(lambda: read_status(two)["role"] == "leader", 10)
             assert time.monotonic() - began_s < 10
             reached = read_desired(admin)[0]
-            set_traffic(metrics, 180.0, time.time() - 30)
+            set_traffic(metrics, 240.0, time.time() - 30)
             wait_until(lambda: read_desired(admin)[0] > reached + 4)
             metrics.fault = "500"
             wait_until(lambda: read_status(two)["demand"]["error"])
