@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,18 @@ def test_ray_serve_config_matches_the_plan(tmp_path: Path) -> None:
     assert {name: (batches[name], counts[name]) for name in counts} == list_configs(report)
     gpus = {item["name"]: item["ray_actor_options"].get("num_gpus") for item in app["deployments"]}
     assert gpus == {"ingress": None, "enter": None, "left": 1, "right_one": None, "last": None}
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_an_edited_plan_is_refused(tmp_path: Path, *, is_gone: bool) -> None:
+    """A plan with no replicas, or without a stage of its spec, is an error."""
+    report = plan_report(tmp_path)
+    assert report.decision is not None
+    (name, config), *others = report.decision["stages"].items()
+    stages = {**dict(others), **({} if is_gone else {name: config | {"replicas": 0}})}
+    edited = replace(report, decision={**report.decision, "stages": stages})
+    with pytest.raises(UnfoldError, match="other stages" if is_gone else "does not fit"):
+        export_ray_serve(edited)
 
 
 @pytest.mark.parametrize(
