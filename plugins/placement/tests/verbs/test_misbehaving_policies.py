@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +16,7 @@ import pytest
 
 from plugins.placement.tests.cases import cluster, job
 from plugins.placement.tests.live.worlds import local_world
+from unfold_placement.core import watchdog
 from unfold_placement.core.controller import build_controller
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.resources import build_resource_table
@@ -204,9 +207,9 @@ def hang(policy_hangs: Callable[[], object]) -> Policy:
     return Hanging()
 
 
-def spin() -> None:
-    """Never return."""
-    while True:
+def spin(end_s: float = math.inf) -> None:
+    """Compute until a processor time."""
+    while time.process_time() < end_s:
         pass
 
 
@@ -219,6 +222,23 @@ def test_a_policy_that_hangs_is_interrupted_with_its_line(wait: Callable[[], Non
     ):
         simulate(cluster(1), job("a", 1), [hang(wait)])
     assert Path(error.value.diagnostics[0].file) == Path(__file__)
+
+
+def test_a_policy_that_computes_for_long_is_named_before_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line names its file, once for each method; the time in which a function is compiled does not count."""
+    monkeypatch.setattr(watchdog, "WARN_S", 0.2)
+    scope: dict[str, Any] = {}
+    source = "def compute(now, end):\n    while now() < end: pass\n"
+    exec(compile(source, str(Path("/numba/compiler.py")), "exec"), scope)  # noqa: S102
+    warnings: list[str] = []
+    with interrupt_stalled_policies(4.0, warnings.append):
+        compiles = hang(lambda: scope["compute"](time.process_time, time.process_time() + 0.8))
+        simulate(cluster(1), job("a", 1), [compiles])
+        assert warnings == []
+        simulate(cluster(1), job("b", 2), [hang(lambda: spin(time.process_time() + 0.8))])
+    assert len(warnings) == 1
+    assert re.search(r"policies.py:\d+: .*policy Hanging: it has not returned from react for \d+ s", warnings[0])
+    assert warnings[0].endswith("it is stopped after 4 s of computing")
 
 
 def test_a_live_policy_that_hangs_is_named_in_the_status(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """A watchdog for policies that do not return: it finds them on the stack of the thread in which they run.
 
-A policy is not slowed down. Once a second the watchdog looks at the frames of one thread. It reports a policy if the
-same call, for the same transaction, is still there after a limit.
+A policy is not slowed down. Four times a second the watchdog looks at the frames of one thread. It warns of a policy
+if the same call, for the same transaction, is still there after a second, and stops it after a limit.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from types import FrameType
 
 from unfold_placement.core.controller import Controller, call_policy, collect_requests
 from unfold_placement.core.policy import Policy, call_hook, call_loader, find_user_line, policy_error
 from unfoldkit.api import Diagnostic, UnfoldError
 
-LIMIT_S = 30.0
-"""How long a policy may compute one transaction or the requests of one task, and how long it may load."""
-PERIOD_S = 1.0
-SLEEP_FACTOR = 10
+LIMIT_S = 10.0
+"""How long a policy may compute one transaction or the requests of one task."""
+PATIENT_FACTOR = 3
+"""To load a policy may take this many times the limit, and so may this package's policies: a cluster may be huge."""
+WARN_S = 1.0
+"""Computing for so long is worth a warning."""
+PERIOD_S = 0.25
+SLEEP_FACTOR = 3
 """A policy that uses no processor may take this many times the limit."""
 WAKE_SIGNAL = getattr(signal, "SIGUSR2", signal.SIGINT)
 """Interrupts a policy: not with the signal of Ctrl-C, which ends the verb, where the system has another one."""
 MAX_INTERRUPTS = 5
 """A policy that catches this many interrupts and does not return ends the process."""
+COMPILER = f"{os.sep}numba{os.sep}"
+"""Part of the path of files that compile: the first call of a compiled function takes its time once."""
 CALLERS = {
     Controller.call_react.__code__: "react",
     call_policy.__code__: "react",
@@ -52,6 +58,7 @@ class Call:
         line: Line of the policy's file that is executed; 0 if unknown.
         file: The user's file that is executed while a policy is loaded; empty if unknown.
         innermost: File and line that are executed, where that is another file.
+        is_compiling: A function that it calls is compiled.
     """
 
     policy: Policy | None
@@ -60,6 +67,7 @@ class Call:
     line: int
     file: str = ""
     innermost: str = ""
+    is_compiling: bool = False
 
 
 def find_call(thread_id: int) -> Call | None:
@@ -83,9 +91,18 @@ def find_call_below(frame: FrameType | None) -> Call | None:
             policy, progress = frame.f_locals.get("policy"), frame.f_locals.get("step")
             if policy is not None:
                 method = method or str(frame.f_locals.get("method"))
-                return Call(policy, method, (id(frame), progress), inner.f_lineno)
+                is_compiling = any(COMPILER in file for file, _ in lines)
+                return Call(policy, method, (id(frame), progress), inner.f_lineno, is_compiling=is_compiling)
         lines.append((frame.f_code.co_filename, frame.f_lineno))
         inner, frame = frame, frame.f_back
+    return None
+
+
+def _is_of_package(policy: Policy) -> bool:
+    return type(policy).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _ignore(_message: str) -> None:
     return None
 
 
@@ -95,7 +112,8 @@ class Watchdog:
 
     Attributes:
         thread_id: The thread.
-        limit_s: Processor time that one call may take; on a busy machine more time passes.
+        limit_s: Processor time that a call of a user's policy may take; on a busy machine more time passes.
+        warn: Receives a line about a policy that has not returned for a while, once for each of its methods.
         identity: The call that was seen last.
         since_s: Since when it is seen, by the monotonic clock.
         used_s: Processor time of the process at that moment.
@@ -103,21 +121,30 @@ class Watchdog:
 
     thread_id: int
     limit_s: float = LIMIT_S
+    warn: Callable[[str], None] = _ignore
     identity: tuple[int, object] | None = None
     since_s: float = 0.0
     used_s: float = 0.0
+    warned: set[tuple[int, str]] = field(default_factory=set)
 
     def check(self) -> UnfoldError | None:
         """Look at the thread; return the error of a policy that has not returned for too long, or None."""
         call, now = find_call(self.thread_id), time.monotonic()
-        if call is None or call.identity != self.identity:
+        if call is None or call.is_compiling or call.identity != self.identity:
             self.identity, self.since_s = call.identity if call else None, now
             self.used_s = time.process_time()
             return None
-        is_busy = time.process_time() - self.used_s >= self.limit_s
-        if not is_busy and now - self.since_s < SLEEP_FACTOR * self.limit_s:
-            return None
-        return stall_error(call, now - self.since_s)
+        elapsed_s = now - self.since_s
+        used_s = max(time.process_time() - self.used_s, elapsed_s / SLEEP_FACTOR)
+        if call.policy is None or _is_of_package(call.policy):
+            return stall_error(call, elapsed_s) if used_s >= PATIENT_FACTOR * self.limit_s else None
+        if used_s >= self.limit_s:
+            return stall_error(call, elapsed_s)
+        key = id(call.policy), call.name
+        if used_s >= WARN_S and key not in self.warned:
+            self.warned.add(key)
+            self.warn(f"{stall_error(call, elapsed_s)}; it is stopped after {self.limit_s:g} s of computing")
+        return None
 
 
 def stall_error(call: Call, elapsed_s: float | None = None) -> UnfoldError:
@@ -138,18 +165,18 @@ def end_process(error: UnfoldError) -> None:
 
 
 @contextlib.contextmanager
-def contain_policies(limit_s: float = LIMIT_S) -> Iterator[None]:
+def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> Iterator[None]:
     """Keep policies within bounds: stdout is the report's, so what they print goes to stderr, and none may hang.
 
     Raises:
         UnfoldError: a policy did not return.
     """
-    with contextlib.redirect_stdout(sys.stderr), interrupt_stalled_policies(limit_s):
+    with contextlib.redirect_stdout(sys.stderr), interrupt_stalled_policies(limit_s, warn):
         yield
 
 
 @contextlib.contextmanager
-def interrupt_stalled_policies(limit_s: float = LIMIT_S) -> Iterator[None]:
+def interrupt_stalled_policies(limit_s: float = LIMIT_S, warn: Callable[[str], None] = _ignore) -> Iterator[None]:
     """Raise the error of a policy that does not return within the block; only the main thread can be interrupted.
 
     Raises:
@@ -158,7 +185,7 @@ def interrupt_stalled_policies(limit_s: float = LIMIT_S) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    watchdog, ended, errors = Watchdog(threading.get_ident(), limit_s), threading.Event(), list[UnfoldError]()
+    watchdog, ended, errors = Watchdog(threading.get_ident(), limit_s, warn), threading.Event(), list[UnfoldError]()
     previous = signal.signal(WAKE_SIGNAL, interrupt_policy)
     thread = threading.Thread(target=watch_policies, args=(watchdog, ended, errors), daemon=True)
     thread.start()

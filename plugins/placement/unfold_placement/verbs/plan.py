@@ -29,7 +29,7 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
     if queues is not None:
         return _plan_queues(queues, run)
     problem = build_problem(spec, run)
-    with contain_policies():
+    with contain_policies(run.log.warning):
         screening = screen_tasks(problem)
         _check_feasible(screening)
         solution = solve_problem(screening, Monitor(run.clock, run.progress))

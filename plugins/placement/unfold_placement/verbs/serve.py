@@ -58,7 +58,7 @@ def serve(spec: PlacementSpec, run: Run) -> Service:
     def new_policies() -> list[Policy]:
         return build_policies(rules, allow_code=run.allow_code)
 
-    with contain_policies():
+    with contain_policies(run.log.warning):
         new_policies()
     cluster = open_backend(spec, run, new_policies)
     lease_s = spec.cluster.lease

@@ -47,7 +47,7 @@ def verify(spec: PlacementSpec, run: Run) -> Report:
         is_recorded=not is_written,
         node_changes=build_node_changes(spec.cluster, nodes, run) if is_written else (),
     )
-    with contain_policies():
+    with contain_policies(run.log.warning):
         check_copies(problem.new_policies())
         verification = verify_policies(problem, Bound(), run.progress)
     examples = (*verification.counterexamples, *verification.by_design)
