@@ -201,11 +201,12 @@ def drive(folder: Path) -> None:
         for step in range(9):
             if step >= done:
                 time.sleep(0.2)
-                with (folder / "log").open("a") as log:
-                    log.write(f"{quality:.12f}:{step}\n")
                 part = state.with_suffix(".part")
                 part.write_text(str(step + 1))
                 part.replace(state)
+                # after the state: a kill in between must not make a stored step look repeated
+                with (folder / "log").open("a") as log:
+                    log.write(f"{quality:.12f}:{step}\n")
             trial.report(quality, step)
             if trial.should_prune():
                 raise optuna.TrialPruned
