@@ -32,7 +32,8 @@ ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 # the tests of a file stay together: they share servers and trained runs
-PARALLEL = ("-n", "2", "--dist", "loadfile")
+TOGETHER = ("--dist", "loadfile")
+PARALLEL = ("-n", "2", *TOGETHER)
 # a busy machine may start a process too late; a rerun is listed at the end
 RERUN = ("--reruns", "1")
 EXTERNAL = ("ray", "kubernetes", "torch", "targets", "browser", "engines")
@@ -115,7 +116,8 @@ def wheel(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the unit tests on the built and installed wheel."""
     selected = without("e2e", "slow", "smoke", *EXTERNAL)
-    run_tests(session, "work", *PARALLEL, *ignored(), "-m", selected, *RERUN, *session.posargs)
+    # alone on two cores, two processes would wait for a third of the time
+    run_tests(session, "work", "-n", "3", *TOGETHER, *ignored(), "-m", selected, *RERUN, *session.posargs)
 
 
 @nox.session(python=False, requires=["work"])

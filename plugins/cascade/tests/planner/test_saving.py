@@ -52,9 +52,9 @@ def test_no_cascade_without_a_saving_is_accepted(tmp_path: Path, name: str, seed
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", WITHOUT_SAVING)
 def test_no_seed_accepts_a_cascade_without_a_saving(tmp_path: Path, name: str) -> None:
-    """The same for fifty seeds of each confidence."""
-    verdicts = [_plan_log(tmp_path, WITHOUT_SAVING[name], seed).verdict for seed in range(50)]
-    assert verdicts == [Verdict.NO] * 50
+    """The same for thirty seeds of each confidence."""
+    verdicts = [_plan_log(tmp_path, WITHOUT_SAVING[name], seed).verdict for seed in range(30)]
+    assert verdicts == [Verdict.NO] * 30
 
 
 def _informative(rng: np.random.Generator, right: BoolArray) -> FloatArray:
