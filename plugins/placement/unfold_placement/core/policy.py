@@ -145,6 +145,11 @@ def _is_installed(file: str) -> bool:
     return "site-packages" not in file and Path(file).is_relative_to(Path(inspect.__file__).parent)
 
 
+def is_shipped(kind: type) -> bool:
+    """Return whether a class of policies is one of this package."""
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 def policy_error(policy: Policy, method: str, message: str, *, line: int = 0, hint: str = "") -> UnfoldError:
     """Build the error of a policy that misbehaves, with the file and line of its method."""
     file, first_line = _find_source(policy, method)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from unfold_placement.core.controller import Controller, call_policy, collect_requests
-from unfold_placement.core.policy import Policy, call_hook, call_loader, find_user_line, policy_error
+from unfold_placement.core.policy import Policy, call_hook, call_loader, find_user_line, is_shipped, policy_error
 from unfoldkit.api import Diagnostic, UnfoldError
 
 LIMIT_S = 10.0
@@ -98,10 +98,6 @@ def find_call_below(frame: FrameType | None) -> Call | None:
     return None
 
 
-def _is_of_package(policy: Policy) -> bool:
-    return type(policy).__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
 def _ignore(_message: str) -> None:
     return None
 
@@ -136,7 +132,7 @@ class Watchdog:
             return None
         elapsed_s = now - self.since_s
         used_s = max(time.process_time() - self.used_s, elapsed_s / SLEEP_FACTOR)
-        if call.policy is None or _is_of_package(call.policy):
+        if call.policy is None or is_shipped(type(call.policy)):
             return stall_error(call, elapsed_s) if used_s >= PATIENT_FACTOR * self.limit_s else None
         if used_s >= self.limit_s:
             return stall_error(call, elapsed_s)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.feasibility import EmptyCluster
-from unfold_placement.core.policy import POLICY_FAILURES, Policy, call_hook, policy_error
+from unfold_placement.core.policy import POLICY_FAILURES, Policy, call_hook, is_shipped, policy_error
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.state import StateArrays
 from unfold_placement.core.types import Ask, EphemeralResource, Event, Node, Task
@@ -188,11 +188,7 @@ def canonical_form(policy: Policy, rename: Renaming) -> Hashable:
         raise policy_error(policy, "__init__", message, hint="define state()") from error
 
 
-def _is_of_package(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
-IS_SHIPPED = ByType(_is_of_package)
+IS_SHIPPED = ByType(is_shipped)
 """Whether a class is one of this package."""
 
 
