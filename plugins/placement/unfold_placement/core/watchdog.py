@@ -27,8 +27,10 @@ PATIENT_FACTOR = 3
 WARN_S = 1.0
 """Computing for so long is worth a warning."""
 PERIOD_S = 0.25
-SLEEP_FACTOR = 3
-"""A policy that uses no processor may take this many times the limit."""
+SLEEP_FACTOR, BUSY_FACTOR = 3, 30
+"""A policy that waits may take so many times the limit, and one that computes on a busy machine so many."""
+IDLE_SHARE = 0.1
+"""A policy that uses less of the time waits."""
 WAKE_SIGNAL = getattr(signal, "SIGUSR2", signal.SIGINT)
 """Interrupts a policy: not with the signal of Ctrl-C, which ends the verb, where the system has another one."""
 MAX_INTERRUPTS = 5
@@ -131,7 +133,8 @@ class Watchdog:
             self.used_s = time.process_time()
             return None
         elapsed_s = now - self.since_s
-        used_s = max(time.process_time() - self.used_s, elapsed_s / SLEEP_FACTOR)
+        used_s = time.process_time() - self.used_s
+        used_s = max(used_s, elapsed_s / (SLEEP_FACTOR if used_s < IDLE_SHARE * elapsed_s else BUSY_FACTOR))
         if call.policy is None or is_shipped(type(call.policy)):
             return stall_error(call, elapsed_s) if used_s >= PATIENT_FACTOR * self.limit_s else None
         if used_s >= self.limit_s:
