@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from unfoldkit.api import CsvRow, csv_rows, did_you_mean, format_count, format_duration, format_percent, user_error
+from unfoldkit.arrivals.readers.timestamps import split_unit
 
 DEFAULT_COLUMNS = {
     "trial": (
@@ -45,12 +46,8 @@ MAX_CLOCK_FALL_S = 60.0
 """A clock that goes back further was changed: in autumn, a local time repeats an hour."""
 RESTART_FRACTION = 0.5
 """Elapsed times that fall below this fraction of those before count from a restart; less is noise of a surrogate."""
-UNIT_SECONDS = {
-    **dict.fromkeys(("ms", "msec", "millis", "milliseconds"), 1e-3),
-    **dict.fromkeys(("mins", "minutes"), 60.0),
-    **dict.fromkeys(("h", "hr", "hrs", "hours"), 3600.0),
-}
-"""Seconds of a unit with which the name of a column may end."""
+SHORT_UNITS_S = {"mins": 60.0, "h": 3600.0, "hr": 3600.0, "hrs": 3600.0}
+"""Seconds of units with which the name of a duration may end, but hardly that of a time of arrival."""
 MIN_RISING = 4
 """Times that rise over so many rows of every trial may have been counted from its begin."""
 _TIMEDELTA = re.compile(r"(?:(\d+) days? )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -321,9 +318,12 @@ def scale_clock(seconds: float) -> float:
 
 def _find_unit_s(column: str) -> float:
     """Find the seconds of the unit with which the name of a column ends; ``time_min`` may be a minimum."""
+    unit_s = split_unit(column)[1]
+    if unit_s is not None:
+        return unit_s
     unit = re.split(r"[^a-z]+", column.lower().rstrip(" )]"))[-1]
     is_bracketed = column.rstrip().endswith((")", "]"))
-    return 60.0 if is_bracketed and unit == "min" else UNIT_SECONDS.get(unit, 1.0)
+    return 60.0 if is_bracketed and unit == "min" else SHORT_UNITS_S.get(unit, 1.0)
 
 
 def _count_from_one(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> Sequence[_Checkpoint]:
