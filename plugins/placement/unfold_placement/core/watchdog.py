@@ -23,14 +23,16 @@ from unfoldkit.api import Diagnostic, UnfoldError
 LIMIT_S = 10.0
 """How long a policy may compute one transaction or the requests of one task."""
 PATIENT_FACTOR = 3
-"""To load a policy may take this many times the limit, and so may this package's policies: a cluster may be huge."""
+"""Loading may take this many times the limit, and so may a policy of this package, since a cluster may be huge."""
 WARN_S = 1.0
 """Computing for so long is worth a warning."""
 PERIOD_S = 0.25
-SLEEP_FACTOR, BUSY_FACTOR = 3, 30
-"""A policy that waits may take so many times the limit, and one that computes on a busy machine so many."""
+SLEEP_FACTOR = 3
+"""A policy that waits may take this many times the limit."""
+BUSY_FACTOR = 30
+"""A policy that computes on a busy machine may take this many times the limit by the clock."""
 IDLE_SHARE = 0.1
-"""A policy that uses less of the time waits."""
+"""A policy that uses the processor for a smaller share of the time waits."""
 WAKE_SIGNAL = getattr(signal, "SIGUSR2", signal.SIGINT)
 """Interrupts a policy: not with the signal of Ctrl-C, which ends the verb, where the system has another one."""
 MAX_INTERRUPTS = 5

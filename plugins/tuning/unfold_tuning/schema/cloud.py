@@ -108,7 +108,7 @@ def _check_zones(cloud: Cloud) -> Iterable[Problem]:
     for index, zone in enumerate(cloud.zones):
         if cloud.provider == "aws" and not zone.startswith(cloud.region):
             hint = f"write {cloud.region}a, or another region"
-            yield Problem(("cloud", "zones", index), f"{zone} is no zone of {cloud.region}", hint=hint)
+            yield Problem(("cloud", "zones", index), f"{zone} is not a zone of {cloud.region}", hint=hint)
     for index, zone in enumerate(logged):
         # other columns, such as us-east-1a_v100, need not name a zone
         if cloud.zones and zone not in cloud.zones and re.fullmatch(rf"{re.escape(cloud.region)}-?[a-z]", zone):
