@@ -1,4 +1,4 @@
-"""What every test session shares: trained runs, and the list of tests that passed at the second attempt."""
+"""What every test session shares: trained runs, and the rule for second attempts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.second_attempts import SecondAttempts
 from tests.support import ROOT, command, surroundings
 
 TrainedRun = Callable[[str], Path]
@@ -67,6 +68,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--first-parameters", action="store_true", help="run each test function with its first parameters")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the rule for second attempts."""
+    config.pluginmanager.register(SecondAttempts())
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With ``--first-parameters``, keep one item of each test function."""
     if config.getoption("--first-parameters"):
@@ -74,11 +80,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = set(first.values())
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = [item for item in items if item in kept]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Write the tests that were run again to the file that ``UNFOLD_RERUNS`` names; the noxfile lists them."""
-    reruns = dict.fromkeys(report.nodeid for report in terminalreporter.stats.get("rerun", []))
-    target = os.environ.get("UNFOLD_RERUNS")
-    if reruns and target:
-        Path(target).write_text("".join(f"{name}\n" for name in reruns), encoding="utf-8")

@@ -34,7 +34,7 @@ ENVIRONMENT = {
 # the tests of a file stay together: they share servers and trained runs
 TOGETHER = ("--dist", "loadfile")
 PARALLEL = ("-n", "2", *TOGETHER)
-# a busy machine may start a process too late; a rerun is listed at the end
+# for tests that start processes or measure time: a busy machine may be late; a rerun is listed at the end
 RERUN = ("--reruns", "1")
 EXTERNAL = ("ray", "kubernetes", "torch", "targets", "browser", "engines")
 FOLDERS_OF_OTHER_SESSIONS = ("docs", "browser", "faults", "thirdparty")

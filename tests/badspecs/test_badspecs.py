@@ -42,6 +42,7 @@ def test_there_are_enough() -> None:
 
 
 @pytest.mark.parametrize("name", ["anchor-bomb", "anchor-itself", "nested-too-deep", "nested-too-deep-anchors"])
+@pytest.mark.timed
 def test_a_bomb_is_refused_quickly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of a few hundred bytes that expands to millions of values is refused within two seconds of work."""
     monkeypatch.chdir(ROOT)

@@ -94,6 +94,7 @@ class Swallowing:
         time.sleep(0.01)
 
 
+@pytest.mark.timed
 def test_a_signal_that_python_drops_is_raised_again(capsys: pytest.CaptureFixture[str]) -> None:
     """A signal in a finalizer neither shows a trace nor is lost."""
 

@@ -122,6 +122,7 @@ def ask(verb: str, run: Path) -> Outcome:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("file", CASCADE_FILES)
+@pytest.mark.timed
 def test_a_damaged_file_of_a_run_is_named(trained: Path, tmp_path: Path, file: str, fault: str) -> None:
     """Whatever a file of a run holds, with the manifest rewritten to match, the verb that reads it reports it."""
     run = tmp_path / "run"
@@ -195,6 +196,7 @@ TRACE_FAULTS = ("garbage", "deep object", "deep list", "objects", "bomb", "lying
 
 @pytest.mark.parametrize("suffix", ["npz", "npy", "csv", "json", "jsonl", "log", "csv.gz"])
 @pytest.mark.parametrize("fault", TRACE_FAULTS)
+@pytest.mark.timed
 def test_a_damaged_trace_is_named(tmp_path: Path, suffix: str, fault: str) -> None:
     """A trace of any form that is something else is refused with its name."""
     from unfoldkit.arrivals.traces import read_trace
@@ -268,6 +270,7 @@ def test_damaged_tensors_are_named(tmp_path: Path, fault: str) -> None:
     ],
     ids=["laughs", "lists", "mappings", "dashes"],
 )
+@pytest.mark.timed
 def test_a_hostile_spec_is_refused(tmp_path: Path, text: str) -> None:
     """Anchors that multiply and deep nesting are refused with the file's name."""
     (tmp_path / "bad.yaml").write_text(text)

@@ -33,6 +33,8 @@ from unfold_cascade.language_models.planning.prompt_features import list_scripts
 
 openai = pytest.importorskip("openai")
 
+pytestmark = pytest.mark.timed
+
 UNSURE = always(text="cheap answer", logprob=-2.0)
 WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
 TOOL = {"type": "function", "function": WEATHER}

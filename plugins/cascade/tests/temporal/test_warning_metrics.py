@@ -192,6 +192,7 @@ def test_macro_f1_equals_scikit_learn() -> None:
     assert compute_macro_f1(answer, truth, 3, weight) == pytest.approx(expected)
 
 
+@pytest.mark.timed
 def test_ranking_once_is_twice_as_fast_as_sorting_for_each_resample() -> None:
     """The reason for this class: the best of three rounds over eight resamples takes less than half of the time."""
     rng = np.random.default_rng(0)

@@ -165,6 +165,7 @@ def test_without_a_target_all_queries_are_admitted() -> None:
     assert admitted(np.linspace(0.0, 1.0, 5000), 0.01, 1, math.inf)[1] == 0
 
 
+@pytest.mark.timed
 def test_server_keeps_the_waiting_bound(tmp_path: Path) -> None:
     """Of 80 requests at once, those that fit into the bound are answered; the others get a retry time at once."""
     (tmp_path / "served.py").write_text("import time\n\ndef nap(rows):\n    time.sleep(0.05)\n    return rows\n")
@@ -212,6 +213,7 @@ def test_server_keeps_the_waiting_bound(tmp_path: Path) -> None:
     assert app.gateway.record.outcomes["refused"] == len(refused) + after - 1
 
 
+@pytest.mark.timed
 def test_query_ends_at_the_bound(tmp_path: Path) -> None:
     """A query that was admitted and then takes too long ends with a refusal at the bound."""
     (tmp_path / "served.py").write_text("import time\n\ndef nap(rows):\n    time.sleep(1.5)\n    return rows\n")

@@ -154,6 +154,7 @@ def test_bad_requests_reach_no_engine(body: bytes, status: int) -> None:
         assert not script.requests
 
 
+@pytest.mark.timed
 def test_requests_beyond_the_bound_are_rejected_and_a_client_that_hangs_up_frees_its_place() -> None:
     """More requests than may wait get 429 with a time to retry; a closed connection ends its request."""
     slow = Script(overhead_s=0.05)

@@ -284,6 +284,7 @@ def test_queues_that_preempt_each_other_at_every_retry_are_reported(
         replay(tmp_path, *_random_queues(random.Random(104), 45))  # noqa: S311
 
 
+@pytest.mark.timed
 def test_a_state_that_recurs_at_one_instant_is_reported_at_once(tmp_path: Path) -> None:
     """The next cycles depend on nothing else, so the limit on cycles need not be reached."""
     began_s = time.process_time()

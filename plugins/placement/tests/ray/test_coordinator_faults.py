@@ -124,6 +124,7 @@ def test_idle_reservations_that_expire_meanwhile_leave_no_task_without_a_place(c
     assert states(coordinator) == {kinds.WAITING}
 
 
+@pytest.mark.timed
 def test_no_call_waits_for_the_cluster_while_a_reservation_is_pending(coordinator: Coordinator) -> None:
     """Idle places for one task of a unit only: the other is awaited without the lock, whatever Ray takes."""
     groups, released = coordinator.placement_groups, threading.Event()

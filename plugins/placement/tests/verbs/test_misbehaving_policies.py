@@ -37,6 +37,8 @@ from unfold_placement.verification.search import LIVELOCK, search
 from unfold_placement.workload.build import protect_tasks
 from unfoldkit.api import UnfoldError
 
+pytestmark = pytest.mark.timed
+
 Yielded = Callable[[Task], Any]
 
 

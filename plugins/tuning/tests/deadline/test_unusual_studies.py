@@ -329,6 +329,7 @@ def test_trials_that_return_early_keep_their_rank() -> None:
 
 
 @pytest.mark.parametrize("n_jobs", [1, 4])
+@pytest.mark.timed
 def test_a_study_stopped_by_its_deadline_has_a_best_trial(n_jobs: int) -> None:
     """If no trial is complete at the deadline, the best of those that ran furthest is, with its last report."""
     study, result = search(
@@ -379,6 +380,7 @@ def test_an_objective_that_always_fails_ends_the_search() -> None:
     assert result.stage_trials[0] == 0
 
 
+@pytest.mark.timed
 def test_a_deadline_holds_without_reports() -> None:
     """An objective that never reports is not begun where it would end too late."""
     study, result = search(
@@ -449,6 +451,7 @@ def test_two_processes_do_not_share_a_study() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_arguments_of_optimize_are_accepted() -> None:
     """A script which only replaces the call keeps ``timeout``, ``catch`` as a list, and the flags of its call."""
 
@@ -471,6 +474,7 @@ def test_a_grid_runs_each_point_once() -> None:
     assert study.best_params == {"quality": 0.9}
 
 
+@pytest.mark.timed
 def test_a_brute_force_search_runs_each_point_once() -> None:
     """Trials that wait are not finished, so the sampler repeats points: repetitions end with their first report."""
 
@@ -489,6 +493,7 @@ def test_a_brute_force_search_runs_each_point_once() -> None:
     assert study.best_trial.params == {"depth": 4, "bias": 2}
 
 
+@pytest.mark.timed
 def test_a_storage_that_fails_ends_the_search() -> None:
     """An error outside the objective is raised at once instead of at the deadline."""
 

@@ -47,6 +47,7 @@ def test_fields_of_a_request_and_its_tensors_are_counted(
 
 
 @pytest.mark.parametrize("unit", [EMPTY_TENSOR, EMPTY_OUTPUT, EMPTY_PARAMETER, b"\x38\x00", b"\x3d\x00\x00\x00\x00"])
+@pytest.mark.timed
 def test_a_message_of_very_many_fields_is_rejected_before_it_is_parsed(unit: bytes) -> None:
     """Two million objects would take half a second and much memory."""
     data = unit * ((4 << 20) // len(unit))
@@ -75,6 +76,7 @@ def test_bytes_that_are_no_message_are_counted_without_an_error(data: bytes) -> 
 
 
 @pytest.mark.parametrize("data", [b"\xff" * (4 << 20), b"\x2a" + b"\xff" * 9 + b"\x7f", b"\x2a\xff\xff\xff\x7f"])
+@pytest.mark.timed
 def test_integers_without_an_end_take_no_time(data: bytes) -> None:
     """Neither their value nor the length that they claim matters."""
     began_s = time.process_time()

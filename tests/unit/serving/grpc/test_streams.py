@@ -27,6 +27,8 @@ from unfoldkit.serving.grpc.streams import (
     hold_stream,
 )
 
+pytestmark = pytest.mark.timed
+
 
 @pytest.fixture(scope="module")
 def messages() -> Messages:

@@ -144,6 +144,7 @@ def test_a_client_that_sends_all_before_it_reads_gets_413(hosts: tuple[Server, i
     assert received.count(b"HTTP/1.1 ") == 1
 
 
+@pytest.mark.timed
 def test_a_client_that_never_finishes_its_body_does_not_delay_the_end() -> None:
     """The server ends at once although it still drops the body of a rejected request."""
     with serving("total") as server, server.connect() as wire:

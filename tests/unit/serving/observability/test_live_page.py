@@ -72,6 +72,7 @@ def test_a_token_guards_the_events_and_not_the_bare_page() -> None:
             assert events(wire, 1)[0]["kind"] == "toy"
 
 
+@pytest.mark.timed
 def test_watchers_do_not_hold_the_end_up() -> None:
     """With somebody watching, SIGTERM still ends the server with 0 within three seconds."""
     with serving("total") as server, server.connect() as wire:
@@ -82,6 +83,7 @@ def test_watchers_do_not_hold_the_end_up() -> None:
         assert time.monotonic() - began < 3.0
 
 
+@pytest.mark.timed
 def test_watchers_that_leave_are_forgotten(total: Server) -> None:
     """A watcher that goes away leaves nothing behind: the server has as many open files as before."""
     files = f"/proc/{total.process.pid}/fd"
