@@ -1,8 +1,8 @@
 """Exports that are executed: Ray Serve and KServe's graph answer queries, Triton's message type reads configs.
 
-Ray Serve gets the exported config as ``serve deploy`` does and answers over HTTP. The InferenceGraph runs on a router
-of its own process, which behaves as KServe's source does, with a predictor per stage: no module proxy has KServe's
-router. Triton's server is no package either, so its configs are parsed and checked for all fields.
+Ray Serve gets the exported config as ``serve deploy`` does and answers over HTTP. The InferenceGraph runs on KServe's
+router, built from its Go module, with a predictor per stage. Triton's server is no package, so its configs are parsed
+and checked for all fields.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
     queries = QUERIES // 5 if quick else QUERIES
     rows: list[list[Any]] = []
     notes: list[str] = [
-        "kserve: the router behaves as KServe's source does, as no module proxy has KServe's own",
+        "kserve: the router is KServe's, without its controller: the services' addresses are entered as it would",
         "triton: read by the message type of its client and checked for all fields; its server is not run",
     ]
     seconds: dict[str, float | None] = {"ray_serve": None, "kserve": None}

@@ -1,4 +1,4 @@
-"""Run an exported InferenceGraph: a router of its own process, and a predictor for each stage behind it."""
+"""Run an exported InferenceGraph: KServe's router in a process, and a predictor for each stage behind it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
+import socket
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -22,8 +26,15 @@ import yaml
 
 from tests.http_server import serve_handler
 
-MODULE = "module unfoldkit/router\n\ngo 1.24\n\nrequire github.com/tidwall/gjson v1.18.0\n"
-BUILD_S, ANSWER_S = 240, 30
+MODULE, PROGRAM = "github.com/kserve/kserve@v0.15.2", "cmd/router"
+TYPES, CONSTANTS = "pkg/apis/serving/v1alpha1/inference_graph.go", "pkg/constants/constants.go"
+CHANGES = {
+    f"{PROGRAM}/main.go": ('":" + strconv.Itoa(constants.RouterPort)', 'os.Getenv("ROUTER_ADDRESS")'),
+    # the registration for clients of Kubernetes, which the router is not
+    TYPES: ("SchemeBuilder.Register(&InferenceGraph{}, &InferenceGraphList{})", ""),
+}
+"""Text of KServe's files that is replaced, by file."""
+LOAD_S, BUILD_S, START_S, ANSWER_S = 300, 900, 60, 30
 Answer = Callable[[random.Random], Mapping[str, Any] | None]
 """Draws the tensors that the predictor of a stage answers to a query; ``None`` for an error with status 503."""
 
@@ -43,24 +54,41 @@ class GraphRun:
 
 
 def build_router(folder: Path) -> Path:
-    """Compile the router into ``folder``.
+    """Compile KServe's router from its Go module into ``folder``.
+
+    The address is that of ROUTER_ADDRESS instead of a fixed port on every interface. Of the packages beside the router
+    only the types of graphs and its own constants are compiled: the rest brings the clients of three clouds.
 
     Raises:
         RouterMissingError: there is no Go, or its modules cannot be loaded.
     """
+    source = Path(json.loads(_run_go(folder, LOAD_S, "mod", "download", "-json", MODULE))["Dir"])
+    programs = [f"{PROGRAM}/{name}" for name in ("main.go", "router_error.go")]
+    files = {name: (source / name).read_text("utf-8") for name in ("go.mod", "go.sum", TYPES, CONSTANTS, *programs)}
+    for name, (before, after) in CHANGES.items():
+        assert files[name].count(before) == 1, f"{MODULE} has no single {before}"
+        files[name] = files[name].replace(before, after)
+    lines = re.findall(r"^\tRouter\w+ += .*$", files[CONSTANTS], re.MULTILINE)
+    files[CONSTANTS] = "\n".join(["package constants", "const (", *lines, ")"])
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    _run_go(folder, BUILD_S, "build", "-p", "2", "-gcflags=all=-l", "-ldflags=-w", "-o", "router", f"./{PROGRAM}")
+    return folder / "router"
+
+
+def _run_go(folder: Path, seconds: float, *words: str) -> str:
     go = shutil.which("go")
     if go is None:
         raise RouterMissingError("there is no Go on the path")
-    shutil.copy(Path(__file__).with_name("inference_graph.go"), folder / "main.go")
-    (folder / "go.mod").write_text(MODULE)
     environment = {**os.environ, "GOFLAGS": "-mod=mod", "GOWORK": "off", "CGO_ENABLED": "0"}
-    command = [go, "build", "-p", "2", "-o", "router", "."]
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=BUILD_S, check=False
+        [go, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds, check=False
     )
     if done.returncode:
-        raise RouterMissingError(f"the router does not compile: {done.stderr.strip()[-500:]}")
-    return folder / "router"
+        raise RouterMissingError(f"KServe's router cannot be built: {(done.stderr or done.stdout).strip()[-500:]}")
+    return done.stdout
 
 
 def run_graph(router: Path, text: str, answers: Mapping[str, Answer], queries: int, seed: int = 0) -> GraphRun:
@@ -84,7 +112,7 @@ def run_graph(router: Path, text: str, answers: Mapping[str, Answer], queries: i
             )
             for service in services
         }
-        address = stack.enter_context(_start_router(router, {"nodes": graph["spec"]["nodes"], "services": urls}))
+        address = stack.enter_context(_start_router(router, _resolve_services(graph["spec"], urls)))
         body = json.dumps({"instances": [[0.0, 1.0]]}).encode()
         for _ in range(queries):
             status, answer = _send_query(address, body)
@@ -102,21 +130,51 @@ def _send_query(address: str, body: bytes) -> tuple[int, Any]:
             return error.code, json.loads(error.read())
 
 
+def _resolve_services(spec: Mapping[str, Any], urls: Mapping[str, str]) -> dict[str, Any]:
+    """Return a graph with the address of each InferenceService, as KServe's controller hands it to the router."""
+    nodes = {
+        name: {
+            **node,
+            "steps": [
+                {**step, "serviceUrl": urls[step["serviceName"]]} if "serviceName" in step else step
+                for step in node["steps"]
+            ],
+        }
+        for name, node in spec["nodes"].items()
+    }
+    return {**spec, "nodes": nodes}
+
+
 @contextlib.contextmanager
 def _start_router(router: Path, graph: Mapping[str, Any]) -> Iterator[str]:
-    process = subprocess.Popen([router], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with socket.create_server(("127.0.0.1", 0)) as chosen:
+        address = f"127.0.0.1:{chosen.getsockname()[1]}"
+    log = router.with_suffix(".log")
+    with log.open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            [router, "--graph-json", json.dumps(graph)],
+            env={**os.environ, "ROUTER_ADDRESS": address},
+            stdout=errors,
+            stderr=errors,
+        )
+        try:
+            end_s = time.monotonic() + START_S
+            while not _is_ready(f"http://{address}/readyz"):
+                if process.poll() is not None or time.monotonic() > end_s:
+                    raise RuntimeError(f"the router does not start: {log.read_text('utf-8')[-500:]}")
+                time.sleep(0.05)
+            yield f"http://{address}/"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _is_ready(url: str) -> bool:
     try:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(graph))
-        process.stdin.close()
-        yield f"http://{process.stdout.readline().strip()}/"
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        with urllib.request.urlopen(url, timeout=1) as response:
+            return bool(response.status == HTTPStatus.OK)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
