@@ -38,6 +38,7 @@ class Kind:
         carries: ``train`` executes a plan.
         recalibrates: ``plan`` refits a stored plan on new data.
         selects_node: ``profile`` measures on the node that ``--on`` names.
+        runs_on: The key of the spec that says where ``train`` runs, which ``train --target`` sets.
         targets: Systems with an existing deployment that ``serve --target`` takes charge of. With ``--dry-run`` it
             returns a report of what it would change.
         export: A ``(spec, Run) -> bytes`` that makes one ONNX graph of a run, for ``unfold export``.
@@ -62,6 +63,7 @@ class Kind:
     carries: bool = False
     recalibrates: bool = False
     selects_node: bool = False
+    runs_on: str | None = None
     targets: tuple[str, ...] = ()
     opens: str | None = None
     verifies: str | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ECHO, Unfold
+from tests.support import ECHO, ROOT, Unfold
 from unfoldkit.errors import install_command
 from unfoldkit.report import SCHEMA
 
@@ -293,6 +293,10 @@ def test_train_carries_out_the_plan_that_is_named(unfold: Unfold, tmp_path: Path
             "--plan p.yaml: kind echo executes no plan (kinds that do: tuning",
         ),
         (
+            ("train", "a.yaml", "--target", "aws"),
+            "--target aws: kind echo trains on this machine only (kinds that do not: tuning",
+        ),
+        (
             ("profile", "a.yaml", "--on", "ray"),
             "--on ray: kind echo measures on this machine only (kinds that do: tuning",
         ),
@@ -304,6 +308,18 @@ def test_an_option_is_heeded_or_refused(unfold: Unfold, spec: Path, words: tuple
     outcome = unfold(*words)
     assert outcome.code == 2
     assert outcome.err.startswith(expected)
+
+
+def test_a_system_to_run_on_is_a_setting_of_the_spec(unfold: Unfold, tmp_path: Path) -> None:
+    """``train --target`` sets the key of the kind, with all checks of that key."""
+    job = tmp_path / "job.yaml"
+    job.write_text((ROOT / "configs" / "tuning" / "small.yaml").read_text("utf-8"), encoding="utf-8")
+    outcome = unfold("train", "job.yaml", "--target", "azure")
+    assert outcome.code == 2
+    assert "the catalog has no prices of azure" in outcome.err
+    outcome = unfold("train", "job.yaml", "--target", "cloud9")
+    assert outcome.code == 2
+    assert outcome.err.startswith("--set cloud.provider=cloud9: cloud.provider: ")
 
 
 def test_a_plan_of_another_kind_is_no_drift(unfold: Unfold, spec: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ def unfold_kinds() -> Iterable[Kind]:
         extra="tuning",
         carries=True,
         selects_node=True,
+        runs_on="cloud.provider",
         opens="unfold_tuning.verbs.check_inputs:check_inputs",
     )
 

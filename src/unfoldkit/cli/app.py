@@ -104,9 +104,12 @@ def train(
     spec: options.SpecPath,
     shared: SharedOptions,
     plan_file: Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="execute this plan")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="SYSTEM", help="where to run, such as aws; sets the spec's key")
+    ] = None,
 ) -> None:
     """Fit, tune and save what the spec describes; a killed run resumes where it was."""
-    _perform("train", spec, shared, plan=plan_file)
+    _perform("train", spec, shared, plan=plan_file, target=target)
 
 
 @with_shared_options
@@ -403,10 +406,18 @@ def _group(text: str, callback: Callable[..., None], **commands: Callable[..., N
     return group
 
 
-def _perform(verb: str, spec: str, shared: SharedOptions, *, plan: Path | None = None, on: str | None = None) -> None:
+def _perform(
+    verb: str,
+    spec: str,
+    shared: SharedOptions,
+    *,
+    plan: Path | None = None,
+    on: str | None = None,
+    target: str | None = None,
+) -> None:
     from unfoldkit.cli.execution import perform
 
-    request = replace(_request(verb, spec, shared), plan=plan, on=on)
+    request = replace(_request(verb, spec, shared), plan=plan, on=on, target=target)
     _exit_with(lambda: perform(request, _read_stdin(spec)))
 
 

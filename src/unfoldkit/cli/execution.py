@@ -56,6 +56,9 @@ def perform(request: Request, stdin: str = "") -> ExitCode:
     renderer = output.select_renderer(registry, request.format, request.out)
     try:
         loaded = load_request(request, registry, stdin)
+        if request.verb == "train" and request.target is not None:
+            request = _set_target(request, loaded.kind, registry.kinds)
+            loaded = load_request(request, registry, stdin)
         _protect_inputs(request, renderer, loaded)
         report, code = execute(request, registry, loaded)
     except UnfoldError as error:
@@ -95,6 +98,19 @@ def execute(request: Request, registry: Registry, loaded: LoadedSpec) -> tuple[R
     else:
         report = _run_and_store(request, loaded, function)
     return report, ExitCode.YES if report.verdict is Verdict.YES or request.exit_zero else ExitCode.NO
+
+
+def _set_target(request: Request, kind: Kind, kinds: Mapping[str, Kind]) -> Request:
+    """Return the request with the system that ``train --target`` names as a setting of the spec.
+
+    Raises:
+        UnfoldError: The kind trains on this machine only.
+    """
+    if kind.runs_on is None:
+        capable = ", ".join(sorted(each.name for each in kinds.values() if each.runs_on))
+        problem = f"kind {kind.name} trains on this machine only"
+        raise user_error(f"--target {request.target}: {problem}", hint=f"kinds that do not: {capable}")
+    return replace(request, settings=(*request.settings, f"{kind.runs_on}={request.target}"), target=None)
 
 
 def reject_target(request: Request, kind: Kind) -> None:
