@@ -124,7 +124,7 @@ def replayed(found: Profile, data: Path, *, quick: bool) -> list[Row]:
 def calibrated(data: Path, folder: Path, seed: int, epochs: int | None) -> list[Row]:
     """Train between patients in ``folder``; return the calibration of every net on patients that it has not seen."""
     from unfold_supernet.training import latency
-    from unfold_supernet.training.calibration import measure_calibration
+    from unfold_supernet.training.confidence_calibration import measure_calibration
     from unfold_supernet.training.evaluation import sort_by_macs
     from unfold_supernet.training.family import train_supernet
 

@@ -39,7 +39,6 @@ from unfold_pipeline.problem.problem import SearchBudget, TunerSettings
 from unfold_pipeline.problem.sample import Sample, draw_sample
 from unfold_pipeline.replay.simulated import UNIT_HOLD_S, estimate_in_flight, simulate_rules
 from unfold_pipeline.report.simulated_replay import describe_rule_settings
-from unfold_pipeline.tuner import rules as policies
 from unfold_pipeline.tuner.autoscalers import (
     KnativeSettings,
     RayServeSettings,
@@ -47,8 +46,8 @@ from unfold_pipeline.tuner.autoscalers import (
     build_ray_serve_rule,
     scale_pipeline_units,
 )
+from unfold_pipeline.tuner.envelope_rule import ScalingContext, build_scaling_context
 from unfold_pipeline.tuner.replica_table import ReplicaTable
-from unfold_pipeline.tuner.rules import ScalingContext
 from unfold_pipeline.tuner.table_rule import build_context_table, compute_table_targets
 from unfoldkit.arrivals import processes, rate_profiles, traces
 
@@ -163,7 +162,7 @@ def case(name: str, times: np.ndarray, seed: int, _setting: TunerSettings) -> tu
 
 def at_equal_misses(checker: SloChecker, plan: Plan, live: Sample, setting: TunerSettings) -> list[float | None]:
     """Return a row of ``EQUAL``: the least $ an hour with at most 0.1 % misses, ours and that of the coarse tuner."""
-    own = policies.build_scaling_context(checker.pipeline, plan, [checker.estimators[0].sample], checker.slo_s)
+    own = build_scaling_context(checker.pipeline, plan, [checker.estimators[0].sample], checker.slo_s)
     steps = build_context_table(own, setting)
     unit = coarse_grained.find_cheapest_unit(checker)
     mine, free = _swept(SHORTEST, HOLD_S, checker.slo_s, partial(_ours, own, live, setting, steps))

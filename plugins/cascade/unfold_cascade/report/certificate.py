@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from unfold_cascade.planner.certificate import cases_needed, smallest_certifiable
-from unfold_cascade.planner.left_out_sites import SiteResult
+from unfold_cascade.planner.leave_one_site_out import SiteResult
 from unfold_cascade.planner.planner import Solution, list_leaks
 from unfold_cascade.planner.policy import Outcome
 from unfold_cascade.planner.select import LEAKED, NO_CHEAPER, SAVING_UNCERTAIN, count_units, number_of_label

@@ -13,7 +13,7 @@ from unfold_cascade.drift.labelled_cases import validate_cases
 from unfold_cascade.drift.recalibration import recalibrate_cases
 from unfold_cascade.models.onnx_runtime import ONNX, load_probe
 from unfold_cascade.models.zoo import fit_models
-from unfold_cascade.planner.left_out_sites import evaluate_sites
+from unfold_cascade.planner.leave_one_site_out import evaluate_sites
 from unfold_cascade.planner.planner import FRONT_FILE, solve
 from unfold_cascade.planner.score_tables import build_tables
 from unfold_cascade.report.certificate import add_left_out_sites

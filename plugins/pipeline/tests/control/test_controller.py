@@ -25,8 +25,8 @@ from unfold_pipeline.problem.quotas import build_quota_limits
 from unfold_pipeline.problem.sample import draw_sample
 from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.tuner.calibration import build_live_rule
+from unfold_pipeline.tuner.envelope_rule import build_scaling_context
 from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
-from unfold_pipeline.tuner.rules import build_scaling_context
 from unfold_pipeline.tuner.table_rule import compute_table_targets
 from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.kubernetes.api import NOT_FOUND, Api, ApiError, Body

@@ -8,6 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from plugins.pipeline.tests.engine.test_cluster import step_times
+from unfold_pipeline.engine.autoscaling.autoscalers import (
+    HPA_PERIOD_S,
+    HPA_STABILIZATION_S,
+    Observation,
+    build_hpa_rule,
+    build_keda_rule,
+    keep_replicas,
+)
 from unfold_pipeline.engine.autoscaling.fleet import Fleet
 from unfold_pipeline.engine.autoscaling.hindsight import (
     SlotMisses,
@@ -16,16 +24,10 @@ from unfold_pipeline.engine.autoscaling.hindsight import (
     simulate_slots,
 )
 from unfold_pipeline.engine.autoscaling.replay import replay_rule
-from unfold_pipeline.engine.autoscaling.rules import (
-    HPA_PERIOD_S,
-    HPA_STABILIZATION_S,
-    Observation,
+from unfold_pipeline.engine.autoscaling.token_envelope import (
     build_envelope_rule,
-    build_hpa_rule,
-    build_keda_rule,
     build_token_envelope,
     count_trace_tokens,
-    keep_replicas,
 )
 from unfold_pipeline.engine.hardware.gpu import KvCache
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets

@@ -16,7 +16,7 @@ from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Sta
 from unfold_pipeline.problem.problem import TunerSettings
 from unfold_pipeline.problem.sample import Sample, draw_sample
 from unfold_pipeline.replay import simulated
-from unfold_pipeline.tuner import rules
+from unfold_pipeline.tuner import envelope_rule
 from unfold_pipeline.tuner.replica_table import ReplicaTable
 from unfold_pipeline.tuner.table_rule import build_table_rule
 from unfoldkit.arrivals import processes
@@ -150,7 +150,7 @@ def test_no_rule_exceeds_a_quota() -> None:
 def test_live_rule_respects_the_quota() -> None:
     """The targets of the table rule for a running service are limited by the quota."""
     sample = traffic([40.0] * 3)
-    own = rules.build_scaling_context(GRAPH, PLAN, [sample], 0.5)
+    own = envelope_rule.build_scaling_context(GRAPH, PLAN, [sample], 0.5)
     steps = ReplicaTable((1.0, 8.0), ((2, 1, 2), (20, 10, 20)), ((4, 4, 4), (8, 4, 8)))
     busy = np.linspace(0.0, 10.0, 8000)
     free = replace(own, pipeline=replace(GRAPH, quotas=()))

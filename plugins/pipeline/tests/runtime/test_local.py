@@ -27,7 +27,7 @@ from unfold_pipeline.runtime.local import LocalRuntime, PipelineRuntime
 from unfold_pipeline.runtime.ray_serve import RayRuntime
 from unfold_pipeline.runtime.stage import Query
 from unfold_pipeline.schema.hardware import Placement
-from unfold_pipeline.tuner import rules
+from unfold_pipeline.tuner import envelope_rule
 from unfold_pipeline.tuner.replica_table import ReplicaTable
 from unfold_pipeline.tuner.table_rule import build_table_rule
 from unfoldkit.api import UnfoldError
@@ -246,7 +246,7 @@ def test_killed_replica_is_replaced_without_loss(make: Make) -> None:
 def test_rule_scales_with_the_traffic(make: Make) -> None:
     """Traffic ten times as dense as planned makes the rule add replicas."""
     planned = trace(5.0, 20.0)
-    brief = rules.build_scaling_context(PIPE, PLAN, [planned], 0.2)
+    brief = envelope_rule.build_scaling_context(PIPE, PLAN, [planned], 0.2)
     steps = ReplicaTable((1.0, 4.0, 16.0), ((1, 1), (2, 1), (3, 2)), ((2, 2), (4, 2), (8, 2)))
     setting = TunerSettings(hold_s=2.0)
     tuner = LiveTuner(rule=build_table_rule(brief, setting, steps), limits=SHARED)

@@ -14,7 +14,7 @@ from unfold_pipeline.problem.build import build_live_sample, build_problem
 from unfold_pipeline.report.plan_file import parse_decision
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.tuner.calibration import calibrate_settings
-from unfold_pipeline.tuner.rules import build_scaling_context
+from unfold_pipeline.tuner.envelope_rule import build_scaling_context
 from unfold_pipeline.tuner.table_rule import build_context_table, compute_table_targets
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine

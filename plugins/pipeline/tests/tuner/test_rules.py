@@ -28,7 +28,7 @@ from unfold_pipeline.problem.problem import TunerSettings
 from unfold_pipeline.problem.quotas import QuotaLimits
 from unfold_pipeline.problem.sample import Sample, draw_sample, slice_sample
 from unfold_pipeline.replay.simulated import simulate_rules
-from unfold_pipeline.tuner import autoscalers, rules, table_rule
+from unfold_pipeline.tuner import autoscalers, envelope_rule, table_rule
 from unfold_pipeline.tuner.calibration import MAX_MISS_RATE, build_live_rule, calibrate_settings
 from unfold_pipeline.tuner.table_rule import build_context_table, compute_table_targets
 from unfoldkit.arrivals import processes
@@ -67,7 +67,7 @@ def test_slice_of_a_sample_keeps_times_and_routes() -> None:
 def random_targets(sample: Sample, seed: int) -> ScalingTargets:
     """Targets that jump about."""
     rng = np.random.default_rng(seed)
-    seconds = rules.list_decision_times(sample).size
+    seconds = envelope_rule.list_decision_times(sample).size
     return ScalingTargets(tuple(np.repeat(rng.integers(1, 6, seconds), 3)[:seconds].astype(np.int64) for _ in PLAN))
 
 
@@ -159,15 +159,15 @@ def test_targets_after_the_end_are_not_billed() -> None:
     assert ledger.orders == 0
 
 
-def the_brief(sample: Sample) -> rules.ScalingContext:
+def the_brief(sample: Sample) -> envelope_rule.ScalingContext:
     """The hand-over of the plan."""
-    return rules.build_scaling_context(GRAPH, PLAN, [sample], 0.5)
+    return envelope_rule.build_scaling_context(GRAPH, PLAN, [sample], 0.5)
 
 
 def test_rules_keep_the_plan_on_planned_traffic() -> None:
     """On the planned sample, no rule of InferLine scales above the plan, nor below it with a floor."""
     sample = traffic([60.0, 60.0, 60.0])
-    for rule in (rules.compute_paper_targets, rules.compute_ratio_targets):
+    for rule in (envelope_rule.compute_paper_targets, envelope_rule.compute_ratio_targets):
         targets = rule(the_brief(sample), sample, TunerSettings())
         assert [set(counts.tolist()) for counts in targets.replicas] == [{choice.replicas} for choice in PLAN]
 
@@ -179,7 +179,7 @@ def test_rules_follow_a_step() -> None:
     own, setting = the_brief(sample), TunerSettings()
     found = {
         rule.__name__: rule(own, live, setting)
-        for rule in (rules.compute_paper_targets, rules.compute_ratio_targets, compute_table_targets)
+        for rule in (envelope_rule.compute_paper_targets, envelope_rule.compute_ratio_targets, compute_table_targets)
     }
     for targets in found.values():
         assert all(counts[25] > choice.replicas for counts, choice in zip(targets.replicas, PLAN, strict=True))
@@ -192,8 +192,8 @@ def test_rules_follow_a_step() -> None:
 def test_rules_without_floor_fall_below_the_plan() -> None:
     """Without the floor InferLine's rules fall below the plan when the rate dips; with it they do not."""
     sample, live = traffic([80.0] * 6), traffic([80.0, 8.0, 8.0, 8.0, 8.0, 80.0], seed=2)
-    bare = rules.compute_ratio_targets(the_brief(sample), live, TunerSettings(has_floor=False))
-    kept = rules.compute_ratio_targets(the_brief(sample), live, TunerSettings(has_floor=True))
+    bare = envelope_rule.compute_ratio_targets(the_brief(sample), live, TunerSettings(has_floor=False))
+    kept = envelope_rule.compute_ratio_targets(the_brief(sample), live, TunerSettings(has_floor=True))
     assert min(int(counts.min()) for counts in bare.replicas) < min(choice.replicas for choice in PLAN)
     assert all(int(counts.min()) >= choice.replicas for counts, choice in zip(kept.replicas, PLAN, strict=True))
 
@@ -229,8 +229,8 @@ def test_calibrated_settings_meet_the_miss_rate() -> None:
 def test_rules_keep_the_plan_on_every_planned_sample() -> None:
     """No planned sample makes a rule of InferLine scale up, and their order does not matter."""
     samples = [traffic([20.0] * 3, seed=5), traffic([60.0] * 3), traffic([40.0] * 3, seed=6)]
-    own, other = (rules.build_scaling_context(GRAPH, PLAN, given, 0.5) for given in (samples, samples[::-1]))
-    for rule in (rules.compute_paper_targets, rules.compute_ratio_targets):
+    own, other = (envelope_rule.build_scaling_context(GRAPH, PLAN, given, 0.5) for given in (samples, samples[::-1]))
+    for rule in (envelope_rule.compute_paper_targets, envelope_rule.compute_ratio_targets):
         for sample in samples:
             targets = rule(own, sample, TunerSettings())
             assert [set(counts.tolist()) for counts in targets.replicas] == [{choice.replicas} for choice in PLAN]
@@ -311,9 +311,9 @@ def test_live_rule_decides_as_in_the_replay(name: str, floor: bool) -> None:
     own, live = the_brief(traffic([40.0], 30.0, seed=9)), traffic([40.0, 200.0, 20.0, 5.0, 60.0], 30.0)
     setting = TunerSettings(has_floor=floor, hold_s=20.0)
     rule = build_live_rule(name, own, setting)
-    now = rules.list_decision_times(live)
+    now = envelope_rule.list_decision_times(live)
     found = [rule(live.arrivals[: np.searchsorted(live.arrivals, second, "right")], second) for second in now]
-    targets = getattr(rules if name != "table" else table_rule, f"compute_{name}_targets")(own, live, setting)
+    targets = getattr(envelope_rule if name != "table" else table_rule, f"compute_{name}_targets")(own, live, setting)
     if name == "table":
         assert np.array_equal(np.array([step.batches for step in found]).T, np.array(targets.batches))
     ahead = list(targets.replicas)

@@ -37,7 +37,7 @@ from unfold_pipeline.tuner.autoscalers import (
     scale_pipeline_units,
 )
 from unfold_pipeline.tuner.calibration import calibrate_settings
-from unfold_pipeline.tuner.rules import (
+from unfold_pipeline.tuner.envelope_rule import (
     ScalingContext,
     build_scaling_context,
     compute_paper_targets,

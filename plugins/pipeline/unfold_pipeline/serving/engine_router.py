@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from unfold_pipeline._types import RowArray
-from unfold_pipeline.engine.autoscaling.rules import Arrival, TokenLog
+from unfold_pipeline.engine.autoscaling.token_envelope import Arrival, TokenLog
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import (
     Endpoint,

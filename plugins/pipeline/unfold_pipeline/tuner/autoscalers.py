@@ -19,7 +19,7 @@ from unfold_pipeline._types import CountArray
 from unfold_pipeline.estimator.replica_schedule import TICK_S, hold_maximum
 from unfold_pipeline.problem.pipeline import Plan
 from unfold_pipeline.problem.sample import Sample
-from unfold_pipeline.tuner.rules import list_decision_times
+from unfold_pipeline.tuner.envelope_rule import list_decision_times
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from unfold_pipeline._types import FloatArray
 from unfold_pipeline.estimator.replica_schedule import ScalingState
 from unfold_pipeline.estimator.simulator import simulate_targets
 from unfold_pipeline.problem.problem import TunerSettings
+from unfold_pipeline.tuner.envelope_rule import EnvelopeTrigger, ScalingContext, build_trigger
 from unfold_pipeline.tuner.replica_table import ReplicaTable
-from unfold_pipeline.tuner.rules import EnvelopeTrigger, ScalingContext, build_trigger
 from unfold_pipeline.tuner.table_rule import TableRule, build_context_table, build_table_rule, compute_table_targets
 
 MAX_MISS_RATE = 0.003

@@ -11,8 +11,8 @@ from unfold_pipeline.estimator.replica_schedule import TICK_S, ScalingState, Sca
 from unfold_pipeline.problem.problem import TunerSettings
 from unfold_pipeline.problem.quotas import FluidQueue, QuotaLimits, build_fluid_queue, build_quota_limits
 from unfold_pipeline.problem.sample import Sample
+from unfold_pipeline.tuner.envelope_rule import ScalingContext, list_decision_times
 from unfold_pipeline.tuner.replica_table import ReplicaTable, build_replica_table
-from unfold_pipeline.tuner.rules import ScalingContext, list_decision_times
 from unfoldkit.arrivals import envelope
 
 TREND_WINDOW_S = 10.0

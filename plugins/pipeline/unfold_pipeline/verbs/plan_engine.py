@@ -7,23 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from unfold_pipeline.engine.autoscaling.autoscalers import (
+    ScalingRule,
+    build_hpa_rule,
+    build_keda_rule,
+    keep_replicas,
+    limit_replicas,
+)
 from unfold_pipeline.engine.autoscaling.hindsight import find_cheapest_schedule, find_fixed_peak, simulate_slots
 from unfold_pipeline.engine.autoscaling.replay import (
     AutoscaledRun,
     calibrate_envelope_rule,
     replay_rule,
 )
-from unfold_pipeline.engine.autoscaling.rules import (
+from unfold_pipeline.engine.autoscaling.token_envelope import (
     ENVELOPE_MARGIN,
-    ScalingRule,
     TokenEnvelope,
     build_envelope_rule,
-    build_hpa_rule,
-    build_keda_rule,
     build_token_envelope,
     count_trace_tokens,
-    keep_replicas,
-    limit_replicas,
 )
 from unfold_pipeline.engine.build import build_engine_problem, build_replay_requests
 from unfold_pipeline.engine.planner.analysis import analyze_plan, scale_to_end

@@ -28,7 +28,7 @@ from unfold_pipeline.runtime.stage import read_clock
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import FromRun
 from unfold_pipeline.tuner.calibration import build_live_rule
-from unfold_pipeline.tuner.rules import build_scaling_context
+from unfold_pipeline.tuner.envelope_rule import build_scaling_context
 from unfold_pipeline.verbs.serve_engine import serve_engine
 from unfold_pipeline.verbs.serve_target import serve_target
 from unfoldkit.api import Report, Run, Service, UnfoldError, user_error

@@ -26,8 +26,8 @@ from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.schema.control import ControlSpec
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.tuner.calibration import build_live_rule
+from unfold_pipeline.tuner.envelope_rule import build_scaling_context
 from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
-from unfold_pipeline.tuner.rules import build_scaling_context
 from unfoldkit.api import Report, Run, Service, user_error
 from unfoldkit.kubernetes.api import ApiError, connect_api
 

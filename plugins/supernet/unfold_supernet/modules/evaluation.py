@@ -41,7 +41,7 @@ from unfold_supernet.modules.training import CheckpointStore, fit
 from unfold_supernet.scheduling.escalation import pack_predictions
 from unfold_supernet.scheduling.speed import ENOUGH_S, time_rounds
 from unfold_supernet.training.accuracy import Quality
-from unfold_supernet.training.calibration import fit_temperature, measure_calibration
+from unfold_supernet.training.confidence_calibration import fit_temperature, measure_calibration
 from unfold_supernet.training.latency import (
     Model,
     compute_all_logits,

@@ -12,7 +12,7 @@ from unfold_supernet.family.artifacts import SupernetRecord
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.modules.int8 import PrecisionChoice
 from unfold_supernet.training.accuracy import Quality, SubnetQuality, select_front
-from unfold_supernet.training.calibration import CalibrationError
+from unfold_supernet.training.confidence_calibration import CalibrationError
 from unfold_supernet.training.head_quality import HeadQuality
 from unfold_supernet.training.problem import StandaloneComparison, record_members
 from unfold_supernet.training.verdict import FamilyVerdict, Goal

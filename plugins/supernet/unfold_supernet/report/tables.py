@@ -12,7 +12,7 @@ from types import MappingProxyType
 from unfold_supernet.report import sentences
 from unfold_supernet.scheduling.engines import Engine, EngineCosts, EnginePlan
 from unfold_supernet.training.accuracy import SubnetQuality
-from unfold_supernet.training.calibration import CalibrationError
+from unfold_supernet.training.confidence_calibration import CalibrationError
 from unfold_supernet.training.problem import StandaloneComparison
 from unfoldkit.api import Cell, Column, Table
 

@@ -15,7 +15,7 @@ from unfold_supernet.scheduling.engines import EngineCosts
 from unfold_supernet.scheduling.escalation import SubnetPredictions, pack_predictions
 from unfold_supernet.training import latency
 from unfold_supernet.training.accuracy import SubnetQuality, evaluate_commonest_class, evaluate_predictions
-from unfold_supernet.training.calibration import measure_calibration
+from unfold_supernet.training.confidence_calibration import measure_calibration
 from unfold_supernet.training.engine_costs import measure_engine_costs
 from unfold_supernet.training.family import train_standalone, train_supernet
 from unfold_supernet.training.problem import StandaloneComparison, TrainingProblem, TrainingResult

@@ -20,7 +20,7 @@ from unfold_supernet.networks.layers import Statistics, Weights
 from unfold_supernet.networks.space import Space, Subnet
 from unfold_supernet.networks.supernet import Supernet, bind_subnet, init_weights
 from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions
-from unfold_supernet.training.calibration import fit_temperature, undo_smoothing
+from unfold_supernet.training.confidence_calibration import fit_temperature, undo_smoothing
 from unfold_supernet.training.curriculum import build_phases, count_epochs
 from unfold_supernet.training.latency import compute_all_logits, predict_classes
 from unfold_supernet.training.problem import SearchResult, TrainingProblem

@@ -19,7 +19,7 @@ from unfold_supernet.networks.supernet import BoundSubnet, Supernet, bind_subnet
 from unfold_supernet.scheduling.escalation import SubnetPredictions
 from unfold_supernet.scheduling.speed import BATCHES, ENOUGH_S, time_rounds
 from unfold_supernet.training.accuracy import compute_percentiles
-from unfold_supernet.training.calibration import compute_confidence
+from unfold_supernet.training.confidence_calibration import compute_confidence
 from unfold_supernet.training.problem import SwitchCosts
 
 Model = Callable[[Tensor, Tensor], Tensor]

@@ -11,7 +11,7 @@ from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.networks.space import Space, Subnet, count_macs
 from unfold_supernet.scheduling.engines import EngineCosts, EnginePlan, plan_engines
 from unfold_supernet.training.accuracy import Difference, Quality, SubnetQuality, select_front
-from unfold_supernet.training.calibration import CalibrationError
+from unfold_supernet.training.confidence_calibration import CalibrationError
 from unfold_supernet.training.verdict import FamilyVerdict, Goal
 
 

@@ -15,13 +15,12 @@ from unfold_tuning.job.profile import Machine
 from unfold_tuning.planner.baselines import (
     Baseline,
     Goal,
-    improve_by_single_steps,
-    plan_greedily,
     select_cheapest,
     simulate_naive_clusters,
     simulate_static_clusters,
 )
 from unfold_tuning.planner.frontier import StageCosts, build_stage_costs
+from unfold_tuning.planner.greedy import improve_by_single_steps, plan_greedily
 from unfold_tuning.planner.local_search import refine_plan
 from unfold_tuning.planner.lower_bound import compute_lower_bound
 from unfold_tuning.planner.minimum_charge import search_exact_frontier

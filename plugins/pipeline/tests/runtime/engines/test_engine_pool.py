@@ -16,9 +16,9 @@ import httpx
 import numpy as np
 import pytest
 
-from unfold_pipeline.engine.autoscaling.rules import (
+from unfold_pipeline.engine.autoscaling.autoscalers import Observation
+from unfold_pipeline.engine.autoscaling.token_envelope import (
     MAX_ARRIVALS,
-    Observation,
     TokenLog,
     build_envelope_rule,
     build_token_envelope,

@@ -9,16 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.engine.autoscaling.autoscalers import TICK_S, Observation, ScalingRule
 from unfold_pipeline.engine.autoscaling.fleet import ACTIVE, OFF, Fleet
 from unfold_pipeline.engine.autoscaling.hindsight import find_met_requests
-from unfold_pipeline.engine.autoscaling.rules import (
-    TICK_S,
-    Observation,
-    ScalingRule,
-    TokenEnvelope,
-    build_envelope_rule,
-    count_trace_tokens,
-)
+from unfold_pipeline.engine.autoscaling.token_envelope import TokenEnvelope, build_envelope_rule, count_trace_tokens
 from unfold_pipeline.engine.planner.busy_engines import estimate_step_times
 from unfold_pipeline.engine.planner.problem import EngineProblem, Latencies, measure_latencies, percentile
 from unfold_pipeline.engine.planner.search import (

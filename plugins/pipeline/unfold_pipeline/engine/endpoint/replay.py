@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
-from unfold_pipeline.engine.autoscaling.rules import TokenLog
+from unfold_pipeline.engine.autoscaling.token_envelope import TokenLog
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import (
     CHAT,

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
+from unfold_pipeline.engine.autoscaling.autoscalers import Observation
 from unfold_pipeline.engine.autoscaling.replay import replay_rule
-from unfold_pipeline.engine.autoscaling.rules import Observation
 from unfold_pipeline.engine.endpoint.replay import ReplayedRequests
 from unfold_pipeline.engine.planner.analysis import scale_to_end
 from unfold_pipeline.engine.planner.busy_engines import estimate_step_times

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from unfold_pipeline.engine.autoscaling.rules import count_most_tokens
+from unfold_pipeline.engine.autoscaling.token_envelope import count_most_tokens
 from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS, KvCache
 from unfold_pipeline.engine.planner.analysis import QUANTILES, EngineAnalysis, LoadSeries, Percentiles
 from unfold_pipeline.engine.planner.disaggregation import PoolOutcome

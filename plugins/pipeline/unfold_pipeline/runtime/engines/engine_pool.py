@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from unfold_pipeline._types import CountArray
+from unfold_pipeline.engine.autoscaling.autoscalers import Observation, ScalingRule
 from unfold_pipeline.engine.autoscaling.fleet import ACTIVE, DRAINING, OFF, STARTING, STATE_NAMES, Fleet
-from unfold_pipeline.engine.autoscaling.rules import Observation, ScalingRule, TokenLog
+from unfold_pipeline.engine.autoscaling.token_envelope import TokenLog
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import Endpoint
 from unfold_pipeline.engine.simulation.cluster import EngineLoad

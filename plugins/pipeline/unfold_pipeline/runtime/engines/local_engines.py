@@ -10,16 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unfold_pipeline.engine.autoscaling.autoscalers import TICK_S, ScalingRule, keep_replicas, limit_replicas
 from unfold_pipeline.engine.autoscaling.replay import calibrate_envelope_rule
-from unfold_pipeline.engine.autoscaling.rules import (
-    TICK_S,
-    ScalingRule,
-    TokenLog,
-    build_envelope_rule,
-    build_token_envelope,
-    keep_replicas,
-    limit_replicas,
-)
+from unfold_pipeline.engine.autoscaling.token_envelope import TokenLog, build_envelope_rule, build_token_envelope
 from unfold_pipeline.engine.build import LocalSettings
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.planner.problem import EngineProblem

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_supernet.training.calibration import (
+from unfold_supernet.training.confidence_calibration import (
     compute_calibration_error,
     compute_confidence,
     fit_temperature,
