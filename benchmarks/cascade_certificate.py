@@ -1,4 +1,4 @@
-"""How often a certified cascade loses more than was promised, over calibrations drawn anew, by case and by patient.
+"""How often a certified cascade loses more than was promised, over new calibrations, by case and by patient.
 
 The cases that no model was fitted or tuned on stand for the population, so that the true loss of every cascade of a
 front is known. From them calibrations are drawn with replacement; each goes through the choice that ``train`` makes.

@@ -61,7 +61,7 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "runs": "runs",
     },
     "cascade-certificate": {
-        "broken_share_max_timeless": "certified loss exceeded, share of calibrations drawn anew (by case, worst front)",
+        "broken_share_max_timeless": "certified loss exceeded, share of new calibrations (by case, worst front)",
         "broken_share_max_clustered": "the same, by patient",
         "delta": "allowed share δ",
         "calibrations": "calibrations a front",

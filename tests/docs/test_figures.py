@@ -30,7 +30,7 @@ FIGURES = [
     (CLAIMS, "tuning-plan", "from {on_time_seen_min:.1%} to {on_time_seen_max:.1%}"),
     (CLAIMS, "pipeline-plan", "{coarse_peak_ratio_max:.1f}x at most, {coarse_peak_ratio_median:.1f}x in the median"),
     (CLAIMS, "tuner", "{equal_miss_cost_ratio_coarse_geomean:.2f}x lower cost at equal misses"),
-    (CLAIMS, "tuner", "{equal_miss_cost_ratio_geomean:.2f}x than the best of three rivals"),
+    (CLAIMS, "tuner", "{equal_miss_cost_ratio_geomean:.2f}x lower than the best of three others"),
     (CLAIMS, "tuner", "over the {equal_miss_cases} of {cases} cases"),
     (CLAIMS, "tuner", "choice of wait the ratio is {equal_miss_cost_ratio_any_hold_geomean:.2f}x"),
     (CLAIMS, "tuner", "{equal_miss_cases_ray_serve} cases and costs {equal_miss_cost_ratio_ray_serve_geomean:.2f}x"),

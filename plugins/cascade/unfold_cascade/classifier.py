@@ -271,7 +271,7 @@ class CascadeClassifier(ClassifierMixin, TransformerMixin, _BaseComposition):  #
         """Find the cascade of ``front_`` that a budget buys: the most accurate that costs no more.
 
         Raises:
-            TypeError: the budget is no number.
+            TypeError: the budget is not a number.
             ValueError: every cascade costs more, or the budget is NaN.
         """
         check_is_fitted(self)

@@ -127,7 +127,7 @@ class _Event:
         return True
 
     def take(self) -> tuple[float, bytes]:
-        """Return the time and the data, and start anew."""
+        """Return the time and the data, and start over."""
         taken = self.ended_s, b"\n".join(self.lines)
         self.lines, self.size = [], 0
         return taken

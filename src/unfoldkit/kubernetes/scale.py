@@ -74,7 +74,7 @@ def require_workload(text: str, key: str) -> Workload:
     """
     workload = parse_workload(text)
     if workload is None:
-        raise user_error(f"{text} is no workload", key=key, hint=WORKLOAD_HINT)
+        raise user_error(f"{text} is not a workload", key=key, hint=WORKLOAD_HINT)
     return workload
 
 

@@ -18,7 +18,7 @@ def check_booster(data: bytes, file: str = "") -> None:
         UnfoldError: they are none.
     """
     if data[:1] != b"{":
-        raise _damaged(file, "it is no object")
+        raise _damaged(file, "it is not an object")
     if data[1:].lstrip()[:1] in (b'"', b"}"):
         parse_object(data, file)
         return

@@ -95,7 +95,7 @@ def parse_json(data: bytes | str, file: str = "") -> Any:
     """Return the value of a JSON text of bounded nesting.
 
     Raises:
-        UnfoldError: it is no JSON, or is nested deeper than ``MAX_JSON_DEPTH``.
+        UnfoldError: it is not JSON, or is nested deeper than ``MAX_JSON_DEPTH``.
     """
     try:
         value = json.loads(data)
@@ -112,7 +112,7 @@ def parse_object(data: bytes | str, file: str = "") -> dict[str, Any]:
     """Return the object that a JSON text holds.
 
     Raises:
-        UnfoldError: it is no JSON, is nested too deep, or is a list or a scalar.
+        UnfoldError: it is not JSON, is nested too deep, or is a list or a scalar.
     """
     value = parse_json(data, file)
     if not isinstance(value, dict):

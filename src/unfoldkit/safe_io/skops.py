@@ -137,7 +137,7 @@ class _Checker:
     def refuse_type(self, node: Any) -> str:
         """Return the type that a node builds, if the list has it."""
         if not isinstance(node, dict):
-            raise self.damaged("a node is no object")
+            raise self.damaged("a node is not an object")
         loader, module, kind = (node.get(key) for key in ("__loader__", "__module__", "__class__"))
         if not (isinstance(loader, str) and isinstance(module, str) and isinstance(kind, str)):
             raise self.damaged("a node names no type")
@@ -172,9 +172,9 @@ class _Checker:
         try:
             value = json.loads(node["content"])
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise self.damaged("a value is no JSON") from error
+            raise self.damaged("a value is not JSON") from error
         if isinstance(value, (dict, list)):
-            raise self.damaged("a value is no number or text")
+            raise self.damaged("a value is neither a number nor text")
         return value
 
     def _list(self, content: Any) -> list[Any]:
@@ -247,7 +247,7 @@ class _Checker:
             return ()
         value = self._scalar(width) if width.get("__loader__") == "JsonNode" else None
         if type(value) is not int:
-            raise self.damaged("a number of columns is no number")
+            raise self.damaged("a number of columns is not a number")
         return (value,)
 
     def _check_tree(self, args: list[Any], fields: Mapping[str, Any], widths: tuple[int, ...]) -> None:
@@ -296,7 +296,7 @@ class _Checker:
 
 
 def _is_same(first: Any, second: Any) -> bool:
-    """Whether two texts of one object agree; what its copy made anew has other numbers and files."""
+    """Whether two texts of one object agree; what its copy made again has other numbers and files."""
     if isinstance(first, dict) and isinstance(second, dict):
         keys = (first.keys() | second.keys()) - {"__id__", "file"}
         return all(_is_same(first.get(key), second.get(key)) for key in keys)

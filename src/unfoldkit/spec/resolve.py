@@ -132,7 +132,7 @@ def _find_run(document: Document, folder: Path) -> tuple[Path, Path | None]:
     with directory.decoding(ORIGIN, "the origin of a run") as data:
         base = parse_object(data)["base"]
         if not isinstance(base, str) or "\0" in base:
-            raise TypeError("base is no path")
+            raise TypeError("base is not a path")
         return folder / base, folder
 
 

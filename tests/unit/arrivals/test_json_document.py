@@ -151,7 +151,7 @@ def test_rows_may_hold_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (json.dumps(ZIPKIN)[:-40], "breaks off or is no JSON"),
+        (json.dumps(ZIPKIN)[:-40], "breaks off or is not JSON"),
         (json.dumps({"a": [{"x": 1}]}), "no arrival times in this document"),
         ("", "the trace has no arrival"),
         (json.dumps([{"time": "0"}, {"time": "soon"}]), "entry 2: 'soon' is not a time"),

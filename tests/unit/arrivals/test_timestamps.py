@@ -254,7 +254,7 @@ def test_many_times_are_parsed_like_each(other: str) -> None:
 
 @pytest.mark.parametrize("text", ["2023-02-29T00:00:00Z", "2024-01-01T24:00:00Z", "2024-01-01T00:00:60Z", "NaT", ""])
 def test_no_invalid_time_is_among_many(text: str) -> None:
-    """What is no date and time is left to the parser that names its row."""
+    """What is not a date and time is left to the parser that names its row."""
     assert parse_plain_timestamps([*PLAIN, text]) is None
 
 

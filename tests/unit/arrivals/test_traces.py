@@ -234,7 +234,7 @@ def test_arrays(tmp_path: Path) -> None:
         ("a.csv", "arrival_s\nnan\n", "is not a time"),
         ("a.log", "nothing here\n", r"a\.log:1:1: no time in this line"),
         ("a.csv.gz", "plain", "the trace has no arrival"),
-        ("a.txt", "\0\n", "the trace is no text"),
+        ("a.txt", "\0\n", "the trace is not text"),
         ("a.txt", "1\nnoon\n", r"a\.txt:2:1: 'noon' is not a time"),
         ("a", "x,y\n1,2\n", r"a:1:1: no column of arrival times \(it has: x, y"),
         ("a.npz", "junk", "cannot read the arrays"),

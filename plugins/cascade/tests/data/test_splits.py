@@ -171,7 +171,7 @@ def test_sites_that_cannot_be_used_are_named() -> None:
 
 
 def test_times_and_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    """A cell that is no date, a limit of another kind, an empty part, and a file with gaps or unknown parts."""
+    """A cell that is not a date, a limit of another kind, an empty part, and a file with gaps or unknown parts."""
     dates = np.full(PATIENTS, "2024-01-01", dtype=object)
     broken = dates.copy()
     broken[9] = "2024-13-01"

@@ -274,7 +274,7 @@ def test_missing_marks_are_gaps_and_percentages_are_numbers() -> None:
     ],
 )
 def test_hints_for_invalid_cells_fit_the_column(cells: list[object], words: bool, hint: str) -> None:
-    """A category is the way out only of a column of words in a table that may name it; inf is no number."""
+    """A category is the way out only of a column of words in a table that may name it; inf is not a number."""
     table = Frame({"a": np.array(cells, dtype=None if isinstance(cells[0], float) else object)}, "", "own.csv", words)
     with pytest.raises(
         UnfoldError, match=r'own.csv: ".*" in row [12] of column "a" is (not a number|infinite)'

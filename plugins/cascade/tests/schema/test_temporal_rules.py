@@ -14,9 +14,9 @@ WARDS = (CONFIGS / "wards.yaml").read_text()
 BEDSIDE = "features: [bedside, trends], params: {n_estimators: 15"
 MISTAKES = (
     ("{rule: sirs, ahead: 6 h}", "{rule: sirs, column: HR}", "stages[0].target: give either a column or a rule"),
-    ("{column: Sepsis}", "{groups: {a: [0], b: [1]}}", "stages[1].target.groups: goes with cases without time only"),
+    ("{column: Sepsis}", "{groups: {a: [0], b: [1]}}", "stages[1].target.groups: applies to cases without time only"),
     (BEDSIDE, BEDSIDE.replace("bedside", "bedsite"), 'no such feature group: "bedsite"'),
-    ("baseline: {estimator: xgboost,", "baseline: {candidates: [{estimator: svc}],", "which baseline model?"),
+    ("baseline: {estimator: xgboost,", "baseline: {candidates: [{estimator: svc}],", "the baseline model is missing"),
     ("name: glance", "name: full", 'the name "full" is taken'),
 )
 

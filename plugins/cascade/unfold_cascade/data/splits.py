@@ -250,7 +250,7 @@ def _split_by_file(rule: SplitRule, table: UnitTable) -> Rows:
     words = np.array([word.lower() for word in frame.text("part", key=KEY)])
     for row, word in enumerate(words):
         if word not in PARTS:
-            message = f'{frame.name}: "{word}" in row {row + 1} of column "part" is no part'
+            message = f'{frame.name}: "{word}" in row {row + 1} of column "part" is not a part'
             raise user_error(message, key=KEY, hint=f"one of: {', '.join(PARTS)}")
     keys = [column for column in frame.columns if column not in ("part", "")]
     if not keys:

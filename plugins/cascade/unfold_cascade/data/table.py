@@ -141,7 +141,7 @@ class Frame:
             key: spec key of the column.
 
         Raises:
-            UnfoldError: there is no such column, a cell is no number, or the scale has no threshold.
+            UnfoldError: there is no such column, a cell is not a number, or the scale has no threshold.
         """
         score = self.numbers_or_flags(column, key=key)
         outside = np.flatnonzero((score < -ROUNDING) | (score > 1.0 + ROUNDING))

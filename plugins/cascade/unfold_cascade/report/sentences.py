@@ -249,7 +249,7 @@ def utility_of_sites(lowest: float, highest: float) -> str:
 
 
 RECALIBRATED = "thresholds were refitted on local cases and certified on others of them; the models are unchanged"
-NOT_VALIDATED = "earlier or later periods and other sites: the intervals speak of cases drawn like these"
+NOT_VALIDATED = "earlier or later periods and other sites: the intervals cover only cases drawn like these"
 NOT_CONCLUDED = "loss, utility, sensitivity and every other outcome that needs labels: any of them may have changed"
 
 

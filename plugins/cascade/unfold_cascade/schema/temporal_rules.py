@@ -12,7 +12,7 @@ from unfold_cascade.schema.validation import feature_problems, repeated_name_pro
 from unfoldkit.api import Model, Problem
 
 Path = tuple[str | int, ...]
-NEEDS_TIME = "goes with data over time (source: physionet2019 or long) only"
+NEEDS_TIME = "applies to data over time (source: physionet2019 or long) only"
 
 
 def keys_of_time_problems(
@@ -34,7 +34,7 @@ def keys_of_time_problems(
     for s, stage in enumerate(stages):
         yield from _stage_keys_of_time(stage, ("stages", s))
     if len(stages) > 2:
-        yield Problem(("stages",), "more than two stages go with data over time only")
+        yield Problem(("stages",), "more than two stages require data over time")
     if cost.by == "price+flops":
         yield Problem(("cost", "by"), NEEDS_TIME)
     if baseline is not None and baseline.estimator is not None:
@@ -95,22 +95,22 @@ def _feature_group_problems(features: Mapping[str, FeatureGroup]) -> Iterator[Pr
 
 def _target_problems(target: Target, path: Path) -> Iterator[Problem]:
     if target.groups is not None:
-        yield Problem((*path, "groups"), "goes with cases without time only", at_key=True)
+        yield Problem((*path, "groups"), "applies to cases without time only", at_key=True)
     if (target.column is None) == (target.rule is None):
         yield Problem(path, "give either a column or a rule", "target: {rule: sirs, ahead: 6 h}")
 
 
 def _model_problems(model: ModelSpec, features: Collection[str], path: Path) -> Iterator[Problem]:
     if model.estimator is None:
-        yield Problem(path, "which estimator?", "estimator: logistic-regression")
+        yield Problem(path, "the estimator is missing", "estimator: logistic-regression")
     if model.recorded is not None:
-        yield Problem((*path, "recorded"), "goes with data: {source: recorded} only", at_key=True)
+        yield Problem((*path, "recorded"), "applies to data: {source: recorded} only", at_key=True)
     yield from feature_problems(model.features, features, path)
 
 
 def _baseline_problems(baseline: Baseline | None, features: Collection[str]) -> Iterator[Problem]:
     if baseline is None or baseline.estimator is None:
-        yield Problem(("baseline",), "which baseline model?", "baseline: {estimator: xgboost}")
+        yield Problem(("baseline",), "the baseline model is missing", "baseline: {estimator: xgboost}")
         return
     if baseline.candidates:
         message = "over time there is one baseline: give its estimator"

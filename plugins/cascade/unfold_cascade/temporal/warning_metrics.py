@@ -121,7 +121,7 @@ def mark_warnings(alerts: BoolArray, events: EventTimes) -> BoolArray:
 class Ranking:
     """Scores sorted once for the weighted AUPRC and AUROC of many resamples.
 
-    ``order`` is descending; ``ends`` closes each tie. ``sklearn.metrics`` sorts anew for each resample, which takes
+    ``order`` is descending; ``ends`` closes each tie. ``sklearn.metrics`` sorts again for each resample, which takes
     more than twice as long; the values are the same.
     """
 

@@ -328,7 +328,7 @@ def test_a_stage_has_the_workload_that_exports_name() -> None:
         f"deployments/{labels['Übersetzer']}",
         "statefulsets/x",
     ]
-    with pytest.raises(UnfoldError, match="is no workload"):
+    with pytest.raises(UnfoldError, match="is not a workload"):
         find_workloads({"a": "pod/x/y"})
 
 

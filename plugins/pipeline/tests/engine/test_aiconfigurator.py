@@ -190,7 +190,7 @@ def test_a_latency_of_zero_is_refused(tmp_path: Path) -> None:
     path = folder / "gemm.csv"
     head, first, *rows = path.read_text("utf-8").splitlines()
     path.write_text("\n".join([head, f"{first.rpartition(',')[0]},0.0", *rows]) + "\n", "utf-8")
-    with pytest.raises(UnfoldError, match=r"line 2: a latency of 0 is no measurement \(leave the row out\)"):
+    with pytest.raises(UnfoldError, match=r"line 2: a latency of 0 is not a measurement \(leave the row out\)"):
         build(folder)
 
 

@@ -141,8 +141,8 @@ def change(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ("zero", "a request has no tokens"),
         ("list", "not a benchmark result"),
         ("starts", "1 start times for 20 requests"),
-        ("clients", "-3 is no load of a client"),
-        ("rate", "-1 is no load of a client"),
+        ("clients", "-3 is not a valid load of a client"),
+        ("rate", "-1 is not a valid load of a client"),
         ("newer", "the key 'completed' is missing"),
     ],
 )

@@ -257,7 +257,7 @@ def test_weights_in_several_precisions_are_refused(tmp_path: Path) -> None:
     mixed = {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups}
     with pytest.raises(UnfoldError, match="several precisions"):
         read(tmp_path, {**LLAMA, "quantization_config": mixed})
-    with pytest.raises(UnfoldError, match="quantization_config: the quantization of the weights is no object"):
+    with pytest.raises(UnfoldError, match="quantization_config: the quantization of the weights is not an object"):
         read(tmp_path, {**LLAMA, "quantization_config": "fp8"})
 
 

@@ -164,7 +164,7 @@ def test_lines_without_an_answer_are_left_out(tmp_path: Path) -> None:
     assert len(read(tmp_path, rows, warn=notes.append)) == TIMES_S.size - 1
     assert "1 of 60 requests" in notes[0]
     rows[3]["completion_tokens"] = -2
-    with pytest.raises(UnfoldError, match=r"t\.jsonl:4:1: completion_tokens: '-2' is no number of tokens"):
+    with pytest.raises(UnfoldError, match=r"t\.jsonl:4:1: completion_tokens: '-2' is not a number of tokens"):
         read(tmp_path, rows)
 
 
@@ -196,7 +196,7 @@ def test_a_long_table_is_read_in_parts(tmp_path: Path) -> None:
     assert trace.input_tokens.tolist() == [int(row[1].replace(",", "")) for row in cells]
     assert trace.output_tokens.tolist() == [int(float(row[2])) for row in cells]
     path.write_text(path.read_text("utf-8").replace("2.0", "two"), "utf-8")
-    with pytest.raises(UnfoldError, match="'two' is no number of tokens") as caught:
+    with pytest.raises(UnfoldError, match="'two' is not a number of tokens") as caught:
         read_tokens(path, np.arange(rows), prompt=None, generated=None)
     assert caught.value.diagnostics[0].line == rows - 30 + 2
 
@@ -214,7 +214,7 @@ def test_a_dot_between_thousands_is_refused(tmp_path: Path) -> None:
     """1.000 tokens are one or a thousand; four digits before the dot leave no doubt."""
     path = tmp_path / "t.csv"
     path.write_text("time_s,prompt_tokens,completion_tokens\n0,1200.000,5.0\n1,1.000,5\n", "utf-8")
-    with pytest.raises(UnfoldError, match=r"t\.csv:3:.*'1\.000' is no number of tokens .*no dot between thousands"):
+    with pytest.raises(UnfoldError, match=r"t\.csv:3:.*'1\.000' is not a number of tokens .*no dot between thousands"):
         read_tokens(path, np.arange(2.0), prompt=None, generated=None)
 
 
@@ -222,7 +222,7 @@ def test_an_entry_of_a_document_is_named(tmp_path: Path) -> None:
     """A document has no lines: errors count its entries."""
     path = tmp_path / "t.json"
     path.write_text(json.dumps([{"time": 1, "isl": 5, "osl": 5}, {"time": 2, "isl": 0, "osl": 5}]), "utf-8")
-    with pytest.raises(UnfoldError, match="entry 2: '0' is no number of tokens"):
+    with pytest.raises(UnfoldError, match="entry 2: '0' is not a number of tokens"):
         read_objects(path, prompt=None, generated=None)
     path.write_text("[1, 2, 3", "utf-8")
     with pytest.raises(UnfoldError, match="breaks off"):

@@ -31,7 +31,7 @@ SAID: list[tuple[str, dict[str, Any]]] = [
     ),
 ]
 REFUSED = [
-    ("{pack: node, spread: node}", "pack and spread together"),
+    ("{pack: node, spread: node}", "pack and spread exclude each other"),
     ("{gang: stage, spread: {most: 1}}", "enforces no limit per node within a gang"),
     ("{spread: {most: 0}}", "most"),
     ("{pack: rack}", "pack"),

@@ -143,7 +143,7 @@ def test_a_stream_that_breaks_off_ends_with_an_error(fault: str) -> None:
     [(b"{", 400), (b"[1]", 400), (b"[" * 100_000, 400), (b" " * (9 << 20), 413)],
 )
 def test_bad_requests_reach_no_engine(body: bytes, status: int) -> None:
-    """What is no JSON object, or too large, is rejected in OpenAI's form; unknown paths are named."""
+    """What is not a JSON object, or too large, is rejected in OpenAI's form; unknown paths are named."""
     script = Script()
     with run_engine(script) as engine, route_to(engine) as url:
         reply = httpx.post(f"{url}/v1/completions", content=body)

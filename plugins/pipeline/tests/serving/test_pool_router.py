@@ -188,7 +188,7 @@ def test_a_plan_of_pools_needs_their_engines(tmp_path: Path) -> None:
 
 
 def test_requests_for_prompts_and_their_answers() -> None:
-    """One token and no stream; what is no object with a transfer counts as none."""
+    """One token and no stream; what is not an object with a transfer counts as none."""
     request = {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 9, "seed": 3}
     body = build_prompt_request(request)
     assert {name: body[name] for name in ("prompt", "stream", "max_tokens", "seed")} == {

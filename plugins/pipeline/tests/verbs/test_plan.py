@@ -365,7 +365,7 @@ def test_unknown_instance_type_is_rejected(tmp_path: Path) -> None:
     """An unknown type is rejected with its key; type and price together are rejected."""
     with pytest.raises(UnfoldError, match=r"hardware\.k80: no such instance type: 'g5.huge'"):
         planned(GOOD.replace("k80: {price: $0.65/h", "k80: {instance: g5.huge"), tmp_path)
-    with pytest.raises(UnfoldError, match="has no meaning beside a price"):
+    with pytest.raises(UnfoldError, match="cannot be combined with a price"):
         spec_of(GOOD.replace("k80: {price: $0.65/h", "k80: {instance: g5.xlarge, price: $0.65/h"))
 
 

@@ -165,9 +165,9 @@ def test_a_latency_below_that_of_a_single_request_is_refused_at_once(tmp_path: P
     [
         ((), "TIMESTAMP\n1\n2\n3\n", "the trace has no prompt tokens"),
         ((), "TIMESTAMP,ContextTokens\n1,5\n2,5\n3,5\n", "the trace has no generated tokens"),
-        ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1,5,0\n2,5,3\n", "is no number of tokens"),
-        ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1,5,2.5\n2,5,3\n", "is no number of tokens"),
-        ((), f"TIMESTAMP,ContextTokens,GeneratedTokens\n1,{'9' * 5000},2\n2,5,3\n", "is no number of tokens"),
+        ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1,5,0\n2,5,3\n", "is not a number of tokens"),
+        ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1,5,2.5\n2,5,3\n", "is not a number of tokens"),
+        ((), f"TIMESTAMP,ContextTokens,GeneratedTokens\n1,{'9' * 5000},2\n2,5,3\n", "is not a number of tokens"),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1,900000,2\n2,5,3\n", "the model fits no GPU"),
         ((("trace: trace.csv", "trace: trace.csv, input: Prompt"),), TRACE, "no column Prompt"),
         ((("trace: trace.csv", "process: poisson, rate: 3/s"),), TRACE, "requests of an engine have no tokens"),
@@ -201,9 +201,9 @@ def test_bad_input_is_named(tmp_path: Path, changes: tuple[tuple[str, str], ...]
     [
         ([{"timestamp": 10**300, "input_length": 5, "output_length": 5}] * 3, "has no time"),
         ([{"timestamp": stamp, "input_length": 5, "output_length": 5} for stamp in (1.7e9, 1.7e12)], "several clocks"),
-        ([{"timestamp": 7, "input_length": 5, "output_length": 0}] * 3, "is no number of tokens"),
+        ([{"timestamp": 7, "input_length": 5, "output_length": 0}] * 3, "is not a number of tokens"),
         ([{"timestamp": 7, "input_length": 5}] * 3, "no generated tokens"),
-        ([[7, 5, 5]] * 3, "no JSON object"),
+        ([[7, 5, 5]] * 3, "not a JSON object"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, rows: list[Any], message: str) -> None:
@@ -271,7 +271,7 @@ def test_lengths_are_drawn_from_a_file(tmp_path: Path, traffic: str) -> None:
     [
         ("a,b\n1,2\n", "", "has no prompt tokens"),
         ("prompt_tokens,completion_tokens\n", "", "the file has no lengths"),
-        ("prompt_tokens,completion_tokens\n5,x\n", "", "lengths.csv:2:1: completion_tokens: 'x' is no number"),
+        ("prompt_tokens,completion_tokens\n5,x\n", "", "lengths.csv:2:1: completion_tokens: 'x' is not a number"),
         (LENGTHS, ", input: 5", "the file of lengths has the tokens"),
     ],
 )

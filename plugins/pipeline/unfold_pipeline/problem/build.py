@@ -456,7 +456,7 @@ def _draw_samples(spec: PipelineSpec, pipeline: Pipeline, recorded: CountArray |
 def _build_samplers(
     spec: PipelineSpec, pipeline: Pipeline, samples: Sequence[Sample], recorded: CountArray | None, run: Run
 ) -> tuple[Sampler, ...]:
-    """Return what draws a fresh sample of each traffic: anew, or in blocks of its trace; recorded routes are mixed."""
+    """Return samplers of fresh traffic: from its process or from blocks of its trace; recorded routes are mixed."""
 
     def draw_fresh(key: str, traffic: Arrivals, sample: Sample, rng: np.random.Generator) -> Sample:
         is_trace = traffic.trace is not None

@@ -61,7 +61,7 @@ def summarize_timings(
     p50, p90, p99 = (float(np.quantile(values, level)) for level in (0.5, 0.9, 0.99))
     mean = float(values.mean())
     spread = np.quantile(values, (np.arange(QUANTILES) + 0.5) / QUANTILES) / mean
-    # medians: a pause may also end in a hiccup of the machine, which is no part of waking up
+    # medians: a pause may also end in a hiccup of the machine, which is not a part of waking up
     wake = max(0.0, float(np.median(idle_seconds)) - p50) if idle_seconds else 0.0
     return BatchTiming(
         batch=batch,

@@ -133,7 +133,7 @@ def parse_rows(body: bytes) -> RowArray:
     """Return the rows of an inference request, shape (rows, features).
 
     Raises:
-        InvalidBodyError: the body is no JSON, has no input ``x``, or its data does not fill its shape.
+        InvalidBodyError: the body is not JSON, has no input ``x``, or its data does not fill its shape.
     """
     try:
         inputs = json.loads(body)["inputs"]

@@ -96,7 +96,7 @@ def _validate_traffic(path: tuple[str | int, ...], traffic: Arrivals) -> Iterabl
     yield from _validate_lengths(path, traffic)
     for name in KEYS_WITHOUT_MEANING[kinds[0]]:
         if getattr(traffic, name) != Arrivals.model_fields[name].default:
-            yield Problem((*path, name), f"has no meaning with {kinds[0]}", hint="leave it out")
+            yield Problem((*path, name), f"cannot be combined with {kinds[0]}", hint="leave it out")
     holds_arrays = bool(traffic.trace) and str(traffic.trace).endswith(ARRAY_SUFFIXES)
     for name in ("counts", "rates", "match"):
         if holds_arrays and getattr(traffic, name) is not None:

@@ -79,7 +79,7 @@ def validate_control(control: ControlSpec, stages: Mapping[str, object], most: i
     if control.prometheus is not None:
         url = urlsplit(control.prometheus)
         if url.scheme not in ("http", "https") or not url.netloc:
-            yield Problem(("control", "prometheus"), "is no URL", hint="http://prometheus.monitoring:9090")
+            yield Problem(("control", "prometheus"), "is not a URL", hint="http://prometheus.monitoring:9090")
     for name, stage in control.stages.items():
         path = ("control", "stages", name)
         if stages and name not in stages:
@@ -89,7 +89,7 @@ def validate_control(control: ControlSpec, stages: Mapping[str, object], most: i
             key = (*path, "min")
             yield Problem(key, f"more than the maximum of {limit}", hint="raise max or tuner.most")
         if stage.workload is not None and "/" in stage.workload and parse_workload(stage.workload) is None:
-            yield Problem((*path, "workload"), "is no workload", hint=WORKLOAD_HINT)
+            yield Problem((*path, "workload"), "is not a workload", hint=WORKLOAD_HINT)
     workloads = [control.find_stage(name).workload or name for name in stages]
     for name in stages:
         workload = control.find_stage(name).workload or name

@@ -242,6 +242,6 @@ def _validate_model(path: tuple[str | int, ...], model: EngineModel) -> Iterable
     if model.config is not None and len(missing) < len(SHAPE_KEYS):
         yield Problem((*path, "config"), "the sizes are given twice", hint="leave config or the sizes out")
     if model.heads and model.hidden and model.head is None and model.hidden < model.heads:
-        yield Problem((*path, "hidden"), f"{model.hidden} values for {model.heads} heads", hint="head: 128")
+        yield Problem((*path, "hidden"), f"hidden {model.hidden} is less than heads {model.heads}", hint="head: 128")
     if model.heads and model.kv_heads and model.heads % model.kv_heads:
-        yield Problem((*path, "kv_heads"), f"{model.heads} heads are no multiple of {model.kv_heads}")
+        yield Problem((*path, "kv_heads"), f"{model.heads} heads are not a multiple of {model.kv_heads}")

@@ -51,7 +51,7 @@ def validate_hardware(name: str, hardware: Hardware) -> Iterable[Problem]:
         "spot": hardware.spot,
     }
     for key in (key for key, is_set in options.items() if is_set):
-        yield Problem(("hardware", name, key), "has no meaning beside a price", hint="leave one of them out")
+        yield Problem(("hardware", name, key), "cannot be combined with a price", hint="leave one of them out")
 
 
 class GangOptions(Model):
@@ -105,7 +105,7 @@ class Placement(Model):
 def validate_placement(placement: Placement) -> Iterable[Problem]:
     """Yield the contradictions of a placement policy."""
     if placement.pack is not None and placement.spread is not None:
-        yield Problem(("placement",), "pack and spread together", hint="leave one of them out")
+        yield Problem(("placement",), "pack and spread exclude each other", hint="leave one of them out")
     if placement.gang is not None and placement.max_per_node is not None:
         message = "Ray Serve enforces no limit per node within a gang"
         yield Problem(("placement", "spread", "most"), message, hint="leave gang out, or write spread: node")

@@ -107,7 +107,7 @@ class PipelineSpec(Spec):
     def target_s(self) -> float:
         """The p99 target of a pipeline without an engine, in seconds."""
         if self.slo.p99 is None:
-            raise user_error("no target", key="slo.p99", hint="p99: 300 ms")
+            raise user_error("the target is missing", key="slo.p99", hint="p99: 300 ms")
         return self.slo.p99
 
     @property
@@ -138,7 +138,7 @@ class PipelineSpec(Spec):
                     yield Problem(("slo", key), "no stage is an engine", hint="leave it out, or stages.NAME.engine")
             return
         if self.slo.p99 is None and self.slo.ttft_p99 is None and self.slo.tpot_p99 is None:
-            yield Problem(("slo",), "no target", hint="one of: ttft_p99, tpot_p99, p99", at_key=True)
+            yield Problem(("slo",), "the target is missing", hint="one of: ttft_p99, tpot_p99, p99", at_key=True)
         yield from self._validate_surroundings()
         if self.slo.survive:
             hint = "leave it out; replicas of engines are planned without a loss"

@@ -161,7 +161,7 @@ def _validate_conditions(path: tuple[str, ...], stage: StageSpec) -> Iterable[Pr
         try:
             parse_condition(text)
         except ConditionError as error:
-            yield Problem(key, f"no condition: {error}", hint='such as label == "person" or max(scores) > 0.5')
+            yield Problem(key, f"not a condition: {error}", hint='such as label == "person" or max(scores) > 0.5')
 
 
 def _validate_inputs(stages: Mapping[str, StageSpec]) -> Iterable[Problem]:
@@ -176,7 +176,7 @@ def _validate_inputs(stages: Mapping[str, StageSpec]) -> Iterable[Problem]:
                 stage, _ = split_source(source, {*stages, REQUEST})
                 if not stage:
                     known = did_you_mean(source.partition(".")[0], {*upstream[name], REQUEST})
-                    yield Problem(key, f"{source} is no stage", hint=known or "STAGE, STAGE.TENSOR or request")
+                    yield Problem(key, f"{source} is not a stage", hint=known or "STAGE, STAGE.TENSOR or request")
                 elif stage not in upstream[name] and (REQUEST in stages or source != REQUEST):
                     hint = f"one of: {', '.join([*sorted(upstream[name]), REQUEST])}"
                     is_request = stage == REQUEST and stage not in stages
@@ -193,7 +193,7 @@ def _validate_engine_stage(
         return
     for key in ("latency", "perf_analyzer", "model", "max_batch", "when", "inputs"):
         if getattr(stage, key):
-            yield Problem((*path, key), "has no meaning beside an engine", hint="leave one of them out")
+            yield Problem((*path, key), "does not apply to an engine", hint="leave one of them out")
     if stage.fan_out != 1 or stage.wait:
         yield Problem((*path, "engine"), "an engine has neither fan_out nor wait", at_key=True)
     yield from validate_engine((*path, "engine"), stage.engine, hardware)
@@ -205,7 +205,9 @@ def _validate_engine_count(stages: Mapping[str, StageSpec], hardware: Mapping[st
         yield from _validate_line(stages)
         yield from _validate_shared_hardware(engines[0], stages, hardware)
     for name in engines[1:]:
-        yield Problem(("stages", name, "engine"), "a second engine", hint=f"plan {name} in a spec of its own")
+        yield Problem(
+            ("stages", name, "engine"), "only one stage can be an engine", hint=f"plan {name} in a spec of its own"
+        )
 
 
 def _validate_line(stages: Mapping[str, StageSpec]) -> Iterable[Problem]:

@@ -528,7 +528,7 @@ async def _pass_line(line: StageLine, exchange: _Exchange) -> Mapping[str, Any]:
 
 
 def _add_answers(content: bytes, answers: Mapping[str, Any]) -> bytes:
-    """Return a reply with the answers of the stages; unchanged if it is no JSON object."""
+    """Return a reply with the answers of the stages; unchanged if it is not a JSON object."""
     try:
         reply = json.loads(content)
     except (ValueError, RecursionError):
@@ -570,7 +570,7 @@ def _parse_request(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise RequestError(400, "the body is not valid JSON") from None
     if not isinstance(request, dict):
-        raise RequestError(400, "the body is no JSON object")
+        raise RequestError(400, "the body is not a JSON object")
     return request
 
 

@@ -170,7 +170,7 @@ def test_a_file_of_events_is_read_in_the_words_of_logs(tmp_path: Path) -> None:
         ("-1,n0,down", "-1"),
         ("nan,n0,down", "nan"),
         ("1700000000,n0,down", "Unix time"),
-        ("1,n0,explode", "no change of a node"),
+        ("1,n0,explode", "not a change of a node"),
     ):
         path.write_text(f"time,node,change\n{row}\n", encoding="utf-8")
         with pytest.raises(UnfoldError, match=message) as error:

@@ -71,7 +71,7 @@ BROKEN = {
     "no_such_phase": (HEAD.replace("phase = QUEUE", "phase = -1"), 11, "its phase is -1"),
     "watches_a_text": (HEAD.replace("frozenset({QUIET})", "QUIET"), 11, "not a set of kinds"),
     "watches_nothing": (HEAD.replace("frozenset({QUIET})", "None"), 11, "its watches are None"),
-    "watches_no_event": (HEAD.replace("frozenset({QUIET})", "{'finished'}"), 11, "'finished', which is no event"),
+    "watches_no_event": (HEAD.replace("frozenset({QUIET})", "{'finished'}"), 11, "'finished', which is not an event"),
     "unnamed": (HEAD.replace('"x-" + task.name, gated', '"", gated'), 8, "a request has a name"),
     "until_a_task": (HEAD.replace("until=task.name", "until=task"), 14, "there is no task"),
     "wait_of_text": (HEAD + "    def describe_wait(self, task, view): return 'soon'\n", 15, "must return a Wait"),

@@ -102,7 +102,7 @@ def test_a_file_without_anything_usable_says_why(tmp_path: Path) -> None:
         kubectl_tasks(write(tmp_path, "pods.json", [pod("p", 0)]))
     wrong = pod("q", 0, 1, 5)
     wrong["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "-1"
-    with pytest.raises(UnfoldError, match=r"item 0 \(Pod q\) is not what kubectl prints: '-1' is no amount of cpu"):
+    with pytest.raises(UnfoldError, match=r"item 0 \(Pod q\) is not what kubectl prints: '-1' is not an amount of cpu"):
         kubectl_tasks(write(tmp_path, "pods.json", [wrong]))
 
 

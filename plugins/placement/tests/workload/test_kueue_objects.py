@@ -78,7 +78,7 @@ def test_manifests_are_replayed_before_they_are_applied(tmp_path: Path) -> None:
     changed = report(tmp_path, spec(two_teams(tmp_path), replay={"apply": str(new)}))
     assert (changed.metrics["earlier"].value or 0) > 0
     new.write_text(yaml.safe_dump(workload("team-b/x", 0, 1)), "utf-8")
-    with pytest.raises(UnfoldError, match="Workload is no configuration of Kueue"):
+    with pytest.raises(UnfoldError, match="Workload is not a configuration of Kueue"):
         report(tmp_path, spec(two_teams(tmp_path), replay={"apply": str(new)}))
 
 
@@ -130,17 +130,17 @@ def test_quantities_are_those_of_kueue(resource: str, text: object, amount: int)
         ("ClusterQueue.spec.preemption", {"withinClusterQueue": "Any"}, "'Any' is unknown"),
         ("ClusterQueue.spec.resourceGroups", "all", "not a list of mappings"),
         ("ClusterQueue.spec.resourceGroups", [{"coveredResources": ["cpu"], "flavors": [
-            {"name": "f", "resources": [{"name": "cpu", "nominalQuota": "many"}]}]}], "'many' is no quantity"),
+            {"name": "f", "resources": [{"name": "cpu", "nominalQuota": "many"}]}]}], "'many' is not a quantity"),
         ("ClusterQueue.spec.resourceGroups", [{"coveredResources": ["cpu"], "flavors": [
             {"name": "f", "resources": [{"name": "gpu", "nominalQuota": "1"}]}]}], "not in coveredResources"),
         ("ClusterQueue.spec.admissionScope", {"admissionMode": "UsageBased"}, "admission fair sharing"),
         ("ClusterQueue.apiVersion", "kueue.x-k8s.io/v1alpha9", "v1alpha9 is unknown"),
         ("ResourceFlavor.spec", {"topologyName": "rack"}, "topology-aware scheduling"),
         ("Workload.metadata", {"name": "a0", "namespace": "team-a"}, "creationTimestamp: is missing"),
-        ("Workload.metadata", {"name": "a0", "namespace": "team-a", "creationTimestamp": "noon"}, "is no time"),
+        ("Workload.metadata", {"name": "a0", "namespace": "team-a", "creationTimestamp": "noon"}, "is not a time"),
         ("Workload.spec.podSets", [{"name": "m", "count": -1}], "not a number of at least 0"),
         ("Workload.spec.podSets", [{"name": "m", "count": 1, "template": {"spec": {"containers": [
-            {"resources": {"requests": {GPU: "x"}}}]}}}], "'x' is no quantity"),
+            {"resources": {"requests": {GPU: "x"}}}]}}}], "'x' is not a quantity"),
         ("Workload.spec.podSets", [{"name": "m", "count": 1, "template": {"spec": {"containers": 3}}}], "containers"),
         ("Workload.spec.podSets", [{"name": "m", "count": 1, "topologyRequest": {"required": "rack"}}], "topology"),
         ("Workload.spec.podSets", [], "podSets: is missing"),

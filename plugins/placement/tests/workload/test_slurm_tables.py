@@ -105,7 +105,7 @@ def test_tasks_that_never_ran_are_counted(tmp_path: Path) -> None:
     ],
 )
 def test_the_hint_reads_such_cells_as_missing(tmp_path: Path, row: str, message: str) -> None:
-    """What is no number may have no value: the hint is the key that says so."""
+    """What is not a number may have no value: the hint is the key that says so."""
     with pytest.raises(UnfoldError, match=message):
         list(csv_tasks(write_csv(tmp_path, f"task,arrival,run,cpu\n{row}\n")))
 

@@ -202,7 +202,7 @@ class Controller:
             line: Line of its file that did, for errors; 0 if unknown.
 
         Raises:
-            UnfoldError: the policy yielded something that is no list of operations, or operations without a sense.
+            UnfoldError: the policy yielded something that is not a list of operations, or operations without a sense.
         """
         transaction, self.active_policy = self._list_operations(operations, policy, line), policy
         if bulk.is_uniform(transaction):

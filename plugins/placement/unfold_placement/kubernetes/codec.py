@@ -185,7 +185,7 @@ def parse_amount(cluster_name: str, text: str | int, *, is_demand: bool = False)
     """Return a Kubernetes quantity in thousandths (memory and storage in MiB), within bounds; demands are rounded up.
 
     Raises:
-        ValueError: it is no quantity.
+        ValueError: it is not a quantity.
     """
     from kubernetes.utils.quantity import parse_quantity
 

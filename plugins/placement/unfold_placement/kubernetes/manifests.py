@@ -127,7 +127,7 @@ def build_deployment(name: str, spec: str, image: str, namespace: str = NAMESPAC
             {"name": "run", "emptyDir": {"sizeLimit": "1Gi"}},
         ],
     }
-    # a changed policy starts the controllers anew
+    # a changed policy restarts the controllers
     notes = {annotation_key("spec"): hashlib.sha256(spec.encode()).hexdigest()[:16]}
     template = {"metadata": {"labels": labels, "annotations": notes}, "spec": pod}
     deployment = {"replicas": REPLICAS, "selector": {"matchLabels": labels}, "template": template}

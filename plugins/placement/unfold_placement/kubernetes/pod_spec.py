@@ -161,9 +161,9 @@ def _find_task_fault(task: Task) -> str:
     times = {"run": task.run, "checkpoint_every": task.checkpoint_every, **task.run_on}
     wrong_times = [name for name, value in times.items() if not (0 <= value < math.inf)]
     if wrong_times:
-        return f"a {wrong_times[0]} that is no time"
+        return f"a {wrong_times[0]} that is not a time"
     if math.isnan(task.deadline):
-        return "a deadline that is no time"
+        return "a deadline that is not a time"
     if not 1 <= task.size <= MAX_SIZE:
         return f"a size of {task.size}"
     return f"a priority of {task.priority}" if abs(task.priority) > MAX_PRIORITY else ""

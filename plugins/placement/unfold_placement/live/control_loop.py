@@ -34,7 +34,7 @@ from unfoldkit.api import UnfoldError
 from unfoldkit.kubernetes.api import ApiError
 
 MAX_ROWS = 20_000
-"""Tasks that a controller keeps before it starts anew from a snapshot."""
+"""Tasks that a controller keeps before it starts over from a snapshot."""
 MAX_FAILURES = 20
 """Consecutive errors after which the loop gives up."""
 STALL_S = 10.0
@@ -49,7 +49,7 @@ class ControlLoop:
 
     Attributes:
         backend: The cluster.
-        make_policies: Builds the policies anew.
+        make_policies: Builds new policies.
         process_id: Name of this process in elections.
         owner: Owner of the ephemeral resources, shared by all processes of a spec.
         leader_ttl_s: How long (s) leadership lasts without a renewal.
@@ -184,7 +184,7 @@ class ControlLoop:
         return controller
 
     def _watch(self, actuator: Actuator, timeout: float) -> Actuator | None:
-        """Wait for changes and process them; None where the controller must start anew."""
+        """Wait for changes and process them; None where the controller must start over."""
         controller, table = actuator.controller, actuator.controller.table
         now = self.backend.now()
         wait_s = max(0.0, min(timeout, controller.next_wakeup_s - now, self.next_election_s - now))

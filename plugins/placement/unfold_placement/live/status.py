@@ -103,7 +103,7 @@ def _read_last_decision(loop: ControlLoop, error: str) -> Status:
     if last is None:
         return Status(role=LEADER if loop.is_leader else STANDBY, error=error)
     now = loop.backend.now()
-    wait = Wait(f"no decision is made: {error}" if error else "the controller starts anew")
+    wait = Wait(f"no decision is made: {error}" if error else "the controller starts over")
     return Status(
         role=LEADER if loop.is_leader else FAILING,
         waiting_count=last.waiting_count,

@@ -142,7 +142,7 @@ def _check_attributes(policy: Policy) -> None:
     """Check the attributes of a user's policy that would silently keep it from ever acting.
 
     Raises:
-        UnfoldError: its phase is none, or it watches what is no event.
+        UnfoldError: its phase is none, or it watches what is not an event.
     """
     phase, watches = policy.phase, policy.watches
     if not isinstance(phase, int) or not types.STATIC <= phase <= types.GANG:
@@ -154,4 +154,4 @@ def _check_attributes(policy: Policy) -> None:
     unknown = [kind for kind in watches if kind not in EVENT_KINDS]
     if unknown:
         hint = did_you_mean(str(unknown[0]), EVENT_KINDS) or f"there are {', '.join(EVENT_KINDS)}"
-        raise policy_error(policy, "react", f"it watches {unknown[0]!r}, which is no event", hint=hint)
+        raise policy_error(policy, "react", f"it watches {unknown[0]!r}, which is not an event", hint=hint)

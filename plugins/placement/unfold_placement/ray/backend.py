@@ -36,7 +36,7 @@ class RayBackend:
     clock: Callable[[], float] = time.monotonic
 
     def now(self) -> float:
-        """Return the coordinator's time (s), by the local clock and an offset measured anew with every election."""
+        """Return the coordinator's time (s), by the local clock and an offset measured again with every election."""
         if math.isnan(self.clock_offset_s):
             began = self.clock()
             remote = float(self._call("now"))

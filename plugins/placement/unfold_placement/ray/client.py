@@ -84,7 +84,7 @@ class Client:
             UnfoldError: this client has a task of that name, or is closed.
         """
         if self.stopped.is_set():
-            raise user_error(f"task {task.name} cannot be submitted: the client is closed", hint="connect anew")
+            raise user_error(f"task {task.name} cannot be submitted: the client is closed", hint="connect again")
         if task.name in self.jobs:
             raise user_error(f"task {task.name} exists already", hint="task names must be unique")
         job = self.jobs[task.name] = Job(task, _as_remote(function), args, kwargs, Future())

@@ -277,7 +277,9 @@ class PlacementSpec(Spec):
 
 def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
     if cluster.kubernetes is not None and cluster.kubernetes.kueue and cluster.kubernetes.shadow:
-        yield Problem(("cluster", "kubernetes", "kueue"), "kueue and shadow together", hint="write one of them")
+        yield Problem(
+            ("cluster", "kubernetes", "kueue"), "kueue and shadow exclude each other", hint="write one of them"
+        )
     live = [key for key in ("ray", "kubernetes") if getattr(cluster, key) is not None]
     sources = [*(key for key in ("nodes", "trace") if getattr(cluster, key)), *live]
     if len(sources) != 1 and sources not in (["nodes", "ray"], ["nodes", "kubernetes"]):
@@ -328,7 +330,7 @@ def _missing_problems(table: TableSpec, path: tuple[str, ...], columns: Sequence
         keywords = MISSING_KEYWORDS.get(name, (SKIP,)) if "task" in columns else ()
         example = {"arrival": "0 s", "run": "10 min"}.get(name, "1" if name in numbers else "")
         hint = f"write {' or '.join(word for word in (*keywords, example) if word)}"
-        yield Problem((*path, "missing", name), f"{default!r} is no default", hint=hint)
+        yield Problem((*path, "missing", name), f"{default!r} is not a default", hint=hint)
 
 
 def _is_default(column: str, default: str | float, *, is_node: bool) -> bool:

@@ -44,5 +44,5 @@ class Problem:
         return " + ".join(rule.name.replace("_", "-") for rule in self.rules) or "no policy"
 
     def new_policies(self) -> list[Policy]:
-        """Build the policies anew, without state of an earlier run."""
+        """Build new policies, without state of an earlier run."""
         return build_policies(self.rules, allow_code=self.allow_code)

@@ -167,7 +167,7 @@ def _record_starts(controller: Controller, jobs: Jobs, alive: dict[str, Instance
         if math.isnan(tick_s):
             instance.started_s = math.nan
         elif tick_s != instance.tick_s:
-            # a job that is stopped and started again within one step begins anew
+            # a job that is stopped and started again within one step starts over
             instance.started_s = now_s
         instance.tick_s, instance.is_torn = tick_s, 0 < len(running) < len(rows)
 

@@ -352,7 +352,7 @@ def _check_queue_keys(spec: PlacementSpec, trace: TraceSpec) -> None:
         extra = sorted(options.model_fields_set - {"quotas", "resource"})
         if extra:
             hint = "a ClusterQueue's own preemption and borrowing apply; workload.replay.apply changes them"
-            raise user_error("it has no meaning for Kueue's queues", key=f"{key}.{extra[0]}", hint=hint)
+            raise user_error("it does not apply to Kueue's queues", key=f"{key}.{extra[0]}", hint=hint)
     unused = {
         "workload.replay.faster": trace.faster != 1,
         "workload.replay.first": trace.first is not None,
@@ -363,7 +363,7 @@ def _check_queue_keys(spec: PlacementSpec, trace: TraceSpec) -> None:
     }
     for key, is_set in unused.items():
         if is_set:
-            raise user_error("it has no meaning for a replay of Kueue's queues", key=key, hint="leave it out")
+            raise user_error("it does not apply to a replay of Kueue's queues", key=key, hint="leave it out")
 
 
 def _apply_quotas(snapshot: QueueSnapshot, options: QuotaOptions) -> QueueSnapshot:

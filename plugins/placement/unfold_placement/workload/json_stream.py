@@ -75,7 +75,7 @@ def read_items(path: Path, command: str) -> list[Body]:
     """Read the listed objects: under ``items`` (kubectl) or ``data`` and ``result`` (Ray), or as a plain list.
 
     Raises:
-        UnfoldError: the file is no JSON; the hint names the ``command`` that writes it.
+        UnfoldError: the file is not JSON; the hint names the ``command`` that writes it.
     """
     try:
         with open_text(path) as stream:

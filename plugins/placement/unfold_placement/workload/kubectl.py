@@ -161,6 +161,6 @@ def _parse_amounts(amounts: Mapping[str, object], round_to: Callable[[float], in
 def _parse_amount(cluster_name: str, text: str, round_to: Callable[[float], int]) -> tuple[str, int]:
     match = _QUANTITY.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no amount of {cluster_name}")
+        raise ValueError(f"{text!r} is not an amount of {cluster_name}")
     exact = float(match[1]) * SUFFIXES[match[2]] * MILLI / (MIB if cluster_name == "memory" else 1)
     return OWN_NAMES.get(cluster_name, cluster_name), round_to(round(exact, 6))

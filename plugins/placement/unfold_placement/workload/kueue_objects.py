@@ -382,7 +382,7 @@ def replace_objects(manifests: list[Manifest], applied: list[Manifest]) -> list[
     for item in applied:
         if item.group != GROUP or item.kind not in CONFIGURATION:
             hint = f"write only {', '.join(CONFIGURATION)} of {GROUP}"
-            raise item.fault("kind", f"{item.kind} is no configuration of Kueue", hint)
+            raise item.fault("kind", f"{item.kind} is not a configuration of Kueue", hint)
     replaced = {item.label for item in applied}
     return [*(item for item in manifests if item.label not in replaced), *applied]
 
@@ -391,15 +391,15 @@ def parse_quantity(resource: str, value: object) -> int:
     """Return a Kubernetes quantity in Kueue's integer units: thousandths of a core, else units, both rounded up.
 
     Raises:
-        ValueError: it is no quantity, or negative.
+        ValueError: it is not a quantity, or negative.
     """
     match = _QUANTITY.fullmatch(str(value)) if isinstance(value, str | int | float) else None
     if match is None or isinstance(value, bool):
-        raise ValueError(f"{value!r:.60} is no quantity")
+        raise ValueError(f"{value!r:.60} is not a quantity")
     try:
         exact = Decimal(match[1]) * (Decimal(10) ** int(match[3]) if match[3] else FACTORS[match[2] or ""])
     except (InvalidOperation, ArithmeticError) as error:
-        raise ValueError(f"{value!r:.60} is no quantity") from error
+        raise ValueError(f"{value!r:.60} is not a quantity") from error
     if exact < 0 or exact > 1 << 63:
         raise ValueError(f"{value!r:.60} is negative or too large")
     return math.ceil(exact * 1000 if resource == "cpu" else exact)
@@ -414,7 +414,7 @@ def _time(part: Manifest, key: str) -> float:
     try:
         return parse_time(text)
     except ValueError:
-        raise part.fault(key, f"{text!r:.60} is no time", "such as 2026-03-01T10:00:00Z") from None
+        raise part.fault(key, f"{text!r:.60} is not a time", "such as 2026-03-01T10:00:00Z") from None
 
 
 def _read_conditions(item: Manifest) -> Conditions:

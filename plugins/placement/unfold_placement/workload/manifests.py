@@ -69,7 +69,7 @@ class Manifest:
         """Return the mappings of a list below it, none if it is missing.
 
         Raises:
-            UnfoldError: the field is no list of mappings.
+            UnfoldError: the field is not a list of mappings.
         """
         value = self.body.get(key)
         if value is None:
@@ -121,7 +121,7 @@ class Manifest:
         """Return a list of texts, an empty one if it is missing.
 
         Raises:
-            UnfoldError: it is no list of texts.
+            UnfoldError: it is not a list of texts.
         """
         values = self.body.get(key)
         if values is None:

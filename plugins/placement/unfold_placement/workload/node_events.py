@@ -56,5 +56,5 @@ def _read_time_s(row: CsvRow) -> float:
 def _read_change(row: CsvRow) -> str:
     word = row["change"].strip().lower().replace("-", "").replace("_", "")
     if word not in CHANGES:
-        raise row.wrong(f"{row['change'][:40]!r} is no change of a node", "change", did_you_mean(word, CHANGES))
+        raise row.wrong(f"{row['change'][:40]!r} is not a change of a node", "change", did_you_mean(word, CHANGES))
     return CHANGES[word]

@@ -90,7 +90,7 @@ def _read_job(job: Body) -> Body:
     """Return a job with its submission (s), its attempts, and the GPUs of the last attempt by machine."""
     submitted_s = _parse_time(job["submitted_time"])
     if submitted_s is None:
-        raise ValueError(f"{job['submitted_time']!r} is no time")
+        raise ValueError(f"{job['submitted_time']!r} is not a time")
     attempts = _read_attempts(job)
     gpus = next((gpus for _, _, gpus in reversed(attempts) if gpus), [])
     return {**job, "submitted_s": submitted_s, "attempts": attempts if gpus else [], "gpus": gpus}

@@ -117,7 +117,7 @@ def _parse_time(cell: object) -> float | None:
         return None
     time_s = cell / 1000 if isinstance(cell, int | float) else parse_datetime(str(cell))
     if time_s is None:
-        raise ValueError(f"{cell!r} is no time")
+        raise ValueError(f"{cell!r} is not a time")
     return time_s
 
 

@@ -85,7 +85,7 @@ def detect_time_format(rows: Sequence[CsvRow], columns: Columns) -> TimeFormat:
     """Detect how a file writes times from its arrivals, or from starts and ends where it has none.
 
     Raises:
-        UnfoldError: a cell is no time.
+        UnfoldError: a cell is not a time.
     """
     used = [name for name in ("arrival", "start", "end") if name == "arrival" or name in columns.names]
     cells = [(row, name) for name in used for row in rows if row.get(name)]
@@ -112,7 +112,7 @@ def normalize_dates(rows: Sequence[CsvRow]) -> list[CsvRow]:
     Of dates with slashes, all together decide which number is the month; with points the day is first.
 
     Raises:
-        UnfoldError: a cell is no date.
+        UnfoldError: a cell is not a date.
     """
     rows = [_use_dashes(row) for row in rows]
     cells = [

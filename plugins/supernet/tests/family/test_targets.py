@@ -23,13 +23,13 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("task", "values", "message"),
     [
-        ("labels", [[0, 1], [1, NAN]], r"y\[1, 1\] is nan, which is no finite number"),
+        ("labels", [[0, 1], [1, NAN]], r"y\[1, 1\] is nan, which is not a finite number"),
         ("labels", [[0, 1], [1, 0.5]], r"y\[1, 1\] is 0.5, not 0 or 1"),
         ("labels", [["a", "b"]], "text, not numbers"),
         ("labels", [[[0, 1]]], r"shape \(1, 1, 2\)"),
         ("labels", np.zeros((3, 0)), r"shape \(3, 0\)"),
         ("values", [1.0, NAN], r"y\[1, 0\] is nan"),
-        ("values", [1.0, 1e39], "no finite number in single precision"),
+        ("values", [1.0, 1e39], "not a finite number in single precision"),
         ("values", ["high", "low"], "text, not numbers"),
         ("values", np.array([1 + 2j]), "complex128, not numbers"),
         ("classes", [[0, 1], [1, 0]], "not one label a row"),

@@ -293,8 +293,8 @@ def test_threads_trace_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((nn.Linear(6, 2), np.zeros((2, 6))), "a ndarray is no tensor.*from_numpy"),
-        ((nn.Linear, torch.zeros(2, 6)), "a type is no module"),
+        ((nn.Linear(6, 2), np.zeros((2, 6))), "a ndarray is not a tensor.*from_numpy"),
+        ((nn.Linear, torch.zeros(2, 6)), "a type is not a module"),
         ((nn.Linear(6, 2), torch.zeros(0, 6)), r"shape \(0, 6\)"),
         ((nn.Linear(6, 2, device="meta"), torch.zeros(2, 6)), "device meta"),
     ],

@@ -253,7 +253,7 @@ class BiasedAttention(nn.Module):  # type: ignore[misc,unused-ignore]
 
 
 def test_heads_with_smaller_keys_and_kept_biases_are_left_out() -> None:
-    """Packed heads of unequal parts lose heads; biases that the code keeps are computed anew, and do not hinder it."""
+    """Packed heads of unequal parts lose heads; biases that the code keeps are computed again, and do not hinder it."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(5, 8), BiasedAttention(), nn.ReLU(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     example = torch.randn(2, 7, 5)

@@ -2,7 +2,7 @@
 
 Convolutions and matrix products with constant weights become layers. A transposed convolution becomes convolutions of
 its input, one for each offset within its stride, so that no inserted zero is multiplied. Pooling, normalisation,
-element-wise and shape operators are taken to be computed in passing. Any other operator is named.
+element-wise and shape operators are taken to cost nothing. Any other operator is named.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def read_onnx_layers(path: Path, family_name: str, accuracy: float, key: str = "
     passing = sorted({node.op_type for node in model.graph.node} & PASSING - {"Constant", "Identity"})
     about = f"{format_count(len(layers), 'layer')} of {path.name}"
     if passing:
-        about += f"; computed in passing: {', '.join(passing)}"
+        about += f"; counted as free: {', '.join(passing)}"
     if repeated := _count_repeated(model.graph, constants):
         about += f"; {format_count(repeated, 'time')}, a layer reads weights of another, which are counted again"
     subnet = tabulate_subnet(path.stem, tuple(layers), layers, accuracy)

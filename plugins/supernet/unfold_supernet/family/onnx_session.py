@@ -18,7 +18,7 @@ def open_session(model: Path | bytes, *, keeps_maps: bool = False) -> Any:
     Args:
         model: A file, or its content.
         keeps_maps: Whether the session keeps the memory of its feature maps. Ten members would hold those of ten of
-            their largest batches, and one runs at a time; asking the system for it anew takes no measurable time.
+            their largest batches, and one runs at a time; asking the system for it again takes no measurable time.
 
     Raises:
         ValueError: ONNX Runtime cannot load it.

@@ -160,7 +160,7 @@ def _check_finite(columns: Any, file: str) -> None:
         numbers = columns.astype(np.float32)
     if not np.isfinite(numbers).all():
         row, column = (int(index) for index in np.argwhere(~np.isfinite(numbers))[0])
-        message = f"y[{row}, {column}] is {columns[row, column]}, which is no finite number in single precision"
+        message = f"y[{row}, {column}] is {columns[row, column]}, which is not a finite number in single precision"
         raise user_error(message, file=file, key="data.path", hint="drop rows without a target")
 
 

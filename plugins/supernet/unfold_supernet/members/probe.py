@@ -175,7 +175,7 @@ def _compare_rows(session: Any, input_name: str, rows: FloatArray, name: str) ->
 
 def _describe_value(value: Any) -> str:
     if not isinstance(value, np.ndarray):
-        return "is no tensor (zipmap: turn it off)"
+        return "is not a tensor (zipmap: turn it off)"
     return f"{value.dtype} {'x'.join(map(str, value.shape))}"
 
 

@@ -319,10 +319,10 @@ def _check_arguments(module: object, example: object) -> tuple[Tensor, ...]:
     tensors = example if isinstance(example, tuple) else (example,)
     hint = "elastic(module, example): a torch.nn.Module and a tensor; arrays: torch.from_numpy(x[:2])"
     if not isinstance(module, nn.Module):
-        raise user_error(f"a {type(module).__name__} is no module", hint=hint)
+        raise user_error(f"a {type(module).__name__} is not a module", hint=hint)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
-            raise user_error(f"a {type(tensor).__name__} is no tensor", hint=hint)
+            raise user_error(f"a {type(tensor).__name__} is not a tensor", hint=hint)
         if not tensor.ndim or not len(tensor):
             raise user_error(f"the example has shape {tuple(tensor.shape)}", key="example", hint="pass x[:2]")
         if tensor.is_meta or any(parameter.is_meta for parameter in module.parameters()):

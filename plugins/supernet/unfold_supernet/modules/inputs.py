@@ -57,7 +57,7 @@ def copy_module(module: nn.Module) -> nn.Module:
 
 
 def drop_computed(module: nn.Module) -> None:
-    """Drop tensors that a module's code computed with gradients and keeps, by device or size; it computes them anew."""
+    """Drop tensors that a module's code computed with gradients and caches by device or size."""
     for layer in module.modules():
         for name, value in vars(layer).items():
             # torch's own dictionaries hold parameters and buffers

@@ -172,5 +172,5 @@ def split_pair(model: ShareModel) -> tuple[TorchShares, TorchShares]:
         TypeError: The model is no pair.
     """
     if not isinstance(model, TorchShares) or not isinstance(model.model, EscalationPair):
-        raise TypeError(f"{model!r} is no escalation pair")
+        raise TypeError(f"{model!r} is not an escalation pair")
     return TorchShares(model.model.small), TorchShares(model.model.large)

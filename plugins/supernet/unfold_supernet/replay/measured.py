@@ -65,7 +65,7 @@ def measure_replay(
     else:
         contenders = [Contender(policy, None) for policy in problem.policies]
     for contender in contenders:
-        # every policy learns the slowdown anew, as a server does, so that none gains from another's batches
+        # every policy learns the slowdown again, as a server does, so that none gains from another's batches
         batch_runner.slowdown = Slowdown(slowdown, slowdown)
         results.append(_measure_contender(problem, contender, batch_runner))
         progress("replay", len(results), len(contenders))

@@ -165,7 +165,7 @@ def _tabulate_switches(result: TrainingResult) -> Table:
     mechanisms = (
         ("first inference after a switch (median)", costs.switch_p50_s),
         ("first inference after a switch (p99)", costs.switch_p99_s),
-        ("binding views anew", costs.bind_s),
+        ("binding views again", costs.bind_s),
         ("loading a state in place", costs.load_state_s),
     )
     rows = tuple((name, seconds * MICRO) for name, seconds in mechanisms)

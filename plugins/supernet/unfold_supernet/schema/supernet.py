@@ -195,7 +195,7 @@ def _find_task_problems(spec: SupernetSpec) -> Iterable[Problem]:
     task = spec.data.task if spec.data is not None else "classes"
     for other, key in SCORE_KEYS.items():
         if other != task and getattr(spec.goal, key) is not None:
-            message, hint = f"is no goal of task {task}", f"write {SCORE_KEYS[task]}, or data.task: {other}"
+            message, hint = f"is not a goal of task {task}", f"write {SCORE_KEYS[task]}, or data.task: {other}"
             yield Problem(("goal", key), message, hint=hint)
     if task == "classes":
         return

@@ -157,7 +157,7 @@ def _bind_trained(problem: ServiceProblem) -> BoundModels:
 
 
 def _choose_engines(problem: ServiceProblem, record: SupernetRecord, supernet: Any) -> EnginePlan:
-    """Choose the engines anew on this machine: both are measured for every subnet that is served."""
+    """Choose the engines again on this machine: both are measured for every subnet that is served."""
     from unfold_supernet.modules.served_models import locate_member
     from unfold_supernet.training.engine_costs import compare_engines
 

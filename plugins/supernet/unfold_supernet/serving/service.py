@@ -31,7 +31,7 @@ ROUNDS = 10
 
 
 def build_service(problem: ServiceProblem) -> Service:
-    """Build the service; nothing is trained, but latencies are measured anew on this machine.
+    """Build the service; nothing is trained, but latencies are measured again on this machine.
 
     Raises:
         UnfoldError: The run holds no supernet, or one with another space.

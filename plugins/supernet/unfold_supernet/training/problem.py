@@ -131,7 +131,7 @@ class SwitchCosts:
             subnet; one row each, back to back.
         switch_p99_s: 99th percentile of the same.
         view_ratios: Time of a batch on views over that on contiguous copies, by subnet.
-        bind_s: Time to bind the views anew.
+        bind_s: Time to bind the views again.
         load_state_s: Time to copy a state from memory into an existing model.
         reload_s: Time to build a model and read its file's bytes.
         shared_bytes: Bytes of the supernet with all norm statistics.

@@ -515,7 +515,7 @@ def test_a_storage_that_fails_ends_the_search() -> None:
         ({"callbacks": print}, "callbacks is a function"),
         ({"n_trials": "27"}, "must be an integer"),
         ({"max_steps": 9.5}, "must be an integer"),
-        ({"catch": ["ValueError"]}, "no class of exceptions"),
+        ({"catch": ["ValueError"]}, "not a class of exceptions"),
         ({"timeout": -1}, "positive time"),
         ({"deadline": None}, "deadline: None is not a quantity"),
         ({"n_jobs": "4"}, "n_jobs must be an integer"),

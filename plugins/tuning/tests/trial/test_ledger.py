@@ -60,7 +60,7 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "ledger.sqlite"
     file.write_text("no database" * 100)
     with (
-        pytest.raises(UnfoldError, match=r"ledger.sqlite: this is no ledger") as caught,
+        pytest.raises(UnfoldError, match=r"ledger.sqlite: this is not a ledger") as caught,
         open_ledger(file, MACHINE, "a"),
     ):
         pass

@@ -162,7 +162,7 @@ def _list_errors(catch: Iterable[type[Exception]] | type[Exception] | None) -> t
     errors = (catch,) if isinstance(catch, type) else tuple(catch)
     for error in errors:
         if not (isinstance(error, type) and issubclass(error, Exception)):
-            raise user_error(f"catch: {error!r} is no class of exceptions", hint="write catch=(ValueError,)")
+            raise user_error(f"catch: {error!r} is not a class of exceptions", hint="write catch=(ValueError,)")
     return errors
 
 
@@ -593,8 +593,8 @@ class StudyRun:
     def _store_end(self, item: RunningTrial, value: Any, state: Any) -> Any:
         """Store how a trial ended, and call the callbacks; return the state, which a wrong value turns into a failure.
 
-        A value that is no number fails the trial, as in ``study.optimize``. What the sampler makes of a trial that is
-        stored, such as constraints that a pruned one has not set, is noted.
+        A value that is not a number fails the trial, as in ``study.optimize``. If the sampler raises an error about a
+        stored trial, as about constraints that a pruned one has not set, a note has it.
         """
         from optuna.trial import TrialState
 

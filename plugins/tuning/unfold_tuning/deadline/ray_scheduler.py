@@ -164,7 +164,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         if self._metric is None or self._mode is None:
             missing = "metric" if self._metric is None else "mode"
             raise user_error(f"no {missing} to rank trials by", hint='write TuneConfig(metric="loss", mode="min")')
-        # Ray wraps its controller anew at every call, but an experiment has one searcher
+        # Ray wraps its controller again at every call, but an experiment has one searcher
         searcher = getattr(tune_controller, "search_alg", None)
         if self.searcher is not None and searcher is not self.searcher:
             self._begin_experiment()
@@ -199,7 +199,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             store_whole_files(tune_controller)
             self._load_state(trial)
             self._lift_limit(tune_controller)
-            # an error before makes Ray begin anew, and must stop that too
+            # an error before makes Ray start over, and must stop that too
             self.is_restored = True
         self.keeper.began = self.keeper.began or self.keeper.wall()
 
@@ -526,7 +526,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         """Load what an earlier process stored of this experiment; nothing if it is new, even in the same folder.
 
         Raises:
-            UnfoldError: The file is not one of this scheduler, or a file of Ray's is torn: Ray then begins anew.
+            UnfoldError: The file is not one of this scheduler, or a file of Ray's is torn: Ray then starts over.
         """
         storage = getattr(trial, "storage", None)
         if storage is None:
@@ -545,7 +545,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             if is_known:
                 self._restore_state(state)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise user_error("this is no state of the scheduler", file=path, hint=NEW_SEARCH) from error
+            raise user_error("this is not a state of the scheduler", file=path, hint=NEW_SEARCH) from error
         torn = find_torn_file(storage) if self.is_unpickled and not is_known else None
         if torn is not None:
             raise user_error(

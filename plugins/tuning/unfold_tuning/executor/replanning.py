@@ -373,7 +373,7 @@ class Replanner:
     def _replan(self, remaining: ExecutionModel, plan: Plan, time_left_s: float) -> Plan:
         """Plan the remaining job again, and note a lost guarantee."""
         if self.config.machine.spot is not None:
-            # the slack for a change of place is no time to plan with
+            # the slack for a change of place is not a time to plan with
             time_left_s -= NET_CHANGES * estimate_change_s(self.config.profile)
         result = replan_remaining(remaining, plan, time_left_s, self.config.confidence)
         if result.is_late:

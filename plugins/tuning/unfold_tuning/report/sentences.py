@@ -361,7 +361,7 @@ def describe_resumed_measurements(count: int) -> str:
 def describe_other_measurements(count: int) -> str:
     """Describe that the measurements of a profile that was stopped are of no use."""
     measurements = format_count(count, "finished measurement")
-    return f"the profile starts anew: {measurements} of another spec, seed or machine"
+    return f"the profile starts over: {measurements} of another spec, seed or machine"
 
 
 def describe_failed_configs(count: int, error: str) -> str:

@@ -207,7 +207,7 @@ def _check_estimator(trainable: Trainable) -> Iterable[Problem]:
         yield Problem(("trainable", "metric"), f"an estimator has no metric {metric!r}", hint=hint)
     if trainable.mode not in (None, ESTIMATOR_MODES.get(metric)):
         hint = "leave mode out: the metric of an estimator implies it"
-        yield Problem(("trainable", "mode"), f"a {trainable.mode}imal {metric} is no goal", hint=hint)
+        yield Problem(("trainable", "mode"), f"a {trainable.mode}imal {metric} is not a goal", hint=hint)
     target = trainable.early_stop.target if trainable.early_stop else None
     if target is not None and (target <= 0 or (metric == "accuracy" and target > 1)):
         message = f"no trial can reach {'an' if metric == 'accuracy' else 'a'} {metric} of {target:g}"

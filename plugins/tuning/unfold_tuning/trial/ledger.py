@@ -317,6 +317,6 @@ def _prepare_ledger(path: Path, machine: Machine, base: sqlite3.Connection, fing
 
 def _describe_error(path: Path, error: sqlite3.Error) -> UnfoldError:
     if getattr(error, "sqlite_errorname", "") in ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_ERROR"):
-        return user_error("this is no ledger", file=str(path), hint="--run DIR starts another run")
+        return user_error("this is not a ledger", file=str(path), hint="--run DIR starts another run")
     hint = "its content is intact; free some space and run the same command to continue"
     return internal_error(f"the ledger cannot be used: {error}", file=str(path), hint=hint)

@@ -55,7 +55,7 @@ def load_user_function(reference: str) -> TrainFunction:
     """Import the user's function ``module:function``.
 
     Raises:
-        UnfoldError: It cannot be imported, or is no function.
+        UnfoldError: It cannot be imported, or is not a function.
     """
     import pkgutil
 
@@ -66,7 +66,7 @@ def load_user_function(reference: str) -> TrainFunction:
         message = f"cannot load {reference!r}: {type(error).__name__}: {error}"
         raise user_error(message, key="trainable.function", hint=hint) from error
     if not callable(function):
-        raise user_error(f"{reference!r} is no function", key="trainable.function", hint=hint)
+        raise user_error(f"{reference!r} is not a function", key="trainable.function", hint=hint)
     return function
 
 
@@ -88,7 +88,7 @@ def read_table(path: Path, trainable: TrainableConfig) -> LabelledRows:
     """Read features, labels and groups from a CSV file.
 
     Raises:
-        UnfoldError: A column is missing, or a feature is no number.
+        UnfoldError: A column is missing, or a feature is not a number.
     """
     rows = list(csv_rows(path))
     names = _select_features(list(rows[0].cells) if rows else [], trainable, path)

@@ -94,7 +94,7 @@ def profile(spec: TuningSpec, run: Run) -> Report:
     encoded = encode_profile(samples.summarize(), trials, measured_on)
     stored = json.dumps({"spent_usd": spent_usd, "trials": [dataclasses.asdict(trial) for trial in trials]})
     run.directory.write(TRIALS_FILE, stored.encode(), made_from=made_from)
-    # last, as it ends the profile: the next one measures anew
+    # last, as it ends the profile: the next one measures again
     run.directory.write(PROFILE_FILE, encoded.encode(), made_from=made_from)
     store(ProfileSamples())
     return report_profile(spec.name, parse_profile(encoded), samples, measured_on, spent_usd)

@@ -114,5 +114,5 @@ def _read_beginning(path: Path) -> list[str]:
         raise user_error(f"the trace is a file of {form}", file=str(path), hint="unpack it, or pack it with gzip")
     if any("\0" in line for line in lines):
         hint = "CSV, TSV, JSON lines or a log, gzipped or not; or .npz, .npy"
-        raise user_error("the trace is no text", file=str(path), hint=hint)
+        raise user_error("the trace is not text", file=str(path), hint=hint)
     return [line for line in lines if line.strip()]

@@ -43,7 +43,7 @@ def read_document(path: Path, columns: TableColumns) -> TraceRows:
         rows = _read_spans(values, columns.match) or _read_matrix(values, columns.match, path)
         rows = rows or _read_lists(values, columns, path)
     except json.JSONDecodeError as error:
-        raise user_error(f"the document breaks off or is no JSON: {error}", file=str(path)) from error
+        raise user_error(f"the document breaks off or is not JSON: {error}", file=str(path)) from error
     except (*UNREADABLE, RecursionError) as error:
         raise user_error(f"cannot read the trace: {error}", file=str(path)) from error
     if rows is None and (reason := find_error_answer(values[0] if values else None)):

@@ -1,4 +1,4 @@
-"""The data of the live page of a service, made anew every second while a page is open."""
+"""The data of the live page of a service, made again every second while a page is open."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Metrics:
 class CachedExposition:
     """The text of all metrics, which takes a millisecond to write: a flood of scrapes gets the same text again.
 
-    It is written anew after ``max_age_s``, or as soon as a request was counted.
+    It is written again after ``max_age_s``, or as soon as a request was counted.
 
     Args:
         write: Writes the text.

@@ -2,7 +2,7 @@
 
 An unloaded model keeps its name in the index. Its requests get 503 until it is loaded. With its last model, the service
 itself is closed and its memory given back; the process stays live but is not ready. The next load starts the service
-anew from its run.
+again from its run.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ModelRepository:
     """The models of a service, each loaded or not. It is the ASGI application around that of the service.
 
     Args:
-        start: Starts the service anew; called in a thread.
+        start: Starts the service again; called in a thread.
         service: The service while a model is loaded.
         endpoints: The loaded models by name.
         versions: The version of every model by name, loaded or not.
@@ -354,7 +354,7 @@ def offer_repository(service: Service, start: Start) -> Service:
 
     Args:
         service: The service; all its models are loaded.
-        start: Starts it anew.
+        start: Starts it again.
     """
     repository = ModelRepository(start=start, service=None)
     repository.adopt(service)

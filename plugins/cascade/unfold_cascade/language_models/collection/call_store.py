@@ -86,7 +86,7 @@ def open_store(path: Path, identity: str) -> CallStore:
             record = json.loads(line)
             _read_record(store, record, identity, is_first=number == 1)
         except (ValueError, KeyError, TypeError) as problem:
-            hint = "move the file away to begin anew"
+            hint = "move the file away to start over"
             raise user_error(f"line {number} is damaged: {problem}", file=str(path), hint=hint) from problem
     # calls in flight at the kill may have been charged
     store.spent_usd += sum(store.unfinished.values())
@@ -97,7 +97,7 @@ def open_store(path: Path, identity: str) -> CallStore:
 def _read_record(store: CallStore, record: dict[str, Any], identity: str, *, is_first: bool) -> None:
     if is_first:
         if record["identity"] != identity:
-            hint = "use another run (--run DIR), or move the file away to begin anew"
+            hint = "use another run (--run DIR), or move the file away to start over"
             raise user_error("the calls were made for other prompts or settings", file=str(store.path), hint=hint)
     elif "start" in record:
         store.starts = max(store.starts, int(record["start"]))

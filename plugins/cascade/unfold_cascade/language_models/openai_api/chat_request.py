@@ -81,7 +81,7 @@ def _reject_constant(name: str) -> NoReturn:
     Raises:
         ValueError: always.
     """
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _parse_float(text: str) -> float:

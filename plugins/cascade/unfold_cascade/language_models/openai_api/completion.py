@@ -85,7 +85,7 @@ class Completion:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Text and tool calls of every choice, for comparison; ids of calls are drawn anew each time and left out."""
+        """Text and tool calls of every choice, for comparison; ids of calls are drawn again each time and left out."""
         return tuple(
             choice.text + "".join(_format_call(call) for _, call in sorted(choice.tool_calls.items()))
             for _, choice in sorted(self.choices.items())

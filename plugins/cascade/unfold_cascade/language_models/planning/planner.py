@@ -208,7 +208,7 @@ def fit_calibrations(tune: CallLog, problem: RoutingProblem) -> tuple[Calibratio
 
 
 def has_fractions(solution: RoutingSolution) -> bool:
-    """Whether some certifying unit has a loss that is no multiple of 1."""
+    """Whether some certifying unit has a loss that is not a multiple of 1."""
     problem, route = solution.problem, solution.served_route
     rows = problem.parts.certify
     return not is_ternary(unit_differences(problem.log.take(rows), solution.score[rows], route, solution.reference))

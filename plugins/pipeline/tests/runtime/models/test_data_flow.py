@@ -322,7 +322,7 @@ def misfits(folder: Path) -> list[tuple[Pipeline, list[ModelSource], str, str]]:
             "stages.b.inputs.box",
             "probabilities holds real numbers, and the input takes int64",
         ),
-        (after_a({"one": ["a"], "2": ["a"]}), [two, total], "stages.b.inputs.2", "no name of an argument"),
+        (after_a({"one": ["a"], "2": ["a"]}), [two, total], "stages.b.inputs.2", "not the name of an argument"),
         (after_a(when="labels == 'big'"), [two, total], "stages.b.when", "no tensor labels"),
         (after_a(when="probabilities > 0.5"), [two, total], "stages.b.when", "name a value, or max"),
         (after_a(when="probabilities[2] > 0.5"), [two, total], "stages.b.when", "index"),

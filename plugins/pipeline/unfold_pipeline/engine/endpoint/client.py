@@ -250,7 +250,7 @@ async def _get_json(client: httpx.AsyncClient, endpoint: Endpoint, path: str, li
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise EndpointError(f"{path} is no JSON", "the address of an OpenAI-compatible server") from error
+        raise EndpointError(f"{path} is not JSON", "the address of an OpenAI-compatible server") from error
 
 
 async def _get(client: httpx.AsyncClient, endpoint: Endpoint, path: str, limits: EndpointLimits) -> bytes:

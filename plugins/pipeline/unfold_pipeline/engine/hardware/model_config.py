@@ -115,7 +115,7 @@ def read_model_config(path: Path, *, is_profiled: bool = False) -> ModelShape:
         inner //= 2
     head = _first_count(config, ("head_dim", "kv_channels")) or sizes["hidden"] // sizes["heads"]
     if not head:
-        message = f"the model has {sizes['hidden']} values for {sizes['heads']} heads"
+        message = f"the hidden size {sizes['hidden']} is less than the {sizes['heads']} heads"
         raise user_error(message, file=file, key="head_dim")
     window, window_layers = _find_window(config, kind, sizes["layers"])
     return ModelShape(
@@ -236,7 +236,7 @@ def _find_precision(config: Mapping[str, Any], file: str) -> str:
     if not quantization:
         return ""
     if not isinstance(quantization, Mapping):
-        message = "the quantization of the weights is no object"
+        message = "the quantization of the weights is not an object"
         raise user_error(message, file=file, key="quantization_config", hint="{quant_method: METHOD, ...}")
     method = str(quantization.get("quant_method", "")).lower()
     algorithm = str(quantization.get("quant_algo") or quantization.get("format") or "").lower()

@@ -276,7 +276,7 @@ def _read_arrivals(data: Mapping[str, Any], count: int, path: Path) -> tuple[lis
         raise user_error(message, file=str(path), key="ramp_up_strategy", hint="a constant rate")
     burstiness = 1.0 if data.get("burstiness") is None else _read_number(data["burstiness"], "burstiness")
     if not 0 < burstiness <= MAX_BURSTINESS:
-        message = f"{burstiness:g} is no burstiness of arrivals"
+        message = f"{burstiness:g} is not a valid burstiness"
         raise user_error(message, file=str(path), key="burstiness", hint="1 for Poisson arrivals")
     gaps_s = np.random.default_rng(0).gamma(burstiness, 1 / (rate * burstiness), count)
     return [float(value) for value in np.cumsum(gaps_s)], clients, True
@@ -289,9 +289,9 @@ def _read_load(data: Mapping[str, Any], path: Path) -> tuple[int, float]:
     if data.get("request_rate") not in (None, "inf"):
         rate = _read_number(data["request_rate"], "request_rate", is_endless=True)
     if clients < 0 or clients != int(clients):
-        raise user_error(f"{clients:g} is no load of a client", file=str(path), key="max_concurrency")
+        raise user_error(f"{clients:g} is not a valid load of a client", file=str(path), key="max_concurrency")
     if not rate > 0:
-        raise user_error(f"{rate:g} is no load of a client", file=str(path), key="request_rate")
+        raise user_error(f"{rate:g} is not a valid load of a client", file=str(path), key="request_rate")
     return int(clients), rate
 
 
@@ -479,7 +479,7 @@ def _read_number(value: Any, name: str, *, is_endless: bool = False) -> float:
         ValueError: it is not finite, unless ``is_endless``.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} holds {str(value)[:40]!r}, which is no number")
+        raise TypeError(f"{name} holds {str(value)[:40]!r}, which is not a number")
     if not math.isfinite(value) and not (is_endless and value > 0):
         raise ValueError(f"{name} holds {value}, which is not finite")
     return float(value)
@@ -487,7 +487,7 @@ def _read_number(value: Any, name: str, *, is_endless: bool = False) -> float:
 
 def _read_numbers(values: Any, name: str) -> list[float]:
     if not isinstance(values, list):
-        raise TypeError(f"{name} is no list of numbers")
+        raise TypeError(f"{name} is not a list of numbers")
     return [_read_number(value, name) for value in values]
 
 
@@ -495,7 +495,7 @@ def _read_count(value: Any, name: str) -> int:
     """Return a whole number, at least 0; none counts as 0."""
     number = 0.0 if value is None else _read_number(value, name)
     if number < 0 or number != int(number):
-        raise ValueError(f"{name} holds {number:g}, which is no count")
+        raise ValueError(f"{name} holds {number:g}, which is not a count")
     return int(number)
 
 
@@ -565,7 +565,7 @@ def _build_run(
     if min(prompts.min(), outputs.min()) < 1 or max(prompts.max(), outputs.max()) > 1 << 24:
         raise user_error("a request has no tokens", file=str(path), hint="lengths of at least 1")
     if (prompts != np.floor(prompts)).any() or (outputs != np.floor(outputs)).any():
-        raise user_error("a length is no whole number of tokens", file=str(path))
+        raise user_error("a length is not a whole number of tokens", file=str(path))
     if (first_s <= 0).any() or (last_s < first_s).any() or last_s.max() > MAX_SPAN_S or np.ptp(starts) > MAX_SPAN_S:
         message = "the times are of several clocks: a first token lies before its request, or weeks after it"
         raise user_error(message, file=str(path), hint="times of the client alone, in seconds")

@@ -37,7 +37,7 @@ class MeasuredTable:
         """Return a column as finite numbers.
 
         Raises:
-            UnfoldError: a cell is no number of at least ``least``.
+            UnfoldError: a cell is not a number of at least ``least``.
         """
         try:
             values = np.array(self.columns[name], dtype=np.float64)
@@ -61,7 +61,7 @@ class MeasuredTable:
         values = self.numbers(name)
         if (values == 0).any():
             line = self.lines[int(np.argmin(values))]
-            message = f"line {line}: a latency of 0 is no measurement"
+            message = f"line {line}: a latency of 0 is not a measurement"
             raise user_error(message, file=str(self.path), key=name, hint="leave the row out")
         return values
 

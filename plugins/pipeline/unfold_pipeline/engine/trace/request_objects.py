@@ -90,7 +90,7 @@ def _iter_lines(path: Path) -> Iterator[RequestObject]:
                 if text.strip():
                     row = _parse_line(text, number, path)
                     if not isinstance(row, dict):
-                        raise UnfoldError(Diagnostic("the line is no JSON object", str(path), number, 1))
+                        raise UnfoldError(Diagnostic("the line is not a JSON object", str(path), number, 1))
                     yield RequestObject(path=path, number=number, unit="line", text=text, fields=_flatten(row))
     except (ValueError, RecursionError, OSError, EOFError) as error:
         raise user_error(f"not a file of JSON lines: {error}", file=str(path)) from error
@@ -110,7 +110,7 @@ def _iter_document(path: Path) -> Iterator[RequestObject]:
         with open_text(path) as stream:
             entries = _list_entries(list(parse_values(stream.read())))
     except (ValueError, RecursionError, OSError, EOFError) as error:
-        raise user_error(f"the document breaks off or is no JSON: {error}", file=str(path)) from error
+        raise user_error(f"the document breaks off or is not JSON: {error}", file=str(path)) from error
     if entries == []:
         hint = "spans of model calls, with gen_ai.usage.input_tokens and gen_ai.usage.output_tokens"
         raise user_error("no span of the export states tokens", file=str(path), hint=hint)

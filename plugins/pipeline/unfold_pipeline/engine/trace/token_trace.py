@@ -179,7 +179,7 @@ def read_tokens(
         warn: receives a note about requests that are left out.
 
     Raises:
-        UnfoldError: the trace has no tokens, a cell is no count, or times and rows differ.
+        UnfoldError: the trace has no tokens, a cell is not a count, or times and rows differ.
     """
     parts: list[CountArray] = [np.zeros((0, 2), dtype=np.int64)]
     columns: tuple[str | int, str | int] | None = None
@@ -230,7 +230,7 @@ def _check_unanswered(errors: Sequence[UnfoldError], count: int, path: Path, war
 
 def _describe_unanswered(fields: Mapping[str, Any], columns: tuple[str | int, str | int]) -> tuple[str, str, str]:
     name = str(columns[1])
-    return f"{str(fields.get(name, ''))[:40]!r} is no number of tokens", name, UNANSWERED_HINT
+    return f"{str(fields.get(name, ''))[:40]!r} is not a number of tokens", name, UNANSWERED_HINT
 
 
 def _parse_plain_lengths(
@@ -255,7 +255,7 @@ def _parse_lengths(
     """Return prompt and generated tokens; no generated tokens are 0.
 
     Raises:
-        UnfoldError: a value is no number of tokens.
+        UnfoldError: a value is not a number of tokens.
     """
     lengths = []
     for column, may_be_empty in zip(columns, (False, True), strict=True):
@@ -268,7 +268,7 @@ def _parse_lengths(
             continue
         length = 0 if may_be_empty and cell.lower() in _EMPTY else _parse_count(cell)
         if length is None:
-            raise wrong(f"{cell[:40]!r} is no number of tokens", column, UNANSWERED_HINT)
+            raise wrong(f"{cell[:40]!r} is not a number of tokens", column, UNANSWERED_HINT)
         lengths.append(length)
     return lengths[0], lengths[1]
 
@@ -297,7 +297,7 @@ def read_lengths(
         warn: receives a note about requests that are left out.
 
     Raises:
-        UnfoldError: the file has no tokens, or a value is no count.
+        UnfoldError: the file has no tokens, or a value is not a count.
     """
     rows: Iterator[tuple[Mapping[str, Any], Callable[[str, str, str], UnfoldError]]]
     if holds_objects(path):

@@ -125,7 +125,7 @@ class _FlowResolver:
             unfit = [name for name in names if len(names) > 1 and not name.isidentifier()]
             if unfit:
                 hint = "code gets several inputs as keyword arguments"
-                raise user_error(f"{unfit[0]} is no name of an argument", key=f"{key}.{unfit[0]}", hint=hint)
+                raise user_error(f"{unfit[0]} is not the name of an argument", key=f"{key}.{unfit[0]}", hint=hint)
             return stage.inputs
         expected = [item.name for item in signature.inputs] or [ROW_INPUT]
         for name in names:

@@ -45,7 +45,7 @@ class Pack:
         return [Ask(f"pack-{task.name}", gated=True)]
 
     def react(self, event: Event, view: View) -> Transactions:
-        """Choose nodes for every admitted unit, anew at every change while it waits."""
+        """Choose nodes for every admitted unit, again at every change while it waits."""
         if event.task is not None and event.kind in {SUBMITTED, PREEMPTED} and (unit := view.unit(event.task)):
             self.pending.add(unit, view)
             yield [Wake(view.now + after_s) for after_s in self.fallback.values()]

@@ -75,7 +75,7 @@ class Round:
     claimed: set[int] = field(default_factory=set)
 
     def advance(self, user: str, index: int, *, has_changed: bool = False) -> None:
-        """Consider a user's units from an index on; all users are ranked anew if what they hold has changed."""
+        """Consider a user's units from an index on; all users are ranked again if what they hold has changed."""
         self.lowest[user] = index
         self.candidates.pop(user, None)
         if has_changed:

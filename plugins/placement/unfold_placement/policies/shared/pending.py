@@ -159,7 +159,7 @@ class PendingUnits:
         self.shape_numbers[index] = self.shapes.shape_number(rows, view)
 
     def iter_candidates(self, view: View, fallback_after_s: Sequence[float] = ()) -> Iterator[int]:
-        """Yield the indices of units to examine; a shape is judged anew after each fallback time of its unit."""
+        """Yield the indices of units to examine; a shape is judged again after each fallback time of its unit."""
         count = len(self.units)
         waited_s = view.now - self.since_s[:count, None]
         levels = (waited_s >= np.array(fallback_after_s)).sum(1, dtype=np.int32)

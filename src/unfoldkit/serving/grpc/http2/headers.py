@@ -161,7 +161,7 @@ def _build_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
     if lengths and (len(lengths) > 1 or not length.isdecimal() or len(length) > MAX_LENGTH_DIGITS):
         return MALFORMED
     is_call = pseudo[b":method"] == b"POST" and _CONTENT_TYPE.fullmatch(known.get("content-type", "")) is not None
-    problem = "" if timeout or "grpc-timeout" not in known else "grpc-timeout is no time"
+    problem = "" if timeout or "grpc-timeout" not in known else "grpc-timeout is not a time"
     try:
         metadata = tuple(_read_metadata(others))
     except (binascii.Error, UnicodeDecodeError, ValueError):
