@@ -12,14 +12,23 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.gates.calibrated import fit_chain, score_chain, search_conditional
-from unfold_cascade.gates.chains import Chain, ChainFront, Order, list_chains, search_all_chains, select_chain_tables
+from unfold_cascade.gates.calibrated import cross_calibrate, encode_contexts, fit_chain, score_chain
+from unfold_cascade.gates.chains import (
+    Chain,
+    ChainFront,
+    Order,
+    Tables,
+    list_chains,
+    search_chains,
+    select_chain_tables,
+)
 from unfold_cascade.gates.exact import compute_bin_edges, evaluate_cuts, search_exact_front
 from unfold_cascade.gates.hard_gating import search_greedy_for_loss
 
@@ -40,6 +49,18 @@ class Log:
     def rows(self, chosen: IntArray) -> Log:
         """Return the log of these rows."""
         return Log(self.confidence[chosen], self.predicted[chosen], self.loss[chosen], self.price)
+
+    def select_tables(self, chain: Chain) -> Tables:
+        """Select scores, losses and costs of a chain; the scores are raw confidences."""
+        return select_chain_tables(self.confidence, self.loss, self.price, chain)
+
+    def cross_fit_tables(self, chain: Chain, fold: IntArray) -> Tables:
+        """Select the tables of a chain, with scores that were cross-fitted by label and agreement."""
+        score, loss, price = self.select_tables(chain)
+        for gate in range(len(chain) - 1):
+            contexts = encode_contexts(self.predicted, chain[: gate + 1])
+            score[:, gate] = cross_calibrate(score[:, gate], contexts, 1.0 - loss[:, gate], fold)
+        return score, loss, price
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +125,7 @@ def read_log(folder: Path, name: str) -> Log:
 def search_time(log: Log, *, repeats: int) -> dict[str, float]:
     """Time one exact search of two gates over all rows, over the three cheapest services from cheap to dear."""
     chain = tuple(int(service) for service in np.argsort(log.price, kind="stable")[:3])
-    tables = select_chain_tables(log.confidence, log.loss, log.price, chain)
+    tables = log.select_tables(chain)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -139,7 +160,7 @@ def _gaps(log: Log, seeds: range) -> Iterator[float | None]:
         fitting, _ = _halves(log, seed)
         target = float(fitting.loss.mean(axis=0).min())
         for chain in (c for c in list_chains(log.price, order="sorted", max_models=3) if len(c) == 3):
-            tables = select_chain_tables(fitting.confidence, fitting.loss, fitting.price, chain)
+            tables = fitting.select_tables(chain)
             front, cuts = search_exact_front(*tables, bins=BINS), [compute_bin_edges(q, BINS)[1:] for q in tables[0].T]
             point, policy = front.cheapest_within(target), search_greedy_for_loss(*tables, target, candidates=cuts)
             if point is not None:
@@ -166,10 +187,10 @@ def _choices(fitting: Log, best: int) -> dict[str, Choice]:
         "greedy sorted": _greedy(fitting, target, fallback),
         "greedy whole zoo": _whole_zoo(fitting, target, fallback),
     }
-    table = fitting.confidence, fitting.loss, fitting.price
     for order in ORDERS:
-        plain = search_all_chains(*table, order=order, bins=BINS)
-        aware = search_conditional(table[0], fitting.predicted, *table[1:], fold, order=order, bins=BINS)
+        chains = list_chains(fitting.price, order=order, max_models=3)
+        plain = search_chains(chains, fitting.select_tables, bins=BINS)
+        aware = search_chains(chains, partial(fitting.cross_fit_tables, fold=fold), bins=BINS)
         choices[f"confidence {order}"] = _cheapest(plain, target, fallback)
         choices[f"conditional {order}"] = _cheapest(aware, target, fallback, conditional=True)
     return choices
@@ -186,7 +207,7 @@ def _greedy(fitting: Log, target: float, fallback: Choice) -> Choice:
     """Run greedy on every chain of ascending price, over the very cuts that the exact search has."""
     found = [fallback]
     for chain in list_chains(fitting.price, order="sorted", max_models=3):
-        score, loss, cost = select_chain_tables(fitting.confidence, fitting.loss, fitting.price, chain)
+        score, loss, cost = fitting.select_tables(chain)
         cuts = [compute_bin_edges(column, BINS)[1:] for column in score.T]
         policy = search_greedy_for_loss(score, loss, cost, target, candidates=cuts)
         if policy is not None:
@@ -197,14 +218,14 @@ def _greedy(fitting: Log, target: float, fallback: Choice) -> Choice:
 def _whole_zoo(fitting: Log, target: float, fallback: Choice) -> Choice:
     """Run Algorithm 1 as reconstructed: the whole zoo by ascending price, cuts on an even grid."""
     chain = list_chains(fitting.price, order="sorted", max_models=fitting.price.size)[-1]
-    tables = select_chain_tables(fitting.confidence, fitting.loss, fitting.price, chain)
+    tables = fitting.select_tables(chain)
     policy = search_greedy_for_loss(*tables, target, bins=BINS)
     found = fallback if policy is None else Choice(chain, policy.cuts, policy.cost)
     return min(found, fallback, key=lambda choice: choice.cost)
 
 
 def _judged(choice: Choice, fitting: Log, test: Log, best: int) -> dict[str, float]:
-    score, loss, cost = select_chain_tables(test.confidence, test.loss, test.price, choice.chain)
+    score, loss, cost = test.select_tables(choice.chain)
     if choice.conditional:
         gates = fit_chain(fitting.confidence, fitting.predicted, 1.0 - fitting.loss, choice.chain)
         score = score_chain(gates, test.confidence, test.predicted, choice.chain)

@@ -38,7 +38,6 @@ def piecewise_arrivals(
     rng: np.random.Generator,
     *,
     scv: float = 1.0,
-    at_clock: bool = False,
 ) -> FloatArray:
     """Draw arrivals at the mean rate ``rates[i]`` in the ``i``-th piece.
 
@@ -50,12 +49,11 @@ def piecewise_arrivals(
         length: Length of a piece in s.
         rng: Source of randomness.
         scv: Squared coefficient of variation of the gaps of the unit stream.
-        at_clock: Use a clock instead of a random stream.
     """
     heights = np.asarray(rates, dtype=np.float64)
     cumulated = np.concatenate([[0.0], np.cumsum(heights * length)])
     total = float(cumulated[-1])
-    unit = np.arange(0.5, total) if at_clock else gamma_arrivals(1.0, total, rng, scv=scv)
+    unit = gamma_arrivals(1.0, total, rng, scv=scv)
     times: FloatArray = np.interp(unit, cumulated, np.arange(cumulated.size) * length)
     return times
 

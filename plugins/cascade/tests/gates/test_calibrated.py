@@ -6,15 +6,23 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.calibrated import (
     calibrate,
     cross_calibrate,
     encode_contexts,
     fit_chain,
     score_chain,
-    search_conditional,
 )
-from unfold_cascade.gates.chains import search_all_chains, select_chain_tables
+from unfold_cascade.gates.chains import (
+    Chain,
+    ChainFront,
+    Tables,
+    list_chains,
+    search_all_chains,
+    search_chains,
+    select_chain_tables,
+)
 from unfold_cascade.gates.exact import evaluate_cuts
 
 ROWS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=40).map(
@@ -74,6 +82,21 @@ def test_contexts_separate_label_from_agreement() -> None:
     found = encode_contexts(predicted, (0, 1, 2))
     meaning = [(c, a == c, b == c) for a, b, c in predicted.tolist()]
     assert len(set(found.tolist())) == len(set(meaning)) == len(set(zip(found.tolist(), meaning, strict=True)))
+
+
+def search_conditional(
+    confidence: FloatArray, predicted: IntArray, loss: FloatArray, price: FloatArray, fold: IntArray
+) -> ChainFront:
+    """Search the chains of up to three models with scores that were cross-fitted in 64 bins."""
+
+    def tables(chain: Chain) -> Tables:
+        score, losses, prices = select_chain_tables(confidence, loss, price, chain)
+        for gate in range(len(chain) - 1):
+            contexts = encode_contexts(predicted, chain[: gate + 1])
+            score[:, gate] = cross_calibrate(score[:, gate], contexts, 1.0 - losses[:, gate], fold)
+        return score, losses, prices
+
+    return search_chains(list_chains(price, order="sorted", max_models=3), tables, bins=64)
 
 
 def test_labels_of_unequal_reliability_get_different_thresholds() -> None:

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.report.quality import saving_ratio
 from unfold_cascade.report.sentences import short_saving
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.verbs import plan
-from unfoldkit.api import UnfoldError
+from unfoldkit.api import UnfoldError, divide_costs
 from unfoldkit.render.text import render
 from unfoldkit.report import Report, Verdict
 
@@ -58,7 +57,7 @@ def test_a_cascade_that_costs_nothing_is_free(folder: Path, tmp_path: Path) -> N
     assert report.headline.startswith("free instead of 6 $ per case, loss ")
     assert report.metrics["saving"].value is None
     assert "free" in render(report)
-    assert (saving_ratio(6, 2), saving_ratio(0, 0), short_saving(saving_ratio(6, 0))) == (3, 1, "free")
+    assert (divide_costs(6, 2), divide_costs(0, 0), short_saving(divide_costs(6, 0))) == (3, 1, "free")
 
 
 def test_within_a_budget_the_baseline_is_preferred_if_better(folder: Path, tmp_path: Path) -> None:

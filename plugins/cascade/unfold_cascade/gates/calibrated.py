@@ -8,15 +8,14 @@ and which of the earlier models agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.gates.chains import Chain, ChainFront, Order, list_chains, search_chains
+from unfold_cascade.gates.chains import Chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,48 +151,6 @@ def score_chain(
     return np.array(columns).reshape(len(gates), len(confidence)).T
 
 
-def search_conditional(
-    confidence: FloatArray,
-    predicted: IntArray,
-    loss: FloatArray,
-    price: FloatArray,
-    fold: IntArray,
-    *,
-    order: Order = "sorted",
-    max_models: int = 3,
-    bins: int | None = 64,
-    shrinkage: float = 50.0,
-) -> ChainFront:
-    """Search the exact front over all chains, with cuts on cross-fitted scores.
-
-    To use a point: ``fit_chain`` on the same rows with ``target = 1 - loss``, ``score_chain`` on the new
-    ones, then ``route_rows``. On the fitting rows ``score_chain`` does not reproduce the front, since
-    there each row was scored without its own fold.
-
-    Args:
-        confidence: (n, M) confidence of each model.
-        predicted: (n, M) label that each model predicts, >= 0.
-        loss: (n, M) loss of each model's answer.
-        price: (n, M) or (M,) cost of a call of each model.
-        fold: (n,) fold of each row, as for ``cross_calibrate``.
-        order: "sorted" takes the chains of ascending mean price only, "all" every order.
-        max_models: Longest chain, from 1 to 5.
-        bins: Bins per gate, as for ``search_exact_front``; coarse bins follow noise less.
-        shrinkage: As for ``calibrate``.
-    """
-
-    @cache
-    def gate(prefix: Chain) -> FloatArray:
-        q, utility = confidence[:, prefix[-1]], 1.0 - loss[:, prefix[-1]]
-        return cross_calibrate(q, encode_contexts(predicted, prefix), utility, fold, shrinkage=shrinkage)
-
-    def tables(chain: Chain) -> tuple[FloatArray, FloatArray, FloatArray]:
-        return _stack_scores(gate, chain, len(loss)), loss[:, list(chain)], price[..., list(chain)]
-
-    mean_price = np.broadcast_to(price, loss.shape).mean(axis=0)
-    return search_chains(list_chains(mean_price, order=order, max_models=max_models), tables, bins=bins)
-
-
 def find_raw_cuts(calibration: Calibration, context: IntArray, cut: float) -> FloatArray:
     """Find the (c,) smallest confidence at which the score reaches ``cut``, in each of (c,) contexts.
 
@@ -227,11 +184,6 @@ def read_calibration(document: Mapping[str, Any]) -> Calibration:
     }
     x, y = document["pooled"]
     return Calibration(Curve(np.array(x), np.array(y)), curves)
-
-
-def _stack_scores(gate: Callable[[Chain], FloatArray], chain: Chain, rows: int) -> FloatArray:
-    scores = [gate(chain[: j + 1]) for j in range(len(chain) - 1)]
-    return np.array(scores).reshape(len(scores), rows).T
 
 
 def _fit_curve(confidence: FloatArray, target: FloatArray) -> Curve:

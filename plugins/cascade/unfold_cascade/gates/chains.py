@@ -47,7 +47,6 @@ def search_all_chains(
     order: Order = "sorted",
     max_models: int = 3,
     bins: int | None = None,
-    two_sided: bool = False,
 ) -> ChainFront:
     """Search the exact front over all chains of up to ``max_models`` models, single models included.
 
@@ -58,14 +57,13 @@ def search_all_chains(
         order: "sorted" takes the chains of ascending mean price only, "all" every order.
         max_models: Longest chain, from 1 to 5.
         bins: Bins per gate, as for ``search_exact_front``.
-        two_sided: Search intervals, as for ``search_exact_front``.
 
     Returns:
         The merged front; of equal points that of the shorter, earlier chain.
     """
     mean_price = np.broadcast_to(price, loss.shape).mean(axis=0)
     chains = list_chains(mean_price, order=order, max_models=max_models)
-    return search_chains(chains, lambda c: select_chain_tables(score, loss, price, c), bins=bins, two_sided=two_sided)
+    return search_chains(chains, lambda c: select_chain_tables(score, loss, price, c), bins=bins)
 
 
 def list_chains(price: FloatArray, *, order: Order, max_models: int) -> tuple[Chain, ...]:
@@ -93,7 +91,6 @@ def search_chains(
     tables: Callable[[Chain], Tables],
     *,
     bins: int | None = None,
-    two_sided: bool = False,
     also: Callable[[Tables], Iterable[FloatArray]] = lambda _tables: (),
 ) -> ChainFront:
     """Merge the exact fronts of some chains.
@@ -103,7 +100,6 @@ def search_chains(
         tables: Computes score (n, K-1), loss (n, K) and marginal cost (n, K) or (K,) of a chain. Features that
             an earlier model paid for may cost nothing, and scores may depend on earlier predictions.
         bins: Bins per gate, as for ``search_exact_front``.
-        two_sided: Search intervals, as for ``search_exact_front``.
         also: Computes more (G, 2) cuts of a chain to try, beside those of the exact search over bins.
 
     Raises:
@@ -113,7 +109,7 @@ def search_chains(
     fronts = []
     for chain in chains:
         table = tables(chain)
-        exact = search_exact_front(*table, bins=bins, two_sided=two_sided)
+        exact = search_exact_front(*table, bins=bins)
         fronts.append(_append_cuts(exact, table, also(table)))
     gates = max(front.cuts.shape[1] for front in fronts)
     merged = Front(

@@ -55,7 +55,6 @@ def search_greedy_for_loss(
     cost: FloatArray,
     target: float,
     *,
-    max_cut: float = 1.0,
     bins: int = 64,
     candidates: Sequence[FloatArray] | None = None,
 ) -> GreedyPolicy | None:
@@ -68,8 +67,7 @@ def search_greedy_for_loss(
         loss: (n, K) loss of model j's prediction, K = G + 1.
         cost: (n, K) or (K,) marginal cost of model j.
         target: Mean loss per row to reach.
-        max_cut: Upper bound on the cuts, the paper's maxA.
-        bins: Cuts to try per gate, evenly from 0 to ``max_cut``, the paper's nBins.
+        bins: Cuts to try per gate, evenly from 0 to 1 (the paper's nBins and maxA).
         candidates: G ascending arrays of cuts to try instead.
 
     Returns:
@@ -78,7 +76,7 @@ def search_greedy_for_loss(
     Raises:
         ValueError: Shapes do not match, there is no row, or a value is not finite.
     """
-    grids = [np.linspace(0.0, max_cut, bins)] * score.shape[1] if candidates is None else candidates
+    grids = [np.linspace(0.0, 1.0, bins)] * score.shape[1] if candidates is None else candidates
     problem = build_greedy_problem(score, loss, cost, grids)
     state = _search_budgets(problem, start_greedy(problem), target)
     return None if state is None else build_greedy_policy(problem, state)

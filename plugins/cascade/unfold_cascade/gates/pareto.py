@@ -8,6 +8,9 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
 
+BUCKETS = 16384
+"""Buckets of cost among which dominated points are dropped before the rest is sorted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Front:
@@ -65,13 +68,13 @@ def find_pareto_points(loss: FloatArray, cost: FloatArray) -> IntArray:
     return best
 
 
-def _drop_dominated_buckets(loss: FloatArray, cost: FloatArray, buckets: int = 16384) -> IntArray:
+def _drop_dominated_buckets(loss: FloatArray, cost: FloatArray) -> IntArray:
     """Drop points that a point of a cheaper bucket dominates, which leaves few to sort among a million."""
-    if loss.size < buckets:
+    if loss.size < BUCKETS:
         return np.arange(loss.size)
-    width = max((cost.max() - cost.min()) / (buckets - 1), np.finfo(np.float64).tiny)
-    bucket = np.minimum((cost - cost.min()) / width, buckets - 1).astype(np.int64)
-    best = np.full(buckets + 1, np.inf)
+    width = max((cost.max() - cost.min()) / (BUCKETS - 1), np.finfo(np.float64).tiny)
+    bucket = np.minimum((cost - cost.min()) / width, BUCKETS - 1).astype(np.int64)
+    best = np.full(BUCKETS + 1, np.inf)
     np.minimum.at(best, bucket + 1, loss)
     return np.flatnonzero(loss < np.minimum.accumulate(best)[bucket])
 

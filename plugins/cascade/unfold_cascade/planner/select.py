@@ -271,15 +271,13 @@ def paired_differences(
     baseline: Baseline,
     labels: IntArray,
     rows: IntArray,
-    error_costs: ErrorCosts | None = None,
 ) -> FloatArray:
     """Compute the (m, n) losses of points minus that of the baseline, as shares of the most expensive error.
 
-    With clusters there is one column per cluster, the mean of its rows. ``error_costs`` replace those of the tables.
+    With clusters there is one column per cluster, the mean of its rows.
     """
-    costs = tables.error_costs if error_costs is None else error_costs
     answers = (follow(tables, front.policies[point], rows).answer for point in points)
-    return np.array([_differences(tables, answer, baseline, labels, rows, costs) for answer in answers])
+    return np.array([_differences(tables, answer, baseline, labels, rows, tables.error_costs) for answer in answers])
 
 
 def count_units(tables: ScoreTables, rows: IntArray) -> int:

@@ -33,12 +33,22 @@ from unfold_cascade.report.quality import (
     has_error_costs,
     list_gaps,
     loss_points,
-    saving_ratio,
     utility,
 )
 from unfold_cascade.report.tables import build_candidate_table, build_policy_table, build_stage_tables
 from unfold_cascade.report.threshold_tables import describe_with_thresholds
-from unfoldkit.api import AnyFigure, Figure, Metric, Report, RunDir, Series, Verdict, format_count, label_metrics
+from unfoldkit.api import (
+    AnyFigure,
+    Figure,
+    Metric,
+    Report,
+    RunDir,
+    Series,
+    Verdict,
+    divide_costs,
+    format_count,
+    label_metrics,
+)
 
 METRIC_LABELS = {"loss_points": "loss measured on test rows", "front_points": "cascades on the front"}
 
@@ -91,7 +101,7 @@ def _build_metrics(solution: Solution, outcome: Outcome) -> dict[str, Metric]:
     target = f"≤ {goal.max_loss * 100:g}" if goal.max_loss is not None else None
     certified, cost = _certified_loss(solution), float(outcome.cost.mean())
     return {
-        "saving": Metric(saving_ratio(baseline_cost(solution), cost), "x", timed=timed),
+        "saving": Metric(divide_costs(baseline_cost(solution), cost), "x", timed=timed),
         "loss_points": Metric(round(loss_points(solution, outcome), 9), "points", timed=timed),
         "certified_loss_points": Metric(
             None if certified is None else round(certified * 100, 9),
@@ -187,9 +197,9 @@ def _list_lines(solution: Solution, outcome: Outcome) -> Iterator[tuple[str, str
         yield "attempt", sentences.attempt(counts.number, counts.joint_confidence, counts.allowed)
     bound = solution.selection.saving_bound
     if bound:
-        ratio = saving_ratio(baseline_cost(solution), float(outcome.cost.mean()))
+        ratio = divide_costs(baseline_cost(solution), float(outcome.cost.mean()))
         yield "saving", sentences.saving_bound(ratio, bound, problem.goal.confidence, len(outcome.cost))
-    ends = (sentences.short_saving(saving_ratio(solution.baseline.cost, float(front.cost[end]))) for end in (-1, 0))
+    ends = (sentences.short_saving(divide_costs(solution.baseline.cost, float(front.cost[end]))) for end in (-1, 0))
     yield "front", sentences.front_range(len(front.cost), *ends)
     gaps = list(list_gaps(solution))
     if gaps:
@@ -217,7 +227,7 @@ def _headline(solution: Solution, outcome: Outcome, directory: RunDir) -> str:
     baseline = solution.baseline
     if solution.policy is not None:
         cost = baseline_cost(solution)
-        ratio = saving_ratio(cost, float(outcome.cost.mean()))
+        ratio = divide_costs(cost, float(outcome.cost.mean()))
         return sentences.headline(ratio, cost, unit, loss_points(solution, outcome), str(directory.path))
     if goal.budget is not None and selection.reason == BASELINE_IS_BETTER:
         return sentences.baseline_is_better(baseline.name, baseline_accuracy(solution), baseline.cost, unit)

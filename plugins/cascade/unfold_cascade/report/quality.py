@@ -29,6 +29,7 @@ from unfold_cascade.planner.policy import (
 )
 from unfold_cascade.planner.score_tables import ScoreTable
 from unfold_cascade.report.sentences import FREE, MIN_ROUNDED_RATIO, short_saving
+from unfoldkit.api import divide_costs
 
 SKEWED_SHARE = 0.9
 """From this share of one label on, accuracy hides errors on the other labels."""
@@ -126,16 +127,9 @@ def has_error_costs(solution: Solution) -> bool:
     return solution.tables.error_costs.matrix is not None
 
 
-def saving_ratio(baseline: float, cost: float) -> float | None:
-    """Compute how many times cheaper ``cost`` is than ``baseline``; ``None`` where it is free."""
-    if cost > 0:
-        return baseline / cost
-    return None if baseline > 0 else 1.0
-
-
 def saving_cell(baseline: float, cost: float) -> float | str:
     """Return the saving as a cell of a table; a ratio near or below 1 is text, so that it is not rounded to 1.0."""
-    ratio = saving_ratio(baseline, cost)
+    ratio = divide_costs(baseline, cost)
     if ratio is None:
         return FREE
     return ratio if ratio >= MIN_ROUNDED_RATIO else short_saving(ratio).removesuffix("x")

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import ANYWHERE, Ask, EphemeralResource, Task
@@ -65,7 +64,6 @@ class KubernetesBackend:
         gate_queue: Units that wait for the opening of their gates.
         asks: Resources that a submitted task's pod requests as extended resources.
         bind_timeout_s: How long an opened pod may stay without a node before its unit is gated again.
-        template: Pods of tasks that are submitted here.
         settle_s: Changes within this time of one another are reported together.
         holder: Name of this process once it stood for election.
         is_leader: Whether this process leads.
@@ -86,7 +84,6 @@ class KubernetesBackend:
     gate_queue: GateQueue
     asks: Callable[[Task], Iterable[Ask]] = _no_requests
     bind_timeout_s: float = BIND_TIMEOUT_S
-    template: Mapping[str, Any] | None = None
     settle_s: float = SETTLE_S
     holder: str = ""
     is_leader: bool = False
@@ -192,7 +189,7 @@ class KubernetesBackend:
         exists_error = user_error(f"task {task.name} exists already", hint="task names must be unique")
         if task.name in self.store.records:
             raise exists_error
-        body = pods.gated_pod(task, self.asks(task), self.scope, time.time(), self.template)
+        body = pods.gated_pod(task, self.asks(task), self.scope, time.time())
         try:
             self.informer.handle_pod(self.api.post(f"/api/v1/namespaces/{self.api.namespace}/pods", body))
         except ApiError as error:
@@ -416,7 +413,6 @@ def open_backend(
     asks: Callable[[Task], Iterable[Ask]] = _no_requests,
     units: Mapping[str, str] | None = None,
     bind_timeout_s: float = BIND_TIMEOUT_S,
-    template: Mapping[str, Any] | None = None,
     max_in_flight: int = MAX_IN_FLIGHT,
     counters: str = GATES,
 ) -> KubernetesBackend:
@@ -428,7 +424,6 @@ def open_backend(
         asks: Returns the resources that a submitted task requests.
         units: Kubernetes' names of resources.
         bind_timeout_s: How long an opened pod may stay without a node.
-        template: Pods of tasks that are submitted here.
         max_in_flight: Opened pods that may be without a node at a time.
         counters: ``gates`` or ``dra``.
 
@@ -458,7 +453,6 @@ def open_backend(
         GateQueue(informer, max_in_flight),
         asks,
         bind_timeout_s,
-        template,
     )
 
 

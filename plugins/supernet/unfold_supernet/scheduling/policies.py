@@ -93,14 +93,14 @@ def scale_latencies(profiles: Sequence[SubnetProfile], factor: float) -> tuple[S
     )
 
 
-def make_slackfit(profiles: Sequence[SubnetProfile], buckets: int = BUCKETS) -> Policy:
+def make_slackfit(profiles: Sequence[SubnetProfile]) -> Policy:
     """Build SlackFit (SuperServe): latency buckets of equal width, the largest batch in each (ties: most accurate).
 
     The policy takes the highest bucket within the slack; below the lowest, no request can be in time.
     """
     options = [(time, size, index) for index, profile in enumerate(profiles) for size, time in profile.seconds]
     low, high = min(option[0] for option in options), max(option[0] for option in options)
-    edges = np.linspace(low, high, buckets).tolist()
+    edges = np.linspace(low, high, BUCKETS).tolist()
     table = [
         max(
             (option for option in options if option[0] <= edge * (1 + 1e-12)),

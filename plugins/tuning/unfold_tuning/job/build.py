@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -64,7 +64,7 @@ from unfoldkit.api import (
     require_packages,
     user_error,
 )
-from unfoldkit.catalog.aws import AwsClients, connect_clients, request_prices
+from unfoldkit.catalog.aws import connect_clients, request_prices
 from unfoldkit.catalog.billing import Billing
 from unfoldkit.catalog.instances import Catalog, Instance, PriceBook
 from unfoldkit.catalog.price_books import load_bundled_book, load_cached_book, load_catalog
@@ -349,20 +349,17 @@ def _build_delay(delay: float | Delay, default_cv: float) -> LogNormal:
 # machines
 
 
-def build_machines(
-    cloud: Cloud, run: Run, make_clients: Callable[[str], AwsClients] = connect_clients
-) -> list[Machine]:
+def build_machines(cloud: Cloud, run: Run) -> list[Machine]:
     """Build the machines that may be rented, one per instance type and market.
 
     Args:
         cloud: The spec's cloud.
         run: Resolves paths and names the price cache.
-        make_clients: Makes the AWS clients for live prices.
 
     Raises:
         UnfoldError: An instance type or its price is unknown.
     """
-    known_prices = None if cloud.provider == "local" else _load_catalog(cloud, run, make_clients)
+    known_prices = None if cloud.provider == "local" else _load_catalog(cloud, run)
     if cloud.market == "thrifty":
         log = _load_availability(cloud, run)
         indices = range(len(cloud.instances))
@@ -395,13 +392,13 @@ def _build_thrifty_machine(
     return replace(on_demand, market="thrifty", spot=terms, price_source=source)
 
 
-def _load_catalog(cloud: Cloud, run: Run, make_clients: Callable[[str], AwsClients]) -> Catalog:
+def _load_catalog(cloud: Cloud, run: Run) -> Catalog:
     books: list[PriceBook] = []
     if cloud.prices == "live":
         names = [item if isinstance(item, str) else item.type for item in cloud.instances]
         now = dt.datetime.now(dt.UTC)
         known_book = load_bundled_book(cloud.region)
-        live = request_prices(make_clients(cloud.region), cloud.region, names, now, known_book, cloud.zones)
+        live = request_prices(connect_clients(cloud.region), cloud.region, names, now, known_book, cloud.zones)
         books.append(live.book)
     elif cloud.prices:
         books.append(read_prices(run.path(cloud.prices, key="cloud.prices"), cloud.region, cloud.zones))
