@@ -35,7 +35,24 @@ class Replica:
 
 @dataclass(slots=True)
 class Stage:
-    """The state of a stage."""
+    """The state of a stage; all times are in seconds.
+
+    Attributes:
+        latency: Seconds of a batch by its size; index 0 is unused.
+        factor: Factors on the latency of successive batches, used in turn.
+        wait: Time-out of batches that are not full.
+        wake: Wake-up time of an idle replica.
+        replicas: The replicas, those that leave included.
+        full: The largest batch.
+        patience: The queueing deadline.
+        origin: The time from which the patience with each item counts.
+        queue: Arrival and number of the items that wait.
+        events: A heap of time, kind, sequence number and subject.
+        done: End and number of the items that completed.
+        drained: Seconds for which removed replicas were kept.
+        count: Sequence number of the next event.
+        batches: Batches that were started.
+    """
 
     latency: Sequence[float]
     factor: Sequence[float]

@@ -56,7 +56,7 @@ class Observed:
 
     @property
     def cohort(self) -> Cohort:
-        """The patients as a cohort."""
+        """The new patients in the form in which a plan's search evaluates policies, without baseline probabilities."""
         timeline, since_last = self.sample.timeline, self.labels.since[:, -1]
         return Cohort(
             timeline=timeline,

@@ -152,7 +152,7 @@ def load_tables(problem: Problem, run: Run) -> ScoreTables:
 
 
 def write_fronts(fronts: SearchedFronts) -> bytes:
-    """Write fronts as JSON."""
+    """Encode the searched fronts for the run, the cautious one only if it has points; ``plan`` reads them back."""
     document = {"schema": SCHEMA, "points": _write_points(fronts.front)}
     if fronts.cautious.policies:
         document["cautious"] = _write_points(fronts.cautious)

@@ -123,7 +123,7 @@ def certified_loss_points(solution: Solution, outcome: Outcome) -> float:
 
 
 def has_error_costs(solution: Solution) -> bool:
-    """Whether errors differ in cost."""
+    """Whether ``goal.errors`` gives errors different costs, so that figures are losses rather than accuracies."""
     return solution.tables.error_costs.matrix is not None
 
 

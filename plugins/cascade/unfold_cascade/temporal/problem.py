@@ -208,13 +208,13 @@ class SpecDocuments:
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """The key ``data``."""
+        """The section ``data`` as the spec states it: source, columns, group and split."""
         data: Mapping[str, Any] = self.spec["data"]
         return data
 
     @property
     def features(self) -> Mapping[str, Any]:
-        """The key ``features``."""
+        """The feature groups as the spec states them: columns, derived values, price and validity by name."""
         features: Mapping[str, Any] = self.spec["features"]
         return features
 

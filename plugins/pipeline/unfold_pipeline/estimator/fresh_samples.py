@@ -34,7 +34,7 @@ class FreshShare:
 
     @property
     def share(self) -> float:
-        """The observed share."""
+        """The fraction of the drawn samples on which the plan met the SLO."""
         return self.kept / self.draws
 
     @property

@@ -49,7 +49,7 @@ class Routes:
                 yield from ((index, item) for item in range(int(start), int(stop)))
 
     def query_of(self, item: Item) -> int:
-        """Return the query of an item."""
+        """Return the index of the query that an item, (stage, index of the visit), belongs to."""
         return int(self.sample.visits[item[0]].query[item[1]])
 
     def list_flows(self, item: Item) -> Iterator[Item]:

@@ -136,7 +136,7 @@ class _TraceReplay:
         def schedule_send(number: int) -> None:
             loop.call_soon_threadsafe(send_query, number)
 
-        lateness_s = await asyncio.to_thread(_keep_time, self.start_s + self.sample.arrivals, schedule_send)
+        lateness_s = await asyncio.to_thread(_send_on_schedule, self.start_s + self.sample.arrivals, schedule_send)
         await finished
         monitor.cancel()
         # if the rule failed, it was not in charge until the end, and the figures do not describe it
@@ -180,7 +180,7 @@ class _TraceReplay:
             await asyncio.sleep(POLL_INTERVAL_S)
 
 
-def _keep_time(moments_s: FloatArray, schedule_send: Callable[[int], object]) -> float:
+def _send_on_schedule(moments_s: FloatArray, schedule_send: Callable[[int], object]) -> float:
     """Call ``schedule_send`` with the number of each moment when it comes; return the greatest delay in seconds.
 
     It runs in its own thread, because the timers of an event loop are coarser than a millisecond.

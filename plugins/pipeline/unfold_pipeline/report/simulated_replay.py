@@ -65,7 +65,7 @@ def build_replay_report(problem: Problem, live: Sample, rules: Sequence[RuleTrac
 
 
 def describe_rule_settings(rule: RuleTrace) -> str:
-    """Return the settings of a rule as text."""
+    """Describe what a scaling rule was set to in a replay; empty for the rule ``fixed``, which has no settings."""
     settings = rule.settings
     if isinstance(settings, UnitSettings):
         return sentences.describe_unit_settings(settings.batch, settings.headroom, settings.window_s, settings.hold_s)

@@ -109,7 +109,7 @@ class InferenceGateway:
         wait_s = self.gate.compute_retry_delay(rows)
         return max(math.ceil(wait_s), int(self.in_flight + rows > self.limits.queue_rows))
 
-    def rest(self, requests: int) -> None:
+    def note_rejections(self, requests: int) -> None:
         """Count the rows of refused requests as demand.
 
         The loop does not pause: it also serves the replicas.
@@ -158,7 +158,7 @@ class PendingRequest:
     failed_stage: str = ""
 
     def submit_rows(self, rows: Array, deadline_s: float | None) -> None:
-        """Submit each row as a query."""
+        """Submit each row as a query of its own, due in ``deadline_s`` or, if that is None, in the SLO."""
         self.open_rows = len(rows)
         for index, row in enumerate(rows):
             self._submit_row(index, row, deadline_s)

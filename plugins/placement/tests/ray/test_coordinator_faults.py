@@ -184,7 +184,7 @@ def test_a_client_that_was_only_slow_receives_what_became_of_its_tasks(coordinat
 def test_a_coordinator_that_was_stopped_blames_no_client(coordinator: Coordinator) -> None:
     """Its process stood still for a minute, so that no call reached it: the tasks of living clients stay."""
     coordinator.sessions.clients["client"].last_seen_s -= 60.0
-    coordinator._excuse_clients(59.0)
+    coordinator._discount_own_pause(59.0)
     coordinator._expire()
     assert states(coordinator) == {kinds.WAITING}
 

@@ -456,7 +456,7 @@ def forecast_free_times(state: StateArrays, task: int, now: float, running: Int3
 
 @compiled
 def log_event(state: StateArrays, kind: int, task: int, node: int) -> None:
-    """Append an event to the log."""
+    """Append an event at the current time to the log; numbers are rows of tasks and nodes, -1 for none."""
     index = state.counters[LOGGED]
     state.log_time[index] = state.clock[0]
     state.log_kind[index] = kind

@@ -61,7 +61,7 @@ class View:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The nodes that are up."""
+        """The nodes that tasks may run on now: those that are lost or cordoned are left out."""
         is_up = self.table.state.is_up
         if is_up.all():
             return self.table.nodes

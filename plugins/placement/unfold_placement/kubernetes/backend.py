@@ -103,7 +103,7 @@ class KubernetesBackend:
         return [AcceptedNodes(), *([DomainLimits()] if any(map(has_domain_limits, tasks)) else [])]
 
     def snapshot(self) -> Snapshot:
-        """Return the cluster."""
+        """Write what is pending, read leases unless this process leads, and return nodes, resources and tasks."""
         self.flush()
         if not self.is_leader:
             self.read_leases()

@@ -51,7 +51,7 @@ class DecisionRecorder:
     next_s: float = 0.0
 
     def record_snapshot(self, snapshot: Snapshot) -> None:
-        """Record the cluster as it is."""
+        """Store what runs and waits in a snapshot, which the status shows until the next decision succeeds."""
         waiting = [record.task for record in snapshot.records if record.state == kinds.WAITING]
         running = [record for record in snapshot.records if record.state == kinds.RUNNING]
         self.last = LastDecision(

@@ -126,7 +126,7 @@ def _age_s(loop: ControlLoop) -> float | None:
 
 
 def status_to_json(status: Status) -> dict[str, Any]:
-    """Return a status as JSON values, for ``/status``."""
+    """Convert a status to what ``/status`` returns: tasks that wait or run, why and since when, resources and nodes."""
     waits = [
         {
             "task": waiting.task.name,

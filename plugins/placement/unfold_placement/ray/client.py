@@ -109,7 +109,7 @@ class Client:
             raise user_error(failures[task.name])
 
     def start(self) -> None:
-        """Start the threads."""
+        """Start the two daemon threads that send reports to the coordinator and receive its offers."""
         for target in (self._send_reports, self._receive_offers):
             self.threads.append(threading.Thread(target=self._run_to_end, args=(target,), daemon=True))
             self.threads[-1].start()

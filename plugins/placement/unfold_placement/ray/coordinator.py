@@ -314,14 +314,14 @@ class Coordinator:
         while True:
             began_s = time.monotonic()
             time.sleep(MAINTENANCE_PERIOD_S)
-            self._excuse_clients(time.monotonic() - began_s - MAINTENANCE_PERIOD_S)
+            self._discount_own_pause(time.monotonic() - began_s - MAINTENANCE_PERIOD_S)
             for step in (self._expire, self._update_nodes, self._remove_unused):
                 try:
                     step()
                 except Exception:  # noqa: BLE001 - of any layer of Ray
                     _logger().exception("maintenance of the coordinator")
 
-    def _excuse_clients(self, pause_s: float) -> None:
+    def _discount_own_pause(self, pause_s: float) -> None:
         """Subtract the time for which this process itself did not run from the silence of every client."""
         if pause_s > MAINTENANCE_PERIOD_S:
             with self.lock:

@@ -59,7 +59,7 @@ class ClientSession:
         return bool(self.messages or self.is_leaving)
 
     def add_message(self, message: Offer | Record) -> None:
-        """Add a message for the client."""
+        """Queue a numbered message, which is sent again until the client acknowledges its number."""
         self.last_number += 1
         self.messages.append((self.last_number, message))
 

@@ -63,7 +63,7 @@ QUANTILES = 100
 
 
 def plan_report(screening: Screening, solution: Solution) -> Report:
-    """Build the report of a plan."""
+    """Report a replay under the policies next to one without; a broken rule or a task that never runs means no."""
     policy, baseline = solution.policy, solution.baseline
     problem = screening.problem
     starvation = solution.starvation

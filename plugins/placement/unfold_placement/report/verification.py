@@ -31,7 +31,7 @@ FINDING_COLUMNS = (Column("property"), Column("victim"), Column("actions"), Colu
 
 
 def verification_report(problem: Problem, verification: Verification, decision: Mapping[str, Any]) -> Report:
-    """Build the report of a verification."""
+    """Report what a search of the policies found: counterexamples, the bound of each property, and each search."""
     failures, notes = verification.counterexamples, verification.by_design
     searches = verification.searches
     is_good = not failures and not verification.unconfirmed and verification.is_complete

@@ -238,7 +238,7 @@ class ManySpec(Model):
 
 
 class WorkloadSpec(Model):
-    """The tasks."""
+    """The tasks to place: listed in the spec, replayed from a trace, or generated."""
 
     @property
     def is_set(self) -> bool:

@@ -145,7 +145,7 @@ def run_simulation(
 
 
 def collect_result(controller: Controller) -> SimulationResult:
-    """Collect the result of a simulation."""
+    """Copy starts, ends (s, infinity if there is none), nodes (-1) and the event log out of a controller's arrays."""
     table = controller.table
     state, count = table.state, len(table.tasks)
     logged = state.counters[kernel.LOGGED]

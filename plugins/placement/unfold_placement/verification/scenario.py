@@ -36,7 +36,7 @@ class Kind:
     tasks: tuple[Task, ...]
 
     def slot_tasks(self, slot: int) -> list[Task]:
-        """Return the tasks of the job in a slot."""
+        """Return the tasks of this kind's job in a slot, named after kind and slot, as one gang that arrives at 0 s."""
         job = f"{self.name}{SLOT_MARK}{slot}"
         return [
             replace(task, name=f"{job}-{index}", job=job, size=len(self.tasks), arrival=0.0)

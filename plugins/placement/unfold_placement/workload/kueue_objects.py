@@ -93,7 +93,7 @@ class Conditions:
         return self.by_type[name][2]
 
     def reason(self, name: str) -> str:
-        """Return the reason of a condition."""
+        """Return the ``reason`` of the condition of a type, such as ``Evicted``; empty if the object has none."""
         return self.by_type.get(name, ("", "", 0.0))[1]
 
 

@@ -69,7 +69,7 @@ class SubnetLayers:
 
     @property
     def weights(self) -> IntArray:
-        """Weights of each layer."""
+        """(layers,) number of weights of each layer, without their precision."""
         return count_weights(self.graph)
 
     @property

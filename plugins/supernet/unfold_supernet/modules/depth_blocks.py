@@ -40,7 +40,7 @@ class Skip(nn.Module):  # type: ignore[misc,unused-ignore]
         self.others = others
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the input."""
+        """Return the first input, and where the block returns more values, the arguments that they stand for."""
         if self.others is None:
             return args[0]
         sources: dict[Any, Any] = {**dict(enumerate(args)), **kwargs, None: None}

@@ -86,7 +86,7 @@ class OnnxGraph:
         return name
 
     def add_constant(self, tensor: Tensor) -> str:
-        """Add a constant and return its name."""
+        """Add a tensor to the graph as an initializer; return the name by which nodes read it."""
         from onnx import numpy_helper
 
         name = f"c{len(self.tensors)}"

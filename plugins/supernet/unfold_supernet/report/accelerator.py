@@ -22,7 +22,7 @@ ADAPTIVE_STRATEGIES = slice(2, 6)
 
 
 def build_study_report(problem: StudyProblem, study: Study | DeadlineMissed) -> Report:
-    """Build the report of a study."""
+    """Report what a cached subgraph saves on an accelerator, or why no subnet meets the deadline."""
     if isinstance(study, DeadlineMissed):
         return _build_refusal(problem, study)
     return Report(

@@ -47,7 +47,7 @@ class CacheSetup:
 
     @property
     def cached_bytes(self) -> int:
-        """Bytes of that subgraph."""
+        """Bytes of the cached subgraph's weights at the accelerator's precision."""
         return int(self.cached.graph.prod(axis=1).sum()) * self.machine.weight_bytes
 
 

@@ -69,7 +69,7 @@ class Difference(Protocol):
 
     @property
     def points(self) -> float:
-        """Difference in points."""
+        """Score of the first subnet less that of the second, in percentage points."""
 
     @property
     def error(self) -> float:

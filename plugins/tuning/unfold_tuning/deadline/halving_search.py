@@ -113,7 +113,7 @@ class HalvingSearch:
         return list(range(len(self.stages) - count, len(self.stages)))
 
     def begin_trial(self, trial: Any, bracket: int) -> None:
-        """Begin a trial in a bracket."""
+        """Number a new trial in the order of its start, at the lowest rung of its bracket."""
         self.numbers[trial] = max(self.numbers.values(), default=-1) + 1
         self.brackets[trial], self.levels[trial] = bracket, 0
 

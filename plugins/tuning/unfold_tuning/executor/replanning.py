@@ -61,7 +61,7 @@ class PlanStore:
         return tuple(Allocation(*row) for row in stored) if stored else None
 
     def store_plan(self, index: int, plan: Plan) -> None:
-        """Store the plan from a stage on."""
+        """Record in the ledger which allocations hold from a stage on, so that a restarted run follows them."""
         self.ledger.record_fact(self._build_plan_key(index), [_encode(allocation) for allocation in plan])
 
     def begin_stage(self, index: int, planned: Allocation) -> Allocation:

@@ -66,7 +66,7 @@ class StageRun:
 
     @property
     def config(self) -> ExecutionConfig:
-        """The run."""
+        """What the run needs: job, plan, cluster, ledger and limits."""
         return self.replanner.config
 
     @property

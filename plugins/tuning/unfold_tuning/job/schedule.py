@@ -37,7 +37,7 @@ class Stage:
 
     @property
     def trial_iterations(self) -> int:
-        """Iterations of all trials together."""
+        """Iterations that the stage runs in total: trials times iterations, summed over its groups."""
         return sum(group.trials * group.iters for group in self.groups)
 
     def list_iterations(self) -> list[int]:

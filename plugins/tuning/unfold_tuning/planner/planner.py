@@ -132,7 +132,7 @@ class Solution:
 
     @property
     def all_plans(self) -> list[SimulatedPlan]:
-        """The plans of all candidates."""
+        """The simulated frontier plans of every machine, in one list."""
         return [plan for candidate in self.candidates for plan in candidate.plans]
 
 

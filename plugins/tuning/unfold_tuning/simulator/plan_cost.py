@@ -52,7 +52,7 @@ class SimulatedPlan:
 
     @property
     def mean_cost_usd(self) -> float:
-        """The expected cost."""
+        """The mean bill over the sampled runs, in dollars."""
         return float(self.cost_usd.mean())
 
     def estimate_on_time_probability(self, deadline_s: float) -> float:
@@ -68,7 +68,7 @@ class SimulatedPlan:
         return compute_quantile(self.seconds, confidence)
 
     def compute_cost_quantile_usd(self, level: float) -> float:
-        """Compute an upper quantile of the cost."""
+        """Return the dollars that the fraction ``level`` of the sampled runs does not exceed."""
         return float(np.quantile(self.cost_usd, level, method="higher"))
 
 

@@ -192,7 +192,7 @@ class Ledger:
                 self.base.executemany("INSERT INTO trials (bracket, config) VALUES (?, ?)", rows)
 
     def list_trials(self, bracket: int | None = None) -> list[Trial]:
-        """List the trials of a bracket, or all."""
+        """Read the trials in the order of their ids; without ``bracket`` those of all brackets."""
         rows = self.base.execute("SELECT * FROM trials ORDER BY id").fetchall()
         trials = [Trial(row[0], row[1], self._parse(row[2]), row[3], row[4]) for row in rows]
         return [trial for trial in trials if bracket in (None, trial.bracket)]

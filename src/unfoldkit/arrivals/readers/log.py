@@ -57,7 +57,7 @@ class UnitDoubts:
 
 
 def ignore_warning(text: str) -> None:
-    """Drop a warning."""
+    """Take a warning and do nothing: the default of readers that have no log."""
 
 
 def read_log(path: Path, match: str, column: str | None, notation: TimeNotation, warn: Warn) -> FloatArray:

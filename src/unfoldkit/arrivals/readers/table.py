@@ -136,7 +136,7 @@ def reverse_rows(rows: TraceRows) -> TraceRows:
 
 
 def reorder_rows(rows: TraceRows, order: NDArray[np.intp]) -> TraceRows:
-    """Return rows in an order."""
+    """Select the rows of a trace by their (n,) indices, with their counts and rates."""
     counts = None if rows.counts is None else rows.counts[order]
     rates = None if rows.rates is None else rows.rates[order]
     return TraceRows(rows.times[order], counts, rows.column, rows.by_name, rates, rows.has_unit)

@@ -135,7 +135,7 @@ class Batcher:
             return max(1, math.ceil(wait_s))
         return 0
 
-    def rest(self, _requests: int) -> None:
+    def note_rejections(self, _requests: int) -> None:
         """Let the loop sleep after this turn while a thread computes.
 
         Waking up for every request that is rejected takes more processor time than rejecting it.

@@ -127,7 +127,7 @@ class InferenceServicer:
         return bool(self.endpoints) and not is_hung and not self.options.is_draining()
 
     async def answer(self, name: str, request: Any, context: Any) -> Any:
-        """Answer a call."""
+        """Answer a request to the method ``name``, record the outcome, and turn a ``CallError`` into a gRPC status."""
         ids = _identify_call(context, self.options)
         try:
             response = await self._account(name, request, context, ids)
@@ -294,7 +294,7 @@ class InferenceServicer:
         return self.messages.ServerMetadataResponse(name="unfoldkit", version=version, extensions=extensions)
 
     async def call_ModelReady(self, request: Any) -> Any:  # noqa: N802
-        """Return whether a model responds."""
+        """Return whether a model takes requests: its last prediction did not hang."""
         return self.messages.ModelReadyResponse(ready=not self._find(request.name, request.version).batcher.hung)
 
     async def call_ModelMetadata(self, request: Any) -> Any:  # noqa: N802

@@ -32,7 +32,7 @@ class Drain:
     signal: Signals | None = None
 
     def begin(self, which: Signals) -> None:
-        """Begin to drain."""
+        """Begin to drain after a signal: the server takes no new connections and answers what was accepted."""
         self.signal = which
         self.started.set()
 

@@ -79,7 +79,7 @@ class JsonLines(logging.Formatter):
     """Formats a record as one line of JSON: time, level, message, and its extra fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Encode a record as one JSON object: time, level, message, its fields, and the traceback if there is one."""
         fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

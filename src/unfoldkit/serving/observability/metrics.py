@@ -117,7 +117,7 @@ class CachedExposition:
     count: int = -1
 
     def read(self) -> bytes:
-        """Return the text."""
+        """Return the exposition text; write it again if a request was counted or ``max_age_s`` have passed."""
         count = sum(sum(tally.codes.values()) for tally in self.requests.tallies)
         if count != self.count or self.now() - self.written_s > self.max_age_s:
             self.text, self.count, self.written_s = self.write(), count, self.now()
@@ -157,7 +157,7 @@ def create_metrics(registry: CollectorRegistry | None = None) -> Metrics:
 
 
 def model_metrics(metrics: Metrics, model: str) -> ModelMetrics:
-    """Return the metrics of one model."""
+    """Create the time series of one model, labelled with its name, and add its requests to the server's tallies."""
     tally = Tally(model)
     metrics.requests.tallies.append(tally)
     return ModelMetrics(

@@ -392,7 +392,7 @@ def count_values(text: bytes, enough: int) -> int:
 
 
 def build_writer(model: ModelDescription) -> ResponseWriter:
-    """Build the writer for a model."""
+    """Encode the constant parts of a model's responses once: name, version, and the head of each output."""
     head = b'{"model_name":%b,"model_version":%b,"outputs":[' % (encode(model.name), encode(model.version))
     fields = {item.name: item for item in model.outputs}
     return ResponseWriter(head, fields, {name: _tensor_head(item, 1) for name, item in fields.items()})

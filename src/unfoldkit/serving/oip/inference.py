@@ -44,7 +44,7 @@ class RequestSink(Protocol):
     def full(self, rows: int) -> int:
         """Return 0 if ``rows`` more can wait, else the time in s after which to retry."""
 
-    def rest(self, requests: int) -> None:
+    def note_rejections(self, requests: int) -> None:
         """Note that so many requests were rejected, and that more may follow."""
 
     def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
@@ -156,7 +156,7 @@ class Endpoint:
 
     def _count_rejected(self, count: int) -> None:
         self.metrics.requests.refuse(count)
-        self.batcher.rest(count)
+        self.batcher.note_rejections(count)
 
     def _admit(self, body: bytes, encoding: BodyEncoding, done: Callable[[Reply], None]) -> None:
         # before the body is parsed: a rejection should cost as little as possible

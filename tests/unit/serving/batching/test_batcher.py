@@ -107,7 +107,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
         second = [submit(found, [i, 0, 0]) for i in range(2)]
         said.append(found.full(1))
         while not first.done():
-            found.rest(1)
+            found.note_rejections(1)
             await asyncio.sleep(0)
         await asyncio.gather(*second)
         return [*said, found.full(2)]

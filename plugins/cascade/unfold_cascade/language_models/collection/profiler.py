@@ -119,7 +119,7 @@ class Collector:
         if self.store.committed_usd + worst > task.cap_usd:
             raise CapReachedError
         number = self.store.start(row, model.name, worst)
-        await self._keep_rate(model.name)
+        await self._wait_for_rate_limit(model.name)
         attempts, judging, begin = Attempts(), Attempts(), time.perf_counter()
         try:
             judged = await complete_gated(self.upstreams, model, request, task.method, _deadline(), attempts)
@@ -178,7 +178,7 @@ class Collector:
             worst += judgement * (2 if task.method.source == "votes" else 1)
         return worst
 
-    async def _keep_rate(self, name: str) -> None:
+    async def _wait_for_rate_limit(self, name: str) -> None:
         rates = {model.name: rate for model, rate in zip(self.task.models, self.task.rates, strict=True)}
         rate, now = rates[name], time.monotonic()
         if rate is not None:

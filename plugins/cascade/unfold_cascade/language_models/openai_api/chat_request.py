@@ -30,7 +30,7 @@ class RequestError(Exception):
     allow: str = ""
 
     def body(self) -> bytes:
-        """Return the body of the reply."""
+        """Encode the error in OpenAI's form: message, type, parameter and code under ``error``."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
 

@@ -117,7 +117,7 @@ def price_pools(problem: EngineProblem, config: PoolConfig) -> float:
 
 
 def count_pool_gpus(problem: EngineProblem, config: PoolConfig) -> int:
-    """Return the GPUs of both pools."""
+    """Count the GPUs of the prefill and decode engines together: tensor parallelism times replicas."""
     return sum(problem.options[part.option].tensor_parallel * part.replicas for part in (config.prefill, config.decode))
 
 

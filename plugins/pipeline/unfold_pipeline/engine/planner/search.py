@@ -143,7 +143,7 @@ def evaluate(problem: EngineProblem, config: EngineConfig, *, complete: bool = F
 
 
 def describe_run(problem: EngineProblem, config: EngineConfig, run: EngineRun) -> Outcome:
-    """Return the percentiles of a run."""
+    """Compute p99 TTFT, TPOT and latency (s) of a simulated run; infinite if the simulation was aborted."""
     if run.aborted:
         return Outcome(config=config, run=run, ttft_s=math.inf, tpot_s=math.inf, latency_s=math.inf)
     latencies, tail = (

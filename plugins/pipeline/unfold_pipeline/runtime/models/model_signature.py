@@ -42,7 +42,7 @@ class TensorType:
 
     @property
     def is_text(self) -> bool:
-        """Whether it holds text."""
+        """Whether the tensor holds text; false if its type is not known."""
         return bool(self.kind) and self.kind in TEXT_KINDS
 
     @property

@@ -513,7 +513,7 @@ class Connection:
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client cannot push")
 
     def read_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        """Answer a ping."""
+        """Acknowledge a ping; if it answers ours, the client knows of the drain, and new calls are refused."""
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a ping of a stream")
         if len(payload) != 8:

@@ -62,7 +62,7 @@ def pack_head(size: int, kind: int, flags: int, stream_id: int) -> bytes:
 
 
 def pack_frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
-    """Return a frame."""
+    """Encode a frame: nine bytes of head with the payload's length, kind, flags and stream, then the payload."""
     return pack_head(len(payload), kind, flags, stream_id) + payload
 
 
