@@ -3,8 +3,8 @@
 A page opts in with ``<!-- run -->``, or with ``<!-- run: installs -->`` if its commands install packages; those wait
 for an environment made for them. In a ```console block, a line after ``$`` is a command and the lines below it are
 its output, stdout and stderr together; a line ``...`` stands for any lines, ``...`` in a line for any text. A block
-whose info string ends in a file name, such as ```yaml first.yaml, is that file. All blocks of a page share one empty
-folder and one shell. A port that a page serves on, after ``--port``, is a free one while it runs.
+with an info string that ends in a file name, such as ```yaml first.yaml, is that file. All blocks of a page share one
+empty folder and one shell. A port that a page serves on, after ``--port``, is a free one while it runs.
 """
 
 from __future__ import annotations

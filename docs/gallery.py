@@ -75,7 +75,7 @@ def plan_spec(spec: str) -> Report:
 
 
 def draw_picture(figure: AnyFigure) -> str:
-    """Return a figure as an SVG file with colours of its own, for pages whose colours it cannot inherit."""
+    """Return a figure as an SVG file with colours of its own, for pages from which it cannot inherit colours."""
     drawn = svg(figure).replace("<svg", f'<svg style="color:{INK};background:#f8fafc"', 1)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{drawn}\n'
 

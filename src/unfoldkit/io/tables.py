@@ -155,7 +155,7 @@ def csv_lines(text: Iterable[str], width: int = 0) -> Iterator[tuple[int, list[s
 def _find_separator(first: str, second: str, width: int) -> str:
     by_width = (mark for mark in ",\t;|" if width > 1 and _count_cells(first, mark) == width)
     by_head = (mark for mark in "\t;|" if mark in first and "," not in first)
-    # a name such as "Temp, C" in a table with semicolons, whose cells may have decimal commas
+    # a name such as "Temp, C" in a table with semicolons, where cells may have decimal commas
     counts = {mark: (_count_cells(first, mark), _count_cells(second, mark)) for mark in ",\t;|"}
     most = max(counts, key=lambda mark: counts[mark][0] if counts[mark][0] == counts[mark][1] else 1)
     return next(itertools.chain(by_width, by_head), most)

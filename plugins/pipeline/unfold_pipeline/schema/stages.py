@@ -50,7 +50,7 @@ class StageSpec(Model):
     )
     when: str | dict[str, str] | None = Field(
         default=None,
-        description='a test of the upstream output that decides who continues here, such as label == "person"; '
+        description='a test of the upstream output that decides which queries continue, such as label == "person"; '
         "with several upstream stages, one by stage. The fractions in after remain those of the plan",
     )
     inputs: dict[str, str | Annotated[tuple[str, ...], Field(min_length=1)]] | None = Field(
