@@ -353,7 +353,7 @@ def _read_unit_times(column: str, table: UnitTable) -> tuple[FloatArray, bool]:
 
 
 def _check_zones(column: str, words: np.ndarray, table: UnitTable) -> None:
-    """Refuse dates of which only some have a time zone: their order would be wrong by hours.
+    """Refuse dates if only some have a time zone: their order would be wrong by hours.
 
     Raises:
         UnfoldError: it names the first such row.

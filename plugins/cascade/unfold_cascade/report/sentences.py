@@ -17,7 +17,7 @@ ROUNDING = 1e-9
 
 
 def choice_of_models(count: int) -> str:
-    """Count the models of which a cascade takes some."""
+    """Count the models that a cascade may choose from."""
     return f"{format_count(count, 'model')} to choose from"
 
 

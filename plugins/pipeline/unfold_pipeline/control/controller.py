@@ -59,7 +59,7 @@ class ObservedTuner:
     def observe_replicas(self, replicas: Sequence[StageReplicas], queued: FloatArray, now_s: float) -> None:
         """Correct the queues of the rule by what was measured.
 
-        Where replicas that were demanded are missing, for want of capacity or as the workload is paused, more orders
+        Where replicas that were demanded are missing, for lack of capacity or as the workload is paused, more orders
         would be missing too. The rule then follows the queries, and after the time of a start no queue either.
         """
         desired, existing = (

@@ -1,6 +1,6 @@
 """Fresh samples of the same traffic: on which share of them a plan meets the SLO, and how certain that share is.
 
-A plan that is the cheapest on one sample meets its target on that sample by a hair. Traffic of a process or profile is
+A plan that is the cheapest on one sample only just meets its target on that sample. Traffic of a process or profile is
 drawn again, and a trace is resampled in blocks (:func:`unfold_pipeline.problem.sample.resample_blocks`).
 """
 

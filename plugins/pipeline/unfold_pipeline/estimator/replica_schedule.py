@@ -185,7 +185,7 @@ def compute_instance_seconds(
 def hold_maximum(targets: Number, hold_s: float, initial: float) -> Number:
     """Return the maximum of the targets of the last ``hold_s`` seconds, at each second: removal only after a lull.
 
-    ``initial`` is the target before the trace, of which the rule has observed nothing.
+    ``initial`` is the target before the trace, when the rule has observed nothing.
     """
     width = max(1, round(hold_s / TICK_S))
     padded = np.concatenate([np.full(width - 1, initial, dtype=targets.dtype), targets])

@@ -72,10 +72,10 @@ def plan_coarse_baselines(checker: SloChecker) -> CoarseBaselines | None:
 def find_cheapest_unit(checker: SloChecker) -> PipelineUnit | None:
     """Return the unit of least price per throughput.
 
-    Units of which the quotas leave enough for the peak rate precede others.
+    Units precede others if the quotas leave enough of them for the peak rate.
 
     Returns:
-        ``None`` if no batch size meets the SLO on hardware of which the quotas leave a replica of each stage.
+        ``None`` if no batch size meets the SLO on hardware where the quotas leave a replica of each stage.
     """
     sizes = sorted(
         {batch for stage in checker.pipeline.stages for option in stage.options for batch in option.batch_sizes}

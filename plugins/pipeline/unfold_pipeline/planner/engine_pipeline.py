@@ -179,7 +179,7 @@ def find_cheapest_pipeline(
 
 @dataclass(slots=True)
 class _Saturation:
-    """The stages before an engine of which more replicas change nothing, whatever their batch sizes.
+    """The stages before an engine that gain nothing from more replicas, whatever their batch sizes.
 
     Attributes:
         closed: the stages, as :func:`list_plans_by_price` takes them.

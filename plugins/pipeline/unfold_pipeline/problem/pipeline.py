@@ -153,7 +153,7 @@ Plan = tuple[StageConfig, ...]
 
 @dataclass(frozen=True, slots=True)
 class QuotaViolation:
-    """A hardware of which a plan uses more replicas than its quota."""
+    """Hardware that a plan uses beyond its quota, both in replicas over all stages."""
 
     hardware: str
     used: int
@@ -214,7 +214,7 @@ class Pipeline:
         return not self.quotas or not self.find_quota_violations(plan)
 
     def find_quota_violations(self, plan: Sequence[StageConfig]) -> tuple[QuotaViolation, ...]:
-        """Return the hardware of which the first ``len(plan)`` stages use more than the quota."""
+        """Return the hardware on which the first ``len(plan)`` stages exceed the quota."""
         used = count_by_hardware(self.chosen_options(plan), [config.replicas for config in plan])
         return tuple(
             [QuotaViolation(name, used[name], quota) for name, quota in self.quotas if used.get(name, 0) > quota]

@@ -10,7 +10,7 @@ from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
 def build_control_report(
     name: str, controller: DeploymentController, steps: tuple[ScaleStep, ...], warnings: list[str], every_s: float
 ) -> Report:
-    """Return the next step of each stage, of which none was carried out.
+    """Return the next step of each stage; none was carried out.
 
     Args:
         name: name of the spec.

@@ -20,7 +20,7 @@ from unfoldkit.api import Cell, Column, Metric, Panel, Report, Series, StepArea,
 TRAFFIC_BINS = 400
 MIN_ATTAINMENT = 0.99
 DRAWN_RULES = ("CG-Peak", "Ray Serve", "Knative")
-"""Baselines with tuned settings, of which the figure shows the replicas."""
+"""Baselines with tuned settings; the figure shows their replicas."""
 COMPARED_RULES = ("CG-Mean", "CG-Peak", "Ray Serve", "Ray Serve, defaults", "Knative", "Knative, defaults")
 
 

@@ -116,7 +116,7 @@ def build_deployment(problem: Problem, plan: Plan, sources: Mapping[str, ModelSo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedModels:
-    """The models of a pipeline, held against each other.
+    """The models of a pipeline, compared with each other.
 
     Attributes:
         sources: model of each stage.

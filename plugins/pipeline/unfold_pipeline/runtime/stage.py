@@ -49,7 +49,7 @@ class Query:
         failed_stage: the stage with the model that raised an error on it.
         process_failures: processes that ended while they served nothing else.
         batched_at: stages that took it into a batch, and when; empty for a query without a deadline.
-        has_lost_replica: whether a replica was lost that served it, or that it waited for; it is answered all the same.
+        has_lost_replica: whether a replica was lost that served it, or that it waited for; it is answered anyway.
     """
 
     row: RowArray

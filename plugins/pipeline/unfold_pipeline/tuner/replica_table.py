@@ -23,7 +23,7 @@ from unfoldkit.arrivals.envelope import LONGEST_WINDOW_S
 RATE_FACTORS = tuple(float(factor) for factor in np.geomspace(0.25, 4.0, 65))
 STRIDE = 4
 MIN_QUERIES = 100
-"""Queries of which one may be late: fewer say nothing about a percentile."""
+"""With so many queries one may be late: fewer say nothing about a percentile."""
 
 
 @dataclass(frozen=True, slots=True)

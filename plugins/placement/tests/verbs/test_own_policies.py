@@ -73,7 +73,7 @@ BROKEN = {
     "watches_nothing": (HEAD.replace("frozenset({QUIET})", "None"), 11, "its watches are None"),
     "watches_no_event": (HEAD.replace("frozenset({QUIET})", "{'finished'}"), 11, "'finished', which is not an event"),
     "unnamed": (HEAD.replace('"x-" + task.name, gated', '"", gated'), 8, "a request has a name"),
-    "until_a_task": (HEAD.replace("until=task.name", "until=task"), 14, "there is no task"),
+    "until_a_task": (HEAD.replace("until=task.name", "until=task"), 14, "until names a task that does not exist"),
     "wait_of_text": (HEAD + "    def describe_wait(self, task, view): return 'soon'\n", 15, "must return a Wait"),
     "wait_raises": (HEAD + "    def describe_wait(self, task, view): return 1 / 0\n", 15, "ZeroDivisionError"),
     "audit_of_text": (HEAD + "    def audit(self, log): return 'bad'\n", 15, "not a text"),

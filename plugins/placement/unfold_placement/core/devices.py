@@ -27,7 +27,7 @@ MAX_DEVICES = 1024
 
 
 def is_device(kind: str) -> bool:
-    """Return whether units of a kind are devices, of which a fraction is a share of one."""
+    """Return whether units of a kind are devices: a fraction is then a share of one device."""
     return kind.rpartition("/")[2].lower() in DEVICES
 
 
@@ -37,7 +37,7 @@ def has_shares(task: Task) -> bool:
 
 
 def list_device_kinds(nodes: Sequence[Node], kinds: Sequence[str]) -> list[str]:
-    """Return the kinds of which nodes have devices."""
+    """Return the kinds of device that nodes have."""
     most = MAX_DEVICES * MILLI
     return [kind for kind in kinds if is_device(kind) and all(node.capacity.get(kind, 0) <= most for node in nodes)]
 

@@ -135,7 +135,7 @@ def update_device_room(device_kinds: Int64Array, free: Int64Array, used: Int64Ar
 
 @compiled
 def choose_device(used: Int64Array, node: int, index: int, share: int) -> int:
-    """Return the device of which a share is taken: the fullest with room, else a free one.
+    """Return the device to take a share of: the fullest with room, else a free one.
 
     Where none has room, as on a live node that holds more than it should, it is the emptiest.
     """
@@ -355,7 +355,7 @@ def has_unit_resources(state: StateArrays, tasks: Int32Array, phase: int) -> boo
 
 @compiled
 def mark_admitted(state: StateArrays, tasks: Int32Array, phase: int, marks: MaskArray) -> None:
-    """Mark the tasks that no longer wait, and those of which all cluster-scoped requests of earlier phases are met."""
+    """Mark the tasks that no longer wait, and those with all cluster-scoped requests of earlier phases met."""
     for index in range(tasks.size):
         marks[index] = state.status[tasks[index]] != WAITING or has_cluster_resources(state, tasks[index], phase)
 

@@ -66,7 +66,7 @@ def _find_amount_fault(operation: Put, table: ResourceTable) -> str:
     if not is_amount(operation.amount):
         return f"the amount of {str(operation.name)[:60]} is {operation.amount!r}, not a whole number from 0 to 2^30"
     if operation.until and (not isinstance(operation.until, str) or operation.until not in table.task_rows):
-        return f"there is no task {str(operation.until)[:60]} to the end of which a resource could exist"
+        return f"until names a task that does not exist: {str(operation.until)[:60]}"
     return ""
 
 

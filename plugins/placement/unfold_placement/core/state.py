@@ -48,7 +48,7 @@ class StateArrays(NamedTuple):
         recheck: [tasks] which nodes the matcher examines next: ``ALL_NODES``, ``DIRTY_NODES_ONLY`` or none
             (``BLOCKED``).
         is_owner: [tasks] 1 where a task may use reserved nodes.
-        device: [tasks, device kinds] device of which a task holds or held a share, -1 for none.
+        device: [tasks, device kinds] device that a task holds or held a share of, -1 for none.
         free: [nodes, columns] free capacity, then the device room.
         free_tree: [2 x leaves, columns] maxima of ``free`` over subtrees, root at 1; node ``n`` is leaf ``leaves + n``.
             A leaf without a node holds -1, so that nothing fits there.

@@ -132,7 +132,7 @@ class EphemeralResource:
         epoch: Version, which grows with every change.
         since: Creation time in seconds.
         expires: End of its lease in seconds.
-        until: Task at the end of which it is deleted; empty for none.
+        until: Task that it ends with; empty for none.
     """
 
     name: str

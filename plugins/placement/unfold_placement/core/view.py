@@ -297,7 +297,7 @@ class View:
         return set(self._cluster_amounts(unit, phase))
 
     def short_resources(self, unit: Unit, phase: int) -> set[int]:
-        """Return the ids of the shared cluster-scoped resources of which less is left than a unit requests."""
+        """Return the ids of the shared cluster-scoped resources that have less left than a unit requests."""
         pool = self.table.state.pool
         return {resource for resource, amount in self._cluster_amounts(unit, phase).items() if pool[resource] < amount}
 
@@ -343,7 +343,7 @@ class View:
             name: The resource.
             amount: Amount on each node, in whole units.
             nodes: Names of the nodes.
-            until: Task at the end of which the resource is deleted; empty for none.
+            until: Task that the resource ends with; empty for none.
         """
         names = [node.name for node in self.nodes] if nodes is None else nodes
         return [Put(name, node, amount, until) for node in names]

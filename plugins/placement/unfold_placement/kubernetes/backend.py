@@ -373,7 +373,7 @@ class KubernetesBackend:
         self.lost_tasks = refused
 
     def _open_gates(self, requests: Sequence[GateRequest], rehearsed: Outcomes) -> None:
-        """Open the gates of units; a unit of which one cannot be opened is gated again."""
+        """Open the gates of units; if one gate of a unit cannot be opened, the unit is gated again."""
         failed: list[int] = []
         try:
             failed = self.writer.open_gates([request.unit for request in requests], self.holder, rehearsed)

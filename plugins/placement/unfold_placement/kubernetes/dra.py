@@ -216,7 +216,7 @@ def counted_resources(pod: Body) -> dict[str, int]:
 
 
 def build_slice(scope: Scope, name: str, amount: int, generation: int) -> Body:
-    """Build the slice of a resource: a pool with one device, of which each claim takes a part."""
+    """Build the slice of a resource: a pool with one device; each claim takes a part of it."""
     key = slice_name(scope, name)
     device = {
         "name": DEVICE,

@@ -138,7 +138,7 @@ class GateQueue:
 
 
 def find_half_opened(units: OpeningUnits, store: StateStore) -> list[str]:
-    """Return the units of which some gate was not opened, by their first task."""
+    """Return the units with a gate that was not opened, by their first task."""
     half_opened = []
     for first_task, attempts in units.items():
         records = [store.records.get(task) for task in attempts]

@@ -87,7 +87,7 @@ def has_departed_runs(snapshot: Snapshot) -> bool:
 
 
 def list_torn(gang_key: str, records: Sequence[Record], nodes: Container[str]) -> list[Task]:
-    """Return the running tasks of gangs of which other tasks wait, or run on nodes that have left.
+    """Return the running tasks of gangs if other tasks of the gang wait, or run on nodes that have left.
 
     A gang starts as a whole, so these others have lost their node, or could not start.
 

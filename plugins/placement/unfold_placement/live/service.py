@@ -86,7 +86,7 @@ class ControllerThread:
                 return
             try:
                 self.loop.backend.submit(task)
-            except Exception as error:  # noqa: BLE001 - the others must be submitted all the same
+            except Exception as error:  # noqa: BLE001 - the others must be submitted anyway
                 self.last_error = f"task {task.name} was not submitted: {error}"
                 logging.getLogger("unfoldkit").warning("%s", self.last_error)
 

@@ -181,7 +181,7 @@ class Client:
             self._fail_job(name, user_error(f"task {name} was not completed: {reason}"))
 
     def _check_reach(self, error: UnfoldError) -> None:
-        """Fail the jobs if the coordinator has been out of reach for too long; it is called again all the same."""
+        """Fail the jobs if the coordinator has been out of reach for too long; it is called again anyway."""
         elapsed_s = time.monotonic() - self.last_answer_s
         if elapsed_s > MAX_UNREACHABLE_S:
             self._fail_all(f"{error.diagnostics[0].message}, for {elapsed_s:.0f} s")

@@ -47,7 +47,7 @@ BACKOFF_S = (0.05, 0.25)
 MAX_DEATHS = 3
 """Deaths of workers after which a task ends as failed."""
 NODE_DEATH = "NodeDiedError"
-"""Ray's error of a task that ended with its node: no fault of the task."""
+"""Ray's error of a task that ended with its node; the task is not at fault."""
 REMOVAL_THREADS = 16
 
 
@@ -306,7 +306,7 @@ class Coordinator:
         for group in groups:
             try:
                 self.placement_groups.remove(group)
-            except Exception:  # noqa: BLE001 - the others must go all the same
+            except Exception:  # noqa: BLE001 - the others must go anyway
                 _logger().exception("placement group %s was not removed", group.id)
 
     def _maintain(self) -> None:

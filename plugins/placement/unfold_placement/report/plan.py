@@ -57,7 +57,7 @@ MAX_BARS = 2000
 MAX_JOBS = 24
 """Jobs that have a lane of their own."""
 MAX_WAITS = 8
-"""Tasks that never start of which a timeline shows the wait."""
+"""Tasks that never start; a timeline shows how long so many of them wait."""
 QUANTILES = 100
 """Steps of the distribution of waits."""
 

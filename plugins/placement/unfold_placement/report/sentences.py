@@ -184,7 +184,7 @@ def unlisted_line(file: str, column: str, counts: tuple[int, int]) -> str:
 
 
 def skipped_line(file: str, column: str, counts: tuple[int, int], line: int) -> str:
-    """Return the line about rows that were left out for want of a value."""
+    """Return the line about rows that were left out for lack of a value."""
     return f"{file}: left out {counts[0]:,} of {counts[1]:,} rows without {column}; the first is line {line}"
 
 

@@ -54,7 +54,7 @@ def find_counterexample(
 def find_blocking_pair(
     nodes: Sequence[Node], tasks: Sequence[Task], new_policies: PolicyFactory
 ) -> Counterexample | None:
-    """Return the first pair of jobs found of which tasks wait forever if both are submitted together, or None."""
+    """Return the first pair of jobs with tasks that wait forever if both are submitted together, or None."""
     jobs = _group_by_job(tasks)
     samples = [alike[0] for alike in _group_alike(jobs)] if new_policies() else []
     pairs = itertools.islice(itertools.permutations(samples, 2), MAX_PAIRS)

@@ -60,7 +60,7 @@ def _find_change(table: ResourceTable, original: Problem) -> Change | None:
 
 
 def _find_culprit(original: Problem, change: Change) -> UnfoldError:
-    """Return the error of the policy after a step of which a second replay has changed tasks or nodes first."""
+    """Return the error of the policy that first changed tasks or nodes, found by a second replay step by step."""
     problem = copy_inputs(original)
     controller = prepare_simulation(problem.nodes, problem.tasks, problem.new_policies(), problem.node_changes)
 

@@ -138,7 +138,7 @@ def job_rows(controller: Controller, job: str) -> list[int]:
 
 
 def running_jobs(running: Running, *, only_whole: bool) -> list[str]:
-    """Return the jobs of running tasks, in order of start; with ``only_whole`` those of which every task runs."""
+    """Return the jobs of running tasks, in order of start; with ``only_whole`` those that run in full."""
     missing: dict[str, int] = {}
     for task, _, _ in running:
         missing[task.job] = missing.get(task.job, task.size) - 1

@@ -364,7 +364,7 @@ def _used_fraction(controller: Controller) -> float:
 
 
 def _stopped_jobs(controller: Controller, cursor: int) -> set[str]:
-    """Return the jobs of which a task was preempted since a log entry."""
+    """Return the jobs with a task that was preempted since a log entry."""
     state, tasks = controller.table.state, controller.table.tasks
     entries = slice(cursor, int(state.counters[kernel.LOGGED]))
     logged = zip(state.log_kind[entries].tolist(), state.log_task[entries].tolist(), strict=True)

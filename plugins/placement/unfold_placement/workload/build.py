@@ -392,7 +392,7 @@ def _read_nodes_beside_queues(spec: PlacementSpec, run: Run) -> list[Node]:
 
 
 def _compare_with_nodes(snapshot: QueueSnapshot, nodes: list[Node]) -> Iterator[str]:
-    """Yield a line for each resource of which the quotas promise more than the nodes offer."""
+    """Yield a line for each resource if the quotas promise more of it than the nodes offer."""
     if not nodes:
         return
     for resource, quota in sum_nominal(snapshot).items():

@@ -122,7 +122,7 @@ def describe_shape(row: IntArray) -> LayerShape:
 def plan_tiles(shape: LayerShape, buffers: BufferSizes, *, weights_stay: bool = False) -> TilePlan:
     """Choose tiles and loop order with the fewest bytes for a layer with maps off chip.
 
-    If not even the smallest tiles fit, they are used all the same.
+    If not even the smallest tiles fit, they are used anyway.
 
     Args:
         shape: One group of the layer.

@@ -111,7 +111,7 @@ def write_cascade_spec(name: str, profiles: Sequence[SubnetProfile]) -> str:
 
 
 def write_pipeline_spec(name: str, small: SubnetProfile, large: SubnetProfile, unsure: float) -> str:
-    """Write a spec of kind ``pipeline``: the large subnet recomputes the rows of which the small one is unsure."""
+    """Write a spec of kind ``pipeline``: the large subnet recomputes the rows that the small one is unsure of."""
     small_stage, large_stage = _describe_stage(small), _describe_stage(large)
     return (
         f"# The smallest subnet of {name} runs first; below {UNSURE_BELOW:.0%} confidence, the largest runs too.\n"

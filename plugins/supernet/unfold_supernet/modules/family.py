@@ -221,7 +221,7 @@ class ElasticFamily:
 
 
 class _Shrunk(nn.Module):  # type: ignore[misc,unused-ignore]
-    """A member with two inputs, the first of which is averaged before."""
+    """A member with two inputs; the first is averaged before."""
 
     def __init__(self, shrink: nn.Module, module: nn.Module) -> None:
         super().__init__()

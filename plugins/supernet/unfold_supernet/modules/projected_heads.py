@@ -35,7 +35,7 @@ Change = tuple[Any, str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ReplacedHeads:
-    """An attention layer of a known form, of which heads can be left out.
+    """An attention layer of a known form that works without some of its heads.
 
     Attributes:
         path: Path of the layer.
@@ -113,7 +113,7 @@ class ProjectedHeads:
 
 
 HeadGroup = ReplacedHeads | ProjectedHeads
-"""An attention layer of which heads can be left out."""
+"""An attention layer that works without some of its heads."""
 
 
 def keep_most_important(order: Sequence[int], width: float) -> tuple[int, ...]:

@@ -198,7 +198,7 @@ class LimitKeeper:
             items.append((float(step), seconds / (step - before)))
 
     def set_slots(self, slots: int) -> None:
-        """Change how many trials run at once; what the former ones have cost stays in the bill."""
+        """Change how many trials run at once; what the earlier trials have cost stays in the bill."""
         if self.began and slots != self.slots:
             self.paid_slot_s, self.changed_at = self._compute_slot_s(), self.wall()
         self.slots = slots

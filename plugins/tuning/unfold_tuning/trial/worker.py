@@ -66,7 +66,7 @@ class WorkerMessage:
 
     Attributes:
         kind: The worker is ``ready``; a trial reached a checkpoint (``step``); its function ``failed``; a checkpoint
-            could not be written (``unsaved``), which is no fault of the trial; or nothing can be trained (``invalid``).
+            could not be written (``unsaved``), without a fault of the trial; or nothing can be trained (``invalid``).
         trial: Number of the trial.
         iters: Iterations that it has run.
         metric: Its ranking score.

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 Rows = Iterator[tuple[int, list[str]]]
 REQUEST_METRICS = ("http_reqs", "grpc_req_duration")
-"""The metrics of which k6 writes one sample per request."""
+"""The metrics that k6 samples once per request."""
 _K6_COLUMNS = ("metric_name", "timestamp", "metric_value")
 _K6_METRIC = re.compile(r'"metric":\s*"(\w+)"')
 _K6_TYPE = re.compile(r'"type":\s*"(Metric|Point)"')

@@ -1,4 +1,4 @@
-"""Where a service listens: loopback without a token, any address with one, which TLS keeps secret on its way."""
+"""Where a service listens: loopback without a token, any address with one, which TLS keeps secret in transit."""
 
 from __future__ import annotations
 

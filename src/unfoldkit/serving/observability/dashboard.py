@@ -43,7 +43,7 @@ class TimeSeries:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """A cumulative histogram, of which the page shows p50 and p99 of the last ten seconds.
+    """A cumulative histogram; the page shows its p50 and p99 over the last ten seconds.
 
     Args:
         title: Heading of the chart.

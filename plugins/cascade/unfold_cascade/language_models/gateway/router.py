@@ -111,7 +111,7 @@ class Router:
         return chain if plan.reference in chain else (*chain, plan.reference)
 
     async def probe(self) -> None:
-        """Call each model of which a gate needs log-probabilities; one that cannot be reached now does not matter here.
+        """Call each model that must return log-probabilities for a gate; a model out of reach does not matter here.
 
         Raises:
             UnfoldError: a model returns no log-probabilities, so that a gate could never open.
@@ -137,7 +137,7 @@ class Router:
                 raise user_error(
                     sentences.no_log_probabilities(model.name),
                     key="confidence.from",
-                    hint="serve: {probe: false} starts all the same",
+                    hint="serve: {probe: false} starts anyway",
                 )
 
     def promise(self) -> str:

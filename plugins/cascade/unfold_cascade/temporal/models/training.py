@@ -86,7 +86,7 @@ def fit_models(
 
 
 def _check_classes(problem: TemporalProblem, slot: ModelSlot, fold: IntArray) -> None:
-    """Refuse a model of which a class has no hours to learn from, on all folds or on all but one.
+    """Refuse a model if a class has no hours to learn from, on all folds or on all but one.
 
     Raises:
         UnfoldError: It names the stage that has no such hours.

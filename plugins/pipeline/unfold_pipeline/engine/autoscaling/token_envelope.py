@@ -77,7 +77,7 @@ def count_trace_tokens(live: EngineRequests) -> TokenCounter:
 
 @dataclass(slots=True)
 class Arrival:
-    """A request: when it arrived, and its tokens, of which the generated ones are estimated until they are counted."""
+    """A request: its arrival and its tokens; the generated ones are estimated until the engine has counted them."""
 
     moment_s: float
     prompt: int

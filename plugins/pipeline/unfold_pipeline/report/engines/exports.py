@@ -12,7 +12,7 @@ from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 
 MODEL = "MODEL"
-"""Stands for the name of a model of which the spec gives sizes only."""
+"""Stands for the name of a model if the spec gives its sizes only."""
 IMAGE = "vllm/vllm-openai:latest"
 PORT = 8000
 KV_TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
@@ -37,7 +37,7 @@ RAY_ACCELERATORS = {
 }  # fmt: skip
 """Names of GPUs in Ray; nodes with others have no such label, and a requirement for one would never be met."""
 SHARED_MEMORY = {"name": "shm", "emptyDir": {"medium": "Memory"}}
-"""The GPUs of an engine exchange data over shared memory, of which a container has 64 MiB by default."""
+"""The GPUs of an engine exchange data over shared memory; a container has only 64 MiB of it by default."""
 DATA_TYPE = "bfloat16"
 """Of activations, whatever the precision of the weights."""
 

@@ -397,7 +397,7 @@ def describe_measured_interval(low: float, high: float, within: int, statistics:
 
 
 def describe_prompts(lateness_s: float, cached_share: float) -> str:
-    """Return how the trace was sent, and which prompt tokens the engines took from a cache all the same."""
+    """Return how the trace was sent, and which prompt tokens the engines took from a cache anyway."""
     cached = f"; {cached_share * 100:.0f} % of their tokens came from a prefix cache" if cached_share >= 0.005 else ""
     return f"random words of the lengths of the trace, sent at most {format_seconds(lateness_s)} late{cached}"
 

@@ -33,7 +33,7 @@ MAX_CHANGES = 10_000
 
 @dataclass(slots=True)
 class EnginePool:
-    """Engine processes in slots, of which the balancer uses those that are active.
+    """Engine processes in slots; the balancer uses those that are active.
 
     Attributes:
         arguments: the command line of an engine.

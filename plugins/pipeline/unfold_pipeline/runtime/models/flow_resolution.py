@@ -1,4 +1,4 @@
-"""Hold the inputs and conditions of a spec against the models, before the first query: names, types and sizes.
+"""Compare the inputs and conditions of a spec with the models before the first query: names, types and sizes.
 
 Models that do not state them (code without ``outputs``) are checked as they answer.
 """
@@ -74,7 +74,7 @@ def list_certain_sources(pipeline: Pipeline) -> list[set[int]]:
 
 @dataclass(frozen=True, slots=True)
 class _FlowResolver:
-    """Holds inputs and conditions against models, each of which is inspected once and only if it matters."""
+    """Compares inputs and conditions with models; it inspects each model once, and only if it matters."""
 
     pipeline: Pipeline
     sources: Sequence[ModelSource]

@@ -56,7 +56,7 @@ class ModelSignature:
     """What a model reads and returns for one query.
 
     Attributes:
-        outputs: its tensors, the first of which is ``output`` too; empty if unknown.
+        outputs: its tensors; the first is also called ``output``; empty if unknown.
         inputs: its inputs, if it has names for them.
         width: numbers of the row that it reads otherwise; ``None`` if unknown.
         is_code: whether it is a function, which takes what it is given.

@@ -214,7 +214,7 @@ class AdmissionQueue:
         return max(shares, default=0.0)
 
     def dominant_resource(self, unit: Unit, view: View) -> str:
-        """Return the kind of which a unit demands the largest fraction; empty if it demands nothing."""
+        """Return the kind that a unit demands the largest fraction of; empty if it demands nothing."""
         demand = Counter[str]()
         for task in unit:
             demand.update({kind: amount for kind, amount in task.demand.items() if kind != PODS})

@@ -360,7 +360,7 @@ class Connection:
                 if len(payload) < 5:
                     raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a priority is cut off")
                 if int.from_bytes(payload[:4]) & ID_MASK == stream_id:
-                    # the block must be decoded all the same
+                    # the block must be decoded anyway
                     flags |= SELF_DEPENDENT
                 payload = payload[5:]
         if flags & END_HEADERS:
