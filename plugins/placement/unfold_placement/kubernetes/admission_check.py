@@ -243,13 +243,8 @@ class AdmissionCheckBackend(LocalBackend):
 
     def handle_node(self, body: Body, *, is_gone: bool = False) -> None:
         """Record the current state of a node."""
-        name = body["metadata"]["name"]
         with self.store.changed:
-            if is_gone:
-                self.nodes.pop(name, None)
-            else:
-                self.nodes[name] = body
-            self.nodes_changed |= update_node(self.store, body, self._decode, is_gone=is_gone)
+            self.nodes_changed |= update_node(self.store, self.nodes, body, self._decode, is_gone=is_gone)
 
     def handle_pod(self, body: Body, *, is_gone: bool = False) -> None:
         """Count a pod where it runs; a pod of an answered workload counts through that workload."""

@@ -433,9 +433,18 @@ def started_record(body: Body, record: Record, origin: float) -> Record:
     )
 
 
-def update_node(store: StateStore, body: Body, decode: Callable[[str], Node], *, is_gone: bool) -> bool:
-    """Let a node join a store, leave it or change there; return whether it changed. The caller holds the lock."""
+def update_node(
+    store: StateStore, bodies: dict[str, Body], body: Body, decode: Callable[[str], Node], *, is_gone: bool
+) -> bool:
+    """Let a node join a store, leave it or change there; return whether it changed. The caller holds the lock.
+
+    ``bodies`` holds the nodes that the server lists, from which ``decode`` makes the node of a name.
+    """
     name = body["metadata"]["name"]
+    if is_gone:
+        bodies.pop(name, None)
+    else:
+        bodies[name] = body
     if is_gone or not is_ready(body):
         if name in store.nodes:
             store.leave(name)

@@ -126,13 +126,8 @@ class ShadowBackend(LocalBackend):
 
     def handle_node(self, body: Body, *, is_gone: bool = False) -> None:
         """Record the current state of a node."""
-        name = body["metadata"]["name"]
         with self.store.changed:
-            if is_gone:
-                self.nodes.pop(name, None)
-            else:
-                self.nodes[name] = body
-            self.nodes_changed |= update_node(self.store, body, self._decode, is_gone=is_gone)
+            self.nodes_changed |= update_node(self.store, self.nodes, body, self._decode, is_gone=is_gone)
 
     def handle_pod(self, body: Body, *, is_gone: bool = False) -> None:
         """Record the current state of a pod; in the namespace it is a task."""
