@@ -113,10 +113,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a call is not answered: an HTTP status of at least 400 and a sentence."""
+    """Why a call is not answered.
+
+    Args:
+        status: An HTTP status of at least 400.
+        message: A sentence.
+        retry_s: The time in s after which to retry; 0 for none.
+    """
 
     status: int
     message: str
+    retry_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)

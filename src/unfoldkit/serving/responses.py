@@ -26,9 +26,9 @@ class Reply:
     headers: tuple[Header, ...] = ()
 
 
-def json_reply(data: Any, status: int = 200) -> Reply:
+def json_reply(data: Any, status: int = 200, headers: tuple[Header, ...] = ()) -> Reply:
     """Make a response of ``data`` as JSON."""
-    return Reply(status, msgspec.json.encode(data))
+    return Reply(status, msgspec.json.encode(data), headers=headers)
 
 
 def error_reply(status: int, message: str, headers: tuple[Header, ...] = ()) -> Reply:
@@ -38,7 +38,12 @@ def error_reply(status: int, message: str, headers: tuple[Header, ...] = ()) -> 
 
 def too_many_requests(retry_s: int) -> Reply:
     """Make the response to a request that was not admitted, with the time to retry."""
-    return error_reply(429, "too many rows are waiting; retry later", ((b"retry-after", b"%d" % retry_s),))
+    return error_reply(429, "too many rows are waiting; retry later", retry_after(retry_s))
+
+
+def retry_after(retry_s: int) -> tuple[Header, ...]:
+    """Return the header with the time to retry; none for 0."""
+    return ((b"retry-after", b"%d" % retry_s),) if retry_s else ()
 
 
 async def send_reply(reply: Reply, send: Send) -> None:

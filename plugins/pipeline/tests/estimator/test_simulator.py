@@ -224,7 +224,7 @@ def test_server_limits_requests(tmp_path: Path, shed: bool) -> None:
     limits = Limits(queue_rows=4, body_bytes=4096)
     app = build_app("pipe", ALONE, running, 2, ServiceSettings(0, None, promise, sheds=shed), limits=limits)
 
-    async def ask(path: str, body: bytes, method: str = "POST") -> tuple[int, bytes]:
+    async def ask(path: str, body: bytes, method: str = "POST") -> tuple[int, bytes, int]:
         sent: list[Any] = []
 
         async def receive() -> dict[str, object]:
@@ -234,13 +234,15 @@ def test_server_limits_requests(tmp_path: Path, shed: bool) -> None:
             sent.append(message)
 
         await app({"type": "http", "method": method, "path": path, "headers": []}, receive, send)
-        return sent[0]["status"], sent[1]["body"]
+        return sent[0]["status"], sent[1]["body"], int(dict(sent[0]["headers"]).get(b"retry-after", 0))
 
     def body(rows: int, **parameters: float) -> bytes:
         data = {"name": "x", "datatype": "FP32", "shape": [rows, 2], "data": [1.0] * (2 * rows)}
         return json.dumps({"inputs": [data], "parameters": parameters}).encode()
 
-    async def scene() -> list[tuple[int, bytes]]:
+    async def scene() -> list[tuple[int, bytes, int]]:
+        status, _, retry = await ask("/v2/health/ready", b"", "GET")
+        assert (status, retry > 0) == (503, True)
         await running.start()
         infer = "/v2/models/pipe/infer"
         together = await asyncio.gather(ask(infer, body(3)), ask(infer, body(2)))
@@ -256,6 +258,8 @@ def test_server_limits_requests(tmp_path: Path, shed: bool) -> None:
         return found
 
     found = asyncio.run(asyncio.wait_for(scene(), 120))
-    assert [code for code, _ in found] == [200, 429, 413, 413, 503, 200, 200]
+    assert [code for code, *_ in found] == [200, 429, 413, 413, 503, 200, 200]
     assert b"shed" in found[4][1]
+    # a client waits before it asks again, unless the request itself is at fault
+    assert [retry > 0 for *_, retry in found] == [False, True, False, False, True, False, False]
     assert b'unfold_requests_total{code="429",model="pipe"} 1.0' in found[6][1]

@@ -24,7 +24,7 @@ from unfoldkit.serving.observability.metrics import Metrics, create_metrics, mod
 from unfoldkit.serving.oip.app import Application, assemble_application
 from unfoldkit.serving.oip.codec import build_reader, build_writer
 from unfoldkit.serving.oip.inference import Endpoint
-from unfoldkit.serving.responses import json_reply
+from unfoldkit.serving.responses import json_reply, retry_after
 from unfoldkit.serving.service import Receive, Scope, Send
 
 MAX_ROWS_IN_FLIGHT = 1024
@@ -120,7 +120,8 @@ def _build_routes(model: ServedModel, gateway: InferenceGateway, server_metrics:
 
     def report_readiness(identity: dict[str, Any]) -> Any:
         is_ready = all(gateway.runtime.serving_replicas())
-        return json_reply({**identity, "ready": is_ready}, 200 if is_ready else 503)
+        status, headers = (200, ()) if is_ready else (503, retry_after(gateway.estimate_retry()))
+        return json_reply({**identity, "ready": is_ready}, status, headers)
 
     app.gets["/v2/health/ready"] = lambda: report_readiness({})
     app.gets[f"/v2/models/{model.name}/ready"] = lambda: report_readiness({"name": model.name})

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from unfold_pipeline.estimator.admission import MAX_RETRY_S
 from unfold_pipeline.problem.pipeline import Pipeline
 from unfold_pipeline.problem.problem import compute_wait_bound
 from unfold_pipeline.problem.routing import RouteDrawer
@@ -25,9 +26,9 @@ from unfoldkit.serving.observability.metrics import ModelMetrics
 Answer = dict[str, Any] | None
 INPUT_NAME = "x"
 REQUEST_STEP = 0.05
-SHED = Rejection(503, "shed: the deadline could not be met")
 TOO_MANY_ROWS = Rejection(413, "so many rows would be answered too late; send fewer rows per request")
-UNAVAILABLE = Rejection(503, "a stage cannot be served")
+SHED = "shed: the deadline could not be met"
+UNAVAILABLE = "a stage cannot be served"
 
 
 def ignore_activation(_seconds: Mapping[str, float]) -> None:
@@ -108,6 +109,11 @@ class InferenceGateway:
         """Return 0 if the rows can be admitted, otherwise the seconds after which to retry."""
         wait_s = self.gate.compute_retry_delay(rows)
         return max(math.ceil(wait_s), int(self.in_flight + rows > self.limits.queue_rows))
+
+    def estimate_retry(self) -> int:
+        """Return the seconds after which to repeat a request that was admitted and not answered, at least one."""
+        stopped_s = [load.restart_s for load in self.runtime.measure_loads() if not load.replicas]
+        return max(1, self.full(1), math.ceil(min(MAX_RETRY_S, max(stopped_s, default=0.0))))
 
     def note_rejections(self, requests: int) -> None:
         """Count the rows of refused requests as demand.
@@ -197,7 +203,7 @@ class PendingRequest:
     def _build_refusal(self) -> Rejection:
         if self.failed_stage:
             return Rejection(500, f"the model of stage {self.failed_stage} failed on this input")
-        return SHED if self.is_shed else UNAVAILABLE
+        return Rejection(503, SHED if self.is_shed else UNAVAILABLE, self.gateway.estimate_retry())
 
 
 def encode_answer(answer: Any) -> str:

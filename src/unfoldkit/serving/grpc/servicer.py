@@ -469,7 +469,7 @@ def client_address(peer: str) -> str:
 
 def _to_error(endpoint: Endpoint, problem: Rejection | Exception) -> CallError:
     reply = problem_reply(problem)
-    retry_s = problem.retry_s if isinstance(problem, QueueFull) else 0
+    retry_s = problem.retry_s if isinstance(problem, (QueueFull, Rejection)) else 0
     if isinstance(problem, Rejection):
         message = problem.message
     else:

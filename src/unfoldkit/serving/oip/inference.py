@@ -22,7 +22,7 @@ from unfoldkit.serving.oip.binary import (
     read_encoding,
 )
 from unfoldkit.serving.oip.codec import InferenceRequest, RequestReader, ResponseWriter
-from unfoldkit.serving.responses import Reply, error_reply, send_reply, too_many_requests
+from unfoldkit.serving.responses import Reply, error_reply, retry_after, send_reply, too_many_requests
 from unfoldkit.serving.service import AdmissionCheck, Receive, Scope, Send
 
 PLAIN_JSON = BodyEncoding()
@@ -196,7 +196,7 @@ def _too_many_rows(request: InferenceRequest, max_rows: int) -> TooLarge:
 def problem_reply(problem: Exception | Rejection) -> Reply:
     """Make the response to a request that was rejected or failed."""
     if isinstance(problem, Rejection):
-        return error_reply(problem.status, problem.message)
+        return error_reply(problem.status, problem.message, retry_after(problem.retry_s))
     if isinstance(problem, InvalidRequest):
         return error_reply(400, str(problem))
     if isinstance(problem, TooLarge):

@@ -134,7 +134,7 @@ def _index() -> dict[str, Any]:
 
 def _error(code: str) -> dict[str, Any]:
     response = _json_response(ERRORS[code], ERROR)
-    return response | ({"headers": SECONDS} if code == "429" else {})
+    return response | ({"headers": SECONDS} if code in ("429", "503") else {})
 
 
 def _request_schema(model: ModelDescription) -> dict[str, Any]:
