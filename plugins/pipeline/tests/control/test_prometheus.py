@@ -52,6 +52,13 @@ def test_rate_age_and_queues_are_read(server: MetricsServer) -> None:
     assert {token for _, token in server.queries} == {"Bearer secret"}
 
 
+@pytest.mark.parametrize("scrapes", [2, 4, 13])
+def test_the_rate_of_a_young_counter_is_not_a_mean_over_time_before_it(server: MetricsServer, scrapes: int) -> None:
+    """A counter that exists for five seconds has the rate of these five seconds."""
+    server.series[SELECTOR] = [server.series[SELECTOR][0][-scrapes:]]
+    assert source(server).read().mean_rate(30.0) == pytest.approx(10.0)
+
+
 @pytest.mark.parametrize("values", [[], [math.nan], [-1.0], [math.inf]])
 def test_a_queue_that_is_no_length_is_unknown(server: MetricsServer, values: list[float]) -> None:
     """No decision rests on such a value."""

@@ -198,8 +198,7 @@ class DeploymentController:
         """
         demand, replicas = self.source.read(), self.target.read_replicas()
         wanted = self._decide(demand, replicas)
-        recent = demand.arrivals_s.size - np.searchsorted(demand.arrivals_s, demand.until_s - RATE_WINDOW_S, "right")
-        self.record.rate, self.record.age_s = float(recent / RATE_WINDOW_S), demand.age_s
+        self.record.rate, self.record.age_s = demand.mean_rate(RATE_WINDOW_S), demand.age_s
         return tuple(
             ScaleStep(
                 stage=name,

@@ -13,6 +13,7 @@ from unfold_pipeline._types import FloatArray
 
 MAX_ARRIVALS = 20_000_000
 """A counter that grows by more in three minutes counts something else."""
+MIN_KNOWN_S = 1.0
 SCRAPES_UNTIL_ENDED = 2.5
 """A series without a sample for so many of its intervals belongs to a replica that has ended."""
 
@@ -42,12 +43,20 @@ class Demand:
         until_s: up to when all arrivals are known, in Unix seconds.
         age_s: how long ago that is.
         queued: items that wait at each stage, NaN where that is unknown; shape (stages,).
+        since_s: from when on they are known, in Unix seconds.
     """
 
     arrivals_s: FloatArray
     until_s: float
     age_s: float
     queued: FloatArray
+    since_s: float = -math.inf
+
+    def mean_rate(self, window_s: float) -> float:
+        """Return the queries per second of the last ``window_s`` seconds, or of those that are known."""
+        known_s = min(window_s, max(self.until_s - self.since_s, MIN_KNOWN_S))
+        recent = self.arrivals_s.size - np.searchsorted(self.arrivals_s, self.until_s - known_s, "right")
+        return float(recent / known_s)
 
 
 class DemandSource(Protocol):
@@ -82,6 +91,11 @@ def spread_arrivals(series: Sequence[CounterSeries]) -> tuple[FloatArray, float]
     until_s = min(running)
     arrivals = np.sort(np.concatenate([_spread_series(item) for item in known]))
     return arrivals[: np.searchsorted(arrivals, until_s, "right")], until_s
+
+
+def find_first_sample(series: Sequence[CounterSeries]) -> float:
+    """Return from when on the arrivals of counters are known, in Unix seconds: the first of two samples."""
+    return min((float(item.times_s[0]) for item in series if item.times_s.size > 1), default=-math.inf)
 
 
 def _drop_invalid(series: CounterSeries) -> CounterSeries:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.control.demand import CounterSeries, Demand, SignalError, spread_arrivals
+from unfold_pipeline.control.demand import CounterSeries, Demand, SignalError, find_first_sample, spread_arrivals
 from unfold_pipeline.control.http import BoundedClient, HttpError, HttpReply
 from unfoldkit.arrivals.envelope import LONGEST_WINDOW_S
 
@@ -71,7 +71,8 @@ class PrometheusSource:
             raise SignalError("stale", message, "is the target scraped? control.stale is the limit")
         arrivals_s, until_s = spread_arrivals(series)
         queued = np.array([self._read_queue(query) if query else math.nan for query in self.queues])
-        return Demand(arrivals_s=arrivals_s, until_s=until_s, age_s=max(0.0, server_s - until_s), queued=queued)
+        age_s, since_s = max(0.0, server_s - until_s), find_first_sample(series)
+        return Demand(arrivals_s=arrivals_s, until_s=until_s, age_s=age_s, queued=queued, since_s=since_s)
 
     def _read_queue(self, query: str) -> float:
         """Return the sum of a query's values; NaN if it has none that is a length."""

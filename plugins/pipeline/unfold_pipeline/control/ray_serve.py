@@ -22,7 +22,7 @@ from urllib.parse import quote
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.control.demand import CounterSeries, Demand, SignalError, spread_arrivals
+from unfold_pipeline.control.demand import CounterSeries, Demand, SignalError, find_first_sample, spread_arrivals
 from unfold_pipeline.control.http import BoundedClient, HttpError
 from unfold_pipeline.control.prometheus import HISTORY_S
 from unfold_pipeline.control.targets import LEASE_PREFIX, StageReplicas
@@ -213,11 +213,13 @@ class RayMetricsSource:
         if not self.samples:
             hint = "Ray exports it from the first query on"
             raise SignalError("no data", f"no node exports {ARRIVALS} of {self.workloads[0]}", hint)
-        arrivals_s, until_s = spread_arrivals([_build_series(samples) for samples in self.samples.values()])
+        series = [_build_series(samples) for samples in self.samples.values()]
+        arrivals_s, until_s = spread_arrivals(series)
         if now_s - until_s > self.stale_s:
             raise SignalError("stale", f"the newest sample of {ARRIVALS} is {now_s - until_s:.0f} s old")
         lengths: FloatArray = np.array([queued[name] for name in self.workloads])
-        return Demand(arrivals_s=arrivals_s, until_s=until_s, age_s=now_s - until_s, queued=lengths)
+        age_s, since_s = now_s - until_s, find_first_sample(series)
+        return Demand(arrivals_s=arrivals_s, until_s=until_s, age_s=age_s, queued=lengths, since_s=since_s)
 
     def _scrape(self) -> Iterator[tuple[str, Labels, float]]:
         """Yield name, labels and value of the application's samples on all nodes that respond."""
