@@ -45,6 +45,8 @@ class Kind:
         opens: A ``(spec, Run) -> Iterable[Diagnostic]`` that checks the files of a spec, for ``check --data``.
         verifies: A ``(spec, Run) -> Report`` that searches for violations, for ``check --verify``. The key
             ``counterexample`` of its decision holds a spec.
+        compares: A ``(spec, decision) -> Iterable[Diagnostic]`` that finds where the decision of a plan, which may have
+            been edited, does not fit its spec, for ``check`` and ``serve``.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Kind:
     opens: str | None = None
     verifies: str | None = None
     export: str | None = None
+    compares: str | None = None
 
     @property
     def verbs(self) -> tuple[str, ...]:

@@ -39,6 +39,21 @@ def test_all_mistakes_of_all_files_are_reported(unfold: Unfold, spec: Path, tmp_
     assert outcome.err == "4 mistakes in 3 of 4 files\n"
 
 
+def test_an_edited_plan_is_compared_with_its_spec(unfold: Unfold, tmp_path: Path) -> None:
+    """``check``, ``serve`` and its dry run refuse a plan that serves nothing, at its line."""
+    spec = (ROOT / "plugins/pipeline/unfold_pipeline/examples/image-processing.yaml").read_text("utf-8")
+    config = "{hardware: cpu, batch: 1, replicas: 0}"
+    text = "schema: unfoldkit.plan/1\nspec:\n" + "".join(f"  {line}\n" for line in spec.splitlines())
+    text += f"decision:\n  stages:\n    preprocess: {config}\n    classify: {config.replace('0}', '1}')}\n"
+    (tmp_path / "plan.yaml").write_text(text, encoding="utf-8")
+    place = f"plan.yaml:{len(text.splitlines()) - 1}:43: decision.stages.preprocess.replicas: "
+    for command in (("check",), ("serve",), ("serve", "--dry-run")):
+        outcome = unfold(*command, "plan.yaml")
+        assert (outcome.code, place in outcome.out + outcome.err) == (2, True)
+    (tmp_path / "plan.yaml").write_text(text.replace("replicas: 0", "replicas: 2"), encoding="utf-8")
+    assert unfold("check", "plan.yaml").code == 0
+
+
 def test_settings_are_checked_in_every_file(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
     """Check takes --set as the verbs do, so that what a CI job plans with it can be checked with it."""
     other = tmp_path / "b.yaml"

@@ -93,6 +93,8 @@ def execute(request: Request, registry: Registry, loaded: LoadedSpec) -> tuple[R
     """
     function = verb_reference(loaded.kind, request.verb)
     _reject_ignored_options(request, loaded.kind, registry.kinds)
+    if request.verb == "serve":
+        compare_with_spec(loaded)
     if request.dry_run:
         report = _preview(request, loaded, function) if request.target else _report_dry_run(request, loaded)
     else:
@@ -325,6 +327,22 @@ def _preview(request: Request, loaded: LoadedSpec, function: str) -> Report:
     with loaded.locate_errors(), explain_missing_packages(loaded.kind.extra):
         report = _validate(resolve(function, extra=loaded.kind.extra)(loaded.spec, run), request, loaded.kind)
     return replace(report, provenance={"seed": run.seed, "spec_sha256": spec_hash(loaded.spec), **report.provenance})
+
+
+def compare_with_spec(loaded: LoadedSpec) -> None:
+    """Refuse a plan that was edited so that it does not fit its spec.
+
+    Raises:
+        UnfoldError: All mistakes at once, with the lines of the plan.
+    """
+    if loaded.kind.compares is None or not loaded.plan:
+        return
+    decision = loaded.plan.get("decision")
+    with loaded.locate_errors():
+        if not isinstance(decision, Mapping) or not decision:
+            raise user_error("the plan decides nothing", key="decision", hint="plan again")
+        if mistakes := list(resolve(loaded.kind.compares, extra=loaded.kind.extra)(loaded.spec, decision)):
+            raise UnfoldError(*mistakes)
 
 
 def _report_dry_run(request: Request, loaded: LoadedSpec) -> Report:

@@ -20,7 +20,7 @@ from unfoldkit.spec.base import Model, Spec
 from unfoldkit.spec.override import apply_settings
 from unfoldkit.spec.positions import diagnostic_at, locate
 from unfoldkit.spec.validate import validate
-from unfoldkit.spec.yaml_reader import Document, decode_text, parse, read_document
+from unfoldkit.spec.yaml_reader import Document, Mark, PathKey, decode_text, parse, read_document
 
 RUN_SPEC = "spec.yaml"
 RUN_PLAN = "plan.yaml"
@@ -119,9 +119,14 @@ def _read_run(folder: Path) -> Document:
 def _extract_spec(document: Document) -> Document:
     if not isinstance(document.data.get("spec"), dict):
         raise UnfoldError(diagnostic_at(document, ("spec",), "a plan must hold the spec that it was made from"))
-    keys = {path[1:]: mark for path, mark in document.keys.items() if path[:1] == ("spec",)}
-    values = {path[1:]: mark for path, mark in document.values.items() if path[:1] == ("spec",)}
+    keys, values = map(_extract_marks, (document.keys, document.values))
     return replace(document, data=document.data["spec"], keys=keys, values=values)
+
+
+def _extract_marks(marks: Mapping[PathKey, Mark]) -> dict[PathKey, Mark]:
+    """Return the positions in the spec of a plan, and those of its decision, which may have been edited."""
+    decision = {path: mark for path, mark in marks.items() if path[:1] == ("decision",)}
+    return decision | {path[1:]: mark for path, mark in marks.items() if path[:1] == ("spec",)}
 
 
 def _find_run(document: Document, folder: Path) -> tuple[Path, Path | None]:

@@ -56,7 +56,7 @@ def find_violation(law: Law, kind: Kind, folder: Path) -> str | None:
 def references_resolve(kind: Kind, _folder: Path) -> None:
     """Every reference of the kind leads to an object, and the kind has at least one verb."""
     _hold(bool(kind.verbs), f"{kind.name} has no verb")
-    for reference in (kind.spec, kind.opens, kind.verifies, *(getattr(kind, verb) for verb in VERBS)):
+    for reference in (kind.spec, kind.opens, kind.verifies, kind.compares, *(getattr(kind, verb) for verb in VERBS)):
         _hold(reference is None or resolve(reference) is not None, reference)
 
 

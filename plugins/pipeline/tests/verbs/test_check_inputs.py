@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,7 +10,6 @@ from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.check_inputs import check_inputs
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.run_context import Options
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
 
@@ -42,7 +40,7 @@ FILES = {
 }
 
 
-def list_diagnostics(folder: Path, plan: Any = None, **other: str) -> list[str]:
+def list_diagnostics(folder: Path, **other: str) -> list[str]:
     """Return what is wrong with the files of the spec, some of them others."""
     text = SPEC
     for key, (name, good, _, _) in FILES.items():
@@ -52,30 +50,7 @@ def list_diagnostics(folder: Path, plan: Any = None, **other: str) -> list[str]:
     for name in other.get("gone", "").split():
         (folder / name).unlink()
     spec = validate(PipelineSpec, parse(text, "mine.yaml"))
-    options = Options(plan={"decision": {"stages": plan}} if plan else {})
-    run = Run(RunDir(folder / "run"), LocalEngine(1), base=folder, options=options)
-    return [str(item) for item in check_inputs(spec, run)]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({}, ""),
-        ({"replicas": 0}, "does not fit the spec"),
-        ({"batch": True}, "does not fit the spec"),
-        ({"hardware": "gpu"}, "does not fit the spec"),
-        (None, "does not fit the spec"),
-        ("gone", "other stages than the spec"),
-    ],
-)
-def test_an_edited_plan_is_checked(tmp_path: Path, change: Any, message: str) -> None:
-    """Stages, hardware, batch sizes and replicas of a plan are compared with its spec."""
-    config = {"hardware": "core", "batch": 1, "replicas": 2}
-    changed = config | change if isinstance(change, dict) else None
-    plan = {"first": config, **({} if change == "gone" else {"then": changed})}
-    found = list_diagnostics(tmp_path, plan)
-    assert len(found) == bool(message)
-    assert message in "".join(found)
+    return [str(item) for item in check_inputs(spec, Run(RunDir(folder / "run"), LocalEngine(1), base=folder))]
 
 
 def test_valid_inputs_have_no_diagnostics(tmp_path: Path) -> None:

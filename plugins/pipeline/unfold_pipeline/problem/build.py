@@ -58,6 +58,7 @@ from unfold_pipeline.problem.problem import (
     compute_wait_bound,
 )
 from unfold_pipeline.problem.sample import Sample, Sampler, cap_shares, draw_sample, resample_blocks
+from unfold_pipeline.problem.saved_plan import find_plan_mistakes
 from unfold_pipeline.problem.traffic import ignore_order, load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import Arrivals, label_arrivals
 from unfold_pipeline.schema.hardware import Hardware, Placement
@@ -278,23 +279,6 @@ def find_serve_command(spec: PipelineSpec) -> str:
     return "unfold serve SPEC" if all(stage.model for stage in spec.stages_by_name.values()) else ""
 
 
-def check_planned_stages(stages: object, spec: PipelineSpec) -> None:
-    """Compare the stages of a plan with its spec: a plan may have been edited.
-
-    Raises:
-        UnfoldError: other stages, unknown hardware, or batch sizes or replicas that are no counts.
-    """
-    if not isinstance(stages, Mapping) or set(stages) != set(spec.stages_by_name):
-        raise user_error("the plan has other stages than the spec", hint="plan again")
-    for name, config in stages.items():
-        counts = [config.get(key) for key in ("batch", "replicas")] if isinstance(config, Mapping) else [None]
-        if (
-            any(type(count) is not int or count < 1 for count in counts)
-            or str(config.get("hardware")) not in spec.hardware
-        ):
-            raise user_error("the plan does not fit the spec", key=f"stages.{name}", hint="plan again")
-
-
 def build_exported_plan(report: Report) -> ExportedPlan:
     """Return the plan of a report, with the spec that the report states.
 
@@ -312,7 +296,8 @@ def build_exported_plan(report: Report) -> ExportedPlan:
     if isinstance(spec.stages, FromRun):
         hint = f"unfold serve {spec.stages.run} serves the cascade"
         raise user_error("the models of a cascade's run cannot be exported as a pipeline", key="stages.from", hint=hint)
-    check_planned_stages(configs, spec)
+    if mistakes := list(find_plan_mistakes(spec, report.decision or {})):
+        raise UnfoldError(*mistakes)
     labels = assign_labels(spec.stages_by_name)
     stages = tuple(_build_exported_stage(name, labels[name], spec, configs[name]) for name in spec.stages_by_name)
     return ExportedPlan(report.name, stages, build_placement(spec.placement))

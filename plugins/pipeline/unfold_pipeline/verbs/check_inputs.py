@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from unfold_pipeline.engine.build import build_engine_problem, build_engine_stages, find_engine
-from unfold_pipeline.problem.build import build_flows, check_planned_stages
+from unfold_pipeline.problem.build import build_flows
 from unfold_pipeline.problem.from_cascade import read_exits
 from unfold_pipeline.problem.latency_profile import load_perf_analyzer_latencies
 from unfold_pipeline.problem.pricing import price_hardware
@@ -45,9 +45,6 @@ def _list_checks(spec: PipelineSpec, run: Run) -> Iterator[Check]:
     if spec.visits is not None:
         yield partial(_check_visits, spec, spec.visits, run)
     yield partial(price_hardware, spec.hardware, spec.region, spec.prices, run)
-    decision = (run.options.get("plan") or {}).get("decision")
-    if decision and not isinstance(spec.stages, FromRun):
-        yield partial(check_planned_stages, decision.get("stages"), spec)
     yield from _list_stage_checks(spec, run)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from unfoldkit.cli import console, output
-from unfoldkit.cli.execution import build_run
+from unfoldkit.cli.execution import build_run, compare_with_spec
 from unfoldkit.cli.progress import show_progress
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import Renderer, resolve
@@ -145,6 +145,7 @@ def find_mistakes(
     """Return the mistakes of one file, and with ``data`` those of the files that it names."""
     try:
         loaded = load_spec(file, registry.kinds, settings=settings, stdin=stdin, find_kind=registry.kind)
+        compare_with_spec(loaded)
         if data:
             _check_inputs(loaded, file)
     except UnfoldError as error:

@@ -16,6 +16,7 @@ from unfoldkit.cli import console
 from unfoldkit.cli.execution import (
     build_run,
     check_run_kind,
+    compare_with_spec,
     load_request,
     perform,
     reject_target,
@@ -151,6 +152,7 @@ def serve(request: Request, options: ServeOptions, stdin: str = "") -> ExitCode:
     registry = open_registry(builtin_only=request.builtin_only)
     loaded = load_request(request, registry, stdin)
     reject_target(request, loaded.kind)
+    compare_with_spec(loaded)
     run = _build_run(request, loaded, log_json=options.log_json)
     if options.processes > 1:
         return _serve_processes(WorkerProcess(request, options, stdin), loaded, run)
