@@ -143,6 +143,23 @@ def test_large_requests_that_drive_the_price_are_named(tmp_path: Path, rows: ran
     assert "large requests" not in dict(usual.lines)
 
 
+def test_large_requests_are_named_beside_stages(tmp_path: Path) -> None:
+    """The price without them is that of the engines and the stages around them."""
+    changes = (
+        (", l4: {price: $0.8/h}", ", cpu: {price: $0.1/h}"),
+        (", l4: {roofline: true}", ""),
+        ("[512, 2048]", "2048"),
+        ("[16, 64]", "64"),
+        ("    engine:", "    after: {rank: 1}\n    engine:"),
+        ("stages:\n", "stages:\n  rank: {latency: {cpu: {1: 1 ms}}}\n"),
+    )
+    least = plan_spec(tmp_path, *changes).metrics["cost_per_hour"].value
+    report = plan_spec(tmp_path, *changes, trace=make_large(TRACE, range(0, 200, 120), 30_000))
+    price = report.metrics["cost_per_hour"].value
+    line = dict(report.lines)["large requests"]
+    assert f"without them, the plan costs ${least:,.2f}/h instead of ${price:,.2f}/h" in line
+
+
 def test_a_suggested_target_is_looser(tmp_path: Path) -> None:
     """Where a single request takes longer than the target, the next command states more than it takes."""
     report = plan_spec(tmp_path, ("ttft_p99: 300 ms", "ttft_p99: 2.5 s"), trace=make_large(TRACE, range(200), 100_000))

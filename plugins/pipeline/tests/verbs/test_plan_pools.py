@@ -12,6 +12,7 @@ import yaml
 
 from plugins.pipeline.tests.verbs.test_plan_engine import SPEC, plan_spec
 from unfold_pipeline.report.engines.exports import export_kubernetes, export_llm_services, export_ray_llm, export_vllm
+from unfold_pipeline.report.engines.pools import is_pool_decision
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.serve import serve
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
@@ -64,6 +65,19 @@ def test_pools_are_chosen_where_they_cost_less(tmp_path: Path, pools: Report) ->
     assert low is not None
     assert low <= cost
     assert high is None or high >= cost
+
+
+def test_large_requests_that_drive_the_price_of_pools_are_named(tmp_path: Path, pools: Report) -> None:
+    """Two requests in two hundred take many prefill engines; the report has the price of the pools without them."""
+    lines = TRACE.splitlines()
+    for row in (50, 150):
+        lines[row] = f"{lines[row].partition(',')[0]},160000,90"
+    targets = (TARGETS[0], TARGETS[1].replace("1500 ms", "12 s"))
+    report = plan_spec(tmp_path, targets, POOLS, ONE_GPU, ONE_SOURCE, trace="\n".join(lines) + "\n")
+    price = report.metrics["cost_per_hour"].value
+    assert is_pool_decision(report.decision)
+    assert (price or 0) > 2 * (pools.metrics["cost_per_hour"].value or 0)
+    assert f"/h instead of ${price:,.2f}/h" in dict(report.lines)["large requests"]
 
 
 def test_engines_that_do_both_are_chosen_where_pools_cost_more(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from unfold_pipeline.engine.planner.large_requests import measure_large_requests
 from unfold_pipeline.engine.planner.problem import EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, explain_refusals, find_cheapest_engines
 from unfold_pipeline.planner.confident_plan import measure_fresh_request_share
-from unfold_pipeline.planner.engine_pipeline import EngineStages, attach_stages, find_cheapest_pipeline
+from unfold_pipeline.planner.engine_pipeline import EngineStages, JointSolution, attach_stages, find_cheapest_pipeline
 from unfold_pipeline.report.engines.plan import (
     add_fresh_share,
     add_large_requests,
@@ -50,9 +50,12 @@ from unfold_pipeline.report.engines.stages_around import describe_stages, parse_
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan_pools import (
     describe_pools_beside,
+    find_least_price,
     find_pools,
     is_cheaper,
     measure_fresh_pools,
+    price_engines,
+    price_pool_plan,
     recheck_pool_plan,
     replay_pools,
     report_pools,
@@ -101,12 +104,18 @@ def _plan_alone(problem: EngineProblem, run: Run) -> Report:
     high = find_cheapest_engines(slow, run.progress)
     planned, solution = (problem, predicted) if problem.confidence is None else (slow, high)
     pools = find_pools(problem, run.progress)
+
+    def find_price(rest: EngineProblem, ceiling: float) -> float | None:
+        return find_least_price(rest, run.progress, ceiling)
+
     if pools is not None and is_cheaper(problem, pools, solution):
         report = report_pools(problem, pools, solution, (low, high))
+        price = price_pool_plan(problem, pools.choose(problem))
+        report = add_large_requests(report, problem, measure_large_requests(planned, price, find_price))
         report = add_fresh_share(report, measure_fresh_pools(planned, pools, run.seed))
         return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
     alternatives = describe_pools_beside(problem, pools)
-    large = measure_large_requests(planned, solution, run.progress)
+    large = measure_large_requests(planned, price_engines(problem, solution), find_price)
     solution = explain_refusals(planned, solution)
     if solution.config is None:
         return add_large_requests(build_no_engine_report(problem, solution, alternatives), problem, large)
@@ -130,8 +139,13 @@ def _plan_with_stages(problem: EngineProblem, stages: EngineStages, run: Run) ->
     high = find_cheapest_pipeline(slow, stages, run.progress)
     planned, joint = (problem, predicted) if problem.confidence is None else (slow, high)
     plans = joint.plans
+
+    def find_price(rest: EngineProblem, _ceiling: float) -> float | None:
+        return _price_pipeline(rest, stages, find_cheapest_pipeline(rest, stages, run.progress))
+
+    large = measure_large_requests(planned, _price_pipeline(planned, stages, joint), find_price)
     if plans is None:
-        return build_no_engine_report(problem, joint.solution)
+        return add_large_requests(build_no_engine_report(problem, joint.solution), problem, large)
     solution = explain_refusals(attach_stages(planned, stages, plans), joint.solution)
     case = attach_stages(problem, stages, plans)
     config = solution.config
@@ -142,6 +156,7 @@ def _plan_with_stages(problem: EngineProblem, stages: EngineStages, run: Run) ->
     arrival_s = problem.requests.arrival_s
     around = describe_stages(case, stages, plans, arrival_s, outcome, is_complete=is_complete)
     report = build_engine_report(case, solution, outcome, analysis, around)
+    report = add_large_requests(report, problem, large)
 
     def meets_targets(sample: EngineProblem) -> bool:
         attached = attach_stages(sample, stages, plans)
@@ -149,6 +164,14 @@ def _plan_with_stages(problem: EngineProblem, stages: EngineStages, run: Run) ->
 
     report = add_fresh_share(report, measure_fresh_request_share(planned, meets_targets, run.seed))
     return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
+
+
+def _price_pipeline(problem: EngineProblem, stages: EngineStages, joint: JointSolution) -> float | None:
+    """Return the $/h of engines and the stages around them; ``None`` if there is no plan."""
+    price, plans = price_engines(problem, joint.solution), joint.plans
+    if price is None or plans is None:
+        return None
+    return price + stages.upstream.cost(plans.upstream) + stages.downstream.cost(plans.downstream)
 
 
 def _replay_trace(

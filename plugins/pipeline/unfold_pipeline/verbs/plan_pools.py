@@ -16,7 +16,13 @@ from unfold_pipeline.engine.planner.disaggregation import (
     price_pools,
 )
 from unfold_pipeline.engine.planner.problem import Disaggregation, EngineProblem
-from unfold_pipeline.engine.planner.search import COST_TOLERANCE, EngineSolution, Progress, evaluate
+from unfold_pipeline.engine.planner.search import (
+    COST_TOLERANCE,
+    EngineSolution,
+    Progress,
+    evaluate,
+    find_cheapest_engines,
+)
 from unfold_pipeline.estimator.fresh_samples import FreshShare
 from unfold_pipeline.planner.confident_plan import measure_fresh_request_share
 from unfold_pipeline.report.engines.plan import add_left_out
@@ -65,11 +71,19 @@ def find_pools(problem: EngineProblem, progress: Progress) -> PoolPlans | None:
 
 def is_cheaper(problem: EngineProblem, pools: PoolPlans, solution: EngineSolution) -> bool:
     """Return whether two pools cost less than engines that do both."""
-    cost = _price(problem, pools.choose(problem))
+    cost = price_pool_plan(problem, pools.choose(problem))
     if cost is None:
         return False
     config = solution.config
     return config is None or cost < problem.cost(config.option, config.replicas) - COST_TOLERANCE
+
+
+def find_least_price(problem: EngineProblem, progress: Progress, ceiling_usd_per_hour: float) -> float | None:
+    """Return the $/h of the cheapest engines, or pools if the spec has some; ``None`` if nothing meets the targets."""
+    prices = [price_engines(problem, find_cheapest_engines(problem, progress, ceiling_usd_per_hour))]
+    if problem.disaggregation is not None:
+        prices.append(price_pool_plan(problem, find_cheapest_pools(problem, problem.disaggregation, progress)))
+    return min((price for price in prices if price is not None), default=None)
 
 
 def report_pools(
@@ -93,8 +107,8 @@ def report_pools(
     prices = tuple(
         min((cost for cost in costs if cost is not None), default=None)
         for costs in (
-            (_price(problem, pools.low), _price_engines(problem, ends[0])),
-            (_price(problem, pools.high), _price_engines(problem, ends[1])),
+            (price_pool_plan(problem, pools.low), price_engines(problem, ends[0])),
+            (price_pool_plan(problem, pools.high), price_engines(problem, ends[1])),
         )
     )
     aggregated = None if solution.config is None else evaluate(problem, solution.config, complete=True)
@@ -143,10 +157,12 @@ def _evaluate(problem: EngineProblem, config: PoolConfig) -> PoolOutcome:
     return evaluate_pools(problem, problem.disaggregation, config)
 
 
-def _price(problem: EngineProblem, solution: PoolSolution) -> float | None:
+def price_pool_plan(problem: EngineProblem, solution: PoolSolution) -> float | None:
+    """Return the $/h of pools; ``None`` if there are none."""
     return None if solution.outcome is None else price_pools(problem, solution.outcome.config)
 
 
-def _price_engines(problem: EngineProblem, solution: EngineSolution) -> float | None:
+def price_engines(problem: EngineProblem, solution: EngineSolution) -> float | None:
+    """Return the $/h of engines; ``None`` if there are none."""
     config = solution.config
     return None if config is None else problem.cost(config.option, config.replicas)

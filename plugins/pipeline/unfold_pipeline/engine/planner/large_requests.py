@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unfold_pipeline._types import CountArray
 from unfold_pipeline.engine.planner.problem import EngineProblem
-from unfold_pipeline.engine.planner.search import EngineSolution, Progress, find_cheapest_engines
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 
 SIZE_FACTOR = 10
@@ -48,26 +48,25 @@ def find_large_requests(requests: EngineRequests) -> CountArray:
 
 
 def measure_large_requests(
-    problem: EngineProblem, solution: EngineSolution, progress: Progress | None = None
+    problem: EngineProblem, usd_per_hour: float | None, find_price: Callable[[EngineProblem, float], float | None]
 ) -> LargeRequests | None:
     """Return large requests without which the plan is much cheaper, or exists; ``None`` where there are none.
 
     Args:
         problem: what was planned.
-        solution: the plan, or none.
-        progress: receives progress.
+        usd_per_hour: price of the plan; ``None`` if there is none.
+        find_price: returns the price of the plan for other requests; ``None`` if there is none. Plans above a ceiling
+            in $/h are of no interest.
     """
     requests = problem.requests
     large = find_large_requests(requests)
     if not large.size:
         return None
-    config = solution.config
-    usd_per_hour = None if config is None else problem.cost(config.option, config.replicas)
     others = np.setdiff1d(np.arange(len(requests), dtype=np.int32), large)
     rest = replace(problem, requests=requests.reorder(others, requests.arrival_s[others]))
     ceiling = math.inf if usd_per_hour is None else MAX_PRICE_SHARE * usd_per_hour
-    without = find_cheapest_engines(rest, progress, ceiling).config
-    if without is None:
+    without = find_price(rest, ceiling)
+    if without is None or without > ceiling:
         return None
     tokens = requests.input_tokens + requests.output_tokens
     return LargeRequests(
@@ -75,5 +74,5 @@ def measure_large_requests(
         tokens=int(tokens[large].min()),
         token_share=float(tokens[large].sum() / tokens.sum()),
         usd_per_hour=usd_per_hour,
-        usd_per_hour_without=problem.cost(without.option, without.replicas),
+        usd_per_hour_without=without,
     )
