@@ -98,6 +98,20 @@ def test_trace_is_resampled_in_blocks(tmp_path: Path) -> None:
     assert result.share.lower_bound >= 0.8
 
 
+def test_fresh_samples_of_a_trace_vary_as_two_draws_do(tmp_path: Path) -> None:
+    """The trace is a draw too: the queries of fresh samples spread by the root of two more than those of resamples."""
+    rng = np.random.default_rng(0)
+    times = np.sort(np.repeat(rng.uniform(0.0, 1800.0, 540), rng.geometric(1 / 8, 540)) + rng.uniform(0.0, 0.3))
+    times -= times[0]
+    np.savez(tmp_path / "t.npz", arrival_s=times)
+    text = SPEC.replace("{process: gamma, rate: 60/s, cv: 2, duration: 30 s}", "{trace: t.npz}")
+    (sampler,) = problem_of(text, tmp_path).samplers
+    draws = [np.random.default_rng([1, draw]) for draw in range(300)]
+    fresh = np.std([sampler(draw).arrivals.size for draw in draws])
+    resampled = np.std([resample_blocks(times, draw).size for draw in draws])
+    assert fresh / resampled == pytest.approx(math.sqrt(2), rel=0.15)
+
+
 @pytest.mark.slow
 def test_quota_that_allows_no_confident_plan_is_a_no(tmp_path: Path) -> None:
     """If the quota leaves no plan for enough samples, the answer is no, with the share that is met."""

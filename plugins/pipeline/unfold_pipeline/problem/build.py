@@ -445,7 +445,11 @@ def _build_samplers(
 
     def draw_fresh(key: str, traffic: Arrivals, sample: Sample, rng: np.random.Generator) -> Sample:
         is_trace = traffic.trace is not None
-        arrivals = resample_blocks(sample.arrivals, rng) if is_trace else load_arrivals(traffic, run, rng, key=key)
+        if is_trace:
+            # the trace is a draw itself: resampled twice, samples vary as two draws do from each other
+            arrivals = resample_blocks(resample_blocks(sample.arrivals, rng), rng)
+        else:
+            arrivals = load_arrivals(traffic, run, rng, key=key)
         routes = None if recorded is None else recorded[rng.integers(0, len(recorded), len(recorded))]
         return draw_sample(pipeline, arrivals, rng, routes)
 
