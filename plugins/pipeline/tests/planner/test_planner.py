@@ -388,3 +388,11 @@ def test_sharp_bound_of_a_single_stage_is_reached() -> None:
         <= bounds.bound_sharp(0, 0, found.plan[0].batch, 0.2)
         == found.plan[0].replicas
     )
+
+
+def test_hardware_that_costs_next_to_nothing_is_planned() -> None:
+    """Where a price buys trillions of cheaper replicas, no more are simulated than a plan may have."""
+    offers = (option("dear", 1e6, 0.001, 0.001), option("free", 1e-7, 0.02, 0.01))
+    result = planner.find_plan(build_checker(chain(offers), 0.2, seconds=2.0), SearchBudget(), ignore_progress)
+    assert isinstance(result, planner.Solution)
+    assert result.plan[0].option == 1

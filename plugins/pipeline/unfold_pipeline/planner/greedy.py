@@ -143,7 +143,7 @@ def _count_affordable_replicas(checker: SloChecker, plan: Plan, index: int, opti
     without = replace_config(plan, index, StageConfig(option, 1, 0))
     used = count_by_hardware(pipeline.chosen_options(without), [config.replicas for config in without])
     instances = (pipeline.cost(plan) - pipeline.cost(without)) / (hardware.usd_per_hour * size)
-    return int(instances - COST_TOLERANCE) * size + -used[hardware.hardware] % size
+    return min(MAX_REPLICAS, int(instances - COST_TOLERANCE) * size + -used[hardware.hardware] % size)
 
 
 def _find_least_replicas(checker: SloChecker, plan: Plan, index: int, largest: StageConfig) -> int | None:
