@@ -21,7 +21,7 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_activation(2.31, "measured"),
     ],
     "describe_attainment": [
-        sentences.describe_attainment(0.9987, 0.35, 2.7, "calibrated", most) for most in ((4, 9), (4, 4))
+        sentences.describe_attainment(0.9987, 0.35, 2.7, "calibrated", most) for most in ((4, 9), (1, 1))
     ],
     "describe_binding_quotas": [
         sentences.describe_binding_quotas([("k80", 14)]),
@@ -207,3 +207,8 @@ def test_nearly_all_is_not_all() -> None:
     text = sentences.describe_plan_on_samples(1.0, 0.35, 59, 60, confidence=0.9)
     assert "on 98 % of fresh samples; 90 % required" in text
     assert sentences.describe_plan_on_samples(1.0, 0.35, 4, 4).endswith("and on 4 of 4 fresh samples")
+
+
+def test_a_single_replica_is_counted_in_the_singular() -> None:
+    """A replay that needs no second replica has one replica."""
+    assert "with 1 replica (" in sentences.describe_attainment(1.0, 0.35, 0.05, "calibrated", (1, 1))

@@ -351,9 +351,9 @@ def describe_attainment(
 ) -> str:
     """Return the headline of a simulated replay; ``replicas`` are the fewest and the most of all stages together."""
     low, high = replicas
-    counts = f"{low:,} to {high:,}" if low < high else f"{low:,}"
+    counts = f"{low:,} to {high:,} replicas" if low < high else format_count(high, "replica")
     served = f"{attainment * 100:.2f} % within {format_latency(slo_s)}"
-    return f"{served} at ${hourly_cost:,.2f}/h, with {counts} replicas (rule: {rule})"
+    return f"{served} at ${hourly_cost:,.2f}/h, with {counts} (rule: {rule})"
 
 
 def describe_activation(delay_s: float, source: str) -> str:
