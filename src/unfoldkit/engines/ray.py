@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -52,22 +53,31 @@ def connect_ray(address: str | None) -> ModuleType:
     import ray
 
     if not ray.is_initialized():
-        is_main = threading.current_thread() is threading.main_thread()
-        handlers = {which: signal.getsignal(which) for which in SIGNALS} if is_main else {}
         try:
-            # without an address, Ray would look for the last cluster of this machine, which may have ended
-            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+            with keeping_signal_handlers():
+                # without an address, Ray would look for the last cluster of this machine, which may have ended
+                ray.init(
+                    address=address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=False
+                )
         except ConnectionError as error:
             hint = "ray start --head, or leave --ray-address out; for a cluster with a token, set RAY_AUTH_MODE=token"
             raise user_error(f"no Ray cluster responds at {address}", hint=hint) from error
         except Exception as error:  # Ray has no exception class for a node that does not start in time
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise internal_error(f"Ray does not start on this machine: {reason}", hint="is it too busy?") from error
-        finally:
-            # Ray ends the process at SIGTERM, while a service must drain first
-            for which, handler in handlers.items():
-                signal.signal(which, handler)
     return ray  # type: ignore[no-any-return]
+
+
+@contextmanager
+def keeping_signal_handlers() -> Iterator[None]:
+    """Keep the signal handlers of this process while Ray connects: Ray would end it at SIGTERM without cleaning up."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {which: signal.getsignal(which) for which in SIGNALS} if is_main else {}
+    try:
+        yield
+    finally:
+        for which, handler in handlers.items():
+            signal.signal(which, handler)
 
 
 def _result(ray: ModuleType, reference: Any) -> Any:

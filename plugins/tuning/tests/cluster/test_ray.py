@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from unfold_tuning.cluster import ray_nodes
 from unfold_tuning.cluster.provider import build_local_provider
 from unfold_tuning.cluster.ray import RayCluster
 from unfold_tuning.cluster.ray_nodes import LocalRayNodes
@@ -182,6 +185,22 @@ def test_a_killed_driver_continues_with_a_new_head(tmp_path: Path) -> None:
     assert len(set(_read_lines(log))) == 3 * 8 + 16
     subprocess.run(_train_command(tmp_path, "fresh", "local"), capture_output=True, check=True, timeout=280)
     assert _read_trials(tmp_path / "run") == _read_trials(tmp_path / "fresh")
+
+
+def test_ray_does_not_take_over_the_signals_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is terminated cleans up in order: the handler which Ray installs would end the process."""
+    before = signal.getsignal(signal.SIGTERM)
+    ray = SimpleNamespace(
+        is_initialized=lambda: False, init=lambda **_: signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    )
+    monkeypatch.setattr(ray_nodes, "import_ray", lambda: ray)
+    monkeypatch.setattr(ray_nodes, "start_supervisor", lambda _: SimpleNamespace(address="127.0.0.1:1"))
+    try:
+        for nodes in (ray_nodes.RemoteRayNodes("127.0.0.1:1"), LocalRayNodes(1)):
+            nodes.open()
+            assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _train_command(folder: Path, name: str, engine: str) -> list[str]:

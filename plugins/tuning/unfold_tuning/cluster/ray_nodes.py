@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from unfold_tuning.cluster.ray_supervisor import NodeCommand, RaySupervisor, start_supervisor
 from unfoldkit.api import internal_error, require_packages, user_error
+from unfoldkit.engines.ray import keeping_signal_handlers
 
 JOIN_TIMEOUT_S = 900.0
 POLL_S = 0.05
@@ -51,7 +52,8 @@ class LocalRayNodes:
             if ray.is_initialized():
                 raise user_error("this process is connected to another Ray cluster", hint="ray.shutdown() first")
             self.supervisor = start_supervisor(_do_nothing)
-            ray.init(address=self.supervisor.address, **INIT_OPTIONS)
+            with keeping_signal_handlers():
+                ray.init(address=self.supervisor.address, **INIT_OPTIONS)
 
     def start(self, names: Sequence[str], watch: Callable[[], None]) -> set[str]:
         """See :class:`RayNodes`."""
@@ -93,7 +95,8 @@ class RemoteRayNodes:
         ray = import_ray()
         if not ray.is_initialized():
             try:
-                ray.init(address=self.address, **INIT_OPTIONS)
+                with keeping_signal_handlers():
+                    ray.init(address=self.address, **INIT_OPTIONS)
             except ConnectionError as error:
                 hint = "ray start --head; if it requires a token: RAY_AUTH_MODE=token unfold ..."
                 raise user_error(f"no Ray cluster responds at {self.address}", hint=hint) from error
