@@ -350,6 +350,26 @@ def test_an_instance_that_aws_has_forgotten_has_ended(
         assert all(life.until is not None for life in ledger.list_lifetimes())
 
 
+@pytest.mark.parametrize(("code", "attempts"), [("RequestLimitExceeded", 5), ("UnauthorizedOperation", 1)])
+def test_a_node_that_cannot_be_terminated_does_not_hold_up_the_run(
+    ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, attempts: int
+) -> None:
+    """A release gives up after some seconds, or at once without access; the node is billed, and ends with the next."""
+    refusal = ClientError({"Error": {"Code": code, "Message": "no"}}, "TerminateInstances")
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(ec2, ledger)
+        provider.sleep = Mock()
+        first, second = provider.rent(2, do_nothing)
+        with monkeypatch.context() as patch:
+            patch.setattr(ec2, "terminate_instances", Mock(side_effect=refusal))
+            provider.release(first)
+            assert ec2.terminate_instances.call_count == attempts
+        assert ledger.count_running() == 2
+        provider.release(second)
+        assert not list_instances(ec2, "running", "pending")
+        assert ledger.count_running() == 0
+
+
 @pytest.mark.parametrize("code", ["AuthFailure", "RequestExpired", "ExpiredToken", "none"])
 def test_missing_access_ends_at_once(
     ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: str

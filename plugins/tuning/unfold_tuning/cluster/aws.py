@@ -38,6 +38,8 @@ MAX_ATTEMPTS = 5
 MAX_TERMINATIONS = 8
 MAX_UNKNOWN = 5
 """An instance is unknown for some seconds after its launch, and again an hour after its end."""
+MAX_RELEASES = MAX_UNKNOWN
+"""While a run goes on, its deadline and its cap wait for a release; what stays is terminated with the next one."""
 START_TIMEOUT_S = 300.0
 
 
@@ -75,6 +77,7 @@ class AwsProvider:
         poll_s: Seconds between two queries.
         sleep: Waits for some seconds.
         book: The offers and which of them may be tried.
+        unreleased: Nodes that should have ended, but could not be terminated yet.
         log: Receives warnings.
     """
 
@@ -86,6 +89,7 @@ class AwsProvider:
     poll_s: float = POLL_S
     sleep: Callable[[float], None] = time.sleep
     book: OfferBook = field(init=False)
+    unreleased: list[str] = field(default_factory=list)
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("unfoldkit"))
 
     @property
@@ -175,10 +179,12 @@ class AwsProvider:
             raise
 
     def release(self, name: str) -> None:
-        """See :class:`~unfold_tuning.cluster.provider.NodeProvider`; what cannot be ended now is ended by ``close``."""
+        """See :class:`~unfold_tuning.cluster.provider.NodeProvider`; what stays is released with the next one."""
+        names, self.unreleased = [*self.unreleased, name], []
         try:
-            self._terminate([name])
+            self._terminate(names, MAX_RELEASES)
         except UnfoldError as error:
+            self.unreleased = names
             self.log.warning("%s", error)
 
     def recover(self) -> None:
@@ -222,6 +228,8 @@ class AwsProvider:
                 names = list(self._list_alive(RUN_TAG, self.run_id))
             except list_request_errors() as error:
                 self.log.warning("the instances of the run cannot be listed: %s", error)
+                if is_access_error(error):
+                    break
                 self.sleep(self.poll_s * 2**attempt)
                 continue
             self._terminate(names)
@@ -311,20 +319,22 @@ class AwsProvider:
                 self.sleep(self.poll_s)
         return [name for name in names if name in running]
 
-    def _terminate(self, names: Sequence[str]) -> None:
-        for attempt in range(MAX_TERMINATIONS if names else 0):
+    def _terminate(self, names: Sequence[str], attempts: int = MAX_TERMINATIONS) -> None:
+        for attempt in range(attempts if names else 0):
             try:
                 terminated = self.ec2.terminate_instances(InstanceIds=list(names))["TerminatingInstances"]
             except list_request_errors() as error:
                 if _is_unknown_instance(error) and len(names) > 1:
                     # one that is unknown keeps all of a request from being terminated
                     for name in names:
-                        self._terminate([name])
+                        self._terminate([name], attempts)
                     return
                 if _is_unknown_instance(error) and attempt + 1 >= MAX_UNKNOWN:
                     self.ledger.record_node_end(names[0], self.wall())
                     return
                 self.log.warning("terminating %s: %s", " ".join(names), error)
+                if is_access_error(error) or attempt + 1 == attempts:
+                    break
                 self.sleep(self.poll_s * 2**attempt)
                 continue
             for instance in terminated:
