@@ -474,23 +474,40 @@ def test_a_grid_runs_each_point_once() -> None:
     assert study.best_params == {"quality": 0.9}
 
 
-@pytest.mark.timed
-def test_a_brute_force_search_runs_each_point_once() -> None:
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_a_brute_force_search_runs_each_point_once(*, is_strict: bool) -> None:
     """Trials that wait are not finished, so the sampler repeats points: repetitions end with their first report."""
 
     def objective(trial: Any) -> float:
         quality = trial.suggest_int("depth", 1, 4) / 10 + 0.1 * trial.suggest_categorical("bias", [0, 1, 2])
         return run_steps(trial, quality)
 
-    study, result = search(
-        objective, optuna.create_study(sampler=optuna.samplers.BruteForceSampler(seed=1)), n_trials=40
-    )
+    sampler = optuna.samplers.BruteForceSampler(seed=1, avoid_premature_stop=is_strict)
+    study, result = search(objective, optuna.create_study(sampler=sampler), n_trials=40)
     points = {tuple(trial.params.values()) for trial in study.trials}
     assert len(points) == 12
     # no more than the workers that ask at the same time
     assert len(study.trials) <= 12 + 3
     assert result.stage_trials[0] == 12
     assert study.best_trial.params == {"depth": 4, "bias": 2}
+
+
+def test_trials_that_ask_at_the_same_time_do_not_exhaust_a_space() -> None:
+    """Two workers may receive the same point before either is stored: every other point is still tried."""
+
+    class HastySampler(optuna.samplers.BruteForceSampler):  # type: ignore[misc,name-defined]
+        def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+            if trial.number in (1, 2):
+                return study.trials[0].params[name]
+            return super().sample_independent(study, trial, name, distribution)
+
+    def objective(trial: Any) -> float:
+        return run_steps(trial, trial.suggest_int("depth", 1, 6) / 10)
+
+    study, result = search(objective, optuna.create_study(sampler=HastySampler(seed=1)), n_trials=20)
+    assert {trial.params["depth"] for trial in study.trials} == set(range(1, 7))
+    assert len(study.trials) <= 6 + 2 + 3
+    assert result.stage_trials[0] == 6
 
 
 @pytest.mark.timed

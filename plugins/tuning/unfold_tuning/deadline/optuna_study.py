@@ -12,7 +12,8 @@ import gc
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -246,6 +247,7 @@ class StudyRun:
         lock: Guards everything here.
         changed: Signals a change of it.
         is_ending: Whether a limit is reached or an error ends the run.
+        repeats: Trials in a row which repeat the point of an earlier one.
         is_exhausted: Whether the sampler has no further configurations.
         fatal_error: The error that ends the run.
     """
@@ -266,6 +268,7 @@ class StudyRun:
     lock: threading.RLock = field(default_factory=threading.RLock)
     changed: threading.Condition = field(init=False)
     is_ending: bool = False
+    repeats: int = 0
     is_exhausted: bool = False
     fatal_error: BaseException | None = None
 
@@ -288,7 +291,7 @@ class StudyRun:
         self.counts_reports = isinstance(pruner, WilcoxonPruner)
         self.study.pruner = _RungPruner(self, _select_own_pruner(pruner))
         try:
-            with self.lock:
+            with self.lock, _counting_waiting_trials(self.study.sampler):
                 self._restore_trials()
                 self._run_search()
         finally:
@@ -655,9 +658,12 @@ class StudyRun:
             self._record_violation(frozen)
             self.changed.notify_all()
             if not item.is_stopped and self._repeats_point(frozen):
-                # those that wait at a rung are not finished, so that the sampler cannot know
-                self.is_exhausted, item.is_stopped = True, True
+                # two that asked at the same time prove nothing: the sampler may have other points
+                self.repeats, item.is_stopped = self.repeats + 1, True
+                self.is_exhausted = self.is_exhausted or self.repeats >= self.keeper.slots
                 self.search.fail_trial(frozen.number)
+            elif len(frozen.intermediate_values) == 1:
+                self.repeats = 0
             if self.is_ending or item.is_stopped:
                 return True
             if self.search.has_reached_end(frozen.number):
@@ -674,7 +680,7 @@ class StudyRun:
             return item.is_stopped or self.is_ending
 
     def _repeats_point(self, frozen: Any) -> bool:
-        """Return whether a sampler that tries each point once suggests one again: it has no others."""
+        """Return whether a sampler that tries each point once has suggested one again."""
         from optuna.samplers import BruteForceSampler
 
         if not isinstance(self.study.sampler, BruteForceSampler):
@@ -720,6 +726,22 @@ class _RungPruner:
             self.run.reject_trial(trial)
             return True
         return self.run.should_prune(trial)
+
+
+@contextmanager
+def _counting_waiting_trials(sampler: Any) -> Iterator[None]:
+    """Let a sampler that tries each point once count the trials that wait at a rung, which are not finished.
+
+    With ``avoid_premature_stop`` it would suggest their points again.
+    """
+    is_strict = getattr(sampler, "_avoid_premature_stop", False)
+    if is_strict:
+        sampler._avoid_premature_stop = False  # noqa: SLF001 - Optuna has no other way
+    try:
+        yield
+    finally:
+        if is_strict:
+            sampler._avoid_premature_stop = True  # noqa: SLF001
 
 
 def _select_own_pruner(pruner: Any) -> Any:
