@@ -431,11 +431,17 @@ def test_a_refusal_releases_no_healthy_node(ec2: Any, tmp_path: Path) -> None:
 
 
 def test_refused_everywhere_without_a_node_is_an_error(ec2: Any, tmp_path: Path) -> None:
-    """If no offer can ever be granted and nothing is held, the run ends with the reasons."""
+    """If no offer can ever be granted and nothing is held, the run ends with each reason once.
+
+    Fewer instances are requested where that may help.
+    """
+    client = raise_refusals(ec2, "InvalidAMIID.NotFound", *["VcpuLimitExceeded"] * 4)
     with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
-        provider = build_provider(raise_refusals(ec2, "InvalidAMIID.NotFound"), ledger)
-        with pytest.raises(UnfoldError, match=r"InvalidAMIID\.NotFound"):
-            provider.rent(1, do_nothing)
+        provider = build_provider(client, ledger)
+        provider.book = OfferBook(tuple(Offer(MACHINE, f"us-east-1{zone}") for zone in "abc"))
+        with pytest.raises(UnfoldError, match=r"NotFound for .* in us-east-1a; VcpuLimit\w+ for .*1b and 1 other \("):
+            provider.rent(3, do_nothing)
+        assert [request["MinCount"] for request in client.requests] == [3, 3, 1, 3, 1]
 
 
 def test_refusals_sleep_longer_and_longer() -> None:

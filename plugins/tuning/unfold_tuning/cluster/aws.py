@@ -23,7 +23,7 @@ from unfold_tuning.cluster.offers import ACCESS_CODES, QUOTA_CODES, Offer, Offer
 from unfold_tuning.job.problem import LaunchConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.trial.ledger import Ledger
-from unfoldkit.api import UnfoldError, internal_error, user_error
+from unfoldkit.api import UnfoldError, format_count, internal_error, user_error
 from unfoldkit.catalog.instances import find_implausibility
 
 RUN_TAG = "unfold-run"
@@ -137,11 +137,11 @@ class AwsProvider:
     def _require_hope(self) -> None:
         """Require that some offer may still be granted before the run expires."""
         if not self.book.has_any():
-            reasons = "; ".join(self.book.list_end_reasons())
-            is_quota = any(reason.rpartition(": ")[2] in QUOTA_CODES for reason in self.book.list_end_reasons())
-            hint = "name other types, zones or markets, or raise a quota: unfold catalog, aws service-quotas"
-            if not is_quota:
-                hint = "check cloud.launch, cloud.zones and what the credentials permit; the log has what AWS wrote"
+            groups = self.book.group_ended()
+            reasons = "; ".join(f"{code} for {_describe_offers(names)}" for code, names in groups.items())
+            hint = "check cloud.launch, cloud.zones and what the credentials permit; the log has what AWS wrote"
+            if not groups.keys().isdisjoint(QUOTA_CODES):
+                hint = "name other types, zones or markets, or raise a quota: unfold catalog, aws service-quotas"
             raise user_error(f"AWS refused every offer: {reasons}", key="cloud.instances", hint=hint)
         if self.wall() > self.request.expires_at:
             hint = "the same command continues the run"
@@ -153,7 +153,7 @@ class AwsProvider:
         if reason:
             raise user_error(f"nothing is rented: {reason}", key="cloud.instances", hint="unfold catalog shows prices")
         names, refusal = self._order(offer, count, count, watch)
-        if refusal and count > 1:
+        if count > 1 and refusal and classify_refusal(refusal) != "configuration":
             # as many as there are: with an equal minimum the whole request is refused
             names, refusal = self._order(offer, count, 1, watch)
         self.ledger.record_capacity(offer.name, bool(names), self.wall())
@@ -163,7 +163,7 @@ class AwsProvider:
             self.log.warning("%s: %d of %d granted", offer.name, len(names), count)
             # the rest is requested from the next offer
             is_ended = refusal and classify_refusal(refusal) != "capacity"
-            self.book.record_refusal(offer, self.wall(), end_reason=f"{offer.name}: {refusal}" if is_ended else "")
+            self.book.record_refusal(offer, self.wall(), end_code=refusal if is_ended else "")
         return names
 
     def _order(self, offer: Offer, count: int, min_count: int, watch: Callable[[], None]) -> tuple[list[str], str]:
@@ -460,6 +460,11 @@ def is_access_error(error: Exception) -> bool:
     if isinstance(error, exceptions.ClientError):
         return error.response["Error"]["Code"] in ACCESS_CODES
     return isinstance(error, missing)
+
+
+def _describe_offers(names: Sequence[str]) -> str:
+    others = f" and {format_count(len(names) - 1, 'other')}" if len(names) > 1 else ""
+    return names[0] + others
 
 
 def _is_unknown_instance(error: Exception) -> bool:

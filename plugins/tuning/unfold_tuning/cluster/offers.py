@@ -126,11 +126,11 @@ def _split_markets(machine: Machine) -> tuple[Machine, ...]:
 
 @dataclass(slots=True)
 class OfferState:
-    """What a run knows of an offer: until when it sleeps, its refusals in a row, and why it ended for the run."""
+    """What a run knows of an offer: until when it sleeps, its refusals in a row, and the code that ended it."""
 
     sleeps_until: float = 0.0
     refusals: int = 0
-    end_reason: str = ""
+    end_code: str = ""
 
 
 @dataclass(slots=True)
@@ -153,21 +153,25 @@ class OfferBook:
 
     def has_any(self) -> bool:
         """Return whether any offer has not ended for the run."""
-        return any(not self._get(offer).end_reason for offer in self.offers)
+        return any(not self._get(offer).end_code for offer in self.offers)
 
-    def list_end_reasons(self) -> list[str]:
-        """List why offers ended for the run."""
-        return list(dict.fromkeys(state.end_reason for state in self.states.values() if state.end_reason))
+    def group_ended(self) -> dict[str, list[str]]:
+        """Group the names of the offers that ended for the run by the code of the refusal."""
+        groups: dict[str, list[str]] = {}
+        for offer, state in self.states.items():
+            if state.end_code:
+                groups.setdefault(state.end_code, []).append(offer.name)
+        return groups
 
     def record_grant(self, offer: Offer) -> None:
         """Record that instances of an offer were granted."""
         self._get(offer).refusals = 0
 
-    def record_refusal(self, offer: Offer, now: float, *, end_reason: str = "") -> float:
+    def record_refusal(self, offer: Offer, now: float, *, end_code: str = "") -> float:
         """Record a refusal, which ends the offer for the run or puts it to sleep, and return until when it sleeps."""
         state = self._get(offer)
-        if end_reason:
-            state.end_reason = end_reason
+        if end_code:
+            state.end_code = end_code
             return float("inf")
         state.sleeps_until = now + min(SLEEP_S * 2.0**state.refusals, MAX_SLEEP_S)
         state.refusals += 1
@@ -176,7 +180,7 @@ class OfferBook:
     def _is_awake(self, offer: Offer, now: float) -> bool:
         state = self._get(offer)
         is_allowed = self.is_on_demand_allowed or offer.machine.market == "spot"
-        return is_allowed and not state.end_reason and state.sleeps_until <= now
+        return is_allowed and not state.end_code and state.sleeps_until <= now
 
     def _get(self, offer: Offer) -> OfferState:
         return self.states.setdefault(offer, OfferState())
