@@ -98,6 +98,8 @@ def check_cloud(cloud: Cloud) -> Iterable[Problem]:
                 yield Problem(("cloud", "instances", index), "a local node needs accelerators and a price", hint=hint)
         if cloud.market != "on-demand":
             yield Problem(("cloud", "market"), "there is no spot market on this machine")
+        if cloud.zones:
+            yield Problem(("cloud", "zones"), "there are no zones on this machine", hint="leave zones out")
 
 
 def _check_zones(cloud: Cloud) -> Iterable[Problem]:

@@ -79,6 +79,9 @@ class TuningSpec(Spec):
         for index, job in enumerate(self.history):
             if job in self.history[:index]:
                 yield Problem(("history", index), "this job is written twice", hint="keep one: it would count twice")
+            if self.profile is not None and job == self.profile.recorded:
+                hint = "leave it out here: it would count twice"
+                yield Problem(("history", index), "this job is profile.recorded", hint=hint)
         yield from check_cloud(self.cloud)
         if self.cloud.market == "thrifty" and self.deadline is None:
             hint = "write deadline, or market: spot"
