@@ -51,7 +51,7 @@ def read_prices(path: Path, region: str, zones: Collection[str] = ()) -> PriceBo
     if first.startswith(("{", "[")):
         rows = _select_offers(_document(path), path, region, zones)
     elif set(COLUMNS) <= {name.strip() for name in _head(first)}:
-        return read_vms(path, region)
+        return read_vms(path, region, zones)
     else:
         rows = _table(path, region, zones)
     if not rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,26 +14,31 @@ from unfoldkit.io.tables import csv_rows
 COLUMNS = ("InstanceType", "vCPUs", "MemoryGiB", "Price", "Region")
 
 
-def read_vms(path: Path, region: str) -> PriceBook:
+def read_vms(path: Path, region: str, zones: Collection[str] = ()) -> PriceBook:
     """Read a region's types from a ``vms.csv``, with ``Price`` and the cheapest ``SpotPrice`` of their zones.
+
+    If ``zones`` are named, spot prices of others do not count. AWS zones have ids there (``use1-az1``), and which names
+    an account gives them is unknown: no spot price is that of a named zone.
 
     Raises:
         UnfoldError: A column is missing, a figure is not a number, a price is implausible, or the region is absent.
     """
-    instances = _cheapest_zone(_rows(path, region))
+    instances = _cheapest_zone(_rows(path, region, zones))
     if not instances:
         raise user_error(f"no row for the region {region!r}", file=str(path))
     date = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).date().isoformat()
     return PriceBook(path.name, date, instances)
 
 
-def _rows(path: Path, region: str) -> Iterator[Instance]:
+def _rows(path: Path, region: str, zones: Collection[str]) -> Iterator[Instance]:
     for row in csv_rows(path, COLUMNS, hint="expected SkyPilot's vms.csv"):
         if row["Region"] == region:
             try:
-                yield replace(_instance(row.cells, region), source=path.name)
+                instance = replace(_instance(row.cells, region), source=path.name)
             except ValueError as error:
                 raise row.wrong(str(error), row["InstanceType"], "correct the row or delete it") from error
+            zone = row.get("AvailabilityZone")
+            yield replace(instance, spot=None) if zones and zone and zone not in zones else instance
 
 
 def _instance(row: Mapping[str, str], region: str) -> Instance:

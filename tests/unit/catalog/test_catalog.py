@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from unfoldkit.catalog.billing import Billing
 from unfoldkit.catalog.instances import Instance, InstanceFilter, PriceBook, find_implausibility
 from unfoldkit.catalog.price_books import load_bundled_book, load_catalog
+from unfoldkit.catalog.price_lists import read_prices
 from unfoldkit.catalog.skypilot import read_vms
 from unfoldkit.cli import main
 from unfoldkit.errors import UnfoldError
@@ -93,6 +94,23 @@ def test_vms_csv_takes_the_cheapest_zone(tmp_path: Path) -> None:
     row = read_vms(path, "us-east-1").rows["g5.xlarge"]
     assert (row.on_demand, row.spot, row.gpu, row.gpus, row.vcpus) == (1.006, 0.4, "A10G", 1, 4)
     assert row.source == "vms.csv"
+
+
+@pytest.mark.parametrize(
+    ("zones", "spot"), [((), 1.1), (("us-central1-a",), 1.3), (("us-central1-f",), None), (("us-central1-b",), 1.1)]
+)
+def test_vms_csv_counts_spot_prices_of_named_zones_only(
+    tmp_path: Path, zones: tuple[str, ...], spot: float | None
+) -> None:
+    """Where zones are named, a cheaper spot price of another one does not count; the on-demand price does."""
+    path = tmp_path / "vms.csv"
+    path.write_text(
+        "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Price,SpotPrice,Region,AvailabilityZone\n"
+        "a2-highgpu-1g,A100,1,12,85,3.67,1.3,us-central1,us-central1-a\n"
+        "a2-highgpu-1g,A100,1,12,85,3.67,1.1,us-central1,us-central1-b\n"
+    )
+    row = read_prices(path, "us-central1", zones).rows["a2-highgpu-1g"]
+    assert (row.on_demand, row.spot) == (3.67, spot)
 
 
 @pytest.mark.parametrize(
