@@ -220,6 +220,19 @@ def test_a_profile_of_unlike_trials_widens_a_learnt_prior() -> None:
     assert posteriors[0].prior.covariance == pytest.approx(build_pace_prior(LADDER, history, 0).covariance)
 
 
+def test_a_profile_that_drifts_as_no_earlier_job_did_gets_the_default_prior() -> None:
+    """What earlier jobs show of later paces is no guide after a warm-up that none had: it promised what no run kept."""
+    history = list_history(0.0)
+    usual = synthetic_record(1, 0.0, trials=8)
+    slow = replace(usual, seconds=usual.seconds * np.where(usual.ends <= 4, 5.0, 1.0))
+    posteriors = [build_pace_posterior(LADDER, record, np.zeros((8, 0)), history, 0) for record in (usual, slow)]
+    assert [posterior.prior.jobs for posterior in posteriors] == [len(history), 0]
+    level, drift = posteriors[1].level, posteriors[1].observed[0]
+    assert drift == pytest.approx(-math.log(5), abs=0.2)
+    # no stage is expected to be faster than what the profile shows
+    assert (posteriors[1].predict(0, level, has_known_trials=False).mean >= drift - 1e-6).all()
+
+
 def test_a_recorded_run_predicts_each_stage_by_its_own_iterations() -> None:
     """A warm-up counts in the stage with the first iteration and in no other, unlike in the mean of all iterations."""
     stages = build_successive_halving(27, 1, 27, 3)

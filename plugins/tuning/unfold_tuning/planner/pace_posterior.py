@@ -53,6 +53,10 @@ SPREAD_STD = 0.35
 """Standard deviation between unknown jobs of the log spread of their trials: twice that of the surrogate tasks."""
 MAX_USUAL_STDS = 2.0
 """A profile with a spread further from that of earlier jobs is of a job unlike them."""
+MAX_DRIFT_STDS = 3.0
+"""A profile with a drift further from that of earlier jobs is of a job unlike them."""
+MIN_DRIFT_STD = 0.05
+"""Drifts of earlier jobs count as varying by at least this much, in logarithms."""
 
 RECORD_SPREAD_STD = 1.0
 """Standard deviation between jobs of any kind of the log spread of their trials."""
@@ -190,7 +194,7 @@ class PacePosterior:
         """Factor of the covariance by which few jobs make it wider, more so for an unusual one."""
         drift_std = math.sqrt(self.prior.covariance[0, 0])
         distance = abs(self.observed.get(0, self.prior.mean[0]) - self.prior.mean[0]) / max(drift_std, 1e-6)
-        return 1 + (1 + min(distance, 3.0)) / self.prior.jobs if self.prior.jobs else 1.0
+        return 1 + (1 + min(distance, MAX_DRIFT_STDS)) / self.prior.jobs if self.prior.jobs else 1.0
 
     def _trace_changes(self, index: int) -> tuple[FloatArray, int | None, float]:
         """Trace a group back to one that has run, as a sum of changes, or else to its own mean pace.
@@ -414,24 +418,25 @@ def build_pace_posterior(
         history: Earlier jobs.
         seed: Seed of the replays.
     """
-    prior = build_pace_prior(stages, history, seed)
     profiled = np.arange(measured.trials)
+    prior = widen_prior(build_pace_prior(stages, history, seed), measured, profiled)
     level, drift = measure_profile(measured, profiled, planned, prior.slopes)
-    prior = widen_prior(prior, measured, profiled)
     return PacePosterior(prior=prior, level=level, observed={0: drift} if math.isfinite(drift) else {})
 
 
 def widen_prior(prior: PacePrior, measured: PaceRecord, profiled: IntArray) -> PacePrior:
-    """Widen a prior for a profile with trials that spread more than those of earlier jobs.
+    """Widen a prior for a profile unlike those of earlier jobs.
 
-    The spread of the trials grows, and with it how much few profiled trials and few survivors are off from all.
+    If its trials spread more than theirs, the spread of the trials grows, and with it how much few profiled trials and
+    few survivors are off from all. If its pace drifts as it never did there, such as after a warm-up, what they show
+    of later paces is no guide: the default prior is used.
 
     Args:
         prior: The prior.
         measured: Paces of the trials.
         profiled: The profiled trials of the record.
     """
-    if not prior.jobs:
+    if not prior.jobs or _has_unlike_drift(prior, measured, profiled):
         return build_default_prior(prior.groups, estimate_spread_factor(measured, profiled))
     usual = math.exp(prior.spread_mean[0])
     factor = estimate_unlike_factor(measured, profiled, usual, max(float(prior.spread_std[0]), SPREADS[0][1]))
@@ -443,6 +448,13 @@ def widen_prior(prior: PacePrior, measured: PaceRecord, profiled: IntArray) -> P
     covariance, means = prior.covariance.copy(), slice(1, 1 + len(prior.groups))
     covariance[means, means] += scale * (TRIAL_STD**2 / PROFILED_TRIALS + SELECTION_STD**2 * selected)
     return replace(prior, covariance=covariance, spread_mean=prior.spread_mean + math.log(factor))
+
+
+def _has_unlike_drift(prior: PacePrior, measured: PaceRecord, profiled: IntArray) -> bool:
+    """Return whether the profile's drift is too far from that of earlier jobs to be explained by it."""
+    drift = measure_profile(measured, profiled, np.zeros((0, 0)), None)[1]
+    std = max(math.sqrt(prior.covariance[0, 0]), MIN_DRIFT_STD)
+    return abs(drift - float(prior.mean[0])) > MAX_DRIFT_STDS * std
 
 
 def build_recorded_posterior(

@@ -332,7 +332,8 @@ def describe_posterior(
     end = "the margin is modelled, not proven"
     if unused_jobs:
         unused = format_count(unused_jobs, "earlier job")
-        end = f"{unused} not used: {MIN_JOBS} or more are needed that ran beyond iteration {PROFILE_ITERS[0]}; {end}"
+        needed = f"{MIN_JOBS} that ran beyond iteration {PROFILE_ITERS[0]} and drifted as this profile are needed"
+        end = f"{unused} not used: {needed}; {end}"
     if is_recorded and not jobs:
         return f"changes from iteration to iteration of {format_count(trials, 'recorded trial')}; {end}"
     where = f" on {measured_on}" if measured_on else ""
