@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from unfold_tuning import deadline
@@ -543,6 +544,7 @@ def test_a_storage_that_fails_ends_the_search() -> None:
         ({"deadline": "10 minutes"}, 'write "10 min"'),
         ({"deadline": dt.datetime(2026, 1, 1, tzinfo=dt.UTC)}, "is a date"),
         ({"deadline": dt.timedelta(seconds=-1)}, "positive time"),
+        ({"deadline": np.timedelta64(20_000_000_000, "ns")}, "is not a quantity"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
@@ -556,6 +558,6 @@ def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> Non
 def test_a_study_and_an_objective_in_the_wrong_order_are_named() -> None:
     """Swapped arguments, or no study, are an error that names what is expected."""
     study = optuna.create_study()
-    for first, second in ((abs, study), (None, abs)):
+    for first, second in ((abs, study), (None, abs), (optuna.Study, abs)):
         with pytest.raises(UnfoldError, match=r"takes a study and an objective.*optimize\(study, objective"):
             deadline.optimize(first, second, deadline="1 s", max_steps=1)

@@ -91,7 +91,8 @@ def _parse(kind: Any, value: str | float | dt.timedelta, name: str, hint: str) -
         return value.total_seconds()
     if kind is Duration and isinstance(value, dt.datetime):
         raise user_error(f"{name}: {value} is a date", hint=f"{hint}, which counts from the start of the run")
-    if isinstance(value, bool) or not isinstance(value, (str, Real)):
+    # NumPy's time difference is a number of any unit
+    if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (str, Real)):
         raise user_error(f"{name}: {value!r} is not a quantity", hint=hint)
     if not isinstance(value, str):
         return float(value)

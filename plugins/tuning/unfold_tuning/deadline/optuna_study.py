@@ -136,7 +136,7 @@ def optimize(
 
 
 def _check_study(study: Any, objective: Any) -> None:
-    if not hasattr(study, "directions") or not callable(objective):
+    if isinstance(study, type) or not hasattr(study, "directions") or not callable(objective):
         message = f"optimize takes a study and an objective, not {type(study).__name__} and {type(objective).__name__}"
         raise user_error(message, hint="write deadline.optimize(study, objective, deadline=..., max_steps=...)")
     if len(study.directions) != 1:
