@@ -55,7 +55,9 @@ def read_prices(path: Path, region: str, zones: Collection[str] = ()) -> PriceBo
     else:
         rows = _table(path, region, zones)
     if not rows:
-        raise user_error(f"no price for the region {region!r}", file=str(path), hint=f"set region, or give {_FORMS}")
+        raise user_error(
+            f"no price in US dollars for the region {region!r}", file=str(path), hint=f"set region, or give {_FORMS}"
+        )
     date = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).date().isoformat()
     return PriceBook(path.name, date, {name: replace(row, source=path.name) for name, row in rows.items()})
 

@@ -79,10 +79,10 @@ def test_a_table_may_list_hardware_spot_and_regions(tmp_path: Path) -> None:
         ("instance,GPU price ($/h)\na,4.1\n", "no column of prices"),
         ("instance,price per vCPU\na,0.05\n", "no column of prices"),
         ("price\n1\n", "no column of instance types"),
-        ("instance,price,region\na,1,moon\n", "no price for the region 'us-east-1'"),
+        ("instance,price,region\na,1,moon\n", "no price in US dollars for the region 'us-east-1'"),
         ("{", "cannot read the price list"),
         ('{"SpotPriceHistory": [{"SpotPrice": "x"}]}', "does not match its format"),
-        ("{}", "no price for the region"),
+        ("{}", "no price in US dollars for the region"),
     ],
 )
 def test_an_unreadable_list_is_reported(tmp_path: Path, text: str, expected: str) -> None:

@@ -246,6 +246,13 @@ def test_other_clouds_need_prices(tmp_path: Path) -> None:
         plan_on_cloud(tmp_path, "provider: gcp")
 
 
+def test_a_priced_type_without_accelerators_names_what_is_missing(tmp_path: Path) -> None:
+    """What a price list leaves out is asked for, rather than called an unknown type of the AWS catalog."""
+    text = SPEC.replace("accelerators: 4", "speed: 2").replace("cloud: {", "cloud: {provider: gcp, ")
+    with pytest.raises(UnfoldError, match=r"number of accelerators of mine .*\(write {type: mine, accelerators: 1}\)"):
+        plan_text(tmp_path, text.replace("DEADLINE", "9 min").replace("MARKET", "on-demand"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -416,8 +416,10 @@ def _build_machine(cloud: Cloud, index: int, known_prices: Catalog | None, *, is
     price = spec_price if spec_price is not None else (entry.spot if is_spot else entry.on_demand)
     accelerators = spec.accelerators or entry.accelerators
     if price is None or not accelerators:
-        missing = ("spot price" if is_spot else "price") if price is None else "number of accelerators"
-        hint = f"write {{type: {spec.type}, {'spot' if is_spot else 'price'}: $1/h}}, or unfold catalog refresh"
+        market = ("spot price", "spot: $1/h") if is_spot else ("price", "price: $1/h")
+        missing, value = market if price is None else ("number of accelerators", "accelerators: 1")
+        refresh = ", or unfold catalog refresh" if cloud.provider == "aws" else ""
+        hint = f"write {{type: {spec.type}, {value}}}{refresh}"
         raise user_error(f"the {missing} of {spec.type} in {cloud.region} is unknown", key=key, hint=hint)
     return Machine(
         name=spec.type,
@@ -436,7 +438,8 @@ def _build_machine(cloud: Cloud, index: int, known_prices: Catalog | None, *, is
 
 
 def _find_instance(spec: InstanceSpec, known_prices: Catalog | None, key: str) -> Instance:
-    if known_prices is None or (spec.accelerators and spec.type not in known_prices.names()):
+    names = known_prices.names() if known_prices else []
+    if known_prices is None or not names or (spec.accelerators and spec.type not in names):
         return Instance(spec.type)
     try:
         return known_prices.find(spec.type, price=spec.price)
