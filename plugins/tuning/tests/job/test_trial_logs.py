@@ -42,6 +42,23 @@ def summarize(path: Path, source: TrialLogSource) -> TrialLogSummary:
     return summarize_trial_log(read_trial_log(path, source), path)
 
 
+def test_a_pause_within_a_record_is_named(tmp_path: Path) -> None:
+    """A night between two rows of a trial counts as pace, so the report names it; a slow first iteration is none."""
+    path = tmp_path / "t.csv"
+    rows = [
+        f"{trial},{end},{100 + 30 * end + night * (end > 3)}"
+        for trial, night in (("a", 0), ("b", 28800))
+        for end in range(1, 6)
+    ]
+    path.write_text("\n".join(["trial,iteration,elapsed", *rows]))
+    assert (
+        "; iteration 4 of trial b took 8.0 h, 961 times the median: a pause"
+        in summarize(path, TrialLogSource(path="t.csv")).describe()
+    )
+    path.write_text("\n".join(["trial,iteration,elapsed", *rows[:5], "c,1,9000", "c,2,9030"]))
+    assert "pause" not in summarize(path, TrialLogSource(path="t.csv")).describe()
+
+
 def _write_ray(folder: Path) -> Path:
     """Write a folder as Ray Tune does: one folder per trial with its results."""
     for trial, seconds in TIMES.items():

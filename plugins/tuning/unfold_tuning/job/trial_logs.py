@@ -48,6 +48,10 @@ RESTART_FRACTION = 0.5
 """Elapsed times that fall below this fraction of those before count from a restart; less is noise of a surrogate."""
 SHORT_UNITS_S = {"mins": 60.0, "h": 3600.0, "hr": 3600.0, "hrs": 3600.0}
 """Seconds of units with which the name of a duration may end, but hardly that of a time of arrival."""
+PAUSE_FACTOR = 50.0
+"""An iteration that took more than this many times the median one probably contains a pause of the whole run."""
+MAX_SHOWN = 40
+"""Characters of a trial's name in a report; a folder's trials have the names of their files."""
 MIN_RISING = 4
 """Times that rise over so many rows of every trial may have been counted from its begin."""
 _TIMEDELTA = re.compile(r"(?:(\d+) days? )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -93,7 +97,10 @@ class TrialLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialLogSummary:
-    """Iteration times of a record: mean and standard deviation in seconds, and the variation between trials."""
+    """Iteration times of a record: mean and standard deviation in seconds, and the variation between trials.
+
+    ``pause`` describes an iteration that probably contains one; empty if none does.
+    """
 
     mean_s: float
     std_s: float
@@ -101,11 +108,13 @@ class TrialLogSummary:
     trials: int
     steps: int
     skipped: tuple[str, ...] = ()
+    pause: str = ""
 
     def describe(self) -> str:
         """Describe the record in one line."""
         rows = f"{format_count(self.steps, 'step')} of {format_count(self.trials, 'trial')}"
         times = f"an iteration takes {format_duration(self.mean_s)}, trials vary by {format_percent(self.trial_cv)}"
+        times += f"; {self.pause}" if self.pause else ""
         if not self.skipped:
             return f"{rows}: {times}"
         count = format_count(len(self.skipped), "row")
@@ -149,7 +158,21 @@ def summarize_trial_log(log: TrialLog, path: Path) -> TrialLogSummary:
         trials=len(means),
         steps=sum(len(seconds) for seconds in by_trial),
         skipped=log.skipped,
+        pause=_describe_pause(log),
     )
+
+
+def _describe_pause(log: TrialLog) -> str:
+    """Describe the longest iteration if it probably contains a pause; that with which a trial begins is a warm-up."""
+    later = [(seconds, end, trial) for trial, steps in log.steps.items() for end, seconds in steps[1:]]
+    if not later:
+        return ""
+    seconds, end, trial = max(later)
+    factor = seconds / max(float(np.median([item[0] for item in later])), 1e-9)
+    if factor <= PAUSE_FACTOR:
+        return ""
+    where = f"iteration {end:g} of trial {trial[-MAX_SHOWN:]}" if trial else f"iteration {end:g}"
+    return f"{where} took {format_duration(seconds)}, {factor:,.0f} times the median: a pause counts as pace"
 
 
 def read_trial_log(path: Path, source: TrialLogSource) -> TrialLog:
