@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.verbs.plan import plan
@@ -184,3 +186,48 @@ def test_a_cluster_is_replayed_from_kubectl_output(tmp_path: Path) -> None:
     report = plan(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))
     assert report.verdict is Verdict.YES
     assert report.metrics["makespan_s"].value == 1200
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda nodes, pods: yaml.safe_dump({"kind": "List", "items": nodes + pods}),
+        lambda nodes, pods: "\n---\n".join(map(yaml.safe_dump, nodes + pods)),
+        lambda nodes, pods: "\n".join(json.dumps({"items": items}) for items in (nodes, pods)),
+        lambda nodes, pods: "".join(map(json.dumps, nodes + pods)),
+    ],
+    ids=["YAML", "documents", "lists", "objects"],
+)
+def test_documents_are_read_one_after_another(tmp_path: Path, encode: Callable[[list[Body], list[Body]], str]) -> None:
+    """What several commands wrote to one file, in JSON or YAML, equals one list."""
+    path = tmp_path / "all.txt"
+    path.write_text(encode([node("a")], [pod("p", 0, 1, 5)]), "utf-8")
+    assert [found.name for found in kubectl_nodes(path)] == ["a"]
+    assert [(task.name, task.run) for task in kubectl_tasks(path)] == [("team/p", 240.0)]
+
+
+def test_items_of_a_typed_list_have_its_kind(tmp_path: Path) -> None:
+    """The server's own lists name the kind once: nodes of one are no pods of another."""
+    lists = []
+    for kind, item in (("Node", node("a")), ("Pod", pod("p", 0, 1, 5))):
+        del item["kind"]
+        lists.append(json.dumps({"kind": f"{kind}List", "items": [item]}))
+    path = tmp_path / "all.json"
+    path.write_text("\n".join(lists), "utf-8")
+    assert ([found.name for found in kubectl_nodes(path)], len(kubectl_tasks(path))) == (["a"], 1)
+
+
+def test_the_last_state_of_an_object_counts(tmp_path: Path) -> None:
+    """A watch prints a pod at every change: it is one task, with the end that the last one shows."""
+    path = write(
+        tmp_path, "pods.json", [pod("p", 0, 1, uid="u"), pod("q", 0, 1, 2, uid="v"), pod("p", 0, 1, 3, uid="u")]
+    )
+    assert [(task.name, task.run) for task in kubectl_tasks(path)] == [("team/p", 120.0), ("team/q", 60.0)]
+
+
+def test_an_evicted_pod_ends_with_its_eviction(tmp_path: Path) -> None:
+    """A failed pod without containers does not run until the end of the file."""
+    evicted = pod("e", 0, 1)
+    evicted["status"] |= {"phase": "Failed", "conditions": [{"lastTransitionTime": "2026-03-01T10:04:00Z"}]}
+    tasks = kubectl_tasks(write(tmp_path, "pods.json", [evicted, pod("q", 0, 1, 50)]))
+    assert [task.run for task in tasks] == [180.0, 2940.0]

@@ -1,18 +1,20 @@
-"""Lists of objects as cluster commands print them in JSON, converted to tasks."""
+"""Lists of objects as cluster commands print them in JSON or YAML, converted to tasks."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from unfold_placement.core.types import MILLI, Node, Task
-from unfoldkit.api import user_error
+from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.io.tables import UNREADABLE, open_text
 from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
+from unfoldkit.spec.yaml_reader import parse
 
 Body = dict[str, Any]
 """A decoded JSON object."""
@@ -21,6 +23,7 @@ Warn = Callable[[str], object]
 MAX_AMOUNT = 1 << 53
 """Largest amount in thousandths."""
 WRAPPER_KEYS = ("items", "data", "result")
+_DOCUMENT = re.compile(r"^---(?:[ \t].*)?$", re.MULTILINE)
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -75,18 +78,52 @@ def read_items(path: Path, command: str) -> list[Body]:
     """Read the listed objects: under ``items`` (kubectl) or ``data`` and ``result`` (Ray), or as a plain list.
 
     Raises:
-        UnfoldError: the file is not JSON; the hint names the ``command`` that writes it.
+        UnfoldError: the file is neither JSON nor YAML; the hint names the ``command`` that writes it.
+    """
+    return [body for content in read_documents(path, command) for body in _unwrap(content)]
+
+
+def read_documents(path: Path, command: str) -> Iterator[Any]:
+    """Decode the documents of a file, JSON or YAML, one after another.
+
+    Raises:
+        UnfoldError: the file is neither JSON nor YAML; the hint names the ``command`` that writes it.
     """
     try:
         with open_text(path) as stream:
-            content = json.load(stream)
-    except (*UNREADABLE, ValueError, RecursionError) as error:
-        raise user_error(f"not JSON: {error}", file=str(path), hint=command) from error
-    if is_deep(content):
-        raise user_error(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=str(path), hint=command)
-    while isinstance(content, dict) and (key := _wrapper_key(content)):
-        content = content[key]
-    return [body for body in (content if isinstance(content, list) else [content]) if isinstance(body, dict)]
+            text = stream.read()
+    except (*UNREADABLE, ValueError) as error:
+        raise user_error(f"cannot read: {error}", file=str(path), hint=command) from error
+    if text.lstrip()[:1] not in {"{", "["}:
+        yield from _decode_yaml(text, path, command)
+        return
+    decoder, position = json.JSONDecoder(), 0
+    while position < len(text):
+        if text[position].isspace():
+            position += 1
+            continue
+        try:
+            content, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            raise user_error(f"not JSON: {error}", file=str(path), hint=command) from error
+        if is_deep(content):
+            raise user_error(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=str(path), hint=command)
+        yield content
+
+
+def _decode_yaml(text: str, path: Path, command: str) -> Iterator[Any]:
+    starts = [0, *(match.end() for match in _DOCUMENT.finditer(text))]
+    ends = [*(match.start() for match in _DOCUMENT.finditer(text)), len(text)]
+    for start, end in zip(starts, ends, strict=True):
+        if any(line.strip() and not line.lstrip().startswith("#") for line in text[start:end].splitlines()):
+            try:
+                # positions stay those of the file
+                content = parse("\n" * text.count("\n", 0, start) + text[start:end], str(path)).data
+            except UnfoldError as error:
+                raise UnfoldError(*(replace(item, hint=item.hint or command) for item in error.diagnostics)) from error
+            if not isinstance(content, dict | list):
+                raise user_error(f"not JSON or YAML of objects: {content!r:.60}", file=str(path), hint=command)
+            yield content
 
 
 def parse_items(items: Sequence[S], path: Path, program: str, parse: Callable[[S], T]) -> list[T]:
@@ -184,8 +221,14 @@ def build_tasks(
     return named
 
 
-def _wrapper_key(content: Body) -> str:
-    return next((key for key in WRAPPER_KEYS if isinstance(content.get(key), list | dict)), "")
+def _unwrap(content: Any) -> list[Body]:
+    """Return the objects of a document; those of a typed list, such as a NodeList, need not repeat their kind."""
+    if isinstance(content, dict):
+        inner = next((content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), list | dict)), None)
+        if inner is not None:
+            kind = str(content.get("kind") or "").removesuffix("List")
+            return [{"kind": kind, **body} if kind else body for body in _unwrap(inner)]
+    return [body for body in (content if isinstance(content, list) else [content]) if isinstance(body, dict)]
 
 
 def _warn_left_out(skipped: int, unstarted: int, running: int, path: Path, form: ItemFormat, warn: Warn) -> None:

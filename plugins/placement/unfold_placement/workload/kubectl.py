@@ -1,4 +1,4 @@
-"""Nodes and pods as ``kubectl get nodes -o json`` and ``kubectl get pods -A -o json`` print them."""
+"""Nodes and pods as ``kubectl get nodes -o json`` and ``kubectl get pods -A -o json`` print them, or in YAML."""
 
 from __future__ import annotations
 
@@ -93,13 +93,23 @@ def kubectl_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None
 def _read_kind(path: Path, kind: str) -> list[Body]:
     command = f"kubectl get {kind.lower()}s -o json"
     items = read_items(path, command)
-    bodies = [body for body in items if body.get("kind", kind) == kind]
+    bodies = _keep_latest([body for body in items if body.get("kind", kind) == kind])
     if not bodies:
         kinds = Counter(str(body["kind"])[:60] for body in items)
         found = ", ".join(f"{count:,} {name}" for name, count in kinds.most_common(3))
         message = f"no {kind} in it" + (f" but {found}" if found else "")
         raise user_error(message, file=str(path), hint=command)
     return bodies
+
+
+def _keep_latest(bodies: Sequence[Body]) -> list[Body]:
+    """Keep the last state of each object: ``kubectl get -w`` prints an object at every change."""
+    latest: dict[object, Body] = {}
+    for index, body in enumerate(bodies):
+        meta = body.get("metadata")
+        uid = meta.get("uid") if isinstance(meta, dict) else None
+        latest[uid if isinstance(uid, str) else index] = body
+    return list(latest.values())
 
 
 def _parse(items: Sequence[S], path: Path, parse: Callable[[S], T]) -> list[T]:
@@ -145,12 +155,14 @@ def _read_span(body: Body) -> Span:
     status = body.get("status") or {}
     states = [container.get("state") or {} for container in status.get("containerStatuses") or ()]
     ends = [end for state in states if (end := (state.get("terminated") or {}).get("finishedAt"))]
-    has_ended = status.get("phase") in {"Succeeded", "Failed"} and ends
+    # an evicted pod has no containers, but conditions
+    changes = [end for item in status.get("conditions") or () if (end := item.get("lastTransitionTime"))]
+    has_ended = status.get("phase") in {"Succeeded", "Failed"} and (ends or changes)
     start = status.get("startTime")
     return Span(
         parse_time(body["metadata"]["creationTimestamp"]),
         parse_time(start) if start else None,
-        max(map(parse_time, ends)) if has_ended else None,
+        max(map(parse_time, ends or changes)) if has_ended else None,
     )
 
 

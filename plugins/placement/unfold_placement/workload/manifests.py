@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unfold_placement.workload.json_stream import read_documents
 from unfoldkit.api import UnfoldError, did_you_mean, user_error
-from unfoldkit.io.tables import UNREADABLE, open_text
-from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
-from unfoldkit.spec.yaml_reader import parse
 
 COMMAND = "kubectl get clusterqueues,cohorts,resourceflavors,localqueues,workloads -A -o json"
 """What prints everything that a replay of Kueue needs."""
-_DOCUMENT = re.compile(r"^---(?:[ \t].*)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,38 +144,10 @@ def read_manifests(path: Path) -> list[Manifest]:
     Raises:
         UnfoldError: the file cannot be read, or is neither JSON nor YAML.
     """
-    try:
-        with open_text(path) as stream:
-            text = stream.read()
-    except (*UNREADABLE, ValueError) as error:
-        raise user_error(f"cannot read: {error}", file=str(path), hint=COMMAND) from error
     manifests: list[Manifest] = []
-    for content in _decode(text, path):
+    for content in read_documents(path, COMMAND):
         manifests += _expand(content, path, f"item {len(manifests)}")
     return manifests
-
-
-def _decode(text: str, path: Path) -> Iterator[Any]:
-    if text.lstrip()[:1] not in {"{", "["}:
-        starts = [0, *(match.end() for match in _DOCUMENT.finditer(text))]
-        ends = [*(match.start() for match in _DOCUMENT.finditer(text)), len(text)]
-        for start, end in zip(starts, ends, strict=True):
-            if any(line.strip() and not line.lstrip().startswith("#") for line in text[start:end].splitlines()):
-                # positions stay those of the file
-                yield parse("\n" * text.count("\n", 0, start) + text[start:end], str(path)).data
-        return
-    decoder, position = json.JSONDecoder(), 0
-    while position < len(text):
-        if text[position].isspace():
-            position += 1
-            continue
-        try:
-            content, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise user_error(f"not JSON: {error}", file=str(path), hint=COMMAND) from error
-        if is_deep(content):
-            raise user_error(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=str(path), hint=COMMAND)
-        yield content
 
 
 def _expand(content: Any, path: Path, label: str) -> Iterator[Manifest]:
