@@ -55,6 +55,14 @@ def test_events_of_nodes_that_do_not_exist_are_reported(tmp_path: Path) -> None:
     assert "node-1" in found.partition("nod-1")[2]
 
 
+@pytest.mark.parametrize("nodes", ["{name: a, cpu: 4}, {name: a, cpu: 8}", "{name: node-0, cpu: 4}, {cpu: 4}"])
+def test_two_nodes_of_one_name_are_reported(tmp_path: Path, nodes: str) -> None:
+    """Two nodes of one name would be one for the rules: the name is reported, before a replay counts on it."""
+    label = SPEC.replace("policy: {pack: {level: rack}}", "")
+    (found,) = list_mistakes(tmp_path, label.replace("{count: 2, cpu: 16, labels: {rack: r1}}", nodes))
+    assert "cluster.nodes: 2 nodes have the name" in found
+
+
 @pytest.mark.parametrize("key", ["nodes", "tasks"])
 def test_a_missing_file_is_reported(tmp_path: Path, key: str) -> None:
     """A missing file of nodes or tasks is reported at its key."""

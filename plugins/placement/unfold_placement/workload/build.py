@@ -165,12 +165,18 @@ def build_nodes(cluster: ClusterSpec, run: Run) -> list[Node]:
     """Build the nodes of a spec, written or read from a file; a live cluster has none here.
 
     Raises:
-        UnfoldError: the file is missing or malformed.
+        UnfoldError: the file is missing or malformed, or two nodes have one name.
     """
     if cluster.trace:
-        return _read_node_file(cluster, run)
-    counts = Counter[str]()
-    return [node for group in cluster.nodes for node in _expand_nodes(group, counts)]
+        nodes = _read_node_file(cluster, run)
+    else:
+        counts = Counter[str]()
+        nodes = [node for group in cluster.nodes for node in _expand_nodes(group, counts)]
+    for name, count in Counter(node.name for node in nodes).most_common(1):
+        if count > 1:
+            key = "cluster.path" if cluster.trace else "cluster.nodes"
+            raise user_error(f"{count} nodes have the name {name}", key=key, hint="names must be unique")
+    return nodes
 
 
 def build_node_changes(cluster: ClusterSpec, nodes: Sequence[Node], run: Run) -> tuple[NodeChange, ...]:
