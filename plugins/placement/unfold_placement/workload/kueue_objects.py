@@ -60,6 +60,7 @@ _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([numkMGTPE]|[KMGTPE]i)|[e
 
 CONFIGURATION = ("ClusterQueue", "Cohort", "LocalQueue", "ResourceFlavor")
 """Kinds that a change may replace."""
+READ_KINDS = (*CONFIGURATION, "Workload")
 TOPOLOGY_REQUESTS = frozenset(
     {
         "required",
@@ -140,9 +141,10 @@ class SnapshotReader:
         """
         by_kind: dict[str, dict[str, Manifest]] = {}
         for item in manifests:
-            if item.group == GROUP and item.text("apiVersion").rpartition("/")[2] not in VERSIONS:
+            is_read = item.group == GROUP and item.kind in READ_KINDS
+            if is_read and item.text("apiVersion").rpartition("/")[2] not in VERSIONS:
                 raise item.fault("apiVersion", f"{item.text('apiVersion')} is unknown", f"use {' or '.join(VERSIONS)}")
-            if item.group == GROUP or (item.kind == "Namespace" and item.group == ""):
+            if is_read or (item.kind == "Namespace" and item.group == ""):
                 objects = by_kind.setdefault(item.kind, {})
                 if item.label in objects:
                     raise item.fault("metadata.name", "the file has this object twice")
@@ -516,6 +518,8 @@ def _find_queue(
 ) -> tuple[str, str]:
     """Return the ClusterQueue of a workload, or why it has none."""
     item, is_held = record.item, record.admitted_s is not None
+    if record.finished_s is None and item.part("metadata").text("deletionTimestamp", ""):
+        return "", "they are being deleted"
     local = local_queues.get(f"LocalQueue {record.local_queue}")
     admission = item.part("status.admission")
     name = admission.text("clusterQueue", "") if is_held else ""
