@@ -87,6 +87,7 @@ NONSENSE: dict[str, tuple[Yielded, str]] = {
     "unknown node": (lambda _: [Put("x", "n00")], "no node n00"),
     "no node": (lambda _: [Drop("x", None)], "no node None"),  # type: ignore[arg-type]
     "unknown task": (lambda _: [Refuse("absent", "why not")], "no task absent"),
+    "a reason that is no text": (lambda task: [Refuse(task.name, 7)], "reason to reject bad"),  # type: ignore[arg-type]
     "a task that ended": (lambda _: [Put("x", until="absent")], "no task absent"),
     "a timer that never fires": (lambda _: [Wake(float("nan"))], "never fires"),
     "no operation": (lambda _: [("Put", "x")], "must return a Put, Drop, Wake or Refuse"),
@@ -107,6 +108,16 @@ def test_nonsense_is_reported_with_file_and_line(case: str) -> None:
     assert message in f"{found.message} {found.hint}"
     assert Path(found.file) == Path(__file__)
     assert found.line > 0
+
+
+def test_a_task_may_be_rejected_twice() -> None:
+    """Two policies may reject one task, and one may do so twice: the first reason counts."""
+
+    def reject(reasons: list[str]) -> Policy:
+        return Misbehaving(lambda task: [Refuse(task.name, reason) for reason in reasons])
+
+    result = simulate(cluster(2), job("bad", 2), [reject(["full", "again"]), reject(["late"])])
+    assert set(result.rejections.values()) == {"full"}
 
 
 @pytest.mark.parametrize("case", ["raises", "NaN", "unknown node", "an endless list"])

@@ -100,6 +100,12 @@ BROKEN = {
         8,
         "it changed run of a-0 from 10.0 to 1.0",
     ),
+    "cancelled": ("import asyncio\n" + HEAD + "            raise asyncio.CancelledError\n", 16, "CancelledError"),
+    "no_message": (
+        HEAD + "            class E(Exception):\n                __str__ = None\n            raise E\n",
+        17,
+        "react raised E",
+    ),
     "endless_audit": (HEAD + "    def audit(self, log):\n        while True: yield 'bad'\n", 15, "returned more than"),
 }
 
@@ -152,6 +158,19 @@ def test_a_policy_that_cannot_be_searched_is_reported_with_its_line(
     assert outcome.code == 2, outcome.err
     assert f"{module}.py:15: policy: policy P: " in outcome.err
     assert message in outcome.err
+
+
+def test_a_thread_of_a_policy_that_still_runs_is_named(
+    unfold: Unfold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process cannot end before it, so the warning has its file and line."""
+    code = "import threading\nSTOP = threading.Event()\ndef wait():\n    STOP.wait()\n"
+    write(tmp_path, "spins", code + "threading.Thread(target=wait).start()\n" + HEAD)
+    monkeypatch.delitem(sys.modules, "spins", raising=False)
+    try:
+        assert "spins.py:4: a policy's thread" in unfold("plan", "spec.yaml", "--allow-code").err
+    finally:
+        sys.modules["spins"].STOP.set()
 
 
 def test_what_a_policy_prints_is_not_in_the_report(unfold: Unfold, tmp_path: Path) -> None:

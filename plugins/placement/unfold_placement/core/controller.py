@@ -445,6 +445,8 @@ class Controller:
 
     def _reject(self, operation: Refuse) -> None:
         row = self.table.task_rows[operation.task]
+        if self.table.state.status[row] == kernel.REFUSED:
+            return
         self.remove_waiting(row)
         self.rejections[operation.task] = operation.reason
         if self.sink is not None:

@@ -25,7 +25,7 @@ def find_fault(operation: object, table: ResourceTable) -> str:
     if isinstance(operation, Wake):
         is_time = isinstance(operation.at, numbers.Real) and math.isfinite(operation.at)
         return "" if is_time else f"a timer at {operation.at!r} s never fires"
-    return _find_task_fault(operation.task, table) if isinstance(operation, Refuse) else ""
+    return _find_rejection_fault(operation, table) if isinstance(operation, Refuse) else ""
 
 
 def are_sound(operations: Sequence[object], table: ResourceTable) -> bool:
@@ -70,12 +70,16 @@ def _find_amount_fault(operation: Put, table: ResourceTable) -> str:
     return ""
 
 
-def _find_task_fault(task: object, table: ResourceTable) -> str:
+def _find_rejection_fault(operation: Refuse, table: ResourceTable) -> str:
+    task = operation.task
     row = table.task_rows.get(task) if isinstance(task, str) else None
     if row is None:
         return f"there is no task {str(task)[:60]} to reject"
-    is_waiting = table.state.status[row] == kernel.WAITING
-    return "" if is_waiting else f"{task} does not wait, so it cannot be rejected"
+    if not isinstance(operation.reason, str):
+        return f"the reason to reject {task} is a text, not {str(operation.reason)[:60]!r}"
+    # two policies may reject the same task
+    may_be_rejected = table.state.status[row] in {kernel.WAITING, kernel.REFUSED}
+    return "" if may_be_rejected else f"{task} does not wait, so it cannot be rejected"
 
 
 def _find_location_fault(name: object, node: object, table: ResourceTable) -> str:

@@ -166,7 +166,10 @@ def exception_error(policy: Policy, method: str, error: BaseException) -> Unfold
 
 def describe_error(error: BaseException) -> str:
     """Return the class of an exception and the first line of its message."""
-    lines = str(error).strip().splitlines()
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # noqa: BLE001 - a class of the user may fail in its own text
+        lines = []
     return f"{type(error).__name__}: {lines[0][:MAX_MESSAGE]}" if lines else type(error).__name__
 
 

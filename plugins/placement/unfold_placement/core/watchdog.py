@@ -12,12 +12,22 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 from unfold_placement.core.controller import Controller, call_policy, collect_requests
-from unfold_placement.core.policy import Policy, call_hook, call_loader, find_user_line, is_shipped, policy_error
+from unfold_placement.core.policy import (
+    POLICY_FAILURES,
+    Policy,
+    call_hook,
+    call_loader,
+    find_user_line,
+    is_shipped,
+    loading_error,
+    policy_error,
+)
 from unfoldkit.api import Diagnostic, UnfoldError
 
 LIMIT_S = 10.0
@@ -170,10 +180,35 @@ def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> I
     """Keep policies within bounds: stdout is the report's, so what they print goes to stderr, and none may hang.
 
     Raises:
-        UnfoldError: a policy did not return.
+        UnfoldError: a policy did not return, or raised what is no ``Exception``.
     """
+    threads = threading.enumerate()
     with contextlib.redirect_stdout(sys.stderr), interrupt_stalled_policies(limit_s, warn):
-        yield
+        try:
+            yield
+            _warn_of_threads(threads, warn)
+        except (*POLICY_FAILURES, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            # such as a cancellation of asyncio, which only a user's file raises here
+            fault = loading_error(error)
+            if not fault.file:
+                raise
+            raise UnfoldError(replace(fault, key="policy")) from error
+
+
+def _warn_of_threads(known: Sequence[threading.Thread], warn: Callable[[str], None]) -> None:
+    """Name the threads of users' files that still run, as the process does not end before they do."""
+    frames = sys._current_frames()  # noqa: SLF001 - as above
+    for thread in threading.enumerate():
+        if thread.daemon or thread in known:
+            continue
+        stack = reversed(list(traceback.walk_stack(frames.get(thread.ident or 0))))
+        file, line = find_user_line((frame.f_code.co_filename, number) for frame, number in stack)
+        if file:
+            warn(
+                f"{file}:{line}: a policy's thread {thread.name} still runs, so the process cannot end: use daemon=True"
+            )
 
 
 @contextlib.contextmanager
