@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from collections import Counter
@@ -273,3 +274,26 @@ def test_a_plan_reports_the_defaults_of_missing_cells(tmp_path: Path) -> None:
         "tasks.csv: 1 of 3 rows have no run; they use 20 s",
         "tasks.csv: 1 of 3 rows have no gpu; they use 0",
     ]
+
+
+def plan_table(folder: Path, text: str) -> Report:
+    """Plan the tasks of a CSV file on a node of four GPUs."""
+    (folder / "tasks.csv").write_text(text, "utf-8")
+    workload = {"replay": {"trace": "csv", "path": str(folder / "tasks.csv")}}
+    cluster_spec = {"nodes": [{"count": 1, "gpu": 4}]}
+    body = {"version": 1, "kind": "placement", "name": "p", "cluster": cluster_spec, "workload": workload}
+    spec = PlacementSpec.model_validate(body, strict=False)
+    return plan(spec, Run(directory=RunDir(folder / "run"), engine=LocalEngine(1)))
+
+
+def test_names_with_commas_and_quotes_stay_one_cell(tmp_path: Path) -> None:
+    """Recorded names hold anything: the placements are a table that any program reads."""
+    plan_table(tmp_path, 'task,arrival,run,gpu\n"a ""x"", y",0,5,1\nbig,0,5,9\n')
+    rows = list(csv.reader((tmp_path / "run" / PLACEMENTS_FILE).read_text("utf-8").splitlines()))
+    assert rows[1:] == [['a "x", y', "node-0", "0.000000", "0.000000", "5.000000"], ["big", "", "0.000000", "", ""]]
+
+
+def test_numbered_tasks_of_one_name_are_an_error(tmp_path: Path) -> None:
+    """The second task of a row, and another row, may not share a name: policies would take them for one task."""
+    with pytest.raises(UnfoldError, match="2 tasks have the name a-1"):
+        plan_table(tmp_path, "task,arrival,run,gpu,count\na,0,5,1,2\na-1,0,5,1,1\n")

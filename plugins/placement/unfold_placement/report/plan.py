@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,13 +149,15 @@ def format_placements(result: SimulationResult, excluded: Sequence[Task] = ()) -
 
     Tasks that were ``excluded`` from the replay come last.
     """
-    lines = ["task,node,arrival_s,start_s,end_s"]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("task", "node", "arrival_s", "start_s", "end_s"))
     for task, node_row, start, end in zip(result.tasks, result.node_rows, result.start_s, result.end_s, strict=True):
         times = [f"{value:.6f}" if math.isfinite(value) else "" for value in (task.arrival, start, end)]
         node = result.nodes[node_row].name if node_row >= 0 else ""
-        lines.append(",".join([task.name, node, *times]))
-    lines += [f"{task.name},,{task.arrival:.6f},," for task in excluded]
-    return "\n".join(lines) + "\n"
+        writer.writerow((task.name, node, *times))
+    writer.writerows((task.name, "", f"{task.arrival:.6f}", "", "") for task in excluded)
+    return stream.getvalue()
 
 
 def gantt_figures(

@@ -341,6 +341,10 @@ def _read_task_file(trace: TraceSpec, run: Run, warn: Warn) -> list[Task]:
         tasks = list(read(path, trace.faster, trace.first, warn=warn))
     if not tasks:
         raise user_error("no tasks", file=str(path), key="workload.replay.path")
+    if len({task.name for task in tasks}) < len(tasks):
+        name, count = Counter(task.name for task in tasks).most_common(1)[0]
+        hint = "the tasks of one row are numbered: rename a row"
+        raise user_error(f"{count} tasks have the name {name}", file=str(path), key="workload.replay.path", hint=hint)
     return tasks
 
 
