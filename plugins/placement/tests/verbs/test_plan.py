@@ -109,6 +109,48 @@ def test_a_waiting_task_is_explained(tmp_path: Path) -> None:
     assert rows["1 gpu"][1:3] == ("node-2, node-3", "node-0, node-1")
 
 
+PREEMPTED = """
+version: 1
+kind: placement
+name: p
+cluster:
+  nodes: [{name: n0, gpu: 2}, {name: n1, gpu: 2}]
+  events: [{at: 150 min, nodes: [n0], change: down, lasts: 60 min}]
+workload:
+  tasks:
+    - {job: long, gpu: 2, run: 600 min, user: ann, checkpoint_every: 60 min}
+    - {job: other, gpu: 2, run: 400 min, user: bob}
+    - {job: late, gpu: 2, run: 10 min, user: cat, at: 380 min, priority: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("explain", "expected"),
+    [
+        ("", "at 10,800.0 s long-0 waits"),
+        ("explain: {task: long-0, at: 1 h}", "long-0 runs on n0"),
+        ("explain: {task: late-0, at: 1 h}", "late-0 has not arrived"),
+        ("explain: {task: other-0, at: 8 h}", "other-0 has ended"),
+    ],
+)
+def test_the_explained_time_is_one_of_waiting(tmp_path: Path, explain: str, expected: str) -> None:
+    """A task that lost its node waits from then on, not from its arrival; one that does not wait has no reasons."""
+    spec = validate(PlacementSpec, parse(PREEMPTED + explain, "p.yaml"))
+    report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    (line,) = [line for label, line in report.lines if label == "explained"]
+    assert expected in line
+    assert len(report.tables) == (1 if explain else 2)
+
+
+def test_work_that_a_checkpoint_kept_slows_nothing_down(tmp_path: Path) -> None:
+    """Slowdowns of the users: 690 of 600 minutes for ann, none for bob, 30 of 10 for cat, which waits for a node."""
+    spec = validate(PlacementSpec, parse(PREEMPTED, "p.yaml"))
+    report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    slowdowns = (690 / 600, 1.0, 30 / 10)
+    expected = sum(slowdowns) ** 2 / (3 * sum(value**2 for value in slowdowns))
+    assert report.metrics["fairness"].value == pytest.approx(expected)
+
+
 def test_an_unsatisfiable_composition_is_an_error(tmp_path: Path) -> None:
     """Exit 2 with the smallest case, before anything is replayed."""
     with pytest.raises(UnfoldError, match="with a alone on the empty cluster, 10 tasks wait forever") as error:

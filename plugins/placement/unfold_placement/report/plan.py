@@ -73,7 +73,7 @@ def plan_report(screening: Screening, solution: Solution) -> Report:
     is_good = not policy.result.stuck and not policy.violations and not screening.reasons and not starves
     rows = (_replay_row(problem.policy_names, policy), _replay_row(BASELINE, baseline))
     tables = [Table("replay", REPLAY_COLUMNS, rows, accent=0)]
-    if solution.explanation:
+    if solution.explanation and solution.explanation.reasons:
         tables.append(_explanation_table(solution.explanation))
     return Report(
         kind="placement",

@@ -84,7 +84,7 @@ def compute_metrics(result: SimulationResult) -> ReplayMetrics:
         makespan_s=float(result.end_s[has_run].max() - arrival_s.min()) if has_run.any() else 0.0,
         wait_mean_s=float(waits_s.mean()) if waits_s.size else 0.0,
         wait_p95_s=float(np.quantile(waits_s, 0.95)) if waits_s.size else 0.0,
-        fairness=compute_fairness(result),
+        fairness=compute_fairness(result, pieces),
         utilisation=utilisation,
         fragmentation=compute_fragmentation(result, bottleneck),
         bottleneck=bottleneck,
@@ -129,6 +129,27 @@ def list_pieces(result: SimulationResult) -> list[Piece]:
             piece = Piece(row=row, start_s=started[row], end_s=time, useful_s=useful_s, has_ended=has_ended)
             pieces.append(piece)
     return pieces
+
+
+def list_longest_waits(result: SimulationResult) -> list[tuple[float, float]]:
+    """Return begin and end (s) of the longest wait of each task: for its first start, or for one after a preemption."""
+    since_s = {row: task.arrival for row, task in enumerate(result.tasks)}
+    longest = [(task.arrival, task.arrival) for task in result.tasks]
+
+    def end_wait(row: int, end_s: float) -> None:
+        begin_s = since_s.pop(row)
+        if end_s - begin_s > longest[row][1] - longest[row][0]:
+            longest[row] = (begin_s, end_s)
+
+    log = result.log
+    for time, kind, row in zip(log.times.tolist(), log.kinds.tolist(), log.tasks.tolist(), strict=True):
+        if kind == kernel.LOG_STARTED:
+            end_wait(row, time)
+        elif kind == kernel.LOG_PREEMPTED:
+            since_s[row] = time
+    for row in list(since_s):
+        end_wait(row, float(result.table.now))
+    return longest
 
 
 def compute_node_losses(result: SimulationResult, pieces: Sequence[Piece]) -> NodeLosses | None:
@@ -216,15 +237,19 @@ def compute_utilisation(result: SimulationResult, pieces: Sequence[Piece]) -> tu
     return kinds[column], float(fractions[column])
 
 
-def compute_fairness(result: SimulationResult) -> float:
+def compute_fairness(result: SimulationResult, pieces: Sequence[Piece]) -> float:
     """Compute Jain's index of the users' mean slowdowns, from 1/users to 1 (Jain, Chiu and Hawe, 1984).
 
-    Tasks without a run time, as some traces have, have no slowdown and do not count.
+    The slowdown of a task is the time from its arrival to its end by its work, which runs kept by a checkpoint are part
+    of. Tasks without a run time, as some traces have, have no slowdown and do not count.
     """
+    work_s = defaultdict[int, float](float)
+    for piece in pieces:
+        work_s[piece.row] += piece.useful_s
     slowdowns: dict[str, list[float]] = defaultdict(list)
-    for task, start, end in zip(result.tasks, result.start_s, result.end_s, strict=True):
-        if np.isfinite(end) and end > start:
-            slowdowns[task.user or task.job].append((end - task.arrival) / (end - start))
+    for row, (task, end) in enumerate(zip(result.tasks, result.end_s, strict=True)):
+        if np.isfinite(end) and work_s[row] > 0:
+            slowdowns[task.user or task.job].append((end - task.arrival) / work_s[row])
     means = np.array([np.mean(values) for values in slowdowns.values()])
     return float(means.sum() ** 2 / (means.size * (means**2).sum())) if means.size else 1.0
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from unfold_placement.core import kernel
+from unfold_placement.core.controller import Controller
 from unfold_placement.core.explain import Reason, describe_wait, explain_wait, format_wait, record_history
 from unfold_placement.core.types import Task
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.audit import find_own_violations, find_violations, list_unaudited
 from unfold_placement.simulation.deadlock_check import Counterexample, find_blocking_pair, find_counterexample
-from unfold_placement.simulation.metrics import ReplayMetrics, compute_metrics
+from unfold_placement.simulation.metrics import ReplayMetrics, compute_metrics, list_longest_waits
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.simulation.simulator import (
     SimulationResult,
@@ -162,8 +163,23 @@ def explain_task(problem: Problem, result: SimulationResult, monitor: Monitor) -
     history = record_history(controller)
     count = len(problem.tasks)
     run_simulation(controller, until=at_s, on_step=lambda starts: monitor.progress("explain", starts, count))
+    if other := _describe_other_state(controller, task):
+        return WaitExplanation(task, at_s, (), other)
     dominant = format_wait(describe_wait(controller, task))
     return WaitExplanation(task, at_s, tuple(explain_wait(controller, task, history)), dominant)
+
+
+def _describe_other_state(controller: Controller, task: Task) -> str:
+    """Return what a task does instead of waiting; empty if it waits."""
+    status = controller.table.state.status[controller.table.task_rows[task.name]]
+    node = next((node for running, node, _ in controller.view.running() if running.name == task.name), "")
+    states = {
+        kernel.NOT_SUBMITTED: "has not arrived",
+        kernel.RUNNING: f"runs on {node}",
+        kernel.DONE: "has ended",
+        kernel.REFUSED: "was rejected",
+    }
+    return states.get(int(status), "")
 
 
 def _select_explained(problem: Problem, result: SimulationResult) -> tuple[Task, float] | None:
@@ -171,14 +187,13 @@ def _select_explained(problem: Problem, result: SimulationResult) -> tuple[Task,
     rows = {task.name: row for row, task in enumerate(tasks)}
     if name and name not in rows:
         raise user_error(f"no such task: {name}", key="explain.task", hint=did_you_mean(name, rows))
-    now = float(result.table.now)
-    wait_ends = [start if math.isfinite(start) else now for start in result.start_s.tolist()]
-    waits_s = [end - task.arrival for task, end in zip(tasks, wait_ends, strict=True)]
+    waits = list_longest_waits(result)
     # a rejected task waits for nothing
     candidates = [row for row, task in enumerate(tasks) if task.name not in result.rejections]
     if not name and not candidates:
         return None
-    row = rows[name] if name else max(candidates, key=waits_s.__getitem__)
+    row = rows[name] if name else max(candidates, key=lambda row: waits[row][1] - waits[row][0])
     if name and problem.explained_at_s is not None:
         return tasks[row], problem.explained_at_s
-    return (tasks[row], tasks[row].arrival + waits_s[row] / 2) if waits_s[row] > 0 else None
+    begin_s, end_s = waits[row]
+    return (tasks[row], (begin_s + end_s) / 2) if end_s > begin_s else None
