@@ -98,12 +98,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Renderer:
-    """An output format; ``render`` names a ``(Report) -> str | bytes``."""
+    """An output format; ``render`` names a ``(Report) -> str | bytes``.
+
+    With a ``kind`` it is for reports of that kind, and another kind may offer a format of the same name.
+    """
 
     name: str
     summary: str
     render: str
     suffixes: tuple[str, ...] = ()
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,4 +58,5 @@ def unfold_renderers() -> Iterable[Renderer]:
         "kubernetes",
         "a plan of LLM engines as Kubernetes Deployments",
         "unfold_pipeline.report.engines.exports:export_kubernetes",
+        kind="pipeline",
     )

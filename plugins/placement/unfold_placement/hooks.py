@@ -30,4 +30,5 @@ def unfold_renderers() -> Iterable[Renderer]:
         "kubernetes",
         "a placement's roles and controller for Kubernetes",
         "unfold_placement.kubernetes.manifests:export_manifests",
+        kind="placement",
     )

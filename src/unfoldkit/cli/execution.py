@@ -71,7 +71,7 @@ def perform(request: Request, stdin: str = "") -> ExitCode:
             raise
         console.write_report(page)
         return error.code
-    output.deliver(report, renderer, request.out)
+    output.deliver(report, output.select_renderer(registry, request.format, request.out, report.kind), request.out)
     notify_observers(registry, report, code)
     return code
 

@@ -24,15 +24,16 @@ def list_renderers(registry: Registry) -> tuple[Renderer, ...]:
     return (*builtin_renderers(), *registry.renderers())
 
 
-def select_renderer(registry: Registry, name: str | None, out: Path | None) -> Renderer:
-    """Return the renderer that ``--format`` or the suffix of ``--out`` selects.
+def select_renderer(registry: Registry, name: str | None, out: Path | None, kind: str = "") -> Renderer:
+    """Return the renderer that ``--format`` or the suffix of ``--out`` selects, for reports of a kind if it is known.
 
     Raises:
         UnfoldError: No renderer has the name or the suffix.
     """
     if out is not None and out.is_dir():
         raise user_error("--out needs a file; this is a folder", file=str(out), hint=f"--out {out / 'report.html'}")
-    renderers = list_renderers(registry)
+    # two kinds may have a format of one name; that of another kind states what it needs
+    renderers = sorted(list_renderers(registry), key=lambda renderer: renderer.kind not in ("", kind))
     if name is None and out is not None:
         matches = [renderer for renderer in renderers if out.suffix.lower() in renderer.suffixes]
         suffixes = sorted(suffix for renderer in renderers for suffix in renderer.suffixes)

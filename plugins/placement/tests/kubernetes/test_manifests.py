@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support import call
 from unfold_placement.kubernetes.manifests import export_manifests
 from unfoldkit.api import Report, UnfoldError, Verdict
 
@@ -69,3 +70,17 @@ def test_only_placements_are_exported() -> None:
     """The report of another kind is refused."""
     with pytest.raises(UnfoldError, match="no placement"):
         export_manifests(Report("echo", "plan", "mine", Verdict.YES, ""))
+
+
+def test_the_command_line_exports_a_placement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another kind has a format of the same name: the report decides which one writes it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.yaml").write_text(
+        "{version: 1, kind: placement, name: training, cluster: {kubernetes: {}, nodes: [{gpu: 1}]},\n"
+        " workload: {tasks: [{job: a, gpu: 1, run: 1 min}]}}\n",
+        "utf-8",
+    )
+    outcome = call(["plan", "p.yaml", "--format", "kubernetes"])
+    assert outcome.code == 0, outcome.err
+    kinds = {document["kind"] for document in yaml.safe_load_all(outcome.out) if document}
+    assert {"ClusterRole", "Deployment", "PodDisruptionBudget"} <= kinds

@@ -66,8 +66,8 @@ def show_report(request: ReportRequest, *, exit_zero: bool = False) -> ExitCode:
     if request.other is not None:
         report = compare_reports(Side(str(request.path), report), Side(str(request.other), read_report(request.other)))
     form = "html" if page else request.form
-    output.deliver(report, output.select_renderer(open_registry(), form, page or request.out),
-                   page or request.out)  # fmt: skip
+    out = page or request.out
+    output.deliver(report, output.select_renderer(open_registry(), form, out, report.kind), out)
     if page is not None:
         _open_browser(page)
         if report.status == "running":
