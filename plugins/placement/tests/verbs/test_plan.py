@@ -151,6 +151,18 @@ def test_work_that_a_checkpoint_kept_slows_nothing_down(tmp_path: Path) -> None:
     assert report.metrics["fairness"].value == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("lost_at", "useful_min"), [(150, 120), (180, 180)])
+def test_what_a_checkpoint_kept_is_in_use(tmp_path: Path, lost_at: int, useful_min: int) -> None:
+    """Also a run that was stopped right at a checkpoint counts, which lost nothing."""
+    text = PREEMPTED.replace("at: 150 min", f"at: {lost_at} min")
+    report = plan(
+        validate(PlacementSpec, parse(text, "p.yaml")), Run(directory=RunDir(tmp_path), engine=LocalEngine(1))
+    )
+    # until the last start, after 400 minutes: one node without the outage, the other all the time
+    expected = (useful_min + 400 - lost_at - 60 + 400) / (400 - 60 + 400)
+    assert report.metrics["utilisation"].value == pytest.approx(expected)
+
+
 def test_an_unsatisfiable_composition_is_an_error(tmp_path: Path) -> None:
     """Exit 2 with the smallest case, before anything is replayed."""
     with pytest.raises(UnfoldError, match="with a alone on the empty cluster, 10 tasks wait forever") as error:

@@ -224,7 +224,7 @@ def compute_utilisation(result: SimulationResult, pieces: Sequence[Piece]) -> tu
     until_s = until_s if until_s > begin_s else float(result.end_s[has_run].max())
     run_s = np.where(has_run, np.minimum(result.end_s, until_s) - np.minimum(result.start_s, until_s), 0.0)
     for piece in pieces:
-        if piece.useful_s < piece.end_s - piece.start_s:
+        if not piece.has_ended:
             run_s[piece.row] += piece.useful_s
     used = (result.table.demand_by_kind[: len(result.tasks)] * run_s[:, None]).sum(axis=0)
     offered = _total_capacity(result) * (until_s - begin_s)
