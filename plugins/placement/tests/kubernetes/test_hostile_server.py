@@ -18,11 +18,13 @@ from unfold_placement.core.types import Task
 from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.backend import open_backend
 from unfold_placement.kubernetes.codec import MAX_AMOUNT, Scope, annotation_key, parse_amount
+from unfold_placement.kubernetes.connection import ClusterAccess, read_nodes
 from unfold_placement.kubernetes.writer import OpeningUnits, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.service import ControllerThread
 from unfold_placement.policies.registry import PolicyRule, build_policies
+from unfoldkit.api import UnfoldError
 from unfoldkit.kubernetes.api import Api, ApiError
 
 pytestmark = pytest.mark.kubernetes
@@ -371,3 +373,16 @@ def test_an_error_without_a_message_names_the_request() -> None:
         server.fault = lambda *_: Fault(503, b"<html>bad gateway</html>")
         with pytest.raises(ApiError, match="503 : GET /api/v1/nodes: <html>bad gateway"):
             api.get("/api/v1/nodes")
+
+
+def test_a_plan_only_reads_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may only read can plan: the nodes come without a write, and an expired token is named as such."""
+    with stub_server() as (server, api):
+        monkeypatch.setattr(ClusterAccess, "connect", lambda _: api)
+        server.put("nodes", node("n0"))
+        assert [found.name for found in read_nodes("p", ClusterAccess())] == ["n0"]
+        assert {method for method, _ in server.requests} == {"GET"}
+    with stub_server() as (server, api):
+        server.fault = lambda *_: Fault(401, b'{"kind": "Status", "reason": "Unauthorized", "message": "Unauthorized"}')
+        with pytest.raises(UnfoldError, match=r"denies access: Unauthorized .*has expired"):
+            read_nodes("p", ClusterAccess())

@@ -29,10 +29,12 @@ from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.state_store import StateStore
 from unfold_placement.policies.affinity.node_filter import AcceptedNodes, DomainLimits, has_domain_limits
-from unfoldkit.api import user_error
+from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.kubernetes.api import MERGE, Api, ApiError
 from unfoldkit.kubernetes.leader_election import LeaderElection, lease_body, leases_path, read_duration_s
 
+ROLES_HINT = "unfold plan SPEC --format kubernetes writes the roles that are needed"
+UNAUTHORIZED = 401
 BIND_TIMEOUT_S = 10.0
 SNAPSHOT_PERIOD_S = 5.0
 """Least time between snapshots that pods of other programs cause."""
@@ -441,8 +443,7 @@ def open_backend(
         informer.origin = writer.origin
         informer.start()
     except ApiError as error:
-        hint = "unfold plan SPEC --format kubernetes writes the roles that are needed"
-        raise user_error(f"the cluster denies access: {error.message}", key="cluster.kubernetes", hint=hint) from error
+        raise access_error(error, ROLES_HINT) from error
     return KubernetesBackend(
         api,
         scope,
@@ -454,6 +455,14 @@ def open_backend(
         asks,
         bind_timeout_s,
     )
+
+
+def access_error(error: ApiError, hint: str) -> UnfoldError:
+    """Build the error of a refused connection, with what a permitted user lacks as its ``hint``."""
+    message = f"the cluster denies access: {error.message or error.reason or error.status}"
+    if error.status == UNAUTHORIZED:
+        hint = "the token or certificate has expired or is unknown; kubectl auth whoami shows the same"
+    return user_error(message, key="cluster.kubernetes", hint=hint)
 
 
 def renew_owner(api: Api, scope: Scope, owner: str, ttl: float) -> None:

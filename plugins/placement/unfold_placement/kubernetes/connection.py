@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from unfold_placement.core.types import Ask, Node, Task
 from unfold_placement.kubernetes.admission_check import AdmissionCheckBackend, open_admission_check
-from unfold_placement.kubernetes.backend import BIND_TIMEOUT_S, KubernetesBackend, open_backend
+from unfold_placement.kubernetes.backend import (
+    BIND_TIMEOUT_S,
+    ROLES_HINT,
+    KubernetesBackend,
+    access_error,
+    open_backend,
+)
 from unfold_placement.kubernetes.codec import GATES, UNITS, Scope
 from unfold_placement.kubernetes.gate_queue import MAX_IN_FLIGHT
+from unfold_placement.kubernetes.informer import Informer
 from unfold_placement.kubernetes.shadow import ShadowBackend, open_shadow
-from unfoldkit.api import user_error
+from unfold_placement.live.state_store import StateStore
 from unfoldkit.kubernetes.api import Api, ApiError, connect_api
 
 
@@ -87,8 +95,7 @@ def open_cluster_shadow(scope_name: str, access: ClusterAccess) -> tuple[ShadowB
     try:
         backend = open_shadow(api, Scope(scope_name, api.namespace, access.units, GATES))
     except ApiError as error:
-        hint = "shadow mode needs to list and watch nodes and pods"
-        raise user_error(f"the cluster denies access: {error.message}", key="cluster.kubernetes", hint=hint) from error
+        raise access_error(error, "shadow mode needs to list and watch nodes and pods") from error
     location = f"Kubernetes at {api.client.configuration.host}, namespace {access.namespace}"
     return backend, f"shadow of {location}: nothing is written"
 
@@ -105,15 +112,23 @@ def open_cluster_checks(scope_name: str, access: ClusterAccess, patience_s: floa
         backend = open_admission_check(api, scope, patience_s)
     except ApiError as error:
         hint = "it needs Kueue (v1beta2) and the roles of unfold plan SPEC --format kubernetes"
-        raise user_error(f"the cluster denies access: {error.message}", key="cluster.kubernetes", hint=hint) from error
+        raise access_error(error, hint) from error
     location = f"Kubernetes at {api.client.configuration.host}"
     return backend, f"admission checks with controllerName {scope.gate} of Kueue on {location}"
 
 
 def read_nodes(scope_name: str, access: ClusterAccess) -> list[Node]:
-    """Read the current nodes of a cluster, for a plan."""
-    backend = open_backend(access.connect(), scope_name, units=access.units)
+    """Read the current nodes of a cluster, for a plan, which writes nothing.
+
+    Raises:
+        UnfoldError: the cluster does not answer, or refuses access.
+    """
+    api, origin = access.connect(), time.time()
+    store = StateStore(lambda: time.time() - origin)
     try:
-        return sorted(backend.snapshot().nodes, key=lambda node: node.name)
+        Informer(api, Scope(scope_name, api.namespace, access.units), store, origin).start()
+        return sorted(store.snapshot().nodes, key=lambda node: node.name)
+    except ApiError as error:
+        raise access_error(error, ROLES_HINT) from error
     finally:
-        backend.close()
+        api.close()
