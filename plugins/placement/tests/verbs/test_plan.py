@@ -207,6 +207,7 @@ def test_a_custom_policy_needs_allow_code(tmp_path: Path) -> None:
     [
         ("gpu: 4}", "gpus: 4}", "did you mean"),
         ("{count: 4, cpu: 16, gpu: 4}", "{count: 4}", "without any resource"),
+        ("gpu: 1, run", "resources: {a/b/c: 1}, run", "characters that are not allowed"),
         ("run: 10 min", "run: 10", "has no unit"),
         ("gpu: 1, run", "after: [c], gpu: 1, run", "no such job: c"),
         ("POLICY", "{pack: {fallback: [any later]}}", "not a level and a time"),
@@ -351,3 +352,19 @@ def test_numbered_tasks_of_one_name_are_an_error(tmp_path: Path) -> None:
     """The second task of a row, and another row, may not share a name: policies would take them for one task."""
     with pytest.raises(UnfoldError, match="2 tasks have the name a-1"):
         plan_table(tmp_path, "task,arrival,run,gpu,count\na,0,5,1,2\na-1,0,5,1,1\n")
+
+
+def test_resources_may_have_a_vendor_in_front(tmp_path: Path) -> None:
+    """A slice of a GPU has the name that Kubernetes gives it: two tasks of two share a node of four."""
+    kind = "nvidia.com/mig-1g.5gb"
+    text = (
+        PREEMPTED.split("cluster:", maxsplit=1)[0]
+        + f"""
+cluster: {{nodes: [{{cpu: 4, resources: {{{kind}: 4}}}}]}}
+workload: {{tasks: [{{job: a, count: 3, run: 10 min, resources: {{{kind}: 2}}}}]}}
+"""
+    )
+    report = plan(
+        validate(PlacementSpec, parse(text, "p.yaml")), Run(directory=RunDir(tmp_path), engine=LocalEngine(1))
+    )
+    assert report.metrics["makespan_s"].value == 1200

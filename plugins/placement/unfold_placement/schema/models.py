@@ -25,7 +25,9 @@ Text = Annotated[str, Field(min_length=1, max_length=253)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
 Amount = Annotated[float, Field(ge=0, le=1e6)]
 TraceFormat = Literal["openb", "csv", "kubectl", "ray", "swf", "philly"]
-Amounts = Annotated[dict[Name, Amount], Field(max_length=16)]
+ResourceName = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9.-]*/)?[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+"""A name, or one with a vendor in front, as Kubernetes writes it: nvidia.com/mig-1g.5gb."""
+Amounts = Annotated[dict[ResourceName, Amount], Field(max_length=16)]
 
 
 class NodeSpec(Model):
