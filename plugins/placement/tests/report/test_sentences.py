@@ -58,6 +58,7 @@ SAMPLES: dict[str, list[str]] = {
     "whole_trace_line": [sentences.whole_trace_line("jobs.csv", (12, 500))],
     "zero_run_line": [sentences.zero_run_line("jobs.csv", (12, 500))],
     "unlisted_line": [sentences.unlisted_line("jobs.csv", "after", (12, 500))],
+    "never_starting_line": [sentences.never_starting_line("train")],
     "bound_line": [sentences.bound_line(1, 3), sentences.bound_line(2, 3)],
     "by_design_line": [sentences.by_design_line("head of line"), sentences.by_design_line("starvation")],
     "time_dependent_line": [sentences.time_dependent_line("history")],

@@ -434,6 +434,17 @@ def test_a_report_shows_percentages_and_trusts_no_finding_that_the_replay_lacks(
     assert (doubtful.verdict, doubtful.headline) == (Verdict.NO, "1 finding of the search did not appear in the replay")
 
 
+def test_a_job_that_can_never_start_is_named() -> None:
+    """A gang of two under a limit of one blocks no other, and the report does not vouch for the gang itself."""
+    tasks = (*job("wide", 2, user="ann"), *job("single", 1, user="bob"))
+    rules = policy(gang={}, limit={"most": 1, "by": "user"})
+    problem = Problem(name="x", nodes=tuple(cluster(1)), tasks=tasks, rules=rules)
+    found = verify_policies(problem, Bound(), lambda *_: None)
+    lines = [line for label, line in verification_report(problem, found, {}).lines if label == "never starts"]
+    assert len(lines) == 1
+    assert lines[0].startswith("wide cannot start even alone")
+
+
 def test_the_spec_of_a_counterexample_keeps_deadlines() -> None:
     """The spec is replayed with the deadlines of the search, written as times after the arrival."""
     text = (

@@ -229,6 +229,11 @@ def incomplete_headline(states: int) -> str:
     return f"nothing found in {states:,} states, but the search is incomplete and claims nothing"
 
 
+def never_starting_line(job: str) -> str:
+    """Return the line about a job that can never start under its policies."""
+    return f"{job} cannot start even alone on the empty cluster, so its own waiting is not judged; unfold plan explains"
+
+
 def bound_line(nodes: int, jobs: int) -> str:
     """Return the line about the extent of a verification."""
     return f"up to {format_count(nodes, 'node')} and {jobs} jobs at a time; larger cases are not covered"

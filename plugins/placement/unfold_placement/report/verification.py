@@ -10,6 +10,7 @@ from typing import Any
 from unfold_placement.report import sentences
 from unfold_placement.report.plan import gantt_figures
 from unfold_placement.simulation.audit import is_checked_at_starts
+from unfold_placement.simulation.deadlock_check import find_jobs_blocked_alone
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.simulation.simulator import simulate
 from unfold_placement.verification.counterexample import Counterexample
@@ -56,6 +57,7 @@ def verification_report(problem: Problem, verification: Verification, decision: 
     lines += [("not claimed", sentences.time_dependent_line(name)) for name in verification.time_dependent]
     if verification.unconfirmed:
         lines.append(("not confirmed", sentences.unconfirmed_line(verification.unconfirmed)))
+    lines += [("never starts", sentences.never_starting_line(job)) for job in _find_blocked_jobs(problem)]
     lines.append(("bound", sentences.bound_line(*verification.extent)))
     return Report(
         kind="placement",
@@ -76,6 +78,15 @@ def verification_report(problem: Problem, verification: Verification, decision: 
         lines=tuple(lines),
         decision=decision or None,
     )
+
+
+def _find_blocked_jobs(problem: Problem) -> list[str]:
+    """Return jobs that never start even alone, of which a search shows only that they block no other."""
+    try:
+        blocked = find_jobs_blocked_alone(problem.nodes, problem.tasks, problem.new_policies)
+        return [counterexample.jobs[0] for counterexample, _ in blocked]
+    except UnfoldError:
+        return []  # a finding has what the policy raised
 
 
 def _bound_rows(problem: Problem, verification: Verification) -> Iterator[tuple[str, str, int, int]]:
