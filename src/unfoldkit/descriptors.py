@@ -89,11 +89,16 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A health check for ``unfold doctor``; ``action`` names a ``() -> CheckResult``."""
+    """A health check for ``unfold doctor``; ``action`` names a ``() -> CheckResult``.
+
+    With a ``target`` it runs for ``doctor --target`` only, and names a ``() -> Mapping[str, CheckResult]``: what was
+    found out about that system, by name.
+    """
 
     name: str
     summary: str
     action: str
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)

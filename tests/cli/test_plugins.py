@@ -292,6 +292,23 @@ def test_doctor_says_what_is_there(unfold: Unfold) -> None:
     assert unfold("doctor", "--format", "html").code == 2
 
 
+def test_doctor_checks_another_system_only_if_it_is_named(
+    unfold: Unfold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks of a system are not part of those of this machine; a system that no plugin knows is refused."""
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert "cluster" not in unfold("doctor").out
+    outcome = unfold("doctor", "--target", "kubernetes")
+    assert outcome.code == 1
+    assert outcome.out.startswith("no  cluster ")
+    assert len(outcome.out.splitlines()) == 1
+    outcome = unfold("doctor", "--target", "kubernets")
+    assert outcome.code == 2
+    assert outcome.err.startswith("--target kubernets: no such system")
+    assert "kubernetes" in outcome.err
+
+
 @pytest.mark.parametrize("name", ["Echo", "1x", "a b", "class", "", "../x", "-x"])
 def test_a_bad_name_starts_no_plugin(unfold: Unfold, tmp_path: Path, name: str) -> None:
     """A name that cannot be a package makes nothing."""

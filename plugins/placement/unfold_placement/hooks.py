@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from unfoldkit.api import Kind, Renderer, hookimpl
+from unfoldkit.api import Check, Kind, Renderer, hookimpl
 
 
 @hookimpl
@@ -20,6 +20,17 @@ def unfold_kinds() -> Iterable[Kind]:
         extra="placement",
         opens="unfold_placement.verbs.check_inputs:check_inputs",
         verifies="unfold_placement.verbs.verify:verify",
+    )
+
+
+@hookimpl
+def unfold_checks() -> Iterable[Check]:
+    """Offer the checks of ``unfold doctor --target kubernetes``."""
+    yield Check(
+        name="kubernetes",
+        summary="a controller can run on the cluster",
+        action="unfold_placement.verbs.check_cluster:check_cluster",
+        target="kubernetes",
     )
 
 

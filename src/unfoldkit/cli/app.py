@@ -366,11 +366,16 @@ def refresh(region: options.Region = "us-east-1") -> None:
     _exit_with(lambda: refresh_prices(region, dt.datetime.now(dt.UTC)))
 
 
-def doctor(form: TextOrJson = "text") -> None:
+def doctor(
+    form: TextOrJson = "text",
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="SYSTEM", help="check that system instead, such as kubernetes")
+    ] = None,
+) -> None:
     """Check that everything the tool needs is there."""
     from unfoldkit.cli.commands.doctor import diagnose
 
-    _exit_with(lambda: diagnose(form))
+    _exit_with(lambda: diagnose(form, target))
 
 
 def report(

@@ -19,11 +19,13 @@ from tests.served import serving
 from unfold_placement.core.types import Ask, Task
 from unfold_placement.kubernetes.backend import KubernetesBackend
 from unfold_placement.kubernetes.client import connect_client
+from unfold_placement.kubernetes.connection import ClusterAccess
 from unfold_placement.kubernetes.manifests import build_deployment, build_roles, build_submitter_role
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.schema.policies import PolicySpec
+from unfold_placement.verbs.check_cluster import check_cluster
 from unfold_placement.workload.build import policy_rules
 from unfoldkit.kubernetes.api import MERGE, Api, ApiError
 
@@ -237,3 +239,16 @@ def left_over(admin: Api, eye: KubernetesBackend) -> list[str]:
     """Return the names of a scope that nodes still have."""
     nodes = admin.get("/api/v1/nodes")["items"]
     return [name for node in nodes for name in node["status"]["allocatable"] if name.startswith(eye.scope.prefix)]
+
+
+def test_doctor_asks_for_what_the_shipped_roles_permit(
+    kube: KubeWorld, admin: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a real cluster with the roles applied, the controller's account has every permission that is checked."""
+    monkeypatch.setattr(ClusterAccess, "connect", lambda _access: replace(admin, namespace="unfold"))
+    found = check_cluster()
+    assert kube.plane
+    assert found["permissions"].ok, found["permissions"]
+    assert found["permissions"].message.startswith("system:serviceaccount:unfold:unfold-placement has all")
+    assert found["nodes"].message == "3 of 3 nodes ready, nvidia.com/gpu 12"
+    assert found["cluster"].ok

@@ -8,22 +8,28 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from unfoldkit.cli import console
 from unfoldkit.descriptors import REPORT_TO_AUTHORS, Check, CheckResult, resolve
 from unfoldkit.engines.local import available_cores
-from unfoldkit.errors import ExitCode, UnfoldError, format_value, list_extras, user_error
+from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, format_value, list_extras, user_error
 from unfoldkit.registry import Registry, find_misspelt_hooks, open_registry
 
 GIB = 1024**3
 MIN_PYTHON = (3, 11)
 
 
-def diagnose(form: str = "text") -> ExitCode:
-    """Print every check with the remedy of a failed one; the answer is no if one failed."""
-    results = list(run_checks(open_registry()))
+def diagnose(form: str = "text", target: str | None = None) -> ExitCode:
+    """Print every check with the remedy of a failed one; the answer is no if one failed.
+
+    Args:
+        form: ``text`` or ``json``.
+        target: The system to check instead of this machine.
+    """
+    registry = open_registry()
+    results = list(run_checks(registry) if target is None else check_target(registry, target))
     if form == "json":
         rows = [{"name": name, "ok": item.ok, "message": item.message, "hint": item.hint} for name, item in results]
         console.write_report(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
@@ -52,22 +58,44 @@ def run_checks(registry: Registry) -> Iterator[tuple[str, CheckResult]]:
     misspelt = find_misspelt_hooks(registry)
     yield "hooks", CheckResult(not misspelt, misspelt or "every hook is known", "a misspelt hook is never called")
     for check in registry.checks():
-        yield check.name, _run(check)
+        if not check.target:
+            yield from _run(check)
 
 
-def _run(check: Check) -> CheckResult:
+def check_target(registry: Registry, target: str) -> Iterator[tuple[str, CheckResult]]:
+    """Yield the name and result of every check of a system.
+
+    Raises:
+        UnfoldError: No plugin checks that system.
+    """
+    checks = [check for check in registry.checks() if check.target]
+    chosen = [check for check in checks if check.target == target]
+    if not chosen:
+        names = [check.target for check in checks]
+        raise user_error(f"--target {target}: no such system", hint=did_you_mean(target, names))
+    for check in chosen:
+        yield from _run(check)
+
+
+def _run(check: Check) -> Iterator[tuple[str, CheckResult]]:
     if not check.action:
-        return CheckResult(ok=False, message=check.summary, hint=REPORT_TO_AUTHORS)
+        yield check.name, CheckResult(ok=False, message=check.summary, hint=REPORT_TO_AUTHORS)
+        return
     try:
         result = resolve(check.action)()
     except UnfoldError as error:
-        return CheckResult(ok=False, message=str(error))
+        yield check.name, CheckResult(ok=False, message=str(error))
+        return
     except Exception as error:  # noqa: BLE001 - the check of one plugin must not stop the others
-        return CheckResult(ok=False, message=f"the check itself failed: {error!r}", hint=REPORT_TO_AUTHORS)
-    if isinstance(result, CheckResult):
-        return result
-    message = f"the check returned {format_value(result)}, not a CheckResult"
-    return CheckResult(ok=False, message=message, hint=REPORT_TO_AUTHORS)
+        yield check.name, CheckResult(ok=False, message=f"the check itself failed: {error!r}", hint=REPORT_TO_AUTHORS)
+        return
+    results = result if check.target and isinstance(result, Mapping) else {check.name: result}
+    for name, item in results.items():
+        if isinstance(item, CheckResult):
+            yield name, item
+        else:
+            message = f"the check returned {format_value(item)}, not a CheckResult"
+            yield name, CheckResult(ok=False, message=message, hint=REPORT_TO_AUTHORS)
 
 
 def _check_packages() -> CheckResult:

@@ -1,0 +1,169 @@
+"""The checks of ``unfold doctor --target kubernetes``: what a controller needs of a cluster."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from unfold_placement.kubernetes.connection import ClusterAccess
+from unfold_placement.kubernetes.manifests import ACCOUNT, build_gate_guard, build_roles
+from unfoldkit.api import CheckResult, UnfoldError, format_count
+from unfoldkit.kubernetes.api import Api, ApiError, call_all
+
+Body = dict[str, Any]
+OLDEST = (1, 30)
+"""Scheduling gates and admission policies are stable from this version of Kubernetes on."""
+APPLY = "unfold plan SPEC --format kubernetes | kubectl apply -f -"
+WORKLOAD_GROUPS = {"jobset.x-k8s.io": "JobSet", "kueue.x-k8s.io": "Kueue", "ray.io": "KubeRay"}
+MAX_SHOWN = 4
+
+
+def check_cluster() -> Mapping[str, CheckResult]:
+    """Check the cluster of the current context, or of the pod in which this runs."""
+    access = ClusterAccess()
+    try:
+        api = access.connect()
+    except UnfoldError as error:
+        return {"cluster": CheckResult(ok=False, message=error.diagnostics[0].message, hint=error.diagnostics[0].hint)}
+    checks: Mapping[str, Callable[[Api], CheckResult]] = {
+        "cluster": _check_version,
+        "permissions": _check_permissions,
+        "nodes": _check_nodes,
+        "workloads": _list_workload_kinds,
+        "gate guard": _check_guard,
+        "controller": _check_controller,
+    }
+    results: dict[str, CheckResult] = {}
+    try:
+        for name, check in checks.items():
+            results[name] = _attempt(check, api)
+            if name == "cluster" and not results[name].ok:
+                break
+    finally:
+        api.close()
+    return results
+
+
+def _attempt(check: Callable[[Api], CheckResult], api: Api) -> CheckResult:
+    try:
+        return check(api)
+    except ApiError as error:
+        return CheckResult(ok=False, message=f"the cluster denies access: {error.message or error.reason}")
+    except UnfoldError as error:
+        hint = "kubectl cluster-info shows whether the server responds"
+        return CheckResult(ok=False, message=error.diagnostics[0].message, hint=hint)
+
+
+def _check_version(api: Api) -> CheckResult:
+    version = str(api.call("GET", "/version", tries=1).get("gitVersion", "of unknown version"))
+    found = re.match(r"v(\d+)\.(\d+)", version)
+    is_new = found is not None and (int(found[1]), int(found[2])) >= OLDEST
+    message = f"Kubernetes {version} at {api.client.configuration.host}"
+    return CheckResult(is_new, message, f"{'.'.join(map(str, OLDEST))} or later is needed")
+
+
+def _check_permissions(api: Api) -> CheckResult:
+    """Check what the roles permit: to the controller's account if it exists, and otherwise to the caller."""
+    path = f"/api/v1/namespaces/{api.namespace}/serviceaccounts/{ACCOUNT}"
+    found = call_all([partial(api.get, path)])[0]
+    user = "" if isinstance(found, ApiError) else f"system:serviceaccount:{api.namespace}:{ACCOUNT}"
+    requests = list(_list_attributes(api.namespace))
+    answers = call_all([partial(_is_allowed, api, attributes, user) for attributes in requests])
+    refused = next((answer for answer in answers if isinstance(answer, ApiError)), None)
+    if refused is not None:
+        return CheckResult(ok=False, message=f"cannot be checked: {refused.message or refused.reason}")
+    denied = [_describe(item) for item, answer in zip(requests, answers, strict=True) if not answer]
+    who = user or "this identity"
+    if not denied:
+        return CheckResult(ok=True, message=f"{who} has all {len(requests)} that a controller needs")
+    return CheckResult(ok=False, message=f"{who} may not {_join(denied)}", hint=APPLY)
+
+
+def _list_attributes(namespace: str) -> Iterator[Body]:
+    """List what the controller's roles permit, one request each."""
+    for role in build_roles(namespace):
+        where = {"namespace": namespace} if role["kind"] == "Role" else {}
+        for rule in role.get("rules", ()) if role["kind"] in ("Role", "ClusterRole") else ():
+            for group in rule["apiGroups"]:
+                for resource in rule["resources"]:
+                    name, _, part = resource.partition("/")
+                    for verb in rule["verbs"]:
+                        yield {"group": group, "resource": name, "subresource": part, "verb": verb, **where}
+
+
+def _is_allowed(api: Api, attributes: Body, user: str) -> bool:
+    kind = "SubjectAccessReview" if user else "SelfSubjectAccessReview"
+    spec = {"resourceAttributes": attributes, **({"user": user} if user else {})}
+    review = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
+    answer = api.post(f"/apis/authorization.k8s.io/v1/{kind.lower()}s", review)
+    return bool((answer.get("status") or {}).get("allowed"))
+
+
+def _describe(attributes: Body) -> str:
+    part = f"/{attributes['subresource']}" if attributes["subresource"] else ""
+    where = f" in {attributes['namespace']}" if "namespace" in attributes else ""
+    return f"{attributes['verb']} {attributes['resource']}{part}{where}"
+
+
+def _check_nodes(api: Api) -> CheckResult:
+    bodies = api.get("/api/v1/nodes")["items"]
+    ready = [body for body in bodies if _is_ready(body)]
+    amounts = Counter[str]()
+    for body in ready:
+        for name, amount in (body.get("status") or {}).get("allocatable", {}).items():
+            # extended resources, such as nvidia.com/gpu, are whole numbers
+            if "/" in name and str(amount).isdigit():
+                amounts[name] += int(amount)
+    tainted = sum(bool((body.get("spec") or {}).get("taints")) for body in ready)
+    parts = [f"{len(ready)} of {format_count(len(bodies), 'node')} ready"]
+    parts += [f"{name} {amount:,}" for name, amount in sorted(amounts.items()) if amount]
+    parts += [f"{tainted} with taints"] if tainted else []
+    return CheckResult(bool(ready), ", ".join(parts), "kubectl describe nodes")
+
+
+def _is_ready(body: Body) -> bool:
+    conditions = (body.get("status") or {}).get("conditions") or ()
+    is_ready = any(item.get("type") == "Ready" and item.get("status") == "True" for item in conditions)
+    return is_ready and not (body.get("spec") or {}).get("unschedulable")
+
+
+def _list_workload_kinds(api: Api) -> CheckResult:
+    groups = {group["name"] for group in api.get("/apis")["groups"]}
+    found = [name for group, name in WORKLOAD_GROUPS.items() if group in groups]
+    absent = [name for name in WORKLOAD_GROUPS.values() if name not in found]
+    message = f"Job, Deployment and pods{''.join(f', {name}' for name in found)}"
+    return CheckResult(ok=True, message=f"{message}; not installed: {', '.join(absent)}" if absent else message)
+
+
+def _check_guard(api: Api) -> CheckResult:
+    absent = []
+    for body in build_gate_guard(api.namespace):
+        kind, name = body["kind"], body["metadata"]["name"]
+        plural = "validatingadmissionpolicies" if kind == "ValidatingAdmissionPolicy" else f"{kind.lower()}s"
+        answer = call_all([partial(api.get, f"/apis/{body['apiVersion']}/{plural}/{name}")])[0]
+        if isinstance(answer, ApiError):
+            if not answer.is_absent:
+                raise answer
+            absent.append(f"{kind} {name}")
+    if not absent:
+        return CheckResult(ok=True, message="only the controller removes gates from pods")
+    message = f"whoever may update pods can start them past the policy: no {_join(absent)}"
+    return CheckResult(ok=False, message=message, hint=APPLY)
+
+
+def _check_controller(api: Api) -> CheckResult:
+    path = f"/apis/apps/v1/namespaces/{api.namespace}/deployments"
+    found = api.get(path, labelSelector=f"app.kubernetes.io/name={ACCOUNT}")["items"]
+    if not found:
+        return CheckResult(ok=True, message=f"none is deployed in the namespace {api.namespace}")
+    ready = {body["metadata"]["name"]: (body.get("status") or {}).get("readyReplicas") or 0 for body in found}
+    message = ", ".join(f"{name}: {format_count(count, 'replica')} ready" for name, count in ready.items())
+    return CheckResult(all(ready.values()), message, f"kubectl -n {api.namespace} get pods")
+
+
+def _join(names: Sequence[str]) -> str:
+    rest = len(names) - MAX_SHOWN
+    return ", ".join(names[:MAX_SHOWN]) + (f" and {format_count(rest, 'other')}" if rest > 0 else "")
