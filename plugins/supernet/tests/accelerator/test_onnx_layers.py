@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from plugins.supernet.tests.helpers import make_run, parse_spec
 from unfold_supernet.accelerator.layers import DEPTH, GROUPS, INPUT, KERNELS, OUT_COLUMNS, OUT_ROWS
 from unfold_supernet.accelerator.onnx_layers import read_onnx_layers
+from unfold_supernet.accelerator.tiling import describe_shape
 from unfold_supernet.verbs.plan import plan
 from unfoldkit.api import UnfoldError, Verdict
 
@@ -67,6 +68,15 @@ def test_layers_are_those_of_the_graph(tmp_path: Path, rows: Any) -> None:
     assert "Add, Flatten, GlobalAveragePool, MaxPool, Relu" in family.about
 
 
+def test_steps_of_a_convolution_are_those_of_its_node(tmp_path: Path) -> None:
+    """Strides may differ by axis; without padding, the maps of a dilated convolution suggest another stride."""
+    nodes = [helper.make_node("Conv", ["x", "w0"], ["y"], "a", strides=[1, 3], dilations=[4, 2])]
+    path = write_graph(tmp_path / "net.onnx", nodes, {"w0": (8, 2, 3, 3)}, ("n", 2, 12, 12))
+    (row,) = read_onnx_layers(path, "mine", 70.0).subnets[0].table
+    shape = describe_shape(row)
+    assert (shape.out, shape.stride, shape.dilation, shape.reach) == ((4, 3), (1, 3), (4, 2), (9, 5))
+
+
 @pytest.mark.parametrize(
     ("window", "stride", "parts"),
     [
@@ -104,7 +114,10 @@ def test_signals_and_tokens_are_layers(tmp_path: Path) -> None:
     )
     path = write_graph(tmp_path / "net.onnx", nodes, {"w0": (8, 2, 5), "w1": (8, 32)}, ("n", 2, 64))
     table = read_onnx_layers(path, "mine", 70.0).subnets[0].table
-    assert table.tolist() == [[8, 2, 5, 1, 32, 1, 1, 128], [32, 8, 1, 1, 32, 1, 1, 256]]
+    assert table.tolist() == [
+        [8, 2, 5, 1, 32, 1, 1, 128, 2, 1, 1, 1],
+        [32, 8, 1, 1, 32, 1, 1, 256, 1, 1, 1, 1],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +136,7 @@ def test_channels_are_counted_along_the_axis_that_is_multiplied(
     """Weights may stand on either side, and either side may be transposed."""
     path = write_graph(tmp_path / "net.onnx", [node], {"w": (4, 6)}, shape)
     table = read_onnx_layers(path, "mine", 70.0).subnets[0].table
-    assert table.tolist() == [[4, 6, 1, 1, positions, 1, 1, 6 * positions]]
+    assert table[:, : INPUT + 1].tolist() == [[4, 6, 1, 1, positions, 1, 1, 6 * positions]]
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -172,6 +185,29 @@ def test_shapes_that_the_graph_computes_are_followed(tmp_path: Path) -> None:
     assert family.subnets[0].macs.tolist() == [6 * 4 * 9 * 120, 5 * 6 * 120]
 
 
+def quantise(name: str) -> Any:
+    return helper.make_node("DynamicQuantizeLinear", [name], [f"{name}q", f"{name}s", f"{name}z"])
+
+
+def test_operators_on_integers_are_layers(tmp_path: Path) -> None:
+    """What dynamic quantisation and the QOperator format write has the layers of the network before."""
+    nodes = (
+        *(quantise(name) for name in ("x", "w0", "w1", "w2")),
+        helper.make_node("ConvInteger", ["xq", "w0q", "xz", "w0z"], ["a"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Cast", ["a"], ["b"], to=TensorProto.FLOAT),
+        quantise("b"),
+        helper.make_node("QLinearConv", ["bq", "bs", "bz", "w1q", "w1s", "w1z", "bs", "bz"], ["c"], "second", group=2),
+        helper.make_node("Flatten", ["c"], ["d"]),
+        helper.make_node("QLinearMatMul", ["d", "bs", "bz", "w2q", "w2s", "w2z", "bs", "bz"], ["e"], "third"),
+        helper.make_node("MatMulInteger", ["e", "w2q", "bz", "w2z"], ["f"], "fourth"),
+        helper.make_node("Cast", ["f"], ["y"], to=TensorProto.FLOAT),
+    )
+    weights = {"w0": (4, 3, 3, 3), "w1": (4, 2, 2, 2), "w2": (4, 4)}
+    family = read_onnx_layers(write_graph(tmp_path / "net.onnx", nodes, weights, ("n", 3, 2, 2)), "mine", 70.0)
+    assert family.layers == ("first", "second", "third", "fourth")
+    assert family.subnets[0].macs.tolist() == [4 * 27 * 4, 4 * 2 * 4, 16, 16]
+
+
 def test_layers_of_one_name_are_numbered(tmp_path: Path) -> None:
     """A layer keeps its name if it is free, and is numbered otherwise; weights that several read are mentioned."""
     names = ("a#2", "a", "a", "a")
@@ -187,6 +223,7 @@ def test_layers_of_one_name_are_numbered(tmp_path: Path) -> None:
 
 LSTM = helper.make_node("LSTM", ["x", "w", "w"], ["y"], "memory", hidden_size=2)
 FOREIGN = helper.make_node("Conv", ["x", "w"], ["y"], domain="com.mine")
+QGEMM = helper.make_node("QGemm", ["x", "w"], ["y"], domain="com.microsoft")
 SCORES = helper.make_node("MatMul", ["x", "x"], ["y"], "scores")
 CONV = helper.make_node("Conv", ["x", "w"], ["y"])
 
@@ -196,7 +233,7 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"])
     [
         (LSTM, {"w": (1, 8, 2)}, r"unknown operators: LSTM \(memory\)"),
         (FOREIGN, {"w": (8, 3, 3, 3)}, r"unknown operators: Conv \(y\)"),
-        (helper.make_node("ConvInteger", ["x", "w"], ["y"]), {"w": (8, 3, 3, 3)}, r"ConvInteger.*in the QDQ format"),
+        (QGEMM, {"w": (8, 3)}, r"QGemm \(y\).*in the QDQ format"),
         (SCORES, {}, r"MatMul \(scores\) multiplies two activations"),
         (helper.make_node("Relu", ["x"], ["y"]), {}, "no layer with weights"),
         (CONV, {"w": (8, 5, 3, 3)}, r"Conv \(y\) has weights for 5 channels, its input has 3"),

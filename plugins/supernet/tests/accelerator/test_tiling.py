@@ -143,6 +143,16 @@ def test_tiles_too_large_for_any_buffer_are_used_all_the_same() -> None:
     assert plan_tiles(shape, BufferSizes(1, 1)).bytes > 4 * 4 * 9 + 4 * 36 + 4 * 16
 
 
+@pytest.mark.parametrize("maps", [900, 4000, 1 << 20])
+def test_dilated_windows_reach_as_far_as_dense_ones(maps: int) -> None:
+    """Tiles of a dilated layer overlap like those of the dense window that reaches as far; it has fewer weights."""
+    dense = LayerShape(kernels=8, channels=8, window=(5, 9), out=(14, 20), stride=(1, 2))
+    dilated = replace(dense, window=(3, 3), dilation=(2, 4))
+    expected, plan = (plan_tiles(shape, BufferSizes(1 << 20, maps)) for shape in (dense, dilated))
+    assert (plan.input_reads, plan.output_bytes) == (expected.input_reads, expected.output_bytes)
+    assert plan.weights == 8 * 8 * 9
+
+
 def test_tile_edges_cover_every_number_of_tiles() -> None:
     """Each possible number of tiles has its smallest tile."""
     for edge in (1, 7, 12, 56):

@@ -11,7 +11,8 @@ import numpy as np
 from unfold_supernet._types import IntArray
 
 KERNELS, DEPTH, ROWS, COLUMNS, OUT_ROWS, OUT_COLUMNS, GROUPS, INPUT = range(8)
-WIDTH = 8
+STRIDE_ROWS, STRIDE_COLUMNS, DILATION_ROWS, DILATION_COLUMNS = range(8, 12)
+WIDTH = 12
 MAX_LAYER_COUNT = 10**14
 """Multiplications or values of a layer's maps at most; sums over layers then fit 64 bits."""
 
@@ -27,6 +28,8 @@ class Layer:
         out: Rows and columns of the output map.
         input: Values of the entire input map.
         groups: Groups of channels.
+        stride: Step between outputs along rows and columns; ``None`` derives it from both maps.
+        dilation: Step between the rows and columns of the input that a kernel reads.
     """
 
     kernels: int
@@ -35,11 +38,21 @@ class Layer:
     out: tuple[int, int]
     input: int
     groups: int = 1
+    stride: tuple[int, int] | None = None
+    dilation: tuple[int, int] = (1, 1)
 
     @property
     def row(self) -> tuple[int, ...]:
         """The layer as a row of a subnet's table."""
-        return (self.kernels, self.depth, *self.size, *self.out, self.groups, self.input)
+        stride = self.stride or self._derive_stride()
+        return (self.kernels, self.depth, *self.size, *self.out, self.groups, self.input, *stride, *self.dilation)
+
+    def _derive_stride(self) -> tuple[int, int]:
+        pixels = self.input // max(1, self.depth * self.groups)
+        if self.out[1] == 1 and self.size[1] == 1:
+            return max(1, round(pixels / self.out[0])), 1
+        edge = max(1, round((pixels / math.prod(self.out)) ** 0.5))
+        return edge, edge
 
     @property
     def is_countable(self) -> bool:
@@ -50,7 +63,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class SubnetLayers:
-    """A subnet as a table [layers, 8] over all layers of its family; layers that it lacks are zero rows.
+    """A subnet as a table [layers, 12] over all layers of its family; layers that it lacks are zero rows.
 
     Attributes:
         name: Name of the subnet.

@@ -32,20 +32,22 @@ MAX_LISTED = 5
 PASSING = frozenset(
     (
         "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Concat",
-        "Constant", "ConstantOfShape", "Cos", "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "Elu", "Equal",
-        "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "Greater",
-        "GreaterOrEqual", "GroupNormalization", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LRN",
-        "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "LpNormalization", "LpPool",
-        "Max", "MaxPool", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pad", "Pow",
-        "QuantizeLinear", "RMSNormalization", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSumExp",
-        "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape",
-        "Resize", "Round", "Selu", "Shape", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Softmax", "Softplus",
-        "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu",
-        "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
+        "Constant", "ConstantOfShape", "Cos", "DepthToSpace", "DequantizeLinear", "Div", "Dropout",
+        "DynamicQuantizeLinear", "Elu", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "Gelu",
+        "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GroupNormalization", "HardSigmoid",
+        "HardSwish", "Identity", "InstanceNormalization", "LRN", "LayerNormalization", "LeakyRelu", "Less",
+        "LessOrEqual", "Log", "LogSoftmax", "LpNormalization", "LpPool", "Max", "MaxPool", "Mean", "Min", "Mish",
+        "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pad", "Pow", "QuantizeLinear", "RMSNormalization", "Range",
+        "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+        "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Resize", "Round", "Selu", "Shape", "Sigmoid", "Sign",
+        "Sin", "Size", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub",
+        "Sum", "Swish", "Tanh", "ThresholdedRelu", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
     )
 )  # fmt: skip
-QUANTISED = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger")
+QUANTISED = ("QLinear", "QGemm")
 WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+INTEGER = {"ConvInteger": "Conv", "MatMulInteger": "MatMul", "QLinearConv": "Conv", "QLinearMatMul": "MatMul"}
+"""Operators on 8-bit integers, and what they compute."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -100,7 +102,7 @@ def _reject(path: Path, key: str, message: str, hint: str) -> UnfoldError:
 
 
 def _check_operators(nodes: Sequence[Any], path: Path, key: str) -> None:
-    known = PASSING | WEIGHTED
+    known = PASSING | WEIGHTED | INTEGER.keys()
     unknown = [node for node in nodes if node.op_type not in known or node.domain not in ("", "ai.onnx")]
     if unknown:
         labels = [f"{node.op_type} ({node.name or node.output[0]})" for node in unknown[:MAX_LISTED]]
@@ -229,35 +231,45 @@ def _find_constants(graph: Any) -> frozenset[str]:
     return frozenset(constants)
 
 
+def _read_product(node: Any) -> tuple[str, tuple[str, ...]]:
+    """Read what a node with weights computes, and its factors; empty for other nodes."""
+    kind = INTEGER.get(node.op_type, node.op_type if node.op_type in WEIGHTED else "")
+    # scale and zero point follow each factor
+    return kind, tuple(node.input[:4:3] if node.op_type.startswith("QLinear") else node.input[:2]) if kind else ()
+
+
 def _read_layers(node: Any, shapes: Shapes, constants: frozenset[str], path: Path, key: str) -> tuple[Layer, ...]:
     """Read the layers of a node that has weights; none for the others."""
-    if node.op_type not in WEIGHTED or node.output[0] in constants:
+    kind, operands = _read_product(node)
+    if not kind or node.output[0] in constants:
         return ()
     label = f"{node.op_type} ({node.name or node.output[0]})"
-    weights = [name for name in node.input[:2] if name in constants]
+    weights = [name for name in operands if name in constants]
     if not weights:
         hint = "layers have constant weights; attention multiplies activations, which is not modelled"
         raise _reject(path, key, f"{label} multiplies two activations", hint)
-    source = next(name for name in node.input[:2] if name not in constants)
+    source = next(name for name in operands if name not in constants)
     missing = [name for name in (weights[0], source, node.output[0]) if name not in shapes]
     if missing:
         raise _reject(path, key, f"{label}: the shape of {missing[0]} is dynamic", "export it with fixed shapes")
     weight, into, out = (shapes[name] for name in (weights[0], source, node.output[0]))
     attributes = {attribute.name: attribute for attribute in node.attribute}
-    if node.op_type in ("Conv", "ConvTranspose"):
+    if kind in ("Conv", "ConvTranspose"):
         if len(weight) not in (3, 4):
             raise _reject(path, key, f"{label} has {len(weight) - 2} spatial axes", "one and two are modelled")
         groups = attributes["group"].i if "group" in attributes else 1
-        if node.op_type == "ConvTranspose":
+        if kind == "ConvTranspose":
             _check_channels(into[1], weight[0], label, path, key)
             return _split_transposed(weight, into, groups, attributes)
         _check_channels(into[1], weight[1] * groups, label, path, key)
         # the windows of all rows are one after the other: frames of a clip, and inputs of a fixed number, are rows
         rows, columns = _pair(out[2:])
-        return (Layer(weight[0], weight[1], _pair(weight[2:]), (out[0] * rows, columns), math.prod(into), groups),)
+        maps = (out[0] * rows, columns), math.prod(into)
+        steps = (_read_steps(attributes, name) for name in ("strides", "dilations"))
+        return (Layer(weight[0], weight[1], _pair(weight[2:]), *maps, groups, *steps),)
     if len(weight) != 2:
         raise _reject(path, key, f"{label} has weights with {len(weight)} axes", "two are modelled")
-    is_left = weights[0] == node.input[0]
+    is_left = weights[0] == operands[0]
     is_turned, is_source_turned = (
         name in attributes and bool(attributes[name].i) for name in (("transA", "transB")[:: 1 if is_left else -1])
     )
@@ -284,7 +296,7 @@ def _split_transposed(
         attributes: Of the node; a dilated kernel has the same taps.
     """
     window = _pair(weight[2:])
-    stride = _pair(tuple(attributes["strides"].ints)) if "strides" in attributes else (1, 1)
+    stride = _read_steps(attributes, "strides")
     rows, columns = (_count_taps(edge, step) for edge, step in zip(window, stride, strict=True))
     kernels, depth = weight[1] * groups, weight[0] // groups
     height, width = _pair(into[2:])
@@ -312,6 +324,10 @@ def _count_taps(edge: int, stride: int) -> dict[int, int]:
     return {taps: count for taps, count in counts.items() if taps and count}
 
 
+def _read_steps(attributes: Mapping[str, Any], name: str) -> tuple[int, int]:
+    return _pair(tuple(attributes[name].ints)) if name in attributes else (1, 1)
+
+
 def _pair(edges: tuple[int, ...]) -> tuple[int, int]:
     """Return both edges of a map or window; that of a signal has a second edge of 1."""
     return edges[0], edges[1] if len(edges) > 1 else 1
@@ -325,7 +341,7 @@ def _check_channels(present: int, expected: int, label: str, path: Path, key: st
 
 def _count_repeated(graph: Any, constants: frozenset[str]) -> int:
     """Count how often a layer reads weights that an earlier one read, as where a block is called in a loop."""
-    read = [name for node in graph.node if node.op_type in WEIGHTED for name in node.input[:2] if name in constants]
+    read = [name for node in graph.node for name in _read_product(node)[1] if name in constants]
     return len(read) - len(set(read))
 
 

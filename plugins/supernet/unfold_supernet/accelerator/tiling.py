@@ -23,12 +23,15 @@ from unfold_supernet._types import BoolArray, FloatArray, IntArray
 from unfold_supernet.accelerator.layers import (
     COLUMNS,
     DEPTH,
+    DILATION_COLUMNS,
+    DILATION_ROWS,
     GROUPS,
-    INPUT,
     KERNELS,
     OUT_COLUMNS,
     OUT_ROWS,
     ROWS,
+    STRIDE_COLUMNS,
+    STRIDE_ROWS,
 )
 
 SUM_BYTES = 4
@@ -47,6 +50,7 @@ class LayerShape:
         window: Rows and columns of the kernel.
         out: Rows and columns of the output map.
         stride: Step between outputs along rows and columns.
+        dilation: Step between the input rows and columns that an output reads.
     """
 
     kernels: int
@@ -54,6 +58,13 @@ class LayerShape:
     window: tuple[int, int]
     out: tuple[int, int]
     stride: tuple[int, int]
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Rows and columns of the input from the first to the last that an output reads."""
+        rows, columns = ((size - 1) * step + 1 for size, step in zip(self.window, self.dilation, strict=True))
+        return rows, columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +111,14 @@ class _Traffic:
 
 
 def describe_shape(row: IntArray) -> LayerShape:
-    """Describe one group of a layer from its row of a subnet's table; the stride follows from both maps."""
-    groups, out = int(row[GROUPS]), (int(row[OUT_ROWS]), int(row[OUT_COLUMNS]))
-    channels = int(row[DEPTH])
-    pixels = int(row[INPUT]) // max(1, channels * groups)
-    if out[1] == 1 and row[COLUMNS] == 1:
-        stride = (max(1, round(pixels / out[0])), 1)
-    else:
-        edge = max(1, round((pixels / (out[0] * out[1])) ** 0.5))
-        stride = (edge, edge)
+    """Describe one group of a layer from its row of a subnet's table."""
     return LayerShape(
-        kernels=int(row[KERNELS]) // groups,
-        channels=channels,
+        kernels=int(row[KERNELS] // row[GROUPS]),
+        channels=int(row[DEPTH]),
         window=(int(row[ROWS]), int(row[COLUMNS])),
-        out=out,
-        stride=stride,
+        out=(int(row[OUT_ROWS]), int(row[OUT_COLUMNS])),
+        stride=(int(row[STRIDE_ROWS]), int(row[STRIDE_COLUMNS])),
+        dilation=(int(row[DILATION_ROWS]), int(row[DILATION_COLUMNS])),
     )
 
 
@@ -180,14 +184,14 @@ def _choose_tiles(
 
 def _count_map_bytes(shape: LayerShape, buffers: BufferSizes) -> int:
     """Count the bytes of one read of the input, padding included, but not what lies between windows."""
-    axes = zip(shape.out, shape.stride, shape.window, strict=True)
+    axes = zip(shape.out, shape.stride, shape.reach, strict=True)
     edges = [(out - 1) * min(step, size) + size for out, step, size in axes]
     return edges[0] * edges[1] * shape.channels * buffers.value_bytes
 
 
 def measure_read_share(shape: LayerShape) -> float:
     """Measure the share of the input that outputs need: below 1 where a window is smaller than the stride."""
-    return math.prod(min(1.0, size / step) for step, size in zip(shape.stride, shape.window, strict=True))
+    return math.prod(min(1.0, size / step) for step, size in zip(shape.stride, shape.reach, strict=True))
 
 
 def count_group_weights(shape: LayerShape) -> int:
@@ -218,14 +222,14 @@ def list_tile_edges(edge: int) -> list[int]:
 
 def _span(tile: IntArray, shape: LayerShape, axis: int) -> IntArray:
     """Compute the input rows or columns that a tile of outputs needs."""
-    return (tile - 1) * shape.stride[axis] + shape.window[axis]
+    return (tile - 1) * shape.stride[axis] + shape.reach[axis]
 
 
 def _sum_spans(tile: IntArray, shape: LayerShape, axis: int) -> IntArray:
     """Sum the input rows or columns of all tiles, overlaps included; what no output needs is not read."""
-    edge, stride, window = shape.out[axis], shape.stride[axis], shape.window[axis]
+    edge, stride, reach = shape.out[axis], shape.stride[axis], shape.reach[axis]
     tiles = -(-edge // tile)
-    return (edge - tiles) * stride + tiles * window
+    return (edge - tiles) * stride + tiles * reach
 
 
 # The reference.
