@@ -211,6 +211,21 @@ def test_classes_in_another_order_are_refused(
         read_classes(tmp_path, classes, *stated)
 
 
+def test_check_data_compares_the_order_of_classes(tmp_path: Path) -> None:
+    """Classes in another order than those of the spec or of a file above are found before anything is measured."""
+    read_classes(tmp_path, ("x", "y"), ["a", "b"])
+    (tmp_path / "0.onnx").rename(tmp_path / "good.onnx")
+    with pytest.raises(UnfoldError):
+        read_classes(tmp_path, (), ["a", "c"], ["c", "a"])
+    (tmp_path / "1.onnx").rename(tmp_path / "other.onnx")
+    spec = SPEC.replace("serving:", "classes: [b, a]\nserving:")
+    (problem,) = check_inputs(parse_spec(spec), make_run(tmp_path / "run", base=tmp_path))
+    assert (problem.message, problem.key) == ("its classes are a, b, not b, a", "members[0].path")
+    files = [make_member(tmp_path / name) for name in ("0.onnx", "other.onnx")]
+    with pytest.raises(UnfoldError, match=r"other.*its classes are c, a, not a, c"):
+        check_files(files)
+
+
 def test_check_data_reads_the_files_without_measuring(tmp_path: Path) -> None:
     """``check --data`` names a bad file; nothing is written into the run."""
     write_model(tmp_path / "good.onnx")

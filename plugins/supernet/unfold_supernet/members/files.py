@@ -79,8 +79,12 @@ class CheckedFile:
     stamps: tuple[FileStamp, ...]
 
 
-def check_files(members: Sequence[MemberFile]) -> tuple[CheckedFile, ...]:
-    """Check what every file declares, and that all of them take the same inputs.
+def check_files(members: Sequence[MemberFile], classes: tuple[str, ...] = ()) -> tuple[CheckedFile, ...]:
+    """Check what every file declares, and that all of them take the same inputs and have their classes in one order.
+
+    Args:
+        members: The files.
+        classes: Names of the classes in the spec; they may be others than those of the files.
 
     Raises:
         UnfoldError: One diagnostic for each file that cannot be served.
@@ -97,9 +101,20 @@ def check_files(members: Sequence[MemberFile]) -> tuple[CheckedFile, ...]:
             expected, first = format_size(checked[0].size), checked[0].member.path.name
             message = f"input {other.input_name} has rows of {format_size(other.size)}, {first} has {expected}"
             problems += reject(other.member, message, "list models of one task, with equal inputs").diagnostics
+    for index, file in enumerate(checked):
+        for names in (classes, *(other.labels for other in checked[:index])):
+            if file.labels != names and sorted(file.labels) == sorted(names):
+                problems += reject_classes(file, names).diagnostics
+                break
     if problems:
         raise UnfoldError(*problems)
     return tuple(checked)
+
+
+def reject_classes(file: CheckedFile, names: Sequence[str]) -> UnfoldError:
+    """Build the error for a file that states other classes than ``names``, or another order."""
+    message = f"its classes are {', '.join(file.labels)}, not {', '.join(names)}"
+    return reject(file.member, message, "list models with equal classes in one order, that of the scores")
 
 
 def check_file(member: MemberFile) -> CheckedFile:

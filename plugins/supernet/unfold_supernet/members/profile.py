@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unfold_supernet.members.files import CheckedFile, MemberFile, check_files, reject
+from unfold_supernet.members.files import CheckedFile, MemberFile, check_files, reject, reject_classes
 from unfold_supernet.members.probe import ProbeResult, probe_file
 from unfold_supernet.members.runtime import MemberSource
 from unfold_supernet.scheduling.policies import SubnetProfile, build_profile
@@ -87,7 +87,7 @@ def measure_members(problem: MemberList, directory: RunDir, progress: Progress) 
     Raises:
         UnfoldError: A file cannot be served, or no member fits the memory (exit code 2).
     """
-    checked = check_files(problem.files)
+    checked = check_files(problem.files, problem.classes)
     probes = _read_probes(directory)
     problems: list[Diagnostic] = []
     for index, file in enumerate(checked):
@@ -112,7 +112,7 @@ def read_members(problem: MemberList, directory: RunDir) -> MemberProfiles:
     Raises:
         UnfoldError: A file cannot be served, or was changed or added since (exit code 2).
     """
-    checked, probes = check_files(problem.files), _read_probes(directory)
+    checked, probes = check_files(problem.files, problem.classes), _read_probes(directory)
     missing = [file.member for file in checked if file.digest not in probes]
     if missing:
         raise reject(missing[0], "it is not measured in this run yet", "unfold profile SPEC")
@@ -179,14 +179,11 @@ def _name_classes(classes: tuple[str, ...], stating: Sequence[CheckedFile]) -> t
     """Name the classes: as the spec does, or as the files state; empty if neither names them.
 
     Args:
-        classes: Of the spec; may be other names, but not the same in another order.
+        classes: Of the spec; may be other names.
         stating: Files that state a name for each class.
     """
     names = classes or (stating[0].labels if stating else ())
     for file in stating:
-        for others in (names, stating[0].labels):
-            is_permuted = sorted(file.labels) == sorted(others)
-            if file.labels != others and (is_permuted or not classes):
-                message = f"its classes are {', '.join(file.labels)}, not {', '.join(others)}"
-                raise reject(file.member, message, "list models with equal classes in one order, that of the scores")
+        if file.labels != names and not classes:
+            raise reject_classes(file, names)
     return names

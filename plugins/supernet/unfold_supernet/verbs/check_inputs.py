@@ -29,7 +29,8 @@ def _check_layers(spec: SupernetSpec, run: Run) -> None:
 
 def _check_members(spec: SupernetSpec, run: Run) -> None:
     if spec.members is not None:
-        check_files(build.build_member_list(spec, run).files)
+        problem = build.build_member_list(spec, run)
+        check_files(problem.files, problem.classes)
 
 
 def _check_queries(spec: SupernetSpec, run: Run) -> None:
