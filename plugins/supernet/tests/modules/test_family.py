@@ -218,6 +218,26 @@ def test_exported_members_agree_with_onnx_runtime(name: str) -> None:
         np.testing.assert_allclose(session.run(None, {"x": rows.numpy()})[0], expected, atol=1e-5)
 
 
+def test_weights_of_16_bits_are_refused() -> None:
+    """They would be exported to a model that ONNX Runtime cannot run."""
+    module, example = make_case("mlp")
+    with pytest.raises(UnfoldError, match=r"0\.weight has 16 bits.*module\.float"):
+        elastic(module.bfloat16(), example.bfloat16(), widths=(0.5, 1))
+
+
+def test_options_of_a_training_are_checked() -> None:
+    """A misspelt optimizer and batches without a spread are named; weights of classes have the precision of outputs."""
+    module = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).double()
+    x, y = torch.randn(6, 6, dtype=torch.float64), torch.arange(6) % 2
+    family = elastic(module, x, widths=(0.5, 1))
+    wrong: Any = "adam"
+    with pytest.raises(UnfoldError, match=r"unknown optimizer 'adam'.*adamw or sgd"):
+        fit(family, x, y, FitOptions(optimizer=wrong, epochs=1))
+    with pytest.raises(UnfoldError, match=r"batch: a step fails: Expected more than 1 value"):
+        fit(family, x, y, FitOptions(batch=1, epochs=1))
+    fit(family, x, y, FitOptions(class_weights=(1.0, 2.0), epochs=1))
+
+
 def test_a_member_is_exported_to_a_named_file(tmp_path: Path) -> None:
     """A member or its name states what is exported, a path or its text where to."""
     module, example = make_case("mlp")

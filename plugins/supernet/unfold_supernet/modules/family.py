@@ -439,6 +439,10 @@ def _check_module(module: nn.Module, example: Inputs) -> None:
         if isinstance(layer, NORMS) and not layer.track_running_stats:
             message = f"{path or 'the module'} normalises by the other rows of a batch, at inference too"
             raise user_error(message, key="model.from", hint="track_running_stats=True")
+    short = [key for key, tensor in module.state_dict().items() if tensor.dtype in (torch.float16, torch.bfloat16)]
+    if short:
+        message = f"{short[0]} has 16 bits: it loses small updates, and ONNX Runtime does not multiply bfloat16"
+        raise user_error(message, key="model.from", hint="return module.float()")
     broken = [key for key, tensor in module.state_dict().items() if not _is_finite(tensor)]
     if broken:
         raise user_error(f"{broken[0]} is not finite", key="model.weights", hint="load weights without NaN")

@@ -87,8 +87,14 @@ def fit(
             for index, chosen in enumerate(order.split(options.batch)[:batches]):
                 _set_rate(optimizer, options, epoch * batches + index, options.epochs * batches)
                 sample = _draw_members(names, options.samples, rng)
-                with torch.enable_grad():
-                    _take_step(family, sample, optimizer, options, [each[chosen] for each in inputs], y[chosen])
+                try:
+                    with torch.enable_grad():
+                        _take_step(family, sample, optimizer, options, [each[chosen] for each in inputs], y[chosen])
+                # of batch norm, which needs a spread
+                except ValueError as error:
+                    raise user_error(
+                        f"a step fails: {error}", key="batch", hint="use batches of several rows"
+                    ) from error
         if not all(bool(weight.isfinite().all()) for weight in family.weights.values()):
             message = f"training diverged: the weights are not finite after epoch {epoch + 1}"
             raise user_error(message, key="training.rate", hint="lower rate or clip, or scale the inputs")
@@ -117,6 +123,8 @@ def _check_targets(family: ElasticFamily, y: Tensor, options: FitOptions) -> Non
         raise user_error(f"{options.epochs} epochs with {options.batch} rows a batch", hint="at least one of each")
     if options.task not in TASKS:
         raise user_error(f"unknown task {options.task!r}", key="task", hint="classes, labels, values or embeddings")
+    if options.optimizer not in ("adamw", "sgd"):
+        raise user_error(f"unknown optimizer {options.optimizer!r}", key="optimizer", hint="adamw or sgd")
     with torch.no_grad():
         outputs = family(family.members()[-1].name, *family.inputs).shape[1]
     if options.class_weights is not None and len(options.class_weights) != outputs:
@@ -215,7 +223,7 @@ def _take_step(
 
 def compute_loss(outputs: Tensor, y: Tensor, options: FitOptions) -> Tensor:
     """Compute the loss of outputs (n, outputs) against targets, by the task."""
-    weights = None if options.class_weights is None else torch.tensor(options.class_weights)
+    weights = None if options.class_weights is None else torch.tensor(options.class_weights, dtype=outputs.dtype)
     if options.task == "classes":
         return functional.cross_entropy(outputs, y, weight=weights)
     if options.task == "embeddings":
