@@ -102,6 +102,39 @@ def test_channels_of_groups_are_narrowed_alike(middle: Callable[[], nn.Module]) 
     check_members(family, module, example)
 
 
+class Branches(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Maps of two convolutions that are pooled to two positions, flattened, and concatenated."""
+
+    def __init__(self, *channels: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Conv1d(2, count, 3) for count in channels)
+        self.head = nn.Linear(2 * sum(channels), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute outputs (n, 3) for signals (n, 2, length)."""
+        pooled = [torch.nn.functional.adaptive_avg_pool1d(branch(x).relu(), 2) for branch in self.branches]
+        result: Tensor = self.head(torch.cat([each.flatten(1) for each in pooled], 1))
+        return result
+
+
+@pytest.mark.parametrize("channels", [(8, 8), (8, 12)])
+def test_flattened_maps_are_followed_through_a_concatenation(channels: tuple[int, int]) -> None:
+    """Both branches are narrowed apart, and a member returns what the module does if the other channels are 0."""
+    torch.manual_seed(0)
+    module, example = Branches(*channels), torch.randn(3, 2, 20)
+    family = elastic(module, example, widths=(0.5, 1))
+    assert sorted(group.root for group in family.groups) == ["branches.0", "branches.1"]
+    check_members(family, module, example)
+    kept = family.by_name["0.5x1"].indices
+    with torch.no_grad():
+        for index, branch in enumerate(module.branches):
+            dropped = torch.ones(channels[index], dtype=torch.bool)
+            dropped[kept[f"branches.{index}.weight"][0]] = False
+            for parameter in branch.parameters():
+                parameter[dropped] = 0
+        torch.testing.assert_close(family("0.5x1", example), module(example))
+
+
 def test_rms_norms_are_narrowed() -> None:
     """Layers before ``torch.nn.RMSNorm`` lose channels, and the norm does too."""
     torch.manual_seed(0)

@@ -256,6 +256,7 @@ def build_graph(module: nn.Module, example: Inputs, heads: HeadLayers = NO_HEADS
                 raise
             _map_indices(graph)
     _follow_splits(graph)
+    _follow_flattened(graph)
     reads, written = ({module.get_submodule(path) for path in paths} for paths in (heads.reads, heads.written))
     _cut(graph, lambda layer, is_output: layer in (reads if is_output else written))
     _cut_reductions(graph)
@@ -291,6 +292,56 @@ def _follow_splits(graph: Any) -> None:
         if is_split and _is_last_axis(getattr(node.grad_fn, "_saved_dim", None)):
             node.enable_index_mapping = True
             torch_pruning.dependency.index_mapping.update_split_index_mapping(graph, node)
+
+
+def _follow_flattened(graph: Any) -> None:
+    """Map the indices of channels of maps that are flattened, each into several values, and then concatenated.
+
+    Torch-pruning takes the channels before they are flattened for the parts that are concatenated.
+    """
+    torch_pruning = _import_torch_pruning()
+    mapping, kinds = torch_pruning.dependency.index_mapping, torch_pruning.ops.OPTYPE
+    infer_channels = torch_pruning.dependency.shape_infer.infer_out_channels_recursively
+    for node in [each for each in graph.module2node.values() if each.type == kinds.CONCAT]:
+        results = node.grad_fn.next_functions
+        shapes: list[tuple[int, ...]] = [_list_shapes(made)[index] if made else () for made, index in results]
+        if len(shapes) != len(node.inputs) or any(len(shape) != 2 for shape in shapes):
+            continue
+        node.module.concat_sizes = [columns for _, columns in shapes]
+        mapping.update_concat_index_mapping(graph, node)
+        for reshape in _list_sources(node, kinds.RESHAPE):
+            sizes = [*getattr(reshape.grad_fn, "_saved_self_sym_sizes", ())][1:]
+            present = {infer_channels(graph, source, [0]) for source in reshape.inputs}
+            if _list_shapes(reshape.grad_fn)[0][1:] != (math.prod(sizes),) or present != {*sizes[:1]}:
+                continue
+            # torch-pruning would map reshapes anew for every group
+            reshape.type = kinds.ELEMENTWISE
+            for source in reshape.inputs:
+                for start, end in ((source, reshape), (reshape, source)):
+                    flatten = mapping._FlattenIndexMapping(math.prod(sizes[1:]), start is reshape)  # noqa: SLF001
+                    for dependency in start.dependencies:
+                        if dependency.target is end:
+                            dependency.index_mapping[0] = flatten
+
+
+def _list_sources(node: Any, kind: Any) -> list[Any]:
+    """List the nearest nodes of a kind before a node, with nothing but operations between."""
+    found, visited, waiting = list[Any](), set[Any](), [*node.inputs]
+    while waiting:
+        source = waiting.pop()
+        if source in visited or isinstance(source.module, ROOTS):
+            continue
+        visited.add(source)
+        if source.type == kind:
+            found.append(source)
+        else:
+            waiting += source.inputs
+    return found
+
+
+def _list_shapes(function: Any) -> list[tuple[int, ...]]:
+    """List the shapes of the results of an operation, as autograd keeps them."""
+    return [tuple(metadata.shape) for metadata in function._input_metadata]  # noqa: SLF001
 
 
 def _is_last_axis(saved: int | None) -> bool:
@@ -653,6 +704,10 @@ def _is_permuted(group: Any) -> bool:
         return False
     operations = {node.module: node.grad_fn.name() for node in targets if node.grad_fn is not None}
     if any(name.startswith(MOVING) for name in operations.values()):
+        return True
+    kinds = _import_torch_pruning().ops
+    # flattened before a concatenation
+    if any(isinstance(node.module, kinds._ReshapeOp) and node.type != kinds.OPTYPE.RESHAPE for node in targets):  # noqa: SLF001
         return True
     reshapes = sum("View" in name or "Reshape" in name for name in operations.values())
     return reshapes > 1 and any("Transpose" in name or "Permute" in name for name in operations.values())
