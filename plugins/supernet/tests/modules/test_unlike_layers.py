@@ -135,6 +135,26 @@ def test_flattened_maps_are_followed_through_a_concatenation(channels: tuple[int
         torch.testing.assert_close(family("0.5x1", example), module(example))
 
 
+class Alternating(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A layer, of which every second channel is subtracted from the one before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(10, 32), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute outputs (n, 4) for inputs (n, 10)."""
+        hidden = self.first(x).relu()
+        result: Tensor = self.second(hidden[:, ::2] - hidden[:, 1::2])
+        return result
+
+
+def test_channels_of_which_none_would_remain_are_shared() -> None:
+    """They are named with their layer, not where a member is built."""
+    with pytest.raises(UnfoldError, match=r"no channels of this module can be narrowed \(.*first: "):
+        elastic(Alternating(), torch.randn(3, 10), widths=(0.25, 1))
+
+
 def test_rms_norms_are_narrowed() -> None:
     """Layers before ``torch.nn.RMSNorm`` lose channels, and the norm does too."""
     torch.manual_seed(0)

@@ -686,12 +686,17 @@ def _runs_narrow(
         for width in widths:
             narrowed = narrow(module, example, groups, width, heads)
             finish(narrowed, width)
-            if _run(narrowed, example).shape != shape:
+            # layers of no channels run, but nothing is kept of them
+            if _run(narrowed, example).shape != shape or _count_empty(narrowed) > _count_empty(module):
                 return False
     # a failing copy may raise anything: the reason is that it cannot be narrowed
     except Exception:  # noqa: BLE001
         return False
     return True
+
+
+def _count_empty(module: nn.Module) -> int:
+    return sum(not parameter.numel() for parameter in module.parameters())
 
 
 def _is_permuted(group: Any) -> bool:
