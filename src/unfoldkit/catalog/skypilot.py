@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,34 +12,34 @@ from unfoldkit.catalog.instances import Instance, PriceBook, find_implausibility
 from unfoldkit.errors import user_error
 from unfoldkit.io.tables import csv_rows
 
+ZONE_ID = re.compile(r"-az\d+$")
 COLUMNS = ("InstanceType", "vCPUs", "MemoryGiB", "Price", "Region")
 
 
 def read_vms(path: Path, region: str, zones: Collection[str] = ()) -> PriceBook:
     """Read a region's types from a ``vms.csv``, with ``Price`` and the cheapest ``SpotPrice`` of their zones.
 
-    If ``zones`` are named, spot prices of others do not count. AWS zones have ids there (``use1-az1``), and which names
-    an account gives them is unknown: no spot price is that of a named zone.
+    If ``zones`` are named, spot prices of others do not count. The list has ids of AWS zones (``use1-az1``), and the
+    names that an account gives them are unknown: then the dearest zone counts.
 
     Raises:
         UnfoldError: A column is missing, a figure is not a number, a price is implausible, or the region is absent.
     """
-    instances = _cheapest_zone(_rows(path, region, zones))
+    instances = _select_zones(_rows(path, region), zones)
     if not instances:
         raise user_error(f"no row for the region {region!r}", file=str(path))
     date = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).date().isoformat()
     return PriceBook(path.name, date, instances)
 
 
-def _rows(path: Path, region: str, zones: Collection[str]) -> Iterator[Instance]:
+def _rows(path: Path, region: str) -> Iterator[tuple[str, Instance]]:
+    """Yield the zone and the instance of each row."""
     for row in csv_rows(path, COLUMNS, hint="expected SkyPilot's vms.csv"):
         if row["Region"] == region:
             try:
-                instance = replace(_instance(row.cells, region), source=path.name)
+                yield row.get("AvailabilityZone") or "", replace(_instance(row.cells, region), source=path.name)
             except ValueError as error:
                 raise row.wrong(str(error), row["InstanceType"], "correct the row or delete it") from error
-            zone = row.get("AvailabilityZone")
-            yield replace(instance, spot=None) if zones and zone and zone not in zones else instance
 
 
 def _instance(row: Mapping[str, str], region: str) -> Instance:
@@ -60,13 +61,21 @@ def _instance(row: Mapping[str, str], region: str) -> Instance:
     )
 
 
-def _cheapest_zone(rows: Iterator[Instance]) -> dict[str, Instance]:
-    cheapest: dict[str, Instance] = {}
-    for row in rows:
-        best = cheapest.get(row.name)
-        if best is None or (row.spot is not None and (best.spot is None or row.spot < best.spot)):
-            cheapest[row.name] = row
-    return cheapest
+def _select_zones(rows: Iterable[tuple[str, Instance]], zones: Collection[str]) -> dict[str, Instance]:
+    by_name: dict[str, list[tuple[str, Instance]]] = {}
+    for zone, row in rows:
+        by_name.setdefault(row.name, []).append((zone, row))
+    return {name: _select_zone(offers, zones) for name, offers in by_name.items()}
+
+
+def _select_zone(offers: Sequence[tuple[str, Instance]], zones: Collection[str]) -> Instance:
+    """Return an offer with the spot price of the cheapest zone, or of the dearest if those named are unknown."""
+    has_ids = any(ZONE_ID.search(zone) for zone, _ in offers)
+    priced = [
+        row for zone, row in offers if row.spot is not None and (not zones or not zone or has_ids or zone in zones)
+    ]
+    choose = max if zones and has_ids else min
+    return choose(priced, key=lambda row: row.spot or 0.0) if priced else replace(offers[0][1], spot=None)
 
 
 def _number(text: str) -> float | None:

@@ -113,6 +113,21 @@ def test_vms_csv_counts_spot_prices_of_named_zones_only(
     assert (row.on_demand, row.spot) == (3.67, spot)
 
 
+@pytest.mark.parametrize(("zones", "spot"), [((), 0.4), (("us-east-1a",), 0.6)])
+def test_vms_csv_counts_the_dearest_zone_where_names_are_unknown(
+    tmp_path: Path, zones: tuple[str, ...], spot: float
+) -> None:
+    """The list has ids of AWS zones, which each account names in its own way."""
+    path = tmp_path / "vms.csv"
+    path.write_text(
+        "InstanceType,vCPUs,MemoryGiB,Price,SpotPrice,Region,AvailabilityZone\n"
+        "g5.xlarge,4,16,1.006,0.5,us-east-1,use1-az1\n"
+        "g5.xlarge,4,16,1.006,0.4,us-east-1,use1-az2\n"
+        "g5.xlarge,4,16,1.006,0.6,us-east-1,use1-az4\n"
+    )
+    assert read_prices(path, "us-east-1", zones).rows["g5.xlarge"].spot == spot
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

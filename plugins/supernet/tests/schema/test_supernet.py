@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from plugins.supernet.tests.helpers import PLAN_SPEC, parse_spec
+from unfold_supernet.schema.supernet import GoalSpec
 from unfoldkit.api import UnfoldError, dump
 
 TOKENS = "data: {source: digits}\nspace: {form: transformer, stages: [{width: 8}]"
@@ -54,3 +56,14 @@ def test_subnets_have_one_source() -> None:
     spec = "version: 1\nkind: supernet\nname: t\nfamily: ofa-mobilenetv3\nlayers: nets.csv\n"
     with pytest.raises(UnfoldError, match=r"layers: a layer table already defines the subnets \(remove family\)"):
         parse_spec(spec)
+
+
+@pytest.mark.parametrize(("text", "points"), [("1 point", 1.0), ("0.5 points", 0.5), (" 2pp ", 2.0), (3, 3.0)])
+def test_a_sharing_cost_may_have_its_unit(text: object, points: float) -> None:
+    assert GoalSpec.model_validate({"max_sharing_cost": text}).max_sharing_cost == points
+
+
+@pytest.mark.parametrize("text", ["1 km", "0 points", "1%", "points", "1e9 points"])
+def test_a_sharing_cost_in_another_unit_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError):
+        GoalSpec.model_validate({"max_sharing_cost": text})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from unfold_supernet.schema.accelerator import (
     AcceleratorSpec,
@@ -25,6 +26,12 @@ from unfold_supernet.schema.training import DataSpec, TrainingSpec, find_data_pr
 from unfoldkit.api import Bytes, Duration, Fraction, Model, Percent, Problem, Spec
 
 
+def _drop_unit(value: Any) -> Any:
+    """Return the number of a text such as "1 point"; other values as they are."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:points?|pp)\s*", value) if isinstance(value, str) else None
+    return float(match[1]) if match else value
+
+
 class GoalSpec(Model):
     """What the trained family must reach; each bound holds at 95 %."""
 
@@ -37,10 +44,10 @@ class GoalSpec(Model):
     r2: Annotated[Fraction, Field(gt=0, lt=1)] | None = Field(
         default=None, description="for data.task values: R² of the best member on the test rows"
     )
-    max_sharing_cost: Annotated[float, Field(gt=0, le=100)] | None = Field(
+    max_sharing_cost: Annotated[float, Field(gt=0, le=100), BeforeValidator(_drop_unit)] | None = Field(
         default=None,
         description="largest score (accuracy, macro AUROC or R²) that sharing weights may cost a subnet against a "
-        "standalone model, in points",
+        "standalone model, in points, such as 1 or 1 point",
     )
 
 

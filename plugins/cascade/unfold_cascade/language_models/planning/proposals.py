@@ -69,7 +69,7 @@ def thin_by_cost(front: Front, points: int) -> IntArray:
 def _skip_models(
     tables: tuple[FloatArray, FloatArray, FloatArray], entries: IntArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Let the models before an entry cost nothing, never be trusted, and lose if a gate trusts it anyway."""
+    """Let the models before an entry cost nothing, never be trusted, and lose if a gate trusts them anyway."""
     score, loss, cost = (table.copy() for table in tables)
     is_skipped = np.arange(loss.shape[1]) < entries[:, None]
     score[is_skipped[:, :-1]] = -np.inf
