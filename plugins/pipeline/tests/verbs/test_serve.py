@@ -245,6 +245,21 @@ def test_replicas_without_a_core_each_are_warned_of(tmp_path: Path, monkeypatch:
     assert messages[-1].startswith("replicas can keep 2 cores busy, and this machine has 1;")
 
 
+@pytest.mark.parametrize(("key", "count"), [("", 1), (", features: 3", 0)])
+def test_an_assumed_number_of_features_is_warned_of(tmp_path: Path, key: str, count: int) -> None:
+    """Code does not say how many numbers it reads: unless the spec does, requests are those of the digits."""
+    (tmp_path / "served.py").write_text(CODE)
+    text = NAPS.replace(", features: 2", key).replace("max_batch: 4", "latency: {core: {1: 15 ms}}")
+    heard: list[logging.LogRecord] = []
+    log = logging.Logger("width")  # noqa: LOG001 - of this test alone
+    log.addFilter(lambda record: not heard.append(record))
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True, log=log)
+    serve.serve(validate(PipelineSpec, parse(text, "naps.yaml")), run)
+    messages = [record.getMessage() for record in heard if "digits data set" in record.getMessage()]
+    assert len(messages) == count
+    assert all("queries have 64 numbers" in message for message in messages)
+
+
 def test_full_pipeline_rejects_by_the_head() -> None:
     """While the maximum of rows is in flight, requests are rejected by their head and counted."""
     app = build_app("pipe", PIPE, LocalRuntime([]), 2, ServiceSettings(0))

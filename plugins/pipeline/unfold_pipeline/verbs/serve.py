@@ -24,6 +24,7 @@ from unfold_pipeline.report.plan_file import parse_saved_plan
 from unfold_pipeline.report.sentences import describe_core_shortage, describe_no_plan
 from unfold_pipeline.runtime.deployment import Deployment, build_deployment
 from unfold_pipeline.runtime.live_tuner import LiveTuner
+from unfold_pipeline.runtime.models.flow_resolution import reads_request
 from unfold_pipeline.runtime.stage import read_clock
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import FromRun
@@ -55,6 +56,7 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     deployment = prepare_deployment(spec, run)
     _warn_of_unlimited_scaling(deployment, run)
     _warn_of_few_cores(deployment, run)
+    _warn_of_assumed_width(deployment, run)
     if not trace:
         return _build_service(deployment, run)
     live = build_live_sample(spec, deployment.problem, Path(trace), run)
@@ -208,6 +210,18 @@ def _warn_of_few_cores(deployment: Deployment, run: Run) -> None:
     busy = sum(config.replicas * cpu for config, cpu in zip(deployment.plan, fractions, strict=True))
     if run.engine.name == "local" and busy > cores:
         run.log.warning("%s", describe_core_shortage(busy, cores))
+
+
+def _warn_of_assumed_width(deployment: Deployment, run: Run) -> None:
+    """Warn that queries have as many numbers as the digits data set, if no model and no key says how many."""
+    readers = [
+        (stage.name, source)
+        for stage, source in zip(deployment.problem.pipeline.stages, deployment.sources, strict=True)
+        if reads_request(stage)
+    ]
+    if all(source.code and source.features is None and not source.rows_file for _, source in readers):
+        message = "stages.%s.model: queries have %d numbers, as in the digits data set; features states how many"
+        run.log.warning(message, readers[0][0], deployment.rows.shape[1])
 
 
 def _report_no_plan(slo_s: float, result: NoPlan) -> UnfoldError:
