@@ -141,7 +141,7 @@ def test_a_setting_changes_the_spec(unfold: Unfold, spec: Path, tmp_path: Path) 
         ("repeat=0", "--set repeat=0: repeat: must be at least 1, got 0"),
         ("voices[0].price=3", '--set voices[0].price=3: voices[0].price: "3" has no unit (write "$3")'),
         ("repet=3", '--set repet=3: repet: unknown key (did you mean "repeat"?)'),
-        ("repeat", '--set repeat: expected key=value (such as "goal.max_loss=1%" or "stages[0].name=a")'),
+        ("repeat", '--set repeat: expected key=value (such as goal.max_loss=1%, stages[0].name=a or quota."team.a"=8)'),
     ],
 )
 def test_a_bad_setting_is_reported_at_its_origin(unfold: Unfold, spec: Path, setting: str, expected: str) -> None:

@@ -1,4 +1,7 @@
-"""`--set a.b[0]=value`: change a spec from the command line, and record the origin of the value."""
+"""`--set a.b[0]=value`: change a spec from the command line, and record the origin of the value.
+
+A name with a dot is quoted: `--set 'quota."team.a"=8'`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from typing import Any
 from unfoldkit.errors import Diagnostic, UnfoldError, format_value, user_error
 from unfoldkit.spec.yaml_reader import MAX_DEPTH, Document, PathKey, dotted, parse
 
-_PART = re.compile(r"([^.\[\]=]+)|\[(\d{1,6})\]")
+_NAME = r"""(?:"[^"]+"|'[^']+'|[^.\[\]="'][^.\[\]=]*)"""
+_SETTING = re.compile(rf"({_NAME}(?:\.{_NAME}|\[\d{{1,6}}\])*)=(.*)", re.DOTALL)
+_PART = re.compile(rf"({_NAME})|\[(\d{{1,6}})\]")
 
 
 def apply_settings(document: Document, settings: Sequence[str]) -> Document:
@@ -37,14 +42,15 @@ def apply_settings(document: Document, settings: Sequence[str]) -> Document:
 
 
 def _parse_setting(setting: str) -> tuple[PathKey, Any]:
-    name, separator, text = setting.partition("=")
-    path = tuple(int(match[2]) if match[2] else match[1] for match in _PART.finditer(name))
-    if not separator or not path or dotted(path) != name:
+    found = _SETTING.fullmatch(setting)
+    if not found:
         raise user_error(
             "expected key=value",
             file=f"--set {setting}",
-            hint='such as "goal.max_loss=1%" or "stages[0].name=a"',
+            hint='such as goal.max_loss=1%, stages[0].name=a or quota."team.a"=8',
         )
+    path = tuple(int(part[2]) if part[2] else _unquote(part[1]) for part in _PART.finditer(found[1]))
+    text = found[2]
     if len(path) > MAX_DEPTH:
         raise user_error(f"nested deeper than {MAX_DEPTH}", file=f"--set {setting}")
     if text.strip() == "":
@@ -54,6 +60,10 @@ def _parse_setting(setting: str) -> tuple[PathKey, Any]:
     except UnfoldError as error:
         first = error.diagnostics[0]
         raise user_error(first.message, file=f"--set {setting}", hint=first.hint or "quote the value") from error
+
+
+def _unquote(name: str) -> str:
+    return name[1:-1] if name[0] in "\"'" else name
 
 
 def _assign(data: Any, path: PathKey, value: Any, setting: str) -> Any:

@@ -24,6 +24,9 @@ TEXT = "a: {b: [1, {c: 2}]}\nd: x\n"
         ("a.b[1].c=[1, 2]", ("a", "b", 1, "c"), [1, 2]),
         ("a.new.deep={x: 1}", ("a", "new", "deep"), {"x": 1}),
         ("new=1e3", ("new",), 1000.0),
+        ('a."new.name"=8', ("a", "new.name"), 8),
+        ("a.'x=y'.z=8", ("a", "x=y", "z"), 8),
+        ("a.o'neil=8", ("a", "o'neil"), 8),
     ],
 )
 def test_a_setting_lands_where_it_says(setting: str, path: tuple[str | int, ...], value: Any) -> None:
@@ -50,6 +53,8 @@ def test_the_document_itself_is_not_changed() -> None:
         ("d", "expected key=value"),
         ("=1", "expected key=value"),
         ("a..b=1", "expected key=value"),
+        ('a."b.c=1', "expected key=value"),
+        ('a.""=1', "expected key=value"),
         ("a.b[x]=1", "expected key=value"),
         ("a.b[5]=1", "a.b is a list of 2 .write a.b.0.."),
         ("a.b.c=1", "a.b is a list of 2"),
