@@ -22,7 +22,7 @@ def unfold_kinds() -> Iterable[Kind]:
         replay=True,
         targets=("kubernetes", "ray"),
         opens="unfold_pipeline.verbs.check_inputs:check_inputs",
-        compares="unfold_pipeline.problem.saved_plan:find_plan_mistakes",
+        compares="unfold_pipeline.schema.saved_plan:find_plan_mistakes",
     )
 
 

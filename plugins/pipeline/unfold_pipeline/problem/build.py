@@ -58,11 +58,11 @@ from unfold_pipeline.problem.problem import (
     compute_wait_bound,
 )
 from unfold_pipeline.problem.sample import Sample, Sampler, cap_shares, draw_sample, resample_blocks
-from unfold_pipeline.problem.saved_plan import find_plan_mistakes
 from unfold_pipeline.problem.traffic import ignore_order, load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import Arrivals, label_arrivals
 from unfold_pipeline.schema.hardware import Hardware, Placement
 from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.schema.saved_plan import find_plan_mistakes
 from unfold_pipeline.schema.stages import (
     BatchLatency,
     FromRun,

@@ -16,11 +16,11 @@ from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, Outcome
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE
 from unfold_pipeline.estimator.fresh_samples import FreshShare
-from unfold_pipeline.problem.saved_plan import MAX_SAVED_REPLICAS
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.stages_around import PlannedStages
 from unfold_pipeline.report.plan import FRESH_SHARE
 from unfold_pipeline.report.sentences import USUAL_CONFIDENCE, ask_for_plan
+from unfold_pipeline.schema.saved_plan import MAX_SAVED_REPLICAS
 from unfoldkit.api import (
     Cell,
     Column,

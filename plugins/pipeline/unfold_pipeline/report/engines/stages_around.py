@@ -13,7 +13,7 @@ from unfold_pipeline.engine.planner.problem import EngineProblem, percentile
 from unfold_pipeline.engine.planner.search import Outcome
 from unfold_pipeline.planner.engine_pipeline import EngineStages, StagePlans, pass_stages
 from unfold_pipeline.problem.pipeline import Pipeline, Plan, StageConfig
-from unfold_pipeline.problem.saved_plan import MAX_SAVED_REPLICAS
+from unfold_pipeline.schema.saved_plan import MAX_SAVED_REPLICAS
 from unfoldkit.api import user_error
 
 

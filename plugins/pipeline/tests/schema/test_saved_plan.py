@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from unfold_pipeline.problem.saved_plan import find_plan_mistakes
 from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.schema.saved_plan import find_plan_mistakes
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
 
