@@ -86,7 +86,7 @@ NONSENSE: dict[str, tuple[Yielded, str]] = {
     "more than any node": (lambda _: [Put("x", "n0", 1 << 70)], "not a whole number"),
     "unknown node": (lambda _: [Put("x", "n00")], "no node n00"),
     "no node": (lambda _: [Drop("x", None)], "no node None"),  # type: ignore[arg-type]
-    "unknown task": (lambda _: [Refuse("absent", "why not")], "a task that does not exist: absent"),
+    "unknown task": (lambda _: [Refuse("absent", "why not")], "no task absent"),
     "a reason that is no text": (lambda task: [Refuse(task.name, 7)], "reason to reject bad"),  # type: ignore[arg-type]
     "a task that ended": (lambda _: [Put("x", until="absent")], "a task that does not exist: absent"),
     "a timer that never fires": (lambda _: [Wake(float("nan"))], "never fires"),
