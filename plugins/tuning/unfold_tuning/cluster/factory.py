@@ -13,6 +13,7 @@ from unfold_tuning.cluster.offers import list_offers
 from unfold_tuning.cluster.provider import NodeProvider, build_local_provider
 from unfold_tuning.cluster.ray import RayCluster
 from unfold_tuning.cluster.ray_nodes import LocalRayNodes, RemoteRayNodes
+from unfold_tuning.cluster.ray_provider import ConnectedRay, RayProvider
 from unfold_tuning.job.problem import ClusterConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.trial.ledger import Ledger
@@ -23,7 +24,7 @@ from unfoldkit.api import user_error
 def build_provider(
     config: ClusterConfig, machine: Machine, ledger: Ledger, log: logging.Logger, machines: Sequence[Machine] = ()
 ) -> NodeProvider:
-    """Build the provider of nodes: this machine, or AWS.
+    """Build the provider of nodes: this machine, a running Ray cluster, or AWS.
 
     Args:
         config: Where nodes come from.
@@ -33,10 +34,14 @@ def build_provider(
         machines: All machines that may take the place of the planned one.
 
     Raises:
-        UnfoldError: The spec lacks something that AWS needs.
+        UnfoldError: The spec lacks something that AWS needs, or no Ray cluster is named.
     """
     if config.provider == "local":
         return build_local_provider(ledger, machine.usd_per_hour)
+    if config.provider == "ray":
+        require_ray_address(config)
+        client = ConnectedRay()
+        return RayProvider(machine.usd_per_hour, machine.accelerators, config.resource, ledger, client, log=log)
     if config.ray_address is None:
         hint = "ray start --head on a machine that the instances reach, then --engine ray --ray-address HOST:6379"
         raise user_error("AWS instances join a Ray cluster, but no address is given", key="cloud.provider", hint=hint)
@@ -55,6 +60,17 @@ def build_provider(
     return AwsProvider(make_ec2_client(config.region), request, config.region, ledger, log=log)
 
 
+def require_ray_address(config: ClusterConfig) -> None:
+    """Require that a running Ray cluster is named if nodes come from one.
+
+    Raises:
+        UnfoldError: It is not.
+    """
+    if config.provider == "ray" and config.ray_address is None:
+        hint = "unfold train SPEC --engine ray --ray-address HOST:6379"
+        raise user_error("nodes of a Ray cluster, but no address is given", key="cloud.provider", hint=hint)
+
+
 def build_cluster(config: ClusterConfig, setup: WorkerSetup, accelerators: int, provider: NodeProvider) -> Cluster:
     """Build the cluster of the engine, on nodes of a provider.
 
@@ -63,10 +79,14 @@ def build_cluster(config: ClusterConfig, setup: WorkerSetup, accelerators: int, 
     """
     if config.engine == "local":
         return LocalCluster(setup, accelerators, provider, config.is_spread)
+    if isinstance(provider, RayProvider):
+        held = provider.reservations
+        shared_nodes = RemoteRayNodes(str(config.ray_address), held)
+        return RayCluster(setup, accelerators, provider, shared_nodes, config.is_spread, held)
     if config.provider == "aws":
         ray_nodes = RemoteRayNodes(str(config.ray_address))
         return RayCluster(setup, accelerators, provider, ray_nodes, config.is_spread)
     if config.ray_address is not None:
-        hint = "leave out --ray-address: raylets are started and stopped here as the plan requires"
-        raise user_error("a running Ray cluster cannot grow and shrink by itself", key="cloud.provider", hint=hint)
+        hint = "write provider: ray to use its nodes, or leave out --ray-address to start raylets on this machine"
+        raise user_error("local nodes are not part of a running Ray cluster", key="cloud.provider", hint=hint)
     return RayCluster(setup, accelerators, provider, LocalRayNodes(accelerators), config.is_spread)

@@ -3,12 +3,14 @@
 Trials are placed here, fullest node first, so that whole nodes become empty and can be released: a bundle requests the
 node's own resource. A trial that fits into a node is one task, packed strictly. A larger one takes whole nodes, with a
 bundle for each and a task per accelerator. A trial's state travels with each result, so nodes need no shared disk.
+
+A node of a shared cluster is reserved by a placement group of its own, in which the tasks of all its trials run.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from unfold_tuning.cluster.interface import MAX_START_ATTEMPTS, ClusterEvent
 from unfold_tuning.cluster.provider import NodeProvider
 from unfold_tuning.cluster.ray_nodes import (
     RayNodes,
+    Reservation,
     detect_device,
     import_ray,
     list_alive_nodes,
@@ -46,7 +49,7 @@ HOLD_WORKER = {"_generator_backpressure_num_objects": 1}
 class RunningTrial:
     """A trial on Ray: the stream of each of its processes, its placement group, and the nodes that it uses.
 
-    The first stream has its results; the others only end, or report a failure.
+    The first stream has its results; the others only end, or report a failure. On reserved nodes it has no group.
     """
 
     job: TrialJob
@@ -57,13 +60,17 @@ class RunningTrial:
 
 @dataclass(slots=True)
 class RayCluster:
-    """Nodes of a provider as raylets; see :class:`~unfold_tuning.cluster.interface.Cluster`."""
+    """Nodes of a provider as raylets; see :class:`~unfold_tuning.cluster.interface.Cluster`.
+
+    ``reservations`` are those of the provider, by node, if it takes nodes of a shared cluster.
+    """
 
     setup: WorkerSetup
     accelerators: int
     provider: NodeProvider
     ray_nodes: RayNodes
     is_spread: bool = False
+    reservations: Mapping[str, Reservation] = field(default_factory=dict)
     devices: dict[str, str] = field(default_factory=dict)
     running: dict[int, RunningTrial] = field(default_factory=dict)
     checked_at: float = 0.0
@@ -77,7 +84,7 @@ class RayCluster:
         self.release_idle(count)
         for _ in range(MAX_START_ATTEMPTS):
             names = self._add_nodes(count - len(self.devices), watch)
-            self.devices |= {name: detect_device(name) for name in names}
+            self.devices |= {name: self._detect_device(name) for name in names}
             for name in self._find_broken_nodes(names, watch):
                 self._release(name)
             if len(self.devices) >= count or (self.devices and not self.provider.can_rent()):
@@ -113,18 +120,13 @@ class RayCluster:
 
     def start(self, node: str, job: TrialJob) -> None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
-        import_ray()
-        from ray.util.placement_group import placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
         empty = [name for name in self.devices if name != node and not self._count_used(name)]
         hosts = (node, *empty[: -(-job.workers // self.accelerators) - 1])
         bundles = [
             self._build_bundle(name, min(self.accelerators, job.workers - index * self.accelerators))
             for index, name in enumerate(hosts)
         ]
-        group = placement_group(bundles, strategy="STRICT_PACK" if len(hosts) == 1 else "PACK")
-        strategies = [PlacementGroupSchedulingStrategy(group, index) for index in range(len(hosts))]
+        group, strategies = self._place(hosts, bundles)
         if len(hosts) == 1:
             task = self._build_task(bundles[0], strategies[0], stream_job)
             streams = [task.remote(self.setup, job, load_state(job))]
@@ -132,9 +134,30 @@ class RayCluster:
             streams = self._start_ranks(job, hosts, strategies)
         self.running[job.trial] = RunningTrial(job, streams, group, hosts)
 
+    def _place(self, hosts: Sequence[str], bundles: Sequence[dict[str, float]]) -> tuple[Any, list[Any]]:
+        """Return a new placement group, if the nodes are not reserved, and the scheduling strategy for each node."""
+        import_ray()
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        if set(hosts) <= self.reservations.keys():
+            return None, [self._find_strategy(name) for name in hosts]
+        group = placement_group(list(bundles), strategy="STRICT_PACK" if len(hosts) == 1 else "PACK")
+        return group, [PlacementGroupSchedulingStrategy(group, index) for index in range(len(hosts))]
+
+    def _find_strategy(self, name: str) -> Any:
+        """Return the scheduling strategy of a reserved node; ``None`` if tasks request the node's own resource."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        held = self.reservations.get(name)
+        return None if held is None else PlacementGroupSchedulingStrategy(held.group, 0)
+
+    def _detect_device(self, name: str) -> str:
+        return self.reservations[name].device if name in self.reservations else detect_device(name)
+
     def _start_ranks(self, job: TrialJob, hosts: Sequence[str], strategies: Sequence[Any]) -> list[Any]:
         """Start a task per accelerator of a trial that spans nodes; its rendezvous is a free port of the first one."""
-        ray, addresses = import_ray(), read_addresses()
+        ray, addresses = import_ray(), read_addresses(self.reservations)
         state = ray.put(load_state(job))
         # not waited for: the ranks receive the port when it is known, and fail if its node is lost before
         port = ray.remote(find_free_port).options(num_cpus=0, max_retries=0, scheduling_strategy=strategies[0]).remote()
@@ -159,10 +182,11 @@ class RayCluster:
         if len(running.nodes) == 1:
             # removing a group under its task would kill the worker process, and lose its imports
             import_ray().wait(running.streams, timeout=TASK_END_TIMEOUT_S, fetch_local=False)
-        else:
-            # a rank may wait for others that are gone
+        if running.group is None or len(running.nodes) > 1:
+            # a rank may wait for others that are gone, and no group ends with a trial on a reserved node
             self._cancel(running)
-        remove_placement_group(running.group)
+        if running.group is not None:
+            remove_placement_group(running.group)
 
     def kill(self, trial: int) -> None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
@@ -207,7 +231,7 @@ class RayCluster:
                 running.streams.remove(stream)
             return None
         except ray.exceptions.RayError as error:
-            if not set(running.nodes) <= list_alive_nodes():
+            if not set(running.nodes) <= list_alive_nodes(self.reservations):
                 return None
             reason = f"its worker is gone: {type(error).__name__}"
             return WorkerMessage(kind="failed", trial=running.job.trial, error=reason)
@@ -221,7 +245,7 @@ class RayCluster:
         if time.monotonic() - self.checked_at < LIVENESS_PERIOD_S:
             return
         self.checked_at = time.monotonic()
-        alive = list_alive_nodes()
+        alive = list_alive_nodes(self.reservations)
         for name in [name for name in self.devices if name not in alive]:
             trials = [trial for trial, running in self.running.items() if name in running.nodes]
             for trial in trials:
@@ -246,8 +270,8 @@ class RayCluster:
         """Start a worker per accelerator of new nodes and return the nodes on which one ended before it was ready."""
         ray = import_ray()
         streams = [
-            (name, self._build_task(self._build_bundle(name, 1), None, warm_up, **HOLD_WORKER).remote(self.setup))
-            for name in names
+            (name, self._build_task(self._build_bundle(name, 1), strategy, warm_up, **HOLD_WORKER).remote(self.setup))
+            for name, strategy in [(name, self._find_strategy(name)) for name in names]
             for _ in range(self.accelerators)
         ]
         waiting = [stream for _, stream in streams]
@@ -277,7 +301,8 @@ class RayCluster:
         )
 
     def _build_bundle(self, name: str, accelerators: int) -> dict[str, float]:
-        return {self.devices[name] or "CPU": float(accelerators), name_node_resource(name): float(accelerators)}
+        own = {} if name in self.reservations else {name_node_resource(name): float(accelerators)}
+        return {self.devices[name] or "CPU": float(accelerators)} | own
 
     def _count_used(self, name: str) -> int:
         return sum(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from unfold_tuning.cluster.ray_supervisor import NodeCommand, RaySupervisor, start_supervisor
@@ -14,6 +15,15 @@ from unfoldkit.engines.ray import keeping_signal_handlers
 JOIN_TIMEOUT_S = 900.0
 POLL_S = 0.05
 INIT_OPTIONS = {"log_to_driver": False, "logging_level": "ERROR"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A node of a shared cluster whose accelerators, the resource ``device``, are all held by a placement group."""
+
+    node_id: str
+    group: Any
+    device: str
 
 
 class RayNodes(Protocol):
@@ -85,9 +95,10 @@ class LocalRayNodes:
 
 @dataclass(slots=True)
 class RemoteRayNodes:
-    """Instances that start a raylet themselves; ``address`` is that of the head, next to which this process runs."""
+    """Nodes that run a raylet already; ``address`` is that of the head, next to which this process runs."""
 
     address: str
+    reservations: Mapping[str, Reservation] = field(default_factory=dict)
     starts_together: bool = True
 
     def open(self) -> None:
@@ -103,10 +114,12 @@ class RemoteRayNodes:
 
     def start(self, names: Sequence[str], watch: Callable[[], None]) -> set[str]:
         """See :class:`RayNodes`."""
-        return wait_for_nodes(names, watch)
+        # a reserved node has joined before
+        awaited = [name for name in names if name not in self.reservations]
+        return wait_for_nodes(awaited, watch) | (set(names) & self.reservations.keys())
 
     def stop(self, name: str) -> None:
-        """See :class:`RayNodes`: the raylet ends with its instance."""
+        """See :class:`RayNodes`: the raylet ends with its instance, or is that of a shared cluster."""
 
     def close(self) -> None:
         """See :class:`RayNodes`."""
@@ -131,20 +144,23 @@ def wait_for_nodes(names: Sequence[str], watch: Callable[[], None]) -> set[str]:
     return set(names) & list_alive_nodes()
 
 
-def list_alive_nodes() -> set[str]:
+def list_alive_nodes(reservations: Mapping[str, Reservation] = MappingProxyType({})) -> set[str]:
     """List the names of the provider's nodes that Ray considers alive."""
-    return set(read_addresses())
+    return set(read_addresses(reservations))
 
 
-def read_addresses() -> dict[str, str]:
+def read_addresses(reservations: Mapping[str, Reservation] = MappingProxyType({})) -> dict[str, str]:
     """Read the address of each alive node of the provider, by its name."""
-    prefix = name_node_resource("")
-    return {
-        key.removeprefix(prefix): str(node["NodeManagerAddress"])
-        for node in _query_alive_nodes()
+    prefix, alive = name_node_resource(""), _query_alive_nodes()
+    addresses = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in alive}
+    reserved = {name: addresses[held.node_id] for name, held in reservations.items() if held.node_id in addresses}
+    joined = {
+        key.removeprefix(prefix): addresses[node["NodeID"]]
+        for node in alive
         for key in node["Resources"]
         if key.startswith(prefix)
     }
+    return joined | reserved
 
 
 def detect_device(name: str) -> str:

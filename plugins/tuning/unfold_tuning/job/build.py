@@ -116,7 +116,8 @@ def build_problem(spec: TuningSpec, run: Run) -> Problem:
 def _select_start(cloud: Cloud) -> Literal["here", "ray", "elsewhere"]:
     if cloud.provider == "local":
         return "here"
-    return "ray" if cloud.provider == "aws" and cloud.launch is not None else "elsewhere"
+    is_on_ray = cloud.provider == "ray" or (cloud.provider == "aws" and cloud.launch is not None)
+    return "ray" if is_on_ray else "elsewhere"
 
 
 def limit_samples(samples: int, stages: Sequence[schedule.Stage]) -> int:
@@ -359,7 +360,7 @@ def build_machines(cloud: Cloud, run: Run) -> list[Machine]:
     Raises:
         UnfoldError: An instance type or its price is unknown.
     """
-    known_prices = None if cloud.provider == "local" else _load_catalog(cloud, run)
+    known_prices = None if cloud.provider in ("local", "ray") else _load_catalog(cloud, run)
     if cloud.market == "thrifty":
         log = _load_availability(cloud, run)
         indices = range(len(cloud.instances))
@@ -558,6 +559,7 @@ def build_cluster_config(spec: TuningSpec, run: Run) -> ClusterConfig:
         run_folder=run.directory.path,
         deadline_s=spec.deadline,
         zones=spec.cloud.zones,
+        resource=spec.cloud.resource or "GPU",
     )
 
 

@@ -103,7 +103,7 @@ class ClusterConfig:
     """Where nodes come from and how trials are placed on them.
 
     Attributes:
-        provider: ``local``, ``aws``, or a cloud for which only planning is supported.
+        provider: ``local``, ``aws``, ``ray``, or a cloud for which only planning is supported.
         region: Region of the cloud.
         engine: Name of the engine of the run: ``local`` or ``ray``.
         ray_address: Address of a running Ray head, if one is named.
@@ -112,6 +112,7 @@ class ClusterConfig:
         run_folder: Folder of the run, with which instances are tagged.
         deadline_s: Deadline of the run, if any.
         zones: Availability zones in the order in which they are tried; any zone if empty.
+        resource: Which resource of a running Ray cluster an accelerator is.
     """
 
     provider: str
@@ -123,6 +124,7 @@ class ClusterConfig:
     run_folder: Path
     deadline_s: float | None
     zones: tuple[str, ...] = ()
+    resource: str = "GPU"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,13 +57,18 @@ class Availability(Model):
 class Cloud(Model):
     """What can be rented, and how it is billed."""
 
-    provider: Literal["aws", "gcp", "azure", "local"] = Field(
-        default="aws", description="train starts aws and local instances; the others are planned from given prices"
+    provider: Literal["aws", "gcp", "azure", "local", "ray"] = Field(
+        default="aws",
+        description="train starts aws and local instances and uses nodes of a running ray cluster; "
+        "the others are planned from given prices",
     )
     region: str = "us-east-1"
     instances: Annotated[tuple[str | InstanceSpec, ...], Field(min_length=1, max_length=16)]
     zones: Annotated[tuple[str, ...], Field(max_length=16)] = Field(
         default=(), description="availability zones to try in this order; any zone of the region if left out"
+    )
+    resource: Literal["GPU", "CPU"] | None = Field(
+        default=None, description="what an accelerator is in a running Ray cluster; GPU if left out"
     )
     limit: Annotated[int, Field(ge=1, le=1024)] = Field(default=64, description="maximum number of instances")
     market: Literal["on-demand", "spot", "either", "thrifty"] = Field(
@@ -92,14 +97,37 @@ def check_cloud(cloud: Cloud) -> Iterable[Problem]:
     if cloud.provider in ("gcp", "azure"):
         yield from _check_given_prices(cloud)
     if cloud.provider == "local":
-        for index, instance in enumerate(cloud.instances):
-            if isinstance(instance, str) or instance.price is None or instance.accelerators is None:
-                hint = "write {type: node, accelerators: 1, price: $0.05/h}"
-                yield Problem(("cloud", "instances", index), "a local node needs accelerators and a price", hint=hint)
-        if cloud.market != "on-demand":
-            yield Problem(("cloud", "market"), "there is no spot market on this machine")
-        if cloud.zones:
-            yield Problem(("cloud", "zones"), "there are no zones on this machine", hint="leave zones out")
+        yield from _check_priced_nodes(cloud, "a local node", "on this machine")
+    if cloud.provider == "ray":
+        yield from _check_priced_nodes(cloud, "a node of Ray", "in a Ray cluster")
+        yield from _check_ray(cloud)
+    elif cloud.resource is not None:
+        yield Problem(("cloud", "resource"), "only nodes of a running Ray cluster have it", hint="write provider: ray")
+
+
+def _check_priced_nodes(cloud: Cloud, node: str, where: str) -> Iterable[Problem]:
+    """Yield nodes that are not fully described, and markets and zones: neither the catalog nor a market has them."""
+    for index, instance in enumerate(cloud.instances):
+        if isinstance(instance, str) or instance.price is None or instance.accelerators is None:
+            hint = "write {type: node, accelerators: 1, price: $0.05/h}"
+            yield Problem(("cloud", "instances", index), f"{node} needs accelerators and a price", hint=hint)
+    if cloud.market != "on-demand":
+        yield Problem(("cloud", "market"), f"there is no spot market {where}")
+    if cloud.zones:
+        yield Problem(("cloud", "zones"), f"there are no zones {where}", hint="leave zones out")
+
+
+def _check_ray(cloud: Cloud) -> Iterable[Problem]:
+    """Yield what a running Ray cluster does not offer: a choice of node types, launches, and a price list."""
+    if len(cloud.instances) > 1:
+        hint = "keep one: nodes are found by their number of accelerators"
+        yield Problem(("cloud", "instances", 1), "a plan uses one type of node of a Ray cluster", hint=hint)
+    if cloud.launch is not None:
+        hint = "leave launch out: the autoscaler of the cluster starts nodes"
+        yield Problem(("cloud", "launch"), "unfold does not start nodes of a Ray cluster", hint=hint)
+    if cloud.prices is not None:
+        hint = "leave prices out: cloud.instances has the price"
+        yield Problem(("cloud", "prices"), "no price list has nodes of a Ray cluster", hint=hint)
 
 
 def _check_zones(cloud: Cloud) -> Iterable[Problem]:

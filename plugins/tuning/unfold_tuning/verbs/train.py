@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unfold_tuning.cluster.factory import build_cluster, build_provider
+from unfold_tuning.cluster.factory import build_cluster, build_provider, require_ray_address
 from unfold_tuning.executor.deadline import MAX_INSTANCES
 from unfold_tuning.executor.execution import ExecutionConfig, RunState
 from unfold_tuning.executor.executor import Executor
@@ -35,7 +35,7 @@ LEDGER_FILE = "ledger.sqlite"
 DECISION_FILE = "carried-out.json"
 WINNER_FILE = "winner.json"
 PLACEMENT_FILE = "placement.yaml"
-STARTABLE_PROVIDERS = ("aws", "local")
+STARTABLE_PROVIDERS = ("aws", "local", "ray")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ def train(spec: TuningSpec, run: Run) -> Report:
     """Run the trials stage by stage; a run that was killed continues where it was, with its spend."""
     trainable = resolve_trainable(spec, run)
     _require_startable_provider(spec)
+    cluster_config = build_cluster_config(spec, run)
+    require_ray_address(cluster_config)
     if spec.profile is None and not has_measured_profile(spec, run):
         profile(spec, run)
     problem = build_problem(spec, run)
@@ -58,7 +60,6 @@ def train(spec: TuningSpec, run: Run) -> Report:
     if isinstance(execution, Report):
         return execution
     config = _build_config(problem, execution, trainable, run)
-    cluster_config = build_cluster_config(spec, run)
     with open_ledger(run.directory.path / LEDGER_FILE, execution.machine, problem.fingerprint) as ledger:
         provider = build_provider(cluster_config, execution.machine, ledger, run.log, problem.machines)
         ledger.retry_if_all_failed()
