@@ -48,7 +48,7 @@ class FakeRay:
         nodes: The nodes of the cluster.
         limit: How many nodes it adds.
         requests: Bundles of each request.
-        taken: Nodes that somebody else takes at the moment at which they are reserved.
+        taken: Nodes that other work takes at the moment at which they are reserved.
         groups: Nodes by placement group.
         now: The clock.
     """

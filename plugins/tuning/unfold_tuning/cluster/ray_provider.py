@@ -29,7 +29,7 @@ HEAD_RESOURCE = "node:__internal_head__"
 
 @dataclass(frozen=True, slots=True)
 class SharedNode:
-    """An alive node of the cluster, and how much of the accelerators' resource it has and nobody uses."""
+    """An alive node of the cluster, and how much of the accelerators' resource it has and is free."""
 
     id: str
     total: float
@@ -47,7 +47,7 @@ class RayClient(Protocol):
         """Replace the request to the autoscaler; no bundles withdraw it."""
 
     def reserve(self, node_id: str, bundle: dict[str, float]) -> Any:
-        """Reserve resources of a node by a placement group; ``None`` if somebody else was faster."""
+        """Reserve resources of a node by a placement group; ``None`` if other work was faster."""
 
     def free(self, group: Any) -> None:
         """Remove a placement group, whatever runs in it."""
