@@ -14,6 +14,8 @@ from unfoldkit.kubernetes import reflector as module
 from unfoldkit.kubernetes.api import Api, ApiError, Body, UnreachableError, WatchEvent
 from unfoldkit.kubernetes.reflector import Reflector
 
+pytestmark = pytest.mark.timed
+
 
 def item(name: str, version: int) -> Body:
     """Return an object of a version."""

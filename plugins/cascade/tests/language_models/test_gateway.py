@@ -32,6 +32,8 @@ from unfoldkit.io.http1_transport import Http1Transport
 
 openai = pytest.importorskip("openai")
 
+pytestmark = pytest.mark.timed
+
 UNSURE = always(text="cheap answer", logprob=-2.0)
 TOOL = {
     "type": "function",
@@ -156,7 +158,6 @@ def test_the_openai_client_reads_streams_usage_and_logprobs(tmp_path: Path) -> N
         assert float(raw.headers["x-unfold-cost-usd"]) == pytest.approx((40 + 6 + 20) * 1e-6)
 
 
-@pytest.mark.timed
 def test_the_last_model_streams_as_it_writes(tmp_path: Path) -> None:
     """The first chunk of the last model arrives while the model still writes."""
     with serve_gateway(tmp_path, UNSURE, always(text="a b c d e f", pace=0.15)) as gateway:
@@ -260,7 +261,6 @@ def test_errors_of_the_request_are_returned_and_never_retried(tmp_path: Path) ->
         assert head["x-unfold-request-id"]
 
 
-@pytest.mark.timed
 def test_retry_after_is_honoured_and_all_failures_give_the_last_status(tmp_path: Path) -> None:
     """429 is tried again after the time named; if every model fails the client sees the last status."""
     starts: list[float] = []
@@ -311,7 +311,6 @@ def test_an_unusable_retry_after_still_gives_the_status(tmp_path: Path, value: s
         assert gateway.post(ask())[0] == 429
 
 
-@pytest.mark.timed
 def test_no_time_out_exceeds_that_of_the_request(tmp_path: Path) -> None:
     """The total shrinks along the chain: two slow models do not take twice the time."""
     limits = UpstreamLimits(connect_s=1, first_token_s=10, between_tokens_s=10, total_s=1.5, retries=3)
@@ -350,7 +349,6 @@ def test_several_choices_pass_only_together(tmp_path: Path) -> None:
         assert head["x-unfold-model"] == "small"
 
 
-@pytest.mark.timed
 def test_a_client_that_hangs_up_cancels_the_upstream_call(tmp_path: Path) -> None:
     """The connection to the upstream is closed, so that it stops generating; the key is charged."""
     keys = (ClientKey(name="a", key="k", budget_usd=100.0),)
@@ -513,7 +511,6 @@ def test_bodies_and_answers_are_bounded(tmp_path: Path) -> None:
         assert gateway.events(ask())[0]["x-unfold-model"] == "large"
 
 
-@pytest.mark.timed
 def test_a_line_without_an_end_is_cut_at_the_limit(tmp_path: Path) -> None:
     """A stream which never ends its line is dropped once it is too long, long before the upstream has sent it."""
     limits = UpstreamLimits(connect_s=1, first_token_s=5, between_tokens_s=5, total_s=20, retries=0, answer_bytes=4096)
@@ -599,7 +596,6 @@ def _wait_for_promise(gateway: Gateway, promise: str) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.timed
 def test_an_audit_revokes_the_promise_for_good(tmp_path: Path) -> None:
     """Where cheap answers differ from the reference, traffic moves to it, and a restart does not forget that."""
     with serve_gateway(tmp_path, audit_share=1.0) as gateway:

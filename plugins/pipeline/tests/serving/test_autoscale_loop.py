@@ -28,6 +28,8 @@ from unfold_pipeline.serving.app import build_app
 from unfold_pipeline.serving.dashboard import ServiceRecord
 from unfold_pipeline.serving.inference import ServiceSettings
 
+pytestmark = pytest.mark.timed
+
 CPU = HardwareOption("core", 0.05, interpolate_latency([(1, 0.05)]))
 ONE = Pipeline((Stage("a", (), (CPU,)),))
 WIDE = 1 << 20

@@ -32,6 +32,8 @@ ESTIMATE = Estimate(quantiles={"ttft": {"0.5": 0.1}, "tpot": {"0.5": 0.01}})
 LIMITS = EndpointLimits(first_token_s=5.0, between_tokens_s=0.5)
 openai = pytest.importorskip("openai")
 
+pytestmark = pytest.mark.timed
+
 
 @contextlib.contextmanager
 def route_to(*urls: str, routing: Any = "round_robin", max_in_flight: int = 64) -> Iterator[str]:
@@ -154,7 +156,6 @@ def test_bad_requests_reach_no_engine(body: bytes, status: int) -> None:
         assert not script.requests
 
 
-@pytest.mark.timed
 def test_requests_beyond_the_bound_are_rejected_and_a_client_that_hangs_up_frees_its_place() -> None:
     """More requests than may wait get 429 with a time to retry; a closed connection ends its request."""
     slow = Script(overhead_s=0.05)

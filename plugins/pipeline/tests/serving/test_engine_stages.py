@@ -19,6 +19,8 @@ from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
 
+pytestmark = pytest.mark.timed
+
 NAP_S = 0.06
 CODE = f"""import time
 

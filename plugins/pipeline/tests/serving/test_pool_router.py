@@ -24,6 +24,8 @@ from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
 
 openai = pytest.importorskip("openai")
+
+pytestmark = pytest.mark.timed
 GONE = "http://127.0.0.1:9"
 
 
@@ -118,7 +120,6 @@ def test_another_decode_engine_gets_a_prompt_of_its_own(tmp_path: Path) -> None:
     assert (prefill.requests, decode.requests, link.faults) == (2, 1, [])
 
 
-@pytest.mark.timed
 def test_a_client_that_hangs_up_frees_its_place_at_the_prefill_engine(tmp_path: Path) -> None:
     """Its prompt is counted as given up, the engine is not avoided, and no decode engine gets the request."""
     decode = Script()

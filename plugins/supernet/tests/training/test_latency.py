@@ -16,7 +16,7 @@ from plugins.supernet.tests.torch_helpers import (  # noqa: E402
 from unfold_supernet.scheduling.speed import time_rounds  # noqa: E402
 from unfold_supernet.training.latency import measure_switch_costs  # noqa: E402
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timed]
 
 
 def test_slow_calls_get_few_rounds() -> None:

@@ -17,7 +17,7 @@ from unfold_tuning import deadline
 from unfoldkit.api import UnfoldError
 
 optuna = pytest.importorskip("optuna")
-pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"), pytest.mark.timed]
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 

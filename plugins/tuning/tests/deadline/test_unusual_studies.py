@@ -18,7 +18,7 @@ from unfold_tuning.deadline.study_progress import OWNER_KEY
 from unfoldkit.api import UnfoldError
 
 optuna = pytest.importorskip("optuna")
-pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"), pytest.mark.timed]
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)
 STEPS = 9
 
@@ -330,7 +330,6 @@ def test_trials_that_return_early_keep_their_rank() -> None:
 
 
 @pytest.mark.parametrize("n_jobs", [1, 4])
-@pytest.mark.timed
 def test_a_study_stopped_by_its_deadline_has_a_best_trial(n_jobs: int) -> None:
     """If no trial is complete at the deadline, the best of those that ran furthest is, with its last report."""
     study, result = search(
@@ -381,7 +380,6 @@ def test_an_objective_that_always_fails_ends_the_search() -> None:
     assert result.stage_trials[0] == 0
 
 
-@pytest.mark.timed
 def test_a_deadline_holds_without_reports() -> None:
     """An objective that never reports is not begun where it would end too late."""
     study, result = search(
@@ -452,7 +450,6 @@ def test_two_processes_do_not_share_a_study() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timed
 def test_arguments_of_optimize_are_accepted() -> None:
     """A script which only replaces the call keeps ``timeout``, ``catch`` as a list, and the flags of its call."""
 
@@ -511,7 +508,6 @@ def test_trials_that_ask_at_the_same_time_do_not_exhaust_a_space() -> None:
     assert result.stage_trials[0] == 6
 
 
-@pytest.mark.timed
 def test_a_storage_that_fails_ends_the_search() -> None:
     """An error outside the objective is raised at once instead of at the deadline."""
 

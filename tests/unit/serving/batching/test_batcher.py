@@ -15,6 +15,8 @@ from unfoldkit.serving.batching.batcher import Batcher, Limits, QueueFull, Timin
 from unfoldkit.serving.model import Call, Rejection
 from unfoldkit.serving.observability.metrics import create_metrics, model_metrics
 
+pytestmark = pytest.mark.timed
+
 
 def made(model: Total, **limits: Any) -> Batcher:
     return build_batcher(model, Limits(**limits), model_metrics(create_metrics(), "total"), time.perf_counter)

@@ -9,6 +9,8 @@ import pytest
 
 from unfoldkit.serving.batching.batcher import WorkerThread
 
+pytestmark = pytest.mark.timed
+
 
 def test_a_rest_ends_with_the_job() -> None:
     """A resting thread goes on as soon as the current job has ended and was reported."""

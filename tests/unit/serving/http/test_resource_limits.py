@@ -15,6 +15,8 @@ import pytest
 from tests.unit.serving.client import Server, read, request, rows, serving
 from unfoldkit.serving.http.resource_limits import Held, ResourceLimits, ResourceUsage
 
+pytestmark = pytest.mark.timed
+
 INFER = "/v2/models/total/infer"
 SLOW = "/v2/models/total/versions/1/infer"
 HEALTH = "/v2/health/live"

@@ -20,6 +20,8 @@ import pytest
 from tests.unit.serving.client import Reply, Server, read, request, rows, serving
 from unfoldkit.serving.http.workers import ending_signals
 
+pytestmark = pytest.mark.timed
+
 INFER = "/v2/models/total/infer"
 SIZED = "inference-header-content-length"
 METRIC = re.compile(r"^(unfold_[a-z_]+?)(?:_bucket|_sum|_count|_total|_created)?(?:\{.*\})? ", re.MULTILINE)

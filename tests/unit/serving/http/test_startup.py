@@ -16,6 +16,8 @@ from unfoldkit.serving.http.server import run_service
 from unfoldkit.serving.http.startup import FAILED
 from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send, Service
 
+pytestmark = pytest.mark.timed
+
 
 def refusing(**more: object) -> ASGIApp:
     """Return an application that reports a failed start."""

@@ -22,6 +22,8 @@ from unfoldkit.serving.grpc.http2.frames import (
     pack_reset,
 )
 
+pytestmark = pytest.mark.timed
+
 WAIT, TALK = "/test/Wait", "/test/Talk"
 
 

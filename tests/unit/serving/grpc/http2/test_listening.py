@@ -13,6 +13,8 @@ from unfoldkit.serving.grpc.http2.frames import GOAWAY, read_head
 from unfoldkit.serving.grpc.http2.host import Host
 from unfoldkit.serving.grpc.http2.server import Http2Server, start_http2_server
 
+pytestmark = pytest.mark.timed
+
 
 def host(service: Service) -> Host:
     return Host(
