@@ -320,6 +320,12 @@ def test_a_system_to_run_on_is_a_setting_of_the_spec(unfold: Unfold, tmp_path: P
     outcome = unfold("train", "job.yaml", "--target", "cloud9")
     assert outcome.code == 2
     assert outcome.err.startswith("--set cloud.provider=cloud9: cloud.provider: ")
+    # the system of the spec does not count, valid or not
+    job.write_text(job.read_text("utf-8").replace("provider: aws", "provider: nowhere"), encoding="utf-8")
+    outcome = unfold("train", "job.yaml", "--target", "aws")
+    assert outcome.code == 2
+    assert "nothing to train" in outcome.err
+    assert "nowhere" not in outcome.err
 
 
 def test_a_plan_of_another_kind_is_no_drift(unfold: Unfold, spec: Path, tmp_path: Path) -> None:

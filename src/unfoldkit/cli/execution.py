@@ -56,9 +56,9 @@ def perform(request: Request, stdin: str = "") -> ExitCode:
     renderer = output.select_renderer(registry, request.format, request.out)
     try:
         loaded = load_request(request, registry, stdin)
-        if request.verb == "train" and request.target is not None:
-            request = _set_target(request, loaded.kind, registry.kinds)
-            loaded = load_request(request, registry, stdin)
+        if request.verb == "train":
+            settings = (*request.settings, *_list_target_settings(request, loaded.kind, registry.kinds))
+            request = replace(request, settings=settings, target=None)
         _protect_inputs(request, renderer, loaded)
         report, code = execute(request, registry, loaded)
     except UnfoldError as error:
@@ -82,7 +82,14 @@ def load_request(request: Request, registry: Registry, stdin: str = "") -> Loade
     Raises:
         UnfoldError: The spec or a setting is at fault.
     """
-    return load_spec(request.spec, registry.kinds, settings=request.settings, stdin=stdin, find_kind=registry.kind)
+    return load_spec(
+        request.spec,
+        registry.kinds,
+        settings=request.settings,
+        stdin=stdin,
+        find_kind=registry.kind,
+        list_settings=lambda kind: _list_target_settings(request, kind, registry.kinds),
+    )
 
 
 def execute(request: Request, registry: Registry, loaded: LoadedSpec) -> tuple[Report, ExitCode]:
@@ -102,17 +109,19 @@ def execute(request: Request, registry: Registry, loaded: LoadedSpec) -> tuple[R
     return report, ExitCode.YES if report.verdict is Verdict.YES or request.exit_zero else ExitCode.NO
 
 
-def _set_target(request: Request, kind: Kind, kinds: Mapping[str, Kind]) -> Request:
-    """Return the request with the system that ``train --target`` names as a setting of the spec.
+def _list_target_settings(request: Request, kind: Kind, kinds: Mapping[str, Kind]) -> tuple[str, ...]:
+    """Return the setting of the spec that stands for the system which ``train --target`` names, if it names one.
 
     Raises:
         UnfoldError: The kind trains on this machine only.
     """
+    if request.verb != "train" or request.target is None:
+        return ()
     if kind.runs_on is None:
         capable = ", ".join(sorted(each.name for each in kinds.values() if each.runs_on))
         problem = f"kind {kind.name} trains on this machine only"
         raise user_error(f"--target {request.target}: {problem}", hint=f"kinds that do not: {capable}")
-    return replace(request, settings=(*request.settings, f"{kind.runs_on}={request.target}"), target=None)
+    return (f"{kind.runs_on}={request.target}",)
 
 
 def reject_target(request: Request, kind: Kind) -> None:

@@ -66,6 +66,7 @@ def load_spec(
     settings: Sequence[str] = (),
     stdin: str = "",
     find_kind: Callable[[str], Kind] | None = None,
+    list_settings: Callable[[Kind], Sequence[str]] | None = None,
 ) -> LoadedSpec:
     """Load and validate the spec at ``path``.
 
@@ -75,6 +76,7 @@ def load_spec(
         settings: ``KEY=VALUE`` changes of the spec.
         stdin: The text of stdin.
         find_kind: Finds a kind, with an error that explains why one is missing.
+        list_settings: Lists further changes, which depend on the kind.
 
     Raises:
         UnfoldError: Every mistake with file, line, column, key and hint (exit code 2).
@@ -87,6 +89,8 @@ def load_spec(
     base, run = _find_run(document, Path(document.file).parent) if path != "-" else (Path(), None)
     document = apply_settings(document, settings)
     kind = _find_kind(document, kinds, find_kind)
+    if list_settings is not None:
+        document = apply_settings(document, list_settings(kind))
     model = resolve(kind.spec, extra=kind.extra)
     return LoadedSpec(kind, validate(model, document), base, plan, folder or run, document)
 
