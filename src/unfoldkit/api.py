@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         format_count,
         format_duration,
         format_money,
+        format_names,
         format_percent,
     )
     from unfoldkit.hookspec import hookimpl
@@ -88,6 +89,7 @@ _PLACES = {
         "format_count",
         "format_duration",
         "format_money",
+        "format_names",
         "format_percent",
     ),
     "unfoldkit.hookspec": ("hookimpl",),
@@ -190,6 +192,7 @@ __all__ = [
     "format_count",
     "format_duration",
     "format_money",
+    "format_names",
     "format_percent",
     "format_value",
     "hookimpl",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 DurationStyle = Literal["elapsed", "latency"]
@@ -75,6 +76,12 @@ def format_count(count: int, noun: str) -> str:
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return f"{count:,} {noun[:-1]}ies"
     return f"{count:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch')) else 's'}"
+
+
+def format_names(names: Sequence[str], shown: int) -> str:
+    """Join names, and count those beyond the first ``shown``: ``a, b and 3 others``."""
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {format_count(rest, 'other')}" if rest > 0 else "")
 
 
 def format_number(value: float, digits: int | None = None) -> str:

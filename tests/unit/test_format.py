@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfoldkit.api import format_bytes, format_count, format_duration, format_money, format_percent
+from unfoldkit.api import format_bytes, format_count, format_duration, format_money, format_names, format_percent
 from unfoldkit.format import divide_costs, format_amount, format_number
 
 
@@ -102,6 +102,13 @@ def test_a_percentage_below_certainty_never_reads_100() -> None:
 )
 def test_byte_counts_use_binary_units(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+def test_names_beyond_those_shown_are_counted() -> None:
+    assert format_names(["a"], 2) == "a"
+    assert format_names(["a", "b"], 2) == "a, b"
+    assert format_names(["a", "b", "c"], 2) == "a, b and 1 other"
+    assert format_names(list("abcde"), 1) == "a and 4 others"
 
 
 def test_nouns_of_counts_have_their_plural() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from unfold_placement.kubernetes.connection import ClusterAccess
 from unfold_placement.kubernetes.manifests import ACCOUNT, build_gate_guard, build_roles
-from unfoldkit.api import CheckResult, UnfoldError, format_count
+from unfoldkit.api import CheckResult, UnfoldError, format_count, format_names
 from unfoldkit.kubernetes.api import Api, ApiError, call_all
 
 Body = dict[str, Any]
@@ -76,10 +76,10 @@ def _check_permissions(api: Api) -> CheckResult:
     if refused is not None:
         return CheckResult(ok=False, message=f"cannot be checked: {refused.message or refused.reason}")
     denied = [_describe(item) for item, answer in zip(requests, answers, strict=True) if not answer]
-    who = user or "this identity"
+    identity = user or "this identity"
     if not denied:
-        return CheckResult(ok=True, message=f"{who} has all {len(requests)} that a controller needs")
-    return CheckResult(ok=False, message=f"{who} may not {_join(denied)}", hint=APPLY)
+        return CheckResult(ok=True, message=f"{identity} has all {len(requests)} that a controller needs")
+    return CheckResult(ok=False, message=f"{identity} may not {format_names(denied, MAX_SHOWN)}", hint=APPLY)
 
 
 def _list_attributes(namespace: str) -> Iterator[Body]:
@@ -150,7 +150,7 @@ def _check_guard(api: Api) -> CheckResult:
             absent.append(f"{kind} {name}")
     if not absent:
         return CheckResult(ok=True, message="only the controller removes gates from pods")
-    message = f"whoever may update pods can start them past the policy: no {_join(absent)}"
+    message = f"whoever may update pods can start them past the policy: no {format_names(absent, MAX_SHOWN)}"
     return CheckResult(ok=False, message=message, hint=APPLY)
 
 
@@ -162,8 +162,3 @@ def _check_controller(api: Api) -> CheckResult:
     ready = {body["metadata"]["name"]: (body.get("status") or {}).get("readyReplicas") or 0 for body in found}
     message = ", ".join(f"{name}: {format_count(count, 'replica')} ready" for name, count in ready.items())
     return CheckResult(all(ready.values()), message, f"kubectl -n {api.namespace} get pods")
-
-
-def _join(names: Sequence[str]) -> str:
-    rest = len(names) - MAX_SHOWN
-    return ", ".join(names[:MAX_SHOWN]) + (f" and {format_count(rest, 'other')}" if rest > 0 else "")

@@ -23,7 +23,7 @@ from unfold_tuning.cluster.offers import ACCESS_CODES, QUOTA_CODES, Offer, Offer
 from unfold_tuning.job.problem import LaunchConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.trial.ledger import Ledger
-from unfoldkit.api import UnfoldError, format_count, internal_error, user_error
+from unfoldkit.api import UnfoldError, format_names, internal_error, user_error
 from unfoldkit.catalog.instances import find_implausibility
 
 RUN_TAG = "unfold-run"
@@ -138,7 +138,7 @@ class AwsProvider:
         """Require that some offer may still be granted before the run expires."""
         if not self.book.has_any():
             groups = self.book.group_ended()
-            reasons = "; ".join(f"{code} for {_describe_offers(names)}" for code, names in groups.items())
+            reasons = "; ".join(f"{code} for {format_names(names, 1)}" for code, names in groups.items())
             hint = "check cloud.launch, cloud.zones and what the credentials permit; the log has what AWS wrote"
             if not groups.keys().isdisjoint(QUOTA_CODES):
                 hint = "name other types, zones or markets, or raise a quota: unfold catalog, aws service-quotas"
@@ -460,11 +460,6 @@ def is_access_error(error: Exception) -> bool:
     if isinstance(error, exceptions.ClientError):
         return error.response["Error"]["Code"] in ACCESS_CODES
     return isinstance(error, missing)
-
-
-def _describe_offers(names: Sequence[str]) -> str:
-    others = f" and {format_count(len(names) - 1, 'other')}" if len(names) > 1 else ""
-    return names[0] + others
 
 
 def _is_unknown_instance(error: Exception) -> bool:

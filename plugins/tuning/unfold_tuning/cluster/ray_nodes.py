@@ -19,7 +19,7 @@ INIT_OPTIONS = {"log_to_driver": False, "logging_level": "ERROR"}
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A node of a shared cluster whose accelerators, the resource ``device``, are all held by a placement group."""
+    """A node of a shared cluster: a placement group holds all its accelerators, the resource ``device``."""
 
     node_id: str
     group: Any
