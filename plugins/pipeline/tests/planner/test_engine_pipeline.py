@@ -17,6 +17,7 @@ from unfold_pipeline.engine.planner.problem import (
     EngineOption,
     EngineProblem,
     EngineSettings,
+    EngineStages,
     Targets,
     percentile,
 )
@@ -25,7 +26,6 @@ from unfold_pipeline.engine.simulation.cluster import simulate
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.engine.step_times.interval import StepInterval
 from unfold_pipeline.planner.engine_pipeline import (
-    EngineStages,
     StagePlans,
     attach_stages,
     find_cheapest_pipeline,

@@ -16,7 +16,14 @@ from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS, Gpu, KvCache, estimate_kv_cache, find_gpu, list_gpus
 from unfold_pipeline.engine.hardware.model_config import read_model_config
 from unfold_pipeline.engine.hardware.model_shape import KvLayout, ModelShape
-from unfold_pipeline.engine.planner.problem import Disaggregation, EngineOption, EngineProblem, EngineSettings, Targets
+from unfold_pipeline.engine.planner.problem import (
+    Disaggregation,
+    EngineOption,
+    EngineProblem,
+    EngineSettings,
+    EngineStages,
+    Targets,
+)
 from unfold_pipeline.engine.planner.search import EngineConfig
 from unfold_pipeline.engine.simulation.cluster import Routing
 from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
@@ -62,7 +69,6 @@ from unfold_pipeline.engine.trace.token_trace import (
 )
 from unfold_pipeline.problem.build import build_pipeline, resolve_stages
 from unfold_pipeline.problem.latency_profile import load_activation
-from unfold_pipeline.problem.pipeline import Pipeline
 from unfold_pipeline.problem.pricing import ReplicaPrice, price_hardware
 from unfold_pipeline.problem.traffic import load_arrivals
 from unfold_pipeline.schema.arrivals import Arrivals
@@ -222,8 +228,8 @@ def _build_disaggregation(
     )
 
 
-def build_engine_stages(spec: PipelineSpec, run: Run) -> tuple[Pipeline, Pipeline] | None:
-    """Return the stages before and after the engine; ``None`` if it stands alone.
+def build_engine_stages(spec: PipelineSpec, run: Run) -> EngineStages | None:
+    """Return the stages around the engine; ``None`` if it stands alone.
 
     Raises:
         UnfoldError: a stage has no latency or no price.
@@ -240,7 +246,10 @@ def build_engine_stages(spec: PipelineSpec, run: Run) -> tuple[Pipeline, Pipelin
         if members:
             stages[members[0]] = stages[members[0]].model_copy(update={"after": {}, "inputs": None})
         pipelines.append(build_pipeline(resolved.model_copy(update={"stages": stages}), prices, run))
-    return pipelines[0], pipelines[1]
+    upstream, downstream = pipelines
+    return EngineStages(
+        upstream=upstream, downstream=downstream, max_replicas=spec.tuner.most, max_requests=spec.search.limit
+    )
 
 
 def build_replay_requests(

@@ -16,28 +16,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from unfold_pipeline._types import FloatArray, IndexArray
-from unfold_pipeline.engine.planner.problem import EngineProblem, Surroundings, count_allowed_misses
+from unfold_pipeline.engine.planner.problem import EngineProblem, EngineStages, Surroundings, count_allowed_misses
 from unfold_pipeline.engine.planner.search import COST_TOLERANCE, EngineSolution, Progress, find_cheapest_engines
 from unfold_pipeline.estimator.estimator import build_server
 from unfold_pipeline.problem.pipeline import Pipeline, Plan, StageConfig
 from unfoldkit.queueing.stage import Goal, serve
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStages:
-    """The stages around an engine, each a line that every request passes.
-
-    Attributes:
-        upstream: the stages before the engine.
-        downstream: the stages behind it, which get a request at its last token.
-        max_replicas: maximum replicas of a stage.
-        max_requests: requests that the search may simulate.
-    """
-
-    upstream: Pipeline
-    downstream: Pipeline
-    max_replicas: int
-    max_requests: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,13 +27,13 @@ from unfold_pipeline.engine.autoscaling.token_envelope import (
     build_token_envelope,
     count_trace_tokens,
 )
-from unfold_pipeline.engine.build import build_engine_problem, build_replay_requests
+from unfold_pipeline.engine.build import build_engine_problem, build_engine_stages, build_replay_requests
 from unfold_pipeline.engine.planner.analysis import analyze_plan, scale_to_end
 from unfold_pipeline.engine.planner.large_requests import measure_large_requests
-from unfold_pipeline.engine.planner.problem import EngineProblem
+from unfold_pipeline.engine.planner.problem import EngineProblem, EngineStages
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, explain_refusals, find_cheapest_engines
 from unfold_pipeline.planner.confident_plan import measure_fresh_request_share
-from unfold_pipeline.planner.engine_pipeline import EngineStages, JointSolution, attach_stages, find_cheapest_pipeline
+from unfold_pipeline.planner.engine_pipeline import JointSolution, attach_stages, find_cheapest_pipeline
 from unfold_pipeline.report.engines.plan import (
     add_fresh_share,
     add_large_requests,
@@ -60,7 +60,7 @@ from unfold_pipeline.verbs.plan_pools import (
     replay_pools,
     report_pools,
 )
-from unfold_pipeline.verbs.stages_around import build_stages_around, choose_pipeline
+from unfold_pipeline.verbs.stages_around import choose_pipeline
 from unfoldkit.api import Metric, Report, Run
 
 HPA_UTILIZATION = 0.8
@@ -71,7 +71,7 @@ SHORTEST_SLOT_S = 60.0
 def plan_engine(spec: PipelineSpec, run: Run) -> Report:
     """Find the cheapest engines that meet the targets; with ``slo.confidence``, at the upper end of the interval."""
     problem = build_engine_problem(spec, run)
-    stages = build_stages_around(spec, run)
+    stages = build_engine_stages(spec, run)
     if trace := run.options.get("replay"):
         return _replay_trace(spec, problem, stages, Path(trace), run)
     committed = (run.options.get("baseline_plan") or {}).get("decision", {})

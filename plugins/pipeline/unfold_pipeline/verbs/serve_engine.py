@@ -9,14 +9,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from unfold_pipeline.engine.build import build_engine_problem, build_local_settings, build_replay_requests, find_engine
+from unfold_pipeline.engine.build import (
+    build_engine_problem,
+    build_engine_stages,
+    build_local_settings,
+    build_replay_requests,
+    find_engine,
+)
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointError, EndpointLimits
+from unfold_pipeline.engine.endpoint.prefill import PrefillPool
 from unfold_pipeline.engine.endpoint.replay import ReplayedRequests, replay_requests
 from unfold_pipeline.engine.planner.analysis import scale_to_end
 from unfold_pipeline.engine.planner.problem import EngineProblem, measure_latencies
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, find_cheapest_engines
 from unfold_pipeline.planner.engine_pipeline import attach_stages
+from unfold_pipeline.problem.build import locate_served_model
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.measured import AttachStages, LocalFacts, build_measured_engine_report
 from unfold_pipeline.report.engines.plan import add_left_out, parse_engine_decision
@@ -26,13 +34,14 @@ from unfold_pipeline.runtime.engines.local_engines import LocalEngines, build_lo
 from unfold_pipeline.runtime.engines.stage_line import StagesAround
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.profile_engine import read_key
-from unfold_pipeline.verbs.serve_pools import QUEUED_PER_SLOT, has_running_pools, serve_pools
-from unfold_pipeline.verbs.stages_around import (
-    PlannedPipeline,
-    build_running_stages,
-    build_stages_around,
-    choose_pipeline,
+from unfold_pipeline.verbs.serve_pools import (
+    QUEUED_PER_SLOT,
+    RunningPools,
+    choose_pools,
+    replay_on_pools,
+    route_to_pools,
 )
+from unfold_pipeline.verbs.stages_around import PlannedPipeline, build_running_stages, choose_pipeline
 from unfoldkit.api import Report, Run, Service, user_error
 
 
@@ -44,7 +53,9 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
     """
     stage, engine = find_engine(spec)
     key = f"stages.{stage}.engine.urls"
-    is_pooled = has_running_pools(engine, run)
+    saved = (run.options.get("plan") or {}).get("decision")
+    names_pools = bool(engine.disaggregated and engine.disaggregated.decode_urls)
+    is_pooled = names_pools and (not saved or is_pool_decision(saved))
     if not is_pooled and not engine.endpoints and engine.local is None:
         _reject_other_pools(run, f"stages.{stage}.engine.disaggregated")
         hint = (
@@ -53,7 +64,7 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
         raise user_error("no running engine to route to", key=key, hint=hint)
     problem = build_engine_problem(spec, run)
     if is_pooled:
-        return serve_pools(spec, problem, run)
+        return _serve_pools(spec, problem, run)
     case = _choose_case(spec, problem, run)
     config = case.config
     if engine.local is not None:
@@ -78,6 +89,34 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
         raise user_error(error.message, key=key, hint=error.hint) from error
     report = build_measured_engine_report(live, config, replayed, len(endpoints), attach=case.attach)
     return add_left_out(report, live)
+
+
+def _serve_pools(spec: PipelineSpec, problem: EngineProblem, run: Run) -> Service | Report:
+    """Route to the running pools of a spec; with ``--replay``, report a trace on them next to the estimate.
+
+    Raises:
+        UnfoldError: no pools meet the targets, or an engine does not respond.
+    """
+    stage, engine = find_engine(spec)
+    pools = engine.disaggregated
+    assert pools is not None  # noqa: S101 - the caller has checked
+    planned = choose_pools(problem, run)
+    api_key, name = read_key(engine, stage), engine.model.name or ""
+    prefill, decode = (
+        tuple(Endpoint(url=url, model=name, key=api_key) for url in urls)
+        for urls in (pools.prefill_urls, pools.decode_urls)
+    )
+    running = RunningPools(
+        prefill=PrefillPool(prefill, EngineBalancer(pools.prefill_urls, engine.routing), EndpointLimits()),
+        decode=decode,
+        balancer=EngineBalancer(pools.decode_urls, engine.routing),
+        key=f"stages.{stage}.engine.disaggregated",
+    )
+    trace = run.options.get("replay")
+    if not trace:
+        return route_to_pools(problem, running, planned)
+    live = replace(problem, requests=build_replay_requests(spec, problem, planned.decode, Path(trace), run))
+    return replay_on_pools(live, running, planned, run.progress)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,13 +154,14 @@ def _choose_case(spec: PipelineSpec, problem: EngineProblem, run: Run) -> _Serve
     Raises:
         UnfoldError: a stage has no model, or nothing meets the targets.
     """
-    stages = build_stages_around(spec, run)
+    stages = build_engine_stages(spec, run)
     if stages is None:
         return _ServedCase(problem=problem, config=choose_engine(problem, run))
     planned = choose_pipeline(problem, stages, (run.options.get("plan") or {}).get("decision"), run)
     if planned is None:
         raise user_error("no choice of engines meets the targets", key="slo", hint="unfold plan SPEC explains it")
-    around = build_running_stages(spec, planned, run)
+    sources = {name: locate_served_model(name, spec, run) for name in planned.list_stages()}
+    around = build_running_stages(planned, sources, run.seed)
     return _ServedCase(problem=problem, config=planned.config, planned=planned, around=around)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from unfold_pipeline.engine.build import build_replay_requests, find_engine
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointError, EndpointLimits
 from unfold_pipeline.engine.endpoint.prefill import PrefillPool
@@ -16,21 +15,12 @@ from unfold_pipeline.engine.planner.problem import EngineProblem, measure_latenc
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.measured import build_measured_engine_report
 from unfold_pipeline.report.engines.plan import add_left_out
-from unfold_pipeline.report.engines.pools import is_pool_decision, parse_pool_decision
-from unfold_pipeline.schema.engine import EngineSpec
-from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.report.engines.pools import parse_pool_decision
 from unfold_pipeline.verbs.plan_pools import find_pools
-from unfold_pipeline.verbs.profile_engine import read_key
 from unfoldkit.api import Report, Run, Service, user_error
 
 QUEUED_PER_SLOT = 4
 """Requests that may wait for each slot of the decode engines; more are rejected at once."""
-
-
-def has_running_pools(engine: EngineSpec, run: Run) -> bool:
-    """Return whether a service is of two pools: the spec names their engines, and no plan of another kind is saved."""
-    saved = (run.options.get("plan") or {}).get("decision")
-    return bool(engine.disaggregated and engine.disaggregated.decode_urls) and (not saved or is_pool_decision(saved))
 
 
 def choose_pools(problem: EngineProblem, run: Run) -> PoolConfig:
@@ -50,74 +40,52 @@ def choose_pools(problem: EngineProblem, run: Run) -> PoolConfig:
     return outcome.config
 
 
-def serve_pools(spec: PipelineSpec, problem: EngineProblem, run: Run) -> Service | Report:
-    """Route to the running pools of a spec; with ``--replay``, report a trace on them next to the estimate.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningPools:
+    """The engines that run.
+
+    Attributes:
+        prefill: the prefill engines.
+        decode: the decode engines.
+        balancer: distributes requests to the decode engines.
+        key: the key of the spec that names them.
+    """
+
+    prefill: PrefillPool
+    decode: tuple[Endpoint, ...]
+    balancer: EngineBalancer
+    key: str
+
+    def resize(self, planned: PoolConfig) -> PoolConfig:
+        """Return the pools of a plan with as many engines as run."""
+        return PoolConfig(
+            prefill=replace(planned.prefill, replicas=len(self.prefill.endpoints)),
+            decode=replace(planned.decode, replicas=len(self.decode)),
+        )
+
+
+def replay_on_pools(
+    live: EngineProblem, running: RunningPools, planned: PoolConfig, progress: Callable[[str, int, int], None]
+) -> Report:
+    """Send the requests of a problem to running pools, and report them next to the estimate.
 
     Raises:
-        UnfoldError: no pools meet the targets, or an engine does not respond.
+        UnfoldError: an engine does not respond.
     """
-    stage, engine = find_engine(spec)
-    planned = choose_pools(problem, run)
-    running = _RunningPools.from_spec(engine, stage, planned)
-    trace = run.options.get("replay")
-    if not trace:
-        return _build_service(problem, running, planned)
-    live = replace(problem, requests=build_replay_requests(spec, problem, planned.decode, Path(trace), run))
     sending = replay_requests(
-        running.decode, running.balancer, live.requests, EndpointLimits(), run.progress, prefill=running.prefill
+        running.decode, running.balancer, live.requests, EndpointLimits(), progress, prefill=running.prefill
     )
     try:
         replayed = asyncio.run(sending)
     except EndpointError as error:
-        key = f"stages.{stage}.engine.disaggregated"
-        raise user_error(error.message, key=key, hint=error.hint) from error
-    config = running.config
+        raise user_error(error.message, key=running.key, hint=error.hint) from error
+    config = running.resize(planned)
     report = build_measured_engine_report(live, config.decode, replayed, config.decode.replicas, pools=config)
     return add_left_out(report, live)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _RunningPools:
-    """The engines that run.
-
-    Attributes:
-        config: of the plan, with as many engines as run.
-        prefill: the prefill engines.
-        decode: the decode engines.
-        balancer: distributes requests to the decode engines.
-    """
-
-    config: PoolConfig
-    prefill: PrefillPool
-    decode: tuple[Endpoint, ...]
-    balancer: EngineBalancer
-
-    @staticmethod
-    def from_spec(engine: EngineSpec, stage: str, planned: PoolConfig) -> _RunningPools:
-        """Return the pools that a spec names.
-
-        Raises:
-            UnfoldError: the variable with the key is not set.
-        """
-        pools = engine.disaggregated
-        assert pools is not None  # noqa: S101 - callers have checked
-        api_key, name = read_key(engine, stage), engine.model.name or ""
-        prefill, decode = (
-            tuple(Endpoint(url=url, model=name, key=api_key) for url in urls)
-            for urls in (pools.prefill_urls, pools.decode_urls)
-        )
-        return _RunningPools(
-            config=PoolConfig(
-                prefill=replace(planned.prefill, replicas=len(prefill)),
-                decode=replace(planned.decode, replicas=len(decode)),
-            ),
-            prefill=PrefillPool(prefill, EngineBalancer(pools.prefill_urls, engine.routing), EndpointLimits()),
-            decode=decode,
-            balancer=EngineBalancer(pools.decode_urls, engine.routing),
-        )
-
-
-def _build_service(problem: EngineProblem, running: _RunningPools, planned: PoolConfig) -> Service:
+def route_to_pools(problem: EngineProblem, running: RunningPools, planned: PoolConfig) -> Service:
+    """Route requests to running pools."""
     # this module loads the HTTP stack, which a replay does not need
     from unfold_pipeline.serving.engine_router import (
         COMPLETION_PATHS,
@@ -128,14 +96,15 @@ def _build_service(problem: EngineProblem, running: _RunningPools, planned: Pool
     )
 
     assert problem.disaggregation is not None  # noqa: S101 - the pools were planned or parsed
-    outcome = evaluate_pools(problem, problem.disaggregation, running.config)
+    config = running.resize(planned)
+    outcome = evaluate_pools(problem, problem.disaggregation, config)
     estimate = build_estimate(measure_latencies(problem.requests, outcome.run, problem.settings.front_s))
     prefill, decode = running.prefill, running.decode
     metrics = build_router_metrics(running.balancer, estimate, prefill.balancer)
     prefill.on_attempt = lambda index, status: metrics.prefills.labels(str(index + 1), status).inc()
-    max_in_flight = QUEUED_PER_SLOT * running.config.decode.max_seqs * len(decode)
+    max_in_flight = QUEUED_PER_SLOT * config.decode.max_seqs * len(decode)
     app = EngineRouterApp(decode, running.balancer, metrics, estimate, EndpointLimits(), max_in_flight, prefill=prefill)
-    counts = [(config.prefill.replicas, config.decode.replicas) for config in (running.config, planned)]
+    counts = [(pools.prefill.replicas, pools.decode.replicas) for pools in (config, planned)]
     return Service(
         problem.name,
         app,

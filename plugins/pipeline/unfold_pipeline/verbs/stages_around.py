@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from unfold_pipeline._types import RowArray
-from unfold_pipeline.engine.build import build_engine_stages
 from unfold_pipeline.engine.planner.analysis import scale_to_end
-from unfold_pipeline.engine.planner.problem import EngineProblem
+from unfold_pipeline.engine.planner.problem import EngineProblem, EngineStages
 from unfold_pipeline.engine.planner.search import EngineConfig
-from unfold_pipeline.planner.engine_pipeline import EngineStages, StagePlans, find_cheapest_pipeline
-from unfold_pipeline.problem.build import locate_served_model
+from unfold_pipeline.planner.engine_pipeline import StagePlans, find_cheapest_pipeline
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfold_pipeline.problem.routing import RouteDrawer
@@ -23,7 +21,6 @@ from unfold_pipeline.report.engines.stages_around import parse_stage_plans
 from unfold_pipeline.runtime.deployment import list_planned_stages, resolve_models
 from unfold_pipeline.runtime.engines.stage_line import StageLine, StagesAround
 from unfold_pipeline.runtime.local import LocalRuntime
-from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfoldkit.api import Run, user_error
 
 
@@ -35,20 +32,9 @@ class PlannedPipeline:
     stages: EngineStages
     plans: StagePlans
 
-
-def build_stages_around(spec: PipelineSpec, run: Run) -> EngineStages | None:
-    """Return the stages around the engine of a spec; ``None`` if it stands alone.
-
-    Raises:
-        UnfoldError: a stage has no latency or no price.
-    """
-    pipelines = build_engine_stages(spec, run)
-    if pipelines is None:
-        return None
-    upstream, downstream = pipelines
-    return EngineStages(
-        upstream=upstream, downstream=downstream, max_replicas=spec.tuner.most, max_requests=spec.search.limit
-    )
+    def list_stages(self) -> list[str]:
+        """List the stages by name, those before the engine first."""
+        return [stage.name for line in (self.stages.upstream, self.stages.downstream) for stage in line.stages]
 
 
 def choose_pipeline(problem: EngineProblem, stages: EngineStages, saved: Any, run: Run) -> PlannedPipeline | None:
@@ -67,11 +53,16 @@ def choose_pipeline(problem: EngineProblem, stages: EngineStages, saved: Any, ru
     return PlannedPipeline(config=joint.solution.config, stages=stages, plans=joint.plans)
 
 
-def build_running_stages(spec: PipelineSpec, planned: PlannedPipeline, run: Run) -> StagesAround:
+def build_running_stages(planned: PlannedPipeline, sources: Mapping[str, ModelSource], seed: int) -> StagesAround:
     """Return the replicas of the stages around an engine as processes of this machine; nothing is started yet.
 
+    Args:
+        planned: the stages and their plans.
+        sources: the model of each stage.
+        seed: of the routes.
+
     Raises:
-        UnfoldError: a stage has no model, or the stages before and after the engine read rows of other lengths.
+        UnfoldError: the stages before and after the engine read rows of other lengths.
     """
     lines: list[StageLine] = []
     rows: list[RowArray] = []
@@ -82,16 +73,15 @@ def build_running_stages(spec: PipelineSpec, planned: PlannedPipeline, run: Run)
         if not pipeline.stages:
             lines.append(StageLine())
             continue
-        sources = {stage.name: locate_served_model(stage.name, spec, run) for stage in pipeline.stages}
-        names += sources
-        line, line_rows = _build_line(pipeline, plan, sources, run.seed + index)
+        names = [stage.name for stage in pipeline.stages]
+        line, line_rows = _build_line(pipeline, plan, {name: sources[name] for name in names}, seed + index)
         lines.append(line)
         rows.append(line_rows)
     widths = {item.shape[1] for item in rows}
     if len(widths) > 1:
         message = f"the stages before the engine read {rows[0].shape[1]} numbers, those after it {rows[1].shape[1]}"
         raise user_error(message, key=f"stages.{names[-1]}.model", hint="model.columns: the numbers that a stage reads")
-    return StagesAround(upstream=lines[0], downstream=lines[1], rows=rows[0], names=tuple(names))
+    return StagesAround(upstream=lines[0], downstream=lines[1], rows=rows[0], names=tuple(planned.list_stages()))
 
 
 def _build_line(

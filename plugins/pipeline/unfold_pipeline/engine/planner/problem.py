@@ -15,6 +15,7 @@ from unfold_pipeline.engine.simulation.engine import StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.engine.step_times.interval import StepInterval
 from unfold_pipeline.engine.step_times.process_contention import ProcessContention
+from unfold_pipeline.problem.pipeline import Pipeline
 
 QUANTILE = 0.99
 
@@ -157,6 +158,23 @@ class Disaggregation:
     bytes_per_s: float
     latency_s: float
     max_requests: float = math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStages:
+    """The stages around an engine, each a line that every request passes.
+
+    Attributes:
+        upstream: the stages before the engine.
+        downstream: the stages behind it, which get a request at its last token.
+        max_replicas: maximum replicas of a stage.
+        max_requests: requests that the search may simulate.
+    """
+
+    upstream: Pipeline
+    downstream: Pipeline
+    max_replicas: int
+    max_requests: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
