@@ -245,7 +245,7 @@ class Frontier:
         if rename is None:
             rename = self.renamings[jobs.arrived] = jobs.renaming(self.scenario.kinds)
         form = canonical_key(controller, rename, running, is_coarse=self.is_coarse)
-        key = form, tuple([job.split(SLOT_MARK)[0] for job in jobs.arrived]), jobs.victim_came
+        key = form, tuple(rename.jobs.values()), jobs.victim_came
         known = self.numbers.setdefault(key, len(self.numbers))
         if known < len(self.graph.parents):
             return known, False
