@@ -100,6 +100,14 @@ BROKEN = {
         8,
         "it changed run of a-0 from 10.0 to 1.0",
     ),
+    "shortens_time": (HEAD + "        view.table.state.run_s[:] = 1.0\n", 11, "ran for 1 s, not for 10 s"),
+    "turns_back_time": (
+        HEAD.replace("        for", "        view.table.state.clock[0] = 0.0\n        for"),
+        11,
+        "the clock went back from 10 s to 0 s",
+    ),
+    "ends_tasks": (HEAD + "        view.table.state.status[:] = 3\n", 11, "a-0 never ended"),
+    "ends_the_process": (HEAD + "            __import__('os')._exit(0)\n", 15, "react raised SystemExit: 0"),
     "cancelled": ("import asyncio\n" + HEAD + "            raise asyncio.CancelledError\n", 16, "CancelledError"),
     "no_message": (
         HEAD + "            class E(Exception):\n                __str__ = None\n            raise E\n",
@@ -173,13 +181,19 @@ def test_a_thread_of_a_policy_that_still_runs_is_named(
         sys.modules["spins"].STOP.set()
 
 
-def test_what_a_policy_prints_is_not_in_the_report(unfold: Unfold, tmp_path: Path) -> None:
+def test_what_a_policy_prints_is_not_in_the_report(
+    unfold: Unfold, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Stdout holds the report alone, so that programs can read it."""
-    write(tmp_path, "talks", "print('loaded')\n" + HEAD + "        print('decided')\n")
+    talk = "        print('decided')\n        __import__('os').system('echo solved')\n"
+    write(tmp_path, "talks", "print('loaded')\n" + HEAD + talk)
     outcome = unfold("plan", "spec.yaml", "--allow-code", "--format", "json")
     assert json.loads(outcome.out)["name"] == "own"
     assert "loaded" in outcome.err
     assert "decided" in outcome.err
+    out, err = capfd.readouterr()
+    assert "solved" not in out
+    assert "solved" in err
 
 
 PERIODIC = """

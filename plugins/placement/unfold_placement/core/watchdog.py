@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
+from typing import NoReturn
 
 from unfold_placement.core.controller import Controller, call_policy, collect_requests
 from unfold_placement.core.policy import (
@@ -57,6 +58,8 @@ CALLERS = {
 }
 """Functions that call a policy held in their variable ``policy``, and the method that each calls; empty where the
 variable ``method`` names it."""
+STDOUT, STDERR = 1, 2
+"""File descriptors."""
 OTHER_CALLEES = {call_policy.__code__, Controller.apply.__code__}
 """What the same functions call besides a policy."""
 
@@ -177,13 +180,13 @@ def end_process(error: UnfoldError) -> None:
 
 @contextlib.contextmanager
 def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> Iterator[None]:
-    """Keep policies within bounds: stdout is the report's, so what they print goes to stderr, and none may hang.
+    """Keep policies within bounds: stdout is the report's, so what they print goes to stderr; none may hang or exit.
 
     Raises:
         UnfoldError: a policy did not return, or raised what is no ``Exception``.
     """
     threads = threading.enumerate()
-    with contextlib.redirect_stdout(sys.stderr), interrupt_stalled_policies(limit_s, warn):
+    with redirect_output(), keep_process(), interrupt_stalled_policies(limit_s, warn):
         try:
             yield
             _warn_of_threads(threads, warn)
@@ -195,6 +198,36 @@ def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> I
             if not fault.file:
                 raise
             raise UnfoldError(replace(fault, key="policy")) from error
+
+
+@contextlib.contextmanager
+def redirect_output() -> Iterator[None]:
+    """Send what is written to stdout to stderr, by child processes and libraries in C too."""
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # one of them is closed
+            kept = os.dup(STDOUT)
+            stack.callback(os.close, kept)
+            os.dup2(STDERR, STDOUT)
+            stack.callback(os.dup2, kept, STDOUT)
+        yield
+
+
+@contextlib.contextmanager
+def keep_process() -> Iterator[None]:
+    """Let ``os._exit`` of a policy raise ``SystemExit``, so that no plan ends without a report and with exit code 0."""
+    leave, process_id = os._exit, os.getpid()
+
+    def exit_policy(status: int) -> NoReturn:
+        # a child process of a policy may exit
+        if os.getpid() == process_id and find_call(threading.get_ident()) is not None:
+            raise SystemExit(status)
+        leave(status)
+
+    os._exit = exit_policy
+    try:
+        yield
+    finally:
+        os._exit = leave
 
 
 def _warn_of_threads(known: Sequence[threading.Thread], warn: Callable[[str], None]) -> None:

@@ -21,7 +21,7 @@ from unfold_placement.simulation.simulator import (
     run_simulation,
 )
 from unfold_placement.simulation.starvation import Starvation, find_starvation
-from unfold_placement.simulation.tampering import check_inputs_unchanged, copy_inputs
+from unfold_placement.simulation.tampering import check_inputs_unchanged, check_log, copy_inputs
 from unfold_placement.simulation.unplaceable import find_unplaceable
 from unfoldkit.api import did_you_mean, user_error
 
@@ -142,6 +142,7 @@ def replay_workload(problem: Problem, monitor: Monitor, audited_rules: tuple[Pol
     finally:
         check_inputs_unchanged(controller.table, original)
     result = collect_result(controller)
+    check_log(result, original)
     elapsed_s = monitor.clock() - began_s
     rules = problem.rules if audited_rules is None else audited_rules
     violations = [*find_violations(result, rules), *find_own_violations(result, controller.policies)]

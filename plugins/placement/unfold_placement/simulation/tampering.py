@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 
-from unfold_placement.core.policy import Policy, policy_error
+from unfold_placement.core import kernel
+from unfold_placement.core.policy import Policy, is_shipped, policy_error
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.types import Node, Task
 from unfold_placement.policies.registry import CUSTOM, has_policy
 from unfold_placement.simulation.problem import Problem
-from unfold_placement.simulation.simulator import prepare_simulation, run_simulation
+from unfold_placement.simulation.simulator import SimulationResult, prepare_simulation, run_simulation
 from unfoldkit.api import UnfoldError
 
 HINT = "tasks and nodes are read-only; keep what the policy needs in the policy"
 LIBRARY = __name__.partition(".")[0]
+TOLERANCE = 1e-9
+"""Relative error of times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,36 @@ def check_inputs_unchanged(table: ResourceTable, original: Problem) -> None:
     change = _find_change(table, original)
     if change is not None:
         raise _find_culprit(original, change)
+
+
+def check_log(result: SimulationResult, original: Problem) -> None:
+    """Check that the log of a whole replay agrees with the tasks: a user's policy can reach the arrays behind its view.
+
+    Raises:
+        UnfoldError: it does not.
+    """
+    if has_policy(original.rules, CUSTOM) and (fault := _find_log_fault(result)):
+        own = next(policy for policy in original.new_policies() if not is_shipped(type(policy)))
+        raise policy_error(own, "react", f"it changed the arrays of the cluster: {fault}", hint=HINT)
+
+
+def _find_log_fault(result: SimulationResult) -> str:
+    """Return what in the log cannot have happened; empty if all can."""
+    log, began, last_s = result.log, dict[int, float](), 0.0
+    columns = (array.tolist() for array in (log.times, log.kinds, log.tasks, log.nodes))
+    for time_s, kind, row, node in zip(*columns, strict=True):
+        if time_s < last_s:
+            return f"the clock went back from {last_s:g} s to {time_s:g} s"
+        last_s = time_s
+        if kind == kernel.LOG_STARTED:
+            began[row] = time_s
+        elif kind in {kernel.LOG_ENDED, kernel.LOG_PREEMPTED}:
+            task, ran_s = result.tasks[row], time_s - began.pop(row, math.inf)
+            run_s = task.run_seconds(result.nodes[node])
+            is_whole = kind == kernel.LOG_ENDED and not task.checkpoint_every
+            if is_whole and not math.isclose(ran_s, run_s, rel_tol=TOLERANCE, abs_tol=TOLERANCE * time_s):
+                return f"{task.name} ran for {ran_s:g} s, not for {run_s:g} s"
+    return f"{result.tasks[min(began)].name} never ended" if began else ""
 
 
 def _find_change(table: ResourceTable, original: Problem) -> Change | None:
