@@ -208,6 +208,27 @@ def test_operators_on_integers_are_layers(tmp_path: Path) -> None:
     assert family.subnets[0].macs.tolist() == [4 * 27 * 4, 4 * 2 * 4, 16, 16]
 
 
+def make_runtime_node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
+    return helper.make_node(kind, inputs.split(), [output], domain="com.microsoft", **attributes)
+
+
+def test_operators_of_onnx_runtime_on_integers_are_followed(tmp_path: Path) -> None:
+    """The fully connected layer of the QOperator format is a layer; its sums, concatenations and pooling are free."""
+    nodes = (
+        quantise("x"),
+        make_runtime_node("QLinearAdd", "xq xs xz xq xs xz xs xz", "a"),
+        make_runtime_node("QLinearConcat", "xs xz a xs xz xq xs xz", "b", axis=1),
+        make_runtime_node("QLinearGlobalAveragePool", "b xs xz xs xz", "c"),
+        helper.make_node("Flatten", ["c"], ["d"]),
+        quantise("w"),
+        make_runtime_node("QGemm", "d xs xz wq ws wz bias xs xz", "y", name="head", transB=1),
+    )
+    path = write_graph(tmp_path / "net.onnx", nodes, {"w": (5, 6), "bias": (5,)}, ("n", 3, 8, 8))
+    family = read_onnx_layers(path, "mine", 70.0)
+    assert family.layers == ("head",)
+    assert family.subnets[0].macs.tolist() == [30]
+
+
 def test_layers_of_one_name_are_numbered(tmp_path: Path) -> None:
     """A layer keeps its name if it is free, and is numbered otherwise; weights that several read are mentioned."""
     names = ("a#2", "a", "a", "a")
@@ -223,7 +244,8 @@ def test_layers_of_one_name_are_numbered(tmp_path: Path) -> None:
 
 LSTM = helper.make_node("LSTM", ["x", "w", "w"], ["y"], "memory", hidden_size=2)
 FOREIGN = helper.make_node("Conv", ["x", "w"], ["y"], domain="com.mine")
-QGEMM = helper.make_node("QGemm", ["x", "w"], ["y"], domain="com.microsoft")
+QMEAN = helper.make_node("QLinearReduceMean", ["x"], ["y"], domain="com.microsoft")
+QLAST = helper.make_node("QLinearGlobalAveragePool", ["x"], ["y"], domain="com.microsoft", channels_last=1)
 SCORES = helper.make_node("MatMul", ["x", "x"], ["y"], "scores")
 CONV = helper.make_node("Conv", ["x", "w"], ["y"])
 
@@ -233,7 +255,8 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"])
     [
         (LSTM, {"w": (1, 8, 2)}, r"unknown operators: LSTM \(memory\)"),
         (FOREIGN, {"w": (8, 3, 3, 3)}, r"unknown operators: Conv \(y\)"),
-        (QGEMM, {"w": (8, 3)}, r"QGemm \(y\).*in the QDQ format"),
+        (QMEAN, {}, r"QLinearReduceMean \(y\).*in the QDQ format"),
+        (QLAST, {}, r"QLinearGlobalAveragePool \(y\).*in the QDQ format"),
         (SCORES, {}, r"MatMul \(scores\) multiplies two activations"),
         (helper.make_node("Relu", ["x"], ["y"]), {}, "no layer with weights"),
         (CONV, {"w": (8, 5, 3, 3)}, r"Conv \(y\) has weights for 5 channels, its input has 3"),

@@ -45,6 +45,19 @@ PASSING = frozenset(
     )
 )  # fmt: skip
 QUANTISED = ("QLinear", "QGemm")
+STANDARD = {
+    "QGemm": ("Gemm", slice(0, 4, 3)),
+    "QLinearAdd": ("Add", slice(0, 4, 3)),
+    "QLinearAveragePool": ("AveragePool", slice(1)),
+    "QLinearConcat": ("Concat", slice(2, None, 3)),
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", slice(1)),
+    "QLinearLeakyRelu": ("LeakyRelu", slice(1)),
+    "QLinearMul": ("Mul", slice(0, 4, 3)),
+    "QLinearSigmoid": ("Sigmoid", slice(1)),
+    "QLinearSoftmax": ("Softmax", slice(1)),
+}
+"""ONNX Runtime's own operators on 8-bit integers, the standard one with equal shapes, and its inputs among theirs."""
+RUNTIME_DOMAIN = "com.microsoft"
 WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 INTEGER = {"ConvInteger": "Conv", "MatMulInteger": "MatMul", "QLinearConv": "Conv", "QLinearMatMul": "MatMul"}
 """Operators on 8-bit integers, and what they compute."""
@@ -73,6 +86,7 @@ def read_onnx_layers(path: Path, family_name: str, accuracy: float, key: str = "
         raise _reject(path, key, "not an ONNX model", "export it with torch.onnx.export") from error
     if not model.ir_version or not model.graph.node:
         raise _reject(path, key, "not an ONNX model: it has no graph", "export it with torch.onnx.export")
+    _replace_runtime_operators(model.graph.node)
     _check_operators(model.graph.node, path, key)
     shapes = _infer_shapes(model, path, key)
     constants = _find_constants(model.graph)
@@ -99,6 +113,18 @@ def read_onnx_layers(path: Path, family_name: str, accuracy: float, key: str = "
 
 def _reject(path: Path, key: str, message: str, hint: str) -> UnfoldError:
     return user_error(message, file=str(path), key=key, hint=hint)
+
+
+def _replace_runtime_operators(nodes: Sequence[Any]) -> None:
+    """Replace ONNX Runtime's own operators on integers by standard ones with equal shapes, in place."""
+    for node in nodes:
+        standard = STANDARD.get(node.op_type) if node.domain == RUNTIME_DOMAIN else None
+        if standard is None or any(attribute.name == "channels_last" and attribute.i for attribute in node.attribute):
+            continue
+        node.op_type, operands = standard[0], node.input[standard[1]]
+        node.domain = ""
+        del node.input[:]
+        node.input.extend(operands)
 
 
 def _check_operators(nodes: Sequence[Any], path: Path, key: str) -> None:
