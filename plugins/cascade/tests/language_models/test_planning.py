@@ -135,6 +135,17 @@ def test_later_turns_stay_with_the_model_of_the_first() -> None:
         assert outcome.cost[i] == pytest.approx(whole)
 
 
+def test_conversations_with_a_common_prompt_are_routed_apart() -> None:
+    """They are one unit of the certificate, but each has a first turn of its own, which its gate decides."""
+    rng = np.random.default_rng(2)
+    conversation = np.repeat(np.arange(50), 4)
+    apart = replace(make_log(rng, 200, unit=conversation), turn=np.arange(200))
+    together = replace(apart, unit=conversation // 2, conversation=conversation)
+    score = score_log(apart, [fit_calibration(apart.confidence[:, m], apart.is_correct[:, m]) for m in range(2)])
+    outcomes = [follow_route(log, score, Route((0, 1), (0.85,))) for log in (apart, together)]
+    assert outcomes[1].cost.tolist() == outcomes[0].cost.tolist()
+
+
 def test_later_turns_have_no_vote() -> None:
     """Only the first turn of a conversation is answered by the vote that its gate trusts; later ones by one sample."""
     rng = np.random.default_rng(3)
@@ -328,6 +339,62 @@ def test_confidences_have_the_scale_of_their_source(tmp_path: Path, source: str,
             plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
     else:
         plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+
+
+def test_rows_that_repeat_others_count_once(tmp_path: Path) -> None:
+    """Retries of a gateway differ in latency only: 150 distinct requests, each four times, were 600 requests."""
+    write_log(tmp_path, 150)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    rows = [
+        [f"{float(cell) + retry}" if k == 4 else cell for k, cell in enumerate(line.split(","))]
+        for retry in range(4)
+        for line in lines
+    ]
+    (tmp_path / "log.csv").write_text("\n".join([head, *map(",".join, rows)]) + "\n")
+    report = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "a", base=tmp_path))
+    assert report.metrics["certifying_units"].value == 60
+    assert "(450 identical" in dict(report.lines)["note"]
+    kept = plan(spec_of(tmp_path / "log.yaml", "data.duplicates=keep"), run_in(tmp_path / "b", base=tmp_path))
+    assert kept.metrics["certifying_units"].value == 360
+
+
+def test_a_confidence_that_has_seen_the_answer_certifies_nothing(tmp_path: Path) -> None:
+    """A column that separates right from wrong without error is a leaked label, unless the spec trusts it."""
+    write_log(tmp_path, 300)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines]
+    for k, row in enumerate(rows):
+        row[1] = f"{-0.1 - k / 1e4 - 2 * (row[0] == '0')}"
+    (tmp_path / "log.csv").write_text("\n".join([head, *map(",".join, rows)]) + "\n")
+    report = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "a", base=tmp_path))
+    assert report.verdict is Verdict.NO
+    assert '"small_logp" predicts the label without error' in report.headline
+    assert report.decision is not None
+    assert report.decision["chain"] == ["large"]
+    trusted = plan(spec_of(tmp_path / "log.yaml", "data.trusted=[small_logp]"), run_in(tmp_path / "b", base=tmp_path))
+    assert trusted.verdict is Verdict.YES
+
+
+@pytest.mark.parametrize("column", ["small_ms", "small_s"])
+def test_latencies_in_seconds_are_converted_or_refused(tmp_path: Path, column: str) -> None:
+    """Read as milliseconds, they kept every deadline; a name that ends in _s states the unit."""
+    write_log(tmp_path)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines]
+    for row in rows:
+        row[4], row[9] = (f"{float(row[k]) / 1000}" for k in (4, 9))
+    head = head.replace("small_ms", column).replace("large_ms", column.replace("small", "large"))
+    (tmp_path / "log.csv").write_text("\n".join([head, *map(",".join, rows)]) + "\n")
+    names = SPEC.replace("small_ms", column).replace("large_ms", column.replace("small", "large"))
+    (tmp_path / "log.yaml").write_text(names)
+    spec, run = spec_of(tmp_path / "log.yaml", "goal.max_latency={p95: 2 s}"), run_in(tmp_path / "run", base=tmp_path)
+    if column == "small_s":
+        p95_ms = plan(spec, run).metrics["latency_p95_ms"].value
+        assert p95_ms is not None
+        assert 100.0 < p95_ms < 2000.0
+        return
+    with pytest.raises(UnfoldError, match=r"no call takes longer than .* ms, far below 2,000 ms"):
+        plan(spec, run)
 
 
 def test_the_last_model_needs_no_confidence(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.data.leakage import Copies, find_copies, is_oracle, join_groups
 from unfold_cascade.data.table import Frame, TableSource, load_frame
 from unfold_cascade.language_models.collection.profiler import CollectionTask
 from unfold_cascade.language_models.collection.scoring import (
@@ -63,6 +64,7 @@ from unfold_cascade.schema.language_models import (
 from unfold_cascade.schema.parts import ModelSpec, Recorded
 from unfold_cascade.schema.splits import Split
 from unfoldkit.api import Run, fingerprint, user_error
+from unfoldkit.arrivals.readers.timestamps import split_unit
 
 TUNE, CERTIFY = 0.25, 0.60
 """Default shares of the rows of a log; the remainder is for the report."""
@@ -70,6 +72,8 @@ PREPARED_LOG = "calls/log.csv"
 """The log that ``profile`` leaves in the run."""
 ROUNDING = 0.01
 """How far rounding and low precision may push a log-probability or probability over its bound."""
+FAR_BELOW = 100.0
+"""How many times longer than every call of a log a deadline is that only a wrong unit explains."""
 TOKEN_KEYS: Mapping[str, str] = {"input": "in"}
 """Keys of a spec by the field of ``Tokens``, where they differ."""
 SPLIT_HINT = "split: {train: 25%, calibrate: 60%, test: 15%}"
@@ -83,6 +87,9 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
     """
     frame = load_log_frame(spec, run)
     log, prompts = read_call_log(spec, frame)
+    copies = _find_copies(spec, frame, log)
+    if copies is not None:
+        log = replace(log, unit=join_groups(log.unit, copies.unit))
     reader = None if spec.entry is None or prompts is None else build_prompt_reader(spec.entry.features)
     if reader is not None and prompts is not None:
         log = replace(log, features=reader.read(list(map(str, prompts))))
@@ -118,14 +125,39 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
         ),
         quantile=quantile,
         scale=_confidence_scale(spec),
-        unit_name=_unit_name(spec),
+        unit_name=_unit_name(spec, has_copies=copies is not None),
         longest_prompt=None if prompts is None else int(np.char.str_len(prompts).max()),
         scripts=() if prompts is None else join_scripts(prompts),
         embedding="" if reader is None else reader.embedding,
         confidence=describe_confidence(spec),
         goal=spec.goal.model_dump(mode="json", exclude_none=True),
+        copies=copies,
+        leaks=_find_leaks(spec, log),
         is_servable=all(model.endpoint for model in spec.stages[0].models)
         and (spec.confidence is None or spec.confidence.source != "column"),
+    )
+
+
+def _find_copies(spec: CascadeSpec, frame: Frame, log: CallLog) -> Copies | None:
+    """Find the rows that repeat others in all that the models returned; how long a call took is no difference."""
+    if getattr(spec.data, "duplicates", None) == "keep":
+        return None
+    recorded = [model.recorded for model in spec.stages[0].models if model.recorded is not None]
+    columns = dict.fromkeys(column for each in recorded for column in (each.answer, each.gated_answer) if column)
+    words = [frame.text(column, key="data.path") for column in columns]
+    numbers = np.column_stack([log.confidence, log.is_correct, log.cost, log.confidence_cost])
+    return find_copies(np.where(np.isfinite(numbers), numbers, np.nan), words, finds_noisy=False)
+
+
+def _find_leaks(spec: CascadeSpec, log: CallLog) -> tuple[str, ...]:
+    """List the columns of confidences that have seen whether the answer is right, but for trusted ones."""
+    trusted = getattr(spec.data, "trusted", None) or ()
+    columns = [model.recorded and model.recorded.confidence for model in spec.stages[0].models]
+    judged = np.ones(len(log), dtype=np.bool_) if log.is_unlabelled is None else ~log.is_unlabelled.any(axis=1)
+    return tuple(
+        column
+        for m, column in enumerate(columns)
+        if column and column not in trusted and is_oracle(log.confidence[judged, m], log.trusted_correct[judged, m])
     )
 
 
@@ -188,16 +220,33 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
         latency_ms=np.column_stack([_read_latency(frame, c, key) for c, key in pairs]),
         unit=unit,
         turn=np.arange(len(frame)) if is_sticky else None,
+        conversation=join_units(groups, None, len(frame)) if is_sticky else None,
         answer=answer,
         is_unlabelled=is_unlabelled if is_unlabelled.any() else None,
         confidence_latency_ms=_read_confidence_latency(frame, columns, keys),
         is_gated_correct=_read_gated_scores(frame, columns, keys),
         gated_answer=gated_answer,
     )
-    if spec.goal.max_latency is not None and not log.has_latency:
-        rows = np.flatnonzero(~np.isfinite(log.latency_ms).all(axis=1))
-        raise user_error(f"{frame.name}: row {rows[0] + 1} has no latency, which goal.max_latency needs", key="goal")
+    _check_latency(log.latency_ms, _read_latency_limit(spec)[1], frame.name)
     return log, prompts
+
+
+def _check_latency(latency_ms: FloatArray, deadline_ms: float | None, table: str) -> None:
+    """Check that a deadline can be certified.
+
+    Raises:
+        UnfoldError: a latency is missing, or all are so small that they must be seconds.
+    """
+    if deadline_ms is None:
+        return
+    rows = np.flatnonzero(~np.isfinite(latency_ms).all(axis=1))
+    if len(rows):
+        raise user_error(f"{table}: row {rows[0] + 1} has no latency, which goal.max_latency needs", key="goal")
+    longest_ms = float(latency_ms.max())
+    if longest_ms * FAR_BELOW < deadline_ms:
+        message = f"{table}: no call takes longer than {longest_ms:.3g} ms, far below {deadline_ms:,.0f} ms"
+        hint = "latencies are read in ms: if these are seconds, let the name of the column end in _s"
+        raise user_error(message, key="goal.max_latency", hint=hint)
 
 
 def _check_layout(frame: Frame, models: Sequence[ModelSpec], columns: Sequence[Recorded]) -> None:
@@ -558,7 +607,15 @@ def _read_tokens(frame: Frame, column: str | None, key: str, may_be_empty: BoolA
 def _read_latency(frame: Frame, columns: Recorded, key: str) -> FloatArray:
     if columns.latency is None:
         return np.full(len(frame), np.nan)
-    return frame.numbers(columns.latency, key=f"{key}.latency")
+    return _read_durations(frame, columns.latency, f"{key}.latency")
+
+
+def _read_durations(frame: Frame, column: str, key: str) -> FloatArray:
+    """Read (n,) durations in ms; a name such as ``latency_s`` states another unit."""
+    unit_s = split_unit(column)[1]
+    # latency_min is a minimum, not minutes
+    factor = 1.0 if unit_s is None or unit_s > 1.0 else 1000.0 * unit_s
+    return factor * frame.numbers(column, key=key)
 
 
 def _read_gated_scores(frame: Frame, columns: list[Recorded], keys: list[str]) -> BoolArray | None:
@@ -580,7 +637,7 @@ def _read_confidence_latency(frame: Frame, columns: list[Recorded], keys: list[s
         [
             np.zeros(len(frame))
             if c.confidence_latency is None
-            else np.nan_to_num(frame.numbers(c.confidence_latency, key=f"{key}.confidence_latency"))
+            else np.nan_to_num(_read_durations(frame, c.confidence_latency, f"{key}.confidence_latency"))
             for c, key in zip(columns, keys, strict=True)
         ]
     )
@@ -627,7 +684,9 @@ def _confidence_scale(spec: CascadeSpec) -> Scale | None:
     return "logprob" if source.source == "logprob" else "probability"
 
 
-def _unit_name(spec: CascadeSpec) -> str:
+def _unit_name(spec: CascadeSpec, *, has_copies: bool) -> str:
     if spec.group:
         return "conversation" if spec.serve is not None and spec.serve.sticky else spec.group
-    return "prompt" if spec.data.source in ("recorded", "endpoints") and spec.data.prompt else "request"
+    if spec.data.source in ("recorded", "endpoints") and spec.data.prompt:
+        return "prompt"
+    return "distinct request" if has_copies else "request"

@@ -138,7 +138,8 @@ class Recorded(Model):
     )
     tokens: Tokens | None = Field(default=None, description="language models: the columns of tokens, for token prices")
     latency: str | None = Field(
-        default=None, description="language models: the column with the duration of each call, ms"
+        default=None,
+        description="language models: the column with the duration of each call, ms, or s if its name ends in _s",
     )
     answer: str | None = Field(
         default=None,

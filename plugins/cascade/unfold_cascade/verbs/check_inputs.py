@@ -47,7 +47,7 @@ def _list_checks(spec: CascadeSpec, run: Run) -> Iterator[Check]:
         return
     if spec.is_language_model:
         if spec.data.source == "recorded":
-            yield partial(build_routing_problem, spec, run)
+            yield partial(_check_routing, spec, run)
         return
     options = build_dataset_options(spec, run)
     frame = load_frame(options.source)
@@ -75,6 +75,16 @@ def _read_dataset(options: DatasetOptions, run: Run) -> Dataset:
     for note in sentences.doubtful_values(dataset.doubts):
         run.log.warning("%s", note)
     return dataset
+
+
+def _check_routing(spec: CascadeSpec, run: Run) -> None:
+    """Read the log of language models, and log copied rows and leaked confidences."""
+    problem = build_routing_problem(spec, run)
+    if problem.copies is not None:
+        counts = problem.copies.identical, problem.copies.near
+        run.log.warning("%s", sentences.copied_rows(*counts, problem.source, are_grouped=True))
+    if problem.leaks:
+        run.log.warning("%s", sentences.leaked_label(problem.leaks))
 
 
 def _list_temporal_checks(problem: TemporalProblem, table: EntityTable, run: Run) -> Iterator[Check]:

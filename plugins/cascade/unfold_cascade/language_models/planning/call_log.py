@@ -25,7 +25,8 @@ class CallLog:
         confidence_cost: (n, M) cost of the confidence, paid only where a gate follows.
         latency_ms: (n, M) duration of the call; NaN where it was not recorded.
         unit: (n,) number of the independent unit of each request: a conversation, or all requests of one prompt.
-        turn: (n,) position of the request within its unit; 0 where each request is routed for itself.
+        turn: (n,) order of the requests of a conversation; ``None`` where each request is routed for itself.
+        conversation: (n,) number of the conversation of each request; ``None``: its unit.
         answer: (n, M) number of the text of each answer, equal for equal texts; ``None`` where no texts were recorded.
         is_unlabelled: (n, M) whether it is unknown if the answer was correct; ``None`` where all is known.
         confidence_latency_ms: (n, M) duration of the confidence where a gate follows; ``None``: none beside the call.
@@ -44,6 +45,7 @@ class CallLog:
     latency_ms: FloatArray
     unit: IntArray
     turn: IntArray | None = None
+    conversation: IntArray | None = None
     answer: IntArray | None = None
     is_unlabelled: BoolArray | None = None
     confidence_latency_ms: FloatArray | None = None
@@ -169,8 +171,9 @@ def find_answers(log: CallLog, route: Route, exits: IntArray) -> IntArray:
 def _find_openers(log: CallLog) -> IntArray:
     """Find for each request of a log with turns the (n,) row of the first turn of its conversation."""
     assert log.turn is not None  # noqa: S101 - the caller has checked it
-    order = np.lexsort((log.turn, log.unit))
-    _, start, number = np.unique(log.unit[order], return_index=True, return_inverse=True)
+    conversation = log.unit if log.conversation is None else log.conversation
+    order = np.lexsort((log.turn, conversation))
+    _, start, number = np.unique(conversation[order], return_index=True, return_inverse=True)
     opener = np.empty(len(log), dtype=np.int64)
     opener[order] = order[start][number]
     return opener

@@ -151,11 +151,9 @@ def solve_routing(problem: RoutingProblem, progress: Progress = ignore_progress)
     score = score_log(log, calibrations)
     tune, certify = log.take(tune_rows), log.take(parts.certify)
     reference = select_reference(log, tune_rows)
-    chains = [
-        chain
-        for chain in list_chains(tune.cost.mean(axis=0), order=problem.order, max_models=problem.max_models)
-        if chain != (reference,)
-    ]
+    listed = list_chains(tune.cost.mean(axis=0), order=problem.order, max_models=problem.max_models)
+    # a confidence that has seen the label certifies nothing
+    chains = [] if problem.leaks else [chain for chain in listed if chain != (reference,)]
     reference_cost = float(tune.cost[:, reference].mean())
     rules = [] if scorer is None else list_rules(tune, reference)
     sequences = list_sequences(tune, score[tune_rows], chains, reference, rules, progress)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import IntArray
+from unfold_cascade.data.leakage import Copies
 from unfold_cascade.gates.chains import Order
 from unfold_cascade.language_models.planning.calibration import Scale
 from unfold_cascade.language_models.planning.call_log import CallLog
@@ -49,6 +50,8 @@ class RoutingProblem:
         embedding: names the embedding that the features of prompts contain; empty for none.
         confidence: source of the confidences, as plain data.
         goal: the goal, as plain data.
+        copies: rows that repeat others, if there are any.
+        leaks: columns of confidences that separate right from wrong answers without error.
         is_servable: whether each model has an endpoint, from which the confidences can be obtained.
     """
 
@@ -68,6 +71,8 @@ class RoutingProblem:
     embedding: str
     confidence: Mapping[str, Any]
     goal: Mapping[str, Any]
+    copies: Copies | None = None
+    leaks: tuple[str, ...] = ()
     is_servable: bool = True
 
 

@@ -28,7 +28,7 @@ from unfold_cascade.language_models.report import sentences
 from unfold_cascade.language_models.report.route_flow import draw_route_flow, list_gates
 from unfold_cascade.planner.paired_test import upper_proportion
 from unfold_cascade.report.gate_quality import draw_reliability, draw_risk_coverage
-from unfold_cascade.report.sentences import choice_of_models, label_bounds
+from unfold_cascade.report.sentences import choice_of_models, copied_rows, label_bounds
 from unfoldkit.api import AnyFigure, Cell, Column, Figure, Metric, Report, RunDir, Series, Table, Verdict, label_metrics
 
 SCHEMA = "unfold_cascade.routing/1"
@@ -146,6 +146,8 @@ def _headline(solution: RoutingSolution, outcome: Outcome, reference: Outcome) -
     if solution.route is not None:
         saving = 1.0 - float(outcome.cost.mean()) / float(reference.cost.mean())
         return sentences.headline(saving, name, float(reference.cost.mean()), limits.max_loss, 1.0 - limits.delta)
+    if solution.problem.leaks:
+        return sentences.leaked_confidence(solution.problem.leaks)
     if solution.sequence is None:
         return sentences.no_cheaper(name)
     return sentences.refusal(limits.max_loss, 1.0 - limits.delta, name, solution.smallest_limit)
@@ -314,6 +316,9 @@ def _list_lines(solution: RoutingSolution, outcome: Outcome, reference: Outcome)
     yield from _score_lines(solution)
     if solution.rows_to_label:
         yield "labels", sentences.labels(solution.rows_to_label)
+    if problem.copies is not None:
+        counts = problem.copies.identical, problem.copies.near
+        yield "note", copied_rows(*counts, problem.source, are_grouped=True)
     if problem.max_models == SMALL_CHAIN and len(problem.log) < SMALL_LOG and len(problem.log.models) > SMALL_CHAIN:
         yield "chains", sentences.chain_length(len(problem.log), SMALL_LOG)
     yield (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unfold_cascade.report.sentences import leaked_label
 from unfoldkit.api import format_amount, format_money
 
 TESTS = {
@@ -58,6 +59,11 @@ def refusal(max_loss: float, confidence: float, reference: str, smallest: float 
 def no_cheaper(reference: str) -> str:
     """State that the reference is already the cheapest."""
     return f"no route is cheaper than {reference} alone, which is also the most accurate model"
+
+
+def leaked_confidence(columns: Sequence[str]) -> str:
+    """State why nothing is certified: confidences that have seen the right answers."""
+    return f"nothing is certified: {leaked_label(columns)}"
 
 
 def certificate(test: str, units: int, unit: str, worse: int, better: int, p_value: float, bound: float | None) -> str:
