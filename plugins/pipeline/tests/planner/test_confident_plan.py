@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from plugins.pipeline.tests.helpers import ignore_progress
+from unfold_pipeline._types import FloatArray
 from unfold_pipeline.estimator.estimator import Estimator
 from unfold_pipeline.estimator.fresh_samples import bound_share, count_draws, count_required
 from unfold_pipeline.estimator.slo import build_slo_checker
 from unfold_pipeline.planner.confident_plan import ConfidentPlan, find_confident_plan
+from unfold_pipeline.planner.planner import NoPlan, find_plan
 from unfold_pipeline.problem.build import build_problem
 from unfold_pipeline.problem.problem import Problem
-from unfold_pipeline.problem.sample import resample_blocks
+from unfold_pipeline.problem.sample import draw_sample, resample_blocks
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfoldkit.api import Run, RunDir, Verdict
@@ -34,6 +36,15 @@ hardware: {cpu: {price: $0.05/h}}
 stages:
   first: {latency: {cpu: {1: 10 ms, 8: 66 ms}}}
   second: {after: {first: 50%}, latency: {cpu: {1: 30 ms, 8: 120 ms}}}
+"""
+BURSTS = """
+version: 1
+kind: pipeline
+name: bursts
+slo: {p99: 1500 ms}
+arrivals: {trace: t.npz}
+hardware: {cpu: {price: $0.05/h}}
+stages: {only: {latency: {cpu: {1: 400 ms, 2: 600 ms}}}}
 """
 FRESH = 40
 
@@ -98,8 +109,8 @@ def test_trace_is_resampled_in_blocks(tmp_path: Path) -> None:
     assert result.share.lower_bound >= 0.8
 
 
-def test_fresh_samples_of_a_trace_vary_as_two_draws_do(tmp_path: Path) -> None:
-    """The trace is a draw too: the queries of fresh samples spread by the root of two more than those of resamples."""
+def test_queries_of_a_trace_vary_somewhat_more_than_in_two_draws(tmp_path: Path) -> None:
+    """The trace is a draw too: counts spread by the root of two more than those of resamples, and by the smoothing."""
     rng = np.random.default_rng(0)
     times = np.sort(np.repeat(rng.uniform(0.0, 1800.0, 540), rng.geometric(1 / 8, 540)) + rng.uniform(0.0, 0.3))
     times -= times[0]
@@ -109,7 +120,53 @@ def test_fresh_samples_of_a_trace_vary_as_two_draws_do(tmp_path: Path) -> None:
     draws = [np.random.default_rng([1, draw]) for draw in range(300)]
     fresh = np.std([sampler(draw).arrivals.size for draw in draws])
     resampled = np.std([resample_blocks(times, draw).size for draw in draws])
-    assert fresh / resampled == pytest.approx(math.sqrt(2), rel=0.15)
+    assert 0.95 < fresh / resampled / math.sqrt(2) < 1.25
+
+
+def draw_batches(rng: np.random.Generator) -> FloatArray:
+    """Batches of twelve queries on average, at random moments of two minutes."""
+    sizes = rng.geometric(1 / 12, rng.poisson(200))
+    starts = np.repeat(rng.uniform(0.0, 120.0, sizes.size), sizes)
+    times: FloatArray = np.sort(starts + rng.uniform(0.0, 0.02, starts.size))
+    times -= times[0]
+    return times
+
+
+def test_expected_share_of_a_trace_is_that_of_its_traffic(tmp_path: Path) -> None:
+    """Plans for short traces of bursts: the mean share that is stated is that of other draws of the same traffic."""
+    stated: list[bool] = []
+    observed: list[bool] = []
+    for seed in range(8):
+        np.savez(tmp_path / "t.npz", arrival_s=draw_batches(np.random.default_rng([7, seed])))
+        problem = problem_of(BURSTS, tmp_path, seed)
+        checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s)
+        solution = find_plan(checker, problem.budget, ignore_progress)
+        assert not isinstance(solution, NoPlan)
+        for draw in range(20):
+            rng = np.random.default_rng([3, seed, draw])
+            for shares, sample in (
+                (stated, problem.samplers[0](rng)),
+                (observed, draw_sample(problem.pipeline, draw_batches(rng), rng)),
+            ):
+                tail_s = Estimator(problem.pipeline, sample).tail_latency(solution.plan)
+                shares.append(tail_s <= problem.slo_s)
+    assert abs(np.mean(stated) - np.mean(observed)) < 0.1
+
+
+@pytest.mark.parametrize(("kind", "word"), [("steady", ""), ("drifting", "long memory"), ("heavy", "heavy tail")])
+def test_traces_that_show_too_little_are_reported(tmp_path: Path, kind: str, word: str) -> None:
+    """A caution names the drift or the heavy tail of a trace, and the headline of a confident plan refers to it."""
+    rng = np.random.default_rng(2)
+    times = np.sort(rng.uniform(0.0, 60.0, 1200))
+    if kind == "drifting":
+        times = 60.0 * np.sqrt(times / 60.0)
+    if kind == "heavy":
+        times = np.sort(np.repeat(rng.uniform(0.0, 60.0, 400), np.minimum(1 + rng.pareto(1.2, 400), 300).astype(int)))
+    np.savez(tmp_path / "t.npz", arrival_s=times - times[0])
+    text = BURSTS.replace("1500 ms", "1500 ms, confidence: 50%")
+    report = plan(validate(PipelineSpec, parse(text, "t")), Run(RunDir(tmp_path / "r"), LocalEngine(1), base=tmp_path))
+    assert word in dict(report.lines).get("caution", "")
+    assert ("caution" in dict(report.lines)) == ("fresh traffic may" in report.headline) == bool(word)
 
 
 @pytest.mark.slow

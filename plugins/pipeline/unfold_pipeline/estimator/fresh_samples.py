@@ -1,7 +1,7 @@
 """Fresh samples of the same traffic: on which share of them a plan meets the SLO, and how certain that share is.
 
 A plan that is the cheapest on one sample only just meets its target on that sample. Traffic of a process or profile is
-drawn again, and a trace is resampled in blocks (:func:`unfold_pipeline.problem.sample.resample_blocks`).
+drawn again, and a trace is resampled in blocks (:func:`unfold_pipeline.problem.sample.draw_fresh_arrivals`).
 """
 
 from __future__ import annotations

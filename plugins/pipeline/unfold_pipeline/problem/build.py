@@ -57,7 +57,7 @@ from unfold_pipeline.problem.problem import (
     TunerSettings,
     compute_wait_bound,
 )
-from unfold_pipeline.problem.sample import Sample, Sampler, cap_shares, draw_sample, resample_blocks
+from unfold_pipeline.problem.sample import Sample, Sampler, cap_shares, draw_fresh_arrivals, draw_sample
 from unfold_pipeline.problem.traffic import ignore_order, load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import Arrivals, label_arrivals
 from unfold_pipeline.schema.hardware import Hardware, Placement
@@ -444,10 +444,8 @@ def _build_samplers(
     """Return samplers of fresh traffic: from its process or from blocks of its trace; recorded routes are mixed."""
 
     def draw_fresh(key: str, traffic: Arrivals, sample: Sample, rng: np.random.Generator) -> Sample:
-        is_trace = traffic.trace is not None
-        if is_trace:
-            # the trace is a draw itself: resampled twice, samples vary as two draws do from each other
-            arrivals = resample_blocks(resample_blocks(sample.arrivals, rng), rng)
+        if traffic.trace is not None:
+            arrivals = draw_fresh_arrivals(sample.arrivals, rng)
         else:
             arrivals = load_arrivals(traffic, run, rng, key=key)
         routes = None if recorded is None else recorded[rng.integers(0, len(recorded), len(recorded))]

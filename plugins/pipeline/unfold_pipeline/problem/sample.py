@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -113,9 +114,7 @@ def resample_block_rows(arrivals: FloatArray, rng: np.random.Generator) -> tuple
         arrivals: sorted times in seconds from 0 on, shape (queries,).
         rng: source of randomness.
     """
-    span_s = float(arrivals[-1])
-    # about the cube root of the sample in blocks, as is usual, and at least ten
-    blocks = max(10, round(arrivals.size ** (1 / 3)))
+    span_s, blocks = float(arrivals[-1]), _count_blocks(arrivals)
     length_s, reach_s = span_s / blocks, span_s / 4
     rows, parts = [], []
     for index in range(blocks):
@@ -131,6 +130,55 @@ def resample_block_rows(arrivals: FloatArray, rng: np.random.Generator) -> tuple
     if times.size < 2 or times[-1] <= times[0]:
         return np.arange(arrivals.size, dtype=np.int32), arrivals
     return np.concatenate(rows)[order].astype(np.int32), times - times[0]
+
+
+def draw_fresh_arrivals(arrivals: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Return arrivals that vary from those of a trace as two draws of its traffic vary from each other.
+
+    The trace is a draw itself, so it is resampled twice. As a resample holds no burst that the trace lacks, the queries
+    of each block are also scaled by a random factor: a smoothed bootstrap (Silverman and Young, Biometrika, 1987).
+    """
+    fresh = resample_blocks(resample_blocks(arrivals, rng), rng)
+    return scale_blocks(fresh, measure_block_variance(arrivals), rng)
+
+
+def measure_block_variance(arrivals: FloatArray) -> float:
+    """Return the squared bandwidth of the queries per block relative to their mean: Silverman's, of their variance.
+
+    Second differences give the variance, to which the shape of the day adds little.
+    """
+    blocks = _count_blocks(arrivals)
+    counts = np.bincount(_number_blocks(arrivals, blocks), minlength=blocks)
+    variance = float((np.diff(counts, 2) ** 2).mean()) / 6
+    return float(variance / counts.mean() ** 2 * blocks**-0.4)
+
+
+def scale_blocks(arrivals: FloatArray, variance: float, rng: np.random.Generator) -> FloatArray:
+    """Return arrivals of which each block keeps or repeats its queries by a gamma factor of mean 1.
+
+    A repeated query comes at a random moment before the next one.
+    """
+    if variance == 0.0:
+        return arrivals
+    blocks = _count_blocks(arrivals)
+    factors = rng.gamma(1 / variance, variance, blocks)[_number_blocks(arrivals, blocks)]
+    copies = np.floor(factors + rng.random(arrivals.size)).astype(np.int64)
+    source = np.repeat(np.arange(arrivals.size), copies)
+    is_repeated = np.diff(source, prepend=-1) == 0
+    gaps = np.diff(arrivals, append=arrivals[-1])
+    times = np.sort(arrivals[source] + np.where(is_repeated, gaps[source] * rng.random(source.size), 0.0))
+    return times - times[0] if times.size > 1 and times[-1] > times[0] else arrivals
+
+
+def _count_blocks(arrivals: FloatArray) -> int:
+    """Return about the cube root of the sample, as is usual, and at least ten."""
+    return max(10, round(math.cbrt(arrivals.size)))
+
+
+def _number_blocks(arrivals: FloatArray, blocks: int) -> IndexArray:
+    """Return the block of each query."""
+    numbers: IndexArray = np.minimum(arrivals / arrivals[-1] * blocks, blocks - 1).astype(np.int32)
+    return numbers
 
 
 def cap_shares(pipeline: Pipeline, recorded: CountArray) -> Pipeline:
