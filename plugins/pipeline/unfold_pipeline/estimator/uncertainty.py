@@ -1,7 +1,11 @@
-"""How certain the percentile of a plan is: a block bootstrap over the sample, and batches that vary as profiled."""
+"""How certain the percentile of a plan is: a block bootstrap over the sample, and batches that vary as profiled.
+
+Resamples of a trace vary less than its traffic where its rate drifts or its bursts have a heavy tail.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +25,13 @@ BLOCKS = 10
 SMALL_SAMPLE_FACTOR = 2.262 / 1.960 * (10 / 9) ** 0.5
 """Student's quantile over the normal one, and the variance lost, with only ten blocks."""
 BOOTSTRAP_DRAWS = 200
+SCALE_FACTOR = 16
+"""Windows of a trace at the coarse scale, and windows at the fine scale in each of them."""
+DRIFT_HURST = 0.67
+"""Independent windows exceed it in one of a thousand traces."""
+HEAVY_TAIL_INDEX = 2.0
+"""Below it, bursts have no variance."""
+MIN_BUSY_WINDOWS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,32 @@ def bootstrap_interval(estimator: Estimator, plan: Plan, rng: np.random.Generato
     tail_s = estimator.tail_latency(plan)
     low_s, high_s = tail_s + (np.quantile(draws, [0.025, 0.975]) - tail_s) * SMALL_SAMPLE_FACTOR
     return ConfidenceInterval(max(float(low_s), float(seconds.min())), float(high_s))
+
+
+def measure_hurst(arrivals: FloatArray) -> float:
+    """Return the Hurst parameter of the counts of a trace by their aggregated variance; 0.5 without memory or drift.
+
+    Source: Taqqu, Teverovsky and Willinger, "Estimators for long-range dependence" (Fractals, 1995).
+    """
+    windows = SCALE_FACTOR**2
+    fine = np.histogram(arrivals, windows, (0.0, float(arrivals[-1])))[0].astype(np.float64)
+    coarse = fine.reshape(SCALE_FACTOR, SCALE_FACTOR).sum(axis=1)
+    ratio = float(coarse.var(ddof=1)) / max(SCALE_FACTOR * float(fine.var(ddof=1)), 1e-12)
+    return 0.5 + 0.5 * math.log(max(ratio, 1e-12), SCALE_FACTOR)
+
+
+def estimate_tail_index(arrivals: FloatArray) -> float:
+    """Return the tail index of the queries in windows of the mean gap; infinite where too few windows are busy.
+
+    Source: Hill, "A simple general approach to inference about the tail of a distribution" (Ann. Statistics, 1975).
+    """
+    window = (arrivals * (arrivals.size / float(arrivals[-1]))).astype(np.int64)
+    counts = np.sort(np.unique(window, return_counts=True)[1])[::-1]
+    if counts.size < MIN_BUSY_WINDOWS:
+        return math.inf
+    largest = math.isqrt(counts.size)
+    excess = float(np.log(counts[:largest] / counts[largest]).mean())
+    return 1 / excess if excess else math.inf
 
 
 def draw_service_factors(timings: Sequence[BatchTiming] | None, index: int, seed: int) -> FloatArray:

@@ -114,6 +114,11 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
         tuner=_build_tuner_settings(spec, activation_s),
         activation_s=activation_s,
         samplers=_build_samplers(resolved, pipeline, samples, visits, run),
+        traces=tuple(
+            sample.arrivals
+            for (_, traffic), sample in zip(label_arrivals(resolved.arrivals), samples, strict=True)
+            if traffic.trace is not None
+        ),
         confidence=spec.slo.confidence,
         spares=spec.slo.survive,
         placement=build_placement(spec.placement),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from unfold_pipeline._types import CountArray
+from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.problem.from_cascade import CascadeSummary
 from unfold_pipeline.problem.latency_profile import BatchTiming
 from unfold_pipeline.problem.pipeline import Pipeline, Plan
@@ -156,6 +156,7 @@ class Problem:
         serve_command: command that serves a plan; empty if the stages cannot be served.
         activation_s: measured seconds from ordering a replica until it serves, by stage.
         samplers: draw a fresh sample of each traffic.
+        traces: arrivals of each traffic that is recorded; its fresh samples are resamples.
         confidence: share of fresh samples on which a plan must meet the SLO; ``None`` for the sample only.
         spares: replicas that any stage may lose while the plan still meets the SLO.
     """
@@ -178,5 +179,6 @@ class Problem:
     serve_command: str
     activation_s: Mapping[str, float] = field(default_factory=dict)
     samplers: tuple[Sampler, ...] = ()
+    traces: tuple[FloatArray, ...] = ()
     confidence: float | None = None
     spares: int = 0

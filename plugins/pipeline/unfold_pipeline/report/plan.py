@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 
 from unfold_pipeline.estimator.slo import SloChecker
-from unfold_pipeline.estimator.uncertainty import ConfidenceInterval
+from unfold_pipeline.estimator.uncertainty import (
+    DRIFT_HURST,
+    HEAVY_TAIL_INDEX,
+    ConfidenceInterval,
+    estimate_tail_index,
+    measure_hurst,
+)
 from unfold_pipeline.planner.coarse_grained import CoarseBaselines
 from unfold_pipeline.planner.confident_plan import ConfidentPlan
 from unfold_pipeline.planner.diagnostics import RejectedSaving, StageTime
@@ -106,7 +112,9 @@ def _describe_verdict(problem: Problem, confident: ConfidentPlan) -> str:
     cost, slo_s, share = confident.solution.hourly_cost, problem.slo_s, confident.share
     if share is None:
         return sentences.describe_plan(cost, slo_s)
-    return sentences.describe_plan_on_samples(cost, slo_s, share.kept, share.draws, confidence=problem.confidence)
+    headline = sentences.describe_plan_on_samples(cost, slo_s, share.kept, share.draws, confidence=problem.confidence)
+    is_doubtful = problem.confidence is not None and _list_doubts(problem)
+    return f"{headline}{sentences.MAY_BE_FEWER}" if is_doubtful else headline
 
 
 def _build_share_metric(problem: Problem, confident: ConfidentPlan) -> Mapping[str, Metric]:
@@ -123,11 +131,20 @@ def _list_share_lines(problem: Problem, confident: ConfidentPlan) -> Lines:
     if share is None:
         return ()
     counts = (share.kept, share.draws, share.lower_bound)
-    if problem.confidence is None:
-        return (("fresh samples", sentences.describe_expected_share(*counts)),)
-    extra_cost = confident.solution.hourly_cost - confident.base_cost
+    text = sentences.describe_expected_share(*counts)
+    if problem.confidence is not None:
+        extra_cost = confident.solution.hourly_cost - confident.base_cost
+        text = sentences.describe_confident_share(*counts, extra_cost, is_reached=confident.is_reached)
+    return (("fresh samples", text), *(("caution", doubt) for doubt in _list_doubts(problem)))
+
+
+def _list_doubts(problem: Problem) -> tuple[str, ...]:
+    """Return why fresh traffic may differ from resamples of the traces by more than these do from each other."""
+    drifting = [hurst for hurst in map(measure_hurst, problem.traces) if hurst > DRIFT_HURST]
+    heavy = [index for index in map(estimate_tail_index, problem.traces) if index < HEAVY_TAIL_INDEX]
     return (
-        ("fresh samples", sentences.describe_confident_share(*counts, extra_cost, is_reached=confident.is_reached)),
+        *((sentences.describe_drift(max(drifting)),) if drifting else ()),
+        *((sentences.describe_heavy_tail(min(heavy)),) if heavy else ()),
     )
 
 

@@ -15,6 +15,7 @@ LATENCY_TITLE = "Queries answered within a time, and the target"
 GRAPH_TITLE = "The plan: load of each stage, and where the slowest queries spend most of their time"
 BOTTLENECK = "p99 bottleneck"
 EDGE_WEIGHT = "share of queries"
+MAY_BE_FEWER = "; fresh traffic may keep it less often"
 NO_SAVING = "no replica can be removed: every stage has one"
 
 
@@ -90,6 +91,18 @@ def describe_confident_share(kept: int, draws: int, lower_bound: float, extra_co
     if is_reached:
         return f"{observed}; ${extra_cost:,.2f}/h more than the plan for this sample alone"
     return f"only {observed}; no plan within the quotas and the search meets more"
+
+
+def describe_drift(hurst: float) -> str:
+    """Return that a trace is too short to show how its rate varies."""
+    evidence = f"the rate of the trace drifts or has long memory (Hurst parameter {hurst:.2f})"
+    return f"{evidence}; fresh traffic may have another mean rate, and the share is lower then"
+
+
+def describe_heavy_tail(index: float) -> str:
+    """Return that a trace is too short to show its largest bursts."""
+    evidence = f"the bursts of the trace have a heavy tail (index {index:.1f})"
+    return f"{evidence}; fresh traffic may have larger ones, and the share is lower then"
 
 
 def describe_configuration(hardware: str, batch: int, usd_per_hour: float) -> str:
