@@ -20,6 +20,7 @@ MAX_CHOICES = 12
 """A hint lists up to so many valid names when none of them is close to the misspelt one."""
 DISTRIBUTION_NAMES = {
     "PIL": "pillow", "botocore": "boto3", "google": "protobuf", "grpc": "grpcio", "sklearn": "scikit-learn",
+    "sky": "skypilot",
 }  # fmt: skip
 """Distributions by module, where their names differ."""
 

@@ -19,12 +19,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_tuning.cluster.offers import ACCESS_CODES, QUOTA_CODES, Offer, OfferBook, classify_refusal
+from unfold_tuning.cluster.offers import (
+    ACCESS_CODES,
+    QUOTA_CODES,
+    Offer,
+    OfferBook,
+    classify_refusal,
+    fill_from_offers,
+    require_plausible_price,
+)
 from unfold_tuning.job.problem import LaunchConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.trial.ledger import Ledger
-from unfoldkit.api import UnfoldError, format_names, internal_error, user_error
-from unfoldkit.catalog.instances import find_implausibility
+from unfoldkit.api import UnfoldError, internal_error, user_error
 
 RUN_TAG = "unfold-run"
 ORDER_TAG = "unfold-order"
@@ -117,31 +124,28 @@ class AwsProvider:
         Raises:
             UnfoldError: The price is implausible, or no node is held and every offer has ended for the run.
         """
-        names: list[str] = []
-        try:
-            while len(names) < count:
-                offer = self.book.select(self.wall())
-                if offer is not None:
-                    names += self._rent_from(offer, count - len(names), watch)
-                elif names or not is_required:
-                    break
-                else:
-                    self._require_hope()
-                    watch()
-                    self.sleep(self.poll_s)
-        except BaseException:
-            self._terminate(names)
-            raise
-        return names
+
+        def wait() -> None:
+            self._require_hope()
+            watch()
+            self.sleep(self.poll_s)
+
+        return fill_from_offers(
+            self.book,
+            count,
+            lambda offer, missing: self._rent_from(offer, missing, watch),
+            self._terminate,
+            self.wall,
+            wait if is_required else None,
+        )
 
     def _require_hope(self) -> None:
         """Require that some offer may still be granted before the run expires."""
         if not self.book.has_any():
-            groups = self.book.group_ended()
-            reasons = "; ".join(f"{code} for {format_names(names, 1)}" for code, names in groups.items())
             hint = "check cloud.launch, cloud.zones and what the credentials permit; the log has what AWS wrote"
-            if not groups.keys().isdisjoint(QUOTA_CODES):
+            if not self.book.group_ended().keys().isdisjoint(QUOTA_CODES):
                 hint = "name other types, zones or markets, or raise a quota: unfold catalog, aws service-quotas"
+            reasons = self.book.describe_ended()
             raise user_error(f"AWS refused every offer: {reasons}", key="cloud.instances", hint=hint)
         if self.wall() > self.request.expires_at:
             hint = "the same command continues the run"
@@ -149,9 +153,7 @@ class AwsProvider:
 
     def _rent_from(self, offer: Offer, count: int, watch: Callable[[], None]) -> list[str]:
         """Rent from one offer; fewer instances, or none, if it is refused or they do not start."""
-        reason = find_implausibility(offer.machine.usd_per_hour)
-        if reason:
-            raise user_error(f"nothing is rented: {reason}", key="cloud.instances", hint="unfold catalog shows prices")
+        require_plausible_price(offer)
         names, refusal = self._order(offer, count, count, watch)
         if count > 1 and refusal and classify_refusal(refusal) != "configuration":
             # as many as there are: with an equal minimum the whole request is refused

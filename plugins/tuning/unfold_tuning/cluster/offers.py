@@ -6,11 +6,13 @@ only delays. The error codes are those of the EC2 API reference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from unfold_tuning.job.profile import Machine
+from unfoldkit.api import format_names, user_error
+from unfoldkit.catalog.instances import find_implausibility
 
 RefusalKind = Literal["capacity", "quota", "throttled", "configuration"]
 QUOTA_CODES = frozenset(
@@ -163,6 +165,10 @@ class OfferBook:
                 groups.setdefault(state.end_code, []).append(offer.name)
         return groups
 
+    def describe_ended(self) -> str:
+        """Describe which offers ended for the run, and why."""
+        return "; ".join(f"{code} for {format_names(names, 1)}" for code, names in self.group_ended().items())
+
     def record_grant(self, offer: Offer) -> None:
         """Record that instances of an offer were granted."""
         self._get(offer).refusals = 0
@@ -184,3 +190,48 @@ class OfferBook:
 
     def _get(self, offer: Offer) -> OfferState:
         return self.states.setdefault(offer, OfferState())
+
+
+def require_plausible_price(offer: Offer) -> None:
+    """Require a plausible price.
+
+    Raises:
+        UnfoldError: It is not.
+    """
+    reason = find_implausibility(offer.machine.usd_per_hour)
+    if reason:
+        raise user_error(f"nothing is rented: {reason}", key="cloud.instances", hint="unfold catalog shows prices")
+
+
+def fill_from_offers(
+    book: OfferBook,
+    count: int,
+    rent_from: Callable[[Offer, int], list[str]],
+    release: Callable[[list[str]], None],
+    wall: Callable[[], float],
+    wait: Callable[[], None] | None = None,
+) -> list[str]:
+    """Rent up to ``count`` nodes from one offer after another, and return their names.
+
+    Args:
+        book: The offers.
+        count: How many.
+        rent_from: Rents up to a number of nodes from an offer.
+        release: Releases the nodes if anything fails.
+        wall: The wall clock.
+        wait: Called while no node is rented and every offer sleeps; if ``None``, no node is returned then.
+    """
+    names: list[str] = []
+    try:
+        while len(names) < count:
+            offer = book.select(wall())
+            if offer is not None:
+                names += rent_from(offer, count - len(names))
+            elif names or wait is None:
+                break
+            else:
+                wait()
+    except BaseException:
+        release(names)
+        raise
+    return names

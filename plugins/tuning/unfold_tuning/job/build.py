@@ -116,7 +116,7 @@ def build_problem(spec: TuningSpec, run: Run) -> Problem:
 def _select_start(cloud: Cloud) -> Literal["here", "ray", "elsewhere"]:
     if cloud.provider == "local":
         return "here"
-    is_on_ray = cloud.provider == "ray" or (cloud.provider == "aws" and cloud.launch is not None)
+    is_on_ray = cloud.provider in ("ray", "skypilot") or (cloud.provider == "aws" and cloud.launch is not None)
     return "ray" if is_on_ray else "elsewhere"
 
 
@@ -403,10 +403,14 @@ def _load_catalog(cloud: Cloud, run: Run) -> Catalog:
         books.append(live.book)
     elif cloud.prices:
         books.append(read_prices(run.path(cloud.prices, key="cloud.prices"), cloud.region, cloud.zones))
-    if cloud.provider != "aws":
+    if not _has_aws_prices(cloud):
         return Catalog(tuple(books))
     cached_book = load_cached_book(Path(run.options["cache"]), cloud.region) if "cache" in run.options else None
     return load_catalog(cloud.region, *books, *([cached_book] if cached_book else []))
+
+
+def _has_aws_prices(cloud: Cloud) -> bool:
+    return cloud.provider == "aws" or (cloud.provider == "skypilot" and (cloud.infra or "aws").split("/")[0] == "aws")
 
 
 def _build_machine(cloud: Cloud, index: int, known_prices: Catalog | None, *, is_spot: bool) -> Machine:
@@ -419,7 +423,7 @@ def _build_machine(cloud: Cloud, index: int, known_prices: Catalog | None, *, is
     if price is None or not accelerators:
         market = ("spot price", "spot: $1/h") if is_spot else ("price", "price: $1/h")
         missing, value = market if price is None else ("number of accelerators", "accelerators: 1")
-        refresh = ", or unfold catalog refresh" if cloud.provider == "aws" else ""
+        refresh = ", or unfold catalog refresh" if _has_aws_prices(cloud) else ""
         hint = f"write {{type: {spec.type}, {value}}}{refresh}"
         raise user_error(f"the {missing} of {spec.type} in {cloud.region} is unknown", key=key, hint=hint)
     return Machine(
@@ -560,6 +564,7 @@ def build_cluster_config(spec: TuningSpec, run: Run) -> ClusterConfig:
         deadline_s=spec.deadline,
         zones=spec.cloud.zones,
         resource=spec.cloud.resource or "GPU",
+        infra=spec.cloud.infra or f"*/{spec.cloud.region}",
     )
 
 

@@ -88,9 +88,9 @@ def score_metric(metric: float, mode: Mode) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchConfig:
-    """How EC2 instances are started; ``grace_s`` after the deadline an instance shuts itself down."""
+    """How instances are started; ``grace_s`` after the deadline an instance shuts itself down."""
 
-    image: str
+    image: str | None = None
     subnet: str | None = None
     security_groups: tuple[str, ...] = ()
     role: str | None = None
@@ -103,16 +103,17 @@ class ClusterConfig:
     """Where nodes come from and how trials are placed on them.
 
     Attributes:
-        provider: ``local``, ``aws``, ``ray``, or a cloud for which only planning is supported.
+        provider: ``local``, ``aws``, ``ray``, ``skypilot``, or a cloud for which only planning is supported.
         region: Region of the cloud.
         engine: Name of the engine of the run: ``local`` or ``ray``.
         ray_address: Address of a running Ray head, if one is named.
-        launch: How EC2 instances are started.
+        launch: How instances are started.
         is_spread: Place a trial on the emptiest node instead of the fullest.
         run_folder: Folder of the run, with which instances are tagged.
         deadline_s: Deadline of the run, if any.
         zones: Availability zones in the order in which they are tried; any zone if empty.
         resource: Which resource of a running Ray cluster an accelerator is.
+        infra: Where SkyPilot starts instances, in its notation.
     """
 
     provider: str
@@ -125,6 +126,7 @@ class ClusterConfig:
     deadline_s: float | None
     zones: tuple[str, ...] = ()
     resource: str = "GPU"
+    infra: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,9 +33,11 @@ class BillingSpec(Model):
 
 
 class Launch(Model):
-    """How ``train`` starts AWS instances. The image needs Ray and the dependencies of the trainable."""
+    """How ``train`` starts instances. Image or setup bring Ray, unfoldkit and the dependencies of the trainable."""
 
-    image: str = Field(pattern=r"^ami-[0-9a-f]+$", description="AMI, such as ami-0abcdef1234567890")
+    image: str | None = Field(
+        default=None, description="AMI, such as ami-0abcdef1234567890; for SkyPilot any image_id, such as docker:me/it"
+    )
     subnet: str | None = None
     security_groups: tuple[str, ...] = ()
     role: str | None = Field(default=None, description="name of the IAM instance profile")
@@ -57,12 +59,18 @@ class Availability(Model):
 class Cloud(Model):
     """What can be rented, and how it is billed."""
 
-    provider: Literal["aws", "gcp", "azure", "local", "ray"] = Field(
+    provider: Literal["aws", "gcp", "azure", "local", "ray", "skypilot"] = Field(
         default="aws",
-        description="train starts aws and local instances and uses nodes of a running ray cluster; "
-        "the others are planned from given prices",
+        description="train starts aws and local instances, those of any cloud through skypilot, "
+        "and uses nodes of a running ray cluster; the others are planned from given prices",
     )
     region: str = "us-east-1"
+    infra: str | None = Field(
+        default=None,
+        min_length=1,
+        description="where SkyPilot starts instances, in its notation: aws/us-east-1, gcp, kubernetes; "
+        "in this region of any of its clouds if left out",
+    )
     instances: Annotated[tuple[str | InstanceSpec, ...], Field(min_length=1, max_length=16)]
     zones: Annotated[tuple[str, ...], Field(max_length=16)] = Field(
         default=(), description="availability zones to try in this order; any zone of the region if left out"
@@ -82,7 +90,7 @@ class Cloud(Model):
     transfer: Money = Field(default=0.0, description="per GiB of data copied")
     disk: Price = Field(default=0.0, description="of the disks of an instance, such as EBS volumes")
     head: Price = Field(default=0.0, description="of the head node, for the whole job")
-    launch: Launch | None = Field(default=None, description="how train starts AWS instances")
+    launch: Launch | None = Field(default=None, description="how train starts instances")
     prices: str | None = Field(default=None, description="a price list, CSV or JSON, or live to query AWS")
 
 
@@ -103,6 +111,28 @@ def check_cloud(cloud: Cloud) -> Iterable[Problem]:
         yield from _check_ray(cloud)
     elif cloud.resource is not None:
         yield Problem(("cloud", "resource"), "only nodes of a running Ray cluster have it", hint="write provider: ray")
+    yield from _check_launch(cloud)
+
+
+def _check_launch(cloud: Cloud) -> Iterable[Problem]:
+    """Yield an image that AWS does not have, and what only AWS or only SkyPilot has."""
+    launch = cloud.launch or Launch()
+    is_ami = re.fullmatch(r"ami-[0-9a-f]+", launch.image or "")
+    if cloud.provider == "aws" and cloud.launch is not None and not is_ami:
+        hint = "write image: ami-0abcdef1234567890"
+        yield Problem(("cloud", "launch", "image"), "an AWS instance needs an AMI", hint=hint)
+    if cloud.provider != "skypilot":
+        if cloud.infra is not None:
+            yield Problem(("cloud", "infra"), "only SkyPilot uses it", hint="write provider: skypilot")
+        return
+    for key in ("subnet", "security_groups", "role"):
+        if getattr(launch, key):
+            hint = "leave it out; ~/.sky/config.yaml has such settings"
+            yield Problem(("cloud", "launch", key), "SkyPilot does not take it from a spec", hint=hint)
+    infra, *regions = (cloud.infra or "").split("/")
+    if infra == "aws" and regions[:1] not in ([], ["*"], [cloud.region]):
+        hint = f"write region: {regions[0]}, of which the prices are, too"
+        yield Problem(("cloud", "infra"), f"this is not the region {cloud.region}", hint=hint)
 
 
 def _check_priced_nodes(cloud: Cloud, node: str, where: str) -> Iterable[Problem]:

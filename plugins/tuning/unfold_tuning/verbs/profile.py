@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 
-from unfold_tuning.cluster.factory import build_cluster, build_provider, require_ray_address
+from unfold_tuning.cluster.factory import build_cluster, build_provider, require_reachable
 from unfold_tuning.executor.messages import describe_spend
 from unfold_tuning.executor.profiler import Profiler, ProfileSamples
 from unfold_tuning.job.build import (
@@ -37,8 +37,9 @@ UNFINISHED_FILE = "unfinished-profile.json"
 def profile(spec: TuningSpec, run: Run) -> Report:
     """Measure the first trials of the search, their speed-up and start; store them for ``plan`` and ``train``.
 
-    ``--on TYPE``, or ``--engine ray --ray-address`` with a spec for AWS or Ray, rents one instance for it. ``--on ray``
-    uses a Ray node of this machine. A profile that was killed continues from the trials that it has measured.
+    ``--on TYPE``, or ``--engine ray --ray-address`` with a spec for AWS, Ray or SkyPilot, rents one instance for it.
+    ``--on ray`` uses a Ray node of this machine. A profile that was killed continues from the trials that it has
+    measured.
     """
     trainable, stages = resolve_trainable(spec, run), build_stages(spec.search)
     machine, cluster_config, is_rented = _select_node(spec, run)
@@ -131,13 +132,13 @@ def _select_node(spec: TuningSpec, run: Run) -> tuple[Machine, ClusterConfig, bo
     if named and provider in ("gcp", "azure"):
         hint = "measure it there yourself, and write profile: with measured_on"
         raise user_error(f"--on {node}: unfold cannot start instances of {provider}", hint=hint)
-    if named and provider == "ray":
-        require_ray_address(config)
+    if named and provider in ("ray", "skypilot"):
+        require_reachable(config)
     if named and provider == "aws" and config.ray_address is None:
         hint = "ray start --head on a machine that the instances reach, then --engine ray --ray-address HOST:6379"
         raise user_error(f"--on {node}: the instance joins a Ray cluster, but no address is given", hint=hint)
     machine = (named or machines)[0]
-    if node != "ray" and provider in ("aws", "ray") and config.ray_address is not None:
+    if node != "ray" and provider in ("aws", "ray", "skypilot") and config.ray_address is not None:
         return machine, config, True
     config = dataclasses.replace(config, provider="local")
     if node == "ray":

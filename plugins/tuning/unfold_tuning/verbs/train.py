@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unfold_tuning.cluster.factory import build_cluster, build_provider, require_ray_address
+from unfold_tuning.cluster.factory import build_cluster, build_provider, require_reachable
 from unfold_tuning.executor.deadline import MAX_INSTANCES
 from unfold_tuning.executor.execution import ExecutionConfig, RunState
 from unfold_tuning.executor.executor import Executor
@@ -35,7 +35,7 @@ LEDGER_FILE = "ledger.sqlite"
 DECISION_FILE = "carried-out.json"
 WINNER_FILE = "winner.json"
 PLACEMENT_FILE = "placement.yaml"
-STARTABLE_PROVIDERS = ("aws", "local", "ray")
+STARTABLE_PROVIDERS = ("aws", "local", "ray", "skypilot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def train(spec: TuningSpec, run: Run) -> Report:
     trainable = resolve_trainable(spec, run)
     _require_startable_provider(spec)
     cluster_config = build_cluster_config(spec, run)
-    require_ray_address(cluster_config)
+    require_reachable(cluster_config)
     if spec.profile is None and not has_measured_profile(spec, run):
         profile(spec, run)
     problem = build_problem(spec, run)
