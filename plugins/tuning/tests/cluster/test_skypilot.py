@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 from tuning_runs import SPEC, load_spec
 
-from unfold_tuning.cluster import factory
 from unfold_tuning.cluster.aws import LaunchRequest
 from unfold_tuning.cluster.offers import Offer, list_offers
 from unfold_tuning.cluster.skypilot import (
     INFEASIBLE,
-    InstalledSkyPilot,
     SkyCluster,
     SkyPilotProvider,
     SkyRequestError,
@@ -192,11 +190,22 @@ def test_a_thrifty_run_uses_spot_until_on_demand_is_allowed(sky: FakeSky, ledger
 def test_what_can_never_be_granted_ends_the_run(sky: FakeSky, ledger: Ledger, error: str) -> None:
     """The error has SkyPilot's reason and exit code 2."""
     sky.refusals["g5.xlarge on-demand"] = SkyResult(error, "no")
-    with pytest.raises(UnfoldError, match=rf"SkyPilot refused every offer: {error} for g5.xlarge .*sky check") as raised:
+    with pytest.raises(
+        UnfoldError, match=rf"SkyPilot refused every offer: {error} for g5.xlarge .*sky check"
+    ) as raised:
         build_provider(sky, ledger).rent(2, ignore)
     assert raised.value.code == ExitCode.USAGE
     assert not sky.clusters
     assert ledger.count_running() == 0
+
+
+def test_an_offer_that_fails_thrice_in_a_row_ends(sky: FakeSky, ledger: Ledger) -> None:
+    """Each time an instance may have run, so that it is not tried until the run expires."""
+    sky.refusals["g5.xlarge on-demand"] = SkyResult("RuntimeError", "Ray did not start")
+    with pytest.raises(UnfoldError, match="refused every offer: RuntimeError"):
+        build_provider(sky, ledger).rent(1, ignore)
+    assert sky.count("launch") == 3
+    assert not sky.clusters
 
 
 def test_a_launch_that_fails_late_is_billed_and_ended(sky: FakeSky, ledger: Ledger) -> None:
@@ -258,7 +267,9 @@ def test_an_end_that_fails_is_requested_again(sky: FakeSky, ledger: Ledger) -> N
 def test_an_unreachable_server_is_an_error_before_anything_is_rented(sky: FakeSky, ledger: Ledger) -> None:
     """The error has exit code 2, and shows which command checks the server."""
     sky.is_down = True
-    with pytest.raises(UnfoldError, match=r"SkyPilot does not respond: ApiServerConnectionError.*sky api info") as error:
+    with pytest.raises(
+        UnfoldError, match=r"SkyPilot does not respond: ApiServerConnectionError.*sky api info"
+    ) as error:
         build_provider(sky, ledger).recover()
     assert error.value.code == ExitCode.USAGE
 
@@ -270,7 +281,15 @@ def test_a_job_sets_up_joins_by_its_name_and_ends_with_the_run() -> None:
     unset, setup, start = build_script(request, "unfold-a-0", 100.0).splitlines()
     assert "unset" in unset
     assert setup == launch.setup
-    assert shlex.split(start)[:7] == ["exec", "timeout", "7200", "ray", "start", "--address=h:1", "--disable-usage-stats"]
+    assert shlex.split(start)[:7] == [
+        "exec",
+        "timeout",
+        "7200",
+        "ray",
+        "start",
+        "--address=h:1",
+        "--disable-usage-stats",
+    ]
     assert '--resources={"unfold-unfold-a-0": 1.0}' in shlex.split(start)
 
 

@@ -173,6 +173,10 @@ class OfferBook:
         """Record that instances of an offer were granted."""
         self._get(offer).refusals = 0
 
+    def count_refusals(self, offer: Offer) -> int:
+        """Count the refusals of an offer since its last grant."""
+        return self._get(offer).refusals
+
     def record_refusal(self, offer: Offer, now: float, *, end_code: str = "") -> float:
         """Record a refusal, which ends the offer for the run or puts it to sleep, and return until when it sleeps."""
         state = self._get(offer)

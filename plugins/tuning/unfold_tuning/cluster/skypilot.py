@@ -29,24 +29,31 @@ IDLE_MINUTES = 5
 START_TIMEOUT_S = 1200.0
 END_TIMEOUT_S = 300.0
 POLL_S = 0.5
+INFEASIBLE = "NoSuchInstance"
+REFUSALS = frozenset(
+    {
+        INFEASIBLE,
+        "InvalidCloudConfigs",
+        "InvalidCloudCredentials",
+        "NoCloudAccessError",
+        "NotSupportedError",
+        "PermissionDeniedError",
+        "UserRequestRejectedByPolicy",
+        "ValueError",
+    }
+)
+"""Errors that end an offer for the run."""
 UNAVAILABLE = frozenset(
     {
         "ApiServerConnectionError",
-        "ClusterSetUpError",
-        "ConcurrentWorkerExhaustedError",
-        "ExecutionPoolFullError",
-        "FetchClusterInfoError",
         "KubeAPIUnreachableError",
-        "NetworkError",
-        "RequestCancelled",
-        "RequestInterruptedError",
         "ResourcesUnavailableError",
         "ServerTemporarilyUnavailableError",
     }
 )
-"""Errors after which a request may succeed later; any other ends an offer for the run."""
+"""Errors after which a request may succeed later; any other, such as a failed setup, may do so twice."""
+MAX_FAILURES = 3
 GONE = "ClusterDoesNotExist"
-INFEASIBLE = "no such instance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +195,8 @@ class SkyPilotProvider:
             self.book.record_grant(offer)
         if len(names) < count:
             self.log.warning("%s: %d of %d granted", offer.name, len(names), count)
-            end_code = next((error for error in refusals if error not in UNAVAILABLE), "")
+            ending = REFUSALS if self.book.count_refusals(offer) + 1 < MAX_FAILURES else set(refusals) - UNAVAILABLE
+            end_code = next((error for error in refusals if error in ending | REFUSALS), "")
             self.book.record_refusal(offer, self.wall(), end_code=end_code)
         return names
 

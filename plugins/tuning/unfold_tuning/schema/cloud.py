@@ -131,8 +131,8 @@ def _check_launch(cloud: Cloud) -> Iterable[Problem]:
             yield Problem(("cloud", "launch", key), "SkyPilot does not take it from a spec", hint=hint)
     infra, *regions = (cloud.infra or "").split("/")
     if infra == "aws" and regions[:1] not in ([], ["*"], [cloud.region]):
-        hint = f"write region: {regions[0]}, of which the prices are, too"
-        yield Problem(("cloud", "infra"), f"this is not the region {cloud.region}", hint=hint)
+        hint = f"write region: {regions[0]}, from which prices are taken"
+        yield Problem(("cloud", "infra"), f"{cloud.infra} is not in cloud.region, {cloud.region}", hint=hint)
 
 
 def _check_priced_nodes(cloud: Cloud, node: str, where: str) -> Iterable[Problem]:
