@@ -6,10 +6,12 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support import ECHO, ROOT, Unfold
+from unfold_echo import verbs
 from unfoldkit.errors import install_command
 from unfoldkit.report import SCHEMA
 
@@ -22,6 +24,22 @@ def test_a_plan_is_a_report_on_stdout(unfold: Unfold, spec: Path) -> None:
     lines = outcome.out.splitlines()
     assert lines[0].startswith("a · echo plan")
     assert lines[-2:] == ["yes · $0.02 of $1.00", f"next: unfold train {spec}"]
+
+
+def test_what_a_library_prints_is_not_in_the_report(
+    unfold: Unfold, spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes to stderr, also where a verb calls it."""
+
+    def print_and_plan(*arguments: Any) -> Any:
+        print("a library")
+        return plan(*arguments)
+
+    plan = verbs.plan
+    monkeypatch.setattr(verbs, "plan", print_and_plan)
+    outcome = unfold("plan", spec, "--format", "json")
+    assert outcome.err == "a library\n"
+    assert json.loads(outcome.out)["verb"] == "plan"
 
 
 def test_the_next_command_keeps_settings_and_run(unfold: Unfold, spec: Path) -> None:

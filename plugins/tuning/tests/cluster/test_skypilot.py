@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from tuning_runs import SPEC, load_spec
@@ -16,6 +19,7 @@ from unfold_tuning.cluster.aws import LaunchRequest
 from unfold_tuning.cluster.offers import Offer, list_offers
 from unfold_tuning.cluster.skypilot import (
     INFEASIBLE,
+    InstalledSkyPilot,
     SkyCluster,
     SkyPilotProvider,
     SkyRequestError,
@@ -313,6 +317,76 @@ def test_zones_are_written_as_skypilot_does(infra: str, zone: str | None, joined
 def test_a_cluster_ends_with_its_last_use(intervals: Any, end: float) -> None:
     """SkyPilot's history has an interval of use for each time that a cluster was up."""
     assert find_end({"launched_at": 3, "usage_intervals": intervals}) == end
+
+
+class ResourcesUnavailableError(Exception):
+    """What SkyPilot raises, with the refusals that it met."""
+
+    def __init__(self, text: str, history: list[Exception]) -> None:
+        super().__init__(text)
+        self.failover_history = history
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Stand in for the module of SkyPilot, where it is not installed."""
+    stub = Mock()
+    monkeypatch.setitem(sys.modules, "sky", stub)
+    return stub
+
+
+def test_a_launch_names_type_market_and_zone(module: Mock) -> None:
+    """A cluster ends by itself some minutes after its job."""
+    offer = Offer(replace(MACHINE, market="spot"), "us-east-1a")
+    module.launch.return_value = "id"
+    assert InstalledSkyPilot().launch("n", "aws/us-east-1", offer, "docker:it", "run") == "id"
+    infra = "aws/us-east-1/us-east-1a"
+    module.Resources.assert_called_once_with(
+        infra=infra, instance_type="g5.xlarge", use_spot=True, image_id="docker:it"
+    )
+    task = module.Task.return_value
+    module.launch.assert_called_once_with(task, cluster_name="n", idle_minutes_to_autostop=5, down=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "result"),
+    [
+        ("RUNNING", None, None),
+        ("SUCCEEDED", None, SkyResult()),
+        ("FAILED", ResourcesUnavailableError("\x1b[31mfull\x1b[0m\nmore", [ValueError()]), replace(FULL, text="full")),
+        ("FAILED", ResourcesUnavailableError("no such type", []), SkyResult(INFEASIBLE, "no such type")),
+        ("CANCELLED", RuntimeError(), SkyResult("RuntimeError")),
+    ],
+)
+def test_a_request_ends_with_its_first_line(
+    module: Mock, status: str, error: Exception | None, result: SkyResult | None
+) -> None:
+    """Without colours; what no enabled cloud has is no lack of capacity."""
+    module.api_status.return_value = [SimpleNamespace(status=status)]
+    module.get.side_effect = error
+    assert InstalledSkyPilot().poll("id") == result
+
+
+def test_launches_and_clusters_are_found_by_their_prefix(module: Mock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of other runs, and other requests, are left alone; what SkyPilot prints is not in the report."""
+    names = [("1", "sky.launch", "u-1"), ("2", "sky.down", "u-1"), ("3", "sky.launch", "v-1"), ("4", "sky.check", None)]
+    module.api_status.return_value = [
+        SimpleNamespace(request_id=key, name=name, cluster_name=cluster) for key, name, cluster in names
+    ]
+    module.status.return_value = [{"name": "u-1", "launched_at": 5}, {"name": "v-1", "launched_at": 5}]
+    ended = {"name": "u-0", "launched_at": 1, "usage_intervals": [(1, 4)]}
+    module.cost_report.return_value = [ended, {"name": "u-1", "launched_at": 5, "usage_intervals": [(5, None)]}]
+
+    def get(request: Any) -> Any:
+        sys.stdout.write("talk")
+        return request
+
+    module.get.side_effect = get
+    InstalledSkyPilot().cancel_launches("u-")
+    module.api_cancel.assert_called_once_with(["1"], silent=True)
+    clusters = InstalledSkyPilot().list_clusters("u-")
+    assert sorted(clusters, key=lambda cluster: cluster.name) == [SkyCluster("u-0", 1, 4), SkyCluster("u-1", 5)]
+    assert capsys.readouterr().out == ""
 
 
 SKY_SPEC = SPEC.replace("provider: local", "provider: skypilot")
