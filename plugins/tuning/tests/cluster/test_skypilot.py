@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -405,3 +408,49 @@ def test_a_run_needs_skypilot_and_a_head(
     with pytest.raises(UnfoldError, match=expected) as error:
         verb(load_spec(SKY_SPEC), run)
     assert error.value.code == ExitCode.USAGE
+
+
+# against an API server
+
+RENT_WITHOUT_CLOUDS = """
+import sys, time
+from pathlib import Path
+import test_skypilot as t
+with t.open_ledger(Path(sys.argv[1]) / "l.sqlite", t.MACHINE, "a") as ledger:
+    request = t.LaunchRequest(
+        machine=t.replace(t.MACHINE, name="1CPU--1GB"), launch=t.LaunchConfig(), head_address="127.0.0.1:1",
+        folder="", expires_at=time.time() + 600,
+    )
+    provider = t.SkyPilotProvider(t.InstalledSkyPilot(), request, "kubernetes", ledger)
+    try:
+        provider.recover()
+        provider.rent(1, t.ignore)
+    except t.UnfoldError as error:
+        print(error)
+    finally:
+        provider.close()
+        import sky
+        sky.api_stop()
+    assert ledger.count_running() == 0
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(importlib.util.find_spec("sky") is None, reason="SkyPilot is not installed")
+def test_an_api_server_without_clouds_refuses(tmp_path: Path) -> None:
+    """The client starts a server, which has no credentials here; its refusal is the reason that the run ends with."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {
+        **{key: value for key, value in os.environ.items() if key != "KUBECONFIG"},
+        "HOME": str(tmp_path),
+        "SKY_RUNTIME_DIR": str(tmp_path),
+        "SKYPILOT_API_SERVER_LOCAL_PORT": port,
+        "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]),
+    }
+    command = [sys.executable, "-c", RENT_WITHOUT_CLOUDS, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "SkyPilot refused every offer: NoCloudAccessError for 1CPU--1GB on-demand" in done.stdout
