@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shlex
 import socket
 import subprocess
 import sys
@@ -281,23 +280,21 @@ def test_an_unreachable_server_is_an_error_before_anything_is_rented(sky: FakeSk
     assert error.value.code == ExitCode.USAGE
 
 
-def test_a_job_sets_up_joins_by_its_name_and_ends_with_the_run() -> None:
-    """Ray's variables are those of SkyPilot, so they go first; quotes survive the shell."""
+def test_a_job_joins_by_its_name_and_ends_with_the_run(tmp_path: Path) -> None:
+    """Ray's variables are those of SkyPilot, so they go before the setup; a raylet that does not start has three."""
+    for name, text in {"timeout": 'echo "$1"; shift; "$@"', "ray": 'env; printf "%s\\n" "$@"; exit 1'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
     launch = LaunchConfig(setup="export RAY_AUTH_MODE=token")
     request = LaunchRequest(machine=MACHINE, launch=launch, head_address="h:1", folder="", expires_at=7300.0)
-    unset, setup, start = build_script(request, "unfold-a-0", 100.0).splitlines()
-    assert "unset" in unset
-    assert setup == launch.setup
-    assert shlex.split(start)[:7] == [
-        "exec",
-        "timeout",
-        "7200",
-        "ray",
-        "start",
-        "--address=h:1",
-        "--disable-usage-stats",
-    ]
-    assert '--resources={"unfold-unfold-a-0": 1.0}' in shlex.split(start)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_ADDRESS": "theirs"}
+    script = build_script(request, "unfold-a-0", 100.0)
+    command = ["/bin/sh", "-c", script]
+    lines = subprocess.run(command, env=environment, check=False, capture_output=True, text=True).stdout.splitlines()
+    assert [int(line) for line in lines if line.isdigit()] == [pytest.approx(7200, abs=30)] * 3
+    assert lines.count('--resources={"unfold-unfold-a-0": 1.0}') == lines.count("--address=h:1") == 3
+    assert "RAY_AUTH_MODE=token" in lines
+    assert "RAY_ADDRESS=theirs" not in lines
 
 
 @pytest.mark.parametrize(

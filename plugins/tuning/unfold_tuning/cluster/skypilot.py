@@ -15,7 +15,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -327,11 +327,16 @@ def build_script(request: LaunchRequest, name: str, now: float) -> str:
     resources = json.dumps({name_node_resource(name): float(request.machine.accelerators)})
     start = f"ray start --address={request.head_address} --disable-usage-stats --block --resources='{resources}'"
     lines = [
+        # a driver that is lost with its machine cannot end anything
+        f"end=$(($(date +%s) + {seconds}))",
         # SkyPilot has a Ray of its own
         "for name in $(env | sed -n 's/^\\(RAY_[A-Za-z0-9_]*\\)=.*/\\1/p'); do unset $name; done",
         request.launch.setup,
-        # a driver that is lost with its machine cannot end anything
-        f"exec timeout {seconds} {start}",
+        # a busy node may need a second attempt; a lost head fails all of them soon
+        "for attempt in 1 2 3; do",
+        "  left=$((end - $(date +%s)))",
+        f"  [ $left -gt 0 ] && timeout $left {start}",
+        "done",
     ]
     return "\n".join(line for line in lines if line) + "\n"
 
@@ -410,7 +415,7 @@ def join_zone(infra: str, zone: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _using_sky() -> Any:
+def _using_sky() -> Iterator[Any]:
     """Import SkyPilot, keep what it prints from stdout, and translate what it raises."""
     with contextlib.redirect_stdout(sys.stderr):
         import sky
