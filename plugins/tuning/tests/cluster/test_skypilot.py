@@ -249,11 +249,13 @@ def test_the_next_attempt_ends_what_a_killed_driver_left(sky: FakeSky, ledger: L
     sky.launch(launched, "aws/us-east-1", Offer(MACHINE), "docker:it", launched)
     sky.clusters["unfold-other-1"] = 0.0
     sky.now += 5.0
+    now = sky.now
     provider = build_provider(sky, ledger)
     provider.recover()
     assert list(sky.clusters) == ["unfold-other-1"]
+    assert sky.now >= now + 5.0, "clusters that are being ended take room"
     ends = {lifetime.id: (lifetime.since, lifetime.until) for lifetime in ledger.list_lifetimes()}
-    assert ends == {names[0]: (100.0, sky.now), names[1]: (100.0, 150.0), launched: (sky.now - 5.0, sky.now)}
+    assert ends == {names[0]: (100.0, now), names[1]: (100.0, 150.0), launched: (now - 5.0, now)}
 
 
 def test_an_end_that_fails_is_requested_again(sky: FakeSky, ledger: Ledger) -> None:

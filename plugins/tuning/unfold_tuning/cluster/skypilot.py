@@ -288,6 +288,12 @@ class SkyPilotProvider:
                 self.log.warning("SkyPilot has not ended %s: %s: %s", name, result.error, result.text)
                 self.ending[name] = None
 
+    def _wait_for_ends(self) -> None:
+        began = self.wall()
+        while self.ending and self.wall() - began < END_TIMEOUT_S:
+            self.sleep(POLL_S)
+            self._continue_ending()
+
     def recover(self) -> None:
         """End what an earlier attempt left; a cluster that is missing from the ledger is billed from its launch."""
         recorded = {lifetime.id for lifetime in self.ledger.list_lifetimes()}
@@ -303,6 +309,8 @@ class SkyPilotProvider:
             if cluster.ended_at is not None:
                 self.ledger.record_node_end(cluster.name, cluster.ended_at)
         self._end(cluster.name for cluster in clusters if cluster.ended_at is None)
+        # until then they count against quotas
+        self._wait_for_ends()
 
     def close(self) -> None:
         """See :class:`~unfold_tuning.cluster.provider.NodeProvider`.
@@ -310,11 +318,8 @@ class SkyPilotProvider:
         Raises:
             UnfoldError: An instance may still run; the message names its cluster.
         """
-        began = self.wall()
         self._end(lifetime.id for lifetime in self.ledger.list_lifetimes() if lifetime.until is None)
-        while self.ending and self.wall() - began < END_TIMEOUT_S:
-            self.sleep(POLL_S)
-            self._continue_ending()
+        self._wait_for_ends()
         if self.ending:
             names = " ".join(self.ending)
             hint = f"sky down {names}; the same command ends it, too"
