@@ -188,6 +188,17 @@ def test_other_files_are_errors(tmp_path: Path, text: str) -> None:
     assert faults in ([], [str(path)])
 
 
+def test_cohorts_that_form_a_cycle_are_an_error_of_the_file(tmp_path: Path) -> None:
+    """The message names the file of the cohorts, not that of the spec, and one cohort of the cycle."""
+    parents = {"outside": "x", "x": "y", "y": "x"}
+    version = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "Cohort"}
+    cohorts = [{**version, "metadata": {"name": n}, "spec": {"parentName": p}} for n, p in parents.items()]
+    path = write_list(tmp_path, [flavor(), cluster_queue("q", 8, cohortName="outside"), *cohorts])
+    with pytest.raises(UnfoldError, match=r"Cohort x: spec\.parentName: cohorts form a cycle: x -> y -> x") as error:
+        read_queue_snapshot(path)
+    assert error.value.diagnostics[0].file == str(path)
+
+
 def test_what_changes_nothing_else_is_stated(tmp_path: Path) -> None:
     """Assumptions are lines of the report: weights, checks, unknown namespaces, workloads that are left out."""
     queue = cluster_queue(

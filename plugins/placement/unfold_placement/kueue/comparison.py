@@ -82,7 +82,7 @@ def compare_starts(problem: QueueProblem, on_step: Callable[[int], None] = lambd
     """Replay the workloads with and without the change, and pair them by name, in the order of the file.
 
     Raises:
-        UnfoldError: cohorts form a cycle, or workloads preempt each other for ever.
+        UnfoldError: workloads preempt each other for ever.
     """
     after = replay_queues(problem.after, on_step)
     before = replay_queues(problem.before, on_step) if problem.has_change else after

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from unfold_placement.kueue.objects import Amounts, ClusterQueue, Cohort, FlavorResource, Quota
-from unfoldkit.api import user_error
 
 NO_QUOTA = Quota(0)
 
@@ -140,8 +139,7 @@ class QuotaNode:
 def build_quota_tree(queues: Mapping[str, ClusterQueue], cohorts: Mapping[str, Cohort]) -> dict[str, QuotaNode]:
     """Build the tree, and return the nodes of the ClusterQueues by name. A cohort without a definition has no quota.
 
-    Raises:
-        UnfoldError: cohorts form a cycle.
+    The cohorts form no cycle.
     """
     nodes: dict[str, QuotaNode] = {}
     for name in [*cohorts, *(queue.cohort for queue in queues.values() if queue.cohort)]:
@@ -161,9 +159,6 @@ def build_quota_tree(queues: Mapping[str, ClusterQueue], cohorts: Mapping[str, C
 def _add_cohort(name: str, cohorts: Mapping[str, Cohort], nodes: dict[str, QuotaNode]) -> None:
     path: list[str] = []
     while name and name not in nodes:
-        if name in path:
-            names = " -> ".join([*path[path.index(name) :], name])
-            raise user_error(f"cohorts form a cycle: {names}", key=f"Cohort {name}: spec.parentName")
         path.append(name)
         name = cohorts[name].parent if name in cohorts else ""
     for child in reversed(path):

@@ -151,7 +151,7 @@ def replay_queues(snapshot: QueueSnapshot, on_step: Callable[[int], None] = lamb
         on_step: Called with the number of admissions so far.
 
     Raises:
-        UnfoldError: cohorts form a cycle, or workloads preempt each other for ever.
+        UnfoldError: workloads preempt each other for ever.
     """
     nodes = build_quota_tree(snapshot.queues, snapshot.cohorts)
     state = AdmissionState(snapshot.flavors, nodes)

@@ -149,7 +149,9 @@ class SnapshotReader:
                 if item.label in objects:
                     raise item.fault("metadata.name", "the file has this object twice")
                 objects[item.label] = item
-        cohorts = [_read_cohort(item) for item in by_kind.get("Cohort", {}).values()]
+        cohorts = {_name(item): _read_cohort(item) for item in by_kind.get("Cohort", {}).values()}
+        for item in by_kind.get("Cohort", {}).values():
+            _check_ancestors(item, cohorts)
         flavors = {flavor.name: flavor for flavor in map(_read_flavor, by_kind.get("ResourceFlavor", {}).values())}
         queues = [self._read_queue(item, flavors) for item in by_kind.get("ClusterQueue", {}).values()]
         self._note_missing_flavors(queues, flavors)
@@ -160,7 +162,7 @@ class SnapshotReader:
         workloads = self._build_workloads(admitted, began_s, is_history=is_history)
         return QueueSnapshot(
             queues={queue.name: queue for queue in queues},
-            cohorts={cohort.name: cohort for cohort in cohorts},
+            cohorts=cohorts,
             flavors=flavors,
             workloads=tuple(workloads),
             began_s=began_s,
@@ -483,6 +485,15 @@ def _read_fungibility(part: Manifest) -> Fungibility:
 def _read_cohort(item: Manifest) -> Cohort:
     spec = item.part("spec")
     return Cohort(_name(item), spec.text("parentName", ""), _read_groups(spec)[1])
+
+
+def _check_ancestors(item: Manifest, cohorts: Mapping[str, Cohort]) -> None:
+    """Refuse a cohort that is its own ancestor."""
+    path = [_name(item)]
+    while (parent := cohorts[path[-1]].parent if path[-1] in cohorts else "") and parent not in path[1:]:
+        path.append(parent)
+        if parent == path[0]:
+            raise item.part("spec").fault("parentName", f"cohorts form a cycle: {' -> '.join(path)}")
 
 
 def _read_flavor(item: Manifest) -> Flavor:
