@@ -149,9 +149,11 @@ def test_a_wrong_name_of_a_policy_says_what_was_loaded(name: str, hint: str, unf
 UNSEARCHABLE = {
     "keeps_a_lock": (
         "    def __init__(self): self.lock = __import__('threading').Lock()\n",
+        15,
         "the search cannot copy it",
     ),
-    "state_raises": ("    def state(self): return {}['x']\n", "state raised KeyError"),
+    "state_of_nan": ("    def state(self): return float('nan')\n", 11, "no NaN, no generator"),
+    "state_raises": ("    def state(self): return {}['x']\n", 15, "state raised KeyError"),
 }
 
 
@@ -160,11 +162,11 @@ def test_a_policy_that_cannot_be_searched_is_reported_with_its_line(
     module: str, unfold: Unfold, tmp_path: Path
 ) -> None:
     """The search copies policies and asks for their state."""
-    code, message = UNSEARCHABLE[module]
+    code, line, message = UNSEARCHABLE[module]
     write(tmp_path, module, HEAD + code, MENU)
     outcome = unfold("check", "--verify", "--allow-code", "spec.yaml")
     assert outcome.code == 2, outcome.err
-    assert f"{module}.py:15: policy: policy P: " in outcome.err
+    assert f"{module}.py:{line}: policy: policy P: " in outcome.err
     assert message in outcome.err
 
 

@@ -325,7 +325,10 @@ def _check_repeatable(frontier: Frontier, controller: Controller, jobs: Jobs, ac
         differing = [index for index in foreign if first.get(index) != second.get(index)]
         message = "it decides otherwise when the same state is continued again, so that a search proves nothing"
         hint = "no random numbers, clocks or globals; keep what decides in its fields, a random.Random included"
-        raise policy_error(controller.policies[[*differing, *foreign][0]], "react", message, hint=hint)
+        policy = controller.policies[[*differing, *foreign][0]]
+        if getattr(policy, "state", None) is not None:
+            hint += "; state() returns what equals itself when it is asked again: no NaN, no generator"
+        raise policy_error(policy, "react", message, hint=hint)
 
 
 def _judge_starts(
