@@ -54,6 +54,16 @@ def test_an_edited_plan_is_compared_with_its_spec(unfold: Unfold, tmp_path: Path
     assert unfold("check", "plan.yaml").code == 0
 
 
+@pytest.mark.parametrize("schema", ["unfoldkit.plan/0", "unfoldkit.plan/2"])
+def test_a_plan_of_another_version_is_refused_by_its_schema(unfold: Unfold, tmp_path: Path, schema: str) -> None:
+    """The only mistake of a plan with another schema is its schema, whatever keys it has."""
+    (tmp_path / "plan.yaml").write_text(f"schema: {schema}\nkind: echo\nspec: {{}}\ndecision: {{}}\n", encoding="utf-8")
+    for command in (("check",), ("plan", "--dry-run"), ("plan", "--check")):
+        outcome = unfold(*command, "plan.yaml")
+        place = f'plan.yaml:1:9: schema: this version cannot read a plan of schema "{schema}"'
+        assert (outcome.code, place in outcome.out + outcome.err) == (2, True)
+
+
 def test_settings_are_checked_in_every_file(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
     """Check takes --set as the verbs do, so that what a CI job plans with it can be checked with it."""
     other = tmp_path / "b.yaml"

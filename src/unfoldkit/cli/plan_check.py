@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from unfoldkit.errors import Diagnostic, UnfoldError, shorten
 from unfoldkit.io.yaml12 import PLAN_SCHEMA
 from unfoldkit.report import Cell, Column, Report, Table, Verdict, to_plain
+from unfoldkit.spec.resolve import refuse_other_schema
 from unfoldkit.spec.yaml_reader import read_document
 
 TOLERANCE = 1e-9
@@ -31,7 +32,9 @@ def read_plan(path: Path) -> Mapping[str, Any]:
     Raises:
         UnfoldError: The file is not a plan.
     """
-    data = read_document(str(path)).data
+    document = read_document(str(path))
+    refuse_other_schema(document)
+    data = document.data
     if not isinstance(data, dict) or data.get("schema") != PLAN_SCHEMA or not isinstance(data.get("decision"), dict):
         raise UnfoldError(Diagnostic("not a plan", str(path), 1, 1, hint="unfold plan SPEC --out plan.yaml writes one"))
     return data

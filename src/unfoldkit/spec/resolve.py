@@ -83,6 +83,7 @@ def load_spec(
     """
     folder = Path(path) if path != "-" and os.path.isdir(path) else None  # noqa: PTH112 - Path.is_dir raises
     document = _read_run(folder) if folder else read_document(path, stdin)
+    refuse_other_schema(document)
     plan: Mapping[str, Any] = {}
     if isinstance(document.data, dict) and document.data.get("schema") == PLAN_SCHEMA:
         plan, document = document.data, _extract_spec(document)
@@ -93,6 +94,18 @@ def load_spec(
         document = apply_settings(document, list_settings(kind))
     model = resolve(kind.spec, extra=kind.extra)
     return LoadedSpec(kind, validate(model, document), base, plan, folder or run, document)
+
+
+def refuse_other_schema(document: Document) -> None:
+    """Refuse a plan that another version wrote, of which keys may mean something else.
+
+    Raises:
+        UnfoldError: The document is such a plan.
+    """
+    schema = document.data.get("schema", PLAN_SCHEMA) if isinstance(document.data, dict) else PLAN_SCHEMA
+    if schema != PLAN_SCHEMA and str(schema).startswith(PLAN_SCHEMA.partition("/")[0]):
+        message = f"this version cannot read a plan of schema {format_value(schema)}"
+        raise UnfoldError(diagnostic_at(document, ("schema",), message, hint=f"it reads {PLAN_SCHEMA}"))
 
 
 def stored_kind(folder: Path) -> str | None:
@@ -167,15 +180,8 @@ def _suggest_mapping(data: Any) -> str:
     return "unfold init KIND writes one to start from"
 
 
-def _has_other_schema(document: Document) -> bool:
-    return str(document.data.get("schema", "")).startswith(PLAN_SCHEMA.partition("/")[0])
-
-
 def _missing_kind(document: Document, kinds: Mapping[str, Kind]) -> Diagnostic:
     hint = f"one of: {', '.join(sorted(kinds))}"
-    if _has_other_schema(document):
-        message = f"this version cannot read a plan of schema {format_value(document.data['schema'])}"
-        return diagnostic_at(document, ("schema",), message, hint=f"it reads {PLAN_SCHEMA}")
     if "kind" in document.data:
         return diagnostic_at(document, ("kind",), "expected the name of a kind, got nothing", hint=hint, at_key=True)
     for key in difflib.get_close_matches("kind", document.data, n=1, cutoff=0.7):
