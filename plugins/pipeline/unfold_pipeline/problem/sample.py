@@ -145,12 +145,12 @@ def draw_fresh_arrivals(arrivals: FloatArray, rng: np.random.Generator) -> Float
 def measure_block_variance(arrivals: FloatArray) -> float:
     """Return the squared bandwidth of the queries per block relative to their mean: Silverman's, of their variance.
 
-    Second differences give the variance, to which the shape of the day adds little.
+    Second differences of the queries in quarters of blocks give it; the shape of the day adds little to them.
     """
     blocks = _count_blocks(arrivals)
-    counts = np.bincount(_number_blocks(arrivals, blocks), minlength=blocks)
+    counts = np.bincount(_number_blocks(arrivals, 4 * blocks), minlength=4 * blocks)
     variance = float((np.diff(counts, 2) ** 2).mean()) / 6
-    return float(variance / counts.mean() ** 2 * blocks**-0.4)
+    return float(variance / counts.mean() ** 2 / 4 * blocks**-0.4)
 
 
 def scale_blocks(arrivals: FloatArray, variance: float, rng: np.random.Generator) -> FloatArray:
