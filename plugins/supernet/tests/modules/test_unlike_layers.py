@@ -304,3 +304,64 @@ def test_lazy_layers_that_fail_on_the_example_are_refused() -> None:
     module = nn.Sequential(nn.LazyLinear(12), nn.Unflatten(1, (5, 5)))
     with pytest.raises(UnfoldError, match=r"fails on the example.*\(4,\) for each row"):
         elastic(module, torch.randn(3, 4))
+
+
+class Gated(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Maps of a convolution that ``gate`` multiplies by each other, and a classifier of their means."""
+
+    def __init__(self, gate: Callable[[Tensor], Tensor], channels: int = 16) -> None:
+        super().__init__()
+        self.maps, self.norm = nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32)
+        self.gate, self.head = gate, nn.Linear(channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute outputs (n, 5) for images (n, 3, height, width)."""
+        result: Tensor = self.head(self.gate(self.norm(self.maps(x))).mean((2, 3)))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("gate", "step", "distance"),
+    [
+        (lambda x: functional.glu(x, 1), 1, 16),
+        (lambda x: x[:, ::2] * x[:, 1::2].sigmoid(), 2, 1),
+        (lambda x: x[:, ::2].relu(), 2, 1),
+    ],
+)
+def test_gated_channels_remain_in_pairs(gate: Callable[[Tensor], Tensor], step: int, distance: int) -> None:
+    """Of the channels that a gate multiplies, both remain or none, and a quarter at a width of a quarter."""
+    torch.manual_seed(0)
+    module, example = Gated(gate).eval(), torch.randn(2, 3, 9, 9)
+    family = elastic(module, example, widths=(0.25, 1))
+    indices = family.members()[0].indices
+    read, rows = indices["head.weight"][1], indices["maps.weight"][0]
+    assert read is not None
+    assert rows is not None
+    assert len(read) == 4
+    assert rows.tolist() == sorted([*(read * step).tolist(), *(read * step + distance).tolist()])
+    check_members(family, module, example)
+
+
+class Backwards(torch.autograd.Function):  # type: ignore[misc,name-defined,unused-ignore]
+    """Maps in the opposite order, by a function of the user's own."""
+
+    @staticmethod
+    def forward(_context: object, x: Tensor) -> Tensor:
+        return x.flip(1)
+
+    @staticmethod
+    def backward(_context: object, gradient: Tensor) -> Tensor:
+        return gradient.flip(1)
+
+
+def gate_twice(x: Tensor) -> Tensor:
+    first, second = (x[:, ::2] * x[:, 1::2]).chunk(2, 1)
+    return first * second
+
+
+@pytest.mark.parametrize(("gate", "channels"), [(Backwards.apply, 32), (lambda x: x[:, 4::2], 14), (gate_twice, 8)])
+def test_channels_that_are_not_followed_stay(gate: Callable[[Tensor], Tensor], channels: int) -> None:
+    """Channels that a function moves, that a slice skips, or that depend on more than are removed are kept."""
+    torch.manual_seed(0)
+    with pytest.raises(UnfoldError, match=r"no channels of this module can be narrowed.*maps"):
+        elastic(Gated(gate, channels).eval(), torch.randn(2, 3, 9, 9), widths=(0.5, 1))

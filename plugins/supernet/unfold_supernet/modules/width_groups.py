@@ -36,6 +36,8 @@ MAX_REDUCED = 2
 """Maps up to which the inputs of a layer are taken for a mean or maximum over channels."""
 MOVING = ("Flip", "Roll")
 """Operations that move pixels, or channels, to other places."""
+CUSTOM = "Backward"
+"""End of the names of the user's own functions with gradients; those of torch end in a digit."""
 MIN_STEPS, STEPS_PER_DEPENDENCY = 200, 2
 """Steps in which a group is found at most; those of ResNet-50, DenseNet-121 and HRNet take 0.2 a dependency."""
 MIXED_HEADS = "it computes heads of attention in a way that is not followed"
@@ -51,11 +53,13 @@ class WidthGroup:
         order: Channels of that layer, the most important first; of a layer in parts, those of its first part.
         parts: Equal parts of the channels of which as many remain: those that are multiplied, as in a gated linear
             unit, and those of grouped convolutions and norms.
+        is_interleaved: Whether the first channels of all parts come first, as where a slice takes every other channel.
     """
 
     root: str
     order: tuple[int, ...]
     parts: int = 1
+    is_interleaved: bool = False
 
     @property
     def channels(self) -> int:
@@ -65,7 +69,8 @@ class WidthGroup:
     def drop(self, width: float) -> list[int]:
         """List the channels to remove at a fraction of the width; at least one remains in each part."""
         dropped = self.order[max(1, round(len(self.order) * width)) :]
-        return sorted(channel + part * len(self.order) for part in range(self.parts) for channel in dropped)
+        step, stride = (self.parts, 1) if self.is_interleaved else (1, len(self.order))
+        return sorted(channel * step + part * stride for part in range(self.parts) for channel in dropped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,18 +138,15 @@ def find_width_groups(
         outputs_of = {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
         is_mixed = any(names.get(layer) in heads.unfollowed for layer in outputs_of)
         reason = MIXED_HEADS if is_mixed else _find_obstacle(group, names, (module, heads), tied)
-        order, parts = tuple[int, ...](), 1
+        found = WidthGroup(root, ())
         if not reason:
-            parts = math.lcm(_count_parts(graph, group), *(count for _, count in _iterate_channel_groups(group)))
-            order = _rank_channels(importance, group, parts)
-            is_kept = order and (
-                not _is_permuted(group) or _equals_ignored(module, example, [WidthGroup(root, order, parts)], heads)
-            )
+            found = _rank_channels(importance, graph, group, root)
+            is_kept = found.order and (not _is_permuted(group) or _equals_ignored(module, example, [found], heads))
             reason = "" if is_kept else UNTRACED
         if reason:
             inelastic.append(Inelastic(root, reason))
         else:
-            candidates.append(WidthGroup(root, order, parts))
+            candidates.append(found)
     inelastic += [Inelastic(names[layer], UNTRACED) for layer in untraced]
     # the classes are channels too: those groups are tried alone, and the others together, which is much faster
     ends = [group for group in candidates if group.channels in outputs.shape[1:]]
@@ -256,6 +258,7 @@ def build_graph(module: nn.Module, example: Inputs, heads: HeadLayers = NO_HEADS
                 raise
             _map_indices(graph)
     _follow_splits(graph)
+    _follow_gates(graph)
     _follow_flattened(graph)
     reads, written = ({module.get_submodule(path) for path in paths} for paths in (heads.reads, heads.written))
     _cut(graph, lambda layer, is_output: layer in (reads if is_output else written))
@@ -292,6 +295,45 @@ def _follow_splits(graph: Any) -> None:
         if is_split and _is_last_axis(getattr(node.grad_fn, "_saved_dim", None)):
             node.enable_index_mapping = True
             torch_pruning.dependency.index_mapping.update_split_index_mapping(graph, node)
+
+
+@dataclass(frozen=True, slots=True)
+class _GateMapping:
+    """Maps the indices of the channels of a gated linear unit: both halves of its inputs, and its outputs.
+
+    Attributes:
+        half: Number of its outputs.
+        is_back: Whether outputs are mapped to inputs.
+    """
+
+    half: int
+    is_back: bool
+
+    def __call__(self, indices: list[Any]) -> list[Any]:
+        """Map indices, each of them once."""
+        make = _import_torch_pruning()._helpers._HybridIndex  # noqa: SLF001 - it has no public name
+        shifts = (0, self.half) if self.is_back else (0,)
+        mapped = {each.idx % self.half + shift: each.root_idx for each in indices for shift in shifts}
+        return [make(idx=index, root_idx=root) for index, root in mapped.items()]
+
+
+def _follow_gates(graph: Any) -> None:
+    """Map the indices of channels through gated linear units, which torch-pruning takes for element-wise."""
+    infer_channels = _import_torch_pruning().dependency.shape_infer.infer_out_channels_recursively
+    for node in [each for each in graph.module2node.values() if _is_gate(each)]:
+        axis, (shape,) = node.grad_fn._saved_dim, _list_shapes(node.grad_fn)  # noqa: SLF001
+        half = shape[-1 if _is_last_axis(axis) else axis]
+        for source in node.inputs:
+            if infer_channels(graph, source, [0]) != 2 * half:
+                continue
+            for start, end in ((source, node), (node, source)):
+                for dependency in start.dependencies:
+                    if dependency.target is end:
+                        dependency.index_mapping[0] = _GateMapping(half, start is node)
+
+
+def _is_gate(node: Any) -> bool:
+    return node.grad_fn is not None and node.grad_fn.name().startswith("Glu")
 
 
 def _follow_flattened(graph: Any) -> None:
@@ -563,7 +605,10 @@ def _remove_channels(module: nn.Module, graph: Any, groups: Sequence[WidthGroup]
         dropped = group.drop(width)
         if dropped:
             layer = layers[group.root]
+            present = _count_channels(layer)[0]
             graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs=dropped).prune()
+            if _count_channels(layer)[0] != present - len(dropped):
+                raise ValueError(f"more channels of {group.root} depend on each other than were removed")
 
 
 def _find_indices(positions: Tensor, shape: torch.Size) -> Indices:
@@ -588,25 +633,48 @@ def _find_indices(positions: Tensor, shape: torch.Size) -> Indices:
     return tuple(kept)
 
 
-def _count_parts(graph: Any, group: Any) -> int:
-    """Count the equal parts into which a layer's channels are split, where channels at one place depend on each other.
+def _find_parts(graph: Any, group: Any) -> tuple[int, bool]:
+    """Find the equal parts into which a layer's channels are split, where channels at one place depend on each other.
 
-    A gated linear unit multiplies the first half of its channels by the second: they are removed in pairs.
+    A gated linear unit multiplies the first half of its channels by the second: they are removed in pairs. So are
+    neighbours where a slice takes every other channel.
+
+    Returns:
+        Number of parts, and whether they are interleaved.
     """
+    steps = _list_steps(group)
+    if steps:
+        return math.lcm(*steps), True
     split = _import_torch_pruning().ops._SplitOp  # noqa: SLF001 - it has no public name
-    if not any(isinstance(item.dep.target.module, split) for item in group):
-        return 1
+    if not any(isinstance(item.dep.target.module, split) or _is_gate(item.dep.target) for item in group):
+        return 1, False
     layer, channels = group[0].dep.target.module, len(group[0].idxs)
     try:
         first, last = (_list_dependent(graph, layer, channel) for channel in (0, channels - 1))
     except UNFOLLOWED:
-        return 1
+        return 1, False
     parts = len(first)
     size = channels // parts
     is_regular = first == {part * size for part in range(parts)} and last == {
         (part + 1) * size - 1 for part in range(parts)
     }
-    return parts if is_regular else 1
+    return (parts if is_regular else 1), False
+
+
+def _list_steps(group: Any) -> list[int]:
+    """List the steps of the slices that take every so many channels."""
+    kind = _import_torch_pruning().ops._SliceOp  # noqa: SLF001 - it has no public name
+    slices = {
+        item.dep.target.module: item.dep.target.grad_fn
+        for item in group
+        if isinstance(item.dep.target.module, kind) and item.dep.target.module.step > 1
+    }
+    # as torch-pruning maps them: the last axis of tokens, the second one of all else
+    return [
+        layer.step
+        for layer, function in slices.items()
+        if layer.dim == (2 if len(function._saved_self_sym_sizes) == 3 else 1)  # noqa: SLF001
+    ]
 
 
 def _iterate_channel_groups(group: Any) -> Iterator[tuple[Any, int]]:
@@ -634,15 +702,19 @@ def _list_dependent(graph: Any, layer: nn.Module, channel: int) -> set[int]:
     }
 
 
-def _rank_channels(importance: Any, group: Any, parts: int) -> tuple[int, ...]:
-    """Rank the channels of each part of a group, the most important first; empty if torch-pruning lost track."""
+def _rank_channels(importance: Any, graph: Any, group: Any, root: str) -> WidthGroup:
+    """Rank the channels of each part of a group, the most important first; none if torch-pruning lost track."""
+    parts, is_interleaved = _find_parts(graph, group)
+    parts = math.lcm(parts, *(count for _, count in _iterate_channel_groups(group)))
     try:
-        scores = importance(group).reshape(parts, -1).sum(0)
+        scores = importance(group)
+        scores = scores.reshape(-1, parts).sum(1) if is_interleaved else scores.reshape(parts, -1).sum(0)
     # indices that it maps through splits and reshapes may lie beyond a layer
     except (IndexError, RuntimeError):
-        return ()
+        return WidthGroup(root, ())
     # stable, so that members do not depend on the order in which equal channels happen to be sorted
-    return tuple(torch.argsort(scores, descending=True, stable=True).tolist())
+    order = tuple(torch.argsort(scores, descending=True, stable=True).tolist())
+    return WidthGroup(root, order, parts, is_interleaved)
 
 
 def _find_obstacle(
@@ -700,7 +772,7 @@ def _count_empty(module: nn.Module) -> int:
 
 
 def _is_permuted(group: Any) -> bool:
-    """Return whether the channels of a group may change places: flipped, rolled, or reshaped and permuted, as shuffled.
+    """Return whether the channels of a group may change places: flipped, sliced, or reshaped and permuted, as shuffled.
 
     Groups in which norms of many channels, which depend on how many there are, do not count.
     """
@@ -708,7 +780,7 @@ def _is_permuted(group: Any) -> bool:
     if any(isinstance(node.module, NORMS_OF_CHANNELS) for node in targets):
         return False
     operations = {node.module: node.grad_fn.name() for node in targets if node.grad_fn is not None}
-    if any(name.startswith(MOVING) for name in operations.values()):
+    if any(name.startswith(MOVING) or name.endswith(CUSTOM) for name in operations.values()) or _list_steps(group):
         return True
     kinds = _import_torch_pruning().ops
     # flattened before a concatenation
