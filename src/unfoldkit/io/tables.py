@@ -14,7 +14,7 @@ import itertools
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +29,19 @@ UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
 """What reading a damaged file, or one of another format, raises."""
 BATCH_ROWS = 8192
 """Rows of a Parquet file that are converted to texts at once."""
+FOREIGN: Mapping[str, tuple[str, str]] = {
+    ".dta": ("of Stata", "read_stata"),
+    ".sav": ("of SPSS", "read_spss"),
+    ".zsav": ("of SPSS", "read_spss"),
+    ".por": ("of SPSS", "read_spss"),
+    ".xpt": ("of SAS", "read_sas"),
+    ".sas7bdat": ("of SAS", "read_sas"),
+    ".xlsx": ("of Excel", "read_excel"),
+    ".xls": ("of Excel", "read_excel"),
+    ".ods": ("of a spreadsheet", "read_excel"),
+    ".feather": ("of Feather", "read_feather"),
+}
+"""Files of other programs by suffix: their name in a message, and the function of pandas that reads them."""
 MAX_HEAD = 200
 """Characters of a first line that an error shows."""
 _SEPARATOR = re.compile(r"sep=([,;\t])\s*")
@@ -116,6 +129,7 @@ def read_row(names: Sequence[str], cells: Sequence[str], path: Path, line: int) 
 def _iter_chunks(
     path: Path, size: int, wanted: Sequence[str], hint: str, head: Sequence[str]
 ) -> Iterator[tuple[list[str], list[tuple[int, list[str]]]]]:
+    reject_foreign(path)
     try:
         with open_text(path) as stream:
             lines = csv_lines(stream, len(head))
@@ -186,6 +200,18 @@ def open_text(path: Path, *, errors: str = "strict") -> io.TextIOWrapper:
     with _open_binary(path) as raw:
         encoding = encoding_of(raw.read(2))
     return io.TextIOWrapper(_open_binary(path), encoding, errors, newline="")
+
+
+def reject_foreign(path: Path) -> None:
+    """Reject the file of a statistical package or spreadsheet by its suffix, with the command that converts it.
+
+    Raises:
+        UnfoldError: it is such a file.
+    """
+    program, reader = FOREIGN.get(path.suffix.lower(), ("", ""))
+    if program:
+        command = f'pandas.{reader}("{path.name}").to_csv("{path.stem}.csv", index=False)'
+        raise user_error(f"is a file {program}, not a table of text", file=str(path), hint=f"convert it: {command}")
 
 
 def encoding_of(data: bytes) -> str:

@@ -15,6 +15,13 @@ from unfoldkit.io.tables import csv_rows
 TEXT = 'name,cpu, note\nn1,4,"a, b"\n\nn2, 8,\n'
 
 
+def test_files_of_other_programs_are_named(tmp_path: Path) -> None:
+    """A workbook is an archive: as text it was binary, without a way out."""
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    with pytest.raises(UnfoldError, match=r"a\.xlsx: is a file of Excel, .*pandas\.read_excel\(\"a\.xlsx\"\)"):
+        list(csv_rows(tmp_path / "a.xlsx"))
+
+
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lambda data: b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n")])
 def test_tables_as_they_are_written(tmp_path: Path, pack: object) -> None:
     """Plain, gzipped, and with a byte order mark and the line ends of Windows, a table has the same rows and lines."""

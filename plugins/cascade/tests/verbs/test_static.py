@@ -312,7 +312,7 @@ def test_gaps_are_imputed_where_a_model_needs_it(tmp_path: Path) -> None:
         ("a,a,y\n", 'own.csv:1:1: the first line must name each column once: two columns are named "a"'),
         (",b,\n", "two columns have no name"),
         ("", "the file is empty"),
-        ("a,b,y\n1,2,0\n", "has 1 rows; at least 10 are needed"),
+        ("a,b,y\n1,2,0\n", "has 1 row; at least 10 are needed"),
         ("a,b,z\n" + "1,2,0\n" * 20, 'has no column "y"'),
         ("a,c,y\n" + "1,2,0\n" * 20, "only one value"),
     ],
@@ -322,6 +322,23 @@ def test_invalid_tables_give_one_error(tmp_path: Path, text: str, expected: str)
     (tmp_path / "own.csv").write_text(text)
     with pytest.raises(UnfoldError, match=re.escape(expected)):
         train(_table_spec(tmp_path), run_in(tmp_path / "run", base=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("own.dta", "", 'is a file of Stata, not a table of text (convert it: pandas.read_stata("own.dta")'),
+        ("own.json", '{"a": {"0": 1}}', "has 1 row; at least 10 are needed (one object per line, or one array"),
+        ("own.json", '{"resourceType": "Bundle", "entry": []}', "own.json holds FHIR resources, not cases"),
+    ],
+)
+def test_tables_of_other_programs_are_refused_with_a_remedy(
+    tmp_path: Path, name: str, text: str, expected: str
+) -> None:
+    """Data sets of statistical packages, spreadsheets, columns as JSON and FHIR must be converted first."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UnfoldError, match=re.escape(expected)):
+        frame_of_file(tmp_path / name)
 
 
 @pytest.mark.e2e

@@ -11,6 +11,7 @@ import numpy as np
 from unfoldkit.api import user_error
 from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
 
+LAYOUT = "one object per line, or one array of objects"
 ENDINGS = tuple(f"{name}{packed}" for name in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz"))
 
 
@@ -42,8 +43,7 @@ def _parse_json(text: str, location: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        hint = "one object per line, or one array of objects"
-        raise user_error(f"not JSON: {error}", file=location, hint=hint) from error
+        raise user_error(f"not JSON: {error}", file=location, hint=LAYOUT) from error
 
 
 def _check_object(value: Any, location: str) -> Mapping[str, Any]:

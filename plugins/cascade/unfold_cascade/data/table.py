@@ -23,10 +23,12 @@ from unfoldkit.api import (
     csv_lines,
     did_you_mean,
     encoding_of,
+    format_count,
     not_utf8,
     require_packages,
     user_error,
 )
+from unfoldkit.io.tables import reject_foreign
 from unfoldkit.safe_io.archives import gunzip
 from unfoldkit.safe_io.files import read_bytes
 
@@ -192,12 +194,18 @@ def frame_of_file(path: Path) -> Frame:
     Raises:
         UnfoldError: not such a file, or fewer than ten rows.
     """
+    reject_foreign(path)
     read = (
         _read_parquet if path.suffix == ".parquet" else _read_jsonl if path.name.endswith(jsonl.ENDINGS) else _read_csv
     )
     frame = read(path)
+    if "resourceType" in frame.columns:
+        hint = "write one row per case, with a column for each measurement"
+        raise user_error(f"{path.name} holds FHIR resources, not cases", key="data.path", file="", hint=hint)
     if len(frame) < MIN_ROWS:
-        raise user_error(f"{path.name} has {len(frame)} rows; at least {MIN_ROWS} are needed", key="data.path", file="")
+        message = f"{path.name} has {format_count(len(frame), 'row')}; at least {MIN_ROWS} are needed"
+        hint = jsonl.LAYOUT if path.name.endswith(jsonl.ENDINGS) else ""
+        raise user_error(message, key="data.path", file="", hint=hint)
     return frame
 
 
