@@ -40,4 +40,4 @@ def test_labels_that_differ_only_in_case_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("y,a,qa,b,qb\n" + "".join(rows))
     (tmp_path / "log.yaml").write_text(recorded_spec("words", "5%"))
     report = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
-    assert dict(report.lines)["labels"] == '"No" and "no" differ only in case and count as different labels'
+    assert dict(report.lines)["labels"] == '"No" and "no" differ only in case or encoding and count as different labels'

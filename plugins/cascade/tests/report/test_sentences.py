@@ -72,6 +72,7 @@ SAMPLES: dict[str, list[str]] = {
     ],
     "baseline_drop": [sentences.baseline_drop("svc-1", 0.97, 0.12)],
     "doubtful_values": [*sentences.doubtful_values([Doubt("a", -9.0, 0.1), *[Doubt("b", None, 0.4)] * 3])],
+    "missing_labels": [sentences.missing_labels(["-99", "Unknown"])],
     "similar_labels": [
         sentences.similar_labels([("No", "no")]),
         sentences.similar_labels([("No", "no"), ("Yes", "yes"), ("A", "a")]),

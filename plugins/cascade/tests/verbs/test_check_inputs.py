@@ -96,6 +96,39 @@ def test_columns_that_hold_the_label_over_time_are_logged(tmp_path: Path, caplog
     assert warning.startswith('"countdown", "outcome" predict the label without error')
 
 
+def test_columns_that_hold_a_later_stage_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An outcome of the last stage was hidden by the entities that reach the first one only."""
+    rows = [
+        f"w{who},{hour},{(who * 7 + hour * 5) % 31},{2 * (who % 4 == 3)},{int(who % 2 and hour > 1)},"
+        f"{int(who % 4 == 3 and hour > 3)}"
+        for who in range(120)
+        for hour in range(6)
+    ]
+    (tmp_path / "own.csv").write_text("\n".join(["who,hour,pulse,outcome,x,y", *rows]) + "\n")
+    first = "  - {name: first, target: {column: x}, models: [{name: n, estimator: xgboost}]}\n  - {name: seen"
+    (tmp_path / "own.yaml").write_text(LONG.replace("[a, b]", "[pulse, outcome]").replace("  - {name: seen", first))
+    assert list(check_inputs(spec_of(tmp_path / "own.yaml"), run_in(tmp_path / "run", base=tmp_path))) == []
+    (warning,) = caplog.messages
+    assert warning.startswith('"outcome" predicts the label without error')
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [("-99", '"-99" may mark missing labels'), ("Unknown", '"Unknown" may mark'), ("\ufeff1", "differ only in case")],
+)
+def test_labels_that_may_mark_missing_ones_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, label: str, expected: str
+) -> None:
+    """A code, a word, and a label with an invisible character became a class without a word."""
+    rows = [f"{k // 2},{k % 2},{k % 89},{k % 97},{label if k % 9 == 0 else k % 2}" for k in range(180)]
+    assert list_diagnostics(tmp_path, OWN, rows=rows) == []
+    assert any(expected in message for message in caplog.messages)
+    caplog.clear()
+    plain = [row.replace(label, "\\N") if label == "-99" else row.replace(label, "1") for row in rows]
+    assert list_diagnostics(tmp_path, OWN, rows=plain) == []
+    assert not caplog.messages
+
+
 def test_missing_columns_of_a_log_are_errors(tmp_path: Path) -> None:
     """For recorded answers the column with a model's confidence is looked for."""
     found = list_diagnostics(tmp_path, LOG, "stages[0].models[0].recorded.confidence=sure")

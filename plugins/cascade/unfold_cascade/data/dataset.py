@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.data.doubtful_values import Doubt, find_doubts
+from unfold_cascade.data.doubtful_values import CODES, Doubt, find_doubts
 from unfold_cascade.data.leakage import Copies, find_copies, find_label_columns, join_groups
 from unfold_cascade.data.splits import SplitRule, UnitTable, list_sites, split_units
 from unfold_cascade.data.table import (
@@ -39,6 +40,7 @@ MIN_CASES_PER_LABEL = 8
 MIN_FOLDS = 2
 MIN_CLUSTERS = 10
 MAX_LABELS = 1000
+INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u00ad"))
 LARGEST_VALUE = float(np.finfo(np.float32).max)
 CORRECT = "right"
 """The one label of recorded predictions that come with scores instead of labels."""
@@ -193,9 +195,24 @@ def load_features(options: DatasetOptions, dataset: Dataset) -> FloatArray:
 
 
 def find_similar_labels(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Find the pairs of labels that differ only in case, such as one answer as two sites write it."""
-    first = {name.casefold(): name for name in reversed(names)}
-    return [(first[name.casefold()], name) for name in names if first[name.casefold()] != name]
+    """Find the pairs of labels that differ only in case or in encoding, such as one answer as two sites write it."""
+    forms = {name: unicodedata.normalize("NFKC", name).translate(INVISIBLE).casefold() for name in names}
+    first = {forms[name]: name for name in reversed(names)}
+    return [(first[forms[name]], name) for name in names if first[forms[name]] != name]
+
+
+def find_missing_labels(names: Sequence[str]) -> tuple[str, ...]:
+    """Find the labels, of three or more, that may mark missing ones: words, and codes far from the other numbers."""
+    numbers = {name: float(name) for name in names if cells.is_number(name)}
+    usual = [number for number in numbers.values() if number not in CODES]
+    far = [name for name, number in numbers.items() if number in CODES and usual and not _is_near(number, usual)]
+    found = tuple(name for name in names if name.casefold() in cells.MISSING_WORDS or name in far)
+    return found if len(names) - len(found) > 1 else ()
+
+
+def _is_near(number: float, usual: Sequence[float]) -> bool:
+    reach = max(usual) - min(usual)
+    return min(usual) - 1.5 * reach <= number <= max(usual) + reach
 
 
 def number_label_groups(label_groups: Mapping[str, Sequence[str]] | None, names: Sequence[str]) -> IntArray:

@@ -325,10 +325,16 @@ def _doubtful_column(doubt: Doubt) -> str:
     return f"{values}: if this marks missing values, leave the cells empty"
 
 
+def missing_labels(names: Sequence[str]) -> str:
+    """Warn of labels that may mark missing ones."""
+    quoted = ", ".join(f'"{name}"' for name in names[:3])
+    return f"{quoted} may mark missing labels: leave these cells empty, unless they are a class of their own"
+
+
 def similar_labels(pairs: Sequence[tuple[str, str]]) -> str:
-    """Warn of labels that differ only in case."""
+    """Warn of labels that differ only in case or in how they are encoded."""
     texts = " and ".join(f'"{one}" and "{other}"' for one, other in pairs[:2]) + ", ..." * (len(pairs) > 2)
-    return f"{texts} differ only in case and count as different labels"
+    return f"{texts} differ only in case or encoding and count as different labels"
 
 
 def unlabelled_rows(count: int, table: str) -> str:

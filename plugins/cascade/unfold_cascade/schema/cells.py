@@ -14,7 +14,11 @@ from unfold_cascade._types import BoolArray, FloatArray
 from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.arrivals.readers import timestamps
 
-MISSING = frozenset({"", "?", "-", ".", "na", "n/a", "nan", "null", "none", "<na>", "#n/a", "#na"})
+MISSING = frozenset({"", "?", "-", ".", "na", "n/a", "nan", "null", "none", "<na>", "#n/a", "#na", "\\n", "(null)"})
+MISSING_WORDS = frozenset(
+    {"missing", "unknown", "pending", "not available", "not recorded", "#value!", "#ref!", "#div/0!"}
+)
+"""Words that may be labels, but often mark a missing one."""
 LABEL_MARKS = frozenset({"-", ".", "none"})
 """Missing-value marks that are valid labels: test results are often ``-`` or ``none``, tokens often ``.``."""
 HINTS: Mapping[str, str] = {

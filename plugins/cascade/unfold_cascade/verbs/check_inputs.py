@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from unfold_cascade.build import build_dataset_options, build_recorded_models
-from unfold_cascade.data.dataset import Dataset, DatasetOptions, find_similar_labels, read_dataset
+from unfold_cascade.data.dataset import Dataset, DatasetOptions, find_missing_labels, find_similar_labels, read_dataset
 from unfold_cascade.data.table import Frame, load_frame, resolve_columns
 from unfold_cascade.language_models.build import build_routing_problem
 from unfold_cascade.planner.recorded_scores import read_recorded_scores
@@ -70,6 +70,9 @@ def _read_dataset(options: DatasetOptions, run: Run) -> Dataset:
     similar = find_similar_labels(dataset.names)
     if similar:
         run.log.warning("%s", sentences.similar_labels(similar))
+    missing = find_missing_labels(dataset.names)
+    if missing:
+        run.log.warning("%s", sentences.missing_labels(missing))
     if dataset.leaks:
         run.log.warning("%s", sentences.leaked_label(dataset.leaks))
     for note in sentences.doubtful_values(dataset.doubts):

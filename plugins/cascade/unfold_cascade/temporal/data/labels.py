@@ -119,7 +119,10 @@ def _pack(table: EntityTable, problem: TemporalProblem) -> bytes:
     rule, units = problem.split, _describe_units(table)
     sites = list_sites(rule.column, units)[1] if rule.kind == "leave-out" else ()
     columns, rows = _sample_columns(problem, table)
-    leaks, doubts = _find_leaks(columns, rows, table, highest), [astuple(doubt) for doubt in find_doubts(columns)]
+    leaks, doubts = (
+        _find_leaks(columns, rows, table, highest, entered),
+        [astuple(doubt) for doubt in find_doubts(columns)],
+    )
     found = {"digest": table.digest, "columns": table.columns, "sites": sites, "leaks": leaks, "doubts": doubts}
     facts = json.dumps(found | ({"repeated": table.repeated} if table.repeated else {})).encode()
     since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])
@@ -151,15 +154,17 @@ def _sample_columns(problem: TemporalProblem, table: EntityTable) -> tuple[dict[
 
 
 def _find_leaks(
-    columns: Mapping[str, FloatArray], rows: IntArray, table: EntityTable, highest: IntArray
+    columns: Mapping[str, FloatArray], rows: IntArray, table: EntityTable, highest: IntArray, entered: BoolArray
 ) -> tuple[str, ...]:
-    """Find columns that predict the stage of a row, or in the first row of an entity whether it will enter one."""
+    """Find columns that predict the stage of a row, or in the first row of an entity whether it will enter a stage."""
     first = table.starts[:-1]
-    reached = np.maximum.reduceat(highest, first)
-    undecided = highest[first] == 0
-    of_row = find_label_columns(columns, highest[rows])
-    ahead = {name: table.values[first[undecided], table.columns.index(name)].astype(np.float64) for name in columns}
-    return tuple(dict.fromkeys((*of_row, *find_label_columns(ahead, (reached[undecided] > 0).astype(np.int64)))))
+    found = list(find_label_columns(columns, highest[rows]))
+    for has_entered in entered.T:
+        undecided = ~has_entered[first]
+        will_enter = np.logical_or.reduceat(has_entered, first)[undecided].astype(np.int64)
+        ahead = {name: table.values[first[undecided], table.columns.index(name)].astype(np.float64) for name in columns}
+        found += find_label_columns(ahead, will_enter)
+    return tuple(dict.fromkeys(found))
 
 
 def _describe_units(table: EntityTable) -> UnitTable:
