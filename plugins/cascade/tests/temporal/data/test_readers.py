@@ -335,6 +335,18 @@ def test_an_hour_that_winter_time_repeats_is_reported(tmp_path: Path) -> None:
         assert len(read_long(tmp_path / "t.csv", source)) == 10
 
 
+def test_numbers_that_repeat_across_hospitals_are_no_entities(tmp_path: Path) -> None:
+    """Stays of two hospitals years apart were joined into one patient; a single transfer is none of that."""
+    rows = [f"{stay},20{19 + 2 * site}-03-01 0{hour}:00,{'AB'[site]},{stay + hour}"
+            for site in range(2) for stay in range(10) for hour in range(3)]  # fmt: skip
+    (tmp_path / "a.csv").write_text("\n".join(["stay,time,hospital,HR", *rows]) + "\n")
+    with pytest.raises(UnfoldError, match='10 of 10 entities have several values of "hospital"'):
+        read_long(tmp_path / "a.csv", LongSource("a.csv", "stay", "time"))
+    moved = [row.replace(",A,", ",B,") if k == 2 else row for k, row in enumerate(rows[:30])]
+    (tmp_path / "b.csv").write_text("\n".join(["stay,time,hospital,HR", *moved]) + "\n")
+    assert len(read_long(tmp_path / "b.csv", LongSource("b.csv", "stay", "time")).ids) == 10
+
+
 def test_a_folder_of_tables_is_no_long_table(tmp_path: Path) -> None:
     """A folder, such as one of OMOP, needs joining first; the error says into what."""
     with pytest.raises(UnfoldError, match="is a folder, but source: long reads one table") as error:

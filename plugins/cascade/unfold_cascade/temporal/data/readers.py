@@ -34,6 +34,10 @@ PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "subject_id", "stay_id"
 """Names of the column of patients where all hours are in one table, in lower case."""
 PERSON_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "person_id", "uniquepid", "mrn")
 """Names of columns of patients who may have several stays, in lower case."""
+SITE_COLUMNS = ("hospital", "hospital_id", "hospitalid", "site", "site_id", "siteid", "center", "centre", "center_id")
+"""Names of columns of hospitals, in lower case."""
+MAX_TRANSFERRED_SHARE = 0.2
+"""Share of entities that may have rows of two hospitals: transfers are rarer, repeated numbers more common."""
 TABLE_ENDINGS = (".csv", ".csv.gz", ".psv", ".tsv", ".txt", ".parquet", ".jsonl", ".jsonl.gz", ".ndjson")
 FILES_PER_CHUNK = 512
 MINUTE_COLUMNS = frozenset(
@@ -133,6 +137,7 @@ def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
         row = next(row for row, name in enumerate(entity) if is_missing(name))
         raise user_error(f'{frame.name}: row {row + 1} has no "{source.entity}"', key="data.entity")
     ids, number = np.unique(entity, return_inverse=True)
+    _check_sites(frame, source, number)
     hour = _read_hours(frame, source, number)
     order = np.lexsort((hour, number))
     timeline = Timeline(starts_from_sizes(np.bincount(number, minlength=len(ids))), hour[order])
@@ -171,6 +176,24 @@ def _check_long(frame: Frame, source: LongSource) -> None:
         names = ", ".join(f"{first[:-1]}{hour}" for hour in range(3))
         hint = f"{names} look like hours: write one row per entity and hour, as pandas.wide_to_long does"
         raise user_error(f'{frame.name} has no column "{source.time}"', key="data.time", hint=hint)
+
+
+def _check_sites(frame: Frame, source: LongSource, entity: IntArray) -> None:
+    """Reject entities whose rows come from several hospitals: their numbers repeat, and rows of two would be joined.
+
+    Raises:
+        UnfoldError: There are many such entities.
+    """
+    first = np.unique(entity, return_index=True)[1]
+    for name in frame.columns:
+        if name.lower() not in SITE_COLUMNS or name == source.entity:
+            continue
+        words = frame.text(name, key="data.entity")
+        several = np.unique(entity[words != words[first][entity]])
+        if len(several) > MAX_TRANSFERRED_SHARE * len(first):
+            message = f'{frame.name}: {len(several):,} of {len(first):,} entities have several values of "{name}"'
+            hint = f"do their numbers repeat? make a column of {name} and {source.entity} together"
+            raise user_error(message, key="data.entity", hint=hint)
 
 
 def _read_groups(frame: Frame, column: str, entity: IntArray, ids: Sequence[str]) -> IntArray:
