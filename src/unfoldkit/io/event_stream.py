@@ -54,9 +54,9 @@ async def read_event_data(
     """Yield the data of each event with the time (``time.perf_counter``) at which the end of its last line arrived.
 
     Several lines of data are one event, joined by line feeds, up to the empty line. Servers that leave the empty line
-    out are understood too: a new line of data then follows one that is whole JSON. Comments and other fields are left
-    out. A stream may end without an empty line after an event of which the line has ended, and without an end of line
-    after ``[DONE]``; any other last line broke off.
+    out are understood too: a new line of data then follows a single one that is whole JSON. Comments and other fields
+    are left out. A stream may end without an empty line after an event of which the line has ended, and without an end
+    of line after ``[DONE]``; any other last line broke off.
 
     Args:
         parts: the body as it arrives; the caller closes it, and may read what follows ``[DONE]``.
@@ -109,7 +109,8 @@ class _Event:
     def end_line(self, line: bytearray, ended_s: float) -> Iterator[tuple[float, bytes]]:
         """Add a line; yield the events that end before it or with it."""
         data = _read_data(line)
-        if self.lines and (not line or (data and self.is_whole())):
+        # only one line may be whole: to parse a growing event at each of its lines takes quadratic time
+        if self.lines and (not line or (data and len(self.lines) == 1 and self.is_whole())):
             yield self.take()
         if data:
             self.lines.append(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -55,6 +56,16 @@ def test_what_broke_off_is_no_event() -> None:
     assert read_all([b'data: {"a": 1}\n\ndata: {"b"\n']) == [b'{"a": 1}']
     assert read_all([b"data: 1\n\n", b"data: [DO", b"NE]"]) == [b"1", b"[DONE]"]
     assert read_all([b"data: 1\n", b"data: [DO", b"NE]"]) == [b"1", b"[DONE]"]
+
+
+def test_an_event_of_many_lines_is_not_parsed_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hundred lines took two hundred readings of all lines before: minutes for an event of a megabyte."""
+    calls, loads = [], json.loads
+    monkeypatch.setattr("unfoldkit.io.event_stream.json.loads", lambda text: (calls.append(text), loads(text))[1])
+    lines = [b"data: [", *(b"data: 1," for _ in range(100)), b"data: 1]", b"", b""]
+    (event,) = read_all([b"\n".join(lines)])
+    assert sum(loads(event)) == 101
+    assert len(calls) < 3
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])

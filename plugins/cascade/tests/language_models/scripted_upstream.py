@@ -19,7 +19,7 @@ Script = Callable[[dict[str, Any], int], Mapping[str, Any]]
 cut (chunks before the connection is cut), stall (seconds after two chunks), broken (send broken JSON), raw (send these
 bytes as the stream), raw_size (bytes of a write of raw), keeps (the stream is chunked and the connection stays), usage,
 model, fingerprint, finish, tool_calls, top (tokens and log-probabilities beside each token), ignores_n (one choice
-whatever n is); logprob and text may be lists, by choice."""
+whatever n is), whole (answer a stream with one JSON object); logprob and text may be lists, by choice."""
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ def _answer(handler: BaseHTTPRequestHandler, request: dict[str, Any], answer: di
         _send(handler, answer["status"], answer.get("error", {"error": {"message": "scripted", "code": None}}), answer)
     elif answer.get("broken"):
         _send_raw(handler, 200, b'{"choices": [', answer)
-    elif request.get("stream"):
+    elif request.get("stream") and not answer.get("whole"):
         _stream(handler, request, answer)
     else:
         _send(handler, 200, _body(request, answer), answer)

@@ -8,6 +8,7 @@ import logging
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -322,6 +323,23 @@ def test_no_time_out_exceeds_that_of_the_request(tmp_path: Path) -> None:
         assert "error" in json.loads(data)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_slow_answer_leaves_the_next_model_time(tmp_path: Path, stream: bool) -> None:
+    """A model that another can follow has half of the time that is left, so a trickle of text costs no answer."""
+    limits = UpstreamLimits(connect_s=1, first_token_s=10, between_tokens_s=10, total_s=3, retries=2)
+    with serve_gateway(tmp_path, always(delay=4.0), limits=limits) as gateway:
+        head = gateway.events(ask())[0] if stream else gateway.post(ask())[1]
+        assert head["x-unfold-route"] in ("small:busy,large", "pending")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_status_beyond_http_is_an_error_of_the_upstream(tmp_path: Path, stream: bool) -> None:
+    """The server cannot send it."""
+    with serve_gateway(tmp_path, always(status=600), always(status=600)) as gateway:
+        status, _, data = gateway.post({**ask(), "stream": stream})
+        assert (status, json.loads(data)["error"]["type"]) == (502, "upstream_error")
+
+
 def test_prompts_longer_than_a_window_skip_the_model(tmp_path: Path) -> None:
     """A model with too small a window is left out, and the next one answers."""
     with serve_gateway(tmp_path, windows={"small": 50}) as gateway:
@@ -509,6 +527,9 @@ def test_bodies_and_answers_are_bounded(tmp_path: Path) -> None:
         assert gateway.post(ask("y" * 4000))[0] == 413
         assert gateway.post(ask())[1]["x-unfold-model"] == "large"
         assert gateway.events(ask())[0]["x-unfold-model"] == "large"
+    with serve_gateway(tmp_path / "b", always(text="x" * 10_000), limits=replace(limits, retries=2)) as gateway:
+        # another attempt would be as long, and is billed too
+        assert gateway.post(ask())[1]["x-unfold-calls"] == "2"
 
 
 def test_a_line_without_an_end_is_cut_at_the_limit(tmp_path: Path) -> None:
@@ -557,6 +578,7 @@ def test_http2_is_offered_by_host() -> None:
 @pytest.mark.parametrize(
     ("answer", "route"),
     [
+        ({"logprob": 0.5}, "small:none<0.50,large"),
         ({"finish": ["stop"]}, "small:unfinished,large"),
         ({"finish": "stop\r\nx-evil: 1"}, "small:unfinished,large"),
         ({"logprob": 10**400}, "small:none<0.50,large"),
@@ -618,7 +640,7 @@ def test_labels_are_counted_once_and_only_for_drawn_requests(tmp_path: Path) -> 
         assert gateway.post({"request_id": 3}, path="/v1/audit")[0] == 400
 
 
-@pytest.mark.parametrize("change", [{"model": "s-2"}, {"fingerprint": "fp_2"}])
+@pytest.mark.parametrize("change", [{"model": "s-2"}, {"fingerprint": "fp_2\n2026-01-01 ERROR forged"}])
 def test_a_changed_model_or_fingerprint_voids_the_promise_at_once(tmp_path: Path, change: dict[str, str]) -> None:
     """The next request goes to the reference, also after a restart."""
 
@@ -632,6 +654,7 @@ def test_a_changed_model_or_fingerprint_voids_the_promise_at_once(tmp_path: Path
         assert (head["x-unfold-promise"], head["x-unfold-model"]) == ("void", "large")
     with serve_gateway(tmp_path) as gateway:
         pass  # other ports, but the same plan
+    assert gateway.app.router.state.void_reason.isprintable()
     assert gateway.app.router.state.void_reason
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from plugins.cascade.tests.language_models.scripted_upstream import always, serve_upstream
 from plugins.cascade.tests.language_models.served_gateway import (
+    CALLS,
     LARGE_COST,
     SMALL_COST,
     Gateway,
@@ -206,10 +207,11 @@ def test_a_chunk_without_choices_may_say_null(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_missing_usage_is_estimated_and_never_free(tmp_path: Path, stream: bool) -> None:
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 1e30, "completion_tokens": -5}, {"prompt_tokens": 0}])
+def test_a_missing_usage_is_estimated_and_never_free(tmp_path: Path, stream: bool, usage: Any) -> None:
     """The key is charged by the length of prompt and answer, and the call is counted as unpriced."""
     keys = (ClientKey(name="a", key="k", budget_usd=1.0),)
-    with serve_gateway(tmp_path, always(text="word " * 40, usage=None), keys=keys) as gateway:
+    with serve_gateway(tmp_path, always(text="word " * 40, usage=usage), keys=keys) as gateway:
         body = {**ask("y" * 400), "stream": stream}
         assert gateway.post(body, authorization="Bearer k")[0] == 200
         assert gateway.app.router.state.spent("a") == pytest.approx(100e-6 + 50 * 2e-6, rel=0.2)
@@ -536,6 +538,25 @@ def test_faults_are_known_by_more_than_their_status(tmp_path: Path, answer: dict
     """Credit that is used up, errors with status 200, and windows in the words of other vendors."""
     with serve_gateway(tmp_path, always(**answer)) as gateway:
         assert gateway.post(ask())[1]["x-unfold-route"] == route
+
+
+@pytest.mark.parametrize("calls", [None, CALLS])
+def test_an_endpoint_that_does_not_stream_is_read_too(tmp_path: Path, calls: Any) -> None:
+    """It answers a stream with one JSON object: the client gets its text, calls and usage as chunks, at one price."""
+    answer = {"text": "whole", "whole": True, "tool_calls": calls}
+    options = {"stream_options": {"include_usage": True}}
+    with serve_gateway(tmp_path, UNSURE, always(**answer)) as gateway:
+        _, events = gateway.events({**ask(), **options})
+        chunks = [event for event in events if isinstance(event, dict)]
+        assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+        delta = chunks[0]["choices"][0]["delta"]
+        assert [call["index"] for call in delta["tool_calls"]] == [0, 1] if calls else delta["content"] == "whole"
+        assert chunks[-1]["usage"]["completion_tokens"] == 10
+        assert events[-1] == "data: [DONE]"
+    error = {"error": {"message": "busy", "code": 429}}
+    with serve_gateway(tmp_path / "b", UNSURE, always(status=200, error=error)) as gateway:
+        status, _, data = gateway.post({**ask(), "stream": True})
+        assert (status, json.loads(data)["error"]["message"]) == (429, "busy")
 
 
 def test_a_whole_stream_without_done_is_an_answer(tmp_path: Path) -> None:

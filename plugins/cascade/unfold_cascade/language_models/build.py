@@ -87,7 +87,8 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
     """
     frame = load_log_frame(spec, run)
     log, prompts = read_call_log(spec, frame)
-    copies = _find_copies(spec, frame, log)
+    # where prompts are known, they distinguish requests, and equal ones are one unit
+    copies = _find_copies(spec, frame, log) if prompts is None else None
     if copies is not None:
         log = replace(log, unit=join_groups(log.unit, copies.unit))
     reader = None if spec.entry is None or prompts is None else build_prompt_reader(spec.entry.features)

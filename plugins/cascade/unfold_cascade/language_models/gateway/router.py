@@ -36,6 +36,8 @@ from unfoldkit.api import user_error
 
 REFUSED_FOR_S = 60.0
 """How long a model is left out after its endpoint refused the gateway."""
+GATED_SHARE = 0.5
+"""Share of the time that is left for a request which a model may take if another can follow."""
 REMEMBERED = 20_000
 """Tool calls and conversations for which the model is remembered."""
 
@@ -271,8 +273,11 @@ class Router:
 
     async def _call_gated(self, model: ServedModel, request: Mapping[str, Any], trace: Trace) -> GatedAnswer:
         method = self.plan.method
+        # a slow answer must leave the next model time for one
+        now = asyncio.get_running_loop().time()
+        deadline = now + GATED_SHARE * (trace.deadline - now)
         judged = await complete_gated(
-            self.upstreams, model, with_usage(request), method, trace.deadline, trace.attempts, waits=False
+            self.upstreams, model, with_usage(request), method, deadline, trace.attempts, waits=False
         )
         self.check_identity(model.name, judged.completion)
         checker = method.find_checker(model)

@@ -198,7 +198,9 @@ class GatewayState:
             first = self._identities.setdefault(key, value)
         if first == value:
             return True
-        self.void_reason = f"the {part} of {model} is now {value}, and was {first}"
+        # what an upstream calls itself may hold line ends, which would forge lines of the log
+        now, before = (shown if shown.isprintable() else repr(shown) for shown in (value, first))
+        self.void_reason = f"the {part} of {model} is now {now}, and was {before}"
         try:
             with self._transaction():
                 self._db.execute(

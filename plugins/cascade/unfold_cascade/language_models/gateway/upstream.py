@@ -15,7 +15,8 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from unfold_cascade.language_models.gateway.plan import ServedModel, UpstreamLimits
-from unfold_cascade.language_models.openai_api.completion import Completion, is_number
+from unfold_cascade.language_models.openai_api.chat_request import MAX_TOKENS
+from unfold_cascade.language_models.openai_api.completion import Completion, is_number, split_body
 from unfold_cascade.language_models.openai_api.dialects import SAMPLING, Dialects, leave_out
 from unfoldkit.io.event_stream import DONE, StreamBounds, StreamStalledError, StreamTooLongError, read_event_data
 
@@ -45,6 +46,7 @@ PATIENCE_S = 5.0
 MAX_SHOWN_RETRY_S = 24 * 3600.0
 """The longest Retry-After that is passed on to a client."""
 MAX_ERROR_BYTES = 64 << 10
+LAST_STATUS = 599
 TOO_LONG = "the answer of the upstream is too long"
 DRAIN_S = 0.1
 TEMPLATE_TOKENS = 32
@@ -178,7 +180,7 @@ class Upstreams:
         self, error: UpstreamError, attempt: int, deadline: float, *, waits: bool = True
     ) -> None:
         """Wait before the next attempt, or raise the error if there is none."""
-        if error.kind not in ("busy", "broken") or attempt >= self.limits.retries:
+        if error.kind not in ("busy", "broken") or error.message == TOO_LONG or attempt >= self.limits.retries:
             raise error
         pause = min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S) * (0.5 + self.jitter.random())
         if error.retry_after_s is not None:
@@ -238,11 +240,7 @@ class Upstreams:
                 if response.status_code != 200:
                     raise await _read_error(response)
                 if not request.get("stream"):
-                    data = _parse_json(await _read_bounded(response, limits.answer_bytes))
-                    if data.get("error") and not data.get("choices"):
-                        # some gateways report faults of what is behind them with status 200
-                        raise _classify(_read_status(data["error"]), data, response.headers)
-                    yield data
+                    yield _parse_body(await _read_bounded(response, limits.answer_bytes), response.headers)
                     return
                 async with aclosing(_read_events(response, limits)) as events:
                     async for data in events:
@@ -297,22 +295,21 @@ def settle_failure(model: ServedModel, request: Mapping[str, Any], error: Upstre
 
 
 def price_of(model: ServedModel, completion: Completion, request: Mapping[str, Any], attempts: Attempts) -> float:
-    """Compute the cost of an answer from its usage; without usage it is estimated, and counted as unpriced."""
-    usage = completion.usage
-    if usage is None:
+    """Compute the cost of an answer from its usage; a count that it lacks is estimated, and the call is unpriced."""
+    usage = completion.usage or {}
+    input_tokens, output_tokens = _count(usage.get("prompt_tokens")), count_output_tokens(completion)
+    if not input_tokens or output_tokens != _count(usage.get("completion_tokens")):
         attempts.unpriced += 1
-        return model.prices.cost(estimate_tokens(request), count_output_tokens(completion))
     details = usage.get("prompt_tokens_details")
     cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0.0
     written = _count(details.get("cache_creation_tokens")) if isinstance(details, dict) else 0.0
-    return model.prices.cost(_count(usage.get("prompt_tokens")), count_output_tokens(completion), cached, written)
+    return model.prices.cost(input_tokens or estimate_tokens(request), output_tokens, cached, written)
 
 
 def count_output_tokens(completion: Completion) -> float:
-    """Read the output tokens of an answer, or estimate them from its text."""
-    if completion.usage is None:
-        return sum(len(text) for text in completion.texts) / 4
-    return _count(completion.usage.get("completion_tokens"))
+    """Read the output tokens of an answer; without a usable count they are estimated from its text."""
+    counted = _count((completion.usage or {}).get("completion_tokens"))
+    return counted or sum(len(text) for text in completion.texts) / 4
 
 
 def estimate_tokens(request: Mapping[str, Any]) -> float:
@@ -336,7 +333,8 @@ def worst_cost(model: ServedModel, request: Mapping[str, Any]) -> float:
 
 
 def _count(value: Any) -> float:
-    return float(value) if is_number(value) and 0 < value < math.inf else 0.0
+    """Read a count of tokens; 0 for what is none, such as one that is longer than any window."""
+    return float(value) if is_number(value) and 0 < value <= MAX_TOKENS else 0.0
 
 
 async def _continue_stream(first: dict[str, Any], events: Events, deadline: float) -> Events:
@@ -358,7 +356,8 @@ async def _continue_stream(first: dict[str, Any], events: Events, deadline: floa
 async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Events:
     """Yield the server-sent events up to ``[DONE]``.
 
-    Some servers leave it out: a stream that ends without it is whole if each choice has its reason to finish.
+    Some servers leave it out: a stream that ends without it is whole if each choice has its reason to finish. Others
+    do not stream at all, and answer with one JSON object.
     """
     bounds = StreamBounds(
         first_s=limits.first_token_s,
@@ -366,9 +365,9 @@ async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Even
         max_bytes=limits.answer_bytes,
         max_line_bytes=limits.answer_bytes,
     )
-    # httpx declares its generator as an iterator
+    document = bytearray()
     async with (
-        aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as parts,
+        aclosing(_keep_document(response.aiter_bytes(), document)) as parts,
         aclosing(read_event_data(parts, bounds)) as events,
     ):
         unfinished: dict[Any, bool] = {}
@@ -384,8 +383,30 @@ async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Even
             raise UpstreamError("busy", 504, "the stream of the upstream stalled", is_billed=True) from None
         except StreamTooLongError:
             raise UpstreamError("broken", 502, TOO_LONG, is_billed=True) from None
+    if document.startswith(b"{"):
+        for event in split_body(_parse_body(document, response.headers)):
+            yield event
+        return
     if not unfinished or any(unfinished.values()):
         raise UpstreamError("broken", 502, "the stream of the upstream broke off", is_billed=True)
+
+
+async def _keep_document(parts: AsyncIterator[bytes], document: bytearray) -> AsyncGenerator[bytes, None]:
+    """Pass the parts of a body on, and keep them all if it begins as a JSON object, which no event does."""
+    # httpx declares its generator as an iterator
+    async with aclosing(cast("AsyncGenerator[bytes, None]", parts)) as passed:
+        async for part in passed:
+            if not document or document.startswith(b"{"):
+                document += part if document else part.lstrip()
+            yield part
+
+
+def _parse_body(body: bytes | bytearray, headers: Mapping[str, str]) -> dict[str, Any]:
+    """Parse an answer which was not streamed; some gateways report faults of what is behind them with status 200."""
+    data = _parse_json(body)
+    if data.get("error") and not data.get("choices"):
+        raise _classify(_read_status(data["error"]), data, headers)
+    return data
 
 
 def _note_finishes(event: Mapping[str, Any], unfinished: dict[Any, bool]) -> None:
@@ -429,7 +450,7 @@ def _add_size(size: int, part: bytes, limit: int) -> int:
     return size + len(part)
 
 
-def _parse_json(data: bytes | str) -> dict[str, Any]:
+def _parse_json(data: bytes | bytearray | str) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -465,7 +486,8 @@ def _classify(status: int, body: Any, headers: Mapping[str, str]) -> UpstreamErr
         return UpstreamError("refused", 502, f"the upstream refused the gateway ({status})")
     if status in RETRIED or status >= 500:
         retry_after_s = read_retry_after(headers)
-        return UpstreamError("busy", status, text[:500], str(code) if code else None, retry_after_s)
+        shown = status if status <= LAST_STATUS else 502
+        return UpstreamError("busy", shown, text[:500], str(code) if code else None, retry_after_s)
     shown = status if 400 <= status < 500 else 502
     named = param[:100] if isinstance(param, str) else None
     kind: FaultKind = "client" if status in OF_CLIENT else "broken"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 MAX_INTEGER = 1 << 63
+ROUNDING = 0.01
+"""How far rounding and low precision may push a log-probability above 0."""
 VERY_UNLIKELY = -9999.0
 """OpenAI's log-probability of a token that is not among the likely ones; JSON has no infinite numbers."""
 TRUSTED_FINISHES = frozenset({"stop", "tool_calls", "function_call"})
@@ -165,6 +167,27 @@ def select_choice(completion: Completion, index: int) -> Completion:
     )
 
 
+def split_body(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Write an answer that was not streamed as the chunks of a stream: its choices, and its usage.
+
+    Raises:
+        ValueError: it is no completion.
+    """
+    Completion().read_body(dict(body))
+    head = {name: value for name, value in body.items() if name not in ("choices", "usage")}
+    head["object"] = "chat.completion.chunk"
+    yield {**head, "choices": [_write_delta(choice) for choice in body["choices"]]}
+    if body.get("usage"):
+        yield {**head, "choices": [], "usage": body["usage"]}
+
+
+def _write_delta(choice: Mapping[str, Any]) -> dict[str, Any]:
+    message = dict(choice.get("message") or {})
+    if message.get("tool_calls"):
+        message["tool_calls"] = [{"index": k, **call} for k, call in enumerate(message["tool_calls"])]
+    return {**{name: value for name, value in choice.items() if name != "message"}, "delta": message}
+
+
 def _keep_choice(data: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
     return [{**choice, "index": 0} for choice in data.get("choices") or [] if choice.get("index", 0) == index]
 
@@ -208,7 +231,7 @@ def _add_tool_call(choice: Choice, call: Any, position: int) -> None:
 
 
 def read_confidence(completion: Completion, of: str) -> float | None:
-    """Read the confidence of the least confident choice; ``None`` if any choice has no log-probabilities.
+    """Read the confidence of the least confident choice; ``None`` if any choice lacks proper log-probabilities.
 
     Args:
         completion: the answer.
@@ -219,7 +242,8 @@ def read_confidence(completion: Completion, of: str) -> float | None:
 
 
 def _combine(logprobs: Sequence[float], of: str) -> float | None:
-    if not logprobs:
+    if not logprobs or max(logprobs) > ROUNDING:
+        # a positive number is no log-probability
         return None
     if of == "first":
         return logprobs[0]
