@@ -411,9 +411,10 @@ def test_the_last_model_needs_no_confidence(tmp_path: Path) -> None:
         spec_of(tmp_path / "log.yaml")
 
 
-def test_a_log_of_one_row_per_call_is_named_as_such(tmp_path: Path) -> None:
-    """The exports of gateways have a column with the name of the model."""
-    rows = [f"{n},{model},1,-0.1" for n in range(20) for model in ("small", "large")]
+@pytest.mark.parametrize("written", ["{}", "vendor/{}", "{}-2024-08-06"])
+def test_a_log_of_one_row_per_call_is_named_as_such(tmp_path: Path, written: str) -> None:
+    """The exports of gateways have a column with the name of the model, of its provider and of its version."""
+    rows = [f"{n},{written.format(model)},1,-0.1" for n in range(20) for model in ("small", "large")]
     (tmp_path / "log.csv").write_text("\n".join(["request,model,score,logprob", *rows]) + "\n")
     (tmp_path / "log.yaml").write_text(SPEC)
     with pytest.raises(UnfoldError, match='one row per call: its column "model" names the models'):

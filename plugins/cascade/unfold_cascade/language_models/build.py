@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -72,6 +73,7 @@ PREPARED_LOG = "calls/log.csv"
 """The log that ``profile`` leaves in the run."""
 ROUNDING = 0.01
 """How far rounding and low precision may push a log-probability or probability over its bound."""
+_VERSION = re.compile(r"[-@]\d{4}-?\d{2}-?\d{2}$")
 FAR_BELOW = 100.0
 """How many times longer than every call of a log a deadline is that only a wrong unit explains."""
 TOKEN_KEYS: Mapping[str, str] = {"input": "in"}
@@ -260,10 +262,16 @@ def _check_layout(frame: Frame, models: Sequence[ModelSpec], columns: Sequence[R
         return
     names = {name for model in models for name in (model.name, model.endpoint and model.endpoint.model) if name}
     for column, values in frame.columns.items():
-        if names & {str(value) for value in values.tolist()}:
+        if names & {form for value in {str(value) for value in values.tolist()} for form in _list_names(value)}:
             message = f'{frame.name} has one row per call: its column "{column}" names the models'
             hint = "write one row per request, with columns of each model: docs/how-to/tune-gates-from-api-logs.md"
             raise user_error(message, key="data.path", hint=hint)
+
+
+def _list_names(model: str) -> tuple[str, ...]:
+    """List the names of a model: as it is, without its provider, and without the date of its version."""
+    name = model.rsplit("/", 1)[-1]
+    return model, name, _VERSION.sub("", name)
 
 
 def join_units(groups: np.ndarray | None, prompts: np.ndarray | None, rows: int) -> IntArray:
