@@ -259,7 +259,7 @@ def test_the_next_attempt_ends_what_a_killed_driver_left(sky: FakeSky, ledger: L
 
 
 def test_an_end_that_fails_is_requested_again(sky: FakeSky, ledger: Ledger) -> None:
-    """A node whose end the server does not take stays on the bill; the last one is an error that names it."""
+    """A node stays on the bill until the server takes its end; what may still run at the end is an error."""
     provider = build_provider(sky, ledger)
     names = provider.rent(2, ignore)
     sky.is_down = True

@@ -14,12 +14,12 @@ from unfold_tuning.cluster.provider import NodeProvider, build_local_provider
 from unfold_tuning.cluster.ray import RayCluster
 from unfold_tuning.cluster.ray_nodes import LocalRayNodes, RemoteRayNodes
 from unfold_tuning.cluster.ray_provider import ConnectedRay, RayProvider
-from unfold_tuning.cluster.skypilot import InstalledSkyPilot, SkyPilotProvider, require_skypilot
+from unfold_tuning.cluster.skypilot import InstalledSkyPilot, SkyPilotProvider
 from unfold_tuning.job.problem import ClusterConfig, LaunchConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.trial.ledger import Ledger
 from unfold_tuning.trial.trainable import WorkerSetup
-from unfoldkit.api import user_error
+from unfoldkit.api import require_packages, user_error
 
 
 def build_provider(
@@ -82,7 +82,7 @@ def require_reachable(config: ClusterConfig) -> None:
         message = f"instances of {config.provider} join a Ray cluster, but no address is given"
         raise user_error(message, key="cloud.provider", hint=hint)
     if config.provider == "skypilot":
-        require_skypilot()
+        require_packages("cloud.provider: skypilot", "sky", key="cloud.provider")
 
 
 def build_cluster(config: ClusterConfig, setup: WorkerSetup, accelerators: int, provider: NodeProvider) -> Cluster:

@@ -23,7 +23,7 @@ from unfold_tuning.cluster.aws import LaunchRequest
 from unfold_tuning.cluster.offers import Offer, OfferBook, fill_from_offers, require_plausible_price
 from unfold_tuning.cluster.ray_nodes import name_node_resource
 from unfold_tuning.trial.ledger import Ledger
-from unfoldkit.api import internal_error, require_packages, user_error
+from unfoldkit.api import internal_error, user_error
 
 IDLE_MINUTES = 5
 START_TIMEOUT_S = 1200.0
@@ -434,12 +434,3 @@ def _using_sky() -> Iterator[Any]:
                 # nothing was tried, as no enabled cloud has it
                 name = INFEASIBLE
             raise SkyRequestError(SkyResult(name, text)) from error
-
-
-def require_skypilot() -> None:
-    """Require that SkyPilot is installed.
-
-    Raises:
-        UnfoldError: It is not.
-    """
-    require_packages("cloud.provider: skypilot", "sky", key="cloud.provider")
