@@ -82,7 +82,7 @@ def require_reachable(config: ClusterConfig) -> None:
         message = f"instances of {config.provider} join a Ray cluster, but no address is given"
         raise user_error(message, key="cloud.provider", hint=hint)
     if config.provider == "skypilot":
-        require_packages("cloud.provider: skypilot", "sky", key="cloud.provider")
+        require_packages("skypilot", "sky", key="cloud.provider")
 
 
 def build_cluster(config: ClusterConfig, setup: WorkerSetup, accelerators: int, provider: NodeProvider) -> Cluster:

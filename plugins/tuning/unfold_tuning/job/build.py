@@ -410,7 +410,8 @@ def _load_catalog(cloud: Cloud, run: Run) -> Catalog:
 
 
 def _has_aws_prices(cloud: Cloud) -> bool:
-    return cloud.provider == "aws" or (cloud.provider == "skypilot" and (cloud.infra or "aws").split("/")[0] == "aws")
+    vendor = (cloud.infra or "*").split("/")[0]
+    return cloud.provider == "aws" or (cloud.provider == "skypilot" and vendor in ("*", "aws"))
 
 
 def _build_machine(cloud: Cloud, index: int, known_prices: Catalog | None, *, is_spot: bool) -> Machine:

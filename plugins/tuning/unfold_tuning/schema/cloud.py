@@ -102,8 +102,11 @@ def check_cloud(cloud: Cloud) -> Iterable[Problem]:
     if cloud.availability is not None and cloud.market != "thrifty":
         hint = "write market: thrifty"
         yield Problem(("cloud", "availability"), "only thrifty plans use a log of availability", hint=hint)
+    infra = (cloud.infra or "").split("/")[0]
     if cloud.provider in ("gcp", "azure"):
-        yield from _check_given_prices(cloud)
+        yield from _check_given_prices(cloud, cloud.provider)
+    if cloud.provider == "skypilot" and infra not in ("", "*", "aws"):
+        yield from _check_given_prices(cloud, infra)
     if cloud.provider == "local":
         yield from _check_priced_nodes(cloud, "a local node", "on this machine")
     if cloud.provider == "ray":
@@ -182,11 +185,11 @@ def _check_repeated(path: tuple[str, ...], names: Sequence[str]) -> Iterable[Pro
             yield Problem((*path, index), f"{name} is written twice", hint="keep one: it would count twice")
 
 
-def _check_given_prices(cloud: Cloud) -> Iterable[Problem]:
+def _check_given_prices(cloud: Cloud, vendor: str) -> Iterable[Problem]:
     """Yield instances without a price: the catalog only has AWS prices."""
     if cloud.prices == "live":
         yield Problem(("cloud", "prices"), "live queries AWS only", hint="name a SkyPilot vms.csv")
     for index, instance in enumerate(cloud.instances):
         if cloud.prices is None and (isinstance(instance, str) or instance.price is instance.spot is None):
             hint = "write cloud.prices: vms.csv, or {type: a2-highgpu-1g, price: $3.67/h, accelerators: 1}"
-            yield Problem(("cloud", "instances", index), f"the catalog has no prices of {cloud.provider}", hint=hint)
+            yield Problem(("cloud", "instances", index), f"the catalog has no prices of {vendor}", hint=hint)
