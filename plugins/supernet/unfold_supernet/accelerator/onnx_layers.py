@@ -153,10 +153,11 @@ def _infer_shapes(model: Any, path: Path, key: str) -> dict[str, tuple[int, ...]
             label = axes[free[0]].dim_param or "no size"
             hint = "export it with a dynamic first axis only"
             raise _reject(path, key, f"axis {free[0]} of input {value.name} is dynamic ({label})", hint)
-    # inferred shapes of an export with a dynamic first axis would contradict the fixed one
+    # inferred shapes of an export with a dynamic first axis would contradict the fixed one, and types those of replaced
+    # operators
     del model.graph.value_info[:]
     for output in model.graph.output:
-        output.type.tensor_type.ClearField("shape")
+        output.ClearField("type")
     # in a process of its own: up to version 1.21, ONNX reads beyond its arrays where ranks contradict each other
     command = [sys.executable, "-P", "-m", __name__]
     done = subprocess.run(command, input=model.SerializeToString(), capture_output=True, check=False)  # noqa: S603
