@@ -9,7 +9,8 @@ import pytest
 
 from unfold_pipeline._types import CountArray
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
-from unfold_pipeline.planner.confident_plan import resample_requests
+from unfold_pipeline.planner.confident_plan import copy_requests, draw_fresh_requests
+from unfold_pipeline.problem.sample import resample_block_rows
 
 COUNT = 400
 
@@ -34,7 +35,7 @@ def list_contents(requests: EngineRequests) -> list[CountArray]:
 def test_a_fresh_sample_has_requests_of_the_trace(seed: int) -> None:
     """Each request is one of the trace, arrivals ascend over the same span, and no two prompts become equal."""
     requests = build(shared=False)
-    fresh = resample_requests(requests, np.random.default_rng(seed))
+    fresh = draw_fresh_requests(requests, np.random.default_rng(seed))
     pairs = set(zip(requests.input_tokens.tolist(), requests.output_tokens.tolist(), strict=True))
     assert set(zip(fresh.input_tokens.tolist(), fresh.output_tokens.tolist(), strict=True)) <= pairs
     assert (np.diff(fresh.arrival_s) >= 0).all()
@@ -48,9 +49,25 @@ def test_a_fresh_sample_has_requests_of_the_trace(seed: int) -> None:
 def test_shared_prompts_stay_shared() -> None:
     """The first blocks that a third of the requests share are shared by their copies, and later blocks are not."""
     requests = build(shared=True)
-    fresh = resample_requests(requests, np.random.default_rng(0))
+    fresh = draw_fresh_requests(requests, np.random.default_rng(0))
     common = requests.list_contents()[:4]
     holders = [content for content in list_contents(fresh) if content.size >= 4 and (content[:4] == common).all()]
     assert len(holders) / len(fresh) == pytest.approx(2 / 3, abs=0.15)
     later = np.concatenate([content[4:] for content in holders])
     assert np.unique(later).size == later.size
+
+
+def test_requests_in_batches_vary_by_more_than_in_two_resamples() -> None:
+    """Blocks of fresh samples have more or fewer requests than any block of the trace."""
+    ratios = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        sizes = rng.geometric(1 / 10, 100)
+        arrival_s = np.sort(np.repeat(rng.uniform(0.0, 100.0, sizes.size), sizes) + rng.uniform(0.0, 0.05, sizes.sum()))
+        ones = np.ones(arrival_s.size, dtype=np.int64)
+        requests = build_requests(arrival_s - arrival_s[0], ones, ones)
+        draws = [np.random.default_rng([1, draw]) for draw in range(100)]
+        fresh = [len(draw_fresh_requests(requests, draw)) for draw in draws]
+        resampled = [len(copy_requests(requests, *resample_block_rows(requests.arrival_s, draw))) for draw in draws]
+        ratios.append(np.std(fresh) / np.std(resampled))
+    assert np.mean(ratios) > 1.05 * np.sqrt(2)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from unfold_pipeline._types import FloatArray, IndexArray
 from unfold_pipeline.engine.planner.problem import EngineProblem
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.estimator.estimator import Estimator
@@ -29,7 +30,7 @@ from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.planner.planner import NoPlan, Progress, Solution, find_plan
 from unfold_pipeline.problem.pipeline import Plan
 from unfold_pipeline.problem.problem import Problem
-from unfold_pipeline.problem.sample import resample_block_rows
+from unfold_pipeline.problem.sample import measure_block_variance, resample_block_rows, scale_block_rows
 
 MAX_ROUNDS = 12
 MAX_ITEMS = 2e7
@@ -114,12 +115,19 @@ MAX_TOKENS = 1e8
 """Generated tokens of all samples, which the simulation takes some seconds for."""
 
 
-def resample_requests(requests: EngineRequests, rng: np.random.Generator) -> EngineRequests:
-    """Return requests of the same span, resampled in blocks with their lengths and the prompts that they share.
+def draw_fresh_requests(requests: EngineRequests, rng: np.random.Generator) -> EngineRequests:
+    """Return requests that vary from those of a trace as two draws of its traffic vary from each other.
 
-    Copies of a request share what the request shares with others, and nothing else.
+    They keep their lengths, and the prompts that they share with others. See ``draw_fresh_arrivals``.
     """
-    rows, arrival_s = resample_block_rows(requests.arrival_s, rng)
+    fresh = requests
+    for _ in range(2):
+        fresh = copy_requests(fresh, *resample_block_rows(fresh.arrival_s, rng))
+    return copy_requests(fresh, *scale_block_rows(fresh.arrival_s, measure_block_variance(requests.arrival_s), rng))
+
+
+def copy_requests(requests: EngineRequests, rows: IndexArray, arrival_s: FloatArray) -> EngineRequests:
+    """Return copies of requests, which share what these share with others, and nothing else."""
     chosen = requests.reorder(rows, arrival_s)
     if requests.content is None or chosen.content is None:
         # nothing is shared
@@ -147,8 +155,6 @@ def measure_fresh_request_share(
     draws = int(np.clip(MAX_TOKENS / max(1, int(requests.output_tokens.sum())), MIN_DRAWS, DRAWS))
     kept = 0
     for draw in range(draws):
-        rng = np.random.default_rng([seed, 8, draw])
-        # the trace is a draw itself: resampled twice, samples vary as two draws do from each other
-        sample = resample_requests(resample_requests(requests, rng), rng)
+        sample = draw_fresh_requests(requests, np.random.default_rng([seed, 8, draw]))
         kept += meets_targets(replace(problem, requests=sample))
     return FreshShare(kept, draws)

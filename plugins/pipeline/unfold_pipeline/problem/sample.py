@@ -139,7 +139,7 @@ def draw_fresh_arrivals(arrivals: FloatArray, rng: np.random.Generator) -> Float
     of each block are also scaled by a random factor: a smoothed bootstrap (Silverman and Young, Biometrika, 1987).
     """
     fresh = resample_blocks(resample_blocks(arrivals, rng), rng)
-    return scale_blocks(fresh, measure_block_variance(arrivals), rng)
+    return scale_block_rows(fresh, measure_block_variance(arrivals), rng)[1]
 
 
 def measure_block_variance(arrivals: FloatArray) -> float:
@@ -153,21 +153,24 @@ def measure_block_variance(arrivals: FloatArray) -> float:
     return float(variance / counts.mean() ** 2 / 4 * blocks**-0.4)
 
 
-def scale_blocks(arrivals: FloatArray, variance: float, rng: np.random.Generator) -> FloatArray:
-    """Return arrivals of which each block keeps or repeats its queries by a gamma factor of mean 1.
+def scale_block_rows(arrivals: FloatArray, variance: float, rng: np.random.Generator) -> tuple[IndexArray, FloatArray]:
+    """Return queries and their arrivals, of which each block keeps or repeats its queries by a gamma factor of mean 1.
 
     A repeated query comes at a random moment before the next one.
     """
+    unchanged = np.arange(arrivals.size, dtype=np.int32), arrivals
     if variance == 0.0:
-        return arrivals
+        return unchanged
     blocks = _count_blocks(arrivals)
     factors = rng.gamma(1 / variance, variance, blocks)[_number_blocks(arrivals, blocks)]
     copies = np.floor(factors + rng.random(arrivals.size)).astype(np.int64)
-    source = np.repeat(np.arange(arrivals.size), copies)
+    source = np.repeat(np.arange(arrivals.size, dtype=np.int32), copies)
     is_repeated = np.diff(source, prepend=-1) == 0
     gaps = np.diff(arrivals, append=arrivals[-1])
-    times = np.sort(arrivals[source] + np.where(is_repeated, gaps[source] * rng.random(source.size), 0.0))
-    return times - times[0] if times.size > 1 and times[-1] > times[0] else arrivals
+    times = arrivals[source] + np.where(is_repeated, gaps[source] * rng.random(source.size), 0.0)
+    order = np.argsort(times, kind="stable")
+    times = times[order]
+    return (source[order], times - times[0]) if times.size > 1 and times[-1] > times[0] else unchanged
 
 
 def _count_blocks(arrivals: FloatArray) -> int:
