@@ -1,4 +1,4 @@
-"""Codes for missing values, and temperatures in two units, are noticed; usual measurements are not."""
+"""Codes for missing values, temperatures in two units and row numbers are noticed; usual measurements are not."""
 
 from __future__ import annotations
 
@@ -49,3 +49,11 @@ def test_temperatures_in_two_units_are_found() -> None:
     assert "°C and °F (25%)" in doubtful_values(find_doubts({"t": mixed}))[0]
     other = np.where(np.arange(2000) % 2, celsius, celsius + 55)
     assert find_doubts({"c": celsius, "f": fahrenheit, "other": other}) == ()
+
+
+def test_row_numbers_are_found() -> None:
+    """A column that a table of pandas has without a name; numbers that repeat or fall, and fractions, are none."""
+    rows = np.arange(300.0)
+    (doubt,) = find_doubts({"Unnamed: 0": rows, "hour": rows // 2, "left": 300 - rows, "level": rows + 0.5})
+    assert (doubt.column, doubt.is_counter) == ("Unnamed: 0", True)
+    assert "as a row number" in doubtful_values([doubt])[0]

@@ -52,12 +52,12 @@ def frame(**columns: Sequence[object]) -> Frame:
 def test_rows_without_a_label_are_skipped(tmp_path: Path) -> None:
     """Rows with an empty label or a mark for nothing are in no part of the split, and a report counts them."""
     marks = ["", "NA", "#N/A", "?", "NULL", "None"]
-    rows = [f"{i},{i % 5},{marks[i // 10] if i % 10 == 0 else i % 2}" for i in range(60)]
+    rows = [f"{-i},{i % 5},{marks[i // 10] if i % 10 == 0 else i % 2}" for i in range(60)]
     spec = own(tmp_path, rows)
     run = run_in(tmp_path / "run", base=tmp_path)
     given = load_cases(spec, run)
     assert given.names == ("0", "1")
-    assert load_matrix(spec, run, given)[:, 0].tolist() == [i for i in range(60) if i % 10]
+    assert load_matrix(spec, run, given)[:, 0].tolist() == [-i for i in range(60) if i % 10]
     assert sorted(np.concatenate([given.rows.train, given.rows.calibrate, given.rows.test])) == list(range(54))
     assert train(spec, run).notes == ("skipped 6 rows of own.csv without a label",)
 

@@ -1,4 +1,4 @@
-"""Doubtful columns of a table: codes such as -9 or 999 for missing values, and temperatures in two units."""
+"""Doubtful columns of a table: codes such as -9 or 999 for missing values, temperatures in two units, row numbers."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ TAIL = 0.002
 CELSIUS, FAHRENHEIT = (30.0, 45.0), (86.0, 113.0)
 MIN_UNIT_SHARE = 0.02
 MAX_DEGREES_APART = 3.0
+MIN_COUNTED_ROWS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
     """A column with values that may be no measurements: a code, or degrees Fahrenheit where ``code`` is ``None``.
 
-    ``share`` is the share of these values.
+    ``share`` is the share of these values, and ``is_counter`` whether the column numbers the rows instead.
     """
 
     column: str
     code: float | None
     share: float
+    is_counter: bool = False
 
 
 def find_doubts(columns: Mapping[str, FloatArray]) -> tuple[Doubt, ...]:
@@ -43,6 +45,9 @@ def find_doubts(columns: Mapping[str, FloatArray]) -> tuple[Doubt, ...]:
 
 def _find_in_column(name: str, values: FloatArray) -> Iterator[Doubt]:
     finite = values[np.isfinite(values)]
+    if len(finite) >= MIN_COUNTED_ROWS and (np.diff(finite) > 0).all() and (finite == np.floor(finite)).all():
+        yield Doubt(name, None, 1.0, is_counter=True)
+        return
     is_code = np.isin(finite, CODES)
     usual = finite[~is_code]
     if len(np.unique(usual[:: len(usual) // SAMPLE + 1])) < MIN_DISTINCT:
