@@ -137,3 +137,13 @@ def test_idle_replicas_are_not_added() -> None:
     checker = build_checker(Pipeline((first, Stage("b", (Edge(0),), (runs(0.02, wake=0.02),)))), 0.05)
     assert planner.find_plan(checker, SearchBudget(), ignore_progress) == planner.NoPlan(is_search_complete=True)
     assert checker.estimators[0].cache.passes < 500
+
+
+def test_sums_of_times_meet_a_target_that_they_equal() -> None:
+    """Three queries at once take 0.1, 0.2 and 0.30000000000000004 s on one replica, which 300 ms allow."""
+    pipeline = Pipeline((Stage("only", (), (HardwareOption("cpu", 1.0, interpolate_latency([(1, 0.1)])),)),))
+    sample = draw_sample(pipeline, np.repeat(np.arange(100.0), 3), np.random.default_rng(0))
+    checker = build_slo_checker(pipeline, [sample], 0.3)
+    outcome = planner.find_plan(checker, SearchBudget(), ignore_progress)
+    assert isinstance(outcome, planner.Solution)
+    assert (outcome.hourly_cost, checker.tail_latency(outcome.plan)) == (1.0, 0.3)

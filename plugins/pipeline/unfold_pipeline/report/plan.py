@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unfold_pipeline.estimator.estimator import DECIMALS
 from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.estimator.uncertainty import (
     DRIFT_HURST,
@@ -366,7 +367,7 @@ def build_latency_figure(checker: SloChecker, plan: Plan) -> Figure:
     estimator = checker.estimators[checker.find_worst_sample(plan)]
     seconds = estimator.compute_latencies(plan)
     levels = np.unique(np.concatenate((np.linspace(0.0, 1.0, LATENCY_POINTS), TAIL_LEVELS)))
-    answered = np.sort(seconds[np.isfinite(seconds)])
+    answered = np.sort(seconds[np.isfinite(seconds)]).round(DECIMALS)
     ranks = np.minimum((levels * seconds.size).astype(int), answered.size - 1)
     shares = (ranks + 1) / seconds.size
     simulated = Series("this plan, simulated", tuple(answered[ranks] * 1e3), tuple(100 * shares))
