@@ -149,11 +149,16 @@ class Alternating(nn.Module):  # type: ignore[misc,unused-ignore]
         return result
 
 
-def test_channels_of_which_none_would_remain_are_shared() -> None:
-    """They are named with their layer, not where a member is built."""
+def test_neighbours_that_are_subtracted_remain_together() -> None:
+    """A quarter of the channels remains in pairs, and members return what their ONNX models do."""
     torch.manual_seed(0)
-    with pytest.raises(UnfoldError, match=r"no channels of this module can be narrowed \(.*first: "):
-        elastic(Alternating(), torch.randn(3, 10), widths=(0.25, 1))
+    module, example = Alternating().eval(), torch.randn(3, 10)
+    family = elastic(module, example, widths=(0.25, 1))
+    rows = family.members()[0].indices["first.weight"][0]
+    assert rows is not None
+    assert rows.tolist() == sorted({*(rows // 2 * 2).tolist(), *(rows // 2 * 2 + 1).tolist()})
+    assert len(rows) == 8
+    check_members(family, module, example)
 
 
 def test_rms_norms_are_narrowed() -> None:
