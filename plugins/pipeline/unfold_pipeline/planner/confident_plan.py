@@ -30,7 +30,7 @@ from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.planner.planner import NoPlan, Progress, Solution, find_plan
 from unfold_pipeline.problem.pipeline import Plan
 from unfold_pipeline.problem.problem import Problem
-from unfold_pipeline.problem.sample import measure_block_variance, resample_block_rows, scale_block_rows
+from unfold_pipeline.problem.sample import draw_fresh_rows
 
 MAX_ROUNDS = 12
 MAX_ITEMS = 2e7
@@ -118,12 +118,9 @@ MAX_TOKENS = 1e8
 def draw_fresh_requests(requests: EngineRequests, rng: np.random.Generator) -> EngineRequests:
     """Return requests that vary from those of a trace as two draws of its traffic vary from each other.
 
-    They keep their lengths, and the prompts that they share with others. See ``draw_fresh_arrivals``.
+    They keep their lengths, and the prompts that they share with others.
     """
-    fresh = requests
-    for _ in range(2):
-        fresh = copy_requests(fresh, *resample_block_rows(fresh.arrival_s, rng))
-    return copy_requests(fresh, *scale_block_rows(fresh.arrival_s, measure_block_variance(requests.arrival_s), rng))
+    return copy_requests(requests, *draw_fresh_rows(requests.arrival_s, rng))
 
 
 def copy_requests(requests: EngineRequests, rows: IndexArray, arrival_s: FloatArray) -> EngineRequests:

@@ -133,13 +133,20 @@ def resample_block_rows(arrivals: FloatArray, rng: np.random.Generator) -> tuple
 
 
 def draw_fresh_arrivals(arrivals: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Return arrivals that vary from those of a trace as two draws of its traffic vary from each other.
+    """Return arrivals of fresh traffic like that of a trace: :func:`draw_fresh_rows`."""
+    return draw_fresh_rows(arrivals, rng)[1]
+
+
+def draw_fresh_rows(arrivals: FloatArray, rng: np.random.Generator) -> tuple[IndexArray, FloatArray]:
+    """Return queries and arrivals that vary from those of a trace as two draws of its traffic vary from each other.
 
     The trace is a draw itself, so it is resampled twice. As a resample holds no burst that the trace lacks, the queries
     of each block are also scaled by a random factor: a smoothed bootstrap (Silverman and Young, Biometrika, 1987).
     """
-    fresh = resample_blocks(resample_blocks(arrivals, rng), rng)
-    return scale_block_rows(fresh, measure_block_variance(arrivals), rng)[1]
+    first, times = resample_block_rows(arrivals, rng)
+    second, times = resample_block_rows(times, rng)
+    third, times = scale_block_rows(times, measure_block_variance(arrivals), rng)
+    return first[second[third]], times
 
 
 def measure_block_variance(arrivals: FloatArray) -> float:

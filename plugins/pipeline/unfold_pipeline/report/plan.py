@@ -66,14 +66,14 @@ def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: Plan
     """Return the report of a plan that meets the SLO on its sample, and on enough fresh ones if that is required."""
     solution = confident.solution
     checker, plan = solution.checker, solution.plan
-    tail_s = checker.tail_latency(plan)
+    tail_s, doubts = checker.tail_latency(plan), _list_doubts(problem)
     return Report(
         kind="pipeline",
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES if confident.is_reached else Verdict.NO,
         question=sentences.ask_for_plan(sentences.format_slo(problem.slo_s)),
-        headline=_describe_verdict(problem, confident),
+        headline=_describe_verdict(problem, confident, doubts),
         subtitle=build_subtitle(problem),
         metrics={
             **build_metrics(solution, tail_s, analysis.baselines),
@@ -90,7 +90,7 @@ def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: Plan
             *_build_time_figures(analysis.stage_times, checker),
         ),
         lines=(
-            *_list_share_lines(problem, confident),
+            *_list_share_lines(problem, confident, doubts),
             *_list_plan_lines(problem, solution, analysis, tail_s),
             *list_cascade_lines(problem),
         ),
@@ -109,13 +109,12 @@ def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: Plan
     )
 
 
-def _describe_verdict(problem: Problem, confident: ConfidentPlan) -> str:
+def _describe_verdict(problem: Problem, confident: ConfidentPlan, doubts: Sequence[str]) -> str:
     cost, slo_s, share = confident.solution.hourly_cost, problem.slo_s, confident.share
     if share is None:
         return sentences.describe_plan(cost, slo_s)
     headline = sentences.describe_plan_on_samples(cost, slo_s, share.kept, share.draws, confidence=problem.confidence)
-    is_doubtful = problem.confidence is not None and _list_doubts(problem)
-    return f"{headline}{sentences.MAY_BE_FEWER}" if is_doubtful else headline
+    return f"{headline}{sentences.MAY_BE_FEWER}" if doubts and problem.confidence is not None else headline
 
 
 def _build_share_metric(problem: Problem, confident: ConfidentPlan) -> Mapping[str, Metric]:
@@ -127,7 +126,7 @@ def _build_share_metric(problem: Problem, confident: ConfidentPlan) -> Mapping[s
     return {"fresh_share": Metric(confident.share.share, target=target, ok=confident.is_reached, label=FRESH_SHARE)}
 
 
-def _list_share_lines(problem: Problem, confident: ConfidentPlan) -> Lines:
+def _list_share_lines(problem: Problem, confident: ConfidentPlan, doubts: Sequence[str]) -> Lines:
     share = confident.share
     if share is None:
         return ()
@@ -136,7 +135,7 @@ def _list_share_lines(problem: Problem, confident: ConfidentPlan) -> Lines:
     if problem.confidence is not None:
         extra_cost = confident.solution.hourly_cost - confident.base_cost
         text = sentences.describe_confident_share(*counts, extra_cost, is_reached=confident.is_reached)
-    return (("fresh samples", text), *(("caution", doubt) for doubt in _list_doubts(problem)))
+    return (("fresh samples", text), *(("caution", doubt) for doubt in doubts))
 
 
 def _list_doubts(problem: Problem) -> tuple[str, ...]:
