@@ -70,6 +70,10 @@ class LaunchRequest:
     expires_at: float
     offers: tuple[Offer, ...] = ()
 
+    def open_book(self) -> OfferBook:
+        """Open the book of the offers; a thrifty plan tries spot instances alone at first."""
+        return OfferBook(self.offers or (Offer(self.machine),), self.machine.spot is None)
+
 
 @dataclass(slots=True)
 class AwsProvider:
@@ -107,8 +111,7 @@ class AwsProvider:
 
     def __post_init__(self) -> None:
         """Open the book of offers."""
-        is_thrifty = self.request.machine.spot is not None
-        self.book = OfferBook(self.request.offers or (Offer(self.request.machine),), not is_thrifty)
+        self.book = self.request.open_book()
 
     def allow_on_demand(self) -> None:
         """See :class:`~unfold_tuning.cluster.provider.NodeProvider`."""

@@ -128,8 +128,7 @@ class SkyPilotProvider:
 
     def __post_init__(self) -> None:
         """Open the book of offers."""
-        is_thrifty = self.request.machine.spot is not None
-        self.book = OfferBook(self.request.offers or (Offer(self.request.machine),), not is_thrifty)
+        self.book = self.request.open_book()
 
     @property
     def prefix(self) -> str:
