@@ -38,6 +38,7 @@ from unfold_cascade.language_models.gateway.plan import (
     ServedModel,
     UpstreamLimits,
 )
+from unfold_cascade.language_models.openai_api.completion import ROUNDING
 from unfold_cascade.language_models.planning.calibration import Scale
 from unfold_cascade.language_models.planning.call_log import CallLog
 from unfold_cascade.language_models.planning.certificate import Limits
@@ -71,8 +72,6 @@ TUNE, CERTIFY = 0.25, 0.60
 """Default shares of the rows of a log; the remainder is for the report."""
 PREPARED_LOG = "calls/log.csv"
 """The log that ``profile`` leaves in the run."""
-ROUNDING = 0.01
-"""How far rounding and low precision may push a log-probability or probability over its bound."""
 _VERSION = re.compile(r"[-@]\d{4}-?\d{2}-?\d{2}$")
 FAR_BELOW = 100.0
 """How many times longer than every call of a log a deadline is that only a wrong unit explains."""

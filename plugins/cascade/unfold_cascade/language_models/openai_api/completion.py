@@ -10,7 +10,7 @@ from typing import Any
 
 MAX_INTEGER = 1 << 63
 ROUNDING = 0.01
-"""How far rounding and low precision may push a log-probability above 0."""
+"""How far rounding and low precision may push a log-probability or probability over its bound."""
 VERY_UNLIKELY = -9999.0
 """OpenAI's log-probability of a token that is not among the likely ones; JSON has no infinite numbers."""
 TRUSTED_FINISHES = frozenset({"stop", "tool_calls", "function_call"})
