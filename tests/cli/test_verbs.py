@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,24 @@ def test_a_plan_is_a_report_on_stdout(unfold: Unfold, spec: Path) -> None:
     assert lines[-2:] == ["yes · $0.02 of $1.00", f"next: unfold train {spec}"]
 
 
-def test_what_a_library_prints_is_not_in_the_report(
-    unfold: Unfold, spec: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_libraries_and_their_processes_print_is_not_in_the_report(
+    unfold: Unfold, spec: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It goes to stderr, also where a verb calls it."""
+    """It goes to stderr, also from code in C and from child processes."""
 
     def print_and_plan(*arguments: Any) -> Any:
         print("a library")
+        os.write(1, b"code in C\n")
+        subprocess.run(["echo", "a process"], check=True)
         return plan(*arguments)
 
     plan = verbs.plan
     monkeypatch.setattr(verbs, "plan", print_and_plan)
     outcome = unfold("plan", spec, "--format", "json")
+    os.write(1, b"the end\n")
     assert outcome.err == "a library\n"
     assert json.loads(outcome.out)["verb"] == "plan"
+    assert capfd.readouterr() == ("the end\n", "code in C\na process\n")
 
 
 def test_the_next_command_keeps_settings_and_run(unfold: Unfold, spec: Path) -> None:

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from signal import SIGINT
 from typing import Any
 
@@ -23,6 +23,8 @@ from unfoldkit.errors import (
 )
 
 _PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
+_STDOUT, _STDERR = 1, 2
+"""File descriptors."""
 
 
 def use_colour(stream: Any, environment: Mapping[str, str] = os.environ) -> bool:
@@ -37,6 +39,19 @@ def print_message(text: str) -> None:
     with contextlib.suppress(BrokenPipeError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def keeping_stdout() -> Iterator[None]:
+    """Send to stderr what libraries and child processes write to stdout: it carries the report only."""
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
+        # nothing to keep if one of them is closed
+        with contextlib.suppress(OSError):
+            kept = os.dup(_STDOUT)
+            stack.callback(os.close, kept)
+            os.dup2(_STDERR, _STDOUT)
+            stack.callback(os.dup2, kept, _STDOUT)
+        yield
 
 
 def write_report(content: str | bytes) -> None:

@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -391,8 +391,7 @@ def _run_and_store(request: Request, loaded: LoadedSpec, function: str) -> Repor
             start_s = run.clock()
             with loaded.locate_errors(), explain_missing_packages(loaded.kind.extra):
                 verb = resolve(function, extra=loaded.kind.extra)
-                # stdout carries the report only, also where a library prints, as Ray does when a node is lost
-                with report_compilation(progress), redirect_stdout(sys.stderr):
+                with report_compilation(progress), console.keeping_stdout():
                     report = _validate(verb(loaded.spec, run), request, loaded.kind)
             report = _add_provenance(report, loaded, run, run.clock() - start_s)
             report = replace(report, next=_complete_command(report.next, request))
