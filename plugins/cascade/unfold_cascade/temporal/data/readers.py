@@ -179,7 +179,7 @@ def _check_long(frame: Frame, source: LongSource) -> None:
 
 
 def _check_sites(frame: Frame, source: LongSource, entity: IntArray) -> None:
-    """Reject entities whose rows come from several hospitals: their numbers repeat, and rows of two would be joined.
+    """Reject entities with rows from several hospitals: their numbers repeat, and rows of two would be joined.
 
     Raises:
         UnfoldError: There are many such entities.
