@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         format_percent,
     )
     from unfoldkit.hookspec import hookimpl
-    from unfoldkit.io.tables import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
+    from unfoldkit.io.tables import CsvRow, csv_lines, csv_rows, decode_text
     from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict, label_metrics, time_axis
     from unfoldkit.run_context import Progress, Run, ignore_progress
     from unfoldkit.run_directory import RunDir, fingerprint
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "unfoldkit.run_context": ("Progress", "Run", "ignore_progress"),
-    "unfoldkit.io.tables": ("CsvRow", "csv_lines", "csv_rows", "encoding_of", "not_utf8"),
+    "unfoldkit.io.tables": ("CsvRow", "csv_lines", "csv_rows", "decode_text"),
     "unfoldkit.engines": ("Engine",),
     "unfoldkit.errors": (
         "Diagnostic",
@@ -182,10 +182,10 @@ __all__ = [
     "Verdict",
     "csv_lines",
     "csv_rows",
+    "decode_text",
     "did_you_mean",
     "divide_costs",
     "dump",
-    "encoding_of",
     "fingerprint",
     "format_amount",
     "format_bytes",
@@ -199,7 +199,6 @@ __all__ = [
     "ignore_progress",
     "internal_error",
     "label_metrics",
-    "not_utf8",
     "require_packages",
     "run_checks",
     "time_axis",

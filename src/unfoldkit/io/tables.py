@@ -29,19 +29,29 @@ UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
 """What reading a damaged file, or one of another format, raises."""
 BATCH_ROWS = 8192
 """Rows of a Parquet file that are converted to texts at once."""
+_BY_PANDAS = 'pandas.{}("{{name}}").to_csv("{{stem}}.csv", index=False)'
 FOREIGN: Mapping[str, tuple[str, str]] = {
-    ".dta": ("of Stata", "read_stata"),
-    ".sav": ("of SPSS", "read_spss"),
-    ".zsav": ("of SPSS", "read_spss"),
-    ".por": ("of SPSS", "read_spss"),
-    ".xpt": ("of SAS", "read_sas"),
-    ".sas7bdat": ("of SAS", "read_sas"),
-    ".xlsx": ("of Excel", "read_excel"),
-    ".xls": ("of Excel", "read_excel"),
-    ".ods": ("of a spreadsheet", "read_excel"),
-    ".feather": ("of Feather", "read_feather"),
+    ".dta": ("of Stata", _BY_PANDAS.format("read_stata")),
+    ".sav": ("of SPSS", _BY_PANDAS.format("read_spss")),
+    ".zsav": ("of SPSS", _BY_PANDAS.format("read_spss")),
+    ".por": ("of SPSS", _BY_PANDAS.format("read_spss")),
+    ".xpt": ("of SAS", _BY_PANDAS.format("read_sas")),
+    ".sas7bdat": ("of SAS", _BY_PANDAS.format("read_sas")),
+    ".xlsx": ("of Excel", _BY_PANDAS.format("read_excel")),
+    ".xls": ("of Excel", _BY_PANDAS.format("read_excel")),
+    ".ods": ("of a spreadsheet", _BY_PANDAS.format("read_excel")),
+    ".feather": ("of Feather", _BY_PANDAS.format("read_feather")),
+    ".orc": ("of ORC", _BY_PANDAS.format("read_orc")),
+    ".h5": ("of HDF5", _BY_PANDAS.format("read_hdf")),
+    ".hdf5": ("of HDF5", _BY_PANDAS.format("read_hdf")),
+    ".xml": ("of XML", _BY_PANDAS.format("read_xml")),
+    ".rds": ("of R", 'write.csv(readRDS("{name}"), "{stem}.csv", row.names = FALSE)'),
+    ".rdata": ("of R", 'load("{name}"), then write.csv(TABLE, "{stem}.csv", row.names = FALSE)'),
+    ".arff": ("of Weka", "keep the lines below @data, and name the attributes in a first line"),
 }
-"""Files of other programs by suffix: their name in a message, and the function of pandas that reads them."""
+"""Files of other programs by suffix: their name in a message, and the command that converts them."""
+UTF16_SAMPLE = 64
+"""First bytes of a file in which every second is zero if it is in UTF-16, which starts with names in ASCII."""
 MAX_HEAD = 200
 """Characters of a first line that an error shows."""
 _SEPARATOR = re.compile(r"sep=([,;\t])\s*")
@@ -134,6 +144,8 @@ def _iter_chunks(
         with open_text(path) as stream:
             lines = csv_lines(stream, len(head))
             names = list(head) or [name.strip() for name in next(lines, (0, []))[1]]
+            if any("\0" in name for name in names):
+                raise not_utf8(_read_bytes(path), path)
             _check(names, wanted, path, hint)
             while rows := list(itertools.islice(lines, size)):
                 yield names, rows
@@ -208,10 +220,10 @@ def reject_foreign(path: Path) -> None:
     Raises:
         UnfoldError: it is such a file.
     """
-    program, reader = FOREIGN.get(path.suffix.lower(), ("", ""))
+    program, command = FOREIGN.get(path.suffix.lower(), ("", ""))
     if program:
-        command = f'pandas.{reader}("{path.name}").to_csv("{path.stem}.csv", index=False)'
-        raise user_error(f"is a file {program}, not a table of text", file=str(path), hint=f"convert it: {command}")
+        hint = f"convert it: {command.format(name=path.name, stem=path.stem)}"
+        raise user_error(f"is a file {program}, not a table of text", file=str(path), hint=hint)
 
 
 def encoding_of(data: bytes) -> str:
@@ -238,21 +250,41 @@ class _OwningGzipFile(gzip.GzipFile):
         self.raw.close()
 
 
+def decode_text(data: bytes, path: Path) -> str:
+    """Decode the bytes of a text file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises:
+        UnfoldError: It is neither, or holds zero bytes, as binary files do.
+    """
+    try:
+        text = data.decode(encoding_of(data))
+    except UnicodeDecodeError as error:
+        raise not_utf8(data, path) from error
+    if "\0" in text:
+        raise not_utf8(data, path)
+    return text
+
+
 def not_utf8(data: bytes, path: Path) -> UnfoldError:
     """Make the error for a file that is not UTF-8: it names the first such line and how to convert the file.
 
-    A file with zero bytes, such as an archive of arrays, is reported as binary.
+    A file with zero bytes, such as an archive of arrays, is reported as binary if these are not those of UTF-16.
     """
-    is_utf16 = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    if b"\0" in data and not is_utf16:
-        hint = "write it as CSV in UTF-8, one row per case"
-        return UnfoldError(Diagnostic("the file is binary, not a table of text", str(path), hint=hint))
-    line = 1
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, 0 if is_utf16 else error.start) + 1
-    name, code = ("UTF-16", "UTF-16") if is_utf16 else ("Latin-1", "LATIN1")
+    line, name, code = 1, "Latin-1", "LATIN1"
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        name = code = "UTF-16"
+    elif b"\0" in data:
+        even, odd = data[:UTF16_SAMPLE:2], data[1:UTF16_SAMPLE:2]
+        order = "LE" if all(even) and not any(odd) else "BE" if all(odd) and not any(even) else ""
+        if not order:
+            hint = "write it as CSV in UTF-8, one row per case"
+            return UnfoldError(Diagnostic("the file is binary, not a table of text", str(path), hint=hint))
+        name, code = "UTF-16", f"UTF-16{order}"
+    else:
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
     hint = f"if it is in {name}: iconv -f {code} -t UTF-8 {path.name.removesuffix('.gz')} > new.csv"
     return UnfoldError(Diagnostic("the file is not in UTF-8", str(path), line, 1, hint=hint))
 

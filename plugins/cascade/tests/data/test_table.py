@@ -307,6 +307,24 @@ def test_a_table_in_another_encoding_is_reported_with_its_line(tmp_path: Path, p
         frame_of_file(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.csv", "a,b\n1,2\n".encode("utf-16-le"), "iconv -f UTF-16LE"),
+        ("a.csv", b"a,b\n1,\0\n", "the file is binary"),
+        ("a.jsonl", b"{}\n\0\n", "the file is binary"),
+        ("a.rds", b"\x1f\x8b", r'a file of R, .*readRDS\("a.rds"\), "a.csv"'),
+        ("a.arff", b"@relation a\n", "a file of Weka, .*below @data"),
+        ("a.csv", b"# of 2026\na,b\n1,2\n", "has 2 cells where the header has 1 .*remove the lines above"),
+    ],
+)
+def test_other_files_are_refused_with_what_to_do(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    """A file that is no table of text, or has lines above its head, is refused with how to make it one."""
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UnfoldError, match=message):
+        frame_of_file(tmp_path / name)
+
+
 @pytest.mark.parametrize(("count", "message"), [(400, "occurs once"), (1500, "has 1500 different values")])
 def test_a_measured_label_column_suggests_ranges(tmp_path: Path, count: int, message: str) -> None:
     """A price or a temperature is not a label, few or many as its values are; a rare word is another matter."""

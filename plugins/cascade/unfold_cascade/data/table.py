@@ -21,10 +21,9 @@ from unfoldkit.api import (
     Diagnostic,
     UnfoldError,
     csv_lines,
+    decode_text,
     did_you_mean,
-    encoding_of,
     format_count,
-    not_utf8,
     require_packages,
     user_error,
 )
@@ -330,11 +329,7 @@ def _read_parquet(path: Path) -> Frame:
 
 def _read_jsonl(path: Path) -> Frame:
     data = read_bytes(path)
-    plain = gunzip(data, str(path))
-    try:
-        columns = jsonl.parse_columns(plain.decode(encoding_of(plain)), str(path))
-    except UnicodeDecodeError as error:
-        raise not_utf8(plain, path) from error
+    columns = jsonl.parse_columns(decode_text(gunzip(data, str(path)), path), str(path))
     return Frame(_expand_lists(columns, path), _digest(data), path.name)
 
 
@@ -369,10 +364,7 @@ def _flatten(cell: np.ndarray) -> np.ndarray:
 def _read_csv(path: Path) -> Frame:
     data = read_bytes(path)
     try:
-        plain = gunzip(data, str(path))
-        rows = list(csv_lines(io.StringIO(plain.decode(encoding_of(plain)), newline="")))
-    except UnicodeDecodeError as error:
-        raise not_utf8(plain, path) from error
+        rows = list(csv_lines(io.StringIO(decode_text(gunzip(data, str(path)), path), newline="")))
     except csv.Error as error:
         raise user_error(f"not a CSV file: {error}", file=str(path)) from error
     header = [name.strip() for name in rows[0][1]] if rows else []
@@ -385,7 +377,8 @@ def _read_csv(path: Path) -> Frame:
     for number, row in rows[1:]:
         if len(row) != len(header):
             message = f"has {len(row)} cells where the header has {len(header)}"
-            raise UnfoldError(Diagnostic(message, str(path), number, 1))
+            hint = "remove the lines above the names of the columns" if len(header) == 1 else ""
+            raise UnfoldError(Diagnostic(message, str(path), number, 1, hint=hint))
     columns = {name: np.array([row[index] for _, row in rows[1:]], dtype=object) for index, name in enumerate(header)}
     return Frame(columns, _digest(data), path.name)
 
