@@ -105,7 +105,7 @@ def test_an_empty_part_in_time_names_the_range_of_the_data() -> None:
     """Bounds beyond the data leave a part empty; the error says from when to when the data run."""
     dates = (np.datetime64("2024-01-30") + np.arange(PATIENTS)).astype(str)
     rule = SplitRule(kind="time", column="day", bounds={"train": bound("2023")})
-    last = str(np.datetime64("2024-01-30") + PATIENTS - 1)
+    last = str(np.datetime64("2024-01-30") + np.timedelta64(PATIENTS - 1, "D"))
     message = reject(rule, table(day=dates))
     assert "the part train has 0" in message
     assert f'the column "day" runs from 2024-01-30 to {last}' in message
