@@ -82,6 +82,11 @@ class Run:
     options: Options = field(default_factory=Options)
     allow_code: bool = False
 
+    @property
+    def saved_decision(self) -> Any:
+        """The decision of the saved plan; None without one."""
+        return (self.options.get("plan") or {}).get("decision")
+
     def path(self, text: str, *, key: str = "") -> Path:
         """Return the file or folder that ``text`` names, beside the spec or in the working folder.
 

@@ -183,7 +183,7 @@ def _replay_trace(
     """
     if stages is not None:
         return _replay_with_stages(spec, problem, stages, trace, run)
-    saved = (run.options.get("plan") or {}).get("decision")
+    saved = run.saved_decision
     if saved and is_pool_decision(saved):
         pool_config = parse_pool_decision(saved, problem)
         requests = build_replay_requests(spec, problem, pool_config.decode, trace, run)
@@ -210,7 +210,7 @@ def _replay_with_stages(
     spec: PipelineSpec, problem: EngineProblem, stages: EngineStages, trace: Path, run: Run
 ) -> Report:
     """Replay a trace on engines that follow the traffic, behind and before stages of the saved plan or of a new one."""
-    saved = (run.options.get("plan") or {}).get("decision")
+    saved = run.saved_decision
     planned = choose_pipeline(problem, stages, saved, run)
     if planned is None:
         slow = problem if problem.confidence is None else scale_to_end(problem, high=True)

@@ -53,7 +53,7 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
     """
     stage, engine = find_engine(spec)
     key = f"stages.{stage}.engine.urls"
-    saved = (run.options.get("plan") or {}).get("decision")
+    saved = run.saved_decision
     names_pools = bool(engine.disaggregated and engine.disaggregated.decode_urls)
     is_pooled = names_pools and (not saved or is_pool_decision(saved))
     if not is_pooled and not engine.endpoints and engine.local is None:
@@ -157,7 +157,7 @@ def _choose_case(spec: PipelineSpec, problem: EngineProblem, run: Run) -> _Serve
     stages = build_engine_stages(spec, run)
     if stages is None:
         return _ServedCase(problem=problem, config=choose_engine(problem, run))
-    planned = choose_pipeline(problem, stages, (run.options.get("plan") or {}).get("decision"), run)
+    planned = choose_pipeline(problem, stages, run.saved_decision, run)
     if planned is None:
         raise user_error("no choice of engines meets the targets", key="slo", hint="unfold plan SPEC explains it")
     sources = {name: locate_served_model(name, spec, run) for name in planned.list_stages()}
@@ -256,7 +256,7 @@ def _reject_other_pools(run: Run, key: str) -> None:
     Raises:
         UnfoldError: the saved plan has two pools.
     """
-    if is_pool_decision((run.options.get("plan") or {}).get("decision")):
+    if is_pool_decision(run.saved_decision):
         hint = "prefill_urls: [URL], decode_urls: [URL]; unfold plan SPEC --format vllm starts them"
         raise user_error("the plan has two pools, and the spec names no engines of them", key=key, hint=hint)
 
@@ -267,7 +267,7 @@ def choose_engine(problem: EngineProblem, run: Run) -> EngineConfig:
     Raises:
         UnfoldError: no choice of engines meets the targets.
     """
-    saved = (run.options.get("plan") or {}).get("decision")
+    saved = run.saved_decision
     _reject_other_pools(run, f"stages.{problem.stage}.engine.disaggregated")
     if saved:
         return parse_engine_decision(saved, problem)

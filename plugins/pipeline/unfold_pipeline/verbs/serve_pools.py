@@ -29,7 +29,7 @@ def choose_pools(problem: EngineProblem, run: Run) -> PoolConfig:
     Raises:
         UnfoldError: no pools meet the targets.
     """
-    saved = (run.options.get("plan") or {}).get("decision")
+    saved = run.saved_decision
     if saved:
         return parse_pool_decision(saved, problem)
     pools = find_pools(problem, run.progress)

@@ -118,7 +118,7 @@ def _build_config(problem: Problem, execution: Execution, trainable: TrainableCo
 def _select_execution(problem: Problem, run: Run) -> Execution | Report:
     """Select the plan of an earlier attempt, of ``--plan``, or a new one; or report that there is none."""
     has_begun = run.directory.has(DECISION_FILE, made_from=problem.fingerprint)
-    decision: Mapping[str, Any] = (run.options.get("plan") or {}).get("decision") or {}
+    decision: Mapping[str, Any] = run.saved_decision or {}
     if has_begun:
         with run.directory.decoding(DECISION_FILE, "a plan") as data:
             decision = parse_object(data)
