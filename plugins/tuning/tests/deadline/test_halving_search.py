@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import pytest
 
+from unfold_tuning.deadline import limits
 from unfold_tuning.deadline.halving_search import METHODS, HalvingSearch
 from unfold_tuning.deadline.limits import LimitKeeper, SteadyClock, parse_limits
+from unfold_tuning.job.pace_record import PaceRecord, build_pace_record
 from unfold_tuning.job.schedule import build_brackets, build_hyperband
 
 
@@ -175,6 +177,21 @@ def test_unlike_searches_end_in_time(name: str, method: str) -> None:
     # ASHA may stop where nothing would be in time
     assert is_over or fails or method == "asha" or max(search.steps.values()) >= 27
     assert len(run.reports) == len(set(run.reports))
+
+
+def test_reported_steps_are_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decision looks at the trials many times, but what they reported is evaluated once: searches may be large."""
+    evaluated: list[int] = []
+
+    def build(name: str, steps: Mapping[str, Sequence[tuple[float, float]]]) -> PaceRecord:
+        evaluated.append(sum(map(len, steps.values())))
+        return build_pace_record(name, steps)
+
+    monkeypatch.setattr(limits, "build_pace_record", build)
+    run = VirtualRun(method="sha", trials=40)
+    run.run()
+    assert len(run.reports) >= 100
+    assert len(evaluated) == len(set(evaluated))
 
 
 def test_asha_begins_nothing_that_would_be_late() -> None:

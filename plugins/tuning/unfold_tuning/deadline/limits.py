@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from numbers import Real
-from typing import Any
+from statistics import fmean, median
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -38,6 +39,10 @@ MIN_STEPS = 2
 """Reports of a trial from which its next one is predicted: the first step may contain a warm-up."""
 WARM_UP_FACTOR = 2.0
 """A first step that takes more than this many times the median of the others contains a warm-up."""
+
+Trial = TypeVar("Trial", int, str)
+Steps = dict[Trial, list[tuple[float, float]]]
+"""By trial, the steps run by the end of each report and the mean seconds of one of its steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +145,29 @@ class OpenWork:
     trials: int
 
 
+@dataclass(slots=True)
+class MeasuredSteps:
+    """The steps of a run up to a report.
+
+    Attributes:
+        count: How many steps were reported.
+        steps: Seconds of each step by trial, without a first one that contains a warm-up.
+        warm_up_s: Mean seconds of that warm-up; 0 without one.
+        record: The steps as a record of paces, once it was needed.
+    """
+
+    count: int = 0
+    steps: Steps[str] = field(default_factory=dict)
+    warm_up_s: float = 0.0
+    record: PaceRecord | None = None
+
+    def get_record(self) -> PaceRecord:
+        """Return the steps as a record of paces."""
+        if self.record is None:
+            self.record = build_pace_record("run", self.steps)
+        return self.record
+
+
 @dataclass(slots=True, kw_only=True)
 class LimitKeeper:
     """Keeps a search within its limits.
@@ -177,6 +205,7 @@ class LimitKeeper:
     notes: list[str] = field(default_factory=list)
     is_scouting: bool = False
     repeats_steps: bool = False
+    _latest: MeasuredSteps = field(default_factory=MeasuredSteps, init=False, repr=False)
 
     @property
     def brackets(self) -> tuple[tuple[Stage, ...], ...]:
@@ -235,17 +264,17 @@ class LimitKeeper:
         left_s, items = self.compute_time_left_s(), self.steps.get(trial, [])
         if left_s <= 0 or not items:
             return left_s <= 0
-        known, warm_up_s = self._split_warm_up()
         if len(items) >= MIN_STEPS:
             paces = [seconds for _, seconds in items[1:]]
-        elif warm_up_s:
-            paces = [seconds for others in known.values() for _, seconds in others]
+        elif self._measured.warm_up_s:
+            paces = [seconds for others in self._measured.steps.values() for _, seconds in others]
         elif any(len(others) >= MIN_STEPS for others in self.steps.values()):
             paces = [items[-1][1]]
         else:
             return False
-        before = items[-2][0] if len(items) >= MIN_STEPS else 0.0
-        return (items[-1][0] - before) * float(np.quantile(paces, self.limits.confidence)) > left_s
+        steps = items[-1][0] - (items[-2][0] if len(items) >= MIN_STEPS else 0.0)
+        # a quantile takes longer than a quick step
+        return steps * max(paces) > left_s and steps * float(np.quantile(paces, self.limits.confidence)) > left_s
 
     def compute_spent_usd(self) -> float:
         """Compute the bill: all slots from the start on."""
@@ -347,27 +376,17 @@ class LimitKeeper:
 
     def estimate_warm_up_steps(self) -> int:
         """Estimate how many steps the warm-up of a trial is worth; 0 without one."""
-        known, warm_up_s = self._split_warm_up()
-        paces = [seconds for items in known.values() for _, seconds in items]
-        return round(warm_up_s / float(np.median(paces))) if warm_up_s else 0
+        measured = self._measured
+        paces = [seconds for items in measured.steps.values() for _, seconds in items]
+        return round(measured.warm_up_s / float(np.median(paces))) if measured.warm_up_s else 0
 
-    def _split_warm_up(self) -> tuple[dict[str, list[tuple[float, float]]], float]:
-        """Split the warm-up of trials from their steps, if most of those that show one have it.
-
-        Returns:
-            The steps of each trial, without the first one if it contains a warm-up; and its mean seconds.
-        """
-        known = {str(trial): items for trial, items in self.steps.items() if items}
-        complete = {trial: items for trial, items in known.items() if len(items) >= MIN_STEPS}
-        medians = {trial: float(np.median([pace for _, pace in items[1:]])) for trial, items in complete.items()}
-        warm_ups = [
-            items[0][0] * (items[0][1] - medians[trial])
-            for trial, items in complete.items()
-            if items[0][1] > WARM_UP_FACTOR * medians[trial]
-        ]
-        if 2 * len(warm_ups) <= len(complete):
-            return known, 0.0
-        return {trial: items[1:] for trial, items in complete.items()}, float(np.mean(warm_ups))
+    @property
+    def _measured(self) -> MeasuredSteps:
+        """What was measured so far: a decision asks for it once per trial."""
+        count = sum(map(len, self.steps.values()))
+        if self._latest.count != count:
+            self._latest = MeasuredSteps(count, *_split_warm_up(self.steps))
+        return self._latest
 
     def estimate_probability(self, work: Sequence[OpenWork], *, has_later: bool = True) -> float:
         """Estimate the probability that open work and all later stages end within the limits; 1 if nothing is known.
@@ -378,13 +397,12 @@ class LimitKeeper:
             work: What is open in each bracket.
             has_later: Whether later stages follow.
         """
-        known, _ = self._split_warm_up()
         work = [item for item in work if item.steps or (has_later and item.trials)]
         if sum(bool(items) for items in self.steps.values()) < MIN_PROFILED or not work:
             return 1.0
         brackets = self.brackets
         table = merge_brackets(brackets)
-        record = build_pace_record("run", known)
+        record = self._measured.get_record()
         # a job of unknown kind: the default prior, from however many trials have reported
         posterior = build_pace_posterior(table, record, np.zeros((0, 0)), (), 0)
         current = {item.bracket: item.stage for item in work}
@@ -443,3 +461,22 @@ class LimitKeeper:
 
 def _join_draws(draws: Sequence[PaceDraws]) -> PaceDraws:
     return PaceDraws(np.hstack([item.shift for item in draws]), np.hstack([item.spread for item in draws]))
+
+
+def _split_warm_up(steps: Steps[int]) -> tuple[Steps[str], float]:
+    """Split the warm-up of trials from their steps, if most of those that show one have it.
+
+    Returns:
+        The steps of each trial, without the first one if it contains a warm-up; and its mean seconds.
+    """
+    known = {str(trial): items for trial, items in steps.items() if items}
+    complete = {trial: items for trial, items in known.items() if len(items) >= MIN_STEPS}
+    medians = {trial: median(pace for _, pace in items[1:]) for trial, items in complete.items()}
+    warm_ups = [
+        items[0][0] * (items[0][1] - medians[trial])
+        for trial, items in complete.items()
+        if items[0][1] > WARM_UP_FACTOR * medians[trial]
+    ]
+    if 2 * len(warm_ups) <= len(complete):
+        return known, 0.0
+    return {trial: items[1:] for trial, items in complete.items()}, fmean(warm_ups)
