@@ -39,6 +39,14 @@ def dated(
     return train(config, state, iters, accelerators, seed)
 
 
+def returning_twice(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Fork, and return from both processes."""
+    os.fork()
+    return float(iters), b""
+
+
 def broken(
     config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
 ) -> tuple[float, bytes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from tuning_runs import SPEC, train_spec
 
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.trial.trainable import WorkerSetup
-from unfold_tuning.trial.worker import check_result, serve_jobs
+from unfold_tuning.trial.worker import TrialJob, WorkerMessage, check_result, describe_failure, serve_jobs
 from unfoldkit.api import ExitCode, UnfoldError, Verdict
 
 pytestmark = pytest.mark.usefixtures("sleeper_log")
@@ -41,6 +43,45 @@ def test_a_worker_ends_with_its_pipe() -> None:
     pipe.close()
     process.join(60.0)
     assert process.exitcode == 0
+
+
+def test_a_forked_process_that_returns_ends(tmp_path: Path) -> None:
+    """A process that a function forks and that returns from it as well reports nothing, and receives no job."""
+    context = get_context("spawn")
+    pipe, worker_pipe = context.Pipe()
+    setup = WorkerSetup(TrainableConfig(function="sleeper:returning_twice"))
+    process = context.Process(target=serve_jobs, args=(os.getpid(), worker_pipe, setup), daemon=True)
+    process.start()
+    worker_pipe.close()
+    pipe.send(_build_job(tmp_path, 2))
+    messages: list[WorkerMessage] = []
+    with contextlib.suppress(EOFError):
+        while pipe.poll(60.0) and len(messages) < 8:
+            messages.append(pipe.recv())
+            if messages[-1].iters == 2:
+                process.join(0.5)
+                process.kill()
+    process.kill()
+    assert [message.iters for message in messages] == [0, 1, 2]
+
+
+class UnreadableError(Exception):
+    """An error of a user whose message cannot be read."""
+
+    def __str__(self) -> str:
+        """Fail, as an error with a wrong format may."""
+        raise KeyError("name")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(ValueError("z" * 100_000), r"ValueError: z{400,500}\.\.\."), (UnreadableError(), "UnreadableError: its message")],
+)
+def test_errors_of_a_function_are_reported_in_short(tmp_path: Path, error: Exception, message: str) -> None:
+    """A long message is cut, and an error that has none to read fails its trial, not the node."""
+    described = describe_failure(_build_job(tmp_path, 1), error).error
+    assert re.match(message, described)
+    assert len(described) <= 500
 
 
 @pytest.mark.parametrize(
@@ -98,3 +139,7 @@ def test_output_of_trials_goes_to_stderr(tmp_path: Path, capfd: pytest.CaptureFi
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "epoch 1" in captured.err
+
+
+def _build_job(folder: Path, target: int) -> TrialJob:
+    return TrialJob(trial=0, config={}, done=0, target=target, checkpoint_iters=1, workers=1, seed=0, folder=folder)

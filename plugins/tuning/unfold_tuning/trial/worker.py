@@ -24,6 +24,8 @@ from unfoldkit.safe_io.files import read_bytes
 from unfoldkit.worker_process import start_worker
 
 RESULT_FORM = "a trial's function returns (metric, state), a number and bytes"
+MAX_ERROR = 500
+"""Characters of an error of a function that are reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +124,11 @@ def prepare_training(setup: WorkerSetup) -> tuple[TrainFunction | None, WorkerMe
 
 def describe_failure(job: TrialJob, error: BaseException) -> WorkerMessage:
     """Build the message that a trial's function raised an error."""
-    return WorkerMessage(kind="failed", trial=job.trial, error=f"{type(error).__name__}: {error}")
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the error is a user's class
+        text = "its message cannot be read"
+    return WorkerMessage(kind="failed", trial=job.trial, error=shorten(f"{type(error).__name__}: {text}", MAX_ERROR))
 
 
 def _allow_processes() -> None:
@@ -161,7 +167,7 @@ def run_job(
     while done < job.target:
         began = time.perf_counter()
         iters = min(job.checkpoint_iters, job.target - done)
-        metric, state = check_result(train(copy.deepcopy(job.config), state, iters, job.workers, job.seed))
+        metric, state = check_result(_train_here(train, copy.deepcopy(job.config), state, iters, job.workers, job.seed))
         done += iters
         trained = time.perf_counter()
         if job.is_reporting:
@@ -175,6 +181,16 @@ def run_job(
             seconds=ended - began,
             save_s=ended - trained,
         )
+
+
+def _train_here(train: TrainFunction, *arguments: Any) -> object:
+    """Train; a process that the function forked and that leaves it too ends: only its parent has the result."""
+    process = os.getpid()
+    try:
+        return train(*arguments)
+    finally:
+        if os.getpid() != process:
+            os._exit(0)
 
 
 def check_result(result: object) -> tuple[float, bytes]:
