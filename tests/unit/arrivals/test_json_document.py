@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,17 @@ JAEGER = [
     for item in spans("spanID", "above", "traceID", "startTime", 1_000_000)
 ]
 
+SDK = [
+    {
+        "name": item["name"],
+        "context": {"trace_id": item["traceId"], "span_id": item["spanId"], "trace_state": "[]"},
+        "parent_id": item.get("parentSpanId"),
+        "start_time": dt.datetime.fromtimestamp(int(item["startTimeUnixNano"]) / 1e9, dt.UTC).isoformat(),
+        "events": [{"name": "chunk", "timestamp": "2023-11-16T18:17:07.9Z"}],
+    }
+    for item in OTLP
+]
+
 
 def batch(items: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch of spans as OTLP nests them."""
@@ -55,6 +67,8 @@ FORMS = {
     "pretty.json": json.dumps(batch(OTLP), indent=2),
     "batches.jsonl": lines([batch(OTLP[at : at + 20]) for at in range(0, len(OTLP), 20)]),
     "spans.jsonl": lines(OTLP),
+    "sdk.jsonl": lines(SDK),
+    "sdk.json": "\n".join(json.dumps(item, indent=4) for item in SDK),
     "jaeger.json": json.dumps({"data": [{"traceID": "t", "spans": JAEGER}]}),
     "zipkin.json": json.dumps(ZIPKIN, indent=1),
 }

@@ -254,12 +254,14 @@ def test_usual_names_count_in_any_spelling(tmp_path: Path, names: tuple[str, str
     assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([1200, 7], [3, 4])
 
 
+USAGE = ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
+
+
 def build_span(index: int, operation: str, tokens: tuple[int, int] | None) -> dict[str, Any]:
     """Return a span as the collector of OpenTelemetry writes it."""
-    names = ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
     usage = [
         {"key": name, "value": {"intValue": str(count)}}
-        for name, count in zip(names, tokens or (), strict=bool(tokens))
+        for name, count in zip(USAGE, tokens or (), strict=bool(tokens))
     ]
     attributes = [{"key": "gen_ai.operation.name", "value": {"stringValue": operation}}, *usage]
     return {"name": operation, "startTimeUnixNano": str((EPOCH_S + index) * 10**9 + 1), "attributes": attributes}
@@ -282,6 +284,24 @@ def test_spans_of_model_calls_are_requests(tmp_path: Path, name: str) -> None:
     trace = read_objects(path, prompt=None, generated=None)
     assert trace.input_tokens.tolist() == list(range(100, 112))
     assert trace.output_tokens.tolist() == list(range(1, 13))
+    np.testing.assert_allclose(trace.arrival_s, np.arange(12.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("indent", [None, 4])
+def test_spans_that_an_sdk_prints_are_requests(tmp_path: Path, indent: int | None) -> None:
+    """The console exporter prints spans one after another, in lines of their own or not; handlers have no tokens."""
+    spans = []
+    for index in range(12):
+        usage = {"gen_ai.operation.name": "chat", USAGE[0]: 100 + index, USAGE[1]: 1 + index}
+        for number, attributes in ((1, usage), (0, {})):
+            own = {"trace_id": f"0x{index}", "span_id": f"0x{index}{number}", "trace_state": "[]"}
+            above = f"0x{index}0" if number else None
+            spans.append({"name": "a", "context": own, "parent_id": above, "start_time": to_iso(float(index))})
+            spans[-1] |= {"attributes": attributes, "events": [{"name": "chunk", "timestamp": to_iso(50.0)}] * number}
+    path = tmp_path / "spans.jsonl"
+    path.write_text("\n".join(json.dumps(span, indent=indent) for span in spans), "utf-8")
+    trace = read_objects(path, prompt=None, generated=None)
+    assert trace.input_tokens.tolist() == list(range(100, 112))
     np.testing.assert_allclose(trace.arrival_s, np.arange(12.0), atol=1e-6)
 
 

@@ -20,6 +20,8 @@ _LOG_SUFFIX = re.compile(r"\.(log([-_].*)?|jsonl|ndjson)")
 _MAX_LINES = 50
 _MAX_LINE_LENGTH = 16_384
 _SPANS = re.compile(r'\s*\{\s*"resource_?[sS]pans"|\{(?=.*"span_?[iI]d")(?=.*"start_?[tT]ime_?[uU]nix_?[nN]ano").*')
+_SDK_SPANS = re.compile(r'\s*\{\s*"name":.{0,999}?"context":\s*\{\s*"trace_id":.{0,999}?"parent_id":', re.DOTALL)
+"""Beginning of the spans that the SDK of OpenTelemetry prints, in one line each or in many."""
 _TRUNCATED_TOKEN = re.compile(r"[a-z\d.+-]*")
 _BINARY_FORMS = {"(\ufffd/\ufffd": "zstd", "BZh": "bzip2", "\ufffd7zXZ": "xz", "PK\x03\x04": "zip"}
 """Beginnings of files that are no text, as they are decoded."""
@@ -54,10 +56,11 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _by_first_line(lines: list[str]) -> TraceForm | None:
-    """Return the form that a first line proves, whatever the name of the file."""
+    """Return the form that the first lines prove, whatever the name of the file."""
     if lines and lines[0].startswith(_W3C_DIRECTIVES):
         return "log"
-    return "document" if lines and _SPANS.match(lines[0]) else None
+    is_document = bool(lines) and (_SPANS.match(lines[0]) or _SDK_SPANS.match("".join(lines)))
+    return "document" if is_document else None
 
 
 def _by_suffix(suffix: str) -> TraceForm | None:

@@ -1,11 +1,12 @@
 """Read arrival times from a JSON document: a list of times or rows, spans, or a range query of Prometheus.
 
-Spans are those of OpenTelemetry (OTLP), Jaeger and Zipkin. A request makes many of them; an arrival is a span
-without a parent in the document.
+Spans are those of OpenTelemetry (OTLP, or as its SDK prints them), Jaeger and Zipkin. A request makes many of them; an
+arrival is a span without a parent in the document.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from unfoldkit.io.tables import UNREADABLE, open_text
 from unfoldkit.safe_io.files import parse_values
 
 _ID_KEYS = ("spanId", "span_id", "spanID", "id")
-_PARENT_KEYS = ("parentSpanId", "parent_span_id", "parentSpanID", "parentId")
+_PARENT_KEYS = ("parentSpanId", "parent_span_id", "parentSpanID", "parentId", "parent_id")
 _TRACE_KEYS = ("traceId", "trace_id", "traceID")
 _START_KEYS = (("startTimeUnixNano", 1e9), ("start_time_unix_nano", 1e9), ("startTime", 1e6), ("timestamp", 1e6))
 """Keys of the start of a span, with their parts per second."""
@@ -71,7 +72,7 @@ def _iter_objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _read_spans(values: Sequence[Any], match: str) -> TraceRows | None:
-    objects = _iter_objects(list(values))
+    objects = ({**each, **each["context"]} if is_sdk_span(each) else each for each in _iter_objects(list(values)))
     spans = [span for span in objects if _get(span, _ID_KEYS) and _get(span, _TRACE_KEYS) and _start_s(span)]
     selected = [span for span in spans if match in json.dumps(span, ensure_ascii=False)] if match else spans
     if not spans:
@@ -81,12 +82,23 @@ def _read_spans(values: Sequence[Any], match: str) -> TraceRows | None:
     return TraceRows(np.sort(np.array(starts, dtype=np.float64)))
 
 
+def is_sdk_span(value: Any) -> bool:
+    """Return whether a value is a span as the SDK of OpenTelemetry prints it: its ids are in a context."""
+    context = value.get("context") if isinstance(value, dict) else None
+    return isinstance(context, dict) and "span_id" in context and {"parent_id", "start_time"} <= set(value)
+
+
 def _get(span: dict[str, Any], keys: Sequence[str]) -> str | int | None:
     return next((span[key] for key in keys if span.get(key) and isinstance(span[key], (str, int))), None)
 
 
 def _start_s(span: dict[str, Any]) -> float | None:
     """Return the start of a span in s since 1970."""
+    if is_sdk_span(span):
+        try:
+            return dt.datetime.fromisoformat(str(span["start_time"])).timestamp()
+        except ValueError:
+            return None
     for key, parts in _START_KEYS:
         if key in span:
             try:

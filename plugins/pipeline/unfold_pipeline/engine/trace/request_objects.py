@@ -1,6 +1,7 @@
 """Requests as objects with named fields: JSON lines, JSON documents with a list of objects, or Parquet.
 
-Spans as OpenTelemetry exports them (OTLP/JSON) are objects too: those that state the tokens of a model call.
+Spans as OpenTelemetry exports them (OTLP/JSON) or its SDK prints them are objects too: those that state the tokens of
+a model call.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from unfoldkit.api import Diagnostic, UnfoldError, user_error
 from unfoldkit.arrivals.readers.detect import detect_form
+from unfoldkit.arrivals.readers.json_document import is_sdk_span
 from unfoldkit.io.tables import open_text, read_parquet_rows
 from unfoldkit.safe_io.files import parse_values
 
@@ -78,7 +80,7 @@ def _begins_with_object(path: Path) -> bool:
     try:
         with open_text(path, errors="replace") as stream:
             first = json.loads(stream.readline(MAX_FIRST_LINE))
-            return isinstance(first, dict) and _find_objects(first) is None
+            return isinstance(first, dict) and not is_sdk_span(first) and _find_objects(first) is None
     except (ValueError, RecursionError, OSError, EOFError):
         return False
 
@@ -125,6 +127,8 @@ def _list_entries(documents: Sequence[Any]) -> list[dict[str, Any]] | None:
     """Return the objects of documents that follow one another, such as the exports of spans; ``None`` without any."""
     if any(isinstance(document, dict) and "resourceSpans" in document for document in documents):
         return [span for document in documents for span in _list_spans(document)]
+    if any(map(is_sdk_span, documents)):
+        return [span for span in documents if is_sdk_span(span) and _is_model_call(span.get("attributes") or {})]
     found = [entries for document in documents if (entries := _find_objects(document)) is not None]
     return [entry for entries in found for entry in entries] or None
 
@@ -142,9 +146,14 @@ def _list_spans(document: Any) -> Iterator[dict[str, Any]]:
                     for item in _list_objects(span, "attributes")
                     if isinstance(item.get("value"), dict)
                 }
-                is_call = attributes.get("gen_ai.operation.name") not in OTHER_OPERATIONS
-                if is_call and any(name.startswith(USAGE_PREFIX) for name in attributes):
+                if _is_model_call(attributes):
                     yield {**span, "attributes": attributes}
+
+
+def _is_model_call(attributes: Mapping[str, Any]) -> bool:
+    """Return whether the attributes of a span state tokens that an engine has generated."""
+    is_call = attributes.get("gen_ai.operation.name") not in OTHER_OPERATIONS
+    return is_call and any(name.startswith(USAGE_PREFIX) for name in attributes)
 
 
 def _list_objects(value: Any, name: str) -> list[dict[str, Any]]:
