@@ -17,6 +17,7 @@ from torch.nn import functional  # noqa: E402
 
 from unfold_supernet import elastic  # noqa: E402
 from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
+from unfold_supernet.modules.width_groups import find_width_groups, trace_indices  # noqa: E402
 from unfoldkit.api import UnfoldError  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -133,6 +134,53 @@ def test_flattened_maps_are_followed_through_a_concatenation(channels: tuple[int
             for parameter in branch.parameters():
                 parameter[dropped] = 0
         torch.testing.assert_close(family("0.5x1", example), module(example))
+
+
+class Joined(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Two layers, and their outputs beside the inputs, as in networks with skipped layers."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor, Tensor], list[Tensor]], norm: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(6, 12)
+        self.join, self.norm, self.head = join, norm, nn.LazyLinear(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute outputs (n, 3) for inputs (n, 6)."""
+        parts = self.join(x, self.first(x).relu(), self.second(x).relu())
+        result: Tensor = self.head(self.norm(torch.cat(parts, -1)))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("join", "norm"),
+    [
+        (lambda x, a, b: [x, a, b], nn.Identity()),
+        (lambda x, a, b: [a, x, b], nn.BatchNorm1d(26)),
+        (lambda x, a, b: [x, x.sin(), b, a], nn.Identity()),
+        (lambda x, a, b: [a, b, x], nn.LayerNorm(26)),
+        (lambda x, a, b: [x, a, b], nn.LayerNorm(26)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_inputs_beside_channels_are_counted(
+    join: Callable[[Tensor, Tensor, Tensor], list[Tensor]], norm: nn.Module
+) -> None:
+    """A head that reads inputs and channels side by side keeps all inputs, and the channels that remain."""
+    torch.manual_seed(0)
+    module, example = Joined(join, norm).eval(), torch.randn(3, 6)
+    with torch.no_grad():
+        module(example)
+    indices = trace_indices(module, example, find_width_groups(module, example)[0], 0.5)[1]
+    rows = [indices[f"{name}.weight"][0] for name in ("first", "second")]
+    read = indices["head.weight"][1]
+    assert read is not None
+    # numbers of inputs, and of the channels that remain, above 0
+    numbered = [torch.arange(1.0, 7), *(torch.zeros(len(kept)) for kept in (torch.arange(8), torch.arange(12)))]
+    for number, kept in zip(numbered[1:], rows, strict=True):
+        assert kept is not None
+        number[kept] = 1
+    assert (torch.cat(join(*numbered))[read] != 0).all()
+    assert len(read) == len(torch.cat(join(*numbered))) - 10
 
 
 class Alternating(nn.Module):  # type: ignore[misc,unused-ignore]
@@ -311,6 +359,17 @@ def test_lazy_layers_that_fail_on_the_example_are_refused() -> None:
         elastic(module, torch.randn(3, 4))
 
 
+class Applied(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A function as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 class Gated(nn.Module):  # type: ignore[misc,unused-ignore]
     """Maps of a convolution that ``gate`` multiplies by each other, and a classifier of their means."""
 
@@ -370,3 +429,25 @@ def test_channels_that_are_not_followed_stay(gate: Callable[[Tensor], Tensor], c
     torch.manual_seed(0)
     with pytest.raises(UnfoldError, match=r"no channels of this module can be narrowed.*maps"):
         elastic(Gated(gate, channels).eval(), torch.randn(2, 3, 9, 9), widths=(0.5, 1))
+
+
+@pytest.mark.parametrize("middle", [nn.Identity, lambda: nn.GroupNorm(1, 32)], ids=["plain", "norm"])
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda x: x * x[:, :1].sigmoid(),
+        lambda x: x * x[:, 0, None].sigmoid(),
+        lambda x: torch.cat([x[:, 20:], x[:, :20]], 1),
+        lambda x: x.sort(1).values,
+    ],
+    ids=["slice", "select", "swap", "sort"],
+)
+def test_channels_with_a_place_of_their_own_stay(
+    gate: Callable[[Tensor], Tensor], middle: Callable[[], nn.Module]
+) -> None:
+    """Channels that are selected by their place, or move to another one, are kept, also before a norm."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 32, 3), Applied(gate), middle(), nn.Flatten(), nn.Linear(32 * 9, 5))
+    groups, inelastic = find_width_groups(module.eval(), torch.randn(2, 3, 5, 5))
+    assert not groups
+    assert {part.path for part in inelastic} == {"0", "4"}

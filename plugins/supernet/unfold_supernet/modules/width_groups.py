@@ -34,8 +34,10 @@ UNFOLLOWED = (ArithmeticError, AssertionError, AttributeError, LookupError, Runt
 """What torch-pruning raises where it cannot follow channels."""
 MAX_REDUCED = 2
 """Maps up to which the inputs of a layer are taken for a mean or maximum over channels."""
-MOVING = ("Flip", "Roll")
+MOVING = ("Flip", "Roll", "Sort", "Gather", "CopySlices")
 """Operations that move pixels, or channels, to other places."""
+SELECTING = ("Slice", "Select")
+"""Operations that take some of the channels, or of the pixels."""
 CUSTOM = "Backward"
 """End of the names of the user's own functions with gradients; those of torch end in a digit."""
 MIN_STEPS, STEPS_PER_DEPENDENCY = 200, 2
@@ -141,7 +143,8 @@ def find_width_groups(
         found = WidthGroup(root, ())
         if not reason:
             found = _rank_channels(importance, graph, group, root)
-            is_kept = found.order and (not _is_permuted(group) or _equals_ignored(module, example, [found], heads))
+            norms = [names[layer] for layer in _list_norms(group)]
+            is_kept = found.order and (not _is_permuted(group) or _equals_ignored(module, example, found, heads, norms))
             reason = "" if is_kept else UNTRACED
         if reason:
             inelastic.append(Inelastic(root, reason))
@@ -257,6 +260,7 @@ def build_graph(module: nn.Module, example: Inputs, heads: HeadLayers = NO_HEADS
             if not getattr(graph, "module2node", None):
                 raise
             _map_indices(graph)
+    _count_constants(graph)
     _follow_splits(graph)
     _follow_gates(graph)
     _follow_flattened(graph)
@@ -282,6 +286,46 @@ def _map_indices(graph: Any) -> None:
     _cut(graph, lambda operation, _is_output: operation in unfollowed)
     # those that remain are mapped again for every group
     graph.module2node = {operation: node for operation, node in nodes.items() if operation not in unfollowed}
+
+
+def _count_constants(graph: Any) -> None:
+    """Count the channels of concatenated parts without gradients, such as the module's inputs.
+
+    Torch-pruning leaves them out, and would remove channels of the others at wrong places.
+    """
+    torch_pruning = _import_torch_pruning()
+    infer_channels, uncounted = torch_pruning.dependency.shape_infer.infer_channels_between, set()
+    for node in [each for each in graph.module2node.values() if each.type == torch_pruning.ops.OPTYPE.CONCAT]:
+        axis, (shape,), results = node.grad_fn._saved_dim, _list_shapes(node.grad_fn), node.grad_fn.next_functions  # noqa: SLF001
+        axis = axis if axis < len(shape) else axis - 2**64
+        missing = [place for place, (made, _) in enumerate(results) if not _is_followed(graph, made)]
+        if not missing or len(missing) + len(node.inputs) != len(results):
+            continue
+        sizes = [
+            0 if place in missing else _list_shapes(made)[index][axis] for place, (made, index) in enumerate(results)
+        ]
+        present = [size for place, size in enumerate(sizes) if place not in missing]
+        # tokens are concatenated too
+        if len(shape) > 2 and present != [infer_channels(graph, source, node) for source in node.inputs]:
+            continue
+        if missing[-1] - missing[0] >= len(missing):
+            uncounted.add(node.module)
+            continue
+        # the first of neighbours stands for all of them
+        sizes = [shape[axis] - sum(present), *[0] * (len(missing) - 1)]
+        for place, size in zip(missing, sizes, strict=True):
+            constant = nn.BatchNorm1d(size, affine=False, track_running_stats=False)
+            node.inputs.insert(place, torch_pruning.dependency.node.Node(constant, None))
+        node.module.concat_sizes = [*present[: missing[0]], *sizes, *present[missing[0] :]]
+    _cut(graph, lambda operation, _is_output: operation in uncounted)
+
+
+def _is_followed(graph: Any, function: Any) -> bool:
+    """Return whether torch-pruning follows a result: it is no constant, and no parameter of a layer."""
+    if function is None:
+        return False
+    variable = getattr(function, "variable", None)
+    return variable is None or any(variable is parameter for parameter, _ in graph.unwrapped_parameters)
 
 
 def _follow_splits(graph: Any) -> None:
@@ -346,7 +390,11 @@ def _follow_flattened(graph: Any) -> None:
     infer_channels = torch_pruning.dependency.shape_infer.infer_out_channels_recursively
     for node in [each for each in graph.module2node.values() if each.type == kinds.CONCAT]:
         results = node.grad_fn.next_functions
-        shapes: list[tuple[int, ...]] = [_list_shapes(made)[index] if made else () for made, index in results]
+        counted = node.module.concat_sizes or ()
+        sizes = counted if len(counted) == len(results) else [0] * len(results)
+        shapes = [
+            _list_shapes(made)[index] if made else (1, size) for (made, index), size in zip(results, sizes, strict=True)
+        ]
         if len(shapes) != len(node.inputs) or any(len(shape) != 2 for shape in shapes):
             continue
         node.module.concat_sizes = [columns for _, columns in shapes]
@@ -774,30 +822,50 @@ def _count_empty(module: nn.Module) -> int:
 def _is_permuted(group: Any) -> bool:
     """Return whether the channels of a group may change places: flipped, sliced, or reshaped and permuted, as shuffled.
 
-    Groups in which norms of many channels, which depend on how many there are, do not count.
+    Tokens are reshaped and permuted around attention; groups in which norms of many channels stand are taken for them.
     """
-    targets = [item.dep.target for item in group]
-    if any(isinstance(node.module, NORMS_OF_CHANNELS) for node in targets):
-        return False
-    operations = {node.module: node.grad_fn.name() for node in targets if node.grad_fn is not None}
+    nodes = {item.dep.target: len(item.idxs) for item in group}
+    operations = {node.module: node.grad_fn.name() for node in nodes if node.grad_fn is not None}
     if any(name.startswith(MOVING) or name.endswith(CUSTOM) for name in operations.values()) or _list_steps(group):
         return True
+    if any(_selects(node.grad_fn, channels) for node, channels in nodes.items()):
+        return True
+    if _list_norms(group):
+        return False
     kinds = _import_torch_pruning().ops
     # flattened before a concatenation
-    if any(isinstance(node.module, kinds._ReshapeOp) and node.type != kinds.OPTYPE.RESHAPE for node in targets):  # noqa: SLF001
+    if any(isinstance(node.module, kinds._ReshapeOp) and node.type != kinds.OPTYPE.RESHAPE for node in nodes):  # noqa: SLF001
         return True
     reshapes = sum("View" in name or "Reshape" in name for name in operations.values())
     return reshapes > 1 and any("Transpose" in name or "Permute" in name for name in operations.values())
 
 
-def _equals_ignored(module: nn.Module, example: Inputs, groups: Sequence[WidthGroup], heads: HeadLayers) -> bool:
+def _selects(function: Any, channels: int) -> bool:
+    """Return whether an operation takes some of so many channels."""
+    if function is None or not function.name().startswith(SELECTING):
+        return False
+    axis, sizes = function._saved_dim, function._saved_self_sym_sizes  # noqa: SLF001
+    return int(sizes[axis if axis < len(sizes) else axis - 2**64]) >= channels
+
+
+def _list_norms(group: Any) -> list[nn.Module]:
+    """List the norms in a group that depend on how many channels there are."""
+    layers = dict.fromkeys(item.dep.target.module for item in group)
+    return [layer for layer in layers if isinstance(layer, NORMS_OF_CHANNELS)]
+
+
+def _equals_ignored(
+    module: nn.Module, example: Inputs, group: WidthGroup, heads: HeadLayers, norms: Sequence[str]
+) -> bool:
     """Check that a narrow copy returns what the module does if all that the copy lacks is 0.
 
     A copy with channels that are shuffled otherwise than those of the module runs as well, but with other channels.
+    Norms of the group would differ by the number of channels: they only scale and shift here.
     """
     ignoring = copy_module(module)
     try:
-        indices = trace_indices(module, example, groups, TRIAL_WIDTH, heads)[1]
+        narrowed, indices = trace_indices(module, example, [group], TRIAL_WIDTH, heads)
+        remaining = dict(_iterate_tensors(narrowed))
         for name, tensor in _iterate_tensors(ignoring):
             kept = torch.ones(tensor.shape, dtype=torch.bool)
             for axis, index in enumerate(indices[name]):
@@ -805,8 +873,12 @@ def _equals_ignored(module: nn.Module, example: Inputs, groups: Sequence[WidthGr
                     is_kept = torch.zeros(tensor.shape[axis], dtype=torch.bool)
                     is_kept[index] = True
                     kept &= is_kept.reshape([-1 if other == axis else 1 for other in range(tensor.ndim)])
+            remaining[name].data = select(tensor.data, indices[name])
             tensor.data = tensor.data * kept
-        narrowed = narrow(module, example, groups, TRIAL_WIDTH, heads)
+        for changed in (narrowed, ignoring):
+            for path in norms:
+                layer: Any = changed.get_submodule(path)
+                layer.forward = partial(_scale, layer)
         # fresh weights may give outputs that hardly depend on the inputs
         precise = tuple(each.double() if each.is_floating_point() else each for each in list_tensors(example))
         outputs, expected = (_run(each.double(), precise) for each in (narrowed, ignoring))
@@ -815,6 +887,14 @@ def _equals_ignored(module: nn.Module, example: Inputs, groups: Sequence[WidthGr
         return False
     scale = (expected - expected.roll(1, 0)).abs().max() if len(expected) > 1 else expected.abs().max()
     return outputs.shape == expected.shape and bool((outputs - expected).abs().max() <= TOLERANCE * scale)
+
+
+def _scale(norm: Any, x: Tensor) -> Tensor:
+    """Scale and shift as a norm does, without dividing by what depends on all channels."""
+    shape = [1, -1, *[1] * (x.ndim - 2)] if isinstance(norm, nn.GroupNorm) else [*norm.weight.shape]
+    shift = getattr(norm, "bias", None)
+    scaled = x * norm.weight.reshape(shape)
+    return scaled if shift is None else scaled + shift.reshape(shape)
 
 
 def _run(module: nn.Module, example: Inputs) -> Tensor:
