@@ -350,6 +350,20 @@ def test_only_residual_blocks_can_be_skipped() -> None:
         assert all("." in path for run in runs for path in run.paths)
 
 
+@pytest.mark.parametrize(
+    "make_block",
+    [
+        lambda: nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)),
+        lambda: nn.Sequential(nn.LayerNorm(8), nn.GELU()),
+    ],
+    ids=["biases", "norm"],
+)
+@pytest.mark.parametrize("shape", [(2, 8), (2, 3, 8)])
+def test_layers_are_no_residual_blocks(make_block: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    """Biases are no sums with the input, and a norm of the input is not the input."""
+    assert not find_block_runs(nn.Sequential(*(make_block() for _ in range(3))), torch.randn(shape))
+
+
 class Biased(nn.Module):  # type: ignore[misc,unused-ignore]
     """A residual block that passes on a bias, as T5's do, and the weights of attention if there are any."""
 

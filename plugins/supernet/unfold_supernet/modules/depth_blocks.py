@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from unfold_supernet.modules.inputs import Inputs, run_module
 
+SUM = "AddBackward"
+"""Sums; products of matrices that a bias is added to are named alike, but for the end."""
 PASSING = (
-    *("Add", "Relu", "Hardtanh", "Hardswish", "Silu", "Gelu", "LayerNorm"),
+    *(SUM, "Relu", "Hardtanh", "Hardswish", "Silu", "Gelu", "LayerNorm"),
     *("View", "Clone", "Alias", "Permute", "Transpose"),
 )
 """Operations that pass a residual input on: sums, activations and norms behind them, and changes of layout."""
@@ -148,13 +150,15 @@ def _adds(y: Tensor, x: Tensor) -> bool:
     """Check whether a tensor is another one plus something."""
     if y.shape != x.shape or y.grad_fn is None:
         return False
-    nodes, seen = [y.grad_fn], set[Any]()
+    # operations, each with whether a sum lies between them and the end
+    nodes, seen = [(y.grad_fn, False)], set[Any]()
     while nodes:
-        node = nodes.pop()
-        if getattr(node, "variable", None) is x:
-            return y is not x
-        if node in seen or not any(word in node.name() for word in PASSING):
+        node, is_added = nodes.pop()
+        if getattr(node, "variable", None) is x and is_added:
+            return True
+        if (node, is_added) in seen or not any(word in node.name() for word in PASSING):
             continue
-        seen.add(node)
-        nodes += [parent for parent, _ in node.next_functions if parent is not None]
+        seen.add((node, is_added))
+        is_added = is_added or SUM in node.name()
+        nodes += [(parent, is_added) for parent, _ in node.next_functions if parent is not None]
     return False
