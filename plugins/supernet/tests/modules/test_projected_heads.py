@@ -18,7 +18,8 @@ from torch.nn import functional  # noqa: E402
 
 from unfold_supernet import elastic  # noqa: E402
 from unfold_supernet.modules.attention_heads import find_head_groups, keep_heads  # noqa: E402
-from unfold_supernet.modules.projected_heads import ProjectedHeads  # noqa: E402
+from unfold_supernet.modules.projected_heads import ProjectedHeads, list_head_layers  # noqa: E402
+from unfold_supernet.modules.width_groups import find_width_groups  # noqa: E402
 
 pytestmark = pytest.mark.torch
 EMBED, HEADS, SIZE, TOKENS = 24, 4, 6, 9
@@ -271,3 +272,36 @@ def test_heads_with_smaller_keys_and_kept_biases_are_left_out() -> None:
     with torch.no_grad():
         expected = family.extract("0.5x1")(example).numpy()
     np.testing.assert_allclose(session.run(None, {"x": example.numpy()})[0], expected, atol=1e-5)
+
+
+class Whole(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A network whose attention is written in the network itself, behind an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.head_dim = HEADS, SIZE
+        self.embed = nn.Linear(5, EMBED)
+        self.query, self.key, self.value, self.out = (nn.Linear(EMBED, EMBED) for _ in range(4))
+        self.wide, self.head = nn.Linear(EMBED, 2 * EMBED), nn.Linear(2 * EMBED, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        query, key, value = (
+            layer(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        x = x + self.out(attend(query, key, value).flatten(2))
+        result: Tensor = self.head(self.wide(x).relu().mean(1))
+        return result
+
+
+def test_attention_in_the_network_itself_loses_heads() -> None:
+    """Attention of the root module is found behind an embedding; its feed-forward layer is narrowed too."""
+    torch.manual_seed(0)
+    module, example = Whole().eval(), torch.randn(2, TOKENS, 5)
+    (group,), unfollowed = find_head_groups(module, example)
+    assert isinstance(group, ProjectedHeads)
+    assert sorted(group.all_reads) == ["key", "query", "value"]
+    assert not unfollowed
+    groups, _ = find_width_groups(module, example, heads=list_head_layers([group], unfollowed))
+    assert {part.root for part in groups} == {"embed", "wide"}

@@ -8,6 +8,7 @@ returns with them while the next layer ignores them.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -173,14 +174,17 @@ def find_projected_heads(
     for path, layer in module.named_modules():
         if path in known or not any(HEAD_NAMES.search(name) for name, _ in _iterate_numbers(layer)):
             continue
+        failed = list[tuple[str, ...]]()
         for candidate in _iterate_candidates(module, path, calls, forms.get(path)):
             names = (*candidate.all_reads, candidate.written.path)
-            tried.update(candidate.all_reads)
+            failed.append(candidate.all_reads)
             if any(name in tied or parametrize.is_parametrized(module.get_submodule(name)) for name in names):
                 continue
             if _is_sound(module, example, candidate):
                 groups.append(replace(candidate, order=_rank_heads(module, candidate)))
                 break
+        else:
+            tried.update(name for reads in failed if reads[0] == failed[0][0] for name in reads)
     return tuple(groups), frozenset(tried.difference(*(group.all_reads for group in groups)))
 
 
@@ -232,8 +236,9 @@ def _iterate_candidates(
     """Iterate over what the heads of an attention layer may be: queries, keys and values in three, two or one layer."""
     layer = module.get_submodule(path)
     own = {f"{path}.{name}".lstrip(".") for name, child in layer.named_children() if isinstance(child, nn.Linear)}
-    start = next((index for index, call in enumerate(calls) if call in own), len(calls))
-    for number in (3, 2, 1):
+    # other layers, such as an embedding, may stand before them
+    starts = [index for index, call in enumerate(calls) if call in own]
+    for number, start in itertools.product((3, 2, 1), starts):
         names = calls[start : start + number + 1]
         if len(set(names)) != number + 1 or not own.issuperset(names[:number]):
             continue
