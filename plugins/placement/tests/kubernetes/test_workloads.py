@@ -136,3 +136,14 @@ def test_a_pod_that_replaces_the_last_one_is_the_rest_of_its_job() -> None:
     informer.handle_pod(pod("w-2-again", 6))
     task = store.records["w-2-again"].task
     assert (task.job, task.size) == ("job/w/last-1", 1)
+
+
+def test_a_job_of_a_list_has_the_name_of_one_that_was_read() -> None:
+    """Items of a list do not repeat their kind: a gang of two names would wait for ever."""
+    job = {"metadata": {**META, "uid": "1"}, "spec": {"parallelism": 2}}
+    owners = Owners(cast("Api", Answers({"w": {**job, "kind": "Job"}})))
+    read = owners.find_group({"metadata": owned("Job")})
+    owners.follow("Job", job, is_gone=False)
+    assert owners.find_group({"metadata": owned("Job")}) == read
+    assert read is not None
+    assert read.job == "job/w"

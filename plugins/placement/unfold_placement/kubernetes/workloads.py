@@ -66,7 +66,8 @@ class Owners:
         if is_gone:
             self.followed.pop(path, None)
         else:
-            self.followed[path] = workload
+            # the items of a list do not repeat their kind
+            self.followed[path] = {**workload, "kind": kind}
 
     def find_group(self, pod: Body) -> Group | None:
         """Return the group of a pod by its owner; None if the owner forms none, or cannot be read.
