@@ -28,8 +28,10 @@ WATCH_TIMEOUT_S = 150
 """A watch that is silent for so long is cut and begun again; the server sends a bookmark every minute."""
 MAX_RETRY_AFTER_S = 10.0
 """Longest pause that an overloaded server may ask for before a request is sent again."""
-NOT_FOUND, CONFLICT, GONE, INVALID, TOO_MANY_REQUESTS, BAD_GATEWAY = 404, 409, 410, 422, 429, 502
-FIRST_ERROR, FIRST_SERVER_ERROR = 400, 500
+UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE, INVALID = 401, 403, 404, 409, 410, 422
+TOO_MANY_REQUESTS, BAD_GATEWAY = 429, 502
+FIRST_ERROR, FIRST_CLIENT_ERROR, FIRST_SERVER_ERROR = 300, 400, 500
+"""A redirection is an error: it is that of a proxy, to a page where users sign in."""
 KEY = "cluster.kubernetes"
 Body = dict[str, Any]
 """An object as decoded JSON."""

@@ -41,6 +41,11 @@ class LeaderElection:
         """Whether this process leads, by its own clock."""
         return time.monotonic() < self.leads_until_s
 
+    @property
+    def has_lost(self) -> bool:
+        """Whether another process leads, or this one has resigned, rather than that its time ran out."""
+        return self.leads_until_s == -math.inf
+
     def lead(self, holder: str, ttl: float) -> bool:
         """Become or stay leader for ``ttl`` seconds; return whether it succeeded."""
         began_s = time.monotonic()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from unfoldkit.kubernetes.api import GONE, Api, ApiError, Body, UnreachableError
+from unfoldkit.kubernetes.api import FORBIDDEN, GONE, NOT_FOUND, Api, ApiError, Body, UnreachableError
 
 PAUSE_S = 1.0
 """Pause after an interrupted watch, and least time between the beginnings of two watches."""
@@ -34,6 +34,7 @@ class Reflector:
         handle: Receives objects.
         find_missing: Returns objects that the handler knows and that are not among the existing ones.
         query: Selectors of the list.
+        absent_pause_s: Pause before a list that the server does not have, or denies, is read again.
         last_error: The last error that was logged; empty once the server answered.
     """
 
@@ -42,11 +43,24 @@ class Reflector:
     handle: Handler
     find_missing: Callable[[set[ObjectKey]], Iterable[Body]]
     query: Mapping[str, str] = field(default_factory=dict)
+    absent_pause_s: float = PAUSE_S
     last_error: str = ""
 
     def start(self) -> threading.Thread:
         """Read the list, and follow it in a new thread."""
-        thread = threading.Thread(target=self._follow, args=(self._read_list(),), daemon=True)
+        return self._start_thread(self._read_list())
+
+    def start_optional(self) -> threading.Thread:
+        """Read the list, and follow it in a new thread; one that the server refuses is read once it does not."""
+        try:
+            return self.start()
+        except ApiError as error:
+            self.last_error = str(error)
+            logging.getLogger("unfoldkit").info("%s is not followed yet: %s", self.path, error)
+            return self._start_thread("")
+
+    def _start_thread(self, version: str) -> threading.Thread:
+        thread = threading.Thread(target=self._follow, args=(version,), daemon=True)
         thread.start()
         return thread
 
@@ -77,7 +91,7 @@ class Reflector:
                 version = "" if error.status == GONE else version
                 if error.status != GONE:
                     self._log_error(error)
-                time.sleep(PAUSE_S)
+                time.sleep(self.absent_pause_s if error.status in {FORBIDDEN, NOT_FOUND} else PAUSE_S)
             except Exception as error:  # noqa: BLE001 - if this thread ended, no change would arrive any more
                 if not self.api.closed:
                     logging.getLogger("unfoldkit").info("watch of %s was cut: %s", self.path, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,12 +15,13 @@ from plugins.placement.tests.kubernetes.stub_server import Body, Fault, StubServ
 from unfold_placement.core.controller import collect_requests
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Task
-from unfold_placement.kubernetes import pods
+from unfold_placement.kubernetes import informer, pods, writer
 from unfold_placement.kubernetes.backend import open_backend
 from unfold_placement.kubernetes.codec import MAX_AMOUNT, Scope, annotation_key, parse_amount
 from unfold_placement.kubernetes.connection import ClusterAccess, read_nodes
-from unfold_placement.kubernetes.writer import OpeningUnits, Writer
+from unfold_placement.kubernetes.writer import OpeningUnits, Outcomes, Writer
 from unfold_placement.live import backend as kinds
+from unfold_placement.live.backend import Start
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.service import ControllerThread
 from unfold_placement.policies.registry import PolicyRule, build_policies
@@ -284,6 +285,80 @@ def test_resources_that_were_not_written_are_written_later(cluster: Cluster, mon
     assert any("n3" in locations for locations in seen[1:])
 
 
+def test_a_rehearsal_that_fails_loses_no_gang(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gang leaves the queue of gates only once the server has answered for it."""
+    rehearse, calls = Writer.rehearse, []
+
+    def rehearse_later(writer: Writer, units: Sequence[Sequence[Start]], by: str) -> Outcomes:
+        calls.append(units)
+        if len(calls) == 1:
+            raise KeyError("second-0")
+        return rehearse(writer, units, by)
+
+    monkeypatch.setattr(Writer, "rehearse", rehearse_later)
+    cluster.submit("second", 4)
+    cluster.await_open("second", 4)
+
+
+def suspended(kind: str) -> Body:
+    """Return a workload that waits to be resumed."""
+    template = {"metadata": {}, "spec": {"containers": [{"name": "x", "image": "y"}]}}
+    spec = {
+        "Job": {"suspend": True, "parallelism": 2, "template": template},
+        "JobSet": {"suspend": True, "replicatedJobs": [{"name": "r", "template": {"spec": {"template": template}}}]},
+    }[kind]
+    meta = {"name": "train", "namespace": NAMESPACE, "uid": "1", "generation": 1, "labels": {pods.POLICY: "g"}}
+    return {"kind": kind, "metadata": {**meta, "annotations": {"x": "y"}}, "spec": spec}
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_job_that_could_not_be_resumed_is_resumed_later(
+    status: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing reports it again: without another try it would stay suspended until the controller starts anew."""
+    monkeypatch.setattr(writer, "WORKLOAD_RETRY_S", 0.1)
+    with stub_server() as (server, api), controlled(server, api):
+        server.fault = lambda method, path, _: Fault(status) if method == "PATCH" and "/jobs/" in path else None
+        with caplog.at_level(logging.WARNING, "unfoldkit"):
+            server.put("jobs", suspended("Job"))
+            await_true(lambda: server.count("PATCH", "/jobs/train") >= 2)
+        assert "1 of the workloads were not admitted, the first is Job train" in caplog.text
+        server.fault = lambda *_: None
+        await_true(lambda: not server.list("jobs")[0]["spec"]["suspend"])
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_workloads_that_are_not_served_yet_are_followed_later(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A definition or role that comes later needs no new controller, and its lack keeps nothing else from starting."""
+    monkeypatch.setattr(informer, "ABSENT_PAUSE_S", 0.1)
+    with stub_server() as (server, api):
+        server.fault = lambda _method, path, _: Fault(status) if "jobsets" in path else None
+        with controlled(server, api) as cluster:
+            cluster.submit("first", 2)
+            cluster.await_open("first", 2)
+            server.fault = lambda *_: None
+            server.put("jobsets", suspended("JobSet"))
+            await_true(lambda: not server.list("jobsets")[0]["spec"]["suspend"])
+
+
+def test_a_deleted_record_is_created_again(cluster: Cluster) -> None:
+    """Without it a gang would be torn for good if its controller died while it opened the gates."""
+    cluster.server.remove("configmaps", NAMESPACE, "unfold-g")
+    cluster.submit("second", 4)
+    cluster.await_open("second", 4)
+    (record,) = cluster.server.list("configmaps")
+    assert "second-0" in record["data"]["units"]
+
+
+def test_leadership_that_ran_out_is_named_as_such(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """No other controller exists; what waits is opened in the next term."""
+    with caplog.at_level(logging.WARNING, "unfoldkit"):
+        cluster.thread.loop.backend.election.leads_until_s = 0.0  # type: ignore[attr-defined]
+        cluster.submit("second", 4)
+        cluster.await_open("second", 4)
+    assert any("leadership is lost: its Lease ended unrenewed" in item.message for item in caplog.records)
+
+
 EVENTS = {
     "half a line": b'{"type": "ADD',
     "no JSON": b"no JSON\n",
@@ -376,13 +451,28 @@ def test_an_error_without_a_message_names_the_request() -> None:
 
 
 def test_a_plan_only_reads_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who may only read can plan: the nodes come without a write, and an expired token is named as such."""
+    """Who may only read can plan: the nodes come without a write."""
     with stub_server() as (server, api):
         monkeypatch.setattr(ClusterAccess, "connect", lambda _: api)
         server.put("nodes", node("n0"))
         assert [found.name for found in read_nodes("p", ClusterAccess())] == ["n0"]
         assert {method for method, _ in server.requests} == {"GET"}
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (302, r"is not at this address \(302\): no .*redirects"),
+        (401, "denies access: no .*has expired"),
+        (403, "denies access: no .*writes the roles"),
+        (404, "lacks what is needed: no .*writes the roles"),
+        (503, r"fails for now \(503\): no .*/readyz"),
+    ],
+)
+def test_a_refused_connection_says_what_to_do(monkeypatch: pytest.MonkeyPatch, status: int, text: str) -> None:
+    """Only who lacks roles is sent to them; a redirection is an error, too."""
     with stub_server() as (server, api):
-        server.fault = lambda *_: Fault(401, b'{"kind": "Status", "reason": "Unauthorized", "message": "Unauthorized"}')
-        with pytest.raises(UnfoldError, match=r"denies access: Unauthorized .*has expired"):
+        monkeypatch.setattr(ClusterAccess, "connect", lambda _: api)
+        server.fault = lambda *_: Fault(status, b'{"kind": "Status", "message": "no"}')
+        with pytest.raises(UnfoldError, match=text):
             read_nodes("p", ClusterAccess())

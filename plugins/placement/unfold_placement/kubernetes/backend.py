@@ -30,11 +30,10 @@ from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.state_store import StateStore
 from unfold_placement.policies.affinity.node_filter import AcceptedNodes, DomainLimits, has_domain_limits
 from unfoldkit.api import UnfoldError, user_error
-from unfoldkit.kubernetes.api import MERGE, Api, ApiError
+from unfoldkit.kubernetes.api import FIRST_CLIENT_ERROR, KEY, MERGE, UNAUTHORIZED, Api, ApiError
 from unfoldkit.kubernetes.leader_election import LeaderElection, lease_body, leases_path, read_duration_s
 
 ROLES_HINT = "unfold plan SPEC --format kubernetes writes the roles that are needed"
-UNAUTHORIZED = 401
 BIND_TIMEOUT_S = 10.0
 SNAPSHOT_PERIOD_S = 5.0
 """Least time between snapshots that pods of other programs cause."""
@@ -246,6 +245,8 @@ class KubernetesBackend:
             if self.is_leader:
                 self.lost_tasks += [(task, kinds.FAILED) for task in self.informer.lost_tasks]
                 self.informer.lost_tasks = []
+        if self.is_leader:
+            self.writer.retry_workloads()
         if self.is_leader and self.informer.suspended:
             self.check_leadership()
             self.writer.resume_workloads(self.holder)
@@ -262,7 +263,8 @@ class KubernetesBackend:
             self.writer.write_resources(locations | gang_location, self.gate_queue.list_gangs())
         self.unwritten -= locations
         self.has_gangs = False
-        self._open_gates(self.gate_queue.take_ready(), rehearsal.result())
+        rehearsed = rehearsal.result()
+        self._open_gates(self.gate_queue.take_ready(), rehearsed)
 
     def check_openings(self) -> None:
         """Release claims of ended pods, and gate units again if their pods stay without a node for too long."""
@@ -303,7 +305,8 @@ class KubernetesBackend:
         if self.was_leader and not (self.is_leader and self.election.is_leader):
             self.is_leader = False
             self._discard_unwritten()
-            raise user_error("another controller leads by now", hint="this one waits until it may lead again")
+            reason = "another controller leads by now" if self.election.has_lost else "its Lease ended unrenewed"
+            raise user_error(f"leadership is lost: {reason}", hint="this one waits until it may lead again")
 
     def close(self) -> None:
         """Stop following the server."""
@@ -459,10 +462,16 @@ def open_backend(
 
 def access_error(error: ApiError, hint: str) -> UnfoldError:
     """Build the error of a refused connection, with what a permitted user lacks as its ``hint``."""
-    message = f"the cluster denies access: {error.message or error.reason or error.status}"
+    fault = "denies access"
     if error.status == UNAUTHORIZED:
         hint = "the token or certificate has expired or is unknown; kubectl auth whoami shows the same"
-    return user_error(message, key="cluster.kubernetes", hint=hint)
+    elif error.is_absent:
+        fault = "lacks what is needed"
+    elif error.is_temporary:
+        fault, hint = f"fails for now ({error.status})", "kubectl get --raw /readyz shows whether it is healthy"
+    elif error.status < FIRST_CLIENT_ERROR:
+        fault, hint = f"is not at this address ({error.status})", "a proxy redirects to another"
+    return user_error(f"the cluster {fault}: {error.message or error.reason or error.status}", key=KEY, hint=hint)
 
 
 def renew_owner(api: Api, scope: Scope, owner: str, ttl: float) -> None:

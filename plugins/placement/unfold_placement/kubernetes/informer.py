@@ -28,11 +28,14 @@ from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record
 from unfold_placement.live.state_store import ResourceKey, StateStore
 from unfoldkit.api import UnfoldError
-from unfoldkit.kubernetes.api import Api, ApiError
+from unfoldkit.kubernetes.api import Api
 from unfoldkit.kubernetes.reflector import ObjectKey, Reflector
 
 NODES, PODS = "/api/v1/nodes", "/api/v1/pods"
-FORBIDDEN, NOT_FOUND = 403, 404
+ABSENT_PAUSE_S = 30.0
+"""Pause before a kind of workload that the cluster lacks, or the account may not read, is looked for again."""
+WorkloadKey = tuple[str, str]
+"""Kind and name of a workload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,8 @@ class Informer:
         threads: The threads that follow the server.
         foreign_changed: Pods of other programs took or freed capacity since the last snapshot.
         nodes_changed: Labels, taints or capacity of a node changed since the last snapshot.
-        suspended: Workloads that wait to be resumed, with their kind, by path of the kind and name.
+        suspended: Workloads that wait to be resumed, by kind and name.
+        refused: Those that the server refused to resume, or has yet to answer.
         owners: Reads the owners of pods.
     """
 
@@ -87,7 +91,8 @@ class Informer:
     threads: list[threading.Thread] = field(default_factory=list)
     foreign_changed: bool = False
     nodes_changed: bool = False
-    suspended: dict[tuple[str, str], Body] = field(default_factory=dict)
+    suspended: dict[WorkloadKey, Body] = field(default_factory=dict)
+    refused: dict[WorkloadKey, Body] = field(default_factory=dict)
     owners: Owners | None = None
 
     def start(self) -> None:
@@ -122,6 +127,7 @@ class Informer:
         with self.store.changed:
             if self.owners is not None:
                 self.owners.follow(kind, body, is_gone=is_gone)
+            self.refused.pop(key, None)
             if is_gone or not awaits_admission(body, self.scope):
                 self.suspended.pop(key, None)
             else:
@@ -346,15 +352,11 @@ class Informer:
             self.store.changed.notify_all()
 
     def _follow_workloads(self, kind: str, path: str) -> None:
-        """Follow the workloads of a kind, if the cluster has it and the account may read it."""
+        """Follow the workloads of a kind, once the cluster has it and the account may read it."""
         query = {"labelSelector": f"{POLICY}={self.scope.name}"}
-        reflector = Reflector(self.api, path, partial(self.handle_workload, kind=kind), lambda _: (), query)
-        try:
-            self.threads.append(reflector.start())
-        except ApiError as error:
-            if error.status not in {FORBIDDEN, NOT_FOUND}:
-                raise
-            logging.getLogger("unfoldkit").info("suspended %ss are not admitted: %s", kind, error)
+        handle, missing = partial(self.handle_workload, kind=kind), partial(self._missing_workloads, kind)
+        reflector = Reflector(self.api, path, handle, missing, query, absent_pause_s=ABSENT_PAUSE_S)
+        self.threads.append(reflector.start_optional())
 
     def _find_group(self, body: Body) -> Group | None:
         """Return the group of a pod that is not known yet."""
@@ -403,6 +405,11 @@ class Informer:
     def _missing_nodes(self, existing: set[ObjectKey]) -> list[Body]:
         with self.store.changed:
             return [body for name, body in self.nodes.items() if (None, name) not in existing]
+
+    def _missing_workloads(self, kind: str, existing: set[ObjectKey]) -> list[Body]:
+        with self.store.changed:
+            waiting = [body for (other, _), body in [*self.suspended.items(), *self.refused.items()] if other == kind]
+        return [body for body in waiting if (self.scope.namespace, body["metadata"]["name"]) not in existing]
 
     def _missing_pods(self, existing: set[ObjectKey]) -> list[Body]:
         with self.store.changed:

@@ -33,6 +33,8 @@ from unfoldkit.kubernetes.api import BAD_GATEWAY, GONE, MERGE, Api, ApiError, Un
 MAX_TRIES = 4
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 1.0
 """Pauses after openings that the server refused, doubled from one to the next."""
+WORKLOAD_RETRY_S = 5.0
+"""Pause before a workload that the server refused to resume is tried again."""
 RETRY_S = 0.05
 """Pause before a failed opening is sent again, doubled from one to the next."""
 NO_REHEARSAL = "does not support dry run"
@@ -58,6 +60,7 @@ class Writer:
         config: The ConfigMap as last seen.
         refusals: Consecutive rounds in which the server refused to open a gate.
         last_refusal: The last error of a write that was logged.
+        next_retry_s: When refused workloads are tried again, by the monotonic clock.
     """
 
     api: Api
@@ -67,6 +70,7 @@ class Writer:
     config: Body = field(default_factory=dict)
     refusals: int = 0
     last_refusal: str = ""
+    next_retry_s: float = 0.0
 
     def write_resources(self, locations: Iterable[str], units: OpeningUnits) -> None:
         """Write the resources of nodes and of the cluster.
@@ -153,16 +157,34 @@ class Writer:
         return [entry for entry, result in zip(lost, results, strict=True) if isinstance(result, ApiError)]
 
     def resume_workloads(self, by: str) -> None:
-        """Let suspended workloads create their pods behind the gate; one that the server refuses is logged."""
-        with self.informer.store.changed:
-            suspended, self.informer.suspended = self.informer.suspended, {}
+        """Let suspended workloads create their pods behind the gate; those that the server refuses are tried again.
+
+        Raises:
+            UnfoldError: the server does not answer.
+        """
+        informer, errors = self.informer, list[str]()
+        with informer.store.changed:
+            suspended, informer.suspended = informer.suspended, {}
+            informer.refused |= suspended
         for (kind, name), body in suspended.items():
             try:
                 resume_workload(self.api, kind, body, self.scope, by)
             except ApiError as error:
                 # a workload that changed meanwhile is reported again
-                if not error.is_conflict:
-                    logging.getLogger("unfoldkit").warning("%s %s was not admitted: %s", kind, name, error)
+                if not (error.is_conflict or error.is_absent):
+                    errors.append(f"{kind} {name}: {error}")
+                    continue
+            informer.refused.pop((kind, name), None)
+        if errors:
+            self._log_refusal(f"{len(errors)} of the workloads were not admitted, the first is {errors[0]}")
+
+    def retry_workloads(self) -> None:
+        """Let workloads that the server refused to resume be tried again, every few seconds."""
+        if time.monotonic() >= self.next_retry_s:
+            self.next_retry_s = time.monotonic() + WORKLOAD_RETRY_S
+            with self.informer.store.changed:
+                self.informer.suspended = self.informer.refused | self.informer.suspended
+                self.informer.refused = {}
 
     def read_config(self) -> Body:
         """Read the scope's ConfigMap, and create it if it does not exist."""
@@ -220,11 +242,21 @@ class Writer:
         return self.config
 
     def _write_config(self, data: Mapping[str, str]) -> None:
+        try:
+            self._patch_config(data)
+        except ApiError as error:
+            if not error.is_absent:
+                raise
+            # somebody deleted it
+            self.read_config()
+            self._patch_config(data)
+        self.informer.annotations[ANYWHERE] = data["names"]
+
+    def _patch_config(self, data: Mapping[str, str]) -> None:
         path = f"/api/v1/namespaces/{self.api.namespace}/configmaps/{self.scope.record}"
         # the version makes this a compare-and-set
         meta = {"resourceVersion": self.config["metadata"]["resourceVersion"]}
         self.config = self.api.patch(path, {"metadata": meta, "data": data}, MERGE)
-        self.informer.annotations[ANYWHERE] = data["names"]
 
     def _counted_amounts(self) -> dict[str, int]:
         """Return the cluster-scoped resources that are limits, with their amounts."""
