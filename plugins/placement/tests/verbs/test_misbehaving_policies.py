@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +24,7 @@ from unfold_placement.core.policy import Policy
 from unfold_placement.core.resources import build_resource_table
 from unfold_placement.core.types import BEGAN, QUEUE, SUBMITTED, TIMER, Ask, Drop, Event, Put, Refuse, Task, Wake
 from unfold_placement.core.view import View
-from unfold_placement.core.watchdog import interrupt_stalled_policies
+from unfold_placement.core.watchdog import contain_policies, interrupt_stalled_policies
 from unfold_placement.live import backend as kinds
 from unfold_placement.live import control_loop, recovery
 from unfold_placement.live import status as status_module
@@ -108,6 +110,37 @@ def test_nonsense_is_reported_with_file_and_line(case: str) -> None:
     assert message in f"{found.message} {found.hint}"
     assert Path(found.file) == Path(__file__)
     assert found.line > 0
+
+
+def test_a_forked_process_ends_where_it_leaves_the_policy(capfd: pytest.CaptureFixture[str]) -> None:
+    """It would replay, decide and report a second time."""
+    children: list[int] = []
+
+    def fork(_task: Task) -> Any:
+        if not children:
+            children.append(os.fork())
+        return []
+
+    with contain_policies(lambda _: None):
+        simulate(cluster(2), job("bad", 2), [Misbehaving(fork)])
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 2
+    assert "a process that it forked left react, and is ended" in capfd.readouterr().err
+
+
+def test_a_timer_of_a_policy_does_not_end_the_process() -> None:
+    """The policy that set it is reported, and no timer outlives the plan."""
+
+    def set_timer(_task: Task) -> Any:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.001, 0.001)
+        return [Put(f"x{sum(range(10**7))}", "n0")]
+
+    with (
+        pytest.raises(UnfoldError, match=r"policy has set .*SIGVTALRM"),
+        contain_policies(lambda _: None),
+    ):
+        simulate(cluster(2), job("bad", 2), [Misbehaving(set_timer)])
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGVTALRM) == signal.SIG_DFL
 
 
 def test_a_task_may_be_rejected_twice() -> None:

@@ -58,6 +58,8 @@ CALLERS = {
 }
 """Functions that call a policy held in their variable ``policy``, and the method that each calls; empty where the
 variable ``method`` names it."""
+TIMERS = {"SIGALRM": "ITIMER_REAL", "SIGVTALRM": "ITIMER_VIRTUAL", "SIGPROF": "ITIMER_PROF"}
+"""Timers of the system by the signal that they send, which ends a process."""
 STDOUT, STDERR = 1, 2
 """File descriptors."""
 OTHER_CALLEES = {call_policy.__code__, Controller.apply.__code__}
@@ -186,7 +188,10 @@ def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> I
         UnfoldError: a policy did not return, or raised what is no ``Exception``.
     """
     threads = threading.enumerate()
-    with redirect_output(), keep_process(), interrupt_stalled_policies(limit_s, warn):
+    guards = redirect_output(), keep_process(), end_forked_processes(), report_timers()
+    with contextlib.ExitStack() as stack:
+        for guard in (*guards, interrupt_stalled_policies(limit_s, warn)):
+            stack.enter_context(guard)
         try:
             yield
             _warn_of_threads(threads, warn)
@@ -228,6 +233,58 @@ def keep_process() -> Iterator[None]:
         yield
     finally:
         os._exit = leave
+
+
+@contextlib.contextmanager
+def end_forked_processes() -> Iterator[None]:
+    """End a child process that leaves the policy which forked it: it would decide and report a second time."""
+    fork = getattr(os, "fork", None)
+    if fork is None:
+        yield
+        return
+
+    def fork_policy() -> int:
+        process_id = int(fork())
+        if process_id == 0 and find_call(threading.get_ident()) is not None:
+            sys.setprofile(_end_where_policy_returns)
+        return process_id
+
+    os.fork = fork_policy
+    try:
+        yield
+    finally:
+        os.fork = fork
+
+
+def _end_where_policy_returns(frame: FrameType, event: str, _value: object) -> None:
+    caller = frame.f_back
+    if event != "return" or caller is None or caller.f_code not in CALLERS:
+        return
+    call = find_call_below(frame)
+    if call is not None and call.policy is not None:
+        message = f"a process that it forked left {call.name}, and is ended"
+        end_process(policy_error(call.policy, call.name, message, line=call.line))
+
+
+@contextlib.contextmanager
+def report_timers() -> Iterator[None]:
+    """Let a signal of a timer that a policy has set raise an error there, rather than end the process."""
+    timers = {getattr(signal, name): getattr(signal, timer) for name, timer in TIMERS.items() if hasattr(signal, name)}
+    is_main = threading.current_thread() is threading.main_thread()
+    unused = [number for number in timers if is_main and signal.getsignal(number) == signal.SIG_DFL]
+    for number in unused:
+        signal.signal(number, _report_timer)
+    try:
+        yield
+    finally:
+        for number in unused:
+            signal.setitimer(timers[number], 0.0)
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _report_timer(number: int, frame: FrameType | None) -> None:
+    if find_call_below(frame) is not None:
+        raise RuntimeError(f"the process would end by a timer that a policy has set ({signal.Signals(number).name})")
 
 
 def _warn_of_threads(known: Sequence[threading.Thread], warn: Callable[[str], None]) -> None:
