@@ -160,9 +160,10 @@ def test_a_cycle_of_cohorts_is_an_error(tmp_path: Path) -> None:
 
 def test_a_stopped_queue_admits_nothing_and_drains(tmp_path: Path) -> None:
     """Hold keeps what runs; HoldAndDrain evicts it."""
-    jobs = [workload("a/run", 0, 1, admitted=0), workload("a/wait", 1, 1)]
+    jobs = [workload("a/run", 0, 1, admitted=0), workload("a/wait", 1, 1), workload("a/later", 2, 1)]
     held = replay(tmp_path, cluster_queue("a", 8, stopPolicy="Hold"), *jobs)
     assert (math.isfinite(held["a/run"].end_s), math.isfinite(held["a/wait"].end_s)) == (True, False)
+    assert {held[name].reason for name in ("a/wait", "a/later")} == {"ClusterQueue a admits nothing"}
     drained = replay(tmp_path, cluster_queue("a", 8, stopPolicy="HoldAndDrain"), *jobs)
     assert not any(math.isfinite(admission.end_s) for admission in drained.values())
 

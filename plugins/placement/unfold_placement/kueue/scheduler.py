@@ -130,12 +130,16 @@ class Scheduler:
         return [item.entry for item in nominations if item.outcome == ADMITTED], preempted
 
     def describe_blocked(self) -> dict[str, str]:
-        """Return why workloads wait that are not tried: StrictFIFO never passes the head of the queue."""
-        return {
-            entry.workload.name: f"waits behind {queue.heap[0].workload.name}, which StrictFIFO never passes"
-            for queue in self.queues.values()
-            for entry in queue.heap[1:]
-        }
+        """Return why workloads wait that are not tried: StrictFIFO never passes the head, or the queue is stopped."""
+        reasons: dict[str, str] = {}
+        for queue in self.queues.values():
+            if queue.queue.is_stopped:
+                reason = f"ClusterQueue {queue.queue.name} admits nothing"
+                reasons |= {entry.workload.name: reason for entry in [*queue.heap, *queue.inadmissible]}
+            elif queue.heap:
+                reason = f"waits behind {queue.heap[0].workload.name}, which StrictFIFO never passes"
+                reasons |= {entry.workload.name: reason for entry in queue.heap[1:]}
+        return reasons
 
     def _nominate(self, entry: Entry) -> Nomination:
         if self.refused_at != self.state.changes:
