@@ -143,6 +143,14 @@ def test_a_timer_of_a_policy_does_not_end_the_process() -> None:
     assert signal.getsignal(signal.SIGVTALRM) == signal.SIG_DFL
 
 
+def test_the_working_folder_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's folder is relative to it: its files would be written somewhere else."""
+    monkeypatch.chdir(tmp_path)
+    with contain_policies(lambda _: None):
+        simulate(cluster(2), job("bad", 2), [Misbehaving(lambda _: os.chdir("/") or [])])  # type: ignore[func-returns-value]
+    assert Path.cwd() == tmp_path
+
+
 def test_a_task_may_be_rejected_twice() -> None:
     """Two policies may reject one task, and one may do so twice: the first reason counts."""
 

@@ -184,11 +184,13 @@ def end_process(error: UnfoldError) -> None:
 def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> Iterator[None]:
     """Keep policies within bounds: stdout is the report's, so what they print goes to stderr; none may hang or exit.
 
+    The working folder is the same afterwards, as the run's is relative to it.
+
     Raises:
         UnfoldError: a policy did not return, or raised what is no ``Exception``.
     """
     threads = threading.enumerate()
-    guards = redirect_output(), keep_process(), end_forked_processes(), report_timers()
+    guards = redirect_output(), keep_process(), end_forked_processes(), report_timers(), contextlib.chdir(".")
     with contextlib.ExitStack() as stack:
         for guard in (*guards, interrupt_stalled_policies(limit_s, warn)):
             stack.enter_context(guard)
@@ -283,6 +285,8 @@ def report_timers() -> Iterator[None]:
 
 
 def _report_timer(number: int, frame: FrameType | None) -> None:
+    # it must not fire again while the error is reported
+    signal.setitimer(getattr(signal, TIMERS[signal.Signals(number).name]), 0.0)
     if find_call_below(frame) is not None:
         raise RuntimeError(f"the process would end by a timer that a policy has set ({signal.Signals(number).name})")
 
