@@ -39,10 +39,13 @@ def to_yaml(data: Mapping[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.2 core would read as a number or boolean (PyYAML knows only 1.1)."""
+    """Quotes text that YAML 1.2 core would read as a number or boolean, or kubectl as one.
+
+    PyYAML knows only 1.1, and no y and n.
+    """
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        quote = None if isinstance(scalar(text), str) else "'"
+        quote = None if isinstance(scalar(text), str) and text not in ("y", "Y", "n", "N") else "'"
         if _BREAKS.search(text):
             # single quotes would fold these line breaks
             quote = '"'

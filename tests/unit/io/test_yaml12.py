@@ -10,6 +10,8 @@ def test_what_looks_like_a_number_is_quoted() -> None:
     assert to_yaml({"a": "1e3", "b": "no", "c": "~", "d": "plain text", "e": "0o7"}) == (
         "a: '1e3'\nb: 'no'\nc: '~'\nd: plain text\ne: '0o7'\n"
     )
+    # kubectl reads these as booleans too
+    assert to_yaml({"a": "y", "N": "yes"}) == "a: 'y'\n'N': 'yes'\n"
 
 
 def test_keys_keep_their_order() -> None:
