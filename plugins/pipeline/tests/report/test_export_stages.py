@@ -140,6 +140,31 @@ def test_labels_are_valid_in_kubernetes() -> None:
     """Every stage name becomes a valid Kubernetes name, and no two are equal."""
     found = assign_labels(["A.b", "a_b", "a-b", "9", "Ä", "x" * 70])
     assert found == {"A.b": "a-b-2", "a_b": "a-b-3", "a-b": "a-b", "9": "stage-9", "Ä": "stage", "x" * 70: "x" * 50}
+    # KServe appends -predictor, and a label has at most 63 characters
+    assert assign_labels(["9" * 70]) == {"9" * 70: f"stage-{'9' * 44}"}
+
+
+def test_names_of_kserve_do_not_collide(tmp_path: Path) -> None:
+    """Graph, predictors and steps have names of their own, though stages and pipeline are named like them."""
+    text = TWINS.replace("name: twins", "name: left").replace("  Left:", "  left-predictor:")
+    text = text.replace("  root: {", "  self: {after: {left: 100%}, ")
+    documents = list(yaml.safe_load_all(export_kserve(plan_report(tmp_path, text))))
+    names = [item["metadata"]["name"] for item in documents]
+    assert names == ["left", "left-predictor-2", "self-2", "left-graph"]
+    assert [step["name"] for step in documents[-1]["spec"]["nodes"]["left"]["steps"]] == ["self", "self-2"]
+
+
+@pytest.mark.parametrize(("replicas", "gpus", "whole", "per_gpu"), [(3, 2, 2, 1), (12, 0.5, 1, 2)])
+def test_gpus_of_an_instance_are_divided(tmp_path: Path, replicas: int, gpus: float, whole: int, per_gpu: int) -> None:
+    """Replicas of an instance with 8 GPUs get whole ones or an equal part of one, for which Kubernetes has slices."""
+    text = CHAIN.replace("g5.xlarge: {}", f"p4d.24xlarge: {{per_instance: {replicas}}}")
+    report = plan_report(tmp_path, text.replace("g5.xlarge", "p4d.24xlarge"))
+    (app,) = yaml.safe_load(export_ray_serve(report))["applications"]
+    assert {item["name"]: item["ray_actor_options"].get("num_gpus") for item in app["deployments"]}["left"] == gpus
+    resources = export_kserve(report)
+    assert f"nvidia.com/gpu: {whole}\n" in resources
+    assert (f"# left has {per_gpu} replicas on a GPU" in resources) is (per_gpu > 1)
+    assert f"count: {per_gpu} kind: KIND_GPU" in files(report)["left/config.pbtxt"]
 
 
 ODD = """
@@ -267,6 +292,30 @@ def test_triton_config_has_the_tensors_of_the_file(tmp_path: Path, monkeypatch: 
     config = files(plan_report(tmp_path, text))["enter/config.pbtxt"]
     assert 'input [ { name: "ids" data_type: TYPE_INT64 dims: [8] } ]' in config
     assert read_config(config)[3:] == [1, 1, 'c "ö\\\n']
+
+
+def test_triton_serves_a_model_of_one_row_without_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton batches only a dynamic first axis; a fixed one of more rows, or planned with batches, is refused."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    monkeypatch.chdir(tmp_path)
+    report = plan_report(tmp_path, TWINS.replace("left: {", "left: {model: {file: a.onnx}, "))
+    assert report.decision is not None
+    stages = report.decision["stages"]
+    for rows, batch in ((1, 1), (1, 4), (8, 1)):
+        ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [rows, 3]) for name in ("a", "b")]
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["a"], ["b"])], "g", ends[:1], ends[1:])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+        model.ir_version = 8
+        onnx.save(model, "a.onnx")
+        stages["left"] = {**stages["left"], "batch": batch}
+        if rows == batch:
+            config = files(report)["left/config.pbtxt"]
+            assert "max_batch_size: 0\ninstance_group" in config
+            assert config.count("dims: [1, 3]") == 2
+        else:
+            with pytest.raises(UnfoldError, match=rf"stages\.left\.model\.file: .* fixed batch {rows} of a") as caught:
+                export_triton(report)
+            assert caught.value.code == 2
 
 
 @pytest.mark.parametrize("model", ["{file: a.skops}", "{estimator: svc}"])

@@ -489,10 +489,17 @@ def _build_exported_stage(name: str, label: str, spec: PipelineSpec, config: Map
         model_code=stage.model.code if stage.model else None,
         hardware=config["hardware"],
         instance=instance,
-        gpus=_count_gpus(config["hardware"], hardware, instance, spec.region) / hardware.per_instance,
+        gpus=_divide_gpus(_count_gpus(config["hardware"], hardware, instance, spec.region), hardware.per_instance),
         batch=config["batch"],
         replicas=config["replicas"],
     )
+
+
+def _divide_gpus(gpus: int, replicas: int) -> float:
+    """Return the GPUs of each of ``replicas`` on an instance: whole ones, or an equal part of a single GPU."""
+    if gpus == 0:
+        return 0.0
+    return float(gpus // replicas) if gpus >= replicas else 1 / math.ceil(replicas / gpus)
 
 
 def _count_gpus(name: str, hardware: Hardware, instance: str, region: str) -> int:

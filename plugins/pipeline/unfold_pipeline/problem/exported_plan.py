@@ -64,6 +64,11 @@ class ExportedStage:
         """The suffix of the model's file; empty without a file."""
         return f".{self.model_file.rpartition('.')[2]}" if self.model_file else ""
 
+    @property
+    def replicas_per_gpu(self) -> int:
+        """Replicas that share a GPU, one without a GPU; a replica with several GPUs is alone on each of them."""
+        return max(1, round(1 / self.gpus)) if self.gpus else 1
+
 
 @dataclass(frozen=True, slots=True)
 class ExportedPlan:
@@ -81,20 +86,34 @@ def sort_exported_stages(stages: Sequence[ExportedStage]) -> list[ExportedStage]
     return [by_name[name] for name in order.static_order()]
 
 
+def list_shared_gpus(stages: Sequence[ExportedStage]) -> list[str]:
+    """Return what nodes need for stages with several replicas on a GPU, as Kubernetes itself gives out whole ones."""
+    return [
+        f"{stage.label} has {stage.replicas_per_gpu} replicas on a GPU: its nodes need as many time slices of each"
+        for stage in stages
+        if stage.replicas_per_gpu > 1
+    ]
+
+
 def assign_labels(names: Iterable[str]) -> dict[str, str]:
     """Return a name that Kubernetes accepts for each stage; a name that is taken gets a number."""
-    taken, labels = {"root"}, {}
+    taken, labels = {"root", "self"}, {}
     # a name that needs no change keeps it
     for name in sorted(names, key=lambda stage: stage != to_label(stage)):
         numbered = (f"{to_label(name)}-{count}" for count in itertools.count(2))
         candidates = itertools.chain((to_label(name),), numbered)
-        label = next(candidate for candidate in candidates if not {candidate, f"{candidate}-next"} & taken)
-        taken |= {label, f"{label}-next"}
+        label = next(candidate for candidate in candidates if not _list_derived(candidate) & taken)
+        taken |= _list_derived(label)
         labels[name] = label
     return labels
 
 
 def to_label(name: str) -> str:
     """Return a name that Kubernetes accepts."""
-    plain = re.sub(r"[^a-z0-9-]+", "-", name.lower())[:MAX_LABEL_CHARACTERS].strip("-")
-    return plain if plain[:1].isalpha() else f"stage-{plain}".strip("-")
+    plain = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")
+    return (plain if plain[:1].isalpha() else f"stage-{plain}")[:MAX_LABEL_CHARACTERS].strip("-")
+
+
+def _list_derived(label: str) -> set[str]:
+    """Return a label, the node of a graph and the Service of KServe that have names made of it."""
+    return {label, f"{label}-next", f"{label}-predictor"}

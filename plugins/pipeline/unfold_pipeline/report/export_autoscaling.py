@@ -18,7 +18,7 @@ from typing import Any
 
 from unfold_pipeline.control.prometheus import select_queries
 from unfold_pipeline.problem.build import build_exported_plan
-from unfold_pipeline.problem.exported_plan import ExportedStage
+from unfold_pipeline.problem.exported_plan import ExportedStage, list_shared_gpus
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 
@@ -96,6 +96,7 @@ def export_knative(report: Report) -> str:
         "set the images; the annotations fit an InferenceService of KServe in serverless mode too",
         f"the window of {WINDOW_S} s, and the panic window of a tenth of it, stand for the envelope of the tuner",
         "each stage reacts to its own requests, so one behind another follows a burst later than the tuner orders",
+        *list_shared_gpus(stages),
         *(["nodeSelector needs kubernetes.podspec-nodeselector: enabled in config-features"] if has_instances else []),
         *_list_limits(report, rules),
     ]

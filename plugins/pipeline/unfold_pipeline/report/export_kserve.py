@@ -15,7 +15,7 @@ from typing import Any
 
 from unfold_pipeline.flow_syntax import REQUEST, Comparison, Condition, TensorValue, Value, parse_condition
 from unfold_pipeline.problem.build import build_exported_plan
-from unfold_pipeline.problem.exported_plan import ExportedStage, to_label
+from unfold_pipeline.problem.exported_plan import ExportedStage, list_shared_gpus, to_label
 from unfold_pipeline.report.engines.exports import export_llm_services, has_engines
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
@@ -45,8 +45,10 @@ def export_kserve(report: Report) -> str:
     for stage in plan.stages:
         _check_stage(stage)
         _check_flows(stage, plan.stages)
-    documents = [*map(_build_service, plan.stages), _build_graph(plan.name, plan.stages)]
-    notes = [
+    graph = _name_graph(plan.name, plan.stages)
+    documents = [*map(_build_service, plan.stages), _build_graph(graph, plan.stages)]
+    notes = list_shared_gpus(plan.stages)
+    notes += [
         f"{_to_comment(stage.name)} is named {stage.label}, as {to_label(stage.name)} is taken"
         for stage in plan.stages
         if stage.label != to_label(stage.name)
@@ -153,6 +155,14 @@ def _build_service(stage: ExportedStage) -> dict[str, Any]:
     }
 
 
+def _name_graph(name: str, stages: Sequence[ExportedStage]) -> str:
+    """Return the name of the graph, for which KServe creates a Service beside those of the stages."""
+    label, taken = to_label(name), {f"{stage.label}{end}" for stage in stages for end in ("", "-predictor")}
+    while label in taken:
+        label += "-graph"
+    return label
+
+
 def _build_graph(name: str, stages: Sequence[ExportedStage]) -> dict[str, Any]:
     entries = [stage for stage in stages if not stage.after]
     nodes = {"root": _build_branches(entries)}
@@ -164,7 +174,7 @@ def _build_graph(name: str, stages: Sequence[ExportedStage]) -> dict[str, Any]:
     return {
         "apiVersion": "serving.kserve.io/v1alpha1",
         "kind": "InferenceGraph",
-        "metadata": {"name": to_label(name)},
+        "metadata": {"name": name},
         "spec": {"nodes": nodes},
     }
 

@@ -56,7 +56,7 @@ def _check_stage(stage: ExportedStage) -> None:
 
 def find_folder_name(stage: ExportedStage) -> str:
     """Return the name of a stage in the repository: its own if a folder can have it, otherwise its label."""
-    return stage.name if re.fullmatch(r"\w[\w.-]*", stage.name, re.ASCII) else stage.label
+    return stage.name if re.fullmatch(r"\w[\w.-]{0,199}", stage.name, re.ASCII) else stage.label
 
 
 def format_config(stage: ExportedStage) -> str:
@@ -67,26 +67,23 @@ def format_config(stage: ExportedStage) -> str:
     those of an ONNX file that is not here to be read.
     """
     backend = BACKENDS.get(stage.model_suffix, "python")
-    tensors = _format_onnx_tensors(stage) if backend == "onnxruntime" else _format_tensors(stage, backend)
+    nodes = _read_onnx_nodes(stage) if backend == "onnxruntime" else []
+    has_batches = not any(_has_one_row(stage, node) for _, node in nodes)
+    delay = f"dynamic_batching {{ max_queue_delay_microseconds: {round(stage.max_wait_s * 1e6)} }}\n"
+    tensors = (_format_onnx_tensor(stage, kind, node, int(has_batches)) for kind, node in nodes)
     return (
         f"{_format_servers(stage)}name: {_quote(find_folder_name(stage))}\nbackend: {_quote(backend)}\n"
-        f"max_batch_size: {stage.batch}\n"
-        f"dynamic_batching {{ max_queue_delay_microseconds: {round(stage.max_wait_s * 1e6)} }}\n"
+        f"max_batch_size: {stage.batch if has_batches else 0}\n{delay if has_batches else ''}"
         f"instance_group [ {{ {_format_instances(stage)} }} ]\n"
         f'parameters {{ key: "hardware" value {{ string_value: {_quote(stage.hardware)} }} }}\n'
-        f"{tensors}"
+        f"{''.join(tensors) or _format_tensors(backend, stage.model_suffix)}"
     )
 
 
 def _format_instances(stage: ExportedStage) -> str:
     if not stage.gpus:
         return f"count: {stage.replicas} kind: KIND_CPU"
-    return f"count: {_count_per_gpu(stage)} kind: KIND_GPU"
-
-
-def _count_per_gpu(stage: ExportedStage) -> int:
-    """Return the instances on each GPU; a replica with several GPUs has one on each of them."""
-    return max(1, round(1 / stage.gpus))
+    return f"count: {stage.replicas_per_gpu} kind: KIND_GPU"
 
 
 def _format_servers(stage: ExportedStage) -> str:
@@ -98,39 +95,57 @@ def _format_servers(stage: ExportedStage) -> str:
     return f"# {servers} servers on {hardware}, for {stage.replicas} replicas, {stage.per_instance} on each\n"
 
 
-def _format_onnx_tensors(stage: ExportedStage) -> str:
-    """Return the tensors of an ONNX file, if it is here; otherwise that Triton reads them."""
+def _read_onnx_nodes(stage: ExportedStage) -> list[tuple[str, Any]]:
+    """Return inputs and outputs of an ONNX file; empty if it is not here."""
     path = Path(str(stage.model_file))
     if not path.is_file():
-        return "# input and output: Triton completes them from the model\n"
+        return []
     from onnxruntime import InferenceSession
 
     require_data_within(read_bytes(str(path)), str(path), path.parent)
     session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
     groups = (("input", session.get_inputs()), ("output", session.get_outputs()))
-    return "".join(_format_onnx_tensor(stage, kind, node) for kind, nodes in groups for node in nodes)
+    return [(kind, node) for kind, nodes in groups for node in nodes]
 
 
-def _format_onnx_tensor(stage: ExportedStage, kind: str, node: Any) -> str:
+def _has_one_row(stage: ExportedStage, node: Any) -> bool:
+    """Return whether a tensor is of one row only, which Triton serves without batches.
+
+    Raises:
+        UnfoldError: it is of another number of rows, or the plan has batches.
+    """
+    rows = next(iter(node.shape or []), None)
+    if not isinstance(rows, int) or rows <= 0:
+        return False
+    if rows > 1 or stage.batch > 1:
+        message = f"Triton batches no model with the fixed batch {rows} of {node.name}, planned for {stage.batch}"
+        hint = "export the model with a dynamic first axis" + ("" if rows > 1 else ", or max_batch: 1")
+        raise user_error(message, key=f"stages.{stage.name}.model.file", hint=hint)
+    return True
+
+
+def _format_onnx_tensor(stage: ExportedStage, kind: str, node: Any, first_axis: int) -> str:
     data_type = DATA_TYPES.get(node.type)
     if data_type is None:
         message = f"Triton has no tensor for {node.name}, {node.type}"
         hint = "export a classifier without ZipMap: options={'zipmap': False}"
         raise user_error(message, key=f"stages.{stage.name}.model.file", hint=hint)
-    sizes = [size if isinstance(size, int) and size > 0 else -1 for size in (node.shape or [])[1:]]
+    sizes = [size if isinstance(size, int) and size > 0 else -1 for size in (node.shape or [])[first_axis:]]
     dims = f"dims: {sizes}" if sizes else "dims: [ 1 ] reshape { shape: [ ] }"
     return f"{kind} [ {{ name: {_quote(node.name)} data_type: {data_type} {dims} }} ]\n"
 
 
-def _format_tensors(stage: ExportedStage, backend: str) -> str:
+def _format_tensors(backend: str, model_suffix: str) -> str:
     """Return inputs, outputs and parameters that the forest library and the Python backend need."""
+    if backend == "onnxruntime":
+        return "# input and output: Triton completes them from the model\n"
     tensors = (
         'input [ { name: "input__0" data_type: TYPE_FP32 dims: [ -1 ] } ]\n'
         'output [ { name: "output__0" data_type: TYPE_FP32 dims: [ -1 ] } ]\n'
     )
     if backend != "fil":
         return tensors
-    model_type = f"xgboost_{stage.model_suffix.removeprefix('.')}"
+    model_type = f"xgboost_{model_suffix.removeprefix('.')}"
     return tensors + f'parameters {{ key: "model_type" value {{ string_value: "{model_type}" }} }}\n'
 
 
