@@ -206,10 +206,11 @@ def test_functions_keep_distinct_names(tmp_path: Path) -> None:
     assert code == {"a-b": "models:a_b_2", "a.b": "models:a_b_3", "a_b": "models:a_b"}
 
 
-def test_name_that_ray_serve_cannot_split_is_refused(tmp_path: Path) -> None:
-    """Ray Serve separates the names of its replicas by #."""
-    report = plan_report(tmp_path, ODD.replace("class", '"no#1"'))
-    with pytest.raises(UnfoldError, match=r"stages\.no#1: Ray Serve accepts no #") as caught:
+@pytest.mark.parametrize(("name", "refused"), [("no#1", "#"), ("größe", "character beyond ASCII")])
+def test_name_that_ray_serve_cannot_have_is_refused(tmp_path: Path, name: str, refused: str) -> None:
+    """Ray Serve separates the names of its replicas by #, and counts their starts in metrics with ASCII labels."""
+    report = plan_report(tmp_path, ODD.replace("class", f'"{name}"'))
+    with pytest.raises(UnfoldError, match=rf"stages\.{name}: Ray Serve accepts no {refused}") as caught:
         export_ray_serve(report)
     assert caught.value.code == 2
 

@@ -39,10 +39,11 @@ def check_deployment_name(stage: str) -> None:
     """Refuse a stage with a name that Ray Serve cannot give to replicas.
 
     Raises:
-        UnfoldError: the name holds what separates names in Ray Serve.
+        UnfoldError: the name holds what separates names in Ray Serve, or what its metrics cannot hold.
     """
-    if RAY_DELIMITER in stage:
-        message = f"Ray Serve accepts no {RAY_DELIMITER} in the name of a deployment"
+    if RAY_DELIMITER in stage or not stage.isascii():
+        refused = RAY_DELIMITER if RAY_DELIMITER in stage else "character beyond ASCII"
+        message = f"Ray Serve accepts no {refused} in the name of a deployment"
         raise user_error(message, key=f"stages.{stage}", hint="another name for the stage")
 
 
