@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -144,6 +146,29 @@ def test_ages_are_by_the_clock_of_the_server(server: MetricsServer) -> None:
     server.clock = lambda: time.time() - 3600
     server.series[SELECTOR] = [[(server.clock() - 60 + 5 * index, 50.0 * index) for index in range(13)]]
     assert source(server).read().age_s < 25
+
+
+def test_a_response_byte_by_byte_ends_at_the_limit() -> None:
+    """Each byte of a header comes in time, and all of them never do."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                while True:
+                    connection.sendall(b"a")
+                    time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        client = open_client("secret", timeout_s=0.3)
+        began_s = time.monotonic()
+        error = read_error(PrometheusSource(client=client, url=url, arrivals=SELECTOR, queues=("",), stale_s=30.0))
+    assert error.reason == "unreachable"
+    assert "did not complete" in str(error)
+    assert time.monotonic() - began_s < 5
+    assert "secret" not in repr(client)
 
 
 def test_an_unreachable_server_is_an_error() -> None:

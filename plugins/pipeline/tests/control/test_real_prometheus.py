@@ -18,7 +18,7 @@ import pytest
 
 from tests.http_server import serve_handler
 from unfold_pipeline.control.demand import Demand, SignalError
-from unfold_pipeline.control.http import BoundedClient, open_client
+from unfold_pipeline.control.http import open_client
 from unfold_pipeline.control.prometheus import PrometheusSource
 
 PROGRAM = shutil.which("prometheus")
@@ -50,18 +50,10 @@ class Target(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def client() -> Iterator[BoundedClient]:
-    """Open a client without a token."""
-    opened = open_client("")
-    yield opened
-    opened.client.close()
-
-
-@pytest.fixture
-def source(client: BoundedClient, server: str) -> PrometheusSource:
+def source(server: str) -> PrometheusSource:
     """A source with a stage that has a queue, and one with a query that matches nothing."""
     return PrometheusSource(
-        client=client, url=server, arrivals=SELECTOR, queues=("sum(depth)", "sum(absent)"), stale_s=3.0
+        client=open_client(), url=server, arrivals=SELECTOR, queues=("sum(depth)", "sum(absent)"), stale_s=3.0
     )
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from unfoldkit.api import require_packages
-
-if TYPE_CHECKING:
-    import httpx
 
 TIMEOUT_S = 5.0
 MAX_BODY_BYTES = 32 << 20
@@ -32,9 +29,14 @@ class HttpReply:
 
 @dataclass(frozen=True, slots=True)
 class BoundedClient:
-    """Sends requests to few servers; safe to use from several threads."""
+    """Sends requests to few servers; safe to use from several threads that run no event loop.
 
-    client: httpx.Client
+    Attributes:
+        options: arguments of ``httpx.AsyncClient``.
+        timeout_s: time limit of a request.
+    """
+
+    options: Mapping[str, Any] = field(repr=False)
     timeout_s: float = TIMEOUT_S
 
     def send(self, method: str, url: str, **options: Any) -> HttpReply:
@@ -50,18 +52,28 @@ class BoundedClient:
         """
         import httpx
 
-        deadline_s = time.monotonic() + self.timeout_s
-        body = bytearray()
         try:
-            with self.client.stream(method, url, **options) as response:
-                for chunk in response.iter_bytes():
-                    body += chunk
-                    if len(body) > MAX_BODY_BYTES:
-                        raise HttpError(f"{url} returned more than {MAX_BODY_BYTES >> 20} MiB")
-                    if time.monotonic() > deadline_s:
-                        raise HttpError(f"{url} did not complete its response within {self.timeout_s:.0f} s")
+            # only an event loop can end a response that comes byte by byte
+            return asyncio.run(self._send(method, url, options))
+        except TimeoutError as error:
+            message = f"{url} did not complete its response within {self.timeout_s:.0f} s"
+            raise HttpError(message) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise HttpError(f"{url} does not respond: {str(error) or type(error).__name__}") from error
+
+    async def _send(self, method: str, url: str, options: Mapping[str, Any]) -> HttpReply:
+        import httpx
+
+        body = bytearray()
+        async with (
+            asyncio.timeout(self.timeout_s),
+            httpx.AsyncClient(**self.options) as client,
+            client.stream(method, url, **options) as response,
+        ):
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise HttpError(f"{url} returned more than {MAX_BODY_BYTES >> 20} MiB")
         return HttpReply(response.status_code, response.headers, bytes(body))
 
 
@@ -91,5 +103,12 @@ def open_client(
     import httpx
 
     headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    client = httpx.Client(timeout=timeout_s, headers=headers, auth=credentials, follow_redirects=False)
-    return BoundedClient(client, timeout_s)
+    options = {
+        "timeout": timeout_s,
+        "headers": headers,
+        "auth": credentials,
+        "follow_redirects": False,
+        # loading the certificates takes longer than most requests
+        "verify": httpx.create_ssl_context(),
+    }
+    return BoundedClient(options, timeout_s)
