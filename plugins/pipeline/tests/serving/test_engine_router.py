@@ -18,6 +18,7 @@ from plugins.pipeline.tests.engine.scripted_engine import Script, run_engine
 from plugins.pipeline.tests.verbs.test_profile_engine import SPEC
 from tests.asgi import host
 from tests.http_server import serve_handler
+from unfold_pipeline.engine.autoscaling.token_envelope import TokenLog
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointLimits
 from unfold_pipeline.schema.pipeline import PipelineSpec
@@ -83,6 +84,57 @@ def test_a_usage_of_booleans_counts_as_none() -> None:
         assert ask(url, stream=True).status_code == 200
         # four gaps between five tokens of at least 10 ms; as one token there would be no time per token
         assert httpx.get(f"{url}/status").json()["measured_mean_ms"]["tpot"] > 9
+
+
+def run_canned_engine(body: bytes, kind: str, pause_s: float = 0.0) -> contextlib.AbstractContextManager[int]:
+    """Run an engine that answers the same to everything, event by event with pauses."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"] or 0))
+            self.send_response(200)
+            self.send_header("content-type", kind)
+            self.end_headers()
+            for part in body.split(b"\n\n"):
+                self.wfile.write(part + b"\n\n")
+                self.wfile.flush()
+                time.sleep(pause_s)
+
+        do_GET = do_POST  # noqa: N815 - the name that http.server asks for
+
+    return serve_handler(Handler)
+
+
+def test_choices_and_tool_calls_are_measured() -> None:
+    """Choices are generated side by side, so the time per token is that of one; a tool call has tokens too."""
+    parts = [{"delta": {"tool_calls": [{"index": 0, "function": {"arguments": "x"}}]}}] * 4
+    events = [{"choices": [{"index": index, **part}]} for part in parts for index in range(2)]
+    events.append({"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 8}})
+    body = b"\n\n".join(f"data: {json.dumps(event)}".encode() for event in events) + b"\n\ndata: [DONE]"
+    with run_canned_engine(body, "text/event-stream", 0.01) as port, route_to(f"http://127.0.0.1:{port}") as url:
+        assert ask(url, stream=True, n=2).status_code == 200
+        # 70 ms between the first and the last of four tokens each
+        assert httpx.get(f"{url}/status").json()["measured_mean_ms"]["tpot"] > 23
+
+
+def test_an_answer_at_once_corrects_the_log_of_tokens() -> None:
+    """Until then the log has what the request may generate, for each of its choices."""
+    usage = {"prompt_tokens": 7, "completion_tokens": 4}
+    for answer, tokens in (({"usage": usage}, (7, 4)), ({"usage": None}, (10, 40)), ([], (10, 40))):
+        with run_canned_engine(json.dumps(answer).encode(), "application/json") as port:
+            urls, log = (f"http://127.0.0.1:{port}",), TokenLog(60.0)
+            balancer = EngineBalancer(urls, "round_robin")
+            metrics, endpoints = build_router_metrics(balancer, ESTIMATE), (Endpoint(url=urls[0]),)
+            with host(EngineRouterApp(endpoints, balancer, metrics, ESTIMATE, LIMITS, 8, log=log)) as url:
+                assert ask(url, n=2, max_tokens=20).status_code == 200
+        (arrival,) = log.arrivals
+        assert (arrival.prompt, arrival.output) == tokens
+
+
+def test_a_list_of_models_is_bounded() -> None:
+    """An engine that returns no end of models is one that does not respond."""
+    with run_canned_engine(b"x" * (9 << 20), "application/json") as port, route_to(f"http://127.0.0.1:{port}") as url:
+        assert httpx.get(f"{url}/v1/models").status_code == 502
 
 
 def test_another_engine_answers_where_one_refuses_or_is_gone() -> None:

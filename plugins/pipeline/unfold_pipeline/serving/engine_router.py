@@ -26,6 +26,7 @@ from unfold_pipeline.engine.endpoint.client import (
     build_http_client,
     has_token,
     is_token_count,
+    list_choices,
     parse_event,
     read_bounded,
     read_events,
@@ -106,8 +107,8 @@ class RouterMetrics:
     local_prompts: Any
     sums: dict[str, MeasureSum] = field(default_factory=lambda: {"ttft": MeasureSum(), "tpot": MeasureSum()})
 
-    def observe_stream(self, first_s: float, last_s: float, tokens: int) -> None:
-        """Count a completed stream: time to first token, time between first and last, and its tokens."""
+    def observe_stream(self, first_s: float, last_s: float, tokens: float) -> None:
+        """Count a completed stream: time to first token, time between first and last, and the tokens of a choice."""
         self.ttft.observe(first_s)
         self.sums["ttft"].add(first_s)
         if tokens > 1 and last_s > 0:
@@ -289,12 +290,17 @@ class EngineRouterApp:
         import httpx
 
         assert self.client is not None  # noqa: S101 - the lifespan comes first
+        faults = (httpx.HTTPError, httpx.InvalidURL, EndpointError, TimeoutError)
         active = zip(self.endpoints, self.balancer.active, strict=True)
         for endpoint in [endpoint for endpoint, is_active in active if is_active]:
-            with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
-                response = await self.client.get(endpoint.build_url("/v1/models"), headers=endpoint.headers)
-                if response.status_code == 200 and len(response.content) <= MAX_BODY_BYTES:
-                    return Reply(200, response.content)
+            url = endpoint.build_url("/v1/models")
+            with contextlib.suppress(*faults):
+                async with (
+                    asyncio.timeout(self.limits.connect_s),
+                    self.client.stream("GET", url, headers=endpoint.headers) as response,
+                ):
+                    if response.status_code == 200:
+                        return Reply(200, await read_bounded(response, MAX_BODY_BYTES))
         raise RequestError(502, "no engine responds")
 
     async def _complete(self, path: str, receive: Receive, send: Send) -> None:
@@ -407,6 +413,9 @@ class EngineRouterApp:
             kind = response.headers.get("content-type", "application/json")
             if response.status_code != 200 or "text/event-stream" not in kind:
                 content = await read_bounded(response, MAX_ANSWER_BYTES)
+                if response.status_code == 200 and self.log is not None:
+                    with contextlib.suppress(EndpointError):
+                        exchange.count_tokens(parse_event(content))
                 if response.status_code == 200 and self.stages is not None:
                     content = _add_answers(content, await self._pass_downstream(exchange))
                 await exchange.reply(response.status_code, content, kind)
@@ -428,24 +437,23 @@ class EngineRouterApp:
             EndpointError: the stream ends before ``[DONE]``.
         """
         first_s = last_s = 0.0
-        events = tokens = prompt = 0
+        events = tokens = 0
+        choices = set[str]()
         async for now_s, data in stream:
             if data == DONE:
                 if self.stages is not None and not await self._write_answers(exchange):
                     return
                 await exchange.write(b"data: [DONE]\n\n", more=False)
                 if events:
-                    self.metrics.observe_stream(first_s - exchange.begin_s, last_s - first_s, tokens or events)
-                if exchange.arrival is not None and tokens:
-                    exchange.arrival.correct(prompt or exchange.arrival.prompt, tokens)
+                    # choices are generated side by side
+                    each = (tokens or events) / max(1, len(choices))
+                    self.metrics.observe_stream(first_s - exchange.begin_s, last_s - first_s, each)
                 return
             event = parse_event(data)
             if has_token(event):
                 first_s, last_s, events = first_s or now_s, now_s, events + 1
-            usage = event.get("usage")
-            if isinstance(usage, Mapping):
-                tokens = read_token_count(usage, "completion_tokens") or tokens
-                prompt = read_token_count(usage, "prompt_tokens") or prompt
+                choices.update(str(choice.get("index")) for choice in list_choices(event))
+            tokens = exchange.count_tokens(event) or tokens
             if event.get("choices") or wants_usage or "error" in event:
                 await exchange.write(b"data: " + data + b"\n\n")
         raise EndpointError("the stream broke off before its end")
@@ -489,6 +497,14 @@ class _Exchange:
     answers: dict[str, Any] = field(default_factory=dict)
     begin_s: float = field(default_factory=time.perf_counter)
     request_id: str = ""
+
+    def count_tokens(self, answer: Mapping[str, Any]) -> int:
+        """Return the generated tokens that an answer or an event reports, and correct the log; 0 if it reports none."""
+        usage = answer.get("usage")
+        tokens = read_token_count(usage, "completion_tokens") if isinstance(usage, Mapping) else 0
+        if isinstance(usage, Mapping) and tokens and self.arrival is not None:
+            self.arrival.correct(read_token_count(usage, "prompt_tokens") or self.arrival.prompt, tokens)
+        return tokens
 
     async def reply(self, status: int, body: bytes, kind: str) -> None:
         """Send a whole reply."""
@@ -580,7 +596,8 @@ def _estimate_tokens(request: Mapping[str, Any]) -> tuple[int, int]:
     size = len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace"))
     limits = [request.get(name) for name in ("max_completion_tokens", "max_tokens")]
     output = next((value for value in limits if is_token_count(value)), DEFAULT_OUTPUT_TOKENS)
-    return size // BYTES_PER_TOKEN, min(int(output or 0), 1 << 20)
+    choices = request.get("n") if is_token_count(request.get("n")) else 1
+    return size // BYTES_PER_TOKEN, min(int(output or 0) * int(choices or 1), 1 << 20)
 
 
 def _format_fault(fault: RequestError) -> Reply:

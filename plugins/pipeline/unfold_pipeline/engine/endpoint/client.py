@@ -364,18 +364,23 @@ def _parse_answer(data: bytes) -> dict[str, Any]:
 
 
 def has_token(data: Mapping[str, Any]) -> bool:
-    """Return whether an event carries generated text."""
-    choices = data.get("choices")
-    for choice in choices if isinstance(choices, list) else []:
-        if not isinstance(choice, Mapping):
-            continue
+    """Return whether an event carries generated text, or a part of a tool call."""
+    for choice in list_choices(data):
         delta = choice.get("delta")
         texts = [choice.get("text")]
         if isinstance(delta, Mapping):
             texts += [delta.get(name) for name in ("content", "reasoning_content", "reasoning")]
+            if delta.get("tool_calls"):
+                return True
         if any(isinstance(text, str) and text for text in texts):
             return True
     return False
+
+
+def list_choices(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the choices of an event, without what is none."""
+    choices = data.get("choices")
+    return [choice for choice in choices if isinstance(choice, Mapping)] if isinstance(choices, list) else []
 
 
 def is_token_count(value: Any) -> bool:
