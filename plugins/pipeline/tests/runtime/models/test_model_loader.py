@@ -17,6 +17,7 @@ from plugins.pipeline.tests.helpers import plan_stages
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import StageConfig
 from unfold_pipeline.runtime.local import LocalRuntime
+from unfold_pipeline.runtime.models.model_loader import load_model
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfold_pipeline.verbs.profile import profile
@@ -170,3 +171,24 @@ def traces(folder: Path) -> None:
     """Write traces with no traffic in them."""
     for name, rows in (("empty", []), ("one", [0]), ("same", [4, 4, 4])):
         (folder / f"{name}.csv").write_text("\n".join(["arrival_s", *map(str, rows)]) + "\n")
+
+
+@pytest.mark.parametrize("is_fit_for_zeros", [True, False])
+def test_no_query_waits_for_what_a_library_loads_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_fit_for_zeros: bool
+) -> None:
+    """The first row of a model is none of a query; whether it is answered does not matter."""
+    from sklearn.linear_model import LogisticRegression
+
+    shapes = []
+
+    def predict(_model: Any, rows: Any) -> Any:
+        shapes.append(rows.shape)
+        if not is_fit_for_zeros:
+            raise ValueError("zeros")
+        return rows
+
+    (tmp_path / "a.skops").write_bytes(stored("skops"))
+    monkeypatch.setattr(LogisticRegression, "predict_proba", predict)
+    load_model(ModelSource(path=str(tmp_path / "a.skops")))
+    assert shapes == [(1, 2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import sys
@@ -155,7 +156,7 @@ def _import_function(source: ModelSource) -> Predict:
 
 def _load_xgboost(path: str) -> Predict:
     booster = _load_booster(path)
-    return lambda rows: np.asarray(booster.inplace_predict(rows))
+    return _warm_up(lambda rows: np.asarray(booster.inplace_predict(rows)), booster.num_features())
 
 
 def _load_booster(path: str) -> Any:
@@ -176,6 +177,16 @@ def name_sklearn_output(estimator: Any) -> str:
 def _load_sklearn(path: str, *, has_label: bool) -> Predict:
     estimator = load_skops(read_bytes(path), path)
     method = getattr(estimator, next(name for name in SKLEARN_METHODS if hasattr(estimator, name)))
+    width = getattr(estimator, "n_features_in_", 1)
     if has_label and name_sklearn_output(estimator) == PROBABILITIES:
-        return lambda rows: {PROBABILITIES: np.asarray(method(rows)), LABEL: np.asarray(estimator.predict(rows))}
-    return lambda rows: np.asarray(method(rows))
+        return _warm_up(
+            lambda rows: {PROBABILITIES: np.asarray(method(rows)), LABEL: np.asarray(estimator.predict(rows))}, width
+        )
+    return _warm_up(lambda rows: np.asarray(method(rows)), width)
+
+
+def _warm_up(predict: Predict, width: int) -> Predict:
+    """Return a model after a first row: the libraries load parts of themselves then, which no query should wait for."""
+    with contextlib.suppress(Exception):
+        predict(np.zeros((1, width), np.float32))
+    return predict
