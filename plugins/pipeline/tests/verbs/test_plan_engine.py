@@ -98,6 +98,18 @@ def test_a_plan_names_engines_price_interval_and_refusals(tmp_path: Path) -> Non
     assert high is None or high >= cost
 
 
+@pytest.mark.parametrize(("gap_s", "cautions"), [(0.05, 0), (0.3, 1)])
+def test_a_trace_that_drifts_is_reported(tmp_path: Path, gap_s: float, cautions: int) -> None:
+    """A caution beside the share of fresh samples names the drift; traffic of a process has none by construction."""
+    times = [index * (0.05 if index < 100 else gap_s) for index in range(200)]
+    rows = "".join(f"{time_s:.3f},100,9\n" for time_s in sorted(times))
+    engine = ("max_num_batched_tokens: [512, 2048]", "max_num_batched_tokens: 2048"), ("[16, 64]", "64")
+    report = plan_spec(tmp_path, *engine, trace=TRACE.partition("\n")[0] + "\n" + rows)
+    labels = [label for label, _ in report.lines]
+    assert labels.count("caution") == cautions
+    assert not cautions or labels.index("caution") == labels.index("fresh samples") + 1
+
+
 def test_confidence_plans_for_the_upper_end(tmp_path: Path) -> None:
     """With a confidence the plan meets its targets at the upper end of the interval, and costs at least as much."""
     plain = plan_spec(tmp_path).metrics["cost_per_hour"].value or 0.0

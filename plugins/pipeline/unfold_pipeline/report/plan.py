@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unfold_pipeline._types import FloatArray
 from unfold_pipeline.estimator.estimator import DECIMALS
 from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.estimator.uncertainty import (
@@ -66,7 +67,7 @@ def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: Plan
     """Return the report of a plan that meets the SLO on its sample, and on enough fresh ones if that is required."""
     solution = confident.solution
     checker, plan = solution.checker, solution.plan
-    tail_s, doubts = checker.tail_latency(plan), _list_doubts(problem)
+    tail_s, doubts = checker.tail_latency(plan), list_doubts(problem.traces)
     return Report(
         kind="pipeline",
         verb="plan",
@@ -138,10 +139,10 @@ def _list_share_lines(problem: Problem, confident: ConfidentPlan, doubts: Sequen
     return (("fresh samples", text), *(("caution", doubt) for doubt in doubts))
 
 
-def _list_doubts(problem: Problem) -> tuple[str, ...]:
+def list_doubts(traces: Sequence[FloatArray]) -> tuple[str, ...]:
     """Return why fresh traffic may differ from resamples of the traces by more than these do from each other."""
-    drifting = [hurst for hurst in map(measure_hurst, problem.traces) if hurst > DRIFT_HURST]
-    heavy = [index for index in map(estimate_tail_index, problem.traces) if index < HEAVY_TAIL_INDEX]
+    drifting = [hurst for hurst in map(measure_hurst, traces) if hurst > DRIFT_HURST]
+    heavy = [index for index in map(estimate_tail_index, traces) if index < HEAVY_TAIL_INDEX]
     return (
         *((sentences.describe_drift(max(drifting)),) if drifting else ()),
         *((sentences.describe_heavy_tail(min(heavy)),) if heavy else ()),

@@ -35,6 +35,7 @@ from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, explai
 from unfold_pipeline.planner.confident_plan import measure_fresh_request_share
 from unfold_pipeline.planner.engine_pipeline import JointSolution, attach_stages, find_cheapest_pipeline
 from unfold_pipeline.report.engines.plan import (
+    add_doubts,
     add_fresh_share,
     add_large_requests,
     add_left_out,
@@ -47,6 +48,7 @@ from unfold_pipeline.report.engines.plan import (
 from unfold_pipeline.report.engines.pools import is_pool_decision, parse_pool_decision
 from unfold_pipeline.report.engines.replay import build_engine_replay_report
 from unfold_pipeline.report.engines.stages_around import describe_stages, parse_stage_plans
+from unfold_pipeline.schema.arrivals import Arrivals
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan_pools import (
     describe_pools_beside,
@@ -81,6 +83,8 @@ def plan_engine(spec: PipelineSpec, run: Run) -> Report:
         report = _plan_alone(problem, run)
     else:
         report = _plan_with_stages(problem, stages, run)
+    if isinstance(spec.arrivals, Arrivals) and spec.arrivals.trace is not None:
+        report = add_doubts(report, problem.requests.arrival_s)
     return add_left_out(report, problem)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.autoscaling.token_envelope import count_most_tokens
 from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS, KvCache
 from unfold_pipeline.engine.planner.analysis import QUANTILES, EngineAnalysis, LoadSeries, Percentiles
@@ -18,7 +19,7 @@ from unfold_pipeline.engine.step_times.interval import CONFIDENCE
 from unfold_pipeline.estimator.fresh_samples import FreshShare
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.stages_around import PlannedStages
-from unfold_pipeline.report.plan import FRESH_SHARE
+from unfold_pipeline.report.plan import FRESH_SHARE, list_doubts
 from unfold_pipeline.report.sentences import USUAL_CONFIDENCE, ask_for_plan
 from unfold_pipeline.schema.saved_plan import MAX_SAVED_REPLICAS
 from unfoldkit.api import (
@@ -192,6 +193,15 @@ def add_fresh_share(report: Report, share: FreshShare | None) -> Report:
         headline = sentences.describe_low_share(headline, share.kept, share.draws)
     metrics = {**report.metrics, "fresh_share": Metric(share.share, label=FRESH_SHARE)}
     return replace(report, headline=headline, metrics=metrics, lines=(line, *report.lines))
+
+
+def add_doubts(report: Report, arrival_s: FloatArray) -> Report:
+    """Return the report of a plan for a recorded trace with why fresh traffic may differ from its fresh samples."""
+    if "fresh_share" not in report.metrics:
+        return report
+    after = next(index for index, (label, _) in enumerate(report.lines, 1) if label == "fresh samples")
+    doubts = (("caution", doubt) for doubt in list_doubts([arrival_s]))
+    return replace(report, lines=(*report.lines[:after], *doubts, *report.lines[after:]))
 
 
 def build_metrics(problem: EngineProblem, outcome: Outcome, analysis: EngineAnalysis) -> Mapping[str, Metric]:
