@@ -29,7 +29,7 @@ from unfold_pipeline.tuner.envelope_rule import build_scaling_context
 from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
 from unfold_pipeline.tuner.table_rule import compute_table_targets
 from unfoldkit.api import UnfoldError, user_error
-from unfoldkit.kubernetes.api import NOT_FOUND, Api, ApiError, Body
+from unfoldkit.kubernetes.api import CONFLICT, NOT_FOUND, Api, ApiError, Body
 from unfoldkit.kubernetes.scale import require_workload
 
 CPU = (option("cpu", 0.05, 0.02, 0.02),)
@@ -269,6 +269,17 @@ def test_missing_replicas_do_not_raise_the_target(capacity: int, queued: float) 
     assert history[start:] == wanted[start:]
 
 
+def test_a_clock_that_was_set_back_stops_no_decision() -> None:
+    """Decisions do not wait for the hour that the samples were ahead."""
+    source, target = Script(even_trace([20.0, 80.0], 60.0)), Deployment()
+    controller = build_controller(source, target)
+    source.now_s, source.arrivals_s = 3600.0, source.arrivals_s + 3600.0
+    controller.step()
+    assert target.desired == [2, 2]
+    source.arrivals_s -= 3600.0
+    assert run_until(controller, source, 90)[-1] > (4, 4)
+
+
 def test_a_measured_queue_raises_the_target() -> None:
     """Items that wait are served too, although the counters show no more arrivals than planned."""
     source, target = Script(even_trace([20.0], 100.0)), Deployment()
@@ -330,6 +341,43 @@ def test_a_stage_has_the_workload_that_exports_name() -> None:
     ]
     with pytest.raises(UnfoldError, match="is not a workload"):
         find_workloads({"a": "pod/x/y"})
+
+
+@dataclass(slots=True)
+class BusyScale:
+    """The scale of a workload that others change before each of the first writes."""
+
+    replicas: Sequence[int]
+    namespace: str = "unfold"
+    version: int = 0
+    written: int = 0
+
+    def get(self, _path: str) -> Body:
+        """Return the scale."""
+        replicas = self.replicas[min(self.version, len(self.replicas) - 1)]
+        return {
+            "metadata": {"resourceVersion": str(self.version)},
+            "spec": {"replicas": replicas},
+            "status": {"replicas": replicas},
+        }
+
+    def patch(self, _path: str, body: Body, _kind: str) -> Body:
+        """Set the replicas, if the version is the current one."""
+        self.version = min(self.version + 1, len(self.replicas))
+        if body["metadata"]["resourceVersion"] != str(self.version):
+            raise ApiError(CONFLICT, "Conflict", "the object has been modified")
+        self.written = body["spec"]["replicas"]
+        return body
+
+
+@pytest.mark.parametrize(("replicas", "written"), [([2, 2, 2], 5), ([2, 2, 3], 0)])
+def test_a_rollout_does_not_prevent_a_step(replicas: Sequence[int], written: int) -> None:
+    """A conflict with another change than that of the replicas is tried again."""
+    busy = BusyScale(replicas)
+    target = build_kubernetes_target(cast("Api", busy), [require_workload("deployment/a", "")], "me", 15.0)
+    assert target.read_replicas() == (StageReplicas(2, 2),)
+    assert target.set_replicas(0, 5) is bool(written)
+    assert busy.written == written
 
 
 def test_leases_of_a_dead_controller_end_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,10 +226,11 @@ class DeploymentController:
             self._report_target("")
 
     def _decide(self, demand: Demand, replicas: Sequence[StageReplicas]) -> tuple[int, ...]:
-        if self.tuner is None:
-            desired = np.array([max(1, item.desired) for item in replicas], dtype=np.int64)
-            self.tuner, self.origin_s = self.build_tuner(desired), math.floor(demand.until_s)
         tuner = self.tuner
+        if tuner is None or self._went_back(tuner, demand):
+            desired = np.array([max(1, item.desired) for item in replicas], dtype=np.int64)
+            tuner, self.origin_s = self.build_tuner(desired), math.floor(demand.until_s)
+            self.tuner = tuner
         tuner.expect_age(demand.age_s)
         arrivals_s, now_s = demand.arrivals_s - self.origin_s, math.floor(demand.until_s - self.origin_s)
         decisions = tuner.tuner.decisions
@@ -240,6 +241,11 @@ class DeploymentController:
                 tuner.observe_replicas(replicas, demand.queued, now_s)
             tuner.tuner.decide(arrivals_s, second * TICK_S)
         return decisions[-1][1].replicas
+
+    def _went_back(self, tuner: ObservedTuner, demand: Demand) -> bool:
+        """Return whether the clock of the samples was set back: the rule would wait until it is as late again."""
+        decisions = tuner.tuner.decisions
+        return bool(decisions) and demand.until_s - self.origin_s < decisions[-1][0] - MAX_CATCH_UP_S
 
     def _carry_out(self, steps: Sequence[ScaleStep]) -> None:
         self.record.steps = tuple(steps)

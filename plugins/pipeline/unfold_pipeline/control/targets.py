@@ -11,6 +11,7 @@ from unfoldkit.api import user_error
 from unfoldkit.kubernetes.api import Api
 from unfoldkit.kubernetes.leader_election import LeaderElection
 from unfoldkit.kubernetes.scale import (
+    Scale,
     Workload,
     list_autoscalers,
     parse_workload,
@@ -20,6 +21,7 @@ from unfoldkit.kubernetes.scale import (
 )
 
 LEASE_PREFIX = "unfold-tuner"
+WRITE_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class KubernetesTarget:
     elections: tuple[LeaderElection, ...]
     holder: str
     lease_s: float
-    versions: list[str]
+    scales: list[Scale]
 
     @property
     def location(self) -> str:
@@ -130,13 +132,22 @@ class KubernetesTarget:
 
     def read_replicas(self) -> tuple[StageReplicas, ...]:
         """Return the replicas of each stage."""
-        scales = [read_scale(self.api, workload) for workload in self.items]
-        self.versions = [scale.version for scale in scales]
-        return tuple(StageReplicas(scale.desired, scale.existing) for scale in scales)
+        self.scales = [read_scale(self.api, workload) for workload in self.items]
+        return tuple(StageReplicas(scale.desired, scale.existing) for scale in self.scales)
 
     def set_replicas(self, stage: int, count: int) -> bool:
-        """Demand ``count`` replicas of the version that was read."""
-        return write_scale(self.api, self.items[stage], count, self.versions[stage])
+        """Demand ``count`` replicas, unless others were demanded since the replicas were read.
+
+        A rollout changes the version of a workload several times a second, and its replicas not at all.
+        """
+        scale = self.scales[stage]
+        for _ in range(WRITE_ATTEMPTS):
+            if write_scale(self.api, self.items[stage], count, scale.version):
+                return True
+            scale = read_scale(self.api, self.items[stage])
+            if scale.desired != self.scales[stage].desired:
+                return False
+        return False
 
 
 def build_kubernetes_target(api: Api, workloads: Sequence[Workload], holder: str, lease_s: float) -> KubernetesTarget:
@@ -155,7 +166,7 @@ def build_kubernetes_target(api: Api, workloads: Sequence[Workload], holder: str
         elections=tuple(LeaderElection(api, name) for name in names),
         holder=holder,
         lease_s=lease_s,
-        versions=[""] * len(workloads),
+        scales=[],
     )
 
 
