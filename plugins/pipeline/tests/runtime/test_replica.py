@@ -10,8 +10,12 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,7 +28,7 @@ from unfold_pipeline.problem.quotas import QuotaLimits
 from unfold_pipeline.report.plan_file import PlannedEnvelope
 from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.runtime.local import MAX_CONSECUTIVE_FAILURES, LocalRuntime
-from unfold_pipeline.runtime.replica import Replica, launch_replica
+from unfold_pipeline.runtime.replica import READY, BatchAnswer, Replica, launch_replica
 from unfold_pipeline.runtime.stage import read_clock
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.serving.app import PipelineApp, build_app
@@ -210,6 +214,57 @@ def test_replicas_restart_after_repeated_deaths(tmp_path: Path) -> None:
             await running.stop()
 
     asyncio.run(asyncio.wait_for(scene(), 100))
+
+
+@dataclass(slots=True)
+class ProcessStub:
+    """Stands for the process of a replica."""
+
+    exitcode: int = 1
+    pid: int = 0
+
+    def join(self, _timeout_s: float) -> None:
+        """Do not wait."""
+
+    def is_alive(self) -> bool:
+        """Return that it has ended."""
+        return False
+
+
+def test_replicas_that_cannot_start_are_delayed_beside_one_that_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of an old replica do not excuse new ones that end at once, nor do these reject what waits for it."""
+    launched: list[Connection] = []
+
+    def launch(_source: ModelSource) -> Replica:
+        ours, theirs = Pipe()
+        launched.append(theirs)
+        if len(launched) <= 2:
+            theirs.send(READY)
+        else:
+            theirs.close()
+        return Replica(cast("SpawnProcess", ProcessStub()), ours)
+
+    monkeypatch.setattr("unfold_pipeline.runtime.local.launch_replica", launch)
+    running = LocalRuntime(plan_stages(["a"], [ModelSource(code="a:b")], (StageConfig(0, 1, 2),)))
+    app = build_app("pipe", ALONE, running, 2, ServiceSettings(0))
+
+    async def scene() -> None:
+        await running.start()
+        try:
+            waiting = [asyncio.create_task(ask(app, 1.0)) for _ in range(30)]
+            await until(launched[0].poll)
+            launched[1].close()
+            while not all(task.done() for task in waiting):
+                if launched[0].poll():
+                    launched[0].recv()
+                    launched[0].send(BatchAnswer(np.ones(1), 0.01, 0.01, 0.0))
+                await asyncio.sleep(0.01)
+            assert [code for code, _ in await asyncio.gather(*waiting)] == [200] * 30
+        finally:
+            await running.stop()
+
+    asyncio.run(asyncio.wait_for(scene(), 30))
+    assert len(launched) <= 2 + MAX_CONSECUTIVE_FAILURES + 1
 
 
 @pytest.mark.parametrize(("name", "value"), [("short", 1.0), ("odd", 1.0), ("words", 1.0), ("labels", 1.0)])

@@ -284,7 +284,9 @@ class LocalRuntime:
                     cpu_s=answer.cpu_s,
                 )
             )
-        stage.consecutive_failures = 0
+        # a replica from before the failures does not show that another one can start
+        if worker.launched_s > stage.failed_s:
+            stage.consecutive_failures = 0
         for index, (query, item, _) in enumerate(batch):
             self._pass_on(stage, query, item, take_row(answer.outputs, index))
         if worker.is_leaving:
@@ -347,6 +349,7 @@ class LocalRuntime:
             self._retry_rows(stage, batch, reason, weight)
         else:
             stage.consecutive_failures += 1
+            stage.failed_s = read_clock()
         if stage.consecutive_failures > MAX_CONSECUTIVE_FAILURES:
             self._give_up(stage, reason)
             self._delay_restart(stage, reason)
@@ -376,7 +379,7 @@ class LocalRuntime:
             message, key = f"replicas of {stage.name} do not start: {reason}", f"stages.{stage.name}.model"
             hint = "unfold profile SPEC runs the model on its own"
             self._started.set_exception(user_error(message, key=key, hint=hint))
-        for queued in stage.drain_queues():
+        for queued in () if stage.ready_replicas else stage.drain_queues():
             queued.query.on_finished(None)
 
     def _remove_worker(self, stage: StageRuntime, worker: Worker) -> None:

@@ -218,6 +218,7 @@ class StageRuntime:
         retry_queue: items of batches on which the model failed, to be tried one by one.
         workers: its replicas.
         consecutive_failures: replicas that ended without a batch, one after the other.
+        failed_s: when the last of them ended, on :func:`read_clock`.
         replaced, served, batches, failed: counters of replicas, rows, batches, and rows on which the model failed.
         model_s, cpu_s: seconds in the model, and those of them in which a core was busy.
         last_error: the last error of the model.
@@ -241,6 +242,7 @@ class StageRuntime:
     retry_queue: deque[QueuedItem] = field(default_factory=deque)
     workers: list[Worker] = field(default_factory=list)
     consecutive_failures: int = 0
+    failed_s: float = -math.inf
     replaced: int = 0
     served: int = 0
     batches: int = 0
