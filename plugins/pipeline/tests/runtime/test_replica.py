@@ -231,6 +231,36 @@ class ProcessStub:
         return False
 
 
+def test_a_model_that_changes_while_it_is_served_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A replica that is added later would answer otherwise than the others, which the log says."""
+
+    def launch(_source: ModelSource) -> Replica:
+        ours, theirs = Pipe()
+        theirs.send(READY)
+        return Replica(cast("SpawnProcess", ProcessStub()), ours)
+
+    monkeypatch.setattr("unfold_pipeline.runtime.local.launch_replica", launch)
+    logging.getLogger("unfoldkit").propagate = True
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"one")
+    running = LocalRuntime(plan_stages(["a"], [ModelSource(path=str(path))], PLAN))
+
+    async def scene() -> None:
+        await running.start()
+        try:
+            running.set_target(0, 2)
+            assert "its file has changed" not in caplog.text
+            path.write_bytes(b"other")
+            running.set_target(0, 3)
+            assert "its file has changed" in caplog.text
+        finally:
+            await running.stop()
+
+    asyncio.run(asyncio.wait_for(scene(), 30))
+
+
 def test_replicas_that_cannot_start_are_delayed_beside_one_that_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers of an old replica do not excuse new ones that end at once, nor do these reject what waits for it."""
     launched: list[Connection] = []

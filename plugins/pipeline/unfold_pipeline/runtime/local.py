@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -223,6 +224,11 @@ class LocalRuntime:
                 self._remove_worker(stage, worker)
 
     def _launch_worker(self, stage: StageRuntime) -> None:
+        state = _read_file_state(stage.source.path)
+        if stage.file_state != state and self._has_started():
+            failure = BatchFailure("replicas from now on load another model than those before; start the service again")
+            _log_failure(stage, "its file has changed", failure)
+        stage.file_state = state
         worker = Worker(launch_replica(stage.source))
         if self._cores is not None:
             worker.core = self._cores.take_core()
@@ -473,6 +479,15 @@ def _send_rows(replica: Replica, rows: Tensors) -> None:
     # a pipe that is closed during the write has no handle any more, which raises TypeError
     with contextlib.suppress(OSError, TypeError):
         replica.pipe.send(rows)
+
+
+def _read_file_state(path: str) -> tuple[int, int, int] | None:
+    """Return what changes with a file: its number, size and time; ``None`` without one."""
+    try:
+        state = os.stat(path)  # noqa: PTH116 - an empty path is no folder
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _report_slow_start(stage: StageRuntime) -> UnfoldError:

@@ -224,6 +224,7 @@ class StageRuntime:
         last_error: the last error of the model.
         logged_s: when an error was logged last.
         wait_timer: fires when the oldest item has waited for ``max_wait_s``.
+        file_state: of the model's file when a replica was launched last.
         restart_timer: fires when replicas may be started again after too many failures.
         speed: how long its batches take.
         activation: how long its replicas take to start.
@@ -243,6 +244,7 @@ class StageRuntime:
     workers: list[Worker] = field(default_factory=list)
     consecutive_failures: int = 0
     failed_s: float = -math.inf
+    file_state: tuple[int, int, int] | None = None
     replaced: int = 0
     served: int = 0
     batches: int = 0
