@@ -478,6 +478,8 @@ def test_exports_carry_the_plan(tmp_path: Path) -> None:
     assert yaml.safe_load(export_llm_services(report))["spec"]["model"]["name"] == "org/model"
     config = yaml.safe_load(export_ray_llm(report))["applications"][0]["args"]["llm_configs"][0]
     assert config["engine_kwargs"]["max_num_seqs"] == engine["max_num_seqs"]
+    broken = replace(report, decision={**(report.decision or {}), "engines": {"chat\nreboot": engine}})
+    assert [line[:6] for line in export_vllm(broken).splitlines()[-2:]] == ["# chat", "vllm s"]
     empty = Report(kind="pipeline", verb="plan", name="x", verdict=Verdict.NO, headline="none")
     with pytest.raises(UnfoldError, match="no plan of LLM engines"):
         export_vllm(empty)

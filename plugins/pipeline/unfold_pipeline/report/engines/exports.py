@@ -56,7 +56,9 @@ def export_vllm(report: Report) -> str:
     lines = [*_build_notes(report).splitlines(), *(LINK_NOTE.splitlines() if _has_pools(report) else ())]
     for stage, engine in _list_engines(report).items():
         gpus = f"{engine['tensor_parallel']} {engine['hardware']} GPUs"
-        lines.append(f"# {stage}: {engine['replicas']} × on {gpus}, {engine['routing']}")
+        # a name with a line break would begin a command
+        comment = f"# {stage}: {engine['replicas']} × on {gpus}, {engine['routing']}"
+        lines.append(" ".join(comment.split()))
         lines.append(shlex.join(["vllm", "serve", *list_arguments(engine)]))
     return "\n".join(lines) + "\n"
 
