@@ -60,8 +60,6 @@ CALLERS = {
 variable ``method`` names it."""
 TIMERS = {"SIGALRM": "ITIMER_REAL", "SIGVTALRM": "ITIMER_VIRTUAL", "SIGPROF": "ITIMER_PROF"}
 """Timers of the system by the signal that they send, which ends a process."""
-STDOUT, STDERR = 1, 2
-"""File descriptors."""
 OTHER_CALLEES = {call_policy.__code__, Controller.apply.__code__}
 """What the same functions call besides a policy."""
 
@@ -182,7 +180,7 @@ def end_process(error: UnfoldError) -> None:
 
 @contextlib.contextmanager
 def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> Iterator[None]:
-    """Keep policies within bounds: stdout is the report's, so what they print goes to stderr; none may hang or exit.
+    """Keep policies within bounds: none may hang or exit.
 
     The working folder is the same afterwards, as the run's is relative to it.
 
@@ -190,7 +188,7 @@ def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> I
         UnfoldError: a policy did not return, or raised what is no ``Exception``.
     """
     threads = threading.enumerate()
-    guards = redirect_output(), keep_process(), end_forked_processes(), report_timers(), contextlib.chdir(".")
+    guards = keep_process(), end_forked_processes(), report_timers(), contextlib.chdir(".")
     with contextlib.ExitStack() as stack:
         for guard in (*guards, interrupt_stalled_policies(limit_s, warn)):
             stack.enter_context(guard)
@@ -205,18 +203,6 @@ def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> I
             if not fault.file:
                 raise
             raise UnfoldError(replace(fault, key="policy")) from error
-
-
-@contextlib.contextmanager
-def redirect_output() -> Iterator[None]:
-    """Send what is written to stdout to stderr, by child processes and libraries in C too."""
-    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # one of them is closed
-            kept = os.dup(STDOUT)
-            stack.callback(os.close, kept)
-            os.dup2(STDERR, STDOUT)
-            stack.callback(os.dup2, kept, STDOUT)
-        yield
 
 
 @contextlib.contextmanager

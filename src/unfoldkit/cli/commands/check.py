@@ -135,7 +135,8 @@ def _verify(registry: Registry, file: str, stdin: str, *, settings: Sequence[str
         raise user_error(f"kind {loaded.kind.name} has nothing to verify", file=_display_name(file))
     with loaded.locate_errors(), show_progress(f"verify {loaded.spec.name}") as progress:
         run = build_run(Request(verb="plan", spec=file, allow_code=allow_code), loaded, progress)
-        report: Report = resolve(loaded.kind.verifies, extra=loaded.kind.extra)(loaded.spec, run)
+        with console.keeping_stdout():
+            report: Report = resolve(loaded.kind.verifies, extra=loaded.kind.extra)(loaded.spec, run)
     return report
 
 
