@@ -120,6 +120,15 @@ def _compile_slots(kinds: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"(?:{names}){SLOT_MARK}\d+")
 
 
+def list_running(controller: Controller) -> Running:
+    """List the running tasks of a small cluster; ``View.running`` is made for large ones."""
+    table, state = controller.table, controller.table.state
+    rows = [row for row, status in enumerate(state.status.tolist()) if status == kernel.RUNNING]
+    starts, nodes = state.start_s.tolist(), state.task_node.tolist()
+    rows.sort(key=starts.__getitem__)
+    return [(table.tasks[row], table.nodes[nodes[row]].name, starts[row]) for row in rows]
+
+
 def canonical_key(controller: Controller, rename: Renaming, running: Running, *, is_coarse: bool = False) -> Hashable:
     """Return the canonical form of a controller's state.
 
@@ -149,11 +158,11 @@ def canonical_key(controller: Controller, rename: Renaming, running: Running, *,
     if is_coarse:
         policies = tuple(_ranked_form(form) for form in policies)
     # holders of a deleted resource still count against its successor
-    columns = state.column.tolist()
+    columns, capacity, available = state.column.tolist(), state.capacity.T.tolist(), state.available.T.tolist()
     held = tuple(
         sorted(
             [
-                (rename[name], state.capacity[:, column].tobytes(), state.available[:, column].tobytes())
+                (rename[name], *capacity[column], *available[column])
                 for name, number in table.name_ids.items()
                 if (column := columns[number]) >= 0
             ]
@@ -451,13 +460,9 @@ def _copy_tuple(value: tuple[Any, ...], memo: dict[int, Any]) -> tuple[Any, ...]
 
 
 def _copy_list(value: Iterable[Any], memo: dict[int, Any]) -> list[Any]:
-    # most values are shared, and most containers empty: both cost no call
-    duplicate = [*value]
-    for index, item in enumerate(duplicate):
-        copier = COPIER_OF[type(item)]
-        if copier is not None:
-            duplicate[index] = copier(item, memo)
-    return duplicate
+    # most values are shared, and cost no call
+    copiers = COPIER_OF
+    return [item if (copier := copiers[type(item)]) is None else copier(item, memo) for item in value]
 
 
 def _copy_deque(value: deque[Any], memo: dict[int, Any]) -> deque[Any]:

@@ -26,6 +26,7 @@ from unfold_placement.verification.model import (
     canonical_form,
     canonical_key,
     copy_controller,
+    list_running,
 )
 from unfold_placement.verification.scenario import (
     ARRIVE,
@@ -181,7 +182,7 @@ def _explore(
 ) -> tuple[Graph, dict[str, Finding]]:
     """Expand states until all are, or too many were reached; return them and the first finding of each property."""
     graph = frontier.graph
-    frontier.add(initial, Jobs(), initial.view.running(), None)
+    frontier.add(initial, Jobs(), list_running(initial), None)
     findings: dict[str, Finding] = {}
     while frontier.queue:
         for finding in _expand(frontier, *frontier.queue.popleft(), rules):
@@ -286,7 +287,7 @@ def _expand(
         except UnfoldError as error:
             yield _finding_after(LIVELOCK, scenario.victim, graph, prefix, error.diagnostics[0].message)
             continue
-        running = following.view.running()
+        running = list_running(following)
         target, is_new = frontier.add(following, new_jobs, running, prefix)
         after = running_jobs(running, only_whole=scenario.has_gangs)
         stopped = _stopped_jobs(following, cursor)
@@ -315,7 +316,7 @@ def _check_repeatable(frontier: Frontier, controller: Controller, jobs: Jobs, ac
         following = copy_controller(controller)
         try:
             rename = apply_action(frontier.scenario, following, jobs, action).renaming(frontier.scenario.kinds)
-            running = following.view.running()
+            running = list_running(following)
             forms = {index: canonical_form(following.policies[index], rename) for index in foreign}
             outcomes.append((forms, canonical_key(following, rename, running, is_coarse=frontier.is_coarse)))
         except UnfoldError as error:
