@@ -20,11 +20,12 @@ from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import draw_sample
 from unfold_pipeline.replay.prediction import estimate_latencies
 from unfold_pipeline.runtime.local import LocalRuntime
+from unfold_pipeline.runtime.models.data_flow import encode_answer
 from unfold_pipeline.runtime.stage import Query, read_clock
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import ModelSpec
 from unfold_pipeline.serving.app import build_app
-from unfold_pipeline.serving.inference import ServiceSettings, encode_answer
+from unfold_pipeline.serving.inference import ServiceSettings
 from unfold_pipeline.verbs import serve
 from unfold_pipeline.verbs.profile import profile
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict

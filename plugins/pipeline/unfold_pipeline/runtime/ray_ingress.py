@@ -20,7 +20,7 @@ from unfold_pipeline._types import RowArray
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Pipeline, Stage, build_edges, build_inputs
 from unfold_pipeline.problem.routing import Item, RouteDrawer, Routes
-from unfold_pipeline.runtime.models.data_flow import DataFlow, Outputs, format_output, pass_requests
+from unfold_pipeline.runtime.models.data_flow import DataFlow, Outputs, encode_answer, format_output, pass_requests
 from unfold_pipeline.runtime.models.flow_resolution import request_tensors, resolve_data_flow
 from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica
 
@@ -77,9 +77,10 @@ class PipelineIngress:
             return JSONResponse({"error": str(error)}, 400)
         try:
             answers = await asyncio.gather(*(self.answer_row(row) for row in rows))
+            outputs = self._build_outputs(answers)
         except Exception as error:  # noqa: BLE001  # Ray wraps what a model raises in errors of its own
             return JSONResponse({"error": f"a model failed: {type(error).__name__}"}, 500)
-        return JSONResponse({"model_name": self._name, "outputs": self._build_outputs(answers)})
+        return JSONResponse({"model_name": self._name, "outputs": outputs})
 
     async def answer_row(self, row: RowArray) -> dict[str, Any]:
         """Return the answer of each stage that the row visits; a join waits for all its parents."""
@@ -104,7 +105,7 @@ class PipelineIngress:
                 "name": stage.name,
                 "datatype": "BYTES",
                 "shape": [len(answers)],
-                "data": [json.dumps(answer.get(stage.name)) for answer in answers],
+                "data": [encode_answer(answer.get(stage.name)) for answer in answers],
             }
             for stage in self._pipeline.stages
         ]

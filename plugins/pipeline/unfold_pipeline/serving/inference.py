@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import msgspec
 
 from unfold_pipeline.estimator.admission import MAX_RETRY_S
 from unfold_pipeline.problem.pipeline import Pipeline
@@ -16,6 +13,7 @@ from unfold_pipeline.problem.problem import compute_wait_bound
 from unfold_pipeline.problem.routing import RouteDrawer
 from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.runtime.local import PipelineRuntime
+from unfold_pipeline.runtime.models.data_flow import encode_answer
 from unfold_pipeline.runtime.query_gate import QueryGate
 from unfold_pipeline.runtime.stage import Query, read_clock
 from unfold_pipeline.serving.dashboard import PlannedService, ServiceRecord
@@ -204,15 +202,3 @@ class PendingRequest:
         if self.failed_stage:
             return Rejection(500, f"the model of stage {self.failed_stage} failed on this input")
         return Rejection(503, SHED if self.is_shed else UNAVAILABLE, self.gateway.estimate_retry())
-
-
-def encode_answer(answer: Any) -> str:
-    """Return the answer of a stage as JSON text; NaN and infinity, which JSON does not have, become null.
-
-    Raises:
-        TypeError: the answer is of a type without a JSON form.
-    """
-    try:
-        return json.dumps(answer, allow_nan=False)
-    except ValueError:
-        return msgspec.json.encode(answer).decode()

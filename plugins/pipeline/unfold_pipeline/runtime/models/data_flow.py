@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -123,6 +125,18 @@ def format_output(output: Tensors) -> Any:
     if isinstance(output, dict):
         return {name: np.asarray(tensor).tolist() for name, tensor in output.items()}
     return np.asarray(output).tolist()
+
+
+def encode_answer(answer: Any) -> str:
+    """Return the answer of a stage as JSON text; NaN and infinity, which JSON does not have, become null.
+
+    Raises:
+        TypeError: the answer is of a type without a JSON form.
+    """
+    try:
+        return json.dumps(answer, allow_nan=False)
+    except ValueError:
+        return msgspec.json.encode(answer).decode()
 
 
 def stack_inputs(inputs: Sequence[Tensors]) -> Tensors:
