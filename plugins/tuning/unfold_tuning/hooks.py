@@ -28,7 +28,12 @@ def unfold_kinds() -> Iterable[Kind]:
 
 @hookimpl
 def unfold_checks() -> Iterable[Check]:
-    """Offer a health check for ``unfold doctor``: instances that a run has left behind."""
+    """Offer health checks for ``unfold doctor``: instances and clusters that a run has left behind."""
     yield Check(
         name="rented", summary="no instance is left running", action="unfold_tuning.cluster.orphans:check_orphans"
+    )
+    yield Check(
+        name="skypilot",
+        summary="no cluster of SkyPilot is left running",
+        action="unfold_tuning.cluster.orphans:check_clusters",
     )

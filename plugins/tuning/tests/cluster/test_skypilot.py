@@ -19,6 +19,7 @@ from tuning_runs import SPEC, load_spec
 
 from unfold_tuning.cluster.aws import LaunchRequest
 from unfold_tuning.cluster.offers import Offer, list_offers
+from unfold_tuning.cluster.orphans import check_clusters
 from unfold_tuning.cluster.skypilot import (
     INFEASIBLE,
     InstalledSkyPilot,
@@ -256,6 +257,27 @@ def test_the_next_attempt_ends_what_a_killed_driver_left(sky: FakeSky, ledger: L
     assert sky.now >= now + 5.0, "clusters that are being ended take room"
     ends = {lifetime.id: (lifetime.since, lifetime.until) for lifetime in ledger.list_lifetimes()}
     assert ends == {names[0]: (100.0, now), names[1]: (100.0, 150.0), launched: (now - 5.0, now)}
+
+
+def test_doctor_finds_clusters_that_a_run_has_left(
+    sky: FakeSky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster of a run in this folder without a driver is an orphan; one with a living driver is not."""
+    monkeypatch.chdir(tmp_path)
+    assert check_clusters(sky).ok
+    with RunDir(Path("runs/t")).locked(), open_ledger(Path("runs/t/ledger.sqlite"), MACHINE, "a") as ledger:
+        provider = build_provider(sky, ledger)
+        names = provider.rent(1, ignore)
+        assert check_clusters(sky).ok
+    sky.clusters["unfold-of-another-machine-0"] = 0.0
+    result = check_clusters(sky)
+    assert not result.ok
+    assert result.message == f"left running and billed: {names[0]} (run runs/t)"
+    assert result.hint.endswith(f"sky down {names[0]}")
+    sky.down(names[0])
+    assert check_clusters(sky).ok
+    sky.is_down = True
+    assert "connection refused" in check_clusters(sky).message
 
 
 def test_an_end_that_fails_is_requested_again(sky: FakeSky, ledger: Ledger) -> None:

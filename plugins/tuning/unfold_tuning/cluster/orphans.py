@@ -1,8 +1,9 @@
-"""Finds instances that a run has left behind, by their tags, for ``unfold doctor``."""
+"""Finds what runs have left behind, for ``unfold doctor``: instances by their tags, clusters of SkyPilot by name."""
 
 from __future__ import annotations
 
 import datetime as dt
+import importlib.util
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -18,6 +19,7 @@ from unfold_tuning.cluster.aws import (
     describe_instances,
     list_request_errors,
 )
+from unfold_tuning.cluster.skypilot import RUN_FACT, InstalledSkyPilot, SkyClient, SkyRequestError, name_prefix
 from unfoldkit.api import CheckResult, RunDir, UnfoldError
 
 LEDGER_PATTERN = "runs/*/ledger.sqlite"
@@ -55,7 +57,8 @@ def check_orphans() -> CheckResult:
         session = boto3.Session()
         if session.get_credentials() is None:
             return CheckResult(ok=True, message="no AWS credentials: not checked")
-        regions = sorted({*list_ledger_regions(Path()), *filter(None, [session.region_name])})
+        recorded = list_ledger_facts(Path(), "aws-region").values()
+        regions = sorted({*recorded, *filter(None, [session.region_name])})
         instances = [
             instance
             for region in regions
@@ -116,15 +119,42 @@ def classify_ownership(tags: Mapping[str, str], now: dt.datetime) -> Ownership:
         return "orphan"
 
 
-def list_ledger_regions(folder: Path) -> Iterator[str]:
-    """Yield the regions in which the runs below a folder have rented."""
+def check_clusters(client: SkyClient | None = None) -> CheckResult:
+    """Check for clusters that runs below the working directory have left with SkyPilot; its client if left out."""
+    runs = list_ledger_facts(Path(), RUN_FACT)
+    if not runs:
+        return CheckResult(ok=True, message="no run here has used SkyPilot")
+    if client is None and importlib.util.find_spec("sky") is None:
+        return CheckResult(ok=True, message="SkyPilot is not installed: not checked")
+    client = client or InstalledSkyPilot()
+    try:
+        orphans = {
+            cluster.name: folder
+            for folder, run in runs.items()
+            if not _is_locked(folder)
+            for cluster in client.list_clusters(name_prefix(run))
+            if cluster.ended_at is None
+        }
+    except SkyRequestError as error:
+        return CheckResult(ok=True, message=f"SkyPilot could not be queried: {error}")
+    if not orphans:
+        return CheckResult(ok=True, message="no orphans")
+    names = ", ".join(f"{name} (run {folder})" for name, folder in orphans.items())
+    hint = f"run the same unfold train again, which ends them, or: sky down {' '.join(orphans)}"
+    return CheckResult(ok=False, message=f"left running and billed: {names}", hint=hint)
+
+
+def list_ledger_facts(folder: Path, key: str) -> dict[Path, str]:
+    """List a fact of the runs below a folder that have recorded it, by the folder of the run."""
+    facts: dict[Path, str] = {}
     for path in sorted(path for path in folder.glob(LEDGER_PATTERN) if path.is_file()):
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as base:
             try:
-                rows = base.execute("SELECT value FROM facts WHERE key = 'aws-region'").fetchall()
+                rows = base.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchall()
             except sqlite3.Error:
                 continue
-            yield from (row[0].strip('"') for row in rows)
+            facts.update((path.parent, row[0].strip('"')) for row in rows)
+    return facts
 
 
 def _is_locked(folder: Path) -> bool:

@@ -54,6 +54,8 @@ UNAVAILABLE = frozenset(
 """Errors after which a request may succeed later; any other, such as a failed setup, may do so twice."""
 MAX_FAILURES = 3
 GONE = "ClusterDoesNotExist"
+RUN_FACT = "skypilot-run"
+"""The fact of the ledger by which a run finds its clusters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ class SkyPilotProvider:
     @property
     def prefix(self) -> str:
         """How the names of the run's clusters begin, the same after a crash."""
-        return f"unfold-{self.ledger.record_fact('skypilot-run', uuid.uuid4().hex[:8])}-"
+        return name_prefix(str(self.ledger.record_fact(RUN_FACT, uuid.uuid4().hex[:8])))
 
     def allow_on_demand(self) -> None:
         """See :class:`~unfold_tuning.cluster.provider.NodeProvider`."""
@@ -323,6 +325,11 @@ class SkyPilotProvider:
             names = " ".join(self.ending)
             hint = f"sky down {names}; the same command ends it, too"
             raise internal_error(f"{names} may still run and cost money", hint=hint)
+
+
+def name_prefix(run: str) -> str:
+    """Name the prefix of the clusters of a run, which its ledger numbers."""
+    return f"unfold-{run}-"
 
 
 def build_script(request: LaunchRequest, name: str, now: float) -> str:
