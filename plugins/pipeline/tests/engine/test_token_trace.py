@@ -287,6 +287,20 @@ def test_spans_of_model_calls_are_requests(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(trace.arrival_s, np.arange(12.0), atol=1e-6)
 
 
+def test_tokens_from_a_cache_are_part_of_the_prompt(tmp_path: Path) -> None:
+    """Anthropic counts cached tokens beside those of the prompt; totals under other names hold them already."""
+    cached = {"cache_creation_input_tokens": None, "cache_read_input_tokens": 900}
+    rows = [{"time": to_iso(float(index)), "usage": {"output_tokens": 5, **cached}} for index in range(9)]
+    assert (
+        read(tmp_path, [{**row, "usage": {**row["usage"], "input_tokens": 100}} for row in rows]).input_tokens[0]
+        == 1000
+    )
+    assert (
+        read(tmp_path, [{**row, "usage": {**row["usage"], "prompt_tokens": 1000}} for row in rows]).input_tokens[0]
+        == 1000
+    )
+
+
 @pytest.mark.parametrize("indent", [None, 4])
 def test_spans_that_an_sdk_prints_are_requests(tmp_path: Path, indent: int | None) -> None:
     """The console exporter prints spans one after another, in lines of their own or not; handlers have no tokens."""

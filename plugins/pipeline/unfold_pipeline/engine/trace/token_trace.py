@@ -37,6 +37,8 @@ OUTPUT_COLUMNS = (
     "output_token_count", "completion_token_count", "candidates_token_count", "decode_tokens", "completion_len",
     "response_length", "token_size", "tokens_out", "out_tokens",
 )  # fmt: skip
+CACHED_FIELDS = ("cache_creation_input_tokens", "cache_read_input_tokens")
+"""Prompt tokens that Anthropic's usage counts beside ``input_tokens``, not within them."""
 HASH_BLOCK_TOKENS = 512
 """Tokens of a hashed block in Mooncake's traces."""
 MAX_TOKENS = 1 << 24
@@ -270,7 +272,16 @@ def _parse_lengths(
         if length is None:
             raise wrong(f"{cell[:40]!r} is not a number of tokens", column, UNANSWERED_HINT)
         lengths.append(length)
-    return lengths[0], lengths[1]
+    return lengths[0] + _count_cached(fields, columns[0]), lengths[1]
+
+
+def _count_cached(fields: Mapping[str, Any], prompt: str | int) -> int:
+    """Count the prompt tokens that went through a cache, where the usage has them beside its ``input_tokens``."""
+    usage, _, name = str(prompt).rpartition(".")
+    if name != "input_tokens":
+        return 0
+    cells = (fields.get(f"{usage}.{field}" if usage else field) for field in CACHED_FIELDS)
+    return sum(int(cell) for cell in cells if isinstance(cell, int))
 
 
 def _reject_clocks(span_s: float, path: Path, hint: str) -> None:
