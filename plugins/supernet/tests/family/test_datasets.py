@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,20 @@ def test_held_out_patients_suffice_for_a_temperature_and_keep_their_mix(tmp_path
     assert apart.isdisjoint(data.groups[held.test])
     assert len(held.holdout) == 3 * 500
     assert (data.y[held.holdout] == 2).mean() == pytest.approx(1 / 20)
+
+
+@pytest.mark.parametrize("has_groups", [False, True])
+def test_rare_classes_keep_training_rows(tmp_path: Path, has_groups: bool) -> None:
+    """Rows for validation leave something to train on of every class, in whole groups where rows have groups."""
+    groups, y = np.repeat(np.arange(20), 2), np.arange(40) // 4
+    y[-8:] = np.arange(40)[-8:] // 2
+    data = load_arrays(tmp_path, "conv1d", x=np.ones((40, 9)), y=y)
+    data = replace(data, train=np.arange(40), groups=groups if has_groups else None)
+    for seed in range(20):
+        held = hold_out_rows(data, 0.5, seed)
+        assert set(y[held.train]) == set(y)
+        assert sorted([*held.train, *held.holdout]) == [*range(40)]
+        assert not has_groups or set(groups[held.train]).isdisjoint(groups[held.holdout])
 
 
 def test_single_training_row_is_refused(tmp_path: Path) -> None:

@@ -109,3 +109,11 @@ def test_a_single_patient_counts_by_row() -> None:
     correct = np.arange(100) < 90
     found = evaluate_predictions(np.zeros(100, np.int64), 1 - correct.astype(np.int64), 2, np.zeros(100, np.int64))
     assert found.half_width < 10
+
+
+def test_many_classes_are_evaluated_in_little_memory() -> None:
+    """No matrix of all pairs of classes is built: it would take terabytes."""
+    y = np.arange(1_000_000)
+    quality = evaluate_predictions(np.where(y < 500_000, y, 0), y, len(y))
+    assert (quality.accuracy, len(quality.sensitivity)) == (50, len(y))
+    assert quality.macro_f1 == pytest.approx(50, abs=1e-3)

@@ -16,7 +16,7 @@ from unfold_supernet._types import Float32Array, IntArray, Task
 from unfold_supernet.family.image_folder import load_images
 from unfold_supernet.family.shards import is_sharded, load_shards
 from unfold_supernet.family.space_builder import InputShape
-from unfold_supernet.family.targets import check_evaluable, check_learnable, list_strata
+from unfold_supernet.family.targets import check_classes, check_evaluable, check_learnable, list_strata
 from unfold_supernet.family.user_arrays import (
     UserData,
     UserDataOptions,
@@ -175,12 +175,24 @@ def hold_out_rows(data: Dataset, fraction: float, seed: int, min_groups: int = 2
     if data.groups is not None and count >= min_groups:
         held = HELD_GROUPS if count >= MANY_GROUPS else 1
         train, holdout = (data.train[part] for part in split_by_group(data.groups[data.train], fraction, seed, held))
+        train, holdout = _return_classes(data, train, holdout, data.groups)
         spare = np.setdiff1d(np.arange(len(data.groups)), np.concatenate([data.train, data.test]))
         of_held = spare[np.isin(data.groups[spare], data.groups[holdout])]
         return replace(data, train=train, holdout=np.sort(np.concatenate([holdout, of_held])))
     rows = np.random.default_rng([seed, 0x5EA]).permutation(data.train)
     cut = round(len(rows) * fraction)
-    return replace(data, train=np.sort(rows[cut:]), holdout=np.sort(rows[:cut]))
+    train, holdout = _return_classes(data, rows[cut:], rows[:cut], np.arange(len(data.y)))
+    return replace(data, train=np.sort(train), holdout=np.sort(holdout))
+
+
+def _return_classes(data: Dataset, train: IntArray, holdout: IntArray, units: IntArray) -> tuple[IntArray, IntArray]:
+    """Return a row, or a group, of each class to the training rows that has none there; ``units`` are by row."""
+    if data.task != "classes":
+        return train, holdout
+    classes, first = np.unique(data.y[holdout], return_index=True)
+    returned = units[holdout[first[~np.isin(classes, data.y[train])]]]
+    is_returned = np.isin(units[holdout], returned)
+    return np.concatenate([train, holdout[is_returned]]), holdout[~is_returned]
 
 
 def _load_digits(options: DataOptions, seed: int) -> Dataset:
@@ -270,5 +282,7 @@ def _check_split(data: Dataset, file: str) -> Dataset:
         message = f"{len(data.train):,} rows to train and {len(data.test):,} to test"
         raise user_error(message, file=file, key="data.split", hint="add rows or groups, or change data.test")
     check_learnable(data.y, data.train, data.names, data.task, file)
+    if data.task == "classes":
+        check_classes(data.y, data.train, data.test, data.names, file)
     check_evaluable(data.y, data.test, data.task, file)
     return data

@@ -92,9 +92,13 @@ def check_learnable(y: Any, rows: IntArray, names: Sequence[str], task: Task, fi
     """Check that every target takes two values among the training rows; of a constant, nothing can be learnt.
 
     Raises:
-        UnfoldError: A label is never or always 1, or a value is constant.
+        UnfoldError: A label is never or always 1, a value is constant, or all rows are of one class.
     """
     if task == "classes":
+        present = np.unique(y[rows])
+        if len(present) < 2:
+            message = f"all {len(rows):,} rows to train on are of class {names[present[0]]}"
+            raise user_error(message, file=file, key="data.split", hint="add rows or groups of other classes")
         return
     for name, column in zip(names, y[rows].T, strict=True):
         if column.min() < column.max():
@@ -103,6 +107,20 @@ def check_learnable(y: Any, rows: IntArray, names: Sequence[str], task: Task, fi
         if task == "labels":
             message = f"label {name} is {'always' if column[0] else 'never'} 1 among the {len(rows):,} rows to train on"
         raise user_error(message, file=file, key="data.task", hint=f"leave {name} out, or add rows")
+
+
+def check_classes(y: Any, train: IntArray, test: IntArray, names: Sequence[str], file: str) -> None:
+    """Check that no class appears among the test rows alone: a network cannot learn it.
+
+    Raises:
+        UnfoldError: One does.
+    """
+    unknown = np.setdiff1d(y[test], y[train])
+    if len(unknown):
+        count = int((y[test] == unknown[0]).sum())
+        message = f"class {names[unknown[0]]} has {count:,} rows to test on, but none to train on"
+        message += f", nor have {len(unknown) - 1:,} others" if len(unknown) > 1 else ""
+        raise user_error(message, file=file, key="data.split", hint="add rows or groups, or remove the class")
 
 
 def check_evaluable(y: Any, rows: IntArray, task: Task, file: str) -> None:

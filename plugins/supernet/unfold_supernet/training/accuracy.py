@@ -203,9 +203,9 @@ def evaluate_predictions(
     """
     correct = predictions == y
     accuracy = float(correct.mean())
-    confusion = np.zeros((classes, classes))
-    np.add.at(confusion, (y, predictions), 1)
-    true_positives, actual, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    true_positives, actual, predicted = (
+        np.bincount(labels, minlength=classes).astype(np.float64) for labels in (y[correct], y, predictions)
+    )
     present = actual > 0
     f1 = 2 * true_positives[present] / (actual + predicted)[present]
     recall = np.divide(true_positives, actual, out=np.full(classes, np.nan), where=present)

@@ -85,10 +85,11 @@ def _falls_beyond_chance(before: FloatArray, after: FloatArray, targets: IntArra
     """Check that the calibration error of ``after`` is lower in at least 95 % of the bootstrap samples of units."""
     rng = np.random.default_rng(1)
     count = int(units.max()) + 1
-    falls = 0
+    falls, predictions = 0, [_list_predictions(logits, targets) for logits in (before, after)]
     for _ in range(RESAMPLES):
         weights = np.bincount(rng.integers(count, size=count), minlength=count)[units]
-        falls += _compute_error_of(after, targets, weights) < _compute_error_of(before, targets, weights)
+        first, second = (_average_errors(each, weights) for each in predictions)
+        falls += second < first
     return falls >= CONFIDENCE * RESAMPLES
 
 
@@ -150,21 +151,22 @@ def _compute_log_losses(logits: FloatArray, targets: IntArray) -> FloatArray:
     return of_class
 
 
-def _compute_error_of(logits: Float32Array | FloatArray, targets: IntArray, weights: IntArray | None = None) -> float:
-    """Compute the expected calibration error of logits: of the predicted class, or the mean over labels, in points.
-
-    Args:
-        logits: Of classes (n, classes) or labels (n, labels).
-        targets: Classes (n), or labels of 0 and 1 (n, labels).
-        weights: How often each row counts (n); once by default.
-    """
+def _list_predictions(
+    logits: Float32Array | FloatArray, targets: IntArray
+) -> list[tuple[FloatArray | Float32Array, np.ndarray]]:
+    """List confidences (n) and whether they came true (n): of the predicted class, or of each label."""
     from scipy.special import expit
 
     if targets.ndim == 1:
-        return compute_calibration_error(compute_confidence(logits, 1.0), logits.argmax(1) == targets, weights)
-    shares = expit(logits.astype(np.float64))
-    columns = zip(shares.T, targets.T, strict=True)
-    return float(np.mean([compute_calibration_error(share, label, weights) for share, label in columns]))
+        return [(compute_confidence(logits, 1.0), logits.argmax(1) == targets)]
+    return [*zip(expit(logits.astype(np.float64)).T, targets.T, strict=True)]
+
+
+def _average_errors(
+    predictions: list[tuple[FloatArray | Float32Array, np.ndarray]], weights: IntArray | None = None
+) -> float:
+    """Average the expected calibration error over predictions, in points; ``weights`` count rows (n)."""
+    return float(np.mean([compute_calibration_error(*each, weights) for each in predictions]))
 
 
 def compute_calibration_error(
@@ -201,8 +203,8 @@ def measure_calibration(
     for name, values in logits.items():
         excess, half_width = _average_clustered(_compute_excess(values, targets) * 100, groups)
         errors[name] = CalibrationError(
-            before=_compute_error_of(values * np.float32(temperatures[name]), targets),
-            after=_compute_error_of(values, targets),
+            before=_average_errors(_list_predictions(values * np.float32(temperatures[name]), targets)),
+            after=_average_errors(_list_predictions(values, targets)),
             excess=excess,
             half_width=half_width,
         )
