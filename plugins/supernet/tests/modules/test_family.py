@@ -25,7 +25,7 @@ from torch.nn.utils import prune  # noqa: E402
 import unfold_supernet  # noqa: E402
 from unfold_supernet import elastic  # noqa: E402
 from unfold_supernet.modules import onnx_export  # noqa: E402
-from unfold_supernet.modules.depth_blocks import find_block_runs  # noqa: E402
+from unfold_supernet.modules.depth_blocks import find_block_runs, replace_blocks  # noqa: E402
 from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
 from unfold_supernet.modules.problem import FitOptions  # noqa: E402
 from unfold_supernet.modules.training import fit  # noqa: E402
@@ -348,6 +348,16 @@ def test_only_residual_blocks_can_be_skipped() -> None:
         runs = find_block_runs(module, example)
         assert len(runs) == count, name
         assert all("." in path for run in runs for path in run.paths)
+
+
+def test_skipped_blocks_keep_their_plain_attributes() -> None:
+    """Code that asks a block for its kind, as ModernBERT's does, finds it where the block is skipped."""
+    module, example = make_case("residual")
+    (run,) = find_block_runs(module, example)
+    module.get_submodule(run.paths[-1]).attention_type = "full"
+    replace_blocks(module, run.list_skipped(0.5))
+    assert module.get_submodule(run.paths[-1]).attention_type == "full"
+    assert not [*module.get_submodule(run.paths[-1]).parameters()]
 
 
 @pytest.mark.parametrize(

@@ -110,10 +110,17 @@ def find_block_runs(module: nn.Module, example: Inputs) -> tuple[BlockRun, ...]:
 
 
 def replace_blocks(module: nn.Module, skips: Mapping[str, Skip]) -> None:
-    """Replace blocks of a module by what stands for them, in place."""
+    """Replace blocks of a module by what stands for them, in place.
+
+    The code around a block may read its plain attributes, such as the kind of its attention: they remain.
+    """
     for path, skip in skips.items():
         parent, _, name = path.rpartition(".")
-        setattr(module.get_submodule(parent), name, skip)
+        stand_in = Skip(skip.others)
+        for key, value in vars(module.get_submodule(path)).items():
+            if isinstance(value, int | float | str) and key not in vars(stand_in):
+                setattr(stand_in, key, value)
+        setattr(module.get_submodule(parent), name, stand_in)
 
 
 def _iterate_candidates(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
