@@ -106,6 +106,12 @@ def test_philly_jobs_have_a_task_per_machine(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_philly_attempt_that_ends_before_it_starts_takes_no_time(tmp_path: Path) -> None:
+    """It takes none from the other attempts of its job either."""
+    attempts = [attempt("12:01:00", "12:02:00", m1=1), attempt("12:05:00", "12:04:30", m1=1)]
+    assert [task.run for task in philly_tasks(log_of(tmp_path, attempts))] == [60.0]
+
+
 def test_philly_records_with_one_id_are_jobs_of_their_own(tmp_path: Path) -> None:
     """A second record under an id keeps its own GPUs, time and size; an equal record does not count again."""
     warnings: list[str] = []

@@ -31,9 +31,13 @@ def node(name: str, ready: str = "True", **spec: Any) -> Body:
     return {"kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": spec, "status": status}
 
 
+def at(minute: int) -> str:
+    """Return a time as Kubernetes writes it."""
+    return f"2026-03-01T10:{minute:02}:00Z"
+
+
 def pod(name: str, came: int, start: int | None = None, end: int | None = None, **more: Any) -> Body:
     """Return a pod that asks for a GPU and two and a half cores, with times in minutes of an hour."""
-    at = "2026-03-01T10:{:02}:00Z".format
     containers = [
         {"resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"cpu": "4", "nvidia.com/gpu": 1}}},
         {"resources": {"requests": {"cpu": 2, "memory": "1e9"}}},
@@ -94,6 +98,19 @@ def test_namesakes_are_distinguished(tmp_path: Path) -> None:
     assert [(task.name, task.job, task.size) for task in tasks] == [
         ("team/p", "team/train", 2), ("other/p", "other/train", 1), ("team/p#2", "team/train", 2),
     ]  # fmt: skip
+
+
+def test_all_containers_show_when_a_pod_ended_or_was_last_seen(tmp_path: Path) -> None:
+    """Init containers and sidecars count, too; a pod that runs has run at least until its container started again."""
+    sidecar, failed, restarted = pod("sidecar", 0, 1, 5), pod("failed", 0, 1, 5), pod("restarted", 0, 1)
+    sidecar["status"]["initContainerStatuses"] = [{"state": {"terminated": {"finishedAt": at(8)}}}]
+    failed["status"] |= {"phase": "Failed", "containerStatuses": [{"state": {"waiting": {}}}]}
+    failed["status"]["initContainerStatuses"] = [{"state": {"terminated": {"finishedAt": at(3)}}}]
+    restarted["status"]["containerStatuses"] = [{"state": {"running": {"startedAt": at(50)}}}]
+    warnings: list[str] = []
+    path = write(tmp_path, "pods.json", [sidecar, failed, restarted, pod("reversed", 0, 9, 4)])
+    assert [task.run for task in kubectl_tasks(path, warn=warnings.append)] == [420.0, 120.0, 2940.0, 0.0]
+    assert warnings[1] == "pods.json: 1 pods end before they start; they run for 0 s"
 
 
 def test_a_file_without_anything_usable_says_why(tmp_path: Path) -> None:

@@ -30,16 +30,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """When an item was submitted, started and ended, in seconds; None where it has not yet."""
+    """When an item was submitted, started and ended, and was last seen, in seconds; None where it has not yet."""
 
     submitted_s: float
     started_s: float | None
     ended_s: float | None
+    seen_s: float | None = None
+
+    @property
+    def times_s(self) -> list[float]:
+        """The times that are known."""
+        times = self.submitted_s, self.started_s, self.ended_s, self.seen_s
+        return [time for time in times if time is not None]
 
     def run_s(self, file_end_s: float) -> float:
         """Return the run time (s); what still runs ends with the last time of the file."""
         ended_s = file_end_s if self.ended_s is None else self.ended_s
         return max(ended_s - (self.submitted_s if self.started_s is None else self.started_s), 0.0)
+
+    @property
+    def is_reversed(self) -> bool:
+        """Whether it ended before it started."""
+        return self.started_s is not None and self.ended_s is not None and self.ended_s < self.started_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +216,12 @@ def build_tasks(
     started = [(item, span) for item, span in zip(task_items, spans, strict=True) if span.started_s is not None]
     running = sum(span.ended_s is None for _, span in started)
     _warn_left_out(skipped, len(task_items) - len(started), running, path, form, warn)
+    if count := sum(span.is_reversed for _, span in started):
+        warn(f"{path.name}: {count} {form.items} end before they start; they run for 0 s")
     if task_items and not started:
         raise user_error(f"none of its {len(task_items)} {form.items} has started", file=str(path))
     started = started[:max_tasks]
-    times = [time for span in spans for time in (span.submitted_s, span.started_s, span.ended_s) if time is not None]
+    times = [time for span in spans for time in span.times_s]
     origin_s = min((span.submitted_s for _, span in started), default=0.0)
     timeline = Timeline(origin_s, max(times, default=0.0), speedup)
     tasks = parse_items(started, path, form.program, lambda pair: form.build_task(pair[0], pair[1], timeline))

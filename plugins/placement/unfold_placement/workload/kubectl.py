@@ -153,8 +153,10 @@ def _owners(body: Body, key: str) -> list[str]:
 
 def _read_span(body: Body) -> Span:
     status = body.get("status") or {}
-    states = [container.get("state") or {} for container in status.get("containerStatuses") or ()]
+    containers = [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]
+    states = [container.get("state") or {} for container in containers]
     ends = [end for state in states if (end := (state.get("terminated") or {}).get("finishedAt"))]
+    starts = [start for state in states if (start := (state.get("running") or {}).get("startedAt"))]
     # an evicted pod has no containers, but conditions
     changes = [end for item in status.get("conditions") or () if (end := item.get("lastTransitionTime"))]
     has_ended = status.get("phase") in {"Succeeded", "Failed"} and (ends or changes)
@@ -163,6 +165,7 @@ def _read_span(body: Body) -> Span:
         parse_time(body["metadata"]["creationTimestamp"]),
         parse_time(start) if start else None,
         max(map(parse_time, ends or changes)) if has_ended else None,
+        max(map(parse_time, [*ends, *starts, *changes]), default=None),
     )
 
 

@@ -114,12 +114,12 @@ def _read_span(job: Body) -> Span:
 
 
 def _build_task(job: Body, span: Span, timeline: Timeline) -> Task:
-    run_s = sum((timeline.end_s if end is None else end) - start for start, end, _ in job["attempts"])
+    run_s = sum(max((timeline.end_s if end is None else end) - start, 0.0) for start, end, _ in job["attempts"])
     name, virtual_cluster = str(job["jobid"]), str(job["vc"])
     return Task(
         name=name,
         demand={},
-        run=max(run_s, 0.0),
+        run=run_s,
         arrival=timeline.arrival_s(span),
         job=name,
         user=f"{virtual_cluster}/{job['user']}",
