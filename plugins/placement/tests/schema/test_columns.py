@@ -145,6 +145,14 @@ def test_a_row_can_describe_several_tasks(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_whole_devices_are_not_shared_by_parts(tmp_path: Path) -> None:
+    """Three GPUs on two nodes are two and one; cores, and what is a fraction anyway, are spread evenly."""
+    text = "task,arrival,run,gpu,cpu,count,parts\na,0,5,3,3,2,2\nb,0,5,1,4,,2\nc,0,5,0.5,1,,2\n"
+    found = list(csv_tasks(write_csv(tmp_path, text)))
+    assert [task.demand.get("gpu", 0) for task in found] == [2000, 1000, 2000, 1000, 1000, 0, 250, 250]
+    assert [task.demand["cpu"] for task in found] == [1500] * 4 + [2000, 2000, 500, 500]
+
+
 def test_amounts_may_have_kubernetes_suffixes(tmp_path: Path) -> None:
     """Millicores and sizes with a suffix are amounts; a suffix that a column cannot have is an error."""
     text = "name,cpu,memory,gpu\na,11900m,83427060Ki,1\nb,2,4Gi,500m\nc,1e1,1G,\n"

@@ -87,6 +87,9 @@ def test_faulty_tasks_are_reported(tmp_path: Path, text: str, message: str) -> N
     [
         (csv_tasks, "task;arrival;run;gpu\na;0;10;1\na;5;10;1\n", r"3:1: task: a exists already \(line 2 has it"),
         (openb_tasks, PODS + 2 * "a,1,1,0,0,,LS,0,9,1\n", r"3:1: name: a exists already"),
+        (openb_tasks, PODS + "a,1,1,0,0,,LS,0,9,12\n", r"2:1: deletion_time: it ends 3 s before its start"),
+        (openb_tasks, PODS + "a,1,1,0,0,,LS,1700000000,,\n", r"2:1: creation_time: 1.7e\+09 s are longer than 31"),
+        (openb_tasks, PODS + "a,1,1,2,0,,LS,0,9,1\n", r"2:1: gpu_milli: no part of its 2 GPUs"),
         (openb_nodes, "sn,cpu_milli,memory_mib,gpu,model\n" + 2 * "n,1,1,0,\n", r"3:1: sn: n exists already"),
         (csv_nodes, "name,cpu\nn,1\nn,2\n", r"3:1: name: n exists already"),
         (csv_nodes, "name,cpu,gpu\nn,0,\n", r"2:1: name: a node without any resource"),

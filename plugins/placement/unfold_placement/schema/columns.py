@@ -112,6 +112,11 @@ class Columns:
             return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
         return read_number(row, column, least=0.0) * self.scales.get(column, 1.0)
 
+    def read_whole(self, row: CsvRow, kind: str) -> int:
+        """Return an amount in its unit where it is a whole number, else 0."""
+        quantity = _read_quantity(row, kind) * self.scales.get(kind, 1.0) if row.get(kind) else 0.0
+        return round(quantity) if quantity.is_integer() else 0
+
     def _read_amount(self, row: CsvRow, kind: str, parts: int) -> int:
         quantity = _read_quantity(row, kind) * self.scales.get(kind, 1.0) / parts
         if quantity > MAX_AMOUNT:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from unfold_placement.core.devices import is_device
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.schema.columns import NODE_COLUMNS, Columns
 from unfold_placement.workload.json_stream import Warn
-from unfold_placement.workload.missing_values import MissingValues, split_list
+from unfold_placement.workload.missing_values import MAX_SPAN_S, MissingValues, split_list
 from unfold_placement.workload.timestamps import detect_time_format, normalize_dates
 from unfoldkit.api import CsvRow, csv_rows
 
@@ -56,7 +57,13 @@ def openb_tasks(path: Path, user: str = "qos", speedup: float = 1.0) -> Iterator
     file_end_s = max((row.number(name) for row in rows for name in OPENB_TIMES if row[name]), default=0.0)
     for row in rows:
         arrival_s = row.number("creation_time", least=0)
+        if arrival_s > MAX_SPAN_S:
+            raise row.wrong(
+                f"{arrival_s:g} s are longer than 31 years", "creation_time", "time counts from the first pod"
+            )
         run_s = _openb_time(row, "deletion_time", file_end_s) - _openb_time(row, "scheduled_time", arrival_s)
+        if run_s < 0:
+            raise row.wrong(f"it ends {-run_s:g} s before its start", "deletion_time")
         yield Task(
             name=row["name"],
             demand=_openb_amounts(row, _openb_gpus(row)),
@@ -155,15 +162,18 @@ def _openb_time(row: CsvRow, column: str, default: float) -> float:
 
 
 def _openb_gpus(row: CsvRow) -> float:
-    count = _openb_number(row, "num_gpu")
-    return count * _openb_number(row, "gpu_milli") / MILLI if count else 0.0
+    count, share = _openb_number(row, "num_gpu"), _openb_number(row, "gpu_milli")
+    if count and not share:
+        raise row.wrong(f"no part of its {count:g} GPUs", "gpu_milli", "1000 is a whole GPU")
+    return count * share / MILLI
 
 
 def _build_tasks(row: CsvRow, span: Span, columns: Columns, size: int) -> Iterator[Task]:
     parts = _read_count(row, "parts")
+    demands = _read_demands(row, columns, parts)
     task = Task(
         name=row["task"],
-        demand=columns.read_amounts(row, parts),
+        demand=demands[0],
         run=span.run_s,
         arrival=span.arrival_s,
         job=_job_name(row),
@@ -182,7 +192,22 @@ def _build_tasks(row: CsvRow, span: Span, columns: Columns, size: int) -> Iterat
     if count == 1:
         yield task
     else:
-        yield from (replace(task, name=f"{task.name}-{index}") for index in range(count))
+        for index in range(count):
+            yield replace(task, name=f"{task.name}-{index}", demand=demands[index % parts])
+
+
+def _read_demands(row: CsvRow, columns: Columns, parts: int) -> list[dict[str, int]]:
+    """Return the demand of each part: the same, except that of a whole number of devices none is shared."""
+    even = columns.read_amounts(row, parts)
+    split = {kind: columns.read_whole(row, kind) for kind in even if is_device(kind) and even[kind] % MILLI}
+    split = {kind: count for kind, count in split.items() if count}
+    if not split:
+        return [even] * parts
+    demands = []
+    for index in range(parts):
+        devices = {kind: (count // parts + (index < count % parts)) * MILLI for kind, count in split.items()}
+        demands.append({kind: amount for kind, amount in (even | devices).items() if amount})
+    return demands
 
 
 def _read_count(row: CsvRow, column: str) -> int:
