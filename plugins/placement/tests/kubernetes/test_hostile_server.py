@@ -65,6 +65,10 @@ class Cluster:
         bodies = [body for body in self.server.list("pods", NAMESPACE) if body["metadata"]["name"].startswith(job)]
         return sum(not (body.get("spec") or {}).get("schedulingGates") for body in bodies)
 
+    def count_pods(self, job: str) -> int:
+        """Count the pods of a gang."""
+        return sum(body["metadata"]["name"].startswith(job) for body in self.server.list("pods", NAMESPACE))
+
     def await_open(self, job: str, size: int) -> None:
         """Wait until a gang is open."""
         await_true(lambda: self.count_open(job) == size)
@@ -203,6 +207,20 @@ def test_a_gang_refused_after_its_rehearsal_is_taken_back_before_any_pause(
     assert not any(open_at_pause)
     cluster.server.fault = lambda *_: None
     cluster.await_open("second", 4)
+
+
+def test_a_pod_that_could_not_be_deleted_is_deleted_later(cluster: Cluster) -> None:
+    """Its task starts in a new pod: the old one would run beside it, and hold its node."""
+    refusals, failures = iter([Fault(403)]), iter([Fault(500)] * 6)
+
+    def fault(method: str, path: str, _is_watch: bool) -> Fault | None:
+        if is_opening(method, path, "second-3-0"):
+            return next(refusals, None)
+        return next(failures, None) if method == "DELETE" and "/pods/" in path else None
+
+    cluster.server.fault = fault
+    cluster.submit("second", 4)
+    await_true(lambda: cluster.count_open("second") == cluster.count_pods("second") == 4)
 
 
 @pytest.mark.parametrize("status", [409, 500, 503])

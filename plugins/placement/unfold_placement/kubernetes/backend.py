@@ -250,7 +250,7 @@ class KubernetesBackend:
         if self.is_leader and self.informer.suspended:
             self.check_leadership()
             self.writer.resume_workloads(self.holder)
-        has_work = locations or self.gate_queue.queue or self.lost_tasks or self.has_gangs
+        has_work = locations or self.gate_queue.queue or self.lost_tasks or self.writer.replaced or self.has_gangs
         if not has_work or (self.was_leader and not self.is_leader):
             return
         self.check_leadership()
@@ -265,6 +265,7 @@ class KubernetesBackend:
         self.has_gangs = False
         rehearsed = rehearsal.result()
         self._open_gates(self.gate_queue.take_ready(), rehearsed)
+        self.writer.delete_replaced()
 
     def check_openings(self) -> None:
         """Release claims of ended pods, and gate units again if their pods stay without a node for too long."""

@@ -60,6 +60,7 @@ class Writer:
         config: The ConfigMap as last seen.
         refusals: Consecutive rounds in which the server refused to open a gate.
         last_refusal: The last error of a write that was logged.
+        replaced: Tasks of pods that others have replaced or are about to, by the pod's name, until it is deleted.
         next_retry_s: When refused workloads are tried again, by the monotonic clock.
     """
 
@@ -70,6 +71,7 @@ class Writer:
     config: Body = field(default_factory=dict)
     refusals: int = 0
     last_refusal: str = ""
+    replaced: dict[str, str] = field(default_factory=dict)
     next_retry_s: float = 0.0
 
     def write_resources(self, locations: Iterable[str], units: OpeningUnits) -> None:
@@ -151,9 +153,8 @@ class Writer:
         Returns:
             The tasks for which the server refused a new pod: their old pods still exist.
         """
-        if not lost:
-            return []
-        results = call_all([partial(self._recreate_pod, task, kind, by) for task, kind in lost])
+        results = call_all([partial(self._recreate_pod, task, kind, by) for task, kind in lost]) if lost else []
+        self.delete_replaced()
         return [entry for entry, result in zip(lost, results, strict=True) if isinstance(result, ApiError)]
 
     def resume_workloads(self, by: str) -> None:
@@ -393,9 +394,9 @@ class Writer:
             return body
         pod = pods.next_attempt_pod(body, self.scope.gate, kinds.FAILED, by)
         pods.set_requests(pod, self.scope, desired)
+        self.replaced[body["metadata"]["name"]] = start.task
         created = self.api.post(_pods_path(self.api), pod)
         self.informer.handle_pod(created)
-        self.delete_pod(body["metadata"]["name"])
         return created
 
     def _recreate_pod(self, task: str, kind: str, by: str) -> None:
@@ -415,13 +416,21 @@ class Writer:
             self._withdraw_evicted(task)
             return
         pod = pods.next_attempt_pod(body, self.scope.gate, kind, by)
+        self.replaced[body["metadata"]["name"]] = task
         try:
             self.informer.handle_pod(self.api.post(_pods_path(self.api), pod))
         except ApiError as error:
             # another process may have created it already
             if error.reason != "AlreadyExists":
                 raise
-        self.delete_pod(body["metadata"]["name"])
+
+    def delete_replaced(self) -> None:
+        """Delete the pods that others have replaced; those that the server keeps are tried again."""
+        names = [name for name, task in self.replaced.items() if self.informer.current.get(task) != name]
+        results = call_all([partial(self.delete_pod, name) for name in names]) if names else []
+        for name, result in zip(names, results, strict=True):
+            if not isinstance(result, ApiError):
+                self.replaced.pop(name)
 
     def _evict(self, body: Body) -> None:
         """Evict a pod that its controller creates again; one that a disruption budget protects is deleted."""
