@@ -47,6 +47,20 @@ def test_group_and_given_splits_are_respected(tmp_path: Path) -> None:
     assert set(groups[table.train]).isdisjoint(groups[table.test])
 
 
+def test_a_class_of_one_patient_is_trained_on(tmp_path: Path) -> None:
+    """Whatever patients are drawn to test on, a class that only one of them shows can be learnt."""
+    patients = np.repeat(np.arange(8), 5)
+    y = np.where(np.arange(40) == 12, 2, np.arange(40) % 2)
+    (tmp_path / "data.npz").touch()
+    for seed in range(12):
+        run = make_run(tmp_path, base=tmp_path, seed=seed)
+        np.savez(tmp_path / "data.npz", x=np.ones((40, 9)), y=y, patient=patients)
+        spec = DataSpec(source="file", path="data.npz", split="inter-patient", group="patient")
+        data = load_data(spec, run)
+        assert 2 in data.y[data.train]
+        assert set(patients[data.train]).isdisjoint(patients[data.test])
+
+
 def test_held_out_patients_suffice_for_a_temperature_and_keep_their_mix(tmp_path: Path) -> None:
     """Three patients of 22 are held out, with all of their beats; training takes at most 8,000 normal beats."""
     patients = np.repeat(np.arange(33), 500)

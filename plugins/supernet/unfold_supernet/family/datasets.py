@@ -175,24 +175,25 @@ def hold_out_rows(data: Dataset, fraction: float, seed: int, min_groups: int = 2
     if data.groups is not None and count >= min_groups:
         held = HELD_GROUPS if count >= MANY_GROUPS else 1
         train, holdout = (data.train[part] for part in split_by_group(data.groups[data.train], fraction, seed, held))
-        train, holdout = _return_classes(data, train, holdout, data.groups)
+        if data.task == "classes":
+            train, holdout = _return_classes(data.y, train, holdout, data.groups)
         spare = np.setdiff1d(np.arange(len(data.groups)), np.concatenate([data.train, data.test]))
         of_held = spare[np.isin(data.groups[spare], data.groups[holdout])]
         return replace(data, train=train, holdout=np.sort(np.concatenate([holdout, of_held])))
     rows = np.random.default_rng([seed, 0x5EA]).permutation(data.train)
     cut = round(len(rows) * fraction)
-    train, holdout = _return_classes(data, rows[cut:], rows[:cut], np.arange(len(data.y)))
+    train, holdout = rows[cut:], rows[:cut]
+    if data.task == "classes":
+        train, holdout = _return_classes(data.y, train, holdout, np.arange(len(data.y)))
     return replace(data, train=np.sort(train), holdout=np.sort(holdout))
 
 
-def _return_classes(data: Dataset, train: IntArray, holdout: IntArray, units: IntArray) -> tuple[IntArray, IntArray]:
+def _return_classes(y: IntArray, train: IntArray, held: IntArray, units: IntArray) -> tuple[IntArray, IntArray]:
     """Return a row, or a group, of each class to the training rows that has none there; ``units`` are by row."""
-    if data.task != "classes":
-        return train, holdout
-    classes, first = np.unique(data.y[holdout], return_index=True)
-    returned = units[holdout[first[~np.isin(classes, data.y[train])]]]
-    is_returned = np.isin(units[holdout], returned)
-    return np.concatenate([train, holdout[is_returned]]), holdout[~is_returned]
+    classes, first = np.unique(y[held], return_index=True)
+    returned = units[held[first[~np.isin(classes, y[train])]]]
+    is_returned = np.isin(units[held], returned)
+    return np.concatenate([train, held[is_returned]]), held[~is_returned]
 
 
 def _load_digits(options: DataOptions, seed: int) -> Dataset:
@@ -259,6 +260,8 @@ def _split_user_data(options: DataOptions, data: UserData, seed: int, digest: st
         train, test = np.flatnonzero(data.is_train), np.flatnonzero(~data.is_train)
     elif options.split == "inter-patient" and data.groups is not None:
         train, test = split_by_group(data.groups, options.test_fraction, seed)
+        if options.user.task == "classes":
+            train, test = (np.sort(part) for part in _return_classes(data.y, train, test, data.groups))
         about = f"{about}, no {options.user.group} on both sides"
     else:
         train, test = split_by_class(list_strata(data.y, options.user.task), options.test_fraction, seed)
