@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -316,6 +317,24 @@ def test_a_policy_that_catches_every_interrupt_ends_the_process(tmp_path: Path) 
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2
     assert f"{tmp_path / 'stubborn.py'}:8: policy: stubborn:P has been loading" in result.stderr
+
+
+LOCKS = """
+import re
+from unfold_placement.core import watchdog
+watchdog.LOCKED_S = 0.5
+with watchdog.interrupt_stalled_policies(0.2):
+    re.match("(a+)+$", "a" * 60 + "b")
+"""
+
+
+def test_a_call_that_keeps_the_interpreter_ends_the_process_with_its_line(tmp_path: Path) -> None:
+    """No thread of Python runs meanwhile, so the system ends it."""
+    (tmp_path / "locks.py").write_text(LOCKS, "utf-8")
+    command = [sys.executable, str(tmp_path / "locks.py")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == -signal.SIGPROF
+    assert f'"{tmp_path / "locks.py"}", line 6 in <module>' in result.stderr
 
 
 def test_an_audit_without_a_fault_yields_its_violations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

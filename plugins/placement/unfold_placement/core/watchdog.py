@@ -7,6 +7,7 @@ if the same call, for the same transaction, is still there after a second, and s
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -58,7 +60,11 @@ CALLERS = {
 }
 """Functions that call a policy held in their variable ``policy``, and the method that each calls; empty where the
 variable ``method`` names it."""
-TIMERS = {"SIGALRM": "ITIMER_REAL", "SIGVTALRM": "ITIMER_VIRTUAL", "SIGPROF": "ITIMER_PROF"}
+LOCKED_S = 60.0
+"""Processor time for which one call in C may keep the interpreter, so that no other thread runs."""
+STDERR = 2
+"""File descriptor."""
+TIMERS = {"SIGALRM": "ITIMER_REAL", "SIGVTALRM": "ITIMER_VIRTUAL"}
 """Timers of the system by the signal that they send, which ends a process."""
 OTHER_CALLEES = {call_policy.__code__, Controller.apply.__code__}
 """What the same functions call besides a policy."""
@@ -303,31 +309,63 @@ def interrupt_stalled_policies(limit_s: float = LIMIT_S, warn: Callable[[str], N
         return
     watchdog, ended, errors = Watchdog(threading.get_ident(), limit_s, warn), threading.Event(), list[UnfoldError]()
     previous = signal.signal(WAKE_SIGNAL, interrupt_policy)
-    thread = threading.Thread(target=watch_policies, args=(watchdog, ended, errors), daemon=True)
-    thread.start()
     try:
-        yield
+        with end_locked_process() as postpone_end:
+            watch = partial(watch_policies, watchdog, ended, errors, postpone_end)
+            thread = threading.Thread(target=watch, daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join()
     except KeyboardInterrupt:
         if not errors:
             raise
     finally:
-        ended.set()
-        thread.join()
         signal.signal(WAKE_SIGNAL, previous)
     if errors:
         raise errors[0]
 
 
-def watch_policies(watchdog: Watchdog, ended: threading.Event, errors: list[UnfoldError]) -> None:
+@contextlib.contextmanager
+def end_locked_process() -> Iterator[Callable[[], object]]:
+    """Yield a function without a call of which the process ends after ``LOCKED_S`` of processor time.
+
+    A policy in a call in C may keep every thread from running, the watchdog included, and no exception ends it. The
+    system does then, once the stacks of all threads, with file and line of the policy, are on stderr.
+    """
+    number = getattr(signal, "SIGPROF", None)
+    if number is None or signal.getsignal(number) != signal.SIG_DFL:
+        yield lambda: None
+        return
+
+    def postpone_end() -> None:
+        signal.setitimer(signal.ITIMER_PROF, LOCKED_S)
+
+    faulthandler.register(number, STDERR, chain=True)
+    postpone_end()
+    try:
+        yield postpone_end
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        faulthandler.unregister(number)
+
+
+def watch_policies(
+    watchdog: Watchdog, ended: threading.Event, errors: list[UnfoldError], postpone_end: Callable[[], object]
+) -> None:
     """Interrupt a policy that does not return, again and again if it catches that, until the block has ended.
 
     Args:
         watchdog: Watches the thread of the block.
         ended: Set when the block has ended.
         errors: Receives the error of the policy.
+        postpone_end: Called as long as this thread runs.
     """
     interrupts = 0
     while not ended.wait(min(PERIOD_S, watchdog.limit_s / 4)):
+        postpone_end()
         if not errors and (error := watchdog.check()) is not None:
             errors.append(error)
         if errors and not ended.is_set():
