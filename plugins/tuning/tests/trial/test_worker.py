@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +35,7 @@ def test_a_result_is_a_number_and_bytes(metric: object, state: object, message: 
 
 def test_a_worker_ends_with_its_pipe() -> None:
     """A worker that is released before its first message was read ends without an error."""
-    context = get_context("spawn")
-    pipe, worker_pipe = context.Pipe()
-    setup = WorkerSetup(TrainableConfig(function="sleeper:train"))
-    process = context.Process(target=serve_jobs, args=(os.getpid(), worker_pipe, setup), daemon=True)
-    process.start()
-    worker_pipe.close()
+    pipe, process = _start_worker("sleeper:train")
     assert pipe.poll(60.0)
     pipe.close()
     process.join(60.0)
@@ -47,12 +44,7 @@ def test_a_worker_ends_with_its_pipe() -> None:
 
 def test_a_forked_process_that_returns_ends(tmp_path: Path) -> None:
     """A process that a function forks and that returns from it as well reports nothing, and receives no job."""
-    context = get_context("spawn")
-    pipe, worker_pipe = context.Pipe()
-    setup = WorkerSetup(TrainableConfig(function="sleeper:returning_twice"))
-    process = context.Process(target=serve_jobs, args=(os.getpid(), worker_pipe, setup), daemon=True)
-    process.start()
-    worker_pipe.close()
+    pipe, process = _start_worker("sleeper:returning_twice")
     pipe.send(_build_job(tmp_path, 2))
     messages: list[WorkerMessage] = []
     with contextlib.suppress(EOFError):
@@ -139,6 +131,16 @@ def test_output_of_trials_goes_to_stderr(tmp_path: Path, capfd: pytest.CaptureFi
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "epoch 1" in captured.err
+
+
+def _start_worker(function: str) -> tuple[Connection, SpawnProcess]:
+    context = get_context("spawn")
+    pipe, worker_pipe = context.Pipe()
+    setup = WorkerSetup(TrainableConfig(function=function))
+    process = context.Process(target=serve_jobs, args=(os.getpid(), worker_pipe, setup), daemon=True)
+    process.start()
+    worker_pipe.close()
+    return pipe, process
 
 
 def _build_job(folder: Path, target: int) -> TrialJob:
