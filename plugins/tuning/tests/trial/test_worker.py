@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -106,7 +107,11 @@ def test_processes_of_trials_end_with_them(tmp_path: Path) -> None:
     assert report.metrics["lost_nodes"].value == 1
     children = [Path("/proc") / pid for pid in (tmp_path / "log.children").read_text().split()]
     assert children
-    assert not any(child.exists() and "Z" not in (child / "stat").read_text().split()[2] for child in children)
+    # a signal that kills takes a moment to do so
+    end = time.monotonic() + 5
+    while any(map(_is_alive, children)):
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_a_missing_function_is_an_error_of_the_spec(tmp_path: Path) -> None:
@@ -131,6 +136,13 @@ def test_output_of_trials_goes_to_stderr(tmp_path: Path, capfd: pytest.CaptureFi
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "epoch 1" in captured.err
+
+
+def _is_alive(process: Path) -> bool:
+    try:
+        return "Z" not in (process / "stat").read_text().split()[2]
+    except OSError:
+        return False
 
 
 def _start_worker(function: str) -> tuple[Connection, SpawnProcess]:
