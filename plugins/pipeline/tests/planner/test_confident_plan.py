@@ -17,7 +17,7 @@ from unfold_pipeline.planner.confident_plan import ConfidentPlan, find_confident
 from unfold_pipeline.planner.planner import NoPlan, find_plan
 from unfold_pipeline.problem.build import build_problem
 from unfold_pipeline.problem.problem import Problem
-from unfold_pipeline.problem.sample import draw_fresh_arrivals, draw_sample, resample_blocks
+from unfold_pipeline.problem.sample import draw_fresh_arrivals, draw_sample, resample_block_rows
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfoldkit.api import Run, RunDir, Verdict
@@ -96,7 +96,7 @@ def test_expected_share_is_that_of_fresh_samples(tmp_path: Path) -> None:
 def test_trace_is_resampled_in_blocks(tmp_path: Path) -> None:
     """A trace keeps span, rate and burstiness; its plan has a share, and a confidence is met."""
     times = processes.gamma_arrivals(60.0, 40.0, np.random.default_rng(5), scv=4.0)
-    fresh = [resample_blocks(times - times[0], np.random.default_rng(seed)) for seed in range(20)]
+    fresh = [resample_block_rows(times - times[0], np.random.default_rng(seed))[1] for seed in range(20)]
     spread = [float(np.diff(item).std() / np.diff(item).mean()) for item in fresh]
     assert np.mean([item.size for item in fresh]) == pytest.approx(times.size, rel=0.05)
     assert np.mean(spread) == pytest.approx(2.0, rel=0.25)
@@ -118,7 +118,7 @@ def test_queries_of_a_trace_vary_somewhat_more_than_in_two_draws() -> None:
         times -= times[0]
         draws = [np.random.default_rng([1, draw]) for draw in range(100)]
         fresh = np.std([draw_fresh_arrivals(times, draw).size for draw in draws])
-        ratios.append(fresh / np.std([resample_blocks(times, draw).size for draw in draws]))
+        ratios.append(fresh / np.std([resample_block_rows(times, draw)[1].size for draw in draws]))
     assert 0.95 < np.mean(ratios) / math.sqrt(2) < 1.2
 
 

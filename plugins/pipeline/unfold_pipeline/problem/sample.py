@@ -99,11 +99,6 @@ def _slice_visits(visits: Visits, index: int, bounds: Sequence[CountArray], star
     )
 
 
-def resample_blocks(arrivals: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Return arrivals of the same span, resampled in blocks: :func:`resample_block_rows`."""
-    return resample_block_rows(arrivals, rng)[1]
-
-
 def resample_block_rows(arrivals: FloatArray, rng: np.random.Generator) -> tuple[IndexArray, FloatArray]:
     """Return queries and their arrivals over the same span, each block of them from the neighbourhood of its place.
 
