@@ -6,13 +6,12 @@ import re
 from dataclasses import dataclass
 
 from unfoldkit.errors import user_error
-from unfoldkit.kubernetes.api import CONFLICT, MERGE, NOT_FOUND, Api, ApiError, Body
+from unfoldkit.kubernetes.api import CONFLICT, FORBIDDEN, MERGE, NOT_FOUND, Api, ApiError, Body
 
 WORKLOAD_HINT = "deployment/NAME, statefulset/NAME or RESOURCE.VERSION.GROUP/NAME"
 APPS = {"deployment": "deployments", "statefulset": "statefulsets", "replicaset": "replicasets"}
 """Resources of the group ``apps`` by the names that kubectl takes."""
 AUTOSCALERS = "/apis/autoscaling/v2/namespaces/{}/horizontalpodautoscalers"
-FORBIDDEN = 403
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _RESOURCE = re.compile(r"([a-z]+)\.(v[a-z0-9]+)\.([a-z0-9][-a-z0-9.]*[a-z0-9])")
 
