@@ -194,10 +194,13 @@ def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> I
         UnfoldError: a policy did not return, or raised what is no ``Exception``.
     """
     threads = threading.enumerate()
-    guards = keep_process(), end_forked_processes(), report_timers(), contextlib.chdir(".")
-    with contextlib.ExitStack() as stack:
-        for guard in (*guards, interrupt_stalled_policies(limit_s, warn)):
-            stack.enter_context(guard)
+    with (
+        keep_process(),
+        end_forked_processes(),
+        report_timers(),
+        contextlib.chdir("."),
+        interrupt_stalled_policies(limit_s, warn),
+    ):
         try:
             yield
             _warn_of_threads(threads, warn)
@@ -329,8 +332,8 @@ def interrupt_stalled_policies(limit_s: float = LIMIT_S, warn: Callable[[str], N
 
 
 @contextlib.contextmanager
-def end_locked_process() -> Iterator[Callable[[], object]]:
-    """Yield a function without a call of which the process ends after ``LOCKED_S`` of processor time.
+def end_locked_process() -> Iterator[Callable[[], None]]:
+    """Yield a function that postpones the end of the process by ``LOCKED_S`` of processor time.
 
     A policy in a call in C may keep every thread from running, the watchdog included, and no exception ends it. The
     system does then, once the stacks of all threads, with file and line of the policy, are on stderr.
@@ -353,7 +356,7 @@ def end_locked_process() -> Iterator[Callable[[], object]]:
 
 
 def watch_policies(
-    watchdog: Watchdog, ended: threading.Event, errors: list[UnfoldError], postpone_end: Callable[[], object]
+    watchdog: Watchdog, ended: threading.Event, errors: list[UnfoldError], postpone_end: Callable[[], None]
 ) -> None:
     """Interrupt a policy that does not return, again and again if it catches that, until the block has ended.
 
