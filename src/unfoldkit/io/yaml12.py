@@ -41,7 +41,7 @@ def to_yaml(data: Mapping[str, Any]) -> str:
 class _Dumper(yaml.SafeDumper):
     """Quotes text that YAML 1.2 core would read as a number or boolean, or kubectl as one.
 
-    PyYAML knows only 1.1, and no y and n.
+    PyYAML follows YAML 1.1 but for y and n.
     """
 
     def represent_text(self, text: str) -> yaml.ScalarNode:

@@ -35,7 +35,7 @@ def export_ray_serve(report: Report) -> str:
     A plan of LLM engines becomes a config of Ray Serve LLM.
 
     Raises:
-        UnfoldError: Ray Serve cannot have the name of a stage, or its model is an estimator or a file of another kind.
+        UnfoldError: Ray Serve refuses the name of a stage, or its model is an estimator or a file of another kind.
     """
     if has_engines(report):
         return export_ray_llm(report)

@@ -119,7 +119,7 @@ def check_classes(y: Any, train: IntArray, test: IntArray, names: Sequence[str],
     if len(unknown):
         count = int((y[test] == unknown[0]).sum())
         message = f"class {names[unknown[0]]} has {count:,} rows to test on, but none to train on"
-        message += f", nor have {len(unknown) - 1:,} others" if len(unknown) > 1 else ""
+        message += f"; other classes like it: {len(unknown) - 1:,}" if len(unknown) > 1 else ""
         raise user_error(message, file=file, key="data.split", hint="add rows or groups, or remove the class")
 
 

@@ -378,7 +378,7 @@ def has_token(data: Mapping[str, Any]) -> bool:
 
 
 def list_choices(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the choices of an event, without what is none."""
+    """Return the well-formed choices of an event."""
     choices = data.get("choices")
     return [choice for choice in choices if isinstance(choice, Mapping)] if isinstance(choices, list) else []
 
