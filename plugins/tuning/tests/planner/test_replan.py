@@ -62,9 +62,9 @@ def test_knowing_quick_survivors_saves_money() -> None:
     assert with_knowledge < without
 
 
-@pytest.mark.parametrize(("slack", "instances"), [(1.5, 2), (6.0, 1)])
+@pytest.mark.parametrize(("slack", "instances"), [(1.5, 2), (2.5, 2), (6.0, 1)])
 def test_slack_is_given_up_only_for_a_larger_saving(slack: float, instances: int) -> None:
-    """A sure plan is exchanged only if the saved fraction of its cost exceeds the taken one of the time left."""
+    """A sure plan is exchanged only if the saved fraction of its cost exceeds the taken one of the slack."""
     profile = replace(jobs.noisy_profile("J1"), trial_cv=0.3)
     model = build_execution_model(build_custom_stages([(8, 1), (2, 12)]), profile, jobs.P3, 500, 0)
     remaining = model.select_remaining(1, 2)

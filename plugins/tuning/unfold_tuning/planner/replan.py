@@ -150,16 +150,17 @@ def replan_remaining(remaining: ExecutionModel, plan: Plan, time_left_s: float, 
 def _select_cheapest_exchange(
     candidate: Candidate, current: SimulatedPlan, time_left_s: float, required: float
 ) -> SimulatedPlan | None:
-    """Select the cheapest plan that is as sure as required, if the dollars that it saves outweigh its time.
+    """Select the cheapest plan that is as sure as required, if the dollars that it saves outweigh the slack it takes.
 
-    The posterior does not contain changes of pace that it has no reason to expect, and only the time left absorbs one.
-    A plan that takes more of that time has to save a larger fraction of the remaining cost than it takes of the time.
+    The posterior does not contain changes of pace that it has no reason to expect, and only slack absorbs one. A plan
+    that takes some of the slack has to save a larger fraction of the remaining cost than it takes of the slack.
     """
     cost_usd, seconds = current.mean_cost_usd, current.compute_guaranteed_seconds(candidate.confidence)
+    slack_s = max(time_left_s - seconds, 1e-9)
     sure = [
         plan
         for plan, guaranteed_s in zip(candidate.plans, candidate.guaranteed_s, strict=True)
-        if cost_usd - plan.mean_cost_usd > max(HYSTERESIS, (guaranteed_s - seconds) / time_left_s) * cost_usd
+        if cost_usd - plan.mean_cost_usd > max(HYSTERESIS, (guaranteed_s - seconds) / slack_s) * cost_usd
         and plan.estimate_on_time_probability(time_left_s) >= required
     ]
     return min(sure, key=lambda plan: plan.mean_cost_usd, default=None)
