@@ -189,6 +189,19 @@ def test_tool_calls_are_replayed_whole_and_checked(tmp_path: Path) -> None:
         assert gateway.post(unknown)[1]["x-unfold-model"] == "large"
 
 
+def test_an_answer_outside_the_requested_format_is_not_trusted(tmp_path: Path) -> None:
+    """Text, cut JSON or JSON of another schema goes to the next model, however confident it is."""
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    by_schema = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+    answers = ['{"age": 30}', '{"age": "old"}', '{"age": ', "thirty", "[1]"]
+    with serve_gateway(tmp_path, lambda request, _: {"text": request["messages"][0]["content"]}) as gateway:
+        for wanted, trusted in ((by_schema, answers[:1]), ({"type": "json_object"}, answers[:2]), (None, answers)):
+            routes = [gateway.post(ask(text, response_format=wanted))[1]["x-unfold-route"] for text in answers]
+            kept = [text for text, route in zip(answers, routes, strict=True) if route.startswith("small:0")]
+            assert kept == trusted
+            assert {route for route in routes if not route.startswith("small:0")} <= {"small:format,large"}
+
+
 @pytest.mark.parametrize(
     ("answer", "route"),
     [

@@ -265,7 +265,24 @@ def find_distrust(completion: Completion, request: Mapping[str, Any], *, trusts_
             return "empty"
         if not all(_is_valid_call(call, tools) for call in choice.tool_calls.values()):
             return "tool"
+        if not choice.tool_calls and not _fits_format(choice.text, request.get("response_format")):
+            return "format"
     return ""
+
+
+def _fits_format(text: str, wanted: Any) -> bool:
+    """Whether a text is the JSON that ``response_format`` requests; some endpoints take the field and ignore it."""
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if kind not in ("json_object", "json_schema"):
+        return True
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if kind == "json_object":
+        return isinstance(value, dict)
+    named = wanted.get("json_schema")
+    return matches_schema(value, named.get("schema") if isinstance(named, dict) else None)
 
 
 def _tool_schemas(request: Mapping[str, Any]) -> dict[str, Any]:
