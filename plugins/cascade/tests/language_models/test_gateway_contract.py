@@ -20,6 +20,7 @@ from plugins.cascade.tests.language_models.served_gateway import (
     CALLS,
     LARGE_COST,
     SMALL_COST,
+    SMALL_PRICE,
     Gateway,
     ask,
     make_plan,
@@ -216,6 +217,17 @@ def test_a_missing_usage_is_estimated_and_never_free(tmp_path: Path, stream: boo
         assert gateway.post(body, authorization="Bearer k")[0] == 200
         assert gateway.app.router.state.spent("a") == pytest.approx(100e-6 + 50 * 2e-6, rel=0.2)
         assert "unfold_gateway_unpriced_calls_total 1.0" in _get(gateway, "/metrics")[1].decode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_without_an_answer_costs_its_input(tmp_path: Path, stream: bool) -> None:
+    """An upstream that was sent the request charges for it, though its answer got lost."""
+    limits = UpstreamLimits(connect_s=1, first_token_s=2, between_tokens_s=5, total_s=20, retries=0)
+    with serve_gateway(tmp_path, always(broken=True), limits=limits) as gateway:
+        head, _ = gateway.events(ask("y" * 4000)) if stream else gateway.post(ask("y" * 4000))[1:]
+        cost = gateway.app.metrics.registry.get_sample_value("unfold_gateway_cost_usd_total", {"model": "large"})
+        assert head["x-unfold-route"] == "small:broken,large"
+        assert cost == pytest.approx(LARGE_COST + 1000 * SMALL_PRICE.input, rel=0.05)
 
 
 def test_an_upstream_that_is_down_is_skipped(tmp_path: Path) -> None:

@@ -285,13 +285,9 @@ def as_upstream_error(problem: BaseException, partial: Completion) -> UpstreamEr
 
 
 def settle_failure(model: ServedModel, request: Mapping[str, Any], error: UpstreamError, attempts: Attempts) -> None:
-    """Count the cost of a failed attempt, which upstreams charge once tokens have been generated."""
-    if not error.is_billed:
-        return
-    if error.partial is not None and (error.partial.usage is not None or error.partial.choices):
-        attempts.cost_usd += price_of(model, error.partial, request, attempts)
-    else:
-        attempts.unpriced += 1
+    """Count the cost of a failed attempt that the upstream may charge; if nothing arrived, that of its input."""
+    if error.is_billed:
+        attempts.cost_usd += price_of(model, error.partial or Completion(), request, attempts)
 
 
 def price_of(model: ServedModel, completion: Completion, request: Mapping[str, Any], attempts: Attempts) -> float:
