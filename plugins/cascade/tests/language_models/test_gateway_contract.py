@@ -529,10 +529,11 @@ def test_log_probabilities_that_an_endpoint_refuses_in_its_own_words_lead_to_the
         ({"error": "too hot"}, "too hot"),
         ({"detail": [{"loc": ["body", "temperature"], "msg": "too hot"}]}, "body.temperature: too hot"),
         ([], "the upstream answered with status 400"),
+        ([{"error": {"code": 400, "message": "too hot", "status": "INVALID_ARGUMENT"}}], "too hot"),
     ],
 )
 def test_messages_of_other_servers_reach_the_client(tmp_path: Path, body: Any, message: str) -> None:
-    """Errors of FastAPI, Mistral and vLLM have other forms than OpenAI's."""
+    """Errors of FastAPI, Gemini, Mistral and vLLM have other forms than OpenAI's."""
     with serve_gateway(tmp_path, always(status=400, error=body)) as gateway:
         assert json.loads(gateway.post(ask())[2])["error"]["message"] == message
 
@@ -544,10 +545,13 @@ def test_messages_of_other_servers_reach_the_client(tmp_path: Path, body: Any, m
         ({"status": 200, "error": {"error": {"message": "busy", "code": 429}}}, "small:busy,large"),
         ({"status": 200, "error": {"error": {"message": "no", "code": 401}}}, "small:refused,large"),
         ({"status": 400, "error": {"error": {"message": "prompt is too long: 9 > 8"}}}, "small:context,large"),
+        ({"status": 400, "error": [{"error": {"message": "API key not valid."}}]}, "small:refused,large"),
+        ({"status": 400, "error": {"error": "Incorrect API key provided: s***t."}}, "small:refused,large"),
+        ({"status": 400, "error": {"error": {"message": "Invalid model name in model=s-1"}}}, "small:refused,large"),
     ],
 )
 def test_faults_are_known_by_more_than_their_status(tmp_path: Path, answer: dict[str, Any], route: str) -> None:
-    """Credit that is used up, errors with status 200, and windows in the words of other vendors."""
+    """Credit that is used up, errors with status 200, and windows, keys and models in the words of other vendors."""
     with serve_gateway(tmp_path, always(**answer)) as gateway:
         assert gateway.post(ask())[1]["x-unfold-route"] == route
 

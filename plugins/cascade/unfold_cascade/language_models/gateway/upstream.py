@@ -37,6 +37,17 @@ CONTEXT_WORDS = (
     "input is too long",
     "exceeds the maximum number of tokens",
 )
+SETUP_WORDS = (
+    "api key",
+    "api_key",
+    "invalid model",
+    "invalid_model",
+    "model_not_found",
+    "credit balance",
+    "budget_exceeded",
+    "budget has been exceeded",
+)
+"""How endpoints that answer with 400 name a fault of key, credit or model, which no client of the gateway chose."""
 NO_CREDIT = "insufficient_quota"
 """Code of a 429 that lasts until the account is paid."""
 OPTIONAL_WORDS = ("logprobs", "stream_options")
@@ -477,7 +488,9 @@ def _classify(status: int, body: Any, headers: Mapping[str, str]) -> UpstreamErr
     whole = f"{text} {kind_text} {code}".lower()
     if status in (400, 413, 422) and any(word in whole for word in CONTEXT_WORDS):
         return UpstreamError("context", 400, text[:500], "context_length_exceeded")
-    if status in REFUSED or 300 <= status < 400 or (status == 429 and NO_CREDIT in (kind_text, code)):
+    is_setup = status == 400 and any(word in whole for word in SETUP_WORDS)
+    is_unpaid = status == 429 and NO_CREDIT in (kind_text, code)
+    if status in REFUSED or 300 <= status < 400 or is_setup or is_unpaid:
         # the text may name the key or the account: it is not for the client
         return UpstreamError("refused", 502, f"the upstream refused the gateway ({status})")
     if status in RETRIED or status >= 500:
@@ -491,7 +504,8 @@ def _classify(status: int, body: Any, headers: Mapping[str, str]) -> UpstreamErr
 
 
 def _describe_error(body: Any, status: int) -> tuple[str, Any, Any, Any]:
-    """Return message, type, code and param of an error in OpenAI's form, or in that of FastAPI, Mistral or vLLM."""
+    """Return message, type, code and param of an error in the form of OpenAI, FastAPI, Mistral, vLLM or Gemini."""
+    body = body[0] if isinstance(body, list) and body else body
     fields = body if isinstance(body, dict) else {}
     error = fields.get("error", fields)
     error = error if isinstance(error, dict) else {"message": error}
