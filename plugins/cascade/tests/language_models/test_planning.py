@@ -358,6 +358,24 @@ def test_rows_that_repeat_others_count_once(tmp_path: Path) -> None:
     assert kept.metrics["certifying_units"].value == 360
 
 
+@pytest.mark.parametrize(
+    ("column", "setting", "units"),
+    [("request.Messages", None, 60), ("question", "data.group=id", 60), ("question", "data.duplicates=keep", 360)],
+)
+def test_samples_of_one_prompt_count_once_though_no_key_names_it(
+    tmp_path: Path, column: str, setting: str | None, units: int
+) -> None:
+    """Distinct ids and answers that differ hid that 600 requests have 150 prompts."""
+    write_log(tmp_path, 600)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    rows = [f"r{row},what is {row // 4}?,{line}" for row, line in enumerate(lines)]
+    (tmp_path / "log.csv").write_text("\n".join([f"id,{column},{head}", *rows]) + "\n")
+    settings = (setting,) if setting else ()
+    report = plan(spec_of(tmp_path / "log.yaml", *settings), run_in(tmp_path / "a", base=tmp_path))
+    assert report.metrics["certifying_units"].value == units
+    assert (f'the 600 rows count as 150: prompts of the column "{column}"' in str(report.lines)) == (units == 60)
+
+
 def test_a_confidence_that_has_seen_the_answer_certifies_nothing(tmp_path: Path) -> None:
     """A column that separates right from wrong without error is a leaked label, unless the spec trusts it."""
     write_log(tmp_path, 300)

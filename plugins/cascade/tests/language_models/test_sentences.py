@@ -24,6 +24,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         sentences.certificate(test, 838, "prompt", 16, 0, 0.034, bound)
         for test, bound in (("binomial", 0.0297), ("exact", -0.001), ("betting", 0.012), ("exact", None))
     ),
+    "repeated_prompts": (sentences.repeated_prompts("question", 1500, 150),),
     "average_unit": (sentences.average_unit("conversation"),),
     "failed_certificate": (sentences.failed_certificate("exact", 838, "prompt", 40, 1, 0.21),),
     "units_needed": tuple(sentences.units_needed(count, "prompt", 838) for count in (None, 500, 2100)),

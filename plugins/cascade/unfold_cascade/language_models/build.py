@@ -72,6 +72,8 @@ TUNE, CERTIFY = 0.25, 0.60
 """Default shares of the rows of a log; the remainder is for the report."""
 PREPARED_LOG = "calls/log.csv"
 """The log that ``profile`` leaves in the run."""
+PROMPT_NAMES = frozenset({"prompt", "prompts", "question", "query", "input", "messages", "instruction", "user_prompt"})
+"""Names of columns of prompts, in lower case and without what they are nested in."""
 _VERSION = re.compile(r"[-@]\d{4}-?\d{2}-?\d{2}$")
 FAR_BELOW = 100.0
 """How many times longer than every call of a log a deadline is that only a wrong unit explains."""
@@ -89,7 +91,8 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
     frame = load_log_frame(spec, run)
     log, prompts = read_call_log(spec, frame)
     # where prompts are known, they distinguish requests, and equal ones are one unit
-    copies = _find_copies(spec, frame, log) if prompts is None else None
+    repeated = _find_repeated_prompts(spec, frame)
+    copies = _find_copies(spec, frame, log) if prompts is None and not repeated else None
     if copies is not None:
         log = replace(log, unit=join_groups(log.unit, copies.unit))
     reader = None if spec.entry is None or prompts is None else build_prompt_reader(spec.entry.features)
@@ -127,7 +130,8 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
         ),
         quantile=quantile,
         scale=_confidence_scale(spec),
-        unit_name=_unit_name(spec, has_copies=copies is not None),
+        unit_name="prompt" if repeated else _unit_name(spec, has_copies=copies is not None),
+        repeated_prompts=repeated,
         longest_prompt=None if prompts is None else int(np.char.str_len(prompts).max()),
         scripts=() if prompts is None else join_scripts(prompts),
         embedding="" if reader is None else reader.embedding,
@@ -149,6 +153,23 @@ def _find_copies(spec: CascadeSpec, frame: Frame, log: CallLog) -> Copies | None
     words = [frame.text(column, key="data.path") for column in columns]
     numbers = np.column_stack([log.confidence, log.is_correct, log.cost, log.confidence_cost])
     return find_copies(np.where(np.isfinite(numbers), numbers, np.nan), words, finds_noisy=False)
+
+
+def _find_repeated_prompts(spec: CascadeSpec, frame: Frame) -> str:
+    """Find a column of prompts that repeat, where the spec names none; empty if there is none.
+
+    Samples of one prompt differ in their answers, so that rows under distinct ids are no copies.
+    """
+    if getattr(spec.data, "duplicates", None) == "keep" or spec.data.source == "endpoints" or spec.data.prompt:
+        return ""
+    recorded = [model.recorded for model in spec.stages[0].models if model.recorded is not None]
+    used = {spec.group, *(column for each in recorded for column in (each.answer, each.gated_answer))}
+    for name in frame.columns:
+        if re.split(r"[./|]", name.casefold())[-1] in PROMPT_NAMES and name not in used:
+            unit = join_units(None, frame.text(name, key="data"), len(frame))
+            if int(unit.max(initial=-1)) + 1 < len(frame):
+                return name
+    return ""
 
 
 def _find_leaks(spec: CascadeSpec, log: CallLog) -> tuple[str, ...]:
@@ -210,7 +231,8 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
     group_column = "group" if spec.group and spec.data.source == "endpoints" else spec.group
     groups = frame.text(group_column, key="data.group") if group_column else None
     is_sticky = spec.serve is not None and spec.serve.sticky == "conversation" and groups is not None
-    unit = join_units(groups, prompts, len(frame))
+    repeated = _find_repeated_prompts(spec, frame)
+    unit = join_units(groups, frame.text(repeated, key="data") if repeated else prompts, len(frame))
     log = CallLog(
         models=tuple(model.name for model in models),
         is_correct=scores == 1.0,

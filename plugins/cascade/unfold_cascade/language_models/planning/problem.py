@@ -45,6 +45,7 @@ class RoutingProblem:
         quantile: the quantile of the latency limit, such as p95, or empty.
         scale: unit of the confidences, ``None`` to detect it.
         unit_name: what an independent unit is called: request, prompt or conversation.
+        repeated_prompts: a column of prompts that repeat, if the spec does not name it; or empty.
         longest_prompt: characters of the longest prompt of the log, or ``None``.
         scripts: that the prompts of the log are written in; empty if unknown.
         embedding: names the embedding that the features of prompts contain; empty for none.
@@ -74,6 +75,7 @@ class RoutingProblem:
     copies: Copies | None = None
     leaks: tuple[str, ...] = ()
     is_servable: bool = True
+    repeated_prompts: str = ""
 
 
 def split_units(unit: IntArray, tune: float, certify: float, seed: int, *, min_tuning: int = 0) -> Parts:

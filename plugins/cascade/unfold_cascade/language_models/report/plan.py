@@ -316,6 +316,9 @@ def _list_lines(solution: RoutingSolution, outcome: Outcome, reference: Outcome)
     yield from _score_lines(solution)
     if solution.rows_to_label:
         yield "labels", sentences.labels(solution.rows_to_label)
+    if problem.repeated_prompts:
+        units = len(np.unique(problem.log.unit))
+        yield "note", sentences.repeated_prompts(problem.repeated_prompts, len(problem.log), units)
     if problem.copies is not None:
         counts = problem.copies.identical, problem.copies.near
         yield "note", copied_rows(*counts, problem.source, are_grouped=True)

@@ -80,6 +80,14 @@ def tested_chains(chains: Sequence[tuple[str, float]]) -> str:
     return f"{first} at an error of {percent(delta)}, {second} at {percent(rest)}: both hold together"
 
 
+def repeated_prompts(column: str, rows: int, units: int) -> str:
+    """State that requests with one prompt count as one, though the spec names no column of prompts."""
+    return (
+        f'the {rows:,} rows count as {units:,}: prompts of the column "{column}" repeat (data.prompt: {column} says so;'
+        " data.duplicates: keep counts every row)"
+    )
+
+
 def average_unit(unit: str) -> str:
     """State that the promise covers the average unit."""
     return f"the promise covers the average {unit}, however many requests each has"
