@@ -556,6 +556,14 @@ def test_faults_are_known_by_more_than_their_status(tmp_path: Path, answer: dict
         assert gateway.post(ask())[1]["x-unfold-route"] == route
 
 
+def test_an_error_that_quotes_the_request_is_no_fault_of_the_key(tmp_path: Path) -> None:
+    """Otherwise a client could leave a model out for all others."""
+    error = {"error": {"message": "invalid value: 'my API key'"}}
+    with serve_gateway(tmp_path, always(status=400, error=error)) as gateway:
+        status, _, body = gateway.post(ask("my API key"))
+        assert (status, json.loads(body)["error"]["message"]) == (400, "invalid value: 'my API key'")
+
+
 @pytest.mark.parametrize("calls", [None, CALLS])
 def test_an_endpoint_that_does_not_stream_is_read_too(tmp_path: Path, calls: Any) -> None:
     """It answers a stream with one JSON object: the client gets its text, calls and usage as chunks, at one price."""

@@ -359,21 +359,28 @@ def test_rows_that_repeat_others_count_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "setting", "units"),
-    [("request.Messages", None, 60), ("question", "data.group=id", 60), ("question", "data.duplicates=keep", 360)],
+    ("column", "prompt", "setting", "repeats"),
+    [
+        ("request.Messages", "what is {0}?", None, True),
+        ("question", "what is {0}?", "data.group=id", True),
+        ("question", "what is {0}?", "data.duplicates=keep", False),
+        ("input", "{0}", None, False),
+        ("question,prompt", "what is {0}?,{1} is what?", None, False),
+        ("question", "what is this?", None, False),
+    ],
 )
 def test_samples_of_one_prompt_count_once_though_no_key_names_it(
-    tmp_path: Path, column: str, setting: str | None, units: int
+    tmp_path: Path, column: str, prompt: str, setting: str | None, repeats: bool
 ) -> None:
-    """Distinct ids and answers that differ hid that 600 requests have 150 prompts."""
+    """Distinct ids and answers that differ hid that 600 requests have 150 prompts; numbers and templates are none."""
     write_log(tmp_path, 600)
     head, *lines = (tmp_path / "log.csv").read_text().splitlines()
-    rows = [f"r{row},what is {row // 4}?,{line}" for row, line in enumerate(lines)]
+    rows = [f"r{row},{prompt.format(row // 4, row)},{line}" for row, line in enumerate(lines)]
     (tmp_path / "log.csv").write_text("\n".join([f"id,{column},{head}", *rows]) + "\n")
     settings = (setting,) if setting else ()
     report = plan(spec_of(tmp_path / "log.yaml", *settings), run_in(tmp_path / "a", base=tmp_path))
-    assert report.metrics["certifying_units"].value == units
-    assert (f'the 600 rows count as 150: prompts of the column "{column}"' in str(report.lines)) == (units == 60)
+    assert (report.metrics["certifying_units"].value == 60) == repeats
+    assert (f'the 600 rows count as 150: prompts of the column "{column}"' in str(report.lines)) == repeats
 
 
 def test_a_confidence_that_has_seen_the_answer_certifies_nothing(tmp_path: Path) -> None:

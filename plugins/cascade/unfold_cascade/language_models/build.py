@@ -74,6 +74,7 @@ PREPARED_LOG = "calls/log.csv"
 """The log that ``profile`` leaves in the run."""
 PROMPT_NAMES = frozenset({"prompt", "prompts", "question", "query", "input", "messages", "instruction", "user_prompt"})
 """Names of columns of prompts, in lower case and without what they are nested in."""
+_LETTER = re.compile(r"[^\W\d_]")
 _VERSION = re.compile(r"[-@]\d{4}-?\d{2}-?\d{2}$")
 FAR_BELOW = 100.0
 """How many times longer than every call of a log a deadline is that only a wrong unit explains."""
@@ -160,16 +161,21 @@ def _find_repeated_prompts(spec: CascadeSpec, frame: Frame) -> str:
 
     Samples of one prompt differ in their answers, so that rows under distinct ids are no copies.
     """
-    if getattr(spec.data, "duplicates", None) == "keep" or spec.data.source == "endpoints" or spec.data.prompt:
+    data = spec.data
+    if data.source == "endpoints" or getattr(data, "duplicates", None) == "keep" or getattr(data, "prompt", None):
         return ""
     recorded = [model.recorded for model in spec.stages[0].models if model.recorded is not None]
     used = {spec.group, *(column for each in recorded for column in (each.answer, each.gated_answer))}
+    prompts = dict[str, int]()
     for name in frame.columns:
         if re.split(r"[./|]", name.casefold())[-1] in PROMPT_NAMES and name not in used:
-            unit = join_units(None, frame.text(name, key="data"), len(frame))
-            if int(unit.max(initial=-1)) + 1 < len(frame):
-                return name
-    return ""
+            texts = frame.text(name, key="data")
+            # a column without a letter holds counts of tokens or of messages
+            if any(map(_LETTER.search, texts)):
+                prompts[name] = int(join_units(None, texts, len(frame)).max(initial=-1)) + 1
+    # beside the inputs, a template repeats; one prompt alone is a template too
+    name = max(prompts, key=lambda name: prompts[name], default="")
+    return name if 1 < prompts.get(name, 0) < len(frame) else ""
 
 
 def _find_leaks(spec: CascadeSpec, log: CallLog) -> tuple[str, ...]:

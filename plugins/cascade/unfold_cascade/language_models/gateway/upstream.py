@@ -251,7 +251,7 @@ class Upstreams:
                 if response.status_code != 200:
                     raise await _read_error(response)
                 if not request.get("stream"):
-                    yield _parse_body(await _read_bounded(response, limits.answer_bytes), response.headers)
+                    yield _parse_body(await _read_bounded(response, limits.answer_bytes), response)
                     return
                 async with aclosing(_read_events(response, limits)) as events:
                     async for data in events:
@@ -391,7 +391,7 @@ async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Even
         except StreamTooLongError:
             raise UpstreamError("broken", 502, TOO_LONG, is_billed=True) from None
     if document.startswith(b"{"):
-        for event in split_body(_parse_body(document, response.headers)):
+        for event in split_body(_parse_body(document, response)):
             yield event
         return
     if not unfinished or any(unfinished.values()):
@@ -408,11 +408,11 @@ async def _keep_document(parts: AsyncIterator[bytes], document: bytearray) -> As
             yield part
 
 
-def _parse_body(body: bytes | bytearray, headers: Mapping[str, str]) -> dict[str, Any]:
+def _parse_body(body: bytes | bytearray, response: httpx.Response) -> dict[str, Any]:
     """Parse an answer which was not streamed; some gateways report faults of what is behind them with status 200."""
     data = _parse_json(body)
     if data.get("error") and not data.get("choices"):
-        raise _classify(_read_status(data["error"]), data, headers)
+        raise _classify(_read_status(data["error"]), data, response)
     return data
 
 
@@ -473,7 +473,7 @@ async def _read_error(response: httpx.Response) -> UpstreamError:
         body = json.loads(await _read_bounded(response, MAX_ERROR_BYTES))
     except (ValueError, RecursionError, UpstreamError):
         body = None
-    return _classify(response.status_code, body, response.headers)
+    return _classify(response.status_code, body, response)
 
 
 def _read_status(error: Any) -> int:
@@ -482,19 +482,21 @@ def _read_status(error: Any) -> int:
     return code if isinstance(code, int) and 400 <= code <= 599 else 502
 
 
-def _classify(status: int, body: Any, headers: Mapping[str, str]) -> UpstreamError:
+def _classify(status: int, body: Any, response: httpx.Response) -> UpstreamError:
     """Classify a reply with an error."""
     text, kind_text, code, param = _describe_error(body, status)
     whole = f"{text} {kind_text} {code}".lower()
     if status in (400, 413, 422) and any(word in whole for word in CONTEXT_WORDS):
         return UpstreamError("context", 400, text[:500], "context_length_exceeded")
-    is_setup = status == 400 and any(word in whole for word in SETUP_WORDS)
+    # a message may quote the request, and a client must not be able to shut a model out
+    sent = response.request.content.decode("utf-8", "replace").lower() if status == 400 else ""
+    is_setup = status == 400 and any(word in whole and word not in sent for word in SETUP_WORDS)
     is_unpaid = status == 429 and NO_CREDIT in (kind_text, code)
     if status in REFUSED or 300 <= status < 400 or is_setup or is_unpaid:
         # the text may name the key or the account: it is not for the client
         return UpstreamError("refused", 502, f"the upstream refused the gateway ({status})")
     if status in RETRIED or status >= 500:
-        retry_after_s = read_retry_after(headers)
+        retry_after_s = read_retry_after(response.headers)
         shown = status if status <= LAST_STATUS else 502
         return UpstreamError("busy", shown, text[:500], str(code) if code else None, retry_after_s)
     shown = status if 400 <= status < 500 else 502
