@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from unfoldkit.errors import user_error
+from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 from unfoldkit.kubernetes.api import CONFLICT, FORBIDDEN, MERGE, NOT_FOUND, Api, ApiError, Body
 
 WORKLOAD_HINT = "deployment/NAME, statefulset/NAME or RESOURCE.VERSION.GROUP/NAME"
@@ -14,6 +14,10 @@ APPS = {"deployment": "deployments", "statefulset": "statefulsets", "replicaset"
 AUTOSCALERS = "/apis/autoscaling/v2/namespaces/{}/horizontalpodautoscalers"
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _RESOURCE = re.compile(r"([a-z]+)\.(v[a-z0-9]+)\.([a-z0-9][-a-z0-9.]*[a-z0-9])")
+
+
+class AbsentError(UnfoldError):
+    """There is no such workload, or it has no scale."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +85,7 @@ def read_scale(api: Api, workload: Workload) -> Scale:
     """Return the replicas of a workload.
 
     Raises:
-        UnfoldError: there is no such workload, or it has no scale.
+        AbsentError: there is no such workload, or it has no scale.
         ApiError: the server refused otherwise.
     """
     try:
@@ -90,7 +94,7 @@ def read_scale(api: Api, workload: Workload) -> Scale:
         if error.status != NOT_FOUND:
             raise
         message = f"namespace {api.namespace} has no {workload} with a scale subresource"
-        raise user_error(message, key=api.key, hint="kubectl get deployments lists them") from error
+        raise AbsentError(Diagnostic(message, key=api.key, hint="kubectl get deployments lists them")) from error
 
 
 def write_scale(api: Api, workload: Workload, replicas: int, version: str) -> bool:
@@ -109,8 +113,8 @@ def write_scale(api: Api, workload: Workload, replicas: int, version: str) -> bo
     return True
 
 
-def list_autoscalers(api: Api, workload: Workload) -> list[str] | None:
-    """Return the HorizontalPodAutoscalers that scale a workload; ``None`` if this account may not list them.
+def list_autoscalers(api: Api) -> dict[str, Body] | None:
+    """Return by name what each HorizontalPodAutoscaler scales; ``None`` if this account may not list them.
 
     KEDA's ScaledObjects create such an autoscaler too.
     """
@@ -120,10 +124,11 @@ def list_autoscalers(api: Api, workload: Workload) -> list[str] | None:
         if error.status in (FORBIDDEN, NOT_FOUND):
             return None
         raise
-    return [item["metadata"]["name"] for item in items if _is_target(item["spec"]["scaleTargetRef"], workload)]
+    return {item["metadata"]["name"]: item["spec"]["scaleTargetRef"] for item in items}
 
 
-def _is_target(reference: Body, workload: Workload) -> bool:
+def is_target(reference: Body, workload: Workload) -> bool:
+    """Return whether the reference of an autoscaler names a workload."""
     group = reference.get("apiVersion", "apps/v1").partition("/")[0]
     is_same_resource = workload.resource.startswith(reference["kind"].lower())
     return is_same_resource and (reference["name"], group) == (workload.name, workload.group)

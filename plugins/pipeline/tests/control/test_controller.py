@@ -29,7 +29,8 @@ from unfold_pipeline.tuner.envelope_rule import build_scaling_context
 from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
 from unfold_pipeline.tuner.table_rule import compute_table_targets
 from unfoldkit.api import UnfoldError, user_error
-from unfoldkit.kubernetes.api import CONFLICT, NOT_FOUND, Api, ApiError, Body
+from unfoldkit.kubernetes.api import CONFLICT, FORBIDDEN, NOT_FOUND, Api, ApiError, Body
+from unfoldkit.kubernetes.leader_election import PRECISE_DURATION, read_duration_s
 from unfoldkit.kubernetes.scale import require_workload
 
 CPU = (option("cpu", 0.05, 0.02, 0.02),)
@@ -68,21 +69,24 @@ class Deployment:
         """Give the lease up."""
         self.released = True
 
-    def check(self) -> list[str]:
+    def list_warnings(self) -> list[str]:
         """Return no warnings."""
-        if self.fault == "autoscaler":
-            raise user_error("a is scaled by the HorizontalPodAutoscaler a already")
         return []
 
     def read_replicas(self) -> tuple[StageReplicas, ...]:
         """Return the replicas."""
         if self.fault == "read":
             raise user_error("no route to host")
-        return tuple(StageReplicas(count, min(count, self.capacity)) for count in self.desired)
+        replicas = [StageReplicas(count, min(count, self.capacity)) for count in self.desired]
+        if self.fault == "autoscaler":
+            replicas[0] = replace(replicas[0], fault=user_error("a is scaled by the HorizontalPodAutoscaler a already"))
+        if self.fault == "absent":
+            replicas[0] = StageReplicas(0, 0, user_error("there is no a"))
+        return tuple(replicas)
 
     def set_replicas(self, stage: int, count: int) -> bool:
         """Set the replicas."""
-        if self.fault == "write":
+        if self.fault == "write" and stage == 0:
             raise user_error("forbidden")
         self.desired[stage] = count
         self.writes.append((stage, count))
@@ -218,10 +222,9 @@ def test_unknown_demand_changes_nothing(reason: str, caplog: pytest.LogCaptureFi
     ]
 
 
-@pytest.mark.parametrize("fault", ["read", "write", "autoscaler"])
-def test_a_deployment_that_cannot_be_scaled_is_no_end(fault: str) -> None:
-    """The controller goes on, and scales as soon as the deployment responds, or no autoscaler scales it any more."""
-    source, target = Script(even_trace([80.0], 100.0)), Deployment(fault=fault)
+def test_a_deployment_that_does_not_respond_is_no_end() -> None:
+    """The controller goes on, and scales as soon as the deployment responds."""
+    source, target = Script(even_trace([80.0], 100.0)), Deployment(fault="read")
     controller = build_controller(source, target)
     run_until(controller, source, 30)
     assert not target.writes
@@ -230,6 +233,38 @@ def test_a_deployment_that_cannot_be_scaled_is_no_end(fault: str) -> None:
     controller.step()
     assert target.writes
     assert controller.record.is_ready
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"), [("write", "forbidden"), ("autoscaler", "Autoscaler a"), ("absent", "there is no a")]
+)
+def test_a_stage_that_cannot_be_scaled_stops_no_other(fault: str, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The other stage follows the demand; one message when the fault begins, one when the stage is scaled again."""
+    source, target = Script(even_trace([80.0], 100.0)), Deployment(fault=fault)
+    controller = build_controller(source, target)
+    with caplog.at_level(logging.WARNING, "unfoldkit"):
+        run_until(controller, source, 30)
+        assert target.desired[0] == 2
+        assert target.desired[1] > 2
+        assert text in controller.record.error
+        assert not controller.record.is_ready
+        target.fault, source.now_s = "", 31.0
+        controller.step()
+    assert target.desired[0] > 2
+    assert controller.record.is_ready
+    assert len(caplog.records) == 2
+    assert text in caplog.records[0].message
+
+
+def test_a_former_leader_reports_no_stage() -> None:
+    """What it saw as the leader is another controller's concern, and no reason to be unready."""
+    source, target = Script(even_trace([80.0], 100.0)), Deployment(fault="absent")
+    controller = build_controller(source, target)
+    run_until(controller, source, 5)
+    target.leads = False
+    controller.step()
+    assert controller.record.is_ready
+    assert not controller.record.steps
 
 
 def test_standby_writes_nothing_and_starts_from_what_it_finds() -> None:
@@ -352,8 +387,10 @@ class BusyScale:
     version: int = 0
     written: int = 0
 
-    def get(self, _path: str) -> Body:
-        """Return the scale."""
+    def get(self, path: str) -> Body:
+        """Return the scale, or no autoscalers."""
+        if path.endswith("autoscalers"):
+            return {"items": []}
         replicas = self.replicas[min(self.version, len(self.replicas) - 1)]
         return {
             "metadata": {"resourceVersion": str(self.version)},
@@ -380,6 +417,39 @@ def test_a_rollout_does_not_prevent_a_step(replicas: Sequence[int], written: int
     assert busy.written == written
 
 
+@dataclass(slots=True)
+class PartlyBroken:
+    """A namespace without ``gone``, in which ``denied`` is forbidden and an autoscaler scales ``rival``."""
+
+    namespace: str = "unfold"
+    key: str = "control.kubernetes"
+
+    def get(self, path: str) -> Body:
+        """Return a scale or the autoscalers."""
+        if path.endswith("autoscalers"):
+            return {"items": [{"metadata": {"name": "hpa"}, "spec": {"scaleTargetRef": RIVAL}}]}
+        if "/gone/" in path:
+            raise ApiError(NOT_FOUND, "NotFound", path)
+        if "/denied/" in path:
+            raise ApiError(FORBIDDEN, "Forbidden", "no rights")
+        return {"metadata": {"resourceVersion": "1"}, "spec": {"replicas": 3}, "status": {"replicas": 2}}
+
+
+RIVAL = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "rival"}
+
+
+def test_each_workload_has_a_fault_of_its_own() -> None:
+    """One that is gone, forbidden or scaled by others leaves the replicas of the others known."""
+    names = ("gone", "denied", "rival", "sound")
+    workloads = [require_workload(f"deployment/{name}", "") for name in names]
+    target = build_kubernetes_target(cast("Api", PartlyBroken()), workloads, "me", 15.0)
+    gone, denied, rival, sound = target.read_replicas()
+    assert "has no deployments/gone" in str(gone.fault)
+    assert "no rights" in str(denied.fault)
+    assert "HorizontalPodAutoscaler hpa" in str(rival.fault)
+    assert (rival.desired, sound) == (3, StageReplicas(3, 2))
+
+
 def test_leases_of_a_dead_controller_end_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another controller takes over one lease time after the last renewal, however many stages there are."""
     now_s = 100.0
@@ -396,3 +466,13 @@ def test_leases_of_a_dead_controller_end_together(monkeypatch: pytest.MonkeyPatc
     assert not first.is_leader
     assert second.renew()
     assert not first.renew()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "stated_s", "expected_s"), [("2.5", 3, 2.5), ("15.0", 60, 60), ("soon", 20, 20), (None, None, 15)]
+)
+def test_an_edited_duration_of_a_lease_counts(annotation: str | None, stated_s: int | None, expected_s: float) -> None:
+    """The annotation only makes the field more precise; what an operator writes into the field holds."""
+    notes = {} if annotation is None else {PRECISE_DURATION: annotation}
+    lease: Body = {"metadata": {"annotations": notes}, "spec": {"leaseDurationSeconds": stated_s}}
+    assert read_duration_s(lease) == expected_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 from typing import Any
@@ -97,10 +97,26 @@ def test_replicas_are_read_and_scaled() -> None:
     """Only replicas that run exist, and counts go to the scale endpoint of the application."""
     with serving() as state:
         target = build_target(state)
-        assert target.check() == []
         assert target.read_replicas() == (StageReplicas(2, 1), StageReplicas(2, 1))
         assert target.set_replicas(1, 5)
         assert state.scaled == [("/api/v1/applications/shop/deployments/Face/scale", 5)]
+
+
+def raise_fault(target: RayServeTarget) -> None:
+    """Raise the first fault of a stage."""
+    for replicas in target.read_replicas():
+        if replicas.fault is not None:
+            raise replicas.fault
+
+
+def test_a_deployment_that_is_gone_hides_no_other() -> None:
+    """The stage has a fault that lists what there is, and the replicas of the other are known."""
+    with serving() as state:
+        target = replace(build_target(state), workloads=("Nose", "Face"))
+        nose, face = target.read_replicas()
+        assert "no deployment Nose" in str(nose.fault)
+        assert "Detect, Face" in str(nose.fault)
+        assert face == StageReplicas(2, 1)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +133,7 @@ def test_what_ray_would_refuse_is_an_error_first(change: dict[str, bool], messag
         for name, value in change.items():
             setattr(state, name, value)
         with pytest.raises(UnfoldError, match=message):
-            build_target(state).check()
+            raise_fault(build_target(state))
 
 
 def test_counters_of_the_entrance_are_the_demand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def describe_control(controller: DeploymentController) -> dict[str, Any]:
     return {
         "role": record.role,
         "target": controller.target.location,
-        "error": record.target_error,
+        "error": record.error,
         "demand": demand,
         "stages": [asdict(step) for step in record.steps],
     }

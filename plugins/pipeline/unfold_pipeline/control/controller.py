@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -100,7 +100,10 @@ class StepLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleStep:
-    """A decision about one stage: replicas demanded so far, those that exist, of the rule, and to demand next."""
+    """A decision about one stage: replicas demanded so far, those that exist, of the rule, and to demand next.
+
+    ``fault`` says why the stage cannot be scaled; empty if it can.
+    """
 
     stage: str
     workload: str
@@ -108,6 +111,7 @@ class ScaleStep:
     existing: int
     wanted: int
     next: int
+    fault: str = ""
 
 
 @dataclass(slots=True)
@@ -135,9 +139,14 @@ class ControlRecord:
     target_error: str = ""
 
     @property
+    def error(self) -> str:
+        """Why workloads are not scaled; empty if all are."""
+        return self.target_error or "; ".join(step.fault for step in self.steps if step.fault)
+
+    @property
     def is_ready(self) -> bool:
-        """Whether the demand is known and the workloads respond."""
-        return not self.signal_error and not self.target_error
+        """Whether the demand is known and all workloads can be scaled."""
+        return not self.signal_error and not self.error
 
 
 @dataclass(slots=True, kw_only=True)
@@ -173,8 +182,7 @@ class DeploymentController:
         Where the demand is unknown, all replicas stay as they are.
         """
         if not self.target.is_leader:
-            # the next leadership begins with the replicas that it finds
-            self.record.role, self.tuner = "standby", None
+            self._stand_by()
             return
         self.record.role = "leader"
         try:
@@ -199,16 +207,18 @@ class DeploymentController:
         demand, replicas = self.source.read(), self.target.read_replicas()
         wanted = self._decide(demand, replicas)
         self.record.rate, self.record.age_s = demand.mean_rate(RATE_WINDOW_S), demand.age_s
-        return tuple(
-            ScaleStep(
-                stage=name,
-                workload=self.target.workloads[index],
-                current=replicas[index].desired,
-                existing=replicas[index].existing,
-                wanted=wanted[index],
-                next=self.limits.limit_step(index, replicas[index].desired, wanted[index]),
-            )
-            for index, name in enumerate(self.names)
+        return tuple(self._propose_step(index, item, wanted[index]) for index, item in enumerate(replicas))
+
+    def _propose_step(self, index: int, replicas: StageReplicas, wanted: int) -> ScaleStep:
+        desired, fault = replicas.desired, replicas.fault
+        return ScaleStep(
+            stage=self.names[index],
+            workload=self.target.workloads[index],
+            current=desired,
+            existing=replicas.existing,
+            wanted=wanted,
+            next=self.limits.limit_step(index, desired, wanted) if fault is None else desired,
+            fault="" if fault is None else str(fault),
         )
 
     def renew(self) -> None:
@@ -248,29 +258,35 @@ class DeploymentController:
         return bool(decisions) and demand.until_s - self.origin_s < decisions[-1][0] - MAX_CATCH_UP_S
 
     def _carry_out(self, steps: Sequence[ScaleStep]) -> None:
-        self.record.steps = tuple(steps)
-        if any(step.next != step.current for step in steps):
-            try:
-                # an autoscaler may have been created since the start
-                self.target.check()
-            except (UnfoldError, ApiError) as error:
-                self._report_target(f"replica counts stay as they are: {error}")
-                return
-        for index, step in enumerate(steps):
-            if step.next == step.current:
-                continue
-            try:
-                # a step took time, in which the lease may have ended
-                is_done = self.target.is_leader and self.target.set_replicas(index, step.next)
-            except (UnfoldError, ApiError) as error:
-                self._report_target(f"{step.workload} cannot be scaled: {error}")
-                return
-            if is_done:
-                direction = "up" if step.next > step.current else "down"
-                self.record.changes[step.stage, direction] += abs(step.next - step.current)
-                self.log.info("%s: %d → %d replicas", step.workload, step.current, step.next)
+        had_fault = {step.stage: bool(step.fault) for step in self.record.steps}
+        self.record.steps = tuple(self._scale_stage(index, step) for index, step in enumerate(steps))
+        for step in self.record.steps:
+            if bool(step.fault) != had_fault.get(step.stage, False):
+                self.log.warning("%s", step.fault or f"{step.workload} is scaled again")
         if not self.record.target_error.startswith("the lease"):
             self._report_target("")
+
+    def _scale_stage(self, index: int, step: ScaleStep) -> ScaleStep:
+        """Demand the replicas of a step; return it, with the reason if the target refused."""
+        if step.next == step.current:
+            return step
+        try:
+            # a step took time, in which the lease may have ended
+            is_done = self.target.is_leader and self.target.set_replicas(index, step.next)
+        except (UnfoldError, ApiError) as error:
+            return replace(step, fault=f"{step.workload} cannot be scaled: {error}")
+        if is_done:
+            direction = "up" if step.next > step.current else "down"
+            self.record.changes[step.stage, direction] += abs(step.next - step.current)
+            self.log.info("%s: %d → %d replicas", step.workload, step.current, step.next)
+        return step
+
+    def _stand_by(self) -> None:
+        """Forget what another controller sees to now; the next leadership begins with the replicas that it finds."""
+        self.record.role, self.tuner = "standby", None
+        self.record.steps, self.record.signal_error = (), ""
+        if not self.record.target_error.startswith("the lease"):
+            self.record.target_error = ""
 
     def _report_signal(self, error: SignalError | None) -> None:
         """Count a failure, and log it once until the demand is known again."""

@@ -105,30 +105,31 @@ class RayServeTarget:
             self.ray.kill(self.lease)
             self.lease = None
 
-    def check(self) -> list[str]:
+    def list_warnings(self) -> list[str]:
         """Return no warning; see :class:`~unfold_pipeline.control.targets.ScalingTarget`."""
-        details = self._read_application()
-        for name in self.workloads:
-            deployment = details["deployments"].get(name)
-            if deployment is None:
-                known = ", ".join(sorted(details["deployments"]))
-                message = f"the application {self.application} has no deployment {name}"
-                raise user_error(message, key="control.stages", hint=f"workload: one of {known}")
-            if (deployment.get("deployment_config") or {}).get("autoscaling_config"):
-                message = f"Ray Serve scales the deployment {name} itself"
-                raise user_error(message, key="control.stages", hint="leave autoscaling_config out of its config")
-        if not details.get("external_scaler_enabled"):
-            hint = "serve.run(..., external_scaler_enabled=True), or external_scaler_enabled: true in its config"
-            raise user_error(f"the application {self.application} admits no external scaler", key=KEY, hint=hint)
         return []
 
     def read_replicas(self) -> tuple[StageReplicas, ...]:
         """Return the replicas of each stage; only those that run exist."""
-        deployments = self._read_application()["deployments"]
-        missing = [name for name in self.workloads if name not in deployments]
-        if missing:
-            raise user_error(f"the application {self.application} has no deployment {missing[0]}", key=KEY)
-        return tuple(_count_replicas(deployments[name]) for name in self.workloads)
+        details = self._read_application()
+        if not details.get("external_scaler_enabled"):
+            hint = "serve.run(..., external_scaler_enabled=True), or external_scaler_enabled: true in its config"
+            raise user_error(f"the application {self.application} admits no external scaler", key=KEY, hint=hint)
+        return tuple(self._read_stage(details["deployments"], name) for name in self.workloads)
+
+    def _read_stage(self, deployments: Mapping[str, Any], name: str) -> StageReplicas:
+        deployment = deployments.get(name)
+        if deployment is None:
+            hint = f"workload: one of {', '.join(sorted(deployments))}"
+            message = f"the application {self.application} has no deployment {name}"
+            return StageReplicas(0, 0, user_error(message, key="control.stages", hint=hint))
+        running = sum(replica.get("state") == "RUNNING" for replica in deployment.get("replicas") or ())
+        desired = int(deployment["target_num_replicas"])
+        if not (deployment.get("deployment_config") or {}).get("autoscaling_config"):
+            return StageReplicas(desired, running)
+        message = f"Ray Serve scales the deployment {name} itself"
+        hint = "leave autoscaling_config out of its config"
+        return StageReplicas(desired, running, user_error(message, key="control.stages", hint=hint))
 
     def set_replicas(self, stage: int, count: int) -> bool:
         """Demand ``count`` replicas through the scale endpoint."""
@@ -292,11 +293,6 @@ def read_dashboard_url(ray: ModuleType) -> str:
         hint = "ray start --head --include-dashboard=true"
         raise user_error("the Ray cluster has no dashboard", key="control.ray.address", hint=hint)
     return url if "://" in url else f"http://{url}"
-
-
-def _count_replicas(deployment: Mapping[str, Any]) -> StageReplicas:
-    running = sum(replica.get("state") == "RUNNING" for replica in deployment.get("replicas") or ())
-    return StageReplicas(int(deployment["target_num_replicas"]), running)
 
 
 def _build_series(samples: Sequence[tuple[float, float]]) -> CounterSeries:

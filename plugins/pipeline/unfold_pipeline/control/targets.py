@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from unfold_pipeline.problem.exported_plan import assign_labels
-from unfoldkit.api import user_error
-from unfoldkit.kubernetes.api import Api
+from unfoldkit.api import UnfoldError, user_error
+from unfoldkit.kubernetes.api import FORBIDDEN, Api, ApiError, Body
 from unfoldkit.kubernetes.leader_election import LeaderElection
 from unfoldkit.kubernetes.scale import (
+    AbsentError,
     Scale,
     Workload,
+    is_target,
     list_autoscalers,
     parse_workload,
     read_scale,
@@ -26,10 +28,17 @@ WRITE_ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True)
 class StageReplicas:
-    """Replicas of a stage: those that its workload demands, and those that exist."""
+    """Replicas of a stage: those that its workload demands, and those that exist.
+
+    Attributes:
+        desired: replicas that the workload demands; 0 where it cannot be read.
+        existing: replicas that exist.
+        fault: why the workload cannot be scaled now, such as that it was deleted; the others go on.
+    """
 
     desired: int
     existing: int
+    fault: UnfoldError | None = None
 
 
 class ScalingTarget(Protocol):
@@ -57,15 +66,11 @@ class ScalingTarget(Protocol):
     def release(self) -> None:
         """Let another controller take over at once."""
 
-    def check(self) -> list[str]:
-        """Return warnings about the workloads.
-
-        Raises:
-            UnfoldError: a workload does not exist, or something else scales it.
-        """
+    def list_warnings(self) -> list[str]:
+        """Return what cannot be checked about the workloads."""
 
     def read_replicas(self) -> tuple[StageReplicas, ...]:
-        """Return the replicas of each stage."""
+        """Return the replicas of each stage, with a fault where the workload is absent or something else scales it."""
 
     def set_replicas(self, stage: int, count: int) -> bool:
         """Demand ``count`` replicas; return false if the workload changed since it was read."""
@@ -83,7 +88,7 @@ class KubernetesTarget:
     elections: tuple[LeaderElection, ...]
     holder: str
     lease_s: float
-    scales: list[Scale]
+    scales: dict[int, Scale]
 
     @property
     def location(self) -> str:
@@ -118,22 +123,33 @@ class KubernetesTarget:
             if election.is_leader:
                 election.resign()
 
-    def check(self) -> list[str]:
-        """Return warnings; see :class:`ScalingTarget`."""
-        for workload in self.items:
-            read_scale(self.api, workload)
-            scalers = list_autoscalers(self.api, workload)
-            if scalers is None:
-                return ["this account may not list HorizontalPodAutoscalers: make sure that none scales the workloads"]
-            if scalers:
-                message = f"{workload} is scaled by the HorizontalPodAutoscaler {scalers[0]} already"
-                raise user_error(message, key=self.api.key, hint=f"kubectl delete hpa {scalers[0]}; KEDA: pause it")
+    def list_warnings(self) -> list[str]:
+        """Return what cannot be checked about the workloads."""
+        if list_autoscalers(self.api) is None:
+            return ["this account may not list HorizontalPodAutoscalers: make sure that none scales the workloads"]
         return []
 
     def read_replicas(self) -> tuple[StageReplicas, ...]:
-        """Return the replicas of each stage."""
-        self.scales = [read_scale(self.api, workload) for workload in self.items]
-        return tuple(StageReplicas(scale.desired, scale.existing) for scale in self.scales)
+        """Return the replicas of each stage; see :class:`ScalingTarget`."""
+        scalers = list_autoscalers(self.api) or {}
+        return tuple(self._read_stage(stage, scalers) for stage in range(len(self.items)))
+
+    def _read_stage(self, stage: int, scalers: Mapping[str, Body]) -> StageReplicas:
+        workload = self.items[stage]
+        try:
+            scale = self.scales[stage] = read_scale(self.api, workload)
+        except AbsentError as error:
+            return StageReplicas(0, 0, error)
+        except ApiError as error:
+            if error.status != FORBIDDEN:
+                raise
+            return StageReplicas(0, 0, user_error(f"the cluster refuses: {error.message}", key=self.api.key))
+        names = [name for name, reference in scalers.items() if is_target(reference, workload)]
+        if not names:
+            return StageReplicas(scale.desired, scale.existing)
+        message = f"{workload} is scaled by the HorizontalPodAutoscaler {names[0]} already"
+        fault = user_error(message, key=self.api.key, hint=f"kubectl delete hpa {names[0]}; KEDA: pause it")
+        return StageReplicas(scale.desired, scale.existing, fault)
 
     def set_replicas(self, stage: int, count: int) -> bool:
         """Demand ``count`` replicas, unless others were demanded since the replicas were read.
@@ -166,7 +182,7 @@ def build_kubernetes_target(api: Api, workloads: Sequence[Workload], holder: str
         elections=tuple(LeaderElection(api, name) for name in names),
         holder=holder,
         lease_s=lease_s,
-        scales=[],
+        scales={},
     )
 
 

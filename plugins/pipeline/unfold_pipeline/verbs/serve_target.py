@@ -52,10 +52,7 @@ def serve_target(spec: PipelineSpec, run: Run, target_name: str) -> Service | Re
     control = spec.control
     names = tuple(stage.name for stage in problem.pipeline.stages)
     target, source = _open_deployment(problem, control, names, target_name)
-    try:
-        warnings = target.check()
-    except ApiError as error:
-        raise user_error(f"the cluster refuses: {error.message}", key="control.kubernetes") from error
+    warnings = _check_target(target)
     controller = DeploymentController(
         names=names,
         build_tuner=build_tuner_factory(problem, plan),
@@ -69,6 +66,21 @@ def serve_target(spec: PipelineSpec, run: Run, target_name: str) -> Service | Re
     for warning in warnings:
         run.log.warning("%s", warning)
     return _build_service(spec.name, controller, control.every)
+
+
+def _check_target(target: ScalingTarget) -> list[str]:
+    """Return warnings about the workloads.
+
+    Raises:
+        UnfoldError: a workload does not exist, or something else scales it.
+    """
+    try:
+        for replicas in target.read_replicas():
+            if replicas.fault is not None:
+                raise replicas.fault
+        return target.list_warnings()
+    except ApiError as error:
+        raise user_error(f"the cluster refuses: {error.message}", key="control.kubernetes") from error
 
 
 def build_tuner_factory(problem: Problem, plan: Plan) -> Callable[[CountArray], ObservedTuner]:
