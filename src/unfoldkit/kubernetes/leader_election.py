@@ -129,6 +129,10 @@ def read_spec(lease: Body) -> Body:
 
 
 def read_duration_s(lease: Body) -> float:
-    """Return for how long a Lease holds after its last renewal, in seconds."""
-    precise = (lease["metadata"].get("annotations") or {}).get(PRECISE_DURATION)
-    return float(precise or read_spec(lease).get("leaseDurationSeconds") or DEFAULT_DURATION_S)
+    """Return for how long a Lease holds after its last renewal, in seconds; an annotation that contradicts is void."""
+    stated_s = read_spec(lease).get("leaseDurationSeconds") or DEFAULT_DURATION_S
+    try:
+        precise_s = float((lease["metadata"].get("annotations") or {})[PRECISE_DURATION])
+    except (KeyError, ValueError):
+        return float(stated_s)
+    return precise_s if 0 <= stated_s - precise_s < 1 else float(stated_s)
