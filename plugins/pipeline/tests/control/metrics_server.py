@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from tests.http_server import serve_handler
 
@@ -19,7 +19,7 @@ Samples = list[tuple[float, float]]
 
 @dataclass(slots=True)
 class MetricsServer:
-    """The state of the server: samples by selector, gauges by query, and how it answers.
+    """The state of the server: samples by selector, gauges by query, types by metric, and how it answers.
 
     ``fault`` is empty, or one of ``500``, ``html``, ``hang``, ``huge``, ``redirect``; ``reply`` replaces all of them.
     """
@@ -27,6 +27,7 @@ class MetricsServer:
     url: str = ""
     series: dict[str, list[Samples]] = field(default_factory=dict)
     gauges: dict[str, list[float]] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
     live: Callable[[str], list[Samples] | None] = lambda _selector: None
     fault: str = ""
     reply: tuple[int, bytes] | None = None
@@ -45,7 +46,10 @@ class MetricsServer:
         since_s = self.clock() - float(ranged[2])
         listed = self.live(ranged[1]) or self.series.get(ranged[1], [])
         rows = [
-            {"metric": {"pod": str(index)}, "values": [[at, str(value)] for at, value in samples if at >= since_s]}
+            {
+                "metric": {"__name__": ranged[1].partition("{")[0], "pod": str(index)},
+                "values": [[at, str(value)] for at, value in samples if at >= since_s],
+            }
             for index, samples in enumerate(listed)
         ]
         return 200, {
@@ -60,6 +64,15 @@ def metrics_server() -> Iterator[MetricsServer]:
     state = MetricsServer()
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = parse_qs(urlsplit(self.path).query).get("metric", [""])[0]
+            metadata = {name: [{"type": state.types[name], "help": "", "unit": ""}]} if name in state.types else {}
+            data = json.dumps({"status": "success", "data": metadata}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
         def do_POST(self) -> None:
             form = self.rfile.read(int(self.headers["Content-Length"])).decode()
             query = parse_qs(form)["query"][0]

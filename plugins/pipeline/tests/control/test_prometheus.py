@@ -127,6 +127,27 @@ def test_an_expression_is_refused_with_a_hint(server: MetricsServer) -> None:
     assert "selects one counter" in error.hint
 
 
+@pytest.mark.parametrize("types", [{"http_requests_total": "gauge"}, {}])
+def test_a_gauge_is_no_counter(server: MetricsServer, types: dict[str, str]) -> None:
+    """A gauge is refused by its type, and one of unknown type by its falls: the sum of what it shows is no demand."""
+    now_s = time.time()
+    values = (8, 12, 7, 9, 9, 6, 11, 13, 10) if not types else range(9)
+    server.types = types
+    server.series[SELECTOR] = [[(now_s - 40 + 5 * index, float(value)) for index, value in enumerate(values)]]
+    error = read_error(source(server))
+    assert error.reason == "refused"
+    assert "gauge" in str(error)
+    assert "control.arrivals" in error.hint
+
+
+def test_replicas_that_restart_are_counters(server: MetricsServer) -> None:
+    """One of ten replicas crashes again and again; the demand is that of all."""
+    now_s, server.types = time.time(), {"http_requests_total": "counter"}
+    crashing = [(now_s - 60 + 5 * index, 10.0 * (index % 3)) for index in range(13)]
+    server.series[SELECTOR] = [*(server.series[SELECTOR] * 9), crashing]
+    assert source(server).read().mean_rate(30.0) > 90
+
+
 def test_no_series_is_no_data(server: MetricsServer) -> None:
     """A misspelt selector is not a lull."""
     assert read_error(source(server, 'http_request_total{service="video"}')).reason == "no data"

@@ -125,6 +125,8 @@ def test_errors_of_the_server_are_distinguished(source: PrometheusSource) -> Non
     assert read_error(replace(source, arrivals='http_request_total{service="video"}')).reason == "no data"
     refused = read_error(replace(source, arrivals="sum(rate(http_requests_total[1m]))"))
     assert (refused.reason, "selects one counter" in refused.hint) == ("refused", True)
+    gauge = read_error(replace(source, arrivals="depth"))
+    assert (gauge.reason, str(gauge)) == ("refused", "depth is a gauge, not a counter")
     Target.is_down = True
     time.sleep(source.stale_s + 2)
     stale = read_error(source)

@@ -45,7 +45,7 @@ class BoundedClient:
         Args:
             method: HTTP method.
             url: the address.
-            options: ``data`` or ``json``, as httpx takes them.
+            options: ``data``, ``json`` or ``params``, as httpx takes them.
 
         Raises:
             HttpError: there is none within the time limit and 32 MiB.

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -19,6 +19,10 @@ from unfoldkit.arrivals.envelope import LONGEST_WINDOW_S
 
 HISTORY_S = 3 * LONGEST_WINDOW_S
 """The rules look back two windows; the third covers the age of the newest sample."""
+MAX_TYPES = 10
+"""Types are asked for so many metrics at most, as a selector may match thousands."""
+MAX_RESETS = 2
+"""A counter that falls more often in three minutes, and at a third of its changes, is none."""
 SELECTOR_HINT = 'control.arrivals selects one counter, such as http_requests_total{service="video"}'
 
 
@@ -42,6 +46,7 @@ class PrometheusSource:
         arrivals: selector of the counter of queries.
         queues: PromQL of the items that wait at each stage; empty where that is unknown.
         stale_s: age from which samples count as none.
+        types: types by the name of a metric that the server knows, each asked for once; empty where it knows none.
     """
 
     client: BoundedClient
@@ -49,6 +54,7 @@ class PrometheusSource:
     arrivals: str
     queues: Sequence[str]
     stale_s: float
+    types: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def location(self) -> str:
@@ -69,10 +75,32 @@ class PrometheusSource:
         if server_s - newest_s > self.stale_s:
             message = f"the newest sample of {self.arrivals} is {server_s - newest_s:.0f} s old"
             raise SignalError("stale", message, "is the target scraped? control.stale is the limit")
+        self._require_counters({_read_name(row) for row in _list_rows(data)}, series)
         arrivals_s, until_s = spread_arrivals(series)
         queued = np.array([self._read_queue(query) if query else math.nan for query in self.queues])
         age_s, since_s = max(0.0, server_s - until_s), find_first_sample(series)
         return Demand(arrivals_s=arrivals_s, until_s=until_s, age_s=age_s, queued=queued, since_s=since_s)
+
+    def _require_counters(self, names: set[str], series: Sequence[CounterSeries]) -> None:
+        """Refuse gauges, of which each fall would read as a restart, and the value as the queries since."""
+        for name in sorted(names - {""})[:MAX_TYPES]:
+            if name not in self.types:
+                self.types[name] = self._read_types(name)
+            if self.types[name] == {"gauge"}:
+                raise SignalError("refused", f"{name} is a gauge, not a counter", SELECTOR_HINT)
+        changes = np.concatenate([np.diff(item.values[np.isfinite(item.values)]) for item in series])
+        falls = np.count_nonzero(changes < 0)
+        if falls > MAX_RESETS and 3 * falls >= np.count_nonzero(changes):
+            message = f"{self.arrivals} fell {falls} times in {HISTORY_S:.0f} s, as a gauge does and no counter"
+            raise SignalError("refused", message, SELECTOR_HINT)
+
+    def _read_types(self, name: str) -> frozenset[str]:
+        """Return the types that the targets of the server state for a metric; empty if it knows none."""
+        try:
+            reply = self.client.send("GET", f"{self.url.rstrip('/')}/api/v1/metadata", params={"metric": name})
+            return frozenset(str(item["type"]) for item in json.loads(reply.body)["data"][name])
+        except (HttpError, ValueError, LookupError, TypeError, RecursionError):
+            return frozenset()
 
     def _read_queue(self, query: str) -> float:
         """Return the sum of a query's values; NaN if it has none that is a length."""
@@ -141,6 +169,11 @@ def _list_rows(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if data.get("resultType") == "scalar":
         return [{"value": rows}]
     return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+
+
+def _read_name(row: Mapping[str, Any]) -> str:
+    metric = row.get("metric")
+    return str(metric.get("__name__", "")) if isinstance(metric, Mapping) else ""
 
 
 def _parse_value(row: Mapping[str, Any]) -> float:
