@@ -27,18 +27,26 @@ def require_data_within(content: bytes, file: str, folder: Path | None) -> None:
     Raises:
         UnfoldError: a file lies elsewhere, or such a model cannot be read.
     """
+    for location in list_data_files(content, file):
+        if folder is None or not lies_within(folder, location):
+            raise user_error(f"its external data {location!r} lies outside its folder", file=file, hint=HINT)
+
+
+def list_data_files(content: bytes, file: str) -> list[str]:
+    """Return the names of the files that hold tensors of a stored model, sorted; empty names included.
+
+    Raises:
+        UnfoldError: such a model cannot be read.
+    """
     if _KEY not in content:
-        return
+        return []
     import onnx
 
     try:
-        model = onnx.load_model_from_string(content)
+        return list_external_files(onnx.load_model_from_string(content))
     # protobuf's error has no public base
     except Exception as error:
         raise user_error("not an ONNX model", file=file, hint=" ".join(str(error).split())[:120]) from error
-    for location in list_external_files(model):
-        if folder is None or not lies_within(folder, location):
-            raise user_error(f"its external data {location!r} lies outside its folder", file=file, hint=HINT)
 
 
 def list_external_files(model: Any) -> list[str]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from unfold_pipeline._types import RowArray
 from unfoldkit.api import Run, fingerprint
 from unfoldkit.safe_io.files import read_bytes
+from unfoldkit.safe_io.onnx_files import list_data_files
 from unfoldkit.safe_io.skops import dump_skops
 
 MEASURED = 3  # version of the profiling method; a profile of another version is measured again
@@ -39,6 +40,7 @@ class ModelSource:
         rows_file: NPZ file of queries to profile with; empty for synthetic queries.
         outputs: by tensor, the values per query that code states to return; empty if it states none.
         wanted: tensors that other stages read or test, beside all that the model returns by itself.
+        sha256: hash of the file when the service started, which replicas load from then on; empty for any.
     """
 
     path: str = ""
@@ -50,6 +52,16 @@ class ModelSource:
     rows_file: str = ""
     outputs: tuple[tuple[str, int], ...] = ()
     wanted: tuple[str, ...] = ()
+    sha256: str = ""
+
+
+def hash_model(path: str) -> str:
+    """Return the hash of a model's file, and of those beside it that hold its tensors."""
+    content = read_bytes(path)
+    digest = hashlib.sha256(content)
+    for name in list_data_files(content, path) if path.endswith(".onnx") else ():
+        digest.update(read_bytes(Path(path).parent / name))
+    return digest.hexdigest()
 
 
 def fingerprint_source(source: ModelSource, options: Mapping[str, Any]) -> str:

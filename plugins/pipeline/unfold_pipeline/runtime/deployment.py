@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unfold_pipeline._types import RowArray
 from unfold_pipeline.estimator.replica_schedule import ScalingState
 from unfold_pipeline.estimator.simulator import compute_min_remaining_times, compute_service_deadlines
-from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.model_source import ModelSource, hash_model
 from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfold_pipeline.problem.problem import Problem
 from unfold_pipeline.runtime.affinity import list_local_cores
@@ -147,7 +147,9 @@ def resolve_models(pipeline: Pipeline, sources: Mapping[str, ModelSource]) -> Re
     if rows is None:
         raise user_error("no stage to serve", key="stages")
     flow = resolve_data_flow(pipeline, ordered, rows.shape[1])
-    return ResolvedModels(sources=ordered, rows=rows, flow=flow)
+    # replicas that are added later must answer as the first ones do
+    hashed = tuple(replace(source, sha256=hash_model(source.path)) if source.path else source for source in ordered)
+    return ResolvedModels(sources=hashed, rows=rows, flow=flow)
 
 
 def _check_features(stage: str, source: ModelSource, width: int | None, features: int) -> None:

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -224,11 +223,6 @@ class LocalRuntime:
                 self._remove_worker(stage, worker)
 
     def _launch_worker(self, stage: StageRuntime) -> None:
-        state = _read_file_state(stage.source.path)
-        if stage.file_state != state and self._has_started():
-            failure = BatchFailure("replicas from now on load another model than those before; start the service again")
-            _log_failure(stage, "its file has changed", failure)
-        stage.file_state = state
         worker = Worker(launch_replica(stage.source))
         if self._cores is not None:
             worker.core = self._cores.take_core()
@@ -262,7 +256,7 @@ class LocalRuntime:
         elif worker.is_ready:
             self._handle_answer(stage, worker, message)
         elif message == READY:
-            worker.is_ready = True
+            worker.is_ready, stage.start_error = True, ""
             stage.activation.observe(read_clock() - worker.launched_s)
             self._check_started()
         elif self._has_started():
@@ -369,6 +363,7 @@ class LocalRuntime:
 
     def _delay_restart(self, stage: StageRuntime, reason: str) -> None:
         """Start no replica for a while, the longer the more have ended."""
+        stage.start_error = reason
         exponent = min(stage.consecutive_failures - MAX_CONSECUTIVE_FAILURES - 1, 9)
         seconds = min(RESTART_DELAY_S * 2.0**exponent, MAX_RESTART_DELAY_S)
         if self._has_started() and stage.restart_timer is None:
@@ -479,15 +474,6 @@ def _send_rows(replica: Replica, rows: Tensors) -> None:
     # a pipe that is closed during the write has no handle any more, which raises TypeError
     with contextlib.suppress(OSError, TypeError):
         replica.pipe.send(rows)
-
-
-def _read_file_state(path: str) -> tuple[int, int, int] | None:
-    """Return what changes with a file: its number, size and time; ``None`` without one."""
-    try:
-        state = os.stat(path)  # noqa: PTH116 - an empty path is no folder
-    except OSError:
-        return None
-    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _report_slow_start(stage: StageRuntime) -> UnfoldError:

@@ -224,7 +224,7 @@ class StageRuntime:
         last_error: the last error of the model.
         logged_s: when an error was logged last.
         wait_timer: fires when the oldest item has waited for ``max_wait_s``.
-        file_state: of the model's file when a replica was launched last.
+        start_error: why the last replicas did not start; empty once one does.
         restart_timer: fires when replicas may be started again after too many failures.
         speed: how long its batches take.
         activation: how long its replicas take to start.
@@ -244,7 +244,7 @@ class StageRuntime:
     workers: list[Worker] = field(default_factory=list)
     consecutive_failures: int = 0
     failed_s: float = -math.inf
-    file_state: tuple[int, int, int] | None = None
+    start_error: str = ""
     replaced: int = 0
     served: int = 0
     batches: int = 0
@@ -315,6 +315,7 @@ class StageRuntime:
             "ready": sum(worker.is_ready for worker in self.workers),
             "replaced": self.replaced,
             "failed": self.failed,
+            "start_error": self.start_error if self.ready_replicas < self.target_replicas else "",
         }
 
     def _fill_batch(self, queue: deque[QueuedItem], max_batch: int) -> list[QueuedItem]:

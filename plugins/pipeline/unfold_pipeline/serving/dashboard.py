@@ -170,6 +170,11 @@ def _build_tiles(
             not outcomes["failed"],
         ),
         Tile("rejected", f"{rejected:,}", "requests answered 4xx" if rejected else "", not rejected),
+        *(
+            Tile("replicas", f"{stage['name']}: no more start", str(stage["start_error"]), False)
+            for stage in stages
+            if stage.get("start_error")
+        ),
         Tile("spent", f"${record.spent_usd:,.4f}", f"now ${rate:,.2f} per hour"),
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from plugins.pipeline.tests.helpers import plan_stages
-from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.model_source import ModelSource, hash_model
 from unfold_pipeline.problem.pipeline import StageConfig
 from unfold_pipeline.runtime.local import LocalRuntime
 from unfold_pipeline.runtime.models.model_loader import load_model
@@ -74,6 +74,34 @@ def run(tmp_path: Path) -> Run:
     (tmp_path / "good.onnx").write_bytes(stored("onnx"))
     (tmp_path / "t.csv").write_text("arrival_s\n" + "".join(f"{place / 10}\n" for place in range(30)))
     return Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
+
+
+@pytest.mark.parametrize("content", ["other", "half", "same"])
+def test_a_file_that_was_replaced_is_not_loaded(tmp_path: Path, content: str) -> None:
+    """Replicas that start later load what the first ones loaded, or nothing; the same bytes again are the same."""
+    path = tmp_path / "a.ubj"
+    path.write_bytes(data := stored("ubj"))
+    source = ModelSource(path=str(path), sha256=hash_model(str(path)))
+    path.unlink()
+    path.write_bytes({"other": stored("json"), "half": data[: len(data) // 2], "same": data}[content])
+    if content == "same":
+        load_model(source)
+        return
+    with pytest.raises(UnfoldError, match="has changed since the service started"):
+        load_model(source)
+
+
+def test_replaced_external_data_is_another_model(tmp_path: Path) -> None:
+    """Weights beside an ONNX file count, although the file itself stays the same."""
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "a.onnx"
+    tensor = onnx.numpy_helper.from_array(np.ones((2, 3), np.float32), "w")
+    graph = onnx.helper.make_graph([], "g", [], [], [tensor])
+    options = {"save_as_external_data": True, "size_threshold": 0, "location": "weights"}
+    onnx.save_model(onnx.helper.make_model(graph), path, **options)
+    before = hash_model(str(path))
+    (tmp_path / "weights").write_bytes(np.zeros((2, 3), np.float32).tobytes())
+    assert hash_model(str(path)) != before
 
 
 @pytest.mark.parametrize("suffix", ["ubj", "json", "skops", "onnx"])
