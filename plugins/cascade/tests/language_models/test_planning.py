@@ -12,7 +12,13 @@ import pytest
 
 from plugins.cascade.tests.language_models.synthetic_logs import make_log
 from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.language_models.build import join_units, load_log_frame, read_call_log, token_prices
+from unfold_cascade.language_models.build import (
+    build_routing_problem,
+    join_units,
+    load_log_frame,
+    read_call_log,
+    token_prices,
+)
 from unfold_cascade.language_models.planning.calibration import fit_calibration, parse_calibration
 from unfold_cascade.language_models.planning.call_log import Route, find_answers, follow_route, score_log
 from unfold_cascade.language_models.planning.certificate import (
@@ -25,8 +31,10 @@ from unfold_cascade.language_models.planning.certificate import (
     rank_sequences,
     row_differences,
 )
+from unfold_cascade.language_models.planning.planner import solve_routing
 from unfold_cascade.language_models.planning.problem import split_units
 from unfold_cascade.language_models.planning.proposals import search_chain
+from unfold_cascade.language_models.report.plan import build_decision, build_routing_report
 from unfold_cascade.schema.language_models import TokenPrice
 from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError, Verdict, dump
@@ -284,6 +292,24 @@ def test_a_refusal_states_the_limit_that_would_pass_and_the_rows_needed(tmp_path
         spec_of(tmp_path / "log.yaml", f"goal.max_loss={smallest + 0.1:g}%"), run_in(tmp_path / "b", base=tmp_path)
     )
     assert relaxed.verdict is Verdict.YES
+
+
+def test_a_route_that_saves_on_tuning_rows_only_is_refused(tmp_path: Path) -> None:
+    """Prices that change within the log, here from one part of the split to the next, must not read as a saving."""
+    write_log(tmp_path)
+    spec = spec_of(tmp_path / "log.yaml")
+    problem = build_routing_problem(spec, run_in(tmp_path / "run", base=tmp_path))
+    assert solve_routing(problem).extra_cost is None
+    fresh = np.concatenate([problem.parts.certify, problem.parts.test])
+    cost = problem.log.cost.copy()
+    cost[fresh, 0] = 2.0 * cost[fresh, 1]
+    solution = solve_routing(replace(problem, log=replace(problem.log, cost=cost)))
+    report = build_routing_report(solution, run_in(tmp_path / "b", base=tmp_path).directory, "plan")
+    assert solution.walk is not None
+    assert solution.walk.passed is not None
+    assert report.verdict is Verdict.NO
+    assert "the certified one costs" in report.headline
+    assert build_decision(solution)["chain"] == ["large"]
 
 
 def test_a_latency_limit_is_certified_or_its_smallest_value_stated(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "headline": (sentences.headline(0.348, "large", 3.7e-5, 0.03, 0.95),),
     "refusal": (sentences.refusal(0.01, 0.95, "large", None), sentences.refusal(0.01, 0.95, "large", 0.023)),
     "no_cheaper": (sentences.no_cheaper("small"),),
+    "costs_more": (sentences.costs_more("large", 0.06), sentences.costs_more("large", 0.0)),
     "leaked_confidence": (sentences.leaked_confidence(["small|logprob"]),),
     "certificate": tuple(
         sentences.certificate(test, 838, "prompt", 16, 0, 0.034, bound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,6 +59,8 @@ class RoutingSolution:
         units_needed: of a refusal, about how many certifying units would do.
         rows_to_label: unlabelled rows for which labels could help.
         scorer: of prompts, if a gate before the first model was searched.
+        extra_cost: what the certified route costs above the reference, as a share of that, on rows that took no part
+            in tuning; ``None`` if it saves, or none is certified.
     """
 
     problem: RoutingProblem
@@ -70,6 +73,7 @@ class RoutingSolution:
     units_needed: int | None
     rows_to_label: int
     scorer: PromptScorer | None = None
+    extra_cost: float | None = None
 
     @property
     def walk(self) -> Walk | None:
@@ -93,12 +97,12 @@ class RoutingSolution:
 
     @property
     def step(self) -> Step | None:
-        """The test of the selected route."""
-        return None if self.walk is None else self.walk.passed
+        """The test of the selected route; ``None`` if none is certified, or the certified one saves nothing."""
+        return None if self.walk is None or self.extra_cost is not None else self.walk.passed
 
     @property
     def route(self) -> Route | None:
-        """The selected route; ``None`` if none is certified."""
+        """The selected route; ``None`` if none is certified, or the certified one saves nothing."""
         return None if self.step is None else self.step.route
 
     @property
@@ -178,7 +182,25 @@ def solve_routing(problem: RoutingProblem, progress: Progress = ignore_progress)
         units_needed=min((units for units in needed if units is not None), default=None),
         rows_to_label=count_rows_to_label(certify, score[parts.certify], routes, reference),
         scorer=scorer,
+        extra_cost=measure_extra_cost(log, score, choose_walk(walks), reference, (parts.certify, parts.test)),
     )
+
+
+def measure_extra_cost(
+    log: CallLog, score: FloatArray, walk: Walk | None, reference: int, parts: Sequence[IntArray]
+) -> float | None:
+    """Measure what the certified route of a walk costs above the reference, as a share; ``None`` if it saves.
+
+    Routes are chosen by their cost on tuning rows, which may be cheaper than the parts here by chance or by copies.
+    """
+    if walk is None or walk.passed is None:
+        return None
+    rows = np.concatenate(parts)
+    cost, whole = (
+        float(follow_route(log.take(rows), score[rows], route).cost.mean())
+        for route in (walk.passed.route, Route((reference,), ()))
+    )
+    return None if cost < whole else cost / whole - 1.0 if whole else 0.0
 
 
 def score_prompts(log: CallLog, tune_rows: IntArray) -> tuple[CallLog, PromptScorer | None]:

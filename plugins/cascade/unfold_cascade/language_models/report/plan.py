@@ -148,6 +148,8 @@ def _headline(solution: RoutingSolution, outcome: Outcome, reference: Outcome) -
         return sentences.headline(saving, name, float(reference.cost.mean()), limits.max_loss, 1.0 - limits.delta)
     if solution.problem.leaks:
         return sentences.leaked_confidence(solution.problem.leaks)
+    if solution.extra_cost is not None:
+        return sentences.costs_more(name, solution.extra_cost)
     if solution.sequence is None:
         return sentences.no_cheaper(name)
     return sentences.refusal(limits.max_loss, 1.0 - limits.delta, name, solution.smallest_limit)
@@ -331,7 +333,8 @@ def _list_lines(solution: RoutingSolution, outcome: Outcome, reference: Outcome)
 
 
 def _certificate_lines(solution: RoutingSolution) -> Iterator[tuple[str, str]]:
-    problem, units, step = solution.problem, solution.certifying_units, solution.step
+    problem, units = solution.problem, solution.certifying_units
+    step = None if solution.walk is None else solution.walk.passed
     if step is not None:
         test, counts = step.test, (step.worse, step.better)
         yield (

@@ -61,6 +61,12 @@ def no_cheaper(reference: str) -> str:
     return f"no route is cheaper than {reference} alone, which is also the most accurate model"
 
 
+def costs_more(reference: str, share: float) -> str:
+    """State that the route which keeps the limit costs no less than the reference."""
+    cost = f"{percent(share)} more" if share else "as much"
+    return f"no route is cheaper than {reference} alone: the certified one costs {cost} on rows that did not choose it"
+
+
 def leaked_confidence(columns: Sequence[str]) -> str:
     """State why nothing is certified: confidences that have seen the right answers."""
     return f"nothing is certified: {leaked_label(columns)}"
