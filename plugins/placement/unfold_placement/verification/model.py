@@ -141,7 +141,9 @@ def canonical_key(controller: Controller, rename: Renaming, running: Running, *,
     table, state, view = controller.table, controller.table.state, controller.view
     running_form = tuple([(rename[task.name], node) for task, node, _ in running])
     shares = _share_form(table, running) if state.device_kinds.size else ()
-    waiting = tuple([rename[task.name] for task in view.waiting()])
+    status, tasks = state.status.tolist(), table.tasks
+    queued = [row for row in view.queue_rows().tolist() if status[row] == kernel.WAITING]
+    waiting = tuple([rename[tasks[row].name] for row in queued])
     entries = tuple(
         sorted(
             [
@@ -158,16 +160,8 @@ def canonical_key(controller: Controller, rename: Renaming, running: Running, *,
     if is_coarse:
         policies = tuple(_ranked_form(form) for form in policies)
     # holders of a deleted resource still count against its successor
-    columns, capacity, available = state.column.tolist(), state.capacity.T.tolist(), state.available.T.tolist()
-    held = tuple(
-        sorted(
-            [
-                (rename[name], *capacity[column], *available[column])
-                for name, number in table.name_ids.items()
-                if (column := columns[number]) >= 0
-            ]
-        )
-    )
+    amounts = np.concatenate((state.capacity, state.available)).T.tolist()
+    held = tuple(sorted([(rename[name], *amounts[column]) for column, name in enumerate(table.columns) if name]))
     return running_form, shares, waiting, entries, held, reserved, finished, timers, state.is_up.tobytes(), policies
 
 

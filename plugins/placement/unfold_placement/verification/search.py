@@ -49,7 +49,7 @@ STUCK, TORN, LIVELOCK, STARVATION, PREEMPTION_LOOP, HEAD_OF_LINE, LOST_WORK, BRO
 """Properties that a search decides."""
 PROPERTIES = (STARVATION, PREEMPTION_LOOP, STUCK, TORN, BROKEN_RULE, LOST_WORK, LIVELOCK, HEAD_OF_LINE)
 """All of them, in the order of reports."""
-NEW_OBJECTS, MAX_NEW_OBJECTS = 100_000, 1_000_000
+NEW_OBJECTS, MAX_NEW_OBJECTS = 400_000, 1_000_000
 """A search collects garbage after so many new objects: after more where a collection finds next to none."""
 LITTLE_GARBAGE = 0.01
 """Fraction of new objects."""
