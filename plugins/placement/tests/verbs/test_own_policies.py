@@ -93,9 +93,10 @@ BROKEN = {
     ),
     "swaps_tasks": (
         HEAD + "        view.table.tasks[0] = view.table.tasks[1]\n        yield []\n",
-        16,
-        "name of a-0 from a-0 to a-1",
+        15,
+        "item assignment",
     ),
+    "reverses_tasks": (HEAD + "            view.table.tasks.reverse()\n", 15, "has no attribute 'reverse'"),
     "changes_in_request": (
         HEAD.replace("        return", "        object.__setattr__(task, 'run', 1.0)\n        return"),
         8,

@@ -41,7 +41,7 @@ class ResourceTable:
         nodes: The nodes, in matching order.
         resource_kinds: Kinds of demand: the columns of ``state.demand``.
         state: The arrays.
-        tasks: Tasks by row.
+        tasks: Tasks by row; a policy cannot reorder them.
         task_rows: Rows of tasks by name.
         node_rows: Rows of nodes by name.
         name_ids: Ids of ephemeral resources by name; an id is never reused.
@@ -56,7 +56,7 @@ class ResourceTable:
     nodes: tuple[Node, ...]
     resource_kinds: tuple[str, ...]
     state: StateArrays
-    tasks: list[Task] = field(default_factory=list)
+    tasks: tuple[Task, ...] = ()
     task_rows: dict[str, int] = field(default_factory=dict)
     node_rows: dict[str, int] = field(default_factory=dict)
     name_ids: dict[str, int] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class ResourceTable:
             self._write_requests(row, task_requests)
             self.task_rows[task.name] = row
         self._write_device_needs(first_row, count)
-        self.tasks.extend(tasks)
+        self.tasks += tuple(tasks)
         self.state = grow_log(self.state, 4 * count + 64)
 
     def name_id(self, name: str) -> int:
