@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -22,7 +23,7 @@ from unfoldkit.errors import Diagnostic, UnfoldError, require_packages, user_err
 PATCH = "application/json-patch+json"
 MERGE = "application/merge-patch+json"
 MAX_CONNECTIONS = 32
-MAX_TRIES = 5
+MAX_TRIES, SEND_TRIES, FIRST_PAUSE_S = 5, 4, 0.1
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 WATCH_TIMEOUT_S = 150
 """A watch that is silent for so long is cut and begun again; the server sends a bookmark every minute."""
@@ -30,6 +31,8 @@ MAX_RETRY_AFTER_S = 10.0
 """Longest pause that an overloaded server may ask for before a request is sent again."""
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE, INVALID = 401, 403, 404, 409, 410, 422
 TOO_MANY_REQUESTS, BAD_GATEWAY = 429, 502
+BROKEN = frozenset({500, BAD_GATEWAY, 503, 504})
+"""Statuses of a server that may answer the same request soon; one that only reads is sent again at once."""
 FIRST_ERROR, FIRST_CLIENT_ERROR, FIRST_SERVER_ERROR = 300, 400, 500
 """A redirection is an error: it is that of a proxy, to a page where users sign in."""
 KEY = "cluster.kubernetes"
@@ -117,7 +120,7 @@ class Api:
     def call(
         self, method: str, path: str, body: Any = None, *, kind: str = "application/json", tries: int = MAX_TRIES
     ) -> Body:
-        """Send a request, again while the server is overloaded, and return the decoded response.
+        """Send a request, again while the server is overloaded or cannot read, and return the decoded response.
 
         Raises:
             ApiError: the server refused.
@@ -126,9 +129,11 @@ class Api:
         data = None if body is None else msgspec.json.encode(body)
         for attempt in range(tries):
             response = self._send(method, path, data, kind)
-            if response.status != TOO_MANY_REQUESTS or attempt == tries - 1:
+            is_overloaded = response.status == TOO_MANY_REQUESTS
+            if attempt == tries - 1 or not (is_overloaded or (method == "GET" and response.status in BROKEN)):
                 break
-            time.sleep(_read_retry_after_s(response.headers.get("Retry-After", "")))
+            usual_s = 1.0 if is_overloaded else FIRST_PAUSE_S * 2**attempt
+            time.sleep(_read_retry_after_s(response.headers.get("Retry-After", ""), usual_s))
         if response.status >= FIRST_ERROR:
             raise _parse_error(response.status, response.data, f"{method} {path.partition('?')[0]}")
         return _parse_body(response.data, f"{method} {path.partition('?')[0]}")
@@ -172,22 +177,24 @@ class Api:
             if setting["in"] == "header" and setting["value"]:
                 headers[setting["key"]] = setting["value"]
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=WATCH_TIMEOUT_S if stream else READ_TIMEOUT_S)
-        retries = urllib3.Retry(
-            3, redirect=False, status=0, backoff_factor=0.1, allowed_methods={"GET"}, respect_retry_after_header=False
-        )
-        try:
-            return self.client.rest_client.pool_manager.request(
-                method,
-                config.host + path,
-                body=data,
-                headers=headers,
-                preload_content=not stream,
-                timeout=timeout,
-                retries=retries,
-            )
-        except urllib3.exceptions.HTTPError as error:
-            message = f"{config.host} did not answer {method} {path.partition('?')[0]}: {error}"
-            raise UnreachableError(Diagnostic(message, key=self.key)) from error
+        request = partial(self.client.rest_client.pool_manager.request, method, config.host + path)
+        attempt = 0
+        while True:
+            try:
+                return request(
+                    body=data,
+                    headers=headers,
+                    preload_content=not stream,
+                    timeout=timeout,
+                    retries=False,
+                    redirect=False,
+                )
+            except urllib3.exceptions.HTTPError as error:
+                attempt += 1
+                if attempt == SEND_TRIES or not _may_repeat(method, error):
+                    message = f"{config.host} did not answer {method} {path.partition('?')[0]}: {error}"
+                    raise UnreachableError(Diagnostic(message, key=self.key)) from error
+                time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
 
 
 def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "", key: str = KEY) -> Api:
@@ -251,6 +258,18 @@ def _with_query(path: str, query: Mapping[str, str]) -> str:
     return f"{path}?{urlencode(query)}" if query else path
 
 
+def _may_repeat(method: str, error: Exception) -> bool:
+    """Return whether to send a request again: it was not sent, or it reads and its connection broke.
+
+    A server that was silent for the whole time limit would only hold its caller for another.
+    """
+    from urllib3 import exceptions
+
+    if isinstance(error, (exceptions.ConnectTimeoutError, exceptions.NewConnectionError)):
+        return True
+    return method == "GET" and not isinstance(error, exceptions.ReadTimeoutError)
+
+
 def _iter_lines(response: Any) -> Iterator[bytes]:
     """Yield the complete lines of a stream."""
     incomplete = b""
@@ -259,12 +278,12 @@ def _iter_lines(response: Any) -> Iterator[bytes]:
         yield from (line for line in lines if line)
 
 
-def _read_retry_after_s(text: str) -> float:
-    """Return the seconds of a ``Retry-After``, within bounds; one second for none or for a date."""
+def _read_retry_after_s(text: str, usual_s: float) -> float:
+    """Return the seconds of a ``Retry-After``, within bounds; ``usual_s`` for none or for a date."""
     try:
-        return min(max(float(text), 0.1), MAX_RETRY_AFTER_S)
+        return min(max(float(text), FIRST_PAUSE_S), MAX_RETRY_AFTER_S)
     except ValueError:
-        return 1.0
+        return usual_s
 
 
 def _parse_event(line: bytes) -> WatchEvent:

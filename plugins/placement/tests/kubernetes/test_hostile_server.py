@@ -26,6 +26,7 @@ from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.service import ControllerThread
 from unfold_placement.policies.registry import PolicyRule, build_policies
 from unfoldkit.api import UnfoldError
+from unfoldkit.kubernetes import api as api_module
 from unfoldkit.kubernetes.api import Api, ApiError
 
 pytestmark = pytest.mark.kubernetes
@@ -494,3 +495,33 @@ def test_a_refused_connection_says_what_to_do(monkeypatch: pytest.MonkeyPatch, s
         server.fault = lambda *_: Fault(status, b'{"kind": "Status", "message": "no"}')
         with pytest.raises(UnfoldError, match=text):
             read_nodes("p", ClusterAccess())
+
+
+def test_a_start_survives_a_broken_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is only read is read again, as client-go does: every first answer of a restarting server may fail."""
+    with stub_server() as (server, api):
+        monkeypatch.setattr(ClusterAccess, "connect", lambda _: api)
+        server.put("nodes", node("n0"))
+        broken = dict.fromkeys(("/api/v1/nodes", "/api/v1/pods"), 2)
+
+        def fault(method: str, path: str, is_watch: bool) -> Fault | None:
+            del method
+            if is_watch or not broken.get(path):
+                return None
+            broken[path] -= 1
+            return Fault(503)
+
+        server.fault = fault
+        assert [found.name for found in read_nodes("p", ClusterAccess())] == ["n0"]
+        assert not any(broken.values())
+
+
+def test_a_silent_server_is_named_after_one_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start waits once for an answer, not four times; the message names the request."""
+    monkeypatch.setattr(api_module, "READ_TIMEOUT_S", 0.3)
+    with stub_server() as (server, api):
+        monkeypatch.setattr(ClusterAccess, "connect", lambda _: api)
+        server.fault = lambda *_: time.sleep(0.8)
+        with pytest.raises(UnfoldError, match=r"did not answer GET /api/v1/nodes: .*timed out"):
+            read_nodes("p", ClusterAccess())
+        assert server.count("GET") == 1
