@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from unfold_pipeline._types import RowArray
 from unfoldkit.api import Run, fingerprint
-from unfoldkit.safe_io.files import read_bytes
+from unfoldkit.safe_io.files import open_regular, read_bytes
 from unfoldkit.safe_io.onnx_files import list_data_files
 from unfoldkit.safe_io.skops import dump_skops
 
+HASHED_BYTES = 1 << 20
 MEASURED = 3  # version of the profiling method; a profile of another version is measured again
 DEFAULT_START_S = 180.0
 MODEL_SUFFIXES = (".ubj", ".json", ".skops", ".onnx")
@@ -60,7 +61,9 @@ def hash_model(path: str) -> str:
     content = read_bytes(path)
     digest = hashlib.sha256(content)
     for name in list_data_files(content, path) if path.endswith(".onnx") else ():
-        digest.update(read_bytes(Path(path).parent / name))
+        with open_regular(Path(path).parent / name) as stream:
+            while chunk := stream.read(HASHED_BYTES):
+                digest.update(chunk)
     return digest.hexdigest()
 
 
