@@ -115,9 +115,27 @@ def test_signals_and_tokens_are_layers(tmp_path: Path) -> None:
     path = write_graph(tmp_path / "net.onnx", nodes, {"w0": (8, 2, 5), "w1": (8, 32)}, ("n", 2, 64))
     table = read_onnx_layers(path, "mine", 70.0).subnets[0].table
     assert table.tolist() == [
-        [8, 2, 5, 1, 32, 1, 1, 128, 2, 1, 1, 1],
-        [32, 8, 1, 1, 32, 1, 1, 256, 1, 1, 1, 1],
+        [8, 2, 5, 1, 32, 1, 1, 128, 2, 1, 1, 1, 2, 0, 64, 1],
+        [32, 8, 1, 1, 32, 1, 1, 256, 1, 1, 1, 1, 0, 0, 0, 0],
     ]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "padding"),
+    [
+        ({"pads": [6, 2, 6, 4], "dilations": [6, 1]}, (6, 2)),
+        ({"auto_pad": "SAME_UPPER", "strides": [2, 1]}, (0, 1)),
+        ({"auto_pad": "SAME_LOWER", "strides": [2, 1]}, (1, 1)),
+        ({"auto_pad": "VALID"}, (0, 0)),
+    ],
+)
+def test_padding_before_the_map_is_read(tmp_path: Path, attributes: dict[str, Any], padding: tuple[int, int]) -> None:
+    """It is stated, or follows from the maps; of several inputs it is unknown."""
+    nodes = [helper.make_node("Conv", ["x", "w0"], ["y"], "a", **attributes)]
+    for rows in (1, 2):
+        path = write_graph(tmp_path / "net.onnx", nodes, {"w0": (8, 2, 3, 3)}, (rows, 2, 14, 12))
+        shape = describe_shape(read_onnx_layers(path, "mine", 70.0).subnets[0].table[0])
+        assert (shape.padding, shape.map_size) == ((padding, (14, 12)) if rows == 1 else ((0, 0), (0, 0)))
 
 
 @pytest.mark.parametrize(

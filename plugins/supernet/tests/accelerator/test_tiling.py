@@ -64,6 +64,9 @@ def test_exhaustive_search_agrees_with_walked_loops(seed: int) -> None:
     shape = LayerShape(
         kernels=kernels, channels=channels, window=(window, window), out=(edge, 1 + edge // 2), stride=(stride, stride)
     )
+    if seed % 2:
+        # most rows that windows reach are padding
+        shape = replace(shape, dilation=(3, 2), padding=(2, 1), map_size=(edge, edge))
     # from just enough for one value of each kind to enough for everything
     smallest = window * window + 1 + SUM_BYTES
     buffers = BufferSizes(int(window**2 * rng.integers(1, kernels * channels + 1)), int(smallest * rng.integers(1, 12)))
@@ -78,12 +81,23 @@ def test_exhaustive_search_agrees_with_walked_loops(seed: int) -> None:
 
 def fits_buffers(shape: LayerShape, buffers: BufferSizes, tiles: tuple[int, ...]) -> bool:
     kernels, channels, rows, columns = tiles
-    spans = [(tile - 1) * step + size for tile, step, size in zip(tiles[2:], shape.stride, shape.window, strict=True)]
+    spans = [
+        max(count_reached(shape, axis, start, min(start + tile, out)) for start in range(0, out, tile))
+        for axis, (tile, out) in enumerate(zip(tiles[2:], shape.out, strict=True))
+    ]
     sums = SUM_BYTES if channels < shape.channels else buffers.value_bytes
     weights = kernels * channels * shape.window[0] * shape.window[1]
     return (
         weights <= buffers.weights and channels * spans[0] * spans[1] + kernels * rows * columns * sums <= buffers.maps
     )
+
+
+def count_reached(shape: LayerShape, axis: int, start: int, stop: int) -> int:
+    """Count the rows or columns of the map from the first to the last that some outputs read."""
+    first = start * shape.stride[axis] - shape.padding[axis]
+    last = (stop - 1) * shape.stride[axis] - shape.padding[axis] + shape.reach[axis]
+    present = range(shape.map_size[axis]) if shape.map_size[axis] else range(first, last)
+    return sum(first <= place < last for place in present)
 
 
 def walk_loops(shape: LayerShape, tiles: tuple[int, ...], order: tuple[str, ...]) -> int:
@@ -106,10 +120,7 @@ def walk_loops(shape: LayerShape, tiles: tuple[int, ...], order: tuple[str, ...]
         if held.get("w") != (k, c):
             total += (k[1] - k[0]) * depth * shape.window[0] * shape.window[1]
         if held.get("i") != (c, m):
-            spans = [
-                (stop - start - 1) * pace + size
-                for (start, stop), pace, size in zip(m, shape.stride, shape.window, strict=True)
-            ]
+            spans = [count_reached(shape, axis, *part) for axis, part in enumerate(m)]
             total += depth * spans[0] * spans[1]
         values = (k[1] - k[0]) * (rows[1] - rows[0]) * (columns[1] - columns[0])
         if held.get("o") != (k, m):
@@ -141,6 +152,16 @@ def test_tiles_too_large_for_any_buffer_are_used_all_the_same() -> None:
     """Where not even single values fit, the traffic is that of single values, not zero."""
     shape = LayerShape(kernels=4, channels=4, window=(3, 3), out=(4, 4), stride=(1, 1))
     assert plan_tiles(shape, BufferSizes(1, 1)).bytes > 4 * 4 * 9 + 4 * 36 + 4 * 16
+
+
+def test_padding_is_not_transferred() -> None:
+    """A dilated layer with wide padding reads its map: once where it fits, and per tile as far as windows reach it."""
+    layer = Layer(1, 1, (3, 3), (14, 14), 196, 1, (1, 1), (6, 6), (6, 6), (14, 14))
+    shape = describe_shape(tabulate_subnet("one", ["a"], {"a": layer}, 0.0).table[0])
+    # map and output, or two strips of 7 rows that read 13 each
+    for maps, reads in ((196 + 196, 1), (13 * 14 + 7 * 14, 26 / 14)):
+        plan = plan_tiles(shape, BufferSizes(9, maps))
+        assert (plan.input_bytes, plan.input_reads) == (196 * reads, reads)
 
 
 @pytest.mark.parametrize("maps", [900, 4000, 1 << 20])

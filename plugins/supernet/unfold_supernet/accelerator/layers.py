@@ -12,7 +12,8 @@ from unfold_supernet._types import IntArray
 
 KERNELS, DEPTH, ROWS, COLUMNS, OUT_ROWS, OUT_COLUMNS, GROUPS, INPUT = range(8)
 STRIDE_ROWS, STRIDE_COLUMNS, DILATION_ROWS, DILATION_COLUMNS = range(8, 12)
-WIDTH = 12
+PADDING_ROWS, PADDING_COLUMNS, MAP_ROWS, MAP_COLUMNS = range(12, 16)
+WIDTH = 16
 MAX_LAYER_COUNT = 10**14
 """Multiplications or values of a layer's maps at most; sums over layers then fit 64 bits."""
 
@@ -30,6 +31,8 @@ class Layer:
         groups: Groups of channels.
         stride: Step between outputs along rows and columns; ``None`` derives it from both maps.
         dilation: Step between the rows and columns of the input that a kernel reads.
+        padding: Rows above and columns left of the input map that the first windows reach.
+        map_size: Rows and columns of the input map; 0 where they are unknown.
     """
 
     kernels: int
@@ -40,12 +43,15 @@ class Layer:
     groups: int = 1
     stride: tuple[int, int] | None = None
     dilation: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    map_size: tuple[int, int] = (0, 0)
 
     @property
     def row(self) -> tuple[int, ...]:
         """The layer as a row of a subnet's table."""
         stride = self.stride or self._derive_stride()
-        return (self.kernels, self.depth, *self.size, *self.out, self.groups, self.input, *stride, *self.dilation)
+        parts = (*stride, *self.dilation, *self.padding, *self.map_size)
+        return (self.kernels, self.depth, *self.size, *self.out, self.groups, self.input, *parts)
 
     def _derive_stride(self) -> tuple[int, int]:
         pixels = self.input // max(1, self.depth * self.groups)
@@ -63,7 +69,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class SubnetLayers:
-    """A subnet as a table [layers, 12] over all layers of its family; layers that it lacks are zero rows.
+    """A subnet as a table [layers, 16] over all layers of its family; layers that it lacks are zero rows.
 
     Attributes:
         name: Name of the subnet.

@@ -14,12 +14,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unfold_supernet.accelerator.layers import MAX_LAYER_COUNT, Family, Layer, tabulate_subnet
+from unfold_supernet.accelerator.tiling import describe_shape
 from unfoldkit.api import UnfoldError, format_count, user_error
 from unfoldkit.safe_io.files import read_bytes
 
@@ -292,8 +294,12 @@ def _read_layers(node: Any, shapes: Shapes, constants: frozenset[str], path: Pat
         # the windows of all rows are one after the other: frames of a clip, and inputs of a fixed number, are rows
         rows, columns = _pair(out[2:])
         maps = (out[0] * rows, columns), math.prod(into)
-        steps = (_read_steps(attributes, name) for name in ("strides", "dilations"))
-        return (Layer(weight[0], weight[1], _pair(weight[2:]), *maps, groups, *steps),)
+        steps = [_read_steps(attributes, name) for name in ("strides", "dilations")]
+        layer = Layer(weight[0], weight[1], _pair(weight[2:]), *maps, groups, *steps)
+        if out[0] > 1:
+            # edges of maps that are one after the other are unknown to the model
+            return (layer,)
+        return (replace(layer, padding=_read_padding(attributes, layer, into), map_size=_pair(into[2:])),)
     if len(weight) != 2:
         raise _reject(path, key, f"{label} has weights with {len(weight)} axes", "two are modelled")
     is_left = weights[0] == operands[0]
@@ -349,6 +355,21 @@ def _count_taps(edge: int, stride: int) -> dict[int, int]:
     taps, longer = divmod(edge, stride)
     counts = {taps + 1: longer, taps: stride - longer}
     return {taps: count for taps, count in counts.items() if taps and count}
+
+
+def _read_padding(attributes: Mapping[str, Any], layer: Layer, into: tuple[int, ...]) -> tuple[int, int]:
+    """Read the rows and columns before the input map."""
+    kind = attributes["auto_pad"].s if "auto_pad" in attributes else b"NOTSET"
+    if not kind.startswith(b"SAME"):
+        # a signal has one axis, and no padding along the other one
+        before = (*(attributes["pads"].ints if "pads" in attributes else ()), 0, 0)[: len(into) - 2]
+        return before[0], before[1] if len(before) > 1 else 0
+    shape = describe_shape(np.array(layer.row))
+    axes = zip(shape.out, shape.stride, shape.reach, _pair(into[2:]), strict=True)
+    padded = [max(0, (out - 1) * step + reach - size) for out, step, reach, size in axes]
+    # of an odd number, one more is at the end, or at the start
+    rows, columns = ((count + (kind == b"SAME_LOWER")) // 2 for count in padded)
+    return rows, columns
 
 
 def _read_steps(attributes: Mapping[str, Any], name: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,8 +27,12 @@ from unfold_supernet.accelerator.layers import (
     DILATION_ROWS,
     GROUPS,
     KERNELS,
+    MAP_COLUMNS,
+    MAP_ROWS,
     OUT_COLUMNS,
     OUT_ROWS,
+    PADDING_COLUMNS,
+    PADDING_ROWS,
     ROWS,
     STRIDE_COLUMNS,
     STRIDE_ROWS,
@@ -51,6 +55,8 @@ class LayerShape:
         out: Rows and columns of the output map.
         stride: Step between outputs along rows and columns.
         dilation: Step between the input rows and columns that an output reads.
+        padding: Rows above and columns left of the map that the first windows reach; they never cross.
+        map_size: Rows and columns of the input map; 0 stands for all that windows reach.
     """
 
     kernels: int
@@ -59,6 +65,8 @@ class LayerShape:
     out: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    map_size: tuple[int, int] = (0, 0)
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -119,6 +127,8 @@ def describe_shape(row: IntArray) -> LayerShape:
         out=(int(row[OUT_ROWS]), int(row[OUT_COLUMNS])),
         stride=(int(row[STRIDE_ROWS]), int(row[STRIDE_COLUMNS])),
         dilation=(int(row[DILATION_ROWS]), int(row[DILATION_COLUMNS])),
+        padding=(int(row[PADDING_ROWS]), int(row[PADDING_COLUMNS])),
+        map_size=(int(row[MAP_ROWS]), int(row[MAP_COLUMNS])),
     )
 
 
@@ -183,14 +193,20 @@ def _choose_tiles(
 
 
 def _count_map_bytes(shape: LayerShape, buffers: BufferSizes) -> int:
-    """Count the bytes of one read of the input, padding included, but not what lies between windows."""
-    axes = zip(shape.out, shape.stride, shape.reach, strict=True)
-    edges = [(out - 1) * min(step, size) + size for out, step, size in axes]
-    return edges[0] * edges[1] * shape.channels * buffers.value_bytes
+    """Count the bytes of one read of the input, without what lies between windows."""
+    return _count_needed(shape, 0) * _count_needed(shape, 1) * shape.channels * buffers.value_bytes
+
+
+def _count_needed(shape: LayerShape, axis: int) -> int:
+    """Count the input rows or columns that a window reaches."""
+    is_apart = shape.reach[axis] < shape.stride[axis]
+    return int(_sum_spans(np.array([1 if is_apart else shape.out[axis]]), shape, axis)[0])
 
 
 def measure_read_share(shape: LayerShape) -> float:
     """Measure the share of the input that outputs need: below 1 where a window is smaller than the stride."""
+    if all(shape.map_size):
+        return _count_needed(shape, 0) * _count_needed(shape, 1) / math.prod(shape.map_size)
     return math.prod(min(1.0, size / step) for step, size in zip(shape.stride, shape.reach, strict=True))
 
 
@@ -221,15 +237,29 @@ def list_tile_edges(edge: int) -> list[int]:
 
 
 def _span(tile: IntArray, shape: LayerShape, axis: int) -> IntArray:
-    """Compute the input rows or columns that a tile of outputs needs."""
-    return (tile - 1) * shape.stride[axis] + shape.reach[axis]
+    """Compute the input rows or columns that the largest of the tiles of outputs needs."""
+    return _measure_tiles(tile, shape, axis, np.max)
 
 
 def _sum_spans(tile: IntArray, shape: LayerShape, axis: int) -> IntArray:
     """Sum the input rows or columns of all tiles, overlaps included; what no output needs is not read."""
-    edge, stride, reach = shape.out[axis], shape.stride[axis], shape.reach[axis]
-    tiles = -(-edge // tile)
-    return (edge - tiles) * stride + tiles * reach
+    return _measure_tiles(tile, shape, axis, np.sum)
+
+
+def _measure_tiles(tile: IntArray, shape: LayerShape, axis: int, combine: Callable[[IntArray], np.int64]) -> IntArray:
+    """Combine the numbers of input rows or columns of all tiles, for each edge of a tile; padding is none of them."""
+    edges, places = np.unique(tile, return_inverse=True)
+    out, step, before = shape.out[axis], shape.stride[axis], shape.padding[axis]
+    size = shape.map_size[axis] or (out - 1) * step + shape.reach[axis]
+    combined = []
+    for edge in edges:
+        first = np.arange(0, out, edge)
+        last = np.minimum(first + edge, out) - 1
+        start, end = (
+            np.clip(value, 0, size) for value in (first * step - before, last * step - before + shape.reach[axis])
+        )
+        combined.append(combine(end - start))
+    return np.array(combined, np.int64)[places]
 
 
 # The reference.
