@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -343,3 +344,58 @@ def test_report_without_a_plan_cannot_be_exported(tmp_path: Path) -> None:
     report["decision"] = None
     with pytest.raises(UnfoldError, match="there is no plan of a pipeline"):
         export_triton(from_data(report))
+
+
+FOREST = """
+version: 1
+kind: pipeline
+name: forest
+slo: {p99: 300 ms}
+arrivals: {process: poisson, rate: 20/s, duration: 20 s}
+hardware: {core: {price: $0.05/h}}
+stages:
+  trees: {model: {file: FILE}, latency: {core: {1: 20 ms, 4: 40 ms}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("objective", "outputs", "output_class", "predict_proba"),
+    [
+        ("binary:logistic", 1, "true", "true"),
+        ("multi:softprob", 3, "true", "true"),
+        ("multi:softmax", 1, "true", "false"),
+        ("reg:squarederror", 1, "false", "false"),
+    ],
+)
+def test_triton_forests_have_the_tensors_of_the_file(
+    tmp_path: Path, objective: str, outputs: int, output_class: str, predict_proba: str
+) -> None:
+    """Triton's forest library completes nothing: it needs features, outputs, and whether the trees classify."""
+    file = train_trees(tmp_path, objective)
+    with zipfile.ZipFile(io.BytesIO(export_triton(plan_report(tmp_path, FOREST.replace("FILE", file))))) as archive:
+        text = archive.read("trees/config.pbtxt").decode()
+    assert 'name: "input__0" data_type: TYPE_FP32 dims: [ 5 ]' in text
+    assert f'name: "output__0" data_type: TYPE_FP32 dims: [ {outputs} ]' in text
+    for key, value in (("output_class", output_class), ("predict_proba", predict_proba), ("model_type", "xgboost_ubj")):
+        assert f'key: "{key}" value {{ string_value: "{value}" }}' in text
+
+
+@pytest.mark.parametrize("objective", ["binary:hinge", ""])
+def test_triton_forests_that_cannot_be_described_are_refused(tmp_path: Path, objective: str) -> None:
+    """A file that is not here, or with other outputs in Triton, is an error at its key."""
+    file = train_trees(tmp_path, objective) if objective else str(tmp_path / "absent.ubj")
+    with pytest.raises(UnfoldError, match="forest library") as caught:
+        export_triton(plan_report(tmp_path, FOREST.replace("FILE", file)))
+    assert caught.value.diagnostics[0].key == "stages.trees.model.file"
+
+
+def train_trees(folder: Path, objective: str) -> str:
+    """Store trees on five features."""
+    import xgboost
+
+    rows = np.random.default_rng(0).random((60, 5))
+    classes = 3 if objective.startswith("multi") else 2
+    data = xgboost.DMatrix(rows, (rows[:, 0] * classes).astype(int))
+    options = {"objective": objective, "nthread": 1} | ({"num_class": 3} if classes == 3 else {})
+    xgboost.train(options, data, 2).save_model(folder / "trees.ubj")
+    return str(folder / "trees.ubj")

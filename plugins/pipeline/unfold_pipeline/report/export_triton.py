@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from unfold_pipeline.problem.build import build_exported_plan
 from unfold_pipeline.problem.exported_plan import ExportedStage
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.runtime.models.model_loader import load_booster, read_width
 from unfoldkit.api import Report, user_error
 from unfoldkit.safe_io.files import read_bytes
 from unfoldkit.safe_io.onnx_files import require_data_within
@@ -23,6 +26,9 @@ DATA_TYPES = {
     "tensor(double)": "TYPE_FP64",
     **{f"tensor({sign}int{bits})": f"TYPE_{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+PROBABILITIES = ("binary:logistic", "multi:softprob")
+FOREST_FILES = {".ubj": "xgboost.ubj", ".json": "xgboost.json"}
+"""Names of the files that Triton's forest library loads."""
 BACKENDS = {".onnx": "onnxruntime", ".ubj": "fil", ".json": "fil"}
 
 
@@ -76,7 +82,7 @@ def format_config(stage: ExportedStage) -> str:
         f"max_batch_size: {stage.batch if has_batches else 0}\n{delay if has_batches else ''}"
         f"instance_group [ {{ {_format_instances(stage)} }} ]\n"
         f'parameters {{ key: "hardware" value {{ string_value: {_quote(stage.hardware)} }} }}\n'
-        f"{''.join(tensors) or _format_tensors(backend, stage.model_suffix)}"
+        f"{''.join(tensors) or _format_tensors(backend, stage)}"
     )
 
 
@@ -135,18 +141,52 @@ def _format_onnx_tensor(stage: ExportedStage, kind: str, node: Any, first_axis: 
     return f"{kind} [ {{ name: {_quote(node.name)} data_type: {data_type} {dims} }} ]\n"
 
 
-def _format_tensors(backend: str, model_suffix: str) -> str:
+def _format_tensors(backend: str, stage: ExportedStage) -> str:
     """Return inputs, outputs and parameters that the forest library and the Python backend need."""
     if backend == "onnxruntime":
         return "# input and output: Triton completes them from the model\n"
-    tensors = (
-        'input [ { name: "input__0" data_type: TYPE_FP32 dims: [ -1 ] } ]\n'
-        'output [ { name: "output__0" data_type: TYPE_FP32 dims: [ -1 ] } ]\n'
+    if backend == "fil":
+        return _format_forest(stage)
+    return _format_rows(-1, -1)
+
+
+def _format_rows(inputs: int, outputs: int) -> str:
+    return (
+        f'input [ {{ name: "input__0" data_type: TYPE_FP32 dims: [ {inputs} ] }} ]\n'
+        f'output [ {{ name: "output__0" data_type: TYPE_FP32 dims: [ {outputs} ] }} ]\n'
     )
-    if backend != "fil":
-        return tensors
-    model_type = f"xgboost_{model_suffix.removeprefix('.')}"
-    return tensors + f'parameters {{ key: "model_type" value {{ string_value: "{model_type}" }} }}\n'
+
+
+def _format_forest(stage: ExportedStage) -> str:
+    """Return the tensors of an XGBoost model, with outputs as XGBoost itself predicts them.
+
+    Raises:
+        UnfoldError: the file is not here, or the forest library does not predict as XGBoost does.
+    """
+    key, path = f"stages.{stage.name}.model.file", str(stage.model_file)
+    if not Path(path).is_file():
+        message = f"{path} is not here, and Triton's forest library needs the number of its features"
+        raise user_error(message, key=key, hint="run this in the folder of the spec, or export the model to ONNX")
+    features = read_width(stage.name, ModelSource(path=path)) or -1
+    learner = json.loads(load_booster(path).save_config())["learner"]
+    objective, sizes = learner["objective"]["name"], learner["learner_model_param"]
+    classes = max(1, int(sizes["num_class"]))
+    if int(sizes.get("num_target", 1)) > 1 or objective == "binary:hinge":
+        message = f"Triton's forest library does not predict as XGBoost does with {objective}"
+        raise user_error(message, key=key, hint="export the model to ONNX")
+    gives_labels, gives_probabilities = objective == "multi:softmax", objective in PROBABILITIES
+    parameters = {
+        "model_type": f"xgboost_{stage.model_suffix.removeprefix('.')}",
+        "output_class": str(gives_labels or gives_probabilities).lower(),
+        "predict_proba": str(gives_probabilities).lower(),
+    }
+    lines = (
+        f'parameters {{ key: "{name}" value {{ string_value: "{text}" }} }}\n' for name, text in parameters.items()
+    )
+    return (
+        f"# the model is {FOREST_FILES[stage.model_suffix]} in a folder with the number of its version\n"
+        f"{_format_rows(features, classes if gives_probabilities else 1)}{''.join(lines)}"
+    )
 
 
 def _quote(text: str) -> str:

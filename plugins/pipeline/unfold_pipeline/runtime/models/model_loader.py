@@ -146,7 +146,7 @@ def _read_width(source: ModelSource) -> int | None:
     if suffix:
         require_regular(source.path)
     if suffix in (".ubj", ".json"):
-        return int(_load_booster(source.path).num_features())
+        return int(load_booster(source.path).num_features())
     if suffix == ".skops":
         return getattr(load_skops(read_bytes(source.path), source.path), "n_features_in_", None)
     if suffix == ".onnx":
@@ -165,11 +165,12 @@ def _import_function(source: ModelSource) -> Predict:
 
 
 def _load_xgboost(path: str) -> Predict:
-    booster = _load_booster(path)
+    booster = load_booster(path)
     return _warm_up(lambda rows: np.asarray(booster.inplace_predict(rows)), booster.num_features())
 
 
-def _load_booster(path: str) -> Any:
+def load_booster(path: str) -> Any:
+    """Return the trees of an XGBoost file, for one core."""
     import xgboost
 
     data = read_bytes(path)
