@@ -465,6 +465,24 @@ def test_kubernetes_accepts_every_name_of_a_stage(tmp_path: Path) -> None:
     assert len(set(labels)) == len(names)
 
 
+def test_kserve_finds_a_model_by_its_own_address(tmp_path: Path) -> None:
+    """A folder of this machine is no name at Hugging Face: a claim must hold it, which a comment says."""
+    report = plan_spec(tmp_path)
+    assert report.decision is not None
+    (engine,) = report.decision["engines"].values()
+    uris = {
+        "/data/llama": "pvc://CLAIM/data/llama",
+        "./llama": "pvc://CLAIM/llama",
+        "s3://bucket/llama": "s3://bucket/llama",
+        "org/model": "hf://org/model",
+    }
+    for name, uri in uris.items():
+        decision = {**report.decision, "engines": {"chat": {**engine, "model_name": name}}}
+        text = export_llm_services(replace(report, decision=decision))
+        assert yaml.safe_load(text)["spec"]["model"]["uri"] == uri
+        assert ("# CLAIM stands for" in text) == uri.startswith("pvc")
+
+
 def test_exports_carry_the_plan(tmp_path: Path) -> None:
     """Every export holds model, parallelism and limits of the plan."""
     report = plan_spec(tmp_path)

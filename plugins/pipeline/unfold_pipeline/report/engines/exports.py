@@ -23,6 +23,7 @@ LINK_NOTE = """\
 """
 ROLE_LABEL = "llm-d.ai/role"
 MODEL_NOTE = "# MODEL stands for the name of the model, which engine.model.name would state\n"
+CLAIM_NOTE = "# CLAIM stands for the PersistentVolumeClaim that holds the model, at this path within it\n"
 CONTEXT_NOTE = (
     "# the maximum model length is for the longest request of the trace, and longer ones are refused; "
     "engine.model.config would state the model's context\n"
@@ -121,14 +122,28 @@ def export_llm_services(report: Report) -> str:
                 "kind": "LLMInferenceService",
                 "metadata": {"name": to_label(stage_of_pools or name)},
                 "spec": {
-                    "model": {"uri": f"hf://{model}", "name": model},
+                    "model": {"uri": _build_uri(model), "name": model},
                     **_build_workload(engine),
                     **pool,
                     "router": {"route": {}, "gateway": {}, "scheduler": {}},
                 },
             }
         )
-    return _build_notes(report, has_router=True) + "---\n".join(str(to_yaml(document)) for document in documents)
+    claim = CLAIM_NOTE if any(map(_is_path, map(_name_model, engines.values()))) else ""
+    notes = _build_notes(report, has_router=True) + claim
+    return notes + "---\n".join(str(to_yaml(document)) for document in documents)
+
+
+def _is_path(model: str) -> bool:
+    """Return whether the name of a model is a folder, which no machine but this one need have."""
+    return model.startswith(("/", "./", "../", "~"))
+
+
+def _build_uri(model: str) -> str:
+    """Return where KServe finds a model: by its own URI, on a claim, or at Hugging Face."""
+    if "://" in model:
+        return model
+    return f"pvc://CLAIM/{model.lstrip('~./')}" if _is_path(model) else f"hf://{model}"
 
 
 def _build_workload(engine: Mapping[str, Any]) -> dict[str, Any]:
