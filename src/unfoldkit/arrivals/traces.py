@@ -33,6 +33,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     FIRST_EPOCH_S,
     ZONE_HINT,
     TimeNotation,
+    describe_skipped_hour,
     epoch_to_seconds,
     find_repeated_hour,
     format_time,
@@ -117,6 +118,8 @@ def read_trace(
         on_unsorted(order)
     validate_times(rows.times, str(path))
     _check_span(rows.times, str(path))
+    if skipped := describe_skipped_hour(rows.times):
+        warn(f"{path}: {skipped}")
     if rows.counts is None and rows.rates is None:
         suspicion = describe_suspicion(rows.times, has_unit=rows.has_unit or notation.unit is not None)
         if suspicion:

@@ -135,6 +135,29 @@ def test_an_hour_that_a_clock_repeats_is_refused(tmp_path: Path, name: str) -> N
         traces.read_trace(path)
 
 
+@pytest.mark.parametrize(
+    ("start", "step_s", "is_warned"),
+    [
+        ("2026-03-29 00:30", 7.0, True),
+        ("2026-03-28 12:00", 3600.0, True),
+        ("2026-10-04 00:30", 300.0, True),
+        ("2026-06-28 00:30", 7.0, False),
+        ("2026-03-30 00:30", 7.0, False),
+        ("2026-03-29 02:30", 7.0, False),
+    ],
+)
+def test_an_hour_that_a_clock_skips_is_reported(tmp_path: Path, start: str, step_s: float, *, is_warned: bool) -> None:
+    """Local stamps without a zone have no arrival in the hour with which summer time begins."""
+    began = datetime.fromisoformat(start)
+    moments = [began + timedelta(seconds=step_s * index) for index in range(int(86_400 / step_s))]
+    skipped = began.replace(hour=2, minute=0) + timedelta(days=began.hour // 12)
+    kept = [moment for moment in moments if not skipped <= moment < skipped + timedelta(hours=1)]
+    path, warnings = tmp_path / "a.csv", list[str]()
+    path.write_text("time\n" + "".join(f"{moment}\n" for moment in kept), "utf-8")
+    traces.read_trace(path, warn=warnings.append)
+    assert any("summer time" in text for text in warnings) == is_warned
+
+
 def test_rows_in_no_order_repeat_no_hour(tmp_path: Path) -> None:
     """Shuffled stamps hold steps of an hour by chance, also in the night in which clocks are put back."""
     start = datetime(2024, 10, 27, tzinfo=UTC)

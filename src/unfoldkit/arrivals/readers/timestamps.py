@@ -8,6 +8,7 @@ with it (``time_ms``). A question costs a user a minute; a wrong guess costs a w
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,9 @@ ZONE_HINT = "an hour back, as winter time begins? write the times in UTC"
 _MAX_LATENESS_S = 600.0
 """By how much a line may be older than the one above it, where requests are logged as they end."""
 _SUNDAY, _LAST_REPEATED_HOUR = 6, 3
+_SPRING = (3, 4, 9, 10)
+"""Months in which summer time begins, in the north and in the south."""
+_MIN_GAPS = 10
 """Clocks are put back in a night to Sunday, to a time before this hour."""
 SPREADSHEET_DAYS = (32_000.0, 73_000.0)
 """Serial numbers of spreadsheets for the dates from 1987 to 2099."""
@@ -293,6 +297,26 @@ def find_repeated_hour(times: FloatArray) -> int | None:
     moment = datetime.fromtimestamp(float(times[index]), UTC)
     is_hour = 0.8 * _HOUR_S < back_s[index - 1] <= _HOUR_S
     return index if is_hour and moment.weekday() == _SUNDAY and moment.hour < _LAST_REPEATED_HOUR else None
+
+
+def describe_skipped_hour(times: FloatArray) -> str:
+    """Describe the hour that a clock skips when summer time begins, in a Sunday night; empty without one.
+
+    Args:
+        times: Times in s, sorted. In stamps with a zone, or of sparse traffic, no gap is like that.
+    """
+    gaps_s = np.diff(times)
+    if gaps_s.size < _MIN_GAPS or times[0] < FIRST_EPOCH_S:
+        return ""
+    index = int(np.argmax(gaps_s))
+    usual_s = float(np.delete(gaps_s, index).max())
+    skipped = datetime.fromtimestamp(math.ceil(times[index] / _HOUR_S) * _HOUR_S, UTC)
+    is_hour = _HOUR_S <= gaps_s[index] <= _HOUR_S + max(usual_s, 1.0) and gaps_s[index] >= 2 * usual_s
+    is_night = skipped.month in _SPRING and skipped.weekday() == _SUNDAY and skipped.hour < _LAST_REPEATED_HOUR
+    if not is_hour or not is_night or skipped.timestamp() + _HOUR_S > times[index + 1]:
+        return ""
+    moment = f"{skipped:%Y-%m-%d %H:%M}"
+    return f"no arrival in the hour from {moment}, as if summer time began; it counts as a lull: write the times in UTC"
 
 
 def is_time(text: str) -> bool:
