@@ -51,6 +51,10 @@ FORMS = {
         f'{{"status": 1600000000, "@timestamp": 17000000{at}}}\n' for at in ("00250", "02250", "03750")
     ),
     "json, relative": "".join(f'{{"a": "2001-01-01T00:00:00", "time_ms": {at}}}\n' for at in (250, 2250, 3750)),
+    "traefik": "".join(
+        f'{{"Duration": 1200345, "StartUTC": "2023-11-16T18:00:{at}Z", "time": "2023-11-16T18:00:{later}Z"}}\n'
+        for at, later in (("01.5", "10"), ("03.5", "40"), ("05.0", "06"))
+    ),
     "json, dates": "".join(
         f'{{"url": "?2001-01-01T00:00", "time": "2023-11-16T18:00:{at}Z"}}\n' for at in ("01.5", "03.5", "05.0")
     ),
