@@ -1,4 +1,4 @@
-"""Codes for missing values, temperatures in two units and row numbers are noticed; usual measurements are not."""
+"""Codes for missing values, two units in one column and row numbers are noticed; usual measurements are not."""
 
 from __future__ import annotations
 
@@ -49,6 +49,36 @@ def test_temperatures_in_two_units_are_found() -> None:
     assert "°C and °F (25%)" in doubtful_values(find_doubts({"t": mixed}))[0]
     other = np.where(np.arange(2000) % 2, celsius, celsius + 55)
     assert find_doubts({"c": celsius, "f": fahrenheit, "other": other}) == ()
+
+
+@pytest.mark.parametrize(
+    ("units", "median", "sigma", "ratio", "digits"),
+    [
+        ("mmol/L and mg/dL of glucose", 6.6, 0.3, 18.016, 1),
+        ("mg/dL and µmol/L of creatinine", 1.0, 0.4, 88.42, 2),
+        ("kPa and mmHg", 5.3, 0.12, 7.5006, 1),
+        ("kg and lb", 78.0, 0.15, 2.2046, 1),
+        ("fractions and percentages", 0.5, 0.3, 100.0, 2),
+    ],
+)
+def test_two_units_of_one_quantity_are_found(
+    units: str, median: float, sigma: float, ratio: float, digits: int
+) -> None:
+    """Two laboratories, one of which reports in the other unit; not where both report in one."""
+    values = np.random.default_rng(3).lognormal(np.log(median), sigma, 3000)
+    first, second = values.round(digits), (ratio * values).round(digits)
+    (doubt,) = find_doubts({"x": np.where(np.arange(3000) % 4, first, second)})
+    assert (doubt.units, doubt.share) == (units, pytest.approx(0.25, abs=0.01))
+    assert f'"x" seems to hold {units} (25%)' in doubtful_values([doubt])[0]
+    assert find_doubts({"first": first, "second": second}) == ()
+
+
+def test_two_groups_of_other_shapes_or_distances_are_no_units() -> None:
+    """Children and adults, or a wide and a narrow group, differ by more than a ratio of units."""
+    rng = np.random.default_rng(4)
+    narrow, wide, is_first = rng.normal(100, 5, 2000), rng.lognormal(np.log(10), 0.3, 2000), np.arange(2000) % 2 == 0
+    groups = {"shape": np.where(is_first, narrow, wide), "distance": np.where(is_first, narrow, narrow / 5.5)}
+    assert find_doubts(groups) == ()
 
 
 def test_row_numbers_are_found() -> None:

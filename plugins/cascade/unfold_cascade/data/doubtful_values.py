@@ -1,4 +1,4 @@
-"""Doubtful columns of a table: codes such as -9 or 999 for missing values, temperatures in two units, row numbers."""
+"""Doubtful columns of a table: codes such as -9 or 999 for missing values, two units in one column, row numbers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,44 @@ CELSIUS, FAHRENHEIT = (30.0, 45.0), (86.0, 113.0)
 MIN_UNIT_SHARE = 0.02
 MAX_DEGREES_APART = 3.0
 MIN_COUNTED_ROWS = 50
+DEGREES = "°C and °F"
+UNIT_RATIOS: Mapping[str, float] = {
+    "kg and lb": 2.2046,
+    "inches and cm": 2.54,
+    "mmol/L and mg/dL of calcium": 4.008,
+    "kPa and mmHg": 7.5006,
+    "mmol/L and mg/dL of lactate": 9.008,
+    "g/dL and g/L": 10.0,
+    "mmol/L and mg/dL of glucose": 18.016,
+    "mmol/L and mg/dL of cholesterol": 38.67,
+    "mg/dL and µmol/L of creatinine": 88.42,
+    "fractions and percentages": 100.0,
+    "thousands and single cells": 1000.0,
+}
+"""Units of one quantity in hospitals, and how many of the second make one of the first."""
+RATIO_TOLERANCE = 0.11
+"""Difference of logarithms up to which two medians are a ratio apart; patients of two laboratories differ, too."""
+MIN_SEPARATION = 3.5
+"""Standard deviations, of logarithms, between the values in two units."""
+MAX_SHAPE_DISTANCE = 0.15
+"""Largest distance of the distribution functions of the values in two units, each around its median."""
+MAX_SORTED = 20_000
+SD_PER_IQR = 0.7413
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A column with values that may be no measurements: a code, or degrees Fahrenheit where ``code`` is ``None``.
+    """A column with values that may be no measurements: a code, or a second unit where ``code`` is ``None``.
 
-    ``share`` is the share of these values, and ``is_counter`` whether the column numbers the rows instead.
+    ``share`` is the share of these values, ``is_counter`` whether the column numbers the rows instead, and ``units``
+    the two units; the second one has the ``share``.
     """
 
     column: str
     code: float | None
     share: float
     is_counter: bool = False
+    units: str = DEGREES
 
 
 def find_doubts(columns: Mapping[str, FloatArray]) -> tuple[Doubt, ...]:
@@ -60,6 +85,9 @@ def _find_in_column(name: str, values: FloatArray) -> Iterator[Doubt]:
     share = _measure_fahrenheit(finite)
     if share is not None:
         yield Doubt(name, None, share)
+    elif (mixture := _find_units(usual)) is not None:
+        units, share = mixture
+        yield Doubt(name, None, share, units=units)
 
 
 def _measure_fahrenheit(values: FloatArray) -> float | None:
@@ -70,3 +98,36 @@ def _measure_fahrenheit(values: FloatArray) -> float | None:
     is_same = abs(1.8 * float(np.median(cool)) + 32.0 - float(np.median(warm))) <= MAX_DEGREES_APART
     share = len(warm) / (len(cool) + len(warm))
     return share if is_same and MIN_UNIT_SHARE <= share <= 1.0 - MIN_UNIT_SHARE else None
+
+
+def _find_units(values: FloatArray) -> tuple[str, float] | None:
+    """Find two units of one quantity, and the share of the second; ``None`` if the values are not that.
+
+    In logarithms, values in two units are two equal distributions apart by the ratio of the units.
+    """
+    positive = values[values > 0.0]
+    if len(positive) < (1.0 - MIN_UNIT_SHARE) * len(values):
+        return None
+    logs = np.sort(np.log(positive[:: len(positive) // MAX_SORTED + 1]))
+    low, high = np.split(logs, [_split_modes(logs)])
+    if min(len(low), len(high)) < max(MIN_UNIT_SHARE * len(logs), MIN_DISTINCT):
+        return None
+    quartiles = [np.quantile(part, (0.25, 0.5, 0.75)) for part in (low, high)]
+    spread = SD_PER_IQR * max(float(upper - lower) for lower, _, upper in quartiles)
+    apart = float(quartiles[1][1] - quartiles[0][1])
+    if apart < MIN_SEPARATION * spread:
+        return None
+    units = min(UNIT_RATIOS, key=lambda name: abs(apart - np.log(UNIT_RATIOS[name])))
+    if abs(apart - np.log(UNIT_RATIOS[units])) > RATIO_TOLERANCE:
+        return None
+    from scipy.stats import ks_2samp
+
+    distance = ks_2samp(low - quartiles[0][1], high - quartiles[1][1]).statistic
+    return (units, len(high) / len(logs)) if distance <= MAX_SHAPE_DISTANCE else None
+
+
+def _split_modes(ordered: FloatArray) -> int:
+    """Split ascending values into two parts with the least variance within them (Otsu 1979); return the first size."""
+    sizes, sums = np.arange(1, len(ordered)), np.cumsum(ordered)
+    between = (sums[:-1] / sizes - (sums[-1] - sums[:-1]) / (len(ordered) - sizes)) ** 2
+    return int(np.argmax(sizes * (len(ordered) - sizes) * between)) + 1

@@ -314,7 +314,7 @@ def leaked_label(columns: Sequence[str], remedy: str = "remove it, or list it in
 
 
 def doubtful_values(doubts: Sequence[Doubt]) -> tuple[str, ...]:
-    """Warn of columns with codes for missing values, with temperatures in two units, or with row numbers."""
+    """Warn of columns with codes for missing values, with two units, or with row numbers."""
     return tuple(_doubtful_column(doubt) for doubt in doubts[:3]) + ("and other columns",) * (len(doubts) > 3)
 
 
@@ -322,7 +322,7 @@ def _doubtful_column(doubt: Doubt) -> str:
     if doubt.is_counter:
         return f'"{doubt.column}" grows from row to row, as a row number or an identifier does: leave it out'
     if doubt.code is None:
-        return f'"{doubt.column}" seems to hold °C and °F ({doubt.share:.0%}): convert one of them'
+        return f'"{doubt.column}" seems to hold {doubt.units} ({doubt.share:.0%}): convert one of them'
     values = f'"{doubt.column}" is {doubt.code:g} in {doubt.share:.1%} of its rows, far from its other values'
     return f"{values}: if this marks missing values, leave the cells empty"
 
