@@ -21,6 +21,11 @@ from unfoldkit.kubernetes.api import Api, ApiError, Body
 pytestmark = pytest.mark.kubernetes
 
 CHECK, OTHER = "unfold-mine", "someone-elses"
+OWN_CHECK: Body = {
+    "metadata": {"name": CHECK},
+    "spec": {"controllerName": "placement.unfoldkit/mine"},
+    "status": {"conditions": [{"type": "Active", "status": "True"}]},
+}
 RESERVED_S = datetime(2026, 3, 1, 10, tzinfo=UTC).timestamp()
 """When the quota of workloads is reserved."""
 
@@ -44,7 +49,9 @@ class Server:
         return body
 
     def get(self, path: str, **_query: str) -> Body:
-        """Return an object."""
+        """Return an object or a list."""
+        if path.endswith("/workloads"):
+            return {"items": [copy.deepcopy(body) for key, body in self.objects.items() if "/workloads/" in key]}
         if path not in self.objects:
             raise ApiError(404, "NotFound", path)
         return copy.deepcopy(self.objects[path])
@@ -122,9 +129,8 @@ class Controller:
             store, api=cast("Api", self.server), scope=Scope("mine", "unfold"), patience_s=self.patience_s,
             wall_clock=lambda: RESERVED_S + self.now_s,
         )  # fmt: skip
-        self.backend.handle_check({"metadata": {"name": CHECK}, "spec": {"controllerName": "placement.unfoldkit/mine"},
-                                   "status": {"conditions": [{"type": "Active", "status": "True"}]}})  # fmt: skip
         self.feed()
+        self.backend.handle_check(OWN_CHECK)
         chosen = rules or policy(fifo={"backfill": True}, gang={})
         self.loop = ControlLoop(self.backend, lambda: build_policies(chosen), holder, "mine", 60.0, 90.0)
         return self
@@ -181,6 +187,23 @@ def test_a_workload_is_answered_as_a_whole() -> None:
     assert update["labels"] == {"placement.unfoldkit/workload": "team.a"}
     assert "nodeSelector" not in update
     assert controller.server.writes == [path_of("a")]
+
+
+def test_a_check_that_is_deleted_and_returns() -> None:
+    """Workloads of a deleted check block no decision; those that changed meanwhile are answered once it is back."""
+    server = world(workload("a", 2), workload("b", 2))
+    body = workload("c", 2)
+    body["status"]["admissionChecks"][1]["name"] = "second"
+    controller = Controller(server).begin()
+    controller.backend.handle_check({**OWN_CHECK, "metadata": {"name": "second"}})
+    controller.backend.handle_check(OWN_CHECK, is_gone=True)
+    for own in (server.put_object(path_of("c"), body), server.put_object(path_of("b"), workload("b", 2))):
+        controller.backend.handle_workload(own)
+    controller.work()
+    assert server.writes == [path_of("c")]
+    controller.backend.handle_check(OWN_CHECK)
+    controller.work()
+    assert [controller.answer(name)["state"] for name in ("a", "b")] == ["Ready", "Ready"]
 
 
 def test_pods_that_share_a_node_are_pinned() -> None:

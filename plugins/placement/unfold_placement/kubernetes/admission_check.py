@@ -113,13 +113,13 @@ class AdmissionCheckBackend(LocalBackend):
     reservations: int = 0
 
     def open(self) -> None:
-        """Read checks, flavors, nodes, pods and workloads, and follow them in threads."""
+        """Read flavors, nodes, pods, workloads and checks, and follow them in threads."""
         sources: tuple[tuple[str, Handler, Iterable[object]], ...] = (
-            (CHECKS, self.handle_check, self.checks),
             (FLAVORS, self.handle_flavor, self.flavors),
             (NODES, self.handle_node, self.nodes),
             (PODS, self.handle_pod, self.pods),
             (WORKLOADS, self.handle_workload, self.workloads),
+            (CHECKS, self.handle_check, self.checks),
         )
         for path, handle, known in sources:
             Reflector(self.api, path, handle, partial(_missing, known)).start()
@@ -218,12 +218,19 @@ class AdmissionCheckBackend(LocalBackend):
         self.store.refuse(task, reason, by=self.holder)
 
     def handle_check(self, body: Body, *, is_gone: bool = False) -> None:
-        """Take a check of this controller, and report it as active."""
+        """Take a check of this controller with the workloads that wait for it, and report it as active."""
         name = body["metadata"]["name"]
         if is_gone or body.get("spec", {}).get("controllerName") != self.scope.gate:
             self.checks.discard(name)
+            with self.store.changed:
+                for unchecked in [key for key, item in self.workloads.items() if not self._read_state(item.body)]:
+                    self._withdraw(unchecked)
             return
-        self.checks.add(name)
+        if name not in self.checks:
+            waiting = self.api.get(WORKLOADS).get("items") or []
+            self.checks.add(name)
+            for workload in waiting:
+                self.handle_workload(workload)
         conditions = body.get("status", {}).get("conditions") or ()
         if any(item["type"] == "Active" and item["status"] == "True" for item in conditions):
             return
