@@ -239,6 +239,34 @@ def test_rejected_tasks_are_counted_and_not_explained(unfold: Unfold, tmp_path: 
     assert "waits for room" not in outcome.out
 
 
+CAPPED = """from unfold_placement.core.types import BEGAN, STATIC, Ask, Put
+
+class P:
+    phase = STATIC
+    watches = frozenset({BEGAN})
+    def request(self, task):
+        return [Ask("cap")]
+    def react(self, event, view):
+        yield PUTS
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "puts", "reason"),
+    [
+        ("capped", '[Put("cap", amount=1)]', "a-1 waits for cap, which is used up"),
+        ("capped_nodes", 'view.puts("cap")', "a-1 waits for cap, of which no node with room for it has enough"),
+    ],
+)
+def test_the_resource_that_a_task_waits_for_is_named(
+    module: str, puts: str, reason: str, unfold: Unfold, tmp_path: Path
+) -> None:
+    """A cap of a user's policy is why a task waits, not the task that runs beside free room."""
+    write(tmp_path, module, CAPPED.replace("PUTS", puts), SPEC.replace("count: 1, gpu: 1", "count: 1, gpu: 2"))
+    outcome = unfold("plan", "spec.yaml", "--allow-code", "--format", "json")
+    assert reason in dict(json.loads(outcome.out)["lines"])["explained"]
+
+
 @pytest.mark.parametrize("method", ["audit", "describe_wait", "state"])
 def test_optional_methods_that_hang_are_interrupted(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

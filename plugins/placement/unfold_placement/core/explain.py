@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.policy import describe_policy_wait
+from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.types import ANYWHERE, MILLI, QUEUE, ROOM, Ask, EphemeralResource, Task, Wait
 from unfold_placement.core.view import Unit
 
@@ -55,13 +56,8 @@ def record_history(controller: Controller) -> History:
 
 def explain_wait(controller: Controller, task: Task, history: History) -> list[Reason]:
     """Explain why a task waits: one reason for its demand and one for each ephemeral resource that it requests."""
-    state, table = controller.table.state, controller.table
-    row = table.task_rows[task.name]
-    fitting = [
-        node.name
-        for node_row, node in enumerate(table.nodes)
-        if state.is_up[node_row] and kernel.fits_demand(state.demand, state.free, row, node_row)
-    ]
+    table = controller.table
+    fitting = _list_roomy(table, task)
     missing = [node.name for node in table.nodes if node.name not in set(fitting)]
     count = len(table.nodes)
     demand = Reason(
@@ -109,12 +105,46 @@ def _describe_room(controller: Controller, task: Task, members: Unit) -> Wait:
         return Wait("waits for a node: none is up")
     if (missing := view.missing_resource(members, QUEUE)) is not None:
         return Wait(f"waits for {view.resource_name(missing)}, which exists nowhere yet")
+    if short := view.short_resources(members, QUEUE):
+        return Wait(f"waits for {view.resource_name(min(short))}, which is used up")
     if view.room(members, QUEUE) is not None:
         return Wait("waits for a decision of its policies")
     if view.reserved_unit and view.reserved_unit != members:
         return Wait("waits for its turn", view.reserved_unit[0].name, "for which nodes are kept free")
-    holder = _find_holder(controller, task)
-    return Wait(ROOM, holder, "which runs where it would fit") if holder else Wait(ROOM)
+    lacking = _find_lacking(controller, task)
+    holder = "" if lacking else _find_holder(controller, task)
+    reason = f"waits for {lacking}, of which no node with room for it has enough" if lacking else ROOM
+    return Wait(reason, holder, "which runs where it would fit") if holder else Wait(reason)
+
+
+def _list_roomy(table: ResourceTable, task: Task) -> list[str]:
+    """List the nodes that are up and have what a task demands, whatever ephemeral resources it requests."""
+    state, row = table.state, table.task_rows[task.name]
+    return [
+        node.name
+        for node_row, node in enumerate(table.nodes)
+        if state.is_up[node_row] and kernel.fits_demand(state.demand, state.free, row, node_row)
+    ]
+
+
+def _find_lacking(controller: Controller, task: Task) -> str:
+    """Return the standing resource that keeps a task from every node with room for it; empty for none."""
+    nodes = _list_roomy(controller.table, task)
+    for policy in controller.policies:
+        for ask in policy.request(task) if nodes and policy.phase < QUEUE else ():
+            entries = controller.table.entries.get(ask.name, {})
+            if ANYWHERE not in entries:
+                enough = _list_sufficient(controller.table, ask)
+                nodes = [node for node in nodes if node in enough]
+            if not nodes:
+                return ask.name
+    return ""
+
+
+def _list_sufficient(table: ResourceTable, ask: Ask) -> list[str]:
+    """List the nodes on which enough of an ephemeral resource is left for a request."""
+    entries = table.entries.get(ask.name, {}).items()
+    return [node for node, entry in entries if entry.amount - table.held_amount(ask.name, node) >= ask.amount]
 
 
 def _find_holder(controller: Controller, task: Task) -> str:
@@ -143,13 +173,11 @@ def _explain_ask(controller: Controller, ask: Ask, task: Task, set_by: str, hist
     since_s = history.last_change_s.get(ask.name, task.arrival)
     if ANYWHERE in entries or not entries:
         return _explain_cluster_ask(controller, ask, since_s, set_by)
-    fitting = {
-        node: None for node, entry in entries.items() if entry.amount - table.held_amount(ask.name, node) >= ask.amount
-    }
+    fitting = _list_sufficient(table, ask)
     missing = [node.name for node in table.nodes if node.name not in fitting]
     return Reason(
         requirement=ask.name,
-        available_on=abbreviate_names(list(fitting), len(table.nodes)),
+        available_on=abbreviate_names(fitting, len(table.nodes)),
         missing_on=abbreviate_names(missing, len(table.nodes)),
         since_s=since_s if missing else None,
         set_by=set_by,
