@@ -451,3 +451,58 @@ def test_channels_with_a_place_of_their_own_stay(
     groups, inelastic = find_width_groups(module.eval(), torch.randn(2, 3, 5, 5))
     assert not groups
     assert {part.path for part in inelastic} == {"0", "4"}
+
+
+def check_cut_out(module: nn.Module, example: Tensor) -> set[str]:
+    """Check that a narrow copy is the module with the other channels at 0; return the roots of its groups."""
+    groups, _ = find_width_groups(module.eval(), example)
+    narrowed, indices = trace_indices(module, example, groups, 0.5)
+    remaining = dict(narrowed.named_parameters())
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            kept = torch.zeros(parameter.shape, dtype=torch.bool)
+            axes = [
+                torch.arange(size) if index is None else index
+                for size, index in zip(parameter.shape, indices[name], strict=True)
+            ]
+            kept[torch.meshgrid(*axes, indexing="ij")] = True
+            remaining[name].copy_(parameter[kept].reshape(remaining[name].shape))
+            parameter.mul_(kept)
+        torch.testing.assert_close(narrowed.eval()(example), module(example))
+    return {group.root for group in groups}
+
+
+@pytest.mark.parametrize(
+    ("flatten", "inputs"),
+    [
+        (lambda x: x.permute(0, 2, 3, 1).flatten(1), 72),
+        (lambda x: x.transpose(1, 3).transpose(1, 2).reshape(len(x), -1), 72),
+        (lambda x: torch.stack([x.mean((2, 3)), x.amax((2, 3))], 1).flatten(1), 16),
+    ],
+    ids=["last", "view", "stack"],
+)
+def test_channels_that_are_flattened_last_stay(flatten: Callable[[Tensor], Tensor], inputs: int) -> None:
+    """They are neighbours in the flattened map, where those of one channel are by default."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 3), Applied(flatten))
+    module = nn.Sequential(*layers, nn.Linear(inputs, 20), nn.ReLU(), nn.Linear(20, 5))
+    assert check_cut_out(module, torch.randn(2, 3, 7, 7)) == {"0", "4"}
+
+
+@pytest.mark.parametrize(
+    ("middle", "roots"),
+    [
+        (lambda: nn.Conv2d(12, 24, 3, groups=12), {"2", "4"}),
+        (lambda: nn.Conv2d(12, 48, 3, groups=12), {"2", "4"}),
+        (lambda: nn.Sequential(nn.ChannelShuffle(3), nn.Conv2d(12, 24, 3, groups=3)), {"2.1", "4"}),
+    ],
+    ids=["twice", "four times", "shuffled"],
+)
+def test_kernels_of_a_channel_are_narrowed_together(middle: Callable[[], nn.Module], roots: set[str]) -> None:
+    """Of a depthwise convolution with several kernels a channel, as in EEGNet, each channel keeps as many of them."""
+    torch.manual_seed(0)
+    layer = middle()
+    outputs = [each.out_channels for each in layer.modules() if isinstance(each, nn.Conv2d)][-1]
+    layers = (nn.Conv2d(3, 12, 3), nn.ReLU(), layer, nn.ReLU(), nn.Conv2d(outputs, 16, 1), nn.ReLU())
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    assert check_cut_out(module, torch.randn(2, 3, 9, 9)) == roots

@@ -34,7 +34,7 @@ UNFOLLOWED = (ArithmeticError, AssertionError, AttributeError, LookupError, Runt
 """What torch-pruning raises where it cannot follow channels."""
 MAX_REDUCED = 2
 """Maps up to which the inputs of a layer are taken for a mean or maximum over channels."""
-MOVING = ("Flip", "Roll", "Sort", "Gather", "CopySlices")
+MOVING = ("Flip", "Roll", "Sort", "Gather", "CopySlices", "Stack", "ChannelShuffle")
 """Operations that move pixels, or channels, to other places."""
 SELECTING = ("Slice", "Select")
 """Operations that take some of the channels, or of the pixels."""
@@ -734,7 +734,7 @@ def _iterate_channel_groups(group: Any) -> Iterator[tuple[Any, int]]:
         layer = item.dep.target.module
         if isinstance(layer, nn.GroupNorm) and layer.num_groups > 1:
             yield item, layer.num_groups
-        elif isinstance(layer, CONVOLUTIONS) and 1 < layer.groups < layer.in_channels:
+        elif isinstance(layer, CONVOLUTIONS) and 1 < layer.groups < max(layer.in_channels, layer.out_channels):
             yield item, layer.groups
 
 
@@ -830,6 +830,10 @@ def _is_permuted(group: Any) -> bool:
         return True
     if any(_selects(node.grad_fn, channels) for node, channels in nodes.items()):
         return True
+    is_turned = any("Transpose" in name or "Permute" in name for name in operations.values())
+    # channels may stand last where a map is flattened
+    if is_turned and any(channels > len(group[0].idxs) for channels in nodes.values()):
+        return True
     if _list_norms(group):
         return False
     kinds = _import_torch_pruning().ops
@@ -837,7 +841,7 @@ def _is_permuted(group: Any) -> bool:
     if any(isinstance(node.module, kinds._ReshapeOp) and node.type != kinds.OPTYPE.RESHAPE for node in nodes):  # noqa: SLF001
         return True
     reshapes = sum("View" in name or "Reshape" in name for name in operations.values())
-    return reshapes > 1 and any("Transpose" in name or "Permute" in name for name in operations.values())
+    return reshapes > 1 and is_turned
 
 
 def _selects(function: Any, channels: int) -> bool:
