@@ -16,7 +16,10 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from unfold_supernet import elastic  # noqa: E402
+from unfold_supernet.family.datasets import Dataset  # noqa: E402
+from unfold_supernet.modules import evaluation  # noqa: E402
 from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
+from unfold_supernet.modules.onnx_export import export_onnx, measure_disagreement  # noqa: E402
 from unfold_supernet.modules.width_groups import find_width_groups, trace_indices  # noqa: E402
 from unfoldkit.api import UnfoldError  # noqa: E402
 
@@ -506,3 +509,44 @@ def test_kernels_of_a_channel_are_narrowed_together(middle: Callable[[], nn.Modu
     layers = (nn.Conv2d(3, 12, 3), nn.ReLU(), layer, nn.ReLU(), nn.Conv2d(outputs, 16, 1), nn.ReLU())
     module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
     assert check_cut_out(module, torch.randn(2, 3, 9, 9)) == roots
+
+
+class PooledByAttention(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A signal that is pooled by its products with a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps, self.query, self.head = nn.Conv1d(2, 24, 3), nn.Parameter(torch.randn(24)), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute outputs (n, 4) for signals (n, 2, length)."""
+        tokens = self.maps(x).transpose(1, 2)
+        shares = (tokens @ self.query).softmax(1)
+        result: Tensor = self.head((tokens * shares[..., None]).sum(1))
+        return result
+
+
+def test_products_with_a_vector_are_exported_as_they_are_computed() -> None:
+    """ONNX Runtime computes another product of turned maps and a vector."""
+    torch.manual_seed(0)
+    module, example = PooledByAttention().eval(), torch.randn(3, 2, 20)
+    content = export_onnx(module, example)
+    assert measure_disagreement(module, content, (example,)) < 1e-5
+    with torch.no_grad():
+        module.query += 1
+    assert measure_disagreement(module, content, (example,)) > 1e-2
+
+
+def test_members_that_another_engine_computes_otherwise_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accuracies are measured in torch and members served in ONNX Runtime: an error names the member."""
+    torch.manual_seed(0)
+    family = elastic(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 6), widths=(0.5, 1))
+    rows = np.arange(40)
+    data = Dataset(
+        x=np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32), extra=np.zeros((40, 0), np.float32),
+        y=rows % 3, names=("a", "b", "c"), train=rows, test=rows, digest="", about="",
+    )  # fmt: skip
+    other = export_onnx(nn.Linear(6, 3), torch.randn(2, 6))
+    monkeypatch.setattr(evaluation, "export_onnx", lambda *_: other)
+    with pytest.raises(UnfoldError, match=r"member 0\.5x1 returns other outputs in ONNX Runtime than in torch"):
+        evaluation._export_members(family, data, {"0.5x1": 1.0}, lambda *_: None)

@@ -34,7 +34,7 @@ from unfold_supernet.modules.heads import (
 )
 from unfold_supernet.modules.inputs import takes_extra
 from unfold_supernet.modules.int8 import PrecisionChoice, choose_precision
-from unfold_supernet.modules.onnx_export import export_onnx
+from unfold_supernet.modules.onnx_export import export_onnx, measure_disagreement
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult, ModuleSource
 from unfold_supernet.modules.served_models import open_member, write_members
 from unfold_supernet.modules.training import CheckpointStore, fit
@@ -63,6 +63,8 @@ WRAPPERS = ("module.", "_orig_mod.")
 """What wrappers put before the names of weights: ``nn.DataParallel`` and ``torch.compile``."""
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How the files of ``torch.save`` begin: archives, and pickles before version 1.6."""
+COMPARED_ROWS, MAX_DISAGREEMENT = 32, 1e-3
+"""Test rows for which an exported member is compared with the trained one, and how far it may be off."""
 SUM_TOLERANCE = 1e-4
 """Difference to 1 up to which the outputs of a row are probabilities."""
 
@@ -165,11 +167,23 @@ def _trace_family(
 def _export_members(
     family: ElasticFamily, data: Dataset, temperatures: Mapping[str, float], progress: Progress
 ) -> dict[str, bytes]:
-    """Export every member to ONNX, with its temperature."""
+    """Export every member to ONNX, with its temperature; accuracies are measured in torch, so both must agree.
+
+    Raises:
+        UnfoldError: A member returns something else in ONNX Runtime.
+    """
     contents = {}
+    arrays = (data.x, data.extra)[: len(family.inputs)]
+    rows = tuple(torch.from_numpy(array[data.test[:COMPARED_ROWS]]) for array in arrays)
     for index, (name, temperature) in enumerate(temperatures.items()):
         progress("export members", index, len(temperatures))
-        contents[name] = export_onnx(finish_outputs(family.extract(name), data, temperature), family.inputs)
+        member = finish_outputs(family.extract(name), data, temperature)
+        contents[name] = export_onnx(member, family.inputs)
+        disagreement = measure_disagreement(member, contents[name], rows)
+        if not disagreement <= MAX_DISAGREEMENT:
+            message = f"member {name} returns other outputs in ONNX Runtime than in torch, by {disagreement:.1%}"
+            hint = "leave out layers one by one to find the operator, and write it with others"
+            raise user_error(message, key="model.from", hint=hint)
     progress("export members", len(temperatures), len(temperatures))
     return contents
 
