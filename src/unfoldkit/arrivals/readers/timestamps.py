@@ -54,10 +54,11 @@ ZONE_HINT = "an hour back, as winter time begins? write the times in UTC"
 _MAX_LATENESS_S = 600.0
 """By how much a line may be older than the one above it, where requests are logged as they end."""
 _SUNDAY, _LAST_REPEATED_HOUR = 6, 3
+"""Clocks are put back in a night to Sunday, to a time before this hour."""
 _SPRING = (3, 4, 9, 10)
 """Months in which summer time begins, in the north and in the south."""
 _MIN_GAPS = 10
-"""Clocks are put back in a night to Sunday, to a time before this hour."""
+"""A trace with fewer gaps does not show which one is unusual."""
 SPREADSHEET_DAYS = (32_000.0, 73_000.0)
 """Serial numbers of spreadsheets for the dates from 1987 to 2099."""
 _MAX_SERIAL_SPAN = 60.0
