@@ -149,8 +149,7 @@ def measure_disagreement(module: nn.Module, content: bytes, inputs: tuple[Tensor
     with torch.no_grad():
         expected: Tensor = module(*inputs)
     scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
-    middle: float = (outputs - expected).abs().flatten(1).amax(1).median().item()
-    return middle / scale
+    return float((outputs - expected).abs().flatten(1).amax(1).median()) / float(scale)
 
 
 def check_export(module: nn.Module, example: Inputs) -> None:
