@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -117,6 +117,35 @@ def test_a_deployment_that_is_gone_hides_no_other() -> None:
         assert "no deployment Nose" in str(nose.fault)
         assert "Detect, Face" in str(nose.fault)
         assert face == StageReplicas(2, 1)
+
+
+@pytest.mark.parametrize(("error", "leads"), [("ActorDiedError", False), ("GetTimeoutError", True)])
+def test_leadership_ends_with_the_actor_of_the_lease(error: str, *, leads: bool) -> None:
+    """A name that is free admits another controller at once; an answer that is late does not."""
+    errors = {name: type(name, (Exception,), {}) for name in ("RayError",)}
+    errors |= {name: type(name, (errors["RayError"],), {}) for name in ("ActorDiedError", "GetTimeoutError")}
+    outcomes: list[type[Exception] | None] = [None, errors[error]]
+
+    def get(_reference: object, timeout: float) -> bool:
+        assert timeout
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+        return True
+
+    actor = SimpleNamespace(is_held=SimpleNamespace(remote=lambda: None))
+    options = SimpleNamespace(remote=lambda: actor)
+    ray = SimpleNamespace(
+        get=get,
+        exceptions=SimpleNamespace(**errors),
+        remote=lambda _class: SimpleNamespace(options=lambda **_words: options),
+    )
+    target = RayServeTarget(
+        ray=cast("ModuleType", ray), client=open_client(), dashboard="", application="shop", workloads=()
+    )
+    assert target.renew()
+    with pytest.raises(UnfoldError, match=error):
+        target.renew()
+    assert target.is_leader is leads
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ class RayServeTarget:
         except self.ray.exceptions.RayError as error:
             # an actor that is still starting keeps its name; without a handle Ray would end it
             if not isinstance(error, self.ray.exceptions.GetTimeoutError):
-                self.lease = None
+                # its name is free, and another controller may begin at once
+                self.lease, self.leads_until_s = None, -np.inf
             message = f"Ray does not keep the lease: {type(error).__name__}"
             raise user_error(message, key="control.ray.address") from error
         self.leads_until_s = began_s + self.lease_s
