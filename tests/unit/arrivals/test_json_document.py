@@ -133,6 +133,10 @@ def test_counters_of_several_series_are_reported(tmp_path: Path) -> None:
         ({"metric": {}, "values": [[BEGUN]]}, "no pairs of time and value"),
         ({"metric": {}, "values": [[BEGUN, "-1.5"], [BEGUN + 1, "3"]]}, "-1.5 is not a rate"),
         ({"metric": {}, "values": [[BEGUN, "+Inf"], [BEGUN + 1, "3"]]}, "inf is not a rate"),
+        (
+            {"metric": {"__name__": "requests_total"}, "values": [[BEGUN, "7"], [BEGUN + 1, "9"]]},
+            "requests_total is a counter",
+        ),
     ],
 )
 def test_series_without_rates_are_reported(tmp_path: Path, series: dict[str, Any], expected: str) -> None:

@@ -29,6 +29,7 @@ _START_KEYS = (("startTimeUnixNano", 1e9), ("start_time_unix_nano", 1e9), ("star
 """Keys of the start of a span, with their parts per second."""
 MAX_REASON = 200
 _RATES_HINT = "the range of a query such as sum(rate(http_requests_total[1m]))"
+_COUNTER_ENDINGS = ("_total", "_count")
 _FORMS_HINT = "a list of times, of objects with a time, spans (OTLP, Jaeger, Zipkin), or a range of Prometheus"
 
 
@@ -122,10 +123,14 @@ def _read_matrix(values: Sequence[Any], match: str, path: Path) -> TraceRows | N
         return None
     try:
         series = [row for row in matrix["result"] if match in json.dumps(row.get("metric"), ensure_ascii=False)]
+        names = [str((row.get("metric") or {}).get("__name__", "")) for row in series]
         pairs = sorted((float(time), float(rate)) for row in series for time, rate in row["values"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = "a series of the range has no pairs of time and value"
         raise user_error(message, file=str(path), hint=_RATES_HINT) from error
+    # rate() and the like drop the name
+    if counters := [name for name in names if name.endswith(_COUNTER_ENDINGS)]:
+        raise user_error(f"{counters[0]} is a counter, not a rate", file=str(path), hint=_RATES_HINT)
     times, rates = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
     marks, first = np.unique(times, return_index=True)
     return TraceRows(epoch_to_seconds(marks), None, "values", True, _sum_series(rates, first, path))
