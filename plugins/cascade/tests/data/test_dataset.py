@@ -98,6 +98,23 @@ def test_groups_are_certified_as_units(tmp_path: Path) -> None:
     assert "groups by talk" in dict(plan(spec, run).lines)["certificate"]
 
 
+@pytest.mark.parametrize(
+    ("column", "data", "units"), [("Patient_ID", "", 120), ("ward", "", 0), ("patient", ", duplicates: keep", 0)]
+)
+def test_rows_of_a_patient_are_grouped_though_no_key_names_them(
+    tmp_path: Path, column: str, data: str, units: int
+) -> None:
+    """Visits of one patient were dealt to all parts, and certified as independent cases."""
+    spec = _log(tmp_path, text=recorded_spec("talks", "12%", data=data))
+    path = tmp_path / "log.csv"
+    path.write_text(path.read_text().replace("talk,", f"{column},", 1))
+    found = load_cases(spec, run_in(tmp_path / "run", base=tmp_path))
+    assert len(set(found.clusters.tolist()) if found.clusters is not None else ()) == units
+    report = plan(spec, run_in(tmp_path / "run", base=tmp_path))
+    assert (f"groups by {column}" in dict(report.lines)["certificate"]) == bool(units)
+    assert any("certified as 120 groups" in note for note in report.notes) == bool(units)
+
+
 def _drawn(rng: np.random.Generator, talks: int, of: int) -> tuple[ScoreTables, IntArray]:
     """Return talks of one length: the small model, a fifth of all right answers lost, fails whole talks."""
     fails = np.repeat(rng.random(talks) < 0.2, of)

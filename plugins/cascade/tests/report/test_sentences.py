@@ -71,6 +71,7 @@ SAMPLES: dict[str, list[str]] = {
         sentences.class_skew("0", 0.931, 45, "svc-1", 33, None),
     ],
     "baseline_drop": [sentences.baseline_drop("svc-1", 0.97, 0.12)],
+    "repeated_patients": [sentences.repeated_patients("subject_id", 600)],
     "doubtful_values": [
         *sentences.doubtful_values([Doubt("a", -9.0, 0.1), *[Doubt("b", None, 0.4)] * 3]),
         *sentences.doubtful_values([Doubt("Unnamed: 0", None, 1.0, is_counter=True)]),

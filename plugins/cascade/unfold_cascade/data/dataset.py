@@ -34,7 +34,11 @@ from unfoldkit.safe_io.arrays import read_npz
 from unfoldkit.safe_io.files import parse_object, read_bytes
 
 DATASET_FILE = "cases.npz"
-READER_VERSION = 2
+READER_VERSION = 3
+PERSON_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "person_id", "uniquepid", "mrn")
+"""Names of columns of patients who may have several rows or stays, in lower case."""
+MIN_PATIENT_SHARE = 0.02
+"""Fewer different words than this share of the rows are subjects of another kind, such as those of a school."""
 """Increase it when tables are read or split in another way, so that stored data sets are read again."""
 MIN_CASES_PER_LABEL = 8
 MIN_FOLDS = 2
@@ -89,6 +93,7 @@ class Dataset:
         near: further rows that repeat one, but for one column or for tiny differences.
         leaks: columns that predict the label on their own.
         doubts: columns with values that may be no measurements.
+        patients: a column of patients with several rows, by which they are grouped though the spec does not name it.
     """
 
     rows: Rows
@@ -104,6 +109,7 @@ class Dataset:
     near: int = 0
     leaks: tuple[str, ...] = ()
     doubts: tuple[Doubt, ...] = ()
+    patients: str = ""
 
     @property
     def copies(self) -> int:
@@ -269,6 +275,7 @@ def read_dataset(options: DatasetOptions) -> Dataset:
         copies.near if copies else 0,
         find_leaks(options, frame, order, labels, is_labelled),
         find_column_doubts(frame, order, is_labelled),
+        find_patient_column(options, frame, is_labelled),
     )
 
 
@@ -281,10 +288,23 @@ def group_rows(
         UnfoldError: a column is missing, or holds no numbers.
     """
     copies = _find_copies(options, frame, order, selected)
-    clusters = _select_clusters(read_clusters(options.source.group, frame), selected)
+    column = options.source.group or find_patient_column(options, frame, selected)
+    clusters = _select_clusters(read_clusters(column, frame), selected)
     if copies is not None and options.groups_copies:
         clusters = copies.unit if clusters is None else join_groups(clusters, copies.unit)
     return clusters, copies
+
+
+def find_patient_column(options: DatasetOptions, frame: Frame, selected: BoolArray) -> str:
+    """Name a column of patients with several rows, where ``data.group`` names none; empty if there is none."""
+    if options.source.group or not options.groups_copies:
+        return ""
+    for name in frame.columns:
+        if name.lower() in PERSON_COLUMNS and name not in (options.label_column, options.split.column):
+            known = [word for word in frame.text(name, key="data.group")[selected] if not cells.is_missing(str(word))]
+            if MIN_PATIENT_SHARE * len(known) <= len(set(known)) < len(known):
+                return name
+    return ""
 
 
 def _find_copies(options: DatasetOptions, frame: Frame, order: Sequence[str], selected: BoolArray) -> Copies | None:
@@ -494,6 +514,7 @@ def _pack(dataset: Dataset) -> bytes:
         "near": dataset.near,
         "leaks": dataset.leaks,
         "doubts": [astuple(doubt) for doubt in dataset.doubts],
+        "patients": dataset.patients,
     }
     arrays = {"train": dataset.rows.train, "calibrate": dataset.rows.calibrate, "test": dataset.rows.test}
     if dataset.clusters is not None:
@@ -521,4 +542,5 @@ def _unpack(data: bytes) -> Dataset:
         facts.get("near", 0),
         tuple(facts.get("leaks", ())),
         tuple(Doubt(*doubt) for doubt in facts.get("doubts", ())),
+        facts.get("patients", ""),
     )

@@ -139,9 +139,8 @@ class Problem:
     @property
     def cluster_column(self) -> str | None:
         """The column of clusters, ``COPIES`` for copied rows without such a column, ``None`` for independent cases."""
-        if self.data.source.group:
-            return self.data.source.group
-        return None if self.dataset.clusters is None else COPIES
+        column = self.data.source.group or self.dataset.patients
+        return column or (None if self.dataset.clusters is None else COPIES)
 
     @property
     def group_names(self) -> tuple[str, ...]:

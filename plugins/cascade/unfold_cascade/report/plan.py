@@ -93,6 +93,8 @@ def _list_data_notes(solution: Solution) -> Iterator[str]:
     dataset, are_grouped = solution.problem.dataset, solution.problem.data.groups_copies
     if dataset.copies:
         yield sentences.copied_rows(dataset.identical, dataset.near, dataset.source, are_grouped=are_grouped)
+    if dataset.patients and dataset.clusters is not None:
+        yield sentences.repeated_patients(dataset.patients, int(dataset.clusters.max()) + 1)
     yield from sentences.doubtful_values(dataset.doubts)
 
 

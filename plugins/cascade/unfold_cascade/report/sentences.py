@@ -313,6 +313,12 @@ def leaked_label(columns: Sequence[str], remedy: str = "remove it, or list it in
     return f"{names} {verb} the label without error, as a leaked label would; {remedy}"
 
 
+def repeated_patients(column: str, clusters: int) -> str:
+    """State that the rows of one patient count as one case, though the spec names no group."""
+    text = f'rows share a patient by "{column}", so they are split and certified as {format_count(clusters, "group")}'
+    return f"{text} (data.group: {column} says so; data.duplicates: keep counts every row)"
+
+
 def doubtful_values(doubts: Sequence[Doubt]) -> tuple[str, ...]:
     """Warn of columns with codes for missing values, with two units, or with row numbers."""
     return tuple(_doubtful_column(doubt) for doubt in doubts[:3]) + ("and other columns",) * (len(doubts) > 3)

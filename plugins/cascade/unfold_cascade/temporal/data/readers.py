@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from unfold_cascade._types import Float32, FloatArray, IntArray
-from unfold_cascade.data.dataset import check_size
+from unfold_cascade.data.dataset import PERSON_COLUMNS, check_size
 from unfold_cascade.data.table import Frame, frame_of_file
 from unfold_cascade.schema.cells import has_zone, is_missing
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
@@ -32,8 +32,6 @@ UNITS = {"Unit1": "MICU", "Unit2": "SICU"}
 """Indicator columns of the care units in PhysioNet 2019, and the units: medical and surgical intensive care."""
 PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "subject_id", "stay_id", "icustay_id", "entity", "case", "id")
 """Names of the column of patients where all hours are in one table, in lower case."""
-PERSON_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "person_id", "uniquepid", "mrn")
-"""Names of columns of patients who may have several stays, in lower case."""
 SITE_COLUMNS = ("hospital", "hospital_id", "hospitalid", "site", "site_id", "siteid", "center", "centre", "center_id")
 """Names of columns of hospitals, in lower case."""
 MAX_TRANSFERRED_SHARE = 0.2
