@@ -409,6 +409,18 @@ def test_samples_of_one_prompt_count_once_though_no_key_names_it(
     assert (f'the 600 rows count as 150: prompts of the column "{column}"' in str(report.lines)) == repeats
 
 
+def test_rows_without_any_answer_are_no_requests(tmp_path: Path) -> None:
+    """Failed attempts of all models counted as requests on which the route loses nothing."""
+    write_log(tmp_path, 600)
+    clean = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "b", base=tmp_path))
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    failed = [f",,{100 + row},0,,,,100,0," for row in range(400)]
+    (tmp_path / "log.csv").write_text("\n".join([head, *lines, *failed]) + "\n")
+    report = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "a", base=tmp_path))
+    assert report.metrics == clean.metrics
+    assert "skipped 400 rows of log.csv in which no model answered" in str(report.lines)
+
+
 def test_a_confidence_that_has_seen_the_answer_certifies_nothing(tmp_path: Path) -> None:
     """A column that separates right from wrong without error is a leaked label, unless the spec trusts it."""
     write_log(tmp_path, 300)

@@ -91,6 +91,11 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
     """
     frame = load_log_frame(spec, run)
     log, prompts = read_call_log(spec, frame)
+    rows = _find_answered_rows(spec, log)
+    unanswered = len(log) - len(rows)
+    if unanswered:
+        frame = replace(frame, columns={name: values[rows] for name, values in frame.columns.items()})
+        log, prompts = log.take(rows), None if prompts is None else prompts[rows]
     # where prompts are known, they distinguish requests, and equal ones are one unit
     repeated = _find_repeated_prompts(spec, frame)
     copies = _find_copies(spec, frame, log) if prompts is None and not repeated else None
@@ -133,6 +138,7 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
         scale=_confidence_scale(spec),
         unit_name="prompt" if repeated else _unit_name(spec, has_copies=copies is not None),
         repeated_prompts=repeated,
+        unanswered=unanswered,
         longest_prompt=None if prompts is None else int(np.char.str_len(prompts).max()),
         scripts=() if prompts is None else join_scripts(prompts),
         embedding="" if reader is None else reader.embedding,
@@ -154,6 +160,12 @@ def _find_copies(spec: CascadeSpec, frame: Frame, log: CallLog) -> Copies | None
     words = [frame.text(column, key="data.path") for column in columns]
     numbers = np.column_stack([log.confidence, log.is_correct, log.cost, log.confidence_cost])
     return find_copies(np.where(np.isfinite(numbers), numbers, np.nan), words, finds_noisy=False)
+
+
+def _find_answered_rows(spec: CascadeSpec, log: CallLog) -> IntArray:
+    """List the rows of a recorded log in which some model answered; others are failed attempts, and dilute the loss."""
+    rows = np.arange(len(log)) if log.is_answered is None else np.flatnonzero(log.is_answered.any(axis=1))
+    return rows if spec.data.source == "recorded" and len(rows) else np.arange(len(log))
 
 
 def _find_repeated_prompts(spec: CascadeSpec, frame: Frame) -> str:
@@ -252,6 +264,7 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
         turn=np.arange(len(frame)) if is_sticky else None,
         conversation=join_units(groups, None, len(frame)) if is_sticky else None,
         answer=answer,
+        is_answered=is_answered | ~is_missing,
         is_unlabelled=is_unlabelled if is_unlabelled.any() else None,
         confidence_latency_ms=_read_confidence_latency(frame, columns, keys),
         is_gated_correct=_read_gated_scores(frame, columns, keys),

@@ -28,6 +28,7 @@ class CallLog:
         turn: (n,) order of the requests of a conversation; ``None`` where each request is routed for itself.
         conversation: (n,) number of the conversation of each request; ``None``: its unit.
         answer: (n, M) number of the text of each answer, equal for equal texts; ``None`` where no texts were recorded.
+        is_answered: (n, M) whether the model answered; ``None`` where every one did.
         is_unlabelled: (n, M) whether it is unknown if the answer was correct; ``None`` where all is known.
         confidence_latency_ms: (n, M) duration of the confidence where a gate follows; ``None``: none beside the call.
         is_gated_correct: (n, M) whether the answer that a gate trusts was correct, if it is another one, as the
@@ -47,6 +48,7 @@ class CallLog:
     turn: IntArray | None = None
     conversation: IntArray | None = None
     answer: IntArray | None = None
+    is_answered: BoolArray | None = None
     is_unlabelled: BoolArray | None = None
     confidence_latency_ms: FloatArray | None = None
     is_gated_correct: BoolArray | None = None

@@ -46,6 +46,7 @@ class RoutingProblem:
         scale: unit of the confidences, ``None`` to detect it.
         unit_name: what an independent unit is called: request, prompt or conversation.
         repeated_prompts: a column of prompts that repeat, if the spec does not name it; or empty.
+        unanswered: rows of the table that were left out, as no model answered.
         longest_prompt: characters of the longest prompt of the log, or ``None``.
         scripts: that the prompts of the log are written in; empty if unknown.
         embedding: names the embedding that the features of prompts contain; empty for none.
@@ -76,6 +77,7 @@ class RoutingProblem:
     leaks: tuple[str, ...] = ()
     is_servable: bool = True
     repeated_prompts: str = ""
+    unanswered: int = 0
 
 
 def split_units(unit: IntArray, tune: float, certify: float, seed: int, *, min_tuning: int = 0) -> Parts:

@@ -318,6 +318,8 @@ def _list_lines(solution: RoutingSolution, outcome: Outcome, reference: Outcome)
     yield from _score_lines(solution)
     if solution.rows_to_label:
         yield "labels", sentences.labels(solution.rows_to_label)
+    if problem.unanswered:
+        yield "note", sentences.unanswered_rows(problem.unanswered, problem.source)
     if problem.repeated_prompts:
         units = len(np.unique(problem.log.unit))
         yield "note", sentences.repeated_prompts(problem.repeated_prompts, len(problem.log), units)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unfold_cascade.report.sentences import leaked_label
-from unfoldkit.api import format_amount, format_money
+from unfoldkit.api import format_amount, format_count, format_money
 
 TESTS = {
     "exact": "exact paired test",
@@ -84,6 +84,11 @@ def tested_chains(chains: Sequence[tuple[str, float]]) -> str:
     """State at which probability of a false promise each of two chains was tested, the selected one first."""
     (first, delta), (second, rest) = chains
     return f"{first} at an error of {percent(delta)}, {second} at {percent(rest)}: both hold together"
+
+
+def unanswered_rows(count: int, table: str) -> str:
+    """State that rows without any answer were skipped."""
+    return f"skipped {format_count(count, 'row')} of {table} in which no model answered, as in failed attempts"
 
 
 def repeated_prompts(column: str, rows: int, units: int) -> str:
