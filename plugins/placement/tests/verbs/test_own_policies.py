@@ -109,6 +109,11 @@ BROKEN = {
         "the clock went back from 10 s to 0 s",
     ),
     "ends_tasks": (HEAD + "        view.table.state.status[:] = 3\n", 11, "a-0 never ended"),
+    "creates_another": (
+        HEAD.replace('Put("x-', 'Put("y-'),
+        11,
+        "a-0 lacks x-a-0",
+    ),
     "ends_the_process": (HEAD + "            __import__('os')._exit(0)\n", 15, "react raised SystemExit: 0"),
     "cancelled": ("import asyncio\n" + HEAD + "            raise asyncio.CancelledError\n", 16, "CancelledError"),
     "no_message": (

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unfold_placement.core.explain import Reason, explain_wait, record_history
+from unfold_placement.core.policy import Policy, is_shipped
 from unfold_placement.core.types import Node, Task
 from unfold_placement.policies.registry import PolicyFactory
 from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation
@@ -29,12 +30,14 @@ class Counterexample:
         stuck: Their tasks that never run.
         finished: Number of tasks that ran.
         reasons: Why one of the stuck tasks waits.
+        culprit: The policy of a user's own that never creates what this task lacks; None if another is at fault.
     """
 
     jobs: tuple[str, ...]
     stuck: tuple[str, ...]
     finished: int
     reasons: tuple[Reason, ...]
+    culprit: Policy | None = None
 
 
 def find_counterexample(
@@ -118,7 +121,10 @@ def _simulate_jobs(
     explained = min(stuck, key=lambda task: (bool(task.after or task.follows), stuck.index(task)))
     names_stuck = tuple(task.name for task in stuck)
     reasons = tuple(explain_wait(controller, explained, history))
-    return Counterexample(tuple(submitted), names_stuck, len(tasks) - len(stuck), reasons)
+    owner = next((reason.set_by for reason in reasons if not reason.available_on), "")
+    own = (policy for policy in controller.policies if not is_shipped(type(policy)))
+    culprit = next((policy for policy in own if type(policy).__name__ == owner), None)
+    return Counterexample(tuple(submitted), names_stuck, len(tasks) - len(stuck), reasons, culprit)
 
 
 def _with_dependencies(jobs: dict[str, list[Task]], names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unfold_placement.core.policy import policy_error
 from unfold_placement.core.watchdog import contain_policies
 from unfold_placement.kueue.comparison import QueueProblem, compare_starts
 from unfold_placement.report.plan import format_placements, plan_report
@@ -48,6 +49,9 @@ def _plan_queues(problem: QueueProblem, run: Run) -> Report:
 def _check_feasible(screening: Screening) -> None:
     if not screening.problem.tasks:
         raise user_error("no task can ever run", key="workload", hint="; ".join(unplaceable_lines(screening.reasons)))
-    if screening.counterexample is not None:
-        message = counterexample_message(screening.counterexample)
-        raise user_error(message, key="policy", hint=counterexample_hint(screening.counterexample))
+    if (counterexample := screening.counterexample) is not None:
+        message, hint = counterexample_message(counterexample), counterexample_hint(counterexample)
+        if counterexample.culprit is not None:
+            hint = f"{hint}; a policy is built many times, so that its state belongs in its object"
+            raise policy_error(counterexample.culprit, "react", message, hint=hint)
+        raise user_error(message, key="policy", hint=hint)
