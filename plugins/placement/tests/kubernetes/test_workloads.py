@@ -83,6 +83,21 @@ def test_replicas_run_on() -> None:
     assert find_group(owned("ReplicaSet"), w=body) == Group("replicaset/w", 3, "", 10.0)
 
 
+def test_a_ray_cluster_starts_with_its_head_and_workers() -> None:
+    """Each group has its replicas within its bounds, of several hosts each; a suspended one has no pods."""
+    groups = [
+        {"groupName": "gpu", "replicas": 2, "maxReplicas": 4, "numOfHosts": 3},
+        {"groupName": "cpu", "minReplicas": 1, "maxReplicas": 10},
+        {"groupName": "few", "replicas": 5, "maxReplicas": 2},
+        {"groupName": "off", "replicas": 9, "suspend": True},
+    ]
+    body = {"kind": "RayCluster", "metadata": META, "spec": {"workerGroupSpecs": groups}}
+    pod = {**owned("RayCluster"), "labels": {"ray.io/group": "gpu"}}
+    assert find_group(pod, w=body) == Group("raycluster/w", 1 + 6 + 1 + 2, "gpu", 10.0)
+    body["spec"] = {"workerGroupSpecs": None}
+    assert find_group(owned("RayCluster"), w=body) == Group("raycluster/w", 1, "", 10.0)
+
+
 def test_pods_without_a_known_owner_stand_alone() -> None:
     """The owner cannot be read, or forms no group."""
     assert find_group(owned("Job")) is None

@@ -38,6 +38,7 @@ def build_roles(namespace: str = NAMESPACE) -> list[Body]:
         _rule(["batch"], ["jobs"], [*READ_VERBS, "patch"]),
         _rule(["jobset.x-k8s.io"], ["jobsets"], [*READ_VERBS, "patch"]),
         _rule(["apps"], ["replicasets"], ["get"]),
+        _rule(["ray.io"], ["rayclusters"], ["get"]),
         _rule([""], ["configmaps"], ["get", "create", "patch"]),
         _rule(["coordination.k8s.io"], ["leases"], ["get", "list", "create", "update", "patch"]),
     ]

@@ -1,4 +1,4 @@
-"""Workloads that own pods: all pods of a Job, JobSet or ReplicaSet are admitted together.
+"""Workloads that own pods: all pods of a Job, JobSet, ReplicaSet or RayCluster are admitted together.
 
 A suspended Job or JobSet with the policy's label is resumed behind the policy's gate: its controller then creates gated
 pods, which the policy places one by one. Pods that an owner creates later replace others, and are placed alone.
@@ -19,7 +19,9 @@ POLICY = annotation_key("policy")
 ADMITTED = annotation_key("admitted")
 """Annotation of a workload that was resumed: one that its user suspends later stays suspended."""
 JOBSET_NAME, REPLICATED_JOB = "jobset.sigs.k8s.io/jobset-name", "jobset.sigs.k8s.io/replicatedjob-name"
+RAY_GROUP = "ray.io/group"
 JOB_API, JOBSET_API, APPS_API = "/apis/batch/v1", "/apis/jobset.x-k8s.io/v1alpha2", "/apis/apps/v1"
+RAY_API = "/apis/ray.io/v1"
 WORKLOAD_LISTS: Mapping[str, str] = {"Job": f"{JOB_API}/{{}}/jobs", "JobSet": f"{JOBSET_API}/{{}}/jobsets"}
 """Paths of the lists of workloads that can be suspended, by kind."""
 CACHE_S = 2.0
@@ -98,6 +100,10 @@ class Owners:
         if owner.get("kind") == "ReplicaSet":
             body = self._read(f"{APPS_API}/{self._namespace}/replicasets/{owner['name']}")
             return _group(body, int((body or {}).get("spec", {}).get("replicas", 1)))
+        if owner.get("kind") == "RayCluster":
+            body = self._read(f"{RAY_API}/{self._namespace}/rayclusters/{owner['name']}")
+            workers = (body or {}).get("spec", {}).get("workerGroupSpecs") or ()
+            return _group(body, 1 + sum(map(_count_workers, workers)), labels.get(RAY_GROUP, ""))
         return None
 
     @property
@@ -192,6 +198,14 @@ def _job_width(spec: Mapping[str, Any]) -> int:
     """Return how many pods of a Job run at a time."""
     parallelism = int(spec.get("parallelism", 1))
     return min(parallelism, int(spec.get("completions") or parallelism))
+
+
+def _count_workers(group: Mapping[str, Any]) -> int:
+    """Return how many pods KubeRay creates at first for a group of workers."""
+    least, most = int(group.get("minReplicas") or 0), group.get("maxReplicas")
+    replicas = max(int(group.get("replicas") or 0), least)
+    replicas = replicas if most is None else min(replicas, int(most))
+    return 0 if group.get("suspend") else replicas * int(group.get("numOfHosts") or 1)
 
 
 def _completions(spec: Mapping[str, Any]) -> int:
