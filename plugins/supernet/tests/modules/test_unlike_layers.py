@@ -20,7 +20,7 @@ from unfold_supernet.family.datasets import Dataset  # noqa: E402
 from unfold_supernet.modules import evaluation  # noqa: E402
 from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
 from unfold_supernet.modules.onnx_export import export_onnx, measure_disagreement  # noqa: E402
-from unfold_supernet.modules.width_groups import find_width_groups, trace_indices  # noqa: E402
+from unfold_supernet.modules.width_groups import find_width_groups, replace_linear_code, trace_indices  # noqa: E402
 from unfoldkit.api import UnfoldError  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -550,3 +550,37 @@ def test_members_that_another_engine_computes_otherwise_are_refused(monkeypatch:
     monkeypatch.setattr(evaluation, "export_onnx", lambda *_: other)
     with pytest.raises(UnfoldError, match=r"member 0\.5x1 returns other outputs in ONNX Runtime than in torch"):
         evaluation._export_members(family, data, {"0.5x1": 1.0}, lambda *_: None)
+
+
+class OwnLinear(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A linear layer of the user's, as GPT-2's if its weight is turned, and with noise while it is trained."""
+
+    def __init__(self, inputs: int, outputs: int, *, turned: bool = False, noise: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(*((inputs, outputs) if turned else (outputs, inputs))))
+        self.bias, self.turned, self.noise = nn.Parameter(torch.randn(outputs)), turned, noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute outputs (..., outputs) for inputs (..., inputs)."""
+        matrix = self.weight if self.turned else self.weight.T
+        result: Tensor = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], -1)
+        return result + self.noise * torch.randn_like(result) if self.training else result
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_own_linear_layers_are_narrowed(turned: bool) -> None:
+    """Weights of both layouts are followed, in every place of a layer that is shared."""
+    torch.manual_seed(0)
+    again, x = OwnLinear(16, 16, turned=turned), torch.randn(3, 6)
+    module = nn.Sequential(OwnLinear(6, 16, turned=turned), nn.ReLU(), again, again, nn.Linear(16, 5)).eval()
+    expected = module(x)
+    replaced = replace_linear_code(module)
+    assert replaced[2] is replaced[3]
+    torch.testing.assert_close(replaced.eval()(x), expected)
+    assert check_cut_out(replaced, x)
+
+
+def test_layers_with_noise_keep_their_code() -> None:
+    """A layer that computes something else while it is trained is no linear one."""
+    module = nn.Sequential(OwnLinear(6, 8, noise=0.1), OwnLinear(8, 8))
+    assert [type(layer) for layer in replace_linear_code(module)] == [OwnLinear, nn.Linear]

@@ -36,6 +36,7 @@ from unfold_supernet.modules.width_groups import (
     copy_unnormed,
     find_width_groups,
     fold_weight_norms,
+    replace_linear_code,
     select,
     trace_indices,
 )
@@ -267,7 +268,8 @@ def elastic(
     sizes = _combine(widths, depths, resolutions)
     tensors = _check_arguments(module, example)
     _initialise_lazy(unwrap_module(module), example)
-    whole = fold_weight_norms(_unwrap_parts(_copy_module(unwrap_module(module)))).eval()
+    copied = _unwrap_parts(_copy_module(unwrap_module(module)))
+    whole = replace_linear_code(fold_weight_norms(copied)).eval()
     _check_signature(whole, len(tensors))
     _check_module(whole, example)
     _turn_off_nesting(whole, example)

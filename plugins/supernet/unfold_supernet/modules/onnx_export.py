@@ -148,8 +148,8 @@ def measure_disagreement(module: nn.Module, content: bytes, inputs: tuple[Tensor
     outputs = torch.from_numpy(open_session(content).run(None, feed)[0])
     with torch.no_grad():
         expected: Tensor = module(*inputs)
-    scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
-    return float((outputs - expected).abs().flatten(1).amax(1).median()) / float(scale)
+    scale: float = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
+    return float((outputs - expected).abs().flatten(1).amax(1).median()) / scale
 
 
 def check_export(module: nn.Module, example: Inputs) -> None:

@@ -227,6 +227,66 @@ def copy_unnormed(module: nn.Module) -> nn.Module:
     return copied
 
 
+def replace_linear_code(module: nn.Module) -> nn.Module:
+    """Replace layers that compute what ``nn.Linear`` does, such as GPT-2's ``Conv1D``, by it, in place.
+
+    Channels are followed through torch's own layers only.
+    """
+    tied, made = find_tied_layers(module), dict[nn.Module, nn.Linear | None]()
+    for path, layer in [*module.named_modules(remove_duplicate=False)]:
+        if not path or path in tied:
+            continue
+        if layer not in made:
+            made[layer] = _find_linear(layer)
+        linear, (parent, _, name) = made[layer], path.rpartition(".")
+        if linear is not None:
+            setattr(module.get_submodule(parent), name, linear)
+    return module
+
+
+def _find_linear(layer: nn.Module) -> nn.Linear | None:
+    """Find the linear layer that computes what a layer of the user's does with its only weight, turned or not."""
+    own = dict(layer.named_parameters())
+    weight, bias = own.get("weight"), own.get("bias")
+    parts = (*layer.children(), *layer.buffers(), *layer._forward_hooks, *layer._forward_pre_hooks)  # noqa: SLF001
+    if weight is None or weight.ndim != 2 or {*own} - {"weight", "bias"} or parts or _is_of_torch(layer):
+        return None
+    for matrix in (weight.T, weight):
+        if not weight.is_floating_point() or (bias is not None and bias.shape != matrix.shape[:1]):
+            continue
+        linear = nn.Linear(matrix.shape[1], matrix.shape[0], bias is not None, dtype=weight.dtype)
+        linear.weight = nn.Parameter(matrix.detach().clone(memory_format=torch.contiguous_format), weight.requires_grad)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
+        if all(_computes_equally(layer, linear, rows) for rows in ((3,), (2, 3))):
+            return linear
+    return None
+
+
+def _is_of_torch(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith("torch.")
+
+
+def _computes_equally(layer: nn.Module, linear: nn.Linear, rows: tuple[int, ...]) -> bool:
+    """Check that a layer returns what a linear one does, with its gradients, in training and at inference."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        x = torch.randn(*rows, linear.in_features, dtype=linear.weight.dtype, requires_grad=True)
+        expected = linear(x)
+        (slope,) = torch.autograd.grad(expected.square().sum(), x)
+        for mode in (True, False):
+            try:
+                outputs = layer.train(mode)(x)
+                (found,) = torch.autograd.grad(outputs.square().sum(), x)
+            # the user's code may raise anything
+            except Exception:  # noqa: BLE001
+                return False
+            if outputs.shape != expected.shape or not torch.allclose(outputs, expected, TOLERANCE, TOLERANCE):
+                return False
+            if not torch.allclose(found, slope, TOLERANCE, TOLERANCE):
+                return False
+    return True
+
+
 def _list_norm_hooks(layer: nn.Module) -> list[Any]:
     return [hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, WeightNorm)]  # noqa: SLF001
 
