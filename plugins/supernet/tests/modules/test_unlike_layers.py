@@ -20,7 +20,12 @@ from unfold_supernet.family.datasets import Dataset  # noqa: E402
 from unfold_supernet.modules import evaluation  # noqa: E402
 from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
 from unfold_supernet.modules.onnx_export import export_onnx, measure_disagreement  # noqa: E402
-from unfold_supernet.modules.width_groups import find_width_groups, replace_linear_code, trace_indices  # noqa: E402
+from unfold_supernet.modules.width_groups import (  # noqa: E402
+    copy_unnormed,
+    find_width_groups,
+    replace_linear_code,
+    trace_indices,
+)
 from unfoldkit.api import UnfoldError  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -584,3 +589,19 @@ def test_layers_with_noise_keep_their_code() -> None:
     """A layer that computes something else while it is trained is no linear one."""
     module = nn.Sequential(OwnLinear(6, 8, noise=0.1), OwnLinear(8, 8))
     assert [type(layer) for layer in replace_linear_code(module)] == [OwnLinear, nn.Linear]
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*")
+def test_spectral_norm_by_hooks_leaves_other_layers_elastic() -> None:
+    """Its layers are named and keep their width; a copy returns the same, and the user's module stays."""
+    torch.manual_seed(0)
+    normed = nn.utils.spectral_norm
+    layers = (normed(nn.Conv2d(3, 12, 3)), nn.ReLU(), nn.Conv2d(12, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3))
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)).eval()
+    example = torch.randn(2, 3, 9, 9)
+    expected, copied = module(example), copy_unnormed(module).eval()
+    torch.testing.assert_close(copied(example), expected)
+    groups, inelastic = find_width_groups(copied, example)
+    assert {group.root for group in groups} == {"2", "4"}
+    assert "the weight of 0 is parametrised" in {part.reason for part in inelastic}
+    torch.testing.assert_close(module(example), expected)

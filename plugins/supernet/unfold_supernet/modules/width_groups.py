@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from unfold_supernet.modules.inputs import Inputs, copy_module, list_tensors, run_module
@@ -214,7 +215,10 @@ def fold_weight_norms(module: nn.Module) -> nn.Module:
 
 
 def copy_unnormed(module: nn.Module) -> nn.Module:
-    """Copy a module; ``torch.nn.utils.weight_norm``, which computes weights in hooks, is replaced by the weights."""
+    """Copy a module; weights that ``torch.nn.utils`` computes in hooks are replaced.
+
+    Those of ``weight_norm`` become plain weights; those of ``spectral_norm`` are parametrised, as torch does it now.
+    """
     computed = {
         id(weight): weight.detach().clone()
         for layer in module.modules()
@@ -223,8 +227,22 @@ def copy_unnormed(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module, computed)
     for layer in copied.modules():
         for hook in _list_norm_hooks(layer):
-            nn.utils.remove_weight_norm(layer, hook.name)
+            if isinstance(hook, WeightNorm):
+                nn.utils.remove_weight_norm(layer, hook.name)
+            else:
+                _parametrise_spectral_norm(layer, hook)
     return copied
+
+
+def _parametrise_spectral_norm(layer: nn.Module, hook: Any) -> None:
+    """Replace the hook of ``torch.nn.utils.spectral_norm`` by a parametrisation with the same vectors, in place."""
+    name = hook.name
+    weight, *vectors = (getattr(layer, f"{name}_{part}").detach().clone() for part in ("orig", "u", "v"))
+    nn.utils.remove_spectral_norm(layer, name)
+    getattr(layer, name).data = weight
+    parametrizations.spectral_norm(layer, name, hook.n_power_iterations, hook.eps, hook.dim)
+    chains: Any = layer.parametrizations
+    chains[name][0]._u, chains[name][0]._v = vectors  # noqa: SLF001 - it has no public name
 
 
 def replace_linear_code(module: nn.Module) -> nn.Module:
@@ -288,7 +306,8 @@ def _computes_equally(layer: nn.Module, linear: nn.Linear, rows: tuple[int, ...]
 
 
 def _list_norm_hooks(layer: nn.Module) -> list[Any]:
-    return [hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, WeightNorm)]  # noqa: SLF001
+    hooks = layer._forward_pre_hooks.values()  # noqa: SLF001
+    return [hook for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)]
 
 
 def list_recurrent_layers(module: nn.Module) -> list[Inelastic]:
