@@ -111,6 +111,10 @@ def test_inputs_are_not_held_in_memory(tmp_path: Path) -> None:
             lambda arrays: arrays.update(x=arrays["x"][:, :, :6]),
             r"part-1\.npz.*a row has shape \(2, 6\), but \(2, 12\)",
         ),
+        (
+            lambda arrays: arrays.update(x=(arrays["x"] * 9).astype(np.uint8)),
+            r"part-1\.npz.*x holds 8-bit integers, but floating-point numbers",
+        ),
         (lambda arrays: arrays.update(extra=np.zeros(30)), r"part-1\.npz.*adds extra"),
         (lambda arrays: arrays.pop("y"), r"part-1\.npz.*holds no y"),
         (lambda arrays: arrays.update(y=arrays["y"].astype(str)), r"part-1\.npz.*y holds text, but numbers in part-0"),

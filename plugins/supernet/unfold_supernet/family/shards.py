@@ -57,6 +57,7 @@ class _Collected:
 
     columns: tuple[str, ...] = ()
     first_file: str = ""
+    scale: str = ""
     parts: dict[str, list[Any]] = field(default_factory=dict)
 
 
@@ -144,6 +145,11 @@ def _check_columns(block: Block, collected: _Collected, file: Path) -> None:
     """Check that a shard holds the columns of the first one."""
     if not collected.columns:
         collected.columns, collected.first_file = block.columns, file.name
+    scale = _describe_scale(np.asarray(block.arrays["x"]).dtype)
+    collected.scale = collected.scale or scale
+    if scale and scale != collected.scale:
+        message = f"x holds {scale}, but {collected.scale} in shards before"
+        raise user_error(message, file=str(file), key="data.path", hint="store one type and scale in all shards")
     missing = [name for name in collected.columns if name not in block.columns]
     added = [name for name in block.columns if name not in collected.columns]
     if missing or added:
@@ -151,6 +157,13 @@ def _check_columns(block: Block, collected: _Collected, file: Path) -> None:
         parts += [f"adds {', '.join(added[:3])}"] if added else []
         message = f"the shard {' and '.join(parts)}, compared with {collected.first_file}"
         raise user_error(message, file=str(file), key="data.path", hint="all shards need the same columns")
+
+
+def _describe_scale(kind: Any) -> str:
+    """Describe numbers that are pixels up to 255, or may be scaled to 1; empty for others, such as counts."""
+    if kind.kind == "f":
+        return "floating-point numbers"
+    return "8-bit integers" if kind.kind in "iu" and kind.itemsize == 1 else ""
 
 
 def _collect(block: Block, collected: _Collected, rows: int, file: Path) -> None:
