@@ -35,11 +35,11 @@ from unfoldkit.safe_io.files import parse_object, read_bytes
 
 DATASET_FILE = "cases.npz"
 READER_VERSION = 3
+"""Increase it when tables are read or split in another way, so that stored data sets are read again."""
 PERSON_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "person_id", "uniquepid", "mrn")
 """Names of columns of patients who may have several rows or stays, in lower case."""
 MIN_PATIENT_SHARE = 0.02
 """Fewer different words than this share of the rows are subjects of another kind, such as those of a school."""
-"""Increase it when tables are read or split in another way, so that stored data sets are read again."""
 MIN_CASES_PER_LABEL = 8
 MIN_FOLDS = 2
 MIN_CLUSTERS = 10

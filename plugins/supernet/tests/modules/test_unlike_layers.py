@@ -581,6 +581,7 @@ def test_own_linear_layers_are_narrowed(turned: bool) -> None:
     expected = module(x)
     replaced = replace_linear_code(module)
     assert replaced[2] is replaced[3]
+    assert replaced[0].turned is turned
     torch.testing.assert_close(replaced.eval()(x), expected)
     assert check_cut_out(replaced, x)
 

@@ -277,6 +277,9 @@ def _find_linear(layer: nn.Module) -> nn.Linear | None:
         if bias is not None:
             linear.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
         if all(_computes_equally(layer, linear, rows) for rows in ((3,), (2, 3))):
+            # the code around it may read attributes of the user's
+            for name, value in vars(layer).items():
+                vars(linear).setdefault(name, value)
             return linear
     return None
 
