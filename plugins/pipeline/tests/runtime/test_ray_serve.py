@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +33,11 @@ class Mortal:
     deaths: int = 0
     inside: list[asyncio.Future[float]] = field(default_factory=list)
 
-    async def remote(self, row: Any, _batch: int, _alone: bool) -> RowAnswer:
+    def remote(self, row: Any, _batch: int, _alone: bool) -> asyncio.Task[RowAnswer]:
         """Answer a row, some milliseconds after it came."""
+        return asyncio.create_task(self._serve(row))
+
+    async def _serve(self, row: Any) -> RowAnswer:
         futures: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self.inside.append(futures)
         asyncio.get_running_loop().call_later(0.01, self._answer, futures, float(row[0]))
@@ -75,3 +79,51 @@ def test_row_that_kills_replicas_fails_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert found == [None if number in (2, 5) else {"a": float(number)} for number in range(8)]
     assert failed == ["a" if number in (2, 5) else "" for number in range(8)]
     assert replica.deaths <= 6
+
+
+@dataclass(slots=True)
+class Overloaded:
+    """A handle that answers nothing; a request that is withdrawn ends with an error."""
+
+    error: type[Exception]
+    sent: list[asyncio.Future[RowAnswer]] = field(default_factory=list)
+
+    def remote(self, _row: Any, _batch: int, _alone: bool) -> Any:
+        """Queue a request."""
+        request: asyncio.Future[RowAnswer] = asyncio.get_running_loop().create_future()
+        self.sent.append(request)
+
+        class Response:
+            def __await__(self) -> Generator[Any, None, RowAnswer]:
+                return request.__await__()
+
+            def cancel(response) -> None:  # noqa: N805
+                request.set_exception(self.error("withdrawn"))
+
+        return Response()
+
+
+@pytest.mark.e2e
+def test_a_query_that_ends_is_withdrawn_from_ray() -> None:
+    """What waits in Ray beyond the bound would delay fresh queries, and nothing waits for its answer."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    handle = Overloaded(ray.exceptions.TaskCancelledError)
+
+    async def scene() -> list[Any]:
+        running = RayRuntime(plan_stages(["a"], [ModelSource()], (StageConfig(0, 4, 1),)), None)
+        running._ray, running.stages[0].handle = ray, handle
+        way = build_routes(PIPE, draw_sample(PIPE, np.zeros(1), np.random.default_rng(0)))
+        ends: list[Any] = []
+        query = Query(np.zeros(1), way, 0, ends.append)
+        running.submit(query)
+        await asyncio.sleep(0)
+        assert running.stages[0].open == len(handle.sent) == 1
+        query.shed()
+        await asyncio.sleep(0.05)
+        assert running.stages[0].open == 0
+        assert not query.has_lost_replica
+        assert not query.failed_stage
+        return ends
+
+    assert set(asyncio.run(asyncio.wait_for(scene(), 10))) == {None}
+    assert len(handle.sent) == 1

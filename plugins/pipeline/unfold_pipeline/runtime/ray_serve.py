@@ -356,9 +356,13 @@ class RayRuntime:
             try:
                 # only one suspect at a time shows which query causes the deaths
                 async with stage.retry_lock if has_died else contextlib.nullcontext():
-                    answer = await stage.handle.remote(tensors, stage.max_batch, is_alone)
+                    response = stage.handle.remote(tensors, stage.max_batch, is_alone)
+                    if not is_alone:
+                        # Ray would serve it before fresh queries, although nothing waits for its answer any more
+                        query.on_shed.append(response.cancel)
+                    answer = await response
             except self._ray.exceptions.RayTaskError:
-                return stage.record_failure(query)
+                return None if query.is_shed else stage.record_failure(query)
             except self._ray.exceptions.ActorDiedError:
                 query.process_failures += has_died
                 query.has_lost_replica = True
@@ -368,6 +372,8 @@ class RayRuntime:
                 await asyncio.sleep(POLL_INTERVAL_S)
                 continue
             except (self._ray.exceptions.RayError, RayServeException):
+                if query.is_shed:
+                    return None
                 query.has_lost_replica = True
                 await asyncio.sleep(POLL_INTERVAL_S)
                 continue

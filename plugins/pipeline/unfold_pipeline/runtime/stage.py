@@ -50,6 +50,7 @@ class Query:
         process_failures: processes that ended while they served nothing else.
         batched_at: stages that took it into a batch, and when; empty for a query without a deadline.
         has_lost_replica: whether a replica was lost that served it, or that it waited for; it is answered anyway.
+        on_shed: withdraw what was sent for it to other processes.
     """
 
     row: RowArray
@@ -64,6 +65,7 @@ class Query:
     process_failures: int = 0
     batched_at: list[tuple[StageRuntime, float]] = field(default_factory=list)
     has_lost_replica: bool = False
+    on_shed: list[Callable[[], object]] = field(default_factory=list)
 
     def complete(self) -> None:
         """Deliver the answers, and let the stages learn how long the query took from their batches on."""
@@ -87,6 +89,8 @@ class Query:
         """End the query without an answer, because it would come too late."""
         self.is_shed = True
         self.on_finished(None)
+        for withdraw in self.on_shed:
+            withdraw()
 
     def fail_at(self, stage: str) -> None:
         """End the query without an answer, because the model of ``stage`` raised an error on it."""
