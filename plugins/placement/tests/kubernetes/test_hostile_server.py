@@ -112,6 +112,27 @@ def is_pod_patch(method: str, path: str, _is_watch: bool) -> bool:
     return method == "PATCH" and "/pods/" in path
 
 
+def test_a_deployment_that_is_scaled_down_while_it_waits(cluster: Cluster) -> None:
+    """Twenty replicas never fit; the two that are left after it was scaled down start, and wait for no others."""
+    owner: Body = {"kind": "ReplicaSet", "name": "web", "uid": "1", "controller": True}
+    replicas: Body = {"kind": "ReplicaSet", "metadata": {"name": "web", "namespace": NAMESPACE}}
+    cluster.server.put("replicasets", {**replicas, "spec": {"replicas": 20}})
+    for index in range(20):
+        body = gated_pod(Task(f"web-{index}", {"cpu": 1000, "gpu": 1000}, run=1e4))
+        for name in ("job", "name", "size", "task"):
+            body["metadata"]["labels"].pop(annotation_key(name), None)
+            body["metadata"]["annotations"].pop(annotation_key(name), None)
+        body["metadata"] |= {"name": f"web-{index}", "ownerReferences": [owner]}
+        cluster.server.put("pods", body)
+    cluster.submit("second", 2)
+    cluster.await_open("second", 2)
+    assert cluster.count_open("web") == 0
+    cluster.server.put("replicasets", {**replicas, "spec": {"replicas": 2}})
+    for index in range(2, 20):
+        cluster.server.remove("pods", NAMESPACE, f"web-{index}")
+    cluster.await_open("web", 2)
+
+
 def test_watches_that_end_at_once_do_not_spin(cluster: Cluster) -> None:
     """A proxy may end every watch at once: each list is followed once a second at most."""
     cluster.server.fault = lambda _method, _path, is_watch: Fault(200, b"") if is_watch else None

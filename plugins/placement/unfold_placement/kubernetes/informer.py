@@ -207,6 +207,8 @@ class Informer:
                 if body["spec"].get("nodeName"):
                     # a waiting gate queue may open further pods
                     self.store.changed.notify_all()
+        if is_gone:
+            self._shrink_group(pods.task_name(body))
 
     def body(self, task: str) -> Body | None:
         """Return a task's current pod, as far as it is known."""
@@ -380,6 +382,25 @@ class Informer:
         ended = sum(record.state == kinds.DONE and record.task.arrival == arrival for record in records)
         rest = max(1, min(group.size, group.total - max(ended, group.succeeded)))
         return group if rest == group.size else replace(group, job=f"{group.job}/last-{rest}", size=rest)
+
+    def _shrink_group(self, removed: str) -> None:
+        """Let the rest of a group wait for no more pods than its workload has by now: it may have been scaled down."""
+        record = self.store.records.get(removed)
+        if record is None or record.state != kinds.GONE or self.owners is None:
+            return
+        job = record.task.job
+        with self.store.changed:
+            mates = [mate for mate in self.store.records.values() if mate.task.job == job and self._waits_at_gate(mate)]
+            body = self.body(mates[0].task.name) if 0 < len(mates) < record.task.size else None
+        if body is None:
+            return
+        self.owners.bodies.clear()
+        group = self.owners.find_group(body)
+        with self.store.changed:
+            for mate in mates if group is not None and group.job == job else ():
+                if self.store.records.get(mate.task.name) is mate and group is not None and group.size < mate.task.size:
+                    task = replace(mate.task, size=group.size)
+                    self.store.write_record(replace(mate, task=task), kinds.SUBMITTED)
 
     def _waits_at_gate(self, record: Record) -> bool:
         """Return whether a task waits in its present pod, not for another in place of one that is lost."""
