@@ -213,8 +213,10 @@ class ControlLoop:
             task, kinds_known = change.record.task, controller.table.resource_kinds
             needed = self.backend.constraints([task])
             has_policies = {type(policy) for policy in needed} <= {type(policy) for policy in controller.policies}
-            is_known = task.name in controller.table.task_rows
-            return is_known or not (has_policies and task.demand.keys() <= set(kinds_known))
+            # a task that is submitted again while it waits has other attributes now
+            row = controller.table.task_rows.get(task.name)
+            has_changed = row is not None and controller.table.state.status[row] == kernel.WAITING
+            return bool(has_changed) or not (has_policies and task.demand.keys() <= set(kinds_known))
         has_own_expiry = change.kind == kinds.EXPIRED and change.by == self.owner
         # a node that comes, or comes back, has none of the resources that it had
         is_up = change.node in {node.name for node in controller.view.nodes} - left
