@@ -486,11 +486,12 @@ def check_cut_out(module: nn.Module, example: Tensor) -> set[str]:
         (lambda x: x.permute(0, 2, 3, 1).flatten(1), 72),
         (lambda x: x.transpose(1, 3).transpose(1, 2).reshape(len(x), -1), 72),
         (lambda x: torch.stack([x.mean((2, 3)), x.amax((2, 3))], 1).flatten(1), 16),
+        (lambda x: torch.cat([x.chunk(4, 1)[index] for index in (1, 0, 3, 2)], 1).mean((2, 3)), 8),
     ],
-    ids=["last", "view", "stack"],
+    ids=["last", "view", "stack", "chunks"],
 )
 def test_channels_that_are_flattened_last_stay(flatten: Callable[[Tensor], Tensor], inputs: int) -> None:
-    """They are neighbours in the flattened map, where those of one channel are by default."""
+    """They are neighbours in the flattened map, where those of one channel are by default; so are those of chunks."""
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 3), Applied(flatten))
     module = nn.Sequential(*layers, nn.Linear(inputs, 20), nn.ReLU(), nn.Linear(20, 5))

@@ -913,12 +913,14 @@ def _is_permuted(group: Any) -> bool:
     if any(_selects(node.grad_fn, channels) for node, channels in nodes.items()):
         return True
     is_turned = any("Transpose" in name or "Permute" in name for name in operations.values())
+    kinds = _import_torch_pruning().ops
+    # parts of which unequal numbers remain would be split elsewhere
+    is_split = any(isinstance(node.module, kinds._SplitOp) for node in nodes)  # noqa: SLF001
     # channels may stand last where a map is flattened
-    if is_turned and any(channels > len(group[0].idxs) for channels in nodes.values()):
+    if is_split or (is_turned and any(channels > len(group[0].idxs) for channels in nodes.values())):
         return True
     if _list_norms(group):
         return False
-    kinds = _import_torch_pruning().ops
     # flattened before a concatenation
     if any(isinstance(node.module, kinds._ReshapeOp) and node.type != kinds.OPTYPE.RESHAPE for node in nodes):  # noqa: SLF001
         return True
