@@ -3,7 +3,7 @@
 Ray Serve has no central queue: a query goes to a replica on arrival and waits there for the next batch. Queries of a
 replica that died are sent again, one after the other, so that only a query that kills replicas is lost. A replica
 exits if its model hangs, and the rows of its batch are sent again one by one. Queries that cannot be in time are shed
-when they arrive at a stage, because what waits at a replica cannot be taken back. Ray Serve chooses the nodes (see
+when they arrive at a stage; those that end while they wait at a replica are withdrawn. Ray Serve chooses the nodes (see
 :class:`unfold_pipeline.problem.problem.PlacementPolicy`).
 """
 
