@@ -11,7 +11,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -140,13 +140,19 @@ def find_width_groups(
         root = names[group[0].dep.target.module]
         outputs_of = {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
         is_mixed = any(names.get(layer) in heads.unfollowed for layer in outputs_of)
-        reason = MIXED_HEADS if is_mixed else _find_obstacle(group, names, (module, heads), tied)
+        # feed-forward layers beside attention turn nothing, and heads are turned
+        reason = MIXED_HEADS if is_mixed and _is_turned(group) else _find_obstacle(group, names, (module, heads), tied)
         found = WidthGroup(root, ())
         if not reason:
             found = _rank_channels(importance, graph, group, root)
             norms = [names[layer] for layer in _list_norms(group)]
-            is_kept = found.order and (not _is_permuted(group) or _equals_ignored(module, example, found, heads, norms))
-            reason = "" if is_kept else UNTRACED
+            # by chance, as many channels remain of each head; of the first channels, none of the last heads
+            tried = (replace(found, order=tuple(sorted(found.order))), found)
+            is_doubtful = is_mixed or _is_permuted(group)
+            is_kept = found.order and (
+                not is_doubtful or all(_equals_ignored(module, example, each, heads, norms) for each in tried)
+            )
+            reason = "" if is_kept else MIXED_HEADS if is_mixed else UNTRACED
         if reason:
             inelastic.append(Inelastic(root, reason))
         else:
@@ -912,7 +918,7 @@ def _is_permuted(group: Any) -> bool:
         return True
     if any(_selects(node.grad_fn, channels) for node, channels in nodes.items()):
         return True
-    is_turned = any("Transpose" in name or "Permute" in name for name in operations.values())
+    is_turned = _is_turned(group)
     kinds = _import_torch_pruning().ops
     # parts of which unequal numbers remain would be split elsewhere
     is_split = any(isinstance(node.module, kinds._SplitOp) for node in nodes)  # noqa: SLF001
@@ -926,6 +932,12 @@ def _is_permuted(group: Any) -> bool:
         return True
     reshapes = sum("View" in name or "Reshape" in name for name in operations.values())
     return reshapes > 1 and is_turned
+
+
+def _is_turned(group: Any) -> bool:
+    """Return whether axes of the map of a group are exchanged."""
+    names = (item.dep.target.grad_fn.name() for item in group if item.dep.target.grad_fn is not None)
+    return any("Transpose" in name or "Permute" in name for name in names)
 
 
 def _selects(function: Any, channels: int) -> bool:
