@@ -136,7 +136,8 @@ def test_application_follows_its_demand(tmp_path: Path) -> None:
         assert table["detect"][:2] == ["Detect", 1]
         with serving(tmp_path, *command, "--run", "runs/one", patience=PATIENCE_S) as (first, one):
             wait_until(lambda: read_status(one)["stages"], 60)
-            wait_until(lambda: read_status(one)["stages"][1]["current"] == 2, 90)
+            # two, and on a busy machine a third one before the next look
+            wait_until(lambda: read_status(one)["stages"][1]["current"] in (2, 3), 90)
             status = read_status(one)
             assert status["role"] == "leader"
             assert status["stages"][0]["current"] > 1

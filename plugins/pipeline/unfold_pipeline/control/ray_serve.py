@@ -113,10 +113,11 @@ class RayServeTarget:
     def read_replicas(self) -> tuple[StageReplicas, ...]:
         """Return the replicas of each stage; only those that run exist."""
         details = self._read_application()
-        if not details.get("external_scaler_enabled"):
+        replicas = tuple(self._read_stage(details["deployments"], name) for name in self.workloads)
+        if not details.get("external_scaler_enabled") and all(item.fault is None for item in replicas):
             hint = "serve.run(..., external_scaler_enabled=True), or external_scaler_enabled: true in its config"
             raise user_error(f"the application {self.application} admits no external scaler", key=KEY, hint=hint)
-        return tuple(self._read_stage(details["deployments"], name) for name in self.workloads)
+        return replicas
 
     def _read_stage(self, deployments: Mapping[str, Any], name: str) -> StageReplicas:
         deployment = deployments.get(name)
