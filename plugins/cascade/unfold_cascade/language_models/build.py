@@ -98,6 +98,9 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
         log, prompts = log.take(rows), None if prompts is None else prompts[rows]
     # where prompts are known, they distinguish requests, and equal ones are one unit
     repeated = _find_repeated_prompts(spec, frame)
+    if repeated:
+        by_prompt = join_units(None, frame.text(repeated, key="data"), len(frame))
+        log = replace(log, unit=join_groups(log.unit, by_prompt))
     copies = _find_copies(spec, frame, log) if prompts is None and not repeated else None
     if copies is not None:
         log = replace(log, unit=join_groups(log.unit, copies.unit))
@@ -249,8 +252,7 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
     group_column = "group" if spec.group and spec.data.source == "endpoints" else spec.group
     groups = frame.text(group_column, key="data.group") if group_column else None
     is_sticky = spec.serve is not None and spec.serve.sticky == "conversation" and groups is not None
-    repeated = _find_repeated_prompts(spec, frame)
-    unit = join_units(groups, frame.text(repeated, key="data") if repeated else prompts, len(frame))
+    unit = join_units(groups, prompts, len(frame))
     log = CallLog(
         models=tuple(model.name for model in models),
         is_correct=scores == 1.0,
