@@ -396,9 +396,11 @@ class Informer:
             return
         self.owners.bodies.clear()
         group = self.owners.find_group(body)
+        if group is None or group.job != job:
+            return
         with self.store.changed:
-            for mate in mates if group is not None and group.job == job else ():
-                if self.store.records.get(mate.task.name) is mate and group is not None and group.size < mate.task.size:
+            for mate in mates:
+                if self.store.records.get(mate.task.name) is mate and group.size < mate.task.size:
                     task = replace(mate.task, size=group.size)
                     self.store.write_record(replace(mate, task=task), kinds.SUBMITTED)
 
