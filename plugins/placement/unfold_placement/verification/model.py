@@ -59,6 +59,7 @@ DIGITS = 6
 ENDED = "ended"
 """New name of a job that has ended."""
 PICKLE_PROTOCOL = 4
+FIRST = operator.itemgetter(0)
 EMPTY = (0, (), "")
 """Forms of values that say no more than their absence."""
 Found = TypeVar("Found")
@@ -269,16 +270,21 @@ def _mapping_form(value: Mapping[Any, Any], rename: Renaming) -> Hashable:
     """Return the form of a mapping without empty values; the order of jobs matters, that of users does not."""
     if not value:
         return ()
-    kept = []
+    kept, has_jobs, has_texts = [], False, True
     for key, item in value.items():
         name, form = FORMER_OF[type(key)](key, rename), FORMER_OF[type(item)](item, rename)
         # of a job that has ended only values that may count are kept
         if not (form is None or form in EMPTY) or (rename.keeps_empty and name != ENDED):
             kept.append((name, form))
-    if len(kept) < 2:
+        if not isinstance(key, str):
+            has_texts = False
+        elif SLOT_MARK in key:
+            has_jobs = True
+    if has_jobs or len(kept) < 2:
         return tuple(kept)
-    has_jobs = any(isinstance(key, str) and SLOT_MARK in key for key in value)
-    return tuple(kept if has_jobs else sorted(kept, key=repr))
+    # texts that name no job are distinct, and decide the order alone
+    kept.sort(key=FIRST if has_texts else repr)
+    return tuple(kept)
 
 
 def _set_form(value: Iterable[Any], rename: Renaming) -> Hashable:
@@ -449,7 +455,8 @@ def _find_reader(names: Sequence[str]) -> Callable[[object], Sequence[Any]]:
 def _copy_tuple(value: tuple[Any, ...], memo: dict[int, Any]) -> tuple[Any, ...]:
     for item in value:
         if COPIER_OF[type(item)] is not None:
-            return tuple(_copy_list(value, memo))
+            items = _copy_list(value, memo)
+            return tuple(items) if any(map(operator.is_not, items, value)) else value
     return value
 
 

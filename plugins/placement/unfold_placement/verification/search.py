@@ -371,7 +371,10 @@ def _stopped_jobs(controller: Controller, cursor: int) -> set[str]:
     """Return the jobs with a task that was preempted since a log entry."""
     state, tasks = controller.table.state, controller.table.tasks
     entries = slice(cursor, int(state.counters[kernel.LOGGED]))
-    logged = zip(state.log_kind[entries].tolist(), state.log_task[entries].tolist(), strict=True)
+    kinds = state.log_kind[entries].tolist()
+    if kernel.LOG_PREEMPTED not in kinds:
+        return set()
+    logged = zip(kinds, state.log_task[entries].tolist(), strict=True)
     return {tasks[row].job for kind, row in logged if kind == kernel.LOG_PREEMPTED}
 
 
