@@ -18,7 +18,7 @@ REASONS = (
     Reason(requirement="1 gpu", available_on="all 4 nodes", missing_on="", since_s=None, set_by="task"),
     Reason(requirement="gang-a-", available_on="", missing_on="everywhere", since_s=3.0, set_by="Gang"),
 )
-COUNTEREXAMPLE = Counterexample(("a", "b"), ("a-0", "a-1"), 6, REASONS)
+COUNTEREXAMPLE = Counterexample(("a", "b"), ("a-0", "a-1"), 6, "a-0", "waits for room", REASONS)
 UNPLACEABLE = {f"t{index}": f"no node has {index} gpu" for index in range(9)}
 SAMPLES: dict[str, list[str]] = {
     "stuck_headline": [sentences.stuck_headline(1, "a-0"), sentences.stuck_headline(12, "a-0")],
@@ -40,6 +40,7 @@ SAMPLES: dict[str, list[str]] = {
     "explanation_line": [
         sentences.explanation_line("c-0", 330.0, "waits for its turn behind b-0, for which nodes are kept free")
     ],
+    "wait_phrase": [sentences.wait_phrase("a-0", wait) for wait in ("waits for room", "set aside: no node has 9 gpu")],
     "explanation_title": [sentences.explanation_title("c-0", 330.0)],
     "unplaceable_lines": sentences.unplaceable_lines(UNPLACEABLE),
     "counterexample_message": [sentences.counterexample_message(COUNTEREXAMPLE)],

@@ -112,7 +112,7 @@ BROKEN = {
     "creates_another": (
         HEAD.replace('Put("x-', 'Put("y-'),
         11,
-        "a-0 lacks x-a-0",
+        "it lacks x-a-0",
     ),
     "ends_the_process": (HEAD + "            __import__('os')._exit(0)\n", 15, "react raised SystemExit: 0"),
     "cancelled": ("import asyncio\n" + HEAD + "            raise asyncio.CancelledError\n", 16, "CancelledError"),

@@ -168,7 +168,14 @@ def test_an_unsatisfiable_composition_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UnfoldError, match="with a alone on the empty cluster, 10 tasks wait forever") as error:
         answer(tmp_path, "{gang: {}, anti-affinity: {}}")
     assert error.value.code == 2
-    assert "a-0 lacks gang-a-" in str(error.value)
+    assert "a-0 is set aside: its 10 tasks do not fit together" in str(error.value)
+
+
+def test_a_gang_larger_than_the_cluster_is_an_error_with_the_amounts(tmp_path: Path) -> None:
+    """The cause comes first: what its tasks need, and what the cluster has."""
+    text = SPEC.replace("POLICY", "{gang: {}}").replace("count: 10", "count: 50")
+    with pytest.raises(UnfoldError, match="a-0 is set aside: its 50 tasks need 50 gpu, and the cluster has 16;"):
+        plan(validate(PlacementSpec, parse(text, "p.yaml")), Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
 
 
 @dataclass

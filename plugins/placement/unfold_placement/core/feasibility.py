@@ -7,6 +7,7 @@ nodes for the head of the queue; without run times they stay empty meanwhile).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -158,8 +159,21 @@ class EmptyCluster:
             if not marks.any():
                 return self._describe_shortage(task, [names[resource] for resource in wanted if resource >= 0])
         if len(unit) > 1 and not self._fits_within(rows, np.arange(len(table.nodes))):
-            return f"its {len(unit)} tasks do not fit together on the empty cluster"
+            return self._describe_total(unit)
         return ""
+
+    def _describe_total(self, unit: Sequence[Task]) -> str:
+        """Return the kind of which a unit needs more than the cluster has, or that its tasks do not fit together."""
+        is_up, total = self.table.state.is_up > 0, Counter[str]()
+        for task in unit:
+            total.update(task.demand)
+        for kind, amount in total.items():
+            available = int(self.capacity[is_up, self.table.resource_kinds.index(kind)].sum())
+            if available < amount:
+                return (
+                    f"its {len(unit)} tasks need {amount / MILLI:g} {kind}, and the cluster has {available / MILLI:g}"
+                )
+        return f"its {len(unit)} tasks do not fit together on the empty cluster"
 
     def _describe_shortage(self, task: Task, names: Sequence[str]) -> str:
         is_up = self.table.state.is_up > 0

@@ -72,7 +72,12 @@ def rejection_line(count: int, first_task: str, reason: str) -> str:
 
 def explanation_line(task: str, at_s: float, dominant: str) -> str:
     """Return the line with the dominant reason of an explained wait; its table lists every requirement."""
-    return f"at {at_s:,.1f} s {task} {dominant} (explain.task selects another)"
+    return f"at {at_s:,.1f} s {wait_phrase(task, dominant)} (explain.task selects another)"
+
+
+def wait_phrase(task: str, wait: str) -> str:
+    """Return a task with the reason for which it waits, such as ``a-0 waits for room``."""
+    return f"{task} is {wait}" if wait.startswith("set aside") else f"{task} {wait}"
 
 
 def explanation_title(task: str, at_s: float) -> str:
@@ -99,13 +104,14 @@ def counterexample_message(counterexample: Counterexample) -> str:
 
 
 def counterexample_hint(counterexample: Counterexample) -> str:
-    """Return the hint about jobs that deadlock: what the first stuck task needs, and where it could have it."""
+    """Return the hint about jobs that deadlock: why a stuck task waits, what it needs, and where it could have it."""
     requirements = [
         f"{reason.requirement} ({reason.set_by}): {reason.available_on or 'nowhere'}"
         for reason in counterexample.reasons
     ]
     missing = missing_requirement(counterexample.reasons)
-    return f"{counterexample.stuck[0]} lacks {missing}; it needs {', '.join(requirements)}"
+    wait = wait_phrase(counterexample.explained, counterexample.wait)
+    return f"{wait}; it lacks {missing}, and needs {', '.join(requirements)}"
 
 
 def missing_requirement(reasons: tuple[Reason, ...]) -> str:

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from unfold_placement.core.explain import Reason, explain_wait, record_history
+from unfold_placement.core.explain import Reason, describe_wait, explain_wait, format_wait, record_history
 from unfold_placement.core.policy import Policy, is_shipped
 from unfold_placement.core.types import Node, Task
 from unfold_placement.policies.registry import PolicyFactory
@@ -29,13 +29,17 @@ class Counterexample:
         jobs: The jobs.
         stuck: Their tasks that never run.
         finished: Number of tasks that ran.
-        reasons: Why one of the stuck tasks waits.
+        explained: The stuck task that shows the cause best.
+        wait: The dominant reason for which it waits.
+        reasons: What it requires, and where it could have it.
         culprit: The policy of a user's own that never creates what this task lacks; None if another is at fault.
     """
 
     jobs: tuple[str, ...]
     stuck: tuple[str, ...]
     finished: int
+    explained: str
+    wait: str
     reasons: tuple[Reason, ...]
     culprit: Policy | None = None
 
@@ -119,12 +123,19 @@ def _simulate_jobs(
         return None
     # a stuck task that depends on no other job shows the cause best
     explained = min(stuck, key=lambda task: (bool(task.after or task.follows), stuck.index(task)))
-    names_stuck = tuple(task.name for task in stuck)
     reasons = tuple(explain_wait(controller, explained, history))
     owner = next((reason.set_by for reason in reasons if not reason.available_on), "")
     own = (policy for policy in controller.policies if not is_shipped(type(policy)))
     culprit = next((policy for policy in own if type(policy).__name__ == owner), None)
-    return Counterexample(tuple(submitted), names_stuck, len(tasks) - len(stuck), reasons, culprit)
+    return Counterexample(
+        jobs=tuple(submitted),
+        stuck=tuple(task.name for task in stuck),
+        finished=len(tasks) - len(stuck),
+        explained=explained.name,
+        wait=format_wait(describe_wait(controller, explained)),
+        reasons=reasons,
+        culprit=culprit,
+    )
 
 
 def _with_dependencies(jobs: dict[str, list[Task]], names: Sequence[str]) -> list[str]:
