@@ -32,7 +32,7 @@ MAX_RETRY_AFTER_S = 10.0
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE, INVALID = 401, 403, 404, 409, 410, 422
 TOO_MANY_REQUESTS, BAD_GATEWAY = 429, 502
 BROKEN = frozenset({500, BAD_GATEWAY, 503, 504})
-"""Statuses of a server that may answer the same request soon; one that only reads is sent again at once."""
+"""Statuses of a server that may answer the same request soon; one that is repeatable is sent again at once."""
 FIRST_ERROR, FIRST_CLIENT_ERROR, FIRST_SERVER_ERROR = 300, 400, 500
 """A redirection is an error: it is that of a proxy, to a page where users sign in."""
 KEY = "cluster.kubernetes"
@@ -105,6 +105,22 @@ class Api:
         """Create an object."""
         return self.call("POST", _with_query(path, query), body)
 
+    def ensure(self, path: str, body: Body) -> Body:
+        """Create an object unless it exists, and return the server's.
+
+        The request is sent again while the server fails: it may have taken effect before.
+
+        Raises:
+            ApiError: the server refused.
+            UnfoldError: it cannot be reached.
+        """
+        try:
+            return self.call("POST", path, body, is_repeatable=True)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+            return self.get(f"{path}/{body['metadata']['name']}")
+
     def put(self, path: str, body: Body) -> Body:
         """Replace an object; ``metadata.resourceVersion`` in the body is compared first."""
         return self.call("PUT", path, body)
@@ -118,19 +134,35 @@ class Api:
         return self.call("DELETE", path, body)
 
     def call(
-        self, method: str, path: str, body: Any = None, *, kind: str = "application/json", tries: int = MAX_TRIES
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        kind: str = "application/json",
+        tries: int = MAX_TRIES,
+        is_repeatable: bool = False,
     ) -> Body:
-        """Send a request, again while the server is overloaded or cannot read, and return the decoded response.
+        """Send a request, again while the server is overloaded or fails, and return the decoded response.
+
+        Args:
+            method: Method of HTTP.
+            path: Path and query.
+            body: What is sent as JSON.
+            kind: Content type of the body.
+            tries: How often it is sent at most.
+            is_repeatable: Whether it is sent again after a failure that may follow its effect; a GET always is.
 
         Raises:
             ApiError: the server refused.
             UnfoldError: it cannot be reached.
         """
         data = None if body is None else msgspec.json.encode(body)
+        is_repeatable |= method == "GET"
         for attempt in range(tries):
-            response = self._send(method, path, data, kind)
+            response = self._send(method, path, data, kind, is_repeatable=is_repeatable)
             is_overloaded = response.status == TOO_MANY_REQUESTS
-            if attempt == tries - 1 or not (is_overloaded or (method == "GET" and response.status in BROKEN)):
+            if attempt == tries - 1 or not (is_overloaded or (is_repeatable and response.status in BROKEN)):
                 break
             usual_s = 1.0 if is_overloaded else FIRST_PAUSE_S * 2**attempt
             time.sleep(_read_retry_after_s(response.headers.get("Retry-After", ""), usual_s))
@@ -145,7 +177,9 @@ class Api:
             ApiError: with status 410 the version is too old; list again.
         """
         watch_query = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", **query}
-        response = self._send("GET", _with_query(path, watch_query), None, "application/json", stream=True)
+        response = self._send(
+            "GET", _with_query(path, watch_query), None, "application/json", is_repeatable=True, stream=True
+        )
         if response.status >= FIRST_ERROR:
             raise _parse_error(response.status, response.read(), f"watch of {path}")
         self.streams.append(response)
@@ -168,7 +202,9 @@ class Api:
             with contextlib.suppress(Exception):
                 response.shutdown()
 
-    def _send(self, method: str, path: str, data: bytes | None, kind: str, *, stream: bool = False) -> Any:
+    def _send(
+        self, method: str, path: str, data: bytes | None, kind: str, *, is_repeatable: bool, stream: bool = False
+    ) -> Any:
         import urllib3
 
         config = self.client.configuration
@@ -191,7 +227,7 @@ class Api:
                 )
             except urllib3.exceptions.HTTPError as error:
                 attempt += 1
-                if attempt == SEND_TRIES or not _may_repeat(method, error):
+                if attempt == SEND_TRIES or not _may_repeat(error, is_repeatable=is_repeatable):
                     message = f"{config.host} did not answer {method} {path.partition('?')[0]}: {error}"
                     raise UnreachableError(Diagnostic(message, key=self.key)) from error
                 time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
@@ -258,8 +294,8 @@ def _with_query(path: str, query: Mapping[str, str]) -> str:
     return f"{path}?{urlencode(query)}" if query else path
 
 
-def _may_repeat(method: str, error: Exception) -> bool:
-    """Return whether to send a request again: it was not sent, or it reads and its connection broke.
+def _may_repeat(error: Exception, *, is_repeatable: bool) -> bool:
+    """Return whether to send a request again: it was not sent, or it is repeatable and its connection broke.
 
     A server that was silent for the whole time limit would only hold its caller for another.
     """
@@ -267,7 +303,7 @@ def _may_repeat(method: str, error: Exception) -> bool:
 
     if isinstance(error, (exceptions.ConnectTimeoutError, exceptions.NewConnectionError)):
         return True
-    return method == "GET" and not isinstance(error, exceptions.ReadTimeoutError)
+    return is_repeatable and not isinstance(error, exceptions.ReadTimeoutError)
 
 
 def _iter_lines(response: Any) -> Iterator[bytes]:

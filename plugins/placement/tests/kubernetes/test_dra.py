@@ -44,6 +44,8 @@ class Server:
         self.objects[name] = body
         return body
 
+    ensure = post
+
     def delete(self, path: str) -> Body:
         return {} if self.kept else self.objects.pop(path)
 

@@ -537,6 +537,27 @@ def test_a_start_survives_a_broken_server(monkeypatch: pytest.MonkeyPatch) -> No
         assert not any(broken.values())
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_first_start_survives_a_failed_creation(status: int, is_late: bool) -> None:
+    """The creation is sent again; if the first one took effect in spite of its answer, the object is read."""
+    with stub_server() as (server, api):
+        failures = [Fault(status, headers=(("Retry-After", "0"),), is_late=is_late)]
+        server.fault = lambda method, *_: failures.pop() if method == "POST" and failures else None
+        assert open_backend(api, "g").writer.origin > 0
+        assert server.count("POST", "/configmaps") == 2
+        assert not failures
+
+
+def test_a_creation_that_always_fails_ends_the_start() -> None:
+    """It is sent a bounded number of times, and the error says that the server fails."""
+    with stub_server() as (server, api):
+        server.fault = lambda method, *_: Fault(503) if method == "POST" else None
+        with pytest.raises(UnfoldError, match=r"fails for now \(503\)"):
+            open_backend(api, "g")
+        assert server.count("POST") == api_module.MAX_TRIES
+
+
 def test_a_silent_server_is_named_after_one_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A start waits once for an answer, not four times; the message names the request."""
     monkeypatch.setattr(api_module, "READ_TIMEOUT_S", 0.3)

@@ -44,13 +44,13 @@ class Mortal(Api):
     left: int = 0
     after: bool = False
 
-    def call(self, method: str, path: str, body: Any = None, *, kind: str = "application/json") -> Body:
+    def call(self, method: str, path: str, body: Any = None, **options: Any) -> Body:
         if method == "GET" or "/leases" in path:
-            return Api.call(self, method, path, body, kind=kind)
+            return Api.call(self, method, path, body, **options)
         self.left -= 1
         if self.left < 0 or (self.left == 0 and not self.after):
             raise Death
-        found = Api.call(self, method, path, body, kind=kind)
+        found = Api.call(self, method, path, body, **options)
         if self.left == 0:
             raise Death
         return found

@@ -146,12 +146,11 @@ class Counters:
 
     def _create_class(self) -> None:
         try:
-            self.api.post(CLASSES, build_device_class())
+            self.api.ensure(CLASSES, build_device_class())
         except ApiError as error:
             if error.is_absent:
                 raise _unsupported_error(error) from error
-            if not error.is_conflict:
-                raise
+            raise
 
     def _claims_path(self, name: str = "") -> str:
         path = f"/apis/{API}/namespaces/{self.scope.namespace}/resourceclaims"

@@ -196,12 +196,7 @@ class Writer:
             if not error.is_absent:
                 raise
             content = {"metadata": {"name": self.scope.record}, "data": {"names": "{}", "units": "{}"}}
-            try:
-                self.config = self.api.post(path, {"apiVersion": "v1", "kind": "ConfigMap", **content})
-            except ApiError as late:
-                if not late.is_conflict:
-                    raise
-                self.config = self.api.get(f"{path}/{self.scope.record}")
+            self.config = self.api.ensure(path, {"apiVersion": "v1", "kind": "ConfigMap", **content})
         return self.config
 
     @property
