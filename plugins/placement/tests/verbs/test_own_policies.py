@@ -272,6 +272,44 @@ def test_the_resource_that_a_task_waits_for_is_named(
     assert reason in dict(json.loads(outcome.out)["lines"])["explained"]
 
 
+BUDGET = """class P:
+    phase = QUEUE
+    watches = frozenset({QUIET})
+    used = {}
+
+    def request(self, task):
+        return [Ask("ok-" + task.name, gated=True)]
+
+    def react(self, event, view):
+        for task in list(view.waiting()):
+            if self.used.get(task.user, 0) < 12 and view.room([task], QUEUE):
+                self.used[task.user] = self.used.get(task.user, 0) + 1
+                yield [Put("ok-" + task.name, until=task.name)]
+"""
+MANY_TASKS = "workload: {made: {random: 40, demands: [{gpu: 1}], run: 60 s, rate: 0.1, users: 3}}"
+
+
+def test_a_replay_that_cannot_be_repeated_is_reported(unfold: Unfold, tmp_path: Path) -> None:
+    """State in the class or module, left by an earlier replay: the verdict would be one of many."""
+    spec = SPEC.replace("workload: {tasks: [{job: a, count: 2, gpu: 1, run: 10 s}]}", MANY_TASKS)
+    write(tmp_path, "keeps_state", HEAD.partition("class")[0] + BUDGET, spec)
+    outcome = unfold("plan", "spec.yaml", "--allow-code", "--run", "run")
+    assert outcome.code == 2
+    assert "keeps_state.py:12: policy: policy P: two replays of the same workload differ" in outcome.err
+
+
+def test_a_policy_that_creates_nothing_is_named(unfold: Unfold, tmp_path: Path) -> None:
+    """A task that waits beside free room waits for a policy, which has a name."""
+    code = (
+        HEAD.replace("if view.room([task], QUEUE)", "if view.now >= 30")
+        + "        if view.now < 30:\n            yield [Wake(30.0)]\n"
+    )
+    write(tmp_path, "waits", code.replace("{QUIET}", "{QUIET, BEGAN, TIMER}"))
+    outcome = unfold("plan", "spec.yaml", "--allow-code", "--run", "run")
+    assert outcome.code == 0
+    assert "a-1 waits for P to create x-a-1" in outcome.out
+
+
 @pytest.mark.parametrize("method", ["audit", "describe_wait", "state"])
 def test_optional_methods_that_hang_are_interrupted(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -108,13 +108,22 @@ def _describe_room(controller: Controller, task: Task, members: Unit) -> Wait:
     if short := view.short_resources(members, QUEUE):
         return Wait(f"waits for {view.resource_name(min(short))}, which is used up")
     if view.room(members, QUEUE) is not None:
-        return Wait("waits for a decision of its policies")
+        return _describe_undecided(controller, task)
     if view.reserved_unit and view.reserved_unit != members:
         return Wait("waits for its turn", view.reserved_unit[0].name, "for which nodes are kept free")
     lacking = _find_lacking(controller, task)
     holder = "" if lacking else _find_holder(controller, task)
     reason = f"waits for {lacking}, of which no node with room for it has enough" if lacking else ROOM
     return Wait(reason, holder, "which runs where it would fit") if holder else Wait(reason)
+
+
+def _describe_undecided(controller: Controller, task: Task) -> Wait:
+    """Name the policy that has not created what a task requests, although a node has room for it."""
+    for policy in controller.policies:
+        for ask in policy.request(task):
+            if not controller.table.entries.get(ask.name):
+                return Wait(f"waits for {type(policy).__name__} to create {ask.name}")
+    return Wait("waits for a decision of its policies")
 
 
 def _list_roomy(table: ResourceTable, task: Task) -> list[str]:

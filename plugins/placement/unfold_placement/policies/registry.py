@@ -135,7 +135,8 @@ def _loading_hint(name: str) -> str:
         return "write module:Class; the module must be importable"
     classes = [key for key, value in vars(loaded).items() if isinstance(value, type)]
     # a module of the standard library hides a file of the same name
-    return f"it was loaded from {getattr(loaded, '__file__', None)}; {did_you_mean(attribute, classes)}"
+    suggestion = did_you_mean(attribute, classes)
+    return f"it was loaded from {getattr(loaded, '__file__', None)}" + (f"; {suggestion}" if suggestion else "")
 
 
 def _check_attributes(policy: Policy) -> None:

@@ -21,7 +21,7 @@ from unfold_placement.simulation.simulator import (
     run_simulation,
 )
 from unfold_placement.simulation.starvation import Starvation, find_starvation
-from unfold_placement.simulation.tampering import check_inputs_unchanged, check_log, copy_inputs
+from unfold_placement.simulation.tampering import check_inputs_unchanged, check_log, check_reproduced, copy_inputs
 from unfold_placement.simulation.unplaceable import find_unplaceable
 from unfoldkit.api import did_you_mean, user_error
 
@@ -154,7 +154,7 @@ def explain_task(problem: Problem, result: SimulationResult, monitor: Monitor) -
     """Explain the wait of the requested task, or of the one that waited longest; None if no task waited.
 
     Raises:
-        UnfoldError: the requested task does not exist.
+        UnfoldError: the requested task does not exist, or the replay cannot be repeated.
     """
     selection = _select_explained(problem, result)
     if selection is None:
@@ -164,6 +164,7 @@ def explain_task(problem: Problem, result: SimulationResult, monitor: Monitor) -
     history = record_history(controller)
     count = len(problem.tasks)
     run_simulation(controller, until=at_s, on_step=lambda starts: monitor.progress("explain", starts, count))
+    check_reproduced(result, controller, at_s)
     if other := _describe_other_state(controller, task):
         return WaitExplanation(task, at_s, (), other)
     dominant = format_wait(describe_wait(controller, task))

@@ -1,20 +1,24 @@
-"""Tasks and nodes that a user's policy changed, although they are read-only: their replay shows nothing."""
+"""What makes the replay of a user's policy show nothing: changed tasks and nodes, and state that outlives a replay."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
+
 from unfold_placement.core import kernel
+from unfold_placement.core.controller import Controller
 from unfold_placement.core.policy import Policy, is_shipped, policy_error
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.types import Node, Task
 from unfold_placement.policies.registry import CUSTOM, has_policy
 from unfold_placement.simulation.problem import Problem
-from unfold_placement.simulation.simulator import SimulationResult, prepare_simulation, run_simulation
+from unfold_placement.simulation.simulator import SimulationResult, collect_result, prepare_simulation, run_simulation
 from unfoldkit.api import UnfoldError
 
 HINT = "tasks and nodes are read-only; keep what the policy needs in the policy"
+STATE_HINT = "a policy is built for each replay: its state belongs in its object, and its random numbers need a seed"
 LIBRARY = __name__.partition(".")[0]
 TOLERANCE = 1e-9
 """Relative error of times."""
@@ -60,6 +64,26 @@ def check_log(result: SimulationResult, original: Problem) -> None:
     if has_policy(original.rules, CUSTOM) and (fault := _find_log_fault(result)):
         own = next(policy for policy in original.new_policies() if not is_shipped(type(policy)))
         raise policy_error(own, "react", f"it changed the arrays of the cluster: {fault}", hint=HINT)
+
+
+def check_reproduced(result: SimulationResult, controller: Controller, until_s: float) -> None:
+    """Check that a second replay up to a time (s) went as the first: new policies know nothing of earlier replays.
+
+    Raises:
+        UnfoldError: it did not, because of a user's policy that keeps state elsewhere, or depends on chance.
+    """
+    own = next((policy for policy in controller.policies if not is_shipped(type(policy))), None)
+    if own is None:
+        return
+    logs = [(log.times, log.kinds, log.tasks, log.nodes) for log in (result.log, collect_result(controller).log)]
+    first, second = (np.array(columns)[:, columns[0] < until_s] for columns in logs)
+    count = min(first.shape[1], second.shape[1])
+    differing = np.flatnonzero((first[:, :count] != second[:, :count]).any(axis=0))
+    if differing.size or first.shape[1] != second.shape[1]:
+        at = int(differing[0]) if differing.size else count
+        at_s = min(float(log[0, at]) for log in (first, second) if at < log.shape[1])
+        message = f"two replays of the same workload differ from {at_s:g} s on"
+        raise policy_error(own, "react", message, hint=STATE_HINT)
 
 
 def _find_log_fault(result: SimulationResult) -> str:
