@@ -179,7 +179,8 @@ def csv_lines(text: Iterable[str], width: int = 0) -> Iterator[tuple[int, list[s
 
 
 def _find_separator(first: str, second: str, width: int) -> str:
-    by_width = (mark for mark in ",\t;|" if width > 1 and _count_cells(first, mark) == width)
+    # accounting logs of Grid Engine have colons between their cells, and no head
+    by_width = (mark for mark in ",\t;|:" if width > 1 and _count_cells(first, mark) == width)
     by_head = (mark for mark in "\t;|" if mark in first and "," not in first)
     # a name such as "Temp, C" in a table with semicolons, where cells may have decimal commas
     counts = {mark: (_count_cells(first, mark), _count_cells(second, mark)) for mark in ",\t;|"}

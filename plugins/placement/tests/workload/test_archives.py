@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from plugins.placement.tests.cases import write_csv
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.models import PlacementSpec, WorkloadSpec
 from unfold_placement.verbs.plan import plan
+from unfold_placement.workload.build import build_tasks
 from unfold_placement.workload.philly import philly_nodes, philly_tasks
 from unfold_placement.workload.swf import swf_nodes, swf_tasks
 from unfoldkit.api import Run, RunDir, UnfoldError, Verdict
@@ -148,3 +149,52 @@ def test_workload_logs_are_replayed(tmp_path: Path, name: str) -> None:
     report = plan(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))
     assert report.verdict == Verdict.YES
     assert report.metrics["fairness"].value > 0.8
+
+
+PBS = "01/15/2026 10:00:00;E;101.srv;user=ann queue=batch qtime=1768471200 end=1768474860\n"
+GRID_ENGINE = ":".join(["all.q", "n1", *"0" * 43]) + "\n"
+SACCT = "JobID      Submit\n---------- -------------------\n1          2026-01-15T10:00:00\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (PBS, "it is an accounting log of PBS"),
+        ('"JOB_FINISH" "10.1" 1768474860 1234 1001 33554438 16\n', "it is a log of LSF"),
+        (GRID_ENGINE, "it is an accounting log of Grid Engine"),
+        ("# Version: 6.2\n#\n" + GRID_ENGINE, "it is an accounting log of Grid Engine"),
+        (LOG, "trace: swf"),
+        (SACCT, "sacct -P prints columns that are separated by bars"),
+        ('{"meta": {}, "jobs": []}', "sacct -P prints a table"),
+        ('[{"vc": "a", "jobid": "1", "attempts": []}]', "trace: philly"),
+        ('{"apiVersion": "v1", "kind": "PodList", "items": []}', "trace: kubectl"),
+        ('[{"task_id": "1", "attempt_number": 0}]', "trace: ray"),
+        ("when,who\n1,2\n", "it has when, who"),
+    ],
+)
+def test_a_log_that_is_no_table_is_recognized(tmp_path: Path, text: str, hint: str) -> None:
+    """The error of a missing column says what the file is, and how to read it."""
+    replay = {"trace": "csv", "path": str(write_csv(tmp_path, text))}
+    run = Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1))
+    with pytest.raises(UnfoldError) as caught:
+        build_tasks(WorkloadSpec.model_validate({"replay": replay}), run)
+    assert hint in caught.value.diagnostics[0].hint
+
+
+def test_times_of_philly_are_times_or_absent(tmp_path: Path) -> None:
+    """Without a submission a job arrives as it starts; a time of another form is an error, and no job is lost by it."""
+    attempt: dict[str, Any] = {
+        "start_time": "2017-10-08 03:00:00", "end_time": "2017-10-08 04:00:00", "detail": [{"ip": "m", "gpus": ["0"]}]
+    }  # fmt: skip
+    jobs = [
+        {"jobid": "a", "vc": "v", "user": "u", "submitted_time": "None", "attempts": [attempt]},
+        {"jobid": "b", "vc": "v", "user": "u", "submitted_time": None, "attempts": []},
+    ]
+    path, warnings = tmp_path / "cluster_job_log", list[str]()
+    path.write_text(json.dumps(jobs), "utf-8")
+    assert [(t.name, t.arrival, t.run) for t in philly_tasks(path, warn=warnings.append)] == [("a", 0.0, 3600.0)]
+    assert warnings == ["cluster_job_log: left out 0 others and 1 that never started"]
+    attempt["start_time"] = "03:00 PDT"
+    path.write_text(json.dumps(jobs), "utf-8")
+    with pytest.raises(UnfoldError, match="'03:00 PDT' is not a time"):
+        philly_tasks(path)

@@ -102,12 +102,35 @@ def test_tasks_that_never_ran_are_counted(tmp_path: Path) -> None:
         ("a,0,-5,1", r"run: -5 is out of range \(table: {unknown: {run: \[negative\]}} treats such cells as missing"),
         ("a,0,UNLIMITED,1", r"'UNLIMITED' is not a number \(table: {unknown: {run: \['UNLIMITED'\]}}"),
         ("a,0,5,>24", r"cpu: '>24' is not a number \(table: {unknown: {cpu: \['>24'\]}}"),
+        ("a,0,05:30,1", r"'05:30' is not a number \(write hours, minutes and seconds, such as 0:05:30\)"),
+        ("a,0,5,4Gn", r"'4Gn' is not a number \(Slurm's ReqMem is per node or core: read AllocTRES"),
+        ("a,0,5,64gb", r"'64gb' is not a number \(write 64Gi for powers of 1024, or 64G for powers of 1000\)"),
     ],
 )
-def test_the_hint_reads_such_cells_as_missing(tmp_path: Path, row: str, message: str) -> None:
-    """What is not a number may have no value: the hint is the key that says so."""
+def test_a_hint_says_how_to_read_what_is_no_number(tmp_path: Path, row: str, message: str) -> None:
+    """It may have no value, or another spelling."""
     with pytest.raises(UnfoldError, match=message):
         list(csv_tasks(write_csv(tmp_path, f"task,arrival,run,cpu\n{row}\n")))
+
+
+def test_tasks_that_end_at_zero_are_counted(tmp_path: Path) -> None:
+    """Alibaba's waiting tasks of 2018 have zeros as start and end; a task of less than a second is none of them."""
+    path, warnings = write_csv(tmp_path, "task,arrival,end\na,10,20\nb,0,0\nc,12,12\n"), list[str]()
+    assert len(list(csv_tasks(path, columns=Columns({"end": ("end",)}), warn=warnings.append))) == 3
+    assert warnings == [
+        "pods.csv: 1 of 3 rows run for 0 s (unknown: {end: [0]} with missing: {end: skip} leaves them out)"
+    ]
+    columns = Columns({"end": ("end",)}, missing={"end": "skip"}, unknown={"end": frozenset({"0"})})
+    assert [task.name for task in csv_tasks(path, columns=columns)] == ["a", "c"]
+
+
+def test_a_log_of_grid_engine_has_colons(tmp_path: Path) -> None:
+    """Its columns have names once the spec gives them: their number shows what separates the cells."""
+    path = write_csv(tmp_path, "all.q:n1:ann:7:1768471200:1768474800:-l gpu=1\nall.q:n2:bob:8:1768471260:1768471300:\n")
+    columns = Columns({"end": ("end",)}, header=("queue", "host", "user", "task", "arrival", "end", "category"))
+    assert [(task.name, task.arrival, task.run) for task in csv_tasks(path, columns=columns)] == [
+        ("7", 0.0, 3600.0), ("8", 60.0, 40.0)
+    ]  # fmt: skip
 
 
 def test_dates_with_points_have_the_day_first(tmp_path: Path) -> None:

@@ -178,10 +178,16 @@ def whole_trace_line(file: str, counts: tuple[int, int]) -> str:
     return f"{rows} (missing: {{arrival: skip}} leaves them out)"
 
 
-def zero_run_line(file: str, counts: tuple[int, int]) -> str:
-    """Return the line about rows with a run time of zero, as of jobs that were cancelled while they waited."""
+def zero_run_line(file: str, counts: tuple[int, int], column: str = "run") -> str:
+    """Return the line about rows with a run time of zero, as of jobs that were cancelled while they waited.
+
+    Args:
+        file: Name of the file.
+        counts: Such rows, and all rows.
+        column: Column that states the end of a run: ``run`` or ``end``.
+    """
     rows = f"{file}: {counts[0]:,} of {counts[1]:,} rows run for 0 s"
-    return f"{rows} (unknown: {{run: [0]}} with missing: {{run: skip}} leaves them out)"
+    return f"{rows} (unknown: {{{column}: [0]}} with missing: {{{column}: skip}} leaves them out)"
 
 
 def unlisted_line(file: str, column: str, counts: tuple[int, int]) -> str:

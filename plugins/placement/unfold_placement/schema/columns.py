@@ -138,9 +138,21 @@ def read_number(row: CsvRow, column: str, *, least: float = 0.0) -> float:
         return row.number(column, least=least)
     except UnfoldError as error:
         (fault,) = error.diagnostics
-        cell = NEGATIVE if row[column].startswith("-") else f"'{row[column][:40]}'"
-        hint = f"table: {{unknown: {{{column}: [{cell}]}}}} treats such cells as missing"
-        raise UnfoldError(replace(fault, hint=hint)) from error
+        raise UnfoldError(replace(fault, hint=_suggest_cell(row[column], column))) from error
+
+
+def _suggest_cell(cell: str, column: str) -> str:
+    """Return how to write a cell that is not a number, or how to read such cells as missing."""
+    if re.fullmatch(r"\d+:\d\d(\.\d+)?", cell):
+        return f"write hours, minutes and seconds, such as 0:{cell}"
+    if re.fullmatch(r"[\d.]+[KMGTP]?[nc?]", cell):
+        return "Slurm's ReqMem is per node or core: read AllocTRES, which has the total"
+    if match := re.fullmatch(r"([\d.]+) ?([KMGT])i?B", cell, re.IGNORECASE):
+        prefix = match[2].upper()
+        decimal = prefix.replace("K", "k")
+        return f"write {match[1]}{prefix}i for powers of 1024, or {match[1]}{decimal} for powers of 1000"
+    unknown = NEGATIVE if cell.startswith("-") else f"'{cell[:40]}'"
+    return f"table: {{unknown: {{{column}: [{unknown}]}}}} treats such cells as missing"
 
 
 def read_slurm_amount(cell: str, kind: str) -> float | None:

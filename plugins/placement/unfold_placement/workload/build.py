@@ -35,13 +35,14 @@ from unfold_placement.simulation.problem import Problem
 from unfold_placement.workload.json_stream import Warn
 from unfold_placement.workload.kubectl import OWN_NAMES, build_listed_nodes, kubectl_nodes, kubectl_tasks
 from unfold_placement.workload.kueue_objects import read_queue_snapshot
+from unfold_placement.workload.log_formats import add_format_hint
 from unfold_placement.workload.manifests import read_manifests
 from unfold_placement.workload.node_events import read_node_changes
 from unfold_placement.workload.philly import philly_nodes, philly_tasks
 from unfold_placement.workload.ray_state import ray_nodes, ray_tasks
 from unfold_placement.workload.swf import swf_nodes, swf_tasks
 from unfold_placement.workload.tables import csv_nodes, csv_tasks, openb_nodes, openb_tasks
-from unfoldkit.api import Run, did_you_mean, user_error
+from unfoldkit.api import Run, UnfoldError, did_you_mean, user_error
 
 MIB = 1 << 20
 KUBECTL = "kubectl"
@@ -338,7 +339,10 @@ def _read_task_file(trace: TraceSpec, run: Run, warn: Warn) -> list[Task]:
         tasks = list(islice(openb_tasks(path, trace.user, trace.faster), trace.first))
     else:
         read = TASK_READERS.get(trace.trace, partial(csv_tasks, columns=trace.table.as_columns))
-        tasks = list(read(path, trace.faster, trace.first, warn=warn))
+        try:
+            tasks = list(read(path, trace.faster, trace.first, warn=warn))
+        except UnfoldError as error:
+            raise (add_format_hint(error, path) if read not in TASK_READERS.values() else error) from error
     if not tasks:
         raise user_error("no tasks", file=str(path), key="workload.replay.path")
     if len({task.name for task in tasks}) < len(tasks):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -19,7 +20,7 @@ from unfold_placement.report.sentences import (
     whole_trace_line,
     zero_run_line,
 )
-from unfold_placement.schema.columns import AMOUNT_COLUMNS, COUNT_COLUMNS, LINE, SKIP, UNLISTED, Columns
+from unfold_placement.schema.columns import AMOUNT_COLUMNS, COUNT_COLUMNS, LINE, SKIP, UNLISTED, Columns, format_cell
 from unfold_placement.workload.json_stream import Warn
 from unfold_placement.workload.timestamps import TimeFormat
 from unfoldkit.api import CsvRow, did_you_mean, user_error
@@ -155,7 +156,7 @@ class MissingValues:
         doubtful = (
             (self.unstarted, unstarted_line),
             (self.whole, whole_trace_line),
-            (self.zero, zero_run_line),
+            (self.zero, partial(zero_run_line, column="end" if "end" in self.columns.names else "run")),
         )
         for count, describe in doubtful:
             if count:
@@ -168,7 +169,7 @@ class MissingValues:
         has_end = "end" in self.columns.names
         self.unstarted += has_end and "start" in self.columns.names and not row.get("start")
         self.whole += has_end and not (row.get("start") or row.get("arrival") or row.get("end"))
-        self.zero += not has_end and run_s == 0
+        self.zero += run_s == 0 and (not has_end or format_cell(row.get("end")) == "0")
 
     def _lacks(self, row: CsvRow, column: str) -> bool:
         if column in {"run", "end"}:

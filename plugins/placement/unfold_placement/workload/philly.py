@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ def philly_nodes(path: Path) -> Iterator[Node]:
 def philly_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None, warn: Warn = str) -> list[Task]:
     """Return the jobs of ``cluster_job_log``: a task for each machine of the last attempt, with its GPUs there.
 
-    A job runs as long as its attempts together, from its submission on, counted from the earliest. Running jobs end
+    A job runs as long as its attempts together, from its submission, or its start without one, on. Running jobs end
     with the last time of the file. A record that occurs twice counts once; another record under the same id is a job of
     its own, named such as ``id#2``. The user is the path of virtual cluster and user, the role the virtual cluster.
     Jobs without an attempt that has a start and GPUs are left out.
@@ -88,10 +89,7 @@ def _split_task(task: Task, gpus: Sequence[int], size: int) -> Iterator[Task]:
 
 def _read_job(job: Body) -> Body:
     """Return a job with its submission (s), its attempts, and the GPUs of the last attempt by machine."""
-    submitted_s = _parse_time(job["submitted_time"])
-    if submitted_s is None:
-        raise ValueError(f"{job['submitted_time']!r} is not a time")
-    attempts = _read_attempts(job)
+    submitted_s, attempts = _parse_time(job["submitted_time"]), _read_attempts(job)
     gpus = next((gpus for _, _, gpus in reversed(attempts) if gpus), [])
     return {**job, "submitted_s": submitted_s, "attempts": attempts if gpus else [], "gpus": gpus}
 
@@ -109,8 +107,12 @@ def _read_attempts(job: Body) -> list[Attempt]:
 
 
 def _read_span(job: Body) -> Span:
-    attempts = job["attempts"]
-    return Span(job["submitted_s"], attempts[0][0] if attempts else None, attempts[-1][1] if attempts else None)
+    attempts, submitted_s = job["attempts"], job["submitted_s"]
+    if not attempts:
+        # without a submission, too, it has no time that could be the last of the file
+        return Span(-math.inf if submitted_s is None else submitted_s, None, None)
+    start_s, end_s = attempts[0][0], attempts[-1][1]
+    return Span(start_s if submitted_s is None else submitted_s, start_s, end_s)
 
 
 def _build_task(job: Body, span: Span, timeline: Timeline) -> Task:
@@ -128,4 +130,14 @@ def _build_task(job: Body, span: Span, timeline: Timeline) -> Task:
 
 
 def _parse_time(cell: object) -> float | None:
-    return None if cell is None else parse_datetime(str(cell))
+    """Return a time in seconds; None for what the trace writes where there is none.
+
+    Raises:
+        ValueError: it is not a time.
+    """
+    if str(cell) in {"None", ""}:
+        return None
+    time_s = parse_datetime(str(cell))
+    if time_s is None:
+        raise ValueError(f"{cell!r} is not a time")
+    return time_s
