@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import time
@@ -34,9 +35,12 @@ NAMESPACE = "unfold"
 WAIT_S = 20.0
 
 
-def new_policies() -> list[Policy]:
+GANG = (PolicyRule("gang", {"by": "job"}),)
+
+
+def new_policies(rules: Sequence[PolicyRule] = GANG) -> list[Policy]:
     """Return the policies of the controller, without state."""
-    return build_policies([PolicyRule("gang", {"by": "job"})])
+    return build_policies(rules)
 
 
 def gated_pod(task: Task) -> Body:
@@ -84,11 +88,11 @@ def await_true(holds: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def controlled(server: StubServer, api: Api) -> Iterator[Cluster]:
+def controlled(server: StubServer, api: Api, rules: Sequence[PolicyRule] = GANG) -> Iterator[Cluster]:
     """Run a controller on a server."""
     for index in range(4):
         server.put("nodes", node(f"n{index}", **{"kubernetes.io/hostname": f"n{index}"}))
-    loop = ControlLoop(open_backend(api, "g", bind_timeout_s=60), new_policies, "me", "g")
+    loop = ControlLoop(open_backend(api, "g", bind_timeout_s=60), lambda: new_policies(rules), "me", "g")
     thread = ControllerThread(loop)
     thread.start()
     try:
@@ -365,6 +369,40 @@ def test_a_job_that_could_not_be_resumed_is_resumed_later(
         assert "1 of the workloads were not admitted, the first is Job train" in caplog.text
         server.fault = lambda *_: None
         await_true(lambda: not server.list("jobs")[0]["spec"]["suspend"])
+
+
+def replaced(body: Body, uid: str) -> Body:
+    """Return another pod of the same name."""
+    body = copy.deepcopy(body)
+    body["metadata"]["uid"] = uid
+    return body
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+@pytest.mark.parametrize("fate", ["waits", "runs", "ended"])
+def test_a_pod_that_comes_again_under_its_name_is_a_new_task(cluster: Cluster, fate: str, is_seen: bool) -> None:
+    """A user corrects and applies it again, or a StatefulSet creates it: it does not stay gated for ever.
+
+    The watch may have missed the deletion.
+    """
+    body = replaced(gated_pod(Task("again", {"cpu": 1000}, run=1e4)), "1")
+    body["metadata"]["ownerReferences"] = [{"kind": "StatefulSet", "name": "again", "uid": "1", "controller": True}]
+    blocked = copy.deepcopy(body)
+    if fate == "waits":
+        blocked["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "99"}}
+    cluster.server.put("pods", blocked)
+    if fate == "waits":
+        await_true(lambda: "again" in cluster.thread.loop.backend.store.records)  # type: ignore[attr-defined]
+    else:
+        cluster.await_open("again", 1)
+    if fate == "ended":
+        cluster.server.put("pods", {**cluster.server.list("pods")[-1], "status": {"phase": "Succeeded"}})
+    if is_seen:
+        cluster.server.remove("pods", NAMESPACE, body["metadata"]["name"])
+    cluster.server.put("pods", replaced(body, "2"))
+    await_true(lambda: not cluster.server.list("pods")[-1]["spec"].get("schedulingGates"))
+    record = cluster.thread.loop.backend.store.records["again"]  # type: ignore[attr-defined]
+    assert (record.state, record.task.demand.get("gpu", 0)) == (kinds.RUNNING, 0)
 
 
 @pytest.mark.parametrize("status", [403, 404, 503])

@@ -34,6 +34,8 @@ from unfoldkit.kubernetes.reflector import ObjectKey, Reflector
 NODES, PODS = "/api/v1/nodes", "/api/v1/pods"
 ABSENT_PAUSE_S = 30.0
 """Pause before a kind of workload that the cluster lacks, or the account may not read, is looked for again."""
+MAX_DELETED = 10_000
+"""Deleted pods that are remembered."""
 WorkloadKey = tuple[str, str]
 """Kind and name of a workload."""
 
@@ -59,6 +61,7 @@ class Informer:
         nodes: Nodes by name.
         bodies: Pods of tasks by name.
         current: Name of the current pod of each task.
+        uids: Identifier of the last pod of each name, also after its deletion.
         requested: Extended resources that each pod requests, by pod.
         foreign_pods: Pods of other programs on nodes, by namespace and name.
         annotations: The resources annotation of each node, and under ``ANYWHERE`` that of the cluster.
@@ -81,6 +84,7 @@ class Informer:
     nodes: dict[str, Body] = field(default_factory=dict)
     bodies: dict[str, Body] = field(default_factory=dict)
     current: dict[str, str] = field(default_factory=dict)
+    uids: dict[str, str] = field(default_factory=dict)
     requested: dict[str, dict[str, int]] = field(default_factory=dict)
     foreign_pods: dict[str, ForeignPod] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
@@ -202,6 +206,8 @@ class Informer:
                 self.requested.pop(name, None)
             elif _is_newer(body, self.bodies.get(name)):
                 self.bodies[name] = body
+                if is_other_pod(body, self.uids.get(name)):
+                    self.requested.pop(name, None)
                 self.requested.setdefault(name, pod_requests(body, self.scope))
                 self._handle_appearance(body, group)
                 if body["spec"].get("nodeName"):
@@ -265,9 +271,14 @@ class Informer:
         previous = self.bodies.get(self.current.get(task, ""))
         if previous is not None and pods.pod_index(previous) > index:
             return
-        record = self.store.records.get(task)
-        self.current[task] = body["metadata"]["name"]
-        if record is None:
+        record, name = self.store.records.get(task), body["metadata"]["name"]
+        self.current[task] = name
+        is_other = is_other_pod(body, self.uids.get(name))
+        self.uids[name] = body["metadata"].get("uid", "")
+        if len(self.uids) > 2 * len(self.bodies) + MAX_DELETED:
+            self.uids = {name: uid for name, uid in self.uids.items() if name in self.bodies}
+        if record is None or is_other:
+            self.store.withdraw(task)
             self._add_task(body, group)
         elif body["metadata"].get("deletionTimestamp") and record.state in {kinds.WAITING, kinds.RUNNING}:
             self._handle_removal(body)
@@ -362,7 +373,9 @@ class Informer:
 
     def _find_group(self, body: Body) -> Group | None:
         """Return the group of a pod that is not known yet."""
-        is_new = pods.is_managed(body, self.scope) and body["metadata"]["name"] not in self.bodies
+        name = body["metadata"]["name"]
+        is_new = name not in self.bodies or is_other_pod(body, self.uids.get(name))
+        is_new &= pods.is_managed(body, self.scope)
         return self.owners.find_group(body) if is_new and self.owners is not None else None
 
     def _narrow_group(self, group: Group, pod: str) -> Group:
@@ -497,6 +510,11 @@ def replace_node(store: StateStore, node: Node) -> bool:
 def _is_of(job: str, group: str) -> bool:
     """Return whether a task's job is a group or a part of it that started later."""
     return job == group or job.startswith(f"{group}/")
+
+
+def is_other_pod(body: Body, uid: str | None) -> bool:
+    """Return whether a pod is another than the one of its name that had a ``uid``, if there was one."""
+    return uid is not None and body["metadata"].get("uid", "") != uid
 
 
 def _is_newer(body: Body, previous: Body | None) -> bool:

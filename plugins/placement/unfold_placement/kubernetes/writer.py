@@ -23,7 +23,7 @@ from unfold_placement.kubernetes.codec import (
     pod_requests,
 )
 from unfold_placement.kubernetes.dra import Counters
-from unfold_placement.kubernetes.informer import NODES, Informer, extended_resources
+from unfold_placement.kubernetes.informer import NODES, Informer, extended_resources, is_other_pod
 from unfold_placement.kubernetes.workloads import controller_of, resume_workload
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
@@ -408,7 +408,7 @@ class Writer:
             return
         if controller_of(body) is not None:
             self._evict(body)
-            self._withdraw_evicted(task)
+            self._withdraw_evicted(task, body)
             return
         pod = pods.next_attempt_pod(body, self.scope.gate, kind, by)
         self.replaced[body["metadata"]["name"]] = task
@@ -439,10 +439,15 @@ class Writer:
                 return
             self.delete_pod(meta["name"])
 
-    def _withdraw_evicted(self, task: str) -> None:
-        """Withdraw a task as one that waits: its gang must not count it as ended if a policy started it meanwhile."""
+    def _withdraw_evicted(self, task: str, body: Body) -> None:
+        """Withdraw a task as one that waits: its gang must not count it as ended if a policy started it meanwhile.
+
+        Its controller may have created another pod of its name by now, which is a new task.
+        """
         store = self.informer.store
         with store.changed:
+            if is_other_pod(body, self.informer.uids.get(body["metadata"]["name"])):
+                return
             if (record := store.records.get(task)) is not None:
                 store.fail(task, record.attempt, "evicted")
             store.withdraw(task)

@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -192,7 +193,9 @@ class ControlLoop:
         if changes is None or len(table.tasks) > MAX_ROWS:
             return None
         left = {change.node for change in changes if change.kind == kinds.LEFT}
-        if any(self._requires_snapshot(controller, change, left) for change in changes):
+        submissions = Counter(change.task for change in changes if change.kind == kinds.SUBMITTED)
+        is_repeated = max(submissions.values(), default=0) > 1
+        if is_repeated or any(self._requires_snapshot(controller, change, left) for change in changes):
             return None
         now = self.backend.now()
         with self.lock:
@@ -213,10 +216,9 @@ class ControlLoop:
             task, kinds_known = change.record.task, controller.table.resource_kinds
             needed = self.backend.constraints([task])
             has_policies = {type(policy) for policy in needed} <= {type(policy) for policy in controller.policies}
-            # a task that is submitted again while it waits has other attributes now
-            row = controller.table.task_rows.get(task.name)
-            has_changed = row is not None and controller.table.state.status[row] == kernel.WAITING
-            return bool(has_changed) or not (has_policies and task.demand.keys() <= set(kinds_known))
+            # a task that is submitted again, while it waits or after its end, has other attributes now
+            is_known = task.name in controller.table.task_rows
+            return is_known or not (has_policies and task.demand.keys() <= set(kinds_known))
         has_own_expiry = change.kind == kinds.EXPIRED and change.by == self.owner
         # a node that comes, or comes back, has none of the resources that it had
         is_up = change.node in {node.name for node in controller.view.nodes} - left
