@@ -18,7 +18,10 @@ from tests.http_server import serve_handler
 from unfoldkit.kubernetes.api import Api
 
 Body = dict[str, Any]
-COLLECTIONS = ("nodes", "pods", "configmaps", "leases", "jobs", "jobsets", "replicasets", "clusterqueues", "workloads")
+COLLECTIONS = (
+    "nodes", "pods", "configmaps", "leases", "jobs", "jobsets", "rayjobs", "rayclusters", "replicasets",
+    "clusterqueues", "workloads",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

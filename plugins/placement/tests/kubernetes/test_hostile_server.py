@@ -344,12 +344,20 @@ def test_a_rehearsal_that_fails_loses_no_gang(cluster: Cluster, monkeypatch: pyt
     cluster.await_open("second", 4)
 
 
+def ray_cluster(template: Body) -> Body:
+    """Return the spec of a cluster of Ray with a head and two workers."""
+    workers = {"groupName": "w", "replicas": 2, "template": copy.deepcopy(template)}
+    return {"headGroupSpec": {"template": copy.deepcopy(template)}, "workerGroupSpecs": [workers]}
+
+
 def suspended(kind: str) -> Body:
     """Return a workload that waits to be resumed."""
     template = {"metadata": {}, "spec": {"containers": [{"name": "x", "image": "y"}]}}
     spec = {
         "Job": {"suspend": True, "parallelism": 2, "template": template},
         "JobSet": {"suspend": True, "replicatedJobs": [{"name": "r", "template": {"spec": {"template": template}}}]},
+        "RayCluster": {"suspend": True, **ray_cluster(template)},
+        "RayJob": {"suspend": True, "entrypoint": "x", "rayClusterSpec": ray_cluster(template)},
     }[kind]
     meta = {"name": "train", "namespace": NAMESPACE, "uid": "1", "generation": 1, "labels": {pods.POLICY: "g"}}
     return {"kind": kind, "metadata": {**meta, "annotations": {"x": "y"}}, "spec": spec}
@@ -369,6 +377,70 @@ def test_a_job_that_could_not_be_resumed_is_resumed_later(
         assert "1 of the workloads were not admitted, the first is Job train" in caplog.text
         server.fault = lambda *_: None
         await_true(lambda: not server.list("jobs")[0]["spec"]["suspend"])
+
+
+def run_ray_cluster(server: StubServer, name: str, spec: Body, owner: Body | None = None, priority: int = 0) -> None:
+    """Do what KubeRay does: create a cluster, unless somebody else has, and the pods of its templates."""
+    meta: Body = {"name": name, "namespace": NAMESPACE, "uid": name}
+    meta |= {"ownerReferences": [{**owner, "controller": True}]} if owner else {}
+    if owner:
+        server.put("rayclusters", {"kind": "RayCluster", "metadata": meta, "spec": spec})
+    worker, run = spec["workerGroupSpecs"][0], server.version
+    for index, template in enumerate([spec["headGroupSpec"]["template"], *[worker["template"]] * worker["replicas"]]):
+        pod = copy.deepcopy(template)
+        pod["spec"]["containers"][0]["resources"] = {"limits": {"cpu": "1", "nvidia.com/gpu": "4"}}
+        pod["spec"]["priority"] = priority
+        reference = {"kind": "RayCluster", "name": name, "uid": name, "controller": True}
+        own = {"name": f"{name}-{run}-{index}", "namespace": NAMESPACE, "ownerReferences": [reference]}
+        pod["metadata"] |= {**own, "annotations": {annotation_key("task"): '{"run": 3600}'}}
+        server.put("pods", pod)
+
+
+@pytest.mark.parametrize("kind", ["RayJob", "RayCluster"])
+def test_a_preempted_cluster_of_ray_is_suspended_until_there_is_room(kind: str) -> None:
+    """As Kueue does: a Ray job fails with its head, so evicted pods would end it; resumed, it is a gang once more."""
+    rules = [PolicyRule("priority", {"preempt": True}), PolicyRule("gang", {"by": "job"})]
+    collection, field_name = f"{kind.lower()}s", "jobDeploymentStatus" if kind == "RayJob" else "state"
+
+    def read() -> Body:
+        return next(body for body in server.list(collection) if body["metadata"]["name"] == "train")
+
+    def report_state(state: str) -> None:
+        server.put(collection, {**read(), "status": {field_name: state}})
+
+    def run_cluster(name: str) -> None:
+        spec, owner = read()["spec"], {"kind": kind, "name": "train", "uid": "1"}
+        run_ray_cluster(server, name, spec.get("rayClusterSpec", spec), owner if kind == "RayJob" else None)
+
+    with stub_server() as (server, api), controlled(server, api, rules) as cluster:
+        server.put(collection, suspended(kind))
+        await_true(lambda: not read()["spec"]["suspend"])
+        # the pods of a RayCluster belong to itself
+        first, second = ("train-a", "train-b") if kind == "RayJob" else ("train", "train")
+        server.put("rayclusters", {**read(), "kind": kind, "metadata": {**read()["metadata"], "uid": first}})
+        run_cluster(first)
+        cluster.await_open(first, 3)
+        report_state("Running")
+        other = ray_cluster(suspended("Job")["spec"]["template"])
+        for template in (other["headGroupSpec"]["template"], other["workerGroupSpecs"][0]["template"]):
+            template["metadata"] = {"labels": {pods.POLICY: "g"}}
+            template["spec"]["schedulingGates"] = [{"name": Scope("g", NAMESPACE).gate}]
+        run_ray_cluster(server, "urgent", other, {"kind": "RayService", "name": "s", "uid": "2"}, priority=10)
+        cluster.await_open("urgent", 3)
+        assert read()["spec"]["suspend"]
+        assert cluster.count_pods(first) == 0
+        # KubeRay must have seen it before it is resumed
+        time.sleep(0.3)
+        assert read()["spec"]["suspend"]
+        report_state("Suspended" if kind == "RayJob" else "suspended")
+        await_true(lambda: not read()["spec"]["suspend"])
+        run_cluster(second)
+        time.sleep(0.3)
+        assert cluster.count_open(second) == 0
+        for body in server.list("pods", NAMESPACE):
+            if body["metadata"]["name"].startswith("urgent"):
+                server.remove("pods", NAMESPACE, body["metadata"]["name"])
+        cluster.await_open(second, 3)
 
 
 def replaced(body: Body, uid: str) -> Body:

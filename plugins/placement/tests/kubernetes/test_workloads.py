@@ -10,7 +10,7 @@ import pytest
 from unfold_placement.kubernetes.codec import Scope
 from unfold_placement.kubernetes.informer import Informer
 from unfold_placement.kubernetes.pods import POLICY, STARTED
-from unfold_placement.kubernetes.workloads import JOBSET_NAME, REPLICATED_JOB, Group, Owners
+from unfold_placement.kubernetes.workloads import ADMITTED, JOBSET_NAME, REPLICATED_JOB, Group, Owners, awaits_admission
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.state_store import StateStore
 from unfoldkit.kubernetes.api import Api, ApiError, Body
@@ -96,6 +96,47 @@ def test_a_ray_cluster_starts_with_its_head_and_workers() -> None:
     assert find_group(pod, w=body) == Group("raycluster/w", 1 + 6 + 1 + 2, "gpu", 10.0)
     body["spec"] = {"workerGroupSpecs": None}
     assert find_group(owned("RayCluster"), w=body) == Group("raycluster/w", 1, "", 10.0)
+
+
+def ray(kind: str, **parts: Any) -> Body:
+    """Return a suspended workload of Ray with the policy's label."""
+    meta = {**META, "uid": "1", "labels": {POLICY: "mine"}, **parts.pop("metadata", {})}
+    return {"kind": kind, "metadata": meta, "spec": {"suspend": True}, **parts}
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "waits"),
+    [
+        ("RayJob", {}, True),
+        # KubeRay notes a start before it sees the suspension
+        ("RayJob", {"status": {"jobDeploymentStatus": "Suspended", "startTime": "1970-01-01T00:00:20Z"}}, True),
+        ("RayJob", {"status": {"jobDeploymentStatus": "Suspending"}}, False),
+        ("RayJob", {"status": {"jobDeploymentStatus": "Running"}}, False),
+        ("RayCluster", {"status": {"state": "suspended"}}, True),
+        ("RayCluster", {"status": {"state": "ready"}}, False),
+        ("RayCluster", {"metadata": {"ownerReferences": [{"kind": "RayService", "controller": True}]}}, False),
+        ("RayJob", {"metadata": {"annotations": {ADMITTED: "me"}}}, False),
+        ("RayJob", {"metadata": {"labels": {}}}, False),
+        ("RayJob", {"spec": {"suspend": False}}, False),
+    ],
+)
+def test_workloads_of_ray_await_admission_while_they_have_no_pods(kind: str, parts: Body, waits: bool) -> None:
+    """KubeRay may miss a suspension that is over before it looks; what has an owner is left to that."""
+    assert awaits_admission(kind, ray(kind, **parts), Scope("mine", "unfold")) is waits
+
+
+def test_a_ray_job_waits_since_it_was_created() -> None:
+    """After a suspension it has another cluster, which must not go to the end of the queue."""
+    reference = {"kind": "RayJob", "name": "job", "uid": "1", "controller": True}
+    meta = {"name": "w", "creationTimestamp": "1970-01-01T00:01:00Z", "ownerReferences": [reference]}
+    job = ray("RayJob", metadata={"name": "job", "annotations": {ADMITTED: "me"}})
+    owners = Owners(cast("Api", Answers({"w": {"kind": "RayCluster", "metadata": meta, "spec": {}}, "job": job})))
+    pod = {"metadata": owned("RayCluster")}
+    assert owners.find_group(pod) == Group("raycluster/w", 1, "", 10.0)
+    assert owners.find_admitted(pod) == ("RayJob", job)
+    job["metadata"]["annotations"].clear()
+    assert owners.find_admitted(pod) is None
+    assert owners.find_admitted({"metadata": owned("Job")}) is None
 
 
 def test_pods_without_a_known_owner_stand_alone() -> None:

@@ -132,7 +132,7 @@ class Informer:
             if self.owners is not None:
                 self.owners.follow(kind, body, is_gone=is_gone)
             self.refused.pop(key, None)
-            if is_gone or not awaits_admission(body, self.scope):
+            if is_gone or not awaits_admission(kind, body, self.scope):
                 self.suspended.pop(key, None)
             else:
                 self.suspended[key] = body

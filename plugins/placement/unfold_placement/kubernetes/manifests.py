@@ -26,7 +26,7 @@ def build_roles(namespace: str = NAMESPACE) -> list[Body]:
 
     In the whole cluster it reads nodes and pods, since pods of other programs occupy capacity, and patches the status
     of nodes, which lists ephemeral resources. In its namespace it creates, opens, evicts and deletes pods, resumes
-    suspended workloads, and keeps records.
+    and suspends workloads, and keeps records.
     """
     cluster_rules = [
         _rule([""], ["nodes", "pods"], READ_VERBS),
@@ -38,7 +38,7 @@ def build_roles(namespace: str = NAMESPACE) -> list[Body]:
         _rule(["batch"], ["jobs"], [*READ_VERBS, "patch"]),
         _rule(["jobset.x-k8s.io"], ["jobsets"], [*READ_VERBS, "patch"]),
         _rule(["apps"], ["replicasets"], ["get"]),
-        _rule(["ray.io"], ["rayclusters"], ["get"]),
+        _rule(["ray.io"], ["rayclusters", "rayjobs"], [*READ_VERBS, "patch"]),
         _rule([""], ["configmaps"], ["get", "create", "patch"]),
         _rule(["coordination.k8s.io"], ["leases"], ["get", "list", "create", "update", "patch"]),
     ]

@@ -1,19 +1,20 @@
 """Workloads that own pods: all pods of a Job, JobSet, ReplicaSet or RayCluster are admitted together.
 
-A suspended Job or JobSet with the policy's label is resumed behind the policy's gate: its controller then creates gated
-pods, which the policy places one by one. Pods that an owner creates later replace others, and are placed alone.
+A suspended Job, JobSet, RayJob or RayCluster with the policy's label is resumed behind the policy's gate: its
+controller then creates gated pods, which the policy places one by one. Pods that an owner creates later replace others,
+and are placed alone. A preempted cluster of Ray that was resumed so is suspended again: a Ray job fails with its head.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unfold_placement.kubernetes.codec import Body, Scope, annotation_key, json_pointer, parse_time
-from unfoldkit.kubernetes.api import Api, ApiError
+from unfoldkit.kubernetes.api import MERGE, Api, ApiError
 
 POLICY = annotation_key("policy")
 ADMITTED = annotation_key("admitted")
@@ -22,8 +23,18 @@ JOBSET_NAME, REPLICATED_JOB = "jobset.sigs.k8s.io/jobset-name", "jobset.sigs.k8s
 RAY_GROUP = "ray.io/group"
 JOB_API, JOBSET_API, APPS_API = "/apis/batch/v1", "/apis/jobset.x-k8s.io/v1alpha2", "/apis/apps/v1"
 RAY_API = "/apis/ray.io/v1"
-WORKLOAD_LISTS: Mapping[str, str] = {"Job": f"{JOB_API}/{{}}/jobs", "JobSet": f"{JOBSET_API}/{{}}/jobsets"}
+WORKLOAD_LISTS: Mapping[str, str] = {
+    "Job": f"{JOB_API}/{{}}/jobs",
+    "JobSet": f"{JOBSET_API}/{{}}/jobsets",
+    "RayJob": f"{RAY_API}/{{}}/rayjobs",
+    "RayCluster": f"{RAY_API}/{{}}/rayclusters",
+}
 """Paths of the lists of workloads that can be suspended, by kind."""
+IDLE_STATES: Mapping[str, tuple[str, frozenset[str]]] = {
+    "RayJob": ("jobDeploymentStatus", frozenset({"", "Suspended"})),
+    "RayCluster": ("state", frozenset({"", "suspended"})),
+}
+"""Fields of the status of Ray's workloads, and their values without pods: KubeRay may miss a short suspension."""
 CACHE_S = 2.0
 
 
@@ -64,12 +75,23 @@ class Owners:
 
     def follow(self, kind: str, workload: Body, *, is_gone: bool) -> None:
         """Record the current state of a workload."""
-        path = f"{WORKLOAD_LISTS[kind].format(self._namespace)}/{workload['metadata']['name']}"
+        path = self._path(kind, workload["metadata"]["name"])
         if is_gone:
             self.followed.pop(path, None)
         else:
             # the items of a list do not repeat their kind
             self.followed[path] = {**workload, "kind": kind}
+
+    def find_admitted(self, pod: Body) -> tuple[str, Body] | None:
+        """Return the workload of Ray that was resumed behind the gate and runs a pod, and its kind; None for none."""
+        owner = controller_of(pod)
+        if owner is None or owner.get("kind") != "RayCluster":
+            return None
+        cluster = self._read_owner(owner)
+        parent = controller_of(cluster) if cluster is not None else None
+        kind, body = ("RayCluster", cluster) if parent is None else (parent["kind"], self._read_owner(parent))
+        is_admitted = body is not None and ADMITTED in body["metadata"].get("annotations", {})
+        return (kind, body) if body is not None and is_admitted and kind in WORKLOAD_LISTS else None
 
     def find_group(self, pod: Body) -> Group | None:
         """Return the group of a pod by its owner; None if the owner forms none, or cannot be read.
@@ -90,25 +112,47 @@ class Owners:
             return _group(body, size, labels.get(REPLICATED_JOB, ""), total, succeeded)
         owner: Body = next((item for item in meta.get("ownerReferences", ()) if item.get("controller")), {})
         if owner.get("kind") == "Job":
-            path = f"{JOB_API}/{self._namespace}/jobs/{owner['name']}"
-            body = self.followed.get(path)
-            if body is None or body["metadata"].get("uid") != owner.get("uid"):
-                # it has no label of the policy, or another of its name was there before
-                body = self._read(path)
+            body = self._read_owner(owner)
             spec = (body or {}).get("spec", {})
             return _group(body, _job_width(spec), "", _completions(spec), _count_succeeded(body or {}))
         if owner.get("kind") == "ReplicaSet":
             body = self._read(f"{APPS_API}/{self._namespace}/replicasets/{owner['name']}")
             return _group(body, int((body or {}).get("spec", {}).get("replicas", 1)))
         if owner.get("kind") == "RayCluster":
-            body = self._read(f"{RAY_API}/{self._namespace}/rayclusters/{owner['name']}")
-            workers = (body or {}).get("spec", {}).get("workerGroupSpecs") or ()
-            return _group(body, 1 + sum(map(_count_workers, workers)), labels.get(RAY_GROUP, ""))
+            return self._find_ray_group(owner, labels.get(RAY_GROUP, ""))
         return None
+
+    def _find_ray_group(self, owner: Body, role: str) -> Group | None:
+        """Return the group of the pods of a cluster of Ray.
+
+        A RayJob that was suspended has another cluster than before; it waits since it was created itself.
+        """
+        body = self._read_owner(owner)
+        workers = (body or {}).get("spec", {}).get("workerGroupSpecs") or ()
+        group = _group(body, 1 + sum(map(_count_workers, workers)), role)
+        parent = controller_of(body) if body is not None else None
+        job = self._read_owner(parent) if parent is not None and parent["kind"] == "RayJob" else None
+        if group is None or job is None:
+            return group
+        return replace(group, created_s=parse_time(job["metadata"]["creationTimestamp"]))
 
     @property
     def _namespace(self) -> str:
         return f"namespaces/{self.api.namespace}"
+
+    def _path(self, kind: str, name: str) -> str:
+        return f"{WORKLOAD_LISTS[kind].format(self._namespace)}/{name}"
+
+    def _read_owner(self, owner: Body) -> Body | None:
+        """Return a workload to which a reference points; None if it cannot be read."""
+        if owner["kind"] not in WORKLOAD_LISTS:
+            return None
+        path = self._path(owner["kind"], owner["name"])
+        body = self.followed.get(path)
+        if body is None or body["metadata"].get("uid") != owner.get("uid"):
+            # it has no label of the policy, or another of its name was there before
+            body = self._read(path)
+        return body
 
     def _read(self, path: str, **query: str) -> Body | None:
         key = f"{path}?{query}" if query else path
@@ -126,15 +170,18 @@ class Owners:
         return body
 
 
-def awaits_admission(workload: Body, scope: Scope) -> bool:
+def awaits_admission(kind: str, workload: Body, scope: Scope) -> bool:
     """Return whether a workload is suspended, has the policy's label, and was neither started nor resumed before."""
-    meta = workload["metadata"]
+    meta, status = workload["metadata"], workload.get("status", {})
+    field_name, idle_states = IDLE_STATES.get(kind, ("startTime", frozenset({""})))
     return (
         meta.get("labels", {}).get(POLICY) == scope.name
         and workload["spec"].get("suspend") is True
         and ADMITTED not in meta.get("annotations", {})
-        and "startTime" not in workload.get("status", {})
+        and (status.get(field_name) or "") in idle_states
         and not meta.get("deletionTimestamp")
+        # what a RayJob or RayService owns, it suspends and resumes itself
+        and not (kind == "RayCluster" and controller_of(workload))
     )
 
 
@@ -144,7 +191,7 @@ def resume_workload(api: Api, kind: str, workload: Body, scope: Scope, by: str) 
     Raises:
         ApiError: the server refused, or the workload changed meanwhile.
     """
-    meta, spec = workload["metadata"], copy.deepcopy(workload["spec"])
+    meta = workload["metadata"]
     # its status may change meanwhile, its spec may not
     patch: list[Body] = [
         {"op": "test", "path": "/metadata/uid", "value": meta["uid"]},
@@ -153,18 +200,26 @@ def resume_workload(api: Api, kind: str, workload: Body, scope: Scope, by: str) 
         {"op": "add", "path": f"/metadata/annotations/{json_pointer(ADMITTED)}", "value": by},
         {"op": "add", "path": "/spec/suspend", "value": False},
     ]
-    if kind == "JobSet":
-        for role in spec["replicatedJobs"]:
-            _gate_template(role["template"]["spec"]["template"], scope)
-        patch.append({"op": "add", "path": "/spec/replicatedJobs", "value": spec["replicatedJobs"]})
-    else:
-        template = spec["template"]
+    for path, template in _list_templates(kind, copy.deepcopy(workload["spec"])):
         _gate_template(template, scope)
         gates = template["spec"]["schedulingGates"]
-        patch.append({"op": "add", "path": "/spec/template/metadata", "value": template["metadata"]})
-        patch.append({"op": "add", "path": "/spec/template/spec/schedulingGates", "value": gates})
-    path = f"{WORKLOAD_LISTS[kind].format(f'namespaces/{api.namespace}')}/{meta['name']}"
-    api.patch(path, patch)
+        patch.append({"op": "add", "path": f"{path}/metadata", "value": template["metadata"]})
+        patch.append({"op": "add", "path": f"{path}/spec/schedulingGates", "value": gates})
+    api.patch(_workload_path(api, kind, meta["name"]), patch)
+
+
+def suspend_workload(api: Api, kind: str, workload: Body) -> None:
+    """Suspend a workload that was resumed, and let it await admission again.
+
+    Raises:
+        ApiError: the server refused.
+    """
+    patch = {"metadata": {"annotations": {ADMITTED: None}}, "spec": {"suspend": True}}
+    try:
+        api.patch(_workload_path(api, kind, workload["metadata"]["name"]), patch, MERGE)
+    except ApiError as error:
+        if not error.is_absent:
+            raise
 
 
 def controller_of(pod: Body) -> Body | None:
@@ -185,6 +240,28 @@ def _first_note(meta: Body) -> list[Body]:
         return []
     path = "/metadata/annotations"
     return [{"op": "test", "path": path, "value": None}, {"op": "add", "path": path, "value": {}}]
+
+
+def _workload_path(api: Api, kind: str, name: str) -> str:
+    return f"{WORKLOAD_LISTS[kind].format(f'namespaces/{api.namespace}')}/{name}"
+
+
+def _list_templates(kind: str, spec: Body) -> Iterator[tuple[str, Body]]:
+    """Yield the pod templates of a workload with their paths."""
+    if kind == "Job":
+        yield "/spec/template", spec["template"]
+    elif kind == "JobSet":
+        for index, role in enumerate(spec["replicatedJobs"]):
+            yield f"/spec/replicatedJobs/{index}/template/spec/template", role["template"]["spec"]["template"]
+    else:
+        # a RayJob that selects an existing cluster has none of its own
+        path, cluster = (
+            ("/spec", spec) if kind == "RayCluster" else ("/spec/rayClusterSpec", spec.get("rayClusterSpec"))
+        )
+        if cluster:
+            yield f"{path}/headGroupSpec/template", cluster["headGroupSpec"]["template"]
+            for index, group in enumerate(cluster.get("workerGroupSpecs") or ()):
+                yield f"{path}/workerGroupSpecs/{index}/template", group["template"]
 
 
 def _gate_template(template: Body, scope: Scope) -> None:

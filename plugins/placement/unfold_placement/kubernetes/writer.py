@@ -24,7 +24,7 @@ from unfold_placement.kubernetes.codec import (
 )
 from unfold_placement.kubernetes.dra import Counters
 from unfold_placement.kubernetes.informer import NODES, Informer, extended_resources, is_other_pod
-from unfold_placement.kubernetes.workloads import controller_of, resume_workload
+from unfold_placement.kubernetes.workloads import controller_of, resume_workload, suspend_workload
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfoldkit.api import user_error
@@ -407,6 +407,10 @@ class Writer:
             # its gate was never opened, so the pod can wait as it is
             return
         if controller_of(body) is not None:
+            if kind == kinds.PREEMPTED and self.informer.owners is not None:
+                admitted = self.informer.owners.find_admitted(body)
+                if admitted is not None:
+                    suspend_workload(self.api, *admitted)
             self._evict(body)
             self._withdraw_evicted(task, body)
             return
