@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -391,3 +391,47 @@ def test_a_case_that_reaches_the_baseline_pays_each_feature_group_once(trained: 
         5.0,
         made.baseline.cost,
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pools(LocalEngine):
+    """One process, and a list with the number of jobs of each map."""
+
+    sizes: list[int] = field(default_factory=list)
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], **options: Any) -> list[Any]:
+        """Run the jobs here."""
+        self.sizes.append(len(items))
+        return LocalEngine(1).map(function, items, **options)
+
+
+def _write_sites(folder: Path, *, rare_at: str = "") -> CascadeSpec:
+    """Write cases of three sites, and their spec; a third label occurs at ``rare_at`` only."""
+    rng = np.random.default_rng(0)
+    a, site = rng.normal(size=(600, 2)), rng.choice(["north", "south", "west"], 600)
+    y = np.where((site == rare_at) & (a[:, 1] > 1.0), "c", np.where(a[:, 0] + 0.3 * rng.normal(size=600) > 0, "a", "b"))
+    lines = [f"{u:.6f},{v:.6f},{word},{where}" for (u, v), word, where in zip(a, y, site, strict=True)]
+    (folder / "own.csv").write_text("\n".join(["a,b,y,hospital", *lines]))
+    (folder / "own.yaml").write_text(OWN.replace("path: own.csv", "path: own.csv, split: {leave_out: hospital}"))
+    return spec_of(folder / "own.yaml")
+
+
+def test_the_models_without_each_site_are_fitted_in_one_pool(tmp_path: Path) -> None:
+    """Workers start once for all sites, progress only grows, and another run of the parts fits nothing."""
+    spec, engine, steps = _write_sites(tmp_path), _Pools(1), list[tuple[str, int, int]]()
+    run = run_in(tmp_path / "run", base=tmp_path, engine=engine, progress=lambda *step: steps.append(step))
+    report = train(spec, run)
+    assert engine.sizes == [2, 6]
+    assert [step[1:] for step in steps if step[0] == "models without a site"] == [(done, 6) for done in range(1, 7)]
+    assert len(next(table for table in report.tables if table.columns[0].name == "left out").rows) == 3
+    train(spec, run)
+    assert engine.sizes == [2, 6]
+
+
+def test_a_label_of_one_site_is_named_before_any_fit(tmp_path: Path) -> None:
+    """Without the only site that has a label, no model can learn it: the site is named while nothing is fitted."""
+    spec, engine = _write_sites(tmp_path, rare_at="south"), _Pools(1)
+    with pytest.raises(UnfoldError, match=r'has 0 of its .* cases in training without "south"') as failure:
+        train(spec, run_in(tmp_path / "run", base=tmp_path, engine=engine))
+    assert 'join "south" with another site' in str(failure.value)
+    assert not engine.sizes

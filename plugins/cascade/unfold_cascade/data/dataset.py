@@ -8,7 +8,7 @@ import io
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data.doubtful_values import CODES, Doubt, find_doubts
 from unfold_cascade.data.leakage import Copies, find_copies, find_label_columns, join_groups
-from unfold_cascade.data.splits import SplitRule, UnitTable, list_sites, split_units
+from unfold_cascade.data.splits import SplitRule, UnitTable, leave_out, list_sites, split_units
 from unfold_cascade.data.table import (
     Frame,
     Rows,
@@ -257,11 +257,11 @@ def read_dataset(options: DatasetOptions) -> Dataset:
     order = tuple(dict.fromkeys(name for group in columns.values() for name in group))
     clusters, copies = group_rows(options, frame, order, is_labelled)
     rows = _split(options, text, clusters, _build_units(options, frame, is_labelled, clusters))
-    if not options.is_recorded:
-        _check_training_part(labels, rows.train, names, column, clusters, is_random=options.split.kind == "random")
     words = tuple(map(str, names))
+    if not options.is_recorded:
+        _check_training_part(labels, rows.train, words, options, clusters)
     number_label_groups(options.label_groups, words)
-    return Dataset(
+    dataset = Dataset(
         rows,
         labels.astype(np.int64),
         words,
@@ -277,6 +277,10 @@ def read_dataset(options: DatasetOptions) -> Dataset:
         find_column_doubts(frame, order, is_labelled),
         find_patient_column(options, frame, is_labelled),
     )
+    if options.split.kind == "leave-out":
+        # before any model is fitted: a site may be too small to leave out
+        _leave_out_sites(options, frame, dataset)
+    return dataset
 
 
 def group_rows(
@@ -378,15 +382,27 @@ def _split(options: DatasetOptions, text: np.ndarray, clusters: IntArray | None,
     return select_cluster_rows(clusters, split_units(options.split, strata, units, options.seed))
 
 
-def list_dataset_sites(options: DatasetOptions, dataset: Dataset) -> tuple[str, ...]:
-    """List the sites that ``data.split`` leaves out in turn.
+def leave_out_sites(options: DatasetOptions, dataset: Dataset) -> dict[str, Dataset]:
+    """Split a data set once for each site of ``data.split``, which is its test part.
+
+    Columns, copies and leaks are those of the whole table, and are not searched again.
 
     Raises:
-        UnfoldError: the column is missing, or a site is too small.
+        UnfoldError: the column is missing, a site is too small, or without a site a label is too rare.
     """
-    frame = load_frame(options.source)
-    units = _build_units(options, frame, is_case(options, frame), dataset.clusters)
-    return list_sites(options.split.column, units)[1]
+    return _leave_out_sites(options, load_frame(options.source), dataset)
+
+
+def _leave_out_sites(options: DatasetOptions, frame: Frame, dataset: Dataset) -> dict[str, Dataset]:
+    labels, clusters, text = dataset.labels, dataset.clusters, np.array(dataset.names)[dataset.labels]
+    units = _build_units(options, frame, is_case(options, frame), clusters)
+    by_site = {}
+    for site in list_sites(options.split.column, units)[1]:
+        rows = _split(replace(options, split=leave_out(options.split, site)), text, clusters, units)
+        if not options.is_recorded:
+            _check_training_part(labels, rows.train, dataset.names, options, clusters, without=site)
+        by_site[site] = replace(dataset, rows=rows)
+    return by_site
 
 
 def _build_units(options: DatasetOptions, frame: Frame, is_labelled: BoolArray, clusters: IntArray | None) -> UnitTable:
@@ -469,36 +485,42 @@ def _check_labels(text: np.ndarray, names: np.ndarray, column: str, *, min_cases
 def _check_training_part(
     labels: IntArray,
     train: IntArray,
-    names: np.ndarray,
-    column: str,
+    names: Sequence[str],
+    options: DatasetOptions,
     clusters: IntArray | None,
     *,
-    is_random: bool,
+    without: str = "",
 ) -> None:
-    """Raise when a label is too rare in the training part for out-of-fold predictions."""
+    """Raise when a label is too rare in the training part (``without`` a site) for out-of-fold predictions."""
+    column, part = options.label_column, f'training without "{without}"' if without else "the training part"
+    site_hint = f'join "{without}" with another site, or leave no site out' if without else ""
     if clusters is not None:
-        _check_training_clusters(labels[train], clusters[train], names, column)
+        _check_training_clusters(labels[train], clusters[train], names, column, part, site_hint)
         return
     counts = np.bincount(labels[train], minlength=len(names))
     rare = int(counts.argmin())
     if counts[rare] < MIN_FOLDS:
-        total = int((labels == rare).sum())
+        total, is_random = int((labels == rare).sum()), options.split.kind == "random"
         enough = next(percent for percent in range(1, 101) if round(total * percent / 100) >= MIN_FOLDS)
+        hint = (f"train: {enough}% puts {MIN_FOLDS} there; or " if is_random else "") + "add cases of this label"
         raise user_error(
-            f'the label "{names[rare]}" of "{column}" has {counts[rare]} of its {total} cases in the training part; '
+            f'the label "{names[rare]}" of "{column}" has {counts[rare]} of its {total} cases in {part}; '
             f"each needs at least {MIN_FOLDS} there",
             key="data.split.train" if is_random else "data.split",
-            hint=(f"train: {enough}% puts {MIN_FOLDS} there; or " if is_random else "") + "add cases of this label",
+            hint=site_hint or hint,
         )
 
 
-def _check_training_clusters(labels: IntArray, clusters: IntArray, names: np.ndarray, column: str) -> None:
+def _check_training_clusters(
+    labels: IntArray, clusters: IntArray, names: Sequence[str], column: str, part: str, site_hint: str
+) -> None:
     for label, name in enumerate(names):
         count = len(np.unique(clusters[labels == label]))
         if count < MIN_FOLDS:
-            message = f'the label "{name}" of "{column}" has {count} groups in the training part; it needs {MIN_FOLDS}'
             raise user_error(
-                message, key="data.group", hint="remove its rows from the file, or give them another label"
+                f'the label "{name}" of "{column}" has {count} groups in {part}; it needs {MIN_FOLDS}',
+                key="data.split" if site_hint else "data.group",
+                hint=site_hint or "remove its rows from the file, or give them another label",
             )
 
 

@@ -117,6 +117,13 @@ def resolve_split(split: AnySplit, run: Run) -> SplitRule:
     return SplitRule(kind=kind, column=column, train=split.train, calibrate=split.calibrate)
 
 
+def leave_out(rule: SplitRule, site: str) -> SplitRule:
+    """Build the split that tests on one site."""
+    return SplitRule(
+        kind="column", column=rule.column, named={"test": (site,)}, train=rule.train, calibrate=rule.calibrate
+    )
+
+
 def split_units(rule: SplitRule, strata: np.ndarray, table: UnitTable, seed: int) -> Rows:
     """Split units by a rule.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,22 +146,52 @@ def fit_models(options: ZooOptions, data: DatasetOptions, dataset: Dataset, run:
     Raises:
         UnfoldError: an estimator does not exist or cannot be fitted, or a worker died.
     """
-    slots = list_slots(options, data, dataset)
-    missing = [slot for slot in slots if not _is_stored(run.directory, slot)]
-    for slot in missing:
+    fit_missing_models(options, data, [(dataset, run.directory)], run)
+    return load_models(options, data, dataset, run.directory)
+
+
+def fit_missing_models(
+    options: ZooOptions,
+    data: DatasetOptions,
+    splits: Sequence[tuple[Dataset, RunDir]],
+    run: Run,
+    step: str = "models",
+) -> None:
+    """Fit every model that is not stored yet, for each of some splits of one table, in one pool of workers.
+
+    Args:
+        options: the models.
+        data: the table.
+        splits: data sets that differ in their parts only, and the run of each.
+        run: engine, log and progress.
+        step: name of the progress.
+
+    Raises:
+        UnfoldError: an estimator does not exist or cannot be fitted, or a worker died.
+    """
+    slots = [(*split, slot) for split in splits for slot in list_slots(options, data, split[0])]
+    missing = [each for each in slots if not _is_stored(each[1], each[2])]
+    for _, _, slot in missing:
         estimators.check_recipe(slot.recipe, key=slot.key, allow_code=run.allow_code)
+    fitted = itertools.count(len(slots) - len(missing) + 1)
 
     def store(index: int, result: tuple[bytes, bytes]) -> None:
-        slot = missing[index]
-        run.directory.write(slot.model_file, result[0], made_from=slot.made_from)
-        run.directory.write(slot.log_file, result[1], made_from=slot.made_from)
+        _, directory, slot = missing[index]
+        directory.write(slot.model_file, result[0], made_from=slot.made_from)
+        directory.write(slot.log_file, result[1], made_from=slot.made_from)
         run.log.info("fitted %s %s %s", slot.stage, slot.group, slot.model)
-        run.progress("models", len(slots) - len(missing) + index + 1, len(slots))
+        run.progress(step, next(fitted), len(slots))
 
     if missing:
-        x = load_features(data, dataset)
-        run.engine.map(fit_model, [_build_job(options, dataset, slot, x) for slot in missing], on_result=store)
-    return [(slot, _read_predictions(run.directory, slot)) for slot in slots]
+        x = load_features(data, splits[0][0])
+        # models of one feature set share its columns, whatever the number of splits
+        parts = {slot.columns.tobytes(): np.ascontiguousarray(x[:, slot.columns]) for _, _, slot in missing}
+        has_gaps = estimators.has_gaps(x)
+        jobs = [
+            _build_job(options, dataset, slot, parts[slot.columns.tobytes()], has_gaps=has_gaps)
+            for dataset, _, slot in missing
+        ]
+        run.engine.map(fit_model, jobs, on_result=store)
 
 
 def load_models(options: ZooOptions, data: DatasetOptions, dataset: Dataset, directory: RunDir) -> list[PredictedSlot]:
@@ -254,11 +285,12 @@ def _build_slot(
     )
 
 
-def _build_job(options: ZooOptions, dataset: Dataset, slot: ModelSlot, x: FloatArray) -> FitJob:
+def _build_job(options: ZooOptions, dataset: Dataset, slot: ModelSlot, x: FloatArray, *, has_gaps: bool) -> FitJob:
+    """Build the fit of a model on ``x``, the (n, d) columns that it reads."""
     train = dataset.rows.train
     return FitJob(
         recipe=slot.recipe,
-        x=np.ascontiguousarray(x[:, slot.columns]),
+        x=x,
         labels=slot.labels,
         training_rows=train[slot.in_scope[train]],
         folds=options.folds,
@@ -266,7 +298,7 @@ def _build_job(options: ZooOptions, dataset: Dataset, slot: ModelSlot, x: FloatA
         batch=options.batch,
         inspection=slot.inside,
         clusters=dataset.clusters,
-        has_gaps=estimators.has_gaps(x),
+        has_gaps=has_gaps,
     )
 
 

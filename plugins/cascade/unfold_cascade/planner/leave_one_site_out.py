@@ -6,15 +6,18 @@ what a new site may expect. The certificate of the plan itself covers the mixtur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from unfold_cascade.data.dataset import list_dataset_sites, load_dataset
-from unfold_cascade.data.splits import SplitRule
+from unfold_cascade.data.dataset import Dataset, leave_out_sites
+from unfold_cascade.data.splits import leave_out
+from unfold_cascade.models.zoo import fit_missing_models
 from unfold_cascade.planner.planner import solve
 from unfold_cascade.planner.policy import Policy, StagePolicy, follow
 from unfold_cascade.planner.problem import Problem
 from unfoldkit.api import Run, RunDir
+
+FIT_STEP = "models without a site"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,28 +54,26 @@ def open_site_run(run: Run, number: int) -> Run:
     return replace(run, directory=RunDir(run.directory.path / "sites" / str(number)), options=options)
 
 
-def leave_out(rule: SplitRule, site: str) -> SplitRule:
-    """Build the split that tests on one site."""
-    return SplitRule(
-        kind="column", column=rule.column, named={"test": (site,)}, train=rule.train, calibrate=rule.calibrate
-    )
-
-
 def evaluate_sites(problem: Problem, run: Run) -> tuple[SiteResult, ...]:
     """Leave every site out in turn; empty unless the split asks for it."""
     if problem.data.split.kind != "leave-out":
         return ()
-    return tuple(_iterate_results(problem, run, list_dataset_sites(problem.data, problem.dataset)))
+    by_site = leave_out_sites(problem.data, problem.dataset)
+    runs = [open_site_run(run, number) for number in range(len(by_site))]
+    if not problem.is_recorded:
+        # at once: to start workers for each site takes longer than many fits
+        splits = [(dataset, each.directory) for dataset, each in zip(by_site.values(), runs, strict=True)]
+        fit_missing_models(problem.zoo, problem.data, splits, run, FIT_STEP)
+    return tuple(_iterate_results(problem, by_site, runs))
 
 
-def _iterate_results(problem: Problem, run: Run, sites: Sequence[str]) -> Iterator[SiteResult]:
-    for number, site in enumerate(sites):
+def _iterate_results(problem: Problem, by_site: Mapping[str, Dataset], runs: Sequence[Run]) -> Iterator[SiteResult]:
+    for number, ((site, dataset), run) in enumerate(zip(by_site.items(), runs, strict=True)):
         run.log.info("leaving out %s", site)
-        run.progress("sites left out", number, len(sites))
+        run.progress("sites left out", number, len(by_site))
         data = replace(problem.data, split=leave_out(problem.data.split, site), identity=(*problem.data.identity, site))
-        site_run = open_site_run(run, number)
-        without = replace(problem, data=data, dataset=load_dataset(data, site_run))
-        solution = solve(without, site_run)
+        without = replace(problem, data=data, dataset=dataset)
+        solution = solve(without, run)
         rows, costs = without.dataset.rows.test, solution.tables.error_costs
         labels = without.dataset.labels[rows]
         tables = solution.tables
