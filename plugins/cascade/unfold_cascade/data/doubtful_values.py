@@ -45,6 +45,17 @@ MIN_SEPARATION = 3.5
 MAX_SHAPE_DISTANCE = 0.15
 """Largest distance of the distribution functions of the values in two units, each around its median."""
 MAX_SORTED = 20_000
+ZEROS = MIN_SHARE, 0.1
+"""Shares of zeros that may mark missing values; of more, zero is often a measurement, such as no cigarettes."""
+MIN_LOW = 0.3
+"""Lowest measurement, as a share of the median, of quantities that are never 0 in a living patient."""
+MIN_LOW_STEPS = 10
+"""Lowest measurement in steps of the column's resolution; a rounded one of fewer steps may be 0."""
+MAX_ISOLATED_SHARE = 0.01
+MIN_SIDE = 20
+MIN_TIMES_AS_FAR = 3.0
+MAX_FALSE_NOTES = 2e-4
+"""Share of columns with a tail as heavy as that of Pareto or Cauchy whose largest value counts as isolated."""
 SD_PER_IQR = 0.7413
 
 
@@ -53,7 +64,8 @@ class Doubt:
     """A column with values that may be no measurements: a code, or a second unit where ``code`` is ``None``.
 
     ``share`` is the share of these values, ``is_counter`` whether the column numbers the rows instead, and ``units``
-    the two units; the second one has the ``share``.
+    the two units; the second one has the ``share``. If ``is_isolated``, these values are errors rather than codes, and
+    ``code`` is the farthest.
     """
 
     column: str
@@ -61,11 +73,17 @@ class Doubt:
     share: float
     is_counter: bool = False
     units: str = DEGREES
+    is_isolated: bool = False
 
 
 def find_doubts(columns: Mapping[str, FloatArray]) -> tuple[Doubt, ...]:
-    """Find the doubtful columns of a table; ``columns`` are (n,) values by name, NaN where missing."""
-    return tuple(doubt for name, values in columns.items() for doubt in _find_in_column(name, values))
+    """Find the doubtful columns of a table, single errors last.
+
+    Args:
+        columns: (n,) values by name, NaN where missing.
+    """
+    doubts = (doubt for name, values in columns.items() for doubt in _find_in_column(name, values))
+    return tuple(sorted(doubts, key=lambda doubt: doubt.is_isolated))
 
 
 def _find_in_column(name: str, values: FloatArray) -> Iterator[Doubt]:
@@ -78,16 +96,59 @@ def _find_in_column(name: str, values: FloatArray) -> Iterator[Doubt]:
     if len(np.unique(usual[:: len(usual) // SAMPLE + 1])) < MIN_DISTINCT:
         return
     low, high = np.quantile(usual, (TAIL, 1.0 - TAIL))
+    codes = []
     for code, count in zip(*np.unique(finite[is_code], return_counts=True), strict=True):
         is_far = code < low - (high - low) or code > high + (high - low) or code < 0.0 <= low
         if is_far and count >= max(MIN_ROWS, MIN_SHARE * len(finite)):
+            codes.append(code)
             yield Doubt(name, float(code), count / len(finite))
+    zeros = _measure_zeros(finite[~np.isin(finite, codes)])
+    if zeros:
+        codes.append(0.0)
+        yield Doubt(name, 0.0, zeros)
     share = _measure_fahrenheit(finite)
     if share is not None:
         yield Doubt(name, None, share)
     elif (mixture := _find_units(usual)) is not None:
         units, share = mixture
         yield Doubt(name, None, share, units=units)
+    else:
+        yield from _find_isolated(name, finite[~np.isin(finite, codes)])
+
+
+def _measure_zeros(values: FloatArray) -> float:
+    """Measure the share of zeros that mark missing values, such as a heart rate of 0; 0 if they do not."""
+    is_zero = values == 0.0
+    share = float(is_zero.mean())
+    if is_zero.sum() < MIN_ROWS or not ZEROS[0] <= share <= ZEROS[1]:
+        return 0.0
+    others = values[~is_zero]
+    low, median = np.quantile(others, (TAIL, 0.5))
+    step = float(np.diff(np.unique(others)).min())
+    is_never_zero = low >= max(MIN_LOW * median, MIN_LOW_STEPS * step) and float(others.min()) > 0.0
+    return share if is_never_zero else 0.0
+
+
+def _find_isolated(name: str, values: FloatArray) -> Iterator[Doubt]:
+    """Find a few values on either side which are far from all others, such as an age of 300.
+
+    Where the distances to the median have a tail of Pareto, the logarithm of the largest of m exceeds that of the next
+    one by c times the spread of the logarithms with a probability of about (m / 2)^-c.
+    """
+    centred = values - np.median(values)
+    most = int(MAX_ISOLATED_SHARE * len(values)) + 1
+    for sign in (-1.0, 1.0):
+        distances = np.sort(sign * centred[sign * centred > 0.0])
+        if len(distances) < MIN_SIDE + most:
+            continue
+        ratios = np.log(distances[-most:] / distances[-most - 1 : -1])
+        first = int(ratios.argmax()) - most
+        spread = np.log(distances[first - 1] / np.median(distances[:first]))
+        if ratios.max() >= max(
+            np.log(MIN_TIMES_AS_FAR), spread * np.log(MAX_FALSE_NOTES) / np.log(2.0 / len(distances))
+        ):
+            farthest = values[(sign * centred).argmax()]
+            yield Doubt(name, float(farthest), -first / len(values), is_isolated=True)
 
 
 def _measure_fahrenheit(values: FloatArray) -> float | None:

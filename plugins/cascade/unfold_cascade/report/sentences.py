@@ -329,6 +329,11 @@ def _doubtful_column(doubt: Doubt) -> str:
         return f'"{doubt.column}" grows from row to row, as a row number or an identifier does: leave it out'
     if doubt.code is None:
         return f'"{doubt.column}" seems to hold {doubt.units} ({doubt.share:.0%}): convert one of them'
+    if doubt.is_isolated:
+        share = f"{100 * doubt.share:.2g}%"
+        return (
+            f'"{doubt.column}" is far from its other values in {share} of its rows, such as {doubt.code:g}: check them'
+        )
     values = f'"{doubt.column}" is {doubt.code:g} in {doubt.share:.1%} of its rows, far from its other values'
     return f"{values}: if this marks missing values, leave the cells empty"
 
