@@ -484,6 +484,30 @@ def test_a_log_of_one_row_per_call_is_named_as_such(tmp_path: Path, written: str
         plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
 
 
+def test_rows_of_one_call_are_noticed_beside_scores(tmp_path: Path) -> None:
+    """Each request occurs with each model; a column which names the model that served a request is none of that."""
+    write_log(tmp_path)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    rows = [f"{line},{n // 2},{('small', 'large')[n % 2]}" for n, line in enumerate(lines)]
+    (tmp_path / "log.csv").write_text("\n".join([f"{head},request_id,model", *rows]) + "\n")
+    with pytest.raises(UnfoldError, match='one row per call: its column "model" names the models'):
+        plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+    rows = [f"{line},{n},{('small', 'large')[n % 2]}" for n, line in enumerate(lines)]
+    (tmp_path / "log.csv").write_text("\n".join([f"{head},request_id,served_by", *rows]) + "\n")
+    assert plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path)).metrics
+
+
+def test_the_table_of_an_arena_is_refused_with_the_expected_rows(tmp_path: Path) -> None:
+    """Which of two answers was preferred does not say whether either is right."""
+    rows = [f"{n},small,large,model_a" for n in range(20)]
+    head = "question_id,model_a,model_b,winner"
+    (tmp_path / "log.csv").write_text("\n".join([head, *rows]) + "\n")
+    (tmp_path / "log.yaml").write_text(SPEC)
+    with pytest.raises(UnfoldError, match="compares two models in each row") as failure:
+        plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+    assert "one row per request, with a score and a confidence of each model" in str(failure.value)
+
+
 def test_a_certificate_of_conversations_counts_fractions_by_their_sign(tmp_path: Path) -> None:
     """Its bound is that of the test which passed, and not above the promise."""
     write_log(tmp_path, 3000)

@@ -80,6 +80,13 @@ FAR_BELOW = 100.0
 """How many times longer than every call of a log a deadline is that only a wrong unit explains."""
 TOKEN_KEYS: Mapping[str, str] = {"input": "in"}
 """Keys of a spec by the field of ``Tokens``, where they differ."""
+LAYOUT_HINT = (
+    "write one row per request, with a score and a confidence of each model, such as small_score and large_score: "
+    "docs/how-to/tune-gates-from-api-logs.md"
+)
+_REQUEST_ID = re.compile(r"(^|[^a-z])(id|prompt|question|query|request|instruction)$", re.IGNORECASE)
+MAX_REQUEST_SHARE = 0.7
+"""Fewer different requests than this share of the rows, each with several models, are calls of those models."""
 SPLIT_HINT = "split: {train: 25%, calibrate: 60%, test: 15%}"
 
 
@@ -295,19 +302,35 @@ def _check_latency(latency_ms: FloatArray, deadline_ms: float | None, table: str
 
 
 def _check_layout(frame: Frame, models: Sequence[ModelSpec], columns: Sequence[Recorded]) -> None:
-    """Check that a row holds the answers of all models; gateways and tracing tools export one row per call.
+    """Check that a row holds the answers of all models; gateways, tracing tools and arenas export other rows.
 
     Raises:
-        UnfoldError: a column names the models instead.
+        UnfoldError: a column names the models instead, or a row compares two models.
     """
-    if any(column.score in frame.columns for column in columns):
-        return
+    if {"model_a", "model_b"} <= {name.casefold() for name in frame.columns}:
+        message = f"{frame.name} compares two models in each row, so it does not say which answers are right"
+        raise user_error(message, key="data.path", hint=LAYOUT_HINT)
     names = {name for model in models for name in (model.name, model.endpoint and model.endpoint.model) if name}
+    has_scores = any(column.score in frame.columns for column in columns)
     for column, values in frame.columns.items():
-        if names & {form for value in {str(value) for value in values.tolist()} for form in _list_names(value)}:
+        if not names & {form for value in {str(value) for value in values.tolist()} for form in _list_names(value)}:
+            continue
+        # beside scores of every model, a column may name the one that served the request
+        if not has_scores or _find_repeated_request(frame, column):
             message = f'{frame.name} has one row per call: its column "{column}" names the models'
-            hint = "write one row per request, with columns of each model: docs/how-to/tune-gates-from-api-logs.md"
-            raise user_error(message, key="data.path", hint=hint)
+            raise user_error(message, key="data.path", hint=LAYOUT_HINT)
+
+
+def _find_repeated_request(frame: Frame, column: str) -> str:
+    """Find a column of requests that each occur once with each of several values of ``column``; empty if none does."""
+    models = frame.text(column, key="data.path")
+    for name in frame.columns:
+        if name != column and _REQUEST_ID.search(name) is not None:
+            requests = frame.text(name, key="data.path")
+            pairs = len(set(zip(requests.tolist(), models.tolist(), strict=True)))
+            if pairs == len(frame) and len(set(requests.tolist())) <= MAX_REQUEST_SHARE * len(frame):
+                return name
+    return ""
 
 
 def _list_names(model: str) -> tuple[str, ...]:
