@@ -16,16 +16,12 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from unfold_supernet import elastic  # noqa: E402
+from unfold_supernet.elasticity.layer_replacement import copy_unnormed, replace_linear_code  # noqa: E402
+from unfold_supernet.elasticity.width_groups import find_width_groups, trace_indices  # noqa: E402
 from unfold_supernet.family.datasets import Dataset  # noqa: E402
 from unfold_supernet.modules import evaluation  # noqa: E402
 from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
 from unfold_supernet.modules.onnx_export import export_onnx, measure_disagreement  # noqa: E402
-from unfold_supernet.modules.width_groups import (  # noqa: E402
-    copy_unnormed,
-    find_width_groups,
-    replace_linear_code,
-    trace_indices,
-)
 from unfoldkit.api import UnfoldError  # noqa: E402
 
 pytestmark = pytest.mark.torch

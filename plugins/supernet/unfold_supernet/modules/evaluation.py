@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from unfold_supernet._types import Float32Array, Task
+from unfold_supernet.elasticity.inputs import takes_extra
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.modules.family import ElasticFamily, elastic, unwrap_module
@@ -32,7 +33,6 @@ from unfold_supernet.modules.heads import (
     finish_outputs,
     make_training_targets,
 )
-from unfold_supernet.modules.inputs import takes_extra
 from unfold_supernet.modules.int8 import PrecisionChoice, choose_precision
 from unfold_supernet.modules.onnx_export import export_onnx, measure_disagreement
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult, ModuleSource

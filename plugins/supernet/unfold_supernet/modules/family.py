@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from unfold_supernet.modules.attention_heads import find_head_groups, keep_heads
-from unfold_supernet.modules.depth_blocks import BlockRun, find_block_runs, replace_blocks
-from unfold_supernet.modules.inputs import (
+from unfold_supernet.elasticity.attention_heads import find_head_groups, keep_heads
+from unfold_supernet.elasticity.depth_blocks import BlockRun, find_block_runs, replace_blocks
+from unfold_supernet.elasticity.inputs import (
     INPUT_NAMES,
     Inputs,
     check_repeatability,
@@ -27,19 +27,17 @@ from unfold_supernet.modules.inputs import (
     run_module,
     take_two_rows,
 )
-from unfold_supernet.modules.onnx_export import call_alone, check_export, export_onnx
-from unfold_supernet.modules.projected_heads import HeadGroup, ProjectedHeads, list_head_layers
-from unfold_supernet.modules.width_groups import (
+from unfold_supernet.elasticity.layer_replacement import copy_unnormed, fold_weight_norms, replace_linear_code
+from unfold_supernet.elasticity.projected_heads import HeadGroup, ProjectedHeads, list_head_layers
+from unfold_supernet.elasticity.width_groups import (
     Indices,
     Inelastic,
     WidthGroup,
-    copy_unnormed,
     find_width_groups,
-    fold_weight_norms,
-    replace_linear_code,
     select,
     trace_indices,
 )
+from unfold_supernet.modules.onnx_export import call_alone, check_export, export_onnx
 from unfoldkit.api import user_error
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - torch has no public name for all batch norms

@@ -20,8 +20,8 @@ from typing import Any, TextIO, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from unfold_supernet.elasticity.inputs import INPUT_NAMES, Inputs, take_two_rows
 from unfold_supernet.family.onnx_session import open_session
-from unfold_supernet.modules.inputs import INPUT_NAMES, Inputs, take_two_rows
 from unfoldkit.api import user_error
 
 F = TypeVar("F", bound=Callable[..., object])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unfold_supernet.modules.inputs import Inputs, run_module
+from unfold_supernet.elasticity.inputs import Inputs, run_module
 
 SUM = "AddBackward"
 """Sums; products of matrices that a bias is added to are named alike, but for the end."""

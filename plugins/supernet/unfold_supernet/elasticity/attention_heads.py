@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unfold_supernet.modules.inputs import Inputs, copy_module, run_module
-from unfold_supernet.modules.projected_heads import (
+from unfold_supernet.elasticity.inputs import Inputs, copy_module, run_module
+from unfold_supernet.elasticity.projected_heads import (
     HeadGroup,
     ProjectedHeads,
     ReplacedHeads,
     find_projected_heads,
     keep_projected_heads,
 )
-from unfold_supernet.modules.width_groups import Indices
+from unfold_supernet.elasticity.width_groups import Indices
 
 TOLERANCE = 1e-4
 """Largest difference at which a replacement counts as equal, relative to the largest output."""

@@ -17,9 +17,9 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from unfold_supernet import elastic  # noqa: E402
-from unfold_supernet.modules.attention_heads import find_head_groups, keep_heads  # noqa: E402
-from unfold_supernet.modules.projected_heads import ProjectedHeads, list_head_layers  # noqa: E402
-from unfold_supernet.modules.width_groups import find_width_groups  # noqa: E402
+from unfold_supernet.elasticity.attention_heads import find_head_groups, keep_heads  # noqa: E402
+from unfold_supernet.elasticity.projected_heads import ProjectedHeads, list_head_layers  # noqa: E402
+from unfold_supernet.elasticity.width_groups import find_width_groups  # noqa: E402
 
 pytestmark = pytest.mark.torch
 EMBED, HEADS, SIZE, TOKENS = 24, 4, 6, 9

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from unfold_supernet.modules.inputs import Inputs, run_module
-from unfold_supernet.modules.width_groups import HeadLayers, Indices, find_tied_layers, select
+from unfold_supernet.elasticity.dependency_graph import HeadLayers
+from unfold_supernet.elasticity.inputs import Inputs, run_module
+from unfold_supernet.elasticity.layer_replacement import find_tied_layers
+from unfold_supernet.elasticity.width_groups import Indices, select
 
 HEAD_NAMES = re.compile(r"head|^n?_?h$|^d_?[kqv]$")
 """Attributes from which the number of heads follows: their count, or the channels of one."""

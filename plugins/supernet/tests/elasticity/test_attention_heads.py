@@ -15,7 +15,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from torch import Tensor, nn  # noqa: E402
 
 from unfold_supernet import elastic  # noqa: E402
-from unfold_supernet.modules.attention_heads import SelectedHeads, find_head_groups  # noqa: E402
+from unfold_supernet.elasticity.attention_heads import SelectedHeads, find_head_groups  # noqa: E402
 
 pytestmark = pytest.mark.torch
 EMBED, HEADS, TOKENS = 24, 3, 9
