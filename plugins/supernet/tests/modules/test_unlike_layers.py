@@ -392,6 +392,8 @@ class Gated(nn.Module):  # type: ignore[misc,unused-ignore]
     ("gate", "step", "distance"),
     [
         (lambda x: functional.glu(x, 1), 1, 16),
+        (lambda x: x[:, : x.shape[1] // 2] * x[:, x.shape[1] // 2 :].sigmoid(), 1, 16),
+        (lambda x: x[:, : -x.shape[1] // 2] * x[:, -x.shape[1] // 2 :].sigmoid(), 1, 16),
         (lambda x: x[:, ::2] * x[:, 1::2].sigmoid(), 2, 1),
         (lambda x: x[:, ::2].relu(), 2, 1),
     ],
@@ -408,6 +410,20 @@ def test_gated_channels_remain_in_pairs(gate: Callable[[Tensor], Tensor], step: 
     assert len(read) == 4
     assert rows.tolist() == sorted([*(read * step).tolist(), *(read * step + distance).tolist()])
     check_members(family, module, example)
+
+
+@pytest.mark.parametrize("axis", [1, 2], ids=["signals", "tokens"])
+def test_channels_of_signals_and_tokens_are_split_along_their_axis(axis: int) -> None:
+    """Of three axes, the second holds the channels of a convolution, and the last those of a linear layer."""
+    torch.manual_seed(0)
+    layer, end = (nn.Conv1d(3, 16, 3), nn.Conv1d(8, 4, 1)) if axis == 1 else (nn.Linear(3, 16), nn.Linear(8, 4))
+    halves = (
+        lambda x: x.narrow(axis, 0, x.shape[axis] // 2) * x.narrow(axis, x.shape[axis] // 2, x.shape[axis] // 2).tanh(),
+        lambda x: x.chunk(2, axis)[0] * x.chunk(2, axis)[1].tanh(),
+    )
+    for gate in halves:
+        module = nn.Sequential(layer, Applied(gate), end).eval()
+        assert check_cut_out(module, torch.randn(2, 3, 9) if axis == 1 else torch.randn(2, 9, 3)) == {"0"}
 
 
 class Backwards(torch.autograd.Function):  # type: ignore[misc,name-defined,unused-ignore]
@@ -482,12 +498,11 @@ def check_cut_out(module: nn.Module, example: Tensor) -> set[str]:
         (lambda x: x.permute(0, 2, 3, 1).flatten(1), 72),
         (lambda x: x.transpose(1, 3).transpose(1, 2).reshape(len(x), -1), 72),
         (lambda x: torch.stack([x.mean((2, 3)), x.amax((2, 3))], 1).flatten(1), 16),
-        (lambda x: torch.cat([x.chunk(4, 1)[index] for index in (1, 0, 3, 2)], 1).mean((2, 3)), 8),
     ],
-    ids=["last", "view", "stack", "chunks"],
+    ids=["last", "view", "stack"],
 )
 def test_channels_that_are_flattened_last_stay(flatten: Callable[[Tensor], Tensor], inputs: int) -> None:
-    """They are neighbours in the flattened map, where those of one channel are by default; so are those of chunks."""
+    """They are neighbours in the flattened map, where those of one channel are by default."""
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 3), Applied(flatten))
     module = nn.Sequential(*layers, nn.Linear(inputs, 20), nn.ReLU(), nn.Linear(20, 5))
@@ -511,6 +526,64 @@ def test_kernels_of_a_channel_are_narrowed_together(middle: Callable[[], nn.Modu
     layers = (nn.Conv2d(3, 12, 3), nn.ReLU(), layer, nn.ReLU(), nn.Conv2d(outputs, 16, 1), nn.ReLU())
     module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
     assert check_cut_out(module, torch.randn(2, 3, 9, 9)) == roots
+
+
+class Halves(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A block as of YOLOv8: half of the channels is refined, and all that was computed is concatenated."""
+
+    def __init__(self, take: Callable[[Tensor], tuple[Tensor, Tensor]], *, adds: bool) -> None:
+        super().__init__()
+        self.start, self.end, self.take, self.adds = nn.Conv2d(8, 16, 1), nn.Conv2d(32, 12, 1), take, adds
+        self.refine = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.SiLU()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute maps (n, 12, height, width) from maps with 8 channels."""
+        parts = [*self.take(self.start(x).relu())]
+        for layer in self.refine:
+            parts.append(layer(parts[-1]) + (parts[-1] if self.adds else 0.0))
+        result: Tensor = self.end(torch.cat(parts, 1))
+        return result
+
+
+def take_halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    half = x.shape[1] // 2
+    return x[:, :half], x[:, half:]
+
+
+def take_quarter(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Take parts of unequal sizes; the first is that of the code of FasterNet."""
+    first, second = x.split((x.shape[1] // 4, x.shape[1] - x.shape[1] // 4), 1)
+    return second, first
+
+
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("take", [take_halves, lambda x: x.chunk(2, 1)], ids=["slices", "chunks"])
+def test_halves_that_do_not_depend_on_each_other_are_narrowed_alike(
+    take: Callable[[Tensor], tuple[Tensor, Tensor]], adds: bool
+) -> None:
+    """Code that takes the first half of the channels takes the half of those that remain."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), Halves(take, adds=adds), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5)
+    ).eval()
+    example = torch.randn(2, 3, 9, 9)
+    family = elastic(module, example, widths=(0.5, 1))
+    assert {part.path for part in family.inelastic} == {"5"}
+    rows = family.members()[0].indices["2.start.weight"][0]
+    assert rows is not None
+    assert torch.bincount(rows // 8, minlength=2).tolist() == [4, 4]
+    check_members(family, module, example)
+    assert "2.start" in check_cut_out(module, example)
+
+
+@pytest.mark.parametrize("take", [lambda x: x.chunk(2, 1)[::-1], take_quarter], ids=["swapped", "unequal"])
+def test_parts_are_followed_to_where_they_are_concatenated(take: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    """Swapped and unequal parts are narrowed with the layers that read them."""
+    torch.manual_seed(0)
+    joined = Applied(lambda x: torch.cat([*take(x)], 1).mean((2, 3)))
+    layers = (nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 16, 3), joined)
+    module = nn.Sequential(*layers, nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 5))
+    assert check_cut_out(module, torch.randn(2, 3, 7, 7)) == {"0", "2", "4"}
 
 
 class PooledByAttention(nn.Module):  # type: ignore[misc,unused-ignore]

@@ -7,6 +7,7 @@ mapped here, or through which nothing is followed.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ UNFOLLOWED = (ArithmeticError, AssertionError, AttributeError, LookupError, Runt
 """What torch-pruning raises where it cannot follow channels."""
 MAX_REDUCED = 2
 """Maps up to which the inputs of a layer are taken for a mean or maximum over channels."""
+EXCHANGING = ("Transpose", "Permute", "View", "Reshape", "Squeeze")
+"""Operations that may move channels to another axis."""
 MIN_STEPS, STEPS_PER_DEPENDENCY = 200, 2
 """Steps in which a group is found at most; those of ResNet-50, DenseNet-121 and HRNet take 0.2 a dependency."""
 
@@ -67,8 +70,9 @@ def build_graph(module: nn.Module, example: Inputs, heads: HeadLayers = NO_HEADS
             if not getattr(graph, "module2node", None):
                 raise
             _map_indices(graph)
-    _count_constants(graph)
+    _count_concatenated(graph)
     _follow_splits(graph)
+    _follow_slices(graph)
     _follow_gates(graph)
     _follow_flattened(graph)
     reads, written = ({module.get_submodule(path) for path in paths} for paths in (heads.reads, heads.written))
@@ -95,10 +99,10 @@ def _map_indices(graph: Any) -> None:
     graph.module2node = {operation: node for operation, node in nodes.items() if operation not in unfollowed}
 
 
-def _count_constants(graph: Any) -> None:
-    """Count the channels of concatenated parts without gradients, such as the module's inputs.
+def _count_concatenated(graph: Any) -> None:
+    """Count the channels of concatenated parts, also of those without gradients, such as the module's inputs.
 
-    Torch-pruning leaves them out, and would remove channels of the others at wrong places.
+    Torch-pruning leaves these out, and would remove channels of the others at wrong places.
     """
     torch_pruning = import_torch_pruning()
     infer_channels, uncounted = torch_pruning.dependency.shape_infer.infer_channels_between, set()
@@ -106,7 +110,12 @@ def _count_constants(graph: Any) -> None:
         axis, (shape,), results = node.grad_fn._saved_dim, _list_shapes(node.grad_fn), node.grad_fn.next_functions  # noqa: SLF001
         axis = axis if axis < len(shape) else axis - 2**64
         missing = [place for place, (made, _) in enumerate(results) if not _is_followed(graph, made)]
-        if not missing or len(missing) + len(node.inputs) != len(results):
+        if len(missing) + len(node.inputs) != len(results):
+            continue
+        if not missing:
+            # parts of a split have fewer channels than what was split
+            if axis == 1 and (len(shape) > 3 or (len(shape) == 3 and _find_channel_axis(node) == 1)):
+                node.module.concat_sizes = [_list_shapes(made)[index][axis] for made, index in results]
             continue
         sizes = [
             0 if place in missing else _list_shapes(made)[index][axis] for place, (made, index) in enumerate(results)
@@ -136,16 +145,128 @@ def _is_followed(graph: Any, function: Any) -> bool:
 
 
 def _follow_splits(graph: Any) -> None:
-    """Map the indices of channels that are split along the last axis.
+    """Map the indices of channels that are split, along axis 1 or the last one.
 
-    Behind a position embedding torch-pruning maps none, lest it takes tokens for channels; tokens are never last.
+    Torch-pruning takes the uses of parts for the parts, in any order. Behind a position embedding it maps none, lest it
+    takes tokens for channels; tokens are never last.
+    """
+    operations = import_torch_pruning().ops.OPTYPE
+    for node in [each for each in graph.module2node.values() if each.type == operations.SPLIT]:
+        axis = getattr(node.grad_fn, "_saved_dim", None)
+        sizes = _list_part_sizes(node.grad_fn, axis)
+        if not sizes or not (takes_channels(node) or (axis == 1 and node.enable_index_mapping)):
+            continue
+        node.module.split_sizes, node.module.offsets = sizes, [0, *itertools.accumulate(sizes)]
+        # torch-pruning would map them anew for every group
+        node.enable_index_mapping = False
+        for target in dict.fromkeys(node.outputs):
+            _map_parts(node, target)
+
+
+def _list_part_sizes(function: Any, axis: int | None) -> list[int]:
+    """List the numbers of channels of the parts that a split returns; none if autograd does not keep them."""
+    sizes, shape = getattr(function, "_saved_split_sizes", None), getattr(function, "_saved_self_sym_sizes", None)
+    if sizes is not None:
+        return [int(size) for size in sizes]
+    if axis is None or shape is None or not hasattr(function, "_saved_split_size"):
+        return []
+    channels, size = int(shape[-1 if _is_last_axis(axis) else axis]), int(function._saved_split_size)  # noqa: SLF001
+    return [min(size, channels - start) for start in range(0, channels, size)]
+
+
+@dataclass(frozen=True, slots=True)
+class _PartMapping:
+    """Maps the indices of channels to those of one of the parts into which they are split.
+
+    Attributes:
+        split: The operation, which keeps where its parts begin, also after channels were removed.
+        part: Number of the part.
+        is_back: Whether the part is mapped to the whole.
+    """
+
+    split: Any
+    part: int
+    is_back: bool
+
+    def __call__(self, indices: list[Any]) -> list[Any]:
+        """Map indices; those of other parts have none."""
+        make = import_torch_pruning()._helpers._HybridIndex  # noqa: SLF001 - it has no public name
+        start, end = self.split.offsets[self.part : self.part + 2]
+        if self.is_back:
+            return [make(idx=each.idx + start, root_idx=each.root_idx) for each in indices]
+        return [make(idx=each.idx - start, root_idx=each.root_idx) for each in indices if start <= each.idx < end]
+
+
+def _map_parts(split: Any, target: Any) -> None:
+    """Map the indices between a split and a node that uses some of its parts, each use by its part."""
+    uses = [part for function, part in target.grad_fn.next_functions if function is split.grad_fn]
+    for start, end in ((split, target), (target, split)):
+        dependencies = [dependency for dependency in start.dependencies if dependency.target is end]
+        # a layer that is called several times has one node for all calls
+        if len(dependencies) == len(uses):
+            for dependency, part in zip(dependencies, uses, strict=True):
+                dependency.index_mapping[0] = _PartMapping(split.module, part, start is target)
+
+
+def _follow_slices(graph: Any) -> None:
+    """Map the indices of channels that slices take of tokens or signals, and count those from the end.
+
+    Torch-pruning takes the last of three axes for channels, also behind convolutions.
     """
     torch_pruning = import_torch_pruning()
-    for node in graph.module2node.values():
-        is_split = node.type == torch_pruning.ops.OPTYPE.SPLIT and not node.enable_index_mapping
-        if is_split and _is_last_axis(getattr(node.grad_fn, "_saved_dim", None)):
-            node.enable_index_mapping = True
-            torch_pruning.dependency.index_mapping.update_split_index_mapping(graph, node)
+    operations, make_mapping = torch_pruning.ops.OPTYPE, torch_pruning.dependency.index_mapping._SliceIndexMapping  # noqa: SLF001
+    for node in [each for each in graph.module2node.values() if each.type == operations.SLICE]:
+        taken, shape = node.module, node.grad_fn._saved_self_sym_sizes  # noqa: SLF001
+        size = int(shape[-1 if _is_last_axis(taken.dim) else taken.dim])
+        taken.start, taken.end = (_count_from_start(each, size) for each in (taken.start, taken.end))
+        if len(shape) != 3 or _find_channel_axis(node) is None:
+            continue
+        # torch-pruning would map them anew for every group
+        node.type = operations.ELEMENTWISE
+        if not takes_channels(node):
+            continue
+        for source in node.inputs:
+            for start, end in ((source, node), (node, source)):
+                mapping = make_mapping(taken.dim, taken.start, taken.step, taken.end, start is node)
+                for dependency in start.dependencies:
+                    if dependency.target is end:
+                        dependency.index_mapping[0] = mapping
+
+
+def _count_from_start(index: int, size: int) -> int:
+    """Count an index, which autograd keeps without its sign, from the start of an axis."""
+    return index - 2**64 + size if index >= 2**63 else min(index, size)
+
+
+def takes_channels(node: Any) -> bool:
+    """Return whether a split or slice is along the axis of channels; of signals (n, channels, length) that is 1."""
+    axis, rank = node.grad_fn._saved_dim, len(node.grad_fn._saved_self_sym_sizes)  # noqa: SLF001
+    if rank == 3:
+        return bool((2 if _is_last_axis(axis) else axis) == (_find_channel_axis(node) or 2))
+    return bool(_is_last_axis(axis) or axis == 1)
+
+
+def _find_channel_axis(node: Any) -> int | None:
+    """Find the axis of channels of the input of an operation: behind convolutions 1, behind linear layers the last.
+
+    ``None`` if axes are exchanged between, or if layers of both kinds precede.
+    """
+    found, visited, waiting = set[int | None](), set[Any](), [*node.inputs]
+    while waiting:
+        source = waiting.pop()
+        if source in visited:
+            continue
+        visited.add(source)
+        name = source.grad_fn.name() if source.grad_fn is not None else ""
+        if isinstance(source.module, CONVOLUTIONS):
+            found.add(1)
+        elif isinstance(source.module, nn.Linear):
+            found.add(2)
+        elif any(word in name for word in EXCHANGING):
+            found.add(None)
+        else:
+            waiting += source.inputs
+    return found.pop() if len(found) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)

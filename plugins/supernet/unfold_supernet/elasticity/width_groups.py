@@ -6,7 +6,7 @@ A member keeps the most important channels of every group, so that a narrow memb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from unfold_supernet.elasticity.dependency_graph import (
     count_channels,
     import_torch_pruning,
     is_gate,
+    takes_channels,
 )
 from unfold_supernet.elasticity.inputs import Inputs, copy_module, list_tensors, run_module
 from unfold_supernet.elasticity.layer_replacement import find_tied_layers
@@ -115,28 +116,35 @@ def find_width_groups(
     names, tied = {layer: path for path, layer in module.named_modules()}, find_tied_layers(module)
     candidates, inelastic = list[WidthGroup](), list_recurrent_layers(module)
     untraced = list[nn.Module]()
-    own = {layer for layer, path in names.items() if path in heads.reads}
-    for group in _iterate_groups(graph, untraced, own):
+    visited = {layer for layer, path in names.items() if path in heads.reads}
+    for group in _iterate_groups(graph, untraced, visited):
         root = names[group[0].dep.target.module]
-        outputs_of = {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
+        outputs_of = _count_outputs(graph, group)
         is_mixed = any(names.get(layer) in heads.unfollowed for layer in outputs_of)
         # feed-forward layers beside attention turn nothing, and heads are turned
         reason = MIXED_HEADS if is_mixed and _is_turned(group) else _find_obstacle(group, names, (module, heads), tied)
-        found = WidthGroup(root, ())
+        found: WidthGroup | None = None
         if not reason:
-            found = _rank_channels(importance, graph, group, root)
             norms = [names[layer] for layer in _list_norms(group)]
-            # by chance, as many channels remain of each head; of the first channels, none of the last heads
-            tried = (replace(found, order=tuple(sorted(found.order))), found)
             is_doubtful = is_mixed or _is_permuted(group)
-            is_kept = found.order and (
-                not is_doubtful or all(_equals_ignored(module, example, each, heads, norms) for each in tried)
+            ranked = (_rank_channels(importance, group, root, parts) for parts in _iterate_parts(graph, group))
+            found = next(
+                (
+                    each
+                    for each in ranked
+                    if len(each.order) > 1 and (not is_doubtful or _is_sound(module, example, each, heads, norms))
+                ),
+                None,
             )
-            reason = "" if is_kept else MIXED_HEADS if is_mixed else UNTRACED
-        if reason:
+            reason = MIXED_HEADS if is_mixed else UNTRACED
+        if found is None:
             inelastic.append(Inelastic(root, reason))
+            # layers of which it holds a part of the channels only may be narrowed with all of them
+            visited -= {layer for layer, count in outputs_of.items() if count < count_channels(layer)[0]}
         else:
             candidates.append(found)
+            narrowed = {names[layer] for layer in outputs_of}
+            inelastic = [part for part in inelastic if part.path not in narrowed]
     inelastic += [Inelastic(names[layer], UNTRACED) for layer in untraced]
     # the classes are channels too: those groups are tried alone, and the others together, which is much faster
     ends = [group for group in candidates if group.channels in outputs.shape[1:]]
@@ -177,12 +185,13 @@ def list_recurrent_layers(module: nn.Module) -> list[Inelastic]:
     ]
 
 
-def _iterate_groups(graph: Any, untraced: list[nn.Module], skipped: Collection[nn.Module] = ()) -> Iterator[Any]:
-    """Yield the groups of channels of every layer that produces some and is not skipped, once each.
+def _iterate_groups(graph: Any, untraced: list[nn.Module], visited: set[nn.Module]) -> Iterator[Any]:
+    """Yield the groups of channels of every layer that produces some and was not visited.
 
     Unlike torch-pruning's own loop, it goes on after a layer that it cannot follow; ``untraced`` receives this layer.
+    ``visited`` receives the layers of each group.
     """
-    visited = {*graph.IGNORED_LAYERS_IN_TRACING, *skipped}
+    visited |= {*graph.IGNORED_LAYERS_IN_TRACING}
     for layer in list(graph.module2node):
         if not isinstance(layer, ROOTS) or layer in visited or count_channels(layer)[0] == 1:
             continue
@@ -196,8 +205,17 @@ def _iterate_groups(graph: Any, untraced: list[nn.Module], skipped: Collection[n
         except UNFOLLOWED:
             untraced.append(layer)
             continue
-        visited |= {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
+        visited |= {*_count_outputs(graph, group)}
         yield group
+
+
+def _count_outputs(graph: Any, group: Any) -> dict[nn.Module, int]:
+    """Count the channels of a group that each layer with channels puts out."""
+    return {
+        item.dep.target.module: len(item.idxs)
+        for item in group
+        if isinstance(item.dep.target.module, ROOTS) and graph.is_out_channel_pruning_fn(item.dep.handler)
+    }
 
 
 def narrow(
@@ -281,48 +299,68 @@ def _find_indices(positions: Tensor, shape: torch.Size) -> Indices:
     return tuple(kept)
 
 
-def _find_parts(graph: Any, group: Any) -> tuple[int, bool]:
-    """Find the equal parts into which a layer's channels are split, where channels at one place depend on each other.
+def _iterate_parts(graph: Any, group: Any) -> Iterator[tuple[int, bool]]:
+    """Iterate over the numbers of equal parts into which a layer's channels may be split.
 
     A gated linear unit multiplies the first half of its channels by the second: they are removed in pairs. So are
-    neighbours where a slice takes every other channel.
+    neighbours where a slice takes every other channel. Code that takes the first half of the channels needs two
+    halves, even if they do not depend on each other.
 
-    Returns:
+    Yields:
         Number of parts, and whether they are interleaved.
     """
+    counts = [count for _, count in _iterate_channel_groups(group)]
     steps = _list_steps(group)
     if steps:
-        return math.lcm(*steps), True
-    split = import_torch_pruning().ops._SplitOp  # noqa: SLF001 - it has no public name
-    if not any(isinstance(item.dep.target.module, split) or is_gate(item.dep.target) for item in group):
-        return 1, False
+        yield math.lcm(*steps, *counts), True
+        return
+    parts = [_count_dependent(graph, group)] if _is_divided(group) else [1]
+    for count in dict.fromkeys([*parts, *_iterate_divisions(group)]):
+        yield math.lcm(count, *counts), False
+
+
+def _is_divided(group: Any) -> bool:
+    """Return whether an operation of a group takes parts of the channels apart."""
+    kinds = import_torch_pruning().ops
+    taken = (kinds._SplitOp, kinds._SliceOp)  # noqa: SLF001 - they have no public names
+    return any(isinstance(item.dep.target.module, taken) or is_gate(item.dep.target) for item in group)
+
+
+def _count_dependent(graph: Any, group: Any) -> int:
+    """Count the equal parts of a layer's channels of which those at one place depend on each other; 1 if none do."""
     layer, channels = group[0].dep.target.module, len(group[0].idxs)
     try:
         first, last = (_list_dependent(graph, layer, channel) for channel in (0, channels - 1))
     except UNFOLLOWED:
-        return 1, False
+        return 1
     parts = len(first)
     size = channels // parts
     is_regular = first == {part * size for part in range(parts)} and last == {
         (part + 1) * size - 1 for part in range(parts)
     }
-    return (parts if is_regular else 1), False
+    return parts if is_regular else 1
+
+
+def _iterate_divisions(group: Any) -> Iterator[int]:
+    """Iterate over the numbers of equal parts that operations of a group take of all channels of its first layer."""
+    channels, kinds = len(group[0].idxs), import_torch_pruning().ops
+    for item in group:
+        operation = item.dep.target.module
+        if isinstance(operation, kinds._SplitOp) and operation.offsets:  # noqa: SLF001
+            size = operation.offsets[1]
+        elif isinstance(operation, kinds._SliceOp) and _selects(operation.grad_fn, channels):  # noqa: SLF001
+            size = operation.end - operation.start
+        else:
+            continue
+        if 0 < size < channels and channels % size == 0:
+            yield channels // size
 
 
 def _list_steps(group: Any) -> list[int]:
     """List the steps of the slices that take every so many channels."""
     kind = import_torch_pruning().ops._SliceOp  # noqa: SLF001 - it has no public name
-    slices = {
-        item.dep.target.module: item.dep.target.grad_fn
-        for item in group
-        if isinstance(item.dep.target.module, kind) and item.dep.target.module.step > 1
-    }
-    # as torch-pruning maps them: the last axis of tokens, the second one of all else
-    return [
-        layer.step
-        for layer, function in slices.items()
-        if layer.dim == (2 if len(function._saved_self_sym_sizes) == 3 else 1)  # noqa: SLF001
-    ]
+    slices = dict.fromkeys(item.dep.target for item in group if isinstance(item.dep.target.module, kind))
+    return [node.module.step for node in slices if node.module.step > 1 and takes_channels(node)]
 
 
 def _iterate_channel_groups(group: Any) -> Iterator[tuple[Any, int]]:
@@ -350,15 +388,14 @@ def _list_dependent(graph: Any, layer: nn.Module, channel: int) -> set[int]:
     }
 
 
-def _rank_channels(importance: Any, graph: Any, group: Any, root: str) -> WidthGroup:
+def _rank_channels(importance: Any, group: Any, root: str, division: tuple[int, bool]) -> WidthGroup:
     """Rank the channels of each part of a group, the most important first; none if torch-pruning lost track."""
-    parts, is_interleaved = _find_parts(graph, group)
-    parts = math.lcm(parts, *(count for _, count in _iterate_channel_groups(group)))
+    parts, is_interleaved = division
     try:
         scores = importance(group)
         scores = scores.reshape(-1, parts).sum(1) if is_interleaved else scores.reshape(parts, -1).sum(0)
     # indices that it maps through splits and reshapes may lie beyond a layer
-    except (IndexError, RuntimeError):
+    except UNFOLLOWED:
         return WidthGroup(root, ())
     # stable, so that members do not depend on the order in which equal channels happen to be sorted
     order = tuple(torch.argsort(scores, descending=True, stable=True).tolist())
@@ -464,6 +501,15 @@ def _list_norms(group: Any) -> list[nn.Module]:
     """List the norms in a group that depend on how many channels there are."""
     layers = dict.fromkeys(item.dep.target.module for item in group)
     return [layer for layer in layers if isinstance(layer, NORMS_OF_CHANNELS)]
+
+
+def _is_sound(module: nn.Module, example: Inputs, group: WidthGroup, heads: HeadLayers, norms: Sequence[str]) -> bool:
+    """Check that narrow copies return what the module does without the other channels.
+
+    By chance, as many channels may remain of each head; of the first channels, none of the last heads.
+    """
+    tried = (replace(group, order=tuple(sorted(group.order))), group)
+    return all(_equals_ignored(module, example, each, heads, norms) for each in tried)
 
 
 def _equals_ignored(
