@@ -586,6 +586,16 @@ def test_parts_are_followed_to_where_they_are_concatenated(take: Callable[[Tenso
     assert check_cut_out(module, torch.randn(2, 3, 7, 7)) == {"0", "2", "4"}
 
 
+def test_layer_norms_keep_the_scales_of_their_channels() -> None:
+    """Of a quarter of the channels, each is scaled and shifted as in the module."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    family = elastic(module, torch.randn(2, 6), widths=(0.25, 1))
+    indices = family.members()[0].indices
+    for key in ("0.bias", "1.weight", "1.bias"):
+        assert indices[key][0].tolist() == indices["3.weight"][1].tolist()
+
+
 class PooledByAttention(nn.Module):  # type: ignore[misc,unused-ignore]
     """A signal that is pooled by its products with a vector."""
 

@@ -296,7 +296,8 @@ def _find_indices(positions: Tensor, shape: torch.Size) -> Indices:
         grid = grid + (index * stride).reshape([-1 if other == axis else 1 for other in range(len(shape))])
     if not torch.equal(grid, positions):
         raise ValueError("the remaining elements are no grid")
-    return tuple(kept)
+    # torch-pruning keeps the channels of layer norms in the order of a set, and those of all else in their own order
+    return tuple(None if index is None else index.sort().values for index in kept)
 
 
 def _iterate_parts(graph: Any, group: Any) -> Iterator[tuple[int, bool]]:
