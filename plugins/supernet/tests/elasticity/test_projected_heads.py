@@ -305,3 +305,65 @@ def test_attention_in_the_network_itself_loses_heads() -> None:
     assert not unfollowed
     groups, _ = find_width_groups(module, example, heads=list_head_layers([group], unfollowed))
     assert {part.root for part in groups} == {"embed", "wide"}
+
+
+class WrittenOut(nn.Module):  # type: ignore[misc,unused-ignore]
+    """An encoder layer with attention in its own code, which takes a size from its inputs."""
+
+    def __init__(self, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.packed, self.merge, self.heads = nn.Linear(8, 24), nn.Linear(8, 8), 2
+        self.wide, self.narrow, self.norm = nn.Linear(8, 16), nn.Linear(16, 8), norm or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute tokens (n, tokens, 8) from such tokens."""
+        n, tokens, size = x.shape
+        parts = self.packed(x).chunk(3, -1)
+        query, key, value = (part.reshape(n, tokens, self.heads, -1).transpose(1, 2) for part in parts)
+        shares = (self.norm(query) @ key.transpose(-2, -1) / (size // self.heads) ** 0.5).softmax(-1)
+        x = x + self.merge((shares @ value).transpose(1, 2).reshape(n, tokens, -1))
+        result: Tensor = x + self.narrow(self.wide(x).relu())
+        return result
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_heads_that_are_written_out_lose_the_same_channels(seed: int) -> None:
+    """All heads remain, and return what they do if the other channels of queries, keys and values are 0."""
+    torch.manual_seed(seed)
+    module, example = nn.Sequential(nn.Linear(4, 8), WrittenOut(), nn.Linear(8, 3)).eval(), torch.randn(2, 5, 4)
+    (group,), _ = find_head_groups(module, example)
+    without, silent = copy.deepcopy(module), copy.deepcopy(module)
+    kept = keep_heads(without, [group], 0.5)
+    rows = kept["1.packed.weight"][0]
+    assert rows is not None
+    assert torch.bincount(rows // 4, minlength=6).tolist() == [2] * 6
+    dropped = torch.tensor([row not in rows.tolist() for row in range(24)])
+    layer: Any = silent[1]
+    with torch.no_grad():
+        layer.packed.weight[dropped], layer.packed.bias[dropped] = 0, 0
+        torch.testing.assert_close(without(example), silent(example))
+    family = elastic(module, example, widths=(0.5, 1))
+    assert {group.root for group in family.groups} == {"1.narrow", "1.wide"}
+    assert family.members()[0].macs < 0.4 * family.members()[1].macs
+
+
+def test_heads_with_a_norm_of_their_channels_keep_them() -> None:
+    """A norm of a query depends on all of its channels: none is left out."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), WrittenOut(nn.LayerNorm(4)), nn.Linear(8, 3)).eval()
+    assert find_head_groups(module, torch.randn(2, 5, 4))[0] == ()
+
+
+class Added(Sized):
+    """Attention that is added to its inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def test_attention_that_is_added_to_its_inputs_loses_heads() -> None:
+    """A block that holds nothing but attention and a residual sum is elastic."""
+    torch.manual_seed(0)
+    module, example = nn.Sequential(Added(is_causal=False), nn.Linear(EMBED, 3)).eval(), torch.randn(2, 5, EMBED)
+    groups, _ = find_head_groups(module, example)
+    assert [len(group.keep(0.5)) for group in groups] == [2]

@@ -686,32 +686,3 @@ def test_spectral_norm_by_hooks_leaves_other_layers_elastic() -> None:
     assert {group.root for group in groups} == {"2", "4"}
     assert "the weight of 0 is parametrised" in {part.reason for part in inelastic}
     torch.testing.assert_close(module(example), expected)
-
-
-class WrittenOut(nn.Module):  # type: ignore[misc,unused-ignore]
-    """An encoder layer with attention in its own code, which takes a size from its inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.packed, self.merge, self.heads = nn.Linear(8, 24), nn.Linear(8, 8), 2
-        self.wide, self.narrow = nn.Linear(8, 16), nn.Linear(16, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute tokens (n, tokens, 8) from such tokens."""
-        n, tokens, size = x.shape
-        parts = self.packed(x).chunk(3, -1)
-        query, key, value = (part.reshape(n, tokens, self.heads, -1).transpose(1, 2) for part in parts)
-        shares = (query @ key.transpose(-2, -1) / (size // self.heads) ** 0.5).softmax(-1)
-        x = x + self.merge((shares @ value).transpose(1, 2).reshape(n, tokens, -1))
-        result: Tensor = x + self.narrow(self.wide(x).relu())
-        return result
-
-
-def test_attention_that_is_written_out_keeps_its_heads() -> None:
-    """Of them as many channels may remain by chance; the layers behind attention are narrowed."""
-    for seed in (0, 3):
-        torch.manual_seed(seed)
-        module, example = nn.Sequential(nn.Linear(4, 8), WrittenOut(), nn.Linear(8, 3)).eval(), torch.randn(2, 5, 4)
-        roots = {group.root for group in elastic(module, example, widths=(0.5, 1)).groups}
-        assert "1.wide" in roots
-        assert "1.packed" not in roots

@@ -4,6 +4,8 @@ So BERT, DistilBERT, ViT and Llama are written. A member keeps the user's code: 
 heads, and the numbers that count heads or their channels become smaller. A key and value that several queries share
 are kept or left out together with these queries. A layer is elastic only if it returns, without some heads, what it
 returns with them while the next layer ignores them.
+
+Where the code derives the size of a head from its inputs, all heads remain, and each loses the same channels.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ HEAD_NAMES = re.compile(r"head|^n?_?h$|^d_?[kqv]$")
 """Attributes from which the number of heads follows: their count, or the channels of one."""
 SIZE_NAMES = re.compile(r"dim|size|width|group|layer|^d_")
 """Attributes that are no count of heads, even if they are equal to it."""
+MIN_SIZE = 2
+"""Channels of a head from which on some of them are left out."""
 TOLERANCE = 1e-4
 """Largest difference at which outputs count as equal, relative to the largest of them."""
 
@@ -59,8 +63,9 @@ class Projection:
 
     Attributes:
         path: Its path.
-        parts: 3 if it computes queries, keys and values, one after another; 2 for keys and values, else 1.
-        size: Channels of a head in each part.
+        parts: 3 if it computes queries, keys and values, one after another; 2 for keys and values, else 1. Multiplied
+            by the number of heads where channels of each head are left out.
+        size: Channels of a head in each part; 1 where channels of each head are left out.
     """
 
     path: str
@@ -80,10 +85,12 @@ class PlainForm:
     Attributes:
         is_causal: Whether later tokens are hidden.
         values: Number of values in the tuple that is returned, ``None`` behind the first; 0 for a tensor.
+        is_residual: Whether the tensor is added.
     """
 
     is_causal: bool
     values: int
+    is_residual: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,8 @@ class ProjectedHeads:
 
     Attributes:
         path: Path of the attention layer.
-        order: Its heads, the most important first; heads that share a key and a value count as one.
+        order: Its heads, the most important first; heads that share a key and a value count as one. Channels of each
+            head where these are left out.
         reads: The layers that compute queries, keys and values.
         written: The layer that reads all heads.
         all_reads: Paths of ``reads``, and of layers for a single key and value, which remain.
@@ -148,6 +156,7 @@ class PlainAttention(nn.Module):  # type: ignore[misc,unused-ignore]
         heads = functional.scaled_dot_product_attention(query, key, value, is_causal=self.form.is_causal)
         merged = heads.transpose(1, 2).flatten(2)
         result = getattr(self, self.end)(merged) if self.end else merged
+        result = x + result if self.form.is_residual else result
         return (result, *[None] * (self.form.values - 1)) if self.form.values else result
 
 
@@ -177,7 +186,8 @@ def find_projected_heads(
         if path in known or not any(HEAD_NAMES.search(name) for name, _ in _iterate_numbers(layer)):
             continue
         failed = list[tuple[str, ...]]()
-        for candidate in _iterate_candidates(module, path, calls, forms.get(path)):
+        candidates = [*_iterate_candidates(module, path, calls, forms.get(path))]
+        for candidate in (*candidates, *_iterate_shortened(module, candidates)):
             names = (*candidate.all_reads, candidate.written.path)
             failed.append(candidate.all_reads)
             if any(name in tied or parametrize.is_parametrized(module.get_submodule(name)) for name in names):
@@ -259,8 +269,29 @@ def _iterate_candidates(
                 )
                 yield candidate
                 if path and form is not None and heads == count and not candidate.tables and _is_plain(reads):
-                    for is_causal in (False, True):
-                        yield replace(candidate, plain=PlainForm(is_causal, form))
+                    for is_causal, is_residual in itertools.product((False, True), repeat=2):
+                        yield replace(candidate, plain=PlainForm(is_causal, form, is_residual))
+
+
+def _iterate_shortened(module: nn.Module, candidates: Sequence[ProjectedHeads]) -> Iterator[ProjectedHeads]:
+    """Iterate over attention layers of which all heads remain, and each of them loses the same channels."""
+    for candidate in candidates:
+        count, size = len(candidate.order), candidate.written.size
+        is_whole = {read.path for read in candidate.reads} == {*candidate.all_reads}
+        if candidate.plain or candidate.tables or not is_whole or size < MIN_SIZE:
+            continue
+        reads = tuple(Projection(read.path, read.parts * count * read.size // size, 1) for read in candidate.reads)
+        sizes = [(name, value) for name, value in _iterate_numbers(module.get_submodule(candidate.path))]
+        head = tuple(name for name, value in sizes if value == size)
+        both = tuple(name for name, value in sizes if value in (size, size * count))
+        for counts in dict.fromkeys([(), head, both]):
+            yield replace(
+                candidate,
+                order=tuple(range(size)),
+                reads=reads,
+                written=Projection(candidate.written.path, count, 1),
+                counts=counts,
+            )
 
 
 def _list_counts(layer: nn.Module, width: int) -> list[int]:
@@ -380,7 +411,8 @@ def _list_changes(
     changes += [(layer, name, {}) for name in _iterate_caches(layer)]
     for read in group.reads:
         changes.append((module.get_submodule(read.path), "out_features", read.parts * read.size * len(heads)))
-    changes.append((module.get_submodule(group.written.path), "in_features", group.written.size * len(heads)))
+    written = group.written
+    changes.append((module.get_submodule(written.path), "in_features", written.parts * written.size * len(heads)))
     if group.plain is not None:
         parent, name = module.get_submodule(group.path.rpartition(".")[0]), _get_name(group.path)
         changes.append((parent, name, PlainAttention(layer, group, group.plain).train(layer.training)))
@@ -396,10 +428,10 @@ def _swap(changes: Sequence[Change]) -> list[Change]:
 
 
 def _rank_heads(module: nn.Module, group: ProjectedHeads) -> tuple[int, ...]:
-    """Rank heads by the squares of the weights that they read and write with, the most important first."""
+    """Rank heads, or channels of each, by the squares of the weights that they read and write with."""
     count = len(group.order)
-    written = module.get_submodule(group.written.path).weight.detach()
-    scores = written.reshape(len(written), count, -1).square().sum((0, 2))
+    written = module.get_submodule(group.written.path).weight.detach().T
+    scores = written.reshape(group.written.parts, count, -1).square().sum((0, 2))
     for read in group.reads:
         weight = module.get_submodule(read.path).weight.detach()
         scores = scores + weight.reshape(read.parts, count, -1).square().sum((0, 2))
@@ -411,13 +443,13 @@ def _is_sound(module: nn.Module, example: Inputs, group: ProjectedHeads) -> bool
     count = len(group.order)
     for heads in dict.fromkeys([tuple(range(count))[1::2], (0,)]):
         channels = group.written.list_channels(heads, count)
-        ignored = torch.ones(count * group.written.size, dtype=torch.bool)
-        ignored[channels] = False
-        weight = module.get_submodule(group.written.path).weight
-        silent = nn.Parameter(weight.detach().masked_fill(ignored, 0.0), weight.requires_grad)
+        indices = _list_indices(module, group, heads)
+        # queries and keys are multiplied channel by channel; whole heads are ignored by the next layer
+        end = f"{group.written.path}.weight"
+        silent = indices if group.written.parts > 1 else {end: indices[end]}
         try:
-            changes = _list_changes(module, group, heads, _list_indices(module, group, heads))
-            expected = _run(module, example, group, [(module.get_submodule(group.written.path), "weight", silent)])
+            changes = _list_changes(module, group, heads, indices)
+            expected = _run(module, example, group, [_silence(module, key, kept) for key, kept in silent.items()])
             found = _run(module, example, group, changes)
         # a layer of another kind may raise anything: its heads stay
         except Exception:  # noqa: BLE001
@@ -429,6 +461,18 @@ def _is_sound(module: nn.Module, example: Inputs, group: ProjectedHeads) -> bool
         if len(found[1]) != len(expected[1]) or not all(_is_close(*pair) for pair in pairs):
             return False
     return True
+
+
+def _silence(module: nn.Module, key: str, kept: Indices) -> Change:
+    """Set all values of a parameter to 0 but for those at the kept indices."""
+    path, _, name = key.rpartition(".")
+    owner = module.get_submodule(path)
+    parameter = getattr(owner, name)
+    silent = torch.zeros_like(parameter.detach())
+    axes = [torch.arange(size) if index is None else index for size, index in zip(parameter.shape, kept, strict=True)]
+    grid = torch.meshgrid(*axes, indexing="ij")
+    silent[grid] = parameter.detach()[grid]
+    return owner, name, nn.Parameter(silent, parameter.requires_grad)
 
 
 def _run(
