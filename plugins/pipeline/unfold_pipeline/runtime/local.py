@@ -43,6 +43,7 @@ from unfold_pipeline.runtime.stage import (
     QueuedItem,
     StageRuntime,
     Worker,
+    build_start_error,
     read_clock,
 )
 from unfoldkit.api import UnfoldError, user_error
@@ -377,9 +378,7 @@ class LocalRuntime:
 
     def _give_up(self, stage: StageRuntime, reason: str) -> None:
         if self._started is not None and not self._started.done():
-            message, key = f"replicas of {stage.name} do not start: {reason}", f"stages.{stage.name}.model"
-            hint = "unfold profile SPEC runs the model on its own"
-            self._started.set_exception(user_error(message, key=key, hint=hint))
+            self._started.set_exception(build_start_error(stage.name, reason))
         for queued in () if stage.ready_replicas else stage.drain_queues():
             queued.query.on_finished(None)
 

@@ -30,12 +30,14 @@ from unfold_pipeline.problem.routing import Item
 from unfold_pipeline.runtime.local import MAX_PROCESS_FAILURES, BatchListener
 from unfold_pipeline.runtime.models.data_flow import DataFlow, DataFlowError, format_output
 from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica, check_deployment_name
-from unfold_pipeline.runtime.stage import ActivationTime, PlannedStage, Query, read_clock
+from unfold_pipeline.runtime.ray_status import DeploymentListing, list_deployments
+from unfold_pipeline.runtime.stage import ActivationTime, PlannedStage, Query, build_start_error, read_clock
 from unfoldkit.api import internal_error, user_error
 from unfoldkit.engines.ray import connect_ray
 
 RETRY_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.2
+START_POLL_INTERVAL_S = 1.0
 DEPLOYMENT_VERSION = "1"
 # a placement group must reserve something; replicas share the cores of their node
 GANG_CPU_FRACTION = 0.001
@@ -64,6 +66,7 @@ class StageDeployment:
         speed: how long its batches take.
         activation: how long its replicas take to start.
         orders_s: when each replica was ordered that does not serve yet, on :func:`read_clock`, the oldest first.
+        start_error: why replicas do not start, as Ray Serve reports it; empty if all serve.
     """
 
     name: str
@@ -87,6 +90,7 @@ class StageDeployment:
     speed: BatchSpeed = field(default_factory=BatchSpeed)
     activation: ActivationTime = field(default_factory=ActivationTime)
     orders_s: deque[float] = field(default_factory=deque)
+    start_error: str = ""
 
     @property
     def activation_s(self) -> float:
@@ -122,6 +126,13 @@ class StageDeployment:
         while len(self.orders_s) > missing:
             self.orders_s.pop()
         self.orders_s.extend([now_s] * (missing - len(self.orders_s)))
+
+    def report_fault(self, listing: DeploymentListing) -> None:
+        """Take over why replicas do not start, and log it when it changes."""
+        fault = listing.fault if len(listing.running) < self.target_replicas else ""
+        if fault and fault != self.start_error:
+            logging.getLogger("unfoldkit").error("stages.%s.model: replicas do not start: %s", self.name, fault)
+        self.start_error = fault
 
     def record_failure(self, query: Query) -> None:
         """Count a query on which the model failed."""
@@ -199,10 +210,13 @@ class RayRuntime:
             await asyncio.to_thread(serve.start, proxy_location="Disabled")
             for stage in self.stages:
                 start_s = read_clock()
-                await self._deploy(stage, waits=True)
+                await self._start_stage(stage)
                 stage.activation.observe(read_clock() - start_s)
         except RuntimeError as error:
+            faults = [(stage.name, stage.start_error) for stage in self.stages if stage.start_error]
             await self.stop()
+            if faults:
+                raise build_start_error(*faults[0]) from error
             raise internal_error(f"Ray Serve does not start the pipeline: {error}") from error
         await self._update_replicas()
         self._monitor = asyncio.get_running_loop().create_task(self._monitor_replicas())
@@ -262,6 +276,7 @@ class RayRuntime:
                 "replicas": stage.target_replicas,
                 "ready": stage.ready,
                 "failed": stage.failed,
+                "start_error": stage.start_error,
             }
             for stage in self.stages
         ]
@@ -301,6 +316,14 @@ class RayRuntime:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _start_stage(self, stage: StageDeployment) -> None:
+        """Wait until the planned replicas serve; what keeps them from it is logged, as Ray may wait without end."""
+        deploying = asyncio.get_running_loop().create_task(self._deploy(stage, waits=True))
+        while not deploying.done():
+            await asyncio.wait([deploying], timeout=START_POLL_INTERVAL_S)
+            await self._list_deployments()
+        await deploying
 
     async def _deploy(self, stage: StageDeployment, *, waits: bool = False) -> None:
         """Bring a stage to its target; one change at a time, so that the latest target is the last one applied.
@@ -385,6 +408,14 @@ class RayRuntime:
             deadline_s, is_alone = read_clock() + RETRY_TIMEOUT_S, True
         return stage.record_failure(query) if query.process_failures >= MAX_PROCESS_FAILURES else None
 
+    async def _list_deployments(self) -> list[DeploymentListing]:
+        """List the deployment of each stage, and report those with replicas that do not start."""
+        listings = await asyncio.to_thread(list_deployments, [stage.app for stage in self.stages])
+        found = [listings.get(stage.app, DeploymentListing()) for stage in self.stages]
+        for stage, listing in zip(self.stages, found, strict=True):
+            stage.report_fault(listing)
+        return found
+
     async def _monitor_replicas(self) -> None:
         if self._ray is None:
             raise RuntimeError("start() comes first")
@@ -396,10 +427,10 @@ class RayRuntime:
 
     async def _update_replicas(self) -> None:
         """List the running replicas; one that is gone although as many are wanted has died."""
-        running = await asyncio.to_thread(_list_running_replicas, [stage.app for stage in self.stages])
+        listings = await self._list_deployments()
         self._nodes = await asyncio.to_thread(_count_nodes, self._ray)
-        for stage in self.stages:
-            self._replaced += stage.update_replicas(running.get(stage.app, set()))
+        for stage, listing in zip(self.stages, listings, strict=True):
+            self._replaced += stage.update_replicas(set(listing.running))
 
 
 def _run_deployment(stage: StageDeployment, *, waits: bool) -> Any:
@@ -424,19 +455,3 @@ def _run_deployment(stage: StageDeployment, *, waits: bool) -> Any:
 
 def _count_nodes(ray: Any) -> int:
     return sum(node["Alive"] for node in ray.nodes())
-
-
-def _list_running_replicas(apps: Sequence[str]) -> dict[str, set[str]]:
-    from ray.serve.context import _get_global_client
-
-    details = _get_global_client().get_serve_details()["applications"]
-    return {
-        app: {
-            replica["replica_id"]
-            for deployment in details[app]["deployments"].values()
-            for replica in deployment["replicas"]
-            if replica["state"] == "RUNNING"
-        }
-        for app in apps
-        if app in details
-    }

@@ -19,6 +19,7 @@ from unfold_pipeline.problem.pipeline import StageConfig
 from unfold_pipeline.problem.routing import Item, Routes
 from unfold_pipeline.runtime.models.data_flow import Outputs
 from unfold_pipeline.runtime.replica import Replica
+from unfoldkit.api import UnfoldError, user_error
 
 SLACK_QUANTILE = 0.95
 SLACK_STEP = 0.05
@@ -31,6 +32,12 @@ OnFinished = Callable[[dict[str, Any] | None], None]
 def read_clock() -> float:
     """Return seconds of a monotonic clock."""
     return time.perf_counter()
+
+
+def build_start_error(stage: str, reason: str) -> UnfoldError:
+    """Return the error of a service with a stage whose replicas never start."""
+    message, key = f"replicas of {stage} do not start: {reason}", f"stages.{stage}.model"
+    return user_error(message, key=key, hint="unfold profile SPEC runs the model on its own")
 
 
 @dataclass(slots=True)
