@@ -256,6 +256,30 @@ def test_a_stage_that_cannot_be_scaled_stops_no_other(fault: str, text: str, cap
     assert text in caplog.records[0].message
 
 
+def test_an_absent_workload_is_reported_although_the_demand_is_unknown() -> None:
+    """What was never deployed exports no counters either, and the name is what an operator has to see."""
+    error = SignalError("no data", "no series matches a_total")
+    source, target = Script(even_trace([80.0], 100.0), error=error), Deployment(fault="absent")
+    controller = build_controller(source, target)
+    controller.step()
+    assert "there is no a" in controller.record.error
+    assert [step.next for step in controller.record.steps] == [0, 2]
+    assert not target.writes
+
+
+def test_a_workload_that_is_created_later_is_scaled_then() -> None:
+    """A controller that started before one of its workloads goes on from the replicas that this one has."""
+    source, target = Script(even_trace([80.0], 200.0)), Deployment(fault="absent")
+    controller = build_controller(source, target)
+    run_until(controller, source, 60)
+    reached = target.desired[1]
+    target.fault = ""
+    for source.now_s in range(60, 100):
+        controller.step()
+    assert target.desired[0] == target.desired[1] == reached > 2
+    assert controller.record.is_ready
+
+
 def test_a_former_leader_reports_no_stage() -> None:
     """What it saw as the leader is another controller's concern, and no reason to be unready."""
     source, target = Script(even_trace([80.0], 100.0)), Deployment(fault="absent")

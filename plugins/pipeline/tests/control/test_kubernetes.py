@@ -240,7 +240,7 @@ def test_faults_of_the_spec_end_a_dry_run(setting: str, message: str, admin: Any
     assert read_desired(admin) == (2, 2)
 
 
-def test_another_autoscaler_is_refused(admin: Any, folder: Path) -> None:
+def test_another_autoscaler_ends_a_dry_run(admin: Any, folder: Path) -> None:
     """A HorizontalPodAutoscaler of the workload would undo every step."""
     reference = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "detector"}
     scaler = {
@@ -250,7 +250,20 @@ def test_another_autoscaler_is_refused(admin: Any, folder: Path) -> None:
         "spec": {"maxReplicas": 5, "scaleTargetRef": reference},
     }
     apply(admin, [scaler])
-    result = unfold(folder, "serve", "plan.yaml", "--target", "kubernetes")
+    result = unfold(folder, "serve", "plan.yaml", "--target", "kubernetes", "--dry-run")
     admin.delete("/apis/autoscaling/v2/namespaces/unfold/horizontalpodautoscalers/detector")
     assert result.returncode == 2
     assert "is scaled by the HorizontalPodAutoscaler detector already" in result.stderr
+
+
+def test_a_workload_may_be_created_after_the_controller(admin: Any, metrics: MetricsServer, folder: Path) -> None:
+    """The other stage is scaled meanwhile, and the status names what is missing."""
+    set_traffic(metrics, 120.0, time.time() - 30)
+    path = "/apis/apps/v1/namespaces/unfold/deployments/detector"
+    admin.delete(path)
+    with serving(folder, "plan.yaml", "--target", "kubernetes", "--run", "runs/late") as (_, address):
+        wait_until(lambda: "has no deployments/detector" in read_status(address)["error"])
+        wait_until(lambda: admin.get("/apis/apps/v1/namespaces/unfold/statefulsets/face")["spec"]["replicas"] > 2)
+        apply(admin, [build_workload("Deployment", "detector")])
+        wait_until(lambda: read_desired(admin)[0] > 2)
+        assert not read_status(address)["error"]

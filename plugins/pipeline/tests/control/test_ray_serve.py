@@ -160,7 +160,10 @@ def test_application_without_external_scaler_is_refused(tmp_path: Path) -> None:
         result = unfold(tmp_path, "serve", "plan.yaml", "--target", "ray")
         assert result.returncode == 2
         assert "admits no external scaler" in result.stderr
-        setting = "control.stages.face.workload=Nose"
-        result = unfold(tmp_path, "serve", "plan.yaml", "--target", "ray", "--set", setting)
-        assert result.returncode == 2
-        assert "has no deployment Nose" in result.stderr
+        for setting, message in (
+            ("control.stages.face.workload=Nose", "has no deployment Nose"),
+            ("control.ray.application=shopp", "has no application shopp"),
+        ):
+            result = unfold(tmp_path, "serve", "plan.yaml", "--target", "ray", "--dry-run", "--set", setting)
+            assert result.returncode == 2
+            assert message in result.stderr

@@ -179,19 +179,23 @@ class DeploymentController:
     def step(self) -> None:
         """Read the demand, decide, and scale by one step if this process leads.
 
-        Where the demand is unknown, all replicas stay as they are.
+        Where the demand is unknown, all replicas stay as they are; faults of workloads are reported all the same.
         """
         if not self.target.is_leader:
             self._stand_by()
             return
         self.record.role = "leader"
         try:
-            steps = self.propose_steps()
-        except SignalError as error:
-            self._report_signal(error)
-            return
+            replicas = self.target.read_replicas()
         except (UnfoldError, ApiError) as error:
             self._report_target(f"replica counts cannot be read: {error}")
+            return
+        try:
+            steps = self._decide_steps(replicas)
+        except SignalError as error:
+            self._report_signal(error)
+            steps = tuple(self._propose_step(index, item, item.desired) for index, item in enumerate(replicas))
+            self._carry_out([replace(step, next=step.current) for step in steps])
             return
         self._report_signal(None)
         self._carry_out(steps)
@@ -204,7 +208,10 @@ class DeploymentController:
             UnfoldError: the deployment does not respond.
             ApiError: it refuses.
         """
-        demand, replicas = self.source.read(), self.target.read_replicas()
+        return self._decide_steps(self.target.read_replicas())
+
+    def _decide_steps(self, replicas: Sequence[StageReplicas]) -> tuple[ScaleStep, ...]:
+        demand = self.source.read()
         wanted = self._decide(demand, replicas)
         self.record.rate, self.record.age_s = demand.mean_rate(RATE_WINDOW_S), demand.age_s
         return tuple(self._propose_step(index, item, wanted[index]) for index, item in enumerate(replicas))

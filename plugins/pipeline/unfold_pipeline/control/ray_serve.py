@@ -112,7 +112,13 @@ class RayServeTarget:
 
     def read_replicas(self) -> tuple[StageReplicas, ...]:
         """Return the replicas of each stage; only those that run exist."""
-        details = self._read_application()
+        applications = self._list_applications()
+        details = applications.get(self.application)
+        if details is None:
+            known = ", ".join(sorted(applications)) or "none"
+            message = f"Ray Serve has no application {self.application}"
+            fault = user_error(message, key=KEY, hint=f"it has {known}")
+            return (StageReplicas(0, 0, fault),) * len(self.workloads)
         replicas = tuple(self._read_stage(details["deployments"], name) for name in self.workloads)
         if not details.get("external_scaler_enabled") and all(item.fault is None for item in replicas):
             hint = "serve.run(..., external_scaler_enabled=True), or external_scaler_enabled: true in its config"
@@ -146,20 +152,16 @@ class RayServeTarget:
             raise user_error(f"Ray Serve refuses to scale {self.workloads[stage]}: {reason}", key=KEY)
         return True
 
-    def _read_application(self) -> Mapping[str, Any]:
+    def _list_applications(self) -> Mapping[str, Any]:
         try:
             reply = self.client.send("GET", f"{self.dashboard}/api/serve/applications/")
-            applications = json.loads(reply.body)["applications"]
+            applications: Mapping[str, Any] = json.loads(reply.body)["applications"]
         except HttpError as error:
             raise user_error(str(error), key=KEY, hint="ray start --head starts a dashboard") from error
         except (ValueError, KeyError, TypeError) as error:
             message = f"{self.dashboard} answered with status {reply.status}, and lists no applications"
             raise user_error(message, key=KEY) from error
-        if self.application not in applications:
-            known = ", ".join(sorted(applications)) or "none"
-            raise user_error(f"Ray Serve has no application {self.application}", key=KEY, hint=f"it has {known}")
-        details: Mapping[str, Any] = applications[self.application]
-        return details
+        return applications
 
     def _create_lease(self) -> Any:
         # a class of this function is sent by value: the cluster need not have this package

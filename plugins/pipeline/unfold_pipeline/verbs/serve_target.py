@@ -28,7 +28,7 @@ from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.tuner.calibration import build_live_rule
 from unfold_pipeline.tuner.envelope_rule import build_scaling_context
 from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
-from unfoldkit.api import Report, Run, Service, user_error
+from unfoldkit.api import Report, Run, Service, UnfoldError, user_error
 from unfoldkit.kubernetes.api import ApiError, connect_api
 
 PREVIEW_TIMEOUT_S = 30.0
@@ -52,7 +52,7 @@ def serve_target(spec: PipelineSpec, run: Run, target_name: str) -> Service | Re
     control = spec.control
     names = tuple(stage.name for stage in problem.pipeline.stages)
     target, source = _open_deployment(problem, control, names, target_name)
-    warnings = _check_target(target)
+    faults, warnings = _check_target(target)
     controller = DeploymentController(
         names=names,
         build_tuner=build_tuner_factory(problem, plan),
@@ -62,23 +62,24 @@ def serve_target(spec: PipelineSpec, run: Run, target_name: str) -> Service | Re
         log=run.log,
     )
     if run.options.get("dry_run"):
+        if faults:
+            raise faults[0]
         return build_control_report(spec.name, controller, preview_steps(controller), warnings, control.every)
+    # the controller logs the faults: a workload may be created, or freed, after it has started
     for warning in warnings:
         run.log.warning("%s", warning)
     return _build_service(spec.name, controller, control.every)
 
 
-def _check_target(target: ScalingTarget) -> list[str]:
-    """Return warnings about the workloads.
+def _check_target(target: ScalingTarget) -> tuple[list[UnfoldError], list[str]]:
+    """Return why workloads cannot be scaled now, and warnings about the others.
 
     Raises:
-        UnfoldError: a workload does not exist, or something else scales it.
+        UnfoldError: the deployment does not respond, or refuses access.
     """
     try:
-        for replicas in target.read_replicas():
-            if replicas.fault is not None:
-                raise replicas.fault
-        return target.list_warnings()
+        faults = [replicas.fault for replicas in target.read_replicas() if replicas.fault is not None]
+        return faults, target.list_warnings()
     except ApiError as error:
         raise user_error(f"the cluster refuses: {error.message}", key="control.kubernetes") from error
 

@@ -1,0 +1,49 @@
+"""The verb ``serve --target``, with a deployment in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from plugins.pipeline.tests.control.test_controller import Deployment, Script, even_trace
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.verbs import serve_target as verb
+from unfold_pipeline.verbs.plan import plan
+from unfoldkit.api import Report, Run, RunDir, Service, UnfoldError
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
+
+SPEC = """version: 1
+kind: pipeline
+name: two
+slo: {p99: 500 ms}
+arrivals: {process: poisson, rate: 10/s, duration: 20 s}
+hardware: {core: {price: $0.05/h}}
+stages:
+  s0: {latency: {core: {1: 60 ms}}}
+  s1: {after: {s0: 100%}, latency: {core: {1: 60 ms}}}
+"""
+
+
+def start(folder: Path, monkeypatch: pytest.MonkeyPatch, *, is_dry: bool) -> Service | Report:
+    """Start a controller of a deployment without its first workload."""
+    spec = validate(PipelineSpec, parse(SPEC, "two.yaml"))
+    directory = RunDir(folder / "run")
+    decision = plan(spec, Run(directory, LocalEngine(1), base=folder)).decision
+    source = Script(even_trace([10.0], 60.0), now_s=50.0)
+    monkeypatch.setattr(verb, "_open_deployment", lambda *_: (Deployment(fault="absent"), source))
+    options = {"plan": {"decision": decision}, "dry_run": is_dry}
+    return verb.serve_target(spec, Run(directory, LocalEngine(1), base=folder, options=options), "kubernetes")
+
+
+def test_a_controller_may_start_before_its_workloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order in which a cluster starts them is no fault; the controller reports what is missing while it runs."""
+    assert isinstance(start(tmp_path, monkeypatch, is_dry=False), Service)
+
+
+def test_a_dry_run_refuses_an_absent_workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever checks a spec must notice a misspelt name."""
+    with pytest.raises(UnfoldError, match="there is no a"):
+        start(tmp_path, monkeypatch, is_dry=True)
