@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
-from modulefinder import ModuleFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class ModelSource:
         rows_file: NPZ file of queries to profile with; empty for synthetic queries.
         outputs: by tensor, the values per query that code states to return; empty if it states none.
         wanted: tensors that other stages read or test, beside all that the model returns by itself.
-        sha256: hash of the file when the service started, which replicas load from then on; empty for any.
+        sha256: hash of the file or code when the service started, which replicas load from then on; empty for any.
     """
 
     path: str = ""
@@ -54,6 +55,11 @@ class ModelSource:
     outputs: tuple[tuple[str, int], ...] = ()
     wanted: tuple[str, ...] = ()
     sha256: str = ""
+
+
+def hash_source(source: ModelSource) -> str:
+    """Return the hash of the model's file, or of its code with the modules in its folder that it imports."""
+    return hash_model(source.path) if source.path else hashlib.sha256(_read_code(source)).hexdigest()
 
 
 def hash_model(path: str) -> str:
@@ -74,32 +80,66 @@ def fingerprint_source(source: ModelSource, options: Mapping[str, Any]) -> str:
         source: the file, or the code, which counts with the modules that it imports.
         options: what else changes the latencies.
     """
-    body = read_bytes(source.path) if source.path else read_module(source) + read_imported_modules(source)
+    body = read_bytes(source.path) if source.path else _read_code(source)
     return fingerprint(MEASURED, options, hashlib.sha256(body).hexdigest())
+
+
+def _read_code(source: ModelSource) -> bytes:
+    return read_module(source) + read_imported_modules(source)
 
 
 def read_module(source: ModelSource) -> bytes:
     """Return the text of the module with a source's code, without running it; empty if it has no file."""
-    search_path: list[str] | None = [source.folder, *sys.path]
-    module = None
-    for name in source.code.partition(":")[0].split("."):
-        module = PathFinder.find_spec(name, search_path)
-        if module is None:
-            return b""
-        search_path = list(module.submodule_search_locations or ())
-    file = Path(module.origin or "") if module else Path()
-    return file.read_bytes() if file.is_file() else b""
+    return _read_text(_find_module(source.code.partition(":")[0], [source.folder, *sys.path]))
 
 
 def read_imported_modules(source: ModelSource) -> bytes:
     """Return the text of the modules in the source's folder that its code imports, without running any of them."""
-    name = source.code.partition(":")[0]
-    finder = ModuleFinder([source.folder])
-    # a module that is elsewhere or does not compile is reported when it is loaded
-    with contextlib.suppress(ImportError, SyntaxError, UnicodeDecodeError):
-        finder.import_hook(name)
-    files = {module: getattr(found, "__file__", None) for module, found in finder.modules.items() if module != name}
-    return b"".join(Path(str(files[module])).read_bytes() for module in sorted(files) if files[module])
+    first = source.code.partition(":")[0]
+    texts: dict[str, bytes] = {}
+    pending = {first}
+    while pending:
+        name = pending.pop()
+        # a module that is elsewhere is installed: it changes with the environment
+        spec = _find_module(name, [source.folder])
+        texts[name] = _read_text(spec)
+        if spec is not None and str(spec.origin).endswith(".py"):
+            parent = name.rpartition(".")[0]
+            package = parent if spec.submodule_search_locations is None else name
+            pending |= {parent, *_list_imports(texts[name], package)} - texts.keys() - {""}
+    return b"".join(texts[name] for name in sorted(texts) if name != first)
+
+
+def _find_module(name: str, search_path: list[str]) -> ModuleSpec | None:
+    """Return where a module is, without importing the packages around it."""
+    spec = None
+    for part in name.split("."):
+        spec = PathFinder.find_spec(part, search_path)
+        if spec is None:
+            return None
+        search_path = list(spec.submodule_search_locations or ())
+    return spec
+
+
+def _read_text(spec: ModuleSpec | None) -> bytes:
+    file = Path((spec.origin if spec else None) or "")
+    return file.read_bytes() if file.is_file() else b""
+
+
+def _list_imports(text: bytes, package: str) -> Iterator[str]:
+    """Yield the names of the modules that a module of a package may import."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError):
+        # it is reported when it is loaded
+        return
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            with contextlib.suppress(ImportError):
+                base = resolve_name("." * node.level + (node.module or ""), package)
+                yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
 def load_digits() -> tuple[RowArray, NDArray[np.int64]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from unfold_pipeline._types import RowArray
 from unfold_pipeline.estimator.replica_schedule import ScalingState
 from unfold_pipeline.estimator.simulator import compute_min_remaining_times, compute_service_deadlines
-from unfold_pipeline.problem.model_source import ModelSource, hash_model
+from unfold_pipeline.problem.model_source import ModelSource, hash_source
 from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfold_pipeline.problem.problem import Problem
 from unfold_pipeline.runtime.affinity import list_local_cores
@@ -148,7 +148,7 @@ def resolve_models(pipeline: Pipeline, sources: Mapping[str, ModelSource]) -> Re
         raise user_error("no stage to serve", key="stages")
     flow = resolve_data_flow(pipeline, ordered, rows.shape[1])
     # replicas that are added later must answer as the first ones do
-    hashed = tuple(replace(source, sha256=hash_model(source.path)) if source.path else source for source in ordered)
+    hashed = tuple(replace(source, sha256=hash_source(source)) for source in ordered)
     return ResolvedModels(sources=hashed, rows=rows, flow=flow)
 
 

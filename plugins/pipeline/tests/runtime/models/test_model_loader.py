@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from plugins.pipeline.tests.helpers import plan_stages
-from unfold_pipeline.problem.model_source import ModelSource, hash_model
+from unfold_pipeline.problem.model_source import ModelSource, hash_model, hash_source
 from unfold_pipeline.problem.pipeline import StageConfig
 from unfold_pipeline.runtime.local import LocalRuntime
 from unfold_pipeline.runtime.models.model_loader import load_model
@@ -76,6 +76,13 @@ def run(tmp_path: Path) -> Run:
     return Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
 
 
+LOAD_CODE = """import sys
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.runtime.models.model_loader import load_model
+load_model(ModelSource(code=sys.argv[1], folder=sys.argv[2], sha256=sys.argv[3]))
+"""
+
+
 @pytest.mark.parametrize("content", ["other", "half", "same"])
 def test_a_file_that_was_replaced_is_not_loaded(tmp_path: Path, content: str) -> None:
     """Replicas that start later load what the first ones loaded, or nothing; the same bytes again are the same."""
@@ -89,6 +96,28 @@ def test_a_file_that_was_replaced_is_not_loaded(tmp_path: Path, content: str) ->
         return
     with pytest.raises(UnfoldError, match="has changed since the service started"):
         load_model(source)
+
+
+@pytest.mark.parametrize("changed", ["coded.py", "parts_of_code/double.py", ""])
+def test_code_that_was_edited_is_not_loaded(tmp_path: Path, changed: str) -> None:
+    """The modules in the folder that it imports are part of it; the same text again is the same."""
+    names = {
+        "coded.py": "from parts_of_code.double import double\n",
+        "parts_of_code/double.py": "double = lambda x: 2 * x\n",
+    }
+    # a namespace package: it has no __init__.py
+    (tmp_path / "parts_of_code").mkdir()
+    for name, text in names.items():
+        (tmp_path / name).write_text(text)
+    source = ModelSource(code="coded:double", folder=str(tmp_path))
+    source = replace(source, sha256=hash_source(source))
+    for name, text in names.items():
+        (tmp_path / name).write_text(text + "\n" * (name == changed))
+    command = [sys.executable, "-c", LOAD_CODE, source.code, source.folder, source.sha256]
+    # a process of its own, as a replica is: imports stay
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode == 0) is (changed == ""), result.stderr
+    assert ("the code of coded:double has changed since the service started" in result.stderr) is (changed != "")
 
 
 def test_replaced_external_data_is_another_model(tmp_path: Path) -> None:

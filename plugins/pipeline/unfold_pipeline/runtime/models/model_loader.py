@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from unfold_pipeline._types import RowArray
-from unfold_pipeline.problem.model_source import ModelSource, hash_model, load_digits
+from unfold_pipeline.problem.model_source import ModelSource, hash_source, load_digits
 from unfold_pipeline.runtime.models.onnx_inputs import load_onnx
 from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.safe_io.arrays import read_npz
@@ -36,13 +36,13 @@ def load_model(source: ModelSource) -> Predict:
     """Return the function that answers a batch of rows.
 
     Raises:
-        UnfoldError: the file is damaged or was replaced since the service started, or the code does not exist.
+        UnfoldError: the file is damaged, the code does not exist, or either has changed since the service started.
     """
     try:
         predict, columns = _load_predict(source), list(source.columns)
     finally:
         # after loading: a file that is being replaced may be damaged, or a mixture
-        _require_same_file(source)
+        _require_same_model(source)
     return (lambda rows: predict(rows[:, columns])) if columns else predict
 
 
@@ -125,10 +125,11 @@ def _load_predict(source: ModelSource) -> Predict:
         raise user_error(f"cannot load the model: {summarize_error(error)}", file=source.path) from error
 
 
-def _require_same_file(source: ModelSource) -> None:
-    if source.sha256 and hash_model(source.path) != source.sha256:
-        hint = "start the service again, or put the file back"
-        raise user_error("the file has changed since the service started", file=source.path, hint=hint)
+def _require_same_model(source: ModelSource) -> None:
+    if source.sha256 and hash_source(source) != source.sha256:
+        subject = "the file" if source.path else f"the code of {source.code}"
+        hint = f"start the service again, or put {'the file' if source.path else 'it'} back"
+        raise user_error(f"{subject} has changed since the service started", file=source.path, hint=hint)
 
 
 def _read_rows(path: str) -> RowArray:
