@@ -127,3 +127,38 @@ def test_a_query_that_ends_is_withdrawn_from_ray() -> None:
 
     assert set(asyncio.run(asyncio.wait_for(scene(), 10))) == {None}
     assert len(handle.sent) == 1
+
+
+@pytest.mark.e2e
+def test_queries_that_no_replica_can_take_wait_here() -> None:
+    """Ray gets two batches; the others follow one for one, in their order, and those that were shed never."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    handle = Overloaded(ray.exceptions.TaskCancelledError)
+
+    async def scene() -> list[Any]:
+        running = RayRuntime(plan_stages(["a"], [ModelSource()], (StageConfig(0, 2, 1),)), None)
+        running._ray, running.stages[0].handle = ray, handle
+        running.stages[0].update_replicas({"r0"})
+        way = build_routes(PIPE, draw_sample(PIPE, np.zeros(8), np.random.default_rng(0)))
+        ends: list[Any] = []
+        queries = [Query(np.zeros(1), way, number, ends.append) for number in range(8)]
+        for query in queries:
+            running.submit(query)
+        await asyncio.sleep(0.05)
+        assert (len(handle.sent), running.stages[0].open) == (4, 8)
+        queries[4].shed()
+        handle.sent[0].set_result(RowAnswer(0.0, 1, 0.01))
+        await asyncio.sleep(0.05)
+        assert (len(handle.sent), running.stages[0].open) == (5, 6)
+        running.stages[0].update_replicas({"r0", "r1"})
+        await asyncio.sleep(0.05)
+        assert len(handle.sent) == 7
+        for request in handle.sent[1:]:
+            request.set_result(RowAnswer(1.0, 1, 0.01))
+        await asyncio.sleep(0.05)
+        assert running.stages[0].open == 0
+        assert running.stages[0].slots.taken == 0
+        return ends
+
+    ends = asyncio.run(asyncio.wait_for(scene(), 10))
+    assert [ends.count(answers) for answers in ({"a": 0.0}, {"a": 1.0})] == [1, 6]

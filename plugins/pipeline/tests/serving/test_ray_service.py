@@ -68,3 +68,23 @@ def test_killed_replica_recovers_and_sigterm_drains(tmp_path: Path) -> None:
         assert process.returncode == 0, output
         assert "SystemExit" not in output
         assert "Traceback" not in output
+
+
+@pytest.mark.e2e
+@pytest.mark.ray
+def test_overload_costs_no_capacity(tmp_path: Path) -> None:
+    """Under several times what a replica serves, it is never idle; light load afterwards is answered at once."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    write_pipeline(tmp_path, stage="only_stage_here", seconds=0.1, quota=1, tuner="{policy: fixed}")
+    assert unfold(tmp_path, "plan", "steps.yaml", "-o", "plan.yaml").returncode == 0
+    with serving(tmp_path, "plan.yaml", "--allow-code", "--engine", "ray", patience=PATIENCE_S) as (_, address):
+        assert read_status(address)["stages"][0]["ready"] == 1
+        times_s = [*step_trace([40.0], 15.0), *(20.0 + 0.2 * number for number in range(50))]
+        responses = asyncio.run(send_trace(address, "steps", times_s, [1.0, 2.0], PATIENCE_S))
+        heavy, light = responses[:-50], responses[-50:]
+        assert {response.status for response in heavy} == {200, 429}
+        # 150 are possible
+        assert sum(response.status == 200 for response in heavy) > 100
+        assert max(response.seconds for response in heavy) < 4 * 0.7
+        assert {response.status for response in light} == {200}
+        assert max(response.seconds for response in light) < 0.7

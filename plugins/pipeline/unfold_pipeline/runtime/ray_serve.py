@@ -1,9 +1,10 @@
 """The running pipeline on Ray Serve: a deployment per stage, with a replica count that changes while it serves.
 
-Ray Serve has no central queue: a query goes to a replica on arrival and waits there for the next batch. Queries of a
-replica that died are sent again, one after the other, so that only a query that kills replicas is lost. A replica
-exits if its model hangs, and the rows of its batch are sent again one by one. Queries that cannot be in time are shed
-when they arrive at a stage; those that end while they wait at a replica are withdrawn. Ray Serve chooses the nodes (see
+Ray Serve has no central queue: a query that it gets goes to a replica and waits there for the next batch. It gets two
+batches for each replica, and other queries wait in this process. Queries of a replica that died are sent again, one
+after the other, so that only a query that kills replicas is lost. A replica exits if its model hangs, and the rows of
+its batch are sent again one by one. Queries that cannot be in time are shed when they arrive at a stage, and when a
+replica has room for them; those that end while they wait at a replica are withdrawn. Ray Serve chooses the nodes (see
 :class:`unfold_pipeline.problem.problem.PlacementPolicy`).
 """
 
@@ -31,6 +32,7 @@ from unfold_pipeline.runtime.local import MAX_PROCESS_FAILURES, BatchListener
 from unfold_pipeline.runtime.models.data_flow import DataFlow, DataFlowError, format_output
 from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica, check_deployment_name
 from unfold_pipeline.runtime.ray_status import DeploymentListing, list_deployments
+from unfold_pipeline.runtime.request_slots import RequestSlots
 from unfold_pipeline.runtime.stage import ActivationTime, PlannedStage, Query, build_start_error, read_clock
 from unfoldkit.api import internal_error, user_error
 from unfoldkit.engines.ray import connect_ray
@@ -39,6 +41,8 @@ RETRY_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.2
 START_POLL_INTERVAL_S = 1.0
 DEPLOYMENT_VERSION = "1"
+BATCHES_IN_FLIGHT = 2
+"""Batches that a replica has at once: one in service, and the next one."""
 # a placement group must reserve something; replicas share the cores of their node
 GANG_CPU_FRACTION = 0.001
 
@@ -52,7 +56,7 @@ class StageDeployment:
         app: name of its Ray Serve application.
         source: its model.
         max_batch: maximum batch size at present, which each query carries.
-        planned_batch: maximum batch size at the start; replicas accept twice as many queries.
+        planned_batch: maximum batch size at the start, which at most doubles.
         max_wait_s: how long a batch that is not full may be delayed.
         target_replicas: how many replicas there should be.
         gang_size: replicas of the plan, which start together if ``placement`` has gangs.
@@ -62,6 +66,7 @@ class StageDeployment:
         handle: Ray Serve's handle of the deployment.
         ready, open, served, failed: counters of replicas and queries.
         known_replicas: replicas that ran when they were last listed.
+        slots: hold back the queries that the replicas cannot take yet.
         retry_lock: held by the one query that is sent again after its replica died.
         speed: how long its batches take.
         activation: how long its replicas take to start.
@@ -86,11 +91,19 @@ class StageDeployment:
     served: int = 0
     failed: int = 0
     known_replicas: set[str] = field(default_factory=set)
+    slots: RequestSlots = field(default_factory=lambda: RequestSlots(1))
     retry_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     speed: BatchSpeed = field(default_factory=BatchSpeed)
     activation: ActivationTime = field(default_factory=ActivationTime)
     orders_s: deque[float] = field(default_factory=deque)
     start_error: str = ""
+
+    def __post_init__(self) -> None:
+        self.resize_slots()
+
+    def resize_slots(self) -> None:
+        """Admit as many queries to the replicas as these take; to the next replica, if none runs."""
+        self.slots.set_limit(BATCHES_IN_FLIGHT * self.max_batch * max(1, self.ready))
 
     @property
     def activation_s(self) -> float:
@@ -117,6 +130,7 @@ class StageDeployment:
         for _ in range(min(len(current - previous), len(self.orders_s))):
             self.activation.observe(now_s - self.orders_s.popleft())
         self.known_replicas, self.ready = current, len(current)
+        self.resize_slots()
         self.await_replicas(now_s)
         return max(0, died)
 
@@ -246,6 +260,7 @@ class RayRuntime:
         """Set how many replicas a stage should have, rounded up to whole gangs, and its maximum batch size."""
         deployment = self.stages[stage]
         deployment.max_batch = min(batch or deployment.max_batch, 2 * deployment.planned_batch)
+        deployment.resize_slots()
         gangs = deployment.placement.round_up_replicas(max(1, count), deployment.gang_size)
         target = self._limit_to_nodes(deployment, gangs)
         if target != deployment.target_replicas:
@@ -347,7 +362,9 @@ class RayRuntime:
         stage.open += 1
         try:
             tensors = self._flow.build_input(item[0], query.row, query.received.get(item, {}))
-            output = await self._request_answer(stage, query, tensors)
+            async with stage.slots.take(query) as has_slot:
+                is_over = not has_slot or query.drop_if_late(stage.min_remaining_s)
+                output = None if is_over else await self._request_answer(stage, query, tensors)
             ready = [] if output is None else self._flow.pass_on(query.routes, item, output, query.received)
         except (ConditionError, DataFlowError) as error:
             logging.getLogger("unfoldkit").warning("stages.%s: its data cannot be passed on: %s", stage.name, error)
@@ -439,7 +456,8 @@ def _run_deployment(stage: StageDeployment, *, waits: bool) -> Any:
 
     options = {
         "num_replicas": stage.target_replicas,
-        "max_ongoing_requests": 2 * stage.planned_batch,
+        # batches may double, and Ray may send a replica twice its share of the slots
+        "max_ongoing_requests": 4 * BATCHES_IN_FLIGHT * stage.planned_batch,
         "version": DEPLOYMENT_VERSION,
     }
     options |= stage.placement.build_ray_options(stage.gang_size)

@@ -1,0 +1,62 @@
+"""The queue in front of the replicas of a stage on Ray Serve, which has none of its own.
+
+Ray Serve asks a busy replica again only after a pause, which doubles up to half a second: with more queries than its
+replicas take, they idle between two of them. So it gets no more than they take, and the others wait here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from unfold_pipeline.runtime.stage import Query
+
+
+@dataclass(slots=True)
+class RequestSlots:
+    """Admits so many queries to the replicas at once; the others wait, first come, first served.
+
+    Attributes:
+        limit: queries that the replicas take at once.
+        taken: queries that they have.
+        waiting: queries that wait; a result of false ends the wait of one that was shed.
+    """
+
+    limit: int
+    taken: int = 0
+    waiting: deque[asyncio.Future[bool]] = field(default_factory=deque)
+
+    @asynccontextmanager
+    async def take(self, query: Query) -> AsyncIterator[bool]:
+        """Wait for a slot and keep it; yield whether there is one, which a query does not get after it was shed."""
+        has_slot = await self._wait(query)
+        try:
+            yield has_slot and not query.is_shed
+        finally:
+            if has_slot:
+                self.taken -= 1
+                self._admit_next()
+
+    def set_limit(self, limit: int) -> None:
+        """Admit more or fewer queries at once; those that have a slot keep it."""
+        self.limit = limit
+        self._admit_next()
+
+    async def _wait(self, query: Query) -> bool:
+        if self.taken < self.limit:
+            self.taken += 1
+            return True
+        slot: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.waiting.append(slot)
+        query.on_shed.append(lambda: slot.done() or slot.set_result(False))
+        return await slot
+
+    def _admit_next(self) -> None:
+        while self.waiting and self.taken < self.limit:
+            slot = self.waiting.popleft()
+            if not slot.done():
+                self.taken += 1
+                slot.set_result(True)
