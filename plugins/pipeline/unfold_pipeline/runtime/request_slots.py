@@ -17,7 +17,7 @@ from unfold_pipeline.runtime.stage import Query
 
 @dataclass(slots=True)
 class RequestSlots:
-    """Admits so many queries to the replicas at once; the others wait, first come, first served.
+    """Limits how many queries the replicas have at once; the others wait, first come, first served.
 
     Attributes:
         limit: queries that the replicas take at once.
