@@ -1,4 +1,4 @@
-"""What the shipped cascade on scikit-learn's digits saves against the best monolithic model, over several splits."""
+"""What the shipped cascade on scikit-learn's digits saves against the best single model, over several splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a plan's promises are judged rightly at other sites, and how many local patients its thresholds need.
+"""Whether a plan's promises are judged correctly at other sites, and how many local patients its thresholds need.
 
 No second hospital is in the data, so groups of patients stand in for sites: by care unit, and by the hours between the
 admissions to hospital and to intensive care, as the data hold no dates. The shipped cascade is trained on patients of

@@ -1,4 +1,4 @@
-"""What exact gates save on logs of commercial prediction services, beside the paper's greedy.
+"""What exact gates save on logs of commercial prediction services, next to the paper's greedy gates.
 
 Protocol: random half splits; on the fitting half take the cheapest policy that is as accurate as the best
 single service (also chosen there), or that service itself; judge both on the other half.

@@ -1,4 +1,4 @@
-"""What a certified cascade of language models saves, how often it breaks its promise, and the peer's area.
+"""What a certified cascade of language models saves, how often it breaks its promise, and its error next to peers.
 
 Every log is pooled and stands for the population, so that the true loss and cost of a plan are known. From it 300
 tuning rows and 600 or 1,500 certifying rows are drawn with replacement; the planner sees only these. A plan is broken

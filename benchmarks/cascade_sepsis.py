@@ -1,4 +1,4 @@
-"""What the shipped cascade on hourly intensive care records saves against the monolith, judged on unseen patients."""
+"""What the shipped cascade on hourly intensive care records saves against the baseline model, on unseen patients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers a second over HTTP of the served cascade, beside the monolith served by FastAPI and joblib.
+"""Responses per second of the served cascade over HTTP, next to the baseline model served by FastAPI and joblib.
 
 All servers run at once on one core and are driven in turn from another, over loopback, by 64 keep-alive connections
 that send the next row as soon as the answer is there. Every answer of ours holds the whole route.

@@ -1,4 +1,4 @@
-"""How quick the estimator is beside SimPy, Ciw and a bare C loop on the same three stages, and that results are equal.
+"""How fast the estimator is next to SimPy, Ciw and a bare C loop on the same three stages, with equal results.
 
 SimPy and Ciw run on the first part of the trace, as they are slow; rates are by processor time. Ciw has
 no service in batches, so it is compared on single servings.

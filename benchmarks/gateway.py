@@ -1,4 +1,4 @@
-"""What the gateway adds to a call, beside the LiteLLM proxy: time, processor, lost requests and double bills.
+"""What the gateway adds to a call, next to the LiteLLM proxy: time, processor time, lost requests and double billing.
 
 Gateway and proxy stand in front of the same scripted upstream, each on the core of the servers; the client and the
 upstream are on the other. ``unfold`` routes: it requests log-probabilities, reads them and decides. LiteLLM passes on,

@@ -1,4 +1,4 @@
-"""A running pipeline beside its estimate: p99 and attainment of three pipelines at loads of 30, 50 and 70 %.
+"""A running pipeline next to its estimate: p99 and attainment of three pipelines at loads of 30, 50 and 70 %.
 
 "chain": a small and a large model; "cascade": the large one sees 40 % of the queries; "diamond": four models with a
 fork and a join. Each is run twice over: with models that wait, as for accelerators of their own, and with convolutional

@@ -1,4 +1,4 @@
-"""A served pipeline beside its replay: steps, ramps and bursts over HTTP, on local processes and on Ray.
+"""A served pipeline next to its replay: steps, ramps and bursts over HTTP, on local processes and on Ray.
 
 A model sleeps for its planned time, so that a machine of two cores can run the replicas that the scaling rule orders.
 The service is started, measures its activation time, and gets the trace over real sockets. The replay simulates the

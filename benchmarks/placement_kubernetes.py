@@ -1,4 +1,4 @@
-"""Placement on Kubernetes: real etcd, kube-apiserver and kube-scheduler on this machine, 100 nodes without machines.
+"""Placement on Kubernetes: a real etcd, kube-apiserver and kube-scheduler on this machine, with 100 stub nodes.
 
 The nodes and the kubelet are stubs (no container runs), everything else is real, and the clients of the measurement
 share the processors with all of it. Throughput counts from the first pod that is made to the last that is bound, by a

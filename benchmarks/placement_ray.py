@@ -1,4 +1,4 @@
-"""Placement on Ray: names made and deleted, tasks inside them, competing gangs, throughput; native groups beside it.
+"""Placement on Ray, next to native placement groups: ephemeral resources, competing gangs and throughput.
 
 Three nodes on this machine. ``create`` and ``delete`` are calls from outside through the steward, native ones are
 Ray's own placement groups made and removed by this process, in turn. A cycle creates a name, runs a task inside and

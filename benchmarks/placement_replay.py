@@ -1,4 +1,4 @@
-"""Placement in the simulator: a recorded cluster replayed, decisions a second with five names, fairness, deadlines.
+"""Placement in the simulator: replay of a recorded cluster, decisions per second, fairness and deadlines.
 
 Seconds are CPU seconds of one core, of the replay alone (reading the trace and the check before a plan are not in
 it). A decision is one look at one waiting task that ends in a start or in waiting on; tasks that a name of the cluster

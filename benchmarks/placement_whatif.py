@@ -1,4 +1,4 @@
-"""A change of quota, made on real Kueue and replayed before: order of admissions, and when each workload starts.
+"""A change of quota, predicted by a replay and then made on a real Kueue: order of admissions and start times.
 
 Kueue's manager, etcd and kube-apiserver are real, on this machine; Jobs end after their run time by a patch of their
 status, and no pod runs. Each instance is a random cohort: queues with both strategies, borrowing and lending limits,

@@ -1,4 +1,4 @@
-"""Thirty attacks next to one well-behaved client: what the client still gets, what the server holds, what a byte costs.
+"""Thirty attacks next to one well-behaved client: the client's service, the server's memory, and the cost of a byte.
 
 A small network behind the project's server on one core. First each attack alone, a fixed number of times: the processor
 time of the server per byte on the wire, over that of a plain request sent in the same way (over a connection of its

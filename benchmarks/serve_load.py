@@ -1,4 +1,4 @@
-"""Single rows a second over HTTP and gRPC on one core: this server, a hand-built one, and products, by one model.
+"""Single rows per second over HTTP and gRPC on one core, with one model: this server, a hand-built one, and products.
 
 An XGBoost classifier (100 trees of depth 6, 30 features), as a joblib file for the products and as an ONNX file, which
 answers the same, for the project's server and the hand-built one. Each server in turn on one core, the generator on

@@ -1,4 +1,4 @@
-"""Five times more requests than the server can answer: what is still answered, how the rest is refused, and after.
+"""Five times more requests than the server can answer: goodput, the cost of rejections, and recovery.
 
 A network (30 features; 17 million weights, which in full batches take less than half a millisecond a row) behind the
 project's server on one core; open loop from another. First the peak: closed loop with few and with many connections,

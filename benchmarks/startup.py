@@ -1,4 +1,4 @@
-"""How long a user waits for the first screen of help, and for a spec to be checked; how much an install takes.
+"""How long the first screen of help and the check of a spec take, and how large an installation is.
 
 Each figure is the median of whole processes, run in turn; bytecode is there already, as after any install by pip.
 ``check_ms`` is that of the slowest kind, each on its first shipped spec. ``installed_mb`` is what

@@ -1,4 +1,4 @@
-"""Which networks become a family without code of the user's, and what sharing weights costs its members.
+"""Which networks become a family without user code, and what sharing weights costs the members.
 
 Ten networks of four kinds: residual, mobile and dense CNNs of torchvision, a vision transformer of timm, a BERT-style
 encoder, a one-dimensional CNN and a multi-layer perceptron. None of them is trained: their weights are fresh. A network

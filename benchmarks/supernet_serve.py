@@ -1,4 +1,4 @@
-"""Serving a family under deadlines on bursty traces, against every fixed net, the cheapest, and a server that swaps.
+"""Serving a family under deadlines on bursty traces, against every fixed subnet and a server that swaps models.
 
 The heart-beat family is trained and profiled in the same run; rates are shares of what its nets were measured to take.
 Calm is half of what the slowest net can take; a quarter, half or four fifths of all requests lie in a burst, as high as

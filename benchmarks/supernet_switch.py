@@ -1,4 +1,4 @@
-"""What it costs to answer by another member of shared weights, against loading a model.
+"""What a switch to another member of shared weights costs, against loading a model.
 
 The six members of the shipped heart-beat family (`configs/supernet/ecg.yaml`) in one set of untrained weights, which
 do not matter to the time; and twelve members of equal stages (four widths, three depths). Every way alternates between

@@ -1,4 +1,4 @@
-"""The tuner beside coarse-grained and usual autoscalers: misses and price of every rule on every trace, in simulation.
+"""The tuner next to coarse-grained and common autoscalers: misses and price of each rule on each trace, simulated.
 
 Planned on the first quarter of a trace, played on the rest. "Equal misses": our table rule, the coarse-grained tuner,
 Ray Serve's policy and Knative's are all set with hindsight, on the live trace, for the least price with at most 0.1 %

@@ -1,4 +1,4 @@
-"""Runs on a cloud that refuses, throttles, grants in part, loses answers, zones and drivers: is any run aborted?
+"""Runs on a cloud that refuses, throttles, grants in part, and loses responses, zones and drivers: is any run aborted?
 
 Executor, ledger and the AWS provider are those of ``train``, against moto in this process behind a client that
 misbehaves. Trials are simulated on a virtual clock, so that an hour takes a second.

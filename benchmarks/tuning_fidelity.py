@@ -1,4 +1,4 @@
-"""Tuning plans carried out: predicted against executed time and cost of three plans, on local processes and on Ray.
+"""Predicted against actual time and cost of three executed tuning plans, on local processes and on Ray.
 
 Trials sleep as long as an iteration is said to take, so that four nodes fit on a small machine; nodes (processes, or
 raylets), workers, checkpoints, barriers, ledger and the shrinking of the cluster are real. The start of so many nodes

@@ -1,4 +1,4 @@
-"""Tuning plans: exact against greedy and static, how fast, and whether what is promised is seen.
+"""Tuning plans: exact against greedy and static ones, the speed of the planner, and whether promises are kept.
 
 Four successive-halving jobs at seven deadlines on 4-GPU instances at $12.24/h, with speed-ups measured on V100 by the
 authors of HyperSched (SoCC 2019). Everything is simulated: planner and truth share one family of noise.

@@ -1,4 +1,4 @@
-"""Spot or wait, on demand when slack runs out: on time and cheap on recorded markets, each zone alone and together.
+"""Thrifty plans (spot, wait, on demand when slack runs out) on recorded markets: share on time, and cost.
 
 Markets are the availability traces of one accelerator a zone (us-west-2, October 2022); a zone's loss takes all of a
 run's instances. Plans know the three days before a run begins, and the run replays what followed.

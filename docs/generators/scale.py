@@ -12,29 +12,30 @@ from docs.generators.markdown import table
 
 INTRO = """# Scale
 
-What runs on one machine, how time and memory grow, and when another tool takes over. The curves are those of
-`python -m benchmarks scale`; each point runs in a process of its own, within bounds of time and memory, and a point
-that was not run says why.
+How large a problem fits on one machine, how time and memory grow, and when you need another tool. The curves come from
+`python -m benchmarks scale`. Each point runs in a process of its own, within limits of time and memory; if a point was
+not run, its row gives the reason.
 
 """
 ABOUT = {
     "estimator": "Queries through a chain of batching stages. One stage is in memory at a time, so memory grows with "
     "queries and not with stages; time grows with both.",
     "placement": "Tasks under dominant resource fairness, on nodes that are nine tenths busy.",
-    "tuning": "The whole exact curve of cost and deadline of successive halving, nothing sampled.",
-    "gates": "The exact gates of three models, over 64 bins each. The search itself depends on bins; rows are counted.",
+    "tuning": "The whole exact cost–deadline frontier of successive halving, without sampling.",
+    "gates": "Exact gates of three models, with 64 bins each. The search itself depends on the number of bins; each row "
+    "is counted once.",
     "server": "`unfold serve --processes N`, single rows, a closed loop with 16 connections a process; the generators "
     "share the cores.",
 }
 BEYOND = """## When Ray or Kubernetes takes over
 
-- *Plans and replays* are computed on one machine; nothing here spreads one of them over several. Where the tables say
-  that ten times more does not fit, plan with a part of the trace: `arrivals.duration`, `workload.replay.first`.
+- *Plans and replays* are computed on one machine; none of them can be spread over several. Where the tables show
+  that ten times more would not fit, plan with a part of the trace: `arrivals.duration`, `workload.replay.first`.
 - *Training* takes the cores of this machine; `--engine ray` takes those of a cluster. It pays when a single fit
   takes longer than a worker needs to start.
-- *Serving* grows with processes up to the cores of one machine. Beyond it, several machines behind a balancer answer
-  cascades without time as they are; a cascade over time keeps the state of its cases on one machine. Pipelines run on
-  Ray Serve (`--engine ray`), or are exported to KServe and Triton.
+- *Serving* grows with processes up to the cores of one machine. Beyond that, several machines behind a load balancer
+  can serve cascades without time unchanged; a cascade over time keeps the state of its cases on one machine. Pipelines
+  run on Ray Serve (`--engine ray`), or are exported to KServe and Triton.
 - *Placement* decides on one controller; tasks run on Ray or Kubernetes from the first task on.
 """
 

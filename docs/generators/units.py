@@ -11,8 +11,9 @@ from unfoldkit.spec import units
 
 INTRO = """# Units
 
-A quantity is written with its unit, as text: `150 ms`, not `0.15`. A number alone is refused with the text that
-would be right. Numbers are decimal, with an exponent if need be; a space before the unit is free.
+A quantity is written with its unit, as text: `150 ms`, not `0.15`. A number without a unit is rejected with
+a suggestion; only a fraction needs none. Numbers are decimal, with an optional exponent. A space before the unit is
+optional.
 
 """
 WRITTEN = {

@@ -14,14 +14,15 @@ INTRO = """# Verified policies
 
 What `unfold check --verify` finds for every shipped policy, and for every pair of them that a spec may name, with
 default options. [Verify a policy](../how-to/verify-a-policy.md) explains the menu of clusters and jobs, the properties,
-and how to read actions. Rows with equal results stand together.
+and how to read actions. Policies with equal results share a row.
 
 """
 NOTES = """
-*holds* means: no violation up to the bound of its row, in a complete search; larger cases are not covered. Anything
-else is the shortest list of actions that a replay confirmed, after the job that suffers. *by design* is what a strict
-order or classes mean. The jobs of the menu have no roles, types, data, deadlines or predecessors, so policies for these
-add nothing here. `history` and `locality` depend on real time: nothing is claimed for them.
+*holds* means: no violation up to the bound of its row, in a complete search; larger cases are not covered. A cell with
+actions names the affected job, then the shortest list of actions that a replay confirmed. *by design* marks a
+consequence of a strict order or of priority classes. The jobs of the menu have no roles, types, data, deadlines or
+predecessors, so policies for these add nothing here. `history` and `locality` depend on real time: nothing is
+claimed for them.
 """
 BOUND = "nodes,"
 

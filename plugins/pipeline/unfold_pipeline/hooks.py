@@ -12,7 +12,7 @@ def unfold_kinds() -> Iterable[Kind]:
     """Register the kind ``pipeline``."""
     yield Kind(
         name="pipeline",
-        summary="hardware, batch size and replicas for each model of a serving pipeline, at least cost",
+        summary="chooses hardware, batch size and replicas for each model of a serving pipeline, at least cost",
         spec="unfold_pipeline.schema.pipeline:PipelineSpec",
         profile="unfold_pipeline.verbs.profile:profile",
         plan="unfold_pipeline.verbs.plan:plan",

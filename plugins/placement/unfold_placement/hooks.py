@@ -12,7 +12,7 @@ def unfold_kinds() -> Iterable[Kind]:
     """Offer the kind ``placement``."""
     yield Kind(
         name="placement",
-        summary="places tasks by policies that the application writes itself",
+        summary="places tasks by policies that you compose or write yourself",
         spec="unfold_placement.schema.models:PlacementSpec",
         plan="unfold_placement.verbs.plan:plan",
         serve="unfold_placement.verbs.serve:serve",

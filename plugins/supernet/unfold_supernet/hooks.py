@@ -12,7 +12,7 @@ def unfold_kinds() -> Iterable[Kind]:
     """Offer the kind ``supernet``."""
     yield Kind(
         name="supernet",
-        summary="trains many models in one set of weights, serves them or yours under deadlines, plans accelerators",
+        summary="trains many models in one set of weights, serves them or your own under deadlines, plans accelerators",
         spec="unfold_supernet.schema.supernet:SupernetSpec",
         profile="unfold_supernet.verbs.profile:profile",
         train="unfold_supernet.verbs.train:train",
