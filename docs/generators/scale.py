@@ -22,8 +22,8 @@ ABOUT = {
     "queries and not with stages; time grows with both.",
     "placement": "Tasks under dominant resource fairness, on nodes that are nine tenths busy.",
     "tuning": "The whole exact cost–deadline frontier of successive halving, without sampling.",
-    "gates": "Exact gates of three models, with 64 bins each. The search itself depends on the number of bins; each row "
-    "is counted once.",
+    "gates": "Exact gates of three models, with 64 bins each. The search itself depends on the number of bins; each "
+    "row is counted once.",
     "server": "`unfold serve --processes N`, single rows, a closed loop with 16 connections a process; the generators "
     "share the cores.",
 }

@@ -76,7 +76,7 @@ def test_refusals_keep_their_figures(tmp_path: Path, trained: tuple[Run, Report]
     assert report.verdict is Verdict.NO
     assert report.metrics["certified_loss_points"].value > 0
     assert report.metrics["price_saving"].value > 1
-    assert "smallest relaxation" in report.headline
+    assert "minimal relaxation" in report.headline
 
 
 def test_unattainable_budgets_name_the_smallest(trained: tuple[Run, Report]) -> None:

@@ -168,7 +168,7 @@ def vacuous_certificate(
     baseline: str, cluster_column: str | None, unit_count: int, confidence: float, test_loss_points: float
 ) -> str:
     """State that the certified loss is as large as any loss could be."""
-    claim = f"{unit_count} {units(cluster_column)} exclude no loss against {baseline}"
+    claim = f"{unit_count} {units(cluster_column)} cannot rule out any loss against {baseline}"
     return f"none: {claim} with {percent(confidence)} confidence ({loss(test_loss_points)} on test)"
 
 

@@ -115,9 +115,9 @@ class ConfidenceSource(Model):
 
 
 class EntrySpec(Model):
-    """A gate before the first model: requests with a prompt that seems too hard for it skip it.
+    """A gate before the first model: requests skip that model if their prompt seems too hard for it.
 
-    It pays where the first call costs a large part of what the last one costs.
+    It pays off where the first call costs a large part of what the last one costs.
     """
 
     features: tuple[Literal["length", "embedding"], ...] = Field(
@@ -161,9 +161,12 @@ class GatewaySpec(Model):
     )
     retries: int = Field(default=2, ge=0, le=10, description="of one upstream, before the next model")
     probe: bool = Field(
-        default=True, description="call each gated model at the start; without log-probabilities it is not served"
+        default=True,
+        description="call each gated model at the start; the gateway does not start without log-probabilities",
     )
-    content_filter: Literal["trust", "escalate"] = Field(default="trust", description="an answer which was filtered")
+    content_filter: Literal["trust", "escalate"] = Field(
+        default="trust", description="an answer cut by a content filter: let the gate decide, or call the next model"
+    )
     timeouts: Timeouts = Timeouts()
     keys: tuple[GatewayKey, ...] = Field(default=(), max_length=1000, description="of clients; none: no key is needed")
     body_limit: int = Field(default=4 << 20, ge=1024, le=64 << 20, description="bytes of a request")

@@ -130,7 +130,7 @@ class Recorded(Model):
     )
     right_from: float | None = Field(default=None, description="the smallest score of a right answer; 0.5 if omitted")
     confidence: str | None = Field(
-        default=None, description="required, but for language models: without it a model can only be the last one"
+        default=None, description="required, except for language models: one without it can only be the last of a chain"
     )
     price: str | None = Field(default=None, description="the column with the cost of each call, instead of price")
     price_of_confidence: str | None = Field(

@@ -34,9 +34,9 @@ class Split(Model):
 class SiteSplit(Model):
     """Parts by the values of a column, such as hospitals.
 
-    A column of the words train, calibrate and test is taken as it is. Otherwise each part names its values: those that
-    no part names are for training, and without ``calibrate`` a third of the training cases certify. Without any names,
-    whole sites are drawn.
+    A column that holds the words train, calibrate and test is used unchanged. Otherwise each part names its values:
+    those that no part names are for training, and without ``calibrate`` a third of the training cases certify. Without
+    any names, whole sites are drawn.
     """
 
     column: str = Field(min_length=1, description="a column; one value for all rows of a group or patient")

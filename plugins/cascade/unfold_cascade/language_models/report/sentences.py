@@ -154,7 +154,7 @@ def certified_latency(quantile: str, deadline_ms: float, confidence: float) -> s
 def chain_length(rows: int, small: int) -> str:
     """State why only pairs were searched."""
     return (
-        f"pairs only: the log has {rows:,} rows, and longer chains promise less below {small:,}; see gates.max_models"
+        f"pairs only: the log has {rows:,} rows, and below {small:,}, longer chains certify less; see gates.max_models"
     )
 
 
@@ -212,7 +212,7 @@ def served_promise(max_loss: float, confidence: float, reference: str) -> str:
 def withdrawn(reference: str, void_reason: str) -> str:
     """State that a promise does not hold any more."""
     why = f"void: {void_reason}" if void_reason else "revoked by the audit"
-    return f"{why}; all requests go to {reference}, plan again"
+    return f"{why}; all requests go to {reference}; plan again"
 
 
 def unpromised(reference: str) -> str:

@@ -21,7 +21,7 @@ def summarise_plan(
     text = f"{ratios}, {shared.loss_or_gain(loss_points, 2)}"
     if relaxed is None:
         return f"{text} · saved in {path}"
-    return f"{text}, not certified; smallest relaxation: max_loss: {relaxed:g}% · saved in {path}"
+    return f"{text}, not certified; minimal relaxation: max_loss: {relaxed:g}% · saved in {path}"
 
 
 def leak_notes(columns: Sequence[str]) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ def describe_uncertain_saving(patients: int, min_saving: float, confidence: floa
 
 
 def describe_refusal(reason: str) -> str:
-    """A reason of the planner, with patients in the place of cases."""
+    """A reason of the planner, with patients in place of cases."""
     return reason.replace("cases", "patients")
 
 
@@ -109,7 +109,7 @@ def describe_lead(
 ) -> str:
     """Lead time and sensitivity of cascade and latched baseline at one alert rate."""
     if not math.isfinite(lead_h) and not math.isfinite(baseline_lead_h):
-        return f"not defined: no onset of the test patients can be warned of at {per_100h:g} alerts per 100 h"
+        return f"not defined: no onset among the test patients can be predicted at {per_100h:g} alerts per 100 h"
     text = f"{lead_h:.1f} h, baseline {baseline_lead_h:.1f} h, both at {per_100h:g} alerts per 100 h: "
     text += f"{lead_h - baseline_lead_h:+.2f} h {format_interval(gain_interval_h)}; "
     return text + f"sensitivity {sensitivity:.0%}, baseline {baseline_sensitivity:.0%}"
