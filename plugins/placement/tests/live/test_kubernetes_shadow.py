@@ -77,7 +77,7 @@ def test_decisions_stand_next_to_those_of_the_scheduler(kube: KubeWorld, admin: 
         admin.delete(f"{PODS}/before", {"gracePeriodSeconds": 0})
         work(live, lambda: any(item.decided_node for item in found.list_placements()))
         report = agreement_report("shade", "limit", found)
-        assert report.headline == "0 of 2 tasks on the node that kube-scheduler chose; 2 would have waited"
+        assert report.headline == "0 of 2 tasks got the node that kube-scheduler chose; 2 would have waited"
         assert report.metrics["would_have_waited"].value == 2
         status = agreement_to_json(found)
         assert status["outcomes"] == {LATER: 2}

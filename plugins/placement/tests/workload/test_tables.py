@@ -176,6 +176,6 @@ def test_jobs_outside_a_part_of_a_trace_count_as_none_where_the_spec_says_so(tmp
     found = list(csv_tasks(path, columns=columns, warn=warnings.append))
     assert [(task.after, task.follows) for task in found] == [((), ""), (("a",), "a"), (("a",), "")]
     assert warnings == [
-        "pods.csv: 1 of 3 rows name jobs in follows that no row has; these count as none",
-        "pods.csv: 2 of 3 rows name jobs in after that no row has; these count as none",
+        "pods.csv: 1 of 3 rows name jobs in follows that no row has; these references are ignored",
+        "pods.csv: 2 of 3 rows name jobs in after that no row has; these references are ignored",
     ]

@@ -138,7 +138,7 @@ def starvation_line(task: str, shorter: tuple[float, float], whole: tuple[float,
 
 def class_starvation_line(task: str) -> str:
     """Return the line about a task that waits for a stream of higher classes."""
-    return f"{task} waits until no more tasks of higher classes arrive; strict priority means that"
+    return f"{task} waits until no more tasks of higher classes arrive, as strict priority implies"
 
 
 def preemption_line(count: int, lost_hours: Mapping[str, float]) -> str:
@@ -192,7 +192,8 @@ def zero_run_line(file: str, counts: tuple[int, int], column: str = "run") -> st
 
 def unlisted_line(file: str, column: str, counts: tuple[int, int]) -> str:
     """Return the line about rows that name jobs which no row has."""
-    return f"{file}: {counts[0]:,} of {counts[1]:,} rows name jobs in {column} that no row has; these count as none"
+    rows = f"{file}: {counts[0]:,} of {counts[1]:,} rows"
+    return f"{rows} name jobs in {column} that no row has; these references are ignored"
 
 
 def skipped_line(file: str, column: str, counts: tuple[int, int], line: int) -> str:
@@ -203,9 +204,9 @@ def skipped_line(file: str, column: str, counts: tuple[int, int], line: int) -> 
 def agreement_headline(count: int, same: int, later: int) -> str:
     """Return the headline of a shadow: of how many tasks the policies agree with kube-scheduler."""
     if not count:
-        return "no task came while the shadow ran"
+        return "no task arrived while the shadow ran"
     tasks = format_count(count, "task")
-    return f"{same:,} of {tasks} on the node that kube-scheduler chose; {later:,} would have waited"
+    return f"{same:,} of {tasks} got the node that kube-scheduler chose; {later:,} would have waited"
 
 
 def _count_violations(count: int) -> str:
@@ -243,7 +244,8 @@ def incomplete_headline(states: int) -> str:
 
 def never_starting_line(job: str) -> str:
     """Return the line about a job that can never start under its policies."""
-    return f"{job} cannot start even alone on the empty cluster, so its own waiting is not judged; unfold plan explains"
+    start = f"{job} cannot start even alone on the empty cluster, so its own waiting is not judged"
+    return f"{start}; unfold plan explains why"
 
 
 def bound_line(nodes: int, jobs: int) -> str:
@@ -255,7 +257,7 @@ def by_design_line(property_name: str) -> str:
     """Return the line about a consequence of a strict order or of classes."""
     if property_name == "head of line":
         return "a strict order leaves capacity idle behind a task that does not fit; backfill: true uses it"
-    return f"a stream of a higher class causes {property_name} in lower ones; strict priority means that"
+    return f"a stream of a higher class causes {property_name} in lower ones, as strict priority implies"
 
 
 def time_dependent_line(policy: str) -> str:
@@ -307,7 +309,7 @@ def stopped_queue_line(queue: str, reason: str) -> str:
 
 def fair_sharing_line(queue: str) -> str:
     """Return the line about a ClusterQueue with a weight for fair sharing."""
-    return f"{queue} has a fairSharing weight; the replay is that of a Kueue without fair sharing"
+    return f"{queue} has a fairSharing weight; the replay assumes that fair sharing is disabled"
 
 
 def admission_check_line(queue: str) -> str:
@@ -332,7 +334,7 @@ def change_headline(earlier: int, later: int, same: int, newly_never: int) -> st
     """Return the headline of a change of quotas."""
     verb = "starts" if earlier == 1 else "start"
     text = f"{_count_workloads(earlier)} {verb} earlier, {later:,} later, {same:,} at the same time"
-    return f"{text}; {newly_never:,} never more" if newly_never else text
+    return f"{text}; {newly_never:,} no longer {'starts' if newly_never == 1 else 'start'}" if newly_never else text
 
 
 def quota_change_line(name: str, flavor: str, resource: str, before: str, after: str) -> str:

@@ -200,7 +200,8 @@ class TaskSpec(Model):
     types: tuple[str, ...] = Field(default=(), description="node types on which it can run (policy types)")
     after: tuple[str, ...] = Field(default=(), description="jobs that must have ended (policy barrier)")
     checkpoint_every: Duration = Field(
-        default=0.0, description="run time after which a preemption loses nothing before"
+        default=0.0,
+        description="run time between checkpoints, from the last of which a preempted task continues; 0 for none",
     )
     data: tuple[str, ...] = Field(default=(), description="blocks of data that it reads (policy locality)")
 

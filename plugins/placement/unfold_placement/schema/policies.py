@@ -151,7 +151,7 @@ class HierarchyOptions(Model):
 
 
 class HistoryOptions(Model):
-    """The user with the least past use, which halves after every half-life."""
+    """The user with the least past use goes first; past use halves with every half-life."""
 
     half_life: Annotated[Duration, Field(gt=0)] = 86400.0
     by: str = "user"
