@@ -142,7 +142,7 @@ def describe_replica_loss(hardware: str, stage: str, tail_s: float, slo_s: float
 
 
 def describe_survival(hardware: str, stage: str, tail_s: float, slo_s: float) -> str:
-    """Return the percentile of a plan that any stage may lose a replica of, where the loss hurts most."""
+    """Return the percentile of a plan that survives any lost replica, after the loss that hurts most."""
     worst = f"p99 {format_latency(tail_s)} at worst, without one {hardware} replica at {stage}"
     return f"any replica may be lost within {format_slo(slo_s)}: {worst}"
 
@@ -156,7 +156,7 @@ def describe_failed_survival(stage: str, tail_s: float, slo_s: float) -> str:
     """Return that a committed plan does not survive a loss."""
     if math.isinf(tail_s):
         return f"a loss at {stage} leaves it without a replica"
-    return f"after a loss at {stage} p99 is {format_latency(tail_s)}, the target {format_slo(slo_s)}"
+    return f"after a loss at {stage}, p99 is {format_latency(tail_s)}; the target is {format_slo(slo_s)}"
 
 
 def describe_outage(stages: Sequence[str]) -> str:
@@ -441,7 +441,7 @@ def describe_speed(factors: Sequence[tuple[str, float]]) -> str:
 
 
 def describe_core_shortage(busy: float, cores: int) -> str:
-    """Return that replicas shared cores, which a plan assumes they do not."""
+    """Return that replicas shared cores, although a plan assumes a core for each."""
     return f"replicas can keep {busy:.3g} cores busy, and this machine has {cores}; the plan assumes a core for each"
 
 
@@ -470,7 +470,7 @@ def describe_replay_figure(rule: str) -> str:
 
 def describe_proposal(rate: float, age_s: float, changes: int) -> str:
     """Return the headline of a dry run: the demand, and how many stages would change."""
-    demand = f"{rate:.3g} queries/s, known until {format_duration(age_s)} ago"
+    demand = f"{rate:.3g} queries/s as of {format_duration(age_s)} ago"
     if not changes:
         return f"{demand}: no replica count would change"
     return f"{demand}: {format_count(changes, 'stage')} would change now"

@@ -61,7 +61,7 @@ class ControlSpec(Model):
     )
     every: Annotated[Duration, Field(ge=1, le=60)] = Field(default=5.0, description="time between two decisions")
     stale: Annotated[Duration, Field(ge=5, le=600)] = Field(
-        default=60.0, description="age from which the newest sample counts as none"
+        default=60.0, description="age from which the newest sample is ignored"
     )
     add: Replicas = Field(default=10, description="replicas that one decision may add to a stage at most")
     remove: Replicas = Field(default=1, description="replicas that one decision may remove from a stage at most")

@@ -123,7 +123,7 @@ class EngineSpec(Model):
     prefix_cache: bool = Field(default=True, description="full blocks of the KV cache are reused by content")
     async_scheduling: bool = Field(default=True, description="a step is scheduled while the one before it runs")
     reserve_full_isl: bool = Field(
-        default=True, description="a request is admitted with room for its whole prompt only"
+        default=True, description="a request is admitted only if its whole prompt fits into the KV cache"
     )
     disaggregated: Disaggregated | None = Field(
         default=None, description="prefill and decode in separate pools, if that is cheaper"

@@ -83,7 +83,9 @@ class PipelineSpec(Spec):
     region: str = Field(default="us-east-1", description="region of the catalog's prices")
     prices: str | None = Field(default=None, description="a price list, CSV or JSON, consulted before the catalog")
     visits: str | None = Field(default=None, description="a CSV: for each query, its number of visits to each stage")
-    machine: str | None = Field(default=None, description="the hardware that this machine is; default: the first")
+    machine: str | None = Field(
+        default=None, description="the entry of hardware that describes this machine; default: the first"
+    )
     search: SearchSpec = SearchSpec()
     tuner: TunerSpec = TunerSpec()
     placement: Placement = Field(

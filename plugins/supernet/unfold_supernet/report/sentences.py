@@ -134,7 +134,7 @@ def list_study_notes(max_buffer: int | None, *, is_reference: bool) -> tuple[str
     scale = " The accuracies are a scale, not measurements." if is_reference else ""
     return (
         f"All figures come from a model; no board was measured.{scale}",
-        "Best: the subnet that gains most. Deep: with transfers that run ahead through layers.",
+        "Best: the subnet that gains most. Deep: with prefetching across layers.",
         "Without a cache, the dynamic buffer gets the bytes of the persistent buffer.",
         *(() if max_buffer is None else (explain_claim_buffer(max_buffer),)),
     )
@@ -380,7 +380,7 @@ def state_demanded_engine(engine: Engine, needed_bytes: int) -> str:
 def state_engine_memory(needed_bytes: int, too_large: Sequence[str]) -> str:
     """State the memory of the chosen engines, and which copies it does not hold."""
     text = f"{needed_bytes / 1e6:,.1f} MB for weights and sessions"
-    return f"{text}; the memory holds no copy of {_shorten_list(too_large)}" if too_large else text
+    return f"{text}; there is no room for a copy of {_shorten_list(too_large)}" if too_large else text
 
 
 def note_busy_machine() -> str:
@@ -507,7 +507,7 @@ def state_slowdown(median: float, p99: float) -> str:
 
 def state_members(count: int, front: int, fits: bool) -> str:
     """State how many members were measured, and whether they fit the memory."""
-    memory = "all of them fit the memory" if fits else "they do not all fit the memory"
+    memory = "all of them fit in memory" if fits else "not all of them fit in memory"
     return f"{count} members measured, {front} on the front of accuracy and latency; {memory}"
 
 
@@ -527,7 +527,7 @@ def state_residency(pinned: Sequence[str], unused: Sequence[str], loads: int) ->
 
 def explain_member_figures() -> str:
     """Explain where the figures of a list of members come from."""
-    return "accuracies are those of the spec; latency, load time and memory are measured, one thread"
+    return "accuracies are those of the spec; latency, load time and memory are measured on one thread"
 
 
 def list_dominated(names: Sequence[str]) -> str:

@@ -87,4 +87,4 @@ def test_a_killed_profile_continues(tmp_path: Path, sleeper_log: Path, caplog: p
     assert json.loads((folder / "unfinished-profile.json").read_text())["measured"] == []
     with pytest.raises(UnfoldError, match="failed for all"):
         profile_spec(other, text.replace("sleeper:train", "sleeper:broken").replace("[0, 1]", "[0, 0.4]"))
-    assert "the profile starts over: 4 finished measurements of another spec" in caplog.text
+    assert "the profile starts over: 4 finished measurements belong to another spec" in caplog.text

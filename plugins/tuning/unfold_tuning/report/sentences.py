@@ -107,7 +107,7 @@ def describe_cheaper_plan(cost_usd: float, probability: float, guaranteed_s: flo
     """Describe the next cheaper plan, which misses the guarantee."""
     end = format_duration(guaranteed_s, round_up=True)
     probability_text = format_percent(probability)
-    return f"{format_money(cost_usd)}, but on time with probability {probability_text} only; it guarantees {end}"
+    return f"{format_money(cost_usd)}, but on time only with probability {probability_text}; it guarantees {end}"
 
 
 def describe_earliest(guaranteed_s: float, fastest_mean_s: float) -> str:
@@ -117,7 +117,7 @@ def describe_earliest(guaranteed_s: float, fastest_mean_s: float) -> str:
 
 
 def describe_frontier(steps: Mapping[str, str]) -> str:
-    """Describe the deadlines from which on a plan costs less: ``dollars`` to ``deadline``."""
+    """Describe from which deadline on the cheapest plan costs less: ``dollars`` to ``deadline``."""
     return " · ".join(f"{deadline} {cost}" for cost, deadline in steps.items())
 
 
@@ -243,7 +243,7 @@ def describe_fastest(mean_s: float, cost_usd: float) -> str:
 
 def describe_best_probability(probability: float) -> str:
     """Describe the highest probability of meeting the deadline."""
-    return f"at best with probability {format_percent(probability)}"
+    return f"with a probability of at most {format_percent(probability)}"
 
 
 def describe_relaxed_deadline(deadline_s: float, cost_usd: float, machine: Machine) -> str:
@@ -254,7 +254,7 @@ def describe_relaxed_deadline(deadline_s: float, cost_usd: float, machine: Machi
 
 def describe_binding_budget(cost_usd: float, deadline_s: float) -> str:
     """Describe that the budget is the binding constraint."""
-    return f"the budget: {format_money(cost_usd)} on average to end within {format_duration(deadline_s)}"
+    return f"the budget: ending within {format_duration(deadline_s)} costs {format_money(cost_usd)} on average"
 
 
 def describe_relaxed_budget(budget_usd: float, later_deadline_s: float | None, given_budget_usd: float) -> str:
@@ -282,7 +282,7 @@ def describe_winner(trial: int, iters: int, config: Mapping[str, Any]) -> str:
 
 def describe_profile_cost(profile_usd: float, run_usd: float) -> str:
     """Describe how much of the cost measured the profile, which the predicted cost leaves out."""
-    return f"{format_money(profile_usd)} of the cost measured it; the run itself took {format_money(run_usd)}"
+    return f"its measurement cost {format_money(profile_usd)}; the run itself cost {format_money(run_usd)}"
 
 
 def describe_minimized(metric_name: str) -> str:
@@ -332,7 +332,7 @@ def describe_posterior(
     end = "the margin is modelled, not proven"
     if unused_jobs:
         unused = format_count(unused_jobs, "earlier job")
-        needed = f"{MIN_JOBS} that ran beyond iteration {PROFILE_ITERS[0]} and drifted as this profile are needed"
+        needed = f"{MIN_JOBS} are needed that ran beyond iteration {PROFILE_ITERS[0]} and drifted like this profile"
         end = f"{unused} not used: {needed}; {end}"
     if is_recorded and not jobs:
         return f"changes from iteration to iteration of {format_count(trials, 'recorded trial')}; {end}"
@@ -362,7 +362,7 @@ def describe_resumed_measurements(count: int) -> str:
 def describe_other_measurements(count: int) -> str:
     """Describe that the measurements of a profile that was stopped are of no use."""
     measurements = format_count(count, "finished measurement")
-    return f"the profile starts over: {measurements} of another spec, seed or machine"
+    return f"the profile starts over: {measurements} belong to another spec, seed or machine"
 
 
 def describe_failed_configs(count: int, error: str) -> str:

@@ -46,7 +46,7 @@ class Launch(Model):
 
 
 class Availability(Model):
-    """A log of spot availability: one row a tick, one column a zone, 1 where an instance could be had and 0 where not.
+    """A log of spot availability: one row per tick, one column per zone, 1 if an instance was available and 0 if not.
 
     Its last tick is the present. Only the last three days count.
     """

@@ -57,7 +57,7 @@ class Recorded(Model):
 
 
 class MeasuredTrial(Model):
-    """A trial of a profile: the iterations with which its checkpoints end, and the seconds of one iteration before."""
+    """A profiled trial: the iterations at which intervals end, and the seconds per iteration in each interval."""
 
     ends: Annotated[tuple[Count, ...], Field(min_length=1)]
     seconds: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)]
@@ -84,7 +84,8 @@ class ProfileSpec(Model):
     trial_spread: Variation = Field(default=0.05, description="lasting variation of speed between trials")
     worker_spread: Variation = Field(default=0.0, description="variation between the workers of one trial")
     error: Fraction = Field(
-        default=0.1, description="how wrong written times may be; measured trials have a posterior over paces instead"
+        default=0.1,
+        description="relative error assumed for times in the spec; measured trials have a posterior over paces instead",
     )
     measured_on: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
         default=None, description="hardware of the measurement; a plan for other hardware needs cloud.instances speed"

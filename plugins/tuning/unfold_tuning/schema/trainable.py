@@ -57,7 +57,8 @@ class ConditionalModel(Model):
     """A dimension that may depend on others."""
 
     when: dict[str, Value] = Field(
-        default_factory=dict, description="this one exists only with these values of others, one or a list by name"
+        default_factory=dict,
+        description="by name of other parameters: the value, or a list of values, with which this one exists",
     )
 
 
@@ -112,7 +113,7 @@ class EarlyStop(Model):
         default=0.0, description="a metric is better if it differs by more than this"
     )
     target: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
-        default=None, description="the search ends with the first trial with a metric at least as good"
+        default=None, description="the search ends as soon as a trial reaches a metric at least as good"
     )
 
 

@@ -154,7 +154,7 @@ def describe_interval(source: str, groups: int, low: float, high: float, confide
         return f"{origin}: {factor} for this engine"
     if precision not in MEASURED_PRECISIONS:
         return f"{origin}: {factor}; of {groups} measured groups none has {precision} weights"
-    return f"{origin}, {groups} measured groups: {factor}, a guide with so few groups"
+    return f"{origin}, {groups} measured groups: {factor}, only a guide with so few groups"
 
 
 def describe_window(window: int, window_layers: int, layers: int, *, is_pool: bool = False) -> str:
@@ -295,14 +295,14 @@ def describe_too_small(options: Sequence[tuple[str, int]]) -> str:
 
 def describe_search(simulations: int, requests: int) -> str:
     """Return the effort of the search."""
-    return f"{format_count(simulations, 'simulation')}, {requests:,} requests to their end; no choice is cheaper"
+    return f"{format_count(simulations, 'simulation')}, {requests:,} completed requests; no choice is cheaper"
 
 
 def describe_front(front_s: float, tail: float) -> str:
     """Return what is added to the engine's own times."""
     tails = f"; tails × {tail:g} above the median" if tail > 1 else ""
     if not front_s:
-        return f"client, HTTP and tokenizer count as nothing; measure them and state engine.front{tails}"
+        return f"client, HTTP and tokenizer are assumed to take no time; measure it and set engine.front{tails}"
     return f"{format_seconds(front_s)} of client, HTTP and tokenizer are added to every request{tails}"
 
 
@@ -435,6 +435,6 @@ def describe_hindsight(cost: float, ruling_cost: float, engine_hours: float, slo
     """Return the cost of a schedule with perfect knowledge at the attainment of the rule in charge."""
     excess = f"; the rule costs {(ruling_cost / cost - 1) * 100:,.0f} % more" if 0 < cost < ruling_cost else ""
     return (
-        f"${cost:,.2f}/h and {engine_hours:,.2f} engine-hours miss no more requests, with engines ready in time, "
-        f"changed every {format_seconds(slot_s)}{excess}"
+        f"${cost:,.2f}/h and {engine_hours:,.2f} engine-hours miss no more requests if engines are ready in time and "
+        f"their number changes every {format_seconds(slot_s)}{excess}"
     )
