@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from unfold_pipeline.runtime.stage import Query
 
@@ -51,7 +52,7 @@ class RequestSlots:
             return True
         slot: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.waiting.append(slot)
-        query.on_shed.append(lambda: slot.done() or slot.set_result(False))
+        query.on_shed.append(partial(_end_wait, slot))
         return await slot
 
     def _admit_next(self) -> None:
@@ -60,3 +61,8 @@ class RequestSlots:
             if not slot.done():
                 self.taken += 1
                 slot.set_result(True)
+
+
+def _end_wait(slot: asyncio.Future[bool]) -> None:
+    if not slot.done():
+        slot.set_result(False)
