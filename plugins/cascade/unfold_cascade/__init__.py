@@ -1,4 +1,4 @@
-"""Cascades of models: which ones must really be asked, for this case, at this moment (UnfoldML).
+"""Cascades of models: which ones are worth running for this case, at this moment (UnfoldML).
 
 ``CascadeClassifier`` is the classifier for scikit-learn.
 """
