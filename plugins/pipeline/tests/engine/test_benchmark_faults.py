@@ -361,7 +361,7 @@ TEXTS = {
     "ttft_ms,tpot_ms\n12,3\n": "a table, not",
     "requests took 3 s\n": "text, not",
     '\n{"a": [1,\n': "t.json:2:10: the JSON breaks off or is damaged: Expecting value (a complete result",
-    "": "the file is empty, and no benchmark result",
+    "": "the file is empty",
 }
 
 

@@ -92,7 +92,7 @@ def _check_flows(stage: ExportedStage, stages: Sequence[ExportedStage]) -> None:
         message = f"an InferenceGraph tests no condition before one of several branches, such as {stage.name}"
         raise user_error(message, key=f"{key}.after", hint="one stage after the other, or --format ray-serve")
     if _is_conditional(stage) and not stage.conditions and _find_format(parent):
-        message = f"no answer of the {_find_format(parent)} server names the next stage, as a probability needs"
+        message = f"no answer of the {_find_format(parent)} server names the next stage, which a probability requires"
         raise user_error(message, key=f"{key}.after.{parent.name}", hint="when: a test of its output")
     _check_request(stage, parent)
 
@@ -101,7 +101,7 @@ def _check_request(stage: ExportedStage, parent: ExportedStage) -> None:
     """Refuse inputs other than the whole response of the parent or the whole request."""
     sources = [source for names in stage.inputs.values() for source in names]
     if sources not in ([], [REQUEST], [parent.name]):
-        message = "the router hands on the whole response or the request, and no single tensors"
+        message = "the router passes on the whole response or the request, not single tensors"
         raise user_error(
             message, key=f"stages.{stage.name}.inputs", hint="select them in the model, or leave inputs out"
         )

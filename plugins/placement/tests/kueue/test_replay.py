@@ -281,7 +281,7 @@ def test_queues_that_preempt_each_other_at_every_retry_are_reported(
 ) -> None:
     """Every retry, a second later, stops what the last one started, so that nothing ever ends."""
     monkeypatch.setattr(replays, "MAX_PREEMPTING_CYCLES", 500)
-    with pytest.raises(UnfoldError, match="workloads preempt each other for ever at"):
+    with pytest.raises(UnfoldError, match="workloads preempt each other forever at"):
         replay(tmp_path, *_random_queues(random.Random(104), 45))  # noqa: S311
 
 
@@ -289,6 +289,6 @@ def test_queues_that_preempt_each_other_at_every_retry_are_reported(
 def test_a_state_that_recurs_at_one_instant_is_reported_at_once(tmp_path: Path) -> None:
     """The next cycles depend on nothing else, so the limit on cycles need not be reached."""
     began_s = time.process_time()
-    with pytest.raises(UnfoldError, match="workloads preempt each other for ever at 1 s"):
+    with pytest.raises(UnfoldError, match="workloads preempt each other forever at 1 s"):
         replay(tmp_path, *_random_queues(random.Random(150), 45))  # noqa: S311
     assert time.process_time() - began_s < 5

@@ -392,7 +392,7 @@ class Shares(Grants):
 def test_a_policy_that_decides_otherwise_in_the_same_state_is_refused(kind: type[Policy]) -> None:
     """No search covers what random numbers or globals may do, so none claims it."""
     scenario = Scenario(tuple(cluster(1, 2)), (SMALL, Kind("v", SMALL.tasks)), "v", has_gangs=False)
-    with pytest.raises(UnfoldError, match="decides otherwise when the same state is continued") as error:
+    with pytest.raises(UnfoldError, match="decides differently when the same state is continued") as error:
         search(scenario, [kind()], 1000)
     assert error.value.diagnostics[0].file == __file__
 

@@ -124,7 +124,7 @@ class KueueReplay:
                     break
                 states.add(whole)
         names = ", ".join(sorted({entry.workload.name for entry in self.admissions[-4:]}))
-        raise user_error(f"workloads preempt each other for ever at {now_s:g} s: {names}", key="workload.replay")
+        raise user_error(f"workloads preempt each other forever at {now_s:g} s: {names}", key="workload.replay")
 
     def _release(self, entry: Entry) -> None:
         self.scheduler.state.release(entry)

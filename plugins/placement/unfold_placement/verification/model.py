@@ -188,7 +188,7 @@ def canonical_form(policy: Policy, rename: Renaming) -> Hashable:
             return _form(policy, renaming)
         return _form(call_hook(policy, "state"), renaming), _form(getattr(policy, "queue", None), renaming)
     except RecursionError as error:
-        message = "what it keeps contains itself, and has no form by which equal states could be recognised"
+        message = "its state contains itself, so equal states cannot be recognised"
         raise policy_error(policy, "__init__", message, hint="define state()") from error
 
 

@@ -324,7 +324,7 @@ def _check_repeatable(frontier: Frontier, controller: Controller, jobs: Jobs, ac
     (first, first_key), (second, second_key) = outcomes
     if first_key != second_key:
         differing = [index for index in foreign if first.get(index) != second.get(index)]
-        message = "it decides otherwise when the same state is continued again, so that a search proves nothing"
+        message = "it decides differently when the same state is continued again, so a search proves nothing"
         hint = "no random numbers, clocks or globals; keep what decides in its fields, a random.Random included"
         policy = controller.policies[[*differing, *foreign][0]]
         if getattr(policy, "state", None) is not None:

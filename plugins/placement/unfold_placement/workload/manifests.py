@@ -156,7 +156,7 @@ def _expand(content: Any, path: Path, label: str) -> Iterator[Manifest]:
             yield from _expand(item, path, f"{label}[{index}]")
         return
     if not isinstance(content, dict):
-        raise user_error(f"{content!r:.60} is no Kubernetes object", file=str(path), key=label, hint=COMMAND)
+        raise user_error(f"{content!r:.60} is not a Kubernetes object", file=str(path), key=label, hint=COMMAND)
     kind = content.get("kind")
     if isinstance(content.get("items"), list) and (kind is None or str(kind).endswith("List")):
         item_kind = str(kind or "").removesuffix("List")

@@ -257,7 +257,7 @@ def _require_no_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key:
     rows = [[checkpoint.row for checkpoint in trial if checkpoint.is_timed] for trial in trials]
     times = [[_parse_seconds(row, column) for row in trial] for trial in rows if len(trial) >= MIN_RISING]
     if times and all(later > earlier for trial in times for earlier, later in itertools.pairwise(trial)):
-        hint = f"write {key}.elapsed: {column} if it counts from the begin of a trial, else {key}.seconds: {column}"
+        hint = f"write {key}.elapsed: {column} if it counts from the start of a trial, else {key}.seconds: {column}"
         raise rows[0][0].wrong("the column rises from row to row of each trial", column, hint)
 
 

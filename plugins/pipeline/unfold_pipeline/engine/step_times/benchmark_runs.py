@@ -107,7 +107,7 @@ def read_benchmarks(path: Path) -> tuple[BenchmarkRun, ...]:
     file = str(path)
     results = _split_results(_read_values(gunzip(read_bytes(path), file), file), path)
     if not results:
-        raise user_error("the file is empty, and no benchmark result", file=file, hint=RESULT_HINT)
+        raise user_error("the file is empty", file=file, hint=RESULT_HINT)
     runs: list[BenchmarkRun] = []
     rejected: list[tuple[int, UnfoldError]] = []
     for number, result in enumerate(results, 1):
@@ -567,7 +567,7 @@ def _build_run(
     if (prompts != np.floor(prompts)).any() or (outputs != np.floor(outputs)).any():
         raise user_error("a length is not a whole number of tokens", file=str(path))
     if (first_s <= 0).any() or (last_s < first_s).any() or last_s.max() > MAX_SPAN_S or np.ptp(starts) > MAX_SPAN_S:
-        message = "the times are of several clocks: a first token lies before its request, or weeks after it"
+        message = "the times come from several clocks: a first token lies before its request, or weeks after it"
         raise user_error(message, file=str(path), hint="times of the client alone, in seconds")
     several = outputs > 1
     if several.any() and (last_s <= first_s)[several].mean() > MAX_UNSTREAMED:

@@ -286,7 +286,7 @@ def _count_cached(fields: Mapping[str, Any], prompt: str | int) -> int:
 
 def _reject_clocks(span_s: float, path: Path, hint: str) -> None:
     if span_s > MAX_SPAN_S:
-        message = f"the timestamps span {span_s / 86_400:,.0f} days: they are of several clocks"
+        message = f"the timestamps span {span_s / 86_400:,.0f} days: they come from several clocks"
         raise user_error(message, file=str(path), key="timestamp", hint=hint)
 
 

@@ -67,7 +67,7 @@ def locate_weights(path: Path | None, key: str) -> Path:
         message = error.strerror or "cannot be read"
         raise user_error(message, file=str(path), key=f"{key}.weights") from error
     if not is_weights:
-        raise user_error("this is no GGUF file", file=str(path), key=f"{key}.weights", hint="weights: model.gguf")
+        raise user_error("this is not a GGUF file", file=str(path), key=f"{key}.weights", hint="weights: model.gguf")
     return path
 
 
