@@ -86,8 +86,9 @@ def open_members(supernet: Any, data: Any, accuracies: Mapping[str, float]) -> t
         data: Its examples; records are made of the test rows.
         accuracies: Of the members, in percent.
     """
-    from unfold_supernet.family.checkpoint import export_onnx, extract_model
     from unfold_supernet.family.onnx_session import open_session
+    from unfold_supernet.networks.onnx_export import export_onnx
+    from unfold_supernet.networks.standalone import extract_model
 
     starts = np.arange(0, len(data.test), RECORD_BEATS)
     rows = [np.resize(np.roll(data.test, -start), RECORD_BEATS) for start in starts]

@@ -55,14 +55,15 @@ def list_ways(folder: Path) -> dict[str, Callable[[], Any]]:
     """List what opens the family from a run in ``folder``, by way; the weights are untrained."""
     from benchmarks.supernet_switch import build_family
     from unfold_supernet.family import checkpoint
+    from unfold_supernet.networks import onnx_export, standalone
     from unfoldkit.api import RunDir
 
     family = build_family({}, 0)
     norms = {name: bound.statistics for name, bound in family.bound.items()}
     checkpoint.write_supernet(RunDir(folder), family.space, dict(family.weights), norms, "resident memory")
-    modules = {name: checkpoint.extract_model(family.space, bound) for name, bound in family.bound.items()}
-    states = {name: checkpoint.serialise_state(module) for name, module in modules.items()}
-    models = [checkpoint.export_onnx(family.space, module) for module in modules.values()]
+    modules = {name: standalone.extract_model(family.space, bound) for name, bound in family.bound.items()}
+    states = {name: standalone.serialise_state(module) for name, module in modules.items()}
+    models = [onnx_export.export_onnx(family.space, module) for module in modules.values()]
     openers = (partial(_open_views, folder), partial(_open_modules, family, states), partial(_open_sessions, models))
     return dict(zip(WAYS, openers, strict=True))
 
@@ -79,11 +80,11 @@ def _open_views(folder: Path) -> Supernet:
 def _open_modules(family: Supernet, states: Mapping[str, bytes]) -> list[Any]:
     from safetensors.torch import load
 
-    from unfold_supernet.family import checkpoint
+    from unfold_supernet.networks import standalone
 
     modules = []
     for name, state in states.items():
-        module = checkpoint.build_empty_model(family.space, family.bound[name])
+        module = standalone.build_empty_model(family.space, family.bound[name])
         module.load_state_dict(load(state))
         modules.append(module)
     _answer(modules)

@@ -16,6 +16,7 @@ from plugins.supernet.tests.torch_helpers import (  # noqa: E402
     make_random_supernet,
 )
 from unfold_supernet.family import checkpoint  # noqa: E402
+from unfold_supernet.networks import onnx_export, standalone  # noqa: E402
 from unfoldkit.api import RunDir  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -28,10 +29,10 @@ def test_extracted_models_equal_the_bound_subnets(form: str) -> None:
     x, extra = draw_inputs(found.space)
     with torch.inference_mode():
         for name, bound in found.bound.items():
-            module = checkpoint.extract_model(found.space, bound)
+            module = standalone.extract_model(found.space, bound)
             said = found(name, x, extra)
             assert torch.equal(said, module(x, extra)), name
-            session = onnxruntime.InferenceSession(checkpoint.export_onnx(found.space, module))
+            session = onnxruntime.InferenceSession(onnx_export.export_onnx(found.space, module))
             other = session.run(["logits"], {"x": x.numpy(), "extra": extra.numpy()})[0]
             np.testing.assert_allclose(said.numpy(), other, rtol=1e-4, atol=1e-5)
 

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from unfold_supernet.family.checkpoint import StandaloneModel, export_onnx
 from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.networks.onnx_export import export_onnx
 from unfold_supernet.networks.space import Space
+from unfold_supernet.networks.standalone import StandaloneModel
 from unfold_supernet.scheduling.escalation import SubnetPredictions
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfoldkit.api import RunDir

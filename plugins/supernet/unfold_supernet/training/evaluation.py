@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from unfold_supernet._types import Float32Array, IntArray
-from unfold_supernet.family import checkpoint, handoff
+from unfold_supernet.family import handoff
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.networks import onnx_export, standalone
 from unfold_supernet.networks.space import Subnet, count_macs
 from unfold_supernet.networks.supernet import Supernet
 from unfold_supernet.scheduling.engines import EngineCosts
@@ -127,9 +128,9 @@ def _export_subnets(
     """Write the files of every subnet; yield its ONNX model."""
     for subnet in subnets:
         name = subnet.name
-        module = checkpoint.extract_model(supernet.space, supernet.bound[name])
-        directory.write(f"subnets/{name}.safetensors", checkpoint.serialise_state(module))
-        content = checkpoint.export_onnx(supernet.space, module, data.names)
+        module = standalone.extract_model(supernet.space, supernet.bound[name])
+        directory.write(f"subnets/{name}.safetensors", standalone.serialise_state(module))
+        content = onnx_export.export_onnx(supernet.space, module, data.names)
         directory.write(f"subnets/{name}.onnx", content)
         directory.write(f"stages/{name}.onnx", handoff.export_rows_onnx(supernet.space, module, data.names))
         yield subnet, content

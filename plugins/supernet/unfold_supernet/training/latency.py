@@ -13,8 +13,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from unfold_supernet._types import Float32Array, FloatArray, IntArray
-from unfold_supernet.family.checkpoint import StandaloneModel, build_empty_model, extract_model, serialise_state
 from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.networks.standalone import StandaloneModel, build_empty_model, extract_model, serialise_state
 from unfold_supernet.networks.supernet import BoundSubnet, Supernet, bind_subnet
 from unfold_supernet.scheduling.escalation import SubnetPredictions
 from unfold_supernet.scheduling.speed import BATCHES, ENOUGH_S, time_rounds
