@@ -21,8 +21,8 @@ from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import Stage, build_successive_halving
 from unfold_tuning.planner.baselines import Goal, select_cheapest, simulate_naive_clusters, simulate_static_clusters
 from unfold_tuning.planner.frontier import build_stage_costs, search_frontier
-from unfold_tuning.planner.greedy import plan_greedily, plan_greedily_from_all
 from unfold_tuning.planner.planner import Candidate, evaluate_machine
+from unfold_tuning.planner.rubberband_greedy import plan_greedily, plan_greedily_from_all
 from unfold_tuning.simulator.execution_model import ExecutionModel, build_execution_model, scale_iteration
 from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
 from unfoldkit.catalog.billing import Billing

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, find_similar, format_value
 from unfoldkit.spec.base import Checked, Model
-from unfoldkit.spec.error_messages import explain_error
 from unfoldkit.spec.positions import diagnostic_at, known_keys, known_tags, list_forms, real_path
+from unfoldkit.spec.validation_errors import explain_error
 from unfoldkit.spec.yaml_reader import Document, PathKey
 
 M = TypeVar("M", bound=Model)

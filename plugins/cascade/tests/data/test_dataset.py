@@ -17,8 +17,8 @@ from unfold_cascade.data.table import split_clusters
 from unfold_cascade.drift.static import DriftCase, list_changes
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.models.training import FitJob, fit_model
-from unfold_cascade.planner.compose import PolicyFront
 from unfold_cascade.planner.policy import Policy, StagePolicy
+from unfold_cascade.planner.policy_search import PolicyFront
 from unfold_cascade.planner.problem import DriftRule, Goal
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
 from unfold_cascade.planner.select import paired_differences, select_baseline, select_cascade

@@ -13,9 +13,9 @@ from sklearn.metrics import balanced_accuracy_score
 from plugins.cascade.tests.runs import load_matrix, load_served, run_in, solve_spec, spec_of
 from unfold_cascade.data.error_costs import EQUAL_COSTS, build_error_costs
 from unfold_cascade.planner.certificate import Rule, upper_bound
-from unfold_cascade.planner.compose import PolicyFront
 from unfold_cascade.planner.planner import Solution
 from unfold_cascade.planner.policy import Policy, StagePolicy, follow
+from unfold_cascade.planner.policy_search import PolicyFront
 from unfold_cascade.planner.problem import Goal
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
 from unfold_cascade.planner.select import paired_differences, select_baseline, select_cascade

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from plugins.cascade.tests.runs import CONFIGS, load_served, recorded_spec, run_in, solve_spec, spec_of
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.planner.compose import search_policies
 from unfold_cascade.planner.planner import Solution, read_fronts, write_fronts
 from unfold_cascade.planner.policy import Policy, follow
+from unfold_cascade.planner.policy_search import search_policies
 from unfold_cascade.planner.problem import GateOptions
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
 from unfold_cascade.planner.select import select_cascade

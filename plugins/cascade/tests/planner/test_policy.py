@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfold_cascade.planner.compose import PolicyFront, search_policies
 from unfold_cascade.planner.policy import Policy, StagePolicy, follow
+from unfold_cascade.planner.policy_search import PolicyFront, search_policies
 from unfold_cascade.planner.problem import GateOptions
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
 

@@ -17,9 +17,9 @@ from unfold_cascade.data.splits import SplitRule
 from unfold_cascade.data.table import Rows, TableSource, load_frame, split_clusters
 from unfold_cascade.drift.labelled_cases import observe_cases, read_new_labels
 from unfold_cascade.drift.static import extend_tables
-from unfold_cascade.planner.compose import search_policies
 from unfold_cascade.planner.planner import FRONT_FILE, Solution, certify_fronts, search_fronts, write_fronts
 from unfold_cascade.planner.policy import Policy
+from unfold_cascade.planner.policy_search import search_policies
 from unfold_cascade.report import sentences
 from unfold_cascade.report.plan import build_plan_report
 from unfold_cascade.serving.loader import LoadedPlan

@@ -14,13 +14,13 @@ from unfold_cascade.data.dataset import number_label_groups
 from unfold_cascade.data.leakage import is_oracle
 from unfold_cascade.gates import calibrated
 from unfold_cascade.models.zoo import fit_models
-from unfold_cascade.planner.compose import (
+from unfold_cascade.planner.ledger import Attempt, AttemptCount, identify_attempt, record_attempt
+from unfold_cascade.planner.policy import Policy, StagePolicy
+from unfold_cascade.planner.policy_search import (
     PolicyFront,
     SearchedFronts,
     search_policies,
 )
-from unfold_cascade.planner.ledger import Attempt, AttemptCount, identify_attempt, record_attempt
-from unfold_cascade.planner.policy import Policy, StagePolicy
 from unfold_cascade.planner.problem import Problem
 from unfold_cascade.planner.recorded_scores import load_recorded_tables
 from unfold_cascade.planner.score_tables import ScoreTables, build_tables

@@ -13,7 +13,6 @@ from unfold_cascade.data.case_order import average_in_order, find_late_break
 from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
 from unfold_cascade.gates.pareto import find_pareto_points
 from unfold_cascade.planner import certificate
-from unfold_cascade.planner.compose import PolicyFront
 from unfold_cascade.planner.gate_scores import GateScorer, assign_folds
 from unfold_cascade.planner.guarantees import (
     Guarantee,
@@ -23,6 +22,7 @@ from unfold_cascade.planner.guarantees import (
     find_relaxations,
 )
 from unfold_cascade.planner.policy import Outcome, Policy, follow
+from unfold_cascade.planner.policy_search import PolicyFront
 from unfold_cascade.planner.problem import Goal
 from unfold_cascade.planner.saving import (
     BUDGET,

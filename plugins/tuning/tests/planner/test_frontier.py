@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from unfold_tuning.job.schedule import build_custom_stages
 from unfold_tuning.planner.baselines import Goal, select_cheapest, simulate_static_clusters
 from unfold_tuning.planner.frontier import build_stage_costs, search_frontier
-from unfold_tuning.planner.greedy import plan_greedily, plan_greedily_from_all
 from unfold_tuning.planner.minimum_charge import search_exact_frontier
+from unfold_tuning.planner.rubberband_greedy import plan_greedily, plan_greedily_from_all
 from unfold_tuning.simulator.execution_model import build_execution_model
 from unfold_tuning.simulator.plan_cost import simulate_plan, simulate_plans
 from unfoldkit.catalog.billing import Billing

@@ -2,7 +2,7 @@
 
 States are (stage, number of instances), labels (time, cost); a dominated label can be dropped because what follows
 adds the same to both. The frontier is exact for the expected stage times, E[max over trials] included. RubberBand
-(EuroSys 2021) plans greedily instead; see :mod:`unfold_tuning.planner.greedy`.
+(EuroSys 2021) plans greedily instead; see :mod:`unfold_tuning.planner.rubberband_greedy`.
 """
 
 from __future__ import annotations

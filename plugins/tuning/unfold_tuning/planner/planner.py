@@ -20,11 +20,11 @@ from unfold_tuning.planner.baselines import (
     simulate_static_clusters,
 )
 from unfold_tuning.planner.frontier import StageCosts, build_stage_costs
-from unfold_tuning.planner.greedy import improve_by_single_steps, plan_greedily
 from unfold_tuning.planner.local_search import refine_plan
 from unfold_tuning.planner.lower_bound import compute_lower_bound
 from unfold_tuning.planner.minimum_charge import search_exact_frontier
 from unfold_tuning.planner.pace_posterior import PacePosterior, build_pace_posterior, build_recorded_posterior
+from unfold_tuning.planner.rubberband_greedy import improve_by_single_steps, plan_greedily
 from unfold_tuning.simulator.execution_model import ExecutionModel, build_execution_model
 from unfold_tuning.simulator.plan_cost import (
     CONFIDENCE_TOLERANCE,

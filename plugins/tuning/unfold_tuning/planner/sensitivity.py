@@ -10,9 +10,9 @@ import numpy as np
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.job.profile import LogNormal, Profile
 from unfold_tuning.planner.baselines import Goal, select_cheapest, simulate_static_clusters
-from unfold_tuning.planner.greedy import plan_greedily
 from unfold_tuning.planner.planner import Candidate, select_best
 from unfold_tuning.planner.replan import estimate_iteration_s
+from unfold_tuning.planner.rubberband_greedy import plan_greedily
 from unfold_tuning.simulator.execution_model import ExecutionModel, build_execution_model, scale_iteration
 from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
 
