@@ -18,9 +18,9 @@ from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan
 from unfold_cascade.language_models.gateway.router import Answer, Router, Trace, shape_chunks
 from unfold_cascade.language_models.gateway.state import Reservation, StateUnavailableError
 from unfold_cascade.language_models.gateway.upstream import Events, UpstreamError, price_of
+from unfold_cascade.language_models.openai_api import anthropic_messages, responses
 from unfold_cascade.language_models.openai_api.chat_request import RequestError, parse_chat_request
 from unfold_cascade.language_models.openai_api.completion import Completion, format_json
-from unfold_cascade.language_models.openai_api.responses import ResponseWriter, translate_request
 from unfoldkit.api import UnfoldError
 from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge, read_encoding
 from unfoldkit.serving.responses import run_until_disconnect
@@ -36,6 +36,8 @@ HEALTH_PATHS = frozenset({"/health", "/v1/health", "/v2/health/live", "/v2/healt
 MODEL_PATHS = frozenset({"/v1/models", "/models"})
 CHAT_PATHS = frozenset({"/v1/chat/completions", "/chat/completions"})
 RESPONSES_PATHS = frozenset({"/v1/responses", "/responses"})
+MESSAGES_PATHS = frozenset({"/v1/messages", "/messages"})
+ANSWER_PATHS = CHAT_PATHS | RESPONSES_PATHS | MESSAGES_PATHS
 AUDIT_PATH = "/v1/audit"
 
 
@@ -44,14 +46,16 @@ class Exchange:
     """One request and its reply; what is sent is recorded if it may be replayed.
 
     A client of HTTP/1.0 reads no chunks: a reply without a length is held until its end (RFC 9112, section 6.1).
-    ``writer`` translates answers for clients of the Responses API; errors have the same form in both.
+    ``writer`` translates answers for clients of OpenAI's Responses API and of Anthropic's Messages API. Errors of the
+    former have the form of chat completions; those of the latter (``is_anthropic``) do not.
     """
 
     send: Send
     is_http_1_0: bool = False
     is_recorded: bool = False
     is_held: bool = False
-    writer: ResponseWriter | None = None
+    writer: responses.ResponseWriter | anthropic_messages.MessageWriter | None = None
+    is_anthropic: bool = False
     status: int = 0
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytearray = field(default_factory=bytearray)
@@ -132,6 +136,7 @@ class GatewayApp:
 
     async def _dispatch(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         path, method = scope["path"].rstrip("/") or "/", scope["method"]
+        exchange.is_anthropic = any(path == each or path.startswith(f"{each}/") for each in MESSAGES_PATHS)
         allowed = _list_methods(path)
         if allowed and method not in allowed:
             message = f"there is no {method} {path[:100]}; use {' or '.join(allowed)}"
@@ -143,15 +148,15 @@ class GatewayApp:
         elif path in MODEL_PATHS:
             self._authenticate(scope)
             await _send_json(exchange, self._list_models())
-        elif path in CHAT_PATHS or path in RESPONSES_PATHS:
-            await self._chat(scope, receive, exchange, translates=path in RESPONSES_PATHS)
+        elif path in ANSWER_PATHS:
+            await self._chat(scope, receive, exchange, is_response=path in RESPONSES_PATHS)
         elif path == AUDIT_PATH:
             await self._observe_label(scope, receive, exchange)
         elif allowed:
             self._authenticate(scope)
             await _send_json(exchange, self._find_model(path.partition("/models/")[2]))
         else:
-            served = "this gateway serves /v1/chat/completions, /v1/responses and /v1/models"
+            served = "this gateway serves /v1/chat/completions, /v1/responses, /v1/messages and /v1/models"
             message = f"there is no {method} {path[:100]}; {served}"
             raise RequestError(404, message, code="unknown_url")
 
@@ -215,13 +220,15 @@ class GatewayApp:
             self.router.observe(data["request_id"], float(flags[1]) - float(flags[0]))
         await _send_json(exchange, {"counted": is_drawn, "promise": self.router.promise()})
 
-    async def _chat(self, scope: Scope, receive: Receive, exchange: Exchange, *, translates: bool) -> None:
+    async def _chat(self, scope: Scope, receive: Receive, exchange: Exchange, *, is_response: bool) -> None:
         trace = Trace(f"unfold-{os.urandom(12).hex()}", promise=self.router.promise())
         try:
             client = self._authenticate(scope)
             body = await _read_body(scope, receive, self.plan.body_bytes)
-            if translates:
-                body, exchange.writer = translate_request(body)
+            if is_response:
+                body, exchange.writer = responses.translate_request(body)
+            elif exchange.is_anthropic:
+                body, exchange.writer = anthropic_messages.translate_request(body)
             key = _read_idempotency_key(scope)
             answer = self._answer_once(key, client, body, exchange, trace) if key else None
             await run_until_disconnect(answer or self._answer(client, body, exchange, trace), receive)
@@ -415,7 +422,7 @@ class GatewayApp:
 
 def _list_methods(path: str) -> tuple[str, ...]:
     """List the methods of a path; empty if there is no such path."""
-    if path in CHAT_PATHS or path in RESPONSES_PATHS or path == AUDIT_PATH:
+    if path in ANSWER_PATHS or path == AUDIT_PATH:
         return ("POST",)
     is_read = path in HEALTH_PATHS or path == "/metrics" or path in MODEL_PATHS
     return ("GET", "HEAD") if is_read or path.startswith(("/v1/models/", "/models/")) else ()
@@ -486,7 +493,7 @@ async def _send_json(exchange: Exchange, data: Any, headers: list[tuple[bytes, b
 
 
 async def _send_error(exchange: Exchange, error: RequestError, headers: list[tuple[bytes, bytes]]) -> None:
-    body = error.body()
+    body = anthropic_messages.encode_error(error) if exchange.is_anthropic else error.body()
     retry = [] if error.retry_after_s is None else [(b"retry-after", b"%d" % max(round(error.retry_after_s), 1))]
     if error.allow:
         retry.append((b"allow", error.allow.encode()))

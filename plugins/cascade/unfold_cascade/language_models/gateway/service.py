@@ -30,7 +30,7 @@ def build_gateway(plan: GatewayPlan, folder: Path, log: logging.Logger) -> Servi
     return Service(
         name=plan.name,
         app=app,
-        paths=("/v1/chat/completions", "/v1/responses", "/v1/models", "/health", "/metrics"),
+        paths=("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/models", "/health", "/metrics"),
         body_bytes=plan.body_bytes,
         lines=tuple(_list_lines(plan, app)),
         watch=build_dashboard(plan, app.router.state, app.metrics),
