@@ -75,6 +75,11 @@ BROKEN = {
     "watches_no_event": (HEAD.replace("frozenset({QUIET})", "{'finished'}"), 11, "'finished', which is not an event"),
     "unnamed": (HEAD.replace('"x-" + task.name, gated', '"", gated'), 8, "a request has a name"),
     "until_a_task": (HEAD.replace("until=task.name", "until=task"), 14, "until names a task that does not exist"),
+    "raising_property": (
+        HEAD.replace("    watches = frozenset({QUIET})", "    @property\n    def watches(self): return 1 / 0"),
+        7,
+        "cannot read the attributes of raising_property:P: ZeroDivisionError",
+    ),
     "wait_of_text": (HEAD + "    def describe_wait(self, task, view): return 'soon'\n", 15, "must return a Wait"),
     "wait_raises": (HEAD + "    def describe_wait(self, task, view): return 1 / 0\n", 15, "ZeroDivisionError"),
     "audit_of_text": (HEAD + "    def audit(self, log): return 'bad'\n", 15, "not a text"),
@@ -296,6 +301,23 @@ def test_a_replay_that_cannot_be_repeated_is_reported(unfold: Unfold, tmp_path: 
     outcome = unfold("plan", "spec.yaml", "--allow-code", "--run", "run")
     assert outcome.code == 2
     assert "keeps_state.py:12: policy: policy P: two replays of the same workload differ" in outcome.err
+
+
+def test_tasks_that_a_policy_never_admits_name_it(unfold: Unfold, tmp_path: Path) -> None:
+    """Recorded and generated tasks that can never run are left out: the reason names the policy that is at fault."""
+    spec = SPEC.replace("workload: {tasks: [{job: a, count: 2, gpu: 1, run: 10 s}]}", MANY_TASKS)
+    write(tmp_path, "admits_none", HEAD.replace("if view.room([task], QUEUE)", "if False"), spec)
+    outcome = unfold("plan", "spec.yaml", "--allow-code", "--run", "run")
+    assert outcome.code == 2
+    assert "alone on the empty cluster it waits for P to create x-t0" in outcome.err
+
+
+def test_a_search_reports_requests_that_raise(unfold: Unfold, tmp_path: Path) -> None:
+    """No job could arrive, so that a search of no state would say nothing of the line that raised."""
+    write(tmp_path, "asks_badly", HEAD.replace('[Ask("x-" + task.name, gated=True)]', "None"), MENU)
+    outcome = unfold("check", "--verify", "spec.yaml", "--allow-code")
+    assert outcome.code == 2
+    assert "asks_badly.py:8: policy: policy P: request raised TypeError" in outcome.err
 
 
 def test_a_policy_that_creates_nothing_is_named(unfold: Unfold, tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ CLASSES: Mapping[str, str] = {
 """Classes of policies by their key in a spec, below this package."""
 CUSTOM = "own"
 """Key of a policy that the user names as ``module:Class`` or by entry point."""
+ATTRIBUTES = ("phase", "watches", "request", "react")
+"""What every policy has."""
 EVENT_KINDS = (
     types.BEGAN, types.SUBMITTED, types.STARTED, types.ENDED, types.PREEMPTED, types.REFUSED, types.CREATED,
     types.TIMER, types.JOINED, types.LEFT, types.QUIET,
@@ -109,11 +111,15 @@ def _instantiate(name: str, factory: Any, options: Mapping[str, Any]) -> Policy:
         raise
     except POLICY_FAILURES as error:
         raise _loading_failure(f"cannot build {name}", error, "policy.own.options", "") from error
-    missing = [attribute for attribute in ("phase", "watches", "request", "react") if not hasattr(policy, attribute)]
+    try:
+        missing = [attribute for attribute in ATTRIBUTES if not hasattr(policy, attribute)]
+        phase, watches = (None, None) if missing else (policy.phase, policy.watches)
+    except POLICY_FAILURES as error:
+        raise _loading_failure(f"cannot read the attributes of {name}", error, "policy.own.policy", "") from error
     if missing:
         hint = "see docs/how-to/write-a-policy.md"
         raise user_error(f"{name} has no {', '.join(missing)}", key="policy.own.policy", hint=hint)
-    _check_attributes(policy)
+    _check_attributes(policy, phase, watches)
     return policy
 
 
@@ -139,13 +145,12 @@ def _loading_hint(name: str) -> str:
     return f"it was loaded from {getattr(loaded, '__file__', None)}" + (f"; {suggestion}" if suggestion else "")
 
 
-def _check_attributes(policy: Policy) -> None:
+def _check_attributes(policy: Policy, phase: object, watches: object) -> None:
     """Check the attributes of a user's policy that would silently keep it from ever acting.
 
     Raises:
         UnfoldError: its phase is none, or it watches what is not an event.
     """
-    phase, watches = policy.phase, policy.watches
     if not isinstance(phase, int) or not types.STATIC <= phase <= types.GANG:
         hint = "use STATIC, QUEUE, PACK or GANG of unfold_placement.core.types"
         raise policy_error(policy, "react", f"its phase is {phase!r}", hint=hint)

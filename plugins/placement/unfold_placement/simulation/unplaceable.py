@@ -27,6 +27,8 @@ def find_unplaceable(problem: Problem) -> Reasons:
     for counterexample, names in find_jobs_blocked_alone(nodes, remaining, problem.new_policies):
         missing = next((reason for reason in counterexample.reasons if not reason.available_on), None)
         requirement = missing.requirement if missing else "all requirements on one node"
+        if missing is not None and counterexample.culprit is not None:
+            requirement = f"{missing.set_by} to create {requirement}"
         reason = f"alone on the empty cluster it waits for {requirement}"
         reasons |= {name: reason for name in names if name not in reasons}
     reasons = _add_dependents(tasks, rules, reasons)

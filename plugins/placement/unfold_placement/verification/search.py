@@ -160,12 +160,11 @@ def search(
         rules: The rules of the policies, which are checked at every start.
         is_coarse: States with numbers that rank alike count as equal. Findings are suspects then, and their absence
             means nothing.
+
+    Raises:
+        UnfoldError: a policy fails before any job arrives, or decides otherwise when it is asked again.
     """
-    try:
-        initial = build_initial(scenario, policies)
-    except UnfoldError as error:
-        message = error.diagnostics[0].message
-        return SearchResult((Finding(property_name=LIVELOCK, victim="", prefix=(), message=message),), 0, 0, False)
+    initial = build_initial(scenario, policies)
     checked = rules if is_checked_at_starts(rules, policies) else None
     with _rare_collections():
         # the states that the search keeps are freed before collections are frequent again
