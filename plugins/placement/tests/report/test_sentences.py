@@ -58,6 +58,7 @@ SAMPLES: dict[str, list[str]] = {
     "unstarted_line": [sentences.unstarted_line("jobs.csv", (12, 500))],
     "whole_trace_line": [sentences.whole_trace_line("jobs.csv", (12, 500))],
     "zero_run_line": [sentences.zero_run_line("jobs.csv", (12, 500))],
+    "resource_claims_line": [sentences.resource_claims_line("pods.json", 3)],
     "unlisted_line": [sentences.unlisted_line("jobs.csv", "after", (12, 500))],
     "never_starting_line": [sentences.never_starting_line("train")],
     "bound_line": [sentences.bound_line(1, 3), sentences.bound_line(2, 3)],

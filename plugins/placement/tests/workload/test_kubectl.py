@@ -170,6 +170,17 @@ def test_init_containers_count_if_they_need_more(tmp_path: Path) -> None:
     assert (task.demand["cpu"], task.demand["memory"]) == (3000, 512_000 + 953_675)
 
 
+def test_pods_with_resource_claims_are_counted(tmp_path: Path) -> None:
+    """Their devices are in other objects: without a note they would count as pods that need none."""
+    bodies = [pod("a", 1, 2, 3), pod("b", 1, 2, 3), pod("daemon", 1, 2, 3)]
+    for body in bodies[1:]:
+        body["spec"]["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": "gpu"}]
+    bodies[2]["metadata"]["ownerReferences"] = [{"kind": "DaemonSet", "name": "d", "controller": True}]
+    warnings: list[str] = []
+    assert len(kubectl_tasks(write(tmp_path, "pods.json", bodies), warn=warnings.append)) == 2
+    assert "pods.json: 1 pod with resource claims; the claimed devices do not count" in warnings
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -196,6 +196,11 @@ def unlisted_line(file: str, column: str, counts: tuple[int, int]) -> str:
     return f"{rows} name jobs in {column} that no row has; these references are ignored"
 
 
+def resource_claims_line(file: str, count: int) -> str:
+    """Return the line about pods with resource claims, which no list of pods resolves."""
+    return f"{file}: {format_count(count, 'pod')} with resource claims; the claimed devices do not count"
+
+
 def skipped_line(file: str, column: str, counts: tuple[int, int], line: int) -> str:
     """Return the line about rows that were left out for lack of a value."""
     return f"{file}: left out {counts[0]:,} of {counts[1]:,} rows without {column}; the first is line {line}"

@@ -12,6 +12,7 @@ from typing import TypeVar
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.kubernetes.codec import MIB, UNITS, parse_time
 from unfold_placement.kubernetes.pod_spec import sum_pod_requests
+from unfold_placement.report.sentences import resource_claims_line
 from unfold_placement.workload.json_stream import (
     Body,
     ItemFormat,
@@ -84,6 +85,8 @@ def kubectl_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None
     pods = _read_kind(path, "Pod")
     owner_kinds = _parse(pods, path, lambda body: _owners(body, "kind"))
     placed = [body for body, kinds in zip(pods, owner_kinds, strict=True) if not BOUND_OWNERS.intersection(kinds)]
+    if count := sum(_parse(placed, path, lambda body: bool(body["spec"].get("resourceClaims")))):
+        warn(resource_claims_line(path.name, count))
     form = ItemFormat("kubectl", "pods", "pods of daemons", _read_span, _build_task)
     return build_tasks(
         placed, path, form, skipped=len(pods) - len(placed), max_tasks=max_tasks, speedup=speedup, warn=warn
