@@ -13,8 +13,11 @@ from onnx import TensorProto, helper
 
 from plugins.supernet.tests.helpers import make_run, parse_spec
 from plugins.supernet.tests.members.builders import write_model
+from unfold_supernet.family.onnx_session import open_session
 from unfold_supernet.members.files import MemberFile, check_file, check_files
+from unfold_supernet.members.probe import measure_model
 from unfold_supernet.members.profile import PROFILE_FILE, PROFILE_VERSION, MemberList, read_members
+from unfold_supernet.members.runtime import MemberSource, compute_shares
 from unfold_supernet.verbs.check_inputs import check_inputs
 from unfold_supernet.verbs.plan import plan
 from unfold_supernet.verbs.profile import profile
@@ -42,11 +45,11 @@ def make_member(path: Path) -> MemberFile:
     return MemberFile(name=path.stem, path=path, accuracy=90.0, key="members[0]")
 
 
-@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.DOUBLE])
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE])
 @pytest.mark.parametrize("rows", ["n", None, 1])
 @pytest.mark.parametrize("external", [None, "weights.bin"])
 def test_suitable_files_are_accepted(tmp_path: Path, kind: int, rows: Any, external: str | None) -> None:
-    """Both float types, free or single rows, and external data in the same folder are accepted."""
+    """All float types, free or single rows, and external data in the same folder are accepted."""
     path = write_model(tmp_path / "a.onnx", kind=kind, rows=rows, external=external, size=(2, 3))
     checked = check_file(make_member(path))
     assert (checked.size, checked.has_free_rows) == ((2, 3), rows != 1)
@@ -72,7 +75,6 @@ def test_other_content_is_no_onnx_model(tmp_path: Path, content: bytes, message:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": TensorProto.FLOAT16}, "input x is float16"),
         ({"kind": TensorProto.INT64}, "input x is int64"),
         ({"size": ("w",)}, r"axis 1 of input x is dynamic \(w\)"),
         ({"size": (3, None)}, r"axis 2 of input x is dynamic \(no size\)"),
@@ -137,7 +139,7 @@ def test_every_bad_file_of_a_list_is_named(tmp_path: Path) -> None:
     """One check names all bad files, and a differing input against the first good one."""
     paths = [
         write_model(tmp_path / "a.onnx"),
-        write_model(tmp_path / "b.onnx", kind=TensorProto.FLOAT16),
+        write_model(tmp_path / "b.onnx", kind=TensorProto.INT64),
         write_model(tmp_path / "c.onnx", size=(5,)),
     ]
     with pytest.raises(UnfoldError) as caught:
@@ -152,7 +154,7 @@ def test_every_bad_file_of_a_list_is_named(tmp_path: Path) -> None:
     [
         ({"scale": float("nan")}, "output y is not finite for an input of zeros"),
         ({"scale": 1e30, "depth": 3}, "output y is not finite for an input of normal numbers"),
-        ({"classes": 1}, "no output is a float32 or float64 score for each row and class: y float32 4x1"),
+        ({"classes": 1}, "no output is a float score for each row and class: y float32 4x1"),
         ({"classes": 5}, "output y has 5 classes, good.onnx has 3"),
         ({"centred": True}, "output y of a row depends on the other rows of its batch"),
     ],
@@ -165,6 +167,22 @@ def test_outputs_are_checked_by_running_the_model(folder: Path, change: dict[str
     text = " ".join(diagnostic.message for diagnostic in caught.value.diagnostics)
     assert re.search(message, text), text
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_models_of_16_bits_answer_as_those_of_32(tmp_path: Path, softmax: bool) -> None:
+    """Logits and shares of float16 are measured, and become shares that sum to 1 also for many classes."""
+    rows = np.random.default_rng(0).normal(size=(3, 4))
+    shares = []
+    for kind in (TensorProto.FLOAT16, TensorProto.FLOAT):
+        path = write_model(tmp_path / "a.onnx", kind=kind, classes=1500, softmax=softmax, scale=0.5)
+        checked = check_file(make_member(path))
+        result = measure_model(path, "x", checked.dtype, (4,), is_free=True)
+        assert "error" not in result
+        source = MemberSource(file=checked, output_name="y", is_probability=result["is_probability"])
+        shares.append(compute_shares(open_session(path), source, rows))
+    np.testing.assert_allclose(shares[0], shares[1], atol=1e-5, rtol=2e-2)
+    np.testing.assert_allclose(shares[0].sum(1), 1, atol=2e-3 if softmax else 1e-5)
 
 
 def read_classes(folder: Path, classes: tuple[str, ...], *stated: Any) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from unfoldkit.safe_io.onnx_files import HINT, lies_within, list_external_files
 
 MAX_MODEL_BYTES = 2 << 30
 """The largest protobuf message, and so the largest ONNX file without external data."""
-NUMBER_TYPES = {"FLOAT": "float32", "DOUBLE": "float64"}
+NUMBER_TYPES = {"FLOAT16": "float16", "FLOAT": "float32", "DOUBLE": "float64"}
 SOFTMAX = frozenset(("Softmax", "QLinearSoftmax"))
 PASSING = frozenset(("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze"))
 """Operators that keep values, or round them."""
@@ -57,7 +57,7 @@ class CheckedFile:
     Attributes:
         member: The file.
         input_name: Its only input.
-        dtype: ``float32`` or ``float64``.
+        dtype: ``float16``, ``float32`` or ``float64``.
         size: Shape of one row of the input.
         has_free_rows: Whether it accepts any number of rows; otherwise one at a time.
         softmaxes: Outputs that are a softmax.
@@ -242,8 +242,9 @@ def _read_input(member: MemberFile, graph: Any) -> tuple[str, str, tuple[int, ..
     name, tensor = inputs[0].name, inputs[0].type.tensor_type
     kind = TensorProto.DataType.Name(tensor.elem_type)
     if kind not in NUMBER_TYPES:
-        hint = "keep inputs and outputs in float32; weights inside may be smaller"
-        raise reject(member, f"input {name} is {kind.lower()}, not float32 or float64", hint)
+        hint = f"begin the model with a Cast from float32 to {kind.lower()}; weights inside may be smaller"
+        hint = "encode text as numbers before the model" if kind == "STRING" else hint
+        raise reject(member, f"input {name} is {kind.lower()}, not float16, float32 or float64", hint)
     axes = list(tensor.shape.dim)
     if len(axes) < 2:
         raise reject(member, f"input {name} has {len(axes)} axes", "the first axis counts rows, the others hold a row")

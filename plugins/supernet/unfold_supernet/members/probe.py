@@ -27,12 +27,11 @@ MAX_BATCH_S = 1.0
 ROUNDS, LOADS = 20, 3
 SIZE_S = 0.2
 """Seconds of rounds for one batch size."""
-SUM_TOLERANCE = 1e-3
-"""Difference to 1 below which a row's outputs are probabilities."""
+SUM_TOLERANCES = {np.dtype(np.float16): 1e-2, np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-3}
+"""Difference to 1 below which a row's outputs are probabilities, by their number type."""
 TRIAL_ROWS = 4
 ROW_TOLERANCE = 0.1
 """Difference, relative to the largest score, up to which a row has the same scores in a batch: int8 rounds by batch."""
-OUTPUT_TYPES = (np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,20 +143,21 @@ def _describe_outputs(session: Any, input_name: str, rows: FloatArray) -> dict[s
     scores = {
         name: values
         for name, values in outputs.items()
-        if isinstance(values, np.ndarray) and values.dtype in OUTPUT_TYPES and values.shape[:1] == (len(rows),)
+        if isinstance(values, np.ndarray) and values.dtype in SUM_TOLERANCES and values.shape[:1] == (len(rows),)
     }
     columns = [name for name, values in scores.items() if values.ndim == 2 and values.shape[1] >= 2]
     if len(columns) != 1:
         shapes = ", ".join(f"{name} {_describe_value(values)}" for name, values in outputs.items())
         hint = "export one output (rows, classes) in float32, with at least two classes"
         which = "no output is" if not columns else f"{len(columns)} outputs are"
-        return {"error": f"{which} a float32 or float64 score for each row and class: {shapes}", "hint": hint}
+        return {"error": f"{which} a float score for each row and class: {shapes}", "hint": hint}
     values = scores[columns[0]]
     if not np.isfinite(values).all():
         kind = "zeros" if not np.isfinite(values[0]).all() else "normal numbers"
         hint = "check the weights for NaN and infinity"
         return {"error": f"output {columns[0]} is not finite for an input of {kind}", "hint": hint}
-    is_share = bool((values >= 0).all()) and bool((np.abs(values.sum(axis=1) - 1) < SUM_TOLERANCE).all())
+    sums = values.sum(axis=1, dtype=np.float64)
+    is_share = bool((values >= 0).all()) and bool((np.abs(sums - 1) < SUM_TOLERANCES[values.dtype]).all())
     return {"output_name": columns[0], "classes": int(values.shape[1]), "is_probability": is_share}
 
 

@@ -39,6 +39,8 @@ def compute_shares(session: Any, source: MemberSource, x: Numbers) -> Float32Arr
     parts = [rows] if file.has_free_rows else [rows[index : index + 1] for index in range(len(rows))]
     outputs = [session.run([source.output_name], {file.input_name: part})[0] for part in parts]
     values = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+    # sums of many shares round in 16 bits
+    values = values.astype(np.float32) if values.dtype == np.float16 else values
     if not source.is_probability and source.output_name not in file.softmaxes:
         exponents = np.exp(values - values.max(axis=1, keepdims=True))
         values = exponents / exponents.sum(axis=1, keepdims=True)
