@@ -47,7 +47,7 @@ def test_unsuitable_targets_are_refused(task: Task, values: Any, message: str) -
 
 def test_classifiers_are_referred_to_the_other_tasks() -> None:
     """Targets of another task name the key that accepts them."""
-    for values, task in (([[0, 1], [1, 0]], "labels"), ([0.5, 1.5, 2.0], "values")):
+    for values, task in (([[0, 1], [1, 0]], "labels"), ([0.5, 1.5, 2.0], "values"), ([[0.5, 3.0]], "values")):
         with pytest.raises(UnfoldError) as caught:
             parse_targets(np.array(values), "classes", (), "y.npz")
         assert f"data.task: {task}" in str(caught.value.diagnostics[0].hint)

@@ -63,9 +63,8 @@ def parse_labels(values: Any, file: str) -> tuple[IntArray, tuple[str, ...]]:
     flat = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
     if flat.ndim != 1:
         message = f"y has shape {values.shape}, not one label a row"
-        raise user_error(
-            message, file=file, hint="one-hot labels: y.argmax(1); several labels a row: data.task: labels"
-        )
+        hint = "one-hot labels: y.argmax(1); several labels a row: data.task: labels; numbers: data.task: values"
+        raise user_error(message, file=file, hint=hint)
     if flat.dtype.kind not in "biufSU":
         raise user_error(f"y holds {flat.dtype}, not classes", file=file, hint="use integers or text: y.astype(str)")
     if flat.dtype.kind == "S":
