@@ -1,10 +1,10 @@
 """The running pipeline on Ray Serve: a deployment per stage, with a replica count that changes while it serves.
 
 Ray Serve has no central queue: a query that it gets goes to a replica and waits there for the next batch. It gets two
-batches for each replica; other queries wait in this process. Queries of a replica that died are sent again, one after
-the other, so that only a query that kills replicas is lost. A replica exits if its model hangs, and the rows of its
-batch are sent again one by one. Queries that cannot be in time are shed when they arrive at a stage; those that end
-while they wait at a replica are withdrawn. Ray Serve chooses the nodes (see
+batches for each replica; other queries wait in this process. Queries of a replica that died are sent again, one
+after the other, so that only a query that kills replicas is lost. A replica exits if its model hangs, and the rows of
+its batch are sent again one by one. Queries that cannot be in time are shed when they arrive at a stage, and when a
+replica has room for them; those that end while they wait at a replica are withdrawn. Ray Serve chooses the nodes (see
 :class:`unfold_pipeline.problem.problem.PlacementPolicy`).
 """
 
