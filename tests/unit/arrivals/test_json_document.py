@@ -207,3 +207,54 @@ def test_an_error_of_prometheus_is_shown(tmp_path: Path, answer: dict[str, str],
     path.write_text(json.dumps(answer), "utf-8")
     with pytest.raises(UnfoldError, match=f"an error, not a range: {reason}"):
         traces.read_trace(path)
+
+
+def write_cloudwatch(path: Path, form: str, counts: dict[int, float], **statistics: Any) -> Path:
+    """Counts by minute as the command line of AWS prints them, in no order."""
+    stamps = {minute: f"2026-01-05T10:{minute:02d}:00+00:00" for minute in counts}
+    minutes = sorted(counts, key=lambda minute: (minute * 7) % 11)
+    if form == "statistics":
+        points = [{"Timestamp": stamps[at], "Sum": counts[at], "Unit": "Count", **statistics} for at in minutes]
+        document: dict[str, Any] = {"Label": "RequestCount", "Datapoints": points}
+    else:
+        lists = {"Timestamps": [stamps[at] for at in minutes], "Values": [counts[at] for at in minutes]}
+        result = {"Id": "m1", "Label": "RequestCount", **lists, "StatusCode": "Complete", **statistics}
+        latency = {"Id": "m2", "Label": "TargetResponseTime", "Timestamps": [], "Values": []}
+        document = {"MetricDataResults": [latency, result]}
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize("form", ["statistics", "data"])
+def test_counts_of_cloudwatch_are_arrivals(tmp_path: Path, form: str) -> None:
+    """A data point stands for the requests of its period; none is reported for a period without requests."""
+    counts = {minute: float(10 + minute) for minute in range(12) if minute != 5}
+    path = write_cloudwatch(tmp_path / "cw.json", form, counts)
+    arrivals = traces.read_trace(path, match="RequestCount" if form == "data" else "")
+    assert arrivals.size == sum(counts.values())
+    # up to 2 s before the first arrival
+    assert np.histogram(arrivals, 12, (0, 720))[0] == pytest.approx([counts.get(at, 0) for at in range(12)], abs=4)
+
+
+def test_latencies_of_cloudwatch_count_by_their_samples(tmp_path: Path) -> None:
+    """The sum of latencies is no number of requests, but that of their samples is."""
+    counts = {minute: 1234.5 for minute in range(12)}
+    path = write_cloudwatch(tmp_path / "cw.json", "statistics", counts, Unit="Seconds", SampleCount=20.0)
+    assert traces.read_trace(path).size == 240
+
+
+@pytest.mark.parametrize(
+    ("form", "statistics", "message"),
+    [
+        ("statistics", {"Unit": "Seconds"}, "no statistic .* in Seconds counts requests"),
+        ("statistics", {"Unit": "Percent"}, "no statistic .* in Percent counts requests"),
+        ("data", {}, "holds 2 metrics: TargetResponseTime, RequestCount"),
+    ],
+)
+def test_other_metrics_of_cloudwatch_are_refused(
+    tmp_path: Path, form: str, statistics: dict[str, Any], message: str
+) -> None:
+    """One arrival for each data point would be a rate that no system has."""
+    path = write_cloudwatch(tmp_path / "cw.json", form, dict.fromkeys(range(12), 30.0), **statistics)
+    with pytest.raises(UnfoldError, match=message):
+        traces.read_trace(path)

@@ -1,4 +1,4 @@
-"""Read arrival times from a JSON document: a list of times or rows, spans, or a range query of Prometheus.
+"""Read arrival times from a JSON document: lists of times or rows, spans, a range of Prometheus, or CloudWatch.
 
 Spans are those of OpenTelemetry (OTLP, or as its SDK prints them), Jaeger and Zipkin. A request makes many of them; an
 arrival is a span without a parent in the document.
@@ -30,6 +30,10 @@ _START_KEYS = (("startTimeUnixNano", 1e9), ("start_time_unix_nano", 1e9), ("star
 MAX_REASON = 200
 _RATES_HINT = "the range of a query such as sum(rate(http_requests_total[1m]))"
 _COUNTER_ENDINGS = ("_total", "_count")
+_DATAPOINTS = "Datapoints"
+_DATA_RESULTS = "MetricDataResults"
+_DURATION_UNITS = ("Seconds", "Milliseconds", "Microseconds")
+_CLOUDWATCH_HINT = "--statistics Sum of a metric that counts requests, or SampleCount of their latency"
 _FORMS_HINT = "a list of times, of objects with a time, spans (OTLP, Jaeger, Zipkin), or a range of Prometheus"
 
 
@@ -43,7 +47,7 @@ def read_document(path: Path, columns: TableColumns) -> TraceRows:
         with open_text(path) as stream:
             values = list(parse_values(stream.read()))
         rows = _read_spans(values, columns.match) or _read_matrix(values, columns.match, path)
-        rows = rows or _read_lists(values, columns, path)
+        rows = rows or _read_metric_data(values, columns, path) or _read_lists(values, columns, path)
     except json.JSONDecodeError as error:
         raise user_error(f"the document breaks off or is not JSON: {error}", file=str(path)) from error
     except (*UNREADABLE, RecursionError) as error:
@@ -144,6 +148,38 @@ def _sum_series(rates: FloatArray, first: IntArray, path: Path) -> FloatArray:
     return np.add.reduceat(np.where(np.isnan(rates), 0.0, rates), first) if rates.size else rates
 
 
+def _read_metric_data(values: Sequence[Any], columns: TableColumns, path: Path) -> TraceRows | None:
+    """Read the counts of ``aws cloudwatch get-metric-data``: one result, with its times and its values in two lists."""
+    results = next((each[_DATA_RESULTS] for each in _iter_objects(list(values)) if _DATA_RESULTS in each), None)
+    if not isinstance(results, list):
+        return None
+    # results in pages share an id
+    parts = [each for each in results if isinstance(each, dict) and columns.match in str(each.get("Label"))]
+    names = list(dict.fromkeys(f"{each.get('Label')}" for each in parts))
+    if len(names) != 1:
+        message = f"the file holds {len(names)} metrics{': ' if names else ''}{', '.join(names[:5])}"
+        raise user_error(message, file=str(path), hint="arrivals.match names the one that counts requests")
+    try:
+        pairs = [pair for each in parts for pair in zip(each["Timestamps"], each["Values"], strict=True)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise user_error("a metric has no pairs of time and value", file=str(path)) from error
+    named = replace(columns, time="Timestamps", counts="Values", match="")
+    rows = ((number, [_to_text(cell) for cell in pair]) for number, pair in enumerate(pairs, 1))
+    return sort_rows(read_rows(["Timestamps", "Values"], rows, named, path), path)
+
+
+def _find_datapoint_counts(entries: Sequence[dict[str, Any]], columns: TableColumns, path: Path) -> TableColumns:
+    """Return the columns of ``aws cloudwatch get-metric-statistics``, with the statistic that counts requests."""
+    if columns.counts is not None or columns.rates is not None:
+        return columns
+    units = {str(entry.get("Unit")) for entry in entries}
+    counts = "SampleCount" if units <= set(_DURATION_UNITS) else "Sum"
+    if units - {"Count", "None", *_DURATION_UNITS} or any(counts not in entry for entry in entries):
+        message = f"no statistic of these data points in {', '.join(sorted(units))} counts requests"
+        raise user_error(message, file=str(path), hint=_CLOUDWATCH_HINT)
+    return replace(columns, default_counts=counts)
+
+
 def _read_lists(values: Sequence[Any], columns: TableColumns, path: Path) -> TraceRows | None:
     """Read the rows of a list; errors name the entry, since a document has no lines."""
     try:
@@ -158,6 +194,8 @@ def _read_first_list(values: Sequence[Any], columns: TableColumns, path: Path) -
         if all(isinstance(entry, dict) for entry in entries):
             head = list(dict.fromkeys(key for entry in entries for key in entry))
             if is_table_head(head, columns.time):
+                if name == _DATAPOINTS and "Unit" in head:
+                    columns = _find_datapoint_counts(entries, columns, path)
                 return sort_rows(read_rows(head, _object_rows(entries, head), columns, path), path)
         elif not any(isinstance(entry, (dict, list)) for entry in entries) and _is_time_list(name, columns.time):
             single = replace(columns, time=name or "time", default_time=None)
