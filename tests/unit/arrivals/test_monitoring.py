@@ -133,3 +133,12 @@ def test_arrivals_are_end_minus_duration_where_a_table_has_only_these(tmp_path: 
     path = tmp_path / name
     path.write_text("app,func,end_timestamp,duration\n" + "".join(f"a,b,{e:.9f},{s:.9f}\n" for e, s in ends))
     assert traces.read_trace(path).tolist() == pytest.approx(TIMES - TIMES[0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("match", "rate"), [("", 8), ("GET,/b", 3)])
+def test_a_full_history_of_locust_counts_no_request_twice(tmp_path: Path, match: str, rate: int) -> None:
+    """Each time has a row for each endpoint and one for all of them; ``match`` selects an endpoint."""
+    head = "Timestamp,User Count,Type,Name,Requests/s,Total Request Count"
+    endpoints = ("POST,/a,5.000000", "GET,/b,3.000000", ",Aggregated,8.000000")
+    rows = [f"{BEGUN + second},10,{row},{second}" for second in range(60) for row in endpoints]
+    assert traces.read_trace(table(tmp_path, head, rows), match=match).size == pytest.approx(60 * rate, abs=1)

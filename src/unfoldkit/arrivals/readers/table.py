@@ -208,6 +208,8 @@ def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) 
         return TraceRows(np.sort(times - seconds))
     if monitoring.is_k6_table(head):
         rows = monitoring.select_k6_requests(rows)
+    elif monitoring.is_locust_history(head) and not columns.match:
+        rows = monitoring.select_locust_totals(head, rows)
     first = next(rows, None)
     index = _time_column(head, columns, path, [] if first is None else first[1])
     if first is None:
