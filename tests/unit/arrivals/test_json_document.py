@@ -238,7 +238,7 @@ def test_counts_of_cloudwatch_are_arrivals(tmp_path: Path, form: str) -> None:
 
 def test_latencies_of_cloudwatch_count_by_their_samples(tmp_path: Path) -> None:
     """The sum of latencies is no number of requests, but that of their samples is."""
-    counts = {minute: 1234.5 for minute in range(12)}
+    counts = dict.fromkeys(range(12), 1234.5)
     path = write_cloudwatch(tmp_path / "cw.json", "statistics", counts, Unit="Seconds", SampleCount=20.0)
     assert traces.read_trace(path).size == 240
 
@@ -257,4 +257,62 @@ def test_other_metrics_of_cloudwatch_are_refused(
     """One arrival for each data point would be a rate that no system has."""
     path = write_cloudwatch(tmp_path / "cw.json", form, dict.fromkeys(range(12), 30.0), **statistics)
     with pytest.raises(UnfoldError, match=message):
+        traces.read_trace(path)
+
+
+STAMPS = [dt.datetime.fromtimestamp(BEGUN + time, dt.UTC) for time in TIMES]
+HITS = [{"_id": str(at), "_source": {"@timestamp": each.isoformat(), "url": "/"}} for at, each in enumerate(STAMPS)]
+SEARCHES: dict[str, dict[str, Any]] = {
+    "elasticsearch": {"took": 3, "hits": {"total": {"value": TIMES.size, "relation": "eq"}, "hits": HITS[::-1]}},
+    "loki": {
+        "status": "success",
+        "data": {
+            "resultType": "streams",
+            "result": [
+                {"stream": {"pod": pod}, "values": [[str(round((BEGUN + time) * 1e9)), "POST /"] for time in times]}
+                for pod, times in (("a", TIMES[::2]), ("b", TIMES[1::2]))
+            ],
+        },
+    },
+    "azure": {
+        "tables": [
+            {
+                "name": "PrimaryResult",
+                "columns": [{"name": "id", "type": "string"}, {"name": "timestamp", "type": "datetime"}],
+                "rows": [[f"i{at}", each.isoformat()] for at, each in enumerate(STAMPS)],
+            }
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("form", SEARCHES)
+def test_results_of_log_searches_are_read(tmp_path: Path, form: str) -> None:
+    """Each entry is an arrival, in whatever order the search returns it."""
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps(SEARCHES[form]))
+    assert traces.read_trace(path).tolist() == FROM_0
+
+
+def test_a_page_of_hits_is_refused(tmp_path: Path) -> None:
+    """Ten hits of thousands are no trace."""
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"hits": {"total": {"value": 52_000}, "hits": HITS[:10]}}))
+    with pytest.raises(UnfoldError, match="returned 10 of 52,000 hits"):
+        traces.read_trace(path)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"resultType": "streams", "result": [{"stream": None, "values": ["x", [], [1], None]}]},
+        {"hits": {"total": "many", "hits": [{"_source": None}, 3]}},
+        {"columns": [{"name": None}], "rows": [3, [[]]]},
+    ],
+)
+def test_damaged_results_are_reported(tmp_path: Path, document: dict[str, Any]) -> None:
+    """They end with a message and no traceback."""
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(UnfoldError):
         traces.read_trace(path)

@@ -34,7 +34,10 @@ _DATAPOINTS = "Datapoints"
 _DATA_RESULTS = "MetricDataResults"
 _DURATION_UNITS = ("Seconds", "Milliseconds", "Microseconds")
 _CLOUDWATCH_HINT = "--statistics Sum of a metric that counts requests, or SampleCount of their latency"
-_FORMS_HINT = "a list of times, of objects with a time, spans (OTLP, Jaeger, Zipkin), or a range of Prometheus"
+_FORMS_HINT = (
+    "a list of times, of objects with a time, spans (OTLP, Jaeger, Zipkin), a range of Prometheus, or the result of a "
+    "search (Elasticsearch, Loki, Azure Monitor)"
+)
 
 
 def read_document(path: Path, columns: TableColumns) -> TraceRows:
@@ -190,6 +193,9 @@ def _read_lists(values: Sequence[Any], columns: TableColumns, path: Path) -> Tra
 
 
 def _read_first_list(values: Sequence[Any], columns: TableColumns, path: Path) -> TraceRows | None:
+    for head, rows in _iter_results(values, path):
+        if rows and is_table_head(head, columns.time):
+            return sort_rows(read_rows(head, iter(enumerate(rows, 1)), columns, path), path)
     for name, entries in _iter_lists(values[0] if len(values) == 1 else list(values), ""):
         if all(isinstance(entry, dict) for entry in entries):
             head = list(dict.fromkeys(key for entry in entries for key in entry))
@@ -201,6 +207,48 @@ def _read_first_list(values: Sequence[Any], columns: TableColumns, path: Path) -
             single = replace(columns, time=name or "time", default_time=None)
             return sort_rows(read_rows([name or "time"], _value_rows(entries), single, path), path)
     return None
+
+
+def _iter_results(values: Sequence[Any], path: Path) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Yield head and rows of the results of log searches, which hold no plain list of objects.
+
+    These are the hits of Elasticsearch and OpenSearch, the tables of Azure Monitor, and the streams of Loki.
+
+    Raises:
+        UnfoldError: A search returned only some of its hits.
+    """
+    for each in _iter_objects(list(values)):
+        hits = [hit["_source"] for hit in _list_objects(each, "hits") if isinstance(hit.get("_source"), dict)]
+        if hits:
+            _require_all_hits(each.get("total"), len(hits), path)
+            head = list(dict.fromkeys(key for hit in hits for key in hit))
+            yield head, [[_to_text(hit.get(name)) for name in head] for hit in hits]
+        names = [str(column.get("name")) for column in _list_objects(each, "columns")]
+        if names and isinstance(each.get("rows"), list):
+            yield names, [[_to_text(cell) for cell in row] for row in each["rows"] if isinstance(row, list)]
+        if each.get("resultType") == "streams":
+            yield ["timestamp", "labels", "line"], list(_iter_stream_rows(_list_objects(each, "result")))
+
+
+def _require_all_hits(total: Any, found: int, path: Path) -> None:
+    """Reject a page of hits: a search returns the best ten unless it is asked for more."""
+    count = total.get("value") if isinstance(total, dict) else total
+    if isinstance(count, int) and count > found:
+        hint = "export all of them, such as with elasticdump"
+        raise user_error(f"the search returned {found:,} of {count:,} hits", file=str(path), hint=hint)
+
+
+def _iter_stream_rows(streams: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    for stream in streams:
+        labels, entries = json.dumps(stream.get("stream"), ensure_ascii=False), stream.get("values")
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, list) and len(entry) > 1:
+                yield [_to_text(entry[0]), labels, _to_text(entry[1])]
+
+
+def _list_objects(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    entries = value.get(key)
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def _is_time_list(name: str, column: str | None) -> bool:
