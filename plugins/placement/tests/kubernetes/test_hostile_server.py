@@ -22,6 +22,7 @@ from unfold_placement.kubernetes.codec import MAX_AMOUNT, Scope, annotation_key,
 from unfold_placement.kubernetes.connection import ClusterAccess, read_nodes
 from unfold_placement.kubernetes.writer import OpeningUnits, Outcomes, Writer
 from unfold_placement.live import backend as kinds
+from unfold_placement.live import state_store
 from unfold_placement.live.backend import Start
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.service import ControllerThread
@@ -475,6 +476,22 @@ def test_a_pod_that_comes_again_under_its_name_is_a_new_task(cluster: Cluster, f
     await_true(lambda: not cluster.server.list("pods")[-1]["spec"].get("schedulingGates"))
     record = cluster.thread.loop.backend.store.records["again"]  # type: ignore[attr-defined]
     assert (record.state, record.task.demand.get("gpu", 0)) == (kinds.RUNNING, 0)
+
+
+def test_old_records_that_go_take_no_later_task_of_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store keeps a bounded number of ended tasks; one that came again, and maybe ended again, is another."""
+    monkeypatch.setattr(state_store, "MAX_ENDED", 2)
+    with stub_server() as (server, api):
+        backend = open_backend(api, "g")
+        for uid in ("1", "2", "3"):
+            body = replaced(gated_pod(Task("again", {"cpu": 1000}, run=1e4)), uid)
+            backend.informer.handle_pod(server.put("pods", body))
+        for index in range(4):
+            body = replaced(gated_pod(Task(f"other-{index}", {"cpu": 1000}, run=1e4)), "1")
+            backend.informer.handle_pod(server.put("pods", body))
+            backend.informer.handle_pod(body, is_gone=True)
+        assert backend.store.records["again"].state == kinds.WAITING
+        backend.close()
 
 
 @pytest.mark.parametrize("status", [403, 404, 503])

@@ -298,7 +298,10 @@ class StateStore:
         self.write_record(replace(record, state=state, ended=self.clock(), outcome=outcome), kind, by)
         self.ended.append(record.task.name)
         while len(self.ended) > MAX_ENDED:
-            del self.records[self.ended.popleft()]
+            oldest = self.records.get(self.ended.popleft())
+            # a task that came again under its name lives on
+            if oldest is not None and oldest.state not in ALIVE:
+                del self.records[oldest.task.name]
 
 
 def _started_record(record: Record, start: Start, now: float) -> Record:
