@@ -497,6 +497,20 @@ def test_rows_of_one_call_are_noticed_beside_scores(tmp_path: Path) -> None:
     assert plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path)).metrics
 
 
+def test_failed_calls_of_the_reference_are_counted(tmp_path: Path) -> None:
+    """They count as wrong, so a route may lose as much more; whoever retries them must know."""
+    write_log(tmp_path)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    rows = [",".join([*row[:5], *([""] * 5 if n % 100 == 0 else row[5:])]) for n, row in enumerate(cells)]
+    whole = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "a", base=tmp_path))
+    (tmp_path / "log.csv").write_text("\n".join([head, *rows]) + "\n")
+    part = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "b", base=tmp_path))
+    notes = [text for name, text in part.lines if name == "note"]
+    assert "gave no answer to 12 of 1,200 requests (1%), which count as wrong" in "".join(notes)
+    assert not any("gave no answer" in text for _, text in whole.lines)
+
+
 def test_the_table_of_an_arena_is_refused_with_the_expected_rows(tmp_path: Path) -> None:
     """Which of two answers was preferred does not say whether either is right."""
     rows = [f"{n},small,large,model_a" for n in range(20)]

@@ -26,6 +26,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         for test, bound in (("binomial", 0.0297), ("exact", -0.001), ("betting", 0.012), ("exact", None))
     ),
     "unanswered_rows": (sentences.unanswered_rows(1, "log.csv"), sentences.unanswered_rows(240, "log.csv")),
+    "failed_reference": (sentences.failed_reference("large", 160, 1600),),
     "repeated_prompts": (sentences.repeated_prompts("question", 1500, 150),),
     "average_unit": (sentences.average_unit("conversation"),),
     "failed_certificate": (sentences.failed_certificate("exact", 838, "prompt", 40, 1, 0.21),),

@@ -295,6 +295,22 @@ def _build_figures(solution: RoutingSolution, outcome: Outcome) -> tuple[AnyFigu
     return *flow, routes, *(figure for figure in quality if figure is not None)
 
 
+def _list_notes(solution: RoutingSolution) -> Iterator[tuple[str, str]]:
+    """Yield notes on the rows of the log."""
+    problem = solution.problem
+    if problem.unanswered:
+        yield "note", sentences.unanswered_rows(problem.unanswered, problem.source)
+    if problem.log.is_answered is not None and not problem.log.is_answered[:, solution.reference].all():
+        failed = int((~problem.log.is_answered[:, solution.reference]).sum())
+        yield "note", sentences.failed_reference(problem.log.models[solution.reference], failed, len(problem.log))
+    if problem.repeated_prompts:
+        units = len(np.unique(problem.log.unit))
+        yield "note", sentences.repeated_prompts(problem.repeated_prompts, len(problem.log), units)
+    if problem.copies is not None:
+        counts = problem.copies.identical, problem.copies.near
+        yield "note", copied_rows(*counts, problem.source, are_grouped=True)
+
+
 def _list_lines(solution: RoutingSolution, outcome: Outcome, reference: Outcome) -> Iterator[tuple[str, str]]:
     problem, limits = solution.problem, solution.problem.limits
     yield from _certificate_lines(solution)
@@ -318,14 +334,7 @@ def _list_lines(solution: RoutingSolution, outcome: Outcome, reference: Outcome)
     yield from _score_lines(solution)
     if solution.rows_to_label:
         yield "labels", sentences.labels(solution.rows_to_label)
-    if problem.unanswered:
-        yield "note", sentences.unanswered_rows(problem.unanswered, problem.source)
-    if problem.repeated_prompts:
-        units = len(np.unique(problem.log.unit))
-        yield "note", sentences.repeated_prompts(problem.repeated_prompts, len(problem.log), units)
-    if problem.copies is not None:
-        counts = problem.copies.identical, problem.copies.near
-        yield "note", copied_rows(*counts, problem.source, are_grouped=True)
+    yield from _list_notes(solution)
     if problem.max_models == SMALL_CHAIN and len(problem.log) < SMALL_LOG and len(problem.log.models) > SMALL_CHAIN:
         yield "chains", sentences.chain_length(len(problem.log), SMALL_LOG)
     yield (

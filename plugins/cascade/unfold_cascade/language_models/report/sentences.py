@@ -91,6 +91,15 @@ def unanswered_rows(count: int, table: str) -> str:
     return f"skipped {format_count(count, 'row')} of {table} in which no model answered, as in failed attempts"
 
 
+def failed_reference(model: str, failed: int, rows: int) -> str:
+    """State that calls of the reference without an answer count as wrong, so that a route may lose that much more."""
+    share = f"{100 * failed / rows:.2g}%"
+    return (
+        f"{model}, the reference, gave no answer to {failed:,} of {rows:,} requests ({share}), which count as wrong: "
+        "if such calls are retried in service, leave these rows out"
+    )
+
+
 def repeated_prompts(column: str, rows: int, units: int) -> str:
     """State that requests with one prompt count as one, though the spec names no column of prompts."""
     return (
