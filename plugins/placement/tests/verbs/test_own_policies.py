@@ -182,6 +182,15 @@ def test_a_policy_that_cannot_be_searched_is_reported_with_its_line(
     assert message in outcome.err
 
 
+@pytest.mark.parametrize("module", ["shortens_time", "turns_back_time", "ends_tasks", "changes_in_request"])
+def test_a_policy_that_changes_what_it_must_not_is_not_searched(module: str, unfold: Unfold, tmp_path: Path) -> None:
+    """A search, which ends jobs itself, would find nothing wrong with it."""
+    write(tmp_path, f"verified_{module}", BROKEN[module][0], MENU)
+    outcome = unfold("check", "--verify", "--allow-code", "spec.yaml")
+    assert outcome.code == 2, outcome.err
+    assert "policy P: it changed " in outcome.err
+
+
 def test_a_thread_of_a_policy_that_still_runs_is_named(
     unfold: Unfold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from unfold_placement.report.verification import verification_report
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.verification.counterexample import Counterexample
-from unfold_placement.verification.verify import Bound, check_copies, verify_policies
+from unfold_placement.verification.verify import Bound, check_copies, check_replays, verify_policies
 from unfold_placement.workload.build import (
     build_node_changes,
     build_nodes,
@@ -49,6 +49,7 @@ def verify(spec: PlacementSpec, run: Run) -> Report:
     )
     with contain_policies(run.log.warning):
         check_copies(problem.new_policies())
+        check_replays(problem, Bound())
         verification = verify_policies(problem, Bound(), run.progress)
     examples = (*verification.counterexamples, *verification.by_design)
     decision = {"counterexample": counterexample_spec(spec, examples[0])} if examples else {}

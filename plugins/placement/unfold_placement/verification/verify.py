@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 
 from unfold_placement.core.policy import POLICY_FAILURES, Policy, describe_error, policy_error
 from unfold_placement.core.types import DOWN, MILLI, Node, Task
-from unfold_placement.policies.registry import PolicyRule
+from unfold_placement.policies.registry import CUSTOM, PolicyRule, has_policy
 from unfold_placement.simulation.deadlock_check import job_signature
 from unfold_placement.simulation.problem import Problem
+from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation
+from unfold_placement.simulation.tampering import check_inputs_unchanged, check_log, copy_inputs
 from unfold_placement.verification.counterexample import Counterexample, confirm
 from unfold_placement.verification.scenario import KIND_END, Kind, Scenario
 from unfold_placement.verification.search import HEAD_OF_LINE, Finding, SearchResult, search
+from unfoldkit.api import UnfoldError
 
 MAX_NODES, MAX_KINDS = 3, 4
 """Largest cluster and number of kinds that are taken from a spec as they are."""
@@ -94,6 +97,26 @@ def check_copies(policies: Sequence[Policy]) -> None:
             message = f"the search cannot copy it: {describe_error(error)}"
             hint = "open files and locks when they are needed, or define __deepcopy__"
             raise policy_error(policy, "__init__", message, hint=hint) from error
+
+
+def check_replays(problem: Problem, bound: Bound) -> None:
+    """Check that a user's policies change nothing behind their view: a search, which ends jobs itself, misses that.
+
+    Raises:
+        UnfoldError: one of them changed a task, a node or the arrays of the cluster.
+    """
+    for scenario in list_scenarios(problem, bound) if has_policy(problem.rules, CUSTOM) else ():
+        tasks = tuple(task for kind in scenario.kinds for task in kind.slot_tasks(0))
+        original = replace(problem, nodes=scenario.nodes, tasks=tasks, node_changes=())
+        copied = copy_inputs(original)
+        try:
+            controller = prepare_simulation(copied.nodes, copied.tasks, problem.new_policies())
+            run_simulation(controller)
+        except UnfoldError:
+            # the search finds it too, and shows what leads to it
+            continue
+        check_inputs_unchanged(controller.table, original)
+        check_log(collect_result(controller), original)
 
 
 def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int, int], None]) -> Verification:
