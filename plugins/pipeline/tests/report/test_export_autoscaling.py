@@ -74,11 +74,13 @@ def test_rules_have_no_fewer_replicas_than_the_table(report: Report) -> None:
 
 
 def test_each_file_states_what_it_cannot_express(report: Report) -> None:
-    """Comments at the top name batch sizes, look-ahead and quotas."""
+    """Comments at the top name batch sizes, look-ahead and quotas, and no excess where there is none."""
     for text in (export_keda(report), export_knative(report), export_ray_serve(report)):
         notes = [line for line in text.splitlines() if line.startswith("#")]
-        for word in ("batch sizes", "extrapolated", "quotas", "in proportion"):
+        for word in ("batch sizes", "extrapolated", "quotas"):
             assert any(word in note for note in notes), word
+        has_excess = any(round(100 * rule.excess) for rule in parse_scaling(report).values())
+        assert any("in proportion" in note for note in notes) == has_excess
 
 
 def test_spares_stay_in_the_table(tmp_path: Path) -> None:

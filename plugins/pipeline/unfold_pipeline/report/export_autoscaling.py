@@ -170,14 +170,17 @@ def _derive_rule(
 def _list_limits(report: Report, rules: Mapping[str, StageScaling]) -> list[str]:
     """Return what no proportional rule expresses."""
     worst = max(rules, key=lambda name: rules[name].excess)
-    excess = rules[worst].excess * 100
-    return [
+    excess = round(rules[worst].excess * 100)
+    limits = [
         "batch sizes stay those of the plan, where the tuner changes them with the rate",
         "rising traffic is not extrapolated to the time when an order serves, and queues are not drained on purpose",
         _describe_maxima((report.decision or {})["scaling"]),
         "quotas of hardware that stages share are not known to it; each stage has its own maximum",
-        f"replicas in proportion to the rate are up to {excess:.0f} % more than the table at {' '.join(worst.split())}",
     ]
+    if excess:
+        stage = " ".join(worst.split())
+        limits.append(f"replicas in proportion to the rate are up to {excess} % more than the table at {stage}")
+    return limits
 
 
 def _describe_maxima(scaling: Mapping[str, Any]) -> str:
