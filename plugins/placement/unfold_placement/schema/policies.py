@@ -291,7 +291,7 @@ class PolicySpec(Model):
                 hint = did_you_mean(group_field, GROUP_FIELDS)
                 yield Problem((*policy_path, "by"), f"tasks have no {group_field!r}", hint=hint)
             if isinstance(options, QuotaOptions) and not options.quotas:
-                yield Problem((*policy_path, "quotas"), "no team has a quota", hint="write quotas: {team-a: 16}")
+                yield Problem(policy_path, "no team has a quota", hint="write team-a: 16")
             if isinstance(options, PackOptions):
                 times_s = [seconds for _, seconds in options.fallback]
                 if times_s != sorted(times_s):
