@@ -20,6 +20,7 @@ from unfold_placement.kubernetes import informer, pods, writer
 from unfold_placement.kubernetes.backend import open_backend
 from unfold_placement.kubernetes.codec import MAX_AMOUNT, Scope, annotation_key, parse_amount
 from unfold_placement.kubernetes.connection import ClusterAccess, read_nodes
+from unfold_placement.kubernetes.shadow import open_shadow
 from unfold_placement.kubernetes.writer import OpeningUnits, Outcomes, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live import state_store
@@ -491,6 +492,28 @@ def test_old_records_that_go_take_no_later_task_of_their_name(monkeypatch: pytes
             backend.informer.handle_pod(server.put("pods", body))
             backend.informer.handle_pod(body, is_gone=True)
         assert backend.store.records["again"].state == kinds.WAITING
+        backend.close()
+
+
+def test_a_shadow_takes_a_pod_that_comes_again_for_another_task() -> None:
+    """A pod of a StatefulSet keeps its name; both of its lives are placed and compared."""
+    container = {"name": "x", "image": "y", "resources": {"requests": {"cpu": "1"}}}
+    with stub_server() as (server, api):
+        server.put("nodes", node("n0"))
+        backend = open_shadow(api, Scope("g", NAMESPACE))
+        for uid in ("1", "2", "3"):
+            meta = {"name": "web-0", "namespace": NAMESPACE, "uid": uid, "creationTimestamp": "2026-01-01T00:00:00Z"}
+            waiting = {"metadata": meta, "spec": {"containers": [container]}}
+            bound = {"metadata": meta, "spec": {"containers": [container], "nodeName": "n0"}}
+            backend.handle_pod(waiting)
+            assert backend.store.records["web-0"].state == kinds.WAITING
+            assert not backend.agreement.placements["web-0"].bound_node
+            backend.start([Start("web-0", "n0")])
+            backend.handle_pod(bound)
+            assert backend.agreement.placements["web-0"].outcome == "same node"
+            if uid == "1":
+                # of the second one, the watch misses the end
+                backend.handle_pod(bound, is_gone=True)
         backend.close()
 
 

@@ -41,10 +41,12 @@ class Sighting:
     """What the server has shown of a pod. Times are seconds of the store's clock.
 
     Attributes:
+        uid: Identifier of the pod; another pod of its name is another task.
         bound_s: When it was seen on a node, infinity before.
         ended_s: When it was seen to have ended or to be gone, infinity before.
     """
 
+    uid: str
     bound_s: float = math.inf
     ended_s: float = math.inf
 
@@ -134,11 +136,16 @@ class ShadowBackend(LocalBackend):
         if body["metadata"].get("namespace") != self.scope.namespace:
             self._handle_foreign(body, is_gone=is_gone)
             return
-        name = body["metadata"]["name"]
-        is_new = name not in self.sightings
+        name, uid = body["metadata"]["name"], body["metadata"].get("uid", "")
+        known = self.sightings.get(name)
+        # as that of a StatefulSet, which comes again under its name
+        is_new = known is None or (known.uid != uid and not is_gone)
         group = self.owners.find_group(body) if is_new and self.owners is not None and not is_gone else None
         has_ended = is_gone or body.get("status", {}).get("phase") in pods.ENDED
         with self.store.changed:
+            if is_new and known is not None:
+                # the watch may have missed that it went
+                known.ended_s = min(known.ended_s, self.now())
             if is_new and (has_ended or body["spec"].get("schedulingGates")):
                 # it is over, or kube-scheduler may not place it yet
                 return
@@ -148,13 +155,15 @@ class ShadowBackend(LocalBackend):
                 except UnfoldError as error:
                     logging.getLogger("unfoldkit").warning("%s", error.diagnostics[0].message)
                     return
-                self._submit_pod(name, task)
+                self._submit_pod(name, uid, task)
             self._follow(name, body, has_ended=has_ended)
             if is_gone:
                 self._forget(name)
 
-    def _submit_pod(self, name: str, task: Task) -> None:
-        self.sightings[name] = Sighting()
+    def _submit_pod(self, name: str, uid: str, task: Task) -> None:
+        self.store.withdraw(task.name)
+        self.store.records.pop(task.name, None)
+        self.sightings[name] = Sighting(uid)
         if task.name != name:
             # a pod of this program's own client has its task's name
             self.sightings[task.name] = self.sightings[name]
