@@ -210,6 +210,20 @@ def test_the_dates_of_an_unnamed_index_are_times(tmp_path: Path, name: str) -> N
         traces.read_trace(write(tmp_path, "b.csv", f"{name},v\n0,7\n1,7\n"))
 
 
+@pytest.mark.parametrize(
+    ("text", "notation"),
+    [
+        ("Date,Time,ms\n2026-01-05,23:59:59.500,7\n2026-01-06,00:00:01,7\n", TimeNotation()),
+        ("time;user;date\n23:59:59.5;a;2026-01-05\n00:00:01;b;2026-01-06\n", TimeNotation()),
+        ("Date;Time\n5.1.2026;11:59:59 PM\n6.1.2026;12:00:01 AM\n", TimeNotation(format="%d.%m.%Y %I:%M:%S %p")),
+    ],
+)
+def test_a_date_in_a_column_of_its_own_belongs_to_the_time(tmp_path: Path, text: str, notation: TimeNotation) -> None:
+    """Spreadsheets and database exports split both; ``time_format`` then fits the date, a blank and the time."""
+    times = traces.read_trace(write(tmp_path, "t.csv", text), notation=notation)
+    assert times[1] - times[0] == (2.0 if notation.format else 1.5)
+
+
 def test_only_lines_that_match_are_read(tmp_path: Path) -> None:
     """Of a log with other lines, some of them without a time, those that hold a text are read."""
     lines = [

@@ -54,6 +54,8 @@ _COUNT_CELL = re.compile(r"(\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+)?")
 _ABBREVIATED = re.compile(r"\d+([.,]\d+)? ?[kKMG]")
 # a dot before three zeros may separate thousands: 1.000 is 1 or 1000
 _WHOLE = re.compile(r"(?!\d{1,3}\.000$)\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+")
+_CLOCK = re.compile(r"\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?")
+"""A time of day."""
 _MINUTE_S = 60.0
 _CHUNK_ROWS = 2**16
 """Rows of which the dates are parsed at once."""
@@ -215,7 +217,7 @@ def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) 
     if first is None:
         return TraceRows(np.zeros(0))
     amount = _amount_column(head, index, first[1], columns, path)
-    rows = itertools.chain([first], rows)
+    rows = _join_dates(head, index, itertools.chain([first], rows), first[1])
     if amount is None:
         is_mooncake = head[index] == "timestamp" and set(head) >= MOONCAKE_FIELDS
         times = _read_times(rows, index, head[index], notation, path, is_mooncake=is_mooncake)
@@ -247,6 +249,21 @@ def _time_column(head: list[str], columns: TableColumns, path: Path, row: list[s
         hint = f"it has: {', '.join(head[:12])}; arrivals.column names it, or call it timestamp"
         raise UnfoldError(Diagnostic("no column of arrival times", str(path), 1, 1, hint=hint))
     return index or 0
+
+
+def _join_dates(head: Sequence[str], index: int, rows: Rows, first: Sequence[str]) -> Rows:
+    """Put the date before each time of day where a table has columns of both; other rows stay as they are."""
+    names = [name.lower() for name in head]
+    date = names.index("date") if "date" in names else index
+    if date == index or len(first) <= max(date, index) or not _CLOCK.fullmatch(first[index].strip()):
+        return rows
+    return ((number, _join_cells(cells, date, index)) for number, cells in rows)
+
+
+def _join_cells(cells: list[str], date: int, clock: int) -> list[str]:
+    if len(cells) <= max(date, clock):
+        return cells
+    return [*cells[:clock], f"{cells[date].strip()} {cells[clock].strip()}", *cells[clock + 1 :]]
 
 
 def _find_column(head: list[str], name: str, path: Path) -> int:
