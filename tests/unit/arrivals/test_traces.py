@@ -224,6 +224,27 @@ def test_a_date_in_a_column_of_its_own_belongs_to_the_time(tmp_path: Path, text:
     assert times[1] - times[0] == (2.0 if notation.format else 1.5)
 
 
+@pytest.mark.parametrize(
+    ("text", "span_s"),
+    [
+        ("date,hour,count\n2026-01-05,8,20\n2026-01-05,9,0\n2026-01-05,10,20\n", 3 * 3600),
+        ("date,hour,minute,requests\n2026-01-05,8,58,20\n2026-01-05,8,59,0\n2026-01-05,9,0,20\n", 3 * 60),
+    ],
+)
+def test_hours_and_minutes_may_be_numbers_beside_the_date(tmp_path: Path, text: str, span_s: int) -> None:
+    """So analytics group requests; each count lies within its own interval."""
+    times = traces.read_trace(write(tmp_path, "t.csv", text))
+    assert len(times) == 40
+    assert times[20] - times[19] > span_s / 3
+    assert times[-1] < span_s
+
+
+def test_an_hour_beyond_the_day_is_an_error(tmp_path: Path) -> None:
+    """The message has the date and the hour."""
+    with pytest.raises(UnfoldError, match=r"t\.csv:3:1: '2026-01-05 25:00' is not a time"):
+        traces.read_trace(write(tmp_path, "t.csv", "date,hour,count\n2026-01-05,8,20\n2026-01-05,25,1\n"))
+
+
 def test_only_lines_that_match_are_read(tmp_path: Path) -> None:
     """Of a log with other lines, some of them without a time, those that hold a text are read."""
     lines = [

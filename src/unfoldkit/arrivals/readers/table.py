@@ -56,6 +56,8 @@ _ABBREVIATED = re.compile(r"\d+([.,]\d+)? ?[kKMG]")
 _WHOLE = re.compile(r"(?!\d{1,3}\.000$)\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+")
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?")
 """A time of day."""
+_CLOCK_NUMBER = re.compile(r"\d{1,2}")
+"""An hour or a minute."""
 _MINUTE_S = 60.0
 _CHUNK_ROWS = 2**16
 """Rows of which the dates are parsed at once."""
@@ -252,18 +254,28 @@ def _time_column(head: list[str], columns: TableColumns, path: Path, row: list[s
 
 
 def _join_dates(head: Sequence[str], index: int, rows: Rows, first: Sequence[str]) -> Rows:
-    """Put the date before each time of day where a table has columns of both; other rows stay as they are."""
+    """Join the date and the time of day where a table has columns of both; other rows stay as they are.
+
+    The time of day is a text in the column ``index``, or numbers in columns of hours and minutes.
+    """
     names = [name.lower() for name in head]
-    date = names.index("date") if "date" in names else index
-    if date == index or len(first) <= max(date, index) or not _CLOCK.fullmatch(first[index].strip()):
+    date = names.index("date") if "date" in names else None
+    if date is None or (date == index and "hour" not in names):
         return rows
-    return ((number, _join_cells(cells, date, index)) for number, cells in rows)
+    parts = [index] if date != index else [names.index(name) for name in ("hour", "minute") if name in names]
+    pattern = _CLOCK if date != index else _CLOCK_NUMBER
+    if len(first) <= max(date, *parts) or not all(pattern.fullmatch(first[part].strip()) for part in parts):
+        return rows
+    return ((number, _join_cells(cells, index, date, parts)) for number, cells in rows)
 
 
-def _join_cells(cells: list[str], date: int, clock: int) -> list[str]:
-    if len(cells) <= max(date, clock):
+def _join_cells(cells: list[str], index: int, date: int, parts: Sequence[int]) -> list[str]:
+    if len(cells) <= max(date, *parts):
         return cells
-    return [*cells[:clock], f"{cells[date].strip()} {cells[clock].strip()}", *cells[clock + 1 :]]
+    clock = ":".join(cells[part].strip().zfill(2) for part in parts)
+    if clock.isdigit():
+        clock += ":00"
+    return [*cells[:index], f"{cells[date].strip()} {clock}", *cells[index + 1 :]]
 
 
 def _find_column(head: list[str], name: str, path: Path) -> int:
