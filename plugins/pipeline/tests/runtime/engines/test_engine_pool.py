@@ -229,7 +229,7 @@ def test_weights_are_checked_before_a_process_starts(tmp_path: Path, monkeypatch
         locate_weights(None, "stages.a.engine.local")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "xllamacpp" else None)
     for path, message in (
-        (tmp_path / "text.gguf", "no GGUF file"),
+        (tmp_path / "text.gguf", "not a GGUF file"),
         (tmp_path / "gone.gguf", "No such file"),
         (None, "no weights"),
     ):
