@@ -55,7 +55,7 @@ MAX_ISOLATED_SHARE = 0.01
 MIN_SIDE = 20
 MIN_TIMES_AS_FAR = 3.0
 MAX_FALSE_NOTES = 2e-4
-"""Share of columns with a tail as heavy as that of Pareto or Cauchy whose largest value counts as isolated."""
+"""Share of columns with a tail as heavy as that of Pareto or Cauchy in which the largest value counts as isolated."""
 SD_PER_IQR = 0.7413
 
 
