@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.engine_silicon import MODELS
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.hardware.gpu import list_gpus
-from unfold_pipeline.engine.simulation.engine import StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import StepTimes
 from unfold_pipeline.engine.step_times.aiconfigurator import (
     AttentionTable,
     OperatorDatabase,

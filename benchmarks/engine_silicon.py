@@ -21,7 +21,7 @@ from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.hardware.gpu import estimate_kv_cache, list_gpus
 from unfold_pipeline.engine.hardware.model_shape import ModelShape
 from unfold_pipeline.engine.simulation.cluster import simulate
-from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.engine.step_times.aiconfigurator import (
     OperatorDatabase,

@@ -16,7 +16,7 @@ from benchmarks.engine_plan import chat_problem
 from benchmarks.engine_runs import columns_of, counts, operator_times, recorded_run
 from unfold_pipeline.engine.planner.search import find_cheapest_engines
 from unfold_pipeline.engine.simulation.cluster import simulate
-from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 
 REPLICAS = (1, 2, 4)

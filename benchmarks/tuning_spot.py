@@ -22,7 +22,7 @@ from unfold_tuning.planner.planner import Candidate, evaluate_machine
 from unfold_tuning.planner.thrifty import run_thrifty, select_thrifty
 from unfold_tuning.simulator.execution_model import build_execution_model
 from unfold_tuning.simulator.plan_cost import SimulatedPlan
-from unfold_tuning.simulator.spot_market import STEP_S
+from unfold_tuning.simulator.spot_or_on_demand import STEP_S
 from unfoldkit.catalog.billing import Billing
 
 STAGES = build_successive_halving(64, 4, 52, 3)

@@ -10,7 +10,7 @@ import pytest
 
 from unfold_pipeline.engine.hardware.gpu import find_gpu
 from unfold_pipeline.engine.hardware.model_shape import ModelShape
-from unfold_pipeline.engine.simulation.engine import StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import StepTimes
 from unfold_pipeline.engine.step_times.aiconfigurator import (
     KERNEL_LAUNCH_S,
     REQUEST_S,

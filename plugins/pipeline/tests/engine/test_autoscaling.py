@@ -33,7 +33,7 @@ from unfold_pipeline.engine.hardware.gpu import KvCache
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate
 from unfold_pipeline.engine.simulation.cluster import EngineLoad, simulate
-from unfold_pipeline.engine.simulation.engine import EngineLimits
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 from unfold_pipeline.engine.step_times.interval import StepInterval
 

@@ -13,7 +13,7 @@ import pytest
 
 from plugins.pipeline.tests.engine.test_cluster import step_times
 from unfold_pipeline.engine.simulation.cluster import simulate
-from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.engine.step_times.benchmark_runs import BenchmarkRun, read_benchmarks
 from unfold_pipeline.engine.step_times.fit import fit_step_times

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unfold_pipeline.engine.simulation.cluster import EngineCluster, LatencyTargets, Routing, simulate
-from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes, pad_axes
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits, StepTimes, pad_axes
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 
 LIMITS = EngineLimits(num_blocks=40, max_num_batched_tokens=64, max_num_seqs=8)

@@ -30,7 +30,7 @@ from unfold_pipeline.engine.simulation.disaggregation import (
     simulate_prefill,
     size_transfers,
 )
-from unfold_pipeline.engine.simulation.engine import EngineLimits
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits
 from unfold_pipeline.engine.simulation.scheduler_reference import simulate_disaggregated_reference
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 

@@ -10,7 +10,7 @@ import pytest
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.endpoint.profiler import describe_drift, plan_phases
 from unfold_pipeline.engine.simulation.cluster import simulate
-from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes, pad_axes
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits, StepTimes, pad_axes
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.engine.step_times.endpoint_fit import fit_endpoint, measure_gap
 from unfold_pipeline.engine.step_times.endpoint_profile import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from unfold_pipeline.engine.simulation.cluster import simulate
-from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.engine.step_times.all_reduce import AllReduce
 from unfold_pipeline.engine.step_times.columns import TableEnd

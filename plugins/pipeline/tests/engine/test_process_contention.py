@@ -13,7 +13,7 @@ from unfold_pipeline.engine.planner.busy_engines import count_busy_engines, esti
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate
 from unfold_pipeline.engine.simulation.cluster import EngineRun, simulate
-from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.engine.step_times.endpoint_profile import EndpointProfile
 from unfold_pipeline.engine.step_times.interval import build_interval

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unfold_pipeline.engine.simulation.cluster import LatencyTargets, simulate
-from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes, pad_axes
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits, StepTimes, pad_axes
 from unfold_pipeline.engine.simulation.scheduler_reference import (
     ReferenceEngine,
     ReferencePool,

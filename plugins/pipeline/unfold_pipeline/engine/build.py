@@ -26,7 +26,7 @@ from unfold_pipeline.engine.planner.problem import (
 )
 from unfold_pipeline.engine.planner.search import EngineConfig
 from unfold_pipeline.engine.simulation.cluster import Routing
-from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.engine.step_times.aiconfigurator import (
     OperatorDatabase,

@@ -13,7 +13,7 @@ from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import build_custom_stages
 from unfold_tuning.simulator.execution_model import build_execution_model
 from unfold_tuning.simulator.plan_cost import simulate_early_release, simulate_plan
-from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second
+from unfold_tuning.simulator.spot_preemptions import compute_replacement_usd_per_second
 from unfoldkit.catalog.billing import Billing
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from unfold_tuning.cluster.ray_supervisor import NodeCommand, RaySupervisor, start_supervisor
+from unfold_tuning.cluster.local_ray_process import NodeCommand, RaySupervisor, start_supervisor
 from unfoldkit.api import internal_error, require_packages, user_error
 from unfoldkit.engines.ray import keeping_signal_handlers
 

@@ -10,7 +10,7 @@ from unfold_tuning.executor.messages import describe_fallback
 from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.simulator.plan_cost import compute_quantile, simulate_plan
-from unfold_tuning.simulator.spot_market import NET_CHANGES, NET_CONFIDENCE, estimate_change_s
+from unfold_tuning.simulator.spot_or_on_demand import NET_CHANGES, NET_CONFIDENCE, estimate_change_s
 from unfold_tuning.trial.worker import TrialJob
 
 CHECK_PERIOD_S = 5.0

@@ -28,7 +28,7 @@ from unfold_tuning.planner.replan import (
     rescale_allocation,
 )
 from unfold_tuning.simulator.execution_model import ExecutionModel, TrialSlowdowns, build_execution_model
-from unfold_tuning.simulator.spot_market import NET_CHANGES, estimate_change_s
+from unfold_tuning.simulator.spot_or_on_demand import NET_CHANGES, estimate_change_s
 from unfold_tuning.simulator.stage_paces import PaceDraws, draw_paces
 from unfold_tuning.trial.ledger import Ledger, Trial
 from unfold_tuning.trial.worker import TrialJob

@@ -18,7 +18,7 @@ from unfold_tuning.job.profile import Machine
 from unfold_tuning.simulator.allocation_table import build_search_table
 from unfold_tuning.simulator.execution_model import ExecutionModel, compute_mean_startup_s
 from unfold_tuning.simulator.kernels import search_labels
-from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second
+from unfold_tuning.simulator.spot_preemptions import compute_replacement_usd_per_second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from unfold_tuning.job.allocation import Allocation, Plan, count_slots
 from unfold_tuning.planner.baselines import Goal
 from unfold_tuning.simulator.execution_model import ExecutionModel, compute_mean_startup_s
 from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plans
-from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second
+from unfold_tuning.simulator.spot_preemptions import compute_replacement_usd_per_second
 
 BATCH_SIZE = 20
 MAX_SIMULATED = 400

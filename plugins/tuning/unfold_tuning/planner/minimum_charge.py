@@ -22,7 +22,7 @@ from unfold_tuning.planner.frontier import (
 )
 from unfold_tuning.simulator.execution_model import ExecutionModel
 from unfold_tuning.simulator.kernels import TIE
-from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second
+from unfold_tuning.simulator.spot_preemptions import compute_replacement_usd_per_second
 from unfoldkit.jit import compiled
 
 

@@ -32,7 +32,7 @@ from unfold_tuning.simulator.plan_cost import (
     SimulatedPlan,
     simulate_plans,
 )
-from unfold_tuning.simulator.spot_market import ThriftyRuns
+from unfold_tuning.simulator.spot_or_on_demand import ThriftyRuns
 
 MAX_FRONTIER_PLANS = 600
 """Plans of a frontier that are simulated."""

@@ -15,7 +15,7 @@ from unfold_tuning.job.problem import Problem
 from unfold_tuning.job.profile import SpotTerms
 from unfold_tuning.planner.planner import Candidate, Selection, Solution, solve, thin_indices
 from unfold_tuning.simulator.plan_cost import SimulatedPlan
-from unfold_tuning.simulator.spot_market import (
+from unfold_tuning.simulator.spot_or_on_demand import (
     MAX_PATH_STEPS,
     NET_CHANGES,
     STEP_S,

@@ -24,7 +24,7 @@ from unfold_tuning.report.asha import CAP_LEVEL, compare_with_asha
 from unfold_tuning.report.figures import draw_cluster, draw_frontier, draw_trials
 from unfold_tuning.report.infeasible import report_infeasible
 from unfold_tuning.simulator.plan_cost import COST_TOLERANCE_USD, SimulatedPlan, simulate_early_release
-from unfold_tuning.simulator.spot_market import ThriftyRuns
+from unfold_tuning.simulator.spot_or_on_demand import ThriftyRuns
 from unfoldkit.api import (
     Cell,
     Column,

@@ -21,7 +21,7 @@ from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.profile import LogNormal, Machine, Profile, compute_log_sigma
 from unfold_tuning.job.schedule import Stage
 from unfold_tuning.simulator.kernels import schedule_slots, schedule_trials
-from unfold_tuning.simulator.preemption import sample_delay
+from unfold_tuning.simulator.spot_preemptions import sample_delay
 from unfold_tuning.simulator.stage_paces import PaceDraws, StagePaces, draw_paces, list_trial_groups
 
 TRIAL_CACHE_SIZE = 4

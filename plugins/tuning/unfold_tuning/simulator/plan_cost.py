@@ -12,7 +12,7 @@ from unfold_tuning._types import FloatArray
 from unfold_tuning.job.allocation import Allocation, Plan
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.simulator.execution_model import ExecutionModel
-from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second
+from unfold_tuning.simulator.spot_preemptions import compute_replacement_usd_per_second
 
 TIME_TOLERANCE_S = 1e-6
 COST_TOLERANCE_USD = 1e-9

@@ -9,7 +9,7 @@ import numpy as np
 
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, count_allowed_misses, reduce_targets
-from unfold_pipeline.engine.simulation.engine import StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import StepTimes
 
 WINDOW_STARTS = 48
 WINDOW_HALVINGS = 8

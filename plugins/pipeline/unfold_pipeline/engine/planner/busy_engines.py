@@ -12,7 +12,7 @@ import numpy as np
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
 from unfold_pipeline.engine.simulation.cluster import EngineRun, Routing, simulate
-from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits, StepTimes
 
 ROUNDS = 8
 SETTLED = 0.02

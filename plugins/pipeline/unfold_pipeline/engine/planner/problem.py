@@ -11,7 +11,7 @@ import numpy as np
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.hardware.gpu import KvCache
 from unfold_pipeline.engine.simulation.cluster import LatencyTargets, Routing, TokenTimes
-from unfold_pipeline.engine.simulation.engine import StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.engine.step_times.interval import StepInterval
 from unfold_pipeline.engine.step_times.process_contention import ProcessContention

@@ -24,7 +24,7 @@ from unfold_pipeline.engine.planner.problem import (
     percentile,
 )
 from unfold_pipeline.engine.simulation.cluster import EngineRun, simulate
-from unfold_pipeline.engine.simulation.engine import EngineLimits
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits
 
 COST_TOLERANCE = 1e-9
 DEFAULT_BUDGET = 2048

@@ -9,7 +9,7 @@ import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.engine.simulation import scheduler_kernel as kernel
-from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 
 Routing = Literal["round_robin", "least_tokens"]

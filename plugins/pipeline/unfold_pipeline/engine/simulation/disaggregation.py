@@ -14,7 +14,7 @@ import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray, IndexArray
 from unfold_pipeline.engine.simulation.cluster import EngineRun, LatencyTargets, simulate
-from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfoldkit.jit import compiled
 

@@ -17,7 +17,7 @@ import numpy as np
 from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.engine.hardware.gpu import Gpu, find_gpu
 from unfold_pipeline.engine.hardware.model_shape import ModelShape
-from unfold_pipeline.engine.simulation.engine import StepTimes, pad_axes
+from unfold_pipeline.engine.simulation.engine_inputs import StepTimes, pad_axes
 from unfold_pipeline.engine.step_times.all_reduce import (
     LATENCY_COLUMNS,
     AllReduce,

@@ -21,7 +21,7 @@ from scipy import optimize
 
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.simulation.cluster import simulate
-from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes, pad_axes
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits, StepTimes, pad_axes
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.engine.step_times.endpoint_profile import (
     MIXED_PHASE,

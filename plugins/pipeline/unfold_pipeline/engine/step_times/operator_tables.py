@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.engine.simulation.engine import StepTimes, pad_axes
+from unfold_pipeline.engine.simulation.engine_inputs import StepTimes, pad_axes
 from unfold_pipeline.engine.step_times.all_reduce import AllReduce, compute_step_all_reduces
 from unfold_pipeline.engine.step_times.columns import TableEnd
 from unfoldkit.api import CsvRow, csv_rows, user_error

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unfold_pipeline.engine.simulation.engine import StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import StepTimes
 from unfold_pipeline.engine.step_times.endpoint_profile import EndpointProfile, MeasuredPhase, MeasuredRequest
 
 LONG_SHARE = 0.5

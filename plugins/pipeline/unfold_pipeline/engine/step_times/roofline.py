@@ -9,7 +9,7 @@ import numpy as np
 
 from unfold_pipeline.engine.hardware.gpu import Gpu
 from unfold_pipeline.engine.hardware.model_shape import ModelShape
-from unfold_pipeline.engine.simulation.engine import StepTimes, pad_axes
+from unfold_pipeline.engine.simulation.engine_inputs import StepTimes, pad_axes
 from unfold_pipeline.engine.step_times.aiconfigurator import BANDWIDTH_SHARE, KERNEL_LAUNCH_S
 from unfold_pipeline.engine.step_times.all_reduce import AllReduce, compute_step_all_reduces
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unfold_pipeline.engine.simulation.engine import StepTimes
+from unfold_pipeline.engine.simulation.engine_inputs import StepTimes
 from unfold_pipeline.engine.simulation.scheduler_reference import interpolate
 from unfold_pipeline.engine.step_times.endpoint_fit import FittedEndpoint, PhaseFit
 from unfold_pipeline.engine.step_times.endpoint_profile import EndpointProfile

@@ -12,7 +12,7 @@ from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import build_custom_stages
 from unfold_tuning.simulator.execution_model import build_execution_model
-from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second, sample_preemptions
+from unfold_tuning.simulator.spot_preemptions import compute_replacement_usd_per_second, sample_preemptions
 from unfoldkit.catalog.billing import Billing
 
 HOUR_S = 3600.0
