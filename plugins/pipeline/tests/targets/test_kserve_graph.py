@@ -128,7 +128,7 @@ REFUSED = {
     "and": ("  c: {after: {b: 50%}, when: k > 1 and k < 3, latency: L}", "stages.c.when", "compares one value"),
     "a function": ("  c: {after: {b: 50%}, when: max(k) > 1, latency: L}", "stages.c.when", "compares one value"),
     "from the end": ("  c: {after: {b: 50%}, when: 'k[-1] > 1', latency: L}", "stages.c.when", "compares one value"),
-    "a tensor": ("  c: {after: {b: 50%}, inputs: {x: b.k}, latency: L}", "stages.c.inputs", "no single tensors"),
+    "a tensor": ("  c: {after: {b: 50%}, inputs: {x: b.k}, latency: L}", "stages.c.inputs", "not single tensors"),
     "a lost request": (
         "  c: {after: {b: 100%}, inputs: {x: request}, latency: L}",
         "stages.c.inputs",
