@@ -113,8 +113,8 @@ def test_choices_and_tool_calls_are_measured() -> None:
     body = b"\n\n".join(f"data: {json.dumps(event)}".encode() for event in events) + b"\n\ndata: [DONE]"
     with run_canned_engine(body, "text/event-stream", 0.01) as port, route_to(f"http://127.0.0.1:{port}") as url:
         assert ask(url, stream=True, n=2).status_code == 200
-        # 70 ms between the first and the last of four tokens each
-        assert httpx.get(f"{url}/status").json()["measured_mean_ms"]["tpot"] > 23
+        # 70 ms between the first and the last of four tokens each; of eight tokens it would be 10 ms
+        assert httpx.get(f"{url}/status").json()["measured_mean_ms"]["tpot"] > 15
 
 
 def test_an_answer_at_once_corrects_the_log_of_tokens() -> None:
