@@ -239,6 +239,19 @@ def test_hours_and_minutes_may_be_numbers_beside_the_date(tmp_path: Path, text: 
     assert times[-1] < span_s
 
 
+@pytest.mark.parametrize(
+    ("text", "notation"),
+    [
+        ("date,hour\n2026-01-05T13:22:01Z,13\n2026-01-05T13:22:03Z,13\n", TimeNotation()),
+        ("date,hour\n1767600001,13\n1767600003,13\n", TimeNotation()),
+        ("date,time\n2026-01-05,13:22:01\n2026-01-05,13:22:03\n", TimeNotation(format="%H:%M:%S")),
+    ],
+)
+def test_a_time_that_is_complete_needs_no_other_column(tmp_path: Path, text: str, notation: TimeNotation) -> None:
+    """A ``date`` may hold the time of day, and a ``time_format`` may fit the column of times alone."""
+    assert traces.read_trace(write(tmp_path, "t.csv", text), notation=notation).tolist() == [0.0, 2.0]
+
+
 def test_an_hour_beyond_the_day_is_an_error(tmp_path: Path) -> None:
     """The message has the date and the hour."""
     with pytest.raises(UnfoldError, match=r"t\.csv:3:1: '2026-01-05 25:00' is not a time"):

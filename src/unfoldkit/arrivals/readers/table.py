@@ -219,7 +219,7 @@ def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) 
     if first is None:
         return TraceRows(np.zeros(0))
     amount = _amount_column(head, index, first[1], columns, path)
-    rows = _join_dates(head, index, itertools.chain([first], rows), first[1])
+    rows = _join_dates(head, index, itertools.chain([first], rows), first[1], notation)
     if amount is None:
         is_mooncake = head[index] == "timestamp" and set(head) >= MOONCAKE_FIELDS
         times = _read_times(rows, index, head[index], notation, path, is_mooncake=is_mooncake)
@@ -253,14 +253,17 @@ def _time_column(head: list[str], columns: TableColumns, path: Path, row: list[s
     return index or 0
 
 
-def _join_dates(head: Sequence[str], index: int, rows: Rows, first: Sequence[str]) -> Rows:
+def _join_dates(head: Sequence[str], index: int, rows: Rows, first: Sequence[str], notation: TimeNotation) -> Rows:
     """Join the date and the time of day where a table has columns of both; other rows stay as they are.
 
-    The time of day is a text in the column ``index``, or numbers in columns of hours and minutes.
+    The time of day is a text in the column ``index``, or numbers in columns of hours and minutes. A cell that is a time
+    by itself needs neither.
     """
     names = [name.lower() for name in head]
     date = names.index("date") if "date" in names else None
     if date is None or (date == index and "hour" not in names):
+        return rows
+    if len(first) <= index or NUMBER.fullmatch(first[index]) or notation.parse_text(first[index]) is not None:
         return rows
     parts = [index] if date != index else [names.index(name) for name in ("hour", "minute") if name in names]
     pattern = _CLOCK if date != index else _CLOCK_NUMBER
