@@ -118,7 +118,7 @@ def read_yes_probability(completion: Completion) -> float | None:
     Returns:
         ``None`` without log-probabilities, or if neither word is among them.
     """
-    choice = completion.choices[min(completion.choices)]
+    choice = completion.first_choice
     if not choice.logprobs:
         return None
     listed = choice.alternatives or [(choice.text, choice.logprobs[0])]

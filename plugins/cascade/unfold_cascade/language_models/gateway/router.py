@@ -198,7 +198,7 @@ class Router:
         """Remember which model made tool calls, and which one answers a sticky conversation."""
         keys = [b"tool:" + call.encode("utf-8", "replace") for call in completion.tool_call_ids]
         if self.plan.sticky and completion.choices:
-            text = completion.choices[min(completion.choices)].text
+            text = completion.first_choice.text
             keys.append(chat_request.conversation_hash(request["messages"], text))
         for key in keys:
             self.remembered[key] = model

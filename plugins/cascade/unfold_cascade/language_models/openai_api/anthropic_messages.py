@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unfold_cascade.language_models.openai_api.chat_request import RequestError, parse_object
-from unfold_cascade.language_models.openai_api.completion import Choice, Completion, format_json
+from unfold_cascade.language_models.openai_api.completion import Completion, format_json
 
 SAME = ("model", "stream", "temperature", "top_p", "top_k")
 """Fields that have the same name and meaning in a chat request."""
@@ -219,10 +219,6 @@ class MessageWriter:
         self.completion.read_body(body)
         return format_json(self._describe(body.get("model")))
 
-    def _choice(self) -> Choice:
-        choices = self.completion.choices
-        return choices[min(choices)] if choices else Choice()
-
     def _translate_event(self, event: bytes) -> bytes:
         if not event.startswith(b"data: "):
             # a comment
@@ -245,7 +241,7 @@ class MessageWriter:
 
     def _grow(self) -> Iterator[bytes]:
         """Write what the text and the first tool call have grown by."""
-        choice, (text, arguments) = self._choice(), self.sent
+        choice, (text, arguments) = self.completion.first_choice, self.sent
         if self.call is None and len(choice.text) > text:
             if not self.is_open:
                 yield self._open({"type": "text", "text": ""})
@@ -262,7 +258,7 @@ class MessageWriter:
 
     def _end(self) -> Iterator[bytes]:
         yield from self._close()
-        choice = self._choice()
+        choice = self.completion.first_choice
         for key, call in choice.tool_calls.items():
             if key != self.call:
                 yield self._open(_describe_call(call) | {"input": {}})
@@ -291,7 +287,7 @@ class MessageWriter:
 
     def _describe(self, model: Any) -> dict[str, Any]:
         """Write the message as far as it has come."""
-        choice = self._choice()
+        choice = self.completion.first_choice
         content: list[dict[str, Any]] = [{"type": "text", "text": choice.text}] if choice.text else []
         content += [_describe_call(call) for call in choice.tool_calls.values()]
         reason = "tool_use" if choice.tool_calls else STOP_REASONS.get(choice.finish_reason or "", "end_turn")

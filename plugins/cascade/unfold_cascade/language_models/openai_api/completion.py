@@ -60,6 +60,11 @@ class Completion:
     chunks: list[dict[str, Any]] = field(default_factory=list)
     body: dict[str, Any] | None = None
 
+    @property
+    def first_choice(self) -> Choice:
+        """The choice with the lowest index; an empty one while there is none."""
+        return self.choices[min(self.choices)] if self.choices else Choice()
+
     def add_chunk(self, chunk: dict[str, Any]) -> None:
         """Add the data of one event of a stream.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unfold_cascade.language_models.openai_api.chat_request import RequestError, parse_object
-from unfold_cascade.language_models.openai_api.completion import Choice, Completion, format_json
+from unfold_cascade.language_models.openai_api.completion import Completion, format_json
 
 SAME = ("model", "stream", "temperature", "top_p", "user", "parallel_tool_calls", "service_tier", "seed")
 """Fields that have the same name and meaning in a chat request."""
@@ -182,14 +182,10 @@ class ResponseWriter:
         body = json.loads(self.buffer)
         self.completion.read_body(body)
         self.logprobs += _list_logprobs(body)
-        choice = self._first_choice()
+        choice = self.completion.first_choice
         for key in (*([None] if choice.text or not choice.tool_calls else []), *choice.tool_calls):
             self._finish_item(key)
         return format_json(self._describe(str(body.get("model"))))
-
-    def _first_choice(self) -> Choice:
-        choices = self.completion.choices
-        return choices[min(choices)] if choices else Choice()
 
     def _translate_event(self, event: bytes) -> bytes:
         if not event.startswith(b"data: "):
@@ -209,12 +205,12 @@ class ResponseWriter:
             yield self._event("response.in_progress", response=response)
 
     def _add_chunk(self, chunk: dict[str, Any]) -> Iterator[bytes]:
-        before = self._first_choice().text
-        lengths = {key: len(call["arguments"]) for key, call in self._first_choice().tool_calls.items()}
+        before = self.completion.first_choice.text
+        lengths = {key: len(call["arguments"]) for key, call in self.completion.first_choice.tool_calls.items()}
         self.completion.add_chunk(chunk)
         logprobs = _list_logprobs(chunk)
         self.logprobs += logprobs
-        choice = self._first_choice()
+        choice = self.completion.first_choice
         if len(choice.text) > len(before):
             yield from self._open_item(None)
             place = {**self._place(None), "content_index": 0}
@@ -262,7 +258,7 @@ class ResponseWriter:
 
     def _finish_item(self, key: int | None) -> dict[str, Any]:
         """Write an item of the output as far as it has come."""
-        choice, known = self._first_choice(), self.items.get(key)
+        choice, known = self.completion.first_choice, self.items.get(key)
         if key is None:
             part = {"type": "output_text", "text": choice.text, "annotations": [], "logprobs": self.logprobs}
             item = {"type": "message", "id": f"msg_{secrets.token_hex(16)}", "role": "assistant", "content": [part]}
@@ -284,7 +280,7 @@ class ResponseWriter:
 
     def _describe(self, model: str, status: str = "") -> dict[str, Any]:
         """Write the response as far as it has come."""
-        request, finish = self.request, self._first_choice().finish_reason
+        request, finish = self.request, self.completion.first_choice.finish_reason
         reason = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(finish or "")
         text = _read_object(request, "text")
         return {
