@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,15 +29,22 @@ def find_replica() -> int | None:
     return None
 
 
+@contextlib.contextmanager
+def serve_replica(folder: Path, tuner: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Serve a stage with a single replica on Ray Serve; yield the process and its address."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    write_pipeline(folder, stage="only_stage_here", seconds=0.1, quota=1, tuner=tuner)
+    assert unfold(folder, "plan", "steps.yaml", "-o", "plan.yaml").returncode == 0
+    with serving(folder, "plan.yaml", "--allow-code", "--engine", "ray", patience=PATIENCE_S) as (process, address):
+        assert read_status(address)["stages"][0]["ready"] == 1
+        yield process, address
+
+
 @pytest.mark.e2e
 @pytest.mark.ray
 def test_killed_replica_recovers_and_sigterm_drains(tmp_path: Path) -> None:
     """Each admitted query is answered once the replica has started again, and SIGTERM ends the service cleanly."""
-    pytest.importorskip("ray", reason="Ray is not installed")
-    write_pipeline(tmp_path, stage="only_stage_here", seconds=0.1, quota=1, tuner="{hold: 10 s}")
-    assert unfold(tmp_path, "plan", "steps.yaml", "-o", "plan.yaml").returncode == 0
-    with serving(tmp_path, "plan.yaml", "--allow-code", "--engine", "ray", patience=PATIENCE_S) as (process, address):
-        assert read_status(address)["stages"][0]["ready"] == 1
+    with serve_replica(tmp_path, "{hold: 10 s}") as (process, address):
 
         async def kill_under_load() -> tuple[list[Response], float]:
             load = asyncio.create_task(send_trace(address, "steps", step_trace([4.0], 4.0), [1.0, 2.0], PATIENCE_S))
@@ -74,11 +83,7 @@ def test_killed_replica_recovers_and_sigterm_drains(tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_overload_costs_no_capacity(tmp_path: Path) -> None:
     """Under several times what a replica serves, it is never idle; light load afterwards is answered at once."""
-    pytest.importorskip("ray", reason="Ray is not installed")
-    write_pipeline(tmp_path, stage="only_stage_here", seconds=0.1, quota=1, tuner="{policy: fixed}")
-    assert unfold(tmp_path, "plan", "steps.yaml", "-o", "plan.yaml").returncode == 0
-    with serving(tmp_path, "plan.yaml", "--allow-code", "--engine", "ray", patience=PATIENCE_S) as (_, address):
-        assert read_status(address)["stages"][0]["ready"] == 1
+    with serve_replica(tmp_path, "{policy: fixed}") as (_, address):
         times_s = [*step_trace([40.0], 15.0), *(20.0 + 0.2 * number for number in range(50))]
         responses = asyncio.run(send_trace(address, "steps", times_s, [1.0, 2.0], PATIENCE_S))
         heavy, light = responses[:-50], responses[-50:]
