@@ -193,18 +193,18 @@ class Controller:
             self.read_log()
         return has_started
 
-    def apply(self, operations: Iterable[Operation], policy: Policy, line: int = 0) -> None:
+    def apply(self, operations: Iterable[Operation], policy: Policy, source: object = None) -> None:
         """Apply one transaction, notify later phases and start what can start now.
 
         Args:
             operations: The operations.
             policy: The policy that yielded them.
-            line: Line of its file that did, for errors; 0 if unknown.
+            source: The generator that yielded them, for the line in errors.
 
         Raises:
             UnfoldError: the policy yielded something that is not a list of operations, or operations without a sense.
         """
-        transaction, self.active_policy = self._list_operations(operations, policy, line), policy
+        transaction, self.active_policy = self._list_operations(operations, policy, source), policy
         if bulk.is_uniform(transaction):
             changes = [self._apply_bulk(transaction, policy)]
         else:
@@ -350,13 +350,12 @@ class Controller:
                 raise
             except POLICY_FAILURES as error:
                 raise exception_error(policy, "react", error) from error
-            line = current_line(transactions)
             if self.inspect is not None:
-                self.inspect(policy, line)
-            self.apply(operations, policy, line)
+                self.inspect(policy, current_line(transactions))
+            self.apply(operations, policy, transactions)
         raise policy_error(policy, "react", f"it responds to {event.kind} at {event.time:g} s without end")
 
-    def _list_operations(self, operations: Iterable[Operation], policy: Policy, line: int) -> list[Operation]:
+    def _list_operations(self, operations: Iterable[Operation], policy: Policy, source: object) -> list[Operation]:
         """Return the operations of a transaction once each of them makes sense."""
         if not isinstance(operations, (list, Iterable)):
             raise _misuse_error(policy, "react", operations, "a list of operations: yield [Put(name, node)]")
@@ -368,12 +367,14 @@ class Controller:
         except POLICY_FAILURES as error:
             raise exception_error(policy, "react", error) from error
         if len(transaction) > bound:
-            raise policy_error(policy, "react", f"one transaction has more than {bound:,} operations", line=line)
+            message = f"one transaction has more than {bound:,} operations"
+            raise policy_error(policy, "react", message, line=current_line(source))
         if len(transaction) >= bulk.MIN_BULK and are_sound(transaction, self.table):
             return transaction
         for operation in transaction:
             if fault := find_fault(operation, self.table):
-                raise policy_error(policy, "react", fault, line=line, hint=f"it yielded {str(operation)[:80]}")
+                hint = f"it yielded {str(operation)[:80]}"
+                raise policy_error(policy, "react", fault, line=current_line(source), hint=hint)
         return transaction
 
     def _apply_one(self, operation: Operation, policy: Policy) -> bool:

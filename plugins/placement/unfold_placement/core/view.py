@@ -304,13 +304,12 @@ class View:
     def _cluster_amounts(self, unit: Unit, phase: int) -> Counter[int]:
         state, amounts = self.table.state, Counter[int]()
         rows = [self.table.task_rows[task.name] for task in unit]
-        is_earlier = (state.requested[rows] >= 0) & (state.request_phase[rows] < phase)
-        if not is_earlier.any():
-            return amounts
-        requested, numbers = state.requested[rows][is_earlier], state.requested_amount[rows][is_earlier]
-        for resource, amount in zip(requested.tolist(), numbers.tolist(), strict=True):
-            if state.scope[resource] == kernel.SHARED:
-                amounts[resource] += amount
+        arrays = (state.requested, state.request_phase, state.requested_amount)
+        # most units are a task or a few, for which masks cost more than loops
+        for requests in zip(*(array[rows].tolist() for array in arrays), strict=True):
+            for resource, request_phase, amount in zip(*requests, strict=True):
+                if resource >= 0 and request_phase < phase and state.scope[resource] == kernel.SHARED:
+                    amounts[resource] += amount
         return amounts
 
     def resource_name(self, resource: int) -> str:

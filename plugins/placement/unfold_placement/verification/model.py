@@ -16,8 +16,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from types import FunctionType, MethodType
-from typing import Any, TypeVar, cast
+from types import FunctionType, MethodType, UnionType
+from typing import Any, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,8 @@ FIXED_ARRAYS = frozenset(
     }
 )
 """Arrays that no action changes."""
+CHANGED_ARRAYS = tuple(index for index, name in enumerate(StateArrays._fields) if name not in FIXED_ARRAYS)
+"""Indices of all others."""
 SLOT_MARK = "~"
 """Separates the kind of a job from the number of its slot in the job's name."""
 DIGITS = 6
@@ -84,9 +86,9 @@ def copy_controller(controller: Controller) -> Controller:
     memo: dict[int, Any] = {id(controller.table): table}
     view, duplicate = object.__new__(View), object.__new__(Controller)
     memo[id(controller.view)], memo[id(controller)] = view, duplicate
-    _copy_fields(controller.view, view, _field_names(View), memo)
+    _copy_fields(controller.view, view, memo)
     view.label_groups = controller.view.label_groups
-    _fill_by_init(controller, duplicate, _field_names(Controller), memo)
+    _fill_by_init(controller, duplicate, memo)
     return duplicate
 
 
@@ -161,8 +163,8 @@ def canonical_key(controller: Controller, rename: Renaming, running: Running, *,
     if is_coarse:
         policies = tuple(_ranked_form(form) for form in policies)
     # holders of a deleted resource still count against its successor
-    amounts = np.concatenate((state.capacity, state.available)).T.tolist()
-    held = tuple(sorted([(rename[name], *amounts[column]) for column, name in enumerate(table.columns) if name]))
+    columns = zip(table.columns, state.capacity.T.tolist(), state.available.T.tolist(), strict=False)
+    held = tuple(sorted([(rename[name], *capacity, *available) for name, capacity, available in columns if name]))
     return running_form, shares, waiting, entries, held, reserved, finished, timers, state.is_up.tobytes(), policies
 
 
@@ -392,10 +394,10 @@ def _find_copier(kind: Hashable) -> Copier | None:
     names = _field_names(kind)
     if names and cast("type", kind).__dictoffset__:
         return _attributes_copier(kind)
-    return _fields_copier(kind, names) if names else copy.deepcopy
+    return _fields_copier(kind) if names else copy.deepcopy
 
 
-def _fields_copier(kind: Any, names: Sequence[str]) -> Copier:
+def _fields_copier(kind: Any) -> Copier:
     fill = _fill_by_init if _has_plain_init(kind) else _copy_fields
 
     def copy_fields(value: Any, memo: dict[int, Any]) -> Any:
@@ -403,7 +405,7 @@ def _fields_copier(kind: Any, names: Sequence[str]) -> Copier:
         if known is not None:
             return known
         duplicate = memo[id(value)] = object.__new__(kind)
-        fill(value, duplicate, names, memo)
+        fill(value, duplicate, memo)
         return duplicate
 
     return copy_fields
@@ -415,9 +417,20 @@ def _has_plain_init(kind: Any) -> bool:
     return is_generated and IS_SHIPPED[kind] and all(item.init and not item.kw_only for item in fields(kind))
 
 
-def _fill_by_init(value: object, duplicate: Any, names: Sequence[str], memo: dict[int, Any]) -> None:
+def _fill_by_init(value: object, duplicate: Any, memo: dict[int, Any]) -> None:
     # one call assigns all fields at half the price of an assignment each
-    duplicate.__init__(*_copy_list(READER_OF[names](value), memo))
+    duplicate.__init__(*_copy_items(value, memo))
+
+
+def _copy_items(value: object, memo: dict[int, Any]) -> list[Any]:
+    """Return the copied values of an object's fields, in their order."""
+    copiers = COPIERS_OF_FIELDS[type(value)]
+    items = list(copiers.read(value))
+    for index in copiers.flat:
+        items[index] = items[index].copy()
+    for index, copier in copiers.others:
+        items[index] = copier(items[index], memo)
+    return items
 
 
 def _attributes_copier(kind: Any) -> Copier:
@@ -435,16 +448,73 @@ def _attributes_copier(kind: Any) -> Copier:
     return copy_attributes
 
 
-def _copy_fields(value: object, duplicate: object, names: Sequence[str], memo: dict[int, Any]) -> None:
-    assign = object.__setattr__
+def _copy_fields(value: object, duplicate: object, memo: dict[int, Any]) -> None:
+    names = _field_names(cast("Hashable", type(value)))
     try:
-        items = READER_OF[names](value)
+        items = _copy_items(value, memo)
     except AttributeError:
-        items = [getattr(value, name, UNSET) for name in names]
+        # some fields are not set
+        found = (getattr(value, name, UNSET) for name in names)
+        items = [UNSET if item is UNSET else _copy_value(item, memo) for item in found]
+    assign = object.__setattr__
     for name, item in zip(names, items, strict=True):
         if item is not UNSET:
-            copier = COPIER_OF[type(item)]
-            assign(duplicate, name, item if copier is None else copier(item, memo))
+            assign(duplicate, name, item)
+
+
+class FieldCopiers(NamedTuple):
+    """How the fields of a class are copied.
+
+    Attributes:
+        read: Reads the fields of an object.
+        flat: Indices of the fields whose own ``copy`` suffices.
+        others: Index and copier of further fields; copies share the rest.
+    """
+
+    read: Callable[[object], Sequence[Any]]
+    flat: list[int]
+    others: list[tuple[int, Copier]]
+
+
+def _find_copiers_of_fields(kind: Any) -> FieldCopiers:
+    """Return how the fields of a class are copied.
+
+    The annotations of this package, which mypy checks, say of most fields what they hold: no look at each item of a
+    mapping is needed then.
+    """
+    names = _field_names(kind)
+    hints = get_type_hints(kind) if IS_SHIPPED[kind] else {}
+    copiers = [_find_copier_of_hint(hints[name]) if name in hints else _copy_value for name in names]
+    flat = [index for index, copier in enumerate(copiers) if copier is _copy_flat]
+    others = [(index, copier) for index, copier in enumerate(copiers) if copier not in (None, _copy_flat)]
+    return FieldCopiers(_find_reader(names), flat, others)
+
+
+def _find_copier_of_hint(hint: Any) -> Copier | None:
+    """Return how the values of an annotated field are copied; None where copies share them."""
+    if hint in ATOMS or hint in SHARED:
+        return None
+    origin = get_origin(hint)
+    if origin is np.ndarray:
+        return _copy_flat
+    if origin not in (*FLAT_CONTAINERS, tuple, frozenset, Union, UnionType):
+        return _copy_value
+    parts = [_find_copier_of_hint(part) for part in get_args(hint) if part is not Ellipsis]
+    if not any(parts):
+        return FLAT_CONTAINERS.get(origin)
+    return _items_copier(parts[1]) if origin is dict and parts[1] is not None else _copy_value
+
+
+def _items_copier(copier: Copier) -> Copier:
+    """Return how mappings are copied whose values are copied in one way."""
+
+    def copy_items(value: dict[Any, Any], memo: dict[int, Any]) -> dict[Any, Any]:
+        duplicate = value.copy()
+        for key, item in value.items():
+            duplicate[key] = copier(item, memo)
+        return duplicate
+
+    return copy_items
 
 
 def _find_reader(names: Sequence[str]) -> Callable[[object], Sequence[Any]]:
@@ -501,8 +571,16 @@ def _copy_empty_cluster(value: EmptyCluster, memo: dict[int, Any]) -> EmptyClust
 
 UNSET = object()
 """Stands for a field without a value."""
-READER_OF = ByType(_find_reader)
-"""How the fields of a value are read, by their names."""
+FLAT_CONTAINERS: Mapping[Any, Copier] = {
+    list: _copy_flat,
+    dict: _copy_flat,
+    set: _copy_flat,
+    deque: _copy_flat,
+    Counter: _copy_counter,
+}
+"""How mutable containers are copied whose items copies share."""
+COPIERS_OF_FIELDS = ByType(_find_copiers_of_fields)
+"""How the fields of a class are copied."""
 CONTAINER_COPIERS: Mapping[type, Copier] = {
     tuple: _copy_tuple,
     list: _copy_list,
@@ -519,10 +597,9 @@ COPIER_OF = ByType(_find_copier)
 
 
 def _copy_table(table: ResourceTable) -> ResourceTable:
-    arrays: list[NDArray[Any]] = [
-        array if name in FIXED_ARRAYS else array.copy()
-        for name, array in zip(StateArrays._fields, cast("Iterable[NDArray[Any]]", table.state), strict=True)
-    ]
+    arrays: list[NDArray[Any]] = list(table.state)
+    for index in CHANGED_ARRAYS:
+        arrays[index] = arrays[index].copy()
     return ResourceTable(
         table.nodes,
         table.resource_kinds,
