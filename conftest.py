@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -27,6 +28,13 @@ def _own_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("UNFOLD_PROGRESS", "0")
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_garbage() -> Iterator[None]:
+    """Collect what a test leaves open before it ends: found later, it would fail another test."""
+    yield
+    gc.collect(1)
 
 
 @pytest.fixture(scope="session")
