@@ -1,4 +1,4 @@
-"""Iteration times from the record of an earlier run: a Ray Tune folder, or a table with one row per checkpoint."""
+"""Iteration times from the record of an earlier run: that of an experiment tracker, or a table of checkpoints."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from unfold_tuning.job.experiment_trackers import list_tracked_steps, read_logged_metrics
 from unfoldkit.api import CsvRow, csv_rows, did_you_mean, format_count, format_duration, format_percent, user_error
 from unfoldkit.arrivals.readers.timestamps import split_unit
 
@@ -183,12 +184,21 @@ def read_trial_log(path: Path, source: TrialLogSource) -> TrialLog:
     """
     by_trial: dict[str, list[tuple[float, float]]] = {}
     skipped: list[str] = []
+    is_of_ray = path.is_dir() and any(next(path.rglob(name), None) for name in RAY_FILES)
+    if metrics := [] if is_of_ray else read_logged_metrics(path):
+        return _require_steps(list_tracked_steps(metrics, source.where, path, source.key), (), path, source.key)
     for file in _list_files(path):
         for trial, end, seconds in _read_iterations(file, source, skipped, is_single_trial=path.is_dir()):
             by_trial.setdefault(trial, []).append((end, seconds))
-    if not by_trial:
-        raise user_error("no iteration of any trial is recorded here", file=str(path), key=source.key)
-    return TrialLog(steps=by_trial, skipped=tuple(skipped))
+    return _require_steps(by_trial, skipped, path, source.key)
+
+
+def _require_steps(
+    steps: Mapping[str, Sequence[tuple[float, float]]], skipped: Sequence[str], path: Path, key: str
+) -> TrialLog:
+    if not steps:
+        raise user_error("no iteration of any trial is recorded here", file=str(path), key=key)
+    return TrialLog(steps=steps, skipped=tuple(skipped))
 
 
 def _list_files(path: Path) -> list[Path]:
@@ -200,8 +210,8 @@ def _list_files(path: Path) -> list[Path]:
             return files
     if files := sorted(path.glob("*.csv")):
         return files
-    hint = "name a table, a Ray Tune folder, or a folder with a CSV file for each trial"
-    raise user_error(f"no {' or '.join(RAY_FILES)} in this folder", file=str(path), hint=hint)
+    hint = "name a table, a folder of Ray Tune, TensorBoard or MLflow, or one with a CSV file for each trial"
+    raise user_error("no record of trials in this folder", file=str(path), hint=hint)
 
 
 def _read_iterations(

@@ -39,9 +39,10 @@ Names = Annotated[str | tuple[str, ...], Field(union_mode="left_to_right")]
 
 
 class Recorded(Model):
-    """An earlier run: a Ray Tune folder, or a table (CSV, JSON, JSON Lines) with one row per checkpoint or trial.
+    """An earlier run: a table (CSV, JSON, JSON Lines) with one row per checkpoint or trial, or a record of a tool.
 
-    By default, columns have the names that Ray Tune, Weights & Biases or Optuna give them.
+    Ray Tune, TensorBoard and MLflow write such records. By default, columns have the names that Ray Tune, Weights &
+    Biases or Optuna give them.
     """
 
     path: str
