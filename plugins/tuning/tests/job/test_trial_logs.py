@@ -130,6 +130,10 @@ def _write_rows(head: str, row: Callable[[str, int, float, float], str]) -> str:
     return "\n".join([head, *lines])
 
 
+def _list_rows() -> list[tuple[str, int, float]]:
+    return [(t, n + 1, sum(s[: n + 1])) for t, s in STEPS.items() for n in range(len(s))]
+
+
 def _format_date(seconds: float) -> str:
     return (dt.datetime(2026, 3, 1, 10, tzinfo=dt.UTC) + dt.timedelta(seconds=seconds)).isoformat()
 
@@ -159,6 +163,37 @@ def test_names_and_clocks_of_other_tools_are_read(tmp_path: Path, text: str, has
         expected = [(float(n + 1), s) for n, s in enumerate(seconds)][skipped:]
         assert [end for end, _ in steps[trial]] == [end for end, _ in expected]
         assert [s for _, s in steps[trial]] == pytest.approx([s for _, s in expected], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Lightning and Transformers: training and validation in rows of their own
+        "trial,epoch,step,train_loss,val_loss,elapsed\n"
+        + "".join(f"{t},{n},{n}99,.5,,{at - 1}\n{t},{n},{n}99,,.4,{at}\n" for t, n, at in _list_rows()),
+        # Weights & Biases: several batches of an epoch
+        "run,epoch,_step,loss,_runtime\n"
+        + "".join(f"{t},{n},{10 * n + b},.5,{at - 9 + b}\n" for t, n, at in _list_rows() for b in (0, 4, 9)),
+        # MLflow: a row per metric
+        "run_id,key,value,timestamp,step\n"
+        + "".join(f"{t},{key},.5,{1.7e12 + 1000 * at:.0f},{n}\n" for t, n, at in _list_rows() for key in ("a", "b")),
+    ],
+)
+def test_the_last_row_of_an_iteration_counts(tmp_path: Path, text: str) -> None:
+    """A logger writes several rows while an iteration runs: other metrics, or other batches."""
+    (tmp_path / "t.csv").write_text(text)
+    steps = read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv")).steps
+    assert {t: [s for _, s in items][-3:] for t, items in steps.items()} == {
+        t: pytest.approx(seconds[1:]) for t, seconds in STEPS.items()
+    }
+
+
+def test_rows_that_do_not_differ_are_those_of_several_trials(tmp_path: Path) -> None:
+    """Two seeds report the same epochs with the same columns filled: the column that names them is missing."""
+    rows = [f"a,{seed},{n},{20 * n + seed}" for n in (1, 2, 3) for seed in (1, 2)]
+    (tmp_path / "t.csv").write_text("\n".join(["trial,seed,epoch,elapsed", *rows]))
+    with pytest.raises(UnfoldError, match="trial a reports iteration 1 twice"):
+        read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv"))
 
 
 def test_elapsed_times_may_begin_again(tmp_path: Path) -> None:

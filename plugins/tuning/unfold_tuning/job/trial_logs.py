@@ -20,19 +20,44 @@ from unfoldkit.arrivals.readers.timestamps import split_unit
 
 DEFAULT_COLUMNS = {
     "trial": (
-        *("trial_id", "trial", "config_id", "run_id", "run_uuid", "run", "run_name", "hp_id", "number", "name", "id"),
+        *(
+            "trial_id",
+            "trial",
+            "trialjobid",
+            "trial_index",
+            "config_id",
+            "run_id",
+            "run_uuid",
+            "run",
+            "run_name",
+            "hp_id",
+        ),
+        *("number", "name", "id"),
     ),
-    "iteration": (*("training_iteration", "iteration", "iter", "epoch", "epochs", "step", "_step", "global_step"),),
+    "iteration": (
+        *("training_iteration", "iteration", "iter", "epoch", "epochs", "step", "_step", "global_step", "sequence"),
+    ),
     "elapsed": (
         *("time_total_s", "elapsed_s", "elapsed", "_runtime", "runtime", "train_time", "duration"),
         *("wall_time", "_timestamp", "timestamp", "datetime"),
     ),
     "seconds": ("time_this_iter_s", "seconds", "iteration_s", "epoch_s", "time"),
 }
-"""Column names that Ray Tune, Weights & Biases, Optuna, TensorBoard, MLflow and people use.
+"""Column names that Ray Tune, Weights & Biases, Optuna, TensorBoard, MLflow, NNI and people use.
 
 In lower case, with underscores for spaces and without units in brackets.
 """
+SPANS = (
+    *(("start_time", "end_time"), ("starttime", "endtime"), ("datetime_start", "datetime_complete")),
+    *(("started_at", "ended_at"), ("started_at", "finished_at"), ("book_time", "refresh_time")),
+)
+"""Columns of the begin and the end of a trial in MLflow, Optuna, Hyperopt and others, if no other times are known."""
+SPAN_COLUMN = "seconds from begin to end"
+"""Column that is added with the difference of the two."""
+METRIC_COLUMNS = ("key", "tag", "metric", "metric_name", "variable")
+"""Columns that name which of several metrics of an iteration a row holds."""
+FINER_COUNTERS = ("batch", "batch_idx", "batch_index")
+"""Columns that count within an iteration."""
 RAY_FILES = ("progress.csv", "result.json")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz")
 JSON_FORM = "one object per line, one array of objects, or an object with lists of equal length for each trial"
@@ -306,7 +331,7 @@ def _compute_iteration_seconds(
     done = previous_s = 0.0
     if timing.is_elapsed:
         # the next step covers what a row without a time would have
-        checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint.is_timed]
+        checkpoints = _merge_rows([checkpoint for checkpoint in checkpoints if checkpoint.is_timed], timing)
     checkpoints = _count_from_one(checkpoints, timing)
     if timing.is_elapsed and checkpoints and _parse_seconds(checkpoints[0].row, timing.time) >= CLOCK_S:
         # when its first step began is unknown
@@ -325,14 +350,36 @@ def _compute_iteration_seconds(
             continue
         seconds = _parse_seconds(checkpoint.row, timing.time)
         if timing.is_elapsed and seconds < previous_s:
-            _require_no_clock_change(checkpoint.row, timing.time, previous_s - seconds, previous_s)
+            _require_no_clock_change(checkpoint.row, timing.time, previous_s - seconds, previous_s, trial)
             previous_s = 0.0 if seconds < RESTART_FRACTION * previous_s else previous_s
         step_s = max(0.0, seconds - previous_s) if timing.is_elapsed else seconds
         yield checkpoint.iters, step_s / (checkpoint.iters - done)
         done, previous_s = checkpoint.iters, max(previous_s, seconds)
 
 
-def _require_no_clock_change(row: CsvRow, column: str, fall_s: float, before_s: float) -> None:
+def _merge_rows(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> Sequence[_Checkpoint]:
+    """Keep the last row of each iteration, where a trial has several that a logger wrote while it ran.
+
+    Such rows differ in what they hold: other metrics are filled, or a finer counter goes on. Rows that do not differ
+    are those of several trials, and stay.
+    """
+    if not timing.count or len({checkpoint.iters for checkpoint in checkpoints}) == len(checkpoints):
+        return checkpoints
+    seen = {(checkpoint.iters, *_describe_row(checkpoint.row, timing.count[0])) for checkpoint in checkpoints}
+    times = [_parse_seconds(checkpoint.row, timing.time) for checkpoint in checkpoints]
+    if len(seen) < len(checkpoints) or any(later < earlier for earlier, later in itertools.pairwise(times)):
+        return checkpoints
+    return list({checkpoint.iters: checkpoint for checkpoint in checkpoints}.values())
+
+
+def _describe_row(row: CsvRow, count: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Describe what a row holds: the columns that are filled, and the cells of finer counters and names of metrics."""
+    finer = {*DEFAULT_COLUMNS["iteration"], *FINER_COUNTERS, *METRIC_COLUMNS}
+    filled = [name for name, cell in row.cells.items() if cell.strip().lower() not in (*EMPTY_CELLS, "nan")]
+    return frozenset(filled), tuple(row[name] for name in filled if name != count and _normalize_name(name) in finer)
+
+
+def _require_no_clock_change(row: CsvRow, column: str, fall_s: float, before_s: float, trial: str) -> None:
     """Require that a time which goes back is the elapsed one of a surrogate or a run that was resumed.
 
     Raises:
@@ -341,6 +388,7 @@ def _require_no_clock_change(row: CsvRow, column: str, fall_s: float, before_s: 
     is_clock = before_s >= CLOCK_S and fall_s > MAX_CLOCK_FALL_S
     if is_clock or (":" in row[column] and fall_s > (1 - RESTART_FRACTION) * before_s):
         hint = "write dates with an offset, such as 2026-11-01T01:30:00-05:00, or the seconds since a trial began"
+        hint += "" if trial else "; profile.recorded.trial names the columns that identify a trial"
         raise row.wrong(f"the time goes back by {format_duration(fall_s)}", column, hint)
 
 
