@@ -228,6 +228,41 @@ def test_curves_nested_in_json_are_read(tmp_path: Path) -> None:
         read_trial_log(tmp_path / "t.json", TrialLogSource(path="t.json"))
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda rows: {"trials": rows},
+        lambda rows: {"schema": {"fields": ["trial"]}, "pandas_version": "1.4.0", "data": rows},
+        lambda rows: {name: {str(n): row[name] for n, row in enumerate(rows)} for name in rows[0]},
+    ],
+)
+def test_rows_within_an_object_are_read(tmp_path: Path, wrap: Callable[[list[dict[str, object]]], object]) -> None:
+    """REST answers wrap a list of rows; pandas writes a table by column unless it is asked not to."""
+    rows: list[dict[str, object]] = [{"trial": t, "epoch": n, "elapsed": at} for t, n, at in _list_rows()]
+    (tmp_path / "t.json").write_text(json.dumps(wrap(rows), indent=1))
+    steps = read_trial_log(tmp_path / "t.json", TrialLogSource(path="t.json")).steps
+    assert {trial: [s for _, s in items] for trial, items in steps.items()} == STEPS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        (
+            "run_id,status,start_time,end_time\na,FINISHED,2026-01-01 10:00:00.5+00:00,2026-01-01 10:00:30.5+00:00\n"
+            "b,RUNNING,2026-01-01 10:00,\nc,FINISHED,2026-01-01 23:59:00,2026-01-02 00:00:30\n"
+        ),
+        # without a name of the trials, and with the same configuration twice
+        "config_id,starttime,endtime\n1,1.7e9,1700000030\n1,1.7e9,1700000090\n",
+        "tid,book_time,refresh_time\n0,1.7e12,1.70000003e12\n1,1.7e12,1.70000009e12\n",
+    ],
+)
+def test_trials_with_begin_and_end_are_read(tmp_path: Path, text: str) -> None:
+    """Each row is a trial of its own if the times are its begin and its end."""
+    (tmp_path / "t.csv").write_text(text)
+    steps = read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv", iters=10)).steps
+    assert sorted(seconds for items in steps.values() for _, seconds in items) == pytest.approx([3.0, 9.0])
+
+
 @pytest.mark.parametrize("cell", ["nan", "NaN", "inf", "-Infinity"])
 @pytest.mark.parametrize(("column", "times"), [("elapsed", [2, 4, 6, 8]), ("seconds", [2, 2, 2, 2])])
 def test_times_that_are_not_finite_are_skipped_and_counted(
@@ -295,6 +330,10 @@ def test_a_record_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("trial,epoch,elapsed\na,1,01/05/2026 10:00\n", "'01/05/2026 10:00' is not a time .write 2026"),
         ("run,epoch,datetime\na,1,2026-11-01 01:50\na,2,2026-11-01 01:05\n", "3:1: datetime: the time goes back by 45"),
         ("run,epoch,elapsed\na,1,23:50:00\na,2,00:05:00\n", "elapsed: the time goes back by 23.8 h"),
+        (
+            "job,epoch,timestamp\na,1,1.7e9\na,2,1.7000002e9\nb,3,1.7e9\n",
+            "the time goes back .*; profile.recorded.trial names",
+        ),
         ("trial,epoch,elapsed\n", "no iteration of any trial"),
         ("trial,epoch,elapsed\na,1,0\n", "take no time"),
     ],

@@ -251,10 +251,16 @@ def _read_iterations(
         return
     # JSON rows omit nulls, so the first row may lack columns
     columns = list(dict.fromkeys(itertools.chain.from_iterable(row.cells for row in rows)))
+    has_times = any(_find_columns(source, role, columns) for role in ("elapsed", "seconds"))
+    is_row_a_trial = not has_times and _add_spans(rows, columns)
+    if is_row_a_trial:
+        source = replace(source, elapsed=(SPAN_COLUMN,))
+        columns.append(SPAN_COLUMN)
     trial_columns = _find_columns(source, "trial", columns)
     by_trial: dict[str, list[CsvRow]] = {}
     for row in rows:
         trial = str(path) if is_single_trial else " ".join(row.get(name) for name in trial_columns)
+        trial += f" line {row.line}" if is_row_a_trial else ""
         by_trial.setdefault(trial, []).append(row)
     timing = _find_timing(path, source, columns)
     by_checkpoints = {trial: _read_checkpoints(trial_rows, timing, skipped) for trial, trial_rows in by_trial.items()}
@@ -268,6 +274,19 @@ def _read_iterations(
         )
         for end, seconds in _compute_iteration_seconds(trial, ordered, timing):
             yield trial, end, seconds
+
+
+def _add_spans(rows: Sequence[CsvRow], columns: Sequence[str]) -> bool:
+    """Add the seconds from begin to end to the rows that have both; return whether there are such columns."""
+    by_name = {_normalize_name(name): name for name in reversed(columns)}
+    span = next((pair for pair in SPANS if set(pair) <= set(by_name)), None)
+    for row in rows if span else ():
+        begin, end = (by_name[name] for name in span or ())
+        is_known = all(row.get(name).strip().lower() not in (*EMPTY_CELLS, *NOT_FINITE_CELLS) for name in (begin, end))
+        row.cells[SPAN_COLUMN] = (
+            str(max(0.0, _parse_seconds(row, end) - _parse_seconds(row, begin))) if is_known else ""
+        )
+    return span is not None
 
 
 def _find_timing(path: Path, source: TrialLogSource, columns: Sequence[str]) -> _Timing:
@@ -483,8 +502,10 @@ def _parse_nested(text: str) -> Mapping[str, object]:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    is_nested = isinstance(value, Mapping) and all(isinstance(item, (Mapping, list)) for item in value.values())
-    return value if is_nested else {}
+    if not isinstance(value, Mapping):
+        return {}
+    is_nested = all(isinstance(item, (Mapping, list)) for item in value.values())
+    return value if is_nested or _list_row_tables(value) else {}
 
 
 def _list_tables(value: object, names: tuple[str, ...]) -> Iterator[list[dict[str, object]]]:
@@ -493,6 +514,12 @@ def _list_tables(value: object, names: tuple[str, ...]) -> Iterator[list[dict[st
     A trial is named by the keys that lead to its lists, as LCBench has them.
     """
     if not isinstance(value, Mapping):
+        return
+    if tables := _list_row_tables(value):
+        yield max(tables, key=len)
+        return
+    if names == () and (rows := _list_pandas_rows(value)):
+        yield rows
         return
     columns = {str(name): item for name, item in value.items() if isinstance(item, list)}
     length = max((len(item) for item in columns.values()), default=0)
@@ -503,6 +530,23 @@ def _list_tables(value: object, names: tuple[str, ...]) -> Iterator[list[dict[st
         return
     for name, item in value.items():
         yield from _list_tables(item, (*names, str(name)))
+
+
+def _list_row_tables(value: Mapping[str, object]) -> list[list[dict[str, object]]]:
+    """List the lists of objects in an object: MLflow's REST API and pandas wrap rows, each with its trial."""
+    lists = [item for item in value.values() if isinstance(item, list) and item]
+    return [item for item in lists if all(isinstance(row, Mapping) for row in item)]
+
+
+def _list_pandas_rows(value: Mapping[str, object]) -> list[dict[str, object]]:
+    """List the rows of what ``DataFrame.to_json`` writes by default: by column, the cells by row; else none."""
+    columns = {name: cells for name, cells in value.items() if isinstance(cells, Mapping)}
+    indices = {tuple(cells) for cells in columns.values()}
+    if len(columns) < len(value) or len(indices) != 1:
+        return []
+    if any(isinstance(cell, (Mapping, list)) for cells in columns.values() for cell in cells.values()):
+        return []
+    return [{name: cells[row] for name, cells in columns.items()} for row in indices.pop()]
 
 
 def _parse_json(text: str, path: Path, line: int) -> Any:
