@@ -12,6 +12,8 @@ from unfoldkit.catalog.instances import Instance
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LINUX = "Linux/UNIX"
+_PAGED = ("SpotPriceHistory", "Items", "PriceList")
+"""Keys of the rows in an answer of AWS or Azure, which may have several pages."""
 
 
 def iter_offers(document: Any, region: str, zones: Collection[str] = ()) -> Iterator[Instance]:
@@ -25,10 +27,18 @@ def iter_offers(document: Any, region: str, zones: Collection[str] = ()) -> Iter
         yield from _offer_file(document, region)
         products = (json.loads(item) if isinstance(item, str) else item for item in document.get("PriceList") or ())
         yield from (offer for item in products if (offer := _product(item, region)) is not None)
+    elif isinstance(document, list) and (pages := _merge_pages(document)):
+        yield from iter_offers(pages, region, zones)
     elif isinstance(document, list):
         yield from _azure([item for item in document if "armSkuName" in item], region)
         yield from _spot([item for item in document if "SpotPrice" in item], region, zones)
         yield from (offer for item in document if (offer := _ec2instances(item, region)) is not None)
+
+
+def _merge_pages(documents: list[Any]) -> dict[str, list[Any]]:
+    """Merge the pages of an answer: the newest of all prices counts, not that of each page."""
+    pages = [item for item in documents if isinstance(item, Mapping)]
+    return {key: rows for key in _PAGED if (rows := [row for page in pages for row in page.get(key) or ()])}
 
 
 def _spot(rows: Any, region: str, zones: Collection[str]) -> Iterator[Instance]:

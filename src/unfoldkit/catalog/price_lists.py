@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,10 +74,20 @@ def _head(line: str) -> list[str]:
     return next(csv_lines([line]), (0, []))[1]
 
 
+def _iter_documents(text: str) -> Iterator[object]:
+    """Yield the documents of a text: one, one a line, or the answers to several requests one after another."""
+    decoder, rest = json.JSONDecoder(), text.strip()
+    while rest:
+        document, end = decoder.raw_decode(rest)
+        yield document
+        rest = rest[end:].lstrip()
+
+
 def _document(path: Path) -> object:
     try:
         with open_text(path) as stream:
-            return json.load(stream)
+            documents = list(_iter_documents(stream.read()))
+            return documents[0] if len(documents) == 1 else documents
     except (ValueError, RecursionError, *UNREADABLE) as error:
         raise user_error(f"cannot read the price list: {error}", file=str(path)) from error
 

@@ -124,6 +124,18 @@ def test_spot_prices_are_the_newest_of_the_cheapest_zone(tmp_path: Path) -> None
     assert book(tmp_path, table).rows["g5"].spot == 0.45
 
 
+@pytest.mark.parametrize("separator", ["\n", "", None])
+def test_pages_of_an_answer_count_together(tmp_path: Path, separator: str | None) -> None:
+    """A loop over tokens writes a document a page, after one another or in a list: an older page is no other price."""
+    pages = [
+        {"SpotPriceHistory": [spot("g5", "0.30", "us-east-1a", 4)], "NextToken": "x"},
+        {"SpotPriceHistory": [spot("g5", "0.40", "us-east-1a", 5), spot("g6", "0.50", "us-east-1a", 5)]},
+    ]
+    text = json.dumps(pages) if separator is None else separator.join(map(json.dumps, pages))
+    rows = book(tmp_path, text).rows
+    assert (rows["g5"].spot, rows["g6"].spot) == (0.4, 0.5)
+
+
 def product(name: str, **other: str) -> dict[str, Any]:
     """A product of AWS's price list."""
     usual = {"operatingSystem": "Linux", "tenancy": "Shared", "preInstalledSw": "NA", "capacitystatus": "Used"}
