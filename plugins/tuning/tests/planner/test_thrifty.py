@@ -191,3 +191,11 @@ def test_a_broken_log_is_an_error(tmp_path: Path, text: str, message: str) -> No
     path.write_text(text)
     with pytest.raises(UnfoldError, match=message):
         read_availability(path, ["a"], 300.0, "cloud.availability.zones")
+
+
+def test_a_history_of_prices_is_no_log_of_availability(tmp_path: Path) -> None:
+    """It is refused by what it is, not as a table without commas."""
+    path = tmp_path / "spot.json"
+    path.write_text('{"SpotPriceHistory": []}')
+    with pytest.raises(UnfoldError, match=r"spot\.json: cloud.availability.zones: a log .* write it as cloud.prices"):
+        read_availability(path, ["a"], 300.0, "cloud.availability.zones")

@@ -66,6 +66,9 @@ def read_availability(path: Path, columns: Sequence[str], tick_s: float, key: st
         UnfoldError: A column is missing, a cell cannot be read, the rows are further apart than a tick, or there are
             fewer than two ticks.
     """
+    if ".json" in path.suffixes or path.suffix == ".jsonl":
+        hint = "a history of prices does not show when an instance could be had: write it as cloud.prices"
+        raise user_error("a log of availability is a CSV table", file=str(path), key=key, hint=hint)
     rows = list(csv_rows(path))
     names = list(rows[0].cells) if rows else []
     for column in columns:
