@@ -48,7 +48,7 @@ def test_swf_jobs_are_split_over_nodes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "cores"),
     [("MaxNodes: 3\n; MaxProcs: 8", [3, 3, 2]), ("MaxProcs: 2", [1, 1]), ("MaxNodes: 2", [1, 1]),
-     ("MaxNodes: 5\n;MaxProcs:2", [1, 1])],
+     ("MaxNodes: 5\n;MaxProcs:2", [1, 1]), ("maxnodes = 2\n;MAXPROCS : 1,024 (batch)", [512, 512])],
 )  # fmt: skip
 def test_swf_nodes_come_from_the_header(tmp_path: Path, header: str, cores: list[int]) -> None:
     """The machine has the processors of the header on its nodes, and no more nodes than processors."""
@@ -61,6 +61,13 @@ def test_malformed_swf_files_are_reported(tmp_path: Path) -> None:
         swf_tasks(write_csv(tmp_path, "1 2 3\n"))
     with pytest.raises(UnfoldError, match=r":1:1: run: 'x' is not a number"):
         swf_tasks(write_csv(tmp_path, "1 2 3 x" + " 1" * 14))
+    job = LOG.splitlines()[3]
+    with pytest.raises(UnfoldError, match=r":1:1: run: 1e300 s are longer than 31 years"):
+        swf_tasks(write_csv(tmp_path, job.replace(" 60 ", " 1e300 ")))
+    with pytest.raises(
+        UnfoldError, match=r":1:1: requested processors: the jobs so far fill more than 5,000,000 nodes"
+    ):
+        swf_tasks(write_csv(tmp_path, job.replace(" 6 100 ", " 100000000 100 ")))
     with pytest.raises(UnfoldError, match="no MaxNodes or MaxProcs in the header"):
         swf_nodes(write_csv(tmp_path, "; Computer: SP2\n"))
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import islice
 from pathlib import Path
 
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.workload.json_stream import Warn
+from unfold_placement.workload.missing_values import MAX_SPAN_S
+from unfold_placement.workload.tables import MAX_TASKS
 from unfoldkit.api import CsvRow, user_error
 from unfoldkit.io.tables import UNREADABLE, open_text
 
@@ -25,7 +27,7 @@ FIELDS = (
 COMPLETED = 1
 PARTIAL_STATUS = frozenset({2, 3, 4})
 """Status of lines about a part of a job, which also has a line for the complete job."""
-_HEADER = re.compile(r";\s*(MaxNodes|MaxProcs)\s*:\s*(\d+)")
+_HEADER = re.compile(r";\s*(MaxNodes|MaxProcs)\s*[:=]\s*(\d{1,3}(?:,\d{3})+|\d+)", re.IGNORECASE)
 
 
 def swf_nodes(path: Path) -> list[Node]:
@@ -56,7 +58,8 @@ def swf_tasks(path: Path, speedup: float = 1.0, max_jobs: int | None = None, war
         warn: Receives how many lines are left out.
 
     Raises:
-        UnfoldError: the file cannot be read, or a line does not have eighteen numbers.
+        UnfoldError: the file cannot be read, a line does not have eighteen numbers, a job runs implausibly long, or
+            the jobs have too many tasks.
     """
     nodes, processors = _read_machine(path)
     node_size = math.ceil(processors / nodes) if nodes else 1
@@ -65,6 +68,7 @@ def swf_tasks(path: Path, speedup: float = 1.0, max_jobs: int | None = None, war
     if len(usable) < len(rows) and (max_jobs is None or len(usable) < max_jobs):
         left_out = len(rows) - len(usable)
         warn(f"{path.name}: left out {left_out} of {len(rows)} lines, which never ran or are parts of jobs")
+    _check_bounds(usable, node_size)
     origin_s = min((row.number("submit") for row in usable), default=0.0)
     jobs = {row["job"] for row in usable}
     return [
@@ -72,6 +76,16 @@ def swf_tasks(path: Path, speedup: float = 1.0, max_jobs: int | None = None, war
         for row in usable
         for task in _build_tasks(row, node_size, (row.number("submit") - origin_s) / speedup, jobs)
     ]
+
+
+def _check_bounds(rows: Sequence[CsvRow], node_size: int) -> None:
+    total = 0
+    for row in rows:
+        if row.number("run") > MAX_SPAN_S:
+            raise row.wrong(f"{row['run']} s are longer than 31 years", "run")
+        total += math.ceil(_job_size(row) / node_size)
+        if total > MAX_TASKS:
+            raise row.wrong(f"the jobs so far fill more than {MAX_TASKS:,} nodes", "requested processors")
 
 
 def _build_tasks(row: CsvRow, node_size: int, arrival_s: float, jobs: AbstractSet[str]) -> Iterator[Task]:
@@ -109,8 +123,9 @@ def _has_run(row: CsvRow) -> bool:
 
 def _read_machine(path: Path) -> tuple[int, int]:
     """Return nodes and processors of the header, (0, 0) where it has neither."""
-    header = {match[1]: int(match[2]) for _, text in _iter_lines(path) if (match := _HEADER.match(text))}
-    nodes, processors = header.get("MaxNodes", 0), header.get("MaxProcs", 0)
+    matches = [match for _, text in _iter_lines(path) if (match := _HEADER.match(text))]
+    header = {match[1].lower(): int(match[2].replace(",", "")) for match in matches}
+    nodes, processors = header.get("maxnodes", 0), header.get("maxprocs", 0)
     # some headers count nodes that accept no jobs
     return min(nodes or processors, processors or nodes), processors or nodes
 
