@@ -32,7 +32,9 @@ NAMES = {
         ("cpu=2,gres/gpu:a100=1,gres/gpu:t4=2,mem=512", "gpu", 3), ("cpu=2,mem=1.5G", "memory", 1536),
         ("gpu:a100:8(S:0-1)", "gpu", 8), ("gpu:a100:2(IDX:0,1),gpu:t4:1(IDX:2)", "gpu", 3), ("gres/gpu:4", "gpu", 4),
         ("gres:gpu:1g.5gb:7,shard:2K", "gpu", 7), ("gres:gpu:1g.5gb:7,shard:2K", "shard", 2048),
-        ("4", "gpu", None), ("4Gi", "memory", None), ("10:30", "gpu", None), ("cpu=", "cpu", None), ("x=y", "x", 0),
+        ("4", "gpu", None), ("4Gi", "memory", None), ("10:30", "gpu", None), ("cpu=", "cpu", None), ("x=y", "x", None),
+        ("select=2:ncpus=8:ngpus=4", "gpu", None), ("nvidia.com/gpu=2", "gpu", None), ("a100:2", "gpu", None),
+        ("gpu:2", "cpu", None), ("gres:nic:1", "gpu", 0), ("billing=4,cpu=4,license/ansys=2", "gpu", 0),
     ],
 )  # fmt: skip
 def test_resources_of_slurm(cell: str, kind: str, amount: float | None) -> None:
@@ -73,6 +75,28 @@ def test_steps_of_jobs_are_no_tasks(tmp_path: Path, name: str) -> None:
         list(csv_tasks(path, columns=Columns({**NAMES, "run": ("Elapsed",)})))
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [{"task": ("JobID", "Submit")}, {"task": ("User", "JobID")}, {"task": ("Start",)}],
+    ids=["requeued", "user", "other"],
+)
+def test_steps_are_found_under_any_name(tmp_path: Path, columns: dict[str, tuple[str, ...]]) -> None:
+    """A task is named by several columns where jobs were requeued, or by none of the job's: its steps are steps."""
+    step = "1_4.batch||2026-01-01T00:00:00|2026-01-01T00:01:01||2-03:04:05|COMPLETED|1|cpu=32,mem=512G,node=1\n"
+    path = write_csv(tmp_path, HEAD + ROWS.splitlines(keepends=True)[0] + step)
+    with pytest.raises(UnfoldError, match=r":3:1: JobID: 1_4.batch is a step of the job of line 2.*sacct -X"):
+        list(csv_tasks(path, columns=Columns({**NAMES, "run": ("Elapsed",), **columns})))
+
+
+def test_requested_memory_counts_in_powers_of_1024(tmp_path: Path) -> None:
+    """Slurm writes 16G for 16 GiB; elsewhere it is the 16 GB of Kubernetes."""
+    path = write_csv(tmp_path, "task,arrival,run,ReqMem\na,0,5,16G\nb,0,5,512K\nc,0,5,4000M\n")
+    tasks = csv_tasks(path, columns=Columns({"memory": ("ReqMem",)}))
+    assert [task.demand["memory"] for task in tasks] == [16_384_000, 500, 4_000_000]
+    path = write_csv(tmp_path, "task,arrival,run,memory\na,0,5,16G\n")
+    assert [task.demand["memory"] for task in csv_tasks(path)] == [15_258_789]
+
+
 def test_a_table_of_sacct_without_a_head(tmp_path: Path) -> None:
     """With -n the first line has the commas of TRES: the number of columns decides what separates the cells."""
     columns = Columns({**NAMES, "run": ("Elapsed",)}, header=HEAD.strip().split("|"))
@@ -104,6 +128,12 @@ def test_tasks_that_never_ran_are_counted(tmp_path: Path) -> None:
         ("a,0,5,>24", r"cpu: '>24' is not a number \(table: {unknown: {cpu: \['>24'\]}}"),
         ("a,0,05:30,1", r"'05:30' is not a number \(write hours, minutes and seconds, such as 0:05:30\)"),
         ("a,0,5,4Gn", r"'4Gn' is not a number \(Slurm's ReqMem is per node or core: read AllocTRES"),
+        (
+            "a,Mon 10:00,5,1",
+            r"arrival: 'Mon 10:00' is not a number \(write seconds, Unix times, or dates such as 2026-",
+        ),
+        ("a,0,PT2H,1", r"run: 'PT2H' is not a number \(write seconds, or days, hours, minutes and seconds: 1-02:03:04"),
+        ("a,0,5,16g", r"'16g' is not a number \(write 16Gi for powers of 1024, or 16G for powers of 1000\)"),
         ("a,0,5,64gb", r"'64gb' is not a number \(write 64Gi for powers of 1024, or 64G for powers of 1000\)"),
     ],
 )

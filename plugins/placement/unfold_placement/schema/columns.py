@@ -19,7 +19,7 @@ TASK_COLUMNS = (
 ROUNDING_TOLERANCE = 0.05
 """Relative error that rounding an amount to thousandths may cause."""
 UNKNOWN_CELLS = frozenset(
-    {"", "-", "unknown", "none", "null", "nil", "n/a", "na", "nan", "nat", "<na>", "\\n", "(null)"}
+    {"", "-", "unknown", "undefined", "none", "null", "nil", "n/a", "na", "nan", "nat", "<na>", "\\n", "(null)"}
 )
 """Cells of times and numbers without a value, in lower case."""
 NEGATIVE = "negative"
@@ -40,8 +40,12 @@ MEMORY_UNITS = {prefix: 1000 ** (power + 1) for power, prefix in enumerate("kMGT
 }
 """Bytes of a memory unit, as Kubernetes writes them."""
 _QUANTITY = re.compile(r"(.*[\d.])\s*(m|k|[KMGT]i|[MGT])")
+_TRES = re.compile(r"(?:cpu|mem|node|energy|billing|vmem|pages|(?:bb|fs|gres|ic|license)/[^=]+)=[^=]+", re.IGNORECASE)
+"""A trackable resource of Slurm, such as ``gres/gpu:a100=4``."""
 _GRES = re.compile(r"(?:gres[/:])?([A-Za-z][\w-]*)(?::[\w.-]+)?:(\d+[KMGkmg]?)(?:\(.*\))?")
 """A generic resource of Slurm, such as ``gpu:a100:4(S:0-1)``: its name, type and count."""
+SLURM_MEMORY_COLUMNS = frozenset({"ReqMem", "MIN_MEMORY"})
+"""Columns of ``sacct`` and ``squeue`` whose ``16G`` counts in powers of 1024."""
 _BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 """Suffixes of counts and of memory that Slurm writes; memory is in MiB without one."""
 _ELAPSED = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -114,11 +118,11 @@ class Columns:
 
     def read_whole(self, row: CsvRow, kind: str) -> int:
         """Return an amount in its unit where it is a whole number, else 0."""
-        quantity = _read_quantity(row, kind) * self.scales.get(kind, 1.0) if row.get(kind) else 0.0
+        quantity = self._read_quantity(row, kind) if row.get(kind) else 0.0
         return round(quantity) if quantity.is_integer() else 0
 
     def _read_amount(self, row: CsvRow, kind: str, parts: int) -> int:
-        quantity = _read_quantity(row, kind) * self.scales.get(kind, 1.0) / parts
+        quantity = self._read_quantity(row, kind) / parts
         if quantity > MAX_AMOUNT:
             raise row.wrong(f"{quantity:g} is out of range", kind, f"at most {MAX_AMOUNT:g} of its unit: set a scale")
         exact = quantity * MILLI
@@ -126,6 +130,11 @@ class Columns:
             hint = f"scale tasks and nodes alike: scale: {{{kind}: 1000}}"
             raise row.wrong(f"{exact / MILLI:g} is too small: amounts are stored in thousandths", kind, hint)
         return round(exact)
+
+    def _read_quantity(self, row: CsvRow, kind: str) -> float:
+        is_slurm = kind == "memory" and SLURM_MEMORY_COLUMNS.intersection(self.names.get(kind, ()))
+        binary = read_slurm_amount(f"mem={row[kind]}", kind) if is_slurm else None
+        return (_read_quantity(row, kind) if binary is None else binary) * self.scales.get(kind, 1.0)
 
 
 def read_number(row: CsvRow, column: str, *, least: float = 0.0) -> float:
@@ -147,7 +156,11 @@ def _suggest_cell(cell: str, column: str) -> str:
         return f"write hours, minutes and seconds, such as 0:{cell}"
     if re.fullmatch(r"[\d.]+[KMGTP]?[nc?]", cell):
         return "Slurm's ReqMem is per node or core: read AllocTRES, which has the total"
-    if match := re.fullmatch(r"([\d.]+) ?([KMGT])i?B", cell, re.IGNORECASE):
+    if column in {"arrival", "start", "end"} and re.search(r"\d.*[A-Za-z:/]|[A-Za-z].*\d", cell):
+        return "write seconds, Unix times, or dates such as 2026-01-31 12:00:00; dates of one file have one form"
+    if column == "run" and re.search(r"\d\D*[a-zA-Z]", cell):
+        return "write seconds, or days, hours, minutes and seconds: 1-02:03:04"
+    if match := re.fullmatch(r"([\d.]+) ?([KMGT])i?B?", cell, re.IGNORECASE):
         prefix = match[2].upper()
         decimal = prefix.replace("K", "k")
         return f"write {match[1]}{prefix}i for powers of 1024, or {match[1]}{decimal} for powers of 1000"
@@ -159,17 +172,21 @@ def read_slurm_amount(cell: str, kind: str) -> float | None:
     """Return how much of a kind (memory in MiB) Slurm's lists of resources name; None if a cell is no such list.
 
     They are TRES such as ``cpu=8,gres/gpu:a100=4,gres/gpu=4,mem=64G``, and GRES such as ``gpu:a100:4(S:0-1)``. In a
-    TRES the total of all types counts, else the sum of the types.
+    TRES the total of all types counts, else the sum of the types. A GRES without ``gres`` in front must name the kind:
+    ``a100:2`` may be of any other scheduler.
     """
     if "=" in cell:
-        pairs = dict(item.strip().partition("=")[::2] for item in cell.split(","))
+        items = [item.strip() for item in cell.split(",")]
+        if not all(map(_TRES.fullmatch, items)):
+            return None
+        pairs = dict(item.partition("=")[::2] for item in items)
         name = {"memory": "mem", "cpu": "cpu"}.get(kind, f"gres/{kind}")
         texts = [pairs[name]] if name in pairs else [text for key, text in pairs.items() if key.startswith(f"{name}:")]
-        return _sum_binary(texts, kind) if all(pairs.values()) else None
-    items = [_GRES.fullmatch(item) for item in re.split(r",(?![^(]*\))", cell)]
-    if not all(items):
-        return None
-    return _sum_binary([match[2].upper() for match in items if match and match[1] == kind], kind)
+        return _sum_binary(texts, kind)
+    matches = [_GRES.fullmatch(item) for item in re.split(r",(?![^(]*\))", cell)]
+    counts = [match[2].upper() for match in matches if match and match[1] == kind]
+    is_list = all(matches) and (counts or cell.startswith("gres"))
+    return _sum_binary(counts, kind) if is_list else None
 
 
 def _sum_binary(texts: Sequence[str], kind: str) -> float | None:

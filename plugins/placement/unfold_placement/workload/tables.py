@@ -32,6 +32,8 @@ MAX_NUMBER = 1e9
 """Largest amount of an openb file."""
 _SLURM_STEP = re.compile(r"(.*)\.(?:batch|extern|interactive)|(\d+(?:[_+]\d+)?)\.\d+")
 """A step of a Slurm job, which has a row of its own unless ``sacct`` has ``-X``; those of ``srun`` have numbers."""
+SLURM_JOB_COLUMNS = ("JobID", "JobIDRaw")
+"""Columns of ``sacct`` with the number of a job or a step."""
 STANDARD_COLUMNS = Columns()
 
 
@@ -227,23 +229,37 @@ def _read_priority(row: CsvRow) -> int:
 
 
 def _iter_unique(rows: Iterable[CsvRow], column: str) -> Iterator[CsvRow]:
-    """Yield rows while their names are unique.
+    """Yield rows while their names are unique, and none is a step of another.
 
     Raises:
-        UnfoldError: a name occurs twice.
+        UnfoldError: a name occurs twice, or a row is a step of a Slurm job.
     """
     lines: dict[str, int] = {}
+    job_lines: dict[str, int] = {}
     for row in rows:
         name = row[column]
-        step = _SLURM_STEP.fullmatch(name)
-        if step and (job := step[1] or step[2]) in lines:
-            message = f"{name} is a step of the job of line {lines[job]}, which would count twice"
-            raise row.wrong(message, column, "sacct -X prints jobs without steps")
+        _check_step(row, column, job_lines)
         if name in lines:
             hint = f"line {lines[name]} has it too; names must be unique: join columns, or write one row per {column}"
             raise row.wrong(f"{name or 'an empty name'} exists already", column, hint)
         lines[name] = row.line
         yield row
+
+
+def _check_step(row: CsvRow, column: str, job_lines: dict[str, int]) -> None:
+    """Remember the job of a row, by its name and its numbers of Slurm, of which the name may be only a part.
+
+    Raises:
+        UnfoldError: the row is a step of a job before it.
+    """
+    for source in (column, *SLURM_JOB_COLUMNS):
+        cell = row.get(source)
+        step = _SLURM_STEP.fullmatch(cell)
+        if step and (job := step[1] or step[2]) in job_lines:
+            message = f"{cell} is a step of the job of line {job_lines[job]}, which would count twice"
+            raise row.wrong(message, source, "sacct -X prints jobs without steps")
+        if cell:
+            job_lines.setdefault(cell, row.line)
 
 
 def _job_name(row: CsvRow) -> str:
