@@ -167,3 +167,16 @@ def test_dates_with_points_have_the_day_first(tmp_path: Path) -> None:
     """As spreadsheets of half of Europe write them."""
     text = "task;arrival;run\na;31.01.2026 23:00;10\nb;01.02.2026 01:30:00;10\n"
     assert [task.arrival for task in csv_tasks(write_csv(tmp_path, text))] == [0.0, 9000.0]
+
+
+def test_columns_may_count_from_1970_in_different_units(tmp_path: Path) -> None:
+    """A service writes submissions in seconds, and its monitoring starts and ends in ms; waiting tasks end at 0."""
+    text = "task,arrival,start,end\na,1768471200,1768471260000,1768471320000\nb,1768471201,1768471261000,0\n"
+    columns = Columns({"start": ("start",), "end": ("end",)}, unknown={"end": frozenset({"0"})})
+    assert [task.run for task in csv_tasks(write_csv(tmp_path, text), columns=columns)] == [60.0, 59.0]
+
+
+def test_dates_may_be_digits(tmp_path: Path) -> None:
+    """To the second, minute or hour, as they sort as texts."""
+    text = "task,arrival,run\na,20260115100000,5\nb,202601151001,5\nc,2026011511,5\n"
+    assert [task.arrival for task in csv_tasks(write_csv(tmp_path, text))] == [0.0, 60.0, 3600.0]

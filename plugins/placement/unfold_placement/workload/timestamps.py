@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from statistics import median
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class TimeFormat:
     Attributes:
         columns: The columns of the file.
         has_dates: Times are dates rather than numbers.
-        ticks_per_s: Numbers per second.
+        ticks_per_s: Numbers per second, by column; 1 elsewhere.
         origin_s: Time in seconds from which tasks count.
         first_s: Earliest arrival, start or end in seconds.
         last_s: Latest arrival, start or end in seconds.
@@ -39,7 +40,7 @@ class TimeFormat:
 
     columns: Columns
     has_dates: bool
-    ticks_per_s: float = 1.0
+    ticks_per_s: Mapping[str, float] = field(default_factory=dict)
     origin_s: float = 0.0
     first_s: float = 0.0
     last_s: float = 0.0
@@ -48,7 +49,7 @@ class TimeFormat:
         """Return a time in seconds, not counted from the origin."""
         if self.has_dates:
             return parse_datetime_cell(row, column)
-        return self.columns.read_seconds(row, column) / self.ticks_per_s
+        return self.columns.read_seconds(row, column) / self.ticks_per_s.get(column, 1.0)
 
     def read_run_s(self, row: CsvRow, arrival_s: float) -> float | None:
         """Return the run time in seconds: from start (or arrival) to end, else from its column; None if unknown.
@@ -92,18 +93,35 @@ def detect_time_format(rows: Sequence[CsvRow], columns: Columns) -> TimeFormat:
     times = TimeFormat(columns=columns, has_dates=bool(cells) and _is_date(cells[0][0][cells[0][1]]))
     if not cells:
         return times
-    seconds = [times.read_time_s(row, name) for row, name in cells]
+    numbers = [times.read_time_s(row, name) for row, name in cells]
+    ticks_per_s = _detect_units([name for _, name in cells], numbers)
+    seconds = [number / ticks_per_s[name] for number, (_, name) in zip(numbers, cells, strict=True)]
     arrivals = [time for time, (_, name) in zip(seconds, cells, strict=True) if name == "arrival"] or seconds
-    earliest = min(arrivals)
-    earliest_s = float(epoch_to_seconds(np.array([earliest]))[0])
-    ticks_per_s = earliest / earliest_s if earliest_s else 1.0
-    first_s = min(earliest, *seconds) / ticks_per_s
+    earliest_s, first_s = min(arrivals), min(seconds)
     has_origin = times.has_dates or earliest_s >= MIN_UNIX_S
     # a task that started before the first arrival of the file arrived then
     origin_s = first_s if has_origin and any(not row.get("arrival") for row in rows) else earliest_s * has_origin
-    return replace(
-        times, ticks_per_s=ticks_per_s, origin_s=origin_s, first_s=first_s, last_s=max(seconds) / ticks_per_s
-    )
+    return replace(times, ticks_per_s=ticks_per_s, origin_s=origin_s, first_s=first_s, last_s=max(seconds))
+
+
+def _detect_units(names: Sequence[str], numbers: Sequence[float]) -> dict[str, float]:
+    """Return the numbers per second of each column: those of the first, unless both count from 1970."""
+    columns: dict[str, list[float]] = {}
+    for name, number in zip(names, numbers, strict=True):
+        columns.setdefault(name, []).append(number)
+    first = next(iter(columns))
+    earliest = min(columns[first])
+    ticks_per_s = dict.fromkeys(columns, _ticks_per_s(earliest))
+    if earliest / ticks_per_s[first] >= MIN_UNIX_S:
+        # the median is no sentinel, such as 0 where a task has not ended
+        own = {name: (median(times), _ticks_per_s(median(times))) for name, times in columns.items() if name != first}
+        ticks_per_s |= {name: ticks for name, (typical, ticks) in own.items() if typical / ticks >= MIN_UNIX_S}
+    return ticks_per_s
+
+
+def _ticks_per_s(number: float) -> float:
+    seconds = float(epoch_to_seconds(np.array([number]))[0])
+    return number / seconds if seconds else 1.0
 
 
 def normalize_dates(rows: Sequence[CsvRow]) -> list[CsvRow]:
@@ -159,6 +177,10 @@ def parse_datetime_cell(row: CsvRow, column: str) -> float:
 def parse_datetime(text: str) -> float | None:
     """Return a date, with or without a time, in Unix seconds (UTC unless it has a zone), or None."""
     stripped = text.strip()
+    if is_digit_date(stripped):
+        year, parts = stripped[:4], [stripped[at : at + 2] for at in range(4, len(stripped), 2)]
+        month, day, hour, minute, second = [*parts, "00", "00"][:5]
+        stripped = f"{year}-{month}-{day} {hour}:{minute}:{second}"
     candidates = (parse_timestamp(candidate) for candidate in (stripped, f"{stripped} 00:00") if is_time(candidate))
     return next((time for time in candidates if time is not None), None)
 
