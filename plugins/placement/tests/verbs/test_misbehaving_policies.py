@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -96,6 +97,8 @@ NONSENSE: dict[str, tuple[Yielded, str]] = {
     "a number": (lambda _: 7, "a list of operations"),
     "an endless list": (lambda _: (Put(f"x{i}", "n0") for i in itertools.count()), "operations"),
     "a huge list of one node": (lambda _: [Put("x", "n7")] * 50, "no node n7"),
+    "a task for its name": (lambda task: [Put("x", "n0", until=task)], "write 'bad-0', as in until=task.name"),
+    "the rejection of a task": (lambda task: [Refuse(task, "no")], "write 'bad-0', as in Refuse(task.name, reason)"),
     "an unnamed resource": (lambda _: [Put("", "n0")], "name of a resource"),
 }
 
@@ -149,6 +152,20 @@ def test_the_working_folder_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with contain_policies(lambda _: None):
         simulate(cluster(2), job("bad", 2), [Misbehaving(lambda _: os.chdir("/") or [])])  # type: ignore[func-returns-value]
     assert Path.cwd() == tmp_path
+
+
+def test_a_policy_cannot_lower_the_recursion_limit() -> None:
+    """It is that of the whole program, which failed anywhere else without naming the policy; raising it is fine."""
+    limit = sys.getrecursionlimit()
+    with (
+        pytest.raises(UnfoldError, match=r"test_misbehaving_policies.py:\d+: .*a recursion limit of 90: it is that of"),
+        contain_policies(lambda _: None),
+    ):
+        simulate(cluster(2), job("bad", 2), [Misbehaving(lambda _: sys.setrecursionlimit(90) or [])])  # type: ignore[func-returns-value]
+    with contain_policies(lambda _: None):
+        simulate(cluster(2), job("bad", 2), [Misbehaving(lambda _: sys.setrecursionlimit(limit + 1) or [])])  # type: ignore[func-returns-value]
+        sys.setrecursionlimit(limit - 1)
+    assert sys.getrecursionlimit() == limit
 
 
 def test_a_task_may_be_rejected_twice() -> None:

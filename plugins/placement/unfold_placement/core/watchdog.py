@@ -196,6 +196,7 @@ def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> I
     threads = threading.enumerate()
     with (
         keep_process(),
+        keep_recursion_limit(),
         end_forked_processes(),
         report_timers(),
         contextlib.chdir("."),
@@ -230,6 +231,24 @@ def keep_process() -> Iterator[None]:
         yield
     finally:
         os._exit = leave
+
+
+@contextlib.contextmanager
+def keep_recursion_limit() -> Iterator[None]:
+    """Let a policy that lowers the recursion limit raise ``ValueError``: the limit is that of the whole program."""
+    set_limit, least = sys.setrecursionlimit, sys.getrecursionlimit()
+
+    def set_limit_of_policy(limit: int, /) -> None:
+        if limit < least and find_call(threading.get_ident()) is not None:
+            raise ValueError(f"a recursion limit of {limit}: it is that of the whole program, which needs {least}")
+        set_limit(limit)
+
+    sys.setrecursionlimit = set_limit_of_policy
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit = set_limit
+        set_limit(least)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 from unfold_placement.core.agreement import Agreement
 from unfold_placement.core.policy import loading_error
 from unfold_placement.core.types import Task
-from unfold_placement.core.watchdog import end_forked_processes
+from unfold_placement.core.watchdog import end_forked_processes, keep_recursion_limit
 from unfold_placement.live.control_loop import ControlLoop, run_until_stopped
 from unfold_placement.live.status import agreement_to_json, read_status, status_to_json
 from unfoldkit.api import UnfoldError
@@ -69,7 +69,7 @@ class ControllerThread:
         return not (self.last_error or self.loop.last_error) or self.loop.actuator is not None
 
     def _run_loop(self) -> None:
-        with end_forked_processes():
+        with end_forked_processes(), keep_recursion_limit():
             self._decide()
 
     def _decide(self) -> None:
