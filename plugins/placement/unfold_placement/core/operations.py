@@ -9,7 +9,7 @@ from types import GeneratorType
 
 from unfold_placement.core import kernel
 from unfold_placement.core.resources import ResourceTable
-from unfold_placement.core.types import ANYWHERE, MANY, Drop, Put, Refuse, Wake
+from unfold_placement.core.types import ANYWHERE, MANY, Drop, Put, Refuse, Task, Wake
 from unfoldkit.api import did_you_mean
 
 
@@ -65,6 +65,8 @@ def current_line(transactions: object) -> int:
 def _find_amount_fault(operation: Put, table: ResourceTable) -> str:
     if not is_amount(operation.amount):
         return f"the amount of {str(operation.name)[:60]} is {operation.amount!r}, not a whole number from 0 to 2^30"
+    if isinstance(operation.until, Task):
+        return f"until takes the name of a task: write {operation.until.name!r}, as in until=task.name"
     if operation.until and (not isinstance(operation.until, str) or operation.until not in table.task_rows):
         return f"until names a task that does not exist: {str(operation.until)[:60]}"
     return ""
@@ -72,6 +74,8 @@ def _find_amount_fault(operation: Put, table: ResourceTable) -> str:
 
 def _find_rejection_fault(operation: Refuse, table: ResourceTable) -> str:
     task = operation.task
+    if isinstance(task, Task):
+        return f"Refuse takes the name of a task: write {task.name!r}, as in Refuse(task.name, reason)"
     row = table.task_rows.get(task) if isinstance(task, str) else None
     if row is None:
         return f"there is no task {str(task)[:60]} to reject"
