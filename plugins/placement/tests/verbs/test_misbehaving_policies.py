@@ -28,6 +28,7 @@ from unfold_placement.core.view import View
 from unfold_placement.core.watchdog import contain_policies, interrupt_stalled_policies
 from unfold_placement.live import backend as kinds
 from unfold_placement.live import control_loop, recovery
+from unfold_placement.live import service as service_module
 from unfold_placement.live import status as status_module
 from unfold_placement.live.backend import Record
 from unfold_placement.live.control_loop import ControlLoop
@@ -256,6 +257,21 @@ def test_a_policy_that_raises_an_interrupt_does_not_end_the_thread() -> None:
     assert service.thread.is_alive()
     assert not service.is_healthy
     service.stop()
+
+
+def test_a_service_loads_the_matcher_before_it_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading takes seconds, in which the lease of a process that has just taken over would end."""
+    live = ControlLoop(local_world(cluster(1)).handle(), list, "me", "spec", 1e6, 2e6)
+    led_before = list[bool]()
+    monkeypatch.setattr(service_module, "simulate", lambda *_: led_before.append(live.is_leader))
+    service = ControllerThread(live)
+    service.start()
+    end = time.monotonic() + 20
+    while not live.is_leader:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    service.stop()
+    assert led_before == [False]
 
 
 def hang(policy_hangs: Callable[[], object]) -> Policy:

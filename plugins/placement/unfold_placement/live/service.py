@@ -13,10 +13,11 @@ from typing import Any
 
 from unfold_placement.core.agreement import Agreement
 from unfold_placement.core.policy import loading_error
-from unfold_placement.core.types import Task
+from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.core.watchdog import end_forked_processes, keep_recursion_limit
 from unfold_placement.live.control_loop import ControlLoop, run_until_stopped
 from unfold_placement.live.status import agreement_to_json, read_status, status_to_json
+from unfold_placement.simulation.simulator import simulate
 from unfoldkit.api import UnfoldError
 from unfoldkit.serving.service import ASGIApp
 
@@ -69,6 +70,7 @@ class ControllerThread:
         return not (self.last_error or self.loop.last_error) or self.loop.actuator is not None
 
     def _run_loop(self) -> None:
+        load_matcher()
         with end_forked_processes(), keep_recursion_limit():
             self._decide()
 
@@ -94,6 +96,11 @@ class ControllerThread:
             except Exception as error:  # noqa: BLE001 - the others must be submitted anyway
                 self.last_error = f"task {task.name} was not submitted: {error}"
                 logging.getLogger("unfoldkit").warning("%s", self.last_error)
+
+
+def load_matcher() -> None:
+    """Load the compiled matcher, which takes seconds: a process that did so as it took over would lose its lease."""
+    simulate([Node("node", {"cpu": MILLI})], [Task(name="task", demand={"cpu": MILLI}, run=1.0)])
 
 
 def build_application(name: str, thread: ControllerThread, agreement: Agreement | None = None) -> ASGIApp:
