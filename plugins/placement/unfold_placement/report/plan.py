@@ -8,9 +8,18 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from unfold_placement.core.types import DOWN, UP, NodeChange, Task
 from unfold_placement.report import sentences
-from unfold_placement.simulation.metrics import NodeLosses, count_running, count_waiting
+from unfold_placement.simulation.metrics import (
+    NodeLosses,
+    Piece,
+    count_running,
+    count_waiting,
+    list_pieces,
+    waited_seconds,
+)
 from unfold_placement.simulation.replay import Replay, Screening, Solution, WaitExplanation
 from unfold_placement.simulation.simulator import SimulationResult
 from unfold_placement.simulation.starvation import Starvation
@@ -55,7 +64,7 @@ MAX_SERIES = 6
 MAX_PLACEMENTS = 200
 """The decision lists the placements of so many tasks; more are counted by node."""
 MAX_BARS = 2000
-"""Tasks of a timeline; a report with more would be too large to open."""
+"""Runs of tasks of a timeline; a report with more would be too large to open."""
 MAX_JOBS = 24
 """Jobs that have a lane of their own."""
 MAX_WAITS = 8
@@ -86,7 +95,11 @@ def plan_report(screening: Screening, solution: Solution) -> Report:
         metrics={**plan_metrics(policy, baseline, screening.reasons), "starving": Metric(int(starves), ok=not starves)},
         tables=tuple(tables),
         figures=(
-            *gantt_figures(policy.result, starvation.task if starves and starvation is not None else None),
+            *gantt_figures(
+                policy.result,
+                starvation.task if starves and starvation is not None else None,
+                policy.result.node_changes,
+            ),
             *draw_jobs(policy.result),
             draw_queue(policy.result, baseline.result),
             wait_figure(policy.result, baseline.result),
@@ -168,26 +181,25 @@ def gantt_figures(
 ) -> tuple[Timeline, ...]:
     """Show which tasks run on which node and when, in the colours of their jobs; nothing for thousands of tasks.
 
-    A task has one bar, its last run: the result holds no node of runs that were preempted. A lane above the nodes shows
-    the waits of tasks that never start and of the ``starving`` one, with a mark where it still waits as the last other
-    task arrives. Markers show when nodes are away by ``changes``. ``groups`` names the colour of each task instead.
+    A task has a bar for each run, also for those that were stopped. A lane above the nodes shows the waits of tasks
+    that never start and of the ``starving`` one, with a mark where it still waits as the last other task arrives.
+    Markers show when nodes are away by ``changes``. ``groups`` names the colour of each task instead.
     """
-    if len(result.tasks) > MAX_BARS:
+    pieces = list_pieces(result)
+    if max(len(pieces), len(result.tasks)) > MAX_BARS:
         return ()
     ends = [end for end in result.end_s.tolist() if math.isfinite(end)]
     unit, unit_s = time_axis(max(ends, default=0.0))
     group_of = groups or {task.name: name for name, tasks in _group_tasks(result.tasks).items() for task in tasks}
-    runs = zip(result.tasks, result.node_rows.tolist(), result.start_s.tolist(), result.end_s.tolist(), strict=True)
     bars = tuple(
         Bar(
-            lane=result.nodes[node_row].name,
-            start=start_s / unit_s,
-            end=end_s / unit_s,
-            group=group_of[task.name],
-            name=task.name,
+            lane=result.nodes[piece.node_row].name,
+            start=piece.start_s / unit_s,
+            end=piece.end_s / unit_s,
+            group=group_of[result.tasks[piece.row].name],
+            name=result.tasks[piece.row].name,
         )
-        for task, node_row, start_s, end_s in runs
-        if node_row >= 0 and math.isfinite(start_s) and start_s <= end_s < math.inf
+        for piece in sorted(pieces, key=lambda piece: piece.row)
     )
     lanes = tuple(dict.fromkeys(node.name for node in result.nodes))
     last_s = max([*ends, *(task.arrival for task in result.stuck)], default=0.0)
@@ -234,12 +246,15 @@ def _mark_lost_nodes(changes: Sequence[NodeChange], unit_s: float) -> Iterator[M
 def draw_jobs(result: SimulationResult) -> tuple[Timeline, ...]:
     """Show when each job waits and when it runs; nothing for one job, or for many.
 
-    A job runs from the start of its first task to the end of its last one; a preempted task counts by its last run. A
-    job that never starts waits until the last event.
+    A job runs from the start of its first task to the end of its last one, and waits in between while preemptions have
+    stopped all of it. A job that never starts waits until the last event.
     """
     jobs: dict[str, list[int]] = {}
     for row, task in enumerate(result.tasks):
         jobs.setdefault(task.job or task.name, []).append(row)
+    pieces: dict[int, list[Piece]] = {}
+    for piece in list_pieces(result):
+        pieces.setdefault(piece.row, []).append(piece)
     if not 1 < len(jobs) <= MAX_JOBS:
         return ()
     ends = [end for end in result.end_s.tolist() if math.isfinite(end)]
@@ -248,14 +263,29 @@ def draw_jobs(result: SimulationResult) -> tuple[Timeline, ...]:
     waits, runs = [], []
     for job, rows in jobs.items():
         arrival_s = min(result.tasks[row].arrival for row in rows)
-        started = [row for row in rows if math.isfinite(result.start_s[row]) and result.node_rows[row] >= 0]
-        start_s = min((float(result.start_s[row]) for row in started), default=last_s)
-        if start_s > arrival_s:
-            waits.append(Bar(lane=job, start=arrival_s / unit_s, end=start_s / unit_s, group=sentences.WAITS))
-        if started:
-            end_s = min(max(float(result.end_s[row]) for row in started), last_s)
-            runs.append(Bar(lane=job, start=start_s / unit_s, end=end_s / unit_s, group=sentences.RUNS))
+        spans = _running_spans([piece for row in rows for piece in pieces.get(row, ())])
+        edges_s = [arrival_s, *(time_s for span in spans for time_s in span)] if spans else [arrival_s, last_s]
+        for start_s, end_s in zip(edges_s[::2], edges_s[1::2], strict=False):
+            if end_s > start_s:
+                waits.append(Bar(lane=job, start=start_s / unit_s, end=end_s / unit_s, group=sentences.WAITS))
+        runs += [Bar(lane=job, start=a / unit_s, end=b / unit_s, group=sentences.RUNS) for a, b in spans]
     return (Timeline(name="jobs", title=sentences.JOBS_TITLE, unit=unit, lanes=tuple(jobs), bars=(*runs, *waits)),)
+
+
+def _running_spans(pieces: Sequence[Piece]) -> list[tuple[float, float]]:
+    """Return from when to when (s) a job runs: gaps in which no task of it awaits another run do not count."""
+    spans: list[tuple[float, float]] = []
+    was_stopped, latest_s = False, -math.inf
+    for piece in sorted(pieces, key=lambda piece: piece.start_s):
+        if spans and (piece.start_s <= spans[-1][1] or not was_stopped):
+            spans[-1] = spans[-1][0], max(spans[-1][1], piece.end_s)
+        else:
+            spans.append((piece.start_s, piece.end_s))
+        # of those that end last at one instant, one that was stopped is enough
+        if piece.end_s == spans[-1][1]:
+            was_stopped = not piece.has_ended or (was_stopped and piece.end_s == latest_s)
+            latest_s = piece.end_s
+    return spans
 
 
 def draw_queue(policy: SimulationResult, baseline: SimulationResult) -> StepArea:
@@ -293,8 +323,8 @@ def wait_figure(policy: SimulationResult, baseline: SimulationResult) -> Figure:
 
 
 def _sorted_waits(result: SimulationResult) -> list[float]:
-    starts = zip(result.tasks, result.start_s.tolist(), strict=True)
-    return sorted(start - task.arrival for task, start in starts if math.isfinite(start))
+    waits_s = waited_seconds(result, list_pieces(result))
+    return np.sort(waits_s[np.isfinite(result.end_s)]).tolist()
 
 
 def _distribution_series(name: str, waits_s: Sequence[float], unit_s: float) -> Series:

@@ -77,7 +77,7 @@ def compute_metrics(result: SimulationResult) -> ReplayMetrics:
     arrival_s = np.array([task.arrival for task in result.tasks])
     has_run = np.isfinite(result.end_s)
     pieces = list_pieces(result)
-    waits_s = _waited_seconds(result, pieces)[has_run]
+    waits_s = waited_seconds(result, pieces)[has_run]
     bottleneck, utilisation = compute_utilisation(result, pieces)
     losses = compute_node_losses(result, pieces)
     return ReplayMetrics(
@@ -102,6 +102,7 @@ class Piece:
 
     Attributes:
         row: The task.
+        node_row: The node.
         start_s: Start in seconds.
         end_s: End in seconds.
         useful_s: Seconds that were not discarded.
@@ -109,6 +110,7 @@ class Piece:
     """
 
     row: int
+    node_row: int
     start_s: float
     end_s: float
     useful_s: float
@@ -117,16 +119,19 @@ class Piece:
 
 def list_pieces(result: SimulationResult) -> list[Piece]:
     """Return the runs of all tasks that ended or were preempted, in order of their end."""
-    started: dict[int, float] = {}
+    started: dict[int, tuple[float, int]] = {}
     pieces, log = [], result.log
-    for time, kind, row in zip(log.times.tolist(), log.kinds.tolist(), log.tasks.tolist(), strict=True):
+    entries = zip(log.times.tolist(), log.kinds.tolist(), log.tasks.tolist(), log.nodes.tolist(), strict=True)
+    for time, kind, row, node in entries:
         if kind == kernel.LOG_STARTED:
-            started[row] = time
+            started[row] = time, node
         elif kind in {kernel.LOG_ENDED, kernel.LOG_PREEMPTED}:
-            elapsed_s = time - started[row]
+            start_s, node_row = started[row]
             has_ended = kind == kernel.LOG_ENDED
-            useful_s = elapsed_s if has_ended else result.tasks[row].kept_seconds(elapsed_s)
-            piece = Piece(row=row, start_s=started[row], end_s=time, useful_s=useful_s, has_ended=has_ended)
+            useful_s = time - start_s if has_ended else result.tasks[row].kept_seconds(time - start_s)
+            piece = Piece(
+                row=row, node_row=node_row, start_s=start_s, end_s=time, useful_s=useful_s, has_ended=has_ended
+            )
             pieces.append(piece)
     return pieces
 
@@ -191,7 +196,7 @@ def list_outages(result: SimulationResult) -> list[tuple[int, float, float]]:
     return [*outages, *((row, begin_s, np.inf) for row, begin_s in began.items())]
 
 
-def _waited_seconds(result: SimulationResult, pieces: Sequence[Piece]) -> FloatArray:
+def waited_seconds(result: SimulationResult, pieces: Sequence[Piece]) -> FloatArray:
     """Return the [tasks] seconds between arrival and last end in which a task did not run."""
     ran_s = np.zeros(len(result.tasks))
     for piece in pieces:
