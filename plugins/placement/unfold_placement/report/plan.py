@@ -324,7 +324,7 @@ def wait_figure(policy: SimulationResult, baseline: SimulationResult) -> Figure:
 
 def _sorted_waits(result: SimulationResult) -> list[float]:
     waits_s = waited_seconds(result, list_pieces(result))
-    return np.sort(waits_s[np.isfinite(result.end_s)]).tolist()
+    return sorted(waits_s[np.isfinite(result.end_s)].tolist())
 
 
 def _distribution_series(name: str, waits_s: Sequence[float], unit_s: float) -> Series:
