@@ -311,6 +311,15 @@ def test_a_policy_that_hangs_is_interrupted_with_its_line(wait: Callable[[], Non
     assert Path(error.value.diagnostics[0].file) == Path(__file__)
 
 
+def test_many_short_calls_are_no_long_one() -> None:
+    """A policy that asks a server 0.1 s at each event is looked at within a call every time, but never in the same."""
+    warnings: list[str] = []
+    with interrupt_stalled_policies(0.2, warnings.append):
+        for _ in range(15):
+            assert simulate(cluster(1), job("a", 1), [hang(lambda: time.sleep(0.1))]).stuck == ()
+    assert warnings == []
+
+
 def test_a_policy_that_computes_for_long_is_named_before_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line names its file, once for each method; the time in which a function is compiled does not count."""
     monkeypatch.setattr(watchdog, "WARN_S", 0.2)

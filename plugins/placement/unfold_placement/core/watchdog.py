@@ -77,7 +77,7 @@ class Call:
     Attributes:
         policy: The policy; None while it is loaded.
         name: Its method, or how the spec names a policy that is loaded.
-        identity: Changes with every call and every transaction.
+        identity: The frame of the policy, which no other call has while it is kept, and the transaction.
         line: Line of the policy's file that is executed; 0 if unknown.
         file: The user's file that is executed while a policy is loaded; empty if unknown.
         innermost: File and line that are executed, where that is another file.
@@ -86,7 +86,7 @@ class Call:
 
     policy: Policy | None
     name: str
-    identity: tuple[int, object]
+    identity: tuple[FrameType, object]
     line: int
     file: str = ""
     innermost: str = ""
@@ -107,15 +107,14 @@ def find_call_below(frame: FrameType | None) -> Call | None:
         if frame.f_code is call_loader.__code__:
             file, line = find_user_line(reversed(lines))
             innermost = f"{lines[0][0]}:{lines[0][1]}" if lines and lines[0][0] != file else ""
-            identity = (id(frame), frame.f_locals.get("load"))
-            return Call(None, str(frame.f_locals.get("name")), identity, line, file, innermost)
+            return Call(None, str(frame.f_locals.get("name")), (frame, None), line, file, innermost)
         method = CALLERS.get(frame.f_code)
         if method is not None and inner is not None and inner.f_code not in OTHER_CALLEES:
             policy, progress = frame.f_locals.get("policy"), frame.f_locals.get("step")
             if policy is not None:
                 method = method or str(frame.f_locals.get("method"))
                 is_compiling = any(COMPILER in file for file, _ in lines)
-                return Call(policy, method, (id(frame), progress), inner.f_lineno, is_compiling=is_compiling)
+                return Call(policy, method, (inner, progress), inner.f_lineno, is_compiling=is_compiling)
         lines.append((frame.f_code.co_filename, frame.f_lineno))
         inner, frame = frame, frame.f_back
     return None
@@ -141,7 +140,7 @@ class Watchdog:
     thread_id: int
     limit_s: float = LIMIT_S
     warn: Callable[[str], None] = _ignore
-    identity: tuple[int, object] | None = None
+    identity: tuple[FrameType, object] | None = None
     since_s: float = 0.0
     used_s: float = 0.0
     warned: set[tuple[int, str]] = field(default_factory=set)
