@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +207,29 @@ def test_times_of_philly_are_times_or_absent(tmp_path: Path) -> None:
     path.write_text(json.dumps(jobs), "utf-8")
     with pytest.raises(UnfoldError, match="'03:00 PDT' is not a time"):
         philly_tasks(path)
+
+
+PBS_ENDS = """\
+01/15/2026 10:10:00;Q;1.srv;queue=batch
+01/15/2026 10:10:00;E;1.srv;user=ann queue=gpu qtime=100 start=160 Resource_List.ncpus=32 Resource_List.ngpus=8 \
+Resource_List.nodect=2 Resource_List.select=2:ncpus=16:ngpus=4 end=760
+01/15/2026 10:10:00;E;2[3].srv;user=bob queue=batch qtime=100 start=160 Resource_List.nodect=4 \
+Resource_List.nodes=1:ppn=1:gpus=1:exclusive+2:ppn=2:gpus=3+n7:ppn=4 total_execution_slots=9 end=760
+01/15/2026 10:10:00;E;3.srv;user=cat queue=batch qtime=100 start=160 Resource_List.nodect=1 \
+Resource_List.nodes=1:ppn=4 total_execution_slots=4 end=760
+"""
+
+
+@pytest.mark.skipif(shutil.which("awk") is None, reason="needs awk")
+def test_the_command_for_logs_of_pbs_reads_those_of_torque(tmp_path: Path) -> None:
+    """PBS Pro has totals; Torque has GPUs among its nodes, and they were none."""
+    page = (Path(__file__).parents[4] / "docs/reference/placement-files.md").read_text("utf-8")
+    command = page[page.index("awk -F ';'") : page.index("> tasks.csv\nawk 'BEGIN")]
+    (tmp_path / "20260115").write_text(PBS_ENDS, "utf-8")
+    shell = shutil.which("sh") or "/bin/sh"
+    text = subprocess.run([shell, "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert text.splitlines()[1:] == [
+        "1.srv-2,ann,gpu,100,160,760,32,8,2",
+        "2[3].srv-3,bob,batch,100,160,760,9,7,4",
+        "3.srv-4,cat,batch,100,160,760,4,,1",
+    ]
