@@ -112,6 +112,17 @@ def test_nodes_of_sinfo(tmp_path: Path) -> None:
     assert found[0].capacity["memory"] == 515_000_000
 
 
+def test_a_list_of_hosts_is_no_node(tmp_path: Path) -> None:
+    """Without -N sinfo prints a row for all nodes that are alike: a cluster would be one node of each sort."""
+    for name in ("gpu[01-04]", "gpu[1,3]", "rack[2-3]n[7]"):
+        with pytest.raises(UnfoldError, match=r"names several nodes \(sinfo -N prints one row for each node"):
+            list(csv_nodes(write_csv(tmp_path, f"name|cpu\n{name}|64\n")))
+    assert [node.name for node in csv_nodes(write_csv(tmp_path, "name,cpu\nn1[0],64\nn1[1],64\n"))] == [
+        "n1[0]",
+        "n1[1]",
+    ]
+
+
 def test_tasks_that_never_ran_are_counted(tmp_path: Path) -> None:
     """A row with neither arrival nor end would run as long as the file: the report says so."""
     path, warnings = write_csv(tmp_path, "task,arrival,end\na,10,20\nb,,\nc,12,\n"), list[str]()

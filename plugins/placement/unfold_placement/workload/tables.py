@@ -32,6 +32,8 @@ MAX_NUMBER = 1e9
 """Largest amount of an openb file."""
 _SLURM_STEP = re.compile(r"(.*)\.(?:batch|extern|interactive)|(\d+(?:[_+]\d+)?)\.\d+")
 """A step of a Slurm job, which has a row of its own unless ``sacct`` has ``-X``; those of ``srun`` have numbers."""
+_HOST_LIST = re.compile(r"\[\d+[-,][\d,-]*\]")
+"""Part of a list of nodes, such as ``gpu[01-04,7]``; a virtual node of PBS has one number in its brackets."""
 SLURM_JOB_COLUMNS = ("JobID", "JobIDRaw")
 """Columns of ``sacct`` with the number of a job or a step."""
 STANDARD_COLUMNS = Columns()
@@ -81,8 +83,13 @@ def csv_nodes(path: Path, columns: Columns = STANDARD_COLUMNS) -> Iterator[Node]
     """Yield the nodes of a CSV file with the columns name, cpu, gpu, memory (MiB) and data; any other is a label.
 
     All but ``name`` may be missing.
+
+    Raises:
+        UnfoldError: a cell is malformed, a node has no resource, or a row describes several nodes.
     """
     for row in _iter_unique(columns.read_rows(path, ("name",)), "name"):
+        if _HOST_LIST.search(row["name"]):
+            raise row.wrong(f"{row['name'][:60]} names several nodes", "name", "sinfo -N prints one row for each node")
         amounts = columns.read_amounts(row)
         if not amounts:
             raise row.wrong("a node without any resource", "name", "write an amount under cpu, gpu or memory")
