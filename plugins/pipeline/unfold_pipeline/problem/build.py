@@ -39,7 +39,6 @@ from unfold_pipeline.problem.model_source import (
     fit_estimator,
 )
 from unfold_pipeline.problem.pipeline import (
-    Edge,
     HardwareOption,
     Pipeline,
     Stage,
@@ -181,10 +180,10 @@ def build_pipeline(spec: PipelineSpec, prices: Mapping[str, ReplicaPrice], run: 
 
 
 def build_flows(spec: PipelineSpec) -> tuple[Stage, ...]:
-    """Return the stages with their edges and no hardware, as far as recorded visits need them."""
+    """Return the stages with their edges and inputs and no hardware, in topological order."""
     names = sort_stages(spec.stages_by_name)
     positions = {name: index for index, name in enumerate(names)}
-    return tuple(Stage(name, _build_stage_edges(spec.stages_by_name[name], positions), ()) for name in names)
+    return tuple(_build_flow(name, spec.stages_by_name[name], positions) for name in names)
 
 
 def build_placement(placement: Placement) -> PlacementPolicy:
@@ -372,20 +371,20 @@ def _build_stage(
         )
         for hardware, points in {**stage.latency, **imported, **measured}.items()
     )
+    return replace(_build_flow(name, stage, positions), options=options)
+
+
+def _build_flow(name: str, stage: StageSpec, positions: Mapping[str, int]) -> Stage:
     return Stage(
         name,
-        _build_stage_edges(stage, positions),
-        options,
+        build_edges(stage.after, list_conditions(stage), positions),
+        (),
         stage.share,
         stage.fan_out,
         stage.wait,
         build_inputs(list_inputs(stage), positions),
         math.nan if stage.missing is None else stage.missing,
     )
-
-
-def _build_stage_edges(stage: StageSpec, positions: Mapping[str, int]) -> tuple[Edge, ...]:
-    return build_edges(stage.after, list_conditions(stage), positions)
 
 
 def _build_latency(stage: str, hardware: str, points: BatchLatency, max_batch: int | None, run: Run) -> FloatArray:

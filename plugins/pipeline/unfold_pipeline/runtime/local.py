@@ -434,8 +434,9 @@ class LocalRuntime:
             return
         try:
             rows = stack_inputs([tensors for _, tensors in inputs if tensors is not None])
-        except ValueError:
+        except ValueError as error:
             # tensors of different shapes form no batch
+            _log_failure(stage, "its queries are served one by one", BatchFailure(str(error)))
             stage.retry_queue.extend(worker.release_batch())
             self._assign_batch(stage, worker)
             return

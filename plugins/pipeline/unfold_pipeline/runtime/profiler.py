@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unfold_pipeline._types import RowArray
+from unfold_pipeline._types import Tensors
 from unfold_pipeline.problem.latency_profile import BatchTiming, summarize_timings
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
@@ -37,7 +37,7 @@ class ProfileJob:
     Attributes:
         stage: its name.
         source: its model.
-        rows: rows to send, shape (rows, features).
+        rows: what the model reads for each of some queries: rows of numbers, or tensors by name.
         batches: batch sizes to measure.
         made_from: fingerprint of the model.
         is_pinned: whether its replicas are pinned to a core.
@@ -45,7 +45,7 @@ class ProfileJob:
 
     stage: str
     source: ModelSource
-    rows: RowArray
+    rows: Sequence[Tensors]
     batches: tuple[int, ...]
     made_from: str
     is_pinned: bool = False
@@ -84,9 +84,9 @@ class _BatchCalls:
         """Fraction of the time in the model in which a core was busy."""
         return min(1.0, self.cpu_s / max(self.model_s, 1e-9))
 
-    def draw_rows(self, rows: RowArray) -> RowArray:
+    def draw_rows(self, rows: Sequence[Tensors]) -> list[Tensors]:
         """Return a batch of random rows."""
-        return rows[self.rng.integers(0, len(rows), self.batch)]
+        return [rows[index] for index in self.rng.integers(0, len(rows), self.batch)]
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unfold_pipeline._types import FloatArray, RowArray
+from unfold_pipeline._types import FloatArray, Tensors
 from unfold_pipeline.estimator.admission import BatchSpeed, StageLoad
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import StageConfig
@@ -45,7 +45,7 @@ class Query:
     """A query in flight.
 
     Attributes:
-        row: its input.
+        row: its input; tensors by name are what its only stage reads.
         routes: the routes that hold its path.
         number: its number in the routes.
         on_finished: is called once with its answers.
@@ -60,7 +60,7 @@ class Query:
         on_shed: withdraw what was sent for it to other processes.
     """
 
-    row: RowArray
+    row: Tensors
     routes: Routes
     number: int
     on_finished: OnFinished

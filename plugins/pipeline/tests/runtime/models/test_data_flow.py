@@ -22,7 +22,7 @@ from unfold_pipeline.problem.pipeline import Pipeline, Plan, StageConfig, build_
 from unfold_pipeline.problem.pipeline import Stage as PipelineStage
 from unfold_pipeline.problem.routing import RouteDrawer
 from unfold_pipeline.runtime.local import LocalRuntime
-from unfold_pipeline.runtime.models.data_flow import DataFlow
+from unfold_pipeline.runtime.models.data_flow import DataFlow, stack_inputs
 from unfold_pipeline.runtime.models.flow_resolution import list_certain_sources, request_tensors, resolve_data_flow
 from unfold_pipeline.runtime.models.model_loader import load_model
 from unfold_pipeline.runtime.ray_ingress import PipelineIngress
@@ -239,13 +239,32 @@ def test_joins_concatenate_in_the_order_of_after(tmp_path: Path) -> None:
     assert [answer["c"] for answer in answers] == [[8.0, 16.0, 4.0, 8.0], [-2.0, -2.0, -4.0, 8.0]]
 
 
+def test_skipped_and_served_tensors_form_a_batch(tmp_path: Path) -> None:
+    """What stands for a skipped stage has the shape of its output, or a batch would be served one by one."""
+    graph = Pipeline(
+        (
+            stage("a"),
+            stage("b", {"a": 1.0}, {"a": "output[0] > 0"}),
+            stage("c", {"b": 1.0, "a": 1.0}, inputs={"left": ["a"], "right": ["b"]}, missing=0.0),
+        )
+    )
+    sources = [code(tmp_path, "double", output=2), code(tmp_path, "total", output=1), code(tmp_path, "add")]
+    flow, _ = resolve(graph, sources)
+    row, first = np.zeros(2, np.float32), {"output": np.ones(2)}
+    inputs = [flow.build_input(2, row, {0: first, 1: {"output": np.float64(3)}}), flow.build_input(2, row, {0: first})]
+    stacked = stack_inputs(inputs)
+    assert isinstance(stacked, dict)
+    assert stacked["right"].tolist() == [[3.0], [0.0]]
+
+
 @pytest.mark.e2e
-def test_tensors_of_other_shapes_form_no_batch(tmp_path: Path) -> None:
-    """Queries with tensors of different shapes are answered one by one."""
+def test_tensors_of_other_shapes_form_no_batch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Queries with tensors of different shapes are answered one by one, and the log has the reason."""
     graph = Pipeline((stage("a"), stage("b", {"a": 1.0})))
     rows = [[3.0], [4.0], [2.0], [3.0]]
     answers = answer_locally(graph, [code(tmp_path, "grow"), code(tmp_path, "total")], rows)
     assert [answer["b"] if answer else None for answer in answers] == [3.0, 6.0, 1.0, 3.0]
+    assert "stages.b.model: its queries are served one by one" in caplog.text
 
 
 @pytest.mark.e2e

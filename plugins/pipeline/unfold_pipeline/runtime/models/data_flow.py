@@ -15,7 +15,7 @@ from unfold_pipeline._types import RowArray, Tensors
 from unfold_pipeline.flow_syntax import find_tensor
 from unfold_pipeline.problem.pipeline import Pipeline, TensorInput, TensorSource
 from unfold_pipeline.problem.routing import Item, Routes
-from unfold_pipeline.runtime.models.model_signature import DEFAULT_OUTPUT, ModelSignature
+from unfold_pipeline.runtime.models.model_signature import DEFAULT_OUTPUT, ModelSignature, TensorType
 
 Outputs = Mapping[int, dict[str, NDArray[Any]]]
 """By stage: the tensors of one query."""
@@ -37,12 +37,14 @@ class StageFeed:
         is_named: whether it gets tensors by name, instead of one row.
         is_flat: whether each tensor is flattened to a row of numbers.
         missing: stands for each value of a stage that was skipped.
+        skippable: stages among its sources that may be skipped.
     """
 
     inputs: tuple[TensorInput, ...]
     is_named: bool
     is_flat: bool
     missing: float
+    skippable: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +59,19 @@ class DataFlow:
     feeds: tuple[StageFeed | None, ...]
     signatures: tuple[ModelSignature | None, ...]
 
-    def build_input(self, stage: int, row: RowArray, outputs: Outputs) -> Tensors:
+    def build_input(self, stage: int, row: Tensors, outputs: Outputs) -> Tensors:
         """Return what the model of a stage reads for one query.
 
         Args:
             stage: its index.
-            row: the row of the request.
+            row: the row of the request; tensors by name are what the model reads.
             outputs: what the stages upstream of the item returned.
 
         Raises:
             DataFlowError: a stage upstream has returned something else than the mapping needs.
         """
         feed = self.feeds[stage]
-        if feed is None:
+        if feed is None or isinstance(row, dict):
             return row
         tensors = {}
         for tensor_input in feed.inputs:
@@ -105,11 +107,20 @@ class DataFlow:
         if source.stage is None:
             yield row
         elif source.stage in outputs:
-            yield from select_tensors(outputs[source.stage], source.tensor, self.signatures[source.stage])
+            if source.stage not in feed.skippable:
+                yield from select_tensors(outputs[source.stage], source.tensor, self.signatures[source.stage])
+                return
+            # other queries of the batch may have skipped the stage: all have the shape that is stated
+            for stated in self._list_stated(source):
+                yield np.reshape(outputs[source.stage][stated.name], stated.shape or ())
         else:
-            signature = self.signatures[source.stage]
-            for tensor in select_tensors(signature.types if signature else {}, source.tensor, signature):
-                yield np.full(tensor.shape or (), "" if tensor.is_text else feed.missing)
+            for stated in self._list_stated(source):
+                yield np.full(stated.shape or (), "" if stated.is_text else feed.missing)
+
+    def _list_stated(self, source: TensorSource) -> list[TensorType]:
+        """Return the tensors of a source as its signature states them."""
+        signature = None if source.stage is None else self.signatures[source.stage]
+        return select_tensors(signature.types if signature else {}, source.tensor, signature)
 
 
 def name_tensors(output: Tensors, signature: ModelSignature | None = None) -> dict[str, NDArray[Any]]:

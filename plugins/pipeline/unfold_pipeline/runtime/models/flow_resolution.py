@@ -95,7 +95,14 @@ class _FlowResolver:
         if len(inputs) > 1 and signature.columns:
             hint = "leave it out: inputs selects what the model reads"
             raise user_error("several inputs have no columns", key=f"stages.{stage.name}.model.columns", hint=hint)
-        feed = StageFeed(inputs=inputs, is_named=len(inputs) > 1, is_flat=not signature.is_code, missing=stage.missing)
+        sources = {source.stage for tensor_input in inputs for source in tensor_input.sources}
+        feed = StageFeed(
+            inputs=inputs,
+            is_named=len(inputs) > 1,
+            is_flat=not signature.is_code,
+            missing=stage.missing,
+            skippable=frozenset(source for source in sources - self.certain[index] if source is not None),
+        )
         for tensor_input in inputs:
             self._check_input(index, tensor_input, signature)
         return feed
