@@ -16,7 +16,7 @@ from unfoldkit.arrivals.jitter import (
     is_counter_like,
     spread_rounded_times,
 )
-from unfoldkit.arrivals.readers.detect import detect_form
+from unfoldkit.arrivals.readers.detect import detect_form, has_log_name
 from unfoldkit.arrivals.readers.json_document import read_document
 from unfoldkit.arrivals.readers.log import Warn, ignore_warning, read_log
 from unfoldkit.arrivals.readers.table import (
@@ -233,14 +233,24 @@ def _read_rows(path: Path, columns: TableColumns, warn: Warn) -> TraceRows:
     if form == "array":
         return TraceRows(_read_array(path, columns.time, columns.notation))
     if form == "log":
-        return TraceRows(read_log(path, columns.match, columns.time, columns.notation, warn))
+        rows = TraceRows(read_log(path, columns.match, columns.time, columns.notation, warn))
+        return rows if has_log_name(path) else _require_several(rows, path)
     readers = {"document": read_document, "parquet": read_parquet, "table": read_table}
     rows = readers[form](path, columns)
+    rows = _require_several(rows, path) if form == "document" else rows
     if rows.by_name:
         meaning = "arrivals by interval" if rows.rates is None else "a rate of arrivals"
         warn(f"{path}: column {rows.column} is read as {meaning}; counts: '' reads each row as one")
     if rows.rates is not None and is_counter_like(rows.rates):
         warn(f"{path}: {rows.column} never falls; if it is a counter, give its rate(...) instead")
+    return rows
+
+
+def _require_several(rows: TraceRows, path: Path) -> TraceRows:
+    """Reject the single time of a document: it is the start of a test, of which the document is a summary."""
+    if rows.times.size == 1 and rows.counts is None and rows.rates is None:
+        hint = "a summary has no arrival times: export a line for each request, or counts by interval"
+        raise user_error("the file holds a single time", file=str(path), hint=hint)
     return rows
 
 

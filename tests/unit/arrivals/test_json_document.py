@@ -316,3 +316,49 @@ def test_damaged_results_are_reported(tmp_path: Path, document: dict[str, Any]) 
     path.write_text(json.dumps(document))
     with pytest.raises(UnfoldError):
         traces.read_trace(path)
+
+
+def insights(rows: list[dict[str, str]], matched: int) -> str:
+    """The result of a query of CloudWatch Logs Insights, as the command line of AWS prints it."""
+    results = [[{"field": name, "value": value} for name, value in row.items()] for row in rows]
+    return json.dumps({"results": results, "statistics": {"recordsMatched": float(matched)}, "status": "Complete"})
+
+
+def test_logs_insights_are_rows_or_counts(tmp_path: Path) -> None:
+    """Events are arrivals, in any order; ``count(*)`` by ``bin`` counts them; a part of the events is refused."""
+    path = tmp_path / "insights.json"
+    stamps = [dt.datetime.fromtimestamp(BEGUN + time, dt.UTC).strftime("%F %T.%f")[:-3] for time in TIMES]
+    events = [{"@timestamp": stamp, "@message": "GET /", "@ptr": "Cm"} for stamp in reversed(stamps)]
+    path.write_text(insights(events, len(events)))
+    assert traces.read_trace(path) == FROM_0
+    bins = [{"bin(1m)": f"2026-03-02 09:{at:02d}:00.000", "count(*)": str(30 + at)} for at in range(5)]
+    path.write_text(insights(bins[::-1], 160))
+    assert np.histogram(traces.read_trace(path), 5, (0, 300))[0] == pytest.approx([30, 31, 32, 33, 34], abs=4)
+    path.write_text("bin(1m),count(*)\n" + "".join(f"{row['bin(1m)']},{row['count(*)']}\n" for row in bins))
+    assert traces.read_trace(path.rename(tmp_path / "insights.csv")).size == 160
+    for rows, total in ((events, 5000), (bins, 161)):
+        path.write_text(insights(rows, total))
+        with pytest.raises(UnfoldError, match=rf"the query returned 1[26]0 of {total:,} events"):
+            traces.read_trace(path)
+
+
+def test_a_summary_is_no_trace(tmp_path: Path) -> None:
+    """The one time in the summary of a load test is its start, not an arrival."""
+    path = tmp_path / "autocannon.json"
+    summary = {"url": "http://a", "start": "2026-03-02T09:00:00Z", "latency": {"p50": 2, "p99": 9}}
+    for document in (summary, {"runs": [summary]}):
+        path.write_text(json.dumps(document))
+        with pytest.raises(UnfoldError, match="the file holds a single time"):
+            traces.read_trace(path)
+
+
+def test_durations_are_no_arrivals(tmp_path: Path) -> None:
+    """HAR has the duration of a request as ``time``; other rows with complete times beside it must name the column."""
+    stamps = [dt.datetime.fromtimestamp(BEGUN + time, dt.UTC).isoformat() for time in TIMES]
+    path = tmp_path / "page.har"
+    path.write_text(json.dumps({"log": {"entries": [{"startedDateTime": at, "time": 12.5} for at in stamps]}}))
+    assert traces.read_trace(path) == FROM_0
+    path.write_text(json.dumps([{"finished": at, "time": 12.5} for at in stamps]))
+    with pytest.raises(UnfoldError, match=r"time may be a duration, since finished .*arrivals\.column: finished, or"):
+        traces.read_trace(path)
+    assert traces.read_trace(path, column="finished") == FROM_0

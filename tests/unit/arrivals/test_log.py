@@ -125,3 +125,14 @@ def test_up_to_one_percent_of_the_lines_may_have_no_time(tmp_path: Path, stray: 
         UnfoldError, match=r"a\.log:501:1: no time in this line, nor in 10 other lines of 1,000 \(.*match"
     ):
         traces.read_trace(tmp_path / "a.log")
+
+
+def test_fields_of_lines_without_a_known_time_are_listed(tmp_path: Path) -> None:
+    """A line that is a JSON object shows the names among which the column may be."""
+    path = tmp_path / "gateway.jsonl"
+    path.write_text('{"requestId": "a", "requestTimeEpoch": 1772442000123}\n' * 3)
+    with pytest.raises(
+        UnfoldError, match=r"arrivals\.column names the field of times, of: requestId, requestTimeEpoch"
+    ):
+        traces.read_trace(path)
+    assert traces.read_trace(path, column="requestTimeEpoch").size == 3

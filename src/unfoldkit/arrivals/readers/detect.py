@@ -34,15 +34,17 @@ def detect_form(path: Path, column: str | None = None, notation: TimeNotation | 
     Raises:
         UnfoldError: The file is not text, or cannot be read.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in (".npz", ".npy"):
+    if path.suffix.lower() in (".npz", ".npy"):
         return "array"
-    names = [suffix for suffix in suffixes if suffix != ".gz" and not suffix[1:].isdigit()]
     if _is_parquet(path):
         return "parquet"
     lines = _read_beginning(path)
-    by_name = _by_suffix(names[-1] if names else "")
-    return _by_first_line(lines) or by_name or _by_content(lines, column, notation or TimeNotation())
+    return _by_first_line(lines) or _by_name(path) or _by_content(lines, column, notation or TimeNotation())
+
+
+def has_log_name(path: Path) -> bool:
+    """Whether the name of a file, rotated or packed or not, is that of a log."""
+    return _by_name(path) == "log"
 
 
 def _is_parquet(path: Path) -> bool:
@@ -63,10 +65,12 @@ def _by_first_line(lines: list[str]) -> TraceForm | None:
     return "document" if is_document else None
 
 
-def _by_suffix(suffix: str) -> TraceForm | None:
-    if suffix == ".csv":
+def _by_name(path: Path) -> TraceForm | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    names = [suffix for suffix in suffixes if suffix != ".gz" and not suffix[1:].isdigit()]
+    if names and names[-1] == ".csv":
         return "table"
-    return "log" if _LOG_SUFFIX.fullmatch(suffix) else None
+    return "log" if names and _LOG_SUFFIX.fullmatch(names[-1]) else None
 
 
 def _by_content(lines: list[str], column: str | None, notation: TimeNotation) -> TraceForm:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from unfoldkit._types import FloatArray, IntArray
+from unfoldkit.arrivals.readers.metric_exports import DATAPOINTS, find_datapoint_counts, read_metrics
 from unfoldkit.arrivals.readers.table import TableColumns, TraceRows, is_table_head, read_rows, sort_rows
 from unfoldkit.arrivals.readers.timestamps import COLUMNS, epoch_to_seconds, split_unit
 from unfoldkit.errors import UnfoldError, user_error
@@ -28,15 +29,13 @@ _TRACE_KEYS = ("traceId", "trace_id", "traceID")
 _START_KEYS = (("startTimeUnixNano", 1e9), ("start_time_unix_nano", 1e9), ("startTime", 1e6), ("timestamp", 1e6))
 """Keys of the start of a span, with their parts per second."""
 MAX_REASON = 200
+_COUNT_ALL = "count(*)"
 _RATES_HINT = "the range of a query such as sum(rate(http_requests_total[1m]))"
 _COUNTER_ENDINGS = ("_total", "_count")
-_DATAPOINTS = "Datapoints"
-_DATA_RESULTS = "MetricDataResults"
-_DURATION_UNITS = ("Seconds", "Milliseconds", "Microseconds")
-_CLOUDWATCH_HINT = "--statistics Sum of a metric that counts requests, or SampleCount of their latency"
 _FORMS_HINT = (
-    "a list of times, of objects with a time, spans (OTLP, Jaeger, Zipkin), a range of Prometheus, or the result of a "
-    "search (Elasticsearch, Loki, Azure Monitor)"
+    "a list of times, of objects with a time, spans (OTLP, Jaeger, Zipkin), a range of Prometheus, the result of a "
+    "search (Elasticsearch, Loki, Azure Monitor, CloudWatch Logs Insights), or metrics of CloudWatch, Azure, Google "
+    "Cloud or Datadog"
 )
 
 
@@ -50,7 +49,7 @@ def read_document(path: Path, columns: TableColumns) -> TraceRows:
         with open_text(path) as stream:
             values = list(parse_values(stream.read()))
         rows = _read_spans(values, columns.match) or _read_matrix(values, columns.match, path)
-        rows = rows or _read_metric_data(values, columns, path) or _read_lists(values, columns, path)
+        rows = rows or read_metrics(_iter_objects(list(values)), columns, path) or _read_lists(values, columns, path)
     except json.JSONDecodeError as error:
         raise user_error(f"the document breaks off or is not JSON: {error}", file=str(path)) from error
     except (*UNREADABLE, RecursionError) as error:
@@ -151,38 +150,6 @@ def _sum_series(rates: FloatArray, first: IntArray, path: Path) -> FloatArray:
     return np.add.reduceat(np.where(np.isnan(rates), 0.0, rates), first) if rates.size else rates
 
 
-def _read_metric_data(values: Sequence[Any], columns: TableColumns, path: Path) -> TraceRows | None:
-    """Read the counts of ``aws cloudwatch get-metric-data``: one result, with its times and its values in two lists."""
-    results = next((each[_DATA_RESULTS] for each in _iter_objects(list(values)) if _DATA_RESULTS in each), None)
-    if not isinstance(results, list):
-        return None
-    # results in pages share an id
-    parts = [each for each in results if isinstance(each, dict) and columns.match in str(each.get("Label"))]
-    names = list(dict.fromkeys(f"{each.get('Label')}" for each in parts))
-    if len(names) != 1:
-        message = f"the file holds {len(names)} metrics{': ' if names else ''}{', '.join(names[:5])}"
-        raise user_error(message, file=str(path), hint="arrivals.match names the one that counts requests")
-    try:
-        pairs = [pair for each in parts for pair in zip(each["Timestamps"], each["Values"], strict=True)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise user_error("a metric has no pairs of time and value", file=str(path)) from error
-    named = replace(columns, time="Timestamps", counts="Values", match="")
-    rows = ((number, [_to_text(cell) for cell in pair]) for number, pair in enumerate(pairs, 1))
-    return sort_rows(read_rows(["Timestamps", "Values"], rows, named, path), path)
-
-
-def _find_datapoint_counts(entries: Sequence[dict[str, Any]], columns: TableColumns, path: Path) -> TableColumns:
-    """Return the columns of ``aws cloudwatch get-metric-statistics``, with the statistic that counts requests."""
-    if columns.counts is not None or columns.rates is not None:
-        return columns
-    units = {str(entry.get("Unit")) for entry in entries}
-    counts = "SampleCount" if units <= set(_DURATION_UNITS) else "Sum"
-    if units - {"Count", "None", *_DURATION_UNITS} or any(counts not in entry for entry in entries):
-        message = f"no statistic of these data points in {', '.join(sorted(units))} counts requests"
-        raise user_error(message, file=str(path), hint=_CLOUDWATCH_HINT)
-    return replace(columns, default_counts=counts)
-
-
 def _read_lists(values: Sequence[Any], columns: TableColumns, path: Path) -> TraceRows | None:
     """Read the rows of a list; errors name the entry, since a document has no lines."""
     try:
@@ -200,8 +167,8 @@ def _read_first_list(values: Sequence[Any], columns: TableColumns, path: Path) -
         if all(isinstance(entry, dict) for entry in entries):
             head = list(dict.fromkeys(key for entry in entries for key in entry))
             if is_table_head(head, columns.time):
-                if name == _DATAPOINTS and "Unit" in head:
-                    columns = _find_datapoint_counts(entries, columns, path)
+                if name == DATAPOINTS and "Unit" in head:
+                    columns = find_datapoint_counts(entries, columns, path)
                 return sort_rows(read_rows(head, _object_rows(entries, head), columns, path), path)
         elif not any(isinstance(entry, (dict, list)) for entry in entries) and _is_time_list(name, columns.time):
             single = replace(columns, time=name or "time", default_time=None)
@@ -212,7 +179,8 @@ def _read_first_list(values: Sequence[Any], columns: TableColumns, path: Path) -
 def _iter_results(values: Sequence[Any], path: Path) -> Iterator[tuple[list[str], list[list[str]]]]:
     """Yield head and rows of the results of log searches, which hold no plain list of objects.
 
-    These are the hits of Elasticsearch and OpenSearch, the tables of Azure Monitor, and the streams of Loki.
+    These are the hits of Elasticsearch and OpenSearch, the tables of Azure Monitor, the streams of Loki, and the rows
+    of CloudWatch Logs Insights.
 
     Raises:
         UnfoldError: A search returned only some of its hits.
@@ -226,6 +194,10 @@ def _iter_results(values: Sequence[Any], path: Path) -> Iterator[tuple[list[str]
         names = [str(column.get("name")) for column in _list_objects(each, "columns")]
         if names and isinstance(each.get("rows"), list):
             yield names, [[_to_text(cell) for cell in row] for row in each["rows"] if isinstance(row, list)]
+        if rows := _list_field_rows(each.get("results")):
+            head = list(dict.fromkeys(name for row in rows for name in row))
+            _require_all_matches(each.get("statistics"), head, rows, path)
+            yield head, [[_to_text(row.get(name)) for name in head] for row in rows]
         if each.get("resultType") == "streams":
             yield ["timestamp", "labels", "line"], list(_iter_stream_rows(_list_objects(each, "result")))
 
@@ -236,6 +208,23 @@ def _require_all_hits(total: Any, found: int, path: Path) -> None:
     if isinstance(count, int) and count > found:
         hint = "export all of them, such as with elasticdump"
         raise user_error(f"the search returned {found:,} of {count:,} hits", file=str(path), hint=hint)
+
+
+def _list_field_rows(results: Any) -> list[dict[str, Any]]:
+    """Return the rows of CloudWatch Logs Insights, which are lists of objects with ``field`` and ``value``."""
+    rows = [row for row in results if isinstance(row, list) and row] if isinstance(results, list) else []
+    is_known = all(isinstance(cell, dict) and {"field", "value"} <= cell.keys() for row in rows for cell in row)
+    return [{str(cell["field"]): cell["value"] for cell in row} for row in rows] if is_known else []
+
+
+def _require_all_matches(statistics: Any, head: Sequence[str], rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Reject rows without some of the events that a query has matched: it returns the first 10,000 at most."""
+    matched = statistics.get("recordsMatched") if isinstance(statistics, dict) else None
+    if isinstance(matched, (int, float)) and {"@ptr", _COUNT_ALL} & set(head):
+        found = len(rows) if "@ptr" in head else sum(float(row.get(_COUNT_ALL) or 0) for row in rows)
+        if matched > found:
+            message = f"the query returned {found:,.0f} of {matched:,.0f} events"
+            raise user_error(message, file=str(path), hint="stats count(*) by bin(1m), with a limit above its rows")
 
 
 def _iter_stream_rows(streams: Sequence[dict[str, Any]]) -> Iterator[list[str]]:

@@ -31,6 +31,9 @@ MAX_UNREADABLE = 0.01
 """The fraction of lines without a time that is tolerated: crashes, cuts and restarts leave a few."""
 
 
+MAX_FIELDS_SHOWN = 12
+
+
 @dataclass(slots=True)
 class UnitDoubts:
     """What leaves the unit of times in doubt.
@@ -80,7 +83,7 @@ def read_log(path: Path, match: str, column: str | None, notation: TimeNotation,
         UnfoldError: The file cannot be read, too many lines have no time, or the unit of their numbers is unclear,
             or their clock repeats an hour.
     """
-    skipped: list[int] = []
+    skipped: list[tuple[int, str]] = []
     doubts = UnitDoubts()
     try:
         with open_text(path, errors="replace") as stream:
@@ -113,7 +116,7 @@ def _parse_lines(
     match: str,
     column: str | None,
     notation: TimeNotation,
-    skipped: list[int],
+    skipped: list[tuple[int, str]],
     doubts: UnitDoubts,
 ) -> Iterator[float]:
     for number, text in enumerate(lines, 1):
@@ -121,7 +124,8 @@ def _parse_lines(
             continue
         time = parse_line(text, column, notation, doubts)
         if time is None:
-            skipped.append(number)
+            # the text of the first line is enough for the report
+            skipped.append((number, "" if skipped else text))
         else:
             yield time
 
@@ -176,12 +180,23 @@ def _parse_field(name: str, value: object, notation: TimeNotation, unitless: set
     return to_seconds(float(value), unit_s or 1.0)
 
 
-def _check_skipped(skipped: list[int], lines: int, path: Path, notation: TimeNotation, warn: Warn) -> None:
+def _check_skipped(skipped: list[tuple[int, str]], lines: int, path: Path, notation: TimeNotation, warn: Warn) -> None:
     if not skipped:
         return
+    number, text = skipped[0]
     if len(skipped) > MAX_UNREADABLE * lines:
         keys = "; arrivals.match selects lines that contain a text" if notation.key else ""
         more = f", nor in {len(skipped) - 1:,} other lines of {lines:,}" if skipped[1:] else ""
-        hint = f"common log format, {notation.hint}{keys}"
-        raise UnfoldError(Diagnostic(f"no time in this line{more}", str(path), skipped[0], 1, hint=hint))
-    warn(f"{path}: skipped {len(skipped):,} of {lines:,} lines, which have no time; the first is line {skipped[0]}")
+        hint = f"{_list_fields(text) if notation.key else ''}common log format, {notation.hint}{keys}"
+        raise UnfoldError(Diagnostic(f"no time in this line{more}", str(path), number, 1, hint=hint))
+    warn(f"{path}: skipped {len(skipped):,} of {lines:,} lines, which have no time; the first is line {number}")
+
+
+def _list_fields(text: str) -> str:
+    """Return a hint that names the fields of a line that is a JSON object; empty for other lines."""
+    try:
+        fields = json.loads(text) if text.startswith("{") else None
+    except (ValueError, RecursionError):
+        return ""
+    names = ", ".join(list(fields)[:MAX_FIELDS_SHOWN]) if isinstance(fields, dict) else ""
+    return f"arrivals.column names the field of times, of: {names}; " if names else ""

@@ -16,6 +16,7 @@ from unfoldkit._types import FloatArray, IntArray
 from unfoldkit.arrivals.readers import monitoring
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
+    FIRST_EPOCH_S,
     MAX_MOONCAKE_RATE,
     MOONCAKE_FIELDS,
     NUMBER,
@@ -39,6 +40,10 @@ COUNT_COLUMNS = (
     *("num_requests", "n_requests", "request_count", "num_model_requests"),
 )
 """Names of columns that count the arrivals of an interval, in any case."""
+_COUNT_CALL = re.compile(r"count(\(\*?\)|_star\(\)|_)")
+"""What queries call a count without a name: ``count(*)`` in SQL and CloudWatch, ``count_`` in Azure."""
+_BIN_CALL = re.compile(r"bin\(.+\)")
+"""What CloudWatch Logs Insights calls the start of an interval: ``bin(1m)``."""
 GAP_COLUMNS = ("interarrival", "inter_arrival", "interarrival_time", "inter_arrival_time", "iat")
 """Names of columns that hold the time since the previous arrival, in any case and with or without a unit."""
 UNNAMED = ("", "Unnamed: 0")
@@ -58,6 +63,8 @@ _CLOCK = re.compile(r"\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?")
 """A time of day."""
 _CLOCK_NUMBER = re.compile(r"\d{1,2}")
 """An hour or a minute."""
+_ISO_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:")
+"""The beginning of a date with a time of day."""
 _MINUTE_S = 60.0
 _CHUNK_ROWS = 2**16
 """Rows of which the dates are parsed at once."""
@@ -218,6 +225,8 @@ def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) 
     index = _time_column(head, columns, path, [] if first is None else first[1])
     if first is None:
         return TraceRows(np.zeros(0))
+    if columns.time is None:
+        _require_no_duration(head, index, first, columns.notation, path)
     amount = _amount_column(head, index, first[1], columns, path)
     rows = _join_dates(head, index, itertools.chain([first], rows), first[1], notation)
     if amount is None:
@@ -230,6 +239,21 @@ def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) 
     if amount.by_name and _is_row_number(amounts):
         return TraceRows(times)
     return TraceRows(times, amounts.astype(np.int64), amount.name, amount.by_name)
+
+
+def _require_no_duration(
+    head: Sequence[str], index: int, first: tuple[int, list[str]], notation: TimeNotation, path: Path
+) -> None:
+    """Reject numbers under ``time`` next to complete times: they may be how long each request took."""
+    line, cells = first
+    is_number = head[index].lower() == "time" and len(cells) > index and NUMBER.fullmatch(cells[index].strip())
+    if not is_number or notation.unit is not None or float(cells[index]) >= FIRST_EPOCH_S:
+        return
+    for name, cell in zip(head, cells, strict=False):
+        if _ISO_TIME.match(cell) and notation.parse_text(cell) is not None:
+            message = f"{head[index]} may be a duration, since {name} holds complete times"
+            hint = f"arrivals.column: {name}, or {head[index]}"
+            raise UnfoldError(Diagnostic(message, str(path), line, 1, head[index], hint))
 
 
 def _has_ends(head: Sequence[str]) -> bool:
@@ -247,7 +271,7 @@ def _time_column(head: list[str], columns: TableColumns, path: Path, row: list[s
     index = head.index(columns.default_time) if columns.default_time in head else _usual_column(head)
     if index is None and head[0] in UNNAMED and row and columns.notation.parse_text(row[0]) is not None:
         return 0
-    if index is None and (len(head) != 1 or head[0].lower() in COUNT_COLUMNS):
+    if index is None and (len(head) != 1 or _is_count_name(head[0])):
         hint = f"it has: {', '.join(head[:12])}; arrivals.column names it, or call it timestamp"
         raise UnfoldError(Diagnostic("no column of arrival times", str(path), 1, 1, hint=hint))
     return index or 0
@@ -293,7 +317,11 @@ def _usual_column(head: Sequence[str]) -> int | None:
         index = next((names.index(name) for name in COLUMNS if name in names), None)
         if index is not None:
             return index
-    return None
+    return next((index for index, name in enumerate(head) if _BIN_CALL.fullmatch(name)), None)
+
+
+def _is_count_name(name: str) -> bool:
+    return name.lower() in COUNT_COLUMNS or _COUNT_CALL.fullmatch(name.lower()) is not None
 
 
 def _amount_column(
@@ -316,7 +344,7 @@ def _stated_column(stated: str | None, default: str | None, head: list[str]) -> 
 def _named_amount(head: list[str], time_index: int, row: list[str]) -> _AmountColumn | None:
     candidates = [index for index in range(min(len(head), len(row))) if index != time_index]
     for index in candidates:
-        if head[index].lower() in COUNT_COLUMNS:
+        if _is_count_name(head[index]):
             cell = row[index].strip()
             # other numbers are refused as counts: a mean of counts, read as one arrival, is a wrong rate
             is_mean = head[index].lower() != "n" and NUMBER.fullmatch(cell)

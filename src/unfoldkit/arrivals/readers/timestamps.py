@@ -23,10 +23,32 @@ from unfoldkit.errors import did_you_mean, user_error
 
 Number = TypeVar("Number", float, FloatArray)
 COLUMNS = (
-    # Traefik has the end of a request as time
-    *("arrival_s", "arrival", "arrival_time", "startutc", "time_s", "timestamp", "time", "ts", "datetime", "date"),
+    # Traefik has the end of a request as time, and HAR its duration
+    *(
+        "arrival_s",
+        "arrival",
+        "arrival_time",
+        "startutc",
+        "starteddatetime",
+        "time_s",
+        "timestamp",
+        "time",
+        "ts",
+        "datetime",
+        "date",
+    ),
     *("second", "seconds", "minute", "minutes", "hour", "hours"),
-    *("start_time", "starttime", "start_timestamp", "start_time_unix", "started_at", "day", "days"),
+    *(
+        "start_time",
+        "starttime",
+        "start_timestamp",
+        "start_time_unix",
+        "started_at",
+        "begin_time",
+        "timegenerated",
+        "day",
+        "days",
+    ),
     *("arrived_at", "received_at", "requested_at", "submitted_at", "created_at", "submit_time", "event_time"),
     *("time_iso8601", "time_local", "start", "realtime_timestamp", "created", "request_created_at"),
 )
