@@ -108,10 +108,12 @@ def test_http_answers_and_errors() -> None:
         assert code == 400
         assert "must be like" in reply["error"]
     assert ask(json.dumps(BODY).encode(), ModelHung())[0] == 500
-    # no JSON has NaN or bytes
+    # no JSON has NaN, bytes or complex numbers
     code, reply = ask(json.dumps(BODY).encode(), RowAnswer(np.array([math.nan, 1.0]), 1, 0.001))
     assert (code, reply["outputs"][0]["data"]) == (200, ["[null,1.0]"])
-    assert ask(json.dumps(BODY).encode(), RowAnswer(np.array([b"x"]), 1, 0.001))[0] == 500
+    code, reply = ask(json.dumps(BODY).encode(), RowAnswer(np.array([b"x"]), 1, 0.001))
+    assert (code, reply["outputs"][0]["data"]) == (200, ['["eA=="]'])
+    assert ask(json.dumps(BODY).encode(), RowAnswer(np.array([1j]), 1, 0.001))[0] == 500
 
 
 def test_shape_must_be_filled() -> None:

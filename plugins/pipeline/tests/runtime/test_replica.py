@@ -65,7 +65,7 @@ def labels(rows):
     return [Label() for row in rows]
 
 def words(rows):
-    return [b"no text" for row in rows]
+    return [1j for row in rows]
 
 class Mute(Exception):
     def __str__(self):

@@ -134,9 +134,14 @@ def _convert_outputs(answer: Any) -> Tensors:
     if isinstance(answer, Mapping):
         if not answer:
             raise ValueError("the answer holds no tensor")
-        return {str(name): np.asarray(tensor) for name, tensor in answer.items()}
-    outputs: NDArray[Any] = np.asarray(answer)
-    return outputs
+        return {str(name): _convert_tensor(tensor) for name, tensor in answer.items()}
+    return _convert_tensor(answer)
+
+
+def _convert_tensor(tensor: Any) -> NDArray[Any]:
+    array: NDArray[Any] = np.asarray(tensor)
+    # NumPy drops the zeros at the end of bytes
+    return array if array.dtype.kind != "S" or isinstance(tensor, np.ndarray) else np.array(tensor, object)
 
 
 def read_cpu_wait() -> float:

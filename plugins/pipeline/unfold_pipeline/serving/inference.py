@@ -190,11 +190,12 @@ class PendingRequest:
         answers = [answer for answer in self.answers if answer is not None]
         if len(answers) < len(self.answers):
             return self._build_refusal()
-        names = [stage.name for stage in self.gateway.pipeline.stages]
-        try:
-            outputs = {name: [encode_answer(answer.get(name)) for answer in answers] for name in names}
-        except TypeError as error:
-            return error
+        outputs: dict[str, list[str]] = {}
+        for stage in self.gateway.pipeline.stages:
+            try:
+                outputs[stage.name] = [encode_answer(answer.get(stage.name)) for answer in answers]
+            except TypeError as error:
+                return Rejection(500, f"the answer of stage {stage.name} has no JSON form: {error}")
         self.gateway.metrics.rows.inc(len(answers))
         return encode_rows(outputs), 0, len(answers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,11 +23,20 @@ from unfold_pipeline.problem.pipeline import Pipeline, Plan, StageConfig, build_
 from unfold_pipeline.problem.pipeline import Stage as PipelineStage
 from unfold_pipeline.problem.routing import RouteDrawer
 from unfold_pipeline.runtime.local import LocalRuntime
-from unfold_pipeline.runtime.models.data_flow import DataFlow, stack_inputs
+from unfold_pipeline.runtime.models.data_flow import (
+    DataFlow,
+    StageFeed,
+    encode_answer,
+    format_output,
+    name_tensors,
+    stack_inputs,
+    take_row,
+)
 from unfold_pipeline.runtime.models.flow_resolution import list_certain_sources, request_tensors, resolve_data_flow
 from unfold_pipeline.runtime.models.model_loader import load_model
 from unfold_pipeline.runtime.ray_ingress import PipelineIngress
 from unfold_pipeline.runtime.ray_replica import RowAnswer, _answer_rows
+from unfold_pipeline.runtime.replica import BatchAnswer, answer_batch
 from unfold_pipeline.runtime.stage import Query
 from unfoldkit.api import UnfoldError
 from unfoldkit.safe_io.skops import dump_skops
@@ -237,6 +247,23 @@ def test_joins_concatenate_in_the_order_of_after(tmp_path: Path) -> None:
     sources = [code(tmp_path, "double", output=2), code(tmp_path, "double", output=2), code(tmp_path, "double")]
     answers = answer_by_ingress(graph, sources, [[1.0, 2.0], [-1.0, 2.0]])
     assert [answer["c"] for answer in answers] == [[8.0, 16.0, 4.0, 8.0], [-2.0, -2.0, -4.0, 8.0]]
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_bytes_keep_their_zeros(is_named: bool) -> None:
+    """Images and other bytes reach the next stage and the client unchanged; JSON has them as base64."""
+    images = [b"PNG\0\0", b"\0GIF\0"]
+    answer = answer_batch(lambda _: {"image": images} if is_named else images, np.zeros((2, 1), np.float32))
+    assert isinstance(answer, BatchAnswer)
+    rows = [take_row(answer.outputs, index) for index in range(2)]
+    feed = StageFeed(inputs=build_inputs({"x": ("a",)}, {"a": 0}), is_named=False, is_flat=False, missing=0.0)
+    flow = DataFlow((None, feed), (None, None))
+    inputs = [flow.build_input(1, np.zeros(1, np.float32), {0: name_tensors(row)}) for row in rows]
+    stacked = stack_inputs(inputs)
+    assert isinstance(stacked, np.ndarray)
+    assert stacked.tolist() == images
+    encoded = json.loads(encode_answer(format_output(rows[0])))
+    assert base64.b64decode(encoded["image"] if is_named else encoded) == images[0]
 
 
 def test_skipped_and_served_tensors_form_a_batch(tmp_path: Path) -> None:

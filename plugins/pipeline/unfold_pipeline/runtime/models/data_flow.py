@@ -139,14 +139,16 @@ def format_output(output: Tensors) -> Any:
 
 
 def encode_answer(answer: Any) -> str:
-    """Return the answer of a stage as JSON text; NaN and infinity, which JSON does not have, become null.
+    """Return the answer of a stage as JSON text.
+
+    JSON has no NaN, infinity or bytes: they become null and base64.
 
     Raises:
         TypeError: the answer is of a type without a JSON form.
     """
     try:
         return json.dumps(answer, allow_nan=False)
-    except ValueError:
+    except (TypeError, ValueError):
         return msgspec.json.encode(answer).decode()
 
 
@@ -170,8 +172,18 @@ def count_rows(batch: Tensors) -> int:
 def take_row(outputs: Tensors, index: int) -> Tensors:
     """Return the output of one query of a batch."""
     if isinstance(outputs, dict):
-        return {name: tensor[index] for name, tensor in outputs.items()}
-    return np.asarray(outputs[index])
+        return {name: _take_value(tensor, index) for name, tensor in outputs.items()}
+    return np.asarray(_take_value(outputs, index))
+
+
+def _take_value(tensor: NDArray[Any], index: int) -> Any:
+    value = tensor[index]
+    if not isinstance(value, bytes) or isinstance(value, np.bytes_):
+        return value
+    # as an array of bytes it would lose the zeros at its end
+    wrapped = np.empty((), object)
+    wrapped[()] = value
+    return wrapped
 
 
 def count_bytes(batch: Tensors) -> int:
