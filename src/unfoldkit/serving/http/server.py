@@ -28,6 +28,7 @@ from unfoldkit.serving.http.access_control import (
     require_token,
 )
 from unfoldkit.serving.http.drain import Drain, close_while_draining, stop_server, wait_until
+from unfoldkit.serving.http.early_probes import EarlyProbes
 from unfoldkit.serving.http.fast_path.connection import Connection
 from unfoldkit.serving.http.fast_path.head import FastPath, format_headers
 from unfoldkit.serving.http.fast_path.overload import OverloadRejecter
@@ -124,7 +125,7 @@ async def _serve(service: Service, listener: socket.socket, options: HostOptions
     # the first heartbeat precedes the first request, which may block this process: its silence is then noticed
     _beat(service, options)
     serving = asyncio.create_task(_run(server, listener, start))
-    await wait_until(lambda: server.started or serving.done() or drain.started.is_set())
+    await _wait_for_start(server, listener, lambda: serving.done() or drain.started.is_set())
     if not server.started:
         if drain.started.is_set():
             # do not wait for a large model that is still loading
@@ -237,6 +238,29 @@ def _build_server(service: Service, options: HostOptions, drain: Drain, usage: R
             config.load()
         config.ssl = options.tls.build_context()
     return server
+
+
+async def _wait_for_start(server: uvicorn.Server, listener: socket.socket, is_over: Callable[[], bool]) -> None:
+    """Wait until the service has started or its end has come, and answer probes meanwhile.
+
+    TLS would have to answer before a probe can be read: there, probes wait as other requests do.
+    """
+    if server.config.ssl is not None:
+        await wait_until(lambda: server.started or is_over())
+        return
+    probes = EarlyProbes(listener.dup())
+    probes.start()
+    await wait_until(lambda: server.started or is_over())
+    await probes.hand_over(_connector(server) if server.started else None)
+
+
+def _connector(server: uvicorn.Server) -> Callable[[], asyncio.Protocol]:
+    """Return what makes the protocol of a connection, as uvicorn does for those that it accepts itself."""
+    make = cast("Any", server.config.http_protocol_class)
+    return lambda: cast(
+        "asyncio.Protocol",
+        make(config=server.config, server_state=server.server_state, app_state=server.lifespan.state),
+    )
 
 
 def _connection_factory(

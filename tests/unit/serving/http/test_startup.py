@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -13,7 +14,8 @@ import pytest
 from unfoldkit.errors import ExitCode, UnfoldError, user_error
 from unfoldkit.serving.http.address import Address, open_listener
 from unfoldkit.serving.http.server import run_service
-from unfoldkit.serving.http.startup import FAILED
+from unfoldkit.serving.http.startup import COMPLETE, FAILED
+from unfoldkit.serving.responses import json_reply, send_reply
 from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send, Service
 
 pytestmark = pytest.mark.timed
@@ -75,3 +77,67 @@ def test_a_signal_ends_a_start_that_takes_long(capfd: pytest.CaptureFixture[str]
     assert time.monotonic() - began < 20
     assert closed
     assert capfd.readouterr().err == ""
+
+
+def read_answer(port: int, text: bytes) -> bytes:
+    """Send text and return the answer until the connection closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        for part in (text[:9], text[9:]):
+            connection.sendall(part)
+            time.sleep(0.05)
+        try:
+            return b"".join(iter(lambda: connection.recv(4096), b""))
+        except ConnectionResetError:
+            return b""
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+def test_probes_are_answered_while_the_service_starts(is_ended: bool) -> None:
+    """A service that starts is live and not ready, at once; other requests wait until it serves."""
+    may_start, port = threading.Event(), 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await asyncio.to_thread(may_start.wait, 10)
+            await send({"type": COMPLETE})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        await send_reply(json_reply({"path": scope["path"]}), send)
+
+    def request(path: str) -> bytes:
+        return f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n".encode()
+
+    answers: dict[str, bytes] = {}
+
+    def scene() -> None:
+        waiting = threading.Thread(target=lambda: answers.update(early=read_answer(port, request("/early"))))
+        waiting.start()
+        for _ in range(3):
+            answers["live"] = read_answer(port, request("/v2/health/live"))
+            answers["ready"] = read_answer(port, request("/v2/health/ready"))
+        assert "early" not in answers
+        if not is_ended:
+            may_start.set()
+            waiting.join(10)
+            answers["late"] = read_answer(port, request("/late"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        waiting.join(10)
+        may_start.set()
+
+    with open_listener(Address("127.0.0.1", 0)) as bound:
+        port = bound.getsockname()[1]
+        client = threading.Thread(target=scene)
+        client.start()
+        run_service(Service("mine", app), bound)
+        client.join(10)
+    assert answers["live"].startswith(b"HTTP/1.1 200 ")
+    assert answers["live"].endswith(b'{"live":true}')
+    assert answers["ready"].startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1" in answers["ready"]
+    if is_ended:
+        assert answers["early"] == b""
+    else:
+        assert answers["early"].endswith(b'{"path":"/early"}')
+        assert answers["late"].endswith(b'{"path":"/late"}')
