@@ -19,7 +19,7 @@ from unfold_pipeline.problem.exported_plan import assign_labels
 from unfold_pipeline.report.export_kserve import export_kserve
 from unfold_pipeline.report.export_ray_serve import export_ray_serve
 from unfold_pipeline.report.export_triton import export_triton
-from unfoldkit.api import Report, UnfoldError
+from unfoldkit.api import Report, UnfoldError, format_count
 from unfoldkit.report import from_data, to_data
 
 
@@ -275,7 +275,7 @@ def test_triton_accepts_the_configs(tmp_path: Path) -> None:
         delay, hardware = 2000 if stage == "enter" else 0, "g5.xlarge" if is_gpu else "core"
         assert read_config(text) == [batch, 1 if is_gpu else count, delay, 1, 1, hardware]
         assert ("kind: KIND_GPU" in text) is is_gpu
-        assert text.startswith(f"# {count} servers on g5.xlarge") is is_gpu
+        assert text.startswith(f"# {format_count(count, 'server')} on g5.xlarge") is is_gpu
 
 
 @pytest.mark.targets

@@ -13,7 +13,7 @@ from unfold_pipeline.problem.build import build_exported_plan
 from unfold_pipeline.problem.exported_plan import ExportedStage
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.runtime.models.model_loader import load_booster, read_width
-from unfoldkit.api import Report, user_error
+from unfoldkit.api import Report, format_count, user_error
 from unfoldkit.safe_io.files import read_bytes
 from unfoldkit.safe_io.onnx_files import require_data_within
 
@@ -96,9 +96,9 @@ def _format_servers(stage: ExportedStage) -> str:
     """Return how many servers the plan needs, as a comment; empty where one server has all instances."""
     if not stage.gpus:
         return ""
-    servers = -(-stage.replicas // stage.per_instance)
+    servers = format_count(-(-stage.replicas // stage.per_instance), "server")
     hardware = " ".join(stage.hardware.split())
-    return f"# {servers} servers on {hardware}, for {stage.replicas} replicas, {stage.per_instance} on each\n"
+    return f"# {servers} on {hardware}, for {format_count(stage.replicas, 'replica')}, {stage.per_instance} on each\n"
 
 
 def _read_onnx_nodes(stage: ExportedStage) -> list[tuple[str, Any]]:
