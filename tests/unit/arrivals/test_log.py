@@ -6,8 +6,10 @@ import gzip
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from unfoldkit._types import FloatArray
 from unfoldkit.arrivals import traces
 from unfoldkit.errors import UnfoldError
 
@@ -136,3 +138,20 @@ def test_fields_of_lines_without_a_known_time_are_listed(tmp_path: Path) -> None
     ):
         traces.read_trace(path)
     assert traces.read_trace(path, column="requestTimeEpoch").size == 3
+
+
+def test_durations_in_lines_are_refused(tmp_path: Path) -> None:
+    """Numbers that do not follow the lines are durations; lines in the order of ends, or reversed, are times."""
+    rng = np.random.default_rng(0)
+    starts = np.cumsum(rng.exponential(0.1, 300))
+    path = tmp_path / "app.jsonl"
+
+    def write(times: FloatArray) -> None:
+        path.write_text("".join(f'{{"path": "/", "time": {time:.4f}}}\n' for time in times))
+
+    write(rng.exponential(0.05, 300))
+    with pytest.raises(UnfoldError, match="the times of the lines are in no order, as durations are"):
+        traces.read_trace(path)
+    for times in (starts[np.argsort(starts + rng.exponential(3.0, 300))], starts[::-1]):
+        write(times)
+        assert traces.read_trace(path).size == 300

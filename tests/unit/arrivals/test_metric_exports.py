@@ -46,6 +46,16 @@ def datadog(expression: str) -> dict[str, Any]:
     return {"status": "ok", "series": [{"metric": "hits", "expression": expression, "pointlist": points}]}
 
 
+def elasticsearch() -> dict[str, Any]:
+    """A search of Elasticsearch with a date histogram, and terms beside it."""
+    buckets = [
+        {"key_as_string": time, "key": (EPOCH_S + 60 * at) * 1000, "doc_count": COUNTS[at]}
+        for at, time in enumerate(TIMES)
+    ]
+    terms = [{"key": "web", "doc_count": sum(COUNTS)}]
+    return {"hits": {"hits": []}, "aggregations": {"status": {"buckets": terms}, "minutes": {"buckets": buckets}}}
+
+
 def read_minutes(path: Path, document: dict[str, Any], match: str = "") -> list[int]:
     """Read the arrivals of each minute; the first arrival is in the first minute."""
     path.write_text(json.dumps(document, indent=1))
@@ -61,6 +71,7 @@ def read_minutes(path: Path, document: dict[str, Any], match: str = "") -> list[
         (azure("Milliseconds", count=[float(count) for count in COUNTS], average=[3.0] * 5), COUNTS),
         (google(), [60, *COUNTS[1:]]),
         (datadog("sum:hits{*}.as_count()"), COUNTS),
+        (elasticsearch(), COUNTS),
     ],
 )
 def test_a_point_counts_the_requests_of_its_interval(

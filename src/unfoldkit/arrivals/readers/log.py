@@ -14,6 +14,7 @@ from unfoldkit._types import FloatArray
 from unfoldkit.arrivals.readers.monitoring import is_other_k6_line
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
+    FIRST_EPOCH_S,
     MAX_MOONCAKE_RATE,
     MOONCAKE_FIELDS,
     NUMBER,
@@ -32,6 +33,8 @@ MAX_UNREADABLE = 0.01
 
 
 MAX_FIELDS_SHOWN = 12
+MIN_ORDERED = 20
+MIN_CORRELATION = 0.5
 
 
 @dataclass(slots=True)
@@ -94,6 +97,7 @@ def read_log(path: Path, match: str, column: str | None, notation: TimeNotation,
     doubts.check_mooncake(times, str(path))
     times = times if notation.unit else each_epoch_to_seconds(times)
     check_clock(times, str(path))
+    _require_order(times, path)
     times, unitless = np.sort(times), doubts.unitless
     return notation.convert_numbers(times, min(unitless), str(path)) if unitless and times.size else times
 
@@ -190,6 +194,20 @@ def _check_skipped(skipped: list[tuple[int, str]], lines: int, path: Path, notat
         hint = f"{_list_fields(text) if notation.key else ''}common log format, {notation.hint}{keys}"
         raise UnfoldError(Diagnostic(f"no time in this line{more}", str(path), number, 1, hint=hint))
     warn(f"{path}: skipped {len(skipped):,} of {lines:,} lines, which have no time; the first is line {number}")
+
+
+def _require_order(times: FloatArray, path: Path) -> None:
+    """Reject times from 0 on that do not follow the lines: a field called ``time`` may hold durations.
+
+    Lines come in the order of arrivals or of ends, or the newest first, so that times and lines are correlated.
+    """
+    if times.size < MIN_ORDERED or times.max() >= FIRST_EPOCH_S or np.ptp(times) == 0:
+        return
+    ranks = np.argsort(np.argsort(times, kind="stable"), kind="stable")
+    correlation = np.corrcoef(ranks, np.arange(times.size))[0, 1]
+    if abs(correlation) < MIN_CORRELATION:
+        hint = "arrivals.column names the field of arrival times; sort the lines if these are"
+        raise user_error("the times of the lines are in no order, as durations are", file=str(path), hint=hint)
 
 
 def _list_fields(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Read counts of requests by interval from exports of monitoring systems: CloudWatch, Azure, Google Cloud, Datadog.
+"""Read counts of requests by interval from exports of CloudWatch, Azure, Google Cloud, Datadog and Elasticsearch.
 
 A metric counts requests only by some statistics and units; what does not is refused with the statistic that would.
 """
@@ -94,6 +94,9 @@ def _list_series(value: dict[str, Any]) -> Iterator[MetricSeries]:
         yield from _list_azure(value)
     for each in _list_objects(value.get("timeSeries")):
         yield _read_google(each)
+    # those of a date histogram of Elasticsearch; other buckets have no key_as_string
+    if buckets := [each for each in _list_objects(value.get("buckets")) if "key_as_string" in each]:
+        yield MetricSeries("doc_count", [(each.get("key"), each.get("doc_count")) for each in buckets])
     for each in _list_objects(value.get("series")):
         if isinstance(each.get("pointlist"), list):
             yield _read_datadog(each)
