@@ -16,6 +16,7 @@ from unfoldkit.serving.http.access_control import LIVE, READY
 
 HEAD_BYTES = 256
 MAX_HELD = 256
+NEXT_LOOK_S = 0.05
 _LIVE_HEAD, _READY_HEAD = f"GET {LIVE} HTTP/1.".encode(), f"GET {READY} HTTP/1.".encode()
 _REPLIES = {
     _LIVE_HEAD: ("200 OK", '{"live":true}', ""),
@@ -30,11 +31,13 @@ class EarlyProbes:
     Attributes:
         listener: A copy of the listener, which the event loop watches beside the original.
         held: Connections for the server; those without a request yet are watched.
+        is_over: The server has the listener.
     """
 
     listener: socket.socket
     held: dict[int, socket.socket] = field(default_factory=dict)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    is_over: bool = False
 
     def start(self) -> None:
         """Accept connections from now on."""
@@ -43,6 +46,7 @@ class EarlyProbes:
 
     async def hand_over(self, connect: Callable[[], asyncio.Protocol] | None) -> None:
         """Leave the listener to the server, and give it the connections that wait; without a server, close them."""
+        self.is_over = True
         self.loop.remove_reader(self.listener.fileno())
         self.listener.close()
         while self.held:
@@ -65,9 +69,13 @@ class EarlyProbes:
             return
         connection.setblocking(False)
         self.held[connection.fileno()] = connection
-        self.loop.add_reader(connection.fileno(), self._read_head, connection)
+        self._watch(connection)
         if len(self.held) >= MAX_HELD:
             self.loop.remove_reader(self.listener.fileno())
+
+    def _watch(self, connection: socket.socket) -> None:
+        if connection.fileno() in self.held and not self.is_over:
+            self.loop.add_reader(connection.fileno(), self._read_head, connection)
 
     def _read_head(self, connection: socket.socket) -> None:
         """Answer a probe; leave the bytes of any other request where they are."""
@@ -78,10 +86,11 @@ class EarlyProbes:
         except OSError:
             head = b""
         reply = next((reply for start, reply in _REPLIES.items() if head.startswith(start)), None)
-        # the beginning of a probe may become one; whatever differs waits for the server
-        if head and reply is None and any(start.startswith(head) for start in _REPLIES):
-            return
         self.loop.remove_reader(connection.fileno())
+        if head and reply is None and any(start.startswith(head) for start in _REPLIES):
+            # the beginning of a probe may become one, and is there to read all the time
+            self.loop.call_later(NEXT_LOOK_S, self._watch, connection)
+            return
         if reply is not None or not head:
             del self.held[connection.fileno()]
             _close_with(connection, reply)

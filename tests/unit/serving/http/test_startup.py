@@ -13,6 +13,7 @@ import pytest
 
 from unfoldkit.errors import ExitCode, UnfoldError, user_error
 from unfoldkit.serving.http.address import Address, open_listener
+from unfoldkit.serving.http.early_probes import EarlyProbes
 from unfoldkit.serving.http.server import run_service
 from unfoldkit.serving.http.startup import COMPLETE, FAILED
 from unfoldkit.serving.responses import json_reply, send_reply
@@ -89,6 +90,26 @@ def read_answer(port: int, text: bytes) -> bytes:
             return b"".join(iter(lambda: connection.recv(4096), b""))
         except ConnectionResetError:
             return b""
+
+
+def test_the_beginning_of_a_probe_keeps_no_core_busy() -> None:
+    """Bytes that may become a probe stay unread, so that they are there to read all the time."""
+
+    async def main(listener: socket.socket) -> float:
+        probes = EarlyProbes(listener.dup())
+        probes.start()
+        with socket.create_connection(listener.getsockname(), timeout=10) as client:
+            client.sendall(b"GET /v2/health/l")
+            began_s = time.process_time()
+            await asyncio.sleep(0.5)
+            used_s = time.process_time() - began_s
+            client.sendall(b"ive HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b"200 OK" in await asyncio.to_thread(client.recv, 4096)
+        await probes.hand_over(None)
+        return used_s
+
+    with open_listener(Address("127.0.0.1", 0)) as bound:
+        assert asyncio.run(main(bound)) < 0.25
 
 
 @pytest.mark.parametrize("is_ended", [False, True])
