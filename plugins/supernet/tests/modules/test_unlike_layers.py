@@ -596,6 +596,37 @@ def test_layer_norms_keep_the_scales_of_their_channels() -> None:
         assert indices[key][0].tolist() == indices["3.weight"][1].tolist()
 
 
+class Weighted(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Channels that are weighed by themselves and their neighbours, as in ECA-Net, in a branch that starts near 0."""
+
+    def __init__(self, turns: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(24, 16, 1)
+        self.turns, self.scale = turns, nn.Parameter(torch.full((16, 1, 1), 1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute maps (n, 16, height, width)."""
+        result: Tensor = x + self.scale * self.outer(self.turns(self.inner(x)))
+        return result
+
+
+def weigh_neighbours(x: Tensor) -> Tensor:
+    means = x.mean((2, 3))[:, None]
+    return x * functional.conv1d(means, torch.ones(1, 1, 3), padding=1).sigmoid()[:, 0, :, None, None]
+
+
+@pytest.mark.parametrize("turns", [weigh_neighbours, lambda x: x.cumsum(1)], ids=["neighbours", "sums"])
+def test_channels_that_are_computed_in_their_order_stay(turns: Callable[[Tensor], Tensor]) -> None:
+    """Without some of them, others would be neighbours; those around them are narrowed."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 16, 3), nn.ReLU(), Weighted(turns), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    groups, inelastic = find_width_groups(nn.Sequential(*layers).eval(), torch.randn(2, 3, 7, 7))
+    assert [group.channels for group in groups] == [16]
+    assert ("2.inner", "outputs depend on the order of its channels") in [
+        (part.path, part.reason) for part in inelastic
+    ]
+
+
 class PooledByAttention(nn.Module):  # type: ignore[misc,unused-ignore]
     """A signal that is pooled by its products with a vector."""
 

@@ -34,8 +34,12 @@ Indices = tuple[Tensor | None, ...]
 """For each axis of a tensor, the kept indices; ``None`` keeps all of them."""
 NORMS_OF_CHANNELS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 TRIAL_WIDTH = 0.5
+BELOW_HALF = 0.5 - 1e-6
+"""Width at which the smaller half of an odd number of channels remains."""
 TOLERANCE = 1e-4
 """Largest difference at which outputs count as equal, relative to how much they differ from row to row."""
+ROUNDED_TOLERANCE = 1e-2
+"""The same for outputs in single precision, where sums depend on the order of channels."""
 MOVING = ("Flip", "Roll", "Sort", "Gather", "CopySlices", "Stack", "ChannelShuffle")
 """Operations that move pixels, or channels, to other places."""
 SELECTING = ("Slice", "Select")
@@ -44,6 +48,7 @@ CUSTOM = "Backward"
 """End of the names of the user's own functions with gradients; those of torch end in a digit."""
 MIXED_HEADS = "it computes heads of attention in a way that is not followed"
 UNTRACED = "its channels are split or reshaped in a way that is not followed"
+ORDERED = "outputs depend on the order of its channels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,9 @@ def find_width_groups(
     accepted = _accept(candidates, [], runs)
     reason = "a narrower copy fails or returns another shape"
     inelastic += [Inelastic(group.root, reason) for group in candidates if group not in accepted]
-    return tuple(accepted), tuple(inelastic)
+    unordered = _accept(accepted, [], lambda groups: _is_unordered(module, example, groups, heads))
+    inelastic += [Inelastic(group.root, ORDERED) for group in accepted if group not in unordered]
+    return tuple(unordered), tuple(inelastic)
 
 
 def _accept(
@@ -513,6 +520,67 @@ def _is_sound(module: nn.Module, example: Inputs, group: WidthGroup, heads: Head
     return all(_equals_ignored(module, example, each, heads, norms) for each in tried)
 
 
+def _is_unordered(module: nn.Module, example: Inputs, groups: Sequence[WidthGroup], heads: HeadLayers) -> bool:
+    """Check that outputs stay the same where half of the channels of all groups change places with the other half.
+
+    They differ where code computes with neighbouring channels, as a convolution over channels does, and where channels
+    were followed to wrong places.
+    """
+    original = _enliven(module, example)
+    try:
+        first, second = (
+            trace_indices(module, example, [_choose_half(group, is_second) for group in groups], BELOW_HALF, heads)[1]
+            for is_second in (False, True)
+        )
+        exchanged = copy_module(original)
+        for name, tensor in _iterate_tensors(exchanged):
+            for axis, (one, other) in enumerate(zip(first[name], second[name], strict=True)):
+                if one is not None and other is not None:
+                    places = torch.arange(tensor.shape[axis])
+                    places[one], places[other] = other, one
+                    tensor.data = tensor.data.index_select(axis, places)
+        return _are_equal(exchanged, original, example)
+    # a failing copy may raise anything: the reason is that it cannot be narrowed
+    except Exception:  # noqa: BLE001
+        return False
+
+
+def _choose_half(group: WidthGroup, is_second: bool) -> WidthGroup:
+    """Rank one half of the channels of a group first; both are drawn at random, without the last of an odd number."""
+    count = len(group.order)
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(count)).tolist()
+    half = count // 2
+    kept = sorted(shuffled[half : 2 * half] if is_second else shuffled[:half])
+    return replace(group, order=(*kept, *sorted({*range(count)} - {*kept})))
+
+
+def _enliven(module: nn.Module, example: Inputs) -> nn.Module:
+    """Copy a module, with random values in place of constant ones.
+
+    A residual branch that begins with a factor of 0 or nearly 0 would hide what it computes.
+    """
+    copied, generator = copy_module(module), torch.Generator().manual_seed(0)
+    for parameter in copied.parameters():
+        if parameter.is_floating_point() and parameter.numel() > 1 and parameter.min() == parameter.max():
+            parameter.data = torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype) + 0.5
+    return copied if bool(_run(copied, example).isfinite().all()) else copy_module(module)
+
+
+def _are_equal(module: nn.Module, other: nn.Module, example: Inputs) -> bool:
+    """Check that two modules, which are converted to double precision, return the same."""
+    tensors, tolerance = list_tensors(example), TOLERANCE
+    # fresh weights may give outputs that hardly depend on the inputs
+    precise = tuple(each.double() if each.is_floating_point() else each for each in tensors)
+    try:
+        outputs, expected = (_run(each.double(), precise) for each in (module, other))
+    # code may make tensors of single precision
+    except RuntimeError:
+        outputs, expected = (_run(each.float(), tensors) for each in (module, other))
+        tolerance = ROUNDED_TOLERANCE
+    scale = (expected - expected.roll(1, 0)).abs().max() if len(expected) > 1 else expected.abs().max()
+    return outputs.shape == expected.shape and bool((outputs - expected).abs().max() <= tolerance * scale)
+
+
 def _equals_ignored(
     module: nn.Module, example: Inputs, group: WidthGroup, heads: HeadLayers, norms: Sequence[str]
 ) -> bool:
@@ -521,7 +589,7 @@ def _equals_ignored(
     A copy with channels that are shuffled otherwise than those of the module runs as well, but with other channels.
     Norms of the group would differ by the number of channels: they only scale and shift here.
     """
-    ignoring = copy_module(module)
+    ignoring = _enliven(module, example)
     try:
         narrowed, indices = trace_indices(module, example, [group], TRIAL_WIDTH, heads)
         remaining = dict(_iterate_tensors(narrowed))
@@ -538,14 +606,10 @@ def _equals_ignored(
             for path in norms:
                 layer: Any = changed.get_submodule(path)
                 layer.forward = partial(_scale, layer)
-        # fresh weights may give outputs that hardly depend on the inputs
-        precise = tuple(each.double() if each.is_floating_point() else each for each in list_tensors(example))
-        outputs, expected = (_run(each.double(), precise) for each in (narrowed, ignoring))
+        return _are_equal(narrowed, ignoring, example)
     # a failing copy may raise anything: the reason is that it cannot be narrowed
     except Exception:  # noqa: BLE001
         return False
-    scale = (expected - expected.roll(1, 0)).abs().max() if len(expected) > 1 else expected.abs().max()
-    return outputs.shape == expected.shape and bool((outputs - expected).abs().max() <= TOLERANCE * scale)
 
 
 def _scale(norm: Any, x: Tensor) -> Tensor:
