@@ -627,6 +627,48 @@ def test_channels_that_are_computed_in_their_order_stay(turns: Callable[[Tensor]
     ]
 
 
+class Ghost(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Half of the maps, and cheap maps made of them, as in GhostNet."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        half = outputs // 2
+        self.maps, self.cheap = nn.Conv2d(inputs, half, 1), nn.Conv2d(half, half, 3, padding=1, groups=half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute maps (n, outputs, height, width)."""
+        maps = self.maps(x).relu()
+        return torch.cat([maps, self.cheap(maps).relu()], 1)
+
+
+def test_maps_that_are_made_of_others_beside_them_are_narrowed() -> None:
+    """A depthwise convolution whose outputs stand beside its inputs is narrowed with them."""
+    torch.manual_seed(0)
+    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4))
+    module = nn.Sequential(Ghost(3, 16), Ghost(16, 24), *pooled)
+    assert check_cut_out(module, torch.randn(2, 3, 7, 7)) == {"0.maps", "1.maps"}
+
+
+class Shortcut(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Maps of a convolution and of a ghost module, added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ghost, self.straight = Ghost(3, 16), nn.Conv2d(3, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute maps (n, 16, height, width)."""
+        result: Tensor = self.ghost(x) + self.straight(x)
+        return result
+
+
+def test_maps_that_are_added_to_two_that_depend_on_each_other_are_narrowed() -> None:
+    """Two channels of a convolution go together where those that they are added to do."""
+    torch.manual_seed(0)
+    module = nn.Sequential(Shortcut(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    assert check_cut_out(module, torch.randn(2, 3, 7, 7)) == {"0.straight"}
+
+
 class PooledByAttention(nn.Module):  # type: ignore[misc,unused-ignore]
     """A signal that is pooled by its products with a vector."""
 

@@ -199,7 +199,8 @@ def _iterate_groups(graph: Any, untraced: list[nn.Module], visited: set[nn.Modul
     ``visited`` receives the layers of each group.
     """
     visited |= {*graph.IGNORED_LAYERS_IN_TRACING}
-    for layer in list(graph.module2node):
+    # depthwise ones last: torch-pruning scores the channels of a group by its first layer that is no such layer
+    for layer in sorted(graph.module2node, key=_is_depthwise):
         if not isinstance(layer, ROOTS) or layer in visited or count_channels(layer)[0] == 1:
             continue
         pruner = graph.get_pruner_of_module(layer)
@@ -214,6 +215,10 @@ def _iterate_groups(graph: Any, untraced: list[nn.Module], visited: set[nn.Modul
             continue
         visited |= {*_count_outputs(graph, group)}
         yield group
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, CONVOLUTIONS) and 1 < layer.groups == layer.in_channels == layer.out_channels
 
 
 def _count_outputs(graph: Any, group: Any) -> dict[nn.Module, int]:
@@ -328,9 +333,9 @@ def _iterate_parts(graph: Any, group: Any) -> Iterator[tuple[int, bool]]:
 
 
 def _is_divided(group: Any) -> bool:
-    """Return whether an operation of a group takes parts of the channels apart."""
+    """Return whether an operation of a group takes parts of the channels apart, or joins them."""
     kinds = import_torch_pruning().ops
-    taken = (kinds._SplitOp, kinds._SliceOp)  # noqa: SLF001 - they have no public names
+    taken = (kinds._SplitOp, kinds._SliceOp, kinds._ConcatOp)  # noqa: SLF001 - they have no public names
     return any(isinstance(item.dep.target.module, taken) or is_gate(item.dep.target) for item in group)
 
 
