@@ -105,6 +105,39 @@ def test_measured_quantities_are_no_labels(tmp_path: Path, y: list[float], messa
         load_arrays(tmp_path, "mlp", x=np.ones((6, 3)), y=np.array(y))
 
 
+@pytest.mark.parametrize("mark", ["nan", "NaN", "None", "<NA>", ""])
+def test_marks_of_missing_labels_are_no_classes(tmp_path: Path, mark: str) -> None:
+    """Pandas writes missing labels and groups as text; a class ``none`` is one."""
+    labels = np.array(["cat", "dog", mark] * 10)
+    with pytest.raises(UnfoldError, match=rf"y\[2\] is '{mark}', which marks a missing label"):
+        load_arrays(tmp_path, "mlp", x=np.ones((30, 3)), y=labels)
+    options = {"split": "inter-patient", "group": "p"}
+    with pytest.raises(UnfoldError, match=rf"p\[2\] is '{mark}', which marks a missing value"):
+        load_arrays(tmp_path, "mlp", options, x=np.ones((30, 3)), y=np.arange(30) % 2, p=labels)
+    named = np.where(labels == mark, "none", labels)
+    assert load_arrays(tmp_path, "mlp", x=np.ones((30, 3)), y=named).names == ("cat", "dog", "none")
+    if mark:
+        (tmp_path / "d.csv").write_text("a,target\n" + f"1,cat\n2,dog\n3,{mark}\n" * 10, "utf-8")
+        with pytest.raises(UnfoldError, match=rf"d\.csv:4.*target: '{mark}' marks a missing label"):
+            load_data(DataSpec(source="file", path="d.csv"), make_run(tmp_path, base=tmp_path))
+
+
+def test_a_number_is_one_class_however_it_is_written(tmp_path: Path) -> None:
+    """A table with ``4`` and ``4.0`` holds one class of them; where one form is used, it is the name."""
+    for cells, names in ((["4", "4.0", "5"], ("4", "5")), (["4.0", "5.0", "4.0"], ("4.0", "5.0"))):
+        (tmp_path / "d.csv").write_text("a,target\n" + "".join(f"1,{cell}\n" for cell in cells * 8), "utf-8")
+        assert load_data(DataSpec(source="file", path="d.csv"), make_run(tmp_path, base=tmp_path)).names == names
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_single_precision_are_refused_without_a_warning(tmp_path: Path) -> None:
+    """The error is all that is printed; classes in half precision are compared in a wider one."""
+    (tmp_path / "d.csv").write_text("a,target\n1e300,x\n" + "1,x\n2,y\n" * 9, "utf-8")
+    with pytest.raises(UnfoldError, match="not finite in single precision"):
+        load_data(DataSpec(source="file", path="d.csv"), make_run(tmp_path, base=tmp_path))
+    assert load_arrays(tmp_path, "mlp", x=np.ones((40, 3)), y=LABELS.astype(np.float16)).names == ("3", "5")
+
+
 def test_byte_labels_are_decoded(tmp_path: Path) -> None:
     """Labels stored as bytes, as in HDF5, are named by their text."""
     assert load_arrays(tmp_path, "mlp", x=np.ones((6, 3)), y=np.array([b"N", b"V"] * 3)).names == ("N", "V")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,10 @@ from unfoldkit.api import user_error
 MAX_OUTPUTS = 10_000
 MAX_EXACT = 2**53
 """Largest integer up to which floating-point numbers hold each of them."""
+MISSING = frozenset(("", "?", "nan", "nat", "na", "n/a", "null", "none", "<na>", "#n/a", "#na", "\\n", "(null)"))
+"""What tables hold in place of a missing value, in lower case; ``none`` in lower case is a common class too."""
+INTEGRAL = re.compile(r"([+-]?\d+)\.0+")
+MISSING_HINT = "drop such rows; rename a class or group that is called so"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,11 @@ def parse_labels(values: Any, file: str) -> tuple[IntArray, tuple[str, ...]]:
     if flat.dtype.kind == "S":
         # labels that are not UTF-8 stay apart
         flat = np.char.decode(flat, "utf-8", "backslashreplace")
+    if flat.dtype.kind == "U":
+        flat = _check_texts(flat, file)
     if np.issubdtype(flat.dtype, np.floating):
+        # in half precision, the bound is infinite
+        flat = flat.astype(np.float64)
         invalid = np.flatnonzero(~(np.abs(flat) <= MAX_EXACT) | (flat != np.round(flat)))
         if invalid.size:
             message = f"y[{invalid[0]}] is {flat[invalid[0]]}, which is not a class"
@@ -85,6 +94,28 @@ def parse_labels(values: Any, file: str) -> tuple[IntArray, tuple[str, ...]]:
         hint = "bin a measured quantity into ranges; do not use row names as labels"
         raise user_error(f"{message}, fewer than two rows each", file=file, hint=hint)
     return y.astype(np.int64), tuple(map(str, classes))
+
+
+def is_missing(label: str) -> bool:
+    """Return whether the text of a label marks a missing one."""
+    return label.strip().lower() in MISSING and label != "none"
+
+
+def _check_texts(labels: Any, file: str) -> Any:
+    """Check that no text marks a missing label, and join classes that are written as ``4`` and as ``4.0``.
+
+    Raises:
+        UnfoldError: One does.
+    """
+    row = next((row for row, label in enumerate(labels) if is_missing(label)), None)
+    if row is not None:
+        message = f"y[{row}] is {str(labels[row])!r}, which marks a missing label"
+        raise user_error(message, file=file, key="data.path", hint=MISSING_HINT)
+    classes = np.unique(labels)
+    joined = {label: INTEGRAL.sub(r"\1", label) if INTEGRAL.fullmatch(label) else label for label in classes.tolist()}
+    if len({*joined.values()}) == len(classes):
+        return labels
+    return np.array([joined[label] for label in labels.tolist()])
 
 
 def check_learnable(y: Any, rows: IntArray, names: Sequence[str], task: Task, file: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet._types import BoolArray, Float32Array, IntArray, Task
-from unfold_supernet.family.targets import parse_targets
+from unfold_supernet.family.targets import MISSING_HINT, is_missing, parse_targets
 from unfoldkit.api import UnfoldError, csv_rows, user_error
 from unfoldkit.safe_io.arrays import read_npz
 
@@ -130,8 +130,12 @@ def read_table(path: Path, options: UserDataOptions) -> dict[str, Any]:
         empty = next((row for row in rows if not row[column]), None)
         if empty is not None:
             raise empty.wrong("no label" if column in options.targets else "no value", column)
+    for row in rows if options.task == "classes" else ():
+        if is_missing(row[options.targets[0]]):
+            message = f"{row[options.targets[0]]!r} marks a missing label"
+            raise row.wrong(message, options.targets[0], hint=MISSING_HINT)
     features = [name for name in rows[0].cells if name not in (*named, *options.targets)]
-    x = np.array([[row.number(name) for name in features] for row in rows], np.float32)
+    x = np.array([[row.number(name) for name in features] for row in rows], np.float64)
     if options.task == "classes":
         targets = {"y": np.array([row[options.targets[0]] for row in rows])}
     else:
@@ -219,11 +223,16 @@ def _check_rows(values: Any, name: str, rows: int, file: str) -> Any:
 
 
 def check_present(values: Any, name: str, file: str, start: int = 0) -> Any:
-    """Check that no number is missing; ``start`` is the number of the first row, for the error.
+    """Check that no value is missing; ``start`` is the number of the first row, for the error.
 
     Raises:
-        UnfoldError: One is NaN or infinite.
+        UnfoldError: A number is NaN or infinite, or a text marks a missing value.
     """
+    if values.dtype.kind == "U":
+        missing = next((row for row, text in enumerate(values.ravel().tolist()) if is_missing(text)), None)
+        if missing is not None:
+            message = f"{name}[{start + missing}] is {str(values.ravel()[missing])!r}, which marks a missing value"
+            raise user_error(message, file=file, key="data.path", hint=MISSING_HINT)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         row = start + int(np.argwhere(~np.isfinite(values))[0][0])
         raise user_error(f"{name}[{row}] is not finite", file=file, key="data.path", hint="drop such rows")
