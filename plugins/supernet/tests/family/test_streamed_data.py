@@ -231,6 +231,25 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
         load_data(spec, make_run(tmp_path / "run"), "conv2d")
 
 
+@pytest.mark.parametrize("parts", [("train", "test"), ("Train", "Val", "Test")])
+def test_folders_of_a_split_are_no_classes(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    """A folder with train and test is refused unless the spec says that it is split."""
+    folder = write_images(tmp_path / "images", parts)
+    with pytest.raises(UnfoldError, match=r"which are no classes.*split: given"):
+        load_data(DataSpec(source="images", path=str(folder)), make_run(tmp_path / "run"), "conv2d")
+
+
+def test_images_of_other_formats_are_not_left_out(tmp_path: Path) -> None:
+    """An image that is not read is named, as the others would be a part of the data; JPEG has several suffixes."""
+    folder = write_images(tmp_path / "images")
+    (folder / "dog" / "2.png").rename(folder / "dog" / "2.jfif")
+    spec = DataSpec(source="images", path=str(folder))
+    assert len(load_data(spec, make_run(tmp_path / "run"), "conv2d").x) == 8
+    (folder / "dog" / "9.HEIC").write_bytes(b"heic")
+    with pytest.raises(UnfoldError, match=r"dog/9\.HEIC.*images of this format are not read"):
+        load_data(spec, make_run(tmp_path / "run"), "conv2d")
+
+
 def test_class_weights_follow_the_training_rows(tmp_path: Path) -> None:
     """Balanced weights are inverse to the classes' frequencies; a weight of no class is refused."""
     np.savez(tmp_path / "a.npz", x=X[:40], y=np.where(np.arange(40) < 30, "often", "rare"))

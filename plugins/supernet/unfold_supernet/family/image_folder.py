@@ -21,9 +21,13 @@ from unfoldkit.api import require_packages, user_error
 from unfoldkit.safe_io.files import first_line, read_bytes
 
 FORMATS = {
-    ".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".ppm": "PPM", ".tif": "TIFF",
-    ".tiff": "TIFF", ".webp": "WEBP",
+    ".bmp": "BMP", ".gif": "GIF", ".jfif": "JPEG", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".ppm": "PPM",
+    ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
 }  # fmt: skip
+UNREAD = frozenset((".avif", ".dcm", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".tga"))
+"""Suffixes of images that are not read: leaving them out would train on a part of the images."""
+PARTS = frozenset(("train", "training", "test", "testing", "val", "valid", "validation"))
+"""Names of folders that split images, and are no classes."""
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 MAX_IMAGE_BYTES = 256 << 20
 BLOCK_BYTES = 16 << 20
@@ -89,7 +93,13 @@ def list_images(path: Path, *, has_split: bool) -> Sequence[ImageFile]:
     if not path.is_dir():
         raise user_error("not a folder of images", file=str(path), key="data.path", hint="one folder a class")
     if not has_split:
-        return _list_classes(path, is_train=True)
+        images = _list_classes(path, is_train=True)
+        labels = {image.label for image in images}
+        if labels and {label.lower() for label in labels} <= PARTS:
+            message = f"the folders are {', '.join(sorted(labels))}, which are no classes"
+            hint = "split: given takes train/CLASS/… and test/CLASS/…; move the images of validation into train"
+            raise user_error(message, file=str(path), key="data.split", hint=hint)
+        return images
     parts = {name: path / name for name in ("train", "test")}
     for name, folder in parts.items():
         if not folder.is_dir():
@@ -107,11 +117,12 @@ def _list_classes(path: Path, *, is_train: bool) -> list[ImageFile]:
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     images = []
     for folder in folders:
-        files = sorted(
-            file
-            for file in folder.rglob("*")
-            if file.suffix.lower() in FORMATS and file.is_file() and not file.name.startswith(".")
-        )
+        visible = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+        unread = next((file for file in visible if file.suffix.lower() in UNREAD), None)
+        if unread is not None:
+            hint = "convert it to PNG or JPEG, or delete it"
+            raise user_error("images of this format are not read", file=str(unread), key="data.path", hint=hint)
+        files = [file for file in visible if file.suffix.lower() in FORMATS]
         if not files:
             hint = f"add images ({', '.join(FORMATS)}), or remove the folder"
             raise user_error("the folder of this class holds no image", file=str(folder), key="data.path", hint=hint)
