@@ -250,6 +250,18 @@ def test_images_of_other_formats_are_not_left_out(tmp_path: Path) -> None:
         load_data(spec, make_run(tmp_path / "run"), "conv2d")
 
 
+def test_changed_values_of_parquet_files_are_noticed(tmp_path: Path) -> None:
+    """A file with checksums, as Spark writes it, is refused if a value differs from what was written."""
+    table = pa.table({"c0": np.linspace(0, 1, 64), "target": ["cat", "dog"] * 32})
+    path, options = tmp_path / "a.parquet", {"compression": "none", "use_dictionary": False}
+    parquet.write_table(table, path, write_page_checksum=True, **options)
+    content = bytearray(path.read_bytes())
+    content[content.index(np.linspace(0, 1, 64)[9].tobytes()) + 6] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UnfoldError, match=r"a\.parquet.*not a readable Parquet file"):
+        load(tmp_path, path)
+
+
 def test_class_weights_follow_the_training_rows(tmp_path: Path) -> None:
     """Balanced weights are inverse to the classes' frequencies; a weight of no class is refused."""
     np.savez(tmp_path / "a.npz", x=X[:40], y=np.where(np.arange(40) < 30, "often", "rare"))

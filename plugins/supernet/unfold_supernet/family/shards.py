@@ -207,7 +207,7 @@ def _read_parquet(path: Path, options: UserDataOptions) -> Iterator[Block]:
 
     require_regular(path)
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             names = list(file.schema_arrow.names)
             named = _name_columns(names, options, path)
             index = _list_index_columns(file.schema_arrow)
