@@ -18,7 +18,7 @@ from plugins.supernet.tests.members.builders import write_model
 from tests.served import serving, unfold
 from unfold_supernet.members.files import MemberFile, check_file
 from unfold_supernet.members.profile import PROFILE_FILE, measure_members, read_members
-from unfold_supernet.members.runtime import MemberPool, MemberSource
+from unfold_supernet.members.runtime import RETRY_S, MemberPool, MemberSource
 from unfold_supernet.replay.residency import PLAN_FILE
 from unfold_supernet.scheduling.policies import build_profile
 from unfold_supernet.scheduling.residency import MemberCost, Residency
@@ -28,7 +28,7 @@ from unfold_supernet.verbs.plan import plan
 from unfold_supernet.verbs.profile import profile
 from unfold_supernet.verbs.serve import serve
 from unfoldkit.api import Report, UnfoldError
-from unfoldkit.serving.model import Batch, Call, CategoricalColumn
+from unfoldkit.serving.model import Batch, Call, CategoricalColumn, PathChoice
 
 SPEC = """
 version: 1
@@ -164,16 +164,60 @@ def test_a_file_replaced_while_it_is_served_is_not_opened(folder: Path, tmp_path
     run = make_run(folder / "runs" / "list", base=tmp_path)
     members = read_members(build_member_list(parse_spec(SPEC), run), run.directory)
     index = [profile.name for profile in members.profiles].index(member)
-    pool = MemberPool(members.sources, Residency(costs=members.costs, budget_bytes=members.needed_bytes))
+    now, logged = [0.0], list[str]()
+    residency = Residency(costs=members.costs, budget_bytes=members.needed_bytes)
+    pool = MemberPool(members.sources, residency, lambda: now[0], logged.append)
     content = (tmp_path / file).read_bytes()
     if member == "small":
         write_model(tmp_path / file, width=9, size=SIZE)
     else:
         (tmp_path / file).write_bytes(content[::-1])
+    for _ in range(2):
+        with pytest.raises(UnfoldError, match="changed since it was measured"):
+            pool.acquire(index)
+    assert not residency.resident
+    (tmp_path / file).write_bytes(content)
+    # reading a file for every batch would take longer than running its model
     with pytest.raises(UnfoldError, match="changed since it was measured"):
         pool.acquire(index)
-    (tmp_path / file).write_bytes(content)
+    assert len(logged) == 1
+    now[0] += RETRY_S
     assert pool.acquire(index).get_inputs()
+
+
+def test_requests_of_a_member_that_is_gone_run_on_others(folder: Path, tmp_path: Path) -> None:
+    """A deleted file costs the service one member: others that are accurate enough answer, under their own names."""
+    for name in ("small.onnx", "single.onnx", "large.onnx", "large.bin"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    run = make_run(folder / "runs" / "list", base=tmp_path)
+    members = read_members(build_member_list(parse_spec(SPEC), run), run.directory)
+    pool = MemberPool(members.sources, Residency(costs=members.costs, budget_bytes=members.needed_bytes))
+    (tmp_path / "large.onnx").unlink()
+    model = SupernetModel(
+        name="list",
+        version="1",
+        inputs=(),
+        facts={},
+        classes=("a", "b", "c"),
+        profiles=members.profiles,
+        bound=pool.bind(),
+        count_batch=lambda _subnet, _in_time: None,
+        clock=lambda: 0.0,
+    )
+    names = [profile.name for profile in members.profiles]
+    x = np.random.default_rng(2).normal(size=(2, *SIZE))
+
+    def answer(least_accuracy: float) -> list[Any]:
+        turn = PathChoice(names.index("large"), (9.0,), 0.0)
+        outputs = model.predict(Batch({"x": x}, (Call(2, least_accuracy=least_accuracy),), turn=turn)).columns
+        column = outputs["net"]
+        assert isinstance(column, CategoricalColumn)
+        return [column.values[code] for code in column.codes]
+
+    assert answer(0.0) == answer(0.85) == ["one-row"] * 2
+    assert answer(0.99) == ["one-row"] * 2
+    with pytest.raises(UnfoldError, match=r"large\.onnx"):
+        answer(0.9)
 
 
 @pytest.mark.e2e

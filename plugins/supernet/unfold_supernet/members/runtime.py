@@ -14,7 +14,10 @@ from unfold_supernet._types import Float32Array, Numbers, ShareModel
 from unfold_supernet.family.onnx_session import open_session
 from unfold_supernet.members.files import CheckedFile, is_unchanged, reject
 from unfold_supernet.scheduling.residency import Residency
+from unfoldkit.api import UnfoldError
 
+RETRY_S = 10.0
+"""Seconds for which a member that could not be opened is not tried again."""
 PROFILE_HINT = "measure it again: unfold profile SPEC; then start the service again"
 
 
@@ -47,10 +50,13 @@ def compute_shares(session: Any, source: MemberSource, x: Numbers) -> Float32Arr
     return np.asarray(values, np.float32)
 
 
-def _open_unchanged(file: CheckedFile) -> Any:
-    """Open a session of a file that holds what was measured: another model would answer under its name and accuracy."""
+def _check_unchanged(file: CheckedFile) -> None:
+    """Check that a file holds what was measured: another model would answer under its name and accuracy."""
     if not is_unchanged(file):
         raise reject(file.member, "the file was changed since it was measured", PROFILE_HINT)
+
+
+def _open(file: CheckedFile) -> Any:
     try:
         return open_session(file.member.path)
     except ValueError as error:
@@ -65,7 +71,9 @@ class MemberPool:
         sources: The members.
         residency: Which of them are in memory.
         clock: Source of time, in seconds.
+        report: Receives why a member cannot be opened.
         sessions: Open sessions by member.
+        failures: By member that could not be opened, when it was tried last, and the reason.
         load_s: Seconds of opening sessions since :meth:`take_load_s` was last called.
         lock: Held while a member is opened.
     """
@@ -73,7 +81,9 @@ class MemberPool:
     sources: Sequence[MemberSource]
     residency: Residency
     clock: Callable[[], float] = time.perf_counter
+    report: Callable[[str], object] = lambda _message: None
     sessions: dict[int, Any] = field(default_factory=dict)
+    failures: dict[int, tuple[float, UnfoldError]] = field(default_factory=dict)
     load_s: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -97,13 +107,33 @@ class MemberPool:
             UnfoldError: The file was changed since it was measured.
         """
         with self.lock:
-            for evicted in self.residency.acquire(index):
-                self.sessions.pop(evicted, None)
-            if index not in self.sessions:
-                start = self.clock()
-                self.sessions[index] = _open_unchanged(self.sources[index].file)
-                self.load_s += self.clock() - start
-            return self.sessions[index]
+            failed_at, error = self.failures.get(index, (0.0, None))
+            if error is not None and self.clock() < failed_at + RETRY_S:
+                raise error
+            try:
+                return self._find_session(index)
+            except UnfoldError as reason:
+                self.failures[index] = self.clock(), reason
+                self.report(str(reason))
+                raise
+
+    def _find_session(self, index: int) -> Any:
+        file = self.sources[index].file
+        start = self.clock()
+        if index not in self.sessions:
+            # others are not closed for a member that cannot be opened
+            _check_unchanged(file)
+        for evicted in self.residency.acquire(index):
+            self.sessions.pop(evicted, None)
+        if index not in self.sessions:
+            try:
+                self.sessions[index] = _open(file)
+            except UnfoldError:
+                self.residency.resident -= {index}
+                raise
+            self.load_s += self.clock() - start
+        self.failures.pop(index, None)
+        return self.sessions[index]
 
     def take_load_s(self) -> float:
         """Return the seconds of opening sessions since the last call."""

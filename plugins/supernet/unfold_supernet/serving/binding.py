@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from unfold_supernet._types import ShareModel, Task
@@ -105,7 +106,9 @@ def _bind_list(problem: ServiceProblem, members: MemberProfiles) -> BoundModels:
         resident=frozenset(plan.initial),
     )
     pool = MemberPool(members.sources, residency, problem.clock)
+    # raised at the start, and logged afterwards
     pool.open_initial()
+    pool.report = partial(problem.log.error, "%s: %s", problem.name)
     return BoundModels(
         models=pool.bind(),
         inputs=(Field("x", "FP64", members.size),),

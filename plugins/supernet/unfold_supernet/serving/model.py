@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,6 +14,7 @@ from unfold_supernet._types import ShareModel, Task
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.speed import Slowdown
 from unfold_supernet.serving.metrics import CountBatch
+from unfoldkit.api import UnfoldError
 from unfoldkit.serving.model import Array, Batch, CategoricalColumn, Column, Field, Predictions, Rejection
 
 THRESHOLD = 0.5
@@ -82,8 +84,7 @@ class SupernetModel:
 
     def predict(self, batch: Batch) -> Predictions:
         """Compute predictions and service quality for a batch."""
-        subnet = batch.turn.way if batch.turn else 0
-        shares = self._compute_shares(batch.inputs, subnet)
+        subnet, shares = self._run(batch, batch.turn.way if batch.turn else 0)
         end = self.clock()
         deadlines = batch.turn.due if batch.turn else ()
         in_time = [end <= deadline for deadline in deadlines] or [True] * len(batch.calls)
@@ -105,6 +106,34 @@ class SupernetModel:
         names = [item.name for item in self.outputs]
         columns = dict(zip(names, (*self._arrange_predictions(shares), *served), strict=True))
         return Predictions(columns, _refuse_overflow(shares, rows))
+
+    def _run(self, batch: Batch, subnet: int) -> tuple[int, Array]:
+        """Run a batch on a subnet, or on another one that is accurate enough where its file cannot be opened.
+
+        Returns:
+            The subnet that ran, and its outputs.
+        """
+        try:
+            return subnet, self._compute_shares(batch.inputs, subnet)
+        except UnfoldError:
+            # a measurement of one must not be that of another
+            if batch.trial:
+                raise
+            for substitute in self._list_substitutes(batch, subnet):
+                with contextlib.suppress(UnfoldError):
+                    return substitute, self._compute_shares(batch.inputs, substitute)
+            raise
+
+    def _list_substitutes(self, batch: Batch, subnet: int) -> list[int]:
+        """List the other subnets that are accurate enough for all calls, those first that are nearest in accuracy.
+
+        If the subnet is not, none is: any other one may stand for it.
+        """
+        accuracies = [profile.accuracy_fraction for profile in self.profiles]
+        needed = max(call.least_accuracy for call in batch.calls)
+        needed = needed if accuracies[subnet] >= needed else 0.0
+        others = [index for index, reached in enumerate(accuracies) if index != subnet and reached >= needed]
+        return sorted(others, key=lambda index: abs(accuracies[index] - accuracies[subnet]))
 
     def _arrange_predictions(self, shares: Array) -> tuple[Column, ...]:
         """Arrange probabilities or values (n, outputs) as the first outputs of the task."""
