@@ -46,13 +46,13 @@ def make_member(path: Path) -> MemberFile:
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE])
-@pytest.mark.parametrize("rows", ["n", None, 1])
+@pytest.mark.parametrize("rows", ["n", None, 1, 8])
 @pytest.mark.parametrize("external", [None, "weights.bin"])
 def test_suitable_files_are_accepted(tmp_path: Path, kind: int, rows: Any, external: str | None) -> None:
-    """All float types, free or single rows, and external data in the same folder are accepted."""
+    """All float types, any number of rows or a fixed one, and external data in the same folder are accepted."""
     path = write_model(tmp_path / "a.onnx", kind=kind, rows=rows, external=external, size=(2, 3))
     checked = check_file(make_member(path))
-    assert (checked.size, checked.has_free_rows) == ((2, 3), rows != 1)
+    assert (checked.size, checked.fixed_rows) == ((2, 3), rows if isinstance(rows, int) else 0)
     assert checked.bytes > path.stat().st_size or external is None
 
 
@@ -79,7 +79,7 @@ def test_other_content_is_no_onnx_model(tmp_path: Path, content: bytes, message:
         ({"size": ("w",)}, r"axis 1 of input x is dynamic \(w\)"),
         ({"size": (3, None)}, r"axis 2 of input x is dynamic \(no size\)"),
         ({"size": ()}, "input x has 1 axes"),
-        ({"rows": 8}, "takes exactly 8 rows"),
+        ({"rows": 2000}, "takes exactly 2000 rows"),
         ({"extra_input": True}, r"2 inputs \(x, z\)"),
     ],
 )
@@ -157,6 +157,7 @@ def test_every_bad_file_of_a_list_is_named(tmp_path: Path) -> None:
         ({"classes": 1}, "no output is a float score for each row and class: y float32 4x1"),
         ({"classes": 5}, "output y has 5 classes, good.onnx has 3"),
         ({"centred": True}, "output y of a row depends on the other rows of its batch"),
+        ({"centred": True, "rows": 8}, "output y of a row depends on the other rows of its batch"),
     ],
 )
 def test_outputs_are_checked_by_running_the_model(folder: Path, change: dict[str, Any], message: str) -> None:
@@ -169,6 +170,23 @@ def test_outputs_are_checked_by_running_the_model(folder: Path, change: dict[str
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize("fixed", [1, 3, 8])
+def test_batches_are_padded_to_a_fixed_number_of_rows(tmp_path: Path, fixed: int) -> None:
+    """A model of exactly so many rows answers batches of any size as one of any number of rows does."""
+    free, full = (write_model(tmp_path / f"{rows}.onnx", rows=rows, size=(2, 3)) for rows in ("n", fixed))
+    result = measure_model(full, "x", "float32", (2, 3), fixed_rows=fixed)
+    assert [*result["seconds"]] == [*dict.fromkeys((1, fixed))]
+    for count in (1, 2, 8, 9, 20):
+        rows = np.random.default_rng(count).normal(size=(count, 2, 3))
+        answers = [
+            compute_shares(open_session(path), MemberSource(file=file, output_name="y", is_probability=False), rows)
+            for path in (free, full)
+            for file in [check_file(make_member(path))]
+        ]
+        assert len(answers[1]) == count
+        np.testing.assert_allclose(*answers, atol=1e-6)
+
+
 @pytest.mark.parametrize("softmax", [False, True])
 def test_models_of_16_bits_answer_as_those_of_32(tmp_path: Path, softmax: bool) -> None:
     """Logits and shares of float16 are measured, and become shares that sum to 1 also for many classes."""
@@ -177,7 +195,7 @@ def test_models_of_16_bits_answer_as_those_of_32(tmp_path: Path, softmax: bool) 
     for kind in (TensorProto.FLOAT16, TensorProto.FLOAT):
         path = write_model(tmp_path / "a.onnx", kind=kind, classes=1500, softmax=softmax, scale=0.5)
         checked = check_file(make_member(path))
-        result = measure_model(path, "x", checked.dtype, (4,), is_free=True)
+        result = measure_model(path, "x", checked.dtype, (4,), fixed_rows=0)
         assert "error" not in result
         source = MemberSource(file=checked, output_name="y", is_probability=result["is_probability"])
         shares.append(compute_shares(open_session(path), source, rows))

@@ -17,6 +17,8 @@ from unfoldkit.safe_io.onnx_files import HINT, lies_within, list_external_files
 
 MAX_MODEL_BYTES = 2 << 30
 """The largest protobuf message, and so the largest ONNX file without external data."""
+MAX_FIXED_ROWS = 1024
+"""Largest number of rows to which a smaller batch is padded."""
 NUMBER_TYPES = {"FLOAT16": "float16", "FLOAT": "float32", "DOUBLE": "float64"}
 SOFTMAX = frozenset(("Softmax", "QLinearSoftmax"))
 PASSING = frozenset(("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze"))
@@ -59,7 +61,7 @@ class CheckedFile:
         input_name: Its only input.
         dtype: ``float16``, ``float32`` or ``float64``.
         size: Shape of one row of the input.
-        has_free_rows: Whether it accepts any number of rows; otherwise one at a time.
+        fixed_rows: The only number of rows that it accepts; 0 for any.
         softmaxes: Outputs that are a softmax.
         labels: Names of the classes that the file states; empty if it states none.
         digest: SHA-256 of the file and its external data.
@@ -71,7 +73,7 @@ class CheckedFile:
     input_name: str
     dtype: str
     size: tuple[int, ...]
-    has_free_rows: bool
+    fixed_rows: int
     softmaxes: frozenset[str]
     labels: tuple[str, ...]
     digest: str
@@ -142,13 +144,13 @@ def check_file(member: MemberFile) -> CheckedFile:
         data = read_bytes(path)
         digest.update(data)
         size_bytes += len(data)
-    name, dtype, size, has_free_rows = _read_input(member, model.graph)
+    name, dtype, size, fixed_rows = _read_input(member, model.graph)
     return CheckedFile(
         member=member,
         input_name=name,
         dtype=dtype,
         size=size,
-        has_free_rows=has_free_rows,
+        fixed_rows=fixed_rows,
         softmaxes=_find_softmaxes(model.graph),
         labels=_read_labels(model.graph),
         digest=digest.hexdigest(),
@@ -231,7 +233,7 @@ def _read_labels(graph: Any) -> tuple[str, ...]:
     return found
 
 
-def _read_input(member: MemberFile, graph: Any) -> tuple[str, str, tuple[int, ...], bool]:
+def _read_input(member: MemberFile, graph: Any) -> tuple[str, str, tuple[int, ...], int]:
     from onnx import TensorProto
 
     constants = {tensor.name for tensor in graph.initializer}
@@ -253,7 +255,7 @@ def _read_input(member: MemberFile, graph: Any) -> tuple[str, str, tuple[int, ..
         label = axes[free[0]].dim_param or "no size"
         hint = "export it with a dynamic first axis only"
         raise reject(member, f"axis {free[0]} of input {name} is dynamic ({label})", hint)
-    rows = axes[0].dim_value
-    if rows > 1:
+    rows = max(0, axes[0].dim_value)
+    if rows > MAX_FIXED_ROWS:
         raise reject(member, f"input {name} takes exactly {rows} rows", "export it with a dynamic first axis")
-    return name, NUMBER_TYPES[kind], tuple(axis.dim_value for axis in axes[1:]), rows <= 0
+    return name, NUMBER_TYPES[kind], tuple(axis.dim_value for axis in axes[1:]), rows

@@ -1,6 +1,6 @@
 """What a member costs, measured in a process of its own, so that neither memory nor a crash concerns the caller.
 
-``python -P -m unfold_supernet.members.probe FILE INPUT DTYPE SIZE FREE`` prints one JSON object.
+``python -P -m unfold_supernet.members.probe FILE INPUT DTYPE SIZE ROWS`` prints one JSON object.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def probe_file(checked: CheckedFile) -> ProbeResult:
         UnfoldError: ONNX Runtime cannot run it, or its outputs are no finite scores of classes (exit code 2).
     """
     member = checked.member
-    size, is_free = json.dumps(checked.size), str(int(checked.has_free_rows))
+    size, rows = json.dumps(checked.size), str(checked.fixed_rows)
     # -P: modules in the user's folder must not shadow ours
-    command = [sys.executable, "-P", "-m", __name__, str(member.path), checked.input_name, checked.dtype, size, is_free]
+    command = [sys.executable, "-P", "-m", __name__, str(member.path), checked.input_name, checked.dtype, size, rows]
     try:
         done = subprocess.run(  # noqa: S603 - the file is an argument, not code
             command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
@@ -82,7 +82,7 @@ def probe_file(checked: CheckedFile) -> ProbeResult:
     return ProbeResult(**document)
 
 
-def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...], *, is_free: bool) -> dict[str, Any]:
+def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...], *, fixed_rows: int) -> dict[str, Any]:
     """Open a model, check its outputs, and time it by batch size; runs in the process of the probe.
 
     Args:
@@ -90,7 +90,7 @@ def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...]
         input_name: Name of its input.
         dtype: Number type of the input.
         size: Shape of a row.
-        is_free: Whether it accepts any number of rows.
+        fixed_rows: The only number of rows that it accepts; 0 for any.
 
     Returns:
         The fields of :class:`ProbeResult`, or ``error`` and ``hint``.
@@ -105,15 +105,16 @@ def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...]
     except ValueError as error:
         return {"error": f"ONNX Runtime cannot load it: {error}", "hint": "check the model with onnx.checker"}
     try:
-        described = _describe_outputs(session, input_name, inputs[: TRIAL_ROWS if is_free else 1])
-        if "error" not in described and is_free:
-            described |= _compare_rows(session, input_name, inputs[:TRIAL_ROWS], described["output_name"])
+        trial = np.resize(inputs, (fixed_rows or TRIAL_ROWS, *size))
+        described = _describe_outputs(session, input_name, trial)
+        if "error" not in described and fixed_rows != 1:
+            described |= _compare_rows(session, input_name, trial, described["output_name"], fixed_rows or 1)
         if "error" in described:
             return described
         name = described["output_name"]
         seconds: dict[int, float] = {}
-        for batch in BATCHES if is_free else (1,):
-            rows = np.resize(inputs, (batch, *size))
+        for batch in dict.fromkeys((1, fixed_rows)) if fixed_rows else BATCHES:
+            rows = np.resize(inputs, (fixed_rows or batch, *size))
             call = partial(session.run, [name], {input_name: rows})
             time_rounds(call, 2, SIZE_S / 4, min_rounds=1)
             seconds[batch] = float(np.median(time_rounds(call, ROUNDS, SIZE_S, min_rounds=3)))
@@ -161,12 +162,10 @@ def _describe_outputs(session: Any, input_name: str, rows: FloatArray) -> dict[s
     return {"output_name": columns[0], "classes": int(values.shape[1]), "is_probability": is_share}
 
 
-def _compare_rows(session: Any, input_name: str, rows: FloatArray, name: str) -> dict[str, Any]:
-    """Check that a row has the same scores alone and beside others: requests are served in batches."""
-    together = session.run([name], {input_name: rows})[0]
-    apart = np.concatenate(
-        [session.run([name], {input_name: rows[index : index + 1]})[0] for index in range(len(rows))]
-    )
+def _compare_rows(session: Any, input_name: str, rows: FloatArray, name: str, copies: int) -> dict[str, Any]:
+    """Check that a row has the same scores beside others and alone, or beside ``copies`` of itself."""
+    together = session.run([name], {input_name: rows})[0][:TRIAL_ROWS]
+    apart = np.stack([session.run([name], {input_name: np.stack([row] * copies)})[0][0] for row in rows[:TRIAL_ROWS]])
     if np.allclose(together, apart, rtol=ROW_TOLERANCE, atol=ROW_TOLERANCE * float(np.abs(together).max())):
         return {}
     message = f"output {name} of a row depends on the other rows of its batch"
@@ -181,8 +180,8 @@ def _describe_value(value: Any) -> str:
 
 def run_probe(arguments: list[str], write: Callable[[str], object] = print) -> None:
     """Measure the model that the arguments name, and print the result."""
-    path, input_name, dtype, size, is_free = arguments
-    result = measure_model(Path(path), input_name, dtype, tuple(json.loads(size)), is_free=is_free == "1")
+    path, input_name, dtype, size, rows = arguments
+    result = measure_model(Path(path), input_name, dtype, tuple(json.loads(size)), fixed_rows=int(rows))
     write(json.dumps(result))
 
 

@@ -39,15 +39,21 @@ class MemberSource:
 def compute_shares(session: Any, source: MemberSource, x: Numbers) -> Float32Array:
     """Compute probabilities (n, classes) for inputs (n, *size)."""
     file, rows = source.file, x.astype(source.file.dtype, copy=False)
-    parts = [rows] if file.has_free_rows else [rows[index : index + 1] for index in range(len(rows))]
+    step = file.fixed_rows or len(rows)
+    # the last batch of a fixed number of rows is filled with copies of its rows
+    parts = [np.resize(part, (step, *file.size)) if len(part) < step else part for part in _split_rows(rows, step)]
     outputs = [session.run([source.output_name], {file.input_name: part})[0] for part in parts]
-    values = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+    values = (outputs[0] if len(outputs) == 1 else np.concatenate(outputs))[: len(rows)]
     # sums of many shares round in 16 bits
     values = values.astype(np.float32) if values.dtype == np.float16 else values
     if not source.is_probability and source.output_name not in file.softmaxes:
         exponents = np.exp(values - values.max(axis=1, keepdims=True))
         values = exponents / exponents.sum(axis=1, keepdims=True)
     return np.asarray(values, np.float32)
+
+
+def _split_rows(rows: Numbers, step: int) -> list[Numbers]:
+    return [rows[start : start + step] for start in range(0, len(rows), step)]
 
 
 def _check_unchanged(file: CheckedFile) -> None:
