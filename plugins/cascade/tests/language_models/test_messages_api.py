@@ -16,6 +16,7 @@ from unfold_cascade.language_models.openai_api.anthropic_messages import Message
 
 anthropic = pytest.importorskip("anthropic")
 ADD = {"name": "add", "description": "adds", "input_schema": {"type": "object", "required": ["a"]}}
+DOCUMENT = {"type": "document", "title": "a.txt", "source": {"type": "text", "media_type": "text/plain", "data": "hi"}}
 ASK = [{"role": "user", "content": "2+2?"}]
 
 
@@ -106,6 +107,8 @@ def test_images_go_to_the_reference(client: Any, gateway: Gateway) -> None:
         ({"max_tokens": None}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "document"),
+        ({"messages": [{"role": "user", "content": [DOCUMENT | {"citations": {"enabled": True}}]}]}, "citations"),
+        ({"messages": [{"role": "user", "content": [{"type": "search_result"}]}]}, "search_result"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "role"),
         ({"messages": [{"role": "user", "content": 3}]}, "content"),
         ({"system": [3]}, "system"),
@@ -124,6 +127,16 @@ def test_what_the_gateway_does_not_have_is_refused(gateway: Gateway, fields: dic
     assert len(gateway.small.requests) + len(gateway.large.requests) == before
 
 
+def test_documents_are_texts_and_files(client: Any, gateway: Gateway) -> None:
+    """A PDF goes to the reference, as no log of texts covers it."""
+    pdf = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERg=="}}
+    content = [DOCUMENT, pdf, {"type": "text", "text": "sum up"}]
+    client.messages.create(model="auto", max_tokens=9, messages=[{"role": "user", "content": content}])
+    text, file, _ = gateway.large.requests[-1]["messages"][0]["content"]
+    assert text == {"type": "text", "text": "a.txt\n\nhi"}
+    assert file["file"] == {"filename": "document.pdf", "file_data": "data:application/pdf;base64,JVBERg=="}
+
+
 def test_errors_are_those_that_the_client_knows(tmp_path: Path) -> None:
     """Of a key, a model, a path, and an endpoint that refuses, whole or in a stream that has begun."""
     with serve_gateway(tmp_path / "a", keys=(ClientKey(name="team", key="right"),)) as gateway:
@@ -131,8 +144,10 @@ def test_errors_are_those_that_the_client_knows(tmp_path: Path) -> None:
             connect(gateway, "wrong").messages.create(model="auto", max_tokens=9, messages=ASK)
         with pytest.raises(anthropic.NotFoundError, match="no model"):
             connect(gateway, "right").messages.create(model="claude", max_tokens=9, messages=ASK)
-        with pytest.raises(anthropic.NotFoundError, match="count_tokens"):
-            connect(gateway, "right").messages.count_tokens(model="auto", messages=ASK)
+        with pytest.raises(anthropic.AuthenticationError, match="API key"):
+            connect(gateway, "wrong").messages.count_tokens(model="auto", messages=ASK)
+        with pytest.raises(anthropic.NotFoundError, match="no model"):
+            connect(gateway, "right").messages.count_tokens(model="claude", messages=ASK)
     refused = always(status=429)
     with serve_gateway(tmp_path / "b", small=refused, large=refused) as gateway:
         with pytest.raises(anthropic.RateLimitError):

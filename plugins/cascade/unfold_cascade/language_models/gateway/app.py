@@ -17,9 +17,10 @@ from unfold_cascade.language_models.gateway.metrics import GatewayMetrics
 from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan
 from unfold_cascade.language_models.gateway.router import Answer, Router, Trace, shape_chunks
 from unfold_cascade.language_models.gateway.state import Reservation, StateUnavailableError
+from unfold_cascade.language_models.gateway.token_counts import TokenCounter
 from unfold_cascade.language_models.gateway.upstream import Events, UpstreamError, price_of
 from unfold_cascade.language_models.openai_api import anthropic_messages, responses
-from unfold_cascade.language_models.openai_api.chat_request import RequestError, parse_chat_request
+from unfold_cascade.language_models.openai_api.chat_request import RequestError, parse_chat_request, parse_object
 from unfold_cascade.language_models.openai_api.completion import Completion, format_json
 from unfoldkit.api import UnfoldError
 from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge, read_encoding
@@ -38,6 +39,13 @@ CHAT_PATHS = frozenset({"/v1/chat/completions", "/chat/completions"})
 RESPONSES_PATHS = frozenset({"/v1/responses", "/responses"})
 MESSAGES_PATHS = frozenset({"/v1/messages", "/messages"})
 ANSWER_PATHS = CHAT_PATHS | RESPONSES_PATHS | MESSAGES_PATHS
+COUNTS: Mapping[str, str] = {
+    "/v1/messages/count_tokens": "messages/count_tokens",
+    "/messages/count_tokens": "messages/count_tokens",
+    "/v1/responses/input_tokens": "responses/input_tokens",
+    "/responses/input_tokens": "responses/input_tokens",
+}
+"""Paths that count the tokens of a request, and where an endpoint has them."""
 AUDIT_PATH = "/v1/audit"
 
 
@@ -94,6 +102,7 @@ class GatewayApp:
     router: Router
     metrics: GatewayMetrics
     close: Callable[[], Awaitable[None]]
+    tokens: TokenCounter
     replies: ReplyStore = field(default_factory=ReplyStore)
     background: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -150,6 +159,8 @@ class GatewayApp:
             await _send_json(exchange, self._list_models())
         elif path in ANSWER_PATHS:
             await self._chat(scope, receive, exchange, is_response=path in RESPONSES_PATHS)
+        elif path in COUNTS:
+            await self._count_tokens(scope, receive, exchange, COUNTS[path])
         elif path == AUDIT_PATH:
             await self._observe_label(scope, receive, exchange)
         elif allowed:
@@ -200,6 +211,24 @@ class GatewayApp:
         if not matches:
             raise RequestError(401, "the API key is missing or unknown", "authentication_error", code="invalid_api_key")
         return matches[0]
+
+    async def _count_tokens(self, scope: Scope, receive: Receive, exchange: Exchange, path: str) -> None:
+        """Count the input tokens of a request to the last model that may answer it, as the window of that one binds."""
+        self._authenticate(scope)
+        body = await _read_body(scope, receive, self.plan.body_bytes)
+        original = parse_object(body)
+        chat = (
+            json.dumps(anthropic_messages.translate_prompt(original)).encode()
+            if exchange.is_anthropic
+            else responses.translate_request(body)[0]
+        )
+        request = parse_chat_request(chat)
+        model = self.plan.models[self.router.list_models(request, Trace(""))[-1]]
+        count = await self.tokens.count(model, request, original, path)
+        named = [(b"x-unfold-model", model.name.encode("latin-1", "replace"))]
+        how = b"counted" if count.is_exact else b"estimated"
+        kind = {} if exchange.is_anthropic else {"object": "response.input_tokens"}
+        await _send_json(exchange, {**kind, "input_tokens": count.tokens}, [*named, (b"x-unfold-tokens", how)])
 
     async def _observe_label(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         """Count a label of an audited request; only requests that the coin drew count."""
@@ -397,6 +426,7 @@ class GatewayApp:
         """Remember which model answered, and start the audit of a drawn request."""
         self.router.check_identity(trace.model, completion)
         self.router.remember(request, completion, trace.model)
+        self.tokens.learn(trace.model, request, completion)
         if trace.is_audited and not self.plan.audits_labels and self.router.state.audit_limit is not None:
             task = asyncio.create_task(self.router.audit(request, completion.texts, trace))
             self.background.add(task)
@@ -422,7 +452,7 @@ class GatewayApp:
 
 def _list_methods(path: str) -> tuple[str, ...]:
     """List the methods of a path; empty if there is no such path."""
-    if path in ANSWER_PATHS or path == AUDIT_PATH:
+    if path in ANSWER_PATHS or path in COUNTS or path == AUDIT_PATH:
         return ("POST",)
     is_read = path in HEALTH_PATHS or path == "/metrics" or path in MODEL_PATHS
     return ("GET", "HEAD") if is_read or path.startswith(("/v1/models/", "/models/")) else ()

@@ -12,6 +12,7 @@ from unfold_cascade.language_models.gateway.metrics import build_metrics
 from unfold_cascade.language_models.gateway.plan import GatewayPlan
 from unfold_cascade.language_models.gateway.router import Router
 from unfold_cascade.language_models.gateway.state import GatewayState
+from unfold_cascade.language_models.gateway.token_counts import TokenCounter
 from unfold_cascade.language_models.gateway.upstream import Upstreams, build_client
 from unfold_cascade.language_models.report import sentences
 from unfoldkit.api import Service
@@ -52,7 +53,7 @@ def build_app(plan: GatewayPlan, folder: Path, log: logging.Logger) -> GatewayAp
         await client.aclose()
         state.close()
 
-    return GatewayApp(plan, router, build_metrics(), close)
+    return GatewayApp(plan, router, build_metrics(), close, TokenCounter(router.upstreams))
 
 
 def _list_lines(plan: GatewayPlan, app: GatewayApp) -> Iterator[tuple[str, str]]:

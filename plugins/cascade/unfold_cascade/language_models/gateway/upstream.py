@@ -187,6 +187,29 @@ class Upstreams:
             return _continue_stream(first, events, deadline)
         raise UpstreamError("busy", 502, "the upstream did not answer")
 
+    async def count_tokens(self, model: ServedModel, request: Mapping[str, Any], path: str) -> int | None:
+        """Ask an endpoint for the input tokens of a request, which generates nothing; ``None`` if it does not count.
+
+        Args:
+            model: the model.
+            request: in the form of the API of ``path``.
+            path: below the base of the endpoint, such as ``messages/count_tokens``.
+        """
+        import httpx
+
+        url, limits = f"{model.url.rstrip('/')}/{path}", self.limits
+        try:
+            async with (
+                asyncio.timeout(limits.connect_s),
+                self.client.stream("POST", url, content=_encode(model, request), headers=_head(model)) as response,
+            ):
+                data = _parse_json(await _read_bounded(response, MAX_ERROR_BYTES))
+        except (TimeoutError, UpstreamError, httpx.HTTPError, httpx.InvalidURL, httpx.StreamError):
+            return None
+        tokens = data.get("input_tokens")
+        is_counted = response.status_code == 200 and isinstance(tokens, int) and read_count(tokens) == tokens
+        return tokens if is_counted else None
+
     async def _wait_before_retry(
         self, error: UpstreamError, attempt: int, deadline: float, *, waits: bool = True
     ) -> None:
@@ -232,14 +255,8 @@ class Upstreams:
         import httpx
 
         attempts.calls += 1
-        body = json.dumps({**request, "model": model.upstream_model}, ensure_ascii=False).encode("utf-8", "replace")
-        headers = {
-            "content-type": "application/json",
-            "accept": "text/event-stream" if request.get("stream") else "application/json",
-        }
-        if model.key:
-            headers["authorization"] = f"Bearer {model.key}"
-        limits = self.limits
+        body, headers, limits = _encode(model, request), _head(model), self.limits
+        headers["accept"] = "text/event-stream" if request.get("stream") else "application/json"
         # an answer that is not streamed has its first byte at its end
         first_s = None if waits and not request.get("stream") else limits.first_token_s
         timeout = httpx.Timeout(first_s, connect=limits.connect_s)
@@ -280,6 +297,15 @@ def build_client(models: Iterable[ServedModel], limits: httpx.Limits) -> httpx.A
     return httpx.AsyncClient(http2=True, mounts=plain, limits=limits, follow_redirects=False, trust_env=False)
 
 
+def _encode(model: ServedModel, request: Mapping[str, Any]) -> bytes:
+    return json.dumps({**request, "model": model.upstream_model}, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _head(model: ServedModel) -> dict[str, str]:
+    head = {"content-type": "application/json"}
+    return head | {"authorization": f"Bearer {model.key}"} if model.key else head
+
+
 def _check_choices(completion: Completion) -> None:
     if not completion.choices:
         raise UpstreamError("broken", 502, "the upstream sent an answer without choices", is_billed=True)
@@ -304,18 +330,18 @@ def settle_failure(model: ServedModel, request: Mapping[str, Any], error: Upstre
 def price_of(model: ServedModel, completion: Completion, request: Mapping[str, Any], attempts: Attempts) -> float:
     """Compute the cost of an answer from its usage; a count that it lacks is estimated, and the call is unpriced."""
     usage = completion.usage or {}
-    input_tokens, output_tokens = _count(usage.get("prompt_tokens")), count_output_tokens(completion)
-    if not input_tokens or output_tokens != _count(usage.get("completion_tokens")):
+    input_tokens, output_tokens = read_count(usage.get("prompt_tokens")), count_output_tokens(completion)
+    if not input_tokens or output_tokens != read_count(usage.get("completion_tokens")):
         attempts.unpriced += 1
     details = usage.get("prompt_tokens_details")
-    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0.0
-    written = _count(details.get("cache_creation_tokens")) if isinstance(details, dict) else 0.0
+    cached = read_count(details.get("cached_tokens")) if isinstance(details, dict) else 0.0
+    written = read_count(details.get("cache_creation_tokens")) if isinstance(details, dict) else 0.0
     return model.prices.cost(input_tokens or estimate_tokens(request), output_tokens, cached, written)
 
 
 def count_output_tokens(completion: Completion) -> float:
     """Read the output tokens of an answer; without a usable count they are estimated from its text."""
-    counted = _count((completion.usage or {}).get("completion_tokens"))
+    counted = read_count((completion.usage or {}).get("completion_tokens"))
     return counted or sum(len(text) for text in completion.texts) / 4
 
 
@@ -339,7 +365,7 @@ def worst_cost(model: ServedModel, request: Mapping[str, Any]) -> float:
     return size * highest + limit * count * model.prices.output + model.prices.fixed
 
 
-def _count(value: Any) -> float:
+def read_count(value: Any) -> float:
     """Read a count of tokens; 0 for what is none, such as one that is longer than any window."""
     return float(value) if is_number(value) and 0 < value <= MAX_TOKENS else 0.0
 

@@ -46,13 +46,24 @@ def translate_request(body: bytes) -> tuple[bytes, MessageWriter]:
         RequestError: it is no such request, or needs what the gateway does not have.
     """
     request = parse_object(body)
+    if request.get("max_tokens") is None:
+        raise RequestError(400, "max_tokens: field required", param="max_tokens")
+    chat = translate_prompt(request)
+    return json.dumps(chat).encode(), MessageWriter(is_stream=bool(request.get("stream")), model=request.get("model"))
+
+
+def translate_prompt(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate a request, with or without a limit of its output, to a chat request.
+
+    Raises:
+        RequestError: it is no such request, or needs what the gateway does not have.
+    """
     for name in AT_ANTHROPIC:
         if request.get(name):
             raise RequestError(400, f"{name} is not supported: it runs at Anthropic only", param=name)
-    if request.get("max_tokens") is None:
-        raise RequestError(400, "max_tokens: field required", param="max_tokens")
     chat = {name: request[name] for name in SAME if request.get(name) is not None}
-    chat["max_completion_tokens"] = request["max_tokens"]
+    if request.get("max_tokens") is not None:
+        chat["max_completion_tokens"] = request["max_tokens"]
     if request.get("stop_sequences"):
         chat["stop"] = request["stop_sequences"]
     metadata = request.get("metadata")
@@ -62,7 +73,7 @@ def translate_request(body: bytes) -> tuple[bytes, MessageWriter]:
     chat |= _translate_tools(request) | _translate_output(request)
     if request.get("stream"):
         chat["stream_options"] = {"include_usage": True}
-    return json.dumps(chat).encode(), MessageWriter(is_stream=bool(request.get("stream")), model=request.get("model"))
+    return chat
 
 
 def encode_error(error: RequestError) -> bytes:
@@ -108,6 +119,8 @@ def _translate_blocks(role: str, blocks: list[dict[str, Any]], place: str) -> It
             parts.append({"type": "text", "text": block.get("text")})
         elif _is_picture(block):
             parts.append(_translate_picture(block, place))
+        elif kind == "document":
+            parts.append(_translate_document(block, place))
         elif kind not in THOUGHTS:
             raise RequestError(
                 400, f"{place} has content of the type {kind!r}, which is not supported", param="messages"
@@ -131,6 +144,24 @@ def _translate_picture(block: Mapping[str, Any], place: str) -> dict[str, Any]:
     if not isinstance(url, str):
         raise RequestError(400, f"{place} has an image without base64 data or a URL", param="messages")
     return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _translate_document(block: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Translate a document: a text is one, and a PDF a file; a chat request has no documents by URL, nor citations."""
+    source, citations = block.get("source"), block.get("citations")
+    source = source if isinstance(source, dict) else {}
+    if isinstance(citations, dict) and citations.get("enabled"):
+        raise RequestError(400, f"{place} asks for citations, which are not supported", param="messages")
+    title, data = block.get("title"), source.get("data")
+    if source.get("type") == "text" and isinstance(data, str):
+        notes = [note for note in (title, block.get("context")) if isinstance(note, str)]
+        return {"type": "text", "text": "\n\n".join((*notes, data))}
+    if source.get("type") != "base64" or not isinstance(data, str):
+        message = f"{place} has a document that is neither a text nor base64 data"
+        raise RequestError(400, message, param="messages")
+    name = title if isinstance(title, str) and title else "document.pdf"
+    file = {"filename": name, "file_data": f"data:{source.get('media_type')};base64,{data}"}
+    return {"type": "file", "file": file}
 
 
 def _join_texts(content: Any, place: str) -> str:
