@@ -127,6 +127,25 @@ def test_what_the_gateway_does_not_have_is_refused(gateway: Gateway, fields: dic
     assert len(gateway.small.requests) + len(gateway.large.requests) == before
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_in_parts_keeps_its_texts(stream: bool) -> None:
+    """Endpoints of reasoning models answer with a list of thoughts and texts; it is no empty answer."""
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+    content = [thought, {"type": "text", "text": "fo"}, {"type": "text", "text": "ur"}, "x", {"type": "text"}]
+    writer = MessageWriter(is_stream=stream, model="m")
+    if stream:
+        chunks = [{"choices": [{"index": 0, "delta": {"content": [part]}}]} for part in content]
+        events = [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks]
+        written = writer.feed(b"".join(events) + b"data: [DONE]\n\n", is_last=True)
+        data = [json.loads(event.partition(b"data: ")[2]) for event in written.split(b"\n\n") if event]
+        text = "".join(event["delta"]["text"] for event in data if event["type"] == "content_block_delta")
+    else:
+        body = {"choices": [{"index": 0, "message": {"content": content}, "finish_reason": "stop"}]}
+        (block,) = json.loads(writer.feed(json.dumps(body).encode(), is_last=True))["content"]
+        text = block["text"]
+    assert text == "four"
+
+
 def test_documents_are_texts_and_files(client: Any, gateway: Gateway) -> None:
     """A PDF goes to the reference, as no log of texts covers it."""
     pdf = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERg=="}}

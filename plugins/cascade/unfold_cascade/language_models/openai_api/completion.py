@@ -122,9 +122,7 @@ class Completion:
         message = data.get(key) or {}
         if not isinstance(message, dict):
             raise ValueError("not a message of a chat completion")  # noqa: TRY004 - the data is at fault
-        for name in ("content", "refusal"):
-            if isinstance(message.get(name), str):
-                choice.text += message[name]
+        choice.text += _join_texts(message.get("content")) + _join_texts(message.get("refusal"))
         for position, call in enumerate(message.get("tool_calls") or []):
             _add_tool_call(choice, call, position)
         logprobs = data.get("logprobs")
@@ -195,6 +193,13 @@ def _write_delta(choice: Mapping[str, Any]) -> dict[str, Any]:
 
 def _keep_choice(data: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
     return [{**choice, "index": 0} for choice in data.get("choices") or [] if choice.get("index", 0) == index]
+
+
+def _join_texts(content: Any) -> str:
+    """Join the texts of a message; some endpoints of reasoning models write a list of thoughts and texts."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = (part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text")
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _read_alternatives(token: Any) -> list[tuple[str, float]]:
