@@ -49,6 +49,22 @@ def test_shares_of_independent_cases_get_exact_intervals() -> None:
     assert all(np.isnan(compute_interval(few, 0.05, (0,))))
 
 
+@pytest.mark.parametrize("is_skewed", [False, True])
+@pytest.mark.parametrize(("share", "units"), [(0.85, 40), (0.97, 60), (0.99, 150)])
+def test_shares_of_grouped_cases_are_covered(share: float, units: int, *, is_skewed: bool) -> None:
+    """Patients with several visits, which are often all right or all wrong: few errors, or none, are no certainty."""
+    generator, missed = np.random.default_rng(5), 0
+    for index in range(200):
+        visits = np.minimum(1 + generator.geometric(0.3, units) ** 2, 60) if is_skewed else np.full(units, 4)
+        right = generator.binomial(visits, generator.beta(share, 1.0 - share, units))
+        low, high = compute_interval(Sums(numerator=right, denominator=visits.astype(np.float64)), 0.02, (index,))
+        missed += not low <= share <= high
+    assert missed <= 10  # 200 draws at 2 %: the chance of more is below 1 %
+    low, high = compute_interval(Sums(numerator=visits, denominator=visits.astype(np.float64)), 0.02, (0,))
+    assert low < 1.0 - 2.0 / units
+    assert high == 1.0
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_a_wrong_state_is_rarer_than_promised(*, is_kept: bool) -> None:
     """At the limit itself neither state is right, and each occurs in about 5 % of draws at most."""

@@ -2,8 +2,9 @@
 
 A certified mean is compared with a betting interval (Waudby-Smith and Ramdas, J R Stat Soc B 2024), which is valid for
 any number of cases. So is a saving on independent cases of fixed prices, where a bootstrap misses costly paths that no
-case of a small sample took. Shares of independent cases get Clopper-Pearson intervals, other ratios a bootstrap by
-unit. All intervals of one validation hold together (Bonferroni).
+case of a small sample took. Shares of independent cases get Clopper-Pearson intervals, those of cases in groups the
+same for an effective number of cases (Korn and Graubard, Survey Methodology 1998), other ratios a bootstrap by unit.
+All intervals of one validation hold together (Bonferroni).
 """
 
 from __future__ import annotations
@@ -134,25 +135,58 @@ def _compare(now: Interval, before: Interval, margin: float, *, higher: bool) ->
 def compute_interval(sums: Sums, alpha: float, seed: tuple[int, ...]) -> Interval:
     """Compute an interval for a ratio of sums.
 
-    It is exact for shares of independent cases, by betting where the denominators are bounded, else a bootstrap by
-    unit: unknown (NaN) for fewer than 30 units, where that is not to be trusted.
+    It is exact for shares of independent cases, by betting where the denominators are bounded, for an effective number
+    of cases for shares of cases in groups, else a bootstrap by unit: unknown (NaN) for fewer than 30 units, where
+    neither of these is to be trusted.
     """
     counts = sums.denominator > 0
     numerator, denominator = sums.numerator[counts], sums.denominator[counts]
     if not len(numerator):
         return math.nan, math.nan
     if (denominator == 1.0).all() and np.isin(numerator, (0.0, 1.0)).all():
-        from scipy.stats import binomtest
-
-        exact = binomtest(int(numerator.sum()), len(numerator)).proportion_ci(1.0 - alpha, method="exact")
-        return float(exact.low), float(exact.high)
+        return _bound_share(float(numerator.sum()), len(numerator), alpha)
     if sums.most is not None:
         low, high = compute_betting_interval(2.0 * sums.denominator / sums.most - 1.0, alpha, seed)
         total = 2.0 * float(sums.numerator[0]) / sums.most
         return total / (high + 1.0), total / (low + 1.0) if low > -1.0 else math.inf
     if len(numerator) < MIN_UNITS:
         return math.nan, math.nan
+    if ((numerator >= 0.0) & (numerator <= denominator)).all():
+        return _bound_grouped_share(numerator, denominator, alpha)
     return _bootstrap_ratio(numerator, denominator, alpha, seed)
+
+
+def _bound_share(count: float, total: float, alpha: float) -> Interval:
+    """Compute the interval of Clopper and Pearson; neither number must be whole."""
+    from scipy.stats import beta
+
+    low = beta.ppf(alpha / 2, count, total - count + 1.0) if count > 0.0 else 0.0
+    high = beta.ppf(1.0 - alpha / 2, count + 1.0, total - count) if count < total else 1.0
+    return float(low), float(high)
+
+
+def _bound_grouped_share(numerator: FloatArray, denominator: FloatArray, alpha: float) -> Interval:
+    """Bound a share from (U,) counts by unit, where a bootstrap of few errors, or none, would be too sure.
+
+    The effective number of cases is the one that has the variance of the share if cases were independent. Two more
+    units, one entirely right and one entirely wrong, keep the variance from zero where errors are few. Without any, or
+    with nothing but errors, the effective number is that of units (Kish).
+    """
+    from scipy.stats import t
+
+    total, squares = float(denominator.sum()), float((denominator**2).sum())
+    share, units = float(numerator.sum()) / total, total**2 / squares
+    effective = units
+    if 0.0 < share < 1.0:
+        size = squares / total
+        cases, right = np.append(denominator, (size, size)), np.append(numerator, (size, 0.0))
+        mean = float(right.sum() / cases.sum())
+        residuals = right - mean * cases
+        variance = len(cases) / (len(cases) - 1) * float((residuals**2).sum()) / float(cases.sum()) ** 2
+        of_cases, of_units = (float(t.ppf(1.0 - alpha / 2, max(count - 1.0, 1.0))) for count in (total, units))
+        effective = mean * (1.0 - mean) / variance * (of_cases / of_units) ** 2
+    effective = min(effective, total)
+    return _bound_share(share * effective, effective, alpha)
 
 
 def _bootstrap_ratio(numerator: FloatArray, denominator: FloatArray, alpha: float, seed: tuple[int, ...]) -> Interval:
