@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -64,6 +65,26 @@ def test_no_cluster_is_in_two_parts(seed: int) -> None:
     groups = [set(clusters[part].tolist()) for part in each]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 60
     assert abs(len(groups[0]) - 30) <= 2
+
+
+@pytest.mark.parametrize("name", ["talk", "patient_id"])
+def test_shortened_identifiers_group_nothing(tmp_path: Path, name: str) -> None:
+    """A spreadsheet writes 1.23457E+15 for many identifiers; whole ones, and ones that occur once, are left alone."""
+    text = LOG.replace("group: talk", f"group: {name}") if name == "talk" else LOG.replace(", group: talk", "")
+    spec, path = _log(tmp_path, text=text), tmp_path / "log.csv"
+    head, *rows = [line.split(",") for line in path.read_text().splitlines()]
+
+    def load(form: Callable[[int, int], str]) -> None:
+        lines = [[name, *head[1:]], *([form(k, int(row[0][1:])), *row[1:]] for k, row in enumerate(rows))]
+        path.write_text("\n".join(map(",".join, lines)) + "\n")
+        load_cases(spec, run_in(tmp_path / "run", base=tmp_path))
+
+    load(lambda _, talk: f"{1_234_567_890_123_456 + talk}")
+    load(lambda _, talk: f"{1.2e15 + 1e13 * talk:.16e}")
+    load(lambda _, talk: f"{talk % 60}E{talk % 9 + 10}")
+    load(lambda k, _: f"{1.2 + k / 10_000:.4f}E+15")
+    with pytest.raises(UnfoldError, match=r"shortened the identifiers.*1\.2E\+15.*as text"):
+        load(lambda _, talk: f"1.{2 + talk // 100}E+15")
 
 
 def test_a_row_without_a_cluster_is_its_own_cluster(tmp_path: Path) -> None:

@@ -300,12 +300,17 @@ def group_rows(
 
 
 def find_patient_column(options: DatasetOptions, frame: Frame, selected: BoolArray) -> str:
-    """Name a column of patients with several rows, where ``data.group`` names none; empty if there is none."""
+    """Name a column of patients with several rows, where ``data.group`` names none; empty if there is none.
+
+    Raises:
+        UnfoldError: a spreadsheet rounded such a column.
+    """
     if options.source.group or not options.groups_copies:
         return ""
     for name in frame.columns:
         if name.lower() in PERSON_COLUMNS and name not in (options.label_column, options.split.column):
-            known = [word for word in frame.text(name, key="data.group")[selected] if not cells.is_missing(str(word))]
+            words = map(str, frame.identifiers(name, key="data.group")[selected])
+            known = [word for word in words if not cells.is_missing(word)]
             if MIN_PATIENT_SHARE * len(known) <= len(set(known)) < len(known):
                 return name
     return ""
@@ -347,13 +352,13 @@ def read_clusters(column: str, frame: Frame) -> IntArray | None:
     """Number the (n,) clusters of a table; a row without a value is its own cluster. ``None`` without a column.
 
     Raises:
-        UnfoldError: there is no such column.
+        UnfoldError: there is no such column, or a spreadsheet rounded it.
     """
     if not column:
         return None
     words = [
         f"row {row}" if cells.is_missing(str(word)) else f"group {word}"
-        for row, word in enumerate(frame.text(column, key="data.group"))
+        for row, word in enumerate(frame.identifiers(column, key="data.group"))
     ]
     clusters: IntArray = np.unique(words, return_inverse=True)[1].astype(np.int64)
     return clusters

@@ -93,6 +93,20 @@ class Frame:
             raise user_error(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
         return np.array([cells.label_text(value) for value in self.columns[column]], dtype=np.str_)
 
+    def identifiers(self, column: str, *, key: str) -> np.ndarray:
+        """Read a column that identifies patients, customers or other groups, as text.
+
+        Raises:
+            UnfoldError: there is no such column, or a spreadsheet rounded what it holds.
+        """
+        text = self.text(column, key=key)
+        rounded = cells.find_rounded(text)
+        if rounded:
+            message = f'{self.name}: a spreadsheet shortened the identifiers of column "{column}", such as {rounded}'
+            hint = f"different ones look the same now: export {column} as text, or leave it out if none has two rows"
+            raise user_error(message, key=key, hint=hint)
+        return text
+
     def numbers(self, column: str, *, key: str) -> FloatArray:
         """Read a column as float64, NaN for an empty cell. ``COLUMN=WORD`` is the indicator of one category.
 

@@ -32,6 +32,8 @@ _NUMERIC_DATE = re.compile(r"(\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[
 _PARTIAL_DATES = ("%Y-%m", "%Y")
 _ZONE = re.compile(r":\d{2}(\.\d+)?\s*(Z|UTC|[+-]\d{2}(:?\d{2})?)", re.IGNORECASE)
 ZONE_HINT = "write every time with its zone, such as 2025-01-31T06:00+01:00, or every one without"
+_ROUNDED = re.compile(r"\d([.,]\d{1,8})?E\+\d{2,3}", re.IGNORECASE)
+"""A number as spreadsheets shorten an identifier of many digits: 1.23457E+15."""
 _INTEGRAL = re.compile(r"([-+]?\d+)\.0+")
 
 
@@ -67,6 +69,17 @@ def label_text(value: Any) -> str:
 def is_missing(text: str) -> bool:
     """Whether a cell marks a missing value."""
     return text.lower() in MISSING
+
+
+def find_rounded(texts: np.ndarray) -> str:
+    """Find an identifier that a spreadsheet shortened to a few digits, so that others look the same; empty if none.
+
+    Args:
+        texts: (n,) identifiers. Where most are written in full, or each occurs once, none was shortened.
+    """
+    rounded = [text for text in map(str, texts) if _ROUNDED.fullmatch(text)]
+    is_repeated = len(set(rounded)) < len(rounded)
+    return rounded[0] if is_repeated and 2 * len(rounded) > len(texts) else ""
 
 
 def is_number(text: str) -> bool:

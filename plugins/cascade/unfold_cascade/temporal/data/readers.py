@@ -130,7 +130,7 @@ def read_long(path: Path, source: LongSource) -> EntityTable:
 def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
     """Order the rows of a long table by entity and hour."""
     _check_long(frame, source)
-    entity = frame.text(source.entity, key="data.entity")
+    entity = frame.identifiers(source.entity, key="data.entity")
     if any(map(is_missing, entity)):
         row = next(row for row, name in enumerate(entity) if is_missing(name))
         raise user_error(f'{frame.name}: row {row + 1} has no "{source.entity}"', key="data.entity")
