@@ -141,3 +141,19 @@ def test_zeros_of_what_is_never_zero_are_found() -> None:
     cigarettes = np.where(rng.random(2000) < 0.7, 0.0, rng.normal(20, 3, 2000).round())
     (doubt,) = find_doubts({"pressure": pressure, "lactate": lactate, "cigarettes": cigarettes})
     assert (doubt.column, doubt.code, doubt.share) == ("pressure", 0.0, pytest.approx(1 / 30, abs=0.001))
+
+
+@pytest.mark.parametrize(("rows", "zeros"), [(300, 1), (2000, 4), (20_000, 10)])
+def test_a_few_zeros_of_what_is_never_zero_are_found(rows: int, zeros: int) -> None:
+    """A heart rate of 0 in under 0.5 % of the rows; not where other values are low, too."""
+    rng = np.random.default_rng(8)
+    columns = {
+        "rate": rng.normal(84, 13, rows).round(),
+        "saturation": np.minimum(rng.normal(96, 2, rows), 100.0).round(),
+        "stays": rng.poisson(12, rows).astype(np.float64),
+        "protein": rng.lognormal(2, 1, rows).round(1),
+        "score": rng.integers(2, 40, rows).astype(np.float64),
+    }
+    for column in columns.values():
+        column[rng.choice(rows, zeros, replace=False)] = 0.0
+    assert [(doubt.column, doubt.code) for doubt in find_doubts(columns)] == [("rate", 0.0), ("saturation", 0.0)]

@@ -76,6 +76,7 @@ SAMPLES: dict[str, list[str]] = {
         *sentences.doubtful_values([Doubt("a", -9.0, 0.1), *[Doubt("b", None, 0.4)] * 3]),
         *sentences.doubtful_values([Doubt("Unnamed: 0", None, 1.0, is_counter=True)]),
         *sentences.doubtful_values([Doubt("hr", 900.0, 0.0004, is_isolated=True)]),
+        *sentences.doubtful_values([Doubt("hr", 0.0, 0.0004)]),
     ],
     "missing_labels": [sentences.missing_labels(["-99", "Unknown"])],
     "similar_labels": [

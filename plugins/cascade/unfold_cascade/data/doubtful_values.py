@@ -45,8 +45,8 @@ MIN_SEPARATION = 3.5
 MAX_SHAPE_DISTANCE = 0.15
 """Largest distance of the distribution functions of the values in two units, each around its median."""
 MAX_SORTED = 20_000
-ZEROS = MIN_SHARE, 0.1
-"""Shares of zeros that may mark missing values; of more, zero is often a measurement, such as no cigarettes."""
+MAX_ZEROS = 0.1
+"""Share of zeros up to which they may mark missing values; of more, zero is often a measurement, as of cigarettes."""
 MIN_LOW = 0.3
 """Lowest measurement, as a share of the median, of quantities that are never 0 in a living patient."""
 MIN_LOW_STEPS = 10
@@ -117,13 +117,17 @@ def _find_in_column(name: str, values: FloatArray) -> Iterator[Doubt]:
 
 
 def _measure_zeros(values: FloatArray) -> float:
-    """Measure the share of zeros that mark missing values, such as a heart rate of 0; 0 if they do not."""
+    """Measure the share of zeros that mark missing values, such as a heart rate of 0; 0 if they do not.
+
+    Of a few zeros this is plain only where no other value is low.
+    """
     is_zero = values == 0.0
     share = float(is_zero.mean())
-    if is_zero.sum() < MIN_ROWS or not ZEROS[0] <= share <= ZEROS[1]:
+    if not 0.0 < share <= MAX_ZEROS:
         return 0.0
     others = values[~is_zero]
-    low, median = np.quantile(others, (TAIL, 0.5))
+    are_many = is_zero.sum() >= MIN_ROWS and share >= MIN_SHARE
+    low, median = np.quantile(others, (TAIL if are_many else 0.0, 0.5))
     step = float(np.diff(np.unique(others)).min())
     is_never_zero = low >= max(MIN_LOW * median, MIN_LOW_STEPS * step) and float(others.min()) > 0.0
     return share if is_never_zero else 0.0

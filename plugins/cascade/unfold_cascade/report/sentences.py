@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from unfold_cascade.data.doubtful_values import Doubt
+from unfold_cascade.data.doubtful_values import MIN_SHARE, Doubt
 from unfold_cascade.data.error_costs import ErrorWeights
 from unfold_cascade.planner.problem import COPIES
 from unfoldkit.api import format_amount, format_count
@@ -329,12 +329,12 @@ def _doubtful_column(doubt: Doubt) -> str:
         return f'"{doubt.column}" grows from row to row, as a row number or an identifier does: leave it out'
     if doubt.code is None:
         return f'"{doubt.column}" seems to hold {doubt.units} ({doubt.share:.0%}): convert one of them'
+    share = f"{100 * doubt.share:.2g}%" if doubt.is_isolated or doubt.share < MIN_SHARE else f"{doubt.share:.1%}"
     if doubt.is_isolated:
-        share = f"{100 * doubt.share:.2g}%"
         return (
             f'"{doubt.column}" is far from its other values in {share} of its rows, such as {doubt.code:g}: check them'
         )
-    values = f'"{doubt.column}" is {doubt.code:g} in {doubt.share:.1%} of its rows, far from its other values'
+    values = f'"{doubt.column}" is {doubt.code:g} in {share} of its rows, far from its other values'
     return f"{values}: if this marks missing values, leave the cells empty"
 
 
