@@ -12,7 +12,7 @@ from sklearn import datasets
 
 from plugins.cascade.tests.runs import OWN, recorded_spec, run_in, spec_of
 from unfold_cascade._types import FloatArray
-from unfold_cascade.data.leakage import find_copies, find_label_columns, is_oracle, join_groups
+from unfold_cascade.data.leakage import find_copies, find_label_columns, find_label_marks, is_oracle, join_groups
 from unfold_cascade.verbs import plan
 from unfold_cascade.verbs.check_inputs import check_inputs
 from unfoldkit.api import Report, Verdict
@@ -214,3 +214,37 @@ def test_the_number_of_a_row_in_a_sorted_table_is_a_leak(seed: int) -> None:
         "constant": np.zeros(len(labels)),
     }
     assert find_label_columns(columns, labels) == ("row",)
+
+
+def test_what_follows_from_an_outcome_marks_it() -> None:
+    """A value that is there, is missing or is on for many cases of one label alone; measurements and tests are none."""
+    rng = np.random.default_rng(3)
+    labels = (rng.random(3000) < 0.2).astype(np.int64)
+    sick, alone = labels == 1, (labels == 1) & (rng.random(3000) < 0.5)
+    columns = {
+        "organism": np.where(alone, rng.integers(1, 9, 3000), np.nan),
+        "home": np.where(alone, np.nan, rng.normal(size=3000)),
+        "pressor": alone.astype(np.float64),
+        "antibiotic_days": np.where(alone, rng.integers(1, 15, 3000), 0),
+        "code": np.where(rng.random(3000) < 0.015, ~sick, sick).astype(np.float64),
+        "lactate": rng.lognormal(2.0 * sick, 0.4),
+        "positive_test": np.where(sick, rng.random(3000) < 0.9, rng.random(3000) < 0.04).astype(np.float64),
+        "sparse": np.where(rng.random(3000) < 0.3, rng.normal(size=3000), np.nan),
+        "empty": np.full(3000, np.nan),
+    }
+    marks = {mark.column: (mark.state, mark.label) for mark in find_label_marks(columns, labels)}
+    assert marks == {
+        "organism": ("filled", 1),
+        "home": ("empty", 1),
+        "pressor": ("1", 1),
+        "antibiotic_days": ("nonzero", 1),
+        "code": ("1", 1),
+    }
+
+
+@pytest.mark.parametrize("name", ["digits", "iris", "wine", "breast_cancer"])
+def test_measurements_mark_no_label(name: str) -> None:
+    """Pixels that are dark for most digits, and measurements that nearly decide, get no note."""
+    bunch = getattr(datasets, f"load_{name}")()
+    columns = {str(k): column.astype(np.float64) for k, column in enumerate(bunch.data.T)}
+    assert not find_label_marks(columns, bunch.target)

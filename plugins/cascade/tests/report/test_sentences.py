@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from unfold_cascade.data.doubtful_values import Doubt
+from unfold_cascade.data.leakage import LabelMark
 from unfold_cascade.report import sentences
 
 SAMPLES: dict[str, list[str]] = {
@@ -72,6 +73,14 @@ SAMPLES: dict[str, list[str]] = {
     ],
     "baseline_drop": [sentences.baseline_drop("svc-1", 0.97, 0.12)],
     "repeated_patients": [sentences.repeated_patients("subject_id", 600)],
+    "label_marks": sentences.label_marks(
+        [
+            LabelMark("organism", "filled", 1, 0.6),
+            LabelMark("pressor", "1", 1, 0.4),
+            *[LabelMark("x", "nonzero", 0, 1)] * 2,
+        ],
+        ["no", "sepsis"],
+    ),
     "doubtful_values": [
         *sentences.doubtful_values([Doubt("a", -9.0, 0.1), *[Doubt("b", None, 0.4)] * 3]),
         *sentences.doubtful_values([Doubt("Unnamed: 0", None, 1.0, is_counter=True)]),

@@ -16,7 +16,14 @@ import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data.doubtful_values import CODES, Doubt, find_doubts
-from unfold_cascade.data.leakage import Copies, find_copies, find_label_columns, join_groups
+from unfold_cascade.data.leakage import (
+    Copies,
+    LabelMark,
+    find_copies,
+    find_label_columns,
+    find_label_marks,
+    join_groups,
+)
 from unfold_cascade.data.splits import SplitRule, UnitTable, leave_out, list_sites, split_units
 from unfold_cascade.data.table import (
     Frame,
@@ -93,6 +100,7 @@ class Dataset:
         near: further rows that repeat one, but for one column or for tiny differences.
         leaks: columns that predict the label on their own.
         doubts: columns with values that may be no measurements.
+        marks: columns with a state that occurs with one label and hardly any other.
         patients: a column of patients with several rows, by which they are grouped though the spec does not name it.
     """
 
@@ -109,6 +117,7 @@ class Dataset:
     near: int = 0
     leaks: tuple[str, ...] = ()
     doubts: tuple[Doubt, ...] = ()
+    marks: tuple[LabelMark, ...] = ()
     patients: str = ""
 
     @property
@@ -261,6 +270,7 @@ def read_dataset(options: DatasetOptions) -> Dataset:
     if not options.is_recorded:
         _check_training_part(labels, rows.train, words, options, clusters)
     number_label_groups(options.label_groups, words)
+    leaks = find_leaks(options, frame, order, labels, is_labelled)
     dataset = Dataset(
         rows,
         labels.astype(np.int64),
@@ -273,8 +283,9 @@ def read_dataset(options: DatasetOptions) -> Dataset:
         clusters,
         copies.identical if copies else 0,
         copies.near if copies else 0,
-        find_leaks(options, frame, order, labels, is_labelled),
+        leaks,
         find_column_doubts(frame, order, is_labelled),
+        find_marks(options, frame, order, labels, is_labelled, leaks),
         find_patient_column(options, frame, is_labelled),
     )
     if options.split.kind == "leave-out":
@@ -341,6 +352,21 @@ def find_leaks(
         name: frame.numbers_or_flags(name, key="features")[selected] for name in order if name not in options.trusted
     }
     return find_label_columns(columns, labels)
+
+
+def find_marks(
+    options: DatasetOptions,
+    frame: Frame,
+    order: Sequence[str],
+    labels: IntArray,
+    selected: BoolArray,
+    leaks: Sequence[str],
+) -> tuple[LabelMark, ...]:
+    """Find the feature columns that mark a label, except for trusted ones and for leaks, which are refused."""
+    if options.is_recorded:
+        return ()
+    names = [name for name in order if name not in options.trusted and name not in leaks]
+    return find_label_marks({name: frame.numbers_or_flags(name, key="features")[selected] for name in names}, labels)
 
 
 def find_column_doubts(frame: Frame, order: Sequence[str], selected: BoolArray) -> tuple[Doubt, ...]:
@@ -541,6 +567,7 @@ def _pack(dataset: Dataset) -> bytes:
         "near": dataset.near,
         "leaks": dataset.leaks,
         "doubts": [astuple(doubt) for doubt in dataset.doubts],
+        "marks": [astuple(mark) for mark in dataset.marks],
         "patients": dataset.patients,
     }
     arrays = {"train": dataset.rows.train, "calibrate": dataset.rows.calibrate, "test": dataset.rows.test}
@@ -569,5 +596,6 @@ def _unpack(data: bytes) -> Dataset:
         facts.get("near", 0),
         tuple(facts.get("leaks", ())),
         tuple(Doubt(*doubt) for doubt in facts.get("doubts", ())),
+        tuple(LabelMark(*mark) for mark in facts.get("marks", ())),
         facts.get("patients", ""),
     )

@@ -6,7 +6,7 @@ equal by chance, and stay independent cases. Copies share a value that no other 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +33,26 @@ SAMPLE = 500
 MIN_CASES = 20
 MIN_STEPS = 500
 MIN_LABEL_SCORE = 0.995
+MIN_MARKED_SHARE = 0.2
+MIN_LIKELIHOOD_RATIO = 100.0
+"""How many times as often a mark of a label occurs with it; the best diagnostic tests reach about fifty."""
+MIN_YOUDEN = 0.95
+"""Sensitivity plus specificity minus 1 of a column that is nearly the label."""
 MAX_EXPONENT = 300
 """Columns with larger powers of two are scaled down: their squares would overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMark:
+    """A state of a column that occurs with one label and hardly any other, as what follows from an outcome does.
+
+    ``state`` is ``filled``, ``empty``, ``nonzero`` or a number; it marks a ``share`` of the cases of ``label``.
+    """
+
+    column: str
+    state: str
+    label: int
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +138,54 @@ def find_label_columns(columns: Mapping[str, FloatArray], labels: IntArray) -> t
         if min(float(is_right[target == label].mean()) for label in np.unique(target)) >= MIN_LABEL_SCORE:
             suspects.append(name)
     return tuple(suspects)
+
+
+def find_label_marks(columns: Mapping[str, FloatArray], labels: IntArray) -> tuple[LabelMark, ...]:
+    """Find the columns that are filled, empty or on for many cases of one label, and for hardly any other.
+
+    A measurement of the patient overlaps between labels; what is written down because of the outcome, such as the
+    species that a culture grew, does not. Thresholds of measurements are not searched: strong ones are common.
+
+    Args:
+        columns: (n,) values by name, NaN where missing.
+        labels: (n,) label numbers.
+    """
+    marks = (_find_label_mark(name, values, labels) for name, values in columns.items())
+    return tuple(mark for mark in marks if mark is not None)
+
+
+def _find_label_mark(name: str, values: FloatArray, labels: IntArray) -> LabelMark | None:
+    """Find the state of a column with the largest likelihood ratio, if that is one of a mark."""
+    counts = np.bincount(labels)
+    best, mark = 0.0, None
+    for state, is_on in _list_states(values):
+        marked = np.bincount(labels[is_on], minlength=len(counts))
+        share = marked / np.maximum(counts, 1)
+        # one case more, as none of a few proves little
+        elsewhere = (marked.sum() - marked + 1) / (len(labels) - counts + 1)
+        ratio = share / elsewhere
+        is_mark = (share >= MIN_MARKED_SHARE) & (ratio >= MIN_LIKELIHOOD_RATIO) | (share - elsewhere >= MIN_YOUDEN)
+        label = int(np.where(is_mark & (marked >= MIN_CASES), ratio, 0.0).argmax())
+        if is_mark[label] and marked[label] >= MIN_CASES and ratio[label] > best:
+            best, mark = float(ratio[label]), LabelMark(name, state, label, float(share[label]))
+    return mark
+
+
+def _list_states(values: FloatArray) -> Iterator[tuple[str, BoolArray]]:
+    """Yield the states of (n,) values: filled or empty, each of two numbers, or not zero where most are."""
+    is_filled = ~np.isnan(values)
+    finite = values[is_filled]
+    if not len(finite):
+        return
+    if len(finite) < len(values):
+        yield "filled", is_filled
+        yield "empty", ~is_filled
+    low, high = float(finite.min()), float(finite.max())
+    if low < high and np.isin(finite, (low, high)).all():
+        yield f"{low:g}", values == low
+        yield f"{high:g}", values == high
+    elif 2 * (finite == 0.0).sum() >= len(finite):
+        yield "nonzero", is_filled & (values != 0.0)
 
 
 def is_oracle(confidence: FloatArray, is_right: BoolArray) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from unfold_cascade._types import IntArray
-from unfold_cascade.data.dataset import find_column_doubts, find_leaks, group_rows, number_label_groups
+from unfold_cascade.data.dataset import find_column_doubts, find_leaks, find_marks, group_rows, number_label_groups
 from unfold_cascade.data.splits import SplitRule
 from unfold_cascade.data.table import Rows, TableSource, load_frame, split_clusters
 from unfold_cascade.drift.labelled_cases import observe_cases, read_new_labels
@@ -79,6 +79,8 @@ def _solve(loaded: LoadedPlan, source: TableSource, run: Run) -> Solution:
         all_units = count + np.arange(len(labels))
         all_units[new] = units
         joined = np.concatenate([before, int(before.max()) + 1 + all_units])
+    order, is_labelled = problem.dataset.order, labels >= 0
+    leaks = find_leaks(problem.data, frame, order, labels[new], is_labelled)
     dataset = replace(
         problem.dataset,
         rows=rows,
@@ -89,8 +91,9 @@ def _solve(loaded: LoadedPlan, source: TableSource, run: Run) -> Solution:
         unlabelled=len(labels) - len(new),
         identical=copies.identical if copies else 0,
         near=copies.near if copies else 0,
-        leaks=find_leaks(problem.data, frame, problem.dataset.order, labels[new], labels >= 0),
-        doubts=find_column_doubts(frame, problem.dataset.order, labels >= 0),
+        leaks=leaks,
+        doubts=find_column_doubts(frame, order, is_labelled),
+        marks=find_marks(problem.data, frame, order, labels[new], is_labelled, leaks),
     )
     problem, tables = replace(problem, dataset=dataset), replace(tables, clusters=joined)
     index = tables.candidates.models.index(loaded.baseline.name)

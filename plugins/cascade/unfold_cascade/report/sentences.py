@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unfold_cascade.data.doubtful_values import MIN_SHARE, Doubt
 from unfold_cascade.data.error_costs import ErrorWeights
+from unfold_cascade.data.leakage import LabelMark
 from unfold_cascade.planner.problem import COPIES
 from unfoldkit.api import format_amount, format_count
 
@@ -322,6 +323,19 @@ def repeated_patients(column: str, clusters: int) -> str:
 def doubtful_values(doubts: Sequence[Doubt]) -> tuple[str, ...]:
     """Warn of columns with codes for missing values, with two units, or with row numbers."""
     return tuple(_doubtful_column(doubt) for doubt in doubts[:3]) + ("and other columns",) * (len(doubts) > 3)
+
+
+def label_marks(marks: Sequence[LabelMark], labels: Sequence[str]) -> tuple[str, ...]:
+    """Warn of columns that may be known only after the outcome."""
+    lines = tuple(_label_mark(mark, labels[mark.label]) for mark in marks[:3])
+    return lines + ("and other columns",) * (len(marks) > 3)
+
+
+def _label_mark(mark: LabelMark, label: str) -> str:
+    states = {"filled": "has a value", "empty": "is empty", "nonzero": "is not 0"}
+    state = states.get(mark.state, f"is {mark.state}")
+    cases = f'in {mark.share:.0%} of the cases of "{label}" and in hardly any other'
+    return f'"{mark.column}" {state} {cases} (leave it out if it follows the outcome)'
 
 
 def _doubtful_column(doubt: Doubt) -> str:

@@ -77,7 +77,7 @@ def _read_dataset(options: DatasetOptions, run: Run) -> Dataset:
         run.log.warning("%s", sentences.leaked_label(dataset.leaks))
     if dataset.patients and dataset.clusters is not None:
         run.log.warning("%s", sentences.repeated_patients(dataset.patients, int(dataset.clusters.max()) + 1))
-    for note in sentences.doubtful_values(dataset.doubts):
+    for note in (*sentences.label_marks(dataset.marks, dataset.names), *sentences.doubtful_values(dataset.doubts)):
         run.log.warning("%s", note)
     return dataset
 
