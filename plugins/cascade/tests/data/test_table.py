@@ -267,6 +267,17 @@ def test_missing_marks_are_gaps_and_percentages_are_numbers() -> None:
             "no model reads dates: write the days since another date, or leave a out",
         ),
         (["11.01.2023", "1/2/23"], True, "no model reads dates: write the days since another date, or leave a out"),
+        (
+            [f"{k}/80" for k in range(100, 130)],
+            True,
+            'write one number a cell, and what else "100/80" holds into a column of its own',
+        ),
+        (
+            [*(f"{k}.5 H" for k in range(30)), *map(str, range(90))],
+            True,
+            'write one number a cell, and what else "0.5 H" holds into a column of its own',
+        ),
+        (["3A", "4B", "3B"] * 30, True, "data.categories: [a] takes its words as values"),
         (["10.0.12.1", "10.0.12.2"], True, "data.categories: [a] takes its words as values"),
         (["1", "-inf", "x"], True, "leave the cell empty"),
         (["1", "1e999", "2"], True, "leave the cell empty"),
@@ -315,6 +326,7 @@ def test_a_table_in_another_encoding_is_reported_with_its_line(tmp_path: Path, p
         ("a.jsonl", b"{}\n\0\n", "the file is binary"),
         ("a.rds", b"\x1f\x8b", r'a file of R, .*readRDS\("a.rds"\), "a.csv"'),
         ("a.arff", b"@relation a\n", "a file of Weka, .*below @data"),
+        ("a.csv", b"Export,,\n\na,b,c\n1,2,3\n", "two columns have no name .*remove the lines above"),
         ("a.csv", b"# of 2026\na,b\n1,2\n", "has 2 cells where the header has 1 .*remove the lines above"),
     ],
 )

@@ -35,6 +35,7 @@ INDICATOR = "="
 MAX_CATEGORIES = 200
 MIN_ROWS = 10
 MIN_CORRECT_SCORE = 0.5
+NAMES_FIRST = "remove the lines above the names of the columns"
 ROUNDING = 1e-6
 BOOLEANS: Mapping[str, float] = {"true": 1.0, "false": 0.0}
 
@@ -314,6 +315,7 @@ def _list_indicators(frame: Frame, column: str) -> tuple[str, ...]:
         raise user_error(
             f'the column "{column}" has {len(words)} different values; a category has 1 to {MAX_CATEGORIES}',
             key="data.categories",
+            hint="write fewer, such as the chapters of codes" if words else "",
         )
     return tuple(f"{column}{INDICATOR}{word}" for word in words)
 
@@ -387,11 +389,12 @@ def _read_csv(path: Path) -> Frame:
     twice = next((name for index, name in enumerate(header) if name in header[:index]), None)
     if twice is not None:
         names = "two columns have no name" if not twice else f'two columns are named "{twice}"'
-        raise UnfoldError(Diagnostic(f"the first line must name each column once: {names}", str(path), rows[0][0], 1))
+        message, hint = f"the first line must name each column once: {names}", "" if twice else NAMES_FIRST
+        raise UnfoldError(Diagnostic(message, str(path), rows[0][0], 1, hint=hint))
     for number, row in rows[1:]:
         if len(row) != len(header):
             message = f"has {len(row)} cells where the header has {len(header)}"
-            hint = "remove the lines above the names of the columns" if len(header) == 1 else ""
+            hint = NAMES_FIRST if len(header) == 1 else ""
             raise UnfoldError(Diagnostic(message, str(path), number, 1, hint=hint))
     columns = {name: np.array([row[index] for _, row in rows[1:]], dtype=object) for index, name in enumerate(header)}
     return Frame(columns, _digest(data), path.name)

@@ -27,6 +27,10 @@ HINTS: Mapping[str, str] = {
 }
 _DECORATION = re.compile(r"(?<=\d)\s?[A-Za-zµ°/%]{2,}$|^[<>≤≥~]=?|[,_'$€£¥\s]")
 """Currency signs, thousands separators, signs of a bound, and units after a number."""
+_WITH_REST = re.compile(r"[-+]?\d+([.,]\d+)?\s*[^\d\s.,].*")
+"""A number and something else, such as 118/80 or 14.8 H."""
+MIN_MEASURED = 20
+"""Different numbers with something else from which they are measurements rather than names, such as ward 3A."""
 _BOUND = re.compile(r"\s*(<=?)\s*(\S.*?)\s*")
 _NUMERIC_DATE = re.compile(r"(\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2}))([ T].*)?")
 _PARTIAL_DATES = ("%Y-%m", "%Y")
@@ -230,6 +234,9 @@ def _number_hint(cells: np.ndarray, source: CellSource) -> str:
     decorated = [text for text in words if not _is_word(_DECORATION.sub("", text))]
     if 2 * len(decorated) > len(words):
         return f'write plain digits, with a point before fractions: 1234.5, not as in "{decorated[0]}"'
+    mixed = [text for text in words if _WITH_REST.fullmatch(text) and not _is_date(text)]
+    if len(set(mixed)) >= MIN_MEASURED and 2 * len(mixed) > len(words):
+        return f'write one number a cell, and what else "{mixed[0]}" holds into a column of its own'
     if 2 * len(words) <= len(present):
         return "leave the cell empty where the value is missing"
     if source.may_be_category:
