@@ -47,6 +47,16 @@ def test_balanced_labels_are_not_reported_as_skewed(tmp_path: Path, share: float
     assert "skew" not in dict(report.lines)
 
 
+def test_a_constant_answer_is_reported_as_skewed(tmp_path: Path) -> None:
+    """A baseline that is right no more often than one label occurs: no loss against it says much."""
+    path = _log(tmp_path, 0.25)
+    log = tmp_path / "log.csv"
+    head, *rows = (line.split(",") for line in log.read_text().splitlines())
+    log.write_text("\n".join([",".join(head), *(f"{y},0,{qa},0,{qb}" for y, _, qa, _, qb in rows)]) + "\n")
+    report = plan(spec_of(path), run_in(tmp_path / "run", base=tmp_path))
+    assert dict(report.lines)["skew"].endswith("others: small 0")
+
+
 def test_a_zero_loss_can_be_certified(tmp_path: Path) -> None:
     """A cascade that is certified to lose nothing at all is named so, not as one within a budget."""
     path = _log(tmp_path, 0.5)

@@ -136,13 +136,18 @@ def saving_cell(baseline: float, cost: float) -> float | str:
 
 
 def class_skew(solution: Solution, outcome: Outcome) -> ClassSkew | None:
-    """Describe the skew of the test rows if at least 90 % of them have one label; otherwise ``None``."""
+    """Describe the skew of the test rows if at least 90 % of them have one label; otherwise ``None``.
+
+    So too if the baseline or the cascade is right no more often than a constant answer: a loss shows nothing then.
+    """
     dataset = solution.problem.dataset
     labels = dataset.labels[dataset.rows.test]
     counts = np.bincount(labels, minlength=len(dataset.names))
     dominant = int(counts.argmax())
     is_other = labels != dominant
-    if counts[dominant] < SKEWED_SHARE * len(labels) or not is_other.any():
+    answers = (_baseline_answer(solution), *(() if solution.policy is None else (outcome.answer,)))
+    is_informative = min(int((answer == labels).sum()) for answer in answers) > counts[dominant]
+    if (counts[dominant] < SKEWED_SHARE * len(labels) and is_informative) or not is_other.any():
         return None
 
     def count_correct(answer: IntArray) -> int:
