@@ -74,7 +74,7 @@ BROKEN = {
     "watches_nothing": (HEAD.replace("frozenset({QUIET})", "None"), 11, "its watches are None"),
     "watches_no_event": (HEAD.replace("frozenset({QUIET})", "{'finished'}"), 11, "'finished', which is not an event"),
     "unnamed": (HEAD.replace('"x-" + task.name, gated', '"", gated'), 8, "a request has a name"),
-    "until_a_task": (HEAD.replace("until=task.name", "until=task"), 14, "until names a task that does not exist"),
+    "until_a_task": (HEAD.replace("until=task.name", "until=task"), 14, "write 'a-0', as in until=task.name"),
     "raising_property": (
         HEAD.replace("    watches = frozenset({QUIET})", "    @property\n    def watches(self): return 1 / 0"),
         7,
