@@ -97,6 +97,14 @@ def test_requested_memory_counts_in_powers_of_1024(tmp_path: Path) -> None:
     assert [task.demand["memory"] for task in csv_tasks(path)] == [15_258_789]
 
 
+def test_amounts_per_node_are_not_spread(tmp_path: Path) -> None:
+    """CPUs of squeue are those of the job, its memory and GRES those of each node."""
+    path = write_csv(tmp_path, "task|arrival|run|NODES|CPUS|MIN_MEMORY|TRES_PER_NODE\na|0|5|2|64|16G|gres:gpu:a100:3\n")
+    names = {"parts": ("NODES",), "cpu": ("CPUS",), "memory": ("MIN_MEMORY",), "gpu": ("TRES_PER_NODE",)}
+    demand = {"cpu": 32_000, "gpu": 3000, "memory": 16_384_000}
+    assert [task.demand for task in csv_tasks(path, columns=Columns(names))] == [demand, demand]
+
+
 def test_a_table_of_sacct_without_a_head(tmp_path: Path) -> None:
     """With -n the first line has the commas of TRES: the number of columns decides what separates the cells."""
     columns = Columns({**NAMES, "run": ("Elapsed",)}, header=HEAD.strip().split("|"))

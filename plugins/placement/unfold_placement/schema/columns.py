@@ -46,6 +46,8 @@ _GRES = re.compile(r"(?:gres[/:])?([A-Za-z][\w-]*)(?::[\w.-]+)?:(\d+[KMGkmg]?)(?
 """A generic resource of Slurm, such as ``gpu:a100:4(S:0-1)``: its name, type and count."""
 SLURM_MEMORY_COLUMNS = frozenset({"ReqMem", "MIN_MEMORY"})
 """Columns of ``sacct`` and ``squeue`` whose ``16G`` counts in powers of 1024."""
+PER_NODE_COLUMNS = frozenset({"MIN_MEMORY", "TRES_PER_NODE"})
+"""Columns of ``squeue`` with amounts of each node of a job."""
 _BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 """Suffixes of counts and of memory that Slurm writes; memory is in MiB without one."""
 _ELAPSED = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -122,7 +124,8 @@ class Columns:
         return round(quantity) if quantity.is_integer() else 0
 
     def _read_amount(self, row: CsvRow, kind: str, parts: int) -> int:
-        quantity = self._read_quantity(row, kind) / parts
+        is_per_node = PER_NODE_COLUMNS.intersection(self.names.get(kind, ()))
+        quantity = self._read_quantity(row, kind) / (1 if is_per_node else parts)
         if quantity > MAX_AMOUNT:
             raise row.wrong(f"{quantity:g} is out of range", kind, f"at most {MAX_AMOUNT:g} of its unit: set a scale")
         exact = quantity * MILLI
