@@ -179,3 +179,15 @@ def test_jobs_outside_a_part_of_a_trace_count_as_none_where_the_spec_says_so(tmp
         "pods.csv: 1 of 3 rows name jobs in follows that no row has; these references are ignored",
         "pods.csv: 2 of 3 rows name jobs in after that no row has; these references are ignored",
     ]
+
+
+@pytest.mark.parametrize(
+    ("head", "columns"),
+    [("CPU,num_gpus,note", "{cpu: CPU, gpu: num_gpus}"), ("cpu,num_gpus,note", ""), ("rank,node,note", "")],
+)
+def test_amounts_under_other_names_are_reported(tmp_path: Path, head: str, columns: str) -> None:
+    """Where no column is read, every task starts at once, and the plan would say yes."""
+    warnings = list[str]()
+    path = write_csv(tmp_path, f"task,arrival,run,{head}\na,0,5,4,2,1\n")
+    assert len(list(csv_tasks(path, warn=warnings.append))) == 1
+    assert [line.rpartition("(columns: ")[2] for line in warnings] == ([f"{columns})"] if columns else [])

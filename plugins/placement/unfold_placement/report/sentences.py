@@ -178,6 +178,12 @@ def whole_trace_line(file: str, counts: tuple[int, int]) -> str:
     return f"{rows} (missing: {{arrival: skip}} leaves them out)"
 
 
+def unread_amounts_line(file: str, columns: Mapping[str, str]) -> str:
+    """Return the line about a table without amounts whose other columns, by kind, look like amounts."""
+    named = ", ".join(f"{kind}: {column}" for kind, column in columns.items())
+    return f"{file}: no task demands anything, as its {', '.join(columns.values())} are not read (columns: {{{named}}})"
+
+
 def zero_run_line(file: str, counts: tuple[int, int], column: str = "run") -> str:
     """Return the line about rows with a run time of zero, as of jobs that were cancelled while they waited.
 

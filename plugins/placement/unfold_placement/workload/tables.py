@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from unfold_placement.core.devices import is_device
 from unfold_placement.core.types import MILLI, Node, Task
-from unfold_placement.schema.columns import NODE_COLUMNS, Columns
+from unfold_placement.report.sentences import unread_amounts_line
+from unfold_placement.schema.columns import AMOUNT_COLUMNS, NODE_COLUMNS, Columns
 from unfold_placement.workload.json_stream import Warn
 from unfold_placement.workload.missing_values import MAX_SPAN_S, MissingValues, split_list
 from unfold_placement.workload.timestamps import detect_time_format, normalize_dates
@@ -139,6 +140,8 @@ def csv_tasks(
             raise row.wrong(f"the rows so far describe more than {MAX_TASKS:,} tasks", "count")
     rows = [missing.drop_unlisted(row, sizes) for row in rows]
     missing.report(warn)
+    if unread := _find_unread_amounts(rows, columns):
+        warn(unread_amounts_line(path.name, unread))
     for row, arrival_s, run_s in zip(rows, arrivals_s, runs_s, strict=True):
         slack_s = times.read_slack_s(row, arrival_s)
         span = Span((arrival_s - times.origin_s) / speedup, run_s, slack_s)
@@ -217,6 +220,17 @@ def _read_demands(row: CsvRow, columns: Columns, parts: int) -> list[dict[str, i
         devices = {kind: (count // parts + (index < count % parts)) * MILLI for kind, count in split.items()}
         demands.append({kind: amount for kind, amount in (even | devices).items() if amount})
     return demands
+
+
+def _find_unread_amounts(rows: Sequence[CsvRow], columns: Columns) -> dict[str, str]:
+    """Return the columns that look like amounts, by kind, of a file without any amount under its own name."""
+    kinds = (*AMOUNT_COLUMNS, *columns.resources)
+    if not rows or any(kind in rows[0].cells or kind in columns.missing for kind in kinds):
+        return {}
+    used = {source for sources in columns.names.values() for source in sources}
+    unused = [name for name in rows[0].cells if name not in used]
+    alike = {kind: next((name for name in unused if kind[:3] in name.lower()), "") for kind in AMOUNT_COLUMNS}
+    return {kind: name for kind, name in alike.items() if name}
 
 
 def _read_count(row: CsvRow, column: str) -> int:
