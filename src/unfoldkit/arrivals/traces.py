@@ -9,13 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfoldkit._types import FloatArray, IntArray
-from unfoldkit.arrivals.jitter import (
-    describe_suspicion,
-    expand_counts,
-    expand_rates,
-    is_counter_like,
-    spread_rounded_times,
-)
 from unfoldkit.arrivals.readers.detect import detect_form, has_log_name
 from unfoldkit.arrivals.readers.json_document import read_document
 from unfoldkit.arrivals.readers.log import Warn, ignore_warning, read_log
@@ -40,6 +33,13 @@ from unfoldkit.arrivals.readers.timestamps import (
     is_ambiguous,
     split_unit,
     to_seconds,
+)
+from unfoldkit.arrivals.spreading import (
+    describe_suspicion,
+    expand_counts,
+    expand_rates,
+    is_counter_like,
+    spread_rounded_times,
 )
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 from unfoldkit.safe_io.arrays import parse_npy, read_npz
@@ -73,7 +73,7 @@ def read_trace(
     Text is a table, a log or a JSON document, gzipped or not; its name or its beginning decides which. Timestamps are
     ISO 8601, epoch seconds to nanoseconds, common log format, or as ``notation`` says; see
     :mod:`unfoldkit.arrivals.readers.timestamps`. Counts and rates become arrivals at random moments of their
-    interval, and rounded stamps are spread, see :mod:`unfoldkit.arrivals.jitter`.
+    interval, and rounded stamps are spread, see :mod:`unfoldkit.arrivals.spreading`.
 
     Args:
         path: The trace.

@@ -16,12 +16,12 @@ from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 from unfold_pipeline.engine.trace.request_objects import holds_objects, iter_objects
 from unfoldkit.api import Diagnostic, UnfoldError, csv_rows, did_you_mean, user_error
-from unfoldkit.arrivals.jitter import spread_rounded_times
 from unfoldkit.arrivals.readers.log import UnitDoubts, Warn, find_time_field, ignore_warning, parse_object_time
 from unfoldkit.arrivals.readers.timestamps import (
     TimeNotation,
     each_epoch_to_seconds,
 )
+from unfoldkit.arrivals.spreading import spread_rounded_times
 from unfoldkit.arrivals.traces import scale_rate_with_sources
 from unfoldkit.io.tables import csv_chunks, read_row
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfoldkit.arrivals import jitter, traces
+from unfoldkit.arrivals import spreading, traces
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
 from unfoldkit.errors import UnfoldError
 
@@ -43,9 +43,9 @@ def test_rows_of_one_time_share_its_interval_and_gaps_have_the_usual_length(tmp_
     """Rows of one time share its interval: up to the next time, or as long as others where an even clock has a gap."""
     rng = np.random.default_rng(0)
     times = np.array([0.0, 0, 10, 20, 100, 110])
-    even = jitter.expand_counts(times, np.array([5, 5, 10, 1000, 10, 1000]), rng, file="", key="")
+    even = spreading.expand_counts(times, np.array([5, 5, 10, 1000, 10, 1000]), rng, file="", key="")
     assert np.histogram(even, [0, 10, 20, 30, 100, 110, 120])[0].tolist() == [10, 10, 1000, 0, 10, 1000]
-    uneven = jitter.expand_counts(np.array([0.0, 3, 7, 20]), np.array([9, 9, 1000, 0]), rng, file="", key="")
+    uneven = spreading.expand_counts(np.array([0.0, 3, 7, 20]), np.array([9, 9, 1000, 0]), rng, file="", key="")
     assert uneven[-1] > 19
 
 
@@ -142,7 +142,7 @@ def rounded(rate: float, span: int, grain: int, *, start: float = 0.0) -> np.nda
 @pytest.mark.parametrize(("rate", "span", "unit"), [(0.5, 1000, 1), (20, 150, 1), (1 / 30, 6000, 60), (2, 6000, 60)])
 def test_multiples_of_a_stated_unit_are_spread_within_it(rate: float, span: int, unit: int) -> None:
     times = rounded(rate, span, unit)
-    spread = jitter.spread_rounded_times(times, np.random.default_rng(0), unit_s=unit)
+    spread = spreading.spread_rounded_times(times, np.random.default_rng(0), unit_s=unit)
     assert (np.floor(spread / unit) * unit).tolist() == times.tolist()
     gaps = np.diff(spread)
     assert gaps.std() / gaps.mean() == pytest.approx(1.0, abs=0.2)
@@ -152,7 +152,7 @@ def test_multiples_of_a_stated_unit_are_spread_within_it(rate: float, span: int,
 def test_relative_times_that_are_not_rounded_to_a_stated_unit_stay(unit_s: float) -> None:
     """Without a unit, below a second, or between multiples of the unit, nothing is spread."""
     times = rounded(20, 150, 1) / (4 if unit_s >= 1 else 1)
-    assert jitter.spread_rounded_times(times, np.random.default_rng(0), unit_s=unit_s).tolist() == times.tolist()
+    assert spreading.spread_rounded_times(times, np.random.default_rng(0), unit_s=unit_s).tolist() == times.tolist()
 
 
 def test_repeated_seconds_without_a_unit_are_reported(tmp_path: Path) -> None:
