@@ -86,6 +86,7 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     messages.describe_replan: [("after stage 1", (Allocation(4, 1, 16), Allocation(2, 4, 2)))],
     messages.describe_early_release: [(1, 1, 2), (7, 2, 3)],
     messages.describe_budget_stop: [(5.0,)],
+    messages.describe_slowdown: [(2, 3.96)],
     messages.describe_fallback: [(300.0,)],
     messages.describe_timeout: [(2.5,)],
     messages.describe_silence: [(6, 600.0, 42.0)],

@@ -52,6 +52,11 @@ def describe_missed_deadline() -> str:
     return "the deadline cannot be met any more"
 
 
+def describe_slowdown(stage: int, factor: float) -> str:
+    """Describe when all trials became slower."""
+    return f"in stage {stage}, iterations take {factor:.1f} times as long as before"
+
+
 def describe_replan(occasion: str, plan: Plan) -> str:
     """Describe a changed plan by the instances of its remaining stages."""
     return (

@@ -11,13 +11,24 @@ import numpy as np
 
 from unfold_tuning.executor.deadline import list_late_options
 from unfold_tuning.executor.execution import ExecutionConfig
-from unfold_tuning.executor.measured_paces import measure_entrants, measure_stage
-from unfold_tuning.executor.messages import describe_budget_stop, describe_lost_guarantee, describe_replan
+from unfold_tuning.executor.measured_paces import (
+    list_current_checkpoints,
+    measure_entrants,
+    measure_slowdown,
+    measure_stage,
+)
+from unfold_tuning.executor.messages import (
+    describe_budget_stop,
+    describe_lost_guarantee,
+    describe_replan,
+    describe_slowdown,
+)
 from unfold_tuning.executor.ranking import list_entrants
 from unfold_tuning.job.allocation import Allocation, Plan
 from unfold_tuning.job.schedule import Group
 from unfold_tuning.planner.pace_posterior import PacePosterior
 from unfold_tuning.planner.replan import (
+    NEAR_BEST,
     Posterior,
     build_prior,
     build_remaining_stage,
@@ -28,6 +39,7 @@ from unfold_tuning.planner.replan import (
     rescale_allocation,
 )
 from unfold_tuning.simulator.execution_model import ExecutionModel, TrialSlowdowns, build_execution_model
+from unfold_tuning.simulator.plan_cost import simulate_plan
 from unfold_tuning.simulator.spot_or_on_demand import NET_CHANGES, estimate_change_s
 from unfold_tuning.simulator.stage_paces import PaceDraws, draw_paces
 from unfold_tuning.trial.ledger import Ledger, Trial
@@ -37,6 +49,8 @@ from unfoldkit.api import internal_error
 REPLAN_SAMPLES = 1000
 MIN_MEASURED = 0.8
 """Before a barrier, the later stages are planned again only if this fraction of the stage's trials shows a pace."""
+MIN_REPORTS = 8
+"""After a slow-down, the job is planned again at most after this many checkpoints."""
 MAX_INTERVAL_S = 60.0
 """Longer intervals between two checks of the budget, such as a suspended machine, are not expected again."""
 
@@ -107,6 +121,7 @@ class Replanner:
         watched_at: Wall time of the last check of the budget.
         max_interval_s: The longest interval between two checks.
         is_on_demand_allowed: Whether a thrifty run has no slack left to wait for spot instances.
+        replanned_reports: Checkpoints that were known when the run was last planned again for a slow-down.
     """
 
     config: ExecutionConfig
@@ -115,6 +130,7 @@ class Replanner:
     watched_at: float = 0.0
     max_interval_s: float = 0.0
     is_on_demand_allowed: bool = False
+    replanned_reports: int = 0
 
     @property
     def store(self) -> PlanStore:
@@ -164,12 +180,16 @@ class Replanner:
         profile, timings = self.config.profile, self._measure_trials().values()
         mean_iters = sum(timing.iters for timing in timings) / max(1, len(timings))
         noise = estimate_ratio_std(profile, mean_iters)
-        return build_prior(profile).update([timing.ratio for timing in timings], noise)
+        # the error that the profile states does not contain a slow-down
+        slowdown = measure_slowdown(self.config, self.ledger)
+        factor = slowdown.factor if slowdown else 1.0
+        posterior = build_prior(profile).update([timing.ratio / factor for timing in timings], noise)
+        return replace(posterior, mu=posterior.mu + math.log(factor))
 
     def _measure_trials(self) -> dict[int, TrialTiming]:
         """Measure each trial that has reached a checkpoint against the profile."""
         totals: dict[int, tuple[float, float, int]] = {}
-        for step in self.ledger.list_checkpoints():
+        for step in list_current_checkpoints(self.config, self.ledger):
             measured_s, expected_s, done = totals.get(step.trial, (0.0, 0.0, 0))
             iteration_s = estimate_iteration_s(self.config.profile, step.workers, self.config.machine)
             expected_s += (step.iters - done) * iteration_s
@@ -206,7 +226,7 @@ class Replanner:
         """Estimate how much longer than profiled the iterations of a stage take."""
         if self.config.paces is None:
             return math.exp(self.posterior.mu)
-        paces = self._observe_paces(index).predict(index, self._base, has_known_trials=False)
+        paces = self._observe_running_stage(index).predict(index, self._base, has_known_trials=False)
         groups = len(self.config.stages[index].groups)
         return math.exp(float(np.mean(paces.mean[:groups])))
 
@@ -222,6 +242,11 @@ class Replanner:
         for stage in range(index):
             posterior = posterior.observe_stage(stage, measure_stage(self.config, self.ledger, stages[stage]))
         return posterior
+
+    def _observe_running_stage(self, index: int) -> PacePosterior:
+        """Return the posterior over paces from a running stage, as far as it has come, and those before it."""
+        measured = measure_stage(self.config, self.ledger, self.config.stages[index], is_running=True)
+        return self._observe_paces(index).observe_stage(index, measured)
 
     def _build_paced_model(self, index: int, running_instances: int) -> ExecutionModel:
         """Build the model of the stages from ``index`` on, from the measured paces of the earlier ones."""
@@ -280,21 +305,53 @@ class Replanner:
         """Plan the remaining job again as soon as a node is lost in a stage; running trials keep their workers."""
         if not jobs or not self._is_replanning():
             return plan
+        remaining = self._build_model_in_stage(index, jobs)
+        changed = self._replan(remaining, plan[index:], self._compute_time_left_s(began))
+        return self._rescale_stage(index, plan, changed, f"in stage {index + 1}, a node was lost")
+
+    def _build_model_in_stage(self, index: int, jobs: Sequence[TrialJob]) -> ExecutionModel:
+        """Build the model of the rest of a running stage and of the later ones, with the instances that run."""
         config = self.config
         stages = (build_remaining_stage(jobs), *config.stages[index + 1 :])
         profile = self.posterior.apply_to(config.profile) if config.paces is None else config.profile
         model = build_execution_model(stages, profile, config.machine, REPLAN_SAMPLES, config.seed)
         remaining = replace(model, running_instances=self.ledger.count_running())
-        if config.paces is not None:
-            remaining = replace(remaining, paces=self._draw_paces_in_stage(index, jobs))
-        changed = self._replan(remaining, plan[index:], self._compute_time_left_s(began))
+        if config.paces is None:
+            return remaining
+        return replace(remaining, paces=self._draw_paces_in_stage(index, jobs))
+
+    def _rescale_stage(self, index: int, plan: Plan, changed: Plan, occasion: str) -> Plan:
+        """Continue a running stage with a changed plan of its rest and of the later stages."""
         # trials that run across instances may keep more of them than planned
-        allocation = rescale_allocation(plan[index], changed[0], config.machine.accelerators)
+        allocation = rescale_allocation(plan[index], changed[0], self.config.machine.accelerators)
         if changed == plan[index:] or (allocation, *changed[1:]) == plan[index:]:
             return plan
         self.store.rescale_stage(index, allocation)
-        self._note_replan(f"in stage {index + 1}, a node was lost", (allocation, *changed[1:]))
+        self._note_replan(occasion, (allocation, *changed[1:]))
         return (*plan[:index], allocation, *changed[1:])
+
+    def replan_after_slowdown(self, index: int, plan: Plan, jobs: Sequence[TrialJob], began: float) -> Plan:
+        """Plan the remaining job again if all trials have become slower and the plan is no longer sure.
+
+        Args:
+            index: The stage.
+            plan: The plan.
+            jobs: Jobs of the stage that have not ended; running trials keep their workers.
+            began: Wall time at which the run began.
+        """
+        reports = len(self.ledger.list_reported())
+        if not jobs or not self._is_replanning() or reports < self.replanned_reports + MIN_REPORTS:
+            return plan
+        slowdown = measure_slowdown(self.config, self.ledger)
+        if slowdown is None:
+            return plan
+        self.replanned_reports = reports
+        remaining, time_left_s = self._build_model_in_stage(index, jobs), self._compute_time_left_s(began)
+        current = simulate_plan(remaining, plan[index:])
+        if current.estimate_on_time_probability(time_left_s) >= self.config.confidence - NEAR_BEST:
+            return plan
+        result = replan_remaining(remaining, plan[index:], time_left_s, self.config.confidence)
+        return self._rescale_stage(index, plan, result.plan, describe_slowdown(index + 1, slowdown.factor))
 
     def replan_before_barrier(self, index: int, plan: Plan, jobs: Sequence[TrialJob], began: float) -> Plan:
         """Plan the later stages again while the last trials of a stage run, and use the result if it needs less.
@@ -364,7 +421,7 @@ class Replanner:
     def _draw_paces_in_stage(self, index: int, jobs: Sequence[TrialJob]) -> tuple[PaceDraws, ...]:
         """Draw the paces of the rest of a running stage, with trials as groups of their own, and of later stages."""
         config = self.config
-        paces = self._observe_paces(index).predict(index, self._base, has_known_trials=False)
+        paces = self._observe_running_stage(index).predict(index, self._base, has_known_trials=False)
         draws = draw_paces(config.stages[index:], paces, REPLAN_SAMPLES, config.seed)
         targets = [group.done + group.iters for group in config.stages[index].groups]
         columns = [targets.index(job.target) if job.target in targets else 0 for job in jobs]

@@ -18,6 +18,7 @@ from unfold_tuning.trial.worker import TrialJob, WorkerMessage, get_state_path, 
 from unfoldkit.api import user_error
 
 POLL_S = 0.1
+REPLAN_PERIOD_S = 60.0
 MAX_FAILURES = 3
 MAX_PREEMPTIONS = 12
 """A trial that loses this many spot instances without a checkpoint between probably ends them itself."""
@@ -42,6 +43,7 @@ class StageRun:
         waiting: Jobs that wait for a slot.
         running: Jobs by trial.
         failures: Failures of each trial since its last checkpoint.
+        replanned_at: Wall time at which the run last looked for a slow-down.
         fallback: Allows on-demand nodes when a thrifty run has no more slack.
         early_release: Releases instances for which no trial is left.
     """
@@ -56,6 +58,7 @@ class StageRun:
     waiting: list[TrialJob] = field(default_factory=list)
     running: dict[int, TrialJob] = field(default_factory=dict)
     failures: Counter[int] = field(default_factory=Counter)
+    replanned_at: float = 0.0
     fallback: SpotFallback = field(init=False)
     early_release: EarlyRelease = field(init=False)
 
@@ -99,6 +102,7 @@ class StageRun:
                 if event.message is None:
                     self._replace_node(event.node)
                 self._handle(event)
+            self._replan_if_slower()
             self.monitor.check(self.index, self.plan, [*self.waiting, *self.running.values()], self.began)
             done = total - len(self.waiting) - len(self.running)
             self.config.progress(self.monitor.describe(self.index), done, total)
@@ -109,6 +113,16 @@ class StageRun:
         ]
         self.ledger.record_stage_end(self.index, self.config.wall(), survivors)
         return self.plan
+
+    def _replan_if_slower(self) -> None:
+        """Look now and then whether all trials have become slower: those that wait may need more instances."""
+        now = self.config.wall()
+        if self.waiting and now - self.replanned_at >= REPLAN_PERIOD_S:
+            self.replanned_at = now
+            jobs = [*self.waiting, *self.running.values()]
+            plan = self.replanner.replan_after_slowdown(self.index, self.plan, jobs, self.began)
+            if plan != self.plan:
+                self.plan, self.fallback.quantiles = plan, None
 
     def _grow_if_possible(self) -> None:
         """Request again what was refused, as soon as an offer may be tried, if trials wait for it."""

@@ -210,6 +210,10 @@ class Ledger:
         """List every checkpoint, by trial and iterations."""
         return [Checkpoint(*row) for row in self.base.execute("SELECT * FROM steps ORDER BY trial, iters")]
 
+    def list_reported(self) -> list[Checkpoint]:
+        """List every checkpoint in the order in which they were recorded."""
+        return [Checkpoint(*row) for row in self.base.execute("SELECT * FROM steps ORDER BY rowid")]
+
     def list_diverged(self) -> list[int]:
         """List the trials that reported a metric which is not finite."""
         query = "SELECT DISTINCT trial FROM steps WHERE metric = ? ORDER BY trial"
