@@ -40,7 +40,7 @@ def record_inputs(
 ) -> dict[str, list[Tensors]]:
     """Return what the models of some stages read for sample queries, by stage.
 
-    A stage gets the queries whose conditions lead to it; if that is none of the sample, all queries.
+    A stage gets the queries that the conditions lead to it; if there are none in the sample, it gets all.
 
     Args:
         pipeline: The stages, in topological order.

@@ -179,7 +179,7 @@ def whole_trace_line(file: str, counts: tuple[int, int]) -> str:
 
 
 def unread_amounts_line(file: str, columns: Mapping[str, str]) -> str:
-    """Return the line about a table without amounts whose other columns, by kind, look like amounts."""
+    """Return the line about a table without amounts in which other columns, by kind, look like amounts."""
     named = ", ".join(f"{kind}: {column}" for kind, column in columns.items())
     return f"{file}: no task demands anything, as its {', '.join(columns.values())} are not read (columns: {{{named}}})"
 

@@ -45,7 +45,7 @@ _TRES = re.compile(r"(?:cpu|mem|node|energy|billing|vmem|pages|(?:bb|fs|gres|ic|
 _GRES = re.compile(r"(?:gres[/:])?([A-Za-z][\w-]*)(?::[\w.-]+)?:(\d+[KMGkmg]?)(?:\(.*\))?")
 """A generic resource of Slurm, such as ``gpu:a100:4(S:0-1)``: its name, type and count."""
 SLURM_MEMORY_COLUMNS = frozenset({"ReqMem", "MIN_MEMORY"})
-"""Columns of ``sacct`` and ``squeue`` whose ``16G`` counts in powers of 1024."""
+"""Columns of ``sacct`` and ``squeue`` in which ``16G`` counts in powers of 1024."""
 PER_NODE_COLUMNS = frozenset({"MIN_MEMORY", "TRES_PER_NODE"})
 """Columns of ``squeue`` with amounts of each node of a job."""
 _BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}

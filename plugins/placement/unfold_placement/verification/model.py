@@ -467,7 +467,7 @@ class FieldCopiers(NamedTuple):
 
     Attributes:
         read: Reads the fields of an object.
-        flat: Indices of the fields whose own ``copy`` suffices.
+        flat: Indices of the fields for which their own ``copy`` suffices.
         others: Index and copier of further fields; copies share the rest.
     """
 
@@ -506,7 +506,7 @@ def _find_copier_of_hint(hint: Any) -> Copier | None:
 
 
 def _items_copier(copier: Copier) -> Copier:
-    """Return how mappings are copied whose values are copied in one way."""
+    """Return how to copy mappings that hold values of one kind."""
 
     def copy_items(value: dict[Any, Any], memo: dict[int, Any]) -> dict[Any, Any]:
         duplicate = value.copy()
@@ -578,7 +578,7 @@ FLAT_CONTAINERS: Mapping[Any, Copier] = {
     deque: _copy_flat,
     Counter: _copy_counter,
 }
-"""How mutable containers are copied whose items copies share."""
+"""How mutable containers are copied if copies share their items."""
 COPIERS_OF_FIELDS = ByType(_find_copiers_of_fields)
 """How the fields of a class are copied."""
 CONTAINER_COPIERS: Mapping[type, Copier] = {

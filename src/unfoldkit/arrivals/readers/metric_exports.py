@@ -43,7 +43,7 @@ class MetricSeries:
 
 
 def read_metrics(objects: Iterable[dict[str, Any]], columns: TableColumns, path: Path) -> TraceRows | None:
-    """Read the requests that the one metric counts whose name contains ``match``, summed over its series.
+    """Read the requests that one metric counts, summed over its series; its name contains ``match``.
 
     Returns:
         Times and counts, sorted; ``None`` if the document holds no metrics.
