@@ -14,6 +14,7 @@ from plugins.placement.tests.cases import cluster, policy
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.types import Task
 from unfold_placement.policies.registry import build_policies
+from unfold_placement.policies.shared.admission_queue import AdmissionQueue
 from unfold_placement.verification.model import FIXED_ARRAYS, SHARED, canonical_key, copy_controller, list_running
 from unfold_placement.verification.scenario import Jobs, Kind, Scenario, apply_action, build_initial, list_actions
 
@@ -86,3 +87,14 @@ def test_a_copy_shares_nothing_that_changes(name: str, gang: dict[str, Any]) -> 
         jobs = jobs_after
         assert key(controller) == after
         controller = following
+
+
+def test_values_that_are_not_what_annotations_say_are_copied() -> None:
+    """A policy from outside may set a field of a shipped queue to anything."""
+    queue = AdmissionQueue("user")
+    queue.used, queue.ages = {"a": {"gpu": 1}}, None  # type: ignore[assignment]
+    controller = build_initial(Scenario(tuple(cluster(1, 1)), (), ""), build_policies(policy(fifo={})))
+    controller.policies[0].queue = queue  # type: ignore[attr-defined]
+    copied: Any = copy_controller(controller).policies[0]
+    assert (copied.queue.used, copied.queue.ages) == (queue.used, None)
+    assert copied.queue.used["a"] is not queue.used["a"]

@@ -423,13 +423,18 @@ def _fill_by_init(value: object, duplicate: Any, memo: dict[int, Any]) -> None:
 
 
 def _copy_items(value: object, memo: dict[int, Any]) -> list[Any]:
-    """Return the copied values of an object's fields, in their order."""
+    """Return the copied values of an object's fields, in their order; ``UNSET`` for a field without one."""
     copiers = COPIERS_OF_FIELDS[type(value)]
-    items = list(copiers.read(value))
-    for index in copiers.flat:
-        items[index] = items[index].copy()
-    for index, copier in copiers.others:
-        items[index] = copier(items[index], memo)
+    try:
+        items = list(copiers.read(value))
+        for index in copiers.flat:
+            items[index] = items[index].copy()
+        for index, copier in copiers.others:
+            items[index] = copier(items[index], memo)
+    except AttributeError:
+        # a field has no value, or one from outside this package that is not what its annotation says
+        found = [getattr(value, name, UNSET) for name in _field_names(cast("Hashable", type(value)))]
+        return [UNSET if item is UNSET else _copy_value(item, memo) for item in found]
     return items
 
 
@@ -449,15 +454,8 @@ def _attributes_copier(kind: Any) -> Copier:
 
 
 def _copy_fields(value: object, duplicate: object, memo: dict[int, Any]) -> None:
-    names = _field_names(cast("Hashable", type(value)))
-    try:
-        items = _copy_items(value, memo)
-    except AttributeError:
-        # some fields are not set
-        found = (getattr(value, name, UNSET) for name in names)
-        items = [UNSET if item is UNSET else _copy_value(item, memo) for item in found]
-    assign = object.__setattr__
-    for name, item in zip(names, items, strict=True):
+    assign, names = object.__setattr__, _field_names(cast("Hashable", type(value)))
+    for name, item in zip(names, _copy_items(value, memo), strict=True):
         if item is not UNSET:
             assign(duplicate, name, item)
 
