@@ -254,8 +254,8 @@ class Controller:
 
     def reserve_log(self) -> None:
         """Make room in the log for the entries that one step can write."""
-        counters = self.table.state.counters
-        size = int(counters[kernel.LOGGED] + counters[kernel.HEAPED] + counters[kernel.QUEUED]) + 64
+        counters = self.table.state.counters.tolist()
+        size = counters[kernel.LOGGED] + counters[kernel.HEAPED] + counters[kernel.QUEUED] + 64
         self.table.state = grow_log(self.table.state, size)
 
     def set_node_up(self, node: str, *, is_up: bool) -> None:

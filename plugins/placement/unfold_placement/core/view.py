@@ -121,9 +121,14 @@ class View:
         if not self.gang_key:
             return (task,)
         key = task.key(self.gang_key)
-        members = self.members.get(key, {}).values()
-        is_complete = len(members) + self.finished[key] >= task.size
-        return tuple(members) if is_complete and all(self.is_waiting(member) for member in members) else None
+        members = self.members.get(key, {})
+        if len(members) + self.finished[key] < task.size:
+            return None
+        status, rows = self.table.state.status, self.table.task_rows
+        for name in members:
+            if status[rows[name]] != kernel.WAITING:
+                return None
+        return tuple(members.values())
 
     def is_waiting(self, task: Task) -> bool:
         """Return whether a task waits."""

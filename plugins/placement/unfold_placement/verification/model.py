@@ -145,8 +145,8 @@ def canonical_key(controller: Controller, rename: Renaming, running: Running, *,
     running_form = tuple([(rename[task.name], node) for task, node, _ in running])
     shares = _share_form(table, running) if state.device_kinds.size else ()
     status, tasks = state.status.tolist(), table.tasks
-    queued = [row for row in view.queue_rows().tolist() if status[row] == kernel.WAITING]
-    waiting = tuple([rename[tasks[row].name] for row in queued])
+    queued = state.queue[: state.counters[kernel.QUEUED]].tolist()
+    waiting = tuple([rename[tasks[row].name] for row in queued if status[row] == kernel.WAITING])
     entries = tuple(
         sorted(
             [
@@ -272,11 +272,15 @@ def _mapping_form(value: Mapping[Any, Any], rename: Renaming) -> Hashable:
     """Return the form of a mapping without empty values; the order of jobs matters, that of users does not."""
     if not value:
         return ()
-    kept, has_jobs, has_texts = [], False, True
+    kept, has_jobs, has_texts, formers = [], False, True, FORMER_OF
     for key, item in value.items():
-        name, form = FORMER_OF[type(key)](key, rename), FORMER_OF[type(item)](item, rename)
+        form = formers[type(item)](item, rename)
+        is_empty = form is None or form in EMPTY
+        if is_empty and not rename.keeps_empty:
+            continue
+        name = formers[type(key)](key, rename)
         # of a job that has ended only values that may count are kept
-        if not (form is None or form in EMPTY) or (rename.keeps_empty and name != ENDED):
+        if not is_empty or name != ENDED:
             kept.append((name, form))
         if not isinstance(key, str):
             has_texts = False
