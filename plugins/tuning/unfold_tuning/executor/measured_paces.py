@@ -20,7 +20,12 @@ Steps = dict[int, list[Checkpoint]]
 
 
 def measure_stage(
-    config: ExecutionConfig, ledger: Ledger, stage: Stage, *, is_running: bool = False
+    config: ExecutionConfig,
+    ledger: Ledger,
+    stage: Stage,
+    slowdown: Slowdown | None = None,
+    *,
+    is_running: bool = False,
 ) -> list[GroupPaces]:
     """Measure the log paces of every group of a stage: those of its trials in it, and in the stage before.
 
@@ -30,20 +35,23 @@ def measure_stage(
         config: The run.
         ledger: Its ledger.
         stage: The stage.
+        slowdown: The slow-down of all trials so far.
         is_running: Count the trials that have a checkpoint in the stage, not only those that have run all of it: of
             those alone, the quick ones would end first.
     """
-    steps = _list_steps(config, ledger)
+    steps = _list_steps(ledger, slowdown)
     return [_measure_group(config, ledger, steps, group, is_running=is_running) for group in stage.groups]
 
 
-def measure_entrants(config: ExecutionConfig, ledger: Ledger, stage: Stage) -> list[float]:
+def measure_entrants(
+    config: ExecutionConfig, ledger: Ledger, stage: Stage, slowdown: Slowdown | None = None
+) -> list[float]:
     """Measure the last log pace of each trial that enters a stage of one group, best first; empty if any is unknown."""
     group = stage.groups[0]
     if len(stage.groups) != 1 or not group.done:
         return []
     before = _find_previous_target(config, group)
-    steps = _list_steps(config, ledger)
+    steps = _list_steps(ledger, slowdown)
     trials = [trial.id for trial in list_entrants(config, ledger, group)]
     paces = [_measure_pace(config, steps.get(trial, ()), before, group.done) for trial in trials]
     known = [pace for pace in paces if pace is not None]
@@ -75,10 +83,9 @@ def _find_previous_target(config: ExecutionConfig, group: Group) -> int:
     return next((item.done for item in groups if item.done + item.iters == group.done), 0)
 
 
-def list_current_checkpoints(config: ExecutionConfig, ledger: Ledger) -> list[Checkpoint]:
+def list_current_checkpoints(ledger: Ledger, slowdown: Slowdown | None) -> list[Checkpoint]:
     """List every checkpoint, by trial and iterations; those from before a slow-down take as long as they would now."""
     checkpoints = ledger.list_checkpoints()
-    slowdown = measure_slowdown(config, ledger)
     if slowdown is None:
         return checkpoints
     earlier = {(step.trial, step.iters) for step in ledger.list_reported()[: slowdown.onset]}
@@ -120,8 +127,8 @@ def _measure_pace(config: ExecutionConfig, steps: Sequence[Checkpoint], done: in
     return math.log(seconds / iters)
 
 
-def _list_steps(config: ExecutionConfig, ledger: Ledger) -> Steps:
+def _list_steps(ledger: Ledger, slowdown: Slowdown | None) -> Steps:
     steps: Steps = {}
-    for step in list_current_checkpoints(config, ledger):
+    for step in list_current_checkpoints(ledger, slowdown):
         steps.setdefault(step.trial, []).append(step)
     return steps

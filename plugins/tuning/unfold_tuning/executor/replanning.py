@@ -24,6 +24,7 @@ from unfold_tuning.executor.messages import (
     describe_slowdown,
 )
 from unfold_tuning.executor.ranking import list_entrants
+from unfold_tuning.executor.slowdown import Slowdown
 from unfold_tuning.job.allocation import Allocation, Plan
 from unfold_tuning.job.schedule import Group
 from unfold_tuning.planner.pace_posterior import PacePosterior
@@ -122,6 +123,7 @@ class Replanner:
         max_interval_s: The longest interval between two checks.
         is_on_demand_allowed: Whether a thrifty run has no slack left to wait for spot instances.
         replanned_reports: Checkpoints that were known when the run was last planned again for a slow-down.
+        measured: The slow-down of all trials, and the number of checkpoints that it was measured from.
     """
 
     config: ExecutionConfig
@@ -131,6 +133,7 @@ class Replanner:
     max_interval_s: float = 0.0
     is_on_demand_allowed: bool = False
     replanned_reports: int = 0
+    measured: tuple[int, Slowdown | None] = (0, None)
 
     @property
     def store(self) -> PlanStore:
@@ -181,15 +184,22 @@ class Replanner:
         mean_iters = sum(timing.iters for timing in timings) / max(1, len(timings))
         noise = estimate_ratio_std(profile, mean_iters)
         # the error that the profile states does not contain a slow-down
-        slowdown = measure_slowdown(self.config, self.ledger)
+        slowdown = self._measure_slowdown()
         factor = slowdown.factor if slowdown else 1.0
         posterior = build_prior(profile).update([timing.ratio / factor for timing in timings], noise)
         return replace(posterior, mu=posterior.mu + math.log(factor))
 
+    def _measure_slowdown(self) -> Slowdown | None:
+        """Measure the slow-down of all trials, once for each number of checkpoints."""
+        reports = self.ledger.count_reported()
+        if reports != self.measured[0]:
+            self.measured = reports, measure_slowdown(self.config, self.ledger)
+        return self.measured[1]
+
     def _measure_trials(self) -> dict[int, TrialTiming]:
         """Measure each trial that has reached a checkpoint against the profile."""
         totals: dict[int, tuple[float, float, int]] = {}
-        for step in list_current_checkpoints(self.config, self.ledger):
+        for step in list_current_checkpoints(self.ledger, self._measure_slowdown()):
             measured_s, expected_s, done = totals.get(step.trial, (0.0, 0.0, 0))
             iteration_s = estimate_iteration_s(self.config.profile, step.workers, self.config.machine)
             expected_s += (step.iters - done) * iteration_s
@@ -239,13 +249,16 @@ class Replanner:
         if self.config.paces is None:
             raise internal_error("a job without measured trials has no posterior over paces")
         posterior, stages = self.config.paces, self.config.stages
+        slowdown = self._measure_slowdown()
         for stage in range(index):
-            posterior = posterior.observe_stage(stage, measure_stage(self.config, self.ledger, stages[stage]))
+            measured = measure_stage(self.config, self.ledger, stages[stage], slowdown)
+            posterior = posterior.observe_stage(stage, measured)
         return posterior
 
     def _observe_running_stage(self, index: int) -> PacePosterior:
         """Return the posterior over paces from a running stage, as far as it has come, and those before it."""
-        measured = measure_stage(self.config, self.ledger, self.config.stages[index], is_running=True)
+        stage, slowdown = self.config.stages[index], self._measure_slowdown()
+        measured = measure_stage(self.config, self.ledger, stage, slowdown, is_running=True)
         return self._observe_paces(index).observe_stage(index, measured)
 
     def _build_paced_model(self, index: int, running_instances: int) -> ExecutionModel:
@@ -253,7 +266,7 @@ class Replanner:
         config = self.config
         model = build_execution_model(config.stages, config.profile, config.machine, REPLAN_SAMPLES, config.seed)
         remaining = model.select_remaining(index, running_instances)
-        known = measure_entrants(config, self.ledger, config.stages[index])
+        known = measure_entrants(config, self.ledger, config.stages[index], self._measure_slowdown())
         slowdowns = TrialSlowdowns(tuple(math.exp(pace - self._base) for pace in known)) if known else None
         posterior = self._observe_paces(index)
         paces = posterior.predict(index, self._base, has_known_trials=slowdowns is not None)
@@ -339,10 +352,10 @@ class Replanner:
             jobs: Jobs of the stage that have not ended; running trials keep their workers.
             began: Wall time at which the run began.
         """
-        reports = len(self.ledger.list_reported())
+        reports = self.ledger.count_reported()
         if not jobs or not self._is_replanning() or reports < self.replanned_reports + MIN_REPORTS:
             return plan
-        slowdown = measure_slowdown(self.config, self.ledger)
+        slowdown = self._measure_slowdown()
         if slowdown is None:
             return plan
         self.replanned_reports = reports
@@ -403,7 +416,7 @@ class Replanner:
             remaining = self._build_corrected_model(index + 1, running_instances)
             return remaining.with_slowdowns(self._estimate_candidate_slowdowns(index))
         stage, following = config.stages[index], config.stages[index + 1]
-        measured = measure_stage(config, self.ledger, stage, is_running=True)
+        measured = measure_stage(config, self.ledger, stage, self._measure_slowdown(), is_running=True)
         if any(
             len(paces.last) < MIN_MEASURED * group.trials for paces, group in zip(measured, stage.groups, strict=True)
         ):

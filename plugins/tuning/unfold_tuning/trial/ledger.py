@@ -214,6 +214,10 @@ class Ledger:
         """List every checkpoint in the order in which they were recorded."""
         return [Checkpoint(*row) for row in self.base.execute("SELECT * FROM steps ORDER BY rowid")]
 
+    def count_reported(self) -> int:
+        """Count the checkpoints."""
+        return int(self.base.execute("SELECT COUNT(*) FROM steps").fetchone()[0])
+
     def list_diverged(self) -> list[int]:
         """List the trials that reported a metric which is not finite."""
         query = "SELECT DISTINCT trial FROM steps WHERE metric = ? ORDER BY trial"
