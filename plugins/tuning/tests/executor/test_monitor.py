@@ -56,6 +56,39 @@ def test_a_deadline_is_missed_only_if_the_known_trials_would_miss_it(
     assert not is_missed or 50.0 < _read_seconds(replanner.notes[0]) < 500.0
 
 
+@pytest.mark.parametrize(("left_s", "is_missed"), [(150.0, False), (60.0, True)])
+def test_a_deadline_is_not_given_up_while_a_slower_stage_may_grow(
+    tmp_path: Path, left_s: float, is_missed: bool
+) -> None:
+    """Four trials that wait take 160 s one after another and 53 s on three instances, and ten later iterations 40 s."""
+    plan = (Allocation(1, 1, 1), Allocation(1, 1, 1))
+    config = ExecutionConfig(
+        stages=build_custom_stages([(6, 10), (1, 10)]),
+        plan=plan,
+        machine=MACHINE,
+        profile=Profile(LogNormal(1.0), startup=LogNormal(0.0), sync=LogNormal(0.0)),
+        trainable=TrainableConfig(function="sleeper:train"),
+        folder=tmp_path,
+        seed=0,
+        checkpoint_iters=1,
+        deadline_s=1000.0,
+        wall=lambda: 2000.0 - left_s,
+        log=Mock(),
+    )
+    jobs = [
+        TrialJob(trial=trial, config={}, done=0, target=10, checkpoint_iters=1, workers=1, seed=0, folder=tmp_path)
+        for trial in (3, 4, 5, 6)
+    ]
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        ledger.record_trials(0, [{}] * 6)
+        for trial, seconds in ((1, [1.0] * 10), (2, [1.0] * 5 + [4.0] * 5)):
+            for iters, iteration_s in enumerate(seconds, 1):
+                ledger.record_checkpoint(trial, iters, 0.9, iteration_s, 1)
+        replanner = Replanner(config, ledger)
+        Monitor(replanner, Mock()).check(0, plan, jobs, 1000.0)
+        assert (ledger.read_fact("hopeless") is not None) == is_missed
+
+
 def _read_seconds(note: str) -> float:
     """Read when the run ends that finishes late."""
     match = re.search(r"finish late: ([0-9.]+) (s|min) from now", note)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from unfold_tuning.executor.messages import describe_growth, describe_late_finish, describe_trim
-from unfold_tuning.job.allocation import Allocation, Plan, estimate_stage_seconds, list_faster_allocations
+from unfold_tuning.job.allocation import Allocation, Plan, count_slots, estimate_stage_seconds, list_faster_allocations
 from unfold_tuning.job.profile import Machine, Profile
 from unfold_tuning.job.schedule import Group, Stage
 from unfold_tuning.planner.planner import evaluate_machine
@@ -35,6 +35,11 @@ class TimeEstimator:
         iteration_s = estimate_iteration_s(self.profile, allocation.workers, self.machine)
         seconds = [(job.target - job.done) * iteration_s for job in jobs]
         return max(max(seconds, default=0.0), sum(seconds) / allocation.slots)
+
+    def estimate_soonest_seconds(self, jobs: Iterable[TrialJob], allocation: Allocation) -> float:
+        """Estimate the seconds until the jobs of a stage end if it grows to as many instances as are allowed."""
+        slots = count_slots(self.machine.max_instances, allocation.workers, self.machine.accelerators)
+        return self.estimate_stage_seconds(jobs, replace(allocation, slots=max(allocation.slots, slots)))
 
     def estimate_checkpoint_seconds(self, job: TrialJob) -> float:
         """Estimate the seconds from a trial's start or checkpoint to its next checkpoint."""

@@ -116,6 +116,8 @@ class Monitor:
         stage_s, later = estimator.estimate_stage_seconds(jobs, plan[index]), config.stages[index + 1 :]
         self.ends_at = now + stage_s + estimator.estimate_planned_seconds(later, plan[index + 1 :])
         deadline = began + (config.deadline_s or math.inf)
+        if self.replanner.may_grow_stage():
+            stage_s = estimator.estimate_soonest_seconds(jobs, plan[index])
         if (
             now + stage_s + estimator.estimate_fastest_seconds(later) > deadline
             and now - self.doubted_at >= DOUBT_PERIOD_S

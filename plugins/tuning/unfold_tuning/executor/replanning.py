@@ -461,6 +461,10 @@ class Replanner:
         self.config.log.warning("%s. %s", message, "; ".join(options))
         self.notes.append(f"{message}: {'; '.join(options)}")
 
+    def may_grow_stage(self) -> bool:
+        """Return whether trials that wait may get more instances in the middle of a stage: after a slow-down."""
+        return self._is_replanning() and self._measure_slowdown() is not None
+
     def _is_replanning(self) -> bool:
         return self.config.is_replanning and self.config.deadline_s is not None
 
