@@ -627,6 +627,15 @@ def test_channels_that_are_computed_in_their_order_stay(turns: Callable[[Tensor]
     ]
 
 
+@pytest.mark.parametrize("fill", [torch.zeros, torch.ones])
+def test_rows_of_an_example_may_be_equal(fill: Callable[..., Tensor]) -> None:
+    """Outputs then differ by rounding alone, from row to row and where channels change places."""
+    torch.manual_seed(0)
+    wide = [nn.Linear(12, 24), nn.GELU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)]
+    groups, _ = find_width_groups(nn.Sequential(*wide), fill(2, 12))
+    assert [group.channels for group in groups] == [24, 24]
+
+
 class Ghost(nn.Module):  # type: ignore[misc,unused-ignore]
     """Half of the maps, and cheap maps made of them, as in GhostNet."""
 
