@@ -12,7 +12,7 @@ from types import GeneratorType
 from typing import Protocol
 
 from unfold_placement.core import bulk, kernel, types
-from unfold_placement.core.operations import are_sound, current_line, find_fault, is_amount
+from unfold_placement.core.operation_checks import are_sound, current_line, find_fault, is_amount
 from unfold_placement.core.policy import (
     MAX_OPERATIONS,
     MAX_TRANSACTIONS,
