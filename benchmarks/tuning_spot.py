@@ -19,7 +19,7 @@ from unfold_tuning.job.availability import AvailabilityLog, read_availability
 from unfold_tuning.job.profile import LogNormal, Machine, Profile, SpotTerms
 from unfold_tuning.job.schedule import build_successive_halving
 from unfold_tuning.planner.planner import Candidate, evaluate_machine
-from unfold_tuning.planner.thrifty import run_thrifty, select_thrifty
+from unfold_tuning.planner.spot_or_on_demand import run_thrifty, select_thrifty
 from unfold_tuning.simulator.execution_model import build_execution_model
 from unfold_tuning.simulator.plan_cost import SimulatedPlan
 from unfold_tuning.simulator.spot_or_on_demand import STEP_S

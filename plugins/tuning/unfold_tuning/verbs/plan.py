@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from unfold_tuning.job.build import build_problem
-from unfold_tuning.planner.thrifty import solve_job
+from unfold_tuning.planner.spot_or_on_demand import solve_job
 from unfold_tuning.report.plan import report_plan
 from unfold_tuning.schema.tuning import TuningSpec
 from unfoldkit.api import Metric, Report, Run

@@ -19,7 +19,7 @@ from unfold_tuning.job.problem import Problem, TrainableConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.planner.decision import decode_decision, encode_decision
 from unfold_tuning.planner.planner import build_models, build_posterior
-from unfold_tuning.planner.thrifty import solve_job
+from unfold_tuning.planner.spot_or_on_demand import solve_job
 from unfold_tuning.report.exports import export_placement_spec, export_winner
 from unfold_tuning.report.infeasible import report_infeasible
 from unfold_tuning.report.run import report_progress, report_run

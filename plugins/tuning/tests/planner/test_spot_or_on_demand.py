@@ -17,7 +17,7 @@ from unfold_tuning.job.availability import AvailabilityLog, read_availability
 from unfold_tuning.job.build import build_machines
 from unfold_tuning.job.profile import SpotTerms
 from unfold_tuning.planner.planner import Candidate, evaluate_machine
-from unfold_tuning.planner.thrifty import run_thrifty, sample_market, select_thrifty
+from unfold_tuning.planner.spot_or_on_demand import run_thrifty, sample_market, select_thrifty
 from unfold_tuning.schema.cloud import Cloud
 from unfold_tuning.simulator.execution_model import build_execution_model
 from unfold_tuning.simulator.spot_or_on_demand import MAX_PATH_STEPS, STEP_S, sample_availability
