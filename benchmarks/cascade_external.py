@@ -24,10 +24,10 @@ import numpy as np
 
 from benchmarks.records import records
 from unfold_cascade._types import IntArray
-from unfold_cascade.drift.labelled_hours import observe_promises
 from unfold_cascade.drift.outcomes import Judgement, Promise, Sums, judge_promises
-from unfold_cascade.drift.recalibrated_hours import build_local_study, list_sizes
 from unfold_cascade.drift.temporal import sample_new
+from unfold_cascade.drift.temporal_recalibration import build_local_study, list_sizes
+from unfold_cascade.drift.temporal_validation import observe_promises
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.readers import read_table

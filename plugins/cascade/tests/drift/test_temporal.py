@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
-from unfold_cascade.drift.recalibrated_hours import build_local_study
+from unfold_cascade.drift.temporal_recalibration import build_local_study
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.serving.plan_loader import load_temporal_plan

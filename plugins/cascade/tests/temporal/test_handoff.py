@@ -15,7 +15,7 @@ from plugins.cascade.tests.temporal.conftest import TrainedWards
 from unfold_cascade._types import IntArray
 from unfold_cascade.learners import estimators
 from unfold_cascade.report.handoff import EXITS_FILE, SCHEMA
-from unfold_cascade.temporal.data.holdout import load_probe
+from unfold_cascade.temporal.data.serving_probe import load_probe
 from unfold_cascade.temporal.handoff import ROWS_FILE, build_exits, write_exits
 from unfold_cascade.temporal.models.study import load_study
 from unfold_cascade.temporal.models.training import predict_probabilities

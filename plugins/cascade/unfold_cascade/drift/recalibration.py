@@ -15,8 +15,8 @@ from unfold_cascade._types import IntArray
 from unfold_cascade.data.dataset import find_column_doubts, find_leaks, find_marks, group_rows, number_label_groups
 from unfold_cascade.data.splits import SplitRule
 from unfold_cascade.data.table import Rows, TableSource, load_frame, split_clusters
-from unfold_cascade.drift.labelled_cases import observe_cases, read_new_labels
 from unfold_cascade.drift.static import extend_tables
+from unfold_cascade.drift.static_validation import observe_cases, read_new_labels
 from unfold_cascade.planner.planner import FRONT_FILE, Solution, certify_fronts, search_fronts, write_fronts
 from unfold_cascade.planner.policy import Policy
 from unfold_cascade.planner.policy_search import search_policies

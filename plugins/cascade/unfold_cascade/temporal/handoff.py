@@ -17,8 +17,8 @@ import numpy as np
 from unfold_cascade._types import IntArray
 from unfold_cascade.models.zoo import WHOLE
 from unfold_cascade.report.handoff import EXITS_FILE, SCHEMA, is_loadable, make_unique_names
-from unfold_cascade.temporal.data.holdout import PROBE_FILE, Probe, load_probe
 from unfold_cascade.temporal.data.online_features import build_online_features, compute_probe_features
+from unfold_cascade.temporal.data.serving_probe import PROBE_FILE, Probe, load_probe
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import Transitions
 from unfold_cascade.temporal.search.planner import Solution

@@ -16,8 +16,8 @@ from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.features import expand_patterns
 from unfold_cascade.temporal.data.labels import label_table
 from unfold_cascade.temporal.data.readers import read_table
+from unfold_cascade.temporal.data.splits import split_entities
 from unfold_cascade.temporal.data.table import EntityTable
-from unfold_cascade.temporal.models.study import split_entities
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.report.sentences import describe_repeated_patients, leak_notes
 from unfoldkit.api import Diagnostic, Run, UnfoldError, run_checks

@@ -9,8 +9,8 @@ from typing import Any
 from unfold_cascade.build import build_dataset_options, build_problem, build_table_source, find_checked_spec
 from unfold_cascade.data.dataset import DATASET_FILE, dataset_fingerprint, load_stored_dataset
 from unfold_cascade.data.table import TableSource
-from unfold_cascade.drift.labelled_cases import validate_cases
 from unfold_cascade.drift.recalibration import recalibrate_cases
+from unfold_cascade.drift.static_validation import validate_cases
 from unfold_cascade.models.onnx_runtime import ONNX, load_probe
 from unfold_cascade.models.zoo import fit_models
 from unfold_cascade.planner.leave_one_site_out import evaluate_sites

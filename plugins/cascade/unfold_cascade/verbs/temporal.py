@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from unfold_cascade.build import find_checked_spec
-from unfold_cascade.drift.labelled_hours import validate_hours
-from unfold_cascade.drift.recalibrated_hours import recalibrate_hours
+from unfold_cascade.drift.temporal_recalibration import recalibrate_hours
+from unfold_cascade.drift.temporal_validation import validate_hours
 from unfold_cascade.report.certificate import add_left_out_sites
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.serving.loader import load_plan

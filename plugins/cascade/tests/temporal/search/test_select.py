@@ -14,7 +14,7 @@ from unfold_cascade.planner.guarantees import measure_evidence, order_tests
 from unfold_cascade.temporal.data.table import index_entities, starts_from_sizes
 from unfold_cascade.temporal.evaluation.bootstrap import bootstrap_mean
 from unfold_cascade.temporal.problem import OutcomeGoal
-from unfold_cascade.temporal.search.outcomes import CohortConduct, Conduct, sum_outcome
+from unfold_cascade.temporal.search.outcome_guarantees import CohortConduct, Conduct, sum_outcome
 from unfold_cascade.temporal.search.planner import SearchResult
 from unfold_cascade.temporal.search.select import average_by_patient
 

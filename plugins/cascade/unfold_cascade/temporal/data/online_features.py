@@ -11,7 +11,7 @@ import numpy as np
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.clinical_rules import RULE_CARRY_H, score_rule
 from unfold_cascade.temporal.data.features import build_layout, name_feature, name_rule_features
-from unfold_cascade.temporal.data.holdout import Probe
+from unfold_cascade.temporal.data.serving_probe import Probe
 from unfold_cascade.temporal.data.windows import STATISTICS, TOLERANCE_H, compute_window_statistics
 from unfold_cascade.temporal.problem import FeatureSet
 

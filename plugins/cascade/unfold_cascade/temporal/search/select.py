@@ -25,7 +25,7 @@ from unfold_cascade.planner.select import BUDGET_UNCERTAIN, NO_CHEAPER, REFUTED,
 from unfold_cascade.temporal.evaluation.evaluate import Outcome
 from unfold_cascade.temporal.models.study import Cohort, Study
 from unfold_cascade.temporal.search.compose import FrontPoint
-from unfold_cascade.temporal.search.outcomes import CohortConduct, Conduct, build_outcome_guarantees
+from unfold_cascade.temporal.search.outcome_guarantees import CohortConduct, Conduct, build_outcome_guarantees
 from unfold_cascade.temporal.simulation.cost import CostMeasure, follow_longest_path
 from unfold_cascade.temporal.simulation.policy import build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import Int8, Trajectories, simulate

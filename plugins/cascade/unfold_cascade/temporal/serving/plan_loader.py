@@ -12,7 +12,7 @@ import numpy as np
 from unfold_cascade._types import BoolArray, IntArray
 from unfold_cascade.models.zoo import RESUME_HINT
 from unfold_cascade.temporal.data.features import PurchaseTerms, build_purchase_terms
-from unfold_cascade.temporal.data.holdout import PROBE_FILE, Probe, load_probe
+from unfold_cascade.temporal.data.serving_probe import PROBE_FILE, Probe, load_probe
 from unfold_cascade.temporal.evaluation.baselines import BaselineRule
 from unfold_cascade.temporal.models.predictions import Predictions, collect_call_costs
 from unfold_cascade.temporal.models.slots import ModelSlot

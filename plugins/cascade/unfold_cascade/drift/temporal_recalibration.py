@@ -11,10 +11,11 @@ from unfold_cascade.report.sentences import RECALIBRATED
 from unfold_cascade.temporal.data.features import build_feature_matrix
 from unfold_cascade.temporal.data.labels import label_table
 from unfold_cascade.temporal.data.readers import read_table
+from unfold_cascade.temporal.data.splits import split_entities
 from unfold_cascade.temporal.evaluation.baselines import decode_baseline
 from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality
 from unfold_cascade.temporal.handoff import write_exits
-from unfold_cascade.temporal.models.study import Study, assemble_study, split_entities
+from unfold_cascade.temporal.models.study import Study, assemble_study
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.report.plan import build_plan_report
 from unfold_cascade.temporal.search.planner import (

@@ -23,7 +23,7 @@ from unfold_cascade.temporal.data.targets import label_stages
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.report import sentences
-from unfold_cascade.temporal.search.outcomes import CohortConduct, Conduct, sum_outcome
+from unfold_cascade.temporal.search.outcome_guarantees import CohortConduct, Conduct, sum_outcome
 from unfold_cascade.temporal.search.select import average_by_patient
 from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_temporal_plan
 from unfold_cascade.temporal.simulation.cost import build_cost_measure, compute_bill, sum_costs

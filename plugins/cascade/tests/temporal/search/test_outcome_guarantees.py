@@ -13,7 +13,7 @@ from unfold_cascade.planner.guarantees import compute_cost_tests
 from unfold_cascade.temporal.data.table import Timeline, index_entities, starts_from_sizes
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import OutcomeGoal
-from unfold_cascade.temporal.search.outcomes import (
+from unfold_cascade.temporal.search.outcome_guarantees import (
     CohortConduct,
     Conduct,
     build_outcome_guarantees,
