@@ -24,8 +24,8 @@ from sklearn.datasets import load_digits  # noqa: E402
 
 from tests.served import serving  # noqa: E402
 from tests.support import Outcome, call  # noqa: E402
-from unfold_supernet.modules.evaluation import digest_code, load_module  # noqa: E402
 from unfold_supernet.modules.problem import ModuleSource  # noqa: E402
+from unfold_supernet.modules.user_module import digest_code, load_module  # noqa: E402
 from unfoldkit.api import UnfoldError  # noqa: E402
 
 pytestmark = pytest.mark.torch
