@@ -30,8 +30,8 @@ from unfoldkit.serving.observability.access_log import (
     sanitize_id,
 )
 from unfoldkit.serving.oip.app import describe_model
-from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.codec import InferenceRequest
+from unfoldkit.serving.oip.errors import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.inference import Endpoint, problem_reply
 from unfoldkit.serving.oip.repository import ModelRepository, RepositoryError
 from unfoldkit.serving.oip.statistics import describe_config, describe_statistics

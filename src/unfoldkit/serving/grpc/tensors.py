@@ -11,8 +11,9 @@ import numpy as np
 from unfoldkit.serving.batching.batcher import RowSpan
 from unfoldkit.serving.grpc.messages import Messages
 from unfoldkit.serving.model import Call, Field
-from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge, decode_values, encode_tensor
+from unfoldkit.serving.oip.binary import decode_values, encode_tensor
 from unfoldkit.serving.oip.codec import MAX_ID_LENGTH, InferenceRequest
+from unfoldkit.serving.oip.errors import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.inference import Endpoint
 
 CONTENTS = {

@@ -27,8 +27,8 @@ from unfoldkit.serving.observability.metrics import (
 )
 from unfoldkit.serving.observability.multiprocess import MetricsSource, PeerProcesses
 from unfoldkit.serving.oip import openapi
-from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.codec import build_reader, build_writer
+from unfoldkit.serving.oip.errors import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.inference import Endpoint, problem_reply, read_body
 from unfoldkit.serving.oip.statistics import describe_config, describe_statistics
 from unfoldkit.serving.oip.version1 import answer_predict

@@ -19,15 +19,8 @@ import msgspec
 import numpy as np
 
 from unfoldkit.serving.model import DTYPES, Array, Call, EncodedRows, Field, ModelDescription, encode
-from unfoldkit.serving.oip.binary import (
-    RAW_DTYPES,
-    InvalidRequest,
-    RequestHead,
-    TooLarge,
-    encode_tensor,
-    inline_tensors,
-    read_head,
-)
+from unfoldkit.serving.oip.binary import RAW_DTYPES, RequestHead, encode_tensor, inline_tensors, read_head
+from unfoldkit.serving.oip.errors import InvalidRequest, TooLarge
 
 Scalar = str | int | float | bool
 SINGLE_ROW = Call(1)

@@ -13,15 +13,10 @@ from unfoldkit.errors import UnfoldError
 from unfoldkit.serving.batching.batcher import Done, Limits, QueueFull, Result, RowSpan, WorkerThread
 from unfoldkit.serving.model import Array, Call, ModelDescription, Rejection
 from unfoldkit.serving.observability.metrics import ModelMetrics
-from unfoldkit.serving.oip.binary import (
-    BINARY_TYPE,
-    JSON_LENGTH,
-    BodyEncoding,
-    InvalidRequest,
-    TooLarge,
-    read_encoding,
-)
+from unfoldkit.serving.oip.binary import BINARY_TYPE
 from unfoldkit.serving.oip.codec import InferenceRequest, RequestReader, ResponseWriter
+from unfoldkit.serving.oip.content_encoding import JSON_LENGTH, BodyEncoding, read_encoding
+from unfoldkit.serving.oip.errors import InvalidRequest, TooLarge
 from unfoldkit.serving.responses import Reply, error_reply, retry_after, send_reply, too_many_requests
 from unfoldkit.serving.service import AdmissionCheck, Receive, Scope, Send
 

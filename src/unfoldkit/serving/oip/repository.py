@@ -25,7 +25,7 @@ from unfoldkit.serving.observability.dashboard import Dashboard, DashboardSource
 from unfoldkit.serving.observability.metrics import CONTENT_TYPE
 from unfoldkit.serving.oip import openapi
 from unfoldkit.serving.oip.app import MODEL_HANGS, IndexRequest
-from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
+from unfoldkit.serving.oip.errors import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.inference import problem_reply, read_body
 from unfoldkit.serving.responses import Reply, error_reply, json_reply, send_reply
 from unfoldkit.serving.service import AdmissionCheck, ASGIApp, Message, Receive, Scope, Send, Service

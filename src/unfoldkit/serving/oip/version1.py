@@ -13,8 +13,9 @@ import msgspec
 
 from unfoldkit.serving.batching.batcher import Result
 from unfoldkit.serving.model import Field
-from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge, read_encoding
 from unfoldkit.serving.oip.codec import InferenceRequest
+from unfoldkit.serving.oip.content_encoding import read_encoding
+from unfoldkit.serving.oip.errors import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.inference import Endpoint, problem_reply, read_body
 from unfoldkit.serving.responses import Reply, error_reply, send_reply, too_many_requests
 from unfoldkit.serving.service import Receive, Scope, Send

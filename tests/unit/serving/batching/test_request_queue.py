@@ -14,8 +14,8 @@ from unfoldkit.serving.batching.batcher import Limits, build_batcher
 from unfoldkit.serving.batching.request_queue import DeadlineQueue, FifoQueue, QueuedRequest
 from unfoldkit.serving.model import Batch, Call, Field, PathChoice, Predictions
 from unfoldkit.serving.observability.metrics import create_metrics, model_metrics
-from unfoldkit.serving.oip.binary import InvalidRequest
 from unfoldkit.serving.oip.codec import read_call
+from unfoldkit.serving.oip.errors import InvalidRequest
 
 LIMIT = 64
 

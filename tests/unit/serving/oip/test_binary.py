@@ -1,27 +1,18 @@
-"""Bodies that are packed, or hold tensors as raw bytes."""
+"""Bodies that hold tensors as raw bytes."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import struct
-import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 
 from unfoldkit.serving.model import Field
-from unfoldkit.serving.oip.binary import (
-    BodyEncoding,
-    InvalidRequest,
-    TooLarge,
-    encode_tensor,
-    inline_tensors,
-    read_encoding,
-    read_head,
-)
+from unfoldkit.serving.oip.binary import encode_tensor, inline_tensors, read_head
 from unfoldkit.serving.oip.codec import build_reader
+from unfoldkit.serving.oip.errors import InvalidRequest
 
 INPUTS = (Field("x", "FP64", (2,), missing=True), Field("n", "INT64"), Field("t", "BYTES"), Field("b", "BOOL"))
 MIXED = build_reader(INPUTS, ())
@@ -112,27 +103,6 @@ def test_a_quick_request_keeps_how_its_outputs_are_wanted(flag: bool) -> None:
         head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": flag, **more}}).encode()
         found = reader.read(head + raw, len(head))
         assert (found.raw, found.ignored) == (frozenset({"p"} if flag else ()), tuple(more))
-
-
-def test_headers_describe_the_body() -> None:
-    """Unknown encodings are refused."""
-    assert read_encoding([(b"content-encoding", b"identity"), (b"host", b"a")]) == BodyEncoding()
-    assert read_encoding([(b"content-encoding", b"GZIP"), (b"inference-header-content-length", b"7")]).json_bytes == 7
-    for name, value in ((b"content-encoding", b"gzip, gzip"), (b"inference-header-content-length", b"-1")):
-        with pytest.raises(InvalidRequest):
-            read_encoding([(name, value)])
-
-
-def test_a_packed_body_is_unpacked_within_its_bound() -> None:
-    """A body is unpacked whole or refused, and never beyond the bound of bodies."""
-    for packed, name in ((gzip.compress(b"abc"), b"gzip"), (zlib.compress(b"abc"), b"deflate")):
-        comes = read_encoding([(b"content-encoding", name)])
-        assert comes.decompress(packed, 3) == b"abc"
-        with pytest.raises(TooLarge):
-            comes.decompress(packed, 2)
-        for damaged in (packed[:-1], packed + b"x", b"abc"):
-            with pytest.raises(InvalidRequest):
-                comes.decompress(damaged, 3)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.unit.serving.models import Total
 from unfoldkit.serving.model import Call, CategoricalColumn, Field, encode_rows
-from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.codec import ACCURACY_OUTPUT, InferenceRequest, build_reader, build_writer, count_values
+from unfoldkit.serving.oip.errors import InvalidRequest, TooLarge
 
 TOTAL = build_reader(Total().inputs, Total().outputs)
 GAPS = build_reader((Field("x", "FP64", (2,), missing=True), Field("n", "INT64"), Field("t", "BYTES")), ())

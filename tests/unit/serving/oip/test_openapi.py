@@ -8,8 +8,8 @@ import pytest
 
 from tests.unit.serving.models import Total
 from unfoldkit.serving.oip.app import Application, build_application
-from unfoldkit.serving.oip.binary import InvalidRequest
 from unfoldkit.serving.oip.codec import build_reader
+from unfoldkit.serving.oip.errors import InvalidRequest
 from unfoldkit.serving.oip.openapi import build_document
 
 

@@ -23,7 +23,8 @@ from unfold_cascade.language_models.openai_api import anthropic_messages, respon
 from unfold_cascade.language_models.openai_api.chat_request import RequestError, parse_chat_request, parse_object
 from unfold_cascade.language_models.openai_api.completion import Completion, format_json
 from unfoldkit.api import UnfoldError
-from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge, read_encoding
+from unfoldkit.serving.oip.content_encoding import read_encoding
+from unfoldkit.serving.oip.errors import InvalidRequest, TooLarge
 from unfoldkit.serving.responses import run_until_disconnect
 
 Scope = Mapping[str, Any]

@@ -14,7 +14,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from unfoldkit.serving.grpc.http2.headers import Head, Metadata
-from unfoldkit.serving.oip.binary import BodyEncoding, InvalidRequest, TooLarge
+from unfoldkit.serving.oip.content_encoding import BodyEncoding
+from unfoldkit.serving.oip.errors import InvalidRequest, TooLarge
 
 STREAM_WINDOW = 2**20
 """Bytes that a client may send on a stream ahead of what is read."""
