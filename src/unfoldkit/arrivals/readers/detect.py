@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from unfoldkit.arrivals.readers.json_document import find_error_answer
 from unfoldkit.arrivals.readers.log import parse_line
+from unfoldkit.arrivals.readers.metric_exports import find_error_answer
 from unfoldkit.arrivals.readers.table import is_table_head
 from unfoldkit.arrivals.readers.timestamps import TimeNotation, is_time
 from unfoldkit.errors import user_error

@@ -1,4 +1,4 @@
-"""Read arrival times from a JSON document: lists of times or rows, spans, a range of Prometheus, or CloudWatch.
+"""Read arrival times from a JSON document: lists of times or rows, spans, results of log searches, or metrics.
 
 Spans are those of OpenTelemetry (OTLP, or as its SDK prints them), Jaeger and Zipkin. A request makes many of them; an
 arrival is a span without a parent in the document.
@@ -15,10 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from unfoldkit._types import FloatArray, IntArray
-from unfoldkit.arrivals.readers.metric_exports import DATAPOINTS, find_datapoint_counts, read_metrics
+from unfoldkit.arrivals.readers.metric_exports import (
+    DATAPOINTS,
+    find_datapoint_counts,
+    find_error_answer,
+    read_metrics,
+    read_range,
+)
 from unfoldkit.arrivals.readers.table import TableColumns, TraceRows, is_table_head, read_rows, sort_rows
-from unfoldkit.arrivals.readers.timestamps import COLUMNS, epoch_to_seconds, split_unit
+from unfoldkit.arrivals.readers.timestamps import COLUMNS, split_unit
 from unfoldkit.errors import UnfoldError, user_error
 from unfoldkit.io.tables import UNREADABLE, open_text
 from unfoldkit.safe_io.files import parse_values
@@ -28,10 +33,7 @@ _PARENT_KEYS = ("parentSpanId", "parent_span_id", "parentSpanID", "parentId", "p
 _TRACE_KEYS = ("traceId", "trace_id", "traceID")
 _START_KEYS = (("startTimeUnixNano", 1e9), ("start_time_unix_nano", 1e9), ("startTime", 1e6), ("timestamp", 1e6))
 """Keys of the start of a span, with their parts per second."""
-MAX_REASON = 200
 _COUNT_ALL = "count(*)"
-_RATES_HINT = "the range of a query such as sum(rate(http_requests_total[1m]))"
-_COUNTER_ENDINGS = ("_total", "_count")
 _FORMS_HINT = (
     "a list of times, of objects with a time, spans (OTLP, Jaeger, Zipkin), a range of Prometheus, the result of a "
     "search (Elasticsearch, Loki, Azure Monitor, CloudWatch Logs Insights), or metrics of CloudWatch, Azure, Google "
@@ -48,7 +50,7 @@ def read_document(path: Path, columns: TableColumns) -> TraceRows:
     try:
         with open_text(path) as stream:
             values = list(parse_values(stream.read()))
-        rows = _read_spans(values, columns.match) or _read_matrix(values, columns.match, path)
+        rows = _read_spans(values, columns.match) or read_range(_iter_objects(list(values)), columns.match, path)
         rows = rows or read_metrics(_iter_objects(list(values)), columns, path) or _read_lists(values, columns, path)
     except json.JSONDecodeError as error:
         raise user_error(f"the document breaks off or is not JSON: {error}", file=str(path)) from error
@@ -60,14 +62,6 @@ def read_document(path: Path, columns: TableColumns) -> TraceRows:
     if rows is None:
         raise user_error("no arrival times in this document", file=str(path), hint=_FORMS_HINT)
     return rows
-
-
-def find_error_answer(value: Any) -> str:
-    """Return why a query of Prometheus, or of a server that answers like it, failed; empty if ``value`` is no error."""
-    if not isinstance(value, dict) or value.get("status") != "error":
-        return ""
-    parts = (str(value[key]) for key in ("errorType", "error", "message") if value.get(key))
-    return ": ".join(parts)[:MAX_REASON] or "without a reason"
 
 
 def _iter_objects(value: Any) -> Iterator[dict[str, Any]]:
@@ -120,34 +114,6 @@ def _start_s(span: dict[str, Any]) -> float | None:
 def _parent_id(span: dict[str, Any]) -> str | int | None:
     references = [_get(ref, _ID_KEYS) for ref in span.get("references") or () if isinstance(ref, dict)]
     return _get(span, _PARENT_KEYS) or (references[0] if references else None)
-
-
-def _read_matrix(values: Sequence[Any], match: str, path: Path) -> TraceRows | None:
-    """Read a range query of Prometheus: the sum of the series with labels that contain ``match``."""
-    matrix = next((each for each in _iter_objects(list(values)) if each.get("resultType") == "matrix"), None)
-    if matrix is None:
-        return None
-    try:
-        series = [row for row in matrix["result"] if match in json.dumps(row.get("metric"), ensure_ascii=False)]
-        names = [str((row.get("metric") or {}).get("__name__", "")) for row in series]
-        pairs = sorted((float(time), float(rate)) for row in series for time, rate in row["values"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        message = "a series of the range has no pairs of time and value"
-        raise user_error(message, file=str(path), hint=_RATES_HINT) from error
-    # rate() and the like drop the name
-    if counters := [name for name in names if name.endswith(_COUNTER_ENDINGS)]:
-        raise user_error(f"{counters[0]} is a counter, not a rate", file=str(path), hint=_RATES_HINT)
-    times, rates = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-    marks, first = np.unique(times, return_index=True)
-    return TraceRows(epoch_to_seconds(marks), None, "values", True, _sum_series(rates, first, path))
-
-
-def _sum_series(rates: FloatArray, first: IntArray, path: Path) -> FloatArray:
-    """Sum the rates of each time; missing measurements (NaN) count as zero."""
-    invalid = rates[(rates < 0) | np.isinf(rates)]
-    if invalid.size:
-        raise user_error(f"{invalid[0]:g} is not a rate", file=str(path), key="values", hint=_RATES_HINT)
-    return np.add.reduceat(np.where(np.isnan(rates), 0.0, rates), first) if rates.size else rates
 
 
 def _read_lists(values: Sequence[Any], columns: TableColumns, path: Path) -> TraceRows | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unfoldkit._types import FloatArray
-from unfoldkit.arrivals.readers.monitoring import is_other_k6_line
+from unfoldkit.arrivals.readers.load_generators import is_other_k6_line
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
     FIRST_EPOCH_S,

@@ -1,16 +1,21 @@
-"""Read counts of requests by interval from exports of CloudWatch, Azure, Google Cloud, Datadog and Elasticsearch.
+"""Read rates of requests from Prometheus, and counts from CloudWatch, Azure, Google Cloud, Datadog and Elasticsearch.
 
 A metric counts requests only by some statistics and units; what does not is refused with the statistic that would.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from unfoldkit._types import FloatArray, IntArray
 from unfoldkit.arrivals.readers.table import TableColumns, TraceRows, read_rows, sort_rows
+from unfoldkit.arrivals.readers.timestamps import epoch_to_seconds
 from unfoldkit.errors import user_error
 
 DATAPOINTS = "Datapoints"
@@ -20,6 +25,9 @@ _CLOUDWATCH_HINT = "--statistics Sum of a metric that counts requests, or Sample
 _AZURE_HINT = "--aggregation Total of a metric that counts requests, or Count of their latency"
 _GOOGLE_HINT = "request_count with the aligner ALIGN_DELTA"
 _DATADOG_HINT = "a query that ends in .as_count() or .as_rate()"
+_RATES_HINT = "the range of a query such as sum(rate(http_requests_total[1m]))"
+_COUNTER_ENDINGS = ("_total", "_count")
+MAX_REASON = 200
 _TIME, _VALUE = "time", "value"
 
 
@@ -67,6 +75,41 @@ def read_metrics(objects: Iterable[dict[str, Any]], columns: TableColumns, path:
     named = replace(columns, time=_TIME, match="", counts="" if is_rate else _VALUE, rates=_VALUE if is_rate else None)
     rows = ((number, list(point)) for number, point in enumerate(points, 1))
     return sort_rows(read_rows([_TIME, _VALUE], rows, named, path), path)
+
+
+def read_range(objects: Iterable[dict[str, Any]], match: str, path: Path) -> TraceRows | None:
+    """Read a range query of Prometheus: the sum of the series with labels that contain ``match``.
+
+    Returns:
+        Times and rates, sorted; ``None`` if the document holds no range.
+
+    Raises:
+        UnfoldError: The values are not rates.
+    """
+    matrix = next((each for each in objects if each.get("resultType") == "matrix"), None)
+    if matrix is None:
+        return None
+    try:
+        series = [row for row in matrix["result"] if match in json.dumps(row.get("metric"), ensure_ascii=False)]
+        names = [str((row.get("metric") or {}).get("__name__", "")) for row in series]
+        pairs = sorted((float(time), float(rate)) for row in series for time, rate in row["values"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = "a series of the range has no pairs of time and value"
+        raise user_error(message, file=str(path), hint=_RATES_HINT) from error
+    # rate() and the like drop the name
+    if counters := [name for name in names if name.endswith(_COUNTER_ENDINGS)]:
+        raise user_error(f"{counters[0]} is a counter, not a rate", file=str(path), hint=_RATES_HINT)
+    times, rates = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    marks, first = np.unique(times, return_index=True)
+    return TraceRows(epoch_to_seconds(marks), None, "values", True, _sum_series(rates, first, path))
+
+
+def find_error_answer(value: Any) -> str:
+    """Return why a query of Prometheus, or of a server that answers like it, failed; empty if ``value`` is no error."""
+    if not isinstance(value, dict) or value.get("status") != "error":
+        return ""
+    parts = (str(value[key]) for key in ("errorType", "error", "message") if value.get(key))
+    return ": ".join(parts)[:MAX_REASON] or "without a reason"
 
 
 def find_datapoint_counts(entries: Sequence[dict[str, Any]], columns: TableColumns, path: Path) -> TableColumns:
@@ -142,6 +185,14 @@ def _read_datadog(series: dict[str, Any]) -> MetricSeries:
     fault = "" if is_count != is_rate else "its values may be counts or rates"
     points = [tuple(point) for point in series["pointlist"] if isinstance(point, list) and len(point) == 2]
     return MetricSeries(str(series.get("metric")), points, fault, _DATADOG_HINT, is_rate)
+
+
+def _sum_series(rates: FloatArray, first: IntArray, path: Path) -> FloatArray:
+    """Sum the rates of each time; missing measurements (NaN) count as zero."""
+    invalid = rates[(rates < 0) | np.isinf(rates)]
+    if invalid.size:
+        raise user_error(f"{invalid[0]:g} is not a rate", file=str(path), key="values", hint=_RATES_HINT)
+    return np.add.reduceat(np.where(np.isnan(rates), 0.0, rates), first) if rates.size else rates
 
 
 def _list_objects(entries: Any) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfoldkit._types import FloatArray, IntArray
-from unfoldkit.arrivals.readers import monitoring
+from unfoldkit.arrivals.readers import load_generators, rate_columns
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
     FIRST_EPOCH_S,
@@ -217,10 +217,10 @@ def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) 
         durations = _AmountColumn(duration, _END_COLUMNS[1], 1.0)
         times, seconds = _read_amounts(rows, end, head[end], durations, notation, path)
         return TraceRows(np.sort(times - seconds))
-    if monitoring.is_k6_table(head):
-        rows = monitoring.select_k6_requests(rows)
-    elif monitoring.is_locust_history(head) and not columns.match:
-        rows = monitoring.select_locust_totals(head, rows)
+    if load_generators.is_k6_table(head):
+        rows = load_generators.select_k6_requests(rows)
+    elif load_generators.is_locust_history(head) and not columns.match:
+        rows = load_generators.select_locust_totals(head, rows)
     first = next(rows, None)
     index = _time_column(head, columns, path, [] if first is None else first[1])
     if first is None:
@@ -331,7 +331,7 @@ def _amount_column(
     counts = _stated_column(columns.counts, columns.default_counts, head)
     rates = _stated_column(columns.rates, columns.default_rates, head)
     if rates:
-        return _AmountColumn(_find_column(head, rates, path), rates, monitoring.rate_period_s(rates) or 1.0)
+        return _AmountColumn(_find_column(head, rates, path), rates, rate_columns.rate_period_s(rates) or 1.0)
     if counts:
         return _AmountColumn(_find_column(head, counts, path), counts)
     return None if "" in (counts, rates) else _named_amount(head, time_index, row)
@@ -351,10 +351,10 @@ def _named_amount(head: list[str], time_index: int, row: list[str]) -> _AmountCo
             is_count = is_mean or _COUNT_CELL.fullmatch(cell) or _ABBREVIATED.fullmatch(cell)
             return _AmountColumn(index, head[index], None, by_name=True) if is_count else None
     for index in candidates:
-        period_s = monitoring.rate_period_s(head[index])
-        if period_s is not None and monitoring.parse_rate(row[index]) is not None:
+        period_s = rate_columns.rate_period_s(head[index])
+        if period_s is not None and rate_columns.parse_rate(row[index]) is not None:
             return _AmountColumn(index, head[index], period_s, by_name=True)
-    stated = next((index for index in candidates if monitoring.has_rate_unit(row[index])), None)
+    stated = next((index for index in candidates if rate_columns.has_rate_unit(row[index])), None)
     return None if stated is None else _AmountColumn(stated, head[stated], 1.0, by_name=True)
 
 
@@ -450,7 +450,7 @@ def _parse_count(text: str, name: str, path: Path, line: int) -> int:
 
 
 def _parse_rate(text: str, name: str, path: Path, line: int) -> float:
-    rate = monitoring.parse_rate(text)
+    rate = rate_columns.parse_rate(text)
     if rate is None:
         raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a rate", str(path), line, 1, name, _RATE_HINT))
     return rate
