@@ -122,7 +122,7 @@ def test_a_log_in_the_order_of_ends_is_sorted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.log", "a.json", "a.parquet"])
 def test_an_hour_that_a_clock_repeats_is_refused(tmp_path: Path, name: str) -> None:
-    """Files in any order are not sorted across the beginning of winter time: two hours would become one."""
+    """Files in any order are not sorted across the end of daylight saving time: two hours would become one."""
     stamps = [f"2024-10-27T02:{minute:02}:{second:02}" for minute in (58, 59, 0, 1) for second in (0, 20, 40)]
     path = tmp_path / name
     if name.endswith(".parquet"):
@@ -147,7 +147,7 @@ def test_an_hour_that_a_clock_repeats_is_refused(tmp_path: Path, name: str) -> N
     ],
 )
 def test_an_hour_that_a_clock_skips_is_reported(tmp_path: Path, start: str, step_s: float, *, is_warned: bool) -> None:
-    """Local stamps without a zone have no arrival in the hour with which summer time begins."""
+    """Local stamps without a zone have no arrival in the hour with which daylight saving time begins."""
     began = datetime.fromisoformat(start)
     moments = [began + timedelta(seconds=step_s * index) for index in range(int(86_400 / step_s))]
     skipped = began.replace(hour=2, minute=0) + timedelta(days=began.hour // 12)
@@ -155,7 +155,7 @@ def test_an_hour_that_a_clock_skips_is_reported(tmp_path: Path, start: str, step
     path, warnings = tmp_path / "a.csv", list[str]()
     path.write_text("time\n" + "".join(f"{moment}\n" for moment in kept), "utf-8")
     traces.read_trace(path, warn=warnings.append)
-    assert any("summer time" in text for text in warnings) == is_warned
+    assert any("daylight saving time" in text for text in warnings) == is_warned
 
 
 def test_rows_in_no_order_repeat_no_hour(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_arrays(tmp_path: Path) -> None:
         ("a.csv", "arrival_s\n", "the trace has no arrival"),
         ("a.csv", "", "the trace has no arrival"),
         ("a.csv", "arrival_s\n2\n1\n", "arrival 2 .* before the one above"),
-        ("a.csv", "time\n2025-10-26 02:59:58\n2025-10-26 02:00:03\n", "winter time"),
+        ("a.csv", "time\n2025-10-26 02:59:58\n2025-10-26 02:00:03\n", "daylight saving time"),
         ("a.csv", "arrival_s\n2\nsoon\n", r"a\.csv:3:1: 'soon' is not a time"),
         ("a.csv", "when,x\n2,3\n", r"a\.csv:1:1: no column of arrival times"),
         ("a.csv", "count\n2\n3\n", r"a\.csv:1:1: no column of arrival times \(it has: count"),

@@ -297,7 +297,7 @@ def _check_latency(latency_ms: FloatArray, deadline_ms: float | None, table: str
     longest_ms = float(latency_ms.max())
     if longest_ms * FAR_BELOW < deadline_ms:
         message = f"{table}: no call takes longer than {longest_ms:.3g} ms, far below {deadline_ms:,.0f} ms"
-        hint = "latencies are read in ms: if these are seconds, let the name of the column end in _s"
+        hint = "latencies are read in ms: if these are seconds, end the name of the column in _s"
         raise user_error(message, key="goal.max_latency", hint=hint)
 
 

@@ -213,7 +213,8 @@ def greedy_gap(gaps: Sequence[tuple[str, float | None]]) -> str:
 def baseline_drop(baseline: str, tuning: float, test: float) -> str:
     """Warn that the baseline itself fails on the test cases, which no loss against it shows."""
     shares = f"{100 * test:.1f} % of the test cases and in {100 * tuning:.1f} % of the tuning cases"
-    return f"{baseline} is right in {shares}: no loss against it shows this; are labels coded equally in all parts?"
+    hint = "no loss relative to it reveals this; are labels coded the same way in all parts?"
+    return f"{baseline} is right in {shares}: {hint}"
 
 
 def class_skew(label: str, share: float, others: int, baseline: str, of_baseline: int, of_cascade: int | None) -> str:
@@ -335,7 +336,7 @@ def _label_mark(mark: LabelMark, label: str) -> str:
     states = {"filled": "has a value", "empty": "is empty", "nonzero": "is not 0"}
     state = states.get(mark.state, f"is {mark.state}")
     cases = f'in {mark.share:.0%} of the cases of "{label}" and in hardly any other'
-    return f'"{mark.column}" {state} {cases} (leave it out if it follows the outcome)'
+    return f'"{mark.column}" {state} {cases} (leave it out if it is known only after the outcome)'
 
 
 def _doubtful_column(doubt: Doubt) -> str:

@@ -327,10 +327,10 @@ def test_a_file_may_hold_several_runs(tmp_path: Path) -> None:
         ({"engine": {}, "performance": {}}, "trtllm-bench has no requests that arrive"),
         ([{"n_prompt": 512, "n_gen": 0, "avg_ts": 300.0}], "llama-bench has no requests that arrive"),
         ({"eval_count": 9, "eval_duration": 3}, "Ollama has no requests that arrive"),
-        ({"load_summary": {"count": 20}, "successes": {}}, "summary of inference-perf has no single requests"),
-        ({"time_to_first_token": {"avg": 50, "unit": "ms"}}, "summary of AIPerf has no single requests"),
+        ({"load_summary": {"count": 20}, "successes": {}}, "summary of inference-perf has no individual requests"),
+        ({"time_to_first_token": {"avg": 50, "unit": "ms"}}, "summary of AIPerf has no individual requests"),
         ([{"ttft_s": 0.1, "end_to_end_latency_s": 1.0, "number_output_tokens": 9}] * 9, "LLMPerf does not state when"),
-        ({"backend": "sglang", "completed": 9}, "no times of single requests .*--output-details"),
+        ({"backend": "sglang", "completed": 9}, "no times of individual requests .*--output-details"),
         ({**DATA, "itls": [None, *DATA["itls"][1:]]}, "an entry is null"),
     ],
 )

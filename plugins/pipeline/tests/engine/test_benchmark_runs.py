@@ -132,9 +132,9 @@ def change(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
     [
         ("failed", "2 requests failed"),
         ("short", "3 requests failed"),
-        ("no lengths", "no lengths of single requests"),
-        ("summary only", "no times of single requests"),
-        ("queued", "no times of single requests"),
+        ("no lengths", "no lengths of individual requests"),
+        ("summary only", "no times of individual requests"),
+        ("queued", "no times of individual requests"),
         ("clocks", "several clocks"),
         ("unequal", "different numbers of requests"),
         ("text", "not a benchmark result"),

@@ -392,7 +392,7 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
         return constant_tokens(load_arrivals(traffic, run, rng, key=key), traffic.input, traffic.output)
     path = run.path(traffic.trace, key=f"{key}.trace")
     if traffic.counts or traffic.rates:
-        message = "a trace of counts has no tokens of single requests"
+        message = "a trace of counts has no tokens of individual requests"
         raise user_error(message, key=f"{key}.counts", hint="arrivals.lengths: a file with the tokens of requests")
     if holds_objects(path):
         trace = read_objects(
@@ -692,7 +692,7 @@ def _fit_results(
     longest = max(int((result.input_tokens + result.output_tokens).max()) for result in results)
     most = kv_cache.find_longest_request(max(list_degrees(engine.max_num_batched_tokens)))
     if longest > most:
-        message = f"a request of {longest:,} tokens does not fit the KV cache, which holds one of {most:,}"
+        message = f"a request of {longest:,} tokens does not fit the KV cache, which holds at most {most:,}"
         raise user_error(message, key=f"{key}.runs", hint="kv_tokens: the measured size of the KV cache")
     fitted = fit_step_times(results, times, build_measured_limits(engine, kv_cache), front_s=front_s)
     for note in fitted.notes:

@@ -124,7 +124,7 @@ def _has_one_row(stage: ExportedStage, node: Any) -> bool:
     if not isinstance(rows, int) or rows <= 0:
         return False
     if rows > 1 or stage.batch > 1:
-        message = f"Triton batches no model with the fixed batch {rows} of {node.name}, planned for {stage.batch}"
+        message = f"Triton cannot batch a model with the fixed batch {rows} of {node.name}, planned for {stage.batch}"
         hint = "export the model with a dynamic first axis" + ("" if rows > 1 else ", or max_batch: 1")
         raise user_error(message, key=f"stages.{stage.name}.model.file", hint=hint)
     return True

@@ -96,13 +96,13 @@ def describe_confident_share(kept: int, draws: int, lower_bound: float, extra_co
 def describe_drift(hurst: float) -> str:
     """Return that a trace is too short to show how its rate varies."""
     evidence = f"the rate of the trace drifts or has long memory (Hurst parameter {hurst:.2f})"
-    return f"{evidence}; fresh traffic may have another mean rate, and the share is lower then"
+    return f"{evidence}; fresh traffic may have another mean rate, which lowers the share"
 
 
 def describe_heavy_tail(index: float) -> str:
     """Return that a trace is too short to show its largest bursts."""
     evidence = f"the bursts of the trace have a heavy tail (index {index:.1f})"
-    return f"{evidence}; fresh traffic may have larger ones, and the share is lower then"
+    return f"{evidence}; fresh traffic may have larger ones, which lowers the share"
 
 
 def describe_configuration(hardware: str, batch: int, usd_per_hour: float) -> str:

@@ -110,7 +110,7 @@ def _validate_burstiness(path: tuple[str | int, ...], traffic: Arrivals) -> Iter
             message = f"a {traffic.process} process has cv {fixed:g}"
             yield Problem((*path, name), message, hint="process: gamma, or leave it out")
     if traffic.process == "gamma" and 0 in (traffic.cv, traffic.scv):
-        yield Problem((*path, "process"), "a gamma process with cv 0 is a clock", hint="process: constant")
+        yield Problem((*path, "process"), "a gamma process with cv 0 is constant", hint="process: constant")
 
 
 def _validate_lengths(path: tuple[str | int, ...], traffic: Arrivals) -> Iterable[Problem]:

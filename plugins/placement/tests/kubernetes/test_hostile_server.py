@@ -546,7 +546,7 @@ def test_leadership_that_ran_out_is_named_as_such(cluster: Cluster, caplog: pyte
         cluster.thread.loop.backend.election.leads_until_s = 0.0  # type: ignore[attr-defined]
         cluster.submit("second", 4)
         cluster.await_open("second", 4)
-    assert any("leadership is lost: its Lease ended unrenewed" in item.message for item in caplog.records)
+    assert any("leadership is lost: its Lease expired without renewal" in item.message for item in caplog.records)
 
 
 EVENTS = {

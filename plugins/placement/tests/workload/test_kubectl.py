@@ -178,7 +178,7 @@ def test_pods_with_resource_claims_are_counted(tmp_path: Path) -> None:
     bodies[2]["metadata"]["ownerReferences"] = [{"kind": "DaemonSet", "name": "d", "controller": True}]
     warnings: list[str] = []
     assert len(kubectl_tasks(write(tmp_path, "pods.json", bodies), warn=warnings.append)) == 2
-    assert "pods.json: 1 pod with resource claims; the claimed devices do not count" in warnings
+    assert "pods.json: 1 pod with resource claims; the claimed devices are not counted" in warnings
 
 
 @pytest.mark.parametrize(

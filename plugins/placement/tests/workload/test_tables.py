@@ -176,8 +176,8 @@ def test_jobs_outside_a_part_of_a_trace_count_as_none_where_the_spec_says_so(tmp
     found = list(csv_tasks(path, columns=columns, warn=warnings.append))
     assert [(task.after, task.follows) for task in found] == [((), ""), (("a",), "a"), (("a",), "")]
     assert warnings == [
-        "pods.csv: 1 of 3 rows name jobs in follows that no row has; these references are ignored",
-        "pods.csv: 2 of 3 rows name jobs in after that no row has; these references are ignored",
+        "pods.csv: 1 of 3 rows refer in follows to jobs without a row; these references are ignored",
+        "pods.csv: 2 of 3 rows refer in after to jobs without a row; these references are ignored",
     ]
 
 
@@ -190,4 +190,4 @@ def test_amounts_under_other_names_are_reported(tmp_path: Path, head: str, colum
     warnings = list[str]()
     path = write_csv(tmp_path, f"task,arrival,run,{head}\na,0,5,4,2,1\n")
     assert len(list(csv_tasks(path, warn=warnings.append))) == 1
-    assert [line.rpartition("(columns: ")[2] for line in warnings] == ([f"{columns})"] if columns else [])
+    assert [line.rpartition("(columns: ")[2] for line in warnings] == ([f"{columns} maps them)"] if columns else [])

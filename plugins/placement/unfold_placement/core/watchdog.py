@@ -277,7 +277,7 @@ def _end_where_policy_returns(frame: FrameType, event: str, _value: object) -> N
         return
     call = find_call_below(frame)
     if call is not None and call.policy is not None:
-        message = f"a process that it forked left {call.name}, and is ended"
+        message = f"a process that it forked returned from {call.name} and was ended"
         end_process(policy_error(call.policy, call.name, message, line=call.line))
 
 

@@ -402,7 +402,7 @@ class AdmissionCheckBackend(LocalBackend):
             if self._read_state(body) not in {PENDING, READY} - {state}:
                 return False
             if self.election is not None and not self.election.is_leader:
-                raise user_error("another controller leads by now", hint="this one waits until it may lead again")
+                raise user_error("another controller leads now", hint="this one waits until it may lead again")
             try:
                 written = self.api.patch(f"{path}/status", self._patch(body, state, message, updates, requeue_s), MERGE)
             except ApiError as error:

@@ -306,7 +306,7 @@ class KubernetesBackend:
         if self.was_leader and not (self.is_leader and self.election.is_leader):
             self.is_leader = False
             self._discard_unwritten()
-            reason = "another controller leads by now" if self.election.has_lost else "its Lease ended unrenewed"
+            reason = "another controller leads now" if self.election.has_lost else "its Lease expired without renewal"
             raise user_error(f"leadership is lost: {reason}", hint="this one waits until it may lead again")
 
     def close(self) -> None:

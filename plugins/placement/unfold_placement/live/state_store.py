@@ -100,7 +100,7 @@ class StateStore:
             UnfoldError: another process leads, or the leadership has ended.
         """
         if term and (term != self.term or self.clock() >= self.leads_until):
-            raise user_error("another controller leads by now", hint="this one waits until it may lead again")
+            raise user_error("another controller leads now", hint="this one waits until it may lead again")
 
     def join(self, node: Node) -> None:
         """Add a node."""

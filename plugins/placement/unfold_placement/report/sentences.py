@@ -181,7 +181,8 @@ def whole_trace_line(file: str, counts: tuple[int, int]) -> str:
 def unread_amounts_line(file: str, columns: Mapping[str, str]) -> str:
     """Return the line about a table without amounts in which other columns, by kind, look like amounts."""
     named = ", ".join(f"{kind}: {column}" for kind, column in columns.items())
-    return f"{file}: no task demands anything, as its {', '.join(columns.values())} are not read (columns: {{{named}}})"
+    unread = f"{file}: no task demands anything, because {', '.join(columns.values())} are not read"
+    return f"{unread} (columns: {{{named}}} maps them)"
 
 
 def zero_run_line(file: str, counts: tuple[int, int], column: str = "run") -> str:
@@ -199,12 +200,12 @@ def zero_run_line(file: str, counts: tuple[int, int], column: str = "run") -> st
 def unlisted_line(file: str, column: str, counts: tuple[int, int]) -> str:
     """Return the line about rows that name jobs which no row has."""
     rows = f"{file}: {counts[0]:,} of {counts[1]:,} rows"
-    return f"{rows} name jobs in {column} that no row has; these references are ignored"
+    return f"{rows} refer in {column} to jobs without a row; these references are ignored"
 
 
 def resource_claims_line(file: str, count: int) -> str:
     """Return the line about pods with resource claims, which no list of pods resolves."""
-    return f"{file}: {format_count(count, 'pod')} with resource claims; the claimed devices do not count"
+    return f"{file}: {format_count(count, 'pod')} with resource claims; the claimed devices are not counted"
 
 
 def skipped_line(file: str, column: str, counts: tuple[int, int], line: int) -> str:
@@ -255,7 +256,7 @@ def incomplete_headline(states: int) -> str:
 
 def never_starting_line(job: str) -> str:
     """Return the line about a job that can never start under its policies."""
-    start = f"{job} cannot start even alone on the empty cluster, so its own waiting is not judged"
+    start = f"{job} cannot start even alone on the empty cluster, so its waiting is not judged"
     return f"{start}; unfold plan explains why"
 
 

@@ -150,7 +150,7 @@ def _check_guard(api: Api) -> CheckResult:
             absent.append(f"{kind} {name}")
     if not absent:
         return CheckResult(ok=True, message="only the controller removes gates from pods")
-    message = f"whoever may update pods can start them past the policy: no {format_names(absent, MAX_SHOWN)}"
+    message = f"anyone who may update pods can bypass the policy: there is no {format_names(absent, MAX_SHOWN)}"
     return CheckResult(ok=False, message=message, hint=APPLY)
 
 

@@ -52,6 +52,6 @@ def _check_feasible(screening: Screening) -> None:
     if (counterexample := screening.counterexample) is not None:
         message, hint = counterexample_message(counterexample), counterexample_hint(counterexample)
         if counterexample.culprit is not None:
-            hint = f"{hint}; a policy is built many times, so that its state belongs in its object"
+            hint = f"{hint}; a policy is built many times, so its state belongs in the object"
             raise policy_error(counterexample.culprit, "react", message, hint=hint)
         raise user_error(message, key="policy", hint=hint)

@@ -323,11 +323,11 @@ def _check_repeatable(frontier: Frontier, controller: Controller, jobs: Jobs, ac
     (first, first_key), (second, second_key) = outcomes
     if first_key != second_key:
         differing = [index for index in foreign if first.get(index) != second.get(index)]
-        message = "it decides differently when the same state is continued again, so a search proves nothing"
-        hint = "no random numbers, clocks or globals; keep what decides in its fields, a random.Random included"
+        message = "it decides differently when the same state is continued a second time, so a search proves nothing"
+        hint = "no random numbers, clocks or globals; keep all state in its attributes, a random.Random included"
         policy = controller.policies[[*differing, *foreign][0]]
         if getattr(policy, "state", None) is not None:
-            hint += "; state() returns what equals itself when it is asked again: no NaN, no generator"
+            hint += "; state() must return equal values for equal states: no NaN, no generator"
         raise policy_error(policy, "react", message, hint=hint)
 
 

@@ -135,7 +135,7 @@ def test_invalid_npz_shards_are_named(tmp_path: Path, change: Callable[[Any], No
 def test_shards_without_values_are_named(tmp_path: Path) -> None:
     """Rows of no value at all are refused, not mapped."""
     folder = write_npz(tmp_path, lambda _index, arrays: arrays.update(x=arrays["x"][:, :, :0]))
-    with pytest.raises(UnfoldError, match=r"part-0\.npz.*a row has shape \(2, 0\), so no value"):
+    with pytest.raises(UnfoldError, match=r"part-0\.npz.*a row has shape \(2, 0\), which holds no value"):
         load(tmp_path, folder)
 
 

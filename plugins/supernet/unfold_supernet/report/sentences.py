@@ -404,7 +404,7 @@ def list_member_files(task: Task) -> str:
 
 def note_undefined_outputs(names: Sequence[str], max_listed: int) -> str:
     """Note the labels or values that take one value only in the test rows, and so have no score."""
-    return f"Without a score, because constant in the test rows: {_shorten_list(names, max_listed)}."
+    return f"No score, because constant in the test rows: {_shorten_list(names, max_listed)}."
 
 
 def title_outputs(task: Task, shown: int, total: int) -> str:
@@ -420,7 +420,7 @@ def title_errors(shown: int, total: int) -> str:
 
 def note_unused_numbers(count: int) -> str:
     """Note that the numbers beside the inputs do not reach a user's module."""
-    return f"The module receives x only; the {count} numbers in extra are not used: write forward(self, x, extra)."
+    return f"The module receives only x. To use the {count} numbers in extra, write forward(self, x, extra)."
 
 
 def state_missed_classes(names: Sequence[str], max_listed: int) -> str:

@@ -145,7 +145,7 @@ class AwsProvider:
     def _require_hope(self) -> None:
         """Require that some offer may still be granted before the run expires."""
         if not self.book.has_any():
-            hint = "check cloud.launch, cloud.zones and what the credentials permit; the log has what AWS wrote"
+            hint = "check cloud.launch, cloud.zones and what the credentials permit; the log has the response of AWS"
             if not self.book.group_ended().keys().isdisjoint(QUOTA_CODES):
                 hint = "name other types, zones or markets, or raise a quota: unfold catalog, aws service-quotas"
             reasons = self.book.describe_ended()

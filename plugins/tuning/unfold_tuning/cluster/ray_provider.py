@@ -163,7 +163,7 @@ class RayProvider:
         wanted = f"{self.accelerators} {self.resource}"
         others = f"; its nodes have {', '.join(f'{total:g}' for total in totals)}" if totals else ""
         message = f"the Ray cluster had no unused node with {wanted} in {format_count(round(timeout_s / 60), 'minute')}"
-        hint = f"may its autoscaler add a node with exactly {wanted}? ray status shows it; the same command continues"
+        hint = f"can its autoscaler add a node with exactly {wanted}? check ray status; the same command continues"
         return user_error(f"{message}{others}", key="cloud.instances", hint=hint)
 
     def release(self, name: str) -> None:

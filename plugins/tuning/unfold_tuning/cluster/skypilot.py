@@ -169,7 +169,7 @@ class SkyPilotProvider:
 
     def _require_hope(self) -> None:
         """Require that some offer may still be granted before the run expires."""
-        hint = "sky check shows which clouds are enabled, sky gpus list what they have; the log has SkyPilot's words"
+        hint = "sky check shows which clouds are enabled, sky gpus list what they have; the log has SkyPilot's messages"
         if not self.book.has_any():
             message = f"SkyPilot refused every offer: {self.book.describe_ended()}"
             raise user_error(message, key="cloud.instances", hint=hint)

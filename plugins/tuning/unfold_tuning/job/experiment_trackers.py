@@ -265,7 +265,9 @@ def _read_mlflow_database(path: Path) -> list[LoggedMetric]:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as base:
             rows = base.execute(MLFLOW_QUERY).fetchall()
     except sqlite3.Error as error:
-        hint = "of Optuna, save study.trials_dataframe().to_csv(); of others, a table with a row per checkpoint"
+        hint = (
+            "from Optuna, save study.trials_dataframe().to_csv(); from other tools, a table with a row per checkpoint"
+        )
         raise user_error(f"not a database of MLflow: {error}", file=str(path), hint=hint) from error
     metrics: dict[tuple[str, str, str], Points] = {}
     for run, experiment, name, step, at_ms in rows:

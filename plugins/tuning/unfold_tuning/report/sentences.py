@@ -160,7 +160,7 @@ def describe_thrifty(on_demand_fraction: float, cap_usd: float) -> str:
 
 def describe_unknown_market(interruptions_per_hour: float) -> str:
     """Describe what is assumed of a spot market without a log."""
-    return f"no log of availability: {interruptions_per_hour:g} losses an hour are assumed, and capacity at any time"
+    return f"no log of availability: assumes {interruptions_per_hour:g} losses an hour, and capacity at any time"
 
 
 def describe_market(zones: int, days: float, gaps: int) -> str:

@@ -172,7 +172,7 @@ def _require_all_hits(total: Any, found: int, path: Path) -> None:
     """Reject a page of hits: a search returns the best ten unless it is asked for more."""
     count = total.get("value") if isinstance(total, dict) else total
     if isinstance(count, int) and count > found:
-        hint = "export all of them, such as with elasticdump"
+        hint = "export all of them, for example with elasticdump"
         raise user_error(f"the search returned {found:,} of {count:,} hits", file=str(path), hint=hint)
 
 

@@ -206,8 +206,8 @@ def _require_order(times: FloatArray, path: Path) -> None:
     ranks = np.argsort(np.argsort(times, kind="stable"), kind="stable")
     correlation = np.corrcoef(ranks, np.arange(times.size))[0, 1]
     if abs(correlation) < MIN_CORRELATION:
-        hint = "arrivals.column names the field of arrival times; sort the lines if these are"
-        raise user_error("the times of the lines are in no order, as durations are", file=str(path), hint=hint)
+        hint = "arrivals.column names the field of arrival times; if these are, sort the lines"
+        raise user_error("the times of the lines have no order, like durations", file=str(path), hint=hint)
 
 
 def _list_fields(text: str) -> str:

@@ -72,13 +72,13 @@ MAX_MOONCAKE_RATE = 200.0
 MIN_DOUBTFUL = 10
 """Fewer numbers say nothing about their unit."""
 _DAY_S, _HOUR_S = 86_400.0, 3600.0
-ZONE_HINT = "an hour back, as winter time begins? write the times in UTC"
+ZONE_HINT = "an hour back, as daylight saving time ends? write the times in UTC"
 _MAX_LATENESS_S = 600.0
 """By how much a line may be older than the one above it, where requests are logged as they end."""
 _SUNDAY, _LAST_REPEATED_HOUR = 6, 3
 """Clocks are put back in a night to Sunday, to a time before this hour."""
 _SPRING = (3, 4, 9, 10)
-"""Months in which summer time begins, in the north and in the south."""
+"""Months in which daylight saving time begins, in the north and in the south."""
 _MIN_GAPS = 10
 """A trace with fewer gaps does not show which one is unusual."""
 SPREADSHEET_DAYS = (32_000.0, 73_000.0)
@@ -300,7 +300,7 @@ def check_clock(times: FloatArray, file: str) -> None:
         file: The file to name in errors.
 
     Raises:
-        UnfoldError: Stamps of a clock jump back once, in a Sunday night, by the hour with which winter time begins.
+        UnfoldError: Stamps of a clock jump back by an hour once, in a Sunday night, as daylight saving time ends.
     """
     repeated = find_repeated_hour(times)
     if repeated is not None:
@@ -310,7 +310,7 @@ def check_clock(times: FloatArray, file: str) -> None:
 
 
 def find_repeated_hour(times: FloatArray) -> int | None:
-    """Return the first arrival of the hour that a clock repeats when winter time begins; ``None`` without one."""
+    """Return the first arrival of the hour that a clock repeats at the end of summer; ``None`` without one."""
     if not times.size or not np.isfinite(times).all() or times.min() < FIRST_EPOCH_S:
         return None
     back_s = -np.diff(times)
@@ -324,7 +324,7 @@ def find_repeated_hour(times: FloatArray) -> int | None:
 
 
 def describe_skipped_hour(times: FloatArray) -> str:
-    """Describe the hour that a clock skips when summer time begins, in a Sunday night; empty without one.
+    """Describe the hour that a clock skips when daylight saving time begins, in a Sunday night; empty without one.
 
     Args:
         times: Times in s, sorted. In stamps with a zone, or of sparse traffic, no gap is like that.
@@ -340,7 +340,8 @@ def describe_skipped_hour(times: FloatArray) -> str:
     if not is_hour or not is_night or skipped.timestamp() + _HOUR_S > times[index + 1]:
         return ""
     moment = f"{skipped:%Y-%m-%d %H:%M}"
-    return f"no arrival in the hour from {moment}, as if summer time began; it counts as a lull: write the times in UTC"
+    lull = f"no arrival in the hour from {moment}, as if daylight saving time began"
+    return f"{lull}; it counts as a lull: write the times in UTC"
 
 
 def is_time(text: str) -> bool:

@@ -159,7 +159,7 @@ def _build_health(servicer: InferenceServicer) -> tuple[str, Method]:
     async def check(request: Any, context: Any) -> Any:
         """Return whether requests are answered."""
         if request is None:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no HealthCheckRequest")
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the bytes are not a HealthCheckRequest")
         repository = servicer.options.repository
         unloaded = set(repository.versions) - set(servicer.endpoints) if repository else set()
         if request.service not in ("", SERVICE, *servicer.endpoints, *unloaded):

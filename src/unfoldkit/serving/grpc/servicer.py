@@ -257,7 +257,7 @@ class InferenceServicer:
 
     def _check_size(self, exceeded: str) -> None:
         if exceeded:
-            message = f"the server holds as many {exceeded} as it may; retry later"
+            message = f"the server is at its limit of {exceeded}; retry later"
             raise CallError("RESOURCE_EXHAUSTED", message, 1)
 
     def _check_token(self, name: str, context: Any) -> None:
@@ -424,7 +424,7 @@ def parse_message(message: Any, data: bytes) -> Any:
 
 def _require(name: str, request: Any) -> Any:
     if request is None:
-        raise CallError("INVALID_ARGUMENT", f"the bytes are no {name}Request of at most {MAX_FIELDS:,} fields")
+        raise CallError("INVALID_ARGUMENT", f"the bytes are not a {name}Request of at most {MAX_FIELDS:,} fields")
     return request
 
 

@@ -321,7 +321,7 @@ def test_a_stay_belongs_to_one_patient(tmp_path: Path) -> None:
         read_long(tmp_path / "t.csv", source)
 
 
-def test_an_hour_that_winter_time_repeats_is_reported(tmp_path: Path) -> None:
+def test_an_hour_that_a_clock_repeats_is_reported(tmp_path: Path) -> None:
     """Local times go back once by an hour in a night to Sunday: sorted by time, the rows would interleave."""
     hours = ["00:55", "01:25", "01:55", "01:05", "01:35", "02:05", "02:35", "03:05", "03:35", "04:05"]
     rows = [f"2026-10-25 {hour}" for hour in hours]

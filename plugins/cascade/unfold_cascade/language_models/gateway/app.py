@@ -336,7 +336,7 @@ class GatewayApp:
         try:
             reservation = self.router.state.reserve(client.name, worst, client.budget_usd)
         except StateUnavailableError:
-            message = "the gateway cannot store what keys spend now; retry later"
+            message = "the gateway cannot store the spending of keys at present; retry later"
             raise RequestError(503, message, "server_error", code="unavailable", retry_after_s=RETRY_S) from None
         if reservation is None:
             message = "the budget of this key does not suffice for the largest cost of this request"

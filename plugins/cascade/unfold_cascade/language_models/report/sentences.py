@@ -64,7 +64,7 @@ def no_cheaper(reference: str) -> str:
 def costs_more(reference: str, share: float) -> str:
     """State that the route which keeps the limit costs no less than the reference."""
     cost = f"{percent(share)} more" if share else "as much"
-    return f"no route is cheaper than {reference} alone: the certified one costs {cost} on rows that did not choose it"
+    return f"no route is cheaper than {reference} alone: the certified one costs {cost} on rows not used to select it"
 
 
 def leaked_confidence(columns: Sequence[str]) -> str:
@@ -83,7 +83,7 @@ def certificate(test: str, units: int, unit: str, worse: int, better: int, p_val
 def tested_chains(chains: Sequence[tuple[str, float]]) -> str:
     """State at which probability of a false promise each of two chains was tested, the selected one first."""
     (first, delta), (second, rest) = chains
-    return f"{first} at an error of {percent(delta)}, {second} at {percent(rest)}: both hold together"
+    return f"{first} at an error of {percent(delta)}, {second} at {percent(rest)}: both hold jointly"
 
 
 def unanswered_rows(count: int, table: str) -> str:
@@ -96,7 +96,7 @@ def failed_reference(model: str, failed: int, rows: int) -> str:
     share = f"{100 * failed / rows:.2g}%"
     return (
         f"{model}, the reference, gave no answer to {failed:,} of {rows:,} requests ({share}), which count as wrong: "
-        "if such calls are retried in service, leave these rows out"
+        "if the service retries such calls, leave these rows out"
     )
 
 

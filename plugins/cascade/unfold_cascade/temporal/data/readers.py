@@ -260,7 +260,7 @@ def _read_hours(frame: Frame, source: LongSource, entity: IntArray) -> FloatArra
 
 
 def _check_repeated_hour(frame: Frame, source: LongSource, entity: IntArray, dates_s: FloatArray) -> None:
-    """Reject dates without a zone that repeat an hour as winter time begins: its rows would interleave.
+    """Reject dates without a zone that repeat an hour as daylight saving time ends: its rows would interleave.
 
     Raises:
         UnfoldError: The rows of an entity, which ascend otherwise, go back once by such an hour.
@@ -273,7 +273,7 @@ def _check_repeated_hour(frame: Frame, source: LongSource, entity: IntArray, dat
         if repeated is not None:
             row, column = int(rows[repeated]), source.time
             message = f'"{frame.columns[column][row]}" in row {row + 1} of column "{column}" goes back an hour'
-            hint = "did winter time begin? write the times in UTC; if not, sort the rows by time"
+            hint = "did daylight saving time end? write the times in UTC; if not, sort the rows by time"
             raise user_error(f"{frame.name}: {message}", key="data.time", hint=hint)
 
 

@@ -34,7 +34,7 @@ def describe_repeated_patients(column: str) -> tuple[str, ...]:
     """Warn of a column that names one patient for several cases; empty without one."""
     if not column:
         return ()
-    text = f'"{column}" is the same in several cases, so several parts of the split may hold one patient'
+    text = f'"{column}" is the same in several cases, so one patient may be in several parts of the split'
     return (f"{text}; name it in data.group, or the figures may be too good",)
 
 

@@ -150,7 +150,7 @@ def _read_values(data: bytes, file: str) -> list[Any]:
 def _describe_text(text: str) -> str:
     """Return what a text without JSON is, as far as its beginning or a usual line says."""
     if SUMMARY_LINE in text:
-        return "the printed summary of a benchmark, which lacks the single requests"
+        return "the printed summary of a benchmark, which lacks the individual requests"
     if LOG_LINE.search(text[:MAX_SEARCHED]):
         return "the log of a server"
     first = text.lstrip().partition("\n")[0]
@@ -202,7 +202,7 @@ def _read_result(result: Any, path: Path) -> BenchmarkRun:
 
 
 def _reject_other_files(result: Any, path: Path) -> None:
-    """Reject files of known tools that hold no times or tokens of single requests, with the file to take instead.
+    """Reject files of known tools that hold no times or tokens of individual requests, with the file to take instead.
 
     Raises:
         UnfoldError: the result is such a file.
@@ -212,10 +212,10 @@ def _reject_other_files(result: Any, path: Path) -> None:
     if "experiments" in keys:
         message, hint = "a profile export of genai-perf has no prompt tokens", "the profile_export.jsonl of AIPerf"
     elif "load_summary" in keys:
-        message = "a summary of inference-perf has no single requests"
+        message = "a summary of inference-perf has no individual requests"
         hint = "per_request_lifecycle_metrics.json: report.request_lifecycle.per_request: true"
     elif isinstance(result, dict) and isinstance(result.get("time_to_first_token"), dict):
-        message, hint = "a summary of AIPerf has no single requests", "profile_export.jsonl"
+        message, hint = "a summary of AIPerf has no individual requests", "profile_export.jsonl"
     elif "end_to_end_latency_s" in first or "results_ttft_s_mean" in keys:
         message, hint = "a result of LLMPerf does not state when its requests were sent", FORMATS
     elif tool := next((name for name, marks in OFFLINE_MARKS.items() if marks <= (keys or set(first))), ""):
@@ -228,7 +228,7 @@ def _reject_other_files(result: Any, path: Path) -> None:
 def _read_vllm(data: Mapping[str, Any], path: Path) -> BenchmarkRun:
     if "queued_ts" in data or not isinstance(data.get("ttfts"), list):
         hint = "--output-details" if data.get("backend") == "sglang" else "--save-detailed"
-        raise user_error("the result has no times of single requests", file=str(path), hint=hint)
+        raise user_error("the result has no times of individual requests", file=str(path), hint=hint)
     errors = [error for error in data.get("errors") or [] if error]
     completed = _read_count(data["completed"], "completed")
     failed = max(
@@ -323,11 +323,11 @@ def _check_summary(data: Mapping[str, Any], ttft: Sequence[float], last: Sequenc
 def _read_guidellm(benchmark: Mapping[str, Any], path: Path) -> BenchmarkRun:
     requests = benchmark["requests"]
     if not isinstance(requests, Mapping):
-        raise user_error("the result has no single requests", file=str(path), key="requests", hint="a JSON output")
+        raise user_error("the result has no individual requests", file=str(path), key="requests", hint="a JSON output")
     _reject_failures(len(requests.get("errored") or []), path)
     rows = requests["successful"]
     if not isinstance(rows, list):
-        raise user_error("the result has no single requests", file=str(path), key="requests.successful")
+        raise user_error("the result has no individual requests", file=str(path), key="requests.successful")
     _check_sample(benchmark, len(rows), path)
     columns: list[list[float]] = [[], [], [], [], []]
     events = 0
@@ -458,7 +458,7 @@ def _read_metric(metrics: Mapping[str, Any], name: str, path: Path, *, is_time: 
 def _lengths(data: Mapping[str, Any], keys: tuple[str, str], path: Path) -> tuple[list[float], list[float]]:
     for key in keys:
         if not isinstance(data.get(key), list) or not data[key]:
-            message = "the result has no lengths of single requests"
+            message = "the result has no lengths of individual requests"
             raise user_error(message, file=str(path), key=key, hint="--save-detailed")
     prompt, generated = (_read_numbers(data[key], key) for key in keys)
     return prompt, generated

@@ -153,15 +153,15 @@ def describe_interval(source: str, groups: int, low: float, high: float, confide
     if source in ("runs", "endpoint"):
         return f"{origin}: {factor} for this engine"
     if precision not in MEASURED_PRECISIONS:
-        return f"{origin}: {factor}; of {groups} measured groups none has {precision} weights"
-    return f"{origin}, {groups} measured groups: {factor}, only a guide with so few groups"
+        return f"{origin}: {factor}; none of the {groups} measured groups has {precision} weights"
+    return f"{origin}, {groups} measured groups: {factor}; with so few groups, a rough guide only"
 
 
 def describe_window(window: int, window_layers: int, layers: int, *, is_pool: bool = False) -> str:
     """Return how layers with a window are simulated."""
     attending = f"{window_layers:,} of {layers:,} layers attend to {window:,} tokens"
     kept = "keep their whole context, as vLLM does with a KV connector" if is_pool else "free the blocks before them"
-    return f"{attending} and {kept}; their attention is that of a context with as many pairs of tokens"
+    return f"{attending} and {kept}; their attention takes as long as that of a context with as many pairs of tokens"
 
 
 def describe_left_out(left_out: int, used: int) -> str:
@@ -238,7 +238,7 @@ def describe_profile_value(low: float | None, high: float | None, *, is_measured
     if is_measured:
         if is_decided:
             return "both ends cost the same: more measurements would not change the price"
-        return "the two ends differ: measurements of this engine nearer to the load of the plan would decide"
+        return "the two ends differ: measurements of this engine closer to the planned load would decide"
     if is_decided:
         return "both ends cost the same: measuring the engine would not change the price"
     return "the two ends differ: benchmark runs of this engine (steps: runs) would decide between them"
@@ -268,9 +268,9 @@ def describe_large_requests(
     price, without = prices
     saved = f"without them, the plan costs ${without:,.2f}/h"
     saved += ", and with them there is none" if price is None else f" instead of ${price:,.2f}/h"
-    size = f"{count:,} of {format_count(total, 'request')}, of {tokens:,} tokens or more,"
+    size = f"{count:,} of {format_count(total, 'request')}, with {tokens:,} tokens or more each,"
     held = f"hold {token_share * 100:.0f} % of all tokens"
-    return f"{size} {held}; {saved}: limit their size, or serve them by a pipeline of their own"
+    return f"{size} {held}; {saved}: limit their size, or serve them with a separate pipeline"
 
 
 def describe_refusal(
@@ -379,7 +379,7 @@ def describe_hand_over(local_prompts: int, requests: int) -> str:
     if not local_prompts:
         return f"all {format_count(requests, 'prompt')} were computed by prefill engines"
     prompts = f"{local_prompts:,} of {format_count(requests, 'prompt')}"
-    return f"{prompts} were computed by decode engines: no prefill engine did"
+    return f"{prompts} were computed by decode engines, because no prefill engine computed them"
 
 
 def describe_pool_routing(running: tuple[int, int], planned: tuple[int, int]) -> str:
@@ -399,7 +399,7 @@ def describe_measured_interval(low: float, high: float, within: int, statistics:
 def describe_prompts(lateness_s: float, cached_share: float) -> str:
     """Return how the trace was sent, and which prompt tokens the engines took from a cache anyway."""
     cached = f"; {cached_share * 100:.0f} % of their tokens came from a prefix cache" if cached_share >= 0.005 else ""
-    return f"random words of the lengths of the trace, sent at most {format_seconds(lateness_s)} late{cached}"
+    return f"random words with the lengths of the trace, sent at most {format_seconds(lateness_s)} late{cached}"
 
 
 def describe_calibration(margin: float | None, hold_s: float | None) -> str:

@@ -325,7 +325,7 @@ class Call:
             try:
                 return self.method.parse(message)
             except DecodeError:
-                self._fail(Code.INTERNAL, "the bytes are no request of this method")
+                self._fail(Code.INTERNAL, "the bytes are not a request of this method")
         raise asyncio.CancelledError
 
     async def write(self, response: Any) -> None:

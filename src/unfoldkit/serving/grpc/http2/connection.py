@@ -432,7 +432,7 @@ class Connection:
             metadata = (("grpc-accept-encoding", "identity,deflate,gzip"),)
             self.finish(call, Code.UNIMPLEMENTED.value[0], message, metadata)
         elif host.is_full(self.client):
-            message = "the server holds as many calls as it may; retry later"
+            message = "the server is at its limit of calls; retry later"
             self.finish(call, Code.RESOURCE_EXHAUSTED.value[0], message, (("retry-after", "1"),))
         else:
             call.method = method
@@ -654,7 +654,7 @@ class Connection:
         if call.pending:
             self._reset(call.id, ErrorCode.ENHANCE_YOUR_CALM)
         else:
-            message = f"the server holds as many {exceeded} as it may; retry later"
+            message = f"the server is at its limit of {exceeded}; retry later"
             self.finish(call, Code.RESOURCE_EXHAUSTED.value[0], message, (("retry-after", "1"),))
         return False
 
