@@ -128,7 +128,7 @@ def test_a_forked_process_ends_where_it_leaves_the_policy(capfd: pytest.CaptureF
     with contain_policies(lambda _: None):
         simulate(cluster(2), job("bad", 2), [Misbehaving(fork)])
     assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 2
-    assert "a process that it forked left react, and is ended" in capfd.readouterr().err
+    assert "a process that it forked returned from react and was ended" in capfd.readouterr().err
 
 
 def test_a_timer_of_a_policy_does_not_end_the_process() -> None:
