@@ -149,7 +149,7 @@ def test_large_requests_that_drive_the_price_are_named(tmp_path: Path, rows: ran
     assert report.verdict is verdict
     line = dict(report.lines)["large requests"]
     price = report.metrics.get("cost_per_hour")
-    assert line.startswith(f"{len(rows)} of 200 requests, of 30,009 tokens or more, hold ")
+    assert line.startswith(f"{len(rows)} of 200 requests, with 30,009 tokens or more each, hold ")
     assert f"without them, the plan costs ${usual.metrics['cost_per_hour'].value:,.2f}/h" in line
     assert (f"instead of ${price.value:,.2f}/h" if price else "with them there is none") in line
     assert "large requests" not in dict(usual.lines)
@@ -535,7 +535,7 @@ def test_the_precision_of_a_checkpoint_is_planned(tmp_path: Path) -> None:
     engine = (report.decision or {})["engines"]["chat"]
     assert (engine["precision"], engine["is_quantized"], engine["hardware"]) == ("int4", True, "h100")
     assert "--quantization" not in export_vllm(report)
-    assert "none has int4 weights" in dict(report.lines)["interval"]
+    assert "measured groups has int4 weights" in dict(report.lines)["interval"]
     assert "10 of 80 layers attend to 128 tokens" in dict(report.lines)["sliding window"]
     with pytest.raises(UnfoldError, match="stored in int4, and the spec states bf16"):
         plan_spec(tmp_path, of_file, ("tensor_parallel: 1", "precision: bf16\n      tensor_parallel: 1"))
