@@ -26,7 +26,7 @@ def test_a_site_with_another_coding_of_the_label_is_noticed(is_recoded: bool, tm
     (tmp_path / "log.yaml").write_text(recorded_spec("sites", "5%", data=", split: {column: site, test: [B]}"))
     report = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
     line = dict(report.lines).get("baseline", "")
-    assert ("are labels coded equally" in line) == is_recoded
+    assert ("are labels coded the same way" in line) == is_recoded
 
 
 def test_labels_that_differ_only_in_case_are_noticed(tmp_path: Path) -> None:
