@@ -184,7 +184,7 @@ def _build_reflection(servicer: InferenceServicer) -> tuple[str, Method]:
     async def answer(requests: Any, context: Any) -> Any:
         with hold_stream(servicer.open_streams, client_address(context.peer())) as exceeded:
             if exceeded:
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server holds as many streams as it may")
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server is at its limit of streams")
             async for response in service.ServerReflectionInfo(requests, context):
                 yield response
 

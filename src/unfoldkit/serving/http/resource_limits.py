@@ -252,7 +252,7 @@ def bound_bodies(app: ASGIApp, usage: ResourceUsage) -> ASGIApp:
 def overload_reply() -> Reply:
     """Make the response to what exceeds a bound; the rest of the request may be unread, so the connection ends."""
     headers = ((b"retry-after", b"%d" % RETRY_S), (b"connection", b"close"))
-    return error_reply(503, "the server holds as many connections or bytes as it may; retry later", headers)
+    return error_reply(503, "the server is at its limit of connections or bytes; retry later", headers)
 
 
 @dataclass(slots=True, eq=False)
