@@ -110,8 +110,14 @@ def test_stores_of_other_programs_are_errors(tmp_path: Path) -> None:
     """A database without MLflow's tables, a damaged metric and a damaged event file are named."""
     with closing(sqlite3.connect(tmp_path / "optuna.db")) as base, base:
         base.execute("CREATE TABLE trials (number INTEGER)")
-    with pytest.raises(UnfoldError, match=r"optuna\.db: not a database of MLflow: no such table: metrics .of Optuna"):
+    with pytest.raises(UnfoldError, match=r"optuna\.db: not a database of MLflow: no such table: metrics .from Optuna"):
         read(tmp_path / "optuna.db")
+    write_mlflow_database(tmp_path / "view.db")
+    with closing(sqlite3.connect(tmp_path / "view.db")) as base, base:
+        base.execute("ALTER TABLE metrics RENAME TO hidden")
+        base.execute("CREATE VIEW Metrics AS SELECT * FROM hidden")
+    with pytest.raises(UnfoldError, match="views, which run queries of their own"):
+        read(tmp_path / "view.db")
     write_mlflow_folder(tmp_path / "mlruns")
     (tmp_path / "mlruns/4711/a/metrics/accuracy").write_text("soon 0.5 1\n")
     with pytest.raises(UnfoldError, match=r"accuracy:1:1: not a line of milliseconds, value and step"):
@@ -120,5 +126,10 @@ def test_stores_of_other_programs_are_errors(tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[12] = 0xFF
     file.write_bytes(data)
+    with pytest.raises(UnfoldError, match="not an event file of TensorBoard, or a damaged one"):
+        read(tmp_path / "events")
+    # an integer of two million bytes would take hours
+    message = b"\x10" + b"\x80" * 2_000_000
+    file.write_bytes(struct.pack("<QI", len(message), 0) + message + bytes(4))
     with pytest.raises(UnfoldError, match="not an event file of TensorBoard, or a damaged one"):
         read(tmp_path / "events")

@@ -30,6 +30,10 @@ SELECT m.run_uuid, e.name, m.key, m.step, m.timestamp FROM metrics AS m
 JOIN runs AS r ON r.run_uuid = m.run_uuid JOIN experiments AS e ON e.experiment_id = r.experiment_id
 WHERE r.lifecycle_stage = 'active'
 """
+VIEWS_QUERY = """
+SELECT 1 FROM sqlite_master WHERE type = 'view' AND name COLLATE NOCASE IN ('metrics', 'runs', 'experiments')
+"""
+MAX_INTEGER_BITS = 63
 Points = dict[int, float]
 """The seconds since 1970 by step; the last time counts if a step was logged more than once."""
 
@@ -218,9 +222,15 @@ def _iter_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
-    """Read an integer of seven bits a byte, and return it with the position after it."""
+    """Read an integer of seven bits a byte, and return it with the position after it.
+
+    Raises:
+        IndexError: It ends within the integer, or the integer has more than 64 bits.
+    """
     value = shift = 0
     while message[at] & 0x80:
+        if shift >= MAX_INTEGER_BITS:
+            raise IndexError
         value |= (message[at] & 0x7F) << shift
         at, shift = at + 1, shift + 7
     return value | message[at] << shift, at + 1
@@ -263,6 +273,8 @@ def _iter_mlflow_lines(file: Path) -> Iterator[tuple[int, int]]:
 def _read_mlflow_database(path: Path) -> list[LoggedMetric]:
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as base:
+            if base.execute(VIEWS_QUERY).fetchone():
+                raise sqlite3.DatabaseError("its tables are views, which run queries of their own")
             rows = base.execute(MLFLOW_QUERY).fetchall()
     except sqlite3.Error as error:
         hint = (
