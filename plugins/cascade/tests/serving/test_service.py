@@ -35,7 +35,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     process = subprocess.Popen([*unfold, "serve", str(folder), "--port", "0"], stderr=subprocess.PIPE, text=True)
     assert process.stderr
     try:
-        yield find_address(process.stderr), folder, process
+        url = find_address(process.stderr)
+        # probes are answered while the service starts, other requests wait until it serves
+        _get(f"{url}/v2")
+        yield url, folder, process
     finally:
         process.kill()
         process.wait()
