@@ -23,6 +23,12 @@ from unfold_cascade.temporal.search.outcome_guarantees import (
 from unfold_cascade.temporal.warning_metrics import compute_utility, locate_events
 
 DELTA = 0.05
+GOALS = (
+    OutcomeGoal(name="sensitivity", measure="sensitivity", stage=1, within_h=6.0, allowed=0.1),
+    OutcomeGoal(name="alerts", measure="alerts", stage=1, per_100h=10.0),
+    OutcomeGoal(name="utility", measure="utility", stage=1, allowed=0.1),
+    OutcomeGoal(name="label", measure="label", stage=1, label=1, allowed=0.1),
+)
 
 
 def _draw_cohort(rng: np.random.Generator, patients: int) -> Cohort:
@@ -69,16 +75,7 @@ def _draw_part(rng: np.random.Generator, patients: int, goal: OutcomeGoal) -> Co
     return CohortConduct(cohort, _conduct(base), [_conduct(_by_patient(cohort, ~missed, late))])
 
 
-@pytest.mark.parametrize(
-    "goal",
-    [
-        OutcomeGoal(name="sensitivity", measure="sensitivity", stage=1, within_h=6.0, allowed=0.1),
-        OutcomeGoal(name="alerts", measure="alerts", stage=1, per_100h=10.0),
-        OutcomeGoal(name="utility", measure="utility", stage=1, allowed=0.1),
-        OutcomeGoal(name="label", measure="label", stage=1, label=1, allowed=0.1),
-    ],
-    ids=lambda goal: goal.name,
-)
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.name)
 def test_a_broken_outcome_passes_at_most_at_delta(goal: OutcomeGoal) -> None:
     """At the edge of a goal at most delta of 200 certifying cohorts pass; far inside it the outcome passes."""
     rng, draws = np.random.default_rng(3), 200
@@ -111,16 +108,7 @@ def test_sensitivity_counts_alerts_within_the_hours_before_the_event() -> None:
         assert caught.mean() == share
 
 
-@pytest.mark.parametrize(
-    "goal",
-    [
-        OutcomeGoal(name="sensitivity", measure="sensitivity", stage=1, within_h=6.0, allowed=0.1),
-        OutcomeGoal(name="alerts", measure="alerts", stage=1, per_100h=10.0),
-        OutcomeGoal(name="utility", measure="utility", stage=1, allowed=0.1),
-        OutcomeGoal(name="label", measure="label", stage=1, label=1, allowed=0.1),
-    ],
-    ids=lambda goal: goal.name,
-)
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.name)
 def test_the_ratio_that_a_validation_states_is_the_one_that_is_certified(goal: OutcomeGoal) -> None:
     """The ratio of the sums is beyond the limit exactly where the mean of the certificate's differences is."""
     rng, beyond = np.random.default_rng(8), set()
