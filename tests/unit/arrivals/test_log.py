@@ -152,6 +152,11 @@ def test_durations_in_lines_are_refused(tmp_path: Path) -> None:
     write(rng.exponential(0.05, 300))
     with pytest.raises(UnfoldError, match="the times of the lines have no order, like durations"):
         traces.read_trace(path)
+    # four workers whose logs were joined: the user names the field, as the hint says
+    write(np.tile(starts[:100], 4))
+    with pytest.raises(UnfoldError, match=r"arrivals\.column names the field"):
+        traces.read_trace(path)
+    assert traces.read_trace(path, column="time").size == 400
     for times in (starts[np.argsort(starts + rng.exponential(3.0, 300))], starts[::-1]):
         write(times)
         assert traces.read_trace(path).size == 300

@@ -97,7 +97,8 @@ def read_log(path: Path, match: str, column: str | None, notation: TimeNotation,
     doubts.check_mooncake(times, str(path))
     times = times if notation.unit else each_epoch_to_seconds(times)
     check_clock(times, str(path))
-    _require_order(times, path)
+    if column is None:
+        _require_order(times, path)
     times, unitless = np.sort(times), doubts.unitless
     return notation.convert_numbers(times, min(unitless), str(path)) if unitless and times.size else times
 
@@ -206,7 +207,7 @@ def _require_order(times: FloatArray, path: Path) -> None:
     ranks = np.argsort(np.argsort(times, kind="stable"), kind="stable")
     correlation = np.corrcoef(ranks, np.arange(times.size))[0, 1]
     if abs(correlation) < MIN_CORRELATION:
-        hint = "arrivals.column names the field of arrival times; if these are, sort the lines"
+        hint = "arrivals.column names the field of arrival times"
         raise user_error("the times of the lines have no order, like durations", file=str(path), hint=hint)
 
 
