@@ -82,8 +82,12 @@ def _is_upstream_reader(stage: Stage, source: ModelSource) -> bool:
 
 
 def _list_upstream(pipeline: Pipeline, index: int) -> set[int]:
-    parents = {edge.parent for edge in pipeline.stages[index].parents}
-    return parents.union(*(_list_upstream(pipeline, parent) for parent in parents))
+    upstream, waiting = set[int](), [index]
+    while waiting:
+        parents = {edge.parent for edge in pipeline.stages[waiting.pop()].parents} - upstream
+        upstream |= parents
+        waiting += parents
+    return upstream
 
 
 def _is_reached(pipeline: Pipeline, index: int, outputs: QueryOutputs) -> bool:
