@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.descriptors import resolve
 from unfoldkit.engines.local import LocalEngine
+from unfoldkit.plugin_descriptors import resolve
 from unfoldkit.report import Report
 from unfoldkit.run_context import Run
 from unfoldkit.run_directory import RunDir

@@ -20,7 +20,7 @@ from unfold_placement.policies.registry import PolicyRule, build_policies
 from unfold_placement.policies.shared.admission_queue import AdmissionQueue
 from unfold_placement.policies.shared.pending import UnitShapes
 from unfold_placement.report.verification import format_actions
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.schema.policies import PolicySpec
 from unfold_placement.simulation.audit import is_checked_at_starts
 from unfold_placement.simulation.problem import Problem

@@ -11,7 +11,7 @@ import typer
 
 from docs.generators.markdown import code, table
 from unfoldkit.cli.app import build_app
-from unfoldkit.descriptors import VERBS
+from unfoldkit.plugin_descriptors import VERBS
 
 INTRO = """# Command line
 

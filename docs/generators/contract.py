@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from docs.generators.markdown import code, example, fenced, fields, prose, table
-from unfoldkit import descriptors, errors, figures, hookspec, report, run_context, run_directory
-from unfoldkit.descriptors import Renderer, resolve
+from unfoldkit import errors, figures, hookspec, plugin_descriptors, report, run_context, run_directory
+from unfoldkit.plugin_descriptors import Renderer, resolve
 from unfoldkit.registry import hook_names, open_registry
 from unfoldkit.render import builtin_renderers
 from unfoldkit.serving.service import Service
@@ -45,11 +45,11 @@ def hooks() -> str:
     """Return the reference of the hooks and of what they hand over."""
     parts = [_hook(name) for name in hook_names()]
     described = (
-        descriptors.Kind,
-        descriptors.Check,
-        descriptors.CheckResult,
-        descriptors.Renderer,
-        descriptors.RunFinished,
+        plugin_descriptors.Kind,
+        plugin_descriptors.Check,
+        plugin_descriptors.CheckResult,
+        plugin_descriptors.Renderer,
+        plugin_descriptors.RunFinished,
     )
     parts += [f"## {item.__name__}\n\n{prose(item)}\n\n{fields(item)}" for item in described]
     parts += [

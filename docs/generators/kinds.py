@@ -8,7 +8,7 @@ from typing import Any
 
 from docs.generators.markdown import code, fenced, table
 from unfoldkit.cli.commands.authoring import read_examples
-from unfoldkit.descriptors import Kind, resolve
+from unfoldkit.plugin_descriptors import Kind, resolve
 from unfoldkit.registry import open_registry
 from unfoldkit.spec.schema import build_schema
 from unfoldkit.spec.units import BYTES, HERTZ, PER, SECONDS

@@ -6,7 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unfoldkit.descriptors import Check, CheckResult, Kind, Renderer, RunFinished
     from unfoldkit.engines import Engine
     from unfoldkit.errors import (
         Diagnostic,
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     )
     from unfoldkit.hookspec import hookimpl
     from unfoldkit.io.tables import CsvRow, csv_lines, csv_rows, decode_text
+    from unfoldkit.plugin_descriptors import Check, CheckResult, Kind, Renderer, RunFinished
     from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict, label_metrics, time_axis
     from unfoldkit.run_context import Progress, Run, ignore_progress
     from unfoldkit.run_directory import RunDir, fingerprint
@@ -93,7 +93,7 @@ _PLACES = {
         "format_percent",
     ),
     "unfoldkit.hookspec": ("hookimpl",),
-    "unfoldkit.descriptors": ("Check", "CheckResult", "Kind", "Renderer", "RunFinished"),
+    "unfoldkit.plugin_descriptors": ("Check", "CheckResult", "Kind", "Renderer", "RunFinished"),
     "unfoldkit.figures": (
         "AnyFigure",
         "Bar",

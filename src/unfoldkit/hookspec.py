@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from unfoldkit.descriptors import Check, Kind, Renderer, RunFinished
+from unfoldkit.plugin_descriptors import Check, Kind, Renderer, RunFinished
 
 PROJECT = "unfoldkit"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -11,8 +11,8 @@ from typing import Any
 import pluggy
 
 from unfoldkit import hookspec
-from unfoldkit.descriptors import API_VERSION, ENTRY_POINT_GROUP, Check, Kind, Renderer, RunFinished
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, format_value
+from unfoldkit.plugin_descriptors import API_VERSION, ENTRY_POINT_GROUP, Check, Kind, Renderer, RunFinished
 
 DISTRIBUTION = "unfoldkit"
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from unfoldkit.descriptors import Kind
+from unfoldkit.plugin_descriptors import Kind
 from unfoldkit.testing import laws
 
 CALL = """
 from pathlib import Path
-from unfoldkit.descriptors import Kind
+from unfoldkit.plugin_descriptors import Kind
 from unfoldkit.testing.conformance import examples_are_valid
 examples_are_valid(Kind("bare", "no example", "unfoldkit.spec.base:Spec"), Path())
 """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from unfoldkit.descriptors import Kind, find_distribution, resolve
 from unfoldkit.errors import ExitCode, UnfoldError, install_command
+from unfoldkit.plugin_descriptors import Kind, find_distribution, resolve
 
 
 def test_verbs_are_those_that_are_there() -> None:
@@ -16,7 +16,7 @@ def test_verbs_are_those_that_are_there() -> None:
 
 def test_a_reference_leads_to_its_object() -> None:
     """``package.module:attribute`` is imported and returned."""
-    assert resolve("unfoldkit.descriptors:Kind") is Kind
+    assert resolve("unfoldkit.plugin_descriptors:Kind") is Kind
 
 
 @pytest.mark.parametrize(("extra", "hint"), [("ray", install_command("ray")), (None, "pip install it")])
@@ -31,7 +31,7 @@ def test_a_missing_package_is_the_callers_fault(extra: str | None, hint: str) ->
 @pytest.mark.parametrize(
     ("reference", "expected"),
     [
-        ("unfoldkit.descriptors:nonesuch", "unfoldkit.descriptors has no nonesuch"),
+        ("unfoldkit.plugin_descriptors:nonesuch", "unfoldkit.plugin_descriptors has no nonesuch"),
         ("unfoldkit.nonesuch:thing", "there is no module unfoldkit.nonesuch"),
     ],
 )

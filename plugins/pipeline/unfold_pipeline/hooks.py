@@ -49,7 +49,7 @@ def unfold_renderers() -> Iterable[Renderer]:
     yield Renderer(
         "tuner-roles",
         "the rights of the tuner on Kubernetes",
-        "unfold_pipeline.report.export_tuner_roles:export_tuner_roles",
+        "unfold_pipeline.report.export_tuner_rbac:export_tuner_roles",
     )
     yield Renderer(
         "vllm", "a plan of LLM engines as vLLM commands", "unfold_pipeline.report.engines.exports:export_vllm", (".sh",)

@@ -13,7 +13,7 @@ def unfold_kinds() -> Iterable[Kind]:
     yield Kind(
         name="placement",
         summary="places tasks by policies that you compose or write yourself",
-        spec="unfold_placement.schema.models:PlacementSpec",
+        spec="unfold_placement.schema.placement:PlacementSpec",
         plan="unfold_placement.verbs.plan:plan",
         serve="unfold_placement.verbs.serve:serve",
         examples="unfold_placement:examples",

@@ -10,8 +10,8 @@ from xml.etree import ElementTree as ET
 from unfoldkit.cli import console, output
 from unfoldkit.cli.execution import execute, load_request, notify_observers, perform, run_folder
 from unfoldkit.cli.request import Request
-from unfoldkit.descriptors import Renderer, resolve
 from unfoldkit.errors import ExitCode, UnfoldError, escape_unprintable, user_error
+from unfoldkit.plugin_descriptors import Renderer, resolve
 from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Report
 from unfoldkit.run_directory import encode_text, write_atomically

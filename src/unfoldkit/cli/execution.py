@@ -20,7 +20,6 @@ from unfoldkit.cli.live_report import publishing_reports
 from unfoldkit.cli.plan_check import compare_plans, read_plan
 from unfoldkit.cli.progress import report_compilation, show_progress
 from unfoldkit.cli.request import Request
-from unfoldkit.descriptors import REPORT_TO_AUTHORS, Kind, Renderer, RunFinished, find_distribution, resolve
 from unfoldkit.engines import Engine
 from unfoldkit.errors import (
     ExitCode,
@@ -32,6 +31,7 @@ from unfoldkit.errors import (
     user_error,
 )
 from unfoldkit.io.yaml12 import to_yaml
+from unfoldkit.plugin_descriptors import REPORT_TO_AUTHORS, Kind, Renderer, RunFinished, find_distribution, resolve
 from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Report, Verdict, to_data, validate_report
 from unfoldkit.run_context import Options, Progress, Run, ignore_progress

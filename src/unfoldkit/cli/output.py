@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from unfoldkit.cli import console
-from unfoldkit.descriptors import Renderer, resolve
 from unfoldkit.errors import Diagnostic, did_you_mean, escape_unprintable, user_error
+from unfoldkit.plugin_descriptors import Renderer, resolve
 from unfoldkit.registry import Registry
 from unfoldkit.render import builtin_renderers
 from unfoldkit.report import Report, Verdict

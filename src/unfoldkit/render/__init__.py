@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unfoldkit.descriptors import Renderer
+from unfoldkit.plugin_descriptors import Renderer
 
 
 def builtin_renderers() -> tuple[Renderer, ...]:

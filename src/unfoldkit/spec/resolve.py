@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.descriptors import Kind, resolve
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, format_value, user_error
 from unfoldkit.io.yaml12 import PLAN_SCHEMA
+from unfoldkit.plugin_descriptors import Kind, resolve
 from unfoldkit.run_directory import RunDir, fingerprint
 from unfoldkit.safe_io.files import parse_object
 from unfoldkit.spec.base import Model, Spec

@@ -11,10 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.descriptors import VERBS, Kind, resolve
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.errors import UnfoldError
 from unfoldkit.io.yaml12 import to_yaml
+from unfoldkit.plugin_descriptors import VERBS, Kind, resolve
 from unfoldkit.report import Report, from_data, to_data, validate_report, without_measurements
 from unfoldkit.run_context import Run
 from unfoldkit.run_directory import RunDir

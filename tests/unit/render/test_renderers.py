@@ -12,10 +12,10 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from unfoldkit.cli.output import deliver
-from unfoldkit.descriptors import resolve
 from unfoldkit.errors import Diagnostic, UnfoldError
 from unfoldkit.figures import Figure, Series
 from unfoldkit.format import format_number
+from unfoldkit.plugin_descriptors import resolve
 from unfoldkit.render import builtin_renderers, formatting, github, html, junit, md, plan, plot, text
 from unfoldkit.render import json as json_format
 from unfoldkit.report import Column, Metric, Report, Table, Verdict, from_data, to_data

@@ -31,7 +31,7 @@ from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import draw_sample
 from unfold_pipeline.report.plan_file import PlannedEnvelope
 from unfold_pipeline.runtime.local import LocalRuntime
-from unfold_pipeline.runtime.query_gate import QueryGate
+from unfold_pipeline.runtime.query_admission import QueryGate
 from unfold_pipeline.runtime.stage import Query
 from unfold_pipeline.serving.app import build_app
 from unfold_pipeline.serving.dashboard import PlannedService

@@ -11,8 +11,8 @@ import pytest
 from plugins.pipeline.tests.helpers import ignore_progress
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.estimator.estimator import Estimator
-from unfold_pipeline.estimator.fresh_samples import bound_share, count_draws, count_required
 from unfold_pipeline.estimator.slo import build_slo_checker
+from unfold_pipeline.estimator.slo_on_fresh_samples import bound_share, count_draws, count_required
 from unfold_pipeline.planner.confident_plan import ConfidentPlan, find_confident_plan
 from unfold_pipeline.planner.planner import NoPlan, find_plan
 from unfold_pipeline.problem.build import build_problem

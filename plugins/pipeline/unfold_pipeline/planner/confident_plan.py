@@ -16,7 +16,8 @@ from unfold_pipeline._types import FloatArray, IndexArray
 from unfold_pipeline.engine.planner.problem import EngineProblem
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.estimator.estimator import Estimator
-from unfold_pipeline.estimator.fresh_samples import (
+from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.estimator.slo_on_fresh_samples import (
     DRAWS,
     FreshShare,
     Scenario,
@@ -26,7 +27,6 @@ from unfold_pipeline.estimator.fresh_samples import (
     list_scenario_tails,
     measure_fresh_share,
 )
-from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.planner.planner import NoPlan, Progress, Solution, find_plan
 from unfold_pipeline.problem.pipeline import Plan
 from unfold_pipeline.problem.problem import Problem

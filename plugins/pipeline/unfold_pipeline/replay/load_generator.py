@@ -20,7 +20,7 @@ from unfold_pipeline.problem.sample import Sample
 from unfold_pipeline.runtime.affinity import shorten_time_slice
 from unfold_pipeline.runtime.live_tuner import LiveTuner, apply_state
 from unfold_pipeline.runtime.local import PipelineRuntime
-from unfold_pipeline.runtime.query_gate import QueryGate
+from unfold_pipeline.runtime.query_admission import QueryGate
 from unfold_pipeline.runtime.stage import CompletedBatch, Query, read_clock
 
 POLL_INTERVAL_S = 0.1

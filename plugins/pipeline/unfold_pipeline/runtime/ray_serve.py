@@ -31,8 +31,8 @@ from unfold_pipeline.problem.routing import Item
 from unfold_pipeline.runtime.local import MAX_PROCESS_FAILURES, BatchListener
 from unfold_pipeline.runtime.models.data_flow import DataFlow, DataFlowError, format_output
 from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica, check_deployment_name
+from unfold_pipeline.runtime.ray_stage_queue import RequestSlots
 from unfold_pipeline.runtime.ray_status import DeploymentListing, list_deployments
-from unfold_pipeline.runtime.request_slots import RequestSlots
 from unfold_pipeline.runtime.stage import ActivationTime, PlannedStage, Query, build_start_error, read_clock
 from unfoldkit.api import internal_error, user_error
 from unfoldkit.engines.ray import connect_ray

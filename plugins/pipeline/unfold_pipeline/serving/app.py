@@ -12,7 +12,7 @@ import numpy as np
 from unfold_pipeline.problem.pipeline import Pipeline
 from unfold_pipeline.problem.routing import RouteDrawer
 from unfold_pipeline.runtime.local import PipelineRuntime
-from unfold_pipeline.runtime.query_gate import QueryGate
+from unfold_pipeline.runtime.query_admission import QueryGate
 from unfold_pipeline.runtime.stage import read_clock
 from unfold_pipeline.serving.autoscale_loop import run_lifespan
 from unfold_pipeline.serving.dashboard import ServiceRecord

@@ -12,7 +12,7 @@ from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.problem.pipeline import HardwareOption, Plan, compute_hourly_cost
 from unfold_pipeline.report.plan_file import PlannedEnvelope, compute_planned_envelope
 from unfold_pipeline.runtime.local import PipelineRuntime
-from unfold_pipeline.runtime.query_gate import ArrivalLog
+from unfold_pipeline.runtime.query_admission import ArrivalLog
 from unfold_pipeline.runtime.stage import Query, read_clock
 from unfoldkit.arrivals.envelope import compute_envelope
 from unfoldkit.serving.observability.dashboard import Dashboard, DashboardSource, Distribution, Grid, Tile, TimeSeries

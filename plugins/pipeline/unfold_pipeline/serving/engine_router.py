@@ -35,7 +35,7 @@ from unfold_pipeline.engine.endpoint.client import (
 from unfold_pipeline.engine.endpoint.prefill import REQUEST_ID, PrefillPool
 from unfold_pipeline.engine.endpoint.replay import StageError
 from unfold_pipeline.engine.planner.problem import Latencies, percentile
-from unfold_pipeline.runtime.engines.stage_line import StageLine, StagesAround
+from unfold_pipeline.runtime.engines.surrounding_stages import StageLine, StagesAround
 from unfold_pipeline.runtime.models.data_flow import encode_answer
 from unfoldkit.api import UnfoldError
 from unfoldkit.io.event_stream import DONE

@@ -14,7 +14,7 @@ from unfold_pipeline.problem.routing import RouteDrawer
 from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.runtime.local import PipelineRuntime
 from unfold_pipeline.runtime.models.data_flow import encode_answer
-from unfold_pipeline.runtime.query_gate import QueryGate
+from unfold_pipeline.runtime.query_admission import QueryGate
 from unfold_pipeline.runtime.stage import Query, read_clock
 from unfold_pipeline.serving.dashboard import PlannedService, ServiceRecord
 from unfoldkit.serving.batching.batcher import Done, Limits, QueueFull, Result

@@ -47,7 +47,7 @@ from unfold_pipeline.report.engines.plan import (
 )
 from unfold_pipeline.report.engines.pools import is_pool_decision, parse_pool_decision
 from unfold_pipeline.report.engines.replay import build_engine_replay_report
-from unfold_pipeline.report.engines.stages_around import describe_stages, parse_stage_plans
+from unfold_pipeline.report.engines.surrounding_stages import describe_stages, parse_stage_plans
 from unfold_pipeline.schema.arrivals import Arrivals
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan_pools import (
@@ -62,7 +62,7 @@ from unfold_pipeline.verbs.plan_pools import (
     replay_pools,
     report_pools,
 )
-from unfold_pipeline.verbs.stages_around import choose_pipeline
+from unfold_pipeline.verbs.serve_surrounding_stages import choose_pipeline
 from unfoldkit.api import Metric, Report, Run
 
 HPA_UTILIZATION = 0.8

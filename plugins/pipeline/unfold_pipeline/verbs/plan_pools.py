@@ -23,7 +23,7 @@ from unfold_pipeline.engine.planner.search import (
     evaluate,
     find_cheapest_engines,
 )
-from unfold_pipeline.estimator.fresh_samples import FreshShare
+from unfold_pipeline.estimator.slo_on_fresh_samples import FreshShare
 from unfold_pipeline.planner.confident_plan import measure_fresh_request_share
 from unfold_pipeline.report.engines.plan import add_left_out
 from unfold_pipeline.report.engines.pools import (

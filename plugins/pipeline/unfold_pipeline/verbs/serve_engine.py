@@ -31,7 +31,7 @@ from unfold_pipeline.report.engines.plan import add_left_out, parse_engine_decis
 from unfold_pipeline.report.engines.pools import is_pool_decision
 from unfold_pipeline.runtime.engines.engine_pool import count_engines_over_time
 from unfold_pipeline.runtime.engines.local_engines import LocalEngines, build_local_engines
-from unfold_pipeline.runtime.engines.stage_line import StagesAround
+from unfold_pipeline.runtime.engines.surrounding_stages import StagesAround
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.profile_engine import read_key
 from unfold_pipeline.verbs.serve_pools import (
@@ -41,7 +41,7 @@ from unfold_pipeline.verbs.serve_pools import (
     replay_on_pools,
     route_to_pools,
 )
-from unfold_pipeline.verbs.stages_around import PlannedPipeline, build_running_stages, choose_pipeline
+from unfold_pipeline.verbs.serve_surrounding_stages import PlannedPipeline, build_running_stages, choose_pipeline
 from unfoldkit.api import Report, Run, Service, user_error
 
 

@@ -13,13 +13,13 @@ from plugins.placement.tests.cases import policy
 from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_kubernetes import other
 from plugins.placement.tests.live.test_kubernetes_node_loss import restore
-from unfold_placement.core.agreement import LATER, SAME_NODE, count_outcomes
+from unfold_placement.core.shadow_agreement import LATER, SAME_NODE, count_outcomes
 from unfold_placement.kubernetes.codec import Scope
 from unfold_placement.kubernetes.shadow import ShadowBackend, open_shadow
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.status import agreement_to_json
 from unfold_placement.policies.registry import build_policies
-from unfold_placement.report.agreement import agreement_report
+from unfold_placement.report.shadow_agreement import agreement_report
 from unfoldkit.kubernetes.api import Api, Body, connect_api
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(300)]

@@ -8,7 +8,7 @@ import pytest
 
 from plugins.placement.tests.cases import write_csv
 from unfold_placement.schema.columns import Columns
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.workload.tables import csv_nodes, csv_tasks
 from unfoldkit.api import UnfoldError
 

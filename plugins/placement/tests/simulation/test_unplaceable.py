@@ -10,7 +10,7 @@ import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy
 from unfold_placement.core.types import Node, Task
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.simulation.unplaceable import find_unplaceable
 from unfold_placement.verbs.plan import PLACEMENTS_FILE, plan

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.verbs.check_inputs import check_inputs
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine

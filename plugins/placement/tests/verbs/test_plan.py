@@ -16,7 +16,7 @@ import pytest
 from plugins.placement.tests.cases import cluster, job
 from unfold_placement.core.types import BEGAN, STATIC, SUBMITTED, Ask, Event, Put, Task, Transactions
 from unfold_placement.core.view import View
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.simulation.simulator import simulate
 from unfold_placement.verbs.plan import PLACEMENTS_FILE, plan
 from unfoldkit.api import Report, Run, RunDir, StepArea, Timeline, UnfoldError, Verdict

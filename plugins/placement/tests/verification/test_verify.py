@@ -36,7 +36,7 @@ from unfold_placement.policies.ordering.gang import Gang
 from unfold_placement.policies.registry import CUSTOM, PolicyRule, build_policies
 from unfold_placement.policies.shared.admission_queue import AdmissionQueue
 from unfold_placement.report.verification import verification_report
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.simulation.audit import AuditEvent
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.simulation.simulator import simulate

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from plugins.placement.tests.cases import write_csv
-from unfold_placement.schema.models import PlacementSpec, WorkloadSpec
+from unfold_placement.schema.placement import PlacementSpec, WorkloadSpec
 from unfold_placement.verbs.plan import plan
 from unfold_placement.workload.build import build_tasks
 from unfold_placement.workload.philly import philly_nodes, philly_tasks

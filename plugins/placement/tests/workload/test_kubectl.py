@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.verbs.plan import plan
 from unfold_placement.workload.kubectl import kubectl_nodes, kubectl_tasks
 from unfoldkit.api import Run, RunDir, UnfoldError, Verdict

@@ -20,7 +20,7 @@ from plugins.placement.tests.kueue.queue_objects import (
     workload,
     write_list,
 )
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.verbs.check_inputs import check_inputs
 from unfold_placement.verbs.plan import plan
 from unfold_placement.workload.kueue_objects import parse_quantity, read_queue_snapshot

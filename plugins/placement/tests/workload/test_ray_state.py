@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.verbs.plan import plan
 from unfold_placement.workload.ray_state import ray_nodes, ray_tasks
 from unfoldkit.api import Run, RunDir, UnfoldError, Verdict

@@ -11,7 +11,7 @@ import pytest
 from plugins.placement.tests.cases import cluster, places, run, starts, write_csv
 from unfold_placement.core.types import Node
 from unfold_placement.schema.columns import Columns
-from unfold_placement.schema.models import ClusterSpec
+from unfold_placement.schema.placement import ClusterSpec
 from unfold_placement.workload.build import build_nodes
 from unfold_placement.workload.tables import csv_nodes, csv_tasks, openb_nodes, openb_tasks
 from unfoldkit.api import Run, RunDir, UnfoldError

@@ -11,7 +11,7 @@ from itertools import islice
 from types import GeneratorType
 from typing import Protocol
 
-from unfold_placement.core import bulk, kernel, types
+from unfold_placement.core import bulk_changes, kernel, types
 from unfold_placement.core.operation_checks import are_sound, current_line, find_fault, is_amount
 from unfold_placement.core.policy import (
     MAX_OPERATIONS,
@@ -205,7 +205,7 @@ class Controller:
             UnfoldError: the policy yielded something that is not a list of operations, or operations without a sense.
         """
         transaction, self.active_policy = self._list_operations(operations, policy, source), policy
-        if bulk.is_uniform(transaction):
+        if bulk_changes.is_uniform(transaction):
             changes = [self._apply_bulk(transaction, policy)]
         else:
             changes = [self._apply_one(operation, policy) for operation in transaction]
@@ -369,7 +369,7 @@ class Controller:
         if len(transaction) > bound:
             message = f"one transaction has more than {bound:,} operations"
             raise policy_error(policy, "react", message, line=current_line(source))
-        if len(transaction) >= bulk.MIN_BULK and are_sound(transaction, self.table):
+        if len(transaction) >= bulk_changes.MIN_BULK and are_sound(transaction, self.table):
             return transaction
         for operation in transaction:
             if fault := find_fault(operation, self.table):
@@ -398,7 +398,7 @@ class Controller:
 
     def _put_all(self, operation: Put, nodes: Sequence[str], policy: Policy) -> bool:
         owner = self._owner(operation.name, policy)
-        changed = bulk.set_amounts(self.table, operation.name, nodes, operation.amount, owner=owner)
+        changed = bulk_changes.set_amounts(self.table, operation.name, nodes, operation.amount, owner=owner)
         self.table.state.counters[kernel.FREED] += len(changed) if policy.phase < types.PACK else 0
         self.view.empty_cluster.rules_version += bool(changed) and policy.phase == types.STATIC
         if self.sink is not None:
@@ -407,7 +407,7 @@ class Controller:
         return bool(changed)
 
     def _drop_all(self, name: str, nodes: Sequence[str], policy: Policy) -> bool:
-        deleted = bulk.delete_resources(self.table, name, nodes)
+        deleted = bulk_changes.delete_resources(self.table, name, nodes)
         self.view.empty_cluster.rules_version += bool(deleted) and policy.phase == types.STATIC
         if name not in self.table.entries:
             self.owners.pop(name, None)

@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from unfold_placement.core.agreement import Agreement, Placement
 from unfold_placement.core.policy import Policy
+from unfold_placement.core.shadow_agreement import Agreement, Placement
 from unfold_placement.core.types import Node, Task
 from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.codec import Body, Scope, annotation_key, decode_node

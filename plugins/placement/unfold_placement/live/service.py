@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_placement.core.agreement import Agreement
 from unfold_placement.core.policy import loading_error
+from unfold_placement.core.shadow_agreement import Agreement
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.core.watchdog import end_forked_processes, keep_recursion_limit
 from unfold_placement.live.control_loop import ControlLoop, run_until_stopped

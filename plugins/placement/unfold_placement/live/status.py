@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_placement.core.agreement import Agreement, Placement, count_outcomes, median_waits_s
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.explain import History, Reason, describe_wait, explain_wait, format_wait
 from unfold_placement.core.policy import POLICY_FAILURES
+from unfold_placement.core.shadow_agreement import Agreement, Placement, count_outcomes, median_waits_s
 from unfold_placement.core.types import EphemeralResource, Task, Wait
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.report.sentences import missing_requirement

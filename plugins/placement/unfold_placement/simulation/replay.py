@@ -13,6 +13,12 @@ from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.audit import find_own_violations, find_violations, list_unaudited
 from unfold_placement.simulation.deadlock_check import Counterexample, find_blocking_pair, find_counterexample
 from unfold_placement.simulation.metrics import ReplayMetrics, compute_metrics, list_longest_waits
+from unfold_placement.simulation.policy_side_effects import (
+    check_inputs_unchanged,
+    check_log,
+    check_reproduced,
+    copy_inputs,
+)
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.simulation.simulator import (
     SimulationResult,
@@ -21,7 +27,6 @@ from unfold_placement.simulation.simulator import (
     run_simulation,
 )
 from unfold_placement.simulation.starvation import Starvation, find_starvation
-from unfold_placement.simulation.tampering import check_inputs_unchanged, check_log, check_reproduced, copy_inputs
 from unfold_placement.simulation.unplaceable import find_unplaceable
 from unfoldkit.api import did_you_mean, user_error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.schema.policies import check_pack_levels
 from unfold_placement.workload.build import build_node_changes, build_nodes, build_queue_problem, build_tasks
 from unfoldkit.api import Diagnostic, Run, UnfoldError, run_checks

@@ -8,7 +8,7 @@ from unfold_placement.kueue.comparison import QueueProblem, compare_starts
 from unfold_placement.report.plan import format_placements, plan_report
 from unfold_placement.report.queue_change import format_admissions, queue_report
 from unfold_placement.report.sentences import counterexample_hint, counterexample_message, unplaceable_lines
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.simulation.replay import Monitor, Screening, screen_tasks, solve_problem
 from unfold_placement.workload.build import build_problem, build_queue_problem
 from unfoldkit.api import Report, Run, user_error

@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unfold_placement.core.agreement import Agreement
 from unfold_placement.core.controller import collect_requests
 from unfold_placement.core.policy import Policy
+from unfold_placement.core.shadow_agreement import Agreement
 from unfold_placement.core.types import Task
 from unfold_placement.core.watchdog import contain_policies
 from unfold_placement.kubernetes.connection import open_cluster, open_cluster_checks, open_cluster_shadow
@@ -22,8 +22,8 @@ from unfold_placement.live.service import ControllerThread, build_application
 from unfold_placement.live.state_store import build_state_store
 from unfold_placement.live.status import build_dashboard
 from unfold_placement.policies.registry import PolicyFactory, PolicyRule, build_policies, has_policy
-from unfold_placement.report.agreement import agreement_report
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.report.shadow_agreement import agreement_report
+from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.workload.build import build_nodes, build_tasks, cluster_access, policy_rules
 from unfoldkit.api import Report, Run, Service, format_count
 from unfoldkit.report import to_data

@@ -9,7 +9,7 @@ from typing import Any
 from unfold_placement.core.types import MILLI, Task
 from unfold_placement.core.watchdog import contain_policies
 from unfold_placement.report.verification import verification_report
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.verification.counterexample import Counterexample
 from unfold_placement.verification.verify import Bound, check_copies, check_replays, verify_policies

@@ -10,9 +10,9 @@ from unfold_placement.core.policy import POLICY_FAILURES, Policy, describe_error
 from unfold_placement.core.types import DOWN, MILLI, Node, Task
 from unfold_placement.policies.registry import CUSTOM, PolicyRule, has_policy
 from unfold_placement.simulation.deadlock_check import job_signature
+from unfold_placement.simulation.policy_side_effects import check_inputs_unchanged, check_log, copy_inputs
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation
-from unfold_placement.simulation.tampering import check_inputs_unchanged, check_log, copy_inputs
 from unfold_placement.verification.counterexample import Counterexample, confirm
 from unfold_placement.verification.scenario import KIND_END, Kind, Scenario
 from unfold_placement.verification.search import HEAD_OF_LINE, Finding, SearchResult, search

@@ -20,7 +20,7 @@ from unfold_placement.kueue.comparison import QueueProblem, change_quotas, sum_n
 from unfold_placement.kueue.objects import QueueSnapshot
 from unfold_placement.policies.registry import CUSTOM, PolicyRule, has_policy
 from unfold_placement.report import sentences
-from unfold_placement.schema.models import (
+from unfold_placement.schema.placement import (
     ClusterSpec,
     KubernetesSpec,
     ManySpec,

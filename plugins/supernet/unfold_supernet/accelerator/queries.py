@@ -10,8 +10,8 @@ import numpy as np
 
 from unfold_supernet._types import BoolArray, FloatArray
 from unfold_supernet.accelerator.latency_table import LatencyTable
+from unfold_supernet.accelerator.query_scheduler_kernel import ACCURACY
 from unfold_supernet.accelerator.scheduler import POLICIES
-from unfold_supernet.accelerator.stream_kernel import ACCURACY
 from unfold_supernet.scheduling.requests import ACCURACY_COLUMN, parse_min_accuracy
 from unfoldkit.api import CsvRow, csv_rows, user_error
 from unfoldkit.arrivals.readers.timestamps import split_unit

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_supernet._types import FloatArray
-from unfold_supernet.accelerator import stream_kernel as kernel
+from unfold_supernet.accelerator import query_scheduler_kernel as kernel
 from unfold_supernet.accelerator.latency_table import LatencyTable
 
 POLICIES = {"strict-accuracy": kernel.ACCURACY, "strict-latency": kernel.LATENCY}

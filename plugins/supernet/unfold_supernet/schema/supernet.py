@@ -14,7 +14,7 @@ from unfold_supernet.schema.accelerator import (
     find_accelerator_problems,
     find_query_problems,
 )
-from unfold_supernet.schema.models import (
+from unfold_supernet.schema.model_and_members import (
     Classes,
     Members,
     ModuleSpec,

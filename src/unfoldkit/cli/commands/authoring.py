@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from unfoldkit.cli import console
-from unfoldkit.descriptors import Kind, resolve
 from unfoldkit.errors import ExitCode, user_error
+from unfoldkit.plugin_descriptors import Kind, resolve
 from unfoldkit.registry import open_registry
 from unfoldkit.run_directory import write_atomically
 from unfoldkit.spec.base import Spec

@@ -11,7 +11,6 @@ from unfoldkit.cli import console, output
 from unfoldkit.cli.execution import build_run, compare_with_spec
 from unfoldkit.cli.progress import show_progress
 from unfoldkit.cli.request import Request
-from unfoldkit.descriptors import Renderer, resolve
 from unfoldkit.errors import (
     Diagnostic,
     ExitCode,
@@ -23,6 +22,7 @@ from unfoldkit.errors import (
 )
 from unfoldkit.format import format_count
 from unfoldkit.io.yaml12 import to_yaml
+from unfoldkit.plugin_descriptors import Renderer, resolve
 from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Report, Verdict
 from unfoldkit.spec.resolve import LoadedSpec, load_spec

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from unfoldkit.cli import console
-from unfoldkit.descriptors import REPORT_TO_AUTHORS, Check, CheckResult, resolve
 from unfoldkit.engines.local import available_cores
 from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, format_value, list_extras, user_error
+from unfoldkit.plugin_descriptors import REPORT_TO_AUTHORS, Check, CheckResult, resolve
 from unfoldkit.registry import Registry, find_misspelt_hooks, open_registry
 
 GIB = 1024**3

@@ -10,8 +10,8 @@ from unfoldkit.cli.commands.serve import find_plan
 from unfoldkit.cli.execution import build_run, check_run_kind, load_request
 from unfoldkit.cli.progress import show_progress
 from unfoldkit.cli.request import Request
-from unfoldkit.descriptors import resolve
 from unfoldkit.errors import ExitCode, explain_missing_packages, user_error
+from unfoldkit.plugin_descriptors import resolve
 from unfoldkit.registry import open_registry
 from unfoldkit.run_context import Run
 from unfoldkit.run_directory import write_atomically

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 from unfoldkit.cli import console
-from unfoldkit.descriptors import ENTRY_POINT_GROUP
 from unfoldkit.errors import ExitCode, internal_error, user_error
+from unfoldkit.plugin_descriptors import ENTRY_POINT_GROUP
 
 TEMPLATE = "echo"
 

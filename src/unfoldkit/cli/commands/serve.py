@@ -27,8 +27,8 @@ from unfoldkit.cli.execution import (
 from unfoldkit.cli.plan_check import read_plan
 from unfoldkit.cli.progress import show_progress
 from unfoldkit.cli.request import Request
-from unfoldkit.descriptors import resolve
 from unfoldkit.errors import ExitCode, explain_missing_packages, user_error
+from unfoldkit.plugin_descriptors import resolve
 from unfoldkit.registry import open_registry
 from unfoldkit.run_context import Run
 from unfoldkit.serving.http.address import Address, bind_socket, is_listening, open_listener

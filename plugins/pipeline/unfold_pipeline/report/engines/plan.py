@@ -16,9 +16,9 @@ from unfold_pipeline.engine.planner.large_requests import LargeRequests
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, Outcome
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE
-from unfold_pipeline.estimator.fresh_samples import FreshShare
+from unfold_pipeline.estimator.slo_on_fresh_samples import FreshShare
 from unfold_pipeline.report.engines import sentences
-from unfold_pipeline.report.engines.stages_around import PlannedStages
+from unfold_pipeline.report.engines.surrounding_stages import PlannedStages
 from unfold_pipeline.report.plan import FRESH_SHARE, list_doubts
 from unfold_pipeline.report.sentences import USUAL_CONFIDENCE, ask_for_plan
 from unfold_pipeline.schema.saved_plan import MAX_SAVED_REPLICAS

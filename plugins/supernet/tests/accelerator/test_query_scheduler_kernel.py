@@ -9,10 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.supernet.tests.helpers import MACHINE, build_tables, random_family
-from unfold_supernet.accelerator import (
-    scheduler,
-    stream_kernel,
-)
+from unfold_supernet.accelerator import query_scheduler_kernel, scheduler
 from unfold_supernet.accelerator.queries import draw_queries
 
 
@@ -23,9 +20,11 @@ def test_compiled_stream_equals_the_reference() -> None:
     wanted, others = drawn.enforced, drawn.other
     given_ = (
         wanted, others, known.seconds, known.bytes, known.hit, known.passing, known.near, known.norm, known.accuracy,
-        1e9, stream_kernel.LATENCY, stream_kernel.AVGNET, 1, 7,
+        1e9, query_scheduler_kernel.LATENCY, query_scheduler_kernel.AVGNET, 1, 7,
     )  # fmt: skip
-    np.testing.assert_allclose(stream_kernel.run_stream(*given_), stream_kernel.run_stream_reference(*given_))
+    np.testing.assert_allclose(
+        query_scheduler_kernel.run_stream(*given_), query_scheduler_kernel.run_stream_reference(*given_)
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -39,8 +38,8 @@ def test_ties_go_to_the_better_subnet(nets: list[tuple[int, int]], target: float
     accuracy, seconds = (np.array(part, float) for part in zip(*nets, strict=True))
     wanted = target if policy == "strict-accuracy" else target - 60
     keys, best = np.empty(len(nets)), np.empty(len(nets) + 1, np.int64)
-    stream_kernel.rank_subnets(seconds, accuracy, scheduler.POLICIES[policy], keys, best)
-    net = stream_kernel.find_subnet(wanted, keys, best, scheduler.POLICIES[policy])
+    query_scheduler_kernel.rank_subnets(seconds, accuracy, scheduler.POLICIES[policy], keys, best)
+    net = query_scheduler_kernel.find_subnet(wanted, keys, best, scheduler.POLICIES[policy])
     by_accuracy = policy == "strict-accuracy"
     good = accuracy >= wanted if by_accuracy else seconds <= wanted
     able = [at for at in range(len(nets)) if good[at]]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import cluster
 from unfold_placement.core import kernel
-from unfold_placement.core.bulk import MIN_BULK, delete_resources, is_uniform, set_amounts
+from unfold_placement.core.bulk_changes import MIN_BULK, delete_resources, is_uniform, set_amounts
 from unfold_placement.core.kernel import enqueue, finish_task, start_task
 from unfold_placement.core.resources import ResourceTable, build_resource_table
 from unfold_placement.core.types import Ask, Drop, Node, Operation, Put, Task

@@ -17,9 +17,9 @@ from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfold_pipeline.problem.routing import RouteDrawer
 from unfold_pipeline.report.engines.plan import parse_engine_decision
-from unfold_pipeline.report.engines.stages_around import parse_stage_plans
+from unfold_pipeline.report.engines.surrounding_stages import parse_stage_plans
 from unfold_pipeline.runtime.deployment import list_planned_stages, resolve_models
-from unfold_pipeline.runtime.engines.stage_line import StageLine, StagesAround
+from unfold_pipeline.runtime.engines.surrounding_stages import StageLine, StagesAround
 from unfold_pipeline.runtime.local import LocalRuntime
 from unfoldkit.api import Run, user_error
 

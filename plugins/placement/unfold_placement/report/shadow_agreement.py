@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from unfold_placement.core.agreement import (
+from unfold_placement.core.shadow_agreement import (
     BOTH_WAIT,
     EARLIER,
     LATER,
