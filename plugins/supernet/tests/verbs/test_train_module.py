@@ -177,7 +177,7 @@ def test_served_labels_are_those_of_the_onnx_members(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("mine:net", "mine:nothing"), "returns a int, not a torch module"),
+        (("mine:net", "mine:nothing"), "returns an object of type int, not a torch module"),
         (("mine:net", "mine:raises"), "RuntimeError: no such file"),
         (("mine:net", "mine:ends"), "SystemExit: bye"),
         (('net", widths: [0.34, 1], depths: [0.5, 1]', 'probabilities", widths: [0.34, 1]'), "returns probabilities"),
@@ -186,7 +186,7 @@ def test_served_labels_are_those_of_the_onnx_members(trained: Path) -> None:
             r"mine\.yaml:6:\d+: model\.widths: no channels .* \(1: its channels",
         ),
         (("mine:net", "mine:absent"), "no attribute 'absent'"),
-        (("mine:net", "away:net"), "No module named 'away'"),
+        (("mine:net", "away:net"), "No module named 'away' .install away, or check the name"),
         (("mine:net", "mine:depends_on_data"), "its control flow or a shape depends on the values"),
         (('"mine:net"', '"mine:net", arguments: {num_classes: 3}'), "3.* values a row for 10 classes"),
         (('"mine:net"', '"mine:net", weights: other.safetensors'), "the weights do not fit the module"),

@@ -49,11 +49,13 @@ def load_module(source: ModuleSource, classes: int, seed: int) -> nn.Module:
     # the user's code may raise anything, and may try to end the program
     except (Exception, SystemExit) as error:
         message = f"{name} fails: {type(error).__name__}: {error}"
-        raise user_error(message, key="model.from", hint="check the name and model.arguments") from error
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name
+        hint = f"install {error.name}, or check the name" if is_missing else "check the name and model.arguments"
+        raise user_error(message, key="model.from", hint=hint) from error
     finally:
         sys.path.remove(str(source.folder))
     if not isinstance(module, nn.Module):
-        message = f"{name} returns a {type(module).__name__}, not a torch module"
+        message = f"{name} returns an object of type {type(module).__name__}, not a torch module"
         raise user_error(message, key="model.from", hint="name a function that returns the network")
     module = unwrap_module(module)
     if source.weights is not None:
