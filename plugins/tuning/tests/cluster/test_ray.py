@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -254,7 +255,7 @@ group = os.getpgrp()
 profile(spec, run)
 report = train(spec, run)
 assert os.getpgrp() == group, "moved out of its process group: Ctrl-C would not reach it"
-time.sleep(70)
+time.sleep(25)
 print("alive", report.verdict.value)
 """
 SPEC = """
@@ -273,6 +274,7 @@ def test_a_process_outlives_its_heads(tmp_path: Path) -> None:
     """Profile, then train, in one process that lives for longer than Ray waits for a lost head."""
     (tmp_path / "t.yaml").write_text(SPEC)
     command = [sys.executable, "-c", TWICE, str(tmp_path / "t.yaml"), str(tmp_path / "run")]
-    # Ray ends a process that still queries a lost head after 60 s
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=290)
+    # Ray ends a process that still queries a lost head, by default after 60 s
+    impatient = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=290, env=impatient)
     assert (ended.returncode, ended.stdout.strip()) == (0, "alive yes"), ended.stderr[-3000:]
