@@ -16,8 +16,10 @@ from unfoldkit.serving.http.access_control import LIVE, READY
 
 HEAD_BYTES = 256
 MAX_HELD = 256
+"""Connections that wait; one more costs the oldest, whose client has probably given up and tries again."""
 NEXT_LOOK_S = 0.05
 _LIVE_HEAD, _READY_HEAD = f"GET {LIVE} HTTP/1.".encode(), f"GET {READY} HTTP/1.".encode()
+_STARTING = ("503 Service Unavailable", '{"error":"the service starts"}', "retry-after: 1\r\n")
 _REPLIES = {
     _LIVE_HEAD: ("200 OK", '{"live":true}', ""),
     _READY_HEAD: ("503 Service Unavailable", '{"ready":false}', "retry-after: 1\r\n"),
@@ -64,14 +66,29 @@ class EarlyProbes:
         except BlockingIOError:
             return
         except OSError:
-            # no descriptor is left: the others wait in the backlog
-            self.loop.remove_reader(self.listener.fileno())
+            # no descriptor is left; the others wait in the backlog
+            self._end_oldest()
             return
+        if len(self.held) >= MAX_HELD:
+            self._end_oldest()
         connection.setblocking(False)
         self.held[connection.fileno()] = connection
         self._watch(connection)
-        if len(self.held) >= MAX_HELD:
+
+    def _end_oldest(self) -> None:
+        """Ask the client that has waited longest to try again: probes of others are more urgent."""
+        if not self.held:
+            # nothing can be freed here; the listener is there to read all the time
             self.loop.remove_reader(self.listener.fileno())
+            self.loop.call_later(NEXT_LOOK_S, self._resume)
+            return
+        descriptor = next(iter(self.held))
+        self.loop.remove_reader(descriptor)
+        _close_with(self.held.pop(descriptor), _STARTING)
+
+    def _resume(self) -> None:
+        if not self.is_over:
+            self.loop.add_reader(self.listener.fileno(), self._accept)
 
     def _watch(self, connection: socket.socket) -> None:
         if connection.fileno() in self.held and not self.is_over:

@@ -13,13 +13,14 @@ import pytest
 
 from unfoldkit.errors import ExitCode, UnfoldError, user_error
 from unfoldkit.serving.http.address import Address, open_listener
-from unfoldkit.serving.http.early_probes import EarlyProbes
+from unfoldkit.serving.http.early_probes import MAX_HELD, EarlyProbes
 from unfoldkit.serving.http.server import run_service
 from unfoldkit.serving.http.startup import COMPLETE, FAILED
 from unfoldkit.serving.responses import json_reply, send_reply
 from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send, Service
 
 pytestmark = pytest.mark.timed
+LIVE_REQUEST = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 def refusing(**more: object) -> ASGIApp:
@@ -99,17 +100,43 @@ def test_the_beginning_of_a_probe_keeps_no_core_busy() -> None:
         probes = EarlyProbes(listener.dup())
         probes.start()
         with socket.create_connection(listener.getsockname(), timeout=10) as client:
-            client.sendall(b"GET /v2/health/l")
+            client.sendall(LIVE_REQUEST[:16])
             began_s = time.process_time()
             await asyncio.sleep(0.5)
             used_s = time.process_time() - began_s
-            client.sendall(b"ive HTTP/1.1\r\nhost: x\r\n\r\n")
+            client.sendall(LIVE_REQUEST[16:])
             assert b"200 OK" in await asyncio.to_thread(client.recv, 4096)
         await probes.hand_over(None)
         return used_s
 
     with open_listener(Address("127.0.0.1", 0)) as bound:
         assert asyncio.run(main(bound)) < 0.25
+
+
+def test_requests_that_wait_never_keep_probes_out() -> None:
+    """Clients that give up and try again add up during a long start: the oldest are ended, each probe is answered."""
+
+    async def main(listener: socket.socket) -> list[bytes]:
+        probes = EarlyProbes(listener.dup())
+        probes.start()
+
+        def knock() -> list[bytes]:
+            request = b"GET /v2/models/a HTTP/1.1\r\nhost: x\r\n\r\n"
+            with socket.create_connection(listener.getsockname(), timeout=10) as first:
+                first.sendall(request)
+                for _ in range(MAX_HELD):
+                    with socket.create_connection(listener.getsockname(), timeout=10) as client:
+                        client.sendall(request)
+                return [read_answer(listener.getsockname()[1], LIVE_REQUEST), first.recv(4096)]
+
+        answers = await asyncio.to_thread(knock)
+        await probes.hand_over(None)
+        return answers
+
+    with open_listener(Address("127.0.0.1", 0)) as bound:
+        live, first = asyncio.run(main(bound))
+    assert live.startswith(b"HTTP/1.1 200 ")
+    assert first.startswith(b"HTTP/1.1 503 ")
 
 
 @pytest.mark.parametrize("is_ended", [False, True])
