@@ -121,6 +121,14 @@ BROKEN = {
     ),
     "ends_the_process": (HEAD + "            __import__('os')._exit(0)\n", 15, "react raised SystemExit: 0"),
     "cancelled": ("import asyncio\n" + HEAD + "            raise asyncio.CancelledError\n", 16, "CancelledError"),
+    "interrupts": (HEAD + "            raise KeyboardInterrupt\n", 15, "KeyboardInterrupt"),
+    "interrupts_at_import": ("raise KeyboardInterrupt\n" + HEAD, 1, "KeyboardInterrupt"),
+    "unhashable_name": (
+        HEAD.replace('Ask("x-" + task.name', 'Ask(N("x-" + task.name)')
+        + "class N(str):\n    def __hash__(self):\n        raise GeneratorExit\n",
+        17,
+        "GeneratorExit",
+    ),
     "no_message": (
         HEAD + "            class E(Exception):\n                __str__ = None\n            raise E\n",
         17,
@@ -139,6 +147,12 @@ def test_a_broken_policy_is_reported_with_its_line(module: str, unfold: Unfold, 
     assert outcome.code == 2, outcome.err
     assert f"{module}.py:{line}: policy: " in outcome.err
     assert message in outcome.err
+
+
+def test_ctrl_c_in_a_policy_stops_the_verb(unfold: Unfold, tmp_path: Path) -> None:
+    """An interrupt of the user is no error of the policy that it finds."""
+    write(tmp_path, "stopped", HEAD + "            __import__('signal').raise_signal(2)\n")
+    assert unfold("plan", "spec.yaml", "--allow-code").code == 130
 
 
 @pytest.mark.parametrize(
@@ -164,6 +178,7 @@ UNSEARCHABLE = {
         15,
         "the search cannot copy it",
     ),
+    "exits_as_it_is_copied": ("    def __getattr__(self, name): raise SystemExit\n", 4, "the search cannot copy it"),
     "state_of_nan": ("    def state(self): return float('nan')\n", 11, "no NaN, no generator"),
     "state_raises": ("    def state(self): return {}['x']\n", 15, "state raised KeyError"),
 }

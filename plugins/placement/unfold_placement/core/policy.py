@@ -17,6 +17,7 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import Any, Protocol
 
+import unfoldkit
 from unfold_placement.core.types import Ask, Event, Task, Transactions, Wait
 from unfold_placement.core.view import View
 from unfoldkit.api import Diagnostic, UnfoldError
@@ -145,6 +146,11 @@ def _is_installed(file: str) -> bool:
     return "site-packages" not in file and Path(file).is_relative_to(Path(inspect.__file__).parent)
 
 
+def is_own(file: str) -> bool:
+    """Return whether a file is one of the user's own, not of an installed package, and not empty."""
+    return bool(file) and "site-packages" not in file and not Path(file).is_relative_to(Path(unfoldkit.__file__).parent)
+
+
 def is_shipped(kind: type) -> bool:
     """Return whether a class of policies is one of this package."""
     return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
@@ -214,5 +220,12 @@ def _find_source(policy: Policy, method: str) -> tuple[str, int]:
         function = inspect.unwrap(getattr(type(policy), method))
         file, line = inspect.getsourcefile(function) or "", inspect.getsourcelines(function)[1]
     except (AttributeError, OSError, TypeError):
-        return "", 0
+        return _find_class(type(policy))
     return (file, line) if Path(file).exists() else ("", 0)
+
+
+def _find_class(kind: type) -> tuple[str, int]:
+    try:
+        return inspect.getsourcefile(kind) or "", inspect.getsourcelines(kind)[1]
+    except (OSError, TypeError):
+        return "", 0

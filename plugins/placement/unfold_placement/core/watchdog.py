@@ -22,11 +22,11 @@ from typing import NoReturn
 
 from unfold_placement.core.controller import Controller, call_policy, collect_requests
 from unfold_placement.core.policy import (
-    POLICY_FAILURES,
     Policy,
     call_hook,
     call_loader,
     find_user_line,
+    is_own,
     is_shipped,
     loading_error,
     policy_error,
@@ -48,6 +48,8 @@ IDLE_SHARE = 0.1
 """A policy that uses the processor for a smaller share of the time waits."""
 WAKE_SIGNAL = getattr(signal, "SIGUSR2", signal.SIGINT)
 """Interrupts a policy: not with the signal of Ctrl-C, which ends the verb, where the system has another one."""
+HANDLERS = ("unfoldkit.", "unfold_placement.")
+"""Modules with handlers of signals."""
 MAX_INTERRUPTS = 5
 """A policy that catches this many interrupts and does not return ends the process."""
 COMPILER = f"{os.sep}numba{os.sep}"
@@ -190,7 +192,8 @@ def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> I
     The working folder is the same afterwards, as the run's is relative to it.
 
     Raises:
-        UnfoldError: a policy did not return, or raised what is no ``Exception``.
+        UnfoldError: a policy did not return, or raised where no caller expects it.
+        KeyboardInterrupt: the user stopped the verb.
     """
     threads = threading.enumerate()
     with (
@@ -204,14 +207,24 @@ def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> I
         try:
             yield
             _warn_of_threads(threads, warn)
-        except (*POLICY_FAILURES, KeyboardInterrupt):
+        except UnfoldError:
             raise
         except BaseException as error:
-            # such as a cancellation of asyncio, which only a user's file raises here
+            # such as a cancellation of asyncio, or what a class of the user raises when it is hashed or compared
             fault = loading_error(error)
-            if not fault.file:
+            if not is_own(fault.file) or _is_from_signal(error):
                 raise
             raise UnfoldError(replace(fault, key="policy")) from error
+
+
+def _is_from_signal(error: BaseException) -> bool:
+    """Return whether a handler of signals raised an interrupt, rather than the policy that it interrupts."""
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # the default handler has no frame of its own
+    return is_default or str(innermost.f_globals.get("__name__")).startswith(HANDLERS)
 
 
 @contextlib.contextmanager
