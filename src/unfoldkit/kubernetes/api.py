@@ -25,6 +25,8 @@ MERGE = "application/merge-patch+json"
 MAX_CONNECTIONS = 32
 MAX_TRIES, SEND_TRIES, FIRST_PAUSE_S = 5, 4, 0.1
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+LEASES, LEASE_TIMEOUT_S = "/apis/coordination.k8s.io/", 5
+"""Requests of elections, and how long the server may be silent: a later answer is about a term that has passed."""
 WATCH_TIMEOUT_S = 150
 """A watch that is silent for so long is cut and begun again; the server sends a bookmark every minute."""
 MAX_RETRY_AFTER_S = 10.0
@@ -85,6 +87,7 @@ class Api:
         streams: Open watches.
         closed: Set by ``close``.
         key: The key of a spec that names the server, for messages.
+        awaited: Requests without an answer yet, in order of sending.
     """
 
     client: Any
@@ -92,6 +95,11 @@ class Api:
     streams: list[Any] = field(default_factory=list)
     closed: bool = False
     key: str = KEY
+    awaited: dict[object, str] = field(default_factory=dict)
+
+    def describe_wait(self) -> str:
+        """Return the request that has waited longest for an answer; empty for none."""
+        return next(iter(list(self.awaited.values())), "")
 
     def get(self, path: str, **query: str) -> Body:
         """Return an object or a list.
@@ -212,10 +220,13 @@ class Api:
         for setting in config.auth_settings().values():
             if setting["in"] == "header" and setting["value"]:
                 headers[setting["key"]] = setting["value"]
-        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=WATCH_TIMEOUT_S if stream else READ_TIMEOUT_S)
+        usual_s = LEASE_TIMEOUT_S if path.startswith(LEASES) else READ_TIMEOUT_S
+        read_s = WATCH_TIMEOUT_S if stream else usual_s
+        timeout = urllib3.Timeout(connect=min(CONNECT_TIMEOUT_S, read_s), read=read_s)
         request = partial(self.client.rest_client.pool_manager.request, method, config.host + path)
-        attempt = 0
+        attempt, token = 0, object()
         while True:
+            self.awaited[token] = f"{config.host} has not answered {method} {path.partition('?')[0]}"
             try:
                 return request(
                     body=data,
@@ -231,6 +242,8 @@ class Api:
                     message = f"{config.host} did not answer {method} {path.partition('?')[0]}: {error}"
                     raise UnreachableError(Diagnostic(message, key=self.key)) from error
                 time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
+            finally:
+                del self.awaited[token]
 
 
 def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "", key: str = KEY) -> Api:

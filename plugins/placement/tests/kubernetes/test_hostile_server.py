@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,11 @@ from unfold_placement.kubernetes.connection import ClusterAccess, read_nodes
 from unfold_placement.kubernetes.shadow import open_shadow
 from unfold_placement.kubernetes.writer import OpeningUnits, Outcomes, Writer
 from unfold_placement.live import backend as kinds
-from unfold_placement.live import state_store
+from unfold_placement.live import control_loop, state_store
 from unfold_placement.live.backend import Start
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.service import ControllerThread
+from unfold_placement.live.status import read_status, status_to_json
 from unfold_placement.policies.registry import PolicyRule, build_policies
 from unfoldkit.api import UnfoldError
 from unfoldkit.kubernetes import api as api_module
@@ -717,3 +719,26 @@ def test_a_silent_server_is_named_after_one_time_limit(monkeypatch: pytest.Monke
         with pytest.raises(UnfoldError, match=r"did not answer GET /api/v1/nodes: .*timed out"):
             read_nodes("p", ClusterAccess())
         assert server.count("GET") == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "waits_for"), [("/leases/", "did not answer GET"), ("/pods/", "has not answered PATCH")]
+)
+def test_a_frozen_server_is_named_while_a_step_waits(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, part: str, waits_for: str
+) -> None:
+    """An election waits no longer than its term; after a while the status names any other request, and is not ready."""
+    monkeypatch.setattr(control_loop, "STALL_S", 0.5)
+    monkeypatch.setattr(api_module, "LEASE_TIMEOUT_S", 0.5)
+    loop, released = cluster.thread.loop, threading.Event()
+
+    def freeze(_method: str, path: str, is_watch: bool) -> None:
+        if part in path and not is_watch:
+            released.wait(WAIT_S)
+
+    cluster.server.fault = freeze
+    cluster.submit("second", 2)
+    await_true(lambda: waits_for in status_to_json(read_status(loop))["error"])
+    assert not cluster.thread.is_healthy
+    released.set()
+    await_true(lambda: read_status(loop).is_leader and not read_status(loop).error)

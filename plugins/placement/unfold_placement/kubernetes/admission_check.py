@@ -128,6 +128,10 @@ class AdmissionCheckBackend(LocalBackend):
         """Stop following the server."""
         self.api.close()
 
+    def describe_wait(self) -> str:
+        """Return the request that has waited longest for an answer."""
+        return self.api.describe_wait()
+
     def lead(self, holder: str, ttl: float) -> bool:
         """Become or stay the controller that answers."""
         if self.election is None:

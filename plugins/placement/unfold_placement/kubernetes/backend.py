@@ -99,6 +99,10 @@ class KubernetesBackend:
         """Return the seconds since the scope's ConfigMap was created."""
         return self.store.clock()
 
+    def describe_wait(self) -> str:
+        """Return the request that has waited longest for an answer."""
+        return self.api.describe_wait()
+
     def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
         """Return the policies for kube-scheduler's own rules; limits of domains only where a task has any."""
         return [AcceptedNodes(), *([DomainLimits()] if any(map(has_domain_limits, tasks)) else [])]

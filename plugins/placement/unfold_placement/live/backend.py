@@ -106,6 +106,9 @@ class Backend(Protocol):
     def now(self) -> float:
         """Return the time in seconds since the backend's records began, equal for all handles."""
 
+    def describe_wait(self) -> str:
+        """Return for which answer of the cluster this handle has waited longest; empty for none. Other threads ask."""
+
     def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
         """Return policies for the rules of the cluster's own scheduler, as far as some tasks need them."""
 

@@ -39,7 +39,7 @@ MAX_ROWS = 20_000
 MAX_FAILURES = 20
 """Consecutive errors after which the loop gives up."""
 STALL_S = 10.0
-"""A step that takes longer and is inside a policy is reported."""
+"""A step that takes longer and waits for a policy or for the cluster is reported."""
 ELECTIONS_PER_TERM = 4
 PAUSES_PER_TERM = 20
 
@@ -110,10 +110,14 @@ class ControlLoop:
         return self.is_leader
 
     def find_stall(self) -> str:
-        """Return the error of a policy that has not returned for long, with file and line; empty for none."""
+        """Return what a step has waited for too long: a policy, with file and line, or an answer; empty for none."""
         elapsed_s = time.monotonic() - self.step_began_s
-        call = find_call(self.thread_id) if elapsed_s > STALL_S else None
-        return str(stall_error(call, elapsed_s)) if call is not None else ""
+        if elapsed_s <= STALL_S:
+            return ""
+        if (call := find_call(self.thread_id)) is not None:
+            return str(stall_error(call, elapsed_s))
+        awaited = self.backend.describe_wait()
+        return f"no decision for {elapsed_s:.0f} s: {awaited}" if awaited else ""
 
     def _record_error(self, error: Exception) -> None:
         """Record an error for the status, and log it where it is another than before."""

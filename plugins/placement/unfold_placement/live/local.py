@@ -33,6 +33,10 @@ class LocalBackend:
         """Return the time of the store's clock in seconds."""
         return self.store.clock()
 
+    def describe_wait(self) -> str:
+        """Return nothing: it never waits for another."""
+        return ""
+
     def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
         """Return nothing: the cluster has no rules besides the policies."""
         del tasks

@@ -79,8 +79,9 @@ def read_status(loop: ControlLoop) -> Status:
         # a policy that does not return keeps the controller to itself
         return _read_last_decision(loop, loop.find_stall() or loop.last_error or "a decision takes long")
     try:
-        if loop.actuator is None or not loop.is_leader:
-            return _read_last_decision(loop, loop.find_stall() or loop.last_error)
+        stall = loop.find_stall()
+        if stall or loop.actuator is None or not loop.is_leader:
+            return _read_last_decision(loop, stall or loop.last_error)
         controller, view = loop.actuator.controller, loop.actuator.controller.view
         waiting = list(view.waiting())
         entries = controller.table.snapshot()

@@ -43,6 +43,10 @@ class RayBackend:
             self.clock_offset_s = remote - (began + self.clock()) / 2
         return self.clock() + self.clock_offset_s
 
+    def describe_wait(self) -> str:
+        """Return nothing: every call has a limit and names what it awaited."""
+        return ""
+
     def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
         """Return nothing: the cluster has no rules besides the policies."""
         del tasks
