@@ -233,3 +233,26 @@ def test_the_command_for_logs_of_pbs_reads_those_of_torque(tmp_path: Path) -> No
         "2[3].srv-3,bob,batch,100,160,760,9,7,4",
         "3.srv-4,cat,batch,100,160,760,4,,1",
     ]
+
+
+LSF_ENDS = """\
+"JOB_FINISH" "10.1" 1768474860 1234 1001 33554438 4 1768467000 0 0 1768467660 "ann lee" "gpu" "select[a>0]" "" \
+"" "login" "work" "" "out" "" "1768467000.1234" 0 4 "h1" "h1" "h2" "h2" 64 200.0 "a ""b"" c" "train x" 12.0 \
+"select[type == local] rusage[mem=4.00,ngpus_physical=2.00] "
+"JOB_FINISH" "10.1" 1768474900 1235 1001 33554438 4 1768467100 0 0 1768467660 "bob" "cpu" "" \
+"" "" "login" "work" "" "out" "" "1768467000.1235" 1 "h1" 1 "4*h1" 64 200.0 "b" "x" 12.0
+"""
+
+
+@pytest.mark.skipif(shutil.which("awk") is None, reason="needs awk")
+def test_the_command_for_logs_of_lsf_reads_gpus_and_hosts(tmp_path: Path) -> None:
+    """GPUs are those of each host; jobs had none, and ran on one node each."""
+    page = (Path(__file__).parents[4] / "docs/reference/placement-files.md").read_text("utf-8")
+    command = page[page.index("awk 'BEGIN {print") :].partition(" > tasks.csv")[0]
+    (tmp_path / "lsb.acct").write_text(LSF_ENDS, "utf-8")
+    shell = shutil.which("sh") or "/bin/sh"
+    text = subprocess.run([shell, "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert text.splitlines()[1:] == [
+        '1234-1,"ann lee","gpu",1768467000,1768467660,1768474860,4,4,2',
+        '1235-2,"bob","cpu",1768467100,1768467660,1768474900,4,,1',
+    ]

@@ -188,6 +188,51 @@ def test_dates_with_points_have_the_day_first(tmp_path: Path) -> None:
     assert [task.arrival for task in csv_tasks(write_csv(tmp_path, text))] == [0.0, 9000.0]
 
 
+@pytest.mark.parametrize(
+    "date",
+    [
+        "2026/01/05 04:05", "2026-01-05 04:05:00 UTC", "Mon Jan  5 04:05:00 2026", "Jan 5 04:05:00 2026 L",
+        "Mon Jan 5 04:05:00 UTC 2026", "Jan 5, 2026 4:05", "5 Jan 2026 04:05:00", "Mon, 05 Jan 2026 05:05:00 +0100",
+    ],
+)  # fmt: skip
+def test_written_dates_of_databases_schedulers_and_mails_are_read(date: str, tmp_path: Path) -> None:
+    """They have one reading; the name of another zone has several, and is an error."""
+    text = f"task|arrival|run\na|2026-01-05T03:05:00Z|10\nb|{date}|10\n"
+    assert [task.arrival for task in csv_tasks(write_csv(tmp_path, text))] == [0.0, 3600.0]
+    with pytest.raises(UnfoldError, match="'Mon Jan 5 04:05:00 CST 2026' is not a"):
+        list(csv_tasks(write_csv(tmp_path, text.replace(date, "Mon Jan 5 04:05:00 CST 2026"))))
+
+
+def test_numbers_of_days_are_no_seconds_until_a_scale_says_so(tmp_path: Path) -> None:
+    """Spreadsheets write a date as 46000.5, which would be half a second; the error names the column."""
+    path = write_csv(tmp_path, "task,arrival,start,end\na,46000,46000.5,46000.75\nb,46001,46001.25,46001.5\n")
+    names = {"start": ("start",), "end": ("end",)}
+    scale = "{arrival: 86400, start: 86400, end: 86400} reads days, 1 seconds"
+    with pytest.raises(UnfoldError, match=rf"arrival: 46000 may be .* 2025-12-09 00:00 \(scale: {scale}"):
+        list(csv_tasks(path, columns=Columns(names)))
+    with pytest.raises(UnfoldError, match=r"scale: {arrival: 86400} reads days"):
+        list(csv_tasks(path, columns=Columns(names, scales={"start": 86400.0, "end": 86400.0})))
+    days = Columns(names, scales=dict.fromkeys(("arrival", "start", "end"), 86400.0))
+    assert [(task.arrival, task.run) for task in csv_tasks(path, columns=days)] == [(0.0, 21600.0), (86400.0, 21600.0)]
+    seconds = Columns(names, scales=dict.fromkeys(("arrival", "start", "end"), 1.0))
+    assert [task.run for task in csv_tasks(path, columns=seconds)] == [0.25, 0.25]
+
+
+def test_tables_of_lsf_have_gpus_for_each_host_and_run_times_in_words(tmp_path: Path) -> None:
+    """What ``bsub -gpu`` asks for, or the effective requirements; alternatives have no one number."""
+    text = (
+        "task|arrival|run|parts|gpu\na|0|7200 second(s)|2|num=2:mode=shared:j_exclusive=yes\n"
+        "b|0|5 second(s)|1|select[ngpus>0 && type == any] rusage[mem=4.00,ngpus_physical=1.00] span[ptile=4]\n"
+        "c|0|5 second(s)|1|select[type == any] order[r15s:pg]\n"
+    )
+    tasks = list(csv_tasks(write_csv(tmp_path, text)))
+    assert [task.run for task in tasks] == [7200.0, 7200.0, 5.0, 5.0]
+    assert [dict(task.demand) for task in tasks] == [{"gpu": 2000}, {"gpu": 2000}, {"gpu": 1000}, {}]
+    for cell in ("num=1/task", "1*{rusage[ngpus_physical=1]} + 2*{rusage[ngpus_physical=2]}"):
+        with pytest.raises(UnfoldError, match="GPU_NUM has the total"):
+            list(csv_tasks(write_csv(tmp_path, text.replace("num=2:mode=shared:j_exclusive=yes", cell))))
+
+
 def test_columns_may_count_from_1970_in_different_units(tmp_path: Path) -> None:
     """A service writes submissions in seconds, and its monitoring starts and ends in ms; waiting tasks end at 0."""
     text = "task,arrival,start,end\na,1768471200,1768471260000,1768471320000\nb,1768471201,1768471261000,0\n"

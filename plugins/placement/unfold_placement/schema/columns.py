@@ -48,8 +48,32 @@ SLURM_MEMORY_COLUMNS = frozenset({"ReqMem", "MIN_MEMORY"})
 """Columns of ``sacct`` and ``squeue`` in which ``16G`` counts in powers of 1024."""
 PER_NODE_COLUMNS = frozenset({"MIN_MEMORY", "TRES_PER_NODE"})
 """Columns of ``squeue`` with amounts of each node of a job."""
+CELL_HINTS = (
+    ((), r"\d+:\d\d(\.\d+)?$", "write hours, minutes and seconds, such as 0:{}"),
+    ((), r"[\d.]+[KMGTP]?[nc?]$", "Slurm's ReqMem is per node or core: read AllocTRES, which has the total"),
+    (("gpu",), r"num=|(?:\d+\*\{)?[( ]*\w+\[", "it has alternatives, or is per task: LSF's GPU_NUM has the total"),
+    (
+        ("arrival", "start", "end"),
+        r"[A-Z][a-z]{2} +\d+ \d+:\d\d(:\d\d)?( [ELX])?$",
+        "it has no year: LSF prints one with LSB_DISPLAY_YEAR=Y",
+    ),
+    (
+        ("arrival", "start", "end"),
+        r".*(\d.*[A-Za-z:/]|[A-Za-z].*\d)",
+        "write seconds, Unix times, or dates such as 2026-01-31 12:00:00; dates of one file have one form",
+    ),
+    (("run",), r".*\d\D*[a-zA-Z]", "write seconds, or days, hours, minutes and seconds: 1-02:03:04"),
+)
+"""Columns (none for all), a pattern of cells that are no numbers there, and the hint how to write or read them."""
 _BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 """Suffixes of counts and of memory that Slurm writes; memory is in MiB without one."""
+_LSF_RUSAGE = re.compile(r"(?:select|rusage|order|span|same|cu|affinity)\[[^\]|]*\].*")
+"""Resource requirements of LSF, without alternatives, such as ``select[ngpus>0] rusage[ngpus_physical=2.00]``."""
+_LSF_GPUS = re.compile(
+    r"(?:\bnum=|\bngpus(?:_physical|_shared|_excl_p|_excl_t)?=)(\d+(?:\.\d+)?)(?:/host)?(?=[:,\]\s]|$)"
+)
+"""GPUs of each host in requirements of LSF, also of ``bsub -gpu``: ``num=2:mode=shared``."""
+_SECONDS = re.compile(r"([\d.]+) ?(?:s|sec|seconds?|second\(s\))")
 _ELAPSED = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
@@ -112,7 +136,12 @@ class Columns:
         return {kind: amount for kind, amount in amounts.items() if amount}
 
     def read_seconds(self, row: CsvRow, column: str) -> float:
-        """Return a time in seconds: a scaled number, or text such as ``1-02:03:04`` (days, hours, minutes, seconds)."""
+        """Return a time in seconds: a scaled number, or text such as ``1-02:03:04`` (days, hours, minutes, seconds).
+
+        ``7200 second(s)``, as LSF writes run times, is a number of seconds.
+        """
+        if match := _SECONDS.fullmatch(row[column]):
+            return read_number(replace(row, cells={column: match[1]}), column)
         if match := _ELAPSED.fullmatch(row[column]):
             days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
             return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
@@ -124,7 +153,8 @@ class Columns:
         return round(quantity) if quantity.is_integer() else 0
 
     def _read_amount(self, row: CsvRow, kind: str, parts: int) -> int:
-        is_per_node = PER_NODE_COLUMNS.intersection(self.names.get(kind, ()))
+        is_lsf = kind == "gpu" and read_lsf_gpus(row[kind]) is not None
+        is_per_node = is_lsf or PER_NODE_COLUMNS.intersection(self.names.get(kind, ()))
         quantity = self._read_quantity(row, kind) / (1 if is_per_node else parts)
         if quantity > MAX_AMOUNT:
             raise row.wrong(f"{quantity:g} is out of range", kind, f"at most {MAX_AMOUNT:g} of its unit: set a scale")
@@ -155,14 +185,9 @@ def read_number(row: CsvRow, column: str, *, least: float = 0.0) -> float:
 
 def _suggest_cell(cell: str, column: str) -> str:
     """Return how to write a cell that is not a number, or how to read such cells as missing."""
-    if re.fullmatch(r"\d+:\d\d(\.\d+)?", cell):
-        return f"write hours, minutes and seconds, such as 0:{cell}"
-    if re.fullmatch(r"[\d.]+[KMGTP]?[nc?]", cell):
-        return "Slurm's ReqMem is per node or core: read AllocTRES, which has the total"
-    if column in {"arrival", "start", "end"} and re.search(r"\d.*[A-Za-z:/]|[A-Za-z].*\d", cell):
-        return "write seconds, Unix times, or dates such as 2026-01-31 12:00:00; dates of one file have one form"
-    if column == "run" and re.search(r"\d\D*[a-zA-Z]", cell):
-        return "write seconds, or days, hours, minutes and seconds: 1-02:03:04"
+    for columns, pattern, hint in CELL_HINTS:
+        if (not columns or column in columns) and re.match(pattern, cell):
+            return hint.format(cell)
     if match := re.fullmatch(r"([\d.]+) ?([KMGT])i?B?", cell, re.IGNORECASE):
         prefix = match[2].upper()
         decimal = prefix.replace("K", "k")
@@ -192,6 +217,14 @@ def read_slurm_amount(cell: str, kind: str) -> float | None:
     return _sum_binary(counts, kind) if is_list else None
 
 
+def read_lsf_gpus(cell: str) -> float | None:
+    """Return the GPUs of each host in requirements of LSF; None for other text, and for what says nothing of a host."""
+    counts = [float(number) for number in _LSF_GPUS.findall(cell)]
+    if cell.startswith("num=") or _LSF_RUSAGE.fullmatch(cell):
+        return counts[0] if counts else None if "gpus" in cell.partition("rusage[")[2] or "num=" in cell else 0.0
+    return None
+
+
 def _sum_binary(texts: Sequence[str], kind: str) -> float | None:
     matches = [re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTP]?)", text) for text in texts]
     if not all(matches):
@@ -216,6 +249,8 @@ def _read_quantity(row: CsvRow, kind: str) -> float:
     """Return an amount (memory in MiB): a plain number, one with a Kubernetes suffix, or one of Slurm's resources."""
     if (slurm := read_slurm_amount(row[kind], kind)) is not None:
         return slurm
+    if kind == "gpu" and (lsf := read_lsf_gpus(row[kind])) is not None:
+        return lsf
     match = _QUANTITY.fullmatch(row[kind])
     if match is None or (match[2] == "m") == (kind == "memory"):
         return read_number(row, kind)

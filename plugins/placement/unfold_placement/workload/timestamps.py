@@ -14,15 +14,29 @@ import numpy as np
 from unfold_placement.schema.columns import NEGATIVE, Columns
 from unfoldkit.api import CsvRow
 from unfoldkit.arrivals.readers.dates import is_digit_date, is_slashed_date, parse_slashed_dates
-from unfoldkit.arrivals.readers.timestamps import epoch_to_seconds, is_time, parse_timestamp
+from unfoldkit.arrivals.readers.timestamps import MONTHS, epoch_to_seconds, is_time, parse_timestamp
 from unfoldkit.io.tables import is_number
 
 TIME_COLUMNS = ("arrival", "start", "end", "deadline")
 MIN_UNIX_S = 1e9
 """Arrivals from here on (2001) are Unix times, and time counts from the earliest of them."""
 DAY_S = 86400.0
-_DOTTED = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})\b[ ,T]*(.*)")
-"""A date as spreadsheets write it where the day comes first: 31.01.2026 12:00."""
+_CLOCK, _ZONE = r"(?P<clock>\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?)", r"(?P<zone>UTC|GMT|Z|[+-]\d\d:?\d\d)"
+_WEEKDAY, _MONTH = r"(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,? +)?", rf"(?P<month>{'|'.join(MONTHS)})[a-z]*"
+_WRITTEN_DATES = (
+    re.compile(r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})\b[ ,T]*(?P<clock>.*)"),
+    re.compile(rf"(?P<year>\d{{4}})([-/])(?P<month>\d{{1,2}})\2(?P<day>\d{{1,2}})[ T]+{_CLOCK} ?{_ZONE}?"),
+    re.compile(rf"{_WEEKDAY}{_MONTH} +(?P<day>\d{{1,2}}) +{_CLOCK} +(?:{_ZONE} +)?(?P<year>\d{{4}})(?: [ELX])?"),
+    re.compile(rf"{_WEEKDAY}{_MONTH} +(?P<day>\d{{1,2}}),? +(?P<year>\d{{4}}),? +{_CLOCK} ?{_ZONE}?"),
+    re.compile(rf"{_WEEKDAY}(?P<day>\d{{1,2}})[ -]{_MONTH}[ -](?P<year>\d{{4}}) +{_CLOCK} ?{_ZONE}?"),
+)
+"""Dates with one reading besides ISO 8601: of spreadsheets where the day comes first (31.01.2026 12:00), of databases
+(2026/01/31 12:00, 2026-01-31 12:00:00 UTC), of C's ``ctime`` (Sat Jan 31 12:00:00 2026; LSF writes how a job ended
+behind it), and of mails (Sat, 31 Jan 2026 12:00:00 GMT)."""
+SPREADSHEET_DAYS = (25569.0, 80000.0)
+"""Numbers of days in spreadsheets from 1970 to 2119."""
+MAX_SPREADSHEET_SPAN = 3660.0
+"""Days that a table with numbers of days spans at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +108,8 @@ def detect_time_format(rows: Sequence[CsvRow], columns: Columns) -> TimeFormat:
     if not cells:
         return times
     numbers = [times.read_time_s(row, name) for row, name in cells]
+    if not times.has_dates:
+        _check_days(cells, numbers, columns)
     ticks_per_s = _detect_units([name for _, name in cells], numbers)
     seconds = [number / ticks_per_s[name] for number, (_, name) in zip(numbers, cells, strict=True)]
     arrivals = [time for time, (_, name) in zip(seconds, cells, strict=True) if name == "arrival"] or seconds
@@ -102,6 +118,30 @@ def detect_time_format(rows: Sequence[CsvRow], columns: Columns) -> TimeFormat:
     # a task that started before the first arrival of the file arrived then
     origin_s = first_s if has_origin and any(not row.get("arrival") for row in rows) else earliest_s * has_origin
     return replace(times, ticks_per_s=ticks_per_s, origin_s=origin_s, first_s=first_s, last_s=max(seconds))
+
+
+def _check_days(cells: Sequence[tuple[CsvRow, str]], numbers: Sequence[float], columns: Columns) -> None:
+    """Check that times without a stated scale are no numbers of days, as spreadsheets write dates.
+
+    Raises:
+        UnfoldError: they look like such numbers.
+    """
+    found = dict[str, list[tuple[CsvRow, float]]]()
+    for (row, name), time in zip(cells, numbers, strict=True):
+        found.setdefault(name, []).append((row, time))
+    days = [name for name in found if name not in columns.scales and _may_be_days([time for _, time in found[name]])]
+    has_fractions = any(not time.is_integer() for name in days for _, time in found[name])
+    if days and (has_fractions or DAY_S in columns.scales.values()):
+        row, time = found[days[0]][0]
+        date = datetime.fromtimestamp((time - SPREADSHEET_DAYS[0]) * DAY_S, UTC)
+        message = f"{time:g} may be a spreadsheet's number of days, {date:%Y-%m-%d %H:%M}"
+        scale = ", ".join(f"{name}: 86400" for name in days)
+        raise row.wrong(message, days[0], f"scale: {{{scale}}} reads days, 1 seconds; or format the cells as dates")
+
+
+def _may_be_days(times: Sequence[float]) -> bool:
+    (first, last), (earliest, latest) = SPREADSHEET_DAYS, (min(times), max(times))
+    return first <= earliest <= latest <= last and latest - earliest <= MAX_SPREADSHEET_SPAN
 
 
 def _detect_units(names: Sequence[str], numbers: Sequence[float]) -> dict[str, float]:
@@ -151,14 +191,26 @@ def normalize_dates(rows: Sequence[CsvRow]) -> list[CsvRow]:
 
 
 def _use_dashes(row: CsvRow) -> CsvRow:
-    dotted = {name: match for name in TIME_COLUMNS if (match := _DOTTED.fullmatch(row.get(name)))}
-    if not dotted:
-        return row
-    dates = {
-        name: f"{year}-{month:0>2}-{day:0>2} {time}".strip()
-        for name, (day, month, year, time) in ((name, match.groups()) for name, match in dotted.items())
-    }
-    return replace(row, cells={**row.cells, **dates})
+    cells = {name: row.get(name).strip() for name in TIME_COLUMNS}
+    dates = {name: date for name, cell in cells.items() if not _is_plain(cell) and (date := _write_iso(cell))}
+    return replace(row, cells={**row.cells, **dates}) if dates else row
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether a text is a number, or is written as ISO 8601 has it."""
+    return is_number(text) or (text[4:5] == text[7:8] == "-" and not text.endswith(("UTC", "GMT")))
+
+
+def _write_iso(text: str) -> str:
+    """Return a written date in ISO 8601; empty for any other text."""
+    match = next((match for pattern in _WRITTEN_DATES if (match := pattern.fullmatch(text))), None)
+    if match is None:
+        return ""
+    parts = match.groupdict()
+    month = MONTHS.index(parts["month"]) + 1 if parts["month"] in MONTHS else parts["month"]
+    zone = (parts.get("zone") or "").replace("UTC", "Z").replace("GMT", "Z")
+    clock = f" {parts['clock']:0>5}" if ":" in parts["clock"][:2] else f" {parts['clock']}"
+    return f"{parts['year']}-{month:0>2}-{parts['day']:0>2}{clock}{zone}".strip()
 
 
 def parse_datetime_cell(row: CsvRow, column: str) -> float:
