@@ -150,3 +150,13 @@ def test_a_class_that_no_node_can_hold_now_blocks_no_lower_one() -> None:
     found = simulate(nodes, tasks, build_policies(spec), changes)
     assert starts(found) == {"high": 50.0, "low": 3.0}
     assert not list(find_violations(found, spec))
+
+
+def test_an_impossible_task_of_a_higher_class_takes_no_reservation() -> None:
+    """The node stays reserved for the task that can run; a smaller one that arrives later does not delay it."""
+    small, late = job("small", 1, run=30), job("late", 1, run=50, at=25)
+    large = job("large", 1, run=10, at=10, demand={"gpu": 2000}, priority=1)
+    huge = job("huge", 1, run=10, at=20, demand={"gpu": 8000}, priority=2)
+    rules = policy(priority={"preempt": False, "backfill": True})
+    found = starts(simulate(cluster(1, 2), [*small, *large, *huge, *late], build_policies(rules)))
+    assert (found["large-0"], found["late-0"]) == (30.0, 40.0)

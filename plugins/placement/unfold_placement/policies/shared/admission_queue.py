@@ -337,7 +337,7 @@ class AdmissionQueue:
         while (oldest := self._find_oldest(view, is_allowed, guard_rank)) is not None:
             user, index = oldest
             unit = self.queues[user].units[index]
-            if unit == owner or view.reserve(unit):
+            if view.reserve(unit):
                 return
             reason = view.why_impossible(unit) or "no nodes suffice for it"
             self._set_aside(user, index, reason, view)
