@@ -48,6 +48,23 @@ def test_ends_come_before_a_loss_and_arrivals_after_it() -> None:
     assert (places(result), starts(result)) == ({"a-0": "n0", "b-0": "n1"}, {"a-0": 0.0, "b-0": 10.0})
 
 
+def test_a_node_that_returns_takes_the_most_urgent_task_of_the_instant() -> None:
+    """Policies decide once they know all of an instant: one that arrives as the node returns goes before older ones."""
+    tasks = [*job("old", 1, run=10.0, at=20.0), *job("urgent", 1, run=10.0, at=30.0, priority=1)]
+    changes = [NodeChange(0.0, "n0", "down"), NodeChange(30.0, "n0", "up")]
+    for parts in ({"preempt": False}, {"preempt": False, "backfill": True}, {}):
+        result = simulate(cluster(1, gpu=1), tasks, build_policies(policy(priority=parts)), changes)
+        assert starts(result) == {"old-0": 40.0, "urgent-0": 30.0}
+        assert (result.log.kinds == kernel.LOG_PREEMPTED).sum() == 0
+
+
+def test_as_many_tasks_as_there_are_may_arrive_as_a_node_is_lost() -> None:
+    """The log has room for all of them."""
+    tasks = [*job("a", 1, run=1.0), *job("b", 3000, run=1.0, at=5.0)]
+    result = simulate(cluster(2), tasks, (), [NodeChange(5.0, "n0", "down")])
+    assert (result.log.kinds == kernel.LOG_ENDED).sum() == 3001
+
+
 def test_nodes_that_are_lost_together_stop_a_task_once() -> None:
     """A rack fails: its tasks wait once for the third node, and never start on the second."""
     changes = [NodeChange(5.0, name, "down") for name in ("n0", "n1")]

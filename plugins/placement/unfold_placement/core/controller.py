@@ -255,7 +255,8 @@ class Controller:
     def reserve_log(self) -> None:
         """Make room in the log for the entries that one step can write."""
         counters = self.table.state.counters.tolist()
-        size = counters[kernel.LOGGED] + counters[kernel.HEAPED] + counters[kernel.QUEUED] + 64
+        arriving = self.table.state.arrival_order.size - counters[kernel.ARRIVED]
+        size = counters[kernel.LOGGED] + counters[kernel.HEAPED] + counters[kernel.QUEUED] + arriving + 64
         self.table.state = grow_log(self.table.state, size)
 
     def set_node_up(self, node: str, *, is_up: bool) -> None:
@@ -264,6 +265,10 @@ class Controller:
 
     def change_nodes(self, changes: Sequence[NodeChange]) -> None:
         """Change nodes at once: tasks of a lost node are preempted, those of a cordoned one continue."""
+        self._set_nodes(changes)
+        self.process_events()
+
+    def _set_nodes(self, changes: Sequence[NodeChange]) -> None:
         self.reserve_log()
         self.active_policy = None
         state = self.table.state
@@ -282,10 +287,12 @@ class Controller:
         for change in changes:
             kind = types.JOINED if change.change == types.UP else types.LEFT
             self.pending_events.append(Event(kind, self.table.now, node=change.node))
-        self.process_events()
 
     def apply_node_changes(self) -> None:
-        """Carry out the next changes of nodes, all of one instant; tasks that end at this instant end before."""
+        """Carry out the next changes of nodes, all of one instant; tasks end before and arrive after them.
+
+        Policies decide once they know all of it: otherwise an older task would take a new node from a more urgent one.
+        """
         at_s = self.node_changes[0].at
         changes = []
         while self.node_changes and self.node_changes[0].at == at_s:
@@ -294,7 +301,9 @@ class Controller:
         self.table.state.clock[0] = max(self.table.now, at_s)
         kernel.call_end_due_tasks(self.table.state, at_s)
         self.past_node_changes += changes
-        self.change_nodes(changes)
+        self._set_nodes(changes)
+        kernel.call_submit_due_tasks(self.table.state, at_s)
+        self.process_events()
 
     def remove_waiting(self, row: int) -> None:
         """Remove a waiting task from the queue for good."""

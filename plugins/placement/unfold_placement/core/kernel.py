@@ -668,6 +668,18 @@ def end_due_tasks(state: StateArrays, now: float) -> None:
 
 
 @compiled
+def submit_due_tasks(state: StateArrays, now: float) -> None:
+    """Submit the tasks that arrive until ``now``, in order of arrival."""
+    while (
+        state.counters[ARRIVED] < state.arrival_order.size
+        and state.arrival_s[state.arrival_order[state.counters[ARRIVED]]] <= now
+    ):
+        task = state.arrival_order[state.counters[ARRIVED]]
+        state.counters[ARRIVED] += 1
+        submit_task(state, task)
+
+
+@compiled
 def advance(state: StateArrays, until: float, watched: int) -> int:
     """Advance the clock to a watched event, to ``until`` or to the end, matching tasks at every instant before.
 
@@ -709,13 +721,7 @@ def advance(state: StateArrays, until: float, watched: int) -> int:
         state.clock[0] = max(state.clock[0], now)
         first_entry = state.counters[LOGGED]
         end_due_tasks(state, now)
-        while (
-            state.counters[ARRIVED] < state.arrival_order.size
-            and state.arrival_s[state.arrival_order[state.counters[ARRIVED]]] <= now
-        ):
-            task = state.arrival_order[state.counters[ARRIVED]]
-            state.counters[ARRIVED] += 1
-            submit_task(state, task)
+        submit_due_tasks(state, now)
         for index in range(first_entry, state.counters[LOGGED]):
             if watched & (1 << state.log_kind[index]):
                 return EVENT_WATCHED
@@ -742,6 +748,7 @@ call_has_cluster_resources = without_dispatch(has_cluster_resources)
 call_allocate = without_dispatch(allocate)
 call_release = without_dispatch(release)
 call_end_due_tasks = without_dispatch(end_due_tasks)
+call_submit_due_tasks = without_dispatch(submit_due_tasks)
 call_next_candidate = without_dispatch(next_candidate)
 call_submit_task = without_dispatch(submit_task)
 call_finish_task = without_dispatch(finish_task)
