@@ -197,6 +197,28 @@ def test_a_policy_that_cannot_be_searched_is_reported_with_its_line(
     assert message in outcome.err
 
 
+def test_policies_may_keep_tasks_and_nodes(unfold: Unfold, tmp_path: Path) -> None:
+    """In lists, sets and as keys: a plan replays and a search copies such a policy."""
+    code = HEAD.replace(
+        "        for task",
+        """        self.seen = getattr(self, "seen", set()) | set(view.waiting())
+        self.nodes = {node: [*view.waiting()] for node in view.nodes}
+        for task""",
+    )
+    write(tmp_path, "keeps_tasks", code)
+    outcome = unfold("check", "--verify", "--allow-code", "spec.yaml")
+    assert outcome.code in {0, 1}, outcome.err
+    assert unfold("plan", "--allow-code", "spec.yaml").code == 0
+
+
+def test_an_object_in_place_of_a_class_is_named(unfold: Unfold, tmp_path: Path) -> None:
+    """A policy is built for every replay, so the spec names what builds it."""
+    write(tmp_path, "built", HEAD.replace("class P", "class Q") + "P = Q()\n")
+    outcome = unfold("plan", "--allow-code", "spec.yaml")
+    assert outcome.code == 2
+    assert "built:P is no class (it is an object of Q: name the class" in outcome.err
+
+
 @pytest.mark.parametrize("module", ["shortens_time", "turns_back_time", "ends_tasks", "changes_in_request"])
 def test_a_policy_that_changes_what_it_must_not_is_not_searched(module: str, unfold: Unfold, tmp_path: Path) -> None:
     """A search, which ends jobs itself, would find nothing wrong with it."""

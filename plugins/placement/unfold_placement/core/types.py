@@ -52,6 +52,14 @@ class Node:
     taints: tuple[tuple[str, str, str], ...] = ()
     occupants: tuple[Mapping[str, str], ...] = ()
 
+    def __hash__(self) -> int:
+        """Return the hash of the name, as mappings have none: policies keep nodes in sets."""
+        return hash(self.name)
+
+    def __deepcopy__(self, memo: object) -> Node:
+        """Return the node: nothing changes it, and a search copies policies that keep some."""
+        return self
+
 
 DOWN, CORDON, UP = "down", "cordon", "up"
 """Changes of a node: it is lost with all that runs there, takes no new tasks, or takes tasks again."""
@@ -105,6 +113,14 @@ class Task:
     types: tuple[str, ...] = ()
     checkpoint_every: float = 0.0
     node_filter: str = ""
+
+    def __hash__(self) -> int:
+        """Return the hash of the name, as mappings have none: policies keep tasks in sets."""
+        return hash(self.name)
+
+    def __deepcopy__(self, memo: object) -> Task:
+        """Return the task: nothing changes it, and a search copies policies that keep some."""
+        return self
 
     def kept_seconds(self, elapsed_s: float) -> float:
         """Return the part of an interrupted run that its last checkpoint keeps, in seconds."""
