@@ -160,3 +160,22 @@ def test_an_impossible_task_of_a_higher_class_takes_no_reservation() -> None:
     rules = policy(priority={"preempt": False, "backfill": True})
     found = starts(simulate(cluster(1, 2), [*small, *large, *huge, *late], build_policies(rules)))
     assert (found["large-0"], found["late-0"]) == (30.0, 40.0)
+
+
+@pytest.mark.parametrize("gang", [{}, GANG])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_task_that_waits_for_its_own_rule_blocks_no_other(order: str, gang: dict[str, Any]) -> None:
+    """Anti-affinity keeps the second task from the only node as long as the first runs: no node drains for it."""
+    tasks = [*job("a", 2, run=1000), *job("b", 3, at=5)]
+    tasks = [replace(task, size=1, job=task.name, role=task.job) for task in tasks]
+    found = starts(run(cluster(1, 4), tasks, **ORDERS[order], **gang, **{"anti-affinity": {"by": "role"}}))
+    assert (found["a-0"], found["a-1"]) == (0.0, 1000.0)
+    assert [found[f"b-{index}"] for index in range(3)] == [5.0, 15.0, 25.0]
+
+
+def test_a_large_task_with_a_rule_of_its_own_is_not_starved() -> None:
+    """It may run on the node by its rule and lacks room alone, so the node drains for it."""
+    large = job("g", 1, run=600, at=30, demand={"gpu": 2000}, role="g")
+    tasks = [replace(task, size=1) for task in [*stream("a"), *large]]
+    rules = policy(fifo={}, **{"anti-affinity": {"density": 2}})
+    assert starts(simulate(cluster(1, 2), tasks, build_policies(rules)))["g-0"] <= 60 * 4

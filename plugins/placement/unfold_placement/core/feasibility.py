@@ -56,6 +56,12 @@ class EmptyCluster:
             self.reasons[key] = self._find_reason(unit, rows, requested)
         return self.reasons[key]
 
+    def fits_drained(self, unit: Sequence[Task]) -> bool:
+        """Return whether a unit would fit if nothing ran while the resources of nodes have what they have left now."""
+        rows, drained = self._task_rows(unit), self._refresh()._replace(available=self.table.state.available)
+        assigned, allowed = np.empty(rows.size, np.int32), self._mask(np.arange(len(self.table.nodes)))
+        return bool(kernel.call_assign_unit(drained, rows, QUEUE, allowed, assigned))
+
     def choose_nodes(self, unit: Sequence[Task]) -> MaskArray | None:
         """Return the [nodes] mask of the nodes to keep free for a unit: those with room soonest, then the emptiest.
 

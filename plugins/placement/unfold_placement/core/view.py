@@ -306,6 +306,19 @@ class View:
         pool = self.table.state.pool
         return {resource for resource, amount in self._cluster_amounts(unit, phase).items() if pool[resource] < amount}
 
+    def scarce_resource(self, unit: Unit) -> int | None:
+        """Return the id of a node-scoped resource that keeps a unit waiting, rather than room; None for none.
+
+        Of such a rule, as anti-affinity, no node has enough left: the unit would not fit if nothing ran.
+        """
+        state = self.table.state
+        rows = [self.table.task_rows[task.name] for task in unit]
+        for requests in zip(state.requested[rows].tolist(), state.request_phase[rows].tolist(), strict=True):
+            for resource, phase in zip(*requests, strict=True):
+                if resource >= 0 and phase < QUEUE and state.scope[resource] == 0:
+                    return None if self.empty_cluster.fits_drained(unit) else int(resource)
+        return None
+
     def _cluster_amounts(self, unit: Unit, phase: int) -> Counter[int]:
         state, amounts = self.table.state, Counter[int]()
         rows = [self.table.task_rows[task.name] for task in unit]

@@ -161,7 +161,8 @@ class Gang:
     def _lacks_only_room(self, unit: Unit, view: View) -> bool:
         """Return whether a gang is admitted, and neither impossible nor without what earlier phases give at once."""
         is_admitted = view.has_cluster_resources(unit, PACK) and view.missing_resource(unit, PACK) is None
-        return is_admitted and not view.short_resources(unit, PACK) and not view.why_impossible(unit)
+        lacks_room = is_admitted and not view.short_resources(unit, PACK) and not view.why_impossible(unit)
+        return lacks_room and view.scarce_resource(unit) is None
 
     def _remove_member(self, key: str, view: View, *, is_preempted: bool) -> list[Put | Drop]:
         """Delete the slots of a gang with its last member, or when a member is preempted.

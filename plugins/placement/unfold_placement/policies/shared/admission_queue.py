@@ -172,7 +172,8 @@ class AdmissionQueue:
     ) -> Transactions:
         """Admit units while they fit: of each user in order of age, the user with the lowest rank first.
 
-        A unit is passed in any case that waits for a used-up limit, or for a resource that exists nowhere. One that
+        A unit is passed in any case that waits for a used-up limit, or for a resource that exists nowhere or is used up
+        on every node. One that
         does not fit even on the empty cluster is set aside.
 
         Args:
@@ -302,7 +303,7 @@ class AdmissionQueue:
         if reason := view.why_impossible(unit):
             self._set_aside(user, index, reason, view)
             return True
-        return False
+        return view.scarce_resource(unit) is not None
 
     def _claim(self, unit: Unit, view: View, progress: Round) -> bool:
         """Keep a used-up limit for the unit that is first to wait for it; return whether there is one."""
@@ -332,7 +333,9 @@ class AdmissionQueue:
     def _reserve_oldest(self, view: View, is_allowed: Callable[[str, Unit], bool], guard_rank: Rank) -> None:
         """Reserve nodes for the unit that waits longest, unless another policy has reserved some."""
         owner = view.reserved_unit
-        if owner and (guard_rank is _rank_alike or self._user(owner) not in self.queues):
+        if owner and self._user(owner) not in self.queues:
+            return
+        if owner and guard_rank is _rank_alike and view.scarce_resource(owner) is None:
             return
         while (oldest := self._find_oldest(view, is_allowed, guard_rank)) is not None:
             user, index = oldest
@@ -347,9 +350,10 @@ class AdmissionQueue:
         self, view: View, is_allowed: Callable[[str, Unit], bool], guard_rank: Rank
     ) -> tuple[str, int] | None:
         best, best_rank = None, None
+        scarce: set[int] = set()
         for user, queue in self.queues.items():
             index = queue.next_live(0)
-            while index >= 0 and not self._lacks_only_room(queue.units[index], view):
+            while index >= 0 and not self._needs_room(queue.units[index], queue.shapes[index], scarce, view):
                 index = queue.next_live(index + 1)
             if index < 0 or not is_allowed(user, queue.units[index]):
                 continue
@@ -358,6 +362,14 @@ class AdmissionQueue:
             if best_rank is None or unit_rank < best_rank:
                 best, best_rank = (user, index), unit_rank
         return best
+
+    def _needs_room(self, unit: Unit, shape: int, scarce: set[int], view: View) -> bool:
+        """Return whether nodes should be reserved for a unit; ``scarce`` collects shapes that lack something else."""
+        if shape in scarce or not self._lacks_only_room(unit, view):
+            return False
+        if view.scarce_resource(unit) is not None:
+            scarce.add(shape)
+        return shape not in scarce
 
     def _lacks_only_room(self, unit: Unit, view: View) -> bool:
         """Return whether nodes should be reserved for a unit if it is the oldest."""
@@ -457,6 +469,8 @@ class AdmissionQueue:
 def _describe_pending(own: Unit, pending: Sequence[Unit], view: View) -> Wait | None:
     if short := view.short_resources(own, QUEUE):
         return Wait(f"waits for {view.resource_name(min(short))}, which is used up")
+    if (scarce := view.scarce_resource(own)) is not None:
+        return Wait(f"waits for {view.resource_name(scarce)}, which is used up on every node")
     if view.reserved_unit == own:
         return Wait("is next: nodes are kept free for it until it fits")
     if view.reserved_unit:
