@@ -8,9 +8,9 @@ import pytest
 
 from unfold_placement.core.types import Node
 from unfold_placement.kubernetes.codec import Body, Scope, decode_node
-from unfold_placement.kubernetes.pod_spec import decode_task, pod_demand, pod_filter
+from unfold_placement.kubernetes.pod_spec import REQUIRED, decode_task, pod_demand, pod_filter, repelling_filter
 from unfold_placement.kubernetes.workloads import Group
-from unfold_placement.policies.affinity.node_filter import decode_filter
+from unfold_placement.policies.affinity.node_filter import HostPort, decode_filter
 
 SCOPE = Scope("mine", "unfold")
 GPU_TAINT = ("nvidia.com/gpu", "present", "NoSchedule")
@@ -127,6 +127,42 @@ def test_a_cordoned_node_has_a_taint() -> None:
 def test_fields_that_no_policy_sees_are_named(spec: Body, reason: str) -> None:
     """A pod with such a field is set aside with the reason rather than placed wrongly."""
     assert reason in decode_filter(pod_filter(pod(**spec), SCOPE)).unsupported
+
+
+def test_anti_affinity_that_names_the_own_namespace_is_read() -> None:
+    """It is that of a pod without namespaces."""
+    term = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}}}
+    body = pod(affinity={"podAntiAffinity": {REQUIRED: [{**term, "namespaces": ["team"]}]}})
+    body["metadata"]["namespace"] = "team"
+    found = decode_filter(pod_filter(body, SCOPE))
+    assert (found.unsupported, [limit.key for limit in found.limits]) == ("", ["zone"])
+
+
+def test_ports_of_the_node_are_those_of_containers_and_sidecars() -> None:
+    """An init container's are not; every address is none."""
+    ports = [{"containerPort": 80, "hostPort": 80, "hostIP": "0.0.0.0"}, {"containerPort": 81}]  # noqa: S104
+    sidecar = {"name": "s", "restartPolicy": "Always", "ports": [{"hostPort": 53, "protocol": "UDP"}]}
+    before = {"name": "i", "ports": [{"hostPort": 99}]}
+    found = decode_filter(pod_filter(pod(containers=[{"ports": ports}], initContainers=[sidecar, before]), SCOPE))
+    assert found.ports == (HostPort("UDP", 53), HostPort("TCP", 80))
+
+
+@pytest.mark.parametrize(
+    ("namespace", "term", "repels"),
+    [
+        (SCOPE.namespace, {}, True),
+        ("other", {}, False),
+        ("other", {"namespaces": [SCOPE.namespace]}, True),
+        ("other", {"namespaceSelector": {}}, True),
+        (SCOPE.namespace, {"namespaces": ["other"]}, False),
+    ],
+)
+def test_the_anti_affinity_of_other_pods_concerns_their_namespaces(namespace: str, term: Body, repels: bool) -> None:
+    """That of a pod of another namespace only where it names the policy's."""
+    rule = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}}, **term}
+    body = pod(affinity={"podAntiAffinity": {REQUIRED: [rule]}})
+    body["metadata"]["namespace"] = namespace
+    assert bool(repelling_filter(body, SCOPE)) == repels
 
 
 def test_a_foreign_pod_becomes_a_task_of_its_group() -> None:

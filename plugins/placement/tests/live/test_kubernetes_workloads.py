@@ -369,6 +369,38 @@ def test_kube_scheduler_accepts_every_chosen_node(kube: KubeWorld, admin: Api, s
             admin.delete(f"/api/v1/nodes/{name}")
 
 
+def test_kube_scheduler_accepts_ports_foreign_rules_and_least_domains(kube: KubeWorld, admin: Api) -> None:
+    """What it would reject stays gated, and no pod is opened a second time."""
+    live = controller(kube, fifo={})
+    for index in range(3):
+        admin.patch(f"/api/v1/nodes/n{index}", {"metadata": {"labels": {"zone": f"z{index % 2}"}}}, MERGE)
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    rule = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "kept"}}}
+    keeper = other("keeper", {"cpu": "1"}, nodeName="n0", affinity={"podAntiAffinity": {required: [rule]}})
+    admin.post(PODS, keeper)
+    work_for(live, 1.0)
+    spread = {"maxSkew": 1, "minDomains": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+    bodies = [gated(kube, f"kept{index}", 1, {"app": "kept"}) for index in range(2)]
+    selector = {"labelSelector": {"matchLabels": {"app": "spread"}}}
+    constraints = [{**spread, **selector}]
+    bodies += [
+        gated(kube, f"spread{index}", 1, {"app": "spread"}, topologySpreadConstraints=constraints) for index in range(3)
+    ]
+    for index in range(4):
+        body = gated(kube, f"port{index}")
+        body["spec"]["containers"][0]["ports"] = [{"containerPort": 80, "hostPort": 8080}]
+        bodies.append(body)
+    for body in bodies:
+        admin.post(PODS, body)
+    work(live, lambda: len(bound_pods(admin)) == 8, 30.0)
+    work_for(live, 6.0)
+    bound = bound_pods(admin)
+    assert len(bound) == 8
+    assert not [name for name in bound if "-" in name]
+    assert "n0" not in {node_of(admin, f"kept{index}") for index in range(2)}
+    assert len({node_of(admin, name) for name in bound if name.startswith("port")}) == 3
+
+
 def random_pod(kube: KubeWorld, name: str, rng: random.Random) -> Body:
     """Return a pod with random constraints and containers."""
     app = rng.choice(["x", "y"])

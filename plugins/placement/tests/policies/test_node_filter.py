@@ -14,6 +14,7 @@ from unfold_placement.policies.affinity.node_filter import (
     AcceptedNodes,
     DomainLimit,
     DomainLimits,
+    HostPort,
     NodeFilter,
     Requirement,
     Toleration,
@@ -118,3 +119,45 @@ def test_only_pods_that_tolerate_a_taint_use_the_node() -> None:
     tolerant = filtered(job("t", 1), tolerations=(Toleration("gpu", "Exists"),))
     result = run(nodes, filtered(job("p", 2), app="p") + tolerant)
     assert places(result) == {"p-0": "plain", "p-1": "plain", "t-0": "tainted"}
+
+
+def test_pods_with_one_host_port_share_no_node() -> None:
+    """One a node, a gang too; another port, protocol or address is another; a pod of others takes its port as well."""
+    port = HostPort("TCP", 8080)
+    taken = encode_filter(NodeFilter(ports=(port,)))
+    nodes = [*zones(3), Node("taken", {"gpu": 4000}, repelling=(taken,))]
+    tasks = [replace(task, size=1) for task in filtered(job("a", 4), ports=(port,))]
+    result = run(nodes, tasks, fifo={})
+    assert {places(result)[f"a-{i}"] for i in range(3)} == {"n0", "n1", "n2"}
+    assert sorted(starts(result).values()) == [0.0, 0.0, 0.0, 10.0]
+    gang = run(nodes, filtered(job("g", 3), ports=(port,)), gang={})
+    assert set(places(gang).values()) == {"n0", "n1", "n2"}
+    others = (HostPort("UDP", 8080), HostPort("TCP", 8081))
+    assert set(places(run(nodes, filtered(job("b", 1), ports=others), fifo={})).values()) == {"n0"}
+    assert port.conflicts(HostPort("TCP", 8080, "10.0.0.1"))
+    assert not HostPort("TCP", 8080, "10.0.0.2").conflicts(HostPort("TCP", 8080, "10.0.0.1"))
+
+
+def test_the_anti_affinity_of_pods_that_no_policy_manages_is_kept() -> None:
+    """One on n0 avoids the app in its zone: the app goes elsewhere, and others go there."""
+    avoiding = encode_filter(NodeFilter(limits=(DomainLimit("zone", APP),)))
+    nodes = [replace(node, repelling=(avoiding,)) if node.name == "n0" else node for node in zones(4)]
+    result = run(nodes, filtered(job("a", 1)) + filtered(job("b", 1), app="y"), fifo={})
+    # n3 is in the zone of n0
+    assert places(result) == {"a-0": "n1", "b-0": "n0"}
+
+
+@pytest.mark.parametrize(("pins", "honors", "running"), [(True, True, 3), (True, False, 6), (False, True, 6)])
+def test_a_pin_leaves_one_domain_for_the_least_number_of_domains(pins: bool, honors: bool, running: int) -> None:
+    """Kube-scheduler counts the domains that a pinned pod's affinity accepts: that of its node alone."""
+    limit = DomainLimit("zone", APP, 1, min_domains=2, honors_affinity=honors)
+    tasks = [replace(task, size=1) for task in filtered(job("a", 6), limit)]
+    result = simulate(zones(6), tasks, [AcceptedNodes(), DomainLimits(pins=pins), *build_policies(policy(fifo={}))])
+    assert sum(start == 0.0 for start in starts(result).values()) == running
+
+
+def test_a_gang_with_a_spread_is_not_starved() -> None:
+    """Nodes drain for it where it may run when they are empty: it lacks nothing but room."""
+    small = [task for index in range(20) for task in filtered(job(f"s{index}", 1, run=90, at=60.0 * index), app="s")]
+    gang = filtered(job("g", 6, run=600, at=30), DomainLimit("zone", APP, 1))
+    assert starts(run(zones(3, 2), small + gang, fifo={}, gang={}))["g-0"] <= 60 * 4

@@ -43,6 +43,7 @@ class Node:
         data: Blocks of data that the node stores.
         taints: Key, value and effect of each taint (Kubernetes).
         occupants: Labels of each pod of the namespace that no policy manages (Kubernetes).
+        repelling: Encoded anti-affinity and host ports of pods that no policy manages (Kubernetes).
     """
 
     name: str
@@ -51,6 +52,7 @@ class Node:
     data: frozenset[str] = frozenset()
     taints: tuple[tuple[str, str, str], ...] = ()
     occupants: tuple[Mapping[str, str], ...] = ()
+    repelling: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         """Return the hash of the name, as mappings have none: policies keep nodes in sets."""

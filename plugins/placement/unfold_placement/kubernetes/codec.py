@@ -198,7 +198,13 @@ def clamp_amount(amount: int) -> int:
     return min(max(amount, 0), MAX_AMOUNT)
 
 
-def decode_node(body: Body, scope: Scope, used: Mapping[str, int], occupants: Iterable[Mapping[str, str]] = ()) -> Node:
+def decode_node(
+    body: Body,
+    scope: Scope,
+    used: Mapping[str, int],
+    occupants: Iterable[Mapping[str, str]] = (),
+    repelling: Iterable[str] = (),
+) -> Node:
     """Decode a node: its capacity without what pods of other programs use; its type is the instance type.
 
     Args:
@@ -206,6 +212,7 @@ def decode_node(body: Body, scope: Scope, used: Mapping[str, int], occupants: It
         scope: The policy's scope.
         used: What pods of other programs use, in thousandths.
         occupants: Labels of those pods that are in the policy's namespace.
+        repelling: Encoded anti-affinity and host ports of those pods.
     """
     own_names = {cluster_name: name for name, cluster_name in scope.units.items()}
     labels = body["metadata"].get("labels", {})
@@ -219,7 +226,8 @@ def decode_node(body: Body, scope: Scope, used: Mapping[str, int], occupants: It
     remaining = {kind: max(0, total - used.get(kind, 0)) for kind, total in capacity.items() if total}
     data = frozenset(filter(None, blocks.split(",")))
     taints = _node_taints(body)
-    return Node(body["metadata"]["name"], remaining, {**labels, **node_type}, data, taints, tuple(occupants))
+    labels = {**labels, **node_type}
+    return Node(body["metadata"]["name"], remaining, labels, data, taints, tuple(occupants), tuple(repelling))
 
 
 def is_ready(body: Body) -> bool:

@@ -22,11 +22,12 @@ from unfold_placement.kubernetes.codec import (
     parse_time,
     pod_requests,
 )
-from unfold_placement.kubernetes.pod_spec import decode_task, pod_demand
+from unfold_placement.kubernetes.pod_spec import decode_task, pod_demand, repelling_filter
 from unfold_placement.kubernetes.workloads import POLICY, WORKLOAD_LISTS, Group, Owners, awaits_admission
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record
 from unfold_placement.live.state_store import ResourceKey, StateStore
+from unfold_placement.policies.affinity.node_filter import decode_filter
 from unfoldkit.api import UnfoldError
 from unfoldkit.kubernetes.api import Api
 from unfoldkit.kubernetes.reflector import ObjectKey, Reflector
@@ -42,11 +43,19 @@ WorkloadKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class ForeignPod:
-    """A pod that no policy manages: its node, what it occupies there, and its labels if it is in the namespace."""
+    """A pod that no policy manages.
+
+    Attributes:
+        node: Its node.
+        demand: What it occupies there.
+        labels: Its labels if it is in the namespace.
+        repelling: Encoded anti-affinity and host ports; empty for none.
+    """
 
     node: str
     demand: Mapping[str, int]
     labels: Mapping[str, str] | None = None
+    repelling: str = ""
 
 
 @dataclass(slots=True)
@@ -70,6 +79,7 @@ class Informer:
         opening: Tasks with pods that this process is changing.
         lost_tasks: Tasks that the cluster has disrupted.
         threads: The threads that follow the server.
+        repelling: Those of them with anti-affinity to pods of the namespace.
         foreign_changed: Pods of other programs took or freed capacity since the last snapshot.
         nodes_changed: Labels, taints or capacity of a node changed since the last snapshot.
         suspended: Workloads that wait to be resumed, by kind and name.
@@ -93,6 +103,7 @@ class Informer:
     opening: set[str] = field(default_factory=set)
     lost_tasks: list[str] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
+    repelling: set[str] = field(default_factory=set)
     foreign_changed: bool = False
     nodes_changed: bool = False
     suspended: dict[WorkloadKey, Body] = field(default_factory=dict)
@@ -249,7 +260,8 @@ class Informer:
         """Return a node as policies see it."""
         pods_there = [pod for pod in self.foreign_pods.values() if pod.node == name]
         occupants = [pod.labels for pod in pods_there if pod.labels is not None]
-        return decode_node(self.nodes[name], self.scope, self.used(name), occupants)
+        repelling = sorted({pod.repelling for pod in pods_there if pod.repelling})
+        return decode_node(self.nodes[name], self.scope, self.used(name), occupants, repelling)
 
     def _detect_drift(self, body: Body) -> None:
         """Record a node that does not offer what its annotation says.
@@ -342,9 +354,13 @@ class Informer:
         labels = (
             None if meta["namespace"] != self.scope.namespace or "deletionTimestamp" in meta else meta.get("labels", {})
         )
-        after = None if is_idle else ForeignPod(node, pod_demand(body, self.scope), labels)
-        if after is not None:
+        after = None
+        if not is_idle:
+            after = ForeignPod(node, pod_demand(body, self.scope), labels, repelling_filter(body, self.scope))
             self.foreign_pods[key] = after
+        self.repelling.discard(key)
+        if after is not None and after.repelling and decode_filter(after.repelling).limits:
+            self.repelling.add(key)
         if before != after:
             changed = {before.node if before else "", after.node if after else ""}
             for name in changed & self.store.nodes.keys():

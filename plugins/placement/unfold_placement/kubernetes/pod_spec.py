@@ -25,6 +25,7 @@ from unfold_placement.kubernetes.codec import (
 from unfold_placement.kubernetes.workloads import Group, parse_count
 from unfold_placement.policies.affinity.node_filter import (
     DomainLimit,
+    HostPort,
     NodeFilter,
     Requirement,
     Toleration,
@@ -35,6 +36,7 @@ from unfoldkit.api import user_error
 ALWAYS = "Always"
 """Restart policy of a sidecar: an init container that keeps running."""
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - a pod's, and nothing is bound here
 MAX_SIZE, MAX_PRIORITY = 1_000_000, 1 << 31
 """Tasks of a gang, and the highest priority of a pod."""
 VOLATILE_LABELS = frozenset(
@@ -105,9 +107,26 @@ def pod_filter(pod: Body, scope: Scope) -> str:
                 for key, value in labels.items()
                 if key not in VOLATILE_LABELS and not key.startswith(f"{DOMAIN}/")
             },
-            unsupported=_find_unsupported(spec, affinity, scope),
+            ports=_host_ports(spec),
+            unsupported=_find_unsupported(spec, affinity, scope, pod["metadata"].get("namespace", "")),
         )
     )
+
+
+def repelling_filter(pod: Body, scope: Scope) -> str:
+    """Return what of a pod keeps pods of the policy's namespace away, encoded: anti-affinity and host ports, or "".
+
+    A selector of namespaces counts as one that selects the policy's.
+    """
+    terms = ((pod["spec"].get("affinity") or {}).get("podAntiAffinity") or {}).get(REQUIRED) or ()
+    limits = [
+        DomainLimit(term["topologyKey"], _selector(term.get("labelSelector")))
+        for term in terms
+        if term.get("namespaceSelector") is not None
+        or scope.namespace in (term.get("namespaces") or (pod["metadata"].get("namespace"),))
+    ]
+    ports = _host_ports(pod["spec"])
+    return encode_filter(NodeFilter(limits=tuple(limits), ports=ports)) if limits or ports else ""
 
 
 def decode_task(pod: Body, scope: Scope, origin: float, group: Group | None = None) -> Task:
@@ -169,7 +188,7 @@ def _find_task_fault(task: Task) -> str:
     return f"a priority of {task.priority}" if abs(task.priority) > MAX_PRIORITY else ""
 
 
-def _find_unsupported(spec: Body, affinity: Mapping[str, Any], scope: Scope) -> str:
+def _find_unsupported(spec: Body, affinity: Mapping[str, Any], scope: Scope, namespace: str) -> str:
     own_claims = {dra.ENTRY} if scope.counters == DRA else set()
     claims = [
         claim.get("name", "") for claim in spec.get("resourceClaims") or () if claim.get("name") not in own_claims
@@ -179,11 +198,25 @@ def _find_unsupported(spec: Body, affinity: Mapping[str, Any], scope: Scope) -> 
     if (affinity.get("podAffinity") or {}).get(REQUIRED):
         return "it requires affinity to other pods, which no policy sees"
     for term in (affinity.get("podAntiAffinity") or {}).get(REQUIRED) or ():
-        if term.get("namespaceSelector") is not None or term.get("namespaces"):
+        if term.get("namespaceSelector") is not None or set(term.get("namespaces") or ()) - {namespace}:
             return "its anti-affinity covers other namespaces"
     if spec.get("schedulingGroup"):
         return "it belongs to a PodGroup, which kube-scheduler places itself"
     return ""
+
+
+def _host_ports(spec: Mapping[str, Any]) -> tuple[HostPort, ...]:
+    """Return the ports of the node that containers and sidecars take; the server adds those of the host's network."""
+    sidecars = [item for item in spec.get("initContainers") or () if item.get("restartPolicy") == ALWAYS]
+    ports = {
+        HostPort(
+            port.get("protocol") or "TCP", int(port["hostPort"]), (port.get("hostIP") or "").replace(ANY_ADDRESS, "")
+        )
+        for container in [*(spec.get("containers") or ()), *sidecars]
+        for port in container.get("ports") or ()
+        if port.get("hostPort")
+    }
+    return tuple(sorted(ports, key=lambda port: (port.port, port.protocol, port.address)))
 
 
 def _requests(container: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], dict[str, int]]) -> dict[str, int]:

@@ -96,8 +96,8 @@ class ShadowBackend(LocalBackend):
         self.api.close()
 
     def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
-        """Return the policies for kube-scheduler's own rules, as the Kubernetes backend does."""
-        return [AcceptedNodes(), *([DomainLimits()] if any(map(has_domain_limits, tasks)) else [])]
+        """Return the policies for kube-scheduler's own rules, as the Kubernetes backend does; it pins no pod."""
+        return [AcceptedNodes(), *([DomainLimits(pins=False)] if any(map(has_domain_limits, tasks)) else [])]
 
     def snapshot(self) -> Snapshot:
         """End due tasks, then return the cluster."""

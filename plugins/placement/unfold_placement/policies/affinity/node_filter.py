@@ -1,4 +1,4 @@
-"""The nodes that kube-scheduler accepts for a pod: selector, node affinity, taints, topology spread, anti-affinity.
+"""The nodes that kube-scheduler accepts for a pod: selector, affinity, taints, spread, anti-affinity, ports.
 
 The rules are those of the scheduler's filters (kubernetes.io/docs/concepts/scheduling-eviction). Their resources exist
 in the controller alone: on the cluster a pod's own fields stand for them.
@@ -38,6 +38,8 @@ from unfold_placement.core.view import View
 from unfoldkit.api import user_error
 
 BLOCKING_EFFECTS = frozenset({"NoSchedule", "NoExecute"})
+NODE_NAME = ""
+"""Key of the domain that a node is by itself; labels have other keys."""
 MAX_SUMMARY = 80
 HASH_LENGTH = 8
 
@@ -105,6 +107,19 @@ class DomainLimit(msgspec.Struct, frozen=True):
         return all(requirement.matches(labels) for requirement in self.selector)
 
 
+class HostPort(msgspec.Struct, frozen=True):
+    """A port of the node that a pod takes; without an address, on every address."""
+
+    protocol: str
+    port: int
+    address: str = ""
+
+    def conflicts(self, other: HostPort) -> bool:
+        """Return whether a node cannot give both ports."""
+        shares_address = not (self.address and other.address) or self.address == other.address
+        return (self.protocol, self.port) == (other.protocol, other.port) and shares_address
+
+
 class NodeFilter(msgspec.Struct, frozen=True):
     """The fields of a pod that restrict its nodes.
 
@@ -114,6 +129,7 @@ class NodeFilter(msgspec.Struct, frozen=True):
         tolerations: Its tolerations.
         limits: Topology spread constraints and anti-affinity.
         labels: The pod's labels.
+        ports: Ports of the node that it takes.
         unsupported: Why the pod cannot be placed by a policy; empty if it can.
     """
 
@@ -122,6 +138,7 @@ class NodeFilter(msgspec.Struct, frozen=True):
     tolerations: tuple[Toleration, ...] = ()
     limits: tuple[DomainLimit, ...] = ()
     labels: dict[str, str] = {}
+    ports: tuple[HostPort, ...] = ()
     unsupported: str = ""
 
     def selects(self, node: Node) -> bool:
@@ -158,8 +175,11 @@ def decode_filter(text: str) -> NodeFilter:
 
 
 def has_domain_limits(task: Task) -> bool:
-    """Return whether a task has a topology spread constraint or anti-affinity."""
-    return bool(task.node_filter) and bool(decode_filter(task.node_filter).limits)
+    """Return whether a task has a topology spread constraint, anti-affinity or a host port."""
+    if not task.node_filter:
+        return False
+    node_filter = decode_filter(task.node_filter)
+    return bool(node_filter.limits or node_filter.ports)
 
 
 @dataclass(slots=True)
@@ -198,17 +218,19 @@ class AcceptedNodes:
 
 @dataclass(slots=True)
 class DomainLimits:
-    """Topology spread constraints (``DoNotSchedule``) and required anti-affinity of pods.
+    """Topology spread constraints (``DoNotSchedule``), required anti-affinity and host ports of pods.
 
     Single tasks start one by one, each where the constraints allow it. The tasks of a gang start together, so the
     allowed numbers are shared out beforehand: always to the least loaded domain with room.
 
     Attributes:
+        pins: Pods are pinned to nodes. Kube-scheduler then sees one domain where a constraint honors node affinity.
         waiting: Waiting tasks, by name.
         running: Node of each running task, with the task, by name.
         amounts: Slots of each group by node.
     """
 
+    pins: bool = True
     waiting: dict[str, Task] = field(default_factory=dict)
     running: dict[str, tuple[Task, str]] = field(default_factory=dict)
     amounts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -254,30 +276,51 @@ class DomainLimits:
         return [Put(group, node, amount) for node, amount in desired.items() if before.get(node) != amount]
 
     def _share_out(self, task: Task, count: int, view: View) -> dict[str, int]:
-        """Return how many more tasks alike each node may take, when ``count`` of them start together."""
+        """Return how many more tasks alike each node may take, when ``count`` of them start together.
+
+        Where nodes have no room for all of them now, it is as if they were empty: the tasks lack nothing but room.
+        """
         node_filter = decode_filter(task.node_filter)
-        accepting = [node for node in view.nodes if node_filter.selects(node) and node_filter.tolerates(node)]
-        counts = [self._count_matching(limit, node_filter, view.nodes) for limit in node_filter.limits]
-        room = {node.name: _room(task, node, view) for node in accepting}
         excluded = self._list_excluded(node_filter, view)
+        accepting = [node for node in view.nodes if node_filter.selects(node) and node_filter.tolerates(node)]
         accepting = [node for node in accepting if not _is_in_any(node, excluded)]
+        counts = [self._count_matching(limit, node_filter, view.nodes) for limit in node_filter.limits]
+        if count == 1:
+            return {node.name: 1 for node in accepting if self._may_add(node, node_filter, counts)}
+        most = 1 if node_filter.ports else count
+        for amounts in ({node.name: view.free_amounts(node.name) for node in accepting}, None):
+            room = {
+                node.name: min(most, _room(task, node.capacity if amounts is None else amounts[node.name]))
+                for node in accepting
+            }
+            if shared := self._share_room(accepting, node_filter, [Counter(by) for by in counts], room, count):
+                return shared
+        return {}
+
+    def _share_room(
+        self,
+        nodes: Sequence[Node],
+        node_filter: NodeFilter,
+        counts: Sequence[Counter[str]],
+        room: Mapping[str, int],
+        count: int,
+    ) -> dict[str, int]:
+        """Return how many tasks each node takes, always the least loaded one with room; empty if not all fit."""
         allowed: Counter[str] = Counter()
         for _ in range(count):
             candidates = [
                 node
-                for node in accepting
+                for node in nodes
                 if room[node.name] > allowed[node.name] and self._may_add(node, node_filter, counts)
             ]
             if not candidates:
-                break
-            if count == 1:
-                return {node.name: 1 for node in candidates}
+                return {}
             chosen = min(candidates, key=lambda node: self._load(node, node_filter, counts))
             allowed[chosen.name] += 1
             for limit, by_domain in zip(node_filter.limits, counts, strict=True):
                 if limit.selects(node_filter.labels) and limit.key in chosen.labels:
                     by_domain[chosen.labels[limit.key]] += 1
-        return allowed if allowed.total() == count else {}
+        return allowed
 
     def _load(self, node: Node, node_filter: NodeFilter, counts: Sequence[Counter[str]]) -> tuple[int, ...]:
         pairs = zip(node_filter.limits, counts, strict=True)
@@ -292,17 +335,24 @@ class DomainLimits:
                 continue
             if domain is None:
                 return False
-            fewest = min(by_domain.values(), default=0) if len(by_domain) >= limit.min_domains else 0
+            is_pinned = self.pins and limit.honors_affinity
+            seen = 1 if is_pinned else len(by_domain)
+            fewest = min(by_domain.values(), default=0) if seen >= limit.min_domains else 0
             if by_domain[domain] + limit.selects(node_filter.labels) - fewest > limit.max_skew:
                 return False
         return True
 
     def _list_excluded(self, node_filter: NodeFilter, view: View) -> set[tuple[str, str]]:
-        """Return the domains, by key and value, from which the anti-affinity of running tasks keeps the pod away."""
+        """Return the domains, by key and value, and the nodes from which other pods keep the pod away."""
         excluded = set()
         labels = {node.name: node.labels for node in view.nodes}
-        for task, location in self.running.values():
-            for limit in decode_filter(task.node_filter).limits if task.node_filter else ():
+        others = [(task.node_filter, location) for task, location in self.running.values() if task.node_filter]
+        others += [(text, node.name) for node in view.nodes for text in node.repelling]
+        for text, location in others:
+            other = decode_filter(text)
+            if any(port.conflicts(taken) for port in node_filter.ports for taken in other.ports):
+                excluded.add((NODE_NAME, location))
+            for limit in other.limits:
                 domain = labels.get(location, {}).get(limit.key)
                 if limit.max_skew == 0 and domain is not None and limit.selects(node_filter.labels):
                     excluded.add((limit.key, domain))
@@ -357,14 +407,12 @@ def _mark_nodes(text: str, nodes: Sequence[Node]) -> list[Put]:
 
 
 def _is_in_any(node: Node, domains: Iterable[tuple[str, str]]) -> bool:
-    return any(node.labels.get(key) == value for key, value in domains)
+    return any((node.name if key == NODE_NAME else node.labels.get(key)) == value for key, value in domains)
 
 
-def _room(task: Task, node: Node, view: View) -> int:
-    """Return how many tasks of this demand fit on a node now."""
-    free = view.free_amounts(node.name)
-    counts = [free.get(kind, 0) // amount for kind, amount in task.demand.items() if amount]
-    return min(counts, default=1)
+def _room(task: Task, amounts: Mapping[str, int]) -> int:
+    """Return how many tasks of this demand fit into some amounts."""
+    return min((amounts.get(kind, 0) // amount for kind, amount in task.demand.items() if amount), default=1)
 
 
 def _compare(value: str, operator: str, values: Sequence[str]) -> bool:
