@@ -77,6 +77,28 @@ def test_a_jobset_adds_up_its_jobs() -> None:
     assert find_group(pod, w=body) == Group("jobset/w", 7, "workers", 10.0, 7, 0)
 
 
+def test_a_jobset_whose_jobs_come_one_after_another_forms_a_gang_of_each() -> None:
+    """Pods that come once others are ready would never meet these in one gang."""
+    workers = {"name": "workers", "replicas": 2, "template": {"spec": {"parallelism": 3, "completions": 3}}}
+    roles: list[dict[str, Any]] = [{"name": "driver", "template": {"spec": {}}}, workers]
+    jobs = {
+        "items": [
+            {"metadata": {"labels": {REPLICATED_JOB: "driver"}}, "status": {"succeeded": 1}},
+            {"metadata": {"labels": {REPLICATED_JOB: "workers"}}, "status": {"succeeded": 2}},
+        ]
+    }
+    ordered = {"replicatedJobs": roles, "startupPolicy": {"startupPolicyOrder": "InOrder"}}
+    depends = {"replicatedJobs": [roles[0], {**workers, "dependsOn": [{"name": "driver", "status": "Complete"}]}]}
+    for spec, driver in ((ordered, "jobset/w/driver"), (depends, "jobset/w")):
+        body = {"kind": "JobSet", "metadata": META, "spec": spec}
+        found = {
+            role: find_group({**owned("Job"), "labels": {JOBSET_NAME: "w", REPLICATED_JOB: role}}, w=body, jobs=jobs)
+            for role in ("driver", "workers")
+        }
+        assert found["workers"] == Group("jobset/w/workers", 6, "workers", 10.0, 6, 2)
+        assert found["driver"] == Group(driver, 1, "driver", 10.0, 1, 1)
+
+
 def test_replicas_run_on() -> None:
     """A ReplicaSet has no end, so no pod of it is the last."""
     body = {"kind": "ReplicaSet", "metadata": META, "spec": {"replicas": 3}}

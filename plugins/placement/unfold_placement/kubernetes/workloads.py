@@ -103,13 +103,7 @@ class Owners:
         if annotation_key("job") in labels or annotation_key("name") in notes:
             return None
         if JOBSET_NAME in labels:
-            body = self._read(f"{JOBSET_API}/{self._namespace}/jobsets/{labels[JOBSET_NAME]}")
-            roles = (body or {}).get("spec", {}).get("replicatedJobs", ())
-            size = sum(int(role.get("replicas", 1)) * _job_width(role["template"]["spec"]) for role in roles)
-            total = sum(int(role.get("replicas", 1)) * _completions(role["template"]["spec"]) for role in roles)
-            jobs = self._read(f"{JOB_API}/{self._namespace}/jobs", labelSelector=f"{JOBSET_NAME}={labels[JOBSET_NAME]}")
-            succeeded = sum(map(_count_succeeded, (jobs or {}).get("items", ())))
-            return _group(body, size, labels.get(REPLICATED_JOB, ""), total, succeeded)
+            return self._find_jobset_group(labels[JOBSET_NAME], labels.get(REPLICATED_JOB, ""))
         owner: Body = next((item for item in meta.get("ownerReferences", ()) if item.get("controller")), {})
         if owner.get("kind") == "Job":
             body = self._read_owner(owner)
@@ -121,6 +115,25 @@ class Owners:
         if owner.get("kind") == "RayCluster":
             return self._find_ray_group(owner, labels.get(RAY_GROUP, ""))
         return None
+
+    def _find_jobset_group(self, name: str, role: str) -> Group | None:
+        """Return the group of the pods of a JobSet that exist together: of a role that waits for others, its own."""
+        body = self._read(f"{JOBSET_API}/{self._namespace}/jobsets/{name}")
+        spec = (body or {}).get("spec", {})
+        roles = spec.get("replicatedJobs", ())
+        own = [item for item in roles if item["name"] == role and _awaits_others(spec, item)]
+        stage = own or [item for item in roles if not _awaits_others(spec, item)]
+        size = sum(int(item.get("replicas", 1)) * _job_width(item["template"]["spec"]) for item in stage)
+        total = sum(int(item.get("replicas", 1)) * _completions(item["template"]["spec"]) for item in stage)
+        jobs = self._read(f"{JOB_API}/{self._namespace}/jobs", labelSelector=f"{JOBSET_NAME}={name}")
+        names = {item["name"] for item in stage}
+        succeeded = sum(
+            _count_succeeded(job)
+            for job in (jobs or {}).get("items", ())
+            if job.get("metadata", {}).get("labels", {}).get(REPLICATED_JOB, role) in names
+        )
+        group = _group(body, size, role, total, succeeded)
+        return replace(group, job=f"{group.job}/{role}") if group is not None and own else group
 
     def _find_ray_group(self, owner: Body, role: str) -> Group | None:
         """Return the group of the pods of a cluster of Ray.
@@ -269,6 +282,12 @@ def _gate_template(template: Body, scope: Scope) -> None:
     labels[POLICY] = scope.name
     gates = [gate for gate in template["spec"].get("schedulingGates", ()) if gate["name"] != scope.gate]
     template["spec"]["schedulingGates"] = [*gates, {"name": scope.gate}]
+
+
+def _awaits_others(spec: Body, role: Body) -> bool:
+    """Return whether pods of a replicated job come only once others are ready or complete."""
+    is_ordered = (spec.get("startupPolicy") or {}).get("startupPolicyOrder") == "InOrder"
+    return is_ordered or bool(role.get("dependsOn"))
 
 
 def _job_width(spec: Mapping[str, Any]) -> int:
