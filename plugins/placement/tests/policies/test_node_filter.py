@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from plugins.placement.tests.cases import job, places, policy, starts
+from unfold_placement.core.explain import describe_wait
 from unfold_placement.core.types import Node, Task
 from unfold_placement.policies.affinity.node_filter import (
     AcceptedNodes,
@@ -21,7 +22,7 @@ from unfold_placement.policies.affinity.node_filter import (
     encode_filter,
 )
 from unfold_placement.policies.registry import build_policies
-from unfold_placement.simulation.simulator import SimulationResult, simulate
+from unfold_placement.simulation.simulator import SimulationResult, prepare_simulation, run_simulation, simulate
 
 APP = (Requirement("app", "In", ("x",)),)
 
@@ -161,3 +162,13 @@ def test_a_gang_with_a_spread_is_not_starved() -> None:
     small = [task for index in range(20) for task in filtered(job(f"s{index}", 1, run=90, at=60.0 * index), app="s")]
     gang = filtered(job("g", 6, run=600, at=30), DomainLimit("zone", APP, 1))
     assert starts(run(zones(3, 2), small + gang, fifo={}, gang={}))["g-0"] <= 60 * 4
+
+
+def test_a_waiting_pod_says_which_rule_keeps_it_from_every_node() -> None:
+    """The second pod on one node waits for the port, not for room."""
+    tasks = [replace(task, size=1) for task in filtered(job("a", 2, run=50.0), ports=(HostPort("TCP", 8080),))]
+    policies = [AcceptedNodes(), DomainLimits(), *build_policies(policy(fifo={}))]
+    controller = run_simulation(prepare_simulation(zones(1), tasks, policies), until=10.0)
+    wait = describe_wait(controller, controller.table.tasks[1])
+    assert wait.reason.startswith("waits for kube-scheduler: host port 8080 #")
+    assert wait.reason.endswith(", which is used up on every node")

@@ -313,11 +313,22 @@ class View:
         """
         state = self.table.state
         rows = [self.table.task_rows[task.name] for task in unit]
-        for requests in zip(state.requested[rows].tolist(), state.request_phase[rows].tolist(), strict=True):
-            for resource, phase in zip(*requests, strict=True):
-                if resource >= 0 and phase < QUEUE and state.scope[resource] == 0:
-                    return None if self.empty_cluster.fits_drained(unit) else int(resource)
-        return None
+        arrays = (state.requested, state.request_phase, state.requested_amount)
+        amounts: dict[int, int] = {
+            resource: amount
+            for requests in zip(*(array[rows].tolist() for array in arrays), strict=True)
+            for resource, phase, amount in zip(*requests, strict=True)
+            if resource >= 0 and phase < QUEUE and state.scope[resource] == 0
+        }
+        if not amounts or self.empty_cluster.fits_drained(unit):
+            return None
+        # of several the one that the fewest nodes have
+        return min(amounts, key=lambda resource: self._count_nodes_with(resource, amounts[resource]))
+
+    def _count_nodes_with(self, resource: int, amount: int) -> int:
+        state = self.table.state
+        column = state.column[resource]
+        return int((state.available[:, column] >= amount).sum()) if column >= 0 else 0
 
     def _cluster_amounts(self, unit: Unit, phase: int) -> Counter[int]:
         state, amounts = self.table.state, Counter[int]()

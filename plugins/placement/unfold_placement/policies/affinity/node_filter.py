@@ -162,6 +162,13 @@ class NodeFilter(msgspec.Struct, frozen=True):
         parts = [*selector, *(["its node affinity"] if self.terms else []), "tolerated taints"]
         return ", ".join(parts)[:MAX_SUMMARY]
 
+    def summarize_limits(self) -> str:
+        """Return in a few words what keeps the pod away from other pods, or these from it."""
+        parts = ["topology spread"] if any(limit.max_skew for limit in self.limits) else []
+        parts += ["anti-affinity"] if any(limit.max_skew == 0 for limit in self.limits) else []
+        parts += [f"host port {port.port}" for port in self.ports]
+        return ", ".join(parts or ["the anti-affinity of other pods"])[:MAX_SUMMARY]
+
 
 def encode_filter(node_filter: NodeFilter) -> str:
     """Encode a filter, equal filters as equal texts."""
@@ -390,7 +397,7 @@ def _domain_mark(task: Task) -> str:
 
 @lru_cache(maxsize=10_000)
 def _limits_mark(text: str) -> str:
-    return f"{CLUSTER_RULE}topology spread #{_hash(text)}"
+    return f"{CLUSTER_RULE}{decode_filter(text).summarize_limits()} #{_hash(text)}"
 
 
 def _hash(text: str) -> str:
