@@ -172,3 +172,10 @@ def test_a_waiting_pod_says_which_rule_keeps_it_from_every_node() -> None:
     wait = describe_wait(controller, controller.table.tasks[1])
     assert wait.reason.startswith("waits for kube-scheduler: host port 8080 #")
     assert wait.reason.endswith(", which is used up on every node")
+
+
+@pytest.mark.parametrize(("value", "accepts"), [("9", True), ("8", False), ("-9", False), ("1_0", False), ("x", False)])
+def test_labels_are_compared_as_kube_scheduler_reads_numbers(value: str, accepts: bool) -> None:
+    """A label that is no integer is neither greater nor less."""
+    assert Requirement("gen", "Gt", ("8",)).matches({"gen": value}) is accepts
+    assert not Requirement("gen", "Lt", ("1_0",)).matches({"gen": value})

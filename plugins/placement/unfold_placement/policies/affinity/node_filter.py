@@ -7,6 +7,7 @@ in the controller alone: on the cluster a pod's own fields stand for them.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ from unfold_placement.core.view import View
 from unfoldkit.api import user_error
 
 BLOCKING_EFFECTS = frozenset({"NoSchedule", "NoExecute"})
+INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
+"""What kube-scheduler compares as a number."""
 NODE_NAME = ""
 """Key of the domain that a node is by itself; labels have other keys."""
 MAX_SUMMARY = 80
@@ -423,8 +426,7 @@ def _room(task: Task, amounts: Mapping[str, int]) -> int:
 
 
 def _compare(value: str, operator: str, values: Sequence[str]) -> bool:
-    try:
-        number, bound = int(value), int(values[0])
-    except (ValueError, IndexError):
+    # int() would read more, such as 1_000
+    if not (values and all(map(INTEGER.fullmatch, (value, values[0])))):
         return False
-    return number > bound if operator == "Gt" else number < bound
+    return int(value) > int(values[0]) if operator == "Gt" else int(value) < int(values[0])
