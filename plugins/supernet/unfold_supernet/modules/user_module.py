@@ -49,8 +49,8 @@ def load_module(source: ModuleSource, classes: int, seed: int) -> nn.Module:
     # the user's code may raise anything, and may try to end the program
     except (Exception, SystemExit) as error:
         message = f"{name} fails: {type(error).__name__}: {error}"
-        is_missing = isinstance(error, ModuleNotFoundError) and error.name
-        hint = f"install {error.name}, or check the name" if is_missing else "check the name and model.arguments"
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        hint = f"install {missing}, or check the name" if missing else "check the name and model.arguments"
         raise user_error(message, key="model.from", hint=hint) from error
     finally:
         sys.path.remove(str(source.folder))
