@@ -313,13 +313,12 @@ class View:
         """
         state = self.table.state
         rows = [self.table.task_rows[task.name] for task in unit]
-        arrays = (state.requested, state.request_phase, state.requested_amount)
-        amounts: dict[int, int] = {
-            resource: amount
-            for requests in zip(*(array[rows].tolist() for array in arrays), strict=True)
-            for resource, phase, amount in zip(*requests, strict=True)
-            if resource >= 0 and phase < QUEUE and state.scope[resource] == 0
-        }
+        requested = state.requested[rows]
+        is_standing = (requested >= 0) & (state.request_phase[rows] < QUEUE)
+        if not is_standing.any():
+            return None
+        asked = zip(requested[is_standing].tolist(), state.requested_amount[rows][is_standing].tolist(), strict=True)
+        amounts: dict[int, int] = {resource: amount for resource, amount in asked if state.scope[resource] == 0}
         if not amounts or self.empty_cluster.fits_drained(unit):
             return None
         # of several the one that the fewest nodes have
