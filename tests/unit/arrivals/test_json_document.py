@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,27 @@ def test_durations_are_no_arrivals(tmp_path: Path) -> None:
     with pytest.raises(UnfoldError, match=r"time may be a duration, since finished .*arrivals\.column: finished, or"):
         traces.read_trace(path)
     assert traces.read_trace(path, column="finished") == FROM_0
+
+
+@pytest.mark.parametrize("wrap", [list, lambda items: {"hits": items}, lambda items: [item["time"] for item in items]])
+def test_durations_in_documents_are_refused(wrap: Callable[[list[dict[str, float]]], Any], tmp_path: Path) -> None:
+    """Numbers from 0 on in no order are durations; times in the order of ends, or of a clock, are arrivals."""
+    rng = np.random.default_rng(1)
+    path = tmp_path / "trace.json"
+
+    def write(times: Iterable[float]) -> None:
+        path.write_text(json.dumps(wrap([{"time": round(float(time), 4)} for time in times])))
+
+    write(rng.gamma(2.0, 0.1, 300))
+    with pytest.raises(UnfoldError, match=r"trace\.json: the times have no order, like durations"):
+        traces.read_trace(path)
+    for times in (TIMES[np.argsort(TIMES + rng.exponential(2.0, 120))], BEGUN + rng.permutation(TIMES)):
+        write(times)
+        assert traces.read_trace(path).size == 120
+
+
+def test_a_stated_field_may_be_in_no_order(tmp_path: Path) -> None:
+    """The user answers for the field that the spec names."""
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps([{"time": time} for time in np.random.default_rng(1).permutation(TIMES)]))
+    assert traces.read_trace(path, column="time") == FROM_0

@@ -150,7 +150,7 @@ def test_durations_in_lines_are_refused(tmp_path: Path) -> None:
         path.write_text("".join(f'{{"path": "/", "time": {time:.4f}}}\n' for time in times))
 
     write(rng.exponential(0.05, 300))
-    with pytest.raises(UnfoldError, match="the times of the lines have no order, like durations"):
+    with pytest.raises(UnfoldError, match="the times have no order, like durations"):
         traces.read_trace(path)
     # four workers whose logs were joined: the user names the field, as the hint says
     write(np.tile(starts[:100], 4))

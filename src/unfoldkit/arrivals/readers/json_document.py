@@ -22,7 +22,14 @@ from unfoldkit.arrivals.readers.metric_exports import (
     read_metrics,
     read_range,
 )
-from unfoldkit.arrivals.readers.table import TableColumns, TraceRows, is_table_head, read_rows, sort_rows
+from unfoldkit.arrivals.readers.table import (
+    TableColumns,
+    TraceRows,
+    is_table_head,
+    name_positions,
+    read_rows,
+    sort_rows,
+)
 from unfoldkit.arrivals.readers.timestamps import COLUMNS, split_unit
 from unfoldkit.errors import UnfoldError, user_error
 from unfoldkit.io.tables import UNREADABLE, open_text
@@ -121,24 +128,23 @@ def _read_lists(values: Sequence[Any], columns: TableColumns, path: Path) -> Tra
     try:
         return _read_first_list(values, columns, path)
     except UnfoldError as error:
-        entries = [replace(each, message=f"entry {each.line}: {each.message}", line=0) for each in error.diagnostics]
-        raise UnfoldError(*entries) from error
+        raise name_positions(error, "entry") from error
 
 
 def _read_first_list(values: Sequence[Any], columns: TableColumns, path: Path) -> TraceRows | None:
     for head, rows in _iter_results(values, path):
         if rows and is_table_head(head, columns.time):
-            return sort_rows(read_rows(head, iter(enumerate(rows, 1)), columns, path), path)
+            return sort_rows(read_rows(head, iter(enumerate(rows, 1)), columns, path), columns, path)
     for name, entries in _iter_lists(values[0] if len(values) == 1 else list(values), ""):
         if all(isinstance(entry, dict) for entry in entries):
             head = list(dict.fromkeys(key for entry in entries for key in entry))
             if is_table_head(head, columns.time):
                 if name == DATAPOINTS and "Unit" in head:
                     columns = find_datapoint_counts(entries, columns, path)
-                return sort_rows(read_rows(head, _object_rows(entries, head), columns, path), path)
+                return sort_rows(read_rows(head, _object_rows(entries, head), columns, path), columns, path)
         elif not any(isinstance(entry, (dict, list)) for entry in entries) and _is_time_list(name, columns.time):
             single = replace(columns, time=name or "time", default_time=None)
-            return sort_rows(read_rows([name or "time"], _value_rows(entries), single, path), path)
+            return sort_rows(read_rows([name or "time"], _value_rows(entries), single, path), columns, path)
     return None
 
 

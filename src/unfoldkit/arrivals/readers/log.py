@@ -14,12 +14,12 @@ from unfoldkit._types import FloatArray
 from unfoldkit.arrivals.readers.load_generators import is_other_k6_line
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
-    FIRST_EPOCH_S,
     MAX_MOONCAKE_RATE,
     MOONCAKE_FIELDS,
     NUMBER,
     TimeNotation,
     check_clock,
+    check_order,
     each_epoch_to_seconds,
     split_unit,
     to_seconds,
@@ -33,8 +33,6 @@ MAX_UNREADABLE = 0.01
 
 
 MAX_FIELDS_SHOWN = 12
-MIN_ORDERED = 20
-MIN_CORRELATION = 0.5
 
 
 @dataclass(slots=True)
@@ -98,7 +96,7 @@ def read_log(path: Path, match: str, column: str | None, notation: TimeNotation,
     times = times if notation.unit else each_epoch_to_seconds(times)
     check_clock(times, str(path))
     if column is None:
-        _require_order(times, path)
+        check_order(times, str(path))
     times, unitless = np.sort(times), doubts.unitless
     return notation.convert_numbers(times, min(unitless), str(path)) if unitless and times.size else times
 
@@ -195,20 +193,6 @@ def _check_skipped(skipped: list[tuple[int, str]], lines: int, path: Path, notat
         hint = f"{_list_fields(text) if notation.key else ''}common log format, {notation.hint}{keys}"
         raise UnfoldError(Diagnostic(f"no time in this line{more}", str(path), number, 1, hint=hint))
     warn(f"{path}: skipped {len(skipped):,} of {lines:,} lines, which have no time; the first is line {number}")
-
-
-def _require_order(times: FloatArray, path: Path) -> None:
-    """Reject times from 0 on that do not follow the lines: a field called ``time`` may hold durations.
-
-    Lines come in the order of arrivals or of ends, or the newest first, so that times and lines are correlated.
-    """
-    if times.size < MIN_ORDERED or times.max() >= FIRST_EPOCH_S or np.ptp(times) == 0:
-        return
-    ranks = np.argsort(np.argsort(times, kind="stable"), kind="stable")
-    correlation = np.corrcoef(ranks, np.arange(times.size))[0, 1]
-    if abs(correlation) < MIN_CORRELATION:
-        hint = "arrivals.column names the field of arrival times"
-        raise user_error("the times of the lines have no order, like durations", file=str(path), hint=hint)
 
 
 def _list_fields(text: str) -> str:

@@ -74,7 +74,7 @@ def read_metrics(objects: Iterable[dict[str, Any]], columns: TableColumns, path:
     is_rate = selected[0].is_rate
     named = replace(columns, time=_TIME, match="", counts="" if is_rate else _VALUE, rates=_VALUE if is_rate else None)
     rows = ((number, list(point)) for number, point in enumerate(points, 1))
-    return sort_rows(read_rows([_TIME, _VALUE], rows, named, path), path)
+    return sort_rows(read_rows([_TIME, _VALUE], rows, named, path), named, path)
 
 
 def read_range(objects: Iterable[dict[str, Any]], match: str, path: Path) -> TraceRows | None:

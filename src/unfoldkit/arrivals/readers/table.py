@@ -23,6 +23,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     UNITS_S,
     TimeNotation,
     check_clock,
+    check_order,
     epoch_to_seconds,
     is_ambiguous,
     is_time,
@@ -131,13 +132,16 @@ def read_rows(head: list[str], rows: Rows, columns: TableColumns, path: Path) ->
     return _read_named(head, _select(rows, columns.match), columns, path)
 
 
-def sort_rows(rows: TraceRows, path: Path) -> TraceRows:
-    """Sort rows by time: documents and columnar files are in no order.
+def sort_rows(rows: TraceRows, columns: TableColumns, path: Path) -> TraceRows:
+    """Sort rows by time: documents and columnar files need not be in order.
 
     Raises:
-        UnfoldError: They are in order but for an hour that their clock repeats.
+        UnfoldError: They are in order but for an hour that their clock repeats, or single arrivals, in a column that
+            is not stated, have no order like durations.
     """
     check_clock(rows.times, str(path))
+    if columns.time is None and rows.counts is None and rows.rates is None:
+        check_order(rows.times, str(path))
     return reorder_rows(rows, np.argsort(rows.times, kind="stable"))
 
 
@@ -175,10 +179,18 @@ def read_parquet(path: Path, columns: TableColumns) -> TraceRows:
     names, cells = read_parquet_rows(path)
     rows = ((number, list(row)) for number, row in enumerate(cells, 1))
     try:
-        return sort_rows(read_rows(names, rows, columns, path), path)
+        return sort_rows(read_rows(names, rows, columns, path), columns, path)
     except UnfoldError as error:
-        faults = [replace(each, message=f"row {each.line}: {each.message}", line=0) for each in error.diagnostics]
-        raise UnfoldError(*faults) from error
+        raise name_positions(error, "row") from error
+
+
+def name_positions(error: UnfoldError, word: str) -> UnfoldError:
+    """Return the error of a file without lines: its numbers of lines are those of rows or entries, as ``word`` says."""
+    faults = [
+        replace(each, message=f"{word} {each.line}: {each.message}", line=0) if each.line else each
+        for each in error.diagnostics
+    ]
+    return UnfoldError(*faults)
 
 
 def is_table_head(head: Sequence[str], column: str | None = None) -> bool:

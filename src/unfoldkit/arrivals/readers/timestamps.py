@@ -73,6 +73,9 @@ MIN_DOUBTFUL = 10
 """Fewer numbers say nothing about their unit."""
 _DAY_S, _HOUR_S = 86_400.0, 3600.0
 ZONE_HINT = "an hour back, as daylight saving time ends? write the times in UTC"
+_MIN_ORDERED = 20
+_MIN_CORRELATION = 0.5
+"""Times with a smaller correlation to their positions in a file are in no order."""
 _MAX_LATENESS_S = 600.0
 """By how much a line may be older than the one above it, where requests are logged as they end."""
 _SUNDAY, _LAST_REPEATED_HOUR = 6, 3
@@ -307,6 +310,27 @@ def check_clock(times: FloatArray, file: str) -> None:
         raise user_error(
             f"the clock of arrival {repeated + 1} is an hour behind the one above it", file=file, hint=ZONE_HINT
         )
+
+
+def check_order(times: FloatArray, file: str) -> None:
+    """Reject times from 0 on that do not follow the order of the file: a field called ``time`` may hold durations.
+
+    Arrivals are written as they come or as they end, or the newest first, so that times and positions are correlated.
+
+    Args:
+        times: Times in s, in the order of the file. Those of a clock pass, and a few in any order.
+        file: The file to name in errors.
+
+    Raises:
+        UnfoldError: The times have no order.
+    """
+    if times.size < _MIN_ORDERED or not times.max() < FIRST_EPOCH_S or np.ptp(times) == 0:
+        return
+    ranks = np.argsort(np.argsort(times, kind="stable"), kind="stable")
+    correlation = np.corrcoef(ranks, np.arange(times.size))[0, 1]
+    if abs(correlation) < _MIN_CORRELATION:
+        hint = "arrivals.column names the field of arrival times; sort a list that has no name"
+        raise user_error("the times have no order, like durations", file=file, hint=hint)
 
 
 def find_repeated_hour(times: FloatArray) -> int | None:
