@@ -1,16 +1,22 @@
-"""Bounded HTTP requests of a controller: a limit of time and size for each."""
+"""Bounded HTTP requests of a controller: a limit of time and size for each, over connections that stay open."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from unfoldkit.api import require_packages
 
+if TYPE_CHECKING:
+    import httpx
+
 TIMEOUT_S = 5.0
+KEEPALIVE_S = 60.0
+"""How long an unused connection stays open: longer than between two steps of a controller."""
 MAX_BODY_BYTES = 32 << 20
 
 
@@ -29,18 +35,20 @@ class HttpReply:
 
 @dataclass(frozen=True, slots=True)
 class BoundedClient:
-    """Sends requests to few servers; safe to use from several threads that run no event loop.
+    """Sends requests to few servers; safe to use from several threads.
 
     Attributes:
-        options: arguments of ``httpx.AsyncClient``.
+        client: sends them, and keeps connections open.
+        loop: runs in a thread of its own: only an event loop can end a response that comes byte by byte.
         timeout_s: time limit of a request.
     """
 
-    options: Mapping[str, Any] = field(repr=False)
+    client: httpx.AsyncClient
+    loop: asyncio.AbstractEventLoop
     timeout_s: float = TIMEOUT_S
 
     def send(self, method: str, url: str, **options: Any) -> HttpReply:
-        """Return the response to a request.
+        """Return the response to a request, which is sent again if a connection breaks: it must be repeatable.
 
         Args:
             method: HTTP method.
@@ -53,8 +61,7 @@ class BoundedClient:
         import httpx
 
         try:
-            # only an event loop can end a response that comes byte by byte
-            return asyncio.run(self._send(method, url, options))
+            return asyncio.run_coroutine_threadsafe(self._send(method, url, options), self.loop).result()
         except TimeoutError as error:
             message = f"{url} did not complete its response within {self.timeout_s:.0f} s"
             raise HttpError(message) from error
@@ -64,12 +71,16 @@ class BoundedClient:
     async def _send(self, method: str, url: str, options: Mapping[str, Any]) -> HttpReply:
         import httpx
 
+        async with asyncio.timeout(self.timeout_s):
+            try:
+                return await self._receive(method, url, options)
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                # the server closed the connection, which had been idle, at this moment
+                return await self._receive(method, url, options)
+
+    async def _receive(self, method: str, url: str, options: Mapping[str, Any]) -> HttpReply:
         body = bytearray()
-        async with (
-            asyncio.timeout(self.timeout_s),
-            httpx.AsyncClient(**self.options) as client,
-            client.stream(method, url, **options) as response,
-        ):
+        async with self.client.stream(method, url, **options) as response:
             async for chunk in response.aiter_bytes():
                 body += chunk
                 if len(body) > MAX_BODY_BYTES:
@@ -103,12 +114,19 @@ def open_client(
     import httpx
 
     headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    options = {
-        "timeout": timeout_s,
-        "headers": headers,
-        "auth": credentials,
-        "follow_redirects": False,
-        # loading the certificates takes longer than most requests
-        "verify": httpx.create_ssl_context(),
-    }
-    return BoundedClient(options, timeout_s)
+    client = httpx.AsyncClient(
+        timeout=timeout_s,
+        headers=headers,
+        auth=credentials,
+        follow_redirects=False,
+        limits=httpx.Limits(keepalive_expiry=KEEPALIVE_S),
+    )
+    loop = asyncio.new_event_loop()
+    bounded = BoundedClient(client, loop, timeout_s)
+    Thread(target=_run_loop, args=(bounded,), name="http", daemon=True).start()
+    return bounded
+
+
+def _run_loop(client: BoundedClient) -> None:
+    """Serve a client until the process ends: so long its connections, which may be in use, are not collected."""
+    client.loop.run_forever()
