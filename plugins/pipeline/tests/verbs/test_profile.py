@@ -225,3 +225,16 @@ def test_plan_names_the_profiled_stages(tmp_path: Path) -> None:
     given = validate(PipelineSpec, parse(GIVEN.replace("LATENCY", "gpu: {1: 9 ms}, core: {1: 9 ms}"), "naps.yaml"))
     assert dict(plan(given, run).lines)["overridden"].startswith("nap: the latency of the spec on gpu overrides")
     assert "plans use the latency of the spec on gpu" in dict(profile(given, run).lines)["overridden"]
+
+
+@pytest.mark.e2e
+def test_a_model_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    """A model that hangs is an error with its stage and what was awaited, alone and before another stage."""
+    _, run = surroundings(tmp_path)
+    (tmp_path / "naps.py").write_text("import time\n\ndef nap(rows):\n    time.sleep(600)\n")
+    text = SPEC.replace("features: 3}", "features: 3, start: 4 s}")
+    with pytest.raises(UnfoldError, match=r"stages\.nap\.model: the model did not answer a batch of 1 within 4 s"):
+        profile(validate(PipelineSpec, parse(text, "naps.yaml")), run)
+    text += '  doze: {after: {nap: 100%}, model: {code: "naps:nap"}}\n'
+    with pytest.raises(UnfoldError, match=r"stages\.nap\.model: the model did not answer a sample query within 4 s"):
+        profile(validate(PipelineSpec, parse(text, "naps.yaml")), run)

@@ -16,7 +16,7 @@ from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import draw_sample
 from unfold_pipeline.runtime.affinity import list_local_cores, pin_process
 from unfold_pipeline.runtime.local import LocalRuntime
-from unfold_pipeline.runtime.stage import PlannedStage, Query
+from unfold_pipeline.runtime.stage import PlannedStage, Query, build_hang_error
 from unfoldkit.api import user_error
 
 DEFAULT_MAX_BATCH = 32
@@ -167,5 +167,8 @@ class _Profiler:
         start_s = self.clock()
         for number, row in enumerate(rows):
             self.runtime.submit(Query(row, routes, number, finish_query))
-        await finished
+        try:
+            await asyncio.wait_for(finished, self.job.source.start_s)
+        except TimeoutError as error:
+            raise build_hang_error(stage.name, f"a batch of {len(rows)}", self.job.source.start_s) from error
         return self.clock() - start_s

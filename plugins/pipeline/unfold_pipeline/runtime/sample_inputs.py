@@ -18,7 +18,7 @@ from unfold_pipeline.runtime.deployment import resolve_models
 from unfold_pipeline.runtime.models.data_flow import DataFlow, DataFlowError, name_tensors, stack_inputs, take_row
 from unfold_pipeline.runtime.models.flow_resolution import reads_request
 from unfold_pipeline.runtime.replica import READY, BatchAnswer, Replica, launch_replica
-from unfold_pipeline.runtime.stage import build_start_error
+from unfold_pipeline.runtime.stage import build_hang_error, build_start_error
 from unfoldkit.api import user_error
 
 MAX_SAMPLE_QUERIES = 32
@@ -48,7 +48,8 @@ def record_inputs(
         names: The stages to record.
 
     Raises:
-        UnfoldError: A stage has no model, or a model does not fit, does not start, or answers none of its queries.
+        UnfoldError: A stage has no model, or a model does not fit, does not start or answer in time, or fails on all
+            of its queries.
     """
     for stage in pipeline.stages:
         if stage.name not in sources:
@@ -119,7 +120,7 @@ def _answer_each(stage: str, source: ModelSource, inputs: Sequence[Tensors]) -> 
         message = replica.pipe.recv() if replica.pipe.poll(source.start_s) else "it did not load in time"
         if message != READY:
             raise build_start_error(stage, str(message))
-        answers = [_answer_query(replica, tensors) for tensors in inputs]
+        answers = [_answer_query(stage, source, replica, tensors) for tensors in inputs]
     except EOFError as error:
         raise build_start_error(stage, replica.describe_end()) from error
     finally:
@@ -131,7 +132,9 @@ def _answer_each(stage: str, source: ModelSource, inputs: Sequence[Tensors]) -> 
     return replies
 
 
-def _answer_query(replica: Replica, tensors: Tensors) -> BatchAnswer | None:
+def _answer_query(stage: str, source: ModelSource, replica: Replica, tensors: Tensors) -> BatchAnswer | None:
     replica.pipe.send(stack_inputs([tensors]))
+    if not replica.pipe.poll(source.start_s):
+        raise build_hang_error(stage, "a sample query", source.start_s)
     answer = replica.pipe.recv()
     return answer if isinstance(answer, BatchAnswer) else None

@@ -40,6 +40,12 @@ def build_start_error(stage: str, reason: str) -> UnfoldError:
     return user_error(message, key=key, hint="unfold profile SPEC runs the model on its own")
 
 
+def build_hang_error(stage: str, awaited: str, limit_s: float) -> UnfoldError:
+    """Return the error of a model that is measured and does not answer within the limit of its start."""
+    message, key = f"the model did not answer {awaited} within {limit_s:g} s", f"stages.{stage}.model"
+    return user_error(message, key=key, hint="start: 10 min allows more time; does the model wait for something?")
+
+
 @dataclass(slots=True)
 class Query:
     """A query in flight.

@@ -35,7 +35,8 @@ class ModelSpec(Model):
         default=None, description="by tensor: values per query that code returns; checked, and needed before a join"
     )
     start: Annotated[Duration, Field(gt=0)] | None = Field(
-        default=None, description="how long a replica may take to load the model; default: 3 min"
+        default=None,
+        description="how long a replica may take to load the model, and in unfold profile to answer; default: 3 min",
     )
 
 
