@@ -346,6 +346,18 @@ def misfits(folder: Path) -> list[tuple[Pipeline, list[ModelSource], str, str]]:
 
     return [
         (after_a({"x": ["a.boxes"]}), [crop, two], "stages.b.inputs.x", "a returns no tensor boxes .*did you mean"),
+        (
+            after_a({"x": ["a.area"]}),
+            [crop, two],
+            "stages.b.inputs.x",
+            r"one of: .*; stages\.a\.model\.outputs states all",
+        ),
+        (
+            after_a(when="area > 1"),
+            [crop, total],
+            "stages.b.when",
+            r"no tensor area .*stages\.a\.model\.outputs states all",
+        ),
         (after_a({"y": ["a.box"]}), [crop, two], "stages.b.inputs.y", "no input y"),
         (after_a(), [two, two], "", ""),
         (after_a({"x": ["request"]}), [two, two], "", ""),

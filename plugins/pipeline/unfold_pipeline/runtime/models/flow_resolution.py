@@ -118,7 +118,9 @@ class _FlowResolver:
             types = self._inspect(edge.parent).types
             for value, constant in edge.condition.list_values() if types else ():
                 if problem := _describe_untestable(value, constant, types):
-                    raise user_error(f"{parent}: {problem}", key=key, hint=_list_tensors(value.tensor, types))
+                    raise user_error(
+                        f"{parent}: {problem}", key=key, hint=self._list_tensors(value.tensor, edge.parent)
+                    )
 
     def _inspect(self, index: int) -> ModelSignature:
         if index not in self.signatures:
@@ -198,7 +200,14 @@ class _FlowResolver:
             yield from select_tensors(types, source.tensor, self._inspect(source.stage))
         except ConditionError as error:
             message = f"the model of {name} returns no tensor {source.tensor}"
-            raise user_error(message, key=key, hint=_list_tensors(source.tensor, types)) from error
+            raise user_error(message, key=key, hint=self._list_tensors(source.tensor, source.stage)) from error
+
+    def _list_tensors(self, name: str, stage: int) -> str:
+        """Return what would do instead of a tensor that a stage does not return, or not according to the spec."""
+        types = self._inspect(stage).types
+        known = did_you_mean(name, types) or f"it returns {', '.join(types)}"
+        is_stated = bool(self.sources[stage].outputs)
+        return f"{known}; stages.{self.pipeline.stages[stage].name}.model.outputs states all" if is_stated else known
 
     def _check_missing(self, index: int, tensor_input: TensorInput, model_input: ModelInput | None, key: str) -> None:
         """Reject a source that may be skipped if nothing can stand for its output."""
@@ -267,10 +276,6 @@ def _describe_untestable(value: TensorValue, constant: object, types: Mapping[st
         return f"{value.tensor} has the shape {list(shape)}, and the index {list(value.index)}"
     is_single = math.prod(shape[len(value.index) :]) == 1
     return "" if is_single else f"{value.tensor} has the shape {list(shape)}; name a value, or max({value.tensor})"
-
-
-def _list_tensors(name: str, types: Mapping[str, TensorType]) -> str:
-    return did_you_mean(name, types) or f"it returns {', '.join(types)}"
 
 
 def _format_sources(types: Iterable[TensorType]) -> str:
