@@ -26,6 +26,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     FIRST_EPOCH_S,
     ZONE_HINT,
     TimeNotation,
+    describe_clock_step,
     describe_skipped_hour,
     epoch_to_seconds,
     find_repeated_hour,
@@ -114,6 +115,8 @@ def read_trace(
     if on_unsorted is not None and (_is_newest_first(rows.times) or _may_be_sorted(rows)):
         newest_first = np.arange(rows.times.size)[::-1]
         order = newest_first if _is_newest_first(rows.times) else np.argsort(rows.times, kind="stable")
+        if step := describe_clock_step(rows.times):
+            warn(f"{path}: {step}")
         rows = reorder_rows(rows, order)
         on_unsorted(order)
     validate_times(rows.times, str(path))

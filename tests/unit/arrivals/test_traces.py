@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unfoldkit._types import FloatArray
 from unfoldkit.arrivals import processes, traces
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
 from unfoldkit.errors import UnfoldError
@@ -459,3 +460,23 @@ def test_tables_with_mooncakes_columns_are_in_milliseconds(tmp_path: Path) -> No
     assert read([str(stamp) for stamp in range(0, 300_000, 217)]) == pytest.approx(299.894)
     assert read([str(stamp) for stamp in range(0, 900, 3)]) == 897.0
     assert read([f"{stamp}.5" for stamp in range(300)]) == 299.0
+
+
+@pytest.mark.parametrize("name", ["clock.csv", "clock.log"])
+def test_a_clock_that_was_set_back_is_a_warning(name: str, tmp_path: Path) -> None:
+    """Rows from a place on are earlier; a row out of place, and requests logged as they end, are no such step."""
+    rng = np.random.default_rng(4)
+    times = 1.75e9 + np.cumsum(rng.exponential(0.1, 300))
+    path = tmp_path / name
+
+    def read(stamps: FloatArray) -> list[str]:
+        head = "timestamp\n" if name.endswith(".csv") else ""
+        path.write_text(head + "".join(f"{stamp:.3f}\n" for stamp in stamps))
+        warnings: list[str] = []
+        assert traces.read_trace(path, warn=warnings.append, on_unsorted=lambda _order: None).size == 300
+        return warnings
+
+    [warning] = read(np.concatenate([times[:200], times[200:] - 5.0]))
+    assert "from arrival 201 on, times are 4.86 s back" in warning
+    late = np.concatenate([times[:100], times[101:140], times[100:101], times[140:]])
+    assert read(late) == read(times[np.argsort(times + rng.exponential(0.3, 300))]) == read(times) == []

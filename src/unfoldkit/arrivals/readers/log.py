@@ -20,6 +20,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     TimeNotation,
     check_clock,
     check_order,
+    describe_clock_step,
     each_epoch_to_seconds,
     split_unit,
     to_seconds,
@@ -95,6 +96,8 @@ def read_log(path: Path, match: str, column: str | None, notation: TimeNotation,
     doubts.check_mooncake(times, str(path))
     times = times if notation.unit else each_epoch_to_seconds(times)
     check_clock(times, str(path))
+    if step := describe_clock_step(times):
+        warn(f"{path}: {step}")
     if column is None:
         check_order(times, str(path))
     times, unitless = np.sort(times), doubts.unitless

@@ -76,6 +76,8 @@ ZONE_HINT = "an hour back, as daylight saving time ends? write the times in UTC"
 _MIN_ORDERED = 20
 _MIN_CORRELATION = 0.5
 """Times with a smaller correlation to their positions in a file are in no order."""
+_MAX_CLOCK_STEPS, _MIN_SET_BACK = 3, 5
+"""Places where a clock may have been set back in a file, and the fewest arrivals that such a step has moved."""
 _MAX_LATENESS_S = 600.0
 """By how much a line may be older than the one above it, where requests are logged as they end."""
 _SUNDAY, _LAST_REPEATED_HOUR = 6, 3
@@ -310,6 +312,25 @@ def check_clock(times: FloatArray, file: str) -> None:
         raise user_error(
             f"the clock of arrival {repeated + 1} is an hour behind the one above it", file=file, hint=ZONE_HINT
         )
+
+
+def describe_clock_step(times: FloatArray) -> str:
+    """Describe where a clock was set back, or where the rows of another file begin; empty without such a place.
+
+    Requests that are logged as they end are in disorder at many places, or a single one is out of place.
+
+    Args:
+        times: Times in s, in the order of the file.
+    """
+    back = np.flatnonzero(np.diff(times) < 0)
+    if not 0 < back.size <= _MAX_CLOCK_STEPS:
+        return ""
+    index = int(back[np.argmin(np.diff(times)[back])]) + 1
+    if np.count_nonzero(times[index:] < times[index - 1]) < _MIN_SET_BACK:
+        return ""
+    seconds = times[index - 1] - times[index]
+    place = f"from arrival {index + 1} on, times are {seconds:,.3g} s back"
+    return f"{place}, as if a clock was set or files were joined; sorted by time, both parts add up there"
 
 
 def check_order(times: FloatArray, file: str) -> None:
