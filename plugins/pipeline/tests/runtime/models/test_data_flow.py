@@ -413,3 +413,13 @@ def test_misfits_are_reported_by_key(tmp_path: Path) -> None:
         assert diagnostic.key == key, diagnostic
         assert diagnostic.hint, diagnostic
         assert caught.value.code == 2
+
+
+def test_what_stands_for_a_skipped_text_does_not_depend_on_the_batch() -> None:
+    """A number that is batched with texts stays a number, as in a batch of its own."""
+    text, number = {"plate": np.array(["P00"])}, {"plate": np.full(1, -1.0)}
+    batches = [stack_inputs(rows) for rows in ([number], [text, number], [number, number])]
+    assert all(batch["plate"][-1] == -1.0 for batch in batches if isinstance(batch, dict))
+    mixed = stack_inputs([np.array("P00"), np.array(-1.0)])
+    assert list(mixed) == ["P00", -1.0]
+    assert np.asarray(stack_inputs([np.array("P00"), np.array("Q")])).dtype.kind == "U"

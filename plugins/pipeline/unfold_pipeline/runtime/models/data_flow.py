@@ -160,8 +160,17 @@ def stack_inputs(inputs: Sequence[Tensors]) -> Tensors:
     """
     first = inputs[0]
     if isinstance(first, dict):
-        return {name: np.stack([item[name] for item in inputs if isinstance(item, dict)]) for name in first}
-    return np.stack([np.asarray(item) for item in inputs])
+        return {name: _stack_values([item[name] for item in inputs if isinstance(item, dict)]) for name in first}
+    return _stack_values(inputs)
+
+
+def _stack_values(values: Sequence[Any]) -> NDArray[Any]:
+    """Stack values as one array; texts next to numbers stay what they are, whatever else is in the batch."""
+    tensors = [np.asarray(value) for value in values]
+    if len({tensor.dtype.kind in "US" for tensor in tensors}) > 1:
+        # NumPy would write the number that stands for a skipped stage as a text
+        tensors = [tensor.astype(object) for tensor in tensors]
+    return np.stack(tensors)
 
 
 def count_rows(batch: Tensors) -> int:
