@@ -138,6 +138,7 @@ PAGE: dict[str, list[str]] = {
     "describe_shedding": [sentences.describe_shedding()],
     "describe_slack": [sentences.describe_slack(0.012, "detect", 0.64)],
     "describe_spec_latency": [sentences.describe_spec_latency(["detect"], "core")],
+    "describe_branch": [sentences.describe_branch("plates", 0.3, 0.612)],
     "describe_core_shortage": [sentences.describe_core_shortage(4.5, 2)],
     "describe_speed": [sentences.describe_speed([("detect", 1.1), ("classify", 0.98)])],
     "describe_stages": [sentences.describe_stages(1), sentences.describe_stages(4)],

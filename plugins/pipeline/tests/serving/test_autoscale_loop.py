@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from plugins.pipeline.tests.helpers import plan_stages
 from unfold_pipeline.estimator.replica_schedule import ScalingState
+from unfold_pipeline.flow_syntax import parse_condition
+from unfold_pipeline.problem.branches import measure_branches
 from unfold_pipeline.problem.model_source import ModelSource
-from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
 from unfold_pipeline.problem.quotas import QuotaLimits
 from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import draw_sample
 from unfold_pipeline.replay.load_generator import replay_trace
+from unfold_pipeline.report.plan_file import PlannedEnvelope
 from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.runtime.local import LocalRuntime
 from unfold_pipeline.runtime.stage import Query
 from unfold_pipeline.serving.app import build_app
-from unfold_pipeline.serving.dashboard import ServiceRecord
+from unfold_pipeline.serving.autoscale_loop import _run_loop as run_loop
+from unfold_pipeline.serving.dashboard import PlannedService, ServiceRecord
 from unfold_pipeline.serving.inference import ServiceSettings
 
 pytestmark = pytest.mark.timed
@@ -122,3 +128,31 @@ def test_replay_with_a_failing_rule_fails(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="no rule for that"):
         asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+@dataclass(slots=True)
+class CountingRuntime:
+    """Stands for a runtime of two stages that have served 400 queries, and 300 of these."""
+
+    def list_status(self) -> list[dict[str, Any]]:
+        """Return the counters."""
+        return [{"name": "a", "served": 400, "replicas": 1}, {"name": "b", "served": 300, "replicas": 1}]
+
+
+def test_a_condition_that_lets_through_more_than_planned_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning has both fractions, and does not return each second."""
+    monkeypatch.setattr("unfold_pipeline.serving.autoscale_loop.TICK_S", 0.01)
+    graph = Pipeline((*ONE.stages, Stage("b", (Edge(0, 0.3, parse_condition("output > 1")),), (CPU,))))
+    nothing = PlannedEnvelope(np.empty(0), np.empty(0, dtype=np.int64))
+    planned = PlannedService(1.0, 0.99, (), nothing, functools.partial(measure_branches, graph, [1.0, 0.3]))
+
+    async def scene() -> None:
+        runtime, settings = cast("LocalRuntime", CountingRuntime()), ServiceSettings(0, planned=planned)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(run_loop(runtime, settings, ServiceRecord(0.0)), 0.3)
+
+    asyncio.run(scene())
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message.startswith("stages.b: its condition lets through 75 % of the queries, and the plan counts with 30 %")

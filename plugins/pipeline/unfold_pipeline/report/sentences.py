@@ -440,6 +440,14 @@ def describe_speed(factors: Sequence[tuple[str, float]]) -> str:
     return f"measured over planned batch time: {' · '.join(f'{stage} {factor:.2f}' for stage, factor in factors)}"
 
 
+def describe_branch(stage: str, planned: float, measured: float) -> str:
+    """Return that a condition lets through another fraction of the queries than a plan counts with."""
+    return (
+        f"{stage}: its condition lets through {measured * 100:.3g} % of the queries, and the plan counts with "
+        f"{planned * 100:.3g} %; the fractions in after are those of the plan"
+    )
+
+
 def describe_core_shortage(busy: float, cores: int) -> str:
     """Return that replicas shared cores, although a plan assumes a core for each."""
     return f"replicas can keep {busy:.3g} cores busy, and this machine has {cores}; the plan assumes a core for each"

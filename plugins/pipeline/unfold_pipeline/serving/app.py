@@ -140,6 +140,12 @@ def _describe_status(name: str, gateway: InferenceGateway) -> dict[str, Any]:
         "queries_per_second": round(arrivals.list_arrivals(now_s - recent_s).size / recent_s, 3),
         "refused": gateway.gate.refused,
     }
+    if gateway.settings.planned is not None:
+        branches = gateway.settings.planned.branches([stage["served"] for stage in status["stages"]])
+        status["conditions"] = [
+            {"stage": branch.stage, "planned": round(branch.planned, 4), "measured": round(branch.measured, 4)}
+            for branch in branches
+        ]
     if tuner is not None:
         status["decisions"] = [
             {"second": second, "replicas": state.replicas, "batches": state.batches}

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from unfold_pipeline.estimator.replica_schedule import TICK_S
+from unfold_pipeline.report.sentences import describe_branch
 from unfold_pipeline.runtime.live_tuner import LiveTuner, apply_state
 from unfold_pipeline.runtime.local import PipelineRuntime
 from unfold_pipeline.runtime.stage import read_clock
@@ -58,12 +59,25 @@ def _store_activation(runtime: PipelineRuntime, settings: ServiceSettings) -> No
 
 async def _run_loop(runtime: PipelineRuntime, settings: ServiceSettings, record: ServiceRecord) -> None:
     options = settings.planned.options if settings.planned else ()
+    reported = set[str]()
     while True:
         await asyncio.sleep(_compute_pause(record))
+        _warn_of_branches(runtime, settings, reported)
         if options:
             record.bill_replicas([stage["replicas"] for stage in runtime.list_status()], options)
         if settings.tuner is not None and record.arrivals.total:
             await _apply_rule(runtime, settings.tuner, record)
+
+
+def _warn_of_branches(runtime: PipelineRuntime, settings: ServiceSettings, reported: set[str]) -> None:
+    """Warn once of each condition that lets through another fraction than planned: plan and rule count with that."""
+    if settings.planned is None:
+        return
+    for branch in settings.planned.branches([stage["served"] for stage in runtime.list_status()]):
+        if branch.deviates and branch.stage not in reported:
+            reported.add(branch.stage)
+            message = describe_branch(branch.stage, branch.planned, branch.measured)
+            logging.getLogger("unfoldkit").warning("stages.%s", message)
 
 
 def _compute_pause(record: ServiceRecord) -> float:

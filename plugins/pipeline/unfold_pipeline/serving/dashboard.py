@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.problem.branches import MeasuredBranch, measure_branches
 from unfold_pipeline.problem.pipeline import HardwareOption, Plan, compute_hourly_cost
 from unfold_pipeline.report.plan_file import PlannedEnvelope, compute_planned_envelope
 from unfold_pipeline.runtime.local import PipelineRuntime
@@ -25,6 +27,11 @@ BUCKET_RATIO, BUCKETS_BELOW, BUCKETS_ABOVE = 1.1, 80, 40
 OUTCOMES = ("in time", "late", "refused", "shed", "failed", "lost")
 
 
+def ignore_branches(_served: Sequence[float]) -> tuple[MeasuredBranch, ...]:
+    """Return nothing: a service without a plan has no fractions to compare with."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedService:
     """What the plan guarantees.
@@ -34,21 +41,26 @@ class PlannedService:
         percentile: fraction of the queries that meet it.
         options: hardware of the stages.
         envelope: traffic that the plan was made for.
+        branches: compares conditions, by the items that each stage has served, with the fractions of the plan.
     """
 
     slo_s: float
     percentile: float
     options: tuple[HardwareOption, ...]
     envelope: PlannedEnvelope
+    branches: Callable[[Sequence[float]], tuple[MeasuredBranch, ...]] = ignore_branches
 
 
 def describe_planned_service(checker: SloChecker, plan: Plan) -> PlannedService:
     """Return what a plan guarantees."""
+    stages = range(len(checker.pipeline.stages))
+    shares = [float(np.mean([sample.share(stage) for sample in checker.samples])) for stage in stages]
     return PlannedService(
         checker.slo_s,
         checker.estimators[0].percentile,
         checker.pipeline.chosen_options(plan),
         compute_planned_envelope(checker, plan),
+        functools.partial(measure_branches, checker.pipeline, shares),
     )
 
 
