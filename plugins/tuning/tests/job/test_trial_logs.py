@@ -334,6 +334,16 @@ def test_a_record_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             "job,epoch,timestamp\na,1,1.7e9\na,2,1.7000002e9\nb,3,1.7e9\n",
             "the time goes back .*; profile.recorded.trial names",
         ),
+        (
+            "trial,epoch,train_time\na,1,20\na,2,21\na,3,19\na,4,20\n",
+            "train_time: the column does not rise .*seconds: train_time if",
+        ),
+        ("trial,epoch,runtime\na,1,20\na,2,20\na,3,20\na,4,20\n", "runtime: the column does not rise"),
+        (
+            "number,duration,state\n0,90,COMPLETE\n1,9,PRUNED\n",
+            r"3:1: state: a trial that is PRUNED .*profile\.recorded\.where: {state: COMPLETE}",
+        ),
+        ("Name,State,Runtime\na,crashed,9\nb,finished,90\n", "2:1: State: a trial that is crashed"),
         ("trial,epoch,elapsed\n", "no iteration of any trial"),
         ("trial,epoch,elapsed\na,1,0\n", "take no time"),
     ],

@@ -80,6 +80,14 @@ MAX_SHOWN = 40
 """Characters of a trial's name in a report; a folder's trials have the names of their files."""
 MIN_RISING = 4
 """Times that rise over so many rows of every trial may have been counted from its begin."""
+MAX_FALLS = 0.2
+"""Times that fall more often than this from row to row are not counted from the begin of a trial."""
+STATE_COLUMNS = ("state", "status")
+UNFINISHED = (
+    *("pruned", "fail", "failed", "running", "waiting", "killed", "crashed", "error", "errored", "stopped"),
+    *("early_stopped", "early-stopped", "canceled", "cancelled", "preempted", "pending", "queued", "timeout"),
+)
+"""States of trials that ran fewer iterations than a finished one, as Optuna, MLflow, W&B, NNI and Ax write them."""
 _TIMEDELTA = re.compile(r"(?:(\d+) days? )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
@@ -264,8 +272,12 @@ def _read_iterations(
         by_trial.setdefault(trial, []).append(row)
     timing = _find_timing(path, source, columns)
     by_checkpoints = {trial: _read_checkpoints(trial_rows, timing, skipped) for trial, trial_rows in by_trial.items()}
+    if not timing.count:
+        _require_finished(rows, timing.time, source.key)
     if not (timing.is_elapsed or source.seconds):
         _require_no_total(by_checkpoints.values(), timing.time, source.key)
+    if timing.is_elapsed and not source.elapsed:
+        _require_total(by_checkpoints.values(), timing.time, source.key)
     for trial, checkpoints in by_checkpoints.items():
         ordered = (
             _drop_repeated(checkpoints)
@@ -313,6 +325,47 @@ def _require_no_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key:
     if times and all(later > earlier for trial in times for earlier, later in itertools.pairwise(trial)):
         hint = f"write {key}.elapsed: {column} if it counts from the start of a trial, else {key}.seconds: {column}"
         raise rows[0][0].wrong("the column rises from row to row of each trial", column, hint)
+
+
+def _require_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key: str) -> None:
+    """Require that times which only a name explains are those since a trial began: such rarely fall.
+
+    Raises:
+        UnfoldError: They fall often, or never change: each is probably the time of one iteration.
+    """
+    rows = [[checkpoint.row for checkpoint in trial if checkpoint.is_timed] for trial in trials]
+    times = [[_parse_seconds(row, column) for row in trial] for trial in rows if len(trial) >= MIN_RISING]
+    pairs = [pair for trial in times for pair in itertools.pairwise(trial)]
+    # a restart falls further
+    falls = sum(RESTART_FRACTION * earlier <= later < earlier for earlier, later in pairs)
+    is_constant = any(map(any, times)) and all(earlier == later < CLOCK_S for earlier, later in pairs)
+    has_grown = sum(trial[-1] > 2 * trial[0] for trial in times) > len(times) / 2
+    if is_constant or (falls > MAX_FALLS * len(pairs) and not has_grown):
+        hint = f"write {key}.seconds: {column} if it is the time of one iteration, else {key}.elapsed: {column}"
+        message = "the column does not rise from row to row of a trial"
+        raise next(trial[0] for trial in rows if len(trial) >= MIN_RISING).wrong(message, column, hint)
+
+
+def _require_finished(rows: Sequence[CsvRow], time: str, key: str) -> None:
+    """Require that rows which do not state their iterations are all of finished trials, or that none is.
+
+    Raises:
+        UnfoldError: Some trials ended early: divided by the iterations of a finished one, their times are too short.
+    """
+    timed = [row for row in rows if row.get(time).strip().lower() not in (*EMPTY_CELLS, *NOT_FINITE_CELLS)]
+    column = next((name for name in timed[0].cells if _normalize_name(name) in STATE_COLUMNS), "") if timed else ""
+    states = {row.get(column): row for row in reversed(timed) if row.get(column)} if column else {}
+    finished = [state for state in states if _normalize_state(state) not in UNFINISHED]
+    unfinished = [row for state, row in states.items() if state not in finished]
+    if finished and unfinished:
+        hint = f"write {key}.where: {{{column}: {finished[0]}}}, or {key}.iteration with what each trial has run"
+        message = f"a trial that is {unfinished[0][column]} did not run all iterations"
+        raise unfinished[0].wrong(message, column, hint)
+
+
+def _normalize_state(state: str) -> str:
+    """Normalize a state: ``TrialState.PRUNED`` is ``pruned``."""
+    return state.rsplit(".", 1)[-1].strip().lower()
 
 
 def _read_checkpoints(rows: Sequence[CsvRow], timing: _Timing, skipped: list[str]) -> list[_Checkpoint]:
