@@ -205,6 +205,59 @@ def test_elapsed_times_may_begin_again(tmp_path: Path) -> None:
         assert [seconds for _, seconds in steps] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("axis", "metric"), [("Step", "_runtime"), ("Relative Time (Process)", "epoch")])
+def test_exports_of_charts_have_a_column_for_each_run(tmp_path: Path, axis: str, metric: str) -> None:
+    """A chart of Weights & Biases exports each line with its range; its x-axis may be the steps or the times."""
+    lines = {trial: f"{trial} - seed 1 - {metric}" for trial in STEPS}
+    head = [axis, *(name for line in lines.values() for name in (line, f"{line}__MIN", f"{line}__MAX"))]
+    rows = []
+    for trial, seconds in STEPS.items():
+        for n in range(len(seconds)):
+            step, elapsed = n + 1, sum(seconds[: n + 1])
+            at, value = (step, elapsed) if axis == "Step" else (elapsed, step)
+            rows.append([at, *(value if name == trial else "" for name in STEPS for _ in range(3))])
+    (tmp_path / "t.csv").write_text("\n".join(",".join(map(str, row)) for row in [head, *rows]))
+    steps = read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv")).steps
+    assert {trial: [s for _, s in items] for trial, items in steps.items()} == {
+        f"{trial} - seed 1": pytest.approx(seconds) for trial, seconds in STEPS.items()
+    }
+
+
+def test_a_trial_that_went_back_to_a_checkpoint_repeats_iterations(tmp_path: Path) -> None:
+    """The repetition counts, without the work that was lost; several trials under one name stay an error."""
+    times = [(1, 10), (2, 20), (3, 30), (4, 40), (5, 50), (4, 90), (5, 100), (6, 110)]
+    (tmp_path / "t.csv").write_text("\n".join(["trial,epoch,elapsed", *(f"a,{n},{at}" for n, at in times)]))
+    steps = read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv")).steps["a"]
+    assert steps == [(1, 10), (2, 10), (3, 10), (4, 40), (5, 10), (6, 10)]
+    (tmp_path / "t.csv").write_text("\n".join(["trial,epoch,elapsed", *(f"a,{n},{at}" for n, at in times[:5] * 2)]))
+    with pytest.raises(UnfoldError, match="reports iteration 1 twice"):
+        read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv"))
+
+
+def test_a_folder_has_a_folder_for_each_trial(tmp_path: Path) -> None:
+    """Lightning writes ``version_0/metrics.csv``, in which rows of training and validation alternate."""
+    for trial, seconds in STEPS.items():
+        ends = np.cumsum(seconds)
+        rows = [
+            row for n, at in enumerate(ends) for row in (f"{n},{9 * n},0.3,,{at - 1}", f"{n},{9 * n + 8},,0.2,{at}")
+        ]
+        (tmp_path / trial).mkdir()
+        (tmp_path / trial / "metrics.csv").write_text("\n".join(["epoch,step,train_loss,val_loss,elapsed", *rows]))
+    steps = read_trial_log(tmp_path, TrialLogSource(path="lightning_logs")).steps
+    assert sorted([s for _, s in items] for items in steps.values()) == sorted(STEPS.values())
+
+
+def test_json_is_recognised_by_its_content(tmp_path: Path) -> None:
+    """A name such as ``trials.log`` says nothing; a journal of Optuna has no time of an iteration."""
+    path = tmp_path / "trials.log"
+    path.write_text("\n".join(json.dumps({"trial": t, "epoch": n, "elapsed": at}) for t, n, at in _list_rows()))
+    steps = read_trial_log(path, TrialLogSource(path="trials.log")).steps
+    assert {trial: [s for _, s in items] for trial, items in steps.items()} == STEPS
+    path.write_text('{"op_code": 0, "worker_id": "a", "study_name": "s", "directions": [1]}\n')
+    with pytest.raises(UnfoldError, match=r"journal of Optuna .*trials_dataframe"):
+        read_trial_log(path, TrialLogSource(path="trials.log"))
+
+
 def test_a_folder_of_tables_has_a_trial_in_each(tmp_path: Path) -> None:
     """TensorBoard saves one table for each run."""
     for trial, seconds in STEPS.items():

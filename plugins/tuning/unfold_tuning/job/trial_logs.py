@@ -17,6 +17,7 @@ import numpy as np
 from unfold_tuning.job.experiment_trackers import list_tracked_steps, read_logged_metrics
 from unfoldkit.api import CsvRow, csv_rows, did_you_mean, format_count, format_duration, format_percent, user_error
 from unfoldkit.arrivals.readers.timestamps import split_unit
+from unfoldkit.io.tables import UNREADABLE, open_text
 
 DEFAULT_COLUMNS = {
     "trial": (
@@ -31,19 +32,30 @@ DEFAULT_COLUMNS = {
             "run",
             "run_name",
             "hp_id",
+            "experimentkey",
         ),
         *("number", "name", "id"),
     ),
     "iteration": (
         *("training_iteration", "iteration", "iter", "epoch", "epochs", "step", "_step", "global_step", "sequence"),
+        *("st_worker_iter", "budget", "fidelity"),
     ),
     "elapsed": (
-        *("time_total_s", "elapsed_s", "elapsed", "_runtime", "runtime", "train_time", "duration"),
-        *("wall_time", "_timestamp", "timestamp", "datetime"),
+        *(
+            "time_total_s",
+            "elapsed_s",
+            "elapsed",
+            "elapsed_time",
+            "total_time",
+            "st_worker_time",
+            "_runtime",
+            "runtime",
+        ),
+        *("relative_time", "train_time", "duration", "wall_time", "_timestamp", "timestamp", "datetime"),
     ),
-    "seconds": ("time_this_iter_s", "seconds", "iteration_s", "epoch_s", "time"),
+    "seconds": ("time_this_iter_s", "seconds", "iteration_s", "epoch_s", "epoch_time", "time"),
 }
-"""Column names that Ray Tune, Weights & Biases, Optuna, TensorBoard, MLflow, NNI and people use.
+"""Column names that Ray Tune, Weights & Biases, Optuna, TensorBoard, MLflow, NNI, Syne Tune, SMAC and people use.
 
 In lower case, with underscores for spaces and without units in brackets.
 """
@@ -58,6 +70,12 @@ METRIC_COLUMNS = ("key", "tag", "metric", "metric_name", "variable")
 """Columns that name which of several metrics of an iteration a row holds."""
 FINER_COUNTERS = ("batch", "batch_idx", "batch_index")
 """Columns that count within an iteration."""
+CHART_SUFFIXES = ("__MIN", "__MAX")
+"""Suffixes of the range of a line in the CSV that a chart of Weights & Biases exports."""
+CHART_LINE = " - "
+"""What separates the run from the metric in the name of such a line."""
+JOURNAL_KEYS = ("op_code", "worker_id")
+"""Keys of each line of a journal of Optuna."""
 RAY_FILES = ("progress.csv", "result.json")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz")
 JSON_FORM = "one object per line, one array of objects, or an object with lists of equal length for each trial"
@@ -82,6 +100,8 @@ MIN_RISING = 4
 """Times that rise over so many rows of every trial may have been counted from its begin."""
 MAX_FALLS = 0.2
 """Times that fall more often than this from row to row are not counted from the begin of a trial."""
+MAX_REWINDS = 0.25
+"""Where iterations fall more often than this from row to row, the rows are those of several trials."""
 STATE_COLUMNS = ("state", "status")
 UNFINISHED = (
     *("pruned", "fail", "failed", "running", "waiting", "killed", "crashed", "error", "errored", "stopped"),
@@ -167,11 +187,15 @@ class _Timing:
 
 @dataclass(frozen=True, slots=True)
 class _Checkpoint:
-    """A row with the iterations that its trial had run by then."""
+    """A row with the iterations that its trial had run by then.
+
+    ``rewound_from`` is the row before it if the trial went back to a checkpoint between the two.
+    """
 
     iters: float
     row: CsvRow
     is_timed: bool = True
+    rewound_from: CsvRow | None = None
 
 
 def summarize_trial_log(log: TrialLog, path: Path) -> TrialLogSummary:
@@ -241,7 +265,10 @@ def _list_files(path: Path) -> list[Path]:
         files = sorted(path.rglob(name))
         if files:
             return files
-    if files := sorted(path.glob("*.csv")):
+    files = sorted(path.glob("*.csv"))
+    if not files and len({file.name for file in path.rglob("*.csv")}) == 1:
+        files = sorted(path.rglob("*.csv"))
+    if files:
         return files
     hint = "name a table, a folder of Ray Tune, TensorBoard or MLflow, or one with a CSV file for each trial"
     raise user_error("no record of trials in this folder", file=str(path), hint=hint)
@@ -254,9 +281,16 @@ def _read_iterations(
 
     A file of a single trial may repeat iterations after a restart; the last repetition counts.
     """
-    rows = [row for row in _read_rows(path) if all(row.get(name) == str(cell) for name, cell in source.where.items())]
+    rows = [
+        row
+        for row in _split_chart_lines(list(_read_rows(path)))
+        if all(row.get(name) == str(cell) for name, cell in source.where.items())
+    ]
     if not rows:
         return
+    if set(JOURNAL_KEYS) <= set(rows[0].cells):
+        hint = "load the study, and save study.trials_dataframe().to_csv()"
+        raise user_error("a journal of Optuna is no table of trials", file=str(path), hint=hint)
     # JSON rows omit nulls, so the first row may lack columns
     columns = list(dict.fromkeys(itertools.chain.from_iterable(row.cells for row in rows)))
     has_times = any(_find_columns(source, role, columns) for role in ("elapsed", "seconds"))
@@ -281,11 +315,32 @@ def _read_iterations(
     for trial, checkpoints in by_checkpoints.items():
         ordered = (
             _drop_repeated(checkpoints)
-            if is_single_trial
+            if is_single_trial or _is_rewound(checkpoints, timing)
             else sorted(checkpoints, key=lambda checkpoint: checkpoint.iters)
         )
         for end, seconds in _compute_iteration_seconds(trial, ordered, timing):
             yield trial, end, seconds
+
+
+def _split_chart_lines(rows: Sequence[CsvRow]) -> Sequence[CsvRow]:
+    """Split each row of a chart of Weights & Biases, which has a column for each run and metric, into one for each run.
+
+    Other tables are returned as they are.
+    """
+    columns = list(rows[0].cells) if rows else []
+    lines = [name for name in columns if all(name + suffix in columns for suffix in CHART_SUFFIXES)]
+    if not lines or not all(CHART_LINE in name for name in lines):
+        return rows
+    runs: dict[str, dict[str, str]] = {}
+    for line in lines:
+        run, metric = line.rsplit(CHART_LINE, 1)
+        runs.setdefault(run, {})[metric] = line
+    return [
+        CsvRow({columns[0]: row[columns[0]], "trial": run} | cells, row.path, row.line)
+        for row in rows
+        for run, metrics in runs.items()
+        if any((cells := {metric: row[line] for metric, line in metrics.items()}).values())
+    ]
 
 
 def _add_spans(rows: Sequence[CsvRow], columns: Sequence[str]) -> bool:
@@ -386,13 +441,25 @@ def _read_checkpoints(rows: Sequence[CsvRow], timing: _Timing, skipped: list[str
     return checkpoints
 
 
+def _is_rewound(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> bool:
+    """Return whether a trial went back to a checkpoint a few times: its iterations fall then, and its times do not."""
+    rows = [checkpoint for checkpoint in checkpoints if checkpoint.is_timed]
+    falls = sum(later.iters < earlier.iters for earlier, later in itertools.pairwise(rows))
+    if not (timing.is_elapsed and timing.count) or not 0 < falls <= MAX_REWINDS * len(rows):
+        return False
+    times = [_parse_seconds(checkpoint.row, timing.time) for checkpoint in rows]
+    return times == sorted(times)
+
+
 def _drop_repeated(checkpoints: Sequence[_Checkpoint]) -> list[_Checkpoint]:
-    """Drop lost work: after a failure Ray Tune returns to a checkpoint and continues the same file."""
+    """Drop lost work: after a failure a trial returns to a checkpoint and continues the same record."""
     valid: list[_Checkpoint] = []
-    for checkpoint in checkpoints:
+    for number, checkpoint in enumerate(checkpoints):
+        before = checkpoints[max(0, number - 1)]
+        is_rewound = before.iters > checkpoint.iters and before.is_timed
         while valid and valid[-1].iters >= checkpoint.iters:
             valid.pop()
-        valid.append(checkpoint)
+        valid.append(replace(checkpoint, rewound_from=before.row) if is_rewound else checkpoint)
     return valid
 
 
@@ -421,6 +488,10 @@ def _compute_iteration_seconds(
             done = checkpoint.iters
             continue
         seconds = _parse_seconds(checkpoint.row, timing.time)
+        if timing.is_elapsed and checkpoint.rewound_from is not None:
+            # the work that was lost is not part of this step
+            lost_s = _parse_seconds(checkpoint.rewound_from, timing.time)
+            previous_s = lost_s if lost_s <= seconds else previous_s
         if timing.is_elapsed and seconds < previous_s:
             _require_no_clock_change(checkpoint.row, timing.time, previous_s - seconds, previous_s, trial)
             previous_s = 0.0 if seconds < RESTART_FRACTION * previous_s else previous_s
@@ -527,11 +598,9 @@ def _normalize_name(name: str) -> str:
 
 def _read_rows(path: Path) -> Iterator[CsvRow]:
     """Yield the rows of a table; the rows of JSON that is not one object per line are numbered by its items."""
-    if not path.name.endswith(JSON_SUFFIXES):
+    if not path.name.endswith(JSON_SUFFIXES) and not _begins_with_json(path):
         yield from csv_rows(path)
         return
-    from unfoldkit.io.tables import open_text
-
     with open_text(path) as stream:
         is_array = stream.read(1) == "["
         stream.seek(0)
@@ -547,6 +616,13 @@ def _read_rows(path: Path) -> Iterator[CsvRow]:
         else:
             objects = ((n, _parse_json(line, path, n)) for n, line in enumerate(stream, 1) if line.strip())
         yield from (CsvRow(_read_cells(value, path, n), path, n) for n, value in objects)
+
+
+def _begins_with_json(path: Path) -> bool:
+    """Return whether a file begins like JSON with objects, whatever its name."""
+    with contextlib.suppress(*UNREADABLE), open_text(path) as stream:
+        return stream.read(2) in ('{"', "[{")
+    return False
 
 
 def _parse_nested(text: str) -> Mapping[str, object]:
