@@ -14,6 +14,9 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LINUX = "Linux/UNIX"
 _PAGED = ("SpotPriceHistory", "Items", "PriceList")
 """Keys of the rows in an answer of AWS or Azure, which may have several pages."""
+_OTHER_AZURE = ("Windows", "Low Priority", "Cloud Services", "CloudServices")
+"""Words of meters of Azure that bill the same types of machines, but no virtual machine with Linux."""
+_DIRECTIONS = {"northeast": "ne", "northwest": "nw", "southeast": "se", "southwest": "sw"}
 
 
 def iter_offers(document: Any, region: str, zones: Collection[str] = ()) -> Iterator[Instance]:
@@ -35,6 +38,12 @@ def iter_offers(document: Any, region: str, zones: Collection[str] = ()) -> Iter
         yield from (offer for item in document if (offer := _ec2instances(item, region)) is not None)
 
 
+def has_component_prices(document: Any) -> bool:
+    """Return whether a document is Google's catalogue, which prices cores, memory and GPUs apart."""
+    pages = document if isinstance(document, list) else [document]
+    return any(isinstance(page, Mapping) and (page.get("skus") or "pricingInfo" in page) for page in pages)
+
+
 def _merge_pages(documents: list[Any]) -> dict[str, list[Any]]:
     """Merge the pages of an answer: the newest of all prices counts, not that of each page."""
     pages = [item for item in documents if isinstance(item, Mapping)]
@@ -42,22 +51,41 @@ def _merge_pages(documents: list[Any]) -> dict[str, list[Any]]:
 
 
 def _spot(rows: Any, region: str, zones: Collection[str]) -> Iterator[Instance]:
-    """``aws ec2 describe-spot-price-history``: of each type and zone the newest price."""
+    """``aws ec2 describe-spot-price-history``: of each type and zone the newest price.
+
+    Rows may have only the ids of zones (``use1-az1``). The names that an account gives them are unknown: if ``zones``
+    are named, the dearest zone then counts.
+    """
     newest: dict[tuple[str, str], Mapping[str, Any]] = {}
+    dearest: dict[str, float] = {}
     for row in rows:
         # a local zone such as us-east-1-bos-1a is another place
-        zone = str(row["AvailabilityZone"])
-        is_here = zone in zones if zones else re.fullmatch(rf"{re.escape(region)}[a-z]", zone)
+        zone, place = str(row.get("AvailabilityZone") or row["AvailabilityZoneId"]), re.escape(_abbreviate(region))
+        is_id = re.fullmatch(rf"{place}-az\d+", zone) is not None
+        is_here = is_id or (zone in zones if zones else re.fullmatch(rf"{re.escape(region)}[a-z]", zone))
         if is_here and row.get("ProductDescription", _LINUX) == _LINUX:
-            key = (row["InstanceType"], row["AvailabilityZone"])
-            newest[key] = max(newest.get(key, row), row, key=_parse_time)
-    for (name, _), row in newest.items():
-        yield Instance(name, spot=float(row["SpotPrice"]), region=region)
+            newest[row["InstanceType"], zone] = max(newest.get((row["InstanceType"], zone), row), row, key=_parse_time)
+    for (name, zone), row in newest.items():
+        price = float(row["SpotPrice"])
+        if zones and zone not in zones:
+            dearest[name] = max(dearest.get(name, price), price)
+        else:
+            yield Instance(name, spot=price, region=region)
+    for name, price in dearest.items():
+        yield Instance(name, spot=price, region=region)
 
 
-def _parse_time(row: Mapping[str, Any]) -> float:
+def _abbreviate(region: str) -> str:
+    """Abbreviate a region of AWS like the ids of its zones: ``us-east-1`` to ``use1``, ``ap-south-1`` to ``aps1``."""
+    return "".join(
+        part if index == 0 or part.isdigit() else "g" if part == "gov" else _DIRECTIONS.get(part, part[:1])
+        for index, part in enumerate(region.split("-"))
+    )
+
+
+def _parse_time(row: Mapping[str, Any], key: str = "Timestamp") -> float:
     """Parse the time of a price: a date, in UTC unless it has a zone, or seconds since 1970."""
-    stamp = row.get("Timestamp", 0.0)
+    stamp = row.get(key) or 0.0
     if not isinstance(stamp, str):
         return float(stamp)
     date = dt.datetime.fromisoformat(stamp)
@@ -65,16 +93,22 @@ def _parse_time(row: Mapping[str, Any]) -> float:
 
 
 def _azure(rows: Any, region: str) -> Iterator[Instance]:
-    """Azure's retail prices: consumption by the hour, without Windows and low priority."""
+    """Azure's retail prices: consumption by the hour of machines with Linux; of each meter the present price."""
+    now = dt.datetime.now(dt.UTC).timestamp()
+    latest: dict[tuple[str, ...], tuple[float, float]] = {}
     for row in rows:
-        words = f"{row.get('productName', '')} {row.get('skuName', '')} {row.get('meterName', '')}"
-        usual = row.get("type", "Consumption") == "Consumption" and row.get("unitOfMeasure", "1 Hour") == "1 Hour"
-        here = row.get("armRegionName") == region and row.get("currencyCode", "USD") == "USD"
-        if usual and here and row.get("armSkuName") and "Windows" not in words and "Low Priority" not in words:
-            price, spot = float(row["retailPrice"]), "Spot" in words
-            yield Instance(
-                row["armSkuName"], on_demand=None if spot else price, spot=price if spot else None, region=region
-            )
+        names = tuple(str(row.get(key, "")) for key in ("armSkuName", "productName", "skuName", "meterName"))
+        is_other = any(word in " ".join(names) for word in _OTHER_AZURE) or bool(row.get("tierMinimumUnits"))
+        is_hourly = row.get("type", "Consumption") == "Consumption" and row.get("unitOfMeasure", "1 Hour") == "1 Hour"
+        is_here = row.get("armRegionName") == region and row.get("currencyCode", "USD") == "USD"
+        if not names[0] or is_other or not (is_hourly and is_here):
+            continue
+        age_s, price = now - _parse_time(row, "effectiveStartDate"), float(row["retailPrice"])
+        if age_s >= 0:
+            latest[names] = min(latest.get(names, (age_s, price)), (age_s, price))
+    for names, (_, price) in latest.items():
+        is_spot = "Spot" in " ".join(names)
+        yield Instance(names[0], on_demand=None if is_spot else price, spot=price if is_spot else None, region=region)
 
 
 def _offer_file(document: Mapping[str, Any], region: str) -> Iterator[Instance]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unfoldkit.catalog.cloud_price_json import iter_offers
+from unfoldkit.catalog.cloud_price_json import has_component_prices, iter_offers
 from unfoldkit.catalog.currency import PriceUnit, parse_price, parse_unit
 from unfoldkit.catalog.instances import Instance, PriceBook, find_implausibility, find_spot_implausibility
 from unfoldkit.catalog.skypilot import COLUMNS, read_vms
@@ -94,6 +94,10 @@ def _document(path: Path) -> object:
 
 def _select_offers(document: object, path: Path, region: str, zones: Collection[str]) -> dict[str, Instance]:
     """Return the cheapest offers of a document of a cloud."""
+    if has_component_prices(document):
+        hint = "give SkyPilot's vms.csv of gcp, or a CSV with columns instance and price"
+        message = "Google's catalogue has prices of cores, memory and GPUs, not of machine types"
+        raise user_error(message, file=str(path), hint=hint)
     try:
         return _select_cheapest(iter_offers(document, region, zones))
     except DAMAGED as error:

@@ -83,6 +83,10 @@ def test_a_table_may_list_hardware_spot_and_regions(tmp_path: Path) -> None:
         ("{", "cannot read the price list"),
         ('{"SpotPriceHistory": [{"SpotPrice": "x"}]}', "does not match its format"),
         ("{}", "no price in US dollars for the region"),
+        (
+            '{"skus": [{"skuId": "1", "pricingInfo": []}]}',
+            r"list: Google's catalogue .*\(give SkyPilot's vms.csv of gcp",
+        ),
     ],
 )
 def test_an_unreadable_list_is_reported(tmp_path: Path, text: str, expected: str) -> None:
@@ -122,6 +126,22 @@ def test_spot_prices_are_the_newest_of_the_cheapest_zone(tmp_path: Path) -> None
     assert book(tmp_path, rows).rows["g5"].spot == 0.45
     table = "\n".join(",".join(row) for row in ([*rows[0]], *(row.values() for row in rows)))
     assert book(tmp_path, table).rows["g5"].spot == 0.45
+
+
+def test_zones_may_have_only_their_ids(tmp_path: Path) -> None:
+    """Each account names the zones differently: of named zones with unknown prices, the dearest one counts."""
+    rows: list[dict[str, Any]] = [
+        {"AvailabilityZoneId": zone, "InstanceType": "g5", "SpotPrice": price, "Timestamp": stamp}
+        for zone, price, stamp in (
+            ("use1-az1", "0.30", 1), ("use1-az1", "0.40", 2), ("use1-az4", "0.50", 1), ("use1-bos1-az1", "0.10", 1),
+            ("usw2-az1", "0.20", 1),
+        )
+    ]  # fmt: skip
+    assert book(tmp_path, {"SpotPriceHistory": rows}).rows["g5"].spot == 0.4
+    assert read_prices(tmp_path / "list", EAST, ["us-east-1b"]).rows["g5"].spot == 0.5
+    assert read_prices(tmp_path / "list", EAST, ["use1-az1"]).rows["g5"].spot == 0.4
+    for region, zone in (("ap-southeast-2", "apse2-az3"), ("us-gov-west-1", "usgw1-az1"), ("ap-south-1", "aps1-az2")):
+        assert book(tmp_path, [rows[0] | {"AvailabilityZoneId": zone}], region).rows["g5"].spot == 0.3
 
 
 @pytest.mark.parametrize("separator", ["\n", "", None])
@@ -168,9 +188,9 @@ def test_a_price_list_of_aws_counts_linux_on_shared_machines(tmp_path: Path) -> 
 
 
 def test_retail_prices_of_azure_are_of_linux_by_the_hour(tmp_path: Path) -> None:
-    """Spot is recognized by its name; Windows, low priority, reservations and other regions are skipped."""
+    """Spot is recognized by its name; other systems, services, tiers, regions and times are skipped."""
 
-    def item(price: float, product: str = "NC Series", sku: str = "NC6", **other: str) -> dict[str, Any]:
+    def item(price: float, product: str = "NC Series", sku: str = "NC6", **other: Any) -> dict[str, Any]:
         usual = {"currencyCode": "USD", "unitOfMeasure": "1 Hour", "type": "Consumption", "armRegionName": "eastus"}
         return {"armSkuName": "NC6", "retailPrice": price, "productName": product, "skuName": sku, **usual, **other}
 
@@ -181,6 +201,11 @@ def test_retail_prices_of_azure_are_of_linux_by_the_hour(tmp_path: Path) -> None
         item(0.5, "NC Series Windows"),
         item(5000.0, type="Reservation"),
         item(0.1, armRegionName="westus"),
+        item(0.4, "NC Series Cloud Services"),
+        item(0.6, tierMinimumUnits=1000.0),
+        item(0.5, effectiveStartDate="2999-01-01T00:00:00Z"),
+        item(0.7, "NCv1 Series", effectiveStartDate="2018-01-01T00:00:00Z"),
+        item(1.1, "NCv1 Series", effectiveStartDate="2020-01-01T00:00:00Z"),
     ]
     found = book(tmp_path, {"Items": rows}, "eastus").rows["NC6"]
     assert (found.on_demand, found.spot) == (0.9, 0.3)
