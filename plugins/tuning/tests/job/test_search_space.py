@@ -64,6 +64,13 @@ def test_a_condition_may_name_a_list_or_a_truth_value() -> None:
     assert all(("x" in config) == config["flag"] for config in configs)
 
 
+def test_a_choice_may_be_nothing() -> None:
+    """Estimators take ``None`` for no limit; a key without a value is an error all the same."""
+    configs = draw("{depth: [null, 3], x: {uniform: [0, 1], when: {depth: null}}}")
+    assert {config["depth"] for config in configs} == {None, 3}
+    assert all(("x" in config) == (config["depth"] is None) for config in configs)
+
+
 def test_log_integers_follow_the_logarithm() -> None:
     """Each octave is about equally likely, and both bounds occur."""
     rng = np.random.default_rng(1)

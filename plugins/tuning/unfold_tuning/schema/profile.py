@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from unfold_tuning.schema.search import Count
+from unfold_tuning.schema.trainable import Scalar
 from unfoldkit.api import Duration, Fraction, Model, Percent, Problem
 
 MAX_VARIATION = 10.0
@@ -62,7 +63,7 @@ class MeasuredTrial(Model):
 
     ends: Annotated[tuple[Count, ...], Field(min_length=1)]
     seconds: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)]
-    config: dict[str, float | int | str | bool] = Field(default_factory=dict, description="its configuration")
+    config: dict[str, Scalar | tuple[Scalar, ...] | None] = Field(default_factory=dict, description="its configuration")
 
 
 class ProfileSpec(Model):

@@ -15,7 +15,7 @@ ESTIMATOR_MODES: Mapping[str, Literal["min", "max"]] = {"accuracy": "max", "log-
 
 
 Scalar = int | float | str | bool
-Value = Annotated[Scalar | tuple[Scalar, ...], Field(union_mode="left_to_right")]
+Value = Annotated[Scalar | tuple[Scalar, ...] | None, Field(union_mode="left_to_right")]
 
 
 LOSS_WORDS = frozenset(
