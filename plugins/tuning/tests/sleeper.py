@@ -159,6 +159,15 @@ def leaving(config: Mapping[str, Any], state: bytes | None, iters: int, accelera
     sys.exit("no data")
 
 
+class PanicError(BaseException):
+    """What libraries in Rust raise, such as Polars: no :class:`Exception`."""
+
+
+def panicking(config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int) -> None:
+    """Panic."""
+    raise PanicError("index out of bounds")
+
+
 def hanging(
     config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
 ) -> tuple[float, bytes]:

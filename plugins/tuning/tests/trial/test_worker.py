@@ -82,6 +82,7 @@ def test_errors_of_a_function_are_reported_in_short(tmp_path: Path, error: Excep
     [
         ("silent", r"returns \(metric, state\), a number and bytes; this one returned None"),
         ("leaving", "the last error: SystemExit: no data"),
+        ("panicking", "the last error: PanicError: index out of bounds"),
     ],
 )
 def test_functions_without_a_result_end_the_run_with_their_error(tmp_path: Path, function: str, message: str) -> None:

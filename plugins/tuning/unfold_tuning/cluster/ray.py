@@ -325,7 +325,10 @@ def stream_job(setup: WorkerSetup, job: TrialJob, state: bytes | None) -> Iterat
         train = build_train_function(setup)
         for message in run_job(job, train, state, lambda _iters, new_state: states.append(new_state)):
             yield message, states.pop() if states else b""
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
+    except (KeyboardInterrupt, GeneratorExit):
+        # Ray cancels the job
+        raise
+    except BaseException as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
         yield describe_failure(job, error), b""
 
 

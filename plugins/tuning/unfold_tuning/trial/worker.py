@@ -110,7 +110,7 @@ def serve_jobs(parent: int, pipe: Connection, setup: WorkerSetup) -> None:
                     pipe.send(message)
         except _StateNotSavedError as error:
             pipe.send(WorkerMessage(kind="unsaved", trial=job.trial, error=str(error)))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
+        except BaseException as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
             pipe.send(describe_failure(job, error))
 
 
