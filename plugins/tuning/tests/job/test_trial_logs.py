@@ -258,6 +258,36 @@ def test_json_is_recognised_by_its_content(tmp_path: Path) -> None:
         read_trial_log(path, TrialLogSource(path="trials.log"))
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([(5, 20), (10, 22), (15, 20), (20, 18)], [20, 22, 20, 18]),
+        ([(1, 20), (3, 19), (9, 21), (27, 20)], [20, 19, 21, 20]),
+        ([(11, 20), (12, 19), (13, 21), (14, 20)], [20, 19, 21, 20]),
+        ([(1, 20), (3, 44), (9, 114), (13, 84)], [20, 22, 19, 21]),
+        ([(9, 180)], [20]),
+    ],
+)
+def test_times_belong_to_one_iteration_unless_they_grow_with_the_rows(
+    tmp_path: Path, rows: list[tuple[int, int]], expected: list[float]
+) -> None:
+    """A logger may write every fifth iteration, with the time of that one, or rungs with the time of all in between."""
+    (tmp_path / "t.csv").write_text(
+        "\n".join(["trial,epoch,seconds", *(f"{t},{n},{s}" for t in "ab" for n, s in rows)])
+    )
+    steps = read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv")).steps["a"]
+    assert [seconds for _, seconds in steps] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("begin", [0, 200])
+def test_a_record_may_begin_where_a_trial_was_resumed(tmp_path: Path, begin: int) -> None:
+    """Its elapsed time counts from there, or from the begin of the trial: the first step shows which."""
+    rows = [f"a,{n},{20 * (n - 10) + begin}" for n in range(11, 20)]
+    (tmp_path / "t.csv").write_text("\n".join(["trial,epoch,elapsed", *rows]))
+    steps = read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv")).steps["a"]
+    assert [seconds for _, seconds in steps] == pytest.approx([20] * 9)
+
+
 def test_a_folder_of_tables_has_a_trial_in_each(tmp_path: Path) -> None:
     """TensorBoard saves one table for each run."""
     for trial, seconds in STEPS.items():

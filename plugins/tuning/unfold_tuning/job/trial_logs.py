@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -102,6 +103,11 @@ MAX_FALLS = 0.2
 """Times that fall more often than this from row to row are not counted from the begin of a trial."""
 MAX_REWINDS = 0.25
 """Where iterations fall more often than this from row to row, the rows are those of several trials."""
+MIN_GROWTH = 0.5
+"""Times that grow with less than this power of the iterations between two rows are those of one iteration."""
+MIN_RESUMED = 3
+MAX_RESUMED = 1 / 3
+"""A record whose first row counts more than so many steps, but takes less than this part of their time, began later."""
 STATE_COLUMNS = ("state", "status")
 UNFINISHED = (
     *("pruned", "fail", "failed", "running", "waiting", "killed", "crashed", "error", "errored", "stopped"),
@@ -177,12 +183,13 @@ class TrialLogSummary:
 
 @dataclass(frozen=True, slots=True)
 class _Timing:
-    """The columns that give the times of one table."""
+    """The columns that give the times of one table; a time may be that of one iteration, although rows skip some."""
 
     count: Sequence[str]
     time: str
     is_elapsed: bool
     iters_per_row: int
+    is_of_one: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,12 +313,9 @@ def _read_iterations(
         by_trial.setdefault(trial, []).append(row)
     timing = _find_timing(path, source, columns)
     by_checkpoints = {trial: _read_checkpoints(trial_rows, timing, skipped) for trial, trial_rows in by_trial.items()}
-    if not timing.count:
-        _require_finished(rows, timing.time, source.key)
-    if not (timing.is_elapsed or source.seconds):
-        _require_no_total(by_checkpoints.values(), timing.time, source.key)
-    if timing.is_elapsed and not source.elapsed:
-        _require_total(by_checkpoints.values(), timing.time, source.key)
+    _require_clear_times(by_checkpoints.values(), rows, timing, source)
+    if not timing.is_elapsed and timing.count:
+        timing = replace(timing, is_of_one=_has_times_of_one(by_checkpoints.values(), timing))
     for trial, checkpoints in by_checkpoints.items():
         ordered = (
             _drop_repeated(checkpoints)
@@ -369,6 +373,22 @@ def _find_timing(path: Path, source: TrialLogSource, columns: Sequence[str]) -> 
     return _Timing(count, (elapsed or seconds)[0], bool(elapsed), source.iters)
 
 
+def _require_clear_times(
+    trials: Iterable[Sequence[_Checkpoint]], rows: Sequence[CsvRow], timing: _Timing, source: TrialLogSource
+) -> None:
+    """Require that the times mean what the names of their columns say, unless the spec names these.
+
+    Raises:
+        UnfoldError: They do not.
+    """
+    if not timing.count:
+        _require_finished(rows, timing.time, source.key)
+    if timing.is_elapsed and not source.elapsed:
+        _require_total(trials, timing.time, source.key)
+    if not (timing.is_elapsed or source.seconds):
+        _require_no_total(trials, timing.time, source.key)
+
+
 def _require_no_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key: str) -> None:
     """Require that times which no name explains are not those since a trial began.
 
@@ -399,6 +419,27 @@ def _require_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key: st
         hint = f"write {key}.seconds: {column} if it is the time of one iteration, else {key}.elapsed: {column}"
         message = "the column does not rise from row to row of a trial"
         raise next(trial[0] for trial in rows if len(trial) >= MIN_RISING).wrong(message, column, hint)
+
+
+def _has_times_of_one(trials: Iterable[Sequence[_Checkpoint]], timing: _Timing) -> bool:
+    """Return whether each time is that of one iteration, and not of all since the row before.
+
+    Times of all grow with the iterations between two rows. Where rows are equally far apart, nothing shows it: then
+    the column holds what its name says, the time of an iteration. The only row of a trial has the time of all.
+    """
+    trials = list(trials)
+    logs: list[tuple[float, float]] = []
+    for trial in trials:
+        ordered = sorted(trial, key=lambda checkpoint: checkpoint.iters)
+        for before, checkpoint in itertools.pairwise((None, *ordered)):
+            gap = checkpoint.iters - (before.iters if before else 0) if checkpoint else 0
+            seconds = _parse_seconds(checkpoint.row, timing.time) if checkpoint and checkpoint.is_timed else 0.0
+            if gap > 0 and seconds > 0:
+                logs.append((math.log(gap), math.log(seconds)))
+    gaps, seconds_logs = np.array(logs).reshape(-1, 2).T
+    if len(set(gaps)) < 2:
+        return max(map(len, trials)) > 1
+    return float(np.polyfit(gaps, seconds_logs, 1)[0]) < MIN_GROWTH
 
 
 def _require_finished(rows: Sequence[CsvRow], time: str, key: str) -> None:
@@ -479,6 +520,8 @@ def _compute_iteration_seconds(
     elif checkpoints and checkpoints[0].iters == 0:
         previous_s = _parse_seconds(checkpoints[0].row, timing.time) if timing.is_elapsed else 0.0
         checkpoints = checkpoints[1:]
+    elif timing.is_elapsed:
+        done = _find_resumed(checkpoints, timing)
     for checkpoint in checkpoints:
         if checkpoint.iters <= done:
             hint = "profile.recorded.trial names the columns that identify a trial; where: {column: value} selects rows"
@@ -496,8 +539,22 @@ def _compute_iteration_seconds(
             _require_no_clock_change(checkpoint.row, timing.time, previous_s - seconds, previous_s, trial)
             previous_s = 0.0 if seconds < RESTART_FRACTION * previous_s else previous_s
         step_s = max(0.0, seconds - previous_s) if timing.is_elapsed else seconds
-        yield checkpoint.iters, step_s / (checkpoint.iters - done)
+        yield checkpoint.iters, step_s / (1 if timing.is_of_one else checkpoint.iters - done)
         done, previous_s = checkpoint.iters, max(previous_s, seconds)
+
+
+def _find_resumed(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> float:
+    """Find the iterations that a trial had run before its record and its elapsed time began; usually none.
+
+    A trial that was resumed in a new record first reports many iterations, after the time of few.
+    """
+    if len(checkpoints) < MIN_RISING:
+        return 0.0
+    gap = float(np.median(np.diff([checkpoint.iters for checkpoint in checkpoints])))
+    times = [_parse_seconds(checkpoint.row, timing.time) for checkpoint in checkpoints]
+    step_s, first = float(np.median(np.diff(times))), checkpoints[0].iters
+    is_resumed = gap > 0 and first > MIN_RESUMED * gap and times[0] < MAX_RESUMED * step_s * first / gap
+    return first - gap if is_resumed else 0.0
 
 
 def _merge_rows(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> Sequence[_Checkpoint]:
