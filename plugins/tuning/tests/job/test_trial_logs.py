@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tuning_runs import load_spec
 
-from unfold_tuning.job import trial_logs
+from unfold_tuning.job import record_rows
 from unfold_tuning.job.build import resolve_record
 from unfold_tuning.job.trial_logs import TrialLogSource, TrialLogSummary, read_trial_log, summarize_trial_log
 from unfold_tuning.verbs.plan import plan
@@ -397,7 +397,7 @@ def test_a_record_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         calls.append(path)
         return csv_rows(path, *arguments, **options)
 
-    monkeypatch.setattr(trial_logs, "csv_rows", count_rows)
+    monkeypatch.setattr(record_rows, "csv_rows", count_rows)
     _write_ray(tmp_path / "runs")
     spec = load_spec(SPEC.replace("PATH", f"{tmp_path / 'runs'}, accelerators: 2"))
     plan(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))
