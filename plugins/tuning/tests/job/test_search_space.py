@@ -64,6 +64,25 @@ def test_a_condition_may_name_a_list_or_a_truth_value() -> None:
     assert all(("x" in config) == config["flag"] for config in configs)
 
 
+@pytest.mark.parametrize(
+    ("dimension", "hint"),
+    [
+        ("{type: float, low: 0.001, high: 0.1, log: true}", r"{log: \[0.001, 0.1\]}"),  # Optuna
+        ("{distribution: q_log_uniform_values, min: 1.5, max: 9.0}", r"{log: \[1.5, 9.0\]}"),  # W&B
+        ("{min: 1, max: 3}", r"{int: \[1, 3\]}"),
+        ("{values: [1, 2]}", r"\[1, 2\]"),
+        ("{_type: uniform, _value: [0, 1]}", r"{uniform: \[0, 1\]}"),  # NNI
+        ("{_type: choice, _value: [a, b]}", r"\['a', 'b'\]"),
+        ("{name: x, type: range, bounds: [1, 8], log_scale: true}", r"{log_int: \[1, 8\]}"),  # Ax
+        ("{type: uniform_float, lower: 0, upper: 1}", r"{uniform: \[0, 1\]}"),  # ConfigSpace
+    ],
+)
+def test_dimensions_of_other_tools_are_rejected_with_their_form_here(dimension: str, hint: str) -> None:
+    """The hint of an unknown key led from ``values`` to ``value``, which gives every trial the whole list."""
+    with pytest.raises(UnfoldError, match=rf"trainable\.space\.x: .* another tool .*\(write {hint}\)"):
+        draw(f"{{x: {dimension}}}")
+
+
 def test_a_choice_may_be_nothing() -> None:
     """Estimators take ``None`` for no limit; a key without a value is an error all the same."""
     configs = draw("{depth: [null, 3], x: {uniform: [0, 1], when: {depth: null}}}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from unfoldkit.api import Duration, Model, Problem, did_you_mean
+from unfoldkit.errors import shorten
 
 ESTIMATOR_MODES: Mapping[str, Literal["min", "max"]] = {"accuracy": "max", "log-loss": "min"}
 """The metrics of the built-in estimators, and which values of them are better."""
@@ -49,6 +51,11 @@ DISTRIBUTION_WORDS: Mapping[str, str] = {
 }
 """Distributions as other tools call them, without prefixes and underscores, and what is written here instead."""
 DISTRIBUTION_CALL = re.compile(r"^\s*(?:[A-Za-z]+\.)*(?:suggest_|q(?=log|uni|rand))?([a-z_]+?)\s*\(.*\)\s*$", re.DOTALL)
+OWN_FORMS = frozenset({"log", "uniform", "int", "log_int", "choice", "value"})
+FOREIGN_LISTS = ("values", "choices", "categories", "grid_search", "_value")
+FOREIGN_BOUNDS = (("low", "high"), ("min", "max"), ("lower", "upper"))
+FOREIGN_KINDS = ("type", "_type", "distribution", "name")
+"""Keys with which Optuna, W&B, NNI, Ax and ConfigSpace describe a dimension."""
 MAX_LISTED = 1000
 """Values of an integer range that a condition may name."""
 
@@ -99,6 +106,40 @@ class Constant(ConditionalModel):
 
 
 Dimension = Log | Uniform | Integer | LogInteger | Choice | Constant
+
+
+def refuse_foreign_form(dimension: Any) -> Any:
+    """Reject a dimension in the form of another tool, and return others with tuples in place of lists.
+
+    Raises:
+        PydanticCustomError: It has such a form; the hint is the same dimension as it is written here.
+    """
+    if not isinstance(dimension, Mapping) or not all(isinstance(key, str) for key in dimension):
+        return _to_tuples(dimension)
+    lists = [dimension[key] for key in (*FOREIGN_LISTS, "bounds", "range") if isinstance(dimension.get(key), list)]
+    pairs = [[dimension[low], dimension[high]] for low, high in FOREIGN_BOUNDS if {low, high} <= set(dimension)]
+    is_own = any(not isinstance(dimension[key], bool) for key in OWN_FORMS & set(dimension))
+    if is_own or not (lists or pairs):
+        return _to_tuples(dimension)
+    kind = " ".join(str(dimension.get(key, "")) for key in FOREIGN_KINDS).lower()
+    is_log = "log" in kind or any(dimension.get(key) is True for key in ("log", "log_scale"))
+    is_range = bool(pairs) or {"bounds", "range"} & set(dimension) or "uniform" in kind or "randint" in kind
+    bounds = pairs[0] if pairs else lists[0]
+    is_int = "int" in kind or ("float" not in kind and "uniform" not in kind and {*map(type, bounds)} == {int})
+    form = {(0, 0): "uniform", (0, 1): "int", (1, 0): "log", (1, 1): "log_int"}[is_log, is_int]
+    values = shorten(str(bounds))
+    hint = f"write {{{form}: {values}}}" if is_range else f"write {values}"
+    keys = ", ".join(dimension)
+    raise PydanticCustomError("space", "this is the form of another tool ({keys})", {"keys": keys, "hint": hint})
+
+
+def _to_tuples(value: Any) -> Any:
+    """Return a raw value with tuples in place of lists: the models validate strictly from here on."""
+    if isinstance(value, Mapping):
+        return {key: _to_tuples(item) for key, item in value.items()}
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
+
+
 SpaceValue = Annotated[Dimension | Scalar | tuple[Value, ...], Field(union_mode="left_to_right")]
 """A dimension; a bare value is a constant, a bare list a choice."""
 
@@ -154,7 +195,7 @@ class Trainable(Model):
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
         default=None, description="kill a trial after this long without a checkpoint; drop it the third time"
     )
-    space: dict[str, SpaceValue] = Field(
+    space: dict[str, Annotated[SpaceValue, BeforeValidator(refuse_foreign_form)]] = Field(
         default_factory=dict, description="by name: a range, a choice or a list of values, or a constant"
     )
 
