@@ -51,12 +51,11 @@ def test_a_pause_within_a_record_is_named(tmp_path: Path) -> None:
         for end in range(1, 6)
     ]
     path.write_text("\n".join(["trial,iteration,elapsed", *rows]))
-    assert (
-        "; iteration 4 of trial b took 8.0 h, 961 times the median: a pause"
-        in summarize(path, TrialLogSource(path="t.csv")).describe()
-    )
+    assert "; iteration 4 of trial b took 8.0 h, 961 times the median: a pause" in summarize(
+        path, TrialLogSource(path="t.csv")
+    ).describe(10)
     path.write_text("\n".join(["trial,iteration,elapsed", *rows[:5], "c,1,9000", "c,2,9030"]))
-    assert "pause" not in summarize(path, TrialLogSource(path="t.csv")).describe()
+    assert "pause" not in summarize(path, TrialLogSource(path="t.csv")).describe(10)
 
 
 def _write_ray(folder: Path) -> Path:
@@ -186,6 +185,18 @@ def test_the_last_row_of_an_iteration_counts(tmp_path: Path, text: str) -> None:
     assert {t: [s for _, s in items][-3:] for t, items in steps.items()} == {
         t: pytest.approx(seconds[1:]) for t, seconds in STEPS.items()
     }
+
+
+def test_a_record_that_may_count_batches_is_noted(tmp_path: Path) -> None:
+    """Its iterations seem quick, and a deadline easy to meet: the report says how far its trials ran."""
+    (tmp_path / "t.csv").write_text("trial,step,elapsed\n" + "".join(f"a,{500 * n},{20 * n}\n" for n in range(1, 5)))
+    spec = load_spec(SPEC.replace("PATH", str(tmp_path / "t.csv")))
+    record = resolve_record(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))[1]
+    assert record.endswith(
+        "ran up to 2,000 iterations, those of the search run 3: an iteration may be something else here"
+    )
+    longer = load_spec(SPEC.replace("PATH", str(tmp_path / "t.csv")).replace("iters: 3}", "iters: 200}"))
+    assert "something else" not in resolve_record(longer, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))[1]
 
 
 def test_rows_that_do_not_differ_are_those_of_several_trials(tmp_path: Path) -> None:
@@ -356,7 +367,7 @@ def test_times_that_are_not_finite_are_skipped_and_counted(
     (tmp_path / "t.csv").write_text("\n".join([f"trial,epoch,{column}", *rows, f"a,{cell},9"]))
     summary = summarize(tmp_path / "t.csv", TrialLogSource(path="t.csv"))
     assert (summary.mean_s, summary.std_s, summary.steps) == (2.0, 0.0, 3)
-    assert summary.describe().endswith("2 rows without a finite time skipped, the first in t.csv, line 4")
+    assert summary.describe(10).endswith("2 rows without a finite time skipped, the first in t.csv, line 4")
 
 
 def test_an_optuna_study_has_one_row_per_trial(tmp_path: Path) -> None:

@@ -166,7 +166,8 @@ def resolve_record(spec: TuningSpec, run: Run) -> tuple[TuningSpec, str, TrialLo
     if "trial_spread" not in spec.profile.model_fields_set:
         changes["trial_spread"] = round(min(MAX_VARIATION, summary.trial_cv), 4)
     resolved = spec.model_copy(update={"profile": spec.profile.model_copy(update=changes)})
-    return resolved, f"{recorded.path}, {summary.describe()}", log
+    longest = max(group.done + group.iters for stage in build_stages(spec.search) for group in stage.groups)
+    return resolved, f"{recorded.path}, {summary.describe(longest)}", log
 
 
 def build_log_source(recorded: Recorded) -> TrialLogSource:

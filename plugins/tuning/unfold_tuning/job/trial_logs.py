@@ -85,6 +85,8 @@ SHORT_UNITS_S = {"mins": 60.0, "h": 3600.0, "hr": 3600.0, "hrs": 3600.0}
 """Seconds of units with which the name of a duration may end, but hardly that of a time of arrival."""
 PAUSE_FACTOR = 50.0
 """An iteration that took more than this many times the median one probably contains a pause of the whole run."""
+MAX_LONGER = 10.0
+"""Trials of a record that ran more than so many times the iterations of the search may count batches, not epochs."""
 MAX_SHOWN = 40
 """Characters of a trial's name in a report; a folder's trials have the names of their files."""
 MIN_RISING = 4
@@ -149,7 +151,8 @@ class TrialLog:
 class TrialLogSummary:
     """Iteration times of a record: mean and standard deviation in seconds, and the variation between trials.
 
-    ``pause`` describes an iteration that probably contains one; empty if none does.
+    ``pause`` describes an iteration that probably contains one; empty if none does. ``last`` is the largest number of
+    iterations that a trial had run.
     """
 
     mean_s: float
@@ -159,12 +162,16 @@ class TrialLogSummary:
     steps: int
     skipped: tuple[str, ...] = ()
     pause: str = ""
+    last: float = 0.0
 
-    def describe(self) -> str:
-        """Describe the record in one line."""
+    def describe(self, planned_iters: int) -> str:
+        """Describe the record in one line; ``planned_iters`` are those of the longest trial of the search."""
         rows = f"{format_count(self.steps, 'step')} of {format_count(self.trials, 'trial')}"
         times = f"an iteration takes {format_duration(self.mean_s)}, trials vary by {format_percent(self.trial_cv)}"
         times += f"; {self.pause}" if self.pause else ""
+        if self.last > MAX_LONGER * planned_iters:
+            times += f"; its trials ran up to {self.last:,.0f} iterations, those of the search run {planned_iters:,}: "
+            times += "an iteration may be something else here"
         if not self.skipped:
             return f"{rows}: {times}"
         count = format_count(len(self.skipped), "row")
@@ -214,6 +221,7 @@ def summarize_trial_log(log: TrialLog, path: Path) -> TrialLogSummary:
         steps=sum(len(seconds) for seconds in by_trial),
         skipped=log.skipped,
         pause=_describe_pause(log),
+        last=max(end for steps in log.steps.values() for end, _ in steps),
     )
 
 
