@@ -171,7 +171,14 @@ def _is_of_parent(data: Any, error: Mapping[str, Any]) -> bool:
         return False
     path = real_path(data, location)
     parent = _get(data, path[:-1]) if path and path[-1] == location[-1] else None
-    return isinstance(parent, Mapping) and error.get("input") == parent
+    return isinstance(parent, Mapping) and _to_lists(error.get("input")) == parent
+
+
+def _to_lists(value: Any) -> Any:
+    """Return a value with lists in place of tuples, into which a validator may have turned them."""
+    if isinstance(value, Mapping):
+        return {key: _to_lists(item) for key, item in value.items()}
+    return [_to_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _select_best(data: Any, path: PathKey, branches: Collection[list[dict[str, Any]]]) -> list[dict[str, Any]]:
