@@ -290,6 +290,31 @@ def test_times_belong_to_one_iteration_unless_they_grow_with_the_rows(
     assert [seconds for _, seconds in steps] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("head", "cells"),
+    [
+        ("trial,epoch,elapsed_min", ["0.5", "1", "1.5", "2"]),
+        ("trial,epoch,elapsed_min,elapsed_max", ["30,99", "60,99", "90,99", "120,99"]),
+        ("trial,epoch,timestamp", ["09:59:30", "10:00:00", "10:00:30", "10:01:00"]),
+    ],
+)
+def test_minutes_and_times_of_a_day_are_no_seconds(tmp_path: Path, head: str, cells: list[str]) -> None:
+    """Beside a maximum, ``min`` is a minimum; a time of the day does not count from the begin of a trial."""
+    rows = [f"a,{n},{cell}" for n, cell in enumerate(cells, 1)]
+    # rows may have any order
+    (tmp_path / "t.csv").write_text("\n".join([head, *reversed(rows)]))
+    name = head.split(",")[2]
+    steps = read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv", elapsed=(name,))).steps["a"]
+    assert {seconds for _, seconds in steps} == {30.0}
+
+
+def test_elapsed_times_that_fall_are_rejected_even_if_named(tmp_path: Path) -> None:
+    """Iterations would take no time; a spec that names the wrong role is no better than a wrong guess."""
+    (tmp_path / "t.csv").write_text("trial,epoch,t\na,1,20\na,2,21\na,3,19\na,4,20\n")
+    with pytest.raises(UnfoldError, match=r"t: the column does not rise .*write profile\.recorded\.seconds: t if"):
+        read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv", elapsed=("t",)))
+
+
 @pytest.mark.parametrize("begin", [0, 200])
 def test_a_record_may_begin_where_a_trial_was_resumed(tmp_path: Path, begin: int) -> None:
     """Its elapsed time counts from there, or from the begin of the trial: the first step shows which."""

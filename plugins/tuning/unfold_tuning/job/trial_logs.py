@@ -75,6 +75,8 @@ EMPTY_CELLS = ("", "none")
 NOT_FINITE_CELLS = ("nan", "nat", "inf", "+inf", "-inf", "infinity", "+infinity", "-infinity")
 CLOCK_S = 1e8
 """Elapsed times from here on are those of a clock, in seconds since 1970: no trial takes three years."""
+CLOCK_COLUMNS = ("wall_time", "_timestamp", "timestamp", "datetime", "time_of_day", "clock")
+"""Names of columns in which ``14:05:12`` is a time of the day, not a duration."""
 CLOCK_SCALES = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 """Those from the first number on are in nano-, micro- or milliseconds, so many a second."""
 MAX_CLOCK_FALL_S = 60.0
@@ -348,16 +350,17 @@ def _find_timing(path: Path, source: TrialLogSource, columns: Sequence[str]) -> 
 def _require_clear_times(
     trials: Iterable[Sequence[_Checkpoint]], rows: Sequence[CsvRow], timing: _Timing, source: TrialLogSource
 ) -> None:
-    """Require that the times mean what the names of their columns say, unless the spec names these.
+    """Require that the times mean what the names of their columns say.
 
     Raises:
         UnfoldError: They do not.
     """
+    trials = [sorted(trial, key=lambda checkpoint: checkpoint.iters) for trial in trials]
     if not timing.count:
         _require_finished(rows, timing.time, source.key)
-    if timing.is_elapsed and not source.elapsed:
+    if timing.is_elapsed:
         _require_total(trials, timing.time, source.key)
-    if not (timing.is_elapsed or source.seconds):
+    elif not source.seconds:
         _require_no_total(trials, timing.time, source.key)
 
 
@@ -375,7 +378,7 @@ def _require_no_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key:
 
 
 def _require_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key: str) -> None:
-    """Require that times which only a name explains are those since a trial began: such rarely fall.
+    """Require that times are those since a trial began: such rarely fall.
 
     Raises:
         UnfoldError: They fall often, or never change: each is probably the time of one iteration.
@@ -384,11 +387,11 @@ def _require_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key: st
     times = [[_parse_seconds(row, column) for row in trial] for trial in rows if len(trial) >= MIN_RISING]
     pairs = [pair for trial in times for pair in itertools.pairwise(trial)]
     # a restart falls further
-    falls = sum(RESTART_FRACTION * earlier <= later < earlier for earlier, later in pairs)
+    falls = sum(RESTART_FRACTION * earlier <= later < earlier < CLOCK_S for earlier, later in pairs)
     is_constant = any(map(any, times)) and all(earlier == later < CLOCK_S for earlier, later in pairs)
     has_grown = sum(trial[-1] > 2 * trial[0] for trial in times) > len(times) / 2
     if is_constant or (falls > MAX_FALLS * len(pairs) and not has_grown):
-        hint = f"write {key}.seconds: {column} if it is the time of one iteration, else {key}.elapsed: {column}"
+        hint = f"write {key}.seconds: {column} if it is the time of one iteration"
         message = "the column does not rise from row to row of a trial"
         raise next(trial[0] for trial in rows if len(trial) >= MIN_RISING).wrong(message, column, hint)
 
@@ -485,7 +488,7 @@ def _compute_iteration_seconds(
         # the next step covers what a row without a time would have
         checkpoints = _merge_rows([checkpoint for checkpoint in checkpoints if checkpoint.is_timed], timing)
     checkpoints = _count_from_one(checkpoints, timing)
-    if timing.is_elapsed and checkpoints and _parse_seconds(checkpoints[0].row, timing.time) >= CLOCK_S:
+    if timing.is_elapsed and checkpoints and _is_clock(checkpoints[0].row, timing.time):
         # when its first step began is unknown
         done, previous_s = checkpoints[0].iters, _parse_seconds(checkpoints[0].row, timing.time)
         checkpoints = checkpoints[1:]
@@ -569,14 +572,16 @@ def scale_clock(seconds: float) -> float:
     return seconds / next((per_second for least, per_second in CLOCK_SCALES if seconds >= least), 1.0)
 
 
-def _find_unit_s(column: str) -> float:
-    """Find the seconds of the unit with which the name of a column ends; ``time_min`` may be a minimum."""
+def _find_unit_s(column: str, columns: Iterable[str]) -> float:
+    """Find the seconds of the unit with which the name of a column ends; beside ``time_max``, ``time_min`` has none."""
     unit_s = split_unit(column)[1]
     if unit_s is not None:
         return unit_s
     unit = re.split(r"[^a-z]+", column.lower().rstrip(" )]"))[-1]
-    is_bracketed = column.rstrip().endswith((")", "]"))
-    return 60.0 if is_bracketed and unit == "min" else SHORT_UNITS_S.get(unit, 1.0)
+    if unit == "min":
+        stem = column.lower().removesuffix(unit)
+        return 1.0 if any(name.lower() in (f"{stem}max", f"{stem}mean", f"{stem}avg") for name in columns) else 60.0
+    return SHORT_UNITS_S.get(unit, 1.0)
 
 
 def _count_from_one(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> Sequence[_Checkpoint]:
@@ -588,9 +593,15 @@ def _count_from_one(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> Sequ
         return checkpoints
     first, second = (_parse_seconds(checkpoint.row, timing.time) for checkpoint in checkpoints[:2])
     step_s = (second - first) / checkpoints[1].iters if timing.is_elapsed else second
-    if first >= CLOCK_S or 2 * first < step_s or not first:
+    if _is_clock(checkpoints[0].row, timing.time) or 2 * first < step_s or not first:
         return checkpoints
     return [replace(checkpoint, iters=checkpoint.iters + 1) for checkpoint in checkpoints]
+
+
+def _is_clock(row: CsvRow, column: str) -> bool:
+    """Return whether a time is that of a clock: since 1970, or the time of a day in a column of such a name."""
+    is_of_day = ":" in row[column] and _normalize_name(column) in CLOCK_COLUMNS
+    return is_of_day or _parse_seconds(row, column) >= CLOCK_S
 
 
 def _parse_seconds(row: CsvRow, column: str) -> float:
@@ -604,7 +615,7 @@ def _parse_seconds(row: CsvRow, column: str) -> float:
                 return (date if date.tzinfo else date.replace(tzinfo=dt.UTC)).timestamp()
         if not row[column].strip()[:1].isdigit() or not set(row[column]) & set("/:_"):
             seconds = row.number(column, least=0)
-            return scale_clock(seconds) if seconds >= CLOCK_SCALES[-1][0] else seconds * _find_unit_s(column)
+            return scale_clock(seconds) if seconds >= CLOCK_SCALES[-1][0] else seconds * _find_unit_s(column, row.cells)
         raise row.wrong(f"{row[column][:40]!r} is not a time", column, "write 2026-05-01T12:00:00+02:00, or seconds")
     return float(match[1] or 0) * 86400 + float(match[2]) * 3600 + float(match[3]) * 60 + float(match[4])
 
