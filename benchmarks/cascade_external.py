@@ -211,7 +211,8 @@ def _recalibrate(plan: LoadedPlan, run: Run, archive: Path, seed: int, settings:
     """
     there = _open_run(archive.parent / "local-run", seed)
     problem = _build_problem(archive, there, settings | LOCAL_SPLIT)
-    study = build_local_study(replace(plan.problem, source=problem.source), plan, run, problem.split)
+    moved = replace(plan.problem, source=problem.source)
+    study = build_local_study(moved, plan, run, read_table(problem.source, run), problem.split)
     sizes = [list(row) for row in list_sizes(plan, solve(study))]
     _log("training at the other site")
     local = fit_study(problem, there)

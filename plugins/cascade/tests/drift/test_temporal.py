@@ -15,6 +15,7 @@ from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
 from unfold_cascade.drift.temporal_recalibration import build_local_study
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.build import build_temporal_problem
+from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.serving.plan_loader import load_temporal_plan
 from unfold_cascade.verbs import plan, train, validate
 from unfoldkit.api import Report, Run, UnfoldError, Verdict, dump
@@ -126,6 +127,25 @@ def test_local_patients_have_their_own_notes(planned: Planned) -> None:
     local = replace(problem, source=replace(problem.source, path=str(file)))
     loaded = load_temporal_plan(problem, run, plan_document)
     hours = replace(loaded.study.hours, leaks=("Age",))
-    study = build_local_study(local, replace(loaded, study=replace(loaded.study, hours=hours)), run)
+    leaking = replace(loaded, study=replace(loaded.study, hours=hours))
+    study = build_local_study(local, leaking, run, read_table(local.source, run))
     assert study.leaks == ()
     assert [(doubt.column, doubt.code) for doubt in study.doubts] == [("Age", 999.0)]
+
+
+def move_odd_patients(row: dict[str, str]) -> dict[str, str]:
+    """Rename every patient, and change the hours of the odd ones."""
+    hr = str(int(row["HR"]) + 1 + int(row["hour"]) % 3) if row["HR"] and int(row["patient"][1:]) % 2 else row["HR"]
+    return row | {"patient": f"x{row['patient']}", "HR": hr}
+
+
+def test_patients_of_the_run_neither_keep_its_promises_nor_certify_new_ones(planned: Planned) -> None:
+    """Patients that fitted the models are recognised under other names: validation and recalibration leave them out."""
+    spec, run, report = planned
+    stored = {"spec": dump(spec), "seed": 0, "decision": report.decision}
+    file = write_wards(run.directory.path / "moved.csv", move_odd_patients)
+    judged = validate(spec, replace(run, options={"plan": stored, "data": str(file)}))
+    assert judged.subtitle[0] == "80 new patients"
+    assert "80 of 160 patients in moved.csv are those of the run and are left out" in judged.notes[0]
+    with pytest.raises(UnfoldError, match="160 of 160 patients"):
+        plan(spec, replace(run, options={"plan": stored, "recalibrate": str(CONFIGS / "wards.csv")}))

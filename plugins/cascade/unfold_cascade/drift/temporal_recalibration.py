@@ -7,11 +7,13 @@ from dataclasses import replace
 
 from unfold_cascade.data.splits import SplitRule
 from unfold_cascade.drift.temporal import predict_rows
+from unfold_cascade.drift.temporal_validation import leave_out_known
 from unfold_cascade.report.sentences import RECALIBRATED
 from unfold_cascade.temporal.data.features import build_feature_matrix
 from unfold_cascade.temporal.data.labels import label_table
 from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.splits import split_entities
+from unfold_cascade.temporal.data.table import EntityTable
 from unfold_cascade.temporal.evaluation.baselines import decode_baseline
 from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality
 from unfold_cascade.temporal.handoff import write_exits
@@ -26,7 +28,7 @@ from unfold_cascade.temporal.search.planner import (
     solve,
 )
 from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_temporal_plan
-from unfoldkit.api import Cell, Column, Report, Run, Table
+from unfoldkit.api import Cell, Column, Report, Run, Table, user_error
 
 RANDOM_SPLIT = SplitRule()
 SIZES = (100, 200, 500, 1000, 2000, 5000)
@@ -41,10 +43,15 @@ def recalibrate_hours(problem: TemporalProblem, planned: TemporalProblem, run: R
         run: Holds the plan among its options.
 
     Raises:
-        UnfoldError: A column is missing, or there are too few patients or events.
+        UnfoldError: A column is missing, there are too few patients or events, or all are patients of the run.
     """
     plan = load_temporal_plan(planned, run, run.options["plan"])
-    study = build_local_study(problem, plan, run)
+    table = read_table(problem.source, run)
+    new, notes = leave_out_known(plan, table)
+    if notes and len(new.ids) == len(table.ids):
+        hint = "give patients that the run has not seen"
+        raise user_error(notes[0], key="data.path", file="", hint=hint)
+    study = build_local_study(problem, plan, run, new)
     solution = solve(study)
     write_exits(solution, run)
     report = build_plan_report(solution, "plan", run.directory, record_certificate(solution, run))
@@ -54,13 +61,15 @@ def recalibrate_hours(problem: TemporalProblem, planned: TemporalProblem, run: R
         report,
         tables=(_tabulate_sizes(plan, solution), *report.tables),
         lines=(*report.lines, ("recalibrated", RECALIBRATED)),
+        notes=(*report.notes, *notes),
         decision=decision,
     )
 
 
-def build_local_study(problem: TemporalProblem, plan: LoadedPlan, run: Run, split: SplitRule = RANDOM_SPLIT) -> Study:
-    """Split the patients of ``problem`` and predict their hours with the models of a plan."""
-    table = read_table(problem.source, run)
+def build_local_study(
+    problem: TemporalProblem, plan: LoadedPlan, run: Run, table: EntityTable, split: SplitRule = RANDOM_SPLIT
+) -> Study:
+    """Split the patients of ``table`` and predict their hours with the models of a plan."""
     local = replace(plan.problem, split=split, seed=run.seed)
     # the features stay those of the plan, whatever further columns the table has
     hours = replace(label_table(replace(problem, split=split), table), columns=plan.study.hours.columns)

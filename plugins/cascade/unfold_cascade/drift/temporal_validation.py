@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from unfold_cascade.drift.validation_report import (
     describe_unlabelled,
     join_reports,
 )
+from unfold_cascade.temporal.data.copies import hash_records, join_copies
 from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.table import EntityTable, compute_hours_since, index_entities, select_rows
 from unfold_cascade.temporal.data.targets import label_stages
@@ -87,6 +88,7 @@ def validate_hours(problem: TemporalProblem, planned: TemporalProblem, run: Run,
     if _lacks_labels(table, [target.column for target in targets if target.column is not None]):
         return describe_unlabelled(check_drift(problem, planned, run), verb)
     plan = load_temporal_plan(planned, run, run.options.get("baseline_plan") or run.options["plan"])
+    table, known = leave_out_known(plan, table)
     new = sample_new(plan, table, run)
     promises = observe_promises(plan, table, new)
     data = ValidationData(
@@ -99,7 +101,22 @@ def validate_hours(problem: TemporalProblem, planned: TemporalProblem, run: Run,
         served=sentences.describe_served_baseline() if plan.serves_baseline else sentences.describe_served_cascade(),
     )
     report = build_validation_report(data, judge_promises(promises, planned.goal.confidence, run.seed), run)
+    report = replace(report, notes=(*report.notes, *known))
     return report if verb == "validate" else join_reports(compare_hours(problem, plan, table, new, run), report)
+
+
+def leave_out_known(plan: LoadedPlan, table: EntityTable) -> tuple[EntityTable, tuple[str, ...]]:
+    """Leave out the entities whose records are those of the plan's run, unless all are, and join copies of the others.
+
+    Returns:
+        The table, and a note if there are such entities.
+    """
+    hours, is_known = plan.study.hours, plan.study.hours.find_known(table)
+    note = sentences.describe_known_patients(int(is_known.sum()), len(is_known), table.name)
+    new = table if is_known.all() else table.take(np.flatnonzero(~is_known))
+    if not set(hours.moving) - set(table.columns):
+        new = join_copies(new, hash_records(new, hours.moving))
+    return new, (note,) if is_known.any() else ()
 
 
 def _lacks_labels(table: EntityTable, columns: Sequence[str]) -> bool:

@@ -24,6 +24,15 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         *sentences.describe_repeated_patients("subject_id"),
         *sentences.describe_repeated_patients(""),
     ),
+    "describe_copies": (
+        *sentences.describe_copies(0),
+        *sentences.describe_copies(1),
+        *sentences.describe_copies(240),
+    ),
+    "describe_known_patients": (
+        sentences.describe_known_patients(80, 160, "ward.csv"),
+        sentences.describe_known_patients(160, 160, "ward.csv"),
+    ),
     "describe_certificate": (
         sentences.describe_certificate(
             loss_points=20.0, confidence=0.9, patients=40, method="betting", refused_points=None

@@ -16,6 +16,14 @@ from unfold_cascade.data.doubtful_values import Doubt, find_doubts
 from unfold_cascade.data.leakage import find_label_columns
 from unfold_cascade.data.splits import UnitTable, list_sites, split_units
 from unfold_cascade.data.table import Rows
+from unfold_cascade.temporal.data.copies import (
+    Hashes,
+    count_copies,
+    find_known,
+    find_moving_columns,
+    hash_records,
+    join_copies,
+)
 from unfold_cascade.temporal.data.features import expand_patterns, has_pattern
 from unfold_cascade.temporal.data.readers import list_psv_files
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, compute_hours_since, index_entities
@@ -46,6 +54,9 @@ class LabelledHours:
         leaks: Columns of features that predict the stages without error.
         repeated: A column that names one patient for several entities, if the spec does not name it; or empty.
         doubts: Columns of features with values that may be no measurements.
+        copies: Independent units that repeat the records of another one, and were joined with it.
+        moving: Columns of features that identify a record.
+        sketch: Hashes of the records; ``None`` in runs of earlier versions.
     """
 
     timeline: Timeline
@@ -59,6 +70,15 @@ class LabelledHours:
     leaks: tuple[str, ...] = ()
     repeated: str = ""
     doubts: tuple[Doubt, ...] = ()
+    copies: int = 0
+    moving: tuple[str, ...] = ()
+    sketch: Hashes | None = None
+
+    def find_known(self, table: EntityTable) -> BoolArray:
+        """Mark (P,) the entities of another table whose records are among these."""
+        if self.sketch is None or set(self.moving) - set(table.columns):
+            return np.zeros(len(table.ids), dtype=np.bool_)
+        return find_known(table, self.moving, self.sketch)
 
     def expand_features(self, problem: TemporalProblem) -> Mapping[str, FeatureSet]:
         """Replace column patterns of the problem's feature sets by names; label columns never match."""
@@ -111,10 +131,16 @@ def _unpack(data: bytes) -> LabelledHours:
         tuple(facts.get("leaks", ())),
         facts.get("repeated", ""),
         tuple(Doubt(*doubt) for doubt in facts.get("doubts", ())),
+        facts.get("copies", 0),
+        tuple(facts.get("moving", ())),
+        arrays.get("sketch"),
     )
 
 
-def _pack(table: EntityTable, problem: TemporalProblem) -> bytes:
+def _pack(original: EntityTable, problem: TemporalProblem) -> bytes:
+    moving = find_moving_columns(original, _list_used(problem, original))
+    hashes = hash_records(original, moving)
+    table = join_copies(original, hashes)
     entered, highest = label_stages(table, [stage.target for stage in problem.stages])
     rule, units = problem.split, _describe_units(table)
     sites = list_sites(rule.column, units)[1] if rule.kind == "leave-out" else ()
@@ -123,10 +149,18 @@ def _pack(table: EntityTable, problem: TemporalProblem) -> bytes:
         _find_leaks(columns, rows, table, highest, entered),
         [astuple(doubt) for doubt in find_doubts(columns)],
     )
-    found = {"digest": table.digest, "columns": table.columns, "sites": sites, "leaks": leaks, "doubts": doubts}
+    found: dict[str, object] = {
+        "digest": table.digest,
+        "columns": table.columns,
+        "sites": sites,
+        "leaks": leaks,
+        "doubts": doubts,
+    }
+    found |= {"copies": count_copies(original.timeline, table.timeline), "moving": moving}
     facts = json.dumps(found | ({"repeated": table.repeated} if table.repeated else {})).encode()
     since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])
     arrays = {"starts": table.starts, "hour": table.hour, "on": entered, "highest": highest, "since": since}
+    arrays["sketch"] = hashes.sketch()
     if rule.kind not in ("random", "leave-out"):
         part = _number_parts(split_units(rule, find_highest(table.timeline, highest), units, problem.seed))
         arrays["part"] = part[table.timeline.cluster]
@@ -147,10 +181,15 @@ def find_highest(timeline: Timeline, highest: IntArray) -> IntArray:
 
 def _sample_columns(problem: TemporalProblem, table: EntityTable) -> tuple[dict[str, FloatArray], IntArray]:
     """Sample the columns of features: their values by name in evenly spread rows, and the numbers of these rows."""
-    used = {column for features in _expand_features(problem, table.columns).values() for column in features.columns}
     rows = np.arange(0, len(table), -(-len(table) // MAX_LEAK_ROWS))
-    numbers = {name: number for number, name in enumerate(table.columns) if name in used}
+    numbers = {name: table.columns.index(name) for name in _list_used(problem, table)}
     return {name: table.values[rows, number].astype(np.float64) for name, number in numbers.items()}, rows
+
+
+def _list_used(problem: TemporalProblem, table: EntityTable) -> list[str]:
+    """List the columns of features, in the order of the table."""
+    used = {column for features in _expand_features(problem, table.columns).values() for column in features.columns}
+    return [name for name in table.columns if name in used]
 
 
 def _find_leaks(

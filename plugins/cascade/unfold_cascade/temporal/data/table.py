@@ -95,6 +95,19 @@ class EntityTable:
         """The hours of the entities."""
         return Timeline(self.starts, self.hour, self.group)
 
+    def take(self, entities: IntArray) -> EntityTable:
+        """Return the table of some entities."""
+        rows, timeline = select_rows(self.starts, entities), self.timeline.select(entities)
+        return replace(
+            self,
+            ids=tuple(self.ids[entity] for entity in entities),
+            starts=timeline.starts,
+            hour=timeline.hour,
+            values=self.values[rows],
+            split_values=None if self.split_values is None else self.split_values[rows],
+            group=timeline.group,
+        )
+
     def column_index(self, column: str, *, key: str) -> int:
         """Look up a numeric column; ``key`` is the spec key that names it.
 

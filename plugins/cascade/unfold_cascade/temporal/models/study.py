@@ -131,6 +131,7 @@ class Study:
         leaks: Columns of features that predict the stages without error.
         repeated: A column that names one patient for several entities, if the spec does not name it; or empty.
         doubts: Columns of features with values that may be no measurements.
+        copies: Independent units that repeat the records of another one.
     """
 
     problem: TemporalProblem
@@ -146,6 +147,7 @@ class Study:
     leaks: tuple[str, ...] = ()
     repeated: str = ""
     doubts: tuple[Doubt, ...] = ()
+    copies: int = 0
 
     @property
     def baseline(self) -> int:
@@ -238,6 +240,7 @@ def assemble_study(
         leaks=hours.leaks,
         repeated=hours.repeated,
         doubts=hours.doubts,
+        copies=hours.copies,
     )
 
 

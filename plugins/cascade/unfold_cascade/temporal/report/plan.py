@@ -95,6 +95,7 @@ def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt:
         notes=(
             *sentences.leak_notes(solution.study.leaks),
             *sentences.describe_repeated_patients(solution.study.repeated),
+            *sentences.describe_copies(solution.study.copies),
             *shared.doubtful_values(solution.study.doubts),
         ),
         next=_next_command(solution, directory),

@@ -38,6 +38,22 @@ def describe_repeated_patients(column: str) -> tuple[str, ...]:
     return (f"{text}; name it in data.group, or the figures may be too good",)
 
 
+def describe_copies(copies: int) -> tuple[str, ...]:
+    """State that records occur more than once under different names; empty if none does."""
+    if not copies:
+        return ()
+    repeat = "repeats" if copies == 1 else "repeat"
+    return (f"{format_count(copies, 'patient')} {repeat} the hours of another one; copies count as one patient",)
+
+
+def describe_known_patients(known: int, total: int, name: str) -> str:
+    """State that patients of new data are those of the run, and what follows."""
+    whose = f"{known:,} of {total:,} patients in {name} are those of the run"
+    if known < total:
+        return f"{whose} and are left out; its models or gates were fitted on some of them"
+    return f"{whose}; its models or gates were fitted on some of them and look too good there"
+
+
 def describe_certificate(
     *,
     loss_points: float,
