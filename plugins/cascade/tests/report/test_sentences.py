@@ -119,6 +119,7 @@ SAMPLES: dict[str, list[str]] = {
         sentences.concluded_without_labels(has_drifted=False),
     ],
     "models_measured": [sentences.models_measured(5, 256)],
+    "known_cases": [sentences.known_cases(40, "new.csv"), sentences.known_cases(1, "new.csv")],
     "own_table": [sentences.own_table("own.csv")],
     "served_policy": [
         sentences.served_policy("svc-1", is_cascade=True),

@@ -183,3 +183,21 @@ def test_gaps_that_no_model_accepts_name_their_row_and_column(tmp_path: Path, wo
     done = run(tmp_path, *words, "b.csv")
     assert done.returncode == 2
     assert 'b.csv: row 5 has no value in the column "b" (2 of 200 rows have gaps)' in done.stderr
+
+
+def test_rows_of_the_run_neither_keep_its_promises_nor_certify_new_ones(tmp_path: Path) -> None:
+    """Rows on which models were fitted are left out of validation and recalibration; a table of them alone is none."""
+    rng = np.random.default_rng(0)
+    rows = [",".join([*(f"{value:.4f}" for value in row), str(int(row[0] > 0))]) for row in rng.normal(size=(360, 2))]
+    (tmp_path / "own.yaml").write_text(TABLE)
+    for name, part in (("a", rows[:200]), ("part", rows[:90]), ("mixed", rows[100:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["a,b,y", *part]))
+    assert run(tmp_path, "train", "own.yaml").returncode in (0, 1)
+    part = run(tmp_path, "plan", "runs/own", "--recalibrate", "part.csv")
+    assert part.returncode == 2
+    assert "part.csv is the table of the run, or part of it" in part.stderr
+    mixed = run(tmp_path, "validate", "runs/own", "--data", "mixed.csv").stdout
+    assert "160 new cases" in mixed
+    assert "100 rows of mixed.csv left out" in mixed
+    recalibrated = run(tmp_path, "plan", "runs/own", "--recalibrate", "mixed.csv").stdout
+    assert "100 rows of mixed.csv left out" in recalibrated

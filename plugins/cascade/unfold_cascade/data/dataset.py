@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade._types import BoolArray, FloatArray, Hashes, IntArray
 from unfold_cascade.data.doubtful_values import CODES, Doubt, find_doubts
 from unfold_cascade.data.leakage import (
     Copies,
@@ -22,6 +22,8 @@ from unfold_cascade.data.leakage import (
     find_copies,
     find_label_columns,
     find_label_marks,
+    hash_rows,
+    hash_unique_rows,
     join_groups,
 )
 from unfold_cascade.data.splits import SplitRule, UnitTable, leave_out, list_sites, split_units
@@ -102,6 +104,7 @@ class Dataset:
         doubts: columns with values that may be no measurements.
         marks: columns with a state that occurs with one label and hardly any other.
         patients: a column of patients with several rows, by which they are grouped though the spec does not name it.
+        row_hashes: hashes of rows that no other case equals by chance; ``None`` in runs of earlier versions.
     """
 
     rows: Rows
@@ -119,6 +122,13 @@ class Dataset:
     doubts: tuple[Doubt, ...] = ()
     marks: tuple[LabelMark, ...] = ()
     patients: str = ""
+    row_hashes: Hashes | None = None
+
+    def find_known(self, frame: Frame) -> BoolArray:
+        """Mark the (m,) rows of another table that have the features of one of these rows."""
+        if self.row_hashes is None or not self.order:
+            return np.zeros(len(frame), dtype=np.bool_)
+        return np.isin(hash_rows(build_matrix(frame, self.order, key="features")), self.row_hashes)
 
     @property
     def copies(self) -> int:
@@ -287,6 +297,7 @@ def read_dataset(options: DatasetOptions) -> Dataset:
         find_column_doubts(frame, order, is_labelled),
         find_marks(options, frame, order, labels, is_labelled, leaks),
         find_patient_column(options, frame, is_labelled),
+        hash_unique_rows(build_matrix(frame, order, key="features")[is_labelled]) if order else None,
     )
     if options.split.kind == "leave-out":
         # before any model is fitted: a site may be too small to leave out
@@ -570,9 +581,15 @@ def _pack(dataset: Dataset) -> bytes:
         "marks": [astuple(mark) for mark in dataset.marks],
         "patients": dataset.patients,
     }
-    arrays = {"train": dataset.rows.train, "calibrate": dataset.rows.calibrate, "test": dataset.rows.test}
+    arrays: dict[str, IntArray | Hashes] = {
+        "train": dataset.rows.train,
+        "calibrate": dataset.rows.calibrate,
+        "test": dataset.rows.test,
+    }
     if dataset.clusters is not None:
         arrays["clusters"] = dataset.clusters
+    if dataset.row_hashes is not None:
+        arrays["row_hashes"] = dataset.row_hashes
     stream = io.BytesIO()
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     np.savez(stream, allow_pickle=False, labels=dataset.labels, facts=text, **arrays)
@@ -598,4 +615,5 @@ def _unpack(data: bytes) -> Dataset:
         tuple(Doubt(*doubt) for doubt in facts.get("doubts", ())),
         tuple(LabelMark(*mark) for mark in facts.get("marks", ())),
         facts.get("patients", ""),
+        stored.get("row_hashes"),
     )

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade._types import BoolArray, FloatArray, Hashes, IntArray
 
 MAX_COLUMNS = 64
 """Columns in which values are counted; of wider tables, evenly spread ones."""
 TREE_COLUMNS = 4
 SPECIFIC_SHARE = 0.5
+MAX_CHANCE_SHARE = 0.01
+"""Share of rows that occur twice up to which a row of another table is equal by no chance."""
 MIN_REPEATED_SHARE = 0.2
 """Share of repeated rows from which rows that differ in one column only count as copies."""
 RADII = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -99,6 +101,20 @@ def find_copies(numbers: FloatArray, words: Sequence[np.ndarray] = (), *, finds_
         near = join_groups(near, _find_jittered_copies(numbers, words, near))
     extra = int(unit.max()) - int(near.max())
     return Copies(near, identical, extra) if identical + extra else None
+
+
+def hash_rows(numbers: FloatArray) -> Hashes:
+    """Hash the rows of (n, d) values, missing ones included: rows of two tables with equal hashes are equal."""
+    hashes: Hashes = _hash_columns(numbers, ()).sum(axis=1, dtype=np.uint64)
+    return hashes
+
+
+def hash_unique_rows(numbers: FloatArray) -> Hashes:
+    """Hash the rows of (n, d) values that no other case equals by chance, to recognise them in other tables."""
+    value, first, count = np.unique(hash_rows(numbers), return_index=True, return_counts=True)
+    is_rare = (count[count > 1].sum() <= MAX_CHANCE_SHARE * len(numbers)) & (count == 1)
+    unique: Hashes = value[is_rare | _mark_specific(numbers[first])]
+    return unique
 
 
 def find_label_columns(columns: Mapping[str, FloatArray], labels: IntArray) -> tuple[str, ...]:
@@ -208,7 +224,7 @@ def _scale_down(numbers: FloatArray) -> FloatArray:
     return scaled
 
 
-def _hash_columns(numbers: FloatArray, words: Sequence[np.ndarray]) -> np.ndarray:
+def _hash_columns(numbers: FloatArray, words: Sequence[np.ndarray]) -> Hashes:
     """Hash each cell into (n, k) 64-bit keys; rows with equal sums of keys are equal."""
     with np.errstate(over="ignore"):
         seeds = np.arange(1, numbers.shape[1] + len(words) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -216,15 +232,14 @@ def _hash_columns(numbers: FloatArray, words: Sequence[np.ndarray]) -> np.ndarra
         bits = np.where(np.isnan(numbers), np.nan, numbers + 0.0).view(np.uint64)
         codes = [np.unique(np.asarray(column, dtype=str), return_inverse=True)[1].astype(np.uint64) for column in words]
         cells = np.column_stack([bits, *codes]) if codes else bits
-        return _mix(cells ^ seeds)
+        return mix_bits(cells ^ seeds)
 
 
-def _mix(keys: np.ndarray) -> np.ndarray:
+def mix_bits(keys: Hashes) -> Hashes:
     """Mix the bits of 64-bit keys (SplitMix64)."""
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = keys ^ (keys >> np.uint64(31))
-    return mixed
+    return keys ^ (keys >> np.uint64(31))
 
 
 def _mark_copies(numbers: FloatArray, row: IntArray) -> BoolArray:

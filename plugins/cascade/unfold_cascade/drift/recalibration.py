@@ -12,11 +12,18 @@ from dataclasses import replace
 import numpy as np
 
 from unfold_cascade._types import IntArray
-from unfold_cascade.data.dataset import find_column_doubts, find_leaks, find_marks, group_rows, number_label_groups
+from unfold_cascade.data.dataset import (
+    DatasetOptions,
+    find_column_doubts,
+    find_leaks,
+    find_marks,
+    group_rows,
+    number_label_groups,
+)
 from unfold_cascade.data.splits import SplitRule
-from unfold_cascade.data.table import Rows, TableSource, load_frame, split_clusters
+from unfold_cascade.data.table import Frame, Rows, TableSource, load_frame, split_clusters
 from unfold_cascade.drift.static import extend_tables
-from unfold_cascade.drift.static_validation import observe_cases, read_new_labels
+from unfold_cascade.drift.static_validation import leave_out_known, observe_cases, read_new_labels
 from unfold_cascade.planner.planner import FRONT_FILE, Solution, certify_fronts, search_fronts, write_fronts
 from unfold_cascade.planner.policy import Policy
 from unfold_cascade.planner.policy_search import search_policies
@@ -35,7 +42,16 @@ def recalibrate_cases(loaded: LoadedPlan, source: TableSource, run: Run) -> Repo
     Raises:
         UnfoldError: the cases have no labels, an unknown one, or are too few.
     """
-    solution = _solve(loaded, source, run)
+    frame, problem = load_frame(source), loaded.problem
+    labels = read_new_labels(loaded, frame)
+    if labels is None:
+        raise user_error(f"{frame.name} has no labels to recalibrate on", key=problem.data.label_key)
+    unlabelled, note = int((labels < 0).sum()), ""
+    if not problem.is_recorded:
+        labels, note = leave_out_known(loaded, frame, labels)
+        if note == sentences.own_table(frame.name):
+            raise user_error(note, key="data.path", file="", hint="give cases that the run has not seen")
+    solution = _solve(loaded, replace(problem.data, source=source), frame, labels, unlabelled, run)
     run.directory.write(
         FRONT_FILE, write_fronts(solution.fronts), made_from=fingerprint(solution.problem.dataset.digest)
     )
@@ -47,23 +63,20 @@ def recalibrate_cases(loaded: LoadedPlan, source: TableSource, run: Run) -> Repo
         report,
         tables=(table, *report.tables),
         lines=(*report.lines, ("recalibrated", sentences.RECALIBRATED)),
+        notes=(*report.notes, note) if note else report.notes,
         decision=decision,
         provenance={"inputs": {"data": solution.problem.dataset.digest}},
     )
 
 
-def _solve(loaded: LoadedPlan, source: TableSource, run: Run) -> Solution:
-    frame = load_frame(source)
-    labels = read_new_labels(loaded, frame)
-    if labels is None:
-        raise user_error(f"{frame.name} has no labels to recalibrate on", key=loaded.problem.data.label_key)
+def _solve(
+    loaded: LoadedPlan, options: DatasetOptions, frame: Frame, labels: IntArray, unlabelled: int, run: Run
+) -> Solution:
+    """Search and certify on the rows of ``frame`` that have a (n,) label, -1 where there is none."""
     problem, known = loaded.problem, len(loaded.problem.dataset.labels)
-    if frame.digest == problem.dataset.digest and not problem.is_recorded:
-        hint = "give cases that the run has not seen"
-        raise user_error(sentences.own_table(frame.name), key="data.path", file="", hint=hint)
     tables = extend_tables(loaded, frame, run)
     new = np.flatnonzero(labels >= 0)
-    clusters, copies = group_rows(replace(problem.data, source=source), frame, problem.dataset.order, labels >= 0)
+    clusters, copies = group_rows(options, frame, problem.dataset.order, labels >= 0)
     units = np.arange(len(new)) if clusters is None else clusters
     count = int(units.max()) + 1
     if count < MIN_UNITS:
@@ -88,7 +101,7 @@ def _solve(loaded: LoadedPlan, source: TableSource, run: Run) -> Solution:
         clusters=joined,
         digest=frame.digest,
         source=frame.name,
-        unlabelled=len(labels) - len(new),
+        unlabelled=unlabelled,
         identical=copies.identical if copies else 0,
         near=copies.near if copies else 0,
         leaks=leaks,

@@ -93,6 +93,8 @@ def validate_cases(loaded: LoadedPlan, source: TableSource, run: Run, verb: str)
     if labels is None:
         return describe_unlabelled(check_new_cases(loaded, source, run), verb)
     problem, known = loaded.problem, len(loaded.problem.dataset.labels)
+    unlabelled = int((labels < 0).sum())
+    labels, note = leave_out_known(loaded, frame, labels)
     tables = extend_tables(loaded, frame, run)
     new = np.flatnonzero(labels >= 0)
     clusters, _ = group_rows(replace(problem.data, source=source), frame, problem.dataset.order, labels >= 0)
@@ -109,13 +111,27 @@ def validate_cases(loaded: LoadedPlan, source: TableSource, run: Run, verb: str)
         path=source.path,
         digest=frame.digest,
         confidence=problem.goal.confidence,
-        unlabelled=int((labels < 0).sum()),
+        unlabelled=unlabelled,
         served=sentences.served_policy(loaded.baseline.name, is_cascade=loaded.is_cascade),
     )
     report = build_validation_report(data, judge_promises(promises, problem.goal.confidence, run.seed), run)
-    if frame.digest == problem.dataset.digest:
-        report = replace(report, notes=(*report.notes, sentences.own_table(frame.name)))
+    if note:
+        report = replace(report, notes=(*report.notes, note))
     return report if verb == "validate" else join_reports(compare_new_cases(loaded, source, tables, run), report)
+
+
+def leave_out_known(loaded: LoadedPlan, frame: Frame, labels: IntArray) -> tuple[IntArray, str]:
+    """Take the labels from the rows that the plan's run has seen, unless it has seen all.
+
+    Returns:
+        The (n,) labels, -1 where there is none, and a note if there are such rows.
+    """
+    dataset, is_labelled = loaded.problem.dataset, labels >= 0
+    is_known = dataset.find_known(frame) & is_labelled
+    if frame.digest == dataset.digest or (is_known.any() and is_known.sum() == is_labelled.sum()):
+        return labels, sentences.own_table(frame.name)
+    note = sentences.known_cases(int(is_known.sum()), frame.name) if is_known.any() else ""
+    return np.where(is_known, -1, labels), note
 
 
 def observe_cases(

@@ -201,7 +201,12 @@ def front_range(count: int, lowest: str, highest: str) -> str:
 
 def own_table(name: str) -> str:
     """State that new data are the table of the run itself."""
-    return f"{name} is the table of the run: its models or gates were fitted on part of it and look too good there"
+    return f"{name} is the table of the run, or part of it; its models or gates were fitted there and look too good"
+
+
+def known_cases(known: int, name: str) -> str:
+    """State that some of the new data are rows of the run."""
+    return f"{format_count(known, 'row')} of {name} left out: the run has seen the same features"
 
 
 def greedy_gap(gaps: Sequence[tuple[str, float | None]]) -> str:

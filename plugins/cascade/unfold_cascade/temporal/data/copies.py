@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_cascade._types import BoolArray, Float32, IntArray
+from unfold_cascade._types import BoolArray, Float32, Hashes, IntArray
+from unfold_cascade.data.leakage import mix_bits
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, index_entities
 
-Hashes = NDArray[np.uint64]
 WINDOW = 12
 """Consecutive rows that are compared, so that a record and a part of it are found."""
 MIN_CHANGES = 20
@@ -25,8 +24,6 @@ MAX_PREDICTED = 0.45
 """Share of the changes of a column up to which the value before them does not predict the value after them."""
 MIN_REPEATS = 5
 _ODD = np.uint64(0x9E3779B97F4A7C15)
-_MIX = np.uint64(0xBF58476D1CE4E5B9)
-_SHIFT = np.uint64(31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +46,9 @@ def find_moving_columns(table: EntityTable, columns: Sequence[str]) -> tuple[str
     before = np.flatnonzero(np.diff(index_entities(table.starts)) == 0)
     values = {name: table.values[:, table.columns.index(name)] for name in columns}
     values = {name: column for name, column in values.items() if not _is_counter(column[before], column[before + 1])}
-    row = sum((_mix(_bits(column) ^ _hash_name(name)) for name, column in values.items()), _zeros(len(table)))
+    row = sum((mix_bits(_bits(column) ^ _hash_name(name)) for name, column in values.items()), _zeros(len(table)))
     # each pair of rows once, since copies would make every value predict the next one
-    pair = _mix(row[before]) + row[before + 1]
+    pair = mix_bits(row[before]) + row[before + 1]
     before = before[np.unique(pair, return_index=True)[1]]
     return tuple(name for name, column in values.items() if not _is_clock(column[before], column[before + 1]))
 
@@ -85,16 +82,16 @@ def hash_records(table: EntityTable, columns: Sequence[str]) -> RecordHashes:
     row, changes = _zeros(len(table)), np.zeros(len(table), dtype=np.int64)
     for name in columns:
         values = table.values[:, table.columns.index(name)]
-        row += _mix(_bits(values) ^ _hash_name(name))
+        row += mix_bits(_bits(values) ^ _hash_name(name))
         has_changed = np.isfinite(values[1:]) & (values[1:] != values[:-1]) & (np.diff(entity) == 0)
         changes[1:] += has_changed
     total = np.concatenate(([0], np.cumsum(changes)))
     position = (np.arange(len(table)) - first[entity]).astype(np.uint64)
-    whole = np.add.reduceat(_mix(row + position * _ODD), first)
+    whole = np.add.reduceat(mix_bits(row + position * _ODD), first)
     is_whole = total[table.starts[1:]] - total[first] >= MIN_RECORD_CHANGES
     start = np.arange(max(len(table) - WINDOW + 1, 0))
     offset = np.arange(WINDOW, dtype=np.uint64) * _ODD
-    window = sum((_mix(row[start + k] + offset[k]) for k in range(WINDOW)), _zeros(len(start)))
+    window = sum((mix_bits(row[start + k] + offset[k]) for k in range(WINDOW)), _zeros(len(start)))
     is_window = (entity[start] == entity[start + WINDOW - 1]) & (
         total[start + WINDOW] - total[start + 1] >= MIN_CHANGES
     )
@@ -116,13 +113,6 @@ def _bits(values: Float32) -> Hashes:
 
 def _hash_name(name: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()))
-
-
-def _mix(values: Hashes) -> Hashes:
-    """Mix the bits of (n,) hashes, as SplitMix64 does (Steele, Lea and Flood 2014)."""
-    mixed = (values ^ (values >> _SHIFT)) * _MIX
-    mixed = (mixed ^ (mixed >> _SHIFT)) * _ODD
-    return mixed ^ (mixed >> _SHIFT)
 
 
 def join_copies(table: EntityTable, hashes: RecordHashes) -> EntityTable:

@@ -10,14 +10,13 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade._types import BoolArray, FloatArray, Hashes, IntArray
 from unfold_cascade.data.dataset import hash_file
 from unfold_cascade.data.doubtful_values import Doubt, find_doubts
 from unfold_cascade.data.leakage import find_label_columns
 from unfold_cascade.data.splits import UnitTable, list_sites, split_units
 from unfold_cascade.data.table import Rows
 from unfold_cascade.temporal.data.copies import (
-    Hashes,
     count_copies,
     find_known,
     find_moving_columns,
