@@ -149,3 +149,23 @@ def test_patients_of_the_run_neither_keep_its_promises_nor_certify_new_ones(plan
     assert "80 of 160 patients in moved.csv are those of the run and are left out" in judged.notes[0]
     with pytest.raises(UnfoldError, match="160 of 160 patients"):
         plan(spec, replace(run, options={"plan": stored, "recalibrate": str(CONFIGS / "wards.csv")}))
+
+
+def test_a_column_in_another_unit_is_named(tmp_path: Path) -> None:
+    """If a site measures in °F, validation, check and recalibration name the column."""
+    wards = spec_of(CONFIGS / "wards.yaml")
+    spec = wards.model_copy(update={"stages": wards.stages[1:]})
+    run = run_in(tmp_path)
+    stored = {"spec": dump(spec), "seed": 0, "decision": train(spec, run).decision}
+
+    def convert(row: dict[str, str]) -> dict[str, str]:
+        hr, temperature = row["HR"], row["Temp"]
+        other = str(int(hr) + int(row["hour"]) % 3) if hr else ""
+        return row | {"HR": other, "Temp": f"{float(temperature) * 1.8 + 32:.1f}" if temperature else ""}
+
+    file = write_wards(tmp_path / "warm.csv", convert)
+    judged = validate(spec, replace(run, options={"plan": stored, "data": str(file)}))
+    checked = check_file((spec, replace(run, options={"baseline_plan": stored}), judged), file)
+    refitted = plan(spec, replace(run, options={"plan": stored, "recalibrate": str(file)}))
+    for report in (judged, checked, refitted):
+        assert [note.split('"')[1] for note in report.notes if "°C and °F" in note] == ["Temp"]

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from unfold_cascade.data.changed_units import ChangedUnit
 from unfold_cascade.data.doubtful_values import Doubt
 from unfold_cascade.data.leakage import LabelMark
 from unfold_cascade.report import sentences
@@ -119,6 +120,7 @@ SAMPLES: dict[str, list[str]] = {
         sentences.concluded_without_labels(has_drifted=False),
     ],
     "models_measured": [sentences.models_measured(5, 256)],
+    "changed_units": sentences.changed_units([ChangedUnit("Temp", 37.0, 98.6, "°C and °F")]),
     "known_cases": [sentences.known_cases(40, "new.csv"), sentences.known_cases(1, "new.csv")],
     "own_table": [sentences.own_table("own.csv")],
     "served_policy": [

@@ -7,14 +7,15 @@ import importlib.metadata
 import io
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, Hashes, IntArray
+from unfold_cascade.data.changed_units import ChangedUnit, Quartiles, find_changed_units, measure_quartiles
 from unfold_cascade.data.doubtful_values import CODES, Doubt, find_doubts
 from unfold_cascade.data.leakage import (
     Copies,
@@ -105,6 +106,7 @@ class Dataset:
         marks: columns with a state that occurs with one label and hardly any other.
         patients: a column of patients with several rows, by which they are grouped though the spec does not name it.
         row_hashes: hashes of rows that no other case equals by chance; ``None`` in runs of earlier versions.
+        quartiles: quartiles of the columns.
     """
 
     rows: Rows
@@ -123,6 +125,12 @@ class Dataset:
     marks: tuple[LabelMark, ...] = ()
     patients: str = ""
     row_hashes: Hashes | None = None
+    quartiles: Quartiles = field(default_factory=dict)
+
+    def find_changed_units(self, frame: Frame) -> Iterator[ChangedUnit]:
+        """Yield the columns that another table seems to hold in another unit."""
+        columns = {name: frame.numbers_or_flags(name, key="features") for name in self.quartiles}
+        return find_changed_units(self.quartiles, measure_quartiles(columns))
 
     def find_known(self, frame: Frame) -> BoolArray:
         """Mark the (m,) rows of another table that have the features of one of these rows."""
@@ -298,6 +306,7 @@ def read_dataset(options: DatasetOptions) -> Dataset:
         find_marks(options, frame, order, labels, is_labelled, leaks),
         find_patient_column(options, frame, is_labelled),
         hash_unique_rows(build_matrix(frame, order, key="features")[is_labelled]) if order else None,
+        measure_quartiles({name: frame.numbers_or_flags(name, key="features")[is_labelled] for name in order}),
     )
     if options.split.kind == "leave-out":
         # before any model is fitted: a site may be too small to leave out
@@ -580,6 +589,7 @@ def _pack(dataset: Dataset) -> bytes:
         "doubts": [astuple(doubt) for doubt in dataset.doubts],
         "marks": [astuple(mark) for mark in dataset.marks],
         "patients": dataset.patients,
+        "quartiles": dict(dataset.quartiles),
     }
     arrays: dict[str, IntArray | Hashes] = {
         "train": dataset.rows.train,
@@ -616,4 +626,5 @@ def _unpack(data: bytes) -> Dataset:
         tuple(LabelMark(*mark) for mark in facts.get("marks", ())),
         facts.get("patients", ""),
         stored.get("row_hashes"),
+        facts.get("quartiles", {}),
     )

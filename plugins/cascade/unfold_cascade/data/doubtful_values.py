@@ -24,6 +24,7 @@ MIN_UNIT_SHARE = 0.02
 MAX_DEGREES_APART = 3.0
 MIN_COUNTED_ROWS = 50
 DEGREES = "°C and °F"
+FRACTIONS = "fractions and percentages"
 UNIT_RATIOS: Mapping[str, float] = {
     "kg and lb": 2.2046,
     "inches and cm": 2.54,
@@ -34,7 +35,7 @@ UNIT_RATIOS: Mapping[str, float] = {
     "mmol/L and mg/dL of glucose": 18.016,
     "mmol/L and mg/dL of cholesterol": 38.67,
     "mg/dL and µmol/L of creatinine": 88.42,
-    "fractions and percentages": 100.0,
+    FRACTIONS: 100.0,
     "thousands and single cells": 1000.0,
 }
 """Units of one quantity in hospitals, and how many of the second make one of the first."""

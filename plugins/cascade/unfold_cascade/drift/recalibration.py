@@ -59,11 +59,12 @@ def recalibrate_cases(loaded: LoadedPlan, source: TableSource, run: Run) -> Repo
     count = sum(len(getattr(solution.problem.dataset.rows, part)) for part in ("train", "calibrate", "test"))
     decision = dict(report.decision or {}) | {"recalibrated": {"cases": count, "data": solution.problem.dataset.digest}}
     table = _tabulate_sizes(loaded, solution)
+    units = sentences.changed_units(problem.dataset.find_changed_units(frame))
     return replace(
         report,
         tables=(table, *report.tables),
         lines=(*report.lines, ("recalibrated", sentences.RECALIBRATED)),
-        notes=(*report.notes, note) if note else report.notes,
+        notes=(*report.notes, *units, *filter(None, [note])),
         decision=decision,
         provenance={"inputs": {"data": solution.problem.dataset.digest}},
     )

@@ -23,6 +23,7 @@ from unfold_cascade.planner.policy import Outcome, Policy, StagePolicy, follow
 from unfold_cascade.planner.problem import DriftRule
 from unfold_cascade.planner.recorded_scores import load_stored_tables
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables, build_tables
+from unfold_cascade.report import sentences
 from unfold_cascade.serving.loader import LoadedPlan
 from unfoldkit.api import Report, Run
 
@@ -83,7 +84,8 @@ def compare_new_cases(loaded: LoadedPlan, source: TableSource, tables: ScoreTabl
     changes = list_changes(case, problem.drift, run.seed)
     subtitle = (f"{len(frame):,} new cases",)
     data = CheckedData(problem.name, len(frame), "cases", subtitle, source.path, frame.digest)
-    return build_drift_report(data, changes, problem.drift, run)
+    report = build_drift_report(data, changes, problem.drift, run)
+    return replace(report, notes=(*report.notes, *sentences.changed_units(dataset.find_changed_units(frame))))
 
 
 def list_changes(case: DriftCase, rule: DriftRule, seed: int) -> list[Change]:

@@ -115,8 +115,8 @@ def validate_cases(loaded: LoadedPlan, source: TableSource, run: Run, verb: str)
         served=sentences.served_policy(loaded.baseline.name, is_cascade=loaded.is_cascade),
     )
     report = build_validation_report(data, judge_promises(promises, problem.goal.confidence, run.seed), run)
-    if note:
-        report = replace(report, notes=(*report.notes, note))
+    units = sentences.changed_units(problem.dataset.find_changed_units(frame))
+    report = replace(report, notes=(*report.notes, *units, *filter(None, [note])))
     return report if verb == "validate" else join_reports(compare_new_cases(loaded, source, tables, run), report)
 
 

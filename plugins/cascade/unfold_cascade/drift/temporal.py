@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from unfold_cascade._types import Float32, IntArray
 from unfold_cascade.drift.report import CheckedData, build_drift_report
 from unfold_cascade.drift.statistics import DriftSample, EntityCounts, count_by_entity, measure_changes
 from unfold_cascade.models import onnx_runtime
+from unfold_cascade.report.sentences import changed_units
 from unfold_cascade.temporal.data.features import build_feature_matrix
 from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, select_rows
@@ -45,7 +47,8 @@ def compare_hours(problem: TemporalProblem, plan: LoadedPlan, table: EntityTable
     changes = measure_changes(planned_counts, new_counts, plan.problem.drift, problem.seed)
     subtitle = f"{len(table.ids):,} new cases", f"{len(table):,} new hours"
     data = CheckedData(problem.name, len(table), "hours", subtitle, problem.source.path, table.digest)
-    return build_drift_report(data, changes, plan.problem.drift, run)
+    report = build_drift_report(data, changes, plan.problem.drift, run)
+    return replace(report, notes=(*report.notes, *changed_units(plan.study.hours.find_changed_units(table))))
 
 
 def _count_sample(plan: LoadedPlan, sample: DriftSample) -> list[EntityCounts]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from unfold_cascade.data.splits import SplitRule
 from unfold_cascade.drift.temporal import predict_rows
 from unfold_cascade.drift.temporal_validation import leave_out_known
-from unfold_cascade.report.sentences import RECALIBRATED
+from unfold_cascade.report.sentences import RECALIBRATED, changed_units
 from unfold_cascade.temporal.data.features import build_feature_matrix
 from unfold_cascade.temporal.data.labels import label_table
 from unfold_cascade.temporal.data.readers import read_table
@@ -61,7 +61,7 @@ def recalibrate_hours(problem: TemporalProblem, planned: TemporalProblem, run: R
         report,
         tables=(_tabulate_sizes(plan, solution), *report.tables),
         lines=(*report.lines, ("recalibrated", RECALIBRATED)),
-        notes=(*report.notes, *notes),
+        notes=(*report.notes, *changed_units(plan.study.hours.find_changed_units(new)), *notes),
         decision=decision,
     )
 

@@ -17,6 +17,7 @@ from unfold_cascade.drift.validation_report import (
     describe_unlabelled,
     join_reports,
 )
+from unfold_cascade.report.sentences import changed_units
 from unfold_cascade.temporal.data.copies import hash_records, join_copies
 from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.table import EntityTable, compute_hours_since, index_entities, select_rows
@@ -101,7 +102,7 @@ def validate_hours(problem: TemporalProblem, planned: TemporalProblem, run: Run,
         served=sentences.describe_served_baseline() if plan.serves_baseline else sentences.describe_served_cascade(),
     )
     report = build_validation_report(data, judge_promises(promises, planned.goal.confidence, run.seed), run)
-    report = replace(report, notes=(*report.notes, *known))
+    report = replace(report, notes=(*report.notes, *changed_units(plan.study.hours.find_changed_units(table)), *known))
     return report if verb == "validate" else join_reports(compare_hours(problem, plan, table, new, run), report)
 
 

@@ -71,6 +71,7 @@ def join_reports(drift: Report, validation: Report) -> Report:
         metrics={**drift.metrics, **validation.metrics},
         tables=(*validation.tables, *drift.tables),
         lines=(*validation.lines, *lines),
+        notes=tuple(dict.fromkeys((*validation.notes, *drift.notes))),
         next=validation.next or drift.next,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from unfold_cascade.data.changed_units import ChangedUnit
 from unfold_cascade.data.doubtful_values import MIN_SHARE, Doubt
 from unfold_cascade.data.error_costs import ErrorWeights
 from unfold_cascade.data.leakage import LabelMark
@@ -356,6 +357,15 @@ def _doubtful_column(doubt: Doubt) -> str:
         )
     values = f'"{doubt.column}" is {doubt.code:g} in {share} of its rows, far from its other values'
     return f"{values}: if this marks missing values, leave the cells empty"
+
+
+def changed_units(changes: Iterable[ChangedUnit]) -> tuple[str, ...]:
+    """Warn of columns that seem to be in another unit than in the run."""
+    return tuple(
+        f'"{change.column}" has the median {change.now:.4g}, and {change.before:.4g} in the run; '
+        f"they differ as {change.units}, so convert them if the units differ"
+        for change in sorted(changes, key=lambda change: change.column)
+    )
 
 
 def missing_labels(names: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ HINTS: Mapping[str, str] = {
     "confidence": "a number such as 0.9, or 90%; empty where the service did not answer",
     "time": "hours as numbers, such as 1.5, or dates such as 2026-03-01 07:15",
 }
-_DECORATION = re.compile(r"(?<=\d)\s?[A-Za-zµ°/%]{2,}$|^[<>≤≥~]=?|[,_'$€£¥\s]")
+_DECORATION = re.compile(r"(?<=\d)\s?[A-Za-zµ°/%]{2,}$|^[<>≤≥~]=?|\+$|[,_'$€£¥\s]")
 """Currency signs, thousands separators, signs of a bound, and units after a number."""
 _WITH_REST = re.compile(r"[-+]?\d+([.,]\d+)?\s*[^\d\s.,].*")
 """A number and something else, such as 118/80 or 14.8 H."""

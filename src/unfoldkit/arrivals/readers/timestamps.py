@@ -363,9 +363,14 @@ def find_repeated_hour(times: FloatArray) -> int | None:
     if jumps.size != 1:
         return None
     index = int(jumps[0]) + 1
-    moment = datetime.fromtimestamp(float(times[index]), UTC)
     is_hour = 0.8 * _HOUR_S < back_s[index - 1] <= _HOUR_S
-    return index if is_hour and moment.weekday() == _SUNDAY and moment.hour < _LAST_REPEATED_HOUR else None
+    return index if is_hour and is_end_of_summer(float(times[index])) else None
+
+
+def is_end_of_summer(time_s: float) -> bool:
+    """Whether a clock may show a time twice as daylight saving time ends: early on a Sunday."""
+    moment = datetime.fromtimestamp(time_s, UTC)
+    return moment.weekday() == _SUNDAY and moment.hour < _LAST_REPEATED_HOUR
 
 
 def describe_skipped_hour(times: FloatArray) -> str:

@@ -107,8 +107,8 @@ def test_subfolders_are_read_as_one_table(tmp_path: Path) -> None:
         ("80|37|16|40|9|1|0\n80|warm|16|40|9|2|0\n", 'p3.psv:3:1: .*"warm" is not a number'),
         ("80|37|16|40|9|1|0\ninf|37|16|40|9|2|0\n", 'p3.psv:3:1: .*"inf" is not a finite number'),
         ("", "p3.psv:1:1: .*the patient has no hours"),
-        ("80|37|16|40|9|NaN|0\n80|37|16|40|9|1|0\n", "p3 has a row without an hour"),
-        ("80|37|16|40|9|2|0\n80|37|16|40|9|1|0\n", "p3 has hour 1 after hour 2: the hours do not ascend"),
+        ("80|37|16|40|9|NaN|0\n80|37|16|40|9|1|0\n", '"p3" has a row without an hour'),
+        ("80|37|16|40|9|2|0\n80|37|16|40|9|1|0\n", '"p3" has hour 1 after hour 2: the hours do not ascend'),
     ],
 )
 def test_damaged_psv_files_are_reported_with_their_line(tmp_path: Path, body: str, message: str) -> None:
@@ -164,8 +164,27 @@ def test_row_order_of_long_tables_does_not_matter(tmp_path: Path) -> None:
 def test_repeated_hours_are_reported(tmp_path: Path) -> None:
     """Two rows of one entity at the same hour are an error that names entity and hour."""
     (tmp_path / "t.csv").write_text("who,h,v\n" + "".join(f"a,{h},1\n" for h in range(11)) + "a,3,2\n")
-    with pytest.raises(UnfoldError, match="a has two rows of hour 3"):
+    with pytest.raises(UnfoldError, match='"a" has two rows of hour 3'):
         read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="h"))
+
+
+def test_a_table_with_one_row_per_measurement_is_recognised(tmp_path: Path) -> None:
+    """The error of tables such as chartevents names the column of measurements, and how to make columns of them."""
+    rows = [f"a,{h},{item},{number}.5" for h in range(12) for number, item in enumerate(("220045", "223762", "220210"))]
+    (tmp_path / "t.csv").write_text("\n".join(["stay,h,itemid,valuenum", *rows]))
+    with pytest.raises(UnfoldError, match='its column "itemid" names 3 of them') as caught:
+        read_long(tmp_path / "t.csv", LongSource("x", entity="stay", time="h"))
+    assert 'pivot_table(table, index=["stay", "h"], columns="itemid"' in str(caught.value)
+
+
+def test_an_hour_that_the_clock_repeats_is_reported(tmp_path: Path) -> None:
+    """Hourly rows of a night in which daylight saving time ends have one time twice; other repeats are others."""
+    for day, hint in ((27, "did daylight saving time end"), (28, "keep one row an hour")):
+        hours = [*range(3), *range(2, 12)]
+        rows = [f"a,2024-10-{day} {hour:02}:00:00,{value}" for value, hour in enumerate(hours)]
+        (tmp_path / "t.csv").write_text("\n".join(["who,t,v", *rows]))
+        with pytest.raises(UnfoldError, match=hint):
+            read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="t"))
 
 
 @pytest.mark.parametrize(

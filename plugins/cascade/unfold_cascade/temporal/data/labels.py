@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, Hashes, IntArray
+from unfold_cascade.data.changed_units import ChangedUnit, Quartiles, find_changed_units, measure_quartiles
 from unfold_cascade.data.dataset import hash_file
 from unfold_cascade.data.doubtful_values import Doubt, find_doubts
 from unfold_cascade.data.leakage import find_label_columns
@@ -56,6 +57,7 @@ class LabelledHours:
         copies: Independent units that repeat the records of another one, and were joined with it.
         moving: Columns of features that identify a record.
         sketch: Hashes of the records; ``None`` in runs of earlier versions.
+        quartiles: Quartiles of the columns of features.
     """
 
     timeline: Timeline
@@ -72,6 +74,13 @@ class LabelledHours:
     copies: int = 0
     moving: tuple[str, ...] = ()
     sketch: Hashes | None = None
+    quartiles: Quartiles = field(default_factory=dict)
+
+    def find_changed_units(self, table: EntityTable) -> Iterator[ChangedUnit]:
+        """Yield the columns of features that another table seems to hold in another unit."""
+        names = [name for name in self.quartiles if name in table.columns]
+        columns = {name: table.values[:, table.columns.index(name)].astype(np.float64) for name in names}
+        return find_changed_units(self.quartiles, measure_quartiles(columns))
 
     def find_known(self, table: EntityTable) -> BoolArray:
         """Mark (P,) the entities of another table whose records are among these."""
@@ -133,6 +142,7 @@ def _unpack(data: bytes) -> LabelledHours:
         facts.get("copies", 0),
         tuple(facts.get("moving", ())),
         arrays.get("sketch"),
+        facts.get("quartiles", {}),
     )
 
 
@@ -156,6 +166,7 @@ def _pack(original: EntityTable, problem: TemporalProblem) -> bytes:
         "doubts": doubts,
     }
     found |= {"copies": count_copies(original.timeline, table.timeline), "moving": moving}
+    found["quartiles"] = measure_quartiles(columns)
     facts = json.dumps(found | ({"repeated": table.repeated} if table.repeated else {})).encode()
     since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])
     arrays = {"starts": table.starts, "hour": table.hour, "on": entered, "highest": highest, "since": since}

@@ -45,11 +45,15 @@ MINUTE_COLUMNS = frozenset(
 """Names of columns of time in eICU, in lower case."""
 OTHER_HOURS = {60.0: "minutes", 3600.0: "seconds", 3.6e6: "milliseconds"}
 """How long an hour is in other units."""
+MAX_MEASURED_KINDS = 1000
+MIN_TOLD_APART = 0.9
+"""Share of rows that the names of measurements tell apart; some are measured twice at one time."""
 STEPS: Mapping[float, str] = {
     **dict.fromkeys((5.0, 10.0, 15.0, 20.0, 30.0), "minutes"),
     **dict.fromkeys((300.0, 600.0, 900.0, 1800.0), "seconds"),
 }
 """Usual steps of recordings; as hours, they are neither parts of a day nor days."""
+REPEATED_HOUR_HINT = "did daylight saving time end? write the times in UTC; if not, sort the rows by time"
 MAX_HOURS = 1e7
 """Eleven centuries: larger times are seconds since 1970, or digits of a date."""
 NamedContent = tuple[str, bytes]
@@ -147,6 +151,7 @@ def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
         split_values = np.asarray(frame.columns[source.split_column])[order]
     values = np.array([column[order] for column in columns.values()], dtype=np.float32).T.reshape(len(order), -1)
     names = tuple(map(str, ids))
+    _check_measurements(frame, source, number, hour)
     check_hour_order(timeline, names, frame.name, "data.time")
     return EntityTable(
         ids=names,
@@ -174,6 +179,29 @@ def _check_long(frame: Frame, source: LongSource) -> None:
         names = ", ".join(f"{first[:-1]}{hour}" for hour in range(3))
         hint = f"{names} look like hours: write one row per entity and hour, as pandas.wide_to_long does"
         raise user_error(f'{frame.name} has no column "{source.time}"', key="data.time", hint=hint)
+
+
+def _check_measurements(frame: Frame, source: LongSource, entity: IntArray, hour: FloatArray) -> None:
+    """Reject a table with one row per measurement, such as those of OMOP and the chart events of MIMIC.
+
+    Raises:
+        UnfoldError: Most rows share their time with another one, and a column of few words tells them apart.
+    """
+    moment = np.unique(np.column_stack([entity, hour]), axis=0, return_inverse=True)[1]
+    if 2 * (np.bincount(moment)[moment] > 1).sum() < len(moment):
+        return
+    counts = {}
+    for name in set(frame.columns) - {source.entity, source.time}:
+        words, number = np.unique(frame.text(name, key="data.time"), return_inverse=True)
+        cells = np.unique(number * np.int64(len(moment)) + moment)
+        if 1 < len(words) <= MAX_MEASURED_KINDS and len(cells) >= MIN_TOLD_APART * len(moment):
+            counts[name] = len(words)
+    if counts:
+        kind = min(counts, key=lambda name: counts[name])
+        message = f'{frame.name} has one row per measurement: its column "{kind}" names {counts[kind]} of them'
+        index = f'index=["{source.entity}", "{source.time}"]'
+        hint = f'make a column of each: pandas.pivot_table(table, {index}, columns="{kind}", values=...)'
+        raise user_error(message, key="data.time", hint=hint)
 
 
 def _check_sites(frame: Frame, source: LongSource, entity: IntArray) -> None:
@@ -263,18 +291,25 @@ def _check_repeated_hour(frame: Frame, source: LongSource, entity: IntArray, dat
     """Reject dates without a zone that repeat an hour as daylight saving time ends: its rows would interleave.
 
     Raises:
-        UnfoldError: The rows of an entity, which ascend otherwise, go back once by such an hour.
+        UnfoldError: The rows of an entity, which ascend otherwise, go back once by such an hour, or all times that
+            repeat are in such nights.
     """
     if any(map(has_zone, map(str, frame.columns[source.time][:1]))):
         return
+    by_time = np.lexsort((dates_s, entity))
+    is_same = (np.diff(dates_s[by_time]) == 0) & (np.diff(entity[by_time]) == 0)
+    repeats = by_time[1:][is_same]
+    if len(repeats) and all(timestamps.is_end_of_summer(time) for time in dates_s[repeats]):
+        row, column = int(repeats[0]), source.time
+        message = f'"{frame.columns[column][row]}" in row {row + 1} of column "{column}" repeats a time of its entity'
+        raise user_error(f"{frame.name}: {message}", key="data.time", hint=REPEATED_HOUR_HINT)
     order = np.argsort(entity, kind="stable")
     for rows in np.split(order, np.cumsum(np.bincount(entity))[:-1]):
         repeated = timestamps.find_repeated_hour(dates_s[rows])
         if repeated is not None:
             row, column = int(rows[repeated]), source.time
             message = f'"{frame.columns[column][row]}" in row {row + 1} of column "{column}" goes back an hour'
-            hint = "did daylight saving time end? write the times in UTC; if not, sort the rows by time"
-            raise user_error(f"{frame.name}: {message}", key="data.time", hint=hint)
+            raise user_error(f"{frame.name}: {message}", key="data.time", hint=REPEATED_HOUR_HINT)
 
 
 def _check_unit(hours: FloatArray, entity: IntArray, column: str, table: str) -> None:

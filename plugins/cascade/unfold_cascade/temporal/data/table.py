@@ -174,7 +174,7 @@ def check_hour_order(timeline: Timeline, ids: Sequence[str], name: str, key: str
         entity = ids[int(np.searchsorted(starts, row, side="right")) - 1]
         is_repeated = row > 0 and hour[row] == hour[row - 1]
         hint = MERGE_HINT if is_repeated else ""
-        raise user_error(f"{name}: {entity} {_describe_disorder(hour, row)}", key=key, hint=hint)
+        raise user_error(f'{name}: "{entity}" {_describe_disorder(hour, row)}', key=key, hint=hint)
 
 
 def _describe_disorder(hour: FloatArray, row: int) -> str:
