@@ -332,17 +332,17 @@ def doubtful_values(doubts: Sequence[Doubt]) -> tuple[str, ...]:
     return tuple(_doubtful_column(doubt) for doubt in doubts[:3]) + ("and other columns",) * (len(doubts) > 3)
 
 
-def label_marks(marks: Sequence[LabelMark], labels: Sequence[str]) -> tuple[str, ...]:
+def label_marks(marks: Sequence[LabelMark], labels: Sequence[str], noun: str = "cases") -> tuple[str, ...]:
     """Warn of columns that may be known only after the outcome."""
-    lines = tuple(_label_mark(mark, labels[mark.label]) for mark in marks[:3])
+    lines = tuple(_label_mark(mark, labels[mark.label], noun) for mark in marks[:3])
     return lines + ("and other columns",) * (len(marks) > 3)
 
 
-def _label_mark(mark: LabelMark, label: str) -> str:
+def _label_mark(mark: LabelMark, label: str, noun: str) -> str:
     states = {"filled": "has a value", "empty": "is empty", "nonzero": "is not 0"}
     state = states.get(mark.state, f"is {mark.state}")
-    cases = f'in {mark.share:.0%} of the cases of "{label}" and in hardly any other'
-    return f'"{mark.column}" {state} {cases} (leave it out if it is known only after the outcome)'
+    cases = f'in {mark.share:.0%} of the {noun} of "{label}" and in hardly any other'
+    return f'"{mark.column}" {state} {cases}; leave it out if it is known only after the outcome'
 
 
 def _doubtful_column(doubt: Doubt) -> str:

@@ -19,6 +19,8 @@ WINDOW_H = 6.0
 # Names under which the run stores the baseline models, in the place of a stage and a model.
 BASELINE = "baseline"
 BASELINE_MODEL = "monolith"
+NO_STAGE = "none"
+"""The label of hours before the first stage."""
 
 
 @dataclass(frozen=True, slots=True)

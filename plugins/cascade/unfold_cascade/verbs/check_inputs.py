@@ -19,7 +19,7 @@ from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.splits import split_entities
 from unfold_cascade.temporal.data.table import EntityTable
 from unfold_cascade.temporal.problem import TemporalProblem
-from unfold_cascade.temporal.report.sentences import describe_repeated_patients, leak_notes
+from unfold_cascade.temporal.report.sentences import describe_table
 from unfoldkit.api import Diagnostic, Run, UnfoldError, run_checks
 
 Check = Callable[[], object]
@@ -106,11 +106,17 @@ def _list_temporal_checks(problem: TemporalProblem, table: EntityTable, run: Run
 
 
 def _check_labels(problem: TemporalProblem, table: EntityTable, run: Run) -> None:
-    """Check that enough entities reach the stages, and log leaked labels, which are no mistakes of the spec."""
+    """Check that enough entities reach the stages, and log what may make figures too good, which is no mistake."""
     hours = label_table(problem, table)
     split_entities(problem, hours)
-    doubts = sentences.doubtful_values(hours.doubts)
-    for note in (*leak_notes(hours.leaks), *describe_repeated_patients(hours.repeated), *doubts):
+    for note in describe_table(
+        problem.stage_names,
+        leaks=hours.leaks,
+        marks=hours.marks,
+        repeated=hours.repeated,
+        copies=hours.copies,
+        doubts=hours.doubts,
+    ):
         run.log.warning("%s", note)
 
 

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from unfold_cascade.data.doubtful_values import Doubt
+from unfold_cascade.data.leakage import LabelMark
 from unfold_cascade.planner.select import BUDGET_UNCERTAIN, REFUTED
 from unfold_cascade.temporal.report import sentences
 
@@ -23,6 +25,14 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "describe_repeated_patients": (
         *sentences.describe_repeated_patients("subject_id"),
         *sentences.describe_repeated_patients(""),
+    ),
+    "describe_table": sentences.describe_table(
+        ("sepsis",),
+        leaks=("culture",),
+        marks=(LabelMark("culture", "filled", 1, 0.6),),
+        repeated="subject_id",
+        copies=2,
+        doubts=(Doubt("Age", 999.0, 0.1),),
     ),
     "describe_copies": (
         *sentences.describe_copies(0),

@@ -14,7 +14,7 @@ from unfold_cascade._types import BoolArray, FloatArray, Hashes, IntArray
 from unfold_cascade.data.changed_units import ChangedUnit, Quartiles, find_changed_units, measure_quartiles
 from unfold_cascade.data.dataset import hash_file
 from unfold_cascade.data.doubtful_values import Doubt, find_doubts
-from unfold_cascade.data.leakage import find_label_columns
+from unfold_cascade.data.leakage import LabelMark, find_label_columns, find_label_marks
 from unfold_cascade.data.splits import UnitTable, list_sites, split_units
 from unfold_cascade.data.table import Rows
 from unfold_cascade.temporal.data.copies import (
@@ -58,6 +58,7 @@ class LabelledHours:
         moving: Columns of features that identify a record.
         sketch: Hashes of the records; ``None`` in runs of earlier versions.
         quartiles: Quartiles of the columns of features.
+        marks: Columns of features with a state that occurs in one stage and hardly any other.
     """
 
     timeline: Timeline
@@ -75,6 +76,7 @@ class LabelledHours:
     moving: tuple[str, ...] = ()
     sketch: Hashes | None = None
     quartiles: Quartiles = field(default_factory=dict)
+    marks: tuple[LabelMark, ...] = ()
 
     def find_changed_units(self, table: EntityTable) -> Iterator[ChangedUnit]:
         """Yield the columns of features that another table seems to hold in another unit."""
@@ -143,6 +145,7 @@ def _unpack(data: bytes) -> LabelledHours:
         tuple(facts.get("moving", ())),
         arrays.get("sketch"),
         facts.get("quartiles", {}),
+        tuple(LabelMark(*mark) for mark in facts.get("marks", ())),
     )
 
 
@@ -167,6 +170,8 @@ def _pack(original: EntityTable, problem: TemporalProblem) -> bytes:
     }
     found |= {"copies": count_copies(original.timeline, table.timeline), "moving": moving}
     found["quartiles"] = measure_quartiles(columns)
+    marks = find_label_marks({name: values for name, values in columns.items() if name not in leaks}, highest[rows])
+    found["marks"] = [astuple(mark) for mark in marks]
     facts = json.dumps(found | ({"repeated": table.repeated} if table.repeated else {})).encode()
     since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])
     arrays = {"starts": table.starts, "hour": table.hour, "on": entered, "highest": highest, "since": since}

@@ -10,6 +10,7 @@ import numpy as np
 
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.data.doubtful_values import Doubt
+from unfold_cascade.data.leakage import LabelMark
 from unfold_cascade.data.table import Rows
 from unfold_cascade.temporal.data.features import build_feature_matrix, build_layout, build_purchase_terms
 from unfold_cascade.temporal.data.labels import LabelledHours, label_hours, load_hours
@@ -132,6 +133,7 @@ class Study:
         repeated: A column that names one patient for several entities, if the spec does not name it; or empty.
         doubts: Columns of features with values that may be no measurements.
         copies: Independent units that repeat the records of another one.
+        marks: Columns of features with a state that occurs in one stage and hardly any other.
     """
 
     problem: TemporalProblem
@@ -148,6 +150,7 @@ class Study:
     repeated: str = ""
     doubts: tuple[Doubt, ...] = ()
     copies: int = 0
+    marks: tuple[LabelMark, ...] = ()
 
     @property
     def baseline(self) -> int:
@@ -241,6 +244,7 @@ def assemble_study(
         repeated=hours.repeated,
         doubts=hours.doubts,
         copies=hours.copies,
+        marks=hours.marks,
     )
 
 

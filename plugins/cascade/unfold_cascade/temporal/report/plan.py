@@ -92,11 +92,13 @@ def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt:
         ),
         figures=build_figures(solution),
         lines=_lines(solution, attempt),
-        notes=(
-            *sentences.leak_notes(solution.study.leaks),
-            *sentences.describe_repeated_patients(solution.study.repeated),
-            *sentences.describe_copies(solution.study.copies),
-            *shared.doubtful_values(solution.study.doubts),
+        notes=sentences.describe_table(
+            solution.problem.stage_names,
+            leaks=solution.study.leaks,
+            marks=solution.study.marks,
+            repeated=solution.study.repeated,
+            copies=solution.study.copies,
+            doubts=solution.study.doubts,
         ),
         next=_next_command(solution, directory),
         decision=_decision(solution),

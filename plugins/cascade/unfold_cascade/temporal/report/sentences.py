@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from unfold_cascade.data.doubtful_values import Doubt
+from unfold_cascade.data.leakage import LabelMark
 from unfold_cascade.report import sentences as shared
+from unfold_cascade.temporal.problem import NO_STAGE
 from unfoldkit.api import format_count
 
 Interval = tuple[float, float]
@@ -36,6 +39,25 @@ def describe_repeated_patients(column: str) -> tuple[str, ...]:
         return ()
     text = f'"{column}" is the same in several cases, so one patient may be in several parts of the split'
     return (f"{text}; name it in data.group, or the figures may be too good",)
+
+
+def describe_table(
+    stages: Sequence[str],
+    *,
+    leaks: Sequence[str],
+    marks: Sequence[LabelMark],
+    repeated: str,
+    copies: int,
+    doubts: Sequence[Doubt],
+) -> tuple[str, ...]:
+    """Warn of what may make the figures of a table too good, or of its values."""
+    return (
+        *leak_notes(leaks),
+        *shared.label_marks(marks, (NO_STAGE, *stages), "hours"),
+        *describe_repeated_patients(repeated),
+        *describe_copies(copies),
+        *shared.doubtful_values(doubts),
+    )
 
 
 def describe_copies(copies: int) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from unfold_cascade._types import Float32, FloatArray, IntArray
 from unfold_cascade.models.onnx_runtime import Engine
 from unfold_cascade.temporal.data.features import PurchaseTerms
 from unfold_cascade.temporal.data.online_features import EntityHistory, OnlineFeatures
-from unfold_cascade.temporal.problem import Transitions
+from unfold_cascade.temporal.problem import NO_STAGE, Transitions
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfold_cascade.temporal.simulation.online_step import (
     CaseState,
@@ -31,7 +31,6 @@ from unfoldkit.serving.state.store import State
 
 # Largest difference between the fast and the native engine: within it of a cut, the native engine decides.
 CUT_MARGIN = 2e-5
-NO_STAGE = "none"
 
 
 @dataclass(frozen=True, slots=True)
