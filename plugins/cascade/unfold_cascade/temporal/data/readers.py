@@ -191,7 +191,7 @@ def _check_measurements(frame: Frame, source: LongSource, entity: IntArray, hour
     if 2 * (np.bincount(moment)[moment] > 1).sum() < len(moment):
         return
     counts = {}
-    for name in set(frame.columns) - {source.entity, source.time}:
+    for name in (name for name in frame.columns if name not in (source.entity, source.time)):
         words, number = np.unique(frame.text(name, key="data.time"), return_inverse=True)
         cells = np.unique(number * np.int64(len(moment)) + moment)
         if 1 < len(words) <= MAX_MEASURED_KINDS and len(cells) >= MIN_TOLD_APART * len(moment):
