@@ -329,8 +329,8 @@ def describe_clock_step(times: FloatArray) -> str:
     if np.count_nonzero(times[index:] < times[index - 1]) < _MIN_SET_BACK:
         return ""
     seconds = times[index - 1] - times[index]
-    place = f"from arrival {index + 1} on, times are {seconds:,.3g} s back"
-    return f"{place}, as if a clock was set or files were joined; sorted by time, both parts add up there"
+    place = f"from arrival {index + 1} on, times are {seconds:,.3g} s earlier"
+    return f"{place}, as if a clock had been set back or files joined; sorted by time, both parts overlap and add up"
 
 
 def check_order(times: FloatArray, file: str) -> None:

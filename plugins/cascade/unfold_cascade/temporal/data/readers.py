@@ -46,7 +46,7 @@ MINUTE_COLUMNS = frozenset(
 OTHER_HOURS = {60.0: "minutes", 3600.0: "seconds", 3.6e6: "milliseconds"}
 """How long an hour is in other units."""
 MAX_MEASURED_KINDS = 1000
-MIN_TOLD_APART = 0.9
+MIN_SEPARABLE = 0.9
 """Share of rows that the names of measurements tell apart; some are measured twice at one time."""
 STEPS: Mapping[float, str] = {
     **dict.fromkeys((5.0, 10.0, 15.0, 20.0, 30.0), "minutes"),
@@ -194,7 +194,7 @@ def _check_measurements(frame: Frame, source: LongSource, entity: IntArray, hour
     for name in (name for name in frame.columns if name not in (source.entity, source.time)):
         words, number = np.unique(frame.text(name, key="data.time"), return_inverse=True)
         cells = np.unique(number * np.int64(len(moment)) + moment)
-        if 1 < len(words) <= MAX_MEASURED_KINDS and len(cells) >= MIN_TOLD_APART * len(moment):
+        if 1 < len(words) <= MAX_MEASURED_KINDS and len(cells) >= MIN_SEPARABLE * len(moment):
             counts[name] = len(words)
     if counts:
         kind = min(counts, key=lambda name: counts[name])
