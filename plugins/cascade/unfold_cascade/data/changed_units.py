@@ -1,4 +1,4 @@
-"""Columns whose values at a new site are those of the run in another unit, such as °F in place of °C."""
+"""Columns that a new site holds in another unit than the run, such as °F in place of °C."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def measure_quartiles(columns: Mapping[str, FloatArray]) -> dict[str, tuple[floa
 
 
 def find_changed_units(before: Quartiles, now: Quartiles) -> Iterator[ChangedUnit]:
-    """Yield the columns whose values lie as far from those of the run as two units of one quantity."""
+    """Yield the columns with values as far from those of the run as two units of one quantity are."""
     for column in before.keys() & now.keys():
         units = _explain_change(before[column], now[column])
         if units:

@@ -107,7 +107,7 @@ def validate_hours(problem: TemporalProblem, planned: TemporalProblem, run: Run,
 
 
 def leave_out_known(plan: LoadedPlan, table: EntityTable) -> tuple[EntityTable, tuple[str, ...]]:
-    """Leave out the entities whose records are those of the plan's run, unless all are, and join copies of the others.
+    """Leave out the entities with records of the plan's run, unless all are, and join copies of the others.
 
     Returns:
         The table, and a note if there are such entities.

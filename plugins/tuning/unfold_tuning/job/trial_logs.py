@@ -101,7 +101,7 @@ MIN_GROWTH = 0.5
 """Times that grow with less than this power of the iterations between two rows are those of one iteration."""
 MIN_RESUMED = 3
 MAX_RESUMED = 1 / 3
-"""A record whose first row counts more than so many steps, but takes less than this part of their time, began later."""
+"""A record began later if its first row counts more than so many steps, but takes less than this part of their time."""
 STATE_COLUMNS = ("state", "status")
 UNFINISHED = (
     *("pruned", "fail", "failed", "running", "waiting", "killed", "crashed", "error", "errored", "stopped"),

@@ -16,7 +16,7 @@ from unfoldkit.serving.http.access_control import LIVE, READY
 
 HEAD_BYTES = 256
 MAX_HELD = 256
-"""Connections that wait; one more costs the oldest, whose client has probably given up and tries again."""
+"""Connections that wait; one more costs the oldest: its client has probably given up and tries again."""
 NEXT_LOOK_S = 0.05
 _LIVE_HEAD, _READY_HEAD = f"GET {LIVE} HTTP/1.".encode(), f"GET {READY} HTTP/1.".encode()
 _STARTING = ("503 Service Unavailable", '{"error":"the service starts"}', "retry-after: 1\r\n")

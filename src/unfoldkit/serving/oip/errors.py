@@ -1,4 +1,4 @@
-"""Errors of a request body, whose messages are for the client."""
+"""Errors of a request body; their messages are for the client."""
 
 from __future__ import annotations
 

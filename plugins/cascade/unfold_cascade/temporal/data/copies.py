@@ -137,6 +137,6 @@ def count_copies(timeline: Timeline, joined: Timeline) -> int:
 
 
 def find_known(table: EntityTable, columns: Sequence[str], sketch: Hashes) -> BoolArray:
-    """Mark (P,) the entities of a table whose records are in a sketch of another one."""
+    """Mark (P,) the entities of a table that have records in a sketch of another one."""
     hashes = hash_records(table, columns)
     return np.isin(np.arange(len(table.ids)), hashes.entity[np.isin(hashes.value, sketch)])

@@ -85,7 +85,7 @@ class LabelledHours:
         return find_changed_units(self.quartiles, measure_quartiles(columns))
 
     def find_known(self, table: EntityTable) -> BoolArray:
-        """Mark (P,) the entities of another table whose records are among these."""
+        """Mark (P,) the entities of another table that have records of these."""
         if self.sketch is None or set(self.moving) - set(table.columns):
             return np.zeros(len(table.ids), dtype=np.bool_)
         return find_known(table, self.moving, self.sketch)

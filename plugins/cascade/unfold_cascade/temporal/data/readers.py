@@ -47,7 +47,7 @@ OTHER_HOURS = {60.0: "minutes", 3600.0: "seconds", 3.6e6: "milliseconds"}
 """How long an hour is in other units."""
 MAX_MEASURED_KINDS = 1000
 MIN_SEPARABLE = 0.9
-"""Share of rows that the names of measurements tell apart; some are measured twice at one time."""
+"""Share of rows that the names of measurements separate; some are measured twice at one time."""
 STEPS: Mapping[float, str] = {
     **dict.fromkeys((5.0, 10.0, 15.0, 20.0, 30.0), "minutes"),
     **dict.fromkeys((300.0, 600.0, 900.0, 1800.0), "seconds"),
@@ -185,7 +185,7 @@ def _check_measurements(frame: Frame, source: LongSource, entity: IntArray, hour
     """Reject a table with one row per measurement, such as those of OMOP and the chart events of MIMIC.
 
     Raises:
-        UnfoldError: Most rows share their time with another one, and a column of few words tells them apart.
+        UnfoldError: Most rows share their time with another one, and a column of few words separates them.
     """
     moment = np.unique(np.column_stack([entity, hour]), axis=0, return_inverse=True)[1]
     if 2 * (np.bincount(moment)[moment] > 1).sum() < len(moment):

@@ -70,10 +70,10 @@ def describe_copies(copies: int) -> tuple[str, ...]:
 
 def describe_known_patients(known: int, total: int, name: str) -> str:
     """State that patients of new data are those of the run, and what follows."""
-    whose = f"{known:,} of {total:,} patients in {name} are those of the run"
+    origin = f"{known:,} of {total:,} patients in {name} are those of the run"
     if known < total:
-        return f"{whose} and are left out; its models or gates were fitted on some of them"
-    return f"{whose}; its models or gates were fitted on some of them and look too good there"
+        return f"{origin} and are left out; its models or gates were fitted on some of them"
+    return f"{origin}; its models or gates were fitted on some of them and look too good there"
 
 
 def describe_certificate(
