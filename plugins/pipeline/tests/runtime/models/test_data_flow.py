@@ -41,7 +41,9 @@ from unfold_pipeline.runtime.stage import Query
 from unfoldkit.api import UnfoldError
 from unfoldkit.safe_io.skops import dump_skops
 
-CODE = """import numpy as np
+CODE = """import time
+
+import numpy as np
 
 def double(rows):
     return rows * 2
@@ -54,6 +56,10 @@ def add(left, right):
 
 def total(rows):
     return np.nansum(rows.reshape(len(rows), -1), axis=1)
+
+def total_slowly(rows):
+    time.sleep(0.05)
+    return total(rows)
 
 def grow(rows):
     return [list(range(int(rows[0, 0])))] * len(rows)
@@ -289,7 +295,8 @@ def test_tensors_of_other_shapes_form_no_batch(tmp_path: Path, caplog: pytest.Lo
     """Queries with tensors of different shapes are answered one by one, and the log has the reason."""
     graph = Pipeline((stage("a"), stage("b", {"a": 1.0})))
     rows = [[3.0], [4.0], [2.0], [3.0]]
-    answers = answer_locally(graph, [code(tmp_path, "grow"), code(tmp_path, "total")], rows)
+    # others arrive while the second stage answers the first
+    answers = answer_locally(graph, [code(tmp_path, "grow"), code(tmp_path, "total_slowly")], rows)
     assert [answer["b"] if answer else None for answer in answers] == [3.0, 6.0, 1.0, 3.0]
     assert "stages.b.model: its queries are served one by one" in caplog.text
 
