@@ -104,6 +104,9 @@ def test_mistakes_have_formats(unfold: Unfold, tmp_path: Path) -> None:
             "hint": "",
         }
     ]
+    (tmp_path / "evil.yaml").write_text(ECHO + '"\\x9b\\u202e": 1\n', encoding="utf-8")
+    evil = unfold("check", "evil.yaml", "--format", "json").out
+    assert (json.loads(evil)[0]["key"], evil.replace("\n", "").isprintable()) == ("\x9b\u202e", True)
     line = unfold("check", "bad.yaml", "--format", "github").out
     assert line == "::error file=bad.yaml,line=5,col=9::repeat: must be at least 1, got 0\n"
     assert ET.fromstring(unfold("check", "bad.yaml", "--format", "junit").out)[0].get("failures") == "1"  # noqa: S314

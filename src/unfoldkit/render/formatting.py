@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+from unfoldkit.errors import escape_unprintable
 from unfoldkit.format import format_number
 from unfoldkit.report import Cell, Column, Metric, Report, Table
 
@@ -65,6 +66,11 @@ def strip_controls(report: Report) -> Report:
 def escape_controls(text: str) -> str:
     r"""Return JSON with control characters written as ``\uXXXX``."""
     return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def escape_lines(text: str) -> str:
+    """Escape the unprintable characters of each line of a text that came from a file."""
+    return "\n".join(map(escape_unprintable, text.split("\n")))
 
 
 def _clean(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from unfoldkit.errors import Diagnostic
 from unfoldkit.render import formatting
-from unfoldkit.render.formatting import strip_controls
+from unfoldkit.render.formatting import escape_lines, strip_controls
 from unfoldkit.report import Report, Verdict
 
 
@@ -47,7 +47,7 @@ def _command(level: str, properties: dict[str, str], message: str) -> str:
 
 
 def _escape(text: str, more: str = "") -> str:
-    text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    text = escape_lines(text).replace("%", "%25").replace("\n", "%0A")
     for letter in more:
         text = text.replace(letter, f"%{ord(letter):02X}")
     return text

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 from unfoldkit.errors import Diagnostic
 from unfoldkit.render import formatting
-from unfoldkit.render.formatting import strip_controls
+from unfoldkit.render.formatting import escape_lines, strip_controls
 from unfoldkit.report import Report, Verdict
 
 
@@ -28,19 +28,15 @@ def render_diagnostics(diagnostics: Iterable[Diagnostic]) -> str:
 
 
 def _suite(name: str, owner: str, cases: Iterable[tuple[str, str | None]]) -> str:
+    # XML 1.0 cannot represent control characters, surrogates and noncharacters
     listed = list(cases)
     failures = str(sum(reason is not None for _, reason in listed))
-    suite = ET.Element("testsuite", name=_clean(name), tests=str(len(listed)), failures=failures, errors="0")
+    suite = ET.Element("testsuite", name=escape_lines(name), tests=str(len(listed)), failures=failures, errors="0")
     for case_name, reason in listed:
-        case = ET.SubElement(suite, "testcase", classname=_clean(owner), name=_clean(case_name))
+        case = ET.SubElement(suite, "testcase", classname=escape_lines(owner), name=escape_lines(case_name))
         if reason is not None:
-            ET.SubElement(case, "failure", message=_clean(reason))
+            ET.SubElement(case, "failure", message=escape_lines(reason))
     root = ET.Element("testsuites")
     root.append(suite)
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
-
-
-def _clean(text: str) -> str:
-    # XML 1.0 cannot represent control characters
-    return "".join(letter for letter in text if letter in "\t\n" or letter >= " ")

@@ -131,6 +131,17 @@ def test_diagnostics_are_cases_and_annotations() -> None:
     assert line == "::error file=a%2Cb.yaml,line=3,col=7::x: bad, very: 100%25%0A (so)\n"
 
 
+@pytest.mark.parametrize("letter", ["\x1b", "\x85", "\x9b", "\u2028", "\u202e", "\ud800", "\ufffe"])
+def test_keys_of_a_spec_cannot_steer_a_terminal_or_break_xml(letter: str) -> None:
+    """Unprintable characters of a key or a message are escaped where a format has no escapes of its own."""
+    item = Diagnostic(f"bad {letter}", "a.yaml", 3, 7, f"x{letter}y", "so")
+    line = github.render_diagnostics([item])
+    assert line.removesuffix("\n").isprintable()
+    suite = ET.fromstring(junit.render_diagnostics([item]).encode())[0]  # noqa: S314 - made here
+    assert str(suite[0].get("name")).isprintable()
+    assert ET.fromstring(junit.render(replace(REPORT, name=f"a{letter}")).encode())  # noqa: S314 - made here
+
+
 @pytest.mark.parametrize(
     ("item", "place"),
     [

@@ -24,6 +24,7 @@ from unfoldkit.format import format_count
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.plugin_descriptors import Renderer, resolve
 from unfoldkit.registry import Registry, open_registry
+from unfoldkit.render.formatting import escape_controls
 from unfoldkit.report import Report, Verdict
 from unfoldkit.spec.resolve import LoadedSpec, load_spec
 
@@ -172,7 +173,7 @@ def _check_inputs(loaded: LoadedSpec, file: str) -> None:
 
 def _render(mistakes: Sequence[Diagnostic], form: str) -> str:
     if form == "json":
-        return json.dumps([asdict(item) for item in mistakes], indent=2, ensure_ascii=False) + "\n"
+        return escape_controls(json.dumps([asdict(item) for item in mistakes], indent=2, ensure_ascii=False)) + "\n"
     page = output.render_mistakes(form, mistakes)
     return page if page is not None else "".join(f"{item}\n" for item in mistakes)
 
