@@ -13,6 +13,10 @@ from unfoldkit.render.formatting import strip_controls
 from unfoldkit.report import Report, Table
 
 WIDTH = 110
+_MARKUP = re.compile(r"[\\`*\[\]|]")
+"""Characters that would begin code, emphasis, a link or an image, or another cell of a table."""
+_MENTION = re.compile(r"(?<![\w@])@(?=\w)")
+"""The beginning of a name that GitHub would notify."""
 
 
 def render(report: Report) -> str:
@@ -27,7 +31,7 @@ def render(report: Report) -> str:
     parts += [_table(table) for table in report.tables]
     parts += ["\n".join(f"- **{_escape(label)}** {_escape(text)}" for label, text in report.lines)]
     parts += ["\n".join(f"- {_escape(note)}" for note in report.notes)]
-    parts += [f"next: `{report.next}`" if report.next else ""]
+    parts += [f"next: {_code(report.next)}" if report.next else ""]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -71,5 +75,14 @@ def _grid(heads: list[str], rows: list[list[str]], rules: list[str]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
 
 
+def _code(text: str) -> str:
+    """Write a text of one line as code, between more backticks than it has in a row."""
+    marks = "`" * max([1, *(len(run) + 1 for run in re.findall("`+", text))])
+    space = " " if "`" in text else ""
+    return f"{marks}{space}{text.replace(chr(10), ' ')}{space}{marks}"
+
+
 def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    """Escape what Markdown or GitHub would read as more than text, such as an image that a page would load."""
+    text = _MARKUP.sub(r"\\\g<0>", text.replace("&", "&amp;")).replace("<", "&lt;").replace("\n", " ")
+    return _MENTION.sub("@<!-- -->", text)

@@ -94,6 +94,33 @@ def test_markdown_has_one_row_a_line() -> None:
     assert "\\|" in found
 
 
+def test_markdown_has_no_markup_of_a_file() -> None:
+    """Names of a file become no link, image, code, emphasis, entity or mention, and no cell by a backslash."""
+    names = (
+        "![a](http://a.example/b.png)",
+        "[a](http://b.example)",
+        "**a**",
+        "`a`",
+        "&lt;b>",
+        "a\\\\|b",
+        "ask @team/a",
+    )
+    table = Table("t", (Column("name"), Column("n")), tuple((name, 1) for name in names))
+    found = md.render(replace(REPORT, tables=(table,), lines=((names[0], names[1]),), next="unfold plan 'a`b``c'"))
+    assert not re.search(r"(?<!\\)\]\(", found)
+    rows = [line for line in found.splitlines() if line.startswith("| ")][-len(names) :]
+    assert [row.removesuffix(" | 1 |") for row in rows] == [
+        r"| !\[a\](http://a.example/b.png)",
+        r"| \[a\](http://b.example)",
+        r"| \*\*a\*\*",
+        r"| \`a\`",
+        r"| &amp;lt;b>",
+        r"| a\\\\\|b",
+        r"| ask @<!-- -->team/a",
+    ]
+    assert found.endswith("next: ``` unfold plan 'a`b``c' ```\n")
+
+
 def test_html_is_one_safe_page() -> None:
     """The page is well nested, loads nothing, runs nothing, and shows text as text."""
     page = html.render(REPORT)
