@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -208,6 +209,24 @@ def test_a_damaged_trace_is_named(tmp_path: Path, suffix: str, fault: str) -> No
         read_trace(path)
     assert error.value.code == 2
     assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "begin"),
+    [("a.json.gz", b"[1,"), ("a.csv.gz", b"time,n\n1,2\n"), ("a.log.gz", b"2026-01-01T00:00:00Z a\n")],
+)
+def test_a_gzip_bomb_is_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, begin: bytes) -> None:
+    """A document or a line that expands beyond the bound of archives is refused before it fills the memory."""
+    from unfoldkit.arrivals.traces import read_trace
+
+    monkeypatch.setattr("unfoldkit.safe_io.archives.MAX_ARCHIVE_BYTES", 1 << 20)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(begin + b" " * (30 << 20)))
+    with pytest.raises(UnfoldError, match=rf"{name}: .*expands to more than 1 MiB"):
+        read_trace(path)
+    # what is read line by line may be as long as it is
+    (tmp_path / "b.log.gz").write_bytes(gzip.compress(b"2026-01-01T00:00:01Z b\n" * 100_000))
+    assert len(read_trace(tmp_path / "b.log.gz")) == 100_000
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "pipe", "device", "folder"])

@@ -12,6 +12,7 @@ import gzip
 import io
 import itertools
 import math
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from unfoldkit.errors import Diagnostic, UnfoldError, require_packages, user_error
-from unfoldkit.safe_io.archives import gunzip
+from unfoldkit.safe_io.archives import gunzip, max_expanded_bytes
 from unfoldkit.safe_io.files import open_regular, read_bytes
 
 GZIP = b"\x1f\x8b"
@@ -240,11 +241,31 @@ def _open_binary(path: Path) -> gzip.GzipFile | BinaryIO:
 
 
 class _OwningGzipFile(gzip.GzipFile):
-    """A gzip file that closes its underlying file."""
+    """A gzip file that closes its underlying file, and bounds what a reader has to hold: all of it, or one line."""
 
     def __init__(self, raw: BinaryIO) -> None:
         super().__init__(fileobj=raw)
         self.raw = raw
+        self.max_bytes = max_expanded_bytes(os.fstat(raw.fileno()).st_size)
+        self.line_bytes = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size >= 0:
+            return super().read(size)
+        content = super().read(self.max_bytes + 1)
+        self._check(len(content), "the file")
+        return content
+
+    def read1(self, size: int = -1) -> bytes:
+        data = super().read1(size)
+        end = max(data.rfind(b"\n"), data.rfind(b"\r"))
+        self.line_bytes = len(data) - end - 1 + (self.line_bytes if end < 0 else 0)
+        self._check(self.line_bytes, "a line of the file")
+        return data
+
+    def _check(self, size: int, what: str) -> None:
+        if size > self.max_bytes:
+            raise OSError(f"{what} expands to more than {self.max_bytes / (1 << 20):,.0f} MiB")
 
     def close(self) -> None:
         super().close()

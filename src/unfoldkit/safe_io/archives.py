@@ -17,6 +17,11 @@ MAX_RATIO = 20
 _BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError, NotImplementedError)
 
 
+def max_expanded_bytes(size: int) -> int:
+    """Return how many bytes an archive or a gzip file of ``size`` bytes may expand to."""
+    return max(MAX_ARCHIVE_BYTES, MAX_RATIO * size)
+
+
 def read_archive(data: bytes, file: str = "") -> zipfile.ZipFile:
     """Return a ZIP archive with members of different names that expand within the stated bound.
 
@@ -30,7 +35,7 @@ def read_archive(data: bytes, file: str = "") -> zipfile.ZipFile:
         raise user_error(f"not an archive: {error}", file=file) from error
     if len({member.filename for member in members}) < len(members):
         raise user_error("the archive names a member twice", file=file)
-    limit = max(MAX_ARCHIVE_BYTES, MAX_RATIO * len(data))
+    limit = max_expanded_bytes(len(data))
     if sum(member.file_size for member in members) > limit:
         raise user_error(f"the archive expands to more than {limit / (1 << 20):,.0f} MiB", file=file)
     return archive
@@ -58,7 +63,7 @@ def gunzip(data: bytes, file: str = "") -> bytes:
     """
     if data[:2] != b"\x1f\x8b":
         return data
-    limit = max(MAX_ARCHIVE_BYTES, MAX_RATIO * len(data))
+    limit = max_expanded_bytes(len(data))
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
             content = stream.read(limit + 1)
