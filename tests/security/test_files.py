@@ -12,6 +12,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -227,6 +228,45 @@ def test_a_gzip_bomb_is_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     # what is read line by line may be as long as it is
     (tmp_path / "b.log.gz").write_bytes(gzip.compress(b"2026-01-01T00:00:01Z b\n" * 100_000))
     assert len(read_trace(tmp_path / "b.log.gz")) == 100_000
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz", "tar.xz"])
+def test_an_archive_of_records_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """Files of patients that expand beyond the bound together are refused."""
+    from unfold_cascade.temporal.data.readers import _read_archive
+
+    monkeypatch.setattr("unfoldkit.safe_io.archives.MAX_ARCHIVE_BYTES", 1 << 20)
+    path, content = tmp_path / f"a.{suffix}", b" " * 600_000
+    if suffix == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in ("a.psv", "b.psv"):
+                archive.writestr(name, content)
+    else:
+        _write_tar(path, [(name, content, tarfile.REGTYPE) for name in ("a.psv", "b.psv")])
+    with pytest.raises(UnfoldError, match="the archive expands to more than 1 MiB"):
+        list(_read_archive(path))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_an_archive_of_records_holds_files_only(tmp_path: Path, kind: bytes) -> None:
+    """A link or a device among the files of patients is refused by its name; nothing outside is read."""
+    from unfold_cascade.temporal.data.readers import _read_archive
+
+    path = tmp_path / "a.tar.gz"
+    _write_tar(path, [("../a.psv", b"HR\n1\n", tarfile.REGTYPE), ("b.psv", b"", kind)])
+    files = _read_archive(path)
+    assert next(files) == ("a.psv", b"HR\n1\n")
+    with pytest.raises(UnfoldError, match=r"b\.psv is a link or a device"):
+        next(files)
+
+
+def _write_tar(path: Path, members: list[tuple[str, bytes, bytes]]) -> None:
+    """Write an archive, compressed as its name states; links lead to a file outside."""
+    with tarfile.open(path, f"w:{path.suffix[1:]}") as archive:  # type: ignore[call-overload]
+        for name, content, kind in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.size, info.linkname = kind, len(content), "/etc/passwd"
+            archive.addfile(info, io.BytesIO(content))
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "pipe", "device", "folder"])

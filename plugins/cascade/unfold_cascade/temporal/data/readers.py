@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, Table
 from unfoldkit.api import Diagnostic, Run, UnfoldError, user_error
 from unfoldkit.arrivals.readers import timestamps
 from unfoldkit.io.tables import is_number
+from unfoldkit.safe_io.archives import max_expanded_bytes
 from unfoldkit.safe_io.files import read_bytes, require_regular
 
 HOUR_COLUMN = "ICULOS"
@@ -372,25 +374,37 @@ def _read_folder(path: Path) -> Iterator[NamedContent]:
 
 def _read_archive(path: Path) -> Iterator[NamedContent]:
     require_regular(path)
+    left = limit = max_expanded_bytes(path.stat().st_size)
     try:
-        yield from _read_zip(path) if zipfile.is_zipfile(path) else _read_tar(path)
+        for name, stream in _open_zip(path) if zipfile.is_zipfile(path) else _open_tar(path):
+            content = stream.read(left + 1)
+            left -= len(content)
+            if left < 0:
+                message = f"the archive expands to more than {limit / (1 << 20):,.0f} MiB"
+                raise user_error(message, file=str(path), key="data.path")
+            yield name, content
     # RuntimeError: a zip with a password
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:
         raise user_error(f"not an archive of psv files: {error}", file=str(path), key="data.path") from error
 
 
-def _read_zip(path: Path) -> Iterator[NamedContent]:
+def _open_zip(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with zipfile.ZipFile(path) as archive:
         for name in filter(_is_psv_name, archive.namelist()):
-            yield Path(name).name, archive.read(name)
+            with archive.open(name) as stream:
+                yield Path(name).name, stream
 
 
-def _read_tar(path: Path) -> Iterator[NamedContent]:
+def _open_tar(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
-            stream = archive.extractfile(member) if _is_psv_name(member.name) else None
-            if stream is not None:
-                yield Path(member.name).name, stream.read()
+            if member.isdir() or not _is_psv_name(member.name):
+                continue
+            stream = archive.extractfile(member) if member.isreg() else None
+            if stream is None:
+                # a link cannot be followed in a stream, and may lead out of the archive
+                raise tarfile.TarError(f"{member.name} is a link or a device")
+            yield Path(member.name).name, stream
 
 
 def _parse_numbers(path: Path, contents: Iterable[NamedContent], width: int) -> Float32:
