@@ -230,6 +230,17 @@ def test_a_gzip_bomb_is_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(read_trace(tmp_path / "b.log.gz")) == 100_000
 
 
+@pytest.mark.parametrize("text", ["[1, DIGITS]", '{"data": {"result": [{"values": [[DIGITS, "2"]]}]}}'])
+def test_a_document_with_an_endless_integer_is_named(tmp_path: Path, text: str) -> None:
+    """Python converts no integer of more than 4,300 digits; a trace with one is refused with its name."""
+    from unfoldkit.arrivals.traces import read_trace
+
+    path = tmp_path / "a.json"
+    path.write_text(text.replace("DIGITS", "9" * 5000))
+    with pytest.raises(UnfoldError, match=r"a\.json: cannot read the trace: .*5000 digits"):
+        read_trace(path)
+
+
 @pytest.mark.parametrize("suffix", ["zip", "tar.gz", "tar.xz"])
 def test_an_archive_of_records_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     """Files of patients that expand beyond the bound together are refused."""

@@ -124,7 +124,7 @@ def parse_values(text: str) -> Iterator[Any]:
     """Yield the values of a document; several may follow one another, with or without white space between them.
 
     Raises:
-        json.JSONDecodeError: The text is not JSON.
+        ValueError: The text is not JSON, or holds an integer of thousands of digits.
     """
     decoder, position, text = json.JSONDecoder(), 0, text.strip()
     while position < len(text):

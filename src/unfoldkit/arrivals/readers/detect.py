@@ -95,6 +95,9 @@ def _is_document(text: str, *, is_complete: bool) -> bool:
         return error.msg.startswith("Unterminated string") or _TRUNCATED_TOKEN.fullmatch(text[error.pos :]) is not None
     except RecursionError:
         return False
+    except ValueError:
+        # an integer of thousands of digits, which the reader of documents reports
+        return True
 
 
 def _holds_list(value: object) -> bool:

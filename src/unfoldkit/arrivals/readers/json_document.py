@@ -61,7 +61,7 @@ def read_document(path: Path, columns: TableColumns) -> TraceRows:
         rows = rows or read_metrics(_iter_objects(list(values)), columns, path) or _read_lists(values, columns, path)
     except json.JSONDecodeError as error:
         raise user_error(f"the document breaks off or is not JSON: {error}", file=str(path)) from error
-    except (*UNREADABLE, RecursionError) as error:
+    except (*UNREADABLE, ValueError, RecursionError) as error:
         raise user_error(f"cannot read the trace: {error}", file=str(path)) from error
     if rows is None and (reason := find_error_answer(values[0] if values else None)):
         hint = "run the query again; a status of success comes with the range"
