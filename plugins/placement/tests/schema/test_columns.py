@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,14 @@ def test_a_date_without_a_time_is_midnight(tmp_path: Path) -> None:
     text = "task,arrival,run\na,600000000,1\nb,2600000000000,1\n"
     found = csv_tasks(write_csv(tmp_path, text), columns=Columns(scales={"arrival": 1e-6}))
     assert [task.arrival for task in found] == [600.0, 2.6e6]
+
+
+@pytest.mark.parametrize(("gpu", "arrival"), [("," * 100_000, "1"), ("1", "a" * 100_000)])
+@pytest.mark.timed
+def test_a_long_cell_is_rejected_at_once(tmp_path: Path, gpu: str, arrival: str) -> None:
+    """The time to reject a cell grows with its length, not with the square of it."""
+    path = write_csv(tmp_path, f'task,arrival,run,gpu\na,{arrival},60,"{gpu}"\n')
+    began_s = time.process_time()
+    with pytest.raises(UnfoldError, match="is not a number"):
+        list(csv_tasks(path))
+    assert time.process_time() - began_s < 2

@@ -39,6 +39,10 @@ MEMORY_UNITS = {prefix: 1000 ** (power + 1) for power, prefix in enumerate("kMGT
     f"{prefix}i": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")
 }
 """Bytes of a memory unit, as Kubernetes writes them."""
+MAX_CELL = 1000
+"""Characters of a cell for which patterns that try every ending search."""
+_GRES_COMMA = re.compile(rf",(?![^(]{{0,{MAX_CELL}}}\))")
+"""A comma between generic resources, not one of the indices in parentheses behind a resource."""
 _QUANTITY = re.compile(r"(.*[\d.])\s*(m|k|[KMGT]i|[MGT])")
 _TRES = re.compile(r"(?:cpu|mem|node|energy|billing|vmem|pages|(?:bb|fs|gres|ic|license)/[^=]+)=[^=]+", re.IGNORECASE)
 """A trackable resource of Slurm, such as ``gres/gpu:a100=4``."""
@@ -185,6 +189,7 @@ def read_number(row: CsvRow, column: str, *, least: float = 0.0) -> float:
 
 def _suggest_cell(cell: str, column: str) -> str:
     """Return how to write a cell that is not a number, or how to read such cells as missing."""
+    cell = cell[:MAX_CELL]
     for columns, pattern, hint in CELL_HINTS:
         if (not columns or column in columns) and re.match(pattern, cell):
             return hint.format(cell)
@@ -211,7 +216,7 @@ def read_slurm_amount(cell: str, kind: str) -> float | None:
         name = {"memory": "mem", "cpu": "cpu"}.get(kind, f"gres/{kind}")
         texts = [pairs[name]] if name in pairs else [text for key, text in pairs.items() if key.startswith(f"{name}:")]
         return _sum_binary(texts, kind)
-    matches = [_GRES.fullmatch(item) for item in re.split(r",(?![^(]*\))", cell)]
+    matches = [_GRES.fullmatch(item) for item in _GRES_COMMA.split(cell)]
     counts = [match[2].upper() for match in matches if match and match[1] == kind]
     is_list = all(matches) and (counts or cell.startswith("gres"))
     return _sum_binary(counts, kind) if is_list else None
