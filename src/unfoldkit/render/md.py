@@ -13,8 +13,8 @@ from unfoldkit.render.formatting import strip_controls
 from unfoldkit.report import Report, Table
 
 WIDTH = 110
-_MARKUP = re.compile(r"[\\`*\[\]|]")
-"""Characters that would begin code, emphasis, a link or an image, or another cell of a table."""
+_MARKUP = re.compile(r"[\\`*|]|\](?=[(\[:])")
+"""Characters that would begin code, emphasis or another cell of a table, or end the text of a link or an image."""
 _MENTION = re.compile(r"(?<![\w@])@(?=\w)")
 """The beginning of a name that GitHub would notify."""
 

@@ -110,8 +110,8 @@ def test_markdown_has_no_markup_of_a_file() -> None:
     assert not re.search(r"(?<!\\)\]\(", found)
     rows = [line for line in found.splitlines() if line.startswith("| ")][-len(names) :]
     assert [row.removesuffix(" | 1 |") for row in rows] == [
-        r"| !\[a\](http://a.example/b.png)",
-        r"| \[a\](http://b.example)",
+        r"| ![a\](http://a.example/b.png)",
+        r"| [a\](http://b.example)",
         r"| \*\*a\*\*",
         r"| \`a\`",
         r"| &amp;lt;b>",
