@@ -768,3 +768,62 @@ def test_spectral_norm_by_hooks_leaves_other_layers_elastic() -> None:
     assert {group.root for group in groups} == {"2", "4"}
     assert "the weight of 0 is parametrised" in {part.reason for part in inelastic}
     torch.testing.assert_close(module(example), expected)
+
+
+class TrainedBeside(nn.Module):  # type: ignore[misc,unused-ignore]
+    """In training, a second head reads the hidden features too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.middle, self.head = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.auxiliary = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute outputs (n, 3) for inputs (n, 6)."""
+        x = torch.relu(self.stem(x))
+        result: Tensor = self.head(torch.relu(self.middle(x)))
+        return result + self.auxiliary(x) if self.training else result
+
+
+def test_channels_that_only_training_reads_keep_their_width() -> None:
+    """A narrow member can be trained: what layers read that only training calls is shared, and the rest is narrowed."""
+    torch.manual_seed(0)
+    family = elastic(TrainedBeside(), torch.randn(4, 6), widths=(0.5, 1))
+    assert [group.root for group in family.groups] == ["middle"]
+    assert "stem" in {part.path for part in family.inelastic}
+    family.by_name["0.5x1"].skeleton.train()
+    assert family("0.5x1", torch.randn(4, 6)).shape == (4, 3)
+
+
+class Hooked(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Scales the channels of its first layer in a hook that holds the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head, self.scale = nn.Linear(6, 16), nn.Linear(16, 3), nn.Parameter(torch.rand(16))
+        self.stem.register_forward_hook(lambda _layer, _inputs, outputs: outputs * self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute outputs (n, 3) for inputs (n, 6)."""
+        result: Tensor = self.head(self.stem(x))
+        return result
+
+
+class Unregistered(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Keeps layers in a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.hidden, self.head = nn.Linear(6, 16), [nn.Linear(16, 16)], nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute outputs (n, 3) for inputs (n, 6)."""
+        result: Tensor = self.head(self.hidden[0](self.stem(x)))
+        return result
+
+
+@pytest.mark.parametrize(("build", "path"), [(Hooked, "layer 0.stem"), (Unregistered, "layer 0.head")])
+def test_weights_outside_the_module_are_refused(build: type[nn.Module], path: str) -> None:
+    """They would neither be trained nor copied; the layer that returns first what depends on them is named."""
+    with pytest.raises(UnfoldError, match=f"{path} computes with weights that are no parameters"):
+        elastic(nn.Sequential(build()), torch.randn(4, 6), widths=(0.5, 1))

@@ -27,7 +27,7 @@ from unfold_supernet.elasticity.dependency_graph import (
     is_gate,
     takes_channels,
 )
-from unfold_supernet.elasticity.inputs import Inputs, copy_module, list_tensors, run_module
+from unfold_supernet.elasticity.inputs import Inputs, copy_module, list_tensors, run_module, take_two_rows
 from unfold_supernet.elasticity.layer_replacement import find_tied_layers
 
 Indices = tuple[Tensor | None, ...]
@@ -104,7 +104,7 @@ def find_width_groups(
 ) -> tuple[tuple[WidthGroup, ...], tuple[Inelastic, ...]]:
     """Find the groups of channels that can be narrowed, and the layers that cannot.
 
-    Every candidate is tried: a copy at each width must run and return outputs of the same shape.
+    Every candidate is tried: a copy at each width must run, also in training, and return outputs of the same shape.
 
     Args:
         module: The user's module, in inference mode.
@@ -461,6 +461,9 @@ def _runs_narrow(
             # layers of no channels run, but nothing is kept of them
             if _run(narrowed, example).shape != shape or _count_empty(narrowed) > _count_empty(module):
                 return False
+            # code may take other layers in training, which were not followed
+            with torch.random.fork_rng(devices=[]):
+                _run(narrowed.train(), take_two_rows(example))
     # a failing copy may raise anything: the reason is that it cannot be narrowed
     except Exception:  # noqa: BLE001
         return False

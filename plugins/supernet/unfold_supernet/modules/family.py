@@ -516,6 +516,44 @@ def _check_training(module: nn.Module, example: Inputs) -> None:
     if not outputs.requires_grad and any(parameter.requires_grad for parameter in trained.parameters()):
         hint = "remove torch.no_grad, torch.inference_mode, detach() and numpy() from forward"
         raise user_error("the module's outputs have no gradients", key="model.from", hint=hint)
+    if _reaches_others(outputs, trained):
+        path = _find_user_of_others(trained, rows)
+        message = f"{_name_layer(path)} computes with weights that are no parameters of the module"
+        hint = "register them: nn.Parameter, nn.ModuleList; a hook takes them from the layer that it is called with"
+        raise user_error(message, key="model.from", hint=hint)
+
+
+def _reaches_others(outputs: Tensor, module: nn.Module) -> bool:
+    """Return whether gradients of outputs flow to weights beside the module's, which would not be trained or copied.
+
+    A hook may hold the module that was copied, and a plain list layers that are not registered.
+    """
+    own = {*map(id, module.parameters())}
+    visited, waiting = set[Any](), [outputs.grad_fn]
+    while waiting:
+        function: Any = waiting.pop()
+        if function is None or function in visited:
+            continue
+        visited.add(function)
+        if hasattr(function, "variable") and id(function.variable) not in own:
+            return True
+        waiting += [before for before, _ in function.next_functions]
+    return False
+
+
+def _find_user_of_others(module: nn.Module, rows: Inputs) -> str:
+    """Find the layer that returns first what depends on weights beside the module's."""
+    found = list[str]()
+
+    def keep(path: str, outputs: object) -> None:
+        if isinstance(outputs, Tensor) and _reaches_others(outputs, module):
+            found.append(path)
+
+    for path, layer in module.named_modules():
+        layer.register_forward_hook(lambda _layer, _inputs, outputs, path=path: keep(path, outputs))
+    with torch.enable_grad():
+        run_module(module, rows)
+    return found[0]
 
 
 def _is_quantised(layer: nn.Module) -> bool:
