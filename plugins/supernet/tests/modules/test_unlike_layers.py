@@ -827,3 +827,25 @@ def test_weights_outside_the_module_are_refused(build: type[nn.Module], path: st
     """They would neither be trained nor copied; the layer that returns first what depends on them is named."""
     with pytest.raises(UnfoldError, match=f"{path} computes with weights that are no parameters"):
         elastic(nn.Sequential(build()), torch.randn(4, 6), widths=(0.5, 1))
+
+
+class MixedPrecision(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Computes hidden features in double precision, and its outputs in single precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.middle, self.head = nn.Linear(6, 16).double(), nn.Linear(16, 12).double(), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute outputs (n, 3) for inputs (n, 6)."""
+        result: Tensor = self.head(torch.relu(self.middle(torch.relu(self.stem(x.double())))).float())
+        return result
+
+
+def test_layers_of_two_precisions_are_narrowed() -> None:
+    """A module that converts tensors between its layers runs in its own precisions only."""
+    torch.manual_seed(0)
+    module, example = MixedPrecision().eval(), torch.randn(4, 6)
+    family = elastic(module, example, widths=(0.5, 1))
+    assert {group.root for group in family.groups} == {"stem", "middle"}
+    check_members(family, module, example)

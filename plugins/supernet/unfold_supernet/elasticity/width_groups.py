@@ -577,15 +577,14 @@ def _enliven(module: nn.Module, example: Inputs) -> nn.Module:
 
 
 def _are_equal(module: nn.Module, other: nn.Module, example: Inputs) -> bool:
-    """Check that two modules, which are converted to double precision, return the same."""
-    tensors, tolerance, rounding = list_tensors(example), TOLERANCE, DOUBLE_ROUNDING
+    """Check that two modules return the same in the highest precision in which they run: the double one, if any."""
     # fresh weights may give outputs that hardly depend on the inputs
-    precise = tuple(each.double() if each.is_floating_point() else each for each in tensors)
     try:
-        outputs, expected = (_run(each.double(), precise) for each in (module, other))
-    # code may make tensors of single precision
+        outputs, expected = (_run_in(each, example, torch.float64) for each in (module, other))
+        tolerance, rounding = TOLERANCE, DOUBLE_ROUNDING
+    # code may make tensors of single precision, or convert them between its layers
     except RuntimeError:
-        outputs, expected = (_run(each.float(), tensors) for each in (module, other))
+        outputs, expected = (_run(each, example) for each in (module, other))
         tolerance, rounding = ROUNDED_TOLERANCE, SINGLE_ROUNDING
     largest = expected.abs().max()
     scale = (expected - expected.roll(1, 0)).abs().max() if len(expected) > 1 else largest
@@ -637,6 +636,13 @@ def _run(module: nn.Module, example: Inputs) -> Tensor:
     with torch.no_grad():
         result: Tensor = run_module(module, example)
     return result
+
+
+def _run_in(module: nn.Module, example: Inputs, precision: torch.dtype) -> Tensor:
+    """Run a copy of a module whose weights and inputs are converted to a precision."""
+    tensors = list_tensors(example)
+    converted = tuple(each.to(precision) if each.is_floating_point() else each for each in tensors)
+    return _run(copy_module(module).to(precision), converted)
 
 
 def _iterate_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
