@@ -216,7 +216,7 @@ def read_classes(folder: Path, classes: tuple[str, ...], *stated: Any) -> tuple[
         (folder / f"{index}.onnx").write_bytes(helper.make_model(graph).SerializeToString())
         files.append(make_member(folder / f"{index}.onnx"))
         fields = {"output_name": "y", "classes": len(labels), "is_probability": True, "load_s": 0.1, "bytes": 9}
-        probes[check_file(files[-1]).digest] = {**fields, "seconds": {"1": 1e-3}}
+        probes[check_file(files[-1]).digest] = {**fields, "seconds": {"1": 1e-3}, "waiting": 0.0}
     directory = make_run(folder / "run", base=folder).directory
     directory.write(PROFILE_FILE, json.dumps({"version": PROFILE_VERSION, "probes": probes}).encode())
     problem = MemberList(name="list", files=tuple(files), classes=classes, memory_bytes=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from plugins.supernet.tests.helpers import make_run, parse_spec
 from plugins.supernet.tests.members.builders import write_model
 from tests.served import serving, unfold
-from unfold_supernet.members.files import MemberFile, check_file
+from unfold_supernet.members import profile as profile_module
+from unfold_supernet.members.files import CheckedFile, MemberFile, check_file
+from unfold_supernet.members.probe import ProbeResult
 from unfold_supernet.members.profile import PROFILE_FILE, measure_members, read_members
 from unfold_supernet.members.runtime import RETRY_S, MemberPool, MemberSource
 from unfold_supernet.replay.residency import PLAN_FILE
@@ -68,6 +71,26 @@ def test_nothing_is_measured_twice(folder: Path) -> None:
     assert json.loads(run.directory.read(PROFILE_FILE))["probes"] == before
     assert report.metrics["members"].value == 3
     assert dict(report.lines)["memory"].endswith("no limit")
+
+
+def test_delayed_measurements_are_noted_until_they_are_repeated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of a busy machine are flagged in each report; only a profile takes new ones, and only of these."""
+    run = make_run(folder / "runs" / "delayed", base=folder)
+    stored = json.loads((folder / "runs" / "list" / PROFILE_FILE).read_text("utf-8"))
+    for digest, waiting in zip(stored["probes"], (0.0, 0.6, 0.0), strict=True):
+        stored["probes"][digest] |= {"waiting": waiting}
+    run.directory.write(PROFILE_FILE, json.dumps(stored).encode())
+    (note,) = plan(parse_spec(SPEC), run).notes
+    assert note.startswith("Other programs delayed the measurement of one-row.")
+    calls = list[str]()
+
+    def repeat(file: CheckedFile) -> ProbeResult:
+        calls.append(file.member.name)
+        return replace(profile_module._parse_probe(stored["probes"][file.digest]), waiting=0.0)
+
+    monkeypatch.setattr(profile_module, "probe_file", repeat)
+    assert not profile(parse_spec(SPEC), run).notes
+    assert calls == ["one-row"]
 
 
 def test_members_return_what_onnx_runtime_returns(folder: Path) -> None:

@@ -81,6 +81,7 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "state_demanded_engine": [((engine, 3_000_000), {}) for engine in ("onnx", "views")],
     "state_engine_memory": [((3_000_000, names), {}) for names in ([], ["a", "b"])],
     "note_busy_machine": [((), {})],
+    "note_delayed_members": [((["a", "b"],), {})],
     "list_member_files": [((task,), {}) for task in TASKS],
     "state_members": [((3, 2, fits), {}) for fits in (True, False)],
     "state_memory_limit": [((120_000_000, limit), {}) for limit in (80_000_000, None)],

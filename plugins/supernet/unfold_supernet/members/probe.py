@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ import numpy as np
 from unfold_supernet._types import FloatArray
 from unfold_supernet.family.onnx_session import open_session, read_resident_bytes
 from unfold_supernet.members.files import CheckedFile, reject
+from unfold_supernet.scheduling.engines import MAX_WAITING
 from unfold_supernet.scheduling.speed import BATCHES, time_rounds
 
 TIMEOUT_S = 300.0
@@ -45,6 +47,7 @@ class ProbeResult:
         load_s: Seconds to open it, with the file in the page cache.
         bytes: Memory that it adds to a process, at least the size of the file.
         seconds: Latency by batch size.
+        waiting: Fraction of the measured time in which the thread did not run.
     """
 
     output_name: str
@@ -53,6 +56,12 @@ class ProbeResult:
     load_s: float
     bytes: int
     seconds: dict[int, float]
+    waiting: float
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether other programs delayed the measurement."""
+        return self.waiting > MAX_WAITING
 
 
 def probe_file(checked: CheckedFile) -> ProbeResult:
@@ -113,6 +122,7 @@ def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...]
             return described
         name = described["output_name"]
         seconds: dict[int, float] = {}
+        wall, ran = time.perf_counter(), time.thread_time()
         for batch in dict.fromkeys((1, fixed_rows)) if fixed_rows else BATCHES:
             rows = np.resize(inputs, (fixed_rows or batch, *size))
             call = partial(session.run, [name], {input_name: rows})
@@ -120,6 +130,7 @@ def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...]
             seconds[batch] = float(np.median(time_rounds(call, ROUNDS, SIZE_S, min_rounds=3)))
             if seconds[batch] > MAX_BATCH_S:
                 break
+        wall, ran = time.perf_counter() - wall, time.thread_time() - ran
     # the runtime's own exceptions share no base
     except Exception as error:  # noqa: BLE001
         reason = " ".join(str(error).split())
@@ -127,7 +138,8 @@ def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...]
     used = read_resident_bytes() - before
     del first
     load_s = float(np.median(time_rounds(lambda: open_session(path), LOADS)))
-    return {**described, "load_s": load_s, "bytes": max(0, used), "seconds": seconds}
+    waiting = max(0.0, 1 - ran / wall)
+    return {**described, "load_s": load_s, "bytes": max(0, used), "seconds": seconds, "waiting": waiting}
 
 
 def _draw_inputs(dtype: str, size: tuple[int, ...]) -> FloatArray:

@@ -16,7 +16,7 @@ from unfoldkit.api import Diagnostic, Progress, RunDir, UnfoldError, user_error
 from unfoldkit.safe_io.files import parse_object
 
 PROFILE_FILE = "members.json"
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2
 """Increase it when the measurement changes, so that members are measured again."""
 ORDER_BATCH = 32
 """Rows of the batch: members are ordered by its latency."""
@@ -50,6 +50,7 @@ class MemberProfiles:
         classes: Names of the classes.
         size: Shape of an input without rows.
         memory_bytes: Memory for all of them together; ``None`` for as much as they need.
+        delayed: Members of which other programs delayed the measurement.
     """
 
     profiles: tuple[SubnetProfile, ...]
@@ -58,6 +59,7 @@ class MemberProfiles:
     classes: tuple[str, ...]
     size: tuple[int, ...]
     memory_bytes: int | None
+    delayed: tuple[str, ...] = ()
 
     @property
     def needed_bytes(self) -> int:
@@ -81,8 +83,16 @@ class MemberProfiles:
         return tuple(names)
 
 
-def measure_members(problem: MemberList, directory: RunDir, progress: Progress) -> MemberProfiles:
+def measure_members(
+    problem: MemberList, directory: RunDir, progress: Progress, *, again: bool = False
+) -> MemberProfiles:
     """Check and measure the members; what the run already holds is not measured again, even after an error.
+
+    Args:
+        problem: The members.
+        directory: The run, which keeps the figures.
+        progress: Receives how many are measured.
+        again: Whether to measure those again that other programs delayed.
 
     Raises:
         UnfoldError: A file cannot be served, or no member fits the memory (exit code 2).
@@ -92,7 +102,7 @@ def measure_members(problem: MemberList, directory: RunDir, progress: Progress) 
     problems: list[Diagnostic] = []
     for index, file in enumerate(checked):
         progress("measure members", index, len(checked))
-        if file.digest not in probes:
+        if file.digest not in probes or (again and probes[file.digest].is_busy):
             try:
                 probes[file.digest] = probe_file(file)
             except UnfoldError as error:
@@ -137,6 +147,7 @@ def _parse_probe(fields: dict[str, Any]) -> ProbeResult:
         load_s=float(fields["load_s"]),
         bytes=int(fields["bytes"]),
         seconds={int(batch): float(seconds) for batch, seconds in fields["seconds"].items()},
+        waiting=float(fields["waiting"]),
     )
 
 
@@ -172,6 +183,7 @@ def _collect_profiles(
         classes=names or tuple(map(str, range(expected))),
         size=checked[0].size,
         memory_bytes=problem.memory_bytes,
+        delayed=tuple(profiles[index].name for index in order if found[index].is_busy),
     )
 
 

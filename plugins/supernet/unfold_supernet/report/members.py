@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unfold_supernet.members.profile import MemberProfiles
 from unfold_supernet.report import sentences
+from unfold_supernet.report.tables import note_delayed_members
 from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
 
 SHOWN_BATCHES = (1, 32)
@@ -46,6 +47,7 @@ def build_members_report(name: str, members: MemberProfiles, verb: str) -> Repor
         },
         tables=(_tabulate_members(members),),
         lines=tuple(lines),
+        notes=note_delayed_members(members.delayed),
         decision={"nets": list(front), "memory_bytes": members.memory_bytes} if verb == "plan" else None,
         next="unfold plan SPEC --replay TRACE",
         provenance={"inputs": {source.file.member.path.name: source.file.digest for source in members.sources}},

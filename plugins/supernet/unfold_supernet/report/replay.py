@@ -14,7 +14,7 @@ from unfold_supernet.replay.load import WINDOW_SLOS
 from unfold_supernet.replay.problem import MeasuredReplay, ReplayProblem
 from unfold_supernet.replay.simulated import SimulatedReplay
 from unfold_supernet.report import sentences
-from unfold_supernet.report.tables import describe_engine_plan, note_busy_measurement
+from unfold_supernet.report.tables import describe_engine_plan, note_busy_measurement, note_delayed_members
 from unfold_supernet.training.accuracy import compute_percentiles
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, format_count, time_axis
 
@@ -135,7 +135,7 @@ def _build_report(problem: ReplayProblem, verb: str, results: Sequence[PolicyRes
         tables=(_tabulate_policies(problem.task, results, timed=measured),),
         figures=(draw_members(problem, spec_result, timed=measured),),
         lines=_write_lines(problem, spec_result, comparison),
-        notes=note_busy_measurement(problem.engines),
+        notes=(*note_busy_measurement(problem.engines), *note_delayed_members(problem.delayed)),
         next="" if measured else "unfold serve SPEC --replay TRACE",
     )
 

@@ -388,6 +388,12 @@ def note_busy_machine() -> str:
     return "Other programs delayed the measurement of latencies. unfold serve measures them again at its start."
 
 
+def note_delayed_members(names: Sequence[str]) -> str:
+    """Note that models of a list were measured beside other programs."""
+    text = f"Other programs delayed the measurement of {_shorten_list(names)}"
+    return f"{text}. Run unfold profile again on an idle machine; it measures these again."
+
+
 def _shorten_list(names: Sequence[str], max_listed: int = MAX_LISTED) -> str:
     return ", ".join(names[:max_listed]) + (f" and {len(names) - max_listed} more" if len(names) > max_listed else "")
 

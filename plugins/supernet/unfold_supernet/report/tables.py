@@ -134,3 +134,8 @@ def tabulate_engines(costs: Mapping[str, EngineCosts], plan: EnginePlan) -> Tabl
 def note_busy_measurement(plan: EnginePlan | None) -> tuple[str, ...]:
     """Note latencies that other programs delayed; nothing where no engine was chosen."""
     return (sentences.note_busy_machine(),) if plan is not None and plan.is_busy else ()
+
+
+def note_delayed_members(names: Sequence[str]) -> tuple[str, ...]:
+    """Note members of a list that were measured beside other programs."""
+    return (sentences.note_delayed_members(names),) if names else ()

@@ -383,6 +383,7 @@ def build_replay_problem(spec: SupernetSpec, run: Run) -> ReplayProblem:
         accelerator=build_accelerator_target(spec, run) if options.backend == "accelerator" else None,
         costs=() if members is None else members.costs,
         memory_bytes=None if members is None else members.memory_bytes,
+        delayed=() if members is None else members.delayed,
         engines=engines,
         task="classes" if record is None else record.task,
     )

@@ -18,5 +18,5 @@ def profile(spec: SupernetSpec, run: Run) -> Report:
     if spec.members is None:
         message, hint = "a family is measured when it is trained", "unfold train SPEC, or list members"
         raise user_error(message, key="members", hint=hint)
-    members = measure_members(build_member_list(spec, run), run.directory, run.progress)
+    members = measure_members(build_member_list(spec, run), run.directory, run.progress, again=True)
     return build_members_report(spec.name, members, "profile")
