@@ -189,7 +189,8 @@ def _check_measurements(frame: Frame, source: LongSource, entity: IntArray, hour
     Raises:
         UnfoldError: Most rows share their time with another one, and a column of few words separates them.
     """
-    moment = np.unique(np.column_stack([entity, hour]), axis=0, return_inverse=True)[1]
+    # NumPy 2.0.0 returns a column of numbers here
+    moment = np.unique(np.column_stack([entity, hour]), axis=0, return_inverse=True)[1].ravel()
     if 2 * (np.bincount(moment)[moment] > 1).sum() < len(moment):
         return
     counts = {}
