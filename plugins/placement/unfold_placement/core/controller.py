@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from types import GeneratorType
-from typing import Protocol
+from typing import Any, Protocol
 
 from unfold_placement.core import bulk_changes, kernel, types
 from unfold_placement.core.operation_checks import are_sound, current_line, find_fault, is_amount
@@ -33,6 +33,8 @@ LOGGED_KINDS = (types.SUBMITTED, types.STARTED, types.ENDED, types.PREEMPTED, ty
 """Event kinds by their code in the log."""
 DEPARTURES = frozenset({types.ENDED, types.PREEMPTED})
 NO_LIMIT = 1 << 30
+NO_MORE: Any = object()
+"""Stands for the end of a policy's response; a policy may yield anything else."""
 
 
 class DecisionSink(Protocol):
@@ -350,15 +352,16 @@ class Controller:
         bound = MAX_TRANSACTIONS + 10 * (len(self.table.tasks) + len(self.table.nodes))
         for step in range(bound):  # noqa: B007 - the watchdog reads it from the frame
             try:
-                operations = next(transactions)
-            except StopIteration:
-                if self.inspect is not None:
-                    self.inspect(policy, 0)
-                return
+                # most responses are empty, and an exception for each end would be slow
+                operations = next(transactions, NO_MORE)
             except UnfoldError:
                 raise
             except POLICY_FAILURES as error:
                 raise exception_error(policy, "react", error) from error
+            if operations is NO_MORE:
+                if self.inspect is not None:
+                    self.inspect(policy, 0)
+                return
             if self.inspect is not None:
                 self.inspect(policy, current_line(transactions))
             self.apply(operations, policy, transactions)

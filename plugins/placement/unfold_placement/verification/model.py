@@ -62,8 +62,6 @@ ENDED = "ended"
 """New name of a job that has ended."""
 PICKLE_PROTOCOL = 4
 FIRST = operator.itemgetter(0)
-EMPTY = (0, (), "")
-"""Forms of values that say no more than their absence."""
 Found = TypeVar("Found")
 
 
@@ -273,19 +271,19 @@ def _mapping_form(value: Mapping[Any, Any], rename: Renaming) -> Hashable:
     if not value:
         return ()
     kept, has_jobs, has_texts, formers = [], False, True, FORMER_OF
+    name: Hashable
     for key, item in value.items():
         form = formers[type(item)](item, rename)
-        is_empty = form is None or form in EMPTY
-        if is_empty and not rename.keeps_empty:
+        # forms of zeros and empty values say no more than their absence
+        if not rename.keeps_empty and not form:
             continue
-        name = formers[type(key)](key, rename)
+        if isinstance(key, str):
+            name, has_jobs = rename[key], has_jobs or SLOT_MARK in key
+        else:
+            name, has_texts = formers[type(key)](key, rename), False
         # of a job that has ended only values that may count are kept
-        if not is_empty or name != ENDED:
+        if name != ENDED or form:
             kept.append((name, form))
-        if not isinstance(key, str):
-            has_texts = False
-        elif SLOT_MARK in key:
-            has_jobs = True
     if has_jobs or len(kept) < 2:
         return tuple(kept)
     # texts that name no job are distinct, and decide the order alone
@@ -298,7 +296,8 @@ def _set_form(value: Iterable[Any], rename: Renaming) -> Hashable:
 
 
 def _sequence_form(value: Iterable[Any], rename: Renaming) -> Hashable:
-    return tuple([FORMER_OF[type(item)](item, rename) for item in value])
+    # texts are the most common, and cost no call
+    return tuple([rename[item] if type(item) is str else FORMER_OF[type(item)](item, rename) for item in value])
 
 
 def _array_form(value: NDArray[Any], _rename: Renaming) -> Hashable:
