@@ -48,9 +48,8 @@ def measure_quartiles(columns: Mapping[str, FloatArray]) -> dict[str, tuple[floa
 
 def find_changed_units(before: Quartiles, now: Quartiles) -> Iterator[ChangedUnit]:
     """Yield the columns with values as far from those of the run as two units of one quantity are."""
-    for column in before.keys() & now.keys():
-        units = _explain_change(before[column], now[column])
-        if units:
+    for column in filter(now.__contains__, before):
+        if units := _explain_change(before[column], now[column]):
             yield ChangedUnit(column, before[column][1], now[column][1], units)
 
 
