@@ -405,10 +405,10 @@ def _has_times_of_one(trials: Iterable[Sequence[_Checkpoint]], timing: _Timing) 
     trials = list(trials)
     logs: list[tuple[float, float]] = []
     for trial in trials:
-        ordered = sorted(trial, key=lambda checkpoint: checkpoint.iters)
-        for before, checkpoint in itertools.pairwise((None, *ordered)):
-            gap = checkpoint.iters - (before.iters if before else 0) if checkpoint else 0
-            seconds = _parse_seconds(checkpoint.row, timing.time) if checkpoint and checkpoint.is_timed else 0.0
+        done = 0.0
+        for checkpoint in sorted(trial, key=lambda checkpoint: checkpoint.iters):
+            gap, done = checkpoint.iters - done, checkpoint.iters
+            seconds = _parse_seconds(checkpoint.row, timing.time) if checkpoint.is_timed else 0.0
             if gap > 0 and seconds > 0:
                 logs.append((math.log(gap), math.log(seconds)))
     gaps, seconds_logs = np.array(logs).reshape(-1, 2).T
