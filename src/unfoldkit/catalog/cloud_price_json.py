@@ -54,10 +54,10 @@ def _spot(rows: Any, region: str, zones: Collection[str]) -> Iterator[Instance]:
     """``aws ec2 describe-spot-price-history``: of each type and zone the newest price.
 
     Rows may have only the ids of zones (``use1-az1``). The names that an account gives them are unknown: if ``zones``
-    are named, the dearest zone then counts.
+    are named, the most expensive zone then counts.
     """
     newest: dict[tuple[str, str], Mapping[str, Any]] = {}
-    dearest: dict[str, float] = {}
+    highest: dict[str, float] = {}
     for row in rows:
         # a local zone such as us-east-1-bos-1a is another place
         zone, place = str(row.get("AvailabilityZone") or row["AvailabilityZoneId"]), re.escape(_abbreviate(region))
@@ -68,10 +68,10 @@ def _spot(rows: Any, region: str, zones: Collection[str]) -> Iterator[Instance]:
     for (name, zone), row in newest.items():
         price = float(row["SpotPrice"])
         if zones and zone not in zones:
-            dearest[name] = max(dearest.get(name, price), price)
+            highest[name] = max(highest.get(name, price), price)
         else:
             yield Instance(name, spot=price, region=region)
-    for name, price in dearest.items():
+    for name, price in highest.items():
         yield Instance(name, spot=price, region=region)
 
 

@@ -128,5 +128,5 @@ def open_client(
 
 
 def _run_loop(client: BoundedClient) -> None:
-    """Serve a client until the process ends: so long its connections, which may be in use, are not collected."""
+    """Run the loop of a client until the process ends; the thread keeps its open connections from being collected."""
     client.loop.run_forever()

@@ -216,7 +216,7 @@ def test_an_object_in_place_of_a_class_is_named(unfold: Unfold, tmp_path: Path) 
     write(tmp_path, "built", HEAD.replace("class P", "class Q") + "P = Q()\n")
     outcome = unfold("plan", "--allow-code", "spec.yaml")
     assert outcome.code == 2
-    assert "built:P is no class (it is an object of Q: name the class" in outcome.err
+    assert "built:P is not a class (it is an object of Q: name the class" in outcome.err
 
 
 @pytest.mark.parametrize("module", ["shortens_time", "turns_back_time", "ends_tasks", "changes_in_request"])

@@ -107,7 +107,7 @@ def _build_custom(name: str, options: Mapping[str, Any], *, allow_code: bool) ->
 def _instantiate(name: str, factory: Any, options: Mapping[str, Any]) -> Policy:
     if not callable(factory):
         hint = f"it is an object of {type(factory).__name__}: name the class, or a function that returns a policy"
-        raise user_error(f"{name} is no class", key="policy.own.policy", hint=hint)
+        raise user_error(f"{name} is not a class", key="policy.own.policy", hint=hint)
     try:
         policy: Policy = call_loader(name, partial(factory, **options))
     except UnfoldError:

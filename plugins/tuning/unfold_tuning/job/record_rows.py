@@ -31,7 +31,7 @@ def read_record_rows(path: Path) -> Sequence[CsvRow]:
     rows = list(_read_rows(path))
     if rows and set(JOURNAL_KEYS) <= set(rows[0].cells):
         hint = "load the study, and save study.trials_dataframe().to_csv()"
-        raise user_error("a journal of Optuna is no table of trials", file=str(path), hint=hint)
+        raise user_error("a journal of Optuna is not a table of trials", file=str(path), hint=hint)
     return _split_chart_lines(rows)
 
 

@@ -112,7 +112,7 @@ def refuse_foreign_form(dimension: Any) -> Any:
     """Reject a dimension in the form of another tool, and return others with tuples in place of lists.
 
     Raises:
-        PydanticCustomError: It has such a form; the hint is the same dimension as it is written here.
+        PydanticCustomError: It has such a form; the hint is the same dimension in the form of this schema.
     """
     if not isinstance(dimension, Mapping) or not all(isinstance(key, str) for key in dimension):
         return _to_tuples(dimension)
