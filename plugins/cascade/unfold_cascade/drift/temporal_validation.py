@@ -18,7 +18,6 @@ from unfold_cascade.drift.validation_report import (
     join_reports,
 )
 from unfold_cascade.report.sentences import changed_units
-from unfold_cascade.temporal.data.copies import hash_records, join_copies
 from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.table import EntityTable, compute_hours_since, index_entities, select_rows
 from unfold_cascade.temporal.data.targets import label_stages
@@ -112,11 +111,9 @@ def leave_out_known(plan: LoadedPlan, table: EntityTable) -> tuple[EntityTable, 
     Returns:
         The table, and a note if there are such entities.
     """
-    hours, is_known = plan.study.hours, plan.study.hours.find_known(table)
+    joined, is_known = plan.study.hours.recognise(table)
     note = sentences.describe_known_patients(int(is_known.sum()), len(is_known), table.name)
-    new = table if is_known.all() else table.take(np.flatnonzero(~is_known))
-    if not set(hours.moving) - set(table.columns):
-        new = join_copies(new, hash_records(new, hours.moving))
+    new = joined if is_known.all() else joined.take(np.flatnonzero(~is_known))
     return new, (note,) if is_known.any() else ()
 
 

@@ -73,5 +73,5 @@ def test_entities_of_another_table_are_recognised() -> None:
     table, other = build_table(50, seed=5), build_table(50, seed=6)
     mixed = replace(other, values=np.concatenate([other.values[: 25 * HOURS], table.values[25 * HOURS :]]))
     columns = ("HR", "Temp", "Resp")
-    known = find_known(mixed, columns, hash_records(table, columns).sketch())
+    known = find_known(hash_records(mixed, columns), 50, hash_records(table, columns).sketch())
     assert known.tolist() == [False] * 25 + [True] * 25

@@ -136,7 +136,6 @@ def count_copies(timeline: Timeline, joined: Timeline) -> int:
     return timeline.clusters - joined.clusters
 
 
-def find_known(table: EntityTable, columns: Sequence[str], sketch: Hashes) -> BoolArray:
-    """Mark (P,) the entities of a table that have records in a sketch of another one."""
-    hashes = hash_records(table, columns)
-    return np.isin(np.arange(len(table.ids)), hashes.entity[np.isin(hashes.value, sketch)])
+def find_known(hashes: RecordHashes, entities: int, sketch: Hashes) -> BoolArray:
+    """Mark (entities,) those of a table that have records in a sketch of another one."""
+    return np.isin(np.arange(entities), hashes.entity[np.isin(hashes.value, sketch)])

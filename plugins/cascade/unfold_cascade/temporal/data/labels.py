@@ -84,11 +84,12 @@ class LabelledHours:
         columns = {name: table.values[:, table.columns.index(name)].astype(np.float64) for name in names}
         return find_changed_units(self.quartiles, measure_quartiles(columns))
 
-    def find_known(self, table: EntityTable) -> BoolArray:
-        """Mark (P,) the entities of another table that have records of these."""
+    def recognise(self, table: EntityTable) -> tuple[EntityTable, BoolArray]:
+        """Join the copies within another table, and mark (P,) its entities that have records of these."""
         if self.sketch is None or set(self.moving) - set(table.columns):
-            return np.zeros(len(table.ids), dtype=np.bool_)
-        return find_known(table, self.moving, self.sketch)
+            return table, np.zeros(len(table.ids), dtype=np.bool_)
+        hashes = hash_records(table, self.moving)
+        return join_copies(table, hashes), find_known(hashes, len(table.ids), self.sketch)
 
     def expand_features(self, problem: TemporalProblem) -> Mapping[str, FeatureSet]:
         """Replace column patterns of the problem's feature sets by names; label columns never match."""
