@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from docs.generators.markdown import code, table
 
 INTRO = """# Benchmarks of {title}
 
-Every figure comes from one machine, next to peers or a bound from the same run. A missed target is shown as missed.
+Every figure comes from one machine, next to peers or a bound from the same run. A missed target says so.
 Each section links to the complete result; `python -m benchmarks NAME --write` measures it again.
 
 """
@@ -24,7 +26,13 @@ machine. `python -m benchmarks` lists them, `python -m benchmarks NAME --write` 
 `python -m benchmarks --all` measures all.
 
 {pages}
-"""
+
+## Missed targets
+
+{missed} of {judged} targets are missed.
+
+{table}"""
+FIGURE = r"[\d.,]+(?:e-?\d+)?"
 TITLES = {
     "cascade": "cascades",
     "pipeline": "pipelines",
@@ -209,6 +217,7 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "computing_paced_p99_error_percent_max": "error of p99, stages that compute, at the run's batch times, worst %",
         "computing_p99_error_percent_median": "error of p99, stages that compute, by their profile, median %",
         "computing_p99_error_percent_max": "the same, worst %",
+        "p99_error_percent_max": "the first two rows, worst %",
         "attainment_error_points_max": "error of attainment, points",
         "lost": "lost queries",
     },
@@ -275,6 +284,8 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "gang_trials": "competing pairs of gangs",
         "gang_partial": "gangs started in part",
         "gang_deadlocks": "deadlocks",
+        "cycles": "ephemeral resources created, used and deleted",
+        "raylet_deaths": "raylets that died meanwhile",
         "throughput_ratio": "task throughput against plain Ray tasks",
     },
     "placement-replay": {
@@ -328,6 +339,7 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "cost_ratio_200": "dollars over those of hindsight",
         "open_percent_200": "on time if the plan is never changed, %",
         "soonest_ratio": "earliest promise over that of a planner that knows every mean pace",
+        "over_cap_percent": "runs above the 95 % quantile of the simulated bill, %",
     },
     "tuning-spot": {
         "on_time_percent_min": "runs on time, worst market, job and deadline, %",
@@ -403,7 +415,9 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "latency_saving_fair_mobilenetv3_1": "the same at 1 GB/s",
         "traffic_saving_resnet50": "off-chip traffic saved, ResNet-50",
         "tiling_error_percent_max": "DRAM bytes of 200 random layers against exhaustive tilings, largest error, %",
+        "board_error_percent_median": "latency on boards, held-out median error, %",
         "scalesim_cycle_error_percent": "error of compute cycles against SCALE-Sim, %",
+        "scalesim_ratio": "times faster than SCALE-Sim, the same layers",
         "queries_per_s": "simulated queries/s",
     },
     "supernet-ablation": {
@@ -442,6 +456,7 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "ece_excess_beyond_chance": "members with confidences off by more than the draw of patients explains",
         "attainment_ratio_measured": "attainment against the best fixed member of equal accuracy, measured, best trace",
         "attainment_ratio_measured_median": "the same, median trace",
+        "attainment_ratio": "the same in a simulation, best trace",
         "accuracy_gain_points_measured": "accuracy gained at equal attainment, measured, points, best trace",
         "accuracy_gain_points_measured_median": "the same, median trace",
         "attainment_ratio_shedding_measured": "attainment against fixed members that shed, best trace",
@@ -458,9 +473,11 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
     "supernet-train": {
         "seconds": "training of the heart-beat family, s on one core",
         "accuracy_max": "accuracy of the largest member, %",
+        "front_points": "members, each surely more accurate than the one before it",
         "sharing_cost_min_points": "weight-sharing gap, smallest member, points",
         "sharing_cost_mid_points": "weight-sharing gap, middle member, points",
         "sharing_cost_max_points": "weight-sharing gap, largest member, points",
+        "converged_cost_mid_points": "the same, middle member against a network trained twice as long",
         "compound_time_ratio": "training time against progressive shrinking",
         "inter_patient_accuracy_max": "accuracy on unseen patients, largest member, %",
     },
@@ -525,7 +542,45 @@ def pages(folder: Path) -> dict[str, str]:
         f"- [{TITLES[kind].capitalize()}]({kind}.md): {', '.join(code(name) for name in benchmarks)}"
         for kind, benchmarks in by_kind.items()
     )
-    return made | {"docs/benchmarks/index.md": INDEX.format(pages=links)}
+    return made | {"docs/benchmarks/index.md": INDEX.format(pages=links, **_missed_targets(folder))}
+
+
+def _missed_targets(folder: Path) -> dict[str, Any]:
+    """Return how many targets there are, how many are missed, and a table of these."""
+    rows, judged = [], 0
+    for name in names(folder):
+        data = _result(folder, name)
+        for metric, target in data.get("aims", {}).items():
+            value = data["metrics"].get(metric)
+            judged += value is not None
+            if is_missed(value, target):
+                link = f"[{name}]({kind_of(name)}.md#{name})"
+                rows.append([link, code(metric), number(value), _written(target)])
+    return {"missed": len(rows), "judged": judged, "table": table(["benchmark", "metric", "unfold", "target"], rows)}
+
+
+def is_missed(value: Any, target: str) -> bool:
+    """Whether a figure misses its target: "≤ 5", "< 5", "≥ 5", "5" or "90–97"; text after the number is a remark."""
+    if not isinstance(value, (int, float)):
+        return False
+    between = re.fullmatch(rf"({FIGURE})–({FIGURE})", target)
+    if between:
+        return not float(between[1]) <= value <= float(between[2])
+    sign, limit = re.match(rf"([<>≤≥]?) ?({FIGURE})", _written(target)).groups()  # type: ignore[union-attr]
+    bound = float(limit.replace(",", ""))
+    is_equal = math.isclose(value, bound, rel_tol=1e-9)
+    is_kept = {
+        "": is_equal,
+        "<": value < bound,
+        ">": value > bound,
+        "≤": value <= bound or is_equal,
+        "≥": value >= bound or is_equal,
+    }
+    return not is_kept[sign]
+
+
+def _written(target: str) -> str:
+    return target.replace("<=", "≤").replace(">=", "≥")
 
 
 def kind_of(name: str) -> str:
@@ -539,25 +594,35 @@ def section(folder: Path, name: str) -> str:
     source = (folder / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
     summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[0].replace("``", "`")
     head = f"## {name}\n\n{summary}\n"
-    results = folder / "results" / f"{name}.json"
-    if not results.is_file():
+    data = _result(folder, name)
+    if not data:
         return f"{head}\nNot measured yet: there is no `benchmarks/results/{name}.json`.\n"
-    data = json.loads(results.read_text(encoding="utf-8"))
     return "\n".join((head, _headlines(name, data), _provenance(name, data)))
+
+
+def _result(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / "results" / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def _headlines(name: str, data: Mapping[str, Any]) -> str:
     targets: Mapping[str, str] = data.get("aims", {})
-    labels = HEADLINES.get(name) or dict.fromkeys(list(data["metrics"])[:10], "")
+    labels = dict(HEADLINES.get(name) or dict.fromkeys(list(data["metrics"])[:10], ""))
+    labels |= {metric: "" for metric in targets if metric not in labels}
     metrics = [metric for metric in labels if metric in data["metrics"]]
     peers = {peer: values for peer, values in data.get("peers", {}).items() if any(key in values for key in metrics)}
     rows = [
         [code(metric), labels[metric], number(data["metrics"][metric])]
         + [number(values.get(metric)) for values in peers.values()]
-        + ([targets.get(metric, "")] if targets else [])
+        + ([_judged(data["metrics"][metric], targets.get(metric, ""))] if targets else [])
         for metric in metrics
     ]
     return table(["metric", "meaning", "unfold", *peers, *(["target"] if targets else [])], rows)
+
+
+def _judged(value: Any, target: str) -> str:
+    return f"{_written(target)}, **missed**" if target and is_missed(value, target) else _written(target)
 
 
 def _provenance(name: str, data: Mapping[str, Any]) -> str:

@@ -113,8 +113,25 @@ def test_tables_show_metrics_beside_peers(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "some.json").write_text(json.dumps(data), "utf-8")
     text = page.section(tmp_path, "some")
-    for line in ("| `a` |  | 1,234 | 2 | < 1 |", "| `b` |  | – | – |  |", "benchmarks/results/some.json"):
+    for line in ("| `a` |  | 1,234 | 2 | < 1, **missed** |", "| `b` |  | – | – |  |", "benchmarks/results/some.json"):
         assert line in text
+    index = page.pages(tmp_path)["docs/benchmarks/index.md"]
+    assert "1 of 1 targets are missed" in index
+    assert "| [some](serving.md#some) | `a` | 1,234 | < 1 |" in index
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "missed"),
+    [
+        (5, "≤ 5", False), (5.1, "<= 5", True), (1 + 1e-15, "≤ 1", False), (5, "< 5", True), (5, ">= 5", False),
+        (4.9, "≥ 5", True), (0, "0", False), (1, "0", True), (999, "1,000", True), (93.1, "90–97", False),
+        (98, "90–97", True), (2e7, "≥ 1e7", False), (2e-5, "≤ 1e-5", True), (49, "≥ 50 of 52", True),
+        (0.3, "≤ .3", False), (3.0, "≥ 2.85, or 4.67 points", False), (None, "0", False),
+    ],
+)  # fmt: skip
+def test_a_missed_target_is_found(value: float | None, target: str, missed: bool) -> None:
+    """A figure is compared with its target in each form that the results use; an absent figure misses nothing."""
+    assert page.is_missed(value, target) is missed
 
 
 def test_a_missing_peer_names_the_group_that_brings_it(tmp_path: Path) -> None:
