@@ -109,16 +109,23 @@ class Renaming(dict[str, str]):
         # users and nodes hold no job's name
         renamed = text
         if SLOT_MARK in text:
-            renamed = _compile_slots(self.kinds).sub(lambda match: self.jobs.get(match[0], ENDED), text)
+            parts = list(_split_at_jobs(text, self.kinds))
+            parts[1::2] = [self.jobs.get(job, ENDED) for job in parts[1::2]]
+            renamed = "".join(parts)
         self[text] = renamed
         return renamed
 
 
-@functools.cache
-def _compile_slots(kinds: tuple[str, ...]) -> re.Pattern[str]:
-    """Return the pattern of the names of jobs, which may stand within longer names, such as those of resources."""
+@functools.lru_cache(maxsize=1 << 16)
+def _split_at_jobs(text: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """Split a text into other parts and names of jobs, in turn: names may stand within longer ones.
+
+    Args:
+        text: A text, such as the name of a resource.
+        kinds: Names of all kinds of jobs.
+    """
     names = "|".join(re.escape(kind) for kind in sorted(kinds, key=len, reverse=True))
-    return re.compile(rf"(?:{names}){SLOT_MARK}\d+")
+    return tuple(re.split(rf"((?:{names}){SLOT_MARK}\d+)", text))
 
 
 def list_running(controller: Controller) -> Running:

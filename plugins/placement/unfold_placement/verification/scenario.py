@@ -128,13 +128,11 @@ class Jobs:
         return Renaming(names, tuple(kind.name for kind in kinds))
 
 
-def job_rows(controller: Controller, job: str) -> list[int]:
-    """Return the rows of a job's tasks."""
+def job_rows(controller: Controller, job: str) -> range:
+    """Return the rows of a job's tasks, which were added one after the other."""
     table = controller.table
-    rows: list[int] = []
-    while f"{job}-{len(rows)}" in table.task_rows:
-        rows.append(table.task_rows[f"{job}-{len(rows)}"])
-    return rows
+    first = table.task_rows[f"{job}-0"]
+    return range(first, first + table.tasks[first].size)
 
 
 def running_jobs(running: Running, *, only_whole: bool) -> list[str]:
