@@ -117,7 +117,7 @@ def test_tables_show_metrics_beside_peers(tmp_path: Path) -> None:
         assert line in text
     index = page.pages(tmp_path)["docs/benchmarks/index.md"]
     assert "1 of 1 targets are missed" in index
-    assert "| [some](serving.md#some) | `a` | 1,234 | < 1 |" in index
+    assert "| [some](serving.md#some) | `a` | 1,234 | < 1 |  |" in index
 
 
 @pytest.mark.parametrize(
