@@ -146,7 +146,7 @@ def validate(
     data: Annotated[Path, typer.Option("--data", metavar="FILE", help="cases that the run has not seen")],
     shared: SharedOptions,
 ) -> None:
-    """Compare what the plan of a run promised with new data: kept, broken or undecided."""
+    """Compare the promises of a run with new data: kept, broken or undecided."""
     from unfoldkit.cli.execution import perform
 
     request = replace(_request("validate", folder, shared), data=data)

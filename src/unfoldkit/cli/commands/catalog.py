@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from pathlib import Path
 
 from unfoldkit.catalog.aws import AwsClients, RefreshResult, connect_clients, request_prices
@@ -70,6 +71,7 @@ def report_instances(catalog: Catalog, wanted: InstanceFilter, region: str) -> R
     """Make the report of the types that match a filter."""
     matches = catalog.choose(wanted)
     market = "spot" if wanted.spot else "on demand"
+    dates = {book.source: book.date for book in catalog.books}
     metrics = {"types": Metric(len(matches)), "known": Metric(len(catalog.names()))}
     has_price = bool(matches) and price_of(matches[0], spot=wanted.spot) < float("inf")
     if has_price:
@@ -86,9 +88,9 @@ def report_instances(catalog: Catalog, wanted: InstanceFilter, region: str) -> R
         name=region,
         verdict=Verdict.YES if has_price else Verdict.NO,
         headline=headline,
-        subtitle=("Linux", market, *(f"{book.source} {book.date}" for book in catalog.books)),
+        subtitle=("Linux", market, *(f"{source} {date}" for source, date in dates.items())),
         metrics=metrics,
-        tables=(Table("types", COLUMNS, tuple(_row(item) for item in matches)),) if matches else (),
+        tables=(Table("types", COLUMNS, tuple(_row(item, dates) for item in matches)),) if matches else (),
         lines=_caveats(matches),
         next="unfold catalog refresh" if len(catalog.books) == 1 and has_price else "",
     )
@@ -136,9 +138,10 @@ def _describe_refresh(result: RefreshResult, bundled: PriceBook) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(item: Instance) -> tuple[Cell, ...]:
+def _row(item: Instance, dates: Mapping[str, str]) -> tuple[Cell, ...]:
+    """Return the cells of a type; a date only where the head of the report does not state it for the source."""
     gpus = f"{item.gpus} x {item.gpu}" if item.gpus else None
-    source = f"{item.source} {item.date}".strip()
+    source = item.source if item.date == dates.get(item.source) else f"{item.source} {item.date}".strip()
     memory = item.gpu_memory_gib or None
     return (item.name, item.vcpus, item.memory_gib, gpus, memory, item.on_demand, item.spot, source)
 
