@@ -96,9 +96,16 @@ class UnitFamily:
         if not self.shown_units:
             return self.format(value)
         texts = [f"{_format_plain(float(f'{value / size:.12g}'))} {unit}" for unit, size in self.shown_units.items()]
-        exact = [text for text in texts if self.parse(text) == value]
+        exact = [text for text in texts if self._reads_as(text, value)]
         base_unit = next(unit for unit, size in self.shown_units.items() if size == 1)
         return min(exact, key=len) if exact else f"{_format_plain(value)} {base_unit}"
+
+    def _reads_as(self, text: str, value: float) -> bool:
+        try:
+            return self.parse(text) == value
+        except PydanticCustomError:
+            # rounded up beyond the largest quantity
+            return False
 
     def _match(self, value: Any) -> re.Match[str]:
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):

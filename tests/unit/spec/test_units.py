@@ -94,6 +94,7 @@ def test_an_invalid_quantity_is_reported(parse: Callable[[Any], float], given: A
         (FAMILIES["duration"].render, 0.0, "0 s"),
         (FAMILIES["duration"].render, 7200.0, "2 h"),
         (FAMILIES["duration"].render, 90.0, "90 s"),
+        (FAMILIES["duration"].render, 1e18, "1e+18 s"),
         (FAMILIES["bytes"].render, 12 * 1024**3, "12 GiB"),
         (FAMILIES["bytes"].render, 1500, "1500 B"),
         (FAMILIES["bytes"].render, 0, "0 B"),

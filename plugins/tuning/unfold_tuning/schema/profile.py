@@ -11,6 +11,8 @@ from unfold_tuning.schema.search import Count
 from unfold_tuning.schema.trainable import Scalar
 from unfoldkit.api import Duration, Fraction, Model, Percent, Problem
 
+MIN_SPEEDUP = 0.001
+"""Smallest speed-up: further down, times of a job are no longer finite."""
 MAX_VARIATION = 10.0
 
 
@@ -107,8 +109,9 @@ def check_profile(profile: ProfileSpec) -> Iterable[Problem]:
         yield Problem(("profile", "error"), "a profile that may be wrong by more than 50% guarantees nothing")
     for key, table in (("speedup", profile.speedup), ("across", profile.across or {})):
         for accelerators, speedup in table.items():
-            if accelerators < 1 or speedup <= 0:
-                yield Problem(("profile", key, accelerators), "accelerators and speed-up must be positive", at_key=True)
+            if accelerators < 1 or speedup < MIN_SPEEDUP:
+                message = f"accelerators must be positive, and the speed-up at least {MIN_SPEEDUP:g}"
+                yield Problem(("profile", key, accelerators), message, at_key=True)
     for index, trial in enumerate(profile.trials):
         if len(trial.ends) != len(trial.seconds) or list(trial.ends) != sorted(set(trial.ends)):
             message = "a trial needs ascending ends, and seconds for each of them"
