@@ -107,6 +107,15 @@ def test_many_replicas_are_served_as_few_are(seed: int) -> None:
         assert found.times.tolist() == [time for time, _ in done]
 
 
+def test_more_replicas_than_items_take_no_memory() -> None:
+    """A stage with 10^15 replicas serves as one with a replica for each item."""
+    times, items = np.linspace(0.0, 1.0, 70), np.arange(70, dtype=np.int32)
+    latency, goal = np.array([0.0, 2.0, 3.0]), stage.Goal(times)
+    few, many = (stage.serve(times, items, stage.Server(latency, count), goal) for count in (70, 10**15))
+    assert few.times.tolist() == many.times.tolist()
+    assert (few.batches, few.short) == (many.batches, many.short)
+
+
 def chain(  # noqa: C901
     env: simpy.Environment, arrivals: list[float], tables: list[list[float]], counts: list[int]
 ) -> list[float]:

@@ -113,13 +113,15 @@ def serve(times: FloatArray, items: Int32Array, server: Server, goal: Goal, sche
 
 def _serve_large(times: FloatArray, items: Int32Array, server: Server, goal: Goal) -> Flow:
     """Simulate a stage with many replicas of a constant number that sheds nothing."""
-    ring_size = 1 << server.replicas.bit_length()
+    # more replicas than items are never used
+    replicas = min(server.replicas, times.size + 1)
+    ring_size = 1 << replicas.bit_length()
     ring, heap = np.full(ring_size, -np.inf), np.empty(ring_size)
     ranks, begun = np.zeros((2, ring_size), dtype=np.int64), np.zeros(times.size + 1, dtype=np.int64)
     mark = np.zeros(kernel_large.MARKS, dtype=np.int64)
     out_times, out_items = np.empty(times.size), np.empty(times.size, dtype=np.int32)
     kernel_large.serve(
-        times, items, server.latency, server.replicas, server.factor, server.wait, server.wake, _full(server),
+        times, items, server.latency, replicas, server.factor, server.wait, server.wake, _full(server),
         goal.origin, goal.budget, goal.allowed, ring, ranks[0], heap, ranks[1], begun, mark, out_times, out_items,
     )  # fmt: skip
     done, late, batches, short = (int(item) for item in mark)
