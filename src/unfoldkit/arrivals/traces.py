@@ -109,6 +109,7 @@ def read_trace(
         notation=notation,
     )
     rows = _read_rows(path, columns, warn)
+    _check_finite(rows.times, str(path))
     if on_newest_first is not None and _is_newest_first(rows.times):
         rows = reverse_rows(rows)
         on_newest_first()
@@ -142,9 +143,7 @@ def validate_times(times: FloatArray, file: str = "") -> FloatArray:
     """
     if times.size == 0:
         raise UnfoldError(Diagnostic("the trace has no arrival", file))
-    infinite = np.flatnonzero(~np.isfinite(times))
-    if infinite.size:
-        raise user_error(f"arrival {infinite[0] + 1} is not a finite time", file=file)
+    _check_finite(times, file)
     back = np.flatnonzero(np.diff(times) < 0)
     if back.size:
         index = int(back[0]) + 1
@@ -154,6 +153,12 @@ def validate_times(times: FloatArray, file: str = "") -> FloatArray:
         message = f"arrival {index + 1} ({format_time(float(times[index]))}) is before the one above it"
         raise user_error(message, file=file, hint=hint)
     return np.ascontiguousarray(times - times[0])
+
+
+def _check_finite(times: FloatArray, file: str) -> None:
+    infinite = np.flatnonzero(~np.isfinite(times))
+    if infinite.size:
+        raise user_error(f"arrival {infinite[0] + 1} is not a finite time", file=file)
 
 
 def _is_newest_first(times: FloatArray) -> bool:

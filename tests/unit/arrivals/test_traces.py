@@ -259,6 +259,14 @@ def test_an_hour_beyond_the_day_is_an_error(tmp_path: Path) -> None:
         traces.read_trace(write(tmp_path, "t.csv", "date,hour,count\n2026-01-05,8,20\n2026-01-05,25,1\n"))
 
 
+def test_times_beyond_all_numbers_are_refused_before_they_are_compared(tmp_path: Path) -> None:
+    """Times that are read as infinite end with an error alone, also where their order is looked at."""
+    path = tmp_path / "t.csv"
+    path.write_text("arrival_s\n" + "1e400\n" * 3, "utf-8")
+    with pytest.raises(UnfoldError, match="arrival 1 is not a finite time"):
+        traces.read_trace(path, on_newest_first=lambda: None, on_unsorted=lambda _order: None)
+
+
 def test_only_lines_that_match_are_read(tmp_path: Path) -> None:
     """Of a log with other lines, some of them without a time, those that hold a text are read."""
     lines = [
