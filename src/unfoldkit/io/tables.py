@@ -45,6 +45,8 @@ FOREIGN: Mapping[str, tuple[str, str]] = {
     ".orc": ("of ORC", _BY_PANDAS.format("read_orc")),
     ".h5": ("of HDF5", _BY_PANDAS.format("read_hdf")),
     ".hdf5": ("of HDF5", _BY_PANDAS.format("read_hdf")),
+    ".pkl": ("of pickled objects, which may run code when read", _BY_PANDAS.format("read_pickle")),
+    ".pickle": ("of pickled objects, which may run code when read", _BY_PANDAS.format("read_pickle")),
     ".xml": ("of XML", _BY_PANDAS.format("read_xml")),
     ".rds": ("of R", 'write.csv(readRDS("{name}"), "{stem}.csv", row.names = FALSE)'),
     ".rdata": ("of R", 'load("{name}"), then write.csv(TABLE, "{stem}.csv", row.names = FALSE)'),

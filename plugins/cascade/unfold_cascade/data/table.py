@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.data import jsonl
+from unfold_cascade.data import evaluation_samples, jsonl
 from unfold_cascade.schema import cells
 from unfoldkit.api import (
     Diagnostic,
@@ -203,16 +203,16 @@ def load_frame(source: TableSource) -> Frame:
 
 
 def frame_of_file(path: Path) -> Frame:
-    """Load a CSV, Parquet or JSON Lines file.
+    """Load a CSV, Parquet or JSON Lines file, or a folder of samples of an evaluation harness.
 
     Raises:
         UnfoldError: not such a file, or fewer than ten rows.
     """
     reject_foreign(path)
-    read = (
-        _read_parquet if path.suffix == ".parquet" else _read_jsonl if path.name.endswith(jsonl.ENDINGS) else _read_csv
-    )
-    frame = read(path)
+    frame = _find_reader(path)(path)
+    if {"doc_id", "filtered_resps"} <= frame.columns.keys():
+        message = f"{path.name} holds the samples of one model"
+        raise user_error(message, key="data.path", file="", hint=evaluation_samples.LAYOUT)
     if "resourceType" in frame.columns:
         hint = "write one row per case, with a column for each measurement"
         raise user_error(f"{path.name} holds FHIR resources, not cases", key="data.path", file="", hint=hint)
@@ -221,6 +221,14 @@ def frame_of_file(path: Path) -> Frame:
         hint = jsonl.LAYOUT if path.name.endswith(jsonl.ENDINGS) else ""
         raise user_error(message, key="data.path", file="", hint=hint)
     return frame
+
+
+def _find_reader(path: Path) -> Callable[[Path], Frame]:
+    if path.is_dir():
+        return _read_folder
+    if path.suffix == ".parquet":
+        return _read_parquet
+    return _read_jsonl if path.name.endswith(jsonl.ENDINGS) else _read_csv
 
 
 def build_matrix(frame: Frame, columns: Sequence[str], *, key: str) -> FloatArray:
@@ -328,6 +336,11 @@ def _load_bundled(dataset: str) -> Frame:
     columns = {name: bunch.data[:, index] for index, name in enumerate(names)}
     columns["target"] = bunch.target.astype(str)
     return Frame(columns, _digest(bunch.data.tobytes() + bunch.target.tobytes()), f"scikit-learn's {dataset}")
+
+
+def _read_folder(path: Path) -> Frame:
+    columns, digest = evaluation_samples.read_evaluations(path)
+    return Frame(columns, digest, path.name)
 
 
 def _read_parquet(path: Path) -> Frame:

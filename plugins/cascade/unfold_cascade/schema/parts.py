@@ -63,7 +63,9 @@ class RecordedData(Model):
 
     source: Literal["recorded"]
     path: str = Field(
-        min_length=1, description="a .csv, .jsonl or .json file, also as .gz, or a .parquet file, relative to the spec"
+        min_length=1,
+        description="a .csv, .jsonl or .json file, also as .gz, a .parquet file, or a folder of samples of "
+        "lm-evaluation-harness or HELM, relative to the spec",
     )
     group: str | None = Field(
         default=None,
