@@ -18,6 +18,13 @@ from typing import Any
 
 MAX_CHOICES = 12
 """A hint lists up to so many valid names when none of them is close to the misspelt one."""
+EXCERPT = 8
+"""Letters that an error shows of what may be a secret."""
+MAX_NAME = 40
+"""Letters of the longest name that a list shows in full."""
+_NAME = re.compile(r"[^\W\d][\w .,/|()\[\]%#-]{0,39}")
+"""What is taken for the name of a column."""
+_QUOTABLE = re.compile(r"[\d\s:/.,+TZ-]{0,40}|.{0,16}")
 DISTRIBUTION_NAMES = {
     "PIL": "pillow", "botocore": "boto3", "google": "protobuf", "grpc": "grpcio", "sklearn": "scikit-learn",
     "sky": "skypilot",
@@ -223,7 +230,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     close = find_similar(word, names)
     if close:
         return f'did you mean "{close}"?'
-    return f"one of: {', '.join(names)}" if 0 < len(names) <= MAX_CHOICES else ""
+    shown = (name if len(name) <= MAX_NAME else f"{name[:EXCERPT]}..." for name in names)
+    return f"one of: {', '.join(shown)}" if 0 < len(names) <= MAX_CHOICES else ""
 
 
 def find_similar(word: str, names: Sequence[str]) -> str:
@@ -239,6 +247,21 @@ def format_value(value: Any) -> str:
 def shorten(text: str, max_length: int = 60) -> str:
     """Cut ``text`` to ``max_length`` characters; an ellipsis of three dots marks the cut."""
     return text if len(text) <= max_length else text[: max_length - 3] + "..."
+
+
+def list_columns(names: Sequence[str]) -> str:
+    """List the first columns of a file for an error.
+
+    A file without the needed columns may be another one than was meant, such as one of secrets: what does not look like
+    a name is cut to its beginning.
+    """
+    shown = (name if _NAME.fullmatch(name) else f"{name[:EXCERPT]}..." for name in names[:MAX_CHOICES])
+    return ", ".join(shown) or "nothing"
+
+
+def quote_cell(text: str) -> str:
+    """Quote a cell of a file which may be another one than was meant; only a short or numeric one in full."""
+    return repr(text if _QUOTABLE.fullmatch(text) else f"{text[:EXCERPT]}...")
 
 
 def escape_unprintable(text: str) -> str:

@@ -11,6 +11,8 @@ from unfoldkit.errors import (
     escape_unprintable,
     format_value,
     internal_error,
+    list_columns,
+    quote_cell,
     shorten,
     user_error,
     with_default_file,
@@ -71,3 +73,21 @@ def test_a_file_is_added_once() -> None:
     """A diagnostic that names a file keeps it."""
     assert with_default_file(Diagnostic("x"), "f").file == "f"
     assert with_default_file(Diagnostic("x", "g"), "f").file == "g"
+
+
+SECRETS = ("root:$y$j9T$F5Jx5fEx", "sk-proj-" + 60 * "a", "API_KEY=0123456789abcdef", '{"token": "0123456789"')
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_an_unrelated_file_is_quoted_only_at_its_beginning(secret: str) -> None:
+    """A path in a spec may name a file of secrets, and the log of a check may be public."""
+    for shown in (list_columns([secret]), quote_cell(secret), did_you_mean("arrival_s", [4 * secret])):
+        assert secret[:8] in shown
+        assert secret[:12] not in shown
+
+
+def test_what_looks_like_columns_and_times_is_quoted_in_full() -> None:
+    """A table with other columns than expected stays easy to repair."""
+    assert list_columns(["Start time (ms)", "gpu.memory[0]", "größe"]) == "Start time (ms), gpu.memory[0], größe"
+    assert quote_cell("2026-13-05T25:00:00.000+01:00") == "'2026-13-05T25:00:00.000+01:00'"
+    assert quote_cell("tomorrow") == "'tomorrow'"

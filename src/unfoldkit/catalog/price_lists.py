@@ -13,7 +13,7 @@ from unfoldkit.catalog.cloud_price_json import has_component_prices, iter_offers
 from unfoldkit.catalog.currency import PriceUnit, parse_price, parse_unit
 from unfoldkit.catalog.instances import Instance, PriceBook, find_implausibility, find_spot_implausibility
 from unfoldkit.catalog.skypilot import COLUMNS, read_vms
-from unfoldkit.errors import Diagnostic, UnfoldError, user_error
+from unfoldkit.errors import Diagnostic, UnfoldError, list_columns, user_error
 from unfoldkit.io.tables import UNREADABLE, CsvRow, csv_lines, csv_rows, open_text
 from unfoldkit.safe_io.files import DAMAGED
 
@@ -160,9 +160,7 @@ def _find_columns(head: Sequence[str], path: Path) -> _TableColumns:
     spot = next((item for item in hourly if units[item].spot), "")
     if not name or not (price or spot):
         message = f"no column of {'prices' if name else 'instance types'}"
-        raise UnfoldError(
-            Diagnostic(message, str(path), 1, 1, hint=f"it has {', '.join(head[:12])}; expected {_FORMS}")
-        )
+        raise UnfoldError(Diagnostic(message, str(path), 1, 1, hint=f"it has {list_columns(head)}; expected {_FORMS}"))
     currency = _match_column(head, ("currency", "currencycode"), ())
     region, system = (_match_column(head, names, units) for names in (_REGIONS, _SYSTEMS))
     return _TableColumns(name, price, spot, region, currency, system, units)

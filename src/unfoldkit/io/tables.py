@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from unfoldkit.errors import Diagnostic, UnfoldError, require_packages, user_error
+from unfoldkit.errors import Diagnostic, UnfoldError, list_columns, require_packages, user_error
 from unfoldkit.safe_io.archives import gunzip, max_expanded_bytes
 from unfoldkit.safe_io.files import open_regular, read_bytes
 
@@ -53,10 +53,10 @@ FOREIGN: Mapping[str, tuple[str, str]] = {
     ".arff": ("of Weka", "keep the lines below @data, and name the attributes in a first line"),
 }
 """Files of other programs by suffix: their name in a message, and the command that converts them."""
+FORMULA_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""First letters of formulas, and their full-width forms."""
 UTF16_SAMPLE = 64
 """First bytes of a file in which every second is zero if it is in UTF-16, which starts with names in ASCII."""
-MAX_HEAD = 200
-"""Characters of a first line that an error shows."""
 _SEPARATOR = re.compile(r"sep=([,;\t])\s*")
 _COMMA = re.compile(r"\s*[-+]?\d*,\d+\s*")
 
@@ -321,7 +321,7 @@ def _check(head: Sequence[str], wanted: Sequence[str], path: Path, hint: str) ->
     missing = [name for name in wanted if name not in head]
     duplicate = next((name for name in head if name and head.count(name) > 1), None)
     if missing:
-        columns = f"it has {', '.join(head[:12])[:MAX_HEAD] or 'nothing'}{_guess_fault(head)}"
+        columns = f"it has {list_columns(head)}{_guess_fault(head)}"
         raise UnfoldError(Diagnostic(f"no column {', '.join(missing)}", str(path), 1, 1, hint=hint or columns))
     if duplicate is not None:
         raise UnfoldError(Diagnostic(f"two columns are called {duplicate!r}", str(path), 1, 1))
@@ -334,6 +334,11 @@ def _guess_fault(head: Sequence[str]) -> str:
     if len(head) == 1 and len(head[0].split()) > 1:
         return "; separate cells by commas, semicolons, tabs or bars, not by spaces"
     return "; that is data: the file has no head" if any(map(is_number, head)) else ""
+
+
+def escape_formula(text: str) -> str:
+    """Put an apostrophe before a text that a spreadsheet would run as a formula, as OWASP advises for CSV."""
+    return f"'{text}" if text[:1] in FORMULA_STARTS and not is_number(text) else text
 
 
 def is_number(text: str | bytes) -> bool:

@@ -15,6 +15,7 @@ from unfold_supernet.accelerator.scheduler import POLICIES
 from unfold_supernet.scheduling.requests import ACCURACY_COLUMN, parse_min_accuracy
 from unfoldkit.api import CsvRow, csv_rows, user_error
 from unfoldkit.arrivals.readers.timestamps import split_unit
+from unfoldkit.errors import list_columns
 
 LATENCY_COLUMNS = ("latency", "deadline", "slo")
 KEY = "queries.path"
@@ -156,7 +157,7 @@ def _find_latency_column(header: list[str], path: Path, *, required: bool) -> tu
 
 
 def _list_columns(header: list[str]) -> str:
-    return f"columns: {', '.join(header[:12])}"
+    return f"columns: {list_columns(header)}"
 
 
 def _parse_percent(row: CsvRow, column: str) -> float:

@@ -28,6 +28,7 @@ from unfold_supernet.family.user_arrays import (
     require_arrays,
 )
 from unfoldkit.api import did_you_mean, require_packages, user_error
+from unfoldkit.errors import list_columns
 from unfoldkit.safe_io.files import first_line, read_bytes, require_regular
 
 SUFFIXES = (".npz", ".parquet")
@@ -239,7 +240,7 @@ def _name_columns(columns: Sequence[str], options: UserDataOptions, path: Path) 
         raise user_error(f'column "{twice}" appears twice', file=str(path), key="data.path")
     for name in named:
         if name not in columns:
-            hint = did_you_mean(name, columns) or f"columns: {', '.join(columns[:8])}"
+            hint = did_you_mean(name, columns) or f"columns: {list_columns(columns)}"
             raise user_error(f'there is no column "{name}"', file=str(path), key="data.target", hint=hint)
     return named
 

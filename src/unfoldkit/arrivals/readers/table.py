@@ -31,7 +31,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     split_unit,
     to_seconds,
 )
-from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, user_error
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, list_columns, quote_cell, user_error
 from unfoldkit.io.tables import UNREADABLE, csv_lines, open_text, read_parquet_rows
 
 Rows = Iterator[tuple[int, list[str]]]
@@ -284,7 +284,7 @@ def _time_column(head: list[str], columns: TableColumns, path: Path, row: list[s
     if index is None and head[0] in UNNAMED and row and columns.notation.parse_text(row[0]) is not None:
         return 0
     if index is None and (len(head) != 1 or _is_count_name(head[0])):
-        hint = f"it has: {', '.join(head[:12])}; arrivals.column names it, or call it timestamp"
+        hint = f"it has: {list_columns(head)}; arrivals.column names it, or call it timestamp"
         raise UnfoldError(Diagnostic("no column of arrival times", str(path), 1, 1, hint=hint))
     return index or 0
 
@@ -457,14 +457,14 @@ def _read_amounts(
 
 def _parse_count(text: str, name: str, path: Path, line: int) -> int:
     if not _WHOLE.fullmatch(text):
-        raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a count", str(path), line, 1, name, _COUNT_HINT))
+        raise UnfoldError(Diagnostic(f"{quote_cell(text)} is not a count", str(path), line, 1, name, _COUNT_HINT))
     return int(float(text.replace(",", "")))
 
 
 def _parse_rate(text: str, name: str, path: Path, line: int) -> float:
     rate = rate_columns.parse_rate(text)
     if rate is None:
-        raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a rate", str(path), line, 1, name, _RATE_HINT))
+        raise UnfoldError(Diagnostic(f"{quote_cell(text)} is not a rate", str(path), line, 1, name, _RATE_HINT))
     return rate
 
 
@@ -476,7 +476,7 @@ def _read_cells(rows: Rows, index: int, path: Path) -> Iterator[tuple[int, str]]
 
 
 def _raise_not_a_time(text: str, line: int, path: Path, hint: str) -> NoReturn:
-    raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a time", str(path), line, 1, hint=hint))
+    raise UnfoldError(Diagnostic(f"{quote_cell(text)} is not a time", str(path), line, 1, hint=hint))
 
 
 def _minute_columns(head: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from unfold_pipeline.engine.simulation.engine_inputs import StepTimes, pad_axes
 from unfold_pipeline.engine.step_times.all_reduce import AllReduce, compute_step_all_reduces
 from unfold_pipeline.engine.step_times.columns import TableEnd
 from unfoldkit.api import CsvRow, csv_rows, user_error
+from unfoldkit.errors import list_columns
 
 MICROSECOND = 1e-6
 RUNS_PER_STEP: Mapping[str, int] = {"embedding": 1, "final_layernorm": 1}
@@ -171,7 +172,9 @@ def _attention(path: Path, gpu: str) -> tuple[list[FloatArray], FloatArray]:
     rows = _rows_of(path, gpu)
     missing = [name for name in (*ATTENTION_AXES, "time_us") if name not in rows[0].cells]
     if missing:
-        raise user_error(f"no column {', '.join(missing)}", file=str(path), hint=f"it has {', '.join(rows[0].cells)}")
+        raise user_error(
+            f"no column {', '.join(missing)}", file=str(path), hint=f"it has {list_columns(list(rows[0].cells))}"
+        )
     points = np.array([[row.number(axis, least=0) for axis in ATTENTION_AXES] for row in rows])
     seconds = np.array([row.number("time_us", least=0) for row in rows])
     axes, table = _tabulate(points, seconds)

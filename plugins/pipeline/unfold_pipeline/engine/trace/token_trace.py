@@ -23,6 +23,7 @@ from unfoldkit.arrivals.readers.timestamps import (
 )
 from unfoldkit.arrivals.spreading import spread_rounded_times
 from unfoldkit.arrivals.traces import scale_rate_with_sources
+from unfoldkit.errors import list_columns
 from unfoldkit.io.tables import csv_chunks, read_row
 
 INPUT_COLUMNS = (
@@ -43,8 +44,6 @@ HASH_BLOCK_TOKENS = 512
 """Tokens of a hashed block in Mooncake's traces."""
 MAX_TOKENS = 1 << 24
 CHUNK_ROWS = 8192
-MAX_NAMED = 12
-"""Columns of a trace that an error names."""
 GRID_S, MIN_TOGETHER = 1.0, 0.2
 """Resolution from which on equal times are bursts that may not have happened, and the share of them."""
 MAX_UNANSWERED = 0.1
@@ -372,7 +371,7 @@ def _find_column(
         return wanted
     column = find_usual_column(names, usual)
     if column is None:
-        hint = f"{COLUMN_HINT}; it has: {', '.join(names[:MAX_NAMED])}"
+        hint = f"{COLUMN_HINT}; it has: {list_columns(names)}"
         hint = hint if find_usual_column(names, TEXT_COLUMNS) is None else TEXT_HINT
         if line > 1:
             hint = "arrivals.match: a text of the lines with tokens"
