@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from unfoldkit.errors import UnfoldError
-from unfoldkit.io.tables import csv_rows
+from unfoldkit.io.tables import csv_rows, escape_formula
 
 TEXT = 'name,cpu, note\nn1,4,"a, b"\n\nn2, 8,\n'
 
@@ -162,3 +162,15 @@ def test_the_separator_is_the_one_that_both_first_lines_share(tmp_path: Path, te
     """A comma in a name is no separator where another mark gives both lines the same, larger number of cells."""
     (tmp_path / "a.csv").write_text(text)
     assert [dict(row.cells) for row in csv_rows(tmp_path / "a.csv")] == [cells]
+
+
+@pytest.mark.parametrize("text", ["=cmd|'/C calc'!A0", "+SUM(A1)", "-2+3", "@SUM(A1)", "\t=1", "\uff1d1"])
+def test_formulas_become_texts(text: str) -> None:
+    """A name from someone else's trace runs nothing in the spreadsheet that opens an export."""
+    assert escape_formula(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["-1", "+2.5e3", "job-1", "", "a=b", "2026-01-01"])
+def test_numbers_and_names_are_no_formulas(text: str) -> None:
+    """Numbers stay numbers, and names are unchanged."""
+    assert escape_formula(text) == text

@@ -351,10 +351,10 @@ def plan_table(folder: Path, text: str) -> Report:
 
 
 def test_names_with_commas_and_quotes_stay_one_cell(tmp_path: Path) -> None:
-    """Recorded names hold anything: the placements are a table that any program reads."""
-    plan_table(tmp_path, 'task,arrival,run,gpu\n"a ""x"", y",0,5,1\nbig,0,5,9\n')
+    """Recorded names hold anything: the placements are a table that any program reads, and runs nothing of."""
+    plan_table(tmp_path, 'task,arrival,run,gpu\n"a ""x"", y",0,5,1\n=1+1,0,5,9\n')
     rows = list(csv.reader((tmp_path / "run" / PLACEMENTS_FILE).read_text("utf-8").splitlines()))
-    assert rows[1:] == [['a "x", y', "node-0", "0.000000", "0.000000", "5.000000"], ["big", "", "0.000000", "", ""]]
+    assert rows[1:] == [['a "x", y', "node-0", "0.000000", "0.000000", "5.000000"], ["'=1+1", "", "0.000000", "", ""]]
 
 
 def test_numbered_tasks_of_one_name_are_an_error(tmp_path: Path) -> None:

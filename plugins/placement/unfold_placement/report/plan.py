@@ -40,6 +40,7 @@ from unfoldkit.api import (
     format_count,
     time_axis,
 )
+from unfoldkit.io.tables import escape_formula
 
 REPLAY_COLUMNS = (
     Column("policy"),
@@ -168,8 +169,8 @@ def format_placements(result: SimulationResult, excluded: Sequence[Task] = ()) -
     for task, node_row, start, end in zip(result.tasks, result.node_rows, result.start_s, result.end_s, strict=True):
         times = [f"{value:.6f}" if math.isfinite(value) else "" for value in (task.arrival, start, end)]
         node = result.nodes[node_row].name if node_row >= 0 else ""
-        writer.writerow((task.name, node, *times))
-    writer.writerows((task.name, "", f"{task.arrival:.6f}", "", "") for task in excluded)
+        writer.writerow((escape_formula(task.name), escape_formula(node), *times))
+    writer.writerows((escape_formula(task.name), "", f"{task.arrival:.6f}", "", "") for task in excluded)
     return stream.getvalue()
 
 

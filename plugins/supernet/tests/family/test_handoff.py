@@ -62,6 +62,8 @@ def test_specs_have_class_names_and_valid_lengths() -> None:
     lines = handoff._format_predictions(said, ("N", "V")).splitlines()
     assert lines[0].startswith("label,a_answer,b_answer")
     assert [line.split(",")[:3] for line in lines[1:]] == [["N", "V", "V"], ["V", "N", "V"]]
+    hostile = handoff._format_predictions(said, ("=cmd|'/C calc'!A0", "-1")).splitlines()
+    assert hostile[1].split(",")[:3] == ["'=cmd|'/C calc'!A0", "-1", "-1"]
     nets = [SubnetProfile("a", 90.0, ((1, 0.001),))]
     for text in (
         handoff.write_cascade_spec("n" * 80, nets),

@@ -18,6 +18,7 @@ from unfold_supernet.networks.standalone import StandaloneModel
 from unfold_supernet.scheduling.escalation import SubnetPredictions
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfoldkit.api import RunDir
+from unfoldkit.io.tables import escape_formula
 
 FOLDER = "stages"
 QUERIES = 512
@@ -130,7 +131,7 @@ def _describe_stage(profile: SubnetProfile) -> str:
 
 def _format_predictions(tested: SubnetPredictions, class_names: Sequence[str]) -> str:
     """Format predictions as a CSV with class names and confidences by subnet."""
-    stream, words = io.StringIO(), np.array(class_names, object)
+    stream, words = io.StringIO(), np.array(list(map(escape_formula, class_names)), object)
     writer = csv.writer(stream, lineterminator="\n")
     columns: Mapping[str, np.ndarray] = {
         "label": words[tested.labels],
