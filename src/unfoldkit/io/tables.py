@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from unfoldkit.errors import Diagnostic, UnfoldError, list_columns, require_packages, user_error
 from unfoldkit.safe_io.archives import gunzip, max_expanded_bytes
-from unfoldkit.safe_io.files import open_regular, read_bytes
+from unfoldkit.safe_io.files import first_line, open_regular, read_bytes
 
 GZIP = b"\x1f\x8b"
 PARQUET_SUFFIX = ".parquet"
@@ -364,15 +364,35 @@ def read_parquet_rows(path: Path) -> tuple[list[str], Iterator[tuple[str, ...]]]
         UnfoldError: pyarrow is not installed, or the file is damaged.
     """
     require_packages("a Parquet file", "pyarrow", file=str(path))
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(io.BytesIO(read_bytes(path)))
-    except pa.ArrowException as error:
-        raise user_error(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
+    table = parse_parquet(read_bytes(path), str(path))
     rows = (zip(*map(_to_texts, batch.columns), strict=True) for batch in table.to_batches(max_chunksize=BATCH_ROWS))
     return list(table.column_names), itertools.chain.from_iterable(rows)
+
+
+def parse_parquet(data: bytes, file: str) -> Any:
+    """Return the Arrow table that a Parquet file of distinct columns holds.
+
+    Raises:
+        UnfoldError: The file is damaged, has more cells than an archive of its size may expand to, or two columns of
+            one name.
+    """
+    from pyarrow import ArrowException, parquet
+
+    try:
+        # its threads abort a process that ends while they start
+        with parquet.ParquetFile(io.BytesIO(data), pre_buffer=False) as reader:
+            names, cells = reader.schema_arrow.names, reader.metadata.num_rows * max(1, reader.metadata.num_columns)
+            limit = max_expanded_bytes(len(data))
+            if not 0 <= cells <= limit:
+                raise user_error(f"the table has more than {limit:,} cells", file=file)
+            table = reader.read(use_threads=False)
+            table.validate(full=True)
+    except (ArrowException, OSError, MemoryError) as error:
+        raise user_error(f"not a Parquet file: {first_line(error)}", file=file) from error
+    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if twice is not None:
+        raise user_error(f"two columns are called {twice!r}", file=file)
+    return table
 
 
 def _to_texts(column: Any) -> list[str]:

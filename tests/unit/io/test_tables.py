@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import gzip
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from unfoldkit.errors import UnfoldError
-from unfoldkit.io.tables import csv_rows, escape_formula
+from unfoldkit.io.tables import csv_rows, escape_formula, parse_parquet
 
 TEXT = 'name,cpu, note\nn1,4,"a, b"\n\nn2, 8,\n'
 
@@ -174,3 +176,45 @@ def test_formulas_become_texts(text: str) -> None:
 def test_numbers_and_names_are_no_formulas(text: str) -> None:
     """Numbers stay numbers, and names are unchanged."""
     assert escape_formula(text) == text
+
+
+def write_parquet(path: Path, *columns: tuple[str, object]) -> bytes:
+    """Write a Parquet file and return its bytes."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    names, arrays = zip(*columns, strict=True)
+    parquet.write_table(pa.Table.from_arrays(list(arrays), names=list(names)), path)
+    return path.read_bytes()
+
+
+def test_hostile_parquet_files_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged file, one name twice, bytes that are no text, and columns that expand without end are errors."""
+    pa = pytest.importorskip("pyarrow")
+    numbers, path = pa.array(range(20)), tmp_path / "a.parquet"
+    data = write_parquet(path, ("a", numbers))
+    damaged = data[:-200] + b"\xff" * 192 + data[-8:]
+    raw = pa.array([b"\xff\xfe"] * 20, type=pa.binary())
+    words = pa.StringArray.from_buffers(20, raw.buffers()[1], raw.buffers()[2])
+    for hostile, message in (
+        (damaged, "not a Parquet file"),
+        (write_parquet(path, ("a", numbers), ("a", numbers)), "two columns are called 'a'"),
+        (write_parquet(path, ("a", words)), "not a Parquet file"),
+        (write_parquet(path, ("a", pa.nulls(30_000))), "more than 20,000 cells"),
+    ):
+        monkeypatch.setattr("unfoldkit.io.tables.max_expanded_bytes", lambda _size: 20_000)
+        with pytest.raises(UnfoldError, match=message):
+            parse_parquet(hostile, "a.parquet")
+
+
+def test_parquet_starts_no_threads(tmp_path: Path) -> None:
+    """A process that ends at once after reading a small table would abort while its threads start."""
+    pa = pytest.importorskip("pyarrow")
+    write_parquet(tmp_path / "a.parquet", ("a", pa.array(range(20))))
+    script = (
+        "import os, pyarrow.parquet\nfrom unfoldkit.io.tables import parse_parquet\n"
+        "before = len(os.listdir('/proc/self/task'))\nparse_parquet(open('a.parquet', 'rb').read(), 'a')\n"
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"

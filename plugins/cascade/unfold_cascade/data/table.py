@@ -27,7 +27,7 @@ from unfoldkit.api import (
     require_packages,
     user_error,
 )
-from unfoldkit.io.tables import reject_foreign
+from unfoldkit.io.tables import parse_parquet, reject_foreign
 from unfoldkit.safe_io.archives import gunzip
 from unfoldkit.safe_io.files import read_bytes
 
@@ -345,13 +345,8 @@ def _read_folder(path: Path) -> Frame:
 
 def _read_parquet(path: Path) -> Frame:
     require_packages("a Parquet file", "pyarrow")
-    from pyarrow import ArrowException, parquet
-
     data = read_bytes(path)
-    try:
-        table = parquet.read_table(io.BytesIO(data))
-    except ArrowException as error:
-        raise user_error(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
+    table = parse_parquet(data, str(path))
     columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
     return Frame(_expand_lists(columns, path), _digest(data), path.name)
 

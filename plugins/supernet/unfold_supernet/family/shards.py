@@ -216,7 +216,8 @@ def _read_parquet(path: Path, options: UserDataOptions) -> Iterator[Block]:
             if len(columns) == len(named):
                 raise user_error("there is no column beside the label", file=str(path), key="data.path")
             start = 0
-            for batch in file.iter_batches(batch_size=_choose_batch_rows(file.metadata)):
+            # threads of pyarrow abort a process that ends while they start
+            for batch in file.iter_batches(batch_size=_choose_batch_rows(file.metadata), use_threads=False):
                 yield Block(start, _convert_batch(batch, columns, named, start, path), tuple(sorted(columns)))
                 start += batch.num_rows
     except (ArrowException, OSError) as error:

@@ -11,7 +11,9 @@ import numpy as np
 
 from unfold_pipeline._types import FloatArray
 from unfoldkit.api import csv_rows, require_packages, user_error
-from unfoldkit.safe_io.files import first_line, require_regular
+from unfoldkit.errors import list_columns
+from unfoldkit.io.tables import parse_parquet
+from unfoldkit.safe_io.files import read_bytes
 
 PARQUET = ".parquet"
 
@@ -108,16 +110,10 @@ def read_table(path: Path, required: Sequence[str]) -> MeasuredTable:
 
 def _read_parquet(path: Path, required: Sequence[str]) -> MeasuredTable:
     require_packages("a Parquet file", "pyarrow", file=str(path))
-    from pyarrow import parquet
-
-    require_regular(path)
-    try:
-        table = parquet.read_table(path)
-    except Exception as error:  # pyarrow raises many kinds for a damaged file
-        raise user_error(f"not a Parquet file: {first_line(error)}", file=str(path)) from error
+    table = parse_parquet(read_bytes(path), str(path))
     missing = [name for name in required if name not in table.column_names]
     if missing:
-        hint = f"it has {', '.join(table.column_names[:12]) or 'nothing'}"
+        hint = f"it has {list_columns(table.column_names)}"
         raise user_error(f"no column {', '.join(missing)}", file=str(path), hint=hint)
     if not table.num_rows:
         raise user_error("the table has no rows", file=str(path))
