@@ -52,6 +52,15 @@ def test_a_hostile_model_is_refused_before_skops_reads_it(
     assert not (tmp_path / "marker").exists()
 
 
+def test_a_clock_before_archives_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board without a battery starts in 1970: the clock is at fault, not the estimator."""
+    model = LogisticRegression().fit(np.eye(4), [0, 1, 0, 1])
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    monkeypatch.setattr(time, "localtime", lambda _seconds=0.0: time.gmtime(0.0))
+    with pytest.raises(UnfoldError, match="the clock of this machine says 1970"):
+        dump_skops(model, "logistic-regression")
+
+
 def test_the_refused_type_is_named(tmp_path: Path) -> None:
     """The message names the first type that is not trusted, and how the file would build it."""
     with pytest.raises(UnfoldError, match=r"not trusted: .*FunctionTransformer \(ObjectNode\)"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -29,6 +30,8 @@ SCHEMA = "schema.json"
 MAX_SCHEMA_BYTES = 256 << 20
 PROTOCOLS = (1, 2)
 """Versions of the skops format with nodes that this module reads."""
+ARCHIVE_YEARS = range(1980, 2108)
+"""Years that the members of a ZIP archive may bear."""
 BIT_GENERATOR = '"PCG64"'
 _EXTRA_KEYS = {"protocol", "_skops_version"}
 Node = Mapping[str, Any]
@@ -54,6 +57,10 @@ def dump_skops(model: Any, name: str) -> bytes:
         raise user_error(message, hint="name another estimator, or other parameters") from error
     # skops raises whatever the type's own code for copying raises
     except Exception as error:
+        year = time.localtime().tm_year
+        if year not in ARCHIVE_YEARS:
+            message = f"{name} cannot be stored: the clock of this machine says {year}, which no archive can hold"
+            raise user_error(message, hint="set the clock") from error
         raise user_error(f"{name} cannot be stored: {_first_line(error)}", hint="name another estimator") from error
     return data
 
