@@ -258,7 +258,8 @@ def test_missing_marks_are_gaps_and_percentages_are_numbers() -> None:
             True,
             'write plain digits, with a point before fractions: 1234.5, not as in "87.7 bpm"',
         ),
-        (["<0.5", "1.2", "0.9"], True, 'write plain digits, with a point before fractions: 1234.5, not as in "<0.5"'),
+        (["<0.5", "1.2", "0.9"], True, 'write a bound as its number: 0.5, not "<0.5"'),
+        (["90+", "71", "90+"], True, 'write a bound as its number: 90, not "90+"'),
         (["$1,200.00", "3"], True, 'write plain digits, with a point before fractions: 1234.5, not as in "$1,200.00"'),
         (["1,2", "x", "y"], True, "data.categories: [a] takes its words as values"),
         (

@@ -31,6 +31,8 @@ _WITH_REST = re.compile(r"[-+]?\d+([.,]\d+)?\s*[^\d\s.,].*")
 """A number and something else, such as 118/80 or 14.8 H."""
 MIN_MEASURED = 20
 """Different numbers with something else from which they are measurements rather than names, such as ward 3A."""
+_IS_BOUND = re.compile(r"^[<>≤≥~]|\+$")
+"""A number of which only a bound is known: ages of 90+, results below what a device can measure."""
 _BOUND = re.compile(r"\s*(<=?)\s*(\S.*?)\s*")
 _NUMERIC_DATE = re.compile(r"(\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2}))([ T].*)?")
 _PARTIAL_DATES = ("%Y-%m", "%Y")
@@ -233,7 +235,7 @@ def _number_hint(cells: np.ndarray, source: CellSource) -> str:
     words = [text for text in present if _is_word(text)]
     decorated = [text for text in words if not _is_word(_DECORATION.sub("", text))]
     if 2 * len(decorated) > len(words):
-        return f'write plain digits, with a point before fractions: 1234.5, not as in "{decorated[0]}"'
+        return _decoration_hint(decorated[0])
     mixed = [text for text in words if _WITH_REST.fullmatch(text) and not _is_date(text)]
     if len(set(mixed)) >= MIN_MEASURED and 2 * len(mixed) > len(words):
         return f'write one number a cell, and what else "{mixed[0]}" holds into a column of its own'
@@ -244,6 +246,12 @@ def _number_hint(cells: np.ndarray, source: CellSource) -> str:
             return f"no model reads dates: write the days since another date, or leave {source.column} out"
         return f"data.categories: [{source.column}] takes its words as values"
     return HINTS.get(source.key.rsplit(".", 1)[-1]) or _flag_hint(present)
+
+
+def _decoration_hint(text: str) -> str:
+    if _IS_BOUND.search(text):
+        return f'write a bound as its number: {_DECORATION.sub("", text)}, not "{text}"'
+    return f'write plain digits, with a point before fractions: 1234.5, not as in "{text}"'
 
 
 def _flag_hint(present: Sequence[str]) -> str:
