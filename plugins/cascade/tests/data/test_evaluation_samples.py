@@ -66,9 +66,11 @@ def test_each_filter_of_generated_answers_has_columns_of_its_own(tmp_path: Path)
     assert not any("confidence" in name for name in columns)
 
 
-def write_helm(folder: Path, model: str, correct: list[float], prompts: bool = True) -> None:
+def write_helm(
+    folder: Path, model: str, correct: list[float], *, prompts: bool = True, subject: str = "anatomy"
+) -> None:
     """Write a run as ``helm-run`` does: with perturbed instances, and a metric that was never counted."""
-    run = folder / f"mmlu:subject=anatomy,model={model},data_augmentation=canonical"
+    run = folder / f"mmlu:subject={subject},model={model},data_augmentation=canonical"
     run.mkdir(parents=True)
 
     def stat(name: str, value: float, count: int = 1) -> dict[str, Any]:
@@ -95,6 +97,14 @@ def test_runs_of_helm_are_joined_by_instance(tmp_path: Path) -> None:
     assert columns["prompt"].tolist() == ["What is 0?", "What is 1?", "What is 2?"]
     assert set(columns["task"]) == {"mmlu:subject=anatomy,data_augmentation=canonical"}
     assert "openai_small|never" not in columns
+
+
+def test_instances_without_prompts_are_distinct(tmp_path: Path) -> None:
+    """Each run numbers its instances from zero: equal numbers of two tasks are not one prompt."""
+    for subject in ("anatomy", "law"):
+        write_helm(tmp_path, "small", [1.0, 0.0], prompts=False, subject=subject)
+    columns, _ = read_evaluations(tmp_path)
+    assert len(set(columns["prompt"])) == 4
 
 
 @pytest.mark.parametrize(

@@ -156,10 +156,10 @@ def _read_helm(file: Path, data: bytes) -> tuple[str, str, Iterator[Sample]]:
         raise user_error("the name of the folder does not say which model was run", file=str(file), hint=LAYOUT)
     task = (file.parent.name[: match.start()] + file.parent.name[match.end() :]).strip(",:")
     prompts = _read_helm_prompts(file.with_name(HELM_PROMPTS))
-    return match[1], task, _list_instances(parse_json(data), prompts)
+    return match[1], task, _list_instances(parse_json(data), task, prompts)
 
 
-def _list_instances(items: Sequence[Mapping[str, Any]], prompts: Mapping[str, str]) -> Iterator[Sample]:
+def _list_instances(items: Sequence[Mapping[str, Any]], task: str, prompts: Mapping[str, str]) -> Iterator[Sample]:
     for item in items:
         if item.get("perturbation") is None:
             instance = str(item["instance_id"])
@@ -167,7 +167,7 @@ def _list_instances(items: Sequence[Mapping[str, Any]], prompts: Mapping[str, st
             stats = (stat for stat in item["stats"] if "perturbation" not in stat["name"] and stat["count"])
             results = {_name_helm_metric(stat["name"]["name"]): stat["sum"] / stat["count"] for stat in stats}
             request = f"{instance} (trial {item.get('train_trial_index', 0)})"
-            yield Sample(request, {"prompt": prompt or instance, "content": prompt}, results)
+            yield Sample(request, {"prompt": prompt or f"{task} {instance}", "content": prompt}, results)
 
 
 def _name_helm_metric(name: str) -> str:
