@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -139,6 +140,24 @@ def forking(
     child.start()
     with open(os.environ["SLEEPER_LOG"] + ".children", "a") as log:  # noqa: PTH123
         log.write(f"{child.pid}\n")
+    return suicidal(config, state, iters, accelerators, seed)
+
+
+def detaching(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Start two processes in sessions of their own, one executed and one forked twice, as daemons are."""
+    executed = subprocess.Popen(["sleep", "600"], start_new_session=True)  # noqa: S607 - a program of any system
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        forked = os.fork()
+        if forked == 0:
+            time.sleep(600.0)
+        os.write(writer, f"{forked}".encode())
+        os._exit(0)
+    with open(os.environ["SLEEPER_LOG"] + ".children", "a") as log:  # noqa: PTH123
+        log.write(f"{executed.pid}\n{os.read(reader, 20).decode()}\n")
     return suicidal(config, state, iters, accelerators, seed)
 
 

@@ -101,9 +101,10 @@ def test_a_function_may_change_its_configuration_and_folder(tmp_path: Path, monk
 
 
 @pytest.mark.e2e
-def test_processes_of_trials_end_with_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("function", ["forking", "detaching"])
+def test_processes_of_trials_end_with_them(tmp_path: Path, function: str) -> None:
     """A function may start processes; they neither hide the end of their worker nor outlive the run."""
-    report = train_spec(tmp_path, SPEC.replace("sleeper:train", "sleeper:forking"))
+    report = train_spec(tmp_path, SPEC.replace("sleeper:train", f"sleeper:{function}"))
     assert report.verdict is Verdict.YES
     assert report.metrics["lost_nodes"].value == 1
     children = [Path("/proc") / pid for pid in (tmp_path / "log.children").read_text().split()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection, get_context
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
 from unfold_tuning.cluster.interface import MAX_START_ATTEMPTS, ClusterEvent
+from unfold_tuning.cluster.marked_processes import kill_marked, marking_processes
 from unfold_tuning.cluster.provider import NodeProvider
 from unfold_tuning.trial.process_group import build_ranks, find_free_port
 from unfold_tuning.trial.trainable import WorkerSetup
@@ -203,8 +205,10 @@ class LocalCluster:
     def _start_process(self) -> tuple[SpawnProcess, Connection]:
         context = get_context("spawn")
         driver_pipe, worker_pipe = context.Pipe()
-        process = context.Process(target=serve_jobs, args=(os.getpid(), worker_pipe, self.setup), daemon=True)
-        with blocking_interrupts():
+        mark = uuid.uuid4().hex
+        arguments = (os.getpid(), worker_pipe, self.setup)
+        process = context.Process(target=serve_jobs, name=mark, args=arguments, daemon=True)
+        with blocking_interrupts(), marking_processes(mark):
             process.start()
         worker_pipe.close()
         return process, driver_pipe
@@ -260,6 +264,7 @@ def _kill_group(process: SpawnProcess) -> None:
         # there is no group before the worker has made it
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+    kill_marked(process.name)
 
 
 def _wait_until_ready(pipe: Connection, watch: Callable[[], None]) -> bool:
