@@ -403,6 +403,17 @@ def test_an_optuna_study_has_one_row_per_trial(tmp_path: Path) -> None:
     assert summarize(tmp_path / "study.csv", source).mean_s == pytest.approx((6.05 + 12.0) / 2)
 
 
+def test_durations_without_a_unit_are_those_from_begin_to_end(tmp_path: Path) -> None:
+    """As JSON, pandas writes durations of Optuna in milliseconds, as it does the begin and the end of trials."""
+    rows = [
+        {"number": n, "datetime_start": 1796118457119, "datetime_complete": 1796118457119 + ms, "duration": ms}
+        for n, ms in enumerate((60_500, 120_000))
+    ]
+    (tmp_path / "study.json").write_text(json.dumps(rows))
+    source = TrialLogSource(path="study.json", iters=10)
+    assert summarize(tmp_path / "study.json", source).mean_s == pytest.approx((6.05 + 12.0) / 2)
+
+
 def test_a_record_of_whole_trials_plans_like_its_written_figures(tmp_path: Path) -> None:
     """A row per trial, scaled to one accelerator, gives the plan of the same figures in the spec, and is reported."""
     (tmp_path / "study.csv").write_text("number,duration\n0,30\n1,90\n2,60\n")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unfold_tuning.job.experiment_trackers import list_tracked_steps, read_logged_metrics
+from unfold_tuning.job.experiment_trackers import count_epochs, list_tracked_steps, read_logged_metrics
 from unfold_tuning.job.record_rows import read_record_rows
 from unfoldkit.api import CsvRow, did_you_mean, format_count, format_duration, format_percent, user_error
 from unfoldkit.arrivals.readers.timestamps import split_unit
@@ -63,6 +63,8 @@ SPANS = (
     *(("started_at", "ended_at"), ("started_at", "finished_at"), ("book_time", "refresh_time")),
 )
 """Columns of the begin and the end of a trial in MLflow, Optuna, Hyperopt and others, if no other times are known."""
+DURATION_COLUMN = "duration"
+"""Column of the difference of the two, of which pandas writes milliseconds as JSON, without their unit."""
 SPAN_COLUMN = "seconds from begin to end"
 """Column that is added with the difference of the two."""
 METRIC_COLUMNS = ("key", "tag", "metric", "metric_name", "variable")
@@ -165,11 +167,13 @@ class TrialLogSummary:
     skipped: tuple[str, ...] = ()
     pause: str = ""
     last: float = 0.0
+    counts_epochs: bool = False
 
     def describe(self, planned_iters: int) -> str:
         """Describe the record in one line; ``planned_iters`` are those of the longest trial of the search."""
         rows = f"{format_count(self.steps, 'step')} of {format_count(self.trials, 'trial')}"
         times = f"an iteration takes {format_duration(self.mean_s)}, trials vary by {format_percent(self.trial_cv)}"
+        times += "; by its metric of epochs, an iteration is one" if self.counts_epochs else ""
         times += f"; {self.pause}" if self.pause else ""
         if self.last > MAX_LONGER * planned_iters:
             times += f"; its trials ran up to {self.last:,.0f} iterations, those of the search run {planned_iters:,}: "
@@ -295,8 +299,7 @@ def _read_iterations(
         return
     # JSON rows omit nulls, so the first row may lack columns
     columns = list(dict.fromkeys(itertools.chain.from_iterable(row.cells for row in rows)))
-    has_times = any(_find_columns(source, role, columns) for role in ("elapsed", "seconds"))
-    is_row_a_trial = not has_times and _add_spans(rows, columns)
+    is_row_a_trial = _has_no_times_but_spans(source, columns) and _add_spans(rows, columns)
     if is_row_a_trial:
         source = replace(source, elapsed=(SPAN_COLUMN,))
         columns.append(SPAN_COLUMN)
@@ -319,6 +322,13 @@ def _read_iterations(
         )
         for end, seconds in _compute_iteration_seconds(trial, ordered, timing):
             yield trial, end, seconds
+
+
+def _has_no_times_but_spans(source: TrialLogSource, columns: Sequence[str]) -> bool:
+    """Return whether the times of a table are at most those from begin to end of its trials, as durations are."""
+    times = [name for role in ("elapsed", "seconds") for name in _find_columns(source, role, columns)]
+    is_named = bool(source.elapsed or source.seconds)
+    return not is_named and all(_normalize_name(name) == DURATION_COLUMN for name in times)
 
 
 def _add_spans(rows: Sequence[CsvRow], columns: Sequence[str]) -> bool:
