@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log
+from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log, summarize_trial_log
 from unfoldkit.api import UnfoldError
 
 START_S = 1_767_225_600.0
@@ -24,19 +24,27 @@ def read(path: Path, **where: str) -> dict[str, list[tuple[float, float]]]:
     return {Path(run).name: [(end, round(seconds, 3)) for end, seconds in items] for run, items in steps.items()}
 
 
-def write_events(folder: Path, events: list[tuple[float, int]], tags: tuple[str, ...] = ("loss",)) -> Path:
-    """Write an event file: a version, then a float32 for each tag of each event; the last record is cut off."""
+def write_events(
+    folder: Path, events: list[tuple[float, int]], tags: tuple[str, ...] = ("loss",), epochs: tuple[float, ...] = ()
+) -> Path:
+    """Write an event file: a version, then a float32 for each tag of each event; the last record is cut off.
+
+    The metric ``train/epoch`` has the values ``epochs``.
+    """
 
     def encode_bytes(number: int, data: bytes) -> bytes:
         return bytes([number << 3 | 2, len(data)]) + data
 
-    def encode_event(at: float, step: int, tag: str) -> bytes:
-        value = encode_bytes(1, tag.encode()) + b"\x15" + struct.pack("<f", 0.5)
+    def encode_event(at: float, step: int, tag: str, number: float = 0.5) -> bytes:
+        value = encode_bytes(1, tag.encode()) + b"\x15" + struct.pack("<f", number)
         varint = bytes([step]) if step < 128 else bytes([step & 0x7F | 0x80, step >> 7])
         return b"\x09" + struct.pack("<d", START_S + at) + b"\x10" + varint + encode_bytes(5, encode_bytes(1, value))
 
     version = b"\x09" + struct.pack("<d", START_S) + encode_bytes(3, b"brain.Event:2")
     messages = [version, *(encode_event(at, step, tag) for at, step in events for tag in tags)]
+    messages += [
+        encode_event(at, step, "train/epoch", epoch) for (at, step), epoch in zip(events, epochs, strict=False)
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"events.out.tfevents.{START_S + events[0][0]:.0f}.host.1.0"
     frames = [struct.pack("<QI", len(message), 0) + message + bytes(4) for message in messages]
@@ -60,6 +68,26 @@ def test_event_files_show_when_steps_were_logged(tmp_path: Path) -> None:
     assert read(tmp_path / "keras", metric="validation/epoch_loss")["a"][-1] == (4.0, 18.0)
     with pytest.raises(UnfoldError, match=r"where: no metric of the record has metric 'loss' .*validation/epoch_loss"):
         read(tmp_path / "keras", metric="loss")
+
+
+@pytest.mark.parametrize("is_current", [True, False])
+def test_a_metric_of_epochs_counts_before_the_batches_of_the_steps(tmp_path: Path, is_current: bool) -> None:
+    """Lightning logs the number of the current epoch beside batches, Transformers those that were run."""
+    events = [(at, 2 * n + batch) for at, n in list_ends("a") for batch in (0, 1)]
+    epochs = tuple(n - 1 if is_current else n for _, n in list_ends("a") for _ in (0, 1))
+    write_events(tmp_path / "tb", events, epochs=epochs)
+    assert read(tmp_path / "tb")[""] == EXPECTED["a"]
+    assert read(tmp_path / "tb", metric="loss")[""][-1] == (9.0, 0.0)
+    log = read_trial_log(tmp_path / "tb", TrialLogSource(path="record"))
+    assert "by its metric of epochs, an iteration is one" in summarize_trial_log(log, tmp_path).describe(6)
+    folder = tmp_path / "mlruns/1/a/metrics"
+    folder.mkdir(parents=True)
+    (folder.parent / "meta.yaml").write_text("lifecycle_stage: active\n")
+    for name, values in (("epoch", epochs), ("loss", epochs)):
+        rows = zip(events, values, strict=True)
+        (folder / name).write_text("".join(f"{(START_S + at) * 1000:.0f} {value} {n}\n" for (at, n), value in rows))
+    assert read(tmp_path / "mlruns") == {"a": EXPECTED["a"]}
+    assert read(tmp_path / "mlruns", metric="loss")["a"] != EXPECTED["a"]
 
 
 def test_the_time_between_two_processes_of_a_run_is_no_pace(tmp_path: Path) -> None:

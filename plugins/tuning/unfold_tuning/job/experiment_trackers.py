@@ -7,6 +7,7 @@ MLflow.
 from __future__ import annotations
 
 import itertools
+import math
 import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from unfoldkit.api import did_you_mean, user_error
 from unfoldkit.safe_io.files import open_regular, read_bytes
 
-EVENT_FILES = "*.tfevents.*"
+EVENT_FILES = "*.tfevents*"
 SPLITS = ("train", "training", "validation", "valid", "val", "eval", "test")
 """Folders that Keras and Transformers give the parts of one run."""
 SYSTEM_METRICS = "system/"
@@ -26,7 +27,7 @@ LOGGED_MODELS = "models"
 """MLflow repeats the metrics of a run beside the models that it logged."""
 SQLITE_HEADER = b"SQLite format 3\0"
 MLFLOW_QUERY = """
-SELECT m.run_uuid, e.name, m.key, m.step, m.timestamp FROM metrics AS m
+SELECT m.run_uuid, e.name, m.key, m.value, m.step, m.timestamp FROM metrics AS m
 JOIN runs AS r ON r.run_uuid = m.run_uuid JOIN experiments AS e ON e.experiment_id = r.experiment_id
 WHERE r.lifecycle_stage = 'active'
 """
@@ -34,8 +35,15 @@ VIEWS_QUERY = """
 SELECT 1 FROM sqlite_master WHERE type = 'view' AND name COLLATE NOCASE IN ('metrics', 'runs', 'experiments')
 """
 MAX_INTEGER_BITS = 63
-Points = dict[int, float]
-"""The seconds since 1970 by step; the last time counts if a step was logged more than once."""
+FLOAT_BYTES = 4
+Scalars = list[tuple[str, float]]
+EPOCH_METRIC = "epoch"
+"""Lightning and Transformers log batches as steps, and beside them this metric, also as ``train/epoch``."""
+Points = dict[float, float]
+"""The seconds since 1970 by step; the last time counts if a step was logged more than once.
+
+Those of a metric of epochs are by its value: the epochs that were run, or the number of the current one.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +86,8 @@ def list_tracked_steps(
 ) -> dict[str, list[tuple[float, float]]]:
     """List the steps of each run: the iterations run by the end of each, and the mean seconds of one of its iterations.
 
-    Of each run, the metric with the most steps counts. How long the first step of a session took is unknown.
+    Of each run, the metric that counts epochs is used if it has several, unless ``where`` selects a metric, otherwise
+    the one with the most steps. How long the first step of a session took is unknown.
 
     Args:
         metrics: What was logged.
@@ -103,7 +112,10 @@ def list_tracked_steps(
     lengths: dict[tuple[str, str], int] = {}
     for item in chosen:
         lengths[item.run, item.metric] = lengths.get((item.run, item.metric), 0) + len(item.points)
-    longest = {run: max(group, key=lambda name: lengths[name])[1] for run, group in _group_by_run(lengths)}
+    longest = {
+        run: max(group, key=lambda name: (_counts_epochs(name[1]) and lengths[name] > 1, lengths[name]))[1]
+        for run, group in _group_by_run(lengths)
+    }
     steps: dict[str, dict[float, float]] = {}
     for item in sorted(chosen, key=lambda item: item.session):
         if item.metric == longest[item.run]:
@@ -113,6 +125,16 @@ def list_tracked_steps(
 
 def _group_by_run(names: Iterable[tuple[str, str]]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     return ((run, list(group)) for run, group in itertools.groupby(sorted(names), key=lambda name: name[0]))
+
+
+def count_epochs(metrics: Sequence[LoggedMetric], where: Mapping[str, str | int]) -> bool:
+    """Return whether the iterations that :func:`list_tracked_steps` lists are epochs where steps count batches."""
+    names = {item.metric for item in metrics if _counts_epochs(item.metric) and len(item.points) > 1}
+    return bool(names) and "metric" not in where
+
+
+def _counts_epochs(metric: str) -> bool:
+    return metric.rsplit("/", 1)[-1] == EPOCH_METRIC
 
 
 def _add_session(steps: dict[float, float], points: Points) -> None:
@@ -134,6 +156,12 @@ def _get_column(item: LoggedMetric, name: str, path: Path, key: str) -> str:
     return columns[name]
 
 
+def _add_point(points: Points, metric: str, step: int, value: float, at_s: float) -> None:
+    """Add when a step was logged; a metric of epochs counts by its value."""
+    position = value if _counts_epochs(metric) and 0 <= value < math.inf else step
+    points[position] = max(at_s, points.get(position, 0.0))
+
+
 # TensorBoard
 
 
@@ -144,10 +172,10 @@ def _read_event_files(root: Path, files: Sequence[Path]) -> list[LoggedMetric]:
     for file in files:
         run = _find_run_folder(file.parent, folders, root)
         split = "" if run == file.parent else f"{file.parent.relative_to(run)}/"
-        for wall_s, step, tags in _iter_events(file):
-            for tag in tags:
+        for wall_s, step, scalars in _iter_events(file):
+            for tag, value in scalars:
                 points = metrics.setdefault((str(run.relative_to(root)), split + tag, file.name), {})
-                points[step] = max(wall_s, points.get(step, 0.0))
+                _add_point(points, tag, step, value, wall_s)
     return [LoggedMetric(run=r, metric=m, session=s, points=points) for (r, m, s), points in metrics.items()]
 
 
@@ -159,8 +187,8 @@ def _find_run_folder(folder: Path, folders: set[Path], root: Path) -> Path:
     return folder.parent if folder != root and folder.name in SPLITS else folder
 
 
-def _iter_events(path: Path) -> Iterator[tuple[float, int, list[str]]]:
-    """Yield the wall time, the step and the names of the scalars of each event; a last, incomplete one is left out.
+def _iter_events(path: Path) -> Iterator[tuple[float, int, Scalars]]:
+    """Yield the wall time, the step and the scalars of each event; a last, incomplete one is left out.
 
     The format is that of TFRecord with messages of ``tensorflow.Event``:
     https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto
@@ -182,21 +210,26 @@ def _iter_events(path: Path) -> Iterator[tuple[float, int, list[str]]]:
         at += size + 16
 
 
-def _parse_event(message: memoryview) -> tuple[float, int, list[str]]:
-    wall_s, step, tags = 0.0, 0, []
+def _parse_event(message: memoryview) -> tuple[float, int, Scalars]:
+    wall_s, step, scalars = 0.0, 0, Scalars()
     for number, value in _iter_fields(message):
         if number == 1 and isinstance(value, memoryview):
             (wall_s,) = struct.unpack("<d", value)
         elif number == 2 and isinstance(value, int):
             step = value
         elif number == 5 and isinstance(value, memoryview):
-            tags = [tag for _, item in _iter_fields(value) if isinstance(item, memoryview) for tag in _list_tags(item)]
-    return wall_s, step, tags
+            scalars = [_parse_scalar(item) for _, item in _iter_fields(value) if isinstance(item, memoryview)]
+    return wall_s, step, scalars
 
 
-def _list_tags(value: memoryview) -> list[str]:
-    fields = _iter_fields(value)
-    return [bytes(tag).decode(errors="replace") for number, tag in fields if number == 1 and not isinstance(tag, int)]
+def _parse_scalar(message: memoryview) -> tuple[str, float]:
+    """Parse the name and the value of what was logged; nan unless it is a plain number."""
+    fields = dict(_iter_fields(message))
+    tag, value = fields.get(1, 0), fields.get(2, 0)
+    number = math.nan
+    if isinstance(value, memoryview) and len(value) == FLOAT_BYTES:
+        (number,) = struct.unpack("<f", value)
+    return "" if isinstance(tag, int) else bytes(tag).decode(errors="replace"), number
 
 
 def _iter_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
@@ -250,8 +283,8 @@ def _read_mlflow_folder(root: Path) -> list[LoggedMetric]:
             name = str(file.relative_to(folder))
             if not name.startswith(SYSTEM_METRICS):
                 item = LoggedMetric(run=run.name, metric=name, experiment=run.parent.name)
-                for at_ms, step in _iter_mlflow_lines(file):
-                    _add_point(item.points, step, at_ms)
+                for at_ms, value, step in _iter_mlflow_lines(file):
+                    _add_point(item.points, name, step, value, at_ms / 1000.0)
                 metrics.append(item)
     return metrics
 
@@ -260,11 +293,11 @@ def _is_active(meta: Path) -> bool:
     return meta.is_file() and b"lifecycle_stage: deleted" not in read_bytes(meta)
 
 
-def _iter_mlflow_lines(file: Path) -> Iterator[tuple[int, int]]:
+def _iter_mlflow_lines(file: Path) -> Iterator[tuple[int, float, int]]:
     for number, line in enumerate(read_bytes(file).decode(errors="replace").splitlines(), 1):
         try:
-            at_ms, _, step, *_ = line.split()
-            yield int(at_ms), int(step)
+            at_ms, value, step, *_ = line.split()
+            yield int(at_ms), float(value), int(step)
         except ValueError as error:
             message = "not a line of milliseconds, value and step, as MLflow writes metrics"
             raise user_error(message, file=f"{file}:{number}:1") from error
@@ -282,11 +315,7 @@ def _read_mlflow_database(path: Path) -> list[LoggedMetric]:
         )
         raise user_error(f"not a database of MLflow: {error}", file=str(path), hint=hint) from error
     metrics: dict[tuple[str, str, str], Points] = {}
-    for run, experiment, name, step, at_ms in rows:
+    for run, experiment, name, value, step, at_ms in rows:
         if not name.startswith(SYSTEM_METRICS):
-            _add_point(metrics.setdefault((run, name, experiment), {}), step, at_ms)
+            _add_point(metrics.setdefault((run, name, experiment), {}), name, step, value, at_ms / 1000.0)
     return [LoggedMetric(run=r, metric=m, experiment=e, points=points) for (r, m, e), points in metrics.items()]
-
-
-def _add_point(points: Points, step: int, at_ms: int) -> None:
-    points[step] = max(at_ms / 1000.0, points.get(step, 0.0))

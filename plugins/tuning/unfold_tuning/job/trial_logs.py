@@ -145,10 +145,12 @@ class TrialLog:
     Attributes:
         steps: By trial, the iterations run by the end of each step and the mean seconds of one of its iterations.
         skipped: Rows with an iteration or time that is nan or infinite, as ``file, line N``.
+        counts_epochs: Whether its iterations are epochs, by a metric that counts them beside its steps.
     """
 
     steps: Mapping[str, Sequence[tuple[float, float]]]
     skipped: tuple[str, ...] = ()
+    counts_epochs: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,7 @@ class TrialLogSummary:
     """Iteration times of a record: mean and standard deviation in seconds, and the variation between trials.
 
     ``pause`` describes an iteration that probably contains one; empty if none does. ``last`` is the largest number of
-    iterations that a trial had run.
+    iterations that a trial had run. ``counts_epochs`` is that of the log.
     """
 
     mean_s: float
@@ -228,6 +230,7 @@ def summarize_trial_log(log: TrialLog, path: Path) -> TrialLogSummary:
         skipped=log.skipped,
         pause=_describe_pause(log),
         last=max(end for steps in log.steps.values() for end, _ in steps),
+        counts_epochs=log.counts_epochs,
     )
 
 
@@ -254,7 +257,8 @@ def read_trial_log(path: Path, source: TrialLogSource) -> TrialLog:
     skipped: list[str] = []
     is_of_ray = path.is_dir() and any(next(path.rglob(name), None) for name in RAY_FILES)
     if metrics := [] if is_of_ray else read_logged_metrics(path):
-        return _require_steps(list_tracked_steps(metrics, source.where, path, source.key), (), path, source.key)
+        log = _require_steps(list_tracked_steps(metrics, source.where, path, source.key), (), path, source.key)
+        return replace(log, counts_epochs=count_epochs(metrics, source.where))
     for file in _list_files(path):
         for trial, end, seconds in _read_iterations(file, source, skipped, is_single_trial=path.is_dir()):
             by_trial.setdefault(trial, []).append((end, seconds))
