@@ -308,6 +308,15 @@ def test_minutes_and_times_of_a_day_are_no_seconds(tmp_path: Path, head: str, ce
     assert {seconds for _, seconds in steps} == {30.0}
 
 
+def test_a_unit_of_the_spec_overrules_the_names_of_columns(tmp_path: Path) -> None:
+    """CatBoost writes milliseconds in a column without a unit; durations from begin to end are not used then."""
+    (tmp_path / "time_left.tsv").write_text("iter\tPassed\tRemaining\n0\t400\t9\n1\t900\t9\n2\t1400\t9\n")
+    source = TrialLogSource(path="time_left.tsv", elapsed=("Passed",), unit="ms")
+    assert dict(read_trial_log(tmp_path / "time_left.tsv", source).steps[""]) == pytest.approx({1: 0.4, 2: 0.5, 3: 0.5})
+    (tmp_path / "t.csv").write_text("id,duration,start_time,end_time\na,2,1e9,2e9\nb,4,1e9,2e9\n")
+    assert summarize(tmp_path / "t.csv", TrialLogSource(path="t.csv", unit="min")).mean_s == 180.0
+
+
 def test_elapsed_times_that_fall_are_rejected_even_if_named(tmp_path: Path) -> None:
     """Iterations would take no time; a spec that names the wrong role is no better than a wrong guess."""
     (tmp_path / "t.csv").write_text("trial,epoch,t\na,1,20\na,2,21\na,3,19\na,4,20\n")

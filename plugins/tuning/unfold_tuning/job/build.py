@@ -178,6 +178,7 @@ def build_log_source(recorded: Recorded) -> TrialLogSource:
         iteration=_to_names(recorded.iteration),
         elapsed=_to_names(recorded.elapsed),
         seconds=_to_names(recorded.seconds),
+        unit=recorded.unit,
         iters=recorded.iters,
         where=dict(recorded.where),
     )

@@ -16,7 +16,7 @@ import numpy as np
 from unfold_tuning.job.experiment_trackers import count_epochs, list_tracked_steps, read_logged_metrics
 from unfold_tuning.job.record_rows import read_record_rows
 from unfoldkit.api import CsvRow, did_you_mean, format_count, format_duration, format_percent, user_error
-from unfoldkit.arrivals.readers.timestamps import split_unit
+from unfoldkit.arrivals.readers.timestamps import UNITS_S, split_unit
 
 DEFAULT_COLUMNS = {
     "trial": (
@@ -123,6 +123,7 @@ class TrialLogSource:
         iteration: Column of the iterations that a trial has run.
         elapsed: Column of the seconds since a trial began, or of the time of a clock.
         seconds: Column of the seconds of one iteration.
+        unit: Unit of the numbers in the column of times, a key of ``UNITS_S``; if unknown, its name decides.
         iters: Iterations between two rows if no column counts them.
         where: Values by column that a row must have.
         key: The key of the spec that names the record, for messages.
@@ -133,6 +134,7 @@ class TrialLogSource:
     iteration: tuple[str, ...] = ()
     elapsed: tuple[str, ...] = ()
     seconds: tuple[str, ...] = ()
+    unit: str | None = None
     iters: int = 1
     where: Mapping[str, str | int] = field(default_factory=dict)
     key: str = "profile.recorded"
@@ -194,20 +196,26 @@ class _Timing:
     time: str
     is_elapsed: bool
     iters_per_row: int
+    unit_s: float | None
     is_of_one: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Checkpoint:
-    """A row with the iterations that its trial had run by then.
+    """A row with the iterations that its trial had run by then, and its time in seconds; nan without one.
 
-    ``rewound_from`` is the row before it if the trial went back to a checkpoint between the two.
+    ``rewound_from_s`` is the time of the row before it if the trial went back to a checkpoint between the two.
     """
 
     iters: float
     row: CsvRow
-    is_timed: bool = True
-    rewound_from: CsvRow | None = None
+    seconds: float
+    rewound_from_s: float = math.nan
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the row has a time."""
+        return not math.isnan(self.seconds)
 
 
 def summarize_trial_log(log: TrialLog, path: Path) -> TrialLogSummary:
@@ -317,7 +325,7 @@ def _read_iterations(
     by_checkpoints = {trial: _read_checkpoints(trial_rows, timing, skipped) for trial, trial_rows in by_trial.items()}
     _require_clear_times(by_checkpoints.values(), rows, timing, source)
     if not timing.is_elapsed and timing.count:
-        timing = replace(timing, is_of_one=_has_times_of_one(by_checkpoints.values(), timing))
+        timing = replace(timing, is_of_one=_has_times_of_one(by_checkpoints.values()))
     for trial, checkpoints in by_checkpoints.items():
         ordered = (
             _drop_repeated(checkpoints)
@@ -331,7 +339,7 @@ def _read_iterations(
 def _has_no_times_but_spans(source: TrialLogSource, columns: Sequence[str]) -> bool:
     """Return whether the times of a table are at most those from begin to end of its trials, as durations are."""
     times = [name for role in ("elapsed", "seconds") for name in _find_columns(source, role, columns)]
-    is_named = bool(source.elapsed or source.seconds)
+    is_named = bool(source.elapsed or source.seconds or source.unit)
     return not is_named and all(_normalize_name(name) == DURATION_COLUMN for name in times)
 
 
@@ -358,7 +366,8 @@ def _find_timing(path: Path, source: TrialLogSource, columns: Sequence[str]) -> 
             f"there are {', '.join(columns[:12])}"
         )
         raise user_error("no column of times is known here", file=str(path), key=f"{source.key}.elapsed", hint=hint)
-    return _Timing(count, (elapsed or seconds)[0], bool(elapsed), source.iters)
+    unit_s = None if source.unit is None else UNITS_S[source.unit]
+    return _Timing(count, (elapsed or seconds)[0], bool(elapsed), source.iters, unit_s)
 
 
 def _require_clear_times(
@@ -384,11 +393,11 @@ def _require_no_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key:
     Raises:
         UnfoldError: They rise from row to row of every trial.
     """
-    rows = [[checkpoint.row for checkpoint in trial if checkpoint.is_timed] for trial in trials]
-    times = [[_parse_seconds(row, column) for row in trial] for trial in rows if len(trial) >= MIN_RISING]
+    rows = [[checkpoint for checkpoint in trial if checkpoint.is_timed] for trial in trials]
+    times = [[checkpoint.seconds for checkpoint in trial] for trial in rows if len(trial) >= MIN_RISING]
     if times and all(later > earlier for trial in times for earlier, later in itertools.pairwise(trial)):
         hint = f"write {key}.elapsed: {column} if it counts from the start of a trial, else {key}.seconds: {column}"
-        raise rows[0][0].wrong("the column rises from row to row of each trial", column, hint)
+        raise rows[0][0].row.wrong("the column rises from row to row of each trial", column, hint)
 
 
 def _require_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key: str) -> None:
@@ -397,8 +406,8 @@ def _require_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key: st
     Raises:
         UnfoldError: They fall often, or never change: each is probably the time of one iteration.
     """
-    rows = [[checkpoint.row for checkpoint in trial if checkpoint.is_timed] for trial in trials]
-    times = [[_parse_seconds(row, column) for row in trial] for trial in rows if len(trial) >= MIN_RISING]
+    rows = [[checkpoint for checkpoint in trial if checkpoint.is_timed] for trial in trials]
+    times = [[checkpoint.seconds for checkpoint in trial] for trial in rows if len(trial) >= MIN_RISING]
     pairs = [pair for trial in times for pair in itertools.pairwise(trial)]
     # a restart falls further
     falls = sum(RESTART_FRACTION * earlier <= later < earlier < CLOCK_S for earlier, later in pairs)
@@ -407,10 +416,10 @@ def _require_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key: st
     if is_constant or (falls > MAX_FALLS * len(pairs) and not has_grown):
         hint = f"write {key}.seconds: {column} if it is the time of one iteration"
         message = "the column does not rise from row to row of a trial"
-        raise next(trial[0] for trial in rows if len(trial) >= MIN_RISING).wrong(message, column, hint)
+        raise next(trial[0].row for trial in rows if len(trial) >= MIN_RISING).wrong(message, column, hint)
 
 
-def _has_times_of_one(trials: Iterable[Sequence[_Checkpoint]], timing: _Timing) -> bool:
+def _has_times_of_one(trials: Iterable[Sequence[_Checkpoint]]) -> bool:
     """Return whether each time is that of one iteration, and not of all since the row before.
 
     Times of all grow with the iterations between two rows. Where rows are equally far apart, nothing shows it: then
@@ -422,9 +431,8 @@ def _has_times_of_one(trials: Iterable[Sequence[_Checkpoint]], timing: _Timing) 
         done = 0.0
         for checkpoint in sorted(trial, key=lambda checkpoint: checkpoint.iters):
             gap, done = checkpoint.iters - done, checkpoint.iters
-            seconds = _parse_seconds(checkpoint.row, timing.time) if checkpoint.is_timed else 0.0
-            if gap > 0 and seconds > 0:
-                logs.append((math.log(gap), math.log(seconds)))
+            if gap > 0 and checkpoint.seconds > 0:
+                logs.append((math.log(gap), math.log(checkpoint.seconds)))
     gaps, seconds_logs = np.array(logs).reshape(-1, 2).T
     if len(set(gaps)) < 2:
         return max(map(len, trials)) > 1
@@ -467,7 +475,8 @@ def _read_checkpoints(rows: Sequence[CsvRow], timing: _Timing, skipped: list[str
             skipped.append(f"{row.path.name}, line {row.line}")
         if is_finite[0] or not timing.count:
             iters = row.number(timing.count[0], least=0) if timing.count else float(n * timing.iters_per_row)
-            checkpoints.append(_Checkpoint(iters, row, is_finite[-1]))
+            seconds = _parse_seconds(row, timing.time, timing.unit_s) if is_finite[-1] else math.nan
+            checkpoints.append(_Checkpoint(iters, row, seconds))
     return checkpoints
 
 
@@ -477,7 +486,7 @@ def _is_rewound(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> bool:
     falls = sum(later.iters < earlier.iters for earlier, later in itertools.pairwise(rows))
     if not (timing.is_elapsed and timing.count) or not 0 < falls <= MAX_REWINDS * len(rows):
         return False
-    times = [_parse_seconds(checkpoint.row, timing.time) for checkpoint in rows]
+    times = [checkpoint.seconds for checkpoint in rows]
     return times == sorted(times)
 
 
@@ -489,7 +498,7 @@ def _drop_repeated(checkpoints: Sequence[_Checkpoint]) -> list[_Checkpoint]:
         is_rewound = before.iters > checkpoint.iters and before.is_timed
         while valid and valid[-1].iters >= checkpoint.iters:
             valid.pop()
-        valid.append(replace(checkpoint, rewound_from=before.row) if is_rewound else checkpoint)
+        valid.append(replace(checkpoint, rewound_from_s=before.seconds) if is_rewound else checkpoint)
     return valid
 
 
@@ -502,15 +511,15 @@ def _compute_iteration_seconds(
         # the next step covers what a row without a time would have
         checkpoints = _merge_rows([checkpoint for checkpoint in checkpoints if checkpoint.is_timed], timing)
     checkpoints = _count_from_one(checkpoints, timing)
-    if timing.is_elapsed and checkpoints and _is_clock(checkpoints[0].row, timing.time):
+    if timing.is_elapsed and checkpoints and _is_clock(checkpoints[0], timing.time):
         # when its first step began is unknown
-        done, previous_s = checkpoints[0].iters, _parse_seconds(checkpoints[0].row, timing.time)
+        done, previous_s = checkpoints[0].iters, checkpoints[0].seconds
         checkpoints = checkpoints[1:]
     elif checkpoints and checkpoints[0].iters == 0:
-        previous_s = _parse_seconds(checkpoints[0].row, timing.time) if timing.is_elapsed else 0.0
+        previous_s = checkpoints[0].seconds if timing.is_elapsed else 0.0
         checkpoints = checkpoints[1:]
     elif timing.is_elapsed:
-        done = _find_resumed(checkpoints, timing)
+        done = _find_resumed(checkpoints)
     for checkpoint in checkpoints:
         if checkpoint.iters <= done:
             hint = "profile.recorded.trial names the columns that identify a trial; where: {column: value} selects rows"
@@ -519,11 +528,10 @@ def _compute_iteration_seconds(
         if not checkpoint.is_timed:
             done = checkpoint.iters
             continue
-        seconds = _parse_seconds(checkpoint.row, timing.time)
-        if timing.is_elapsed and checkpoint.rewound_from is not None:
+        seconds = checkpoint.seconds
+        if timing.is_elapsed and checkpoint.rewound_from_s <= seconds:
             # the work that was lost is not part of this step
-            lost_s = _parse_seconds(checkpoint.rewound_from, timing.time)
-            previous_s = lost_s if lost_s <= seconds else previous_s
+            previous_s = checkpoint.rewound_from_s
         if timing.is_elapsed and seconds < previous_s:
             _require_no_clock_change(checkpoint.row, timing.time, previous_s - seconds, previous_s, trial)
             previous_s = 0.0 if seconds < RESTART_FRACTION * previous_s else previous_s
@@ -532,7 +540,7 @@ def _compute_iteration_seconds(
         done, previous_s = checkpoint.iters, max(previous_s, seconds)
 
 
-def _find_resumed(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> float:
+def _find_resumed(checkpoints: Sequence[_Checkpoint]) -> float:
     """Find the iterations that a trial had run before its record and its elapsed time began; usually none.
 
     A trial that was resumed in a new record first reports many iterations, after the time of few.
@@ -540,7 +548,7 @@ def _find_resumed(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> float:
     if len(checkpoints) < MIN_RISING:
         return 0.0
     gap = float(np.median(np.diff([checkpoint.iters for checkpoint in checkpoints])))
-    times = [_parse_seconds(checkpoint.row, timing.time) for checkpoint in checkpoints]
+    times = [checkpoint.seconds for checkpoint in checkpoints]
     step_s, first = float(np.median(np.diff(times))), checkpoints[0].iters
     is_resumed = gap > 0 and first > MIN_RESUMED * gap and times[0] < MAX_RESUMED * step_s * first / gap
     return first - gap if is_resumed else 0.0
@@ -555,7 +563,7 @@ def _merge_rows(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> Sequence
     if not timing.count or len({checkpoint.iters for checkpoint in checkpoints}) == len(checkpoints):
         return checkpoints
     seen = {(checkpoint.iters, *_describe_row(checkpoint.row, timing.count[0])) for checkpoint in checkpoints}
-    times = [_parse_seconds(checkpoint.row, timing.time) for checkpoint in checkpoints]
+    times = [checkpoint.seconds for checkpoint in checkpoints]
     if len(seen) < len(checkpoints) or any(later < earlier for earlier, later in itertools.pairwise(times)):
         return checkpoints
     return list({checkpoint.iters: checkpoint for checkpoint in checkpoints}.values())
@@ -605,21 +613,27 @@ def _count_from_one(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> Sequ
     """
     if len(checkpoints) < 2 or checkpoints[0].iters != 0 or not all(item.is_timed for item in checkpoints[:2]):
         return checkpoints
-    first, second = (_parse_seconds(checkpoint.row, timing.time) for checkpoint in checkpoints[:2])
+    first, second = (checkpoint.seconds for checkpoint in checkpoints[:2])
     step_s = (second - first) / checkpoints[1].iters if timing.is_elapsed else second
-    if _is_clock(checkpoints[0].row, timing.time) or 2 * first < step_s or not first:
+    if _is_clock(checkpoints[0], timing.time) or 2 * first < step_s or not first:
         return checkpoints
     return [replace(checkpoint, iters=checkpoint.iters + 1) for checkpoint in checkpoints]
 
 
-def _is_clock(row: CsvRow, column: str) -> bool:
+def _is_clock(checkpoint: _Checkpoint, column: str) -> bool:
     """Return whether a time is that of a clock: since 1970, or the time of a day in a column of such a name."""
-    is_of_day = ":" in row[column] and _normalize_name(column) in CLOCK_COLUMNS
-    return is_of_day or _parse_seconds(row, column) >= CLOCK_S
+    is_of_day = ":" in checkpoint.row[column] and _normalize_name(column) in CLOCK_COLUMNS
+    return is_of_day or checkpoint.seconds >= CLOCK_S
 
 
-def _parse_seconds(row: CsvRow, column: str) -> float:
-    """Parse a cell as seconds; Optuna writes ``0 days 00:01:12.5``, and a clock a date or seconds since 1970."""
+def _parse_seconds(row: CsvRow, column: str, unit_s: float | None = None) -> float:
+    """Parse a cell as seconds; Optuna writes ``0 days 00:01:12.5``, and a clock a date or seconds since 1970.
+
+    Args:
+        row: Its row.
+        column: Its column.
+        unit_s: Seconds of the unit of a number; if unknown, the column's name or the size of the number decides.
+    """
     match = _TIMEDELTA.fullmatch(row[column].strip())
     if match is None:
         with contextlib.suppress(ValueError):
@@ -629,6 +643,8 @@ def _parse_seconds(row: CsvRow, column: str) -> float:
                 return (date if date.tzinfo else date.replace(tzinfo=dt.UTC)).timestamp()
         if not row[column].strip()[:1].isdigit() or not set(row[column]) & set("/:_"):
             seconds = row.number(column, least=0)
+            if unit_s is not None:
+                return seconds * unit_s
             return scale_clock(seconds) if seconds >= CLOCK_SCALES[-1][0] else seconds * _find_unit_s(column, row.cells)
         raise row.wrong(f"{row[column][:40]!r} is not a time", column, "write 2026-05-01T12:00:00+02:00, or seconds")
     return float(match[1] or 0) * 86400 + float(match[2]) * 3600 + float(match[3]) * 60 + float(match[4])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -38,6 +38,8 @@ Variation = Annotated[
 ]
 """A coefficient of variation: 0.25, 25%, or 150% where a few trials take far longer than the others."""
 
+TimeUnit = Literal["ns", "us", "ms", "s", "min", "h", "d"]
+
 Names = Annotated[str | tuple[str, ...], Field(union_mode="left_to_right")]
 
 
@@ -53,6 +55,9 @@ class Recorded(Model):
     iteration: str | None = Field(default=None, description="iterations that a trial has run")
     elapsed: str | None = Field(default=None, description="seconds since a trial began")
     seconds: str | None = Field(default=None, description="seconds of an iteration, if there is no elapsed time")
+    unit: TimeUnit | None = Field(
+        default=None, description="of the numbers in the column of times, if its name does not end with it"
+    )
     iters: Count = Field(default=1, description="iterations between two rows, if no column counts them")
     accelerators: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="accelerators of each trial")
     where: dict[str, Annotated[str | int, Field(union_mode="left_to_right")]] = Field(
