@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 from unfoldkit.errors import UnfoldError, internal_error, require_packages, user_error
 
+CONNECT_TIMEOUT_S = 10.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -54,6 +56,7 @@ def connect_ray(address: str | None) -> ModuleType:
 
     if not ray.is_initialized():
         try:
+            require_listener(address or "")
             with keeping_signal_handlers():
                 # without an address, Ray would look for the last cluster of this machine, which may have ended
                 ray.init(
@@ -66,6 +69,20 @@ def connect_ray(address: str | None) -> ModuleType:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise internal_error(f"Ray does not start on this machine: {reason}", hint="is it too busy?") from error
     return ray  # type: ignore[no-any-return]
+
+
+def require_listener(address: str) -> None:
+    """Require that something listens at the address of a head: Ray itself would try for ten minutes.
+
+    Raises:
+        ConnectionError: Nothing does. Addresses without a port, such as ``auto``, are not checked.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+        except (OSError, OverflowError) as error:
+            raise ConnectionError(str(error)) from error
 
 
 @contextmanager

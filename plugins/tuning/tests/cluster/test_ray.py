@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -33,7 +34,9 @@ from unfold_tuning.job.schedule import Stage, build_custom_stages
 from unfold_tuning.job.search_space import Uniform
 from unfold_tuning.trial.ledger import Ledger, open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
+from unfoldkit.api import UnfoldError
 from unfoldkit.catalog.billing import Billing
+from unfoldkit.engines.ray import connect_ray
 
 pytestmark = [
     pytest.mark.ray,
@@ -44,6 +47,20 @@ pytestmark = [
 ]
 NODE = Machine("p", 2, 3600.0, max_instances=3, billing=Billing(0.0, 0.0))
 PROFILE = Profile(LogNormal(0.05), ((1, 1.0), (2, 1.9)), ((4, 3.0),))
+
+
+def test_an_address_at_which_nothing_listens_is_an_error_at_once() -> None:
+    """Ray would try for ten minutes, in which nothing of the run would be visible."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(UnfoldError, match=rf"no Ray cluster responds at {address} .*RAY_AUTH_MODE=token"):
+            ray_nodes.RemoteRayNodes(address).open()
+        with pytest.raises(UnfoldError, match=rf"no Ray cluster responds at ray://{address}"):
+            connect_ray(f"ray://{address}")
+    # most of it is the import of Ray
+    assert time.monotonic() - began < 30
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from unfold_tuning.cluster.local_ray_process import NodeCommand, RaySupervisor, start_supervisor
 from unfoldkit.api import internal_error, require_packages, user_error
-from unfoldkit.engines.ray import keeping_signal_handlers
+from unfoldkit.engines.ray import keeping_signal_handlers, require_listener
 
 JOIN_TIMEOUT_S = 900.0
 POLL_S = 0.05
@@ -106,6 +106,7 @@ class RemoteRayNodes:
         ray = import_ray()
         if not ray.is_initialized():
             try:
+                require_listener(self.address)
                 with keeping_signal_handlers():
                     ray.init(address=self.address, **INIT_OPTIONS)
             except ConnectionError as error:
