@@ -27,6 +27,8 @@ DEGREES = 4.0
 MAX_DRIFT = 2.0
 CREDIT = 0.75
 """The fraction of a learnt speed-up that is believed; a learnt slow-down is believed entirely."""
+CREDIT_NARROW = 0.5
+"""The fraction of a spread below the usual one that is believed, in logarithms: later stages may spread more."""
 PROFILED_TRIALS = 8
 PROFILE_ITERS = (4, 12)
 """The iterations with which the two windows of a profile end."""
@@ -541,12 +543,17 @@ def estimate_log_spread(values: FloatArray) -> float:
 
 
 def estimate_spread_factor(record: PaceRecord, profiled: IntArray) -> float:
-    """Estimate how much wider the trials of an unknown job spread than the default prior assumes; at least 1.
+    """Estimate how much wider or narrower the trials of an unknown job spread than the default prior assumes.
 
-    It is shrunk towards the prior. A profile that looks narrower makes no margin smaller.
+    It is shrunk towards the prior. Even equal trials make the margin only so much smaller: their likelihood decides
+    less than the prior where they are few.
     """
     excess, sampling = _measure_excess(record, profiled, TRIAL_STD)
-    return math.exp(max(0.0, excess * SPREAD_STD**2 / (SPREAD_STD**2 + sampling)))
+    log_factor = excess * SPREAD_STD**2 / (SPREAD_STD**2 + sampling)
+    if log_factor >= 0:
+        return math.exp(log_factor)
+    # n trials have a density of the log spread that falls by at most n - 1 with it, and 2 (n - 1) is 1 / sampling
+    return math.exp(CREDIT_NARROW * max(log_factor, -0.5 * SPREAD_STD**2 / sampling))
 
 
 def estimate_unlike_factor(record: PaceRecord, profiled: IntArray, usual: float, std: float) -> float:
