@@ -33,7 +33,7 @@ from unfold_pipeline.report.plan_file import PlannedEnvelope
 from unfold_pipeline.runtime.local import LocalRuntime
 from unfold_pipeline.runtime.query_admission import QueryGate
 from unfold_pipeline.runtime.stage import Query
-from unfold_pipeline.serving.app import build_app
+from unfold_pipeline.serving.app import PipelineApp, build_app
 from unfold_pipeline.serving.dashboard import PlannedService
 from unfold_pipeline.serving.inference import ServiceSettings
 
@@ -165,38 +165,45 @@ def test_without_a_target_all_queries_are_admitted() -> None:
     assert admitted(np.linspace(0.0, 1.0, 5000), 0.01, 1, math.inf)[1] == 0
 
 
+def build_napping_app(folder: Path) -> tuple[PipelineApp, LocalRuntime]:
+    """Return a pipeline of one stage that takes 50 ms, with a target of 200 ms, and its replicas."""
+    (folder / "served.py").write_text("import time\n\ndef nap(rows):\n    time.sleep(0.05)\n    return rows\n")
+    running = LocalRuntime(
+        plan_stages(["a"], [ModelSource(code="served:nap", folder=str(folder))], (StageConfig(0, 1, 1),))
+    )
+    promise = PlannedService(0.2, 0.99, (), PlannedEnvelope(np.empty(0), np.empty(0, dtype=np.int64)))
+    running.stages[0].speed.mean_s = 0.05
+    return build_app("pipe", ALONE, running, 2, ServiceSettings(0, None, promise)), running
+
+
+async def send_query(app: PipelineApp) -> tuple[int, int, float]:
+    """Send a request; return its status, ``Retry-After`` (0: none), and the seconds until the response."""
+    sent: list[Any] = []
+    body = b'{"inputs":[{"name":"x","datatype":"FP64","shape":[1,2],"data":[1,2]}]}'
+    began_s = time.perf_counter()
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app({"type": "http", "method": "POST", "path": "/v2/models/pipe/infer", "headers": []}, receive, send)
+    retry = int(dict(sent[0]["headers"]).get(b"retry-after", 0))
+    return int(sent[0]["status"]), retry, time.perf_counter() - began_s
+
+
 @pytest.mark.timed
 def test_server_keeps_the_waiting_bound(tmp_path: Path) -> None:
     """Of 80 requests at once, those that fit into the bound are answered; the others get a retry time at once."""
-    (tmp_path / "served.py").write_text("import time\n\ndef nap(rows):\n    time.sleep(0.05)\n    return rows\n")
-    running = LocalRuntime(
-        plan_stages(["a"], [ModelSource(code="served:nap", folder=str(tmp_path))], (StageConfig(0, 1, 1),))
-    )
-    promise = PlannedService(0.2, 0.99, (), PlannedEnvelope(np.empty(0), np.empty(0, dtype=np.int64)))
-    app = build_app("pipe", ALONE, running, 2, ServiceSettings(0, None, promise))
-    running.stages[0].speed.mean_s = 0.05
-
-    async def ask() -> tuple[int, int, float]:
-        sent: list[Any] = []
-        body = b'{"inputs":[{"name":"x","datatype":"FP64","shape":[1,2],"data":[1,2]}]}'
-        began_s = time.perf_counter()
-
-        async def receive() -> dict[str, object]:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        await app({"type": "http", "method": "POST", "path": "/v2/models/pipe/infer", "headers": []}, receive, send)
-        retry = int(dict(sent[0]["headers"]).get(b"retry-after", 0))
-        return int(sent[0]["status"]), retry, time.perf_counter() - began_s
+    app, running = build_napping_app(tmp_path)
 
     async def scene() -> tuple[list[tuple[int, int, float]], int]:
         await running.start()
-        found = await asyncio.gather(*(ask() for _ in range(80)))
+        found = await asyncio.gather(*(send_query(app) for _ in range(80)))
         after = 1
         # a query that ended at the bound may still occupy the replica
-        while (await ask())[0] != 200:
+        while (await send_query(app))[0] != 200:
             await asyncio.sleep(0.2)
             after += 1
         await running.stop()
@@ -211,6 +218,24 @@ def test_server_keeps_the_waiting_bound(tmp_path: Path) -> None:
     assert min(retry for retry, _ in refused) >= 1
     assert app.gateway.record.arrivals.total == 80 + after
     assert app.gateway.record.outcomes["refused"] == len(refused) + after - 1
+
+
+def test_stopped_stage_is_unavailable(tmp_path: Path) -> None:
+    """While no replica of a stage serves, queries which cannot wait for the next one get 503, not 429."""
+    app, running = build_napping_app(tmp_path)
+
+    async def scene() -> list[tuple[int, int]]:
+        await running.start()
+        stage = running.stages[0]
+        stage.activation.seconds, stage.workers[0].is_ready = 7.0, False
+        stopped = await send_query(app)
+        stage.workers[0].is_ready = True
+        served = await send_query(app)
+        await running.stop()
+        return [stopped[:2], served[:2]]
+
+    assert asyncio.run(asyncio.wait_for(scene(), 60)) == [(503, 7), (200, 0)]
+    assert app.gateway.record.outcomes["refused"] == 1
 
 
 @pytest.mark.timed

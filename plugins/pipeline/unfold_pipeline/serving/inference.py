@@ -103,15 +103,24 @@ class InferenceGateway:
         """Rows in the pipeline."""
         return self.gate.in_flight
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stage has no replica that serves: its queries wait for a start, not for other queries."""
+        return not all(self.runtime.serving_replicas())
+
     def full(self, rows: int) -> int:
-        """Return 0 if the rows can be admitted, otherwise the seconds after which to retry."""
-        wait_s = self.gate.compute_retry_delay(rows)
+        """Return 0 if the rows are not too many, otherwise the seconds after which to retry.
+
+        While the pipeline is stopped, :meth:`submit` decides: the status of its refusal differs.
+        """
+        wait_s = 0.0 if self.is_stopped else self.gate.compute_retry_delay(rows)
         return max(math.ceil(wait_s), int(self.in_flight + rows > self.limits.queue_rows))
 
     def estimate_retry(self) -> int:
-        """Return the seconds after which to repeat a request that was admitted and not answered, at least one."""
+        """Return the seconds after which to repeat a request that was not answered, at least one."""
         stopped_s = [load.restart_s for load in self.runtime.measure_loads() if not load.replicas]
-        return max(1, self.full(1), math.ceil(min(MAX_RETRY_S, max(stopped_s, default=0.0))))
+        wait_s = max(self.gate.compute_retry_delay(), min(MAX_RETRY_S, max(stopped_s, default=0.0)))
+        return max(1, self.full(1), math.ceil(wait_s))
 
     def note_rejections(self, requests: int) -> None:
         """Count the rows of refused requests as demand.
@@ -133,6 +142,10 @@ class InferenceGateway:
                 done(TOO_MANY_ROWS)
                 return
             raise QueueFull(retry_s)
+        if self.gate.compute_retry_delay(call.rows):
+            self._refuse_rows(call.rows)
+            done(Rejection(503, UNAVAILABLE, self.estimate_retry()))
+            return
         PendingRequest(self, done, [None] * call.rows).submit_rows(inputs[INPUT_NAME], call.deadline)
 
     def close(self) -> None:
