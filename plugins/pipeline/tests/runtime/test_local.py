@@ -371,3 +371,21 @@ def test_plan_beyond_the_nodes_is_rejected(place: Callable[[dict[str, Any], int]
     """A limit per node that the cluster cannot satisfy is rejected at once."""
     with pytest.raises(UnfoldError, match="do not fit on 3 nodes"):
         asyncio.run(asyncio.wait_for(place({"spread": {"most": 1}}, 4).start(), 60))
+
+
+def test_restart_replaces_the_time_of_common_starts(tmp_path: Path) -> None:
+    """Replicas that start together compete for cores: the first later start replaces their activation time."""
+    (tmp_path / "served.py").write_text(CODE)
+    source = ModelSource(code="served:nap", folder=str(tmp_path))
+    running = LocalRuntime(plan_stages(["a"], [source], (StageConfig(0, 1, 1),)))
+    stage = running.stages[0]
+
+    async def scene() -> None:
+        await running.start()
+        stage.activation.seconds = 400.0
+        os.kill(stage.workers[0].replica.process.pid or 0, signal.SIGKILL)
+        await until(lambda: running.count_replaced() == 1 and running.serving_replicas() == (1,))
+        await running.stop()
+
+    asyncio.run(asyncio.wait_for(scene(), 120))
+    assert 0.0 < stage.activation.seconds < 60.0

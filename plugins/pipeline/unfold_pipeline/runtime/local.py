@@ -398,6 +398,8 @@ class LocalRuntime:
         is_ready = all(worker.is_ready for stage in self.stages for worker in stage.workers)
         if self._started is not None and not self._started.done() and is_ready:
             self._started.set_result(None)
+            for stage in self.stages:
+                stage.activation.expect_single_starts()
 
     def _schedule_dispatch(self) -> None:
         if not self._is_dispatch_scheduled:

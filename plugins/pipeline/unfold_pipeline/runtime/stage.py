@@ -187,6 +187,10 @@ class ActivationTime:
         self.count += 1
         self.seconds += max(1.0 / self.count, ACTIVATION_STEP) * (seconds - self.seconds)
 
+    def expect_single_starts(self) -> None:
+        """Let the next start replace the average: those so far competed with each other for cores."""
+        self.count = 0
+
     def estimate(self, waited_s: float) -> float:
         """Return the seconds of a start; a replica that is awaited for longer shows that starts take at least that."""
         return max(self.seconds, waited_s)
