@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from unfold_pipeline.runtime import ray_serve
 from unfold_pipeline.runtime.ray_replica import RowAnswer
 from unfold_pipeline.runtime.ray_serve import RayRuntime
 from unfold_pipeline.runtime.stage import Query
+from unfoldkit.api import UnfoldError, internal_error
 
 CPU = HardwareOption("core", 0.05, interpolate_latency([(1, 0.015), (4, 0.03)]))
 PIPE = Pipeline((Stage("a", (), (CPU,)),))
@@ -162,3 +163,27 @@ def test_queries_that_no_replica_can_take_wait_here() -> None:
 
     ends = asyncio.run(asyncio.wait_for(scene(), 10))
     assert [ends.count(answers) for answers in ({"a": 0.0}, {"a": 1.0})] == [1, 6]
+
+
+@pytest.mark.parametrize("has_ray", [False, True])
+def test_stopping_what_did_not_start_raises_nothing(monkeypatch: pytest.MonkeyPatch, has_ray: bool) -> None:
+    """Where Ray did not start, it is not started to delete from; without Ray Serve, nothing is left to delete."""
+    serve = pytest.importorskip("ray.serve", reason="Ray is not installed")
+    deleted = list[str]()
+
+    def fail_to_connect(_address: str | None) -> None:
+        raise internal_error("Ray does not start")
+
+    def delete(app: str) -> None:
+        deleted.append(app)
+        raise serve.exceptions.RayServeException("There is no Serve instance running")
+
+    monkeypatch.setattr(ray_serve, "connect_ray", fail_to_connect)
+    monkeypatch.setattr(serve, "delete", delete)
+    running = RayRuntime(plan_stages(["a"], [ModelSource(code="models:a")], (StageConfig(0, 1, 1),)), None)
+    with pytest.raises(UnfoldError, match="Ray does not start"):
+        asyncio.run(running.start())
+    if has_ray:
+        running._ray = cast("Any", serve)
+    asyncio.run(running.stop())
+    assert len(deleted) == has_ray

@@ -237,15 +237,21 @@ class RayRuntime:
 
     async def stop(self) -> None:
         """End all replicas."""
-        from ray import serve
-
         self._has_ended = True
+        if self._ray is None:
+            # Ray did not start, and its functions would start it again
+            return
+        from ray import serve
+        from ray.serve.exceptions import RayServeException
+
         if self._monitor is not None:
             self._monitor.cancel()
         # a change in progress would deploy again what is deleted here
         async with self._changes:
-            for stage in self.stages:
-                await asyncio.to_thread(serve.delete, stage.app)
+            # without Ray Serve, as where it did not start, there is nothing to delete
+            with contextlib.suppress(RayServeException):
+                for stage in self.stages:
+                    await asyncio.to_thread(serve.delete, stage.app)
         for task in self._tasks:
             task.cancel()
 
