@@ -140,6 +140,10 @@ PAGE: dict[str, list[str]] = {
     "describe_spec_latency": [sentences.describe_spec_latency(["detect"], "core")],
     "describe_branch": [sentences.describe_branch("plates", 0.3, 0.612)],
     "describe_core_shortage": [sentences.describe_core_shortage(4.5, 2)],
+    "describe_other_hardware": [
+        sentences.describe_other_hardware("l4", "this machine (cpu in the spec)"),
+        sentences.describe_other_hardware("l4", "any node of the Ray cluster"),
+    ],
     "describe_speed": [sentences.describe_speed([("detect", 1.1), ("classify", 0.98)])],
     "describe_stages": [sentences.describe_stages(1), sentences.describe_stages(4)],
     "describe_stopped_search": [sentences.describe_stopped_search(2.5e8)],

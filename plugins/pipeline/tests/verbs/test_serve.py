@@ -246,6 +246,20 @@ def test_replicas_without_a_core_each_are_warned_of(tmp_path: Path, monkeypatch:
     assert messages[-1].startswith("replicas can keep 2 cores busy, and this machine has 1;")
 
 
+def test_stages_on_other_hardware_are_warned_of(tmp_path: Path) -> None:
+    """A stage that the plan places on a GPU is served on this machine all the same."""
+    (tmp_path / "served.py").write_text(CODE)
+    text = NAPS.replace("max_batch: 4", "latency: {l4: {1: 15 ms}}").replace("core: {", "l4: {price: $1/h}, core: {")
+    heard: list[logging.LogRecord] = []
+    log = logging.Logger("hardware")  # noqa: LOG001 - of this test alone
+    log.addFilter(lambda record: not heard.append(record))
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True, log=log)
+    for machine in ("core", "l4"):
+        serve.serve(validate(PipelineSpec, parse(f"{text}machine: {machine}\n", "naps.yaml")), run)
+    (message,) = [record.getMessage() for record in heard if "places it" in record.getMessage()]
+    assert "the plan places it on l4, and it runs on this machine (core in the spec)" in message
+
+
 @pytest.mark.parametrize(("key", "count"), [("", 1), (", features: 3", 0)])
 def test_an_assumed_number_of_features_is_warned_of(tmp_path: Path, key: str, count: int) -> None:
     """Code does not say how many numbers it reads: unless the spec does, requests are those of the digits."""

@@ -453,6 +453,11 @@ def describe_core_shortage(busy: float, cores: int) -> str:
     return f"replicas can keep {busy:.3g} cores busy, and this machine has {cores}; the plan assumes a core for each"
 
 
+def describe_other_hardware(planned: str, place: str) -> str:
+    """Return that a stage is served elsewhere than on the hardware that the plan pays for."""
+    return f"the plan places it on {planned}, and it runs on {place}: latencies and prices differ from the plan"
+
+
 def describe_profile(fresh: int, stages: int, hardware: str, folder: str) -> str:
     """Return the headline of a profile."""
     return f"measured {fresh} of {stages} stages on this machine ({hardware} in the spec) · saved in {folder}"

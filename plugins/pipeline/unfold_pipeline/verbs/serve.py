@@ -21,7 +21,7 @@ from unfold_pipeline.replay.load_generator import MeasuredTrace, replay_trace
 from unfold_pipeline.replay.prediction import ReplaySetup, measure_cpu_fractions
 from unfold_pipeline.report.measured_replay import build_measured_report
 from unfold_pipeline.report.plan_file import parse_saved_plan
-from unfold_pipeline.report.sentences import describe_core_shortage, describe_no_plan
+from unfold_pipeline.report.sentences import describe_core_shortage, describe_no_plan, describe_other_hardware
 from unfold_pipeline.runtime.deployment import Deployment, build_deployment
 from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.runtime.models.flow_resolution import reads_request
@@ -56,6 +56,7 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     deployment = prepare_deployment(spec, run)
     _warn_of_unlimited_scaling(deployment, run)
     _warn_of_few_cores(deployment, run)
+    _warn_of_other_hardware(deployment, run)
     _warn_of_assumed_width(deployment, run)
     if not trace:
         return _build_service(deployment, run)
@@ -210,6 +211,16 @@ def _warn_of_few_cores(deployment: Deployment, run: Run) -> None:
     busy = sum(config.replicas * cpu for config, cpu in zip(deployment.plan, fractions, strict=True))
     if run.engine.name == "local" and busy > cores:
         run.log.warning("%s", describe_core_shortage(busy, cores))
+
+
+def _warn_of_other_hardware(deployment: Deployment, run: Run) -> None:
+    """Warn of stages that are served on other hardware than planned: replicas start where the engine has room."""
+    problem = deployment.problem
+    machine, pipeline = problem.latency_sources.machine, problem.pipeline
+    place = f"this machine ({machine} in the spec)" if run.engine.name == "local" else "any node of the Ray cluster"
+    for stage, option in zip(pipeline.stages, pipeline.chosen_options(deployment.plan), strict=True):
+        if option.hardware != machine:
+            run.log.warning("stages.%s: %s", stage.name, describe_other_hardware(option.hardware, place))
 
 
 def _warn_of_assumed_width(deployment: Deployment, run: Run) -> None:
