@@ -19,6 +19,7 @@ from unfold_pipeline.problem.exported_plan import assign_labels
 from unfold_pipeline.report.export_kserve import export_kserve
 from unfold_pipeline.report.export_ray_serve import export_ray_serve
 from unfold_pipeline.report.export_triton import export_triton
+from unfold_pipeline.runtime import ray_ingress
 from unfoldkit.api import Report, UnfoldError, format_count
 from unfoldkit.report import from_data, to_data
 
@@ -336,6 +337,24 @@ def test_ray_serve_refuses_an_estimator(tmp_path: Path) -> None:
     report = plan_report(tmp_path, EXPORT_SPEC.replace("wait: 2 ms", "wait: 2 ms, model: {estimator: svc}"))
     with pytest.raises(UnfoldError, match=r"stages\.enter\.model\.estimator: .*models/enter\.\*"):
         export_ray_serve(report)
+
+
+def test_ray_serve_runs_on_the_gpus_it_reserves(tmp_path: Path) -> None:
+    """A replica with a GPU runs its ONNX model there; a model that runs on cores only is refused."""
+    entry = "left: {model: {file: left.onnx}, "
+    (app,) = yaml.safe_load(export_ray_serve(plan_report(tmp_path, EXPORT_SPEC.replace("left: {", entry, 1))))[
+        "applications"
+    ]
+    stages = {stage["name"]: stage for stage in app["args"]["stages"]}
+    assert [name for name, stage in stages.items() if stage.get("gpu")] == ["left"]
+    assert ray_ingress._build_source(stages["left"]).on_gpu
+    for index, name in enumerate(("left.skops", "left.ubj")):
+        report = plan_report(tmp_path / str(index), EXPORT_SPEC.replace("left: {", entry.replace("left.onnx", name), 1))
+        with pytest.raises(UnfoldError, match=r"stages\.left\.model\.file: .* runs on cores, .* on g5\.xlarge"):
+            export_ray_serve(report)
+    trees = CHAIN.replace("left: {", entry.replace("left.onnx", "left.ubj"), 1)
+    with pytest.raises(UnfoldError, match=r"stages\.left\.model\.file: .* runs on cores, .* on g5\.xlarge"):
+        export_kserve(plan_report(tmp_path / "trees", trees))
 
 
 def test_report_without_a_plan_cannot_be_exported(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class ModelSource:
         outputs: by tensor, the values per query that code states to return; empty if it states none.
         wanted: tensors that other stages read or test, beside all that the model returns by itself.
         sha256: hash of the file or code when the service started, which replicas load from then on; empty for any.
+        on_gpu: whether an ONNX model runs on the GPU that its replica reserves.
     """
 
     path: str = ""
@@ -55,6 +56,7 @@ class ModelSource:
     outputs: tuple[tuple[str, int], ...] = ()
     wanted: tuple[str, ...] = ()
     sha256: str = ""
+    on_gpu: bool = False
 
 
 def hash_source(source: ModelSource) -> str:

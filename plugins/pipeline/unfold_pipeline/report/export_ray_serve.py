@@ -74,6 +74,10 @@ def _check_stage(stage: ExportedStage) -> None:
     if stage.model_file is not None and stage.model_suffix not in LOADED_SUFFIXES:
         message = f"Ray Serve cannot load a model in {stage.model_suffix}"
         raise user_error(message, key=f"stages.{stage.name}.model.file", hint="a file that unfold serve loads")
+    if stage.gpus and stage.model_file is not None and stage.model_suffix != ".onnx":
+        message = f"a model in {stage.model_suffix} runs on cores, and the plan places it on {stage.hardware}"
+        hint = "another hardware for the stage, or export the model to ONNX"
+        raise user_error(message, key=f"stages.{stage.name}.model.file", hint=hint)
     if stage.model_estimator:
         message = "the export names files, and the spec names an estimator"
         hint = f"model: {{file: …}}; unfold profile stores the estimator as models/{stage.name}.* of its run folder"
@@ -128,7 +132,7 @@ def _describe_flow(stage: ExportedStage) -> dict[str, Any]:
 def _locate_model(stage: ExportedStage, functions: Mapping[str, str]) -> dict[str, Any]:
     """Return the model; for a stage without one, a function of its name in a module ``models``."""
     if stage.model_file is not None:
-        return {"path": stage.model_file}
+        return {"path": stage.model_file, **({"gpu": True} if stage.gpus else {})}
     return {"code": stage.model_code or f"models:{functions[stage.name]}"}
 
 

@@ -157,7 +157,7 @@ def application(args: dict[str, Any]) -> Any:
     Args:
         args: ``name``, and ``stages`` with ``name``, ``after``, ``when``, ``inputs``, ``missing``, ``share``,
             ``fan_out``, ``batch``, ``wait`` in seconds, and ``path`` or ``code`` of the model with its ``columns``,
-            ``features`` and ``outputs``.
+            ``features`` and ``outputs``, and ``gpu`` if it runs on one.
 
     Raises:
         UnfoldError: an input or a condition does not fit the models.
@@ -182,4 +182,5 @@ def _build_source(stage: Mapping[str, Any]) -> ModelSource:
         columns=tuple(stage.get("columns", ())),
         features=stage.get("features"),
         outputs=tuple(stage.get("outputs", {}).items()),
+        on_gpu=bool(stage.get("gpu", False)),
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, load, save
 
 from unfold_pipeline.problem.model_source import ModelSource
-from unfold_pipeline.runtime.models import model_loader
+from unfold_pipeline.runtime.models import model_loader, onnx_inputs
 from unfoldkit.api import UnfoldError
 
 Given = tuple[str, int, list[Any]]
@@ -112,3 +113,39 @@ def test_tensors_outside_the_folder_are_refused(tmp_path: Path) -> None:
     Path(source.path).write_bytes(stored.SerializeToString())
     with pytest.raises(UnfoldError, match="outside its folder"):
         model_loader.load_model(source)
+
+
+@pytest.mark.parametrize(
+    ("available", "used", "message"),
+    [
+        ([onnx_inputs.CPU_PROVIDER], [], "uses none .*onnxruntime-gpu"),
+        ([onnx_inputs.GPU_PROVIDER, onnx_inputs.CPU_PROVIDER], [onnx_inputs.CPU_PROVIDER], "CUDA does not start"),
+        ([onnx_inputs.GPU_PROVIDER], [onnx_inputs.GPU_PROVIDER, onnx_inputs.CPU_PROVIDER], ""),
+    ],
+)
+def test_gpu_is_used_or_the_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: list[str], used: list[str], message: str
+) -> None:
+    """A replica that reserves a GPU never serves from a core without a word."""
+    source = replace(written(tmp_path / "m.onnx", ("x", TensorProto.FLOAT, ["b", 8])), on_gpu=True)
+    requested = list[list[str]]()
+
+    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # a session is untyped
+        """A session on a machine with these providers."""
+
+        def __init__(self, path: str, options: Any, *, providers: list[str]) -> None:
+            requested.append(providers)
+            super().__init__(path, options, providers=[onnx_inputs.CPU_PROVIDER])
+
+        def get_providers(self) -> list[str]:
+            """Return what it runs on."""
+            return used
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    if message:
+        with pytest.raises(UnfoldError, match=message):
+            model_loader.load_model(source)
+    else:
+        assert model_loader.load_model(source)(ROWS).tolist() == ROWS.tolist()
+        assert requested == [[onnx_inputs.GPU_PROVIDER, onnx_inputs.CPU_PROVIDER]]

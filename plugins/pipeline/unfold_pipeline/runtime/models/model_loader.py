@@ -114,7 +114,7 @@ def _load_predict(source: ModelSource) -> Predict:
         return _import_function(source)
     require_regular(source.path)
     loaders: dict[str, Callable[[str], Predict]] = {
-        ".onnx": load_onnx,
+        ".onnx": partial(load_onnx, on_gpu=source.on_gpu),
         ".skops": partial(_load_sklearn, has_label=LABEL in source.wanted),
     }
     try:

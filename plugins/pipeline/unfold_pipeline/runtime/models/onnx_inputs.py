@@ -23,6 +23,7 @@ DTYPES = {
     "tensor(bool)": "bool",
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+CPU_PROVIDER, GPU_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 OPEN = -1
 """Stands for a dimension of any size."""
 
@@ -125,11 +126,12 @@ class OnnxModel:
         return [_convert_output(output) for output in self.session.run(None, arrays)]
 
 
-def load_onnx(path: str) -> OnnxModel:
-    """Return an ONNX model, loaded for one core.
+def load_onnx(path: str, *, on_gpu: bool = False) -> OnnxModel:
+    """Return an ONNX model, loaded for one core or for the GPU of this process.
 
     Raises:
-        UnfoldError: no row of numbers can fill one of its inputs, or its tensors lie outside its folder.
+        UnfoldError: no row of numbers can fill one of its inputs, its tensors lie outside its folder, or ONNX Runtime
+            finds no GPU.
     """
     import onnxruntime
 
@@ -137,7 +139,15 @@ def load_onnx(path: str) -> OnnxModel:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    # operators that the GPU lacks run on the core
+    providers = [GPU_PROVIDER, CPU_PROVIDER] if on_gpu else [CPU_PROVIDER]
+    if on_gpu and GPU_PROVIDER not in onnxruntime.get_available_providers():
+        message = "the plan places the model on a GPU, and this ONNX Runtime uses none"
+        raise user_error(message, file=path, hint="pip install onnxruntime-gpu, instead of onnxruntime")
+    session = onnxruntime.InferenceSession(path, options, providers=providers)
+    if on_gpu and GPU_PROVIDER not in session.get_providers():
+        # ONNX Runtime only logs why CUDA does not start
+        raise user_error("the plan places the model on a GPU, and CUDA does not start", file=path, hint="nvidia-smi")
     return OnnxModel(session, parse_inputs(path, session.get_inputs()))
 
 
