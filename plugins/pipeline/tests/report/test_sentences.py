@@ -140,6 +140,7 @@ PAGE: dict[str, list[str]] = {
     "describe_spec_latency": [sentences.describe_spec_latency(["detect"], "core")],
     "describe_branch": [sentences.describe_branch("plates", 0.3, 0.612)],
     "describe_core_shortage": [sentences.describe_core_shortage(4.5, 2)],
+    "describe_drawn_routes": [sentences.describe_drawn_routes(["face", "plates"])],
     "describe_other_hardware": [
         sentences.describe_other_hardware("l4", "this machine (cpu in the spec)"),
         sentences.describe_other_hardware("l4", "any node of the Ray cluster"),

@@ -177,6 +177,22 @@ def test_replay_reports_measured_and_estimated_latencies(tmp_path: Path) -> None
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("condition", ["", ", when: max(output) > 0"])
+def test_a_replay_names_conditions_that_it_does_not_test(tmp_path: Path, condition: str) -> None:
+    """Routes of a replay are drawn with the fractions of the plan; the report says so where conditions exist."""
+    (tmp_path / "served.py").write_text(CODE)
+    stage = f'{{after: {{nap: 50%}}{condition}, latency: {{core: {{1: 15 ms}}}}, model: {{code: "served:nap"}}}}'
+    text = NAPS.replace("max_batch: 4", "latency: {core: {1: 15 ms}}") + f"  then: {stage}\n"
+    np.savez(tmp_path / "t.npz", arrival_s=np.arange(10) / 20)
+    options = {"replay": str(tmp_path / "t.npz")}
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True, options=options)
+    report = serve.serve(validate(PipelineSpec, parse(text, "naps.yaml")), run)
+    assert isinstance(report, Report)
+    routes = dict(report.lines).get("routes", "")
+    assert ("the conditions of then are tested by unfold serve only" in routes) == bool(condition)
+
+
+@pytest.mark.e2e
 def test_a_replay_without_an_answer_is_a_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A model that fails on every batch loses all queries: the verdict is no, and the log has the reason."""
     (tmp_path / "served.py").write_text(CODE)

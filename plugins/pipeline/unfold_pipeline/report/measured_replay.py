@@ -67,6 +67,9 @@ def build_measured_report(
     basis = sentences.PLANNED_REPLICAS if is_fixed else sentences.LIVE_REPLICAS
     deviations = find_speed_deviations(replay, speeds)
     busy, cores = replay.core_shortage
+    conditional = [
+        stage.name for stage in replay.pipeline.stages if any(edge.condition is not None for edge in stage.parents)
+    ]
     size = replay.sample.size
     is_met = comparison.attainment >= MIN_ATTAINMENT and trace.lost == 0
     return Report(
@@ -86,6 +89,7 @@ def build_measured_report(
             ("replicas", _describe_replicas(replay, trace)),
             *((("estimate", basis),) if has_changed else ()),
             *((("cores", sentences.describe_core_shortage(busy, cores)),) if cores else ()),
+            *((("routes", sentences.describe_drawn_routes(conditional)),) if conditional else ()),
             *((("speed", sentences.describe_speed(deviations)),) if deviations else ()),
         ),
         next="unfold plan SPEC --replay TRACE",

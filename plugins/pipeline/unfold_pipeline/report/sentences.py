@@ -453,6 +453,11 @@ def describe_core_shortage(busy: float, cores: int) -> str:
     return f"replicas can keep {busy:.3g} cores busy, and this machine has {cores}; the plan assumes a core for each"
 
 
+def describe_drawn_routes(stages: Sequence[str]) -> str:
+    """Return that a replay on running replicas follows the plan's fractions, where a service tests conditions."""
+    return f"drawn with the fractions in after; the conditions of {', '.join(stages)} are tested by unfold serve only"
+
+
 def describe_other_hardware(planned: str, place: str) -> str:
     """Return that a stage is served elsewhere than on the hardware that the plan pays for."""
     return f"the plan places it on {planned}, and it runs on {place}: latencies and prices differ from the plan"
