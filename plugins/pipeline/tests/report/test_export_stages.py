@@ -357,6 +357,19 @@ def test_ray_serve_runs_on_the_gpus_it_reserves(tmp_path: Path) -> None:
         export_kserve(plan_report(tmp_path / "trees", trees))
 
 
+def test_triton_gets_the_tensors_that_code_states(tmp_path: Path) -> None:
+    """Each output of code is in the config with its size; what the spec does not state stays open."""
+    text = EXPORT_SPEC.replace(
+        "wait: 2 ms", 'wait: 2 ms, model: {code: "m:f", features: 3, outputs: {box: 4, score: 1}}'
+    )
+    text = text.replace("left: {", 'left: {inputs: {crop: enter.box, image: request}, model: {code: "m:g"}, ', 1)
+    report = plan_report(tmp_path, text)
+    pattern = re.compile(r'^(input|output) \[ \{ name: "(\w+)" data_type: TYPE_FP32 dims: \[ (-?\d+) \]', re.MULTILINE)
+    tensors = {name.partition("/")[0]: pattern.findall(config) for name, config in files(report).items()}
+    assert tensors["enter"] == [("input", "input__0", "3"), ("output", "box", "4"), ("output", "score", "1")]
+    assert tensors["left"] == [("input", "crop", "-1"), ("input", "image", "-1"), ("output", "output__0", "-1")]
+
+
 def test_report_without_a_plan_cannot_be_exported(tmp_path: Path) -> None:
     """A report without a plan is rejected."""
     report = to_data(plan_report(tmp_path))

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,13 +148,22 @@ def _format_tensors(backend: str, stage: ExportedStage) -> str:
         return "# input and output: Triton completes them from the model\n"
     if backend == "fil":
         return _format_forest(stage)
-    return _format_rows(-1, -1)
+    return _format_code(stage)
 
 
-def _format_rows(inputs: int, outputs: int) -> str:
+def _format_code(stage: ExportedStage) -> str:
+    """Return the tensors of code, as far as the spec states them: it has no file to read them from."""
+    size = stage.features or -1
     return (
-        f'input [ {{ name: "input__0" data_type: TYPE_FP32 dims: [ {inputs} ] }} ]\n'
-        f'output [ {{ name: "output__0" data_type: TYPE_FP32 dims: [ {outputs} ] }} ]\n'
+        f"# data types of code are not in the spec: change those that are not FP32\n"
+        f"{_format_rows('input', dict.fromkeys(stage.inputs, -1) or {'input__0': size})}"
+        f"{_format_rows('output', stage.outputs or {'output__0': -1})}"
+    )
+
+
+def _format_rows(kind: str, sizes: Mapping[str, int]) -> str:
+    return "".join(
+        f"{kind} [ {{ name: {_quote(name)} data_type: TYPE_FP32 dims: [ {size} ] }} ]\n" for name, size in sizes.items()
     )
 
 
@@ -185,7 +195,8 @@ def _format_forest(stage: ExportedStage) -> str:
     )
     return (
         f"# the model is {FOREST_FILES[stage.model_suffix]} in a folder with the number of its version\n"
-        f"{_format_rows(features, classes if gives_probabilities else 1)}{''.join(lines)}"
+        f"{_format_rows('input', {'input__0': features})}"
+        f"{_format_rows('output', {'output__0': classes if gives_probabilities else 1})}{''.join(lines)}"
     )
 
 
