@@ -81,6 +81,13 @@ def test_a_column_of_parts_is_taken_as_it_is() -> None:
     assert len(rows.train) == PATIENTS // 3
 
 
+def test_a_random_part_without_cases_is_refused() -> None:
+    """Two cases of each label leave none for the test, of which no figure could be stated."""
+    labels = np.repeat(np.arange(PATIENTS // 2), 2).astype(str)
+    with pytest.raises(UnfoldError, match=r"the part test has 0 .*; it needs 1"):
+        split_units(SplitRule(train=0.5, calibrate=0.3), labels, table(), 0)
+
+
 @settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 1000), days=st.integers(5, 400), bounds=st.sampled_from(["", "train", "calibrate", "both"]))
 def test_no_part_is_earlier_than_the_one_before(seed: int, days: int, bounds: str) -> None:

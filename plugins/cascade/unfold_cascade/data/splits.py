@@ -25,6 +25,7 @@ from unfoldkit.api import Run, did_you_mean, format_count, user_error
 PARTS = ("train", "calibrate", "test")
 KEY = "data.split"
 MIN_UNITS = 2
+MORE_ROWS = "each label is split by itself: add cases, or a label has too few for these fractions"
 SplitKind = Literal["random", "column", "time", "file", "leave-out"]
 
 
@@ -149,8 +150,8 @@ def split_units(rule: SplitRule, strata: np.ndarray, table: UnitTable, seed: int
         if rule.kind == "leave-out":
             list_sites(rule.column, table)
         rows = split_rows(strata, rule, seed)
-    if rule.kind not in ("random", "leave-out"):
-        _check_parts(rows, table, rule.column if rule.kind == "time" else "")
+    is_random = rule.kind in ("random", "leave-out")
+    _check_parts(rows, table, rule.column if rule.kind == "time" else "", least=1 if is_random else MIN_UNITS)
     return rows
 
 
@@ -285,13 +286,14 @@ def _rows_of_parts(part: np.ndarray) -> Rows:
     return Rows(*(np.flatnonzero(part == name) for name in PARTS))
 
 
-def _check_parts(rows: Rows, table: UnitTable, times: str) -> None:
+def _check_parts(rows: Rows, table: UnitTable, times: str, least: int) -> None:
     """Refuse parts of too few units; ``times`` is the column of times that split them, empty for another rule."""
     for name in PARTS:
         count = len(getattr(rows, name))
-        if count < MIN_UNITS:
-            message = f"the part {name} has {format_count(count, table.noun)}; it needs {MIN_UNITS}"
-            raise user_error(message, key=KEY, hint=_describe_range(times, table) if times else "")
+        if count < least:
+            message = f"the part {name} has {format_count(count, table.noun)}; it needs {least}"
+            hint = _describe_range(times, table) if times else MORE_ROWS if least == 1 else ""
+            raise user_error(message, key=KEY, hint=hint)
 
 
 def _describe_range(column: str, table: UnitTable) -> str:
