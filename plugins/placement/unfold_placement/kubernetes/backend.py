@@ -233,6 +233,7 @@ class KubernetesBackend:
     def withdraw(self, task: str) -> None:
         """Withdraw a task: its pod is deleted."""
         if self.store.withdraw(task):
+            self.informer.note_stops((task,))
             self.informer.opening.discard(task)
             self.writer.delete_pod(self.informer.current[task])
             self._flush_unless_leader()
@@ -372,8 +373,9 @@ class KubernetesBackend:
         if not self.is_leader:
             self.flush()
 
-    def _add_lost(self, tasks: Iterable[str], kind: str) -> None:
+    def _add_lost(self, tasks: Sequence[str], kind: str) -> None:
         self.informer.opening.update(tasks)
+        self.informer.note_stops(tasks)
         self.lost_tasks += [(task, kind) for task in tasks]
 
     def _recreate_lost(self) -> None:

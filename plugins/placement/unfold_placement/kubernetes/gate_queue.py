@@ -7,11 +7,12 @@ The functions below repair what a controller left half done.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.informer import Informer
+from unfold_placement.kubernetes.node_room import has_room
 from unfold_placement.kubernetes.writer import OpeningUnits, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record, Start
@@ -62,23 +63,14 @@ class GateQueue:
 
     def list_ready(self) -> list[GateRequest]:
         """Return the units that may be opened now; they stay in the queue."""
-        in_flight, ready = self.count_in_flight(), []
-        for request in self.queue:
-            if not self._has_room(in_flight, request):
-                break
-            in_flight += len(request.unit)
-            ready.append(request)
-        return ready
+        return list(self._iterate_ready())
 
     def take_ready(self) -> list[GateRequest]:
         """Remove and return the units to open now, without tasks that were stopped or withdrawn meanwhile."""
-        in_flight = self.count_in_flight()
         ready: list[GateRequest] = []
-        while self.queue and self._has_room(in_flight, self.queue[0]):
-            request = self.queue.popleft()
-            unit = [start for start in request.unit if not self._is_settled(start.task, request.attempts[start.task])]
-            in_flight += len(unit)
-            if unit:
+        for request in self.list_ready():
+            self.queue.remove(request)
+            if unit := self._list_unsettled(request):
                 ready.append(replace(request, unit=unit))
             else:
                 self._drop_attempts(request)
@@ -91,7 +83,7 @@ class GateQueue:
 
     def has_ready(self) -> bool:
         """Return whether the next unit may be opened."""
-        return bool(self.queue) and self._has_room(self.count_in_flight(), self.queue[0])
+        return next(self._iterate_ready(), None) is not None
 
     def count_in_flight(self) -> int:
         """Count opened pods without a node; units that are complete are removed."""
@@ -127,8 +119,20 @@ class GateQueue:
         """Return the units with several tasks."""
         return {first_task: members for first_task, members in self.units.items() if len(members) > 1}
 
-    def _has_room(self, in_flight: int, request: GateRequest) -> bool:
-        return not in_flight or in_flight + len(request.unit) <= self.max_in_flight
+    def _iterate_ready(self) -> Iterator[GateRequest]:
+        """Yield the units that may be opened, in order; one whose nodes are not free yet lets others pass."""
+        in_flight = self.count_in_flight() if self.queue else 0
+        ready: list[Start] = []
+        for request in self.queue:
+            unit = self._list_unsettled(request)
+            if (in_flight or ready) and in_flight + len(ready) + len(unit) > self.max_in_flight:
+                return
+            if has_room(self.informer, [*ready, *unit]):
+                ready += unit
+                yield request
+
+    def _list_unsettled(self, request: GateRequest) -> list[Start]:
+        return [start for start in request.unit if not self._is_settled(start.task, request.attempts[start.task])]
 
     def _is_settled(self, task: str, attempt: int) -> bool:
         """Return whether an attempt is on its node, or no longer runs."""

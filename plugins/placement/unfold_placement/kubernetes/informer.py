@@ -22,12 +22,12 @@ from unfold_placement.kubernetes.codec import (
     parse_time,
     pod_requests,
 )
-from unfold_placement.kubernetes.pod_spec import decode_task, pod_demand, repelling_filter
+from unfold_placement.kubernetes.pod_spec import decode_task, pod_demand, pod_filter, repelling_filter
 from unfold_placement.kubernetes.workloads import POLICY, WORKLOAD_LISTS, Group, Owners, awaits_admission
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record
 from unfold_placement.live.state_store import ResourceKey, StateStore
-from unfold_placement.policies.affinity.node_filter import decode_filter
+from unfold_placement.policies.affinity.node_filter import NodeFilter, decode_filter
 from unfoldkit.api import UnfoldError
 from unfoldkit.kubernetes.api import Api
 from unfoldkit.kubernetes.reflector import ObjectKey, Reflector
@@ -84,6 +84,7 @@ class Informer:
         nodes_changed: Labels, taints or capacity of a node changed since the last snapshot.
         suspended: Workloads that wait to be resumed, by kind and name.
         refused: Those that the server refused to resume, or has yet to answer.
+        stopping: Pods of tasks that are being stopped and occupy their nodes still, by name, with what restricts them.
         owners: Reads the owners of pods.
     """
 
@@ -109,6 +110,7 @@ class Informer:
     suspended: dict[WorkloadKey, Body] = field(default_factory=dict)
     refused: dict[WorkloadKey, Body] = field(default_factory=dict)
     owners: Owners | None = None
+    stopping: dict[str, NodeFilter] = field(default_factory=dict)
 
     def start(self) -> None:
         """Read nodes, pods and suspended workloads, and follow each in a thread."""
@@ -215,17 +217,25 @@ class Informer:
                 if not self._awaits_recreation(body):
                     self.bodies.pop(name, None)
                 self.requested.pop(name, None)
+                self._follow_stop(body, is_gone=True)
             elif _is_newer(body, self.bodies.get(name)):
                 self.bodies[name] = body
                 if is_other_pod(body, self.uids.get(name)):
                     self.requested.pop(name, None)
                 self.requested.setdefault(name, pod_requests(body, self.scope))
+                self._follow_stop(body)
                 self._handle_appearance(body, group)
                 if body["spec"].get("nodeName"):
                     # a waiting gate queue may open further pods
                     self.store.changed.notify_all()
         if is_gone:
             self._shrink_group(pods.task_name(body))
+
+    def note_stops(self, tasks: Iterable[str]) -> None:
+        """Record that this process stops the pods of tasks."""
+        for body in filter(None, map(self.body, tasks)):
+            if body["spec"].get("nodeName") and not pods.has_ended(body):
+                self.stopping[body["metadata"]["name"]] = decode_filter(pod_filter(body, self.scope))
 
     def body(self, task: str) -> Body | None:
         """Return a task's current pod, as far as it is known."""
@@ -239,6 +249,9 @@ class Informer:
         """Discard unwritten changes of tasks, since another process leads: record them as their pods are."""
         with self.store.changed:
             tasks, self.opening = self.opening, set()
+            for name in list(self.stopping):
+                if not self.bodies.get(name, {}).get("metadata", {}).get("deletionTimestamp"):
+                    del self.stopping[name]
             for task in sorted(tasks):
                 record, body = self.store.records.get(task), self.body(task)
                 if record is not None and record.state == kinds.RUNNING:
@@ -262,6 +275,15 @@ class Informer:
         occupants = [pod.labels for pod in pods_there if pod.labels is not None]
         repelling = sorted({pod.repelling for pod in pods_there if pod.repelling})
         return decode_node(self.nodes[name], self.scope, self.used(name), occupants, repelling)
+
+    def _follow_stop(self, body: Body, *, is_gone: bool = False) -> None:
+        """Record whether a pod is being stopped; one that waits for a place in the queue may go on when it is gone."""
+        name = body["metadata"]["name"]
+        if is_gone or pods.has_ended(body):
+            if self.stopping.pop(name, None) is not None:
+                self.store.changed.notify_all()
+        elif body["metadata"].get("deletionTimestamp") and body["spec"].get("nodeName"):
+            self.stopping[name] = decode_filter(pod_filter(body, self.scope))
 
     def _detect_drift(self, body: Body) -> None:
         """Record a node that does not offer what its annotation says.
@@ -331,7 +353,7 @@ class Informer:
         record = self.store.records.get(task)
         if record is None or self.current.get(task) != body["metadata"]["name"]:
             return
-        if body.get("status", {}).get("phase") in pods.ENDED:
+        if pods.has_ended(body):
             self.store.end(task, record.attempt, pods.exit_reason(body))
         elif pods.is_disrupted(body):
             if self.store.fail(task, record.attempt, "removed by the cluster"):
@@ -349,7 +371,7 @@ class Informer:
     def _handle_foreign_pod(self, body: Body, *, is_gone: bool) -> None:
         meta = body["metadata"]
         key, node = f"{meta['namespace']}/{meta['name']}", body["spec"].get("nodeName", "")
-        is_idle = is_gone or not node or body.get("status", {}).get("phase") in pods.ENDED
+        is_idle = is_gone or not node or pods.has_ended(body)
         before = self.foreign_pods.pop(key, None)
         labels = (
             None if meta["namespace"] != self.scope.namespace or "deletionTimestamp" in meta else meta.get("labels", {})

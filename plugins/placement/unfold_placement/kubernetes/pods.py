@@ -164,7 +164,7 @@ def task_state(pod: Body) -> str:
         return kinds.REFUSED if REFUSED in notes else kinds.WAITING
     if STARTED not in notes:
         return ""
-    return kinds.DONE if pod.get("status", {}).get("phase") in ENDED else kinds.RUNNING
+    return kinds.DONE if has_ended(pod) else kinds.RUNNING
 
 
 def is_managed(pod: Body, scope: Scope) -> bool:
@@ -183,7 +183,7 @@ def is_over(pod: Body | None) -> bool:
     """Return whether a pod has ended, is being deleted, or does not exist."""
     if pod is None:
         return True
-    return pod.get("status", {}).get("phase") in ENDED or "deletionTimestamp" in pod["metadata"]
+    return has_ended(pod) or "deletionTimestamp" in pod["metadata"]
 
 
 def exit_reason(pod: Body) -> str:
@@ -221,3 +221,8 @@ def _set_pause_container(spec: Body) -> list[Body]:
 
 def _parse_count(text: str) -> int:
     return int(text) if text.isdigit() else 0
+def has_ended(pod: Body) -> bool:
+    """Return whether all containers of a pod have ended for good, so that it occupies nothing."""
+    return pod.get("status", {}).get("phase") in ENDED
+
+
