@@ -15,6 +15,7 @@ from unfold_placement.core.types import Ask, Task
 from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
 from unfold_placement.kubernetes.codec import HOSTNAME, Scope
+from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfoldkit.kubernetes.api import Api
 
@@ -113,3 +114,62 @@ def test_a_pod_that_terminates_occupies_its_node(gpus: int, spec: dict[str, Any]
         await_true(lambda: not backend.informer.stopping)
         backend.flush()
         assert names(server)["high-0"]
+
+
+@pytest.mark.parametrize("is_read_later", [True, False])
+def test_a_new_leader_finds_the_next_pod_of_one_that_terminates(is_read_later: bool) -> None:
+    """The pod before is still there, and is listed first: the task waits in the new one."""
+    with stub_server() as (server, api):
+        submit(server, "low", 4)
+        started = {pods.STARTED: "1", pods.STARTS: "1", pods.NODE: "n0"}
+        change(server, "low-0", lambda body: body["metadata"]["annotations"].update(started))
+        body = change(server, "low-0", lambda pod: pod["spec"].update(schedulingGates=[], nodeName="n0"))
+        after = pods.next_attempt_pod(body, SCOPE.gate, kinds.PREEMPTED, "me")
+        if is_read_later:
+            server.put("pods", after)
+        change(server, "low-0", lambda pod: pod["metadata"].update(deletionTimestamp=NOW))
+        if not is_read_later:
+            server.put("pods", after)
+        backend = open_leader(api)
+        assert backend.store.records["low"].state == kinds.WAITING
+        assert backend.informer.current["low"] == "low-1"
+
+
+def test_a_new_leader_creates_the_pod_of_an_evicted_task_again() -> None:
+    """The process that was to do it ended before: the task is not lost."""
+    with stub_server() as (server, api):
+        server.put("nodes", node("n0", **{HOSTNAME: "n0"}))
+        submit(server, "a", 4)
+        change(
+            server, "a-0", lambda body: body["metadata"]["annotations"].update({pods.STARTED: "1", pods.STARTS: "1"})
+        )
+        change(server, "a-0", lambda body: body["spec"].update(schedulingGates=[], nodeName="n0"))
+        change(server, "a-0", lambda body: body["metadata"].update(deletionTimestamp=NOW))
+        change(server, "a-0", lambda body: body.update(status={"phase": "Running", "conditions": DISRUPTED}))
+        open_leader(api).flush()
+        assert names(server)["a-1"] is False
+
+
+def test_a_standby_stops_no_task_that_the_leader_had_created_again() -> None:
+    """It saw the eviction, and later the next pod: when it leads, that pod runs on."""
+    with stub_server() as (server, api):
+        server.put("nodes", node("n0", **{HOSTNAME: "n0"}))
+        submit(server, "a", 4)
+        leader, standby = open_leader(api), open_backend(Api(api.client, NAMESPACE), "g")
+        leader.start([Start("a", "n0")])
+        leader.flush()
+        bind(server, "a-0")
+        await_true(lambda: leader.informer.is_bound("a") and standby.informer.is_bound("a"))
+        change(server, "a-0", lambda body: body["status"].update(conditions=DISRUPTED))
+        server.remove("pods", NAMESPACE, "a-0")
+        await_true(lambda: bool(leader.informer.lost_tasks))
+        leader.flush()
+        leader.start([Start("a", "n0")])
+        leader.flush()
+        bind(server, "a-1")
+        await_true(lambda: standby.informer.current["a"] == "a-1" and standby.informer.is_bound("a"))
+        leader.resign()
+        assert standby.lead("other", 60.0)
+        standby.flush()
+        assert names(server) == {"a-1": True}
+        standby.close()

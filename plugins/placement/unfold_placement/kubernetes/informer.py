@@ -306,12 +306,17 @@ class Informer:
         if previous is not None and pods.pod_index(previous) > index:
             return
         record, name = self.store.records.get(task), body["metadata"]["name"]
+        is_next = self.current.get(task) not in {None, name} and "deletionTimestamp" not in body["metadata"]
+        if is_next and task in self.lost_tasks:
+            # another process created the pod that it needs
+            self.lost_tasks.remove(task)
         self.current[task] = name
         is_other = is_other_pod(body, self.uids.get(name))
         self.uids[name] = body["metadata"].get("uid", "")
         if len(self.uids) > 2 * len(self.bodies) + MAX_DELETED:
             self.uids = {name: uid for name, uid in self.uids.items() if name in self.bodies}
-        if record is None or is_other:
+        # the pod before may have been read when it was about to go
+        if record is None or is_other or (is_next and record.state in {kinds.GONE, kinds.DONE}):
             self.store.withdraw(task)
             self._add_task(body, group)
         elif body["metadata"].get("deletionTimestamp") and record.state in {kinds.WAITING, kinds.RUNNING}:
@@ -329,10 +334,13 @@ class Informer:
             return
         record = replace(Record(task), attempt=pods.start_count(body))
         self.store.write_record(record, kinds.SUBMITTED)
-        if body["metadata"].get("deletionTimestamp"):
-            self._handle_removal(body)
-        else:
+        if not body["metadata"].get("deletionTimestamp"):
             self._follow_pod(body, record)
+        elif pods.is_disrupted(body):
+            # the process that was to create its next pod may have ended
+            self.lost_tasks.append(task.name)
+        else:
+            self._handle_removal(body)
 
     def _follow_pod(self, body: Body, record: Record) -> None:
         """Record the state that a task's pod shows."""
