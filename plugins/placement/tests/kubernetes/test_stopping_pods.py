@@ -14,7 +14,7 @@ from plugins.placement.tests.kubernetes.test_hostile_server import NAMESPACE, aw
 from unfold_placement.core.types import Ask, Task
 from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
-from unfold_placement.kubernetes.codec import HOSTNAME, Scope
+from unfold_placement.kubernetes.codec import HOSTNAME, Scope, annotation_key
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfoldkit.kubernetes.api import Api
@@ -92,7 +92,7 @@ def names(server: StubServer) -> dict[str, bool]:
     ],
 )
 def test_a_pod_that_terminates_occupies_its_node(gpus: int, spec: dict[str, Any], asks: tuple[Ask, ...]) -> None:
-    """The gate of the next pod opens when it has ended: GPUs, anti-affinity, a host port and a slot count until then."""
+    """The gate of the next pod opens when it has ended: GPUs, anti-affinity, a port and a slot count until then."""
     with stub_server() as (server, api):
         server.put("nodes", node("n0", **{HOSTNAME: "n0"}))
         submit(server, "low", gpus, asks, **spec)
@@ -173,3 +173,75 @@ def test_a_standby_stops_no_task_that_the_leader_had_created_again() -> None:
         standby.flush()
         assert names(server) == {"a-1": True}
         standby.close()
+
+
+def test_a_full_quota_holds_up_no_preemption() -> None:
+    """The pod ends before the next can be created; until then it is kept, so that a crash loses nothing."""
+    with stub_server() as (server, api):
+        server.put("nodes", node("n0", **{HOSTNAME: "n0"}))
+        submit(server, "low", 4)
+        submit(server, "high", 4)
+        backend = open_leader(api)
+        backend.start([Start("low", "n0")])
+        backend.flush()
+        bind(server, "low-0")
+        await_true(lambda: backend.informer.is_bound("low"))
+        gracefully, full = delete_gracefully(server), json.dumps({"message": "exceeded quota: q, used: pods=2"})
+        quota = [full]
+
+        def fault(method: str, path: str, is_watch: bool) -> Fault | None:
+            if method == "POST" and path.endswith("/pods") and quota:
+                return Fault(403, full.encode())
+            return gracefully(method, path, is_watch)
+
+        server.fault = fault
+        backend.preempt("low")
+        backend.start([Start("high", "n0")])
+        backend.flush()
+        assert names(server) == {"low-0": True, "high-0": False}
+        # another process goes on from here
+        end(server, "low-0")
+        await_true(lambda: not backend.informer.stopping)
+        quota.clear()
+        backend.resign()
+        later = open_leader(Api(api.client, NAMESPACE))
+        later.flush()
+        assert names(server) == {"low-0": True, "low-1": False, "high-0": True}
+        old = next(body for body in server.list("pods") if body["metadata"]["name"] == "low-0")
+        assert old["metadata"]["finalizers"] == []
+        assert later.store.records["low"].state == kinds.WAITING
+        later.close()
+
+
+def test_the_next_attempt_has_nothing_that_the_server_added() -> None:
+    """A server rejects what it merged itself, debug containers, and amounts of a class that has changed."""
+    revision = {"key": "rev", "operator": "In", "values": ["1"]}
+    own = {"key": "tier", "operator": "In", "values": ["1"]}
+    selecting = {
+        "topologyKey": "zone",
+        "matchLabelKeys": ["rev"],
+        "labelSelector": {"matchExpressions": [own, revision]},
+    }
+    spec = {
+        "containers": [{"name": "x", "image": "y"}],
+        "ephemeralContainers": [{"name": "debugger", "image": "z"}],
+        "priorityClassName": "high",
+        "priority": 5,
+        "runtimeClassName": "sandboxed",
+        "overhead": {"cpu": "1"},
+        "topologySpreadConstraints": [selecting],
+        "affinity": {
+            "podAntiAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": selecting}]
+            }
+        },
+    }
+    body = pods.gated_pod(Task("a", {}, 1.0), [], SCOPE, 1000.0, {"metadata": {"labels": {"rev": "1"}}, "spec": spec})
+    body["metadata"] |= {"creationTimestamp": NOW, "finalizers": ["example.org/kept", pods.AWAITED]}
+    made = pods.next_attempt_pod(body, SCOPE.gate, kinds.PREEMPTED, "me")
+    assert made["metadata"]["finalizers"] == ["example.org/kept"]
+    assert made["spec"].keys() & {"ephemeralContainers", "priority", "overhead"} == set()
+    assert made["spec"]["topologySpreadConstraints"][0]["labelSelector"] == {"matchExpressions": [own]}
+    preferred = made["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred[0]["podAffinityTerm"]["labelSelector"] == {"matchExpressions": [own]}
+    assert annotation_key("awaits-next-attempt") == pods.AWAITED

@@ -27,6 +27,8 @@ MAX_NAME = 63
 HASH_LENGTH = 12
 UNITS = {"cpu": "cpu", "memory": "memory", "gpu": "nvidia.com/gpu"}
 """Kubernetes' names of a spec's resources; any other keeps its name."""
+REQUIRED, PREFERRED = (f"{rule}DuringSchedulingIgnoredDuringExecution" for rule in ("required", "preferred"))
+"""Fields of the terms of an affinity."""
 CORDON = ("node.kubernetes.io/unschedulable", "", "NoSchedule")
 """Key, value and effect of the taint of a cordoned node."""
 Body = dict[str, Any]

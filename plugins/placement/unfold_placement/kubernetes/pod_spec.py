@@ -15,6 +15,7 @@ from unfold_placement.kubernetes.codec import (
     DOMAIN,
     DRA,
     HOSTNAME,
+    REQUIRED,
     Body,
     Scope,
     annotation_key,
@@ -35,7 +36,6 @@ from unfoldkit.api import user_error
 
 ALWAYS = "Always"
 """Restart policy of a sidecar: an init container that keeps running."""
-REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - a pod's, and nothing is bound here
 MAX_SIZE, MAX_PRIORITY = 1_000_000, 1 << 31
 """Tasks of a gang, and the highest priority of a pod."""

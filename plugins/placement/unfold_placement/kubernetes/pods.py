@@ -14,6 +14,8 @@ from unfold_placement.kubernetes.codec import (
     DRA,
     HOSTNAME,
     MAX_NAME,
+    PREFERRED,
+    REQUIRED,
     Body,
     Scope,
     annotation_key,
@@ -37,6 +39,8 @@ whether its own selector names a host."""
 PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
 ENDED = ("Succeeded", "Failed")
 """Phases of a pod that has ended."""
+AWAITED = annotation_key("awaits-next-attempt")
+"""Finalizer of a pod that has to end before the server accepts the pod of the next attempt."""
 MADE_BY_SERVER = ("uid", "resourceVersion", "creationTimestamp", "managedFields", "deletionTimestamp", "generation",
                   "deletionGracePeriodSeconds", "selfLink")  # fmt: skip
 """Metadata that a new pod must not have."""
@@ -107,6 +111,14 @@ def rejection_patch(reason: str, by: str) -> Body:
     return {"metadata": {"annotations": {REFUSED: reason, BY: by}}}
 
 
+def finalizers_patch(pod: Body, *, awaited: bool) -> Body:
+    """Return the merge patch that adds the finalizer of a pod that has to end first, or removes it."""
+    meta = pod["metadata"]
+    others = [name for name in meta.get("finalizers", ()) if name != AWAITED]
+    finalizers = [*others, AWAITED] if awaited else others
+    return {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": finalizers}}
+
+
 def next_attempt_pod(pod: Body, gate: str, kind: str, by: str) -> Body:
     """Return the gated pod of the next attempt: a gate cannot be restored on the pod that lost its place."""
     body = copy.deepcopy(pod)
@@ -114,6 +126,8 @@ def next_attempt_pod(pod: Body, gate: str, kind: str, by: str) -> Body:
     meta, spec = body["metadata"], body["spec"]
     for field in MADE_BY_SERVER:
         meta.pop(field, None)
+    if AWAITED in meta.get("finalizers", ()):
+        meta["finalizers"].remove(AWAITED)
     notes = meta.setdefault("annotations", {})
     for note in (STARTED, ASKS, NODE, BY):
         notes.pop(note, None)
@@ -129,7 +143,34 @@ def next_attempt_pod(pod: Body, gate: str, kind: str, by: str) -> Body:
         del spec["nodeSelector"]
     gates = [item for item in spec.get("schedulingGates", ()) if item["name"] != gate]
     spec["schedulingGates"] = [*gates, {"name": gate}]
+    _drop_added_fields(spec, meta["labels"])
     return {"apiVersion": "v1", "kind": "Pod", **body}
+
+
+def _drop_added_fields(spec: Body, labels: Mapping[str, str]) -> None:
+    """Remove from a spec what the server added on creation, and rejects or might compute anew for another pod."""
+    # of kubectl debug
+    spec.pop("ephemeralContainers", None)
+    if spec.get("priorityClassName"):
+        spec.pop("priority", None)
+        spec.pop("preemptionPolicy", None)
+    if spec.get("runtimeClassName"):
+        spec.pop("overhead", None)
+    affinity = spec.get("affinity") or {}
+    selecting: list[Body] = list(spec.get("topologySpreadConstraints") or ())
+    for part in (affinity.get("podAffinity") or {}, affinity.get("podAntiAffinity") or {}):
+        selecting += part.get(REQUIRED) or ()
+        selecting += [item["podAffinityTerm"] for item in part.get(PREFERRED) or ()]
+    for term in selecting:
+        merged = [
+            {"key": key, "operator": operator, "values": [labels[key]]}
+            for field, operator in (("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn"))
+            for key in term.get(field) or ()
+            if key in labels
+        ]
+        expressions = (term.get("labelSelector") or {}).get("matchExpressions")
+        if merged and expressions:
+            term["labelSelector"]["matchExpressions"] = [item for item in expressions if item not in merged]
 
 
 def set_requests(pod: Body, scope: Scope, amounts: Mapping[str, int]) -> None:
@@ -174,9 +215,16 @@ def is_managed(pod: Body, scope: Scope) -> bool:
 
 
 def is_disrupted(pod: Body) -> bool:
-    """Return whether the cluster removes a pod: it is drained, evicted or preempted by a higher class."""
+    """Return whether a removed pod is to be created again: it is drained, evicted or preempted, or was held for it."""
+    if AWAITED in pod["metadata"].get("finalizers", ()):
+        return True
     conditions = {item["type"]: item["status"] for item in pod.get("status", {}).get("conditions", ())}
     return str(conditions.get("DisruptionTarget")) == "True"
+
+
+def has_ended(pod: Body) -> bool:
+    """Return whether all containers of a pod have ended for good, so that it occupies nothing."""
+    return pod.get("status", {}).get("phase") in ENDED
 
 
 def is_over(pod: Body | None) -> bool:
@@ -221,8 +269,3 @@ def _set_pause_container(spec: Body) -> list[Body]:
 
 def _parse_count(text: str) -> int:
     return int(text) if text.isdigit() else 0
-def has_ended(pod: Body) -> bool:
-    """Return whether all containers of a pod have ended for good, so that it occupies nothing."""
-    return pod.get("status", {}).get("phase") in ENDED
-
-

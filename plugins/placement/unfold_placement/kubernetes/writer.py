@@ -39,6 +39,8 @@ RETRY_S = 0.05
 """Pause before a failed opening is sent again, doubled from one to the next."""
 NO_REHEARSAL = "does not support dry run"
 """In the message of a server that has a webhook with side effects."""
+FULL_QUOTA = "exceeded quota"
+"""In the message of a server that creates no further pod in the namespace."""
 DENIED = frozenset({401, 403})
 OpeningUnits = dict[str, dict[str, int]]
 """Units that are being opened: the attempt that each task is to become, by the unit's first task."""
@@ -155,7 +157,11 @@ class Writer:
         """
         results = call_all([partial(self._recreate_pod, task, kind, by) for task, kind in lost]) if lost else []
         self.delete_replaced()
-        return [entry for entry, result in zip(lost, results, strict=True) if isinstance(result, ApiError)]
+        refused = {entry: result for entry, result in zip(lost, results, strict=True) if isinstance(result, ApiError)}
+        if refused:
+            first = next(iter(refused.values()))
+            self._log_refusal(f"{len(refused)} stopped pods were not created again, the first because of {first}")
+        return list(refused)
 
     def resume_workloads(self, by: str) -> None:
         """Let suspended workloads create their pods behind the gate; those that the server refuses are tried again.
@@ -219,9 +225,12 @@ class Writer:
             self.counters.release(lambda name: pods.is_over(self.informer.bodies.get(name)))
 
     def delete_pod(self, name: str) -> None:
-        """Delete a pod, if it exists."""
+        """Delete a pod, if it exists; one that was kept for its next attempt may go."""
+        path = _pods_path(self.api, name)
         try:
-            self.api.delete(_pods_path(self.api, name))
+            body = self.api.delete(path)
+            if pods.AWAITED in body.get("metadata", {}).get("finalizers", ()):
+                self.api.patch(path, pods.finalizers_patch(body, awaited=False), MERGE)
         except ApiError as error:
             if not error.is_absent:
                 raise
@@ -420,8 +429,21 @@ class Writer:
             self.informer.handle_pod(self.api.post(_pods_path(self.api), pod))
         except ApiError as error:
             # another process may have created it already
-            if error.reason != "AlreadyExists":
-                raise
+            if error.reason == "AlreadyExists":
+                return
+            if FULL_QUOTA in error.message:
+                self._end_first(body)
+            raise
+
+    def _end_first(self, body: Body) -> None:
+        """Stop a pod before its next attempt exists, and keep it until then: no crash of this process loses the task.
+
+        A pod that has ended no longer counts for the namespace's quota.
+        """
+        if not body["metadata"].get("deletionTimestamp"):
+            path = _pods_path(self.api, body["metadata"]["name"])
+            self.informer.handle_pod(self.api.patch(path, pods.finalizers_patch(body, awaited=True), MERGE))
+            self.api.delete(path)
 
     def delete_replaced(self) -> None:
         """Delete the pods that others have replaced; those that the server keeps are tried again."""
