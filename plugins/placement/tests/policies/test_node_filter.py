@@ -179,3 +179,14 @@ def test_labels_are_compared_as_kube_scheduler_reads_numbers(value: str, accepts
     """A label that is no integer is neither greater nor less."""
     assert Requirement("gen", "Gt", ("8",)).matches({"gen": value}) is accepts
     assert not Requirement("gen", "Lt", ("1_0",)).matches({"gen": value})
+
+
+def test_pods_on_nodes_that_are_not_ready_count_in_their_domains() -> None:
+    """kube-scheduler keeps such a node in its view: its pods repel and are counted, though nothing starts there."""
+    avoids_y = encode_filter(NodeFilter(limits=(DomainLimit("zone", (Requirement("app", "In", ("y",)),)),)))
+    gone = Node("gone", {}, {"zone": "z0"}, occupants=({"app": "x"},), repelling=(avoids_y,))
+    for app, limits in (("y", ()), ("x", (DomainLimit("zone", APP),))):
+        policies = [AcceptedNodes(), DomainLimits(absent=(gone,)), *build_policies(policy(fifo={}))]
+        tasks = filtered(job("a", 1), *limits, app=app)
+        result = simulate(zones(2, 1), tasks, policies)
+        assert places(result) == {"a-0": "n1"}

@@ -106,7 +106,7 @@ class KubernetesBackend:
     def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
         """Return the policies for kube-scheduler's own rules; limits of domains only where a pod has any."""
         has_limits = bool(self.informer.repelling) or any(map(has_domain_limits, tasks))
-        return [AcceptedNodes(), *([DomainLimits()] if has_limits else [])]
+        return [AcceptedNodes(), *([DomainLimits(absent=self.informer.list_absent_nodes())] if has_limits else [])]
 
     def snapshot(self) -> Snapshot:
         """Write what is pending, read leases unless this process leads, and return nodes, resources and tasks."""

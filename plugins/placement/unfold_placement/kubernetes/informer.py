@@ -276,6 +276,11 @@ class Informer:
         repelling = sorted({pod.repelling for pod in pods_there if pod.repelling})
         return decode_node(self.nodes[name], self.scope, self.used(name), occupants, repelling)
 
+    def list_absent_nodes(self) -> tuple[Node, ...]:
+        """Return the nodes that are not ready, on which pods may be."""
+        with self.store.changed:
+            return tuple(self.node(name) for name in self.nodes if name not in self.store.nodes)
+
     def _follow_stop(self, body: Body, *, is_gone: bool = False) -> None:
         """Record whether a pod is being stopped; one that waits for a place in the queue may go on when it is gone."""
         name = body["metadata"]["name"]
@@ -404,6 +409,9 @@ class Informer:
             # the leader stops what ran there
             del self.store.nodes[name]
             self.store.record_change(kinds.LEFT, node=name)
+            # what stays on a node that is not ready counts in its domains
+            pods_there = [pod for pod in self.foreign_pods.values() if pod.node == name]
+            self.nodes_changed |= any(pod.labels is not None or pod.repelling for pod in pods_there)
         elif is_up and self.store.nodes[name] != (node := self.node(name)):
             # labels, taints and capacity decide where tasks may go
             self.store.nodes[name] = node

@@ -235,12 +235,14 @@ class DomainLimits:
 
     Attributes:
         pins: Pods are pinned to nodes. Kube-scheduler then sees one domain where a constraint honors node affinity.
+        absent: Nodes that are not ready: no task starts there, but they and the pods on them belong to domains.
         waiting: Waiting tasks, by name.
         running: Node of each running task, with the task, by name.
         amounts: Slots of each group by node.
     """
 
     pins: bool = True
+    absent: tuple[Node, ...] = ()
     waiting: dict[str, Task] = field(default_factory=dict)
     running: dict[str, tuple[Task, str]] = field(default_factory=dict)
     amounts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -294,7 +296,8 @@ class DomainLimits:
         excluded = self._list_excluded(node_filter, view)
         accepting = [node for node in view.nodes if node_filter.selects(node) and node_filter.tolerates(node)]
         accepting = [node for node in accepting if not _is_in_any(node, excluded)]
-        counts = [self._count_matching(limit, node_filter, view.nodes) for limit in node_filter.limits]
+        existing = [*view.nodes, *self.absent]
+        counts = [self._count_matching(limit, node_filter, existing) for limit in node_filter.limits]
         if count == 1:
             return {node.name: 1 for node in accepting if self._may_add(node, node_filter, counts)}
         most = 1 if node_filter.ports else count
@@ -355,9 +358,10 @@ class DomainLimits:
     def _list_excluded(self, node_filter: NodeFilter, view: View) -> set[tuple[str, str]]:
         """Return the domains, by key and value, and the nodes from which other pods keep the pod away."""
         excluded = set()
-        labels = {node.name: node.labels for node in view.nodes}
+        existing = [*view.nodes, *self.absent]
+        labels = {node.name: node.labels for node in existing}
         others = [(task.node_filter, location) for task, location in self.running.values() if task.node_filter]
-        others += [(text, node.name) for node in view.nodes for text in node.repelling]
+        others += [(text, node.name) for node in existing for text in node.repelling]
         for text, location in others:
             other = decode_filter(text)
             if any(port.conflicts(taken) for port in node_filter.ports for taken in other.ports):
