@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from plugins.placement.tests.kubernetes.stub_server import Body, Fault, StubServ
 from unfold_placement.core.controller import collect_requests
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Task
-from unfold_placement.kubernetes import informer, pods, writer
+from unfold_placement.kubernetes import informer, pods, workloads, writer
 from unfold_placement.kubernetes.backend import open_backend
 from unfold_placement.kubernetes.codec import MAX_AMOUNT, Scope, annotation_key, parse_amount
 from unfold_placement.kubernetes.connection import ClusterAccess, read_nodes
@@ -122,23 +122,52 @@ def is_pod_patch(method: str, path: str, _is_watch: bool) -> bool:
 
 def test_a_deployment_that_is_scaled_down_while_it_waits(cluster: Cluster) -> None:
     """Twenty replicas never fit; the two that are left after it was scaled down start, and wait for no others."""
+    scale(cluster, 20)
+    create_replicas(cluster, range(20))
+    cluster.submit("second", 2)
+    cluster.await_open("second", 2)
+    assert cluster.count_open("web") == 0
+    scale(cluster, 2)
+    for index in range(2, 20):
+        cluster.server.remove("pods", NAMESPACE, f"web-{index}")
+    cluster.await_open("web", 2)
+
+
+def test_a_deployment_that_is_scaled_up_while_it_waits(cluster: Cluster) -> None:
+    """The replicas that came first wait for the later ones, and hold up no one for ever."""
+    cluster.submit("filler", 14)
+    cluster.await_open("filler", 14)
+    scale(cluster, 2)
+    create_replicas(cluster, range(2))
+    await_true(lambda: "web-1" in cluster.thread.loop.backend.informer.bodies)  # type: ignore[attr-defined]
+    time.sleep(workloads.CACHE_S)
+    scale(cluster, 4)
+    create_replicas(cluster, [2, 3])
+    records = cluster.thread.loop.backend.store.records  # type: ignore[attr-defined]
+    await_true(
+        lambda: [records[f"web-{index}"].task.size for index in range(4) if f"web-{index}" in records] == [4] * 4
+    )
+    for index in range(14):
+        cluster.server.remove("pods", NAMESPACE, f"filler-{index}-0")
+    cluster.await_open("web", 4)
+
+
+def scale(cluster: Cluster, replicas: int) -> None:
+    """Set the number of replicas."""
+    meta = {"name": "web", "namespace": NAMESPACE}
+    cluster.server.put("replicasets", {"kind": "ReplicaSet", "metadata": meta, "spec": {"replicas": replicas}})
+
+
+def create_replicas(cluster: Cluster, indices: Iterable[int]) -> None:
+    """Create replicas, as their controller does."""
     owner: Body = {"kind": "ReplicaSet", "name": "web", "uid": "1", "controller": True}
-    replicas: Body = {"kind": "ReplicaSet", "metadata": {"name": "web", "namespace": NAMESPACE}}
-    cluster.server.put("replicasets", {**replicas, "spec": {"replicas": 20}})
-    for index in range(20):
+    for index in indices:
         body = gated_pod(Task(f"web-{index}", {"cpu": 1000, "gpu": 1000}, run=1e4))
         for name in ("job", "name", "size", "task"):
             body["metadata"]["labels"].pop(annotation_key(name), None)
             body["metadata"]["annotations"].pop(annotation_key(name), None)
         body["metadata"] |= {"name": f"web-{index}", "ownerReferences": [owner]}
         cluster.server.put("pods", body)
-    cluster.submit("second", 2)
-    cluster.await_open("second", 2)
-    assert cluster.count_open("web") == 0
-    cluster.server.put("replicasets", {**replicas, "spec": {"replicas": 2}})
-    for index in range(2, 20):
-        cluster.server.remove("pods", NAMESPACE, f"web-{index}")
-    cluster.await_open("web", 2)
 
 
 def test_watches_that_end_at_once_do_not_spin(cluster: Cluster) -> None:

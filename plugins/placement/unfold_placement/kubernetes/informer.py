@@ -332,6 +332,8 @@ class Informer:
     def _add_task(self, body: Body, group: Group | None) -> None:
         if group is not None:
             group = self._narrow_group(group, body["metadata"]["name"])
+            # it may have been scaled up while it waits
+            self._resize_group(group, grows=True)
         try:
             task = decode_task(body, self.scope, self.origin, group)
         except UnfoldError as error:
@@ -466,10 +468,15 @@ class Informer:
         if group is None or group.job != job:
             return
         with self.store.changed:
-            for mate in mates:
-                if self.store.records.get(mate.task.name) is mate and group.size < mate.task.size:
-                    task = replace(mate.task, size=group.size)
-                    self.store.write_record(replace(mate, task=task), kinds.SUBMITTED)
+            self._resize_group(group, grows=False)
+
+    def _resize_group(self, group: Group, *, grows: bool) -> None:
+        """Let the waiting tasks of a group wait for as many as it has by now, more or less than before."""
+        for mate in list(self.store.records.values()):
+            is_outdated = group.size > mate.task.size if grows else group.size < mate.task.size
+            if is_outdated and mate.task.job == group.job and self._waits_at_gate(mate):
+                task = replace(mate.task, size=group.size)
+                self.store.write_record(replace(mate, task=task), kinds.SUBMITTED)
 
     def _waits_at_gate(self, record: Record) -> bool:
         """Return whether a task waits in its present pod, not for another in place of one that is lost."""
