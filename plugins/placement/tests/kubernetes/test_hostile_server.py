@@ -152,6 +152,24 @@ def test_a_deployment_that_is_scaled_up_while_it_waits(cluster: Cluster) -> None
     cluster.await_open("web", 4)
 
 
+def test_a_pod_that_replaces_one_of_a_running_gang_passes_reserved_nodes(cluster: Cluster) -> None:
+    """Nodes are kept free for a gang that waits for the running one, which would never end without its replacement."""
+    scale(cluster, 3)
+    create_replicas(cluster, range(3))
+    cluster.await_open("web", 3)
+    cluster.submit("second", 13)
+    await_true(lambda: "second-12-0" in cluster.thread.loop.backend.informer.bodies)  # type: ignore[attr-defined]
+    await_true(lambda: not cluster.thread.loop.backend.informer.opening)  # type: ignore[attr-defined]
+    cluster.server.remove("pods", NAMESPACE, "web-0")
+    create_replicas(cluster, [3])
+    cluster.await_open("web", 3)
+    # a replica more than there were waits behind the gang
+    scale(cluster, 4)
+    create_replicas(cluster, [4])
+    time.sleep(0.5)
+    assert (cluster.count_open("web"), cluster.count_open("second")) == (3, 0)
+
+
 def scale(cluster: Cluster, replicas: int) -> None:
     """Set the number of replicas."""
     meta = {"name": "web", "namespace": NAMESPACE}

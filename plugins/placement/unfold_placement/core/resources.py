@@ -98,6 +98,7 @@ class ResourceTable:
                 self.state.demand[row, kind_columns[kind]] = amount
             self.state.run_s[row] = [task.run_on.get(node_type, task.run) for node_type in node_types]
             self.state.arrival_s[row] = task.arrival
+            self.state.is_owner[row] = task.completes
             self._write_requests(row, task_requests)
             self.task_rows[task.name] = row
         self._write_device_needs(first_row, count)

@@ -95,6 +95,7 @@ class Task:
         types: Node types on which it can run; empty means any.
         checkpoint_every: Seconds of run time after which a preemption loses nothing before; 0 for no checkpoints.
         node_filter: Encoded fields of a pod that restrict its nodes (Kubernetes); empty for none.
+        completes: It replaces a task of a gang that runs, and may use nodes that are kept free for another gang.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Task:
     types: tuple[str, ...] = ()
     checkpoint_every: float = 0.0
     node_filter: str = ""
+    completes: bool = False
 
     def __hash__(self) -> int:
         """Return the hash of the name, as mappings have none: policies keep tasks in sets."""

@@ -227,7 +227,8 @@ class View:
         self.released_nodes += nodes
         self.releases += 1
         state.is_reserved[:] = 0
-        state.is_owner[[self.table.task_rows[task.name] for task in self.reserved_unit]] = 0
+        for task in self.reserved_unit:
+            state.is_owner[self.table.task_rows[task.name]] = task.completes
         state.counters[kernel.FREED] += 1
         self.reserved_unit = ()
 

@@ -441,8 +441,12 @@ class Informer:
         those that replace the rest start together.
         """
         records = [record for record in self.store.records.values() if _is_of(record.task.job, group.job)]
-        if any(record.state == kinds.RUNNING for record in records):
-            return replace(group, job=f"{group.job}/{pod}", size=1)
+        running = [record.task for record in records if record.state == kinds.RUNNING]
+        if running:
+            # the pods of a group that is enlarged are more than it began with
+            first_size = max((task.size for task in running if task.job == group.job), default=0)
+            present = len(running) + sum(record.state == kinds.WAITING for record in records)
+            return replace(group, job=f"{group.job}/{pod}", size=1, completes=present < first_size)
         mates = [record for record in records if record.task.job == group.job]
         if not group.total or any(map(self._waits_at_gate, mates)):
             return group

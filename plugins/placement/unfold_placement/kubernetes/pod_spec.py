@@ -152,6 +152,7 @@ def decode_task(pod: Body, scope: Scope, origin: float, group: Group | None = No
         "run": 0.0,
         "job": group.job,
         "size": group.size,
+        "completes": group.completes,
         "role": labels.get(annotation_key("role"), group.role),
         "user": labels.get(annotation_key("user"), ""),
         "priority": int(pod["spec"].get("priority") or 0),

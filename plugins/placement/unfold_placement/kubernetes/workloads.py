@@ -49,6 +49,7 @@ class Group:
         created_s: Unix time of the workload's creation, from which its pods wait.
         total: Number of pods that are to succeed; 0 where pods run on.
         succeeded: Number of pods that have succeeded.
+        completes: Its pod replaces one of a group that runs.
     """
 
     job: str
@@ -57,6 +58,7 @@ class Group:
     created_s: float = 0.0
     total: int = 0
     succeeded: int = 0
+    completes: bool = False
 
 
 @dataclass(slots=True)

@@ -138,7 +138,8 @@ class Gang:
         if shapes.futile[0] == key and shapes.futile[1] == view.change_counters()[0]:
             return True
         shape = shapes.by_name.get(key)
-        if shape is None or not shapes.hopeless[shape, 0] or (reserved and reserved[0].key(self.by) == key):
+        is_owner = self.complete_units[key][0][0].completes or (reserved and reserved[0].key(self.by) == key)
+        if shape is None or not shapes.hopeless[shape, 0] or is_owner:
             return False
         return bool(reserved) or view.now - since_s < self.patience
 

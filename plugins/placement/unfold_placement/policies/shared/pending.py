@@ -60,12 +60,13 @@ class UnitShapes:
         """Return the shape of a unit, given as task rows; a new shape gets a new number."""
         state = view.table.state
         index = rows[0] if len(rows) == 1 else rows
-        requests = b""
+        # of tasks alike, only these may use reserved nodes
+        requests = b"completes" if view.table.tasks[rows[0]].completes else b""
         is_earlier = (state.requested[index] >= 0) & (state.request_phase[index] < self.phase)
         if is_earlier.any():
             requested = np.where(is_earlier, state.requested[index], -1)
             amounts = np.where(is_earlier, state.requested_amount[index], 0)
-            requests = requested.tobytes() + amounts.tobytes()
+            requests += requested.tobytes() + amounts.tobytes()
         number = self.numbers.setdefault((state.demand[index].tobytes(), requests), len(self.numbers))
         if len(self.numbers) > self.sample_rows.size or number == len(self.numbers) - 1:
             self.hopeless = grow_rows(self.hopeless, len(self.numbers), 0)
