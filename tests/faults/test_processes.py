@@ -83,6 +83,25 @@ def counted(server: Server) -> float:
     return float(re.findall(r'^unfold_requests_total\{code="200",model="total"\} (\S+)', text, re.MULTILINE)[0])
 
 
+def test_a_process_that_cannot_start_ends_no_other(tmp_path: Path) -> None:
+    """A file that is missing when a killed process is replaced leaves the others serving, until it is there again."""
+    file = tmp_path / "model.onnx"
+    file.touch()
+    with serving("total", "processes=2", f"needs={file}") as server:
+        before = complete(server, 2)
+        file.unlink()
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: children(server) == {max(before)})
+        late = time.monotonic() + 4
+        while time.monotonic() < late:
+            assert asked(server, rows([1, 1, 1])) == 200
+            time.sleep(0.1)
+        assert server.process.poll() is None
+        file.touch()
+        assert max(before) in complete(server, 2)
+        assert server.end() == 0
+
+
 def test_a_process_that_a_model_kills_is_replaced() -> None:
     """A row on which a model ends its process costs that request, and no other one later."""
     with serving("total", "processes=2") as server:

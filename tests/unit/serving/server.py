@@ -67,6 +67,8 @@ class Work:
     folder: Path
 
     def __call__(self, number: int, beat: Callable[[], object]) -> None:
+        if "needs" in self.given and not Path(self.given["needs"]).exists():
+            sys.exit(2)
         found = service(self.name, self.given)
         keep = found.share(self.folder)
 

@@ -22,6 +22,8 @@ EARLY_EXIT_S = 5.0
 POLL_S = 0.5
 STOP_TIMEOUT_S = 20.0
 MAX_EARLY_EXITS = 3
+RETRY_S = 10.0
+"""Seconds after which a process that could not start beside others is started again."""
 
 Work = Callable[[int, Callable[[], object]], object]
 """What a process does, given its number and a heartbeat to call while it is well. Must be picklable."""
@@ -61,7 +63,8 @@ class Supervisor:
 
     A process that ends before its first heartbeat, or soon after its start, counts as an early exit; after a few in a
     row the supervisor gives up. A process that exits with a code which blames the caller is not replaced: all are
-    ``rejected``.
+    ``rejected``. While others serve, neither holds for one that cannot start: a file that is now missing must not end
+    them.
 
     Args:
         work: What each process does.
@@ -81,6 +84,7 @@ class Supervisor:
     signal: int = 0
     rejected: bool = False
     last_check_s: float = field(default_factory=time.monotonic)
+    next_start_s: float = 0.0
 
     def run(self) -> int:
         """Serve until one of ``ending_signals``; return it after the last process ended, or 0 if all are rejected.
@@ -108,10 +112,14 @@ class Supervisor:
 
     def _start_missing(self) -> None:
         """Start what is missing; the first process alone, since the others use what it prepares on disk."""
-        first_is_ready = any(worker.is_ready for worker in self.workers.values())
-        for number in range(self.count if first_is_ready else 1):
+        if self._has_ready() and time.monotonic() < self.next_start_s:
+            return
+        for number in range(self.count if self._has_ready() else 1):
             if number not in self.workers:
                 self.workers[number] = _start_worker(self.work, number)
+
+    def _has_ready(self) -> bool:
+        return any(worker.is_ready for worker in self.workers.values())
 
     def _receive_heartbeats(self) -> None:
         workers = {worker.parent_conn: worker for worker in self.workers.values()}
@@ -141,6 +149,11 @@ class Supervisor:
     def _handle_exit(self, worker: Worker) -> None:
         self.workers.pop(worker.number)
         worker.parent_conn.close()
+        if not worker.is_ready and self._has_ready():
+            self.next_start_s = time.monotonic() + RETRY_S
+            ending = f"process {worker.process.pid} ended with {worker.process.exitcode} before it served"
+            self.notify(f"{ending}; others serve, and another one starts in {RETRY_S:.0f} s")
+            return
         if not worker.is_ready and worker.process.exitcode == ExitCode.USAGE:
             self.rejected = True
             return
