@@ -20,11 +20,12 @@ def write_model(
     kind: int = TensorProto.FLOAT,
     scale: float = 1.0,
     softmax: bool = False,
+    factor: float = 1.0,
     external: str | None = None,
     extra_input: bool = False,
     centred: bool = False,
 ) -> Path:
-    """Write a perceptron over flattened rows: ``depth`` hidden layers of ``width``, with scores that may be centred."""
+    """Write a perceptron over flattened rows: ``depth`` hidden layers of ``width``, with scores times ``factor``."""
     rng = np.random.default_rng(width * 100 + depth)
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     fan_in = int(np.prod([edge if isinstance(edge, int) else 4 for edge in size]))
@@ -38,7 +39,9 @@ def write_model(
         nodes.append(helper.make_node("ReduceMean", [name], ["mean"], axes=[0]))
         nodes.append(helper.make_node("Sub", [name, "mean"], ["centred"]))
         name = "centred"
-    nodes.append(helper.make_node("Softmax" if softmax else "Identity", [name], ["y"]))
+    nodes.append(helper.make_node("Softmax" if softmax else "Identity", [name], ["scores"]))
+    tensors.append(numpy_helper.from_array(np.array(factor, dtype), "factor"))
+    nodes.append(helper.make_node("Mul", ["scores", "factor"], ["y"]) if factor != 1 else _keep("scores", "y"))
     inputs = [helper.make_tensor_value_info("x", kind, [rows, *size])]
     if extra_input:
         inputs.append(helper.make_tensor_value_info("z", kind, [rows, 1]))
@@ -50,3 +53,7 @@ def write_model(
     else:
         save_model(model, str(path), save_as_external_data=True, location=external, size_threshold=0)
     return path
+
+
+def _keep(source: str, name: str) -> Any:
+    return helper.make_node("Identity", [source], [name])

@@ -156,8 +156,9 @@ def test_every_bad_file_of_a_list_is_named(tmp_path: Path) -> None:
         ({"scale": 1e30, "depth": 3}, "output y is not finite for an input of normal numbers"),
         ({"classes": 1}, "no output is a float score for each row and class: y float32 4x1"),
         ({"classes": 5}, "output y has 5 classes, good.onnx has 3"),
-        ({"centred": True}, "output y of a row depends on the other rows of its batch"),
-        ({"centred": True, "rows": 8}, "output y of a row depends on the other rows of its batch"),
+        ({"softmax": True, "factor": 100.0}, "sum to 100 in every row: neither probabilities nor logits"),
+        ({"centred": True}, "output y of a row depends on chance or on the other rows of its batch"),
+        ({"centred": True, "rows": 8}, "output y of a row depends on chance or on the other rows of its batch"),
     ],
 )
 def test_outputs_are_checked_by_running_the_model(folder: Path, change: dict[str, Any], message: str) -> None:

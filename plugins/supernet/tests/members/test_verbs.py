@@ -19,9 +19,9 @@ from plugins.supernet.tests.members.builders import write_model
 from tests.served import serving, unfold
 from unfold_supernet.members import profile as profile_module
 from unfold_supernet.members.files import CheckedFile, MemberFile, check_file
-from unfold_supernet.members.probe import ProbeResult
+from unfold_supernet.members.probe import ProbeResult, probe_file
 from unfold_supernet.members.profile import PROFILE_FILE, measure_members, read_members
-from unfold_supernet.members.runtime import RETRY_S, MemberPool, MemberSource
+from unfold_supernet.members.runtime import RETRY_S, MemberPool, MemberSource, compute_shares
 from unfold_supernet.replay.residency import PLAN_FILE
 from unfold_supernet.scheduling.policies import build_profile
 from unfold_supernet.scheduling.residency import MemberCost, Residency
@@ -126,6 +126,35 @@ def test_a_softmax_that_is_rounded_stays_a_probability(tmp_path: Path) -> None:
     (shares,) = (model(x, x[:, :0]) for model in open_pool(tmp_path / "rounded.onnx").bind())
     expected = onnxruntime.InferenceSession(tmp_path / "rounded.onnx").run(None, {"x": x})[0]
     assert shares == pytest.approx(expected)
+
+
+def test_shares_of_trees_below_zero_stay_probabilities(tmp_path: Path) -> None:
+    """Sums over trees that round to -1e-7 are no logits: a softmax would flatten the confidences of a forest."""
+    model = onnx.load(write_model(tmp_path / "trees.onnx", softmax=True, scale=20.0))
+    model.graph.node[-1].output[0] = "exact"
+    offset = np.array([-1e-6, 0, 1e-6], np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(offset, "offset"))
+    model.graph.node.append(helper.make_node("Add", ["exact", "offset"], ["y"]))
+    onnx.save(model, tmp_path / "trees.onnx")
+    file = check_file(MemberFile(name="trees", path=tmp_path / "trees.onnx", accuracy=90.0, key="members[0]"))
+    probe = probe_file(file)
+    session = onnxruntime.InferenceSession(tmp_path / "trees.onnx")
+    x = np.random.default_rng(1).normal(size=(64, 4)).astype(np.float32)
+    (expected,) = session.run(None, {"x": x})
+    assert expected.min() < 0
+    source = MemberSource(file=file, output_name="y", is_probability=probe.is_probability)
+    assert compute_shares(session, source, x) == pytest.approx(np.clip(expected, 0, 1))
+
+
+def test_sigmoids_of_classes_are_divided_by_their_sum(tmp_path: Path) -> None:
+    """A probability of each class against all others is no logit, as scikit-learn's one-vs-rest treats it."""
+    model = onnx.load(write_model(tmp_path / "each.onnx"))
+    model.graph.node[-1].op_type = "Sigmoid"
+    onnx.save(model, tmp_path / "each.onnx")
+    x = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+    (shares,) = (model(x, x[:, :0]) for model in open_pool(tmp_path / "each.onnx").bind())
+    each = onnxruntime.InferenceSession(tmp_path / "each.onnx").run(None, {"x": x})[0]
+    assert shares == pytest.approx(each / each.sum(1, keepdims=True))
 
 
 def test_a_model_of_doubles_gets_its_inputs_unrounded(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ MAX_FIXED_ROWS = 1024
 """Largest number of rows to which a smaller batch is padded."""
 NUMBER_TYPES = {"FLOAT16": "float16", "FLOAT": "float32", "DOUBLE": "float64"}
 SOFTMAX = frozenset(("Softmax", "QLinearSoftmax"))
+SIGMOID = frozenset(("Sigmoid", "QLinearSigmoid"))
 PASSING = frozenset(("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze"))
 """Operators that keep values, or round them."""
 
@@ -63,6 +64,7 @@ class CheckedFile:
         size: Shape of one row of the input.
         fixed_rows: The only number of rows that it accepts; 0 for any.
         softmaxes: Outputs that are a softmax.
+        sigmoids: Outputs that are a sigmoid of each class.
         labels: Names of the classes that the file states; empty if it states none.
         digest: SHA-256 of the file and its external data.
         bytes: Size of the file and its external data.
@@ -75,6 +77,7 @@ class CheckedFile:
     size: tuple[int, ...]
     fixed_rows: int
     softmaxes: frozenset[str]
+    sigmoids: frozenset[str]
     labels: tuple[str, ...]
     digest: str
     bytes: int
@@ -151,7 +154,8 @@ def check_file(member: MemberFile) -> CheckedFile:
         dtype=dtype,
         size=size,
         fixed_rows=fixed_rows,
-        softmaxes=_find_softmaxes(model.graph),
+        softmaxes=_find_outputs(model.graph, SOFTMAX),
+        sigmoids=_find_outputs(model.graph, SIGMOID),
         labels=_read_labels(model.graph),
         digest=digest.hexdigest(),
         bytes=size_bytes,
@@ -200,8 +204,8 @@ def _locate_external(member: MemberFile, location: str) -> Path:
     return path
 
 
-def _find_softmaxes(graph: Any) -> frozenset[str]:
-    """Find the outputs that are a softmax; one that is rounded to 8 bits may not sum to 1."""
+def _find_outputs(graph: Any, kinds: frozenset[str]) -> frozenset[str]:
+    """Find the outputs that are computed by an operator of some kinds; a softmax in 8 bits may not sum to 1."""
     sources = {name: node for node in graph.node for name in node.output}
     names = {output.name: output.name for output in graph.output}
     # as many steps as a path can have
@@ -209,7 +213,7 @@ def _find_softmaxes(graph: Any) -> frozenset[str]:
         for output, name in names.items():
             if name in sources and sources[name].op_type in PASSING and sources[name].input:
                 names[output] = sources[name].input[0]
-    return frozenset(output for output, name in names.items() if name in sources and sources[name].op_type in SOFTMAX)
+    return frozenset(output for output, name in names.items() if name in sources and sources[name].op_type in kinds)
 
 
 def _read_labels(graph: Any) -> tuple[str, ...]:

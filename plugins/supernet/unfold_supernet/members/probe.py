@@ -30,7 +30,7 @@ ROUNDS, LOADS = 20, 3
 SIZE_S = 0.2
 """Seconds of rounds for one batch size."""
 SUM_TOLERANCES = {np.dtype(np.float16): 1e-2, np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-3}
-"""Difference to 1 below which a row's outputs are probabilities, by their number type."""
+"""Difference to 1 below which a row's outputs are probabilities, by their number type; sums of trees round below 0."""
 TRIAL_ROWS = 4
 ROW_TOLERANCE = 0.1
 """Difference, relative to the largest score, up to which a row has the same scores in a batch: int8 rounds by batch."""
@@ -169,8 +169,11 @@ def _describe_outputs(session: Any, input_name: str, rows: FloatArray) -> dict[s
         kind = "zeros" if not np.isfinite(values[0]).all() else "normal numbers"
         hint = "check the weights for NaN and infinity"
         return {"error": f"output {columns[0]} is not finite for an input of {kind}", "hint": hint}
-    sums = values.sum(axis=1, dtype=np.float64)
-    is_share = bool((values >= 0).all()) and bool((np.abs(sums - 1) < SUM_TOLERANCES[values.dtype]).all())
+    sums, tolerance = values.sum(axis=1, dtype=np.float64), SUM_TOLERANCES[values.dtype]
+    is_share = bool((values >= -tolerance).all()) and bool((np.abs(sums - 1) < tolerance).all())
+    if not is_share and values.min() >= 0 and np.ptp(sums) <= tolerance * sums[0] and np.ptp(values, axis=0).any():
+        message = f"the scores of output {columns[0]} sum to {sums[0]:g} in every row: neither probabilities nor logits"
+        return {"error": message, "hint": "divide the scores of a row by their sum at the end of the model"}
     return {"output_name": columns[0], "classes": int(values.shape[1]), "is_probability": is_share}
 
 
@@ -180,7 +183,7 @@ def _compare_rows(session: Any, input_name: str, rows: FloatArray, name: str, co
     apart = np.stack([session.run([name], {input_name: np.stack([row] * copies)})[0][0] for row in rows[:TRIAL_ROWS]])
     if np.allclose(together, apart, rtol=ROW_TOLERANCE, atol=ROW_TOLERANCE * float(np.abs(together).max())):
         return {}
-    message = f"output {name} of a row depends on the other rows of its batch"
+    message = f"output {name} of a row depends on chance or on the other rows of its batch"
     return {"error": message, "hint": "export it in inference mode: model.eval(), without means over the rows"}
 
 

@@ -16,7 +16,7 @@ from unfoldkit.api import Diagnostic, Progress, RunDir, UnfoldError, user_error
 from unfoldkit.safe_io.files import parse_object
 
 PROFILE_FILE = "members.json"
-PROFILE_VERSION = 2
+PROFILE_VERSION = 3
 """Increase it when the measurement changes, so that members are measured again."""
 ORDER_BATCH = 32
 """Rows of the batch: members are ordered by its latency."""

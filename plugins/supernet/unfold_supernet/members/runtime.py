@@ -46,10 +46,11 @@ def compute_shares(session: Any, source: MemberSource, x: Numbers) -> Float32Arr
     values = (outputs[0] if len(outputs) == 1 else np.concatenate(outputs))[: len(rows)]
     # sums of many shares round in 16 bits
     values = values.astype(np.float32) if values.dtype == np.float16 else values
-    if not source.is_probability and source.output_name not in file.softmaxes:
-        exponents = np.exp(values - values.max(axis=1, keepdims=True))
-        values = exponents / exponents.sum(axis=1, keepdims=True)
-    return np.asarray(values, np.float32)
+    if source.is_probability or source.output_name in file.softmaxes:
+        return np.asarray(values.clip(0, 1), np.float32)
+    # a probability of each class against all others, as where scikit-learn fits one classifier for each
+    weights = values if source.output_name in file.sigmoids else np.exp(values - values.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
 def _split_rows(rows: Numbers, step: int) -> list[Numbers]:
