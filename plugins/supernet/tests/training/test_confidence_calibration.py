@@ -185,3 +185,37 @@ def test_calibration_error_is_the_mean_gap_over_bins() -> None:
     # bins of width 1/15: both 0.95 and 1.0 lie in the last one
     expected = (abs(0.95 + 0.95 + 1.0 - 2) + abs(0.55 - 1)) / 4 * 100
     assert compute_calibration_error(confidence, correct) == pytest.approx(expected)
+
+
+def draw_patients(rng: np.random.Generator, count: int, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw logits, labels and patients; each patient is as easy, and leans to some classes, as no other."""
+    logits, labels, patients = [], [], []
+    for patient in range(count):
+        rows = int(rng.integers(10, 110))
+        truth = rng.choice(3, rows, p=rng.dirichlet((3, 1, 1)))
+        values = rng.standard_t(4, size=(rows, 3)) + rng.normal(0, 1, 3)
+        values[np.arange(rows), truth] += rng.gamma(4, 0.6)
+        logits.append(values * scale)
+        labels.append(truth)
+        patients.append(np.full(rows, patient))
+    return np.concatenate(logits).astype(np.float32), np.concatenate(labels), np.concatenate(patients)
+
+
+def test_few_patients_correct_confidences_that_are_far_off() -> None:
+    """Ten patients remove most of a large error on fresh ones; three rarely make it worse by more than a point."""
+    changes: dict[int, list[float]] = {3: [], 10: []}
+    befores = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        scale = float(np.exp(rng.uniform(-1.2, 1.4)))
+        logits, labels, _ = draw_patients(rng, 80, scale)
+        correct = logits.argmax(1) == labels
+        befores.append(compute_calibration_error(compute_confidence(logits, 1.0), correct))
+        for count, changed in changes.items():
+            temperature = fit_temperature(*draw_patients(rng, count, scale))
+            after = compute_calibration_error(compute_confidence(logits, temperature), correct)
+            changed.append(after - befores[-1])
+    assert np.mean(changes[10]) < -0.5 * np.mean(befores)
+    assert np.mean(changes[3]) < -0.1 * np.mean(befores)
+    for changed in changes.values():
+        assert np.mean(np.array(changed) > 1) <= 0.1

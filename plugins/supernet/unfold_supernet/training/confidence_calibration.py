@@ -22,10 +22,14 @@ BINS = 15
 MAX_LOG_TEMPERATURE = 3.0
 PRIOR_DEVIATION = 1.0
 """Standard deviation of the log temperature before any row is seen: rows that are all correct prove no certainty."""
+TYPICAL_DEVIATION = 0.5
+"""Standard deviation of the log temperature among members; estimates that vary more between folds shrink towards it."""
 FOLDS = 5
 MIN_GROUPS = 3
 """Fewer groups say nothing of how a temperature does on others."""
 RESAMPLES, CONFIDENCE = 100, 0.95
+EVIDENCE = 0.8
+"""Probability from which a temperature is taken to help; at 0.95, few groups left errors of 20 points as they were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,8 @@ def fit_temperature(logits: Float32Array, targets: IntArray, groups: IntArray | 
     """Fit the temperature that divides the logits, and keep it only if it helps rows that it was not fitted on.
 
     Each of five folds is scored with the temperature of the other four. The temperature is kept where the log loss
-    and the expected calibration error both fall beyond chance (one-sided, 95 %).
+    and the expected calibration error both fall with a probability of 80 % (one-sided). Its logarithm is shrunk as far
+    as the temperatures of the folds disagree (jackknife).
 
     Args:
         logits: Of validation rows (n, classes), or of labels (n, labels).
@@ -69,20 +74,30 @@ def fit_temperature(logits: Float32Array, targets: IntArray, groups: IntArray | 
     count = int(units.max()) + 1
     if count < MIN_GROUPS:
         return 1.0
-    folds = np.random.default_rng(0).permutation(count)[units] % min(FOLDS, count)
-    scaled = np.empty_like(values)
-    for fold in range(min(FOLDS, count)):
-        apart = folds == fold
-        scaled[apart] = values[apart] / minimise_log_loss(values[~apart], targets[~apart])
+    parts = min(FOLDS, count)
+    folds = np.random.default_rng(0).permutation(count)[units] % parts
+    logs = np.log([minimise_log_loss(values[folds != fold], targets[folds != fold]) for fold in range(parts)])
+    exponents = logs * _compute_shrinkage(logs)
+    scaled = values * np.exp(-exponents)[folds][:, None]
     gains = np.bincount(units, weights=_compute_log_losses(values, targets) - _compute_log_losses(scaled, targets))
-    helps = gains.mean() > float(t.ppf(CONFIDENCE, count - 1)) * gains.std(ddof=1) / math.sqrt(count)
+    helps = gains.mean() > float(t.ppf(EVIDENCE, count - 1)) * gains.std(ddof=1) / math.sqrt(count)
     if not helps or not _falls_beyond_chance(values, scaled, targets, units):
         return 1.0
-    return minimise_log_loss(values, targets)
+    return minimise_log_loss(values, targets) ** _compute_shrinkage(logs)
+
+
+def _compute_shrinkage(logs: FloatArray) -> float:
+    """Compute the factor of a log temperature from those without each fold (folds): empirical Bayes around 0.
+
+    Of f folds, the jackknife's variance is f - 1 times that of the logarithms; it is raised to f + 1, since few folds
+    are left.
+    """
+    variance = (len(logs) + 1) * float(logs.var())
+    return TYPICAL_DEVIATION**2 / (TYPICAL_DEVIATION**2 + variance)
 
 
 def _falls_beyond_chance(before: FloatArray, after: FloatArray, targets: IntArray, units: IntArray) -> bool:
-    """Check that the calibration error of ``after`` is lower in at least 95 % of the bootstrap samples of units."""
+    """Check that the calibration error of ``after`` is lower in at least 80 % of the bootstrap samples of units."""
     rng = np.random.default_rng(1)
     count = int(units.max()) + 1
     falls, predictions = 0, [_list_predictions(logits, targets) for logits in (before, after)]
@@ -90,7 +105,7 @@ def _falls_beyond_chance(before: FloatArray, after: FloatArray, targets: IntArra
         weights = np.bincount(rng.integers(count, size=count), minlength=count)[units]
         first, second = (_average_errors(each, weights) for each in predictions)
         falls += second < first
-    return falls >= CONFIDENCE * RESAMPLES
+    return falls >= EVIDENCE * RESAMPLES
 
 
 def undo_smoothing(logits: Float32Array, smoothing: float, shift: Float32Array | None = None) -> float:

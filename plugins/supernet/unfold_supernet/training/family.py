@@ -28,7 +28,7 @@ from unfold_supernet.training.subnet_search import search_subnets
 from unfold_supernet.training.trainer import TrainingState, run_training
 from unfoldkit.api import Progress, RunDir, fingerprint
 
-CALIBRATION = "smoothing and sampling undone"
+CALIBRATION = "smoothing and sampling undone, temperatures shrunk"
 """How members are finished; a run that was finished otherwise is finished again, without training."""
 
 
