@@ -126,3 +126,54 @@ def test_npz_and_csv_give_the_same_examples(tmp_path: Path) -> None:
     flat = load_data(DataSpec(source="file", path="d.csv", test=0.25), run, "mlp")
     assert flat.x.shape == (60, 5, 1)
     np.testing.assert_array_equal(flat.x[:, :, 0], one.x[:, 0])
+
+
+def write_copies(path: Path, copies: int = 5, **arrays: Any) -> None:
+    """Write 60 random rows with random labels, each copied; copies are 60 rows apart."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 6)), rng.integers(0, 2, 60)
+    np.savez(path, x=np.tile(x, (copies, 1)), y=np.tile(y, copies), **arrays)
+
+
+def test_copies_of_a_row_are_on_one_side(tmp_path: Path) -> None:
+    """A network remembers a row, so its copies would test nothing; they are held out together too."""
+    write_copies(tmp_path / "data.npz")
+    data = load_data(DataSpec(source="file", path="data.npz"), make_run(tmp_path, base=tmp_path))
+    held = hold_out_rows(data, 0.3, 0)
+    assert sorted([*held.train, *held.holdout, *held.test]) == list(range(300))
+    sides = [set(rows % 60) for rows in (held.train, held.holdout, held.test)]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 60
+    assert len(data.test) == pytest.approx(120, abs=5)
+    assert "copies of a row on one side" in data.about
+
+
+@pytest.mark.parametrize(
+    ("options", "arrays"),
+    [
+        ({"split": "given"}, {"split": np.where(np.arange(300) < 90, 1, 2)}),
+        ({"split": "inter-patient", "group": "patient"}, {"patient": np.arange(300) // 60}),
+    ],
+)
+def test_a_test_of_copies_alone_is_refused(tmp_path: Path, options: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """Patients that were exported again under other names are no others, whatever the file says."""
+    write_copies(tmp_path / "data.npz", **arrays)
+    with pytest.raises(UnfoldError, match="inputs of rows to train on"):
+        load_data(DataSpec(source="file", path="data.npz", **options), make_run(tmp_path, base=tmp_path))
+
+
+def test_copies_are_left_out_of_a_given_test(tmp_path: Path) -> None:
+    """Rows to test on that repeat rows to train on are not tested, and counted."""
+    write_copies(tmp_path / "data.npz", split=np.where(np.arange(300) < 40, 1, 2))
+    spec = DataSpec(source="file", path="data.npz", split="given")
+    data = load_data(spec, make_run(tmp_path, base=tmp_path))
+    assert set(data.test % 60) == set(range(40, 60))
+    assert "160 test rows left out as copies" in data.about
+
+
+def test_rows_of_few_values_repeat_without_being_copies(tmp_path: Path) -> None:
+    """Rows of three binary columns must repeat, so all of them are tested."""
+    x = np.random.default_rng(1).integers(0, 2, (200, 3))
+    np.savez(tmp_path / "data.npz", x=x, y=x[:, 0])
+    data = load_data(DataSpec(source="file", path="data.npz"), make_run(tmp_path, base=tmp_path))
+    assert data.inputs is None
+    assert len(data.test) == pytest.approx(80, abs=1)

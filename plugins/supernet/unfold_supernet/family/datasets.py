@@ -32,6 +32,8 @@ NORMAL_BEATS = 16_000
 MAX_RR_RATIO = 3.0
 HELD_GROUPS, MANY_GROUPS = 3, 20
 """Groups that are held out at least, where there are so many that they cost the training about a tenth of its rows."""
+FEW_COMBINATIONS = 10
+"""Combinations of column values per row up to which rows are expected to repeat, so that none counts as a copy."""
 DEFAULT_EDGE = 64
 """Height and width of images, in pixels."""
 MITBIH_ARRAYS = ("X", "rr", "y", "split")
@@ -78,6 +80,7 @@ class Dataset:
         groups: Group of each row, if known.
         task: What the targets are.
         sampling: By class, the fraction of its rows from which the training rows were drawn; empty where all were.
+        inputs: Number of each row's input (n), equal for copies; ``None`` without copies.
     """
 
     x: Float32Array
@@ -92,6 +95,7 @@ class Dataset:
     groups: IntArray | None = None
     task: Task = "classes"
     sampling: tuple[float, ...] = ()
+    inputs: IntArray | None = None
 
     @property
     def logit_shift(self) -> Float32Array:
@@ -178,13 +182,19 @@ def hold_out_rows(data: Dataset, fraction: float, seed: int, min_groups: int = 2
         if data.task == "classes":
             train, holdout = _return_classes(data.y, train, holdout, data.groups)
         spare = np.setdiff1d(np.arange(len(data.groups)), np.concatenate([data.train, data.test]))
+        if data.inputs is not None:
+            holdout = holdout[~np.isin(data.inputs[holdout], data.inputs[train])]
         of_held = spare[np.isin(data.groups[spare], data.groups[holdout])]
         return replace(data, train=train, holdout=np.sort(np.concatenate([holdout, of_held])))
-    rows = np.random.default_rng([seed, 0x5EA]).permutation(data.train)
-    cut = round(len(rows) * fraction)
-    train, holdout = rows[cut:], rows[:cut]
+    units = np.arange(len(data.y)) if data.inputs is None else data.inputs
+    if data.inputs is None:
+        rows = np.random.default_rng([seed, 0x5EA]).permutation(data.train)
+        cut = round(len(rows) * fraction)
+        train, holdout = rows[cut:], rows[:cut]
+    else:
+        train, holdout = (data.train[part] for part in split_by_group(units[data.train], fraction, seed))
     if data.task == "classes":
-        train, holdout = _return_classes(data.y, train, holdout, np.arange(len(data.y)))
+        train, holdout = _return_classes(data.y, train, holdout, units)
     return replace(data, train=np.sort(train), holdout=np.sort(holdout))
 
 
@@ -255,7 +265,7 @@ def _select_beats(options: DataOptions, arrays: dict[str, Any], seed: int, diges
 
 def _split_user_data(options: DataOptions, data: UserData, seed: int, digest: str) -> Dataset:
     assert options.path is not None  # noqa: S101 - user data is a file
-    about = options.path.name
+    about, inputs = options.path.name, _number_inputs(data)
     if data.is_train is not None:
         train, test = np.flatnonzero(data.is_train), np.flatnonzero(~data.is_train)
     elif options.split == "inter-patient" and data.groups is not None:
@@ -264,7 +274,19 @@ def _split_user_data(options: DataOptions, data: UserData, seed: int, digest: st
             train, test = (np.sort(part) for part in _return_classes(data.y, train, test, data.groups))
         about = f"{about}, no {options.user.group} on both sides"
     else:
-        train, test = split_by_class(list_strata(data.y, options.user.task), options.test_fraction, seed)
+        units = np.arange(len(data.y)) if inputs is None else inputs
+        rows = np.unique(units, return_index=True)[1]
+        test = split_by_class(list_strata(data.y, options.user.task)[rows], options.test_fraction, seed)[1]
+        is_test = np.isin(units, units[rows[test]])
+        train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
+        about = about if inputs is None else f"{about}, copies of a row on one side"
+    if inputs is not None:
+        copied = np.isin(inputs[test], inputs[train])
+        if copied.all():
+            message = f"all {len(test):,} rows to test on have inputs of rows to train on"
+            raise user_error(message, file=str(options.path), key="data.split", hint="test on rows that are no copies")
+        about += f", {copied.sum():,} test rows left out as copies" if copied.any() else ""
+        test = test[~copied]
     return Dataset(
         x=data.x,
         extra=data.extra,
@@ -276,7 +298,36 @@ def _split_user_data(options: DataOptions, data: UserData, seed: int, digest: st
         about=about,
         groups=data.groups,
         task=options.user.task,
+        inputs=inputs,
     )
+
+
+def _number_inputs(data: UserData) -> IntArray | None:
+    """Number the inputs (n), equal ones alike; ``None`` if none is a copy of another.
+
+    A network remembers the target of an input, so a copy on the other side of a split would be no test. Where columns
+    take few values, equal rows are no copies.
+    """
+    digests = (
+        hashlib.blake2b(row.tobytes() + numbers.tobytes(), digest_size=8).digest()
+        for row, numbers in zip(data.x, data.extra, strict=True)
+    )
+    values = np.frombuffer(b"".join(digests), np.uint64)
+    distinct, inputs = np.unique(values, return_inverse=True)
+    if len(distinct) == len(values) or _repeats_by_chance(data):
+        return None
+    return inputs.astype(np.int64)
+
+
+def _repeats_by_chance(data: UserData) -> bool:
+    """Check whether columns take so few values that rows repeat without being copies."""
+    combinations = 1
+    for values in (data.x.reshape(len(data.x), -1), data.extra):
+        for column in values.T:
+            combinations *= len(np.unique(column))
+            if combinations > FEW_COMBINATIONS * len(values):
+                return False
+    return True
 
 
 def _check_split(data: Dataset, file: str) -> Dataset:
