@@ -25,8 +25,7 @@ def judge(
         f"s{index}": evaluate_predictions(np.where(rng.random(ROWS) < accuracy, y, 1 - y), y, 2)
         for index, accuracy in enumerate(accuracies)
     }
-    labels = np.r_[np.zeros(2, np.int64), 1]
-    constant = evaluate_commonest_class(labels, y, 2)
+    constant = evaluate_commonest_class(y, 2)
     return judge_family(qualities, list(range(len(qualities))), gaps or [], constant, goal or Goal())
 
 
@@ -41,6 +40,15 @@ def test_member_at_the_commonest_class_is_named() -> None:
     assert verdict.useless == ("s0",)
     assert not verdict.is_met
     assert verdict.constant == pytest.approx(90, abs=4)
+
+
+def test_a_constant_of_either_class_is_useless() -> None:
+    """Where other patients have another commonest class than the training rows, always predicting it is no skill."""
+    y = (np.arange(ROWS) % 6 > 0).astype(np.int64)
+    qualities = {f"s{label}": evaluate_predictions(np.full(ROWS, label), y, 2) for label in (0, 1)}
+    verdict = judge_family(qualities, [1.0, 2.0], [], evaluate_commonest_class(y, 2), Goal())
+    assert verdict.useless == ("s0", "s1")
+    assert verdict.constant == pytest.approx(500 / 6)
 
 
 def test_constant_classifier_never_beats_itself() -> None:

@@ -72,10 +72,13 @@ def evaluate_outputs(outputs: Float32Array, data: Dataset, rows: IntArray) -> Qu
 
 
 def evaluate_constant(data: Dataset, quality: Quality) -> Quality:
-    """Evaluate the constant that a member must beat, on the test rows of ``quality``."""
+    """Evaluate the best constant on the test rows of ``quality``, which a member must beat."""
+    if isinstance(quality, HeadQuality) and data.task == "labels":
+        return build_constant(CHANCE_AUROC, quality)
     if isinstance(quality, HeadQuality):
-        return build_constant(CHANCE_AUROC if data.task == "labels" else 0.0, quality)
-    return evaluate_commonest_class(data.y[data.train], data.y[data.test], len(data.names), data.test_groups)
+        y = data.y[data.test]
+        return evaluate_outputs(np.broadcast_to(y.mean(axis=0), y.shape), data, data.test)
+    return evaluate_commonest_class(data.y[data.test], len(data.names), data.test_groups)
 
 
 def bound_loss(data: Dataset, exact: Float32Array, rounded: Float32Array, rows: IntArray) -> tuple[float, float]:

@@ -177,9 +177,9 @@ def name_score(task: Task) -> str:
 def name_constant(task: Task) -> str:
     """Name the constant that every member of a task must beat."""
     names: dict[Task, str] = {
-        "classes": "always predicting the most common class",
+        "classes": "always predicting the most common class of the test rows",
         "labels": "a constant probability for every label",
-        "values": "always predicting the mean of the training rows",
+        "values": "always predicting the mean of the test rows",
     }
     return names[task]
 

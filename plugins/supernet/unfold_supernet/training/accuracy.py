@@ -222,12 +222,18 @@ def evaluate_predictions(
     )
 
 
-def evaluate_commonest_class(
-    train_labels: IntArray, test_labels: IntArray, classes: int, groups: IntArray | None = None
-) -> SubnetQuality:
-    """Evaluate the classifier that always predicts the commonest class of the training rows."""
-    commonest = np.full(len(test_labels), np.bincount(train_labels).argmax(), np.int64)
-    return evaluate_predictions(commonest, test_labels, classes, groups)
+def evaluate_commonest_class(labels: IntArray, classes: int, groups: IntArray | None = None) -> SubnetQuality:
+    """Evaluate the best classifier that always predicts one class: the commonest one of the test rows.
+
+    That of the training rows may be rare among them, so that any other constant would beat it.
+
+    Args:
+        labels: Classes of the test rows (n).
+        classes: Number of classes.
+        groups: Group of each row (n); rows are independent without it.
+    """
+    commonest = np.full(len(labels), np.bincount(labels).argmax(), np.int64)
+    return evaluate_predictions(commonest, labels, classes, groups)
 
 
 def _compute_clustered_reach(correct: BoolArray, groups: IntArray | None, level: float) -> float:

@@ -83,7 +83,7 @@ def fit_temperature(logits: Float32Array, targets: IntArray, groups: IntArray | 
     helps = gains.mean() > float(t.ppf(EVIDENCE, count - 1)) * gains.std(ddof=1) / math.sqrt(count)
     if not helps or not _falls_beyond_chance(values, scaled, targets, units):
         return 1.0
-    return minimise_log_loss(values, targets) ** _compute_shrinkage(logs)
+    return math.exp(math.log(minimise_log_loss(values, targets)) * _compute_shrinkage(logs))
 
 
 def _compute_shrinkage(logs: FloatArray) -> float:

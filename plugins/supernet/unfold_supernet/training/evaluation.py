@@ -69,7 +69,7 @@ def train_and_evaluate(
         qualities,
         [float(count_macs(supernet.space, subnet)) for subnet in subnets],
         [comparison.gap for comparison in comparisons.values()],
-        evaluate_commonest_class(data.y[data.train], tested.labels, len(data.names), data.test_groups),
+        evaluate_commonest_class(tested.labels, len(data.names), data.test_groups),
         problem.goal,
     )
     result = TrainingResult(

@@ -1,7 +1,7 @@
 """What a trained family must show before the answer is yes: the goal is met, and every member is worth having.
 
-A member must beat a constant: the commonest class of the training rows, any constant probability for several labels, or
-the mean of the training rows for real values. Of several members, a larger one must have a significantly better score
+A member must beat the best constant: the commonest class of the test rows, any constant probability for several labels,
+or the mean of the test rows for real values. Of several members, a larger one must have a significantly better score
 than the smallest. A goal counts as met where its 95 % bound meets it.
 """
 
