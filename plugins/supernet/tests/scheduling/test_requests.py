@@ -40,3 +40,13 @@ def test_rows_that_count_several_requests_are_refused(tmp_path: Path) -> None:
     """A table with rows that count several requests is refused, because a row's targets would be ambiguous."""
     with pytest.raises(UnfoldError, match="2 rows with targets describe 7 requests"):
         requests.read_targets(write_trace(tmp_path, "time_s,count,deadline_ms\n0,3,5\n1,4,5\n"), 7, SLO)
+
+
+@pytest.mark.parametrize("size", ["700", "-1", "0", "1.5", "nan", "1e12", "many"])
+def test_requests_of_several_rows_are_refused(tmp_path: Path, size: str) -> None:
+    """A replay sends one row a request, so a trace of larger ones would be promised times that no server keeps."""
+    path = write_trace(tmp_path, f"time_s,rows\n0,1\n0.1,{size}\n")
+    with pytest.raises(UnfoldError) as caught:
+        requests.read_targets(path, 2, SLO)
+    assert caught.value.diagnostics[0].line == 3
+    assert requests.read_targets(write_trace(tmp_path, "time_s,rows\n0,1\n1,\n2,1.0\n"), 3, SLO) is None

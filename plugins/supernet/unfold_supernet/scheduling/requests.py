@@ -15,7 +15,7 @@ from unfoldkit.arrivals.readers.detect import detect_form
 from unfoldkit.arrivals.readers.timestamps import split_unit, to_seconds
 from unfoldkit.io.tables import csv_lines, open_text
 
-DEADLINE_COLUMN, ACCURACY_COLUMN = "deadline", "least_accuracy"
+DEADLINE_COLUMN, ACCURACY_COLUMN, ROWS_COLUMN = "deadline", "least_accuracy", "rows"
 MAX_DEADLINE_S = 86_400.0
 
 
@@ -50,10 +50,14 @@ def read_targets(path: Path, count: int, slo: float) -> RequestTargets | None:
     Raises:
         UnfoldError: A row is not exactly one request, or a cell is no valid target.
     """
-    deadline, accuracy = _find_columns(path)
-    if not deadline and not accuracy:
+    deadline, accuracy, size = _find_columns(path)
+    if not deadline and not accuracy and not size:
         return None
     rows = list(csv_rows(path))
+    for row in rows if size else ():
+        _check_single(row, size)
+    if not deadline and not accuracy:
+        return None
     if len(rows) != count:
         message = f"{len(rows):,} rows with targets describe {count:,} requests"
         hint = "write one row for each request, and no row that counts several"
@@ -68,14 +72,24 @@ def read_targets(path: Path, count: int, slo: float) -> RequestTargets | None:
     )
 
 
-def _find_columns(path: Path) -> tuple[str, str]:
-    """Find the deadline and the accuracy column by name; an empty name means that it is absent."""
+def _find_columns(path: Path) -> tuple[str, str, str]:
+    """Find the columns of deadlines, accuracies and rows by name; an empty name means that one is absent."""
     if detect_form(path) != "table":
-        return "", ""
+        return "", "", ""
     with open_text(path, errors="replace") as stream:
         header: Sequence[str] = [name.strip() for name in next(csv_lines(stream), (0, []))[1]]
     deadline = next((name for name in header if split_unit(name)[0] == DEADLINE_COLUMN), "")
-    return deadline, next((name for name in header if name.lower() == ACCURACY_COLUMN), "")
+    accuracy, size = (
+        next((name for name in header if name.lower() == column), "") for column in (ACCURACY_COLUMN, ROWS_COLUMN)
+    )
+    return deadline, accuracy, size
+
+
+def _check_single(row: CsvRow, column: str) -> None:
+    """Check that a request has one row: a replay sends no larger one, and would promise too much."""
+    if row.get(column) and row.number(column) != 1:
+        message = f"a request of {row[column][:40]} rows; those of a replay have one"
+        raise row.wrong(message, column, "write a line for each row, or rename a column that means something else")
 
 
 def _parse_deadline(row: CsvRow, column: str, seconds: float, slo: float) -> float:
