@@ -88,8 +88,8 @@ class ServingSpec(Model):
     )
     memory: Annotated[Bytes, Field(gt=0)] | None = Field(
         default=None,
-        description="memory for all members of a list, or all subnets of a space, in one process; by default as much "
-        "as they need",
+        description="memory that all members of a list, or all subnets of a space, add to one process; by default as "
+        "much as they need",
     )
 
 
