@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.second_attempts import SecondAttempts
 from tests.support import ROOT, command, surroundings
 
 TrainedRun = Callable[[str], Path]
 
-# a failure found by chance would come and go: the same examples every time, few on one slow core
-settings.register_profile("house", derandomize=True, deadline=None, max_examples=50)
+# a failure found by chance would come and go: the same examples every time, few on one slow core, however slow it is
+settings.register_profile(
+    "house", derandomize=True, deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("house")
 
 

@@ -29,7 +29,7 @@ from unfold_cascade.gates.chains import (
     search_chains,
     select_chain_tables,
 )
-from unfold_cascade.gates.exact import compute_bin_edges, evaluate_cuts, search_exact_front
+from unfold_cascade.gates.exact_search import compute_bin_edges, evaluate_cuts, search_exact_front
 from unfold_cascade.gates.hard_gating import search_greedy_for_loss
 
 ORDERS: tuple[Order, ...] = ("sorted", "all")

@@ -33,7 +33,7 @@ from unfold_supernet.accelerator.layers import Layer, tabulate_subnet
 from unfold_supernet.accelerator.queries import QueryStream, draw_levels, draw_queries, scale_levels
 from unfold_supernet.accelerator.reference_families import build_reference_family, get_reference_spaces
 from unfold_supernet.accelerator.scheduler import run_queries
-from unfold_supernet.accelerator.tiling import BufferSizes, LayerShape, plan_tiles, search_tiles_exhaustively
+from unfold_supernet.accelerator.tile_traffic import BufferSizes, LayerShape, plan_tiles, search_tiles_exhaustively
 from unfold_supernet.report.sentences import name_strategy
 from unfold_supernet.study import sweep
 from unfold_supernet.study.published import check_claims

@@ -25,7 +25,7 @@ import torch
 from benchmarks.peers import plain_torch
 from unfold_supernet.family.datasets import DataOptions, Dataset, load_dataset
 from unfold_supernet.family.user_arrays import UserDataOptions
-from unfold_supernet.modules.family import elastic
+from unfold_supernet.modules.elastic_family import elastic
 from unfold_supernet.modules.problem import FitOptions
 from unfold_supernet.modules.training import fit
 

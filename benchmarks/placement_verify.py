@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import Node, Put, Task
-from unfold_placement.core.view import View
 from unfold_placement.policies.fairness.quota import Quota
 from unfold_placement.policies.ordering.gang import Gang
 from unfold_placement.policies.registry import PolicyRule, build_policies

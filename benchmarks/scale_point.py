@@ -99,7 +99,7 @@ def tuning(seed: int, instances: int, stages: int) -> Found:
 
 def gates(seed: int, rows: int) -> Found:
     """Search the gates of three models exactly, over 64 bins a gate."""
-    from unfold_cascade.gates.exact import search_exact_front
+    from unfold_cascade.gates.exact_search import search_exact_front
 
     rng = np.random.default_rng(seed)
 

@@ -24,8 +24,8 @@ from benchmarks.frame import need
 from unfold_tuning.cluster.aws import RUN_TAG, AwsProvider, LaunchRequest
 from unfold_tuning.cluster.interface import ClusterEvent
 from unfold_tuning.cluster.offers import list_offers
-from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.executor import Executor
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.job.problem import LaunchConfig, TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import build_successive_halving

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from unfoldkit.cli.execution import execute, load_request
 from unfoldkit.cli.request import Request
-from unfoldkit.figures import AnyFigure
+from unfoldkit.figure_data import AnyFigure
 from unfoldkit.registry import open_registry
 from unfoldkit.render.figures.description import describe_figure
 from unfoldkit.render.figures.style import INK

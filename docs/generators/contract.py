@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.generators.markdown import code, example, fenced, fields, prose, table
-from unfoldkit import errors, figures, hookspec, plugin_descriptors, report, run_context, run_directory
+from unfoldkit import errors, figure_data, hookspec, plugin_descriptors, report, run_context, run_directory
 from unfoldkit.plugin_descriptors import Renderer, resolve
 from unfoldkit.registry import hook_names, open_registry
 from unfoldkit.render import builtin_renderers
@@ -126,13 +126,14 @@ def _schema() -> str:
         "## Schema of a report\n\n"
         f"`--format json` writes the fields of `Report` in this order, after `schema`, which is {code(report.SCHEMA)}. "
         "What a clock measured is marked `timed`; the rest is the same for the same spec and seed. "
-        f"The key `type` of a figure is one of {', '.join(code(name) for name in figures.TYPES)}; "
+        f"The key `type` of a figure is one of {', '.join(code(name) for name in figure_data.TYPES)}; "
         "a figure without it is a plot.\n"
     )
     described: tuple[Any, ...] = (
-        report.Report, report.Metric, report.Table, report.Column, figures.Figure, figures.Series, figures.Graph,
-        figures.Node, figures.Edge, figures.Timeline, figures.Bar, figures.Marker, figures.Flow, figures.Stop,
-        figures.Link, figures.StepArea, figures.Panel, figures.IntervalPlot, figures.Interval,
+        report.Report, report.Metric, report.Table, report.Column, figure_data.Figure, figure_data.Series,
+        figure_data.Graph, figure_data.Node, figure_data.Edge, figure_data.Timeline, figure_data.Bar,
+        figure_data.Marker, figure_data.Flow, figure_data.Stop, figure_data.Link, figure_data.StepArea,
+        figure_data.Panel, figure_data.IntervalPlot, figure_data.Interval,
     )  # fmt: skip
     values = json.dumps([str(item) for item in report.Verdict])
     parts = [f"### {item.__name__}\n\n{prose(item)}\n\n{fields(item)}" for item in described]

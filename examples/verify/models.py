@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from unfold_placement.core.cluster_view import Unit, View
 from unfold_placement.core.types import (
     ENDED,
     MILLI,
@@ -21,7 +22,6 @@ from unfold_placement.core.types import (
     Task,
     Transactions,
 )
-from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.shared.fair_queue import FairQueuePolicy
 
 

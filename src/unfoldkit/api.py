@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         run_checks,
         user_error,
     )
-    from unfoldkit.figures import (
+    from unfoldkit.figure_data import (
         AnyFigure,
         Bar,
         Edge,
@@ -94,7 +94,7 @@ _PLACES = {
     ),
     "unfoldkit.hookspec": ("hookimpl",),
     "unfoldkit.plugin_descriptors": ("Check", "CheckResult", "Kind", "Renderer", "RunFinished"),
-    "unfoldkit.figures": (
+    "unfoldkit.figure_data": (
         "AnyFigure",
         "Bar",
         "Edge",

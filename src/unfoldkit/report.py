@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, get_args
 
-from unfoldkit.figures import AnyFigure, figure_data, find_figure_problems, parse_figure
+from unfoldkit.figure_data import AnyFigure, figure_data, find_figure_problems, parse_figure
 
 SCHEMA = "unfoldkit.report/1"
 Cell = str | int | float | bool | None

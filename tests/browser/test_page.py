@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.client import Server, rows, serving
-from tests.unit.test_figures import REPORT as EVERY_FIGURE
-from unfoldkit.figures import Figure, Series
+from tests.unit.test_figure_data import REPORT as EVERY_FIGURE
+from unfoldkit.figure_data import Figure, Series
 from unfoldkit.render import html
 from unfoldkit.report import Column, Metric, Report, Table, Verdict
 

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from tests.support import Unfold
 from unfoldkit.cli.live_report import LIVE_REPORT, publishing_reports, read_live_report
 from unfoldkit.cli.progress import ProgressBars
-from unfoldkit.figures import Bar, Panel, Series, StepArea, Timeline
+from unfoldkit.figure_data import Bar, Panel, Series, StepArea, Timeline
 from unfoldkit.render import html
 from unfoldkit.render.text import render
 from unfoldkit.report import Report, Verdict, from_data, to_data

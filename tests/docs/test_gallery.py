@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from docs.gallery import EXHIBITS, IMAGES, MAX_BYTES, PAGE, ROOT, plan_spec
-from unfoldkit.figures import Timeline
+from unfoldkit.figure_data import Timeline
 from unfoldkit.registry import open_registry
 from unfoldkit.render.figures.description import describe_figure
 

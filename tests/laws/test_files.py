@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from unfoldkit.figures import Figure, Series, SeriesStyle
+from unfoldkit.figure_data import Figure, Series, SeriesStyle
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.report import Column, Metric, Report, Table, Verdict, from_data, to_data
 from unfoldkit.run_directory import fingerprint

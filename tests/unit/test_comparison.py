@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.test_figures import EVERY
+from tests.unit.test_figure_data import EVERY
 from unfoldkit.cli.comparison import Side, compare_reports
 from unfoldkit.errors import ExitCode, UnfoldError
-from unfoldkit.figures import Figure, Series
+from unfoldkit.figure_data import Figure, Series
 from unfoldkit.render import builtin_renderers
 from unfoldkit.report import Column, Metric, Report, Table, Verdict, validate_report
 

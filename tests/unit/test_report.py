@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unfoldkit.figures import Figure, Series
+from unfoldkit.figure_data import Figure, Series
 from unfoldkit.report import (
     Column,
     Metric,

@@ -16,8 +16,8 @@ from unfold_cascade.models.zoo import BASELINE, ModelOptions, StageOptions, ZooO
 from unfold_cascade.planner.ledger import split_confidence
 from unfold_cascade.planner.problem import CostOptions, DriftRule, GateOptions, Goal, Problem, RecordedModel
 from unfold_cascade.schema.cascade import CascadeSpec
-from unfold_cascade.schema.cells import label_text
-from unfold_cascade.schema.parts import Candidate, ModelSpec, Stage
+from unfold_cascade.schema.cell_values import label_text
+from unfold_cascade.schema.spec_sections import Candidate, ModelSpec, Stage
 from unfold_cascade.schema.temporal import Drift
 from unfold_cascade.schema.validation import list_baseline_prices
 from unfoldkit.api import Run, dump, user_error

@@ -31,7 +31,7 @@ from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates import confidence as confidences
 from unfold_cascade.gates.chains import Chain, ChainFront, search_all_chains
 from unfold_cascade.gates.evidential import inspect_model
-from unfold_cascade.gates.exact import MAX_MODELS
+from unfold_cascade.gates.exact_search import MAX_MODELS
 from unfold_cascade.gates.pareto import thin_front
 from unfold_cascade.learners import cost
 from unfold_cascade.learners.estimators import apply_softmax

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import BEGAN, STATIC, Ask, Event, Node, Put, Task, Transactions
-from unfold_placement.core.view import View
 from unfold_placement.policies.registry import PolicyRule, build_policies
 from unfold_placement.schema.policies import PolicySpec
 from unfold_placement.simulation.audit import find_violations

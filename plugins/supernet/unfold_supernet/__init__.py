@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unfold_supernet.modules.elastic_family import ElasticFamily
     from unfold_supernet.modules.embeddings import RetrievalQuality
-    from unfold_supernet.modules.family import ElasticFamily
 
 __all__ = ["elastic", "fit", "measure_retrieval"]
 
@@ -37,9 +37,9 @@ def elastic(
     Raises:
         UnfoldError: Nothing of the module is elastic in a requested dimension, or it fails on the example.
     """
-    from unfold_supernet.modules import family
+    from unfold_supernet.modules import elastic_family
 
-    return family.elastic(module, example, widths=widths, depths=depths, resolutions=resolutions)
+    return elastic_family.elastic(module, example, widths=widths, depths=depths, resolutions=resolutions)
 
 
 def fit(family: ElasticFamily, x: Any, y: Any, extra: Any = None, **options: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from unfoldkit.cli.plan_check import find_differences, to_cell
 from unfoldkit.errors import user_error
-from unfoldkit.figures import AnyFigure, Figure, Series
+from unfoldkit.figure_data import AnyFigure, Figure, Series
 from unfoldkit.format import format_count
 from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict, to_plain
 

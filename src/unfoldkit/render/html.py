@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from unfoldkit.figures import AnyFigure
+from unfoldkit.figure_data import AnyFigure
 from unfoldkit.format import format_number
 from unfoldkit.render import formatting
 from unfoldkit.render.figures.description import tabulate_figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 
-from unfoldkit.figures import AnyFigure
+from unfoldkit.figure_data import AnyFigure
 from unfoldkit.render import formatting
 from unfoldkit.render.figures.compact import write_compact
 from unfoldkit.render.figures.mermaid import write_mermaid

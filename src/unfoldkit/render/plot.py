@@ -11,7 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from unfoldkit.errors import user_error
-from unfoldkit.figures import AnyFigure, type_name
+from unfoldkit.figure_data import AnyFigure, type_name
 from unfoldkit.render.figures.chart import draw_chart, measure_chart
 from unfoldkit.render.figures.description import describe_figure
 from unfoldkit.render.figures.flow import draw_flow, measure_flow

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from unfoldkit.figures import AnyFigure
+from unfoldkit.figure_data import AnyFigure
 from unfoldkit.render import formatting
 from unfoldkit.render.figures.compact import write_compact
 from unfoldkit.render.formatting import strip_controls

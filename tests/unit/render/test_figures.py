@@ -12,8 +12,8 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.cells import cell_len
 
-from tests.unit.test_figures import EVERY, FLOW, GRAPH, INTERVALS, REPORT, STEPS, TIMELINE
-from unfoldkit.figures import (
+from tests.unit.test_figure_data import EVERY, FLOW, GRAPH, INTERVALS, REPORT, STEPS, TIMELINE
+from unfoldkit.figure_data import (
     AnyFigure,
     Bar,
     Edge,

@@ -13,7 +13,7 @@ import pytest
 
 from unfoldkit.cli.output import deliver
 from unfoldkit.errors import Diagnostic, UnfoldError
-from unfoldkit.figures import Figure, Series
+from unfoldkit.figure_data import Figure, Series
 from unfoldkit.format import format_number
 from unfoldkit.plugin_descriptors import resolve
 from unfoldkit.render import builtin_renderers, formatting, github, html, junit, md, plan, plot, text

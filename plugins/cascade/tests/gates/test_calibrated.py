@@ -23,7 +23,7 @@ from unfold_cascade.gates.chains import (
     search_chains,
     select_chain_tables,
 )
-from unfold_cascade.gates.exact import evaluate_cuts
+from unfold_cascade.gates.exact_search import evaluate_cuts
 
 ROWS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=40).map(
     lambda rows: np.array(rows).T

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from plugins.cascade.tests.gates.exhaustive_search import list_points, select_non_dominated
 from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.chains import list_chains, search_all_chains, search_chains, select_chain_tables
-from unfold_cascade.gates.exact import evaluate_cuts
+from unfold_cascade.gates.exact_search import evaluate_cuts
 
 Tables = tuple[FloatArray, FloatArray, FloatArray]
 

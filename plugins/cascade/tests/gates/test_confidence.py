@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unfold_cascade.gates.confidence import entropy, margin, max_probability
-from unfold_cascade.gates.exact import search_exact_front
+from unfold_cascade.gates.exact_search import search_exact_front
 
 FUNCTIONS = (max_probability, margin, entropy)
 

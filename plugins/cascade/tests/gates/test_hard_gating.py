@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unfold_cascade._types import FloatArray
-from unfold_cascade.gates.exact import evaluate_cuts, search_exact_front
+from unfold_cascade.gates.exact_search import evaluate_cuts, search_exact_front
 from unfold_cascade.gates.hard_gating import (
     GreedyPolicy,
     apply_cut,

@@ -10,7 +10,7 @@ from scipy.optimize import check_grad
 
 from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.chains import search_chains
-from unfold_cascade.gates.exact import evaluate_cuts, search_exact_front
+from unfold_cascade.gates.exact_search import evaluate_cuts, search_exact_front
 from unfold_cascade.gates.soft import expected_value, find_best_interval, induce_gates, learn_cuts, learn_gates
 
 SEEDS = range(12)

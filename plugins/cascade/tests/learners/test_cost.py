@@ -13,7 +13,7 @@ from unfold_cascade.learners import cost, estimators
 from unfold_cascade.learners.estimator_names import SHORT_NAMES
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.temporal.models.predictions import Predictions, check_operations
-from unfold_cascade.temporal.models.slots import ModelSlot, TrainingRows
+from unfold_cascade.temporal.models.training_sets import ModelSlot, TrainingRows
 from unfoldkit.api import UnfoldError
 
 X, Y = load_iris(return_X_y=True)

@@ -11,8 +11,8 @@ import pytest
 from plugins.cascade.tests.runs import OWN, run_in, solve_spec, spec_of
 from unfold_cascade.learners.estimators import Recipe, from_bytes
 from unfold_cascade.models.training import FitJob, fit_model
-from unfold_cascade.temporal.models.slots import TrainingRows
 from unfold_cascade.temporal.models.training import TrainingJob, run_job
+from unfold_cascade.temporal.models.training_sets import TrainingRows
 
 
 def _table(gap: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import pytest
 from plugins.cascade.tests.runs import run_in, solve_spec, spec_of
 from unfold_cascade.drift.static import _compare_confidence
 from unfold_cascade.gates.calibrated import calibrate
-from unfold_cascade.gates.exact import search_exact_front
+from unfold_cascade.gates.exact_search import search_exact_front
 from unfold_cascade.planner.policy import follow
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.verbs import plan

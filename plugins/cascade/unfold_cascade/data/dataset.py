@@ -38,7 +38,7 @@ from unfold_cascade.data.table import (
     resolve_columns,
     select_cluster_rows,
 )
-from unfold_cascade.schema import cells
+from unfold_cascade.schema import cell_values
 from unfoldkit.api import Run, RunDir, fingerprint, user_error
 from unfoldkit.safe_io.arrays import read_npz
 from unfoldkit.safe_io.files import parse_object, read_bytes
@@ -158,7 +158,7 @@ def load_dataset(options: DatasetOptions, run: Run) -> Dataset:
     """
     made_from = dataset_fingerprint(options)
     dataset = _unpack(run.directory.once(DATASET_FILE, made_from, lambda: _pack(read_dataset(options))))
-    if all(name == cells.label_text(name) and not cells.is_unlabelled(name) for name in dataset.names):
+    if all(name == cell_values.label_text(name) and not cell_values.is_unlabelled(name) for name in dataset.names):
         return dataset
     # stored by a version that took a missing value, or 1.0 beside 1, for a label
     run.directory.write(DATASET_FILE, _pack(read_dataset(options)), made_from=made_from)
@@ -215,7 +215,7 @@ def read_labels(options: DatasetOptions, frame: Frame) -> np.ndarray:
 
 def is_case(options: DatasetOptions, frame: Frame) -> BoolArray:
     """Mark the (n,) rows of a table that have a label."""
-    return cells.has_label(read_labels(options, frame))
+    return cell_values.has_label(read_labels(options, frame))
 
 
 def load_features(options: DatasetOptions, dataset: Dataset) -> FloatArray:
@@ -236,10 +236,10 @@ def find_similar_labels(names: Sequence[str]) -> list[tuple[str, str]]:
 
 def find_missing_labels(names: Sequence[str]) -> tuple[str, ...]:
     """Find the labels, of three or more, that may mark missing ones: words, and codes far from the other numbers."""
-    numbers = {name: float(name) for name in names if cells.is_number(name)}
+    numbers = {name: float(name) for name in names if cell_values.is_number(name)}
     usual = [number for number in numbers.values() if number not in CODES]
     far = [name for name, number in numbers.items() if number in CODES and usual and not _is_near(number, usual)]
-    found = tuple(name for name in names if name.casefold() in cells.MISSING_WORDS or name in far)
+    found = tuple(name for name in names if name.casefold() in cell_values.MISSING_WORDS or name in far)
     return found if len(names) - len(found) > 1 else ()
 
 
@@ -272,7 +272,7 @@ def read_dataset(options: DatasetOptions) -> Dataset:
     """
     frame, column = load_frame(options.source), options.label_column
     every_label = read_labels(options, frame)
-    is_labelled = cells.has_label(every_label)
+    is_labelled = cell_values.has_label(every_label)
     text = every_label[is_labelled]
     unlabelled = len(every_label) - len(text)
     _check_unlabelled(unlabelled, len(every_label), column, frame.name)
@@ -341,7 +341,7 @@ def find_patient_column(options: DatasetOptions, frame: Frame, selected: BoolArr
     for name in frame.columns:
         if name.lower() in PERSON_COLUMNS and name not in (options.label_column, options.split.column):
             words = map(str, frame.identifiers(name, key="data.group")[selected])
-            known = [word for word in words if not cells.is_missing(word)]
+            known = [word for word in words if not cell_values.is_missing(word)]
             if MIN_PATIENT_SHARE * len(known) <= len(set(known)) < len(known):
                 return name
     return ""
@@ -403,7 +403,7 @@ def read_clusters(column: str, frame: Frame) -> IntArray | None:
     if not column:
         return None
     words = [
-        f"row {row}" if cells.is_missing(str(word)) else f"group {word}"
+        f"row {row}" if cell_values.is_missing(str(word)) else f"group {word}"
         for row, word in enumerate(frame.identifiers(column, key="data.group"))
     ]
     clusters: IntArray = np.unique(words, return_inverse=True)[1].astype(np.int64)
@@ -506,7 +506,7 @@ def check_size(frame: Frame, column: str, values: FloatArray, limit: float = LAR
 
 def _check_unlabelled(unlabelled: int, rows: int, column: str, name: str) -> None:
     if 2 * unlabelled > rows:
-        marks = ", ".join(sorted(filter(None, cells.MISSING - cells.LABEL_MARKS)))
+        marks = ", ".join(sorted(filter(None, cell_values.MISSING - cell_values.LABEL_MARKS)))
         raise user_error(
             f'{unlabelled} of {rows} rows of {name} have no label in the column "{column}"',
             key="stages.target.column",
@@ -518,7 +518,7 @@ def _check_labels(text: np.ndarray, names: np.ndarray, column: str, *, min_cases
     """Raise when a column has too few or too many labels, or one that is too rare."""
     counts = np.unique(text, return_counts=True)[1]
     is_mostly_rare = bool(2 * (counts < MIN_CASES_PER_LABEL).sum() > len(names))
-    is_measured = is_mostly_rare and all(map(cells.is_number, names.tolist()))
+    is_measured = is_mostly_rare and all(map(cell_values.is_number, names.tolist()))
     if len(names) < 2 or len(names) > MAX_LABELS:
         count = "only one value" if len(names) < 2 else f"{len(names)} different values"
         hint = MEASURED if is_measured and len(names) > 1 else ""

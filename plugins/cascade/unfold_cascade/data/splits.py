@@ -18,7 +18,7 @@ import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data.table import Rows, frame_of_file, split_rows
-from unfold_cascade.schema import cells
+from unfold_cascade.schema import cell_values
 from unfold_cascade.schema.splits import AnySplit, FileSplit, LeaveOutSplit, SiteSplit, TimeSplit
 from unfoldkit.api import Run, did_you_mean, format_count, user_error
 
@@ -43,7 +43,7 @@ class TimeBound:
         Raises:
             UnfoldError: the limit is not a date, or not a number where the column holds numbers.
         """
-        limit = cells.parse_date(self.limit) if are_dates else _parse_number(self.limit)
+        limit = cell_values.parse_date(self.limit) if are_dates else _parse_number(self.limit)
         if limit is None:
             kind = "date" if are_dates else "number"
             hint = '"< 2025-01" or "< 2025-01-15 06:00"' if are_dates else '"< 48"'
@@ -108,7 +108,7 @@ def resolve_split(split: AnySplit, run: Run) -> SplitRule:
         return SplitRule(kind="column", column=split.column, named=named)
     if isinstance(split, TimeSplit):
         texts = {part: text for part, text in (("train", split.train), ("calibrate", split.calibrate)) if text}
-        parsed = {part: (text, cells.parse_bound(text)) for part, text in texts.items()}
+        parsed = {part: (text, cell_values.parse_bound(text)) for part, text in texts.items()}
         bounds = {part: TimeBound(text, *bound) for part, (text, bound) in parsed.items() if bound is not None}
         return SplitRule(kind="time", column=split.time, bounds=bounds)
     if isinstance(split, FileSplit):
@@ -298,21 +298,23 @@ def _check_parts(rows: Rows, table: UnitTable, times: str, least: int) -> None:
 
 def _describe_range(column: str, table: UnitTable) -> str:
     """Say from when to when a column of times runs."""
-    words = [str(word) for word in _read_words(column, table) if not cells.is_missing(str(word))]
+    words = [str(word) for word in _read_words(column, table) if not cell_values.is_missing(str(word))]
     are_dates = _parse_number(words[0]) is None
-    ordered = sorted(words, key=lambda word: (cells.parse_date(word) if are_dates else _parse_number(word)) or 0.0)
+    ordered = sorted(
+        words, key=lambda word: (cell_values.parse_date(word) if are_dates else _parse_number(word)) or 0.0
+    )
     return f'the column "{column}" runs from {ordered[0]} to {ordered[-1]}'
 
 
 def _read_words(column: str, table: UnitTable) -> np.ndarray:
     """Read a column as text, one word a row."""
-    return np.array([cells.label_text(cell) for cell in table.read(column)], dtype=np.str_)
+    return np.array([cell_values.label_text(cell) for cell in table.read(column)], dtype=np.str_)
 
 
 def _read_unit_words(column: str, table: UnitTable) -> np.ndarray:
     """Read the (U,) value of each unit; rows without one take that of the unit's other rows."""
     words = _read_words(column, table)
-    has_value = np.array([not cells.is_missing(str(word)) for word in words], dtype=np.bool_)
+    has_value = np.array([not cell_values.is_missing(str(word)) for word in words], dtype=np.bool_)
     units = np.unique(table.unit[has_value])
     if len(units) < len(table.names):
         missing = int(np.setdiff1d(np.arange(len(table.names)), units)[0])
@@ -341,15 +343,15 @@ def _unify(words: np.ndarray, table: UnitTable, place: str, unit: IntArray | Non
 def _read_unit_times(column: str, table: UnitTable) -> tuple[FloatArray, bool]:
     """Read the (U,) first time of each unit, and whether times are dates (in seconds) instead of numbers."""
     words = _read_words(column, table)
-    present = [str(word) for word in words if not cells.is_missing(str(word))]
+    present = [str(word) for word in words if not cell_values.is_missing(str(word))]
     are_dates = not present or _parse_number(present[0]) is None
     if are_dates:
         _check_zones(column, words, table)
     times = np.full(len(table.names), np.inf)
     for row, word in enumerate(map(str, words)):
-        if cells.is_missing(word):
+        if cell_values.is_missing(word):
             continue
-        value = cells.parse_date(word) if are_dates else _parse_number(word)
+        value = cell_values.parse_date(word) if are_dates else _parse_number(word)
         if value is None:
             kind = "date" if are_dates else "number"
             message = f'{table.table}: "{word[:40]}" in row {row + 1} of column "{column}" is not a {kind}'
@@ -367,14 +369,13 @@ def _check_zones(column: str, words: np.ndarray, table: UnitTable) -> None:
     Raises:
         UnfoldError: it names the first such row.
     """
-    rows = [row for row, word in enumerate(words) if not cells.is_missing(str(word))]
-    mixed = cells.find_mixed_zone([str(words[row]) for row in rows])
+    rows = [row for row, word in enumerate(words) if not cell_values.is_missing(str(word))]
+    mixed = cell_values.find_mixed_zone([str(words[row]) for row in rows])
     if mixed is not None:
         row, word = rows[mixed], str(words[rows[mixed]])
-        message = (
-            f'{table.table}: "{word[:40]}" in row {row + 1} of column "{column}" {cells.describe_mixed_zone(word)}'
-        )
-        raise user_error(message, key=KEY, hint=cells.ZONE_HINT)
+        problem = cell_values.describe_mixed_zone(word)
+        message = f'{table.table}: "{word[:40]}" in row {row + 1} of column "{column}" {problem}'
+        raise user_error(message, key=KEY, hint=cell_values.ZONE_HINT)
 
 
 def _parse_number(text: Any) -> float | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data import evaluation_samples, jsonl
-from unfold_cascade.schema import cells
+from unfold_cascade.schema import cell_values
 from unfoldkit.api import (
     Diagnostic,
     UnfoldError,
@@ -85,14 +85,14 @@ class Frame:
         return len(next(iter(self.columns.values()), ()))
 
     def text(self, column: str, *, key: str) -> np.ndarray:
-        """Read a column as text, each value in the form of ``cells.label_text``.
+        """Read a column as text, each value in the form of ``cell_values.label_text``.
 
         Raises:
             UnfoldError: there is no such column.
         """
         if column not in self.columns:
             raise user_error(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
-        return np.array([cells.label_text(value) for value in self.columns[column]], dtype=np.str_)
+        return np.array([cell_values.label_text(value) for value in self.columns[column]], dtype=np.str_)
 
     def identifiers(self, column: str, *, key: str) -> np.ndarray:
         """Read a column that identifies patients, customers or other groups, as text.
@@ -101,7 +101,7 @@ class Frame:
             UnfoldError: there is no such column, or a spreadsheet rounded what it holds.
         """
         text = self.text(column, key=key)
-        rounded = cells.find_rounded(text)
+        rounded = cell_values.find_rounded(text)
         if rounded:
             message = f'{self.name}: a spreadsheet shortened the identifiers of column "{column}", such as {rounded}'
             hint = f"different ones look the same now: export {column} as text, or leave it out if none has two rows"
@@ -116,9 +116,9 @@ class Frame:
         """
         if column not in self.columns:
             category = next((name for name in self.columns if column.startswith(name + INDICATOR)), column)
-            word = cells.label_text(column.removeprefix(category + INDICATOR))
+            word = cell_values.label_text(column.removeprefix(category + INDICATOR))
             return np.asarray(self.text(category, key=key) == word, dtype=np.float64)
-        return cells.parse_numbers(self.columns[column], self._cell_source(column, key))
+        return cell_values.parse_numbers(self.columns[column], self._cell_source(column, key))
 
     def prices(self, column: str, may_be_empty: BoolArray, *, key: str) -> FloatArray:
         """Read a column of prices; an empty cell is 0 where (n,) ``may_be_empty`` allows it.
@@ -142,9 +142,9 @@ class Frame:
         values = self.columns.get(column, ())
         words = (str(cell).strip().lower() for cell in values)
         # the first non-missing cell identifies a column of numbers without reading the others
-        if next((word for word in words if word not in cells.MISSING), "") not in BOOLEANS:
+        if next((word for word in words if word not in cell_values.MISSING), "") not in BOOLEANS:
             return self.numbers(column, key=key)
-        if not {word for word in words if word not in cells.MISSING} <= set(BOOLEANS):
+        if not {word for word in words if word not in cell_values.MISSING} <= set(BOOLEANS):
             return self.numbers(column, key=key)
         return np.array([BOOLEANS.get(str(cell).strip().lower(), np.nan) for cell in values])
 
@@ -176,10 +176,10 @@ class Frame:
             UnfoldError: there is no such column, or only some of its cells are dates.
         """
         self.text(column, key=key)
-        return cells.parse_seconds(self.columns[column], self._cell_source(column, key))
+        return cell_values.parse_seconds(self.columns[column], self._cell_source(column, key))
 
-    def _cell_source(self, column: str, key: str) -> cells.CellSource:
-        return cells.CellSource(self.name, column, key, self.allows_categories)
+    def _cell_source(self, column: str, key: str) -> cell_values.CellSource:
+        return cell_values.CellSource(self.name, column, key, self.allows_categories)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +318,7 @@ def _match_columns(frame: Frame, usable: Sequence[str], key: str, patterns: Sequ
 def _list_indicators(frame: Frame, column: str) -> tuple[str, ...]:
     """List the indicator columns of a category, one for each value that occurs."""
     text = frame.text(column, key="data.categories")
-    words = [word for word in np.unique(text).tolist() if not cells.is_missing(word)]
+    words = [word for word in np.unique(text).tolist() if not cell_values.is_missing(word)]
     if not 0 < len(words) <= MAX_CATEGORIES:
         raise user_error(
             f'the column "{column}" has {len(words)} different values; a category has 1 to {MAX_CATEGORIES}',

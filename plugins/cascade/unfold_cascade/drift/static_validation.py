@@ -23,7 +23,7 @@ from unfold_cascade.planner.policy import Policy, StagePolicy, follow
 from unfold_cascade.planner.saving import longest_path_costs
 from unfold_cascade.planner.score_tables import ScoreTables
 from unfold_cascade.report import sentences
-from unfold_cascade.schema import cells
+from unfold_cascade.schema import cell_values
 from unfold_cascade.serving.loader import LoadedPlan
 from unfoldkit.api import Report, Run, did_you_mean, user_error
 
@@ -71,7 +71,7 @@ def read_new_labels(loaded: LoadedPlan, frame: Frame) -> IntArray | None:
     if options.label_column not in frame.columns:
         return None
     text = frame.text(options.label_column, key=options.label_key)
-    is_labelled = cells.has_label(text)
+    is_labelled = cell_values.has_label(text)
     if not is_labelled.any():
         return None
     number = {name: index for index, name in enumerate(names)}

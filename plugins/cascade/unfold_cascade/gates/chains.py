@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.gates.exact import evaluate_cuts, search_exact_front
+from unfold_cascade.gates.exact_search import evaluate_cuts, search_exact_front
 from unfold_cascade.gates.pareto import Front, find_pareto_points
 
 Chain = tuple[int, ...]

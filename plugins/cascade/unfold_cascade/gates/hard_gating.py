@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.gates.exact import check_tables
+from unfold_cascade.gates.exact_search import check_tables
 from unfold_cascade.gates.pareto import find_pareto_points
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.chains import Tables
-from unfold_cascade.gates.exact import compute_bin_edges
+from unfold_cascade.gates.exact_search import compute_bin_edges
 
 RESTARTS = 8
 SHARPENING = 10.0

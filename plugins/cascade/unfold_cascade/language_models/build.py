@@ -63,7 +63,7 @@ from unfold_cascade.schema.language_models import (
     Scoring,
     TokenPrice,
 )
-from unfold_cascade.schema.parts import ModelSpec, Recorded
+from unfold_cascade.schema.spec_sections import ModelSpec, Recorded
 from unfold_cascade.schema.splits import Split
 from unfoldkit.api import Run, fingerprint, user_error
 from unfoldkit.arrivals.readers.timestamps import split_unit

@@ -15,7 +15,7 @@ from unfold_cascade.data.table import Frame, load_frame
 from unfold_cascade.models.zoo import WHOLE
 from unfold_cascade.planner.problem import Problem, RecordedModel
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables, goal_error_costs
-from unfold_cascade.schema import cells
+from unfold_cascade.schema import cell_values
 from unfoldkit.api import RunDir, fingerprint, user_error
 from unfoldkit.safe_io.arrays import read_npz
 
@@ -128,7 +128,7 @@ def _read_answers(column: str, names: Sequence[str], frame: Frame, model: str, k
     number = {name: index for index, name in enumerate(names)}
     # an answer that is not a label of the data counts as wrong, whatever the truth
     answer = np.array([number.get(str(value), len(number)) for value in text], dtype=np.int64)
-    return answer, ~cells.has_label(text) & (answer == len(number))
+    return answer, ~cell_values.has_label(text) & (answer == len(number))
 
 
 def _read_judgements(model: RecordedModel, frame: Frame) -> tuple[IntArray, BoolArray]:
@@ -160,7 +160,7 @@ def _read_prices(model: RecordedModel, frame: Frame, is_missing: BoolArray) -> F
 
 def _check_answers(text: np.ndarray, names: Sequence[str], model: str, key: str) -> None:
     """Raise when the answers of a model seem to be labels in another notation."""
-    answers = Counter(map(str, text[cells.has_label(text)]))
+    answers = Counter(map(str, text[cell_values.has_label(text)]))
     unknown = Counter({answer: count for answer, count in answers.items() if answer not in names})
     by_lower_case = {name.casefold(): name for name in names}
     misspelt = sum(count for answer, count in unknown.items() if answer.casefold() in by_lower_case)

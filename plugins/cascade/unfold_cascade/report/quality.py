@@ -13,7 +13,7 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.data.dataset import number_label_groups
-from unfold_cascade.gates.exact import search_exact_front
+from unfold_cascade.gates.exact_search import search_exact_front
 from unfold_cascade.gates.hard_gating import search_greedy_for_loss
 from unfold_cascade.planner.certificate import per_cluster
 from unfold_cascade.planner.planner import Solution

@@ -10,7 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from unfold_cascade.schema import language_model_rules, temporal_rules, validation
 from unfold_cascade.schema.goals import Goal
 from unfold_cascade.schema.language_models import Collection, ConfidenceSource, EntrySpec, GatewaySpec
-from unfold_cascade.schema.parts import Baseline, CostSpec, Data, FeatureGroup, GateSpec, Stage
+from unfold_cascade.schema.spec_sections import Baseline, CostSpec, Data, FeatureGroup, GateSpec, Stage
 from unfold_cascade.schema.splits import split_problems
 from unfold_cascade.schema.temporal import Alerts, Drift, LongData, Moves, PhysioNetData
 from unfoldkit.api import Problem, Spec

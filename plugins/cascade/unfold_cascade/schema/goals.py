@@ -39,7 +39,7 @@ def parse_saving(value: Any) -> float:
 
 def _with_label_keys(value: Any) -> Any:
     """Write the keys of a mapping as labels: YAML reads the key ``1`` as a number."""
-    from unfold_cascade.schema.cells import label_text
+    from unfold_cascade.schema.cell_values import label_text
 
     return {label_text(key): cost for key, cost in value.items()} if isinstance(value, Mapping) else value
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from unfold_cascade.schema.language_models import ConfidenceSource, TokenPrice
-from unfold_cascade.schema.parts import ModelSpec, Recorded
+from unfold_cascade.schema.spec_sections import ModelSpec, Recorded
 from unfold_cascade.schema.splits import Split
 from unfoldkit.api import Problem
 

@@ -15,7 +15,7 @@ TAGS: Mapping[str, str] = {"column": "by_site", "time": "by_time", "leave_out": 
 
 def _as_words(value: Any) -> Any:
     """Write sites as text: YAML reads the site ``1`` as a number."""
-    from unfold_cascade.schema.cells import label_text
+    from unfold_cascade.schema.cell_values import label_text
 
     return tuple(label_text(each) for each in value) if isinstance(value, (list, tuple)) else value
 
@@ -122,7 +122,7 @@ def _site_problems(split: SiteSplit) -> Iterator[Problem]:
 
 
 def _bound_problems(split: TimeSplit) -> Iterator[Problem]:
-    from unfold_cascade.schema.cells import parse_bound
+    from unfold_cascade.schema.cell_values import parse_bound
 
     for part in ("train", "calibrate"):
         text = getattr(split, part)

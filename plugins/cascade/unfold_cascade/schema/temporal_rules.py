@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from unfold_cascade.clinical_rules import RULE_CARRY_H
-from unfold_cascade.schema.parts import Baseline, CostSpec, FeatureGroup, ModelSpec, Stage, Target
+from unfold_cascade.schema.spec_sections import Baseline, CostSpec, FeatureGroup, ModelSpec, Stage, Target
 from unfold_cascade.schema.temporal import Alerts, Moves
 from unfold_cascade.schema.validation import feature_problems, repeated_name_problems
 from unfoldkit.api import Model, Problem

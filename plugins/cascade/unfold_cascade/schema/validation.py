@@ -13,7 +13,7 @@ from unfold_cascade.learners.estimator_names import (
     select_inspection,
 )
 from unfold_cascade.schema.goals import Errors, Goal
-from unfold_cascade.schema.parts import Baseline, CostSpec, GateSpec, ModelSpec, Recorded, Stage, Target
+from unfold_cascade.schema.spec_sections import Baseline, CostSpec, GateSpec, ModelSpec, Recorded, Stage, Target
 from unfoldkit.api import Problem, did_you_mean
 
 Path = tuple[str | int, ...]

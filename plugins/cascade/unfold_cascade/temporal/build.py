@@ -12,7 +12,7 @@ from unfold_cascade.planner.ledger import split_confidence
 from unfold_cascade.planner.problem import DriftRule
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.schema.goals import PromisedOutcome
-from unfold_cascade.schema.parts import Baseline, FeatureGroup, ModelSpec, Rival, Stage
+from unfold_cascade.schema.spec_sections import Baseline, FeatureGroup, ModelSpec, Rival, Stage
 from unfold_cascade.schema.temporal import Alerts, Drift, LongData, Moves, PhysioNetData
 from unfold_cascade.temporal.problem import (
     BASELINE,

@@ -16,7 +16,7 @@ from plugins.pipeline.tests.helpers import chain, option
 from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.control.controller import DeploymentController, ObservedTuner, StepLimits
 from unfold_pipeline.control.demand import Demand, SignalError
-from unfold_pipeline.control.targets import StageReplicas, build_kubernetes_target, find_workloads
+from unfold_pipeline.control.scaled_workloads import StageReplicas, build_kubernetes_target, find_workloads
 from unfold_pipeline.estimator.slo import build_slo_checker
 from unfold_pipeline.problem.exported_plan import assign_labels
 from unfold_pipeline.problem.pipeline import StageConfig

@@ -18,7 +18,7 @@ from unfold_pipeline.control import ray_serve
 from unfold_pipeline.control.demand import SignalError
 from unfold_pipeline.control.http import open_client
 from unfold_pipeline.control.ray_serve import RayMetricsSource, RayServeTarget
-from unfold_pipeline.control.targets import StageReplicas
+from unfold_pipeline.control.scaled_workloads import StageReplicas
 from unfoldkit.api import UnfoldError
 
 PAGE = """# TYPE ray_serve_num_router_requests_total counter

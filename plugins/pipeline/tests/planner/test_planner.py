@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.pipeline.tests.helpers import build_checker, chain, diamond, ignore_progress, option
@@ -65,7 +65,7 @@ def brute(checker: SloChecker, ceiling: float) -> float:
     share=st.sampled_from([1.0, 0.5]),
     seed=st.integers(0, 5),
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None)
 def test_search_equals_brute_force(slopes: list[float], limit: float, share: float, seed: int) -> None:
     """The optimal plan costs as much as the cheapest of all plans, and the bound is not above it."""
     first = (option("cpu", CHEAP, 0.01, slopes[0]), option("gpu", 2.5, 0.01, slopes[0] / 4))
@@ -86,7 +86,7 @@ def test_search_equals_brute_force(slopes: list[float], limit: float, share: flo
     shared=st.sampled_from([2, 3, 4]),
     seed=st.integers(0, 5),
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None)
 def test_search_over_shared_instances_equals_brute_force(
     slope: float, limit: float, prices: tuple[float, float], shared: int, seed: int
 ) -> None:
@@ -128,7 +128,7 @@ def test_whole_instances_are_billed_over_all_stages() -> None:
     shares=st.tuples(st.sampled_from([0.3, 0.6, 1.0]), st.sampled_from([0.4, 1.0])),
     seed=st.integers(0, 5),
 )
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None)
 def test_pruned_branches_contain_no_optimum(slope: float, limit: float, shares: tuple[float, float], seed: int) -> None:
     """If queries take one of several paths, the optimal plan equals brute force."""
     slow, quick = option("cpu", CHEAP, 0.02, slope), option("gpu", 2.5, 0.01, slope / 4)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.pipeline.tests.helpers import EXPORT_SPEC, build_checker, ignore_progress, option, plan_report
@@ -60,7 +60,7 @@ def find_least_cost(checker: SloChecker, ceiling: float) -> float:
     size=st.sampled_from([1, 2]),
     seed=st.integers(0, 50),
 )
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None)
 def test_search_equals_brute_force(
     slopes: list[float], limit: float, share: float, rate: float, size: int, seed: int
 ) -> None:

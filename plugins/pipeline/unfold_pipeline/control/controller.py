@@ -13,7 +13,7 @@ import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.control.demand import Demand, DemandSource, SignalError
-from unfold_pipeline.control.targets import ScalingTarget, StageReplicas
+from unfold_pipeline.control.scaled_workloads import ScalingTarget, StageReplicas
 from unfold_pipeline.estimator.replica_schedule import TICK_S
 from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfoldkit.api import UnfoldError

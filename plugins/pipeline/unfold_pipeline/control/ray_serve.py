@@ -25,7 +25,7 @@ from unfold_pipeline._types import FloatArray
 from unfold_pipeline.control.demand import CounterSeries, Demand, SignalError, find_first_sample, spread_arrivals
 from unfold_pipeline.control.http import BoundedClient, HttpError
 from unfold_pipeline.control.prometheus import HISTORY_S
-from unfold_pipeline.control.targets import LEASE_PREFIX, StageReplicas
+from unfold_pipeline.control.scaled_workloads import LEASE_PREFIX, StageReplicas
 from unfoldkit.api import user_error
 from unfoldkit.safe_io.files import read_bytes
 
@@ -107,7 +107,7 @@ class RayServeTarget:
             self.lease = None
 
     def list_warnings(self) -> list[str]:
-        """Return no warning; see :class:`~unfold_pipeline.control.targets.ScalingTarget`."""
+        """Return no warning; see :class:`~unfold_pipeline.control.scaled_workloads.ScalingTarget`."""
         return []
 
     def read_replicas(self) -> tuple[StageReplicas, ...]:

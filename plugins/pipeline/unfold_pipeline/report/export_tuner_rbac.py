@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from unfold_pipeline.control.targets import find_workloads, name_lease
+from unfold_pipeline.control.scaled_workloads import find_workloads, name_lease
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.kubernetes.api import Body

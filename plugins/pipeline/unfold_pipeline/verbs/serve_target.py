@@ -14,7 +14,7 @@ from unfold_pipeline.control.controller import DeploymentController, ObservedTun
 from unfold_pipeline.control.demand import DemandSource, SignalError
 from unfold_pipeline.control.http import open_client, split_credentials
 from unfold_pipeline.control.prometheus import PrometheusSource, escape_label, select_queries
-from unfold_pipeline.control.targets import ScalingTarget, build_kubernetes_target, find_workloads
+from unfold_pipeline.control.scaled_workloads import ScalingTarget, build_kubernetes_target, find_workloads
 from unfold_pipeline.estimator.slo import build_slo_checker
 from unfold_pipeline.problem.build import build_problem, resolve_stages
 from unfold_pipeline.problem.pipeline import Plan

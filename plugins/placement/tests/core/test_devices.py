@@ -7,10 +7,10 @@ import pytest
 
 from plugins.placement.tests.cases import run, starts
 from unfold_placement.core import kernel
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.devices import MAX_DEVICES, is_device
 from unfold_placement.core.resources import build_resource_table
 from unfold_placement.core.types import Node, Task
-from unfold_placement.core.view import View
 from unfold_placement.simulation.audit import find_violations
 from unfold_placement.simulation.metrics import compute_fragmentation
 

@@ -13,8 +13,8 @@ from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_contract import record, until
 from plugins.placement.tests.live.test_kubernetes import PODS, other, soon
 from tests.kubernetes.bench import claiming
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import STATIC, Ask, Event, Task, Transactions
-from unfold_placement.core.view import View
 from unfold_placement.kubernetes import dra
 from unfold_placement.kubernetes.backend import KubernetesBackend
 from unfold_placement.kubernetes.codec import DRA

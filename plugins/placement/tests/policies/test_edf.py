@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, run, starts
+from unfold_placement.core.cluster_view import Unit, View
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Task
-from unfold_placement.core.view import Unit, View
 from unfold_placement.live.recovery import end_task
 from unfold_placement.policies.ordering.edf import Edf
 from unfold_placement.policies.ordering.gang import Gang

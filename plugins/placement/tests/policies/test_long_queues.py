@@ -12,8 +12,8 @@ import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy, some_tasks
 from unfold_placement.core import kernel
+from unfold_placement.core.cluster_view import Unit, View
 from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Event, Node, Put, Task, Transactions
-from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.affinity.pack import Pack
 from unfold_placement.policies.affinity.spread import Spread
 from unfold_placement.policies.fairness.fair_share import Drf

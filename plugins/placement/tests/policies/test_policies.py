@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import cluster, job, places, policy, run, some_tasks, starts
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import (
     BEGAN,
     ENDED,
@@ -28,7 +29,6 @@ from unfold_placement.core.types import (
     Task,
     Transactions,
 )
-from unfold_placement.core.view import View
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.audit import find_violations
 from unfold_placement.simulation.metrics import compute_fairness_error

@@ -11,7 +11,7 @@ from unfold_placement.report.plan import MAX_JOBS, MAX_WAITS, draw_jobs, gantt_f
 from unfold_placement.simulation.metrics import compute_metrics
 from unfold_placement.simulation.simulator import SimulationResult, simulate
 from unfoldkit.api import Marker, Timeline
-from unfoldkit.figures import find_figure_problems
+from unfoldkit.figure_data import find_figure_problems
 
 
 def draw(result: SimulationResult, starving: Task | None = None) -> Timeline:

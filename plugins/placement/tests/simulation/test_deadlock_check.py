@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import ANYWHERE, ENDED, STATIC, SUBMITTED, Ask, Event, Put, Task, Transactions
-from unfold_placement.core.view import View
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.deadlock_check import Counterexample, find_counterexample
 

@@ -20,11 +20,11 @@ import pytest
 from plugins.placement.tests.cases import cluster, job
 from plugins.placement.tests.live.worlds import local_world
 from unfold_placement.core import watchdog
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.controller import build_controller
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.resources import build_resource_table
 from unfold_placement.core.types import BEGAN, QUEUE, SUBMITTED, TIMER, Ask, Drop, Event, Put, Refuse, Task, Wake
-from unfold_placement.core.view import View
 from unfold_placement.core.watchdog import contain_policies, interrupt_stalled_policies
 from unfold_placement.live import backend as kinds
 from unfold_placement.live import control_loop, recovery

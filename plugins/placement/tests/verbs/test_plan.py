@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import pytest
 
 from plugins.placement.tests.cases import cluster, job
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import BEGAN, STATIC, SUBMITTED, Ask, Event, Put, Task, Transactions
-from unfold_placement.core.view import View
 from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.simulation.simulator import simulate
 from unfold_placement.verbs.plan import PLACEMENTS_FILE, plan

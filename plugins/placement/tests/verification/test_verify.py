@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import (
     DOWN,
@@ -30,7 +31,6 @@ from unfold_placement.core.types import (
     Transactions,
     Wake,
 )
-from unfold_placement.core.view import View
 from unfold_placement.policies.fairness.quota import Limit
 from unfold_placement.policies.ordering.gang import Gang
 from unfold_placement.policies.registry import CUSTOM, PolicyRule, build_policies

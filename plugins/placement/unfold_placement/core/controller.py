@@ -12,6 +12,7 @@ from types import GeneratorType
 from typing import Any, Protocol
 
 from unfold_placement.core import bulk_changes, kernel, types
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.operation_checks import are_sound, current_line, find_fault, is_amount
 from unfold_placement.core.policy import (
     MAX_OPERATIONS,
@@ -25,7 +26,6 @@ from unfold_placement.core.policy import (
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.state import MAX_REQUESTS, grow_log
 from unfold_placement.core.types import Ask, Drop, Event, NodeChange, Operation, Put, Refuse, Task, Transactions, Wake
-from unfold_placement.core.view import View
 from unfoldkit.api import UnfoldError
 
 NO_CHANGE = kernel.ALL_PHASES

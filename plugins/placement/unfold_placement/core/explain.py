@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unfold_placement.core import kernel
+from unfold_placement.core.cluster_view import Unit
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.policy import describe_policy_wait
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.types import ANYWHERE, MILLI, QUEUE, ROOM, Ask, EphemeralResource, Task, Wait
-from unfold_placement.core.view import Unit
 
 MAX_NAMES = 4
 """Names that a list shows before it is abbreviated."""

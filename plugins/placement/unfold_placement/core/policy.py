@@ -18,8 +18,8 @@ from traceback import extract_tb
 from typing import Any, Protocol
 
 import unfoldkit
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import Ask, Event, Task, Transactions, Wait
-from unfold_placement.core.view import View
 from unfoldkit.api import Diagnostic, UnfoldError
 
 MAX_STOPS = 10

@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_placement.core import kernel
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.feasibility import EmptyCluster
 from unfold_placement.core.policy import POLICY_FAILURES, InstantBudget, Policy, call_hook, is_shipped, policy_error
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.state import StateArrays
 from unfold_placement.core.types import Ask, EphemeralResource, Event, Node, Task
-from unfold_placement.core.view import View
 from unfold_placement.policies.shared.admission_queue import AdmissionQueue
 from unfold_placement.policies.shared.pending import PendingUnits, UnitShapes
 from unfold_placement.policies.shared.unit_queue import UnitQueue

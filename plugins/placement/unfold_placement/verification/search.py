@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from unfold_placement.core import kernel
+from unfold_placement.core.cluster_view import Unit
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.policy import Policy, describe_policy_wait, policy_error
 from unfold_placement.core.types import QUEUE
-from unfold_placement.core.view import Unit
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.audit import find_broken_rule, is_checked_at_starts
 from unfold_placement.simulation.simulator import collect_result

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from plugins.supernet.tests.helpers import make_run, parse_spec
 from unfold_supernet.accelerator.layers import DEPTH, GROUPS, INPUT, KERNELS, OUT_COLUMNS, OUT_ROWS
 from unfold_supernet.accelerator.onnx_layers import read_onnx_layers
-from unfold_supernet.accelerator.tiling import describe_shape
+from unfold_supernet.accelerator.tile_traffic import describe_shape
 from unfold_supernet.verbs.plan import plan
 from unfoldkit.api import UnfoldError, Verdict
 

@@ -15,7 +15,7 @@ from plugins.supernet.tests.helpers import make_run, parse_spec
 from plugins.supernet.tests.members.builders import write_model
 from unfold_supernet.family.onnx_session import open_session
 from unfold_supernet.members.files import MemberFile, check_file, check_files
-from unfold_supernet.members.probe import measure_model
+from unfold_supernet.members.isolated_measurement import measure_model
 from unfold_supernet.members.profile import PROFILE_FILE, PROFILE_VERSION, MemberList, read_members
 from unfold_supernet.members.runtime import MemberSource, compute_shares
 from unfold_supernet.verbs.check_inputs import check_inputs

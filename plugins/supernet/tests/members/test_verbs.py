@@ -19,7 +19,7 @@ from plugins.supernet.tests.members.builders import write_model
 from tests.served import serving, unfold
 from unfold_supernet.members import profile as profile_module
 from unfold_supernet.members.files import CheckedFile, MemberFile, check_file
-from unfold_supernet.members.probe import ProbeResult, probe_file
+from unfold_supernet.members.isolated_measurement import ProbeResult, probe_file
 from unfold_supernet.members.profile import PROFILE_FILE, measure_members, read_members
 from unfold_supernet.members.runtime import RETRY_S, MemberPool, MemberSource, compute_shares
 from unfold_supernet.replay.residency import PLAN_FILE

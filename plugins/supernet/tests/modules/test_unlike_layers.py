@@ -20,7 +20,7 @@ from unfold_supernet.elasticity.layer_replacement import copy_unnormed, replace_
 from unfold_supernet.elasticity.width_groups import find_width_groups, trace_indices  # noqa: E402
 from unfold_supernet.family.datasets import Dataset  # noqa: E402
 from unfold_supernet.modules import evaluation  # noqa: E402
-from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
+from unfold_supernet.modules.elastic_family import ElasticFamily  # noqa: E402
 from unfold_supernet.modules.onnx_export import export_onnx, measure_disagreement  # noqa: E402
 from unfoldkit.api import UnfoldError  # noqa: E402
 

@@ -23,7 +23,7 @@ from unfold_supernet.family.artifacts import (  # noqa: E402
     RECORD_FILE,
     read_record,
 )
-from unfold_supernet.serving.binding import bind_models  # noqa: E402
+from unfold_supernet.serving.load_models import bind_models  # noqa: E402
 from unfold_supernet.training.family import unpack_state  # noqa: E402
 from unfold_supernet.verbs.build import build_service_problem  # noqa: E402
 from unfold_supernet.verbs.train import train  # noqa: E402

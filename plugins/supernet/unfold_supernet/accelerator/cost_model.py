@@ -31,7 +31,7 @@ from unfold_supernet.accelerator.layers import (
     SubnetLayers,
     count_hits,
 )
-from unfold_supernet.accelerator.tiling import (
+from unfold_supernet.accelerator.tile_traffic import (
     SUM_BYTES,
     BufferSizes,
     TilePlan,

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet.accelerator.layers import MAX_LAYER_COUNT, Family, Layer, tabulate_subnet
-from unfold_supernet.accelerator.tiling import describe_shape
+from unfold_supernet.accelerator.tile_traffic import describe_shape
 from unfoldkit.api import UnfoldError, format_count, user_error
 from unfoldkit.safe_io.files import read_bytes
 

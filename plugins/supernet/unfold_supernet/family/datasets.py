@@ -14,9 +14,9 @@ import numpy as np
 
 from unfold_supernet._types import Float32Array, IntArray, Task
 from unfold_supernet.family.image_folder import load_images
+from unfold_supernet.family.label_targets import check_classes, check_evaluable, check_learnable, list_strata
 from unfold_supernet.family.shards import is_sharded, load_shards
 from unfold_supernet.family.space_builder import InputShape
-from unfold_supernet.family.targets import check_classes, check_evaluable, check_learnable, list_strata
 from unfold_supernet.family.user_arrays import (
     UserData,
     UserDataOptions,

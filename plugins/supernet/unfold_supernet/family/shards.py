@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from unfold_supernet.family.label_targets import parse_targets
 from unfold_supernet.family.row_store import hash_files, open_store
-from unfold_supernet.family.targets import parse_targets
 from unfold_supernet.family.user_arrays import (
     UserData,
     UserDataOptions,

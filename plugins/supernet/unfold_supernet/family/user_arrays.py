@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet._types import BoolArray, Float32Array, IntArray, Task
-from unfold_supernet.family.targets import MISSING_HINT, is_missing, parse_targets
+from unfold_supernet.family.label_targets import MISSING_HINT, is_missing, parse_targets
 from unfoldkit.api import UnfoldError, csv_rows, user_error
 from unfoldkit.safe_io.arrays import read_npz
 

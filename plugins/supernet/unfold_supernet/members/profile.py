@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unfold_supernet.members.files import CheckedFile, MemberFile, check_files, reject, reject_classes
-from unfold_supernet.members.probe import ProbeResult, probe_file
+from unfold_supernet.members.isolated_measurement import ProbeResult, probe_file
 from unfold_supernet.members.runtime import MemberSource
 from unfold_supernet.scheduling.policies import SubnetProfile, build_profile
 from unfold_supernet.scheduling.residency import MemberCost

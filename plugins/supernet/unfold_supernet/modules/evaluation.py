@@ -17,7 +17,7 @@ from unfold_supernet._types import Float32Array, Task
 from unfold_supernet.elasticity.inputs import takes_extra
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
-from unfold_supernet.modules.family import ElasticFamily, elastic
+from unfold_supernet.modules.elastic_family import ElasticFamily, elastic
 from unfold_supernet.modules.heads import (
     bound_loss,
     evaluate_constant,

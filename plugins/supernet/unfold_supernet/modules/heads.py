@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unfold_supernet._types import Float32Array, IntArray
 from unfold_supernet.family.datasets import Dataset
-from unfold_supernet.family.targets import standardise_values
+from unfold_supernet.family.label_targets import standardise_values
 from unfold_supernet.modules.int8 import bound_class_loss
 from unfold_supernet.training.accuracy import (
     Quality,

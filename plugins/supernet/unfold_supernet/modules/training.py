@@ -16,8 +16,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unfold_supernet.modules.elastic_family import ElasticFamily
 from unfold_supernet.modules.embeddings import compute_nested_loss
-from unfold_supernet.modules.family import ElasticFamily
 from unfold_supernet.modules.problem import FitOptions
 from unfoldkit.api import user_error
 

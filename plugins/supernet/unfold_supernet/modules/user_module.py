@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from unfold_supernet.modules.family import unwrap_module
+from unfold_supernet.modules.elastic_family import unwrap_module
 from unfold_supernet.modules.problem import ModuleSource
 from unfoldkit.api import fingerprint, user_error
 from unfoldkit.safe_io.files import read_bytes

@@ -16,7 +16,7 @@ from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels, bu
 from unfold_supernet.scheduling.escalation import set_pair_latency
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.speed import ENOUGH_S, time_rounds
-from unfold_supernet.serving.binding import BoundModels, ServiceProblem, bind_models
+from unfold_supernet.serving.load_models import BoundModels, ServiceProblem, bind_models
 from unfold_supernet.serving.metrics import make_dashboard, register_counter
 from unfold_supernet.serving.model import SupernetModel
 from unfoldkit.api import Service

@@ -36,8 +36,8 @@ from unfold_tuning.cluster.aws import (
 )
 from unfold_tuning.cluster.local import LocalCluster
 from unfold_tuning.cluster.offers import Offer, OfferBook, list_offers
-from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.executor import Executor
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.problem import LaunchConfig, TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Machine, Profile

@@ -12,8 +12,8 @@ from unfold_tuning.cluster.local import LocalCluster
 from unfold_tuning.cluster.provider import build_local_provider
 from unfold_tuning.cluster.ray import RayCluster
 from unfold_tuning.cluster.ray_nodes import LocalRayNodes
-from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.executor import Executor
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Machine, Profile

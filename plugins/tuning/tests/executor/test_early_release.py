@@ -16,8 +16,8 @@ from unfold_tuning.cluster.local import LocalCluster
 from unfold_tuning.cluster.provider import build_local_provider
 from unfold_tuning.cluster.ray import RayCluster, RunningTrial
 from unfold_tuning.executor.early_release import EarlyRelease, count_needed
-from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.executor import Executor
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.executor.measured_paces import measure_stage
 from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.allocation import Allocation

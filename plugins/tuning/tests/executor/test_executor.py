@@ -17,8 +17,8 @@ from tuning_runs import SPEC, read_nodes, train_spec
 
 from unfold_tuning.cluster.local import LocalCluster
 from unfold_tuning.cluster.provider import build_local_provider
-from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.executor import Executor
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Machine, Profile

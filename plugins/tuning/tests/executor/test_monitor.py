@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.executor.monitor import Monitor
 from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.allocation import Allocation

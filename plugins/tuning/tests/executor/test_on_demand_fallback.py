@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import tuning_jobs as jobs
 
-from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.executor.on_demand_fallback import SpotFallback
 from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.allocation import Allocation

@@ -17,7 +17,7 @@ from tuning_runs import SPEC, read_fact, read_nodes, train_spec
 
 from unfold_tuning.cluster.interface import ClusterEvent
 from unfold_tuning.cluster.local import LocalCluster
-from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.problem import TrainableConfig

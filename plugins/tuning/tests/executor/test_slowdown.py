@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.executor.slowdown import Slowdown, find_slowdown
 from unfold_tuning.job.allocation import Allocation

@@ -9,8 +9,8 @@ from tuning_runs import SPEC, load_spec, train_spec
 
 from unfold_tuning.cluster.factory import build_cluster
 from unfold_tuning.cluster.provider import build_local_provider
-from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.executor import Executor
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.build import build_cluster_config, resolve_trainable
 from unfold_tuning.job.problem import TrainableConfig

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from unfold_tuning.cluster.interface import Cluster
-from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome, RunState, ignore_state
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig, RunOutcome, RunState, ignore_state
 from unfold_tuning.executor.monitor import Monitor
 from unfold_tuning.executor.ranking import has_reached_target, select_winner
 from unfold_tuning.executor.replanning import BudgetExceeded, Replanner

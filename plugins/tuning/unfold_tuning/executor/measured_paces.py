@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.executor.ranking import list_entrants
 from unfold_tuning.executor.slowdown import Slowdown, find_slowdown
 from unfold_tuning.job.schedule import Group, Stage

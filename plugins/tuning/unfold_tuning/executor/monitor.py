@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from unfold_tuning.cluster.interface import Cluster
 from unfold_tuning.executor.deadline import StageRest, TimeEstimator, list_late_options
-from unfold_tuning.executor.execution import RunState, ignore_state
+from unfold_tuning.executor.inputs_and_outcome import RunState, ignore_state
 from unfold_tuning.executor.messages import (
     describe_late_finish,
     describe_missed_deadline,

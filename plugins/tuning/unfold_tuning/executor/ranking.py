@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 
-from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.job.problem import ProfiledTrial
 from unfold_tuning.job.schedule import Group, Stage
 from unfold_tuning.job.search_space import sample_bracket_configs

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from unfold_tuning.cluster.interface import Cluster, ClusterEvent
 from unfold_tuning.executor.early_release import EarlyRelease, count_needed
-from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.executor.monitor import Monitor
 from unfold_tuning.executor.on_demand_fallback import SpotFallback
 from unfold_tuning.executor.ranking import has_plateaued, has_reached_target, list_open_jobs, rank_trials

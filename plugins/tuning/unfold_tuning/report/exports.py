@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.job.problem import Problem
 from unfold_tuning.trial.estimators import ROUNDS_PARAMETERS
 from unfold_tuning.trial.ledger import Ledger, Trial, TrialPart

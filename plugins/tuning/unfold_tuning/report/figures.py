@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.schedule import Stage
 from unfold_tuning.planner.baselines import Goal, simulate_static_clusters

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome, RunState
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig, RunOutcome, RunState
 from unfold_tuning.executor.messages import describe_progress
 from unfold_tuning.executor.ranking import has_reached_target
 from unfold_tuning.job.allocation import Plan

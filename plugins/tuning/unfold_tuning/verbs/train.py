@@ -9,8 +9,8 @@ from typing import Any
 
 from unfold_tuning.cluster.factory import build_cluster, build_provider, require_reachable
 from unfold_tuning.executor.deadline import MAX_INSTANCES
-from unfold_tuning.executor.execution import ExecutionConfig, RunState
 from unfold_tuning.executor.executor import Executor
+from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig, RunState
 from unfold_tuning.executor.messages import describe_spend
 from unfold_tuning.executor.ranking import adopt_profiled_trials
 from unfold_tuning.job.allocation import Plan

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from unfoldkit.figures import Figure, Series
+from unfoldkit.figure_data import Figure, Series
 from unfoldkit.render.figures.style import COLOURS, DASHES, INK, MARKERS, fit_legend, shorten_middle, thin_points
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
-from unfoldkit.figures import AnyFigure, Bar, Flow, Graph, IntervalPlot, Node, Series, StepArea, Timeline, type_name
+from unfoldkit.figure_data import AnyFigure, Bar, Flow, Graph, IntervalPlot, Node, Series, StepArea, Timeline, type_name
 from unfoldkit.format import format_number, format_percent
 from unfoldkit.render.figures.description import describe_markers
 from unfoldkit.render.figures.flow import get_total, sum_flow

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from unfoldkit.figures import (
+from unfoldkit.figure_data import (
     AnyFigure,
     Bar,
     Figure,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from unfoldkit.figures import Flow, Link, Stop, Tone, order_layers
+from unfoldkit.figure_data import Flow, Link, Stop, Tone, order_layers
 from unfoldkit.format import format_number, format_percent
 from unfoldkit.render.figures.style import (
     COLOURS,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unfoldkit.figures import Edge, Graph, Node, order_layers
+from unfoldkit.figure_data import Edge, Graph, Node, order_layers
 from unfoldkit.format import format_percent
 from unfoldkit.render.figures.style import COLOURS, INK, LETTER_PT, WIDTH_PT, open_sheet, shorten_to, write
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unfoldkit.figures import Interval, IntervalPlot
+from unfoldkit.figure_data import Interval, IntervalPlot
 from unfoldkit.render.figures.chart import label_log_axis
 from unfoldkit.render.figures.style import COLOURS, INK, MARKERS, fit_legend, measure_legend, shorten_middle, shorten_to
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unfoldkit.figures import AnyFigure, Flow, Graph
+from unfoldkit.figure_data import AnyFigure, Flow, Graph
 from unfoldkit.format import format_number, format_percent
 from unfoldkit.render.figures.graph import find_critical
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from unfoldkit.figures import Panel, StepArea
+from unfoldkit.figure_data import Panel, StepArea
 from unfoldkit.render.figures.style import COLOURS, DASHES, fit_legend, measure_legend, shorten_middle, thin_points
 from unfoldkit.render.figures.timeline import draw_marker
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from unfoldkit.figures import Bar, Marker, Timeline
+from unfoldkit.figure_data import Bar, Marker, Timeline
 from unfoldkit.render.figures.style import (
     COLOURS,
     HATCHES,

@@ -10,8 +10,8 @@ import pytest
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
 from unfold_cascade.learners import estimators
 from unfold_cascade.learners.estimators import Recipe
-from unfold_cascade.temporal.models.slots import TrainingRows
 from unfold_cascade.temporal.models.training import TrainingJob, run_job
+from unfold_cascade.temporal.models.training_sets import TrainingRows
 from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError
 

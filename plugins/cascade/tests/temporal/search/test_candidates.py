@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from unfold_cascade.temporal.data.features import PurchaseTerms
-from unfold_cascade.temporal.models.slots import select_rows_in_stage
+from unfold_cascade.temporal.models.training_sets import select_rows_in_stage
 from unfold_cascade.temporal.problem import Transitions
 from unfold_cascade.temporal.search.candidates import (
     CostBasis,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.gates.exact import search_exact_front
+from unfold_cascade.gates.exact_search import search_exact_front
 from unfold_cascade.gates.pareto import Front
 from unfold_cascade.language_models.planning.call_log import CallLog, Route, find_entries
 from unfold_cascade.language_models.planning.prompt_gate import EntryRule

@@ -18,7 +18,7 @@ import numpy as np
 from unfold_cascade._types import Float32, FloatArray, IntArray
 from unfold_cascade.data.dataset import PERSON_COLUMNS, check_size
 from unfold_cascade.data.table import Frame, frame_of_file
-from unfold_cascade.schema.cells import has_zone, is_missing
+from unfold_cascade.schema.cell_values import has_zone, is_missing
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
 from unfold_cascade.temporal.data.windows import LARGEST_VALUE
 from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource

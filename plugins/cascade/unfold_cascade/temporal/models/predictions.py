@@ -11,7 +11,7 @@ import numpy as np
 
 from unfold_cascade._types import Float32
 from unfold_cascade.models.zoo import RESUME_HINT
-from unfold_cascade.temporal.models.slots import ModelSlot
+from unfold_cascade.temporal.models.training_sets import ModelSlot
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfoldkit.api import Run, user_error

@@ -25,8 +25,8 @@ from unfold_cascade.temporal.models.predictions import (
     collect_call_costs,
     require_predictions,
 )
-from unfold_cascade.temporal.models.slots import ModelSlot, build_slots
 from unfold_cascade.temporal.models.training import fit_models
+from unfold_cascade.temporal.models.training_sets import ModelSlot, build_slots
 from unfold_cascade.temporal.problem import BASELINE, FeatureSet, TemporalProblem
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfold_cascade.temporal.simulation.trajectories import ModelScores

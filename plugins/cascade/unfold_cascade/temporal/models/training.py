@@ -15,7 +15,7 @@ from unfold_cascade.gates.evidential import inspect_model, shrink_to_uniform
 from unfold_cascade.learners import cost, estimators
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.temporal.models.predictions import Predictions, is_fitted, pack_predictions, read_predictions
-from unfold_cascade.temporal.models.slots import ModelSlot, TrainingRows
+from unfold_cascade.temporal.models.training_sets import ModelSlot, TrainingRows
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfoldkit.api import Run, user_error
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.chains import Chain
-from unfold_cascade.gates.exact import search_exact_front
+from unfold_cascade.gates.exact_search import search_exact_front
 from unfold_cascade.gates.pareto import Front, thin_front
 from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality, tune_final_cut
 from unfold_cascade.temporal.models.study import Cohort

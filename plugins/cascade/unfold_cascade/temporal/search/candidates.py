@@ -14,7 +14,7 @@ import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.gates.chains import Chain, list_chains
-from unfold_cascade.gates.exact import search_exact_front
+from unfold_cascade.gates.exact_search import search_exact_front
 from unfold_cascade.gates.pareto import find_pareto_points, thin_front
 from unfold_cascade.gates.soft import COST_WEIGHTS, MAX_ROWS, induce_gates, learn_gates
 from unfold_cascade.temporal.data.table import Timeline

@@ -12,8 +12,8 @@ from unfold_cascade._types import BoolArray
 from unfold_cascade.gates.pareto import find_pareto_points
 from unfold_cascade.temporal.evaluation.baselines import Baselines
 from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality, tune_final_cut
-from unfold_cascade.temporal.models.slots import select_rows_in_stage
 from unfold_cascade.temporal.models.study import Study
+from unfold_cascade.temporal.models.training_sets import select_rows_in_stage
 from unfold_cascade.temporal.problem import AlertBudget
 from unfold_cascade.temporal.search.alarms import AlarmCandidate, search_alarms
 from unfold_cascade.temporal.search.candidates import CostBasis, StageCandidate, search_stage, select_stage_hours

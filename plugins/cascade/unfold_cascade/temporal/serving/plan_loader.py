@@ -15,8 +15,8 @@ from unfold_cascade.temporal.data.features import PurchaseTerms, build_purchase_
 from unfold_cascade.temporal.data.serving_probe import PROBE_FILE, Probe, load_probe
 from unfold_cascade.temporal.evaluation.baselines import BaselineRule
 from unfold_cascade.temporal.models.predictions import Predictions, collect_call_costs
-from unfold_cascade.temporal.models.slots import ModelSlot
 from unfold_cascade.temporal.models.study import StoredStudy, load_study
+from unfold_cascade.temporal.models.training_sets import ModelSlot
 from unfold_cascade.temporal.problem import FeatureSet, TemporalProblem
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfold_cascade.temporal.simulation.policy import Policy, StagePolicy, single_model_policy

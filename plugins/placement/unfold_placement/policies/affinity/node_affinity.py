@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import (
     JOINED,
     MANY,
@@ -21,7 +22,6 @@ from unfold_placement.core.types import (
     Transactions,
     Wake,
 )
-from unfold_placement.core.view import View
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import msgspec
 
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import (
     CLUSTER_RULE,
     ENDED,
@@ -35,7 +36,6 @@ from unfold_placement.core.types import (
     Task,
     Transactions,
 )
-from unfold_placement.core.view import View
 from unfoldkit.api import user_error
 
 BLOCKING_EFFECTS = frozenset({"NoSchedule", "NoExecute"})

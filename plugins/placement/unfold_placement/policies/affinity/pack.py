@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from unfold_placement.core.cluster_view import Unit, View
 from unfold_placement.core.types import (
     CREATED,
     PACK,
@@ -20,7 +21,6 @@ from unfold_placement.core.types import (
     Transactions,
     Wake,
 )
-from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.shared.pending import PendingUnits, UnitShapes
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import (
     JOINED,
     LEFT,
@@ -19,7 +20,6 @@ from unfold_placement.core.types import (
     Task,
     Transactions,
 )
-from unfold_placement.core.view import View
 from unfold_placement.policies.shared.membership import MEMBERSHIP_EVENTS, GroupMembership
 
 

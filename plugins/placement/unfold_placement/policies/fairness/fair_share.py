@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from unfold_placement.core.view import Unit, View
+from unfold_placement.core.cluster_view import Unit, View
 from unfold_placement.policies.shared.fair_queue import FairQueuePolicy, weight_of
 
 MAX_LEVELS = 16

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from unfold_placement.core.cluster_view import Unit, View
 from unfold_placement.core.types import ENDED, QUEUE, REFUSED, Ask, Drop, Event, Task, Transactions, Wait
-from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.shared.admission_queue import (
     QUEUE_EVENTS,
     RESERVE,

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import ENDED, MANY, STATIC, Ask, Event, Put, Task, Transactions
-from unfold_placement.core.view import View
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from unfold_placement.core.cluster_view import Unit, View
 from unfold_placement.core.types import (
     CREATED,
     ENDED,
@@ -23,7 +24,6 @@ from unfold_placement.core.types import (
     Task,
     Transactions,
 )
-from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.shared.pending import UnitShapes
 
 MIN_FILTERED = 8

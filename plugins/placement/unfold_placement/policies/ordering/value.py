@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Event, Put, Task, Transactions
-from unfold_placement.core.view import View
 from unfold_placement.policies.shared.earliest_finish import build_forecast
 from unfold_placement.policies.shared.pending import UnitShapes
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from unfold_placement.core.cluster_view import Unit, View
 from unfold_placement.core.types import (
     ENDED,
     PODS,
@@ -25,7 +26,6 @@ from unfold_placement.core.types import (
     Transactions,
     Wait,
 )
-from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.shared.pending import UnitShapes
 from unfold_placement.policies.shared.unit_queue import UnitQueue
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from unfold_placement._types import BoolArray, FloatArray, Int32Array, MaskArray
 from unfold_placement.core import kernel
+from unfold_placement.core.cluster_view import Unit, View
 from unfold_placement.core.kernel import LOGGED, RUNNING, WAITING
 from unfold_placement.core.state import StateArrays
-from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.shared.pending import UnitShapes
 from unfoldkit.jit import compiled
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from unfold_placement._types import Int32Array, MaskArray
 from unfold_placement.core import kernel
+from unfold_placement.core.cluster_view import Unit, View
 from unfold_placement.core.state import grow_rows
-from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.shared.pending import UnitShapes
 
 MIN_SHRINK = 64

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from unfoldkit.figures import (
+from unfoldkit.figure_data import (
     Bar,
     Edge,
     Flow,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from plugins.cascade.tests.gates.exhaustive_search import list_points, run_cascade, select_non_dominated
 from unfold_cascade._types import FloatArray
-from unfold_cascade.gates.exact import (
+from unfold_cascade.gates.exact_search import (
     compute_bin_edges,
     compute_outcomes,
     evaluate_cuts,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from unfold_supernet.accelerator import cost_model
 from unfold_supernet.accelerator.hardware import get_presets
 from unfold_supernet.accelerator.layers import Layer, tabulate_subnet
-from unfold_supernet.accelerator.tiling import (
+from unfold_supernet.accelerator.tile_traffic import (
     SUM_BYTES,
     BufferSizes,
     LayerShape,

@@ -27,7 +27,7 @@ from unfold_supernet import elastic  # noqa: E402
 from unfold_supernet.elasticity.depth_blocks import find_block_runs, replace_blocks  # noqa: E402
 from unfold_supernet.elasticity.width_groups import find_width_groups, narrow  # noqa: E402
 from unfold_supernet.modules import onnx_export  # noqa: E402
-from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
+from unfold_supernet.modules.elastic_family import ElasticFamily  # noqa: E402
 from unfold_supernet.modules.problem import FitOptions  # noqa: E402
 from unfold_supernet.modules.training import fit  # noqa: E402
 from unfoldkit.api import UnfoldError  # noqa: E402

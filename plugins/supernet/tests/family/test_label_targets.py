@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unfold_supernet._types import Task
-from unfold_supernet.family.targets import (
+from unfold_supernet.family.label_targets import (
     check_classes,
     check_evaluable,
     check_learnable,

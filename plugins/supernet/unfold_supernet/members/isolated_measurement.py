@@ -1,6 +1,6 @@
 """What a member costs, measured in a process of its own, so that neither memory nor a crash concerns the caller.
 
-``python -P -m unfold_supernet.members.probe FILE INPUT DTYPE SIZE ROWS`` prints one JSON object.
+``python -P -m unfold_supernet.members.isolated_measurement FILE INPUT DTYPE SIZE ROWS`` prints one JSON object.
 """
 
 from __future__ import annotations
