@@ -186,6 +186,7 @@ def test_verify_reports_nonsense_as_a_finding(case: str) -> None:
     scenario = Scenario(tuple(cluster(1)), (kind,), "bad", 2)
     (finding,) = search(scenario, [Misbehaving(NONSENSE[case][0])], 100).findings
     assert finding.property_name == LIVELOCK
+    assert re.match(r"test_misbehaving_policies\.py:\d+: policy Misbehaving", finding.message)
     assert NONSENSE[case][1].split(",")[0] in finding.message or case == "an endless list"
 
 

@@ -170,6 +170,13 @@ def exception_error(policy: Policy, method: str, error: BaseException) -> Unfold
     return policy_error(policy, method, f"{method} raised {describe_error(error)}", line=lines[-1] if lines else 0)
 
 
+def describe_failure(error: UnfoldError) -> str:
+    """Return what a policy did wrong, after the name of its file and the line."""
+    found = error.diagnostics[0]
+    place = f"{Path(found.file).name}:{found.line}: " if found.file else ""
+    return f"{place}{found.message}"
+
+
 def describe_error(error: BaseException) -> str:
     """Return the class of an exception and the first line of its message."""
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
-from unfold_placement.core.policy import Policy
+from unfold_placement.core.policy import Policy, describe_failure
 from unfold_placement.core.types import QUEUE, NodeChange, Task
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.audit import find_broken_rule, find_violations
@@ -210,7 +210,7 @@ def _find_evidence(
     try:
         result = simulate(scenario.nodes, tasks, new_policies(), changes)
     except UnfoldError as error:
-        return error.diagnostics[0].message if name == LIVELOCK else ""
+        return describe_failure(error) if name == LIVELOCK else ""
     violations = find_violations(result, rules)
     evidence = {
         STARVATION: lambda: _endless_evidence(finding.victim, result),

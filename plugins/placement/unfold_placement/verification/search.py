@@ -13,7 +13,7 @@ import numpy as np
 from unfold_placement.core import kernel
 from unfold_placement.core.cluster_view import Unit
 from unfold_placement.core.controller import Controller
-from unfold_placement.core.policy import Policy, describe_policy_wait, policy_error
+from unfold_placement.core.policy import Policy, describe_failure, describe_policy_wait, policy_error
 from unfold_placement.core.types import QUEUE
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.audit import find_broken_rule, is_checked_at_starts
@@ -284,7 +284,7 @@ def _expand(
         try:
             new_jobs = apply_action(scenario, following, jobs, action)
         except UnfoldError as error:
-            yield _finding_after(LIVELOCK, scenario.victim, graph, prefix, error.diagnostics[0].message)
+            yield _finding_after(LIVELOCK, scenario.victim, graph, prefix, describe_failure(error))
             continue
         running = list_running(following)
         target, is_new = frontier.add(following, new_jobs, running, prefix)
@@ -338,7 +338,7 @@ def _judge_starts(
     try:
         name, message = BROKEN_RULE, find_broken_rule(collect_result(controller), rules, controller.policies)
     except UnfoldError as error:
-        name, message = LIVELOCK, error.diagnostics[0].message
+        name, message = LIVELOCK, describe_failure(error)
     if message:
         yield _finding_after(name, _kind_of(parent[1], scenario), graph, parent, message)
 
