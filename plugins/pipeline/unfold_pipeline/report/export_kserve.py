@@ -69,7 +69,7 @@ def _check_stage(stage: ExportedStage) -> None:
         raise user_error(message, key=f"{key}.model.estimator", hint="model: {file: model.onnx}")
     if stage.gpus and _find_format(stage) == "xgboost":
         message = f"KServe's xgbserver runs on cores, and the plan places the stage on {stage.hardware}"
-        hint = "another hardware for the stage, or --format triton, whose forest library uses GPUs"
+        hint = "another hardware for the stage, or --format triton, with a forest library for GPUs"
         raise user_error(message, key=f"{key}.model.file", hint=hint)
     if stage.batch > 1 and _find_format(stage) in V2_FORMATS:
         message = f"KServe batches requests of its v1 protocol only, and its {_find_format(stage)} server speaks v2"

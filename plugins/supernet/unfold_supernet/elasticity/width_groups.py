@@ -639,7 +639,7 @@ def _run(module: nn.Module, example: Inputs) -> Tensor:
 
 
 def _run_in(module: nn.Module, example: Inputs, precision: torch.dtype) -> Tensor:
-    """Run a copy of a module whose weights and inputs are converted to a precision."""
+    """Run a copy of a module with weights and inputs converted to a precision."""
     tensors = list_tensors(example)
     converted = tuple(each.to(precision) if each.is_floating_point() else each for each in tensors)
     return _run(copy_module(module).to(precision), converted)
