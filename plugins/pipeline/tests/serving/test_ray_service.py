@@ -61,7 +61,9 @@ def test_killed_replica_recovers_and_sigterm_drains(tmp_path: Path) -> None:
             return responses, time.monotonic() - killed_s
 
         responses, resumed_s = asyncio.run(kill_under_load())
-        assert {response.status for response in responses} <= {200, 429}
+        assert {response.status for response in responses} <= {200, 429, 503}
+        # a query that was admitted gets no 503, which would come late
+        assert all(response.seconds < 1.0 for response in responses if response.status == 503)
         assert sum(response.status == 200 for response in responses) >= 5
         # the restart itself is what Ray takes to start a process on this machine
         assert resumed_s < 120
