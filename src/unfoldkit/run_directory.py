@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, user_error
-from unfoldkit.safe_io.files import MAX_TEXT_BYTES, decoding, is_deep, read_bytes
+from unfoldkit.safe_io.files import MAX_TEXT_BYTES, decoding, follow_links, is_deep, read_bytes
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "unfoldkit.manifest/1"
@@ -55,8 +55,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     if _is_stream(path):
         _write_stream(path, data)
         return
-    # not Path.resolve, which fails for circular links
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    path = follow_links(path) if path.is_symlink() else path
     with _temporary_file(path) as temporary:
         _write_and_sync(temporary, data)
         _replace(temporary, path)
@@ -255,7 +254,7 @@ class RunDir:
 
     def _resolve(self, name: str) -> Path:
         path = self.path / name
-        if self.path.resolve() not in path.resolve().parents:
+        if follow_links(self.path) not in follow_links(path).parents:
             raise user_error(f"{name!r} is outside of the run", file=str(self.path))
         return path
 

@@ -153,9 +153,9 @@ def test_a_damaged_file_of_a_run_is_named(trained: Path, tmp_path: Path, file: s
 
 
 @pytest.mark.parametrize("file", ["report.json", "spec.yaml", "manifest.json"])
-@pytest.mark.parametrize("what", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("what", ["pipe", "device", "folder", "circle"])
 def test_what_is_no_file_is_refused(trained: Path, tmp_path: Path, file: str, what: str) -> None:
-    """A pipe would block, a device would never end; both are refused with the name, at once."""
+    """A pipe would block, a device never end, links lead in a circle; all are refused with the name, at once."""
     run = tmp_path / "run"
     shutil.copytree(trained / "run", run)
     (run / file).unlink()
@@ -173,6 +173,8 @@ def put(path: Path, what: str) -> None:
         os.mkfifo(path)
     elif what == "device":
         path.symlink_to("/dev/zero")
+    elif what == "circle":
+        path.symlink_to(path.name)
     else:
         path.mkdir()
 

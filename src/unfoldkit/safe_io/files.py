@@ -66,6 +66,14 @@ def open_regular(path: str | Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def follow_links(path: str | Path) -> Path:
+    """Return the absolute path that links lead to, which need not exist; circular links stay as they are.
+
+    Before Python 3.13, ``Path.resolve`` raises ``RuntimeError`` for circular links.
+    """
+    return Path(os.path.realpath(path))
+
+
 def require_regular(path: str | Path) -> None:
     """Refuse a path that a library is about to open itself, unless a regular file is there.
 

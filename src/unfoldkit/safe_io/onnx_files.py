@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unfoldkit.errors import user_error
+from unfoldkit.safe_io.files import follow_links
 
 _KEY = b"location"
 """The key of a file name in a tensor that is stored outside the model."""
@@ -57,8 +58,8 @@ def list_external_files(model: Any) -> list[str]:
 
 def lies_within(folder: Path, location: str) -> bool:
     """Whether a relative path names something inside a folder; links count by where they lead."""
-    folder = folder.resolve()
-    path = (folder / location).resolve()
+    folder = follow_links(folder)
+    path = follow_links(folder / location)
     return bool(location) and not Path(location).is_absolute() and path != folder and path.is_relative_to(folder)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unfoldkit.api import Diagnostic, UnfoldError, user_error
-from unfoldkit.safe_io.files import read_bytes, require_regular
+from unfoldkit.safe_io.files import follow_links, read_bytes, require_regular
 from unfoldkit.safe_io.onnx_files import HINT, lies_within, list_external_files
 
 MAX_MODEL_BYTES = 2 << 30
@@ -195,7 +195,7 @@ def format_size(size: Sequence[int]) -> str:
 
 def _locate_external(member: MemberFile, location: str) -> Path:
     """Locate external data; links count by where they lead."""
-    path = (member.path.parent / location).resolve()
+    path = follow_links(member.path.parent / location)
     if not lies_within(member.path.parent, location):
         raise reject(member, f"its external data {location!r} lies outside its folder", HINT)
     if not path.is_file():
