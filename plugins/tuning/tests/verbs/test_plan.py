@@ -315,6 +315,20 @@ def test_a_profile_of_another_trainable_is_refused(tmp_path: Path) -> None:
             plan(load_spec(bare.replace(old, new)), run)
 
 
+@pytest.mark.parametrize(
+    "stored", [{}, {"recorded": {"path": "a.csv"}}, {"iteration": {"mean": "20 s"}, "speedup": {"1": 3.0}}]
+)
+def test_a_measured_profile_that_contradicts_itself_is_named(tmp_path: Path, stored: object) -> None:
+    """A stored profile keeps the rules of one in a spec; another is named, with exit code 2."""
+    text = SPEC.replace("DEADLINE", "10 min").replace("MARKET", "on-demand").replace("profile:", "#")
+    spec = load_spec(text + "trainable: {estimator: xgboost, data: digits}\n")
+    run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1))
+    run.directory.write("profile.json", json.dumps(stored).encode(), made_from=fingerprint_profile_inputs(spec))
+    with pytest.raises(UnfoldError, match=r"profile\.json: not a profile") as error:
+        plan(spec, run)
+    assert error.value.code == 2
+
+
 def test_earlier_jobs_are_scaled_by_the_measured_speed_up(tmp_path: Path) -> None:
     """A record on two accelerators counts with the speed-up of the profile that the run folder holds."""
     record = tmp_path / "earlier.csv"

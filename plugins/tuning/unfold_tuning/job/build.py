@@ -51,7 +51,7 @@ from unfold_tuning.job.trial_logs import TrialLog, TrialLogSource, read_trial_lo
 from unfold_tuning.schema import search as search_schema
 from unfold_tuning.schema import trainable as trainable_schema
 from unfold_tuning.schema.cloud import Cloud, InstanceSpec
-from unfold_tuning.schema.profile import MAX_VARIATION, Delay, Iteration, ProfileSpec, Recorded
+from unfold_tuning.schema.profile import MAX_VARIATION, Delay, Iteration, ProfileSpec, Recorded, check_profile
 from unfold_tuning.schema.search import Search
 from unfold_tuning.schema.tuning import TuningSpec
 from unfoldkit.api import (
@@ -194,7 +194,12 @@ def _load_profile(spec: TuningSpec, run: Run) -> ProfileSpec:
         return spec.profile
     if has_measured_profile(spec, run):
         with run.directory.decoding(PROFILE_FILE, "a profile") as data:
-            return ProfileSpec.model_validate_json(data)
+            profile = ProfileSpec.model_validate_json(data)
+            for problem in check_profile(profile):
+                raise ValueError(problem.message)
+            if profile.iteration is None:
+                raise ValueError("it names records instead of an iteration")
+            return profile
     hint = "write profile: {iteration: {mean: 12 s}}" + (", or run unfold profile SPEC" if spec.trainable else "")
     message = "no profile: the duration of an iteration is unknown"
     if run.directory.has(PROFILE_FILE):
