@@ -55,6 +55,22 @@ def read_npz(data: bytes, file: str = "", names: Collection[str] | None = None) 
     return found
 
 
+def load_tensors(data: bytes) -> dict[str, Any]:
+    """Return the tensors of a safetensors file as tensors of PyTorch, by name.
+
+    Raises:
+        ValueError: It is no such file, or holds data of a type or size that PyTorch does not know.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors: dict[str, Any] = load(data)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    return tensors
+
+
 def _check_layout(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> None:
     count = 1
     for length in shape:

@@ -21,7 +21,7 @@ MAX_JSON_DEPTH = 100
 MAX_TEXT_BYTES = 256 << 20
 """The largest file of JSON that is read."""
 DAMAGED = (
-    ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError, MemoryError, RecursionError,
+    ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError, MemoryError, RuntimeError,
 )  # fmt: skip
 """What decoding a file raises that holds other data than it should."""
 AGAIN = "delete it from the run, or the run, and make it again"

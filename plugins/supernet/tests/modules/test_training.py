@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 pytest.importorskip("torch_pruning", reason="needs the extra torch: nox -s torch")
 
+from safetensors.torch import save  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -17,6 +18,7 @@ from unfold_supernet import elastic, fit  # noqa: E402
 from unfold_supernet.modules import training  # noqa: E402
 from unfold_supernet.modules.problem import FitOptions  # noqa: E402
 from unfoldkit.api import UnfoldError  # noqa: E402
+from unfoldkit.safe_io.arrays import load_tensors  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -89,6 +91,27 @@ def test_killed_training_ends_with_the_same_weights(optimizer: str) -> None:
     assert epochs == [3]
     expected, state = whole.state_dict(), resumed.state_dict()
     assert all(torch.equal(expected[key], state[key]) for key in expected)
+
+
+@pytest.mark.parametrize("damage", ["text", "other weights", "other moments"])
+def test_a_damaged_state_is_named(damage: str) -> None:
+    """A stored state that is no state of this family gives an error with its name and exit code 2."""
+    x, y = load_images()
+    kept: list[bytes] = []
+    store = training.CheckpointStore(lambda: kept[-1] if kept else None, kept.append, "state.safetensors")
+    family = elastic(make_classifier(10), x[:2], widths=(0.5, 1))
+    training.fit(family, x[:256], y[:256], FitOptions(epochs=1), store=store)
+    tensors = load_tensors(kept[-1])
+    moment = next(name for name in tensors if name.startswith("optimizer/exp_avg/"))
+    other = {
+        "text": {},
+        "other weights": {"epoch": torch.tensor(1)},
+        "other moments": {**tensors, moment: torch.zeros(3)},
+    }
+    kept.append(save(other[damage]) if other[damage] else b"text")
+    with pytest.raises(UnfoldError, match=r"^state\.safetensors: (not )?the state") as error:
+        training.fit(family, x[:256], y[:256], FitOptions(epochs=2), store=store)
+    assert error.value.code == 2
 
 
 @pytest.mark.parametrize("task", ["labels", "values"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
+
+from safetensors.torch import save  # noqa: E402
 
 from plugins.supernet.tests.helpers import (  # noqa: E402
     make_run,
@@ -24,7 +27,6 @@ from unfold_supernet.family.artifacts import (  # noqa: E402
     read_record,
 )
 from unfold_supernet.serving.load_models import bind_models  # noqa: E402
-from unfold_supernet.training.family import unpack_state  # noqa: E402
 from unfold_supernet.verbs.build import build_service_problem  # noqa: E402
 from unfold_supernet.verbs.train import train  # noqa: E402
 from unfoldkit.api import (  # noqa: E402
@@ -32,6 +34,7 @@ from unfoldkit.api import (  # noqa: E402
     RunDir,
     UnfoldError,
 )
+from unfoldkit.safe_io.arrays import load_tensors  # noqa: E402
 
 pytestmark = pytest.mark.torch
 LARGE_SPEC = """
@@ -130,8 +133,35 @@ def test_diverged_training_is_refused(tmp_path: Path) -> None:
         train(spec, run)
     assert not run.directory.has(checkpoint.WEIGHTS_FILE)
     if run.directory.has(checkpoint.CHECKPOINT_FILE):
-        kept = unpack_state(run.directory.read(checkpoint.CHECKPOINT_FILE), ["1x2k1", "0.5x1k1"])
-        assert all(tensor.isfinite().all() for tensor in kept.weights.values())
+        kept = load_tensors(run.directory.read(checkpoint.CHECKPOINT_FILE))
+        assert all(tensor.isfinite().all() for name, tensor in kept.items() if name.startswith("weights/"))
+
+
+DAMAGED_STATES = {
+    "text": lambda _: b"text",
+    "other weights": lambda _: save({"epoch": torch.tensor(1), "steps": torch.zeros(2, dtype=torch.int64)}),
+    "other shapes": lambda tensors: save(tensors | {"weights/head.bias": torch.zeros(3)}),
+    "other moments": lambda tensors: save(tensors | {"momentum/head.bias": torch.zeros(3)}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_STATES)
+def test_a_damaged_training_state_is_named(tmp_path: Path, damage: str) -> None:
+    """A stored state that is no state of this training, its entry in the manifest renewed, is named; exit code 2."""
+    spec, run = parse_spec(DIGITS_SPEC), make_run(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, replace(run, progress=_stop_after_epoch))
+    name = checkpoint.CHECKPOINT_FILE
+    content = DAMAGED_STATES[damage](load_tensors(run.directory.read(name)))
+    run.directory.write(name, content, made_from=run.directory.files()[name]["made_from"])
+    with pytest.raises(UnfoldError, match=r"checkpoint\.safetensors: not the state of this training") as error:
+        train(spec, run)
+    assert error.value.code == 2
+
+
+def _stop_after_epoch(_label: str, done: int, _total: int) -> None:
+    if done == 1:
+        raise KeyboardInterrupt
 
 
 def test_unrecognised_classes_are_named(tmp_path: Path) -> None:

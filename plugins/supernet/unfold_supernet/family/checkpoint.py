@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from unfold_supernet.family.artifacts import SPACE_FILE, read_space
@@ -17,6 +16,7 @@ from unfold_supernet.networks.layers import Statistics, Weights
 from unfold_supernet.networks.space import Space, Subnet
 from unfold_supernet.networks.supernet import Supernet, bind_subnet
 from unfoldkit.api import RunDir
+from unfoldkit.safe_io.arrays import load_tensors
 from unfoldkit.safe_io.files import decoding
 
 WEIGHTS_FILE = "family/weights.safetensors"
@@ -75,11 +75,7 @@ def read_supernet(directory: RunDir) -> Supernet:
 
 def _read_tensors(directory: RunDir, name: str) -> dict[str, Tensor]:
     with directory.decoding(name, "tensors") as content:
-        try:
-            tensors: dict[str, Tensor] = load(content)
-        except SafetensorError as error:
-            raise ValueError(str(error)) from error
-        return tensors
+        return load_tensors(content)
 
 
 def _select_norms(flat: dict[str, Tensor], subnet: Subnet) -> Statistics:

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import nn
 
 from unfold_supernet._types import Float32Array, Task
@@ -44,6 +44,7 @@ from unfold_supernet.training.latency import (
 from unfold_supernet.training.problem import StandaloneComparison
 from unfold_supernet.training.verdict import judge_family
 from unfoldkit.api import Progress, RunDir, fingerprint, user_error
+from unfoldkit.safe_io.arrays import load_tensors
 
 STATE_FILE = "family/module.safetensors"
 CHECKPOINT_FILE = "family/module-checkpoint.safetensors"
@@ -207,7 +208,7 @@ def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunD
     made_from = _compute_fingerprint(problem)
     if directory.has(STATE_FILE, made_from=made_from):
         with directory.decoding(STATE_FILE, "tensors") as content:
-            family.load_state_dict(load(content))
+            family.load_state_dict(load_tensors(content))
         return
     fit(
         family,
@@ -234,7 +235,8 @@ def _make_store(directory: RunDir, file: str, made_from: str) -> CheckpointStore
     def read() -> bytes | None:
         return directory.read(file) if directory.has(file, made_from=made_from) else None
 
-    return CheckpointStore(read, lambda content: directory.write(file, content, made_from=made_from))
+    path = str(directory.path / file)
+    return CheckpointStore(read, lambda content: directory.write(file, content, made_from=made_from), path)
 
 
 def _bind(family: ElasticFamily, name: str) -> Model:

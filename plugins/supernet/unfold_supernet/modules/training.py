@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,6 +20,8 @@ from unfold_supernet.modules.elastic_family import ElasticFamily
 from unfold_supernet.modules.embeddings import compute_nested_loss
 from unfold_supernet.modules.problem import FitOptions
 from unfoldkit.api import user_error
+from unfoldkit.safe_io.arrays import load_tensors
+from unfoldkit.safe_io.files import decoding
 
 TASKS = ("classes", "labels", "values", "embeddings")
 MAX_TOGETHER = 5
@@ -33,10 +35,12 @@ class CheckpointStore:
     Attributes:
         read: Returns the stored state; ``None`` if there is none for this training.
         write: Stores a state.
+        file: Where it is stored, for errors.
     """
 
     read: Callable[[], bytes | None]
     write: Callable[[bytes], None]
+    file: str = ""
 
 
 def fit(
@@ -65,7 +69,8 @@ def fit(
         rows: Which rows to train on; all by default. Inputs that are mapped from a file are read batch by batch.
 
     Raises:
-        UnfoldError: The weights are no longer finite, or inputs and targets differ in length.
+        UnfoldError: The weights are no longer finite, inputs and targets differ in length, or the stored state is
+            that of another training.
     """
     options = options or FitOptions()
     if len(x) != len(y) or not len(x):
@@ -78,8 +83,7 @@ def fit(
     names = [member.name for member in family.members()]
     for member in family.members():
         member.skeleton.train()
-    stored = None if store is None else store.read()
-    for epoch in range(0 if stored is None else _restore(family, optimizer, stored), options.epochs):
+    for epoch in range(0 if store is None else _restore(family, optimizer, store), options.epochs):
         rng = np.random.default_rng([options.seed, epoch])
         order = train[torch.from_numpy(rng.permutation(len(train)))]
         with torch.random.fork_rng(devices=[]):
@@ -161,18 +165,29 @@ def _pack_state(family: ElasticFamily, optimizer: torch.optim.Optimizer, epoch: 
     return bytes(save(tensors | {"epoch": torch.tensor(epoch)}))
 
 
-def _restore(family: ElasticFamily, optimizer: torch.optim.Optimizer, stored: bytes) -> int:
-    """Restore a state; return the completed epochs."""
-    tensors = load(stored)
-    epoch = int(tensors.pop("epoch"))
-    family.load_state_dict(
-        {key.removeprefix("family/"): tensor for key, tensor in tensors.items() if key.startswith("family/")}
-    )
-    for path, tensor in tensors.items():
-        part, _, rest = path.partition("/")
-        if part == "optimizer":
-            key, _, name = rest.partition("/")
-            optimizer.state[family.weights[name]][key] = tensor
+def _restore(family: ElasticFamily, optimizer: torch.optim.Optimizer, store: CheckpointStore) -> int:
+    """Restore the stored state, if there is one; return the completed epochs.
+
+    Raises:
+        UnfoldError: The file holds no state, or that of other weights.
+    """
+    stored = store.read()
+    if stored is None:
+        return 0
+    with decoding(store.file, "the state of this training"):
+        tensors = load_tensors(stored)
+        epoch = int(tensors.pop("epoch"))
+        family.load_state_dict(
+            {key.removeprefix("family/"): tensor for key, tensor in tensors.items() if key.startswith("family/")}
+        )
+        for path, tensor in tensors.items():
+            part, _, rest = path.partition("/")
+            if part == "optimizer":
+                key, _, name = rest.partition("/")
+                weight = family.weights[name]
+                if tensor.shape not in (torch.Size(), weight.shape):
+                    raise ValueError(f"{path} has another shape than {name}")
+                optimizer.state[weight][key] = tensor
     return epoch
 
 

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from unfold_supernet.modules.elastic_family import unwrap_module
 from unfold_supernet.modules.problem import ModuleSource
 from unfoldkit.api import fingerprint, user_error
+from unfoldkit.safe_io.arrays import load_tensors
 from unfoldkit.safe_io.files import read_bytes
 
 ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
@@ -87,8 +86,8 @@ def _load_weights(module: nn.Module, source: ModuleSource) -> None:
     assert source.weights is not None  # noqa: S101 - the caller checks
     file, content = str(source.weights), read_bytes(source.weights)
     try:
-        state = load(content)
-    except (SafetensorError, ValueError) as error:
+        state = load_tensors(content)
+    except ValueError as error:
         is_pickled = content.startswith(PICKLED)
         message = "a pickled file of torch.save, which is not loaded" if is_pickled else f"not safetensors: {error}"
         hint = "safetensors.torch.save_model(module, file)"

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from safetensors.torch import load as read_tensors
 from safetensors.torch import save
 
 from unfold_supernet._types import FloatArray, IntArray
@@ -27,6 +26,7 @@ from unfold_supernet.training.problem import SearchResult, TrainingProblem
 from unfold_supernet.training.subnet_search import search_subnets
 from unfold_supernet.training.trainer import TrainingState, run_training
 from unfoldkit.api import Progress, RunDir, fingerprint
+from unfoldkit.safe_io.arrays import load_tensors
 
 CALIBRATION = "smoothing and sampling undone, temperatures shrunk"
 """How members are finished; a run that was finished otherwise is finished again, without training."""
@@ -114,7 +114,8 @@ def _train_subnets(
     state = TrainingState(epoch=0, weights=init_weights(space, problem.seed, standalone), momentum={}, steps={})
     names = [subnet.name for subnet in subnets]
     if directory.has(file, made_from=made_from):
-        state = unpack_state(directory.read(file), names)
+        with directory.decoding(file, "the state of this training") as content:
+            state = unpack_state(content, names, state.weights)
     label = f"train {standalone.name} standalone" if standalone else "train supernet"
     epochs = count_epochs(build_phases(subnets, options), options)
     progress(label, state.epoch, epochs)
@@ -182,13 +183,27 @@ def pack_state(state: TrainingState, names: Sequence[str]) -> bytes:
     return bytes(save(tensors))
 
 
-def unpack_state(content: bytes, names: Sequence[str]) -> TrainingState:
-    """Restore a training state from its bytes."""
-    tensors = read_tensors(content)
+def unpack_state(content: bytes, names: Sequence[str], untrained: Weights) -> TrainingState:
+    """Restore a training state from its bytes.
+
+    Args:
+        content: What :func:`pack_state` wrote.
+        names: The order of the subnets' steps.
+        untrained: The weights that the training began with; all tensors have their names and shapes.
+
+    Raises:
+        ValueError: It holds something else; so do ``KeyError``, ``RuntimeError`` and the like.
+    """
+    tensors = load_tensors(content)
     weights, momentum, teacher = (
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in ("weights/", "momentum/", "teacher/")
     )
     steps = dict(zip(names, tensors["steps"].tolist(), strict=True))
     epoch = int(tensors["epoch"])
+    if weights.keys() != untrained.keys():
+        raise ValueError("it has other weights")
+    for name, tensor in (item for part in (weights, momentum, teacher) for item in part.items()):
+        if tensor.shape != untrained[name].shape:
+            raise ValueError(f"{name} has another shape")
     return TrainingState(epoch=epoch, weights=weights, momentum=momentum, steps=steps, teacher=teacher)
