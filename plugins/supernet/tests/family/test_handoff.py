@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,10 @@ from plugins.supernet.tests.helpers import (  # noqa: E402
 from unfold_supernet.family import checkpoint, handoff  # noqa: E402
 from unfold_supernet.scheduling.escalation import SubnetPredictions  # noqa: E402
 from unfold_supernet.scheduling.policies import SubnetProfile  # noqa: E402
+from unfold_supernet.serving.load_models import bind_models  # noqa: E402
 from unfold_supernet.training.evaluation import predict_test_rows  # noqa: E402
-from unfold_supernet.verbs.build import build_dataset  # noqa: E402
+from unfold_supernet.verbs.build import build_dataset, build_service_problem  # noqa: E402
+from unfoldkit.api import UnfoldError  # noqa: E402
 from unfoldkit.spec.yaml_reader import parse  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -54,6 +57,19 @@ def test_exported_models_name_their_classes(handoff_run: Path) -> None:
     for file in (*handoff_run.glob("subnets/*.onnx"), *handoff_run.glob("stages/*.onnx")):
         message = onnxruntime.InferenceSession(str(file)).get_modelmeta().custom_metadata_map
         assert json.loads(message["classes"]) == [str(digit) for digit in range(10)]
+
+
+@pytest.mark.parametrize("fault", ["text", "other inputs"])
+def test_a_damaged_model_of_a_subnet_is_named(handoff_run: Path, tmp_path: Path, fault: str) -> None:
+    """A service names an ONNX model that cannot be loaded or takes other inputs; exit code 2."""
+    shutil.copytree(handoff_run, tmp_path / "run")
+    spec, run = parse_spec(HANDOFF_SPEC), make_run(tmp_path / "run")
+    for name in [name for name in run.directory.files() if name.startswith("subnets/") and name.endswith(".onnx")]:
+        rows = run.directory.read(name.replace("subnets/", "stages/"))
+        run.directory.write(name, b"text" if fault == "text" else rows)
+    with pytest.raises(UnfoldError, match=r"subnets/.*\.onnx: not an ONNX model") as error:
+        bind_models(build_service_problem(spec, run))
+    assert error.value.code == 2
 
 
 def test_specs_have_class_names_and_valid_lengths() -> None:

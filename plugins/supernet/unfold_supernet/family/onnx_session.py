@@ -42,12 +42,20 @@ def open_session(model: Path | bytes, *, keeps_maps: bool = False) -> Any:
 
 
 def open_measured_session(content: bytes, x: Float32Array, extra: Float32Array) -> tuple[Any, int]:
-    """Open an ONNX session, run it once, and return it with the memory that it added, at least the model's size."""
+    """Open an ONNX session, run it once, and return it with the memory that it added, at least the model's size.
+
+    Raises:
+        ValueError: ONNX Runtime cannot load it, or it does not take these inputs.
+    """
     # the first session of a process brings the runtime, which is no memory of the subnet's
     first = open_session(content)
     before = read_resident_bytes()
     session = open_session(content)
-    session.run(None, name_inputs(session, x, extra))
+    try:
+        session.run(None, name_inputs(session, x, extra))
+    # the runtime's own exceptions share no base
+    except Exception as error:
+        raise ValueError(" ".join(str(error).split())) from error
     del first
     return session, max(len(content), read_resident_bytes() - before)
 

@@ -168,16 +168,10 @@ def _choose_engines(problem: ServiceProblem, record: SupernetRecord, supernet: A
     served |= {profile.fallback for profile in problem.profiles if profile.fallback is not None}
     costs = {subnet.name: subnet.costs for subnet in record.subnets if subnet.name in served}
     if problem.options.engine == "auto":
-        space = supernet.space
-        costs = {
-            name: compare_engines(
-                supernet.bound[name],
-                problem.directory.read(locate_member(name)),
-                (space.channels, *space.size),
-                space.extra,
-            )
-            for name in costs
-        }
+        size, extra = (supernet.space.channels, *supernet.space.size), supernet.space.extra
+        for name in costs:
+            with problem.directory.decoding(locate_member(name), "an ONNX model of this supernet") as content:
+                costs[name] = compare_engines(supernet.bound[name], content, size, extra)
     return problem.options.plan_engines(costs, record.shared_bytes)
 
 
