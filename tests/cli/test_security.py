@@ -115,3 +115,17 @@ def test_code_needs_to_be_allowed(unfold: Unfold, tmp_path: Path, verb: str, spe
     assert outcome.code == 2
     assert "allow-code" in outcome.out + outcome.err, outcome
     assert not (tmp_path / "owned").exists()
+
+
+def test_written_paths_control_no_terminal(tmp_path: Path, unfold: Unfold) -> None:
+    """The path of a file that was written is printed without control and bidirectional characters."""
+    (tmp_path / "a.yaml").write_text(ECHO, encoding="utf-8")
+    folder = tmp_path / "a\n\x1b[31m\u202e"
+    for words in (
+        ["init", "echo", "--out", folder / "i.yaml"],
+        ["plan", tmp_path / "a.yaml", "--out", folder / "o.html"],
+        ["plan", tmp_path / "a.yaml", tmp_path / "a.yaml", "--out", folder / "o.json"],
+    ):
+        done = unfold(*map(str, words))
+        assert r"a\n\x1b[31m\u202e" in done.err
+        assert not {"\x1b", "\u202e"} & set(done.err)

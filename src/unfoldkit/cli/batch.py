@@ -76,7 +76,7 @@ class Batch:
             console.write_report(content)
         else:
             write_atomically(self.request.out, encode_text(content))
-            console.print_message(f"wrote {self.request.out}")
+            console.print_written(self.request.out)
 
     def _claim_run(self, request: Request, loaded: LoadedSpec) -> None:
         """Report that a spec overwrites the run of an earlier spec of the same name."""

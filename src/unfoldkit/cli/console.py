@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from signal import SIGINT
 from typing import Any
 
@@ -39,6 +40,11 @@ def print_message(text: str) -> None:
     with contextlib.suppress(BrokenPipeError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+
+
+def print_written(path: Path) -> None:
+    """Name a file that was written; characters of its path that control a terminal are escaped."""
+    print_message(f"wrote {escape_unprintable(str(path))}")
 
 
 @contextlib.contextmanager

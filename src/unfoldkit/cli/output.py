@@ -77,7 +77,8 @@ def deliver(report: Report, renderer: Renderer, out: Path | None) -> None:
         console.write_report(content)
     else:
         write_atomically(out, encode_text(content) if isinstance(content, str) else content)
-        console.print_message(f"{report.answer} · {escape_unprintable(report.headline)}\nwrote {out}")
+        console.print_message(f"{report.answer} · {escape_unprintable(report.headline)}")
+        console.print_written(out)
 
 
 def render_mistakes(name: str, items: Iterable[Diagnostic]) -> str | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from importlib.resources import files
 from pathlib import Path
 
 from unfoldkit.cli import console
-from unfoldkit.errors import ExitCode, user_error
+from unfoldkit.errors import ExitCode, escape_unprintable, user_error
 from unfoldkit.plugin_descriptors import Kind, resolve
 from unfoldkit.registry import open_registry
 from unfoldkit.run_directory import write_atomically
@@ -31,7 +32,8 @@ def write_starter(kind: str | None, out: Path | None = None, example: str | None
     if out.exists():
         raise user_error("the file exists; nothing was changed", file=str(out))
     write_atomically(out, text.encode())
-    console.print_message(f"wrote {out}\nnext: unfold check {out}")
+    console.print_written(out)
+    console.print_message(f"next: unfold check {escape_unprintable(shlex.quote(str(out)))}")
     return ExitCode.YES
 
 

@@ -107,7 +107,7 @@ def refresh_prices(region: str, now: dt.datetime, clients: AwsClients | None = N
     path = cache_file(cache_folder(), region)
     write_atomically(path, to_bytes(result.book))
     console.write_report(_describe_refresh(result, bundled))
-    console.print_message(f"wrote {path}")
+    console.print_written(path)
     return ExitCode.YES
 
 

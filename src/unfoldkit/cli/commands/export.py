@@ -10,7 +10,7 @@ from unfoldkit.cli.commands.serve import find_plan
 from unfoldkit.cli.execution import build_run, check_run_kind, load_request
 from unfoldkit.cli.progress import show_progress
 from unfoldkit.cli.request import Request
-from unfoldkit.errors import ExitCode, explain_missing_packages, user_error
+from unfoldkit.errors import ExitCode, escape_unprintable, explain_missing_packages, user_error
 from unfoldkit.plugin_descriptors import resolve
 from unfoldkit.registry import open_registry
 from unfoldkit.run_context import Run
@@ -43,7 +43,7 @@ def export(request: Request, form: str, out: Path | None) -> ExitCode:
     with show_progress(f"export {loaded.spec.name}") as progress:
         data = _build_export(build_run(request, loaded, progress), loaded)
     write_atomically(path, data)
-    console.print_message(f"wrote {path}, {len(data):,} bytes")
+    console.print_message(f"wrote {escape_unprintable(str(path))}, {len(data):,} bytes")
     return ExitCode.YES
 
 
