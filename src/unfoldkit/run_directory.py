@@ -134,19 +134,22 @@ class RunDir:
         return shlex.quote(str(self.path))
 
     def write(self, name: str, data: bytes, *, made_from: str = "") -> None:
-        """Store ``data`` under ``name`` and list it in the manifest.
+        """Store ``data`` under ``name`` and list it in the manifest; what is stored already is left as it is.
 
         Raises:
             UnfoldError: see :func:`write_atomically`.
         """
         path = self._resolve(name)
+        entry = {"sha256": sha256(data), "bytes": len(data), "made_from": made_from}
+        # a verb that begins on a full disk loses neither the spec nor its entry
+        if self.files().get(name) == entry and path.is_file() and read_bytes(path) == data:
+            return
         with _temporary_file(path) as temporary:
             _write_and_sync(temporary, data)
             # only now, so that a full disk leaves the old file and its entry
             if name in self.files():
                 self._save({key: entry for key, entry in self.files().items() if key != name})
             _replace(temporary, path)
-        entry = {"sha256": sha256(data), "bytes": len(data), "made_from": made_from}
         self._save(self.files() | {name: entry})
 
     def read(self, name: str) -> bytes:

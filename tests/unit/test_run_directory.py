@@ -107,6 +107,17 @@ def test_a_full_disk_keeps_the_old_file(run: RunDir, monkeypatch: pytest.MonkeyP
     assert sorted(path.name for path in run.path.iterdir()) == [MANIFEST, "model.json"]
 
 
+def test_a_full_disk_loses_nothing_that_is_stored_again(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content that is stored already needs no room; a file that was changed meanwhile is written again."""
+    run.write("model.json", b"old", made_from="f1")
+    monkeypatch.setattr(os, "fsync", full)
+    run.write("model.json", b"old", made_from="f1")
+    monkeypatch.undo()
+    (run.path / "model.json").write_bytes(b"bad")
+    run.write("model.json", b"old", made_from="f1")
+    assert run.read("model.json") == b"old"
+
+
 def test_a_place_that_cannot_be_written_is_the_callers_fault(tmp_path: Path) -> None:
     """A file in place of a folder is an error with its name and exit code 2."""
     (tmp_path / "file").write_text("x", encoding="utf-8")
