@@ -12,6 +12,7 @@ from plugins.placement.tests.cases import cluster, job, policy
 from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import ANYWHERE, ENDED, STATIC, SUBMITTED, Ask, Event, Put, Task, Transactions
 from unfold_placement.policies.registry import build_policies
+from unfold_placement.report.sentences import counterexample_hint
 from unfold_placement.simulation.deadlock_check import Counterexample, find_counterexample
 
 
@@ -50,6 +51,39 @@ def test_a_task_that_exceeds_every_node_is_found_without_policies() -> None:
     """A demand larger than every node is a counterexample by itself."""
     assert found([Task("big", {"gpu": 5000}, 1.0, job="big")]) is not None
     assert found(job("a", 3)) is None
+
+
+@dataclass
+class InLine:
+    """A bad policy: admits the oldest task alone, which may be one that no node can hold."""
+
+    line: list[str] = field(default_factory=list)
+    phase: ClassVar[int] = STATIC
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, ENDED})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        return [Ask(f"turn-{task.name}")]
+
+    def react(self, event: Event, view: View) -> Transactions:
+        assert event.task is not None
+        if event.kind == SUBMITTED:
+            self.line.append(event.task.name)
+        else:
+            self.line.remove(event.task.name)
+        if self.line:
+            yield [Put(f"turn-{self.line[0]}", until=self.line[0])]
+
+
+def test_the_job_that_an_impossible_one_blocks_is_named() -> None:
+    """One that runs alone and waits forever beside it is what the policy does wrong; a job that passes it is not."""
+    tasks = [Task("big", {"gpu": 5000}, 1.0, job="big"), *job("a", 1)]
+    blocked = find_counterexample(cluster(), tasks, lambda: [InLine()])
+    assert blocked is not None
+    assert (blocked.jobs, blocked.blocked) == (("big",), "a")
+    assert "a, which runs alone, waits forever behind it" in counterexample_hint(blocked)
+    passed = found(tasks, fifo={})
+    assert passed is not None
+    assert (passed.jobs, passed.blocked) == (("big",), "")
 
 
 @dataclass

@@ -19,6 +19,7 @@ from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import (
     DOWN,
     ENDED,
+    PREEMPTED,
     QUEUE,
     QUIET,
     SUBMITTED,
@@ -369,6 +370,75 @@ def test_what_a_custom_policy_keeps_is_part_of_the_state(kind: type[Policy]) -> 
     problem = Problem(name="x", nodes=tuple(cluster(1, 2)), tasks=tasks, rules=(rule,), allow_code=True)
     found = verify_policies(problem, Bound(max_states=2000), lambda *_: None)
     assert "stuck" in {example.finding.property_name for example in found.counterexamples}
+
+
+class Leaks(Grants):
+    """Has three places, and gets none back from a task of two GPUs."""
+
+    watches = frozenset({SUBMITTED, ENDED, PREEMPTED, QUIET})
+
+    def __init__(self) -> None:
+        self.places = 3
+        self.queue: dict[str, Task] = {}
+
+    def react(self, event: Event, view: View) -> Transactions:
+        if event.task is None:
+            yield from self.admit_first(view)
+        elif event.kind == SUBMITTED:
+            self.queue[event.task.name] = event.task
+        else:
+            self.lose(event.kind, event.task)
+
+    def admit_first(self, view: View) -> Transactions:
+        for name, task in list(self.queue.items()):
+            if view.why_impossible((task,)):
+                continue
+            if self.places <= 0 or not view.fits(task, QUEUE):
+                return
+            del self.queue[name]
+            self.places -= 1
+            yield [Put(f"turn-{name}", until=name)]
+
+    def lose(self, _kind: str, task: Task) -> None:
+        self.places += task.demand["gpu"] < 2000
+
+
+class LeaksStops(Leaks):
+    """Stops tasks for one of a higher class, and queues them again without their places."""
+
+    def admit_first(self, view: View) -> Transactions:
+        yield from super().admit_first(view)
+        for task in list(self.queue.values()):
+            lower = [other for other, _, _ in view.running() if other.priority < task.priority]
+            if lower and not view.fits(task, QUEUE):
+                yield [Drop(f"turn-{other.name}", force=True) for other in lower]
+                del self.queue[task.name]
+                self.places -= 1
+                yield [Put(f"turn-{task.name}", until=task.name)]
+
+    def lose(self, kind: str, task: Task) -> None:
+        if kind == PREEMPTED:
+            self.queue[task.name] = task
+        else:
+            self.places += 1
+
+
+@pytest.mark.parametrize("kind", [Leaks, LeaksStops])
+def test_what_a_custom_policy_loses_at_each_end_or_stop_is_found(kind: type[Policy]) -> None:
+    """Large jobs and a higher class come again and again on the standard menu, until no place is left."""
+    rule = PolicyRule(CUSTOM, {"policy": f"{__name__}:{kind.__name__}", "options": {}})
+    problem = Problem(name="x", nodes=(), tasks=(), rules=(rule,), allow_code=True, is_recorded=True)
+    found = verify_policies(problem, Bound(), lambda *_: None)
+    assert "stuck" in {example.finding.property_name for example in found.counterexamples}
+
+
+def test_a_job_that_no_node_can_hold_confirms_nothing() -> None:
+    """It waits forever in every replay, so another job that is said to be stuck must be seen to wait itself."""
+    impossible = Kind("impossible", (Task("", {"gpu": 3000}, 60.0),))
+    scenario = Scenario(tuple(cluster(1, 2)), (SMALL, impossible), "impossible", has_gangs=False)
+    actions = (Action("+", "impossible"), Action("+", SMALL.name))
+    finding = Finding(property_name="stuck", victim=SMALL.name, prefix=actions)
+    assert confirm(finding, scenario, lambda: [Grants()], ()) is None
 
 
 class Tosses(Grants):

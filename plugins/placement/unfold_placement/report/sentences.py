@@ -111,7 +111,8 @@ def counterexample_hint(counterexample: Counterexample) -> str:
     ]
     missing = missing_requirement(counterexample.reasons)
     wait = wait_phrase(counterexample.explained, counterexample.wait)
-    return f"{wait}; it lacks {missing}, and needs {', '.join(requirements)}"
+    blocked = f"; {counterexample.blocked}, which runs alone, waits forever behind it" if counterexample.blocked else ""
+    return f"{wait}; it lacks {missing}, and needs {', '.join(requirements)}{blocked}"
 
 
 def missing_requirement(reasons: tuple[Reason, ...]) -> str:

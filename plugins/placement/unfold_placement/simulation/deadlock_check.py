@@ -33,6 +33,7 @@ class Counterexample:
         wait: The dominant reason for which it waits.
         reasons: What it requires, and where it could have it.
         culprit: The policy of a user's own that never creates what this task lacks; None if another is at fault.
+        blocked: A job that runs alone, and waits forever beside these; empty if none was found.
     """
 
     jobs: tuple[str, ...]
@@ -42,6 +43,7 @@ class Counterexample:
     wait: str
     reasons: tuple[Reason, ...]
     culprit: Policy | None = None
+    blocked: str = ""
 
 
 def find_counterexample(
@@ -54,8 +56,20 @@ def find_counterexample(
         samples = [job for job in samples if any(_exceeds_all_nodes(nodes, task) for task in jobs[job])]
     for job in samples[:MAX_JOBS]:
         if counterexample := _simulate_jobs(nodes, jobs, (job,), new_policies):
-            return counterexample
+            others = [other for other in samples[: MAX_PAIRS + 1] if other not in counterexample.jobs]
+            blocked = (other for other in others if _is_blocked(nodes, jobs, (job, other), new_policies))
+            return replace(counterexample, blocked=next(blocked, ""))
     return find_blocking_pair(nodes, tasks, new_policies)
+
+
+def _is_blocked(
+    nodes: Sequence[Node], jobs: dict[str, list[Task]], pair: tuple[str, str], new_policies: PolicyFactory
+) -> bool:
+    """Return whether the second job, submitted together with the first, waits forever, but not alone."""
+    together = _simulate_jobs(nodes, jobs, pair, new_policies)
+    names = {task.name for task in jobs[pair[1]]}
+    is_stuck = together is not None and not names.isdisjoint(together.stuck)
+    return is_stuck and _simulate_jobs(nodes, jobs, pair[1:], new_policies) is None
 
 
 def find_blocking_pair(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -215,7 +216,7 @@ def _find_evidence(
     evidence = {
         STARVATION: lambda: _endless_evidence(finding.victim, result),
         PREEMPTION_LOOP: lambda: _endless_evidence(finding.victim, result),
-        STUCK: lambda: _stuck_evidence(result),
+        STUCK: lambda: _stuck_evidence(finding.victim, result),
         TORN: lambda: next(violations, "") or _torn_evidence(tasks, result.start_s.tolist()),
         LOST_WORK: lambda: _lost_work_evidence(result),
         BROKEN_RULE: lambda: find_broken_rule(result, rules, new_policies()),
@@ -223,8 +224,14 @@ def _find_evidence(
     return evidence[name]() if name in evidence else ""
 
 
-def _stuck_evidence(result: SimulationResult) -> str:
-    return f"{min(task.job for task in result.stuck)} waits forever" if result.stuck else ""
+def _stuck_evidence(victim: str, result: SimulationResult) -> str:
+    # a job beside it that no node can hold waits forever too, and shows nothing
+    stuck = [task.job for task in result.stuck if _kind_of(task) == victim]
+    return f"{min(stuck)} waits forever" if stuck else ""
+
+
+def _kind_of(task: Task) -> str:
+    return task.job.rstrip(string.digits)
 
 
 def _endless_evidence(victim: str, result: SimulationResult) -> str:
@@ -273,7 +280,6 @@ def _idle_evidence(
     view = controller.view
     for task in view.waiting():
         unit = view.unit(task)
-        is_victim = task.job.rstrip("0123456789") == finding.victim
-        if is_victim and unit is not None and view.room(unit, QUEUE) is not None:
+        if _kind_of(task) == finding.victim and unit is not None and view.room(unit, QUEUE) is not None:
             return f"{task.job} waits at {at_s:g} s although it would fit"
     return ""

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from unfold_placement.core.policy import POLICY_FAILURES, Policy, describe_error, policy_error
+from unfold_placement.core.policy import POLICY_FAILURES, Policy, describe_error, is_shipped, policy_error
 from unfold_placement.core.types import DOWN, MILLI, Node, Task
 from unfold_placement.policies.registry import CUSTOM, PolicyRule, has_policy
 from unfold_placement.simulation.deadlock_check import job_signature
@@ -160,7 +160,9 @@ def _search_coarsely(scenario: Scenario, problem: Problem, max_states: int) -> t
 
 def list_scenarios(problem: Problem, bound: Bound) -> list[Scenario]:
     """Return the scenarios of a problem: its own jobs on its own nodes where these are few, else the standard menu."""
-    has_gangs = any(getattr(policy, "gathers", "") for policy in problem.new_policies())
+    policies = problem.new_policies()
+    has_gangs = any(getattr(policy, "gathers", "") for policy in policies)
+    is_foreign = not all(is_shipped(type(policy)) for policy in policies)
     own = victims = _own_kinds(problem)
     if own:
         if len(own) == 1:
@@ -176,7 +178,10 @@ def list_scenarios(problem: Problem, bound: Bound) -> list[Scenario]:
     scenarios = []
     for count in bound.node_counts:
         nodes = tuple(Node(f"node-{index}", {_kind(problem): GPUS_PER_NODE * MILLI}) for index in range(count))
-        for victim, others in _menu(problem, count, has_gangs=has_gangs):
+        menu = _menu(problem, count, has_gangs=has_gangs)
+        if is_foreign:
+            menu += _recurring_menu(problem, count, has_gangs=has_gangs)
+        for victim, others in menu:
             kinds = (*others, victim)
             scenarios.append(Scenario(nodes, kinds, victim.name, bound.jobs_in_flight, has_gangs=has_gangs))
     return [*scenarios, *_queue_scenarios(problem, bound.jobs_in_flight + 1, has_gangs=has_gangs)]
@@ -230,6 +235,24 @@ def _menu(problem: Problem, node_count: int, *, has_gangs: bool) -> list[tuple[K
             single = Kind("single", (_task(kind, 1, user),))
             menu += [(victims[-1], (small, urgent)), (single, (small, broad))]
     return menu
+
+
+def _recurring_menu(problem: Problem, node_count: int, *, has_gangs: bool) -> Iterator[tuple[Kind, tuple[Kind, ...]]]:
+    """Yield victims beside fillers as large as they are, which end again and again, and beside a higher class.
+
+    A victim comes once: what a policy loses at every end of a large job, at a stop or by class shows only with these.
+    """
+    first, second, names = _users(problem)
+    kind, user = _kind(problem), names[-1]
+    small, large = Kind("small", (_task(kind, 1, first),)), Kind("large", (_task(kind, GPUS_PER_NODE, user),))
+    wide = Kind("wide", (_task(kind, GPUS_PER_NODE, second),))
+    urgent = Kind("urgent", (_task(kind, GPUS_PER_NODE, second, HIGH_PRIORITY),))
+    yield large, (small, wide)
+    yield Kind("single", (_task(kind, 1, user),)), (small, urgent)
+    if has_gangs:
+        size = GPUS_PER_NODE * node_count
+        crew = Kind("crew", (_task(kind, 1, second),) * size)
+        yield Kind("gang", (_task(kind, 1, user),) * size), (small, crew)
 
 
 def _users(problem: Problem) -> tuple[str, str, tuple[str, ...]]:
