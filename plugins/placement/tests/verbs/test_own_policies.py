@@ -228,6 +228,22 @@ def test_a_policy_that_changes_what_it_must_not_is_not_searched(module: str, unf
     assert "policy P: it changed " in outcome.err
 
 
+def test_what_a_policy_raises_once_time_passes_is_reported(unfold: Unfold, tmp_path: Path) -> None:
+    """No timer fires in a search, so a replay of its jobs finds the fault in what the policy does then."""
+    code = HEAD.replace("{QUIET}", "{QUIET, BEGAN, TIMER}").replace(
+        "        for task",
+        """        if event.kind == TIMER:
+            raise KeyError("late")
+        if event.kind == BEGAN:
+            yield [Wake(10.0)]
+        for task""",
+    )
+    write(tmp_path, "late", code)
+    outcome = unfold("check", "--verify", "--allow-code", "spec.yaml")
+    assert outcome.code == 2, outcome.err
+    assert "late.py:13: policy: policy P: react raised KeyError: 'late'" in outcome.err
+
+
 def test_a_thread_of_a_policy_that_still_runs_is_named(
     unfold: Unfold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

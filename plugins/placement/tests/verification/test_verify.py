@@ -23,6 +23,7 @@ from unfold_placement.core.types import (
     QUEUE,
     QUIET,
     SUBMITTED,
+    TIMER,
     Ask,
     Drop,
     Event,
@@ -439,6 +440,33 @@ def test_a_job_that_no_node_can_hold_confirms_nothing() -> None:
     actions = (Action("+", "impossible"), Action("+", SMALL.name))
     finding = Finding(property_name="stuck", victim=SMALL.name, prefix=actions)
     assert confirm(finding, scenario, lambda: [Grants()], ()) is None
+
+
+class Reminds(Grants):
+    """Sets one timer with its first task, and another one only when that has fired."""
+
+    watches = frozenset({SUBMITTED, TIMER})
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def react(self, event: Event, view: View) -> Transactions:
+        yield from super().react(event, view)
+        if event.kind == TIMER:
+            self.is_set = False
+        elif not self.is_set:
+            self.is_set = True
+            yield [Wake(view.now + 10.0)]
+
+
+def test_a_custom_policy_with_timers_is_never_proven() -> None:
+    """No time passes in a search, so what a policy does when a timer fires is not searched, however few the states."""
+    rule = PolicyRule(CUSTOM, {"policy": f"{__name__}:Reminds", "options": {}})
+    tasks = tuple(job("a", 1))
+    problem = Problem(name="x", nodes=tuple(cluster(1, 2)), tasks=tasks, rules=(rule,), allow_code=True)
+    found = verify_policies(problem, Bound(), lambda *_: None)
+    assert all(record.is_complete for record in found.searches)
+    assert (found.time_dependent, found.is_complete) == (("Reminds",), False)
 
 
 class Tosses(Grants):

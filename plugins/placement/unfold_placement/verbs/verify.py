@@ -12,6 +12,7 @@ from unfold_placement.report.verification import verification_report
 from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.verification.counterexample import Counterexample
+from unfold_placement.verification.search import LIVELOCK
 from unfold_placement.verification.verify import Bound, check_copies, check_replays, verify_policies
 from unfold_placement.workload.build import (
     build_node_changes,
@@ -32,7 +33,7 @@ def verify(spec: PlacementSpec, run: Run) -> Report:
     The report's decision holds the smallest counterexample as a spec, which ``unfold plan`` replays.
 
     Raises:
-        UnfoldError: a file is missing, or a policy cannot be built.
+        UnfoldError: a file is missing, a policy cannot be built, or it fails once time passes.
     """
     is_written = bool(spec.workload.tasks)
     # only a written workload has kinds of its own: a trace is not read
@@ -49,8 +50,10 @@ def verify(spec: PlacementSpec, run: Run) -> Report:
     )
     with contain_policies(run.log.warning):
         check_copies(problem.new_policies())
-        check_replays(problem, Bound())
+        failure = check_replays(problem, Bound())
         verification = verify_policies(problem, Bound(), run.progress)
+    if failure is not None and not any(item.finding.property_name == LIVELOCK for item in verification.counterexamples):
+        raise failure
     examples = (*verification.counterexamples, *verification.by_design)
     decision = {"counterexample": counterexample_spec(spec, examples[0])} if examples else {}
     return verification_report(problem, verification, decision)

@@ -113,6 +113,7 @@ class Graph:
         used: Fraction of capacity in use, by state.
         transitions: Number of transitions.
         is_complete: Every reachable state was expanded.
+        has_timers: A timer was pending beside a policy from outside this package; no time passes, so none fires.
     """
 
     edges: list[list[Edge]] = field(default_factory=list)
@@ -123,6 +124,7 @@ class Graph:
     used: list[float] = field(default_factory=list)
     transitions: int = 0
     is_complete: bool = True
+    has_timers: bool = False
 
     def path(self, state: int) -> tuple[Action, ...]:
         """Return the actions from the empty cluster to a state."""
@@ -135,12 +137,13 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The findings of one search, the shortest of each property, and its extent."""
+    """The findings of one search, the shortest of each property, its extent, and whether timers were left pending."""
 
     findings: tuple[Finding, ...]
     states: int
     transitions: int
     is_complete: bool
+    has_timers: bool = False
 
 
 def search(
@@ -173,7 +176,7 @@ def search(
     if loop is not None:
         findings[loop.property_name] = loop
     is_complete = graph.is_complete and not is_coarse
-    return SearchResult(tuple(findings.values()), len(graph.parents), graph.transitions, is_complete)
+    return SearchResult(tuple(findings.values()), len(graph.parents), graph.transitions, is_complete, graph.has_timers)
 
 
 def _explore(
@@ -315,6 +318,7 @@ def _check_repeatable(frontier: Frontier, controller: Controller, jobs: Jobs, ac
         following = copy_controller(controller)
         try:
             rename = apply_action(frontier.scenario, following, jobs, action).renaming(frontier.scenario.kinds)
+            frontier.graph.has_timers |= bool(following.timers)
             running = list_running(following)
             forms = {index: canonical_form(following.policies[index], rename) for index in foreign}
             outcomes.append((forms, canonical_key(following, rename, running, is_coarse=frontier.is_coarse)))

@@ -64,7 +64,7 @@ class Verification:
         by_design: Confirmed consequences of a strict order or of classes, which no guard removes.
         unconfirmed: Findings that the simulator did not show.
         searches: The searches.
-        time_dependent: Policies with a state that never recurs, for which no absence is claimed.
+        time_dependent: Policies with a state that never recurs, or with timers, for which no absence is claimed.
     """
 
     counterexamples: tuple[Counterexample, ...]
@@ -99,12 +99,17 @@ def check_copies(policies: Sequence[Policy]) -> None:
             raise policy_error(policy, "__init__", message, hint=hint) from error
 
 
-def check_replays(problem: Problem, bound: Bound) -> None:
+def check_replays(problem: Problem, bound: Bound) -> UnfoldError | None:
     """Check that a user's policies change nothing behind their view: a search, which ends jobs itself, misses that.
+
+    Returns:
+        What the first policy that failed raised. The search finds it too, and shows what leads to it, unless time must
+        pass; None if none failed.
 
     Raises:
         UnfoldError: one of them changed a task, a node or the arrays of the cluster.
     """
+    failure = None
     for scenario in list_scenarios(problem, bound) if has_policy(problem.rules, CUSTOM) else ():
         tasks = tuple(task for kind in scenario.kinds for task in kind.slot_tasks(0))
         original = replace(problem, nodes=scenario.nodes, tasks=tasks, node_changes=())
@@ -112,11 +117,12 @@ def check_replays(problem: Problem, bound: Bound) -> None:
         try:
             controller = prepare_simulation(copied.nodes, copied.tasks, problem.new_policies())
             run_simulation(controller)
-        except UnfoldError:
-            # the search finds it too, and shows what leads to it
+        except UnfoldError as error:
+            failure = failure or error
             continue
         check_inputs_unchanged(controller.table, original)
         check_log(collect_result(controller), original)
+    return failure
 
 
 def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int, int], None]) -> Verification:
@@ -125,11 +131,12 @@ def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int
     scenarios = list_scenarios(patient, bound)
     found: dict[str, Counterexample] = {}
     by_design: dict[str, Counterexample] = {}
-    records, unconfirmed, max_states = [], 0, bound.max_states
+    records, unconfirmed, max_states, has_timers = [], 0, bound.max_states, False
     for number, scenario in enumerate(scenarios):
         progress("verify", number, len(scenarios))
         result = search(scenario, patient.new_policies(), max_states, patient.rules)
         records.append(_record(scenario, result))
+        has_timers |= result.has_timers
         suspects: tuple[Finding, ...] = ()
         if not result.is_complete:
             # absence is no longer claimed, and what there is to find takes few states
@@ -144,12 +151,14 @@ def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int
                 unconfirmed += finding not in suspects
             else:
                 known[finding.property_name] = counterexample
+    foreign = [type(policy).__name__ for policy in problem.new_policies() if not is_shipped(type(policy))]
+    time_dependent = [rule.name for rule in problem.rules if rule.name in TIME_DEPENDENT]
     return Verification(
         counterexamples=tuple(sorted(found.values(), key=lambda item: item.finding.length)),
         by_design=tuple(sorted(by_design.values(), key=lambda item: item.finding.length)),
         unconfirmed=unconfirmed,
         searches=tuple(records),
-        time_dependent=tuple(rule.name for rule in problem.rules if rule.name in TIME_DEPENDENT),
+        time_dependent=(*time_dependent, *(foreign if has_timers else ())),
     )
 
 
