@@ -75,6 +75,11 @@ BROKEN = {
     "watches_no_event": (HEAD.replace("frozenset({QUIET})", "{'finished'}"), 11, "'finished', which is not an event"),
     "unnamed": (HEAD.replace('"x-" + task.name, gated', '"", gated'), 8, "a request has a name"),
     "until_a_task": (HEAD.replace("until=task.name", "until=task"), 14, "write 'a-0', as in until=task.name"),
+    "forces_an_array": (
+        HEAD + "                yield [Drop('x-' + task.name, force=__import__('numpy').array([1, 0]))]\n",
+        15,
+        "force is True or False, not '[1 0]'",
+    ),
     "raising_property": (
         HEAD.replace("    watches = frozenset({QUIET})", "    @property\n    def watches(self): return 1 / 0"),
         7,

@@ -7,6 +7,8 @@ import numbers
 from collections.abc import Sequence
 from types import GeneratorType
 
+import numpy as np
+
 from unfold_placement.core import kernel
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.types import ANYWHERE, MANY, Drop, Put, Refuse, Task, Wake
@@ -21,6 +23,8 @@ def find_fault(operation: object, table: ResourceTable) -> str:
     if isinstance(operation, Put):
         return _find_amount_fault(operation, table) or _find_location_fault(operation.name, operation.node, table)
     if isinstance(operation, Drop):
+        if not isinstance(operation.force, (bool, np.bool_, numbers.Integral)):
+            return f"force is True or False, not {str(operation.force)[:60]!r}"
         return _find_location_fault(operation.name, operation.node, table)
     if isinstance(operation, Wake):
         is_time = isinstance(operation.at, numbers.Real) and math.isfinite(operation.at)
