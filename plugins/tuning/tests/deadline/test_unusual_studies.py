@@ -309,8 +309,9 @@ def test_steps_beyond_the_last_rung_are_noted() -> None:
 def test_no_step_begins_that_would_pass_the_deadline() -> None:
     """Trials stop while their fastest step would still end too late, and the best of them counts as complete."""
     study, result = search(
-        lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1), steps=100, step_s=0.4),
-        deadline=dt.timedelta(seconds=1.7),
+        lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1), steps=100, step_s=0.5),
+        # the fourth step ends at 2 s, with room for a machine that does other things as well; the fifth is too late
+        deadline=dt.timedelta(seconds=2.4),
         n_trials=2,
         n_jobs=2,
         min_steps=100,
