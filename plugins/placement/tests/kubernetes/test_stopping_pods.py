@@ -116,6 +116,33 @@ def test_a_pod_that_terminates_occupies_its_node(gpus: int, spec: dict[str, Any]
         assert names(server)["high-0"]
 
 
+def test_room_is_computed_while_nothing_changes() -> None:
+    """The threads that follow the server wait while the pods on a node are added up."""
+    has_lock: list[bool] = []
+
+    class Bodies(dict[str, Body]):
+        def values(self) -> Any:
+            has_lock.append(backend.store.changed._is_owned())  # type: ignore[attr-defined]
+            return super().values()
+
+    with stub_server() as (server, api):
+        server.put("nodes", node("n0", **{HOSTNAME: "n0"}))
+        submit(server, "low", 3)
+        submit(server, "high", 3)
+        backend = open_leader(api)
+        backend.start([Start("low", "n0")])
+        backend.flush()
+        bind(server, "low-0")
+        await_true(lambda: backend.informer.is_bound("low"))
+        server.fault = delete_gracefully(server)
+        backend.preempt("low")
+        backend.start([Start("high", "n0")])
+        backend.informer.bodies = Bodies(backend.informer.bodies)
+        backend.flush()
+        assert has_lock
+        assert all(has_lock)
+
+
 @pytest.mark.parametrize("is_read_later", [True, False])
 def test_a_new_leader_finds_the_next_pod_of_one_that_terminates(is_read_later: bool) -> None:
     """The pod before is still there, and is listed first: the task waits in the new one."""

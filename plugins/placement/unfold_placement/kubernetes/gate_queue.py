@@ -184,18 +184,20 @@ def delete_replaced_pods(informer: Informer, writer: Writer) -> None:
 
 def _has_room(informer: Informer, unit: Iterable[Start]) -> bool:
     """Return whether kube-scheduler would accept a unit now, as far as stopping pods of the policy decide it."""
-    stopping = [body for name in informer.stopping if (body := informer.bodies.get(name)) is not None]
-    if not stopping:
-        return True
-    demands: dict[str, list[Task]] = {}
-    for start in unit:
-        record = informer.store.records.get(start.task)
-        if record is not None:
-            if any(_excludes(body, start, record.task, informer) for body in stopping):
-                return False
-            demands.setdefault(start.node, []).append(record.task)
-    crowded = {body["spec"]["nodeName"] for body in stopping}
-    return all(_fits(informer, node, tasks) for node, tasks in demands.items() if node in crowded)
+    # the threads that follow the server change what is read here
+    with informer.store.changed:
+        stopping = [body for name in informer.stopping if (body := informer.bodies.get(name)) is not None]
+        if not stopping:
+            return True
+        demands: dict[str, list[Task]] = {}
+        for start in unit:
+            record = informer.store.records.get(start.task)
+            if record is not None:
+                if any(_excludes(body, start, record.task, informer) for body in stopping):
+                    return False
+                demands.setdefault(start.node, []).append(record.task)
+        crowded = {body["spec"]["nodeName"] for body in stopping}
+        return all(_fits(informer, node, tasks) for node, tasks in demands.items() if node in crowded)
 
 
 def _fits(informer: Informer, node: str, tasks: Iterable[Task]) -> bool:

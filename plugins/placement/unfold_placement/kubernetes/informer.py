@@ -233,9 +233,10 @@ class Informer:
 
     def note_stops(self, tasks: Iterable[str]) -> None:
         """Record that this process stops the pods of tasks."""
-        for body in filter(None, map(self.body, tasks)):
-            if body["spec"].get("nodeName") and not pods.has_ended(body):
-                self.stopping[body["metadata"]["name"]] = decode_filter(pod_filter(body, self.scope))
+        with self.store.changed:
+            for body in filter(None, map(self.body, tasks)):
+                if body["spec"].get("nodeName") and not pods.has_ended(body):
+                    self.stopping[body["metadata"]["name"]] = decode_filter(pod_filter(body, self.scope))
 
     def body(self, task: str) -> Body | None:
         """Return a task's current pod, as far as it is known."""
