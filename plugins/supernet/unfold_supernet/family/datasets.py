@@ -186,12 +186,12 @@ def hold_out_rows(data: Dataset, fraction: float, seed: int, min_groups: int = 2
             holdout = holdout[~np.isin(data.inputs[holdout], data.inputs[train])]
         of_held = spare[np.isin(data.groups[spare], data.groups[holdout])]
         return replace(data, train=train, holdout=np.sort(np.concatenate([holdout, of_held])))
-    units = np.arange(len(data.y)) if data.inputs is None else data.inputs
     if data.inputs is None:
-        rows = np.random.default_rng([seed, 0x5EA]).permutation(data.train)
+        units, rows = np.arange(len(data.y)), np.random.default_rng([seed, 0x5EA]).permutation(data.train)
         cut = round(len(rows) * fraction)
         train, holdout = rows[cut:], rows[:cut]
     else:
+        units = data.inputs
         train, holdout = (data.train[part] for part in split_by_group(units[data.train], fraction, seed))
     if data.task == "classes":
         train, holdout = _return_classes(data.y, train, holdout, units)
