@@ -77,6 +77,19 @@ def open_leader(api: Api) -> KubernetesBackend:
     return backend
 
 
+def open_occupied(server: StubServer, api: Api) -> KubernetesBackend:
+    """Return the leader of a node with four GPUs, on which ``low`` runs while ``high`` waits for all of them."""
+    server.put("nodes", node("n0", **{HOSTNAME: "n0"}))
+    submit(server, "low", 4)
+    submit(server, "high", 4)
+    backend = open_leader(api)
+    backend.start([Start("low", "n0")])
+    backend.flush()
+    bind(server, "low-0")
+    await_true(lambda: backend.informer.is_bound("low"))
+    return backend
+
+
 def names(server: StubServer) -> dict[str, bool]:
     """Return the pods of the server, and whether each is open."""
     return {body["metadata"]["name"]: not body["spec"].get("schedulingGates") for body in server.list("pods")}
@@ -126,14 +139,7 @@ def test_room_is_computed_while_nothing_changes() -> None:
             return super().values()
 
     with stub_server() as (server, api):
-        server.put("nodes", node("n0", **{HOSTNAME: "n0"}))
-        submit(server, "low", 3)
-        submit(server, "high", 3)
-        backend = open_leader(api)
-        backend.start([Start("low", "n0")])
-        backend.flush()
-        bind(server, "low-0")
-        await_true(lambda: backend.informer.is_bound("low"))
+        backend = open_occupied(server, api)
         server.fault = delete_gracefully(server)
         backend.preempt("low")
         backend.start([Start("high", "n0")])
@@ -205,14 +211,7 @@ def test_a_standby_stops_no_task_that_the_leader_had_created_again() -> None:
 def test_a_full_quota_holds_up_no_preemption() -> None:
     """The pod ends before the next can be created; until then it is kept, so that a crash loses nothing."""
     with stub_server() as (server, api):
-        server.put("nodes", node("n0", **{HOSTNAME: "n0"}))
-        submit(server, "low", 4)
-        submit(server, "high", 4)
-        backend = open_leader(api)
-        backend.start([Start("low", "n0")])
-        backend.flush()
-        bind(server, "low-0")
-        await_true(lambda: backend.informer.is_bound("low"))
+        backend = open_occupied(server, api)
         gracefully, full = delete_gracefully(server), json.dumps({"message": "exceeded quota: q, used: pods=2"})
         quota = [full]
 
