@@ -33,9 +33,12 @@ machine. `python -m benchmarks` lists them, `python -m benchmarks NAME --write` 
 
 {table}"""
 PACE_COST = "a price of caution: [where the dollars go](../explanation/tuning-plans.md#what-a-promise-costs)"
-ASHA_COST = "jobs whose deadline no plan can promise count: [a comparison](../explanation/tuning-plans.md)"
+ASHA_COST = (
+    "jobs with deadlines that no plan can promise count, and short jobs favour ASHA: "
+    "[a comparison](../explanation/tuning-plans.md)"
+)
 CAUSES = {
-    "placement-verify transitions_per_s": "the policies themselves take two fifths of the time",
+    "placement-verify transitions_per_s": "searches of four and six jobs are within their limits all the same",
     "supernet-modules sharing_cost_points_max": "few unseen patients: the standard error is nearly as large",
     "supernet-serve goodput_ratio_median": "no policy can exceed this on these windows: see the bound",
     "supernet-serve ece_points_max": "confidences are too low on routine records of unseen patients",
