@@ -17,6 +17,7 @@ from unfold_pipeline.engine.build import build_engine_problem
 from unfold_pipeline.engine.endpoint import profiler
 from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointLimits
 from unfold_pipeline.engine.endpoint.profiler import ProfileTask, measure_endpoint, measure_together
+from unfold_pipeline.engine.planner.problem import EngineProblem
 from unfold_pipeline.engine.step_times.endpoint_profile import (
     EndpointProfile,
     load_endpoint_profile,
@@ -32,6 +33,8 @@ from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
 
+# a profile of a busy machine may measure the machine
+ATTEMPTS = 3
 SPEC = """
 version: 1
 kind: pipeline
@@ -72,22 +75,32 @@ def profile_spec(folder: Path, url: str, *changes: tuple[str, str]) -> Report:
     return profile(spec, run)
 
 
-@pytest.mark.e2e
-def test_the_fit_finds_the_steps_of_the_engine(tmp_path: Path) -> None:
-    """Step times, front end and a plan come from about 40 requests at an engine with known steps."""
-    script = Script(front_s=0.03, overhead_s=0.012, per_token_s=0.0002, per_request_s=0.001)
-    with run_engine(script) as url:
-        report = profile_spec(tmp_path, url)
-    assert 30 <= script.requests <= 45
-    spec, run = open_spec(tmp_path, url)
-    problem = build_engine_problem(spec, run)
-    times = problem.options[0].times
+def _compare_steps(problem: EngineProblem, script: Script) -> dict[str, tuple[float, float]]:
+    """Return the fitted and the scripted seconds of what the fit misses."""
+    times, seconds = problem.options[0].times, {"front": (problem.settings.front_s, script.front_s)}
     for tokens, requests in ((1, 1), (8, 8), (200, 1)):
         step_s = script.overhead_s + script.per_token_s * tokens + script.per_request_s * requests
         fitted_s = times.overhead + float(times.dense[tokens] + times.sequence[requests])
-        # a sleep takes longer than it should, never shorter
-        assert step_s * 0.8 <= fitted_s <= step_s * 1.5 + 0.002, (tokens, requests)
-    assert 0.02 <= problem.settings.front_s <= 0.06
+        seconds[f"{requests} requests, {tokens} tokens"] = (fitted_s, step_s)
+    # a sleep takes longer than it should, never shorter
+    return {name: pair for name, pair in seconds.items() if not 0.8 * pair[1] <= pair[0] <= 1.5 * pair[1] + 0.002}
+
+
+@pytest.mark.e2e
+def test_the_fit_finds_the_steps_of_the_engine(tmp_path: Path) -> None:
+    """Step times, front end and a plan come from about 40 requests at an engine with known steps."""
+    for attempt in range(ATTEMPTS):
+        script = Script(front_s=0.05, overhead_s=0.024, per_token_s=0.0005, per_request_s=0.002)
+        folder = tmp_path / str(attempt)
+        with run_engine(script) as url:
+            report = profile_spec(folder, url)
+        assert 30 <= script.requests <= 45
+        spec, run = open_spec(folder, url)
+        problem = build_engine_problem(spec, run)
+        wrong = _compare_steps(problem, script)
+        if not wrong:
+            break
+    assert not wrong
     assert report.metrics["requests"].value == script.requests - 1
     assert problem.options[0].interval.source == "endpoint"
     planned = plan(spec, run)

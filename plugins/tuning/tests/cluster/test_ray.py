@@ -212,11 +212,13 @@ def test_ray_does_not_take_over_the_signals_of_a_run(monkeypatch: pytest.MonkeyP
         is_initialized=lambda: False, init=lambda **_: signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     )
     monkeypatch.setattr(ray_nodes, "import_ray", lambda: ray)
-    monkeypatch.setattr(ray_nodes, "start_supervisor", lambda _: SimpleNamespace(address="127.0.0.1:1"))
     try:
-        for nodes in (ray_nodes.RemoteRayNodes("127.0.0.1:1"), LocalRayNodes(1)):
-            nodes.open()
-            assert signal.getsignal(signal.SIGTERM) is before
+        with socket.create_server(("127.0.0.1", 0)) as head:
+            address = f"127.0.0.1:{head.getsockname()[1]}"
+            monkeypatch.setattr(ray_nodes, "start_supervisor", lambda _: SimpleNamespace(address=address))
+            for nodes in (ray_nodes.RemoteRayNodes(address), LocalRayNodes(1)):
+                nodes.open()
+                assert signal.getsignal(signal.SIGTERM) is before
     finally:
         signal.signal(signal.SIGTERM, before)
 
