@@ -21,6 +21,7 @@ from unfold_cascade.report.sentences import changed_units
 from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.table import EntityTable, compute_hours_since, index_entities, select_rows
 from unfold_cascade.temporal.data.targets import label_stages
+from unfold_cascade.temporal.early_warning_metrics import compute_lead_hours, compute_utility, locate_events
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.report import sentences
@@ -30,7 +31,6 @@ from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_tempora
 from unfold_cascade.temporal.simulation.cost import build_cost_measure, compute_bill, sum_costs
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import simulate
-from unfold_cascade.temporal.warning_metrics import compute_lead_hours, compute_utility, locate_events
 from unfoldkit.api import Report, Run
 
 UTILITY_MARGIN = 0.02

@@ -33,7 +33,7 @@ from unfold_pipeline.engine.planner.large_requests import measure_large_requests
 from unfold_pipeline.engine.planner.problem import EngineProblem, EngineStages
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, explain_refusals, find_cheapest_engines
 from unfold_pipeline.planner.confident_plan import measure_fresh_request_share
-from unfold_pipeline.planner.engine_pipeline import JointSolution, attach_stages, find_cheapest_pipeline
+from unfold_pipeline.planner.surrounding_stages import JointSolution, attach_stages, find_cheapest_pipeline
 from unfold_pipeline.report.engines.plan import (
     add_doubts,
     add_fresh_share,

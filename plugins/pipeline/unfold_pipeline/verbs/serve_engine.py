@@ -23,7 +23,7 @@ from unfold_pipeline.engine.endpoint.replay import ReplayedRequests, replay_requ
 from unfold_pipeline.engine.planner.analysis import scale_to_end
 from unfold_pipeline.engine.planner.problem import EngineProblem, measure_latencies
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, find_cheapest_engines
-from unfold_pipeline.planner.engine_pipeline import attach_stages
+from unfold_pipeline.planner.surrounding_stages import attach_stages
 from unfold_pipeline.problem.build import locate_served_model
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.measured import AttachStages, LocalFacts, build_measured_engine_report

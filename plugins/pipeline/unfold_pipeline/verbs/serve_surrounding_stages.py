@@ -12,7 +12,7 @@ from unfold_pipeline._types import RowArray
 from unfold_pipeline.engine.planner.analysis import scale_to_end
 from unfold_pipeline.engine.planner.problem import EngineProblem, EngineStages
 from unfold_pipeline.engine.planner.search import EngineConfig
-from unfold_pipeline.planner.engine_pipeline import StagePlans, find_cheapest_pipeline
+from unfold_pipeline.planner.surrounding_stages import StagePlans, find_cheapest_pipeline
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfold_pipeline.problem.routing import RouteDrawer

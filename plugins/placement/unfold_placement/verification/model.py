@@ -32,7 +32,7 @@ from unfold_placement.core.state import StateArrays
 from unfold_placement.core.types import Ask, EphemeralResource, Event, Node, Task
 from unfold_placement.policies.shared.admission_queue import AdmissionQueue
 from unfold_placement.policies.shared.pending import PendingUnits, UnitShapes
-from unfold_placement.policies.shared.unit_queue import UnitQueue
+from unfold_placement.policies.shared.user_queue import UserQueue
 
 Running = Sequence[tuple[Task, str, float]]
 """The running tasks with node and start time (s), in order of start, as ``View.running`` lists them."""
@@ -354,7 +354,7 @@ FORMERS: Mapping[type, Callable[[Any, Renaming], Hashable]] = {
     float: _number_form,
     Task: _task_form,
     AdmissionQueue: _queue_form,
-    UnitQueue: _sequence_form,
+    UserQueue: _sequence_form,
     PendingUnits: _pending_form,
     UnitShapes: _no_form,
     FunctionType: _no_form,

@@ -22,7 +22,7 @@ from plugins.supernet.tests.helpers import (  # noqa: E402
 from unfold_supernet.family import checkpoint, handoff  # noqa: E402
 from unfold_supernet.scheduling.escalation import SubnetPredictions  # noqa: E402
 from unfold_supernet.scheduling.policies import SubnetProfile  # noqa: E402
-from unfold_supernet.serving.load_models import bind_models  # noqa: E402
+from unfold_supernet.serving.loader import bind_models  # noqa: E402
 from unfold_supernet.training.evaluation import predict_test_rows  # noqa: E402
 from unfold_supernet.verbs.build import build_dataset, build_service_problem  # noqa: E402
 from unfoldkit.api import UnfoldError  # noqa: E402

@@ -26,7 +26,7 @@ from unfold_supernet.family.artifacts import (  # noqa: E402
     RECORD_FILE,
     read_record,
 )
-from unfold_supernet.serving.load_models import bind_models  # noqa: E402
+from unfold_supernet.serving.loader import bind_models  # noqa: E402
 from unfold_supernet.verbs.build import build_service_problem  # noqa: E402
 from unfold_supernet.verbs.train import train  # noqa: E402
 from unfoldkit.api import (  # noqa: E402

@@ -26,9 +26,9 @@ from unfold_supernet.modules.heads import (
     make_training_targets,
 )
 from unfold_supernet.modules.int8 import PrecisionChoice, choose_precision
+from unfold_supernet.modules.member_engines import open_member, write_members
 from unfold_supernet.modules.onnx_export import export_onnx, measure_disagreement
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult
-from unfold_supernet.modules.served_models import open_member, write_members
 from unfold_supernet.modules.training import CheckpointStore, fit
 from unfold_supernet.modules.user_module import digest_code, load_module
 from unfold_supernet.scheduling.escalation import pack_predictions

@@ -16,7 +16,7 @@ from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels, bu
 from unfold_supernet.scheduling.escalation import set_pair_latency
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.speed import ENOUGH_S, time_rounds
-from unfold_supernet.serving.load_models import BoundModels, ServiceProblem, bind_models
+from unfold_supernet.serving.loader import BoundModels, ServiceProblem, bind_models
 from unfold_supernet.serving.metrics import make_dashboard, register_counter
 from unfold_supernet.serving.model import SupernetModel
 from unfoldkit.api import Service
@@ -110,7 +110,7 @@ def measure_profile(model: SupernetModel, index: int) -> SubnetProfile:
     """
     profile = model.profiles[index]
     if profile.fallback is not None:
-        from unfold_supernet.modules.served_models import split_pair
+        from unfold_supernet.modules.member_engines import split_pair
 
         split = replace(model, profiles=(profile, profile), bound=split_pair(model.bound[index]))
         return set_pair_latency(profile, _measure_single(split, 0), _measure_single(split, 1))

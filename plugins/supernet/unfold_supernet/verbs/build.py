@@ -32,7 +32,7 @@ from unfold_supernet.schema.accelerator import AcceleratorSpec, QueriesSpec
 from unfold_supernet.schema.space import SearchSpec, SpaceSpec
 from unfold_supernet.schema.supernet import GoalSpec, OnnxLayersSpec, ServingSpec, SupernetSpec
 from unfold_supernet.schema.training import ClassWeights, DataSpec, TrainingSpec
-from unfold_supernet.serving.load_models import ServiceProblem
+from unfold_supernet.serving.loader import ServiceProblem
 from unfold_supernet.study.study import QueryOptions, StudyProblem
 from unfold_supernet.training.problem import SearchOptions, TrainingOptions, TrainingProblem
 from unfold_supernet.training.verdict import Goal

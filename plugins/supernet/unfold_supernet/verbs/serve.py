@@ -42,8 +42,8 @@ def serve(spec: SupernetSpec, run: Run) -> Service | Report:
     if spec.members is not None:
         return _measure_members(spec, run, problem)
     from unfold_supernet.family.checkpoint import read_supernet
-    from unfold_supernet.modules.served_models import bind_engines, bind_shares
-    from unfold_supernet.modules.served_models import read_members as read_module_members
+    from unfold_supernet.modules.member_engines import bind_engines, bind_shares
+    from unfold_supernet.modules.member_engines import read_members as read_module_members
 
     if spec.model is not None:
         family: Any = read_module_members(run.directory)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from unfold_cascade.temporal.early_warning_metrics import compute_alert_rate
 from unfold_cascade.temporal.evaluation.evaluate import evaluate_policy, tune_final_cut
 from unfold_cascade.temporal.problem import Transitions
 from unfold_cascade.temporal.search.planner import SearchResult
 from unfold_cascade.temporal.simulation.policy import StagePolicy
-from unfold_cascade.temporal.warning_metrics import compute_alert_rate
 
 RULES = (
     Transitions(),

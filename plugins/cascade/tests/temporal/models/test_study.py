@@ -10,9 +10,9 @@ import pytest
 from plugins.cascade.tests.runs import run_in
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.build import build_temporal_problem
+from unfold_cascade.temporal.early_warning_metrics import rank_scores
 from unfold_cascade.temporal.models.study import fit_study
 from unfold_cascade.temporal.search.planner import SearchResult
-from unfold_cascade.temporal.warning_metrics import rank_scores
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
 

@@ -12,9 +12,9 @@ from unfold_cascade.learners import estimators
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.features import build_layout
+from unfold_cascade.temporal.early_warning_metrics import compute_utility
 from unfold_cascade.temporal.models.study import load_study
 from unfold_cascade.temporal.models.training_sets import build_slots, select_rows_in_stage
-from unfold_cascade.temporal.warning_metrics import compute_utility
 from unfold_cascade.verbs import temporal
 
 SEEDS = range(20)

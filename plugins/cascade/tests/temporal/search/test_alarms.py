@@ -9,6 +9,7 @@ import pytest
 
 from unfold_cascade.temporal.data.features import PurchaseTerms
 from unfold_cascade.temporal.data.table import Timeline, compute_hours_since, starts_from_sizes
+from unfold_cascade.temporal.early_warning_metrics import compute_utility, locate_events
 from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality, tune_final_cut
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import GateOptions, Transitions
@@ -19,7 +20,6 @@ from unfold_cascade.temporal.search.planner import SearchResult
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, StagePolicy
 from unfold_cascade.temporal.simulation.trajectories import ModelScores
-from unfold_cascade.temporal.warning_metrics import compute_utility, locate_events
 
 RATE, CHAIN = 10.0, (0, 1)
 

@@ -11,6 +11,7 @@ import pytest
 from unfold_cascade._types import BoolArray
 from unfold_cascade.planner.guarantees import compute_cost_tests
 from unfold_cascade.temporal.data.table import Timeline, index_entities, starts_from_sizes
+from unfold_cascade.temporal.early_warning_metrics import compute_utility, locate_events
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import OutcomeGoal
 from unfold_cascade.temporal.search.outcome_guarantees import (
@@ -20,7 +21,6 @@ from unfold_cascade.temporal.search.outcome_guarantees import (
     measure_sensitivity,
     sum_outcome,
 )
-from unfold_cascade.temporal.warning_metrics import compute_utility, locate_events
 
 DELTA = 0.05
 GOALS = (

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.temporal.early_warning_metrics import compute_macro_f1, draw_bootstrap_weights, rank_scores
 from unfold_cascade.temporal.evaluation.evaluate import Outcome
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.simulation.cost import CallCosts, sum_costs
-from unfold_cascade.temporal.warning_metrics import compute_macro_f1, draw_bootstrap_weights, rank_scores
 
 REPLICATES = 200
 Interval = tuple[float, float]

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.temporal.models.study import Cohort
-from unfold_cascade.temporal.problem import Transitions
-from unfold_cascade.temporal.simulation.cost import CallCosts, compute_bill
-from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
-from unfold_cascade.temporal.simulation.trajectories import Trajectories, simulate
-from unfold_cascade.temporal.warning_metrics import (
+from unfold_cascade.temporal.early_warning_metrics import (
     compute_alert_rate,
     compute_macro_f1,
     find_cut_at_rate,
     rank_scores,
 )
+from unfold_cascade.temporal.models.study import Cohort
+from unfold_cascade.temporal.problem import Transitions
+from unfold_cascade.temporal.simulation.cost import CallCosts, compute_bill
+from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
+from unfold_cascade.temporal.simulation.trajectories import Trajectories, simulate
 
 POOL_SIZE = 1024
 

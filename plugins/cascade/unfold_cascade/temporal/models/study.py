@@ -19,6 +19,7 @@ from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.serving_probe import store_probe
 from unfold_cascade.temporal.data.splits import assign_folds, split_entities
 from unfold_cascade.temporal.data.table import Timeline, index_entities, select_rows
+from unfold_cascade.temporal.early_warning_metrics import EventTimes, HourlyUtility, compute_utility, locate_events
 from unfold_cascade.temporal.models.predictions import (
     Predictions,
     check_operations,
@@ -30,7 +31,6 @@ from unfold_cascade.temporal.models.training_sets import ModelSlot, build_slots
 from unfold_cascade.temporal.problem import BASELINE, FeatureSet, TemporalProblem
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfold_cascade.temporal.simulation.trajectories import ModelScores
-from unfold_cascade.temporal.warning_metrics import EventTimes, HourlyUtility, compute_utility, locate_events
 from unfoldkit.api import Run
 
 

@@ -14,8 +14,8 @@ from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.models.zoo import library_versions
 from unfold_cascade.temporal.data.features import FeatureLayout
 from unfold_cascade.temporal.data.labels import LabelledHours
+from unfold_cascade.temporal.early_warning_metrics import compute_utility
 from unfold_cascade.temporal.problem import ModelTask, StageTask, TemporalProblem
-from unfold_cascade.temporal.warning_metrics import compute_utility
 from unfoldkit.api import fingerprint
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.temporal.early_warning_metrics import compute_lead_hours, mark_warnings
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.report import sentences
 from unfold_cascade.temporal.search.planner import Solution
 from unfold_cascade.temporal.simulation.online_step import HourStep, replay_entity
 from unfold_cascade.temporal.simulation.policy import build_policy_arrays
-from unfold_cascade.temporal.warning_metrics import compute_lead_hours, mark_warnings
 from unfoldkit.api import AnyFigure, Bar, Edge, Figure, Graph, Marker, Node, Series, Timeline
 
 WARD_PATIENTS = 16

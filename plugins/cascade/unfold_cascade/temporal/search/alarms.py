@@ -11,6 +11,7 @@ from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.chains import Chain
 from unfold_cascade.gates.exact_search import search_exact_front
 from unfold_cascade.gates.pareto import Front, thin_front
+from unfold_cascade.temporal.early_warning_metrics import find_cut_at_rate
 from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality, tune_final_cut
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import GateOptions
@@ -22,7 +23,6 @@ from unfold_cascade.temporal.search.candidates import (
     order_chains,
 )
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, Span, StagePolicy
-from unfold_cascade.temporal.warning_metrics import find_cut_at_rate
 
 POINTS_PER_CHAIN = 10
 BINS = 48

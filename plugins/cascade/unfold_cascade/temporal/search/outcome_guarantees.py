@@ -15,10 +15,10 @@ import numpy as np
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.planner.guarantees import Guarantee
 from unfold_cascade.planner.saving import average_by_unit
+from unfold_cascade.temporal.early_warning_metrics import LABEL_LEAD_H
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import OutcomeGoal
 from unfold_cascade.temporal.simulation.trajectories import Int8
-from unfold_cascade.temporal.warning_metrics import LABEL_LEAD_H
 
 HEADROOM = 2.0
 TINY = 1e-300

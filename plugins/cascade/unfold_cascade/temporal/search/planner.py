@@ -14,7 +14,7 @@ from unfold_cascade.data.splits import leave_out
 from unfold_cascade.planner.leave_one_site_out import SiteResult, open_site_run
 from unfold_cascade.planner.ledger import Attempt, AttemptCount, identify_attempt, record_attempt
 from unfold_cascade.temporal.data.labels import load_hours
-from unfold_cascade.temporal.evaluation.alerts import AlertSummary, summarise_alerts
+from unfold_cascade.temporal.evaluation.alert_summary import AlertSummary, summarise_alerts
 from unfold_cascade.temporal.evaluation.baselines import (
     BaselineRule,
     Baselines,

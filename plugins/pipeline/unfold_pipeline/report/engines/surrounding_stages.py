@@ -11,7 +11,7 @@ import numpy as np
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.planner.problem import EngineProblem, EngineStages, percentile
 from unfold_pipeline.engine.planner.search import Outcome
-from unfold_pipeline.planner.engine_pipeline import StagePlans, pass_stages
+from unfold_pipeline.planner.surrounding_stages import StagePlans, pass_stages
 from unfold_pipeline.problem.pipeline import Pipeline, Plan, StageConfig
 from unfold_pipeline.schema.saved_plan import MAX_SAVED_REPLICAS
 from unfoldkit.api import user_error

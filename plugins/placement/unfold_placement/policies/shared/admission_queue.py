@@ -27,7 +27,7 @@ from unfold_placement.core.types import (
     Wait,
 )
 from unfold_placement.policies.shared.pending import UnitShapes
-from unfold_placement.policies.shared.unit_queue import UnitQueue
+from unfold_placement.policies.shared.user_queue import UserQueue
 
 QUEUE_EVENTS = frozenset({SUBMITTED, ENDED, PREEMPTED, REFUSED, QUIET})
 """Event kinds that a policy with an admission queue watches."""
@@ -107,7 +107,7 @@ class AdmissionQueue:
     static_rank: Callable[[Unit], Any] | None = None
     guard: str = RESERVE
     why_never: Callable[[str, Unit], str] | None = None
-    queues: dict[str, UnitQueue] = field(default_factory=dict)
+    queues: dict[str, UserQueue] = field(default_factory=dict)
     shapes: UnitShapes = field(default_factory=lambda: UnitShapes(QUEUE))
     parked: dict[int, list[Unit]] = field(default_factory=dict)
     set_aside: list[tuple[Unit, str]] = field(default_factory=list)
@@ -399,7 +399,7 @@ class AdmissionQueue:
             return
         rows = [view.table.task_rows[task.name] for task in unit]
         key = (self.static_rank(unit), self.age(unit)) if self.static_rank is not None else self.age(unit)
-        queue = self.queues.setdefault(user, UnitQueue())
+        queue = self.queues.setdefault(user, UserQueue())
         queue.compact()
         shape = self.shapes.shape_number(rows, view)
         queue.insert(unit, key, rows[0], shape)

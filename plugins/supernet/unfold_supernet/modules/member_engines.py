@@ -1,4 +1,4 @@
-"""What the service runs of a trained family: subnets, ONNX members and their pairs as models of plain arrays."""
+"""The members of a trained family, each in the engine that runs it: ONNX Runtime, or a view of the shared weights."""
 
 from __future__ import annotations
 

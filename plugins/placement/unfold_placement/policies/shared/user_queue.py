@@ -24,7 +24,7 @@ def _empty_rows() -> Int32Array:
 
 
 @dataclass(slots=True)
-class UnitQueue:
+class UserQueue:
     """Pending units, sorted by a key; removed ones stay in the arrays, flagged, until the next compaction.
 
     Attributes:

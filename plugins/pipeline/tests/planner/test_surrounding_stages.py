@@ -25,7 +25,7 @@ from unfold_pipeline.engine.planner.search import EngineConfig, build_limits, ev
 from unfold_pipeline.engine.simulation.cluster import simulate
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.engine.step_times.interval import StepInterval
-from unfold_pipeline.planner.engine_pipeline import (
+from unfold_pipeline.planner.surrounding_stages import (
     StagePlans,
     attach_stages,
     find_cheapest_pipeline,

@@ -121,7 +121,7 @@ def _bind_list(problem: ServiceProblem, members: MemberProfiles) -> BoundModels:
 
 def _bind_trained(problem: ServiceProblem) -> BoundModels:
     from unfold_supernet.family.checkpoint import NORMS_FILE, WEIGHTS_FILE, read_supernet
-    from unfold_supernet.modules.served_models import (
+    from unfold_supernet.modules.member_engines import (
         MEMBERS_FILE,
         BoundFamily,
         bind_engines,
@@ -161,7 +161,7 @@ def _bind_trained(problem: ServiceProblem) -> BoundModels:
 
 def _choose_engines(problem: ServiceProblem, record: SupernetRecord, supernet: Any) -> EnginePlan:
     """Choose the engines again on this machine: both are measured for every subnet that is served."""
-    from unfold_supernet.modules.served_models import locate_member
+    from unfold_supernet.modules.member_engines import locate_member
     from unfold_supernet.training.engine_costs import compare_engines
 
     served = {get_small_subnet(profile) for profile in problem.profiles}

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from unfold_cascade.temporal.data.table import Timeline, compute_hours_since, select_rows, starts_from_sizes
-from unfold_cascade.temporal.warning_metrics import (
+from unfold_cascade.temporal.early_warning_metrics import (
     compute_alert_rate,
     compute_lead_hours,
     compute_macro_f1,

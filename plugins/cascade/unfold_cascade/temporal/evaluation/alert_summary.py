@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray
+from unfold_cascade.temporal.early_warning_metrics import compute_alert_rate, compute_lead_hours
 from unfold_cascade.temporal.evaluation.bootstrap import Interval, bootstrap_alert_rate
 from unfold_cascade.temporal.models.study import Cohort
-from unfold_cascade.temporal.warning_metrics import compute_alert_rate, compute_lead_hours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
