@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from unfold_tuning.cluster.interface import Cluster
+from unfold_tuning.executor.budget import BudgetExceeded, BudgetGuard
 from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig, RunOutcome, RunState, ignore_state
 from unfold_tuning.executor.monitor import Monitor
 from unfold_tuning.executor.ranking import has_reached_target, select_winner
-from unfold_tuning.executor.replanning import BudgetExceeded, Replanner
+from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.executor.stage_run import StageRun, TargetReached
 from unfold_tuning.job.allocation import Allocation, Plan
 from unfold_tuning.trial.ledger import Ledger
@@ -37,6 +38,7 @@ class Executor:
         """
         plan, stop_reason, began = self.config.plan, "", 0.0
         replanner = Replanner(self.config, self.ledger)
+        budget = BudgetGuard(self.config, self.ledger)
         monitor = Monitor(replanner, self.cluster, self.publish)
         finished = {stage.stage for stage in self.ledger.list_finished_stages()}
         try:
@@ -48,7 +50,7 @@ class Executor:
                 if index in finished:
                     plan = _set_allocation(plan, index, replanner.store.load_allocation(index))
                 else:
-                    plan = self._run_stage(index, plan, began, replanner, monitor)
+                    plan = self._run_stage(index, plan, began, replanner, budget, monitor)
         except BudgetExceeded as error:
             stop_reason = str(error)
         except TargetReached:
@@ -67,11 +69,13 @@ class Executor:
             lost_nodes=len(self.lost_nodes),
         )
 
-    def _run_stage(self, index: int, plan: Plan, began: float, replanner: Replanner, monitor: Monitor) -> Plan:
+    def _run_stage(
+        self, index: int, plan: Plan, began: float, replanner: Replanner, budget: BudgetGuard, monitor: Monitor
+    ) -> Plan:
         plan = replanner.load_plan(index, plan, began)
         # a stage that has begun ends with the allocation that it began with
         plan = _set_allocation(plan, index, replanner.store.begin_stage(index, plan[index]))
-        stage_run = StageRun(index, plan, began, self.cluster, replanner, monitor, self.lost_nodes)
+        stage_run = StageRun(index, plan, began, self.cluster, replanner, budget, monitor, self.lost_nodes)
         return replanner.replan_after_stage(index, stage_run.run(), began)
 
     def _find_end(self) -> float:

@@ -1,4 +1,4 @@
-"""Keeps a run within its deadline and budget: corrects the profile, plans the remaining job again, stops in time."""
+"""Keeps a run within its deadline: corrects the profile, and plans the remaining job again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from unfold_tuning.executor.measured_paces import (
     measure_stage,
 )
 from unfold_tuning.executor.messages import (
-    describe_budget_stop,
     describe_lost_guarantee,
     describe_replan,
     describe_slowdown,
@@ -52,12 +51,6 @@ MIN_MEASURED = 0.8
 """Before a barrier, the later stages are planned again only if this fraction of the stage's trials shows a pace."""
 MIN_REPORTS = 8
 """After a slow-down, the job is planned again at most after this many checkpoints."""
-MAX_INTERVAL_S = 60.0
-"""Longer intervals between two checks of the budget, such as a suspended machine, are not expected again."""
-
-
-class BudgetExceeded(Exception):  # noqa: N818 - not an error of the user: the cap did its job
-    """The next step would cost more than the cap allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +106,12 @@ class TrialTiming:
 
 @dataclass(slots=True)
 class Replanner:
-    """Plans the remaining job again, and guards the budget.
+    """Plans the remaining job again.
 
     Attributes:
         config: The run.
         ledger: Its ledger.
         notes: What was planned again and why, for the report.
-        watched_at: Wall time of the last check of the budget.
-        max_interval_s: The longest interval between two checks.
         is_on_demand_allowed: Whether a thrifty run has no slack left to wait for spot instances.
         replanned_reports: Checkpoints that were known when the run was last planned again for a slow-down.
         measured: The slow-down of all trials, and the number of checkpoints that it was measured from.
@@ -129,8 +120,6 @@ class Replanner:
     config: ExecutionConfig
     ledger: Ledger
     notes: list[str] = field(default_factory=list)
-    watched_at: float = 0.0
-    max_interval_s: float = 0.0
     is_on_demand_allowed: bool = False
     replanned_reports: int = 0
     measured: tuple[int, Slowdown | None] = (0, None)
@@ -139,41 +128,6 @@ class Replanner:
     def store(self) -> PlanStore:
         """The plans in the ledger."""
         return PlanStore(self.config, self.ledger)
-
-    # budget
-
-    def watch(self) -> None:
-        """Record that all instances are alive, and stop before the budget is exceeded.
-
-        Raises:
-            BudgetExceeded: The next moment would cost more than the cap allows.
-        """
-        now = self.config.wall()
-        if self.watched_at:
-            self.max_interval_s = max(self.max_interval_s, min(now - self.watched_at, MAX_INTERVAL_S))
-        self.watched_at = now
-        self.ledger.record_nodes_alive(now)
-        self.require_budget(0)
-
-    def require_budget(self, instances: int) -> None:
-        """Require budget for growing to a number of instances.
-
-        The estimate is the bill so far, the minimum charge of new nodes, and what all nodes cost until they are
-        released: two of the longest intervals between two checks, and at least a second or a billing increment.
-
-        Raises:
-            BudgetExceeded: It would cost more than the cap allows.
-        """
-        budget_usd, machine = self.config.budget_usd, self.config.machine
-        if budget_usd is None:
-            return
-        running = [lifetime for lifetime in self.ledger.list_lifetimes() if lifetime.until is None]
-        usd_per_second = sum(lifetime.price for lifetime in running) / 3600.0
-        new = max(0, instances - len(running))
-        minimum_usd = float(machine.billing.cost(0.0, machine.usd_per_hour)) * new
-        step_usd = usd_per_second * max(1.0, machine.billing.increment, 2 * self.max_interval_s)
-        if self.ledger.compute_spent_usd() + step_usd + minimum_usd > budget_usd:
-            raise BudgetExceeded(describe_budget_stop(budget_usd))
 
     # corrected profile
 

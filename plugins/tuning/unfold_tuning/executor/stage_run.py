@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from unfold_tuning.cluster.interface import Cluster, ClusterEvent
+from unfold_tuning.executor.budget import BudgetGuard
 from unfold_tuning.executor.early_release import EarlyRelease, count_needed
 from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.executor.monitor import Monitor
@@ -37,7 +38,8 @@ class StageRun:
         plan: The plan, which a lost node may change.
         began: Wall time at which the run began.
         cluster: Where trials run.
-        replanner: Plans again after a loss, and guards the budget.
+        replanner: Plans again after a loss.
+        budget: Guards the cap on the bill.
         monitor: Watches the trials.
         lost_nodes: Nodes that the run has lost.
         waiting: Jobs that wait for a slot.
@@ -53,6 +55,7 @@ class StageRun:
     began: float
     cluster: Cluster
     replanner: Replanner
+    budget: BudgetGuard
     monitor: Monitor
     lost_nodes: set[str]
     waiting: list[TrialJob] = field(default_factory=list)
@@ -140,12 +143,12 @@ class StageRun:
         return min(self.plan[self.index].instances, needed)
 
     def _resize(self, instances: int) -> None:
-        self.replanner.require_budget(instances)
+        self.budget.require(instances)
         self.cluster.resize(instances, self._watch)
 
     def _watch(self) -> None:
         """Guard the budget, and the time for which a thrifty run may wait for spot instances."""
-        self.replanner.watch()
+        self.budget.watch()
         self.fallback.check(self.plan, [*self.waiting, *self.running.values()])
 
     def _admit_replacements(self, workers: int) -> bool:
