@@ -17,7 +17,7 @@ INTRO = """# Command line
 
 One command, `unfold`. Reports go to stdout, everything else to stderr. Every command ends with one of
 [eight exit codes](exit-codes.md). `unfold --help` and `unfold COMMAND --help` say the same as this page.
-The environment variables that count stand in [environment](environment.md).
+[Environment](environment.md) lists the environment variables.
 
 """
 

@@ -41,27 +41,38 @@ def _example(kind: Kind) -> list[str]:
 
 
 def _keys(schema: Schema) -> list[str]:
-    parts = [f"## Keys\n\n{_rows(schema)}"]
-    for name, inner in sorted(schema.get("definitions", {}).items()):
+    definitions = schema.get("definitions", {})
+    parts = [f"## Keys\n\n{_rows(schema, definitions)}"]
+    for name, inner in sorted(definitions.items()):
         about = inner.get("description", "").replace("``", "`").strip()
-        body = _rows(inner) if inner.get("properties") else f"{shape(inner)}\n"
+        body = _rows(inner, definitions) if inner.get("properties") else f"{shape(inner)}\n"
         parts.append("\n\n".join(part for part in (f"### {name}", about, body) if part))
     return parts
 
 
-def _rows(schema: Schema) -> str:
+def _rows(schema: Schema, definitions: Schema) -> str:
     needed = schema.get("required", [])
     rows = [
-        (code(name), shape(item), _default(item, name in needed), _meaning(name, item))
+        (code(name), shape(item), _default(item, name in needed), _meaning(name, item, definitions))
         for name, item in schema.get("properties", {}).items()
     ]
     return table(("key", "type", "default", "meaning"), rows)
 
 
-def _meaning(name: str, item: Schema) -> str:
+def _meaning(name: str, item: Schema, definitions: Schema) -> str:
     # a kind narrows `kind` to its own name, which drops what the envelope says about it
-    known = "which plugin answers" if name == "kind" and "const" in item else ""
+    known = "which plugin answers" if name == "kind" and "const" in item else _describe_section(item, definitions)
     return str(item.get("description", known)).replace("``", "`")
+
+
+def _describe_section(item: Schema, definitions: Schema) -> str:
+    """Return the first sentence about the only section that a key may hold; empty if it may hold several."""
+    sections = [part["$ref"].rpartition("/")[2] for part in (item, *item.get("anyOf", [])) if "$ref" in part]
+    if len(sections) != 1:
+        return ""
+    about = str(definitions.get(sections[0], {}).get("description", "")).partition("\n")[0].rstrip(".")
+    is_acronym = about[1:2].isupper()
+    return about if is_acronym else about[:1].lower() + about[1:]
 
 
 def shape(item: Schema) -> str:
@@ -102,7 +113,7 @@ def _array(item: Schema) -> str:
 
 def _limits(item: Schema) -> list[str]:
     found = [f"{sign} {item[key]}" for key, sign in NUMBERS.items() if key in item]
-    what = "items" if item.get("type") == "array" else "letters"
+    what = "items" if item.get("type") == "array" else "characters"
     return found + [f"{sign} {item[key]} {what}" for key, sign in LENGTHS.items() if key in item]
 
 

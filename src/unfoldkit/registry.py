@@ -71,7 +71,7 @@ class Registry:
         is_unique = all(owner.name != candidate.name for owner in owners[:-1])
         switch = candidate.name if is_unique else candidate.distribution
         message = f"the kind {format_value(name)} is offered by {' and by '.join(map(str, owners))}"
-        return Diagnostic(message, hint=f"switch one off: UNFOLD_DISABLE_PLUGINS={switch}")
+        return Diagnostic(message, hint=f"disable one: UNFOLD_DISABLE_PLUGINS={switch}")
 
     def checks(self) -> list[Check]:
         """Return the health checks of all plugins."""

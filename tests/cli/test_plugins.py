@@ -105,7 +105,7 @@ def test_two_owners_of_a_kind_are_named(inside: Process, tmp_path: Path) -> None
     done = inside("plan", "-", path=[folder], stdin=ECHO)
     assert done.returncode == 2
     both = 'the kind "echo" is offered by echo (unfoldkit 0.1.0) and by echo (unfold-rival 1.0)'
-    assert done.stderr.startswith(f"<stdin>:2:7: kind: {both} (switch one off: UNFOLD_DISABLE_PLUGINS=unfold-rival)")
+    assert done.stderr.startswith(f"<stdin>:2:7: kind: {both} (disable one: UNFOLD_DISABLE_PLUGINS=unfold-rival)")
     listing = inside("plugins", path=[folder])
     assert listing.returncode == 0
     assert 'several plugins offer the kind "echo"' in listing.stderr

@@ -62,6 +62,13 @@ def test_every_kind_has_its_page_and_a_link_to_it() -> None:
         assert f"(reference/kinds/{kind}.md)" in page("index.md"), kind
 
 
+@pytest.mark.parametrize("name", sorted(open_registry().kinds))
+def test_every_key_has_a_meaning(name: str) -> None:
+    """The page of a kind explains each key, but for those that may hold a single word."""
+    rows = [line.split(" | ") for line in page(f"reference/kinds/{name}.md").splitlines() if line.startswith("| `")]
+    assert [cells for cells in rows if not cells[-1].strip(" |") and not re.fullmatch("`[^`]+`", cells[1])] == []
+
+
 def test_every_kind_stands_in_the_readme() -> None:
     """The README names each kind that loads, and fits on one screen."""
     text = (ROOT / "README.md").read_text("utf-8")

@@ -159,7 +159,7 @@ def serve(
     shared: SharedOptions,
     host: Annotated[
         str,
-        typer.Option("--host", metavar="ADDRESS", help="address to listen on; other than loopback needs UNFOLD_TOKEN"),
+        typer.Option("--host", metavar="ADDRESS", help="address to listen on; any but loopback needs UNFOLD_TOKEN"),
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="port to listen on; 0 takes a free one")
@@ -171,22 +171,30 @@ def serve(
         bool, typer.Option("--fast-path/--no-fast-path", help="answer plain requests without ASGI or grpcio")
     ] = True,
     grpc_port: Annotated[
-        int, typer.Option("--grpc-port", metavar="PORT", min=0, max=65535, help="also offer gRPC on this port; 0: not")
+        int,
+        typer.Option("--grpc-port", metavar="PORT", min=0, max=65535, help="also offer gRPC on this port; 0 for none"),
     ] = 0,
     tls_cert: Annotated[
         Path | None, typer.Option("--tls-cert", metavar="FILE", help="certificate chain (PEM); SIGHUP reloads it")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="its private key (PEM)")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="private key of the certificate (PEM)")
+    ] = None,
     tls_client_ca: Annotated[
         Path | None,
-        typer.Option("--tls-client-ca", metavar="FILE", help="clients need a certificate of these authorities"),
+        typer.Option("--tls-client-ca", metavar="FILE", help="require client certificates signed by these authorities"),
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="let the token cross the network in plain text, as to a proxy")
     ] = False,
     max_connections: Annotated[
         int,
-        typer.Option("--max-connections", metavar="N", min=0, help="per process; 0: as the descriptors allow"),
+        typer.Option(
+            "--max-connections",
+            metavar="N",
+            min=0,
+            help="open connections per process; 0 for as many as descriptors allow",
+        ),
     ] = 0,
     model_control: Annotated[
         bool, typer.Option("--model-control", help="let clients unload models and load them again")
@@ -337,7 +345,7 @@ def catalog(
     max_price: Annotated[
         str | None, typer.Option("--max-price", metavar="PRICE", help="maximum price, such as $5/h")
     ] = None,
-    spot: Annotated[bool, typer.Option("--spot", help="by spot price")] = False,
+    spot: Annotated[bool, typer.Option("--spot", help="sort and filter by spot price")] = False,
     region: options.Region = "us-east-1",
     prices: Annotated[
         Path | None, typer.Option("--prices", metavar="FILE", help="a price list (CSV or JSON) that takes precedence")
@@ -372,7 +380,7 @@ def doctor(
         str | None, typer.Option("--target", metavar="SYSTEM", help="check that system instead, such as kubernetes")
     ] = None,
 ) -> None:
-    """Check that everything the tool needs is there."""
+    """Check that what unfold needs is installed and works."""
     from unfoldkit.cli.commands.doctor import diagnose
 
     _exit_with(lambda: diagnose(form, target))

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 NAME_RULE = "letters, digits, dot, dash and underscore, the first a letter or digit"
-Name = Annotated[str, Field(pattern=NAME, max_length=80, description=f"{NAME_RULE}; names the run's folder")]
+Name = Annotated[str, Field(pattern=NAME, max_length=80, description=NAME_RULE)]
 
 
 class Model(BaseModel):
@@ -34,7 +34,7 @@ class Spec(Model):
 
     version: Literal[1] = Field(description="version of the spec format")
     kind: str = Field(description="the kind of question, which selects the plugin")
-    name: Name
+    name: Name = Field(description=f"{NAME_RULE}; names the run's folder")
 
 
 @dataclass(frozen=True, slots=True)

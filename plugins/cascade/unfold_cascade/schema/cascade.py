@@ -23,9 +23,11 @@ class CascadeSpec(Spec):
     """A cascade: cheap models first, expensive ones only where a gate defers."""
 
     kind: Literal["cascade"]
-    data: Data
-    features: dict[str, FeatureGroup] = Field(default_factory=dict)
-    stages: tuple[Stage, ...] = Field(min_length=1, max_length=4)
+    data: Data = Field(description="the cases: a table, recorded predictions, prompts, or hours of patients")
+    features: dict[str, FeatureGroup] = Field(
+        default_factory=dict, description="by name: columns that are acquired together; all columns, free, if omitted"
+    )
+    stages: tuple[Stage, ...] = Field(min_length=1, max_length=4, description="the decisions about a case, in order")
     baseline: Baseline | None = Field(default=None, description="omitted for recorded models: the best of them")
     cost: CostSpec = CostSpec()
     gates: GateSpec = GateSpec()

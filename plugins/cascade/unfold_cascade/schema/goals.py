@@ -81,19 +81,23 @@ Errors = Annotated[
 
 
 class PromisedOutcome(Model):
-    """An outcome over time that is certified beside the loss, by patient: exactly one of four kinds.
-
-    ``sensitivity_within`` with ``max_loss``: how much less often than the baseline the cascade alerts within so many
-    hours before the event. ``alerts_per_100h``: alerts per 100 event-free hours. ``max_utility_loss``: against the
-    baseline. ``label`` with ``max_loss``: the loss in hours with this true stage (``none`` before the first).
-    """
+    """An outcome over time that is certified beside the loss, by patient: exactly one of four kinds."""
 
     stage: str | None = Field(default=None, description="the stage that alerts; the last one if omitted")
-    label: str | None = Field(default=None, description="a stage, or none: only hours in this true stage count")
-    sensitivity_within: Duration | None = None
+    label: str | None = Field(
+        default=None, description="bounds the loss in hours with this true stage, or none for those before the first"
+    )
+    sensitivity_within: Duration | None = Field(
+        default=None,
+        description="time before the event in which an alert counts; bounds the sensitivity lost against the baseline",
+    )
     max_loss: Percent | None = Field(default=None, description="with sensitivity_within or label; 0 if omitted")
-    alerts_per_100h: Annotated[float, Field(gt=0, lt=100)] | None = None
-    max_utility_loss: Annotated[float, Field(ge=0, lt=10)] | None = None
+    alerts_per_100h: Annotated[float, Field(gt=0, lt=100)] | None = Field(
+        default=None, description="alerts per 100 event-free hours"
+    )
+    max_utility_loss: Annotated[float, Field(ge=0, lt=10)] | None = Field(
+        default=None, description="utility that may be lost against the baseline"
+    )
 
 
 class Goal(Model):

@@ -55,12 +55,12 @@ CallPrice = Annotated[
 
 
 class Tokens(Model):
-    """Columns of token counts; ``in`` includes the cached and written tokens."""
+    """Columns of token counts."""
 
-    input: str = Field(alias="in")
-    cached: str | None = None
-    written: str | None = None
-    out: str
+    input: str = Field(alias="in", description="input tokens, the cached and written ones included")
+    cached: str | None = Field(default=None, description="input tokens read from the cache")
+    written: str | None = Field(default=None, description="input tokens written to the cache")
+    out: str = Field(description="output tokens")
 
 
 class Timeouts(Model):
@@ -132,17 +132,17 @@ class EntrySpec(Model):
 class MaxLatency(Model):
     """A limit on a quantile of the latency over the whole chain, certified with the loss."""
 
-    p50: Duration | None = Field(default=None, gt=0.0)
-    p90: Duration | None = Field(default=None, gt=0.0)
-    p95: Duration | None = Field(default=None, gt=0.0)
-    p99: Duration | None = Field(default=None, gt=0.0)
+    p50: Duration | None = Field(default=None, gt=0.0, description="limit on the median")
+    p90: Duration | None = Field(default=None, gt=0.0, description="limit on the 90th percentile")
+    p95: Duration | None = Field(default=None, gt=0.0, description="limit on the 95th percentile")
+    p99: Duration | None = Field(default=None, gt=0.0, description="limit on the 99th percentile")
 
 
 class GatewayKey(Model):
     """A client's key, from an environment variable, and what it may spend."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    key_env: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="name of the client in metrics")
+    key_env: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the environment variable with the key")
     budget: Dollars | None = Field(default=None, description="dollars that the key may spend in all")
 
 
@@ -176,7 +176,9 @@ class GatewaySpec(Model):
 class Scoring(Model):
     """How ``profile`` decides whether an answer is correct."""
 
-    by: Literal["exact", "number", "choice", "regex", "function", "judge"] = "exact"
+    by: Literal["exact", "number", "choice", "regex", "function", "judge"] = Field(
+        default="exact", description="how an answer is compared with the expected one"
+    )
     pattern: str | None = Field(default=None, max_length=1000, description="regex: group 1, or the match, is compared")
     function: str | None = Field(
         default=None, description="module:function of (answer, expected) -> bool; --allow-code"
@@ -189,8 +191,8 @@ class Collection(Model):
     """How ``profile`` collects the log."""
 
     cap: Dollars = Field(default=5.0, description="dollars that profile may spend in all")
-    concurrency: int = Field(default=8, ge=1, le=256)
-    retries: int = Field(default=4, ge=0, le=20)
-    max_tokens: int = Field(default=256, ge=1, le=100_000)
+    concurrency: int = Field(default=8, ge=1, le=256, description="calls at the same time")
+    retries: int = Field(default=4, ge=0, le=20, description="of a call that fails")
+    max_tokens: int = Field(default=256, ge=1, le=100_000, description="longest answer")
     system: str | None = Field(default=None, max_length=10_000, description="a system message before each prompt")
     score: Scoring = Scoring()

@@ -22,13 +22,15 @@ Duplicates = Annotated[
     ),
 ]
 Params = dict[str, str | int | float | bool | list[int] | list[float] | None]
+PARAMS_TEXT = "parameters of the estimator"
+SCALE_TEXT = "standardise the columns; by default where it helps"
 
 
 class SklearnData(Model):
     """A data set that is bundled with scikit-learn."""
 
     source: Literal["sklearn"]
-    dataset: Literal["digits", "iris", "wine", "breast_cancer"]
+    dataset: Literal["digits", "iris", "wine", "breast_cancer"] = Field(description="name of the data set")
     duplicates: Duplicates = None
     split: AnySplit = Split()
 
@@ -107,7 +109,7 @@ class FeatureGroup(Model):
     """Columns that are acquired together; ``price`` is paid once per case, whichever models use them."""
 
     columns: tuple[str, ...] = Field(min_length=1, description="names or patterns such as pixel_*")
-    price: float = Field(default=0.0, ge=0.0)
+    price: float = Field(default=0.0, ge=0.0, description="paid once per case; over time, once while it is valid")
     valid_for: Duration | None = Field(
         default=None, description="over time: how long a purchase and its values stay valid"
     )
@@ -126,7 +128,7 @@ class FeatureGroup(Model):
 class Recorded(Model):
     """Columns of a recorded model: its prediction (or a judge's score of it), its confidence and the call cost."""
 
-    prediction: str | None = None
+    prediction: str | None = Field(default=None, description="the column of predicted labels")
     score: str | None = Field(
         default=None, description="instead of a prediction: whether it was right (1 or 0, true or false), or a score"
     )
@@ -179,10 +181,10 @@ class ModelSpec(Model):
         "the last resort, paid once per case",
     )
     features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if omitted")
-    params: Params = Field(default_factory=dict)
-    scale: bool | None = Field(default=None, description="standardise the columns; by default where it helps")
+    params: Params = Field(default_factory=dict, description=PARAMS_TEXT)
+    scale: bool | None = Field(default=None, description=SCALE_TEXT)
     tune: Tune | None = Field(default=None, description="take the parameters of the winner of a tuning run")
-    recorded: Recorded | None = None
+    recorded: Recorded | None = Field(default=None, description="the columns of a recorded model")
     price: CallPrice | None = Field(
         default=None,
         description="of one call; for recorded models and cost by price. Language models: {in: 0.15, out: 0.6}",
@@ -196,8 +198,10 @@ class ModelSpec(Model):
 class Target(Model):
     """What a stage decides: the label of a column, or the group that contains it."""
 
-    column: str | None = None
-    groups: dict[str, tuple[Label, ...]] | None = None
+    column: str | None = Field(default=None, description="the column of the label")
+    groups: dict[str, tuple[Label, ...]] | None = Field(
+        default=None, description="the labels of each group that the stage decides between"
+    )
     rule: Literal["sirs", "sofa"] | None = Field(default=None, description="over time: two criteria or points")
     ahead: Duration | None = Field(default=None, description="over time: how far ahead the stage is to be predicted")
 
@@ -206,8 +210,8 @@ class Stage(Model):
     """One decision and the models that can take it, from cheap to expensive."""
 
     name: Name
-    target: Target = Target()
-    models: tuple[ModelSpec, ...] = Field(min_length=1, max_length=32)
+    target: Target = Field(default=Target(), description="what the stage decides")
+    models: tuple[ModelSpec, ...] = Field(min_length=1, max_length=32, description="from cheap to expensive")
     parallel: bool = Field(default=False, description="over time: evaluated every hour, whatever the stage of the case")
     fresh: Duration | None = Field(
         default=None, description="over time: the period after entry that is used for training"
@@ -221,10 +225,10 @@ class Stage(Model):
 class Candidate(Model):
     """One candidate for the baseline model."""
 
-    estimator: str
-    params: Params = Field(default_factory=dict)
-    scale: bool | None = None
-    features: tuple[str, ...] | None = None
+    estimator: str = Field(description="a short name or a dotted path")
+    params: Params = Field(default_factory=dict, description=PARAMS_TEXT)
+    scale: bool | None = Field(default=None, description=SCALE_TEXT)
+    features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if omitted")
     price: float | None = Field(
         default=None,
         ge=0.0,
@@ -236,9 +240,9 @@ class Rival(Model):
     """Another single model over time, evaluated beside the baseline; nothing is certified against it."""
 
     name: Name
-    estimator: str
-    params: Params = Field(default_factory=dict)
-    scale: bool | None = None
+    estimator: str = Field(description="a short name or a dotted path")
+    params: Params = Field(default_factory=dict, description=PARAMS_TEXT)
+    scale: bool | None = Field(default=None, description=SCALE_TEXT)
     features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if omitted")
 
 
@@ -247,8 +251,8 @@ class Baseline(Model):
 
     candidates: tuple[Candidate, ...] = Field(default=(), description="for cases without time")
     estimator: str | None = Field(default=None, description="over time: the baseline model")
-    params: Params = Field(default_factory=dict)
-    scale: bool | None = None
+    params: Params = Field(default_factory=dict, description=PARAMS_TEXT)
+    scale: bool | None = Field(default=None, description=SCALE_TEXT)
     features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if omitted")
     rivals: tuple[Rival, ...] = Field(default=(), max_length=4, description="over time: other models to compare")
 
@@ -256,9 +260,12 @@ class Baseline(Model):
 class CostSpec(Model):
     """How the cost of a call is measured, and its unit in reports."""
 
-    by: Literal["flops", "bytes", "latency", "price", "price+flops"] = "flops"
+    by: Literal["flops", "bytes", "latency", "price", "price+flops"] = Field(
+        default="flops",
+        description="what is saved: operations, stored bytes, time or money; over time also price+flops",
+    )
     batch: int = Field(default=256, ge=1, le=65536, description="rows per call when latency is measured")
-    unit: str | None = Field(default=None, max_length=40)
+    unit: str | None = Field(default=None, max_length=40, description="the unit of prices in reports, such as $")
 
 
 class GateSpec(Model):

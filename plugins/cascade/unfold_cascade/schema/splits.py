@@ -40,9 +40,9 @@ class SiteSplit(Model):
     """
 
     column: str = Field(min_length=1, description="a column; one value for all rows of a group or patient")
-    train: Sites | None = None
-    calibrate: Sites | None = None
-    test: Sites | None = None
+    train: Sites | None = Field(default=None, description="its values in the training part")
+    calibrate: Sites | None = Field(default=None, description="its values in the certifying part")
+    test: Sites | None = Field(default=None, description="its values in the test part")
 
 
 class TimeSplit(Model):
@@ -91,6 +91,9 @@ AnySplit = Annotated[
     | Annotated[LeaveOutSplit, Tag("by_rest")]
     | Annotated[FileSplit, Tag("by_file")],
     Discriminator(_tag),
+    Field(
+        description="parts to train on, to certify on and to report: at random, by site, in time order or from a file"
+    ),
 ]
 
 

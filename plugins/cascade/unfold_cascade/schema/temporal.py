@@ -38,39 +38,40 @@ class LongData(Model):
 
 
 class Moves(Model):
-    """How a case moves through the stages.
+    """How a case moves through the stages."""
 
-    ``entry``: the next hour starts with the first model of the stage (reset), or with the last that decided (sticky).
-    ``confirm``: consecutive positive hours before the case moves to the next stage.
-    ``advance``: the next stage is evaluated in the same hour, or from the next one on.
-    ``alarm``: the last stage decides every hour, or its first alarm is final.
-    """
-
-    entry: Literal["reset", "sticky"] = "reset"
-    confirm: int = Field(default=1, ge=1, le=24)
-    advance: Literal["same-step", "next-step"] = "next-step"
-    alarm: Literal["hourly", "latched"] = "hourly"
+    entry: Literal["reset", "sticky"] = Field(
+        default="reset", description="the model that an hour starts with: the first, or the one that decided last"
+    )
+    confirm: int = Field(default=1, ge=1, le=24, description="consecutive positive hours before a case moves on")
+    advance: Literal["same-step", "next-step"] = Field(
+        default="next-step", description="when the next stage is evaluated: in the same hour, or from the next one on"
+    )
+    alarm: Literal["hourly", "latched"] = Field(
+        default="hourly", description="decide the last stage every hour, or keep its first alarm"
+    )
 
 
 class Alerts(Model):
-    """How often the last stage may alert, per 100 event-free hours; all policies are compared at this rate.
+    """How often the last stage may alert; all policies are compared at this rate."""
 
-    ``utility_margin`` and ``auprc_margin`` are what a cascade may lose against the baseline model on the tuning
-    patients: nothing by default. With a negative margin it must gain.
-    """
-
-    per_100h: Annotated[float, Field(gt=0, lt=100)] = 10.0
-    utility_margin: Annotated[float, Field(gt=-1, lt=1)] = 0.0
-    auprc_margin: Annotated[float, Field(gt=-1, lt=1)] = 0.0
+    per_100h: Annotated[float, Field(gt=0, lt=100)] = Field(default=10.0, description="alerts per 100 event-free hours")
+    utility_margin: Annotated[float, Field(gt=-1, lt=1)] = Field(
+        default=0.0,
+        description="utility that a cascade may lose against the baseline on tuning patients; if negative, must gain",
+    )
+    auprc_margin: Annotated[float, Field(gt=-1, lt=1)] = Field(
+        default=0.0, description="the same for average precision (AUPRC)"
+    )
 
 
 class Drift(Model):
-    """When new data count as different from those of the plan.
+    """When new data count as different from those of the plan."""
 
-    A server lets the baseline model decide ``audit`` of the cases as well. ``level`` is the chance that a check of
-    unchanged data reports drift; ``margin`` is the smallest change of a share that counts.
-    """
-
-    audit: Percent = Field(default=0.05, ge=0.0, le=1.0)
-    level: Percent = Field(default=0.01, gt=0.0, lt=0.5)
-    margin: Percent = Field(default=0.02, ge=0.0, lt=1.0)
+    audit: Percent = Field(
+        default=0.05, ge=0.0, le=1.0, description="share of cases that a server lets the baseline decide as well"
+    )
+    level: Percent = Field(
+        default=0.01, gt=0.0, lt=0.5, description="chance that a check of unchanged data reports drift"
+    )
+    margin: Percent = Field(default=0.02, ge=0.0, lt=1.0, description="smallest change of a share that counts")

@@ -33,13 +33,13 @@ Amounts = Annotated[dict[ResourceName, Amount], Field(max_length=16)]
 class NodeSpec(Model):
     """A group of equal nodes."""
 
-    count: Count = 1
+    count: Count = Field(default=1, description="number of such nodes")
     name: Name | None = Field(
         default=None, description="name of the nodes, numbered where there are several; node by default"
     )
-    cpu: Amount = 0
-    gpu: Amount = 0
-    memory: Bytes = 0
+    cpu: Amount = Field(default=0, description="cores of each")
+    gpu: Amount = Field(default=0, description="GPUs of each")
+    memory: Bytes = Field(default=0, description="memory of each")
     resources: Amounts = Field(default_factory=dict, description="further resources by name")
     type: str = Field(default="", description="node type, to which run_on refers")
     labels: dict[str, str] = Field(default_factory=dict, description="labels that policies use, such as rack")
@@ -50,7 +50,7 @@ class NodeEventSpec(Model):
     """A change of nodes: they are lost, are cordoned, or come back."""
 
     at: Duration = Field(description="time of the change")
-    nodes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=10_000)]
+    nodes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=10_000)] = Field(description="names of the nodes")
     change: Literal["down", "cordon", "up"] = Field(
         default="down",
         description="down: its tasks wait again, from their last checkpoint; cordon: nothing more starts there; up",
@@ -150,7 +150,9 @@ class KubernetesSpec(Model):
 class ClusterSpec(Model):
     """The nodes: written here, read from a file, or those of a live cluster."""
 
-    nodes: Annotated[tuple[NodeSpec, ...], Field(max_length=1000)] = ()
+    nodes: Annotated[tuple[NodeSpec, ...], Field(max_length=1000)] = Field(
+        default=(), description="groups of equal nodes"
+    )
     trace: TraceFormat | None = Field(
         default=None,
         description="format of the file of nodes: the openb trace (Alibaba, 2023), your own CSV, JSON of kubectl get "
@@ -181,19 +183,21 @@ class ClusterSpec(Model):
 class TaskSpec(Model):
     """A group of equal tasks."""
 
-    job: Name
-    count: Count = 1
-    cpu: Amount = 0
-    gpu: Amount = 0
-    memory: Bytes = 0
-    resources: Amounts = Field(default_factory=dict)
+    job: Name = Field(description="name of the job; its tasks are JOB-0, JOB-1 and so on")
+    count: Count = Field(default=1, description="number of such tasks")
+    cpu: Amount = Field(default=0, description="cores that each demands")
+    gpu: Amount = Field(default=0, description="GPUs that each demands; a fraction is a share of one device")
+    memory: Bytes = Field(default=0, description="memory that each demands")
+    resources: Amounts = Field(default_factory=dict, description="further demands by name")
     run: Duration = Field(description="run time of a task")
     run_on: dict[str, Duration] = Field(default_factory=dict, description="run times by node type, where they differ")
     at: Duration = Field(default=0.0, description="arrival of the first task")
     every: Duration = Field(default=0.0, description="time between arrivals")
     user: str = Field(default="", description="owner; a path such as research/vision for the policy hierarchy")
     role: str = Field(default="", description="role within the job, such as server or worker")
-    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = Field(
+        default=0, description="class; higher goes first (policy priority)"
+    )
     deadline: Duration | None = Field(default=None, description="time after the arrival")
     follows: str = Field(default="", description="job that it follows: it runs on nodes of that job (policy affinity)")
     avoids: str = Field(default="", description="job that it avoids: it never joins that job on a node (policy avoid)")
@@ -209,8 +213,8 @@ class TaskSpec(Model):
 class TraceSpec(Model):
     """A recorded workload."""
 
-    trace: TraceFormat
-    path: str
+    trace: TraceFormat = Field(description="format of the file of tasks")
+    path: str = Field(description="file of tasks")
     faster: Annotated[float, Field(gt=0, le=1e6)] = Field(
         default=1.0, description="factor by which arrivals are accelerated"
     )
@@ -236,8 +240,10 @@ class ManySpec(Model):
     spread: Annotated[float, Field(ge=0, le=5)] = Field(
         default=1.0, description="standard deviation of the logarithm of run times"
     )
-    users: Annotated[int, Field(ge=1, le=1000)] = 4
-    demands: Annotated[tuple[Amounts, ...], Field(min_length=1)] = ({"cpu": 1.0},)
+    users: Annotated[int, Field(ge=1, le=1000)] = Field(default=4, description="number of users")
+    demands: Annotated[tuple[Amounts, ...], Field(min_length=1)] = Field(
+        default=({"cpu": 1.0},), description="demands from which each task draws one"
+    )
 
 
 class WorkloadSpec(Model):
@@ -248,7 +254,9 @@ class WorkloadSpec(Model):
         """Whether the spec describes any tasks."""
         return bool(self.tasks or self.replay or self.made)
 
-    tasks: Annotated[tuple[TaskSpec, ...], Field(max_length=10_000)] = ()
+    tasks: Annotated[tuple[TaskSpec, ...], Field(max_length=10_000)] = Field(
+        default=(), description="groups of equal tasks"
+    )
     replay: TraceSpec | None = Field(default=None, description="a recorded workload")
     made: ManySpec | None = Field(default=None, description="a generated workload")
 
@@ -256,7 +264,7 @@ class WorkloadSpec(Model):
 class ExplainSpec(Model):
     """The waiting task that the report explains."""
 
-    task: str
+    task: str = Field(description="name of the task to explain")
     at: Duration | None = Field(
         default=None, description="time of the explanation; half-way through the wait by default"
     )
@@ -347,7 +355,9 @@ def _workload_problems(workload: WorkloadSpec) -> Iterator[Problem]:
     if replay := workload.replay:
         for key in ("run", "apply"):
             if getattr(replay, key) is not None and replay.trace != "kubectl":
-                yield Problem(("workload", "replay", key), "only Kueue's objects have it", hint="write trace: kubectl")
+                yield Problem(
+                    ("workload", "replay", key), "only Kueue's objects have it", hint="write trace: kubectl"
+                )
         yield from _table_problems(replay.trace, replay.table, ("workload", "replay", "table"), TASK_COLUMNS)
     sources = [key for key in ("tasks", "replay", "made") if getattr(workload, key)]
     if len(sources) > 1:

@@ -28,6 +28,10 @@ QUEUE_POLICIES = ("fifo", "priority", "wfq", "drf", "hierarchy", "history", "quo
 """Policies that order the queue; a spec has at most one of them."""
 Guard = Literal["reserve", "none"]
 GUARD_TEXT = "with backfill, reserve nodes for the task that waits longest, or nothing (none)"
+BACKFILL_TEXT = "other tasks may pass one that does not fit"
+GROUP_TEXT = "task field that names the group"
+USER_TEXT = "task field that names the user or team"
+WEIGHTS_TEXT = "weight by user; 1 unless set"
 Preemptions = Annotated[int, Field(ge=0, le=1000)]
 GROUP_FIELDS = ("job", "user", "role", "name", "priority")
 """Task fields by which policies may group tasks."""
@@ -66,8 +70,8 @@ Fallback = Annotated[
 class SpreadOptions(Model):
     """No node runs more than ``skew`` tasks of a group above the least loaded node."""
 
-    by: str = "job"
-    skew: Count = 1
+    by: str = Field(default="job", description=GROUP_TEXT)
+    skew: Count = Field(default=1, description="largest difference between the most and the least loaded node")
     soft: bool = Field(default=False, description="ignore nodes on which the task does not fit")
 
 
@@ -78,8 +82,8 @@ class AffinityOptions(Model):
 class AntiAffinityOptions(Model):
     """At most ``density`` tasks of a group on one node."""
 
-    by: str = "job"
-    density: Count = 1
+    by: str = Field(default="job", description=GROUP_TEXT)
+    density: Count = Field(default=1, description="maximum tasks of a group on one node")
 
 
 class AvoidOptions(Model):
@@ -95,8 +99,8 @@ class TypesOptions(Model):
 class LocalityOptions(Model):
     """Tasks with ``data`` run where it is stored, later in the same rack, later anywhere."""
 
-    rack_after: Duration = 10.0
-    any_after: Duration = 30.0
+    rack_after: Duration = Field(default=10.0, description="wait after which any node of the rack will do")
+    any_after: Duration = Field(default=30.0, description="wait after which any node will do")
 
 
 class GangOptions(Model):
@@ -109,7 +113,7 @@ class GangOptions(Model):
 class PackOptions(Model):
     """Best fit: each task on the node with the least free capacity; a gang within one node, rack or other label."""
 
-    level: str = "node"
+    level: str = Field(default="node", description="what a gang must fit into: node, or a label such as rack")
     fallback: tuple[Fallback, ...] = Field(
         default=(), description="wider levels and when they apply, such as any after 30 s"
     )
@@ -118,15 +122,15 @@ class PackOptions(Model):
 class FifoOptions(Model):
     """First come, first served; others may pass a task that does not fit."""
 
-    backfill: bool = True
+    backfill: bool = Field(default=True, description=BACKFILL_TEXT)
     guard: Guard = Field(default="reserve", description=GUARD_TEXT)
 
 
 class PriorityOptions(Model):
     """Higher classes first."""
 
-    preempt: bool = True
-    backfill: bool = False
+    preempt: bool = Field(default=True, description="stop tasks of lower classes if a higher one needs their room")
+    backfill: bool = Field(default=False, description=BACKFILL_TEXT)
     guard: Guard = Field(default="reserve", description=GUARD_TEXT)
     max_preemptions: Preemptions | None = Field(
         default=None, description="preemptions after which a task runs to its end; no bound by default"
@@ -136,27 +140,29 @@ class PriorityOptions(Model):
 class FairOptions(Model):
     """Weighted shares by user."""
 
-    by: str = "user"
-    weights: Weights = Field(default_factory=dict)
-    backfill: bool = Field(default=False, description="other tasks may pass one that does not fit")
+    by: str = Field(default="user", description=USER_TEXT)
+    weights: Weights = Field(default_factory=dict, description=WEIGHTS_TEXT)
+    backfill: bool = Field(default=False, description=BACKFILL_TEXT)
     guard: Guard = Field(default="reserve", description=GUARD_TEXT)
 
 
 class HierarchyOptions(Model):
     """Shares down a tree of users; user names are paths."""
 
-    weights: Weights = Field(default_factory=dict)
-    backfill: bool = False
+    weights: Weights = Field(default_factory=dict, description="weight by path, such as research/vision; 1 unless set")
+    backfill: bool = Field(default=False, description=BACKFILL_TEXT)
     guard: Guard = Field(default="reserve", description=GUARD_TEXT)
 
 
 class HistoryOptions(Model):
     """The user with the least past use goes first; past use halves with every half-life."""
 
-    half_life: Annotated[Duration, Field(gt=0)] = 86400.0
-    by: str = "user"
-    weights: Weights = Field(default_factory=dict)
-    backfill: bool = False
+    half_life: Annotated[Duration, Field(gt=0)] = Field(
+        default=86400.0, description="time after which past use counts half"
+    )
+    by: str = Field(default="user", description=USER_TEXT)
+    weights: Weights = Field(default_factory=dict, description=WEIGHTS_TEXT)
+    backfill: bool = Field(default=False, description=BACKFILL_TEXT)
     guard: Guard = Field(default="reserve", description=GUARD_TEXT)
 
 
@@ -171,10 +177,10 @@ class QuotaOptions(Model):
     quotas: dict[str, Annotated[float, Field(ge=0, le=1e9)]] = Field(
         default_factory=dict, description="cores, MiB of memory, or units of another resource, by team"
     )
-    resource: str = "gpu"
-    by: str = "user"
-    borrow: bool = True
-    reclaim: bool = True
+    resource: str = Field(default="gpu", description="the resource that the quotas limit")
+    by: str = Field(default="user", description=USER_TEXT)
+    borrow: bool = Field(default=True, description="teams may use quota that others leave unused")
+    reclaim: bool = Field(default=True, description="a team that needs lent quota stops tasks of its borrowers")
     backfill: bool = Field(default=True, description="tasks of teams within their quota may pass one that does not fit")
     guard: Guard = Field(default="reserve", description=GUARD_TEXT)
     max_preemptions: Preemptions | None = Field(
@@ -206,7 +212,7 @@ class EdfOptions(Model):
     """The nearest deadline first."""
 
     admit: bool = Field(default=True, description="reject tasks on arrival that cannot be on time")
-    backfill: bool = False
+    backfill: bool = Field(default=False, description=BACKFILL_TEXT)
     guard: Guard = Field(default="reserve", description=GUARD_TEXT)
 
 
@@ -219,10 +225,10 @@ class ValueOptions(Model):
 class LimitOptions(Model):
     """At most ``most`` tasks of a group at any time."""
 
-    most: Count
+    most: Count = Field(description="maximum tasks of a group at any time")
     by: str = Field(default="job", description="task field that names the group; empty means one limit for all")
     jobs: tuple[str, ...] = Field(default=(), description="limit these jobs only; empty means all")
-    name: str = "limit"
+    name: str = Field(default="limit", description="name of the resource that counts it; distinguishes several limits")
 
 
 class BarrierOptions(Model):
@@ -256,8 +262,12 @@ class PolicySpec(Model):
     limit: LimitOptions | None = None
     fifo: FifoOptions | None = None
     priority: PriorityOptions | None = None
-    wfq: FairOptions | None = None
-    drf: FairOptions | None = None
+    wfq: FairOptions | None = Field(
+        default=None, description="weighted fair queueing by user: every task counts as one, whatever it demands"
+    )
+    drf: FairOptions | None = Field(
+        default=None, description="dominant resource fairness: the user whose largest share of any resource is least"
+    )
     hierarchy: HierarchyOptions | None = None
     history: HistoryOptions | None = None
     quota: QuotaOptions | None = None

@@ -85,7 +85,7 @@ class QueriesSpec(Model):
     path: str | None = Field(
         default=None, description="a CSV with the targets of each query, accuracy in % and latency_ms; default: drawn"
     )
-    count: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000
+    count: Annotated[int, Field(ge=1, le=100_000_000)] = Field(default=10_000, description="queries to draw")
     pattern: Literal["random", "bursty"] = Field(
         default="random", description="draw new targets for each query, or repeat them for a burst"
     )

@@ -36,8 +36,8 @@ class AttentionSpec(Model):
 class StemSpec(Model):
     """The first convolution."""
 
-    kernel: Annotated[int, Field(ge=1, le=31)] = 3
-    stride: Annotated[int, Field(ge=1, le=8)] = 1
+    kernel: Annotated[int, Field(ge=1, le=31)] = Field(default=3, description="kernel edge")
+    stride: Annotated[int, Field(ge=1, le=8)] = Field(default=1, description="stride along each axis")
 
 
 Expand = Annotated[float, Field(gt=0, le=1)]
@@ -61,8 +61,10 @@ class SearchSpec(Model):
     points: Annotated[int, Field(ge=2, le=64)] = Field(
         default=8, description="limits on MACs; the search returns a subnet for each"
     )
-    population: Annotated[int, Field(ge=4, le=10_000)] = 100
-    generations: Annotated[int, Field(ge=1, le=10_000)] = 30
+    population: Annotated[int, Field(ge=4, le=10_000)] = Field(
+        default=100, description="subnets of a generation of the search"
+    )
+    generations: Annotated[int, Field(ge=1, le=10_000)] = Field(default=30, description="generations of the search")
 
 
 class SpaceSpec(Model):
@@ -71,7 +73,9 @@ class SpaceSpec(Model):
     form: Literal["conv1d", "conv2d", "mlp", "transformer"] = Field(
         default="conv2d", description="form of the residual blocks"
     )
-    stages: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=16)]
+    stages: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=16)] = Field(
+        description="the stages of the network, in order"
+    )
     stem: StemSpec = StemSpec()
     attention: AttentionSpec = AttentionSpec()
     expand: Annotated[tuple[Expand, ...], Field(min_length=1, max_length=64)] = Field(

@@ -18,7 +18,9 @@ Targets = str | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field
 class DataSpec(Model):
     """Labelled examples."""
 
-    source: Literal["digits", "mitbih", "file", "images"]
+    source: Literal["digits", "mitbih", "file", "images"] = Field(
+        description="scikit-learn's digits, beats of MIT-BIH, your own arrays or tables, or folders of images"
+    )
     path: str | None = Field(
         default=None,
         description="beats.npz of MIT-BIH; an NPZ with arrays x and y, a CSV, a Parquet file, or a folder of NPZ or "
@@ -53,7 +55,7 @@ class DataSpec(Model):
 class TrainingSpec(Model):
     """How the supernet is trained; the defaults are those with the smallest weight-sharing gap."""
 
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = 20
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(default=20, description="passes over the training rows")
     rule: Literal["all", "sandwich", "progressive"] = Field(
         default="all",
         description="train every subnet in each step; or the largest, the smallest and random ones (sandwich rule); "
@@ -74,7 +76,7 @@ class TrainingSpec(Model):
         default=False,
         description="sort channels by importance before narrow subnets join (with delay or progressive)",
     )
-    batch: Annotated[int, Field(ge=2, le=65_536)] = 256
+    batch: Annotated[int, Field(ge=2, le=65_536)] = Field(default=256, description="rows of a step")
     rate: Annotated[float, Field(gt=0, le=100)] | None = Field(
         default=None,
         description="learning rate after warm-up; by default 0.1 (SGD), or 0.001 for a module of your own (AdamW)",
@@ -105,7 +107,7 @@ class TrainingSpec(Model):
     alone: bool = Field(
         default=True, description="also train smallest, middle and largest subnet as standalone models, to compare"
     )
-    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    threads: Annotated[int, Field(ge=1, le=256)] = Field(default=1, description="threads of torch")
 
 
 def find_data_problems(data: DataSpec | None, form: str) -> Iterable[Problem]:

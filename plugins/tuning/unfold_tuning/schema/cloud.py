@@ -15,10 +15,12 @@ from unfoldkit.api import Bytes, Duration, Model, Money, Price, Problem, Rate
 class InstanceSpec(Model):
     """An instance type with figures that override those of the catalog."""
 
-    type: str = Field(min_length=1)
-    price: Price | None = None
-    spot: Price | None = None
-    accelerators: Annotated[int, Field(ge=1, le=1024)] | None = None
+    type: str = Field(min_length=1, description="name of the instance type")
+    price: Price | None = Field(default=None, description="on demand; that of the catalog if left out")
+    spot: Price | None = Field(default=None, description="spot price; that of the catalog if left out")
+    accelerators: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="accelerators of an instance; those of the catalog if left out"
+    )
     speed: Annotated[float, Field(gt=0, le=1000)] = Field(
         default=1.0, description="of an accelerator, relative to the profile's"
     )
@@ -27,9 +29,11 @@ class InstanceSpec(Model):
 class BillingSpec(Model):
     """Billing rules of the provider."""
 
-    increment: Duration = 1.0
-    minimum: Duration = 60.0
-    per: Literal["instance", "function"] = "instance"
+    increment: Duration = Field(default=1.0, description="bills round up to a multiple of this")
+    minimum: Duration = Field(default=60.0, description="shortest time that is billed")
+    per: Literal["instance", "function"] = Field(
+        default="instance", description="bill whole instances, or only accelerators that work"
+    )
 
 
 class Launch(Model):
@@ -38,8 +42,8 @@ class Launch(Model):
     image: str | None = Field(
         default=None, description="AMI, such as ami-0abcdef1234567890; for SkyPilot any image_id, such as docker:me/it"
     )
-    subnet: str | None = None
-    security_groups: tuple[str, ...] = ()
+    subnet: str | None = Field(default=None, description="AWS subnet, such as subnet-0abc")
+    security_groups: tuple[str, ...] = Field(default=(), description="AWS security groups, such as sg-0abc")
     role: str | None = Field(default=None, description="name of the IAM instance profile")
     setup: str = Field(default="", max_length=8000, description="shell lines to run before the instance joins")
     grace: Duration = Field(default=3600.0, description="an instance shuts itself down this long after the deadline")
@@ -51,7 +55,7 @@ class Availability(Model):
     Its last tick is the present. Only the last three days count.
     """
 
-    path: str
+    path: str = Field(description="a CSV file")
     zones: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)] = Field(description="the columns to use")
     tick: Annotated[Duration, Field(gt=0)] = Field(default=300.0, description="time between two rows")
 
@@ -64,14 +68,16 @@ class Cloud(Model):
         description="train starts aws and local instances, those of any cloud through skypilot, "
         "and uses nodes of a running ray cluster; the others are planned from given prices",
     )
-    region: str = "us-east-1"
+    region: str = Field(default="us-east-1", description="region of the instances and of their prices")
     infra: str | None = Field(
         default=None,
         min_length=1,
         description="where SkyPilot starts instances, in its notation: aws/us-east-1, gcp, kubernetes; "
         "in this region of any of its clouds if left out",
     )
-    instances: Annotated[tuple[str | InstanceSpec, ...], Field(min_length=1, max_length=16)]
+    instances: Annotated[tuple[str | InstanceSpec, ...], Field(min_length=1, max_length=16)] = Field(
+        description="instance types to choose from"
+    )
     zones: Annotated[tuple[str, ...], Field(max_length=16)] = Field(
         default=(), description="availability zones to try in this order; any zone of the region if left out"
     )
@@ -83,13 +89,13 @@ class Cloud(Model):
         default="on-demand", description="thrifty: spot or wait while there is slack, on demand when it runs out"
     )
     availability: Availability | None = Field(default=None, description="log of the spot market, for thrifty plans")
-    interruptions: Rate = Field(default=0.2 / 3600, description="of a spot instance, such as 0.2/h")
+    interruptions: Rate = Field(default=0.2 / 3600, description="losses of a spot instance per time, such as 0.2/h")
     checkpoint_iters: Count = Field(default=1, description="iterations between two checkpoints")
-    billing: BillingSpec = BillingSpec()
-    data: Bytes = Field(default=0, description="copied to every new instance")
-    transfer: Money = Field(default=0.0, description="per GiB of data copied")
-    disk: Price = Field(default=0.0, description="of the disks of an instance, such as EBS volumes")
-    head: Price = Field(default=0.0, description="of the head node, for the whole job")
+    billing: BillingSpec = Field(default=BillingSpec(), description="how time is billed")
+    data: Bytes = Field(default=0, description="data copied to every new instance")
+    transfer: Money = Field(default=0.0, description="price per GiB of data copied")
+    disk: Price = Field(default=0.0, description="price of the disks of an instance, such as EBS volumes")
+    head: Price = Field(default=0.0, description="price of the head node, for the whole job")
     launch: Launch | None = Field(default=None, description="how train starts instances")
     prices: str | None = Field(default=None, description="a price list, CSV or JSON, or live to query AWS")
 
@@ -113,7 +119,9 @@ def check_cloud(cloud: Cloud) -> Iterable[Problem]:
         yield from _check_priced_nodes(cloud, "a node of Ray", "in a Ray cluster")
         yield from _check_ray(cloud)
     elif cloud.resource is not None:
-        yield Problem(("cloud", "resource"), "only nodes of a running Ray cluster have it", hint="write provider: ray")
+        yield Problem(
+            ("cloud", "resource"), "only nodes of a running Ray cluster have it", hint="write provider: ray"
+        )
     yield from _check_launch(cloud)
 
 

@@ -19,15 +19,15 @@ MAX_VARIATION = 10.0
 class Delay(Model):
     """A random time by mean and standard deviation."""
 
-    mean: Duration
-    std: Duration = 0.0
+    mean: Duration = Field(description="mean")
+    std: Duration = Field(default=0.0, description="standard deviation")
 
 
 class Iteration(Model):
     """One iteration of a trial on one accelerator."""
 
-    mean: Duration
-    std: Duration = 0.0
+    mean: Duration = Field(description="mean")
+    std: Duration = Field(default=0.0, description="standard deviation between iterations")
 
 
 Time = Annotated[Duration | Delay, Field(union_mode="left_to_right")]
@@ -50,7 +50,7 @@ class Recorded(Model):
     Biases or Optuna give them.
     """
 
-    path: str
+    path: str = Field(description="the file or folder of the record")
     trial: Names | None = Field(default=None, description="the column or columns that identify a trial")
     iteration: str | None = Field(default=None, description="iterations that a trial has run")
     elapsed: str | None = Field(default=None, description="seconds since a trial began")
@@ -68,15 +68,17 @@ class Recorded(Model):
 class MeasuredTrial(Model):
     """A profiled trial: the iterations at which intervals end, and the seconds per iteration in each interval."""
 
-    ends: Annotated[tuple[Count, ...], Field(min_length=1)]
-    seconds: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)]
+    ends: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(description="iterations at which the intervals end")
+    seconds: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)] = Field(
+        description="seconds per iteration in each interval"
+    )
     config: dict[str, Scalar | tuple[Scalar, ...] | None] = Field(default_factory=dict, description="its configuration")
 
 
 class ProfileSpec(Model):
     """Timings of the job; ``unfold profile`` measures them if they are left out."""
 
-    iteration: Iteration | None = None
+    iteration: Iteration | None = Field(default=None, description="time of an iteration on one accelerator")
     recorded: Recorded | None = Field(
         default=None, description="replaces iteration: its times, and trial_spread, from an earlier run"
     )

@@ -42,7 +42,7 @@ class Halving(Model):
     trials: Trials = Field(description="trials in the first stage")
     min_iters: Count = Field(description="iterations of every trial in the first stage")
     max_iters: Count = Field(description="total iterations of the last trial")
-    eta: Eta = 3
+    eta: Eta = Field(default=3, description="the best 1/eta of the trials continue")
 
 
 class Hyperband(Model):
@@ -50,7 +50,7 @@ class Hyperband(Model):
 
     algorithm: Literal["hyperband"]
     max_iters: Count = Field(description="maximum iterations of a trial")
-    eta: Eta = 3
+    eta: Eta = Field(default=3, description="the best 1/eta of the trials continue")
     brackets: Literal["sequence", "parallel"] = Field(
         default="sequence", description="run brackets one after another, or together"
     )
@@ -60,14 +60,14 @@ class RandomSearch(Model):
     """Random search: every trial runs to the end, in one stage."""
 
     algorithm: Literal["random"]
-    trials: Trials
-    iters: Count
+    trials: Trials = Field(description="trials of the search")
+    iters: Count = Field(description="iterations of each trial")
 
 
 class Rung(Model):
     """One stage of a custom search."""
 
-    trials: Trials
+    trials: Trials = Field(description="trials of the stage")
     iters: Count = Field(description="further iterations of each trial")
 
 
@@ -75,7 +75,7 @@ class Custom(Model):
     """A list of stages; where the number of trials grows, new trials start."""
 
     algorithm: Literal["custom"]
-    stages: Annotated[tuple[Rung, ...], Field(min_length=1, max_length=64)]
+    stages: Annotated[tuple[Rung, ...], Field(min_length=1, max_length=64)] = Field(description="the stages, in order")
 
 
 Search = Halving | Hyperband | RandomSearch | Custom
@@ -87,7 +87,8 @@ def check_search(search: Search) -> Iterable[Problem]:
         yield Problem(("search", "min_iters"), f"{search.min_iters} is more than max_iters {search.max_iters}")
     if isinstance(search, Hyperband) and search.max_iters > MAX_HYPERBAND_ITERS:
         yield Problem(
-            ("search", "max_iters"), f"Hyperband starts about as many trials: {MAX_HYPERBAND_ITERS:,} at most"
+            ("search", "max_iters"),
+            f"Hyperband starts about as many trials: {MAX_HYPERBAND_ITERS:,} at most",
         )
 
 

@@ -56,6 +56,7 @@ FOREIGN_LISTS = ("values", "choices", "categories", "grid_search", "_value")
 FOREIGN_BOUNDS = (("low", "high"), ("min", "max"), ("lower", "upper"))
 FOREIGN_KINDS = ("type", "_type", "distribution", "name")
 """Keys with which Optuna, W&B, NNI, Ax and ConfigSpace describe a dimension."""
+BOUNDS_TEXT = "[low, high]"
 MAX_LISTED = 1000
 """Values of an integer range that a condition may name."""
 
@@ -72,37 +73,37 @@ class ConditionalModel(Model):
 class Log(ConditionalModel):
     """Log-uniform between two bounds."""
 
-    log: tuple[float, float]
+    log: tuple[float, float] = Field(description=BOUNDS_TEXT)
 
 
 class Uniform(ConditionalModel):
     """Uniform between two bounds."""
 
-    uniform: tuple[float, float]
+    uniform: tuple[float, float] = Field(description=BOUNDS_TEXT)
 
 
 class Integer(ConditionalModel):
     """An integer between two bounds, both included."""
 
-    int_: tuple[int, int] = Field(alias="int")
+    int_: tuple[int, int] = Field(alias="int", description=BOUNDS_TEXT)
 
 
 class LogInteger(ConditionalModel):
     """A log-uniform integer between two bounds, both included."""
 
-    log_int: tuple[int, int]
+    log_int: tuple[int, int] = Field(description=BOUNDS_TEXT)
 
 
 class Choice(ConditionalModel):
     """One of several values; a value may be a list."""
 
-    choice: Annotated[tuple[Value, ...], Field(min_length=1)]
+    choice: Annotated[tuple[Value, ...], Field(min_length=1)] = Field(description="the values")
 
 
 class Constant(ConditionalModel):
     """Always the same value; a list is passed as it is."""
 
-    value: Value
+    value: Value = Field(description="the value")
 
 
 Dimension = Log | Uniform | Integer | LogInteger | Choice | Constant

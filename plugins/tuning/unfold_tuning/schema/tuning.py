@@ -35,9 +35,11 @@ class SpreadPolicy(Model):
 class PlacementPolicy(Model):
     """How trials are placed on nodes, in the vocabulary of the kind ``placement``."""
 
-    gang: Literal["trial"] | GangPolicy = "trial"
-    pack: Literal["node"] | PackPolicy | None = None
-    spread: Literal["node"] | SpreadPolicy | None = None
+    gang: Literal["trial"] | GangPolicy = Field(
+        default="trial", description="all workers of a trial start at once, always"
+    )
+    pack: Literal["node"] | PackPolicy | None = Field(default=None, description="fill the fullest node with room")
+    spread: Literal["node"] | SpreadPolicy | None = Field(default=None, description="use the emptiest node")
 
 
 class TuningSpec(Spec):
@@ -47,7 +49,7 @@ class TuningSpec(Spec):
     search: Annotated[
         Annotated[Halving | Hyperband | RandomSearch | Custom, Field(discriminator="algorithm")],
         BeforeValidator(translate_search),
-    ]
+    ] = Field(description="how many trials run for how many iterations, stage by stage")
     trainable: Trainable | None = None
     deadline: Duration | None = Field(default=None, description="find the cheapest plan that meets it")
     budget: Money | None = Field(

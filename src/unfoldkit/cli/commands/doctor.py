@@ -1,4 +1,4 @@
-"""``unfold doctor``: check that everything the tool needs is there."""
+"""``unfold doctor``: check that what unfold needs is installed and works."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def run_checks(registry: Registry) -> Iterator[tuple[str, CheckResult]]:
     yield "extras", _list_extras()
     for plugin in registry.plugins:
         message = f"{plugin.module} {plugin.status} {plugin.error}".strip()
-        hint = "UNFOLD_DISABLE_PLUGINS switches it off"
+        hint = "UNFOLD_DISABLE_PLUGINS disables it"
         yield f"plugin {plugin.name}", CheckResult(not plugin.error, message, hint)
     for name, owners in registry.duplicates.items():
         message = f"offered by {' and '.join(map(str, owners))}"
-        yield f"kind {name}", CheckResult(ok=False, message=message, hint="switch one off")
+        yield f"kind {name}", CheckResult(ok=False, message=message, hint="UNFOLD_DISABLE_PLUGINS disables one")
     misspelt = find_misspelt_hooks(registry)
     yield "hooks", CheckResult(not misspelt, misspelt or "every hook is known", "a misspelt hook is never called")
     for check in registry.checks():
