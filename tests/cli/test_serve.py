@@ -148,11 +148,11 @@ def test_a_bad_call_is_reported(unfold: Unfold, spec: Path, words: list[str], ex
 
 
 def test_a_kind_of_one_process_is_refused_before_any_starts(unfold_process: Process, tmp_path: Path) -> None:
-    """Where a kind serves by one process, several are refused once, by 2, and nothing is started or written."""
+    """Where a kind serves from one process, several are refused once, by 2, and nothing is started or written."""
     (tmp_path / "a.yaml").write_text(ECHO)
     done = unfold_process("serve", "a.yaml", "--processes", "2", "--port", "0")
     assert done.returncode == 2
-    assert done.stderr.strip() == "kind echo serves by one process (leave --processes out)"
+    assert done.stderr.strip() == "kind echo serves from one process only (leave --processes out)"
     assert not (tmp_path / "runs").exists()
 
 

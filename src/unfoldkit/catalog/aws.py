@@ -99,7 +99,7 @@ def request_prices(
             rows[name] = replace(row, source="live", date=now.date().isoformat())
     if not rows:
         hint = "; ".join(f"{item.name} {item.market}: {item.reason}" for item in rejected[:3])
-        raise user_error(f"AWS gave no usable price for {region}", hint=hint or "is the region's name right?")
+        raise user_error(f"AWS returned no usable price for {region}", hint=hint or "is the region's name right?")
     return RefreshResult(PriceBook("live", now.date().isoformat(), rows), tuple(rejected))
 
 

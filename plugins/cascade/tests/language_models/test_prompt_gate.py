@@ -228,7 +228,7 @@ def test_a_plan_with_an_entry_gate_is_served(tmp_path: Path) -> None:
     decision = report.decision
     assert decision is not None
     assert decision["entry"] is not None, report.lines
-    assert "skip small for the length of their prompt" in dict(report.lines)["entry"]
+    assert "skip small, judged by the length of their prompt" in dict(report.lines)["entry"]
     gate = build_gateway_plan(spec, {"decision": decision}).entry
     assert gate is not None
     positions = [gate.find_position(prompt) for prompt in prompts[:200]]
@@ -250,7 +250,7 @@ def test_a_plan_with_an_entry_gate_is_served(tmp_path: Path) -> None:
         ("costs_usd", [1.0]),
         ("price", "dear"),
     ):
-        with pytest.raises(UnfoldError, match="none of this version"):
+        with pytest.raises(UnfoldError, match="written by another version"):
             read_entry({**decision, "entry": {**decision["entry"], key: value}})
 
 
@@ -319,7 +319,7 @@ def test_a_plan_with_an_embedding_is_served_by_the_same_weights_only(tmp_path: P
     (tmp_path / "spec.yaml").write_text(SPEC.replace("[length]", "[length, embedding]"))
     spec = spec_of(tmp_path / "spec.yaml")
     report = plan(spec, run_in(tmp_path / "run", base=tmp_path))
-    assert "for the length and embedding of their prompt" in dict(report.lines)["entry"]
+    assert "judged by the length and embedding of their prompt" in dict(report.lines)["entry"]
     decision = json.loads(json.dumps(report.decision))
     gate = build_gateway_plan(spec, {"decision": decision}).entry
     assert gate is not None
@@ -327,5 +327,5 @@ def test_a_plan_with_an_embedding_is_served_by_the_same_weights_only(tmp_path: P
     assert positions[is_hard[:100]].mean() > 0.9
     assert positions[~is_hard[:100]].mean() < 0.1
     decision["entry"]["embedding"] = decision["entry"]["embedding"][:-1] + "?"
-    with pytest.raises(UnfoldError, match="none of this version"):
+    with pytest.raises(UnfoldError, match="written by another version"):
         read_entry(decision)

@@ -107,8 +107,8 @@ def question(baseline: str, allowed: str, budget: float | None, unit: str) -> st
 def label_bounds(confidence: float) -> dict[str, str]:
     """Label what a certificate bounds, by metric."""
     return {
-        "certified_loss_points": f"loss at most, with {percent(confidence)}",
-        "saving_lower_bound": f"saving at least, with {percent(confidence)}",
+        "certified_loss_points": f"loss at most, with {percent(confidence)} confidence",
+        "saving_lower_bound": f"saving at least, with {percent(confidence)} confidence",
     }
 
 
@@ -158,7 +158,7 @@ def certificate(
     """State the certified loss of a cascade, and the bounds on its ``costs``."""
     unit = "distinct row" if cluster_column == COPIES else cluster_column
     average = "" if unit is None else f" for the average {unit}"
-    text = f"loss against {baseline}{average} ≤ {_round_up_points(certified_loss)} points"
+    text = f"loss against {baseline}{average} ≤ {_round_up_points(certified_loss)}"
     text += "".join(f', of "{label}" ≤ {100 * allowed:g}' for label, allowed in of_labels.items())
     text += f" and {costs}" if costs else ""
     text += f" with {percent(confidence)} confidence"
@@ -410,7 +410,7 @@ def _list_error_costs(weights: Mapping[str, float | Mapping[str, float]]) -> Ite
 
 def _round_up_points(certified_loss: float) -> str:
     """Write a loss in points, rounded up: a guarantee must not be printed smaller than it is."""
-    return f"{math.ceil(round(certified_loss * 10_000, 6)) / 100:g}"
+    return points(math.ceil(round(certified_loss * 10_000, 6)) / 10_000)
 
 
 FLOW_TITLE = "The path of the test cases: which model answers, at what cost, and how often it is right"

@@ -285,7 +285,7 @@ BAD = [
     ("cv: 2", "cv: 2, scv: 4", "cv and scv describe the same quantity"),
     ("after: {first: 50%}", "after: {first: 0%}", "no query reaches this stage"),
     ("slo: {p99: 350 ms}", "slo: {p9: 350 ms}", 'slo.p9: unknown key (did you mean "p99"?)'),
-    ("1: 10 ms", "1: 0 ms", "a batch takes more than 0 s"),
+    ("1: 10 ms", "1: 0 ms", "a batch must take more than 0 s"),
     ("{latency: {cpu: {1: 10 ms, 8: 66 ms}}}", "{}", "stages.first: has no latency"),
 ]
 

@@ -143,7 +143,9 @@ class KubernetesTarget:
         except ApiError as error:
             if error.status != FORBIDDEN:
                 raise
-            return StageReplicas(0, 0, user_error(f"the cluster refuses: {error.message}", key=self.api.key))
+            return StageReplicas(
+                0, 0, user_error(f"the cluster rejects the request: {error.message}", key=self.api.key)
+            )
         names = [name for name, reference in scalers.items() if is_target(reference, workload)]
         if not names:
             return StageReplicas(scale.desired, scale.existing)

@@ -156,7 +156,7 @@ def read_perf_analyzer_latency(path: Path) -> float:
     row = min(rows, key=lambda measured: measured.number(load) if load else 0.0)
     seconds = sum(row.number(name) for name in COMPUTE_COLUMNS) * MICROSECOND
     if seconds <= 0:
-        raise row.wrong("a batch takes more than 0 s", COMPUTE_COLUMNS[1])
+        raise row.wrong("a batch must take more than 0 s", COMPUTE_COLUMNS[1])
     return seconds
 
 

@@ -39,7 +39,7 @@ def find_plan_mistakes(spec: PipelineSpec, decision: Mapping[str, Any]) -> Itera
     pooled = bool(decision.get("disaggregated"))
     if pooled and engine.disaggregated is None:
         key = f"stages.{engine_stage}.engine.disaggregated"
-        yield Diagnostic("the plan has two pools and the spec has none of them", key=key, hint="plan again")
+        yield Diagnostic("the plan has two pools, but the spec has none", key=key, hint="plan again")
         return
     yield from _compare("engines", decision.get("engines"), _list_engine_options(engine_stage, engine, pooled=pooled))
     around = {name: _list_stage_options(stage, spec, "max_batch") for name, stage in stages.items() if not stage.engine}

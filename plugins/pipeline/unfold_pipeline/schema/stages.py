@@ -276,7 +276,7 @@ def _validate_batches(
         yield Problem(path, f'latency for batch 1 is missing for "{name}"', at_key=True)
     for batch, seconds in latencies.items():
         if seconds <= 0:
-            yield Problem((*path, str(batch)), "a batch takes more than 0 s")
+            yield Problem((*path, str(batch)), "a batch must take more than 0 s")
 
 
 def _validate_graph(stages: Mapping[str, StageSpec]) -> Iterable[Problem]:
@@ -288,7 +288,7 @@ def _validate_graph(stages: Mapping[str, StageSpec]) -> Iterable[Problem]:
         return
     yield from _validate_inputs(stages)
     for name in _find_joins_after_fan_out(stages):
-        yield Problem(("stages", name, "after"), "joins flows after a fan_out, where items share no query")
+        yield Problem(("stages", name, "after"), "cannot join what several items of a fan_out return")
 
 
 def _find_joins_after_fan_out(stages: Mapping[str, StageSpec]) -> Iterable[str]:

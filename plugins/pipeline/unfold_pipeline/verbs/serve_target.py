@@ -81,7 +81,7 @@ def _check_target(target: ScalingTarget) -> tuple[list[UnfoldError], list[str]]:
         faults = [replicas.fault for replicas in target.read_replicas() if replicas.fault is not None]
         return faults, target.list_warnings()
     except ApiError as error:
-        raise user_error(f"the cluster refuses: {error.message}", key="control.kubernetes") from error
+        raise user_error(f"the cluster rejects the request: {error.message}", key="control.kubernetes") from error
 
 
 def build_tuner_factory(problem: Problem, plan: Plan) -> Callable[[CountArray], ObservedTuner]:
@@ -135,7 +135,7 @@ def preview_steps(controller: DeploymentController) -> tuple[ScaleStep, ...]:
                 key = "control.prometheus" if is_prometheus and error.reason == "unreachable" else "control.arrivals"
                 raise user_error(str(error), key=key, hint=error.hint) from error
         except ApiError as error:
-            raise user_error(f"the cluster refuses: {error.message}", key="control.kubernetes") from error
+            raise user_error(f"the cluster rejects the request: {error.message}", key="control.kubernetes") from error
         time.sleep(PREVIEW_PAUSE_S)
 
 

@@ -39,7 +39,7 @@ def test_resources_are_created_resized_and_deleted(world: World, node: str) -> N
     more = one.resize("x", node, 3, epoch=made.epoch)
     assert (more.amount, more.owner, more.epoch > made.epoch) == (3, "me", True)
     assert [(item.name, item.node, item.amount) for item in one.snapshot().names] == [("x", node, 3)]
-    with pytest.raises(UnfoldError, match="exists already"):
+    with pytest.raises(UnfoldError, match="already exists"):
         one.create("x", node)
     one.delete("x", node, epoch=more.epoch)
     assert one.snapshot().names == ()

@@ -88,7 +88,7 @@ SAMPLES: dict[str, list[str]] = {
     "replay_start_line": [sentences.replay_start_line(is_history=value) for value in (True, False)],
     "run_time_line": [sentences.run_time_line(count, "workload.replay.run") for count in (1, 30)],
     "overdue_line": [sentences.overdue_line(1), sentences.overdue_line(3)],
-    "left_out_line": [sentences.left_out_line(1, "they are not active")],
+    "left_out_line": [sentences.left_out_line(1, "not active")],
     "missing_flavor_line": [sentences.missing_flavor_line("team-a", "spot")],
     "no_flavors_line": [sentences.no_flavors_line()],
     "stopped_queue_line": [sentences.stopped_queue_line("team-a", "Hold")],

@@ -94,8 +94,8 @@ def test_local_times_of_the_command_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ([{"kind": "Pod"}], r"nothing with a task_id in it \(ray list tasks --detail --format json --limit 10000\)"),
-        ([], "nothing with a task_id in it"),
+        ([{"kind": "Pod"}], r"no entry has a task_id \(ray list tasks --detail --format json --limit 10000\)"),
+        ([], "no entry has a task_id"),
         ([{"task_id": "aa", "type": "NORMAL_TASK"}], "item 0 is not what ray list tasks --detail"),
         ([task("aa", "soon", 1, 2)], "'soon' is not a time"),
         ([task("aa", 1000, 2000, 3000, required_resources={"CPU": "many"})], "could not convert"),

@@ -119,10 +119,10 @@ class ResourceTable:
         """Create an ephemeral resource, which expires after ``ttl`` seconds unless renewed.
 
         Raises:
-            UnfoldError: it exists already, or the node does not exist.
+            UnfoldError: it already exists, or the node does not exist.
         """
         if node in self.entries.get(name, {}):
-            raise user_error(f"{name} exists already on {node or 'the cluster'}", hint="resize it")
+            raise user_error(f"{name} already exists on {node or 'the cluster'}", hint="resize it")
         now = self.now
         return self._write(EphemeralResource(name, node, amount, owner, self.epoch + 1, now, now + ttl, until))
 
@@ -254,7 +254,7 @@ class ResourceTable:
                 hint = did_you_mean(kind, self.resource_kinds)
                 raise user_error(f"task {task.name} demands {kind!r}, which no node has", key="workload", hint=hint)
         if task.name in self.task_rows:
-            raise user_error(f"task {task.name} exists already", key="workload", hint="task names must be unique")
+            raise user_error(f"task {task.name} already exists", key="workload", hint="task names must be unique")
         if len(requests) > MAX_REQUESTS:
             message = f"task {task.name} requests {len(requests)} ephemeral resources, the maximum is {MAX_REQUESTS}"
             raise user_error(message, key="policy")

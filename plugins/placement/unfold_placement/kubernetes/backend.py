@@ -192,7 +192,7 @@ class KubernetesBackend:
 
     def submit(self, task: Task) -> None:
         """Create the gated pod of a task."""
-        exists_error = user_error(f"task {task.name} exists already", hint="task names must be unique")
+        exists_error = user_error(f"task {task.name} already exists", hint="task names must be unique")
         if task.name in self.store.records:
             raise exists_error
         body = pods.gated_pod(task, self.asks(task), self.scope, time.time())

@@ -136,7 +136,7 @@ class Backend(Protocol):
         It is deleted after ``ttl`` unless renewed, or when the task ``until`` ends or is preempted.
 
         Raises:
-            UnfoldError: it exists already, or the node does not exist.
+            UnfoldError: it already exists, or the node does not exist.
         """
 
     def resize(

@@ -127,7 +127,7 @@ class StateStore:
         with self.changed:
             self.expire_leases()
             if (name, node) in self.resources:
-                raise user_error(f"{name} exists already on {node or 'the cluster'}", hint="resize it")
+                raise user_error(f"{name} already exists on {node or 'the cluster'}", hint="resize it")
             if node != ANYWHERE and node not in self.nodes:
                 raise user_error(f"there is no node {node}")
             now = self.clock()
@@ -183,7 +183,7 @@ class StateStore:
         """Enqueue a task; its arrival becomes now, and its deadline counts from now."""
         with self.changed:
             if task.name in self.records:
-                raise user_error(f"task {task.name} exists already", hint="task names must be unique")
+                raise user_error(f"task {task.name} already exists", hint="task names must be unique")
             now = self.clock()
             record = Record(replace(task, arrival=now, deadline=now + task.deadline))
             return self.write_record(record, kinds.SUBMITTED)

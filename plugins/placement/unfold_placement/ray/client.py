@@ -86,7 +86,7 @@ class Client:
         if self.stopped.is_set():
             raise user_error(f"task {task.name} cannot be submitted: the client is closed", hint="connect again")
         if task.name in self.jobs:
-            raise user_error(f"task {task.name} exists already", hint="task names must be unique")
+            raise user_error(f"task {task.name} already exists", hint="task names must be unique")
         job = self.jobs[task.name] = Job(task, _as_remote(function), args, kwargs, Future())
         job.result.add_done_callback(lambda future: self._withdraw(task.name) if future.cancelled() else None)
         self.outbox.put(task)

@@ -68,11 +68,9 @@ def call_coordinator(coordinator: Any, method: str, *args: Any) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, UnfoldError):
             raise error.cause from None
-        raise user_error(
-            f"the coordinator failed in {method}: {error.cause}", hint="its log in Ray has more"
-        ) from error
+        raise user_error(f"the coordinator failed in {method}: {error.cause}", hint="see its log in Ray") from error
     except RayActorError as error:
         message = "the coordinator of the cluster has died"
         raise CoordinatorDiedError(Diagnostic(message, hint="Ray restarts it")) from error
     except RayError as error:
-        raise user_error(f"Ray did not carry {method} to the coordinator: {error}") from error
+        raise user_error(f"Ray could not deliver {method} to the coordinator: {error}") from error

@@ -41,7 +41,7 @@ def unplaceable_headline(count: int, first_task: str, placed: int, makespan_s: f
     duration = format_seconds(makespan_s)
     return (
         f"{format_count(count, 'task')} can never run, the first is {first_task}; "
-        f"the other {placed:,} are done in {duration}"
+        f"{'the other one is' if placed == 1 else f'the other {placed:,} are'} done in {duration}"
     )
 
 

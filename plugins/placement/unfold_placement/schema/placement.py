@@ -305,7 +305,7 @@ def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
             yield Problem(("cluster", "events", index, "lasts"), message, hint="write change: down and lasts: 10 min")
     for index, node in enumerate(cluster.nodes):
         if not (node.cpu or node.gpu or node.memory or node.resources or cluster.ray):
-            yield Problem(("cluster", "nodes", index), "a node without any resource", hint="write cpu: 4")
+            yield Problem(("cluster", "nodes", index), "the node has no resources", hint="write cpu: 4")
 
 
 def _table_problems(
@@ -356,7 +356,7 @@ def _workload_problems(workload: WorkloadSpec) -> Iterator[Problem]:
         for key in ("run", "apply"):
             if getattr(replay, key) is not None and replay.trace != "kubectl":
                 yield Problem(
-                    ("workload", "replay", key), "only Kueue's objects have it", hint="write trace: kubectl"
+                    ("workload", "replay", key), "applies to Kueue's objects only", hint="write trace: kubectl"
                 )
         yield from _table_problems(replay.trace, replay.table, ("workload", "replay", "table"), TASK_COLUMNS)
     sources = [key for key in ("tasks", "replay", "made") if getattr(workload, key)]
@@ -366,7 +366,7 @@ def _workload_problems(workload: WorkloadSpec) -> Iterator[Problem]:
     for index, task in enumerate(workload.tasks):
         path: tuple[Any, ...] = ("workload", "tasks", index)
         if task.run <= 0:
-            yield Problem((*path, "run"), "a task takes some time", hint="write run: 10 min")
+            yield Problem((*path, "run"), "the run time must be above 0", hint="write run: 10 min")
         for key, names in (("follows", (task.follows,)), ("avoids", (task.avoids,)), ("after", task.after)):
             for name in names:
                 if name and name not in jobs:

@@ -144,7 +144,7 @@ def build_queue_problem(spec: PlacementSpec, run: Run) -> QueueProblem | None:
     if before is None:
         if trace.run is not None or trace.apply is not None:
             key = "workload.replay.run" if trace.run is not None else "workload.replay.apply"
-            raise user_error(f"{path.name} has no ClusterQueue, and only Kueue's objects have it", key=key)
+            raise user_error(f"{path.name} has no ClusterQueue, and this applies to Kueue's objects only", key=key)
         return None
     _check_queue_keys(spec, trace)
     after = before

@@ -543,10 +543,10 @@ def _find_queue(
     if is_held or record.finished_s is not None:
         return name, ""
     obstacles = {
-        "they are not active": item.part("spec").body.get("active") is False,
+        "not active": item.part("spec").body.get("active") is False,
         f"LocalQueue {record.local_queue} is stopped": local is not None and _is_stopped(local),
-        "Kueue does not queue them again (Requeued is False)": record.conditions.is_false("Requeued"),
-        "they have preemptionGates, which cannot be replayed": bool(item.part("spec").body.get("preemptionGates")),
+        "not queued again by Kueue (Requeued is False)": record.conditions.is_false("Requeued"),
+        "preemptionGates cannot be replayed": bool(item.part("spec").body.get("preemptionGates")),
     }
     return name, next((reason for reason, applies in obstacles.items() if applies), "")
 

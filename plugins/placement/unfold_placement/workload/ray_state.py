@@ -74,7 +74,7 @@ def ray_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None, wa
 def _read_list(path: Path, key: str, command: str) -> list[Body]:
     bodies = read_items(path, command)
     if not bodies or key not in bodies[0]:
-        raise user_error(f"nothing with a {key} in it", file=str(path), hint=command)
+        raise user_error(f"no entry has a {key}", file=str(path), hint=command)
     return bodies
 
 

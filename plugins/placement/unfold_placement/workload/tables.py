@@ -93,7 +93,7 @@ def csv_nodes(path: Path, columns: Columns = STANDARD_COLUMNS) -> Iterator[Node]
             raise row.wrong(f"{row['name'][:60]} names several nodes", "name", "sinfo -N prints one row for each node")
         amounts = columns.read_amounts(row)
         if not amounts:
-            raise row.wrong("a node without any resource", "name", "write an amount under cpu, gpu or memory")
+            raise row.wrong("the node has no resources", "name", "write an amount under cpu, gpu or memory")
         no_labels = (*NODE_COLUMNS, *columns.resources)
         labels = {key: cell for key, cell in row.cells.items() if key not in no_labels and cell}
         yield Node(row["name"], amounts, labels, frozenset(split_list(row.get("data"))))
@@ -262,7 +262,7 @@ def _iter_unique(rows: Iterable[CsvRow], column: str) -> Iterator[CsvRow]:
         _check_step(row, column, job_lines)
         if name in lines:
             hint = f"line {lines[name]} has it too; names must be unique: join columns, or write one row per {column}"
-            raise row.wrong(f"{name or 'an empty name'} exists already", column, hint)
+            raise row.wrong(f"{name or 'an empty name'} already exists", column, hint)
         lines[name] = row.line
         yield row
 

@@ -409,7 +409,7 @@ def _combine(*lists: Sequence[float]) -> list[tuple[float, float, float]]:
                 f"{len(values)} entries beside {count}", key=f"model.{key}", hint="write one entry a member, or one"
             )
         if not all(0 < value <= 1 for value in values):
-            raise user_error("fractions lie above 0 and at most at 1", key=f"model.{key}")
+            raise user_error("fractions must be above 0 and at most 1", key=f"model.{key}")
     wide, deep, sharp = ([*values] * count if len(values) == 1 else values for values in lists)
     if any(abs(1 / value - round(1 / value)) > 1e-6 for value in sharp):
         raise user_error("must be 1/n for an integer n, because n neighbours are averaged", key="model.resolutions")

@@ -231,7 +231,8 @@ def state_constant(task: Task, constant: float) -> str:
     """State the score of the constant that every subnet must beat."""
     if task == "classes":
         return f"{name_constant(task)} is {constant:.1f} % accurate"
-    return f"{name_constant(task)} has a {name_score(task)} of {constant:.1f} %"
+    article = "an" if task == "values" else "a"
+    return f"{name_constant(task)} has {article} {name_score(task)} of {constant:.1f} %"
 
 
 def state_view_cost(ratio: float) -> str:
@@ -364,7 +365,7 @@ def describe_engines(copied: Sequence[str], views: Sequence[str], speedups: Mapp
     parts = []
     if copied:
         speedup = min(speedups[name] for name in copied)
-        parts.append(f"ONNX Runtime: {_shorten_list(copied)} (from {speedup:.2f}x as fast as views)")
+        parts.append(f"ONNX Runtime: {_shorten_list(copied)} (at least {speedup:.2f}x as fast as views)")
     if views:
         speedup = max(speedups[name] for name in views)
         parts.append(f"views: {_shorten_list(views)} (ONNX Runtime up to {speedup:.2f}x as fast)")

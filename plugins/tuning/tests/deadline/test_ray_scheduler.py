@@ -397,7 +397,7 @@ def test_another_search_in_the_same_folder_begins_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"experiment_state-2.json": b'{"trial'}, "state-2.json: the file is torn.*begin another search"),
+        ({"experiment_state-2.json": b'{"trial'}, "state-2.json: the file is incomplete.*begin another search"),
         (
             {"experiment_state-2.json": b"", "experiment_state-1.json": b"{}"},
             r"state-2.json: .*remove the file: Ray then restores from experiment_state-1.json",

@@ -549,7 +549,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         torn = find_torn_file(storage) if self.is_unpickled and not is_known else None
         if torn is not None:
             raise user_error(
-                "the file is torn, so that Ray cannot restore the search and begins another one",
+                "the file is incomplete, so Ray cannot restore the search and would begin another one",
                 file=torn.path,
                 hint=f"remove the file: Ray then restores from {torn.earlier}" if torn.earlier else NEW_SEARCH,
             )

@@ -50,7 +50,7 @@ def write_missed_deadline_headline(deadline_s: float, confidence: float, earlies
 def write_over_budget_headline(deadline_s: float, budget_usd: float, confidence: float) -> str:
     """State that no plan meets the deadline within the budget."""
     return (
-        f"no plan meets the deadline of {format_duration(deadline_s)} within {format_money(budget_usd)}, "
+        f"no plan keeps the deadline of {format_duration(deadline_s)} and the budget of {format_money(budget_usd)}, "
         f"each with probability {format_percent(confidence)}"
     )
 
@@ -243,7 +243,7 @@ def describe_fastest(mean_s: float, cost_usd: float) -> str:
 
 def describe_best_probability(probability: float) -> str:
     """Describe the highest probability of meeting the deadline."""
-    return f"with a probability of at most {format_percent(probability)}"
+    return f"with probability {format_percent(probability)} at most"
 
 
 def describe_relaxed_deadline(deadline_s: float, cost_usd: float, machine: Machine) -> str:
@@ -361,8 +361,8 @@ def describe_resumed_measurements(count: int) -> str:
 
 def describe_other_measurements(count: int) -> str:
     """Describe that the measurements of a profile that was stopped are of no use."""
-    measurements = format_count(count, "finished measurement")
-    return f"the profile starts over: {measurements} belong to another spec, seed or machine"
+    measurements = f"{format_count(count, 'finished measurement')} {'belongs' if count == 1 else 'belong'}"
+    return f"the profile starts over: {measurements} to another spec, seed or machine"
 
 
 def describe_failed_configs(count: int, error: str) -> str:

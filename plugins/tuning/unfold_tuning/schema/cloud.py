@@ -120,7 +120,7 @@ def check_cloud(cloud: Cloud) -> Iterable[Problem]:
         yield from _check_ray(cloud)
     elif cloud.resource is not None:
         yield Problem(
-            ("cloud", "resource"), "only nodes of a running Ray cluster have it", hint="write provider: ray"
+            ("cloud", "resource"), "applies to nodes of a running Ray cluster only", hint="write provider: ray"
         )
     yield from _check_launch(cloud)
 
@@ -134,7 +134,7 @@ def _check_launch(cloud: Cloud) -> Iterable[Problem]:
         yield Problem(("cloud", "launch", "image"), "an AWS instance needs an AMI", hint=hint)
     if cloud.provider != "skypilot":
         if cloud.infra is not None:
-            yield Problem(("cloud", "infra"), "only SkyPilot uses it", hint="write provider: skypilot")
+            yield Problem(("cloud", "infra"), "applies to SkyPilot only", hint="write provider: skypilot")
         return
     for key in ("subnet", "security_groups", "role"):
         if getattr(launch, key):

@@ -88,7 +88,7 @@ def check_search(search: Search) -> Iterable[Problem]:
     if isinstance(search, Hyperband) and search.max_iters > MAX_HYPERBAND_ITERS:
         yield Problem(
             ("search", "max_iters"),
-            f"Hyperband starts about as many trials: {MAX_HYPERBAND_ITERS:,} at most",
+            f"at most {MAX_HYPERBAND_ITERS:,}: Hyperband starts about as many trials as max_iters",
         )
 
 

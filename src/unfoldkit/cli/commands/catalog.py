@@ -100,7 +100,7 @@ def refresh_prices(region: str, now: dt.datetime, clients: AwsClients | None = N
     """Request the prices of the known types from AWS, cache them with their date, and print the rejected ones.
 
     Raises:
-        UnfoldError: AWS cannot be reached, or gave no usable price.
+        UnfoldError: AWS cannot be reached, or returned no usable price.
     """
     bundled = load_catalog(region).books[0]
     result = request_prices(clients or connect_clients(region), region, sorted(bundled.rows), now, bundled)

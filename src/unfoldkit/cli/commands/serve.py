@@ -217,7 +217,7 @@ def _serve_processes(worker: WorkerProcess, loaded: LoadedSpec, run: Run) -> Exi
     if options.model_control:
         raise user_error("--model-control: a client reaches one process", hint="leave --processes out")
     if not loaded.kind.many:
-        raise user_error(f"kind {loaded.kind.name} serves by one process", hint="leave --processes out")
+        raise user_error(f"kind {loaded.kind.name} serves from one process only", hint="leave --processes out")
     is_shared = is_listening(options.address)
     # the socket reserves the port; it does not listen
     with run.directory.locked(), bind_socket(options.address, many=True) as reserved, TemporaryDirectory() as folder:

@@ -57,7 +57,9 @@ def read_entry(decision: Mapping[str, Any]) -> EntryGate | None:
     except (AttributeError, KeyError, TypeError, ValueError):
         is_valid = False
     if not is_valid:
-        raise user_error("the gate before the first model is none of this version", hint="unfold plan SPEC again")
+        raise user_error(
+            "the gate before the first model was written by another version", hint="unfold plan SPEC again"
+        )
     return gate
 
 

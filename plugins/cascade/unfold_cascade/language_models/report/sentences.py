@@ -195,7 +195,7 @@ def entry(share: float, model: str, *, has_embedding: bool) -> str:
     what = "length and embedding" if has_embedding else "length"
     if share == 0.0:
         return f"the {what} of the prompt let{'' if has_embedding else 's'} no request skip {model}"
-    return f"{percent(share)} of test requests skip {model} for the {what} of their prompt"
+    return f"{percent(share)} of test requests skip {model}, judged by the {what} of their prompt"
 
 
 def reversed_scores(models: Sequence[str]) -> str:
@@ -259,7 +259,7 @@ def collected(rows: int, prompts: int, spent_usd: float, cap_usd: float, *, is_c
     """State how much of a log was collected, and what it cost."""
     start = f"{rows:,} of {prompts:,} prompts have the answers of all models, for ${spent_usd:,.4g}"
     if is_capped:
-        return f"{start}; the next call might exceed the cap of ${cap_usd:g}, so collect.cap must grow"
+        return f"{start}; the next call might exceed the cap of ${cap_usd:g}, so raise collect.cap"
     return start if rows == prompts else f"{start}; run it again to call what failed"
 
 

@@ -149,7 +149,7 @@ def parse_pool_decision(decision: Mapping[str, Any], problem: EngineProblem) -> 
     saved = engines if isinstance(engines, Mapping) else {}
     prefill, decode = (parse_engine(saved.get(f"{problem.stage}-{role}"), problem) for role in ROLES)
     if disaggregation is None or (prefill.option, decode.option) not in disaggregation.pairs:
-        message = "the plan has two pools and the spec has none of them"
+        message = "the plan has two pools, but the spec has none"
         key = f"stages.{problem.stage}.engine.disaggregated"
         raise user_error(message, key=key, hint="plan again")
     return PoolConfig(prefill=prefill, decode=decode)
