@@ -1,6 +1,6 @@
 """What sharing weights costs the members of a module's family, and whether ordinary networks of equal MACs beat them.
 
-Heart beats (MIT-BIH, no patient on both sides) and scikit-learn's digits. Member, standalone network and ordinary
+Heartbeats (MIT-BIH, no patient on both sides) and scikit-learn's digits. Member, standalone network and ordinary
 network see as many batches of equal size, at the default options of ``unfold_supernet.fit``; nothing is chosen on test
 rows. The logits of all three are shifted by what the sampling of classes took from them. Errors are clustered: by
 patient, or by digit, since the seeds share their test rows.

@@ -1,6 +1,6 @@
 """Goodput of a family on real arrivals at their own rate, against its members alone in the same engine.
 
-A request is a half-hour record of heart beats, which one member answers in ONNX Runtime, on one thread. Single beats
+A request is a half-hour record of heartbeats, which one member answers in ONNX Runtime, on one thread. Single beats
 take microseconds, and no public trace of requests is fast enough to load a core with them. Timestamps are as published.
 """
 

@@ -1,4 +1,4 @@
-"""What each ingredient of the training of a family brings: heart beats (MIT-BIH), one ingredient left out at a time.
+"""What each ingredient of the training of a family brings: heartbeats (MIT-BIH), one ingredient left out at a time.
 
 The default recipe is `configs/supernet/ecg.yaml`: every net of a compound list in every step, labels only, norm
 statistics of its own for each net. Each line leaves one of these out; split, seed, steps and batches stay the same. A

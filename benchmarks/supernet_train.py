@@ -1,4 +1,4 @@
-"""A family of subnets for heart beats (MIT-BIH) in one set of weights, against the same networks trained alone.
+"""A family of subnets for heartbeats (MIT-BIH) in one set of weights, against the same networks trained alone.
 
 Beats are split at random, so that patients are on both sides: easier than by patient, which is given beside it. Each
 seed has a split of its own. At equal steps family and lone nets see the same batches; a cost is accuracy lost.

@@ -1,4 +1,4 @@
-"""Ordinary networks in plain PyTorch: residual CNNs of any width for heart beats and digits, and a usual training loop.
+"""Ordinary networks in plain PyTorch: residual CNNs of any width for heartbeats and digits, and a usual training loop.
 
 Nothing of the project is imported. The loop is the common one: AdamW, a short warm-up, a cosine to zero, and cross
 entropy.

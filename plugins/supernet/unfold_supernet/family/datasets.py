@@ -1,4 +1,4 @@
-"""Labelled examples: scikit-learn's digits, heart beats of MIT-BIH, or a user's files.
+"""Labelled examples: scikit-learn's digits, heartbeats of MIT-BIH, or a user's files.
 
 One NPZ or CSV file is read into memory. Shards, Parquet files and images are read in bounded memory.
 """
