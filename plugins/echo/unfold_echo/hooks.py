@@ -25,4 +25,4 @@ def unfold_kinds() -> Iterable[Kind]:
 @hookimpl
 def unfold_checks() -> Iterable[Check]:
     """Offer a health check for ``unfold doctor``."""
-    yield Check(name="echo", summary="a message comes back", action="unfold_echo.verbs:heard")
+    yield Check(name="echo", summary="a message comes back", action="unfold_echo.verbs:check_message")

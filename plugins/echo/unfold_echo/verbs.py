@@ -70,11 +70,11 @@ def plan(spec: EchoSpec, run: Run) -> Report:
     series = Series("price", counts, tuple(round(voice.price * count, 9) for count in counts))
     figure = Figure("price", "Price by number of times", "times", "price $", (series,))
     verdict = Verdict.YES if ok else Verdict.NO
-    report = _report(spec, "plan", verdict, headline, metrics, figures=(_way(spec, price), figure))
-    return _decided(report, {"voice": voice.name, "times": spec.repeat, "price": price})
+    report = _report(spec, "plan", verdict, headline, metrics, figures=(_path_figure(spec, price), figure))
+    return _with_decision(report, {"voice": voice.name, "times": spec.repeat, "price": price})
 
 
-def _way(spec: EchoSpec, price: float) -> Graph:
+def _path_figure(spec: EchoSpec, price: float) -> Graph:
     """Show the way of the message, and how much of the budget the voice needs."""
     load = price / spec.budget if spec.budget else None
     nodes = (
@@ -108,7 +108,7 @@ def serve(spec: EchoSpec, run: Run) -> Service:
     return Service(spec.name, app, paths=("/",))
 
 
-def heard() -> CheckResult:
+def check_message() -> CheckResult:
     """Check that a message comes back."""
     return CheckResult(say(("hello", 0, 0.0)) == "hello", "hello came back", "reinstall the plugin")
 
@@ -134,5 +134,5 @@ def _report(
     return Report("echo", verb, spec.name, verdict, headline, subtitle, metrics, tables, figures, question=question)
 
 
-def _decided(report: Report, decision: dict[str, object]) -> Report:
+def _with_decision(report: Report, decision: dict[str, object]) -> Report:
     return replace(report, decision=decision, next="unfold train SPEC")

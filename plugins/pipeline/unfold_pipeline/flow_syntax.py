@@ -117,7 +117,7 @@ class Condition:
 
 
 def parse_condition(text: str) -> Condition:
-    """Return a condition.
+    """Parse the text under ``when``; nothing of it is executed.
 
     Raises:
         ConditionError: the text is no sentence of the grammar; names the position.

@@ -188,7 +188,7 @@ def advance(  # noqa: C901, PLR0912, PLR0915
 
 
 @compiled
-def follow(
+def list_children(
     times: FloatArray,
     items: Int32Array,
     known: int,
@@ -197,7 +197,7 @@ def follow(
     out_times: FloatArray,
     out_items: Int32Array,
 ) -> int:
-    """Write the children of each finished item, in the order in which the parents finished; return how many."""
+    """Write the children of each finished item, in the order in which their parents finished; return how many."""
     out = 0
     for index in range(known):
         item = items[index]
@@ -209,7 +209,7 @@ def follow(
 
 
 @compiled
-def latest(times: FloatArray, items: Int32Array, known: int, owner: Int32Array, finish: FloatArray) -> None:
+def record_completions(times: FloatArray, items: Int32Array, known: int, owner: Int32Array, finish: FloatArray) -> None:
     """Raise ``finish[owner[item]]`` to the completion of each finished item."""
     for index in range(known):
         query = owner[items[index]]
@@ -217,7 +217,7 @@ def latest(times: FloatArray, items: Int32Array, known: int, owner: Int32Array, 
 
 
 @compiled
-def soonest(
+def record_earliest_ends(
     times: FloatArray, items: Int32Array, known: int, owner: Int32Array, after: FloatArray, finish: FloatArray
 ) -> None:
     """Raise ``finish[owner[item]]`` to the completion of each finished item and ``after[item]`` seconds on."""
@@ -228,7 +228,7 @@ def soonest(
 
 
 @compiled
-def longest(first: Int32Array, count: Int32Array, after: FloatArray, out: FloatArray) -> None:
+def raise_to_children(first: Int32Array, count: Int32Array, after: FloatArray, out: FloatArray) -> None:
     """Raise ``out[item]`` to the largest ``after`` among the children of each item."""
     for item in range(out.size):
         for child in range(first[item], first[item] + count[item]):
@@ -236,7 +236,7 @@ def longest(first: Int32Array, count: Int32Array, after: FloatArray, out: FloatA
 
 
 @compiled
-def late(finish: FloatArray, arrival: FloatArray, limit: float) -> int:
+def count_late(finish: FloatArray, arrival: FloatArray, limit: float) -> int:
     """Return how many queries took longer than ``limit`` seconds."""
     count = 0
     for index in range(finish.size):

@@ -93,11 +93,11 @@ def search_policies(
     step, second_step = STEPS if baseline is None else CAUTIOUS_STEPS
     search = _StageSearch(gates, tables.error_costs, tables.clusters, progress=progress, step=step)
     if not tables.second_stage:
-        return _search_first_stage(_beside(search, baseline, labels), tables, rows, labels).policies()
+        return _search_first_stage(_with_baseline(search, baseline, labels), tables, rows, labels).policies()
     of_baseline = None if baseline is None else groups[baseline]
-    first = _search_first_stage(_beside(search, of_baseline, groups[labels]), tables, rows, groups[labels])
+    first = _search_first_stage(_with_baseline(search, of_baseline, groups[labels]), tables, rows, groups[labels])
     points = thin_front(first.front, FIRST_STAGE_POINTS)
-    fronts, second = [], _beside(replace(search, progress=ignore_progress), baseline, labels)
+    fronts, second = [], _with_baseline(replace(search, progress=ignore_progress), baseline, labels)
     for index, point in enumerate(points):
         progress(second_step, index, len(points))
         fronts.append(_extend(second, tables, labels, rows, first.stage_policy(point)))
@@ -183,7 +183,7 @@ def _merge_searches(searches: Sequence[tuple[ChainFront, GateScorer]]) -> _Stage
     return _StageFront(union.take(best), tuple(searches), origin[best])
 
 
-def _beside(search: _StageSearch, baseline: IntArray | None, truth: IntArray) -> _StageSearch:
+def _with_baseline(search: _StageSearch, baseline: IntArray | None, truth: IntArray) -> _StageSearch:
     """Return the search of a stage beside the (n,) answers of a baseline to its question."""
     return search if baseline is None else replace(search, baseline=search.error_costs.losses(baseline, truth))
 

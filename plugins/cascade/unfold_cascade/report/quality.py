@@ -102,7 +102,7 @@ def utility(solution: Solution, answer: IntArray) -> float:
 
 
 def baseline_utility(solution: Solution) -> float:
-    """Compute the utility of the baseline."""
+    """Compute the utility of the baseline's answers on the test cases."""
     return utility(solution, _baseline_answer(solution))
 
 

@@ -141,7 +141,7 @@ class Estimator:
 
     def count_late(self, plan: Plan, slo_s: float) -> int:
         """Return how many queries take longer than ``slo_s`` seconds, to the nanosecond."""
-        return kernel.late(self._finish_times(plan), self.sample.arrivals, slo_s + 0.5 * 10**-DECIMALS)
+        return kernel.count_late(self._finish_times(plan), self.sample.arrivals, slo_s + 0.5 * 10**-DECIMALS)
 
     def meets_slo(self, plan: Plan, slo_s: float, downstream_s: Sequence[float]) -> bool:
         """Return whether the percentile is at most ``slo_s`` seconds.
@@ -164,7 +164,7 @@ class Estimator:
         if self.cache.met_budgets_s.get(key, math.inf) <= budget_s:
             return True
         origin_s = self.sample.visits[key[0]].origin_s
-        is_met = kernel.late(flow.times, origin_s[flow.items], budget_s) <= self.max_late
+        is_met = kernel.count_late(flow.times, origin_s[flow.items], budget_s) <= self.max_late
         (self.cache.met_budgets_s if is_met else self.cache.failed_budgets_s)[key] = budget_s
         return is_met
 
@@ -201,7 +201,7 @@ class Estimator:
         finish = self.sample.arrivals.copy()
         for index in self.cache.final_stages:
             flow = self.complete_flow(index, plan)
-            kernel.latest(flow.times, flow.items, flow.times.size, self.sample.visits[index].query, finish)
+            kernel.record_completions(flow.times, flow.items, flow.times.size, self.sample.visits[index].query, finish)
         return finish
 
 
@@ -243,7 +243,7 @@ def _follow_flow(visits: Visits, parent: int, flow: Flow) -> tuple[FloatArray, I
     # several items of one flow may meet in one joined item, so this is an upper bound on the number of arrivals
     size = int(visits.child_count[parent].sum())
     times, items = np.empty(size), np.empty(size, dtype=np.int32)
-    count = kernel.follow(
+    count = kernel.list_children(
         flow.times, flow.items, flow.times.size, visits.first_child[parent], visits.child_count[parent], times, items
     )
     return times[:count], items[:count]

@@ -337,7 +337,7 @@ class _ReactiveRun:
         visits, stage_input, upstream = self.sample.visits[index], self.inputs[index], self.states[parent]
         begin, end = stage_input.consumed.get(parent, 0), upstream.done
         stage_input.consumed[parent] = end
-        return kernel.follow(
+        return kernel.list_children(
             upstream.times[begin:end],
             upstream.items[begin:end],
             end - begin,
@@ -410,7 +410,7 @@ def _compute_latencies(pipeline: Pipeline, sample: Sample, flows: Sequence[Flow]
     for index, flow in enumerate(flows):
         query = sample.visits[index].query
         if not feeds_one_child(pipeline, sample, index):
-            kernel.latest(flow.times, flow.items, flow.times.size, query, finish)
+            kernel.record_completions(flow.times, flow.items, flow.times.size, query, finish)
         if flow.items.size < query.size:
             is_served = np.zeros(query.size, dtype=np.bool_)
             is_served[flow.items] = True

@@ -148,7 +148,7 @@ def compute_remaining_times(estimator: Estimator, stage: int, first_open: int) -
             visits = estimator.sample.visits[child]
             min_s = min(option.min_latency_s for option in estimator.pipeline.stages[child].options)
             child_s = compute_remaining_times(estimator, child, child + 1) + min_s
-            kernel.longest(visits.first_child[stage], visits.child_count[stage], child_s, remaining_s)
+            kernel.raise_to_children(visits.first_child[stage], visits.child_count[stage], child_s, remaining_s)
         estimator.cache.remaining_s[stage, children] = remaining_s
     return remaining_s
 
@@ -163,8 +163,8 @@ def is_infeasible_prefix(estimator: Estimator, plan: Plan, slo_s: float) -> bool
         flow = estimator.complete_flow(stage, plan)
         remaining_s = compute_remaining_times(estimator, stage, len(plan))
         query = estimator.sample.visits[stage].query
-        kernel.soonest(flow.times, flow.items, flow.times.size, query, remaining_s, finish)
-    return kernel.late(finish, estimator.sample.arrivals, slo_s + TIME_TOLERANCE_S) > estimator.max_late
+        kernel.record_earliest_ends(flow.times, flow.items, flow.times.size, query, remaining_s, finish)
+    return kernel.count_late(finish, estimator.sample.arrivals, slo_s + TIME_TOLERANCE_S) > estimator.max_late
 
 
 def find_least_count(suffices: Callable[[int], bool], start: int = 1) -> int:

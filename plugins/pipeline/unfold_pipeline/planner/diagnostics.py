@@ -110,9 +110,9 @@ def _measure_stays(estimator: Estimator, plan: Plan) -> _Stays:
         parents = [edge.parent for edge in estimator.pipeline.stages[index].parents]
         ready_s, done_s = np.full(sample.size, -np.inf), np.full(sample.size, -np.inf)
         times, items = queue_arrivals(sample, index, {p: estimator.complete_flow(p, plan) for p in parents})
-        kernel.latest(times, items, times.size, visits.query, ready_s)
+        kernel.record_completions(times, items, times.size, visits.query, ready_s)
         flow = estimator.complete_flow(index, plan)
-        kernel.latest(flow.times, flow.items, flow.times.size, visits.query, done_s)
+        kernel.record_completions(flow.times, flow.items, flow.times.size, visits.query, done_s)
         stays.ready_s.append(ready_s)
         stays.done_s.append(done_s)
     return stays

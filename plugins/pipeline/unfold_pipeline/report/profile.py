@@ -16,7 +16,7 @@ PERCENTILES = ("mean", "p50", "p90", "p99")
 def build_profile_report(
     name: str, profiles: Profiles, fresh: int, hardware: str, folder: str, overridden: Sequence[str]
 ) -> Report:
-    """Return the report of a profile.
+    """Report the batch times of each stage, and whether plans use them.
 
     Args:
         name: name of the spec.

@@ -479,7 +479,7 @@ def describe_spec_latency(stages: Sequence[str], hardware: str) -> str:
 
 
 def describe_replay_figure(rule: str) -> str:
-    """Describe the figure of a replay."""
+    """Title the figure of a replay: the scaling rule that it shows."""
     return f"Arrivals, replicas and misses over time: the rule {rule}, and tuned baselines"
 
 

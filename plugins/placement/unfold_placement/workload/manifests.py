@@ -100,7 +100,7 @@ class Manifest:
         return value
 
     def integer(self, key: str, default: int, *, least: int | None = 0) -> int:
-        """Return an integer.
+        """Return an integer of the manifest, or the default where the key is absent.
 
         Raises:
             UnfoldError: it is none, or smaller than ``least``.

@@ -180,7 +180,7 @@ def find_projected_heads(
     Returns:
         The layers, and the paths of linear layers that seem to compute heads which cannot be left out.
     """
-    calls, forms = _observe(module, example)
+    calls, forms = _list_linear_calls(module, example)
     tied, groups, tried = find_tied_layers(module), list[ProjectedHeads](), set[str]()
     for path, layer in module.named_modules():
         if path in known or not any(HEAD_NAMES.search(name) for name, _ in _iterate_numbers(layer)):
@@ -207,11 +207,11 @@ def keep_projected_heads(module: nn.Module, group: ProjectedHeads, heads: Sequen
         The kept indices of each parameter that became smaller.
     """
     indices = _list_indices(module, group, heads)
-    _swap(_list_changes(module, group, heads, indices))
+    _set_attributes(_list_changes(module, group, heads, indices))
     return indices
 
 
-def _observe(module: nn.Module, example: Inputs) -> tuple[list[str], dict[str, int]]:
+def _list_linear_calls(module: nn.Module, example: Inputs) -> tuple[list[str], dict[str, int]]:
     """Run a module, and list the paths of linear layers in the order of their calls.
 
     Returns:
@@ -419,7 +419,7 @@ def _list_changes(
     return changes
 
 
-def _swap(changes: Sequence[Change]) -> list[Change]:
+def _set_attributes(changes: Sequence[Change]) -> list[Change]:
     """Set attributes; return what they were, last first."""
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     for owner, name, value in changes:
@@ -446,10 +446,10 @@ def _is_sound(module: nn.Module, example: Inputs, group: ProjectedHeads) -> bool
         indices = _list_indices(module, group, heads)
         # queries and keys are multiplied channel by channel; whole heads are ignored by the next layer
         end = f"{group.written.path}.weight"
-        silent = indices if group.written.parts > 1 else {end: indices[end]}
+        zeroed = indices if group.written.parts > 1 else {end: indices[end]}
         try:
             changes = _list_changes(module, group, heads, indices)
-            expected = _run(module, example, group, [_silence(module, key, kept) for key, kept in silent.items()])
+            expected = _run(module, example, group, [_zero_all_but(module, key, kept) for key, kept in zeroed.items()])
             found = _run(module, example, group, changes)
         # a layer of another kind may raise anything: its heads stay
         except Exception:  # noqa: BLE001
@@ -463,23 +463,23 @@ def _is_sound(module: nn.Module, example: Inputs, group: ProjectedHeads) -> bool
     return True
 
 
-def _silence(module: nn.Module, key: str, kept: Indices) -> Change:
+def _zero_all_but(module: nn.Module, key: str, kept: Indices) -> Change:
     """Set all values of a parameter to 0 but for those at the kept indices."""
     path, _, name = key.rpartition(".")
     owner = module.get_submodule(path)
     parameter = getattr(owner, name)
-    silent = torch.zeros_like(parameter.detach())
+    zeroed = torch.zeros_like(parameter.detach())
     axes = [torch.arange(size) if index is None else index for size, index in zip(parameter.shape, kept, strict=True)]
     grid = torch.meshgrid(*axes, indexing="ij")
-    silent[grid] = parameter.detach()[grid]
-    return owner, name, nn.Parameter(silent, parameter.requires_grad)
+    zeroed[grid] = parameter.detach()[grid]
+    return owner, name, nn.Parameter(zeroed, parameter.requires_grad)
 
 
 def _run(
     module: nn.Module, example: Inputs, group: ProjectedHeads, changes: Sequence[Change]
 ) -> tuple[Tensor, list[Tensor]]:
     """Run a module with changes; return its outputs, and what the layer behind the heads received."""
-    inputs, before = list[Tensor](), _swap(changes)
+    inputs, before = list[Tensor](), _set_attributes(changes)
     layer = module.get_submodule(group.written.path)
     hook = layer.register_forward_pre_hook(lambda _layer, args: inputs.append(args[0]))
     try:
@@ -487,7 +487,7 @@ def _run(
             return run_module(module, example), inputs
     finally:
         hook.remove()
-        _swap(before)
+        _set_attributes(before)
 
 
 def _is_close(found: Tensor, expected: Tensor) -> bool:

@@ -536,7 +536,7 @@ def _is_unordered(module: nn.Module, example: Inputs, groups: Sequence[WidthGrou
     They differ where code computes with neighbouring channels, as a convolution over channels does, and where channels
     were followed to wrong places.
     """
-    original = _enliven(module, example)
+    original = _randomise_constants(module, example)
     try:
         first, second = (
             trace_indices(module, example, [_choose_half(group, is_second) for group in groups], BELOW_HALF, heads)[1]
@@ -564,7 +564,7 @@ def _choose_half(group: WidthGroup, is_second: bool) -> WidthGroup:
     return replace(group, order=(*kept, *sorted({*range(count)} - {*kept})))
 
 
-def _enliven(module: nn.Module, example: Inputs) -> nn.Module:
+def _randomise_constants(module: nn.Module, example: Inputs) -> nn.Module:
     """Copy a module, with random values in place of constant ones.
 
     A residual branch that begins with a factor of 0 or nearly 0 would hide what it computes.
@@ -601,7 +601,7 @@ def _equals_ignored(
     A copy with channels that are shuffled otherwise than those of the module runs as well, but with other channels.
     Norms of the group would differ by the number of channels: they only scale and shift here.
     """
-    ignoring = _enliven(module, example)
+    ignoring = _randomise_constants(module, example)
     try:
         narrowed, indices = trace_indices(module, example, [group], TRIAL_WIDTH, heads)
         remaining = dict(_iterate_tensors(narrowed))

@@ -551,7 +551,7 @@ def explain_no_residency_plan() -> str:
 
 
 def describe_served_subnet(name: str, accuracy: float, latency_ms: float) -> str:
-    """Describe a served subnet."""
+    """State the accuracy of a served subnet, and the latency of one request."""
     return f"{name} {accuracy:.1f} % in {latency_ms:.2g} ms"
 
 

@@ -197,10 +197,10 @@ class OfferBook:
 
 
 def require_plausible_price(offer: Offer) -> None:
-    """Require a plausible price.
+    """Refuse to rent at a price that no provider charges, as fakes of EC2 report.
 
     Raises:
-        UnfoldError: It is not.
+        UnfoldError: The price is implausible.
     """
     reason = find_implausibility(offer.machine.usd_per_hour)
     if reason:

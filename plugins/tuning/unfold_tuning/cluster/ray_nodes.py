@@ -184,10 +184,10 @@ def _do_nothing() -> None:
 
 
 def import_ray() -> Any:
-    """Import Ray.
+    """Import Ray, which the core and other engines do without.
 
     Raises:
-        UnfoldError: It is not installed.
+        UnfoldError: Ray is not installed; the hint names the extra.
     """
     require_packages("--engine ray", "ray")
     import ray

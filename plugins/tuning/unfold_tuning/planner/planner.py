@@ -97,7 +97,7 @@ class Selection:
 
     @property
     def machine(self) -> Machine:
-        """The machine."""
+        """The instance type of the candidate's model."""
         return self.candidate.model.machine
 
 

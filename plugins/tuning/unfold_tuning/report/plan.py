@@ -85,7 +85,7 @@ class PlanAnalysis:
 
     @property
     def plan(self) -> SimulatedPlan:
-        """The plan."""
+        """The selected plan, simulated."""
         return self.selected.plan
 
     @property

@@ -11,7 +11,7 @@ from rich.cells import cell_len, set_cell_size
 
 from unfoldkit.figure_data import AnyFigure, Bar, Flow, Graph, IntervalPlot, Node, Series, StepArea, Timeline, type_name
 from unfoldkit.format import format_number, format_percent
-from unfoldkit.render.figures.description import describe_markers
+from unfoldkit.render.figures.description import describe_markers, trim_fraction
 from unfoldkit.render.figures.flow import get_total, sum_flow
 from unfoldkit.render.figures.style import shorten_middle
 from unfoldkit.render.figures.timeline import get_range, list_groups, list_lane_marks
@@ -170,13 +170,11 @@ def _write_step_area(figure: StepArea, width: int) -> Iterator[str]:
     moments = [moment for _, series in pairs for moment in series.x]
     for label, (_, series) in zip(pad_all(names), pairs, strict=True):
         low, high = min(series.y), max(series.y)
-        ends = (
-            f"{format_number(_trim(low))} to {format_number(_trim(high))}" if high > low else format_number(_trim(low))
-        )
+        ends = f"{_format_end(low)} to {_format_end(high)}" if high > low else _format_end(low)
         cells = max(8, min(MAX_STRIP, width - cell_len(label) - len(ends) - 4))
         yield f"{label}  {draw_sparkline(series, min(moments), max(moments), cells)}  {ends}"
     if moments:
-        ends = f"{format_number(_trim(min(moments)))} to {format_number(_trim(max(moments)))} {figure.unit}"
+        ends = f"{_format_end(min(moments))} to {_format_end(max(moments))} {figure.unit}"
         yield from _join_parts([ends, *describe_markers(figure.markers)], width)
 
 
@@ -224,8 +222,8 @@ def _write_interval_plot(figure: IntervalPlot, width: int) -> Iterator[str]:
     yield f"{figure.axis}{target}"
 
 
-def _trim(value: float) -> float:
-    return int(value) if value == int(value) else value
+def _format_end(value: float) -> str:
+    return format_number(trim_fraction(value))
 
 
 WRITERS: Mapping[str, Callable[[Any, int], Iterator[str]]] = {

@@ -163,7 +163,7 @@ def _summarize_lane(lane: str, bars: Sequence[Bar]) -> tuple[Cell, ...]:
 
 
 def _describe_flow(flow: Flow) -> str:
-    links = [f"{format_number(_round(link.value))} {flow.unit} from {link.source} to {link.target}"
+    links = [f"{format_number(trim_fraction(link.value))} {flow.unit} from {link.source} to {link.target}"
              f"{_name_tone(flow, link.tone)}" for link in flow.links if link.value]  # fmt: skip
     return f"{flow.title}. {'; '.join(links)}"
 
@@ -172,8 +172,9 @@ def _name_tone(flow: Flow, tone: Tone) -> str:
     return {"good": f", {flow.good}", "bad": f", {flow.bad}", "neutral": ""}[tone]
 
 
-def _round(value: float) -> float:
-    return int(value) if value == int(value) else value
+def trim_fraction(value: float) -> float:
+    """Turn a float without a fraction into an integer, which is written in full instead of with three digits."""
+    return int(value) if float(value).is_integer() else value
 
 
 def _tabulate_flow(flow: Flow) -> Table:
@@ -185,7 +186,7 @@ def _tabulate_flow(flow: Flow) -> Table:
             facts[link.source],
             link.target,
             _name_tone(flow, link.tone).removeprefix(", "),
-            _round(link.value),
+            trim_fraction(link.value),
         )
         for link in flow.links
     )

@@ -88,7 +88,7 @@ class MeasuredTable:
 
 
 def read_table(path: Path, required: Sequence[str]) -> MeasuredTable:
-    """Read a table.
+    """Read measurements from a CSV or Parquet file with a header.
 
     Raises:
         UnfoldError: the file is no table, or lacks a column.

@@ -31,7 +31,7 @@ from unfold_placement.policies.shared.user_queue import UserQueue
 
 QUEUE_EVENTS = frozenset({SUBMITTED, ENDED, PREEMPTED, REFUSED, QUIET})
 """Event kinds that a policy with an admission queue watches."""
-RESERVE, NO_GUARD = "reserve", "none"
+RESERVE = "reserve"
 """Guards against starvation: nodes are reserved for the unit that waits longest, or nothing is."""
 EVERYBODY = ""
 """The user of all units where the order of units is static."""
