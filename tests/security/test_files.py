@@ -15,6 +15,7 @@ import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -399,3 +400,33 @@ def test_the_bounds_hold(tmp_path: Path) -> None:
         arrays.read_npz(lying_header(), "a.npz")
     assert archives.gunzip(b"plain") == b"plain"
     assert hashlib.sha256(DEEP).digest()
+
+
+def zstandard_archive(content: bytes, *, size: int | None = None, checksum: int | None = None) -> bytes:
+    """Make an archive whose one member, ``a.json``, is compressed by Zstandard; its size and checksum may lie."""
+    pyarrow = pytest.importorskip("pyarrow")
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("a.json", pyarrow.Codec("zstd").compress(content, asbytes=True))
+    data = bytearray(stream.getvalue())
+    central = data.index(b"PK\x01\x02")
+    for start in (0, central + 2):
+        struct.pack_into("<H", data, start + 8, archives.ZSTANDARD)
+        struct.pack_into("<I", data, start + 14, zlib.crc32(content) if checksum is None else checksum)
+        struct.pack_into("<I", data, start + 22, len(content) if size is None else size)
+    return bytes(data)
+
+
+def test_members_in_zstandard_are_read() -> None:
+    """Python's zipfile reads them from 3.14 on only; evaluation logs of Inspect hold them."""
+    content = b'{"a": 1}' * 1000
+    archive = archives.read_archive(zstandard_archive(content))
+    assert archives.read_member(archive, "a.json") == content
+
+
+@pytest.mark.parametrize("lie", [{"size": 1000}, {"size": 1 << 20}, {"checksum": 1}])
+def test_lying_members_in_zstandard_are_refused(lie: dict[str, int]) -> None:
+    """A member expands to the size that its header states, which is bounded, or is damaged."""
+    archive = archives.read_archive(zstandard_archive(b"abc" * 1000, **lie))
+    with pytest.raises(UnfoldError, match="the archive is damaged"):
+        archives.read_member(archive, "a.json")
