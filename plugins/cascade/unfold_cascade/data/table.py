@@ -15,7 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.data import evaluation_samples, jsonl
+from unfold_cascade.data import jsonl
+from unfold_cascade.data.evaluations import reader as evaluations
+from unfold_cascade.data.evaluations.inspect_log import ARCHIVE_SUFFIX
 from unfold_cascade.schema import cell_values
 from unfoldkit.api import (
     Diagnostic,
@@ -203,7 +205,7 @@ def load_frame(source: TableSource) -> Frame:
 
 
 def frame_of_file(path: Path) -> Frame:
-    """Load a CSV, Parquet or JSON Lines file, or a folder of samples of an evaluation harness.
+    """Load a CSV, Parquet or JSON Lines file, or the results of an evaluation: a folder, or a file of one.
 
     Raises:
         UnfoldError: not such a file, or fewer than ten rows.
@@ -212,7 +214,7 @@ def frame_of_file(path: Path) -> Frame:
     frame = _find_reader(path)(path)
     if {"doc_id", "filtered_resps"} <= frame.columns.keys():
         message = f"{path.name} holds the samples of one model"
-        raise user_error(message, key="data.path", file="", hint=evaluation_samples.LAYOUT)
+        raise user_error(message, key="data.path", file="", hint=evaluations.LAYOUT)
     if "resourceType" in frame.columns:
         hint = "write one row per case, with a column for each measurement"
         raise user_error(f"{path.name} holds FHIR resources, not cases", key="data.path", file="", hint=hint)
@@ -224,8 +226,8 @@ def frame_of_file(path: Path) -> Frame:
 
 
 def _find_reader(path: Path) -> Callable[[Path], Frame]:
-    if path.is_dir():
-        return _read_folder
+    if path.is_dir() or path.suffix == ARCHIVE_SUFFIX:
+        return _read_evaluations
     if path.suffix == ".parquet":
         return _read_parquet
     return _read_jsonl if path.name.endswith(jsonl.ENDINGS) else _read_csv
@@ -338,8 +340,8 @@ def _load_bundled(dataset: str) -> Frame:
     return Frame(columns, _digest(bunch.data.tobytes() + bunch.target.tobytes()), f"scikit-learn's {dataset}")
 
 
-def _read_folder(path: Path) -> Frame:
-    columns, digest = evaluation_samples.read_evaluations(path)
+def _read_evaluations(path: Path) -> Frame:
+    columns, digest = evaluations.read_evaluations(path)
     return Frame(columns, digest, path.name)
 
 
@@ -353,6 +355,8 @@ def _read_parquet(path: Path) -> Frame:
 
 def _read_jsonl(path: Path) -> Frame:
     data = read_bytes(path)
+    if evaluations.find_reader_of_json(data) is not None:
+        return _read_evaluations(path)
     columns = jsonl.parse_columns(decode_text(gunzip(data, str(path)), path), str(path))
     return Frame(_expand_lists(columns, path), _digest(data), path.name)
 

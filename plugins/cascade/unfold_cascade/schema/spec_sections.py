@@ -66,8 +66,8 @@ class RecordedData(Model):
     source: Literal["recorded"]
     path: str = Field(
         min_length=1,
-        description="a .csv, .jsonl or .json file, also as .gz, a .parquet file, or a folder of samples of "
-        "lm-evaluation-harness or HELM, relative to the spec",
+        description="a .csv, .jsonl or .json file, also as .gz, a .parquet file, or results of lm-evaluation-harness, "
+        "HELM, Inspect, promptfoo or OpenAI evals (a folder, or promptfoo's file), relative to the spec",
     )
     group: str | None = Field(
         default=None,
