@@ -292,3 +292,14 @@ def test_what_a_full_disk_does_not_take_is_no_answer(tmp_path: Path, words: list
             command(words), cwd=tmp_path, env=surroundings(), stdout=full, stderr=-1, text=True, check=False
         )
     assert (done.returncode, done.stderr) == (3, expected)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("words", "code"), [(["plan", "nothing.yaml"], 2), (["report", "runs/nothing"], 2), (["--nothing"], 3)]
+)
+def test_a_full_disk_behind_stderr_is_no_answer(tmp_path: Path, words: list[str], code: int) -> None:
+    """A message that cannot be written changes the code of no verb, and never ends with 1, which means no."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(command(words), cwd=tmp_path, env=surroundings(), stdout=-1, stderr=full, check=False)
+    assert done.returncode == code

@@ -25,13 +25,15 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(141)
         raise
     except BrokenPipeError:
-        from unfoldkit.cli.console import discard_stdout
+        from unfoldkit.cli.console import discard
 
-        discard_stdout()
+        discard(sys.stdout)
         sys.exit(141)
     except OSError as error:
-        # a full disk behind stdout; an uncaught exception would exit with 1, which means "no"
-        sys.stderr.write(f"cannot write: {error.strerror}\n")
+        # a full disk behind stdout or stderr; an uncaught exception would exit with 1, which means "no"
+        from unfoldkit.cli.console import print_message
+
+        print_message(f"cannot write: {error.strerror}")
         sys.exit(3)
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from signal import SIGINT
-from typing import Any
+from typing import Any, TextIO
 
 from unfoldkit.cli.interruption import describe_stop, find_stop, guarding_verb, stop_code
 from unfoldkit.errors import (
@@ -36,10 +36,12 @@ def use_colour(stream: Any, environment: Mapping[str, str] = os.environ) -> bool
 
 
 def print_message(text: str) -> None:
-    """Write text and a line break to stderr, even if its reader has closed it."""
-    with contextlib.suppress(BrokenPipeError):
+    """Write text and a line break to stderr; that its reader has closed it or its disk is full changes no exit code."""
+    try:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+    except OSError:
+        discard(sys.stderr)
 
 
 def print_written(path: Path) -> None:
@@ -109,7 +111,7 @@ def _report_failure(error: BaseException, environment: Mapping[str, str]) -> int
         print_message("\n".join(str(item) for item in error.diagnostics))
         return int(error.code)
     if isinstance(error, BrokenPipeError):
-        discard_stdout()
+        discard(sys.stdout)
         return int(ExitCode.CLOSED_PIPE)
     if not isinstance(error, (Exception, SystemExit)):
         raise error
@@ -120,9 +122,9 @@ def _report_failure(error: BaseException, environment: Mapping[str, str]) -> int
     return int(ExitCode.INTERNAL)
 
 
-def discard_stdout() -> None:
-    """Point stdout to the null device, since the interpreter would fail again when it flushes a closed pipe."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def discard(stream: TextIO) -> None:
+    """Point a stream to the null device, since the interpreter would fail again when it flushes what it holds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _write(content: str | bytes) -> None:
