@@ -73,6 +73,7 @@ SAMPLES: dict[str, list[str]] = {
         sentences.class_skew("0", 0.931, 45, "svc-1", 33, None),
     ],
     "baseline_drop": [sentences.baseline_drop("svc-1", 0.97, 0.12)],
+    "unnamed_groups": [sentences.unnamed_groups("t.csv")],
     "repeated_patients": [sentences.repeated_patients("subject_id", 600)],
     "label_marks": sentences.label_marks(
         [

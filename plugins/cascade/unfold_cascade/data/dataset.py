@@ -38,6 +38,7 @@ from unfold_cascade.data.table import (
     resolve_columns,
     select_cluster_rows,
 )
+from unfold_cascade.data.unnamed_groups import has_unnamed_groups
 from unfold_cascade.schema import cell_values
 from unfoldkit.api import Run, RunDir, fingerprint, user_error
 from unfoldkit.safe_io.arrays import read_npz
@@ -105,6 +106,7 @@ class Dataset:
         doubts: columns with values that may be no measurements.
         marks: columns with a state that occurs with one label and hardly any other.
         patients: a column of patients with several rows, by which they are grouped though the spec does not name it.
+        has_unnamed_groups: whether rows lie in close groups, such as visits of patients, that no column names.
         row_hashes: hashes of rows that no other case equals by chance; ``None`` in runs of earlier versions.
         quartiles: quartiles of the columns.
     """
@@ -126,6 +128,7 @@ class Dataset:
     patients: str = ""
     row_hashes: Hashes | None = None
     quartiles: Quartiles = field(default_factory=dict)
+    has_unnamed_groups: bool = False
 
     def find_changed_units(self, frame: Frame) -> Iterator[ChangedUnit]:
         """Yield the columns that another table seems to hold in another unit."""
@@ -307,6 +310,7 @@ def read_dataset(options: DatasetOptions) -> Dataset:
         find_patient_column(options, frame, is_labelled),
         hash_unique_rows(build_matrix(frame, order, key="features")[is_labelled]) if order else None,
         measure_quartiles({name: frame.numbers_or_flags(name, key="features")[is_labelled] for name in order}),
+        _has_unnamed_groups(options, frame, order, is_labelled, clusters),
     )
     if options.split.kind == "leave-out":
         # before any model is fitted: a site may be too small to leave out
@@ -387,6 +391,17 @@ def find_marks(
         return ()
     names = [name for name in order if name not in options.trusted and name not in leaks]
     return find_label_marks({name: frame.numbers_or_flags(name, key="features")[selected] for name in names}, labels)
+
+
+def _has_unnamed_groups(
+    options: DatasetOptions, frame: Frame, order: Sequence[str], selected: BoolArray, clusters: IntArray | None
+) -> bool:
+    """Whether distinct rows lie in close groups, where neither the spec nor a column of patients names any."""
+    is_named = options.source.group or find_patient_column(options, frame, selected)
+    if is_named or not order or not options.groups_copies:
+        return False
+    matrix = build_matrix(frame, order, key="features")[selected]
+    return has_unnamed_groups(matrix if clusters is None else matrix[np.unique(clusters, return_index=True)[1]])
 
 
 def find_column_doubts(frame: Frame, order: Sequence[str], selected: BoolArray) -> tuple[Doubt, ...]:
@@ -590,6 +605,7 @@ def _pack(dataset: Dataset) -> bytes:
         "marks": [astuple(mark) for mark in dataset.marks],
         "patients": dataset.patients,
         "quartiles": dict(dataset.quartiles),
+        "has_unnamed_groups": dataset.has_unnamed_groups,
     }
     arrays: dict[str, IntArray | Hashes] = {
         "train": dataset.rows.train,
@@ -627,4 +643,5 @@ def _unpack(data: bytes) -> Dataset:
         facts.get("patients", ""),
         stored.get("row_hashes"),
         facts.get("quartiles", {}),
+        facts.get("has_unnamed_groups", False),
     )

@@ -95,6 +95,8 @@ def _list_data_notes(solution: Solution) -> Iterator[str]:
         yield sentences.copied_rows(dataset.identical, dataset.near, dataset.source, are_grouped=are_grouped)
     if dataset.patients and dataset.clusters is not None:
         yield sentences.repeated_patients(dataset.patients, int(dataset.clusters.max()) + 1)
+    if dataset.has_unnamed_groups:
+        yield sentences.unnamed_groups(dataset.source)
     yield from sentences.label_marks(dataset.marks, dataset.names)
     yield from sentences.doubtful_values(dataset.doubts)
 

@@ -327,6 +327,12 @@ def repeated_patients(column: str, clusters: int) -> str:
     return f"{text} (data.group: {column} says so; data.duplicates: keep counts every row)"
 
 
+def unnamed_groups(table: str) -> str:
+    """Warn that a random split puts similar rows on both sides, so that new cases fare worse than those of the test."""
+    text = f"rows of {table} lie in close groups, as several rows of one patient or device do"
+    return f"{text}; name their column (data.group), or results on new ones will be worse than stated here"
+
+
 def doubtful_values(doubts: Sequence[Doubt]) -> tuple[str, ...]:
     """Warn of columns with codes for missing values, with two units, or with row numbers."""
     return tuple(_doubtful_column(doubt) for doubt in doubts[:3]) + ("and other columns",) * (len(doubts) > 3)

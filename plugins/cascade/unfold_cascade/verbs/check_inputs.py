@@ -77,6 +77,8 @@ def _read_dataset(options: DatasetOptions, run: Run) -> Dataset:
         run.log.warning("%s", sentences.leaked_label(dataset.leaks))
     if dataset.patients and dataset.clusters is not None:
         run.log.warning("%s", sentences.repeated_patients(dataset.patients, int(dataset.clusters.max()) + 1))
+    if dataset.has_unnamed_groups:
+        run.log.warning("%s", sentences.unnamed_groups(dataset.source))
     for note in (*sentences.label_marks(dataset.marks, dataset.names), *sentences.doubtful_values(dataset.doubts)):
         run.log.warning("%s", note)
     return dataset
