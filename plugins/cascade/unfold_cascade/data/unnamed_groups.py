@@ -20,6 +20,9 @@ MIN_STEPS = 500
 MAX_SHARE = 0.05
 """Share of a column that may be missing or have one value, such as 0, in which independent rows agree."""
 SAMPLE = 400
+MIN_SAMPLE = 50
+MAX_DISTANCES = 20_000_000
+"""Distances that are computed; fewer rows of a large table are looked at."""
 FAR = 60
 """The farthest neighbour that counts; the dimension is estimated from a quarter of it on."""
 MIN_EXCESS = 1.75
@@ -60,7 +63,7 @@ def measure_excess(numbers: FloatArray) -> float:
     points = np.column_stack([ndtri((rankdata(column) - 0.5) / n) for column in filled])
     far = min(FAR, n // 4)
     near = far // 4
-    rows = np.arange(n)[:: max(n // SAMPLE, 1)]
+    rows = np.arange(n)[:: max(n // min(SAMPLE, max(MIN_SAMPLE, MAX_DISTANCES // n)), 1)]
     parts = np.array_split(rows, max(len(rows) * n // CHUNK, 1))
     logs = np.concatenate([_measure_neighbours(points, part, far) for part in parts if len(part)])
     first, middle, last = logs[:, [0, near - 1, far - 1]].mean(axis=0)
