@@ -158,7 +158,7 @@ def make_inspect_log(model: str, grades: str, **changes: Any) -> dict[str, Any]:
     """Make a log of Inspect with a sample of one call for each grade."""
     samples = []
     for number, grade in enumerate(grades):
-        usage = {"input_tokens": 20, "output_tokens": 5, "total_tokens": 32, "input_tokens_cache_read": 7}
+        usage = {"input_tokens": 20, "output_tokens": 5, "input_tokens_cache_read": 7, "input_tokens_cache_write": 3}
         logprobs = {"content": [{"token": "a", "logprob": -0.1}, {"token": "b", "logprob": -0.3}]}
         message = {"id": f"{model}-{number}", "role": "assistant", "content": f"ANSWER: {number}"}
         output = {"choices": [{"message": message, "logprobs": logprobs}], "completion": message["content"]}
@@ -199,8 +199,8 @@ def test_logs_of_inspect_are_joined_by_sample(tmp_path: Path) -> None:
     assert frame.numbers("org/large|match", key="").tolist() == [1.0] * 12
     assert frame.numbers("org/large|judge.style", key="").tolist() == [7.0] * 12
     assert frame.numbers("org/small|logprob", key="") == pytest.approx(np.full(12, -0.2))
-    tokens = [frame.numbers(f"org/small|{name}_tokens", key="")[0] for name in ("input", "cached", "output")]
-    assert tokens == [27.0, 7.0, 5.0]
+    tokens = [frame.numbers(f"org/small|{name}_tokens", key="")[0] for name in ("input", "cached", "written", "output")]
+    assert tokens == [30.0, 7.0, 3.0, 5.0]
     assert frame.numbers("org/small|time_s", key="").tolist() == [1.5] * 12
     assert frame.text("prompt", key="")[1] == "Question 1?\none\ntwo"
     assert frame.text("org/small|answer", key="")[2] == "ANSWER: 2"

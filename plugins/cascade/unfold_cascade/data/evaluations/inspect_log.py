@@ -20,9 +20,10 @@ GRADES: Mapping[str, float] = {"C": 1.0, "P": 0.0, "I": 0.0, "N": 0.0}
 USAGE: Mapping[str, tuple[str, ...]] = {
     "input_tokens": ("input_tokens", "input_tokens_cache_read", "input_tokens_cache_write"),
     "cached_tokens": ("input_tokens_cache_read",),
+    "written_tokens": ("input_tokens_cache_write",),
     "output_tokens": ("output_tokens",),
 }
-"""Counts that Inspect keeps apart: tokens read from a cache are no part of its ``input_tokens``."""
+"""Counts that Inspect keeps apart: tokens read from or written to a cache are no part of its ``input_tokens``."""
 _HEAD = re.compile(rb'\{\s*"version"\s*:\s*\d+\s*,\s*"status"\s*:\s*"\w+"\s*,\s*"eval"\s*:')
 
 
