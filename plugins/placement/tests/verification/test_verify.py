@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
+import math
 import random
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy
@@ -48,7 +53,7 @@ from unfold_placement.verification.counterexample import Counterexample, confirm
 from unfold_placement.verification.model import Renaming, canonical_key, copy_controller
 from unfold_placement.verification.scenario import Action, Jobs, Kind, Scenario, apply_action, build_initial
 from unfold_placement.verification.search import Finding, search
-from unfold_placement.verification.verify import Bound, Verification, verify_policies
+from unfold_placement.verification.verify import Bound, Verification, check_replays, verify_policies
 from unfoldkit.api import UnfoldError, Verdict
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
@@ -373,6 +378,49 @@ def test_what_a_custom_policy_keeps_is_part_of_the_state(kind: type[Policy]) -> 
     assert "stuck" in {example.finding.property_name for example in found.counterexamples}
 
 
+@dataclass(slots=True)
+class Helper:
+    """Belongs to the policy that keeps it, and refers to it."""
+
+    owner: object
+    label: bytearray
+
+
+class KeepsValues(Grants):
+    """Keeps values of which a copy has an equal form, whatever they refer to, and sets timers that pile up."""
+
+    watches = frozenset({SUBMITTED, QUIET})
+
+    def __init__(self) -> None:
+        self.kept = [
+            np.float32(1), np.int64(2), np.bool_(1), np.longdouble(3), float("nan"), 1j, b"a", date(2026, 1, 2),
+            datetime(2026, 1, 2, tzinfo=UTC), np.datetime64("2026-01-02"), np.array(["a"]), np.array([True]),
+            np.array([1, None, "a"], dtype=object), np.array([math.nan]), logging.getLogger("a"),
+        ]  # fmt: skip
+        self.me, self.node = self, Helper(self, bytearray(b"a"))
+
+    def react(self, event: Event, view: View) -> Transactions:
+        yield from super().react(event, view)
+        yield [Wake(np.float32(view.now + 5))]
+
+
+def test_values_of_any_type_make_states_that_recur() -> None:
+    """Numbers of NumPy, dates, bytes, objects that refer to each other and many timers: the search is complete."""
+    scenario = Scenario(tuple(cluster(1, 2)), (SMALL, Kind("v", SMALL.tasks)), "v", has_gangs=False)
+    result = search(scenario, [KeepsValues()], 1000)
+    assert result.is_complete
+    assert result.states < 50
+
+
+def test_a_weak_reference_is_no_state() -> None:
+    """It refers to the object of another state after a copy, so the search reports it at once."""
+    policy_with_reference = KeepsValues()
+    policy_with_reference.me = weakref.ref(policy_with_reference)
+    scenario = Scenario(tuple(cluster(1, 2)), (SMALL, Kind("v", SMALL.tasks)), "v", has_gangs=False)
+    with pytest.raises(UnfoldError, match="weak reference"):
+        search(scenario, [policy_with_reference], 1000)
+
+
 class Leaks(Grants):
     """Has three places, and gets none back from a task of two GPUs."""
 
@@ -467,6 +515,26 @@ def test_a_custom_policy_with_timers_is_never_proven() -> None:
     found = verify_policies(problem, Bound(), lambda *_: None)
     assert all(record.is_complete for record in found.searches)
     assert (found.time_dependent, found.is_complete) == (("Reminds",), False)
+
+
+class Polls(Grants):
+    """Wakes every second, for ever, and counts it."""
+
+    watches = frozenset({SUBMITTED, TIMER})
+    timers = 0
+
+    def react(self, event: Event, view: View) -> Transactions:
+        Polls.timers += event.kind == TIMER
+        yield [Wake(view.now + 1.0)]
+
+
+def test_the_check_before_a_search_does_not_wait_for_timers() -> None:
+    """A job that never starts beside a policy that wakes for ever: a thousand timers are enough."""
+    rule = PolicyRule(CUSTOM, {"policy": f"{__name__}:Polls", "options": {}})
+    tasks = tuple(job("a", 1))
+    problem = Problem(name="x", nodes=tuple(cluster(1, 2)), tasks=tasks, rules=(rule,), allow_code=True)
+    assert check_replays(problem, Bound()) is None
+    assert 0 < Polls.timers < 5000
 
 
 class Tosses(Grants):

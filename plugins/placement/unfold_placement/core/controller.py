@@ -395,7 +395,7 @@ class Controller:
         if isinstance(operation, Drop):
             return self._drop(operation, policy)
         if isinstance(operation, Wake):
-            heapq.heappush(self.timers, operation.at)
+            heapq.heappush(self.timers, float(operation.at))
         elif isinstance(operation, Refuse):
             self._reject(operation)
         else:

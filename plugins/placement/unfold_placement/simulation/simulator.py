@@ -77,10 +77,12 @@ class Idleness:
     """Ends a simulation in which policies wake for ever and nothing else happens.
 
     Attributes:
+        max_wakes: Timers that may fire in vain.
         wakes: Timers that fired since the last start, while nothing ran or was to come.
         starts: Starts so far.
     """
 
+    max_wakes: int
     wakes: int = 0
     starts: int = -1
 
@@ -93,7 +95,7 @@ class Idleness:
         starts = int(state.counters[kernel.STARTS])
         self.wakes, self.starts = self.wakes + 1 if starts == self.starts else 0, starts
         has_waiting = (state.status[: len(controller.table.tasks)] == kernel.WAITING).any()
-        return not has_waiting or self.wakes > MAX_IDLE_WAKES
+        return not has_waiting or self.wakes > self.max_wakes
 
 
 def prepare_simulation(
@@ -109,7 +111,11 @@ def prepare_simulation(
 
 
 def run_simulation(
-    controller: Controller, until: float = np.inf, on_step: Callable[[int], None] | None = None
+    controller: Controller,
+    until: float = np.inf,
+    on_step: Callable[[int], None] | None = None,
+    *,
+    max_idle_wakes: int | None = None,
 ) -> Controller:
     """Run a simulation to its end or to a time (s); a simulation that has begun continues.
 
@@ -117,11 +123,12 @@ def run_simulation(
         controller: The controller of ``prepare_simulation``.
         until: Latest time in seconds.
         on_step: Called with the number of starts so far.
+        max_idle_wakes: Timers that may fire in vain; ``MAX_IDLE_WAKES`` where it is not given.
     """
     if not controller.has_begun:
         controller.begin()
     stop_mask, table = controller.stop_mask, controller.table
-    idleness = Idleness()
+    idleness = Idleness(MAX_IDLE_WAKES if max_idle_wakes is None else max_idle_wakes)
     while True:
         next_change_s = controller.next_change_s
         # what ends at the instant of a change ends before it, and what arrives then arrives after it

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import operator
 import random
 import re
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -26,13 +28,22 @@ from unfold_placement.core import kernel
 from unfold_placement.core.cluster_view import View
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.feasibility import EmptyCluster
-from unfold_placement.core.policy import POLICY_FAILURES, InstantBudget, Policy, call_hook, is_shipped, policy_error
+from unfold_placement.core.policy import (
+    POLICY_FAILURES,
+    InstantBudget,
+    Policy,
+    call_hook,
+    describe_error,
+    is_shipped,
+    policy_error,
+)
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.state import StateArrays
 from unfold_placement.core.types import Ask, EphemeralResource, Event, Node, Task
 from unfold_placement.policies.shared.admission_queue import AdmissionQueue
 from unfold_placement.policies.shared.pending import PendingUnits, UnitShapes
 from unfold_placement.policies.shared.user_queue import UserQueue
+from unfoldkit.api import UnfoldError
 
 Running = Sequence[tuple[Task, str, float]]
 """The running tasks with node and start time (s), in order of start, as ``View.running`` lists them."""
@@ -58,6 +69,8 @@ CHANGED_ARRAYS = tuple(index for index, name in enumerate(StateArrays._fields) i
 SLOT_MARK = "~"
 """Separates the kind of a job from the number of its slot in the job's name."""
 DIGITS = 6
+NAN = "NaN"
+"""Form of a number that is not one."""
 ENDED = "ended"
 """New name of a job that has ended."""
 PICKLE_PROTOCOL = 4
@@ -98,11 +111,13 @@ class Renaming(dict[str, str]):
         kinds: Names of all kinds of jobs.
         keeps_empty: A mapping's zeros and empty values are part of its form: code outside this package may look for
             their keys.
+        open_objects: Depth of each object whose form is being built, by its id: one of its parts may refer to it.
     """
 
     def __init__(self, jobs: Mapping[str, str], kinds: tuple[str, ...], *, keeps_empty: bool = False) -> None:
         super().__init__()
         self.jobs, self.kinds, self.keeps_empty = jobs, kinds, keeps_empty
+        self.open_objects: dict[int, int] = {}
 
     def __missing__(self, text: str) -> str:
         """Return a text in which the names of jobs are replaced, and keep it."""
@@ -163,7 +178,8 @@ def canonical_key(controller: Controller, rename: Renaming, running: Running, *,
     )
     reserved = (tuple([rename[task.name] for task in view.reserved_unit]), state.is_reserved.tobytes())
     finished = tuple(sorted([(rename[name], count) for name, count in view.finished.items() if count]))
-    timers = tuple([round(timer - table.now, DIGITS) for timer in sorted(controller.timers)])
+    # timers of one instant fire once
+    timers = tuple(sorted({round(timer - table.now, DIGITS) for timer in controller.timers}))
     policies = tuple([canonical_form(policy, rename) for policy in controller.policies])
     if is_coarse:
         policies = tuple(_ranked_form(form) for form in policies)
@@ -187,15 +203,19 @@ def canonical_form(policy: Policy, rename: Renaming) -> Hashable:
     """Return the canonical form of what a policy keeps, or of its ``state()``.
 
     Raises:
-        UnfoldError: what it keeps contains itself.
+        UnfoldError: what it keeps has no form: a list that contains itself, or a weak reference.
     """
     renaming = rename if IS_SHIPPED[type(policy)] else Renaming(rename.jobs, rename.kinds, keeps_empty=True)
     try:
         if getattr(policy, "state", None) is None:
             return _form(policy, renaming)
         return _form(call_hook(policy, "state"), renaming), _form(getattr(policy, "queue", None), renaming)
-    except RecursionError as error:
-        message = "its state contains itself, so equal states cannot be recognised"
+    except UnfoldError:
+        raise
+    except POLICY_FAILURES as error:
+        is_endless = isinstance(error, RecursionError)
+        cause = "it contains itself, or is nested too deeply" if is_endless else describe_error(error)
+        message = f"equal states cannot be recognised by what it keeps: {cause}"
         raise policy_error(policy, "__init__", message, hint="define state()") from error
 
 
@@ -234,7 +254,7 @@ def _find_former(kind: Any) -> Callable[[Any, Renaming], Hashable]:
         if issubclass(kind, base):
             return former
     names = _field_names(kind)
-    if names and not kind.__dictoffset__:
+    if names and IS_SHIPPED[kind] and not kind.__dictoffset__:
         return lambda value, rename: _fields_form(value, names, rename)
     return _other_form
 
@@ -251,8 +271,15 @@ def _text_form(value: str, rename: Renaming) -> str:
     return rename[value]
 
 
-def _number_form(value: float, _rename: Renaming) -> float:
-    return round(value, DIGITS)
+def _number_form(value: float, _rename: Renaming) -> float | str:
+    # NaN is not equal to itself
+    return NAN if math.isnan(value) else round(value, DIGITS)
+
+
+def _scalar_form(value: np.generic, rename: Renaming) -> Hashable:
+    item = value.item()
+    # Python has no number of this precision
+    return repr(value) if isinstance(item, np.generic) else _form(item, rename)
 
 
 def _task_form(value: Task, rename: Renaming) -> str:
@@ -307,8 +334,8 @@ def _sequence_form(value: Iterable[Any], rename: Renaming) -> Hashable:
     return tuple([rename[item] if type(item) is str else FORMER_OF[type(item)](item, rename) for item in value])
 
 
-def _array_form(value: NDArray[Any], _rename: Renaming) -> Hashable:
-    return tuple(np.round(value, DIGITS).ravel().tolist())
+def _array_form(value: NDArray[Any], rename: Renaming) -> Hashable:
+    return value.shape, _sequence_form(value.ravel().tolist(), rename)
 
 
 def _fields_form(value: object, names: Sequence[str], rename: Renaming) -> Hashable:
@@ -317,9 +344,21 @@ def _fields_form(value: object, names: Sequence[str], rename: Renaming) -> Hasha
 
 
 def _other_form(value: Any, rename: Renaming) -> Hashable:
-    """Return the form of an object: its attributes, or what pickle keeps of an object without any."""
+    """Return the form of an object; where one of its parts refers to it, its depth stands there."""
+    depth = len(rename.open_objects)
+    outer = rename.open_objects.setdefault(id(value), depth)
+    if outer < depth:
+        return ("outer object", outer)
+    try:
+        return _parts_form(value, rename)
+    finally:
+        del rename.open_objects[id(value)]
+
+
+def _parts_form(value: Any, rename: Renaming) -> Hashable:
+    """Return the form of an object's attributes, or of what pickle keeps of it if its class says so."""
     attributes = _list_attributes(value)
-    if attributes or hasattr(value, "__dict__"):
+    if not _has_own_pickle(type(value)) and (attributes or hasattr(value, "__dict__")):
         return tuple([(name, _form(item, rename)) for name, item in attributes])
     try:
         reduced = value.__reduce_ex__(PICKLE_PROTOCOL)
@@ -330,6 +369,22 @@ def _other_form(value: Any, rename: Renaming) -> Hashable:
     # iterators over the items of lists and mappings
     items = [list(part) for part in reduced[3:5] if part is not None]
     return (reduced[0].__qualname__, *[_form(part, rename) for part in (*reduced[1:3], *items)])
+
+
+def _has_own_pickle(kind: Any) -> bool:
+    """Whether a class says what pickle keeps of its objects: their attributes may hold caches and weak references."""
+    return any(
+        getattr(kind, name) is not getattr(object, name) for name in ("__reduce_ex__", "__reduce__", "__getstate__")
+    )
+
+
+def _reference_form(_value: object, _rename: Renaming) -> Hashable:
+    message = "a weak reference of a copy refers to the original: hold the object itself"
+    raise TypeError(message)
+
+
+def _bytes_form(value: bytearray, _rename: Renaming) -> bytes:
+    return bytes(value)
 
 
 def _generator_form(value: random.Random, _rename: Renaming) -> Hashable:
@@ -352,6 +407,10 @@ FORMERS: Mapping[type, Callable[[Any, Renaming], Hashable]] = {
     int: _same_form,
     str: _text_form,
     float: _number_form,
+    complex: _same_form,
+    bytes: _same_form,
+    bytearray: _bytes_form,
+    np.generic: _scalar_form,
     Task: _task_form,
     AdmissionQueue: _queue_form,
     UserQueue: _sequence_form,
@@ -374,6 +433,7 @@ FORMERS: Mapping[type, Callable[[Any, Renaming], Hashable]] = {
     deque: _sequence_form,
     np.ndarray: _array_form,
     random.Random: _generator_form,
+    weakref.ReferenceType: _reference_form,
 }
 """The form of a value by its type; a subclass has that of the first base in this order."""
 FORMER_OF = ByType(_find_former)

@@ -30,6 +30,10 @@ DOUBTFUL_SHARE = 10
 """After an incomplete search, further ones stop at this fraction of the bound's states."""
 
 
+IDLE_WAKES_OF_CHECK = 1000
+"""Timers that may fire in vain in a replay which checks that policies change nothing behind their view."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bound:
     """The extent of a verification: jobs in flight, sizes of the cluster, and states of each search.
@@ -116,7 +120,7 @@ def check_replays(problem: Problem, bound: Bound) -> UnfoldError | None:
         copied = copy_inputs(original)
         try:
             controller = prepare_simulation(copied.nodes, copied.tasks, problem.new_policies())
-            run_simulation(controller)
+            run_simulation(controller, max_idle_wakes=IDLE_WAKES_OF_CHECK)
         except UnfoldError as error:
             failure = failure or error
             continue
