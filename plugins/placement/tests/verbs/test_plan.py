@@ -222,6 +222,7 @@ def test_a_custom_policy_needs_allow_code(tmp_path: Path) -> None:
         ("POLICY", "{drf: {}, all: [{wfq: {}}]}", "both order the queue"),
         ("POLICY", "{quota: {}}", "^p.yaml:10:17: policy.quota: no team has a quota"),
         ("POLICY", "{quota: {team-a: -1}}", r"policy.quota.team-a: must be at least 0, got -1$"),
+        ("POLICY", "{quota: {team-a: null}}", r"policy.quota.team-a: expected a number, got nothing$"),
         ("POLICY", "{limit: {most: 1}, all: [{limit: {most: 2}}]}", "is written twice"),
         ("{nodes:", "{trace: openb, path: x, nodes:", "together"),
     ],

@@ -196,7 +196,7 @@ class QuotaOptions(Model):
         teams = {
             key: amount
             for key, amount in value.items()
-            if isinstance(amount, int | float | str)
+            if isinstance(amount, int | float | str | None)
             and not isinstance(amount, bool)
             and key not in cls.model_fields
             and not get_close_matches(str(key), list(cls.model_fields))
