@@ -11,12 +11,14 @@ import pytest
 
 from plugins.placement.tests.kubernetes.stub_server import Body, Fault, StubServer, node, stub_server
 from plugins.placement.tests.kubernetes.test_hostile_server import NAMESPACE, await_true
-from unfold_placement.core.types import Ask, Task
-from unfold_placement.kubernetes import pods
+from unfold_placement.core.types import Ask, Node, Task
+from unfold_placement.kubernetes import gate_queue, pods
 from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
 from unfold_placement.kubernetes.codec import HOSTNAME, Scope, annotation_key
+from unfold_placement.kubernetes.informer import Informer
 from unfold_placement.live import backend as kinds
-from unfold_placement.live.backend import Start
+from unfold_placement.live.backend import Record, Start
+from unfold_placement.live.state_store import StateStore
 from unfoldkit.kubernetes.api import Api
 
 pytestmark = pytest.mark.kubernetes
@@ -147,6 +149,28 @@ def test_room_is_computed_while_nothing_changes() -> None:
         backend.flush()
         assert has_lock
         assert all(has_lock)
+
+
+def test_the_cost_of_room_grows_with_the_pods_and_not_with_their_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preempted gang of hundreds ends while as many tasks wait: each task is compared with the pods of its node."""
+    looked_up: list[str] = []
+    decode = gate_queue.decode_filter
+    monkeypatch.setattr(gate_queue, "decode_filter", lambda text: looked_up.append(text) or decode(text))
+    informer = Informer(Api(None, NAMESPACE), SCOPE, StateStore(lambda: 0.0), 0.0)  # type: ignore[arg-type]
+    queue = gate_queue.GateQueue(informer)
+    for index in range(40):
+        name, host, task = f"low{index}-0", f"n{index}", Task(f"high{index}", {"gpu": 4000}, 1.0)
+        informer.store.nodes[host] = Node(host, {"gpu": 4000})
+        informer.nodes[host] = {"metadata": {"name": host, "labels": {HOSTNAME: host}}}
+        body = pods.gated_pod(Task(f"low{index}", {"gpu": 4000}, 1.0), (), SCOPE, 0.0)
+        body["spec"].update(schedulingGates=[], nodeName=host)
+        informer.bodies[name], informer.stopping[name] = body, decode("")
+        informer.store.records[task.name] = Record(task, state=kinds.RUNNING, node=host, attempt=1)
+        queue.add([Start(task.name, host)], [informer.store.records[task.name]])
+    assert queue.list_ready() == []
+    assert len(looked_up) == 40
+    informer.stopping.clear()
+    assert len(queue.list_ready()) == 40
 
 
 @pytest.mark.parametrize("is_read_later", [True, False])

@@ -19,7 +19,7 @@ from unfold_placement.kubernetes.writer import OpeningUnits, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record, Start
 from unfold_placement.live.state_store import ALIVE, StateStore
-from unfold_placement.policies.affinity.node_filter import NodeFilter, decode_filter
+from unfold_placement.policies.affinity.node_filter import DomainLimit, NodeFilter, decode_filter
 
 MAX_IN_FLIGHT = 64
 """Default number of opened pods that may be without a node."""
@@ -124,13 +124,20 @@ class GateQueue:
 
     def _iterate_ready(self) -> Iterator[GateRequest]:
         """Yield the units that may be opened, in order; one with nodes that are not free yet lets others pass."""
-        in_flight = self.count_in_flight() if self.queue else 0
+        if not self.queue:
+            return
+        in_flight = self.count_in_flight()
         ready: list[Start] = []
+        # the threads that follow the server change what is read here
+        with self.informer.store.changed:
+            stopping = list_stopping(self.informer)
         for request in self.queue:
             unit = self._list_unsettled(request)
             if (in_flight or ready) and in_flight + len(ready) + len(unit) > self.max_in_flight:
                 return
-            if _has_room(self.informer, [*ready, *unit]):
+            with self.informer.store.changed:
+                has_room = stopping.has_room([*ready, *unit])
+            if has_room:
                 ready += unit
                 yield request
 
@@ -181,33 +188,100 @@ def delete_replaced_pods(informer: Informer, writer: Writer) -> None:
 
 # Room on nodes as kube-scheduler sees it: a pod that is being stopped occupies its node until it has ended.
 
+Domain = tuple[str, str]
+"""Key and value of a label that nodes share."""
 
-def _has_room(informer: Informer, unit: Iterable[Start]) -> bool:
-    """Return whether kube-scheduler would accept a unit now, as far as stopping pods of the policy decide it."""
-    # the threads that follow the server change what is read here
-    with informer.store.changed:
-        stopping = [body for name in informer.stopping if (body := informer.bodies.get(name)) is not None]
-        if not stopping:
-            return True
+
+@dataclass(frozen=True, slots=True)
+class StoppingPods:
+    """The pods that are being stopped, by what they keep further pods from.
+
+    Attributes:
+        informer: The pods.
+        by_node: Names of those on each node.
+        in_domain: What restricts those on the nodes with a label.
+        repelling: Their own anti-affinity, by the label of their nodes that it concerns.
+        occupants: Open pods on these nodes, by node.
+    """
+
+    informer: Informer
+    by_node: dict[str, list[str]] = field(default_factory=dict)
+    in_domain: dict[Domain, list[NodeFilter]] = field(default_factory=dict)
+    repelling: dict[Domain, list[DomainLimit]] = field(default_factory=dict)
+    occupants: dict[str, list[Body]] = field(default_factory=dict)
+
+    def has_room(self, unit: Iterable[Start]) -> bool:
+        """Return whether kube-scheduler would accept a unit now, as far as these pods decide it."""
         demands: dict[str, list[Task]] = {}
         for start in unit:
-            record = informer.store.records.get(start.task)
+            record = self.informer.store.records.get(start.task)
             if record is not None:
-                if any(_excludes(body, start, record.task, informer) for body in stopping):
+                if self._excludes(start, record.task):
                     return False
                 demands.setdefault(start.node, []).append(record.task)
-        crowded = {body["spec"]["nodeName"] for body in stopping}
-        return all(_fits(informer, node, tasks) for node, tasks in demands.items() if node in crowded)
+        return all(self._fits(node, tasks) for node, tasks in demands.items() if node in self.by_node)
+
+    def _fits(self, node: str, tasks: Iterable[Task]) -> bool:
+        """Return whether a node has room for further tasks, beside all pods that are on it or about to come."""
+        if node not in self.informer.store.nodes:
+            return True
+        needed = [task.demand for task in tasks]
+        needed += [pod_demand(body, self.informer.scope) for body in self.occupants.get(node, ())]
+        capacity = self.informer.store.nodes[node].capacity
+        return all(sum(demand.get(kind, 0) for demand in needed) <= capacity.get(kind, 0) for kind in _kinds(needed))
+
+    def _excludes(self, start: Start, task: Task) -> bool:
+        """Return whether they keep a task away otherwise: by a resource of the node, anti-affinity or a port."""
+        informer, own = self.informer, decode_filter(task.node_filter)
+        labels = _node_labels(informer, start.node)
+        if any(
+            limit.selects(other.labels)
+            for limit in own.limits
+            if limit.max_skew == 0 and limit.key in labels
+            for other in self.in_domain.get((limit.key, labels[limit.key]), ())
+        ):
+            return True
+        if any(
+            limit.selects(own.labels)
+            for (key, value), limits in self.repelling.items()
+            if key in labels and labels[key] == value
+            for limit in limits
+        ):
+            return True
+        asked = {informer.scope.resource(ask.name) for ask in start.asks if not ask.gated}
+        return any(
+            not asked.isdisjoint(informer.requested.get(name, ()))
+            or any(port.conflicts(taken) for port in own.ports for taken in informer.stopping[name].ports)
+            for name in self.by_node.get(start.node, ())
+            if name in informer.stopping
+        )
 
 
-def _fits(informer: Informer, node: str, tasks: Iterable[Task]) -> bool:
-    """Return whether a node has room for further tasks, beside all pods that are on it or about to come."""
-    if node not in informer.store.nodes:
-        return True
-    needed = [task.demand for task in tasks]
-    needed += [pod_demand(body, informer.scope) for body in informer.bodies.values() if _occupied_node(body) == node]
-    capacity = informer.store.nodes[node].capacity
-    return all(sum(demand.get(kind, 0) for demand in needed) <= capacity.get(kind, 0) for kind in _kinds(needed))
+def list_stopping(informer: Informer) -> StoppingPods:
+    """Index the pods that are being stopped; the caller holds the lock of the store."""
+    stopping = StoppingPods(informer)
+    for name, restrictions in informer.stopping.items():
+        if name not in informer.bodies:
+            continue
+        node = informer.bodies[name]["spec"]["nodeName"]
+        stopping.by_node.setdefault(node, []).append(name)
+        labels = _node_labels(informer, node)
+        for domain in labels.items():
+            stopping.in_domain.setdefault(domain, []).append(restrictions)
+        for limit in restrictions.limits:
+            if limit.max_skew == 0 and limit.key in labels:
+                stopping.repelling.setdefault((limit.key, labels[limit.key]), []).append(limit)
+    if stopping.by_node:
+        for body in informer.bodies.values():
+            node = _occupied_node(body)
+            if node in stopping.by_node:
+                stopping.occupants.setdefault(node, []).append(body)
+    return stopping
+
+
+def _node_labels(informer: Informer, node: str) -> Mapping[str, str]:
+    labels: Mapping[str, str] = informer.nodes.get(node, {}).get("metadata", {}).get("labels", {})
+    return labels
 
 
 def _kinds(demands: Iterable[Mapping[str, int]]) -> Collection[str]:
@@ -220,28 +294,3 @@ def _occupied_node(body: Body) -> str:
         return ""
     notes = body["metadata"].get("annotations", {})
     return str(body["spec"].get("nodeName") or notes.get(pods.NODE, ""))
-
-
-def _excludes(body: Body, start: Start, task: Task, informer: Informer) -> bool:
-    """Return whether a stopping pod keeps a task away otherwise: by a resource of the node, anti-affinity or a port."""
-    name, node = body["metadata"]["name"], body["spec"]["nodeName"]
-    own, other = decode_filter(task.node_filter), informer.stopping[name]
-    here, there = (informer.nodes.get(place, {}).get("metadata", {}).get("labels", {}) for place in (start.node, node))
-    if _repels(own, other, here, there) or _repels(other, own, here, there):
-        return True
-    held = informer.requested.get(name, {})
-    return node == start.node and (
-        any(informer.scope.resource(ask.name) in held for ask in start.asks if not ask.gated)
-        or any(port.conflicts(taken) for port in own.ports for taken in other.ports)
-    )
-
-
-def _repels(one: NodeFilter, other: NodeFilter, here: Mapping[str, str], there: Mapping[str, str]) -> bool:
-    """Return whether anti-affinity of one pod keeps another out of a domain that both nodes are in, by their labels."""
-    return any(
-        limit.max_skew == 0
-        and limit.key in here
-        and here[limit.key] == there.get(limit.key)
-        and limit.selects(other.labels)
-        for limit in one.limits
-    )
