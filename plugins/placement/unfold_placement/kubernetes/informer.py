@@ -73,6 +73,7 @@ class Informer:
         uids: Identifier of the last pod of each name, also after its deletion.
         requested: Extended resources that each pod requests, by pod.
         foreign_pods: Pods of other programs on nodes, by namespace and name.
+        foreign_on: Those on each node.
         annotations: The resources annotation of each node, and under ``ANYWHERE`` that of the cluster.
         dirty: Nodes where resources in the store differ from the annotation.
         drifted: Nodes that do not offer what their annotation says.
@@ -98,6 +99,7 @@ class Informer:
     uids: dict[str, str] = field(default_factory=dict)
     requested: dict[str, dict[str, int]] = field(default_factory=dict)
     foreign_pods: dict[str, ForeignPod] = field(default_factory=dict)
+    foreign_on: dict[str, dict[str, ForeignPod]] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
     dirty: set[str] = field(default_factory=set)
     drifted: set[str] = field(default_factory=set)
@@ -265,14 +267,14 @@ class Informer:
     def used(self, node: str) -> dict[str, int]:
         """Return what pods of other programs occupy on a node, in thousandths."""
         total: dict[str, int] = {}
-        for pod in self.foreign_pods.values():
-            for kind, amount in pod.demand.items() if pod.node == node else ():
+        for pod in self.foreign_on.get(node, {}).values():
+            for kind, amount in pod.demand.items():
                 total[kind] = total.get(kind, 0) + amount
         return total
 
     def node(self, name: str) -> Node:
         """Return a node as policies see it."""
-        pods_there = [pod for pod in self.foreign_pods.values() if pod.node == name]
+        pods_there = self.foreign_on.get(name, {}).values()
         occupants = [pod.labels for pod in pods_there if pod.labels is not None]
         repelling = sorted({pod.repelling for pod in pods_there if pod.repelling})
         return decode_node(self.nodes[name], self.scope, self.used(name), occupants, repelling)
@@ -389,13 +391,15 @@ class Informer:
         key, node = f"{meta['namespace']}/{meta['name']}", body["spec"].get("nodeName", "")
         is_idle = is_gone or not node or pods.has_ended(body)
         before = self.foreign_pods.pop(key, None)
+        if before is not None:
+            del self.foreign_on[before.node][key]
         labels = (
             None if meta["namespace"] != self.scope.namespace or "deletionTimestamp" in meta else meta.get("labels", {})
         )
         after = None
         if not is_idle:
             after = ForeignPod(node, pod_demand(body, self.scope), labels, repelling_filter(body, self.scope))
-            self.foreign_pods[key] = after
+            self.foreign_pods[key] = self.foreign_on.setdefault(node, {})[key] = after
         self.repelling.discard(key)
         if after is not None and after.repelling and decode_filter(after.repelling).limits:
             self.repelling.add(key)
@@ -413,7 +417,7 @@ class Informer:
             del self.store.nodes[name]
             self.store.record_change(kinds.LEFT, node=name)
             # what stays on a node that is not ready counts in its domains
-            pods_there = [pod for pod in self.foreign_pods.values() if pod.node == name]
+            pods_there = self.foreign_on.get(name, {}).values()
             self.nodes_changed |= any(pod.labels is not None or pod.repelling for pod in pods_there)
         elif is_up and self.store.nodes[name] != (node := self.node(name)):
             # labels, taints and capacity decide where tasks may go
