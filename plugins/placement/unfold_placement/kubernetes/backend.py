@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
@@ -74,6 +75,7 @@ class KubernetesBackend:
         has_gangs: Units of several tasks were started since the last flush, or the records of all have become outdated.
         lost_tasks: Tasks that need a new pod.
         next_snapshot_s: When pods of other programs may next cause a snapshot, by the monotonic clock.
+        unbound_reasons: Why kube-scheduler had no node for the opened pod of a task, as logged last.
     """
 
     api: Api
@@ -94,6 +96,7 @@ class KubernetesBackend:
     has_gangs: bool = False
     lost_tasks: list[LostTask] = field(default_factory=list)
     next_snapshot_s: float = 0.0
+    unbound_reasons: dict[str, str] = field(default_factory=dict)
 
     def now(self) -> float:
         """Return the seconds since the scope's ConfigMap was created."""
@@ -277,9 +280,23 @@ class KubernetesBackend:
         """Release claims of ended pods, and gate units again if their pods stay without a node for too long."""
         self.writer.release_claims()
         for first_task in self.gate_queue.find_late(self.now() - self.bind_timeout_s):
+            self._report_unbound(first_task)
             self._gate_unit_again(first_task, "the scheduler found no room")
         # each gang replaces the records of those before it; nothing replaces the last
         self.has_gangs |= not self.gate_queue.units and self.writer.has_units
+
+    def _report_unbound(self, first_task: str) -> None:
+        """Log why kube-scheduler has no node for a pod of a unit, once for each pod and reason.
+
+        A claim that does not exist never leaves it, so that the unit is opened and taken back over and over.
+        """
+        for task in self.gate_queue.units.get(first_task, ()):
+            reason = pods.unschedulable_reason(self.informer.body(task))
+            if reason and self.unbound_reasons.get(task) != reason:
+                self.unbound_reasons[task] = reason
+                text = "%s has stayed without a node for %g s and is gated again; kube-scheduler: %s"
+                logging.getLogger("unfoldkit").warning(text, task, self.bind_timeout_s, reason)
+        self.unbound_reasons = {task: text for task, text in self.unbound_reasons.items() if task in self.store.records}
 
     def repair(self) -> None:
         """Continue from what another controller left."""

@@ -227,6 +227,16 @@ def has_ended(pod: Body) -> bool:
     return pod.get("status", {}).get("phase") in ENDED
 
 
+def unschedulable_reason(pod: Body | None) -> str:
+    """Return why kube-scheduler has no node for a pod, as far as it has said; empty where it found one."""
+    conditions = (pod or {}).get("status", {}).get("conditions", ())
+    # until kube-scheduler looks at an opened pod, the condition says that it is gated
+    judged = (item for item in conditions if item["type"] == "PodScheduled" and item.get("reason") != "SchedulingGated")
+    reasons = (item.get("message", "") for item in judged)
+    is_bound = bool((pod or {}).get("spec", {}).get("nodeName"))
+    return "" if is_bound else str(next(reasons, ""))
+
+
 def is_over(pod: Body | None) -> bool:
     """Return whether a pod has ended, is being deleted, or does not exist."""
     if pod is None:
