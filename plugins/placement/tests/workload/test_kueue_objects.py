@@ -260,6 +260,16 @@ def test_a_run_without_an_end_has_no_duration(tmp_path: Path) -> None:
     assert snapshot.workloads[0].run_s == 50.0
 
 
+def test_a_workload_that_ended_before_its_admission_has_no_duration(tmp_path: Path) -> None:
+    """Clocks that differ would let it run for less than no time, and shorten the median of its queue."""
+    items = [flavor(), cluster_queue("a", 8), local_queue("a")]
+    items += [workload(f"a/w{index}", 0, 1, admitted=10, finished=end) for index, end in enumerate((50, 0))]
+    snapshot = read_queue_snapshot(write_list(tmp_path, [*items, workload("a/next", 60, 1)]))
+    assert snapshot is not None
+    assert [(item.name, item.run_s) for item in snapshot.workloads] == [("a/next", 40.0)]
+    assert any("ended before they were admitted" in note for note in snapshot.notes)
+
+
 def test_a_history_is_replayed_from_its_first_arrival(tmp_path: Path) -> None:
     """Where nothing waits or runs, the ended workloads arrive again."""
     jobs = [

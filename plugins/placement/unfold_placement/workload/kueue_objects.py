@@ -531,6 +531,8 @@ def _find_queue(
     item, is_held = record.item, record.admitted_s is not None
     if record.finished_s is None and item.part("metadata").text("deletionTimestamp", ""):
         return "", "they are being deleted"
+    if record.finished_s is not None and record.admitted_s is not None and record.finished_s < record.admitted_s:
+        return "", "their conditions say that they ended before they were admitted"
     local = local_queues.get(f"LocalQueue {record.local_queue}")
     admission = item.part("status.admission")
     name = admission.text("clusterQueue", "") if is_held else ""
