@@ -51,6 +51,29 @@ def test_amounts_of_openb_beyond_any_machine_are_errors(tmp_path: Path) -> None:
         list(openb_nodes(path))
 
 
+@pytest.mark.parametrize(
+    ("submitted", "ended", "is_mixed"),
+    [
+        ("2026-03-01 10:00:00+01:00", "2026-03-01 11:00:00", True),
+        ("2026-03-01T10:00:00Z", "2026-03-01T11:00:00.5", True),
+        ("Sun Mar  1 10:00:00 UTC 2026", "Sun Mar  1 11:00:00 2026", True),
+        ("2026-03-01 10:00:00+01", "2026-03-01T11:00:00Z", False),
+        ("2026-03-01 10:00:00", "01.03.2026 11:00", False),
+        ("Sun Mar  1 10:00:00 2026", "Sun Mar  1 11:00:00 2026 E", False),
+        ("3/1/2026 10:00 AM", "3/1/2026 11:00 AM", False),
+    ],
+)
+def test_dates_with_and_without_a_zone_in_one_file_are_reported(
+    tmp_path: Path, submitted: str, ended: str, is_mixed: bool
+) -> None:
+    """Local times beside times with a zone would change every run time by the difference, without a word."""
+    warnings: list[str] = []
+    path = write_csv(tmp_path, f"task,arrival,end,gpu\na,{submitted},{ended},1\n")
+    (task,) = csv_tasks(path, columns=Columns({"end": ("end",)}), warn=warnings.append)
+    assert task.run > 0
+    assert any("time zone" in line for line in warnings) == is_mixed
+
+
 def test_csv_tasks(tmp_path: Path) -> None:
     """Tasks of a job know how many they are; what a row leaves out is nothing, or never."""
     text = "task,arrival,run,cpu,job,deadline,types\na,0,5,1.5,j,60,\nb,2,5,,j,,t4 | a10\n"

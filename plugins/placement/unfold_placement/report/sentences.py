@@ -179,6 +179,11 @@ def whole_trace_line(file: str, counts: tuple[int, int]) -> str:
     return f"{rows} (missing: {{arrival: skip}} leaves them out)"
 
 
+def mixed_zones_line(file: str) -> str:
+    """Return the line about a file in which only some dates have a time zone."""
+    return f"{file}: some times have a time zone and others have none; those without one are read as UTC"
+
+
 def unread_amounts_line(file: str, columns: Mapping[str, str]) -> str:
     """Return the line about a table without amounts in which other columns, by kind, look like amounts."""
     named = ", ".join(f"{kind}: {column}" for kind, column in columns.items())

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from unfold_placement.core.devices import is_device
 from unfold_placement.core.types import MILLI, Node, Task
-from unfold_placement.report.sentences import unread_amounts_line
+from unfold_placement.report.sentences import mixed_zones_line, unread_amounts_line
 from unfold_placement.schema.columns import AMOUNT_COLUMNS, NODE_COLUMNS, Columns
 from unfold_placement.workload.json_stream import Warn
 from unfold_placement.workload.missing_values import MAX_SPAN_S, MissingValues, split_list
-from unfold_placement.workload.timestamps import detect_time_format, normalize_dates
+from unfold_placement.workload.timestamps import detect_time_format, has_mixed_zones, normalize_dates
 from unfoldkit.api import CsvRow, csv_rows
 
 NODES_PER_RACK = 32
@@ -125,7 +125,10 @@ def csv_tasks(
     """
     missing = MissingValues(columns, path)
     selected = missing.select_rows(islice(columns.read_rows(path, missing.required), max_rows))
-    rows = normalize_dates(list(_iter_unique(selected, "task")))
+    rows = list(_iter_unique(selected, "task"))
+    if has_mixed_zones(rows):
+        warn(mixed_zones_line(path.name))
+    rows = normalize_dates(rows)
     times = detect_time_format(rows, columns)
     arrivals_s = [missing.arrival_s(row, times) for row in rows]
     missing.check_arrivals(rows, arrivals_s, times)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from statistics import median
@@ -22,6 +22,8 @@ MIN_UNIX_S = 1e9
 """Arrivals from here on (2001) are Unix times, and time counts from the earliest of them."""
 DAY_S = 86400.0
 _CLOCK, _ZONE = r"(?P<clock>\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?)", r"(?P<zone>UTC|GMT|Z|[+-]\d\d:?\d\d)"
+_ZONED_CLOCK = re.compile(r":\d\d(?:[.,]\d+)? *(?:[Zz]|UTC|GMT|[+-]\d\d(?::?\d\d)?)(?: +\d{4})?$")
+"""The end of a date with a time zone; C's ``ctime`` has the year behind it."""
 _WEEKDAY, _MONTH = r"(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,? +)?", rf"(?P<month>{'|'.join(MONTHS)})[a-z]*"
 _WRITTEN_DATES = (
     re.compile(r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})\b[ ,T]*(?P<clock>.*)"),
@@ -162,6 +164,13 @@ def _detect_units(names: Sequence[str], numbers: Sequence[float]) -> dict[str, f
 def _ticks_per_s(number: float) -> float:
     seconds = float(epoch_to_seconds(np.array([number]))[0])
     return number / seconds if seconds else 1.0
+
+
+def has_mixed_zones(rows: Iterable[CsvRow]) -> bool:
+    """Return whether some dates of a file have a time zone and others have none."""
+    # a deadline may be a duration
+    cells = (row.get(name) for row in rows for name in TIME_COLUMNS if name != "deadline")
+    return len({bool(_ZONED_CLOCK.search(cell)) for cell in cells if ":" in cell}) > 1
 
 
 def normalize_dates(rows: Sequence[CsvRow]) -> list[CsvRow]:
