@@ -249,6 +249,15 @@ def test_a_quota_that_is_no_number_is_named_as_such(tmp_path: Path) -> None:
         spec(two_teams(tmp_path), policy={"quota": {"team-a": "64Gi", "resource": "memory"}})
 
 
+def test_a_cohort_without_quota_gets_none_from_a_number(tmp_path: Path) -> None:
+    """No flavor is known for it: the message says which file adds one."""
+    cohort = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "Cohort", "metadata": {"name": "all"}, "spec": {}}
+    queue, job = cluster_queue("a", 8, cohortName="all"), workload("a/x", 0, 1, admitted=1, finished=9)
+    path = write_list(tmp_path, [flavor(), cohort, queue, local_queue("a"), job])
+    with pytest.raises(UnfoldError, match=r"all has no quota of nvidia.com/gpu \(it has no quota at all; .*apply"):
+        report(tmp_path, spec(path, policy={"quota": {"all": 4}}))
+
+
 def test_a_run_without_an_end_has_no_duration(tmp_path: Path) -> None:
     """Without an ended workload the run time must be written; a limit of execution time replaces it."""
     items = [flavor(), cluster_queue("a", 8), local_queue("a"), workload("a/x", 0, 1)]

@@ -148,9 +148,11 @@ def _find_key(holder: ClusterQueue | Cohort, label: str, flavor: str, resource: 
     if keys:
         options = " or ".join(f"{holder.name}/{key[0]}" for key in keys)
         raise user_error(f"{holder.name} has {len(keys)} flavors of {resource}", key=where, hint=f"write {options}")
-    resources = ", ".join(sorted({key[1] for key in holder.quotas})) or "nothing"
+    resources = ", ".join(sorted({key[1] for key in holder.quotas}))
     in_flavor = f" in flavor {flavor}" if flavor else ""
     hint = f"it has quota of {resources}; policy.quota.resource selects one"
+    if not resources:
+        hint = "it has no quota at all; a manifest adds one: workload.replay.apply: new.yaml"
     raise user_error(f"{holder.name} has no quota of {resource}{in_flavor}", key=where, hint=hint)
 
 
