@@ -15,7 +15,7 @@ pytestmark = pytest.mark.kubernetes
 
 
 class Unread(dict[str, ForeignPod]):
-    """Pods that nobody goes through one by one."""
+    """Pods that no code may go through one by one."""
 
     def values(self) -> Any:
         raise AssertionError
