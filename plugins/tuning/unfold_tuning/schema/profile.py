@@ -14,6 +14,7 @@ from unfoldkit.api import Duration, Fraction, Model, Percent, Problem
 MIN_SPEEDUP = 0.001
 """Smallest speed-up: further down, times of a job are no longer finite."""
 MAX_VARIATION = 10.0
+"""Largest coefficient of variation: beyond it, the mean of a time lies in values too rare to be sampled."""
 
 
 class Delay(Model):
@@ -112,6 +113,7 @@ def check_profile(profile: ProfileSpec) -> Iterable[Problem]:
         yield Problem(("profile",), "name either iteration or recorded", hint="write iteration: {mean: 12 s}")
     if profile.iteration is not None and profile.iteration.mean <= 0:
         yield Problem(("profile", "iteration", "mean"), "an iteration must take some time")
+    yield from _check_deviations(profile)
     if profile.error > 0.5:
         yield Problem(("profile", "error"), "a profile that may be wrong by more than 50% guarantees nothing")
     for key, table in (("speedup", profile.speedup), ("across", profile.across or {})):
@@ -125,3 +127,12 @@ def check_profile(profile: ProfileSpec) -> Iterable[Problem]:
             yield Problem(("profile", "trials", index), message, hint="write {ends: [4, 12], seconds: [1.2, 0.9]}")
     if profile.speedup.get(1) != 1.0:
         yield Problem(("profile", "speedup"), "the speed-up of one accelerator is 1", hint="write {1: 1, 2: 1.9}")
+
+
+def _check_deviations(profile: ProfileSpec) -> Iterable[Problem]:
+    """Yield times whose samples would nearly all be close to zero."""
+    for name in ("iteration", "provision", "startup", "start", "sync"):
+        time = getattr(profile, name)
+        if isinstance(time, (Delay, Iteration)) and time.std > MAX_VARIATION * time.mean:
+            message = f"a standard deviation above {MAX_VARIATION:g} times the mean cannot be simulated"
+            yield Problem(("profile", name, "std"), message, hint="give both in seconds, or with their units")
