@@ -150,6 +150,12 @@ def test_on_demand_offers_wait_until_they_are_allowed() -> None:
         # a tick probed twice was available if both probes say so
         "date,a,b\n20260501T10,1,1\n20260501T1001,1,0\n20260501T1005,1,1\n20260501T1010,0,1\n20260501T1015,0,1\n",
         "tick,a,b\n0,1,0\n300,1,1\n600,0,1\n900,0,1\n",
+        # times have any name, and the rows may be those of one zone each
+        "probed (UTC),a,b\n2026-05-01 10:15,0,1\n2026-05-01 10:10,0,1\n2026-05-01 10:05,1,1\n2026-05-01 10:00,1,0\n",
+        (
+            "at,offer,granted\n2026-05-01T1010,b,1\n2026-05-01T1010,a,0\n2026-05-01T1005,b,1\n2026-05-01T1005,a,1\n"
+            "2026-05-01T10,a,1\n2026-05-01T10,b,0\n2026-05-01T1015,a,0\n2026-05-01T1015,b,1\n"
+        ),
     ],
 )
 def test_logs_in_any_order_and_zone_are_read(tmp_path: Path, text: str) -> None:
@@ -177,6 +183,7 @@ def test_ticks_without_a_probe_have_the_state_before(tmp_path: Path) -> None:
             "time,a\n0,1\n600,1\n1200,1\n",
             r"log.csv:2:1: time: the rows are 10.0 min apart, not 5.0 min .*tick: 10.0 min",
         ),
+        ("at,zone,a\n0,b,1\n0,c,0\n", r"log.csv:2:1: zone: the rows are those of several zones .*zones: \[b, c\]"),
         ("time,a\nnoon,1\n600,1\n", r"log.csv:2:1: time: 'noon' is not a time"),
         ("time,a\n0,\n300,\n", "no probe of the zone 'a'"),
         ("time,a\n0,1\n0,1\n", "two ticks"),

@@ -12,14 +12,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from unfold_tuning.job.trial_logs import scale_clock
-from unfoldkit.api import CsvRow, csv_rows, did_you_mean, format_duration, user_error
+from unfold_tuning.job.trial_logs import CLOCK_S, scale_clock
+from unfoldkit.api import CsvRow, UnfoldError, csv_rows, did_you_mean, format_duration, user_error
 
 TRAILING_S = 3 * 86400.0
 """A market is modelled from this much of its log: older prices and hazards do not predict its cost."""
 TIME_COLUMNS = ("time", "timestamp", "datetime", "date", "date_time", "ts")
 NUMBER_COLUMNS = ("tick",)
-"""Columns, in lower case, by which rows are ordered: dates or a clock, and numbers of ticks."""
+"""Columns, in lower case, by which rows are ordered: dates or a clock, and numbers of ticks.
+
+Without one, a column of any name counts whose first cell is a date or the time of a clock.
+"""
+ZONE_COLUMNS = ("zone", "availability_zone", "availabilityzone", "az", "offer", "region")
+STATE_COLUMNS = ("available", "availability", "granted", "state", "status", "up")
+"""Columns, in lower case, of a table that has a row for each probe of one zone."""
 STATES = {"1": "1", "1.0": "1", "true": "1", "yes": "1", "0": "0", "0.0": "0", "false": "0", "no": "0"}
 EMPTY_CELLS = ("", "nan", "none")
 MAX_PERIOD = 1.5
@@ -59,7 +65,8 @@ class AvailabilityLog:
 def read_availability(path: Path, columns: Sequence[str], tick_s: float, key: str) -> AvailabilityLog:
     """Read a log: one row a probe, one column a zone, 1 where an instance was available and 0 where not.
 
-    With a column of times, rows may have any order. An instance was available at a tick if every probe says so. A tick
+    A table with a column of zones has one row for each probe of one zone. With a column of times, rows may have any
+    order. An instance was available at a tick if every probe says so. A tick
     without a probe, or an empty cell, has the state before.
 
     Raises:
@@ -70,6 +77,7 @@ def read_availability(path: Path, columns: Sequence[str], tick_s: float, key: st
         hint = "a history of prices does not show when an instance could be had: write it as cloud.prices"
         raise user_error("a log of availability is a CSV table", file=str(path), key=key, hint=hint)
     rows = list(csv_rows(path))
+    _add_zone_columns(rows, columns)
     names = list(rows[0].cells) if rows else []
     for column in columns:
         if rows and column not in names:
@@ -92,6 +100,24 @@ def read_availability(path: Path, columns: Sequence[str], tick_s: float, key: st
     return AvailabilityLog(tuple(columns), tick_s, tuple(states), tuple(sorted(gaps)))
 
 
+def _add_zone_columns(rows: Sequence[CsvRow], zones: Sequence[str]) -> None:
+    """Add a column for each zone to a table that names the zone of a probe in its row.
+
+    Raises:
+        UnfoldError: The rows are those of several zones, and the log of one is read from all of them.
+    """
+    plain = {name.strip().lower().replace(" ", "_"): name for name in rows[0].cells} if rows else {}
+    place = next((plain[name] for name in ZONE_COLUMNS if name in plain), "")
+    state = next((plain[name] for name in STATE_COLUMNS if name in plain), "")
+    if not place or place in zones:
+        return
+    places = sorted({row[place] for row in rows})
+    if len(places) > 1 and any(zone in rows[0].cells for zone in zones):
+        raise rows[0].wrong("the rows are those of several zones", place, f"write zones: [{', '.join(places[:12])}]")
+    for row in rows if state and set(zones) <= set(places) else ():
+        row.cells.update({zone: row[state] if row[place] == zone else "" for zone in zones})
+
+
 def _list_slots(rows: Sequence[CsvRow], names: Sequence[str], zones: Sequence[str], tick_s: float) -> list[int]:
     """List the tick of each row, from 0: by the times or numbers that the rows have, or else in their order.
 
@@ -102,8 +128,10 @@ def _list_slots(rows: Sequence[CsvRow], names: Sequence[str], zones: Sequence[st
     number = next((plain[name] for name in NUMBER_COLUMNS if name in plain), None)
     time = next((plain[name] for name in TIME_COLUMNS if name in plain), None)
     if time is None and number is None:
+        time = next((name for name in plain.values() if _is_time(rows[0], name)), None)
+    if time is None and number is None:
         return list(range(len(rows)))
-    times = [_parse_time(row, time) if time else row.number(str(number)) for row in rows]
+    times = [_parse_time(row, time) if time is not None else row.number(str(number)) for row in rows]
     steps = np.diff(np.unique(times))
     step = float(np.median(steps)) if len(steps) else tick_s
     if time is None:
@@ -117,6 +145,13 @@ def _list_slots(rows: Sequence[CsvRow], names: Sequence[str], zones: Sequence[st
     latest = max(times)
     slots = [round((at - latest) / tick_s) for at in times]
     return [slot - min(slots) for slot in slots]
+
+
+def _is_time(row: CsvRow, column: str) -> bool:
+    """Return whether a cell is a date, or a number of a clock."""
+    with contextlib.suppress(UnfoldError):
+        return _parse_time(row, column) >= CLOCK_S
+    return False
 
 
 def _parse_time(row: CsvRow, column: str) -> float:
