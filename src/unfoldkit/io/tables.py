@@ -48,11 +48,12 @@ FOREIGN: Mapping[str, tuple[str, str]] = {
     ".pkl": ("of pickled objects, which may run code when read", _BY_PANDAS.format("read_pickle")),
     ".pickle": ("of pickled objects, which may run code when read", _BY_PANDAS.format("read_pickle")),
     ".xml": ("of XML", _BY_PANDAS.format("read_xml")),
+    ".zip": ("of an archive", 'unzip "{name}"'),
     ".rds": ("of R", 'write.csv(readRDS("{name}"), "{stem}.csv", row.names = FALSE)'),
     ".rdata": ("of R", 'load("{name}"), then write.csv(TABLE, "{stem}.csv", row.names = FALSE)'),
     ".arff": ("of Weka", "keep the lines below @data, and name the attributes in a first line"),
 }
-"""Files of other programs by suffix: their name in a message, and the command that converts them."""
+"""Files that are no tables by suffix: their name in a message, and the command that converts them."""
 FORMULA_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 """First letters of formulas, and their full-width forms."""
 UTF16_SAMPLE = 64

@@ -308,6 +308,35 @@ def test_minutes_and_times_of_a_day_are_no_seconds(tmp_path: Path, head: str, ce
     assert {seconds for _, seconds in steps} == {30.0}
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [["2026-05-01 10:00:30", "2026-05-01 10:01", "NA", "2026-05-01 10:02"], [1700000030, 1700000060, "", 1700000120]],
+)
+def test_a_clock_is_recognised_in_a_column_of_any_name(tmp_path: Path, cells: list[str | int]) -> None:
+    """In ``time``, a date is no time of one iteration, however few rows a trial has; named as one, it is refused."""
+    rows = "".join(f"{trial},{n},{cell}\n" for trial in "ab" for n, cell in enumerate(cells, 1))
+    (tmp_path / "t.csv").write_text(f"trial,epoch,time\n{rows}")
+    log = read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv"))
+    assert log.steps["a"] == [(2, 30.0), (4, 30.0)]
+    with pytest.raises(UnfoldError, match=r"time: the time of a clock is not that of an iteration .*elapsed: time"):
+        read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv", seconds=("time",)))
+
+
+def test_a_few_rows_of_several_trials_show_times_since_the_begin(tmp_path: Path) -> None:
+    """Three rows of one trial rise by chance, three of each of four hardly: they were read as a far slower pace."""
+    rows = "".join(f"{trial},{n},{20 * n + trial}\n" for trial in range(4) for n in (1, 2, 3))
+    (tmp_path / "t.csv").write_text(f"trial,epoch,time\n{rows}")
+    with pytest.raises(UnfoldError, match="the column rises from row to row of each trial"):
+        read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv"))
+
+
+def test_epochs_count_where_batches_are_numbered_as_well(tmp_path: Path) -> None:
+    """A table with both has iterations that are batches, and an iteration of a search is rarely one."""
+    rows = "".join(f"a,{n},{5 * n},{20 * n}\n" for n in (1, 2, 3))
+    (tmp_path / "t.csv").write_text(f"trial,epoch,iteration,elapsed\n{rows}")
+    assert read_trial_log(tmp_path / "t.csv", TrialLogSource(path="t.csv")).steps["a"] == [(n, 20) for n in (1, 2, 3)]
+
+
 def test_a_unit_of_the_spec_overrules_the_names_of_columns(tmp_path: Path) -> None:
     """CatBoost writes milliseconds in a column without a unit; durations from begin to end are not used then."""
     (tmp_path / "time_left.tsv").write_text("iter\tPassed\tRemaining\n0\t400\t9\n1\t900\t9\n2\t1400\t9\n")

@@ -36,7 +36,7 @@ DEFAULT_COLUMNS = {
         *("number", "name", "id"),
     ),
     "iteration": (
-        *("training_iteration", "iteration", "iter", "epoch", "epochs", "step", "_step", "global_step", "sequence"),
+        *("training_iteration", "epoch", "epochs", "iteration", "iter", "step", "_step", "global_step", "sequence"),
         *("st_worker_iter", "budget", "fidelity"),
     ),
     "elapsed": (
@@ -73,7 +73,7 @@ FINER_COUNTERS = ("batch", "batch_idx", "batch_index")
 """Columns that count within an iteration."""
 RAY_FILES = ("progress.csv", "result.json")
 _UNIT = re.compile(r"\s*[\[(][^\])]*[\])]\s*$")
-EMPTY_CELLS = ("", "none")
+EMPTY_CELLS = ("", "none", "null", "na", "n/a")
 NOT_FINITE_CELLS = ("nan", "nat", "inf", "+inf", "-inf", "infinity", "+infinity", "-infinity")
 CLOCK_S = 1e8
 """Elapsed times from here on are those of a clock, in seconds since 1970: no trial takes three years."""
@@ -94,7 +94,7 @@ MAX_LONGER = 10.0
 MAX_SHOWN = 40
 """Characters of a trial's name in a report; a folder's trials have the names of their files."""
 MIN_RISING = 4
-"""Times that rise over so many rows of every trial may have been counted from its begin."""
+"""Times that rise over so many rows of every trial, or one less in so many trials, may count from its begin."""
 MAX_FALLS = 0.2
 """Times that fall more often than this from row to row are not counted from the begin of a trial."""
 MAX_REWINDS = 0.25
@@ -323,6 +323,8 @@ def _read_iterations(
         by_trial.setdefault(trial, []).append(row)
     timing = _find_timing(path, source, columns)
     by_checkpoints = {trial: _read_checkpoints(trial_rows, timing, skipped) for trial, trial_rows in by_trial.items()}
+    if not (timing.is_elapsed or source.seconds) and _holds_clock(by_checkpoints.values(), timing.time):
+        timing = replace(timing, is_elapsed=True)
     _require_clear_times(by_checkpoints.values(), rows, timing, source)
     if not timing.is_elapsed and timing.count:
         timing = replace(timing, is_of_one=_has_times_of_one(by_checkpoints.values()))
@@ -385,6 +387,10 @@ def _require_clear_times(
         _require_total(trials, timing.time, source.key)
     elif not source.seconds:
         _require_no_total(trials, timing.time, source.key)
+    elif _holds_clock(trials, timing.time):
+        hint = f"write {source.key}.elapsed: {timing.time}, which may be a clock"
+        first = next(checkpoint for trial in trials for checkpoint in trial if checkpoint.is_timed)
+        raise first.row.wrong("the time of a clock is not that of an iteration", timing.time, hint)
 
 
 def _require_no_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key: str) -> None:
@@ -394,7 +400,8 @@ def _require_no_total(trials: Iterable[Sequence[_Checkpoint]], column: str, key:
         UnfoldError: They rise from row to row of every trial.
     """
     rows = [[checkpoint for checkpoint in trial if checkpoint.is_timed] for trial in trials]
-    times = [[checkpoint.seconds for checkpoint in trial] for trial in rows if len(trial) >= MIN_RISING]
+    least = MIN_RISING if len(rows) < MIN_RISING else MIN_RISING - 1
+    times = [[checkpoint.seconds for checkpoint in trial] for trial in rows if len(trial) >= least]
     if times and all(later > earlier for trial in times for earlier, later in itertools.pairwise(trial)):
         hint = f"write {key}.elapsed: {column} if it counts from the start of a trial, else {key}.seconds: {column}"
         raise rows[0][0].row.wrong("the column rises from row to row of each trial", column, hint)
@@ -618,6 +625,11 @@ def _count_from_one(checkpoints: Sequence[_Checkpoint], timing: _Timing) -> Sequ
     if _is_clock(checkpoints[0], timing.time) or 2 * first < step_s or not first:
         return checkpoints
     return [replace(checkpoint, iters=checkpoint.iters + 1) for checkpoint in checkpoints]
+
+
+def _holds_clock(trials: Iterable[Sequence[_Checkpoint]], column: str) -> bool:
+    """Return whether a column has times of a clock: no iteration takes three years."""
+    return any(checkpoint.is_timed and _is_clock(checkpoint, column) for trial in trials for checkpoint in trial)
 
 
 def _is_clock(checkpoint: _Checkpoint, column: str) -> bool:
