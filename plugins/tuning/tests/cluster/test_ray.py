@@ -34,7 +34,7 @@ from unfold_tuning.job.schedule import Stage, build_custom_stages
 from unfold_tuning.job.search_space import Uniform
 from unfold_tuning.trial.ledger import Ledger, open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
-from unfoldkit.api import UnfoldError
+from unfoldkit.api import ExitCode, UnfoldError
 from unfoldkit.catalog.billing import Billing
 from unfoldkit.engines.ray import connect_ray
 
@@ -221,6 +221,21 @@ def test_ray_does_not_take_over_the_signals_of_a_run(monkeypatch: pytest.MonkeyP
                 assert signal.getsignal(signal.SIGTERM) is before
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_nodes_that_do_not_join_ray_are_named_while_they_cost(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An image without Ray, or without the token of the head, is billed: a warning, then a user error."""
+    clock = iter(range(0, 10_000, 50))
+    monkeypatch.setattr(ray_nodes, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
+    monkeypatch.setattr(ray_nodes, "list_alive_nodes", set)
+    with pytest.raises(UnfoldError, match=r"cloud: 2 nodes did not join Ray in 15.0 min .*token") as raised:
+        ray_nodes.RemoteRayNodes("").start(["i-1", "i-2"], lambda: None)
+    assert raised.value.code == ExitCode.USAGE
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
+        "billed, but not in Ray after 2.5 min: i-1, i-2"
+    ]
 
 
 def _train_command(folder: Path, name: str, engine: str) -> list[str]:

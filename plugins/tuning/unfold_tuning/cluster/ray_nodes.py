@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +10,18 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from unfold_tuning.cluster.local_ray_process import NodeCommand, RaySupervisor, start_supervisor
-from unfoldkit.api import internal_error, require_packages, user_error
+from unfoldkit.api import format_count, format_duration, format_names, require_packages, user_error
 from unfoldkit.engines.ray import keeping_signal_handlers, require_listener
 
 JOIN_TIMEOUT_S = 900.0
+JOIN_WARNING_S = 120.0
+"""A warning names the nodes that have not joined Ray after this long: they are billed meanwhile."""
+REMOTE_HINT = (
+    "does the image have the driver's version of Ray, can it reach the head, and has it the head's token if any?"
+)
+LOCAL_HINT = "Ray logs to /tmp/ray/session_latest/logs"
 POLL_S = 0.05
+MAX_SHOWN = 4
 INIT_OPTIONS = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
@@ -72,7 +80,7 @@ class LocalRayNodes:
             resources = {name_node_resource(name): float(self.accelerators)}
             self._send(NodeCommand("add", name, self.accelerators, resources))
             watch()
-        return wait_for_nodes(names, watch)
+        return wait_for_nodes(names, watch, LOCAL_HINT)
 
     def stop(self, name: str) -> None:
         """See :class:`RayNodes`."""
@@ -117,7 +125,7 @@ class RemoteRayNodes:
         """See :class:`RayNodes`."""
         # a reserved node has joined before
         awaited = [name for name in names if name not in self.reservations]
-        return wait_for_nodes(awaited, watch) | (set(names) & self.reservations.keys())
+        return wait_for_nodes(awaited, watch, REMOTE_HINT) | (set(names) & self.reservations.keys())
 
     def stop(self, name: str) -> None:
         """See :class:`RayNodes`: the raylet ends with its instance, or is that of a shared cluster."""
@@ -127,18 +135,30 @@ class RemoteRayNodes:
         import_ray().shutdown()
 
 
-def wait_for_nodes(names: Sequence[str], watch: Callable[[], None]) -> set[str]:
-    """Wait until nodes are part of the cluster, and return those that joined in time.
+def wait_for_nodes(names: Sequence[str], watch: Callable[[], None], hint: str) -> set[str]:
+    """Wait until nodes are part of the cluster, and return those that joined in time; a warning names late ones.
+
+    Args:
+        names: The nodes.
+        watch: Is called while they are awaited.
+        hint: Why they may not join.
 
     Raises:
         UnfoldError: None of them does, and no other node is part of it.
     """
-    began = time.monotonic()
-    while missing := set(names) - list_alive_nodes():
-        if time.monotonic() - began > JOIN_TIMEOUT_S:
+    began, is_named = time.monotonic(), False
+    while missing := sorted(set(names) - list_alive_nodes()):
+        waited_s = time.monotonic() - began
+        if waited_s > JOIN_WARNING_S and not is_named:
+            is_named = True
+            shown = format_names(missing, MAX_SHOWN)
+            logging.getLogger("unfoldkit").warning(
+                "billed, but not in Ray after %s: %s (%s)", format_duration(waited_s), shown, hint
+            )
+        if waited_s > JOIN_TIMEOUT_S:
             if not list_alive_nodes():
-                hint = "does the image have the driver's version of Ray, and can it reach the head?"
-                raise internal_error(f"{len(missing)} nodes have not joined Ray in {JOIN_TIMEOUT_S:g} s", hint=hint)
+                message = f"{format_count(len(missing), 'node')} did not join Ray in {format_duration(JOIN_TIMEOUT_S)}"
+                raise user_error(message, key="cloud", hint=hint)
             break
         watch()
         time.sleep(POLL_S)
