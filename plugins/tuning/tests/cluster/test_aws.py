@@ -145,6 +145,33 @@ def test_a_lost_response_is_not_billed_twice(ec2: Any, tmp_path: Path) -> None:
         assert sorted(names) == sorted(item["InstanceId"] for item in list_instances(ec2, "running", "pending"))
 
 
+def test_a_refusal_after_a_lost_response_is_not_believed(ec2: Any, tmp_path: Path) -> None:
+    """The client repeats a lost request itself; if a service without client tokens refuses that, instances exist."""
+
+    def launch_and_refuse(**parameters: Any) -> Any:
+        ec2.run_instances(**parameters)
+        error = {"Code": "InsufficientInstanceCapacity", "Message": "full"}
+        raise ClientError({"Error": error, "ResponseMetadata": {"RetryAttempts": 1}}, "RunInstances")
+
+    client = UnreliableClient(ec2, lost=0)
+    client.run_instances = launch_and_refuse  # type: ignore[method-assign]
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        names = build_provider(client, ledger).rent(2, do_nothing)
+        assert len(names) == 2
+        assert sorted(names) == sorted(item["InstanceId"] for item in list_instances(ec2, "running", "pending"))
+
+
+def test_an_instance_that_only_the_end_of_a_run_finds_is_billed(ec2: Any, tmp_path: Path) -> None:
+    """It ran under the tag of the run since its launch, and the ledger did not know it."""
+    client = UnreliableClient(ec2, lost=0)
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(client, ledger)
+        provider.rent(1, do_nothing)
+        ec2.run_instances(**client.requests[0])
+        provider.close()
+        assert [life.until is not None for life in ledger.list_lifetimes()] == [True] * 2
+
+
 def test_surplus_instances_are_terminated(ec2: Any, tmp_path: Path) -> None:
     """If a service ignores client tokens and starts too many instances, the surplus is terminated at once."""
     with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:

@@ -158,7 +158,7 @@ class AwsProvider:
         """Rent from one offer; fewer instances, or none, if it is refused or they do not start."""
         require_plausible_price(offer)
         names, refusal = self._order(offer, count, count, watch)
-        if count > 1 and refusal and classify_refusal(refusal) != "configuration":
+        if count > 1 and not names and refusal and classify_refusal(refusal) != "configuration":
             # as many as there are: with an equal minimum the whole request is refused
             names, refusal = self._order(offer, count, 1, watch)
         self.ledger.record_capacity(offer.name, bool(names), self.wall())
@@ -194,17 +194,19 @@ class AwsProvider:
 
     def recover(self) -> None:
         """Terminate what an earlier attempt left; an instance missing from the ledger is billed from its launch."""
-        recorded = {lifetime.id for lifetime in self.ledger.list_lifetimes()}
         for instance in self._describe_run():
-            name = instance["InstanceId"]
-            if name not in recorded:
-                launched_at = instance["LaunchTime"].timestamp()
-                self.ledger.record_node_start(name, self.request.machine.usd_per_hour, launched_at)
+            self._record_launch(instance)
             terminated_at = parse_termination_time(instance)
             if terminated_at is not None:
-                self.ledger.record_node_end(name, terminated_at)
+                self.ledger.record_node_end(instance["InstanceId"], terminated_at)
             elif instance["State"]["Name"] not in ENDED_STATES:
-                self._terminate([name])
+                self._terminate([instance["InstanceId"]])
+
+    def _record_launch(self, instance: Any) -> None:
+        """Record an instance that the ledger does not know, of an order whose response was lost."""
+        if instance["InstanceId"] not in {lifetime.id for lifetime in self.ledger.list_lifetimes()}:
+            launched_at = instance["LaunchTime"].timestamp()
+            self.ledger.record_node_start(instance["InstanceId"], self.request.machine.usd_per_hour, launched_at)
 
     def _describe_run(self) -> list[Any]:
         """Describe every instance of the run, with some patience."""
@@ -230,14 +232,16 @@ class AwsProvider:
         """
         for attempt in range(MAX_TERMINATIONS):
             try:
-                names = list(self._list_alive(RUN_TAG, self.run_id))
+                instances = list(self._describe_alive(RUN_TAG, self.run_id))
             except list_request_errors() as error:
                 self.log.warning("the instances of the run cannot be listed: %s", error)
                 if is_access_error(error):
                     break
                 self.sleep(self.poll_s * 2**attempt)
                 continue
-            self._terminate(names)
+            for instance in instances:
+                self._record_launch(instance)
+            self._terminate([instance["InstanceId"] for instance in instances])
             return
         hint = "unfold doctor lists what a run has left; the same command terminates it"
         raise internal_error("instances of this run may still run and cost money", hint=hint)
@@ -263,7 +267,9 @@ class AwsProvider:
                 code = error.response["Error"]["Code"]
                 self.log.warning("AWS refused %d x %s: %s", count, offer.name, error)
                 if classify_refusal(code) != "throttled":
-                    return [], code
+                    # the client repeats lost requests itself, and only the last response is known here
+                    is_repeated = attempt or error.response.get("ResponseMetadata", {}).get("RetryAttempts")
+                    return (self._terminate_surplus(token, count, []) if is_repeated else []), code
             except list_request_errors() as error:
                 # the response is lost, but the instances may exist
                 self.log.warning("AWS does not respond: %s", error)
@@ -350,11 +356,14 @@ class AwsProvider:
             raise internal_error(f"{', '.join(names)} may still run and cost money", hint=hint)
 
     def _list_alive(self, tag: str, value: str) -> Iterator[str]:
+        yield from (instance["InstanceId"] for instance in self._describe_alive(tag, value))
+
+    def _describe_alive(self, tag: str, value: str) -> Iterator[Any]:
         filters = [
             {"Name": f"tag:{tag}", "Values": [value]},
             {"Name": "instance-state-name", "Values": list(ALIVE_STATES)},
         ]
-        yield from (instance["InstanceId"] for instance in describe_instances(self.ec2, filters))
+        yield from describe_instances(self.ec2, filters)
 
     def _build_parameters(self, offer: Offer, token: str, count: int, min_count: int) -> dict[str, Any]:
         launch, machine = self.request.launch, offer.machine
