@@ -21,6 +21,9 @@ Samples = list[tuple[float, float]]
 class MetricsServer:
     """The state of the server: samples by selector, gauges by query, types by metric, and how it answers.
 
+    The series of a selector are those of targets with successive numbers; ``down`` holds those that cannot be scraped.
+    ``extra`` is added to each response.
+
     ``fault`` is empty, or one of ``500``, ``html``, ``hang``, ``huge``, ``redirect``; ``reply`` replaces all of them.
     """
 
@@ -29,6 +32,8 @@ class MetricsServer:
     gauges: dict[str, list[float]] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
     live: Callable[[str], list[Samples] | None] = lambda _selector: None
+    down: set[int] = field(default_factory=set)
+    extra: dict[str, Any] = field(default_factory=dict)
     fault: str = ""
     reply: tuple[int, bytes] | None = None
     clock: Callable[[], float] = time.time
@@ -37,6 +42,13 @@ class MetricsServer:
     def answer(self, query: str) -> tuple[int, dict[str, Any]]:
         """Return status and body as Prometheus does."""
         ranged = re.fullmatch(r"(.*)\[(\d+)s\]", query)
+        if query.startswith("up{"):
+            values = [
+                {"metric": {"__name__": "up", **_label_target(index)}, "value": [self.clock(), "0"]}
+                for index in self.down
+                if str(index) in query
+            ]
+            return 200, {"status": "success", "data": {"resultType": "vector", "result": values}}
         if ranged is None:
             values = [{"metric": {}, "value": [self.clock(), str(value)]} for value in self.gauges.get(query, [])]
             return 200, {"status": "success", "data": {"resultType": "vector", "result": values}}
@@ -47,7 +59,7 @@ class MetricsServer:
         listed = self.live(ranged[1]) or self.series.get(ranged[1], [])
         rows = [
             {
-                "metric": {"__name__": ranged[1].partition("{")[0], "pod": str(index)},
+                "metric": {"__name__": ranged[1].partition("{")[0], **_label_target(index)},
                 "values": [[at, str(value)] for at, value in samples if at >= since_s],
             }
             for index, samples in enumerate(listed)
@@ -55,7 +67,12 @@ class MetricsServer:
         return 200, {
             "status": "success",
             "data": {"resultType": "matrix", "result": [row for row in rows if row["values"]]},
+            **self.extra,
         }
+
+
+def _label_target(index: int) -> dict[str, str]:
+    return {"job": "shop", "instance": f"10.0.0.{index}:9100"}
 
 
 @contextlib.contextmanager

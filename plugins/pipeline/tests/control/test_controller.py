@@ -101,6 +101,8 @@ class Script:
     now_s: float = 0.0
     age_s: float = 0.0
     error: SignalError | None = None
+    gap: str = ""
+    since_s: float = -math.inf
     queued: float = math.nan
     location: str = "a script"
 
@@ -109,9 +111,14 @@ class Script:
         if self.error is not None:
             raise self.error
         until_s = self.now_s - self.age_s
-        arrivals = ORIGIN_S + self.arrivals_s[: np.searchsorted(self.arrivals_s, until_s, "right")]
+        arrivals = self.arrivals_s[slice(*np.searchsorted(self.arrivals_s, [self.since_s, until_s], "right"))]
         return Demand(
-            arrivals_s=arrivals, until_s=ORIGIN_S + until_s, age_s=self.age_s, queued=np.array([self.queued] * 2)
+            arrivals_s=ORIGIN_S + arrivals,
+            until_s=ORIGIN_S + until_s,
+            age_s=self.age_s,
+            queued=np.array([self.queued] * 2),
+            since_s=ORIGIN_S + self.since_s,
+            gap=self.gap,
         )
 
 
@@ -220,6 +227,41 @@ def test_unknown_demand_changes_nothing(reason: str, caplog: pytest.LogCaptureFi
         "no samples; replica counts stay as they are",
         "the demand is known again",
     ]
+
+
+def test_a_gap_in_the_demand_removes_no_replica(caplog: pytest.LogCaptureFixture) -> None:
+    """Replicas are added while arrivals are missing; none are removed then, nor while the rule looks back on it."""
+    source, target = Script(even_trace([80.0, 10.0, 160.0, 10.0, 10.0], 60.0)), Deployment()
+    controller = build_controller(source, target)
+    before = run_until(controller, source, 60)[-1]
+    with caplog.at_level(logging.WARNING, "unfoldkit"):
+        source.gap = "1 of 2 targets are down"
+        counts = [first for first, _ in run_until(controller, source, 240)[60:]]
+        assert counts == sorted(counts)
+        assert counts[55] == before[0] < counts[-1]
+        assert (controller.record.is_ready, controller.record.failures["incomplete"]) == (False, 240)
+        source.gap, source.now_s = "", 240.0
+        controller.step()
+    assert target.desired[0] == counts[-1]
+    assert controller.record.is_ready
+    assert [record.message for record in caplog.records] == [
+        "1 of 2 targets are down; no replicas are removed",
+        "the demand is known again",
+    ]
+    assert run_until(controller, source, 290)[-1][0] < counts[-1]
+
+
+@pytest.mark.parametrize("since_s", [100.0, 130.0])
+def test_forgotten_samples_are_neither_lull_nor_growth(since_s: float) -> None:
+    """Where another server answers, which knows a few seconds only, the replicas stay as they are."""
+    source, target = Script(even_trace([80.0], 300.0)), Deployment()
+    controller = build_controller(source, target)
+    before = run_until(controller, source, 100)[-1]
+    source.since_s = since_s
+    for now_s in range(int(since_s) + 1, 250):
+        source.now_s = now_s
+        controller.step()
+        assert tuple(target.desired) == before
 
 
 def test_a_deployment_that_does_not_respond_is_no_end() -> None:

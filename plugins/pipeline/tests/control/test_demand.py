@@ -61,7 +61,8 @@ def test_a_replica_that_ended_does_not_hold_back_the_others() -> None:
     [
         ([], "no data"),
         ([series([1], [5])], "no data"),
-        ([series([1, 2], [5, np.nan])], "no data"),
+        ([series([1, 2], [5, np.nan])], "implausible"),
+        ([series([0, 10, 20], [0, 5, 10]), series([0, 10, 20], [0, 5, np.inf])], "implausible"),
         ([series([1, 2], [0, MAX_ARRIVALS * 2.0])], "implausible"),
     ],
 )

@@ -162,6 +162,46 @@ def test_old_samples_are_no_lull(server: MetricsServer) -> None:
     assert " s old" in str(error)
 
 
+def series_of(now_s: float, ages_s: list[float]) -> list[list[tuple[float, float]]]:
+    """Return counters that grow by ten a second until some time ago, as far as a server remembers them."""
+    times = [[now_s - age_s - 5 * index for index in range(30, -1, -1)] for age_s in ages_s]
+    return [[(at, 10 * (at - now_s + 1000)) for at in row] for row in times]
+
+
+def test_a_target_that_is_not_scraped_is_no_lull(server: MetricsServer) -> None:
+    """Its queries are missing until it is scraped or removed, also after the server has forgotten its samples."""
+    item, now_s = source(server), time.time()
+    server.series[SELECTOR] = series_of(now_s, [0, 0, 0])
+    assert item.read().gap == ""
+    server.series[SELECTOR] = series_of(now_s, [0, 60, 60])
+    assert item.read().gap == ""
+    server.series[SELECTOR], server.down = series_of(now_s, [0, 0, 0]), {1, 7}
+    assert item.read().gap == ""
+    server.series[SELECTOR] = series_of(now_s, [0, 60, 60])
+    message = '1 of 2 targets of http_requests_total{service="video"} are down, such as 10.0.0.1:9100'
+    assert item.read().gap == message
+    server.series[SELECTOR] = series_of(now_s, [0, 500, 500])
+    assert item.read().gap == message
+    server.down = set()
+    assert item.read().gap == ""
+
+
+@pytest.mark.parametrize(
+    ("extra", "gap"),
+    [
+        ({"warnings": ["No StoreAPIs matched for this query"]}, "the server warns of partial data: No StoreAPIs"),
+        ({"isPartial": True}, "the server states that its data is partial"),
+        ({"warnings": [], "isPartial": False, "infos": ["not a counter"]}, ""),
+    ],
+)
+def test_partial_responses_are_gaps(server: MetricsServer, extra: dict[str, object], gap: str) -> None:
+    """Thanos and VictoriaMetrics answer with what they have where a store fails."""
+    server.extra = extra
+    found = source(server).read().gap
+    assert found.startswith(gap)
+    assert bool(found) == bool(gap)
+
+
 def test_ages_are_by_the_clock_of_the_server(server: MetricsServer) -> None:
     """A server with a clock an hour behind has fresh samples, although they look old here."""
     server.clock = lambda: time.time() - 3600

@@ -186,6 +186,11 @@ def test_counters_of_the_entrance_are_the_demand(monkeypatch: pytest.MonkeyPatch
         assert np.diff(demand.arrivals_s).max() < 1
         assert demand.queued[1] == 5
         assert np.isnan(demand.queued[0])
+        # a proxy on a node that does not respond may count queries too
+        lost = {"Alive": True, "NodeManagerAddress": "127.0.0.1", "MetricsExportPort": 1, "NodeID": "b"}
+        source.ray = SimpleNamespace(nodes=lambda: [*connect(state).nodes(), lost])
+        assert demand.gap == ""
+        assert "127.0.0.1:1/metrics does not respond" in source.read().gap
         state.is_down = True
         with pytest.raises(SignalError, match="status 503"):
             source.read()

@@ -34,38 +34,55 @@ SELECTOR = 'http_requests_total{service="video"}'
 class Target(BaseHTTPRequestHandler):
     """A service with counters that grow by twenty a second, half of that with code 429, until it restarts."""
 
+    service = "video"
     began = 0.0
     is_down = False
 
     def do_GET(self) -> None:
         """Answer a scrape."""
         count = (time.monotonic() - Target.began) * RATE_PER_S / 2
-        lines = [f'http_requests_total{{service="video",code="{code}"}} {count}' for code in (200, 429)]
-        body = "\n".join(["# TYPE http_requests_total counter", *lines, "# TYPE depth gauge", "depth 7", ""]).encode()
-        self.send_response(503 if Target.is_down else 200)
+        label = f'service="{self.service}"'
+        lines = [f'http_requests_total{{{label},code="{code}"}} {count}' for code in (200, 429)]
+        body = "\n".join(
+            ["# TYPE http_requests_total counter", *lines, "# TYPE depth gauge", f"depth{{{label}}} 7", ""]
+        ).encode()
+        self.send_response(503 if self.is_down else 200)
         self.send_header("Content-Type", "text/plain; version=0.0.4")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
 
+class OtherTarget(Target):
+    """Another service of the same job, which can fail alone."""
+
+    service = "audio"
+
+
 @pytest.fixture
 def source(server: str) -> PrometheusSource:
     """A source with a stage that has a queue, and one with a query that matches nothing."""
     return PrometheusSource(
-        client=open_client(), url=server, arrivals=SELECTOR, queues=("sum(depth)", "sum(absent)"), stale_s=3.0
+        client=open_client(),
+        url=server,
+        arrivals=SELECTOR,
+        queues=('sum(depth{service="video"})', "sum(absent)"),
+        stale_s=3.0,
     )
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """Start Prometheus, which scrapes the target five times a second."""
-    Target.began, Target.is_down = time.monotonic(), False
-    with serve_handler(Target) as port, socket.socket() as probe:
+    Target.began, Target.is_down, OtherTarget.is_down = time.monotonic(), False, False
+    with serve_handler(Target) as port, serve_handler(OtherTarget) as other_port, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
         probe.close()
-        scraped = {"job_name": "video", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+        scraped = {
+            "job_name": "video",
+            "static_configs": [{"targets": [f"127.0.0.1:{port}", f"127.0.0.1:{other_port}"]}],
+        }
         config = {"global": {"scrape_interval": f"{SCRAPE_S * 1000:.0f}ms"}, "scrape_configs": [scraped]}
         (tmp_path / "prometheus.yml").write_text(json.dumps(config))
         words = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
@@ -117,6 +134,16 @@ def test_a_restart_of_the_target_is_no_lull(source: PrometheusSource) -> None:
     after = read_until(source, lambda item: item.until_s > before.until_s + 3)
     later = after.arrivals_s[after.arrivals_s > before.until_s + 1]
     assert later.size / (after.until_s - before.until_s - 1) == pytest.approx(RATE_PER_S, rel=0.3)
+
+
+def test_a_target_that_is_down_is_a_gap(source: PrometheusSource) -> None:
+    """What one of two targets counts is unknown until it is scraped again."""
+    both = replace(source, arrivals='http_requests_total{job="video"}')
+    assert not read_until(both, lambda item: item.arrivals_s.size > 80).gap
+    OtherTarget.is_down = True
+    assert "1 of 2 targets" in read_until(both, lambda item: bool(item.gap)).gap
+    OtherTarget.is_down = False
+    read_until(both, lambda item: not item.gap)
 
 
 def test_errors_of_the_server_are_distinguished(source: PrometheusSource) -> None:

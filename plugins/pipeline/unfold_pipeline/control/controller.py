@@ -16,6 +16,7 @@ from unfold_pipeline.control.demand import Demand, DemandSource, SignalError
 from unfold_pipeline.control.scaled_workloads import ScalingTarget, StageReplicas
 from unfold_pipeline.estimator.replica_schedule import TICK_S
 from unfold_pipeline.runtime.live_tuner import LiveTuner
+from unfold_pipeline.tuner.table_rule import TREND_WINDOW_S
 from unfoldkit.api import UnfoldError
 from unfoldkit.kubernetes.api import ApiError
 
@@ -38,6 +39,8 @@ class ObservedTuner:
         activation_s: from ordering a replica until it serves.
         expected_s: the delay that the rule expects: activation, and the age of the demand.
         ages_s: age of the demand at the last readings, which swings by the interval of the scrapes.
+        since_s: from when on the demand of the last reading was known, in Unix seconds.
+        is_partial: whether arrivals may be missing in the last reading.
         short_since_s: time since which replicas that a stage demands are missing, NaN where none is; shape (stages,).
     """
 
@@ -46,6 +49,8 @@ class ObservedTuner:
     activation_s: float
     expected_s: float
     ages_s: deque[float] = field(default_factory=lambda: deque(maxlen=AGES))
+    since_s: float = -math.inf
+    is_partial: bool = False
     short_since_s: FloatArray = field(default_factory=lambda: np.array(math.nan))
 
     def expect_age(self, age_s: float) -> None:
@@ -125,7 +130,9 @@ class ControlRecord:
         steps: the last decision.
         changes: replicas changed, by stage and direction.
         failures: readings of the demand that failed, by reason.
-        signal_error: why the demand is unknown; empty if it is known.
+        gap: why arrivals may be missing in the last reading; empty if none are.
+        signal_error: why the demand is unknown or incomplete; empty if it is known.
+        signal_effect: what follows from that; empty if the demand is known.
         target_error: why the workloads cannot be scaled; empty if they can.
     """
 
@@ -135,7 +142,9 @@ class ControlRecord:
     steps: tuple[ScaleStep, ...] = ()
     changes: Counter[tuple[str, str]] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
+    gap: str = ""
     signal_error: str = ""
+    signal_effect: str = ""
     target_error: str = ""
 
     @property
@@ -180,6 +189,7 @@ class DeploymentController:
         """Read the demand, decide, and scale by one step if this process leads.
 
         Where the demand is unknown, all replicas stay as they are; faults of workloads are reported all the same.
+        Where arrivals may be missing, none are removed.
         """
         if not self.target.is_leader:
             self._stand_by()
@@ -193,11 +203,12 @@ class DeploymentController:
         try:
             steps = self._decide_steps(replicas)
         except SignalError as error:
-            self._report_signal(error)
+            self._report_signal(error, "replica counts stay as they are")
             steps = tuple(self._propose_step(index, item, item.desired) for index, item in enumerate(replicas))
             self._carry_out([replace(step, next=step.current) for step in steps])
             return
-        self._report_signal(None)
+        gap = self.record.gap
+        self._report_signal(SignalError("incomplete", gap) if gap else None, "no replicas are removed")
         self._carry_out(steps)
 
     def propose_steps(self) -> tuple[ScaleStep, ...]:
@@ -214,17 +225,22 @@ class DeploymentController:
         demand = self.source.read()
         wanted = self._decide(demand, replicas)
         self.record.rate, self.record.age_s = demand.mean_rate(RATE_WINDOW_S), demand.age_s
-        return tuple(self._propose_step(index, item, wanted[index]) for index, item in enumerate(replicas))
+        self.record.gap = demand.gap
+        return tuple(
+            self._propose_step(index, item, wanted[index], can_remove=not demand.gap)
+            for index, item in enumerate(replicas)
+        )
 
-    def _propose_step(self, index: int, replicas: StageReplicas, wanted: int) -> ScaleStep:
+    def _propose_step(self, index: int, replicas: StageReplicas, wanted: int, *, can_remove: bool = True) -> ScaleStep:
         desired, fault = replicas.desired, replicas.fault
+        aim = wanted if can_remove else max(wanted, desired)
         return ScaleStep(
             stage=self.names[index],
             workload=self.target.workloads[index],
             current=desired,
             existing=replicas.existing,
             wanted=wanted,
-            next=self.limits.limit_step(index, desired, wanted) if fault is None else desired,
+            next=self.limits.limit_step(index, desired, aim) if fault is None else desired,
             fault="" if fault is None else str(fault),
         )
 
@@ -244,10 +260,11 @@ class DeploymentController:
 
     def _decide(self, demand: Demand, replicas: Sequence[StageReplicas]) -> tuple[int, ...]:
         tuner = self.tuner
-        if tuner is None or self._went_back(tuner, demand):
+        if tuner is None or self._must_begin_anew(tuner, demand):
             desired = np.array([max(1, item.desired) for item in replicas], dtype=np.int64)
             tuner, self.origin_s = self.build_tuner(desired), math.floor(demand.until_s)
             self.tuner = tuner
+        tuner.since_s, tuner.is_partial = demand.since_s, bool(demand.gap)
         tuner.expect_age(demand.age_s)
         arrivals_s, now_s = demand.arrivals_s - self.origin_s, math.floor(demand.until_s - self.origin_s)
         decisions = tuner.tuner.decisions
@@ -259,10 +276,18 @@ class DeploymentController:
             tuner.tuner.decide(arrivals_s, second * TICK_S)
         return decisions[-1][1].replicas
 
-    def _went_back(self, tuner: ObservedTuner, demand: Demand) -> bool:
-        """Return whether the clock of the samples was set back: the rule would wait until it is as late again."""
-        decisions = tuner.tuner.decisions
-        return bool(decisions) and demand.until_s - self.origin_s < decisions[-1][0] - MAX_CATCH_UP_S
+    def _must_begin_anew(self, tuner: ObservedTuner, demand: Demand) -> bool:
+        """Return whether the rule would mistake what it does not know for a lull, and what follows for growth.
+
+        The clock of the samples was set back, so that the rule would wait until it is as late again. Arrivals were
+        missing until now. Or earlier samples are gone: another server answers, or the same one with a new database.
+        """
+        if not tuner.tuner.decisions:
+            return False
+        decided_s = self.origin_s + tuner.tuner.decisions[-1][0]
+        is_forgotten = demand.since_s > max(tuner.since_s, decided_s - 2 * TREND_WINDOW_S)
+        is_complete_again = tuner.is_partial and not demand.gap
+        return demand.until_s < decided_s - MAX_CATCH_UP_S or is_forgotten or is_complete_again
 
     def _carry_out(self, steps: Sequence[ScaleStep]) -> None:
         had_fault = {step.stage: bool(step.fault) for step in self.record.steps}
@@ -291,19 +316,18 @@ class DeploymentController:
     def _stand_by(self) -> None:
         """Forget what another controller sees to now; the next leadership begins with the replicas that it finds."""
         self.record.role, self.tuner = "standby", None
-        self.record.steps, self.record.signal_error = (), ""
+        self.record.steps, self.record.signal_error, self.record.signal_effect = (), "", ""
         if not self.record.target_error.startswith("the lease"):
             self.record.target_error = ""
 
-    def _report_signal(self, error: SignalError | None) -> None:
-        """Count a failure, and log it once until the demand is known again."""
-        text = "" if error is None else str(error)
+    def _report_signal(self, error: SignalError | None, effect: str) -> None:
+        """Count a failure, and log it once until its effect changes or the demand is known again."""
+        text, effect = ("", "") if error is None else (str(error), effect)
         if error is not None:
             self.record.failures[error.reason] += 1
-        if bool(text) != bool(self.record.signal_error):
-            message = f"{text}; replica counts stay as they are" if text else "the demand is known again"
-            self.log.warning("%s", message)
-        self.record.signal_error = text
+        if effect != self.record.signal_effect:
+            self.log.warning("%s", f"{text}; {effect}" if text else "the demand is known again")
+        self.record.signal_error, self.record.signal_effect = text, effect
 
     def _report_target(self, text: str) -> None:
         if bool(text) != bool(self.record.target_error):

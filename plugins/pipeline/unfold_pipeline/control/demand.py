@@ -44,6 +44,7 @@ class Demand:
         age_s: how long ago that is.
         queued: items that wait at each stage, NaN where that is unknown; shape (stages,).
         since_s: from when on they are known, in Unix seconds.
+        gap: why arrivals may be missing, so that the demand may be larger; empty if none are.
     """
 
     arrivals_s: FloatArray
@@ -51,6 +52,7 @@ class Demand:
     age_s: float
     queued: FloatArray
     since_s: float = -math.inf
+    gap: str = ""
 
     def mean_rate(self, window_s: float) -> float:
         """Return the queries per second of the last ``window_s`` seconds, or of those that are known."""
@@ -81,14 +83,15 @@ def spread_arrivals(series: Sequence[CounterSeries]) -> tuple[FloatArray, float]
     as in PromQL's ``increase``; what a series counted before its first sample is left out, also as there.
 
     Raises:
-        SignalError: no series has two samples, or they count too much.
+        SignalError: no series has two samples, the newest of a series is no number, or they count too much.
     """
+    if not all(math.isfinite(item.values[-1]) for item in series if item.values.size):
+        raise SignalError("implausible", "the newest sample of a counter is no finite number")
     known = [item for item in map(_drop_invalid, series) if item.times_s.size > 1]
     if not known:
         raise SignalError("no data", "no counter has two samples yet")
     newest_s = max(float(item.times_s[-1]) for item in known)
-    running = [float(item.times_s[-1]) for item in known if not _has_ended(item, newest_s)]
-    until_s = min(running)
+    until_s = min(float(item.times_s[-1]) for item in known if not has_ended(item, newest_s))
     arrivals = np.sort(np.concatenate([_spread_series(item) for item in known]))
     return arrivals[: np.searchsorted(arrivals, until_s, "right")], until_s
 
@@ -103,7 +106,8 @@ def _drop_invalid(series: CounterSeries) -> CounterSeries:
     return CounterSeries(series.times_s[is_valid], series.values[is_valid])
 
 
-def _has_ended(series: CounterSeries, newest_s: float) -> bool:
+def has_ended(series: CounterSeries, newest_s: float) -> bool:
+    """Return whether a counter of two samples or more lacks those of its last intervals before ``newest_s``."""
     interval_s = float(np.median(np.diff(series.times_s)))
     return float(series.times_s[-1]) < newest_s - SCRAPES_UNTIL_ENDED * interval_s
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.control.demand import CounterSeries, Demand, SignalError, find_first_sample, spread_arrivals
+from unfold_pipeline.control.demand import (
+    CounterSeries,
+    Demand,
+    SignalError,
+    find_first_sample,
+    has_ended,
+    spread_arrivals,
+)
 from unfold_pipeline.control.http import BoundedClient, HttpError, HttpReply
 from unfoldkit.arrivals.envelope import LONGEST_WINDOW_S
 
@@ -21,8 +29,14 @@ HISTORY_S = 3 * LONGEST_WINDOW_S
 """The rules look back two windows; the third covers the age of the newest sample."""
 MAX_TYPES = 10
 """Types are asked for so many metrics at most, as a selector may match thousands."""
+MAX_WARNING = 200
+"""Characters of a server's warning in messages."""
+MAX_TARGETS = 50
+"""So many targets without samples are asked for at most: their names are part of a query."""
 MAX_RESETS = 2
 """A counter that falls more often in three minutes, and at a third of its changes, is none."""
+Target = tuple[str, str]
+"""What Prometheus scrapes: the labels ``job`` and ``instance`` of its series."""
 SELECTOR_HINT = 'control.arrivals selects one counter, such as http_requests_total{service="video"}'
 
 
@@ -36,6 +50,15 @@ def select_queries(name: str) -> str:
     return f'unfold_pipeline_queries_total{{model="{escape_label(name)}"}}'
 
 
+@dataclass(frozen=True, slots=True)
+class QueryResult:
+    """The ``data`` of a response, the server's time in Unix seconds, and why the data may be incomplete."""
+
+    data: Mapping[str, Any]
+    server_s: float
+    gap: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrometheusSource:
     """Queries a server for the raw samples of a counter, so that the resolution is that of its scrapes.
@@ -47,6 +70,7 @@ class PrometheusSource:
         queues: PromQL of the items that wait at each stage; empty where that is unknown.
         stale_s: age from which samples count as none.
         types: types by the name of a metric that the server knows, each asked for once; empty where it knows none.
+        targets: targets that had samples at the last reading, or are down since.
     """
 
     client: BoundedClient
@@ -55,6 +79,7 @@ class PrometheusSource:
     queues: Sequence[str]
     stale_s: float
     types: dict[str, frozenset[str]] = field(default_factory=dict)
+    targets: set[Target] = field(default_factory=set)
 
     @property
     def location(self) -> str:
@@ -67,19 +92,58 @@ class PrometheusSource:
         Raises:
             SignalError: the server does not respond, or its samples are absent, old or no counters.
         """
-        data, server_s = self._query(f"{self.arrivals}[{HISTORY_S:.0f}s]")
-        series = _parse_matrix(data)
+        result = self._query(f"{self.arrivals}[{HISTORY_S:.0f}s]")
+        server_s, rows = result.server_s, _parse_matrix(result.data)
+        series = [item for _, item in rows]
         if not series:
             raise SignalError("no data", f"no series matches {self.arrivals}", SELECTOR_HINT)
         newest_s = max(float(item.times_s[-1]) for item in series)
         if server_s - newest_s > self.stale_s:
             message = f"the newest sample of {self.arrivals} is {server_s - newest_s:.0f} s old"
             raise SignalError("stale", message, "is the target scraped? control.stale is the limit")
-        self._require_counters({_read_name(row) for row in _list_rows(data)}, series)
+        self._require_counters({_read_label(row, "__name__") for row, _ in rows}, series)
         arrivals_s, until_s = spread_arrivals(series)
         queued = np.array([self._read_queue(query) if query else math.nan for query in self.queues])
-        age_s, since_s = max(0.0, server_s - until_s), find_first_sample(series)
-        return Demand(arrivals_s=arrivals_s, until_s=until_s, age_s=age_s, queued=queued, since_s=since_s)
+        return Demand(
+            arrivals_s=arrivals_s,
+            until_s=until_s,
+            age_s=max(0.0, server_s - until_s),
+            queued=queued,
+            since_s=find_first_sample(series),
+            gap=result.gap or self._find_down_targets(rows, newest_s),
+        )
+
+    def _find_down_targets(self, rows: Sequence[tuple[Mapping[str, Any], CounterSeries]], newest_s: float) -> str:
+        """Return which targets lost their samples although they still exist; empty if none did.
+
+        A pod that was removed is no target any more. One that cannot be scraped may serve queries all the same.
+        """
+        running = {
+            (_read_label(row, "job"), _read_label(row, "instance"))
+            for row, item in rows
+            if item.times_s.size > 1 and not has_ended(item, newest_s)
+        }
+        lost = sorted(self.targets - running)[:MAX_TARGETS]
+        down = self._select_down(lost) if lost else set()
+        self.targets.clear()
+        self.targets.update(running | down)
+        if not down:
+            return ""
+        return f"{len(down)} of {len(self.targets)} targets of {self.arrivals} are down, such as {min(down)[1]}"
+
+    def _select_down(self, targets: Sequence[Target]) -> set[Target]:
+        """Return the targets of some that the server knows and cannot scrape; none if it does not answer that."""
+        labels = [
+            f'{name}=~"{escape_label("|".join(sorted({re.escape(target[index]) for target in targets})))}"'
+            for index, name in enumerate(("job", "instance"))
+        ]
+        try:
+            rows = _list_rows(self._query(f"up{{{', '.join(labels)}}} == 0").data)
+        except SignalError as error:
+            if error.reason == "unreachable":
+                raise
+            return set()
+        return {(_read_label(row, "job"), _read_label(row, "instance")) for row in rows}.intersection(targets)
 
     def _require_counters(self, names: set[str], series: Sequence[CounterSeries]) -> None:
         """Refuse gauges, of which each fall would read as a restart, and the value as the queries since."""
@@ -104,20 +168,23 @@ class PrometheusSource:
 
     def _read_queue(self, query: str) -> float:
         """Return the sum of a query's values; NaN if it has none that is a length."""
-        data, _ = self._query(query)
-        values = [_parse_value(row) for row in _list_rows(data)]
+        values = [_parse_value(row) for row in _list_rows(self._query(query).data)]
         total = sum(values, 0.0)
         return total if values and 0 <= total < math.inf else math.nan
 
-    def _query(self, query: str) -> tuple[Mapping[str, Any], float]:
-        """Return the ``data`` of a response, and the time of the server in Unix seconds."""
+    def _query(self, query: str) -> QueryResult:
+        """Return what the server answers.
+
+        Raises:
+            SignalError: it does not respond, or refuses.
+        """
         try:
             reply = self.client.send("POST", f"{self.url.rstrip('/')}/api/v1/query", data={"query": query})
         except HttpError as error:
             raise SignalError("unreachable", str(error)) from error
         return self._parse_reply(query, reply)
 
-    def _parse_reply(self, query: str, reply: HttpReply) -> tuple[Mapping[str, Any], float]:
+    def _parse_reply(self, query: str, reply: HttpReply) -> QueryResult:
         try:
             decoded = json.loads(reply.body)
         except (ValueError, RecursionError):
@@ -127,7 +194,16 @@ class PrometheusSource:
             message = f"{self.url} answered {query} with status {reply.status}{reason and f': {reason}'}"
             raise SignalError("refused", message, _hint_at_status(reply.status))
         data = decoded.get("data")
-        return data if isinstance(data, Mapping) else {}, _read_server_time(reply)
+        gap = _find_partial_response(decoded)
+        return QueryResult(data if isinstance(data, Mapping) else {}, _read_server_time(reply), gap)
+
+
+def _find_partial_response(reply: Mapping[str, Any]) -> str:
+    """Return what is missing: Thanos and Prometheus warn of stores that fail, VictoriaMetrics states ``isPartial``."""
+    warnings = reply.get("warnings")
+    if isinstance(warnings, list) and warnings:
+        return f"the server warns of partial data: {str(warnings[0])[:MAX_WARNING]}"
+    return "the server states that its data is partial" if reply.get("isPartial") is True else ""
 
 
 def _hint_at_status(status: int) -> str:
@@ -147,10 +223,11 @@ def _read_server_time(reply: HttpReply) -> float:
         return time.time()
 
 
-def _parse_matrix(data: Mapping[str, Any]) -> list[CounterSeries]:
+def _parse_matrix(data: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], CounterSeries]]:
+    """Return the rows with samples, and the samples."""
     if data.get("resultType") != "matrix":
         raise SignalError("refused", f"the result is a {data.get('resultType')}, not a matrix", SELECTOR_HINT)
-    return [series for row in _list_rows(data) if (series := _parse_series(row)).times_s.size]
+    return [(row, series) for row in _list_rows(data) if (series := _parse_series(row)).times_s.size]
 
 
 def _parse_series(row: Mapping[str, Any]) -> CounterSeries:
@@ -171,9 +248,9 @@ def _list_rows(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
 
 
-def _read_name(row: Mapping[str, Any]) -> str:
+def _read_label(row: Mapping[str, Any], name: str) -> str:
     metric = row.get("metric")
-    return str(metric.get("__name__", "")) if isinstance(metric, Mapping) else ""
+    return str(metric.get(name, "")) if isinstance(metric, Mapping) else ""
 
 
 def _parse_value(row: Mapping[str, Any]) -> float:

@@ -208,7 +208,8 @@ class RayMetricsSource:
         """
         queued = dict.fromkeys(self.workloads, np.nan)
         now_s = time.time()
-        for name, labels, value in self._scrape():
+        failures: list[str] = []
+        for name, labels, value in self._scrape(failures):
             deployment = dict(labels).get("deployment", "")
             if name == QUEUED and deployment in queued:
                 queued[deployment] = np.nan_to_num(queued[deployment]) + value
@@ -224,14 +225,20 @@ class RayMetricsSource:
             raise SignalError("stale", f"the newest sample of {ARRIVALS} is {now_s - until_s:.0f} s old")
         lengths: FloatArray = np.array([queued[name] for name in self.workloads])
         age_s, since_s = now_s - until_s, find_first_sample(series)
-        return Demand(arrivals_s=arrivals_s, until_s=until_s, age_s=age_s, queued=lengths, since_s=since_s)
+        return Demand(
+            arrivals_s=arrivals_s,
+            until_s=until_s,
+            age_s=age_s,
+            queued=lengths,
+            since_s=since_s,
+            gap=failures[0] if failures else "",
+        )
 
-    def _scrape(self) -> Iterator[tuple[str, Labels, float]]:
-        """Yield name, labels and value of the application's samples on all nodes that respond."""
+    def _scrape(self, failures: list[str]) -> Iterator[tuple[str, Labels, float]]:
+        """Yield name, labels and value of the application's samples; add to ``failures`` why a node has none."""
         from prometheus_client.parser import text_string_to_metric_families
 
         nodes = [node for node in self.ray.nodes() if node["Alive"]]
-        failures = []
         for node in nodes:
             url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
             try:

@@ -46,7 +46,7 @@ def build_control_report(
             ("demand", controller.source.location),
             ("limits", sentences.describe_limits(limits.add, limits.remove, every_s)),
             *((("paused", sentences.describe_paused(paused)),) if paused else ()),
-            *(("warning", text) for text in warnings),
+            *(("warning", text) for text in (*warnings, *((record.gap,) if record.gap else ()))),
         ),
         notes=("dry run: nothing was changed, and no lease was taken",),
     )
