@@ -178,7 +178,7 @@ def test_logs_may_hold_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     [
         ([f"{index * 60},7" for index in range(20)], "a row every 60 s, each read as one arrival"),
         ([f"{index * 2 + index % 2},7" for index in range(4000)], ""),
-        ([f"{index * 60_007.5 + index % 3},7" for index in range(20)], ""),
+        ([f"{index * 5_007.5 + index % 3},7" for index in range(17)], ""),
         ([f"{index * 0.25},7" for index in range(20)], ""),
     ],
 )
@@ -190,7 +190,8 @@ def test_suspicious_readings_are_reported(tmp_path: Path, rows: list[str], note:
     assert all(note in each for each in notes)
 
 
-DOUBTFUL = [
+DOUBTFUL: list[tuple[list[float], str]] = [
+    ([index * 60_007.5 + index % 3 for index in range(20)], "20 arrivals would last 13.2 days"),
     ([index * 60_007 + index % 3 for index in range(20)], "20 arrivals would last 13.2 days"),
     ([index * 607 + index % 3 for index in range(20)], "20 arrivals would last 3.2 hours"),
     ([(index * 7 // 3) * 5 for index in range(40)], "all times are multiples of 5"),
@@ -200,8 +201,8 @@ DOUBTFUL = [
 
 @pytest.mark.parametrize(("times", "doubt"), DOUBTFUL)
 @pytest.mark.parametrize("form", ["csv", "npz", "bare"])
-def test_unclear_units_are_refused(tmp_path: Path, times: list[int], doubt: str, form: str) -> None:
-    """Whole numbers that may be milliseconds, or are rounded, need a unit: of the spec or in the name of the column."""
+def test_unclear_units_are_refused(tmp_path: Path, times: list[float], doubt: str, form: str) -> None:
+    """Numbers that may be milliseconds, or are rounded, need a unit: of the spec or in the name of the column."""
 
     def write(name: str) -> Path:
         if form == "npz":
@@ -221,6 +222,45 @@ def test_unclear_units_are_refused(tmp_path: Path, times: list[int], doubt: str,
     assert np.array_equal(found, likely)
     if form != "bare":
         assert np.array_equal(traces.read_trace(write("time_ms")), found)
+
+
+@pytest.mark.parametrize(
+    ("start", "interval", "doubt"),
+    [
+        (0, 60_000, "each interval would last 16.67 hours"),
+        (600_000, 1_000, "each interval would last 0.28 hours"),
+        (0, 3_000_000, "each interval would last 833.33 hours"),
+        (45_361.25, 1 / 1440, "dates of a spreadsheet"),
+        (0, 7, ""),
+        (600, 3600, ""),
+        (0, 604_800, ""),
+        (1_710_000_000, 5_000, ""),
+        (45_361.25, 300.5, ""),
+    ],
+)
+@pytest.mark.parametrize("amount", ["requests", "requests per second"])
+@pytest.mark.parametrize("step", [1, -1])
+def test_unclear_units_of_intervals_are_refused(
+    tmp_path: Path, start: float, interval: float, doubt: str, amount: str, step: int
+) -> None:
+    """Minutes in milliseconds are not read as intervals of hours, nor days of a spreadsheet as seconds."""
+    rows = [f"{start + index * interval:.9f}".rstrip("0").rstrip(".") + f",{index % 3}" for index in range(30)][::step]
+    path = tmp_path / "a.csv"
+    path.write_text(f"timestamp,{amount}\n" + "\n".join(rows))
+    if not doubt:
+        assert traces.read_trace(path, on_newest_first=lambda: None)[-1] > 20 * interval
+        return
+    with pytest.raises(UnfoldError, match=doubt):
+        traces.read_trace(path, on_newest_first=lambda: None)
+    notation = TimeNotation(unit="d" if interval < 1 else "ms")
+    assert traces.read_trace(path, notation=notation, on_newest_first=lambda: None).size > 10
+
+
+def test_the_newest_row_first_leaves_the_unit_in_doubt(tmp_path: Path) -> None:
+    """Whole milliseconds are no less doubtful in reverse."""
+    (tmp_path / "a.csv").write_text("timestamp\n" + "\n".join(str(index * 607) for index in range(400, -1, -1)))
+    with pytest.raises(UnfoldError, match=r"would last 2\.8 days"):
+        traces.read_trace(tmp_path / "a.csv", on_newest_first=lambda: None)
 
 
 def test_counts_may_be_written_in_thousands(tmp_path: Path) -> None:

@@ -408,7 +408,7 @@ def _read_times(
         return epoch_to_seconds(to_seconds(times, unit_s)) if notation.unit is None else to_seconds(times, unit_s)
     if is_ambiguous(float(times[0]), text):
         _raise_not_a_time(text, line, path, notation.number_hint)
-    return notation.convert_numbers(times, name, str(path)) if is_single else epoch_to_seconds(times)
+    return notation.convert_numbers(times, name, str(path), is_single=is_single)
 
 
 def _are_milliseconds(times: FloatArray) -> bool:

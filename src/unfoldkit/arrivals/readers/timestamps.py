@@ -89,7 +89,10 @@ _MIN_GAPS = 10
 SPREADSHEET_DAYS = (32_000.0, 73_000.0)
 """Serial numbers of spreadsheets for the dates from 1987 to 2099."""
 _MAX_SERIAL_SPAN = 60.0
-_SPARSE_GAP_S = 5.0
+_SERIAL_DOUBT = "they may be dates of a spreadsheet, in days"
+_SPARSE_GAP_S, _LONE_GAP_S = 5.0, 60.0
+"""Mean seconds between arrivals from which on whole numbers, and numbers with fractions, are rather milliseconds."""
+_LONG_INTERVAL_S = 250
 MIN_REPEATED = 0.2
 """Fraction of equal neighbours from which on times look rounded."""
 _CLF_STAMP = r"(\d{2})/([A-Za-z]{3})/(\d{4}):(\d{2}:\d{2}:\d{2})(\.\d+)?(?: ([+-]\d{4}))?"
@@ -168,15 +171,18 @@ class TimeNotation:
         """The stated unit in s."""
         return None if self.unit is None else UNITS_S[self.unit]
 
-    def convert_numbers(self, times: FloatArray, column: str, file: str) -> FloatArray:
+    def convert_numbers(self, times: FloatArray, column: str, file: str, *, is_single: bool = True) -> FloatArray:
         """Convert numbers of which neither the spec nor a column states the unit: times since 1970, or seconds.
 
+        ``is_single`` states that each is one arrival; otherwise each begins an interval of counts or rates.
+
         Raises:
-            UnfoldError: They are whole numbers that would last too long as seconds, or lie on a coarse grid.
+            UnfoldError: Numbers would last too long as seconds, or lie on a coarse grid.
         """
+        describe_doubt = describe_unit_doubt if is_single else describe_interval_doubt
         if self.likely_unit is not None and float(times[0]) < FIRST_EPOCH_S:
             return to_seconds(times, UNITS_S[self.likely_unit])
-        if self.key and (doubt := describe_unit_doubt(times)):
+        if self.key and (doubt := describe_doubt(np.sort(times))):
             hint = f"set {self.key}.unit, such as ms, or name the column after its unit: time_ms, time_s"
             raise user_error(f"the unit of the times is unclear: {doubt}", file=file, key=column, hint=hint)
         return epoch_to_seconds(times)
@@ -274,12 +280,19 @@ def describe_unit_doubt(times: FloatArray) -> str:
     if not is_doubtful or not np.isfinite(times).all() or times[-1] == times[0]:
         return ""
     span = float(times[-1] - times[0])
-    if (times % 1).any():
-        is_serial = times[0] >= SPREADSHEET_DAYS[0] and times[-1] < SPREADSHEET_DAYS[1] and span < _MAX_SERIAL_SPAN
-        return "they may be dates of a spreadsheet, in days" if is_serial else ""
-    if span > _DAY_S or (span > _HOUR_S and span > _SPARSE_GAP_S * times.size):
+    is_whole = not (times % 1).any()
+    if not is_whole and _is_serial(times):
+        return _SERIAL_DOUBT
+    # milliseconds with fractions are rarer than whole ones, and seconds with fractions are usual
+    is_long = span > _DAY_S and (is_whole or span > _LONE_GAP_S * times.size)
+    if is_long or (is_whole and span > _HOUR_S and span > _SPARSE_GAP_S * times.size):
         duration = f"{span / _DAY_S:,.1f} days" if span > _DAY_S else f"{span / _HOUR_S:,.1f} hours"
         return f"as seconds, {times.size:,} arrivals would last {duration}"
+    return _describe_grid(times) if is_whole else ""
+
+
+def _describe_grid(times: FloatArray) -> str:
+    """Describe why sorted whole numbers may be rounded, or not be seconds; empty if there is no sign of it."""
     gaps = np.diff(times).astype(np.int64)
     grid = int(np.gcd.reduce(gaps))
     # rows at a regular interval are rather counts
@@ -288,6 +301,29 @@ def describe_unit_doubt(times: FloatArray) -> str:
     if (gaps == 0).mean() >= MIN_REPEATED:
         return "whole numbers, many of them repeated"
     return ""
+
+
+def describe_interval_doubt(times: FloatArray) -> str:
+    """Describe why the beginnings of intervals may be no seconds; empty if they plainly are.
+
+    Intervals of seconds divide a day, or last for days; one of 60,000 s is a minute in milliseconds.
+
+    Args:
+        times: Sorted numbers as written; those since 1970 are in no doubt.
+    """
+    if times.size < 3 or not np.isfinite(times).all() or not 0 <= times[0] <= times[-1] < FIRST_EPOCH_S:
+        return ""
+    if (times % 1).any():
+        return _SERIAL_DOUBT if _is_serial(times) else ""
+    interval_s = int(np.gcd.reduce(np.diff(times).astype(np.int64)))
+    if interval_s < _LONG_INTERVAL_S or _DAY_S % interval_s == 0 or interval_s % _DAY_S == 0:
+        return ""
+    return f"as seconds, each interval would last {interval_s / _HOUR_S:,.2f} hours"
+
+
+def _is_serial(times: FloatArray) -> bool:
+    span = float(times[-1] - times[0])
+    return bool(times[0] >= SPREADSHEET_DAYS[0] and times[-1] < SPREADSHEET_DAYS[1] and span < _MAX_SERIAL_SPAN)
 
 
 def format_time(time_s: float) -> str:
