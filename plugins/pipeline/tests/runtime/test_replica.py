@@ -9,6 +9,8 @@ import logging
 import math
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -475,3 +477,39 @@ def test_replica_removed_while_loading_exits_quietly(tmp_path: Path, capfd: pyte
     replica.process.join(60.0)
     assert replica.process.exitcode == 0
     assert capfd.readouterr().err == ""
+
+
+CHILDREN = """
+import os, signal, subprocess, time
+
+def start(batch):
+    with open("asked", "w"):
+        pass
+    time.sleep(1.0)
+    child = os.fork() or time.sleep(60)
+    program = subprocess.Popen(["sleep", "60"])
+    time.sleep(0.2)
+    for pid in (child, program.pid):
+        os.kill(pid, signal.SIGTERM)
+    return [[-os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), -program.wait(30)]] * len(batch)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_replica_answers_after_a_signal_to_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What systemd sends to each process of a service ends no batch; processes of the model's code end by it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "children.py").write_text(CHILDREN)
+    replica = launch_replica(ModelSource(code="children:start", folder=str(tmp_path)))
+    try:
+        assert replica.pipe.recv() == READY
+        replica.pipe.send(np.zeros((1, 2)))
+        while not (tmp_path / "asked").exists():
+            time.sleep(0.01)
+        os.kill(replica.process.pid or 0, signal.SIGTERM)
+        answer = replica.pipe.recv()
+        assert isinstance(answer, BatchAnswer)
+        assert np.asarray(answer.outputs).tolist() == [[signal.SIGTERM, signal.SIGTERM]]
+    finally:
+        replica.stop()
+    assert replica.process.exitcode == 0

@@ -9,9 +9,11 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -94,6 +96,7 @@ def run_replica(pipe: Connection, source: ModelSource, parent_pid: int) -> None:
     from threadpoolctl import threadpool_limits
 
     start_worker(parent_pid)
+    _leave_termination_to_service()
     try:
         predict = load_model(source)
         # the libraries were loaded before the environment was set, and a replica must not use its neighbours' cores
@@ -109,6 +112,20 @@ def run_replica(pipe: Connection, source: ModelSource, parent_pid: int) -> None:
             # waiting between an answer and here is not part of the next batch
             waited_before_s = read_cpu_wait()
             _send_answer(pipe, answer_batch(predict, pipe.recv(), waited_before_s))
+
+
+def _leave_termination_to_service() -> None:
+    """Go on at SIGTERM: a service manager sends it to all processes at once, and the service still drains.
+
+    A handler, unlike ``SIG_IGN``, is not inherited by programs that the model's code starts.
+    """
+    signal.signal(signal.SIGTERM, _continue)
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=partial(signal.signal, signal.SIGTERM, signal.SIG_DFL))
+
+
+def _continue(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: the pipe closes at the end of the service."""
 
 
 def answer_batch(predict: Predict, batch: Tensors, waited_before_s: float = 0.0) -> BatchAnswer | BatchFailure:
