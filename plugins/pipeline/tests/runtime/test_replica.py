@@ -51,6 +51,8 @@ import time
 def picky(rows):
     if (rows > 99).any():
         raise ValueError("secret of the code")
+    if (rows < -99).any():
+        raise LookupError("another one")
     time.sleep(0.02)
     return rows.sum(axis=1)
 
@@ -160,6 +162,16 @@ def test_bad_row_fails_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert running.list_status()[0]["failed"] == 2
     # the log says it once a minute, however many there are
     assert sum("secret of the code" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_each_kind_of_failure_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A row that a client sends again and again hides no other failure of the stage."""
+    running = runtime(tmp_path, "picky")
+    logging.getLogger("unfoldkit").propagate = True
+    found, _ = asked(running, [1e9, 1e9, -1e9, 1e9, -1e9])
+    assert [code for code, _ in found] == [500] * 5
+    messages = [record.getMessage().splitlines()[0] for record in caplog.records]
+    assert [sum(text in message for message in messages) for text in ("secret of the code", "another one")] == [1, 1]
 
 
 @pytest.mark.parametrize("name", ["leaving", "mute"])

@@ -52,6 +52,8 @@ MAX_CONSECUTIVE_FAILURES = 3
 # a row may end so many processes that serve nothing else: one end may have an external cause
 MAX_PROCESS_FAILURES = 2
 LOG_INTERVAL_S = 60.0
+# messages may hold what a client sent, so that there is no end of kinds
+MAX_LOGGED_KINDS = 16
 RESTART_DELAY_S = 1.0
 MAX_RESTART_DELAY_S = 30.0
 # a pipe buffers at least this much without a reader
@@ -484,10 +486,13 @@ def _report_slow_start(stage: StageRuntime) -> UnfoldError:
 
 
 def _log_failure(stage: StageRuntime, event: str, failure: BatchFailure) -> None:
-    """Log a failure of a model, at most once a minute: clients can send bad rows at any rate."""
-    if read_clock() - stage.logged_s < LOG_INTERVAL_S:
+    """Log a failure of a model, each kind at most once a minute: clients can send bad rows at any rate."""
+    kind = f"{event.rstrip('0123456789')}: {failure.message.partition(':')[0]}"
+    if kind not in stage.logged_s and len(stage.logged_s) >= MAX_LOGGED_KINDS:
+        kind = ""
+    if read_clock() - stage.logged_s.get(kind, -math.inf) < LOG_INTERVAL_S:
         return
-    stage.logged_s = read_clock()
-    message = "stages.%s.model: %s: %s (no further report within %.0f s)%s"
+    stage.logged_s[kind] = read_clock()
+    message = "stages.%s.model: %s: %s (no further report of this kind within %.0f s)%s"
     trace = f"\n{failure.trace}" if failure.trace else ""
     logging.getLogger("unfoldkit").error(message, stage.name, event, failure.message, LOG_INTERVAL_S, trace)

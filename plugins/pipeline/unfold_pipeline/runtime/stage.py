@@ -243,7 +243,7 @@ class StageRuntime:
         replaced, served, batches, failed: counters of replicas, rows, batches, and rows on which the model failed.
         model_s, cpu_s: seconds in the model, and those of them in which a core was busy.
         last_error: the last error of the model.
-        logged_s: when an error was logged last.
+        logged_s: when an error of each kind was logged last.
         wait_timer: fires when the oldest item has waited for ``max_wait_s``.
         start_error: why the last replicas did not start; empty once one does.
         restart_timer: fires when replicas may be started again after too many failures.
@@ -273,7 +273,7 @@ class StageRuntime:
     model_s: float = 0.0
     cpu_s: float = 0.0
     last_error: str = ""
-    logged_s: float = -math.inf
+    logged_s: dict[str, float] = field(default_factory=dict)
     wait_timer: TimerHandle | None = None
     restart_timer: TimerHandle | None = None
     speed: BatchSpeed = field(default_factory=BatchSpeed)
