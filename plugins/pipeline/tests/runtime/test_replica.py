@@ -43,7 +43,8 @@ from unfoldkit.serving.observability.dashboard import Dashboard
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
 
-CODE = """import os
+CODE = """import numpy as np
+import os
 import signal
 import sys
 import time
@@ -55,6 +56,9 @@ def picky(rows):
         raise LookupError("another one")
     time.sleep(0.02)
     return rows.sum(axis=1)
+
+def wide(rows):
+    return rows[:, :1] * np.ones((1, 300_000))
 
 def short(rows):
     return rows[:1].sum(axis=1) if rows[0, 0] > 99 else rows.sum(axis=1)[: len(rows) - 1]
@@ -162,6 +166,28 @@ def test_bad_row_fails_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert running.list_status()[0]["failed"] == 2
     # the log says it once a minute, however many there are
     assert sum("secret of the code" in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uvloop needs Unix")
+def test_outputs_may_be_larger_than_the_buffer_of_a_pipe(tmp_path: Path) -> None:
+    """Outputs of megabytes are answered under uvloop too, which a service runs on, and cost no replica."""
+    import uvloop
+
+    running = runtime(tmp_path, "wide")
+    app = build_app("pipe", ALONE, running, 2, ServiceSettings(0))
+
+    async def scene() -> list[tuple[int, str]]:
+        await running.start()
+        try:
+            return [await ask(app, value) for value in (1.0, 2.0)]
+        finally:
+            await running.stop()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        found = runner.run(asyncio.wait_for(scene(), 60))
+    assert [code for code, _ in found] == [200, 200]
+    assert min(len(text) for _, text in found) > 300_000
+    assert running.count_replaced() == 0
 
 
 def test_each_kind_of_failure_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -232,6 +233,8 @@ class LocalRuntime:
             pin_process(worker.replica.process.pid, worker.core)
         stage.workers.append(worker)
         self._event_loop().add_reader(worker.replica.pipe.fileno(), self._read_pipe, stage, worker)
+        # uvloop makes it non-blocking: a message larger than its buffer would be cut off
+        os.set_blocking(worker.replica.pipe.fileno(), True)
 
     def _handle_launch_error(self, stage: StageRuntime, error: OSError) -> None:
         """Try again after a delay if the system cannot start a process now; give up while the pipeline starts."""
