@@ -14,6 +14,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from unfold_supernet import elastic  # noqa: E402
 from unfold_supernet.elasticity.layer_replacement import copy_unnormed, replace_linear_code  # noqa: E402
@@ -849,3 +850,27 @@ def test_layers_of_two_precisions_are_narrowed() -> None:
     family = elastic(module, example, widths=(0.5, 1))
     assert {group.root for group in family.groups} == {"stem", "middle"}
     check_members(family, module, example)
+
+
+class Checkpointed(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A block that is computed again for its gradients, to save memory."""
+
+    def __init__(self, use_reentrant: bool) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute outputs (n, 3) for inputs (n, 6)."""
+        x = torch.relu(self.stem(x))
+        if self.training:
+            x = checkpoint(lambda hidden: torch.tanh(self.block(hidden)), x, use_reentrant=self.use_reentrant)
+        result: Tensor = self.head(x)
+        return result
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_layers_that_are_computed_again_for_gradients_are_refused(use_reentrant: bool) -> None:
+    """By then, the layers of a member no longer hold its weights: gradients would be wrong, or missing."""
+    with pytest.raises(UnfoldError, match=r"layer \S+ is computed again for its gradients.*checkpointing off"):
+        elastic(Checkpointed(use_reentrant), torch.randn(4, 6), widths=(0.5, 1))

@@ -521,6 +521,35 @@ def _check_training(module: nn.Module, example: Inputs) -> None:
         message = f"{_name_layer(path)} computes with weights that are no parameters of the module"
         hint = "register them: nn.Parameter, nn.ModuleList; a hook takes them from the layer that it is called with"
         raise user_error(message, key="model.from", hint=hint)
+    _check_gradients(module, trained, rows)
+
+
+def _check_gradients(module: nn.Module, trained: nn.Module, rows: Inputs) -> None:
+    """Check that gradients are those of the weights with which a module was called.
+
+    A member's layers hold its weights during a call only. Code that runs layers again for the gradients, as
+    ``torch.utils.checkpoint`` does, would run them with others.
+
+    Args:
+        module: The module.
+        trained: Its copy in training mode, with gradients for two rows.
+        rows: These rows.
+    """
+    expected = {key: tensor.grad for key, tensor in trained.named_parameters() if tensor.grad is not None}
+    emptied, weights = copy_module(module).train(), dict[str, Tensor]()
+    for key, parameter in emptied.named_parameters():
+        if key in expected:
+            weights[key] = parameter.detach().clone().requires_grad_()
+            parameter.data.fill_(torch.nan)
+    if weights:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            functional_call(emptied, weights, list_tensors(rows)).sum().backward()
+    for key in reversed(weights):
+        gradient = weights[key].grad
+        if _is_finite(expected[key]) and (gradient is None or not _is_finite(gradient)):
+            message = f"{_name_layer(key.rpartition('.')[0])} is computed again for its gradients, with other weights"
+            hint = "turn gradient checkpointing off, as by model.set_grad_checkpointing(False) in timm"
+            raise user_error(message, key="model.from", hint=hint)
 
 
 def _reaches_others(outputs: Tensor, module: nn.Module) -> bool:
