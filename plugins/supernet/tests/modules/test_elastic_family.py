@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections.abc import Callable
@@ -308,6 +309,31 @@ def test_threads_trace_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> N
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: onnx_export.export_onnx(nn.Linear(2, 2), torch.zeros(2, 2)), range(4)))
     assert most == 1
+
+
+class Interrupted(nn.Linear):  # type: ignore[misc,unused-ignore]
+    """A layer during which other threads run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute outputs (n, out) for inputs (n, in)."""
+        time.sleep(0.001)
+        result: Tensor = super().forward(x)
+        return result
+
+
+def test_threads_may_call_and_extract_one_member() -> None:
+    """Each answer is computed with the member's weights alone, and the family can be copied afterwards."""
+    module, x = nn.Sequential(Interrupted(6, 16), nn.ReLU(), Interrupted(16, 2)), torch.randn(4, 6)
+    family = elastic(module, x, widths=(0.5, 1))
+    expected = family("0.5x1", x)
+
+    def answer(turn: int) -> Tensor:
+        return family.extract("0.5x1")(x) if turn % 4 == 0 else family("0.5x1", x)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [*pool.map(answer, range(40))]
+    assert all(torch.equal(other, expected) for other in answers)
+    assert torch.equal(copy.deepcopy(family)("0.5x1", x), expected)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from unfold_supernet.elasticity.width_groups import (
     select,
     trace_indices,
 )
-from unfold_supernet.modules.onnx_export import call_alone, check_export, export_onnx
+from unfold_supernet.modules.onnx_export import call_alone, check_export, export_onnx, get_lock
 from unfoldkit.api import user_error
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - torch has no public name for all batch norms
@@ -115,7 +115,10 @@ class ElasticFamily:
         """
         member = self._find(name)
         tensors = {key: select(self.weights[key], indices) for key, indices in member.indices.items()}
-        result: Tensor = functional_call(member.skeleton, tensors, (make_shrink(x.ndim - 2, member.shrink)(x), *extra))
+        with get_lock():
+            result: Tensor = functional_call(
+                member.skeleton, tensors, (make_shrink(x.ndim - 2, member.shrink)(x), *extra)
+            )
         return result
 
     def keep(self, name: str) -> ElasticFamily:
@@ -130,7 +133,8 @@ class ElasticFamily:
     def extract(self, name: str) -> nn.Module:
         """Copy a member into a module of its own, in inference mode."""
         member = self._find(name)
-        module = copy_module(member.skeleton)
+        with get_lock():
+            module = copy_module(member.skeleton)
         with torch.no_grad():
             for key, parameter in module.named_parameters():
                 parameter.copy_(select(self.weights[key], member.indices[key]))

@@ -65,14 +65,15 @@ def call_alone(function: F) -> F:
 
     @wraps(function)
     def call(*args: object, **kwargs: object) -> object:
-        with _get_lock(), torch.enable_grad():
+        with get_lock(), torch.enable_grad():
             return function(*args, **kwargs)
 
     return cast("F", call)
 
 
 @cache
-def _get_lock() -> AbstractContextManager[bool]:
+def get_lock() -> AbstractContextManager[bool]:
+    """Return the lock of what changes modules or torch for a while, for all threads."""
     return threading.RLock()
 
 
