@@ -482,6 +482,21 @@ def test_state_restores_another_copy_of_the_family(case: str) -> None:
         second.load_state_dict({})
 
 
+def test_states_that_are_damaged_are_refused() -> None:
+    """Indices beyond the weights, or twice, and numbers of another kind are named before anything is loaded."""
+    module, example = make_case("mlp")
+    family = elastic(module, example, widths=(0.5, 1))
+    before = {key: tensor.clone() for key, tensor in family.state_dict().items()}
+    for index in (99, -1, int(before["indices/0.5x1/0.weight/0"][1])):
+        state = {key: tensor.clone() for key, tensor in before.items()}
+        state["indices/0.5x1/0.weight/0"][0] = index
+        with pytest.raises(UnfoldError, match=r"damaged: indices/0\.5x1/0\.weight/0 lists"):
+            family.load_state_dict(state)
+    with pytest.raises(UnfoldError, match=r"another family: weights/0\.weight"):
+        family.load_state_dict(before | {"weights/0.weight": before["weights/0.weight"].to(torch.complex64)})
+    assert all(torch.equal(before[key], tensor) for key, tensor in family.state_dict().items())
+
+
 def test_calibration_sets_the_statistics_of_each_member() -> None:
     """After calibration, a member's norms hold the mean and variance of its own features."""
     module, _ = make_case("residual")

@@ -184,14 +184,18 @@ class ElasticFamily:
         """Load what :meth:`state_dict` returned, also that of a module with other weights.
 
         Raises:
-            UnfoldError: Names or shapes differ.
+            UnfoldError: Names, shapes or kinds of numbers differ, or kept indices are not those of the weights.
         """
         current = self.state_dict()
         differing = sorted(
-            {*current} ^ {*state} | {key for key in {*current} & {*state} if current[key].shape != state[key].shape}
+            {*current} ^ {*state} | {key for key in {*current} & {*state} if not _is_alike(current[key], state[key])}
         )
         if differing:
             raise user_error(f"the state is of another family: {differing[0]}", hint="same module, widths and depths")
+        for path in self._list_indices():
+            kept, (key, _, axis) = state[path], path.split("/", 2)[2].rpartition("/")
+            if kept.min() < 0 or kept.max() >= self.weights[key].shape[int(axis)] or len(kept.unique()) < len(kept):
+                raise user_error(f"the state is damaged: {path} lists parts that {key} does not have")
         with torch.no_grad():
             for key, tensor in (current | self._list_indices()).items():
                 tensor.copy_(state[key])
@@ -221,6 +225,12 @@ class ElasticFamily:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
                 norm.eval()
+
+
+def _is_alike(tensor: Tensor, other: Tensor) -> bool:
+    """Return whether tensors have one shape, and hold numbers of one kind."""
+    kinds = [(each.is_floating_point(), each.is_complex()) for each in (tensor, other)]
+    return tensor.shape == other.shape and kinds[0] == kinds[1]
 
 
 class _Shrunk(nn.Module):  # type: ignore[misc,unused-ignore]
