@@ -73,6 +73,15 @@ def test_unsuitable_searches_are_refused(classes: np.ndarray, dimensions: tuple[
         measure_retrieval(np.eye(6, 4, dtype=np.float32), classes, dimensions)
 
 
+def test_classes_may_be_names() -> None:
+    """A list of names gives the recall that numbers give; at least one row must be returned."""
+    embeddings = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    expected = measure_retrieval(embeddings, np.arange(12) // 3, nearest=3)
+    assert measure_retrieval(embeddings, list("aaabbbcccddd"), nearest=3) == expected  # type: ignore[arg-type]
+    with pytest.raises(UnfoldError, match="nearest: 0 rows"):
+        measure_retrieval(embeddings, np.arange(12) // 3, nearest=0)
+
+
 def test_nested_training_makes_short_prefixes_useful() -> None:
     """On held-out rows, two of sixteen dimensions retrieve better after nested training than after plain training."""
     rng = np.random.default_rng(2)

@@ -102,14 +102,16 @@ def measure_retrieval(
     """
     from scipy.stats import binomtest
 
-    counts = np.unique(classes, return_inverse=True, return_counts=True)
-    queries = np.flatnonzero(counts[2][counts[1]] > 1)
+    if nearest < 1:
+        raise user_error(f"{nearest} rows may be returned", key="nearest", hint="at least one")
+    _, numbers, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    queries = np.flatnonzero(counts[numbers] > 1)
     if not len(queries) or not np.isfinite(embeddings).all():
         message = "no class has two rows" if not len(queries) else "an embedding is not finite"
         raise user_error(message, key="classes", hint="measure on test rows with several rows of a class")
     qualities = []
     for size in list_prefixes(embeddings.shape[1], dimensions):
-        hits = _find_hits(np.asarray(embeddings[:, :size], np.float32), classes, queries, nearest)
+        hits = _find_hits(np.asarray(embeddings[:, :size], np.float32), numbers, queries, nearest)
         bounds = binomtest(int(hits.sum()), len(hits)).proportion_ci(CONFIDENCE, method="wilson")
         low, high = float(bounds.low), float(bounds.high)
         qualities.append(
