@@ -65,7 +65,10 @@ def fit(family: ElasticFamily, x: Any, y: Any, extra: Any = None, **options: Any
     others = None if extra is None else torch.as_tensor(extra, dtype=kind)
     if not all(bool(torch.isfinite(each).all()) for each in (inputs, others) if each is not None):
         raise user_error("an input is not finite", key="x", hint="fill the gaps, or drop such rows")
-    training.fit(family, inputs, torch.as_tensor(y), problem.FitOptions(**options), extra=others)
+    targets = torch.as_tensor(y)
+    # losses take classes of 64 bits only
+    targets = targets if targets.is_floating_point() or targets.is_complex() else targets.long()
+    training.fit(family, inputs, targets, problem.FitOptions(**options), extra=others)
 
 
 def measure_retrieval(

@@ -279,6 +279,43 @@ def test_targets_of_another_task_are_refused(y: Tensor, task: Any, message: str)
         family("2x1", example)
 
 
+@pytest.mark.parametrize("kind", [torch.bool, torch.int8, torch.uint16, torch.int32])
+def test_classes_may_be_whole_numbers_of_any_kind(kind: torch.dtype) -> None:
+    """Losses of torch take 64 bits only; other whole numbers and booleans are converted."""
+    module, example = make_case("mlp")
+    family = elastic(module, example.requires_grad_(), widths=(0.5, 1))
+    unfold_supernet.fit(family, torch.randn(6, 6), (torch.arange(6) % 2).to(kind), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rate", float("nan")),
+        ("decay", -1),
+        ("distill", 2),
+        ("clip", 0),
+        ("seed", -3),
+        ("calibrate", 0),
+        ("warmup", -1),
+    ],
+)
+def test_options_outside_their_range_are_named(name: str, value: float) -> None:
+    """Negative, undefined and too large values would train another family, or none."""
+    module, example = make_case("mlp")
+    with pytest.raises(UnfoldError, match=f"{name}: {value} is not from"):
+        unfold_supernet.fit(
+            elastic(module, example, widths=(0.5, 1)), torch.randn(6, 6), torch.arange(6) % 2, **{name: value}
+        )
+
+
+@pytest.mark.parametrize("task", ["classes", "embeddings"])
+def test_outputs_for_each_position_are_not_trained(task: str) -> None:
+    """Targets are those of rows: a module that segments is exported, and trained by code of its own."""
+    module, x = nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 3, 1)), torch.randn(6, 2, 8)
+    with pytest.raises(UnfoldError, match=r"returns \(3, 6\) values for each row"):
+        unfold_supernet.fit(elastic(module, x, widths=(0.5, 1)), x, torch.arange(6) % 3, task=task)
+
+
 def test_training_that_cannot_start_leaves_the_weights_alone() -> None:
     """Inputs that are not finite, weights of other classes and empty batches are named before a step is taken."""
     module, example = make_case("mlp")
@@ -339,6 +376,7 @@ def test_threads_may_call_and_extract_one_member() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ((nn.Linear(6, 2), torch.zeros(2, 6).to_sparse()), "sparse.*to_dense"),
         ((nn.Linear(6, 2), np.zeros((2, 6))), "a ndarray is not a tensor.*from_numpy"),
         ((nn.Linear, torch.zeros(2, 6)), "a type is not a module"),
         ((nn.Linear(6, 2), torch.zeros(0, 6)), r"shape \(0, 6\)"),

@@ -111,7 +111,7 @@ class ElasticFamily:
     def __call__(self, name: str, x: Tensor, *extra: Tensor) -> Tensor:
         """Compute the outputs of a member for inputs (n, *size), and ``extra`` (n, *other) of a module with two.
 
-        Gradients flow to the shared weights.
+        Gradients flow to the shared weights. Threads take turns: a member's layers hold its weights during a call.
         """
         member = self._find(name)
         tensors = {key: select(self.weights[key], indices) for key, indices in member.indices.items()}
@@ -279,6 +279,8 @@ def elastic(
     """
     sizes = _combine(widths, depths, resolutions)
     tensors = _check_arguments(module, example)
+    example = tuple(tensor.detach() for tensor in tensors) if len(tensors) > 1 else tensors[0].detach()
+    tensors = list_tensors(example)
     _initialise_lazy(unwrap_module(module), example)
     copied = _unwrap_parts(_copy_module(unwrap_module(module)))
     whole = replace_linear_code(fold_weight_norms(copied)).eval()
@@ -341,6 +343,8 @@ def _check_arguments(module: object, example: object) -> tuple[Tensor, ...]:
             raise user_error(f"the example has shape {tuple(tensor.shape)}", key="example", hint="pass x[:2]")
         if tensor.is_meta or any(parameter.is_meta for parameter in module.parameters()):
             raise user_error("tensors on the device meta hold no values", hint="module.to_empty(device='cpu')")
+        if tensor.layout != torch.strided:
+            raise user_error(f"the example is {tensor.layout}", key="example", hint="pass x[:2].to_dense()")
         if not _is_finite(tensor):
             raise user_error("the example input is not finite", key="example")
     if not 1 <= len(tensors) <= len(INPUT_NAMES):

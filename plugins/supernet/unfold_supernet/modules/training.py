@@ -27,6 +27,19 @@ TASKS = ("classes", "labels", "values", "embeddings")
 MAX_TOGETHER = 5
 """Members that are trained in every step; of longer lists, the largest, the smallest and random ones are."""
 
+RANGES = {
+    "rate": (0.0, math.inf),
+    "decay": (0.0, 1.0),
+    "distill": (0.0, 1.0),
+    "samples": (0, 64),
+    "warmup": (0.0, 1.0),
+    "clip": (1e-300, math.inf),
+    "temperature": (1e-3, 100.0),
+    "calibrate": (2, math.inf),
+    "seed": (0, math.inf),
+}
+"""Smallest and largest values of options."""
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointStore:
@@ -75,6 +88,7 @@ def fit(
     options = options or FitOptions()
     if len(x) != len(y) or not len(x):
         raise user_error(f"{len(x):,} inputs and {len(y):,} targets")
+    _check_options(family, options)
     _check_targets(family, y, options)
     inputs = _list_inputs(family, x, extra)
     optimizer = _make_optimizer(family, options)
@@ -119,25 +133,36 @@ def _list_inputs(family: ElasticFamily, x: Tensor, extra: Tensor | None) -> tupl
     return inputs
 
 
-def _check_targets(family: ElasticFamily, y: Tensor, options: FitOptions) -> None:
-    """Check that some weight is trained, and that the targets are those of the task and the outputs."""
+def _check_options(family: ElasticFamily, options: FitOptions) -> None:
+    """Check that some weight is trained, and that the options lie within their ranges."""
     if not any(weight.requires_grad for weight in family.weights.values()):
         raise user_error("every weight of the module is frozen", hint="module.requires_grad_(True)")
     if options.batch < 1 or options.epochs < 1:
         raise user_error(f"{options.epochs} epochs with {options.batch} rows a batch", hint="at least one of each")
+    for name, (least, most) in RANGES.items():
+        if not least <= getattr(options, name) <= most:
+            raise user_error(f"{getattr(options, name)} is not from {least:g} to {most:g}", key=name)
     if options.task not in TASKS:
         raise user_error(f"unknown task {options.task!r}", key="task", hint="classes, labels, values or embeddings")
     if options.optimizer not in ("adamw", "sgd"):
         raise user_error(f"unknown optimizer {options.optimizer!r}", key="optimizer", hint="adamw or sgd")
+
+
+def _check_targets(family: ElasticFamily, y: Tensor, options: FitOptions) -> None:
+    """Check that the targets are those of the task and the outputs."""
     with torch.no_grad():
-        outputs = family(family.members()[-1].name, *family.inputs).shape[1]
+        example_outputs = family(family.members()[-1].name, *family.inputs)
+    outputs = example_outputs.shape[1]
+    if example_outputs.ndim != 2:
+        message = f"the module returns {tuple(example_outputs.shape[1:])} values for each row, not one list of numbers"
+        raise user_error(message, hint="pool the positions, or train the family in a loop of your own")
     if options.class_weights is not None and len(options.class_weights) != outputs:
         message = f"{len(options.class_weights)} class weights for a module of {outputs} outputs"
         raise user_error(message, key="class_weights", hint="one weight for each output")
     if options.task in ("labels", "values"):
         _check_columns(y, outputs, options.task)
         return
-    if y.is_floating_point() or y.is_complex() or y.ndim != 1:
+    if y.dtype != torch.int64 or y.ndim != 1:
         raise user_error(f"classes are {tuple(y.shape)} {y.dtype} values, not (n,) whole numbers", hint="y.long()")
     if options.task == "classes" and (y.min() < 0 or y.max() >= outputs):
         message = f"classes from {int(y.min())} to {int(y.max())} for a module of {outputs} outputs"
