@@ -45,6 +45,17 @@ def test_unsuitable_targets_are_refused(task: Task, values: Any, message: str) -
         parse_targets(np.array(values), task, (), "y.npz")
 
 
+def test_values_that_single_precision_rounds_away_are_refused() -> None:
+    """Seconds of a day since 1970 would become multiples of 128; without the offset they are learnt."""
+    seconds = np.random.default_rng(0).normal(size=(200, 2)) * [1.0, 300.0]
+    with pytest.raises(UnfoldError, match=r"y\[:, 1\] differs by 3\d\d around 1\.7e\+09, .*steps of 128.*subtract"):
+        parse_targets(seconds + np.array([0, 1.7e9]), "values", (), "y.npz")
+    with pytest.raises(UnfoldError, match="steps of 128"):
+        parse_targets((seconds[:, 1] + 1.7e9).astype(np.int64), "values", (), "y.npz")
+    for values in (seconds, seconds + 1e4, np.full((9, 1), 1.7e9)):
+        parse_targets(values, "values", (), "y.npz")
+
+
 def test_classifiers_are_referred_to_the_other_tasks() -> None:
     """Targets of another task name the key that accepts them."""
     for values, task in (([[0, 1], [1, 0]], "labels"), ([0.5, 1.5, 2.0], "values"), ([[0.5, 3.0]], "values")):

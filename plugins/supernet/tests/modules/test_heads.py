@@ -24,3 +24,12 @@ def test_no_constant_value_beats_the_constant() -> None:
     gap = quality.compare(evaluate_constant(data, quality))
     assert quality.score > 80
     assert gap.points <= 0
+
+
+def test_the_constant_is_not_rounded() -> None:
+    """The mean of large values has the score 0: single precision would round it by as much as they differ."""
+    y = (1e7 + np.random.default_rng(0).normal(size=(500, 1)) * 12).astype(np.float32)
+    rows = np.arange(500)
+    data = Dataset(x=y, extra=y[:, :0], y=y, names=("a",), train=rows, test=rows, digest="", about="", task="values")
+    quality = evaluate_outputs(y, data, data.test)
+    assert evaluate_constant(data, quality).score == pytest.approx(0, abs=1e-6)

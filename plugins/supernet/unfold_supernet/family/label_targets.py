@@ -15,6 +15,8 @@ from unfoldkit.api import user_error
 MAX_OUTPUTS = 10_000
 MAX_EXACT = 2**53
 """Largest integer up to which floating-point numbers hold each of them."""
+MAX_ROUNDING = 0.1
+"""Largest step between numbers of single precision, as a fraction of the standard deviation of the values."""
 MISSING = frozenset(("", "?", "nan", "nat", "na", "n/a", "null", "none", "<na>", "#n/a", "#na", "\\n", "(null)"))
 """What tables hold in place of a missing value, in lower case; ``none`` in lower case is a common class too."""
 INTEGRAL = re.compile(r"([+-]?\d+)\.0+")
@@ -44,7 +46,8 @@ def parse_targets(values: Any, task: Task, names: Any, file: str) -> Targets:
         file: The file, for errors.
 
     Raises:
-        UnfoldError: A target is missing, not finite, no label of 0 or 1, or the names do not fit.
+        UnfoldError: A target is missing, not finite, too far from zero for single precision, no label of 0 or 1, or
+            the names do not fit.
     """
     if task == "classes":
         return Targets(*parse_labels(values, file))
@@ -52,6 +55,8 @@ def parse_targets(values: Any, task: Task, names: Any, file: str) -> Targets:
     _check_finite(columns, file)
     if task == "labels":
         _check_labels(columns, file)
+    else:
+        _check_precision(columns, file)
     listed = tuple(map(str, np.ravel(names))) or tuple(str(index) for index in range(columns.shape[1]))
     if len(listed) != columns.shape[1] or len(set(listed)) != len(listed):
         message = f"{len(listed)} names for {columns.shape[1]} columns of y, {len(set(listed))} of them different"
@@ -210,6 +215,16 @@ def _check_finite(columns: Any, file: str) -> None:
         row, column = (int(index) for index in np.argwhere(~np.isfinite(numbers))[0])
         message = f"y[{row}, {column}] is {columns[row, column]}, which is not a finite number in single precision"
         raise user_error(message, file=file, key="data.path", hint="drop rows without a target")
+
+
+def _check_precision(columns: Any, file: str) -> None:
+    """Check that single precision, in which networks compute, does not round away how values differ."""
+    exact = columns.astype(np.float64)
+    steps, deviations = np.spacing(np.abs(exact).max(axis=0).astype(np.float32)), exact.std(axis=0)
+    for column in np.flatnonzero((deviations > 0) & (steps > MAX_ROUNDING * deviations)):
+        message = f"y[:, {column}] differs by {deviations[column]:.3g} around {exact[:, column].mean():.6g}"
+        message += f", where single precision has steps of {steps[column]:.3g}"
+        raise user_error(message, file=file, key="data.task", hint="subtract a constant from the column")
 
 
 def _check_labels(columns: Any, file: str) -> None:

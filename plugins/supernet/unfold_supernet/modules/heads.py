@@ -77,7 +77,7 @@ def evaluate_constant(data: Dataset, quality: Quality) -> Quality:
         return build_constant(CHANCE_AUROC, quality)
     if isinstance(quality, HeadQuality):
         y = data.y[data.test]
-        return evaluate_outputs(np.broadcast_to(y.mean(axis=0), y.shape), data, data.test)
+        return evaluate_outputs(np.broadcast_to(y.mean(axis=0, dtype=np.float64), y.shape), data, data.test)
     return evaluate_commonest_class(data.y[data.test], len(data.names), data.test_groups)
 
 
