@@ -524,7 +524,7 @@ def _accuracy_parameters(outputs: Sequence[Field]) -> tuple[str, ...]:
 def _read_deadline(deadline_ms: Any) -> float | None:
     if deadline_ms is None:
         return None
-    if type(deadline_ms) not in (int, float) or not 0 < float(deadline_ms) <= MAX_DEADLINE_MS:
+    if type(deadline_ms) not in (int, float) or not 0 < deadline_ms <= MAX_DEADLINE_MS:
         raise InvalidRequest("the parameter 'deadline_ms' must be a number above 0, of at most a day")
     return float(deadline_ms) / 1e3
 
@@ -533,7 +533,7 @@ def _read_accuracy(parameters: Mapping[str, Any]) -> float:
     accuracy = parameters.get("least_accuracy")
     if accuracy is None:
         return 0.0
-    if type(accuracy) not in (int, float) or not 0 <= float(accuracy) <= 1:
+    if type(accuracy) not in (int, float) or not 0 <= accuracy <= 1:
         raise InvalidRequest("the parameter 'least_accuracy' must be a fraction, from 0 to 1")
     return float(accuracy)
 

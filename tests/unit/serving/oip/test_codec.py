@@ -224,6 +224,17 @@ def test_a_response_lists_parameters_without_effect() -> None:
     assert "parameters" not in json.loads(build_writer(Total()).write(plain, both, 0, 1))
 
 
+@pytest.mark.parametrize("name", ["deadline_ms", "least_accuracy"])
+@pytest.mark.parametrize("digits", [40, 400, 4000])
+def test_integers_beyond_all_numbers_are_refused(name: str, digits: int) -> None:
+    """A parameter that no floating-point number holds is the client's mistake, as a negative one is."""
+    reader = build_reader(Total().inputs, (*Total().outputs, Field(ACCURACY_OUTPUT, "BOOL")), ("entity", "time"))
+    for sign in ("", "-"):
+        content = body(tensor(), parameters={name: "N"}).replace(b'"N"', sign.encode() + b"1" + b"0" * digits)
+        with pytest.raises(InvalidRequest, match=name):
+            reader.read(content)
+
+
 CHARACTERS = 'a,[{"\\'
 VALUES = st.recursive(
     st.none() | st.floats(allow_nan=False) | st.text(CHARACTERS, max_size=9),
