@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         format_percent,
     )
     from unfoldkit.hookspec import hookimpl
-    from unfoldkit.io.tables import CsvRow, csv_lines, csv_rows, decode_text
+    from unfoldkit.io.tables import PERSON_COLUMNS, CsvRow, csv_lines, csv_rows, decode_text
     from unfoldkit.plugin_descriptors import Check, CheckResult, Kind, Renderer, RunFinished
     from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict, label_metrics, time_axis
     from unfoldkit.run_context import Progress, Run, ignore_progress
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "unfoldkit.run_context": ("Progress", "Run", "ignore_progress"),
-    "unfoldkit.io.tables": ("CsvRow", "csv_lines", "csv_rows", "decode_text"),
+    "unfoldkit.io.tables": ("PERSON_COLUMNS", "CsvRow", "csv_lines", "csv_rows", "decode_text"),
     "unfoldkit.engines": ("Engine",),
     "unfoldkit.errors": (
         "Diagnostic",
@@ -131,6 +131,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "PERSON_COLUMNS",
     "AnyFigure",
     "Bandwidth",
     "Bar",

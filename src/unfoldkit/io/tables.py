@@ -54,6 +54,8 @@ FOREIGN: Mapping[str, tuple[str, str]] = {
     ".arff": ("of Weka", "keep the lines below @data, and name the attributes in a first line"),
 }
 """Files that are no tables by suffix: their name in a message, and the command that converts them."""
+PERSON_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "person_id", "uniquepid", "mrn")
+"""Names of columns of patients who may have several rows or stays, in lower case."""
 FORMULA_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 """First letters of formulas, and their full-width forms."""
 UTF16_SAMPLE = 64

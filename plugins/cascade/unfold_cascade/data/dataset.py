@@ -40,15 +40,13 @@ from unfold_cascade.data.table import (
 )
 from unfold_cascade.data.unnamed_groups import has_unnamed_groups
 from unfold_cascade.schema import cell_values
-from unfoldkit.api import Run, RunDir, fingerprint, user_error
+from unfoldkit.api import PERSON_COLUMNS, Run, RunDir, fingerprint, user_error
 from unfoldkit.safe_io.arrays import read_npz
 from unfoldkit.safe_io.files import parse_object, read_bytes
 
 DATASET_FILE = "cases.npz"
 READER_VERSION = 3
 """Increase it when tables are read or split in another way, so that stored data sets are read again."""
-PERSON_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "person_id", "uniquepid", "mrn")
-"""Names of columns of patients who may have several rows or stays, in lower case."""
 MIN_PATIENT_SHARE = 0.02
 """Fewer different words than this share of the rows are subjects of another kind, such as those of a school."""
 MIN_CASES_PER_LABEL = 8

@@ -147,6 +147,21 @@ def test_copies_of_a_row_are_on_one_side(tmp_path: Path) -> None:
     assert "copies of a row on one side" in data.about
 
 
+@pytest.mark.parametrize("form", ["npz", "csv"])
+def test_patients_that_no_key_names_are_noticed(tmp_path: Path, form: str) -> None:
+    """Rows of a patient on both sides of a random split are no independent test; one row of each is."""
+    path, rng = tmp_path / f"data.{form}", np.random.default_rng(0)
+    for patients, name in ((np.arange(60) // 3, "Patient_ID"), (np.arange(60), "")):
+        x, y = rng.normal(size=60), np.arange(60) % 2
+        if form == "npz":
+            np.savez(path, x=x[:, None], y=y, Patient_ID=patients, mrn=np.array([{}] * 60))
+        else:
+            lines = [f"{a},{b},{c}" for a, b, c in zip(x, patients, y, strict=True)]
+            path.write_text("\n".join(["f,Patient_ID,target", *lines]))
+        data = load_data(DataSpec(source="file", path=path.name), make_run(tmp_path, base=tmp_path))
+        assert data.unnamed_group == name
+
+
 @pytest.mark.parametrize(
     ("options", "arrays"),
     [

@@ -93,6 +93,7 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "state_memory": [((120_000, 400_000), {})],
     "list_files": [((), {})],
     "describe_search": [((512, 80, 0.87), {})],
+    "note_unnamed_group": [(("patient",), {})],
     "state_missed_classes": [((["F"], 12), {}), (([str(label) for label in range(15)], 12), {})],
     "title_classes": [((4, 4), {}), ((12, 40), {})],
     "state_replay": [((task, 0.987, 82.1), {"measured": measured}) for task in TASKS for measured in (True, False)],

@@ -81,6 +81,7 @@ class Dataset:
         task: What the targets are.
         sampling: By class, the fraction of its rows from which the training rows were drawn; empty where all were.
         inputs: Number of each row's input (n), equal for copies; ``None`` without copies.
+        unnamed_group: Array or column of persons with rows on both sides of the split; empty if none is known.
     """
 
     x: Float32Array
@@ -96,6 +97,7 @@ class Dataset:
     task: Task = "classes"
     sampling: tuple[float, ...] = ()
     inputs: IntArray | None = None
+    unnamed_group: str = ""
 
     @property
     def logit_shift(self) -> Float32Array:
@@ -299,6 +301,7 @@ def _split_user_data(options: DataOptions, data: UserData, seed: int, digest: st
         groups=data.groups,
         task=options.user.task,
         inputs=inputs,
+        unnamed_group=data.unnamed_group,
     )
 
 

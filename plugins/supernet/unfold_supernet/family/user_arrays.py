@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 
 from unfold_supernet._types import BoolArray, Float32Array, IntArray, Task
 from unfold_supernet.family.label_targets import MISSING_HINT, is_missing, parse_targets
-from unfoldkit.api import UnfoldError, csv_rows, user_error
+from unfoldkit.api import PERSON_COLUMNS, UnfoldError, csv_rows, user_error
+from unfoldkit.safe_io.archives import read_archive as open_archive
 from unfoldkit.safe_io.arrays import read_npz
 
 TRAIN_MARKS = {"1": True, "train": True, "2": False, "test": False}
@@ -53,6 +55,7 @@ class UserData:
         names: Names of the classes, labels or values.
         groups: Group of each row, if known.
         is_train: Whether a row is for training, if the file says so.
+        unnamed_group: Array or column by which persons have several rows, where neither a group nor a split is named.
     """
 
     x: Float32Array
@@ -61,6 +64,7 @@ class UserData:
     names: tuple[str, ...]
     groups: IntArray | None = None
     is_train: BoolArray | None = None
+    unnamed_group: str = ""
 
 
 def load_user_data(options: UserDataOptions, path: Path, content: bytes, form: str) -> UserData:
@@ -96,7 +100,23 @@ def load_user_data(options: UserDataOptions, path: Path, content: bytes, form: s
         names=targets.names,
         groups=groups,
         is_train=parse_split(arrays["split"], len(y), file) if options.has_split else None,
+        unnamed_group="" if group or options.has_split else _find_repeated_persons(path, content, len(y)),
     )
+
+
+def _find_repeated_persons(path: Path, content: bytes, rows: int) -> str:
+    """Name the array or column by which persons have several rows; empty if there is none."""
+    arrays: dict[str, Any] = {}
+    if path.name.endswith((".csv", ".csv.gz")):
+        cells = [row.cells for row in csv_rows(path)]
+        arrays = {name: [row[name] for row in cells] for name in cells[0] if name.lower() in PERSON_COLUMNS}
+    else:
+        for name in (member.removesuffix(".npy") for member in open_archive(content).namelist()):
+            # an array of Python objects is not needed, and not loaded
+            with suppress(UnfoldError):
+                arrays |= read_npz(content, names=(name,)) if name.lower() in PERSON_COLUMNS else {}
+    counts = {name: len(np.unique(values)) for name, values in arrays.items() if np.shape(values) == (rows,)}
+    return next((name for name, count in counts.items() if count < rows), "")
 
 
 def read_archive(content: bytes, file: str, names: Sequence[str]) -> dict[str, Any]:

@@ -435,6 +435,12 @@ def state_missed_classes(names: Sequence[str], max_listed: int) -> str:
     return f"No subnet recognises any test row of class {_shorten_list(names, max_listed)}."
 
 
+def note_unnamed_group(name: str) -> str:
+    """Warn that rows of one person are on both sides of the split."""
+    text = f"Rows of one {name} are on both sides of the split. New ones may fare worse than stated here"
+    return f"{text} (data: {{split: inter-patient, group: {name}}} keeps them apart)."
+
+
 def title_classes(shown: int, total: int) -> str:
     """Title the table of sensitivities; of many classes, it shows the worst."""
     if total <= shown:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from unfold_supernet._types import Task
+from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.modules.problem import ModuleProblem, ModuleResult
 from unfold_supernet.networks.space import count_parameters
 from unfold_supernet.report import sentences
@@ -49,6 +50,7 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         figures=(draw_front(result.qualities, result.seconds_by_batch, result.front, result.comparisons),),
         lines=_write_lines(result),
         notes=(
+            *note_split(problem.data),
             *note_missed_classes(problem.data.names, result.qualities),
             *note_busy_measurement(result.engine_plan),
         ),
@@ -214,6 +216,11 @@ def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
         return lines
     text = sentences.describe_search(search.count, search.measured, search.rank_correlation)
     return (("search", text), *lines)
+
+
+def note_split(data: Dataset) -> tuple[str, ...]:
+    """Name a group with rows on both sides of the split."""
+    return (sentences.note_unnamed_group(data.unnamed_group),) if data.unnamed_group else ()
 
 
 def note_missed_classes(names: Sequence[str], qualities: Mapping[str, SubnetQuality]) -> tuple[str, ...]:

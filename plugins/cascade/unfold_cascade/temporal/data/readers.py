@@ -16,13 +16,13 @@ from typing import IO
 import numpy as np
 
 from unfold_cascade._types import Float32, FloatArray, IntArray
-from unfold_cascade.data.dataset import PERSON_COLUMNS, check_size
+from unfold_cascade.data.dataset import check_size
 from unfold_cascade.data.table import Frame, frame_of_file
 from unfold_cascade.schema.cell_values import has_zone, is_missing
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
 from unfold_cascade.temporal.data.windows import LARGEST_VALUE
 from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource
-from unfoldkit.api import Diagnostic, Run, UnfoldError, user_error
+from unfoldkit.api import PERSON_COLUMNS, Diagnostic, Run, UnfoldError, user_error
 from unfoldkit.arrivals.readers import timestamps
 from unfoldkit.io.tables import is_number
 from unfoldkit.safe_io.archives import max_expanded_bytes
