@@ -74,6 +74,24 @@ def test_dates_with_and_without_a_zone_in_one_file_are_reported(
     assert any("time zone" in line for line in warnings) == is_mixed
 
 
+@pytest.mark.parametrize(
+    ("cell", "parts", "columns", "mebibytes"),
+    [
+        ("536870912", 1, Columns(scales={"memory": 2**-20}), 512),
+        ("100000000", 1, Columns(scales={"memory": 1.0}), 100_000_000),
+        ("80Ti", 1, Columns(), 80 << 20),
+        ("134217728", 2, Columns(), 64 << 20),
+    ],
+    ids=["bytes", "stated", "suffix", "spread"],
+)
+def test_memory_beyond_any_machine_has_a_unit_or_a_scale(
+    tmp_path: Path, cell: str, parts: int, columns: Columns, mebibytes: int
+) -> None:
+    """Plain bytes were read as MiB: a job of 512 MiB waited for 512 TiB; whoever states the unit is believed."""
+    path = write_csv(tmp_path, f"task,arrival,run,memory,parts\na,0,5,{cell},{parts}\n")
+    assert [task.demand["memory"] for task in csv_tasks(path, columns=columns)] == [mebibytes * 1000] * parts
+
+
 def test_csv_tasks(tmp_path: Path) -> None:
     """Tasks of a job know how many they are; what a row leaves out is nothing, or never."""
     text = "task,arrival,run,cpu,job,deadline,types\na,0,5,1.5,j,60,\nb,2,5,,j,,t4 | a10\n"
@@ -88,6 +106,20 @@ def test_csv_tasks(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("task,arrival,run\na,0,soon\n", r"pods\.csv:2:1: run: 'soon' is not a number"),
+        (
+            "task,arrival,run,memory\na,0,1,512\nb,0,1,536870912\n",
+            r"3:1: memory: 536870912 MiB are more than any machine has",
+        ),
+        ("task,arrival,run,memory\na,0,1,17179869184\n", r"scale: {memory: 9\.5367431640625e-7} reads bytes"),
+        (
+            "task,arrival,run\na,0,1:99:30\n",
+            r"2:1: run: '1:99:30' is not a number \(minutes and seconds of a clock end with 59",
+        ),
+        (
+            "task,arrival,run\na,0,1:59:60.5\n",
+            r"2:1: run: '1:59:60\.5' is not a number \(minutes and seconds of a clock",
+        ),
+        ("task,arrival,run\na,0,1-02:03\n", r"2:1: run: '1-02:03' is not a number \(write seconds, or days, hours"),
         ("task,arrival,run,cpu\na,0,1,-2\n", r"pods\.csv:2:1: cpu: -2 is out of range"),
         ("task,arrival,run\na,inf,1\n", r"pods\.csv:2:1: arrival: inf is out of range"),
         ("task,arrival,run,gpu\na,0,1,1e300\n", r"2:1: gpu: 1e\+300 is out of range"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from unfold_placement.core.types import MILLI
 from unfoldkit.api import CsvRow, UnfoldError, csv_rows
+from unfoldkit.io.tables import is_number
 
 AMOUNT_COLUMNS = ("cpu", "gpu", "memory")
 NODE_COLUMNS = ("name", *AMOUNT_COLUMNS, "data")
@@ -35,6 +36,9 @@ MISSING_KEYWORDS: Mapping[str, tuple[str, ...]] = {
 """What cells without a value may stand for, besides a quantity; the first is the default where the column exists."""
 MAX_AMOUNT = 1e9
 """Largest amount of a resource in its unit (memory in MiB)."""
+MAX_PLAIN_MEMORY = 1 << 26
+"""Largest memory (MiB) of a task or node that a number without a unit or scale may mean: 64 TiB, more than any machine
+has; in bytes, less than any job needs."""
 MEMORY_UNITS = {prefix: 1000 ** (power + 1) for power, prefix in enumerate("kMGT")} | {
     f"{prefix}i": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")
 }
@@ -53,6 +57,7 @@ SLURM_MEMORY_COLUMNS = frozenset({"ReqMem", "MIN_MEMORY"})
 PER_NODE_COLUMNS = frozenset({"MIN_MEMORY", "TRES_PER_NODE"})
 """Columns of ``squeue`` with amounts of each node of a job."""
 CELL_HINTS = (
+    (TIME_COLUMNS, r"(\d+-)?\d+:\d\d:\d\d(\.\d+)?$", "minutes and seconds of a clock end with 59"),
     ((), r"\d+:\d\d(\.\d+)?$", "write hours, minutes and seconds, such as 0:{}"),
     ((), r"[\d.]+[KMGTP]?[nc?]$", "Slurm's ReqMem is per node or core: read AllocTRES, which has the total"),
     (("gpu",), r"num=|(?:\d+\*\{)?[( ]*\w+\[", "it has alternatives, or is per task: LSF's GPU_NUM has the total"),
@@ -66,7 +71,7 @@ CELL_HINTS = (
         r".*(\d.*[A-Za-z:/]|[A-Za-z].*\d)",
         "write seconds, Unix times, or dates such as 2026-01-31 12:00:00; dates of one file have one form",
     ),
-    (("run",), r".*\d\D*[a-zA-Z]", "write seconds, or days, hours, minutes and seconds: 1-02:03:04"),
+    (("run",), r"(?!-).*\d\D*[a-zA-Z:-]", "write seconds, or days, hours, minutes and seconds: 1-02:03:04"),
 )
 """Columns (none for all), a pattern of cells that are no numbers there, and the hint how to write or read them."""
 _BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
@@ -78,7 +83,7 @@ _LSF_GPUS = re.compile(
 )
 """GPUs of each host in requirements of LSF, also of ``bsub -gpu``: ``num=2:mode=shared``."""
 _SECONDS = re.compile(r"([\d.]+) ?(?:s|sec|seconds?|second\(s\))")
-_ELAPSED = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+_ELAPSED = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,10 @@ class Columns:
         is_lsf = kind == "gpu" and read_lsf_gpus(row[kind]) is not None
         is_per_node = is_lsf or PER_NODE_COLUMNS.intersection(self.names.get(kind, ()))
         quantity = self._read_quantity(row, kind) / (1 if is_per_node else parts)
+        is_plain = kind == "memory" and is_number(row[kind]) and kind not in self.scales
+        if is_plain and quantity > MAX_PLAIN_MEMORY:
+            hint = "scale: {memory: 9.5367431640625e-7} reads bytes, 0.0009765625 KiB, 1 MiB"
+            raise row.wrong(f"{row[kind]} MiB are more than any machine has", kind, hint)
         if quantity > MAX_AMOUNT:
             raise row.wrong(f"{quantity:g} is out of range", kind, f"at most {MAX_AMOUNT:g} of its unit: set a scale")
         exact = quantity * MILLI
