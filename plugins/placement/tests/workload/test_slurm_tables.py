@@ -75,6 +75,18 @@ def test_steps_of_jobs_are_no_tasks(tmp_path: Path, name: str) -> None:
         list(csv_tasks(path, columns=Columns({**NAMES, "run": ("Elapsed",)})))
 
 
+def test_steps_before_their_job_are_no_tasks(tmp_path: Path) -> None:
+    """In a table that was sorted, a step stands before its job, and both counted."""
+    head, *rows = (HEAD + ROWS).splitlines(keepends=True)
+    step = "1_4.extern||2026-01-01T00:00:00|||2-03:04:05|COMPLETED|1|cpu=32,mem=512G,node=1\n"
+    columns = Columns({**NAMES, "run": ("Elapsed",)})
+    alone = csv_tasks(write_csv(tmp_path, head + step + step.replace("extern", "0")), columns=columns)
+    assert [task.name for task in alone] == ["1_4.extern", "1_4.0"]
+    path = write_csv(tmp_path, head + step + "".join(rows))
+    with pytest.raises(UnfoldError, match=r":2:1: task: 1_4.extern is a step of the job of line 3.*sacct -X"):
+        list(csv_tasks(path, columns=columns))
+
+
 @pytest.mark.parametrize(
     "columns",
     [{"task": ("JobID", "Submit")}, {"task": ("User", "JobID")}, {"task": ("Start",)}],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -259,10 +259,10 @@ def _iter_unique(rows: Iterable[CsvRow], column: str) -> Iterator[CsvRow]:
         UnfoldError: a name occurs twice, or a row is a step of a Slurm job.
     """
     lines: dict[str, int] = {}
-    job_lines: dict[str, int] = {}
+    slurm = SlurmRows()
     for row in rows:
         name = row[column]
-        _check_step(row, column, job_lines)
+        slurm.check(row, column)
         if name in lines:
             hint = f"line {lines[name]} has it too; names must be unique: join columns, or write one row per {column}"
             raise row.wrong(f"{name or 'an empty name'} already exists", column, hint)
@@ -270,20 +270,38 @@ def _iter_unique(rows: Iterable[CsvRow], column: str) -> Iterator[CsvRow]:
         yield row
 
 
-def _check_step(row: CsvRow, column: str, job_lines: dict[str, int]) -> None:
-    """Remember the job of a row, by its name and its numbers of Slurm, of which the name may be only a part.
+@dataclass(frozen=True, slots=True)
+class SlurmRows:
+    """The jobs and steps of Slurm in a file, whose rows may have any order.
 
-    Raises:
-        UnfoldError: the row is a step of a job before it.
+    Attributes:
+        jobs: Line of each job, by its name and its numbers of Slurm, of which the name may be only a part.
+        steps: Column and row of a step of each job.
     """
-    for source in (column, *SLURM_JOB_COLUMNS):
-        cell = row.get(source)
-        step = _SLURM_STEP.fullmatch(cell)
-        if step and (job := step[1] or step[2]) in job_lines:
-            message = f"{cell} is a step of the job of line {job_lines[job]}, which would count twice"
-            raise row.wrong(message, source, "sacct -X prints jobs without steps")
-        if cell:
-            job_lines.setdefault(cell, row.line)
+
+    jobs: dict[str, int] = field(default_factory=dict)
+    steps: dict[str, tuple[str, CsvRow]] = field(default_factory=dict)
+
+    def check(self, row: CsvRow, column: str) -> None:
+        """Remember a row, by the column of its name.
+
+        Raises:
+            UnfoldError: the row is a step of a job of another row, or the reverse.
+        """
+        for source in (column, *SLURM_JOB_COLUMNS):
+            cell = row.get(source)
+            step = _SLURM_STEP.fullmatch(cell)
+            job = (step[1] or step[2]) if step else cell
+            if step:
+                self.steps.setdefault(job, (source, row))
+            if cell:
+                self.jobs.setdefault(cell, row.line)
+            if job not in self.steps or job not in self.jobs:
+                continue
+            named, found = self.steps[job]
+            if self.jobs[job] != found.line:
+                message = f"{found[named]} is a step of the job of line {self.jobs[job]}, which would count twice"
+                raise found.wrong(message, named, "sacct -X prints jobs without steps")
 
 
 def _job_name(row: CsvRow) -> str:
