@@ -185,6 +185,9 @@ SACCT = "JobID      Submit\n---------- -------------------\n1          2026-01-1
         ('[\n{\n  "ClusterId": 101\n}\n]\n', "it is output of HTCondor"),
         ("======\nqname        all.q\n", "it is output of qacct"),
         ("Job <1234>, Job Name <train>, User <ann>\n", "it is output of bhist"),
+        ("Summary of time in seconds spent in various states:\nJOBID   USER\n", "it is output of bhist"),
+        ("\nAccounting information about jobs that are: \n  - submitted by all users.\n", "it is output of bhist"),
+        (" ID     OWNER          SUBMITTED   RUN_TIME     ST COMPLETED   CMD\n", "it is output of HTCondor"),
         ("apiVersion: batch.volcano.sh/v1alpha1\nkind: Job\n", "trace: kubectl"),
         ("when,who\n1,2\n", "it has when, who"),
     ],
@@ -225,12 +228,14 @@ Resource_List.nodect=2 Resource_List.select=2:ncpus=16:ngpus=4 end=760
 Resource_List.nodes=1:ppn=1:gpus=1:exclusive+2:ppn=2:gpus=3+n7:ppn=4 total_execution_slots=9 end=760
 01/15/2026 10:10:00;E;3.srv;user=cat queue=batch qtime=100 start=160 Resource_List.nodect=1 \
 Resource_List.nodes=1:ppn=4 total_execution_slots=4 end=760
+01/15/2026 10:10:00;E;4.srv;user=cat queue=batch qtime=100 start=160 exec_host=n1/1+n1/0+n7/0 Resource_List.nodect=3 \
+Resource_List.nodes=2:ppn=4+n7:gpus=1 end=760
 """
 
 
 @pytest.mark.skipif(shutil.which("awk") is None, reason="needs awk")
 def test_the_command_for_logs_of_pbs_reads_those_of_torque(tmp_path: Path) -> None:
-    """PBS Pro has totals; Torque has GPUs among its nodes, and they were none."""
+    """PBS Pro has totals; Torque has GPUs among its nodes, and before version 5 cores, too: they were none."""
     page = (Path(__file__).parents[4] / "docs/reference/placement-files.md").read_text("utf-8")
     command = page[page.index("awk -F ';'") : page.index("> tasks.csv\nawk 'BEGIN")]
     (tmp_path / "20260115").write_text(PBS_ENDS, "utf-8")
@@ -240,6 +245,7 @@ def test_the_command_for_logs_of_pbs_reads_those_of_torque(tmp_path: Path) -> No
         "1.srv-2,ann,gpu,100,160,760,32,8,2",
         "2[3].srv-3,bob,batch,100,160,760,9,7,4",
         "3.srv-4,cat,batch,100,160,760,4,,1",
+        "4.srv-5,cat,batch,100,160,760,9,1,3",
     ]
 
 
