@@ -61,6 +61,16 @@ def test_priority_comes_before_age(tmp_path: Path) -> None:
     assert found["a/new"] < found["a/old"]
 
 
+def test_a_queue_above_its_borrowing_limit_blocks_no_other(tmp_path: Path) -> None:
+    """A queue whose quota was cut reserved less than nothing, and given back this filled the cohort for ever."""
+    preemption = {"reclaimWithinCohort": "LowerPriority", "borrowWithinCohort": {"policy": "LowerPriority"}}
+    above = cluster_queue("a", 2, cohortName="c", borrowingLimit=2, preemption=preemption)
+    jobs = [workload("a/run", 0, 8, admitted=0), workload("a/waits", 0, 3)]
+    jobs += [workload("b/first", 0, 2), workload("b/second", 0, 2)]
+    found = starts(tmp_path, above, cluster_queue("b", 10, cohortName="c"), *jobs)
+    assert found == {"a/run": 0.0, "a/waits": RUN_S + 1, "b/first": 0.0, "b/second": 0.0}
+
+
 @pytest.mark.parametrize(
     ("queues", "fits"),
     [

@@ -246,5 +246,6 @@ def _amounts_to_reserve(entry: Entry, assignment: Assignment) -> Amounts:
         elif quota.borrowing_limit is None:
             amounts[key] = amount
         else:
-            amounts[key] = min(amount, quota.nominal + quota.borrowing_limit - used)
+            # below zero where quota was taken away: such a reservation, given back, would fill the cohort for ever
+            amounts[key] = max(0, min(amount, quota.nominal + quota.borrowing_limit - used))
     return amounts
