@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,19 @@ def test_a_quota_that_is_no_number_is_named_as_such(tmp_path: Path) -> None:
     """A team is no unknown key because its quota is written as Kubernetes writes amounts."""
     with pytest.raises(ValidationError, match=r"policy\.quota\.quotas\.team-a\n.*valid number"):
         spec(two_teams(tmp_path), policy={"quota": {"team-a": "64Gi", "resource": "memory"}})
+
+
+@pytest.mark.parametrize(("quotas", "is_refused"), [({"a": 4}, True), ({"a": 5}, False), ({"mid": 0}, False)])
+def test_a_quota_below_what_it_lends_is_refused_as_by_kueue(
+    tmp_path: Path, quotas: dict[str, float], is_refused: bool
+) -> None:
+    """The replay answered for ClusterQueues that Kueue's webhook refuses; cohorts lend what is below them, too."""
+    queue, job = cluster_queue("a", 8, cohortName="mid", lendingLimit=5), workload("a/x", 0, 1, admitted=1, finished=9)
+    groups = cluster_queue("mid", 1, lendingLimit=5)["spec"]["resourceGroups"]
+    cohort = {**queue, "kind": "Cohort", "metadata": {"name": "mid"}, "spec": {"resourceGroups": groups}}
+    path = write_list(tmp_path, [flavor(), cohort, queue, local_queue("a"), job])
+    with pytest.raises(UnfoldError, match="refuses a quota below the lendingLimit") if is_refused else nullcontext():
+        report(tmp_path, spec(path, policy={"quota": quotas}))
 
 
 def test_a_cohort_without_quota_gets_none_from_a_number(tmp_path: Path) -> None:

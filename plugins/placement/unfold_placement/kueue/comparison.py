@@ -121,7 +121,8 @@ def change_quotas(snapshot: QueueSnapshot, amounts: Mapping[str, int], resource:
         resource: The resource.
 
     Raises:
-        UnfoldError: there is no such ClusterQueue or cohort, or it has no or several quotas of the resource.
+        UnfoldError: there is no such ClusterQueue or cohort, it has no or several quotas of the resource, or a
+            ClusterQueue lends more than its new quota.
     """
     queues, cohorts = dict(snapshot.queues), dict(snapshot.cohorts)
     for label, amount in amounts.items():
@@ -132,7 +133,12 @@ def change_quotas(snapshot: QueueSnapshot, amounts: Mapping[str, int], resource:
             hint = did_you_mean(name, names) or f"write one of {', '.join(sorted(names))}"
             raise user_error(f"no ClusterQueue or cohort {name}", key=f"policy.quota.{label}", hint=hint)
         key = _find_key(holder, label, flavor, resource)
-        quotas = {**holder.quotas, key: replace(holder.quotas[key], nominal=amount)}
+        quota = replace(holder.quotas[key], nominal=amount)
+        # a cohort also lends what its children have
+        if isinstance(holder, ClusterQueue) and quota.lending_limit is not None and quota.lending_limit > amount:
+            hint = "a manifest changes both: workload.replay.apply: new.yaml"
+            raise user_error("Kueue refuses a quota below the lendingLimit", key=f"policy.quota.{label}", hint=hint)
+        quotas = {**holder.quotas, key: quota}
         if isinstance(holder, ClusterQueue):
             queues[name] = replace(holder, quotas=quotas)
         else:
