@@ -198,6 +198,8 @@ def test_an_hour_that_the_clock_repeats_is_reported(tmp_path: Path) -> None:
         ("offset", -60, 60, "most rows of an entity are 60 apart, as hours are in minutes"),
         ("step", 0, 15, "most rows of an entity are 15 apart, as in minutes"),
         ("t", 0, 300, "most rows of an entity are 300 apart, as in seconds"),
+        ("t", 0, 1 / 24, "most rows of an entity are 0.0416667 apart, as in days"),
+        ("julian", 2_460_613.1, 1 / 48, "most rows of an entity are 0.0208333 apart, as in days"),
     ],
 )
 def test_numbers_that_count_no_hours_are_refused(
@@ -212,7 +214,9 @@ def test_numbers_that_count_no_hours_are_refused(
     assert read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="hour")).hour[0] == 46_109.0
 
 
-@pytest.mark.parametrize(("column", "step"), [("t", 6), ("t", 24), ("hours", 15), ("ICULOS", 1)])
+@pytest.mark.parametrize(
+    ("column", "step"), [("t", 6), ("t", 24), ("hours", 15), ("ICULOS", 1), ("t", 1 / 12), ("hours", 1 / 24)]
+)
 def test_steps_of_hours_and_days_are_hours(column: str, step: int, tmp_path: Path) -> None:
     """Parts of a day and days are usual, and the name of the column may state the unit."""
     text = f"who,{column},v\n" + "".join(f"a,{hour * step},{hour}\n" for hour in range(12))

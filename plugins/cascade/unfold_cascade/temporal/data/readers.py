@@ -55,6 +55,8 @@ STEPS: Mapping[float, str] = {
     **dict.fromkeys((300.0, 600.0, 900.0, 1800.0), "seconds"),
 }
 """Usual steps of recordings; as hours, they are neither parts of a day nor days."""
+STEPS_IN_DAYS = (1 / 24, 1 / 48, 1 / 96)
+"""An hour, half and a quarter of one in days; as hours, they are 150, 75 and 37.5 seconds, which few devices use."""
 REPEATED_HOUR_HINT = "did daylight saving time end? write the times in UTC; if not, sort the rows by time"
 MAX_HOURS = 1e7
 """Eleven centuries: larger times are seconds since 1970, or digits of a date."""
@@ -323,6 +325,7 @@ def _check_unit(hours: FloatArray, entity: IntArray, column: str, table: str) ->
     order = np.lexsort((hours, entity))
     gaps = np.diff(hours[order])[np.diff(entity[order]) == 0]
     gap = float(np.median(gaps)) if len(gaps) else 0.0
+    step_unit = "days" if np.isclose(gap, STEPS_IN_DAYS, rtol=0.01, atol=0.0).any() else STEPS.get(gap)
     if timestamps.split_unit(column)[1] not in (None, HOUR_S):
         doubt = "its name states another unit"
     elif column.lower() in MINUTE_COLUMNS:
@@ -331,14 +334,14 @@ def _check_unit(hours: FloatArray, entity: IntArray, column: str, table: str) ->
         doubt = f"{last:.15g} is a date"
     elif first_serial <= first and last < last_serial and (known % 1.0).any():
         doubt = f"{first:.10g} may be a date of a spreadsheet, in days"
-    elif gap in STEPS and timestamps.split_unit(column)[1] is None:
-        doubt = f"most rows of an entity are {gap:g} apart, as in {STEPS[gap]}"
+    elif step_unit and timestamps.split_unit(column)[1] is None:
+        doubt = f"most rows of an entity are {gap:g} apart, as in {step_unit}"
     elif gap in OTHER_HOURS:
         doubt = f"most rows of an entity are {gap:g} apart, as hours are in {OTHER_HOURS[gap]}"
     else:
         return
     hint = "write hours since the first row of each entity, or dates such as 2026-03-01 07:15"
-    if gap in STEPS:
+    if step_unit:
         hint += "; if it counts hours, name it hours"
     raise user_error(f'{table}: the column "{column}" does not count hours: {doubt}', key="data.time", hint=hint)
 
