@@ -13,7 +13,7 @@ from unfold_cascade.planner.recorded_scores import read_recorded_scores
 from unfold_cascade.report import sentences
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.build import build_temporal_problem
-from unfold_cascade.temporal.data.features import expand_patterns
+from unfold_cascade.temporal.data.features import expand_patterns, find_longest_span
 from unfold_cascade.temporal.data.labels import label_table
 from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.splits import split_entities
@@ -118,6 +118,8 @@ def _check_labels(problem: TemporalProblem, table: EntityTable, run: Run) -> Non
         repeated=hours.repeated,
         copies=hours.copies,
         doubts=hours.doubts,
+        gap_h=hours.timeline.median_gap,
+        span_h=find_longest_span(problem.features.values()),
     ):
         run.log.warning("%s", note)
 

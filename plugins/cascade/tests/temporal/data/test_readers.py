@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unfold_cascade.temporal.data.features import find_longest_span
 from unfold_cascade.temporal.data.online_features import build_online_features
 from unfold_cascade.temporal.data.readers import read_long, read_patient_table, read_psv
+from unfold_cascade.temporal.data.table import Timeline
 from unfold_cascade.temporal.data.windows import compute_window_statistics
 from unfold_cascade.temporal.problem import FeatureSet, LongSource
+from unfold_cascade.temporal.report.sentences import describe_rare_rows
 from unfoldkit.errors import UnfoldError
 
 HEAD = "HR|Temp|Resp|PaCO2|WBC|ICULOS|SepsisLabel"
@@ -375,3 +378,17 @@ def test_a_folder_of_tables_is_no_long_table(tmp_path: Path) -> None:
     with pytest.raises(UnfoldError, match="is a folder, but source: long reads one table") as error:
         read_long(tmp_path, LongSource("x", entity="who", time="h"))
     assert "one row per entity and hour" in error.value.diagnostics[0].hint
+
+
+@pytest.mark.parametrize(("unit_h", "is_doubtful"), [(60.0, True), (1.0, False)])
+def test_rows_further_apart_than_every_validity_are_noted(unit_h: float, is_doubtful: bool, tmp_path: Path) -> None:
+    """Irregular minutes look like no step of hours, but make every purchase expire before the next row."""
+    gaps = np.random.default_rng(3).uniform(0.4, 3.0, (6, 20))
+    rows = [(f"s{stay}", hour * unit_h) for stay, times in enumerate(gaps.cumsum(1)) for hour in times]
+    (tmp_path / "t.csv").write_text("who,t,v\n" + "".join(f"{who},{time:.3f},1\n" for who, time in rows))
+    table = read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="t"))
+    span = find_longest_span([FeatureSet(columns=("v",), derive=("mean",)), FeatureSet(columns=("v",), valid_h=24.0)])
+    assert span == 24.0
+    gap = Timeline(table.starts, table.hour).median_gap
+    assert gap == pytest.approx(float(np.median(np.diff(gaps.cumsum(1)))) * unit_h, abs=0.1)
+    assert bool(describe_rare_rows(gap, span)) == is_doubtful

@@ -33,6 +33,13 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         repeated="subject_id",
         copies=2,
         doubts=(Doubt("Age", 999.0, 0.1),),
+        gap_h=110.0,
+        span_h=24.0,
+    ),
+    "describe_rare_rows": (
+        *sentences.describe_rare_rows(6600.0, 24.0),
+        *sentences.describe_rare_rows(1.0, 24.0),
+        *sentences.describe_rare_rows(1.0, 0.0),
     ),
     "describe_copies": (
         *sentences.describe_copies(0),

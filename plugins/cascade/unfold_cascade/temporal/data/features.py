@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -159,3 +159,9 @@ def name_feature(column: str, form: str, features: FeatureSet) -> str:
     hours, default = (features.window_h, WINDOW_H) if form in STATISTICS else (features.carry_h, np.inf)
     plain = column if form == "last" else f"{column}_{form}"
     return plain if hours == default else f"{plain}_{hours:g}h"
+
+
+def find_longest_span(features: Collection[FeatureSet]) -> float:
+    """Find the longest window of a statistic or validity of a purchase, in hours; 0 if there is none."""
+    windows = (group.window_h for group in features if set(group.derive) & set(STATISTICS))
+    return max((*windows, *(group.valid_h for group in features)), default=0.0)

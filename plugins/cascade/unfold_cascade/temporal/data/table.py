@@ -42,6 +42,12 @@ class Timeline:
         """The number of independent units."""
         return int(self.cluster.max(initial=-1)) + 1
 
+    @property
+    def median_gap(self) -> float:
+        """The median time between successive rows of an entity, in hours; 0 if no entity has two rows."""
+        gaps = np.diff(self.hour)[np.diff(index_entities(self.starts)) == 0]
+        return float(np.median(gaps)) if len(gaps) else 0.0
+
     def sum_by_cluster(self, values: FloatArray) -> FloatArray:
         """Sum (P,) values of the entities by cluster."""
         if self.group is None:

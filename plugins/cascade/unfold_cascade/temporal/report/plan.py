@@ -10,6 +10,7 @@ from unfold_cascade.planner.ledger import AttemptCount
 from unfold_cascade.planner.select import NO_CHEAPER, SAVING_UNCERTAIN
 from unfold_cascade.report import sentences as shared
 from unfold_cascade.report.profile import CallCost, build_cost_report
+from unfold_cascade.temporal.data.features import find_longest_span
 from unfold_cascade.temporal.models.study import Study
 from unfold_cascade.temporal.report import sentences
 from unfold_cascade.temporal.report.figures import build_figures
@@ -99,6 +100,8 @@ def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt:
             repeated=solution.study.repeated,
             copies=solution.study.copies,
             doubts=solution.study.doubts,
+            gap_h=solution.study.train.timeline.median_gap,
+            span_h=find_longest_span(solution.study.features.values()),
         ),
         next=_next_command(solution, directory),
         decision=_decision(solution),

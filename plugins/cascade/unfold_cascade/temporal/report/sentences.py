@@ -49,6 +49,8 @@ def describe_table(
     repeated: str,
     copies: int,
     doubts: Sequence[Doubt],
+    gap_h: float,
+    span_h: float,
 ) -> tuple[str, ...]:
     """Warn of what may make the figures of a table too good, or of its values."""
     return (
@@ -57,6 +59,7 @@ def describe_table(
         *describe_repeated_patients(repeated),
         *describe_copies(copies),
         *shared.doubtful_values(doubts),
+        *describe_rare_rows(gap_h, span_h),
     )
 
 
@@ -66,6 +69,19 @@ def describe_copies(copies: int) -> tuple[str, ...]:
         return ()
     repeat = "repeats" if copies == 1 else "repeat"
     return (f"{format_count(copies, 'patient')} {repeat} the hours of another one; copies count as one patient",)
+
+
+def describe_rare_rows(gap_h: float, span_h: float) -> tuple[str, ...]:
+    """Warn of rows further apart than windows and validities reach, as minutes taken for hours are; else empty.
+
+    Args:
+        gap_h: Median time between successive rows of a patient, in hours.
+        span_h: The longest window or validity, in hours; 0 if there is none.
+    """
+    if not 0.0 < span_h < gap_h:
+        return ()
+    text = f"rows of a patient are usually {gap_h:,.4g} h apart, longer than every window and validity ({span_h:g} h)"
+    return (f"{text}; do the times count hours?",)
 
 
 def describe_known_patients(known: int, total: int, name: str) -> str:
