@@ -116,6 +116,7 @@ def _check_labels(problem: TemporalProblem, table: EntityTable, run: Run) -> Non
         leaks=hours.leaks,
         marks=hours.marks,
         repeated=hours.repeated,
+        stays=hours.stays,
         copies=hours.copies,
         doubts=hours.doubts,
         gap_h=hours.timeline.median_gap,

@@ -392,3 +392,11 @@ def test_rows_further_apart_than_every_validity_are_noted(unit_h: float, is_doub
     gap = Timeline(table.starts, table.hour).median_gap
     assert gap == pytest.approx(float(np.median(np.diff(gaps.cumsum(1)))) * unit_h, abs=0.1)
     assert bool(describe_rare_rows(gap, span)) == is_doubtful
+
+
+@pytest.mark.parametrize(("entity", "hours", "found"), [("mrn", 6, "stay_id"), ("stay_id", 6, ""), ("mrn", 1, "")])
+def test_stays_joined_into_one_entity_are_found(entity: str, hours: int, found: str, tmp_path: Path) -> None:
+    """A second stay of a patient would start in the stage that the first one entered; visits are rows of their own."""
+    rows = [f"p{n // 2},{n},{500 * n + hour},1" for n in range(24) for hour in range(hours)]
+    (tmp_path / "t.csv").write_text("\n".join(["mrn,stay_id,hours,v", *rows]) + "\n")
+    assert read_long(tmp_path / "t.csv", LongSource("x", entity=entity, time="hours")).stays == found

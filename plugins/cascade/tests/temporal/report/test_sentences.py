@@ -22,6 +22,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         sentences.summarise_plan(price_saving=5.3, flops_saving=None, loss_points=-0.1, path="runs/wards", relaxed=2.1),
     ),
     "leak_notes": (*sentences.leak_notes(["hours_to_death"]), *sentences.leak_notes(())),
+    "describe_merged_stays": (*sentences.describe_merged_stays("stay_id"), *sentences.describe_merged_stays("")),
     "describe_repeated_patients": (
         *sentences.describe_repeated_patients("subject_id"),
         *sentences.describe_repeated_patients(""),
@@ -31,6 +32,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         leaks=("culture",),
         marks=(LabelMark("culture", "filled", 1, 0.6),),
         repeated="subject_id",
+        stays="stay_id",
         copies=2,
         doubts=(Doubt("Age", 999.0, 0.1),),
         gap_h=110.0,

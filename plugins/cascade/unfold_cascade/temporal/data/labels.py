@@ -59,6 +59,7 @@ class LabelledHours:
         sketch: Hashes of the records; ``None`` in runs of earlier versions.
         quartiles: Quartiles of the columns of features.
         marks: Columns of features with a state that occurs in one stage and hardly any other.
+        stays: A column that names several stays of one entity; or empty.
     """
 
     timeline: Timeline
@@ -77,6 +78,7 @@ class LabelledHours:
     sketch: Hashes | None = None
     quartiles: Quartiles = field(default_factory=dict)
     marks: tuple[LabelMark, ...] = ()
+    stays: str = ""
 
     def find_changed_units(self, table: EntityTable) -> Iterator[ChangedUnit]:
         """Yield the columns of features that another table seems to hold in another unit."""
@@ -147,6 +149,7 @@ def _unpack(data: bytes) -> LabelledHours:
         arrays.get("sketch"),
         facts.get("quartiles", {}),
         tuple(LabelMark(*mark) for mark in facts.get("marks", ())),
+        facts.get("stays", ""),
     )
 
 
@@ -172,6 +175,7 @@ def _pack(original: EntityTable, problem: TemporalProblem) -> bytes:
     found |= {"copies": count_copies(original.timeline, table.timeline), "moving": moving}
     found["quartiles"] = measure_quartiles(columns)
     marks = find_label_marks({name: values for name, values in columns.items() if name not in leaks}, highest[rows])
+    found["stays"] = table.stays
     found["marks"] = [astuple(mark) for mark in marks]
     facts = json.dumps(found | ({"repeated": table.repeated} if table.repeated else {})).encode()
     since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])

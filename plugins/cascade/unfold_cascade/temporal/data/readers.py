@@ -36,6 +36,12 @@ PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "subject_id", "stay_id"
 """Names of the column of patients where all hours are in one table, in lower case."""
 SITE_COLUMNS = ("hospital", "hospital_id", "hospitalid", "site", "site_id", "siteid", "center", "centre", "center_id")
 """Names of columns of hospitals, in lower case."""
+STAY_COLUMNS = frozenset(
+    ("stay", "stay_id", "icustay_id", "hadm_id", "admission_id", "encounter_id", "visit_occurrence_id", "csn")
+)
+"""Names of columns of stays, in lower case."""
+MIN_HOURS_OF_STAY = 2.0
+"""Fewer rows a stay are visits, of which each is one row."""
 MAX_TRANSFERRED_SHARE = 0.2
 """Share of entities that may have rows of two hospitals: transfers are rarer, repeated numbers more common."""
 TABLE_ENDINGS = (".csv", ".csv.gz", ".psv", ".tsv", ".txt", ".parquet", ".jsonl", ".jsonl.gz", ".ndjson")
@@ -169,6 +175,7 @@ def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
         split_values=split_values,
         group=group,
         repeated="" if source.group else _find_repeated_patients(frame, source.entity, number),
+        stays=_find_merged_stays(frame, source.entity, number),
     )
 
 
@@ -258,6 +265,20 @@ def _find_repeated_patients(frame: Frame, entity_column: str, entity: IntArray) 
             is_constant = (words == words[first][entity]).all()
             known = [word for word in words[first] if not is_missing(word)]
             if is_constant and len(set(known)) < len(known):
+                return name
+    return ""
+
+
+def _find_merged_stays(frame: Frame, entity_column: str, entity: IntArray) -> str:
+    """Find a column that names several stays of one entity; empty if there is none."""
+    for name in frame.columns:
+        if name.lower() in STAY_COLUMNS and name != entity_column:
+            words = frame.text(name, key="data.entity")
+            present = np.array([not is_missing(word) for word in words], dtype=np.bool_)
+            stay = np.unique(words[present], return_inverse=True)[1]
+            stays = len(np.unique(np.column_stack([entity[present], stay]), axis=0))
+            entities = len(np.unique(entity[present]))
+            if entities < stays <= present.sum() / MIN_HOURS_OF_STAY:
                 return name
     return ""
 

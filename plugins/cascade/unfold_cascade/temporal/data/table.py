@@ -78,6 +78,7 @@ class EntityTable:
         split_values: (n,) cells of the column of sites or times that the split reads, if it reads one.
         group: (P,) number of the patient of each entity, where a column names it.
         repeated: A column that names one patient for several entities, if the spec does not name it; or empty.
+        stays: A column that names several stays of one entity; or empty.
     """
 
     ids: tuple[str, ...]
@@ -91,6 +92,7 @@ class EntityTable:
     split_values: np.ndarray | None = None
     group: IntArray | None = None
     repeated: str = ""
+    stays: str = ""
 
     def __len__(self) -> int:
         """Count the rows."""

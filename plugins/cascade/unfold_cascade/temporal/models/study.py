@@ -131,6 +131,7 @@ class Study:
         features: Feature sets with their columns by name.
         leaks: Columns of features that predict the stages without error.
         repeated: A column that names one patient for several entities, if the spec does not name it; or empty.
+        stays: A column that names several stays of one entity; or empty.
         doubts: Columns of features with values that may be no measurements.
         copies: Independent units that repeat the records of another one.
         marks: Columns of features with a state that occurs in one stage and hardly any other.
@@ -148,6 +149,7 @@ class Study:
     features: Mapping[str, FeatureSet]
     leaks: tuple[str, ...] = ()
     repeated: str = ""
+    stays: str = ""
     doubts: tuple[Doubt, ...] = ()
     copies: int = 0
     marks: tuple[LabelMark, ...] = ()
@@ -242,6 +244,7 @@ def assemble_study(
         features=hours.expand_features(problem),
         leaks=hours.leaks,
         repeated=hours.repeated,
+        stays=hours.stays,
         doubts=hours.doubts,
         copies=hours.copies,
         marks=hours.marks,

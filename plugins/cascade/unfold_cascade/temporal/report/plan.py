@@ -98,6 +98,7 @@ def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt:
             leaks=solution.study.leaks,
             marks=solution.study.marks,
             repeated=solution.study.repeated,
+            stays=solution.study.stays,
             copies=solution.study.copies,
             doubts=solution.study.doubts,
             gap_h=solution.study.train.timeline.median_gap,

@@ -41,12 +41,21 @@ def describe_repeated_patients(column: str) -> tuple[str, ...]:
     return (f"{text}; name it in data.group, or the figures may be too good",)
 
 
+def describe_merged_stays(column: str) -> tuple[str, ...]:
+    """Warn of a column that names several stays of one case; empty without one."""
+    if not column:
+        return ()
+    text = f'cases have several values of "{column}", and a stage entered in one stay holds in all later ones'
+    return (f"{text}; name {column} in data.entity and the patient in data.group",)
+
+
 def describe_table(
     stages: Sequence[str],
     *,
     leaks: Sequence[str],
     marks: Sequence[LabelMark],
     repeated: str,
+    stays: str,
     copies: int,
     doubts: Sequence[Doubt],
     gap_h: float,
@@ -57,6 +66,7 @@ def describe_table(
         *leak_notes(leaks),
         *shared.label_marks(marks, (NO_STAGE, *stages), "hours"),
         *describe_repeated_patients(repeated),
+        *describe_merged_stays(stays),
         *describe_copies(copies),
         *shared.doubtful_values(doubts),
         *describe_rare_rows(gap_h, span_h),
