@@ -400,3 +400,22 @@ def test_stays_joined_into_one_entity_are_found(entity: str, hours: int, found: 
     rows = [f"p{n // 2},{n},{500 * n + hour},1" for n in range(24) for hour in range(hours)]
     (tmp_path / "t.csv").write_text("\n".join(["mrn,stay_id,hours,v", *rows]) + "\n")
     assert read_long(tmp_path / "t.csv", LongSource("x", entity=entity, time="hours")).stays == found
+
+
+def test_psv_files_with_other_times_or_two_columns_of_a_name_are_refused(tmp_path: Path) -> None:
+    """Seconds since 1970 lost digits and passed for hours, and of two columns the first was read."""
+    for head, first, step, message in (
+        ("HR|ICULOS", 1_700_000_000, 3600, "is a date"),
+        ("HR|ICULOS", 0, 60, "as hours are in minutes"),
+        ("ICULOS|ICULOS", 1, 1, 'two columns are called "ICULOS"'),
+    ):
+        rows = [f"80|{first + row * step}" for row in range(12)]
+        (tmp_path / "p1.psv").write_text("\n".join([head, *rows]) + "\n")
+        with pytest.raises(UnfoldError, match=message):
+            read_psv(tmp_path)
+
+
+def test_the_column_of_hours_is_found_in_any_case(tmp_path: Path) -> None:
+    """In lower case it was ignored, and rows were numbered: gaps of hours were lost."""
+    (tmp_path / "p1.psv").write_text("hr|iculos\n80|1\n81|2\n82|9\n")
+    assert read_psv(tmp_path).hour.tolist() == [1.0, 2.0, 9.0]

@@ -19,7 +19,13 @@ from unfold_cascade._types import Float32, FloatArray, IntArray
 from unfold_cascade.data.dataset import check_size
 from unfold_cascade.data.table import Frame, frame_of_file
 from unfold_cascade.schema.cell_values import has_zone, is_missing
-from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
+from unfold_cascade.temporal.data.table import (
+    EntityTable,
+    Timeline,
+    check_hour_order,
+    index_entities,
+    starts_from_sizes,
+)
 from unfold_cascade.temporal.data.windows import LARGEST_VALUE
 from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource
 from unfoldkit.api import PERSON_COLUMNS, Diagnostic, Run, UnfoldError, user_error
@@ -115,6 +121,9 @@ def read_psv(path: Path, *, max_patients: int | None = None) -> EntityTable:
         raise user_error(f"two patients are called {duplicate}", file=str(path), key="data.path")
     header = contents[0][1].split(b"\n", 1)[0].strip()
     columns = tuple(header.decode("utf-8", "replace").split("|"))
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise user_error(f'two columns are called "{twice}"', file=f"{path / contents[0][0]}:1:1", key="data.path")
     digest = hashlib.sha256()
     for name, content in contents:
         digest.update(name.encode() + b"\0" + content)
@@ -361,10 +370,13 @@ def _check_unit(hours: FloatArray, entity: IntArray, column: str, table: str) ->
         doubt = f"most rows of an entity are {gap:g} apart, as hours are in {OTHER_HOURS[gap]}"
     else:
         return
+    message = f'{table}: the column "{column}" does not count hours: {doubt}'
+    if column == HOUR_COLUMN:
+        raise user_error(message, key="data.path", hint="write the hours since admission to intensive care")
     hint = "write hours since the first row of each entity, or dates such as 2026-03-01 07:15"
     if step_unit:
         hint += "; if it counts hours, name it hours"
-    raise user_error(f'{table}: the column "{column}" does not count hours: {doubt}', key="data.time", hint=hint)
+    raise user_error(message, key="data.time", hint=hint)
 
 
 def _read_columns(frame: Frame, excluded: Container[str]) -> tuple[dict[str, Float32], dict[str, Diagnostic]]:
@@ -475,6 +487,7 @@ def _assemble_table(
     starts = starts_from_sizes(np.array([_count_rows(content) for _, content in contents]))
     ids = tuple(Path(name).stem for name, _ in contents)
     timeline = Timeline(starts, _hours_of_rows(values, columns, starts))
+    _check_unit(timeline.hour, index_entities(starts), HOUR_COLUMN, path.name)
     check_hour_order(timeline, ids, path.name, "data.path")
     return EntityTable(ids, starts, timeline.hour, columns, values, digest, path.name)
 
@@ -485,9 +498,10 @@ def _count_rows(content: bytes) -> int:
 
 
 def _hours_of_rows(values: Float32, columns: tuple[str, ...], starts: IntArray) -> FloatArray:
-    """Read the hours from ``ICULOS``; without that column number the rows of each patient."""
-    if HOUR_COLUMN in columns:
-        return values[:, columns.index(HOUR_COLUMN)].astype(np.float64)
+    """Read the hours from ``ICULOS``, in any case; without that column number the rows of each patient."""
+    names = [name.upper() for name in columns]
+    if HOUR_COLUMN in names:
+        return values[:, names.index(HOUR_COLUMN)].astype(np.float64)
     sizes = np.diff(starts)
     hour: FloatArray = (np.arange(len(values)) - np.repeat(starts[:-1], sizes)).astype(np.float64)
     return hour
