@@ -374,6 +374,34 @@ def test_errored_trials_begin_again_where_ray_resumes_them(
     assert steps is None or second.steps == steps
 
 
+@pytest.mark.parametrize("failing", [range(9), (2, 4, 5)])
+def test_errored_trials_that_ray_restarts_begin_again_as_others(tmp_path: Path, failing: Collection[int]) -> None:
+    """After ``Tuner.restore(restart_errored=True)`` lost trials have other identifiers, and the old clock goes on."""
+    from pyarrow.fs import LocalFileSystem
+
+    qualities = [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6]
+    storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
+    first = FakeController(deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9), qualities, 1.0, 9)
+    first.failing, first.lost = dict.fromkeys(failing, 0), set(failing)
+    for trial in first.trials:
+        trial.storage, trial.experiment_tag = storage, f"{trial.trial_id}_q"
+    first.run()
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    # Ray unpickles the scheduler of the experiment that it restores
+    scheduler.__setstate__(scheduler.__getstate__())
+    second = FakeController(scheduler, qualities, 1.0, 9)
+    second.now, second.steps, second.trials = first.now + 1.0, first.steps, first.trials
+    for trial in second.trials:
+        if trial.status == "ERROR":
+            trial.status, trial.trial_id = "PENDING", f"0{trial.trial_id}"
+    # Ray begins with those that have reported last
+    second.trials.sort(key=lambda trial: trial.status != "PENDING")
+    second.run()
+    assert {trial.status for trial in second.trials} == {"TERMINATED"}
+    assert second.steps[2] == 9
+    assert scheduler.keeper.began == first.scheduler.keeper.began
+
+
 def test_another_search_in_the_same_folder_begins_anew(tmp_path: Path) -> None:
     """The state of other trials is ignored, and an invalid state file is an error."""
     from pyarrow.fs import LocalFileSystem

@@ -131,6 +131,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self.search = HalvingSearch(keeper=self.keeper, is_maximized=self._mode != "min")
         self.reported_at: dict[str, float] = {}
         self.added: set[str] = set()
+        self.tags: dict[str, str] = {}
         self.requested = 0
         self.max_running = 0
         self.is_restored = False
@@ -175,6 +176,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             # retried: it keeps its place
             return
         self.added.add(name)
+        self._forget_restarted(trial)
         # the result grid expects a folder of every trial, and Ray creates it for those that start
         trial.init_local_path()
         if name in self.search.failed and trial.status != Trial.ERROR:
@@ -211,6 +213,18 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             return self.search.needs_steps(trial.trial_id)
         others = (other for other in tune_controller.get_trials() if other is not trial)
         return not any(other.status == Trial.PENDING and self._is_new(other) for other in others)
+
+    def _forget_restarted(self, trial: Trial) -> None:
+        """Forget the trial that Ray begins again under another identifier, as ``restart_errored=True`` demands."""
+        tag = getattr(trial, "experiment_tag", None)
+        before = next(
+            (name for name, other in self.tags.items() if tag and other == tag and name != trial.trial_id), None
+        )
+        if before is not None:
+            self.search.revive_trial(before)
+            del self.tags[before]
+        if tag:
+            self.tags[trial.trial_id] = tag
 
     def _is_new(self, trial: Trial) -> bool:
         return trial.trial_id not in self.search.brackets and trial.trial_id not in self.search.ended
@@ -508,6 +522,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             "changed_at": keeper.changed_at,
             "trials": keeper.trials,
             "added": sorted(self.added),
+            "tags": self.tags,
             "max_running": self.max_running,
             "seconds": keeper.steps,
             "notes": keeper.notes,
@@ -541,7 +556,9 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             message = f"the state of the scheduler cannot be read: {error}"
             raise user_error(message, file=path, hint=NEW_SEARCH) from error
         try:
-            is_known = trial.trial_id in state["added"]
+            tags = dict(state.get("tags", {}))
+            is_restarted = self.is_unpickled and getattr(trial, "experiment_tag", None) in tags.values()
+            is_known = is_restarted or trial.trial_id in state["added"]
             if is_known:
                 self._restore_state(state)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -560,6 +577,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         keeper.slots, keeper.paid_slot_s = int(state["slots"]), float(state["paid_slot_s"])
         keeper.changed_at, keeper.notes = float(state["changed_at"]), [str(note) for note in state["notes"]]
         self.max_running = int(state.get("max_running", 0))
+        self.tags = {str(name): str(tag) for name, tag in state.get("tags", {}).items()}
         keeper.repeats_steps = bool(state.get("repeats_steps"))
         keeper.steps = {
             int(trial): [(float(end), float(seconds)) for end, seconds in items]
