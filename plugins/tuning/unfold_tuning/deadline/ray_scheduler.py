@@ -31,13 +31,14 @@ from ray.tune.trainable import FunctionTrainable, Trainable
 from unfold_tuning.deadline.halving_search import HalvingSearch, check_method
 from unfold_tuning.deadline.limits import LimitKeeper, SteadyClock, parse_limits
 from unfold_tuning.deadline.ray_storage import find_torn_file, store_whole_files
-from unfoldkit.api import did_you_mean, user_error
+from unfoldkit.api import did_you_mean, format_count, user_error
 
 STATE_FILE = "unfold-scheduler.json"
 SNAPSHOT_VARIABLE = "TUNE_GLOBAL_CHECKPOINT_S"
 """Ray's period of storing the state of an experiment; by default ten seconds; a crash repeats their iterations."""
 EXCESS = "no more than {trials} trials begin: num_samples of the scheduler counts all trials, each point of a grid too"
-LIFTED = "at most {limit} trials run at once; the searcher suggests more, because others wait at rungs"
+FEWER = "stage 1: {count} of {trials} trials, the searcher has no more: num_samples of the TuneConfig bounds them too"
+LIFTED = "at most {limit} at once; the searcher suggests more, because others wait at rungs"
 NEW_SEARCH = "begin another search under RunConfig(name=...); the results so far stay in the folders of the trials"
 NO_CHECKPOINT = "trials pause at a rung without a checkpoint: those that continue begin again"
 _SEARCH_FIELDS = ("numbers", "brackets", "levels", "steps", "values", "stages", "stage_trials", "is_full", "supply")
@@ -273,7 +274,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         limiter.max_concurrent = self.keeper.trials
         if not getattr(limiter, "_limit_concurrency", True):
             limiter.searcher.set_max_concurrency(self.keeper.trials)
-        self._warn_once(LIFTED.format(limit=limit))
+        self._warn_once(LIFTED.format(limit=format_count(limit, "trial")))
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """See Ray's ``TrialScheduler``: the stage goes on without the trial, unless Ray adds it again at once."""
@@ -417,7 +418,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         search, count = getattr(tune_controller, "search_alg", None), len(self.added)
         is_known = self.search.supply is not None or not 0 < count < self.keeper.trials
         if search is not None and not is_known and search.is_finished():
-            self.keeper.notes.append(f"stage 1: {count} of {self.keeper.trials} trials, the searcher has no more")
+            self._warn_once(FEWER.format(count=count, trials=self.keeper.trials))
             self.search.limit_supply(count)
 
     def debug_string(self) -> str:
