@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from unfold_tuning import deadline
@@ -217,6 +218,21 @@ def test_the_search_has_as_many_trials_as_both_allow(trials: int, steps: list[in
     assert {trial.status for trial in controller.trials} == {"TERMINATED"}
     assert controller.search_alg.is_finished()
     assert any("num_samples" in note for note in scheduler.keeper.notes) == (trials != 9)
+
+
+@pytest.mark.parametrize("kind", ["array", "list", "text"])
+def test_metrics_may_be_arrays_of_one_number(kind: str) -> None:
+    """The best trial wins whatever holds its value; a warning names a metric that is no number."""
+    qualities = [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6]
+    wrap: Any = {"array": lambda value: np.array([[value]]), "list": lambda value: [value], "text": "{:.0%}".format}[
+        kind
+    ]
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [wrap(quality) for quality in qualities], 1.0, 9)
+    controller.run()
+    notes = [note for note in scheduler.keeper.notes if "no number" in note]
+    assert notes == (["trials report a str as score, which is no number: they rank last"] if kind == "text" else [])
+    assert kind == "text" or controller.steps == [1, 1, 9, 1, 1, 3, 1, 3, 1]
 
 
 def test_metric_and_mode_may_be_those_of_the_scheduler() -> None:

@@ -23,6 +23,7 @@ from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.result import SHOULD_CHECKPOINT
 from ray.tune.schedulers import TrialScheduler
@@ -40,6 +41,7 @@ EXCESS = "no more than {trials} trials begin: num_samples of the scheduler count
 FEWER = "stage 1: {count} of {trials} trials, the searcher has no more: num_samples of the TuneConfig bounds them too"
 LIFTED = "at most {limit} at once; the searcher suggests more, because others wait at rungs"
 NEW_SEARCH = "begin another search under RunConfig(name=...); the results so far stay in the folders of the trials"
+NO_NUMBER = "trials report a {kind} as {metric}, which is no number: they rank last"
 NO_CHECKPOINT = "trials pause at a rung without a checkpoint: those that continue begin again"
 _SEARCH_FIELDS = ("numbers", "brackets", "levels", "steps", "values", "stages", "stage_trials", "is_full", "supply")
 
@@ -431,12 +433,16 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     def _record(self, trial: Trial, result: dict[str, Any], *, is_timed: bool = True) -> None:
         name, now = trial.trial_id, self.keeper.wall()
         steps, value = _read_number(result.get(self.time_attr, 0)), result.get(str(self._metric))
-        steps = int(steps) if math.isfinite(steps) else 0
+        steps = int(steps) if steps is not None and math.isfinite(steps) else 0
         if is_timed and steps > self.search.steps.get(name, 0) and name in self.search.numbers:
             # Ray's own time of an iteration lacks the start of its actor, also after a pause
             seconds = now - self.reported_at[name] if name in self.reported_at else result.get("time_this_iter_s")
             self.keeper.record_step(self.search.numbers[name], steps, float(seconds or 0.0))
-        self.search.record_report(name, steps, None if value is None else _read_number(value))
+        number = None if value is None else _read_number(value)
+        if number is None and value is not None:
+            self._warn_once(NO_NUMBER.format(metric=self._metric, kind=type(value).__name__))
+            number = math.nan
+        self.search.record_report(name, steps, number)
         self.reported_at[name] = now
 
     def _count_slots(self, tune_controller: Any, trial: Trial) -> None:
@@ -623,9 +629,9 @@ def _can_continue(trial: Trial, result: dict[str, Any]) -> bool:
     return bool(result.get(SHOULD_CHECKPOINT)) or bool(trial.has_checkpoint())
 
 
-def _read_number(value: Any) -> float:
-    """Read a reported number; what is none ranks last, as nan does."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
+def _read_number(value: Any) -> float | None:
+    """Read a reported number, also as an array or a list of one; ``None`` if it is none."""
+    for read in (float, lambda item: float(np.asarray(item, dtype=float).item())):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            return read(value)
+    return None
