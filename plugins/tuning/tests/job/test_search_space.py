@@ -60,6 +60,8 @@ def test_a_condition_may_name_a_list_or_a_truth_value() -> None:
     assert all(("drop" in config) == (config["layers"] == [64, 32]) for config in configs)
     configs = draw("{n: {int: [1, 4]}, x: {uniform: [0, 1], when: {n: [3, 4]}}}")
     assert all(("x" in config) == (config["n"] >= 3) for config in configs)
+    configs = draw("{n: {log_int: [1, 8]}, x: {uniform: [0, 1], when: {n: [1, 2]}}}")
+    assert all(("x" in config) == (config["n"] <= 2) for config in configs)
     configs = draw("{flag: [true, false], x: {uniform: [0, 1], when: {flag: true}}}")
     assert all(("x" in config) == config["flag"] for config in configs)
 
@@ -71,6 +73,9 @@ def test_a_condition_may_name_a_list_or_a_truth_value() -> None:
         ("{distribution: q_log_uniform_values, min: 1.5, max: 9.0}", r"{log: \[1.5, 9.0\]}"),  # W&B
         ("{min: 1, max: 3}", r"{int: \[1, 3\]}"),
         ("{values: [1, 2]}", r"\[1, 2\]"),
+        ("{loguniform: [0.001, 1]}", r"{log: \[0.001, 1\]}"),  # Ray Tune
+        ("{q_log_uniform: [0.001, 1, 0.1]}", r"{log: \[0.001, 1\]}"),
+        ("{randint: [1, 9]}", r"{int: \[1, 9\]}"),
         ("{_type: uniform, _value: [0, 1]}", r"{uniform: \[0, 1\]}"),  # NNI
         ("{_type: choice, _value: [a, b]}", r"\['a', 'b'\]"),
         ("{name: x, type: range, bounds: [1, 8], log_scale: true}", r"{log_int: \[1, 8\]}"),  # Ax

@@ -117,6 +117,11 @@ def refuse_foreign_form(dimension: Any) -> Any:
     """
     if not isinstance(dimension, Mapping) or not all(isinstance(key, str) for key in dimension):
         return _to_tuples(dimension)
+    for key, value in dimension.items():
+        own = DISTRIBUTION_WORDS.get(re.sub("^q(?=log|uni|rand)", "", key.replace("_", "")))
+        if own is not None and key not in OWN_FORMS | set(FOREIGN_LISTS) and isinstance(value, list):
+            hint = f"write {own.replace(BOUNDS_TEXT, shorten(str(value[:2])))}"
+            raise PydanticCustomError("space", "this is the form of another tool ({keys})", {"keys": key, "hint": hint})
     lists = [dimension[key] for key in (*FOREIGN_LISTS, "bounds", "range") if isinstance(dimension.get(key), list)]
     pairs = [[dimension[low], dimension[high]] for low, high in FOREIGN_BOUNDS if {low, high} <= set(dimension)]
     is_own = any(not isinstance(dimension[key], bool) for key in OWN_FORMS & set(dimension))
@@ -272,8 +277,9 @@ def _check_conditions(space: Mapping[str, SpaceValue], name: str, when: Mapping[
             yield Problem(key, f"{name} would depend on itself", at_key=True)
         dimension = space[parent]
         values = list_values(dimension)
-        if isinstance(dimension, Integer):
-            values = tuple(range(dimension.int_[0], min(dimension.int_[1], dimension.int_[0] + MAX_LISTED) + 1))
+        if isinstance(dimension, (Integer, LogInteger)):
+            low, high = dimension.int_ if isinstance(dimension, Integer) else dimension.log_int
+            values = tuple(range(low, min(high, low + MAX_LISTED) + 1))
         if values is None:
             yield Problem(key, f"{parent} is a range; a condition needs a list of values", at_key=True)
             continue
