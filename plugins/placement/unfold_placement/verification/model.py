@@ -358,7 +358,7 @@ def _other_form(value: Any, rename: Renaming) -> Hashable:
 def _parts_form(value: Any, rename: Renaming) -> Hashable:
     """Return the form of an object's attributes, or of what pickle keeps of it if its class says so."""
     attributes = _list_attributes(value)
-    if not _has_own_pickle(type(value)) and (attributes or hasattr(value, "__dict__")):
+    if not HAS_OWN_PICKLE[type(value)] and (attributes or hasattr(value, "__dict__")):
         return tuple([(name, _form(item, rename)) for name, item in attributes])
     try:
         reduced = value.__reduce_ex__(PICKLE_PROTOCOL)
@@ -376,6 +376,9 @@ def _has_own_pickle(kind: Any) -> bool:
     return any(
         getattr(kind, name) is not getattr(object, name) for name in ("__reduce_ex__", "__reduce__", "__getstate__")
     )
+
+
+HAS_OWN_PICKLE = ByType(_has_own_pickle)
 
 
 def _reference_form(_value: object, _rename: Renaming) -> Hashable:
