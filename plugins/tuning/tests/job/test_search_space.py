@@ -109,6 +109,7 @@ def test_log_integers_follow_the_logarithm() -> None:
     "space",
     [
         "{x: null}",
+        "{x: {int: [0, 100000000000000000000]}}",
         "{x: {value: 1, when: {y: 0.5}}, y: {uniform: [0, 1]}}",
         "{x: {when: {y: 1}}}",
         "{x: {value: 1, when: {x: 1}}}",

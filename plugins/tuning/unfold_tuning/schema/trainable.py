@@ -59,6 +59,8 @@ FOREIGN_KINDS = ("type", "_type", "distribution", "name")
 BOUNDS_TEXT = "[low, high]"
 MAX_LISTED = 1000
 """Values of an integer range that a condition may name."""
+MAX_INTEGER = 2**63
+"""Integers are drawn with 64 bits."""
 
 
 class ConditionalModel(Model):
@@ -220,10 +222,7 @@ def check_trainable(trainable: Trainable) -> Iterable[Problem]:
     if trainable.early_stop is not None and trainable.early_stop.patience is trainable.early_stop.target is None:
         yield Problem(("trainable", "early_stop"), "no rule", hint="write {patience: 5} or {target: 0.95}")
     for name, dimension in trainable.space.items():
-        if _is_empty_range(dimension):
-            yield Problem(("trainable", "space", name), "the bounds are not in order", hint="write [low, high]")
-        if isinstance(dimension, tuple) and not dimension:
-            yield Problem(("trainable", "space", name), "no value to choose", hint="write [16, 32]")
+        yield from _check_values(name, dimension)
         yield from _check_texts(name, dimension)
         if isinstance(dimension, ConditionalModel):
             yield from _check_conditions(trainable.space, name, dimension.when)
@@ -233,6 +232,16 @@ def _is_loss(metric: str) -> bool:
     """Return whether a word in the name of a metric says that a smaller value is better."""
     words = re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", metric)
     return not LOSS_WORDS.isdisjoint(word.lower() for word in words)
+
+
+def _check_values(name: str, dimension: SpaceValue) -> Iterable[Problem]:
+    """Yield bounds between which nothing can be drawn, and choices without a value."""
+    if _is_empty_range(dimension):
+        yield Problem(("trainable", "space", name), "the bounds are not in order", hint="write [low, high]")
+    if isinstance(dimension, Integer) and max(map(abs, dimension.int_)) >= MAX_INTEGER:
+        yield Problem(("trainable", "space", name), "the bounds exceed 64 bits", hint="write a smaller range")
+    if isinstance(dimension, tuple) and not dimension:
+        yield Problem(("trainable", "space", name), "no value to choose", hint="write [16, 32]")
 
 
 def _check_texts(name: str, dimension: SpaceValue) -> Iterable[Problem]:
