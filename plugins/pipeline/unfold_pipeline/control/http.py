@@ -100,7 +100,7 @@ def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
 def open_client(
     token: str = "", timeout_s: float = TIMEOUT_S, credentials: tuple[str, str] | None = None
 ) -> BoundedClient:
-    """Open a client whose requests all bear the same token or credentials.
+    """Open a client that sends the same token or credentials with each request.
 
     Args:
         token: a bearer token for all requests, empty for none.

@@ -111,7 +111,7 @@ class Renaming(dict[str, str]):
         kinds: Names of all kinds of jobs.
         keeps_empty: A mapping's zeros and empty values are part of its form: code outside this package may look for
             their keys.
-        open_objects: Depth of each object whose form is being built, by its id: one of its parts may refer to it.
+        open_objects: Depth of each object of which the form is being built, by its id: a part of it may refer to it.
     """
 
     def __init__(self, jobs: Mapping[str, str], kinds: tuple[str, ...], *, keeps_empty: bool = False) -> None:

@@ -272,7 +272,7 @@ def _iter_unique(rows: Iterable[CsvRow], column: str) -> Iterator[CsvRow]:
 
 @dataclass(frozen=True, slots=True)
 class SlurmRows:
-    """The jobs and steps of Slurm in a file, whose rows may have any order.
+    """The jobs and steps of Slurm in a file with rows in any order.
 
     Attributes:
         jobs: Line of each job, by its name and its numbers of Slurm, of which the name may be only a part.

@@ -203,7 +203,7 @@ class AwsProvider:
                 self._terminate([instance["InstanceId"]])
 
     def _record_launch(self, instance: Any) -> None:
-        """Record an instance that the ledger does not know, of an order whose response was lost."""
+        """Record an instance that the ledger does not know: the response to its order was lost."""
         if instance["InstanceId"] not in {lifetime.id for lifetime in self.ledger.list_lifetimes()}:
             launched_at = instance["LaunchTime"].timestamp()
             self.ledger.record_node_start(instance["InstanceId"], self.request.machine.usd_per_hour, launched_at)

@@ -21,7 +21,7 @@ TIME_COLUMNS = ("time", "timestamp", "datetime", "date", "date_time", "ts")
 NUMBER_COLUMNS = ("tick",)
 """Columns, in lower case, by which rows are ordered: dates or a clock, and numbers of ticks.
 
-Without one, a column of any name counts whose first cell is a date or the time of a clock.
+Without one, a column of any name counts if its first cell is a date or the time of a clock.
 """
 ZONE_COLUMNS = ("zone", "availability_zone", "availabilityzone", "az", "offer", "region")
 STATE_COLUMNS = ("available", "availability", "granted", "state", "status", "up")

@@ -55,7 +55,7 @@ def _name_models(file: Path, rows: Sequence[Mapping[str, Any]]) -> dict[int, str
     """Name the model of each index of a provider and a prompt: the provider, with a number if it has several prompts.
 
     Raises:
-        UnfoldError: two providers share a name, so that their results cannot be told apart.
+        UnfoldError: two providers share a name, so that their results cannot be distinguished.
     """
     prompts: dict[str, dict[int, str]] = {}
     for row in rows:
