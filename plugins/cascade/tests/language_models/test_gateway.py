@@ -9,8 +9,10 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 import httpx
@@ -26,6 +28,7 @@ from plugins.cascade.tests.language_models.served_gateway import (
     make_plan,
     serve_gateway,
 )
+from unfold_cascade.language_models.gateway import app as gateway_app
 from unfold_cascade.language_models.gateway.plan import ClientKey, Promise, ServedModel, UpstreamLimits
 from unfold_cascade.language_models.gateway.upstream import build_client, read_retry_after, worst_cost
 from unfold_cascade.language_models.openai_api.completion import matches_schema
@@ -441,6 +444,30 @@ def test_a_budget_is_never_exceeded_by_parallel_requests(tmp_path: Path) -> None
         assert gateway.app.router.state.spent("a") == pytest.approx(len(answered) * cost)
         assert gateway.app.router.state.spent("a") <= budget
         assert gateway.post(request, authorization="Bearer other")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("period", "later"), [("day", "2026-03-02T00:00"), ("week", "2026-03-02T00:00"), ("month", "2026-04-01T00:00")]
+)
+def test_a_budget_begins_anew_in_each_period(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, period: Literal["day", "week", "month"], later: str
+) -> None:
+    """Until the last second of a period in UTC a spent budget refuses, also after a restart; then it is whole again."""
+    now_s = end_s = datetime.fromisoformat(f"{later}+00:00").timestamp()
+    monkeypatch.setattr(gateway_app, "time", SimpleNamespace(time=lambda: now_s, perf_counter=time.perf_counter))
+    key = ClientKey(name="a", key="k", budget_usd=10.0, period=period)
+    for seconds, expected in ((3600.0, 200), (3600.0, 429), (1.0, 429), (0.0, 200)):
+        now_s = end_s - seconds
+        with serve_gateway(tmp_path, keys=(key,)) as gateway:
+            status, _, data = gateway.post(ask(), authorization="Bearer k")
+            state = gateway.app.router.state
+            spent_usd = state.spent(key.name_account(now_s))
+            if seconds:
+                reservation = state.reserve(key.name_account(now_s), 10.0 - spent_usd, None)
+                assert reservation is not None
+                state.settle(reservation, 10.0 - spent_usd)
+        assert (status, spent_usd) == (expected, pytest.approx(SMALL_COST if expected == 200 else 10.0))
+        assert (f"budget of this {period} (UTC)" in data.decode()) == (expected == 429)
 
 
 def test_spending_survives_a_restart(tmp_path: Path) -> None:

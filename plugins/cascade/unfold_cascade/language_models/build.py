@@ -413,7 +413,12 @@ def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPla
     chain, gates = read_route(decision, models)
     timeouts = serve.timeouts
     keys = tuple(
-        ClientKey(name=key.name, key=read_secret(key.key_env, f"serve.keys[{k}].key_env"), budget_usd=key.budget)
+        ClientKey(
+            name=key.name,
+            key=read_secret(key.key_env, f"serve.keys[{k}].key_env"),
+            budget_usd=key.budget,
+            period=key.per,
+        )
         for k, key in enumerate(serve.keys)
     )
     check_keys(keys)

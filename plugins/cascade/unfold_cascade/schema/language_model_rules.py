@@ -208,6 +208,9 @@ def _serving_problems(spec: CascadeSpec, names: list[str]) -> Iterator[Problem]:
         keys = [key.name for key in spec.serve.keys]
         if len(set(keys)) < len(keys):
             yield Problem(("serve", "keys"), "two keys have the same name")
+        for index, key in enumerate(spec.serve.keys):
+            if key.per is not None and key.budget is None:
+                yield Problem(("serve", "keys", index, "per"), "has no effect without a budget", "write budget: 50")
     if spec.collect is not None:
         yield from _scoring_problems(spec, names)
     yield from _confidence_problems(spec, names)

@@ -143,7 +143,10 @@ class GatewayKey(Model):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="name of the client in metrics")
     key_env: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the environment variable with the key")
-    budget: Dollars | None = Field(default=None, description="dollars that the key may spend in all")
+    budget: Dollars | None = Field(default=None, description="dollars that the key may spend")
+    per: Literal["day", "week", "month"] | None = Field(
+        default=None, description="period of the budget, which begins anew at its start in UTC; in all if omitted"
+    )
 
 
 class GatewaySpec(Model):

@@ -334,12 +334,13 @@ class GatewayApp:
             return None
         worst = self.router.worst_cost(request, names, trace)
         try:
-            reservation = self.router.state.reserve(client.name, worst, client.budget_usd)
+            reservation = self.router.state.reserve(client.name_account(time.time()), worst, client.budget_usd)
         except StateUnavailableError:
             message = "the gateway cannot store the spending of keys at present; retry later"
             raise RequestError(503, message, "server_error", code="unavailable", retry_after_s=RETRY_S) from None
         if reservation is None:
-            message = "the budget of this key does not suffice for the largest cost of this request"
+            budget = "budget" if client.period is None else f"budget of this {client.period} (UTC)"
+            message = f"the {budget} of this key does not suffice for the largest cost of this request"
             raise RequestError(429, message, "insufficient_quota", code="insufficient_quota")
         return reservation
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 
 from unfold_cascade.language_models.gateway.metrics import BUCKETS_S, PREFIX, GatewayMetrics
-from unfold_cascade.language_models.gateway.plan import GatewayPlan
+from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan
 from unfold_cascade.language_models.gateway.state import GatewayState
 from unfoldkit.serving.observability.dashboard import (
     Breakdown,
@@ -70,11 +71,15 @@ def _describe_promise(plan: GatewayPlan, state: GatewayState) -> Tile:
 
 def _list_grids(plan: GatewayPlan, state: GatewayState) -> Iterator[Grid]:
     if plan.keys:
-        rows = (
-            (key.name, f"{state.spent(key.name):,.4f}", "–" if key.budget_usd is None else f"{key.budget_usd:,.2f}")
-            for key in plan.keys
-        )
+        now_s = time.time()
+        rows = ((key.name, f"{state.spent(key.name_account(now_s)):,.4f}", _format_budget(key)) for key in plan.keys)
         yield Grid("keys", ("key", "spent $", "budget $"), tuple(rows))
+
+
+def _format_budget(key: ClientKey) -> str:
+    if key.budget_usd is None:
+        return "–"
+    return f"{key.budget_usd:,.2f}" + ("" if key.period is None else f" a {key.period}")
 
 
 def _read_seconds(metrics: GatewayMetrics) -> Distribution:

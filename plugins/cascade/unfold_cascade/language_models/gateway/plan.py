@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Literal
 
 from unfold_cascade.language_models.planning.calibration import Calibration
@@ -99,13 +100,36 @@ class EntryGate:
         return int(self.rule.find_entries(probability, self.chain)[0])
 
 
+PERIOD_FORMATS = {"day": "%Y-%m-%d", "week": "%G-W%V", "month": "%Y-%m"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientKey:
-    """A client's key and what it may spend in dollars; ``None`` without a limit."""
+    """A client's key and what it may spend.
+
+    Attributes:
+        name: of the client.
+        key: the secret.
+        budget_usd: what it may spend in dollars; ``None`` without a limit.
+        period: in which it may spend that; ``None`` if the budget is one for all time.
+    """
 
     name: str
     key: str = field(repr=False)
     budget_usd: float | None = None
+    period: Literal["day", "week", "month"] | None = None
+
+    def name_account(self, now_s: float) -> str:
+        """Name what a request is charged to: the client, or its day, ISO week or month in UTC.
+
+        Args:
+            now_s: time in seconds since 1970.
+        """
+        if self.period is None:
+            return self.name
+        now = datetime.fromtimestamp(now_s, UTC)
+        # no name of a client holds an @
+        return f"{self.name}@{now:{PERIOD_FORMATS[self.period]}}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
