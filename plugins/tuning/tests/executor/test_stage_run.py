@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tuning_runs import SPEC, read_nodes, train_spec
+from tuning_runs import SPEC, load_spec, read_nodes, train_spec
 
-from unfoldkit.api import UnfoldError, Verdict
+from unfold_tuning.cluster.local import LocalCluster
+from unfold_tuning.verbs.train import train
+from unfoldkit.api import Run, RunDir, UnfoldError, Verdict
+from unfoldkit.engines.local import LocalEngine
 
 pytestmark = pytest.mark.usefixtures("sleeper_log")
 
@@ -67,6 +71,21 @@ def test_a_run_in_which_all_trials_failed_can_be_repeated(tmp_path: Path, monkey
     report = train_spec(tmp_path, text)
     assert report.verdict is Verdict.YES
     assert "failed trials" not in dict(report.lines)
+
+
+def test_the_stage_is_shown_while_its_instances_are_rented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renting may take minutes, in which the line would be that of the planning."""
+    shown, rented = list[str](), list[str]()
+    resize = LocalCluster.resize
+
+    def observe(cluster: LocalCluster, instances: int, watch: Callable[[], None]) -> None:
+        rented.append(shown[-1])
+        resize(cluster, instances, watch)
+
+    monkeypatch.setattr(LocalCluster, "resize", observe)
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(2), allow_code=True, progress=lambda text, *_: shown.append(text))
+    train(load_spec(SPEC), run)
+    assert rented[0].startswith("stage 1 of 3")
 
 
 def test_a_trial_keeps_only_its_last_checkpoint(tmp_path: Path) -> None:

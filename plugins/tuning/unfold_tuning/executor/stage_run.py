@@ -92,9 +92,11 @@ class StageRun:
         self.ledger.record_stage_start(self.index, self.config.wall())
         self.waiting = list_open_jobs(self.config, self.ledger, stage, allocation.workers)
         self.monitor.publish_state(self.index, self.plan, self.began)
+        total = len(self.waiting)
+        # renting may take minutes, in which the line would be that of the planning
+        self.config.progress(self.monitor.describe(self.index), 0, total)
         if self.waiting:
             self._resize(self._count_wanted())
-        total = len(self.waiting)
         while self.waiting or self.running or self._admit_replacements(allocation.workers):
             self._watch()
             self._grow_if_possible()
