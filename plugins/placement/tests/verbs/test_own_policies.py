@@ -184,7 +184,7 @@ UNSEARCHABLE = {
         "the search cannot copy it",
     ),
     "exits_as_it_is_copied": ("    def __getattr__(self, name): raise SystemExit\n", 4, "the search cannot copy it"),
-    "state_of_nan": ("    def state(self): return float('nan')\n", 11, "no NaN, no generator"),
+    "state_is_a_generator": ("    def state(self): return (task for task in ())\n", 11, "so no generator"),
     "state_raises": ("    def state(self): return {}['x']\n", 15, "state raised KeyError"),
 }
 

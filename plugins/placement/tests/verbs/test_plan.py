@@ -213,7 +213,7 @@ def test_a_custom_policy_needs_allow_code(tmp_path: Path) -> None:
     ("old", "new", "expected"),
     [
         ("gpu: 4}", "gpus: 4}", "did you mean"),
-        ("{count: 4, cpu: 16, gpu: 4}", "{count: 4}", "without any resource"),
+        ("{count: 4, cpu: 16, gpu: 4}", "{count: 4}", "the node has no resources"),
         ("gpu: 1, run", "resources: {a/b/c: 1}, run", "characters that are not allowed"),
         ("run: 10 min", "run: 10", "has no unit"),
         ("gpu: 1, run", "after: [c], gpu: 1, run", "no such job: c"),

@@ -331,7 +331,7 @@ def _check_repeatable(frontier: Frontier, controller: Controller, jobs: Jobs, ac
         hint = "no random numbers, clocks or globals; keep all state in its attributes, a random.Random included"
         policy = controller.policies[[*differing, *foreign][0]]
         if getattr(policy, "state", None) is not None:
-            hint += "; state() must return equal values for equal states: no NaN, no generator"
+            hint += "; state() must return equal values for equal states, so no generator"
         raise policy_error(policy, "react", message, hint=hint)
 
 

@@ -91,7 +91,7 @@ SPREADSHEET_DAYS = (32_000.0, 73_000.0)
 _MAX_SERIAL_SPAN = 60.0
 _SERIAL_DOUBT = "they may be dates of a spreadsheet, in days"
 _SPARSE_GAP_S, _LONE_GAP_S = 5.0, 60.0
-"""Mean seconds between arrivals from which on whole numbers, and numbers with fractions, are rather milliseconds."""
+"""Mean seconds between whole numbers, and median ones between others, from which on they are rather milliseconds."""
 _LONG_INTERVAL_S = 250
 MIN_REPEATED = 0.2
 """Fraction of equal neighbours from which on times look rounded."""
@@ -284,7 +284,7 @@ def describe_unit_doubt(times: FloatArray) -> str:
     if not is_whole and _is_serial(times):
         return _SERIAL_DOUBT
     # milliseconds with fractions are rarer than whole ones, and seconds with fractions are usual
-    is_long = span > _DAY_S and (is_whole or span > _LONE_GAP_S * times.size)
+    is_long = span > _DAY_S and (is_whole or float(np.median(np.diff(times))) > _LONE_GAP_S)
     if is_long or (is_whole and span > _HOUR_S and span > _SPARSE_GAP_S * times.size):
         duration = f"{span / _DAY_S:,.1f} days" if span > _DAY_S else f"{span / _HOUR_S:,.1f} hours"
         return f"as seconds, {times.size:,} arrivals would last {duration}"
