@@ -84,6 +84,7 @@ def load_user_data(options: UserDataOptions, path: Path, content: bytes, form: s
         arrays = read_table(path, options)
     else:
         arrays = read_archive(content, file, ("x", "y", "extra", "split", "names", group))
+        arrays = _read_persons(content) | arrays
     required = ("x", "y", *([group] if group else []), *(["split"] if options.has_split else []))
     require_arrays(arrays, required, file)
     targets = parse_targets(arrays["y"], options.task, arrays.get("names", ()), file)
@@ -100,23 +101,16 @@ def load_user_data(options: UserDataOptions, path: Path, content: bytes, form: s
         names=targets.names,
         groups=groups,
         is_train=parse_split(arrays["split"], len(y), file) if options.has_split else None,
-        unnamed_group="" if group or options.has_split else _find_repeated_persons(path, content, len(y)),
+        unnamed_group="" if group or options.has_split else _find_repeated_persons(arrays, len(y)),
     )
 
 
-def _find_repeated_persons(path: Path, content: bytes, rows: int) -> str:
+def _find_repeated_persons(arrays: dict[str, Any], rows: int) -> str:
     """Name the array or column by which persons have several rows; empty if there is none."""
-    arrays: dict[str, Any] = {}
-    if path.name.endswith((".csv", ".csv.gz")):
-        cells = [row.cells for row in csv_rows(path)]
-        arrays = {name: [row[name] for row in cells] for name in cells[0] if name.lower() in PERSON_COLUMNS}
-    else:
-        for name in (member.removesuffix(".npy") for member in open_archive(content).namelist()):
-            # an array of Python objects is not needed, and not loaded
-            with suppress(UnfoldError):
-                arrays |= read_npz(content, names=(name,)) if name.lower() in PERSON_COLUMNS else {}
-    counts = {name: len(np.unique(values)) for name, values in arrays.items() if np.shape(values) == (rows,)}
-    return next((name for name, count in counts.items() if count < rows), "")
+    for name, values in arrays.items():
+        if name.lower() in PERSON_COLUMNS and np.shape(values) == (rows,) and len(np.unique(values)) < rows:
+            return name
+    return ""
 
 
 def read_archive(content: bytes, file: str, names: Sequence[str]) -> dict[str, Any]:
@@ -161,7 +155,18 @@ def read_table(path: Path, options: UserDataOptions) -> dict[str, Any]:
     else:
         y = np.array([[row.number(name) for name in options.targets] for row in rows])
         targets = {"y": y, "names": np.array(options.targets)}
+    named |= {name: name for name in features if name.lower() in PERSON_COLUMNS}
     return {"x": x} | targets | {key: np.array([row[name] for row in rows]) for name, key in named.items()}
+
+
+def _read_persons(content: bytes) -> dict[str, Any]:
+    """Read the arrays of an NPZ archive that name persons, except for Python objects, which are not loaded."""
+    arrays: dict[str, Any] = {}
+    for name in (member.removesuffix(".npy") for member in open_archive(content).namelist()):
+        if name.lower() in PERSON_COLUMNS:
+            with suppress(UnfoldError):
+                arrays |= read_npz(content, names=(name,))
+    return arrays
 
 
 def require_arrays(arrays: dict[str, Any], names: Sequence[str], file: str) -> None:
