@@ -314,7 +314,7 @@ def is_nan(value: Any) -> bool:
 
 
 def test_providers_and_prompts_of_promptfoo_stay_apart(tmp_path: Path) -> None:
-    """Each prompt of a provider is a model; two providers of one name and prompt cannot be told apart."""
+    """Each prompt of a provider is a model; two providers of one name and prompt cannot be distinguished."""
     file, rows = tmp_path / "out.jsonl", make_promptfoo_rows()
     other = [row | {"promptIdx": row["promptIdx"] + 2, "prompt": {"raw": "?", "label": "terse"}} for row in rows]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows + other))

@@ -290,6 +290,8 @@ def read_dataset(options: DatasetOptions) -> Dataset:
         _check_training_part(labels, rows.train, words, options, clusters)
     number_label_groups(options.label_groups, words)
     leaks = find_leaks(options, frame, order, labels, is_labelled)
+    patients = find_patient_column(options, frame, is_labelled)
+    features = build_matrix(frame, order, key="features")[is_labelled] if order else None
     dataset = Dataset(
         rows,
         labels.astype(np.int64),
@@ -305,10 +307,10 @@ def read_dataset(options: DatasetOptions) -> Dataset:
         leaks,
         find_column_doubts(frame, order, is_labelled),
         find_marks(options, frame, order, labels, is_labelled, leaks),
-        find_patient_column(options, frame, is_labelled),
-        hash_unique_rows(build_matrix(frame, order, key="features")[is_labelled]) if order else None,
+        patients,
+        None if features is None else hash_unique_rows(features),
         measure_quartiles({name: frame.numbers_or_flags(name, key="features")[is_labelled] for name in order}),
-        _has_unnamed_groups(options, frame, order, is_labelled, clusters),
+        not patients and features is not None and _has_unnamed_groups(options, features, clusters),
     )
     if options.split.kind == "leave-out":
         # before any model is fitted: a site may be too small to leave out
@@ -391,15 +393,11 @@ def find_marks(
     return find_label_marks({name: frame.numbers_or_flags(name, key="features")[selected] for name in names}, labels)
 
 
-def _has_unnamed_groups(
-    options: DatasetOptions, frame: Frame, order: Sequence[str], selected: BoolArray, clusters: IntArray | None
-) -> bool:
-    """Whether distinct rows lie in close groups, where neither the spec nor a column of patients names any."""
-    is_named = options.source.group or find_patient_column(options, frame, selected)
-    if is_named or not order or not options.groups_copies:
+def _has_unnamed_groups(options: DatasetOptions, features: FloatArray, clusters: IntArray | None) -> bool:
+    """Whether distinct rows lie in close groups, where the spec names none."""
+    if options.source.group or not options.groups_copies:
         return False
-    matrix = build_matrix(frame, order, key="features")[selected]
-    return has_unnamed_groups(matrix if clusters is None else matrix[np.unique(clusters, return_index=True)[1]])
+    return has_unnamed_groups(features if clusters is None else features[np.unique(clusters, return_index=True)[1]])
 
 
 def find_column_doubts(frame: Frame, order: Sequence[str], selected: BoolArray) -> tuple[Doubt, ...]:

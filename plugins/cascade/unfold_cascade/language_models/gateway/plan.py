@@ -101,6 +101,7 @@ class EntryGate:
 
 
 PERIOD_FORMATS = {"day": "%Y-%m-%d", "week": "%G-W%V", "month": "%Y-%m"}
+"""How the day, week or month of a budget is written in the name of its account."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
