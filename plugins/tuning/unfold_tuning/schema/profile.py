@@ -20,14 +20,14 @@ MAX_VARIATION = 10.0
 class Delay(Model):
     """A random time by mean and standard deviation."""
 
-    mean: Duration = Field(description="mean")
-    std: Duration = Field(default=0.0, description="standard deviation")
+    mean: Duration = Field(description="expected time")
+    std: Duration = Field(default=0.0, description="standard deviation of the time")
 
 
 class Iteration(Model):
     """One iteration of a trial on one accelerator."""
 
-    mean: Duration = Field(description="mean")
+    mean: Duration = Field(description="expected time of an iteration")
     std: Duration = Field(default=0.0, description="standard deviation between iterations")
 
 
