@@ -330,15 +330,15 @@ class View:
         column = state.column[resource]
         return int((state.available[:, column] >= amount).sum()) if column >= 0 else 0
 
-    def _cluster_amounts(self, unit: Unit, phase: int) -> Counter[int]:
-        state, amounts = self.table.state, Counter[int]()
-        rows = [self.table.task_rows[task.name] for task in unit]
-        arrays = (state.requested, state.request_phase, state.requested_amount)
+    def _cluster_amounts(self, unit: Unit, phase: int) -> dict[int, int]:
+        state = self.table.state
+        amounts: dict[int, int] = {}
         # most units are a task or a few, for which masks cost more than loops
-        for requests in zip(*(array[rows].tolist() for array in arrays), strict=True):
-            for resource, request_phase, amount in zip(*requests, strict=True):
+        for row in [self.table.task_rows[task.name] for task in unit]:
+            requests = (state.requested[row], state.request_phase[row], state.requested_amount[row])
+            for resource, request_phase, amount in zip(*(column.tolist() for column in requests), strict=True):
                 if resource >= 0 and request_phase < phase and state.scope[resource] == kernel.SHARED:
-                    amounts[resource] += amount
+                    amounts[resource] = amounts.get(resource, 0) + amount
         return amounts
 
     def resource_name(self, resource: int) -> str:
