@@ -21,6 +21,7 @@ import pytest
 from plugins.cascade.tests.language_models.scripted_upstream import always
 from plugins.cascade.tests.language_models.served_gateway import (
     LARGE_COST,
+    LARGE_PRICE,
     QUICK,
     SMALL_COST,
     Gateway,
@@ -407,6 +408,24 @@ def test_a_client_that_hangs_up_cancels_the_upstream_call(tmp_path: Path) -> Non
         assert gateway.large.hang_ups == 1
         time.sleep(0.2)
         assert gateway.app.router.state.spent("a") > SMALL_COST
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_hang_up_before_the_first_token_is_charged(tmp_path: Path, stream: bool) -> None:
+    """The upstream has read the prompt by then and may bill it, so that no client reads prompts for free."""
+    keys = (ClientKey(name="a", key="k", budget_usd=100.0),)
+    request = ask("x" * 4000, stream=stream) | {"model": "large"}
+    with serve_gateway(tmp_path, large=always(delay=1.5), keys=keys) as gateway:
+        place, body = urlparse(gateway.url), json.dumps(request).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-api-key: k\r\ncontent-length: {len(body)}\r\n\r\n"
+        end = time.monotonic() + 5
+        with socket.create_connection((place.hostname or "", place.port or 0)) as client:
+            client.sendall(head.encode() + body)
+            while not gateway.large.requests and time.monotonic() < end:
+                time.sleep(0.02)
+        while not (spent := gateway.app.router.state.spent("a")) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert spent >= 1000 * LARGE_PRICE.input
 
 
 def test_idempotency_keys_replay_wait_and_conflict(tmp_path: Path) -> None:

@@ -152,9 +152,7 @@ class Upstreams:
                             completion.read_body(data)
                 _check_choices(completion)
             except asyncio.CancelledError:
-                # the client hung up; what the upstream has generated so far may be charged
-                lost = UpstreamError("broken", 499, "the client hung up", is_billed=True, partial=completion)
-                settle_failure(model, request, lost, attempts)
+                settle_failure(model, request, _describe_hang_up(completion), attempts)
                 raise
             except (UpstreamError, TimeoutError, ValueError) as problem:
                 error = as_upstream_error(problem, completion)
@@ -178,6 +176,9 @@ class Upstreams:
             try:
                 async with asyncio.timeout_at(deadline):
                     first = await anext(events)
+            except asyncio.CancelledError:
+                settle_failure(model, request, _describe_hang_up(Completion()), attempts)
+                raise
             except (UpstreamError, TimeoutError, ValueError, StopAsyncIteration) as problem:
                 await events.aclose()
                 error = as_upstream_error(problem, Completion())
@@ -319,6 +320,11 @@ def as_upstream_error(problem: BaseException, partial: Completion) -> UpstreamEr
     if isinstance(problem, TimeoutError):
         return UpstreamError("busy", 504, "the request took too long", is_billed=True, partial=partial)
     return UpstreamError("broken", 502, "the upstream sent no chat completion", is_billed=True, partial=partial)
+
+
+def _describe_hang_up(partial: Completion) -> UpstreamError:
+    """Describe a call that ended as its client hung up: the upstream may charge for what it has generated so far."""
+    return UpstreamError("broken", 499, "the client hung up", is_billed=True, partial=partial)
 
 
 def settle_failure(model: ServedModel, request: Mapping[str, Any], error: UpstreamError, attempts: Attempts) -> None:
