@@ -108,12 +108,11 @@ _ISO_DATE = re.compile(_ISO)
 _PLAIN_UTC = re.compile(
     r"(?:(?:19|20)[0-9]{2}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9}+)?+(?:Z|\+00:00)?+\n)*+"
 )
-# behind the date of a cell, a clock of twelve hours or a zone by its name: the date would be read hours off
-_UNREAD_CLOCK = re.compile(r"\s?[AaPp]\.?[Mm]\b")
-_UNREAD_ZONE = re.compile(
-    r"\s?(?:(?:A|E|C|M|P|AK|H|AE|AC|AW|NZ|B|CE|EE|WE|J|K|I)[SD]?T|MSK|\[?[A-Z][a-z]+/\w+\]?)\b"
-    r"|\s?\(?(?:(?!(?:UTC|GMT|UT|Z)\b)[A-Z]{2,5}|(?:UTC|GMT)\s?[+-]\d[\d:]*)\)?$"
-)
+_CLOCK_OF_12 = re.compile(r"\s?[AaPp]\.?\s?[Mm]\b")
+# anything else behind the date of a cell without a zone, such as the name of one, may be what shifts it by hours
+_NO_ZONE = re.compile(r"\s*\(?(?:UTC|GMT|UT|Z)?[]})\"']*")
+_SHORT_ZONE = re.compile(r"(?<=[\d.])\s([+-]\d{2})$")
+"""A zone of whole hours behind a blank, as ``strftime`` writes those without a name; only the end of a cell is one."""
 _ISO_BASIC = re.compile(r"\d{8}T\d{4,6}(?:Z|[+-]\d{2}(?:\d{2})?)?")
 # digits without a fraction are a time only at the beginning of a line: elsewhere they may be any number
 _KAFKA = "(?:Create|LogAppend)Time:"
@@ -450,11 +449,13 @@ def parse_timestamp(text: str) -> float | None:
         except ValueError:
             return None
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    # ISO 8601 prefers the minus sign to the hyphen
+    text = _SHORT_ZONE.sub(r"\1", text.replace("\N{MINUS SIGN}", "-"))
     match = _ISO_DATE.search(text)
-    if match is None or _UNREAD_CLOCK.match(text, match.end()):
+    if match is None or _CLOCK_OF_12.match(text, match.end()):
         return None
     has_zone = match[7] is not None or match[8] is not None
-    return _from_iso(match) if has_zone or not _UNREAD_ZONE.match(text, match.end()) else None
+    return _from_iso(match) if has_zone or _NO_ZONE.fullmatch(text, match.end()) else None
 
 
 def parse_plain_timestamps(texts: Sequence[str]) -> FloatArray | None:
@@ -514,8 +515,15 @@ def _from_iso(match: re.Match[str]) -> float | None:
 
 
 def _moment(text: str, fraction: str | None, zone: str | None) -> float | None:
+    added_s = 0.0
+    if text.endswith("T24:00:00"):
+        # midnight at the end of a day
+        text, added_s = f"{text[:-8]}00:00:00", _DAY_S
+    elif text.endswith(":59:60"):
+        # a leap second
+        text, added_s = f"{text[:-2]}59", 1.0
     try:
-        seconds = datetime.fromisoformat(f"{text}{zone or '+00:00'}").timestamp()
+        seconds = datetime.fromisoformat(f"{text}{zone or '+00:00'}").timestamp() + added_s
     except ValueError:
         return None
     # cloud traces have fractions of seven digits, of which datetime would drop the last
