@@ -89,6 +89,13 @@ def average_in_order(values: FloatArray, clusters: IntArray | None) -> FloatArra
     return means
 
 
+def are_sorted(labels: IntArray) -> bool:
+    """Whether equal labels stand together more than half as often again as by chance."""
+    shares = np.bincount(labels) / len(labels)
+    changes = float((np.diff(labels) != 0).mean()) if len(labels) > 1 else 0.0
+    return changes < 0.5 * (1.0 - float((shares**2).sum()))
+
+
 def _build_contrasts(count: int) -> tuple[FloatArray, FloatArray]:
     """Build the statistics of so many blocks, which are all linear in them.
 

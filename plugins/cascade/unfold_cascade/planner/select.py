@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.data.case_order import average_in_order, find_late_break
+from unfold_cascade.data.case_order import are_sorted, average_in_order, find_late_break
 from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
 from unfold_cascade.gates.pareto import find_pareto_points
 from unfold_cascade.planner import certificate
@@ -49,6 +49,7 @@ OVER_BUDGET = "every cascade exceeds the budget"
 BUDGET_UNCERTAIN = "the cases certify no cascade within the budget"
 LEAKED = "a column predicts the label on its own"
 LOSS_DRIFTED = "its loss grows along the table: the last rows lose more than is allowed"
+OUTCOME_DRIFTED = "an outcome of its goal grows worse along the table: the last rows break what is promised"
 COST_DRIFTED = "its cost grows along the table: the last rows cost more than is allowed"
 REFUTED = "the cases held back for evaluation contradict it"
 BUDGET_MARGINS = (12.0, 6.0, 3.0, 1.5)
@@ -311,7 +312,7 @@ def refuse_late_break(
         goal: what is promised.
         names: (C,) labels, for ``goal.max_loss_of``.
     """
-    if selection.point is None or _are_sorted(labels):
+    if selection.point is None or are_sorted(labels):
         return selection
     rows = np.sort(rows)
     outcome = follow(tables, front.policies[selection.point], rows)
@@ -348,13 +349,6 @@ def _list_excesses(
     if goal.budget is not None:
         excesses[BUDGET] = average_in_order(outcome.cost - goal.budget, units)
     return excesses
-
-
-def _are_sorted(labels: IntArray) -> bool:
-    """Whether equal labels stand together more than half as often again as by chance."""
-    shares = np.bincount(labels) / len(labels)
-    changes = float((np.diff(labels) != 0).mean()) if len(labels) > 1 else 0.0
-    return changes < 0.5 * (1.0 - float((shares**2).sum()))
 
 
 @dataclass(frozen=True, slots=True)

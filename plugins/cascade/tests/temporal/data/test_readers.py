@@ -164,6 +164,26 @@ def test_row_order_of_long_tables_does_not_matter(tmp_path: Path) -> None:
         assert np.array_equal(table.starts, tables[0].starts)
 
 
+@pytest.mark.parametrize(
+    ("times", "ranks"),
+    [
+        (["5", "0", "1", "6"], [1, 0]),
+        (["2026-03-05 07:00", "2026-03-04 08:00", "2026-03-04 06:00", "2026-03-05 08:00"], [0, 1]),
+        (["2026-03-02 07:00", "2026-03-02 08:00", "2026-03-02 07:00", "2026-03-02 08:00"], [1, 0]),
+    ],
+)
+def test_entities_are_ranked_by_their_first_date_or_row(times: list[str], ranks: list[int], tmp_path: Path) -> None:
+    """Hours count from each entity, so that only dates order entities; equal ones are in the order of the table."""
+    rows = zip(("b", "a", "a", "b") if times[0] != times[2] else ("b", "b", "a", "a"), times, strict=True)
+    last = "2026-04-01 01:00" if "-" in times[0] else "1"
+    others = [(f"c{number}", last) for number in range(9)]
+    (tmp_path / "a.csv").write_text("who,h,v\n" + "".join(f"{who},{time},1\n" for who, time in [*rows, *others]))
+    table = read_long(tmp_path / "a.csv", LongSource("x", entity="who", time="h"))
+    assert table.order is not None
+    assert table.order.tolist() == [*ranks, *range(2, 11)]
+    assert table.take(np.array([1])).timeline.order == ranks[1:]
+
+
 def test_repeated_hours_are_reported(tmp_path: Path) -> None:
     """Two rows of one entity at the same hour are an error that names entity and hour."""
     (tmp_path / "t.csv").write_text("who,h,v\n" + "".join(f"a,{h},1\n" for h in range(11)) + "a,3,2\n")

@@ -133,7 +133,7 @@ def _unpack(data: bytes) -> LabelledHours:
     arrays = read_npz(data)
     facts = parse_object(arrays["facts"].tobytes())
     return LabelledHours(
-        Timeline(arrays["starts"], arrays["hour"], arrays.get("group")),
+        Timeline(arrays["starts"], arrays["hour"], arrays.get("group"), arrays.get("order")),
         arrays["on"],
         arrays["since"],
         arrays["highest"],
@@ -184,8 +184,7 @@ def _pack(original: EntityTable, problem: TemporalProblem) -> bytes:
     if rule.kind not in ("random", "leave-out"):
         part = _number_parts(split_units(rule, find_highest(table.timeline, highest), units, problem.seed))
         arrays["part"] = part[table.timeline.cluster]
-    if table.group is not None:
-        arrays["group"] = table.group
+    arrays |= {name: each for name, each in (("group", table.group), ("order", table.order)) if each is not None}
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, facts=np.frombuffer(facts, dtype=np.uint8), **arrays)
     return stream.getvalue()

@@ -159,7 +159,7 @@ def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
         raise user_error(f'{frame.name}: row {row + 1} has no "{source.entity}"', key="data.entity")
     ids, number = np.unique(entity, return_inverse=True)
     _check_sites(frame, source, number)
-    hour = _read_hours(frame, source, number)
+    hour, rank = _read_hours(frame, source, number)
     order = np.lexsort((hour, number))
     timeline = Timeline(starts_from_sizes(np.bincount(number, minlength=len(ids))), hour[order])
     columns, unreadable = _read_columns(frame, {source.entity, source.time, source.group})
@@ -183,6 +183,7 @@ def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
         unreadable=unreadable,
         split_values=split_values,
         group=group,
+        order=rank,
         repeated="" if source.group else _find_repeated_patients(frame, source.entity, number),
         stays=_find_merged_stays(frame, source.entity, number),
     )
@@ -308,18 +309,28 @@ def read_patient_table(path: Path) -> EntityTable:
     return replace(table, columns=(*table.columns, HOUR_COLUMN), values=np.hstack([table.values, hours]))
 
 
-def _read_hours(frame: Frame, source: LongSource, entity: IntArray) -> FloatArray:
-    """Read (n,) hours: numbers as they are, dates as hours since the first date of their entity."""
+def _read_hours(frame: Frame, source: LongSource, entity: IntArray) -> tuple[FloatArray, IntArray]:
+    """Read hours, and rank the entities by their first date or, without dates, by their first row.
+
+    Returns:
+        (n,) numbers as they are, dates as hours since the first date of their entity; (P,) ranks from 0.
+    """
     dates_s = frame.dates(source.time, key="data.time")
+    first = np.unique(entity, return_index=True)[1]
     if dates_s is None:
         hours = frame.numbers(source.time, key="data.time")
         _check_unit(hours, entity, source.time, frame.name)
-        return hours
+        return hours, _rank(first)
     earliest_s = np.full(int(entity.max()) + 1, np.inf)
     np.fmin.at(earliest_s, entity, dates_s)
     _check_repeated_hour(frame, source, entity, dates_s)
-    hour: FloatArray = (dates_s - earliest_s[entity]) / HOUR_S
-    return hour
+    return (dates_s - earliest_s[entity]) / HOUR_S, _rank(earliest_s, first)
+
+
+def _rank(*keys: FloatArray | IntArray) -> IntArray:
+    """Rank (P,) entities from 0 by keys, the first one before the others."""
+    rank: IntArray = np.argsort(np.lexsort(keys[::-1]))
+    return rank
 
 
 def _check_repeated_hour(frame: Frame, source: LongSource, entity: IntArray, dates_s: FloatArray) -> None:

@@ -18,11 +18,13 @@ class Timeline:
     """The hours of P entities: ``starts`` (P+1,) first rows and the row count, ``hour`` (n,) times in hours.
 
     ``group`` (P,) numbers the patient that each entity belongs to, such as a stay; ``None`` if each is its own.
+    ``order`` (P,) ranks the entities by their first time or, without dates, row of the table; ``None`` if unknown.
     """
 
     starts: IntArray
     hour: FloatArray
     group: IntArray | None = None
+    order: IntArray | None = None
 
     @property
     def cluster(self) -> IntArray:
@@ -58,8 +60,8 @@ class Timeline:
     def select(self, entities: IntArray) -> Timeline:
         """Return the hours of some entities."""
         starts = starts_from_sizes(np.diff(self.starts)[entities])
-        group = None if self.group is None else self.group[entities]
-        return Timeline(starts, self.hour[select_rows(self.starts, entities)], group)
+        group, order = (None if each is None else each[entities] for each in (self.group, self.order))
+        return Timeline(starts, self.hour[select_rows(self.starts, entities)], group, order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class EntityTable:
         unreadable: By column that is not numeric, the diagnostic of its first bad cell.
         split_values: (n,) cells of the column of sites or times that the split reads, if it reads one.
         group: (P,) number of the patient of each entity, where a column names it.
+        order: (P,) rank of each entity by its first time or row, where known.
         repeated: A column that names one patient for several entities, if the spec does not name it; or empty.
         stays: A column that names several stays of one entity; or empty.
     """
@@ -91,6 +94,7 @@ class EntityTable:
     unreadable: Mapping[str, Diagnostic] = field(default_factory=dict)
     split_values: np.ndarray | None = None
     group: IntArray | None = None
+    order: IntArray | None = None
     repeated: str = ""
     stays: str = ""
 
@@ -101,7 +105,7 @@ class EntityTable:
     @property
     def timeline(self) -> Timeline:
         """The hours of the entities."""
-        return Timeline(self.starts, self.hour, self.group)
+        return Timeline(self.starts, self.hour, self.group, self.order)
 
     def take(self, entities: IntArray) -> EntityTable:
         """Return the table of some entities."""
@@ -114,6 +118,7 @@ class EntityTable:
             values=self.values[rows],
             split_values=None if self.split_values is None else self.split_values[rows],
             group=timeline.group,
+            order=timeline.order,
         )
 
     def column_index(self, column: str, *, key: str) -> int:

@@ -125,7 +125,7 @@ def describe_uncertain_saving(patients: int, min_saving: float, confidence: floa
 
 def describe_refusal(reason: str) -> str:
     """A reason of the planner, with patients in place of cases."""
-    return reason.replace("cases", "patients")
+    return reason.replace("cases", "patients").replace("rows", "patients")
 
 
 def describe_saving_bound(bound: float, by: str, confidence: float) -> str:

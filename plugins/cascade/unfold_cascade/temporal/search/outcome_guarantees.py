@@ -61,15 +61,20 @@ def measure_sensitivity(cohort: Cohort, conduct: Conduct, stage: int, within_h: 
     The event of a stage is its onset, ``LABEL_LEAD_H`` after the label of the last stage. Patients without an hour in
     the window are left out.
     """
-    stages = cohort.entered.shape[1]
-    lead_h = LABEL_LEAD_H if stage == stages else 0.0
-    since = cohort.since[:, stage - 1]
-    until = np.where(np.isfinite(since), lead_h - since, np.inf) if stage == stages else _hours_until(cohort, stage)
-    is_window = (until >= 0) & (until <= within_h)
+    is_window = _mark_window(cohort, stage, within_h)
     patients, index = np.unique(cohort.entity[is_window], return_inverse=True)
     caught = np.zeros(len(patients))
-    np.maximum.at(caught, index, conduct.has_reached(stage, stages)[is_window].astype(np.float64))
+    has_reached = conduct.has_reached(stage, cohort.entered.shape[1])
+    np.maximum.at(caught, index, has_reached[is_window].astype(np.float64))
     return average_by_unit(caught, cohort.timeline.cluster[patients])
+
+
+def _mark_window(cohort: Cohort, stage: int, within_h: float) -> BoolArray:
+    """Mark the (n,) hours at most ``within_h`` before the event of a stage."""
+    since, is_last = cohort.since[:, stage - 1], stage == cohort.entered.shape[1]
+    until = np.where(np.isfinite(since), LABEL_LEAD_H - since, np.inf) if is_last else _hours_until(cohort, stage)
+    is_window: BoolArray = (until >= 0) & (until <= within_h)
+    return is_window
 
 
 def _hours_until(cohort: Cohort, stage: int) -> FloatArray:
@@ -105,6 +110,14 @@ def sum_outcome(goal: OutcomeGoal, part: CohortConduct) -> OutcomeSums:
     lost = gain * part.baseline.alert - gain * part.cascades[0].alert
     possible = np.where(cohort.utility.optimal, gain, 0.0)
     return OutcomeSums(_sum_by_patient(cohort, lost), _sum_by_patient(cohort, possible), goal.allowed)
+
+
+def list_units(goal: OutcomeGoal, cohort: Cohort) -> IntArray:
+    """List the numbers of the independent units that ``sum_outcome`` counts, in its order."""
+    if goal.within_h is not None:
+        units: IntArray = np.unique(cohort.cluster[_mark_window(cohort, goal.stage, goal.within_h)])
+        return units
+    return np.arange(cohort.clusters) if goal.label is None else np.unique(cohort.cluster[cohort.highest == goal.label])
 
 
 def _sum_by_patient(cohort: Cohort, values: FloatArray) -> FloatArray:

@@ -43,6 +43,7 @@ from unfold_cascade.temporal.search.compose import (
     select_cheapest,
     select_nearest,
 )
+from unfold_cascade.temporal.search.late_break import refuse_late_break
 from unfold_cascade.temporal.search.select import BaselineOutcomes, Selection, retest_selection, select_cascade
 from unfold_cascade.temporal.simulation.cost import build_cost_measure
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, Policy
@@ -158,6 +159,14 @@ def evaluate_solution(search: SearchResult) -> Solution:
     cascade = _evaluate_cascade(study, "cascade", selection.point.policy)
     latched = _evaluate_baseline(study, "baseline, latched", baselines.latched)
     selection = retest_selection(study, selection, cascade.outcome, latched.outcome, measure)
+    cohorts = [
+        (study.train, latched_outcomes.train),
+        (study.calibrate, latched_outcomes.calibrate),
+        (study.test, latched.outcome),
+    ]
+    # parts in the order of time or by site differ by more than chance: what the cascade was tuned on is left out
+    is_random = search.problem.split.kind in ("random", "leave-out")
+    selection = refuse_late_break(study, selection, cohorts if is_random else cohorts[1:], measure)
     with_lead = study.test.timeline.cluster[study.test.events.has_lead_time]
     return Solution(
         study=study,

@@ -161,15 +161,16 @@ def _try_points(
 ) -> tuple[CohortTrial, CohortTrial]:
     """Run points on the tuning and on the certifying cohort."""
     tune, fresh = (
-        _try_on_cohort(study, cohort, points, outcome, measure)
+        try_on_cohort(study, cohort, points, outcome, measure)
         for cohort, outcome in ((study.train, baseline.train), (study.calibrate, baseline.calibrate))
     )
     return tune, fresh
 
 
-def _try_on_cohort(
+def try_on_cohort(
     study: Study, cohort: Cohort, points: Sequence[FrontPoint], baseline: Outcome, measure: CostMeasure
 ) -> CohortTrial:
+    """Run points on one cohort, on which the baseline did what ``baseline`` states."""
     transitions, cascades, costs = study.problem.transitions, [], []
     sum_costs = partial(_sum_by_cluster, cohort, measure)
     longest: dict[tuple[tuple[int, ...], ...], FloatArray] = {}
@@ -191,7 +192,7 @@ def _sum_by_cluster(cohort: Cohort, measure: CostMeasure, trajectories: Trajecto
     return cohort.timeline.sum_by_cluster(measure.sum_by_patient(cohort.scores, trajectories))
 
 
-def _count_hours(cohort: Cohort) -> FloatArray:
+def count_hours(cohort: Cohort) -> FloatArray:
     """Count the hours of each independent unit."""
     return cohort.timeline.sum_by_cluster(np.diff(cohort.timeline.starts).astype(np.float64))
 
@@ -271,7 +272,7 @@ def retest_selection(
     if goal.min_saving is not None:
         is_refuted |= is_saving_refuted(sample, goal.min_saving, delta)
     if goal.budget is not None:
-        is_refuted |= is_saving_refuted(sample.over(goal.budget * _count_hours(test)), 1.0, delta)
+        is_refuted |= is_saving_refuted(sample.over(goal.budget * count_hours(test)), 1.0, delta)
     if is_refuted:
         return replace(selection, is_certified=False, reason=REFUTED)
     return replace(selection, saving_bound=bound_saving(selection.tuning_costs, sample, goal.confidence))
@@ -290,7 +291,7 @@ def _select_within_budget(
     affordable.sort(key=lambda point: -point.loss)
     tune, fresh = _try_points(study, affordable, baseline, measure)
     bounded = [
-        tuple(sample.over(budget * _count_hours(trial.conduct.cohort)) for sample in trial.costs)
+        tuple(sample.over(budget * count_hours(trial.conduct.cohort)) for sample in trial.costs)
         for trial in (tune, fresh)
     ]
     guarantees = [cost_guarantee(BUDGET, list(zip(*bounded, strict=True)), 1.0)]
