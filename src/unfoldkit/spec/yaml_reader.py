@@ -114,6 +114,10 @@ class _Builder:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = self._key(key_node)
+            if key == "<<" and not key_node.style:
+                hint = "write the keys out; an alias may stand for a whole value"
+                self._mistake(key_node, "YAML 1.2 has no merge keys", key=dotted((*path, key)), hint=hint)
+                continue
             if key in result:
                 first = self.document.keys[*path, key][0]
                 self._mistake(key_node, "duplicate key", key=dotted((*path, key)), hint=f"the first is in line {first}")

@@ -76,6 +76,15 @@ def test_an_alias_stands_for_its_value() -> None:
     assert document.data == {"a": {"b": 1}, "c": {"b": 1}}
 
 
+def test_a_merge_key_is_refused_as_such() -> None:
+    """YAML 1.1 had them; as a usual key its values would be named as mistakes. In quotes it is a key."""
+    with pytest.raises(UnfoldError) as caught:
+        parse("a: &x {b: 1}\nc: {<<: *x, <<: {d: 2}}\n")
+    found = [(item.line, item.column, item.key, item.message) for item in caught.value.diagnostics]
+    assert found == [(2, column, "c.<<", "YAML 1.2 has no merge keys") for column in (5, 13)]
+    assert parse('a: {"<<": 1}').data == {"a": {"<<": 1}}
+
+
 def test_every_duplicate_is_reported() -> None:
     """All duplicate keys of a file are reported at once."""
     with pytest.raises(UnfoldError) as caught:
