@@ -237,7 +237,8 @@ def _number_hint(cells: np.ndarray, source: CellSource) -> str:
     if 2 * len(decorated) > len(words):
         return _decoration_hint(decorated[0])
     mixed = [text for text in words if _WITH_REST.fullmatch(text) and not _is_date(text)]
-    if len(set(mixed)) >= MIN_MEASURED and 2 * len(mixed) > len(words):
+    named = HINTS.get(source.key.rsplit(".", 1)[-1])
+    if not named and len(set(mixed)) >= MIN_MEASURED and 2 * len(mixed) > len(words):
         return f'write one number a cell, and what else "{mixed[0]}" holds into a column of its own'
     if 2 * len(words) <= len(present):
         return "leave the cell empty where the value is missing"
@@ -245,7 +246,7 @@ def _number_hint(cells: np.ndarray, source: CellSource) -> str:
         if all(_is_date(text) for text in words):
             return f"no model reads dates: write the days since another date, or leave {source.column} out"
         return f"data.categories: [{source.column}] takes its words as values"
-    return HINTS.get(source.key.rsplit(".", 1)[-1]) or _flag_hint(present)
+    return named or _flag_hint(present)
 
 
 def _decoration_hint(text: str) -> str:

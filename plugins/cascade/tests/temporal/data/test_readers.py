@@ -72,6 +72,21 @@ def test_a_byte_order_mark_is_no_part_of_a_column_name(tmp_path: Path) -> None:
     assert marked.digest == table.digest
 
 
+@pytest.mark.parametrize(("end", "encoding"), [("\r", "utf-8"), ("\r\r\n", "utf-8"), ("\r\n", "utf-16")])
+def test_psv_files_of_spreadsheets_equal_the_others(end: str, encoding: str, tmp_path: Path) -> None:
+    """Whatever ends a line, and in UTF-16, in all files or in one of them."""
+    table = read_psv(_write_patients(tmp_path, TWO_PATIENTS))
+    for file in sorted(tmp_path.glob("*.psv")):
+        file.write_bytes(file.read_text().replace("\n", end).encode(encoding))
+        other = read_psv(tmp_path)
+        assert (other.columns, other.digest, other.starts.tolist()) == (
+            table.columns,
+            table.digest,
+            table.starts.tolist(),
+        )
+        assert np.array_equal(other.values, table.values, equal_nan=True)
+
+
 def test_archives_equal_their_write_patients(tmp_path: Path) -> None:
     """A tar.xz and a zip of the same files give the same table, digest included."""
     folder = tmp_path / "set"
@@ -189,6 +204,14 @@ def test_repeated_hours_are_reported(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("who,h,v\n" + "".join(f"a,{h},1\n" for h in range(11)) + "a,3,2\n")
     with pytest.raises(UnfoldError, match='"a" has two rows of hour 3'):
         read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="h"))
+
+
+@pytest.mark.parametrize("form", ["{:02}:13:00", "82:{:02}", "{} days 10:13"])
+def test_clocks_without_a_date_are_named_as_no_times(form: str, tmp_path: Path) -> None:
+    """The hint says what times are, and not to divide cells that hold a number and more, as for measurements."""
+    (tmp_path / "a.csv").write_text("who,h\n" + "".join(f"a,{form.format(hour)}\n" for hour in range(24)))
+    with pytest.raises(UnfoldError, match=r"hours as numbers, such as 1\.5, or dates"):
+        read_long(tmp_path / "a.csv", LongSource("x", entity="who", time="h"))
 
 
 def test_a_table_with_one_row_per_measurement_is_recognised(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import itertools
+import re
 import tarfile
 import zipfile
 import zlib
@@ -72,6 +73,7 @@ STEPS_IN_DAYS = (1 / 24, 1 / 48, 1 / 96)
 REPEATED_HOUR_HINT = "did daylight saving time end? write the times in UTC; if not, sort the rows by time"
 MAX_HOURS = 1e7
 """Eleven centuries: larger times are seconds since 1970, or digits of a date."""
+_LINE_END = re.compile(rb"\r+\n?")
 NamedContent = tuple[str, bytes]
 
 
@@ -112,8 +114,7 @@ def read_psv(path: Path, *, max_patients: int | None = None) -> EntityTable:
         UnfoldError: No psv file, two files of one name, different headers, or a cell that is not a number.
     """
     files = _read_folder(path) if path.is_dir() else _read_archive(path)
-    # spreadsheets put a byte order mark before the first column
-    contents = sorted((name, content.removeprefix(codecs.BOM_UTF8)) for name, content in files)[:max_patients]
+    contents = sorted((name, _normalise(content)) for name, content in files)[:max_patients]
     if not contents:
         raise user_error("holds no .psv file", file=str(path), key="data.path")
     duplicate = next((name for (name, _), (following, _) in itertools.pairwise(contents) if name == following), None)
@@ -404,6 +405,14 @@ def _read_columns(frame: Frame, excluded: Container[str]) -> tuple[dict[str, Flo
     return numeric, unreadable
 
 
+def _normalise(content: bytes) -> bytes:
+    """Return a text as UTF-8 with line feeds: spreadsheets write marks of byte order, and other ends of lines."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16", "replace").encode()
+    content = content.removeprefix(codecs.BOM_UTF8)
+    return _LINE_END.sub(b"\n", content) if b"\r" in content else content
+
+
 def list_psv_files(folder: Path) -> list[Path]:
     """List the psv files of a folder and its subfolders, ordered by name."""
     files = (file for file in folder.rglob("*.psv") if _is_psv_name(file.name) and file.is_file())
@@ -458,7 +467,7 @@ def _open_tar(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 def _parse_numbers(path: Path, contents: Iterable[NamedContent], width: int) -> Float32:
     """Parse the rows of many files at once; only if that fails, check line by line for the mistake."""
     bodies = [content.split(b"\n", 1)[1].strip() for _, content in contents]
-    text = b"|".join(body.replace(b"\r", b"").replace(b"\n", b"|") for body in bodies if body)
+    text = b"|".join(body.replace(b"\n", b"|") for body in bodies if body)
     numbers = _parse_cells(text)
     lines = sum(body.count(b"\n") + 1 for body in bodies if body)
     if numbers is None or numbers.size != lines * width or np.isinf(numbers).any():
