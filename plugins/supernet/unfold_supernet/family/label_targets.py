@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet._types import Float32Array, IntArray, Task
+from unfold_supernet.family.number_columns import ColumnSpread
 from unfoldkit.api import user_error
 
 MAX_OUTPUTS = 10_000
 MAX_EXACT = 2**53
 """Largest integer up to which floating-point numbers hold each of them."""
-MAX_ROUNDING = 0.1
-"""Largest step between numbers of single precision, as a fraction of the standard deviation of the values."""
 MISSING = frozenset(("", "?", "nan", "nat", "na", "n/a", "null", "none", "<na>", "#n/a", "#na", "\\n", "(null)"))
 """What tables hold in place of a missing value, in lower case; ``none`` in lower case is a common class too."""
 INTEGRAL = re.compile(r"([+-]?\d+)\.0+")
@@ -56,7 +55,9 @@ def parse_targets(values: Any, task: Task, names: Any, file: str) -> Targets:
     if task == "labels":
         _check_labels(columns, file)
     else:
-        _check_precision(columns, file)
+        spread = ColumnSpread()
+        spread.add(columns.astype(np.float64))
+        spread.check("y", (), file, "data.task")
     listed = tuple(map(str, np.ravel(names))) or tuple(str(index) for index in range(columns.shape[1]))
     if len(listed) != columns.shape[1] or len(set(listed)) != len(listed):
         message = f"{len(listed)} names for {columns.shape[1]} columns of y, {len(set(listed))} of them different"
@@ -215,16 +216,6 @@ def _check_finite(columns: Any, file: str) -> None:
         row, column = (int(index) for index in np.argwhere(~np.isfinite(numbers))[0])
         message = f"y[{row}, {column}] is {columns[row, column]}, which is not a finite number in single precision"
         raise user_error(message, file=file, key="data.path", hint="drop rows without a target")
-
-
-def _check_precision(columns: Any, file: str) -> None:
-    """Check that single precision, in which networks compute, does not round away how values differ."""
-    exact = columns.astype(np.float64)
-    steps, deviations = np.spacing(np.abs(exact).max(axis=0).astype(np.float32)), exact.std(axis=0)
-    for column in np.flatnonzero((deviations > 0) & (steps > MAX_ROUNDING * deviations)):
-        message = f"y[:, {column}] differs by {deviations[column]:.3g} around {exact[:, column].mean():.6g}"
-        message += f", where single precision has steps of {steps[column]:.3g}"
-        raise user_error(message, file=file, key="data.task", hint="subtract a constant from the column")
 
 
 def _check_labels(columns: Any, file: str) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet.family.label_targets import parse_targets
+from unfold_supernet.family.number_columns import ColumnSpread
 from unfold_supernet.family.row_store import hash_files, open_store
 from unfold_supernet.family.user_arrays import (
+    INPUTS,
     UserData,
     UserDataOptions,
     arrange_axes,
@@ -45,11 +47,13 @@ class Block:
         start: Index of the first row in its shard.
         arrays: By name: ``x``, ``y``, and where the shard has them, ``extra``, ``split`` and the group.
         columns: Names of all columns or arrays that the shard holds, for comparison with other shards.
+        features: Names of the columns of ``x``; none for one array or column of lists.
     """
 
     start: int
     arrays: dict[str, Any]
     columns: tuple[str, ...]
+    features: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -57,6 +61,8 @@ class _Collected:
     """What stays in memory of all shards."""
 
     columns: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    spreads: dict[str, ColumnSpread] = field(default_factory=lambda: {name: ColumnSpread() for name in INPUTS})
     first_file: str = ""
     scale: str = ""
     parts: dict[str, list[Any]] = field(default_factory=dict)
@@ -107,8 +113,12 @@ def load_shards(options: UserDataOptions, path: Path, form: str, scratch: Path |
                 x = check_numbers(block.arrays["x"], "x", rows, str(file), block.start)
                 store.append(arrange_axes(x, options.channels, form, str(file)), str(file))
                 _collect(block, collected, rows, file)
+                for name, spread in collected.spreads.items():
+                    spread.add(block.arrays.get(name, np.zeros((rows, 0))))
         if not store.rows:
             raise user_error("the shards hold no row", file=str(path), key="data.path")
+        for name, spread in collected.spreads.items():
+            spread.check(name, collected.features if name == "x" else (), str(path))
         inputs = store.map_rows()
     joined = {name: np.concatenate(parts) for name, parts in collected.parts.items()}
     # the targets in a column of lists have no names
@@ -122,6 +132,7 @@ def load_shards(options: UserDataOptions, path: Path, form: str, scratch: Path |
         names=targets.names,
         groups=parse_groups(joined[options.group]) if options.group else None,
         is_train=parse_split(joined["split"], len(y), str(path)) if options.has_split else None,
+        columns=collected.features,
     ), hash_files(files)
 
 
@@ -145,7 +156,7 @@ def read_blocks(file: Path, options: UserDataOptions) -> Iterator[Block]:
 def _check_columns(block: Block, collected: _Collected, file: Path) -> None:
     """Check that a shard holds the columns of the first one."""
     if not collected.columns:
-        collected.columns, collected.first_file = block.columns, file.name
+        collected.columns, collected.first_file, collected.features = block.columns, file.name, block.features
     scale = _describe_scale(np.asarray(block.arrays["x"]).dtype)
     collected.scale = collected.scale or scale
     if scale and scale != collected.scale:
@@ -218,7 +229,10 @@ def _read_parquet(path: Path, options: UserDataOptions) -> Iterator[Block]:
             start = 0
             # threads of pyarrow abort a process that ends while they start
             for batch in file.iter_batches(batch_size=_choose_batch_rows(file.metadata), use_threads=False):
-                yield Block(start, _convert_batch(batch, columns, named, start, path), tuple(sorted(columns)))
+                arrays = _convert_batch(batch, columns, named, start, path)
+                features = tuple(name for name in columns if name not in named)
+                is_table = arrays["x"].shape[1:] == (len(features),)
+                yield Block(start, arrays, tuple(sorted(columns)), features if is_table else ())
                 start += batch.num_rows
     except (ArrowException, OSError) as error:
         message = f"not a readable Parquet file: {first_line(error)}"

@@ -13,12 +13,15 @@ import numpy as np
 
 from unfold_supernet._types import BoolArray, Float32Array, IntArray, Task
 from unfold_supernet.family.label_targets import MISSING_HINT, is_missing, parse_targets
+from unfold_supernet.family.number_columns import ColumnSpread
 from unfoldkit.api import PERSON_COLUMNS, UnfoldError, csv_rows, user_error
 from unfoldkit.safe_io.archives import read_archive as open_archive
 from unfoldkit.safe_io.arrays import read_npz
 
 TRAIN_MARKS = {"1": True, "train": True, "2": False, "test": False}
 """Values of the array ``split``: whether the row is for training."""
+INPUTS = ("x", "extra")
+"""Arrays that a network takes."""
 FORM_DIMS = {"conv1d": 1, "conv2d": 2}
 """Spatial axes of an input, where the form determines them."""
 AMBIGUOUS_RATIO = 4
@@ -56,6 +59,7 @@ class UserData:
         groups: Group of each row, if known.
         is_train: Whether a row is for training, if the file says so.
         unnamed_group: Array or column by which persons have several rows, where neither a group nor a split is named.
+        columns: Names of the columns of ``x``, where a table gives them.
     """
 
     x: Float32Array
@@ -65,6 +69,7 @@ class UserData:
     groups: IntArray | None = None
     is_train: BoolArray | None = None
     unnamed_group: str = ""
+    columns: tuple[str, ...] = ()
 
 
 def load_user_data(options: UserDataOptions, path: Path, content: bytes, form: str) -> UserData:
@@ -84,13 +89,18 @@ def load_user_data(options: UserDataOptions, path: Path, content: bytes, form: s
         arrays = read_table(path, options)
     else:
         arrays = read_archive(content, file, ("x", "y", "extra", "split", "names", group))
-        arrays = _read_persons(content) | arrays
+        arrays = _read_persons(content) | arrays | {"columns": ()}
     required = ("x", "y", *([group] if group else []), *(["split"] if options.has_split else []))
     require_arrays(arrays, required, file)
     targets = parse_targets(arrays["y"], options.task, arrays.get("names", ()), file)
     y = targets.y
-    x = arrange_axes(check_numbers(arrays["x"], "x", len(y), file), options.channels, form, file)
-    extra = check_numbers(arrays.get("extra", np.zeros((len(y), 0))), "extra", len(y), file)
+    arrays.setdefault("extra", np.zeros((len(y), 0)))
+    numbers, columns = {name: check_numbers(arrays[name], name, len(y), file) for name in INPUTS}, arrays["columns"]
+    for name in INPUTS:
+        spread = ColumnSpread()
+        spread.add(arrays[name])
+        spread.check(name, columns if name == "x" else (), file)
+    x, extra = arrange_axes(numbers["x"], options.channels, form, file), numbers["extra"]
     groups = (
         parse_groups(check_present(_check_rows(arrays[group], group, len(y), file), group, file)) if group else None
     )
@@ -102,6 +112,7 @@ def load_user_data(options: UserDataOptions, path: Path, content: bytes, form: s
         groups=groups,
         is_train=parse_split(arrays["split"], len(y), file) if options.has_split else None,
         unnamed_group="" if group or options.has_split else _find_repeated_persons(arrays, len(y)),
+        columns=columns,
     )
 
 
@@ -156,7 +167,11 @@ def read_table(path: Path, options: UserDataOptions) -> dict[str, Any]:
         y = np.array([[row.number(name) for name in options.targets] for row in rows])
         targets = {"y": y, "names": np.array(options.targets)}
     named |= {name: name for name in features if name.lower() in PERSON_COLUMNS}
-    return {"x": x} | targets | {key: np.array([row[name] for row in rows]) for name, key in named.items()}
+    return (
+        {"x": x, "columns": tuple(features)}
+        | targets
+        | {key: np.array([row[name] for row in rows]) for name, key in named.items()}
+    )
 
 
 def _read_persons(content: bytes) -> dict[str, Any]:
