@@ -93,6 +93,9 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "state_memory": [((120_000, 400_000), {})],
     "list_files": [((), {})],
     "describe_search": [((512, 80, 0.87), {})],
+    "note_leak": [
+        ((task, columns, "rash", 99.9), {}) for task in TASKS for columns in (['column "a"'], ["a", "b", "c", "d"])
+    ],
     "note_unnamed_group": [(("patient",), {})],
     "state_missed_classes": [((["F"], 12), {}), (([str(label) for label in range(15)], 12), {})],
     "title_classes": [((4, 4), {}), ((12, 40), {})],

@@ -92,6 +92,15 @@ def test_report_states_the_score_of_the_task(trained: tuple[str, Path, Any]) -> 
     assert any("weight-sharing gap" in title for title in titles)
 
 
+def test_report_names_an_input_that_holds_the_target(tmp_path: Path) -> None:
+    """A column that is a copy of a label is named with its label; the other label has none."""
+    rows = make_rows("labels")
+    write_files(tmp_path, "labels", epochs=1, x=np.concatenate([rows["x"][:, :5], rows["y"][:, 1:]], 1))
+    notes = json.loads(unfold(tmp_path, "train", "heads.yaml", "--allow-code", "--format", "json").out)["notes"]
+    (note,) = (note for note in notes if "by itself" in note)
+    assert note.startswith("Label cough follows from x[:, 5] by itself (right for 100.0 % of the test rows). Leave out")
+
+
 def test_served_outputs_are_those_of_the_onnx_members(trained: tuple[str, Path, Any]) -> None:
     """Labels come with probabilities, values in their unit; the metadata names the columns."""
     task, folder, _report = trained

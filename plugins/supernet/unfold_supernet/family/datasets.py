@@ -82,6 +82,7 @@ class Dataset:
         sampling: By class, the fraction of its rows from which the training rows were drawn; empty where all were.
         inputs: Number of each row's input (n), equal for copies; ``None`` without copies.
         unnamed_group: Array or column of persons with rows on both sides of the split; empty if none is known.
+        columns: Names of the columns of ``x``, where a table gives them.
     """
 
     x: Float32Array
@@ -98,6 +99,7 @@ class Dataset:
     sampling: tuple[float, ...] = ()
     inputs: IntArray | None = None
     unnamed_group: str = ""
+    columns: tuple[str, ...] = ()
 
     @property
     def logit_shift(self) -> Float32Array:
@@ -302,6 +304,7 @@ def _split_user_data(options: DataOptions, data: UserData, seed: int, digest: st
         task=options.user.task,
         inputs=inputs,
         unnamed_group=data.unnamed_group,
+        columns=data.columns,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from unfold_supernet._types import Task
 from unfold_supernet.family.artifacts import SupernetRecord
 from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.family.target_leakage import Leak
 from unfold_supernet.modules.int8 import PrecisionChoice
 from unfold_supernet.training.accuracy import Quality, SubnetQuality, select_front
 from unfold_supernet.training.confidence_calibration import CalibrationError
@@ -99,6 +100,7 @@ class ModuleProblem:
         max_int8_loss: Largest accuracy that int8 may cost a member, in points; ``None`` keeps all in float32.
         seed: Of the fresh weights.
         fingerprint_parts: Sections of the spec on which the weights depend.
+        leaks: Columns that alone predict a target.
     """
 
     name: str
@@ -114,6 +116,7 @@ class ModuleProblem:
     max_int8_loss: float | None
     seed: int
     fingerprint_parts: tuple[object, ...]
+    leaks: tuple[Leak, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

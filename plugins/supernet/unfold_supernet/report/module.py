@@ -16,8 +16,8 @@ from unfold_supernet.report.training import (
     WEIGHT_BYTES,
     collect_quality_metrics,
     describe_verdict,
+    note_data,
     note_missed_classes,
-    note_split,
     outline_report,
 )
 from unfoldkit.api import Cell, Column, Metric, Report, RunDir, Table
@@ -44,7 +44,7 @@ def build_module_report(problem: ModuleProblem, result: ModuleResult, directory:
         ),
         lines=_write_lines(problem, result),
         notes=(
-            *note_split(problem.data),
+            *note_data(problem.data, problem.leaks),
             *note_missed_classes(names, result.classifiers),
             *note_undefined_outputs(names, result.heads),
             *_write_notes(problem, result),

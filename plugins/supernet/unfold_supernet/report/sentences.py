@@ -441,6 +441,14 @@ def note_unnamed_group(name: str) -> str:
     return f"{text} (data: {{split: inter-patient, group: {name}}} keeps them apart)."
 
 
+def note_leak(task: Task, columns: Sequence[str], target: str, score: float) -> str:
+    """Warn that columns alone predict a target, as a copy of it would."""
+    known = {"classes": "The class", "labels": f"Label {target}", "values": f"Value {target}"}[task]
+    result = f"R² of {score:.2f} % on" if task == "values" else f"right for {score:.1f} % of"
+    text = f"{known} follows from {_shorten_list(columns)} by itself ({result} the test rows)"
+    return f"{text}. Leave out what is a copy of it, or known only after it."
+
+
 def title_classes(shown: int, total: int) -> str:
     """Title the table of sensitivities; of many classes, it shows the worst."""
     if total <= shown:

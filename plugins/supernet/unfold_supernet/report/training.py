@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from unfold_supernet._types import Task
 from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.family.target_leakage import Leak
 from unfold_supernet.modules.problem import ModuleProblem, ModuleResult
 from unfold_supernet.networks.space import count_parameters
 from unfold_supernet.report import sentences
@@ -29,6 +30,8 @@ from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict, format_c
 MICRO = 1e6
 MAX_LISTED_STEPS = 16
 WEIGHT_BYTES = 4
+MAX_LEAKS = 3
+"""Labels or values of which a report names the columns that leak them."""
 
 
 def build_training_report(problem: TrainingProblem, result: TrainingResult) -> Report:
@@ -50,7 +53,7 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         figures=(draw_front(result.qualities, result.seconds_by_batch, result.front, result.comparisons),),
         lines=_write_lines(result),
         notes=(
-            *note_split(problem.data),
+            *note_data(problem.data, problem.leaks),
             *note_missed_classes(problem.data.names, result.qualities),
             *note_busy_measurement(result.engine_plan),
         ),
@@ -218,9 +221,10 @@ def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
     return (("search", text), *lines)
 
 
-def note_split(data: Dataset) -> tuple[str, ...]:
-    """Name a group with rows on both sides of the split."""
-    return (sentences.note_unnamed_group(data.unnamed_group),) if data.unnamed_group else ()
+def note_data(data: Dataset, leaks: Sequence[Leak]) -> tuple[str, ...]:
+    """Name columns that leak a target, and a group with rows on both sides of the split."""
+    listed = [sentences.note_leak(data.task, leak.columns, leak.target, leak.score) for leak in leaks[:MAX_LEAKS]]
+    return (*listed, *([sentences.note_unnamed_group(data.unnamed_group)] if data.unnamed_group else []))
 
 
 def note_missed_classes(names: Sequence[str], qualities: Mapping[str, SubnetQuality]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from unfold_supernet.family.artifacts import SubnetRecord, SupernetRecord
 from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.family.target_leakage import Leak
 from unfold_supernet.networks.space import Space, Subnet, count_macs
 from unfold_supernet.scheduling.engines import EngineCosts, EnginePlan, plan_engines
 from unfold_supernet.training.accuracy import Difference, Quality, SubnetQuality, select_front
@@ -90,6 +91,7 @@ class TrainingProblem:
         search: Search options.
         seed: Of weights, batches and search.
         fingerprint_parts: Sections of the spec on which the weights depend.
+        leaks: Columns that alone predict a target.
     """
 
     name: str
@@ -102,6 +104,7 @@ class TrainingProblem:
     search: SearchOptions
     seed: int
     fingerprint_parts: tuple[object, ...]
+    leaks: tuple[Leak, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

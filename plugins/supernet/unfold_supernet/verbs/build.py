@@ -19,6 +19,7 @@ from unfold_supernet.accelerator.reference_families import build_reference_famil
 from unfold_supernet.family.artifacts import SupernetRecord, read_predictions, read_record, read_space
 from unfold_supernet.family.datasets import DEFAULT_EDGE, DataOptions, Dataset, hold_out_rows, load_dataset
 from unfold_supernet.family.space_builder import SpaceOptions, build_space
+from unfold_supernet.family.target_leakage import find_leaks
 from unfold_supernet.family.user_arrays import UserDataOptions
 from unfold_supernet.members.files import MemberFile
 from unfold_supernet.members.profile import MemberList, measure_members, read_members
@@ -84,6 +85,7 @@ def build_training_problem(spec: SupernetSpec, run: Run) -> TrainingProblem:
         search=build_search_options(spec.space.search),
         seed=run.seed,
         fingerprint_parts=(document["data"], document["space"], training),
+        leaks=find_leaks(data, run.seed),
     )
 
 
@@ -126,6 +128,7 @@ def build_module_problem(spec: SupernetSpec, run: Run) -> ModuleProblem:
         max_int8_loss=model.max_int8_loss,
         seed=run.seed,
         fingerprint_parts=(document["data"], architecture, training, digest),
+        leaks=find_leaks(data, run.seed),
     )
 
 
