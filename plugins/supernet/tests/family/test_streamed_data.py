@@ -223,7 +223,7 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
             load_data(spec, make_run(tmp_path / "run"), "conv2d")
         assert "BytesIO" not in str(refused.value)
     image.fromarray(np.zeros((9, 9), np.uint16)).save(path)
-    with pytest.raises(UnfoldError, match=r"dog/2\.png.*not of 8 bits"):
+    with pytest.raises(UnfoldError, match=r"dog/2\.png.*not 8-bit grey"):
         load_data(spec, make_run(tmp_path / "run"), "conv2d")
     for file in (folder / "dog").iterdir():
         file.unlink()
@@ -248,6 +248,47 @@ def test_images_of_other_formats_are_not_left_out(tmp_path: Path) -> None:
     (folder / "dog" / "9.HEIC").write_bytes(b"heic")
     with pytest.raises(UnfoldError, match=r"dog/9\.HEIC.*images of this format are not read"):
         load_data(spec, make_run(tmp_path / "run"), "conv2d")
+
+
+def test_hidden_folders_hold_no_images_and_pages_are_counted(tmp_path: Path) -> None:
+    """Thumbnails in a hidden folder and in a file are ignored; a stack of pages of one size is refused."""
+    image = pytest.importorskip("PIL.Image")
+    folder = write_images(tmp_path / "images")
+    spec = DataSpec(source="images", path=str(folder))
+    (folder / "dog" / ".thumbs").mkdir()
+    (folder / "dog" / "2.png").rename(folder / "dog" / ".thumbs" / "2.png")
+    pixels = image.fromarray(RNG.integers(0, 256, (20, 30, 3)).astype(np.uint8))
+    pixels.save(folder / "dog" / "2.tif", save_all=True, append_images=[pixels.resize((9, 6))])
+    assert len(load_data(spec, make_run(tmp_path / "run"), "conv2d").x) == 8
+    pixels.save(folder / "dog" / "2.tif", save_all=True, append_images=[pixels, pixels])
+    with pytest.raises(UnfoldError, match=r"dog/2\.tif.*a stack of 3 pages"):
+        load_data(spec, make_run(tmp_path / "run"), "conv2d")
+
+
+def test_images_outside_of_classes_are_not_left_out(tmp_path: Path) -> None:
+    """An image beside the classes, a broken link, and a folder beside train and test are refused by name."""
+    folder, run = write_images(tmp_path / "images"), make_run(tmp_path / "run")
+    spec = DataSpec(source="images", path=str(folder))
+    (folder / "dog" / "9.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UnfoldError, match=r"dog/9\.png.*No such file"):
+        load_data(spec, run, "conv2d")
+    (folder / "dog" / "9.png").rename(folder / "9.png")
+    with pytest.raises(UnfoldError, match=r"images/9\.png.*lies in no folder of a class"):
+        load_data(spec, run, "conv2d")
+    parts = write_images(tmp_path / "parts", ("train", "test", "val"))
+    with pytest.raises(UnfoldError, match=r"parts/val.*is not read.*move its images into train"):
+        load_data(DataSpec(source="images", path=str(parts), split="given"), run, "conv2d")
+
+
+def test_names_of_images_may_be_no_text(tmp_path: Path) -> None:
+    """A file may have any name; that of a class appears in reports, so it must be text."""
+    folder, run = write_images(tmp_path / "images"), make_run(tmp_path / "run")
+    spec = DataSpec(source="images", path=str(folder))
+    (folder / "dog" / "2.png").rename(folder / "dog" / "\udcff.png")
+    assert len(load_data(spec, run, "conv2d").x) == 8
+    (folder / "dog").rename(folder / "d\no\udcffg")
+    with pytest.raises(UnfoldError, match=r"the name of this class is no printable text: 'd\\no\\udcffg'"):
+        load_data(spec, run, "conv2d")
 
 
 def test_changed_values_of_parquet_files_are_noticed(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -106,6 +107,10 @@ def list_images(path: Path, *, has_split: bool) -> Sequence[ImageFile]:
             hint = "write train/CLASS/… and test/CLASS/…, or split: random"
             raise user_error(f"there is no folder {name}", file=str(path), key="data.split", hint=hint)
     listed = {name: _list_classes(folder, is_train=TRAIN_MARKS[name]) for name, folder in parts.items()}
+    unread = next((folder for folder in _list_folders(path) if folder.name.lower() in PARTS - {*parts}), None)
+    if unread is not None:
+        hint = "move its images into train, or the folder elsewhere"
+        raise user_error("a folder beside train and test is not read", file=str(unread), key="data.path", hint=hint)
     unknown = {image.label for image in listed["test"]} - {image.label for image in listed["train"]}
     if unknown:
         message = f"class {min(unknown)} has images to test on, but none to train on"
@@ -113,21 +118,38 @@ def list_images(path: Path, *, has_split: bool) -> Sequence[ImageFile]:
     return [*listed["train"], *listed["test"]]
 
 
+def _list_folders(path: Path) -> list[Path]:
+    return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
 def _list_classes(path: Path, *, is_train: bool) -> list[ImageFile]:
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    stray = next(
+        (file for file in sorted(path.iterdir()) if file.suffix.lower() in FORMATS and not file.is_dir()), None
+    )
+    if stray is not None and not stray.name.startswith("."):
+        hint = "move it into the folder of its class, or elsewhere"
+        raise user_error("the image lies in no folder of a class", file=str(stray), key="data.path", hint=hint)
     images = []
-    for folder in folders:
-        visible = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-        unread = next((file for file in visible if file.suffix.lower() in UNREAD), None)
+    for folder in _list_folders(path):
+        if not folder.name.isprintable():
+            message = f"the name of this class is no printable text: {folder.name!r}"
+            raise user_error(message, file=str(path), key="data.path", hint="rename the folder")
+        visible = [file for file in sorted(folder.rglob("*")) if not _is_hidden(file.relative_to(folder))]
+        unread = next((file for file in visible if file.suffix.lower() in UNREAD and not file.is_dir()), None)
         if unread is not None:
             hint = "convert it to PNG or JPEG, or delete it"
             raise user_error("images of this format are not read", file=str(unread), key="data.path", hint=hint)
-        files = [file for file in visible if file.suffix.lower() in FORMATS]
+        # a broken link counts too: reading it reports it
+        files = [file for file in visible if file.suffix.lower() in FORMATS and not file.is_dir()]
         if not files:
             hint = f"add images ({', '.join(FORMATS)}), or remove the folder"
             raise user_error("the folder of this class holds no image", file=str(folder), key="data.path", hint=hint)
         images += [ImageFile(file, folder.name, is_train) for file in files]
     return images
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def read_image(path: Path, edge: int) -> Float32Array:
@@ -147,7 +169,7 @@ def read_image(path: Path, edge: int) -> Float32Array:
             formats = tuple(dict.fromkeys(FORMATS.values()))
             with Image.open(io.BytesIO(content), formats=formats) as image:
                 image.load()
-                mode = image.mode
+                mode, pages = image.mode, _count_pages(image)
                 upright = ImageOps.exif_transpose(image)
                 square = ImageOps.fit(upright.convert("RGB"), (edge, edge), Image.Resampling.BILINEAR)
     # decoders raise many kinds of errors for damaged files
@@ -158,7 +180,23 @@ def read_image(path: Path, edge: int) -> Float32Array:
         message = f"cannot be read as an image: {reason}"
         raise user_error(message, file=str(path), key="data.path", hint="replace or delete it") from error
     if mode not in EIGHT_BIT_MODES:
-        message = f"its pixels are of mode {mode}, not of 8 bits"
-        raise user_error(message, file=str(path), key="data.path", hint="convert it to 8 bits")
+        message = f"its pixels are of mode {mode}, which is not 8-bit grey, RGB or CMYK"
+        raise user_error(message, file=str(path), key="data.path", hint="convert it to 8-bit grey or RGB")
+    if pages > 1:
+        message = f"it is a stack of {pages} pages, of which one would be read"
+        raise user_error(message, file=str(path), key="data.path", hint="store each page as a file")
     pixels = np.asarray(square, np.float32) / 255
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+
+
+def _count_pages(image: Any) -> int:
+    """Count the pages of a TIFF; smaller ones than the first are thumbnails, which do not count."""
+    if image.format != "TIFF" or image.n_frames < 2:
+        return 1
+    size, pages = image.size, 0
+    for index in range(image.n_frames):
+        image.seek(index)
+        pages += image.size == size
+    image.seek(0)
+    image.load()
+    return pages

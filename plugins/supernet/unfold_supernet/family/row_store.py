@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def hash_files(files: Iterable[Path]) -> str:
     """Compute the SHA-256 over the names and contents of files, a block at a time."""
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.name}\0".encode())
+        digest.update(os.fsencode(path.name) + b"\0")
         with open_regular(path) as stream:
             while block := stream.read(HASH_BYTES):
                 digest.update(block)
