@@ -291,6 +291,48 @@ def test_names_of_images_may_be_no_text(tmp_path: Path) -> None:
         load_data(spec, run, "conv2d")
 
 
+def test_names_of_labels_are_read_from_shards(tmp_path: Path) -> None:
+    """Shards name their labels as one file does; another order in a later shard would mix them."""
+    names = np.array(["rash", "cough", "fever"])
+    labels = np.eye(3, dtype=int)[Y]
+
+    def name_labels(index: int, arrays: dict[str, Any]) -> None:
+        arrays |= {"y": labels[index * 30 : index * 30 + 30], "names": names}
+
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    data = load(tmp_path, write_npz(folder, name_labels), task="labels")
+    assert data.names == ("rash", "cough", "fever")
+    np.savez(folder / "part-2.npz", x=X[60:], y=labels[60:], who=GROUP[60:], names=names[::-1])
+    with pytest.raises(
+        UnfoldError, match=r"part-2\.npz.*names are fever, cough, rash, but rash, cough, fever in part-0"
+    ):
+        load(tmp_path, folder, task="labels")
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_extra_numbers_form_a_table(tmp_path: Path, is_sharded: bool) -> None:
+    """Numbers beside the inputs are a list of each row; an array of more axes is refused before the training."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    np.savez(folder / "a.npz", x=X, y=Y, extra=np.ones((ROWS, 2, 2)))
+    with pytest.raises(UnfoldError, match=r"a\.npz.*extra has shape \(90, 2, 2\), not \(rows, numbers\)"):
+        load(tmp_path, folder if is_sharded else folder / "a.npz")
+
+
+def test_parquet_tensors_are_inputs(tmp_path: Path) -> None:
+    """A column of tensors of one shape, as Arrow defines it, is read as such; a missing number is named."""
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(X.astype(np.float64))
+    parquet.write_table(pa.table({"signal": tensors, "target": Y}), tmp_path / "a.parquet")
+    np.testing.assert_array_equal(load(tmp_path, tmp_path / "a.parquet").x, X)
+    numbers = pa.array([None if index == 60 else 1.0 for index in range(X.size)])
+    storage = pa.FixedSizeListArray.from_arrays(numbers, 24)
+    tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float64(), (2, 12)), storage)
+    parquet.write_table(pa.table({"signal": tensors, "target": Y}), tmp_path / "a.parquet")
+    with pytest.raises(UnfoldError, match='row 2: column "signal" is empty'):
+        load(tmp_path, tmp_path / "a.parquet")
+
+
 def test_changed_values_of_parquet_files_are_noticed(tmp_path: Path) -> None:
     """A file with checksums, as Spark writes it, is refused if a value differs from what was written."""
     table = pa.table({"c0": np.linspace(0, 1, 64), "target": ["cat", "dog"] * 32})

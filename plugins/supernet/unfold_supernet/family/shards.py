@@ -22,6 +22,7 @@ from unfold_supernet.family.user_arrays import (
     UserData,
     UserDataOptions,
     arrange_axes,
+    check_extra,
     check_numbers,
     check_present,
     parse_groups,
@@ -62,6 +63,7 @@ class _Collected:
 
     columns: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     spreads: dict[str, ColumnSpread] = field(default_factory=lambda: {name: ColumnSpread() for name in INPUTS})
     first_file: str = ""
     scale: str = ""
@@ -123,7 +125,8 @@ def load_shards(options: UserDataOptions, path: Path, form: str, scratch: Path |
     joined = {name: np.concatenate(parts) for name, parts in collected.parts.items()}
     # the targets in a column of lists have no names
     has_names = files[0].suffix == ".parquet" and (joined["y"].ndim == 1 or len(options.targets) > 1)
-    targets = parse_targets(joined["y"], options.task, options.targets if has_names else (), str(path))
+    names = options.targets if has_names else collected.names
+    targets = parse_targets(joined["y"], options.task, names, str(path))
     y = targets.y
     return UserData(
         x=inputs,
@@ -145,9 +148,16 @@ def read_blocks(file: Path, options: UserDataOptions) -> Iterator[Block]:
     if file.suffix == ".parquet":
         yield from _read_parquet(file, options)
         return
-    names = ("x", "y", "extra", *(["split"] if options.has_split else []), *([options.group] if options.group else []))
+    optional = ("extra", "names")
+    names = (
+        "x",
+        "y",
+        *optional,
+        *(["split"] if options.has_split else []),
+        *([options.group] if options.group else []),
+    )
     arrays = read_archive(read_bytes(file), str(file), names)
-    require_arrays(arrays, [name for name in names if name != "extra"], str(file))
+    require_arrays(arrays, [name for name in names if name not in optional], str(file))
     if not arrays["y"].ndim:
         raise user_error("y is a single value", file=str(file), key="data.path", hint="store one label a row")
     yield Block(0, arrays, tuple(sorted(arrays)))
@@ -157,6 +167,11 @@ def _check_columns(block: Block, collected: _Collected, file: Path) -> None:
     """Check that a shard holds the columns of the first one."""
     if not collected.columns:
         collected.columns, collected.first_file, collected.features = block.columns, file.name, block.features
+    names = tuple(map(str, np.ravel(block.arrays.get("names", ()))))
+    collected.names = collected.names or names
+    if names != collected.names:
+        message = f"names are {list_columns(names)}, but {list_columns(collected.names)} in {collected.first_file}"
+        raise user_error(message, file=str(file), key="data.path", hint="store one order of columns in all shards")
     scale = _describe_scale(np.asarray(block.arrays["x"]).dtype)
     collected.scale = collected.scale or scale
     if scale and scale != collected.scale:
@@ -180,11 +195,10 @@ def _describe_scale(kind: Any) -> str:
 
 def _collect(block: Block, collected: _Collected, rows: int, file: Path) -> None:
     for name, values in block.arrays.items():
-        if name == "x":
+        if name in ("x", "names"):
             continue
         if name == "extra":
-            numbers = check_numbers(values, name, rows, str(file), block.start)
-            part = numbers[:, None] if numbers.ndim == 1 else numbers
+            part = check_extra(values, rows, str(file), block.start)
         else:
             part = _check_labels(np.asarray(values), name, rows, block.start, file)
         before = collected.parts.setdefault(name, [])
@@ -288,7 +302,8 @@ def _convert_labels(column: Any, name: str, start: int, path: Path) -> Any:
     _refuse_nulls(column, name, start, path)
     array = np.array(_convert_decimals(column).to_pylist())
     if array.ndim != 1 or array.dtype.kind == "O":
-        raise user_error(f'column "{name}" holds {column.type}, not one value a row', file=str(path), key="data.path")
+        message = f'column "{name}" holds {column.type}, not one number or text a row'
+        raise user_error(message, file=str(path), key="data.path", hint="convert it to numbers or text")
     return array
 
 
@@ -297,6 +312,9 @@ def _convert_feature(column: Any, name: str, start: int, path: Path) -> Any:
     import pyarrow as pa
 
     _refuse_nulls(column, name, start, path)
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        _refuse_nulls(column.storage.flatten(), name, start, path, max(1, math.prod(column.type.shape)))
+        return column.to_numpy_ndarray()
     shape = [len(column)]
     while _is_list(column.type):
         lengths = np.asarray(column.value_lengths().to_numpy(zero_copy_only=False))

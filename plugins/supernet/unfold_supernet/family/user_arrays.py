@@ -95,18 +95,18 @@ def load_user_data(options: UserDataOptions, path: Path, content: bytes, form: s
     targets = parse_targets(arrays["y"], options.task, arrays.get("names", ()), file)
     y = targets.y
     arrays.setdefault("extra", np.zeros((len(y), 0)))
-    numbers, columns = {name: check_numbers(arrays[name], name, len(y), file) for name in INPUTS}, arrays["columns"]
+    columns, numbers = arrays["columns"], check_numbers(arrays["x"], "x", len(y), file)
+    extra = check_extra(arrays["extra"], len(y), file)
     for name in INPUTS:
         spread = ColumnSpread()
         spread.add(arrays[name])
         spread.check(name, columns if name == "x" else (), file)
-    x, extra = arrange_axes(numbers["x"], options.channels, form, file), numbers["extra"]
     groups = (
         parse_groups(check_present(_check_rows(arrays[group], group, len(y), file), group, file)) if group else None
     )
     return UserData(
-        x=x,
-        extra=extra[:, None] if extra.ndim == 1 else extra,
+        x=arrange_axes(numbers, options.channels, form, file),
+        extra=extra,
         y=y,
         names=targets.names,
         groups=groups,
@@ -214,6 +214,19 @@ def check_numbers(values: Any, name: str, rows: int, file: str, start: int = 0) 
         message = f"{name}[{row}] holds a value that is not finite in single precision"
         raise user_error(message, file=file, hint="fill the gaps, or drop such rows")
     return numbers
+
+
+def check_extra(values: Any, rows: int, file: str, start: int = 0) -> Float32Array:
+    """Check the numbers beside the inputs as :func:`check_numbers` does, and arrange them as (n, numbers).
+
+    Raises:
+        UnfoldError: They are no finite numbers, or have more axes.
+    """
+    numbers = check_numbers(values, "extra", rows, file, start)
+    if numbers.ndim > 2:
+        message = f"extra has shape {numbers.shape}, not (rows, numbers)"
+        raise user_error(message, file=file, key="data.path", hint="extra.reshape(len(extra), -1)")
+    return numbers.reshape(rows, -1) if rows else numbers.reshape(0, math.prod(numbers.shape[1:]))
 
 
 def arrange_axes(x: Float32Array, channels: str | None, form: str, file: str) -> Float32Array:
