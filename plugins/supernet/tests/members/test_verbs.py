@@ -93,6 +93,32 @@ def test_delayed_measurements_are_noted_until_they_are_repeated(folder: Path, mo
     assert calls == ["one-row"]
 
 
+def test_models_of_a_fixed_number_of_rows_are_ordered_by_all_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight batches of four rows take longer than one of 32, so the model of single batches is not dominated."""
+    write_model(tmp_path / "small.onnx", width=8, size=SIZE)
+    write_model(tmp_path / "single.onnx", width=16, size=SIZE, rows=4)
+    spec = parse_spec("""
+version: 1
+kind: supernet
+name: list
+members: [{path: small.onnx, accuracy: 70%}, {path: single.onnx, accuracy: 90%}]
+serving: {slo: 200 ms}
+""")
+
+    def probe(file: CheckedFile) -> ProbeResult:
+        seconds = {1: 0.001, 4: 0.001} if file.fixed_rows else {1: 0.0005, 32: 0.004}
+        return ProbeResult(
+            output_name="y", classes=3, is_probability=False, load_s=0.01, bytes=1000, seconds=seconds, waiting=0.0
+        )
+
+    monkeypatch.setattr(profile_module, "probe_file", probe)
+    report = profile(spec, make_run(tmp_path / "run", base=tmp_path))
+    assert [row[0] for row in report.tables[0].rows] == ["small", "single"]
+    assert "dominated" not in dict(report.lines)
+
+
 def test_members_return_what_onnx_runtime_returns(folder: Path) -> None:
     """Logits become probabilities, probabilities stay, and a model of single rows serves many."""
     spec, run = parse_spec(SPEC), make_run(folder / "runs" / "list", base=folder)

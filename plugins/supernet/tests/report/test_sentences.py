@@ -85,7 +85,10 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "list_member_files": [((task,), {}) for task in TASKS],
     "state_members": [((3, 2, fits), {}) for fits in (True, False)],
     "state_memory_limit": [((120_000_000, limit), {}) for limit in (80_000_000, None)],
-    "state_residency": [((["a"], ["b", "c"], 3), {}), (([], [], 1_000), {})],
+    "state_residency": [
+        ((pinned, unused, 1_000), {})
+        for pinned, unused in ((["a"], ["b", "c"]), (["a", "b"], [str(index) for index in range(40)]), ([], []))
+    ],
     "explain_member_figures": [((), {})],
     "list_dominated": [((["a", "b"],), {})],
     "explain_no_residency_plan": [((), {})],

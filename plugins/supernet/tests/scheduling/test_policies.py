@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from plugins.supernet.tests.helpers import PROFILES, make_policies
 from unfold_supernet.scheduling.policies import (
     BatchChoice,
+    SubnetProfile,
+    make_cheapest,
     make_fitted,
     make_lookahead,
+    make_steady,
 )
 
 
@@ -50,3 +53,13 @@ def test_lookahead_extends_a_policy_beyond_one_batch(slack: float, waiting: int)
         return
     able = [at for at, net in enumerate(PROFILES) if net.estimate_latency(32) * waiting / 32 <= slack]
     assert choice == (BatchChoice(max(able), 32) if able else plain)
+
+
+def test_a_model_of_single_rows_serves_no_overload() -> None:
+    """Its largest batch is the shortest, but a model of larger batches answers 32 requests sooner."""
+    single = SubnetProfile("single", 95.0, ((1, 0.006),))
+    small = SubnetProfile("small", 80.0, ((1, 0.001), (32, 0.008)))
+    for profiles in ([single, small], [small, single]):
+        index = profiles.index(small)
+        for policy in (make_cheapest(profiles), make_fitted(profiles), make_steady(profiles, 0.02)):
+            assert policy(0.015, 400) == BatchChoice(index, 32)

@@ -19,7 +19,7 @@ PROFILE_FILE = "members.json"
 PROFILE_VERSION = 3
 """Increase it when the measurement changes, so that members are measured again."""
 ORDER_BATCH = 32
-"""Rows of the batch: members are ordered by its latency."""
+"""Rows by whose latency members are ordered; a model of fewer rows computes them in parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,7 @@ def _collect_profiles(
         build_profile(file.member.name, file.member.accuracy, probe.seconds)
         for file, probe in zip(checked, found, strict=True)
     ]
-    order = sorted(range(len(profiles)), key=lambda index: profiles[index].estimate_latency(ORDER_BATCH))
+    order = sorted(range(len(profiles)), key=lambda index: profiles[index].estimate_split_latency(ORDER_BATCH))
     sources = [
         MemberSource(file=file, output_name=probe.output_name, is_probability=probe.is_probability)
         for file, probe in zip(checked, found, strict=True)

@@ -12,6 +12,8 @@ from unfoldkit.api import format_bytes, format_count
 
 MAX_LISTED = 3
 """Subnets that a sentence names."""
+MAX_RESIDENT = 8
+"""Members of a list that a sentence names; the table has them all."""
 
 ASK_FOR_TRAINING = "Is every size in this one set of weights worth having, and is the goal met?"
 ASK_FOR_STUDY = "Does a cache of shared weights save time on this accelerator?"
@@ -541,8 +543,11 @@ def state_memory_limit(needed_bytes: int, memory_bytes: int | None) -> str:
 
 def state_residency(pinned: Sequence[str], unused: Sequence[str], loads: int) -> str:
     """State which members stay in memory and how often others are loaded."""
-    stays = f"{', '.join(pinned)} stay in memory" if pinned else "no member stays in memory throughout"
-    left_out = f"; {', '.join(unused)} not used" if unused else ""
+    verb = "stays" if len(pinned) == 1 else "stay"
+    stays = (
+        f"{_shorten_list(pinned, MAX_RESIDENT)} {verb} in memory" if pinned else "no member stays in memory throughout"
+    )
+    left_out = f"; {_shorten_list(unused, MAX_RESIDENT)} not used" if unused else ""
     return f"{stays}{left_out}; {loads:,} loads on this trace"
 
 

@@ -147,8 +147,7 @@ def make_steady(profiles: Sequence[SubnetProfile], slo: float) -> Policy:
         slo: Deadline of a request, in seconds from its arrival.
     """
     by_accuracy = sorted(range(len(profiles)), key=lambda index: profiles[index].accuracy, reverse=True)
-    fastest = min(by_accuracy, key=lambda index: profiles[index].estimate_latency(profiles[index].max_batch))
-    shed = make_shedding(profiles, fastest, slo)
+    shed = make_shedding(profiles, _find_fastest(profiles), slo)
     capacity = [compute_capacity(profile, slo) for profile in profiles]
 
     def choose(slack: float, queue_length: int) -> BatchChoice | None:
@@ -214,8 +213,12 @@ def make_cheapest(profiles: Sequence[SubnetProfile]) -> Policy:
 
 
 def _find_fastest(profiles: Sequence[SubnetProfile]) -> int:
-    # by the largest batch: the latency of one request is mostly overhead and its noise
-    return min(range(len(profiles)), key=lambda index: profiles[index].estimate_latency(profiles[index].max_batch))
+    # by the largest batch, which some compute in parts: the latency of one request is mostly overhead and its noise
+    rows = max(profile.max_batch for profile in profiles)
+    return min(
+        range(len(profiles)),
+        key=lambda index: (profiles[index].estimate_split_latency(rows), -profiles[index].accuracy),
+    )
 
 
 def _choose_largest_batch(
