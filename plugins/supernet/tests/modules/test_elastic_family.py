@@ -1065,8 +1065,29 @@ def test_pruned_weights_are_refused_with_a_hint() -> None:
     """A weight that a hook computes has no copy; the hint names how to make it a plain one."""
     module = make_normed(lambda layer: prune.l1_unstructured(layer, "weight", 0.5))
     module(torch.randn(3, 2, 12))
-    with pytest.raises(UnfoldError, match=r"cannot be copied.*prune\.remove"):
+    with pytest.raises(UnfoldError, match=r"cannot be copied: \S*weight is computed from weights.*prune\.remove"):
         elastic(module, torch.randn(3, 2, 12))
+
+
+class Caching(nn.Linear):  # type: ignore[misc,unused-ignore]
+    """Caches what it computes from its bias, as LeViT does with the biases of its attention."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.cache:
+            self.cache["bias"] = 2 * self.bias
+        return x @ self.weight.T + self.cache["bias"]
+
+
+def test_caches_that_follow_gradients_are_named() -> None:
+    """A module that was called before has no copy if it keeps a tensor with a history; the path names it."""
+    module = nn.Sequential(nn.Linear(4, 8), Caching(), nn.Linear(8, 3))
+    module(torch.randn(2, 4))
+    with pytest.raises(UnfoldError, match=r"cannot be copied: 1\.cache is computed from weights.*torch\.no_grad"):
+        elastic(module, torch.randn(2, 4))
 
 
 @pytest.mark.parametrize(

@@ -414,9 +414,21 @@ def _copy_module(module: nn.Module) -> nn.Module:
     try:
         return copy_unnormed(module)
     except Exception as error:
-        message = f"the module cannot be copied: {' '.join(str(error).split()[:30])}"
+        computed = _find_computed(module)
+        reason = f"{computed} is computed from weights" if computed else " ".join(str(error).split()[:30])
         hint = "call torch.nn.utils.prune.remove for pruned weights, or parametrizations instead of hooks"
-        raise user_error(message, key="model.from", hint=hint) from error
+        hint += "; a module that caches what it computes is called under torch.no_grad() only" if computed else ""
+        raise user_error(f"the module cannot be copied: {reason}", key="model.from", hint=hint) from error
+
+
+def _find_computed(module: nn.Module) -> str:
+    """Find an attribute that holds a tensor with a history of gradients, as caches do; empty if there is none."""
+    for path, layer in module.named_modules():
+        for name, value in vars(layer).items():
+            values = value.values() if isinstance(value, dict) else [value]
+            if any(isinstance(tensor, Tensor) and not tensor.is_leaf for tensor in values):
+                return f"{path}.{name}".lstrip(".")
+    return ""
 
 
 def _combine(*lists: Sequence[float]) -> list[tuple[float, float, float]]:
