@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast, get_type_hints
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -50,6 +50,24 @@ def without_dispatch(function: F) -> F:
         return result
 
     return cast("F", call)
+
+
+def compile_ahead(functions: Iterable[object], samples: Mapping[object, object]) -> None:
+    """Compile functions, or load them from the cache, so that the first call of each need not.
+
+    Args:
+        functions: Compiled functions; those without a sample of every parameter are left out.
+        samples: A value of each parameter, by its name or, for all others, by its annotated type.
+    """
+    for function in functions:
+        dispatcher: Any = function
+        if not hasattr(dispatcher, "py_func"):
+            continue
+        hints = get_type_hints(dispatcher.py_func)
+        hints.pop("return", None)
+        keys = [name if name in samples else kind for name, kind in hints.items()]
+        if all(key in samples for key in keys):
+            dispatcher.compile(tuple(dispatcher.typeof_pyval(samples[key]) for key in keys))
 
 
 def _share_versions(function: Any) -> Any:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -250,7 +251,7 @@ def test_a_policy_that_raises_an_interrupt_does_not_end_the_thread() -> None:
         world.submit(task)
     service = ControllerThread(live)
     service.start()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 100
     while "test_misbehaving_policies.py" not in status_to_json(read_status(live))["error"]:
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -264,15 +265,56 @@ def test_a_service_loads_the_matcher_before_it_leads(monkeypatch: pytest.MonkeyP
     """Loading takes seconds, in which the lease of a process that has just taken over would end."""
     live = ControlLoop(local_world(cluster(1)).handle(), list, "me", "spec", 1e6, 2e6)
     led_before = list[bool]()
-    monkeypatch.setattr(service_module, "simulate", lambda *_: led_before.append(live.is_leader))
+    errors = list[str]()
+    load_matcher = service_module.load_matcher
+
+    def load() -> None:
+        led_before.append(live.is_leader)
+        errors.append(status_to_json(read_status(live))["error"])
+        load_matcher()
+
+    monkeypatch.setattr(service_module, "load_matcher", load)
     service = ControllerThread(live)
     service.start()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 100
     while not live.is_leader:
         assert time.monotonic() < end
         time.sleep(0.05)
     service.stop()
     assert led_before == [False]
+    assert errors == [service_module.LOADING]
+
+
+def test_a_controller_that_leads_compiles_nothing() -> None:
+    """Compiling takes seconds, too: with the first gang, or the first task that is withdrawn, the lease would end."""
+    outcome = subprocess.run([sys.executable, "-c", COMPILES], capture_output=True, text=True, timeout=100, check=False)
+    assert outcome.stdout == "compiled []\n", outcome.stderr
+
+
+COMPILES = """
+from numba.core.dispatcher import Dispatcher
+from plugins.placement.tests.cases import cluster, job, policy
+from plugins.placement.tests.live.worlds import local_world
+from unfold_placement.live.control_loop import ControlLoop
+from unfold_placement.live.service import load_matcher
+from unfold_placement.policies.registry import build_policies
+
+load_matcher()
+names, compile_types = [], Dispatcher.compile
+Dispatcher.compile = lambda self, types: names.append(self.py_func.__name__) or compile_types(self, types)
+rules = policy(gang={}, priority={"preempt": True}, limit={"most": 3, "by": "user"})
+world = local_world(cluster(3))
+live = ControlLoop(world.handle(), lambda: build_policies(rules), "me", "spec", 1e6, 2e6)
+for task in [*job("a", 2, run=1e5), *job("b", 3, run=1e5), *job("c", 9, run=1e5)]:
+    world.submit(task)
+    live.step(0.0)
+live.backend.withdraw("a-0")
+live.backend.withdraw("c-0")
+live.step(0.0)
+live.actuator = None
+live.step(0.0)
+print("compiled", names)
+"""
 
 
 def hang(policy_hangs: Callable[[], object]) -> Policy:

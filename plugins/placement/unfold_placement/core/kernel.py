@@ -12,7 +12,7 @@ import numpy as np
 from unfold_placement._types import FloatArray, Int32Array, Int64Array, MaskArray
 from unfold_placement.core.state import COUNTERS, StateArrays
 from unfold_placement.core.types import MILLI, ROOM_OF_DEVICE
-from unfoldkit.jit import compiled, without_dispatch
+from unfoldkit.jit import compile_ahead, compiled, without_dispatch
 
 NOT_SUBMITTED, WAITING, RUNNING, DONE, REFUSED = range(5)
 """Codes of ``StateArrays.status``."""
@@ -753,3 +753,16 @@ call_next_candidate = without_dispatch(next_candidate)
 call_submit_task = without_dispatch(submit_task)
 call_finish_task = without_dispatch(finish_task)
 call_clear_column = without_dispatch(clear_column)
+
+
+def compile_live_functions(state: StateArrays) -> None:
+    """Compile, or load, all that a live controller may call; the arrays of every cluster are of one type."""
+    samples: dict[object, object] = {
+        StateArrays: state, int: 0, float: 0.0, bool: False, Int64Array: np.zeros(1, np.int64),
+        Int32Array: np.zeros(1, np.int32), FloatArray: np.zeros(1), MaskArray: np.zeros(1, np.uint8),
+        "hopeless": np.zeros((1, 1), np.uint8),
+    }  # fmt: skip
+    functions = [start_task, enqueue, log_event, mark_dirty, first_fit, mark_fitting, next_candidate, next_admissible]
+    functions += [revive_shapes, assign_unit, has_unit_resources, mark_admitted, shortest_prefix, forecast_free_times]
+    functions += [allocate, release, finish_task, recheck_requesters, clear_column, start_fitting, submit_task]
+    compile_ahead([*functions, has_cluster_resources], samples)

@@ -11,18 +11,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from unfold_placement.core import kernel
 from unfold_placement.core.policy import loading_error
+from unfold_placement.core.resources import build_resource_table
 from unfold_placement.core.shadow_agreement import Agreement
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.core.watchdog import end_forked_processes, keep_recursion_limit
 from unfold_placement.live.control_loop import ControlLoop, run_until_stopped
 from unfold_placement.live.status import agreement_to_json, read_status, status_to_json
-from unfold_placement.simulation.simulator import simulate
 from unfoldkit.api import UnfoldError
 from unfoldkit.serving.service import ASGIApp
 
 STOP_TIMEOUT_S = 10.0
 RETRY_S = 1.0
+LOADING = "the matcher is being loaded; the first start on a machine compiles it, for up to two minutes"
 
 
 @dataclass(slots=True)
@@ -70,7 +72,9 @@ class ControllerThread:
         return not (self.last_error or self.loop.last_error) or self.loop.actuator is not None
 
     def _run_loop(self) -> None:
+        self.loop.last_error = LOADING
         load_matcher()
+        self.loop.last_error = ""
         with end_forked_processes(), keep_recursion_limit():
             self._decide()
 
@@ -99,8 +103,11 @@ class ControllerThread:
 
 
 def load_matcher() -> None:
-    """Load the compiled matcher, which takes seconds: a process that did so as it took over would lose its lease."""
-    simulate([Node("node", {"cpu": MILLI})], [Task(name="task", demand={"cpu": MILLI}, run=1.0)])
+    """Load the compiled matcher, which takes seconds: a process that did so as it took over would lose its lease.
+
+    So would one that compiled a function at the first gang. A first start compiles all, for a minute on two cores.
+    """
+    kernel.compile_live_functions(build_resource_table([Node("node", {"cpu": MILLI})]).state)
 
 
 def build_application(name: str, thread: ControllerThread, agreement: Agreement | None = None) -> ASGIApp:

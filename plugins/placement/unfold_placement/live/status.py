@@ -214,7 +214,7 @@ def _draw_board(name: str, status: Status) -> Dashboard:
         (resource, node or "the cluster", str(amount), owner)
         for resource, node, amount, owner in status.resources[:MAX_ROWS]
     )
-    leader_note = status.error if status.role != STANDBY else "another process leads"
+    leader_note = status.error or ("another process leads" if status.role == STANDBY else "")
     tiles = (
         Tile(
             "leader", "yes" if status.is_leader else "no", leader_note, (not status.error) if status.is_leader else None
