@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -136,6 +136,25 @@ def test_one_of_two_controllers_leads() -> None:
     assert {record.attempt for record in running} == {1}
     assert second.live.actuator is not None
     assert len(second.live.actuator.controller.view.running()) == 4
+
+
+@pytest.mark.parametrize("state", ["running", "done"])
+def test_a_task_that_started_before_it_came_is_adopted(state: str) -> None:
+    """The clock of the server says when a pod came, that of a controller when it started: they differ."""
+    world = local_world(cluster(2))
+    world.clock.time = 100.0
+    world.submit(job("a", 1, run=50)[0])
+    first = ControlLoop(world.handle(), lambda: build_policies(policy(gang={})), "one", "spec", LEASE, LEASE)
+    first.step(0.0)
+    record = world.register.records["a-0"]
+    ended = 97.0 if state == "done" else record.ended
+    world.register.records["a-0"] = replace(record, state=state, started=98.0, ended=ended)
+    second = ControlLoop(world.handle(), lambda: build_policies(policy(gang={})), "two", "spec", LEASE, LEASE)
+    world.clock.time += 2 * LEASE
+    assert second.step(0.0)
+    assert second.last_error == ""
+    assert second.actuator is not None
+    assert len(second.actuator.controller.view.running()) == (state == "running")
 
 
 def test_a_stopped_controller_hands_over_at_once() -> None:

@@ -159,12 +159,14 @@ def _has_run(record: Record) -> bool:
 
 
 def _past_events(records: Iterable[Record]) -> Iterator[PastEvent]:
+    """Yield what happened to tasks, in order for each: clocks of several machines recorded the times."""
     for record in records:
-        yield record.task.arrival, SUBMISSION, record
-        if math.isfinite(record.started):
-            yield record.started, START, record
-        if math.isfinite(record.ended):
-            yield record.ended, END, record
+        last_s = record.task.arrival
+        yield last_s, SUBMISSION, record
+        for time, code in ((record.started, START), (record.ended, END)):
+            if math.isfinite(time):
+                last_s = max(last_s, time)
+                yield last_s, code, record
 
 
 def _replay_event(controller: Controller, code: int, record: Record) -> dict[str, str]:
