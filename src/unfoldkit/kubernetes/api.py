@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ WATCH_TIMEOUT_S = 150
 """A watch that is silent for so long is cut and begun again; the server sends a bookmark every minute."""
 MAX_RETRY_AFTER_S = 10.0
 """Longest pause that an overloaded server may ask for before a request is sent again."""
+CLOCK_TOLERANCE_S = 2.0
+"""How much the clock of this machine may differ from the server's, whose responses state whole seconds."""
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE, INVALID = 401, 403, 404, 409, 410, 422
 TOO_MANY_REQUESTS, BAD_GATEWAY = 429, 502
 BROKEN = frozenset({500, BAD_GATEWAY, 503, 504})
@@ -88,6 +91,7 @@ class Api:
         closed: Set by ``close``.
         key: The key of a spec that names the server, for messages.
         awaited: Requests without an answer yet, in order of sending.
+        clock_offset_s: Unix time by the server's clock, less the monotonic clock of this process.
     """
 
     client: Any
@@ -96,6 +100,11 @@ class Api:
     closed: bool = False
     key: str = KEY
     awaited: dict[object, str] = field(default_factory=dict)
+    clock_offset_s: float = field(default_factory=lambda: time.time() - time.monotonic())
+
+    def now(self) -> float:
+        """Return the Unix time (s) by the server's clock, which its timestamps and all its clients share."""
+        return time.monotonic() + self.clock_offset_s
 
     def describe_wait(self) -> str:
         """Return the request that has waited longest for an answer; empty for none."""
@@ -168,7 +177,9 @@ class Api:
         data = None if body is None else msgspec.json.encode(body)
         is_repeatable |= method == "GET"
         for attempt in range(tries):
+            sent_at = self.now()
             response = self._send(method, path, data, kind, is_repeatable=is_repeatable)
+            self._follow_clock(response.headers.get("Date", ""), sent_at)
             is_overloaded = response.status == TOO_MANY_REQUESTS
             if attempt == tries - 1 or not (is_overloaded or (is_repeatable and response.status in BROKEN)):
                 break
@@ -209,6 +220,16 @@ class Api:
         for response in list(self.streams):
             with contextlib.suppress(Exception):
                 response.shutdown()
+
+    def _follow_clock(self, date: str, sent_at: float) -> None:
+        """Correct the clock where the date of a response shows that it differs by seconds."""
+        with contextlib.suppress(ValueError):
+            stated = parsedate_to_datetime(date).timestamp() + 0.5
+            answered_at = self.now()
+            if stated < sent_at - CLOCK_TOLERANCE_S:
+                self.clock_offset_s += stated - sent_at
+            elif stated > answered_at + CLOCK_TOLERANCE_S:
+                self.clock_offset_s += stated - answered_at
 
     def _send(
         self, method: str, path: str, data: bytes | None, kind: str, *, is_repeatable: bool, stream: bool = False

@@ -104,17 +104,20 @@ class LeaderElection:
         return renewed
 
     def _lease(self, holder: str, ttl: float, transitions: int) -> Body:
-        return lease_body(self.name, self.api.namespace, holder, ttl, {"leaseTransitions": transitions})
+        return lease_body(self.api, self.name, holder, ttl, {"leaseTransitions": transitions})
 
 
-def lease_body(name: str, namespace: str, holder: str, ttl: float, extra_spec: Body) -> Body:
-    """Return a Lease renewed now. Its duration is in whole seconds; an annotation holds the precise one."""
+def lease_body(api: Api, name: str, holder: str, ttl: float, extra_spec: Body) -> Body:
+    """Return a Lease renewed now, by the server's clock.
+
+    Its duration is in whole seconds; an annotation holds the precise one.
+    """
     spec = {
         "holderIdentity": holder,
         "leaseDurationSeconds": max(1, math.ceil(ttl)),
-        "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "renewTime": datetime.fromtimestamp(api.now(), UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
     }
-    meta = {"name": name, "namespace": namespace, "annotations": {PRECISE_DURATION: repr(ttl)}}
+    meta = {"name": name, "namespace": api.namespace, "annotations": {PRECISE_DURATION: repr(ttl)}}
     return {"apiVersion": API, "kind": "Lease", "metadata": meta, "spec": spec | extra_spec}
 
 

@@ -157,6 +157,18 @@ def test_a_task_that_started_before_it_came_is_adopted(state: str) -> None:
     assert len(second.actuator.controller.view.running()) == (state == "running")
 
 
+def test_a_clock_that_is_late_or_set_back_delays_no_election() -> None:
+    """A controller leads by a clock that shows a time before the cluster's first, and renews when it is set back."""
+    world = local_world(cluster(1))
+    world.clock.time = -3600.0
+    live = ControlLoop(world.handle(), lambda: build_policies(policy(gang={})), "one", "spec", LEASE, LEASE)
+    assert live.step(0.0)
+    until = world.register.leads_until
+    world.clock.time -= 60.0
+    live.step(0.0)
+    assert world.register.leads_until == until - 60.0
+
+
 def test_a_stopped_controller_hands_over_at_once() -> None:
     """Drained: names and tasks stay, the lead is free without waiting for the lease."""
     scenario = Scenario(job("a", 4, run=60), {"anti-affinity": {"density": 2}}, cluster(2))

@@ -469,7 +469,7 @@ def open_admission_check(api: Api, scope: Scope, patience_s: float) -> Admission
     """Open the backend that answers Kueue's admission checks; it follows the server until it is closed."""
     began_s = time.monotonic()
     store = StateStore(lambda: time.monotonic() - began_s)
-    backend = AdmissionCheckBackend(store, api=api, scope=scope, patience_s=patience_s)
+    backend = AdmissionCheckBackend(store, api=api, scope=scope, patience_s=patience_s, wall_clock=api.now)
     backend.open()
     return backend
 

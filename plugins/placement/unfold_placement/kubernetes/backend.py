@@ -198,7 +198,7 @@ class KubernetesBackend:
         exists_error = user_error(f"task {task.name} already exists", hint="task names must be unique")
         if task.name in self.store.records:
             raise exists_error
-        body = pods.gated_pod(task, self.asks(task), self.scope, time.time())
+        body = pods.gated_pod(task, self.asks(task), self.scope, self.api.now())
         try:
             self.informer.handle_pod(self.api.post(f"/api/v1/namespaces/{self.api.namespace}/pods", body))
         except ApiError as error:
@@ -461,7 +461,7 @@ def open_backend(
         UnfoldError: the server denies access, or does not answer.
     """
     scope = Scope(name, api.namespace, UNITS if units is None else units, counters)
-    store = StateStore(lambda: time.time() - informer.origin)
+    store = StateStore(lambda: api.now() - informer.origin)
     informer = Informer(api, scope, store, 0.0)
     writer = Writer(api, scope, informer, Counters(api, scope) if counters == DRA else None)
     try:
@@ -502,7 +502,7 @@ def access_error(error: ApiError, hint: str) -> UnfoldError:
 def renew_owner(api: Api, scope: Scope, owner: str, ttl: float) -> None:
     """Extend the lifetime of an owner's resources to ``ttl`` seconds from now."""
     name = shorten_name(f"{scope.name}.{owner}", 60).lower()
-    lease = lease_body(name, api.namespace, owner, ttl, {})
+    lease = lease_body(api, name, owner, ttl, {})
     lease["metadata"]["labels"] = {OWNER: scope.name}
     try:
         api.patch(f"{leases_path(api)}/{name}", lease, MERGE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,7 @@ class Client:
             UnfoldError: the task demands a fraction of what Kubernetes allocates as a whole.
         """
         asks = [ask for ask, _ in collect_requests(self.policies, task)]
-        return pods.gated_pod(task, asks, self.scope, time.time(), template)
+        return pods.gated_pod(task, asks, self.scope, self.api.now(), template)
 
     def submit(self, task: Task, template: Mapping[str, Any] | None = None) -> str:
         """Create the pod and return its name; a deadline counts from now.

@@ -77,7 +77,7 @@ class ControlLoop:
     actuator: Actuator | None = None
     last_change: int = 0
     is_leader: bool = False
-    next_election_s: float = 0.0
+    next_election_s: float = -math.inf
     failures: int = 0
     last_error: str = ""
     thread_id: int = 0
@@ -102,7 +102,7 @@ class ControlLoop:
         except Exception as error:
             # another process leads, a policy failed, or the controller's state is outdated: continue from a snapshot
             self._record_error(error)
-            self.actuator, self.next_election_s, self.failures = None, 0.0, self.failures + 1
+            self.actuator, self.next_election_s, self.failures = None, -math.inf, self.failures + 1
             if self.failures > MAX_FAILURES:
                 raise
         finally:
@@ -135,10 +135,11 @@ class ControlLoop:
             self.backend.resign()
 
     def _renew_leadership(self) -> bool:
-        now = self.backend.now()
-        if now >= self.next_election_s:
+        now, period_s = self.backend.now(), self.leader_ttl_s / ELECTIONS_PER_TERM
+        # a clock that was set back must not delay it
+        if not self.next_election_s - period_s <= now < self.next_election_s:
             was_leader, self.is_leader = self.is_leader, self.backend.lead(self.process_id, self.leader_ttl_s)
-            self.next_election_s = now + self.leader_ttl_s / ELECTIONS_PER_TERM
+            self.next_election_s = now + period_s
             if self.is_leader:
                 self.backend.renew(self.owner, self.lease_s)
             if not self.is_leader or not was_leader:
