@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -39,6 +40,10 @@ class Server:
     version: int = 0
     before_write: Any = None
     namespace: str = "unfold"
+
+    def now(self) -> float:
+        """Return Unix time."""
+        return time.time()
 
     def put_object(self, path: str, body: Body) -> Body:
         """Store an object under a new version."""
