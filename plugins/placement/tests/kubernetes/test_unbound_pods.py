@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import pytest
 
+from plugins.placement.tests.cases import policy
 from plugins.placement.tests.kubernetes.stub_server import Body, node, stub_server
 from plugins.placement.tests.kubernetes.test_hostile_server import await_true
 from plugins.placement.tests.kubernetes.test_stopping_pods import change, open_leader, submit
 from unfold_placement.kubernetes import pods
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
+from unfold_placement.live.control_loop import ControlLoop
+from unfold_placement.live.postponed import postpone
+from unfold_placement.live.status import read_status, status_to_json
+from unfold_placement.policies.registry import build_policies
 
 pytestmark = pytest.mark.kubernetes
 REASON = '0/1 nodes are available: persistentvolumeclaim "data" not found'
 
 
+def reject(body: Body) -> None:
+    """Do what kube-scheduler does with a pod that it has no node for."""
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": REASON}
+    body["status"] = {"phase": "Pending", "conditions": [condition]}
+
+
 def test_the_reason_of_kube_scheduler_is_logged_once_for_each_pod(caplog: pytest.LogCaptureFixture) -> None:
     """A pod with a claim that does not exist is taken back over and over: who runs the policy must learn why."""
-
-    def reject(body: Body) -> None:
-        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": REASON}
-        body["status"] = {"phase": "Pending", "conditions": [condition]}
-
     with stub_server() as (server, api):
         server.put("nodes", node("n0"))
         submit(server, "a", 1)
@@ -38,3 +44,35 @@ def test_the_reason_of_kube_scheduler_is_logged_once_for_each_pod(caplog: pytest
         assert [record.message for record in caplog.records if "kube-scheduler" in record.message] == [
             f"a has stayed without a node for 0 s and is gated again; kube-scheduler: {REASON}"
         ]
+
+
+def test_a_pod_that_is_rejected_again_leaves_its_room_to_others() -> None:
+    """It is kept back for longer each time, and the status repeats what kube-scheduler says of it."""
+    with stub_server() as (server, api):
+        server.put("nodes", node("n0"))
+        submit(server, "a", 4)
+        backend = open_leader(api)
+        backend.bind_timeout_s = 0.5
+        rules = policy(priority={"preempt": True}, gang={})
+        live = ControlLoop(backend, lambda: build_policies(rules), "me", "g", 60.0, 60.0)
+
+        def explain() -> str:
+            live.step(0.05)
+            for body in server.list("pods"):
+                if not body["spec"].get("schedulingGates") and not body.get("status"):
+                    change(server, body["metadata"]["name"], reject)
+            return " ".join(row["why"] for row in status_to_json(read_status(live))["waits"])
+
+        await_true(lambda: REASON in explain())
+        assert "is tried again in" in explain()
+        submit(server, "b", 4)
+        await_true(lambda: bool(explain()) and backend.store.records["b"].state == kinds.RUNNING)
+
+
+def test_postponements_grow_up_to_a_limit() -> None:
+    """The first try after a rejection comes at once: the room may have gone to the pod of another program."""
+    item, delays = None, []
+    for _ in range(8):
+        item = postpone(item, REASON, 100.0, 10.0)
+        delays.append(item.until_s - 100.0)
+    assert delays == [0.0, 20.0, 40.0, 80.0, 120.0, 120.0, 120.0, 120.0]

@@ -28,7 +28,8 @@ from unfold_placement.kubernetes.informer import Informer
 from unfold_placement.kubernetes.writer import LostTask, Outcomes, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
-from unfold_placement.live.state_store import StateStore
+from unfold_placement.live.postponed import Postponed, Postponement, postpone
+from unfold_placement.live.state_store import ALIVE, StateStore
 from unfold_placement.policies.affinity.node_filter import AcceptedNodes, DomainLimits, has_domain_limits
 from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.kubernetes.api import FIRST_CLIENT_ERROR, KEY, MERGE, UNAUTHORIZED, Api, ApiError
@@ -75,7 +76,7 @@ class KubernetesBackend:
         has_gangs: Units of several tasks were started since the last flush, or the records of all have become outdated.
         lost_tasks: Tasks that need a new pod.
         next_snapshot_s: When pods of other programs may next cause a snapshot, by the monotonic clock.
-        unbound_reasons: Why kube-scheduler had no node for the opened pod of a task, as logged last.
+        postponed: Tasks that kube-scheduler had no node for, by name.
     """
 
     api: Api
@@ -96,7 +97,7 @@ class KubernetesBackend:
     has_gangs: bool = False
     lost_tasks: list[LostTask] = field(default_factory=list)
     next_snapshot_s: float = 0.0
-    unbound_reasons: dict[str, str] = field(default_factory=dict)
+    postponed: dict[str, Postponement] = field(default_factory=dict)
 
     def now(self) -> float:
         """Return the seconds since the scope's ConfigMap was created."""
@@ -109,7 +110,10 @@ class KubernetesBackend:
     def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
         """Return the policies for kube-scheduler's own rules; limits of domains only where a pod has any."""
         has_limits = bool(self.informer.repelling) or any(map(has_domain_limits, tasks))
-        return [AcceptedNodes(), *([DomainLimits(absent=self.informer.list_absent_nodes())] if has_limits else [])]
+        limits = [DomainLimits(absent=self.informer.list_absent_nodes())] if has_limits else []
+        names = {task.name for task in tasks}
+        postponed = {name: item for name, item in self._list_postponed().items() if name in names}
+        return [*([Postponed(postponed)] if postponed else []), AcceptedNodes(), *limits]
 
     def snapshot(self) -> Snapshot:
         """Write what is pending, read leases unless this process leads, and return nodes, resources and tasks."""
@@ -280,23 +284,41 @@ class KubernetesBackend:
         """Release claims of ended pods, and gate units again if their pods stay without a node for too long."""
         self.writer.release_claims()
         for first_task in self.gate_queue.find_late(self.now() - self.bind_timeout_s):
-            self._report_unbound(first_task)
+            self._postpone_unbound(first_task)
             self._gate_unit_again(first_task, "the scheduler found no room")
+            # a new controller makes its policies keep back what is postponed
+            self.informer.nodes_changed |= bool(self._list_postponed())
+        self._forget_postponed()
         # each gang replaces the records of those before it; nothing replaces the last
         self.has_gangs |= not self.gate_queue.units and self.writer.has_units
 
-    def _report_unbound(self, first_task: str) -> None:
-        """Log why kube-scheduler has no node for a pod of a unit, once for each pod and reason.
+    def _postpone_unbound(self, first_task: str) -> None:
+        """Postpone the tasks of a unit that kube-scheduler has no node for, and log each of its reasons once.
 
-        A claim that does not exist never leaves it, so that the unit is opened and taken back over and over.
+        A volume claim that does not exist never leaves it: its unit would take the room of others, over and over.
         """
         for task in self.gate_queue.units.get(first_task, ()):
-            reason = pods.unschedulable_reason(self.informer.body(task))
-            if reason and self.unbound_reasons.get(task) != reason:
-                self.unbound_reasons[task] = reason
+            body = self.informer.body(task)
+            reason, previous = pods.unschedulable_reason(body), self.postponed.get(task)
+            if body is None or body["spec"].get("nodeName"):
+                continue
+            reason = reason or f"{body['spec'].get('schedulerName', 'it')} has not looked at it"
+            self.postponed[task] = postpone(previous, reason, self.now(), self.bind_timeout_s)
+            if previous is None or previous.reason != reason:
                 text = "%s has stayed without a node for %g s and is gated again; kube-scheduler: %s"
                 logging.getLogger("unfoldkit").warning(text, task, self.bind_timeout_s, reason)
-        self.unbound_reasons = {task: text for task, text in self.unbound_reasons.items() if task in self.store.records}
+
+    def _list_postponed(self) -> dict[str, Postponement]:
+        """Return the tasks that are not to be tried yet."""
+        now_s = self.now()
+        return {name: item for name, item in self.postponed.items() if item.until_s > now_s}
+
+    def _forget_postponed(self) -> None:
+        """Forget the postponed tasks that have a node, or have gone."""
+        for task in list(self.postponed):
+            record = self.store.records.get(task)
+            if record is None or record.state not in ALIVE or self.informer.is_bound(task):
+                del self.postponed[task]
 
     def repair(self) -> None:
         """Continue from what another controller left."""
