@@ -79,11 +79,7 @@ class QueueChange:
 
 
 def compare_starts(problem: QueueProblem, on_step: Callable[[int], None] = lambda _count: None) -> list[StartChange]:
-    """Replay the workloads with and without the change, and pair them by name, in the order of the file.
-
-    Raises:
-        UnfoldError: workloads preempt each other for ever.
-    """
+    """Replay the workloads with and without the change, and pair them by name, in the order of the file."""
     after = replay_queues(problem.after, on_step)
     before = replay_queues(problem.before, on_step) if problem.has_change else after
     by_name = {admission.workload.name: admission for admission in before}

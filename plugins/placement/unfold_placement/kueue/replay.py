@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from unfold_placement.kueue.objects import QueueSnapshot, Workload
 from unfold_placement.kueue.quota_tree import build_quota_tree
 from unfold_placement.kueue.scheduler import PendingQueue, Scheduler
 from unfold_placement.kueue.state import AdmissionState, Entry
-from unfoldkit.api import user_error
 
 RETRY_DELAY_S = 1.0
 """Kueue tries inadmissible workloads again this long after a release (``requeueBatchPeriod``)."""
@@ -19,6 +19,8 @@ MAX_PREEMPTING_CYCLES = 20_000
 """Cycles with preemption and without an arrival or end, after which queues preempt each other for ever."""
 USUAL_PREEMPTING_CYCLES = 50
 """After so many the states are compared: one that recurs recurs for ever."""
+MAX_NAMES = 4
+"""Names of workloads in a reason."""
 END, ARRIVAL, RETRY = range(3)
 
 
@@ -59,6 +61,8 @@ class KueueReplay:
         admissions: Entries in the order in which they were admitted.
         count: Events so far, which orders those of one instant and kind.
         preempting_cycles: Cycles with preemption since the last arrival or end.
+        preempted: How often entries were preempted since then.
+        loops: Reasons of workloads that preempt each other for ever.
     """
 
     scheduler: Scheduler
@@ -67,6 +71,8 @@ class KueueReplay:
     admissions: list[Entry] = field(default_factory=list)
     count: int = 0
     preempting_cycles: int = 0
+    preempted: Counter[Entry] = field(default_factory=Counter)
+    loops: dict[str, str] = field(default_factory=dict)
 
     def add(self, at_s: float, kind: int, subject: Entry | str, attempt: int = 0) -> None:
         """Schedule an event."""
@@ -91,17 +97,17 @@ class KueueReplay:
                 if self._root(queue.queue.name) == subject:
                     queue.retry()
         elif kind == ARRIVAL:
-            self.preempting_cycles = 0
+            self._reset_cycles()
             self.scheduler.queues[subject.queue.name].push(subject)
         elif attempt == subject.attempt and subject.reserved_s is not None:
-            self.preempting_cycles = 0
+            self._reset_cycles()
             subject.ended_s = self.scheduler.state.now_s
             self._release(subject)
 
     def _run_cycles(self, now_s: float) -> None:
         seen: set[Hashable] = set()
         states: set[Hashable] = set()
-        while self.preempting_cycles < MAX_PREEMPTING_CYCLES:
+        while True:
             if (signature := self.scheduler.signature()) in seen:
                 # Kueue goes on trying its heads, with the same result until quota is released
                 return
@@ -116,15 +122,39 @@ class KueueReplay:
                 entry.preemptions += 1
                 self._release(entry)
                 self.scheduler.queues[entry.queue.name].push(entry)
+            self.preempted.update(preempted)
             self.preempting_cycles += bool(preempted)
             if admitted or preempted:
                 seen.clear()
             if preempted and self.preempting_cycles > USUAL_PREEMPTING_CYCLES:
-                if (whole := self.scheduler.whole_state()) in states:
-                    break
+                whole = self.scheduler.whole_state()
+                if whole in states or self.preempting_cycles >= MAX_PREEMPTING_CYCLES:
+                    self._set_aside(preempted)
                 states.add(whole)
-        names = ", ".join(sorted({entry.workload.name for entry in self.admissions[-4:]}))
-        raise user_error(f"workloads preempt each other forever at {now_s:g} s: {names}", key="workload.replay")
+
+    def _reset_cycles(self) -> None:
+        self.preempting_cycles = 0
+        self.preempted.clear()
+
+    def _set_aside(self, latest: Sequence[Entry]) -> None:
+        """Let workloads that preempt each other for ever neither end nor be tried again.
+
+        Kueue goes on stopping and starting them, and they use its quota meanwhile: those that run now keep it.
+
+        Args:
+            latest: The entries that were preempted last.
+        """
+        entries = {entry for entry, count in self.preempted.items() if count > 1} | set(latest)
+        names = sorted(entry.workload.name for entry in entries)
+        listed = ", ".join(names[:MAX_NAMES]) + (
+            f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        )
+        for entry in entries:
+            self.loops[entry.workload.name] = f"preempted over and over, as the rules of its cohort allow: {listed}"
+            entry.attempt += 1
+            if entry.reserved_s is None:
+                self.scheduler.queues[entry.queue.name].remove(entry)
+        self._reset_cycles()
 
     def _release(self, entry: Entry) -> None:
         self.scheduler.state.release(entry)
@@ -144,14 +174,11 @@ def replay_queues(snapshot: QueueSnapshot, on_step: Callable[[int], None] = lamb
     """Replay the workloads of a snapshot, and return what happened to each, in the snapshot's order.
 
     Pods start when their workload is admitted: nodes, images and other admission checks take no time. A preempted
-    workload starts over.
+    workload starts over; those that preempt each other for ever never end.
 
     Args:
         snapshot: The quota system at its beginning.
         on_step: Called with the number of admissions so far.
-
-    Raises:
-        UnfoldError: workloads preempt each other for ever.
     """
     nodes = build_quota_tree(snapshot.queues, snapshot.cohorts)
     state = AdmissionState(snapshot.flavors, nodes)
@@ -163,7 +190,7 @@ def replay_queues(snapshot: QueueSnapshot, on_step: Callable[[int], None] = lamb
         entries.append(entry)
         _begin(replay, entry)
     replay.run(on_step)
-    reasons = {**replay.scheduler.reasons, **replay.scheduler.describe_blocked()}
+    reasons = {**replay.scheduler.reasons, **replay.scheduler.describe_blocked(), **replay.loops}
     return [_admission(entry, reasons.get(entry.workload.name, "")) for entry in entries]
 
 

@@ -45,6 +45,12 @@ class PendingQueue:
         index = self.heap.index(self.sticky) if self.sticky is not None and self.sticky in self.heap else 0
         return self.heap.pop(index)
 
+    def remove(self, entry: Entry) -> None:
+        """Take a workload out for good."""
+        self.heap = [other for other in self.heap if other is not entry]
+        self.inadmissible = [other for other in self.inadmissible if other is not entry]
+        self.sticky = None if self.sticky is entry else self.sticky
+
     def retry(self) -> bool:
         """Try the inadmissible workloads again; return whether there were any."""
         waiting, self.inadmissible = self.inadmissible, []
