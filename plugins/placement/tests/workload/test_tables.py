@@ -80,7 +80,7 @@ def test_dates_with_and_without_a_zone_in_one_file_are_reported(
         ("536870912", 1, Columns(scales={"memory": 2**-20}), 512),
         ("100000000", 1, Columns(scales={"memory": 1.0}), 100_000_000),
         ("80Ti", 1, Columns(), 80 << 20),
-        ("134217728", 2, Columns(), 64 << 20),
+        ("2097152", 2, Columns(), 1 << 20),
     ],
     ids=["bytes", "stated", "suffix", "spread"],
 )
@@ -90,6 +90,29 @@ def test_memory_beyond_any_machine_has_a_unit_or_a_scale(
     """Plain bytes were read as MiB: a job of 512 MiB waited for 512 TiB; whoever states the unit is believed."""
     path = write_csv(tmp_path, f"task,arrival,run,memory,parts\na,0,5,{cell},{parts}\n")
     assert [task.demand["memory"] for task in csv_tasks(path, columns=columns)] == [mebibytes * 1000] * parts
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "message"),
+    [
+        ("memory", "4194304", r"4194304 MiB are more than 1 TiB: is it in MiB\? \(scale: .* 0\.0009765625 KiB, 1 MiB"),
+        (
+            "memory_kib",
+            "65536",
+            r"memory_kib seems to be in kib, and memory is in MiB \(scale: {memory: 0\.0009765625}",
+        ),
+        ("mem_gb", "16", r"mem_gb seems to be in gb, and memory is in MiB \(scale: {memory: 1024}, or 1"),
+    ],
+)
+def test_memory_that_may_be_in_another_unit_is_asked_about(
+    tmp_path: Path, column: str, cell: str, message: str
+) -> None:
+    """Tasks of 4 GiB in KiB were read as 4 TiB, and set aside as larger than every node."""
+    path = write_csv(tmp_path, f"task,arrival,run,{column}\na,0,5,{cell}\n")
+    names = {} if column == "memory" else {"memory": [column]}
+    with pytest.raises(UnfoldError, match=message):
+        list(csv_tasks(path, columns=Columns(names)))
+    assert len(list(csv_tasks(path, columns=Columns(names, {"memory": 1.0})))) == 1
 
 
 def test_csv_tasks(tmp_path: Path) -> None:
@@ -108,7 +131,7 @@ def test_csv_tasks(tmp_path: Path) -> None:
         ("task,arrival,run\na,0,soon\n", r"pods\.csv:2:1: run: 'soon' is not a number"),
         (
             "task,arrival,run,memory\na,0,1,512\nb,0,1,536870912\n",
-            r"3:1: memory: 536870912 MiB are more than any machine has",
+            r"3:1: memory: 536870912 MiB are more than 1 TiB: is it in MiB",
         ),
         ("task,arrival,run,memory\na,0,1,17179869184\n", r"scale: {memory: 9\.5367431640625e-7} reads bytes"),
         (

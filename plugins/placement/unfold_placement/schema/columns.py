@@ -36,9 +36,11 @@ MISSING_KEYWORDS: Mapping[str, tuple[str, ...]] = {
 """What cells without a value may stand for, besides a quantity; the first is the default where the column exists."""
 MAX_AMOUNT = 1e9
 """Largest amount of a resource in its unit (memory in MiB)."""
-MAX_PLAIN_MEMORY = 1 << 26
-"""Largest memory (MiB) of a task or node that a number without a unit or scale may mean: 64 TiB, more than any machine
-has; in bytes, less than any job needs."""
+MAX_PLAIN_MEMORY = 1 << 20
+"""Largest memory (MiB) of a task or node that a number without a unit or scale may mean: 1 TiB. A larger one is rather
+in KiB, or in bytes."""
+PLAIN_UNITS = {"bytes": 2.0**-20, "byte": 2.0**-20, "kib": 2.0**-10, "kb": 2.0**-10, "gib": 1024, "gb": 1024}
+"""MiB of the units that the name of a column of memory may end in."""
 MEMORY_UNITS = {prefix: 1000 ** (power + 1) for power, prefix in enumerate("kMGT")} | {
     f"{prefix}i": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")
 }
@@ -166,9 +168,8 @@ class Columns:
         is_per_node = is_lsf or PER_NODE_COLUMNS.intersection(self.names.get(kind, ()))
         quantity = self._read_quantity(row, kind) / (1 if is_per_node else parts)
         is_plain = kind == "memory" and is_number(row[kind]) and kind not in self.scales
-        if is_plain and quantity > MAX_PLAIN_MEMORY:
-            hint = "scale: {memory: 9.5367431640625e-7} reads bytes, 0.0009765625 KiB, 1 MiB"
-            raise row.wrong(f"{row[kind]} MiB are more than any machine has", kind, hint)
+        if is_plain:
+            self._check_plain_memory(row, quantity)
         if quantity > MAX_AMOUNT:
             raise row.wrong(f"{quantity:g} is out of range", kind, f"at most {MAX_AMOUNT:g} of its unit: set a scale")
         exact = quantity * MILLI
@@ -176,6 +177,17 @@ class Columns:
             hint = f"scale tasks and nodes alike: scale: {{{kind}: 1000}}"
             raise row.wrong(f"{exact / MILLI:g} is too small: amounts are stored in thousandths", kind, hint)
         return round(exact)
+
+    def _check_plain_memory(self, row: CsvRow, quantity: float) -> None:
+        """Check that a number without a unit or scale is in MiB, by its size and by the name of its column."""
+        for name in self.names.get("memory", ()):
+            unit = re.split(r"[^a-z]+", name.lower())[-1]
+            if unit in PLAIN_UNITS:
+                hint = f"scale: {{memory: {PLAIN_UNITS[unit]:.14g}}}, or 1 if it is in MiB anyway"
+                raise row.wrong(f"{name} seems to be in {unit}, and memory is in MiB", "memory", hint)
+        if quantity > MAX_PLAIN_MEMORY:
+            hint = "scale: {memory: 9.5367431640625e-7} reads bytes, 0.0009765625 KiB, 1 MiB"
+            raise row.wrong(f"{row['memory']} MiB are more than 1 TiB: is it in MiB?", "memory", hint)
 
     def _read_quantity(self, row: CsvRow, kind: str) -> float:
         is_slurm = kind == "memory" and SLURM_MEMORY_COLUMNS.intersection(self.names.get(kind, ()))
