@@ -58,6 +58,18 @@ def test_patience_only_shortens(tmp_path: Path, sleeper_log: Path) -> None:
     assert (tmp_path / "run" / str(winner["state"])).exists()
 
 
+def test_a_trial_that_has_ended_early_runs_no_further(tmp_path: Path, sleeper_log: Path) -> None:
+    """Its process stops at its next checkpoint, and the next trial begins there, long before the end of the stage."""
+    text = SPEC.replace("space:", "early_stop: {patience: 2, min_delta: 0.05}, space:").replace("limit: 3", "limit: 1")
+    search = "{algorithm: custom, stages: [{trials: 3, iters: 400}]}"
+    text = text.replace("{algorithm: successive-halving, trials: 6, min_iters: 2, max_iters: 12, eta: 3}", search)
+    report = train_spec(tmp_path, text.replace("deadline: 30 s", "deadline: 5 min"))
+    assert report.verdict == Verdict.YES
+    ran = count_iterations(sleeper_log)
+    assert len(ran) == 3
+    assert max(ran) < 20
+
+
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_a_target_ends_the_search(tmp_path: Path, sleeper_log: Path, mode: str) -> None:
     """The first trial with a good enough metric ends the search, and the same command reports it again."""

@@ -62,7 +62,7 @@ class Cluster(Protocol):
         """Start a trial on a node."""
 
     def free(self, trial: int) -> None:
-        """Free the accelerators of a trial."""
+        """Free the accelerators of a trial; one that has not reached its target ends soon after its next checkpoint."""
 
     def kill(self, trial: int) -> None:
         """Kill the process of a trial; :meth:`poll_events` reports it like any process that ends."""

@@ -148,6 +148,9 @@ class LocalCluster:
             slot = node.busy.pop(trial, None)
             if slot is not None and slot.is_spanning:
                 self._replace_processes(node, slot.pipes)
+            elif slot is not None:
+                # it may have ended before its target
+                _send_job(slot.pipes[0], None)
 
     def _replace_processes(self, node: Node, pipes: Sequence[Connection]) -> None:
         """Replace the processes of a trial that spanned nodes; new ones need not be ready to receive a job."""
@@ -232,7 +235,7 @@ def _receive(pipe: Connection) -> WorkerMessage:
     return message
 
 
-def _send_job(pipe: Connection, job: TrialJob) -> None:
+def _send_job(pipe: Connection, job: TrialJob | None) -> None:
     # poll_events() detects a worker that died just now by the end of its pipe
     with contextlib.suppress(BrokenPipeError):
         pipe.send(job)

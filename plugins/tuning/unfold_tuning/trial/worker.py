@@ -93,7 +93,7 @@ class _StateNotSavedError(Exception):
 
 
 def serve_jobs(parent: int, pipe: Connection, setup: WorkerSetup) -> None:
-    """Run jobs from a pipe until it closes."""
+    """Run jobs from a pipe until it closes; a job ends at a checkpoint if by then the pipe has another, or ``None``."""
     start_worker(parent)
     _allow_processes()
     _redirect_stdout()
@@ -101,13 +101,17 @@ def serve_jobs(parent: int, pipe: Connection, setup: WorkerSetup) -> None:
     pipe.send(ready)
     while train is not None:
         try:
-            job: TrialJob = pipe.recv()
+            job: TrialJob | None = pipe.recv()
         except (EOFError, ConnectionResetError):
             return
+        if job is None:
+            continue
         try:
             for message in run_job(job, train, load_state(job), lambda iters, state: _save_or_raise(job, iters, state)):  # noqa: B023
                 if job.is_reporting:
                     pipe.send(message)
+                if pipe.poll():
+                    break
         except _StateNotSavedError as error:
             pipe.send(WorkerMessage(kind="unsaved", trial=job.trial, error=str(error)))
         except BaseException as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
