@@ -241,6 +241,10 @@ class SimulatedCluster:
         """Free a trial's accelerators."""
         self.running.pop(trial, None)
 
+    def stop(self, trial: int) -> None:
+        """Free a trial's accelerators."""
+        self.free(trial)
+
     def kill(self, trial: int) -> None:
         """Do nothing: no trial hangs."""
 

@@ -79,6 +79,8 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     messages.describe_late_finish: [(90.0, None), (90.0, 1.2)],
     messages.describe_growth: [(8, 1.2), (None, 0.0)],
     messages.describe_trim: [(0.5, 6, 1.2), (None, 0, 0.0)],
+    messages.describe_stragglers: [([5, 9],)],
+    messages.describe_straggler_option: [([5],)],
     messages.describe_stop: [(3, 0.97), (None, None)],
     messages.format_score: [(0.97,), (2.44e-5,)],
     messages.describe_lost_guarantee: [(90.0, 0.42)],

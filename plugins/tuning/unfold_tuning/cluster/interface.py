@@ -64,6 +64,9 @@ class Cluster(Protocol):
     def free(self, trial: int) -> None:
         """Free the accelerators of a trial; one that has not reached its target ends soon after its next checkpoint."""
 
+    def stop(self, trial: int) -> None:
+        """End a trial at once, and free its accelerators; no event follows."""
+
     def kill(self, trial: int) -> None:
         """Kill the process of a trial; :meth:`poll_events` reports it like any process that ends."""
 

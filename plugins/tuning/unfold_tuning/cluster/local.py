@@ -152,8 +152,15 @@ class LocalCluster:
                 # it may have ended before its target
                 _send_job(slot.pipes[0], None)
 
+    def stop(self, trial: int) -> None:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        for node in self.nodes:
+            slot = node.busy.pop(trial, None)
+            if slot is not None:
+                self._replace_processes(node, slot.pipes)
+
     def _replace_processes(self, node: Node, pipes: Sequence[Connection]) -> None:
-        """Replace the processes of a trial that spanned nodes; new ones need not be ready to receive a job."""
+        """Replace the processes of a trial; new ones need not be ready to receive a job."""
         for index, (process, pipe) in enumerate(node.processes):
             if pipe in pipes:
                 _end_process(process, pipe)

@@ -188,6 +188,11 @@ class RayCluster:
         if running.group is not None:
             remove_placement_group(running.group)
 
+    def stop(self, trial: int) -> None:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        self.kill(trial)
+        self.free(trial)
+
     def kill(self, trial: int) -> None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
         if trial in self.running:

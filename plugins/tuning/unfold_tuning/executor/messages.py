@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from unfold_tuning.job.allocation import Plan
 from unfoldkit.api import format_count, format_duration, format_money, format_percent
+
+MAX_LISTED_TRIALS = 8
 
 
 def describe_late_finish(seconds: float, cost_usd: float | None = None) -> str:
@@ -12,6 +16,23 @@ def describe_late_finish(seconds: float, cost_usd: float | None = None) -> str:
     if cost_usd is None:
         return f"finish late: {duration} from now"
     return f"finish late: {duration} from now is guaranteed, for {format_money(cost_usd)} more"
+
+
+def list_trials(trials: Sequence[int]) -> str:
+    """List trials by number, the first few of many."""
+    listed = ", ".join(str(trial) for trial in trials[:MAX_LISTED_TRIALS])
+    more = ", ..." if len(trials) > MAX_LISTED_TRIALS else ""
+    return f"{format_count(len(trials), 'trial')} ({listed}{more})"
+
+
+def describe_stragglers(trials: Sequence[int]) -> str:
+    """Describe the trials that their stages did not wait for."""
+    return f"{list_trials(trials)} ended: waiting for them would have made the run late"
+
+
+def describe_straggler_option(trials: Sequence[int]) -> str:
+    """Describe the option to go on without the last trials of a stage."""
+    return f"go on without {list_trials(trials)}: --set trainable.early_stop.stragglers=true"
 
 
 def describe_growth(max_instances: int | None, cost_usd: float) -> str:

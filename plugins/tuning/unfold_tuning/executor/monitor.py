@@ -16,10 +16,12 @@ from unfold_tuning.executor.messages import (
     describe_progress,
     describe_silence,
     describe_stop,
+    describe_straggler_option,
     describe_timeout,
 )
 from unfold_tuning.executor.ranking import select_winner
 from unfold_tuning.executor.replanning import Replanner
+from unfold_tuning.executor.stragglers import can_go_on_without
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.planner.planner import evaluate_machine
 from unfold_tuning.simulator.execution_model import ExecutionModel, scale_iteration
@@ -118,6 +120,10 @@ class Monitor:
         deadline = began + (config.deadline_s or math.inf)
         if self.replanner.may_grow_stage():
             stage_s = estimator.estimate_soonest_seconds(jobs, plan[index])
+        ends_stragglers = config.trainable.early_stop.ends_stragglers
+        is_soon_over = can_go_on_without(config, ledger, index, jobs)
+        if is_soon_over and ends_stragglers:
+            stage_s = 0.0
         if (
             now + stage_s + estimator.estimate_fastest_seconds(later) > deadline
             and now - self.doubted_at >= DOUBT_PERIOD_S
@@ -127,7 +133,8 @@ class Monitor:
             remaining = self.replanner.build_remaining_model(index, plan)
             if not _is_guaranteed(remaining, deadline - now - stage_s, config.confidence):
                 ledger.record_fact("hopeless", now)
-                self._note_missed_deadline(remaining, deadline - now, stage_s)
+                stragglers = [job.trial for job in jobs] if is_soon_over and not ends_stragglers else []
+                self._note_missed_deadline(remaining, deadline - now, stage_s, stragglers)
         self.publish_state(index, plan, began)
 
     def publish_state(self, index: int, plan: Plan, began: float) -> None:
@@ -158,7 +165,9 @@ class Monitor:
             elif self.watchdog.is_newly_suspicious(job.trial, expected_s):
                 log.warning("%s", describe_silence(job.trial, silence_s, expected_s))
 
-    def _note_missed_deadline(self, remaining: ExecutionModel, time_left_s: float, stage_s: float) -> None:
+    def _note_missed_deadline(
+        self, remaining: ExecutionModel, time_left_s: float, stage_s: float, stragglers: Sequence[int]
+    ) -> None:
         config = self.replanner.config
         if remaining.stages:
             rest = StageRest(stage_s, stage_s * self.replanner.ledger.count_running() * config.machine.usd_per_second)
@@ -169,6 +178,8 @@ class Monitor:
             metric = config.trainable.display_metric(best.metric) if best and best.metric is not None else None
             late_s = max(0.0, self.ends_at - config.wall())
             options = [describe_late_finish(late_s), describe_stop(best.id if best and has_metric else None, metric)]
+        if stragglers and (not remaining.stages or _is_guaranteed(remaining, time_left_s, config.confidence)):
+            options.append(describe_straggler_option(stragglers))
         self.replanner.note_late(describe_missed_deadline(), options)
 
     def describe(self, index: int) -> str:

@@ -28,7 +28,7 @@ def list_open_jobs(config: ExecutionConfig, ledger: Ledger, stage: Stage, worker
         for group in stage.groups
         for trial in list_entrants(config, ledger, group)
     ]
-    stopped = ledger.list_early_stops()
+    stopped = {*ledger.list_early_stops(), *ledger.list_stragglers()}
     is_open = [job for job in jobs if job.done < job.target and job.trial not in stopped]
     return sorted(is_open, key=lambda job: (job.done - job.target, job.trial))
 

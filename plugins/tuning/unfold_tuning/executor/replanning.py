@@ -27,6 +27,7 @@ from unfold_tuning.executor.slowdown import Slowdown
 from unfold_tuning.job.allocation import Allocation, Plan
 from unfold_tuning.job.schedule import Group
 from unfold_tuning.planner.pace_posterior import PacePosterior
+from unfold_tuning.planner.planner import evaluate_machine
 from unfold_tuning.planner.replan import (
     NEAR_BEST,
     Posterior,
@@ -49,6 +50,7 @@ from unfoldkit.api import internal_error
 REPLAN_SAMPLES = 1000
 MIN_MEASURED = 0.8
 """Before a barrier, the later stages are planned again only if this fraction of the stage's trials shows a pace."""
+EVEN_CHANCE = 0.5
 MIN_REPORTS = 8
 """After a slow-down, the job is planned again at most after this many checkpoints."""
 
@@ -335,7 +337,7 @@ class Replanner:
         later = plan[index + 1 :]
         if not later or not self._is_replanning():
             return plan
-        rest_s, remaining = self._estimate_rest_s(index, jobs), self._build_model_before_barrier(index, plan)
+        rest_s, remaining = self.estimate_rest_s(index, jobs), self._build_model_before_barrier(index, plan)
         if rest_s is None or remaining is None:
             return plan
         result = replan_remaining(remaining, later, self._compute_time_left_s(began) - rest_s, self.config.confidence)
@@ -344,34 +346,56 @@ class Replanner:
         self._note_replan(f"before the end of stage {index + 1}", result.plan)
         return (*plan[: index + 1], *result.plan)
 
-    def _estimate_rest_s(self, index: int, jobs: Sequence[TrialJob]) -> float | None:
+    def estimate_rest_s(self, index: int, jobs: Sequence[TrialJob]) -> float | None:
         """Estimate when the running trials of a stage end, each at its own pace; ``None`` before it has shown one."""
         begins = {group.done + group.iters: group.done for group in self.config.stages[index].groups}
         timings, config = self._measure_trials(), self.config
         if any(job.done <= begins.get(job.target, 0) or job.trial not in timings for job in jobs):
             return None
-        reserve_s = NET_CHANGES * estimate_change_s(config.profile) if config.machine.spot is not None else 0.0
         rests_s = (
             timings[job.trial].ratio
             * (job.target - job.done)
             * estimate_iteration_s(config.profile, job.workers, config.machine)
             for job in jobs
         )
-        return reserve_s + max(rests_s, default=0.0)
+        return self._estimate_reserve_s() + max(rests_s, default=0.0)
 
-    def _build_model_before_barrier(self, index: int, plan: Plan) -> ExecutionModel | None:
+    def estimate_later_seconds(self, index: int, plan: Plan) -> tuple[float, float]:
+        """Estimate the shortest time that the stages after a running one are promised to take, and its median.
+
+        Of the running stage, only the trials that have run all of it count.
+        """
+        if not self.config.stages[index + 1 :]:
+            return 0.0, 0.0
+        remaining = self._build_model_before_barrier(index, plan, counts_running=False)
+        if remaining is None:
+            return math.inf, math.inf
+        candidate = evaluate_machine(remaining, self.config.confidence)
+        reserve_s = self._estimate_reserve_s()
+        likely_s = min(item.compute_guaranteed_seconds(EVEN_CHANCE) for item in candidate.plans)
+        return reserve_s + float(candidate.guaranteed_s.min()), reserve_s + likely_s
+
+    def _estimate_reserve_s(self) -> float:
+        """Estimate the slack for a change of place, which is no time to plan with."""
+        config = self.config
+        return NET_CHANGES * estimate_change_s(config.profile) if config.machine.spot is not None else 0.0
+
+    def _build_model_before_barrier(
+        self, index: int, plan: Plan, *, counts_running: bool = True
+    ) -> ExecutionModel | None:
         """Build the model of the later stages from the trials of a running one; ``None`` if too few are measured.
 
-        Which trials continue is not known yet: any of them.
+        Which trials continue is not known yet: any of them, or of those that have ended.
         """
         config = self.config
         running_instances = min(plan[index].instances, self.ledger.count_running() or plan[index].instances)
         if config.paces is None:
             remaining = self._build_corrected_model(index + 1, running_instances)
-            return remaining.with_slowdowns(self._estimate_candidate_slowdowns(index))
+            # those that run may be the slow ones, which do not continue
+            return remaining.with_slowdowns(self._estimate_candidate_slowdowns(index) if counts_running else None)
         stage, following = config.stages[index], config.stages[index + 1]
-        measured = measure_stage(config, self.ledger, stage, self._measure_slowdown(), is_running=True)
-        if any(
+        measured = measure_stage(config, self.ledger, stage, self._measure_slowdown(), is_running=counts_running)
+        if counts_running and any(
             len(paces.last) < MIN_MEASURED * group.trials for paces, group in zip(measured, stage.groups, strict=True)
         ):
             return None
@@ -396,9 +420,7 @@ class Replanner:
 
     def _replan(self, remaining: ExecutionModel, plan: Plan, time_left_s: float) -> Plan:
         """Plan the remaining job again, and note a lost guarantee."""
-        if self.config.machine.spot is not None:
-            # the slack for a change of place is not a time to plan with
-            time_left_s -= NET_CHANGES * estimate_change_s(self.config.profile)
+        time_left_s -= self._estimate_reserve_s()
         result = replan_remaining(remaining, plan, time_left_s, self.config.confidence)
         if result.is_late:
             options = list(list_late_options(remaining, time_left_s, self.config.confidence))

@@ -9,10 +9,12 @@ from unfold_tuning.cluster.interface import Cluster, ClusterEvent
 from unfold_tuning.executor.budget import BudgetGuard
 from unfold_tuning.executor.early_release import EarlyRelease, count_needed
 from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
+from unfold_tuning.executor.messages import describe_stragglers
 from unfold_tuning.executor.monitor import Monitor
 from unfold_tuning.executor.on_demand_fallback import SpotFallback
 from unfold_tuning.executor.ranking import has_plateaued, has_reached_target, list_open_jobs, rank_trials
 from unfold_tuning.executor.replanning import Replanner
+from unfold_tuning.executor.stragglers import StragglerRule
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.trial.ledger import Ledger
 from unfold_tuning.trial.worker import TrialJob, WorkerMessage, get_state_path, restart_without_state
@@ -48,6 +50,7 @@ class StageRun:
         replanned_at: Wall time at which the run last looked for a slow-down.
         fallback: Allows on-demand nodes when a thrifty run has no more slack.
         early_release: Releases instances for which no trial is left.
+        straggler_rule: Selects the trials that the stage cannot wait for.
     """
 
     index: int
@@ -64,11 +67,13 @@ class StageRun:
     replanned_at: float = 0.0
     fallback: SpotFallback = field(init=False)
     early_release: EarlyRelease = field(init=False)
+    straggler_rule: StragglerRule = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin to watch the slack, and the instances."""
         self.fallback = SpotFallback(self.replanner, self.cluster, self.index, self.began)
         self.early_release = EarlyRelease(self.replanner, self.cluster, self.index, self.began)
+        self.straggler_rule = StragglerRule(self.replanner, self.index, self.began)
 
     @property
     def config(self) -> ExecutionConfig:
@@ -103,6 +108,7 @@ class StageRun:
             self._start_waiting()
             if self.running and not self.waiting:
                 self.plan = self.early_release.check(self.plan, list(self.running.values()))
+            self._end_stragglers()
             for event in self.cluster.poll_events(POLL_S):
                 if event.message is None:
                     self._replace_node(event.node)
@@ -128,6 +134,19 @@ class StageRun:
             plan = self.replanner.replan_after_slowdown(self.index, self.plan, jobs, self.began)
             if plan != self.plan:
                 self.plan, self.fallback.quantiles = plan, None
+
+    def _end_stragglers(self) -> None:
+        """End the trials that the stage cannot wait for."""
+        jobs = self.straggler_rule.select(self.plan, [*self.waiting, *self.running.values()])
+        if not jobs:
+            return
+        for job in jobs:
+            self.ledger.record_straggler(job.trial)
+            if job.trial in self.running:
+                self.cluster.stop(job.trial)
+                self._stop(job.trial)
+        self.waiting = []
+        self.config.log.warning("%s", describe_stragglers([job.trial for job in jobs]))
 
     def _grow_if_possible(self) -> None:
         """Request again what was refused, as soon as an offer may be tried, if trials wait for it."""

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -107,7 +107,7 @@ def build_problem(spec: TuningSpec, run: Run) -> Problem:
         is_spread=spec.placement.spread is not None,
         trainable=build_trainable(spec.trainable) if spec.trainable else None,
         record=record,
-        fingerprint=_fingerprint_run(spec, run.seed),
+        fingerprint=fingerprint_run(spec, run.seed),
         paces=recorded or _build_measured_paces(spec, profile_spec, stages, run),
         starts_on=_select_start(spec.cloud),
     )
@@ -327,10 +327,20 @@ def _encode_time(time: LogNormal) -> dict[str, str]:
 
 def fingerprint_profile_inputs(spec: TuningSpec) -> str:
     """Fingerprint what determines measured times: the trainable, its checkpoints and the sizes of the nodes."""
-    trainable = dump(spec.trainable) if spec.trainable else {}
-    trainable.pop("timeout", None)
+    trainable = _dump_trainable(spec.trainable) if spec.trainable else {}
     sizes = [None if isinstance(item, str) else item.accelerators for item in spec.cloud.instances]
     return fingerprint(trainable, spec.cloud.checkpoint_iters, sizes)
+
+
+def _dump_trainable(trainable: trainable_schema.Trainable) -> dict[str, Any]:
+    """Dump a trainable without the rules that may be added to a run: a timeout, and the end of stragglers."""
+    values = dump(trainable)
+    values.pop("timeout", None)
+    rules = values.get("early_stop", {})
+    rules.pop("stragglers", None)
+    if not rules.keys() & {"patience", "target"}:
+        values.pop("early_stop", None)
+    return values
 
 
 def _build_profile(profile: ProfileSpec) -> Profile:
@@ -521,7 +531,7 @@ def _build_early_stop(trainable: trainable_schema.Trainable) -> EarlyStopRules:
     if rules is None:
         return EarlyStopRules()
     target = None if rules.target is None else score_metric(rules.target, _select_mode(trainable))
-    return EarlyStopRules(rules.patience, rules.min_delta, target)
+    return EarlyStopRules(rules.patience, rules.min_delta, target, rules.stragglers)
 
 
 def _build_dimension(dimension: trainable_schema.SpaceValue) -> Dimension:
@@ -576,10 +586,11 @@ def build_cluster_config(spec: TuningSpec, run: Run) -> ClusterConfig:
     )
 
 
-def _fingerprint_run(spec: TuningSpec, seed: int) -> str:
+def fingerprint_run(spec: TuningSpec, seed: int) -> str:
     """Fingerprint a job without its deadline, budget and limits: runs with other ones continue each other."""
     job = dump(spec)
     job |= {"budget": None, "deadline": None, "cloud": {**job["cloud"], "limit": None, "zones": ()}}
-    job.get("trainable", {}).pop("timeout", None)
+    if spec.trainable is not None:
+        job["trainable"] = _dump_trainable(spec.trainable)
     job.pop("history", None)
     return fingerprint(job, seed)

@@ -27,11 +27,13 @@ class EarlyStopRules:
         patience: Iterations without a better ranking score after which a trial ends, if any.
         min_delta: A score is better if it is larger by more than this.
         target_score: The search ends with the first trial with a ranking score of at least this, if any.
+        ends_stragglers: The last trials of a stage lose once waiting for them would make the run late.
     """
 
     patience: int | None = None
     min_delta: float = 0.0
     target_score: float | None = None
+    ends_stragglers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

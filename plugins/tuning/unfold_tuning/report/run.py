@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig, RunOutcome, RunState
-from unfold_tuning.executor.messages import describe_progress
+from unfold_tuning.executor.messages import describe_progress, describe_stragglers
 from unfold_tuning.executor.ranking import has_reached_target
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.report import sentences
@@ -233,3 +233,5 @@ def _describe_early_stops(config: ExecutionConfig, ledger: Ledger) -> Iterator[t
         yield "target", sentences.describe_target(config.trainable.display_metric(rules.target_score))
     if stopped and rules.patience is not None:
         yield "early stop", sentences.describe_early_stops(list(stopped), rules.patience)
+    if stragglers := ledger.list_stragglers():
+        yield "stragglers", describe_stragglers(stragglers)

@@ -9,12 +9,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unfold_tuning.executor.messages import format_score
+from unfold_tuning.executor.messages import format_score, list_trials
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.planner.pace_posterior import MIN_JOBS, PROFILE_ITERS
 from unfoldkit.api import format_count, format_duration, format_money, format_percent
 
-MAX_LISTED_TRIALS = 8
 MAX_CHANGES = 5
 """A headline lists up to this many numbers of instances."""
 
@@ -368,13 +367,6 @@ def describe_other_measurements(count: int) -> str:
 def describe_failed_configs(count: int, error: str) -> str:
     """Describe the configurations that failed while the function was profiled."""
     return f"{format_count(count, 'configuration')} failed; the last error: {error}"
-
-
-def list_trials(trials: Sequence[int]) -> str:
-    """List trials by number, the first few of many."""
-    listed = ", ".join(str(trial) for trial in trials[:MAX_LISTED_TRIALS])
-    more = ", ..." if len(trials) > MAX_LISTED_TRIALS else ""
-    return f"{format_count(len(trials), 'trial')} ({listed}{more})"
 
 
 def _format_parameter(value: object) -> str:

@@ -164,6 +164,15 @@ class EarlyStop(Model):
     target: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
         default=None, description="the search ends as soon as a trial reaches a metric at least as good"
     )
+    stragglers: bool = Field(
+        default=False,
+        description="the last trials of a stage lose once waiting for them would make the run late",
+    )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no rule."""
+        return self.patience is self.target is None and not self.stragglers
 
 
 class Trainable(Model):
@@ -219,7 +228,7 @@ def check_trainable(trainable: Trainable) -> Iterable[Problem]:
     elif trainable.mode is None and _is_loss(trainable.metric or ""):
         message = f"without mode, the largest {trainable.metric} would win"
         yield Problem(("trainable", "metric"), message, hint="write mode: min, or mode: max if that is meant")
-    if trainable.early_stop is not None and trainable.early_stop.patience is trainable.early_stop.target is None:
+    if trainable.early_stop is not None and trainable.early_stop.is_empty:
         yield Problem(("trainable", "early_stop"), "no rule", hint="write {patience: 5} or {target: 0.95}")
     for name, dimension in trainable.space.items():
         yield from _check_values(name, dimension)

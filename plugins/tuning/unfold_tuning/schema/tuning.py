@@ -95,7 +95,17 @@ class TuningSpec(Spec):
             yield Problem(("placement",), "pack and spread exclude each other", hint=hint)
         if self.trainable is not None:
             yield from check_trainable(self.trainable)
+            yield from _check_stragglers(self.trainable, self.deadline)
             yield from _check_span(self.trainable, self.profile, self.cloud)
+
+
+def _check_stragglers(trainable: Trainable, deadline: float | None) -> Iterable[Problem]:
+    """Yield a rule about stragglers without a deadline."""
+    if deadline is None and trainable.early_stop is not None and trainable.early_stop.stragglers:
+        where = ("trainable", "early_stop", "stragglers")
+        yield Problem(
+            where, "without a deadline, a stage waits for every trial", hint="write deadline, or leave it out"
+        )
 
 
 def _check_span(trainable: Trainable, profile: ProfileSpec | None, cloud: Cloud) -> Iterable[Problem]:

@@ -236,6 +236,15 @@ class Ledger:
         rows = self.base.execute("SELECT key, value FROM facts WHERE key LIKE 'stopped-%'").fetchall()
         return dict(sorted((int(key.removeprefix("stopped-")), int(self._parse(value))) for key, value in rows))
 
+    def record_straggler(self, trial: int) -> None:
+        """Record that a trial has lost because its stage could not wait for it."""
+        self.record_fact(f"straggler-{trial}", value=True)
+
+    def list_stragglers(self) -> list[int]:
+        """List the trials that have lost because their stage could not wait for them."""
+        rows = self.base.execute("SELECT key FROM facts WHERE key LIKE 'straggler-%'").fetchall()
+        return sorted(int(row[0].removeprefix("straggler-")) for row in rows)
+
     def is_failed(self, trial: int) -> bool:
         """Return whether a trial was dropped for good."""
         return self.read_fact(f"failed-{trial}") is not None
