@@ -74,6 +74,7 @@ class FakeController:
         self.scheduler, self.step_s, self.max_t = scheduler, step_s, max_t
         self.qualities = qualities
         self.failing: dict[int, int] = {}
+        self.always_failing: set[int] = set()
         self.silent_steps = 0
         self.forgets = False
         self.lost: set[int] = set()
@@ -157,7 +158,8 @@ class FakeController:
 
     def _fail(self, index: int, trial: Any) -> None:
         """Fail as Ray's controller does: for good, or to be retried."""
-        del self.failing[index]
+        if index not in self.always_failing:
+            del self.failing[index]
         if index in self.lost:
             self.scheduler.on_trial_error(self._wrapped(), trial)
             trial.status = "ERROR"
@@ -175,6 +177,18 @@ def test_a_third_continues_at_each_rung() -> None:
     controller.run()
     assert controller.steps == [1, 1, 9, 1, 1, 3, 1, 3, 1]
     assert {trial.status for trial in controller.trials} == {"TERMINATED"}
+
+
+def test_a_trial_that_always_fails_is_given_up() -> None:
+    """With ``max_failures=-1`` Ray retries it for ever: after twelve failures the stage goes on without it."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6], 1.0, 9)
+    controller.failing, controller.always_failing = {2: 2, 3: 0}, {2, 3}
+    controller.run()
+    assert controller.steps == [1, 1, 2, 0, 1, 9, 1, 3, 1]
+    assert [trial.trial_id for trial in controller.trials if trial.status == "ERROR"] == ["2", "3"]
+    assert sum("failed 12 times without a result" in note for note in scheduler.keeper.notes) == 2
+    assert controller.now < 1100.0
 
 
 def test_a_trial_that_ray_retries_keeps_its_place() -> None:

@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral, Real
@@ -43,6 +44,9 @@ LIFTED = "at most {limit} at once; the searcher suggests more, because others wa
 NEW_SEARCH = "begin another search under RunConfig(name=...); the results so far stay in the folders of the trials"
 NO_NUMBER = "trials report a {kind} as {metric}, which is no number: they rank last"
 NO_CHECKPOINT = "trials pause at a rung without a checkpoint: those that continue begin again"
+GIVEN_UP = "trial {trial} failed {count} times without a result between: the search goes on without it"
+MAX_RETRIES = 12
+"""A trial that fails as often without a result between is not retried, whatever ``max_failures`` allows."""
 _SEARCH_FIELDS = ("numbers", "brackets", "levels", "steps", "values", "stages", "stage_trials", "is_full", "supply")
 
 
@@ -135,6 +139,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self.reported_at: dict[str, float] = {}
         self.added: set[str] = set()
         self.tags: dict[str, str] = {}
+        self.retries = Counter[str]()
         self.requested = 0
         self.max_running = 0
         self.is_restored = False
@@ -176,7 +181,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self._start_clock(tune_controller, trial)
         name, is_excess = trial.trial_id, len(self.added) >= self.keeper.trials
         if name in self.added:
-            # retried: it keeps its place
+            self._keep_or_give_up(tune_controller, trial)
             return
         self.added.add(name)
         self._forget_restarted(trial)
@@ -196,6 +201,18 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             self._refuse(tune_controller, trial)
         elif not self._may_start(tune_controller, trial):
             trial.set_status(Trial.PAUSED)
+
+    def _keep_or_give_up(self, tune_controller: Any, trial: Trial) -> None:
+        """Let a trial that Ray retries keep its place, unless it always fails: its stage would wait for it for ever."""
+        self.retries[trial.trial_id] += 1
+        if self.retries[trial.trial_id] < MAX_RETRIES:
+            return
+        self._warn_once(GIVEN_UP.format(trial=trial.trial_id, count=MAX_RETRIES))
+        tune_controller._set_trial_status(trial, Trial.ERROR)  # noqa: SLF001 - which Ray opens to schedulers
+        self.search.fail_trial(trial.trial_id)
+        if self.searcher is not None:
+            self.searcher.on_trial_complete(trial.trial_id, error=True)
+        self._update(tune_controller, trial)
 
     def _start_clock(self, tune_controller: Any, trial: Trial) -> None:
         """Start the clock with the first trial, or continue that of the experiment which is restored."""
@@ -302,6 +319,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         if self._is_new(trial):
             self.search.begin_trial(trial.trial_id, self.search.choose_bracket() or self.search.list_open_brackets()[0])
         self._require_time_attr(trial, result)
+        self.retries.pop(trial.trial_id, None)
         self._record(trial, result)
         self._count_slots(tune_controller, trial)
         if not _can_continue(trial, result) and not self.search.needs_steps(trial.trial_id):
