@@ -171,6 +171,7 @@ def test_faulty_tasks_are_reported(tmp_path: Path, text: str, message: str) -> N
         (openb_nodes, "sn,cpu_milli,memory_mib,gpu,model\n" + 2 * "n,1,1,0,\n", r"3:1: sn: n already exists"),
         (csv_nodes, "name,cpu\nn,1\nn,2\n", r"3:1: name: n already exists"),
         (csv_nodes, "name,cpu,gpu\nn,0,\n", r"2:1: name: the node has no resources"),
+        (csv_nodes, "name,memory\nn,2097152\nm,33554432\n", r"3:1: memory: 33554432 MiB are more than 16 TiB"),
         (csv_tasks, "task,arrival,run,after\na,0,1,\nb,0,1,a|aa\n", r'3:1: after: no such job: aa \(did you mean "a"'),
         (csv_tasks, "task,arrival,run\na,2026-01-01 10:00,1\nb,5,1\n", r"3:1: arrival: '5' is not a date and time"),
     ],

@@ -36,9 +36,9 @@ MISSING_KEYWORDS: Mapping[str, tuple[str, ...]] = {
 """What cells without a value may stand for, besides a quantity; the first is the default where the column exists."""
 MAX_AMOUNT = 1e9
 """Largest amount of a resource in its unit (memory in MiB)."""
-MAX_PLAIN_MEMORY = 1 << 20
-"""Largest memory (MiB) of a task or node that a number without a unit or scale may mean: 1 TiB. A larger one is rather
-in KiB, or in bytes."""
+MAX_PLAIN_MEMORY, MAX_PLAIN_NODE_MEMORY = 1 << 20, 1 << 24
+"""Largest memory (MiB) of a task and of a node that a number without a unit or scale may mean: 1 TiB and 16 TiB. A
+larger one is rather in KiB, or in bytes."""
 PLAIN_UNITS = {"bytes": 2.0**-20, "byte": 2.0**-20, "kib": 2.0**-10, "kb": 2.0**-10, "gib": 1024, "gb": 1024}
 """MiB of the units that the name of a column of memory may end in."""
 MEMORY_UNITS = {prefix: 1000 ** (power + 1) for power, prefix in enumerate("kMGT")} | {
@@ -136,14 +136,14 @@ class Columns:
         is_negative = NEGATIVE in unknown and cell.startswith("-")
         return cell.lower() in UNKNOWN_CELLS or is_negative or cell in unknown or format_cell(cell) in unknown
 
-    def read_amounts(self, row: CsvRow, parts: int = 1) -> dict[str, int]:
+    def read_amounts(self, row: CsvRow, parts: int = 1, max_memory: int = MAX_PLAIN_MEMORY) -> dict[str, int]:
         """Return the amounts of a row by kind, in thousandths, each divided by ``parts``; zeros are left out.
 
-        A missing amount is the configured one, else nothing.
+        A missing amount is the configured one, else nothing. Memory above ``max_memory`` MiB needs a unit or a scale.
         """
         kinds = (*AMOUNT_COLUMNS, *self.resources)
         missing = {kind: round(float(self.missing[kind]) * MILLI / parts) for kind in kinds if _has_number(self, kind)}
-        amounts = missing | {kind: self._read_amount(row, kind, parts) for kind in kinds if row.get(kind)}
+        amounts = missing | {kind: self._read_amount(row, kind, parts, max_memory) for kind in kinds if row.get(kind)}
         return {kind: amount for kind, amount in amounts.items() if amount}
 
     def read_seconds(self, row: CsvRow, column: str) -> float:
@@ -163,13 +163,13 @@ class Columns:
         quantity = self._read_quantity(row, kind) if row.get(kind) else 0.0
         return round(quantity) if quantity.is_integer() else 0
 
-    def _read_amount(self, row: CsvRow, kind: str, parts: int) -> int:
+    def _read_amount(self, row: CsvRow, kind: str, parts: int, max_memory: int) -> int:
         is_lsf = kind == "gpu" and read_lsf_gpus(row[kind]) is not None
         is_per_node = is_lsf or PER_NODE_COLUMNS.intersection(self.names.get(kind, ()))
         quantity = self._read_quantity(row, kind) / (1 if is_per_node else parts)
         is_plain = kind == "memory" and is_number(row[kind]) and kind not in self.scales
         if is_plain:
-            self._check_plain_memory(row, quantity)
+            self._check_plain_memory(row, quantity, max_memory)
         if quantity > MAX_AMOUNT:
             raise row.wrong(f"{quantity:g} is out of range", kind, f"at most {MAX_AMOUNT:g} of its unit: set a scale")
         exact = quantity * MILLI
@@ -178,16 +178,16 @@ class Columns:
             raise row.wrong(f"{exact / MILLI:g} is too small: amounts are stored in thousandths", kind, hint)
         return round(exact)
 
-    def _check_plain_memory(self, row: CsvRow, quantity: float) -> None:
+    def _check_plain_memory(self, row: CsvRow, quantity: float, max_memory: int) -> None:
         """Check that a number without a unit or scale is in MiB, by its size and by the name of its column."""
         for name in self.names.get("memory", ()):
             unit = re.split(r"[^a-z]+", name.lower())[-1]
             if unit in PLAIN_UNITS:
                 hint = f"scale: {{memory: {PLAIN_UNITS[unit]:.14g}}}, or 1 if it is in MiB anyway"
                 raise row.wrong(f"{name} seems to be in {unit}, and memory is in MiB", "memory", hint)
-        if quantity > MAX_PLAIN_MEMORY:
+        if quantity > max_memory:
             hint = "scale: {memory: 9.5367431640625e-7} reads bytes, 0.0009765625 KiB, 1 MiB"
-            raise row.wrong(f"{row['memory']} MiB are more than 1 TiB: is it in MiB?", "memory", hint)
+            raise row.wrong(f"{row['memory']} MiB are more than {max_memory >> 20} TiB: is it in MiB?", "memory", hint)
 
     def _read_quantity(self, row: CsvRow, kind: str) -> float:
         is_slurm = kind == "memory" and SLURM_MEMORY_COLUMNS.intersection(self.names.get(kind, ()))

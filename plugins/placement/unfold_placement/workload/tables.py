@@ -12,7 +12,7 @@ from pathlib import Path
 from unfold_placement.core.devices import is_device
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.report.sentences import mixed_zones_line, unread_amounts_line
-from unfold_placement.schema.columns import AMOUNT_COLUMNS, NODE_COLUMNS, Columns
+from unfold_placement.schema.columns import AMOUNT_COLUMNS, MAX_PLAIN_NODE_MEMORY, NODE_COLUMNS, Columns
 from unfold_placement.workload.json_stream import Warn
 from unfold_placement.workload.missing_values import MAX_SPAN_S, MissingValues, split_list
 from unfold_placement.workload.timestamps import detect_time_format, has_mixed_zones, normalize_dates
@@ -91,7 +91,7 @@ def csv_nodes(path: Path, columns: Columns = STANDARD_COLUMNS) -> Iterator[Node]
     for row in _iter_unique(columns.read_rows(path, ("name",)), "name"):
         if _HOST_LIST.search(row["name"]):
             raise row.wrong(f"{row['name'][:60]} names several nodes", "name", "sinfo -N prints one row for each node")
-        amounts = columns.read_amounts(row)
+        amounts = columns.read_amounts(row, max_memory=MAX_PLAIN_NODE_MEMORY)
         if not amounts:
             raise row.wrong("the node has no resources", "name", "write an amount under cpu, gpu or memory")
         no_labels = (*NODE_COLUMNS, *columns.resources)
