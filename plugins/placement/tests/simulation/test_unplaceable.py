@@ -101,4 +101,13 @@ def test_jobs_blocked_by_their_policies_are_left_out_with_all_alike() -> None:
     unplaceable = found(tasks, **{"gang": {}, "anti-affinity": {}})
     assert {name.split("-")[0] for name in unplaceable} == {"a", "c"}
     assert len(unplaceable) == 12
-    assert unplaceable["a-0"] == "alone on the empty cluster it waits for gang-a-"
+    assert unplaceable["a-0"] == "alone on the empty cluster it waits for Gang to create gang-a-"
+
+
+def test_gangs_larger_than_the_cluster_state_both_sizes() -> None:
+    """A gang of five tasks of four GPUs needs 20 of 16: the reason is that sum, whichever policy lacks it first."""
+    needs = "the 5 tasks of its gang start together and need 20 gpu; all nodes together have 16"
+    large = [replace(task, demand={"gpu": 4000}) for task in job("large", 5)]
+    for more in ({}, {"quota": {"quotas": {"u": 4.0}}}):
+        unplaceable = found([*large, *job("ok", 4)], gang={}, **more)
+        assert unplaceable == {f"large-{index}": needs for index in range(5)}

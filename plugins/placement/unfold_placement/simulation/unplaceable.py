@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.policies.registry import PolicyRule, has_policy
-from unfold_placement.simulation.deadlock_check import find_jobs_blocked_alone
+from unfold_placement.simulation.deadlock_check import Counterexample, find_jobs_blocked_alone
 from unfold_placement.simulation.problem import Problem
 from unfoldkit.api import did_you_mean
 
 Reasons = dict[str, str]
 """Why a task can never run, by its name."""
+DEMAND = "task"
+"""What sets the requirements that are a task's own demand, in place of a policy."""
 
 
 def find_unplaceable(problem: Problem) -> Reasons:
@@ -24,15 +26,35 @@ def find_unplaceable(problem: Problem) -> Reasons:
     nodes, tasks, rules = problem.nodes, problem.tasks, problem.rules
     reasons = _add_dependents(tasks, rules, _find_too_large(nodes, tasks, _type_label(rules)))
     remaining = [task for task in tasks if task.name not in reasons]
+    has_gangs = has_policy(rules, "gang")
     for counterexample, names in find_jobs_blocked_alone(nodes, remaining, problem.new_policies):
-        missing = next((reason for reason in counterexample.reasons if not reason.available_on), None)
-        requirement = missing.requirement if missing else "all requirements on one node"
-        if missing is not None and counterexample.culprit is not None:
-            requirement = f"{missing.set_by} to create {requirement}"
-        reason = f"alone on the empty cluster it waits for {requirement}"
+        reason = _missing_sum(nodes, remaining, counterexample) if has_gangs else ""
+        reason = reason or _missing_requirement(counterexample)
         reasons |= {name: reason for name in names if name not in reasons}
     reasons = _add_dependents(tasks, rules, reasons)
     return {task.name: reasons[task.name] for task in tasks if task.name in reasons}
+
+
+def _missing_sum(nodes: Sequence[Node], tasks: Iterable[Task], counterexample: Counterexample) -> str:
+    """Return what a gang needs of some resource beyond all nodes together; empty if their sum suffices."""
+    job = counterexample.jobs[0]
+    members = [task for task in tasks if task.job == job]
+    for kind in {kind: None for task in members for kind in task.demand}:
+        needed = sum(task.demand.get(kind, 0) for task in members)
+        offered = sum(node.capacity.get(kind, 0) for node in nodes)
+        if needed > offered:
+            amounts = f"{needed / MILLI:g} {kind}; all nodes together have {offered / MILLI:g}"
+            return f"the {len(members)} tasks of its gang start together and need {amounts}"
+    return ""
+
+
+def _missing_requirement(counterexample: Counterexample) -> str:
+    """Return what a task lacks alone on the empty cluster, and the policy that would create it."""
+    missing = next((reason for reason in counterexample.reasons if not reason.available_on), None)
+    requirement = missing.requirement if missing else "all requirements on one node"
+    if missing is not None and missing.set_by != DEMAND:
+        requirement = f"{missing.set_by} to create {requirement}"
+    return f"alone on the empty cluster it waits for {requirement}"
 
 
 def _type_label(rules: Sequence[PolicyRule]) -> str:
