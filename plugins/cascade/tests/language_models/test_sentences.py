@@ -34,7 +34,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "refused_latency": tuple(sentences.refused_latency(90, 838, "p95", 2000.0, ms) for ms in (2412.0, float("inf"))),
     "saving_interval": (sentences.saving_interval(0.31, 0.38, 0.95, 225),),
     "tested_chains": (sentences.tested_chains([("small → large", 0.04), ("small → middle → large", 0.01)]),),
-    "uncertified": (sentences.uncertified(0.421, 0.042),),
+    "uncertified": (sentences.uncertified(0.421, 0.042), sentences.uncertified(0.421, -0.006)),
     "latency": (sentences.latency(410.0, 1903.0, 870.0, 2100.0),),
     "certified_latency": (sentences.certified_latency("p95", 2000.0, 0.95),),
     "chain_length": (sentences.chain_length(800, 1000),),

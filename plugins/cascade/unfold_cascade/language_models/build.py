@@ -64,12 +64,10 @@ from unfold_cascade.schema.language_models import (
     TokenPrice,
 )
 from unfold_cascade.schema.spec_sections import ModelSpec, Recorded
-from unfold_cascade.schema.splits import Split
+from unfold_cascade.schema.splits import LOG_SPLIT, Split
 from unfoldkit.api import Run, fingerprint, user_error
 from unfoldkit.arrivals.readers.timestamps import split_unit
 
-TUNE, CERTIFY = 0.25, 0.60
-"""Default shares of the rows of a log; the remainder is for the report."""
 PREPARED_LOG = "calls/log.csv"
 """The log that ``profile`` leaves in the run."""
 PROMPT_NAMES = frozenset({"prompt", "prompts", "question", "query", "input", "messages", "instruction", "user_prompt"})
@@ -118,10 +116,11 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
     if not isinstance(split, Split):
         raise user_error("a log of language models is split at random, by shares", key="data.split", hint=SPLIT_HINT)
     is_default = "split" not in spec.data.model_fields_set
+    shares = LOG_SPLIT if is_default else split
     parts = split_units(
         log.unit,
-        TUNE if is_default else split.train,
-        CERTIFY if is_default else split.calibrate,
+        shares.train,
+        shares.calibrate,
         run.seed,
         min_tuning=MIN_TUNING_UNITS if is_default else 0,
     )

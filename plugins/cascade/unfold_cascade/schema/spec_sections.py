@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from unfold_cascade.schema.language_models import CallPrice, Endpoint, Tokens
-from unfold_cascade.schema.splits import AnySplit, Split
+from unfold_cascade.schema.splits import LOG_SPLIT, AnySplit, Split
 from unfold_cascade.schema.temporal import LongData, PhysioNetData
 from unfoldkit.api import Duration, Model, Name
 
@@ -84,7 +84,11 @@ class RecordedData(Model):
         description="columns that may predict the label, or the right answers, without error; any other such column is "
         "taken for a leaked label, and nothing is certified",
     )
-    split: AnySplit = Split()
+    split: AnySplit = Field(
+        default=Split(),
+        description="parts to tune on, to certify on and to report: at random, by site, in time order or from a file; "
+        "language models: at random, 25 %, 60 % and 15 % if omitted",
+    )
 
 
 class CallData(Model):
@@ -97,7 +101,7 @@ class CallData(Model):
     group: str | None = Field(
         default=None, description="a column: rows with the same value stay in one part of the split"
     )
-    split: Split = Split()
+    split: Split = LOG_SPLIT
 
 
 Data = Annotated[

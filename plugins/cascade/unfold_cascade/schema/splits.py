@@ -31,6 +31,10 @@ class Split(Model):
     test: Fraction = 0.25
 
 
+LOG_SPLIT = Split(train=0.25, calibrate=0.6, test=0.15)
+"""The shares of a log of language models for which the spec states none: nothing is fitted, so more rows certify."""
+
+
 class SiteSplit(Model):
     """Parts by the values of a column, such as hospitals.
 

@@ -144,7 +144,8 @@ def saving_interval(low: float, high: float, confidence: float, rows: int) -> st
 def uncertified(saving: float, lost: float) -> str:
     """Describe the threshold that is tuned without a test."""
     start = f"the threshold of least cost on the tuning rows saves {percent(saving)}"
-    return f"{start}, and loses {points(lost)} on certifying rows; nothing bounds that loss"
+    change = f"loses {points(lost)}" if lost >= 0 else f"gains {points(-lost)}"
+    return f"{start}, and {change} on certifying rows; nothing bounds its loss"
 
 
 def latency(mean_ms: float, p95_ms: float, reference_mean_ms: float, reference_p95_ms: float) -> str:
