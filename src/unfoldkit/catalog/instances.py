@@ -15,6 +15,7 @@ MIN_USD_PER_HOUR = 0.001
 MAX_USD_PER_HOUR = 1000.0
 MAX_CHANGE = 8.0
 SPOT_RANGE = (0.02, 3.0)
+UNKNOWN_HINT = "unfold catalog lists the known types; state the price of another, such as price: $1/h"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ class Catalog:
         """
         rows = [book.rows[name] for book in self.books if name in book.rows]
         if not rows:
-            hint = did_you_mean(name, self.names()) or "unfold catalog lists them; refresh requests others"
+            alike = did_you_mean(name, self.names())
+            hint = f"{alike} {UNKNOWN_HINT}" if alike else UNKNOWN_HINT
             raise user_error(f"no such instance type: {name!r}", hint=hint)
         merged = _merge(rows)
         return merged if price is None else replace(merged, on_demand=price, source="spec", date="")

@@ -52,6 +52,13 @@ def test_the_first_book_that_knows_a_price_gives_it() -> None:
     assert load_catalog("us-east-1", live).find("g5.xlarge", price=2.0).source == "spec"
 
 
+@pytest.mark.parametrize("name", ["c6i.xlarge", "my-own-box"])
+def test_an_unknown_type_is_referred_to_the_list_and_to_a_price(name: str) -> None:
+    """A type that the list lacks may still be right: whether or not another resembles it, the hint says what to do."""
+    with pytest.raises(UnfoldError, match=r"unfold catalog lists .* state the price of another, such as price: \$1/h"):
+        load_catalog("us-east-1").find(name)
+
+
 def test_bundled_prices_are_of_one_region() -> None:
     """In another region the bundled table gives the hardware and no price."""
     found = load_catalog("eu-west-1").find("g5.xlarge")
