@@ -16,6 +16,7 @@ import yaml
 from plugins.pipeline.tests.helpers import EXPORT_SPEC, list_configs, plan_report
 from plugins.pipeline.tests.targets.triton_config import parse_model_config
 from unfold_pipeline.problem.exported_plan import assign_labels
+from unfold_pipeline.report.engines.exports import export_kubernetes
 from unfold_pipeline.report.export_kserve import export_kserve
 from unfold_pipeline.report.export_ray_serve import export_ray_serve
 from unfold_pipeline.report.export_triton import export_triton
@@ -34,6 +35,12 @@ def test_ray_serve_config_matches_the_plan(tmp_path: Path) -> None:
     assert {name: (batches[name], counts[name]) for name in counts} == list_configs(report)
     gpus = {item["name"]: item["ray_actor_options"].get("num_gpus") for item in app["deployments"]}
     assert gpus == {"ingress": None, "enter": None, "left": 1, "right_one": None, "last": None}
+
+
+def test_a_format_of_engines_names_those_of_other_stages(tmp_path: Path) -> None:
+    """``--format kubernetes`` exports engines; a plan of other stages is referred to the formats that take it."""
+    with pytest.raises(UnfoldError, match="--format kserve, ray-serve or triton"):
+        export_kubernetes(plan_report(tmp_path))
 
 
 @pytest.mark.parametrize("is_gone", [False, True])

@@ -194,7 +194,7 @@ def build_metrics(solution: Solution, tail_s: float, baselines: CoarseBaselines 
         "greedy_excess_percent": Metric(
             (greedy_cost / cost - 1) * 100 if greedy_cost and cost else None, "%", label="greedy plan costs more by"
         ),
-        "coarse_peak_ratio": Metric(peak_ratio, "x", label="one unit for the peak costs"),
+        "coarse_peak_ratio": Metric(peak_ratio, "x", label="the coarse-grained plan for the peak costs"),
     }
 
 

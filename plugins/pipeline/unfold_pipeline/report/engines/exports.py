@@ -41,6 +41,7 @@ SHARED_MEMORY = {"name": "shm", "emptyDir": {"medium": "Memory"}}
 """The GPUs of an engine exchange data over shared memory; a container has only 64 MiB of it by default."""
 DATA_TYPE = "bfloat16"
 """Of activations, whatever the precision of the weights."""
+OTHER_FORMATS = "stages without an engine: --format kserve, ray-serve or triton"
 
 
 def has_engines(report: Report) -> bool:
@@ -251,9 +252,10 @@ def _name_pool_stage(report: Report) -> str:
 
 
 def _list_engines(report: Report) -> Mapping[str, Mapping[str, Any]]:
-    engines = (report.decision or {}).get("engines")
+    decision = report.decision or {}
+    engines = decision.get("engines")
     if not engines:
-        hint = "unfold plan, for a spec with stages.NAME.engine"
+        hint = OTHER_FORMATS if decision.get("stages") else "unfold plan, for a spec with stages.NAME.engine"
         raise user_error("the report holds no plan of LLM engines", hint=hint)
     if others := (report.decision or {}).get("stages_around"):
         message = f"exports take an engine without other stages; the plan has {', '.join(others)}"
