@@ -81,22 +81,23 @@ def _tabulate_members(result: ModuleResult) -> Table:
         Column("batch 1", "µs", 0, timed=True),
         Column("batch 32", "µs", 0, timed=True),
         Column("batch 32 in torch", "µs", 0, timed=True),
+        Column("front"),
     )
     rows: list[tuple[Cell, ...]] = []
     front = set(result.front)
     for (name, quality), work in zip(result.qualities.items(), macs, strict=True):
         seconds = result.seconds_by_batch[name]
         times = [seconds[1], seconds[EAGER_BATCH], result.eager_seconds[name]]
-        label, weights = name + (" *" if name in front else ""), result.parameters[name] * WEIGHT_BYTES / 1e3
         rows.append(
             (
-                label,
+                name,
                 quality.score,
                 quality.half_width,
                 *measures[name].values(),
                 work,
-                weights,
+                result.parameters[name] * WEIGHT_BYTES / 1e3,
                 *(time * MICRO for time in times),
+                name in front,
             )
         )
     return Table("members", columns, tuple(rows))

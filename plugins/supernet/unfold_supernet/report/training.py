@@ -152,6 +152,7 @@ def _tabulate_subnets(result: TrainingResult) -> Table:
         Column("weights", "kB", 1),
         Column("batch 1", "µs", 0, timed=True),
         Column("batch 32", "µs", 0, timed=True),
+        Column("front"),
     )
     front = set(result.front)
     sizes = {
@@ -160,8 +161,8 @@ def _tabulate_subnets(result: TrainingResult) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for (name, quality), work in zip(result.qualities.items(), macs, strict=True):
         times = [result.seconds_by_batch[name][batch] * MICRO for batch in (1, 32)]
-        label = name + (" *" if name in front else "")
-        rows.append((label, quality.accuracy, quality.half_width, quality.macro_f1, work, sizes[name], *times))
+        scores = quality.accuracy, quality.half_width, quality.macro_f1
+        rows.append((name, *scores, work, sizes[name], *times, name in front))
     return Table("subnets", columns, tuple(rows))
 
 
