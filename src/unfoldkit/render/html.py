@@ -11,7 +11,7 @@ from unfoldkit.figure_data import AnyFigure
 from unfoldkit.format import format_number
 from unfoldkit.render import formatting
 from unfoldkit.render.figures.description import tabulate_figure
-from unfoldkit.render.formatting import strip_controls
+from unfoldkit.render.formatting import attach_unit, strip_controls
 from unfoldkit.render.plot import svg
 from unfoldkit.report import Metric, Report, Table
 
@@ -87,19 +87,14 @@ def _card(name: str, item: Metric) -> str:
 def _value(item: Metric) -> str:
     mark = {True: " ✓", False: " ✗", None: ""}[item.ok]
     target = f"<span>target {escape(_format_target(item))}{mark}</span>" if item.target else ""
-    value = "not measured" if item.value is None else _attach_unit(format_number(item.value), item.unit)
+    value = "not measured" if item.value is None else attach_unit(format_number(item.value), item.unit)
     return escape(value) + target
 
 
 def _format_target(item: Metric) -> str:
     """Format a target with the unit of its metric, unless it has words or a unit already."""
     bound = BOUND.fullmatch(item.target or "")
-    return f"{bound[1]}{_attach_unit(bound[2], item.unit)}" if bound else item.target or ""
-
-
-def _attach_unit(number: str, unit: str) -> str:
-    # as in sentences: $5 an hour is $5/h
-    return f"${number}{unit[1:]}" if unit.startswith("$") else f"{number} {unit}".strip()
+    return f"{bound[1]}{attach_unit(bound[2], item.unit)}" if bound else item.target or ""
 
 
 def _words(name: str, unit: str) -> str:

@@ -375,6 +375,13 @@ def test_a_card_writes_units_as_sentences_do(name: str, metric: Metric, card: st
     assert card in html.render(replace(REPORT, metrics={name: metric}))
 
 
+def test_text_and_markdown_write_money_as_a_card_does() -> None:
+    """A dollar sign precedes its number in every format."""
+    money = replace(REPORT, metrics={"cost": Metric(6.95, "$/h", "≤ 10", ok=True)})
+    assert "$6.95/h" in text.render(money)
+    assert "$6.95/h" in md.render(money)
+
+
 def test_a_percent_sign_stays_with_its_number() -> None:
     """No line of a page begins with a percent sign."""
     page = html.render(replace(REPORT, headline="94 % in time", lines=(("a", "of 2 %, or 3 %"),)))
