@@ -112,6 +112,14 @@ def test_a_graph_shows_copies_load_and_the_critical_node() -> None:
     ]
 
 
+def test_facts_of_a_short_graph_are_drawn_in_full() -> None:
+    """Where the page has room, a box is as wide as its facts: the price at the end of one is not cut."""
+    fact = "g4dn.xlarge · batch 16 · $0.53/h"
+    nodes = tuple(Node(name=name, facts=(fact,)) for name in ("a", "b"))
+    drawn = texts(plot.svg(Graph(name="g", title="G", nodes=nodes, edges=(Edge("a", "b"),))))
+    assert drawn.count(fact) == 2
+
+
 def test_boxes_of_a_graph_never_overlap() -> None:
     """Of 200 random graphs, no two boxes overlap, each edge leads onward, and all stay on the sheet."""
     rng = random.Random(7)  # noqa: S311 - no secret

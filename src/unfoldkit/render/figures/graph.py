@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
+
 from unfoldkit.figure_data import Edge, Graph, Node, order_layers
 from unfoldkit.format import format_percent
 from unfoldkit.render.figures.style import COLOURS, INK, LETTER_PT, WIDTH_PT, open_sheet, shorten_to, write
@@ -20,7 +22,10 @@ SWEEPS = 4
 LINE_PT = 12.5
 GAP_PT = 18.0
 ARROW_PT = 34.0
-MAX_BOX_PT = 150.0
+BOX_PT = 150.0
+"""Width of a box, unless its facts need more and the page has room."""
+BOX_MARGIN_PT = 14.0
+FACT_SIZE = 8.5
 LABEL_GAP_PT = 11.0
 HIGH_LOAD = 0.8
 Spot = tuple[float, float]
@@ -71,11 +76,11 @@ def layout_graph(graph: Graph) -> GraphLayout:
     lines = 1 + max((len(node.facts) for node in graph.nodes), default=0) + _count_bars(graph)
     box_height = LINE_PT * lines + 10
     if is_vertical:
-        box = (min(MAX_BOX_PT * 1.4, WIDTH_PT / most - GAP_PT), box_height)
+        box = (min(BOX_PT * 1.4, WIDTH_PT / most - GAP_PT), box_height)
         pitch = (box[0] + GAP_PT, box[1] + ARROW_PT)
         height = len(rows) * pitch[1] - ARROW_PT + 8
     else:
-        box = (min(MAX_BOX_PT, WIDTH_PT / max(len(rows), 1) - ARROW_PT), box_height)
+        box = (min(_measure_box(graph), WIDTH_PT / max(len(rows), 1) - ARROW_PT), box_height)
         pitch = (box[1] + GAP_PT, (WIDTH_PT - box[0] - 4) / max(len(rows) - 1, 1))
         height = most * pitch[0] - GAP_PT + 8
     centres: dict[str, Spot] = {}
@@ -87,6 +92,12 @@ def layout_graph(graph: Graph) -> GraphLayout:
             centres[name] = (across, along) if is_vertical else (along, across)
     routes = [[centres[name] for name in chain] for chain in chains]
     return GraphLayout(centres=centres, routes=routes, box_pt=box, height_pt=height, is_vertical=is_vertical)
+
+
+def _measure_box(graph: Graph) -> float:
+    """Return the width of a box, in points, in which no fact is shortened; ``BOX_PT`` if that is enough."""
+    letters = max((cell_len(fact) for node in graph.nodes for fact in node.facts), default=0)
+    return max(BOX_PT, (letters + 1) * FACT_SIZE * LETTER_PT + BOX_MARGIN_PT)
 
 
 def _count_bars(graph: Graph) -> int:
@@ -129,7 +140,7 @@ def _draw_node(axes: Axes, node: Node, graph: Graph, layout: GraphLayout, *, is_
     from matplotlib.patches import FancyBboxPatch, Rectangle
 
     (x, y), (width, height) = layout.centres[node.name], layout.box_pt
-    left, top, room = x - width / 2, y - height / 2, width - 14
+    left, top, room = x - width / 2, y - height / 2, width - BOX_MARGIN_PT
     for shift in range(3, 3 * min(node.count, 3), 3):
         # the edges of sheets behind the first one stand for several copies
         right, upper = left + width + shift, top - shift
@@ -144,7 +155,7 @@ def _draw_node(axes: Axes, node: Node, graph: Graph, layout: GraphLayout, *, is_
     write(axes, left + 7, line, shorten_to(node.name, room - 6 * len(times), 9.5) + times, size=9.5, weight="bold")
     for fact in node.facts:
         line += LINE_PT
-        write(axes, left + 7, line, shorten_to(fact, room, 8.5), size=8.5)
+        write(axes, left + 7, line, shorten_to(fact, room, FACT_SIZE), size=FACT_SIZE)
     if node.load is not None:
         line += LINE_PT
         text = f"{graph.load} {node.load:.0%}".replace("%", " %")
