@@ -70,6 +70,11 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "describe_uncertain_saving": (sentences.describe_uncertain_saving(5082, 1.05, 0.95),),
     "describe_refusal": (sentences.describe_refusal(REFUTED), sentences.describe_refusal(BUDGET_UNCERTAIN)),
+    "describe_mean_price": (
+        sentences.describe_mean_price(0.226, 1.01, "GBP"),
+        sentences.describe_mean_price(0.0, 4.0, None),
+        sentences.describe_mean_price(0.25, 0.668, "$"),
+    ),
     "describe_saving_bound": (
         sentences.describe_saving_bound(4.56, "price+flops", 0.95),
         sentences.describe_saving_bound(0.0, "latency", 0.9),

@@ -14,6 +14,7 @@ from unfold_cascade.temporal.models.study import fit_study, load_study
 from unfold_cascade.temporal.report.plan import build_plan_report
 from unfold_cascade.temporal.search.planner import SearchResult, evaluate_solution, solve
 from unfold_cascade.verbs import temporal
+from unfoldkit.api import format_amount
 
 OTHER = "{name: small, estimator: xgboost, features: [bedside], params: {n_estimators: 9, max_depth: 2}}"
 BASELINE = f"baseline={{estimator: xgboost, params: {{n_estimators: 80, max_depth: 4}}, rivals: [{OTHER}]}}"
@@ -46,6 +47,14 @@ def test_other_baselines_are_reported_and_change_nothing(wards: TrainedWards, tm
     assert [slot.model for slot in load_study(problem, run).slots][-2:] == ["small", "monolith"]
     rows = {row[0]: row for table in build_plan_report(solution, "plan", run.directory).tables for row in table.rows}
     assert "baseline, latched: small" in rows
+
+
+def test_the_price_of_an_hour_is_reported(wards: TrainedWards, search: SearchResult) -> None:
+    """Ratios do not pay a bill: the report states what an hour costs with the cascade and with the baseline."""
+    solution = evaluate_solution(search)
+    price, base = (policy.quality.bill["price"] for policy in (solution.cascade, solution.latched))
+    line = dict(wards.report.lines)["price"]
+    assert line == f"{format_amount(price)} per case-hour; the latched baseline costs {format_amount(base)}"
 
 
 def test_alert_intervals_contain_the_rate(wards: TrainedWards, search: SearchResult) -> None:

@@ -318,9 +318,18 @@ def _lines(solution: Solution, attempt: AttemptCount | None) -> tuple[tuple[str,
         ("loss", sentences.describe_loss(100 * (quality.loss - base.loss), loss_interval)),
         ("quality", change),
         ("lead time", lead),
+        *_price_lines(solution),
         ("saving", _saving_line(solution)),
         ("split", sentences.describe_split(study.train.clusters, study.calibrate.clusters, study.test.clusters)),
     )
+
+
+def _price_lines(solution: Solution) -> tuple[tuple[str, str], ...]:
+    """State prices where the baseline pays any."""
+    price, baseline = (policy.quality.bill["price"] for policy in (solution.cascade, solution.latched))
+    if baseline == 0:
+        return ()
+    return (("price", sentences.describe_mean_price(price, baseline, solution.problem.cost.unit)),)
 
 
 def _saving_line(solution: Solution) -> str:

@@ -9,7 +9,7 @@ from unfold_cascade.data.doubtful_values import Doubt
 from unfold_cascade.data.leakage import LabelMark
 from unfold_cascade.report import sentences as shared
 from unfold_cascade.temporal.problem import NO_STAGE
-from unfoldkit.api import format_count
+from unfoldkit.api import format_amount, format_count
 
 Interval = tuple[float, float]
 LATCHED = "the latched baseline"
@@ -134,6 +134,13 @@ def describe_saving_bound(bound: float, by: str, confidence: float) -> str:
     joint = "mean of " if " and " in measure else ""
     least = f"at least {shared.short_saving(bound)}" if bound >= 1 else "no saving shown"
     return f"{joint}{measure}: {least} with {shared.percent(confidence)} confidence"
+
+
+def describe_mean_price(price: float, baseline: float, unit: str | None) -> str:
+    """State the mean price of an hour of a test case, and that of the baseline, in the unit of the spec."""
+    pattern = f"${{}}{unit[1:]}" if unit and unit.startswith("$") else f"{{}} {unit or ''}"
+    amount, base = (pattern.format(format_amount(value)).strip() for value in (price, baseline))
+    return f"{amount} per case-hour; the latched baseline costs {base}"
 
 
 def describe_outcomes(promised: Sequence[str], refused: Sequence[str], confidence: float) -> str:

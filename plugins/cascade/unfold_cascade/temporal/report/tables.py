@@ -125,7 +125,7 @@ def build_owned_tables(solution: Solution) -> list[Table]:
         for gate, (lo, hi) in enumerate(stage_policy.owned):
             if (lo, hi) != stage_policy.spans[gate]:
                 rows.append((f"{stage}: {names[gate]} → {names[gate + 1]}", _format_cut(lo), _format_cut(hi)))
-    return [Table("owned", columns, tuple(rows))] if rows else []
+    return [Table("gates without a purchase", columns, tuple(rows))] if rows else []
 
 
 def build_alarm_table(solution: Solution) -> Table:
