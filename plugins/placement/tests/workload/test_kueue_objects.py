@@ -56,9 +56,16 @@ def test_a_quota_change_is_replayed_before_it_is_made(tmp_path: Path) -> None:
     path = two_teams(tmp_path)
     unchanged = report(tmp_path, spec(path))
     assert unchanged.metrics["earlier"].value == 0
+    assert [column.name for column in unchanged.tables[0].columns] == [
+        "ClusterQueue",
+        "workloads",
+        "never",
+        "mean wait",
+    ]
     changed = report(tmp_path, spec(path, policy={"quota": {"team-a": 16}}, explain={"task": "team-a/a2"}))
     assert changed.verdict is Verdict.YES
     assert changed.metrics["earlier"].value == 3
+    assert {"old start", "start", "change"} < {column.name for column in changed.tables[1].columns}
     lines = dict(changed.lines)
     assert lines["quota"] == "team-a: nvidia.com/gpu in flavor default from 8 to 16"
     assert "a2 starts at 2026-03-01 10:" in lines["explained"]
@@ -67,8 +74,8 @@ def test_a_quota_change_is_replayed_before_it_is_made(tmp_path: Path) -> None:
     assert len(rows) == 8
     sources = [line for _, line in changed.lines if "the median of" in line]
     assert sources == [
-        "4 workloads take the run time of the median of those of the LocalQueue that ended",
-        "3 workloads take the run time of the median of all that ended",
+        "4 workloads take as run time the median of the ended workloads in the same LocalQueue",
+        "3 workloads take as run time the median of all ended workloads",
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from statistics import fmean
 
@@ -24,18 +24,20 @@ QUEUE_COLUMNS = (
     Column("later"),
     Column("never"),
     Column("mean change", "s", 1),
-    Column("mean wait before", "s", 1),
+    Column("old mean wait", "s", 1),
     Column("mean wait", "s", 1),
 )
 WORKLOAD_COLUMNS = (
     Column("workload"),
     Column("ClusterQueue"),
     Column("starts at"),
-    Column("start before", "s", 1),
+    Column("old start", "s", 1),
     Column("start", "s", 1),
     Column("change", "s", 1),
     Column("preemptions"),
 )
+OF_CHANGE = frozenset({"earlier", "later", "mean change", "old mean wait", "old start", "change"})
+"""Columns that a replay without a change of quotas has no use for."""
 MAX_ROWS = 50
 """Workloads that the report lists, those that change most; the file beside it has all."""
 MAX_DECISIONS = 1000
@@ -63,16 +65,24 @@ def queue_report(problem: QueueProblem, changes: Sequence[StartChange]) -> Repor
         headline=_headline(problem, changes),
         subtitle=(f"{len(problem.after.queues):,} ClusterQueues", f"{len(changes):,} workloads"),
         metrics=_metrics(changes),
-        tables=(
-            Table("by ClusterQueue", QUEUE_COLUMNS, queue_rows),
-            Table("what changes most" if problem.has_change else "starts", WORKLOAD_COLUMNS, rows),
-        ),
+        tables=tuple(_build_tables(queue_rows, rows, has_change=problem.has_change)),
         lines=tuple(_lines(problem, changes, never)),
         next="unfold plan SPEC --out report.html"
         if problem.has_change
         else "unfold plan SPEC --set policy.quota.NAME=16",
         decision=_decision(changes),
     )
+
+
+def _build_tables(
+    queue_rows: Sequence[tuple[Cell, ...]], rows: Sequence[tuple[Cell, ...]], *, has_change: bool
+) -> Iterator[Table]:
+    """Yield the tables of queues and of workloads; no columns of a change that there is none of, and no empty table."""
+    title = "what changes most" if has_change else "starts"
+    for name, columns, cells in (("by ClusterQueue", QUEUE_COLUMNS, queue_rows), (title, WORKLOAD_COLUMNS, rows)):
+        kept = [index for index, column in enumerate(columns) if has_change or column.name not in OF_CHANGE]
+        if cells:
+            yield Table(name, tuple(columns[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in cells))
 
 
 def format_admissions(changes: Sequence[StartChange]) -> str:

@@ -297,7 +297,7 @@ def replay_start_line(*, is_history: bool) -> str:
 
 def run_time_line(count: int, source: str) -> str:
     """Return the line about the run time of workloads that have not ended."""
-    return f"{_count_workloads(count)} {'takes' if count == 1 else 'take'} the run time of {source}"
+    return f"{_count_workloads(count)} {'takes' if count == 1 else 'take'} as run time {source}"
 
 
 def overdue_line(count: int) -> str:

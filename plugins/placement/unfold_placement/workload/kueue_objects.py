@@ -314,9 +314,9 @@ class _Durations:
     def estimate(self, queue: str) -> tuple[float | None, str]:
         """Return the median run time of a LocalQueue, or of all, and where it comes from."""
         if queue in self.by_queue:
-            return median(self.by_queue[queue]), "the median of those of the LocalQueue that ended"
+            return median(self.by_queue[queue]), "the median of the ended workloads in the same LocalQueue"
         runs_s = [run_s for values in self.by_queue.values() for run_s in values]
-        return (median(runs_s), "the median of all that ended") if runs_s else (None, "")
+        return (median(runs_s), "the median of all ended workloads") if runs_s else (None, "")
 
 
 @dataclass(slots=True)
