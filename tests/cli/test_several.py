@@ -66,7 +66,7 @@ def test_annotations_of_all(unfold: Unfold, spec: Path, dear: Path, bad: Path) -
         [
             "::notice title=unfold plan a::yes · $0.02 of $1.00",
             "::error title=unfold plan a::no · $0.03 is over the budget of $0.01; it allows 1 times",
-            "::error title=price of a::0.0300 $, target ≤ 0.01",
+            "::error title=price of a::$0.0300, target ≤ 0.01",
             "::error file=bad.yaml,line=5,col=9::repeat: must be at least 1, got 0",
         ],
     )
