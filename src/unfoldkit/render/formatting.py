@@ -54,7 +54,10 @@ def format_metric(item: Metric) -> str:
 
 def attach_unit(number: str, unit: str) -> str:
     """Attach a unit to a number; a currency comes first, as in sentences: $5 an hour is $5/h."""
-    return f"${number}{unit[1:]}" if unit.startswith("$") else f"{number} {unit}".strip()
+    if unit.startswith("$"):
+        sign = "-" if number.startswith("-") else ""
+        return f"{sign}${number.removeprefix('-')}{unit[1:]}"
+    return f"{number} {unit}".strip()
 
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")

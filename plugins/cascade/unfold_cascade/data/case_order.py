@@ -90,7 +90,7 @@ def average_in_order(values: FloatArray, clusters: IntArray | None) -> FloatArra
 
 
 def are_sorted(labels: IntArray) -> bool:
-    """Whether equal labels stand together more than half as often again as by chance."""
+    """Whether neighbours differ less than half as often as in a random order."""
     shares = np.bincount(labels) / len(labels)
     changes = float((np.diff(labels) != 0).mean()) if len(labels) > 1 else 0.0
     return changes < 0.5 * (1.0 - float((shares**2).sum()))
