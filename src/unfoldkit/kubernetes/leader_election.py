@@ -74,6 +74,10 @@ class LeaderElection:
         if lease is not None:
             self._is_held_by_other(lease, holder)
 
+    def exists(self) -> bool:
+        """Return whether the server has the Lease."""
+        return self._read_lease() is not None
+
     def resign(self) -> None:
         """Give up leadership at once."""
         lease = self._read_lease()

@@ -73,6 +73,10 @@ class Deployment:
         """Return no warnings."""
         return []
 
+    def list_denied(self) -> list[str]:
+        """Return nothing."""
+        return []
+
     def read_replicas(self) -> tuple[StageReplicas, ...]:
         """Return the replicas."""
         if self.fault == "read":

@@ -23,6 +23,8 @@ from tests.served import serving, unfold
 
 pytestmark = pytest.mark.kubernetes
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/unfold/leases"
+ROLE = "/apis/rbac.authorization.k8s.io/v1/namespaces/unfold/roles/unfold-tuner"
+DRY_RUN = ("plan.yaml", "--target", "kubernetes", "--dry-run")
 SELECTOR = 'requests_total{app="video"}'
 SPEC = """
 version: 1
@@ -232,11 +234,44 @@ def test_role_allows_nothing_else(plane: ControlPlane, admin: Any, folder: Path)
 )
 def test_faults_of_the_spec_end_a_dry_run(setting: str, message: str, admin: Any, folder: Path) -> None:
     """Each is an error with exit code 2, before anything is scaled."""
-    command = ("plan.yaml", "--target", "kubernetes", "--dry-run", "--set", f"control.{setting}")
-    result = unfold(folder, "serve", *command)
+    result = unfold(folder, "serve", *DRY_RUN, "--set", f"control.{setting}")
     assert result.returncode == 2, result.stdout + result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+    assert read_desired(admin) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("resource", "verb", "denied"),
+    [
+        ("", "patch", "patch deployments/scale detector, patch statefulsets/scale face"),
+        ("leases", "", "get leases unfold-tuner.deployments.detector"),
+        ("leases", "create", "create leases"),
+    ],
+)
+def test_missing_rights_end_a_dry_run(
+    resource: str, verb: str, denied: str, admin: Any, metrics: MetricsServer, folder: Path
+) -> None:
+    """A controller with that account would start, and then scale nothing."""
+    set_traffic(metrics, 120.0, time.time() - 30)
+    for lease in admin.get(LEASES)["items"]:
+        admin.delete(f"{LEASES}/{lease['metadata']['name']}")
+    rules = admin.get(ROLE)["rules"]
+    kept = [
+        {**rule, "verbs": [name for name in rule["verbs"] if verb and name != verb]}
+        if resource in ("", *rule["resources"])
+        else rule
+        for rule in rules
+    ]
+    admin.patch(ROLE, {"rules": [rule for rule in kept if rule["verbs"]]}, "application/merge-patch+json")
+    try:
+        # the server follows a changed role within moments
+        wait_until(lambda: unfold(folder, "serve", *DRY_RUN).returncode == 2, 30)
+        result = unfold(folder, "serve", *DRY_RUN)
+    finally:
+        admin.patch(ROLE, {"rules": rules}, "application/merge-patch+json")
+    assert f"this account may not {denied}" in " ".join(result.stderr.split())
+    assert "--format tuner-roles" in result.stderr
     assert read_desired(admin) == (2, 2)
 
 
@@ -250,7 +285,7 @@ def test_another_autoscaler_ends_a_dry_run(admin: Any, folder: Path) -> None:
         "spec": {"maxReplicas": 5, "scaleTargetRef": reference},
     }
     apply(admin, [scaler])
-    result = unfold(folder, "serve", "plan.yaml", "--target", "kubernetes", "--dry-run")
+    result = unfold(folder, "serve", *DRY_RUN)
     admin.delete("/apis/autoscaling/v2/namespaces/unfold/horizontalpodautoscalers/detector")
     assert result.returncode == 2
     assert "is scaled by the HorizontalPodAutoscaler detector already" in result.stderr

@@ -110,6 +110,10 @@ class RayServeTarget:
         """Return no warning; see :class:`~unfold_pipeline.control.scaled_workloads.ScalingTarget`."""
         return []
 
+    def list_denied(self) -> list[str]:
+        """Return nothing: Ray has no rights per account."""
+        return []
+
     def read_replicas(self) -> tuple[StageReplicas, ...]:
         """Return the replicas of each stage; only those that run exist."""
         applications = self._list_applications()

@@ -8,7 +8,9 @@ from typing import Protocol
 
 from unfold_pipeline.problem.exported_plan import assign_labels
 from unfoldkit.api import UnfoldError, user_error
+from unfoldkit.kubernetes.access_review import Access, list_denied
 from unfoldkit.kubernetes.api import FORBIDDEN, Api, ApiError, Body
+from unfoldkit.kubernetes.leader_election import API as LEASE_API
 from unfoldkit.kubernetes.leader_election import LeaderElection
 from unfoldkit.kubernetes.scale import (
     AbsentError,
@@ -69,6 +71,9 @@ class ScalingTarget(Protocol):
     def list_warnings(self) -> list[str]:
         """Return what cannot be checked about the workloads."""
 
+    def list_denied(self) -> list[str]:
+        """Return what this account may not do although scaling needs it, in words."""
+
     def read_replicas(self) -> tuple[StageReplicas, ...]:
         """Return the replicas of each stage, with a fault where the workload is absent or something else scales it."""
 
@@ -128,6 +133,17 @@ class KubernetesTarget:
         if list_autoscalers(self.api) is None:
             return ["this account may not list HorizontalPodAutoscalers: make sure that none scales the workloads"]
         return []
+
+    def list_denied(self) -> list[str]:
+        """Return what this account may not do although scaling needs it; a Lease that exists need not be created."""
+        group = LEASE_API.partition("/")[0]
+        scales = [Access("patch", item.group, f"{item.resource}/scale", item.name) for item in self.items]
+        names = [election.name for election in self.elections]
+        leases = [Access(verb, group, "leases", name) for name in names for verb in ("get", "update")]
+        denied = list_denied(self.api, [*scales, *leases])
+        if not any(access.verb == "get" for access in denied) and not all(item.exists() for item in self.elections):
+            denied += list_denied(self.api, [Access("create", group, "leases")])
+        return list(map(str, denied))
 
     def read_replicas(self) -> tuple[StageReplicas, ...]:
         """Return the replicas of each stage; see :class:`ScalingTarget`."""

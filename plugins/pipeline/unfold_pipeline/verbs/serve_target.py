@@ -64,6 +64,7 @@ def serve_target(spec: PipelineSpec, run: Run, target_name: str) -> Service | Re
     if run.options.get("dry_run"):
         if faults:
             raise faults[0]
+        _require_access(target)
         return build_control_report(spec.name, controller, preview_steps(controller), warnings, control.every)
     # the controller logs the faults: a workload may be created, or freed, after it has started
     for warning in warnings:
@@ -82,6 +83,21 @@ def _check_target(target: ScalingTarget) -> tuple[list[UnfoldError], list[str]]:
         return faults, target.list_warnings()
     except ApiError as error:
         raise user_error(f"the cluster rejects the request: {error.message}", key="control.kubernetes") from error
+
+
+def _require_access(target: ScalingTarget) -> None:
+    """Refuse an account that may read the deployment and not scale it.
+
+    Raises:
+        UnfoldError: a right is missing, or the deployment does not respond.
+    """
+    try:
+        denied = target.list_denied()
+    except ApiError as error:
+        raise user_error(f"the cluster rejects the request: {error.message}", key="control.kubernetes") from error
+    if denied:
+        hint = "unfold plan SPEC --format tuner-roles | kubectl apply -f -"
+        raise user_error(f"this account may not {', '.join(denied)}", key="control.kubernetes", hint=hint)
 
 
 def build_tuner_factory(problem: Problem, plan: Plan) -> Callable[[CountArray], ObservedTuner]:
