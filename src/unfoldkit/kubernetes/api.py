@@ -63,6 +63,11 @@ class ApiError(Exception):
         return self.status in {CONFLICT, TOO_MANY_REQUESTS} or self.status >= FIRST_SERVER_ERROR
 
     @property
+    def is_refusal(self) -> bool:
+        """Whether the server does not allow the request: by rights, a quota or an admission policy."""
+        return self.status in {FIRST_CLIENT_ERROR, FORBIDDEN, INVALID}
+
+    @property
     def is_conflict(self) -> bool:
         """Whether another writer was faster: a failed ``test`` of a JSON patch, or an outdated version."""
         return self.status in {CONFLICT, INVALID}

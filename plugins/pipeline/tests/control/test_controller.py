@@ -28,8 +28,9 @@ from unfold_pipeline.tuner.calibration import build_live_rule
 from unfold_pipeline.tuner.envelope_rule import build_scaling_context
 from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
 from unfold_pipeline.tuner.table_rule import compute_table_targets
+from unfold_pipeline.verbs import serve_target
 from unfoldkit.api import UnfoldError, user_error
-from unfoldkit.kubernetes.api import CONFLICT, FORBIDDEN, NOT_FOUND, Api, ApiError, Body
+from unfoldkit.kubernetes.api import CONFLICT, FORBIDDEN, INVALID, NOT_FOUND, Api, ApiError, Body, Patience
 from unfoldkit.kubernetes.leader_election import PRECISE_DURATION, read_duration_s
 from unfoldkit.kubernetes.scale import require_workload
 
@@ -55,6 +56,8 @@ class Deployment:
     workloads: tuple[str, ...] = ("a", "b")
     lease_s: float = 15.0
     released: bool = False
+    policy_limit: int = 1000
+    policy_status: int = INVALID
 
     @property
     def is_leader(self) -> bool:
@@ -92,6 +95,8 @@ class Deployment:
         """Set the replicas."""
         if self.fault == "write" and stage == 0:
             raise user_error("forbidden")
+        if count > self.policy_limit:
+            raise ApiError(self.policy_status, "Invalid", f"at most {self.policy_limit} replicas")
         self.desired[stage] = count
         self.writes.append((stage, count))
         return True
@@ -300,6 +305,29 @@ def test_a_stage_that_cannot_be_scaled_stops_no_other(fault: str, text: str, cap
     assert controller.record.is_ready
     assert len(caplog.records) == 2
     assert text in caplog.records[0].message
+
+
+@pytest.mark.parametrize("status", [400, FORBIDDEN, INVALID])
+def test_a_policy_that_limits_replicas_is_met(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    """An increase beyond the limit is refused as a whole, and a part of it is better than none."""
+    deployment, source = Deployment(policy_limit=5, policy_status=status), Script(even_trace([400.0], 60.0))
+    controller = build_controller(source, deployment)
+    with caplog.at_level(logging.WARNING):
+        run_until(controller, source, 60)
+    assert deployment.desired == [5, 5]
+    assert "a cannot be scaled to " in controller.record.error
+    assert "at most 5 replicas" in controller.record.error
+    assert not controller.record.is_ready
+    assert controller.record.changes["s0", "up"] == 3
+    assert len(caplog.records) == 2
+
+
+def test_a_server_that_fails_is_not_asked_for_less() -> None:
+    """Its refusal says nothing about the count."""
+    deployment = Deployment(policy_limit=5, policy_status=503)
+    source = Script(even_trace([400.0], 60.0))
+    run_until(build_controller(source, deployment), source, 60)
+    assert deployment.desired == [2, 2]
 
 
 def test_an_absent_workload_is_reported_although_the_demand_is_unknown() -> None:

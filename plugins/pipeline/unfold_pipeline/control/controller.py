@@ -299,19 +299,27 @@ class DeploymentController:
             self._report_target("")
 
     def _scale_stage(self, index: int, step: ScaleStep) -> ScaleStep:
-        """Demand the replicas of a step; return it, with the reason if the target refused."""
-        if step.next == step.current:
-            return step
-        try:
-            # a step took time, in which the lease may have ended
-            is_done = self.target.is_leader and self.target.set_replicas(index, step.next)
-        except (UnfoldError, ApiError) as error:
-            return replace(step, fault=f"{step.workload} cannot be scaled: {error}")
-        if is_done:
-            direction = "up" if step.next > step.current else "down"
-            self.record.changes[step.stage, direction] += abs(step.next - step.current)
-            self.log.info("%s: %d → %d replicas", step.workload, step.current, step.next)
-        return step
+        """Demand the replicas of a step; return it, with the reason if the target refused.
+
+        A policy of the cluster may limit replicas. A refused increase is halved until the target accepts it.
+        """
+        fault = ""
+        while step.next != step.current:
+            try:
+                # a step took time, in which the lease may have ended
+                is_done = self.target.is_leader and self.target.set_replicas(index, step.next)
+            except (UnfoldError, ApiError) as error:
+                fault = fault or f"{step.workload} cannot be scaled to {step.next} replicas: {error}"
+                if not (isinstance(error, ApiError) and error.is_refusal and step.next > step.current + 1):
+                    return replace(step, fault=fault)
+                step = replace(step, next=step.current + (step.next - step.current) // 2)
+                continue
+            if is_done:
+                direction = "up" if step.next > step.current else "down"
+                self.record.changes[step.stage, direction] += abs(step.next - step.current)
+                self.log.info("%s: %d → %d replicas", step.workload, step.current, step.next)
+            break
+        return replace(step, fault=fault) if fault else step
 
     def _stand_by(self) -> None:
         """Forget what another controller sees to now; the next leadership begins with the replicas that it finds."""
