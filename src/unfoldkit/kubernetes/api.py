@@ -24,8 +24,8 @@ from unfoldkit.errors import Diagnostic, UnfoldError, require_packages, user_err
 PATCH = "application/json-patch+json"
 MERGE = "application/merge-patch+json"
 MAX_CONNECTIONS = 32
-MAX_TRIES, SEND_TRIES, FIRST_PAUSE_S = 5, 4, 0.1
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+SEND_TRIES, FIRST_PAUSE_S = 4, 0.1
+CONNECT_TIMEOUT_S = 10
 LEASES, LEASE_TIMEOUT_S = "/apis/coordination.k8s.io/", 5
 """Requests of elections, and how long the server may be silent: a later answer is about a term that has passed."""
 WATCH_TIMEOUT_S = 150
@@ -85,6 +85,22 @@ class WatchEvent:
     body: Body
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a request waits for a server.
+
+    Attributes:
+        read_s: Seconds of silence after which it fails.
+        tries: How often it is sent to a server that is overloaded or fails.
+    """
+
+    read_s: float
+    tries: int
+
+
+DEFAULT_PATIENCE = Patience(read_s=60.0, tries=5)
+
+
 @dataclass(slots=True)
 class Api:
     """A server and the identity used there; safe to use from several threads.
@@ -96,6 +112,7 @@ class Api:
         closed: Set by ``close``.
         key: The key of a spec that names the server, for messages.
         awaited: Requests without an answer yet, in order of sending.
+        patience: How long a request waits for a server that is silent, fails or is overloaded.
         clock_offset_s: Unix time by the server's clock, less the monotonic clock of this process.
     """
 
@@ -105,6 +122,7 @@ class Api:
     closed: bool = False
     key: str = KEY
     awaited: dict[object, str] = field(default_factory=dict)
+    patience: Patience = DEFAULT_PATIENCE
     clock_offset_s: float = field(default_factory=lambda: time.time() - time.monotonic())
 
     def now(self) -> float:
@@ -162,7 +180,7 @@ class Api:
         body: Any = None,
         *,
         kind: str = "application/json",
-        tries: int = MAX_TRIES,
+        tries: int | None = None,
         is_repeatable: bool = False,
     ) -> Body:
         """Send a request, again while the server is overloaded or fails, and return the decoded response.
@@ -172,7 +190,7 @@ class Api:
             path: Path and query.
             body: What is sent as JSON.
             kind: Content type of the body.
-            tries: How often it is sent at most.
+            tries: How often it is sent at most; by default as often as the patience allows.
             is_repeatable: Whether it is sent again after a failure that may follow its effect; a GET always is.
 
         Raises:
@@ -181,6 +199,7 @@ class Api:
         """
         data = None if body is None else msgspec.json.encode(body)
         is_repeatable |= method == "GET"
+        tries = tries or self.patience.tries
         for attempt in range(tries):
             sent_at = self.now()
             response = self._send(method, path, data, kind, is_repeatable=is_repeatable)
@@ -246,7 +265,7 @@ class Api:
         for setting in config.auth_settings().values():
             if setting["in"] == "header" and setting["value"]:
                 headers[setting["key"]] = setting["value"]
-        usual_s = LEASE_TIMEOUT_S if path.startswith(LEASES) else READ_TIMEOUT_S
+        usual_s = LEASE_TIMEOUT_S if path.startswith(LEASES) else self.patience.read_s
         read_s = WATCH_TIMEOUT_S if stream else usual_s
         timeout = urllib3.Timeout(connect=min(CONNECT_TIMEOUT_S, read_s), read=read_s)
         request = partial(self.client.rest_client.pool_manager.request, method, config.host + path)
@@ -272,7 +291,14 @@ class Api:
                 del self.awaited[token]
 
 
-def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "", key: str = KEY) -> Api:
+def connect_api(
+    context: str = "",
+    *,
+    kubeconfig: str = "",
+    namespace: str = "",
+    key: str = KEY,
+    patience: Patience = DEFAULT_PATIENCE,
+) -> Api:
     """Connect to the server of a kubeconfig context; inside a pod, to its own cluster unless a context is named.
 
     Raises:
@@ -286,12 +312,13 @@ def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "",
     try:
         if not context and not kubeconfig and "KUBERNETES_SERVICE_HOST" in os.environ:
             config.load_incluster_config(client_configuration=configuration)
-            return Api(client.ApiClient(configuration), namespace or _own_namespace(), key=key)
+            return Api(client.ApiClient(configuration), namespace or _own_namespace(), key=key, patience=patience)
         config.load_kube_config(kubeconfig or None, context or None, client_configuration=configuration)
         selected = _find_context(config, kubeconfig, context)
     except (config.ConfigException, OSError) as error:
         raise _context_error(error, key) from error
-    return Api(client.ApiClient(configuration), namespace or selected.get("namespace", "default"), key=key)
+    namespace = namespace or selected.get("namespace", "default")
+    return Api(client.ApiClient(configuration), namespace, key=key, patience=patience)
 
 
 def call_all(calls: Sequence[Any], workers: int = MAX_CONNECTIONS // 2) -> list[Any]:

@@ -7,13 +7,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 
 from plugins.pipeline.tests.helpers import chain, option
+from tests.http_server import serve_handler
 from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.control.app import ControlCollector, describe_control
 from unfold_pipeline.control.controller import DeploymentController, ObservedTuner, StepLimits
 from unfold_pipeline.control.demand import Demand, SignalError
 from unfold_pipeline.control.scaled_workloads import StageReplicas, build_kubernetes_target, find_workloads
@@ -24,6 +28,7 @@ from unfold_pipeline.problem.problem import TunerSettings
 from unfold_pipeline.problem.quotas import build_quota_limits
 from unfold_pipeline.problem.sample import draw_sample
 from unfold_pipeline.runtime.live_tuner import LiveTuner
+from unfold_pipeline.schema.control import ControlSpec, KubernetesAccess
 from unfold_pipeline.tuner.calibration import build_live_rule
 from unfold_pipeline.tuner.envelope_rule import build_scaling_context
 from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
@@ -34,6 +39,15 @@ from unfoldkit.kubernetes.api import CONFLICT, FORBIDDEN, INVALID, NOT_FOUND, Ap
 from unfoldkit.kubernetes.leader_election import PRECISE_DURATION, read_duration_s
 from unfoldkit.kubernetes.scale import require_workload
 
+SILENCE_S = 4.0
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: a
+clusters: [{name: a, cluster: {server: "http://127.0.0.1:PORT"}}]
+users: [{name: a, user: {token: t}}]
+contexts: [{name: a, context: {cluster: a, user: a}}]
+"""
 CPU = (option("cpu", 0.05, 0.02, 0.02),)
 GRAPH = chain(CPU, CPU)
 PLAN = (StageConfig(0, 4, 2), StageConfig(0, 4, 2))
@@ -41,6 +55,13 @@ SLO_S = 0.5
 SETTINGS = TunerSettings(delay_s=5.0, hold_s=30.0, max_replicas=40)
 ORIGIN_S = 1.7e9
 FREE = StepLimits(add=100, remove=100, minimum=(1, 1), maximum=(40, 40))
+
+
+class SilentHandler(BaseHTTPRequestHandler):
+    """A server that accepts requests and answers none for longer than a decision may take."""
+
+    def do_GET(self) -> None:
+        time.sleep(SILENCE_S)
 
 
 @dataclass(slots=True)
@@ -354,6 +375,33 @@ def test_a_workload_that_is_created_later_is_scaled_then() -> None:
     assert controller.record.is_ready
 
 
+def test_the_role_is_that_of_the_lease() -> None:
+    """A step that waits for a silent server outlasts the lease, and another controller leads meanwhile."""
+    source, target = Script(even_trace([80.0], 100.0), now_s=20.0), Deployment()
+    controller = build_controller(source, target)
+    controller.step()
+    assert describe_control(controller)["role"] == "leader"
+    target.leads = False
+    assert describe_control(controller)["role"] == "standby"
+    metrics = {family.name: family.samples for family in ControlCollector(controller).collect()}
+    assert metrics["unfold_tuner_leader"][0].value == 0.0
+
+
+def test_a_silent_cluster_is_reported_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller that waits a minute for an answer would seem to lead and to be well, and scale nothing."""
+    assert serve_target.PATIENCE.read_s <= 10
+    monkeypatch.setattr(serve_target, "PATIENCE", Patience(read_s=0.3, tries=1))
+    config = tmp_path / "config"
+    with serve_handler(SilentHandler) as port:
+        config.write_text(KUBECONFIG.replace("PORT", str(port)), "utf-8")
+        control = ControlSpec(prometheus="http://127.0.0.1:9", kubernetes=KubernetesAccess(kubeconfig=str(config)))
+        target, _ = serve_target.open_kubernetes("video", control, ("detect",))
+        began_s = time.monotonic()
+        with pytest.raises(UnfoldError, match="did not answer"):
+            target.read_replicas()
+        assert time.monotonic() - began_s < SILENCE_S
+
+
 def test_a_former_leader_reports_no_stage() -> None:
     """What it saw as the leader is another controller's concern, and no reason to be unready."""
     source, target = Script(even_trace([80.0], 100.0)), Deployment(fault="absent")
@@ -371,7 +419,7 @@ def test_standby_writes_nothing_and_starts_from_what_it_finds() -> None:
     controller = build_controller(source, target)
     run_until(controller, source, 20)
     assert not target.writes
-    assert controller.record.role == "standby"
+    assert controller.role == "standby"
     target.leads = True
     held = []
     for now_s in range(20, 120):

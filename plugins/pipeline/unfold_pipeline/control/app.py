@@ -32,8 +32,10 @@ class ControlCollector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the controller."""
-        record = self.controller.record
-        yield GaugeMetricFamily("unfold_tuner_leader", "Whether this process scales", float(record.role == "leader"))
+        controller, record = self.controller, self.controller.record
+        yield GaugeMetricFamily(
+            "unfold_tuner_leader", "Whether this process scales", float(controller.role == "leader")
+        )
         for name, text, value in (
             ("unfold_tuner_arrivals_per_second", "Demand of the last 30 s", record.rate),
             ("unfold_tuner_signal_age_seconds", "Age of the demand at the last reading", record.age_s),
@@ -109,7 +111,7 @@ def describe_control(controller: DeploymentController) -> dict[str, Any]:
         "failures": dict(record.failures),
     }
     return {
-        "role": record.role,
+        "role": controller.role,
         "target": controller.target.location,
         "error": record.error,
         "demand": demand,

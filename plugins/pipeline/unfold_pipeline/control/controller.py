@@ -124,7 +124,6 @@ class ControlRecord:
     """What a controller did, for its status and metrics.
 
     Attributes:
-        role: whether it scales.
         rate: queries per second of the last 30 s; NaN before the first reading.
         age_s: age of the demand at the last reading.
         steps: the last decision.
@@ -136,7 +135,6 @@ class ControlRecord:
         target_error: why the workloads cannot be scaled; empty if they can.
     """
 
-    role: Role = "standby"
     rate: float = math.nan
     age_s: float = math.nan
     steps: tuple[ScaleStep, ...] = ()
@@ -185,6 +183,11 @@ class DeploymentController:
     tuner: ObservedTuner | None = None
     origin_s: float = 0.0
 
+    @property
+    def role(self) -> Role:
+        """Whether this process scales now, even while a step of it waits for a silent server."""
+        return "leader" if self.target.is_leader else "standby"
+
     def step(self) -> None:
         """Read the demand, decide, and scale by one step if this process leads.
 
@@ -194,7 +197,6 @@ class DeploymentController:
         if not self.target.is_leader:
             self._stand_by()
             return
-        self.record.role = "leader"
         try:
             replicas = self.target.read_replicas()
         except (UnfoldError, ApiError) as error:
@@ -323,7 +325,7 @@ class DeploymentController:
 
     def _stand_by(self) -> None:
         """Forget what another controller sees to now; the next leadership begins with the replicas that it finds."""
-        self.record.role, self.tuner = "standby", None
+        self.tuner = None
         self.record.steps, self.record.signal_error, self.record.signal_effect = (), "", ""
         if not self.record.target_error.startswith("the lease"):
             self.record.target_error = ""

@@ -29,10 +29,12 @@ from unfold_pipeline.tuner.calibration import build_live_rule
 from unfold_pipeline.tuner.envelope_rule import build_scaling_context
 from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
 from unfoldkit.api import Report, Run, Service, UnfoldError, user_error
-from unfoldkit.kubernetes.api import ApiError, connect_api
+from unfoldkit.kubernetes.api import ApiError, Patience, connect_api
 
 PREVIEW_TIMEOUT_S = 30.0
 PREVIEW_PAUSE_S = 2.0
+PATIENCE = Patience(read_s=10.0, tries=2)
+"""The next decision repeats what failed, and a longer wait would hide that nothing is scaled."""
 
 
 def serve_target(spec: PipelineSpec, run: Run, target_name: str) -> Service | Report:
@@ -159,18 +161,32 @@ def _open_deployment(
     problem: Problem, control: ControlSpec, names: tuple[str, ...], target_name: str
 ) -> tuple[ScalingTarget, DemandSource]:
     if target_name == "kubernetes":
-        return _open_kubernetes(problem.name, control, names)
+        return open_kubernetes(problem.name, control, names)
     return _open_ray_serve(problem, control, names)
 
 
-def _open_kubernetes(name: str, control: ControlSpec, names: tuple[str, ...]) -> tuple[ScalingTarget, DemandSource]:
+def open_kubernetes(name: str, control: ControlSpec, names: tuple[str, ...]) -> tuple[ScalingTarget, DemandSource]:
+    """Return workloads of Kubernetes and the demand that Prometheus counts.
+
+    Args:
+        name: name of the spec.
+        control: the deployment.
+        names: name of each stage.
+
+    Raises:
+        UnfoldError: there is no such context or workload, or no server with the demand.
+    """
     access = control.kubernetes
     workloads = find_workloads({stage: control.find_stage(stage).workload for stage in names})
     arrivals = control.arrivals or select_queries(name)
     queues = [control.find_stage(stage).queue or "" for stage in names]
     source = _open_prometheus(control, arrivals, queues)
     api = connect_api(
-        access.context, kubeconfig=access.kubeconfig, namespace=access.namespace, key="control.kubernetes"
+        access.context,
+        kubeconfig=access.kubeconfig,
+        namespace=access.namespace,
+        key="control.kubernetes",
+        patience=PATIENCE,
     )
     holder = f"{socket.gethostname()}-{os.getpid()}"
     return build_kubernetes_target(api, workloads, holder, access.lease), source

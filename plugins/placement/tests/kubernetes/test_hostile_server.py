@@ -754,13 +754,13 @@ def test_a_creation_that_always_fails_ends_the_start() -> None:
         server.fault = lambda method, *_: Fault(503) if method == "POST" else None
         with pytest.raises(UnfoldError, match=r"fails for now \(503\)"):
             open_backend(api, "g")
-        assert server.count("POST") == api_module.MAX_TRIES
+        assert server.count("POST") == api.patience.tries
 
 
 def test_a_silent_server_is_named_after_one_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A start waits once for an answer, not four times; the message names the request."""
-    monkeypatch.setattr(api_module, "READ_TIMEOUT_S", 0.3)
     with stub_server() as (server, api):
+        api.patience = api_module.Patience(read_s=0.3, tries=5)
         monkeypatch.setattr(ClusterAccess, "connect", lambda _: api)
         server.fault = lambda *_: time.sleep(0.8)
         with pytest.raises(UnfoldError, match=r"did not answer GET /api/v1/nodes: .*timed out"):
