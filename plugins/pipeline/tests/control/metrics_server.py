@@ -21,7 +21,8 @@ Samples = list[tuple[float, float]]
 class MetricsServer:
     """The state of the server: samples by selector, gauges by query, types by metric, and how it answers.
 
-    The series of a selector are those of targets with successive numbers; ``down`` holds those that cannot be scraped.
+    The series of a selector are those of targets with successive numbers; ``down`` holds those that cannot be scraped,
+    and ``remembered`` those that had a series earlier.
     ``extra`` is added to each response.
 
     ``fault`` is empty, or one of ``500``, ``html``, ``hang``, ``huge``, ``redirect``; ``reply`` replaces all of them.
@@ -33,6 +34,7 @@ class MetricsServer:
     types: dict[str, str] = field(default_factory=dict)
     live: Callable[[str], list[Samples] | None] = lambda _selector: None
     down: set[int] = field(default_factory=set)
+    remembered: set[int] = field(default_factory=set)
     extra: dict[str, Any] = field(default_factory=dict)
     fault: str = ""
     reply: tuple[int, bytes] | None = None
@@ -46,7 +48,6 @@ class MetricsServer:
             values = [
                 {"metric": {"__name__": "up", **_label_target(index)}, "value": [self.clock(), "0"]}
                 for index in self.down
-                if str(index) in query
             ]
             return 200, {"status": "success", "data": {"resultType": "vector", "result": values}}
         if ranged is None:
@@ -84,7 +85,9 @@ def metrics_server() -> Iterator[MetricsServer]:
         def do_GET(self) -> None:
             name = parse_qs(urlsplit(self.path).query).get("metric", [""])[0]
             metadata = {name: [{"type": state.types[name], "help": "", "unit": ""}]} if name in state.types else {}
-            data = json.dumps({"status": "success", "data": metadata}).encode()
+            labels = [_label_target(index) for index in sorted(state.remembered)]
+            listed = labels if urlsplit(self.path).path.endswith("/series") else metadata
+            data = json.dumps({"status": "success", "data": listed}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

@@ -187,6 +187,22 @@ def test_a_target_that_is_not_scraped_is_no_lull(server: MetricsServer) -> None:
 
 
 @pytest.mark.parametrize(
+    ("ages_s", "remembered", "is_gap"),
+    [([0], {0, 1}, True), ([0], {0}, False), ([0], set(), False), ([0, 120], set(), True)],
+)
+def test_a_target_that_was_down_before_the_start_is_no_lull(
+    server: MetricsServer, ages_s: list[float], remembered: set[int], is_gap: bool
+) -> None:
+    """It may serve queries, if it had the counter; another target of the same job says nothing."""
+    server.series[SELECTOR] = series_of(time.time(), ages_s)
+    server.down, server.remembered = {1, 7}, remembered
+    item = source(server)
+    assert bool(item.read().gap) == is_gap
+    server.down = {7}
+    assert item.read().gap == ""
+
+
+@pytest.mark.parametrize(
     ("extra", "gap"),
     [
         ({"warnings": ["No StoreAPIs matched for this query"]}, "the server warns of partial data: No StoreAPIs"),

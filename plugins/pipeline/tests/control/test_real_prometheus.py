@@ -142,7 +142,12 @@ def test_a_target_that_is_down_is_a_gap(source: PrometheusSource) -> None:
     assert not read_until(both, lambda item: item.arrivals_s.size > 80).gap
     OtherTarget.is_down = True
     assert "1 of 2 targets" in read_until(both, lambda item: bool(item.gap)).gap
+    # a controller that starts now has seen no sample of it
+    late, video = (replace(source, arrivals=text, targets=set()) for text in (both.arrivals, SELECTOR))
+    assert "1 of 2 targets" in late.read().gap
+    assert video.read().gap == ""
     OtherTarget.is_down = False
+    read_until(late, lambda item: not item.gap)
     read_until(both, lambda item: not item.gap)
 
 

@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -31,8 +32,8 @@ MAX_TYPES = 10
 """Types are asked for so many metrics at most, as a selector may match thousands."""
 MAX_WARNING = 200
 """Characters of a server's warning in messages."""
-MAX_TARGETS = 50
-"""So many targets without samples are asked for at most: their names are part of a query."""
+MEMORY_S = 24 * 3600.0
+"""A target that had the counter this long ago, and is down when a controller starts, may still serve queries."""
 MAX_RESETS = 2
 """A counter that falls more often in three minutes, and at a third of its changes, is none."""
 Target = tuple[str, str]
@@ -116,14 +117,13 @@ class PrometheusSource:
     def _find_down_targets(self, rows: Sequence[tuple[Mapping[str, Any], CounterSeries]], newest_s: float) -> str:
         """Return which targets lost their samples although they still exist; empty if none did.
 
-        A pod that was removed is no target any more. One that cannot be scraped may serve queries all the same.
+        A pod that was removed is no target any more. One that cannot be scraped may serve queries all the same, also
+        if it was down before this process started.
         """
-        running = {
-            (_read_label(row, "job"), _read_label(row, "instance"))
-            for row, item in rows
-            if item.times_s.size > 1 and not has_ended(item, newest_s)
-        }
-        lost = sorted(self.targets - running)[:MAX_TARGETS]
+        if not self.targets:
+            self.targets.update(self._list_recent_targets(newest_s), (_read_target(row) for row, _ in rows))
+        running = {_read_target(row) for row, item in rows if item.times_s.size > 1 and not has_ended(item, newest_s)}
+        lost = self.targets - running
         down = self._select_down(lost) if lost else set()
         self.targets.clear()
         self.targets.update(running | down)
@@ -131,19 +131,25 @@ class PrometheusSource:
             return ""
         return f"{len(down)} of {len(self.targets)} targets of {self.arrivals} are down, such as {min(down)[1]}"
 
-    def _select_down(self, targets: Sequence[Target]) -> set[Target]:
-        """Return the targets of some that the server knows and cannot scrape; none if it does not answer that."""
-        labels = [
-            f'{name}=~"{escape_label("|".join(sorted({re.escape(target[index]) for target in targets})))}"'
-            for index, name in enumerate(("job", "instance"))
-        ]
+    def _list_recent_targets(self, now_s: float) -> set[Target]:
+        """Return the targets that had the counter lately; none if the server does not answer that."""
+        params = {"match[]": self.arrivals, "start": f"{now_s - MEMORY_S:.0f}", "end": f"{now_s:.0f}"}
         try:
-            rows = _list_rows(self._query(f"up{{{', '.join(labels)}}} == 0").data)
+            reply = self.client.send("GET", f"{self.url.rstrip('/')}/api/v1/series", params=params)
+            return {_read_target({"metric": labels}) for labels in json.loads(reply.body)["data"]}
+        except (HttpError, ValueError, LookupError, TypeError, RecursionError):
+            return set()
+
+    def _select_down(self, targets: AbstractSet[Target]) -> set[Target]:
+        """Return the targets of some that the server knows and cannot scrape; none if it does not answer that."""
+        jobs = "|".join(sorted({re.escape(job) for job, _ in targets}))
+        try:
+            rows = _list_rows(self._query(f'up{{job=~"{escape_label(jobs)}"}} == 0').data)
         except SignalError as error:
             if error.reason == "unreachable":
                 raise
             return set()
-        return {(_read_label(row, "job"), _read_label(row, "instance")) for row in rows}.intersection(targets)
+        return {_read_target(row) for row in rows}.intersection(targets)
 
     def _require_counters(self, names: set[str], series: Sequence[CounterSeries]) -> None:
         """Refuse gauges, of which each fall would read as a restart, and the value as the queries since."""
@@ -251,6 +257,10 @@ def _list_rows(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _read_label(row: Mapping[str, Any], name: str) -> str:
     metric = row.get("metric")
     return str(metric.get(name, "")) if isinstance(metric, Mapping) else ""
+
+
+def _read_target(row: Mapping[str, Any]) -> Target:
+    return _read_label(row, "job"), _read_label(row, "instance")
 
 
 def _parse_value(row: Mapping[str, Any]) -> float:
