@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.unit.test_figure_data import REPORT as EVERY_FIGURE
 from unfoldkit.figure_data import Figure, Series
 from unfoldkit.render import html
 from unfoldkit.report import Column, Metric, Report, Table, Verdict
+from unfoldkit.serving.observability.live_page import HISTORY_EVERY_S
 
 INFER = "/v2/models/total/infer"
 pytestmark = pytest.mark.browser
@@ -60,6 +62,20 @@ def until(page: Any, condition: Callable[[], bool]) -> None:
             return
         page.wait_for_timeout(100)
     raise AssertionError("it does not come to pass within ten seconds")
+
+
+def test_a_page_that_opens_later_shows_what_happened_before(chromium: Any, total: Server) -> None:
+    """Its curves begin before it was opened: a burst that is over has a peak."""
+    messages: list[str] = []
+    time.sleep(HISTORY_EVERY_S + 1)
+    for _ in range(20):
+        assert total.ask(INFER, rows([1, 2, 3])).status == 200
+    time.sleep(2 * HISTORY_EVERY_S)
+    page = opened(chromium, total, messages)
+    peak = page.locator("section.chart", has_text="responses by status").locator("small")
+    until(page, lambda: str(peak.inner_text()).startswith("up to "))
+    assert float(str(peak.inner_text()).removeprefix("up to ").removesuffix("/s")) > 2
+    assert messages == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -64,6 +64,7 @@ class Service:
         registry: The metrics of the service, to which the host adds its own.
         endpoints: By name, the models that are offered over gRPC too.
         repository: Loads and unloads the models; ``None`` if they stay loaded.
+        charts: The charts of ``watch`` alone, for their history, where its tables take long.
     """
 
     name: str
@@ -79,3 +80,4 @@ class Service:
     registry: CollectorRegistry | None = None
     endpoints: Mapping[str, Any] = field(default_factory=dict)
     repository: Any = None
+    charts: DashboardSource | None = None

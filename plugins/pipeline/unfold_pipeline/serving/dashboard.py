@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -138,8 +138,26 @@ def build_watch(
         planned: what the plan guarantees.
         requests: all requests of the server, rejected ones included.
     """
+    build_charts = build_chart_source(name, runtime, record, planned, requests)
 
     def build_board() -> Dashboard:
+        stages = runtime.list_status()
+        traffic_tile, traffic_grid = _build_traffic(record, planned)
+        tiles = (*_build_tiles(record, planned, stages, requests), traffic_tile)
+        return replace(build_charts(), tiles=tiles, grids=(_build_stage_grid(stages), traffic_grid))
+
+    return build_board
+
+
+def build_chart_source(
+    name: str, runtime: PipelineRuntime, record: ServiceRecord, planned: PlannedService, requests: Tally
+) -> DashboardSource:
+    """Return a function that builds the charts of the live page alone; the arguments are those of the page.
+
+    The traffic of minutes takes long to compare with the plan, and is of interest only while a page is open.
+    """
+
+    def build_charts() -> Dashboard:
         stages = runtime.list_status()
         queues = {str(stage["name"]): float(stage["queue"]) for stage in stages}
         billed = {str(stage["name"]): float(stage["replicas"]) for stage in stages}
@@ -154,11 +172,9 @@ def build_watch(
         latencies = Distribution(
             "time to answer", "s", record.bucket_bounds_s, list(map(float, record.answers)), planned.slo_s
         )
-        traffic_tile, traffic_grid = _build_traffic(record, planned)
-        tiles = (*_build_tiles(record, planned, stages, requests), traffic_tile)
-        return Dashboard(name, "pipeline", tiles, lines, (latencies,), (), (_build_stage_grid(stages), traffic_grid))
+        return Dashboard(name, "pipeline", lines=lines, spreads=(latencies,))
 
-    return build_board
+    return build_charts
 
 
 def _build_tiles(

@@ -126,6 +126,7 @@ def _build_service(deployment: Deployment, run: Run) -> Service:
     from unfold_pipeline.serving.app import build_app, list_paths
     from unfold_pipeline.serving.dashboard import (
         ServiceRecord,
+        build_chart_source,
         build_latency_buckets,
         build_watch,
         describe_planned_service,
@@ -145,7 +146,7 @@ def _build_service(deployment: Deployment, run: Run) -> Service:
         lambda seconds: _store_activation(seconds, run),
     )
     app = build_app(problem.name, problem.pipeline, runtime, deployment.rows.shape[1], settings, record)
-    watch = build_watch(problem.name, runtime, record, planned, app.gateway.metrics.requests)
+    requests = app.gateway.metrics.requests
     posts, gates, max_bytes = app.app.answers, app.app.gates, app.app.body_bytes
     paths, registry = list_paths(problem.name), app.app.metrics.registry
     return Service(
@@ -154,7 +155,8 @@ def _build_service(deployment: Deployment, run: Run) -> Service:
         paths,
         posts,
         max_bytes,
-        watch=watch,
+        watch=build_watch(problem.name, runtime, record, planned, requests),
+        charts=build_chart_source(problem.name, runtime, record, planned, requests),
         gates=gates,
         registry=registry,
         endpoints=app.app.endpoints,

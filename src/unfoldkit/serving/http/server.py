@@ -297,7 +297,9 @@ def wrap_application(service: Service, token: str, drain: Drain) -> ASGIApp:
 
     A token guards everything but the page's static files. Without a token, requests from foreign origins are rejected.
     """
-    app = serve_events(service.app, service.watch, drain.started) if service.watch else service.app
+    app = service.app
+    if service.watch is not None:
+        app = serve_events(app, service.watch, drain.started, service.charts)
     app = require_token(app, token) if token else reject_foreign_origins(app, OPEN_PATHS)
     return serve_page(app) if service.watch else app
 

@@ -80,8 +80,23 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class PastValues:
+    """What the charts of a dashboard drew at an earlier moment.
+
+    Args:
+        ago_s: How long ago, in seconds.
+        lines: Values of each chart of lines, by its title.
+        spreads: Counts of each distribution, by its title.
+    """
+
+    ago_s: float
+    lines: Mapping[str, Mapping[str, float]]
+    spreads: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Dashboard:
-    """The contents of the page, in the order of the fields."""
+    """The contents of the page, in the order of the fields; the first that a page gets has a history."""
 
     name: str
     kind: str
@@ -90,6 +105,7 @@ class Dashboard:
     spreads: tuple[Distribution, ...] = ()
     shares: tuple[Breakdown, ...] = ()
     grids: tuple[Grid, ...] = ()
+    history: tuple[PastValues, ...] = ()
 
 
 DashboardSource = Callable[[], Dashboard]

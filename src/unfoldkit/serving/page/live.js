@@ -50,8 +50,19 @@ function remember(key, at, values) {
   if (!seen.has(key)) seen.set(key, []);
   const past = seen.get(key);
   past.push({ at, values });
-  while (past.length > KEEP + WINDOW) past.shift();
+  while (past[0].at < at - KEEP - WINDOW) past.shift();
   return past;
+}
+
+// what the server kept while no page was open, or while this one had no connection
+function recall(history, now) {
+  const known = new Map([...seen].map(([key, past]) => [key, past[past.length - 1].at]));
+  const add = (key, at, values) => at > (known.get(key) ?? -Infinity) && remember(key, at, values);
+  history.forEach((then) => {
+    const at = now - then.ago_s;
+    Object.entries(then.lines).forEach(([title, values]) => add(`lines ${title}`, at, values));
+    Object.entries(then.spreads).forEach(([title, counts]) => add(`spread ${title}`, at, counts));
+  });
 }
 
 function tile(item) {
@@ -172,8 +183,10 @@ function quantile(bounds, counts, q) {
 function spread(item, at) {
   const past = remember(`spread ${item.title}`, at, item.counts);
   const series = { p50: [], p99: [] };
+  let start = 0;
   past.forEach((now, i) => {
-    const before = past[Math.max(0, i - WINDOW)].values;
+    while (start < i && past[start + 1].at <= now.at - WINDOW) start += 1;
+    const before = past[start].values;
     const counts = now.values.map((n, j) => n - (before[j] ?? 0));
     series.p50.push({ at: now.at, value: quantile(item.bounds, counts, 0.5) });
     series.p99.push({ at: now.at, value: quantile(item.bounds, counts, 0.99) });
@@ -227,6 +240,7 @@ function show(board) {
   find("name").textContent = board.name;
   find("kind").textContent = `· ${board.kind}`;
   if (document.title !== board.name) document.title = board.name;
+  recall(board.history, at);
   board.tiles.forEach(tile);
   board.lines.forEach((item) => lines(item, at));
   board.spreads.forEach((item) => spread(item, at));

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.client import Server, request, rows, serving
-from unfoldkit.serving.observability.dashboard import Dashboard
+from unfoldkit.serving.observability import live_page
+from unfoldkit.serving.observability.dashboard import Dashboard, Distribution, Tile, TimeSeries
 from unfoldkit.serving.observability.live_page import serve_events
 from unfoldkit.serving.service import Message
 
@@ -131,6 +132,67 @@ def test_many_who_watch_cost_one_board() -> None:
     found = asyncio.run(asyncio.wait_for(scene(), 30))
     assert len(found) == 20
     assert len(set(found)) == len(made) == 1
+
+
+def test_a_page_that_opens_later_gets_the_recent_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first event has what the charts drew before, within bounds; a failure of the source leaves a gap."""
+    monkeypatch.setattr(live_page, "HISTORY_EVERY_S", 0.02)
+    monkeypatch.setattr(live_page, "EVERY_S", 0.03)
+    made: list[int] = []
+    pages: list[int] = []
+    enough = asyncio.Event()
+
+    def watch() -> Dashboard:
+        made.append(1)
+        if len(made) == live_page.HISTORY_POINTS + 20:
+            enough.set()
+        if len(made) == 3:
+            raise RuntimeError("not now")
+        lines = (TimeSeries("answers", "/s", {"200": float(len(made))}, counts=True),)
+        return Dashboard("a", "toy", (Tile("large", "text"),), lines, (Distribution("time", "s", (1.0,), (2.0, 3.0)),))
+
+    def watch_page() -> Dashboard:
+        pages.append(1)
+        return watch()
+
+    async def scene() -> tuple[list[bytes], bool]:
+        drains, bodies = asyncio.Event(), list[bytes]()
+
+        async def live(_scope: Message, _receive: object, _send: object) -> None:
+            await drains.wait()
+
+        page = serve_events(live, watch_page, drains, watch)
+
+        async def receive() -> Message:
+            await drains.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            bodies.append(message.get("body", b""))
+            if sum(map(bool, bodies)) == 2:
+                drains.set()
+
+        service = asyncio.create_task(page({"type": "lifespan"}, receive, send))
+        await enough.wait()
+        await page({"type": "http", "path": "/events", "method": "GET"}, receive, send)
+        await service
+        ended = len(made)
+        await asyncio.sleep(0.1)
+        return [body for body in bodies if body], len(made) == ended
+
+    bodies, is_over = asyncio.run(asyncio.wait_for(scene(), 30))
+    first, second = (json.loads(body.removeprefix(b"data: ")) for body in bodies)
+    assert len(first["history"]) == live_page.HISTORY_POINTS
+    ages = [past["ago_s"] for past in first["history"]]
+    assert ages == sorted(ages, reverse=True)
+    values = [past["lines"]["answers"]["200"] for past in first["history"]]
+    assert values == sorted(values)
+    assert 3.0 not in values
+    assert values[-1] <= first["lines"][0]["values"]["200"]
+    assert first["history"][0]["spreads"] == {"time": [2.0, 3.0]}
+    assert second["history"] == []
+    assert is_over
+    assert len(pages) == 2
 
 
 async def nothing(_scope: Message, _receive: object, _send: object) -> None:
