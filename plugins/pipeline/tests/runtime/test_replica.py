@@ -378,6 +378,29 @@ stages:
         profile(validate(PipelineSpec, parse(text, "single.yaml")), run)
 
 
+def test_a_query_behind_a_hung_model_is_refused_by_its_name(tmp_path: Path) -> None:
+    """The client and the operator see which stage is silent, long before its replica counts as hung."""
+    running = runtime(tmp_path, "stuck", 30.0)
+    nothing = np.empty(0)
+    promise = PlannedService(0.5, 0.99, ALONE.stages[0].options, PlannedEnvelope(nothing, nothing.astype(np.int64)))
+    app = build_app("pipe", ALONE, running, 2, ServiceSettings(0, None, promise))
+
+    async def scene() -> tuple[list[tuple[int, str]], tuple[int, str]]:
+        await running.start()
+        try:
+            await ask(app, 1.0)
+            found = await asyncio.gather(*(ask(app, value) for value in (1e9, 2.0)))
+            return list(found), await ask(app, 0.0, "/status")
+        finally:
+            await running.stop()
+
+    found, (_, status) = asyncio.run(asyncio.wait_for(scene(), 60))
+    assert [code for code, _ in found] == [503, 503]
+    for _, text in found:
+        assert "shed: the deadline could not be met: stage a has not answered for " in text
+    assert json.loads(status)["stages"][0]["silent_s"] > 1
+
+
 def test_metrics_and_page_count_every_outcome(tmp_path: Path) -> None:
     """Rows, batches, times, replicas, queues and outcomes are counted; the page also counts bad requests."""
     running = runtime(tmp_path, "picky")

@@ -290,6 +290,12 @@ class StageRuntime:
         """Replicas that serve and stay."""
         return sum(worker.is_ready and not worker.is_leaving for worker in self.workers)
 
+    @property
+    def silent_s(self) -> float:
+        """For how many seconds the replica that has kept its batch longest has not answered; 0 if all are idle."""
+        starts_s = [worker.batch_start_s for worker in self.workers if worker.batch]
+        return read_clock() - min(starts_s) if starts_s else 0.0
+
     def measure_load(self) -> StageLoad:
         """Return what waits here and what serves it."""
         in_service = sum(len(worker.batch) for worker in self.workers)
@@ -336,6 +342,7 @@ class StageRuntime:
             "ready": sum(worker.is_ready for worker in self.workers),
             "replaced": self.replaced,
             "failed": self.failed,
+            "silent_s": round(self.silent_s, 3),
             "start_error": self.start_error if self.ready_replicas < self.target_replicas else "",
         }
 

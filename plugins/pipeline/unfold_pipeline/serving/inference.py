@@ -122,6 +122,14 @@ class InferenceGateway:
         wait_s = max(self.gate.compute_retry_delay(), min(MAX_RETRY_S, max(stopped_s, default=0.0)))
         return max(1, self.full(1), math.ceil(wait_s))
 
+    def describe_shed(self) -> str:
+        """Return why a query was dropped; a replica that keeps a batch for longer than the SLO may hang."""
+        silent_s = {str(stage["name"]): float(stage.get("silent_s", 0.0)) for stage in self.runtime.list_status()}
+        name = max(silent_s, key=silent_s.__getitem__)
+        if silent_s[name] <= self.settings.slo_s:
+            return SHED
+        return f"{SHED}: stage {name} has not answered for {silent_s[name]:.3g} s"
+
     def note_rejections(self, requests: int) -> None:
         """Count the rows of refused requests as demand.
 
@@ -215,4 +223,5 @@ class PendingRequest:
     def _build_refusal(self) -> Rejection:
         if self.failed_stage:
             return Rejection(500, f"the model of stage {self.failed_stage} failed on this input")
-        return Rejection(503, SHED if self.is_shed else UNAVAILABLE, self.gateway.estimate_retry())
+        reason = self.gateway.describe_shed() if self.is_shed else UNAVAILABLE
+        return Rejection(503, reason, self.gateway.estimate_retry())
