@@ -18,7 +18,7 @@ from unfold_pipeline.problem.model_source import (
     read_module,
 )
 from unfold_pipeline.runtime.models import model_loader
-from unfold_pipeline.runtime.profiler import ROUNDS, list_batch_sizes
+from unfold_pipeline.runtime.profiler import MIN_DRIFT, ROUNDS, list_batch_sizes, measure_drift
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import ModelSpec
 from unfold_pipeline.verbs.plan import plan
@@ -60,6 +60,28 @@ def test_plan_needs_a_profile(tmp_path: Path) -> None:
     spec, run = surroundings(tmp_path)
     with pytest.raises(UnfoldError, match="unfold profile SPEC first"):
         plan(spec, run)
+
+
+def test_noise_is_no_drift() -> None:
+    """Heavy-tailed times are none, nor is a single batch size that becomes slower; what all sizes share is one."""
+    rng = np.random.default_rng(0)
+    noise = [[rng.lognormal(0.0, 1.0, 30) for _ in range(4)] for _ in range(200)]
+    assert max(max(drift, 1 / drift) for drift in map(measure_drift, noise)) < MIN_DRIFT
+    rising, steady = np.linspace(1.0, 5.0, 30), np.ones(30)
+    assert measure_drift([rising, rising]) == pytest.approx(2.6, abs=0.2)
+    assert measure_drift([rising[::-1], rising[::-1]]) == pytest.approx(1 / 2.6, abs=0.05)
+    assert measure_drift([rising, steady]) == measure_drift([rising, rising[::-1]]) == 1.0
+    assert measure_drift([[1.0]]) == measure_drift([]) == 1.0
+
+
+def test_a_model_that_becomes_slower_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its profile is that of a moment, and no plan for later."""
+    spec, run = surroundings(tmp_path)
+    code = "import time\n\nmoments = []\n\ndef nap(rows):\n    moments.append(time.sleep(5e-4 * len(moments)))\n"
+    (tmp_path / "naps.py").write_text(f"{code}    return rows.sum(axis=1)\n")
+    with caplog.at_level("WARNING"):
+        profile(spec, run)
+    assert "times as long as at its beginning: does the model keep data?" in caplog.text
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +28,8 @@ MEASURED_S = 0.25
 ROUNDS = 8
 PAUSES = 40
 PAUSE_S = 0.01
+MIN_DRIFT = 2.0
+"""The load of other processes changes the times of batches by less in most measurements."""
 SINGLE_STAGE = Pipeline((Stage("alone", (), (HardwareOption("", 0.0, interpolate_latency([(1, 1.0)])),)),))
 
 
@@ -65,6 +68,21 @@ def profile_model(job: ProfileJob, seed: int, clock: Callable[[], float]) -> lis
     from second to second with the load of its neighbours.
     """
     return asyncio.run(_Profiler(job, clock).run(seed))
+
+
+def measure_drift(seconds: Sequence[Sequence[float]]) -> float:
+    """Return how many times as long as the first third of the calls the last third took, at each batch size at least.
+
+    Sizes are measured in turn. Only what all of them share is a drift of the model; 1 is none.
+
+    Args:
+        seconds: of each call in order, by batch size; none is empty.
+    """
+    thirds = [np.array_split(np.asarray(calls), 3) for calls in seconds if len(calls) >= MIN_CALLS]
+    ratios = [float(np.median(last) / max(np.median(first), 1e-9)) for first, _, last in thirds]
+    if not ratios:
+        return 1.0
+    return max(1.0, min(ratios)) if min(ratios) > 1 else min(1.0, max(ratios))
 
 
 # not frozen: calls arrive over time
@@ -113,10 +131,20 @@ class _Profiler:
             await self._measure_after_pauses(calls[0])
         finally:
             await self.runtime.stop()
+        self._warn_of_drift([measured.seconds for measured in calls])
         return [
             summarize_timings(measured.batch, measured.seconds, measured.idle_seconds, measured.cpu_fraction)
             for measured in calls
         ]
+
+    def _warn_of_drift(self, seconds: Sequence[Sequence[float]]) -> None:
+        drift = measure_drift(seconds)
+        if not 1 / MIN_DRIFT < drift < MIN_DRIFT:
+            text = "%s: at the end of the measurement batches took %.2g times as long as at its beginning: %s"
+            reason = (
+                "does the model keep data?" if drift > 1 else "the model still warmed up, and is faster than measured"
+            )
+            logging.getLogger("unfoldkit").warning(text, self.job.stage, drift, reason)
 
     def _move_replica(self, cores: Sequence[int], turn: int) -> None:
         for worker in self.runtime.stages[0].workers:
