@@ -491,6 +491,10 @@ class LeaseStore:
     leases: dict[str, Body] = field(default_factory=dict)
     writes: int = 0
 
+    def now(self) -> float:
+        """Return Unix time."""
+        return time.time()
+
     def get(self, path: str) -> Body:
         """Return a Lease."""
         if path not in self.leases:
