@@ -113,7 +113,8 @@ def build_deployment(name: str, spec: str, image: str, namespace: str = NAMESPAC
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "startupProbe": _probe("ready", 2, 60),
+        # a first start compiles for minutes on a busy node
+        "startupProbe": _probe("ready", 2, 300),
         "readinessProbe": _probe("ready", 10, 3),
         "livenessProbe": _probe("live", 20, 3),
     }
