@@ -696,7 +696,8 @@ def test_labels_are_counted_once_and_only_for_drawn_requests(tmp_path: Path) -> 
         for _ in range(3):
             assert json.loads(gateway.post(label, path="/v1/audit")[2])["counted"]
         assert gateway.app.router.state.audit().audits == 1
-        assert gateway.post({"request_id": 3}, path="/v1/audit")[0] == 400
+        for wrong in (3, "\ud800", "a\0", "a" * 5000):
+            assert gateway.post({**label, "request_id": wrong}, path="/v1/audit")[0] == 400
 
 
 @pytest.mark.parametrize("change", [{"model": "s-2"}, {"fingerprint": "fp_2\n2026-01-01 ERROR forged"}])

@@ -240,7 +240,7 @@ class GatewayApp:
             raise RequestError(400, "the body is not valid JSON") from None
         names = ("is_correct", "reference_is_correct")
         flags = [data[name] for name in names if isinstance(data, dict) and isinstance(data.get(name), bool)]
-        if len(flags) < len(names) or not isinstance(data.get("request_id"), str):
+        if len(flags) < len(names) or not _is_request_id(data.get("request_id")):
             hint = '{"request_id": "...", "is_correct": true, "reference_is_correct": true}'
             raise RequestError(400, f"a label has the form {hint}")
         if not self.plan.audits_labels:
@@ -450,6 +450,11 @@ class GatewayApp:
         named = [(f"x-unfold-{name}".encode(), value.encode("latin-1", "replace")) for name, value in values.items()]
         # the id that OpenAI's clients show; that of the client or of the request log takes its place
         return [*named, (b"x-request-id", trace.request_id.encode())]
+
+
+def _is_request_id(value: Any) -> bool:
+    """Whether a value may be the id of a request: short, and without characters that no header and no store holds."""
+    return isinstance(value, str) and len(value) <= MAX_KEY and value.isprintable()
 
 
 def _list_methods(path: str) -> tuple[str, ...]:
