@@ -596,6 +596,42 @@ def test_a_whole_stream_without_done_is_an_answer(tmp_path: Path) -> None:
             assert events[-1] == last or (last is None and "error" in events[-1])
 
 
+CONTEXT = {"object": "error", "message": "the maximum context length is 8", "type": "BadRequestError", "code": 400}
+WORD = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
+LOST = {"error": {"code": 502}, "choices": [{"index": 0, "delta": {}, "finish_reason": "error"}]}
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "shown"),
+    [
+        ([CONTEXT], 400, "maximum context length"),
+        ([{"error": {"message": "slow down", "code": 429}}], 429, "slow down"),
+        ([], 502, "without choices"),
+        ([{"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 0}}], 200, "without choices"),
+        ([WORD, CONTEXT], 200, "reported an error"),
+        ([WORD, LOST], 200, "reported an error"),
+    ],
+)
+def test_a_stream_that_reports_an_error_or_has_no_choice_is_no_answer(
+    tmp_path: Path, sent: list[dict[str, Any]], status: int, shown: str
+) -> None:
+    """Whatever its form, also where ``[DONE]`` follows; before the first word it has the status that it names."""
+    raw = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in sent) + b"data: [DONE]\n\n"
+    with serve_gateway(tmp_path, large=always(raw=raw)) as gateway:
+        answered, _, data = gateway.post({**ask(), "model": "large", "stream": True})
+        *_, last = [line for line in data.decode().split("\n\n") if line]
+        assert (answered, shown in json.loads(last.removeprefix("data: "))["error"]["message"]) == (status, True)
+
+
+@pytest.mark.parametrize("empty", [None, {}])
+def test_an_empty_error_beside_a_chunk_is_none(tmp_path: Path, empty: Any) -> None:
+    """Some servers write every field of a chunk."""
+    events = [{**WORD, "error": empty}, {"error": empty}, {"choices": [{"index": 0, "finish_reason": "stop"}]}]
+    raw = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events)
+    with serve_gateway(tmp_path, UNSURE, always(raw=raw)) as gateway:
+        assert gateway.events(ask())[1][-1] == "data: [DONE]"
+
+
 def test_the_last_model_has_the_time_of_the_request_for_a_whole_answer(tmp_path: Path) -> None:
     """Its first byte comes when all is written, so the time to the first token is no bound."""
     limits = UpstreamLimits(connect_s=1, first_token_s=0.3, between_tokens_s=0.3, total_s=20, retries=2)

@@ -59,6 +59,7 @@ MAX_SHOWN_RETRY_S = 24 * 3600.0
 MAX_ERROR_BYTES = 64 << 10
 LAST_STATUS = 599
 TOO_LONG = "the answer of the upstream is too long"
+NO_CHOICES = "the upstream sent an answer without choices"
 DRAIN_S = 0.1
 TEMPLATE_TOKENS = 32
 """Tokens that a chat template may add to a request, and to each message."""
@@ -309,7 +310,7 @@ def _head(model: ServedModel) -> dict[str, str]:
 
 def _check_choices(completion: Completion) -> None:
     if not completion.choices:
-        raise UpstreamError("broken", 502, "the upstream sent an answer without choices", is_billed=True)
+        raise UpstreamError("broken", 502, NO_CHOICES, is_billed=True)
 
 
 def as_upstream_error(problem: BaseException, partial: Completion) -> UpstreamError:
@@ -413,9 +414,12 @@ async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Even
         try:
             async for _, data in events:
                 if data == DONE:
+                    if not unfinished:
+                        raise UpstreamError("broken", 502, NO_CHOICES, is_billed=True)
                     await _drain(parts, limits.answer_bytes)
                     return
-                event = _parse_event(data)
+                event = _parse_json(data.decode("utf-8", "replace"))
+                _raise_event_error(event, response, has_answer=bool(unfinished))
                 _note_finishes(event, unfinished)
                 yield event
         except StreamStalledError:
@@ -457,11 +461,16 @@ def _note_finishes(event: Mapping[str, Any], unfinished: dict[Any, bool]) -> Non
             unfinished[index] = unfinished.get(index, True) and not choice.get("finish_reason")
 
 
-def _parse_event(data: bytes) -> dict[str, Any]:
-    event = _parse_json(data.decode("utf-8", "replace"))
-    if "error" in event and "choices" not in event:
+def _raise_event_error(event: Mapping[str, Any], response: httpx.Response, *, has_answer: bool) -> None:
+    """Raise the error that an event reports: under ``error``, beside choices too, or itself as in older vLLM.
+
+    What came before it is billed. As a first event it is what other endpoints answer with a status.
+    """
+    if not event.get("error") and event.get("object") != "error":
+        return
+    if has_answer:
         raise UpstreamError("broken", 502, "the upstream reported an error in its stream", is_billed=True)
-    return event
+    raise _classify(_read_status(event.get("error") or event), event, response)
 
 
 async def _drain(parts: AsyncIterator[bytes], limit: int) -> None:
