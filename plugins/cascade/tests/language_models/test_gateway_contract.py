@@ -19,6 +19,7 @@ from plugins.cascade.tests.language_models.scripted_upstream import always, serv
 from plugins.cascade.tests.language_models.served_gateway import (
     CALLS,
     LARGE_COST,
+    LARGE_PRICE,
     SMALL_COST,
     SMALL_PRICE,
     Gateway,
@@ -30,6 +31,7 @@ from unfold_cascade.language_models.gateway import app as gateway_app
 from unfold_cascade.language_models.gateway import idempotency
 from unfold_cascade.language_models.gateway.dashboard import build_dashboard
 from unfold_cascade.language_models.gateway.plan import ClientKey, UpstreamLimits
+from unfold_cascade.language_models.gateway.router import Trace
 from unfold_cascade.language_models.gateway.service import build_app
 from unfold_cascade.language_models.planning.prompt_features import list_scripts
 
@@ -217,6 +219,18 @@ def test_a_missing_usage_is_estimated_and_never_free(tmp_path: Path, stream: boo
         assert gateway.post(body, authorization="Bearer k")[0] == 200
         assert gateway.app.router.state.spent("a") == pytest.approx(100e-6 + 50 * 2e-6, rel=0.2)
         assert "unfold_gateway_unpriced_calls_total 1.0" in _get(gateway, "/metrics")[1].decode()
+
+
+@pytest.mark.parametrize("url", ["data:image/png;base64," + "A" * 900_000, "https://host/picture.png"])
+def test_an_image_is_priced_by_its_tokens(tmp_path: Path, url: str) -> None:
+    """A photograph fits a small budget, and costs as an image where no usage is reported."""
+    keys = (ClientKey(name="a", key="k", budget_usd=1.0),)
+    parts = [{"type": "text", "text": "y" * 400}, {"type": "image_url", "image_url": {"url": url}}]
+    body = {"model": "large", "messages": [{"role": "user", "content": parts}], "tools": [{"x": "z" * 4000}]}
+    with serve_gateway(tmp_path, large=always(text="word " * 40, usage=None), keys=keys) as gateway:
+        assert gateway.app.router.worst_cost(body, ("large",), Trace("")) > 48_000 * LARGE_PRICE.input
+        assert gateway.post(body, authorization="Bearer k")[0] == 200
+        assert gateway.app.router.state.spent("a") == pytest.approx((100 + 1600 + 1000) * 1e-5 + 50 * 2e-5, rel=0.05)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -11,13 +10,9 @@ from typing import Any
 
 from unfold_cascade.language_models.gateway.plan import ServedModel
 from unfold_cascade.language_models.gateway.upstream import Upstreams, read_count
-from unfold_cascade.language_models.openai_api.chat_request import has_media
+from unfold_cascade.language_models.openai_api.chat_request import MEDIA_PARTS, MEDIA_TOKENS, has_media, measure_size
 from unfold_cascade.language_models.openai_api.completion import Completion
 
-COUNTED_FIELDS = ("messages", "tools", "functions", "response_format")
-MEDIA_PARTS = frozenset({"image_url", "input_audio", "file"})
-MEDIA_TOKENS = 1600
-"""Tokens of an image, audio or file: the most that Anthropic's reference states for one image ("Vision")."""
 USUAL_BYTES, USUAL_TOKENS = 4000, 1000
 """What an endpoint is assumed to have counted at first: four bytes a token, as usual for English."""
 
@@ -51,7 +46,7 @@ class TokenCounter:
         tokens = read_count((completion.usage or {}).get("prompt_tokens"))
         if tokens and not has_media(request):
             size, total = self.seen.get(model, (USUAL_BYTES, USUAL_TOKENS))
-            self.seen[model] = size + measure_size(request)[0], total + tokens
+            self.seen[model] = size + measure_size(request, MEDIA_PARTS)[0], total + tokens
 
     async def count(
         self, model: ServedModel, request: Mapping[str, Any], original: Mapping[str, Any], path: str
@@ -73,21 +68,6 @@ class TokenCounter:
         return TokenCount(self._estimate(model.name, request), is_exact=False)
 
     def _estimate(self, model: str, request: Mapping[str, Any]) -> int:
-        size, media = measure_size(request)
+        size, media = measure_size(request, MEDIA_PARTS)
         known_size, known_tokens = self.seen.get(model, (USUAL_BYTES, USUAL_TOKENS))
         return math.ceil(size * known_tokens / known_size) + MEDIA_TOKENS * media
-
-
-def measure_size(request: Mapping[str, Any]) -> tuple[int, int]:
-    """Measure the bytes of a chat request without its images, audio and files, and the number of these."""
-    parts = [
-        part
-        for message in request["messages"]
-        for part in (message["content"] if isinstance(message.get("content"), list) else ())
-    ]
-    media = [part for part in parts if isinstance(part, dict) and part.get("type") in MEDIA_PARTS]
-    return _size([request[name] for name in COUNTED_FIELDS if name in request]) - _size(media), len(media)
-
-
-def _size(data: Any) -> int:
-    return len(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"))

@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from unfold_cascade.language_models.gateway.plan import ServedModel, UpstreamLimits
-from unfold_cascade.language_models.openai_api.chat_request import MAX_TOKENS
+from unfold_cascade.language_models.openai_api.chat_request import IMAGE_PARTS, MAX_TOKENS, MEDIA_TOKENS, measure_size
 from unfold_cascade.language_models.openai_api.completion import Completion, is_number, split_body
 from unfold_cascade.language_models.openai_api.dialects import SAMPLING, Dialects, leave_out
 from unfoldkit.io.event_stream import DONE, StreamBounds, StreamStalledError, StreamTooLongError, read_event_data
@@ -63,6 +63,8 @@ NO_CHOICES = "the upstream sent an answer without choices"
 DRAIN_S = 0.1
 TEMPLATE_TOKENS = 32
 """Tokens that a chat template may add to a request, and to each message."""
+MAX_IMAGE_TOKENS = 48_169
+"""The most tokens of an image: eight tiles of gpt-4o-mini (OpenAI, "Images and vision", calculating costs)."""
 Events = AsyncGenerator[dict[str, Any], None]
 FaultKind = Literal["client", "context", "refused", "busy", "broken"]
 
@@ -353,17 +355,18 @@ def count_output_tokens(completion: Completion) -> float:
 
 
 def estimate_tokens(request: Mapping[str, Any]) -> float:
-    """Estimate the input tokens of a request: four bytes each, as usual for English."""
-    return len(json.dumps(request.get("messages", []), ensure_ascii=False).encode("utf-8", "replace")) / 4
+    """Estimate the input tokens of a request: four bytes each, as usual for English, but for images."""
+    size, images = measure_size(request, IMAGE_PARTS)
+    return size / 4 + MEDIA_TOKENS * images
 
 
 def worst_cost(model: ServedModel, request: Mapping[str, Any]) -> float:
-    """Compute an upper bound of the cost of one call: a token has at least one byte, and the output its limit."""
-    size = sum(
-        len(json.dumps(request[name], ensure_ascii=False).encode("utf-8", "replace"))
-        for name in ("messages", "tools", "functions", "response_format")
-        if name in request
-    )
+    """Compute an upper bound of the cost of one call: a token has at least one byte, and the output its limit.
+
+    Bytes are no bound for an image, which may be an address, and far too many for one that is sent whole.
+    """
+    size, images = measure_size(request, IMAGE_PARTS)
+    size += MAX_IMAGE_TOKENS * images
     size += TEMPLATE_TOKENS * (1 + len(request.get("messages", ())))
     # an endpoint may go by either, and one that does not know both gets the other alone
     limit = max(request.get(name) or 0 for name in ("max_completion_tokens", "max_tokens")) or model.max_tokens

@@ -17,6 +17,14 @@ LONGER = 3
 """A prompt this many times longer than any logged one is not covered by the promise."""
 
 
+COUNTED_FIELDS = ("messages", "tools", "functions", "response_format")
+"""What an endpoint reads as its input."""
+IMAGE_PARTS = frozenset({"image_url"})
+MEDIA_PARTS = IMAGE_PARTS | {"input_audio", "file"}
+MEDIA_TOKENS = 1600
+"""Tokens of an image, audio or file: the most that Anthropic's reference states for one image ("Vision")."""
+
+
 @dataclass(slots=True)
 class RequestError(Exception):
     """A request is answered with an error in OpenAI's form."""
@@ -111,6 +119,26 @@ def has_media(request: Mapping[str, Any]) -> bool:
         for part in message["content"]
     )
     return any(not isinstance(part, dict) or part.get("type") not in ("text", "refusal") for part in parts)
+
+
+def measure_size(request: Mapping[str, Any], apart: frozenset[str]) -> tuple[int, int]:
+    """Measure the input of a request: its bytes without the parts of some kinds, and the number of these.
+
+    Args:
+        request: the chat request.
+        apart: kinds of parts to be measured apart, as their tokens do not follow their bytes.
+    """
+    parts = [
+        _size(part)
+        for message in request["messages"]
+        for part in (message["content"] if isinstance(message.get("content"), list) else ())
+        if isinstance(part, dict) and part.get("type") in apart
+    ]
+    return sum(_size(request[name]) for name in COUNTED_FIELDS if name in request) - sum(parts), len(parts)
+
+
+def _size(data: Any) -> int:
+    return len(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def is_covered(request: Mapping[str, Any], longest_prompt: int | None, scripts: frozenset[str]) -> bool:
