@@ -221,6 +221,17 @@ def test_a_missing_usage_is_estimated_and_never_free(tmp_path: Path, stream: boo
         assert "unfold_gateway_unpriced_calls_total 1.0" in _get(gateway, "/metrics")[1].decode()
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_is_charged_where_a_stream_breaks_off(tmp_path: Path, name: str) -> None:
+    """Thoughts are billed as output, though no usage arrived; the same thoughts under two names count once."""
+    keys = (ClientKey(name="a", key="k", budget_usd=1.0),)
+    delta = {name: "think " * 2000, "reasoning": "think " * 2000}
+    raw = b"data: %b\n\n" % json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode()
+    with serve_gateway(tmp_path, large=always(raw=raw), keys=keys) as gateway:
+        gateway.post({**ask(), "model": "large", "stream": True}, authorization="Bearer k")
+        assert gateway.app.router.state.spent("a") == pytest.approx(3000 * LARGE_PRICE.output, rel=0.05)
+
+
 @pytest.mark.parametrize("url", ["data:image/png;base64," + "A" * 900_000, "https://host/picture.png"])
 def test_an_image_is_priced_by_its_tokens(tmp_path: Path, url: str) -> None:
     """A photograph fits a small budget, and costs as an image where no usage is reported."""

@@ -289,23 +289,24 @@ class GatewayApp:
         trace.deadline = asyncio.get_running_loop().time() + self.plan.limits.total_s
         begin, status = time.perf_counter(), 499
         reservation: Reservation | None = None
+
+        def settle() -> None:
+            nonlocal reservation
+            if reservation is not None:
+                self.router.largest_cost_usd = max(self.router.largest_cost_usd, trace.attempts.cost_usd)
+                self.router.state.settle(reservation, trace.attempts.cost_usd)
+                reservation = None
+
         try:
             request = parse_chat_request(body)
             names = self.router.list_models(request, trace)
             reservation = self._reserve(client, request, names, trace)
             request = self._bound_output(client, request, names)
-
-            def settle() -> None:
-                nonlocal reservation
-                if reservation is not None:
-                    self.router.largest_cost_usd = max(self.router.largest_cost_usd, trace.attempts.cost_usd)
-                    self.router.state.settle(reservation, trace.attempts.cost_usd)
-                    reservation = None
-
             is_whole = await self._send_answer(request, names, trace, exchange, settle)
             status = exchange.status
         except UpstreamError as error:
             status = error.status
+            settle()
             if exchange.status:
                 await _write_stream_error(exchange, error)
             else:
@@ -318,8 +319,7 @@ class GatewayApp:
         else:
             return is_whole
         finally:
-            if reservation is not None:
-                self.router.state.settle(reservation, trace.attempts.cost_usd)
+            settle()
             self.metrics.count(trace, status, time.perf_counter() - begin)
 
     def _reserve(

@@ -349,9 +349,10 @@ def price_of(model: ServedModel, completion: Completion, request: Mapping[str, A
 
 
 def count_output_tokens(completion: Completion) -> float:
-    """Read the output tokens of an answer; without a usable count they are estimated from its text."""
+    """Read the output tokens of an answer; without a usable count they are estimated from its text and reasoning."""
     counted = read_count((completion.usage or {}).get("completion_tokens"))
-    return counted or sum(len(text) for text in completion.texts) / 4
+    thoughts = sum(choice.thought_size for choice in completion.choices.values())
+    return counted or (sum(len(text) for text in completion.texts) + thoughts) / 4
 
 
 def estimate_tokens(request: Mapping[str, Any]) -> float:

@@ -30,7 +30,8 @@ JSON_TYPES: Mapping[str, tuple[type, ...]] = {
 class Choice:
     """One choice: its text, tool calls, log-probabilities of its tokens and finish reason.
 
-    ``alternatives`` are the most likely first tokens and their log-probabilities, where they were requested.
+    ``alternatives`` are the most likely first tokens and their log-probabilities, where they were requested;
+    ``thought_size`` counts the characters of reasoning, which are billed as output and belong to no answer.
     """
 
     text: str = ""
@@ -38,6 +39,7 @@ class Choice:
     logprobs: list[float] = field(default_factory=list)
     alternatives: list[tuple[str, float]] = field(default_factory=list)
     finish_reason: str | None = None
+    thought_size: int = 0
 
 
 @dataclass(slots=True)
@@ -123,6 +125,7 @@ class Completion:
         if not isinstance(message, dict):
             raise ValueError("not a message of a chat completion")  # noqa: TRY004 - the data is at fault
         choice.text += _join_texts(message.get("content")) + _join_texts(message.get("refusal"))
+        choice.thought_size += _measure_thoughts(message)
         for position, call in enumerate(message.get("tool_calls") or []):
             _add_tool_call(choice, call, position)
         logprobs = data.get("logprobs")
@@ -200,6 +203,12 @@ def _join_texts(content: Any) -> str:
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     texts = (part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text")
     return "".join(text for text in texts if isinstance(text, str))
+
+
+def _measure_thoughts(message: Mapping[str, Any]) -> int:
+    """Count the characters of reasoning: under the name of DeepSeek and vLLM, or under that of OpenRouter and Groq."""
+    texts = (message.get(name) for name in ("reasoning_content", "reasoning"))
+    return max(len(text) if isinstance(text, str) else 0 for text in texts)
 
 
 def _read_alternatives(token: Any) -> list[tuple[str, float]]:
