@@ -283,6 +283,14 @@ def test_results_of_promptfoo_are_joined_by_test(tmp_path: Path, form: str) -> N
     assert frame.text("prompt", key="")[1] == "What is 1?"
 
 
+@pytest.mark.parametrize("name", ["results.yaml", "Results.YML"])
+def test_yaml_is_no_table(tmp_path: Path, name: str) -> None:
+    """Promptfoo writes YAML too; read as CSV, it would be one column named by its first line."""
+    (tmp_path / name).write_text("evalId: eval-1\nresults:\n  version: 3\n  results: []\n" + "x: 1\n" * 20)
+    with pytest.raises(UnfoldError, match=f"{name} is YAML, not a table"):
+        frame_of_file(tmp_path / name)
+
+
 CACHED = {"response": {"output": "0", "cached": True, "cost": 0, "tokenUsage": {"total": 25, "cached": 25}}}
 UNPRICED = {"response": {"output": "0"}, "cost": 0}
 

@@ -39,6 +39,7 @@ MIN_ROWS = 10
 MIN_CORRECT_SCORE = 0.5
 NAMES_FIRST = "remove the lines above the names of the columns"
 ROUNDING = 1e-6
+YAML_SUFFIXES = frozenset({".yaml", ".yml"})
 BOOLEANS: Mapping[str, float] = {"true": 1.0, "false": 0.0}
 
 
@@ -211,6 +212,9 @@ def frame_of_file(path: Path) -> Frame:
         UnfoldError: not such a file, or fewer than ten rows.
     """
     reject_foreign(path)
+    if path.suffix.lower() in YAML_SUFFIXES:
+        hint = "use CSV, Parquet or JSON Lines; of promptfoo, promptfoo eval --output results.json"
+        raise user_error(f"{path.name} is YAML, not a table", key="data.path", file="", hint=hint)
     frame = _find_reader(path)(path)
     if {"doc_id", "filtered_resps"} <= frame.columns.keys():
         message = f"{path.name} holds the samples of one model"
