@@ -219,3 +219,15 @@ def test_too_few_clusters_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UnfoldError, match="9 groups; at least 10") as raised:
         load_cases(spec, run_in(tmp_path / "run", base=tmp_path))
     assert raised.value.diagnostics[0].key == "data.group"
+
+
+@pytest.mark.parametrize("text", [LOG, FITTED])
+def test_a_column_of_groups_without_a_group_is_an_error(tmp_path: Path, text: str) -> None:
+    """Each row would count as independent, as if no column had been named."""
+    spec = _log(tmp_path, text=text)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    rows = [f"{['', 'NA', ' '][k % 3]},{line.split(',', 1)[1]}" for k, line in enumerate(lines)]
+    (tmp_path / "log.csv").write_text("\n".join([head, *rows]) + "\n")
+    with pytest.raises(UnfoldError, match="talk has no value in any row") as raised:
+        load_cases(spec, run_in(tmp_path / "run", base=tmp_path))
+    assert raised.value.diagnostics[0].key == "data.group"

@@ -539,6 +539,16 @@ def test_a_certificate_of_conversations_counts_fractions_by_their_sign(tmp_path:
     assert f"by this test it loses less than {bound:.1f} points" in line
 
 
+def test_conversations_without_a_name_are_an_error(tmp_path: Path) -> None:
+    """Their turns would count as independent requests."""
+    write_log(tmp_path)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    (tmp_path / "log.csv").write_text("\n".join([f"{head},chat", *(f"{line}, " for line in lines)]) + "\n")
+    (tmp_path / "log.yaml").write_text(SPEC.replace("path: log.csv}", "path: log.csv, group: chat}"))
+    with pytest.raises(UnfoldError, match="chat has no value in any row"):
+        plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+
+
 def test_the_next_command_serves_only_what_has_endpoints(tmp_path: Path) -> None:
     """A log alone leads to a plan file; serving it would end with an error."""
     write_log(tmp_path)

@@ -7,7 +7,7 @@ import importlib.metadata
 import io
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -409,16 +409,26 @@ def read_clusters(column: str, frame: Frame) -> IntArray | None:
     """Number the (n,) clusters of a table; a row without a value is its own cluster. ``None`` without a column.
 
     Raises:
-        UnfoldError: there is no such column, or a spreadsheet rounded it.
+        UnfoldError: there is no such column, it has no value, or a spreadsheet rounded it.
     """
     if not column:
         return None
-    words = [
-        f"row {row}" if cell_values.is_missing(str(word)) else f"group {word}"
-        for row, word in enumerate(frame.identifiers(column, key="data.group"))
-    ]
+    groups = frame.identifiers(column, key="data.group")
+    require_groups(column, groups)
+    words = [f"row {row}" if cell_values.is_missing(str(word)) else f"group {word}" for row, word in enumerate(groups)]
     clusters: IntArray = np.unique(words, return_inverse=True)[1].astype(np.int64)
     return clusters
+
+
+def require_groups(column: str, groups: Iterable[object]) -> None:
+    """Check that some row has a group: without any, all rows would count as independent, as if no column were named.
+
+    Raises:
+        UnfoldError: none has.
+    """
+    if all(cell_values.is_missing(str(word).strip()) for word in groups):
+        hint = "name the column that says which rows belong together, or leave group out"
+        raise user_error(f"{column} has no value in any row", key="data.group", hint=hint)
 
 
 def _select_clusters(clusters: IntArray | None, selected: BoolArray) -> IntArray | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.data.dataset import require_groups
 from unfold_cascade.data.leakage import Copies, find_copies, is_oracle, join_groups
 from unfold_cascade.data.table import Frame, TableSource, load_frame
 from unfold_cascade.language_models.collection.profiler import CollectionTask
@@ -257,6 +258,8 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
     prompts = _read_prompts(spec, frame)
     group_column = "group" if spec.group and spec.data.source == "endpoints" else spec.group
     groups = frame.text(group_column, key="data.group") if group_column else None
+    if groups is not None:
+        require_groups(spec.group or "", groups)
     is_sticky = spec.serve is not None and spec.serve.sticky == "conversation" and groups is not None
     unit = join_units(groups, prompts, len(frame))
     log = CallLog(
