@@ -28,7 +28,7 @@ from unfold_tuning.cluster.ray_nodes import LocalRayNodes
 from unfold_tuning.executor.executor import Executor
 from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig, RunOutcome
 from unfold_tuning.job.allocation import Allocation, Plan
-from unfold_tuning.job.problem import TrainableConfig
+from unfold_tuning.job.problem import EarlyStopRules, TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import Stage, build_custom_stages
 from unfold_tuning.job.search_space import Uniform
@@ -90,11 +90,11 @@ def ray_environment(sleeper_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_on_ray(
     ledger: Ledger, folder: Path, stages: tuple[Stage, ...], plan: Plan, function: str = "train",
-    timeout_s: float | None = None,
+    timeout_s: float | None = None, wall: Callable[[], float] | None = None,
 ) -> tuple[RunOutcome, list[Any]]:  # fmt: skip
-    """Run a plan on Ray and return its outcome and its placement groups."""
-    space = {"ceiling": Uniform(0.0, 1.0)}
-    trainable = TrainableConfig(function=f"sleeper:{function}", space=space, timeout_s=timeout_s)
+    """Run a plan on Ray and return its outcome and its placement groups; with a clock, without stragglers."""
+    space, rules = {"ceiling": Uniform(0.0, 1.0)}, EarlyStopRules(ends_stragglers=wall is not None)
+    trainable = TrainableConfig(function=f"sleeper:{function}", space=space, timeout_s=timeout_s, early_stop=rules)
     config = ExecutionConfig(
         stages=stages,
         plan=plan,
@@ -105,7 +105,8 @@ def run_on_ray(
         seed=0,
         checkpoint_iters=1,
         deadline_s=600.0,
-        is_replanning=False,
+        is_replanning=wall is not None,
+        wall=wall or time.time,
     )
     provider = build_local_provider(ledger, 3600.0)
     cluster = ObservedCluster(RayCluster(WorkerSetup(trainable), 2, provider, LocalRayNodes(2)))
@@ -165,6 +166,24 @@ def test_a_hanging_trial_is_killed_alone(tmp_path: Path) -> None:
         assert ledger.list_failed() == {6: "no checkpoint in 2.00 s"}
         assert (outcome.lost_nodes, len(ledger.list_lifetimes())) == (0, 1)
         assert [trial.iters for trial in ledger.list_trials()] == [2] * 5 + [1]
+
+
+def test_a_straggler_ends_at_once_and_leaves_its_place(tmp_path: Path) -> None:
+    """Its task would sleep for twenty minutes, and the group of its trial is removed without waiting for it."""
+    log, stages = tmp_path / "log", build_custom_stages([(6, 2)])
+    with open_ledger(tmp_path / "l.sqlite", NODE, "a") as ledger:
+
+        def read_clock() -> float:
+            """Jump near to the deadline once five of six trials have ended."""
+            lines, began = len(log.read_text().splitlines()) if log.exists() else 0, ledger.read_fact("began")
+            has_ended = lines == 10 and time.time() - log.stat().st_mtime > 1.0
+            return float(began) + 595.0 if has_ended and began is not None else time.time()
+
+        outcome, _ = run_on_ray(ledger, tmp_path, stages, (Allocation(1, 1, 2),), "crawling", wall=read_clock)
+        assert ledger.list_stragglers() == [6]
+        assert ledger.list_failed() == {}
+        assert (outcome.lost_nodes, len(ledger.list_lifetimes())) == (0, 1)
+    assert outcome.winner is not None
 
 
 RESUMED = """
