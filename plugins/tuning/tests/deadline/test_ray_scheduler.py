@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
@@ -205,8 +206,8 @@ def test_a_trial_that_ray_retries_keeps_its_place() -> None:
 class FakeSearch:
     """Stands for a searcher that may have no end or suggest a few trials at a time."""
 
-    def __init__(self, *, is_endless: bool = False, max_concurrent: int = 0) -> None:
-        self.is_endless, self.max_concurrent = is_endless, max_concurrent
+    def __init__(self, *, is_endless: bool = False, max_concurrent: int = 0, total_samples: int = 0) -> None:
+        self.is_endless, self.max_concurrent, self.total_samples = is_endless, max_concurrent, total_samples
 
     def is_finished(self) -> bool:
         """Return whether it suggests no more trials."""
@@ -289,6 +290,29 @@ def test_a_class_without_checkpoints_is_refused() -> None:
     trial = FakeTrial(trial_id="0", get_trainable_cls=lambda: Model)
     with pytest.raises(UnfoldError, match="Model has no save_checkpoint"):
         scheduler.on_trial_add(SimpleNamespace(), trial)
+
+
+@pytest.mark.parametrize("stop", [{"training_iteration": 9}, {}])
+def test_the_size_of_the_search_is_that_of_ray(stop: dict[str, int]) -> None:
+    """``UnfoldScheduler(deadline="2h")`` takes it from the searcher and from the stop criterion, anew each time."""
+    scheduler, max_t = deadline.UnfoldScheduler(deadline="1 h"), 9 if stop else 100
+    for trials, steps in ((9, [1, 1, max_t, 1, 1, 3, 1, 3, 1]), (3, [1, 1, max_t])):
+        controller = FakeController(scheduler, [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6][:trials], 1.0, max_t)
+        controller.search_alg = FakeSearch(total_samples=trials)
+        for trial in controller.trials:
+            trial.stopping_criterion = stop
+        controller.run()
+        assert controller.steps == steps
+        assert (scheduler.keeper.trials, scheduler.keeper.max_steps) == (trials, max_t)
+
+
+@pytest.mark.parametrize("total", [0, sys.maxsize])
+def test_a_searcher_without_end_needs_a_number_of_trials(total: int) -> None:
+    """``num_samples=-1`` says nothing about the size of a search."""
+    controller = FakeController(deadline.UnfoldScheduler(deadline="1 h"), [0.5] * 3, 1.0, 9)
+    controller.search_alg = FakeSearch(total_samples=total)
+    with pytest.raises(UnfoldError, match=r"the searcher does not end.*UnfoldScheduler\(num_samples=64"):
+        controller.run()
 
 
 def test_a_scheduler_serves_one_search_after_another() -> None:
@@ -595,9 +619,10 @@ def fit(folder: Path, step_s: float, scheduler: Any, num_samples: int) -> Any:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_trials_pause_at_rungs_and_the_best_continue(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [{"num_samples": 9, "max_t": 9}, {}])
+def test_trials_pause_at_rungs_and_the_best_continue(tmp_path: Path, size: dict[str, int]) -> None:
     """A third continues at each rung, from its checkpoint: the best trial runs to the end, and no step twice."""
-    scheduler = deadline.UnfoldScheduler(deadline="10 min", num_samples=9, max_t=9)
+    scheduler = deadline.UnfoldScheduler(deadline="10 min", **size)
     results = fit(tmp_path, 0.01, scheduler, 9)
     lines = (tmp_path / "log").read_text().split()
     by_trial: dict[str, list[int]] = {}

@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,6 +48,8 @@ NO_CHECKPOINT = "trials pause at a rung without a checkpoint: those that continu
 GIVEN_UP = "trial {trial} failed {count} times without a result between: the search goes on without it"
 MAX_RETRIES = 12
 """A trial that fails as often without a result between is not retried, whatever ``max_failures`` allows."""
+USUAL_MAX_T = 100
+"""Ray's own default for ``ASHAScheduler``."""
 _SEARCH_FIELDS = ("numbers", "brackets", "levels", "steps", "values", "stages", "stage_trials", "is_full", "supply")
 
 
@@ -55,9 +58,10 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
 
     Args:
         deadline: Time from the first trial, such as ``"2h"`` or a ``timedelta``, or seconds.
-        num_samples: Trials of the search. Where the ``TuneConfig`` has more, or -1, the others are not begun; where it
-            has fewer, the search has as many.
-        max_t: Units of ``time_attr`` that the best trial runs.
+        num_samples: Trials of the search, as many as the searcher has if left out. Where the ``TuneConfig`` has more,
+            or -1, the others are not begun; where it has fewer, the search has as many.
+        max_t: Units of ``time_attr`` that the best trial runs; if left out, those at which the ``RunConfig`` stops
+            trials, else 100 as for ``ASHAScheduler``.
         metric: Ranks trials; that of the ``TuneConfig`` if left out, as for the other schedulers of Ray.
         mode: ``min`` or ``max``; that of the ``TuneConfig`` if left out.
         method: ``sha``, successive halving with barriers; ``hyperband``, several brackets of it that share the trials;
@@ -76,8 +80,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self,
         *,
         deadline: str | float | dt.timedelta,
-        num_samples: int,
-        max_t: int,
+        num_samples: int | None = None,
+        max_t: int | None = None,
         metric: str | None = None,
         mode: str | None = None,
         method: str = "sha",
@@ -98,16 +102,17 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             "reduction_factor": reduction_factor,
         }
         for name, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, Integral):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
                 raise user_error(f"{name} must be an integer, not {value!r}")
-        if num_samples < 1 or not 1 <= grace_period <= max_t or reduction_factor < 2:
+        least, most = (1 if num_samples is None else num_samples), (grace_period if max_t is None else max_t)
+        if least < 1 or not 1 <= grace_period <= most or reduction_factor < 2:
             raise user_error("num_samples, grace_period, max_t or reduction_factor make no sense together")
         self.keeper = LimitKeeper(
             limits=parse_limits(deadline, budget, usd_per_hour, confidence),
             slots=1,
-            trials=int(num_samples),
+            trials=int(least),
             min_steps=int(grace_period),
-            max_steps=int(max_t),
+            max_steps=int(most),
             eta=int(reduction_factor),
             method=method,
         )
@@ -116,7 +121,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self._metric, self._mode = metric, mode
         self.time_attr = time_attr
         self.searcher: Any = None
-        self.num_samples = self.keeper.trials
+        self.num_samples, self.max_t = num_samples, max_t
         self.is_unpickled = False
         self._begin_experiment()
         self.keeper.warm_up()
@@ -127,7 +132,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self.keeper = replace(
             self.keeper,
             slots=1,
-            trials=self.num_samples,
+            trials=self.num_samples or 1,
             began=0.0,
             paid_slot_s=0.0,
             changed_at=0.0,
@@ -219,11 +224,29 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         if not self.is_restored:
             self._require_checkpoints(trial)
             store_whole_files(tune_controller)
+            self._size_search(trial)
             self._load_state(trial)
             self._lift_limit(tune_controller)
             # an error before makes Ray start over, and must stop that too
             self.is_restored = True
         self.keeper.began = self.keeper.began or self.keeper.wall()
+
+    def _size_search(self, trial: Trial) -> None:
+        """Take from Ray how many trials there are, and how long the best runs, where the scheduler was not given it.
+
+        Raises:
+            UnfoldError: The searcher has no end.
+        """
+        if self.num_samples is None:
+            total = getattr(self.searcher, "total_samples", 0)
+            if not 0 < total < sys.maxsize:
+                hint = "write UnfoldScheduler(num_samples=64, ...)"
+                raise user_error("num_samples: the searcher does not end, so the search has no size", hint=hint)
+            self.keeper.trials = int(total)
+        if self.max_t is None:
+            stop = getattr(trial, "stopping_criterion", None) or {}
+            self.keeper.max_steps = max(self.keeper.min_steps, int(stop.get(self.time_attr, USUAL_MAX_T)))
+        self.search = HalvingSearch(keeper=self.keeper, is_maximized=self._mode != "min")
 
     def _may_start(self, tune_controller: Any, trial: Trial) -> bool:
         """Return whether Ray may start a trial that it adds: a restored one that may run, or the first new one."""
