@@ -387,6 +387,7 @@ def test_the_role_is_that_of_the_lease() -> None:
     assert metrics["unfold_tuner_leader"][0].value == 0.0
 
 
+@pytest.mark.kubernetes
 def test_a_silent_cluster_is_reported_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A controller that waits a minute for an answer would seem to lead and to be well, and scale nothing."""
     assert serve_target.PATIENCE.read_s <= 10
