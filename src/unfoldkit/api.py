@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Timeline,
     )
     from unfoldkit.format import (
+        attach_unit,
         divide_costs,
         format_amount,
         format_bytes,
@@ -83,6 +84,7 @@ _PLACES = {
         "user_error",
     ),
     "unfoldkit.format": (
+        "attach_unit",
         "divide_costs",
         "format_amount",
         "format_bytes",
@@ -181,6 +183,7 @@ __all__ = [
     "Timeline",
     "UnfoldError",
     "Verdict",
+    "attach_unit",
     "csv_lines",
     "csv_rows",
     "decode_text",

@@ -109,6 +109,14 @@ def format_amount(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 9999.5 else f"{value:,.4g}"
 
 
+def attach_unit(number: str, unit: str) -> str:
+    """Attach a unit to a number; a currency comes first, as in sentences: $5 an hour is $5/h."""
+    if unit.startswith("$"):
+        sign = "-" if number.startswith("-") else ""
+        return f"{sign}${number.removeprefix('-')}{unit[1:]}"
+    return f"{number} {unit}".strip()
+
+
 def _format_latency(seconds: float) -> str:
     milliseconds = seconds * 1e3
     if milliseconds >= 1e4:

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from unfoldkit.errors import escape_unprintable
-from unfoldkit.format import format_number
+from unfoldkit.format import attach_unit, format_number
 from unfoldkit.report import Cell, Column, Metric, Report, Table
 
 
@@ -50,14 +50,6 @@ def format_metric(item: Metric) -> str:
     if item.value is None:
         return "not measured"
     return attach_unit(format_number(item.value), item.unit)
-
-
-def attach_unit(number: str, unit: str) -> str:
-    """Attach a unit to a number; a currency comes first, as in sentences: $5 an hour is $5/h."""
-    if unit.startswith("$"):
-        sign = "-" if number.startswith("-") else ""
-        return f"{sign}${number.removeprefix('-')}{unit[1:]}"
-    return f"{number} {unit}".strip()
 
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")

@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 
 from unfoldkit.figure_data import AnyFigure
-from unfoldkit.format import format_number
+from unfoldkit.format import attach_unit, format_number
 from unfoldkit.render import formatting
 from unfoldkit.render.figures.description import tabulate_figure
-from unfoldkit.render.formatting import attach_unit, strip_controls
+from unfoldkit.render.formatting import strip_controls
 from unfoldkit.render.plot import svg
 from unfoldkit.report import Metric, Report, Table
 

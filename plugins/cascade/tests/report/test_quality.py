@@ -54,7 +54,7 @@ def _spec(folder: Path, *settings: str) -> CascadeSpec:
 def test_a_cascade_that_costs_nothing_is_free(folder: Path, tmp_path: Path) -> None:
     """Where the chosen cascade is free the report notes it, and the saving, which is undefined, is null."""
     report = planned(folder, tmp_path, "features.cheap.price=0", "goal={budget: 0.5 per case}", "gates.max_models=1")
-    assert report.headline.startswith("free instead of 6 $ per case, loss ")
+    assert report.headline.startswith("free instead of $6 per case, loss ")
     assert report.metrics["saving"].value is None
     assert "free" in render(report)
     assert (divide_costs(6, 2), divide_costs(0, 0), short_saving(divide_costs(6, 0))) == (3, 1, "free")

@@ -10,7 +10,7 @@ from unfold_cascade.data.doubtful_values import MIN_SHARE, Doubt
 from unfold_cascade.data.error_costs import ErrorWeights
 from unfold_cascade.data.leakage import LabelMark
 from unfold_cascade.planner.problem import COPIES
-from unfoldkit.api import format_amount, format_count
+from unfoldkit.api import attach_unit, format_amount, format_count
 
 FREE = "free"
 MIN_ROUNDED_RATIO = 1.1
@@ -44,7 +44,7 @@ def short_saving(ratio: float | None) -> str:
 def headline(ratio: float | None, baseline_cost: float, unit: str, loss_points: float, folder: str) -> str:
     """Summarise a cascade that meets its goal."""
     if ratio is None:
-        saving = f"free instead of {format_amount(baseline_cost)} {unit} per case"
+        saving = f"free instead of {attach_unit(format_amount(baseline_cost), unit)} per case"
     elif ratio < 1:
         saving = f"costs {math.ceil(100 * (1 / ratio - 1)):.0f} % more than the baseline"
     else:
@@ -70,7 +70,7 @@ def uncertain_saving(unit_count: int, cluster_column: str | None, min_saving: fl
 
 def certified_costs(min_saving: float | None, budget: float | None, unit: str) -> str:
     """State the bounds on the cost that a certificate covers."""
-    bounds = [] if budget is None else [f"cost ≤ {budget:g} {unit} per case"]
+    bounds = [] if budget is None else [f"cost ≤ {attach_unit(f'{budget:g}', unit)} per case"]
     return " and ".join(bounds + ([] if min_saving is None else [f"saving ≥ {min_saving:g}x"]))
 
 
@@ -82,13 +82,13 @@ def saving_bound(ratio: float | None, bound: float, confidence: float, cases: in
 
 def baseline_is_better(name: str, accuracy: float, cost: float, unit: str) -> str:
     """State that the baseline is within the budget and more accurate."""
-    quality = f"{100 * accuracy:.1f} % correct for {format_amount(cost)} {unit} per case"
+    quality = f"{100 * accuracy:.1f} % correct for {attach_unit(format_amount(cost), unit)} per case"
     return f"the baseline {name} is within the budget and more accurate than any cascade: {quality}"
 
 
 def over_budget(budget: float, unit: str, cheapest: float) -> str:
     """State that every cascade exceeds the budget."""
-    limit = f"the budget of {format_amount(budget)} {unit} per case"
+    limit = f"the budget of {attach_unit(format_amount(budget), unit)} per case"
     return f"every cascade exceeds {limit}; the cheapest costs {format_amount(cheapest)}"
 
 
@@ -100,7 +100,7 @@ def not_certified(allowed: str, relaxation: str) -> str:
 def question(baseline: str, allowed: str, budget: float | None, unit: str) -> str:
     """Ask what a plan answers, under a limit of the loss or of the cost."""
     if budget is not None:
-        return f"Does some cascade beat {baseline} at {format_amount(budget)} {unit} per case?"
+        return f"Does some cascade beat {baseline} at {attach_unit(format_amount(budget), unit)} per case?"
     return f"Is there a cascade that is cheaper than {baseline} and loses at most {allowed}?"
 
 
@@ -432,7 +432,7 @@ WRONG = "→ wrong"
 def call_cost(cost: float, unit: str, digits: int) -> str:
     """State the cost of one call of a model."""
     # a unit such as $/10k has its number of calls
-    return f"{cost:,.{digits}f} {unit}{'' if '/' in unit else ' a call'}"
+    return attach_unit(f"{cost:,.{digits}f}", unit) + ("" if "/" in unit else " a call")
 
 
 def exit_cases(model: str, cases: int) -> str:

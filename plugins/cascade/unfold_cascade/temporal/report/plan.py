@@ -26,7 +26,7 @@ from unfold_cascade.temporal.report.tables import (
 from unfold_cascade.temporal.search.planner import Solution
 from unfold_cascade.temporal.simulation.cost import compute_savings
 from unfold_cascade.temporal.simulation.policy import StagePolicy
-from unfoldkit.api import Metric, Report, RunDir, Verdict, format_count, label_metrics
+from unfoldkit.api import Metric, Report, RunDir, Verdict, attach_unit, format_count, label_metrics
 
 MetricValue = tuple[float | None, str]
 METRIC_LABELS = {
@@ -366,8 +366,8 @@ def _certificate_line(solution: Solution) -> str:
     if selection.reason:
         return shared.no_certificate(_refusal_reason(solution))
     is_refused = not selection.is_certified and target.max_loss is not None
-    unit = f"{solution.problem.cost.unit or ''} per case-hour".strip()
-    costs = [] if target.budget is None else [f"cost ≤ {target.budget:g} {unit}"]
+    unit = solution.problem.cost.unit or ""
+    costs = [] if target.budget is None else [f"cost ≤ {attach_unit(f'{target.budget:g}', unit)} per case-hour"]
     costs += [] if target.min_saving is None else [f"saving ≥ {target.min_saving:g}x"]
     return sentences.describe_certificate(
         loss_points=100 * selection.certified_loss,

@@ -9,7 +9,7 @@ from unfold_cascade.data.doubtful_values import Doubt
 from unfold_cascade.data.leakage import LabelMark
 from unfold_cascade.report import sentences as shared
 from unfold_cascade.temporal.problem import NO_STAGE
-from unfoldkit.api import format_amount, format_count
+from unfoldkit.api import attach_unit, format_amount, format_count
 
 Interval = tuple[float, float]
 LATCHED = "the latched baseline"
@@ -138,8 +138,7 @@ def describe_saving_bound(bound: float, by: str, confidence: float) -> str:
 
 def describe_mean_price(price: float, baseline: float, unit: str | None) -> str:
     """State the mean price of an hour of a test case, and that of the baseline, in the unit of the spec."""
-    pattern = f"${{}}{unit[1:]}" if unit and unit.startswith("$") else f"{{}} {unit or ''}"
-    amount, base = (pattern.format(format_amount(value)).strip() for value in (price, baseline))
+    amount, base = (attach_unit(format_amount(value), unit or "") for value in (price, baseline))
     return f"{amount} per case-hour; the latched baseline costs {base}"
 
 
