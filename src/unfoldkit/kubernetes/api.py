@@ -33,7 +33,7 @@ WATCH_TIMEOUT_S = 150
 MAX_RETRY_AFTER_S = 10.0
 """Longest pause that an overloaded server may ask for before a request is sent again."""
 CLOCK_TOLERANCE_S = 2.0
-"""How much the clock of this machine may differ from the server's, whose responses state whole seconds."""
+"""How much the clock of this machine may differ from the server's; its responses state whole seconds."""
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE, INVALID = 401, 403, 404, 409, 410, 422
 TOO_MANY_REQUESTS, BAD_GATEWAY = 429, 502
 BROKEN = frozenset({500, BAD_GATEWAY, 503, 504})

@@ -19,7 +19,7 @@ PROFILE_FILE = "members.json"
 PROFILE_VERSION = 3
 """Increase it when the measurement changes, so that members are measured again."""
 ORDER_BATCH = 32
-"""Rows by whose latency members are ordered; a model of fewer rows computes them in parts."""
+"""Members are ordered by the latency of so many rows; a model of fewer rows computes them in parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

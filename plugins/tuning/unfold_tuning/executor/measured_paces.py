@@ -10,9 +10,9 @@ import numpy as np
 
 from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.executor.ranking import list_entrants
-from unfold_tuning.executor.slowdown import Slowdown, find_slowdown
 from unfold_tuning.job.schedule import Group, Stage
 from unfold_tuning.planner.pace_posterior import GroupPaces
+from unfold_tuning.planner.slowdown import Slowdown, find_slowdown
 from unfold_tuning.simulator.execution_model import compute_slowest_factor
 from unfold_tuning.trial.ledger import Checkpoint, Ledger
 

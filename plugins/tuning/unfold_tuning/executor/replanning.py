@@ -23,7 +23,6 @@ from unfold_tuning.executor.messages import (
     describe_slowdown,
 )
 from unfold_tuning.executor.ranking import list_entrants
-from unfold_tuning.executor.slowdown import Slowdown
 from unfold_tuning.job.allocation import Allocation, Plan
 from unfold_tuning.job.schedule import Group
 from unfold_tuning.planner.pace_posterior import PacePosterior
@@ -39,6 +38,7 @@ from unfold_tuning.planner.replan import (
     replan_remaining,
     rescale_allocation,
 )
+from unfold_tuning.planner.slowdown import Slowdown
 from unfold_tuning.simulator.execution_model import ExecutionModel, TrialSlowdowns, build_execution_model
 from unfold_tuning.simulator.plan_cost import simulate_plan
 from unfold_tuning.simulator.spot_or_on_demand import NET_CHANGES, estimate_change_s

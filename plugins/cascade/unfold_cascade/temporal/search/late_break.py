@@ -31,7 +31,7 @@ def refuse_late_break(
 ) -> Selection:
     """Certify no cascade if the last patients break a promise that the earlier ones keep.
 
-    Patients whose order is unknown, or sorted by the stage that they reach, show no change over time.
+    Patients in no known order, or sorted by the stage that they reach, show no change over time.
 
     Args:
         study: The study.

@@ -12,13 +12,13 @@ import pytest
 
 from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.executor.replanning import Replanner
-from unfold_tuning.executor.slowdown import Slowdown, find_slowdown
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import build_custom_stages
 from unfold_tuning.job.search_space import Categorical
 from unfold_tuning.planner.pace_posterior import PacePosterior, build_pace_prior
+from unfold_tuning.planner.slowdown import Slowdown, find_slowdown
 from unfold_tuning.trial.ledger import Ledger, open_ledger
 from unfold_tuning.trial.worker import TrialJob
 from unfoldkit.catalog.billing import Billing
