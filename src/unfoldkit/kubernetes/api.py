@@ -201,9 +201,9 @@ class Api:
         is_repeatable |= method == "GET"
         tries = tries or self.patience.tries
         for attempt in range(tries):
-            sent_at = self.now()
+            sent_s = time.monotonic()
             response = self._send(method, path, data, kind, is_repeatable=is_repeatable)
-            self._follow_clock(response.headers.get("Date", ""), sent_at)
+            self._follow_clock(response.headers.get("Date", ""), sent_s)
             is_overloaded = response.status == TOO_MANY_REQUESTS
             if attempt == tries - 1 or not (is_overloaded or (is_repeatable and response.status in BROKEN)):
                 break
@@ -245,15 +245,16 @@ class Api:
             with contextlib.suppress(Exception):
                 response.shutdown()
 
-    def _follow_clock(self, date: str, sent_at: float) -> None:
-        """Correct the clock where the date of a response shows that it differs by seconds."""
+    def _follow_clock(self, date: str, sent_s: float) -> None:
+        """Correct the clock where the date of a response shows that it differs by seconds.
+
+        The offset is set and not changed by a difference: responses of several threads may show the same one.
+        """
         with contextlib.suppress(ValueError):
-            stated = parsedate_to_datetime(date).timestamp() + 0.5
-            answered_at = self.now()
-            if stated < sent_at - CLOCK_TOLERANCE_S:
-                self.clock_offset_s += stated - sent_at
-            elif stated > answered_at + CLOCK_TOLERANCE_S:
-                self.clock_offset_s += stated - answered_at
+            stated_at = parsedate_to_datetime(date).timestamp() + 0.5
+            least_s, most_s = stated_at - time.monotonic(), stated_at - sent_s
+            if not least_s - CLOCK_TOLERANCE_S <= self.clock_offset_s <= most_s + CLOCK_TOLERANCE_S:
+                self.clock_offset_s = min(max(self.clock_offset_s, least_s), most_s)
 
     def _send(
         self, method: str, path: str, data: bytes | None, kind: str, *, is_repeatable: bool, stream: bool = False

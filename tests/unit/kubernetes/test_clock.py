@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,6 +44,21 @@ def test_a_wrong_clock_follows_the_server(ahead_s: float) -> None:
     for _ in range(20):
         api.get("/api")
     assert api.clock_offset_s == corrected
+
+
+def test_responses_of_several_threads_correct_a_clock_once() -> None:
+    """All were sent by the wrong clock, and each shows the same difference."""
+    api, sent = connect(Server(-3600.0)), Barrier(4)
+    answer = api.client.rest_client.pool_manager.request
+
+    def wait_for_others(*args: Any, **options: Any) -> Any:
+        sent.wait(10)
+        return answer(*args, **options)
+
+    api.client.rest_client.pool_manager.request = wait_for_others
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(api.get, ["/api"] * 4))
+    assert api.now() == pytest.approx(time.time() - 3600.0, abs=1.5)
 
 
 def test_a_right_clock_keeps_its_fractions() -> None:
