@@ -12,6 +12,7 @@ from unfold_placement.kueue.objects import QueueSnapshot, Workload
 from unfold_placement.kueue.quota_tree import build_quota_tree
 from unfold_placement.kueue.scheduler import PendingQueue, Scheduler
 from unfold_placement.kueue.state import AdmissionState, Entry
+from unfoldkit.api import format_names
 
 RETRY_DELAY_S = 1.0
 """Kueue tries inadmissible workloads again this long after a release (``requeueBatchPeriod``)."""
@@ -146,9 +147,7 @@ class KueueReplay:
         """
         entries = {entry for entry, count in self.preempted.items() if count > 1} | set(latest)
         names = sorted(entry.workload.name for entry in entries)
-        listed = ", ".join(names[:MAX_NAMES]) + (
-            f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-        )
+        listed = format_names(names, MAX_NAMES)
         for entry in entries:
             self.loops[entry.workload.name] = f"preempted over and over, as the rules of its cohort allow: {listed}"
             entry.attempt += 1

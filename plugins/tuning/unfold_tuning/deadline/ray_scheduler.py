@@ -104,15 +104,16 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         for name, value in numbers.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
                 raise user_error(f"{name} must be an integer, not {value!r}")
-        least, most = (1 if num_samples is None else num_samples), (grace_period if max_t is None else max_t)
-        if least < 1 or not 1 <= grace_period <= most or reduction_factor < 2:
+        # what is left out follows from the first trial
+        trials, steps = (1 if num_samples is None else num_samples), (grace_period if max_t is None else max_t)
+        if trials < 1 or not 1 <= grace_period <= steps or reduction_factor < 2:
             raise user_error("num_samples, grace_period, max_t or reduction_factor make no sense together")
         self.keeper = LimitKeeper(
             limits=parse_limits(deadline, budget, usd_per_hour, confidence),
             slots=1,
-            trials=int(least),
+            trials=int(trials),
             min_steps=int(grace_period),
-            max_steps=int(most),
+            max_steps=int(steps),
             eta=int(reduction_factor),
             method=method,
         )
