@@ -97,10 +97,12 @@ def _temporary_file(path: Path) -> Iterator[Path]:
 
 
 def _write_error(error: OSError, path: Path) -> UnfoldError:
+    return _describe(error, "cannot write", path, "the old contents are unchanged")
+
+
+def _describe(error: OSError, problem: str, path: Path, hint: str) -> UnfoldError:
     code = ExitCode.INTERNAL if error.errno in _DISK_ERRORS else ExitCode.USAGE
-    return UnfoldError(
-        Diagnostic(f"cannot write: {error.strerror}", str(path), hint="the old contents are unchanged"), code=code
-    )
+    return UnfoldError(Diagnostic(f"{problem}: {error.strerror}", str(path), hint=hint), code=code)
 
 
 def _write_and_sync(temporary: Path, data: bytes) -> None:
@@ -251,9 +253,7 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             return (self.path / ".lock").open("a")
         except OSError as error:
-            raise user_error(
-                f"cannot write to the run folder: {error.strerror}", file=str(self.path), hint="--run DIR"
-            ) from error
+            raise _describe(error, "cannot write to the run folder", self.path, "--run DIR") from error
 
     def _resolve(self, name: str) -> Path:
         path = self.path / name

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from tests.support import ECHO, Process, Unfold, command, surroundings
+from unfoldkit.cli.console import run_guarded
+from unfoldkit.errors import user_error
 from unfoldkit.report import from_data, to_data, without_measurements
 from unfoldkit.run_directory import RunDir
 
@@ -265,6 +267,29 @@ def test_a_full_disk_keeps_what_was_there(
     assert out.err.startswith("out.json: cannot write: No space left on device")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert unfold("report", "runs/a").code == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.npy"), 3, "a.npy: the system refused it: No space left"),
+        (OSError(errno.EMFILE, "Too many open files"), 3, "the system refused it: Too many open files"),
+        (MemoryError("Unable to allocate 8.0 GiB"), 3, "out of memory: Unable to allocate 8.0 GiB"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "running.json"), 2, "running.json: cannot be used: Is a"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found"), 2, "a folder is missing: No usable"),
+        (ExceptionGroup("tasks", [user_error("no such model")]), 2, "no such model"),
+    ],
+)
+def test_what_the_system_refuses_is_no_mistake_of_the_program(
+    capsys: pytest.CaptureFixture[str], error: Exception, code: int, message: str
+) -> None:
+    """A full disk, too many files and too little memory are named as such, also from a task of a group."""
+
+    def fail() -> int:
+        raise error
+
+    assert run_guarded(fail) == code
+    assert capsys.readouterr().err.startswith(message)
 
 
 def test_an_interrupted_start_says_so(unfold_process: Process, tmp_path: Path) -> None:

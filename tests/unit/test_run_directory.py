@@ -190,6 +190,14 @@ def test_a_run_is_one_process_at_a_time(run: RunDir) -> None:
         pass
 
 
+def test_a_full_disk_is_not_the_callers_fault(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that cannot even be locked for want of room gives the exit code of every later write."""
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(UnfoldError, match="cannot write to the run folder") as caught, run.locked():
+        pass
+    assert caught.value.code is ExitCode.INTERNAL
+
+
 def test_a_run_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
     """A run folder that cannot be made is the caller's fault."""
     (tmp_path / "file").write_text("x", encoding="utf-8")

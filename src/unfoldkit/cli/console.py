@@ -14,16 +14,22 @@ from typing import Any, TextIO
 
 from unfoldkit.cli.interruption import describe_stop, find_stop, guarding_verb, stop_code
 from unfoldkit.errors import (
-    Diagnostic,
     ExitCode,
     UnfoldError,
     escape_unprintable,
     explain_missing_packages,
     internal_error,
     shorten,
+    user_error,
 )
+from unfoldkit.safe_io.files import first_line
 
-_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
+_PATH_ERRORS = (
+    errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EISDIR, errno.ENOTDIR,
+)  # fmt: skip
+_SHORTAGES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN,
+)  # fmt: skip
 _STDOUT, _STDERR = 1, 2
 """File descriptors."""
 
@@ -107,6 +113,9 @@ def run_guarded(action: Callable[[], int], environment: Mapping[str, str] = os.e
 
 def _report_failure(error: BaseException, environment: Mapping[str, str]) -> int:
     """Print what an exception means to the user, and return its exit code."""
+    if isinstance(error, BaseExceptionGroup):
+        # of a task group, which has canceled the other tasks
+        return _report_failure(error.exceptions[0], environment)
     if isinstance(error, UnfoldError):
         print_message("\n".join(str(item) for item in error.diagnostics))
         return int(error.code)
@@ -115,9 +124,8 @@ def _report_failure(error: BaseException, environment: Mapping[str, str]) -> int
         return int(ExitCode.CLOSED_PIPE)
     if not isinstance(error, (Exception, SystemExit)):
         raise error
-    if message := _explain_path_error(error):
-        print_message(message)
-        return int(ExitCode.USAGE)
+    if refusal := _explain_refusal(error):
+        return _report_failure(refusal, environment)
     print_message(_format_traceback() if environment.get("UNFOLD_TRACEBACK") else _summarize(error))
     return int(ExitCode.INTERNAL)
 
@@ -138,11 +146,22 @@ def _write(content: str | bytes) -> None:
     sys.stdout.flush()
 
 
-def _explain_path_error(error: BaseException) -> str:
-    """Return the message for a path that the system does not let us access; empty for any other error."""
-    if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename:
-        return str(Diagnostic(f"cannot be used: {error.strerror}", shorten(str(error.filename), 200)))
-    return ""
+def _explain_refusal(error: BaseException) -> UnfoldError | None:
+    """Return the error for what the system lacks or refuses: a path, or room; ``None`` for any other error."""
+    if isinstance(error, MemoryError):
+        message = f"out of memory: {first_line(error)}" if str(error) else "out of memory"
+        return internal_error(message, hint="free some, or take fewer --jobs")
+    if not isinstance(error, OSError):
+        return None
+    file = shorten(str(error.filename or ""), 200)
+    if error.errno in _PATH_ERRORS and file:
+        return user_error(f"cannot be used: {error.strerror}", file=file)
+    if error.errno == errno.ENOENT and not file:
+        hint = "start it in a folder that exists; TMPDIR names one for temporary files"
+        return user_error(f"a folder is missing: {error.strerror}", hint=hint)
+    if error.errno in _SHORTAGES:
+        return internal_error(f"the system refused it: {error.strerror}", file=file, hint="free some, and try again")
+    return None
 
 
 def _format_traceback() -> str:
