@@ -6,7 +6,8 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,20 @@ def surroundings(more: Mapping[str, str] | None = None) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(off)}
     # lines of progress depend on how busy the machine is
     return {**kept, "UNFOLD_PROGRESS": "0", **(more or {})}
+
+
+@contextmanager
+def limited_file_size(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond ``size`` bytes: a write is cut short there, as on a full disk."""
+    # not on Windows
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def distribution(folder: Path, name: str, code: str, *, module: str = "", entry: str = "") -> Path:

@@ -18,6 +18,7 @@ import pytest
 from plugins.cascade.tests.language_models.scripted_upstream import Upstream, serve_upstream
 from plugins.cascade.tests.runs import run_in, spec_of
 from tests.asgi import host
+from tests.support import limited_file_size
 from unfold_cascade.language_models.build import build_gateway_plan, load_log_frame, read_call_log
 from unfold_cascade.language_models.collection.call_store import open_store
 from unfold_cascade.language_models.collection.scoring import is_exact, is_same_choice, is_same_number
@@ -25,7 +26,7 @@ from unfold_cascade.language_models.gateway.service import build_app
 from unfold_cascade.language_models.planning.calibration import parse_calibration
 from unfold_cascade.language_models.planning.call_log import Route, follow_route
 from unfold_cascade.verbs import plan, profile
-from unfoldkit.api import UnfoldError, Verdict, dump, fingerprint
+from unfoldkit.api import ExitCode, UnfoldError, Verdict, dump, fingerprint
 
 SPEC = """
 version: 1
@@ -135,6 +136,19 @@ def test_a_kill_while_the_first_line_is_written_costs_nothing(tmp_path: Path) ->
     assert open_store(path, "a").spent_usd == 0.0
     open_store(path, "a").finish(1, 0, "small", {"cost_usd": 1.0})
     assert open_store(path, "a").spent_usd == 1.0
+
+
+def test_a_full_disk_leaves_no_part_of_a_call(tmp_path: Path) -> None:
+    """A call in flight that still finds room is not lost after one that did not; that one counts at its worst."""
+    path = tmp_path / "calls.jsonl"
+    store = open_store(path, "a")
+    numbers = [store.start(row, "small", 2.0) for row in (0, 1)]
+    with limited_file_size(path.stat().st_size + 90), pytest.raises(UnfoldError, match="cannot store a call") as caught:
+        store.finish(numbers[0], 0, "small", {"cost_usd": 1.0, "answer": "a" * 200})
+    assert caught.value.code is ExitCode.INTERNAL
+    store.finish(numbers[1], 1, "small", {"cost_usd": 1.0})
+    again = open_store(path, "a")
+    assert (list(again.finished), again.spent_usd) == ([(1, "small")], 3.0)
 
 
 def test_failed_calls_are_tried_again_and_counted(tmp_path: Path) -> None:

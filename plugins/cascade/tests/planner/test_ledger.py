@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import recorded_spec, run_in, spec_of
+from tests.support import limited_file_size
 from unfold_cascade.planner.certificate import binomial_p_value
-from unfold_cascade.planner.ledger import Attempt, count_attempt, record_attempt, split_confidence
+from unfold_cascade.planner.ledger import Attempt, _record_for_user, count_attempt, record_attempt, split_confidence
 from unfold_cascade.verbs import plan
 from unfoldkit.run_context import Options
 
@@ -52,6 +53,19 @@ def test_a_damaged_or_unwritable_ledger_does_not_stop_a_plan(tmp_path: Path, cap
     run = run_in(tmp_path / "three", options=Options(state=str(tmp_path / "file")))
     assert record_attempt(_attempt("a"), DIGEST, 1, run).number == 1
     assert "was not written" in caplog.text
+
+
+def test_a_line_that_a_full_disk_cut_spoils_no_later_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A cut line is logged when it happens; the attempt after it counts, so that no promise is too strong."""
+    options = Options(state=str(tmp_path / "state"))
+    record_attempt(_attempt("a"), DIGEST, 1, run_in(tmp_path / "one", options=options))
+    path = tmp_path / "state" / "certificates" / f"{DIGEST}.jsonl"
+    run = run_in(tmp_path / "two", options=options)
+    with limited_file_size(path.stat().st_size + 9):
+        _record_for_user(path, _attempt("b"), run)
+    assert "was not written" in caplog.text
+    record_attempt(_attempt("c"), DIGEST, 1, run_in(tmp_path / "three", options=options))
+    assert record_attempt(_attempt("d"), DIGEST, 1, run_in(tmp_path / "four", options=options)).number == 3
 
 
 def test_a_report_counts_its_attempts(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ the user's state, as attempts in other runs count as well. A plan made again wit
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -77,14 +79,19 @@ def identify_attempt(*parts: object) -> str:
 def _record_for_user(path: Path, attempt: Attempt, run: Run) -> list[Attempt]:
     """Append an attempt to a ledger, unless it is there, and return the earlier ones; an unwritable one is logged."""
     entries: list[Attempt] = []
+    line = _write(attempt)
     try:
-        if path.is_file():
-            entries = _parse(read_bytes(path))
+        data = read_bytes(path) if path.is_file() else b""
+        entries = _parse(data)
+        if data and not data.endswith(b"\n"):
+            # a full disk has cut the last line, which would spoil this one
+            line = b"\n" + line
         if attempt.key not in {entry.key for entry in entries}:
             path.parent.mkdir(parents=True, exist_ok=True)
             # one short write at the end of the file: runs at the same time do not lose each other's lines
             with path.open("ab", buffering=0) as stream:
-                stream.write(_write(attempt))
+                if stream.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
     except OSError as error:
         run.log.warning("the ledger of certificates was not written: %s", error.strerror or error)
     return entries

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
+from tests.support import limited_file_size
 from unfold_cascade.learners import estimators
 from unfold_cascade.learners.estimators import Recipe
-from unfold_cascade.temporal.models.training import TrainingJob, run_job
+from unfold_cascade.temporal.models.training import TrainingJob, _share_features, run_job
 from unfold_cascade.temporal.models.training_sets import TrainingRows
 from unfold_cascade.verbs import plan
-from unfoldkit.api import UnfoldError
+from unfoldkit.api import ExitCode, UnfoldError
 
 
 @pytest.mark.parametrize("name", ["logistic-regression", "gaussian-nb", "xgboost"])
@@ -51,3 +52,16 @@ def test_a_stage_without_hours_of_its_own_is_named(tmp_path: Path) -> None:
     (tmp_path / "wards.csv").write_text("patient,hour,Age,HR,Temp,Resp,WBC,PaCO2,Sepsis\n" + "".join(rows))
     with pytest.raises(UnfoldError, match="baseline/monolith cannot be fitted: no training hour is in sirs"):
         plan(spec_of(CONFIGS / "wards.yaml"), run_in(tmp_path / "run", base=tmp_path))
+
+
+def test_features_that_find_no_room_are_named(tmp_path: Path) -> None:
+    """A full disk gives the file with exit code 3, and leaves no part of it."""
+    run = run_in(tmp_path / "run")
+    with (
+        limited_file_size(1000),
+        pytest.raises(UnfoldError, match="cannot write the features") as caught,
+        _share_features(run, lambda: np.zeros((1000, 10), np.float32)),
+    ):
+        pass
+    assert caught.value.code is ExitCode.INTERNAL
+    assert not list(run.directory.path.iterdir())

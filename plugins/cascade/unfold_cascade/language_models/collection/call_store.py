@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.api import user_error
+from unfoldkit.api import internal_error, user_error
 
 CallKey = tuple[int, str]
 """Row and model."""
@@ -55,10 +56,19 @@ class CallStore:
             self.finished[row, model] = record
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        with self.path.open("ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps(record).encode() + b"\n"
+        with self.path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
+                os.fsync(file.fileno())
+            except OSError as error:
+                # calls in flight may still be stored: after a part of a line they would be lost
+                file.truncate(size)
+                hint = "free some space; the same command continues"
+                message = f"cannot store a call: {error.strerror}"
+                raise internal_error(message, file=str(self.path), hint=hint) from error
 
 
 def open_store(path: Path, identity: str) -> CallStore:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.temporal.models.predictions import Predictions, is_fitted, pack_predictions, read_predictions
 from unfold_cascade.temporal.models.training_sets import ModelSlot, TrainingRows
 from unfold_cascade.temporal.problem import TemporalProblem
-from unfoldkit.api import Run, user_error
+from unfoldkit.api import Run, internal_error, user_error
 
 SHARED_FILE = "features.tmp.npy"
 
@@ -159,7 +160,16 @@ def _share_features(run: Run, build_features: Callable[[], Float32]) -> Iterator
     file = run.directory.path.resolve() / SHARED_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        np.save(file, build_features(), allow_pickle=False)
+        _save(file, build_features())
         yield str(file)
     finally:
         file.unlink(missing_ok=True)
+
+
+def _save(file: Path, features: Float32) -> None:
+    try:
+        np.save(file, features, allow_pickle=False)
+    except OSError as error:
+        # of a full disk NumPy reports counts of values only
+        hint = "free some space, or --run DIR on another disk"
+        raise internal_error("cannot write the features", file=str(file), hint=hint) from error
