@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar, cast, get_type_hints
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -12,14 +13,14 @@ def compiled(function: F) -> F:
     """Compile ``function`` at its first call; it may call compiled functions of its own file only.
 
     The machine code is cached beside the module, or in the user's cache folder, and is built again when the file or the
-    processor changes. Where no folder is writable, it stays in memory.
+    processor changes. Where no folder is writable, or has no room, it stays in memory.
     """
     import numba
 
     # without a wrapper for callers from C, which the project does not have
     options: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True}
     try:
-        return cast("F", _share_versions(numba.njit(cache=True, **options)(function)))
+        return cast("F", _share_versions(_survive_cache(numba.njit(cache=True, **options)(function))))
     except RuntimeError:
         return cast("F", _share_versions(numba.njit(**options)(function)))
 
@@ -68,6 +69,32 @@ def compile_ahead(functions: Iterable[object], samples: Mapping[object, object])
         keys = [name if name in samples else kind for name, kind in hints.items()]
         if all(key in samples for key in keys):
             dispatcher.compile(tuple(dispatcher.typeof_pyval(samples[key]) for key in keys))
+
+
+def _survive_cache(function: Any) -> Any:
+    """Let neither a damaged cache nor a full disk stop a call: machine code is compiled again, or is not cached.
+
+    Numba does not sync its files, so that some may be empty after a machine has lost power.
+    """
+    cache = getattr(function, "_cache", None)
+    if cache is None:
+        return function
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_or_forget(*args: Any) -> Any:
+        try:
+            return load(*args)
+        except Exception:  # noqa: BLE001 - unpickling a damaged file may raise any
+            with suppress(OSError):
+                cache.flush()
+            return None
+
+    def save_or_forget(*args: Any) -> None:
+        with suppress(OSError):
+            save(*args)
+
+    cache.load_overload, cache.save_overload = load_or_forget, save_or_forget
+    return function
 
 
 def _share_versions(function: Any) -> Any:
