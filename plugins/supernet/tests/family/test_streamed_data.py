@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -229,6 +231,57 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(UnfoldError, match=r"dog.*holds no image"):
         load_data(spec, make_run(tmp_path / "run"), "conv2d")
+
+
+def _make_png(depth: int) -> bytes:
+    """Make a PNG in RGB, which Pillow reads and does not write with 16 bits."""
+    header = struct.pack(">IIBBBBB", 9, 9, depth, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(9 * (1 + 27 * depth // 8)))), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def _make_planar_tiff(depth: int) -> bytes:
+    """Make an uncompressed TIFF of 9 x 9 pixels in RGB, a plane each."""
+    plane, shorts = 81 * depth // 8, (3, "H")
+    start = 8 + 2 + 9 * 12 + 4 + 6 + 24
+    entries = [
+        (256, 9),
+        (257, 9),
+        (258, start - 30),
+        (259, 1),
+        (262, 2),
+        (273, start - 24),
+        (277, 3),
+        (279, start - 12),
+    ]
+    counts, kinds = {258: 3, 273: 3, 279: 3}, {273: (4, "I"), 279: (4, "I")}
+    fields = b"".join(
+        struct.pack("<HHII", tag, kinds.get(tag, shorts)[0], counts.get(tag, 1), value)
+        for tag, value in [*entries, (284, 2)]
+    )
+    offsets = struct.pack("<3H3I3I", *[depth] * 3, *(start + plane * index for index in range(3)), *[plane] * 3)
+    return b"II*\0" + struct.pack("<IH", 8, 9) + fields + bytes(4) + offsets + bytes(3 * plane)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "make"),
+    [
+        (".png", _make_png),
+        (".tif", _make_planar_tiff),
+        (".ppm", lambda depth: b"P6 9 9 %d\n" % (2**depth - 1) + bytes(243 * depth // 8)),
+    ],
+)
+def test_wide_colours_are_refused(tmp_path: Path, suffix: str, make: Callable[[int], bytes]) -> None:
+    """Pillow would read the upper 8 of 16 bits a channel, and 12-bit values stored in them would all become dark."""
+    pytest.importorskip("PIL.Image")
+    path = tmp_path / f"scan{suffix}"
+    path.write_bytes(make(8))
+    assert read_image(path, 9).shape == (3, 9, 9)
+    path.write_bytes(make(16))
+    with pytest.raises(UnfoldError, match=r"16 bits a channel, which is not 8-bit.*convert it"):
+        read_image(path, 9)
 
 
 @pytest.mark.parametrize("parts", [("train", "test"), ("Train", "Val", "Test")])

@@ -30,6 +30,10 @@ UNREAD = frozenset((".avif", ".dcm", ".dng", ".heic", ".heif", ".jp2", ".jxl", "
 PARTS = frozenset(("train", "training", "test", "testing", "val", "valid", "validation"))
 """Names of folders that split images, and are no classes."""
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+PNG_DEPTH_OFFSET = 24
+"""Where a PNG states the bits of a channel (ISO/IEC 15948, section 11.2.1)."""
+TIFF_DEPTH_TAG = 258
+"""``BitsPerSample`` of TIFF 6.0, one number a channel."""
 MAX_IMAGE_BYTES = 256 << 20
 BLOCK_BYTES = 16 << 20
 
@@ -168,6 +172,7 @@ def read_image(path: Path, edge: int) -> Float32Array:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             formats = tuple(dict.fromkeys(FORMATS.values()))
             with Image.open(io.BytesIO(content), formats=formats) as image:
+                depth = _read_depth(image, content)
                 image.load()
                 mode, pages = image.mode, _count_pages(image)
                 upright = ImageOps.exif_transpose(image)
@@ -179,14 +184,27 @@ def read_image(path: Path, edge: int) -> Float32Array:
         reason = "its format is unknown" if is_unknown else first_line(error)
         message = f"cannot be read as an image: {reason}"
         raise user_error(message, file=str(path), key="data.path", hint="replace or delete it") from error
-    if mode not in EIGHT_BIT_MODES:
-        message = f"its pixels are of mode {mode}, which is not 8-bit grey, RGB or CMYK"
+    if mode not in EIGHT_BIT_MODES or depth > 8:
+        of_depth = f"{depth} bits a channel" if depth > 8 else f"mode {mode}"
+        message = f"its pixels are of {of_depth}, which is not 8-bit grey, RGB or CMYK"
         raise user_error(message, file=str(path), key="data.path", hint="convert it to 8-bit grey or RGB")
     if pages > 1:
         message = f"it is a stack of {pages} pages, of which one would be read"
         raise user_error(message, file=str(path), key="data.path", hint="store each page as a file")
     pixels = np.asarray(square, np.float32) / 255
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+
+
+def _read_depth(image: Any, content: bytes) -> int:
+    """Read the bits of a channel from the header; Pillow keeps the upper 8 of wider colours, and may mix up planes."""
+    if image.format == "PNG":
+        return content[PNG_DEPTH_OFFSET]
+    if image.format == "TIFF":
+        return int(max(image.tag_v2.get(TIFF_DEPTH_TAG, (1,))))
+    if image.format == "PPM" and image.tile and isinstance(image.tile[0][3], tuple):
+        # format and largest value
+        return int(image.tile[0][3][1]).bit_length()
+    return 8
 
 
 def _count_pages(image: Any) -> int:
