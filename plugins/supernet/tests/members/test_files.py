@@ -15,7 +15,7 @@ from plugins.supernet.tests.helpers import make_run, parse_spec
 from plugins.supernet.tests.members.builders import write_model
 from unfold_supernet.family.onnx_session import open_session
 from unfold_supernet.members.files import MemberFile, check_file, check_files
-from unfold_supernet.members.isolated_measurement import measure_model
+from unfold_supernet.members.isolated_measurement import measure_model, probe_file
 from unfold_supernet.members.profile import PROFILE_FILE, PROFILE_VERSION, MemberList, read_members
 from unfold_supernet.members.runtime import MemberSource, compute_shares
 from unfold_supernet.verbs.check_inputs import check_inputs
@@ -202,6 +202,31 @@ def test_models_of_16_bits_answer_as_those_of_32(tmp_path: Path, softmax: bool) 
         shares.append(compute_shares(open_session(path), source, rows))
     np.testing.assert_allclose(shares[0], shares[1], atol=1e-5, rtol=2e-2)
     np.testing.assert_allclose(shares[0].sum(1), 1, atol=2e-3 if softmax else 1e-5)
+
+
+@pytest.mark.parametrize(("operator", "message"), [("Identity", None), ("Neg", "largest for another class")])
+def test_the_largest_score_is_that_of_the_stated_label(tmp_path: Path, operator: str, message: str | None) -> None:
+    """Converted support vector machines of two classes have their scores in reverse order, and would answer wrongly."""
+    weights = {"coefficients": [1.0, 0, 0, 0, 0, 1, 0, 0], "intercepts": [0.0, 9], "classlabels_strings": ["a", "b"]}
+    nodes = [
+        helper.make_node("LinearClassifier", ["x"], ["label", "raw"], domain="ai.onnx.ml", **weights),
+        helper.make_node(operator, ["raw"], ["y"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("label", TensorProto.STRING, ["n"]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    graph = helper.make_graph(nodes, "net", inputs, outputs)
+    path = tmp_path / "a.onnx"
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+    checked = check_file(make_member(path))
+    if message is None:
+        assert probe_file(checked).classes == 2
+    else:
+        with pytest.raises(UnfoldError, match=message):
+            probe_file(checked)
 
 
 def read_classes(folder: Path, classes: tuple[str, ...], *stated: Any) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """What a member costs, measured in a process of its own, so that neither memory nor a crash concerns the caller.
 
-``python -P -m unfold_supernet.members.isolated_measurement FILE INPUT DTYPE SIZE ROWS`` prints one JSON object.
+``python -P -m unfold_supernet.members.isolated_measurement FILE INPUT DTYPE SIZE ROWS LABELS`` prints one JSON object.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,10 @@ SIZE_S = 0.2
 SUM_TOLERANCES = {np.dtype(np.float16): 1e-2, np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-3}
 """Difference to 1 below which a row's outputs are probabilities, by their number type; sums of trees round below 0."""
 TRIAL_ROWS = 4
+SCALES = (1, 10, 100)
+"""Factors of the inputs for which a label is compared with scores: rows near zero may all be of one class."""
+TIE_TOLERANCE = 1e-5
+"""Difference, relative to the largest score, up to which classes have equal ones."""
 ROW_TOLERANCE = 0.1
 """Difference, relative to the largest score, up to which a row has the same scores in a batch: int8 rounds by batch."""
 
@@ -74,6 +78,7 @@ def probe_file(checked: CheckedFile) -> ProbeResult:
     size, rows = json.dumps(checked.size), str(checked.fixed_rows)
     # -P: modules in the user's folder must not shadow ours
     command = [sys.executable, "-P", "-m", __name__, str(member.path), checked.input_name, checked.dtype, size, rows]
+    command.append(json.dumps(checked.labels))
     try:
         done = subprocess.run(  # noqa: S603 - the file is an argument, not code
             command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
@@ -91,7 +96,9 @@ def probe_file(checked: CheckedFile) -> ProbeResult:
     return ProbeResult(**document)
 
 
-def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...], *, fixed_rows: int) -> dict[str, Any]:
+def measure_model(
+    path: Path, input_name: str, dtype: str, size: tuple[int, ...], *, fixed_rows: int, labels: Sequence[str] = ()
+) -> dict[str, Any]:
     """Open a model, check its outputs, and time it by batch size; runs in the process of the probe.
 
     Args:
@@ -100,6 +107,7 @@ def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...]
         dtype: Number type of the input.
         size: Shape of a row.
         fixed_rows: The only number of rows that it accepts; 0 for any.
+        labels: Names of the classes that the file states.
 
     Returns:
         The fields of :class:`ProbeResult`, or ``error`` and ``hint``.
@@ -118,6 +126,10 @@ def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...]
         described = _describe_outputs(session, input_name, trial)
         if "error" not in described and fixed_rows != 1:
             described |= _compare_rows(session, input_name, trial, described["output_name"], fixed_rows or 1)
+        if "error" not in described and not described["is_probability"]:
+            spread = np.concatenate([inputs * scale for scale in SCALES]).astype(dtype)
+            rows = np.resize(spread, (fixed_rows or len(spread), *size))
+            described |= _compare_labels(session, input_name, rows, described["output_name"], labels)
         if "error" in described:
             return described
         name = described["output_name"]
@@ -187,6 +199,27 @@ def _compare_rows(session: Any, input_name: str, rows: FloatArray, name: str, co
     return {"error": message, "hint": "export it in inference mode: model.eval(), without means over the rows"}
 
 
+def _compare_labels(
+    session: Any, input_name: str, rows: FloatArray, name: str, labels: Sequence[str]
+) -> dict[str, Any]:
+    """Check that the largest score is that of the class which the model itself names.
+
+    Support vector machines are converted with a score for each pair of classes; of two classes, in reverse order.
+    """
+    names = [output.name for output in session.get_outputs()]
+    outputs = dict(zip(names, session.run(names, {input_name: rows}), strict=True))
+    scores = outputs.pop(name)
+    for values in outputs.values():
+        texts = [str(value) for value in np.ravel(values).tolist()] if isinstance(values, np.ndarray) else []
+        if len(texts) != len(scores) or len(labels) != scores.shape[1] or not {*texts} <= {*labels}:
+            continue
+        of_label = scores[np.arange(len(scores)), [labels.index(text) for text in texts]]
+        if (of_label < scores.max(axis=1) - TIE_TOLERANCE * np.abs(scores).max()).any():
+            message = f"output {name} is largest for another class than the one that the model returns as its label"
+            return {"error": message, "hint": "convert it with probabilities: CalibratedClassifierCV(model)"}
+    return {}
+
+
 def _describe_value(value: Any) -> str:
     if not isinstance(value, np.ndarray):
         return "is not a tensor (zipmap: turn it off)"
@@ -195,8 +228,10 @@ def _describe_value(value: Any) -> str:
 
 def run_probe(arguments: list[str], write: Callable[[str], object] = print) -> None:
     """Measure the model that the arguments name, and print the result."""
-    path, input_name, dtype, size, rows = arguments
-    result = measure_model(Path(path), input_name, dtype, tuple(json.loads(size)), fixed_rows=int(rows))
+    path, input_name, dtype, size, rows, labels = arguments
+    result = measure_model(
+        Path(path), input_name, dtype, tuple(json.loads(size)), fixed_rows=int(rows), labels=json.loads(labels)
+    )
     write(json.dumps(result))
 
 
