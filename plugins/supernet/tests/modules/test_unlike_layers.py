@@ -254,11 +254,36 @@ class Bessel(nn.Module):  # type: ignore[misc,unused-ignore]
         return result
 
 
-def test_operators_without_a_form_in_onnx_are_refused() -> None:
-    """The operator is named before the training, not when the trained members are exported."""
-    module = nn.Sequential(nn.Linear(6, 16), Bessel(), nn.Linear(16, 5))
-    with pytest.raises(UnfoldError, match=r"cannot be converted to ONNX.*bessel_j0"):
-        elastic(module, torch.randn(3, 6), widths=(0.5, 1))
+class OwnKernels(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A convolution with other kernels for each row, so that the number of groups follows the number of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels, self.head = nn.Linear(6, 18), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        kernels = self.kernels(x.mean(2)).view(rows * 6, 1, 3)
+        x = functional.conv1d(x.reshape(1, rows * 6, -1), kernels, padding=1, groups=rows * 6).view(rows, 6, -1)
+        result: Tensor = self.head(x.mean(2))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "message"),
+    [
+        (nn.Sequential(nn.Linear(6, 16), Bessel(), nn.Linear(16, 6)), (6,), r"cannot be converted to ONNX.*bessel_j0"),
+        (
+            nn.Sequential(nn.Conv1d(6, 16, 1), nn.Conv1d(16, 6, 1), OwnKernels()),
+            (6, 9),
+            r"layer 0\.2 cannot be converted to ONNX",
+        ),
+    ],
+)
+def test_operators_without_a_form_in_onnx_are_refused(layer: nn.Module, size: tuple[int, ...], message: str) -> None:
+    """The layer or operator is named before the training, not when the trained members are exported."""
+    with pytest.raises(UnfoldError, match=message):
+        elastic(nn.Sequential(layer), torch.randn(3, *size), widths=(0.5, 1))
 
 
 def test_norms_by_the_batch_are_refused() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import sys
 import threading
 import warnings
@@ -41,6 +42,8 @@ COMMON = frozenset((
     "select", "slice", "clone", "contiguous", "to", "dropout", "sym_size", "detach", "_assert_tensor_metadata",
 ))  # fmt: skip
 """Operators that are not converted on trial before the training, as that takes seconds."""
+CONVERTED = re.compile(r"translating node %(\w+) .*?target=torch\.ops\.([\w.]+)")
+"""How the exporter names what it cannot convert: a node of the traced module and its operator."""
 DATA_DEPENDENT = ("data-dependent", "data dependent", "DataDependent", "DynamicOutputShape")
 
 
@@ -171,7 +174,8 @@ def check_export(module: nn.Module, example: Inputs) -> None:
             return
         failure = _try_conversion(module, rows)
         if failure is not None:
-            message = f"the module cannot be converted to ONNX: {_describe_conversion(failure)}"
+            where = _find_layer(traced, failure)
+            message = f"{where} cannot be converted to ONNX: {_describe_conversion(failure)}"
             raise user_error(message, key="model.from", hint="write it with other operators of torch") from failure
         return
     error = traced
@@ -243,12 +247,20 @@ def _is_data_dependent(error: Exception) -> bool:
 
 
 def _is_common(program: Any) -> bool:
-    """Check that a traced module holds operators only that are known to have a form in ONNX."""
+    """Check that a traced module holds operators only that are known to have a form in ONNX.
+
+    Options are constants there, so they do not depend on the number of rows.
+    """
     return all(
         node.target.name().partition(".")[0].removeprefix("aten::").removesuffix("_") in COMMON
+        and not any(isinstance(argument, torch.fx.Node) and _is_count(argument) for argument in node.args)
         for node in program.graph.nodes
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)  # noqa: SLF001
     )
+
+
+def _is_count(node: torch.fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt)
 
 
 def _try_conversion(module: nn.Module, rows: tuple[Tensor, ...]) -> Exception | None:
@@ -269,6 +281,20 @@ def _describe_conversion(error: Exception) -> str:
     while reason.__cause__ is not None:
         reason = reason.__cause__
     return f"{type(reason).__name__}: {_first_line(str(reason))}"
+
+
+def _find_layer(program: Any, error: Exception) -> str:
+    """Name the innermost layer with the operator that the exporter could not convert; the module for a part of one."""
+    reason: BaseException | None = error
+    named: tuple[str, ...] = ()
+    while reason is not None and not named:
+        found = CONVERTED.search(str(reason))
+        named, reason = found.groups() if found else (), reason.__cause__
+    for node in program.graph.nodes:
+        stack = [*node.meta.get("nn_module_stack", {}).values()]
+        if (node.name, str(node.target)) == named and stack and stack[-1][0]:
+            return f"layer {stack[-1][0]}"
+    return "the module"
 
 
 def _fixes_rows(error: Exception) -> bool:
