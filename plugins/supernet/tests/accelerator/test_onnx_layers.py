@@ -19,14 +19,16 @@ from unfold_supernet.verbs.plan import plan
 from unfoldkit.api import UnfoldError, Verdict
 
 
-def write_graph(path: Path, nodes: Sequence[Any], weights: dict[str, tuple[int, ...]], shape: Sequence[Any]) -> Path:
+def write_graph(
+    path: Path, nodes: Sequence[Any], weights: dict[str, tuple[int, ...]], shape: Sequence[Any], opset: int = 17
+) -> Path:
     """Write a graph from ``x`` to ``y`` with weights of some shapes."""
     tensors = [numpy_helper.from_array(np.zeros(size, np.float32), name) for name, size in weights.items()]
     graph = helper.make_graph(
         list(nodes), "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], tensors,
     )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     path.write_bytes(model.SerializeToString())
     return path
 
@@ -201,6 +203,18 @@ def test_shapes_that_the_graph_computes_are_followed(tmp_path: Path) -> None:
     family = read_onnx_layers(path, "mine", 70.0)
     assert family.layers == ("apart", "mixed")
     assert family.subnets[0].macs.tolist() == [6 * 4 * 9 * 120, 5 * 6 * 120]
+
+
+def test_upsampling_of_early_opsets_is_followed(tmp_path: Path) -> None:
+    """Until opset 9, detectors and segmentation networks enlarge maps by Upsample, which Resize replaced."""
+    scales = helper.make_tensor("scales", TensorProto.FLOAT, [4], [1, 1, 2, 2])
+    nodes = [
+        helper.make_node("Constant", [], ["s"], value=scales),
+        helper.make_node("Upsample", ["x", "s"], ["u"]),
+        helper.make_node("Conv", ["u", "w"], ["y"], "point"),
+    ]
+    path = write_graph(tmp_path / "net.onnx", nodes, {"w": (6, 4, 1, 1)}, ("n", 4, 5, 7), opset=9)
+    assert read_onnx_layers(path, "mine", 70.0).subnets[0].macs.tolist() == [6 * 4 * 10 * 14]
 
 
 def quantise(name: str) -> Any:
