@@ -172,3 +172,4 @@ def test_a_foreign_pod_becomes_a_task_of_its_group() -> None:
     assert (decode_task(body, SCOPE, 0.0).size, decode_task(body, SCOPE, 0.0).priority) == (7, 500)
     task = decode_task(body, SCOPE, 100.0, Group("job/j", 4, "worker", created_s=150.0))
     assert (task.job, task.size, task.role, task.arrival) == ("job/j", 4, "worker", 50.0)
+    assert (task.preempts, decode_task(pod(preemptionPolicy="Never"), SCOPE, 0.0).preempts) == (True, False)

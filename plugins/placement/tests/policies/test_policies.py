@@ -184,6 +184,16 @@ def test_a_higher_class_preempts_a_lower_one() -> None:
     assert starts(calm)["high-0"] == 100
 
 
+@pytest.mark.parametrize("rules", [{"priority": {}}, {"quota": {"quotas": {"a": 8, "b": 8}, "borrow": True}}])
+@pytest.mark.parametrize("preempts", [True, False])
+def test_nothing_is_preempted_for_a_task_that_preempts_nothing(rules: dict[str, Any], *, preempts: bool) -> None:
+    """It is ahead of lower classes, and waits until there is room, like a pod with ``preemptionPolicy: Never``."""
+    tasks = [*job("low", 16, run=100, user="a"), *job("high", 2, at=10, priority=5, user="b")]
+    tasks[-1] = replace(tasks[-1], preempts=preempts)
+    found = starts(run(cluster(), tasks, gang={}, **rules))
+    assert found["high-0"] == (10 if preempts else 100)
+
+
 def test_a_gang_is_preempted_completely() -> None:
     """Taking one task of a gang takes all of them, and they start again together."""
     found = run(cluster(), [*job("low", 16, run=100), *job("high", 1, at=10, priority=5)], priority={}, gang={})

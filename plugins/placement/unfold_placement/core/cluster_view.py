@@ -420,12 +420,14 @@ class View:
         return [mate for mate in mates or (task,) if self.is_running(mate)]
 
     def victims(self, unit: Unit, candidates: Iterable[Task]) -> list[Task] | None:
-        """Choose tasks to preempt so that ``unit`` fits, or None where it cannot.
+        """Choose tasks to preempt so that ``unit`` fits, or None where it cannot, or where one of it preempts nothing.
 
         Candidates are taken in order, each with the gang that runs with it. Of these, tasks that turn out not to be
         in the way are spared, the last candidates first. Tasks beside which the unit must run are never victims:
         without them it would have no node.
         """
+        if not all(task.preempts for task in unit):
+            return None
         removed: dict[str, list[Task]] = {}
         try:
             for candidate in candidates:

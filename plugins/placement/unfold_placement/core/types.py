@@ -96,6 +96,7 @@ class Task:
         checkpoint_every: Seconds of run time after which a preemption loses nothing before; 0 for no checkpoints.
         node_filter: Encoded fields of a pod that restrict its nodes (Kubernetes); empty for none.
         completes: It replaces a task of a gang that runs, and may use nodes that are kept free for another gang.
+        preempts: Others may be preempted for it; not for pods with ``preemptionPolicy: Never`` (Kubernetes).
     """
 
     name: str
@@ -117,6 +118,7 @@ class Task:
     checkpoint_every: float = 0.0
     node_filter: str = ""
     completes: bool = False
+    preempts: bool = True
 
     def __hash__(self) -> int:
         """Return the hash of the name, as mappings have none: policies keep tasks in sets."""

@@ -156,6 +156,7 @@ def decode_task(pod: Body, scope: Scope, origin: float, group: Group | None = No
         "role": labels.get(annotation_key("role"), group.role),
         "user": labels.get(annotation_key("user"), ""),
         "priority": int(pod["spec"].get("priority") or 0),
+        "preempts": pod["spec"].get("preemptionPolicy") != "Never",
     }
     try:
         annotated = msgspec.json.decode(notes.get(annotation_key("task"), "{}"), type=dict[str, Any])

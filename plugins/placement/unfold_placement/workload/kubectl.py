@@ -147,6 +147,7 @@ def _build_task(body: Body, span: Span, timeline: Timeline) -> Task:
         job=next((f"{namespace}/{owner}" for owner in _owners(body, "name")), name),
         user=namespace,
         priority=int(body["spec"].get("priority") or 0),
+        preempts=body["spec"].get("preemptionPolicy") != "Never",
     )
 
 
