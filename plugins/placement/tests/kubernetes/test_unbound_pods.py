@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from plugins.placement.tests.cases import policy
 from plugins.placement.tests.kubernetes.stub_server import Body, node, stub_server
 from plugins.placement.tests.kubernetes.test_hostile_server import await_true
-from plugins.placement.tests.kubernetes.test_stopping_pods import change, open_leader, submit
+from plugins.placement.tests.kubernetes.test_stopping_pods import bind, change, open_leader, submit
 from unfold_placement.kubernetes import pods
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
@@ -67,6 +69,36 @@ def test_a_pod_that_is_rejected_again_leaves_its_room_to_others() -> None:
         assert "is tried again in" in explain()
         submit(server, "b", 4)
         await_true(lambda: bool(explain()) and backend.store.records["b"].state == kinds.RUNNING)
+
+
+def test_no_pod_is_stopped_again_for_one_that_is_rejected_again() -> None:
+    """A pod of a higher class with a missing volume claim would end a run of others at each try, for ever."""
+    with stub_server() as (server, api):
+        server.put("nodes", node("n0"))
+        submit(server, "low", 4)
+        backend = open_leader(api)
+        backend.bind_timeout_s = 0.2
+        live = ControlLoop(backend, lambda: build_policies(policy(priority={})), "me", "g", 60.0, 60.0)
+
+        def step() -> None:
+            live.step(0.05)
+            for body in server.list("pods"):
+                if not body["spec"].get("schedulingGates") and not body.get("status"):
+                    name = body["metadata"]["name"]
+                    bind(server, name) if name.startswith("low") else change(server, name, reject)
+
+        def tries() -> int:
+            step()
+            return backend.postponed["high"].tries if "high" in backend.postponed else 0
+
+        await_true(lambda: tries() == 0 and backend.store.records["low"].state == kinds.RUNNING)
+        submit(server, "high", 4, priority=5)
+        await_true(lambda: tries() == 2 and backend.store.records["low"].state == kinds.RUNNING)
+        attempts = backend.store.records["low"].attempt
+        end = time.monotonic() + 2.0
+        while time.monotonic() < end:
+            assert tries() == 2
+        assert (backend.store.records["low"].state, backend.store.records["low"].attempt) == (kinds.RUNNING, attempts)
 
 
 def test_postponements_grow_up_to_a_limit() -> None:

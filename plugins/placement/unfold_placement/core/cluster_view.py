@@ -36,6 +36,7 @@ class View:
         released_nodes: Rows of the nodes of every ended reservation, in order.
         releases: Number of ended reservations.
         empty_cluster: The cluster as if nothing ran; None until it is needed.
+        never_preempt: Names of tasks for which no other is preempted.
     """
 
     table: ResourceTable
@@ -49,6 +50,7 @@ class View:
     reserved_under: int = 0
     released_nodes: list[int] = field(default_factory=list)
     releases: int = 0
+    never_preempt: frozenset[str] = frozenset()
     empty_cluster: EmptyCluster = field(init=False)
 
     def __post_init__(self) -> None:
@@ -426,7 +428,7 @@ class View:
         in the way are spared, the last candidates first. Tasks beside which the unit must run are never victims:
         without them it would have no node.
         """
-        if not all(task.preempts for task in unit):
+        if not all(task.preempts and task.name not in self.never_preempt for task in unit):
             return None
         removed: dict[str, list[Task]] = {}
         try:

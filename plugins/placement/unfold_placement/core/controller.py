@@ -480,7 +480,9 @@ def build_controller(table: ResourceTable, policies: Sequence[Policy]) -> Contro
     gang_key = next((key for key in gang_keys if key), "")
     watched = frozenset(kind for policy in ordered for kind in policy.watches)
     patience_s = max((float(getattr(policy, "patience_s", 0.0)) for policy in ordered), default=0.0)
-    return Controller(table, ordered, View(table, gang_key, patience_s=patience_s), watched_kinds=watched)
+    never_preempt = frozenset(name for policy in ordered for name in getattr(policy, "never_preempt", ()))
+    view = View(table, gang_key, patience_s=patience_s, never_preempt=never_preempt)
+    return Controller(table, ordered, view, watched_kinds=watched)
 
 
 def collect_requests(policies: Iterable[Policy], task: Task) -> list[tuple[Ask, int]]:

@@ -309,9 +309,8 @@ class KubernetesBackend:
                 logging.getLogger("unfoldkit").warning(text, task, self.bind_timeout_s, reason)
 
     def _list_postponed(self) -> dict[str, Postponement]:
-        """Return the tasks that are not to be tried yet."""
-        now_s = self.now()
-        return {name: item for name, item in self.postponed.items() if item.until_s > now_s}
+        """Return the tasks that are not to be tried yet, or that were postponed before."""
+        return {name: item for name, item in self.postponed.items() if item.tries > 1}
 
     def _forget_postponed(self) -> None:
         """Forget the postponed tasks that have a node, or have gone."""

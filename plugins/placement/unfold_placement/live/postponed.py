@@ -45,8 +45,10 @@ def postpone(previous: Postponement | None, reason: str, now_s: float, delay_s: 
 class Postponed:
     """A task that the scheduler had no node for leaves its room to others until it is tried again.
 
+    No other is preempted for it: it would be stopped in vain at every try.
+
     Attributes:
-        tasks: The postponed tasks, by name.
+        tasks: The tasks that are or were postponed, by name.
         released: Those that may be tried again.
     """
 
@@ -55,6 +57,11 @@ class Postponed:
     phase: ClassVar[int] = STATIC
     watches: ClassVar[frozenset[str]] = frozenset({BEGAN, TIMER})
 
+    @property
+    def never_preempt(self) -> Iterable[str]:
+        """The tasks for which no other is preempted."""
+        return self.tasks
+
     def request(self, task: Task) -> Iterable[Ask]:
         """Request the next try."""
         return [Ask(_retry_name(task.name), gated=True)] if task.name in self.tasks else []
@@ -62,8 +69,7 @@ class Postponed:
     def react(self, event: Event, view: View) -> Transactions:
         """Release the tasks that are due."""
         if event.kind == BEGAN:
-            yield [Wake(item.until_s) for item in self.tasks.values()]
-            return
+            yield [Wake(item.until_s) for item in self.tasks.values() if item.until_s > view.now]
         due = [name for name, item in self.tasks.items() if item.until_s <= view.now and name not in self.released]
         self.released.update(due)
         yield [Put(_retry_name(name), ANYWHERE, 1) for name in due]
