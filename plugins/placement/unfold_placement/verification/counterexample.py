@@ -17,7 +17,9 @@ from unfold_placement.simulation.audit import find_broken_rule, find_violations
 from unfold_placement.simulation.simulator import SimulationResult, prepare_simulation, run_simulation, simulate
 from unfold_placement.verification.model import SLOT_MARK
 from unfold_placement.verification.scenario import (
+    ARRIVE,
     END,
+    INTERLEAVE,
     NODE_CHANGES,
     Action,
     Jobs,
@@ -25,6 +27,7 @@ from unfold_placement.verification.scenario import (
     apply_action,
     build_initial,
     job_rows,
+    move_arrival,
     running_jobs,
 )
 from unfold_placement.verification.search import (
@@ -123,7 +126,7 @@ def unfold_tasks(finding: Finding, scenario: Scenario, policies: Sequence[Policy
         UnfoldError: a policy raised, other than at the end of a livelock.
     """
     controller, jobs = build_initial(scenario, policies), Jobs()
-    actions = [*finding.prefix, *finding.loop * (ROUNDS if finding.loop else 1)]
+    actions = [*finding.prefix, *finding.loop * _count_rounds(finding, scenario)]
     alive: dict[str, Instance] = {}
     instances: list[Instance] = []
     counts = Counter[str]()
@@ -137,26 +140,35 @@ def unfold_tasks(finding: Finding, scenario: Scenario, policies: Sequence[Policy
             alive[resolved.target].ended_s = now_s
         else:
             resolved = action
-        before = set(jobs.arrived)
+        before, has_failed = set(jobs.arrived), False
         try:
             jobs = apply_action(scenario, controller, jobs, resolved)
         except UnfoldError:
             if finding.property_name != LIVELOCK:
                 raise
-            for order, kind in enumerate(action.target.split(",") if action.code in "+*" else ()):
-                instances.append(Instance(kind, counts[kind], now_s, order=order))
-            break
-        for order, job in enumerate(job for job in jobs.arrived if job not in before):
-            kind = job.split(SLOT_MARK)[0]
-            alive[job] = Instance(kind, counts[kind], now_s, order=order)
-            instances.append(alive[job])
+            has_failed = True
+        for order, kind in enumerate(action.target.split(",") if action.code in {ARRIVE, INTERLEAVE} else ()):
+            instance = Instance(kind, counts[kind], now_s, order=order)
+            instances.append(instance)
+            # one that is rejected at once is not among them
+            new_jobs = [job for job in jobs.arrived if job not in before and job.split(SLOT_MARK)[0] == kind]
+            alive |= dict.fromkeys(new_jobs, instance)
             counts[kind] += 1
+        if has_failed:
+            break
         _record_starts(controller, jobs, alive, now_s)
     horizon_s = (len(actions) + 1) * STEP_S
     if not finding.loop:
         for instance in instances:
             instance.is_torn = False
     return _build_tasks(instances, scenario, horizon_s, is_interleaved=any(action.code == "*" for action in actions))
+
+
+def _count_rounds(finding: Finding, scenario: Scenario) -> int:
+    """Return how often the loop is repeated: a victim with a deadline must still wait long after it."""
+    slacks_s = [task.deadline - task.arrival for task in scenario.kind(finding.victim).tasks]
+    longest_s = max([slack_s for slack_s in slacks_s if math.isfinite(slack_s)], default=0.0)
+    return max(ROUNDS, math.ceil(2 * longest_s / (STEP_S * max(1, len(finding.loop)))))
 
 
 def _record_starts(controller: Controller, jobs: Jobs, alive: dict[str, Instance], now_s: float) -> None:
@@ -188,7 +200,7 @@ def _build_tasks(
         job = f"{instance.kind}{instance.number}"
         for index, task in enumerate(scenario.kind(instance.kind).tasks):
             named = replace(
-                task, name=f"{job}-{index}", job=job, arrival=instance.arrival_s, run=run_s,
+                move_arrival(task, instance.arrival_s), name=f"{job}-{index}", job=job, run=run_s,
                 size=len(scenario.kind(instance.kind).tasks),
             )  # fmt: skip
             rank = (index, instance.order) if is_interleaved else (instance.order, index)
@@ -237,6 +249,8 @@ def _kind_of(task: Task) -> str:
 def _endless_evidence(victim: str, result: SimulationResult) -> str:
     last_arrival_s = max(task.arrival for task in result.tasks)
     for task, start, end in zip(result.tasks, result.start_s.tolist(), result.end_s.tolist(), strict=True):
+        if task.name in result.rejections:
+            continue
         # a torn gang runs on without end, so that one of its tasks must still wait
         late_s = start if task.run > VICTIM_STEPS * STEP_S else end
         if task.job == f"{victim}0" and late_s > last_arrival_s:

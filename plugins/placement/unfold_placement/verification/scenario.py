@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +12,14 @@ from unfold_placement.core.controller import Controller, build_controller, colle
 from unfold_placement.core.policy import InstantBudget, Policy
 from unfold_placement.core.resources import build_resource_table
 from unfold_placement.core.types import DOWN, UP, Node, NodeChange, Task
-from unfold_placement.verification.model import SLOT_MARK, Renaming, Running
+from unfold_placement.verification.model import IS_SHIPPED, SLOT_MARK, Renaming, Running
 
 KIND_END = "."
 """Ends the name of a kind that was taken from a spec, so that a number can follow it."""
 TICK_S = 1e-12
 """Time between two actions of a search in seconds."""
+SLACK_DIGITS = 6
+"""Digits of a time to a deadline: tasks arrive again and again, and rounding errors must not add up to a tick."""
 ARRIVE, END, INTERLEAVE, LOSE, RETURN = "+", "-", "*", "!", "^"
 """Codes of actions."""
 NODE_CHANGES = {LOSE: DOWN, RETURN: UP}
@@ -39,9 +42,14 @@ class Kind:
         """Return the tasks of this kind's job in a slot, named after kind and slot, as one gang that arrives at 0 s."""
         job = f"{self.name}{SLOT_MARK}{slot}"
         return [
-            replace(task, name=f"{job}-{index}", job=job, size=len(self.tasks), arrival=0.0)
+            replace(move_arrival(task, 0.0), name=f"{job}-{index}", job=job, size=len(self.tasks))
             for index, task in enumerate(self.tasks)
         ]
+
+
+def move_arrival(task: Task, arrival_s: float) -> Task:
+    """Return a task that arrives at another time, with the same time to its deadline."""
+    return replace(task, arrival=arrival_s, deadline=arrival_s + round(task.deadline - task.arrival, SLACK_DIGITS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +193,10 @@ def apply_action(scenario: Scenario, controller: Controller, jobs: Jobs, action:
             if controller.table.state.status[row] == kernel.RUNNING:
                 kernel.call_finish_task(controller.table.state, row, kernel.LOG_ENDED)
         controller.process_events()
-        status = controller.table.state.status
-        has_ended = all(status[row] == kernel.DONE for row in rows)
-        arrived = tuple(job for job in jobs.arrived if not (job == action.target and has_ended))
-        return Jobs(arrived, jobs.victim_came)
+        return _living_jobs(controller, jobs)
     if action.code in NODE_CHANGES:
         controller.change_nodes([NodeChange(controller.table.now, action.target, NODE_CHANGES[action.code])])
-        return jobs
+        return _living_jobs(controller, jobs)
     kinds = action.target.split(",")
     names = [_free_slot(kind, jobs) for kind in kinds]
     if action.code == ARRIVE:
@@ -204,7 +209,14 @@ def apply_action(scenario: Scenario, controller: Controller, jobs: Jobs, action:
                 if index < len(job):
                     _submit(controller, [job[index]])
                     controller.process_events()
-    return Jobs((*jobs.arrived, *names), jobs.victim_came or scenario.victim in kinds)
+    return _living_jobs(controller, Jobs((*jobs.arrived, *names), jobs.victim_came or scenario.victim in kinds))
+
+
+def _living_jobs(controller: Controller, jobs: Jobs) -> Jobs:
+    """Return the jobs without those that have ended, or that a policy has rejected."""
+    status, gone = controller.table.state.status, {kernel.DONE, kernel.REFUSED}
+    arrived = [job for job in jobs.arrived if any(status[row] not in gone for row in job_rows(controller, job))]
+    return Jobs(tuple(arrived), jobs.victim_came)
 
 
 def _free_slot(kind: str, jobs: Jobs) -> str:
@@ -216,5 +228,12 @@ def _free_slot(kind: str, jobs: Jobs) -> str:
 
 def _submit(controller: Controller, rows: Sequence[int]) -> None:
     controller.reserve_log()
+    table = controller.table
+    if not all(IS_SHIPPED[type(policy)] for policy in controller.policies) or table.tasks[rows[0]].deadline < math.inf:
+        # a policy may order tasks by their arrivals
+        tasks = list(table.tasks)
+        for row in rows:
+            tasks[row] = move_arrival(tasks[row], table.now)
+        table.tasks = tuple(tasks)
     for row in rows:
         kernel.call_submit_task(controller.table.state, row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,7 @@ TIME_DEPENDENT = frozenset({"history", "locality"})
 PATIENT = {"gang": "patience"}
 """Options that count as passed: they only delay what a policy does in the long run."""
 HIGH_PRIORITY = 5
+LONG_RUN_S = 36_000.0
 DOUBTFUL_SHARE = 10
 """After an incomplete search, further ones stop at this fraction of the bound's states."""
 
@@ -156,7 +158,10 @@ def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int
             else:
                 known[finding.property_name] = counterexample
     foreign = [type(policy).__name__ for policy in problem.new_policies() if not is_shipped(type(policy))]
-    time_dependent = [rule.name for rule in problem.rules if rule.name in TIME_DEPENDENT]
+    kinds = (kind for scenario in scenarios for kind in scenario.kinds)
+    has_deadlines = any(math.isfinite(task.deadline) for kind in kinds for task in kind.tasks)
+    timed = TIME_DEPENDENT | ({"edf"} if has_deadlines else set())
+    time_dependent = [rule.name for rule in problem.rules if rule.name in timed]
     return Verification(
         counterexamples=tuple(sorted(found.values(), key=lambda item: item.finding.length)),
         by_design=tuple(sorted(by_design.values(), key=lambda item: item.finding.length)),
@@ -176,7 +181,7 @@ def list_scenarios(problem: Problem, bound: Bound) -> list[Scenario]:
     policies = problem.new_policies()
     has_gangs = any(getattr(policy, "gathers", "") for policy in policies)
     is_foreign = not all(is_shipped(type(policy)) for policy in policies)
-    own = victims = _own_kinds(problem)
+    own = victims = _own_kinds(problem, is_foreign=is_foreign)
     if own:
         if len(own) == 1:
             # the victim comes once: others of its kind come before and after it
@@ -197,22 +202,31 @@ def list_scenarios(problem: Problem, bound: Bound) -> list[Scenario]:
         for victim, others in menu:
             kinds = (*others, victim)
             scenarios.append(Scenario(nodes, kinds, victim.name, bound.jobs_in_flight, has_gangs=has_gangs))
-    return [*scenarios, *_queue_scenarios(problem, bound.jobs_in_flight + 1, has_gangs=has_gangs)]
+    queues = _queue_scenarios(problem, bound.jobs_in_flight + 1, has_gangs=has_gangs, is_foreign=is_foreign)
+    return [*scenarios, *queues]
 
 
-def _queue_scenarios(problem: Problem, jobs_in_flight: int, *, has_gangs: bool) -> Iterator[Scenario]:
-    """Yield a node for a single task, so that all others wait, with victims of users that sort first and last."""
+def _queue_scenarios(problem: Problem, jobs_in_flight: int, *, has_gangs: bool, is_foreign: bool) -> Iterator[Scenario]:
+    """Yield a node for a single task, so that all others wait, with victims of users that sort first and last.
+
+    A policy from outside this package may order jobs by their run times.
+    """
     first, _, names = _users(problem)
     kind = _kind(problem)
     filler = Kind("small", (_task(kind, 1, first),))
-    for user in names:
-        victim = Kind("single", (_task(kind, 1, user),))
+    victims = [Kind("single", (_task(kind, 1, user),)) for user in names]
+    if is_foreign:
+        victims.append(Kind("long", (replace(_task(kind, 1, names[-1]), run=LONG_RUN_S),)))
+    for victim in victims:
         nodes = (Node("node-0", {kind: MILLI}),)
         yield Scenario(nodes, (filler, victim), victim.name, jobs_in_flight, has_gangs=has_gangs)
 
 
-def _own_kinds(problem: Problem) -> tuple[Kind, ...]:
-    """Return the kinds of the written jobs on a small cluster; empty where there are too many."""
+def _own_kinds(problem: Problem, *, is_foreign: bool) -> tuple[Kind, ...]:
+    """Return the kinds of the written jobs on a small cluster; empty where there are too many.
+
+    Shipped policies regard run times only beside deadlines.
+    """
     if problem.is_recorded or len(problem.nodes) > MAX_NODES:
         return ()
     jobs: dict[str, list[Task]] = {}
@@ -222,7 +236,10 @@ def _own_kinds(problem: Problem) -> tuple[Kind, ...]:
     for job, tasks in jobs.items():
         if any(task.after or task.follows or task.avoids for task in tasks):
             return ()
-        signature = (*job_signature(tasks), tasks[0].user)
+        slacks_s = [task.deadline - task.arrival for task in tasks]
+        has_runs = is_foreign or any(map(math.isfinite, slacks_s))
+        times_s = (*slacks_s, *(task.run for task in tasks if has_runs))
+        signature = (*job_signature(tasks), tasks[0].user, *times_s)
         kinds.setdefault(signature, Kind(job.replace("~", "-") + KIND_END, tuple(tasks)))
     return tuple(kinds.values()) if len(kinds) <= MAX_KINDS else ()
 

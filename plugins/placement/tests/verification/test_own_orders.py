@@ -1,0 +1,135 @@
+"""Policies of a user's own that order jobs by their times, or decide by the clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from plugins.placement.tests.cases import cluster, job, policy
+from unfold_placement.core.cluster_view import View
+from unfold_placement.core.types import QUEUE, QUIET, SUBMITTED, Ask, Event, Put, Refuse, Task, Transactions
+from unfold_placement.policies.registry import CUSTOM, PolicyRule
+from unfold_placement.simulation.problem import Problem
+from unfold_placement.verification.verify import Bound, Verification, verify_policies
+
+
+@dataclass
+class Ordered:
+    """The first by a key is next, and nothing passes it."""
+
+    waiting: list[Task] = field(default_factory=list)
+    phase = QUEUE
+    watches = frozenset({SUBMITTED, QUIET})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        return [Ask(f"turn-{task.name}", gated=True)]
+
+    def react(self, event: Event, view: View) -> Transactions:
+        if event.kind == SUBMITTED and event.task is not None:
+            self.waiting += [] if view.why_impossible((event.task,)) else [event.task]
+            return
+        while self.waiting:
+            task = min(self.waiting, key=self.rank)
+            if view.room([task], QUEUE) is None:
+                return
+            self.waiting.remove(task)
+            yield [Put(f"turn-{task.name}", until=task.name)]
+
+    def rank(self, task: Task) -> float:
+        """Order tasks by arrival, although the names do not."""
+        return task.arrival
+
+
+class NewestFirst(Ordered):
+    """Last come, first served."""
+
+    def rank(self, task: Task) -> float:
+        return -task.arrival
+
+
+class ShortestFirst(Ordered):
+    """Long jobs never get their turn."""
+
+    def rank(self, task: Task) -> float:
+        return task.run
+
+
+class NearestDeadline(Ordered):
+    """Jobs without a deadline never get their turn."""
+
+    def rank(self, task: Task) -> float:
+        return task.deadline
+
+
+@dataclass
+class RejectsTwo(Ordered):
+    """Rejects two jobs, and lets none start after that."""
+
+    rejected: int = 0
+
+    def react(self, event: Event, view: View) -> Transactions:
+        if event.kind == SUBMITTED and event.task is not None and self.rejected < 2:
+            self.rejected += 1
+            yield [Refuse(event.task.name, "too many")]
+
+
+def own(kind: Callable[[], Ordered], tasks: tuple[Task, ...] = ()) -> Problem:
+    """Return a problem with a policy of this file: with these tasks on a node of one GPU, or with the menu."""
+    rule = PolicyRule(CUSTOM, {"policy": f"{__name__}:{kind.__name__}", "options": {}})
+    nodes = tuple(cluster(1, 1)) if tasks else ()
+    return Problem(name="x", nodes=nodes, tasks=tasks, rules=(rule,), is_recorded=not tasks, allow_code=True)
+
+
+def verify(problem: Problem, **bound: int) -> Verification:
+    """Verify a problem on one node."""
+    return verify_policies(problem, Bound(node_counts=(1,), **bound), lambda *_: None)
+
+
+def starving(found: Verification) -> list[tuple[str, str]]:
+    """Return the confirmed properties with the kinds that suffer."""
+    return [(item.finding.property_name, item.finding.victim.rstrip(".")) for item in found.counterexamples]
+
+
+@pytest.mark.e2e
+def test_an_order_by_arrival_is_searched_as_it_is() -> None:
+    """Every task of a search came at 0 s: oldest first was not seen to be fair, nor newest first to be unfair."""
+    found = verify(own(Ordered))
+    assert (starving(found), found.unconfirmed, found.is_complete) == ([], 0, True)
+    assert starving(verify(own(NewestFirst))) == [("starvation", "large")]
+
+
+@pytest.mark.e2e
+def test_the_menu_has_a_long_job() -> None:
+    """Where all jobs ran equally long, shortest first was first come, first served."""
+    assert starving(verify(own(ShortestFirst))) == [("starvation", "long")]
+
+
+def late_tasks(slack_s: float) -> tuple[Task, ...]:
+    """Return two jobs, one with a deadline and the other with one at that time, or none."""
+    due, late = job("due", 1, user="u"), job("late", 1, at=5.0, user="u")
+    return replace(due[0], deadline=600.0), replace(late[0], deadline=5.0 + slack_s)
+
+
+@pytest.mark.parametrize("problem", [own(NearestDeadline, late_tasks(math.inf)), None])
+def test_jobs_with_different_deadlines_are_of_different_kinds(problem: Problem | None) -> None:
+    """They counted as alike, so that no job without a deadline was seen to starve behind those that have one."""
+    edf = Problem(name="x", nodes=tuple(cluster(1, 1)), tasks=late_tasks(math.inf), rules=policy(edf={}))
+    assert starving(verify(problem or edf)) == [("starvation", "late")]
+
+
+def test_a_later_deadline_comes_at_last() -> None:
+    """A stream of nearer ones passes it in a search without time, not in the replay: nothing is found or claimed."""
+    tasks = late_tasks(7200.0)
+    edf = Problem(name="x", nodes=tuple(cluster(1, 1)), tasks=tasks, rules=policy(edf={}))
+    found = verify(edf)
+    assert (starving(found), found.time_dependent) == ([], ("edf",))
+    assert starving(verify(own(NearestDeadline, tasks))) == []
+
+
+def test_rejected_jobs_make_room_for_others() -> None:
+    """They counted as jobs in flight for ever, so that the search ended before what follows."""
+    found = verify(own(RejectsTwo, tuple(job("a", 1))), jobs_in_flight=2)
+    assert starving(found) == [("stuck", "a")]
