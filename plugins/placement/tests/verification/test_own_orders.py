@@ -65,6 +65,19 @@ class NearestDeadline(Ordered):
 
 
 @dataclass
+class GivesUp(Ordered):
+    """Forgets what has waited for two minutes."""
+
+    since: dict[str, float] = field(default_factory=dict)
+
+    def react(self, event: Event, view: View) -> Transactions:
+        if event.kind == SUBMITTED and event.task is not None:
+            self.since[event.task.name] = event.time
+        self.waiting = [task for task in self.waiting if view.now < self.since[task.name] + 120]
+        yield from super().react(event, view)
+
+
+@dataclass
 class RejectsTwo(Ordered):
     """Rejects two jobs, and lets none start after that."""
 
@@ -127,6 +140,14 @@ def test_a_later_deadline_comes_at_last() -> None:
     found = verify(edf)
     assert (starving(found), found.time_dependent) == ([], ("edf",))
     assert starving(verify(own(NearestDeadline, tasks))) == []
+
+
+def test_nothing_is_claimed_of_decisions_by_the_clock() -> None:
+    """No time passes in a search, so it never saw the job that is given up after two minutes, and claimed it fair."""
+    tasks = (*job("a", 1), *job("b", 1))
+    found = verify(own(GivesUp, tasks))
+    assert (found.time_dependent, found.is_complete) == (("GivesUp",), False)
+    assert verify(own(Ordered, tasks)).is_complete
 
 
 def test_rejected_jobs_make_room_for_others() -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from unfold_placement.verification.scenario import (
     ARRIVE,
     END,
     NODE_CHANGES,
+    TICK_S,
     Action,
     Jobs,
     Scenario,
@@ -54,7 +56,13 @@ NEW_OBJECTS, MAX_NEW_OBJECTS = 400_000, 1_000_000
 LITTLE_GARBAGE = 0.01
 """Fraction of new objects."""
 REPEATED = 200
-"""Transitions of a search that are made twice where a policy is none of this package."""
+"""Transitions of a search that are made again where a policy is none of this package."""
+DELAYS_S = (90.0, 5400.0, 900_000.0)
+"""Delays before a repeated transition, in turn: minutes, hours or days pass that change nothing but the time."""
+TICKS_APART = 1e6
+"""Factor by which times before a delay are stretched: beside it, a tick would be lost."""
+DECISIONS = slice(0, 7)
+"""Part of a state that shows what was decided, without the policies, their timers and the nodes."""
 GONE = -1
 """In an edge: the job has ended or was stopped."""
 
@@ -113,7 +121,8 @@ class Graph:
         used: Fraction of capacity in use, by state.
         transitions: Number of transitions.
         is_complete: Every reachable state was expanded.
-        has_timers: A timer was pending beside a policy from outside this package; no time passes, so none fires.
+        depends_on_time: A policy from outside this package had set a timer, or decided otherwise at a later time; no
+            time passes in a search.
     """
 
     edges: list[list[Edge]] = field(default_factory=list)
@@ -124,7 +133,7 @@ class Graph:
     used: list[float] = field(default_factory=list)
     transitions: int = 0
     is_complete: bool = True
-    has_timers: bool = False
+    depends_on_time: bool = False
 
     def path(self, state: int) -> tuple[Action, ...]:
         """Return the actions from the empty cluster to a state."""
@@ -137,13 +146,13 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The findings of one search, the shortest of each property, its extent, and whether timers were left pending."""
+    """The findings of one search, the shortest of each property, its extent, and whether decisions depend on time."""
 
     findings: tuple[Finding, ...]
     states: int
     transitions: int
     is_complete: bool
-    has_timers: bool = False
+    depends_on_time: bool = False
 
 
 def search(
@@ -176,7 +185,8 @@ def search(
     if loop is not None:
         findings[loop.property_name] = loop
     is_complete = graph.is_complete and not is_coarse
-    return SearchResult(tuple(findings.values()), len(graph.parents), graph.transitions, is_complete, graph.has_timers)
+    states, transitions = len(graph.parents), graph.transitions
+    return SearchResult(tuple(findings.values()), states, transitions, is_complete, graph.depends_on_time)
 
 
 def _explore(
@@ -313,18 +323,19 @@ def _check_repeatable(frontier: Frontier, controller: Controller, jobs: Jobs, ac
     foreign = [index for index, policy in enumerate(controller.policies) if not IS_SHIPPED[type(policy)]]
     if not foreign:
         return
-    outcomes = []
-    for _ in range(2):
+    outcomes: list[tuple[dict[int, Hashable], Any]] = []
+    for delay_s in (0.0, 0.0, DELAYS_S[frontier.graph.transitions % len(DELAYS_S)]):
         following = copy_controller(controller)
+        _let_time_pass(following, delay_s)
         try:
             rename = apply_action(frontier.scenario, following, jobs, action).renaming(frontier.scenario.kinds)
-            frontier.graph.has_timers |= bool(following.timers)
+            frontier.graph.depends_on_time |= bool(following.timers)
             running = list_running(following)
             forms = {index: canonical_form(following.policies[index], rename) for index in foreign}
             outcomes.append((forms, canonical_key(following, rename, running, is_coarse=frontier.is_coarse)))
         except UnfoldError as error:
             outcomes.append(({}, str(error)))
-    (first, first_key), (second, second_key) = outcomes
+    (first, first_key), (second, second_key), (_, later_key) = outcomes
     if first_key != second_key:
         differing = [index for index in foreign if first.get(index) != second.get(index)]
         message = "it decides differently when the same state is continued a second time, so a search proves nothing"
@@ -333,6 +344,20 @@ def _check_repeatable(frontier: Frontier, controller: Controller, jobs: Jobs, ac
         if getattr(policy, "state", None) is not None:
             hint += "; state() must return equal values for equal states, so no generator"
         raise policy_error(policy, "react", message, hint=hint)
+    if not isinstance(first_key, str):
+        frontier.graph.depends_on_time |= first_key[DECISIONS] != later_key[DECISIONS]
+
+
+def _let_time_pass(controller: Controller, delay_s: float) -> None:
+    """Move the clock on, as if tasks had started that much later; their order of start remains."""
+    if not delay_s:
+        return
+    state = controller.table.state
+    rows = np.flatnonzero(state.status == kernel.RUNNING)
+    moved_s = TICKS_APART * state.start_s[rows] + delay_s - state.start_s[rows]
+    state.start_s[rows] += moved_s
+    state.end_s[rows] += moved_s
+    state.clock[0] = TICKS_APART * (state.clock[0] + TICK_S) + delay_s
 
 
 def _judge_starts(

@@ -70,7 +70,7 @@ class Verification:
         by_design: Confirmed consequences of a strict order or of classes, which no guard removes.
         unconfirmed: Findings that the simulator did not show.
         searches: The searches.
-        time_dependent: Policies with a state that never recurs, or with timers, for which no absence is claimed.
+        time_dependent: Policies which decide by the time, or set timers: no absence is claimed for them.
     """
 
     counterexamples: tuple[Counterexample, ...]
@@ -137,12 +137,12 @@ def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int
     scenarios = list_scenarios(patient, bound)
     found: dict[str, Counterexample] = {}
     by_design: dict[str, Counterexample] = {}
-    records, unconfirmed, max_states, has_timers = [], 0, bound.max_states, False
+    records, unconfirmed, max_states, depends_on_time = [], 0, bound.max_states, False
     for number, scenario in enumerate(scenarios):
         progress("verify", number, len(scenarios))
         result = search(scenario, patient.new_policies(), max_states, patient.rules)
         records.append(_record(scenario, result))
-        has_timers |= result.has_timers
+        depends_on_time |= result.depends_on_time
         suspects: tuple[Finding, ...] = ()
         if not result.is_complete:
             # absence is no longer claimed, and what there is to find takes few states
@@ -167,7 +167,7 @@ def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int
         by_design=tuple(sorted(by_design.values(), key=lambda item: item.finding.length)),
         unconfirmed=unconfirmed,
         searches=tuple(records),
-        time_dependent=(*time_dependent, *(foreign if has_timers else ())),
+        time_dependent=(*time_dependent, *(foreign if depends_on_time else ())),
     )
 
 
