@@ -154,3 +154,28 @@ def test_rejected_jobs_make_room_for_others() -> None:
     """They counted as jobs in flight for ever, so that the search ended before what follows."""
     found = verify(own(RejectsTwo, tuple(job("a", 1))), jobs_in_flight=2)
     assert starving(found) == [("stuck", "a")]
+
+
+@dataclass
+class LatestTicket(Ordered):
+    """Draws a number for every job, and serves the latest first."""
+
+    drawn: int = 0
+    tickets: dict[str, int] = field(default_factory=dict)
+
+    def react(self, event: Event, view: View) -> Transactions:
+        if event.kind == SUBMITTED and event.task is not None:
+            self.drawn += 1
+            self.tickets[event.task.name] = self.drawn
+        yield from super().react(event, view)
+        self.tickets = {task.name: self.tickets[task.name] for task in self.waiting}
+
+    def rank(self, task: Task) -> float:
+        return -self.tickets[task.name]
+
+
+@pytest.mark.e2e
+def test_counters_that_grow_for_ever_recur_by_their_order() -> None:
+    """The second search compared whole numbers by value, so that no state with a ticket came again."""
+    found = verify(own(LatestTicket), max_states=2000)
+    assert (starving(found), found.is_complete) == ([("starvation", "large")], False)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from types import FunctionType, MethodType, UnionType
-from typing import Any, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeGuard, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,7 +159,8 @@ def canonical_key(controller: Controller, rename: Renaming, running: Running, *,
         controller: The controller, after its events have been processed.
         rename: Names of the living jobs.
         running: The running tasks.
-        is_coarse: Of the real numbers of a policy only signs and order count, so that tags which grow for ever recur.
+        is_coarse: Of the numbers of a policy only signs and order count, so that tags and counters which grow for ever
+            recur.
     """
     table, state, view = controller.table, controller.table.state, controller.view
     running_form = tuple([(rename[task.name], node) for task, node, _ in running])
@@ -224,23 +225,27 @@ IS_SHIPPED = ByType(is_shipped)
 
 
 def _ranked_form(form: Hashable) -> Hashable:
-    """Return a form in which real numbers are replaced by their order, zero included."""
+    """Return a form in which numbers are replaced by their order, zero included."""
     ranks = {number: rank for rank, number in enumerate(sorted({0.0, *_list_numbers(form)}))}
 
     def ranked(part: Any) -> Hashable:
         if isinstance(part, tuple):
             return tuple([ranked(item) for item in part])
-        return ("rank", ranks[part] - ranks[0.0]) if isinstance(part, float) else part
+        return ("rank", ranks[part] - ranks[0.0]) if _is_number(part) else part
 
     return ranked(form)
 
 
 def _list_numbers(form: Hashable) -> Iterator[float]:
-    if isinstance(form, float):
+    if _is_number(form):
         yield form
     elif isinstance(form, tuple):
         for part in form:
             yield from _list_numbers(part)
+
+
+def _is_number(part: Hashable) -> TypeGuard[float]:
+    return isinstance(part, int | float) and not isinstance(part, bool)
 
 
 def _form(value: Any, rename: Renaming) -> Hashable:
