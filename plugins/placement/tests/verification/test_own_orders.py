@@ -10,7 +10,7 @@ import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy
 from unfold_placement.core.cluster_view import View
-from unfold_placement.core.types import QUEUE, QUIET, SUBMITTED, Ask, Event, Put, Refuse, Task, Transactions
+from unfold_placement.core.types import ENDED, QUEUE, QUIET, SUBMITTED, Ask, Event, Put, Refuse, Task, Transactions
 from unfold_placement.policies.registry import CUSTOM, PolicyRule
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.verification.verify import Bound, Verification, verify_policies
@@ -118,6 +118,29 @@ def test_an_order_by_arrival_is_searched_as_it_is() -> None:
 def test_the_menu_has_a_long_job() -> None:
     """Where all jobs ran equally long, shortest first was first come, first served."""
     assert starving(verify(own(ShortestFirst))) == [("starvation", "long")]
+
+
+@dataclass
+class Demotes(Ordered):
+    """The first user with a job that ends comes after the others from then on."""
+
+    demoted: str = ""
+    watches = frozenset({SUBMITTED, ENDED, QUIET})
+
+    def react(self, event: Event, view: View) -> Transactions:
+        if event.kind == ENDED and event.task is not None:
+            self.demoted = self.demoted or event.task.user
+        else:
+            yield from super().react(event, view)
+
+    def rank(self, task: Task) -> float:
+        return task.user == self.demoted
+
+
+@pytest.mark.e2e
+def test_the_menu_has_earlier_jobs_of_the_user() -> None:
+    """The victim was its user's first job, so that what a policy holds against a user was never held against it."""
+    assert starving(verify(own(Demotes)))[0] == ("starvation", "single")
 
 
 def late_tasks(slack_s: float) -> tuple[Task, ...]:

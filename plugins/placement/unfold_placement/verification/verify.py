@@ -209,17 +209,18 @@ def list_scenarios(problem: Problem, bound: Bound) -> list[Scenario]:
 def _queue_scenarios(problem: Problem, jobs_in_flight: int, *, has_gangs: bool, is_foreign: bool) -> Iterator[Scenario]:
     """Yield a node for a single task, so that all others wait, with victims of users that sort first and last.
 
-    A policy from outside this package may order jobs by their run times.
+    A policy from outside this package may order jobs by their run times, or by what their users ran before.
     """
     first, _, names = _users(problem)
     kind = _kind(problem)
-    filler = Kind("small", (_task(kind, 1, first),))
+    fillers = [Kind("small", (_task(kind, 1, first),))]
     victims = [Kind("single", (_task(kind, 1, user),)) for user in names]
     if is_foreign:
+        fillers.append(Kind("same", (_task(kind, 1, names[-1]),)))
         victims.append(Kind("long", (replace(_task(kind, 1, names[-1]), run=LONG_RUN_S),)))
     for victim in victims:
         nodes = (Node("node-0", {kind: MILLI}),)
-        yield Scenario(nodes, (filler, victim), victim.name, jobs_in_flight, has_gangs=has_gangs)
+        yield Scenario(nodes, (*fillers, victim), victim.name, jobs_in_flight, has_gangs=has_gangs)
 
 
 def _own_kinds(problem: Problem, *, is_foreign: bool) -> tuple[Kind, ...]:
