@@ -151,7 +151,7 @@ def test_objectives_that_never_ask_are_awaited() -> None:
     [
         ({"deadline": "soon"}, "soon"),
         ({"deadline": -1.0}, "positive"),
-        ({"budget": "$4"}, "price"),
+        ({"budget": "$4", "usd_per_hour": 0}, "price"),
         ({"min_steps": 20}, "min_steps"),
         ({"n_trials": 0}, "n_trials"),
         ({"confidence": 1.5}, "confidence"),

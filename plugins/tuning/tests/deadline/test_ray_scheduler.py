@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 from unfold_tuning import deadline
+from unfold_tuning.deadline import limits
+from unfold_tuning.deadline.machine_price import MachinePrice
 from unfoldkit.api import UnfoldError
 
 pytest.importorskip("ray.tune")
@@ -277,6 +279,19 @@ def test_a_limit_of_the_searcher_bounds_what_runs_at_once() -> None:
     limiter = SimpleNamespace(max_concurrent=2, batch=True)
     with pytest.raises(UnfoldError, match="batches of 2 trials"):
         scheduler._lift_limit(SimpleNamespace(search_alg=SimpleNamespace(searcher=limiter)))
+
+
+def test_a_budget_needs_no_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The places of a machine share its price; one of the user costs nothing, which a note states."""
+    for usd_per_hour in (3600.0, 0.0):
+        machine = MachinePrice(usd_per_hour, f"at {usd_per_hour}")
+        monkeypatch.setattr(limits, "find_machine_price", lambda machine=machine: machine)
+        scheduler = deadline.UnfoldScheduler(deadline="2h", budget="$10", num_samples=9, max_t=9)
+        controller = FakeController(scheduler, [index / 10 for index in range(9)], 1.0, 9)
+        controller.run()
+        # a dollar a second
+        assert controller.now - 1000.0 <= 10.0 if usd_per_hour else max(controller.steps) == 9
+        assert machine.note in scheduler.keeper.notes
 
 
 def test_a_class_without_checkpoints_is_refused() -> None:

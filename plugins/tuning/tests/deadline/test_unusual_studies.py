@@ -536,7 +536,7 @@ def test_a_storage_that_fails_ends_the_search() -> None:
         ({"n_jobs": "4"}, "n_jobs must be an integer"),
         ({"confidence": 95}, "at least 0.5 and less than 1"),
         ({"budget": "$4", "usd_per_hour": "$1"}, "usd_per_hour: "),
-        ({"budget": float("inf"), "usd_per_hour": 1}, "a budget must be positive"),
+        ({"budget": float("inf"), "usd_per_hour": 1}, "must be positive"),
         ({"budget": "40 EUR", "usd_per_hour": 1}, "budget: "),
         ({"deadline": "10 minutes"}, 'write "10 min"'),
         ({"deadline": dt.datetime(2026, 1, 1, tzinfo=dt.UTC)}, "is a date"),

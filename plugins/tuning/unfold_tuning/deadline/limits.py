@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from unfold_tuning.deadline.machine_price import MachinePrice, find_machine_price
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.pace_record import PaceRecord, build_pace_record
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
@@ -54,12 +55,14 @@ class Limits:
         budget_usd: The bill at which the run stops, if any.
         usd_per_hour: Price of a slot.
         confidence: Probability with which what is begun shall end in time.
+        machine: The machine of which the slots share the price, if the budget came without one.
     """
 
     deadline_s: float
     budget_usd: float | None = None
     usd_per_hour: float = 0.0
     confidence: float = 0.95
+    machine: MachinePrice | None = None
 
 
 def parse_limits(
@@ -70,8 +73,10 @@ def parse_limits(
 ) -> Limits:
     """Parse limits as users write them: ``"2h"`` or seconds, ``"$40"`` or dollars, ``"$1.50/h"``, ``"95%"``.
 
+    A budget without a price counts that of this machine, and limits nothing if the machine is the user's own.
+
     Raises:
-        UnfoldError: A limit cannot be read or is not positive, or a budget has no price to compare with.
+        UnfoldError: A limit cannot be read or is not positive, or the price of a rented machine is unknown.
     """
     deadline_s = _parse(Duration, deadline, "deadline", 'write deadline="2h"')
     budget_usd = None if budget is None else _parse(Money, budget, "budget", 'write budget="$40"')
@@ -82,12 +87,19 @@ def parse_limits(
         raise user_error("the deadline must be a positive time", hint='write deadline="2h"')
     if not (math.isfinite(price_usd) and price_usd >= 0):
         raise user_error("the price of a worker must not be negative", hint=price_hint)
-    if budget_usd is not None and not (0 < budget_usd < math.inf and price_usd):
-        hint = 'write budget="$40", usd_per_hour=1.5'
-        raise user_error("a budget must be positive and needs the price of a worker", hint=hint)
+    is_priced = usd_per_hour is None or price_usd > 0
+    if budget_usd is not None and not (0 < budget_usd < math.inf and is_priced):
+        raise user_error("a budget and the price of a worker must be positive", hint='write budget="$40"')
     if not 0.5 <= probability < 1:
         raise user_error("the confidence must be at least 0.5 and less than 1", hint='write confidence="95%"')
-    return Limits(deadline_s=deadline_s, budget_usd=budget_usd, usd_per_hour=price_usd, confidence=probability)
+    machine = find_machine_price() if budget_usd is not None and usd_per_hour is None else None
+    return Limits(
+        deadline_s=deadline_s,
+        budget_usd=None if machine and not machine.usd_per_hour else budget_usd,
+        usd_per_hour=machine.usd_per_hour if machine else price_usd,
+        confidence=probability,
+        machine=machine,
+    )
 
 
 def _parse(kind: Any, value: str | float | dt.timedelta, name: str, hint: str) -> float:
@@ -233,6 +245,12 @@ class LimitKeeper:
             self.paid_slot_s, self.changed_at = self._compute_slot_s(), self.wall()
         self.slots = slots
 
+    def share_machine(self, slots: int) -> None:
+        """Share the price of the machine among its slots, where a budget came without the price of one."""
+        machine = self.limits.machine
+        if machine is not None:
+            self.limits = replace(self.limits, usd_per_hour=machine.usd_per_hour / slots)
+
     def compute_time_left_s(self) -> float:
         """Compute the seconds until a limit is reached: the deadline, or the budget at all slots."""
         return min(self._compute_deadline_left_s(), self._compute_budget_left_s())
@@ -250,6 +268,11 @@ class LimitKeeper:
         """Describe which limit more trials would pass: the one that is reached first."""
         is_late = self._compute_deadline_left_s() <= self._compute_budget_left_s()
         return "more would be late" if is_late else "more would exceed the budget"
+
+    def is_share_used(self, share: float) -> bool:
+        """Return whether a fraction of the time until a limit has passed."""
+        passed_s = self.wall() - self.began
+        return passed_s > share * (passed_s + self.compute_time_left_s())
 
     def is_over(self) -> bool:
         """Return whether a limit is reached."""

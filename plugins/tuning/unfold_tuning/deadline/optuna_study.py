@@ -83,11 +83,13 @@ def optimize(
         study: An Optuna study with one objective.
         objective: The objective.
         deadline: Time from now, such as ``"2h"`` or a ``timedelta``, or seconds.
-        max_steps: Steps of the best trial.
+        max_steps: Steps of the best trial. If left out, the first trial runs to its end to show them, as long as it
+            uses little of the time.
         method: ``sha``, successive halving with barriers; ``hyperband``, several brackets of it that share the trials;
             or ``asha``, without barriers and without a plan of the whole.
-        budget: The bill at which trials stop, with their next report, such as ``"$40"``; needs ``usd_per_hour``.
-        usd_per_hour: Price of one worker, such as ``1.5`` or ``"$1.50/h"``.
+        budget: The bill at which trials stop, with their next report, such as ``"$40"``.
+        usd_per_hour: Price of one worker, such as ``1.5`` or ``"$1.50/h"``; if left out, the workers share that of the
+            machine.
         n_trials: Trials of the search.
         min_steps: Steps of every trial in the first stage.
         eta: The best 1/eta continue.
@@ -124,6 +126,10 @@ def optimize(
         eta=int(eta),
         method=method,
     )
+    if limits.machine is not None:
+        keeper.share_machine(keeper.slots)
+        keeper.note_once(limits.machine.note)
+        _warn(limits.machine.note)
     return StudyRun(
         study=study,
         objective=objective,

@@ -66,8 +66,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         mode: ``min`` or ``max``; that of the ``TuneConfig`` if left out.
         method: ``sha``, successive halving with barriers; ``hyperband``, several brackets of it that share the trials;
             or ``asha``, without barriers and without a plan of the whole.
-        budget: The bill at which trials stop, with their next result, such as ``"$40"``; needs ``usd_per_hour``.
-        usd_per_hour: Price of the resources of one trial.
+        budget: The bill at which trials stop, with their next result, such as ``"$40"``.
+        usd_per_hour: Price of the resources of one trial; if left out, the trials share that of the machine.
         grace_period: Units that every trial runs.
         reduction_factor: The best 1/factor continue.
         time_attr: The result that counts.
@@ -228,6 +228,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             self._size_search(trial)
             self._load_state(trial)
             self._lift_limit(tune_controller)
+            self._share_machine(trial)
             # an error before makes Ray start over, and must stop that too
             self.is_restored = True
         self.keeper.began = self.keeper.began or self.keeper.wall()
@@ -248,6 +249,25 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             stop = getattr(trial, "stopping_criterion", None) or {}
             self.keeper.max_steps = max(self.keeper.min_steps, int(stop.get(self.time_attr, USUAL_MAX_T)))
         self.search = HalvingSearch(keeper=self.keeper, is_maximized=self._mode != "min")
+
+    def _share_machine(self, trial: Trial) -> None:
+        """Share the price of this machine among its trials, where the budget came without the price of one.
+
+        Raises:
+            UnfoldError: The machine is rented, and it is not the only one of the cluster.
+        """
+        import ray
+
+        machine = self.keeper.limits.machine
+        if machine is None:
+            return
+        hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]} if ray.is_initialized() else ()
+        if machine.usd_per_hour and len(hosts) > 1:
+            message = f"a budget needs the price of a trial's resources: the cluster has {len(hosts)} hosts"
+            raise user_error(message, hint="write usd_per_hour=1.5")
+        places = min(self._count_places(trial), self.max_running or self.keeper.trials, self.keeper.trials)
+        self.keeper.share_machine(max(1, places))
+        self._warn_once(machine.note)
 
     def _may_start(self, tune_controller: Any, trial: Trial) -> bool:
         """Return whether Ray may start a trial that it adds: a restored one that may run, or the first new one."""
