@@ -496,8 +496,11 @@ def test_trials_that_ask_at_the_same_time_do_not_exhaust_a_space() -> None:
 
     class HastySampler(optuna.samplers.BruteForceSampler):  # type: ignore[misc,name-defined]
         def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-            if trial.number in (1, 2):
-                return study.trials[0].params[name]
+            while trial.number in (1, 2):
+                # the first worker may not have suggested anything yet
+                if name in study.trials[0].params:
+                    return study.trials[0].params[name]
+                time.sleep(0.001)
             return super().sample_independent(study, trial, name, distribution)
 
     def objective(trial: Any) -> float:
