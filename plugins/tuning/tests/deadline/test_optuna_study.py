@@ -156,6 +156,7 @@ def test_objectives_that_never_ask_are_awaited() -> None:
         ({"n_trials": 0}, "n_trials"),
         ({"confidence": 1.5}, "confidence"),
         ({"method": "pbt"}, "method"),
+        ({"method": "hyperband", "max_steps": None}, "hyperband needs max_steps"),
     ],
 )
 def test_nonsense_is_rejected(changes: dict[str, Any], message: str) -> None:

@@ -527,6 +527,45 @@ def test_a_storage_that_fails_ends_the_search() -> None:
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.parametrize("method", ["sha", "asha"])
+@pytest.mark.parametrize("stride", [1, 10])
+def test_the_first_trial_shows_how_many_steps_there_are(method: str, stride: int) -> None:
+    """Without max_steps the first trial that does not fail runs to its end; the rungs count its steps."""
+
+    def objective(trial: Any) -> float:
+        if trial.number == 0:
+            raise MemoryError
+        quality = trial.suggest_float("quality", 0, 1)
+        for step in range(STEPS):
+            time.sleep(0.001)
+            trial.report(1 - quality, stride * (step + 1))
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return 1 - quality
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    study, result = search(objective, study, max_steps=None, n_trials=10, method=method)
+    assert f"max_steps: {stride * STEPS}, as the first complete trial ran" in result.notes
+    assert len(study.trials[1].intermediate_values) == STEPS
+    best = max(trial.params["quality"] for trial in study.trials if trial.params)
+    assert study.best_params["quality"] == best
+    assert sum(len(trial.intermediate_values) for trial in study.trials) < 9 * STEPS / 1.5
+
+
+def test_a_trial_shows_no_more_steps_where_they_take_long() -> None:
+    """The first trial waits at a rung as the others, once it has used a part of the time."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    study, result = search(
+        lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1), 100_000, 0.02),
+        study,
+        max_steps=None,
+        deadline="4 s",
+        n_jobs=1,
+    )
+    assert len(study.trials) > 1
+    assert any(note.endswith("assumed, as no trial was complete soon enough to show it") for note in result.notes)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -18,6 +18,10 @@ from unfoldkit.api import format_count, user_error
 METHODS = ("sha", "hyperband", "asha")
 EVEN_CHANCE = 0.5
 """The probability of being in time with which a trial of ASHA continues where its slot would otherwise stay empty."""
+SIZING_WORK = 0.1
+"""Fraction of the time of all slots in which a trial may run to its end to show how many steps there are."""
+MAX_SIZING = 0.3
+"""The same of the time until a limit: all trials wait at the first rung meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +33,14 @@ class StoredStage:
         levels: The rung to which each trial may run that has passed the first.
         stage_trials: Trials that finished each earlier stage.
         is_full: Whether no further trial begins in these brackets.
+        size: Steps of the first and the last stage, if trials had to show them and did.
     """
 
     stages: tuple[int, ...] = ()
     levels: Mapping[Any, int] = field(default_factory=dict)
     stage_trials: tuple[int, ...] = ()
     is_full: bool = False
+    size: tuple[int, int] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,6 +65,8 @@ class HalvingSearch:
         stage_trials: Trials that finished each stage, in the order in which the stages ended.
         is_full: Whether no further trial begins in these brackets.
         supply: Trials that the tool can suggest, where they are fewer than planned.
+        is_sized: Whether it is known how many steps a complete trial has; the first trial may show it.
+        size: The steps of the first and the last stage, once a trial has shown them.
     """
 
     keeper: LimitKeeper
@@ -75,9 +83,14 @@ class HalvingSearch:
     stage_trials: list[int] = field(default_factory=list)
     is_full: bool = False
     supply: int | None = None
+    is_sized: bool = True
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        """Open the first brackets."""
+        """Open the first brackets, with a rung for each halving if the last step is unknown."""
+        if not self.is_sized:
+            halvings = math.ceil(math.log(self.keeper.trials, self.keeper.eta) - 1e-9)
+            self.keeper.max_steps = self.keeper.min_steps * self.keeper.eta**halvings
         self.stages = self.stages or [0] * len(self.keeper.brackets)
 
     @property
@@ -121,13 +134,37 @@ class HalvingSearch:
         """Record what a trial has reported after some steps."""
         if value is not None:
             self.values.setdefault(trial, {})[steps] = value
+        is_first = not self.steps
         self.steps[trial] = max(steps, self.steps.get(trial, 0))
+        if not self.is_sized:
+            self._extend(self.steps[trial], is_first=is_first)
+
+    def _extend(self, steps: int, *, is_first: bool) -> None:
+        """Search beyond the steps that a trial runs before its end; after a while, no trial shows more."""
+        keeper = self.keeper
+        if is_first and steps > keeper.min_steps:
+            # scripts may report at every tenth step
+            keeper.max_steps = keeper.max_steps * steps // keeper.min_steps
+            keeper.min_steps = steps
+        keeper.max_steps = max(keeper.max_steps, steps + 1)
+        if keeper.is_share_used(min(SIZING_WORK * keeper.slots, MAX_SIZING)):
+            self.set_size(keeper.min_steps, max(keeper.max_steps, steps * keeper.eta))
+            keeper.note_once(f"max_steps: {keeper.max_steps} assumed, as no trial was complete soon enough to show it")
+
+    def set_size(self, min_steps: int, max_steps: int) -> None:
+        """Search with the steps that trials have shown: those of the first and of the last stage."""
+        self.keeper.min_steps, self.keeper.max_steps = min_steps, max_steps
+        self.size, self.is_sized = (min_steps, max_steps), True
 
     def complete_trial(self, trial: Any) -> None:
         """Record that a trial ended by itself: it counts with its last value at every rung."""
         if trial in self.ended:
             return
         self.ended.add(trial)
+        if not self.is_sized and self.values.get(trial):
+            steps = self.steps[trial]
+            self.set_size(min(self.keeper.min_steps, steps), steps)
+            self.keeper.note_once(f"max_steps: {steps}, as the first complete trial ran")
         if trial in self.brackets and self.values.get(trial):
             self.steps[trial] = max(self.steps.get(trial, 0), self.list_rungs(self.brackets[trial])[-1])
 
@@ -164,7 +201,12 @@ class HalvingSearch:
         if trial not in self.brackets or trial in self.ended or self.has_lost(trial):
             return False
         is_unranked = not self.values.get(trial) and not self.has_reached_end(trial)
-        return is_unranked or self._is_scout(trial) or self.steps.get(trial, 0) < self._get_target(trial)
+        return (
+            is_unranked
+            or self._is_scout(trial)
+            or self._shows_size(trial)
+            or self.steps.get(trial, 0) < self._get_target(trial)
+        )
 
     def _is_scout(self, trial: Any) -> bool:
         """Return whether a trial runs ahead of its rung to show how long steps take that follow the first one."""
@@ -173,6 +215,10 @@ class HalvingSearch:
         first = [item for item in self.brackets if item not in self.ended][:MIN_PROFILED]
         return trial in first and not self.has_reached_end(trial)
 
+    def _shows_size(self, trial: Any) -> bool:
+        """Return whether a trial runs to its end to show how many steps there are: the first that has not failed."""
+        return not self.is_sized and trial == next((item for item in self.brackets if item not in self.ended), None)
+
     def has_lost(self, trial: Any) -> bool:
         """Return whether the stage of a trial has ended without it."""
         bracket = self.brackets[trial]
@@ -180,6 +226,7 @@ class HalvingSearch:
 
     def drop_rungs(self) -> None:
         """Search with a single stage of one step, because trials never report."""
+        self.is_sized = True
         if self.keeper.max_steps == 1:
             return
         self.keeper.min_steps = self.keeper.max_steps = 1
@@ -190,7 +237,11 @@ class HalvingSearch:
         """Describe what decides how an interrupted search continues."""
         levels = {trial: level for trial, level in self.levels.items() if level}
         return StoredStage(
-            stages=tuple(self.stages), levels=levels, stage_trials=tuple(self.stage_trials), is_full=self.is_full
+            stages=tuple(self.stages),
+            levels=levels,
+            stage_trials=tuple(self.stage_trials),
+            is_full=self.is_full,
+            size=self.size,
         )
 
     def list_runnable(self) -> list[Any]:

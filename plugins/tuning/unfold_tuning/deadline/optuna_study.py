@@ -54,7 +54,7 @@ def optimize(
     objective: Callable[[Any], Any],
     *,
     deadline: str | float | dt.timedelta,
-    max_steps: int,
+    max_steps: int | None = None,
     method: str = "sha",
     budget: str | float | None = None,
     usd_per_hour: str | float | None = None,
@@ -107,7 +107,11 @@ def optimize(
     """
     _check_study(study, objective)
     check_method(method)
-    _check_sizes(n_trials=n_trials, max_steps=max_steps, min_steps=min_steps, eta=eta)
+    if max_steps is None and method == "hyperband":
+        raise user_error("hyperband needs max_steps, which decides how many brackets there are")
+    _check_sizes(
+        n_trials=n_trials, max_steps=min_steps if max_steps is None else max_steps, min_steps=min_steps, eta=eta
+    )
     if n_jobs is not None and not isinstance(n_jobs, int):
         raise user_error(f"n_jobs must be an integer, not {n_jobs!r}")
     if callable(callbacks):
@@ -122,7 +126,7 @@ def optimize(
         slots=n_jobs if n_jobs and n_jobs > 0 else os.cpu_count() or 1,
         trials=_limit_trials(study, int(n_trials)),
         min_steps=int(min_steps),
-        max_steps=int(max_steps),
+        max_steps=int(min_steps if max_steps is None else max_steps),
         eta=int(eta),
         method=method,
     )
@@ -138,6 +142,7 @@ def optimize(
         ends_if_all_fail=catch is None,
         callbacks=(*(callbacks or ()), *([_collect_garbage] if gc_after_trial else [])),
         progress=StudyProgress(study),
+        is_sized=max_steps is not None,
     ).run()
 
 
@@ -244,6 +249,7 @@ class StudyRun:
         ends_if_all_fail: Whether the search ends with an error that every trial has.
         callbacks: Called after each trial.
         progress: The part of the run that the study stores.
+        is_sized: Whether the number of steps of a complete trial is known.
         trials: Trials by number, in the order in which they began.
         search: Which trials may run, and to which rung.
         stored: That part, as it was stored last.
@@ -265,6 +271,7 @@ class StudyRun:
     ends_if_all_fail: bool
     callbacks: tuple[Callable[[Any, Any], None], ...]
     progress: StudyProgress
+    is_sized: bool = True
     trials: dict[int, RunningTrial] = field(default_factory=dict)
     search: HalvingSearch = field(init=False)
     stored: StoredStage | None = None
@@ -283,7 +290,7 @@ class StudyRun:
         from optuna.study import StudyDirection
 
         is_maximized = self.study.direction == StudyDirection.MAXIMIZE
-        self.search = HalvingSearch(keeper=self.keeper, is_maximized=is_maximized)
+        self.search = HalvingSearch(keeper=self.keeper, is_maximized=is_maximized, is_sized=self.is_sized)
         self.changed = threading.Condition(self.lock)
 
     def run(self) -> DeadlineResult:
@@ -331,6 +338,8 @@ class StudyRun:
         from optuna.trial import Trial, TrialState
 
         stored, search = self.progress.load_stage(), self.search
+        if stored.size is not None:
+            search.set_size(*stored.size)
         search.stages = list(stored.stages) or search.stages
         search.stage_trials, search.is_full = list(stored.stage_trials), stored.is_full
         trials = self.progress.list_trials()
@@ -707,7 +716,7 @@ class StudyRun:
             values, self.first_step = {len(values): sum(values.values()) / len(values)}, 1
         if self.first_step is None:
             self.first_step = 0 if min(values) == 0 else 1
-            if min(values) > self.keeper.max_steps > 1:
+            if self.search.is_sized and min(values) > self.keeper.max_steps > 1:
                 self._warn_once(BEYOND.format(step=min(values), max_steps=self.keeper.max_steps))
         offset, number = 1 - self.first_step, item.trial.number
         before, now = self.search.steps.get(number, 0), self.keeper.wall()

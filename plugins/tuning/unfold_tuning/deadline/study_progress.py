@@ -125,6 +125,7 @@ class StudyProgress:
             "levels": [[trial, level] for trial, level in stage.levels.items()],
             "stage_trials": list(stage.stage_trials),
             "is_full": stage.is_full,
+            "size": stage.size,
         }
         self.study.set_user_attr(STAGE_KEY, value)
 
@@ -138,6 +139,7 @@ class StudyProgress:
             levels={int(trial): int(level) for trial, level in value["levels"]},
             stage_trials=tuple(int(count) for count in value["stage_trials"]),
             is_full=bool(value["is_full"]),
+            size=tuple(value["size"]) if value.get("size") else None,
         )
 
     @contextmanager
