@@ -42,6 +42,7 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     sentences.describe_released_cost: [(1.2,)],
     sentences.describe_total_loss: [(0.766,)],
     sentences.describe_thrifty: [(0.2, 12.3)],
+    sentences.describe_on_demand_plan: [(4.65,)],
     sentences.describe_stage: [(1, 32, 1), (2, 1, 4)],
     sentences.describe_market: [(1, 0.5, 0), (2, 3.0, 12)],
     sentences.describe_unknown_market: [(0.2,)],

@@ -182,6 +182,20 @@ def test_either_market_costs_the_cheaper_of_both(tmp_path: Path) -> None:
     assert costs["either"] == pytest.approx(min(costs["on-demand"], costs["spot"]))
 
 
+@pytest.mark.parametrize("is_available", [False, True])
+def test_a_thrifty_plan_states_where_waiting_for_spot_saves_nothing(tmp_path: Path, *, is_available: bool) -> None:
+    """In a market without capacity, the plan on demand from the start is not called late, and no bound is claimed."""
+    (tmp_path / "log.csv").write_text("us-east-1a\n" + f"{int(is_available)}\n" * 900)
+    log = f"availability: {{path: {tmp_path}/log.csv, zones: [us-east-1a], tick: 5 min}}, zones: [us-east-1a]"
+    text = SPEC.replace("DEADLINE", "1 h").replace("market: MARKET", f"market: thrifty, {log}")
+    report = plan_text(tmp_path, text)
+    lines = dict(report.lines)
+    assert report.verdict is Verdict.YES
+    assert not {"next cheaper plan", "lower bound"} & set(lines)
+    assert report.metrics["gap_percent"].value is None
+    assert ("on demand" in lines) is not is_available
+
+
 @pytest.mark.parametrize("deadline", ["7 min", "20 min", "2 h"])
 def test_the_best_of_several_types_is_selected(tmp_path: Path, deadline: str) -> None:
     """With a fast expensive type and a slow cheap one, the plan costs what the better of the two costs alone."""

@@ -59,6 +59,8 @@ PLAN_COLUMNS = (
     Column("vs. this plan"),
 )
 MIN_GAP_PERCENT = 0.05
+MIN_SPOT_SAVING = 0.01
+"""Saving of a plan on spot, as a fraction of its cost on demand, below which the report names the plan on demand."""
 MIN_RELEASED = 0.005
 """The line on idle instances appears if their release saves this fraction of the bill."""
 METRIC_LABELS = {
@@ -92,7 +94,8 @@ class PlanAnalysis:
     def gap_percent(self) -> float | None:
         """How much more the plan may cost than the cheapest one, if the lower bound covers it."""
         bound_usd = self.comparison.lower_bound_usd
-        if not math.isfinite(bound_usd):
+        # the bound is on plans on demand
+        if self.solution.thrifty is not None or not math.isfinite(bound_usd):
             return None
         return max(0.0, (self.plan.mean_cost_usd / bound_usd - 1) * 100) if bound_usd > 0 else 0.0
 
@@ -291,7 +294,11 @@ def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
         yield "idle instances", sentences.describe_released_cost(released_usd)
     slack_s = goal.deadline_s - plan.compute_guaranteed_seconds(goal.confidence)
     yield "slack", sentences.describe_slack(slack_s, goal.confidence)
-    cheaper = _find_cheaper_plan(analysis)
+    # the candidate's plans are on demand from the start
+    on_demand = candidate.select_cheapest(goal.deadline_s) if analysis.solution.thrifty is not None else None
+    if on_demand is not None and on_demand.mean_cost_usd * (1 - MIN_SPOT_SAVING) <= plan.mean_cost_usd:
+        yield "on demand", sentences.describe_on_demand_plan(on_demand.mean_cost_usd)
+    cheaper = _find_cheaper_plan(analysis) if analysis.solution.thrifty is None else None
     if cheaper is not None:
         # rounded down, so that a miss never reads as the guarantee
         probability = math.floor(cheaper.estimate_on_time_probability(goal.deadline_s) * 1000) / 1000
