@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from unfold_cascade._types import FloatArray
-from unfold_cascade.data.case_order import average_in_order, find_late_break, late_break_p_value
+from unfold_cascade.data.case_order import average_in_order, find_late_break, late_break_p_value, rank_by_time
+from unfold_cascade.data.table import Frame
 
 
 def _draw_excess(rng: np.random.Generator, loss: FloatArray, limit: float) -> FloatArray:
@@ -94,3 +95,21 @@ def test_clusters_count_once_in_the_order_of_their_first_rows() -> None:
     values = np.array([1.0, 5.0, 3.0, 7.0])
     assert average_in_order(values, np.array([9, 2, 9, 4])).tolist() == [2.0, 5.0, 7.0]
     assert average_in_order(values, None) is values
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "rank"),
+    [
+        ("createdAt", ["2026-03-02", "2026-03-01", "2026-03-01"], [2, 0, 1]),
+        ("createdAt", ["2026-03-02T00:00:00Z", "2026-03-01T10:00:00Z", "2026-03-01T09:00:00Z"], [2, 1, 0]),
+        ("meta.timestamp", [1_770_000_002, 1_770_000_000, 1_770_000_001], [2, 0, 1]),
+        ("admission_date", ["2025-02-01 00:00", "2025-02-01 00:00", "2025-01-01 00:00"], [1, 2, 0]),
+        ("time", [3.0, 2.0, 1.0], None),
+        ("created_at", ["2026-03-02 00:00", "", "2026-03-01 00:00"], None),
+        ("birth_date", ["1950-01-02 00:00", "1940-01-02 00:00", "1960-01-01 00:00"], None),
+    ],
+)
+def test_rows_are_ranked_by_a_column_of_times(name: str, cells: list[object], rank: list[int] | None) -> None:
+    """Dates and times since 1970 order all rows or none; hours of a stay and dates of birth are no times of a row."""
+    found = rank_by_time(Frame({name: np.array(cells, dtype=object)}, "", "log.csv"))
+    assert (None if found is None else found.tolist()) == rank

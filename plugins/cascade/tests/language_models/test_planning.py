@@ -312,6 +312,58 @@ def test_a_route_that_saves_on_tuning_rows_only_is_refused(tmp_path: Path) -> No
     assert build_decision(solution)["chain"] == ["large"]
 
 
+@pytest.mark.parametrize("is_newest_first", [False, True])
+@pytest.mark.parametrize("late", [0.0, 0.3])
+def test_a_log_whose_last_requests_break_the_promise_is_refused(
+    tmp_path: Path, late: float, is_newest_first: bool
+) -> None:
+    """A model that a provider replaces late in a log stays as sure; tools often export the newest requests first."""
+    write_log(tmp_path)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    stamped = []
+    for k, line in enumerate(lines):
+        replaced = line if k < (1.0 - late) * len(lines) else f"0{line[1:]}"
+        stamped.append(f"{replaced},2026-0{1 + k // 200}-01T00:{k // 60 % 60:02}:{k % 60:02}Z")
+    ordered = stamped[::-1] if is_newest_first else stamped
+    (tmp_path / "log.csv").write_text("\n".join([f"{head},created_at", *ordered]) + "\n")
+    problem = build_routing_problem(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+    wide = replace(problem, limits=replace(problem.limits, max_loss=0.2))
+    solution = solve_routing(wide)
+    report = build_routing_report(solution, run_in(tmp_path / "run", base=tmp_path).directory, "plan")
+    assert report.verdict is (Verdict.NO if late else Verdict.YES)
+    assert ("loss of the route grows along the log" in report.headline) == bool(late)
+    if late:
+        # the test of a random part alone keeps the promise
+        assert solve_routing(replace(wide, rank=None)).route is not None
+
+
+def test_a_log_that_is_sorted_by_subject_has_no_order_in_time(tmp_path: Path) -> None:
+    """Benchmarks are sorted by subject, and the last subject may be the hardest; months and times are no subjects."""
+    write_log(tmp_path)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    ranks = []
+    for words in (("algebra", "history"), ("2026-01", "2026-02")):
+        rows = [f"{line},{words[k * 2 // len(lines)]}" for k, line in enumerate(lines)]
+        (tmp_path / "log.csv").write_text("\n".join([f"{head},part", *rows]) + "\n")
+        spec = spec_of(tmp_path / "log.yaml")
+        ranks.append(build_routing_problem(spec, run_in(tmp_path / "run", base=tmp_path)).rank)
+    assert ranks[0] is None
+    assert ranks[1] is not None
+
+
+def test_turns_of_a_conversation_follow_their_times(tmp_path: Path) -> None:
+    """The gate decides the first turn, which is the last row where the newest comes first."""
+    write_log(tmp_path)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    rows = [f"{line},c{k // 4},{1_800_000_000 - 60 * k}" for k, line in enumerate(lines)]
+    (tmp_path / "log.csv").write_text("\n".join([f"{head},talk,timestamp", *rows]) + "\n")
+    settings = ("data.group=talk", "serve={sticky: conversation}")
+    spec = spec_of(tmp_path / "log.yaml", *settings)
+    log, _ = read_call_log(spec, load_log_frame(spec, run_in(tmp_path / "run", base=tmp_path)))
+    assert log.turn is not None
+    assert (np.diff(log.turn) < 0).all()
+
+
 def test_a_latency_limit_is_certified_or_its_smallest_value_stated(tmp_path: Path) -> None:
     """A deadline which cannot be met is refused with the one that can."""
     write_log(tmp_path)

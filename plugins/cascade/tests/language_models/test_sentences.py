@@ -20,6 +20,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "refusal": (sentences.refusal(0.01, 0.95, "large", None), sentences.refusal(0.01, 0.95, "large", 0.023)),
     "no_cheaper": (sentences.no_cheaper("small"),),
     "costs_more": (sentences.costs_more("large", 0.06), sentences.costs_more("large", 0.0)),
+    "late_break": tuple(sentences.late_break("large", promise) for promise in ("loss", "cost", "latency")),
     "leaked_confidence": (sentences.leaked_confidence(["small|logprob"]),),
     "certificate": tuple(
         sentences.certificate(test, 838, "prompt", 16, 0, 0.034, bound)

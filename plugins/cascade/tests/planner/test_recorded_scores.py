@@ -13,6 +13,7 @@ from unfold_cascade.drift.static import _compare_confidence
 from unfold_cascade.gates.calibrated import calibrate
 from unfold_cascade.gates.exact_search import search_exact_front
 from unfold_cascade.planner.policy import follow
+from unfold_cascade.planner.select import LOSS_DRIFTED
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError
@@ -158,3 +159,20 @@ def test_log_rows_without_a_label_are_skipped(tmp_path: Path) -> None:
     report = plan(log(tmp_path, lines), run_in(tmp_path / "run", base=tmp_path))
     assert report.notes == ("skipped 30 rows of log.csv without a label",)
     assert report.subtitle[-1] == "270 cases"
+
+
+@pytest.mark.parametrize("is_newest_first", [False, True])
+def test_the_order_of_time_decides_which_rows_are_late(tmp_path: Path, is_newest_first: bool) -> None:
+    """A cheap model that gets worse, and stays sure, is refused, whether a table begins or ends with the newest row."""
+    rng = np.random.default_rng(3)
+    lines = []
+    for k in range(1000):
+        right = rng.random() < (0.96 if k < 600 else 0.75)
+        confidence = rng.uniform(0.85, 1.0) if k >= 600 or right else rng.uniform(0.5, 0.8)
+        lines.append(f"yes,{'yes' if right else 'no'},{confidence:.3f},yes,0.9,2026-01-01T{k // 60:02}:{k % 60:02}:00Z")
+        lines[-1] = lines[-1] if k % 2 else lines[-1].replace("yes", "?").replace("no", "yes").replace("?", "no")
+    ordered = lines[::-1] if is_newest_first else lines
+    (tmp_path / "log.csv").write_text("\n".join(["label,a,p,b,q,created_at", *ordered]) + "\n")
+    (tmp_path / "log.yaml").write_text(SPEC)
+    solution = solve_spec(spec_of(tmp_path / "log.yaml", "goal.max_loss=12%"), run_in(tmp_path / "run", base=tmp_path))
+    assert solution.selection.reason == LOSS_DRIFTED

@@ -8,15 +8,21 @@ a sudden change, and over ramps, which find a gradual one: flat up to a point, a
 ramp estimates the excess of the rows to come, which the mean of a window understates while the excess still grows.
 
 Where growth is beyond doubt, the certificate has lost its ground, so the end must keep the promise by a margin.
+
+Many tools export the newest rows first, so a column of times decides the order of the rows, if the table has one.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.data.table import Frame
+from unfold_cascade.schema import cell_values
+from unfoldkit.arrivals.readers import timestamps
 
 MIN_UNITS = 60
 LEVEL = 0.05
@@ -30,6 +36,10 @@ DOUBTFUL = 5.0
 MAX_BLOCKS = 200
 PERMUTATIONS = 999
 ROUNDING = 1e-9
+TIME_COLUMNS = (*timestamps.COLUMNS, "admitted", "admittime", "admission_date", "admitdate", "visit_date", "charttime")
+"""Names of columns of times, in lower case and without what they are nested in, the likeliest first."""
+MAX_BLOCKS_OF_WORDS = 0.2
+"""Different words, as a share of the rows, up to which a column may name subjects or tasks."""
 
 
 def find_late_break(excesses: Mapping[str, FloatArray]) -> str | None:
@@ -78,6 +88,39 @@ def late_break_p_value(excess: FloatArray) -> float:
 
     # both are p-values of the same maximum, so that their union at 1 and 1 / DOUBTFUL of a level has this level
     return min(p_value(end > 0.0), DOUBTFUL * p_value(end + error > 0.0), 1.0)
+
+
+def rank_by_time(frame: Frame) -> IntArray | None:
+    """Rank (n,) the rows from 0 by a column of dates or of times since 1970; ``None`` without such a column."""
+    stems = {timestamps.split_unit(re.split(r"[./|]", name)[-1])[0]: name for name in reversed(list(frame.columns))}
+    for name in (stems[stem] for stem in TIME_COLUMNS if stem in stems):
+        times = np.array([_parse_time(cell_values.label_text(value)) for value in frame.columns[name]])
+        if (times >= timestamps.FIRST_EPOCH_S).all():
+            rank: IntArray = np.argsort(np.argsort(times, kind="stable"))
+            return rank
+    return None
+
+
+def _parse_time(text: str) -> float:
+    """Parse a date or a number; minus infinity if it is neither."""
+    date = timestamps.parse_timestamp(text)
+    date = cell_values.parse_date(text) if date is None else date
+    if date is not None:
+        return date
+    return float(text) if timestamps.NUMBER.fullmatch(text) else -np.inf
+
+
+def is_sorted_by_words(frame: Frame) -> bool:
+    """Whether rows are sorted by a column of words, such as subjects: their order then says nothing about time."""
+    for values in frame.columns.values():
+        # not as an array of text, in which each cell takes the room of the longest
+        words = [cell_values.label_text(value) for value in values]
+        number = {word: index for index, word in enumerate(dict.fromkeys(words))}
+        is_named = not any(cell_values.is_number(word) or cell_values.parse_date(word) is not None for word in number)
+        is_short = 1 < len(number) <= MAX_BLOCKS_OF_WORDS * len(words)
+        if is_short and is_named and are_sorted(np.array([number[word] for word in words])):
+            return True
+    return False
 
 
 def average_in_order(values: FloatArray, clusters: IntArray | None) -> FloatArray:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, Hashes, IntArray
+from unfold_cascade.data.case_order import rank_by_time
 from unfold_cascade.data.changed_units import ChangedUnit, Quartiles, find_changed_units, measure_quartiles
 from unfold_cascade.data.doubtful_values import CODES, Doubt, find_doubts
 from unfold_cascade.data.leakage import (
@@ -105,6 +106,7 @@ class Dataset:
         marks: columns with a state that occurs with one label and hardly any other.
         patients: a column of patients with several rows, by which they are grouped though the spec does not name it.
         has_unnamed_groups: whether rows lie in close groups, such as visits of patients, that no column names.
+        time_rank: (n,) rank of each row in time; ``None`` where no column has times, and the order of the table counts.
         row_hashes: hashes of rows that no other case equals by chance; ``None`` in runs of earlier versions.
         quartiles: quartiles of the columns.
     """
@@ -127,6 +129,11 @@ class Dataset:
     row_hashes: Hashes | None = None
     quartiles: Quartiles = field(default_factory=dict)
     has_unnamed_groups: bool = False
+    time_rank: IntArray | None = None
+
+    def sort_by_time(self, rows: IntArray) -> IntArray:
+        """Sort rows by time, or in the order of the table."""
+        return np.sort(rows) if self.time_rank is None else rows[np.argsort(self.time_rank[rows])]
 
     def find_changed_units(self, frame: Frame) -> Iterator[ChangedUnit]:
         """Yield the columns that another table seems to hold in another unit."""
@@ -311,6 +318,7 @@ def read_dataset(options: DatasetOptions) -> Dataset:
         None if features is None else hash_unique_rows(features),
         measure_quartiles({name: frame.numbers_or_flags(name, key="features")[is_labelled] for name in order}),
         not patients and features is not None and _has_unnamed_groups(options, features, clusters),
+        None if (rank := rank_by_time(frame)) is None else rank[is_labelled],
     )
     if options.split.kind == "leave-out":
         # before any model is fitted: a site may be too small to leave out
@@ -622,6 +630,8 @@ def _pack(dataset: Dataset) -> bytes:
         arrays["clusters"] = dataset.clusters
     if dataset.row_hashes is not None:
         arrays["row_hashes"] = dataset.row_hashes
+    if dataset.time_rank is not None:
+        arrays["time_rank"] = dataset.time_rank
     stream = io.BytesIO()
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     np.savez(stream, allow_pickle=False, labels=dataset.labels, facts=text, **arrays)
@@ -650,4 +660,5 @@ def _unpack(data: bytes) -> Dataset:
         stored.get("row_hashes"),
         facts.get("quartiles", {}),
         facts.get("has_unnamed_groups", False),
+        stored.get("time_rank"),
     )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.data.case_order import is_sorted_by_words, rank_by_time
 from unfold_cascade.data.dataset import require_groups
 from unfold_cascade.data.leakage import Copies, find_copies, is_oracle, join_groups
 from unfold_cascade.data.table import Frame, TableSource, load_frame
@@ -133,6 +134,7 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
         source=frame.name,
         digest=frame.digest,
         parts=parts,
+        rank=_rank_requests(frame),
         max_models=SMALL_CHAIN
         if is_small and "max_models" not in spec.gates.model_fields_set
         else spec.gates.max_models,
@@ -170,6 +172,12 @@ def _find_copies(spec: CascadeSpec, frame: Frame, log: CallLog) -> Copies | None
     words = [frame.text(column, key="data.path") for column in columns]
     numbers = np.column_stack([log.confidence, log.is_correct, log.cost, log.confidence_cost])
     return find_copies(np.where(np.isfinite(numbers), numbers, np.nan), words, finds_noisy=False)
+
+
+def _rank_requests(frame: Frame) -> IntArray | None:
+    """Rank (n,) the requests in time; ``None`` where their order says nothing about it."""
+    rank = rank_by_time(frame)
+    return np.arange(len(frame)) if rank is None and not is_sorted_by_words(frame) else rank
 
 
 def _find_answered_rows(spec: CascadeSpec, log: CallLog) -> IntArray:
@@ -262,6 +270,7 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
         require_groups(spec.group or "", groups)
     is_sticky = spec.serve is not None and spec.serve.sticky == "conversation" and groups is not None
     unit = join_units(groups, prompts, len(frame))
+    rank = rank_by_time(frame) if is_sticky else None
     log = CallLog(
         models=tuple(model.name for model in models),
         is_correct=scores == 1.0,
@@ -272,7 +281,7 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
         ),
         latency_ms=np.column_stack([_read_latency(frame, c, key) for c, key in pairs]),
         unit=unit,
-        turn=np.arange(len(frame)) if is_sticky else None,
+        turn=(np.arange(len(frame)) if rank is None else rank) if is_sticky else None,
         conversation=join_units(groups, None, len(frame)) if is_sticky else None,
         answer=answer,
         is_answered=is_answered | ~is_missing,

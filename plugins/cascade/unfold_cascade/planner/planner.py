@@ -114,7 +114,8 @@ def certify_fronts(
         parts = [rows.train, rows.calibrate, rows.test]
         # parts in the order of time or by site differ by more than chance: what the cascade was tuned on is left out
         ordered = np.concatenate(parts if problem.data.split.kind in ("random", "leave-out") else parts[1:])
-        selection = refuse_late_break(tables, candidates, selection, baseline, labels, ordered, goal, names)
+        in_time = dataset.sort_by_time(ordered)
+        selection = refuse_late_break(tables, candidates, selection, baseline, labels, in_time, goal, names)
     attempt = _record(problem, candidates, selection, run)
     return Solution(problem, tables, front, candidates, baseline, selection, attempt)
 

@@ -308,13 +308,12 @@ def refuse_late_break(
         selection: the selected one.
         baseline: the baseline model.
         labels: (n,) true labels, in the order of the table.
-        rows: the rows to test on, one random sample of the table or all of it.
+        rows: the rows to test on, in the order of time: one random sample of the table or all of it.
         goal: what is promised.
         names: (C,) labels, for ``goal.max_loss_of``.
     """
-    if selection.point is None or are_sorted(labels):
+    if selection.point is None or are_sorted(labels[rows]):
         return selection
-    rows = np.sort(rows)
     outcome = follow(tables, front.policies[selection.point], rows)
     broken = find_late_break(_list_excesses(tables, outcome, baseline, labels, rows, goal, names))
     if broken is None:

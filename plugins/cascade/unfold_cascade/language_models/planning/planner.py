@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
+from unfold_cascade.data.case_order import average_in_order, find_late_break
 from unfold_cascade.gates.chains import list_chains
 from unfold_cascade.language_models.planning.calibration import Calibration, fit_calibration
 from unfold_cascade.language_models.planning.call_log import (
@@ -32,6 +33,7 @@ from unfold_cascade.language_models.planning.certificate import (
     find_smallest_limit,
     list_sequences,
     rank_sequences,
+    row_differences,
     unit_differences,
 )
 from unfold_cascade.language_models.planning.loss_test import betting_p_value, is_ternary
@@ -42,6 +44,8 @@ from unfoldkit.api import Progress, ignore_progress, user_error
 
 MIN_UNITS = 20
 """Units that tuning and certifying need at least."""
+LOSS, COST, LATENCY = "loss", "cost", "latency"
+"""What is promised of a route."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,7 @@ class RoutingSolution:
         scorer: of prompts, if a gate before the first model was searched.
         extra_cost: what the certified route costs above the reference, as a share of that, on rows that took no part
             in tuning; ``None`` if it saves, or none is certified.
+        late_break: the promise of the certified route which the last requests break, such as ``LOSS``; or empty.
     """
 
     problem: RoutingProblem
@@ -74,6 +79,7 @@ class RoutingSolution:
     rows_to_label: int
     scorer: PromptScorer | None = None
     extra_cost: float | None = None
+    late_break: str = ""
 
     @property
     def walk(self) -> Walk | None:
@@ -97,12 +103,12 @@ class RoutingSolution:
 
     @property
     def step(self) -> Step | None:
-        """The test of the selected route; ``None`` if none is certified, or the certified one saves nothing."""
-        return None if self.walk is None or self.extra_cost is not None else self.walk.passed
+        """The test of the selected route; ``None`` if none is certified, or the certified one is refused."""
+        return None if self.walk is None or self.extra_cost is not None or self.late_break else self.walk.passed
 
     @property
     def route(self) -> Route | None:
-        """The selected route; ``None`` if none is certified, or the certified one saves nothing."""
+        """The selected route; ``None`` if none is certified, or the certified one is refused."""
         return None if self.step is None else self.step.route
 
     @property
@@ -183,7 +189,28 @@ def solve_routing(problem: RoutingProblem, progress: Progress = ignore_progress)
         rows_to_label=count_rows_to_label(certify, score[parts.certify], routes, reference),
         scorer=scorer,
         extra_cost=measure_extra_cost(log, score, choose_walk(walks), reference, (parts.certify, parts.test)),
+        late_break=find_broken_promise(problem, score, choose_walk(walks), reference),
     )
+
+
+def find_broken_promise(problem: RoutingProblem, score: FloatArray, walk: Walk | None, reference: int) -> str:
+    """Find the promise of the certified route of a walk that the last requests break; empty if there is none.
+
+    A random split hides a change over time, such as a provider that replaces its model, as every part holds early and
+    late requests.
+    """
+    if walk is None or walk.passed is None or problem.rank is None:
+        return ""
+    rows, route, limits = np.argsort(problem.rank), walk.passed.route, problem.limits
+    log, part = problem.log.take(rows), score[rows]
+    outcome, alone = follow_route(log, part, route), follow_route(log, part, Route((reference,), ()))
+    excesses = {
+        LOSS: row_differences(log, part, route, reference) - limits.max_loss,
+        COST: outcome.cost - alone.cost,
+    }
+    if limits.deadline_ms is not None:
+        excesses[LATENCY] = (outcome.latency_ms > limits.deadline_ms) - limits.late_share
+    return find_late_break({name: average_in_order(each, log.unit) for name, each in excesses.items()}) or ""
 
 
 def measure_extra_cost(

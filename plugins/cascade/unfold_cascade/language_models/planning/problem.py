@@ -39,6 +39,7 @@ class RoutingProblem:
         source: name of the table.
         digest: hash of the table.
         parts: rows to tune, to certify and to report on.
+        rank: (n,) rank of each row in time; ``None`` if the order of the table says nothing about it.
         max_models: the longest chain.
         order: the orders of models to search.
         limits: what is to be promised.
@@ -78,6 +79,7 @@ class RoutingProblem:
     is_servable: bool = True
     repeated_prompts: str = ""
     unanswered: int = 0
+    rank: IntArray | None = None
 
 
 def split_units(unit: IntArray, tune: float, certify: float, seed: int, *, min_tuning: int = 0) -> Parts:

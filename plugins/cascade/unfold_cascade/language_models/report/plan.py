@@ -150,6 +150,8 @@ def _headline(solution: RoutingSolution, outcome: Outcome, reference: Outcome) -
         return sentences.leaked_confidence(solution.problem.leaks)
     if solution.extra_cost is not None:
         return sentences.costs_more(name, solution.extra_cost)
+    if solution.late_break:
+        return sentences.late_break(name, solution.late_break)
     if solution.sequence is None:
         return sentences.no_cheaper(name)
     return sentences.refusal(limits.max_loss, 1.0 - limits.delta, name, solution.smallest_limit)

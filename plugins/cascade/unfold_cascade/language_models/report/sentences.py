@@ -67,6 +67,16 @@ def costs_more(reference: str, share: float) -> str:
     return f"no route is cheaper than {reference} alone: the certified one costs {cost} on rows not used to select it"
 
 
+def late_break(reference: str, promise: str) -> str:
+    """State that the last requests of the log break a promise which the earlier ones keep."""
+    what = {"loss": "lose more than is allowed", "cost": f"cost more than with {reference} alone"}
+    broken = what.get(promise, "take longer than is allowed too often")
+    return (
+        f"nothing is certified: the {promise} of the route grows along the log, so that its last requests {broken}; "
+        "plan again on recent requests only"
+    )
+
+
 def leaked_confidence(columns: Sequence[str]) -> str:
     """State why nothing is certified: confidences that have seen the right answers."""
     return f"nothing is certified: {leaked_label(columns)}"
