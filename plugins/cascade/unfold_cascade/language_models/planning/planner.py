@@ -209,7 +209,7 @@ def find_broken_promise(problem: RoutingProblem, score: FloatArray, walk: Walk |
         COST: outcome.cost - alone.cost,
     }
     if limits.deadline_ms is not None:
-        excesses[LATENCY] = (outcome.latency_ms > limits.deadline_ms) - limits.late_share
+        excesses[LATENCY] = (outcome.latency_ms > limits.deadline_ms).astype(np.float64) - limits.late_share
     return find_late_break({name: average_in_order(each, log.unit) for name, each in excesses.items()}) or ""
 
 
