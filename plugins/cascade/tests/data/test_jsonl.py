@@ -70,3 +70,10 @@ def test_an_array_of_objects_is_a_table(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("[1, ")
     with pytest.raises(UnfoldError, match="not JSON"):
         frame_of_file(tmp_path / name)
+
+
+def test_a_json_text_sequence_is_a_table(tmp_path: Path) -> None:
+    """Records of RFC 7464 begin with a separator; ``jq --seq`` and exporters of logs write them."""
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(f'\x1e{{"label": "{k % 2}"}}\n' for k in range(12)))
+    assert frame_of_file(path).columns["label"].tolist() == ["0", "1"] * 6

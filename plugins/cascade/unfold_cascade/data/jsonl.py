@@ -41,7 +41,8 @@ def _parse_array(text: str, file: str) -> Iterator[Mapping[str, Any]]:
 
 def _parse_json(text: str, location: str) -> Any:
     try:
-        return json.loads(text)
+        # a record of a JSON text sequence (RFC 7464) begins with a separator, which counts as white space here
+        return json.loads(text.strip())
     except (ValueError, RecursionError) as error:
         raise user_error(f"not JSON: {error}", file=location, hint=LAYOUT) from error
 
