@@ -312,7 +312,8 @@ def not_utf8(data: bytes, path: Path) -> UnfoldError:
             data.decode()
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
-    hint = f"if it is in {name}: iconv -f {code} -t UTF-8 {path.name.removesuffix('.gz')} > new.csv"
+    plain = path.name.removesuffix(".gz")
+    hint = f"if it is in {name}: iconv -f {code} -t UTF-8 {plain} > new{Path(plain).suffix}"
     return UnfoldError(Diagnostic("the file is not in UTF-8", str(path), line, 1, hint=hint))
 
 
