@@ -63,3 +63,21 @@ def test_stays_of_one_patient_stay_together(tmp_path: Path) -> None:
     assert some.sum_by_cluster(np.array([1.0, 2.0, 3.0, 4.0])).tolist() == [3.0, 3.0, 4.0]
     alone = build_temporal_problem(spec_of(CONFIGS / "wards.yaml"), run)
     assert label_table(alone, read_table(alone.source, run)).repeated == "subject_id"
+
+
+@pytest.mark.parametrize("key", ["patient", "subject_id"])
+def test_a_split_file_may_name_entities_or_their_groups(tmp_path: Path, key: str) -> None:
+    """Parts are given by stay or by patient, whichever column the file has."""
+    head, *rows = (CONFIGS / "wards.csv").read_text().splitlines()
+    text = "".join(f"{row},s{int(row[1 : row.index(',')]) // 4}\n" for row in rows)
+    (tmp_path / "wards.csv").write_text(f"{head},subject_id\n{text}")
+    names = [f"w{k:03}" for k in range(160)] if key == "patient" else [f"s{k}" for k in range(40)]
+    words = np.repeat(["train", "calibrate", "test"], np.array([2, 1, 1]) * len(names) // 4)
+    parts = "".join(f"{name},{word}\n" for name, word in zip(names, words, strict=True))
+    (tmp_path / "split.csv").write_text(f"{key},part\n{parts}")
+    settings = ("data.group=subject_id", f"data.split={{file: {tmp_path / 'split.csv'}}}")
+    run = run_in(tmp_path / "run", base=tmp_path)
+    problem = build_temporal_problem(spec_of(CONFIGS / "wards.yaml", *settings), run)
+    hours = label_table(problem, read_table(problem.source, run))
+    assert hours.part is not None
+    assert hours.part.tolist() == np.repeat([0, 1, 2], [80, 40, 40]).tolist()

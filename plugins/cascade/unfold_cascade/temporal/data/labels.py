@@ -28,7 +28,7 @@ from unfold_cascade.temporal.data.features import expand_patterns, has_pattern
 from unfold_cascade.temporal.data.readers import list_psv_files
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, compute_hours_since, index_entities
 from unfold_cascade.temporal.data.targets import label_stages
-from unfold_cascade.temporal.problem import FeatureSet, TemporalProblem
+from unfold_cascade.temporal.problem import FeatureSet, LongSource, TemporalProblem
 from unfoldkit.api import Run, fingerprint
 from unfoldkit.safe_io.arrays import read_npz
 from unfoldkit.safe_io.files import parse_object, read_bytes
@@ -158,7 +158,8 @@ def _pack(original: EntityTable, problem: TemporalProblem) -> bytes:
     hashes = hash_records(original, moving)
     table = join_copies(original, hashes)
     entered, highest = label_stages(table, [stage.target for stage in problem.stages])
-    rule, units = problem.split, _describe_units(table)
+    source = problem.source
+    rule, units = problem.split, _describe_units(table, source.group if isinstance(source, LongSource) else "")
     sites = list_sites(rule.column, units)[1] if rule.kind == "leave-out" else ()
     columns, rows = _sample_columns(problem, table)
     leaks, doubts = (
@@ -225,13 +226,19 @@ def _find_leaks(
     return tuple(dict.fromkeys(found))
 
 
-def _describe_units(table: EntityTable) -> UnitTable:
-    # a split file names the entities; other splits read one column
-    values = np.repeat(table.ids, np.diff(table.starts)) if table.split_values is None else table.split_values
+def _describe_units(table: EntityTable, group_column: str) -> UnitTable:
+    sizes = np.diff(table.starts)
+
+    def read(column: str) -> np.ndarray:
+        # a split file names the entities or their groups; other splits read one column
+        if table.split_values is not None:
+            return table.split_values
+        return np.repeat(table.group_names if column == group_column else table.ids, sizes)
+
     cluster = table.timeline.cluster
     names = [table.ids[entity] for entity in np.unique(cluster, return_index=True)[1]]
     unit = cluster[index_entities(table.starts)]
-    return UnitTable(unit=unit, names=names, read=lambda _: values, noun="patient", table=table.name)
+    return UnitTable(unit=unit, names=names, read=read, noun="patient", table=table.name)
 
 
 def _number_parts(rows: Rows) -> IntArray:

@@ -164,7 +164,7 @@ def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
     order = np.lexsort((hour, number))
     timeline = Timeline(starts_from_sizes(np.bincount(number, minlength=len(ids))), hour[order])
     columns, unreadable = _read_columns(frame, {source.entity, source.time, source.group})
-    group = _read_groups(frame, source.group, number, ids.tolist()) if source.group else None
+    group, group_names = _read_groups(frame, source.group, number, ids.tolist()) if source.group else (None, ())
     split_values = None
     if source.split_column:
         frame.text(source.split_column, key="data.split")
@@ -184,6 +184,7 @@ def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
         unreadable=unreadable,
         split_values=split_values,
         group=group,
+        group_names=group_names,
         order=rank,
         repeated="" if source.group else _find_repeated_patients(frame, source.entity, number),
         stays=_find_merged_stays(frame, source.entity, number),
@@ -245,8 +246,8 @@ def _check_sites(frame: Frame, source: LongSource, entity: IntArray) -> None:
             raise user_error(message, key="data.entity", hint=hint)
 
 
-def _read_groups(frame: Frame, column: str, entity: IntArray, ids: Sequence[str]) -> IntArray:
-    """Number (P,) the groups of entities; an entity without a value is a group of its own.
+def _read_groups(frame: Frame, column: str, entity: IntArray, ids: Sequence[str]) -> tuple[IntArray, tuple[str, ...]]:
+    """Number and name (P,) the groups of entities; an entity without a value is a group of its own.
 
     Raises:
         UnfoldError: There is no such column, or the rows of an entity name two groups.
@@ -263,8 +264,7 @@ def _read_groups(frame: Frame, column: str, entity: IntArray, ids: Sequence[str]
         raise user_error(f'{frame.name}: {ids[entity[row]]} has both {both} in "{column}"', key="data.group")
     is_named = np.isin(np.arange(len(ids)), named)
     keys = [f"{flag:d}{name}" for flag, name in zip(is_named, names, strict=True)]
-    group: IntArray = np.unique(keys, return_inverse=True)[1].astype(np.int64)
-    return group
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64), tuple(map(str, names))
 
 
 def _find_repeated_patients(frame: Frame, entity_column: str, entity: IntArray) -> str:

@@ -79,6 +79,7 @@ class EntityTable:
         unreadable: By column that is not numeric, the diagnostic of its first bad cell.
         split_values: (n,) cells of the column of sites or times that the split reads, if it reads one.
         group: (P,) number of the patient of each entity, where a column names it.
+        group_names: (P,) name of that patient.
         order: (P,) rank of each entity by its first time or row, where known.
         repeated: A column that names one patient for several entities, if the spec does not name it; or empty.
         stays: A column that names several stays of one entity; or empty.
@@ -97,6 +98,7 @@ class EntityTable:
     order: IntArray | None = None
     repeated: str = ""
     stays: str = ""
+    group_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -119,6 +121,7 @@ class EntityTable:
             split_values=None if self.split_values is None else self.split_values[rows],
             group=timeline.group,
             order=timeline.order,
+            group_names=tuple(self.group_names[entity] for entity in entities) if self.group_names else (),
         )
 
     def column_index(self, column: str, *, key: str) -> int:
