@@ -462,3 +462,16 @@ def test_the_column_of_hours_is_found_in_any_case(tmp_path: Path) -> None:
     """In lower case it was ignored, and rows were numbered: gaps of hours were lost."""
     (tmp_path / "p1.psv").write_text("hr|iculos\n80|1\n81|2\n82|9\n")
     assert read_psv(tmp_path).hour.tolist() == [1.0, 2.0, 9.0]
+
+
+@pytest.mark.parametrize(("column", "ranks"), [("admission_date", list(range(11, -1, -1))), ("ward", list(range(12)))])
+def test_a_column_of_dates_orders_entities_whose_hours_are_numbers(
+    tmp_path: Path, column: str, ranks: list[int]
+) -> None:
+    """Exports often begin with the newest stay; hours since admission do not show it, and the date beside them does."""
+    path = tmp_path / "icu.csv"
+    rows = [f"s{k:02},{hour},8{hour},2025-01-{28 - k}\n" for k in range(12) for hour in range(2)]
+    path.write_text("".join([f"stay,hour,HR,{column}\n", *rows]))
+    order = read_long(path, LongSource(str(path), "stay", "hour")).order
+    assert order is not None
+    assert order.tolist() == ranks

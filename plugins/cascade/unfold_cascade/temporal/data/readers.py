@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 
 from unfold_cascade._types import Float32, FloatArray, IntArray
+from unfold_cascade.data.case_order import rank_by_time
 from unfold_cascade.data.dataset import check_size
 from unfold_cascade.data.table import Frame, frame_of_file
 from unfold_cascade.schema.cell_values import has_zone, is_missing
@@ -311,7 +312,7 @@ def read_patient_table(path: Path) -> EntityTable:
 
 
 def _read_hours(frame: Frame, source: LongSource, entity: IntArray) -> tuple[FloatArray, IntArray]:
-    """Read hours, and rank the entities by their first date or, without dates, by their first row.
+    """Read hours, and rank the entities by their first date: that of the hours, of another column, or else the row.
 
     Returns:
         (n,) numbers as they are, dates as hours since the first date of their entity; (P,) ranks from 0.
@@ -321,7 +322,9 @@ def _read_hours(frame: Frame, source: LongSource, entity: IntArray) -> tuple[Flo
     if dates_s is None:
         hours = frame.numbers(source.time, key="data.time")
         _check_unit(hours, entity, source.time, frame.name)
-        return hours, _rank(first)
+        # beside hours since admission, a table may have its date, and the newest stay first
+        rank = rank_by_time(frame)
+        return hours, _rank(first if rank is None else rank[first])
     earliest_s = np.full(int(entity.max()) + 1, np.inf)
     np.fmin.at(earliest_s, entity, dates_s)
     _check_repeated_hour(frame, source, entity, dates_s)
