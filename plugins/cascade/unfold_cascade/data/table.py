@@ -39,6 +39,8 @@ MIN_ROWS = 10
 MIN_CORRECT_SCORE = 0.5
 NAMES_FIRST = "remove the lines above the names of the columns"
 ROUNDING = 1e-6
+PROMPTFOO_JSON = "promptfoo eval --output results.json"
+PROMPTFOO_VERDICTS = ("[PASS]", "[FAIL]", "[ERROR]")
 YAML_SUFFIXES = frozenset({".yaml", ".yml"})
 BOOLEANS: Mapping[str, float] = {"true": 1.0, "false": 0.0}
 
@@ -213,9 +215,12 @@ def frame_of_file(path: Path) -> Frame:
     """
     reject_foreign(path)
     if path.suffix.lower() in YAML_SUFFIXES:
-        hint = "use CSV, Parquet or JSON Lines; of promptfoo, promptfoo eval --output results.json"
+        hint = f"use CSV, Parquet or JSON Lines; of promptfoo, {PROMPTFOO_JSON}"
         raise user_error(f"{path.name} is YAML, not a table", key="data.path", file="", hint=hint)
     frame = _find_reader(path)(path)
+    if any(str(values[0]).startswith(PROMPTFOO_VERDICTS) for values in frame.columns.values() if len(values)):
+        message = f"{path.name} is a table of promptfoo, whose cells join verdict and answer"
+        raise user_error(message, key="data.path", file="", hint=PROMPTFOO_JSON)
     if {"doc_id", "filtered_resps"} <= frame.columns.keys():
         message = f"{path.name} holds the samples of one model"
         raise user_error(message, key="data.path", file="", hint=evaluations.LAYOUT)
