@@ -116,9 +116,10 @@ def is_sorted_by_words(frame: Frame) -> bool:
         # not as an array of text, in which each cell takes the room of the longest
         words = [cell_values.label_text(value) for value in values]
         number = {word: index for index, word in enumerate(dict.fromkeys(words))}
-        is_named = not any(cell_values.is_number(word) or cell_values.parse_date(word) is not None for word in number)
         is_short = 1 < len(number) <= MAX_BLOCKS_OF_WORDS * len(words)
-        if is_short and is_named and are_sorted(np.array([number[word] for word in words])):
+        if not is_short or not are_sorted(np.array([number[word] for word in words])):
+            continue
+        if not any(cell_values.is_number(word) or cell_values.parse_date(word) is not None for word in number):
             return True
     return False
 
