@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from unfold_pipeline.planner.confident_plan import ConfidentPlan, find_confident
 from unfold_pipeline.planner.planner import NoPlan, find_plan
 from unfold_pipeline.problem.build import build_problem
 from unfold_pipeline.problem.problem import Problem
-from unfold_pipeline.problem.sample import draw_fresh_arrivals, draw_sample, resample_block_rows
+from unfold_pipeline.problem.sample import draw_fresh_arrivals, draw_sample, measure_block_variance, resample_block_rows
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfoldkit.api import Run, RunDir, Verdict
@@ -46,6 +48,7 @@ arrivals: {trace: t.npz}
 hardware: {cpu: {price: $0.05/h}}
 stages: {only: {latency: {cpu: {1: 400 ms, 2: 600 ms}}}}
 """
+WANDERING = BURSTS.replace("1500 ms", "1500 ms, confidence: 90%")
 FRESH = 40
 
 
@@ -150,6 +153,55 @@ def test_expected_share_of_a_trace_is_that_of_its_traffic(tmp_path: Path) -> Non
                 tail_s = Estimator(problem.pipeline, sample).tail_latency(solution.plan)
                 shares.append(tail_s <= problem.slo_s)
     assert abs(np.mean(stated) - np.mean(observed)) < 0.1
+
+
+def draw_wandering(rng: np.random.Generator) -> FloatArray:
+    """Queries of five minutes at 20/s, where the logarithm of the rate is an Ornstein-Uhlenbeck process of 15 s."""
+    kept = math.exp(-1 / 15)
+    shocks = 0.4 * rng.standard_normal(300) * np.array([1.0, *[math.sqrt(1 - kept**2)] * 299])
+    logs = np.array(list(itertools.accumulate(shocks, lambda log, shock: kept * log + shock)))
+    counts = rng.poisson(20 * np.exp(logs - 0.08))
+    times: FloatArray = np.sort(np.repeat(np.arange(300.0), counts) + rng.random(counts.sum()))
+    times -= times[0]
+    return times
+
+
+def draw_switching(rng: np.random.Generator) -> FloatArray:
+    """Queries of five minutes at 8/s or 44/s, for 10 s each on average."""
+    ends = np.cumsum(rng.exponential(10.0, 120))
+    rates = np.where(np.searchsorted(ends, np.arange(300.0)) % 2, 44, 8)
+    counts = rng.poisson(rates)
+    times: FloatArray = np.sort(np.repeat(np.arange(300.0), counts) + rng.random(counts.sum()))
+    times -= times[0]
+    return times
+
+
+def test_plan_for_a_wandering_rate_holds_on_fresh_traffic(tmp_path: Path) -> None:
+    """With 90 %, plans for traces of a rate that wanders meet the SLO on at least 85 % of other draws of it."""
+    shares = []
+    for seed in range(4):
+        np.savez(tmp_path / "t.npz", arrival_s=draw_wandering(np.random.default_rng([7, seed])))
+        problem = problem_of(WANDERING, tmp_path, seed)
+        plan = solve(problem).solution.plan
+        for draw in range(15):
+            rng = np.random.default_rng([3, seed, draw])
+            sample = draw_sample(problem.pipeline, draw_wandering(rng), rng)
+            shares.append(Estimator(problem.pipeline, sample).tail_latency(plan) <= problem.slo_s)
+    assert np.mean(shares) >= 0.85
+
+
+def draw_spike(rng: np.random.Generator) -> FloatArray:
+    """Queries of five minutes at 20/s, and at 60/s for 15 s."""
+    return np.sort(np.concatenate([rng.uniform(0.0, 300.0, 6000), rng.uniform(150.0, 165.0, 600)]))
+
+
+@pytest.mark.parametrize("draw", [draw_switching, draw_spike])
+def test_known_peaks_are_scaled_less_than_a_rate_that_wanders(draw: Callable[..., FloatArray]) -> None:
+    """Traffic that switches on and off shows its peak rate, and a single spike is no random variation."""
+    rngs = [np.random.default_rng([5, seed]) for seed in range(8)]
+    known = np.median([measure_block_variance(draw(rng)) for rng in rngs])
+    wandering = np.median([measure_block_variance(draw_wandering(rng)) for rng in rngs])
+    assert known < 0.5 * wandering
 
 
 @pytest.mark.parametrize(("kind", "word"), [("steady", ""), ("drifting", "long memory"), ("heavy", "heavy tail")])

@@ -55,6 +55,16 @@ class Sample:
         return float(self.visits[stage].query.size) / self.size
 
 
+WINDOWS = 4
+"""Windows in each block of a trace, whose queries show how the rate varies."""
+FAR_LAG = 16
+"""Windows after which a rate that wanders is compared with itself."""
+NOISE_FACTOR = 1.5
+"""Independent windows rarely show more than this multiple of the noise of their neighbours."""
+MEDIAN_SQUARE = 0.4549
+"""Median of the square of a standard normal variable."""
+NORMAL_UPPER_EXCESS = 0.597
+"""By how many standard deviations the upper quarter of a normal variable exceeds its quartile, on average."""
 Sampler = Callable[[np.random.Generator], Sample]
 """Draws a fresh sample of one traffic."""
 
@@ -147,12 +157,38 @@ def draw_fresh_rows(arrivals: FloatArray, rng: np.random.Generator) -> tuple[Ind
 def measure_block_variance(arrivals: FloatArray) -> float:
     """Return the squared bandwidth of the queries per block relative to their mean: Silverman's, of their variance.
 
-    Second differences of the queries in quarters of blocks give it; the shape of the day adds little to them.
+    Second differences between windows, quarters of blocks, give the variance: the shape of the day adds little to them.
+    Those of neighbours average out over a block. A rate that wanders has fewer independent stretches than blocks.
     """
     blocks = _count_blocks(arrivals)
-    counts = np.bincount(_number_blocks(arrivals, 4 * blocks), minlength=4 * blocks)
-    variance = float((np.diff(counts, 2) ** 2).mean()) / 6
-    return float(variance / counts.mean() ** 2 / 4 * blocks**-0.4)
+    counts = np.bincount(_number_blocks(arrivals, WINDOWS * blocks), minlength=WINDOWS * blocks)
+    fast = float((np.diff(counts, 2) ** 2).mean()) / 6 / counts.mean() ** 2
+    wandering = measure_wandering(counts)
+    return float(fast / WINDOWS * blocks**-0.4 + wandering * (blocks / FAR_LAG) ** -0.4)
+
+
+def measure_wandering(counts: CountArray) -> float:
+    """Return the variance of the logarithm of a rate that wanders, by which distant windows exceed their neighbours.
+
+    Medians ignore single steps and spikes. A random walk doubles with the lag, and a shape of the day grows faster. The
+    upper windows limit all: traffic that switches on and off shows its peak rate.
+
+    Args:
+        counts: queries in windows of equal length, shape (windows,).
+    """
+    logs = np.log(np.maximum(counts, 1))
+    near, far = (_square_differences(logs, lag) for lag in (FAR_LAG // 2, FAR_LAG))
+    noise = float(_square_differences(logs, 1).mean())
+    near_variance, far_variance = (float(np.median(squares)) / MEDIAN_SQUARE for squares in (near, far))
+    upper = np.sort(logs)[-(logs.size // 4) - 1 :]
+    upper_variance = float(((upper[1:].mean() - upper[0]) / NORMAL_UPPER_EXCESS) ** 2)
+    return max(0.0, min(far_variance, 2 * near_variance - noise, upper_variance) - NOISE_FACTOR * noise)
+
+
+def _square_differences(values: FloatArray, lag: int) -> FloatArray:
+    """Return squared second differences at a lag, with the variance of independent values as their mean."""
+    squares: FloatArray = (values[2 * lag :] - 2 * values[lag:-lag] + values[: -2 * lag]) ** 2 / 6
+    return squares
 
 
 def scale_block_rows(arrivals: FloatArray, variance: float, rng: np.random.Generator) -> tuple[IndexArray, FloatArray]:
