@@ -19,7 +19,13 @@ from unfold_pipeline.planner.confident_plan import ConfidentPlan, find_confident
 from unfold_pipeline.planner.planner import NoPlan, find_plan
 from unfold_pipeline.problem.build import build_problem
 from unfold_pipeline.problem.problem import Problem
-from unfold_pipeline.problem.sample import draw_fresh_arrivals, draw_sample, measure_block_variance, resample_block_rows
+from unfold_pipeline.problem.sample import (
+    bound_fresh_share,
+    draw_fresh_arrivals,
+    draw_sample,
+    measure_block_variance,
+    resample_block_rows,
+)
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfoldkit.api import Run, RunDir, Verdict
@@ -188,6 +194,21 @@ def test_plan_for_a_wandering_rate_holds_on_fresh_traffic(tmp_path: Path) -> Non
             sample = draw_sample(problem.pipeline, draw_wandering(rng), rng)
             shares.append(Estimator(problem.pipeline, sample).tail_latency(plan) <= problem.slo_s)
     assert np.mean(shares) >= 0.85
+
+
+@pytest.mark.parametrize(("confidence", "verdict"), [("90%", Verdict.YES), ("97%", Verdict.NO)])
+def test_wandering_rate_supports_no_share_above_its_stretches(
+    tmp_path: Path, confidence: str, verdict: Verdict
+) -> None:
+    """A trace of 18 blocks of a rate that wanders supports 18 of 19: never all, and no confidence above."""
+    times = draw_wandering(np.random.default_rng([7, 2]))
+    np.savez(tmp_path / "t.npz", arrival_s=times)
+    text = WANDERING.replace("90%", confidence)
+    report = plan(validate(PipelineSpec, parse(text, "t")), Run(RunDir(tmp_path / "r"), LocalEngine(1), base=tmp_path))
+    assert report.verdict is verdict
+    assert report.metrics["fresh_share"].value == bound_fresh_share(times) < 0.96
+    assert "on 100 %" not in report.headline
+    assert any("independent stretches" in text for label, text in report.lines if label == "caution")
 
 
 def draw_spike(rng: np.random.Generator) -> FloatArray:

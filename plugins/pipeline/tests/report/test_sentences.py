@@ -38,6 +38,7 @@ PAGE: dict[str, list[str]] = {
     ],
     "describe_comparison": [sentences.describe_comparison(0.0012, 0.0341, 0.62)],
     "describe_configuration": [sentences.describe_configuration("k80", 8, 1.3)],
+    "describe_wandering": [sentences.describe_wandering(0.95)],
     "describe_drift": [sentences.describe_drift(0.83)],
     "describe_heavy_tail": [sentences.describe_heavy_tail(1.4)],
     "describe_excess": [sentences.describe_excess(12.5, 41, 0.25, 30)],

@@ -27,20 +27,21 @@ CERTAINTY = 0.9
 
 @dataclass(frozen=True, slots=True)
 class FreshShare:
-    """On how many of ``draws`` fresh samples a plan meets the SLO."""
+    """On how many of ``draws`` fresh samples a plan meets the SLO, and the largest share that the traffic supports."""
 
     kept: int
     draws: int
+    limit: float = 1.0
 
     @property
     def share(self) -> float:
-        """The fraction of the drawn samples on which the plan met the SLO."""
-        return self.kept / self.draws
+        """The fraction of the drawn samples on which the plan met the SLO, at most the limit."""
+        return min(self.kept / self.draws, self.limit)
 
     @property
     def lower_bound(self) -> float:
         """The share that is exceeded with a certainty of 90 %."""
-        return bound_share(self.kept, self.draws)
+        return min(bound_share(self.kept, self.draws), self.limit)
 
 
 def bound_share(kept: int, draws: int) -> float:
@@ -83,6 +84,6 @@ def list_scenario_tails(pipeline: Pipeline, plan: Plan, scenarios: Sequence[Scen
     )
 
 
-def measure_fresh_share(tails_s: FloatArray, slo_s: float) -> FreshShare:
-    """Return on how many scenarios the percentile meets the SLO."""
-    return FreshShare(int((tails_s <= slo_s).sum()), int(tails_s.size))
+def measure_fresh_share(tails_s: FloatArray, slo_s: float, limit: float) -> FreshShare:
+    """Return on how many scenarios the percentile meets the SLO; the traffic supports a share of ``limit``."""
+    return FreshShare(int((tails_s <= slo_s).sum()), int(tails_s.size), limit)

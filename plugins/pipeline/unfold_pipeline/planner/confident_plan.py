@@ -30,7 +30,7 @@ from unfold_pipeline.estimator.slo_on_fresh_samples import (
 from unfold_pipeline.planner.planner import NoPlan, Progress, Solution, find_plan
 from unfold_pipeline.problem.pipeline import Plan
 from unfold_pipeline.problem.problem import Problem
-from unfold_pipeline.problem.sample import draw_fresh_rows
+from unfold_pipeline.problem.sample import bound_fresh_share, draw_fresh_rows
 
 MAX_ROUNDS = 12
 MAX_ITEMS = 2e7
@@ -70,14 +70,15 @@ def find_confident_plan(checker: SloChecker, problem: Problem, progress: Progres
     joined = set[int]()
     while True:
         tails_s = list_scenario_tails(checker.pipeline, result.plan, scenarios)
-        share = measure_fresh_share(tails_s, checker.slo_s)
-        is_reached = share.kept >= required
+        share = measure_fresh_share(tails_s, checker.slo_s, problem.max_fresh_share)
+        has_enough = share.kept >= required
+        is_reached = has_enough and (confidence is None or share.limit >= confidence)
         if required:
             progress("scenarios", min(share.kept, required), required)
         ranked = [int(index) for index in np.argsort(tails_s, kind="stable")[:required]]
         hardest = next((index for index in reversed(ranked) if index not in joined), None)
         plan = ConfidentPlan(solution=result, share=share, base_cost=base_cost, is_reached=is_reached)
-        if is_reached or hardest is None or len(joined) == MAX_ROUNDS:
+        if has_enough or hardest is None or len(joined) == MAX_ROUNDS:
             return plan
         joined.add(hardest)
         following = find_plan(add_scenario(result.checker, scenarios[hardest]), problem.budget, progress)
@@ -91,7 +92,8 @@ def measure_plan_share(checker: SloChecker, problem: Problem, plan: Plan) -> Fre
     if not problem.samplers:
         return None
     scenarios = draw_scenarios(problem.samplers, _limit_draws(checker, problem.confidence), problem.seed)
-    return measure_fresh_share(list_scenario_tails(checker.pipeline, plan, scenarios), checker.slo_s)
+    tails_s = list_scenario_tails(checker.pipeline, plan, scenarios)
+    return measure_fresh_share(tails_s, checker.slo_s, problem.max_fresh_share)
 
 
 def add_scenario(checker: SloChecker, scenario: Scenario) -> SloChecker:
@@ -154,4 +156,4 @@ def measure_fresh_request_share(
     for draw in range(draws):
         sample = draw_fresh_requests(requests, np.random.default_rng([seed, 8, draw]))
         kept += meets_targets(replace(problem, requests=sample))
-    return FreshShare(kept, draws)
+    return FreshShare(kept, draws, bound_fresh_share(requests.arrival_s))

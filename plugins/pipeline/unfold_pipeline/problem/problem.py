@@ -12,7 +12,7 @@ from unfold_pipeline.problem.from_cascade import CascadeSummary
 from unfold_pipeline.problem.latency_profile import BatchTiming
 from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfold_pipeline.problem.pricing import ReplicaPrice
-from unfold_pipeline.problem.sample import Sample, Sampler
+from unfold_pipeline.problem.sample import Sample, Sampler, bound_fresh_share
 
 WAIT_BOUND_MULTIPLE = 4.0
 DEFAULT_ACTIVATION_S = 5.0
@@ -182,3 +182,8 @@ class Problem:
     traces: tuple[FloatArray, ...] = ()
     confidence: float | None = None
     spares: int = 0
+
+    @property
+    def max_fresh_share(self) -> float:
+        """The largest share of fresh samples that the traces support."""
+        return min(map(bound_fresh_share, self.traces), default=1.0)

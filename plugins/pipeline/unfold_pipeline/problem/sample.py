@@ -160,8 +160,7 @@ def measure_block_variance(arrivals: FloatArray) -> float:
     Second differences between windows, quarters of blocks, give the variance: the shape of the day adds little to them.
     Those of neighbours average out over a block. A rate that wanders has fewer independent stretches than blocks.
     """
-    blocks = _count_blocks(arrivals)
-    counts = np.bincount(_number_blocks(arrivals, WINDOWS * blocks), minlength=WINDOWS * blocks)
+    blocks, counts = _count_blocks(arrivals), _count_windows(arrivals)
     fast = float((np.diff(counts, 2) ** 2).mean()) / 6 / counts.mean() ** 2
     wandering = measure_wandering(counts)
     return float(fast / WINDOWS * blocks**-0.4 + wandering * (blocks / FAR_LAG) ** -0.4)
@@ -183,6 +182,20 @@ def measure_wandering(counts: CountArray) -> float:
     upper = np.sort(logs)[-(logs.size // 4) - 1 :]
     upper_variance = float(((upper[1:].mean() - upper[0]) / NORMAL_UPPER_EXCESS) ** 2)
     return max(0.0, min(far_variance, 2 * near_variance - noise, upper_variance) - NOISE_FACTOR * noise)
+
+
+def bound_fresh_share(arrivals: FloatArray) -> float:
+    """Return the largest share of fresh samples that a trace supports: ``n`` of ``n + 1`` with ``n`` wandering blocks.
+
+    This is Laplace's rule of succession. Windows of a rate that does not wander are independent, and support any share.
+    """
+    blocks = _count_blocks(arrivals)
+    return blocks / (blocks + 1) if measure_wandering(_count_windows(arrivals)) > 0 else 1.0
+
+
+def _count_windows(arrivals: FloatArray) -> CountArray:
+    windows = WINDOWS * _count_blocks(arrivals)
+    return np.bincount(_number_blocks(arrivals, windows), minlength=windows)
 
 
 def _square_differences(values: FloatArray, lag: int) -> FloatArray:

@@ -60,11 +60,11 @@ def describe_plan(hourly_cost: float, slo_s: float) -> str:
 
 
 def describe_plan_on_samples(
-    hourly_cost: float, slo_s: float, kept: int, draws: int, *, confidence: float | None = None
+    hourly_cost: float, slo_s: float, kept: int, draws: int, *, limit: float = 1.0, confidence: float | None = None
 ) -> str:
-    """Return the headline of a plan with the share of fresh samples on which it meets the target."""
+    """Return the headline of a plan with the share of fresh samples on which it meets the target, at most ``limit``."""
     plan = describe_plan(hourly_cost, slo_s)
-    share = f"{kept} of {draws}" if draws < MIN_PERCENT_DRAWS else f"{_format_share(kept / draws)} of"
+    share = f"{kept} of {draws}" if draws < MIN_PERCENT_DRAWS else f"{_format_share(min(kept / draws, limit))} of"
     if confidence is None:
         also = "and" if kept / draws >= USUAL_CONFIDENCE else "but only"
         return f"{plan} on this sample, {also} on {share} fresh samples"
@@ -90,7 +90,12 @@ def describe_confident_share(kept: int, draws: int, lower_bound: float, extra_co
     observed = f"{kept} of {draws} fresh samples, at least {lower_bound * 100:.0f} % of all with 90 % certainty"
     if is_reached:
         return f"{observed}; ${extra_cost:,.2f}/h more than the plan for this sample alone"
-    return f"only {observed}; no plan within the quotas and the search meets more"
+    return f"only {observed}; no plan within the quotas and the search is sure to meet more"
+
+
+def describe_wandering(limit: float) -> str:
+    """Return that a trace of a rate that wanders has few independent stretches, and the share that they support."""
+    return f"the rate of the trace wanders: its independent stretches support a share of at most {limit * 100:.0f} %"
 
 
 def describe_drift(hurst: float) -> str:
