@@ -208,7 +208,7 @@ def test_wandering_rate_supports_no_share_above_its_stretches(
     assert report.verdict is verdict
     assert report.metrics["fresh_share"].value == bound_fresh_share(times) < 0.96
     assert "on 100 %" not in report.headline
-    assert any("independent stretches" in text for label, text in report.lines if label == "caution")
+    assert any("of this length" in text for label, text in report.lines if label == "caution")
 
 
 def draw_spike(rng: np.random.Generator) -> FloatArray:

@@ -94,8 +94,8 @@ def describe_confident_share(kept: int, draws: int, lower_bound: float, extra_co
 
 
 def describe_wandering(limit: float) -> str:
-    """Return that a trace of a rate that wanders has few independent stretches, and the share that they support."""
-    return f"the rate of the trace wanders: its independent stretches support a share of at most {limit * 100:.0f} %"
+    """Return the share that a trace supports whose rate wanders, as few of its stretches are independent."""
+    return f"the rate of the trace wanders: a trace of this length supports a share of at most {limit * 100:.0f} %"
 
 
 def describe_drift(hurst: float) -> str:
