@@ -64,6 +64,9 @@ def total_slowly(rows):
 def grow(rows):
     return [list(range(int(rows[0, 0])))] * len(rows)
 
+def size_text(rows):
+    return [len(row) for row in np.ravel(rows)]
+
 def wrong(rows):
     return {"box": rows[:, :1]}
 """
@@ -255,6 +258,33 @@ def test_joins_concatenate_in_the_order_of_after(tmp_path: Path) -> None:
     assert [answer["c"] for answer in answers] == [[8.0, 16.0, 4.0, 8.0], [-2.0, -2.0, -4.0, 8.0]]
 
 
+def onnx_echo(path: Path, kind: int = TensorProto.STRING) -> ModelSource:
+    """A model that answers its two inputs, ``text`` and ``size`` of any length."""
+    inputs = [
+        helper.make_tensor_value_info("text", kind, ["b", 1]),
+        helper.make_tensor_value_info("size", TensorProto.FLOAT, ["b", "n"]),
+        helper.make_tensor_value_info("pair", TensorProto.FLOAT, ["b", 2]),
+    ]
+    outputs = [helper.make_tensor_value_info("echo", kind, ["b", 1])]
+    graph = helper.make_graph([helper.make_node("Identity", ["text"], ["echo"])], "g", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    save(model, str(path))
+    return ModelSource(path=str(path))
+
+
+def test_text_reaches_an_onnx_model(tmp_path: Path) -> None:
+    """Inputs of text get the text of a stage upstream, next to inputs of other and of open lengths."""
+    inputs = {"text": ["a.name"], "size": ["a.box"], "pair": ["a.box"]}
+    graph = Pipeline(
+        (stage("a"), stage("b", {"a": 1.0}, inputs=inputs), stage("c", {"b": 1.0}, {"b": 'echo == "car"'}))
+    )
+    sources = [code(tmp_path, "crop"), onnx_echo(tmp_path / "b.onnx"), code(tmp_path, "size_text")]
+    answers = answer_by_ingress(graph, sources, [[1.0, 2.0, 3.0], [1.0, 2.0, -3.0]])
+    assert [answer["b"] for answer in answers] == [["person"], ["car"]]
+    assert [answer.get("c") for answer in answers] == [None, 3]
+
+
 @pytest.mark.parametrize("is_named", [True, False])
 def test_bytes_keep_their_zeros(is_named: bool) -> None:
     """Images and other bytes reach the next stage and the client unchanged; JSON has them as base64."""
@@ -345,6 +375,9 @@ def misfits(folder: Path) -> list[tuple[Pipeline, list[ModelSource], str, str]]:
     crop, total = code(folder, "crop", box=2, score=1, name=1), code(folder, "total")
     product, two = onnx_sum(folder / "p.onnx"), classifier(folder / "two.skops")
     integers = onnx_sum(folder / "i.onnx", TensorProto.INT64, (2, 2))
+    echo, names = onnx_echo(folder / "e.onnx"), onnx_echo(folder / "n.onnx", TensorProto.FLOAT)
+    text_or_nothing = {"text": ["b.name"], "size": ["a.box"], "pair": ["a.box"]}
+    others = {"size": ["a.box"], "pair": ["a.box"]}
     regression = sklearn(folder / "r.skops", DecisionTreeRegressor().fit(np.eye(3), [1, 2, 3]))
     first = stage("a")
 
@@ -386,6 +419,25 @@ def misfits(folder: Path) -> list[tuple[Pipeline, list[ModelSource], str, str]]:
             [two, integers],
             "stages.b.inputs.box",
             "probabilities holds real numbers, and the input takes int64",
+        ),
+        (
+            after_a({"text": ["a.probabilities"], "size": ["a.label"], "pair": ["a.probabilities"]}),
+            [two, names],
+            "stages.b.inputs.text",
+            "takes 1 .*gets 2",
+        ),
+        (
+            after_a({"text": ["a.probabilities"], "size": ["request"], "pair": ["a.probabilities"]}),
+            [two, echo],
+            "stages.b.inputs.text",
+            "probabilities holds numbers, and the model reads text",
+        ),
+        (after_a({"text": ["a.name", "a.name"], **others}), [crop, echo], "stages.b.inputs.text", "a joined row"),
+        (
+            Pipeline((first, stage("b", {"a": 0.5}), stage("c", {"a": 1.0, "b": 1.0}, inputs=text_or_nothing))),
+            [crop, crop, echo],
+            "stages.c.inputs.text",
+            "b may be skipped, and no number can stand for text",
         ),
         (after_a({"one": ["a"], "2": ["a"]}), [two, total], "stages.b.inputs.2", "not the name of an argument"),
         (after_a(when="labels == 'big'"), [two, total], "stages.b.when", "no tensor labels"),

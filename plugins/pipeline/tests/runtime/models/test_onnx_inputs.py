@@ -63,10 +63,24 @@ def test_all_inputs_get_the_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ([("x", TensorProto.STRING, ["b", 8])], r"m\.onnx: the input x of tensor\(string\) \[b, 8\] does not hold"),
+        ([("x", TensorProto.BFLOAT16, ["b", 8])], r"the input x of tensor\(bfloat16\) \[b, 8\] holds neither"),
         ([("x", TensorProto.FLOAT, [4, 8])], r"the input x of tensor\(float\) \[4, 8\] takes batches of exactly 4"),
         ([("x", TensorProto.FLOAT, ["b", 3, "h", "w"])], r"\[b, 3, h, w\] has more than one open size"),
         ([("x", TensorProto.FLOAT, [])], "has no batch"),
+    ],
+)
+def test_unsupported_inputs_are_rejected(tmp_path: Path, inputs: list[Given], message: str) -> None:
+    """An unsupported input is reported with the key, the model, its name, type and shape."""
+    with pytest.raises(UnfoldError, match=message) as caught:
+        model_loader.read_width("s", written(tmp_path / "m.onnx", *inputs))
+    assert caught.value.diagnostics[0].key == "stages.s.model"
+    assert caught.value.diagnostics[0].hint
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([("x", TensorProto.STRING, ["b", 8])], r"m\.onnx: the input x of tensor\(string\) \[b, 8\] takes text"),
         (
             [
                 ("x", TensorProto.FLOAT, ["b", 8]),
@@ -77,10 +91,12 @@ def test_all_inputs_get_the_row(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_unsupported_inputs_are_rejected(tmp_path: Path, inputs: list[Given], message: str) -> None:
-    """An unsupported input is reported with the key, the model, its name, type and shape."""
+def test_inputs_that_no_row_fills_are_rejected(tmp_path: Path, inputs: list[Given], message: str) -> None:
+    """A model that only tensors by name can fill does not read the rows of requests."""
+    source = written(tmp_path / "m.onnx", *inputs)
+    assert model_loader.read_width("s", source) is None
     with pytest.raises(UnfoldError, match=message) as caught:
-        model_loader.read_width("s", written(tmp_path / "m.onnx", *inputs))
+        model_loader.check_rows("s", source, ROWS)
     assert caught.value.diagnostics[0].key == "stages.s.model"
     assert caught.value.diagnostics[0].hint
 

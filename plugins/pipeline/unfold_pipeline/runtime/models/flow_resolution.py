@@ -168,10 +168,8 @@ class _FlowResolver:
         key = f"stages.{stage.name}.inputs.{tensor_input.name}" if is_written else f"stages.{stage.name}.after"
         model_input = next((item for item in signature.inputs if item.name == tensor_input.name), None)
         types = [tensor for source in tensor_input.sources for tensor in self._list_types(source, key)]
-        text = next((tensor.name for tensor in types if tensor.is_text), "")
-        if text and (not signature.is_code or len(types) > 1):
-            hint = f"inputs: {{{tensor_input.name}: STAGE.TENSOR}} selects a tensor of numbers"
-            raise user_error(f"{text} holds text, and the model reads numbers", key=key, hint=hint)
+        reads_text = model_input is not None and model_input.is_text
+        _require_kind(tensor_input.name, types, key, reads_text=reads_text, is_code=signature.is_code)
         self._check_missing(index, tensor_input, model_input, key)
         sizes = [tensor.size for tensor in types]
         # code states one number of features, which is that of no single keyword argument of several
@@ -223,9 +221,26 @@ class _FlowResolver:
                 else:
                     hint = "export the model with fixed sizes"
                 raise user_error(message, key=key, hint=hint)
+            if model_input is not None and model_input.is_text:
+                if all(tensor.is_text for tensor in self._list_types(source, key)):
+                    continue
+                message = f"{name} may be skipped, and no number can stand for text"
+                raise user_error(message, key=key, hint="a stage that always runs returns it")
             if model_input is not None and np.dtype(model_input.dtype).kind != "f" and math.isnan(stage.missing):
                 message = f"{name} may be skipped, and NaN cannot stand for {model_input.dtype}"
                 raise user_error(message, key=key, hint=f"stages.{stage.name}.missing: 0")
+
+
+def _require_kind(name: str, types: Sequence[TensorType], key: str, *, reads_text: bool, is_code: bool) -> None:
+    """Reject text for an input of numbers, numbers for one of text, and text in a joined row."""
+    text = next((tensor.name for tensor in types if tensor.is_text), "")
+    if text and (len(types) > 1 or not (is_code or reads_text)):
+        hint = f"inputs: {{{name}: STAGE.TENSOR}} selects a tensor of numbers"
+        raise user_error(f"{text} holds text, and the model reads numbers", key=key, hint=hint)
+    number = next((tensor.name or "request" for tensor in types if tensor.kind and not tensor.is_text), "")
+    if reads_text and (number or len(types) > 1):
+        hint = f"inputs: {{{name}: STAGE.TENSOR}} selects a tensor of text"
+        raise user_error(f"{number or 'a joined row'} holds numbers, and the model reads text", key=key, hint=hint)
 
 
 def _imply_stages(pipeline: Pipeline, ran: set[int], certain: Sequence[set[int]]) -> set[int]:

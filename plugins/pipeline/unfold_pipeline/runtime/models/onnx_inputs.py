@@ -22,8 +22,10 @@ DTYPES = {
     "tensor(double)": "float64",
     "tensor(bool)": "bool",
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    "tensor(string)": "object",
 }
 CPU_PROVIDER, GPU_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+TEXT_HINT = "inputs: {NAME: STAGE.TENSOR} fills it with the text that a stage of code returns"
 OPEN = -1
 """Stands for a dimension of any size."""
 
@@ -49,6 +51,11 @@ class ModelInput:
         """The numbers of a row; ``None`` if the shape is open."""
         return None if OPEN in self.shape else math.prod(self.shape)
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it takes text, which no row of numbers can fill."""
+        return self.dtype == "object"
+
     def accepts_width(self, width: int) -> bool:
         """Return whether rows of ``width`` numbers fill the shape."""
         fixed = math.prod(size for size in self.shape if size != OPEN)
@@ -63,7 +70,8 @@ class ModelInput:
 class OnnxModel:
     """A loaded model.
 
-    Rows fill all inputs: each gets the same row if they have the same length, and otherwise its part of it, in order.
+    Rows of numbers fill all inputs: each gets the same row if they have the same length, and otherwise its part of it,
+    in order. Tensors by name fill any inputs.
     """
 
     session: Any
@@ -73,9 +81,14 @@ class OnnxModel:
     def width(self) -> int | None:
         """The numbers of a row, where the model determines them."""
         widths = self.known_widths
-        if not widths:
+        if not widths or self.is_ambiguous or any(model_input.is_text for model_input in self.inputs):
             return None
         return sum(widths) if self.splits_rows else widths[0]
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether a row cannot be split, as the sizes of its parts are not known."""
+        return self.splits_rows and len(self.known_widths) < len(self.inputs)
 
     @property
     def known_widths(self) -> list[int]:
@@ -103,14 +116,22 @@ class OnnxModel:
         return outputs[0] if len(outputs) == 1 else dict(zip(names, outputs, strict=True))
 
     def check_width(self, path: str, width: int) -> None:
-        """Reject rows that do not fill an input.
+        """Reject rows of numbers that do not fill an input.
 
         Raises:
             UnfoldError: names the model, the input, its type and its shape.
         """
+        nodes = self.session.get_inputs()
+        for model_input, node in zip(self.inputs, nodes, strict=True):
+            if model_input.is_text:
+                raise _reject_input(path, node, "takes text, and a query is a row of numbers", TEXT_HINT)
+        if self.is_ambiguous:
+            names = " and ".join(f"{node.name} {_format_shape(node)}" for node in nodes)
+            message = f"{Path(path).name}: the inputs {names} need rows of different lengths"
+            raise user_error(message, hint="export them with fixed sizes, or wrap the model as code: module:function")
         if self.splits_rows and width == self.width:
             return
-        for model_input, node in zip(self.inputs, self.session.get_inputs(), strict=True):
+        for model_input, node in zip(self.inputs, nodes, strict=True):
             if not model_input.accepts_width(width):
                 hint = f"features: {self.width or 'how many numbers a query has'}"
                 raise _reject_input(path, node, f"cannot be filled with rows of {width} numbers", hint)
@@ -157,13 +178,7 @@ def parse_inputs(path: str, nodes: Sequence[Any]) -> tuple[ModelInput, ...]:
     Raises:
         UnfoldError: see :func:`load_onnx`.
     """
-    inputs = tuple(_parse_input(path, node) for node in nodes)
-    widths = {model_input.width for model_input in inputs}
-    if None in widths and len(widths) > 2:
-        hint = "export them with fixed sizes, or wrap the model as code: module:function"
-        names = " and ".join(f"{node.name} {_format_shape(node)}" for node in nodes)
-        raise user_error(f"{Path(path).name}: the inputs {names} need rows of different lengths", hint=hint)
-    return inputs
+    return tuple(_parse_input(path, node) for node in nodes)
 
 
 def _convert_output(output: Any) -> NDArray[Any]:
@@ -176,7 +191,7 @@ def _convert_output(output: Any) -> NDArray[Any]:
 def _parse_input(path: str, node: Any) -> ModelInput:
     dtype, shape = DTYPES.get(node.type), list(node.shape or [])
     if dtype is None:
-        raise _reject_input(path, node, "does not hold numbers", "wrap the model as code: module:function")
+        raise _reject_input(path, node, "holds neither numbers nor text", "wrap the model as code: module:function")
     if not shape:
         raise _reject_input(path, node, "has no batch dimension", "export it with the batch as its first axis")
     if isinstance(shape[0], int) and shape[0] != 1:
