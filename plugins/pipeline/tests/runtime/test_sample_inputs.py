@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, save
 
 from unfold_pipeline.problem.build import build_flows
 from unfold_pipeline.problem.model_source import ModelSource
@@ -89,6 +90,25 @@ def test_stated_rows_come_first(tmp_path: Path) -> None:
     """Code with features or rows in the spec gets these; several arguments are no single number of features."""
     stated = ModelSource(code="shots:size", folder=str(tmp_path), features=2)
     pipeline, sources = build_sources(tmp_path, {"size": stated})
+    assert list(list_upstream_readers(pipeline, sources)) == ["caption"]
+
+
+@pytest.mark.e2e
+def test_models_of_open_size_read_what_the_stages_before_them_return(tmp_path: Path) -> None:
+    """An input of any length gets the length that it is served with, and a model of fixed sizes a row of its own."""
+    sizes: dict[str, str | int] = {"open": "n", "fixed": 2}
+    for name, size in sizes.items():
+        shapes: dict[str, list[str | int]] = {"box": ["b", size], "area": ["b", 2]}
+        tensors = [helper.make_tensor_value_info(key, TensorProto.INT64, shape) for key, shape in shapes.items()]
+        graph = helper.make_graph([helper.make_node("Identity", ["box"], ["area"])], "g", tensors[:1], tensors[1:])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        save(model, str(tmp_path / f"{name}.onnx"))
+    pipeline, sources = build_sources(tmp_path, {"size": ModelSource(path=str(tmp_path / "open.onnx"))})
+    assert list_upstream_readers(pipeline, sources) == {"size": ["crop"], "caption": ["crop", "size"]}
+    assert np.array(record_inputs(pipeline, sources, ["size"])["size"]).shape[1:] == (2,)
+    sources["size"] = ModelSource(path=str(tmp_path / "fixed.onnx"))
+    assert list(list_upstream_readers(pipeline, sources)) == ["caption"]
+    sources["size"] = ModelSource(path=str(tmp_path / "open.onnx"), features=2)
     assert list(list_upstream_readers(pipeline, sources)) == ["caption"]
 
 

@@ -114,9 +114,9 @@ def require_profile(stage: str, run: Run) -> tuple[BatchTiming, ...]:
     """
     timings = load_profile(stage, run)
     if timings is None:
-        raise user_error(
-            "this stage was not profiled yet", key=f"stages.{stage}.model", hint="unfold profile SPEC first"
-        )
+        message = f"this stage was not profiled yet in {run.directory.path}"
+        hint = "unfold profile SPEC first; --run DIR names the folder of its profiles"
+        raise user_error(message, key=f"stages.{stage}.model", hint=hint)
     return timings
 
 

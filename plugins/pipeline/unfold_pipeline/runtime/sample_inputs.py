@@ -1,6 +1,6 @@
-"""What stages of code read for sample queries: the outputs of the models before them.
+"""What stages read for sample queries if their models do not state it: the outputs of the models before them.
 
-A file states the width of its input. Code does not, so a row of random numbers would be none that it ever gets.
+Code states no size, and an ONNX model may have inputs of open size, so random numbers would be none that it ever gets.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from unfold_pipeline.problem.pipeline import Pipeline, Stage
 from unfold_pipeline.runtime.deployment import resolve_models
 from unfold_pipeline.runtime.models.data_flow import DataFlow, DataFlowError, name_tensors, stack_inputs, take_row
 from unfold_pipeline.runtime.models.flow_resolution import reads_request
+from unfold_pipeline.runtime.models.model_loader import read_width
 from unfold_pipeline.runtime.replica import READY, BatchAnswer, Replica, launch_replica
 from unfold_pipeline.runtime.stage import build_hang_error, build_start_error
 from unfoldkit.api import user_error
@@ -27,7 +28,11 @@ QueryOutputs = dict[int, dict[str, NDArray[Any]]]
 
 
 def list_upstream_readers(pipeline: Pipeline, sources: Mapping[str, ModelSource]) -> dict[str, list[str]]:
-    """Return the stages of code that state no rows of their own, with the names of all stages upstream of each."""
+    """Return the stages that read others and do not state what, with the names of all stages upstream of each.
+
+    Raises:
+        UnfoldError: The file of a model is damaged.
+    """
     return {
         stage.name: [pipeline.stages[before].name for before in sorted(_list_upstream(pipeline, index))]
         for index, stage in enumerate(pipeline.stages)
@@ -79,7 +84,9 @@ def record_inputs(
 
 def _is_upstream_reader(stage: Stage, source: ModelSource) -> bool:
     is_stated = bool(source.rows_file) or (source.features is not None and len(stage.inputs) < 2)
-    return bool(source.code) and not reads_request(stage) and not is_stated
+    if is_stated or reads_request(stage):
+        return False
+    return bool(source.code) or (source.path.endswith(".onnx") and read_width(stage.name, source) is None)
 
 
 def _list_upstream(pipeline: Pipeline, index: int) -> set[int]:
