@@ -23,7 +23,7 @@ class MetricsServer:
 
     The series of a selector are those of targets with successive numbers; ``down`` holds those that cannot be scraped,
     and ``remembered`` those that had a series earlier.
-    ``extra`` is added to each response.
+    ``extra`` is added to each response, and ``labels`` to those of a series, which they replace.
 
     ``fault`` is empty, or one of ``500``, ``html``, ``hang``, ``huge``, ``redirect``; ``reply`` replaces all of them.
     """
@@ -36,6 +36,7 @@ class MetricsServer:
     down: set[int] = field(default_factory=set)
     remembered: set[int] = field(default_factory=set)
     extra: dict[str, Any] = field(default_factory=dict)
+    labels: dict[int, dict[str, str]] = field(default_factory=dict)
     fault: str = ""
     reply: tuple[int, bytes] | None = None
     clock: Callable[[], float] = time.time
@@ -60,7 +61,11 @@ class MetricsServer:
         listed = self.live(ranged[1]) or self.series.get(ranged[1], [])
         rows = [
             {
-                "metric": {"__name__": ranged[1].partition("{")[0], **_label_target(index)},
+                "metric": {
+                    "__name__": ranged[1].partition("{")[0],
+                    **_label_target(index),
+                    **self.labels.get(index, {}),
+                },
                 "values": [[at, str(value)] for at, value in samples if at >= since_s],
             }
             for index, samples in enumerate(listed)

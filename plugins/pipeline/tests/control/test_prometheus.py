@@ -9,7 +9,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from plugins.pipeline.tests.control.metrics_server import MetricsServer, metrics_server
@@ -146,6 +148,67 @@ def test_replicas_that_restart_are_counters(server: MetricsServer) -> None:
     crashing = [(now_s - 60 + 5 * index, 10.0 * (index % 3)) for index in range(13)]
     server.series[SELECTOR] = [*(server.series[SELECTOR] * 9), crashing]
     assert source(server).read().mean_rate(30.0) > 90
+
+
+COPIES = {0: {"prometheus": "a"}, 1: {"instance": "10.0.0.0:9100", "prometheus": "b", "job": "shop-pods"}}
+
+
+@pytest.mark.parametrize("reset_at", [0, 20])
+def test_a_counter_that_two_servers_scrape_counts_once(server: MetricsServer, reset_at: int) -> None:
+    """Thanos without deduplication, or a target in two jobs, is no double demand; a restart does not change that."""
+    now_s = time.time()
+    times = [[now_s - 150 + shift + 5 * index for index in range(30)] for shift in (0.0, 2.2)]
+    restarted_s = times[0][reset_at] - 1
+    server.series[SELECTOR] = [
+        [(at, 10 * (at - restarted_s if at > restarted_s else at - now_s + 1000)) for at in row] for row in times
+    ]
+    server.labels = COPIES
+    assert source(server).read().mean_rate(60.0) == pytest.approx(10.0, rel=0.1)
+    server.labels = {}
+    assert source(server).read().mean_rate(60.0) == pytest.approx(20.0, rel=0.1)
+
+
+def test_different_counters_behind_one_address_all_count(server: MetricsServer) -> None:
+    """A collector has the series of many pods, each with times of its own: random ones are never taken for copies."""
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        now_s = time.time()
+        times = [now_s - 150 + shift + 5 * np.arange(30) for shift in (0.0, 2.2)]
+        counts = rng.poisson(rng.uniform(0.3, 30), (2, 30)).cumsum(1)
+        server.series[SELECTOR] = [
+            list(zip(at.tolist(), map(float, row), strict=True)) for at, row in zip(times, counts, strict=True)
+        ]
+        server.labels = COPIES
+        apart = source(server).read().arrivals_s.size
+        server.labels = {}
+        assert source(server).read().arrivals_s.size == apart
+
+
+def test_a_counter_of_a_fraction_of_the_queries_stands_for_all(server: MetricsServer) -> None:
+    """Where a second stage is an entrance too, the counter of the first one has its part of the queries only."""
+    half = replace(source(server), share=0.5)
+    assert half.read().mean_rate(30.0) == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "types"),
+    [
+        ("latency_seconds_bucket", {"le": "0.5"}, {}),
+        ("latency_seconds_bucket", {}, {"latency_seconds": "histogram"}),
+        ("latency_seconds_sum", {}, {"latency_seconds": "histogram"}),
+        ("latency_seconds", {"quantile": "0.9"}, {"latency_seconds": "summary"}),
+    ],
+)
+def test_only_the_count_of_a_distribution_counts_queries(
+    server: MetricsServer, name: str, labels: dict[str, str], types: dict[str, str]
+) -> None:
+    """Buckets count each query several times, and a sum counts its seconds."""
+    server.series = {name: server.series[SELECTOR], "latency_seconds_count": server.series[SELECTOR]}
+    server.labels, server.types = {0: labels}, types
+    error = read_error(source(server, name))
+    assert (error.reason, error.hint) == ("refused", "latency_seconds_count counts the queries")
+    server.labels = {}
+    assert source(server, "latency_seconds_count").read().arrivals_s.size == 600
 
 
 def test_no_series_is_no_data(server: MetricsServer) -> None:

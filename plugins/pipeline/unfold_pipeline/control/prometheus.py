@@ -36,8 +36,16 @@ MEMORY_S = 24 * 3600.0
 """A target that had the counter this long ago, and is down when a controller starts, may still serve queries."""
 MAX_RESETS = 2
 """A counter that falls more often in three minutes, and at a third of its changes, is none."""
+DISTRIBUTIONS = {"histogram", "summary"}
+"""Types with a sum and buckets or quantiles beside the count, which has the suffix ``_count``."""
+MIN_COMMON_CHANGES = 4
+"""Two counters that never contradict each other over fewer changes may be different ones by chance."""
+MAX_SCRAPER_LABELS = 4
+"""Label pairs in which two copies of a series differ at most: the job, and the replica of the server, of each."""
 Target = tuple[str, str]
 """What Prometheus scrapes: the labels ``job`` and ``instance`` of its series."""
+Row = tuple[Mapping[str, Any], CounterSeries]
+"""A series as the server returns it, and its samples."""
 SELECTOR_HINT = 'control.arrivals selects one counter, such as http_requests_total{service="video"}'
 
 
@@ -70,6 +78,7 @@ class PrometheusSource:
         arrivals: selector of the counter of queries.
         queues: PromQL of the items that wait at each stage; empty where that is unknown.
         stale_s: age from which samples count as none.
+        share: queries that the counter counts, as a fraction of all.
         types: types by the name of a metric that the server knows, each asked for once; empty where it knows none.
         targets: targets that had samples at the last reading, or are down since.
     """
@@ -79,6 +88,7 @@ class PrometheusSource:
     arrivals: str
     queues: Sequence[str]
     stale_s: float
+    share: float = 1.0
     types: dict[str, frozenset[str]] = field(default_factory=dict)
     targets: set[Target] = field(default_factory=set)
 
@@ -102,7 +112,8 @@ class PrometheusSource:
         if server_s - newest_s > self.stale_s:
             message = f"the newest sample of {self.arrivals} is {server_s - newest_s:.0f} s old"
             raise SignalError("stale", message, "is the target scraped? control.stale is the limit")
-        self._require_counters({_read_label(row, "__name__") for row, _ in rows}, series)
+        self._require_counters(rows, series)
+        series = [CounterSeries(item.times_s, item.values / self.share) for item in _drop_duplicates(rows)]
         arrivals_s, until_s = spread_arrivals(series)
         queued = np.array([self._read_queue(query) if query else math.nan for query in self.queues])
         return Demand(
@@ -114,7 +125,7 @@ class PrometheusSource:
             gap=result.gap or self._find_down_targets(rows, newest_s),
         )
 
-    def _find_down_targets(self, rows: Sequence[tuple[Mapping[str, Any], CounterSeries]], newest_s: float) -> str:
+    def _find_down_targets(self, rows: Sequence[Row], newest_s: float) -> str:
         """Return which targets lost their samples although they still exist; empty if none did.
 
         A pod that was removed is no target any more. One that cannot be scraped may serve queries all the same, also
@@ -151,13 +162,18 @@ class PrometheusSource:
             return set()
         return {_read_target(row) for row in rows}.intersection(targets)
 
-    def _require_counters(self, names: set[str], series: Sequence[CounterSeries]) -> None:
-        """Refuse gauges, of which each fall would read as a restart, and the value as the queries since."""
-        for name in sorted(names - {""})[:MAX_TYPES]:
-            if name not in self.types:
-                self.types[name] = self._read_types(name)
+    def _require_counters(self, rows: Sequence[Row], series: Sequence[CounterSeries]) -> None:
+        """Refuse gauges, of which each fall would read as a restart, and what a histogram has beside its count."""
+        for name in sorted({_read_label(row, "__name__") for row, _ in rows} - {""})[:MAX_TYPES]:
+            base = name.removesuffix("_sum").removesuffix("_bucket")
+            for stated in {name, base} - self.types.keys():
+                self.types[stated] = self._read_types(stated)
             if self.types[name] == {"gauge"}:
                 raise SignalError("refused", f"{name} is a gauge, not a counter", SELECTOR_HINT)
+            has_buckets = any(_read_label(row, "le") for row, _ in rows if _read_label(row, "__name__") == name)
+            if has_buckets or self.types[base] & DISTRIBUTIONS:
+                hint = f"{base}_count counts the queries"
+                raise SignalError("refused", f"{name} is part of a distribution, not a count of queries", hint)
         changes = np.concatenate([np.diff(item.values[np.isfinite(item.values)]) for item in series])
         falls = np.count_nonzero(changes < 0)
         if falls > MAX_RESETS and 3 * falls >= np.count_nonzero(changes):
@@ -229,7 +245,38 @@ def _read_server_time(reply: HttpReply) -> float:
         return time.time()
 
 
-def _parse_matrix(data: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], CounterSeries]]:
+def _drop_duplicates(rows: Sequence[Row]) -> list[CounterSeries]:
+    """Return the series without copies: two servers, or two jobs of one, that scrape the same target.
+
+    Series of one scrape have the same times. Copies have others, and their samples together are those of one counter.
+    """
+    kept: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda item: (-item[1].times_s.size, -item[1].times_s[-1])):
+        known = kept.setdefault(_read_label(row[0], "instance"), [])
+        if not any(_is_copy(row, other) for other in known):
+            known.append(row)
+    return [series for instance in kept.values() for _, series in instance]
+
+
+def _is_copy(row: Row, other: Row) -> bool:
+    labels, other_labels = ({*item[0].get("metric", {}).items()} for item in (row, other))
+    series = (row[1], other[1])
+    first_s, last_s = max(item.times_s[0] for item in series), min(item.times_s[-1] for item in series)
+    if len(labels ^ other_labels) > MAX_SCRAPER_LABELS or np.isin(series[0].times_s, series[1].times_s).any():
+        return False
+    common = [item.values[(item.times_s >= first_s) & (item.times_s <= last_s)] for item in series]
+    if min(np.count_nonzero(np.diff(values)) for values in common) < MIN_COMMON_CHANGES:
+        return False
+    order = np.argsort(np.concatenate([item.times_s for item in series]), kind="stable")
+    merged = np.concatenate([item.values for item in series])[order]
+    return _count_falls(merged) <= max(_count_falls(item.values) for item in series)
+
+
+def _count_falls(values: FloatArray) -> int:
+    return int(np.count_nonzero(np.diff(values) < 0))
+
+
+def _parse_matrix(data: Mapping[str, Any]) -> list[Row]:
     """Return the rows with samples, and the samples."""
     if data.get("resultType") != "matrix":
         raise SignalError("refused", f"the result is a {data.get('resultType')}, not a matrix", SELECTOR_HINT)
