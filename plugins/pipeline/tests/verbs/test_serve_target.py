@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from plugins.pipeline.tests.control.test_controller import Deployment, Script, even_trace
+from unfold_pipeline.control.prometheus import PrometheusSource
+from unfold_pipeline.control.ray_serve import RayMetricsSource
+from unfold_pipeline.problem.build import build_problem
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs import serve_target as verb
 from unfold_pipeline.verbs.plan import plan
@@ -47,3 +50,20 @@ def test_a_dry_run_refuses_an_absent_workload(tmp_path: Path, monkeypatch: pytes
     """Whoever checks a spec must notice a misspelt name."""
     with pytest.raises(UnfoldError, match="there is no a"):
         start(tmp_path, monkeypatch, is_dry=True)
+
+
+@pytest.mark.parametrize("stated", ["", "arrivals: shop_queries_total, "])
+@pytest.mark.parametrize("prometheus", ["", 'prometheus: "http://127.0.0.1:9"'])
+def test_the_counter_of_one_entrance_stands_for_all_queries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prometheus: str, stated: str
+) -> None:
+    """Ray counts by deployment, here a third of the queries, wherever it is read; a stated counter counts all."""
+    text = SPEC.replace("s0: {", "s0: {share: 33%, ", 1) + "  s2: {share: 67%, latency: {core: {1: 60 ms}}}\n"
+    spec = validate(PipelineSpec, parse(f"{text}control: {{{stated}{prometheus}}}\n", "two.yaml"))
+    problem = build_problem(spec, Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path))
+    monkeypatch.setattr("unfoldkit.engines.ray.connect_ray", lambda _: None)
+    monkeypatch.setattr("unfold_pipeline.control.ray_serve.read_dashboard_url", lambda _: "http://127.0.0.1:9")
+    _, source = verb._open_deployment(problem, spec.control, ("s0", "s1", "s2"), "ray")
+    expected = 1.0 if stated and prometheus else 1 / 3
+    assert isinstance(source, (PrometheusSource, RayMetricsSource))
+    assert source.share == pytest.approx(expected, abs=0.1)

@@ -216,8 +216,8 @@ def _open_ray_serve(
         application=application,
         workloads=workloads,
     )
+    share = max(sample.share(0) for sample in problem.samples)
     if control.prometheus is None:
-        share = max(sample.share(0) for sample in problem.samples)
         return target, RayMetricsSource(
             ray=ray,
             client=open_client(),
@@ -230,10 +230,12 @@ def _open_ray_serve(
     queues = [
         control.find_stage(name).queue or f"sum({QUEUED}{label})" for name, label in zip(names, labels, strict=True)
     ]
-    return target, _open_prometheus(control, control.arrivals or f"{ARRIVALS}{labels[0]}", queues)
+    if control.arrivals is not None:
+        return target, _open_prometheus(control, control.arrivals, queues)
+    return target, _open_prometheus(control, f"{ARRIVALS}{labels[0]}", queues, share)
 
 
-def _open_prometheus(control: ControlSpec, arrivals: str, queues: list[str]) -> DemandSource:
+def _open_prometheus(control: ControlSpec, arrivals: str, queues: list[str], share: float = 1.0) -> DemandSource:
     if control.prometheus is None:
         hint = "prometheus: http://prometheus.monitoring:9090"
         raise user_error("no server with the demand", key="control.prometheus", hint=hint)
@@ -251,6 +253,7 @@ def _open_prometheus(control: ControlSpec, arrivals: str, queues: list[str]) -> 
         arrivals=arrivals,
         queues=tuple(queues),
         stale_s=control.stale,
+        share=share,
     )
 
 
