@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
+import numpy as np
 import pytest
 
-from plugins.pipeline.tests.runtime.test_ray_orders import build_stage
+from plugins.pipeline.tests.runtime.test_ray_orders import SOURCE, build_stage
+from unfold_pipeline.problem.pipeline import StageConfig
+from unfold_pipeline.problem.routing import RouteDrawer
+from unfold_pipeline.runtime.profiler import SINGLE_STAGE
+from unfold_pipeline.runtime.ray_serve import RayRuntime
 from unfold_pipeline.runtime.ray_status import DeploymentListing, summarize_fault
+from unfold_pipeline.runtime.stage import PlannedStage, Query
 
 TRACEBACK = """A replica failed to start with exception. Retrying. Error:
 \x1b[36mray::ServeReplica:app:a.initialize_and_get_metadata()\x1b[39m (pid=9425, ip=192.0.2.2)
@@ -55,3 +62,29 @@ def test_a_fault_is_logged_once_and_ends_with_the_start(caplog: pytest.LogCaptur
     ]
     stage.report_fault(DeploymentListing(frozenset({"r0", "r1"}), "ValueError: 3 != 4"))
     assert not stage.start_error
+
+
+def test_a_stage_that_does_not_answer_is_named() -> None:
+    """The status has for how long the replicas have kept their oldest query."""
+    config = StageConfig(0, 1, 1)
+    runtime = RayRuntime([PlannedStage(name=name, source=SOURCE, config=config) for name in ("a", "b")], None)
+    slots = runtime.stages[1].slots
+
+    async def keep(query: Query) -> None:
+        async with slots.take(query) as has_slot:
+            await asyncio.sleep(0.3 if has_slot else 0.0)
+
+    async def scene() -> list[float]:
+        slots.set_limit(1)
+        routes = RouteDrawer(SINGLE_STAGE, np.random.default_rng(0))
+        queries = [Query(np.zeros(1), *routes.draw_next(), lambda _: None) for _ in range(3)]
+        tasks = [asyncio.create_task(keep(query)) for query in queries]
+        await asyncio.sleep(0.25)
+        silent_s = [float(stage["silent_s"]) for stage in runtime.list_status()]
+        queries[2].shed()
+        await asyncio.gather(*tasks)
+        return [*silent_s, slots.silent_s, float(slots.taken)]
+
+    idle_s, silent_s, after_s, taken = asyncio.run(scene())
+    assert (idle_s, after_s, taken) == (0.0, 0.0, 0.0)
+    assert silent_s > 0.2

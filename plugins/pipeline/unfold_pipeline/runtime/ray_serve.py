@@ -297,6 +297,7 @@ class RayRuntime:
                 "replicas": stage.target_replicas,
                 "ready": stage.ready,
                 "failed": stage.failed,
+                "silent_s": round(stage.slots.silent_s, 3),
                 "start_error": stage.start_error,
             }
             for stage in self.stages

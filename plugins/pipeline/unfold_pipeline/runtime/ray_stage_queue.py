@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from unfold_pipeline.runtime.stage import Query
+from unfold_pipeline.runtime.stage import Query, read_clock
 
 
 @dataclass(slots=True)
@@ -24,22 +24,33 @@ class RequestSlots:
         limit: queries that the replicas take at once.
         taken: queries that they have.
         waiting: queries that wait; a result of false ends the wait of one that was shed.
+        starts_s: by the clock of the queries, when those that are not answered yet got their slots.
     """
 
     limit: int
     taken: int = 0
     waiting: deque[asyncio.Future[bool]] = field(default_factory=deque)
+    starts_s: list[float] = field(default_factory=list)
+
+    @property
+    def silent_s(self) -> float:
+        """For how many seconds the replicas have not answered the query that they have had longest; 0 if none."""
+        return read_clock() - min(self.starts_s) if self.starts_s else 0.0
 
     @asynccontextmanager
     async def take(self, query: Query) -> AsyncIterator[bool]:
         """Wait for a slot and keep it; yield whether there is one, which a query does not get after it was shed."""
-        has_slot = await self._wait(query)
+        if not await self._wait(query):
+            yield False
+            return
+        start_s = read_clock()
+        self.starts_s.append(start_s)
         try:
-            yield has_slot and not query.is_shed
+            yield not query.is_shed
         finally:
-            if has_slot:
-                self.taken -= 1
-                self._admit_next()
+            self.starts_s.remove(start_s)
+            self.taken -= 1
+            self._admit_next()
 
     def set_limit(self, limit: int) -> None:
         """Admit more or fewer queries at once; those that have a slot keep it."""
