@@ -56,7 +56,7 @@ def divide_costs(baseline: float, value: float) -> float | None:
 
 def format_percent(fraction: float) -> str:
     """Format a fraction as a percentage with one decimal; below 1 it never reads ``100 %``."""
-    text = f"{fraction:.1%}".replace("%", " %")
+    text = f"{100 * fraction:.1f} %"
     return "> 99.9 %" if text == "100.0 %" and fraction < 1 else text.replace(".0 %", " %")
 
 

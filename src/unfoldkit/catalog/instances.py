@@ -188,5 +188,5 @@ def find_spot_implausibility(price: float, on_demand: float | None) -> str:
         return reason
     low, high = SPOT_RANGE
     if not low * on_demand <= price <= high * on_demand:
-        return f"${price:g}/h is not between {low:.0%} and {high:.0%} of the on-demand price"
+        return f"${price:g}/h is not between {100 * low:.0f} and {100 * high:.0f} % of the on-demand price"
     return ""

@@ -19,6 +19,8 @@ from unfoldkit.report import Report, Table, Verdict
 
 WIDTH = 120
 ACCENT = "cyan"
+GLUE = "\ue000"
+"""Stands for the space before a percent sign, so that no line ends between the two."""
 
 
 def render(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
@@ -42,7 +44,7 @@ def render(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
         _figure(console, figure)
     _lines(console, report)
     _verdict(console, report)
-    lines = stream.getvalue().split("\n")
+    lines = stream.getvalue().replace(GLUE, " ").split("\n")
     return "\n".join(line.rstrip() for line in lines).rstrip("\n") + "\n"
 
 
@@ -98,7 +100,7 @@ def _lines(console: Console, report: Report) -> None:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, text in (*report.lines, *(("note", note) for note in report.notes)):
-        grid.add_row(label, text)
+        grid.add_row(label, _glue_percent(text))
     console.print()
     console.print(grid)
 
@@ -106,10 +108,16 @@ def _lines(console: Console, report: Report) -> None:
 def _verdict(console: Console, report: Report) -> None:
     style = f"bold {ACCENT}" if report.verdict is Verdict.YES else "bold red"
     console.print()
-    console.print(Text(report.answer, style=style) + Text(f" · {report.headline}", style="not bold default"))
+    console.print(
+        Text(report.answer, style=style) + Text(f" · {_glue_percent(report.headline)}", style="not bold default")
+    )
     if report.next:
         # one line, however long, so that it can be copied
         console.print(Text(f"next: {report.next}", style="dim"), soft_wrap=True)
+
+
+def _glue_percent(text: str) -> str:
+    return text.replace(" %", f"{GLUE}%")
 
 
 def _grid() -> RichTable:

@@ -406,3 +406,12 @@ def test_no_number_of_a_table_is_broken(width: int) -> None:
 def test_nothing_has_no_minus() -> None:
     """What rounds to nothing is shown without a sign."""
     assert format_number(-0.04, 1) == "0.0"
+
+
+def test_no_line_of_text_begins_with_a_percent_sign() -> None:
+    """No line of the text ends between a number and its percent sign, wherever it falls."""
+    for length in range(20):
+        note = f"{'x' * length} {'50 % and ' * 40}"
+        shown = text.render(Report(kind="k", verb="plan", name="n", verdict=Verdict.YES, headline=note, notes=(note,)))
+        assert "50 %" in shown
+        assert not any(line.lstrip().startswith("%") for line in shown.splitlines())

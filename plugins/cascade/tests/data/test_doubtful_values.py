@@ -108,7 +108,7 @@ def test_single_values_far_from_all_others_are_found(name: str, error: float) ->
     first, second = find_doubts({name: values, "coded": coded})
     assert (first.column, first.code) == ("coded", -9)
     assert second == Doubt(name, error, pytest.approx(0.001), is_isolated=True)
-    assert f'"{name}" is far from its other values in 0.1% of its rows, such as' in doubtful_values([second])[0]
+    assert f'"{name}" is far from its other values in 0.1 % of its rows, such as' in doubtful_values([second])[0]
 
 
 TAILS: dict[str, Callable[[np.random.Generator, int], FloatArray]] = {

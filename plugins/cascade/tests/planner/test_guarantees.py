@@ -120,9 +120,9 @@ def test_a_vacuous_bound_is_not_a_certificate(tmp_path: Path) -> None:
         for bound in (0.99, 1.0)
     }
     assert bounds[0.99].startswith(
-        "loss against large ≤ 99 points and cost ≤ $5 per case with 95% confidence (750 cases, "
+        "loss against large ≤ 99 points and cost ≤ $5 per case with 95 % confidence (750 cases, "
     )
-    assert bounds[1.0] == "none: 750 cases cannot rule out any loss against large with 95% confidence (0.0 on test)"
+    assert bounds[1.0] == "none: 750 cases cannot rule out any loss against large with 95 % confidence (0.0 on test)"
 
 
 def test_evidence_needs_units() -> None:

@@ -80,8 +80,8 @@ def test_a_report_counts_its_attempts(tmp_path: Path) -> None:
         for settings in ((), (), ("goal.max_loss=25%",), ("goal.attempts=20",))
     ]
     assert [line["attempt"].split(" ")[0] for line in lines] == ["1", "1", "2", "3"]
-    assert "hold together with 90% confidence" in lines[2]["attempt"]
-    assert "with 99.75% confidence" in lines[3]["certificate"]
+    assert "hold together with 90 % confidence" in lines[2]["attempt"]
+    assert "with 99.75 % confidence" in lines[3]["certificate"]
 
 
 @pytest.mark.parametrize(("is_shared", "low", "high"), [(True, 0.0, 0.05), (False, 0.2, 1.0)])

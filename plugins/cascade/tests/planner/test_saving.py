@@ -67,7 +67,7 @@ def test_a_saving_is_certified_and_bounded_on_the_test_rows(tmp_path: Path) -> N
     saving, bound = (float(report.metrics[name].value or 0) for name in ("saving", "saving_lower_bound"))
     assert report.verdict is Verdict.YES
     assert 1.05 < bound < saving
-    assert " and saving ≥ 1.05x with 95% confidence" in dict(report.lines)["certificate"]
+    assert " and saving ≥ 1.05x with 95 % confidence" in dict(report.lines)["certificate"]
     refused = _plan_log(tmp_path, _informative, 1, "goal.min_saving=3x")
     assert refused.verdict is Verdict.NO
     assert "3x" in refused.headline or "relaxation" in refused.headline

@@ -72,7 +72,7 @@ def _build_shares(change: Change) -> Table:
 
 
 def _list_lines(data: CheckedData, rule: DriftRule, *, has_drifted: bool) -> Iterator[tuple[str, str]]:
-    thresholds = f"more than {100 * rule.margin:g} points, and p ≤ {100 * rule.level:g}% shared among all comparisons"
+    thresholds = f"more than {100 * rule.margin:g} points, and p ≤ {100 * rule.level:g} % shared among all comparisons"
     yield "rule", f"drift: {thresholds}"
     yield "before", "cases that no model of the plan was fitted or tuned on; no label is read"
     if has_drifted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from unfoldkit.format import format_percent
 from unfoldkit.serving.observability.dashboard import Breakdown, DashboardExtras, Tile, format_short
 
 PREFIX = "unfold_cascade_"
@@ -51,7 +52,7 @@ def _list_tiles(registry: Any, unit: str, baseline_cost: float | None, rows: flo
         yield Tile("alarms", f"{_sum(registry, 'alarms'):,.0f}", "hours with an alert")
     if audited := _sum(registry, "audited"):
         differs = _sum(registry, "differs") / audited
-        yield Tile("audits", f"{differs:.1%} differ", f"of {audited:,.0f} also evaluated by the baseline")
+        yield Tile("audits", f"{format_percent(differs)} differ", f"of {audited:,.0f} also evaluated by the baseline")
 
 
 def _sum_by_stage(registry: Any, name: str) -> dict[str, float]:

@@ -303,8 +303,8 @@ def attempt(number: int, joint_confidence: float, allowed: int) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a confidence: ``95%``, or ``99.75%`` where it is shared by several attempts."""
-    return f"{100 * share:.6g}%"
+    """Write a confidence: ``95 %``, or ``99.75 %`` where it is shared by several attempts."""
+    return f"{100 * share:.6g} %"
 
 
 def copied_rows(identical: int, near: int, table: str, *, are_grouped: bool) -> str:
@@ -347,7 +347,7 @@ def label_marks(marks: Sequence[LabelMark], labels: Sequence[str], noun: str = "
 def _label_mark(mark: LabelMark, label: str, noun: str) -> str:
     states = {"filled": "has a value", "empty": "is empty", "nonzero": "is not 0"}
     state = states.get(mark.state, f"is {mark.state}")
-    cases = f'in {mark.share:.0%} of the {noun} of "{label}" and in hardly any other'
+    cases = f'in {100 * mark.share:.0f} % of the {noun} of "{label}" and in hardly any other'
     return f'"{mark.column}" {state} {cases}; leave it out if it is known only after the outcome'
 
 
@@ -355,8 +355,9 @@ def _doubtful_column(doubt: Doubt) -> str:
     if doubt.is_counter:
         return f'"{doubt.column}" grows from row to row, as a row number or an identifier does: leave it out'
     if doubt.code is None:
-        return f'"{doubt.column}" seems to hold {doubt.units} ({doubt.share:.0%}): convert one of them'
-    share = f"{100 * doubt.share:.2g}%" if doubt.is_isolated or doubt.share < MIN_SHARE else f"{doubt.share:.1%}"
+        return f'"{doubt.column}" seems to hold {doubt.units} ({100 * doubt.share:.0f} %): convert one of them'
+    digits = ".2g" if doubt.is_isolated or doubt.share < MIN_SHARE else ".1f"
+    share = f"{100 * doubt.share:{digits}} %"
     if doubt.is_isolated:
         return (
             f'"{doubt.column}" is far from its other values in {share} of its rows, such as {doubt.code:g}: check them'

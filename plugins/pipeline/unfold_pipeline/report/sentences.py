@@ -228,7 +228,7 @@ def describe_relative_cost(cost: float, plan_cost: float, *, misses_slo: bool) -
     if not plan_cost:
         return "not free" if cost else "free too"
     change = (cost / plan_cost - 1) * 100
-    difference = "the same price" if abs(change) < 0.05 else f"{'+' if change > 0 else '−'} {abs(change):.0f} %"
+    difference = "the same price" if abs(change) < 0.05 else f"{change:+.0f} %"
     return f"misses the SLO ({difference})" if misses_slo else difference
 
 

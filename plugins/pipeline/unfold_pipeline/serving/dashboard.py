@@ -17,6 +17,7 @@ from unfold_pipeline.runtime.local import PipelineRuntime
 from unfold_pipeline.runtime.query_admission import ArrivalLog
 from unfold_pipeline.runtime.stage import Query, read_clock
 from unfoldkit.arrivals.envelope import compute_envelope
+from unfoldkit.format import format_percent
 from unfoldkit.serving.observability.dashboard import Dashboard, DashboardSource, Distribution, Grid, Tile, TimeSeries
 from unfoldkit.serving.observability.metrics import LATENCY_BUCKETS_S, Tally
 
@@ -184,10 +185,10 @@ def _build_tiles(
     lost = outcomes["lost"] + outcomes["shed"]
     rejected = sum(count for code, count in requests.codes.items() if 400 <= code < 500)
     rate = compute_hourly_cost(planned.options, [int(str(stage["replicas"])) for stage in stages])
-    target = f"within {planned.slo_s * 1e3:,.0f} ms, target {planned.percentile:.0%}"
+    target = f"within {planned.slo_s * 1e3:,.0f} ms, target {format_percent(planned.percentile)}"
     is_attained = None if attainment is None else attainment >= planned.percentile
     return (
-        Tile("attainment", "–" if attainment is None else f"{attainment:.2%}", target, is_attained),
+        Tile("attainment", "–" if attainment is None else f"{100 * attainment:.2f} %", target, is_attained),
         Tile("queries", f"{sum(outcomes.values()):,}"),
         Tile("refused", f"{outcomes['refused']:,}", "", not outcomes["refused"]),
         Tile("lost", f"{lost:,}", f"{outcomes['shed']:,} of them shed" if lost else "", not lost),

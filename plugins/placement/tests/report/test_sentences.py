@@ -151,4 +151,4 @@ def test_reasons_are_limited() -> None:
     """The commonest reasons are listed, the others are counted."""
     lines = sentences.unplaceable_lines(UNPLACEABLE)
     assert len(lines) == sentences.MAX_REASONS + 1
-    assert lines[-1] == "and 3 more reasons"
+    assert lines[-1] == "and 3 other reasons"

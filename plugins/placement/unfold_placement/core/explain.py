@@ -11,6 +11,7 @@ from unfold_placement.core.controller import Controller
 from unfold_placement.core.policy import describe_policy_wait
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.types import ANYWHERE, MILLI, QUEUE, ROOM, Ask, EphemeralResource, Task, Wait
+from unfoldkit.api import format_names
 
 MAX_NAMES = 4
 """Names that a list shows before it is abbreviated."""
@@ -172,8 +173,7 @@ def abbreviate_names(names: Sequence[str], total: int) -> str:
     """Join names, abbreviated to a few; ``total`` names are all nodes."""
     if len(names) == total:
         return f"all {total} nodes" if total > 1 else names[0]
-    suffix = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + suffix
+    return format_names(names, MAX_NAMES)
 
 
 def _explain_ask(controller: Controller, ask: Ask, task: Task, set_by: str, history: History) -> Reason:

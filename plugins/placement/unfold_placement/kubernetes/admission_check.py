@@ -38,7 +38,7 @@ from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.local import LocalBackend
 from unfold_placement.live.state_store import StateStore
 from unfold_placement.policies.affinity.node_filter import AcceptedNodes, NodeFilter, decode_filter, encode_filter
-from unfoldkit.api import user_error
+from unfoldkit.api import format_names, user_error
 from unfoldkit.kubernetes.api import MERGE, Api, ApiError
 from unfoldkit.kubernetes.leader_election import LeaderElection
 from unfoldkit.kubernetes.reflector import Handler, ObjectKey, Reflector
@@ -191,7 +191,7 @@ class AdmissionCheckBackend(LocalBackend):
         if item is None:
             return
         nodes = _count_nodes(unit, item)
-        message = f"placed on {_list_nodes(sorted({start.node for start in unit}))}"
+        message = f"placed on {format_names(sorted({start.node for start in unit}), MAX_NODES_SHOWN)}"
         is_answered, item.nodes = False, nodes
         try:
             if len(unit) == len(item.tasks):
@@ -521,11 +521,6 @@ def _assign(item: CheckedWorkload) -> Iterator[Start]:
     for task, pod_set in item.pod_sets.items():
         if places.get(pod_set):
             yield Start(task, places[pod_set].pop())
-
-
-def _list_nodes(names: Sequence[str]) -> str:
-    hidden = len(names) - MAX_NODES_SHOWN
-    return ", ".join(names[:MAX_NODES_SHOWN]) + (f" and {hidden} more nodes" if hidden > 0 else "")
 
 
 def _reserved_at(body: Body) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from unfold_placement.core.explain import Reason, abbreviate_names
 from unfold_placement.simulation.deadlock_check import Counterexample
-from unfoldkit.api import format_count
+from unfoldkit.api import format_count, format_percent
 
 GANTT_TITLE = "Which tasks run on which node, and when"
 JOBS_TITLE = "When each job waits and runs"
@@ -57,7 +57,7 @@ def success_headline(
 
 def bottleneck_line(bottleneck: str, utilisation: float) -> str:
     """Return the line about the kind with the highest utilisation."""
-    return f"{bottleneck}: {utilisation:.1%} in use from the first arrival to the last start"
+    return f"{bottleneck}: {format_percent(utilisation)} in use from the first arrival to the last start"
 
 
 def baseline_line(first_violation: str) -> str:
@@ -93,7 +93,7 @@ def unplaceable_lines(reasons: Mapping[str, str]) -> list[str]:
     commonest = sorted(names_by_reason.items(), key=lambda pair: -len(pair[1]))
     lines = [f"{reason}: {abbreviate_names(names, len(reasons) + 1)}" for reason, names in commonest[:MAX_REASONS]]
     hidden = len(commonest) - MAX_REASONS
-    return [*lines, f"and {hidden} more reasons"] if hidden > 0 else lines
+    return [*lines, f"and {format_count(hidden, 'other reason')}"] if hidden > 0 else lines
 
 
 def counterexample_message(counterexample: Counterexample) -> str:

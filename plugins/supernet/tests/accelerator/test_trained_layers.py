@@ -30,4 +30,4 @@ def test_layer_tables_omit_only_attention_products() -> None:
     assert by_name == {one.name: count_macs(space, one) - count_attention_macs(space, one) for one in space.subnets}
     assert count_attention_macs(space, space.subnets[0]) == 2 * 4**2 * 12
     share = max(count_attention_macs(space, one) / count_macs(space, one) for one in space.subnets)
-    assert f"up to {share:.0%}" in family.about
+    assert f"up to {100 * share:.0f} %" in family.about

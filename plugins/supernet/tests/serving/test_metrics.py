@@ -19,7 +19,7 @@ def test_dashboard_shows_counted_requests() -> None:
     assert [tile.ok for tile in more(registry).tiles] == [False, None, None]
     count(1, [True] * 17)
     tiles = {tile.label: tile for tile in more(registry).tiles}
-    assert (tiles["attainment"].value, tiles["attainment"].ok) == ("90.00%", True)
+    assert (tiles["attainment"].value, tiles["attainment"].ok) == ("90.00 %", True)
     assert tiles["late"].value == "2"
     assert tiles["accuracy served"].value == "89.44 %"
     assert more(registry).shares[0].values == {"small": 3.0, "large": 17.0}

@@ -79,7 +79,9 @@ def build_trained_family(name: str, space: Space, accuracies: Sequence[float]) -
     about = "the trained subnets"
     if space.attention:
         omitted = max(count_attention_macs(space, subnet) / count_macs(space, subnet) for subnet in space.subnets)
-        about += f"; attention's products of activations, up to {omitted:.0%} of the operations, are not included"
+        about += (
+            f"; attention's products of activations, up to {100 * omitted:.0f} % of the operations, are not included"
+        )
     return Family(name, layer_names, tuple(subnets), about)
 
 

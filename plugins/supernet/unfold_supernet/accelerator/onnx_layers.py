@@ -22,7 +22,7 @@ import numpy as np
 
 from unfold_supernet.accelerator.layers import MAX_LAYER_COUNT, Family, Layer, tabulate_subnet
 from unfold_supernet.accelerator.tile_traffic import describe_shape
-from unfoldkit.api import UnfoldError, format_count, user_error
+from unfoldkit.api import UnfoldError, format_count, format_names, user_error
 from unfoldkit.safe_io.files import read_bytes
 
 MAX_MODEL_BYTES = 2 << 30
@@ -134,12 +134,11 @@ def _check_operators(nodes: Sequence[Any], path: Path, key: str) -> None:
     known = PASSING | WEIGHTED | INTEGER.keys()
     unknown = [node for node in nodes if node.op_type not in known or node.domain not in ("", "ai.onnx")]
     if unknown:
-        labels = [f"{node.op_type} ({node.name or node.output[0]})" for node in unknown[:MAX_LISTED]]
-        rest = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
+        labels = [f"{node.op_type} ({node.name or node.output[0]})" for node in unknown]
         hint = f"{', '.join(sorted(WEIGHTED))} are layers; pooling, element-wise and shape operators are known"
         if any(node.op_type.startswith(QUANTISED) for node in unknown):
             hint = "quantise it in the QDQ format, which keeps the operators of the network"
-        raise _reject(path, key, f"unknown operators: {', '.join(labels)}{rest}", hint)
+        raise _reject(path, key, f"unknown operators: {format_names(labels, MAX_LISTED)}", hint)
 
 
 def _infer_shapes(model: Any, path: Path, key: str) -> dict[str, tuple[int, ...]]:

@@ -116,7 +116,7 @@ def write_pipeline_spec(name: str, small: SubnetProfile, large: SubnetProfile, u
     """Write a spec of kind ``pipeline``: the large subnet recomputes the rows that the small one is unsure of."""
     small_stage, large_stage = _describe_stage(small), _describe_stage(large)
     return (
-        f"# The smallest subnet of {name} runs first; below {UNSURE_BELOW:.0%} confidence, the largest runs too.\n"
+        f"# The smallest subnet of {name} runs first, and below {UNSURE_BELOW * 100:.0f} % confidence the largest.\n"
         "# Profile this pipeline first: that measures the ONNX files as the stages run them.\n"
         f"version: 1\nkind: pipeline\nname: {name[:MAX_NAME_LETTERS]}-pipeline\nslo: {{p99: 50 ms}}\n"
         "arrivals: {process: poisson, rate: 200/s, duration: 1 min}\nhardware: {core: {price: $0.05/h, quota: 8}}\n"

@@ -43,7 +43,7 @@ from unfold_supernet.training.latency import (
 )
 from unfold_supernet.training.problem import StandaloneComparison
 from unfold_supernet.training.verdict import judge_family
-from unfoldkit.api import Progress, RunDir, fingerprint, user_error
+from unfoldkit.api import Progress, RunDir, fingerprint, format_percent, user_error
 from unfoldkit.safe_io.arrays import load_tensors
 
 STATE_FILE = "family/module.safetensors"
@@ -168,7 +168,9 @@ def _export_members(
         contents[name] = export_onnx(member, family.inputs)
         disagreement = measure_disagreement(member, contents[name], rows)
         if not disagreement <= MAX_DISAGREEMENT:
-            message = f"member {name} returns other outputs in ONNX Runtime than in torch, by {disagreement:.1%}"
+            message = (
+                f"member {name} returns other outputs in ONNX Runtime than in torch, by {format_percent(disagreement)}"
+            )
             hint = "leave out layers one by one to find the operator, and write it with others"
             raise user_error(message, key="model.from", hint=hint)
     progress("export members", len(temperatures), len(temperatures))

@@ -8,7 +8,7 @@ from unfold_supernet._types import Task
 from unfold_supernet.accelerator.hardware import Accelerator, EnergyModel
 from unfold_supernet.scheduling.engines import Engine
 from unfold_supernet.study.strategies import Strategy
-from unfoldkit.api import format_bytes, format_count
+from unfoldkit.api import format_bytes, format_count, format_names
 
 MAX_LISTED = 3
 """Subnets that a sentence names."""
@@ -195,9 +195,8 @@ def state_training(task: Task, count: int, low: float, high: float, front: int, 
 
 def state_useless_subnets(task: Task, names: Sequence[str], constant: float) -> str:
     """State which subnets do not beat the constant of their task."""
-    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     verb = "does" if len(names) == 1 else "do"
-    return f"{listed} {verb} not significantly beat {name_constant(task)} ({constant:.1f} %)"
+    return f"{format_names(names, MAX_LISTED)} {verb} not significantly beat {name_constant(task)} ({constant:.1f} %)"
 
 
 def state_no_growth(task: Task) -> str:
@@ -367,10 +366,10 @@ def describe_engines(copied: Sequence[str], views: Sequence[str], speedups: Mapp
     parts = []
     if copied:
         speedup = min(speedups[name] for name in copied)
-        parts.append(f"ONNX Runtime: {_shorten_list(copied)} (at least {speedup:.2f}x as fast as views)")
+        parts.append(f"ONNX Runtime: {format_names(copied, MAX_LISTED)} (at least {speedup:.2f}x as fast as views)")
     if views:
         speedup = max(speedups[name] for name in views)
-        parts.append(f"views: {_shorten_list(views)} (ONNX Runtime up to {speedup:.2f}x as fast)")
+        parts.append(f"views: {format_names(views, MAX_LISTED)} (ONNX Runtime up to {speedup:.2f}x as fast)")
     return "; ".join(parts)
 
 
@@ -383,7 +382,7 @@ def state_demanded_engine(engine: Engine, needed_bytes: int) -> str:
 def state_engine_memory(needed_bytes: int, too_large: Sequence[str]) -> str:
     """State the memory of the chosen engines, and which copies it does not hold."""
     text = f"{needed_bytes / 1e6:,.1f} MB for weights and sessions"
-    return f"{text}; there is no room for a copy of {_shorten_list(too_large)}" if too_large else text
+    return f"{text}; there is no room for a copy of {format_names(too_large, MAX_LISTED)}" if too_large else text
 
 
 def note_busy_machine() -> str:
@@ -393,12 +392,8 @@ def note_busy_machine() -> str:
 
 def note_delayed_members(names: Sequence[str]) -> str:
     """Note that models of a list were measured beside other programs."""
-    text = f"Other programs delayed the measurement of {_shorten_list(names)}"
+    text = f"Other programs delayed the measurement of {format_names(names, MAX_LISTED)}"
     return f"{text}. Run unfold profile again on an idle machine; it measures these again."
-
-
-def _shorten_list(names: Sequence[str], max_listed: int = MAX_LISTED) -> str:
-    return ", ".join(names[:max_listed]) + (f" and {len(names) - max_listed} more" if len(names) > max_listed else "")
 
 
 def list_member_files(task: Task) -> str:
@@ -413,7 +408,7 @@ def list_member_files(task: Task) -> str:
 
 def note_undefined_outputs(names: Sequence[str], max_listed: int) -> str:
     """Note the labels or values that take one value only in the test rows, and so have no score."""
-    return f"No score, because constant in the test rows: {_shorten_list(names, max_listed)}."
+    return f"No score, because constant in the test rows: {format_names(names, max_listed)}."
 
 
 def title_outputs(task: Task, shown: int, total: int) -> str:
@@ -434,7 +429,7 @@ def note_unused_numbers(count: int) -> str:
 
 def state_missed_classes(names: Sequence[str], max_listed: int) -> str:
     """State which classes no subnet ever recognises."""
-    return f"No subnet recognises any test row of class {_shorten_list(names, max_listed)}."
+    return f"No subnet recognises any test row of class {format_names(names, max_listed)}."
 
 
 def note_unnamed_group(name: str) -> str:
@@ -447,7 +442,7 @@ def note_leak(task: Task, columns: Sequence[str], target: str, score: float) -> 
     """Warn that columns alone predict a target, as a copy of it would."""
     known = {"classes": "The class", "labels": f"Label {target}", "values": f"Value {target}"}[task]
     result = f"R² of {score:.2f} % on" if task == "values" else f"right for {score:.1f} % of"
-    text = f"{known} follows from {_shorten_list(columns)} by itself ({result} the test rows)"
+    text = f"{known} follows from {format_names(columns, MAX_LISTED)} by itself ({result} the test rows)"
     return f"{text}. Leave out what is a copy of it, or known only after it."
 
 
@@ -545,9 +540,9 @@ def state_residency(pinned: Sequence[str], unused: Sequence[str], loads: int) ->
     """State which members stay in memory and how often others are loaded."""
     verb = "stays" if len(pinned) == 1 else "stay"
     stays = (
-        f"{_shorten_list(pinned, MAX_RESIDENT)} {verb} in memory" if pinned else "no member stays in memory throughout"
+        f"{format_names(pinned, MAX_RESIDENT)} {verb} in memory" if pinned else "no member stays in memory throughout"
     )
-    left_out = f"; {_shorten_list(unused, MAX_RESIDENT)} not used" if unused else ""
+    left_out = f"; {format_names(unused, MAX_RESIDENT)} not used" if unused else ""
     return f"{stays}{left_out}; {loads:,} loads on this trace"
 
 

@@ -66,7 +66,10 @@ def _build_tiles(counts: _Counts, accuracy: dict[str, float], min_attainment: fl
         return (Tile("attainment", "–", sentences.note_attainment(min_attainment)), Tile("late", "0"))
     attainment = timely / (timely + late)
     note = sentences.note_attainment(min_attainment)
-    tiles = (Tile("attainment", f"{attainment:.2%}", note, attainment >= min_attainment), Tile("late", f"{late:,.0f}"))
+    tiles = (
+        Tile("attainment", f"{100 * attainment:.2f} %", note, attainment >= min_attainment),
+        Tile("late", f"{late:,.0f}"),
+    )
     if not timely:
         return tiles
     served = sum(accuracy[name] * count for name, count in counts.timely.items()) / timely

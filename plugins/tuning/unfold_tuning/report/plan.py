@@ -56,7 +56,7 @@ PLAN_COLUMNS = (
     Column("mean", "s", 0),
     Column("guaranteed", "s", 0),
     Column("on time"),
-    Column("vs. this plan"),
+    Column("against this plan"),
 )
 MIN_GAP_PERCENT = 0.05
 MIN_SPOT_SAVING = 0.01

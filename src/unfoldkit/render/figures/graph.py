@@ -158,7 +158,7 @@ def _draw_node(axes: Axes, node: Node, graph: Graph, layout: GraphLayout, *, is_
         write(axes, left + 7, line, shorten_to(fact, room, FACT_SIZE), size=FACT_SIZE)
     if node.load is not None:
         line += LINE_PT
-        text = f"{graph.load} {node.load:.0%}".replace("%", " %")
+        text = f"{graph.load} {100 * node.load:.0f} %"
         bar = max(16.0, room - len(text) * 8 * LETTER_PT - 5)
         axes.add_patch(Rectangle((left + 7, line - 3.5), bar, 7, fill=False, edgecolor=INK, linewidth=0.6))
         colour, hatch = (COLOURS[2], "////") if node.load > HIGH_LOAD else (COLOURS[0], "")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from unfold_cascade.language_models.gateway.metrics import BUCKETS_S, PREFIX, GatewayMetrics
 from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan
 from unfold_cascade.language_models.gateway.state import GatewayState
+from unfoldkit.format import format_percent
 from unfoldkit.serving.observability.dashboard import (
     Breakdown,
     Dashboard,
@@ -54,8 +55,8 @@ def _list_tiles(plan: GatewayPlan, state: GatewayState, metrics: GatewayMetrics)
     yield Tile("cost so far", format_short(_sum(metrics, "cost_usd_total")), "$")
     audit = state.audit()
     if plan.promise is not None and plan.promise.audit_limit is not None:
-        mean = f"{audit.total / audit.audits:.1%} differ" if audit.audits else "none yet"
-        yield Tile("audits", f"{audit.audits:,}", f"{mean}, {plan.promise.audit_limit:.1%} are promised")
+        mean = f"{format_percent(audit.total / audit.audits)} differ" if audit.audits else "none yet"
+        yield Tile("audits", f"{audit.audits:,}", f"{mean}, {format_percent(plan.promise.audit_limit)} are promised")
     for name, text in (("missing_confidences", "gated answers"), ("unpriced_calls", "calls of estimated cost")):
         if count := _sum(metrics, f"{name}_total"):
             yield Tile(name.replace("_", " "), f"{count:,.0f}", text, ok=False)

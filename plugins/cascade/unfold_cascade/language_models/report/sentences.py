@@ -22,7 +22,7 @@ def dollars(per_request: float) -> str:
 
 def percent(share: float) -> str:
     """Write a share as a percentage with three digits at most."""
-    return f"{100 * share:.3g}%"
+    return f"{100 * share:.3g} %"
 
 
 def points(loss: float) -> str:
@@ -103,7 +103,7 @@ def unanswered_rows(count: int, table: str) -> str:
 
 def failed_reference(model: str, failed: int, rows: int) -> str:
     """State that calls of the reference without an answer count as wrong, so that a route may lose that much more."""
-    share = f"{100 * failed / rows:.2g}%"
+    share = f"{100 * failed / rows:.2g} %"
     return (
         f"{model}, the reference, gave no answer to {failed:,} of {rows:,} requests ({share}), which count as wrong: "
         "if the service retries such calls, leave these rows out"

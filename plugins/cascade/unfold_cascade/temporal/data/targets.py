@@ -75,7 +75,9 @@ def _check_unit(table: EntityTable, column: str, rule: str, key: str) -> None:
     outside = np.flatnonzero((values < low) | (values > high))
     if len(outside) > MAX_OUTLIERS * np.isfinite(values).sum():
         share = len(outside) / np.isfinite(values).sum()
-        message = f'{table.name}: {share:.0%} of "{column}" are no values in {unit}, such as {values[outside[0]]:g}'
+        message = (
+            f'{table.name}: {100 * share:.0f} % of "{column}" are no values in {unit}, such as {values[outside[0]]:g}'
+        )
         hint = f"the rule {rule} reads {unit}, from {low:g} to {high:g}: convert the column, and leave errors empty"
         raise user_error(message, key=key, hint=hint)
 

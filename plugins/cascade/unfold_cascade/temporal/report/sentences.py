@@ -182,7 +182,7 @@ def describe_lead(
         return f"not defined: no onset among the test patients can be predicted at {per_100h:g} alerts per 100 h"
     text = f"{lead_h:.1f} h, baseline {baseline_lead_h:.1f} h, both at {per_100h:g} alerts per 100 h: "
     text += f"{lead_h - baseline_lead_h:+.2f} h {format_interval(gain_interval_h)}; "
-    return text + f"sensitivity {sensitivity:.0%}, baseline {baseline_sensitivity:.0%}"
+    return text + f"sensitivity {100 * sensitivity:.0f} %, baseline {100 * baseline_sensitivity:.0f} %"
 
 
 def describe_savings(price: Interval, flops: Interval) -> str:
@@ -222,7 +222,7 @@ def describe_engines(engine: str, converted: int, models: int) -> str:
 
 def describe_audit(share: float) -> str:
     """How many entities are audited."""
-    return f"the baseline model also decides {share:.0%} of the cases"
+    return f"the baseline model also decides {shared.percent(share)} of the cases"
 
 
 def describe_memory(cases: int, file: str, *, is_synced: bool = False) -> str:
