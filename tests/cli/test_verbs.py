@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import ECHO, ROOT, Unfold
 from unfold_echo import verbs
-from unfoldkit.errors import install_command
+from unfoldkit.errors import install_command, user_error
 from unfoldkit.report import SCHEMA
 
 
@@ -395,3 +395,14 @@ def test_code_beside_the_spec_is_found(unfold: Unfold, tmp_path: Path) -> None:
     )
     assert unfold("plan", "own/own.yaml").code == 2
     assert unfold("plan", "own/own.yaml", "--allow-code").code == 0
+
+
+def test_a_hint_names_the_spec_of_the_call(unfold: Unfold, spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command in the hint of a verb's error holds the spec and its settings, so that it can be typed."""
+
+    def reject(*_: object) -> None:
+        raise user_error("no profile", hint="unfold profile SPEC first")
+
+    monkeypatch.setattr(verbs, "plan", reject)
+    outcome = unfold("plan", spec, "--set", "message=good day")
+    assert f"unfold profile {spec} --set 'message=good day' first" in outcome.err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -37,7 +36,17 @@ from unfoldkit.report import Report, Verdict, to_data, validate_report
 from unfoldkit.run_context import Options, Progress, Run, ignore_progress
 from unfoldkit.run_directory import RunDir, encode_text, write_atomically
 from unfoldkit.spec.base import Spec
-from unfoldkit.spec.resolve import ORIGIN, RUN_PLAN, RUN_SPEC, LoadedSpec, dump, load_spec, spec_hash, stored_kind
+from unfoldkit.spec.resolve import (
+    ORIGIN,
+    RUN_PLAN,
+    RUN_SPEC,
+    LoadedSpec,
+    dump,
+    load_spec,
+    name_spec,
+    spec_hash,
+    stored_kind,
+)
 
 REPORT = "report.json"
 CHECK = "check.json"
@@ -82,7 +91,7 @@ def load_request(request: Request, registry: Registry, stdin: str = "") -> Loade
     Raises:
         UnfoldError: The spec or a setting is at fault.
     """
-    return load_spec(
+    loaded = load_spec(
         request.spec,
         registry.kinds,
         settings=request.settings,
@@ -90,6 +99,7 @@ def load_request(request: Request, registry: Registry, stdin: str = "") -> Loade
         find_kind=registry.kind,
         list_settings=lambda kind: _list_target_settings(request, kind, registry.kinds),
     )
+    return replace(loaded, command_words=_spell_spec(request))
 
 
 def execute(request: Request, registry: Registry, loaded: LoadedSpec) -> tuple[Report, ExitCode]:
@@ -424,10 +434,17 @@ def _validate(result: Any, request: Request, kind: Kind) -> Report:
 
 def _complete_command(command: str, request: Request) -> str:
     """Replace SPEC in the next command by the spec of this call with its settings and its run."""
+    return name_spec(command, _spell_spec(request, with_run="--run" not in command))
+
+
+def _spell_spec(request: Request, *, with_run: bool = True) -> str:
+    """Return the words that name the spec of a call in another one; stdin has none."""
+    if request.spec == "-":
+        return "SPEC"
     words = [request.spec, *(word for setting in request.settings for word in ("--set", setting))]
-    if request.run is not None and "--run" not in command:
+    if request.run is not None and with_run:
         words += ["--run", str(request.run)]
-    return command if request.spec == "-" else re.sub(r"\bSPEC\b", lambda _: shlex.join(words), command)
+    return shlex.join(words)
 
 
 def _store_report(directory: RunDir, report: Report) -> None:

@@ -38,6 +38,7 @@ class LoadedSpec:
         plan: The plan that held the spec; empty if it was not in a plan.
         run: The folder of the run that held the spec.
         document: The file, for the positions of errors.
+        command_words: What a command names it by, with its settings; it replaces ``SPEC`` in hints.
     """
 
     kind: Kind
@@ -46,17 +47,22 @@ class LoadedSpec:
     plan: Mapping[str, Any] = field(default_factory=dict)
     run: Path | None = None
     document: Document | None = None
+    command_words: str = "SPEC"
 
     @contextmanager
     def locate_errors(self) -> Iterator[None]:
-        """Add file and line to errors of a verb that name a key."""
+        """Add file and line to errors of a verb that name a key, and the spec to the commands in their hints."""
         try:
             yield
         except UnfoldError as error:
-            if self.document is None:
-                raise
-            located = [locate(self.document, item) for item in error.diagnostics]
-            raise UnfoldError(*located, code=error.code) from error
+            located = [item if self.document is None else locate(self.document, item) for item in error.diagnostics]
+            named = (replace(item, hint=name_spec(item.hint, self.command_words)) for item in located)
+            raise UnfoldError(*named, code=error.code) from error
+
+
+def name_spec(command: str, words: str) -> str:
+    """Replace ``SPEC`` in a command by the words for the spec of this call."""
+    return re.sub(r"\bSPEC\b", lambda _: words, command)
 
 
 def load_spec(
