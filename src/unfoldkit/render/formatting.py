@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -9,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from unfoldkit.errors import escape_unprintable
-from unfoldkit.format import attach_unit, format_number
+from unfoldkit.format import attach_unit, format_money, format_number
 from unfoldkit.report import Cell, Column, Metric, Report, Table
 
 
@@ -49,6 +50,8 @@ def format_metric(item: Metric) -> str:
     """Format the value of a metric with its unit."""
     if item.value is None:
         return "not measured"
+    if item.unit.startswith("$") and math.isfinite(item.value):
+        return f"{'-' if item.value < 0 else ''}{format_money(abs(item.value))}{item.unit[1:]}"
     return attach_unit(format_number(item.value), item.unit)
 
 

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from unfoldkit.figure_data import AnyFigure
-from unfoldkit.format import attach_unit, format_number
+from unfoldkit.format import attach_unit
 from unfoldkit.render import formatting
 from unfoldkit.render.figures.description import tabulate_figure
 from unfoldkit.render.formatting import strip_controls
@@ -87,8 +87,7 @@ def _card(name: str, item: Metric) -> str:
 def _value(item: Metric) -> str:
     mark = {True: " ✓", False: " ✗", None: ""}[item.ok]
     target = f"<span>target {escape(_format_target(item))}{mark}</span>" if item.target else ""
-    value = "not measured" if item.value is None else attach_unit(format_number(item.value), item.unit)
-    return escape(value) + target
+    return escape(formatting.format_metric(item)) + target
 
 
 def _format_target(item: Metric) -> str:

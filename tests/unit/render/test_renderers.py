@@ -362,7 +362,7 @@ def test_of_many_figures_the_page_shows_those_with_a_target_first() -> None:
             "<span>TTFT p99</span><b>447 ms<span>target ≤ 500 ms ✓",
         ),
         ("cost_usd", Metric(6.95, "$", "≤ 10", ok=True), "<span>cost</span><b>$6.95<span>target ≤ $10 ✓"),
-        ("cost_per_hour", Metric(55.0, "$/h"), "<span>cost per hour</span><b>$55.0/h</b>"),
+        ("cost_per_hour", Metric(55.0, "$/h"), "<span>cost per hour</span><b>$55.00/h</b>"),
         ("wall_s", Metric(16.9, "s", "≤ 180", ok=True), "<b>16.9 s<span>target ≤ 180 s ✓"),
         ("on_time", Metric(0.9, "", "≥ 0.95", ok=False), "<b>0.900<span>target ≥ 0.95 ✗"),
         ("gpus", Metric(6), "<span>GPUs</span><b>6</b>"),
@@ -415,3 +415,10 @@ def test_no_line_of_text_begins_with_a_percent_sign() -> None:
         shown = text.render(Report(kind="k", verb="plan", name="n", verdict=Verdict.YES, headline=note, notes=(note,)))
         assert "50 %" in shown
         assert not any(line.lstrip().startswith("%") for line in shown.splitlines())
+
+
+def test_a_price_of_a_metric_is_written_as_in_sentences() -> None:
+    """A price has two decimals or, below ten cents, as many as show two digits, and never an exponent."""
+    assert formatting.format_metric(Metric(5.26e-05, "$")) == "$0.000053"
+    assert formatting.format_metric(Metric(-2e-7, "$/h")) == "-$0.00000020/h"
+    assert formatting.format_metric(Metric(12.5, "$/h")) == "$12.50/h"
