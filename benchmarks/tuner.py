@@ -311,9 +311,9 @@ def metrics(rows: list[list[Any]], equal: list[list[Any]]) -> Mapping[str, float
         cases[row[0], row[1]][row[2]] = row
     gains, peaks = [], []
     for (_, trace), rules in cases.items():
-        if trace == BURSTY or "CG-Mean" not in rules:
+        if trace == BURSTY or "coarse-grained, mean" not in rules:
             continue
-        ours, mean, peak = rules["table"], rules["CG-Mean"], rules["CG-Peak"]
+        ours, mean, peak = rules["table"], rules["coarse-grained, mean"], rules["coarse-grained, peak"]
         least = 300.0 / ours[5]
         gains.append((mean[3] / max(ours[3], least), ours[4] / mean[4]))
         peaks.append(ours[4] / peak[4])

@@ -179,14 +179,15 @@ def test_replay_compares_every_rule(tmp_path: Path) -> None:
     report = planned(GOOD, tmp_path, replay=str(trace(tmp_path, 60.0)))
     names = [row[0] for row in report.tables[0].rows]
     assert names == [
-        "fixed", "paper", "ratio", "table", "calibrated", "CG-Mean", "CG-Peak", "Ray Serve", "Ray Serve, defaults",
+        "fixed", "paper", "ratio", "table", "calibrated", "coarse-grained, mean", "coarse-grained, peak",
+        "Ray Serve", "Ray Serve, defaults",
         "Knative", "Knative, defaults",
     ]  # fmt: skip
     assert report.metrics["attainment"].value is not None
     figure = report.figures[0]
     assert isinstance(figure, StepArea)
     assert [panel.name for panel in figure.panels] == ["queries/s", "replicas", "by stage", "misses/s"]
-    assert {"CG-Peak", "Ray Serve", "Knative"} < {series.name for series in figure.panels[1].series}
+    assert {"coarse-grained, peak", "Ray Serve", "Knative"} < {series.name for series in figure.panels[1].series}
     totals, stages = figure.panels[1].series[0], figure.panels[2].series
     assert totals.y[0] == sum(series.y[0] for series in stages)
     assert totals.y[-1] == sum(series.y[-1] for series in stages)

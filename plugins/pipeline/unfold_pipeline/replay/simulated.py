@@ -103,14 +103,14 @@ def _simulate_rule(
 
 
 def _simulate_units(checker: SloChecker, live: Sample, settings: TunerSettings) -> Iterator[RuleTrace]:
-    """Yield CG-Mean and CG-Peak with AutoScale's rule; CG-Peak keeps the headroom of its plan."""
+    """Yield the coarse-grained plans with AutoScale's rule; that for the peak keeps the headroom of its plan."""
     unit = find_cheapest_unit(checker)
     if unit is None:
         return
     max_units = int(min(settings.max_replicas, limit_units(checker, unit)))
     for name, headroom, count in (
-        ("CG-Mean", 1.0, count_mean_units(checker, unit)),
-        ("CG-Peak", measure_peak_rate(checker) / checker.max_mean_rate, count_peak_units(checker, unit)),
+        ("coarse-grained, mean", 1.0, count_mean_units(checker, unit)),
+        ("coarse-grained, peak", measure_peak_rate(checker) / checker.max_mean_rate, count_peak_units(checker, unit)),
     ):
         plan = unit.replicate(min(count, max_units))
         units = scale_pipeline_units(

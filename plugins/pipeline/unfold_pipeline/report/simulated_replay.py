@@ -19,9 +19,16 @@ from unfoldkit.api import Cell, Column, Metric, Panel, Report, Series, StepArea,
 
 TRAFFIC_BINS = 400
 MIN_ATTAINMENT = 0.99
-DRAWN_RULES = ("CG-Peak", "Ray Serve", "Knative")
+DRAWN_RULES = ("coarse-grained, peak", "Ray Serve", "Knative")
 """Baselines with tuned settings; the figure shows their replicas."""
-COMPARED_RULES = ("CG-Mean", "CG-Peak", "Ray Serve", "Ray Serve, defaults", "Knative", "Knative, defaults")
+COMPARED_RULES = (
+    "coarse-grained, mean",
+    "coarse-grained, peak",
+    "Ray Serve",
+    "Ray Serve, defaults",
+    "Knative",
+    "Knative, defaults",
+)
 
 
 def build_replay_report(problem: Problem, live: Sample, rules: Sequence[RuleTrace]) -> Report:
