@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from plugins.placement.tests.fairness import compute_fairness_error
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Node, Task
 from unfold_placement.policies.registry import CLASSES, PolicyRule, build_policies
 from unfold_placement.schema.policies import PolicySpec
 from unfold_placement.simulation.audit import find_violations
-from unfold_placement.simulation.metrics import compute_fairness_error
 from unfold_placement.simulation.simulator import SimulationResult, collect_result, prepare_simulation, run_simulation
 from unfold_placement.workload.build import policy_rules
 from unfold_placement.workload.tables import openb_nodes, openb_tasks

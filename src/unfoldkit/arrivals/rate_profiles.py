@@ -17,29 +17,27 @@ PIECES = 100
 PIECE_S = 30.0
 
 
-def ramp(low: float, high: float, count: int = PIECES) -> FloatArray:
+def ramp(low: float, high: float) -> FloatArray:
     """Return rates that climb linearly from ``low`` to ``high``."""
-    return np.linspace(low, high, count)
+    return np.linspace(low, high, PIECES)
 
 
-def spike(base: float, peak: float, count: int = PIECES, *, start: float = 0.5, width: float = 0.1) -> FloatArray:
-    """Return ``base`` with a plateau of ``peak``; ``start`` and ``width`` are fractions of the profile."""
-    position = np.arange(count) / count
-    return np.where((position >= start) & (position < start + width), peak, base)
+def spike(base: float, peak: float) -> FloatArray:
+    """Return ``base`` with a plateau of ``peak`` that begins halfway and lasts a tenth of the profile."""
+    position = np.arange(PIECES) / PIECES
+    return np.where((position >= 0.5) & (position < 0.5 + 0.1), peak, base)
 
 
-def sines(
-    low: float, high: float, count: int = PIECES, *, periods: float = 2.0, ripple: float = 0.0, ripples: float = 10.0
-) -> FloatArray:
+def sines(low: float, high: float, *, periods: float = 2.0, ripple: float = 0.0, ripples: float = 10.0) -> FloatArray:
     """Return a sine between ``low`` and ``high``, with a faster sine of relative height ``ripple`` added."""
-    position = np.arange(count) / count
+    position = np.arange(PIECES) / PIECES
     wave = np.sin(2 * np.pi * periods * position) + ripple * np.sin(2 * np.pi * ripples * position)
     return low + (high - low) * (wave / (1 + ripple) + 1) / 2
 
 
-def plateaus(levels: tuple[float, ...], count: int = PIECES) -> FloatArray:
+def plateaus(levels: tuple[float, ...]) -> FloatArray:
     """Return equally long plateaus at the given levels."""
-    return np.array([levels[min(len(levels) - 1, index * len(levels) // count)] for index in range(count)])
+    return np.array([levels[min(len(levels) - 1, index * len(levels) // PIECES)] for index in range(PIECES)])
 
 
 AUTOSCALE_LIKE: Mapping[str, Callable[[], FloatArray]] = MappingProxyType(

@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import cluster, job, places, policy, run, some_tasks, starts
+from plugins.placement.tests.fairness import compute_fairness_error
 from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import (
     BEGAN,
@@ -31,7 +32,6 @@ from unfold_placement.core.types import (
 )
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.audit import find_violations
-from unfold_placement.simulation.metrics import compute_fairness_error
 from unfold_placement.simulation.simulator import simulate
 
 GANG: dict[str, Any] = {"gang": {}}

@@ -129,12 +129,6 @@ class QuotaNode:
             remaining -= node.local_available(key)
         return self.root.height, False
 
-    def subtree_queues(self) -> Iterator[QuotaNode]:
-        """Yield all ClusterQueues below it."""
-        yield from self.queues
-        for child in self.cohorts:
-            yield from child.subtree_queues()
-
 
 def build_quota_tree(queues: Mapping[str, ClusterQueue], cohorts: Mapping[str, Cohort]) -> dict[str, QuotaNode]:
     """Build the tree, and return the nodes of the ClusterQueues by name. A cohort without a definition has no quota.
