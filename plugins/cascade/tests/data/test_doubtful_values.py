@@ -45,7 +45,7 @@ def test_temperatures_in_two_units_are_found() -> None:
     fahrenheit = (1.8 * celsius + 32).round(1)
     mixed = np.where(np.arange(2000) % 4, celsius, fahrenheit)
     assert find_doubts({"t": mixed}) == (Doubt("t", None, pytest.approx(0.25)),)
-    assert "°C and °F (25%)" in doubtful_values(find_doubts({"t": mixed}))[0]
+    assert "°C and °F (25 %)" in doubtful_values(find_doubts({"t": mixed}))[0]
     other = np.where(np.arange(2000) % 2, celsius, celsius + 55)
     assert find_doubts({"c": celsius, "f": fahrenheit, "other": other}) == ()
 
@@ -68,7 +68,7 @@ def test_two_units_of_one_quantity_are_found(
     first, second = values.round(digits), (ratio * values).round(digits)
     (doubt,) = find_doubts({"x": np.where(np.arange(3000) % 4, first, second)})
     assert (doubt.units, doubt.share) == (units, pytest.approx(0.25, abs=0.01))
-    assert f'"x" seems to hold {units} (25%)' in doubtful_values([doubt])[0]
+    assert f'"x" seems to hold {units} (25 %)' in doubtful_values([doubt])[0]
     assert find_doubts({"first": first, "second": second}) == ()
 
 

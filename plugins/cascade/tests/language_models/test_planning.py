@@ -559,7 +559,7 @@ def test_failed_calls_of_the_reference_are_counted(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("\n".join([head, *rows]) + "\n")
     part = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "b", base=tmp_path))
     notes = [text for name, text in part.lines if name == "note"]
-    assert "gave no answer to 12 of 1,200 requests (1%), which count as wrong" in "".join(notes)
+    assert "gave no answer to 12 of 1,200 requests (1 %), which count as wrong" in "".join(notes)
     assert not any("gave no answer" in text for _, text in whole.lines)
 
 
