@@ -1,10 +1,10 @@
 """The planners on the four pipelines of ``configs/pipeline`` over rate, burstiness and target.
 
 Every point has 100,000 queries. A proof may simulate 1e8 queries of a stage, so that all points take some minutes.
-Latencies are those of this project's study, not the paper's: the ratio to CG-Peak is of these pipelines. It is the
-product of three: ``burst``, the units for the peak over the fewest that keep the target; ``unit``, those over the
-cheapest plan on the unit's hardware, where each stage has its own batch and count; ``hardware``, that over the cheapest
-plan on any hardware.
+Latencies are those of this project's study, not the paper's: the ratio to the coarse-grained peak plan is of these
+pipelines. It is the product of three: ``burst``, the units for the peak over the fewest that keep the target;
+``unit``, those over the cheapest plan on the unit's hardware, where each stage has its own batch and count;
+``hardware``, that over the cheapest plan on any hardware.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
 def _where(row: list[Any]) -> str:
     parts = " x ".join(f"{name} {row[COLUMNS.index(name)]:.2f}" for name in FACTORS)
     place = f"{row[0]} at {row[1]:g}/s, scv {row[2]:g}, target {row[3] * 1e3:.0f} ms"
-    return f"largest ratio to CG-Peak: {place} = {parts}"
+    return f"largest ratio to the coarse-grained peak plan: {place} = {parts}"
 
 
 def spec_of(name: str) -> PipelineSpec:
