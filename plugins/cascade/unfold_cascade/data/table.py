@@ -219,7 +219,7 @@ def frame_of_file(path: Path) -> Frame:
         raise user_error(f"{path.name} is YAML, not a table", key="data.path", file="", hint=hint)
     frame = _find_reader(path)(path)
     if any(str(values[0]).startswith(PROMPTFOO_VERDICTS) for values in frame.columns.values() if len(values)):
-        message = f"{path.name} is a table of promptfoo, whose cells join verdict and answer"
+        message = f"{path.name} is a table of promptfoo: its cells join verdict and answer"
         raise user_error(message, key="data.path", file="", hint=PROMPTFOO_JSON)
     if {"doc_id", "filtered_resps"} <= frame.columns.keys():
         message = f"{path.name} holds the samples of one model"

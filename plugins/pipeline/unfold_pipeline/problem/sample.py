@@ -56,7 +56,7 @@ class Sample:
 
 
 WINDOWS = 4
-"""Windows in each block of a trace, whose queries show how the rate varies."""
+"""Windows in each block of a trace: their queries show how the rate varies."""
 FAR_LAG = 16
 """Windows after which a rate that wanders is compared with itself."""
 NOISE_FACTOR = 1.5

@@ -94,7 +94,7 @@ def describe_confident_share(kept: int, draws: int, lower_bound: float, extra_co
 
 
 def describe_wandering(limit: float) -> str:
-    """Return the share that a trace supports whose rate wanders, as few of its stretches are independent."""
+    """Return the share that a trace of a wandering rate supports, as few of its stretches are independent."""
     return f"the rate of the trace wanders: a trace of this length supports a share of at most {limit * 100:.0f} %"
 
 
