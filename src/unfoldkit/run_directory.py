@@ -168,7 +168,7 @@ class RunDir:
             raise user_error(
                 "the file was changed after it was written: its SHA-256 does not match the manifest",
                 file=str(self._resolve(name)),
-                hint="delete the file or the run, and train again",
+                hint="delete the file or the run, and repeat the verb that wrote it",
             )
         return data
 
@@ -218,7 +218,7 @@ class RunDir:
                 return entries
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
-        raise user_error("the manifest is damaged", file=str(path), hint="delete the run and train again")
+        raise user_error("the manifest is damaged", file=str(path), hint="delete the run and begin it again")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

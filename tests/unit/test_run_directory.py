@@ -52,6 +52,8 @@ def test_a_changed_file_is_refused_by_name(run: RunDir) -> None:
     with pytest.raises(UnfoldError, match=r"model\.json: the file was changed") as caught:
         run.read("model.json")
     assert caught.value.code is ExitCode.USAGE
+    # kinds without a training verb store files too
+    assert caught.value.diagnostics[0].hint == "delete the file or the run, and repeat the verb that wrote it"
 
 
 def test_a_file_that_is_not_listed_does_not_count(run: RunDir) -> None:
