@@ -128,7 +128,7 @@ def require_packages(user: str, *modules: str, file: str = "", key: str = "") ->
 
 
 def explain_missing_package(
-    error: ModuleNotFoundError, extra: str | None = None, *, owner: str = "unfoldkit", user: str = ""
+    error: ModuleNotFoundError, extra: str | None = None, *, owner: str = "unfoldkit"
 ) -> UnfoldError:
     """Return the error for a package that is not installed, with the command that installs it.
 
@@ -136,10 +136,9 @@ def explain_missing_package(
         error: What the import raised.
         extra: The extra that brings the package; by default the smallest extra of unfoldkit that has it.
         owner: The distribution with the extra.
-        user: What needs the package; empty for the command as a whole.
     """
     name = str(error.name).partition(".")[0]
-    return _missing_package(name, extra or find_extra(name), owner, user=user or "this")
+    return _missing_package(name, extra or find_extra(name), owner, user="this")
 
 
 @contextmanager

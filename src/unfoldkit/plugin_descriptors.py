@@ -143,7 +143,7 @@ def resolve(reference: str, *, extra: str | None = None) -> Any:
             message = f"{reference}: there is no module {error.name}"
             raise internal_error(message, hint=REPORT_TO_AUTHORS) from error
         owner = _distribution_with(reference, extra) if extra else "unfoldkit"
-        raise explain_missing_package(error, extra, owner=owner, user=reference) from error
+        raise explain_missing_package(error, extra, owner=owner) from error
     except AttributeError as error:
         module, _, name = reference.partition(":")
         if error.obj is not sys.modules.get(module):

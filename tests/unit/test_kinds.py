@@ -21,8 +21,8 @@ def test_a_reference_leads_to_its_object() -> None:
 
 @pytest.mark.parametrize(("extra", "hint"), [("ray", install_command("ray")), (None, "pip install it")])
 def test_a_missing_package_is_the_callers_fault(extra: str | None, hint: str) -> None:
-    """A package that is not installed is reported with the extra that brings it."""
-    with pytest.raises(UnfoldError, match="'nonesuch'") as caught:
+    """A package that is not installed is reported with the extra that brings it, without the module of the plugin."""
+    with pytest.raises(UnfoldError, match=r"^this needs the package 'nonesuch'") as caught:
         resolve("nonesuch.module:thing", extra=extra)
     assert caught.value.code is ExitCode.USAGE
     assert caught.value.diagnostics[0].hint == hint
