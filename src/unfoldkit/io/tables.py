@@ -178,10 +178,33 @@ def csv_lines(text: Iterable[str], width: int = 0) -> Iterator[tuple[int, list[s
     stated = _SEPARATOR.fullmatch(first)
     second = "" if stated else next(lines, "")
     separator = stated[1] if stated else _find_separator(first, second, width)
-    reader = csv.reader(lines if stated else itertools.chain([first, second], lines), delimiter=separator, strict=True)
-    for cells in reader:
+    table = lines if stated else itertools.chain([first, second], lines)
+    for line, cells in _split_bars(table) if separator == "|" else _split_quoted(table, separator):
         if cells:
-            yield reader.line_num + bool(stated), cells if separator == "," else [_use_point(cell) for cell in cells]
+            yield line + bool(stated), cells if separator == "," else [_use_point(cell) for cell in cells]
+
+
+def _split_quoted(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    for cells in reader:
+        yield reader.line_num, cells
+
+
+def _split_bars(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and cells of each row between bars.
+
+    Slurm's ``sacct -P`` does not quote: a name that begins with a quote ends at the bar, if this gives as many cells as
+    the first row has. Otherwise the quote opens a cell that may hold bars and line breaks.
+    """
+    number = width = 0
+    for line in lines:
+        cells, read = line.rstrip("\r\n").split("|"), 1
+        if '"' in line and (len(cells) != width or _count_cells(line, "|")):
+            reader = csv.reader(itertools.chain([line], lines), delimiter="|", strict=True)
+            cells = next(reader, [])
+            read = reader.line_num
+        number, width = number + read, width or len(cells)
+        yield number, cells if cells != [""] else []
 
 
 def _find_separator(first: str, second: str, width: int) -> str:

@@ -166,6 +166,18 @@ def test_the_separator_is_the_one_that_both_first_lines_share(tmp_path: Path, te
     assert [dict(row.cells) for row in csv_rows(tmp_path / "a.csv")] == [cells]
 
 
+def test_quotes_in_names_between_bars_join_no_rows(tmp_path: Path) -> None:
+    """Slurm writes names as they are; a quoted cell of any other program may hold bars and line breaks."""
+    path = tmp_path / "jobs.csv"
+    path.write_text('id|name|n\n1|"a|10\n2|b"|20\n\n3|"c" d|30\n4|"e\nf|g"|40\n5|"g"|50\n6||60\n')
+    assert [(row.line, row["name"], row["n"]) for row in csv_rows(path)] == [
+        (2, '"a', "10"), (3, 'b"', "20"), (5, '"c" d', "30"), (7, "e\nf|g", "40"), (8, "g", "50"), (9, "", "60")
+    ]  # fmt: skip
+    path.write_text('id|name|n\n1|"a|b|10\n2|c|20\n')
+    with pytest.raises(UnfoldError, match="unexpected end of data"):
+        list(csv_rows(path))
+
+
 @pytest.mark.parametrize("text", ["=cmd|'/C calc'!A0", "+SUM(A1)", "-2+3", "@SUM(A1)", "\t=1", "\uff1d1"])
 def test_formulas_become_texts(text: str) -> None:
     """A name from someone else's trace runs nothing in the spreadsheet that opens an export."""
