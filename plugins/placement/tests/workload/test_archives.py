@@ -189,7 +189,12 @@ SACCT = "JobID      Submit\n---------- -------------------\n1          2026-01-1
         ("\nAccounting information about jobs that are: \n  - submitted by all users.\n", "it is output of bhist"),
         (" ID     OWNER          SUBMITTED   RUN_TIME     ST COMPLETED   CMD\n", "it is output of HTCondor"),
         ("apiVersion: batch.volcano.sh/v1alpha1\nkind: Job\n", "trace: kubectl"),
-        ("when,who\n1,2\n", "it has when, who"),
+        ("name,cpu_milli,memory_mib\np,1000,1024\n", "trace: openb"),
+        ('{"time": "0", "type": "0", "collection_id": "1"}\n', "it has events of Google's trace"),
+        (
+            "when,who\n1,2\n",
+            "it has when, who; table: {columns: ...} maps others, see docs/reference/placement-files.md",
+        ),
     ],
 )
 def test_a_log_that_is_no_table_is_recognized(tmp_path: Path, text: str, hint: str) -> None:

@@ -262,11 +262,16 @@ def test_jobs_outside_a_part_of_a_trace_count_as_none_where_the_spec_says_so(tmp
 
 @pytest.mark.parametrize(
     ("head", "columns"),
-    [("CPU,num_gpus,note", "{cpu: CPU, gpu: num_gpus}"), ("cpu,num_gpus,note", ""), ("rank,node,note", "")],
+    [
+        ("CPU,num_gpus,note", "{cpu: CPU, gpu: num_gpus}"),
+        ("cpu,num_gpus,note", "{gpu: num_gpus}"),
+        ("cpu,note,gpu_type", ""),
+        ("rank,node,note", ""),
+    ],
 )
 def test_amounts_under_other_names_are_reported(tmp_path: Path, head: str, columns: str) -> None:
-    """Where no column is read, every task starts at once, and the plan would say yes."""
+    """Without its GPUs a task starts at once, and the plan would say yes; the type of a GPU is no amount."""
     warnings = list[str]()
-    path = write_csv(tmp_path, f"task,arrival,run,{head}\na,0,5,4,2,1\n")
+    path = write_csv(tmp_path, f"task,arrival,run,{head}\na,0,5,4,2,V100\n")
     assert len(list(csv_tasks(path, warn=warnings.append))) == 1
     assert [line.rpartition("(columns: ")[2] for line in warnings] == ([f"{columns} maps them)"] if columns else [])

@@ -185,9 +185,9 @@ def mixed_zones_line(file: str) -> str:
 
 
 def unread_amounts_line(file: str, columns: Mapping[str, str]) -> str:
-    """Return the line about a table without amounts in which other columns, by kind, look like amounts."""
+    """Return the line about kinds of which a table has no amounts, with the columns by kind that look like amounts."""
     named = ", ".join(f"{kind}: {column}" for kind, column in columns.items())
-    unread = f"{file}: no task demands anything, because {', '.join(columns.values())} are not read"
+    unread = f"{file}: no task demands {' or '.join(columns)}; {', '.join(columns.values())} may be amounts"
     return f"{unread} (columns: {{{named}}} maps them)"
 
 

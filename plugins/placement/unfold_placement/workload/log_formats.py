@@ -30,6 +30,8 @@ HINTS: Mapping[str, str] = {
     r"\s*[\[{][\s\S]*\"attempts\"": "it is a log of Philly: trace: philly",
     r"\s*[\[{][\s\S]*\"apiVersion\"": "it is output of kubectl: trace: kubectl",
     r"\s*[\[{][\s\S]*\"task_id\"": "it is output of ray list tasks: trace: ray",
+    r"\s*[\[{][\s\S]*\"collection_id\"": f"it has events of Google's trace: {PAGE} has a command",
+    r"(?:\w+,)*cpu_milli,": "it is in the form of Alibaba's openb: trace: openb",
     r"(?!\s*[\[{])(?:#.*\n)*(?:[^:\n]*:){40,}": f"it is an accounting log of Grid Engine: {PAGE} has its head",
     r"SQLite format 3": "it is a database: sqlite3 -csv -header FILE 'SELECT * FROM TABLE' prints a table",
 }
@@ -49,4 +51,9 @@ def add_format_hint(error: UnfoldError, path: Path) -> UnfoldError:
     except UNREADABLE:
         return error
     hint = next((hint for pattern, hint in HINTS.items() if re.match(pattern, beginning)), "")
-    return UnfoldError(*(replace(item, hint=hint) for item in error.diagnostics)) if hint else error
+    return UnfoldError(*(replace(item, hint=hint or _add_mapping(item.hint)) for item in error.diagnostics))
+
+
+def _add_mapping(hint: str) -> str:
+    """Return a hint that lists the columns of a table with how to map them, and any other as it is."""
+    return f"{hint}; table: {{columns: ...}} maps others, see {PAGE}" if re.match(r"it has (?!.*JSON)", hint) else hint

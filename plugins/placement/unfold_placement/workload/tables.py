@@ -33,6 +33,8 @@ MAX_NUMBER = 1e9
 """Largest amount of an openb file."""
 _SLURM_STEP = re.compile(r"(.*)\.(?:batch|extern|interactive)|(\d+(?:[_+]\d+)?)\.\d+")
 """A step of a Slurm job, which has a row of its own unless ``sacct`` has ``-X``; those of ``srun`` have numbers."""
+_AMOUNT = re.compile(r"0*[1-9.][\d.]*\s*(?:m|[kKMGT]i?)?B?")
+"""A positive number, with or without a unit, of a column that looks like an amount."""
 _HOST_LIST = re.compile(r"\[\d+[-,][\d,-]*\]")
 """Part of a list of nodes, such as ``gpu[01-04,7]``; a virtual node of PBS has one number in its brackets."""
 SLURM_JOB_COLUMNS = ("JobID", "JobIDRaw")
@@ -226,14 +228,23 @@ def _read_demands(row: CsvRow, columns: Columns, parts: int) -> list[dict[str, i
 
 
 def _find_unread_amounts(rows: Sequence[CsvRow], columns: Columns) -> dict[str, str]:
-    """Return the columns that look like amounts, by kind, of a file without any amount under its own name."""
-    kinds = (*AMOUNT_COLUMNS, *columns.resources)
-    if not rows or any(kind in rows[0].cells or kind in columns.missing for kind in kinds):
+    """Return the columns with numbers that look like amounts, by the kind that no column of the file has.
+
+    None if the spec says where amounts are, or what missing ones are.
+    """
+    if (
+        not rows
+        or columns.resources
+        or any(kind in columns.names or kind in columns.missing for kind in AMOUNT_COLUMNS)
+    ):
         return {}
     used = {source for sources in columns.names.values() for source in sources}
-    unused = [name for name in rows[0].cells if name not in used]
-    alike = {kind: next((name for name in unused if kind[:3] in name.lower()), "") for kind in AMOUNT_COLUMNS}
-    return {kind: name for kind, name in alike.items() if name}
+    unused = [name for name in rows[0].cells if name not in {*AMOUNT_COLUMNS, *used}]
+    unread = {}
+    for kind in AMOUNT_COLUMNS:
+        alike = [name for name in unused if kind[:3] in name.lower()] if kind not in rows[0].cells else []
+        unread[kind] = next((name for name in alike if any(_AMOUNT.fullmatch(row[name]) for row in rows)), "")
+    return {kind: name for kind, name in unread.items() if name}
 
 
 def _read_count(row: CsvRow, column: str) -> int:
