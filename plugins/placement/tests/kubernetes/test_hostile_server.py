@@ -245,8 +245,10 @@ def test_an_overloaded_server_is_asked_again_within_bounds(after: str, monkeypat
     assert 0.1 <= pauses[0] <= 10.0
 
 
-def test_a_refused_gang_is_never_opened_in_part(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
-    """One pod that may not be patched: the dry run finds it, with a pause in between, and the log gives the reason."""
+def test_a_refused_gang_is_never_opened_in_part(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pod that may not be patched: the dry run finds it, with a pause in between; log and status say why."""
     cluster.server.fault = lambda method, path, _: Fault(403) if method == "PATCH" and "second-3" in path else None
     before = cluster.server.count("PATCH")
     with caplog.at_level(logging.WARNING, "unfoldkit"):
@@ -258,8 +260,11 @@ def test_a_refused_gang_is_never_opened_in_part(cluster: Cluster, caplog: pytest
     assert cluster.server.count("PATCH", "second-3") >= 2
     assert cluster.server.count("PATCH") - before <= 60
     assert any("were not opened, the first because of 403" in record.message for record in caplog.records)
+    await_true(lambda: "were not opened, the first because of 403" in read_status(cluster.thread.loop).error)
     cluster.server.fault = lambda *_: None
     cluster.await_open("second", 4)
+    monkeypatch.setattr(writer, "REFUSAL_SHOWN_S", 0.0)
+    await_true(lambda: not read_status(cluster.thread.loop).error)
 
 
 def is_opening(method: str, path: str, name: str) -> bool:

@@ -107,6 +107,10 @@ class KubernetesBackend:
         """Return the request that has waited longest for an answer."""
         return self.api.describe_wait()
 
+    def describe_refusal(self) -> str:
+        """Return the write that the server refused last, while it is tried again."""
+        return self.writer.recent_refusal()
+
     def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
         """Return the policies for kube-scheduler's own rules; limits of domains only where a pod has any."""
         has_limits = bool(self.informer.repelling) or any(map(has_domain_limits, tasks))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 1.0
 """Pauses after openings that the server refused, doubled from one to the next."""
 WORKLOAD_RETRY_S = 5.0
 """Pause before a workload that the server refused to resume is tried again."""
+REFUSAL_SHOWN_S = 2 * WORKLOAD_RETRY_S
+"""A refusal that was not repeated for so long is over: every refused write is tried again sooner."""
 RETRY_S = 0.05
 """Pause before a failed opening is sent again, doubled from one to the next."""
 NO_REHEARSAL = "does not support dry run"
@@ -62,6 +65,7 @@ class Writer:
         config: The ConfigMap as last seen.
         refusals: Consecutive rounds in which the server refused to open a gate.
         last_refusal: The last error of a write that was logged.
+        refused_at_s: When it was repeated last, by the monotonic clock.
         replaced: Tasks of pods that others have replaced or are about to, by the pod's name, until it is deleted.
         next_retry_s: When refused workloads are tried again, by the monotonic clock.
     """
@@ -73,6 +77,7 @@ class Writer:
     config: Body = field(default_factory=dict)
     refusals: int = 0
     last_refusal: str = ""
+    refused_at_s: float = -math.inf
     replaced: dict[str, str] = field(default_factory=dict)
     next_retry_s: float = 0.0
 
@@ -148,6 +153,10 @@ class Writer:
         """Pause, twice as long after each refusal to open a gate, for a second at most."""
         if self.refusals:
             time.sleep(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.refusals, 10)))
+
+    def recent_refusal(self) -> str:
+        """Return the last error of a write that is still tried again; empty for none."""
+        return self.last_refusal if time.monotonic() - self.refused_at_s < REFUSAL_SHOWN_S else ""
 
     def recreate_pods(self, lost: Sequence[LostTask], by: str) -> list[LostTask]:
         """Create gated pods for tasks that lost their place, and then delete the old pods.
@@ -384,7 +393,7 @@ class Writer:
     def _log_refusal(self, text: str) -> None:
         if text != self.last_refusal:
             logging.getLogger("unfoldkit").warning("%s", text)
-        self.last_refusal = text
+        self.last_refusal, self.refused_at_s = text, time.monotonic()
 
     def _replace_outdated(self, body: Body, start: Start, by: str) -> Body:
         """Create a pod again that requests what an earlier policy offered; requests of a pod cannot be changed."""

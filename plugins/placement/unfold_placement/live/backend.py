@@ -109,6 +109,9 @@ class Backend(Protocol):
     def describe_wait(self) -> str:
         """Return for which answer of the cluster this handle has waited longest; empty for none. Other threads ask."""
 
+    def describe_refusal(self) -> str:
+        """Return what the cluster refused within the last seconds, and why; empty for nothing."""
+
     def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
         """Return policies for the rules of the cluster's own scheduler, as far as some tasks need them."""
 

@@ -37,6 +37,10 @@ class LocalBackend:
         """Return nothing: it never waits for another."""
         return ""
 
+    def describe_refusal(self) -> str:
+        """Return nothing: it refuses nothing."""
+        return ""
+
     def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
         """Return nothing: the cluster has no rules besides the policies."""
         del tasks

@@ -54,7 +54,7 @@ class Status:
         running_tasks: Task, node and elapsed seconds of every running task.
         resources: Name, node, amount and owner of every ephemeral resource.
         nodes: Names of the nodes that are up.
-        error: Why no decision is made; empty once one was made. The rest is then what the last one left.
+        error: Why no decision is made, and the rest is what the last one left; or what the cluster refuses of it.
         decided_s: Seconds since the last decision; None before the first.
     """
 
@@ -92,6 +92,7 @@ def read_status(loop: ControlLoop) -> Status:
             running_tasks=tuple((task.name, node, view.now - start) for task, node, start in view.running()),
             resources=tuple(_resource_row(entry) for entry in entries),
             nodes=tuple(node.name for node in view.nodes),
+            error=loop.backend.describe_refusal(),
             decided_s=_age_s(loop),
         )
     finally:

@@ -47,6 +47,10 @@ class RayBackend:
         """Return nothing: every call has a limit and names what it awaited."""
         return ""
 
+    def describe_refusal(self) -> str:
+        """Return nothing: the coordinator raises what it refuses."""
+        return ""
+
     def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
         """Return nothing: the cluster has no rules besides the policies."""
         del tasks
