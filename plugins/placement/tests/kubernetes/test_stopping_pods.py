@@ -151,6 +151,24 @@ def test_room_is_computed_while_nothing_changes() -> None:
         assert all(has_lock)
 
 
+def test_a_unit_waits_until_its_stopped_pods_exist_again() -> None:
+    """What the server refuses to create again is still on its node, and would count as the next attempt's pod."""
+    informer = Informer(Api(None, NAMESPACE), SCOPE, StateStore(lambda: 0.0), 0.0)  # type: ignore[arg-type]
+    queue = gate_queue.GateQueue(informer)
+    for name in ("a-0", "b-0"):
+        record = informer.store.records[name] = Record(Task(name, {}, 1.0), state=kinds.RUNNING, node="n0", attempt=2)
+        body = pods.gated_pod(record.task, (), SCOPE, 0.0)
+        body["spec"].update(schedulingGates=[], nodeName="n0")
+        informer.bodies[f"{name}-0"], informer.current[name] = body, f"{name}-0"
+        queue.add([Start(name, "n0")], [record])
+    queue.held = frozenset({"a-0"})
+    assert [request.first_task for request in queue.list_ready()] == ["b-0"]
+    queue.take_ready()
+    assert [request.first_task for request in queue.queue] == ["a-0"]
+    queue.held = frozenset()
+    assert queue.has_ready()
+
+
 def test_the_cost_of_room_grows_with_the_pods_and_not_with_their_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A preempted gang of hundreds ends while as many tasks wait: each task is compared with the pods of its node."""
     looked_up: list[str] = []

@@ -426,6 +426,7 @@ class KubernetesBackend:
         recreated = {task for task, _ in self.lost_tasks} - {task for task, _ in refused}
         self.informer.opening.difference_update(recreated)
         self.lost_tasks = refused
+        self.gate_queue.held = frozenset(task for task, _ in refused)
 
     def _open_gates(self, requests: Sequence[GateRequest], rehearsed: Outcomes) -> None:
         """Open the gates of units; if one gate of a unit cannot be opened, the unit is gated again."""
@@ -451,6 +452,7 @@ class KubernetesBackend:
         """Discard unwritten decisions: the pods show where tasks are."""
         self.gate_queue.clear()
         self.lost_tasks, self.has_gangs = [], False
+        self.gate_queue.held = frozenset()
         self.informer.revert_unwritten()
 
 

@@ -50,6 +50,7 @@ class GateQueue:
         units: Attempts of the tasks of each unit, by its first task.
         opened_at_s: When the gates of each opened unit were opened, in seconds.
         queue: Units with closed gates.
+        held: Tasks whose stopped pod is not created again yet: what is on the node is their last attempt.
     """
 
     informer: Informer
@@ -57,6 +58,7 @@ class GateQueue:
     units: OpeningUnits = field(default_factory=dict)
     opened_at_s: dict[str, float] = field(default_factory=dict)
     queue: deque[GateRequest] = field(default_factory=deque)
+    held: frozenset[str] = frozenset()
 
     def add(self, unit: Sequence[Start], records: Sequence[Record]) -> None:
         """Enqueue a started unit."""
@@ -132,6 +134,8 @@ class GateQueue:
         with self.informer.store.changed:
             stopping = list_stopping(self.informer)
         for request in self.queue:
+            if not self.held.isdisjoint(request.attempts):
+                continue
             unit = self._list_unsettled(request)
             if (in_flight or ready) and in_flight + len(ready) + len(unit) > self.max_in_flight:
                 return
