@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from plugins.pipeline.tests.engine.test_cluster import step_times
 from unfold_pipeline.engine.hardware.gpu import KvCache
+from unfold_pipeline.engine.planner import analysis
 from unfold_pipeline.engine.planner.bounds import bound_replicas, measure_peak_work
 from unfold_pipeline.engine.planner.problem import (
     EngineOption,
@@ -19,7 +22,9 @@ from unfold_pipeline.engine.planner.problem import (
     percentile,
 )
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, find_cheapest_engines
-from unfold_pipeline.engine.simulation.workload import build_requests
+from unfold_pipeline.engine.simulation.cluster import EngineCluster
+from unfold_pipeline.engine.simulation.engine_inputs import EngineLimits
+from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 from unfold_pipeline.engine.step_times.interval import CalibrationGroup, StepInterval, compute_interval
 
 INTERVAL = StepInterval(source="tables", groups=4, low=0.8, high=1.2)
@@ -143,3 +148,21 @@ def test_the_interval_widens_with_the_spread_between_groups() -> None:
     assert (low, high) == (pytest.approx(np.exp(-0.1)), pytest.approx(np.exp(0.1)))
     assert compute_interval(apart)[1] > 1.4 > high
     assert compute_interval(apart, 0.99)[1] > compute_interval(apart)[1]
+
+
+@pytest.mark.parametrize("seed", range(40, 52))
+def test_load_is_recorded_without_a_prefix_cache_that_finds_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The load equals that with the prefix cache, and time does not grow with the blocks of prompts."""
+    problem, caches = draw_problem(seed), []
+
+    def build_cluster(requests: EngineRequests, limits: EngineLimits, *args: Any, **kinds: Any) -> EngineCluster:
+        caches.append(limits.prefix_cache)
+        return EngineCluster(requests, replace(limits, prefix_cache=True), *args, **kinds)
+
+    outcome = evaluate(problem, EngineConfig(option=0, replicas=2, budget=64, max_seqs=32), complete=True)
+    load = analysis.record_load(problem, outcome)
+    monkeypatch.setattr(analysis, "EngineCluster", build_cluster)
+    cached = analysis.record_load(problem, outcome)
+    assert caches == [problem.requests.is_shared or outcome.run.preemptions > 0]
+    for name in ("kv_share", "running", "waiting"):
+        np.testing.assert_array_equal(getattr(load, name), getattr(cached, name))

@@ -154,6 +154,9 @@ def record_load(problem: EngineProblem, outcome: Outcome) -> LoadSeries:
     config = outcome.config
     option, arrivals = problem.options[config.option], problem.requests.arrival_s
     limits = build_limits(problem, option, config.budget, config.max_seqs)
+    if not problem.requests.is_shared and not outcome.run.preemptions:
+        # nothing is found in a prefix cache, and its blocks would cost time
+        limits = replace(limits, prefix_cache=False)
     cluster = EngineCluster(
         problem.requests,
         limits,
