@@ -16,7 +16,10 @@ from unfold_pipeline.planner import planner
 from unfold_pipeline.planner.bounds import build_replica_bounds
 from unfold_pipeline.planner.greedy import plan_greedily
 from unfold_pipeline.problem.pipeline import Edge, Pipeline, Plan, Stage, StageConfig
-from unfold_pipeline.problem.problem import SearchBudget
+from unfold_pipeline.problem.problem import SearchBudget, TunerSettings
+from unfold_pipeline.replay.simulated import simulate_rules
+from unfold_pipeline.tuner.envelope_rule import build_scaling_context
+from unfold_pipeline.tuner.table_rule import build_context_table
 from unfoldkit.api import Report, Verdict
 
 
@@ -92,6 +95,37 @@ def test_branches_equal_brute_force(seed: int) -> None:
     assert isinstance(outcome, planner.Solution)
     assert is_survivor(checker, outcome.plan)
     assert outcome.hourly_cost == pytest.approx(find_least_cost(checker, outcome.hourly_cost))
+
+
+def plan_two_stages(rate: float = 40.0) -> tuple[SloChecker, Plan]:
+    """Return the plan of two stages that survives a loss, and its checker."""
+    cpu = (option("cpu", 1.0, 0.02, 0.01, top=4),)
+    pipeline = Pipeline((Stage("a", (), cpu), Stage("b", (Edge(0, 0.6),), cpu)))
+    checker = replace(build_checker(pipeline, 0.25, rate=rate, seed=3, seconds=20.0), spares=1)
+    outcome = planner.find_plan(checker, SearchBudget(), ignore_progress)
+    assert isinstance(outcome, planner.Solution)
+    return checker, outcome.plan
+
+
+def test_rows_of_the_tuner_survive_a_loss() -> None:
+    """The row at the rate of the plan meets the SLO after each loss, and no row leaves a stage without a spare."""
+    checker, plan = plan_two_stages()
+    context = build_scaling_context(checker.pipeline, plan, checker.samples, checker.slo_s, checker.spares)
+    table = build_context_table(context, TunerSettings())
+    row = table.factors.index(1.0)
+    pairs = zip(table.batches[row], table.replicas[row], strict=True)
+    assert is_survivor(checker, tuple(StageConfig(0, batch, count) for batch, count in pairs))
+    assert min(map(min, table.replicas)) == 2
+
+
+def test_a_lull_leaves_spares() -> None:
+    """In a replay with a tenth of the traffic of the plan, rules of the spec keep two replicas of each stage."""
+    checker, plan = plan_two_stages()
+    lull = build_checker(checker.pipeline, checker.slo_s, rate=4.0, seed=4, seconds=300.0).samples[0]
+    rules = list(itertools.islice(simulate_rules(checker, plan, lull, TunerSettings(has_floor=False)), 1, 5))
+    assert [rule.name for rule in rules] == ["paper", "ratio", "table", "calibrated"]
+    for rule in rules:
+        assert all(count >= 2 for item in rule.trace.schedules for _, count in item.history), rule.name
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def simulate_rules(checker: SloChecker, plan: Plan, live: Sample, settings: Tune
         live: the trace.
         settings: settings in the spec; ``calibrated`` chooses its own margin, hold and floor.
     """
-    context = build_scaling_context(checker.pipeline, plan, checker.samples, checker.slo_s)
+    context = build_scaling_context(checker.pipeline, plan, checker.samples, checker.slo_s, checker.spares)
     table = build_context_table(context, settings)
     yield _simulate_rule("fixed", context, live, build_constant_targets(plan, live), settings)
     for name, compute_targets in (("paper", compute_paper_targets), ("ratio", compute_ratio_targets)):

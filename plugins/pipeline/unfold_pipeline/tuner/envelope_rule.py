@@ -42,6 +42,7 @@ class ScalingContext:
         shares: items of each stage per query.
         throughputs: items per second of a replica with full batches, by stage.
         loads: planned load of each stage, with the mean rate.
+        spares: replicas that any stage may lose.
     """
 
     pipeline: Pipeline
@@ -53,6 +54,7 @@ class ScalingContext:
     shares: tuple[float, ...]
     throughputs: tuple[float, ...]
     loads: tuple[float, ...]
+    spares: int = 0
 
     @property
     def planned_replicas(self) -> CountArray:
@@ -60,8 +62,10 @@ class ScalingContext:
         return np.array([config.replicas for config in self.plan], dtype=np.int64)
 
 
-def build_scaling_context(pipeline: Pipeline, plan: Plan, samples: Sequence[Sample], slo_s: float) -> ScalingContext:
-    """Return the context of a plan made for ``samples``."""
+def build_scaling_context(
+    pipeline: Pipeline, plan: Plan, samples: Sequence[Sample], slo_s: float, spares: int = 0
+) -> ScalingContext:
+    """Return the context of a plan made for ``samples``, of which any stage may lose ``spares`` replicas."""
     options = pipeline.chosen_options(plan)
     windows_s = envelope.window_lengths(
         compute_longest_path(pipeline, [float(option.latency_s[1]) for option in options])
@@ -82,6 +86,7 @@ def build_scaling_context(pipeline: Pipeline, plan: Plan, samples: Sequence[Samp
             rate / (config.replicas * throughput)
             for rate, config, throughput in zip(rates, plan, throughputs, strict=True)
         ),
+        spares=spares,
     )
 
 
@@ -182,7 +187,7 @@ class EnvelopeTrigger:
         if upper > state.target:
             target = min(self.settings.max_replicas, math.ceil(upper - 1e-9))
         elif signal.now_s - state.changed_s >= STEADY_S and lower < state.target:
-            target = max(planned if self.settings.has_floor else 1, lower)
+            target = max(planned if self.settings.has_floor else 1 + self.context.spares, lower)
         state.changed_s = signal.now_s if target != state.target else state.changed_s
         state.target = target
         return target

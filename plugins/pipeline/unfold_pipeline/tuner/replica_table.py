@@ -51,7 +51,7 @@ class ReplicaTable:
 
 
 def build_replica_table(
-    pipeline: Pipeline, plan: Plan, samples: Sequence[Sample], slo_s: float, max_replicas: int
+    pipeline: Pipeline, plan: Plan, samples: Sequence[Sample], slo_s: float, max_replicas: int, spares: int = 0
 ) -> ReplicaTable:
     """Return the table of a plan.
 
@@ -62,10 +62,11 @@ def build_replica_table(
             hundred queries.
         slo_s: the target in seconds.
         max_replicas: maximum replicas of a stage.
+        spares: replicas that any stage may lose while a row still meets the SLO.
     """
     # traffic may stay at a rate that the sample had for so short a time that all of its queries could be late
     busy = [minute for sample in samples if MIN_QUERIES <= (minute := find_busiest_minute(sample)).size < sample.size]
-    builder = TableBuilder(replace(pipeline, quotas=()), plan, (*samples, *busy), slo_s, max_replicas)
+    builder = TableBuilder(replace(pipeline, quotas=()), plan, (*samples, *busy), slo_s, max_replicas, spares)
     coarse_factors = RATE_FACTORS[::STRIDE]
     rough = [builder.build_rough_row(factor) for factor in coarse_factors]
     rows = [

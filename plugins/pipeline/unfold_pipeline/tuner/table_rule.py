@@ -22,7 +22,9 @@ TREND_SIGMAS = 3
 
 def build_context_table(context: ScalingContext, settings: TunerSettings) -> ReplicaTable:
     """Return the rate-to-replica table of a plan."""
-    return build_replica_table(context.pipeline, context.plan, context.samples, context.slo_s, settings.max_replicas)
+    return build_replica_table(
+        context.pipeline, context.plan, context.samples, context.slo_s, settings.max_replicas, context.spares
+    )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -113,7 +113,7 @@ def build_live_tuner(deployment: Deployment) -> LiveTuner | None:
     problem = deployment.problem
     if problem.tuner_policy == "fixed":
         return None
-    context = build_scaling_context(problem.pipeline, deployment.plan, problem.samples, problem.slo_s)
+    context = build_scaling_context(problem.pipeline, deployment.plan, problem.samples, problem.slo_s, problem.spares)
     rule = build_live_rule(problem.tuner_policy, context, problem.tuner.admit_plan(deployment.plan))
     limits = build_quota_limits(problem.pipeline, deployment.plan)
     # what the spec states is not replaced by what is measured

@@ -107,7 +107,7 @@ def build_tuner_factory(problem: Problem, plan: Plan) -> Callable[[CountArray], 
 
     Batch sizes of an existing deployment stay as they are, so that the table has those of the plan only.
     """
-    context = build_scaling_context(problem.pipeline, plan, problem.samples, problem.slo_s)
+    context = build_scaling_context(problem.pipeline, plan, problem.samples, problem.slo_s, problem.spares)
     checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s, problem.spares)
     # what another system refuses is unknown, so that no queue of the model is cut
     settings = replace(problem.tuner.admit_plan(plan), max_wait_s=math.inf)
