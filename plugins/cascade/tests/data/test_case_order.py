@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from unfold_cascade._types import FloatArray
-from unfold_cascade.data.case_order import average_in_order, find_late_break, late_break_p_value, rank_by_time
+from unfold_cascade.data.case_order import (
+    average_in_order,
+    find_late_break,
+    late_break_p_value,
+    rank_by_time,
+)
 from unfold_cascade.data.table import Frame
 
 
@@ -106,6 +111,8 @@ def test_clusters_count_once_in_the_order_of_their_first_rows() -> None:
         ("admission_date", ["2025-02-01 00:00", "2025-02-01 00:00", "2025-01-01 00:00"], [1, 2, 0]),
         ("time", [3.0, 2.0, 1.0], None),
         ("created_at", ["2026-03-02 00:00", "", "2026-03-01 00:00"], None),
+        ("created_at", ["2026-03-01", "2026-03-01", "2026-03-01"], None),
+        ("created_at", ["", *(f"2026-03-{day}" for day in range(31, 10, -1))], [*range(20, 22), *range(19, -1, -1)]),
         ("birth_date", ["1950-01-02 00:00", "1940-01-02 00:00", "1960-01-01 00:00"], None),
     ],
 )

@@ -38,6 +38,8 @@ PERMUTATIONS = 999
 ROUNDING = 1e-9
 TIME_COLUMNS = (*timestamps.COLUMNS, "admitted", "admittime", "admission_date", "admitdate", "visit_date", "charttime")
 """Names of columns of times, in lower case and without what they are nested in, the likeliest first."""
+MAX_WITHOUT_TIME = 0.1
+"""Rows without a time, as a share of the table, which take their place from their neighbours."""
 MAX_BLOCKS_OF_WORDS = 0.2
 """Different words, as a share of the rows, up to which a column may name subjects or tasks."""
 
@@ -91,12 +93,18 @@ def late_break_p_value(excess: FloatArray) -> float:
 
 
 def rank_by_time(frame: Frame) -> IntArray | None:
-    """Rank (n,) the rows from 0 by a column of dates or of times since 1970; ``None`` without such a column."""
+    """Rank (n,) the rows from 0 by a column of dates or of times since 1970; ``None`` without such a column.
+
+    A row without a time follows the row before it. A column of one time, such as the day of an evaluation, is no order.
+    """
     stems = {timestamps.split_unit(re.split(r"[./|]", name)[-1])[0]: name for name in reversed(list(frame.columns))}
     for name in (stems[stem] for stem in TIME_COLUMNS if stem in stems):
         times = np.array([_parse_time(cell_values.label_text(value)) for value in frame.columns[name]])
-        if (times >= timestamps.FIRST_EPOCH_S).all():
-            rank: IntArray = np.argsort(np.argsort(times, kind="stable"))
+        has_time = times >= timestamps.FIRST_EPOCH_S
+        if (~has_time).mean() <= MAX_WITHOUT_TIME and len(np.unique(times[has_time])) > 1:
+            # the last row with a time so far, or the first one of all
+            last = np.maximum.accumulate(np.where(has_time, np.arange(len(times)), has_time.argmax()))
+            rank: IntArray = np.argsort(np.argsort(times[last], kind="stable"))
             return rank
     return None
 
