@@ -9,6 +9,7 @@ from unfold_cascade._types import FloatArray
 from unfold_cascade.data.case_order import (
     average_in_order,
     find_late_break,
+    is_sorted_by_words,
     late_break_p_value,
     rank_by_time,
 )
@@ -120,3 +121,27 @@ def test_rows_are_ranked_by_a_column_of_times(name: str, cells: list[object], ra
     """Dates and times since 1970 order all rows or none; hours of a stay and dates of birth are no times of a row."""
     found = rank_by_time(Frame({name: np.array(cells, dtype=object)}, "", "log.csv"))
     assert (None if found is None else found.tolist()) == rank
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "is_sorted"),
+    [
+        ("subject", ["algebra", "history"], True),
+        ("month", ["2026-01", "2026-02"], False),
+        ("difficulty", [1, 2, 3, 5], True),
+        ("week", [1, 2, 3, 5], False),
+        ("max_tokens", [256, 512], False),
+        ("user_id", [3, 4, 6, 8], False),
+    ],
+)
+def test_rows_by_subject_or_level_have_no_order_in_time(name: str, cells: list[object], is_sorted: bool) -> None:
+    """Benchmarks are sorted by subject or difficulty; numbers of weeks or of users, and a changed setting, are not."""
+    values = np.repeat(np.array(cells, dtype=object), 50)
+    assert is_sorted_by_words(Frame({name: values}, "", "log.csv")) == is_sorted
+    assert not is_sorted_by_words(Frame({name: np.random.default_rng(0).permutation(values)}, "", "log.csv"))
+
+
+def test_verdicts_that_change_over_time_are_no_subjects() -> None:
+    """A judge that passes nearly all answers until a model is replaced, and hardly any later, sorts nothing."""
+    passes = np.random.default_rng(0).random(1000) < np.where(np.arange(1000) < 600, 0.95, 0.05)
+    assert not is_sorted_by_words(Frame({"verdict": np.where(passes, "pass", "fail").astype(object)}, "", "log.csv"))

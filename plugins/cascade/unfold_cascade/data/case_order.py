@@ -42,6 +42,12 @@ MAX_WITHOUT_TIME = 0.1
 """Rows without a time, as a share of the table, which take their place from their neighbours."""
 MAX_BLOCKS_OF_WORDS = 0.2
 """Different words, as a share of the rows, up to which a column may name subjects or tasks."""
+MAX_BORDERS = 4
+"""Changes between neighbours for each different word: rows which were written at the same time mix at the borders."""
+LEVELS = range(3, 21)
+"""Different numbers of a column of levels, such as of difficulty; two may be a setting that changed once."""
+PERIODS = re.compile(r"day|week|month|quarter|year|hour|date|time|version|release|batch|epoch|period|step|(^|_)id$")
+"""Parts of names of columns of numbers that count time."""
 
 
 def find_late_break(excesses: Mapping[str, FloatArray]) -> str | None:
@@ -119,15 +125,24 @@ def _parse_time(text: str) -> float:
 
 
 def is_sorted_by_words(frame: Frame) -> bool:
-    """Whether rows are sorted by a column of words, such as subjects: their order then says nothing about time."""
-    for values in frame.columns.values():
+    """Whether rows are sorted by a column of words, such as subjects, or of a few levels, such as of difficulty.
+
+    Their order then says nothing about time.
+    """
+    for name, values in frame.columns.items():
         # not as an array of text, in which each cell takes the room of the longest
         words = [cell_values.label_text(value) for value in values]
         number = {word: index for index, word in enumerate(dict.fromkeys(words))}
-        is_short = 1 < len(number) <= MAX_BLOCKS_OF_WORDS * len(words)
-        if not is_short or not are_sorted(np.array([number[word] for word in words])):
+        if not 1 < len(number) <= MAX_BLOCKS_OF_WORDS * len(words):
             continue
-        if not any(cell_values.is_number(word) or cell_values.parse_date(word) is not None for word in number):
+        index = np.array([number[word] for word in words])
+        # a column of results, such as the verdict of a judge, changes often, though less after a change over time
+        if np.count_nonzero(np.diff(index)) > MAX_BORDERS * len(number) or not are_sorted(index):
+            continue
+        if all(map(cell_values.is_number, number)) and len(number) in LEVELS:
+            if PERIODS.search(name.casefold()) is None:
+                return True
+        elif not any(cell_values.is_number(word) or cell_values.parse_date(word) is not None for word in number):
             return True
     return False
 

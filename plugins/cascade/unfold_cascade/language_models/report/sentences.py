@@ -73,7 +73,7 @@ def late_break(reference: str, promise: str) -> str:
     broken = what.get(promise, "take longer than is allowed too often")
     return (
         f"nothing is certified: the {promise} of the route grows along the log, so that its last requests {broken}; "
-        "plan again on recent requests only"
+        "plan again on recent requests only, or shuffle the rows if they are not sorted by time"
     )
 
 
