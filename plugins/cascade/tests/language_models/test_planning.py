@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,7 @@ def test_search_leaves_no_model_that_never_answers() -> None:
 
 def test_rows_with_one_prompt_or_group_are_one_unit() -> None:
     """Prompts are compared without case and spacing; units join through either key."""
-    unit = join_units(np.array(["a", "a", "b", ""]), np.array(["x", "y", " Y ", "z"]), 4)
+    unit = join_units(np.array(["a", "a", "b", ""]), ["x", "y", " Y ", "z"], 4)
     assert len(set(unit[:3])) == 1
     assert unit[3] != unit[0]
     parts = split_units(np.repeat(np.arange(40), 3), 0.25, 0.6, 0, min_tuning=0)
@@ -349,6 +350,23 @@ def test_a_log_that_is_sorted_by_subject_has_no_order_in_time(tmp_path: Path) ->
         ranks.append(build_routing_problem(spec, run_in(tmp_path / "run", base=tmp_path)).rank)
     assert ranks[0] is None
     assert ranks[1] is not None
+
+
+def test_one_long_prompt_takes_its_own_room_only(tmp_path: Path) -> None:
+    """A log with one prompt of 100,000 letters is read without giving each row that room."""
+    write_log(tmp_path)
+    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    prompts = ["long " * 20_000, *(f"prompt {k}" for k in range(1, len(lines)))]
+    rows = [f"{line},{prompt},{prompt}" for line, prompt in zip(lines, prompts, strict=True)]
+    (tmp_path / "log.csv").write_text("\n".join([f"{head},ask,question", *rows]) + "\n")
+    spec = spec_of(tmp_path / "log.yaml", "data.prompt=ask")
+    tracemalloc.start()
+    try:
+        problem = build_routing_problem(spec, run_in(tmp_path / "run", base=tmp_path))
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+    assert problem.longest_prompt == len("long " * 20_000) - 1
 
 
 def test_turns_of_a_conversation_follow_their_times(tmp_path: Path) -> None:

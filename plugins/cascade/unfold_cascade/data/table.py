@@ -92,12 +92,22 @@ class Frame:
     def text(self, column: str, *, key: str) -> np.ndarray:
         """Read a column as text, each value in the form of ``cell_values.label_text``.
 
+        Every cell takes the room of the longest one: use ``long_texts`` for prompts and answers.
+
+        Raises:
+            UnfoldError: there is no such column.
+        """
+        return np.array(self.long_texts(column, key=key), dtype=np.str_)
+
+    def long_texts(self, column: str, *, key: str) -> list[str]:
+        """Read a column as text as ``text`` does, in the room that each cell needs.
+
         Raises:
             UnfoldError: there is no such column.
         """
         if column not in self.columns:
             raise user_error(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
-        return np.array([cell_values.label_text(value) for value in self.columns[column]], dtype=np.str_)
+        return [cell_values.label_text(value) for value in self.columns[column]]
 
     def identifiers(self, column: str, *, key: str) -> np.ndarray:
         """Read a column that identifies patients, customers or other groups, as text.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -102,18 +103,18 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
     unanswered = len(log) - len(rows)
     if unanswered:
         frame = replace(frame, columns={name: values[rows] for name, values in frame.columns.items()})
-        log, prompts = log.take(rows), None if prompts is None else prompts[rows]
+        log, prompts = log.take(rows), None if prompts is None else [prompts[row] for row in rows]
     # where prompts are known, they distinguish requests, and equal ones are one unit
     repeated = _find_repeated_prompts(spec, frame)
     if repeated:
-        by_prompt = join_units(None, frame.text(repeated, key="data"), len(frame))
+        by_prompt = join_units(None, frame.long_texts(repeated, key="data"), len(frame))
         log = replace(log, unit=join_groups(log.unit, by_prompt))
     copies = _find_copies(spec, frame, log) if prompts is None and not repeated else None
     if copies is not None:
         log = replace(log, unit=join_groups(log.unit, copies.unit))
     reader = None if spec.entry is None or prompts is None else build_prompt_reader(spec.entry.features)
     if reader is not None and prompts is not None:
-        log = replace(log, features=reader.read(list(map(str, prompts))))
+        log = replace(log, features=reader.read(prompts))
     split = spec.data.split
     if not isinstance(split, Split):
         raise user_error("a log of language models is split at random, by shares", key="data.split", hint=SPLIT_HINT)
@@ -151,7 +152,7 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
         unit_name="prompt" if repeated else _unit_name(spec, has_copies=copies is not None),
         repeated_prompts=repeated,
         unanswered=unanswered,
-        longest_prompt=None if prompts is None else int(np.char.str_len(prompts).max()),
+        longest_prompt=None if prompts is None else max(map(len, prompts)),
         scripts=() if prompts is None else join_scripts(prompts),
         embedding="" if reader is None else reader.embedding,
         confidence=describe_confidence(spec),
@@ -169,7 +170,7 @@ def _find_copies(spec: CascadeSpec, frame: Frame, log: CallLog) -> Copies | None
         return None
     recorded = [model.recorded for model in spec.stages[0].models if model.recorded is not None]
     columns = dict.fromkeys(column for each in recorded for column in (each.answer, each.gated_answer) if column)
-    words = [frame.text(column, key="data.path") for column in columns]
+    words = [_number_texts(frame.long_texts(column, key="data.path")).astype(np.str_) for column in columns]
     numbers = np.column_stack([log.confidence, log.is_correct, log.cost, log.confidence_cost])
     return find_copies(np.where(np.isfinite(numbers), numbers, np.nan), words, finds_noisy=False)
 
@@ -199,7 +200,7 @@ def _find_repeated_prompts(spec: CascadeSpec, frame: Frame) -> str:
     prompts = dict[str, int]()
     for name in frame.columns:
         if re.split(r"[./|]", name.casefold())[-1] in PROMPT_NAMES and name not in used:
-            texts = frame.text(name, key="data")
+            texts = frame.long_texts(name, key="data")
             # a column without a letter holds counts of tokens or of messages
             if any(map(_LETTER.search, texts)):
                 prompts[name] = int(join_units(None, texts, len(frame)).max(initial=-1)) + 1
@@ -238,7 +239,7 @@ def load_log_frame(spec: CascadeSpec, run: Run) -> Frame:
     return load_frame(TableSource(path=path_text, locate=lambda: run.path(path_text, key="data.path")))
 
 
-def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray | None]:
+def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, list[str] | None]:
     """Read the log of a spec, and its prompts if it has any.
 
     Raises:
@@ -337,9 +338,9 @@ def _find_repeated_request(frame: Frame, column: str) -> str:
     models = frame.text(column, key="data.path")
     for name in frame.columns:
         if name != column and _REQUEST_ID.search(name) is not None:
-            requests = frame.text(name, key="data.path")
-            pairs = len(set(zip(requests.tolist(), models.tolist(), strict=True)))
-            if pairs == len(frame) and len(set(requests.tolist())) <= MAX_REQUEST_SHARE * len(frame):
+            requests = frame.long_texts(name, key="data.path")
+            pairs = len(set(zip(requests, models.tolist(), strict=True)))
+            if pairs == len(frame) and len(set(requests)) <= MAX_REQUEST_SHARE * len(frame):
                 return name
     return ""
 
@@ -350,7 +351,7 @@ def _list_names(model: str) -> tuple[str, ...]:
     return model, name, _VERSION.sub("", name)
 
 
-def join_units(groups: np.ndarray | None, prompts: np.ndarray | None, rows: int) -> IntArray:
+def join_units(groups: np.ndarray | None, prompts: Sequence[str] | None, rows: int) -> IntArray:
     """Number the independent units: rows which share a group or a prompt, directly or through others, are one.
 
     Args:
@@ -479,8 +480,8 @@ def build_collection(spec: CascadeSpec, run: Run) -> tuple[CollectionTask, str]:
     models = tuple(_build_served_model(model, m) for m, model in enumerate(spec.stages[0].models))
     judge = options.score.model if options.score.by == "judge" else None
     task = CollectionTask(
-        prompts=tuple(map(str, frame.text(data.prompt, key="data.prompt"))),
-        expected=tuple(map(str, frame.text(data.expected, key="data.expected"))) if data.expected else (),
+        prompts=tuple(frame.long_texts(data.prompt, key="data.prompt")),
+        expected=tuple(frame.long_texts(data.expected, key="data.expected")) if data.expected else (),
         groups=tuple(map(str, frame.text(data.group, key="data.group"))) if data.group else (),
         models=models,
         rates=tuple(None if m.endpoint is None else m.endpoint.rate for m in spec.stages[0].models),
@@ -744,19 +745,24 @@ def _read_answers(
     if has_gated:
         names += [c.gated_answer or c.answer or "" for c in columns]
     texts = [
-        np.char.strip(frame.text(name, key=f"{key}.answer"))
+        [text.strip() for text in frame.long_texts(name, key=f"{key}.answer")]
         for name, key in zip(names, keys * (1 + has_gated), strict=True)
     ]
-    _, number = np.unique(np.concatenate(texts), return_inverse=True)
-    numbers = number.reshape(len(texts), len(frame)).T.astype(np.int64)
+    numbers = _number_texts(list(itertools.chain(*texts))).reshape(len(texts), len(frame)).T
     count = len(columns)
     gated = numbers[:, count:] if has_gated else None
-    return numbers[:, :count], gated, np.column_stack([text != "" for text in texts[:count]])
+    return numbers[:, :count], gated, np.array([[text != "" for text in column] for column in texts[:count]]).T
 
 
-def _read_prompts(spec: CascadeSpec, frame: Frame) -> np.ndarray | None:
+def _number_texts(texts: Sequence[str]) -> IntArray:
+    """Number (n,) texts from 0, alike where they are equal."""
+    number = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+    return np.array([number[text] for text in texts], dtype=np.int64)
+
+
+def _read_prompts(spec: CascadeSpec, frame: Frame) -> list[str] | None:
     column = "prompt" if spec.data.source == "endpoints" else getattr(spec.data, "prompt", None)
-    return None if column is None else frame.text(column, key="data.prompt")
+    return None if column is None else frame.long_texts(column, key="data.prompt")
 
 
 def _read_latency_limit(spec: CascadeSpec) -> tuple[str, float | None, float]:
