@@ -544,6 +544,18 @@ def test_the_last_model_needs_no_confidence(tmp_path: Path) -> None:
         spec_of(tmp_path / "log.yaml")
 
 
+def test_a_log_without_any_model_of_the_spec_shows_the_layout(tmp_path: Path) -> None:
+    """Results of batches and exports of traces hold one call per row, and no scores."""
+    write_log(tmp_path)
+    _, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    (tmp_path / "log.csv").write_text(
+        "\n".join(["custom_id,type", *(f"task-{k},ok" for k in range(len(lines)))]) + "\n"
+    )
+    spec = spec_of(tmp_path / "log.yaml")
+    with pytest.raises(UnfoldError, match="neither a score nor a confidence of any model"):
+        build_routing_problem(spec, run_in(tmp_path / "run", base=tmp_path))
+
+
 @pytest.mark.parametrize("written", ["{}", "vendor/{}", "{}-2024-08-06"])
 def test_a_log_of_one_row_per_call_is_named_as_such(tmp_path: Path, written: str) -> None:
     """The exports of gateways have a column with the name of the model, of its provider and of its version."""

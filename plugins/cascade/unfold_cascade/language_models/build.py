@@ -317,7 +317,7 @@ def _check_layout(frame: Frame, models: Sequence[ModelSpec], columns: Sequence[R
     """Check that a row holds the answers of all models; gateways, tracing tools and arenas export other rows.
 
     Raises:
-        UnfoldError: a column names the models instead, or a row compares two models.
+        UnfoldError: a column names the models instead, a row compares two models, or no column is of a model.
     """
     if {"model_a", "model_b"} <= {name.casefold() for name in frame.columns}:
         message = f"{frame.name} compares two models in each row, so it does not say which answers are right"
@@ -331,6 +331,9 @@ def _check_layout(frame: Frame, models: Sequence[ModelSpec], columns: Sequence[R
         if not has_scores or _find_repeated_request(frame, column):
             message = f'{frame.name} has one row per call: its column "{column}" names the models'
             raise user_error(message, key="data.path", hint=LAYOUT_HINT)
+    if not has_scores and not any(column.confidence in frame.columns for column in columns):
+        message = f"{frame.name} has neither a score nor a confidence of any model of the spec"
+        raise user_error(message, key="data.path", hint=LAYOUT_HINT)
 
 
 def _find_repeated_request(frame: Frame, column: str) -> str:
