@@ -75,6 +75,35 @@ def test_hyperband_and_asha(method: str) -> None:
     assert sum(result.stage_trials) >= 27
 
 
+def test_samplers_learn_from_trials_that_wait_at_a_rung() -> None:
+    """To the sampler, trials that wait are pruned with their last value; in the study they run."""
+    seen: list[list[str]] = []
+
+    class Watching(optuna.samplers.RandomSampler):
+        def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+            others = [other for other in study.get_trials(deepcopy=False) if other.number < trial.number]
+            seen.append([other.state.name for other in others if other.intermediate_values])
+            return super().sample_independent(study, trial, name, distribution)
+
+    sampler = Watching(seed=0)
+    study = optuna.create_study(sampler=sampler)
+    stored: list[str] = []
+
+    def objective(trial: Any) -> float:
+        value = float(trial.suggest_float("x", 0, 1))
+        stored.extend(other.state.name for other in study.trials[: trial.number])
+        for step in range(3):
+            trial.report(value, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return value
+
+    deadline.optimize(study, objective, deadline=60, n_trials=4, n_jobs=1, max_steps=3)
+    assert seen == [["PRUNED"] * count for count in range(4)]
+    assert set(stored) == {"RUNNING"}
+    assert "sample_independent" not in vars(sampler)
+
+
 def test_a_minimized_study_keeps_the_smallest() -> None:
     """In a study that minimizes, the trials with the smallest values continue."""
     study = optuna.create_study(direction="minimize", sampler=optuna.samplers.RandomSampler(seed=2))
