@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +22,11 @@ MAP_BYTES = WIDE * ROWS * 4
 def make_wide_model() -> bytes:
     """Make a small model with large feature maps: 16 numbers, 4,096 between two layers, and 2 outputs."""
     weights = [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in
-               (("a", (16, WIDE)), ("b", (WIDE, 2)))]  # fmt: skip
+               (("a", (16, WIDE)), ("b", (WIDE, 2)), ("c", (WIDE,)))]  # fmt: skip
     nodes = [
         helper.make_node("MatMul", ["x", "a"], ["h"]),
-        helper.make_node("Sin", ["h"], ["s"]),
+        helper.make_node("Mul", ["h", "c"], ["i"]),
+        helper.make_node("Sin", ["i"], ["s"]),
         helper.make_node("MatMul", ["s", "b"], ["y"]),
     ]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])]
@@ -48,3 +50,19 @@ def test_a_session_returns_the_memory_of_its_feature_maps() -> None:
     keeping = open_session(content, keeps_maps=True)
     keeping.run(None, {"x": x})
     assert read_resident_bytes() - before > MAP_BYTES / 2
+
+
+def test_later_writes_to_external_data_do_not_change_a_session(tmp_path: Path) -> None:
+    """A session holds its weights: overwriting their file keeps its outputs, and emptying it ends no process."""
+    path, data = tmp_path / "wide.onnx", tmp_path / "wide.data"
+    onnx.save_model(
+        onnx.load_model_from_string(make_wide_model()), str(path), save_as_external_data=True, location=data.name
+    )
+    session, x = open_session(path), np.ones((1, 16), np.float32)
+    expected = session.run(None, {"x": x})[0]
+    size = data.stat().st_size
+    with data.open("r+b") as file:
+        file.write(bytes(size))
+    assert np.array_equal(session.run(None, {"x": x})[0], expected)
+    data.write_bytes(b"")
+    assert np.array_equal(session.run(None, {"x": x})[0], expected)

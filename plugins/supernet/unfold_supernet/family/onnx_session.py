@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet._types import Float32Array
-from unfoldkit.safe_io.onnx_files import require_data_within
+from unfoldkit.safe_io.onnx_files import list_data_files, require_data_within
+
+MAX_COPIED_BYTES = (2 << 30) - 1
+"""The largest message of protobuf; ONNX Runtime maps the external data of larger models."""
 
 
 def open_session(model: Path | bytes, *, keeps_maps: bool = False) -> Any:
@@ -30,15 +33,33 @@ def open_session(model: Path | bytes, *, keeps_maps: bool = False) -> Any:
     options.enable_cpu_mem_arena = keeps_maps
     # an error is raised, so nothing is lost by a silent log
     options.log_severity_level = 4
-    source = str(model) if isinstance(model, Path) else model
     if isinstance(model, bytes):
         # a file of its own folder is read by path, after the checks of its member
         require_data_within(model, "the ONNX model", None)
     try:
+        source = _read_complete(model) if isinstance(model, Path) else model
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     # the runtime's own exceptions share no base
     except Exception as error:
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def _read_complete(path: Path) -> bytes | str:
+    """Read a model with its external data, so that what is written to these files later cannot change its outputs.
+
+    ONNX Runtime would map the data: values written in place became weights, and shortening the file ended the process.
+
+    Returns:
+        The complete model; its path if it is too large for one message.
+    """
+    content = path.read_bytes()
+    if not list_data_files(content, str(path)):
+        return content
+    import onnx
+
+    model = onnx.load_model_from_string(content)
+    onnx.load_external_data_for_model(model, str(path.parent))
+    return model.SerializeToString() if model.ByteSize() <= MAX_COPIED_BYTES else str(path)
 
 
 def open_measured_session(content: bytes, x: Float32Array, extra: Float32Array) -> tuple[Any, int]:
