@@ -156,3 +156,8 @@ def test_sentences_are_short_and_free_of_private_words(name: str) -> None:
         assert text[-1].isalnum() or text[-1] in ".%)µ"
         assert not PRIVATE_WORDS.search(text)
         assert all(len(part.split()) <= MAX_WORDS for part in text.split(". "))
+
+
+def test_dominated_members_that_are_not_named_are_counted() -> None:
+    """A long list of dominated members ends with the number of the others."""
+    assert "and 12 others" in sentences.list_dominated([f"m{index}" for index in range(20)])

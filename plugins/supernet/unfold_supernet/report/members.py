@@ -8,8 +8,6 @@ from unfold_supernet.report.tables import note_delayed_members
 from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
 
 SHOWN_BATCHES = (1, 32)
-MAX_LISTED = 8
-"""Dominated members that are named."""
 
 
 def build_members_report(name: str, members: MemberProfiles, verb: str) -> Report:
@@ -28,7 +26,7 @@ def build_members_report(name: str, members: MemberProfiles, verb: str) -> Repor
         ("figures", sentences.explain_member_figures()),
     ]
     if dominated:
-        lines.append(("dominated", sentences.list_dominated(dominated[:MAX_LISTED])))
+        lines.append(("dominated", sentences.list_dominated(dominated)))
     return Report(
         kind="supernet",
         verb=verb,

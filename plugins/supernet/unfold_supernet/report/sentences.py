@@ -553,7 +553,7 @@ def explain_member_figures() -> str:
 
 def list_dominated(names: Sequence[str]) -> str:
     """List the members that a faster one equals in accuracy."""
-    return f"{', '.join(names)}: a faster member is at least as accurate"
+    return f"{format_names(names, MAX_RESIDENT)}: a faster member is at least as accurate"
 
 
 def explain_no_residency_plan() -> str:
