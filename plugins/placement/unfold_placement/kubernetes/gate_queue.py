@@ -50,7 +50,7 @@ class GateQueue:
         units: Attempts of the tasks of each unit, by its first task.
         opened_at_s: When the gates of each opened unit were opened, in seconds.
         queue: Units with closed gates.
-        held: Tasks whose stopped pod is not created again yet: what is on the node is their last attempt.
+        held: Tasks with a stopped pod that is not created again yet: what is on the node is their last attempt.
     """
 
     informer: Informer
