@@ -67,12 +67,12 @@ def find_confident_plan(checker: SloChecker, problem: Problem, progress: Progres
         return ConfidentPlan(solution=result, share=None, base_cost=base_cost)
     scenarios = draw_scenarios(problem.samplers, _limit_draws(checker, confidence), problem.seed)
     required = 0 if confidence is None else count_required(confidence, len(scenarios))
-    joined = set[int]()
+    limit, joined = problem.max_fresh_share, set[int]()
     while True:
         tails_s = list_scenario_tails(checker.pipeline, result.plan, scenarios)
-        share = measure_fresh_share(tails_s, checker.slo_s, problem.max_fresh_share)
+        share = measure_fresh_share(tails_s, checker.slo_s, limit)
         has_enough = share.kept >= required
-        is_reached = has_enough and (confidence is None or share.limit >= confidence)
+        is_reached = has_enough and (confidence is None or limit >= confidence)
         if required:
             progress("scenarios", min(share.kept, required), required)
         ranked = [int(index) for index in np.argsort(tails_s, kind="stable")[:required]]
