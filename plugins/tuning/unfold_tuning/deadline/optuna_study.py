@@ -111,9 +111,8 @@ def optimize(
     check_method(method)
     if max_steps is None and method == "hyperband":
         raise user_error("hyperband needs max_steps, which decides how many brackets there are")
-    _check_sizes(
-        n_trials=n_trials, max_steps=min_steps if max_steps is None else max_steps, min_steps=min_steps, eta=eta
-    )
+    known_steps = min_steps if max_steps is None else max_steps
+    _check_sizes(n_trials=n_trials, max_steps=known_steps, min_steps=min_steps, eta=eta)
     if n_jobs is not None and not isinstance(n_jobs, int):
         raise user_error(f"n_jobs must be an integer, not {n_jobs!r}")
     if callable(callbacks):
@@ -128,7 +127,7 @@ def optimize(
         slots=n_jobs if n_jobs and n_jobs > 0 else os.cpu_count() or 1,
         trials=_limit_trials(study, int(n_trials)),
         min_steps=int(min_steps),
-        max_steps=int(min_steps if max_steps is None else max_steps),
+        max_steps=int(known_steps),
         eta=int(eta),
         method=method,
     )
