@@ -326,7 +326,7 @@ def test_a_table_in_another_encoding_is_reported_with_its_line(tmp_path: Path, p
         ("a.csv", b"a,b\n1,\0\n", "the file is binary"),
         ("a.jsonl", b"{}\n\0\n", "the file is binary"),
         ("a.csv", b"question,[gpt] Answer\n2+2?,[PASS] 4\n", "a table of promptfoo: .*--output results.json"),
-        ("a.jsonl.gz", gzip.compress(b"\xf6"), "iconv -f LATIN1 -t UTF-8 a.jsonl > new.jsonl"),
+        ("a.jsonl.gz", gzip.compress(b"\xf6", mtime=0), "iconv -f LATIN1 -t UTF-8 a.jsonl > new.jsonl"),
         ("a.rds", b"\x1f\x8b", r'a file of R, .*readRDS\("a.rds"\), "a.csv"'),
         ("a.arff", b"@relation a\n", "a file of Weka, .*below @data"),
         ("a.csv", b"Export,,\n\na,b,c\n1,2,3\n", "two columns have no name .*remove the lines above"),
