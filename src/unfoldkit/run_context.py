@@ -22,7 +22,7 @@ class Progress(Protocol):
     """Reports the progress of a verb, on stderr or not at all."""
 
     def __call__(self, step: str, done: int, total: int) -> None:
-        """Report that ``done`` of ``total`` parts of ``step`` are finished."""
+        """Report that ``done`` of ``total`` parts of ``step`` are finished; 0 as ``total`` if nothing predicts it."""
 
 
 def ignore_progress(step: str, done: int, total: int) -> None:

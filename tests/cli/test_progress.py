@@ -52,6 +52,11 @@ def test_a_long_step_writes_its_rate_and_the_time_left() -> None:
     ]
 
 
+def test_a_step_of_unknown_length_writes_no_time_left() -> None:
+    """A search that may end at any moment shows how much it has done, and how quickly."""
+    assert replay([float(second) for second in range(14)], 0) == ["models · one 2 · 1/s", "models · one 12 · 1/s"]
+
+
 def test_many_short_steps_write_lines_too() -> None:
     """A verb of many short steps writes a line every two seconds at most, whatever the length of a step."""
     lines: list[str] = []

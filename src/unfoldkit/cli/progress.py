@@ -72,9 +72,9 @@ class ProgressBars:
         name, now_s = name_step(step), self.clock()
         if name not in self.tasks:
             self.paces[name] = StepPace(now_s, done)
-            self.tasks[name] = self.progress.add_task(step, total=total, rate="")
+            self.tasks[name] = self.progress.add_task(step, total=total or None, rate="")
         rate = describe_rate(self.paces[name].rate(done, now_s))
-        self.progress.update(self.tasks[name], completed=done, total=total, description=step, rate=rate)
+        self.progress.update(self.tasks[name], completed=done, total=total or None, description=step, rate=rate)
 
     def show(self, report: Report) -> None:
         """Show the figures of a report that text can show."""
@@ -113,11 +113,11 @@ class ProgressLines:
         """Write a line on ``step`` if it is time for one."""
         name, now_s = name_step(step), self.clock()
         pace = self.paces.setdefault(name, StepPace(now_s, done))
-        self.state = f"{step} {done:,}/{total:,}"
-        is_end = pace.is_printed and done >= total
+        self.state = f"{step} {done:,}/{total:,}" if total else f"{step} {done:,}"
+        is_end = pace.is_printed and 0 < total <= done
         wait_s = LINE_EVERY_S if pace.is_printed else FIRST_LINE_S
         if is_end or now_s - self._last_s() >= wait_s:
-            pace.is_printed = done < total
+            pace.is_printed = not 0 < total <= done
             rate = pace.rate(done, now_s)
             left = f"{format_duration((total - done) / rate)} left" if rate and done < total else ""
             self._write(now_s, self.state, describe_rate(rate), left)

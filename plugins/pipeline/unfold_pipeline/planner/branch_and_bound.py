@@ -189,7 +189,7 @@ def find_cheapest_plan(
     *,
     max_simulated_queries: float,
     max_nodes: float = math.inf,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Callable[[int], None] = lambda _simulated: None,
 ) -> SearchResult:
     """Search for the cheapest plan below the ceiling.
 
@@ -197,7 +197,7 @@ def find_cheapest_plan(
         search: what to search, and with which bounds.
         max_simulated_queries: stop after so many simulated queries of a stage.
         max_nodes: stop after so many expanded nodes.
-        progress: receives the simulated queries and their limit.
+        progress: receives the number of simulated queries.
     """
     queue = NodeQueue()
     simulated_before = search.checker.simulated_items
@@ -212,7 +212,7 @@ def find_cheapest_plan(
             return SearchResult(None, value, is_complete=False, nodes=queue.expanded)
         queue.expanded += 1
         if queue.expanded % NODES_PER_PROGRESS == 0:
-            progress(simulated, int(max_simulated_queries))
+            progress(simulated)
         if _expand_node(search, queue, plan):
             return SearchResult(plan, value, is_complete=True, nodes=queue.expanded)
     return SearchResult(None, search.ceiling, is_complete=True, nodes=queue.expanded)

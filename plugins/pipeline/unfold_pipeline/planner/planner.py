@@ -87,12 +87,9 @@ def _prove_bound(solution: Solution, bounds: ReplicaBounds, budget: SearchBudget
 
 
 def _run_search(search: Search, budget: SearchBudget, step: str, progress: Progress) -> SearchResult:
-    def report_progress(done: int, total: int) -> None:
-        progress(step, min(done, total), total)
-
     return find_cheapest_plan(
         search,
         max_simulated_queries=budget.max_simulated_queries,
         max_nodes=budget.max_nodes if search.is_proof else math.inf,
-        progress=report_progress,
+        progress=lambda simulated: progress(step, simulated, 0),
     )

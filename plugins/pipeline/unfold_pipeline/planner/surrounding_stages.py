@@ -156,7 +156,7 @@ def find_cheapest_pipeline(
         saturation.observe(upstream, arrived)
         search.try_upstream(upstream, arrived)
         if progress is not None:
-            progress("stages", index, index + 1)
+            progress("stages", index + 1, 0)
     return search.conclude()
 
 

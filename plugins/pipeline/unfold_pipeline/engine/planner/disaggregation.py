@@ -161,7 +161,7 @@ def find_cheapest_pools(
         if outcome is not None:
             return PoolSolution(outcome=outcome, simulations=search.simulations, is_complete=True)
         if progress is not None:
-            progress("pools", search.simulations, search.simulations + len(search.queue))
+            progress("pools", search.simulations, 0)
     return PoolSolution(outcome=None, simulations=search.simulations, is_complete=True)
 
 

@@ -211,7 +211,7 @@ def find_cheapest_engines(
             largest.append(outcomes[0].config)
             _push(queue, problem, index, replicas + 1, position)
         if progress is not None:
-            progress("engines", simulations, simulations + len(queue))
+            progress("engines", simulations, 0)
     return EngineSolution(
         outcome=best,
         simulations=simulations,
