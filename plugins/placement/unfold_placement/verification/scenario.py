@@ -214,7 +214,8 @@ def apply_action(scenario: Scenario, controller: Controller, jobs: Jobs, action:
 
 def _living_jobs(controller: Controller, jobs: Jobs) -> Jobs:
     """Return the jobs without those that have ended, or that a policy has rejected."""
-    status, gone = controller.table.state.status, {kernel.DONE, kernel.REFUSED}
+    # items of a list are much quicker than those of an array
+    status, gone = controller.table.state.status.tolist(), (kernel.DONE, kernel.REFUSED)
     arrived = [job for job in jobs.arrived if any(status[row] not in gone for row in job_rows(controller, job))]
     return Jobs(tuple(arrived), jobs.victim_came)
 

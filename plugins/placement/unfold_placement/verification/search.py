@@ -410,11 +410,11 @@ def _judge_state(
     scenario: Scenario, controller: Controller, jobs: Jobs, running: Running, graph: Graph, number: int
 ) -> Iterator[Finding]:
     """Yield the properties that a state violates by itself."""
-    status, view = controller.table.state.status, controller.view
+    status, view = controller.table.state.status.tolist(), controller.view
     waiting: list[tuple[str, Unit]] = []
     for job in jobs.arrived:
         rows = job_rows(controller, job)
-        states = {int(status[row]) for row in rows}
+        states = {status[row] for row in rows}
         kind = job.split(SLOT_MARK)[0]
         if scenario.has_gangs and states == {kernel.RUNNING, kernel.WAITING} and view.gang_key:
             yield _finding(TORN, kind, graph, number)
