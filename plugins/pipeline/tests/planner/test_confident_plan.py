@@ -21,6 +21,7 @@ from unfold_pipeline.problem.build import build_problem
 from unfold_pipeline.problem.problem import Problem
 from unfold_pipeline.problem.sample import (
     bound_fresh_share,
+    count_rare_bursts,
     draw_fresh_arrivals,
     draw_sample,
     measure_block_variance,
@@ -223,6 +224,66 @@ def test_known_peaks_are_scaled_less_than_a_rate_that_wanders(draw: Callable[...
     known = np.median([measure_block_variance(draw(rng)) for rng in rngs])
     wandering = np.median([measure_block_variance(draw_wandering(rng)) for rng in rngs])
     assert known < 0.5 * wandering
+
+
+def draw_rare_bursts(rng: np.random.Generator, bursts: int) -> FloatArray:
+    """Queries of an hour at 3/s, and bursts of random height that last half a minute or so."""
+    sizes = rng.lognormal(math.log(200), 0.5, bursts).astype(int)
+    starts = 3600 / bursts * (np.arange(bursts) + rng.uniform(0.2, 0.8, bursts))
+    parts = [start + rng.uniform(0, rng.uniform(15, 45), size) for start, size in zip(starts, sizes, strict=True)]
+    times: FloatArray = np.sort(np.concatenate([rng.uniform(0.0, 3600.0, 10_800), *parts]))
+    times -= times[0]
+    return times
+
+
+@pytest.mark.parametrize(("bursts", "confidence", "verdict"), [(2, "90%", Verdict.NO), (2, "60%", Verdict.YES)])
+def test_rare_bursts_support_no_share_above_their_number(
+    tmp_path: Path, bursts: int, confidence: str, verdict: Verdict
+) -> None:
+    """A trace with two bursts supports two of three fresh samples: a third burst is the largest as often as each."""
+    np.savez(tmp_path / "t.npz", arrival_s=draw_rare_bursts(np.random.default_rng(4), bursts))
+    text = BURSTS.replace("1500 ms", f"1500 ms, confidence: {confidence}")
+    report = plan(validate(PipelineSpec, parse(text, "t")), Run(RunDir(tmp_path / "r"), LocalEngine(1), base=tmp_path))
+    assert report.verdict is verdict
+    assert report.metrics["fresh_share"].value == pytest.approx(bursts / (bursts + 1))
+    cautions = [text for label, text in report.lines if label == "caution"]
+    assert any(f"{bursts} bursts far above its usual rate" in text for text in cautions)
+    assert "fresh traffic may keep it less often" in report.headline
+
+
+@pytest.mark.parametrize("bursts", [1, 4, 8])
+def test_rare_bursts_are_counted(bursts: int) -> None:
+    """The bursts of random size and length are found; one may vanish in the noise."""
+    counts = [count_rare_bursts(draw_rare_bursts(np.random.default_rng([2, seed]), bursts)) for seed in range(8)]
+    assert np.median(counts) == bursts
+    assert max(counts) == bursts
+
+
+def draw_batch_sizes(rng: np.random.Generator) -> FloatArray:
+    """Batches of an hour with sizes of Pareto's distribution, up to some hundreds."""
+    sizes = np.minimum(400, 1 + rng.pareto(1.6, 5400)).astype(int)
+    return np.sort(np.repeat(rng.uniform(0.0, 3600.0, sizes.size), sizes) + rng.uniform(0.0, 0.5, sizes.sum()))
+
+
+def draw_day(rng: np.random.Generator) -> FloatArray:
+    """A day in an hour, with a job at night that stays below the rate of the afternoon."""
+    day = 3600.0 * rng.beta(4.0, 4.0, 15_000)
+    return np.sort(np.concatenate([day, rng.uniform(300.0, 340.0, 80), rng.uniform(0.0, 3600.0, 1000)]))
+
+
+def draw_tiny_burst(rng: np.random.Generator) -> FloatArray:
+    """Many queries, and a burst that holds a thousandth of them."""
+    return np.sort(np.concatenate([rng.uniform(0.0, 3600.0, 400_000), rng.uniform(900.0, 901.5, 400)]))
+
+
+@pytest.mark.parametrize(
+    "draw", [draw_batches, draw_wandering, draw_switching, draw_batch_sizes, draw_day, draw_tiny_burst]
+)
+def test_usual_traffic_has_no_rare_bursts(draw: Callable[[np.random.Generator], FloatArray]) -> None:
+    """Noise, batches of all sizes, switching, a job at night and a burst too small for p99 are no rare bursts."""
+    for seed in range(8):
+        times = draw(np.random.default_rng([6, seed]))
+        assert count_rare_bursts(times - times[0]) == 0
 
 
 @pytest.mark.parametrize(("kind", "word"), [("steady", ""), ("drifting", "long memory"), ("heavy", "heavy tail")])

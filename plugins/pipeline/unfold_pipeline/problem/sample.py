@@ -65,6 +65,14 @@ MEDIAN_SQUARE = 0.4549
 """Median of the square of a standard normal variable."""
 NORMAL_UPPER_EXCESS = 0.597
 """By how many standard deviations the upper quarter of a normal variable exceeds its quartile, on average."""
+BURST_WINDOWS, FINE_WINDOWS = 8, 64
+"""Windows in each block in which rare bursts are found, and in which lesser ones of the same kind are."""
+BURST_FACTOR, BURST_NOISES, CLEAR_NOISES = 1.5, 4.0, 7.0
+"""A burst exceeds the usual queries of a window by this factor and multiple of their noise, and a clear one by more."""
+LEAST_BURST_SHARE, MOST_BURST_SHARE = 0.0025, 1 / 3
+"""Bursts that add a quarter of the queries that p99 lets be late seldom decide it; busy times with many are usual."""
+MANY_BURSTS = 10
+"""So many bursts in fine windows are the tail of bursts of all sizes, which a resample shows."""
 Sampler = Callable[[np.random.Generator], Sample]
 """Draws a fresh sample of one traffic."""
 
@@ -185,12 +193,60 @@ def measure_wandering(counts: CountArray) -> float:
 
 
 def bound_fresh_share(arrivals: FloatArray) -> float:
-    """Return the largest share of fresh samples that a trace supports: ``n`` of ``n + 1`` with ``n`` wandering blocks.
+    """Return the largest share of fresh samples that a trace supports: ``n`` of ``n + 1`` with ``n`` independent parts.
 
-    This is Laplace's rule of succession. Windows of a rate that does not wander are independent, and support any share.
+    This is Laplace's rule of succession. The parts are the blocks of a rate that wanders, or the rare bursts. Other
+    traffic has independent windows, and supports any share.
     """
-    blocks = _count_blocks(arrivals)
-    return blocks / (blocks + 1) if measure_wandering(_count_windows(arrivals)) > 0 else 1.0
+    parts = (count_wandering_blocks(arrivals), count_rare_bursts(arrivals))
+    return min(count / (count + 1) if count else 1.0 for count in parts)
+
+
+def count_wandering_blocks(arrivals: FloatArray) -> int:
+    """Return the blocks of a trace with a rate that wanders; 0 if it does not."""
+    return _count_blocks(arrivals) if measure_wandering(_count_windows(arrivals)) > 0 else 0
+
+
+def count_rare_bursts(arrivals: FloatArray) -> int:
+    """Return the bursts far above the usual rate of a trace: so few that fresh ones may be more, larger or longer.
+
+    A burst that stays below the highest usual rate is none: a plan has replicas for it. Neither are large batches
+    among many lesser ones, which fine windows show, nor the busy times of traffic that switches on and off.
+    """
+    usual, counts, noises = _compare_with_usual(arrivals, BURST_WINDOWS)
+    is_burst = (noises > BURST_NOISES) & (counts > BURST_FACTOR * usual)
+    is_clear = is_burst & (noises > CLEAR_NOISES) & (counts > usual.max())
+    if not is_clear.any():
+        return 0
+    excess = (counts - usual)[is_burst].sum()
+    busy = counts[counts > np.median(usual[is_burst] + counts[is_burst]) / 2].sum()
+    if excess < LEAST_BURST_SHARE * arrivals.size or busy > MOST_BURST_SHARE * arrivals.size:
+        return 0
+    fine_usual, fine_counts, fine_noises = _compare_with_usual(arrivals, FINE_WINDOWS)
+    is_fine_burst = (fine_noises > BURST_NOISES) & (fine_counts > BURST_FACTOR * fine_usual)
+    if _count_runs(is_fine_burst, FINE_WINDOWS // 2) >= MANY_BURSTS:
+        return 0
+    return _count_runs(is_burst, BURST_WINDOWS // 2)
+
+
+def _compare_with_usual(arrivals: FloatArray, windows: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the usual queries of each window, its queries, and the excess in multiples of their noise.
+
+    The usual ones are the median of two blocks before and after. Their noise is at least that of Poisson's process.
+    """
+    reach, total = 2 * windows, windows * _count_blocks(arrivals)
+    counts = np.bincount(_number_blocks(arrivals, total), minlength=total).astype(np.float64)
+    padded = np.pad(counts, reach, mode="reflect")
+    usual = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), axis=1)
+    excess = (counts - usual) / np.sqrt(np.maximum(usual, 1.0))
+    noise = max(1.0, math.sqrt(float(np.median(excess**2)) / MEDIAN_SQUARE))
+    return usual, counts, excess / noise
+
+
+def _count_runs(flags: BoolArray, gap: int) -> int:
+    """Return the groups of flags that at most ``gap`` windows separate."""
+    flagged = np.flatnonzero(flags)
+    return int((np.diff(flagged) > gap).sum()) + 1 if flagged.size else 0
 
 
 def _count_windows(arrivals: FloatArray) -> CountArray:

@@ -25,7 +25,7 @@ from unfold_pipeline.planner.frontier import FrontierPoint
 from unfold_pipeline.planner.planner import Solution
 from unfold_pipeline.problem.pipeline import Plan, count_by_hardware
 from unfold_pipeline.problem.problem import Problem
-from unfold_pipeline.problem.sample import bound_fresh_share
+from unfold_pipeline.problem.sample import count_rare_bursts, count_wandering_blocks
 from unfold_pipeline.report import sentences
 from unfold_pipeline.report.plan_file import format_decision, format_scaling, hash_samples
 from unfold_pipeline.tuner.replica_table import ReplicaTable
@@ -145,10 +145,12 @@ def _list_share_lines(problem: Problem, confident: ConfidentPlan, doubts: Sequen
 def list_doubts(traces: Sequence[FloatArray]) -> tuple[str, ...]:
     """Return why fresh traffic may differ from resamples of the traces by more than these do from each other."""
     drifting = [hurst for hurst in map(measure_hurst, traces) if hurst > DRIFT_HURST]
-    limit = min(map(bound_fresh_share, traces), default=1.0)
+    blocks = [count for count in map(count_wandering_blocks, traces) if count]
+    bursts = [count for count in map(count_rare_bursts, traces) if count]
     heavy = [index for index in map(estimate_tail_index, traces) if index < HEAVY_TAIL_INDEX]
     return (
-        *((sentences.describe_wandering(limit),) if limit < 1 else ()),
+        *((sentences.describe_wandering(min(blocks)),) if blocks else ()),
+        *((sentences.describe_rare_bursts(min(bursts)),) if bursts else ()),
         *((sentences.describe_drift(max(drifting)),) if drifting else ()),
         *((sentences.describe_heavy_tail(min(heavy)),) if heavy else ()),
     )

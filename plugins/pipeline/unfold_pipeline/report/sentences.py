@@ -93,9 +93,19 @@ def describe_confident_share(kept: int, draws: int, lower_bound: float, extra_co
     return f"only {observed}; no plan within the quotas and the search is sure to meet more"
 
 
-def describe_wandering(limit: float) -> str:
+def describe_wandering(blocks: int) -> str:
     """Return the share that a trace of a wandering rate supports, as few of its stretches are independent."""
-    return f"the rate of the trace wanders: a trace of this length supports a share of at most {limit * 100:.0f} %"
+    return f"the rate of the trace wanders: a trace of this length {_support_share(blocks)}"
+
+
+def describe_rare_bursts(count: int) -> str:
+    """Return the share that a trace with few bursts supports, as fresh traffic may have more or larger ones."""
+    bursts = format_count(count, "burst")
+    return f"the trace shows {bursts} far above its usual rate; fresh ones may be larger: it {_support_share(count)}"
+
+
+def _support_share(parts: int) -> str:
+    return f"supports a share of at most {parts / (parts + 1) * 100:.0f} %"
 
 
 def describe_drift(hurst: float) -> str:
