@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from plugins.pipeline.tests.control.metrics_server import MetricsServer, metrics_server
 from unfold_pipeline.control.demand import SignalError
-from unfold_pipeline.control.http import open_client, split_credentials
+from unfold_pipeline.control.http import build_authorization, open_client, read_key_file, split_credentials
 from unfold_pipeline.control.prometheus import PrometheusSource
 
 SELECTOR = 'http_requests_total{service="video"}'
@@ -114,11 +115,26 @@ def test_refusals_name_the_key_at_fault(server: MetricsServer, status: int, body
 def test_credentials_of_the_address_are_sent_and_not_shown(server: MetricsServer) -> None:
     """Basic authentication works; messages and status have the address without it."""
     url, credentials = split_credentials(server.url.replace("//", "//alice:s%40cret@"))
-    client = open_client(credentials=credentials)
+    assert credentials is not None
+    client = open_client(authorization=lambda: build_authorization(credentials[1], credentials[0]))
     item = PrometheusSource(client=client, url=url, arrivals=SELECTOR, queues=("",), stale_s=30.0)
     assert item.read().arrivals_s.size == 600
     assert item.location == f"{SELECTOR} at {server.url}"
     assert {header for _, header in server.queries} == {f"Basic {base64.b64encode(b'alice:s@cret').decode()}"}
+
+
+def test_a_key_that_is_replaced_is_read_again(server: MetricsServer, tmp_path: Path) -> None:
+    """Tokens of Kubernetes rotate; a file that is gone for a moment is an unknown demand."""
+    path = tmp_path / "token"
+    client = open_client(authorization=lambda: build_authorization(read_key_file(str(path)), None))
+    item = PrometheusSource(client=client, url=server.url, arrivals=SELECTOR, queues=("",), stale_s=30.0)
+    assert "No such file" in str(read_error(item))
+    for key in ("first", "second"):
+        path.write_text(f"{key}\n")
+        item.read()
+        assert server.queries[-1][1] == f"Bearer {key}"
+    path.write_bytes(b"\xff")
+    assert read_error(item).reason == "unreachable"
 
 
 def test_an_expression_is_refused_with_a_hint(server: MetricsServer) -> None:

@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.http_server import serve_handler
-from unfold_pipeline.control.demand import Demand, SignalError
+from unfold_pipeline.control.demand import Demand, DemandSource, SignalError
 from unfold_pipeline.control.http import open_client
 from unfold_pipeline.control.prometheus import PrometheusSource
+from unfold_pipeline.schema.control import ControlSpec
+from unfold_pipeline.verbs import serve_target as verb
 
 PROGRAM = shutil.which("prometheus")
 pytestmark = [
@@ -28,6 +30,7 @@ pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="needs Prometheus: apt-get install prometheus"),
 ]
 RATE_PER_S, SCRAPE_S, PATIENCE_S = 20.0, 0.2, 30.0
+BCRYPT_OF_TEST = "$2b$12$hNf2lSsxfm0.i4a.1kVpSOVyBCfIB51VRjgBUyv6kdnyTlgWj81Ay"
 SELECTOR = 'http_requests_total{service="video"}'
 
 
@@ -74,6 +77,27 @@ def source(server: str) -> PrometheusSource:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """Start Prometheus, which scrapes the target five times a second."""
+    with start_server(tmp_path) as address:
+        yield f"http://{address}"
+
+
+@pytest.fixture
+def guarded_server(tmp_path: Path) -> Iterator[str]:
+    """Start Prometheus with a certificate of a private authority, and with the user alice."""
+    pytest.importorskip("cryptography")
+    from tests.kubernetes import keys
+
+    keys.write(tmp_path)
+    tls = {"cert_file": f"{tmp_path}/server.crt", "key_file": f"{tmp_path}/server.key"}
+    web = {"tls_server_config": tls, "basic_auth_users": {"alice": BCRYPT_OF_TEST}}
+    (tmp_path / "web.yml").write_text(json.dumps(web))
+    with start_server(tmp_path, f"--web.config.file={tmp_path}/web.yml") as address:
+        yield f"https://{address}"
+
+
+@contextlib.contextmanager
+def start_server(tmp_path: Path, *options: str) -> Iterator[str]:
+    """Start Prometheus, and return its host and port."""
     Target.began, Target.is_down, OtherTarget.is_down = time.monotonic(), False, False
     with serve_handler(Target) as port, serve_handler(OtherTarget) as other_port, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -86,15 +110,15 @@ def server(tmp_path: Path) -> Iterator[str]:
         config = {"global": {"scrape_interval": f"{SCRAPE_S * 1000:.0f}ms"}, "scrape_configs": [scraped]}
         (tmp_path / "prometheus.yml").write_text(json.dumps(config))
         words = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
-        command = [str(PROGRAM), *words, f"--web.listen-address={address}"]
+        command = [str(PROGRAM), *words, f"--web.listen-address={address}", *options]
         with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
             try:
-                yield f"http://{address}"
+                yield address
             finally:
                 process.terminate()
 
 
-def read_until(source: PrometheusSource, is_enough: Callable[[Demand], bool]) -> Demand:
+def read_until(source: DemandSource, is_enough: Callable[[Demand], bool]) -> Demand:
     """Read until a demand suffices."""
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
@@ -106,7 +130,7 @@ def read_until(source: PrometheusSource, is_enough: Callable[[Demand], bool]) ->
     pytest.fail(f"no such demand within {PATIENCE_S:g} s")
 
 
-def read_error(source: PrometheusSource) -> SignalError:
+def read_error(source: DemandSource) -> SignalError:
     """Return the error of a reading."""
     with pytest.raises(SignalError) as caught:
         source.read()
@@ -163,3 +187,23 @@ def test_errors_of_the_server_are_distinguished(source: PrometheusSource) -> Non
     time.sleep(source.stale_s + 2)
     stale = read_error(source)
     assert (stale.reason, "is the target scraped?" in stale.hint) == ("stale", True)
+
+
+def test_credentials_and_a_private_authority_are_used(
+    guarded_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The password comes from a file and is shown nowhere; a hint names it or the authority if it is missing."""
+    password = tmp_path / "password"
+    password.write_text("test\n")
+    control = ControlSpec(prometheus=guarded_server, user="alice", key_file=str(password))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.crt"))
+    source = verb._open_prometheus(control, SELECTOR, [""])
+    assert read_until(source, lambda item: item.arrivals_s.size > 20).age_s < 2
+    assert source.location == f"{SELECTOR} at {guarded_server}"
+    password.write_text("other")
+    error = read_error(source)
+    assert error.reason == "refused"
+    assert "status 401" in str(error)
+    assert "control.key_file" in error.hint
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert "SSL_CERT_FILE" in read_error(verb._open_prometheus(control, SELECTOR, [""])).hint

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -97,15 +99,35 @@ def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), credentials
 
 
+def build_authorization(key: str, user: str | None) -> str:
+    """Return the header ``Authorization`` for a bearer token, or for a user with a password."""
+    return f"Bearer {key}" if user is None else f"Basic {b64encode(f'{user}:{key}'.encode()).decode()}"
+
+
+def read_key_file(path: str) -> str:
+    """Return the key in a file, which others replace before it expires.
+
+    Raises:
+        HttpError: it cannot be read, or is empty.
+    """
+    try:
+        key = Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise HttpError(f"cannot read {path}: {error.strerror if isinstance(error, OSError) else 'no text'}") from error
+    if not key:
+        raise HttpError(f"{path} is empty")
+    return key
+
+
 def open_client(
-    token: str = "", timeout_s: float = TIMEOUT_S, credentials: tuple[str, str] | None = None
+    token: str = "", timeout_s: float = TIMEOUT_S, authorization: Callable[[], str] | None = None
 ) -> BoundedClient:
-    """Open a client that sends the same token or credentials with each request.
+    """Open a client that proves its rights with each request.
 
     Args:
         token: a bearer token for all requests, empty for none.
         timeout_s: time limit of a request.
-        credentials: user and password of all requests, instead of a token.
+        authorization: returns the header of the next request, instead of a token.
 
     Raises:
         UnfoldError: httpx is not installed.
@@ -113,11 +135,16 @@ def open_client(
     require_packages("a controller", "httpx")
     import httpx
 
-    headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    def authorize(request: httpx.Request) -> httpx.Request:
+        if authorization is not None:
+            request.headers["Authorization"] = authorization()
+        return request
+
+    headers = {"Accept": "application/json", **({"Authorization": build_authorization(token, None)} if token else {})}
     client = httpx.AsyncClient(
         timeout=timeout_s,
         headers=headers,
-        auth=credentials,
+        auth=authorize,
         follow_redirects=False,
         limits=httpx.Limits(keepalive_expiry=KEEPALIVE_S),
     )

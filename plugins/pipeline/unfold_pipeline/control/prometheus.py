@@ -46,6 +46,7 @@ Target = tuple[str, str]
 """What Prometheus scrapes: the labels ``job`` and ``instance`` of its series."""
 Row = tuple[Mapping[str, Any], CounterSeries]
 """A series as the server returns it, and its samples."""
+AUTHORITY_HINT = "SSL_CERT_FILE names the file with the certificate of a private authority"
 SELECTOR_HINT = 'control.arrivals selects one counter, such as http_requests_total{service="video"}'
 
 
@@ -203,7 +204,8 @@ class PrometheusSource:
         try:
             reply = self.client.send("POST", f"{self.url.rstrip('/')}/api/v1/query", data={"query": query})
         except HttpError as error:
-            raise SignalError("unreachable", str(error)) from error
+            hint = AUTHORITY_HINT if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
+            raise SignalError("unreachable", str(error), hint) from error
         return self._parse_reply(query, reply)
 
     def _parse_reply(self, query: str, reply: HttpReply) -> QueryResult:
@@ -231,7 +233,7 @@ def _find_partial_response(reply: Mapping[str, Any]) -> str:
 def _hint_at_status(status: int) -> str:
     """Return which key of the spec is likely at fault."""
     if status in (401, 403):
-        return "control.key_env names the environment variable with a bearer token"
+        return "control.key_env or control.key_file names where the bearer token is, or the password of control.user"
     if 300 <= status < 400 or status in (404, 405):
         return "control.prometheus is the base address of the server; redirects are not followed"
     return SELECTOR_HINT if 400 <= status < 500 else ""

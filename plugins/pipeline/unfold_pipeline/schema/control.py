@@ -50,8 +50,16 @@ class ControlSpec(Model):
     """What ``unfold serve --target`` reads and scales."""
 
     prometheus: str | None = Field(default=None, description="URL of the Prometheus server with the signals")
+    user: str | None = Field(
+        default=None, min_length=1, description="user of Prometheus, whose password is in key_env or key_file"
+    )
     key_env: str | None = Field(
-        default=None, min_length=1, description="the environment variable with the bearer token of Prometheus"
+        default=None,
+        min_length=1,
+        description="the environment variable with the bearer token of Prometheus, or with the password of user",
+    )
+    key_file: str | None = Field(
+        default=None, min_length=1, description="the file with it instead, which each request reads again"
     )
     arrivals: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
@@ -80,6 +88,7 @@ def validate_control(control: ControlSpec, stages: Mapping[str, object], most: i
         url = urlsplit(control.prometheus)
         if url.scheme not in ("http", "https") or not url.netloc:
             yield Problem(("control", "prometheus"), "is not a URL", hint="http://prometheus.monitoring:9090")
+    yield from _validate_credentials(control)
     for name, stage in control.stages.items():
         path = ("control", "stages", name)
         if stages and name not in stages:
@@ -96,3 +105,13 @@ def validate_control(control: ControlSpec, stages: Mapping[str, object], most: i
         if workloads.count(workload) > 1 and name in control.stages:
             key = ("control", "stages", name, "workload")
             yield Problem(key, "another stage has this workload", hint="each stage has replicas of its own")
+
+
+def _validate_credentials(control: ControlSpec) -> Iterable[Problem]:
+    keys = [name for name in ("key_env", "key_file") if getattr(control, name) is not None]
+    if len(keys) > 1:
+        yield Problem(("control", "key_file"), "key_env holds the same", hint="leave one of them out")
+    if control.user is not None and not keys:
+        yield Problem(("control", "user"), "no password", hint="key_env: VARIABLE or key_file: PATH")
+    if keys and "@" in urlsplit(control.prometheus or "").netloc:
+        yield Problem(("control", "prometheus"), f"has credentials beside {keys[0]}", hint="http://HOST:PORT")

@@ -12,7 +12,7 @@ from dataclasses import replace
 from unfold_pipeline._types import CountArray
 from unfold_pipeline.control.controller import DeploymentController, ObservedTuner, ScaleStep, StepLimits
 from unfold_pipeline.control.demand import DemandSource, SignalError
-from unfold_pipeline.control.http import open_client, split_credentials
+from unfold_pipeline.control.http import HttpError, build_authorization, open_client, read_key_file, split_credentials
 from unfold_pipeline.control.prometheus import PrometheusSource, escape_label, select_queries
 from unfold_pipeline.control.scaled_workloads import ScalingTarget, build_kubernetes_target, find_workloads
 from unfold_pipeline.estimator.slo import build_slo_checker
@@ -239,22 +239,37 @@ def _open_prometheus(control: ControlSpec, arrivals: str, queues: list[str], sha
     if control.prometheus is None:
         hint = "prometheus: http://prometheus.monitoring:9090"
         raise user_error("no server with the demand", key="control.prometheus", hint=hint)
-    token = ""
-    if control.key_env is not None:
-        token = os.environ.get(control.key_env, "").strip()
-        if not token:
-            message = f"the environment variable {control.key_env} is not set"
-            raise user_error(message, key="control.key_env", hint=f"export {control.key_env}=...")
     # messages and the status show the address
     url, credentials = split_credentials(control.prometheus)
     return PrometheusSource(
-        client=open_client(token, credentials=credentials),
+        client=open_client(authorization=_find_authorization(control, credentials)),
         url=url,
         arrivals=arrivals,
         queues=tuple(queues),
         stale_s=control.stale,
         share=share,
     )
+
+
+def _find_authorization(control: ControlSpec, credentials: tuple[str, str] | None) -> Callable[[], str] | None:
+    """Return what builds the header for each request to Prometheus, or nothing where it needs none."""
+    if control.key_file is not None:
+        path = control.key_file
+        try:
+            read_key_file(path)
+        except HttpError as error:
+            raise user_error(str(error), key="control.key_file") from error
+        return lambda: build_authorization(read_key_file(path), control.user)
+    if control.key_env is not None:
+        key = os.environ.get(control.key_env, "").strip()
+        if not key:
+            message = f"the environment variable {control.key_env} is not set"
+            raise user_error(message, key="control.key_env", hint=f"export {control.key_env}=...")
+        return lambda: build_authorization(key, control.user)
+    if credentials is not None:
+        user, password = credentials
+        return lambda: build_authorization(password, user)
+    return None
 
 
 def _build_service(name: str, controller: DeploymentController, every_s: float) -> Service:
