@@ -251,7 +251,7 @@ def test_rare_bursts_support_no_share_above_their_number(
     assert "fresh traffic may keep it less often" in report.headline
 
 
-@pytest.mark.parametrize("bursts", [1, 4, 8])
+@pytest.mark.parametrize("bursts", [1, 4, 8, 12])
 def test_rare_bursts_are_counted(bursts: int) -> None:
     """The bursts of random size and length are found; one may vanish in the noise."""
     counts = [count_rare_bursts(draw_rare_bursts(np.random.default_rng([2, seed]), bursts)) for seed in range(8)]

@@ -71,8 +71,8 @@ BURST_FACTOR, BURST_NOISES, CLEAR_NOISES = 1.5, 4.0, 7.0
 """A burst exceeds the usual queries of a window by this factor and multiple of their noise, and a clear one by more."""
 LEAST_BURST_SHARE, MOST_BURST_SHARE = 0.0025, 1 / 3
 """Bursts that add a quarter of the queries that p99 lets be late seldom decide it; busy times with many are usual."""
-MANY_BURSTS = 10
-"""So many bursts in fine windows are the tail of bursts of all sizes, which a resample shows."""
+MANY_BURSTS, MORE_BURSTS = 10, 1.5
+"""So many bursts in fine windows, and so many times more, are a tail of bursts of all sizes, which a resample shows."""
 Sampler = Callable[[np.random.Generator], Sample]
 """Draws a fresh sample of one traffic."""
 
@@ -222,11 +222,11 @@ def count_rare_bursts(arrivals: FloatArray) -> int:
     busy = counts[counts > np.median(usual[is_burst] + counts[is_burst]) / 2].sum()
     if excess < LEAST_BURST_SHARE * arrivals.size or busy > MOST_BURST_SHARE * arrivals.size:
         return 0
+    bursts = _count_runs(is_burst, BURST_WINDOWS // 2)
     fine_usual, fine_counts, fine_noises = _compare_with_usual(arrivals, FINE_WINDOWS)
     is_fine_burst = (fine_noises > BURST_NOISES) & (fine_counts > BURST_FACTOR * fine_usual)
-    if _count_runs(is_fine_burst, FINE_WINDOWS // 2) >= MANY_BURSTS:
-        return 0
-    return _count_runs(is_burst, BURST_WINDOWS // 2)
+    fine_bursts = _count_runs(is_fine_burst, FINE_WINDOWS // 2)
+    return 0 if fine_bursts >= max(MANY_BURSTS, MORE_BURSTS * bursts) else bursts
 
 
 def _compare_with_usual(arrivals: FloatArray, windows: int) -> tuple[FloatArray, FloatArray, FloatArray]:
