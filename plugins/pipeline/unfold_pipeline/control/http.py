@@ -11,7 +11,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from unfoldkit.api import require_packages
+from unfoldkit.api import require_packages, user_error
 
 if TYPE_CHECKING:
     import httpx
@@ -130,7 +130,7 @@ def open_client(
         authorization: returns the header of the next request, instead of a token.
 
     Raises:
-        UnfoldError: httpx is not installed.
+        UnfoldError: httpx is not installed, or the certificates of authorities cannot be read.
     """
     require_packages("a controller", "httpx")
     import httpx
@@ -141,13 +141,17 @@ def open_client(
         return request
 
     headers = {"Accept": "application/json", **({"Authorization": build_authorization(token, None)} if token else {})}
-    client = httpx.AsyncClient(
-        timeout=timeout_s,
-        headers=headers,
-        auth=authorize,
-        follow_redirects=False,
-        limits=httpx.Limits(keepalive_expiry=KEEPALIVE_S),
-    )
+    try:
+        client = httpx.AsyncClient(
+            timeout=timeout_s,
+            headers=headers,
+            auth=authorize,
+            follow_redirects=False,
+            limits=httpx.Limits(keepalive_expiry=KEEPALIVE_S),
+        )
+    except OSError as error:
+        message = f"cannot read the certificates of authorities: {error.strerror or error}"
+        raise user_error(message, hint="the environment variable SSL_CERT_FILE names a PEM file") from error
     loop = asyncio.new_event_loop()
     bounded = BoundedClient(client, loop, timeout_s)
     Thread(target=_run_loop, args=(bounded,), name="http", daemon=True).start()
