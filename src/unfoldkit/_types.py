@@ -8,5 +8,6 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Int32Array = NDArray[np.int32]
+BoolArray = NDArray[np.bool_]
 FlagArray = NDArray[np.uint8]
 """Zeros and ones, in the type that compiled code reads and writes."""

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from unfoldkit._types import FloatArray
+from unfoldkit._types import BoolArray, FloatArray
 from unfoldkit.errors import did_you_mean, user_error
 
 Number = TypeVar("Number", float, FloatArray)
@@ -408,6 +408,17 @@ def is_end_of_summer(time_s: float) -> bool:
     return moment.weekday() == _SUNDAY and moment.hour < _LAST_REPEATED_HOUR
 
 
+def may_start_summer(hours_s: FloatArray) -> BoolArray:
+    """Whether clocks may skip (n,) hours as daylight saving time begins: early on a Sunday of spring."""
+    hours = (hours_s // _HOUR_S).astype("datetime64[h]")
+    days = hours.astype("datetime64[D]")
+    # 1970-01-01 was a Thursday
+    is_sunday = days.astype(np.int64) % 7 == 3
+    is_night = (hours - days).astype(np.int64) < _LAST_REPEATED_HOUR
+    mask: BoolArray = is_sunday & is_night & np.isin(days.astype("datetime64[M]").astype(np.int64) % 12 + 1, _SPRING)
+    return mask
+
+
 def describe_skipped_hour(times: FloatArray) -> str:
     """Describe the hour that a clock skips when daylight saving time begins, in a Sunday night; empty without one.
 
@@ -419,12 +430,11 @@ def describe_skipped_hour(times: FloatArray) -> str:
         return ""
     index = int(np.argmax(gaps_s))
     usual_s = float(np.delete(gaps_s, index).max())
-    skipped = datetime.fromtimestamp(math.ceil(times[index] / _HOUR_S) * _HOUR_S, UTC)
+    skipped_s = math.ceil(times[index] / _HOUR_S) * _HOUR_S
     is_hour = _HOUR_S <= gaps_s[index] <= _HOUR_S + max(usual_s, 1.0) and gaps_s[index] >= 2 * usual_s
-    is_night = skipped.month in _SPRING and skipped.weekday() == _SUNDAY and skipped.hour < _LAST_REPEATED_HOUR
-    if not is_hour or not is_night or skipped.timestamp() + _HOUR_S > times[index + 1]:
+    if not is_hour or not may_start_summer(np.array([skipped_s])).all() or skipped_s + _HOUR_S > times[index + 1]:
         return ""
-    moment = f"{skipped:%Y-%m-%d %H:%M}"
+    moment = f"{datetime.fromtimestamp(skipped_s, UTC):%Y-%m-%d %H:%M}"
     lull = f"no arrival in the hour from {moment}, as if daylight saving time began"
     return f"{lull}; it counts as a lull: write the times in UTC"
 

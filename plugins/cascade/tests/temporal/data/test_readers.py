@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -402,6 +403,43 @@ def test_an_hour_that_a_clock_repeats_is_reported(tmp_path: Path) -> None:
     for others in ([f"{time}:00Z" for time in rows], sorted(rows), rows[::-1]):
         (tmp_path / "t.csv").write_text("who,t,v\n" + "".join(f"a,{time},1\n" for time in others))
         assert len(read_long(tmp_path / "t.csv", source)) == 10
+
+
+def _write_nights(path: Path, *, entities: int, keep: Callable[[datetime], bool], zone: str = "") -> Path:
+    """Write a row an hour of some entities, from Friday to Monday after 2026-03-27 at 05:00 UTC."""
+    begin = datetime(2026, 3, 27, 5, tzinfo=UTC)
+    moments = [begin + timedelta(hours=hour) for hour in range(80)]
+    rows = [f"p{n},{at:%Y-%m-%d %H}:{7 * n % 60:02}{zone},1" for n in range(entities) for at in moments if keep(at)]
+    path.write_text("\n".join(["who,t,v", *rows]) + "\n")
+    return path
+
+
+def test_an_hour_that_a_clock_skips_is_reported(tmp_path: Path) -> None:
+    """Local times of all entities skip an hour in a night to Sunday in spring: later rows would be an hour late."""
+    source, skipped = LongSource("x", entity="who", time="t"), datetime(2026, 3, 29, 2, tzinfo=UTC)
+    local = _write_nights(tmp_path / "local.csv", entities=6, keep=lambda at: at != skipped)
+    with pytest.raises(UnfoldError, match='"t" has no row in the hour from 2026-03-29 02:00, before row 46') as error:
+        read_long(local, source)
+    assert "UTC" in error.value.diagnostics[0].hint
+    stated = _write_nights(tmp_path / "utc.csv", entities=6, keep=lambda at: at != skipped, zone="Z")
+    assert len(read_long(stated, source)) == 6 * 79
+
+
+@pytest.mark.parametrize(
+    ("entities", "is_kept"),
+    [
+        (1, lambda at: at != datetime(2026, 3, 29, 2, tzinfo=UTC)),
+        (6, lambda at: at.hour != 2),
+        (6, lambda at: 8 <= at.hour < 18),
+        (6, lambda at: at != datetime(2026, 3, 28, 2, tzinfo=UTC)),
+        (6, lambda at: at.hour % 2),
+    ],
+    ids=["one entity", "rest of a device", "hours of a clinic", "Saturday", "every other hour"],
+)
+def test_an_hour_without_rows_may_be_chance(tmp_path: Path, entities: int, is_kept: Callable[[datetime], bool]) -> None:
+    """A single gap, one at the same hour of each day, or longer ones do not show a clock that was put forward."""
+    path = _write_nights(tmp_path / "t.csv", entities=entities, keep=is_kept)
+    assert len(read_long(path, LongSource("x", entity="who", time="t")).ids) == entities
 
 
 def test_numbers_that_repeat_across_hospitals_are_no_entities(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -72,6 +73,10 @@ STEPS: Mapping[float, str] = {
 STEPS_IN_DAYS = (1 / 24, 1 / 48, 1 / 96)
 """An hour, half and a quarter of one in days; as hours, they are 150, 75 and 37.5 seconds, which few devices use."""
 REPEATED_HOUR_HINT = "did daylight saving time end? write the times in UTC; if not, sort the rows by time"
+SKIPPED_HOUR_HINT = "did daylight saving time begin? write the times in UTC, such as 2026-03-01T07:15Z"
+MAX_CHANCE = 0.01
+"""Chance up to which the gaps of several entities in one hour are none."""
+DAY_S = 86_400.0
 MAX_HOURS = 1e7
 """Eleven centuries: larger times are seconds since 1970, or digits of a date."""
 _LINE_END = re.compile(rb"\r+\n?")
@@ -344,7 +349,7 @@ def _check_repeated_hour(frame: Frame, source: LongSource, entity: IntArray, dat
         UnfoldError: The rows of an entity, which ascend otherwise, go back once by such an hour, or all times that
             repeat are in such nights.
     """
-    if any(map(has_zone, map(str, frame.columns[source.time][:1]))):
+    if any(map(has_zone, map(str, frame.columns[source.time]))):
         return
     by_time = np.lexsort((dates_s, entity))
     is_same = (np.diff(dates_s[by_time]) == 0) & (np.diff(entity[by_time]) == 0)
@@ -360,6 +365,43 @@ def _check_repeated_hour(frame: Frame, source: LongSource, entity: IntArray, dat
             row, column = int(rows[repeated]), source.time
             message = f'"{frame.columns[column][row]}" in row {row + 1} of column "{column}" goes back an hour'
             raise user_error(f"{frame.name}: {message}", key="data.time", hint=REPEATED_HOUR_HINT)
+    _check_skipped_hour(frame, source, by_time, entity, dates_s)
+
+
+def _check_skipped_hour(
+    frame: Frame, source: LongSource, by_time: IntArray, entity: IntArray, dates_s: FloatArray
+) -> None:
+    """Reject dates without a zone that skip an hour as daylight saving time begins: later rows would be an hour off.
+
+    Args:
+        frame: The table.
+        source: The names of its columns.
+        by_time: (n,) rows in the order of their entity and time.
+        entity: (n,) number of the entity of each row.
+        dates_s: (n,) time of each row in s.
+
+    Raises:
+        UnfoldError: All entities lack a row in such an hour, and only there: their rows come too regularly for chance.
+    """
+    before, after = by_time[:-1], by_time[1:]
+    is_step = entity[before] == entity[after]
+    before, after = before[is_step], after[is_step]
+    # the first hour of the clock that begins after a row
+    next_s = (dates_s[before] // HOUR_S + 1.0) * HOUR_S
+    is_gap = dates_s[after] >= next_s + HOUR_S
+    hours_s = np.unique(next_s[np.isfinite(next_s)])
+    hours_s = hours_s[timestamps.may_start_summer(hours_s)]
+    occupied_s = np.unique(dates_s // HOUR_S) * HOUR_S
+    for hour_s in hours_s[~np.isin(hours_s, occupied_s)]:
+        is_at = next_s == hour_s
+        crossings = np.flatnonzero(is_at & (dates_s[after] < hour_s + 2 * HOUR_S))
+        # a device may rest at the same hour of each day
+        is_same = ~is_at & (next_s % DAY_S == hour_s % DAY_S)
+        chances = ((is_gap[mask].sum() + 1) / (mask.sum() + 2) for mask in (~is_at, is_same))
+        if len(crossings) and len(hours_s) * max(chances) ** len(crossings) <= MAX_CHANCE:
+            row, moment = int(after[crossings[0]]), f"{datetime.fromtimestamp(hour_s, UTC):%Y-%m-%d %H:%M}"
+            message = f'column "{source.time}" has no row in the hour from {moment}, before row {row + 1}'
+            raise user_error(f"{frame.name}: {message}", key="data.time", hint=SKIPPED_HOUR_HINT)
 
 
 def _check_unit(hours: FloatArray, entity: IntArray, column: str, table: str) -> None:
