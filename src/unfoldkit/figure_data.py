@@ -308,13 +308,29 @@ def parse_figure(data: Mapping[str, Any]) -> AnyFigure:
     if name not in TYPES:
         raise ValueError(f"figure type {name!r} is not one of {', '.join(TYPES)}")
     if name == "plot":
-        # series may hold null where a value is not finite
+        _check_plot(data)
         series = tuple(Series(s["name"], tuple(s["x"]), tuple(s["y"]), s["style"]) for s in data["series"])
         return Figure(**{**data, "series": series, "names": tuple(data.get("names", ()))})
     from pydantic import TypeAdapter
 
     figure: AnyFigure = TypeAdapter(TYPES[name]).validate_python({k: v for k, v in data.items() if k != "type"})
     return figure
+
+
+def _check_plot(data: Mapping[str, Any]) -> None:
+    """Reject values of other types than those of a plot, on which the renderers rely.
+
+    Raises:
+        ValueError: The message has the field.
+    """
+    import msgspec
+
+    try:
+        # null stands for a value that is not finite
+        msgspec.convert([[series["x"], series["y"]] for series in data["series"]], list[list[list[float | None]]])
+        msgspec.convert({**data, "series": [{**series, "x": (), "y": ()} for series in data["series"]]}, Figure)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"plot: {error}") from error
 
 
 def find_figure_problems(figure: Any) -> Iterator[str]:

@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args
 from unfoldkit.figure_data import AnyFigure, figure_data, find_figure_problems, parse_figure
 
 SCHEMA = "unfoldkit.report/1"
+MAX_DIGITS = 17
+"""Decimals of a column at most: a float has no more."""
 Cell = str | int | float | bool | None
 Status = Literal["finished", "running", "stopped"]
 
@@ -144,6 +146,7 @@ def from_data(data: Mapping[str, Any]) -> Report:
     """
     if data["schema"] != SCHEMA:
         raise ValueError(f"schema is {data['schema']!r}, not {SCHEMA!r}")
+    _check_types(data)
     return Report(
         kind=data["kind"],
         verb=data["verb"],
@@ -162,6 +165,32 @@ def from_data(data: Mapping[str, Any]) -> Report:
         status=data.get("status", "finished"),
         question=data.get("question", ""),
     )
+
+
+def _check_types(data: Mapping[str, Any]) -> None:
+    """Reject values of other types than those of a report, on which the renderers rely.
+
+    Raises:
+        ValueError: The message has the field.
+    """
+    import msgspec
+
+    texts = tuple[str, ...]
+    types = dict.fromkeys(("kind", "verb", "name", "headline", "next", "question"), str) | {
+        "subtitle": texts,
+        "metrics": dict[str, Metric],
+        "tables": tuple[Table, ...],
+        "lines": tuple[tuple[str, str], ...],
+        "notes": texts,
+        "decision": dict[str, Any] | None,
+        "provenance": dict[str, Any],
+        "status": Status,
+    }
+    for name in types.keys() & data.keys():
+        try:
+            msgspec.convert(data[name], types[name])
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def without_measurements(report: Report) -> Report:
@@ -192,8 +221,7 @@ def validate_report(result: Any, kind: str, verb: str) -> Iterator[str]:
     if result.status not in get_args(Status):
         yield f"its status is {result.status!r}, not one of {', '.join(get_args(Status))}"
     for table in result.tables:
-        if widths := {len(row) for row in table.rows} - {len(table.columns)}:
-            yield f"table {table.name}: a row of {min(widths)} cells for {len(table.columns)} columns"
+        yield from (f"table {table.name}: {problem}" for problem in _find_table_problems(table))
     for figure in result.figures:
         yield from find_figure_problems(figure)
     names = [getattr(figure, "name", None) for figure in result.figures]
@@ -202,6 +230,15 @@ def validate_report(result: Any, kind: str, verb: str) -> Iterator[str]:
         json.dumps(to_data(result))
     except (TypeError, ValueError) as error:
         yield f"it is not serializable to JSON: {error}"
+
+
+def _find_table_problems(table: Table) -> Iterator[str]:
+    if widths := {len(row) for row in table.rows} - {len(table.columns)}:
+        yield f"a row of {min(widths)} cells for {len(table.columns)} columns"
+    if any(column.digits is not None and not 0 <= column.digits <= MAX_DIGITS for column in table.columns):
+        yield f"a column has fewer than 0 or more than {MAX_DIGITS} digits"
+    if table.accent is not None and not 0 <= table.accent < len(table.rows):
+        yield f"accent is {table.accent}, but it has {len(table.rows)} rows"
 
 
 def to_plain(value: Any) -> Any:

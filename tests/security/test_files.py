@@ -27,6 +27,7 @@ from tests.security.test_hostile_runs import CASCADE, PIPELINE
 from tests.support import Outcome, call
 from unfoldkit.errors import UnfoldError
 from unfoldkit.safe_io import archives, arrays, files
+from unfoldkit.safe_io.files import parse_object
 
 # bounds are on processor time, since a busy machine takes longer; nothing may hang
 pytestmark = pytest.mark.timeout(60)
@@ -231,6 +232,16 @@ def test_a_gzip_bomb_is_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     # what is read line by line may be as long as it is
     (tmp_path / "b.log.gz").write_bytes(gzip.compress(b"2026-01-01T00:00:01Z b\n" * 100_000))
     assert len(read_trace(tmp_path / "b.log.gz")) == 100_000
+
+
+@pytest.mark.parametrize("text", ['{"a": DIGITS}', '{"a": [{"b": -DIGITS}]}'])
+def test_a_number_beyond_any_float_is_no_json(text: str) -> None:
+    """Its file is named where it is read, and not where it is first used; text and fractions may be as long."""
+    digits = "9" * 309
+    for data in (text.replace("DIGITS", digits), text.replace("DIGITS", digits).encode()):
+        with pytest.raises(UnfoldError, match=r"a\.json: not JSON: an integer has 3[01][09] digits"):
+            parse_object(data, "a.json")
+    assert parse_object(f'{{"a": "{digits}", "b": 0.{digits}}}') == {"a": digits, "b": 1.0}
 
 
 @pytest.mark.parametrize("text", ["[1, DIGITS]", '{"data": {"result": [{"values": [[DIGITS, "2"]]}]}}'])

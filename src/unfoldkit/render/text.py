@@ -164,7 +164,7 @@ def _share_room(min_widths: Sequence[int], full_widths: Sequence[int], room: int
     """Return widths between the minimum and the full ones; spare room is shared in proportion to what is missing."""
     spare = room - sum(min_widths) - PAD * len(min_widths)
     missing = [max(0, full - minimum) for minimum, full in zip(min_widths, full_widths, strict=True)]
-    if spare >= sum(missing):
+    if max(0, spare) >= sum(missing):
         return [max(minimum, full) for minimum, full in zip(min_widths, full_widths, strict=True)]
     total = sum(missing)
     return [minimum + max(0, spare) * lack // total for minimum, lack in zip(min_widths, missing, strict=True)]

@@ -9,7 +9,9 @@ import contextlib
 import errno
 import json
 import os
+import re
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +26,7 @@ DAMAGED = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError, MemoryError, RuntimeError,
 )  # fmt: skip
 """What decoding a file raises that holds other data than it should."""
+_MANY_DIGITS = re.compile(rb"\d{309}")
 AGAIN = "delete it from the run, or the run, and make it again"
 
 
@@ -103,10 +106,12 @@ def parse_json(data: bytes | str, file: str = "") -> Any:
     """Return the value of a JSON text of bounded nesting.
 
     Raises:
-        UnfoldError: it is not JSON, or is nested deeper than ``MAX_JSON_DEPTH``.
+        UnfoldError: it is not JSON, is nested deeper than ``MAX_JSON_DEPTH``, or holds an integer beyond any float.
     """
+    text = data if isinstance(data, bytes) else data.encode(errors="replace")
     try:
-        value = json.loads(data)
+        # a call for each integer takes time
+        value = json.loads(data, parse_int=_parse_integer if _MANY_DIGITS.search(text) else None)
     except RecursionError:
         raise user_error(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=file) from None
     except ValueError as error:
@@ -114,6 +119,13 @@ def parse_json(data: bytes | str, file: str = "") -> Any:
     if is_deep(value):
         raise user_error(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=file)
     return value
+
+
+def _parse_integer(text: str) -> int:
+    number = int(text)
+    if abs(number) > sys.float_info.max:
+        raise ValueError(f"an integer has {len(text)} digits")
+    return number
 
 
 def parse_object(data: bytes | str, file: str = "") -> dict[str, Any]:

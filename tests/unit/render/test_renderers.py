@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
 from html.parser import HTMLParser
+from operator import getitem
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -18,7 +22,8 @@ from unfoldkit.format import format_number
 from unfoldkit.plugin_descriptors import resolve
 from unfoldkit.render import builtin_renderers, formatting, github, html, junit, md, plan, plot, text
 from unfoldkit.render import json as json_format
-from unfoldkit.report import Column, Metric, Report, Table, Verdict, from_data, to_data
+from unfoldkit.report import Column, Metric, Report, Table, Verdict, from_data, to_data, validate_report
+from unfoldkit.safe_io.files import decoding
 from unfoldkit.spec.yaml_reader import parse
 
 EVIL = "<b>&|\x1b[31m\n%::"
@@ -56,6 +61,50 @@ def test_a_format_is_the_same_bytes_for_the_same_report(renderer: object) -> Non
     if isinstance(first, str):
         assert first.endswith("\n")
         assert not first.endswith("\n\n")
+
+
+def _list_places(value: Any, *place: Any) -> Iterator[tuple[Any, ...]]:
+    """List the ways to every value within plain data."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in items:
+        yield (*place, key)
+        yield from _list_places(child, *place, key)
+
+
+@pytest.mark.parametrize("wrong", [None, -1, 1e308, True, "x", [], {"a": 1}, 2**64], ids=repr)
+def test_a_value_of_another_type_is_refused_or_rendered(wrong: object) -> None:
+    """No report of another program, with a manifest that lists it, ends a renderer."""
+    refused = []
+    for place in _list_places(to_data(REPORT)):
+        data = to_data(REPORT)
+        reduce(getitem, place[:-1], data)[place[-1]] = wrong
+        try:
+            with decoding("report.json"):
+                report = from_data(data)
+        except UnfoldError:
+            refused.append(place)
+            continue
+        if not list(validate_report(report, report.kind, report.verb)):
+            assert all(render(report) for render in (text.render, md.render, junit.render, github.render))
+    assert (("lines", 0, 1) in refused) == (wrong != "x")
+    assert (("figures", 0, "series", 0, "x", 1) in refused) == (wrong not in (None, -1, 1e308, 2**64) or wrong is True)
+
+
+@pytest.mark.parametrize("width", [1, 20])
+def test_a_table_of_numbers_fits_no_narrow_terminal(width: int) -> None:
+    """Its columns have no spare room to share, and nothing that could take it."""
+    numbers = Table("t", (Column("a"), Column("b")), ((1.5e300, -2.5e300),))
+    assert text.render(replace(REPORT, tables=(numbers,)), width=width).endswith("\nnext: unfold train hello.yaml\n")
+
+
+def test_the_selected_row_and_the_digits_exist() -> None:
+    """A row to accent beyond the table is a flaw, and so are more digits than a float has."""
+    table = replace(REPORT.tables[0], columns=(Column("a"), Column("b", digits=18)), accent=2)
+    problems = list(validate_report(replace(REPORT, tables=(table,)), "echo", "plan"))
+    assert problems == [
+        "table plans: a column has fewer than 0 or more than 17 digits",
+        "table plans: accent is 2, but it has 2 rows",
+    ]
 
 
 def test_the_question_stands_above_the_answer_and_labels_replace_the_words_of_names() -> None:
