@@ -266,6 +266,20 @@ class RunDir:
         write_atomically(self.path / MANIFEST, (json.dumps(data, indent=1) + "\n").encode())
 
 
+def find_run(file: Path) -> Path | None:
+    """Return the folder of the run that a file belongs to; ``None`` if no manifest lists it."""
+    file = follow_links(file)
+    for folder in file.parents:
+        with contextlib.suppress(UnfoldError):
+            # a manifest of another program does not count
+            if (folder / MANIFEST).is_file() and file.relative_to(folder).as_posix() in {
+                MANIFEST,
+                *RunDir(folder).files(),
+            }:
+                return folder
+    return None
+
+
 def _lock(descriptor: int) -> None:
     """Lock a file for this process until it is closed.
 

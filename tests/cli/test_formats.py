@@ -220,6 +220,54 @@ def test_no_report_is_written_over_what_it_is_made_from(
     assert (tmp_path / out).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [
+        (("report", "runs/a"), "runs/a/manifest.json"),
+        (("report", "runs/a"), "runs/a/spec.yaml"),
+        (("plan", "a.yaml", "--run", "runs/b"), "runs/a/plan.yaml"),
+        (("plan", "a.yaml", "--run", "runs/b", "--format", "md"), "link/said/0.txt"),
+        (("plan", "broken.yaml", "--format", "junit"), "runs/a/report.json"),
+        (("schema", "echo"), "runs/a/origin.json"),
+    ],
+)
+def test_no_report_is_written_over_a_file_of_a_run(
+    unfold: Unfold, spec: Path, tmp_path: Path, words: tuple[str, ...], out: str
+) -> None:
+    """Its manifest would no longer match, and the run would be lost."""
+    (tmp_path / "broken.yaml").write_text(f"{spec.read_text()}what: 1\n")
+    assert unfold("train", "a.yaml").code == 0
+    assert unfold("plan", "a.yaml", "--set", "message=longer").code == 0
+    (tmp_path / "link").symlink_to(tmp_path / "runs" / "a")
+    before = (tmp_path / out).read_bytes()
+    outcome = unfold(*words, "--out", out)
+    assert outcome.code == 2
+    assert "--out would overwrite a file of the run" in outcome.err
+    assert (tmp_path / out).read_bytes() == before
+
+
+def test_mistakes_are_not_written_over_the_spec(unfold: Unfold, spec: Path) -> None:
+    """A format that holds mistakes, to the file that has them, would lose the spec."""
+    text = f"{spec.read_text()}what: 1\n"
+    spec.write_text(text)
+    outcome = unfold("plan", "a.yaml", "--format", "junit", "--out", "a.yaml")
+    assert outcome.code == 2
+    assert "--out would overwrite an input of the report" in outcome.err
+    assert spec.read_text() == text
+
+
+def test_a_manifest_of_another_program_is_no_run(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """Next to one, files are written as anywhere, and a plan may be written where the run keeps the same one."""
+    (tmp_path / "manifest.json").write_text('{"files": ["x.md"], "name": "an extension"}')
+    (tmp_path / "x.md").write_text("old")
+    assert unfold("plan", "a.yaml", "--out", "x.md").code == 0
+    assert (tmp_path / "x.md").read_text().startswith("## a")
+    assert spec.exists()
+    for _ in range(2):
+        assert unfold("plan", "a.yaml", "--out", "runs/a/plan.yaml").code == 0
+    assert unfold("report", "runs/a").code == 0
+
+
 def test_a_plan_may_take_the_place_of_the_one_it_is_made_from(unfold: Unfold, spec: Path) -> None:
     """A committed plan is replanned in its folder, which lists its inputs again."""
     assert unfold("plan", "a.yaml", "--out", "plan.yaml").code == 0

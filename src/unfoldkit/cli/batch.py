@@ -14,7 +14,7 @@ from unfoldkit.errors import ExitCode, UnfoldError, escape_unprintable, user_err
 from unfoldkit.plugin_descriptors import Renderer, resolve
 from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Report
-from unfoldkit.run_directory import encode_text, write_atomically
+from unfoldkit.run_directory import encode_text
 from unfoldkit.spec.resolve import LoadedSpec, spec_hash
 
 STOPS = (ExitCode.HUNG_UP, ExitCode.INTERRUPTED, ExitCode.CLOSED_PIPE, ExitCode.TERMINATED)
@@ -75,7 +75,7 @@ class Batch:
         if self.request.out is None:
             console.write_report(content)
         else:
-            write_atomically(self.request.out, encode_text(content))
+            output.write_out(self.request.out, encode_text(content))
             console.print_written(self.request.out)
 
     def _claim_run(self, request: Request, loaded: LoadedSpec) -> None:

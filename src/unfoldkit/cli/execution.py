@@ -34,7 +34,7 @@ from unfoldkit.plugin_descriptors import REPORT_TO_AUTHORS, Kind, Renderer, RunF
 from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Report, Verdict, to_data, validate_report
 from unfoldkit.run_context import Options, Progress, Run, ignore_progress
-from unfoldkit.run_directory import RunDir, encode_text, write_atomically
+from unfoldkit.run_directory import RunDir, encode_text
 from unfoldkit.spec.base import Spec
 from unfoldkit.spec.resolve import (
     ORIGIN,
@@ -68,15 +68,16 @@ def perform(request: Request, stdin: str = "") -> ExitCode:
         if request.verb == "train":
             settings = (*request.settings, *_list_target_settings(request, loaded.kind, registry.kinds))
             request = replace(request, settings=settings, target=None)
-        _protect_inputs(request, renderer, loaded)
+        _protect_inputs(request, renderer, is_plan=bool(loaded.plan))
         report, code = execute(request, registry, loaded)
     except UnfoldError as error:
         page = output.render_mistakes(renderer.name, error.diagnostics)
         if page is None:
             raise
         if request.out is not None:
+            _protect_inputs(request, renderer)
             # the result of an earlier run would let a CI server pass
-            write_atomically(request.out, encode_text(page))
+            output.write_out(request.out, encode_text(page))
             raise
         console.write_report(page)
         return error.code
@@ -310,9 +311,9 @@ def _list_results(run: RunDir) -> dict[str, Any]:
     return {}
 
 
-def _protect_inputs(request: Request, renderer: Renderer, loaded: LoadedSpec) -> None:
+def _protect_inputs(request: Request, renderer: Renderer, *, is_plan: bool = False) -> None:
     # a plan may replace the plan that it was made from
-    spec = None if loaded.plan and renderer.name == "plan" else request.spec
+    spec = None if is_plan and renderer.name == "plan" else request.spec
     output.refuse_overwrite(request.out, spec, request.plan, request.replay, request.data, request.recalibrate)
 
 

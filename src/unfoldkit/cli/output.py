@@ -14,7 +14,8 @@ from unfoldkit.plugin_descriptors import Renderer, resolve
 from unfoldkit.registry import Registry
 from unfoldkit.render import builtin_renderers
 from unfoldkit.report import Report, Verdict
-from unfoldkit.run_directory import encode_text, write_atomically
+from unfoldkit.run_directory import encode_text, find_run, write_atomically
+from unfoldkit.safe_io.files import read_bytes
 
 MAX_WIDTH = 140
 
@@ -58,6 +59,19 @@ def refuse_overwrite(out: Path | None, *inputs: str | Path | None) -> None:
             raise user_error(message, file=str(out), hint="choose another name")
 
 
+def write_out(out: Path, data: bytes) -> None:
+    """Write the file of ``--out``, unless a run needs what is there.
+
+    Raises:
+        UnfoldError: The file belongs to a run and holds something else, or it cannot be written.
+    """
+    run = find_run(out)
+    if run is not None and not (out.is_file() and read_bytes(out) == data):
+        message = f"--out would overwrite a file of the run {run}"
+        raise user_error(message, file=str(out), hint="choose another name")
+    write_atomically(out, data)
+
+
 def deliver(report: Report, renderer: Renderer, out: Path | None) -> None:
     """Render the report to stdout or to a file."""
     if renderer.name == "text" and out is None and (sys.stdout.isatty() or console.use_colour(sys.stdout)):
@@ -76,7 +90,7 @@ def deliver(report: Report, renderer: Renderer, out: Path | None) -> None:
     if out is None:
         console.write_report(content)
     else:
-        write_atomically(out, encode_text(content) if isinstance(content, str) else content)
+        write_out(out, encode_text(content) if isinstance(content, str) else content)
         console.print_message(f"{report.answer} · {escape_unprintable(report.headline)}")
         console.print_written(out)
 

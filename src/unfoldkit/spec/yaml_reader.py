@@ -162,6 +162,8 @@ def dotted(path: Iterable[str | int]) -> str:
 
 
 def _read_bytes(path: Path) -> bytes:
+    if path.is_fifo():
+        raise UnfoldError(Diagnostic("cannot read: a pipe", str(path), hint="- reads a spec from stdin"))
     with open_regular(path) as stream:
         try:
             return stream.read(MAX_BYTES + 1)

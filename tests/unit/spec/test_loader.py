@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,3 +131,10 @@ def test_paths_are_dotted() -> None:
     """Keys are joined by dots, indices are in brackets."""
     assert dotted(("a", "b", 0, "c", 1)) == "a.b[0].c[1]"
     assert dotted(()) == ""
+
+
+def test_a_pipe_is_no_spec(tmp_path: Path) -> None:
+    """Reading one may never end; the hint has the way that works."""
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(UnfoldError, match=r"a\.yaml: cannot read: a pipe \(- reads a spec from stdin\)"):
+        read_document(str(tmp_path / "a.yaml"))

@@ -7,7 +7,7 @@ import shlex
 from importlib.resources import files
 from pathlib import Path
 
-from unfoldkit.cli import console
+from unfoldkit.cli import console, output
 from unfoldkit.errors import ExitCode, escape_unprintable, user_error
 from unfoldkit.plugin_descriptors import Kind, resolve
 from unfoldkit.registry import open_registry
@@ -77,7 +77,7 @@ def write_schema(kind: str | None, out: Path | None = None) -> ExitCode:
     if out is None:
         console.write_report(text)
     else:
-        write_atomically(out, text.encode())
+        output.write_out(out, text.encode())
     return ExitCode.YES
 
 

@@ -14,7 +14,6 @@ from unfoldkit.errors import ExitCode, escape_unprintable, explain_missing_packa
 from unfoldkit.plugin_descriptors import resolve
 from unfoldkit.registry import open_registry
 from unfoldkit.run_context import Run
-from unfoldkit.run_directory import write_atomically
 from unfoldkit.spec.resolve import LoadedSpec
 
 FORMATS = ("onnx",)
@@ -42,7 +41,7 @@ def export(request: Request, form: str, out: Path | None) -> ExitCode:
     output.refuse_overwrite(path, request.spec)
     with show_progress(f"export {loaded.spec.name}") as progress:
         data = _build_export(build_run(request, loaded, progress), loaded)
-    write_atomically(path, data)
+    output.write_out(path, data)
     console.print_message(f"wrote {escape_unprintable(str(path))}, {len(data):,} bytes")
     return ExitCode.YES
 

@@ -91,7 +91,12 @@ def bind_socket(address: Address, *, many: bool = False) -> socket.socket:
 
 
 def is_listening(address: Address) -> bool:
-    """Whether a service listens on the address already; with several processes, both would share its clients."""
+    """Whether a service listens on the address already; with several processes, both would share its clients.
+
+    Raises:
+        UnfoldError: See :func:`open_listener`.
+    """
+    _check(address)
     with socket.socket(_family(address)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -106,6 +111,12 @@ def _family(address: Address) -> socket.AddressFamily:
 
 
 def _check(address: Address) -> None:
+    try:
+        address.host.encode("idna")
+    except UnicodeError as error:
+        raise user_error(
+            f"--host {address.host}: not a host name", hint="such as 127.0.0.1, ::1 or localhost"
+        ) from error
     is_public = not is_loopback(address.host)
     if is_public and not address.token and not address.knows_clients:
         raise user_error(

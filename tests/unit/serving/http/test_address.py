@@ -66,6 +66,14 @@ def test_an_invalid_host_is_distinguished_from_a_port_in_use() -> None:
         open_listener(Address("192.0.2.1", 0, "secret", is_insecure=True))
 
 
+@pytest.mark.parametrize("host", ["\u00fc" * 70, "a" * 70, "a..b"])
+def test_what_is_no_host_name_is_refused(host: str) -> None:
+    """No label has more than 63 letters or none; the socket would raise a TypeError."""
+    for function in (open_listener, is_listening):
+        with pytest.raises(UnfoldError, match=r"--host .*: not a host name"):
+            function(Address(host, 0, "secret", is_insecure=True))
+
+
 def test_a_token_that_no_header_can_carry_is_refused() -> None:
     """A service that is unreachable does not start."""
     with pytest.raises(UnfoldError, match="the token holds characters"):
