@@ -36,7 +36,7 @@ _IS_BOUND = re.compile(r"^[<>≤≥~]|\+$")
 _BOUND = re.compile(r"\s*(<=?)\s*(\S.*?)\s*")
 _NUMERIC_DATE = re.compile(r"(\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2}))([ T].*)?")
 _PARTIAL_DATES = ("%Y-%m", "%Y")
-_ZONE = re.compile(r":\d{2}(\.\d+)?\s*(Z|UTC|[+\N{MINUS SIGN}-]\d{2}(:?\d{2})?)", re.IGNORECASE)
+_ZONE = re.compile(r":\d{2}(\.\d+)?\s*\(?(Z|UTC|GMT|[+\N{MINUS SIGN}-]\d{2}(:?\d{2})?)", re.IGNORECASE)
 ZONE_HINT = "write every time with its zone, such as 2025-01-31T06:00+01:00, or every one without"
 _ROUNDED = re.compile(r"\d([.,]\d{1,8})?E\+\d{2,3}", re.IGNORECASE)
 """A number as spreadsheets shorten an identifier of many digits: 1.23457E+15."""

@@ -421,8 +421,9 @@ def test_an_hour_that_a_clock_skips_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UnfoldError, match='"t" has no row in the hour from 2026-03-29 02:00, before row 46') as error:
         read_long(local, source)
     assert "UTC" in error.value.diagnostics[0].hint
-    stated = _write_nights(tmp_path / "utc.csv", entities=6, keep=lambda at: at != skipped, zone="Z")
-    assert len(read_long(stated, source)) == 6 * 79
+    for zone in ("Z", " GMT", " (UTC)"):
+        stated = _write_nights(tmp_path / "utc.csv", entities=6, keep=lambda at: at != skipped, zone=zone)
+        assert len(read_long(stated, source)) == 6 * 79
 
 
 @pytest.mark.parametrize(
