@@ -84,7 +84,8 @@ def _temporary_file(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name[:80]}.{secrets.token_hex(8)}{_PART_SUFFIX}"
+        # a name has at most 255 bytes, and a character up to 4
+        temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(8)}{_PART_SUFFIX}"
         temporary.touch(exist_ok=False)
         yield temporary
     except OSError as error:

@@ -153,6 +153,14 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+@pytest.mark.parametrize("letter", ["a", "\u00e4", "\u5b57", "\U0001f600"], ids=["1", "2", "3", "4"])
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path, letter: str) -> None:
+    """The incomplete file beside it has a longer name, of letters of any size."""
+    path = tmp_path / (letter * (255 // len(letter.encode())))
+    write_atomically(path, b"all")
+    assert path.read_bytes() == b"all"
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     """A file that is written through a link changes where the link leads to, and the link is kept."""
     (tmp_path / "there").mkdir()
