@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -132,6 +133,21 @@ def test_a_signal_that_is_swallowed_is_raised_again() -> None:
     with handling_stops(is_process=False):
         assert run_guarded(work) == 130
     assert events == ["swallowed", "cleaned up"]
+
+
+def test_a_stop_within_generated_code_has_its_exit_code(tmp_path: Path) -> None:
+    """A signal while a data class is made, whose methods are executed as text, ends python -m like any other."""
+    (tmp_path / "stopped.py").write_text(
+        "import sys\n"
+        "from unfoldkit.cli.console import run_guarded\n"
+        "from unfoldkit.cli.interruption import handling_stops\n"
+        "with handling_stops(is_process=True):\n"
+        "    text = 'import os\\nos.kill(os.getpid(), 15)\\nfor _ in range(1000): pass'\n"
+        "    code = run_guarded(lambda: exec(text))\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "stopped"], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "terminated; nothing was changed\n")
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -145,6 +145,9 @@ def handling_stops(*, is_process: bool) -> Iterator[None]:
         yield
     finally:
         handler.is_over = True
+        # CPython remembers a stop that has passed through exec() of a text, though it was handled since, and would end
+        # "python -m" by SIGINT; the next text makes it forget
+        exec("")  # noqa: S102
         for number, old in handled.items():
             if not is_process:
                 signal.signal(number, old)
