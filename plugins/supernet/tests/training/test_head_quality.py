@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn.metrics import f1_score, mean_absolute_error, r2_score, roc_auc_score
 
 from unfold_supernet.training.accuracy import select_front
@@ -64,6 +65,20 @@ def test_intervals_hold_at_their_confidence(task: str) -> None:
     truth = draw(200_000).score
     inside = [low <= truth <= high for low, high in (draw(150).interval for _ in range(400))]
     assert np.mean(inside) > 0.92
+
+
+@pytest.mark.parametrize(("applies", "shift"), [(1, 0.0), (3, 0.0), (3, 1.8), (10, 1.8), (10, 3.3), (100, 3.3)])
+def test_rare_labels_are_not_promised_more_than_they_reach(applies: int, shift: float) -> None:
+    """Few rows that are ranked without a mistake prove little: at most 8 % of the bounds lie above the true AUROC."""
+    rng, rows = np.random.default_rng(applies), 50 + applies
+    truth = 100 * norm.cdf(shift / math.sqrt(2))
+    y = (np.arange(rows) < applies).astype(np.int64)[:, None]
+    qualities = [evaluate_labels(norm.cdf(rng.normal(size=y.shape) + shift * y), y) for _ in range(300)]
+    assert np.mean([quality.bound_below(1) > truth for quality in qualities]) <= 0.08
+    chance = build_constant(50.0, qualities[0])
+    beat = [quality.score > 50 and quality.compare(chance).is_significant for quality in qualities]
+    assert np.mean(beat) <= 0.05 or shift > 0
+    assert np.mean(beat) > 0.9 or applies < 10
 
 
 def test_errors_count_groups_not_rows() -> None:

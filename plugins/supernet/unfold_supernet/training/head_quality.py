@@ -2,17 +2,18 @@
 
 Each score comes with the influence of every test row, from which standard errors of scores and of differences follow
 without resampling: DeLong's components for the AUROC (Biometrics, 1988), and the linearised ratio for R². Rows of one
-group (a patient) are summed before, so that errors count groups and not rows.
+group (a patient) are summed before, so that errors count groups and not rows. A few rows that are all ranked correctly
+have no spread, so one more row of either kind, ranked last, counts towards the error of an AUROC.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from unfold_supernet._types import FloatArray, IntArray
+from unfold_supernet._types import BoolArray, FloatArray, IntArray
 from unfold_supernet.training.accuracy import (
     CONFIDENCE,
     ClusteredDifference,
@@ -36,6 +37,7 @@ class HeadQuality:
         by_output: Score of each label or value, in percent; NaN where the test rows do not define it.
         measures: Other measures by name, of all outputs.
         errors: Mean absolute and root mean squared error of each value, in its unit; empty for labels.
+        misranked: What two more rows of each label would add to the error, in points (2 labels); empty for values.
     """
 
     score: float
@@ -43,6 +45,7 @@ class HeadQuality:
     by_output: tuple[float, ...]
     measures: dict[str, float]
     errors: tuple[tuple[float, float], ...] = ()
+    misranked: FloatArray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def half_width(self) -> float:
@@ -60,11 +63,11 @@ class HeadQuality:
 
     def compare(self, reference: HeadQuality) -> ClusteredDifference:
         """Subtract the score of another member on the same rows."""
-        error = compute_error(self.influence - reference.influence)
+        error = _add_errors(self.influence - reference.influence, self.misranked - reference.misranked)
         return ClusteredDifference(self.score - reference.score, error, len(self.influence))
 
     def _reach(self, level: float) -> float:
-        return compute_quantile(level, len(self.influence)) * compute_error(self.influence)
+        return compute_quantile(level, len(self.influence)) * _add_errors(self.influence, self.misranked)
 
 
 def evaluate_labels(probabilities: FloatArray, y: IntArray, groups: IntArray | None = None) -> HeadQuality:
@@ -78,13 +81,14 @@ def evaluate_labels(probabilities: FloatArray, y: IntArray, groups: IntArray | N
     from sklearn.metrics import average_precision_score
 
     outputs, influence = [], np.zeros(len(y))
-    precisions, f1 = [], []
+    precisions, f1, misranked = [], [], []
     for scores, truth in zip(probabilities.T, y.T.astype(bool), strict=True):
         area, parts = _compute_auroc(scores, truth)
         outputs.append(area)
         if math.isnan(area):
             continue
         influence += parts
+        misranked += [area / (1 + _count_groups(rows, groups)) for rows in (truth, ~truth)]
         precisions.append(float(average_precision_score(truth, scores)))
         predicted = scores >= THRESHOLD
         f1.append(2 * float((predicted & truth).sum()) / float(predicted.sum() + truth.sum()))
@@ -97,6 +101,7 @@ def evaluate_labels(probabilities: FloatArray, y: IntArray, groups: IntArray | N
             "mean average precision": float(np.sum(precisions)) / defined * 100,
             "macro F1": float(np.sum(f1)) / defined * 100,
         },
+        misranked=np.array(misranked) / defined * 100,
     )
 
 
@@ -130,7 +135,18 @@ def evaluate_values(
 def build_constant(score: float, quality: HeadQuality) -> HeadQuality:
     """Build the quality of a constant on the rows of another: its score, and no error."""
     outputs = tuple(score for _ in quality.by_output)
-    return HeadQuality(score=score, influence=np.zeros(len(quality.influence)), by_output=outputs, measures={})
+    influence, misranked = (np.zeros_like(values) for values in (quality.influence, quality.misranked))
+    return HeadQuality(score=score, influence=influence, by_output=outputs, measures={}, misranked=misranked)
+
+
+def _add_errors(influence: FloatArray, misranked: FloatArray) -> float:
+    """Compute the standard error of a score from the influence of its groups and of the misranked rows."""
+    return math.hypot(compute_error(influence), *misranked)
+
+
+def _count_groups(rows: BoolArray, groups: IntArray | None) -> int:
+    """Count the groups with any of the selected rows (n), or these rows if there are no groups."""
+    return int(rows.sum()) if groups is None else len(np.unique(groups[rows]))
 
 
 def _compute_auroc(scores: FloatArray, truth: np.ndarray) -> tuple[float, FloatArray]:
