@@ -641,7 +641,15 @@ def weigh_neighbours(x: Tensor) -> Tensor:
     return x * functional.conv1d(means, torch.ones(1, 1, 3), padding=1).sigmoid()[:, 0, :, None, None]
 
 
-@pytest.mark.parametrize("turns", [weigh_neighbours, lambda x: x.cumsum(1)], ids=["neighbours", "sums"])
+def flip_last(x: Tensor) -> Tensor:
+    """Change the sign of the last sixth of the channels."""
+    is_first = torch.arange(x.shape[1])[:, None, None] < x.shape[1] * 5 // 6
+    return torch.where(is_first, x, -x)
+
+
+@pytest.mark.parametrize(
+    "turns", [weigh_neighbours, lambda x: x.cumsum(1), flip_last], ids=["neighbours", "sums", "places"]
+)
 def test_channels_that_are_computed_in_their_order_stay(turns: Callable[[Tensor], Tensor]) -> None:
     """Without some of them, others would be neighbours; those around them are narrowed."""
     torch.manual_seed(0)
