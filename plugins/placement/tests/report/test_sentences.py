@@ -57,6 +57,7 @@ SAMPLES: dict[str, list[str]] = {
     "incomplete_headline": [sentences.incomplete_headline(20_000)],
     "unstarted_line": [sentences.unstarted_line("jobs.csv", (12, 500))],
     "whole_trace_line": [sentences.whole_trace_line("jobs.csv", (12, 500))],
+    "array_line": [sentences.array_line("jobs.csv", 8, 1, 1), sentences.array_line("jobs.csv", 1200, 30, 0)],
     "mixed_zones_line": [sentences.mixed_zones_line("jobs.csv")],
     "unread_amounts_line": [sentences.unread_amounts_line("jobs.csv", {"cpu": "CPUs", "gpu": "num_gpus"})],
     "zero_run_line": [sentences.zero_run_line("jobs.csv", (12, 500))],

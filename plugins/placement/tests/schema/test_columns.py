@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from plugins.placement.tests.cases import write_csv
-from unfold_placement.schema.columns import Columns
+from unfold_placement.schema.columns import Columns, find_unit
 from unfold_placement.schema.placement import PlacementSpec
 from unfold_placement.workload.tables import csv_nodes, csv_tasks
 from unfoldkit.api import UnfoldError
@@ -227,3 +227,39 @@ def test_a_long_cell_is_rejected_at_once(tmp_path: Path, gpu: str, arrival: str)
     with pytest.raises(UnfoldError, match="is not a number"):
         list(csv_tasks(path))
     assert time.process_time() - began_s < 2
+
+
+@pytest.mark.parametrize(
+    ("column", "name", "factor"),
+    [
+        ("run", "duration_days", 86400), ("run", "runHours", 3600), ("run", "duration (h)", 3600),
+        ("run", "wall_min", 60), ("arrival", "submit_hours", 3600), ("arrival", "offset_ms", 0.001),
+        ("memory", "memGB", 1024),
+        ("memory", "Memory[GiB]", 1024), ("memory", "mem_tb", 1 << 20), ("cpu", "cpu_milli", 0.001),
+        ("gpu", "gpuPercent", 0.01),
+    ],
+)  # fmt: skip
+def test_a_column_that_names_another_unit_needs_a_scale(tmp_path: Path, column: str, name: str, factor: float) -> None:
+    """Days read as seconds and GB as MiB: a plan for tasks of a thousandth of the size, without a word."""
+    other = {"arrival": "run", "run": "arrival"}.get(column, "arrival,run")
+    path = write_csv(tmp_path, f"task,{other},{name}\na,{'1,1' if ',' in other else 1},2\n")
+    with pytest.raises(
+        UnfoldError, match=rf"{column}: .* seems to be in .* \(scale: {{{column}: {factor:.14g}}}, or 1"
+    ):
+        list(csv_tasks(path, columns=Columns({column: (name,)})))
+    (task,) = csv_tasks(path, columns=Columns({column: (name,)}, scales={column: float(factor)}))
+    found = getattr(task, column) if column in {"run", "arrival"} else task.demand[column] / 1000
+    assert found == 2 * factor
+
+
+@pytest.mark.parametrize("name", ["duration_sec", "admin", "weekday", "items", "start_time", "jams"])
+def test_other_names_state_no_unit(name: str) -> None:
+    """Words that end like a unit are none."""
+    assert not find_unit("run", name)
+
+
+def test_times_since_1970_in_another_unit_need_no_scale(tmp_path: Path) -> None:
+    """Their unit is detected, whatever the name of their column says; a task that has not ended may have a zero."""
+    path = write_csv(tmp_path, "task,start_ms,end_ms\na,1767225600000,1767225660000\nb,1767225601000,0\n")
+    columns = Columns({"arrival": ("start_ms",), "end": ("end_ms",)}, unknown={"end": frozenset({"0"})})
+    assert [(task.arrival, task.run) for task in csv_tasks(path, columns=columns)] == [(0.0, 60.0), (1.0, 59.0)]

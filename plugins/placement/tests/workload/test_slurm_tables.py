@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -46,24 +47,28 @@ def test_a_table_of_sacct_by_its_elapsed_times(tmp_path: Path) -> None:
     """Arrays, heterogeneous jobs, days and TRES are read; jobs that never ran are counted, and left out on demand."""
     path, warnings = write_csv(tmp_path, HEAD + ROWS), list[str]()
     found = list(csv_tasks(path, columns=Columns({**NAMES, "run": ("Elapsed",)}), warn=warnings.append))
-    assert [task.name for task in found] == ["1_4-0", "1_4-1", "2+1", "3_[5-9%2]", "4"]
+    arrays = [f"3_{index}" for index in range(5, 10)]
+    assert [task.name for task in found] == ["1_4-0", "1_4-1", "2+1", *arrays, "4"]
     assert found[0].demand == {"cpu": 32_000, "gpu": 4000, "memory": (1 << 19) * 1000}
     assert (found[0].run, found[2].demand) == (183_845.0, {"cpu": 4000, "memory": 512_000})
-    assert warnings[0].startswith("pods.csv: 2 of 4 rows run for 0 s (unknown: {run: [0]} with missing: {run: skip}")
+    assert warnings[:2] == [
+        "pods.csv: 5 tasks of 1 job arrays count as a row each; the limits of 1 (%, tasks at a time) are not read",
+        "pods.csv: 6 of 8 rows run for 0 s (unknown: {run: [0]} with missing: {run: skip} leaves them out)",
+    ]
     ran = Columns({**NAMES, "run": ("Elapsed",)}, missing={"run": "skip"}, unknown={"run": frozenset({"00:00:00"})})
-    assert [task.job for task in csv_tasks(path, columns=ran)] == ["1_4", "1_4", "2+1"]
+    assert [task.job for task in csv_tasks(path, columns=ran)] == ["1_4", "1_4", "2"]
 
 
 def test_a_table_of_sacct_by_its_starts_and_ends(tmp_path: Path) -> None:
     """A job that was cancelled while it waited has an end and no start: the report says that it runs all the same."""
     path, warnings = write_csv(tmp_path, HEAD + ROWS), list[str]()
     names = {**NAMES, "start": ("Start",), "end": ("End",)}
-    assert len(list(csv_tasks(path, columns=Columns(names), warn=warnings.append))) == 5
-    assert warnings[0] == (
-        "pods.csv: 2 of 4 rows have no start; they run from their arrival (missing: {start: skip} leaves them out)"
+    assert len(list(csv_tasks(path, columns=Columns(names), warn=warnings.append))) == 9
+    assert warnings[1] == (
+        "pods.csv: 6 of 8 rows have no start; they run from their arrival (missing: {start: skip} leaves them out)"
     )
     started = csv_tasks(path, columns=Columns(names, missing={"start": "skip"}))
-    assert [task.job for task in started] == ["1_4", "1_4", "2+1"]
+    assert [task.job for task in started] == ["1_4", "1_4", "2"]
 
 
 @pytest.mark.parametrize("name", ["batch", "extern", "interactive", "0"])
@@ -120,7 +125,7 @@ def test_amounts_per_node_are_not_spread(tmp_path: Path) -> None:
 def test_a_table_of_sacct_without_a_head(tmp_path: Path) -> None:
     """With -n the first line has the commas of TRES: the number of columns decides what separates the cells."""
     columns = Columns({**NAMES, "run": ("Elapsed",)}, header=HEAD.strip().split("|"))
-    assert len(list(csv_tasks(write_csv(tmp_path, ROWS), columns=columns))) == 5
+    assert len(list(csv_tasks(write_csv(tmp_path, ROWS), columns=columns))) == 9
 
 
 def test_nodes_of_sinfo(tmp_path: Path) -> None:
@@ -256,3 +261,49 @@ def test_dates_may_be_digits(tmp_path: Path) -> None:
     """To the second, minute or hour, as they sort as texts."""
     text = "task,arrival,run\na,20260115100000,5\nb,202601151001,5\nc,2026011511,5\n"
     assert [task.arrival for task in csv_tasks(write_csv(tmp_path, text))] == [0.0, 60.0, 3600.0]
+
+
+@pytest.mark.parametrize(
+    ("cell", "indices"),
+    [
+        ("102_[3-10%2]", range(3, 11)),
+        ("102_[1,4-6]", (1, 4, 5, 6)),
+        ("102_[0-9:4]", (0, 4, 8)),
+        ("102_[7]", (7,)),
+    ],
+    ids=["limited", "list", "step", "one"],
+)
+def test_an_array_is_as_many_jobs_as_its_indices(tmp_path: Path, cell: str, indices: Iterable[int]) -> None:
+    """The waiting tasks of an array share a row, which counted as one task; they are independent, and no gang."""
+    path = write_csv(tmp_path, f"JobID|Submit|run|cpu\n102_2|2026-01-01T00:00:00|5|1\n{cell}|2026-01-01T00:00:00|5|1\n")
+    names = ["102_2", *(f"102_{index}" for index in indices)]
+    tasks = list(csv_tasks(path, columns=Columns({"task": ("JobID",), "arrival": ("Submit",)})))
+    assert [(task.name, task.job, task.size) for task in tasks] == [(name, name, 1) for name in names]
+    joined = csv_tasks(path, columns=Columns({"task": ("JobID", "Submit"), "arrival": ("Submit",)}))
+    assert [task.name for task in joined] == [f"{name}-2026-01-01T00:00:00" for name in names]
+
+
+@pytest.mark.parametrize("indices", ["1-3,7...", "0-4000001", "1-"], ids=["shortened", "long", "open"])
+def test_an_array_without_all_indices_is_an_error(tmp_path: Path, indices: str) -> None:
+    """Squeue ends a long list with points: it would have lost tasks."""
+    with pytest.raises(UnfoldError, match=r":2:1: task: the array \["):
+        list(csv_tasks(write_csv(tmp_path, f"task|arrival|run\n102_[{indices}]|0|5\n")))
+
+
+def test_components_of_a_heterogeneous_job_are_one_job(tmp_path: Path) -> None:
+    """Slurm starts them together; as jobs of their own they formed no gang."""
+    path = write_csv(tmp_path, "task,arrival,run,cpu,gpu\n103+0,0,5,4,\n103+1,0,5,,8\n104,0,5,1,\n")
+    assert [(task.name, task.job, task.size) for task in csv_tasks(path)] == [
+        ("103+0", "103", 2), ("103+1", "103", 2), ("104", "104", 1)
+    ]  # fmt: skip
+
+
+def test_times_of_sacct_that_are_no_seconds_of_a_job(tmp_path: Path) -> None:
+    """A limit in minutes, and the time of all CPUs, read as the seconds of a run."""
+    path = write_csv(tmp_path, "task,arrival,TimelimitRaw,CPUTimeRAW\na,0,60,480\n")
+    with pytest.raises(UnfoldError, match=r"TimelimitRaw seems to be in minutes.*scale: {run: 60}"):
+        list(csv_tasks(path, columns=Columns({"run": ("TimelimitRaw",)})))
+    minutes = Columns({"run": ("TimelimitRaw",)}, scales={"run": 60.0})
+    assert [task.run for task in csv_tasks(path, columns=minutes)] == [3600.0]
+    with pytest.raises(UnfoldError, match=r"run: CPUTimeRAW is the time of all CPUs together \(Elapsed"):
+        list(csv_tasks(path, columns=Columns({"run": ("CPUTimeRAW",)})))

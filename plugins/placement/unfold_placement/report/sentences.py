@@ -184,6 +184,19 @@ def mixed_zones_line(file: str) -> str:
     return f"{file}: some times have a time zone and others have none; those without one are read as UTC"
 
 
+def array_line(file: str, tasks: int, arrays: int, limited: int) -> str:
+    """Return the line about rows that are arrays of Slurm.
+
+    Args:
+        file: Name of the file.
+        tasks: The tasks of all arrays.
+        arrays: Number of rows that are arrays.
+        limited: Arrays with a limit of tasks at a time, such as ``%2``.
+    """
+    limits = f"; the limits of {limited} (%, tasks at a time) are not read" if limited else ""
+    return f"{file}: {tasks:,} tasks of {arrays:,} job arrays count as a row each{limits}"
+
+
 def unread_amounts_line(file: str, columns: Mapping[str, str]) -> str:
     """Return the line about kinds of which a table has no amounts, with the columns by kind that look like amounts."""
     named = ", ".join(f"{kind}: {column}" for kind, column in columns.items())

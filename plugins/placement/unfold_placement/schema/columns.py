@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unfold_placement.core.types import MILLI
-from unfoldkit.api import CsvRow, UnfoldError, csv_rows
+from unfoldkit.api import CsvRow, UnfoldError, csv_rows, user_error
 from unfoldkit.io.tables import is_number
 
 AMOUNT_COLUMNS = ("cpu", "gpu", "memory")
@@ -28,6 +29,8 @@ NEGATIVE = "negative"
 UNLISTED = "unlisted"
 """Listed among the unknown cells of a column of jobs: a job that no row has is none."""
 TIME_COLUMNS = ("arrival", "run", "start", "end", "deadline")
+MIN_UNIX_S = 1e9
+"""Arrivals from here on (2001) are Unix times, and time counts from the earliest of them."""
 COUNT_COLUMNS = ("count", "parts", "priority")
 SKIP, FIRST, LAST, MEDIAN, LINE = "skip", "first", "last", "median", "line"
 MISSING_KEYWORDS: Mapping[str, tuple[str, ...]] = {
@@ -39,8 +42,30 @@ MAX_AMOUNT = 1e9
 MAX_PLAIN_MEMORY, MAX_PLAIN_NODE_MEMORY = 1 << 20, 1 << 24
 """Largest memory (MiB) of a task and of a node that a number without a unit or scale may mean: 1 TiB and 16 TiB. A
 larger one is rather in KiB, or in bytes."""
-PLAIN_UNITS = {"bytes": 2.0**-20, "byte": 2.0**-20, "kib": 2.0**-10, "kb": 2.0**-10, "gib": 1024, "gb": 1024}
-"""MiB of the units that the name of a column of memory may end in."""
+TIME_UNITS = {
+    **dict.fromkeys(("days", "day"), 86400.0),
+    **dict.fromkeys(("hours", "hour", "hrs", "hr", "h"), 3600.0),
+    **dict.fromkeys(("minutes", "minute", "mins", "min"), 60.0),
+    **dict.fromkeys(("milliseconds", "millis", "msec", "ms"), 1e-3),
+    **dict.fromkeys(("microseconds", "micros", "usec", "us"), 1e-6),
+    **dict.fromkeys(("nanoseconds", "nanos", "nsec", "ns"), 1e-9),
+}
+PARTS = {**dict.fromkeys(("millicores", "millicpu", "milli", "m"), 1e-3), **dict.fromkeys(("percent", "pct"), 0.01)}
+COLUMN_UNITS: Mapping[str, Mapping[str, float]] = {
+    **dict.fromkeys(TIME_COLUMNS, TIME_UNITS),
+    **dict.fromkeys(("cpu", "gpu"), PARTS),
+    "memory": {
+        **dict.fromkeys(("bytes", "byte"), 2.0**-20),
+        **dict.fromkeys(("kilobytes", "kib", "kb"), 2.0**-10),
+        **dict.fromkeys(("gigabytes", "gib", "gb", "g"), 1024.0),
+        **dict.fromkeys(("terabytes", "tib", "tb"), 2.0**20),
+    },
+}
+"""Units of a standard column in its own unit, by the names that the name of a column may end in."""
+EXPECTED_UNITS = {"memory": "memory is in MiB", "cpu": "cpu counts cores", "gpu": "gpu counts GPUs"}
+"""What each amount is in; times are in seconds."""
+SLURM_UNITS = {"TimelimitRaw": "minutes"}
+"""Units of columns of ``sacct`` that their names do not state."""
 MEMORY_UNITS = {prefix: 1000 ** (power + 1) for power, prefix in enumerate("kMGT")} | {
     f"{prefix}i": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")
 }
@@ -119,6 +144,9 @@ class Columns:
         Raises:
             UnfoldError: a required column is missing, or the file is no table.
         """
+        if summed := [name for name in self.names.get("run", ()) if name.startswith("CPUTime")]:
+            hint = "Elapsed is the run time of the job"
+            raise user_error(f"{summed[0]} is the time of all CPUs together", file=str(path), key="run", hint=hint)
         sources = {**self.names, **{resource: (column,) for resource, column in self.resources.items()}}
         needed = dict.fromkeys(column for name in (*required, *sources) for column in sources.get(name, (name,)))
         for row in csv_rows(path, tuple(needed), head=self.header):
@@ -156,7 +184,11 @@ class Columns:
         if match := _ELAPSED.fullmatch(row[column]):
             days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
             return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-        return read_number(row, column, least=0.0) * self.scales.get(column, 1.0)
+        number = read_number(row, column, least=0.0)
+        # units of times since 1970 are detected
+        if number and (column == "run" or number < MIN_UNIX_S):
+            self._check_unit(row, column)
+        return number * self.scales.get(column, 1.0)
 
     def read_whole(self, row: CsvRow, kind: str) -> int:
         """Return an amount in its unit where it is a whole number, else 0."""
@@ -168,6 +200,8 @@ class Columns:
         is_per_node = is_lsf or PER_NODE_COLUMNS.intersection(self.names.get(kind, ()))
         quantity = self._read_quantity(row, kind) / (1 if is_per_node else parts)
         is_plain = kind == "memory" and is_number(row[kind]) and kind not in self.scales
+        if kind in COLUMN_UNITS and is_number(row[kind]):
+            self._check_unit(row, kind)
         if is_plain:
             self._check_plain_memory(row, quantity, max_memory)
         if quantity > MAX_AMOUNT:
@@ -179,20 +213,41 @@ class Columns:
         return round(exact)
 
     def _check_plain_memory(self, row: CsvRow, quantity: float, max_memory: int) -> None:
-        """Check that a number without a unit or scale is in MiB, by its size and by the name of its column."""
-        for name in self.names.get("memory", ()):
-            unit = re.split(r"[^a-z]+", name.lower())[-1]
-            if unit in PLAIN_UNITS:
-                hint = f"scale: {{memory: {PLAIN_UNITS[unit]:.14g}}}, or 1 if it is in MiB anyway"
-                raise row.wrong(f"{name} seems to be in {unit}, and memory is in MiB", "memory", hint)
+        """Check that a number without a unit or scale is in MiB, by its size."""
         if quantity > max_memory:
             hint = "scale: {memory: 9.5367431640625e-7} reads bytes, 0.0009765625 KiB, 1 MiB"
             raise row.wrong(f"{row['memory']} MiB are more than {max_memory >> 20} TiB: is it in MiB?", "memory", hint)
+
+    def _check_unit(self, row: CsvRow, column: str) -> None:
+        """Check that the name of a column states no other unit than the standard one; a scale says what it is.
+
+        Raises:
+            UnfoldError: it does.
+        """
+        for name in self.names.get(column, ()) if column not in self.scales else ():
+            if unit := find_unit(column, name):
+                expected = EXPECTED_UNITS.get(column, f"{column} is in seconds")
+                own = expected.split()[-1]
+                hint = f"scale: {{{column}: {COLUMN_UNITS[column][unit]:.14g}}}, or 1 if it is in {own} anyway"
+                raise row.wrong(f"{name} seems to be in {unit}, and {expected}", column, hint)
 
     def _read_quantity(self, row: CsvRow, kind: str) -> float:
         is_slurm = kind == "memory" and SLURM_MEMORY_COLUMNS.intersection(self.names.get(kind, ()))
         binary = read_slurm_amount(f"mem={row[kind]}", kind) if is_slurm else None
         return (_read_quantity(row, kind) if binary is None else binary) * self.scales.get(kind, 1.0)
+
+
+@functools.lru_cache(maxsize=1024)
+def find_unit(column: str, name: str) -> str:
+    """Return the unit that the name of a file's column ends in, as in ``mem_gb`` and ``waitHours``; empty for none.
+
+    Args:
+        column: The standard column, which has another unit.
+        name: The name of the file's column.
+    """
+    units = "|".join(sorted(COLUMN_UNITS.get(column, ()), key=len, reverse=True))
+    match = re.search(rf"(?:^|[^A-Za-z]|(?<=[a-z])(?=[A-Z]))(?i:({units}))[^A-Za-z]*$", name) if units else None
+    return SLURM_UNITS.get(name, match[1].lower() if match else "")
 
 
 def read_number(row: CsvRow, column: str, *, least: float = 0.0) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from unfold_placement.core.types import CORDON, DOWN, UP, NodeChange
-from unfold_placement.workload.timestamps import MIN_UNIX_S
+from unfold_placement.schema.columns import MIN_UNIX_S
 from unfoldkit.api import CsvRow, csv_rows, did_you_mean, user_error
 
 EVENT_COLUMNS = ("time", "node", "change")

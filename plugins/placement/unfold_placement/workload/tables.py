@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from unfold_placement.report.sentences import mixed_zones_line, unread_amounts_l
 from unfold_placement.schema.columns import AMOUNT_COLUMNS, MAX_PLAIN_NODE_MEMORY, NODE_COLUMNS, Columns
 from unfold_placement.workload.json_stream import Warn
 from unfold_placement.workload.missing_values import MAX_SPAN_S, MissingValues, split_list
+from unfold_placement.workload.slurm import SlurmRows, expand_arrays
 from unfold_placement.workload.timestamps import detect_time_format, has_mixed_zones, normalize_dates
 from unfoldkit.api import CsvRow, csv_rows
 
@@ -31,14 +32,10 @@ MAX_COUNT = 100_000
 MAX_PRIORITY = 1_000_000_000
 MAX_NUMBER = 1e9
 """Largest amount of an openb file."""
-_SLURM_STEP = re.compile(r"(.*)\.(?:batch|extern|interactive)|(\d+(?:[_+]\d+)?)\.\d+")
-"""A step of a Slurm job, which has a row of its own unless ``sacct`` has ``-X``; those of ``srun`` have numbers."""
 _AMOUNT = re.compile(r"0*[1-9.][\d.]*\s*(?:m|[kKMGT]i?)?B?")
 """A positive number, with or without a unit, of a column that looks like an amount."""
 _HOST_LIST = re.compile(r"\[\d+[-,][\d,-]*\]")
 """Part of a list of nodes, such as ``gpu[01-04,7]``; a virtual node of PBS has one number in its brackets."""
-SLURM_JOB_COLUMNS = ("JobID", "JobIDRaw")
-"""Columns of ``sacct`` with the number of a job or a step."""
 STANDARD_COLUMNS = Columns()
 
 
@@ -126,8 +123,8 @@ def csv_tasks(
         UnfoldError: a cell is malformed or out of range, or the rows describe too many tasks.
     """
     missing = MissingValues(columns, path)
-    selected = missing.select_rows(islice(columns.read_rows(path, missing.required), max_rows))
-    rows = list(_iter_unique(selected, "task"))
+    selected = expand_arrays(islice(columns.read_rows(path, missing.required), max_rows), path.name, warn)
+    rows = list(_iter_unique(missing.select_rows(selected), "task"))
     if has_mixed_zones(rows):
         warn(mixed_zones_line(path.name))
     rows = normalize_dates(rows)
@@ -279,40 +276,6 @@ def _iter_unique(rows: Iterable[CsvRow], column: str) -> Iterator[CsvRow]:
             raise row.wrong(f"{name or 'an empty name'} already exists", column, hint)
         lines[name] = row.line
         yield row
-
-
-@dataclass(frozen=True, slots=True)
-class SlurmRows:
-    """The jobs and steps of Slurm in a file with rows in any order.
-
-    Attributes:
-        jobs: Line of each job, by its name and its numbers of Slurm, of which the name may be only a part.
-        steps: Column and row of a step of each job.
-    """
-
-    jobs: dict[str, int] = field(default_factory=dict)
-    steps: dict[str, tuple[str, CsvRow]] = field(default_factory=dict)
-
-    def check(self, row: CsvRow, column: str) -> None:
-        """Remember a row, by the column of its name.
-
-        Raises:
-            UnfoldError: the row is a step of a job of another row, or the reverse.
-        """
-        for source in (column, *SLURM_JOB_COLUMNS):
-            cell = row.get(source)
-            step = _SLURM_STEP.fullmatch(cell)
-            job = (step[1] or step[2]) if step else cell
-            if step:
-                self.steps.setdefault(job, (source, row))
-            if cell:
-                self.jobs.setdefault(cell, row.line)
-            if job not in self.steps or job not in self.jobs:
-                continue
-            named, found = self.steps[job]
-            if self.jobs[job] != found.line:
-                message = f"{found[named]} is a step of the job of line {self.jobs[job]}, which would count twice"
-                raise found.wrong(message, named, "sacct -X prints jobs without steps")
 
 
 def _job_name(row: CsvRow) -> str:

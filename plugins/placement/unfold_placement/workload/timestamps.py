@@ -11,15 +11,13 @@ from statistics import median
 
 import numpy as np
 
-from unfold_placement.schema.columns import NEGATIVE, Columns
+from unfold_placement.schema.columns import MIN_UNIX_S, NEGATIVE, Columns
 from unfoldkit.api import CsvRow
 from unfoldkit.arrivals.readers.dates import is_digit_date, is_slashed_date, parse_slashed_dates
 from unfoldkit.arrivals.readers.timestamps import MONTHS, epoch_to_seconds, is_time, parse_timestamp
 from unfoldkit.io.tables import is_number
 
 TIME_COLUMNS = ("arrival", "start", "end", "deadline")
-MIN_UNIX_S = 1e9
-"""Arrivals from here on (2001) are Unix times, and time counts from the earliest of them."""
 DAY_S = 86400.0
 _CLOCK, _ZONE = r"(?P<clock>\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?)", r"(?P<zone>UTC|GMT|Z|[+-]\d\d:?\d\d)"
 _ZONED_CLOCK = re.compile(r":\d\d(?:[.,]\d+)? *(?:[Zz]|UTC|GMT|[+-]\d\d(?::?\d\d)?)(?: +\d{4})?$")
