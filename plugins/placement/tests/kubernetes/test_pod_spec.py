@@ -47,6 +47,27 @@ def test_demand_counts_init_containers_sidecars_and_overhead(spec: Body, cpu: in
     assert pod_demand(pod(**spec), SCOPE)["cpu"] == cpu
 
 
+def sizes(allocated: str, actual: str, reason: str = "") -> Body:
+    """Return the status of a pod of which the container ``c`` is being resized."""
+    container = {"name": "c", "allocatedResources": {"cpu": allocated}, "resources": {"requests": {"cpu": actual}}}
+    pending = {"type": "PodResizePending", "status": "True", "reason": reason}
+    return {"containerStatuses": [container], "conditions": [pending] if reason else []}
+
+
+@pytest.mark.kubernetes
+@pytest.mark.parametrize(
+    ("status", "cpu"),
+    [
+        ({}, 2000), (sizes("2", "2"), 2000), (sizes("2", "5"), 5000), (sizes("4", "1"), 4000),
+        (sizes("1", "1", "Deferred"), 2000), (sizes("1", "1", "Infeasible"), 1000), ({"containerStatuses": None}, 2000),
+    ],
+    ids=["new", "done", "shrinking", "granted", "growing", "impossible", "null"],
+)  # fmt: skip
+def test_demand_counts_what_a_resized_container_still_holds(status: Body, cpu: int) -> None:
+    """A smaller request counted at once, so that gates opened for room which kube-scheduler still counts as used."""
+    assert pod_demand({**pod(containers=[asks("2")]), "status": status}, SCOPE)["cpu"] == cpu
+
+
 def selects(node: Node, **spec: Any) -> bool:
     """Return whether a pod accepts a node by its fields."""
     node_filter = decode_filter(pod_filter(pod(**spec), SCOPE))

@@ -56,35 +56,62 @@ VOLATILE_LABELS = frozenset(
 
 def pod_demand(pod: Body, scope: Scope) -> dict[str, int]:
     """Return what a pod occupies of a node, in thousandths, without ephemeral resources."""
-    total = sum_pod_requests(pod["spec"], lambda texts: _amounts(texts, scope))
+    total = sum_pod_requests(pod["spec"], lambda texts: _amounts(texts, scope), pod.get("status"))
     return {kind: amount for kind, amount in total.items() if amount} | {PODS: MILLI}
 
 
-def sum_pod_requests(spec: Body, parse: Callable[[Mapping[str, Any]], dict[str, int]]) -> dict[str, int]:
+def sum_pod_requests(
+    spec: Body, parse: Callable[[Mapping[str, Any]], dict[str, int]], status: Body | None = None
+) -> dict[str, int]:
     """Return what a pod requests.
 
     The sum of containers and sidecars, or an init container with the sidecars before it where that is more, plus the
-    pod's overhead; requests of the pod itself replace the sum (KEP-753, KEP-688, KEP-2837).
+    pod's overhead; requests of the pod itself replace the sum (KEP-753, KEP-688, KEP-2837). While a container is
+    resized, what it still holds counts where that is more (KEP-1287).
 
     Args:
         spec: The pod's spec.
         parse: Returns the amounts of a list of resources.
+        status: The pod's status, which has what its containers hold; None counts the spec alone.
     """
+    held = _held_requests(status or {}, parse)
+    is_infeasible = _is_resize_infeasible(status or {})
+
+    def resized(container: Mapping[str, Any]) -> dict[str, int]:
+        stated, current = _requests(container, parse), held.get(container.get("name", ""))
+        return current if current and is_infeasible else _maximum(stated, current or {})
+
     running: dict[str, int] = {}
     for container in spec.get("containers") or ():
-        running = _add(running, _requests(container, parse))
+        running = _add(running, resized(container))
     sidecars: dict[str, int] = {}
     peak: dict[str, int] = {}
     for container in spec.get("initContainers") or ():
-        requests = _requests(container, parse)
         if container.get("restartPolicy") == ALWAYS:
-            sidecars = _add(sidecars, requests)
+            sidecars = _add(sidecars, resized(container))
             peak = _maximum(peak, sidecars)
         else:
-            peak = _maximum(peak, _add(sidecars, requests))
+            peak = _maximum(peak, _add(sidecars, _requests(container, parse)))
     total = _maximum(_add(running, sidecars), peak)
     total |= _requests(spec, parse)
     return _add(total, parse(spec.get("overhead") or {}))
+
+
+def _held_requests(status: Body, parse: Callable[[Mapping[str, Any]], dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Return what each container was granted and uses, by its name; nothing where the kubelet has not said so."""
+    items = [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]
+    return {
+        item["name"]: _maximum(
+            parse(item.get("allocatedResources") or {}), parse((item.get("resources") or {}).get("requests") or {})
+        )
+        for item in items
+    }
+
+
+def _is_resize_infeasible(status: Body) -> bool:
+    """Return whether the node can never grant what the containers request by now."""
+    pending = [item for item in status.get("conditions") or () if item.get("type") == "PodResizePending"]
+    return any(item.get("status") == "True" and item.get("reason") == "Infeasible" for item in pending)
 
 
 def pod_filter(pod: Body, scope: Scope) -> str:
