@@ -10,10 +10,27 @@ import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy
 from unfold_placement.core.cluster_view import View
-from unfold_placement.core.types import ENDED, QUEUE, QUIET, SUBMITTED, Ask, Event, Put, Refuse, Task, Transactions
+from unfold_placement.core.types import (
+    ENDED,
+    PREEMPTED,
+    QUEUE,
+    QUIET,
+    STARTED,
+    SUBMITTED,
+    TIMER,
+    Ask,
+    Drop,
+    Event,
+    Put,
+    Refuse,
+    Task,
+    Transactions,
+    Wake,
+)
 from unfold_placement.policies.registry import CUSTOM, PolicyRule
 from unfold_placement.simulation.problem import Problem
-from unfold_placement.verification.verify import Bound, Verification, verify_policies
+from unfold_placement.simulation.simulator import simulate
+from unfold_placement.verification.verify import Bound, Verification, forms_gangs, verify_policies
 
 
 @dataclass
@@ -202,3 +219,115 @@ def test_counters_that_grow_for_ever_recur_by_their_order() -> None:
     """The second search compared whole numbers by value, so that no state with a ticket came again."""
     found = verify(own(LatestTicket), max_states=2000)
     assert (starving(found), found.is_complete) == ([("starvation", "large")], False)
+
+
+@dataclass
+class Feedback:
+    """A feedback queue of two levels: a job that runs for 45 s while others wait is stopped, and demoted."""
+
+    queues: list[list[Task]] = field(default_factory=lambda: [[], []])
+    demoted: set[str] = field(default_factory=set)
+    raised_s: float = 0.0
+    phase = QUEUE
+    watches = frozenset({SUBMITTED, PREEMPTED, STARTED, TIMER, QUIET})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        return [Ask(f"turn-{task.name}", gated=True)]
+
+    def react(self, event: Event, view: View) -> Transactions:
+        task = event.task
+        if task is not None and event.kind in {SUBMITTED, PREEMPTED}:
+            self.queues[task.name in self.demoted] += [] if view.why_impossible((task,)) else [task]
+        elif task is not None and task.name not in self.demoted:
+            yield [Wake(view.now + 45)]
+        elif event.kind == TIMER and any(self.queues):
+            for running, _, since_s in view.running():
+                if running.name not in self.demoted and view.now >= since_s + 45:
+                    self.demote(running)
+                    yield [Drop(f"turn-{running.name}", force=True)]
+        elif event.kind == QUIET:
+            self.raise_all(view.now)
+            yield from self.admit(view)
+
+    def admit(self, view: View) -> Transactions:
+        for queue in self.queues:
+            while queue:
+                if view.room(queue[:1], QUEUE) is None:
+                    return
+                task = queue.pop(0)
+                yield [Put(f"turn-{task.name}", until=task.name)]
+
+    def demote(self, task: Task) -> None:
+        """Let the job run without a limit at its next turn."""
+        self.demoted.add(task.name)
+
+    def raise_all(self, now_s: float) -> None:
+        """Let those that wait longest come first, every ten minutes."""
+        if now_s > self.raised_s + 600:
+            self.raised_s, self.queues = now_s, [[*self.queues[1], *self.queues[0]], []]
+
+
+class NeverRaises(Feedback):
+    """A stream of short jobs keeps out what was stopped once."""
+
+    def raise_all(self, now_s: float) -> None: ...
+
+
+class NeverDemotes(Feedback):
+    """A long job is stopped at every turn, and starts over."""
+
+    def demote(self, task: Task) -> None: ...
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_streams_show_what_timers_do() -> None:
+    """No time passes in a search, so that no job was ever stopped or raised: all three looked alike."""
+    assert starving(verify(own(Feedback))) == []
+    for kind in (NeverRaises, NeverDemotes):
+        found = verify(own(kind))
+        (loop,) = [item for item in found.counterexamples if item.finding.property_name == "preemption loop"]
+        assert "0 has not ended" in loop.evidence
+        result = simulate(loop.scenario.nodes, loop.tasks, own(kind).new_policies())
+        ends = dict(zip((task.job for task in result.tasks), result.end_s.tolist(), strict=True))
+        assert ends[f"{loop.finding.victim}0"] > max(task.arrival for task in loop.tasks)
+
+
+@dataclass
+class HalfGangs:
+    """Starts a job once half of its tasks are there."""
+
+    parts: dict[str, list[Task]] = field(default_factory=dict)
+    share: float = 0.5
+    phase = QUEUE
+    watches = frozenset({SUBMITTED, QUIET})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        return [Ask(f"job-{task.job}", gated=True)]
+
+    def react(self, event: Event, view: View) -> Transactions:
+        if event.kind == SUBMITTED and event.task is not None:
+            self.parts.setdefault(event.task.job, []).append(event.task)
+        for name, tasks in list(self.parts.items()) if event.kind == QUIET else ():
+            if len(tasks) < tasks[0].size * self.share or view.why_impossible(tuple(tasks)):
+                continue
+            if view.room(tasks, QUEUE) is None:
+                return
+            del self.parts[name]
+            yield [Put(f"job-{name}", amount=len(tasks))]
+
+
+class WholeGangs(HalfGangs):
+    """Waits for all tasks."""
+
+    def __init__(self) -> None:
+        super().__init__(share=1.0)
+
+
+def test_a_policy_that_admits_jobs_by_one_resource_meets_gangs() -> None:
+    """The menu had gangs only for policies of this package, so that gangs of others were never torn."""
+    assert [forms_gangs(kind()) for kind in (HalfGangs, WholeGangs, Ordered)] == [True, True, False]
+    tasks = (*job("a", 2), *job("b", 2))
+    half, whole = (replace(own(kind, tasks), nodes=tuple(cluster(1, 2))) for kind in (HalfGangs, WholeGangs))
+    assert "torn gang" in dict(starving(verify(half)))
+    assert starving(verify(whole)) == []

@@ -16,7 +16,7 @@ from unfold_placement.simulation.simulator import simulate
 from unfold_placement.verification.counterexample import Counterexample
 from unfold_placement.verification.scenario import KIND_END
 from unfold_placement.verification.search import BROKEN_RULE, PREEMPTION_LOOP, PROPERTIES, STARVATION, TORN
-from unfold_placement.verification.verify import Verification
+from unfold_placement.verification.verify import Verification, forms_gangs
 from unfoldkit.api import Column, Metric, Report, Table, Timeline, UnfoldError, Verdict
 
 SEARCH_COLUMNS = (
@@ -93,7 +93,7 @@ def _bound_rows(problem: Problem, verification: Verification) -> Iterator[tuple[
     """Yield what is claimed of each property, with the extent of the searches."""
     violated = {example.finding.property_name for example in verification.counterexamples}
     noted = {example.finding.property_name for example in verification.by_design}
-    has_gangs = any(getattr(policy, "gathers", "") for policy in problem.new_policies())
+    has_gangs = any(map(forms_gangs, problem.new_policies()))
     is_claimed = verification.is_complete and not verification.unconfirmed
     is_checked = is_checked_at_starts(problem.rules, problem.new_policies())
     for name in PROPERTIES:

@@ -45,6 +45,8 @@ from unfoldkit.api import UnfoldError
 
 STEP_S = 60.0
 """Time between two actions of a counterexample in seconds."""
+GAP_S = 1.0
+"""Time between the arrivals of the tasks of a job, where two jobs arrive task by task, in seconds."""
 Workload = tuple[Sequence[Task], Sequence[NodeChange]]
 """Tasks, and the nodes that change meanwhile."""
 ROUNDS = 20
@@ -63,7 +65,8 @@ class Instance:
         arrival_s: Its arrival.
         started_s: Its last start, NaN before.
         ended_s: Its end, infinity if it never ends.
-        order: Order of the first tasks of jobs that arrive interleaved.
+        order: Its place among jobs that arrive together.
+        gap_s: Time between the arrivals of its tasks, of jobs that arrive task by task.
         tick_s: The search's own time of its last start, NaN before.
         is_torn: A part of its tasks runs.
     """
@@ -74,6 +77,7 @@ class Instance:
     started_s: float = math.nan
     ended_s: float = math.inf
     order: int = 0
+    gap_s: float = 0.0
     tick_s: float = math.nan
     is_torn: bool = False
 
@@ -148,7 +152,8 @@ def unfold_tasks(finding: Finding, scenario: Scenario, policies: Sequence[Policy
                 raise
             has_failed = True
         for order, kind in enumerate(action.target.split(",") if action.code in {ARRIVE, INTERLEAVE} else ()):
-            instance = Instance(kind, counts[kind], now_s, order=order)
+            gap_s = GAP_S if action.code == INTERLEAVE else 0.0
+            instance = Instance(kind, counts[kind], now_s, order=order, gap_s=gap_s)
             instances.append(instance)
             # one that is rejected at once is not among them
             new_jobs = [job for job in jobs.arrived if job not in before and job.split(SLOT_MARK)[0] == kind]
@@ -161,7 +166,7 @@ def unfold_tasks(finding: Finding, scenario: Scenario, policies: Sequence[Policy
     if not finding.loop:
         for instance in instances:
             instance.is_torn = False
-    return _build_tasks(instances, scenario, horizon_s, is_interleaved=any(action.code == "*" for action in actions))
+    return build_tasks(instances, scenario, horizon_s)
 
 
 def _count_rounds(finding: Finding, scenario: Scenario) -> int:
@@ -185,9 +190,8 @@ def _record_starts(controller: Controller, jobs: Jobs, alive: dict[str, Instance
         instance.tick_s, instance.is_torn = tick_s, 0 < len(running) < len(rows)
 
 
-def _build_tasks(
-    instances: Sequence[Instance], scenario: Scenario, horizon_s: float, *, is_interleaved: bool
-) -> list[Task]:
+def build_tasks(instances: Sequence[Instance], scenario: Scenario, horizon_s: float) -> list[Task]:
+    """Return the tasks of jobs in order of arrival; those that never end run for ``horizon_s`` seconds."""
     tasks: list[tuple[tuple[float, int, int], Task]] = []
     for instance in instances:
         run_s = instance.ended_s - instance.started_s
@@ -199,12 +203,13 @@ def _build_tasks(
             run_s = horizon_s
         job = f"{instance.kind}{instance.number}"
         for index, task in enumerate(scenario.kind(instance.kind).tasks):
+            # a job that arrives between the tasks of another sees each of them in an instant of its own
+            arrival_s = instance.arrival_s + instance.gap_s * (index + instance.order / 2)
             named = replace(
-                move_arrival(task, instance.arrival_s), name=f"{job}-{index}", job=job, run=run_s,
+                move_arrival(task, arrival_s), name=f"{job}-{index}", job=job, run=run_s,
                 size=len(scenario.kind(instance.kind).tasks),
             )  # fmt: skip
-            rank = (index, instance.order) if is_interleaved else (instance.order, index)
-            tasks.append(((instance.arrival_s, *rank), named))
+            tasks.append(((arrival_s, instance.order, index), named))
     return [task for _, task in sorted(tasks, key=lambda pair: pair[0])]
 
 
@@ -226,9 +231,9 @@ def _find_evidence(
         return describe_failure(error) if name == LIVELOCK else ""
     violations = find_violations(result, rules)
     evidence = {
-        STARVATION: lambda: _endless_evidence(finding.victim, result),
-        PREEMPTION_LOOP: lambda: _endless_evidence(finding.victim, result),
-        STUCK: lambda: _stuck_evidence(finding.victim, result),
+        STARVATION: lambda: endless_evidence(finding.victim, result),
+        PREEMPTION_LOOP: lambda: endless_evidence(finding.victim, result),
+        STUCK: lambda: stuck_evidence(finding.victim, result),
         TORN: lambda: next(violations, "") or _torn_evidence(tasks, result.start_s.tolist()),
         LOST_WORK: lambda: _lost_work_evidence(result),
         BROKEN_RULE: lambda: find_broken_rule(result, rules, new_policies()),
@@ -236,7 +241,8 @@ def _find_evidence(
     return evidence[name]() if name in evidence else ""
 
 
-def _stuck_evidence(victim: str, result: SimulationResult) -> str:
+def stuck_evidence(victim: str, result: SimulationResult) -> str:
+    """Return which job of the victim's kind waits for ever; empty for none."""
     # a job beside it that no node can hold waits forever too, and shows nothing
     stuck = [task.job for task in result.stuck if _kind_of(task) == victim]
     return f"{min(stuck)} waits forever" if stuck else ""
@@ -246,7 +252,8 @@ def _kind_of(task: Task) -> str:
     return task.job.rstrip(string.digits)
 
 
-def _endless_evidence(victim: str, result: SimulationResult) -> str:
+def endless_evidence(victim: str, result: SimulationResult) -> str:
+    """Return how long the victim has waited when the last other job arrives; empty if it has ended by then."""
     last_arrival_s = max(task.arrival for task in result.tasks)
     for task, start, end in zip(result.tasks, result.start_s.tolist(), result.end_s.tolist(), strict=True):
         if task.name in result.rejections:

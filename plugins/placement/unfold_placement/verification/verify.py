@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from unfold_placement.core.policy import POLICY_FAILURES, Policy, describe_error, is_shipped, policy_error
-from unfold_placement.core.types import DOWN, MILLI, Node, Task
+from unfold_placement.core.types import DOWN, GANG, MILLI, QUEUE, Node, Task
 from unfold_placement.policies.registry import CUSTOM, PolicyRule, has_policy
 from unfold_placement.simulation.deadlock_check import job_signature
 from unfold_placement.simulation.policy_side_effects import check_inputs_unchanged, check_log, copy_inputs
@@ -17,6 +17,7 @@ from unfold_placement.simulation.simulator import collect_result, prepare_simula
 from unfold_placement.verification.counterexample import Counterexample, confirm
 from unfold_placement.verification.scenario import KIND_END, Kind, Scenario
 from unfold_placement.verification.search import HEAD_OF_LINE, Finding, SearchResult, search
+from unfold_placement.verification.streams import find_in_stream
 from unfoldkit.api import UnfoldError
 
 MAX_NODES, MAX_KINDS = 3, 4
@@ -157,6 +158,10 @@ def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int
                 unconfirmed += finding not in suspects
             else:
                 known[finding.property_name] = counterexample
+        shown = find_in_stream(scenario, patient.new_policies) if result.depends_on_time else None
+        if shown is not None:
+            name = shown.finding.property_name
+            (by_design if _is_by_design(name, scenario) else found).setdefault(name, shown)
     foreign = [type(policy).__name__ for policy in problem.new_policies() if not is_shipped(type(policy))]
     kinds = (kind for scenario in scenarios for kind in scenario.kinds)
     has_deadlines = any(math.isfinite(task.deadline) for kind in kinds for task in kind.tasks)
@@ -179,7 +184,7 @@ def _search_coarsely(scenario: Scenario, problem: Problem, max_states: int) -> t
 def list_scenarios(problem: Problem, bound: Bound) -> list[Scenario]:
     """Return the scenarios of a problem: its own jobs on its own nodes where these are few, else the standard menu."""
     policies = problem.new_policies()
-    has_gangs = any(getattr(policy, "gathers", "") for policy in policies)
+    has_gangs = any(map(forms_gangs, policies))
     is_foreign = not all(is_shipped(type(policy)) for policy in policies)
     own = victims = _own_kinds(problem, is_foreign=is_foreign)
     if own:
@@ -204,6 +209,18 @@ def list_scenarios(problem: Problem, bound: Bound) -> list[Scenario]:
             scenarios.append(Scenario(nodes, kinds, victim.name, bound.jobs_in_flight, has_gangs=has_gangs))
     queues = _queue_scenarios(problem, bound.jobs_in_flight + 1, has_gangs=has_gangs, is_foreign=is_foreign)
     return [*scenarios, *queues]
+
+
+def forms_gangs(policy: Policy) -> bool:
+    """Return whether a policy starts jobs as a whole: it says so, or admits the tasks of a job by one resource."""
+    if getattr(policy, "gathers", "") or is_shipped(type(policy)):
+        return bool(getattr(policy, "gathers", ""))
+    tasks = [Task(name, {"gpu": MILLI}, 60.0, job=name[0], size=2) for name in ("a-0", "a-1", "b-0")]
+    try:
+        first, mate, other = ({ask.name for ask in policy.request(task)} for task in tasks)
+    except POLICY_FAILURES:
+        return False  # the search finds it
+    return policy.phase in {QUEUE, GANG} and first == mate and not first & other
 
 
 def _queue_scenarios(problem: Problem, jobs_in_flight: int, *, has_gangs: bool, is_foreign: bool) -> Iterator[Scenario]:
