@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import json
+import lzma
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -328,3 +330,27 @@ def test_the_example_is_replayed(tmp_path: Path) -> None:
     example = Path(__file__).parents[4] / "examples" / "kueue" / "kueue.yaml"
     changed = report(tmp_path, spec(example, policy={"quota": {"team-a": 16}}))
     assert [changed.metrics[key].value for key in ("earlier", "later", "never_start")] == [6, 0, 0]
+
+
+def test_documents_of_yaml_may_end_with_points(tmp_path: Path) -> None:
+    """As some tools write them; the file was said to lack a value."""
+    done = workload("team-a/a", 0, 4, admitted=1, finished=301)
+    items, path = [flavor(), cluster_queue("team-a", 8), local_queue("team-a"), done], tmp_path / "k.yaml"
+    for end in ("", "...\n", "...\n---\n"):
+        path.write_text(
+            "# of a cluster\n" + "---\n".join(yaml.safe_dump(item) + end for item in items) + "...\n", "utf-8"
+        )
+        assert len(read_queue_snapshot(path).workloads) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "command"),
+    [(bz2.compress(b"{}"), "bzip2 -d"), (lzma.compress(b"{}"), "xz -d"), (b"\x28\xb5\x2f\xfdxx", "zstd -d")],
+    ids=["bzip2", "xz", "zstd"],
+)
+def test_files_of_other_compressors_are_named(tmp_path: Path, data: bytes, command: str) -> None:
+    """The error was of a byte that is no UTF-8."""
+    path = tmp_path / "k.json"
+    path.write_bytes(data)
+    with pytest.raises(UnfoldError, match=f"it is compressed, and of such .*: {command} decompresses it"):
+        read_queue_snapshot(path)

@@ -23,7 +23,7 @@ Warn = Callable[[str], object]
 MAX_AMOUNT = 1 << 53
 """Largest amount in thousandths."""
 WRAPPER_KEYS = ("items", "data", "result")
-_DOCUMENT = re.compile(r"^---(?:[ \t].*)?$", re.MULTILINE)
+_DOCUMENT = re.compile(r"^(?:---|\.\.\.)(?:[ \t].*)?\r?$", re.MULTILINE)
 S = TypeVar("S")
 T = TypeVar("T")
 
