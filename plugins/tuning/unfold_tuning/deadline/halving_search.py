@@ -257,6 +257,11 @@ class HalvingSearch:
             runnable, key=lambda trial: (-self.levels[trial], self._rank_key(trial, self.steps.get(trial, 0)))
         )
 
+    def list_waiting(self) -> list[Any]:
+        """List the trials that wait at a rung, with a value."""
+        begun = (trial for trial in self.brackets if trial not in self.ended and self.values.get(trial))
+        return [trial for trial in begun if not self.needs_steps(trial)]
+
     def choose_bracket(self) -> int | None:
         """Choose the bracket of the next trial: the emptiest of those in which it ends in time, if there is one."""
         if self.is_full or not self.has_new_trials:

@@ -7,16 +7,14 @@ where they were, so no iteration is repeated. Trials for which the limits leave 
 
 from __future__ import annotations
 
-import copy
 import datetime as dt
 import gc
 import math
 import os
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from typing import Any
 from unfold_tuning.deadline.halving_search import EVEN_CHANCE, HalvingSearch, StoredStage, check_method
 from unfold_tuning.deadline.limits import LimitKeeper, parse_limits
 from unfold_tuning.deadline.study_progress import StudyProgress
+from unfold_tuning.deadline.waiting_trials import show_as_pruned
 from unfoldkit.api import format_count, user_error
 
 CHECK_PERIOD_S = 0.05
@@ -305,7 +304,7 @@ class StudyRun:
         self.counts_reports = isinstance(pruner, WilcoxonPruner)
         self.study.pruner = _RungPruner(self, _select_own_pruner(pruner))
         try:
-            with self.lock, _counting_waiting_trials(self.study.sampler), _showing_waiting_trials(self):
+            with self.lock, _counting_waiting_trials(self.study.sampler), show_as_pruned(self.study, self.list_waiting):
                 self._restore_trials()
                 self._run_search()
         finally:
@@ -704,26 +703,10 @@ class StudyRun:
         earlier = self.study.get_trials(deepcopy=False)[: frozen.number]
         return any(other.number in self.trials and other.params == frozen.params for other in earlier)
 
-    def list_trials_for_sampler(
-        self, deepcopy: bool = True, states: Container[Any] | None = None, use_cache: bool = False
-    ) -> list[Any]:
-        """List the trials of the study as its sampler sees them: those that wait at a rung are pruned there.
-
-        Args:
-            deepcopy: Whether the caller may change them.
-            states: The states to list; ``None`` for all.
-            use_cache: Whether the study may answer from its cache.
-        """
-        from optuna.trial import TrialState
-
-        trials = list(self.study._get_trials(deepcopy=deepcopy, use_cache=use_cache))  # noqa: SLF001 - as samplers do
+    def list_waiting(self) -> set[int]:
+        """List the numbers of the trials that wait at a rung."""
         with self.lock:
-            waiting = {number for number, item in self.trials.items() if item.is_waiting}
-        for index, trial in enumerate(trials):
-            if trial.number in waiting:
-                trials[index] = copy.copy(trial)
-                trials[index].state = TrialState.PRUNED
-        return [trial for trial in trials if states is None or trial.state in states]
+            return {number for number, item in self.trials.items() if item.is_waiting}
 
     def _warn_once(self, note: str) -> None:
         """Note and log something once."""
@@ -779,33 +762,6 @@ def _counting_waiting_trials(sampler: Any) -> Iterator[None]:
     finally:
         if is_strict:
             sampler._avoid_premature_stop = True  # noqa: SLF001
-
-
-@contextmanager
-def _showing_waiting_trials(run: StudyRun) -> Iterator[None]:
-    """Let the sampler learn from the trials that wait at a rung: it ignores running ones, as which the study has them.
-
-    Without it no sampler has seen a result when it proposes the trials of the first stage, which are all there are.
-    """
-    view, sampler = copy.copy(run.study), run.study.sampler
-    view._get_trials = run.list_trials_for_sampler  # noqa: SLF001 - Optuna filters the trials of a bracket like this
-
-    def sample(method: Callable[..., Any], study: Any, *args: Any, **options: Any) -> Any:
-        # another study may have the same sampler
-        return method(view if study is run.study else study, *args, **options)
-
-    names = ("infer_relative_search_space", "sample_relative", "sample_independent")
-    replaced = {name: vars(sampler).get(name) for name in names}
-    for name in names:
-        setattr(sampler, name, partial(sample, getattr(sampler, name)))
-    try:
-        yield
-    finally:
-        for name, method in replaced.items():
-            if method is None:
-                delattr(sampler, name)
-            else:
-                setattr(sampler, name, method)
 
 
 def _select_own_pruner(pruner: Any) -> Any:

@@ -34,6 +34,7 @@ from ray.tune.trainable import FunctionTrainable, Trainable
 from unfold_tuning.deadline.halving_search import HalvingSearch, check_method
 from unfold_tuning.deadline.limits import LimitKeeper, SteadyClock, parse_limits
 from unfold_tuning.deadline.ray_storage import find_torn_file, store_whole_files
+from unfold_tuning.deadline.waiting_trials import RaySearcher
 from unfoldkit.api import did_you_mean, format_count, user_error
 
 STATE_FILE = "unfold-scheduler.json"
@@ -150,10 +151,11 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self.max_running = 0
         self.is_restored = False
         self.is_updating = False
+        self.learner: RaySearcher | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the searcher, which Ray stores itself."""
-        return {**self.__dict__, "searcher": None}
+        """Leave out the searcher, which Ray stores itself, and what stands before it."""
+        return {**self.__dict__, "searcher": None, "learner": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Continue as the scheduler of a restored experiment."""
@@ -226,6 +228,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             self._require_checkpoints(trial)
             store_whole_files(tune_controller)
             self._size_search(trial)
+            self.learner = RaySearcher(self.searcher, self.search.list_waiting)
             self._load_state(trial)
             self._lift_limit(tune_controller)
             self._share_machine(trial)
@@ -372,6 +375,9 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         decision = self._decide(tune_controller, trial)
         if decision == TrialScheduler.PAUSE and not _can_continue(trial, result):
             self._warn_once(NO_CHECKPOINT)
+        if self.learner is not None:
+            steps = self.search.steps[trial.trial_id]
+            self.learner.note_result(trial.trial_id, result, steps, is_pause=decision == TrialScheduler.PAUSE)
         self._store_state(trial)
         return decision
 
@@ -448,6 +454,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         """Note when a trial starts or continues: until its next result, its slot is taken."""
         if trial is not None:
             self.reported_at[trial.trial_id] = self.keeper.wall()
+            if self.learner is not None:
+                self.learner.note_start(trial.trial_id)
 
     def _begin_pending(self, tune_controller: Any) -> bool:
         """Begin a trial that Ray is about to start, or hold it if it ends too late; return whether one begins."""
@@ -599,6 +607,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             **{name: getattr(search, name) for name in _SEARCH_FIELDS},
             "ended": sorted(search.ended),
             "failed": sorted(search.failed),
+            "shown": sorted(self.learner.shown) if self.learner is not None else [],
         }
         path = f"{storage.experiment_fs_path}/{STATE_FILE}"
         storage.storage_filesystem.create_dir(storage.experiment_fs_path, recursive=True)
@@ -660,6 +669,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             for name, values in state["values"].items()
         }
         search.ended, search.failed = set(state["ended"]), set(state["failed"])
+        if self.learner is not None:
+            self.learner.shown.update(state.get("shown", ()))
 
 
 def _load_trainable(trial: Trial) -> type[Trainable] | None:
