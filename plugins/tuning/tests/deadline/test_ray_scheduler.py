@@ -529,6 +529,19 @@ def test_a_torn_file_of_ray_does_not_begin_another_search(
             controller.run()
 
 
+def test_a_scheduler_that_has_served_before_is_restored_as_a_new_one() -> None:
+    """Ray pickles the scheduler with each ``Tuner``: what an earlier ``fit`` left in it is of another experiment."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    qualities = [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6]
+    FakeController(scheduler, qualities, 1.0, 9).run()
+    for name in ("_count_places", "_inform_autoscaler"):
+        delattr(scheduler, name)
+    scheduler.keeper.wall = limits.SteadyClock()
+    controller = FakeController(pickle.loads(pickle.dumps(scheduler)), qualities, 1.0, 9)  # noqa: S301
+    controller.run()
+    assert controller.steps == [1, 1, 9, 1, 1, 3, 1, 3, 1]
+
+
 def test_the_autoscaler_may_release_every_node_at_the_end() -> None:
     """The resources of the trials that may run are requested as they become fewer, and none after the search."""
     scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)

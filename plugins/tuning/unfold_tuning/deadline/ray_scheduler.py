@@ -163,6 +163,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self.is_unpickled = True
         # it may be another machine, or the same one after a boot
         self.keeper.wall = SteadyClock()
+        # it may have served another experiment before Ray stored it
+        self._begin_experiment()
         os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:  # noqa: ARG002 - Ray's
