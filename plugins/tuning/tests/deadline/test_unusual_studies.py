@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib.util
 import math
 import time
 from collections import Counter
@@ -600,3 +601,18 @@ def test_a_study_and_an_objective_in_the_wrong_order_are_named() -> None:
     for first, second in ((abs, study), (None, abs), (optuna.Study, abs)):
         with pytest.raises(UnfoldError, match=r"takes a study and an objective.*optimize\(study, objective"):
             deadline.optimize(first, second, deadline="1 s", max_steps=1)
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_sampler_without_its_package_is_named_before_the_first_trial(
+    monkeypatch: pytest.MonkeyPatch, is_wrapped: bool
+) -> None:
+    """``CmaEsSampler`` imports cmaes once trials are complete: each trial after that failed, and the run did not."""
+    sampler = optuna.samplers.CmaEsSampler(seed=1)
+    if is_wrapped:
+        sampler = optuna.samplers.PartialFixedSampler({"rate": 0.1}, sampler)
+    study = optuna.create_study(sampler=sampler)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cmaes" else name)
+    with pytest.raises(UnfoldError, match=r"CmaEsSampler needs the package cmaes.*\(pip install cmaes\)"):
+        search(lambda trial: trial.suggest_float("rate", 0, 1), study)
+    assert not study.trials

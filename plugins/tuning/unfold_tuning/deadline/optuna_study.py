@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gc
+import importlib.util
 import math
 import os
 import threading
@@ -27,6 +28,8 @@ from unfoldkit.api import format_count, user_error
 
 CHECK_PERIOD_S = 0.05
 BEYOND = "the first report is that of step {step}, beyond max_steps={max_steps}, which counts in the same steps"
+SAMPLER_PACKAGES = {"CmaEsSampler": ("cmaes",), "GPSampler": ("scipy", "torch"), "QMCSampler": ("scipy",)}
+"""What samplers of Optuna import once trials are complete."""
 MIN_FAILURES = 8
 """So many trials fail before a search ends in which no trial has ever reported or returned anything."""
 
@@ -153,6 +156,21 @@ def _check_study(study: Any, objective: Any) -> None:
     if len(study.directions) != 1:
         hint = "name it in create_study(direction=...)"
         raise user_error("a deadline needs one objective to rank trials by", hint=hint)
+    _check_sampler(study.sampler)
+
+
+def _check_sampler(sampler: Any) -> None:
+    """Check that what a sampler imports at its first proposal is there: afterwards each trial would fail.
+
+    Raises:
+        UnfoldError: A package is not installed.
+    """
+    inner = getattr(sampler, "_base_sampler", sampler)
+    for kind in type(inner).__mro__:
+        for package in SAMPLER_PACKAGES.get(kind.__name__, ()):
+            if importlib.util.find_spec(package) is None:
+                message = f"{kind.__name__} needs the package {package}, which is not installed"
+                raise user_error(message, hint=f"pip install {package}")
 
 
 def _check_sizes(**sizes: Any) -> None:
