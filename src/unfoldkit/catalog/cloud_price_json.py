@@ -8,10 +8,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from unfoldkit.catalog.instances import Instance
+from unfoldkit.catalog.instances import Instance, find_implausibility
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_LINUX = "Linux/UNIX"
+_LINUX = ("Linux/UNIX", "Linux/UNIX (Amazon VPC)")
 _PAGED = ("SpotPriceHistory", "Items", "PriceList")
 """Keys of the rows in an answer of AWS or Azure, which may have several pages."""
 _OTHER_AZURE = ("Windows", "Low Priority", "Cloud Services", "CloudServices")
@@ -19,10 +19,27 @@ _OTHER_AZURE = ("Windows", "Low Priority", "Cloud Services", "CloudServices")
 _DIRECTIONS = {"northeast": "ne", "northwest": "nw", "southeast": "se", "southwest": "sw"}
 
 
+class WrongSpotPriceError(Exception):
+    """A row of a history of spot prices cannot be read.
+
+    Attributes:
+        index: The row, from 0.
+        column: Its key.
+        reason: What is wrong.
+    """
+
+    def __init__(self, index: int, column: str, reason: str) -> None:
+        super().__init__(reason)
+        self.index, self.column, self.reason = index, column, reason
+
+
 def iter_offers(document: Any, region: str, zones: Collection[str] = ()) -> Iterator[Instance]:
     """Yield the offers of a document in a region, several per type if it has them; none if its format is unknown.
 
     If ``zones`` are named, spot prices of others do not count.
+
+    Raises:
+        WrongSpotPriceError: A spot price that counts, or its time, is none.
     """
     if isinstance(document, Mapping):
         yield from _spot(document.get("SpotPriceHistory") or (), region, zones)
@@ -56,23 +73,38 @@ def _spot(rows: Any, region: str, zones: Collection[str]) -> Iterator[Instance]:
     Rows may have only the ids of zones (``use1-az1``). The names that an account gives them are unknown: if ``zones``
     are named, the most expensive zone then counts.
     """
-    newest: dict[tuple[str, str], Mapping[str, Any]] = {}
+    newest: dict[tuple[str, str], tuple[float, float]] = {}
     highest: dict[str, float] = {}
-    for row in rows:
+    for index, row in enumerate(rows):
         # a local zone such as us-east-1-bos-1a is another place
         zone, place = str(row.get("AvailabilityZone") or row["AvailabilityZoneId"]), re.escape(_abbreviate(region))
         is_id = re.fullmatch(rf"{place}-az\d+", zone) is not None
         is_here = is_id or (zone in zones if zones else re.fullmatch(rf"{re.escape(region)}[a-z]", zone))
-        if is_here and row.get("ProductDescription", _LINUX) == _LINUX:
-            newest[row["InstanceType"], zone] = max(newest.get((row["InstanceType"], zone), row), row, key=_parse_time)
-    for (name, zone), row in newest.items():
-        price = float(row["SpotPrice"])
+        if is_here and row.get("ProductDescription", _LINUX[0]) in _LINUX:
+            key, price = (str(row["InstanceType"]), zone), _read_spot_price(index, row)
+            # of two prices at one time, the higher one
+            newest[key] = max(newest.get(key, price), price)
+    for (name, zone), (_, usd) in newest.items():
         if zones and zone not in zones:
-            highest[name] = max(highest.get(name, price), price)
+            highest[name] = max(highest.get(name, usd), usd)
         else:
-            yield Instance(name, spot=price, region=region)
+            yield Instance(name, spot=usd, region=region)
     for name, price in highest.items():
         yield Instance(name, spot=price, region=region)
+
+
+def _read_spot_price(index: int, row: Mapping[str, Any]) -> tuple[float, float]:
+    """Read the time of a spot price, and the price."""
+    try:
+        price = float(row["SpotPrice"])
+    except (TypeError, ValueError) as error:
+        raise WrongSpotPriceError(index, "SpotPrice", f"{row['SpotPrice']!r} is not a price") from error
+    if reason := find_implausibility(price):
+        raise WrongSpotPriceError(index, "SpotPrice", reason)
+    try:
+        return _parse_time(row), price
+    except (TypeError, ValueError) as error:
+        raise WrongSpotPriceError(index, "Timestamp", f"{row['Timestamp']!r} is not a time") from error
 
 
 def _abbreviate(region: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unfoldkit.catalog.cloud_price_json import has_component_prices, iter_offers
+from unfoldkit.catalog.cloud_price_json import WrongSpotPriceError, has_component_prices, iter_offers
 from unfoldkit.catalog.currency import PriceUnit, parse_price, parse_unit
 from unfoldkit.catalog.instances import Instance, PriceBook, find_implausibility, find_spot_implausibility
 from unfoldkit.catalog.skypilot import COLUMNS, read_vms
@@ -92,14 +92,21 @@ def _document(path: Path) -> object:
         raise user_error(f"cannot read the price list: {error}", file=str(path)) from error
 
 
-def _select_offers(document: object, path: Path, region: str, zones: Collection[str]) -> dict[str, Instance]:
-    """Return the cheapest offers of a document of a cloud."""
+def _select_offers(
+    document: object, path: Path, region: str, zones: Collection[str], rows: Sequence[CsvRow] = ()
+) -> dict[str, Instance]:
+    """Return the cheapest offers of a document of a cloud, or of the rows of a table that stand for one."""
     if has_component_prices(document):
         hint = "give SkyPilot's vms.csv of gcp, or a CSV with columns instance and price"
         message = "Google's catalogue has prices of cores, memory and GPUs, not of machine types"
         raise user_error(message, file=str(path), hint=hint)
     try:
         return _select_cheapest(iter_offers(document, region, zones))
+    except WrongSpotPriceError as error:
+        if rows:
+            raise rows[error.index].wrong(error.reason, error.column) from error
+        message = f"{error.reason}: row {error.index + 1} of the spot prices"
+        raise user_error(message, file=str(path), key=error.column) from error
     except DAMAGED as error:
         raise user_error(f"an entry of the price list does not match its format: {error!r}", file=str(path)) from error
 
@@ -137,7 +144,7 @@ def _table(path: Path, region: str, zones: Collection[str]) -> dict[str, Instanc
     columns: _TableColumns | None = None
     rows = list(csv_rows(path))
     if rows and set(rows[0].cells) >= _SPOT_HISTORY:
-        return _select_offers([row.cells for row in rows], path, region, zones)
+        return _select_offers([row.cells for row in rows], path, region, zones, rows)
     for row in rows:
         columns = columns or _find_columns(list(row.cells), path)
         if columns.region and row[columns.region] != region:

@@ -128,6 +128,37 @@ def test_spot_prices_are_the_newest_of_the_cheapest_zone(tmp_path: Path) -> None
     assert book(tmp_path, table).rows["g5"].spot == 0.45
 
 
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"SpotPrice": "0.000000"}, "SpotPrice: 0.0 is not a price"),
+        ({"SpotPrice": "-0.4"}, "SpotPrice: -0.4 is not a price"),
+        ({"SpotPrice": "nan"}, "SpotPrice: nan is not a price"),
+        ({"SpotPrice": "5000"}, r"SpotPrice: \$5000/h is outside"),
+        ({"SpotPrice": "free"}, "SpotPrice: 'free' is not a price"),
+        ({"SpotPrice": ""}, "SpotPrice: '' is not a price"),
+        ({"Timestamp": "yesterday"}, "Timestamp: 'yesterday' is not a time"),
+    ],
+)
+def test_a_wrong_row_of_a_spot_history_is_named(tmp_path: Path, changed: dict[str, str], expected: str) -> None:
+    """A price of 0 once left the type without a spot price, and no message said so; other regions are not read."""
+    rows = [spot("g5", "0.40", "us-east-1a", 5), spot("g5", "0.30", "us-east-1b", 6) | changed]
+    with pytest.raises(UnfoldError, match=rf"list: {expected}.*: row 2 of the spot prices"):
+        book(tmp_path, {"SpotPriceHistory": rows})
+    table = "\n".join(",".join(row) for row in ([*rows[0]], *(row.values() for row in rows)))
+    with pytest.raises(UnfoldError, match=rf"list:3:1: {expected}"):
+        book(tmp_path, table)
+    rows[1]["AvailabilityZone"] = "us-west-2a"
+    assert book(tmp_path, {"SpotPriceHistory": rows}).rows["g5"].spot == 0.4
+
+
+def test_of_two_spot_prices_at_one_time_the_higher_counts(tmp_path: Path) -> None:
+    """Rows of either order are the same history, and a classic account's name of Linux is Linux."""
+    rows = [spot("g5", "0.60", "us-east-1a", 5), spot("g5", "0.40", "us-east-1a", 5, "Linux/UNIX (Amazon VPC)")]
+    assert book(tmp_path, {"SpotPriceHistory": rows}).rows["g5"].spot == 0.6
+    assert book(tmp_path, {"SpotPriceHistory": rows[::-1]}).rows["g5"].spot == 0.6
+
+
 def test_zones_may_have_only_their_ids(tmp_path: Path) -> None:
     """Each account names the zones differently: of named zones with unknown prices, the dearest one counts."""
     rows: list[dict[str, Any]] = [
