@@ -89,8 +89,8 @@ def _spot(rows: Any, region: str, zones: Collection[str]) -> Iterator[Instance]:
             highest[name] = max(highest.get(name, usd), usd)
         else:
             yield Instance(name, spot=usd, region=region)
-    for name, price in highest.items():
-        yield Instance(name, spot=price, region=region)
+    for name, usd in highest.items():
+        yield Instance(name, spot=usd, region=region)
 
 
 def _read_spot_price(index: int, row: Mapping[str, Any]) -> tuple[float, float]:
