@@ -160,6 +160,44 @@ def test_the_sampler_sees_waiting_trials_as_pruned(is_limited: bool) -> None:
     assert "sample_relative" not in vars(searcher._ot_study.sampler)
 
 
+@pytest.mark.parametrize("is_limited", [False, True])
+def test_a_trial_is_complete_once_to_other_searchers(is_limited: bool) -> None:
+    """They take one result of a trial: the one with which it first waits; what follows is not presented."""
+    inner = NotingSearcher()
+    search = build_search(inner, 4)
+    if is_limited:
+        search.searcher = ConcurrencyLimiter(inner, 2)
+    searcher = RaySearcher(search, list)
+    first, second = (search.next_trial().trial_id for _ in range(2))
+    for step, is_pause in ((1, True), (2, False), (3, True)):
+        result = {"loss": 0.5, "training_iteration": step}
+        searcher.note_result(first, result, step, is_pause=is_pause)
+        search.on_trial_result(first, result)
+    search.on_trial_complete(first)
+    search.on_trial_result(second, {"loss": 0.5, "training_iteration": 1})
+    search.on_trial_complete(second, result={"loss": 0.5, "training_iteration": 2})
+    assert inner.results == {first: [1], second: [None, 2]}
+    # the first trial counts no more, so another one may begin
+    assert search.next_trial() is not None
+
+
+def test_bohb_has_budgets_of_results_at_rungs() -> None:
+    """``TuneBOHB`` warns of each result without ``hyperband_info``, and counts trials that wait unless notified."""
+    inner = PausingSearcher(limit=1)
+    search = build_search(inner, 4)
+    searcher = RaySearcher(search, list)
+    name = search.next_trial().trial_id
+    assert search.next_trial() is None
+    for step, is_pause in ((1, False), (2, True)):
+        result: dict[str, Any] = {"loss": 0.5, "training_iteration": step}
+        searcher.note_result(name, result, step, is_pause=is_pause)
+        search.on_trial_result(name, result)
+    assert inner.results[name] == [{}, {"budget": 2}]
+    assert search.next_trial() is not None
+    searcher.note_start(name)
+    assert name in inner.open
+
+
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sha", "asha"])
