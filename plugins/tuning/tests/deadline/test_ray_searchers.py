@@ -220,6 +220,7 @@ def test_optuna_learns_from_the_first_rung(tmp_path: Path, method: str) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 4])
 def test_a_searcher_that_takes_one_result_has_it_at_the_first_rung(tmp_path: Path, limit: int) -> None:
     """``BayesOptSearch`` suggests no more until its first trials are complete: it once ended with ten of forty."""
@@ -234,6 +235,7 @@ def test_a_searcher_that_takes_one_result_has_it_at_the_first_rung(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_bohb_learns_results_with_their_budgets(tmp_path: Path) -> None:
     """``TuneBOHB`` needs the steps of each rung, and to know which trials wait, as from Ray's own scheduler."""
     searcher = PausingSearcher(limit=4)
