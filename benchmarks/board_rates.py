@@ -58,7 +58,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     """
     rows = predict_board_rates()
     return {
-        "metrics": summarise_board_errors(rows),
+        "metrics": summarize_board_errors(rows),
         "tables": {"boards": rows},
         "aims": {"board_error_percent_median": "≤ 15"},
         "notes": list_board_notes(),
@@ -137,8 +137,8 @@ def calibrate_board(demands: Sequence[BoardDemand]) -> tuple[float, float]:
     return float(solution[0] / scale[0]), float(solution[1] / scale[1])
 
 
-def summarise_board_errors(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Summarise the errors of both boards, in percent of the published latency."""
+def summarize_board_errors(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Summarize the errors of both boards, in percent of the published latency."""
     errors = np.abs([[row["zcu104_error_percent"], row["zcu102_error_percent"]] for row in rows])
     return {
         "board_networks": float(len(rows)),

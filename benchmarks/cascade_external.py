@@ -109,7 +109,7 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
                 verdicts[site] += judged
         _log("recalibrating")
         local = _recalibrate(plan, here, base / f"{UNIT}.tar", seed, settings)
-    return _summarise(verdicts, rows, local, counts)
+    return _summarize(verdicts, rows, local, counts)
 
 
 def _log(text: str) -> None:
@@ -239,7 +239,7 @@ def _find_enough(sizes: list[list[Any]], column: int, utility: float) -> float |
     return enough
 
 
-def _summarise(
+def _summarize(
     verdicts: dict[str, Verdicts], rows: list[list[Any]], local: LocalResult, counts: dict[str, int]
 ) -> dict[str, Any]:
     total = sum(verdicts.values(), Verdicts())

@@ -80,7 +80,7 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
                 cells[name, cell].append(result)
     areas = list(_compare_areas(folder, quick=quick))
     return {
-        "metrics": _summarise(cells, names, quick=quick) | _summarise_areas(areas),
+        "metrics": _summarize(cells, names, quick=quick) | _summarize_areas(areas),
         "aims": {
             "cost_ratio_2pt_600": "≤ .87",
             "cost_ratio_3pt_600": "≤ .75",
@@ -168,7 +168,7 @@ def _judge(population: CallLog, score: FloatArray, route: Route | None, referenc
     return float(outcome.cost.mean() / population.cost[:, reference].mean()), loss
 
 
-def _summarise(
+def _summarize(
     cells: Mapping[tuple[str, Cell], list[Result]], names: list[str], *, quick: bool
 ) -> dict[str, float | None]:
     metrics: dict[str, float | None] = {}
@@ -251,7 +251,7 @@ def _mean_error(log: CallLog, score: FloatArray, routes: list[Route], low: float
     return float(100 * np.trapezoid(np.interp(x, cost[order], loss[order]), x) / (high - low))
 
 
-def _summarise_areas(areas: list[tuple[str, str, float, float, float]]) -> dict[str, float | None]:
+def _summarize_areas(areas: list[tuple[str, str, float, float, float]]) -> dict[str, float | None]:
     if not areas:
         return {"area_points": None, "within_quarter": None, "seconds_max": None}
     excess = [error - best for _, _, error, best, _ in areas]

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.board_rates import list_board_notes, predict_board_rates, summarise_board_errors
+from benchmarks.board_rates import list_board_notes, predict_board_rates, summarize_board_errors
 from benchmarks.frame import FOLDER
 from unfold_supernet.accelerator import cost_model, tile_simulator
 from unfold_supernet.accelerator.cost_model import count_cycles
@@ -81,7 +81,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         "queries_per_s": _queries_per_second(1_000_000 if quick else 20_000_000, seed),
         "event_gap_tiles_max": _event_gap(),
         "tiling_error_percent_max": _tiling_error(20 if quick else RANDOM_LAYERS, seed),
-        **summarise_board_errors(boards),
+        **summarize_board_errors(boards),
         "scalesim_ratio": peer.get("ratio"),
         "scalesim_cycle_error_percent": peer.get("error_percent"),
     }

@@ -81,7 +81,7 @@ def compare_trainings(data: Path | None, seeds: Sequence[int], *, quick: bool) -
     for task in list_tasks(quick=quick):
         if task.source == "mitbih" and data is None:
             continue
-        rows += summarise_members(task.name, [compare_seed(task, data, seed) for seed in seeds])
+        rows += summarize_members(task.name, [compare_seed(task, data, seed) for seed in seeds])
     worst = max(rows, key=lambda row: row["sharing_cost_points"])
     same = max(
         (row for row in rows if row["same_groups_cost_points"] is not None),
@@ -191,7 +191,7 @@ def load_examples(task: TrainingTask, data: Path | None, seed: int) -> Dataset:
     return load_dataset(options, seed)
 
 
-def summarise_members(name: str, results: Sequence[SeedResult]) -> Iterator[dict[str, Any]]:
+def summarize_members(name: str, results: Sequence[SeedResult]) -> Iterator[dict[str, Any]]:
     """Yield a row for each member: means over the seeds, and differences with clustered errors."""
     clusters, same_clusters = (
         np.concatenate([getattr(result, name) for result in results]) for name in ("clusters", "same_clusters")
@@ -227,7 +227,7 @@ def summarise_members(name: str, results: Sequence[SeedResult]) -> Iterator[dict
 def average_clustered(first: np.ndarray, second: np.ndarray, clusters: np.ndarray) -> ClusteredMean:
     """Average the difference of two networks' correct rows; rows of one cluster are not independent.
 
-    The error is that of a ratio of sums over clusters (linearised, with clusters as the units that were drawn).
+    The error is that of a ratio of sums over clusters (linearized, with clusters as the units that were drawn).
 
     Args:
         first: Whether the first network classifies each row correctly (n).

@@ -217,7 +217,7 @@ def play_window(
     return Goodput(rule, per_s, outcome.compute_accuracy(profiles), outcome.count_usage(profiles))
 
 
-def summarise_windows(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def summarize_windows(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Return the largest and the median ratio of the windows, and that of the control.
 
     A window has no ratio if no member alone answers anything in time; ``goodput_windows`` counts those that have one.

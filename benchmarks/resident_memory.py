@@ -62,7 +62,7 @@ def list_ways(folder: Path) -> dict[str, Callable[[], Any]]:
     norms = {name: bound.statistics for name, bound in family.bound.items()}
     checkpoint.write_supernet(RunDir(folder), family.space, dict(family.weights), norms, "resident memory")
     modules = {name: standalone.extract_model(family.space, bound) for name, bound in family.bound.items()}
-    states = {name: standalone.serialise_state(module) for name, module in modules.items()}
+    states = {name: standalone.serialize_state(module) for name, module in modules.items()}
     models = [onnx_export.export_onnx(family.space, module) for module in modules.values()]
     openers = (partial(_open_views, folder), partial(_open_modules, family, states), partial(_open_sessions, models))
     return dict(zip(WAYS, openers, strict=True))

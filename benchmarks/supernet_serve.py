@@ -154,7 +154,7 @@ def _joined(
     """Return the complete report, with goodput and calibration added."""
     metrics = {
         **summarized["metrics"],
-        **record_goodput.summarise_windows(goodput),
+        **record_goodput.summarize_windows(goodput),
         "ece_points_max": max(row["ece_points"] for row in calibration),
         "ece_points_max_before": max(row["ece_points_before"] for row in calibration),
         "ece_excess_beyond_chance": sum(abs(row["excess_points"]) > row["excess_half_width"] for row in calibration),

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from benchmarks import module_training
-from benchmarks.module_training import SAME_FRACTION, SeedResult, split_same_groups, summarise_members
+from benchmarks.module_training import SAME_FRACTION, SeedResult, split_same_groups, summarize_members
 from unfold_supernet.family.datasets import Dataset
 
 
@@ -55,7 +55,7 @@ def test_a_cost_is_reported_on_both_kinds_of_rows() -> None:
         same_correct={"1x1": same},
         same_clusters=np.arange(40),
     )
-    (row,) = summarise_members("beats", [result])
+    (row,) = summarize_members("beats", [result])
     assert row["sharing_cost_points"] == pytest.approx(25.0)
     assert row["sharing_cost_points"] < module_training.Z_95 * row["sharing_cost_error"]
     assert row["same_groups_cost_points"] == 0.0

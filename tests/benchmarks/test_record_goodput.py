@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import record_goodput, supernet_serve
-from benchmarks.record_goodput import RecordMember, Timer, Window, find_busiest, measure_windows, summarise_windows
+from benchmarks.record_goodput import RecordMember, Timer, Window, find_busiest, measure_windows, summarize_windows
 from unfold_supernet.scheduling.policies import SubnetProfile
 
 SMALL = SubnetProfile("small", 90.0, ((1, 0.01),))
@@ -100,12 +100,12 @@ def test_the_control_is_not_counted() -> None:
     """The ratios of the ten windows give the maximum and the median; the eleventh stands beside them."""
     rows = [make_row(float(ratio)) for ratio in range(1, 11)]
     control = make_row(99.0)
-    found = summarise_windows([*rows, control])
+    found = summarize_windows([*rows, control])
     assert (found["goodput_ratio_max"], found["goodput_ratio_median"], found["goodput_windows"]) == (10.0, 5.5, 10)
     assert found["goodput_ratio_near_median"] == 2.75
     assert (found["goodput_ratio_bound_median"], found["goodput_in_time_percent_min"]) == (11.0, 10.0)
     assert found["goodput_ratio_conv"] == 99.0
-    assert summarise_windows([])["goodput_ratio_max"] is None
+    assert summarize_windows([])["goodput_ratio_max"] is None
 
 
 def test_goodput_and_calibration_join_the_rest() -> None:

@@ -20,7 +20,7 @@ examples_are_valid(Kind("bare", "no example", "unfoldkit.spec.base:Spec"), Path(
 
 
 @pytest.mark.parametrize("flag", ["-B", "-O"])
-def test_a_broken_law_is_reported_by_optimised_python_too(flag: str) -> None:
+def test_a_broken_law_is_reported_by_optimized_python_too(flag: str) -> None:
     """A kind that breaks a law fails under ``python -O`` as without it."""
     done = subprocess.run([sys.executable, flag, "-c", CALL], capture_output=True, text=True, check=False, timeout=60)
     assert "AssertionError: bare ships no example" in done.stderr

@@ -1,1 +1,1 @@
-"""The kind ``tuning``: elastic clusters for hyper-parameter tuning that meet a deadline cheaply (RubberBand)."""
+"""The kind ``tuning``: elastic clusters for hyperparameter tuning that meet a deadline cheaply (RubberBand)."""

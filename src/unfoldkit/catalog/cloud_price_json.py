@@ -56,7 +56,7 @@ def iter_offers(document: Any, region: str, zones: Collection[str] = ()) -> Iter
 
 
 def has_component_prices(document: Any) -> bool:
-    """Return whether a document is Google's catalogue, which prices cores, memory and GPUs apart."""
+    """Return whether a document is Google's catalog, which prices cores, memory and GPUs apart."""
     pages = document if isinstance(document, list) else [document]
     return any(isinstance(page, Mapping) and (page.get("skus") or "pricingInfo" in page) for page in pages)
 

@@ -98,7 +98,7 @@ def _select_offers(
     """Return the cheapest offers of a document of a cloud, or of the rows of a table that stand for one."""
     if has_component_prices(document):
         hint = "give SkyPilot's vms.csv of gcp, or a CSV with columns instance and price"
-        message = "Google's catalogue has prices of cores, memory and GPUs, not of machine types"
+        message = "Google's catalog has prices of cores, memory and GPUs, not of machine types"
         raise user_error(message, file=str(path), hint=hint)
     try:
         return _select_cheapest(iter_offers(document, region, zones))

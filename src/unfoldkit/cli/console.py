@@ -114,7 +114,7 @@ def run_guarded(action: Callable[[], int], environment: Mapping[str, str] = os.e
 def _report_failure(error: BaseException, environment: Mapping[str, str]) -> int:
     """Print what an exception means to the user, and return its exit code."""
     if isinstance(error, BaseExceptionGroup):
-        # of a task group, which has canceled the other tasks
+        # of a task group, which has cancelled the other tasks
         return _report_failure(error.exceptions[0], environment)
     if isinstance(error, UnfoldError):
         print_message("\n".join(str(item) for item in error.diagnostics))

@@ -51,7 +51,7 @@ class StopHandler:
         """Stop the verb at the first signal; end the process at a later one, or if no verb runs.
 
         Raises:
-            KeyboardInterrupt: At the first signal, unless an event loop runs: its tasks are canceled instead.
+            KeyboardInterrupt: At the first signal, unless an event loop runs: its tasks are cancelled instead.
         """
         del frame
         if self.is_probe:

@@ -1,4 +1,4 @@
-"""Notations of times: which are recognised, and which the spec must name."""
+"""Notations of times: which are recognized, and which the spec must name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write(folder: Path, cells: list[str], name: str = "timestamp") -> Path:
 
 @pytest.mark.parametrize("notation", list(RECOGNISED))
 @pytest.mark.parametrize("name", ["timestamp", "Created At", "@timestamp"])
-def test_unambiguous_notations_are_recognised(tmp_path: Path, notation: str, name: str) -> None:
+def test_unambiguous_notations_are_recognized(tmp_path: Path, notation: str, name: str) -> None:
     last = 3 if notation == "basic ISO 8601" else 3.5
     assert traces.read_trace(write(tmp_path, RECOGNISED[notation], name)).tolist() == pytest.approx([0, 2, last])
 

@@ -85,7 +85,7 @@ def test_a_table_may_list_hardware_spot_and_regions(tmp_path: Path) -> None:
         ("{}", "no price in US dollars for the region"),
         (
             '{"skus": [{"skuId": "1", "pricingInfo": []}]}',
-            r"list: Google's catalogue .*\(give SkyPilot's vms.csv of gcp",
+            r"list: Google's catalog .*\(give SkyPilot's vms.csv of gcp",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from unfold_cascade.data.changed_units import find_changed_units, measure_quarti
         ("SpO2", 0.96, 0.02, 100.0, 0.0, "fractions and percentages"),
     ],
 )
-def test_another_unit_is_recognised(
+def test_another_unit_is_recognized(
     column: str, median: float, sd: float, factor: float, shift: float, units: str
 ) -> None:
     """Other patients, a tenth sicker, and another unit: the report names column, medians and units."""

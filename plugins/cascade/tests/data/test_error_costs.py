@@ -72,7 +72,7 @@ def _scale(found: Solution) -> float:
     return float(np.mean([max(WEIGHTS[names[label]].values()) for label in labels]))
 
 
-def test_predictions_minimise_the_expected_cost(found: Solution) -> None:
+def test_predictions_minimize_the_expected_cost(found: Solution) -> None:
     """Of all answers the one of least expected cost is given, by hand the same; its confidence falls with that cost."""
     names, stakes = found.problem.dataset.names, found.tables.error_costs
     p = np.random.default_rng(0).dirichlet([1, 1, 1], 200)
@@ -154,7 +154,7 @@ def test_expensive_errors_are_avoided(tmp_path: Path) -> None:
     assert right[0] + 0.2 < right[1]
 
 
-def test_served_answers_minimise_the_expected_cost(tmp_path: Path) -> None:
+def test_served_answers_minimize_the_expected_cost(tmp_path: Path) -> None:
     """A served cascade gives the answers that its plan was judged by, other ones than the likeliest among them."""
     found, run = _planned(tmp_path)
     spec = spec_of(tmp_path / "ill.yaml")

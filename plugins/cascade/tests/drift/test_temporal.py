@@ -140,7 +140,7 @@ def move_odd_patients(row: dict[str, str]) -> dict[str, str]:
 
 
 def test_patients_of_the_run_neither_keep_its_promises_nor_certify_new_ones(planned: Planned) -> None:
-    """Patients that fitted the models are recognised under other names: validation and recalibration leave them out."""
+    """Patients that fitted the models are recognized under other names: validation and recalibration leave them out."""
     spec, run, report = planned
     stored = {"spec": dump(spec), "seed": 0, "decision": report.decision}
     file = write_wards(run.directory.path / "moved.csv", move_odd_patients)

@@ -126,7 +126,7 @@ def test_edges_are_observed_scores(values: list[int], bins: int) -> None:
 
 @given(tables(models=(2, 3, 4), rows=20, levels=6), st.integers(0, 2**32 - 1))
 def test_routing_equals_the_reference_implementation(table: Tables, seed: int) -> None:
-    """Vectorised routing does what asking model after model does, for any cuts."""
+    """Vectorized routing does what asking model after model does, for any cuts."""
     score, loss, cost = table
     edges = np.array([-np.inf, *np.unique(score), np.inf])
     cuts = np.sort(np.random.default_rng(seed).choice(edges, (score.shape[1], 2)), axis=1)

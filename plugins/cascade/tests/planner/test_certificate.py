@@ -125,7 +125,7 @@ def test_bound_of_clean_cases_is_the_closed_form() -> None:
 
 
 @given(DIFFERENCES, st.floats(-0.5, 0.5))
-def test_the_wager_maximises_growth(d: FloatArray, epsilon: float) -> None:
+def test_the_wager_maximizes_growth(d: FloatArray, epsilon: float) -> None:
     """No wager on a grid grows the tuning wealth, with half a bad case added, faster than the one chosen."""
     chosen = best_wager(d, epsilon)
 

@@ -86,7 +86,7 @@ def test_utility_equals_the_challenge_definition(seed: int) -> None:
     label, starts = _cohort(rng)
     alert = rng.random(len(label)) < rng.random()
     expected = _official(label, alert, starts)
-    assert compute_utility(_since(label, starts)).normalise(alert) == pytest.approx(expected, abs=1e-12)
+    assert compute_utility(_since(label, starts)).normalize(alert) == pytest.approx(expected, abs=1e-12)
 
 
 def test_silence_scores_0_and_optimal_alerts_score_1() -> None:
@@ -95,9 +95,9 @@ def test_silence_scores_0_and_optimal_alerts_score_1() -> None:
         rng = np.random.default_rng(seed)
         label, starts = _cohort(rng)
         scored = compute_utility(_since(label, starts))
-        assert scored.normalise(np.zeros(len(label), dtype=np.bool_)) == 0.0
-        assert scored.normalise(scored.optimal) == pytest.approx(1.0)
-        assert scored.normalise(scored.alert > scored.silence) <= 1.0 + 1e-12
+        assert scored.normalize(np.zeros(len(label), dtype=np.bool_)) == 0.0
+        assert scored.normalize(scored.optimal) == pytest.approx(1.0)
+        assert scored.normalize(scored.alert > scored.silence) <= 1.0 + 1e-12
 
 
 def test_utility_of_alerts_around_the_event() -> None:
@@ -122,8 +122,8 @@ def test_weights_equal_repeated_patients() -> None:
     drawn = np.repeat(np.arange(len(starts) - 1), times)
     rows, again = select_rows(starts, drawn), starts_from_sizes(np.diff(starts)[drawn])
     weight = np.repeat(times, np.diff(starts)).astype(np.float64)
-    expected = compute_utility(_since(label[rows], again)).normalise(alert[rows])
-    assert compute_utility(_since(label, starts)).normalise(alert, weight) == pytest.approx(expected)
+    expected = compute_utility(_since(label[rows], again)).normalize(alert[rows])
+    assert compute_utility(_since(label, starts)).normalize(alert, weight) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -110,7 +110,7 @@ def hash_rows(numbers: FloatArray) -> Hashes:
 
 
 def hash_unique_rows(numbers: FloatArray) -> Hashes:
-    """Hash the rows of (n, d) values that no other case equals by chance, to recognise them in other tables."""
+    """Hash the rows of (n, d) values that no other case equals by chance, to recognize them in other tables."""
     value, first, count = np.unique(hash_rows(numbers), return_index=True, return_counts=True)
     is_rare = (count[count > 1].sum() <= MAX_CHANCE_SHARE * len(numbers)) & (count == 1)
     unique: Hashes = value[is_rare | _mark_specific(numbers[first])]
@@ -312,7 +312,7 @@ def _find_near_copies(numbers: FloatArray, words: Sequence[np.ndarray], unit: In
     if len(first) < MIN_CASES or is_fine.sum() < 2:
         return alone
     block = _number_blocks(numbers[:, ~is_fine], words)[first]
-    points = _standardise(numbers[first][:, is_fine])
+    points = _standardize(numbers[first][:, is_fine])
     best = None
     pairs, distance, listed = _list_close_pairs(points, block)
     for radius in (each for each in RADII if each <= listed):
@@ -341,7 +341,7 @@ def _find_jittered_copies(numbers: FloatArray, words: Sequence[np.ndarray], unit
     if not MIN_CASES <= len(first) <= MAX_COMPARED or is_fine.sum() < 2:
         return alone
     block = _number_blocks(numbers[:, ~is_fine], words)[first]
-    points = _standardise(numbers[first][:, is_fine]) / np.sqrt(2.0 * is_fine.sum())
+    points = _standardize(numbers[first][:, is_fine]) / np.sqrt(2.0 * is_fine.sum())
     steps = [np.diff(np.unique(column)).min() for column in points.T]
     radius = _find_isolating_radius(points, block, MIN_STEPS_IN_RADIUS * float(max(steps)))
     if radius is None:
@@ -390,7 +390,7 @@ def _number_blocks(coarse: FloatArray, words: Sequence[np.ndarray]) -> IntArray:
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
-def _standardise(values: FloatArray) -> FloatArray:
+def _standardize(values: FloatArray) -> FloatArray:
     filled = np.where(np.isfinite(values), values, np.nan)
     with np.errstate(invalid="ignore"):
         spread = np.nanstd(filled, axis=0)

@@ -111,7 +111,7 @@ def leave_out_known(plan: LoadedPlan, table: EntityTable) -> tuple[EntityTable, 
     Returns:
         The table, and a note if there are such entities.
     """
-    joined, is_known = plan.study.hours.recognise(table)
+    joined, is_known = plan.study.hours.recognize(table)
     note = sentences.describe_known_patients(int(is_known.sum()), len(is_known), table.name)
     new = joined if is_known.all() else joined.take(np.flatnonzero(~is_known))
     return new, (note,) if is_known.any() else ()

@@ -40,7 +40,7 @@ def margin(probabilities: FloatArray) -> FloatArray:
 
 
 def entropy(probabilities: FloatArray) -> FloatArray:
-    """Compute one minus the normalised entropy, ``1 - H(p) / log C``.
+    """Compute one minus the normalized entropy, ``1 - H(p) / log C``.
 
     For two classes it orders rows as ``max_probability`` and ``margin`` do, up to rounding.
 

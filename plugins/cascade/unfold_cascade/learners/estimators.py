@@ -25,7 +25,7 @@ from unfoldkit.safe_io.skops import dump_skops, load_skops
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one model is made: estimator, parameters, whether its columns are standardised."""
+    """How one model is made: estimator, parameters, whether its columns are standardized."""
 
     estimator: str
     params: Mapping[str, Any]
@@ -116,7 +116,7 @@ def _weight_options(model: Any, weight: FloatArray | None) -> dict[str, FloatArr
 
 
 def to_bytes(recipe: Recipe, model: Any) -> bytes:
-    """Serialise a fitted model in a format that loads without running code: UBJSON or skops.
+    """Serialize a fitted model in a format that loads without running code: UBJSON or skops.
 
     Raises:
         UnfoldError: the file would name a type that loading rejects. A model of allowed code is stored anyway: it can

@@ -295,7 +295,7 @@ def _round(predict: Predict, decimals: int) -> Predict:
 
 
 def _mark_raw_scores(converted: Any) -> bytes:
-    """Serialise an ONNX model, marked as one that outputs scores instead of probabilities."""
+    """Serialize an ONNX model, marked as one that outputs scores instead of probabilities."""
     converted.doc_string = RAW_SCORES
     return bytes(converted.SerializeToString())
 
@@ -319,11 +319,11 @@ def _load_onnx(data: bytes, dtype: type[Any], classes: int, log: Any) -> Predict
     # the native session: its Python wrapper validates every input again in Python
     run, outputs = session._sess.run, [output]  # noqa: SLF001
     if session.get_modelmeta().description == RAW_SCORES:
-        return lambda x: _normalise_scores(run(outputs, {"x": x}, None)[0], classes)
+        return lambda x: _normalize_scores(run(outputs, {"x": x}, None)[0], classes)
     return lambda x: run(outputs, {"x": x}, None)[0].astype(np.float64)
 
 
-def _normalise_scores(raw_scores: Any, classes: int) -> FloatArray:
+def _normalize_scores(raw_scores: Any, classes: int) -> FloatArray:
     """Convert raw scores to probabilities by the same softmax as for the native model."""
     scores = np.asarray(raw_scores, dtype=np.float64)
     if classes > 2:

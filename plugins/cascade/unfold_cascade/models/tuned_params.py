@@ -27,7 +27,7 @@ class EstimatorOptions(Protocol):
 
     @property
     def scale(self) -> bool | None:
-        """Whether columns are standardised."""
+        """Whether columns are standardized."""
 
 
 def resolve_recipe(options: EstimatorOptions, run: Run, *, key: str) -> Recipe:

@@ -17,7 +17,7 @@ from unfold_cascade._types import FloatArray
 BETA = 0.002
 """Chance that the discordance exceeds its confidence bound; part of the p-value."""
 GRID = 33
-"""Discordances at which the p-value is maximised, both ends among them."""
+"""Discordances at which the p-value is maximized, both ends among them."""
 ROUNDING = 1e-11
 """Bound on the error of the transform, added to every tail probability."""
 COARSE_GRID, COARSE_FROM = 5, 5_000

@@ -148,7 +148,7 @@ def select_confidence(name: str | None, error_costs: ErrorCosts) -> Callable[[Fl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineModel:
-    """The baseline as a model of a stage: its label probabilities, summed over groups or normalised within one.
+    """The baseline as a model of a stage: its label probabilities, summed over groups or normalized within one.
 
     ``feature_groups`` include its own call, which a case pays once.
     """

@@ -42,7 +42,7 @@ def short_saving(ratio: float | None) -> str:
 
 
 def headline(ratio: float | None, baseline_cost: float, unit: str, loss_points: float, folder: str) -> str:
-    """Summarise a cascade that meets its goal."""
+    """Summarize a cascade that meets its goal."""
     if ratio is None:
         saving = f"free instead of {attach_unit(format_amount(baseline_cost), unit)} per case"
     elif ratio < 1:
@@ -246,7 +246,7 @@ def split(train: int, calibrate: int, test: int, *, is_recorded: bool) -> str:
 
 
 def left_out_sites(sites: int, lowest: float, highest: float, kept: int | None) -> str:
-    """Summarise the losses at sites that were left out in turn, and how many kept the allowed loss."""
+    """Summarize the losses at sites that were left out in turn, and how many kept the allowed loss."""
     text = f"each of {sites} left out in turn: loss from {loss(lowest)} to {loss(highest)} points"
     return text if kept is None else f"{text}; {kept} of {sites} within the allowed loss"
 
@@ -262,7 +262,7 @@ NOT_CONCLUDED = "loss, utility, sensitivity and every other outcome that needs l
 
 
 def validation_headline(broken: Sequence[str], kept: Sequence[str], undecided: Sequence[str]) -> str:
-    """Summarise which promises are broken, kept and undecided."""
+    """Summarize which promises are broken, kept and undecided."""
     parts = [f"broken: {', '.join(broken)}"] if broken else []
     parts += [f"kept: {', '.join(kept)}"] if kept else []
     parts += [f"undecided: {', '.join(undecided)}"] if undecided else []
@@ -393,7 +393,7 @@ def unlabelled_rows(count: int, table: str) -> str:
 
 
 def models_measured(count: int, batch: int) -> str:
-    """Summarise the profile of the models."""
+    """Summarize the profile of the models."""
     return f"{format_count(count, 'model')} measured with {format_count(batch, 'row')} per call"
 
 

@@ -23,7 +23,7 @@ Duplicates = Annotated[
 ]
 Params = dict[str, str | int | float | bool | list[int] | list[float] | None]
 PARAMS_TEXT = "parameters of the estimator"
-SCALE_TEXT = "standardise the columns; by default where it helps"
+SCALE_TEXT = "standardize the columns; by default where it helps"
 
 
 class SklearnData(Model):

@@ -66,13 +66,13 @@ class ServedModel:
 class ServedBaseline:
     """The baseline as a model of a stage, evaluated once per row.
 
-    ``projection`` (labels, answers) sums its label probabilities; ``is_normalised`` scales the sums to one, for a stage
+    ``projection`` (labels, answers) sums its label probabilities; ``is_normalized`` scales the sums to one, for a stage
     within one group.
     """
 
     model: ServedModel
     projection: FloatArray
-    is_normalised: bool
+    is_normalized: bool
     answers: IntArray
 
     def inspect(self, _batch: BatchRows, _rows: Sequence[int]) -> None:
@@ -89,7 +89,7 @@ class ServedBaseline:
             batch.baseline_probability[missing] = self.model.predict(batch, missing)
             batch.has_baseline[missing] = True
         sums = batch.baseline_probability[list(rows)] @ self.projection
-        return sums / np.maximum(sums.sum(axis=1, keepdims=True), 1e-300) if self.is_normalised else sums
+        return sums / np.maximum(sums.sum(axis=1, keepdims=True), 1e-300) if self.is_normalized else sums
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,21 +196,21 @@ def _add_model(part: GraphPart, link: Link, rows: Rows, find: Find) -> str:
     part.nodes.extend(renamed.node)
     part.constants.extend(renamed.initializer)
     raw = part.add("Cast", renamed.output[-1].name, to=TensorProto.DOUBLE)
-    probability = _add_normalisation(part, raw, converted.classes) if converted.has_raw_scores else raw
+    probability = _add_normalization(part, raw, converted.classes) if converted.has_raw_scores else raw
     if converted.decimals is not None:
         scale = part.constant(10.0**converted.decimals, np.float64)
         probability = part.add("Div", part.add("Round", part.add("Mul", probability, scale)), scale)
     if not isinstance(link.model, ServedBaseline):
         return probability
     sums = part.add("MatMul", probability, part.constant(link.model.projection, np.float64))
-    if not link.model.is_normalised:
+    if not link.model.is_normalized:
         return sums
     axes = part.constant([1], np.int64)
     total = part.add("Max", part.add("ReduceSum", sums, axes, keepdims=1), part.constant(1e-300, np.float64))
     return part.add("Div", sums, total)
 
 
-def _add_normalisation(part: GraphPart, raw: str, classes: int) -> str:
+def _add_normalization(part: GraphPart, raw: str, classes: int) -> str:
     """Add the softmax of raw scores; of two classes the logistic function of the last score."""
     if classes > 2:
         peak = part.add("ReduceMax", raw, axes=[1], keepdims=1)

@@ -140,11 +140,11 @@ def _build_link_model(
     identity = np.eye(len(group_of_label))
     if group is not None:
         labels = np.flatnonzero(group_of_label == group)
-        return ServedBaseline(model, identity[:, labels], is_normalised=True, answers=labels)
+        return ServedBaseline(model, identity[:, labels], is_normalized=True, answers=labels)
     if group_of_label.max() == 0:
-        return ServedBaseline(model, identity, is_normalised=False, answers=np.arange(len(identity)))
+        return ServedBaseline(model, identity, is_normalized=False, answers=np.arange(len(identity)))
     count = int(group_of_label.max()) + 1
-    return ServedBaseline(model, np.eye(count)[group_of_label], is_normalised=False, answers=np.arange(count))
+    return ServedBaseline(model, np.eye(count)[group_of_label], is_normalized=False, answers=np.arange(count))
 
 
 def build_model_finder(loaded: LoadedPlan, run: Run, engines: Engines) -> Callable[[Link], ConvertedModel]:

@@ -31,7 +31,7 @@ class HourlyUtility:
     silence: FloatArray
     optimal: BoolArray
 
-    def normalise(self, alerts: BoolArray, weight: FloatArray | None = None) -> float:
+    def normalize(self, alerts: BoolArray, weight: FloatArray | None = None) -> float:
         """Compute (total - inaction) / (optimum - inaction): 1 is optimal, 0 is silence; NaN without an event.
 
         Args:

@@ -140,7 +140,7 @@ def test_rules_keep_the_engines_that_they_find_until_they_have_seen_traffic() ->
 
 
 def test_hpa_adds_at_most_four_engines_or_as_many_again_a_period() -> None:
-    """The default behavior of Kubernetes, whatever the metric asks for."""
+    """The default behaviour of Kubernetes, whatever the metric asks for."""
     rule = build_hpa_rule(10.0)
     counts = [1]
     for period in range(4):

@@ -52,7 +52,7 @@ def test_a_table_of_sacct_by_its_elapsed_times(tmp_path: Path) -> None:
     assert found[0].demand == {"cpu": 32_000, "gpu": 4000, "memory": (1 << 19) * 1000}
     assert (found[0].run, found[2].demand) == (183_845.0, {"cpu": 4000, "memory": 512_000})
     assert warnings[:2] == [
-        "pods.csv: 5 tasks of 1 job arrays count as a row each; the limits of 1 (%, tasks at a time) are not read",
+        "pods.csv: 5 tasks of 1 job array, each read as a row; 1 limit of tasks at a time (%) not read",
         "pods.csv: 6 of 8 rows run for 0 s (unknown: {run: [0]} with missing: {run: skip} leaves them out)",
     ]
     ran = Columns({**NAMES, "run": ("Elapsed",)}, missing={"run": "skip"}, unknown={"run": frozenset({"00:00:00"})})

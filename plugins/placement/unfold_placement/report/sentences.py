@@ -193,8 +193,8 @@ def array_line(file: str, tasks: int, arrays: int, limited: int) -> str:
         arrays: Number of rows that are arrays.
         limited: Arrays with a limit of tasks at a time, such as ``%2``.
     """
-    limits = f"; the limits of {limited} (%, tasks at a time) are not read" if limited else ""
-    return f"{file}: {tasks:,} tasks of {arrays:,} job arrays count as a row each{limits}"
+    limits = f"; {format_count(limited, 'limit')} of tasks at a time (%) not read" if limited else ""
+    return f"{file}: {format_count(tasks, 'task')} of {format_count(arrays, 'job array')}, each read as a row{limits}"
 
 
 def unread_amounts_line(file: str, columns: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""A controller as a state: copies of it, and the canonical form by which equal states are recognised.
+"""A controller as a state: copies of it, and the canonical form by which equal states are recognized.
 
 The objects are those that run in ``unfold plan`` and ``unfold serve``; nothing is translated. Two controllers are the
 same state if their cluster, their queue and the fields of their policies are equal, apart from the names of jobs of
@@ -216,7 +216,7 @@ def canonical_form(policy: Policy, rename: Renaming) -> Hashable:
     except POLICY_FAILURES as error:
         is_endless = isinstance(error, RecursionError)
         cause = "it contains itself, or is nested too deeply" if is_endless else describe_error(error)
-        message = f"equal states cannot be recognised by what it keeps: {cause}"
+        message = f"equal states cannot be recognized by what it keeps: {cause}"
         raise policy_error(policy, "__init__", message, hint="define state()") from error
 
 

@@ -217,17 +217,17 @@ def test_upsampling_of_early_opsets_is_followed(tmp_path: Path) -> None:
     assert read_onnx_layers(path, "mine", 70.0).subnets[0].macs.tolist() == [6 * 4 * 10 * 14]
 
 
-def quantise(name: str) -> Any:
+def quantize(name: str) -> Any:
     return helper.make_node("DynamicQuantizeLinear", [name], [f"{name}q", f"{name}s", f"{name}z"])
 
 
 def test_operators_on_integers_are_layers(tmp_path: Path) -> None:
-    """What dynamic quantisation and the QOperator format write has the layers of the network before."""
+    """What dynamic quantization and the QOperator format write has the layers of the network before."""
     nodes = (
-        *(quantise(name) for name in ("x", "w0", "w1", "w2")),
+        *(quantize(name) for name in ("x", "w0", "w1", "w2")),
         helper.make_node("ConvInteger", ["xq", "w0q", "xz", "w0z"], ["a"], "first", pads=[1, 1, 1, 1]),
         helper.make_node("Cast", ["a"], ["b"], to=TensorProto.FLOAT),
-        quantise("b"),
+        quantize("b"),
         helper.make_node("QLinearConv", ["bq", "bs", "bz", "w1q", "w1s", "w1z", "bs", "bz"], ["c"], "second", group=2),
         helper.make_node("Flatten", ["c"], ["d"]),
         helper.make_node("QLinearMatMul", ["d", "bs", "bz", "w2q", "w2s", "w2z", "bs", "bz"], ["e"], "third"),
@@ -247,12 +247,12 @@ def make_runtime_node(kind: str, inputs: str, output: str, **attributes: Any) ->
 def test_operators_of_onnx_runtime_on_integers_are_followed(tmp_path: Path) -> None:
     """The fully connected layer of the QOperator format is a layer; its sums, concatenations and pooling are free."""
     nodes = (
-        quantise("x"),
+        quantize("x"),
         make_runtime_node("QLinearAdd", "xq xs xz xq xs xz xs xz", "a"),
         make_runtime_node("QLinearConcat", "xs xz a xs xz xq xs xz", "b", axis=1),
         make_runtime_node("QLinearGlobalAveragePool", "b xs xz xs xz", "c"),
         helper.make_node("Flatten", ["c"], ["d"]),
-        quantise("w"),
+        quantize("w"),
         make_runtime_node("QGemm", "d xs xz wq ws wz bias xs xz", "y", name="head", transB=1),
     )
     path = write_graph(tmp_path / "net.onnx", nodes, {"w": (5, 6), "bias": (5,)}, ("n", 3, 8, 8))

@@ -14,7 +14,7 @@ from unfold_supernet.family.label_targets import (
     check_learnable,
     list_strata,
     parse_targets,
-    standardise_values,
+    standardize_values,
 )
 from unfoldkit.api import UnfoldError
 
@@ -112,7 +112,7 @@ def test_strata_put_rare_labels_on_both_sides() -> None:
     assert list_strata(y, "labels").tolist() == [0, 0, 1, -1]
 
 
-def test_values_are_standardised_by_the_training_rows() -> None:
+def test_values_are_standardized_by_the_training_rows() -> None:
     """Mean and deviation ignore the other rows."""
-    mean, deviation = standardise_values(np.array([[1.0], [3.0], [100.0]]), np.array([0, 1]))
+    mean, deviation = standardize_values(np.array([[1.0], [3.0], [100.0]]), np.array([0, 1]))
     assert (mean.tolist(), deviation.tolist()) == ([2.0], [1.0])

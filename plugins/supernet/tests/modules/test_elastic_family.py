@@ -629,7 +629,7 @@ def test_a_layer_that_cannot_be_followed_leaves_the_others_elastic() -> None:
     ("middle", "reason"),
     [
         (lambda: nn.Conv2d(12, 12, 3, padding=1, groups=3), "is a grouped convolution"),
-        (lambda: nn.GroupNorm(3, 12), "normalises groups of channels"),
+        (lambda: nn.GroupNorm(3, 12), "normalizes groups of channels"),
     ],
 )
 def test_groups_across_concatenated_channels_are_reported(middle: Callable[[], nn.Module], reason: str) -> None:
@@ -1054,11 +1054,11 @@ def test_weight_norm_is_folded_into_elastic_weights() -> None:
     family("0.25x1", example).sum().backward()
 
 
-def test_other_parametrised_weights_keep_their_width() -> None:
+def test_other_parametrized_weights_keep_their_width() -> None:
     """A layer under spectral norm is shared in full, with that reason."""
     family = elastic(make_normed(nn.utils.parametrizations.spectral_norm), torch.randn(3, 2, 12), widths=(0.5, 1))
     assert {group.root for group in family.groups} == {"2"}
-    assert ("0", "the weight of 0 is parametrised") in {(part.path, part.reason) for part in family.inelastic}
+    assert ("0", "the weight of 0 is parametrized") in {(part.path, part.reason) for part in family.inelastic}
 
 
 def test_pruned_weights_are_refused_with_a_hint() -> None:

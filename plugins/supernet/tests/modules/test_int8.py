@@ -113,11 +113,11 @@ def test_slow_or_uncertain_members_stay_in_float32(
     assert not choice.is_int8
 
 
-def test_what_cannot_be_quantised_stays_in_float32() -> None:
-    """A model that ONNX Runtime cannot quantise, and too few rows, are no errors."""
+def test_what_cannot_be_quantized_stays_in_float32() -> None:
+    """A model that ONNX Runtime cannot quantize, and too few rows, are no errors."""
     model = make_model()
     x, y = make_rows(model)
-    assert int8.quantise(b"no model", {"x": x}) is None
+    assert int8.quantize(b"no model", {"x": x}) is None
     assert choose_precision(model, {"x": x}, np.arange(1), compare_with(y), 5.0, 0)[0] == model
 
 

@@ -289,7 +289,7 @@ def test_operators_without_a_form_in_onnx_are_refused(layer: nn.Module, size: tu
 def test_norms_by_the_batch_are_refused() -> None:
     """A batch norm without statistics of its own makes a row's outputs depend on the rows beside it."""
     module = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16, track_running_stats=False), nn.Linear(16, 5))
-    with pytest.raises(UnfoldError, match=r"1 normalises by the other rows.*track_running_stats=True"):
+    with pytest.raises(UnfoldError, match=r"1 normalizes by the other rows.*track_running_stats=True"):
         elastic(module, torch.randn(3, 6), widths=(0.5, 1))
 
 
@@ -333,11 +333,11 @@ def test_outputs_that_depend_on_more_than_the_row_are_refused(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_quantised_layers_are_refused() -> None:
+def test_quantized_layers_are_refused() -> None:
     """Packed weights are not parameters; the layer is named."""
     module = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5))
     packed = torch.ao.quantization.quantize_dynamic(module, {nn.Linear})
-    with pytest.raises(UnfoldError, match=r"layer 0 is quantised.*before it is quantised"):
+    with pytest.raises(UnfoldError, match=r"layer 0 is quantized.*before it is quantized"):
         elastic(packed, torch.randn(3, 6), widths=(0.5, 1))
 
 
@@ -362,7 +362,7 @@ def test_weight_norm_by_hooks_is_folded() -> None:
 
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 def test_lazy_layers_get_their_weights_from_the_example() -> None:
-    """Layers that learn their sizes from the first input are initialised on the example, in the mode that they had."""
+    """Layers that learn their sizes from the first input are initialized on the example, in the mode that they had."""
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.LazyConv2d(16, 3),
@@ -800,7 +800,7 @@ def test_spectral_norm_by_hooks_leaves_other_layers_elastic() -> None:
     torch.testing.assert_close(copied(example), expected)
     groups, inelastic = find_width_groups(copied, example)
     assert {group.root for group in groups} == {"2", "4"}
-    assert "the weight of 0 is parametrised" in {part.reason for part in inelastic}
+    assert "the weight of 0 is parametrized" in {part.reason for part in inelastic}
     torch.testing.assert_close(module(example), expected)
 
 

@@ -28,9 +28,9 @@ def test_insignificant_gap_is_reported_as_such(worse: tuple[int, int], message: 
 
 
 def test_missed_classes_are_those_of_classifiers() -> None:
-    """A class that no member recognises is named; labels and values, which have no sensitivity, are not."""
+    """A class that no member recognizes is named; labels and values, which have no sensitivity, are not."""
     quality = evaluate_predictions(np.zeros(6, np.int64), np.arange(6) % 2, 2)
-    assert note_missed_classes(("a", "b"), {"1x1": quality}) == ("No subnet recognises any test row of class b.",)
+    assert note_missed_classes(("a", "b"), {"1x1": quality}) == ("No subnet recognizes any test row of class b.",)
     assert note_missed_classes(("price", "rent"), {}) == ()
 
 

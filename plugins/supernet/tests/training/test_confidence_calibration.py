@@ -12,7 +12,7 @@ from unfold_supernet.training.confidence_calibration import (
     compute_confidence,
     fit_temperature,
     measure_calibration,
-    minimise_log_loss,
+    minimize_log_loss,
     undo_smoothing,
 )
 
@@ -65,7 +65,7 @@ def test_a_temperature_rarely_harms_a_weak_member() -> None:
             for temperature in (
                 1.0,
                 fit_temperature(logits[:300], labels[:300]),
-                minimise_log_loss(logits[:300].astype(np.float64), labels[:300]),
+                minimize_log_loss(logits[:300].astype(np.float64), labels[:300]),
             )
         )
         guarded.append(kept - before)

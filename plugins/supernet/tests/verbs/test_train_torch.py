@@ -164,7 +164,7 @@ def _stop_after_epoch(_label: str, done: int, _total: int) -> None:
         raise KeyboardInterrupt
 
 
-def test_unrecognised_classes_are_named(tmp_path: Path) -> None:
+def test_unrecognized_classes_are_named(tmp_path: Path) -> None:
     """A class that every subnet misses in every test row is named, because accuracy hides it."""
     rng = np.random.default_rng(0)
     y = (np.arange(400) % 40 == 0).astype(np.int64)
@@ -172,7 +172,7 @@ def test_unrecognised_classes_are_named(tmp_path: Path) -> None:
     text = DIGITS_SPEC.replace("{source: digits}", "{source: file, path: d.npz}").replace("conv2d", "mlp")
     spec = parse_spec(text)
     report = train(spec, make_run(tmp_path / "run", base=tmp_path))
-    assert report.notes[0] == "No subnet recognises any test row of class 1."
+    assert report.notes[0] == "No subnet recognizes any test row of class 1."
 
 
 def test_large_space_is_searched(tmp_path: Path) -> None:

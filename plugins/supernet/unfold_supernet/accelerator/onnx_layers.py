@@ -1,7 +1,7 @@
 """A user's network for the accelerator: the layers of an ONNX file, read without running it.
 
 Convolutions and matrix products with constant weights become layers. A transposed convolution becomes convolutions of
-its input, one for each offset within its stride, so that no inserted zero is multiplied. Pooling, normalisation,
+its input, one for each offset within its stride, so that no inserted zero is multiplied. Pooling, normalization,
 element-wise and shape operators are taken to cost nothing. Any other operator is named.
 """
 
@@ -137,7 +137,7 @@ def _check_operators(nodes: Sequence[Any], path: Path, key: str) -> None:
         labels = [f"{node.op_type} ({node.name or node.output[0]})" for node in unknown]
         hint = f"{', '.join(sorted(WEIGHTED))} are layers; pooling, element-wise and shape operators are known"
         if any(node.op_type.startswith(QUANTISED) for node in unknown):
-            hint = "quantise it in the QDQ format, which keeps the operators of the network"
+            hint = "quantize it in the QDQ format, which keeps the operators of the network"
         raise _reject(path, key, f"unknown operators: {format_names(labels, MAX_LISTED)}", hint)
 
 
@@ -215,7 +215,7 @@ def _infer_outputs(node: Any, types: dict[str, Any], values: Mapping[str, Any], 
     inferred = onnx.shape_inference.infer_node_outputs(
         onnx.defs.get_schema(node.op_type, version, node.domain),
         node,
-        # only these: all that are passed are serialised
+        # only these: all that are passed are serialized
         {name: types[name] for name in node.input if name},
         {name: onnx.numpy_helper.from_array(values[name]) for name in node.input if name in values},
         opset_imports=list(model.opset_import),
@@ -251,7 +251,7 @@ def _read_shape(found: Any) -> tuple[int, ...] | None:
 
 
 def _find_constants(graph: Any) -> frozenset[str]:
-    """Find the tensors that depend on no input: initialisers, constants, and what is computed from them."""
+    """Find the tensors that depend on no input: initializers, constants, and what is computed from them."""
     constants = {tensor.name for tensor in graph.initializer}
     constants |= {tensor.values.name for tensor in graph.sparse_initializer}
     for node in graph.node:

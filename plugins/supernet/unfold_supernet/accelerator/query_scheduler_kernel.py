@@ -70,7 +70,7 @@ def choose_column_reference(
     """
     scores[:] = norm
     for subnet in range(counts.size):
-        # subnet by subnet over all columns: the inner loop is vectorised because no sum runs along it
+        # subnet by subnet over all columns: the inner loop is vectorized because no sum runs along it
         if counts[subnet]:
             fraction = counts[subnet] / window
             for column in range(norm.size):

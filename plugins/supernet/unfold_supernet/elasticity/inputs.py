@@ -46,7 +46,7 @@ def run_module(module: nn.Module, inputs: Inputs) -> Any:
 
 
 def take_two_rows(inputs: Inputs) -> tuple[Tensor, ...]:
-    """Repeat a single row: it would be taken for a constant axis, and has no spread that is normalised."""
+    """Repeat a single row: it would be taken for a constant axis, and has no spread that is normalized."""
     return tuple(tensor if len(tensor) > 1 else torch.cat([tensor, tensor]) for tensor in list_tensors(inputs))
 
 

@@ -1,7 +1,7 @@
 """Layers of a user's module that are replaced by others which compute the same, before channels are followed.
 
 Channels are followed through torch's own layers with plain weights. So weights under weight norm become plain ones,
-spectral norm by hooks becomes a parametrisation, and linear layers in the user's own code become torch's.
+spectral norm by hooks becomes a parametrization, and linear layers in the user's own code become torch's.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def fold_weight_norms(module: nn.Module) -> nn.Module:
 def copy_unnormed(module: nn.Module) -> nn.Module:
     """Copy a module; weights that ``torch.nn.utils`` computes in hooks are replaced.
 
-    Those of ``weight_norm`` become plain weights; those of ``spectral_norm`` are parametrised, as torch does it now.
+    Those of ``weight_norm`` become plain weights; those of ``spectral_norm`` are parametrized, as torch does it now.
     """
     computed = {
         id(weight): weight.detach().clone()
@@ -67,12 +67,12 @@ def copy_unnormed(module: nn.Module) -> nn.Module:
             if isinstance(hook, WeightNorm):
                 nn.utils.remove_weight_norm(layer, hook.name)
             else:
-                _parametrise_spectral_norm(layer, hook)
+                _parametrize_spectral_norm(layer, hook)
     return copied
 
 
-def _parametrise_spectral_norm(layer: nn.Module, hook: Any) -> None:
-    """Replace the hook of ``torch.nn.utils.spectral_norm`` by a parametrisation with the same vectors, in place."""
+def _parametrize_spectral_norm(layer: nn.Module, hook: Any) -> None:
+    """Replace the hook of ``torch.nn.utils.spectral_norm`` by a parametrization with the same vectors, in place."""
     name = hook.name
     weight, *vectors = (getattr(layer, f"{name}_{part}").detach().clone() for part in ("orig", "u", "v"))
     nn.utils.remove_spectral_norm(layer, name)

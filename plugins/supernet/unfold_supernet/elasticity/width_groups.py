@@ -428,13 +428,13 @@ def _find_obstacle(
         layer = item.dep.target.module
         # of channels that are a part of what is grouped, it is not known how many lie in each of its groups
         if len(item.idxs) != len(group[0].idxs) or len(item.idxs) % count or len(item.idxs) == count:
-            kind = "normalises groups of channels" if isinstance(layer, nn.GroupNorm) else "is a grouped convolution"
+            kind = "normalizes groups of channels" if isinstance(layer, nn.GroupNorm) else "is a grouped convolution"
             return f"{names[layer]} {kind}"
     for item in group:
         layer = item.dep.target.module
         path = names.get(layer, "")
         if parametrize.is_parametrized(layer):
-            return f"the weight of {path} is parametrised"
+            return f"the weight of {path} is parametrized"
         if path in tied:
             return f"{path} shares its weights with {tied[path]}"
         is_free = path in heads.reads or path in heads.written
@@ -538,7 +538,7 @@ def _is_unordered(module: nn.Module, example: Inputs, groups: Sequence[WidthGrou
     They differ where code computes with neighbouring channels, as a convolution over channels does, and where channels
     were followed to wrong places.
     """
-    original = _randomise_constants(module, example)
+    original = _randomize_constants(module, example)
     try:
         first, second = (
             trace_indices(module, example, [_choose_half(group, is_second) for group in groups], BELOW_HALF, heads)[1]
@@ -571,7 +571,7 @@ def _choose_half(group: WidthGroup, is_second: bool) -> WidthGroup:
     return replace(group, order=(*kept, *sorted({*range(count)} - {*kept})))
 
 
-def _randomise_constants(module: nn.Module, example: Inputs) -> nn.Module:
+def _randomize_constants(module: nn.Module, example: Inputs) -> nn.Module:
     """Copy a module, with random values in place of constant ones.
 
     A residual branch that begins with a factor of 0 or nearly 0 would hide what it computes.
@@ -608,7 +608,7 @@ def _equals_ignored(
     A copy with channels that are shuffled otherwise than those of the module runs as well, but with other channels.
     Norms of the group would differ by the number of channels: they only scale and shift here.
     """
-    ignoring = _randomise_constants(module, example)
+    ignoring = _randomize_constants(module, example)
     try:
         narrowed, indices = trace_indices(module, example, [group], TRIAL_WIDTH, heads)
         remaining = dict(_iterate_tensors(narrowed))

@@ -1,7 +1,7 @@
 """Examples in folders of images, one folder a class, as torchvision's ImageFolder reads them; in bounded memory.
 
 Each image is turned upright, converted to RGB, resized and cropped to a square, and scaled to values from 0 to 1.
-Normalising by a mean and a deviation is left to the module. No format that runs programs is read.
+Normalizing by a mean and a deviation is left to the module. No format that runs programs is read.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def list_strata(y: Any, task: Task) -> IntArray:
     return np.where(ordered.any(axis=1), rarest_first[ordered.argmax(axis=1)], -1)
 
 
-def standardise_values(y: Any, rows: IntArray) -> tuple[Float32Array, Float32Array]:
+def standardize_values(y: Any, rows: IntArray) -> tuple[Float32Array, Float32Array]:
     """Compute mean and standard deviation of each value over the training rows, with which a network learns them."""
     train = y[rows].astype(np.float64)
     return train.mean(axis=0).astype(np.float32), train.std(axis=0).astype(np.float32)

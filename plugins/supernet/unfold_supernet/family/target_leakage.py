@@ -181,11 +181,11 @@ def _find_correlations(data: Dataset, test: _Sample) -> Iterator[Leak]:
     if len(test.y) < MIN_ERRORS:
         return
     scores, best = np.zeros(len(data.names)), np.zeros(len(data.names), np.int64)
-    forms = [(form, _standardise(form(test.y))) for form in (np.asarray, _rank)]
+    forms = [(form, _standardize(form(test.y))) for form in (np.asarray, _rank)]
     step = max(1, BLOCK_VALUES // len(test.y))
     for start in range(0, test.columns.shape[1], step):
         block = test.columns[:, start : start + step].astype(np.float64)
-        determination = np.max([(_standardise(form(block)).T @ y / len(y)) ** 2 for form, y in forms], axis=0)
+        determination = np.max([(_standardize(form(block)).T @ y / len(y)) ** 2 for form, y in forms], axis=0)
         best = np.where(determination.max(axis=0) > scores, start + determination.argmax(axis=0), best)
         scores = np.maximum(scores, determination.max(axis=0))
     for index in np.flatnonzero(scores >= MIN_DETERMINATION):
@@ -199,7 +199,7 @@ def _rank(values: Any) -> FloatArray:
     return np.asarray(rankdata(values, axis=0), np.float64)
 
 
-def _standardise(values: Any) -> FloatArray:
+def _standardize(values: Any) -> FloatArray:
     """Scale columns to mean 0 and deviation 1; constant ones become 0."""
     centred = values - values.mean(axis=0, dtype=np.float64)
     return _divide(centred, np.broadcast_to(centred.std(axis=0), centred.shape))

@@ -281,7 +281,7 @@ def elastic(
     tensors = _check_arguments(module, example)
     example = tuple(tensor.detach() for tensor in tensors) if len(tensors) > 1 else tensors[0].detach()
     tensors = list_tensors(example)
-    _initialise_lazy(unwrap_module(module), example)
+    _initialize_lazy(unwrap_module(module), example)
     copied = _unwrap_parts(_copy_module(unwrap_module(module)))
     whole = replace_linear_code(fold_weight_norms(copied)).eval()
     _check_signature(whole, len(tensors))
@@ -390,7 +390,7 @@ def _unwrap_parts(module: nn.Module) -> nn.Module:
     return module
 
 
-def _initialise_lazy(module: nn.Module, example: Inputs) -> None:
+def _initialize_lazy(module: nn.Module, example: Inputs) -> None:
     """Give lazy layers of a module their weights, which they lack before the first call; its modes stay as they are."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     if not any(nn.parameter.is_lazy(tensor) for tensor in tensors):
@@ -448,10 +448,10 @@ def _combine(*lists: Sequence[float]) -> list[tuple[float, float, float]]:
 
 def _check_module(module: nn.Module, example: Inputs) -> None:
     """Check that the module runs on the example and returns one finite tensor with a row for each input."""
-    packed = [path for path, layer in module.named_modules() if _is_quantised(layer)]
+    packed = [path for path, layer in module.named_modules() if _is_quantized(layer)]
     if packed:
-        message = f"{_name_layer(packed[0])} is quantised: its weights are packed, and cannot be trained"
-        raise user_error(message, key="model.from", hint="return the network before it is quantised; see max_int8_loss")
+        message = f"{_name_layer(packed[0])} is quantized: its weights are packed, and cannot be trained"
+        raise user_error(message, key="model.from", hint="return the network before it is quantized; see max_int8_loss")
     scripted = [path for path, layer in module.named_modules() if isinstance(layer, torch.jit.ScriptModule)]
     if scripted:
         message = f"{_name_layer(scripted[0])} is compiled by torch.jit"
@@ -467,7 +467,7 @@ def _check_module(module: nn.Module, example: Inputs) -> None:
         raise user_error(message, key="model.from", hint=_advise_on_inputs(module, list_tensors(example)[0])) from error
     for path, layer in module.named_modules():
         if isinstance(layer, NORMS) and not layer.track_running_stats:
-            message = f"{path or 'the module'} normalises by the other rows of a batch, at inference too"
+            message = f"{path or 'the module'} normalizes by the other rows of a batch, at inference too"
             raise user_error(message, key="model.from", hint="track_running_stats=True")
     short = [key for key, tensor in module.state_dict().items() if tensor.dtype in (torch.float16, torch.bfloat16)]
     if short:
@@ -615,8 +615,8 @@ def _find_user_of_others(module: nn.Module, rows: Inputs) -> str:
     return found[0]
 
 
-def _is_quantised(layer: nn.Module) -> bool:
-    """Recognise layers of ``torch.ao.nn.quantized``, which keep packed weights instead of parameters."""
+def _is_quantized(layer: nn.Module) -> bool:
+    """Recognize layers of ``torch.ao.nn.quantized``, which keep packed weights instead of parameters."""
     return type(layer).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
 
 

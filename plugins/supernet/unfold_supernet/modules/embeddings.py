@@ -47,7 +47,7 @@ def compute_nested_loss(outputs: Tensor, classes: Tensor, dimensions: Sequence[i
     """Compute the mean supervised contrastive loss over prefixes of the dimensions.
 
     Args:
-        outputs: Embeddings (n, d); they are normalised here.
+        outputs: Embeddings (n, d); they are normalized here.
         classes: Class of each row (n).
         dimensions: Lengths of the prefixes; none stands for all dimensions.
         temperature: Divides the cosines.

@@ -125,7 +125,7 @@ def train_module(
     )
     if data.task == "classes":
         directory.write(PREDICTIONS_FILE, pack_predictions(tabulate_predictions(outputs, data.y[data.test])))
-    write_record(directory, result.summarise(data.names))
+    write_record(directory, result.summarize(data.names))
     return result
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unfold_supernet._types import Float32Array, IntArray
 from unfold_supernet.family.datasets import Dataset
-from unfold_supernet.family.label_targets import standardise_values
+from unfold_supernet.family.label_targets import standardize_values
 from unfold_supernet.modules.int8 import bound_class_loss
 from unfold_supernet.training.accuracy import (
     Quality,
@@ -47,17 +47,17 @@ class _Scaled(nn.Module):  # type: ignore[misc,unused-ignore]
 def finish_outputs(module: nn.Module, data: Dataset, temperature: float) -> nn.Module:
     """Shift the logits of a trained member and divide them by its temperature, or return its values to their unit."""
     if data.task == "values":
-        mean, deviation = standardise_values(data.y, data.train)
+        mean, deviation = standardize_values(data.y, data.train)
         return _Scaled(module, torch.from_numpy(deviation), torch.from_numpy(mean)).eval()
     shift = torch.from_numpy(data.logit_shift) if data.task == "classes" else torch.tensor(0.0)
     return _Scaled(module, torch.tensor(1 / temperature), shift / temperature).eval()
 
 
 def make_training_targets(data: Dataset) -> Any:
-    """Make the targets of all rows as the loss needs them; real values are standardised by the training rows."""
+    """Make the targets of all rows as the loss needs them; real values are standardized by the training rows."""
     if data.task != "values":
         return data.y
-    mean, deviation = standardise_values(data.y, data.train)
+    mean, deviation = standardize_values(data.y, data.train)
     return (data.y - mean) / deviation
 
 

@@ -1,6 +1,6 @@
 """Members in int8, where validation rows and this machine's latencies allow it.
 
-A member is quantised statically (ONNX Runtime, QDQ format, weights by channel) with one half of the validation rows.
+A member is quantized statically (ONNX Runtime, QDQ format, weights by channel) with one half of the validation rows.
 The other half bounds what it loses. Test rows have no part in the choice, and a slower member is never chosen.
 """
 
@@ -39,7 +39,7 @@ class PrecisionChoice:
     Attributes:
         is_int8: Whether it is.
         speedup: Latency in float32 over that in int8, of the batch size where it is smallest; ``None`` if the member
-            cannot be quantised.
+            cannot be quantized.
         loss_points: Score lost on the rows that judge, in points.
         loss_bound: Upper 95 % bound of the loss, in points.
         rows: Validation rows that judge.
@@ -77,10 +77,10 @@ def choose_precision(
     calibration, judges = np.sort(order[: len(rows) // 2]), np.sort(order[len(rows) // 2 :])
     if not len(calibration) or not len(judges):
         return content, PrecisionChoice(is_int8=False)
-    quantised = quantise(content, _take(arrays, calibration[:CALIBRATION_ROWS]))
-    if quantised is None:
+    quantized = quantize(content, _take(arrays, calibration[:CALIBRATION_ROWS]))
+    if quantized is None:
         return content, PrecisionChoice(is_int8=False)
-    sessions = [open_session(content), open_session(quantised)]
+    sessions = [open_session(content), open_session(quantized)]
     exact, rounded = (_compute_outputs(session, arrays, judges) for session in sessions)
     loss_points, loss_bound = bound_loss(exact, rounded, judges)
     speedup = measure_speedup(sessions[0], sessions[1], _take(arrays, judges[: max(BATCHES)]))
@@ -92,7 +92,7 @@ def choose_precision(
         loss_bound=loss_bound,
         rows=len(judges),
     )
-    return (quantised if is_int8 else content), choice
+    return (quantized if is_int8 else content), choice
 
 
 def bound_class_loss(exact: BoolArray, rounded: BoolArray, groups: IntArray | None = None) -> float:
@@ -130,8 +130,8 @@ def measure_speedup(exact: Any, rounded: Any, arrays: Mapping[str, Float32Array]
     return min(ratios)
 
 
-def quantise(content: bytes, arrays: Mapping[str, Float32Array]) -> bytes | None:
-    """Quantise a model to int8; ``None`` if ONNX Runtime cannot.
+def quantize(content: bytes, arrays: Mapping[str, Float32Array]) -> bytes | None:
+    """Quantize a model to int8; ``None`` if ONNX Runtime cannot.
 
     Args:
         content: The model.
@@ -151,7 +151,7 @@ def quantise(content: bytes, arrays: Mapping[str, Float32Array]) -> bytes | None
             """Return the next batch; ``None`` after the last."""
             return next(self.batches, None)
 
-    # it advises on the root logger to optimise the model first, which its sessions do when they load it
+    # it advises on the root logger to optimize the model first, which its sessions do when they load it
     root, level = logging.getLogger(), logging.getLogger().level
     root.setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:

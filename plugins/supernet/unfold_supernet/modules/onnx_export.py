@@ -30,7 +30,7 @@ OPSET = 18
 LOGGERS = (
     "torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir",
 )  # fmt: skip
-"""Loggers that warn of operators of torchvision where it is missing, of what is not optimised, and of failed graphs."""
+"""Loggers that warn of operators of torchvision where it is missing, of what is not optimized, and of failed graphs."""
 ROWS_HINT = "take the number of rows from x.shape[0], not from len(x), or keep the layer out of the network"
 VALUES_HINT = "decide by torch.where instead of if, or keep the layer out of the network"
 COMMON = frozenset((

@@ -175,8 +175,8 @@ class ModuleResult:
         """Qualities of members that predict labels or real values; empty for classifiers."""
         return {name: quality for name, quality in self.qualities.items() if isinstance(quality, HeadQuality)}
 
-    def summarise(self, names: tuple[str, ...]) -> SupernetRecord:
-        """Summarise the measurements that serving needs; ``names`` are those of classes, labels or values."""
+    def summarize(self, names: tuple[str, ...]) -> SupernetRecord:
+        """Summarize the measurements that serving needs; ``names`` are those of classes, labels or values."""
         subnets = record_members(self.qualities, list(self.macs.values()), self.seconds_by_batch)
         return SupernetRecord(
             subnets=subnets, front=self.front, classes=names, reload_s=self.load_s, task=self.verdict.task

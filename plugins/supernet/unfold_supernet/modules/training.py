@@ -181,7 +181,7 @@ def _check_columns(y: Tensor, outputs: int, task: str) -> None:
 
 
 def _pack_state(family: ElasticFamily, optimizer: torch.optim.Optimizer, epoch: int) -> bytes:
-    """Serialise weights, buffers, the optimizer's moments and the number of completed epochs."""
+    """Serialize weights, buffers, the optimizer's moments and the number of completed epochs."""
     tensors = {f"family/{key}": tensor.contiguous() for key, tensor in family.state_dict().items()}
     for name, weight in family.weights.items():
         for key, value in optimizer.state.get(weight, {}).items():

@@ -103,7 +103,7 @@ def _load_weights(module: nn.Module, source: ModuleSource) -> None:
     for key, tensor in module.state_dict().items():
         if key in state and tensor.is_floating_point() and not state[key].is_floating_point():
             message = f"{key} is {str(state[key].dtype).removeprefix('torch.')}, not a tensor of floating-point numbers"
-            hint = "dequantise the weights, and save module.float().state_dict()"
+            hint = "dequantize the weights, and save module.float().state_dict()"
             raise user_error(message, file=file, key="model.weights", hint=hint)
     try:
         module.load_state_dict(state)

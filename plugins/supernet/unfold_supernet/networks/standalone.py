@@ -78,6 +78,6 @@ def _extract_conv_net(space: Space, bound: BoundConvNet) -> StandaloneConvNet:
     return module
 
 
-def serialise_state(module: StandaloneModel) -> bytes:
-    """Serialise a standalone module's state as safetensors."""
+def serialize_state(module: StandaloneModel) -> bytes:
+    """Serialize a standalone module's state as safetensors."""
     return bytes(save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}))

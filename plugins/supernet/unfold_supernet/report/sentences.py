@@ -352,7 +352,7 @@ def describe_precision_choice(
     if chosen:
         return f"int8 serves {', '.join(chosen)}: at most {loss_bound:.2f} points lost at 95 %, {speedup:.2f}x as fast"
     if speedup is None:
-        return "all members stay in float32: ONNX Runtime cannot quantise them, or there are no validation rows"
+        return "all members stay in float32: ONNX Runtime cannot quantize them, or there are no validation rows"
     if loss_bound > max_loss:
         return (
             f"all members stay in float32: {rows:,} validation rows bound the loss at {loss_bound:.2f} points, "
@@ -428,8 +428,8 @@ def note_unused_numbers(count: int) -> str:
 
 
 def state_missed_classes(names: Sequence[str], max_listed: int) -> str:
-    """State which classes no subnet ever recognises."""
-    return f"No subnet recognises any test row of class {format_names(names, max_listed)}."
+    """State which classes no subnet ever recognizes."""
+    return f"No subnet recognizes any test row of class {format_names(names, max_listed)}."
 
 
 def note_unnamed_group(name: str) -> str:
@@ -450,7 +450,7 @@ def title_classes(shown: int, total: int) -> str:
     """Title the table of sensitivities; of many classes, it shows the worst."""
     if total <= shown:
         return "sensitivity by class"
-    return f"sensitivity by class, the {shown} of {total} that the largest subnet recognises worst"
+    return f"sensitivity by class, the {shown} of {total} that the largest subnet recognizes worst"
 
 
 # Replays.

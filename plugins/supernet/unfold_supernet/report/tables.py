@@ -73,7 +73,7 @@ def tabulate_gaps(comparisons: Mapping[str, StandaloneComparison]) -> Table:
 
 
 def tabulate_classes(names: Sequence[str], qualities: Mapping[str, SubnetQuality]) -> Table:
-    """Tabulate the sensitivity by class; of many classes, those that the largest member recognises worst."""
+    """Tabulate the sensitivity by class; of many classes, those that the largest member recognizes worst."""
     largest = list(qualities.values())[-1].sensitivity
     by_sensitivity = sorted(range(len(largest)), key=lambda index: (math.isnan(largest[index]), largest[index]))
     shown = sorted(by_sensitivity[:MAX_CLASSES])

@@ -229,7 +229,7 @@ def note_data(data: Dataset, leaks: Sequence[Leak]) -> tuple[str, ...]:
 
 
 def note_missed_classes(names: Sequence[str], qualities: Mapping[str, SubnetQuality]) -> tuple[str, ...]:
-    """Name the classes that no member ever recognises; accuracy hides them where they are rare."""
+    """Name the classes that no member ever recognizes; accuracy hides them where they are rare."""
     if not qualities:
         return ()
     recalls = zip(names, *(quality.sensitivity for quality in qualities.values()), strict=True)

@@ -39,7 +39,7 @@ class SubnetPredictions:
 
 
 def pack_predictions(tested: SubnetPredictions) -> bytes:
-    """Serialise predictions as an NPZ archive of plain arrays."""
+    """Serialize predictions as an NPZ archive of plain arrays."""
     stream = io.BytesIO()
     np.savez_compressed(
         stream,

@@ -42,7 +42,7 @@ def find_module_problems(model: ModuleSpec) -> Iterable[Problem]:
     lengths = {len(values) for values in (model.widths, model.depths, model.resolutions)} - {1}
     if len(lengths) > 1:
         message = "widths, depths and resolutions are combined entry by entry and differ in length"
-        yield Problem(("model",), message, hint="equalise the lists, or write one entry")
+        yield Problem(("model",), message, hint="equalize the lists, or write one entry")
     if max(lengths, default=1) > MAX_SUBNETS:
         yield Problem(("model",), f"more than {MAX_SUBNETS:,} members")
     if any(abs(1 / share - round(1 / share)) > 1e-6 for share in model.resolutions):

@@ -141,7 +141,7 @@ def _find_dimension_problems(space: SpaceSpec) -> Iterable[Problem]:
     lengths = {len(values) for values in coupled} - {1}
     if space.coupling == "compound" and len(lengths) > 1:
         message = "compound coupling needs lists of equal length"
-        yield Problem(("space", "coupling"), message, hint="equalise the lists, or use coupling: independent")
+        yield Problem(("space", "coupling"), message, hint="equalize the lists, or use coupling: independent")
 
 
 def _find_transformer_problems(space: SpaceSpec, source: str) -> Iterable[Problem]:

@@ -76,14 +76,14 @@ def fit_temperature(logits: Float32Array, targets: IntArray, groups: IntArray | 
         return 1.0
     parts = min(FOLDS, count)
     folds = np.random.default_rng(0).permutation(count)[units] % parts
-    logs = np.log([minimise_log_loss(values[folds != fold], targets[folds != fold]) for fold in range(parts)])
+    logs = np.log([minimize_log_loss(values[folds != fold], targets[folds != fold]) for fold in range(parts)])
     exponents = logs * _compute_shrinkage(logs)
     scaled = values * np.exp(-exponents)[folds][:, None]
     gains = np.bincount(units, weights=_compute_log_losses(values, targets) - _compute_log_losses(scaled, targets))
     helps = gains.mean() > float(t.ppf(EVIDENCE, count - 1)) * gains.std(ddof=1) / math.sqrt(count)
     if not helps or not _falls_beyond_chance(values, scaled, targets, units):
         return 1.0
-    return math.exp(math.log(minimise_log_loss(values, targets)) * _compute_shrinkage(logs))
+    return math.exp(math.log(minimize_log_loss(values, targets)) * _compute_shrinkage(logs))
 
 
 def _compute_shrinkage(logs: FloatArray) -> float:
@@ -139,7 +139,7 @@ def undo_smoothing(logits: Float32Array, smoothing: float, shift: Float32Array |
     return math.exp(float(minimize_scalar(compute_divergence, bounds=bounds, method="bounded").x))
 
 
-def minimise_log_loss(logits: FloatArray, targets: IntArray) -> float:
+def minimize_log_loss(logits: FloatArray, targets: IntArray) -> float:
     """Find the temperature with the smallest log loss (Guo et al., ICML 2017, section 4.2).
 
     The estimate is the maximum a posteriori under a log-normal prior around 1.

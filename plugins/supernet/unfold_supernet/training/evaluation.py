@@ -30,7 +30,7 @@ def train_and_evaluate(
     progress: Progress,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainingResult:
-    """Train the supernet, measure every subnet, and write all artefacts into the run.
+    """Train the supernet, measure every subnet, and write all artifacts into the run.
 
     Args:
         problem: The resolved spec.
@@ -88,7 +88,7 @@ def train_and_evaluate(
         search=trained.search,
     )
     directory.write(PREDICTIONS_FILE, pack_predictions(tested))
-    record = result.summarise(data.names)
+    record = result.summarize(data.names)
     write_record(directory, record)
     profiles = [subnet.profile for subnet in record.subnets]
     handoff.write_handoff(directory, problem.name, data, profiles, tested)
@@ -129,7 +129,7 @@ def _export_subnets(
     for subnet in subnets:
         name = subnet.name
         module = standalone.extract_model(supernet.space, supernet.bound[name])
-        directory.write(f"subnets/{name}.safetensors", standalone.serialise_state(module))
+        directory.write(f"subnets/{name}.safetensors", standalone.serialize_state(module))
         content = onnx_export.export_onnx(supernet.space, module, data.names)
         directory.write(f"subnets/{name}.onnx", content)
         directory.write(f"stages/{name}.onnx", handoff.export_rows_onnx(supernet.space, module, data.names))

@@ -51,8 +51,8 @@ class TrainedSupernet:
 
 def compute_fingerprint(problem: TrainingProblem) -> str:
     """Compute the fingerprint of everything that the weights depend on."""
-    standardised = ("columns alike",) if problem.form == "mlp" else ()
-    return fingerprint(*problem.fingerprint_parts, problem.data.digest, problem.seed, torch.__version__, *standardised)
+    standardized = ("columns alike",) if problem.form == "mlp" else ()
+    return fingerprint(*problem.fingerprint_parts, problem.data.digest, problem.seed, torch.__version__, *standardized)
 
 
 def train_supernet(
@@ -127,8 +127,8 @@ def _train_subnets(
     if problem.form != "mlp":
         return _shift_logits(run_training(space, subnets, data, options, problem.seed, state, save_state), data)
     mean, deviation = compute_column_statistics(data)
-    standardised = replace(data, x=((data.x - mean) / deviation).astype(np.float32))
-    state = run_training(space, subnets, standardised, options, problem.seed, state, save_state)
+    standardized = replace(data, x=((data.x - mean) / deviation).astype(np.float32))
+    state = run_training(space, subnets, standardized, options, problem.seed, state, save_state)
     # subtracting a mean only shifts the sums behind the stem, which its norm removes again; only the scale matters
     stem = state.weights["stem.weight"] / torch.from_numpy(deviation.astype(np.float32))
     return _shift_logits(replace(state, weights={**state.weights, "stem.weight": stem}), data)
@@ -174,7 +174,7 @@ def _fit_temperature(
 
 
 def pack_state(state: TrainingState, names: Sequence[str]) -> bytes:
-    """Serialise a training state; ``names`` is the order of the subnets' steps."""
+    """Serialize a training state; ``names`` is the order of the subnets' steps."""
     tensors = {f"weights/{name}": tensor.contiguous() for name, tensor in state.weights.items()}
     tensors |= {f"momentum/{name}": tensor.contiguous() for name, tensor in state.momentum.items()}
     tensors |= {f"teacher/{name}": tensor.contiguous() for name, tensor in state.teacher.items()}

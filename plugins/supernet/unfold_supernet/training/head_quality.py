@@ -1,7 +1,7 @@
 """Quality of members that predict several labels or real values: scores with intervals, and paired comparisons.
 
 Each score comes with the influence of every test row, from which standard errors of scores and of differences follow
-without resampling: DeLong's components for the AUROC (Biometrics, 1988), and the linearised ratio for R². Rows of one
+without resampling: DeLong's components for the AUROC (Biometrics, 1988), and the linearized ratio for R². Rows of one
 group (a patient) are summed before, so that errors count groups and not rows. A few rows that are all ranked correctly
 have no spread, so one more row of either kind, ranked last, counts towards the error of an AUROC.
 """

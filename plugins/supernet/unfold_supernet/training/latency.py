@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unfold_supernet._types import Float32Array, FloatArray, IntArray
 from unfold_supernet.family.datasets import Dataset
-from unfold_supernet.networks.standalone import StandaloneModel, build_empty_model, extract_model, serialise_state
+from unfold_supernet.networks.standalone import StandaloneModel, build_empty_model, extract_model, serialize_state
 from unfold_supernet.networks.supernet import BoundSubnet, Supernet, bind_subnet
 from unfold_supernet.scheduling.escalation import SubnetPredictions
 from unfold_supernet.scheduling.speed import BATCHES, ENOUGH_S, time_rounds
@@ -77,7 +77,7 @@ def measure_switch_costs(supernet: Supernet, rounds: int = 2000) -> SwitchCosts:
     names = list(supernet.bound)
     largest = supernet.bound[names[-1]]
     models = {name: extract_model(supernet.space, bound) for name, bound in supernet.bound.items()}
-    files = {name: serialise_state(model) for name, model in models.items()}
+    files = {name: serialize_state(model) for name, model in models.items()}
     target = models[names[-1]]
     state = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     slow_rounds = max(20, rounds // 50)

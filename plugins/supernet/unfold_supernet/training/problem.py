@@ -206,8 +206,8 @@ class TrainingResult:
         by_name = {subnet.name: float(count_macs(self.space, subnet)) for subnet in self.space.subnets}
         return [by_name[name] for name in self.qualities]
 
-    def summarise(self, classes: tuple[str, ...]) -> SupernetRecord:
-        """Summarise the measurements that planning and serving need."""
+    def summarize(self, classes: tuple[str, ...]) -> SupernetRecord:
+        """Summarize the measurements that planning and serving need."""
         subnets = tuple(
             replace(
                 subnet,

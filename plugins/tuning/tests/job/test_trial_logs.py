@@ -258,7 +258,7 @@ def test_a_folder_has_a_folder_for_each_trial(tmp_path: Path) -> None:
     assert sorted([s for _, s in items] for items in steps.values()) == sorted(STEPS.values())
 
 
-def test_json_is_recognised_by_its_content(tmp_path: Path) -> None:
+def test_json_is_recognized_by_its_content(tmp_path: Path) -> None:
     """A name such as ``trials.log`` says nothing; a journal of Optuna has no time of an iteration."""
     path = tmp_path / "trials.log"
     path.write_text("\n".join(json.dumps({"trial": t, "epoch": n, "elapsed": at}) for t, n, at in _list_rows()))
@@ -312,7 +312,7 @@ def test_minutes_and_times_of_a_day_are_no_seconds(tmp_path: Path, head: str, ce
     "cells",
     [["2026-05-01 10:00:30", "2026-05-01 10:01", "NA", "2026-05-01 10:02"], [1700000030, 1700000060, "", 1700000120]],
 )
-def test_a_clock_is_recognised_in_a_column_of_any_name(tmp_path: Path, cells: list[str | int]) -> None:
+def test_a_clock_is_recognized_in_a_column_of_any_name(tmp_path: Path, cells: list[str | int]) -> None:
     """In ``time``, a date is no time of one iteration, however few rows a trial has; named as one, it is refused."""
     rows = "".join(f"{trial},{n},{cell}\n" for trial in "ab" for n, cell in enumerate(cells, 1))
     (tmp_path / "t.csv").write_text(f"trial,epoch,time\n{rows}")

@@ -160,7 +160,7 @@ def test_survivors_are_ranked_by_their_last_score() -> None:
 
 
 def test_hyper_parameters_correct_the_profile() -> None:
-    """Where a hyper-parameter determines the pace, slow profiled trials do not make the whole job slow."""
+    """Where a hyperparameter determines the pace, slow profiled trials do not make the whole job slow."""
     rng = np.random.default_rng(0)
     configs = [{"width": float(width)} for width in np.exp(rng.uniform(0, 4, 60))]
     names, features = build_features(configs)

@@ -25,7 +25,7 @@ class PaceRecord:
         seconds: Mean seconds of an iteration in each window on one accelerator: [trials, windows]; nan where a trial
             did not run.
         scores: Ranking score at the end of each window, more is better: [trials, windows]; nan where it is unknown.
-        names: Numeric hyper-parameters of the trials, if they are known.
+        names: Numeric hyperparameters of the trials, if they are known.
         features: Their values, logarithms where a range spans decades: [trials, names].
         floored: ``seconds``, but nothing below the floor of its window: [trials, windows].
     """
@@ -50,7 +50,7 @@ class PaceRecord:
         return len(self.seconds)
 
     def select_features(self, trials: IntArray) -> FloatArray:
-        """Select the hyper-parameters of trials: [trials, names]; no columns if they are unknown."""
+        """Select the hyperparameters of trials: [trials, names]; no columns if they are unknown."""
         return self.features[trials] if self.names else np.zeros((len(trials), 0))
 
     def compute_log_paces(self, done: int, target: int) -> FloatArray:
@@ -93,7 +93,7 @@ def build_pace_record(
         name: Names the job.
         steps: By trial, the iterations run by the end of each step and the mean seconds of one of its iterations.
         scores: By trial, the iterations run and the ranking score then.
-        configs: Configurations by trial, of which the numeric hyper-parameters count.
+        configs: Configurations by trial, of which the numeric hyperparameters count.
     """
     trials = sorted(steps)
     ends = list_window_ends(round(max(items[-1][0] for items in steps.values())))
@@ -109,7 +109,7 @@ def build_pace_record(
 
 
 def build_features(configs: Sequence[Mapping[str, object]]) -> tuple[tuple[str, ...], FloatArray]:
-    """Build the numeric hyper-parameters that all configurations have; positive values as logarithms.
+    """Build the numeric hyperparameters that all configurations have; positive values as logarithms.
 
     Returns:
         Their names, and their values: [configurations, names].

@@ -49,7 +49,7 @@ def build_measured_record(
 
 
 def build_planned_features(record: PaceRecord, configs: Sequence[Mapping[str, object]]) -> FloatArray:
-    """Build the hyper-parameters of all trials of the first stage; those of the profiled ones if they do not match."""
+    """Build the hyperparameters of all trials of the first stage; those of the profiled ones if they do not match."""
     names, features = build_features(configs)
     return features if names == record.names and len(features) else record.features
 

@@ -154,7 +154,7 @@ class MeasuredPaces:
 
     Attributes:
         profile: Paces of the profiled trials.
-        planned: Hyper-parameters of all trials of the first stage, named as in ``profile``: [trials, names].
+        planned: Hyperparameters of all trials of the first stage, named as in ``profile``: [trials, names].
         history: Paces of earlier jobs.
         measured_on: The hardware of the measurement, or empty.
         record_error: Standard deviation of the log pace between this run and the earlier one that ``profile`` is of;

@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Dimension(Protocol):
-    """One hyper-parameter."""
+    """One hyperparameter."""
 
     def sample(self, rng: np.random.Generator) -> Any:
         """Draw one value."""

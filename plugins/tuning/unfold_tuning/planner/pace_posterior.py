@@ -99,7 +99,7 @@ class PacePrior:
         spread_std: Its standard deviation: [groups].
         step_std: Spread between the trials of a group of the change of their own pace: [groups].
         jobs: Number of jobs that the prior was learnt on; 0 for the default one.
-        slopes: How hyper-parameters change the pace, if that is known.
+        slopes: How hyperparameters change the pace, if that is known.
     """
 
     groups: tuple[PaceGroup, ...]
@@ -390,7 +390,7 @@ def measure_profile(
     Args:
         record: Paces of the trials.
         profiled: The profiled trials of the record.
-        planned: Hyper-parameters of all trials of the first stage: [trials, names].
+        planned: Hyperparameters of all trials of the first stage: [trials, names].
         slopes: Corrects the profile for the other configurations.
 
     Returns:
@@ -416,7 +416,7 @@ def build_pace_posterior(
     Args:
         stages: The stage table.
         measured: The trials of the profile.
-        planned: Hyper-parameters of all trials of the first stage, as ``measured`` names them: [trials, names].
+        planned: Hyperparameters of all trials of the first stage, as ``measured`` names them: [trials, names].
         history: Earlier jobs.
         seed: Seed of the replays.
     """

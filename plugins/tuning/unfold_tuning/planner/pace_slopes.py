@@ -1,7 +1,7 @@
-"""How hyper-parameters change the pace of a trial, learnt on earlier jobs: corrects a profile of a few trials.
+"""How hyperparameters change the pace of a trial, learnt on earlier jobs: corrects a profile of a few trials.
 
 The trials of a profile are a small sample of the search. Where batch size or width determine the pace, and earlier jobs
-with the same hyper-parameters show how, the difference between the profiled and all configurations is predictable.
+with the same hyperparameters show how, the difference between the profiled and all configurations is predictable.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class PaceSlopes:
     """A quadratic regression of the log pace in the profile's first window, and of its change in the second one.
 
     Attributes:
-        names: The hyper-parameters.
+        names: The hyperparameters.
         center: Their means over all records: [names].
         scale: Their standard deviations: [names].
         slopes: [terms, 2].
@@ -38,7 +38,7 @@ class PaceSlopes:
         """Estimate the mean level and drift of the planned trials minus those of the profiled ones: [2].
 
         Args:
-            profiled: Hyper-parameters of the profiled trials: [trials, names].
+            profiled: Hyperparameters of the profiled trials: [trials, names].
             planned: Those of all trials.
         """
         return np.asarray((self._expand(planned).mean(axis=0) - self._expand(profiled).mean(axis=0)) @ self.slopes)
@@ -48,7 +48,7 @@ class PaceSlopes:
 
 
 def fit_pace_slopes(records: Sequence[PaceRecord], windows: tuple[int, int]) -> PaceSlopes | None:
-    """Fit the slopes on records with the same hyper-parameters; ``None`` if there are none, or too few trials.
+    """Fit the slopes on records with the same hyperparameters; ``None`` if there are none, or too few trials.
 
     Args:
         records: Earlier jobs; a job's mean pace does not count, only the differences between its trials.

@@ -1,6 +1,6 @@
-"""Timestamps of logs and tables: which notations are recognised, and which the spec must name.
+"""Timestamps of logs and tables: which notations are recognized, and which the spec must name.
 
-Three notations are unambiguous and recognised everywhere: ISO 8601 dates with a time, numbers since 1970 in seconds to
+Three notations are unambiguous and recognized everywhere: ISO 8601 dates with a time, numbers since 1970 in seconds to
 nanoseconds, and the common log format. Every other date needs ``time_format`` (directives of
 :meth:`datetime.datetime.strptime`), and numbers in another unit than seconds need ``unit`` or a column name that ends
 with it (``time_ms``). A question costs a user a minute; a wrong guess costs a wrong plan.
@@ -61,7 +61,7 @@ MAX_NAME_LENGTH = 1000
 MAX_RELATIVE_S = 1e8
 """Numbers below count seconds from any start (three years); larger ones must be a time since 1970."""
 _EPOCH_RANGE_S = (6e8, 2e9)
-"""Times since 1970 that are recognised: 1989 to 2033. Beyond, digits are often a date such as 2034010112."""
+"""Times since 1970 that are recognized: 1989 to 2033. Beyond, digits are often a date such as 2034010112."""
 _EPOCH_PARTS = (1.0, 1e3, 1e6, 1e9)
 FIRST_EPOCH_S = 6e8
 """From here on (1989) times count from 1970: they are stamps of a clock, not of a load generator."""
@@ -188,7 +188,7 @@ class TimeNotation:
 
     @property
     def hint(self) -> str:
-        """What to write for a cell that is not recognised."""
+        """What to write for a cell that is not recognized."""
         known = "ISO 8601, seconds, or epoch seconds to nanoseconds"
         return f'{known}; else set {self.key}.time_format, such as "%d/%m/%Y %H:%M:%S"' if self.key else known
 
@@ -440,7 +440,7 @@ def describe_skipped_hour(times: FloatArray) -> str:
 
 
 def is_time(text: str) -> bool:
-    """Whether a text is a number or a recognised date and nothing else."""
+    """Whether a text is a number or a recognized date and nothing else."""
     return bool(NUMBER.fullmatch(text) or _ISO_DATE.fullmatch(text) or _ISO_BASIC.fullmatch(text))
 
 

@@ -1,4 +1,4 @@
-"""Records that occur more than once are recognised, whatever their names, clocks and counters; others are not."""
+"""Records that occur more than once are recognized, whatever their names, clocks and counters; others are not."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_groups_stay_together_and_parts_of_a_record_are_copies() -> None:
     assert joined.timeline.cluster.tolist() == [0, 0, 1, 2, 3, 4, 0]
 
 
-def test_entities_of_another_table_are_recognised() -> None:
+def test_entities_of_another_table_are_recognized() -> None:
     """A sketch of one table marks its entities in another one, and no others."""
     table, other = build_table(50, seed=5), build_table(50, seed=6)
     mixed = replace(other, values=np.concatenate([other.values[: 25 * HOURS], table.values[25 * HOURS :]]))

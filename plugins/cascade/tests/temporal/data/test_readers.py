@@ -215,7 +215,7 @@ def test_clocks_without_a_date_are_named_as_no_times(form: str, tmp_path: Path) 
         read_long(tmp_path / "a.csv", LongSource("x", entity="who", time="h"))
 
 
-def test_a_table_with_one_row_per_measurement_is_recognised(tmp_path: Path) -> None:
+def test_a_table_with_one_row_per_measurement_is_recognized(tmp_path: Path) -> None:
     """The error of tables such as chartevents names the column of measurements, and how to make columns of them."""
     rows = [f"a,{h},{item},{number}.5" for h in range(12) for number, item in enumerate(("220045", "223762", "220210"))]
     (tmp_path / "t.csv").write_text("\n".join(["stay,h,itemid,valuenum", *rows]))

@@ -15,11 +15,11 @@ from unfold_cascade.temporal.report import sentences
 
 LOW_HIGH = (-0.012, 0.034)
 SAMPLES: dict[str, tuple[str, ...]] = {
-    "summarise_plan": (
-        sentences.summarise_plan(
+    "summarize_plan": (
+        sentences.summarize_plan(
             price_saving=5.3, flops_saving=16.6, loss_points=0.69, path="runs/wards", relaxed=None
         ),
-        sentences.summarise_plan(price_saving=5.3, flops_saving=None, loss_points=-0.1, path="runs/wards", relaxed=2.1),
+        sentences.summarize_plan(price_saving=5.3, flops_saving=None, loss_points=-0.1, path="runs/wards", relaxed=2.1),
     ),
     "leak_notes": (*sentences.leak_notes(["hours_to_death"]), *sentences.leak_notes(())),
     "describe_merged_stays": (*sentences.describe_merged_stays("stay_id"), *sentences.describe_merged_stays("")),

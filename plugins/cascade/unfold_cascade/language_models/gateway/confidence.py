@@ -156,7 +156,7 @@ def read_text(message: Mapping[str, Any]) -> str:
 
 
 def normalize_answer(text: str) -> str:
-    """Normalise an answer for votes: white space, case, and points at its end do not count."""
+    """Normalize an answer for votes: white space, case, and points at its end do not count."""
     return " ".join(text.split()).casefold().rstrip(".!")
 
 

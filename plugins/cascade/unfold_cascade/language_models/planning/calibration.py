@@ -140,7 +140,7 @@ def _fit(
 
 
 def regress(x: FloatArray, y: FloatArray) -> tuple[FloatArray, float]:
-    """Fit ``P(y = 1) = 1 / (1 + exp(-x w))`` by Newton steps with halving; return w and the penalised log-likelihood.
+    """Fit ``P(y = 1) = 1 / (1 + exp(-x w))`` by Newton steps with halving; return w and the penalized log-likelihood.
 
     Args:
         x: (n, k) features, the last of them constant; the ridge spares its weight.

@@ -1,6 +1,6 @@
 """Routes to choose from: found by the exact search on plug-in losses, judged by counts.
 
-At some 300 tuning rows the exact search on 0/1 losses overfits. It therefore minimises the expected loss ``1 - p``
+At some 300 tuning rows the exact search on 0/1 losses overfits. It therefore minimizes the expected loss ``1 - p``
 under the calibrated score p, and the 0/1 losses of the tuning rows judge the points of that front afterwards. The
 expected loss is no estimate: it ignores that a request reaches a later model because earlier ones were unsure.
 """

@@ -86,7 +86,7 @@ class LabelledHours:
         columns = {name: table.values[:, table.columns.index(name)].astype(np.float64) for name in names}
         return find_changed_units(self.quartiles, measure_quartiles(columns))
 
-    def recognise(self, table: EntityTable) -> tuple[EntityTable, BoolArray]:
+    def recognize(self, table: EntityTable) -> tuple[EntityTable, BoolArray]:
         """Join the copies within another table, and mark (P,) its entities that have records of these."""
         if self.sketch is None or set(self.moving) - set(table.columns):
             return table, np.zeros(len(table.ids), dtype=np.bool_)

@@ -120,7 +120,7 @@ def read_psv(path: Path, *, max_patients: int | None = None) -> EntityTable:
         UnfoldError: No psv file, two files of one name, different headers, or a cell that is not a number.
     """
     files = _read_folder(path) if path.is_dir() else _read_archive(path)
-    contents = sorted((name, _normalise(content)) for name, content in files)[:max_patients]
+    contents = sorted((name, _normalize(content)) for name, content in files)[:max_patients]
     if not contents:
         raise user_error("holds no .psv file", file=str(path), key="data.path")
     duplicate = next((name for (name, _), (following, _) in itertools.pairwise(contents) if name == following), None)
@@ -450,7 +450,7 @@ def _read_columns(frame: Frame, excluded: Container[str]) -> tuple[dict[str, Flo
     return numeric, unreadable
 
 
-def _normalise(content: bytes) -> bytes:
+def _normalize(content: bytes) -> bytes:
     """Return a text as UTF-8 with line feeds: spreadsheets write marks of byte order, and other ends of lines."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = content.decode("utf-16", "replace").encode()

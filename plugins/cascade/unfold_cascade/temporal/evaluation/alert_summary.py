@@ -35,8 +35,8 @@ class AlertSummary:
     sensitivity: float
 
 
-def summarise_alerts(cohort: Cohort, alert: BoolArray, alert_at_rate: BoolArray, seed: int) -> AlertSummary:
-    """Summarise the alerts of one policy.
+def summarize_alerts(cohort: Cohort, alert: BoolArray, alert_at_rate: BoolArray, seed: int) -> AlertSummary:
+    """Summarize the alerts of one policy.
 
     Args:
         cohort: The test cohort.

@@ -40,7 +40,7 @@ def bootstrap_differences(
 
     def measure_differences(weight: FloatArray) -> tuple[float, ...]:
         pairs = [
-            [cohort.utility.normalise(outcome.alert, weight) for outcome in (cascade, baseline)],
+            [cohort.utility.normalize(outcome.alert, weight) for outcome in (cascade, baseline)],
             [ranking.auprc(weight) for ranking in rankings],
             [ranking.auroc(weight) for ranking in rankings],
             [compute_macro_f1(outcome.stage, cohort.highest, classes, weight) for outcome in (cascade, baseline)],

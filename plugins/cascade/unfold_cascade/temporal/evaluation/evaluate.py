@@ -119,7 +119,7 @@ def measure_quality(cohort: Cohort, outcome: Outcome) -> Quality:
     classes = cohort.entered.shape[1] + 1
     return Quality(
         loss=float((outcome.stage != cohort.highest).mean()),
-        utility=cohort.utility.normalise(outcome.alert),
+        utility=cohort.utility.normalize(outcome.alert),
         auprc=ranking.auprc(),
         auroc=ranking.auroc(),
         macro_f1=compute_macro_f1(outcome.stage, cohort.highest, classes),

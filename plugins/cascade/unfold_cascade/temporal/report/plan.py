@@ -125,7 +125,7 @@ def _headline(solution: Solution, directory: RunDir) -> str:
     if solution.selection.reason:
         return shared.use_baseline(sentences.LATCHED, _refusal_reason(solution))
     savings = compute_savings(base.bill, quality.bill, CURRENCIES)
-    return sentences.summarise_plan(
+    return sentences.summarize_plan(
         price_saving=savings.get("price"),
         flops_saving=savings.get("flops"),
         loss_points=100 * (quality.loss - base.loss),

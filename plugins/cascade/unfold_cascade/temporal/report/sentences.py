@@ -15,7 +15,7 @@ Interval = tuple[float, float]
 LATCHED = "the latched baseline"
 
 
-def summarise_plan(
+def summarize_plan(
     *, price_saving: float | None, flops_saving: float | None, loss_points: float, path: str, relaxed: float | None
 ) -> str:
     """Headline of a plan: savings and loss; ``relaxed`` is the smallest certifiable loss in percent, if it failed."""

@@ -177,6 +177,6 @@ def _simulate_cascade(study: Study, policy: Policy, basis: CostBasis) -> FrontPo
         policy = tuned
     trajectories = simulate(cohort.timeline, cohort.scores, build_policy_arrays(policy, parallel), basis.transitions)
     bill = compute_bill(trajectories, cohort.scores, basis.call_costs)
-    utility = cohort.utility.normalise(trajectories.stage == len(policy))
+    utility = cohort.utility.normalize(trajectories.stage == len(policy))
     loss = float((trajectories.stage != cohort.highest).mean())
     return FrontPoint(policy, loss, bill, basis.compare(bill), utility)

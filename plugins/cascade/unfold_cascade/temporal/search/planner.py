@@ -14,7 +14,7 @@ from unfold_cascade.data.splits import leave_out
 from unfold_cascade.planner.leave_one_site_out import SiteResult, open_site_run
 from unfold_cascade.planner.ledger import Attempt, AttemptCount, identify_attempt, record_attempt
 from unfold_cascade.temporal.data.labels import load_hours
-from unfold_cascade.temporal.evaluation.alert_summary import AlertSummary, summarise_alerts
+from unfold_cascade.temporal.evaluation.alert_summary import AlertSummary, summarize_alerts
 from unfold_cascade.temporal.evaluation.baselines import (
     BaselineRule,
     Baselines,
@@ -227,7 +227,7 @@ def _evaluate_baseline(study: Study, name: str, rule: BaselineRule) -> PolicyEva
         policy=rule.policy,
         outcome=outcome,
         quality=measure_quality(test, outcome),
-        alerts=summarise_alerts(test, outcome.alert, at_rate.alert, study.problem.seed),
+        alerts=summarize_alerts(test, outcome.alert, at_rate.alert, study.problem.seed),
     )
 
 
@@ -248,7 +248,7 @@ def _evaluate_cascade(study: Study, name: str, policy: Policy, *, is_alarm: bool
         policy=policy,
         outcome=outcome,
         quality=measure_quality(test, outcome),
-        alerts=summarise_alerts(test, outcome.alert, at_rate.alert, study.problem.seed),
+        alerts=summarize_alerts(test, outcome.alert, at_rate.alert, study.problem.seed),
     )
 
 

@@ -57,7 +57,7 @@ def keep_replicas(replicas: int) -> ScalingRule:
 def build_hpa_rule(target_requests: float) -> ScalingRule:
     """Return Kubernetes' HorizontalPodAutoscaler on the requests inside an engine, waiting or running.
 
-    Source: the algorithm and the default behavior of its documentation: ``ceil(current * value / target)`` every 15 s,
+    Source: the algorithm and the default behaviour of its documentation: ``ceil(current * value / target)`` every 15 s,
     a tolerance of 10 %, at most four engines more or twice as many a period, and the largest wish of the last five
     minutes before it scales down. The engines that it finds at its start are its first wish.
     """

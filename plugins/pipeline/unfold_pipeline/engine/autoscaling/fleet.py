@@ -34,7 +34,7 @@ class Fleet:
         self.states[(self.states == DRAINING) & (unfinished == 0)] = OFF
 
     def scale(self, wanted: int, now_s: float, unfinished: CountArray) -> None:
-        """Order engines or drain some: draining ones return first, starting ones are canceled first."""
+        """Order engines or drain some: draining ones return first, starting ones are cancelled first."""
         present = self.count_ordered()
         for engine in np.flatnonzero(self.states == DRAINING)[: max(0, wanted - present)]:
             self.states[engine] = ACTIVE

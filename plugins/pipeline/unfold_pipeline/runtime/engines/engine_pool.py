@@ -105,7 +105,7 @@ class EnginePool:
             self.changes.append((time.perf_counter(), active))
 
     async def run(self, decide: Callable[[], int], tick_s: float) -> None:
-        """Apply a rule until canceled: scale each tick, launch what was ordered, and end what has drained."""
+        """Apply a rule until cancelled: scale each tick, launch what was ordered, and end what has drained."""
         next_s = time.perf_counter() + tick_s
         while True:
             await asyncio.sleep(DRAIN_CHECK_S)
