@@ -161,6 +161,16 @@ def detaching(
     return suicidal(config, state, iters, accelerators, seed)
 
 
+def orphaning(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Start a process in a session of its own and leave it running."""
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True)  # noqa: S607 - a program of any system
+    with open(os.environ["SLEEPER_LOG"] + ".children", "a") as log:  # noqa: PTH123
+        log.write(f"{child.pid}\n")
+    return train(config, state, iters, accelerators, seed)
+
+
 def solving(
     config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
 ) -> tuple[float, bytes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import subprocess
+import sys
 import time
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -107,13 +109,25 @@ def test_processes_of_trials_end_with_them(tmp_path: Path, function: str) -> Non
     report = train_spec(tmp_path, SPEC.replace("sleeper:train", f"sleeper:{function}"))
     assert report.verdict is Verdict.YES
     assert report.metrics["lost_nodes"].value == 1
-    children = [Path("/proc") / pid for pid in (tmp_path / "log.children").read_text().split()]
-    assert children
-    # a signal that kills takes a moment to do so
-    end = time.monotonic() + 5
-    while any(map(_is_alive, children)):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    _await_end(_list_children(tmp_path))
+
+
+@pytest.mark.e2e
+def test_processes_of_trials_end_when_a_killed_run_continues(tmp_path: Path) -> None:
+    """A driver that is killed ends its workers, not what these have started in sessions of their own."""
+    spec = tmp_path / "t.yaml"
+    spec.write_text(SPEC.replace("sleeper:train", "sleeper:orphaning").replace("30 s", "10 min"))
+    command = [sys.executable, "-m", "unfoldkit", "train", str(spec), "--run", str(tmp_path / "run"), "--allow-code"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as driver:
+        while not (tmp_path / "log").exists():
+            assert driver.poll() is None
+            time.sleep(0.02)
+        driver.kill()
+    children = _list_children(tmp_path)
+    assert any(map(_is_alive, children))
+    assert train_spec(tmp_path, spec.read_text()).verdict is Verdict.YES
+    _await_end(children)
 
 
 def test_a_missing_function_is_an_error_of_the_spec(tmp_path: Path) -> None:
@@ -138,6 +152,20 @@ def test_output_of_trials_goes_to_stderr(tmp_path: Path, capfd: pytest.CaptureFi
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "epoch 1" in captured.err
+
+
+def _list_children(folder: Path) -> list[Path]:
+    children = [Path("/proc") / pid for pid in (folder / "log.children").read_text().split()]
+    assert children
+    return children
+
+
+def _await_end(processes: list[Path]) -> None:
+    # a signal that kills takes a moment to do so
+    end = time.monotonic() + 5
+    while any(map(_is_alive, processes)):
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def _is_alive(process: Path) -> bool:

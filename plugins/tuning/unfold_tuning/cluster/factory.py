@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -92,7 +93,8 @@ def build_cluster(config: ClusterConfig, setup: WorkerSetup, accelerators: int, 
         UnfoldError: A running Ray cluster is named for local nodes.
     """
     if config.engine == "local":
-        return LocalCluster(setup, accelerators, provider, config.is_spread)
+        mark = hashlib.sha256(bytes(config.run_folder.resolve())).hexdigest()
+        return LocalCluster(setup, accelerators, provider, config.is_spread, mark)
     if isinstance(provider, RayProvider):
         held = provider.reservations
         shared_nodes = RemoteRayNodes(str(config.ray_address), held)

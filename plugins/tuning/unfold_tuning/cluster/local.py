@@ -64,16 +64,22 @@ class LocalCluster:
     """Nodes as groups of local processes; see :class:`~unfold_tuning.cluster.interface.Cluster`.
 
     Trials go to the fullest node with room, or with ``is_spread`` to the emptiest.
+
+    Attributes:
+        mark: Begins the marks of all processes. It is the same whenever the run continues, so that what outlived a
+            driver that was killed ends then.
     """
 
     setup: WorkerSetup
     accelerators: int
     provider: NodeProvider
     is_spread: bool = False
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     nodes: list[Node] = field(default_factory=list)
 
     def open(self) -> None:
-        """Do nothing: processes need no connection."""
+        """End the processes that trials of an earlier driver have left behind."""
+        kill_marked(self.mark)
 
     def resize(self, count: int, watch: Callable[[], None]) -> None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
@@ -215,7 +221,7 @@ class LocalCluster:
     def _start_process(self) -> tuple[SpawnProcess, Connection]:
         context = get_context("spawn")
         driver_pipe, worker_pipe = context.Pipe()
-        mark = uuid.uuid4().hex
+        mark = f"{self.mark}-{uuid.uuid4().hex}"
         arguments = (os.getpid(), worker_pipe, self.setup)
         process = context.Process(target=serve_jobs, name=mark, args=arguments, daemon=True)
         with blocking_interrupts(), marking_processes(mark):
