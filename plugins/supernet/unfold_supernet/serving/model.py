@@ -165,5 +165,5 @@ def _refuse_overflow(shares: Array, rows: Sequence[int]) -> dict[int, Rejection]
         return {}
     broken = np.flatnonzero(~is_finite.all(axis=1))
     calls = np.searchsorted(np.cumsum(rows), broken, side="right")
-    message = "the outputs are not finite: an input is too large for the model"
+    message = "the outputs are not finite: the model cannot handle one of the inputs, such as a very large one"
     return {int(call): Rejection(400, message) for call in calls}

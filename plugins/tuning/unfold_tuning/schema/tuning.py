@@ -51,8 +51,10 @@ class TuningSpec(Spec):
         BeforeValidator(translate_search),
     ] = Field(description="how many trials run for how many iterations, stage by stage")
     trainable: Trainable | None = None
-    deadline: Duration | None = Field(default=None, description="find the cheapest plan that meets it")
-    budget: Money | None = Field(
+    deadline: Annotated[Duration, Field(gt=0)] | None = Field(
+        default=None, description="find the cheapest plan that meets it"
+    )
+    budget: Annotated[Money, Field(gt=0)] | None = Field(
         default=None, description="without a deadline: find the fastest plan within it; with a deadline: a hard cap"
     )
     on_time: Fraction = Field(default=0.95, description="required probability of meeting the deadline")
