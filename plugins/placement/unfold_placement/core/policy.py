@@ -47,6 +47,9 @@ class Policy(Protocol):
     A policy may have three more methods. ``describe_wait(task, view)`` returns a ``Wait``: why it does not admit a
     task. ``audit(log)`` yields violations of its rules in a replay, given as :class:`AuditEvent` objects. ``state()``
     returns a hashable value that replaces the policy's fields in ``unfold check --verify``.
+
+    It may have two more attributes, which the view reads for all policies. ``gathers`` names the field of tasks that
+    start together. ``patience_s`` is for how many seconds others may pass what waits at the head of a queue.
     """
 
     @property
