@@ -44,7 +44,7 @@ class ExitCode(IntEnum):
     INTERNAL = 3
     """unfold or a plugin is at fault."""
     HUNG_UP = 129
-    """The terminal was closed (SIGHUP)."""
+    """The terminal was closed (SIGHUP); a service that ends by it exits with 0."""
     INTERRUPTED = 130
     """Ctrl-C."""
     CLOSED_PIPE = 141
