@@ -25,8 +25,8 @@ from unfoldkit.safe_io.archives import gunzip, max_expanded_bytes
 from unfoldkit.safe_io.files import first_line, open_regular, read_bytes
 
 GZIP = b"\x1f\x8b"
-COMPRESSED = {b"BZh": "bzip2 -d", b"\xfd7zXZ\x00": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
-"""Commands that decompress other files, by how these begin."""
+OTHER_COMPRESSORS = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""Names of others, by how their files begin."""
 PARQUET_SUFFIX = ".parquet"
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
 """What reading a damaged file, or one of another format, raises."""
@@ -266,10 +266,10 @@ def encoding_of(data: bytes) -> str:
 def _open_binary(path: Path) -> gzip.GzipFile | BinaryIO:
     raw = open_regular(path)
     beginning = raw.read(6)
-    command = next((command for magic, command in COMPRESSED.items() if beginning.startswith(magic)), "")
-    if command:
+    name = next((name for magic, name in OTHER_COMPRESSORS.items() if beginning.startswith(magic)), "")
+    if name:
         raw.close()
-        raise OSError(f"it is compressed, and of such files only those of gzip are read: {command} decompresses it")
+        raise OSError(f"a file of {name}: unpack it, or pack it with gzip")
     raw.seek(0)
     return _OwningGzipFile(raw) if beginning.startswith(GZIP) else raw
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,8 +163,10 @@ def dotted(path: Iterable[str | int]) -> str:
 
 
 def _read_bytes(path: Path) -> bytes:
-    if path.is_fifo():
-        raise UnfoldError(Diagnostic("cannot read: a pipe", str(path), hint="- reads a spec from stdin"))
+    # a path may be too long to look at, which the next call reports
+    with contextlib.suppress(OSError):
+        if path.is_fifo():
+            raise UnfoldError(Diagnostic("cannot read: a pipe", str(path), hint="- reads a spec from stdin"))
     with open_regular(path) as stream:
         try:
             return stream.read(MAX_BYTES + 1)

@@ -23,8 +23,7 @@ _SPANS = re.compile(r'\s*\{\s*"resource_?[sS]pans"|\{(?=.*"span_?[iI]d")(?=.*"st
 _SDK_SPANS = re.compile(r'\s*\{\s*"name":.{0,999}?"context":\s*\{\s*"trace_id":.{0,999}?"parent_id":', re.DOTALL)
 """Beginning of the spans that the SDK of OpenTelemetry prints, in one line each or in many."""
 _TRUNCATED_TOKEN = re.compile(r"[a-z\d.+-]*")
-_BINARY_FORMS = {"(\ufffd/\ufffd": "zstd", "BZh": "bzip2", "\ufffd7zXZ": "xz", "PK\x03\x04": "zip"}
-"""Beginnings of files that are no text, as they are decoded."""
+_ZIP = "PK\x03\x04"
 _W3C_DIRECTIVES = ("#Version", "#Fields", "#Software")
 
 
@@ -119,9 +118,8 @@ def _read_beginning(path: Path) -> list[str]:
             lines = [stream.readline(_MAX_LINE_LENGTH) for _ in range(_MAX_LINES)]
     except UNREADABLE as error:
         raise user_error(f"cannot read the trace: {error}", file=str(path)) from error
-    form = next((form for magic, form in _BINARY_FORMS.items() if lines[0].startswith(magic)), "")
-    if form:
-        raise user_error(f"the trace is a file of {form}", file=str(path), hint="unpack it, or pack it with gzip")
+    if lines[0].startswith(_ZIP):
+        raise user_error("the trace is a file of zip", file=str(path), hint="unpack it, or pack it with gzip")
     if any("\0" in line for line in lines):
         hint = "CSV, TSV, JSON lines or a log, gzipped or not; or .npz, .npy"
         raise user_error("the trace is not text", file=str(path), hint=hint)
