@@ -114,7 +114,7 @@ def test_instances_without_prompts_are_distinct(tmp_path: Path) -> None:
         ({"doc_id": 99}, "has no sample of request"),
         ({"doc_hash": "another"}, "is not that of the other models"),
         ({"doc_id": 1}, "document 1 occurs twice"),
-        ({"acc": 10**400}, "not a file of samples"),
+        ({"acc": 10**400}, "an integer has 401 digits"),
         ({"filtered_resps": 3}, "not a file of samples"),
         ({"filtered_resps": [["x", "y"], ["z", "w"]]}, "not a file of samples"),
     ],
