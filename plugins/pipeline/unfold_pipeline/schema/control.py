@@ -51,7 +51,7 @@ class ControlSpec(Model):
 
     prometheus: str | None = Field(default=None, description="URL of the Prometheus server with the signals")
     user: str | None = Field(
-        default=None, min_length=1, description="user of Prometheus, whose password is in key_env or key_file"
+        default=None, min_length=1, description="user name at Prometheus; its password is in key_env or key_file"
     )
     key_env: str | None = Field(
         default=None,
