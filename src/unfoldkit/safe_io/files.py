@@ -26,7 +26,9 @@ DAMAGED = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError, MemoryError, RuntimeError,
 )  # fmt: skip
 """What decoding a file raises that holds other data than it should."""
-_MANY_DIGITS = re.compile(rb"\d{309}")
+_LARGEST_DIGITS = 309
+"""Digits of the largest float."""
+_MANY_DIGITS = re.compile(rb"\d{%d}" % _LARGEST_DIGITS)
 AGAIN = "delete it from the run, or the run, and make it again"
 
 
@@ -108,10 +110,9 @@ def parse_json(data: bytes | str, file: str = "") -> Any:
     Raises:
         UnfoldError: it is not JSON, is nested deeper than ``MAX_JSON_DEPTH``, or holds an integer beyond any float.
     """
-    text = data if isinstance(data, bytes) else data.encode(errors="replace")
     try:
         # a call for each integer takes time
-        value = json.loads(data, parse_int=_parse_integer if _MANY_DIGITS.search(text) else None)
+        value = json.loads(data, parse_int=_parse_integer if _has_many_digits(data) else None)
     except RecursionError:
         raise user_error(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=file) from None
     except ValueError as error:
@@ -119,6 +120,13 @@ def parse_json(data: bytes | str, file: str = "") -> Any:
     if is_deep(value):
         raise user_error(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=file)
     return value
+
+
+def _has_many_digits(data: bytes | str) -> bool:
+    # most texts are lines of a file, and too short
+    if len(data) < _LARGEST_DIGITS:
+        return False
+    return _MANY_DIGITS.search(data if isinstance(data, bytes) else data.encode(errors="replace")) is not None
 
 
 def _parse_integer(text: str) -> int:
