@@ -17,7 +17,8 @@ from unfoldkit.arrivals.readers.dates import is_digit_date, is_slashed_date, par
 from unfoldkit.arrivals.readers.timestamps import MONTHS, epoch_to_seconds, is_time, parse_timestamp
 from unfoldkit.io.tables import is_number
 
-TIME_COLUMNS = ("arrival", "start", "end", "deadline")
+DATE_COLUMNS = ("arrival", "start", "end", "deadline")
+"""Columns that may hold dates; a run is a duration only."""
 DAY_S = 86400.0
 _CLOCK, _ZONE = r"(?P<clock>\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?)", r"(?P<zone>UTC|GMT|Z|[+-]\d\d:?\d\d)"
 _ZONED_CLOCK = re.compile(r":\d\d(?:[.,]\d+)? *(?:[Zz]|UTC|GMT|[+-]\d\d(?::?\d\d)?)(?: +\d{4})?$")
@@ -167,7 +168,7 @@ def _ticks_per_s(number: float) -> float:
 def has_mixed_zones(rows: Iterable[CsvRow]) -> bool:
     """Return whether some dates of a file have a time zone and others have none."""
     # a deadline may be a duration
-    cells = (row.get(name) for row in rows for name in TIME_COLUMNS if name != "deadline")
+    cells = (row.get(name) for row in rows for name in DATE_COLUMNS if name != "deadline")
     return len({bool(_ZONED_CLOCK.search(cell)) for cell in cells if ":" in cell}) > 1
 
 
@@ -183,7 +184,7 @@ def normalize_dates(rows: Sequence[CsvRow]) -> list[CsvRow]:
     cells = [
         (index, name)
         for index, row in enumerate(rows)
-        for name in TIME_COLUMNS
+        for name in DATE_COLUMNS
         if is_slashed_date(row.get(name).strip())
     ]
     times = parse_slashed_dates([rows[index][name].strip() for index, name in cells]) if cells else np.zeros(0)
@@ -198,7 +199,7 @@ def normalize_dates(rows: Sequence[CsvRow]) -> list[CsvRow]:
 
 
 def _use_dashes(row: CsvRow) -> CsvRow:
-    cells = {name: row.get(name).strip() for name in TIME_COLUMNS}
+    cells = {name: row.get(name).strip() for name in DATE_COLUMNS}
     dates = {name: date for name, cell in cells.items() if not _is_plain(cell) and (date := _write_iso(cell))}
     return replace(row, cells={**row.cells, **dates}) if dates else row
 
