@@ -309,7 +309,11 @@ class HalfGangs:
         if event.kind == SUBMITTED and event.task is not None:
             self.parts.setdefault(event.task.job, []).append(event.task)
         for name, tasks in list(self.parts.items()) if event.kind == QUIET else ():
-            if len(tasks) < tasks[0].size * self.share or view.why_impossible(tuple(tasks)):
+            if len(tasks) < tasks[0].size * self.share:
+                continue
+            if view.why_impossible(tuple(tasks)):
+                # a list that grew with each impossible job would be a new state each time
+                del self.parts[name]
                 continue
             if view.room(tasks, QUEUE) is None:
                 return
