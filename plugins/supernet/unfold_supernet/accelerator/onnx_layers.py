@@ -110,6 +110,8 @@ def read_onnx_layers(path: Path, family_name: str, accuracy: float, key: str = "
         about += f"; counted as free: {', '.join(passing)}"
     if repeated := _count_repeated(model.graph, constants):
         about += f"; {format_count(repeated, 'time')}, a layer reads weights of another, which are counted again"
+    if accuracy == 100:
+        about += "; its accuracy is taken as 100 % (layers.accuracy)"
     subnet = tabulate_subnet(path.stem, tuple(layers), layers, accuracy)
     return Family(family_name, tuple(layers), (subnet,), about)
 

@@ -103,7 +103,8 @@ def describe_cached_layers(cached_bytes: int, layers: int, source: str, order: s
         "front": "first layers first",
         "back": "last layers first",
     }
-    return f"{format_bytes(cached_bytes)} in {layers} layers, cut from {name_source(source)}, {criteria[order]}"
+    size = f"{format_bytes(cached_bytes)} in {format_count(layers, 'layer')}"
+    return f"{size}, cut from {name_source(source)}, {criteria[order]}"
 
 
 def state_adaptive_gain(strategy: str, gain: float) -> str:
