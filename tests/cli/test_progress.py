@@ -87,6 +87,25 @@ def test_a_silent_verb_writes_how_long_it_runs() -> None:
     ]
 
 
+def test_a_silent_step_counts_down_the_time_that_it_predicted() -> None:
+    """A step whose parts take a minute each writes the time left in between, until the prediction has passed."""
+    lines: list[str] = []
+    clock = Clock()
+    report = ProgressLines("serve a", lines.append, clock)
+    for second, done in ((0.0, 0), (60.0, 1)):
+        clock.now_s = second
+        report("replay", done, 2)
+    for second in (75.0, 100.0, 125.0):
+        clock.now_s = second
+        report.beat()
+    assert lines == [
+        "replay 1/2 · 1/min · 60 s left",
+        "replay 1/2 · 75 s so far · 45 s left",
+        "replay 1/2 · 100 s so far · 20 s left",
+        "replay 1/2 · 2.1 min so far",
+    ]
+
+
 @pytest.mark.parametrize(
     ("rate", "text"), [(None, ""), (0.0, ""), (12345.0, "12,345/s"), (2.5, "2.5/s"), (0.5, "30/min"), (0.001, "3.6/h")]
 )

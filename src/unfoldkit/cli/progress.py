@@ -104,6 +104,7 @@ class ProgressLines:
     start_s: float = field(init=False)
     printed_s: float | None = None
     state: str = ""
+    end_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Start the clock."""
@@ -114,19 +115,24 @@ class ProgressLines:
         name, now_s = name_step(step), self.clock()
         pace = self.paces.setdefault(name, StepPace(now_s, done))
         self.state = f"{step} {done:,}/{total:,}" if total else f"{step} {done:,}"
+        rate = pace.rate(done, now_s)
+        self.end_s = now_s + (total - done) / rate if rate and done < total else now_s
         is_end = pace.is_printed and 0 < total <= done
         wait_s = LINE_EVERY_S if pace.is_printed else FIRST_LINE_S
         if is_end or now_s - self._last_s() >= wait_s:
             pace.is_printed = not 0 < total <= done
-            rate = pace.rate(done, now_s)
-            left = f"{format_duration((total - done) / rate)} left" if rate and done < total else ""
-            self._write(now_s, self.state, describe_rate(rate), left)
+            self._write(now_s, self.state, describe_rate(rate), self._describe_left(now_s))
 
     def beat(self) -> None:
         """Write a line if a verb that reports nothing is silent for too long."""
         now_s = self.clock()
         if now_s - self._last_s() >= (FIRST_LINE_S if self.printed_s is None else LINE_EVERY_S):
-            self._write(now_s, self.state or self.title, f"{format_duration(now_s - self.start_s)} so far")
+            elapsed = f"{format_duration(now_s - self.start_s)} so far"
+            self._write(now_s, self.state or self.title, elapsed, self._describe_left(now_s))
+
+    def _describe_left(self, now_s: float) -> str:
+        """Describe the time until the step ends, as its last report predicts it; empty once that has passed."""
+        return f"{format_duration(self.end_s - now_s)} left" if self.end_s > now_s else ""
 
     def _last_s(self) -> float:
         return self.start_s if self.printed_s is None else self.printed_s

@@ -65,10 +65,11 @@ def measure_replay(
     else:
         contenders = [Contender(policy, None) for policy in problem.policies]
     for contender in contenders:
+        progress("replay", len(results), len(contenders))
         # every policy learns the slowdown again, as a server does, so that none gains from another's batches
         batch_runner.slowdown = Slowdown(slowdown, slowdown)
         results.append(_measure_contender(problem, contender, batch_runner))
-        progress("replay", len(results), len(contenders))
+    progress("replay", len(results), len(contenders))
     first = contenders[0]
     if first.make_residency is None:
         predicted = simulate_policy(problem, first.policy)
