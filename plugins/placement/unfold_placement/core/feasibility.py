@@ -176,18 +176,22 @@ class EmptyCluster:
         for kind, amount in total.items():
             available = int(self.capacity[is_up, self.table.resource_kinds.index(kind)].sum())
             if available < amount:
-                return (
-                    f"its {len(unit)} tasks need {amount / MILLI:g} {kind}, and the cluster has {available / MILLI:g}"
-                )
+                total_text = f"{_format(amount)} {kind}, and the cluster has {_format(available)}"
+                return f"its {len(unit)} tasks need {total_text}"
         return f"its {len(unit)} tasks do not fit together on the empty cluster"
 
     def _describe_shortage(self, task: Task, names: Sequence[str]) -> str:
         is_up = self.table.state.is_up > 0
-        demand = " + ".join(f"{amount / MILLI:g} {kind}" for kind, amount in task.demand.items()) or "nothing"
+        demand = " + ".join(f"{_format(amount)} {kind}" for kind, amount in task.demand.items()) or "nothing"
         for kind, amount in task.demand.items():
             column = self.table.resource_kinds.index(kind)
             largest = int(self.capacity[is_up, column].max())
             if largest < amount:
-                return f"no node has {amount / MILLI:g} {kind}, the largest has {largest / MILLI:g}"
+                return f"no node has {_format(amount)} {kind}, the largest has {_format(largest)}"
         where = f" with {' and '.join(names)}" if names else ""
         return f"no node{where} has {demand}"
+
+
+def _format(amount: int) -> str:
+    """Return an amount in thousandths in full: two that are compared must not look alike."""
+    return f"{amount / MILLI:.15g}"

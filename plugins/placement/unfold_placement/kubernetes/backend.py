@@ -137,6 +137,8 @@ class KubernetesBackend:
         deadline_s = time.monotonic() + timeout
         while True:
             self.flush()
+            if self.informer.volumes_changed:
+                self.informer.follow_volumes()
             if self.is_leader:
                 self.check_openings()
             is_due = self.informer.foreign_changed and time.monotonic() > self.next_snapshot_s
@@ -287,7 +289,7 @@ class KubernetesBackend:
     def check_openings(self) -> None:
         """Release claims of ended pods, and gate units again if their pods stay without a node for too long."""
         self.writer.release_claims()
-        for first_task in self.gate_queue.find_late(self.now() - self.bind_timeout_s):
+        for first_task in self.gate_queue.find_late(self.now(), self.bind_timeout_s):
             self._postpone_unbound(first_task)
             self._gate_unit_again(first_task, "the scheduler found no room")
             # a new controller makes its policies keep back what is postponed
@@ -372,7 +374,8 @@ class KubernetesBackend:
         return self.store.watch(after, 0.0)
 
     def _must_act(self) -> bool:
-        return self.informer.nodes_changed or (self.is_leader and bool(self.informer.suspended))
+        has_changed = self.informer.nodes_changed or self.informer.volumes_changed
+        return has_changed or (self.is_leader and bool(self.informer.suspended))
 
     def _await_quiet(self, changes: Sequence[Change] | None) -> Sequence[Change] | None:
         """Wait briefly for changes of the same moment, as the server reports pods one by one, until gangs are whole."""

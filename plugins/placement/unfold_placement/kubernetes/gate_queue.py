@@ -100,10 +100,18 @@ class GateQueue:
             count += unsettled
         return count
 
-    def find_late(self, before: float) -> list[str]:
-        """Return the incomplete units that were opened before a time (s)."""
+    def find_late(self, now: float, patience_s: float) -> list[str]:
+        """Return the incomplete units that were opened too long ago (s), where no volume is created meanwhile."""
         self.count_in_flight()
-        return [first_task for first_task, opened_at_s in self.opened_at_s.items() if opened_at_s < before]
+        self.opened_at_s.update(
+            (first_task, now) for first_task in list(self.opened_at_s) if self._is_binding(first_task)
+        )
+        return [first_task for first_task, opened_at_s in self.opened_at_s.items() if opened_at_s < now - patience_s]
+
+    def _is_binding(self, first_task: str) -> bool:
+        """Return whether kube-scheduler has chosen nodes for the rest of a unit, and waits for volumes there."""
+        rest = [task for task, attempt in self.units.get(first_task, {}).items() if not self._is_settled(task, attempt)]
+        return all(map(self.informer.is_binding, rest))
 
     def drop(self, first_task: str) -> Mapping[str, int]:
         """Remove a unit, and return its tasks with their attempts."""

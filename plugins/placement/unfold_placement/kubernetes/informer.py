@@ -22,7 +22,17 @@ from unfold_placement.kubernetes.codec import (
     parse_time,
     pod_requests,
 )
-from unfold_placement.kubernetes.pod_spec import decode_task, pod_demand, pod_filter, repelling_filter
+from unfold_placement.kubernetes.pod_spec import (
+    CLAIMS,
+    CLASSES,
+    VOLUMES,
+    Volumes,
+    decode_task,
+    list_claims,
+    pod_demand,
+    pod_filter,
+    repelling_filter,
+)
 from unfold_placement.kubernetes.workloads import POLICY, WORKLOAD_LISTS, Group, Owners, awaits_admission
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record
@@ -87,6 +97,8 @@ class Informer:
         refused: Those that the server refused to resume, or has yet to answer.
         stopping: Pods of tasks that are being stopped and occupy their nodes still, by name, with what restricts them.
         owners: Reads the owners of pods.
+        volumes: Volume claims, volumes and storage classes.
+        volumes_changed: One of them changed since the waiting tasks were compared with them.
     """
 
     api: Api
@@ -113,13 +125,18 @@ class Informer:
     refused: dict[WorkloadKey, Body] = field(default_factory=dict)
     owners: Owners | None = None
     stopping: dict[str, NodeFilter] = field(default_factory=dict)
+    volumes: Volumes = field(default_factory=Volumes)
+    volumes_changed: bool = False
 
     def start(self) -> None:
-        """Read nodes, pods and suspended workloads, and follow each in a thread."""
+        """Read nodes, volumes, pods and suspended workloads, and follow each in a thread."""
         self.owners = Owners(self.api)
         node_reflector = Reflector(self.api, NODES, self.handle_node, self._missing_nodes)
         pod_reflector = Reflector(self.api, PODS, self.handle_pod, self._missing_pods)
-        self.threads += [node_reflector.start(), pod_reflector.start()]
+        self.threads.append(node_reflector.start())
+        for path in (CLAIMS, VOLUMES, CLASSES):
+            self._follow_volumes(path)
+        self.threads.append(pod_reflector.start())
         for kind, path in WORKLOAD_LISTS.items():
             self._follow_workloads(kind, path.format(f"namespaces/{self.scope.namespace}"))
 
@@ -152,6 +169,30 @@ class Informer:
             else:
                 self.suspended[key] = body
                 self.store.changed.notify_all()
+
+    def handle_volume(self, body: Body, *, is_gone: bool = False, path: str) -> None:
+        """Record the current state of a volume claim, a volume or a storage class."""
+        with self.store.changed:
+            bodies = self.volumes.bodies.setdefault(path, {})
+            if is_gone:
+                bodies.pop(body["metadata"]["name"], None)
+            else:
+                bodies[body["metadata"]["name"]] = body
+            self.volumes_changed = True
+            self.store.changed.notify_all()
+
+    def follow_volumes(self) -> None:
+        """Let the waiting tasks go where their volumes are by now; a controller considers those that differ anew."""
+        with self.store.changed:
+            self.volumes_changed = False
+            for record in list(self.store.records.values()):
+                body = self.body(record.task.name)
+                if body is None or not list_claims(body) or not self._waits_at_gate(record):
+                    continue
+                node_filter = pod_filter(body, self.scope, self.volumes)
+                if node_filter != record.task.node_filter:
+                    task = replace(record.task, node_filter=node_filter)
+                    self.store.write_record(replace(record, task=task), kinds.SUBMITTED)
 
     def read_resources(self, node: str, text: str) -> None:
         """Record the resources of a node (or of the cluster) that another process wrote."""
@@ -248,6 +289,13 @@ class Informer:
         """Return whether a task's pod has its node."""
         return bool((self.body(task) or {}).get("spec", {}).get("nodeName"))
 
+    def is_binding(self, task: str) -> bool:
+        """Return whether kube-scheduler has a node for a task's pod, and waits for volumes that are created there."""
+        body = self.body(task)
+        if body is None or pods.unschedulable_reason(body):
+            return False
+        return self.volumes.is_binding(body, body["metadata"].get("annotations", {}).get(pods.NODE, ""))
+
     def revert_unwritten(self) -> None:
         """Discard unwritten changes of tasks, since another process leads: record them as their pods are."""
         with self.store.changed:
@@ -338,7 +386,7 @@ class Informer:
             # it may have been scaled up while it waits
             self._resize_group(group, grows=True)
         try:
-            task = decode_task(body, self.scope, self.origin, group)
+            task = decode_task(body, self.scope, self.origin, group, self.volumes)
         except UnfoldError as error:
             logging.getLogger("unfoldkit").warning("%s; it is left out", error)
             return
@@ -432,6 +480,14 @@ class Informer:
         reflector = Reflector(self.api, path, handle, missing, query, absent_pause_s=ABSENT_PAUSE_S)
         self.threads.append(reflector.start_optional())
 
+    def _follow_volumes(self, path: str) -> None:
+        """Follow claims, volumes or storage classes, if the account may read them."""
+        handle, missing = partial(self.handle_volume, path=path), partial(self._missing_volumes, path)
+        listed = path.format(f"namespaces/{self.scope.namespace}")
+        self.threads.append(
+            Reflector(self.api, listed, handle, missing, absent_pause_s=ABSENT_PAUSE_S).start_optional()
+        )
+
     def _find_group(self, body: Body) -> Group | None:
         """Return the group of a pod that is not known yet."""
         name = body["metadata"]["name"]
@@ -511,6 +567,14 @@ class Informer:
     def _missing_nodes(self, existing: set[ObjectKey]) -> list[Body]:
         with self.store.changed:
             return [body for name, body in self.nodes.items() if (None, name) not in existing]
+
+    def _missing_volumes(self, path: str, existing: set[ObjectKey]) -> list[Body]:
+        names = {name for _, name in existing}
+        with self.store.changed:
+            # an empty list is known, too
+            known = self.volumes.bodies.setdefault(path, {})
+            self.volumes_changed = True
+            return [body for name, body in known.items() if name not in names]
 
     def _missing_workloads(self, kind: str, existing: set[ObjectKey]) -> list[Body]:
         with self.store.changed:

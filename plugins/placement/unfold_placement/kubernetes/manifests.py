@@ -24,15 +24,18 @@ USER_ID = 65532
 def build_roles(namespace: str = NAMESPACE) -> list[Body]:
     """Build the controller's account and the permissions that the backend uses.
 
-    In the whole cluster it reads nodes and pods, since pods of other programs occupy capacity, and patches the status
-    of nodes, which lists ephemeral resources. In its namespace it creates, opens, evicts and deletes pods, resumes
-    and suspends workloads, and keeps records.
+    In the whole cluster it reads nodes and pods, since pods of other programs occupy capacity, volumes and storage
+    classes, since a volume may be in one zone, and patches the status of nodes, which lists ephemeral resources. In its
+    namespace it creates, opens, evicts and deletes pods, resumes and suspends workloads, and keeps records.
     """
     cluster_rules = [
         _rule([""], ["nodes", "pods"], READ_VERBS),
         _rule([""], ["nodes/status"], ["patch"]),
+        _rule([""], ["persistentvolumes"], ["list", "watch"]),
+        _rule(["storage.k8s.io"], ["storageclasses"], ["list", "watch"]),
     ]
     namespace_rules = [
+        _rule([""], ["persistentvolumeclaims"], ["list", "watch"]),
         _rule([""], ["pods"], [*READ_VERBS, "create", "patch", "delete"]),
         _rule([""], ["pods/eviction"], ["create"]),
         _rule(["batch"], ["jobs"], [*READ_VERBS, "patch"]),

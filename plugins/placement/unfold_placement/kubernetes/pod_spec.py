@@ -1,10 +1,11 @@
-"""Tasks of pods: what a pod requests, as kube-scheduler adds it up, and the nodes that its fields allow."""
+"""Tasks of pods: what a pod requests, as kube-scheduler adds it up, and the nodes that its fields and volumes allow."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -39,6 +40,18 @@ ALWAYS = "Always"
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - a pod's, and nothing is bound here
 MAX_SIZE, MAX_PRIORITY = 1_000_000, 1 << 31
 """Tasks of a gang, and the highest priority of a pod."""
+CLAIMS, VOLUMES, CLASSES = (
+    "/api/v1/{}/persistentvolumeclaims",
+    "/api/v1/persistentvolumes",
+    "/apis/storage.k8s.io/v1/storageclasses",
+)
+"""Paths of the lists that say where a pod's volumes are; that of the claims within a namespace."""
+BOUND, SELECTED_NODE = "pv.kubernetes.io/bind-completed", "volume.kubernetes.io/selected-node"
+"""Annotations of a claim: it has its volume; the node for which kube-scheduler has one created."""
+LATE_BINDING = "WaitForFirstConsumer"
+NO_PROVISIONER = "kubernetes.io/no-provisioner"
+NodeTerms = tuple[tuple[Requirement, ...], ...]
+"""Terms of which one must hold on a node, all of its expressions together."""
 VOLATILE_LABELS = frozenset(
     {
         "apps.kubernetes.io/pod-index",
@@ -114,8 +127,125 @@ def _is_resize_infeasible(status: Body) -> bool:
     return any(item.get("status") == "True" and item.get("reason") == "Infeasible" for item in pending)
 
 
-def pod_filter(pod: Body, scope: Scope) -> str:
-    """Return the fields of a pod that restrict its nodes, encoded; a pod of this program's own pin is not one."""
+@dataclass(slots=True)
+class Volumes:
+    """Claims of a namespace, volumes and storage classes, as last seen.
+
+    Attributes:
+        bodies: Objects by name, for each list by its path; a list that may not be read is missing.
+    """
+
+    bodies: dict[str, dict[str, Body]] = field(default_factory=dict)
+
+    def restrict(self, pod: Body) -> tuple[str, tuple[NodeTerms, ...]]:
+        """Return what a pod's claims wait for, or where their volumes are or may be created; nothing if unknown."""
+        if len(self.bodies) < len((CLAIMS, VOLUMES, CLASSES)):
+            return "", ()
+        found = [self._find_terms(name) for name in list_claims(pod)]
+        awaited = next((awaits for awaits, _ in found if awaits), "")
+        return awaited, tuple(terms for _, terms in found if terms)
+
+    def is_binding(self, pod: Body, node: str) -> bool:
+        """Return whether kube-scheduler has chosen a node for a pod, and waits until its claims have their volumes."""
+        claims = [self.bodies.get(CLAIMS, {}).get(name) for name in list_claims(pod)]
+        volumes = list(self.bodies.get(VOLUMES, {}).values())
+        notes = [(claim, claim["metadata"].get("annotations") or {}) for claim in claims if claim is not None]
+        return any(
+            item.get(SELECTED_NODE) == node or any(map(partial(_is_kept_for, claim), volumes))
+            for claim, item in notes
+            if BOUND not in item
+        )
+
+    def _find_terms(self, name: str) -> tuple[str, NodeTerms]:
+        """Return what a claim waits for, or the terms of the nodes that reach its volume; none where all do."""
+        claim = self.bodies[CLAIMS].get(name)
+        if claim is None:
+            return f"volume claim {name}, which does not exist", ()
+        if claim["metadata"].get("deletionTimestamp"):
+            return f"volume claim {name}, which is being deleted", ()
+        volume = claim["spec"].get("volumeName")
+        if not volume or BOUND not in (claim["metadata"].get("annotations") or {}):
+            return self._find_places(claim)
+        body = self.bodies[VOLUMES].get(volume)
+        return ("", _volume_terms(body)) if body else (f"volume {volume} of claim {name}, which does not exist", ())
+
+    def _find_places(self, claim: Body) -> tuple[str, NodeTerms]:
+        """Return the same for a claim without a volume."""
+        meta, spec = claim["metadata"], claim["spec"]
+        storage_class = self.bodies[CLASSES].get(spec.get("storageClassName") or "") or {}
+        if spec.get("volumeName") or storage_class.get("volumeBindingMode") != LATE_BINDING:
+            return f"volume claim {meta['name']}, which has no volume yet", ()
+        node = (meta.get("annotations") or {}).get(SELECTED_NODE)
+        if node is not None:
+            return "", ((Requirement("metadata.name", "In", (node,), is_field=True),),)
+        places = [_volume_terms(body) for body in self.bodies[VOLUMES].values() if _may_bind(claim, body)]
+        if storage_class.get("provisioner") not in {None, "", NO_PROVISIONER}:
+            places.append(_topology_terms(storage_class))
+        if not places:
+            return f"a volume of class {spec['storageClassName']} for claim {meta['name']}", ()
+        return "", tuple(term for place in places for term in place) if all(places) else ()
+
+
+def list_claims(pod: Body) -> list[str]:
+    """Return the names of the volume claims of a pod; that of an ephemeral volume is made of pod and volume."""
+    names = (
+        (volume.get("persistentVolumeClaim") or {}).get("claimName")
+        or ("ephemeral" in volume and f"{pod['metadata']['name']}-{volume['name']}")
+        for volume in pod["spec"].get("volumes") or ()
+    )
+    return [name for name in names if name]
+
+
+def _may_bind(claim: Body, volume: Body) -> bool:
+    """Return whether kube-scheduler may bind a volume that exists to a claim."""
+    asked, spec, meta = claim["spec"], volume["spec"], volume["metadata"]
+    size = (spec.get("capacity") or {}).get("storage", 0)
+    needed = ((asked.get("resources") or {}).get("requests") or {}).get("storage", 0)
+    if (
+        meta.get("deletionTimestamp")
+        or parse_amount("storage", size) < parse_amount("storage", needed)
+        or asked.get("volumeMode", "Filesystem") != spec.get("volumeMode", "Filesystem")
+    ):
+        return False
+    if spec.get("claimRef"):
+        return _is_kept_for(claim, volume)
+    selector = _selector(asked["selector"]) if asked.get("selector") else ()
+    return (
+        (volume.get("status") or {}).get("phase") == "Available"
+        and (spec.get("storageClassName") or "") == asked.get("storageClassName")
+        and set(asked.get("accessModes") or ()) <= set(spec.get("accessModes") or ())
+        and all(item.matches(meta.get("labels") or {}) for item in selector)
+    )
+
+
+def _is_kept_for(claim: Body, volume: Body) -> bool:
+    """Return whether a volume names a claim as its own."""
+    owner, own = volume["spec"].get("claimRef") or {}, claim["metadata"]
+    is_named = (owner.get("namespace"), owner.get("name")) == (own["namespace"], own["name"])
+    return is_named and owner.get("uid") in {None, "", own.get("uid")}
+
+
+def _volume_terms(volume: Body) -> NodeTerms:
+    """Return the terms of the nodes that reach a volume; none where all do."""
+    return _affinity_terms({REQUIRED: (volume["spec"].get("nodeAffinity") or {}).get("required")})
+
+
+def _topology_terms(storage_class: Body) -> NodeTerms:
+    """Return the terms of the nodes for which a class creates volumes; none for all."""
+    return tuple(
+        tuple(Requirement(item["key"], "In", tuple(item["values"])) for item in term.get("matchLabelExpressions") or ())
+        for term in storage_class.get("allowedTopologies") or ()
+    )
+
+
+def pod_filter(pod: Body, scope: Scope, volumes: Volumes | None = None) -> str:
+    """Return the fields of a pod that restrict its nodes, encoded; a pod of this program's own pin is not one.
+
+    Args:
+        pod: The pod.
+        scope: The policy's scope.
+        volumes: Where its volumes are; None restricts nothing by them.
+    """
     spec, labels = pod["spec"], pod["metadata"].get("labels") or {}
     affinity = spec.get("affinity") or {}
     selector = dict(spec.get("nodeSelector") or {})
@@ -123,6 +253,7 @@ def pod_filter(pod: Body, scope: Scope) -> str:
     if annotation_key("started") in notes and annotation_key("pinned") not in notes:
         selector.pop(HOSTNAME, None)
     limits = [*_spread_limits(spec, labels), *_anti_affinity_limits(affinity, pod["metadata"].get("namespace", ""))]
+    awaits, places = ("", ()) if volumes is None else volumes.restrict(pod)
     return encode_filter(
         NodeFilter(
             selector=selector,
@@ -136,6 +267,8 @@ def pod_filter(pod: Body, scope: Scope) -> str:
             },
             ports=_host_ports(spec),
             unsupported=_find_unsupported(spec, affinity, scope, pod["metadata"].get("namespace", "")),
+            volumes=places,
+            awaits=awaits,
         )
     )
 
@@ -156,7 +289,9 @@ def repelling_filter(pod: Body, scope: Scope) -> str:
     return encode_filter(NodeFilter(limits=tuple(limits), ports=ports)) if limits or ports else ""
 
 
-def decode_task(pod: Body, scope: Scope, origin: float, group: Group | None = None) -> Task:
+def decode_task(
+    pod: Body, scope: Scope, origin: float, group: Group | None = None, volumes: Volumes | None = None
+) -> Task:
     """Decode the task of a pod; for a pod made by other programs, from what its spec shows.
 
     Args:
@@ -164,6 +299,7 @@ def decode_task(pod: Body, scope: Scope, origin: float, group: Group | None = No
         scope: The policy's scope.
         origin: Unix time from which the policy's times count.
         group: The workload to which the pod belongs, if its owner forms one.
+        volumes: Where its volumes are; None restricts nothing by them.
 
     Raises:
         UnfoldError: the annotation is malformed.
@@ -198,7 +334,7 @@ def decode_task(pod: Body, scope: Scope, origin: float, group: Group | None = No
     return replace(
         task,
         demand={**demand, **stated},
-        node_filter=pod_filter(pod, scope),
+        node_filter=pod_filter(pod, scope, volumes),
         arrival=arrival,
         deadline=arrival + task.deadline,
     )
@@ -271,7 +407,7 @@ def _maximum(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int
     return {kind: max(left.get(kind, 0), right.get(kind, 0)) for kind in {**left, **right}}
 
 
-def _affinity_terms(node_affinity: Mapping[str, Any]) -> tuple[tuple[Requirement, ...], ...]:
+def _affinity_terms(node_affinity: Mapping[str, Any]) -> NodeTerms:
     required = node_affinity.get(REQUIRED) or {}
     return tuple(
         (

@@ -35,6 +35,7 @@ from unfold_placement.core.types import (
     Put,
     Task,
     Transactions,
+    Wait,
 )
 from unfoldkit.api import user_error
 
@@ -134,6 +135,8 @@ class NodeFilter(msgspec.Struct, frozen=True):
         labels: The pod's labels.
         ports: Ports of the node that it takes.
         unsupported: Why the pod cannot be placed by a policy; empty if it can.
+        volumes: Where the volume of each of its claims is or may be created: one of the terms must hold.
+        awaits: What has to exist before it has any node; empty for nothing.
     """
 
     selector: dict[str, str] = {}
@@ -143,16 +146,19 @@ class NodeFilter(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
     ports: tuple[HostPort, ...] = ()
     unsupported: str = ""
+    volumes: tuple[tuple[tuple[Requirement, ...], ...], ...] = ()
+    awaits: str = ""
+
+    def accepts(self, node: Node) -> bool:
+        """Return whether the pod may run on a node, if others leave it room."""
+        is_within_reach = not self.awaits and all(_hold_on(terms, node) for terms in self.volumes)
+        return is_within_reach and self.selects(node) and self.tolerates(node)
 
     def selects(self, node: Node) -> bool:
         """Return whether a node satisfies selector and affinity."""
         if any(node.labels.get(key) != value for key, value in self.selector.items()):
             return False
-        fields = {"metadata.name": node.name}
-        return not self.terms or any(
-            bool(term) and all(item.matches(fields if item.is_field else node.labels) for item in term)
-            for term in self.terms
-        )
+        return not self.terms or _hold_on(self.terms, node)
 
     def tolerates(self, node: Node) -> bool:
         """Return whether the pod tolerates every taint of a node that keeps pods away."""
@@ -161,8 +167,11 @@ class NodeFilter(msgspec.Struct, frozen=True):
 
     def summarize(self) -> str:
         """Return the restrictions in a few words, for explanations."""
+        if self.awaits:
+            return self.awaits[:MAX_SUMMARY]
         selector = [f"{key}={value}" for key, value in self.selector.items()]
-        parts = [*selector, *(["its node affinity"] if self.terms else []), "tolerated taints"]
+        parts = [*selector, *(["its node affinity"] if self.terms else []), *(["its volumes"] if self.volumes else [])]
+        parts += ["tolerated taints"]
         return ", ".join(parts)[:MAX_SUMMARY]
 
     def summarize_limits(self) -> str:
@@ -224,6 +233,12 @@ class AcceptedNodes:
             text = event.task.node_filter
             self.filters[_accepted_mark(text)] = text
             yield _mark_nodes(text, view.nodes)
+
+    def describe_wait(self, task: Task, view: View) -> Wait | None:
+        """Name what has to exist before the task has any node."""
+        del view
+        awaits = decode_filter(task.node_filter).awaits
+        return Wait(f"waits for {awaits}") if awaits else None
 
 
 @dataclass(slots=True)
@@ -294,7 +309,7 @@ class DomainLimits:
         """
         node_filter = decode_filter(task.node_filter)
         excluded = self._list_excluded(node_filter, view)
-        accepting = [node for node in view.nodes if node_filter.selects(node) and node_filter.tolerates(node)]
+        accepting = [node for node in view.nodes if node_filter.accepts(node)]
         accepting = [node for node in accepting if not _is_in_any(node, excluded)]
         existing = [*view.nodes, *self.absent]
         counts = [self._count_matching(limit, node_filter, existing) for limit in node_filter.limits]
@@ -394,7 +409,13 @@ class DomainLimits:
 @lru_cache(maxsize=10_000)
 def _accepted_mark(text: str) -> str:
     node_filter = decode_filter(text)
-    accepting = NodeFilter(node_filter.selector, node_filter.terms, node_filter.tolerations)
+    accepting = NodeFilter(
+        node_filter.selector,
+        node_filter.terms,
+        node_filter.tolerations,
+        volumes=node_filter.volumes,
+        awaits=node_filter.awaits,
+    )
     return f"{CLUSTER_RULE}{node_filter.summarize()} #{_hash(encode_filter(accepting))}"
 
 
@@ -413,11 +434,15 @@ def _hash(text: str) -> str:
 
 def _mark_nodes(text: str, nodes: Sequence[Node]) -> list[Put]:
     node_filter = decode_filter(text)
-    return [
-        Put(_accepted_mark(text), node.name, MANY)
-        for node in nodes
-        if node_filter.selects(node) and node_filter.tolerates(node)
-    ]
+    return [Put(_accepted_mark(text), node.name, MANY) for node in nodes if node_filter.accepts(node)]
+
+
+def _hold_on(terms: Iterable[Sequence[Requirement]], node: Node) -> bool:
+    """Return whether all expressions of one of some terms hold on a node; an empty term never holds."""
+    fields = {"metadata.name": node.name}
+    return any(
+        bool(term) and all(item.matches(fields if item.is_field else node.labels) for item in term) for term in terms
+    )
 
 
 def _is_in_any(node: Node, domains: Iterable[tuple[str, str]]) -> bool:
