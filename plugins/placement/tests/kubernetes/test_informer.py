@@ -1,4 +1,4 @@
-"""What the informer records of pods that no policy manages: needs no cluster."""
+"""What the informer records of pods that no policy manages, or that others change: needs no cluster."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 
 from plugins.placement.tests.kubernetes.stub_server import Body, node
+from unfold_placement.core.types import Task
 from unfold_placement.kubernetes.codec import Scope
 from unfold_placement.kubernetes.informer import ForeignPod, Informer
+from unfold_placement.kubernetes.pods import gated_pod
+from unfold_placement.live import backend as kinds
 from unfold_placement.live.state_store import StateStore
+from unfold_placement.policies.affinity.node_filter import decode_filter
 
 pytestmark = pytest.mark.kubernetes
 
@@ -47,3 +51,36 @@ def test_a_pod_of_another_program_changes_its_node_alone() -> None:
     informer.handle_pod(pod("p1", "n1", 2) | {"status": {"phase": "Succeeded"}})
     informer.handle_pod(pod("p2", "n1", 2))
     assert free() == [16, 14]
+
+
+def waiting(version: int, **spec: Any) -> Body:
+    """Return a pod behind the policy's gate, or what others have made of it."""
+    body = gated_pod(Task("a", {"gpu": 1000}, 60.0), (), Scope("g", "unfold"), 0.0)
+    body["metadata"] |= {"uid": "u", "resourceVersion": str(version), "creationTimestamp": "2026-01-01T00:00:00Z"}
+    body["spec"] |= spec
+    return body
+
+
+def test_a_waiting_pod_goes_where_it_may_by_now() -> None:
+    """Others may restrict the nodes of a gated pod: it was opened for one that it no longer accepts, for ever."""
+    informer = Informer(None, Scope("g", "unfold"), StateStore(lambda: 0.0), 0.0)  # type: ignore[arg-type]
+    informer.handle_pod(waiting(1))
+    informer.handle_pod(waiting(2, nodeSelector={"disk": "ssd"}))
+    record = informer.store.records["a"]
+    assert (record.state, decode_filter(record.task.node_filter).selector) == (kinds.WAITING, {"disk": "ssd"})
+    submissions = [change for change in informer.store.log if change.kind == kinds.SUBMITTED]
+    informer.handle_pod(waiting(3, nodeSelector={"disk": "ssd"}))
+    assert [change for change in informer.store.log if change.kind == kinds.SUBMITTED] == submissions
+
+
+def test_a_pod_without_its_gate_is_no_task_any_more() -> None:
+    """Others removed the gate by hand: the task waited on, kept nodes free, and its gate was opened for ever."""
+    informer = Informer(None, Scope("g", "unfold"), StateStore(lambda: 0.0), 0.0)  # type: ignore[arg-type]
+    informer.handle_pod(waiting(1))
+    informer.handle_pod(waiting(2, schedulingGates=[]))
+    assert informer.store.records["a"].state == kinds.GONE
+    body = node("n0")
+    body["metadata"]["resourceVersion"] = "1"
+    informer.handle_node(body)
+    informer.handle_pod(waiting(3, schedulingGates=[], nodeName="n0"))
+    assert informer.used("n0")["gpu"] == 1000

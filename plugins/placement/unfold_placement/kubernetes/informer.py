@@ -182,17 +182,13 @@ class Informer:
             self.store.changed.notify_all()
 
     def follow_volumes(self) -> None:
-        """Let the waiting tasks go where their volumes are by now; a controller considers those that differ anew."""
+        """Let the waiting tasks go where their volumes are by now."""
         with self.store.changed:
             self.volumes_changed = False
             for record in list(self.store.records.values()):
                 body = self.body(record.task.name)
-                if body is None or not list_claims(body) or not self._waits_at_gate(record):
-                    continue
-                node_filter = pod_filter(body, self.scope, self.volumes)
-                if node_filter != record.task.node_filter:
-                    task = replace(record.task, node_filter=node_filter)
-                    self.store.write_record(replace(record, task=task), kinds.SUBMITTED)
+                if body is not None and list_claims(body):
+                    self._update_filter(body)
 
     def read_resources(self, node: str, text: str) -> None:
         """Record the resources of a node (or of the cluster) that another process wrote."""
@@ -252,6 +248,8 @@ class Informer:
         with self.store.changed:
             if not pods.is_managed(body, self.scope) or (pods.task_state(body) == "" and not is_gone):
                 self._handle_foreign_pod(body, is_gone=is_gone)
+                if pods.is_managed(body, self.scope):
+                    self._release_task(body)
                 return
             name = body["metadata"]["name"]
             if is_gone:
@@ -261,13 +259,16 @@ class Informer:
                     self.bodies.pop(name, None)
                 self.requested.pop(name, None)
                 self._follow_stop(body, is_gone=True)
-            elif _is_newer(body, self.bodies.get(name)):
+            elif _is_newer(body, before := self.bodies.get(name)):
                 self.bodies[name] = body
                 if is_other_pod(body, self.uids.get(name)):
                     self.requested.pop(name, None)
                 self.requested.setdefault(name, pod_requests(body, self.scope))
                 self._follow_stop(body)
                 self._handle_appearance(body, group)
+                if before is not None and before["spec"] != body["spec"]:
+                    # others may restrict the nodes of a pod behind its gate
+                    self._update_filter(body)
                 if body["spec"].get("nodeName"):
                     # a waiting gate queue may open further pods
                     self.store.changed.notify_all()
@@ -379,6 +380,26 @@ class Informer:
             self._handle_removal(body)
         elif task not in self.opening:
             self._follow_pod(body, record)
+
+    def _update_filter(self, body: Body) -> None:
+        """Let a waiting task go where its pod may by now; a controller considers one that differs anew."""
+        record = self.store.records.get(pods.task_name(body))
+        if record is None or not self._waits_at_gate(record):
+            return
+        node_filter = pod_filter(body, self.scope, self.volumes)
+        if node_filter != record.task.node_filter:
+            self.store.write_record(
+                replace(record, task=replace(record.task, node_filter=node_filter)), kinds.SUBMITTED
+            )
+
+    def _release_task(self, body: Body) -> None:
+        """Withdraw a waiting task if others have removed its gate: kube-scheduler alone decides about its pod."""
+        task, meta = pods.task_name(body), body["metadata"]
+        record = self.store.records.get(task)
+        is_current = self.current.get(task) == meta["name"] and not is_other_pod(body, self.uids.get(meta["name"]))
+        if record is not None and record.state == kinds.WAITING and is_current:
+            self.bodies.pop(meta["name"], None)
+            self.store.withdraw(task)
 
     def _add_task(self, body: Body, group: Group | None) -> None:
         if group is not None:
