@@ -320,6 +320,30 @@ def test_a_passing_failure_of_one_opening_is_tried_again(cluster: Cluster, statu
     assert cluster.server.count("DELETE", "/pods") == 0
 
 
+def test_an_opening_that_fails_slowly_is_not_repeated_at_once(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four tries at a webhook that is silent for five seconds took the leader its Lease, and held up all others."""
+    monkeypatch.setattr(writer, "RETRY_WINDOW_S", 0.2)
+    tries: list[str] = []
+    tries_at_pause: list[int] = []
+
+    def fault(method: str, path: str, _is_watch: bool) -> Fault | None:
+        if not is_opening(method, path, "second-0-0"):
+            return None
+        tries.append(path)
+        time.sleep(0.3)
+        return Fault(500)
+
+    monkeypatch.setattr(Writer, "pause_after_refusals", lambda _: tries_at_pause.append(len(tries)))
+    cluster.server.fault = fault
+    cluster.submit("second", 1)
+    await_true(lambda: bool(tries_at_pause))
+    assert tries_at_pause[0] == 1
+    cluster.server.fault = lambda *_: None
+    cluster.await_open("second", 1)
+
+
 def test_an_opening_with_a_lost_answer_counts(cluster: Cluster) -> None:
     """The server opened the gate, and the answer did not arrive: the second try finds it open."""
     failures = iter([Fault(504, is_late=True)])

@@ -40,6 +40,8 @@ REFUSAL_SHOWN_S = 2 * WORKLOAD_RETRY_S
 """A refusal that was not repeated for so long is over: every refused write is tried again sooner."""
 RETRY_S = 0.05
 """Pause before a failed opening is sent again, doubled from one to the next."""
+RETRY_WINDOW_S = 2.0
+"""Time in which a failed opening is sent again at once: a slow webhook must not hold up the rest, nor the Lease."""
 NO_REHEARSAL = "does not support dry run"
 """In the message of a server that has a webhook with side effects."""
 FULL_QUOTA = "exceeded quota"
@@ -320,18 +322,20 @@ class Writer:
         if self.counters is not None:
             self.counters.claim(body)
         path, patch = _pods_path(self.api, body["metadata"]["name"]), self._opening_patch(body, start, by)
+        began_s = time.monotonic()
         for attempt in range(MAX_TRIES):
             try:
                 opened = self.api.patch(path, patch)
                 break
             except (ApiError, UnreachableError) as error:
-                if attempt and (found := self._find_opened(path, start, by)) is not None:
-                    # the answer to an earlier try was lost
-                    opened = found
-                    break
                 # the others of a gang may be open: what passes is tried again at once
                 is_temporary = isinstance(error, UnreachableError) or error.is_temporary
-                if not is_temporary or attempt == MAX_TRIES - 1:
+                is_late = attempt == MAX_TRIES - 1 or time.monotonic() - began_s > RETRY_WINDOW_S
+                if (attempt or (is_temporary and is_late)) and (found := self._find_opened(path, start, by)):
+                    # the answer to this or an earlier try was lost
+                    opened = found
+                    break
+                if not is_temporary or is_late:
                     raise
                 time.sleep(RETRY_S * 2**attempt)
         self.informer.handle_pod(opened)
