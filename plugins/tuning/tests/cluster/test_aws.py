@@ -18,7 +18,7 @@ from unittest.mock import Mock
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError, NoCredentialsError, ReadTimeoutError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 from botocore.parsers import ResponseParserError
 from tuning_runs import SPEC, load_spec
 
@@ -469,6 +469,54 @@ def test_refused_everywhere_without_a_node_is_an_error(ec2: Any, tmp_path: Path)
         with pytest.raises(UnfoldError, match=r"NotFound for .* in us-east-1a; VcpuLimit\w+ for .*1b and 1 other \("):
             provider.rent(3, do_nothing)
         assert [request["MinCount"] for request in client.requests] == [3, 3, 1, 3, 1]
+
+
+def test_a_refusal_is_one_line_with_its_reason_and_the_next_offer(
+    ec2: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has neither the words of boto3 nor a line for each attempt; what rests, or is left, is named."""
+    refusals = ["InsufficientInstanceCapacity"] * 2 + ["VcpuLimitExceeded"] * 2 + ["UnauthorizedOperation"]
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(raise_refusals(ec2, *refusals), ledger)
+        provider.book = OfferBook(tuple(Offer(MACHINE, f"us-east-1{zone}") for zone in "abc"))
+        assert provider.rent(2, do_nothing, is_required=False) == []
+    offer = "g5.xlarge on-demand in us-east-1"
+    assert caplog.messages == [
+        f"{offer}a: 0 of 2 granted, no capacity (InsufficientInstanceCapacity); next: {offer}b",
+        f"{offer}b: 0 of 2 granted, a quota is reached (VcpuLimitExceeded: refused); next: {offer}c",
+        f"{offer}c: 0 of 2 granted, access denied (UnauthorizedOperation: refused); next: {offer}a in 5.0 min",
+    ]
+
+
+def test_the_next_offer_of_a_thrifty_run_may_wait_for_its_slack() -> None:
+    """While on demand is not allowed, the log does not promise an offer; without any it names none."""
+    spot = Offer(replace(MACHINE, market="spot"))
+    book = OfferBook((spot, Offer(MACHINE)), is_on_demand_allowed=False)
+    book.record_refusal(spot, 0.0, end_code="MaxSpotInstanceCountExceeded")
+    assert book.describe_next(0.0) == "on demand when the slack runs out"
+    book.is_on_demand_allowed = True
+    assert book.describe_next(0.0) == "g5.xlarge on-demand"
+    book.record_refusal(Offer(MACHINE), 0.0, end_code="VcpuLimitExceeded")
+    assert book.describe_next(0.0) == "no other offer"
+
+
+def test_a_new_run_waits_seconds_for_an_endpoint_that_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is rented that could cost money meanwhile; a run that has ordered instances waits for minutes."""
+    error = EndpointConnectionError(endpoint_url="http://nowhere")
+    client, waited = Mock(get_paginator=Mock(side_effect=error)), list[float]()
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(client, ledger)
+        provider.poll_s, provider.sleep = 1.0, waited.append
+        with pytest.raises(UnfoldError, match=r"cloud\.provider: AWS does not respond.*cloud\.region") as caught:
+            provider.recover()
+        assert caught.value.code is ExitCode.USAGE
+        assert sum(waited) < 60
+        ledger.record_order("token", 1, 0.0)
+        with pytest.raises(UnfoldError, match="cannot be listed"):
+            provider.recover()
+        assert sum(waited) > 240
 
 
 def test_refusals_sleep_longer_and_longer() -> None:

@@ -24,7 +24,8 @@ from unfold_tuning.cluster.offers import (
     QUOTA_CODES,
     Offer,
     OfferBook,
-    classify_refusal,
+    Refusal,
+    describe_shortfall,
     fill_from_offers,
     require_plausible_price,
 )
@@ -158,21 +159,23 @@ class AwsProvider:
         """Rent from one offer; fewer instances, or none, if it is refused or they do not start."""
         require_plausible_price(offer)
         names, refusal = self._order(offer, count, count, watch)
-        if count > 1 and not names and refusal and classify_refusal(refusal) != "configuration":
+        if count > 1 and not names and refusal and refusal.kind != "configuration":
             # as many as there are: with an equal minimum the whole request is refused
             names, refusal = self._order(offer, count, 1, watch)
         self.ledger.record_capacity(offer.name, bool(names), self.wall())
         if names:
             self.book.record_grant(offer)
         if len(names) < count:
-            self.log.warning("%s: %d of %d granted", offer.name, len(names), count)
             # the rest is requested from the next offer
-            is_ended = refusal and classify_refusal(refusal) != "capacity"
-            self.book.record_refusal(offer, self.wall(), end_code=refusal if is_ended else "")
+            now, end_code = self.wall(), refusal.code if refusal and refusal.kind != "capacity" else ""
+            self.book.record_refusal(offer, now, end_code=end_code)
+            self.log.warning("%s", describe_shortfall(self.book, offer, len(names), count, now, refusal))
         return names
 
-    def _order(self, offer: Offer, count: int, min_count: int, watch: Callable[[], None]) -> tuple[list[str], str]:
-        """Order instances and return those that run, and the code with which AWS refused, if it did."""
+    def _order(
+        self, offer: Offer, count: int, min_count: int, watch: Callable[[], None]
+    ) -> tuple[list[str], Refusal | None]:
+        """Order instances and return those that run, and why AWS refused, if it did."""
         token = f"{self.run_id}-{len(self.ledger.list_orders())}"
         self.ledger.record_order(token, count, self.wall())
         try:
@@ -209,8 +212,9 @@ class AwsProvider:
             self.ledger.record_node_start(instance["InstanceId"], self.request.machine.usd_per_hour, launched_at)
 
     def _describe_run(self) -> list[Any]:
-        """Describe every instance of the run, with some patience."""
-        for attempt in range(MAX_TERMINATIONS):
+        """Describe every instance of the run, with some patience; with little if it has not ordered any."""
+        has_ordered = bool(self.ledger.list_orders())
+        for attempt in range(MAX_TERMINATIONS if has_ordered else MAX_ATTEMPTS):
             try:
                 return list(describe_instances(self.ec2, [{"Name": f"tag:{RUN_TAG}", "Values": [self.run_id]}]))
             except list_request_errors() as error:
@@ -218,9 +222,14 @@ class AwsProvider:
                     hint = (
                         "aws sts get-caller-identity shows the credentials in use; the same command continues the run"
                     )
-                    raise user_error(f"AWS grants no access: {error}", key="cloud.provider", hint=hint) from error
-                self.log.warning("the instances of the run cannot be listed: %s", error)
+                    raise user_error(
+                        f"AWS grants no access: {describe_error(error)}", key="cloud.provider", hint=hint
+                    ) from error
+                self.log.warning("the instances of the run cannot be listed: %s", describe_error(error))
                 self.sleep(self.poll_s * 2**attempt)
+        if not has_ordered:
+            hint = "check the network, cloud.region and AWS_ENDPOINT_URL; nothing is rented"
+            raise user_error("AWS does not respond; the log has its errors", key="cloud.provider", hint=hint)
         hint = "wait until AWS responds, then run the same command again"
         raise internal_error("the instances that an earlier attempt left cannot be listed", hint=hint)
 
@@ -234,7 +243,7 @@ class AwsProvider:
             try:
                 instances = list(self._describe_alive(RUN_TAG, self.run_id))
             except list_request_errors() as error:
-                self.log.warning("the instances of the run cannot be listed: %s", error)
+                self.log.warning("the instances of the run cannot be listed: %s", describe_error(error))
                 if is_access_error(error):
                     break
                 self.sleep(self.poll_s * 2**attempt)
@@ -248,11 +257,11 @@ class AwsProvider:
 
     def _request_instances(
         self, offer: Offer, token: str, count: int, min_count: int, watch: Callable[[], None]
-    ) -> tuple[list[str], str]:
+    ) -> tuple[list[str], Refusal | None]:
         """Request instances with one token, and the same parameters however often.
 
         Returns:
-            The instances, and the code of a refusal.
+            The instances, and the refusal if there are none.
         """
         from botocore.exceptions import ClientError
 
@@ -264,21 +273,21 @@ class AwsProvider:
                 names = [instance["InstanceId"] for instance in response["Instances"]]
                 break
             except ClientError as error:
-                code = error.response["Error"]["Code"]
-                self.log.warning("AWS refused %d x %s: %s", count, offer.name, error)
-                if classify_refusal(code) != "throttled":
+                refusal = read_refusal(error)
+                if refusal.kind != "throttled":
                     # the client repeats lost requests itself, and only the last response is known here
                     is_repeated = attempt or error.response.get("ResponseMetadata", {}).get("RetryAttempts")
-                    return (self._terminate_surplus(token, count, []) if is_repeated else []), code
+                    return (self._terminate_surplus(token, count, []) if is_repeated else []), refusal
+                self.log.warning("%s: %s, attempt %d of %d", offer.name, refusal, attempt + 1, MAX_ATTEMPTS)
             except list_request_errors() as error:
                 # the response is lost, but the instances may exist
-                self.log.warning("AWS does not respond: %s", error)
+                self.log.warning("AWS does not respond: %s", describe_error(error))
                 names = self._find_ordered(token)
                 if names:
                     break
             self._pause(attempt, watch)
         # even after the last attempt: a lost response may have been a granted one
-        return self._terminate_surplus(token, count, names or self._find_ordered(token)), ""
+        return self._terminate_surplus(token, count, names or self._find_ordered(token)), None
 
     def _pause(self, attempt: int, watch: Callable[[], None]) -> None:
         """Wait before another attempt, longer each time, while the run is watched."""
@@ -291,7 +300,7 @@ class AwsProvider:
         try:
             return list(self._list_alive(ORDER_TAG, token))
         except list_request_errors() as error:
-            self.log.warning("the order %s cannot be looked up: %s", token, error)
+            self.log.warning("the order %s cannot be looked up: %s", token, describe_error(error))
             return []
 
     def _terminate_surplus(self, token: str, count: int, names: list[str]) -> list[str]:
@@ -320,7 +329,7 @@ class AwsProvider:
                         running.add(name)
                         waiting.discard(name)
             except list_request_errors() as error:
-                self.log.warning("the state of new instances cannot be queried: %s", error)
+                self.log.warning("the state of new instances cannot be queried: %s", describe_error(error))
             if waiting and self.wall() - began > START_TIMEOUT_S:
                 self.log.warning("%d instances are still pending after %g s", len(waiting), START_TIMEOUT_S)
                 self._terminate(sorted(waiting))
@@ -343,7 +352,7 @@ class AwsProvider:
                 if _is_unknown_instance(error) and attempt + 1 >= MAX_UNKNOWN:
                     self.ledger.record_node_end(names[0], self.wall())
                     return
-                self.log.warning("terminating %s: %s", " ".join(names), error)
+                self.log.warning("cannot terminate %s: %s", " ".join(names), describe_error(error))
                 if is_access_error(error) or attempt + 1 == attempts:
                     break
                 self.sleep(self.poll_s * 2**attempt)
@@ -458,6 +467,19 @@ def list_request_errors() -> tuple[type[Exception], ...]:
     from botocore.parsers import ResponseParserError
 
     return BotoCoreError, ClientError, ResponseParserError, KeyError
+
+
+def read_refusal(error: Any) -> Refusal:
+    """Read why AWS refused a request from boto3's ``ClientError``."""
+    details = error.response.get("Error", {})
+    return Refusal(str(details.get("Code", "unknown")), str(details.get("Message", "")))
+
+
+def describe_error(error: Exception) -> str:
+    """Describe what a request raised: why AWS refused it, without boto3's frame, or why there was no answer."""
+    from botocore.exceptions import ClientError
+
+    return str(read_refusal(error)) if isinstance(error, ClientError) else str(error)
 
 
 def is_access_error(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from unfold_tuning.job.profile import Machine
-from unfoldkit.api import format_names, user_error
+from unfoldkit.api import format_duration, format_names, user_error
 from unfoldkit.catalog.instances import find_implausibility
 
 RefusalKind = Literal["capacity", "quota", "throttled", "configuration"]
@@ -89,6 +89,28 @@ def classify_refusal(code: str) -> RefusalKind:
     if code in QUOTA_CODES:
         return "quota"
     return "throttled" if code in THROTTLING_CODES else "configuration"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a cloud refused a request: its error code, and its own message."""
+
+    code: str
+    message: str = ""
+
+    @property
+    def kind(self) -> RefusalKind:
+        """What the refusal means for the offer."""
+        return classify_refusal(self.code)
+
+    def __str__(self) -> str:
+        """Describe the refusal in plain words, with the code and what the cloud adds to it."""
+        words: str = {"capacity": "no capacity", "quota": "a quota is reached", "throttled": "too many requests"}.get(
+            self.kind, "access denied" if self.code in ACCESS_CODES else "refused"
+        )
+        # where capacity is missing, the message only repeats the offer
+        message = "" if self.kind == "capacity" else self.message.strip().rstrip(".")
+        return f"{words} ({self.code}{f': {message}' if message else ''})"
 
 
 def list_offers(planned: Machine, machines: Sequence[Machine], zones: Sequence[str]) -> tuple[Offer, ...]:
@@ -187,13 +209,32 @@ class OfferBook:
         state.refusals += 1
         return state.sleeps_until
 
-    def _is_awake(self, offer: Offer, now: float) -> bool:
-        state = self._get(offer)
+    def describe_next(self, now: float) -> str:
+        """Describe which offer is tried next, and when."""
+        waiting = [offer for offer in self.offers if self._may_be_tried(offer)]
+        if not waiting:
+            return "on demand when the slack runs out" if self.has_any() else "no other offer"
+        following = self.select(now) or min(waiting, key=lambda offer: self._get(offer).sleeps_until)
+        rest_s = self._get(following).sleeps_until - now
+        return following.name + (f" in {format_duration(rest_s)}" if rest_s > 0 else "")
+
+    def _may_be_tried(self, offer: Offer) -> bool:
         is_allowed = self.is_on_demand_allowed or offer.machine.market == "spot"
-        return is_allowed and not state.end_code and state.sleeps_until <= now
+        return is_allowed and not self._get(offer).end_code
+
+    def _is_awake(self, offer: Offer, now: float) -> bool:
+        return self._may_be_tried(offer) and self._get(offer).sleeps_until <= now
 
     def _get(self, offer: Offer) -> OfferState:
         return self.states.setdefault(offer, OfferState())
+
+
+def describe_shortfall(
+    book: OfferBook, offer: Offer, granted: int, count: int, now: float, refusal: Refusal | None = None
+) -> str:
+    """Describe how many instances an offer lacked, why, and which offer is tried next; the refusal is in the book."""
+    reason = f", {refusal}" if refusal else ""
+    return f"{offer.name}: {granted} of {count} granted{reason}; next: {book.describe_next(now)}"
 
 
 def require_plausible_price(offer: Offer) -> None:

@@ -16,6 +16,7 @@ from unfold_tuning.cluster.aws import (
     EXPIRES_TAG,
     FOLDER_TAG,
     RUN_TAG,
+    describe_error,
     describe_instances,
     list_request_errors,
 )
@@ -65,7 +66,7 @@ def check_orphans() -> CheckResult:
             for instance in find_tagged_instances(session.client("ec2", region_name=region), region, now)
         ]
     except list_request_errors() as error:
-        return CheckResult(ok=True, message=f"AWS could not be queried: {error}")
+        return CheckResult(ok=True, message=f"AWS could not be queried: {describe_error(error)}")
     return report_orphans(instances, regions)
 
 

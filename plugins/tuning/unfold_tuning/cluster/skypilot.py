@@ -20,7 +20,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from unfold_tuning.cluster.aws import LaunchRequest
-from unfold_tuning.cluster.offers import Offer, OfferBook, fill_from_offers, require_plausible_price
+from unfold_tuning.cluster.offers import (
+    Offer,
+    OfferBook,
+    describe_shortfall,
+    fill_from_offers,
+    require_plausible_price,
+)
 from unfold_tuning.cluster.ray_nodes import name_node_resource
 from unfold_tuning.trial.ledger import Ledger
 from unfoldkit.api import internal_error, user_error
@@ -195,10 +201,11 @@ class SkyPilotProvider:
         if names:
             self.book.record_grant(offer)
         if len(names) < count:
-            self.log.warning("%s: %d of %d granted", offer.name, len(names), count)
             ending = REFUSALS if self.book.count_refusals(offer) + 1 < MAX_FAILURES else set(refusals) - UNAVAILABLE
             end_code = next((error for error in refusals if error in ending | REFUSALS), "")
-            self.book.record_refusal(offer, self.wall(), end_code=end_code)
+            now = self.wall()
+            self.book.record_refusal(offer, now, end_code=end_code)
+            self.log.warning("%s", describe_shortfall(self.book, offer, len(names), count, now))
         return names
 
     def _order(
