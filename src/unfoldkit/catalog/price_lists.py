@@ -9,9 +9,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unfoldkit.catalog.aws_offer_csv import has_offer_head, read_offer_csv
 from unfoldkit.catalog.cloud_price_json import WrongSpotPriceError, has_component_prices, iter_offers
 from unfoldkit.catalog.currency import PriceUnit, parse_price, parse_unit
 from unfoldkit.catalog.instances import Instance, PriceBook, find_implausibility, find_spot_implausibility
+from unfoldkit.catalog.list_contents import describe_contents
 from unfoldkit.catalog.skypilot import COLUMNS, read_vms
 from unfoldkit.errors import Diagnostic, UnfoldError, list_columns, user_error
 from unfoldkit.io.tables import UNREADABLE, CsvRow, csv_lines, csv_rows, open_text
@@ -40,24 +42,27 @@ def read_prices(path: Path, region: str, zones: Collection[str] = ()) -> PriceBo
 
     A table has a column of names (``instance``, ``type``, ...) and one of prices (``price``, ``usd_per_hour``,
     ``monthly cost``, ...), and optionally a spot price, a ``region``, and vCPUs, memory and GPUs. JSON is that of
-    ``aws ec2 describe-spot-price-history`` (also a table), ``aws pricing get-products`` or an offer file, Azure's
-    retail prices, or ec2instances.info. Only Linux counts, and of spot prices the newest in the cheapest zone, or in
-    the cheapest of ``zones``.
+    ``aws ec2 describe-spot-price-history`` (also a table), ``aws pricing get-products`` or an offer file (also in
+    CSV), Azure's retail prices, or ec2instances.info. Only Linux counts, and of spot prices the newest in the cheapest
+    zone, or in the cheapest of ``zones``.
 
     Raises:
         UnfoldError: The file is not such a list, a price is invalid or implausible, or the region is missing.
     """
     first = _first_line(path)
-    if first.startswith(("{", "[")):
-        rows = _select_offers(_document(path), path, region, zones)
-    elif set(COLUMNS) <= {name.strip() for name in _head(first)}:
+    document: object = None
+    if set(COLUMNS) <= {name.strip() for name in _head(first)}:
         return read_vms(path, region, zones)
+    if first.startswith(("{", "[")) or has_offer_head(first):
+        document = read_offer_csv(path) if has_offer_head(first) else _document(path)
+        rows = _select_offers(document, path, region, zones)
     else:
         rows = _table(path, region, zones)
     if not rows:
-        raise user_error(
-            f"no price in US dollars for the region {region!r}", file=str(path), hint=f"set region, or give {_FORMS}"
-        )
+        cells = [row.cells for row in csv_rows(path)] if document is None else document
+        contents = describe_contents(cells, region)
+        message = f"no price in US dollars for the region {region!r}{f'; the list has {contents}' if contents else ''}"
+        raise user_error(message, file=str(path), hint=f"set region, or give {_FORMS}")
     date = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).date().isoformat()
     return PriceBook(path.name, date, {name: replace(row, source=path.name) for name, row in rows.items()})
 
@@ -112,14 +117,14 @@ def _select_offers(
 
 
 def _select_cheapest(rows: Iterable[Instance]) -> dict[str, Instance]:
-    """Return the cheapest offer of each type, without implausible prices."""
+    """Return the cheapest offer of each type that has one, without implausible prices."""
     cheapest: dict[str, Instance] = {}
     for row in rows:
         before = cheapest.get(row.name, row)
         cheapest[row.name] = replace(
             before, on_demand=_lower(before.on_demand, row.on_demand), spot=_lower(before.spot, row.spot)
         )
-    return cheapest
+    return {name: row for name, row in cheapest.items() if row.on_demand is not None or row.spot is not None}
 
 
 def _lower(*prices: float | None) -> float | None:

@@ -82,7 +82,9 @@ def test_a_table_may_list_hardware_spot_and_regions(tmp_path: Path) -> None:
         ("instance,price,region\na,1,moon\n", "no price in US dollars for the region 'us-east-1'"),
         ("{", "cannot read the price list"),
         ('{"SpotPriceHistory": [{"SpotPrice": "x"}]}', "does not match its format"),
-        ("{}", "no price in US dollars for the region"),
+        ("{}", r"no price in US dollars for the region 'us-east-1' \("),
+        ('["{", "type"]', r"no price in US dollars for the region 'us-east-1' \("),
+        (f"{'[' * 200}{']' * 200}", r"no price in US dollars for the region 'us-east-1' \("),
         (
             '{"skus": [{"skuId": "1", "pricingInfo": []}]}',
             r"list: Google's catalog .*\(give SkyPilot's vms.csv of gcp",
@@ -93,6 +95,75 @@ def test_an_unreadable_list_is_reported(tmp_path: Path, text: str, expected: str
     """Other currencies, invalid or impossible prices, two prices of a type and strange files are refused."""
     with pytest.raises(UnfoldError, match=expected):
         book(tmp_path, text)
+
+
+HEAD = "SKU,OfferTermCode,TermType,Unit,PricePerUnit,Currency,Instance Type,vCPU,Tenancy,Operating System,Region Code"
+META = '"FormatVersion","v1.0"\n"Disclaimer","a, b"\n"Version","2026"\n"OfferCode","AmazonEC2"\n'
+
+
+def offer_row(**changes: str) -> str:
+    """A row of an offer file of AWS in CSV."""
+    row = {
+        "SKU": "A",
+        "OfferTermCode": "B",
+        "TermType": "OnDemand",
+        "Unit": "Hrs",
+        "PricePerUnit": "1.006",
+        "Currency": "USD",
+        "Instance_Type": "g5.xlarge",
+        "vCPU": "4",
+        "Tenancy": "Shared",
+        "Operating_System": "Linux",
+        "Region_Code": EAST,
+        **changes,
+    }
+    return ",".join(f'"{row[name.replace(" ", "_")]}"' for name in HEAD.split(",")) + "\n"
+
+
+OTHER_OFFERS = (
+    ({"Operating_System": "Windows"}, "system Windows"),
+    ({"Region_Code": "eu-west-1"}, "region eu-west-1"),
+    ({"TermType": "Reserved"}, "term Reserved"),
+    ({"Tenancy": "Dedicated"}, "capacity Dedicated"),
+    ({"Currency": "CNY"}, "currency CNY"),
+    ({"Unit": "Quantity"}, "unit Quantity"),
+)
+
+
+@pytest.mark.parametrize("meta", ["", META])
+def test_an_offer_file_of_aws_may_be_csv(tmp_path: Path, meta: str) -> None:
+    """Of the prices of a type, that on demand for Linux on shared machines in dollars an hour counts."""
+    others = "".join(offer_row(**changes, PricePerUnit="0.5") for changes, _ in OTHER_OFFERS)
+    rows = book(tmp_path, f"{meta}{HEAD}\n{others}{offer_row()}{offer_row(Instance_Type='')}").rows
+    assert {name: (row.on_demand, row.vcpus) for name, row in rows.items()} == {"g5.xlarge": (1.006, 4)}
+    assert list(book(tmp_path, "SKU,price\na,1\n").rows) == ["a"], "a table of the user with the same first column"
+    with pytest.raises(UnfoldError, match="no column Currency"):
+        book(tmp_path, f"{META}{HEAD.replace('Currency,', '')}\n")
+
+
+@pytest.mark.parametrize(("changes", "expected"), OTHER_OFFERS)
+def test_a_list_without_a_price_that_counts_is_described(
+    tmp_path: Path, changes: dict[str, str], expected: str
+) -> None:
+    """The error states what the prices are for, and nothing that would count."""
+    with pytest.raises(UnfoldError, match=f"for the region 'us-east-1'; the list has {expected} "):
+        book(tmp_path, f"{HEAD}\n{offer_row(**changes)}")
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ("type,price,os,region\na,1,RHEL,us-east-1\nb,1,Linux,moon\n", "system RHEL; region moon"),
+        ([{"instance_type": "a", "pricing": {"eu-1": {"linux": {}}}}], "region eu-1"),
+        ([{"instance_type": "a", "pricing": {EAST: {"mswin": {}}}}], "system mswin"),
+        ({"Items": [{"armRegionName": "x", "type": "Reservation", "currencyCode": "EUR"}]}, "region x; term .*; cur.*"),
+        ({"Items": [{"armRegionName": EAST, "productName": "NC Windows", "unitOfMeasure": "1 Hour"}]}, "system NC Win"),
+    ],
+)
+def test_lists_of_other_forms_are_described(tmp_path: Path, document: object, expected: str) -> None:
+    """Tables, ec2instances.info and Azure name regions, systems and terms by other keys."""
+    with pytest.raises(UnfoldError, match=f"for the region 'us-east-1'; the list has {expected}"):
+        book(tmp_path, document)
 
 
 def spot(name: str, price: str, zone: str, hour: int, system: str = "Linux/UNIX") -> dict[str, str]:
