@@ -68,6 +68,7 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     sentences.describe_diverged: [([1, 4],)],
     sentences.describe_failed: [(list(range(1, 12)), "RuntimeError: too low")],
     sentences.describe_lost_nodes: [(1,)],
+    sentences.describe_offers: [({"g6 spot": False, "g5 on-demand": True},), ({"g6 spot": False},)],
     sentences.describe_profiled_trials: [(8, 12)],
     sentences.describe_warm_up: [(40.0,)],
     sentences.describe_posterior: [(0, 8, "2 x Xeon"), (17, 8, ""), (20, 8, "g5.xlarge")],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,12 @@ def test_missing_torch_is_reported_before_anything_starts(tmp_path: Path, monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(UnfoldError, match="needs the package 'torch'"):
         resolve_trainable(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+
+
+def test_a_report_names_what_was_rented_in_place_of_the_plan(tmp_path: Path, sleeper_log: Path) -> None:
+    """Where offers were refused, the report lists them and those that were granted; otherwise it is silent."""
+    assert "offers" not in dict(train_spec(tmp_path).lines)
+    attempts = [("g6 spot", False), ("g5 on-demand", False), ("g5 on-demand", True), ("g6 spot", False)]
+    with closing(sqlite3.connect(tmp_path / "run/ledger.sqlite")) as base, base:
+        base.executemany("INSERT INTO capacity VALUES (0, ?, ?)", attempts)
+    assert dict(train_spec(tmp_path).lines)["offers"] == "rented g5 on-demand; refused: g6 spot"

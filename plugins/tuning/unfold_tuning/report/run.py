@@ -216,6 +216,9 @@ def _build_lines(config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome) -
     if config.trainable.mode == "min":
         yield "mode", sentences.describe_minimized(config.trainable.metric_name)
     yield from _describe_early_stops(config, ledger)
+    offers = ledger.list_offers()
+    if not all(offers.values()):
+        yield "offers", sentences.describe_offers(offers)
     for note in outcome.notes:
         yield "re-planned", note
     diverged, failed = ledger.list_diverged(), ledger.list_failed()

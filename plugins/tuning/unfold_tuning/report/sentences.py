@@ -12,8 +12,9 @@ from typing import Any
 from unfold_tuning.executor.messages import format_score, list_trials
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.planner.pace_posterior import MIN_JOBS, PROFILE_ITERS
-from unfoldkit.api import format_count, format_duration, format_money, format_percent
+from unfoldkit.api import format_count, format_duration, format_money, format_names, format_percent
 
+MAX_OFFERS = 3
 MAX_CHANGES = 5
 """A headline lists up to this many numbers of instances."""
 
@@ -312,6 +313,14 @@ def describe_diverged(trials: Sequence[int]) -> str:
 def describe_failed(trials: Sequence[int], error: str) -> str:
     """Describe the trials that were dropped."""
     return f"{list_trials(trials)} failed; the last error: {error}"
+
+
+def describe_offers(offers: Mapping[str, bool]) -> str:
+    """Describe which offers were granted, and which were refused each time; the subtitle names the planned one."""
+    granted = [name for name, is_granted in offers.items() if is_granted]
+    refused = [name for name, is_granted in offers.items() if not is_granted]
+    rented = f"rented {format_names(granted, MAX_OFFERS)}" if granted else "nothing rented"
+    return f"{rented}; refused: {format_names(refused, MAX_OFFERS)}"
 
 
 def describe_lost_nodes(count: int) -> str:

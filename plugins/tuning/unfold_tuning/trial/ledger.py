@@ -139,6 +139,11 @@ class Ledger:
         """Record whether an offer had capacity: the log from which its availability is modelled."""
         self._write("INSERT INTO capacity VALUES (?, ?, ?)", (now, offer, int(granted)))
 
+    def list_offers(self) -> dict[str, bool]:
+        """List the offers that were tried, in order, and whether each was granted at least once."""
+        query = "SELECT offer, MAX(granted) FROM capacity GROUP BY offer ORDER BY MIN(rowid)"
+        return {offer: bool(granted) for offer, granted in self.base.execute(query)}
+
     def list_orders(self) -> list[InstanceOrder]:
         """List every request for instances, oldest first."""
         return [InstanceOrder(*row) for row in self.base.execute("SELECT * FROM orders ORDER BY at")]
