@@ -519,6 +519,19 @@ def test_a_new_run_waits_seconds_for_an_endpoint_that_is_down(
         assert sum(waited) > 240
 
 
+def test_instances_that_aws_has_ended_are_found(ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What AWS ends while it boots need not be awaited; without a response nothing counts as ended."""
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(ec2, ledger)
+        first, second = provider.rent(2, do_nothing)
+        ec2.terminate_instances(InstanceIds=[first])
+        assert provider.find_ended([first, second]) == {first}
+        with monkeypatch.context() as patch:
+            patch.setattr(ec2, "get_paginator", Mock(side_effect=ReadTimeoutError(endpoint_url="moto")))
+            assert provider.find_ended([first, second]) == set()
+        provider.close()
+
+
 def test_refusals_sleep_longer_and_longer() -> None:
     """Refused offers sleep 5, 10, then 20 minutes; a grant begins anew."""
     offer = Offer(MACHINE)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,11 +250,35 @@ def test_nodes_that_do_not_join_ray_are_named_while_they_cost(
     monkeypatch.setattr(ray_nodes, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
     monkeypatch.setattr(ray_nodes, "list_alive_nodes", set)
     with pytest.raises(UnfoldError, match=r"cloud: 2 nodes did not join Ray in 15.0 min .*token") as raised:
-        ray_nodes.RemoteRayNodes("").start(["i-1", "i-2"], lambda: None)
+        ray_nodes.RemoteRayNodes("").start(["i-1", "i-2"], lambda: None, lambda _: set())
     assert raised.value.code == ExitCode.USAGE
     assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
         "billed, but not in Ray after 2.5 min: i-1, i-2"
     ]
+
+
+def test_nodes_that_end_before_they_join_are_not_awaited(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A spot instance that is lost while it boots costs the run seconds; the others are awaited as before."""
+    now = [0.0]
+    monkeypatch.setattr(ray_nodes, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None))
+    monkeypatch.setattr(ray_nodes, "list_alive_nodes", lambda: {"i-2"} if now[0] > 60 else set())
+
+    def watch() -> None:
+        now[0] += 1
+
+    nodes, queries = ray_nodes.RemoteRayNodes(""), list[set[str]]()
+
+    def find_ended(names: Collection[str]) -> set[str]:
+        queries.append(set(names))
+        return {"i-1"} & set(names)
+
+    assert nodes.start(["i-1", "i-2"], watch, find_ended) == {"i-2"}
+    assert queries[:2] == [{"i-1", "i-2"}, {"i-2"}]
+    assert caplog.messages == ["ended before they joined Ray: i-1"]
+    assert nodes.start(["i-1"], watch, find_ended) == set()
+    assert now[0] < 80
 
 
 def _train_command(folder: Path, name: str, engine: str) -> list[str]:

@@ -15,7 +15,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -185,6 +185,18 @@ class AwsProvider:
             # these instances are in no other record, and cost money from now on
             self._terminate(self._find_ordered(token))
             raise
+
+    def find_ended(self, names: Collection[str]) -> set[str]:
+        """See :class:`~unfold_tuning.cluster.provider.NodeProvider`."""
+        filters = [
+            {"Name": "instance-id", "Values": sorted(names)},
+            {"Name": "instance-state-name", "Values": list(ENDED_STATES)},
+        ]
+        try:
+            return {instance["InstanceId"] for instance in describe_instances(self.ec2, filters)}
+        except list_request_errors() as error:
+            self.log.warning("the state of new instances cannot be queried: %s", describe_error(error))
+            return set()
 
     def release(self, name: str) -> None:
         """See :class:`~unfold_tuning.cluster.provider.NodeProvider`; what stays is released with the next one."""

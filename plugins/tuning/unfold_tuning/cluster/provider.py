@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +31,9 @@ class NodeProvider(Protocol):
             watch: Called several times a second meanwhile; an exception from it ends the wait.
             is_required: Wait until at least one node runs.
         """
+
+    def find_ended(self, names: Collection[str]) -> set[str]:
+        """Find the nodes that their cloud has ended, which are still to be released; none where it is not known."""
 
     def release(self, name: str) -> None:
         """Release a node and end its bill."""
@@ -63,6 +66,10 @@ class LocalProvider:
         for name in names:
             self.on_start(name, self.wall())
         return names
+
+    def find_ended(self, names: Collection[str]) -> set[str]:  # noqa: ARG002 - no cloud
+        """See :class:`NodeProvider`: no cloud ends them."""
+        return set()
 
     def release(self, name: str) -> None:
         """See :class:`NodeProvider`."""

@@ -265,7 +265,7 @@ class RayCluster:
         for size in [count] if self.ray_nodes.starts_together else [1] * count:
             rented = self.provider.rent(size, watch, is_required=not self.devices)
             self.devices |= dict.fromkeys(rented, "")
-            joined = self.ray_nodes.start(rented, watch)
+            joined = self.ray_nodes.start(rented, watch, self.provider.find_ended)
             for name in set(rented) - joined:
                 self._release(name)
             names += [name for name in rented if name in joined]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ REMOTE_HINT = (
     "does the image have the driver's version of Ray, can it reach the head, and has it the head's token if any?"
 )
 LOCAL_HINT = "Ray logs to /tmp/ray/session_latest/logs"
+ENDED_PERIOD_S = 15.0
 POLL_S = 0.05
 MAX_SHOWN = 4
 INIT_OPTIONS = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -34,6 +35,9 @@ class Reservation:
     device: str
 
 
+FindEnded = Callable[[Collection[str]], set[str]]
+
+
 class RayNodes(Protocol):
     """Adds nodes of a provider to Ray; each offers its :func:`name_node_resource`, one unit per accelerator."""
 
@@ -44,8 +48,8 @@ class RayNodes(Protocol):
     def open(self) -> None:
         """Connect before anything is rented, so that nothing is billed if Ray is unreachable."""
 
-    def start(self, names: Sequence[str], watch: Callable[[], None]) -> set[str]:
-        """Wait for nodes to join, and return those that did."""
+    def start(self, names: Sequence[str], watch: Callable[[], None], find_ended: FindEnded) -> set[str]:
+        """Wait for nodes to join unless their provider has ended them, and return those that did."""
 
     def stop(self, name: str) -> None:
         """Stop a node's raylet, whatever runs on it."""
@@ -73,14 +77,14 @@ class LocalRayNodes:
             with keeping_signal_handlers():
                 ray.init(address=self.supervisor.address, **INIT_OPTIONS)
 
-    def start(self, names: Sequence[str], watch: Callable[[], None]) -> set[str]:
+    def start(self, names: Sequence[str], watch: Callable[[], None], find_ended: FindEnded) -> set[str]:
         """See :class:`RayNodes`."""
         for name in names:
             self.names.add(name)
             resources = {name_node_resource(name): float(self.accelerators)}
             self._send(NodeCommand("add", name, self.accelerators, resources))
             watch()
-        return wait_for_nodes(names, watch, LOCAL_HINT)
+        return wait_for_nodes(names, watch, LOCAL_HINT, find_ended)
 
     def stop(self, name: str) -> None:
         """See :class:`RayNodes`."""
@@ -121,11 +125,12 @@ class RemoteRayNodes:
                 hint = "ray start --head; if it requires a token: RAY_AUTH_MODE=token unfold ..."
                 raise user_error(f"no Ray cluster responds at {self.address}", hint=hint) from error
 
-    def start(self, names: Sequence[str], watch: Callable[[], None]) -> set[str]:
+    def start(self, names: Sequence[str], watch: Callable[[], None], find_ended: FindEnded) -> set[str]:
         """See :class:`RayNodes`."""
         # a reserved node has joined before
         awaited = [name for name in names if name not in self.reservations]
-        return wait_for_nodes(awaited, watch, REMOTE_HINT) | (set(names) & self.reservations.keys())
+        joined = wait_for_nodes(awaited, watch, REMOTE_HINT, find_ended)
+        return joined | (set(names) & self.reservations.keys())
 
     def stop(self, name: str) -> None:
         """See :class:`RayNodes`: the raylet ends with its instance, or is that of a shared cluster."""
@@ -135,20 +140,28 @@ class RemoteRayNodes:
         import_ray().shutdown()
 
 
-def wait_for_nodes(names: Sequence[str], watch: Callable[[], None], hint: str) -> set[str]:
-    """Wait until nodes are part of the cluster, and return those that joined in time; a warning names late ones.
+def wait_for_nodes(names: Sequence[str], watch: Callable[[], None], hint: str, find_ended: FindEnded) -> set[str]:
+    """Wait until nodes are part of the cluster, and return those that joined in time; warnings name late and lost ones.
 
     Args:
         names: The nodes.
         watch: Is called while they are awaited.
         hint: Why they may not join.
+        find_ended: Finds nodes that have ended, such as spot instances that are lost while they boot.
 
     Raises:
         UnfoldError: None of them does, and no other node is part of it.
     """
-    began, is_named = time.monotonic(), False
-    while missing := sorted(set(names) - list_alive_nodes()):
+    began, checked_s, is_named, ended = time.monotonic(), 0.0, False, set[str]()
+    while missing := sorted(set(names) - ended - list_alive_nodes()):
         waited_s = time.monotonic() - began
+        if waited_s - checked_s > ENDED_PERIOD_S:
+            checked_s = waited_s
+            if lost := find_ended(missing):
+                ended |= lost
+                shown = format_names(sorted(lost), MAX_SHOWN)
+                logging.getLogger("unfoldkit").warning("ended before they joined Ray: %s", shown)
+                continue
         if waited_s > JOIN_WARNING_S and not is_named:
             is_named = True
             shown = format_names(missing, MAX_SHOWN)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -165,6 +165,10 @@ class RayProvider:
         message = f"the Ray cluster had no unused node with {wanted} in {format_count(round(timeout_s / 60), 'minute')}"
         hint = f"can its autoscaler add a node with exactly {wanted}? check ray status; the same command continues"
         return user_error(f"{message}{others}", key="cloud.instances", hint=hint)
+
+    def find_ended(self, names: Collection[str]) -> set[str]:  # noqa: ARG002 - all of them have joined
+        """See :class:`~unfold_tuning.cluster.provider.NodeProvider`: no node is awaited."""
+        return set()
 
     def release(self, name: str) -> None:
         """See :class:`~unfold_tuning.cluster.provider.NodeProvider`; the autoscaler removes the node when it likes."""

@@ -15,7 +15,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -267,6 +267,10 @@ class SkyPilotProvider:
             if cluster.name in names and cluster.name not in recorded:
                 self.ledger.record_node_start(cluster.name, offer.machine.usd_per_hour, cluster.launched_at)
         return [cluster.name for cluster in existing if cluster.name in names]
+
+    def find_ended(self, names: Collection[str]) -> set[str]:  # noqa: ARG002 - nothing is known
+        """See :class:`~unfold_tuning.cluster.provider.NodeProvider`: SkyPilot lists lost clusters as running."""
+        return set()
 
     def release(self, name: str) -> None:
         """See :class:`~unfold_tuning.cluster.provider.NodeProvider`; what stays is released with the next one."""
