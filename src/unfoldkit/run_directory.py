@@ -26,6 +26,7 @@ _ENTRY_KEYS = {"sha256", "made_from"}
 _PART_SUFFIX = ".part"
 _PART_PATTERN = f".*.{'[0-9a-f]' * 16}{_PART_SUFFIX}"
 _STALE_AFTER_S = 3600.0
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
@@ -243,7 +244,7 @@ class RunDir:
     def is_locked(self) -> bool:
         """Whether another process holds the lock; a verb that starts in the same millisecond is refused."""
         try:
-            with (self.path / ".lock").open("a") as lock:
+            with _open_lock(self.path / ".lock") as lock:
                 _lock(lock.fileno())
         except OSError:
             return (self.path / ".lock").exists()
@@ -252,7 +253,7 @@ class RunDir:
     def _lock_file(self) -> IO[str]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            return (self.path / ".lock").open("a")
+            return _open_lock(self.path / ".lock")
         except OSError as error:
             raise _describe(error, "cannot write to the run folder", self.path, "--run DIR") from error
 
@@ -279,6 +280,11 @@ def find_run(file: Path) -> Path | None:
             }:
                 return folder
     return None
+
+
+def _open_lock(path: Path) -> IO[str]:
+    # opening a pipe would wait until another process reads from it
+    return open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags | _NONBLOCK, 0o666))
 
 
 def _lock(descriptor: int) -> None:

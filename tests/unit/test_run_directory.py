@@ -202,7 +202,7 @@ def test_a_run_is_one_process_at_a_time(run: RunDir) -> None:
 
 def test_a_full_disk_is_not_the_callers_fault(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that cannot even be locked for want of room gives the exit code of every later write."""
-    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(os, "open", full)
     with pytest.raises(UnfoldError, match="cannot write to the run folder") as caught, run.locked():
         pass
     assert caught.value.code is ExitCode.INTERNAL
@@ -213,6 +213,15 @@ def test_a_run_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(UnfoldError, match="cannot write to the run folder"), RunDir(tmp_path / "file").locked():
         pass
+
+
+def test_a_pipe_in_the_place_of_the_lock_is_refused_at_once(run: RunDir) -> None:
+    """A run from elsewhere may hold one, and to open it would wait for a reader."""
+    os.mkfifo(run.path / ".lock")
+    assert run.is_locked()
+    with pytest.raises(UnfoldError, match="cannot write to the run folder") as caught, run.locked():
+        pass
+    assert caught.value.code is ExitCode.USAGE
 
 
 def test_the_manifest_is_json_in_the_order_of_names(run: RunDir) -> None:
