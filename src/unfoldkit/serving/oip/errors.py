@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from unfoldkit.errors import shorten
+
+MAX_LETTERS = 2000
+"""The longest message: it may quote names of any length from the request."""
+
 
 class InvalidRequest(ValueError):  # noqa: N818 - the client's mistake
     """A body that is not a request for this model; the message is for the client."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shorten(message, MAX_LETTERS))
 
 
 class TooLarge(Exception):  # noqa: N818 - the client's, not ours

@@ -53,6 +53,14 @@ def test_what_is_optional_may_be_null_or_anything_that_is_not_ours() -> None:
         assert (found.id, found.outputs, found.call) == (plain.id, plain.outputs, plain.call)
 
 
+@pytest.mark.parametrize("key", ["name", "datatype"])
+def test_a_message_does_not_repeat_a_megabyte_of_the_request(key: str) -> None:
+    """It goes to the client, to the log, and over gRPC into a header of bounded size."""
+    with pytest.raises(InvalidRequest) as caught:
+        TOTAL.read(body(tensor(**{key: "x" * 1_000_000})))
+    assert len(str(caught.value)) < 10_000
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
