@@ -90,7 +90,7 @@ def test_over_time_predictions_are_shrunk_by_uncertainty(tmp_path: Path, confide
     assert not np.allclose(plain, wanted)
     plan = {"spec_sha256": fingerprint(dump(spec)), "seed": run.seed, "decision": report.decision}
     loaded = load_temporal_plan(problem, run, plan)
-    verify_replay(loaded, build_model(loaded, run, build_metrics(loaded, CollectorRegistry())))
+    verify_replay(loaded, build_model(loaded, run, build_metrics(loaded, CollectorRegistry())), run)
 
 
 def test_evidence_shrinks_to_the_mean_of_a_dirichlet() -> None:

@@ -25,7 +25,7 @@ from unfold_cascade.serving.loader import LoadedPlan
 from unfold_cascade.serving.metrics import CountPaths, build_path_counter
 from unfold_cascade.serving.model import Cascade, Link, ServedBaseline, ServedModel
 from unfold_cascade.serving.routes import build_path_table, encode_outputs, list_outputs
-from unfoldkit.api import Run, Service, fingerprint, internal_error
+from unfoldkit.api import Run, Service, fingerprint, user_error
 from unfoldkit.serving.model import Field
 from unfoldkit.serving.observability.dashboard import request_dashboard
 from unfoldkit.serving.oip.app import build_application
@@ -70,7 +70,8 @@ def build_cascade(loaded: LoadedPlan, run: Run, count: CountPaths) -> tuple[Casc
         if not deviations:
             return model, engines
         run.log.warning("%d of %d probe rows differ from the plan; trying native models", deviations, len(probe.rows))
-    raise internal_error("the models of this run predict differently than in planning", hint=RESUME_HINT)
+    message = "the models of this run predict differently than in planning"
+    raise user_error(message, file=str(run.directory.path), hint=RESUME_HINT)
 
 
 def count_deviations(loaded: LoadedPlan, model: Cascade, probe: Probe) -> int:

@@ -36,7 +36,7 @@ from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_tempora
 from unfold_cascade.temporal.serving.service import build_model, simulate_probe, verify_replay
 from unfold_cascade.temporal.simulation.policy import StagePolicy, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import Trajectories, simulate
-from unfoldkit.api import Run, RunDir, UnfoldError
+from unfoldkit.api import ExitCode, Run, RunDir, UnfoldError
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import read_document
 
@@ -241,7 +241,7 @@ def test_owned_cuts_apply_while_serving(trained: Trained) -> None:
     first = StagePolicy((ward, chart), ((0.4, 0.5),), 0.5, ((0.1, 0.9),))
     final = StagePolicy((glance, full), ((0.1, np.inf),), 0.1, ((-np.inf, np.inf),))
     plan = replace(trained.plan, policy=(first, final))
-    verify_replay(plan, build_silent_model(plan, trained.run))
+    verify_replay(plan, build_silent_model(plan, trained.run), trained.run)
     plain = replace(plan, policy=(replace(first, owned=()), replace(final, owned=())))
     calls = [simulate_probe(variant).trajectories.calls.sum(axis=0)[[chart, full]] for variant in (plan, plain)]
     assert (calls[0] > calls[1]).all()
@@ -305,17 +305,19 @@ def test_native_engine_decides_near_a_cut(trained: Trained) -> None:
             return p - 1e-5 * np.sign(p[:, -1:] - cut)
 
         shifted[number] = replace(served, fast=replace(served.fast, predict=predict_shifted))
-    verify_replay(plan, replace(model, served_models=shifted))
+    verify_replay(plan, replace(model, served_models=shifted), trained.run)
 
 
 def test_deviating_models_are_not_served(trained: Trained) -> None:
     """If a stage, a call or a purchase differs on the probe, nothing is served."""
     plan = trained.plan
     model = build_silent_model(plan, trained.run)
-    verify_replay(plan, model)
+    verify_replay(plan, model, trained.run)
     other = replace(model, policy=tuple(replace(stage, parallel=True) for stage in model.policy[::-1]))
-    with pytest.raises(UnfoldError, match="behave differently from its plan"):
-        verify_replay(plan, other)
+    with pytest.raises(UnfoldError, match="behave differently from its plan") as caught:
+        verify_replay(plan, other, trained.run)
+    assert caught.value.code is ExitCode.USAGE
+    assert caught.value.diagnostics[0].file == str(trained.run.directory.path)
 
 
 @pytest.mark.e2e

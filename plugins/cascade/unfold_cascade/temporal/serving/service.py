@@ -30,7 +30,7 @@ from unfold_cascade.temporal.serving.plan_loader import LoadedPlan
 from unfold_cascade.temporal.simulation.online_step import build_online_stages
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import ModelScores, Trajectories, simulate_reference
-from unfoldkit.api import Run, Service, fingerprint, internal_error
+from unfoldkit.api import Run, Service, fingerprint, user_error
 from unfoldkit.serving.model import Field
 from unfoldkit.serving.observability.dashboard import request_dashboard
 from unfoldkit.serving.oip.app import build_application
@@ -54,7 +54,7 @@ def build_service(plan: LoadedPlan, run: Run) -> Service:
     registry = CollectorRegistry()
     metrics = build_metrics(plan, registry)
     model = build_model(plan, run, metrics)
-    verify_replay(plan, model)
+    verify_replay(plan, model, run)
     store = open_store(run.directory.path / STATE_FILE, made_from=model.version, durability=plan.problem.durability)
     metrics.export_entity_count(registry, store.count)
     stateful = EntityStateModel(model, store, round(1.0 / model.tick_h), LARGEST_VALUE)
@@ -98,7 +98,7 @@ def build_model(plan: LoadedPlan, run: Run, metrics: CascadeMetrics) -> Temporal
     )
 
 
-def verify_replay(plan: LoadedPlan, model: TemporalModel) -> None:
+def verify_replay(plan: LoadedPlan, model: TemporalModel, run: Run) -> None:
     """Replay the probe hour by hour and compare it with the plan's simulation.
 
     Raises:
@@ -118,7 +118,7 @@ def verify_replay(plan: LoadedPlan, model: TemporalModel) -> None:
     same_purchases = (purchases == expected.trajectories.purchases).all()
     if differs.any() or not same_calls or not same_purchases:
         message = f"the models of this run behave differently from its plan: {differs.sum()} of {len(stages)} hours"
-        raise internal_error(message, hint=RESUME_HINT)
+        raise user_error(message, file=str(run.directory.path), hint=RESUME_HINT)
 
 
 def replay_probe(model: TemporalModel, plan: LoadedPlan) -> list[list[HourResult]]:
