@@ -11,6 +11,7 @@ import pytest
 
 from unfoldkit._types import FloatArray
 from unfoldkit.arrivals import traces
+from unfoldkit.arrivals.readers.timestamps import TimeNotation
 from unfoldkit.errors import UnfoldError
 
 CLF = '1.2.3.4 - - [16/Nov/2023:18:00:{second:02} +0100] "GET /a HTTP/1.1" 200 12 "-" "curl"\n'
@@ -160,3 +161,14 @@ def test_durations_in_lines_are_refused(tmp_path: Path) -> None:
     for times in (starts[np.argsort(starts + rng.exponential(3.0, 300))], starts[::-1]):
         write(times)
         assert traces.read_trace(path).size == 300
+
+
+@pytest.mark.parametrize("line", ["{} GET /\n", "[{}] GET /\n", '{{"time": "{}"}}\n'])
+def test_lines_of_a_twelve_hour_clock_need_a_format(tmp_path: Path, line: str) -> None:
+    """Read as hours of 24, one o'clock would come eleven hours before noon."""
+    path = tmp_path / "a.log"
+    path.write_text("".join(line.format(f"2025-11-12 {at} PM") for at in ("12:59:58", "01:00:00", "01:00:03")))
+    with pytest.raises(UnfoldError, match=r"no time in this line.*\n?.*arrivals\.time_format"):
+        traces.read_trace(path)
+    notation = TimeNotation(format="%Y-%m-%d %I:%M:%S %p")
+    assert traces.read_trace(path, notation=notation).tolist() == [0, 2, 5]

@@ -496,7 +496,7 @@ def parse_line_time(text: str) -> float | None:
         return _from_clf(clf)
     balancer = _BALANCER.match(text)
     match = _ISO_OR_EPOCH.search(balancer[1] if balancer else text)
-    if match is None:
+    if match is None or (match[1] and _CLOCK_OF_12.match(match.string, match.end())):
         return None
     return _from_iso(match) if match[1] else float(match[9] or match[10])
 
