@@ -172,3 +172,11 @@ def test_lines_of_a_twelve_hour_clock_need_a_format(tmp_path: Path, line: str) -
         traces.read_trace(path)
     notation = TimeNotation(format="%Y-%m-%d %I:%M:%S %p")
     assert traces.read_trace(path, notation=notation).tolist() == [0, 2, 5]
+
+
+def test_no_other_time_stands_in_for_a_field_that_is_asked_for(tmp_path: Path) -> None:
+    """Lines without the field have no time, whatever other dates they hold."""
+    path = tmp_path / "a.log"
+    path.write_text('{"@timestamp": "2025-11-12T10:00:00Z", "event": {"start": "2025-11-12T09:00:00Z"}}\n' * 3)
+    with pytest.raises(UnfoldError, match=r"arrivals\.column names the field of times, of: @timestamp, event"):
+        traces.read_trace(path, column="event.start")

@@ -113,8 +113,9 @@ def parse_line(text: str, column: str | None, notation: TimeNotation, doubts: Un
         notation: How times are written.
         doubts: Receives what leaves the unit of the time in doubt.
     """
-    time = parse_json_line(text, column, notation, doubts or UnitDoubts()) if text[:1] == "{" else None
-    return notation.parse_line(text) if time is None else time
+    is_object = text[:1] == "{"
+    time = parse_json_line(text, column, notation, doubts or UnitDoubts()) if is_object else None
+    return notation.parse_line(text) if time is None and not (is_object and column) else time
 
 
 def _parse_lines(
