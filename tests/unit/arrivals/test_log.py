@@ -178,5 +178,15 @@ def test_no_other_time_stands_in_for_a_field_that_is_asked_for(tmp_path: Path) -
     """Lines without the field have no time, whatever other dates they hold."""
     path = tmp_path / "a.log"
     path.write_text('{"@timestamp": "2025-11-12T10:00:00Z", "event": {"start": "2025-11-12T09:00:00Z"}}\n' * 3)
-    with pytest.raises(UnfoldError, match=r"arrivals\.column names the field of times, of: @timestamp, event"):
-        traces.read_trace(path, column="event.start")
+    with pytest.raises(UnfoldError, match=r"arrivals\.column names the field of times, of: @timestamp, event\.start"):
+        traces.read_trace(path, column="event.begin")
+
+
+def test_a_path_names_a_field_of_an_inner_object(tmp_path: Path) -> None:
+    """Elastic's lines have the start of a request below ``event``, and its end at the top; a plain name wins."""
+    path = tmp_path / "a.log"
+    line = '{{"@timestamp": "2025-11-12T10:00:0{0}Z", "event": {{"start": "2025-11-12T09:00:0{1}Z"}}}}\n'
+    path.write_text("".join(line.format(end, start) for start, end in ((1, 2), (3, 8), (7, 9))))
+    assert traces.read_trace(path, column="event.start").tolist() == [0, 2, 6]
+    path.write_text(path.read_text().replace('{"@timestamp"', '{"event.start"'))
+    assert traces.read_trace(path, column="event.start").tolist() == [0, 6, 7]

@@ -391,7 +391,7 @@ def test_dates_of_a_spreadsheet_need_a_unit(tmp_path: Path) -> None:
     notation = TimeNotation(key="arrivals")
     days = 45_940 + np.linspace(0.3, 0.9, 200)
     path = write(tmp_path, "days.csv", "time\n" + "\n".join(f"{day:.9f}" for day in days))
-    with pytest.raises(UnfoldError, match="dates of a spreadsheet"):
+    with pytest.raises(UnfoldError, match=r"dates of a spreadsheet.*unit, d for days"):
         traces.read_trace(path, notation=notation)
     assert traces.read_trace(path, notation=TimeNotation(unit="d"))[-1] == pytest.approx(0.6 * 86_400, rel=1e-3)
     clock = write(tmp_path, "clock.csv", "time\n" + "\n".join(f"{42_385.5 + second:.6f}" for second in range(200)))

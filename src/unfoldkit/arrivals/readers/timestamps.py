@@ -182,7 +182,8 @@ class TimeNotation:
         if self.likely_unit is not None and float(times[0]) < FIRST_EPOCH_S:
             return to_seconds(times, UNITS_S[self.likely_unit])
         if self.key and (doubt := describe_doubt(np.sort(times))):
-            hint = f"set {self.key}.unit, such as ms, or name the column after its unit: time_ms, time_s"
+            unit = "d for days" if doubt == _SERIAL_DOUBT else "such as ms"
+            hint = f"set {self.key}.unit, {unit}, or name the column after its unit: time_ms, time_s"
             raise user_error(f"the unit of the times is unclear: {doubt}", file=file, key=column, hint=hint)
         return epoch_to_seconds(times)
 
