@@ -173,6 +173,18 @@ def test_results_of_log_searches_are_read(tmp_path: Path, form: str) -> None:
     assert traces.read_trace(path).tolist() == FROM_0
 
 
+@pytest.mark.parametrize("is_search", [True, False])
+def test_a_path_names_a_field_of_an_inner_object(tmp_path: Path, is_search: bool) -> None:
+    """Elastic's agents keep the start of a request below ``event``, and its end at the top."""
+    late = dt.timedelta(seconds=9)
+    rows = [{"@timestamp": (each + late).isoformat(), "event": {"start": each.isoformat()}} for each in STAMPS]
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"hits": {"hits": [{"_source": row} for row in rows]}} if is_search else rows))
+    assert traces.read_trace(path, column="event.start").tolist() == FROM_0
+    with pytest.raises(UnfoldError, match="no arrival times"):
+        traces.read_trace(path, column="event.begin")
+
+
 def test_a_page_of_hits_is_refused(tmp_path: Path) -> None:
     """Ten hits of thousands are no trace."""
     path = tmp_path / "found.json"

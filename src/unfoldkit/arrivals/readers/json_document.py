@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from unfoldkit.arrivals.readers.log import get_field
 from unfoldkit.arrivals.readers.metric_exports import (
     DATAPOINTS,
     find_datapoint_counts,
@@ -132,23 +133,24 @@ def _read_lists(values: Sequence[Any], columns: TableColumns, path: Path) -> Tra
 
 
 def _read_first_list(values: Sequence[Any], columns: TableColumns, path: Path) -> TraceRows | None:
-    for head, rows in _iter_results(values, path):
+    for head, rows in _iter_results(values, columns.time, path):
         if rows and is_table_head(head, columns.time):
             return sort_rows(read_rows(head, iter(enumerate(rows, 1)), columns, path), columns, path)
     for name, entries in _iter_lists(values[0] if len(values) == 1 else list(values), ""):
         if all(isinstance(entry, dict) for entry in entries):
-            head = list(dict.fromkeys(key for entry in entries for key in entry))
+            objects = _lift_field(entries, columns.time)
+            head = list(dict.fromkeys(key for entry in objects for key in entry))
             if is_table_head(head, columns.time):
                 if name == DATAPOINTS and "Unit" in head:
-                    columns = find_datapoint_counts(entries, columns, path)
-                return sort_rows(read_rows(head, _object_rows(entries, head), columns, path), columns, path)
+                    columns = find_datapoint_counts(objects, columns, path)
+                return sort_rows(read_rows(head, _object_rows(objects, head), columns, path), columns, path)
         elif not any(isinstance(entry, (dict, list)) for entry in entries) and _is_time_list(name, columns.time):
             single = replace(columns, time=name or "time", default_time=None)
             return sort_rows(read_rows([name or "time"], _value_rows(entries), single, path), columns, path)
     return None
 
 
-def _iter_results(values: Sequence[Any], path: Path) -> Iterator[tuple[list[str], list[list[str]]]]:
+def _iter_results(values: Sequence[Any], column: str | None, path: Path) -> Iterator[tuple[list[str], list[list[str]]]]:
     """Yield head and rows of the results of log searches, which hold no plain list of objects.
 
     These are the hits of Elasticsearch and OpenSearch, the tables of Azure Monitor, the streams of Loki, and the rows
@@ -161,6 +163,7 @@ def _iter_results(values: Sequence[Any], path: Path) -> Iterator[tuple[list[str]
         hits = [hit["_source"] for hit in _list_objects(each, "hits") if isinstance(hit.get("_source"), dict)]
         if hits:
             _require_all_hits(each.get("total"), len(hits), path)
+            hits = _lift_field(hits, column)
             head = list(dict.fromkeys(key for hit in hits for key in hit))
             yield head, [[_to_text(hit.get(name)) for name in head] for hit in hits]
         names = [str(column.get("name")) for column in _list_objects(each, "columns")]
@@ -172,6 +175,14 @@ def _iter_results(values: Sequence[Any], path: Path) -> Iterator[tuple[list[str]
             yield head, [[_to_text(row.get(name)) for name in head] for row in rows]
         if each.get("resultType") == "streams":
             yield ["timestamp", "labels", "line"], list(_iter_stream_rows(_list_objects(each, "result")))
+
+
+def _lift_field(entries: list[dict[str, Any]], column: str | None) -> list[dict[str, Any]]:
+    """Give entries the field of an inner object that a path such as ``event.start`` names, under that path."""
+    inner = [get_field(entry, column) for entry in entries] if column else []
+    if column is None or all(value is None for value in inner):
+        return entries
+    return [{**entry, column: value} for entry, value in zip(entries, inner, strict=True)]
 
 
 def _require_all_hits(total: Any, found: int, path: Path) -> None:

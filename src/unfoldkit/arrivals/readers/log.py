@@ -164,18 +164,18 @@ def parse_object_time(
         notation, value = replace(notation, unit="ms"), fields.get("timestamp")
         doubts.has_fractions |= isinstance(value, float) and value % 1 != 0
     try:
-        return _parse_field(name, _get_field(fields, name), notation, doubts.unitless)
+        return _parse_field(name, get_field(fields, name), notation, doubts.unitless)
     except (ValueError, OverflowError):
         return None
 
 
-def _get_field(fields: Mapping[str, Any], name: str) -> object:
+def get_field(fields: Mapping[str, Any], name: str) -> object:
     """Return a field of an object, or that of an inner one by its path, such as ``event.start``."""
     if name in fields:
         return fields[name]
     outer, _, inner = name.partition(".")
     below = fields.get(outer)
-    return _get_field(below, inner) if inner and isinstance(below, Mapping) else None
+    return get_field(below, inner) if inner and isinstance(below, Mapping) else None
 
 
 def find_time_field(names: Iterable[str]) -> str | None:
