@@ -386,6 +386,13 @@ def test_json_lines_without_a_unit_are_in_doubt_too(tmp_path: Path, quote: str) 
     assert traces.read_trace(named, notation=notation)[-1] == stated[-1] == pytest.approx(299.894)
 
 
+def test_two_columns_of_one_name_are_a_question(tmp_path: Path) -> None:
+    """The first of them was read without a word; equal ones, as after a join, are no question."""
+    with pytest.raises(UnfoldError, match="2 columns are called 'time'"):
+        traces.read_trace(write(tmp_path, "a.csv", "time,time,x\n5,1,0\n9,4,0\n"))
+    assert traces.read_trace(write(tmp_path, "b.csv", "time,x,time\n5,0,5\n9,0,9\n")).tolist() == [0, 4]
+
+
 def test_dates_of_a_spreadsheet_need_a_unit(tmp_path: Path) -> None:
     """Days since 1900 are not read as seconds; a monotonic clock that lasts longer than a minute is."""
     notation = TimeNotation(key="arrivals")

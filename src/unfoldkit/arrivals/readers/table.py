@@ -237,6 +237,7 @@ def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) 
     index = _time_column(head, columns, path, [] if first is None else first[1])
     if first is None:
         return TraceRows(np.zeros(0))
+    _require_one_column(head, index, first[1], path)
     if columns.time is None:
         _require_no_duration(head, index, first, columns.notation, path)
     amount = _amount_column(head, index, first[1], columns, path)
@@ -251,6 +252,14 @@ def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) 
     if amount.by_name and _is_row_number(amounts):
         return TraceRows(times)
     return TraceRows(times, amounts.astype(np.int64), amount.name, amount.by_name)
+
+
+def _require_one_column(head: Sequence[str], index: int, cells: Sequence[str], path: Path) -> None:
+    """Reject a name that several columns with different cells have: either may hold the arrivals."""
+    namesakes = [cell for name, cell in zip(head, cells, strict=False) if name == head[index]]
+    if len(set(namesakes)) > 1:
+        message = f"{len(namesakes)} columns are called {head[index]!r}, with different times"
+        raise UnfoldError(Diagnostic(message, str(path), 1, 1, head[index], "rename all but that of the arrivals"))
 
 
 def _require_no_duration(
