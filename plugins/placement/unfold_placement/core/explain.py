@@ -10,7 +10,7 @@ from unfold_placement.core.cluster_view import Unit
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.policy import describe_policy_wait
 from unfold_placement.core.resources import ResourceTable
-from unfold_placement.core.types import ANYWHERE, MILLI, QUEUE, ROOM, Ask, EphemeralResource, Task, Wait
+from unfold_placement.core.types import ANYWHERE, MILLI, QUEUE, ROOM, Ask, EphemeralResource, Task, Wait, describe_lack
 from unfoldkit.api import format_names
 
 MAX_NAMES = 4
@@ -105,17 +105,22 @@ def _describe_room(controller: Controller, task: Task, members: Unit) -> Wait:
     if not view.nodes:
         return Wait("waits for a node: none is up")
     if (missing := view.missing_resource(members, QUEUE)) is not None:
-        return Wait(f"waits for {view.resource_name(missing)}, which exists nowhere yet")
+        return describe_lack(view.resource_name(missing), "which exists nowhere yet")
     if short := view.short_resources(members, QUEUE):
-        return Wait(f"waits for {view.resource_name(min(short))}, which is used up")
+        return describe_lack(view.resource_name(min(short)), "which is used up")
     if view.room(members, QUEUE) is not None:
         return _describe_undecided(controller, task)
     if view.reserved_unit and view.reserved_unit != members:
         return Wait("waits for its turn", view.reserved_unit[0].name, "for which nodes are kept free")
-    lacking = _find_lacking(controller, task)
-    holder = "" if lacking else _find_holder(controller, task)
-    reason = f"waits for {lacking}, of which no node with room for it has enough" if lacking else ROOM
-    return Wait(reason, holder, "which runs where it would fit") if holder else Wait(reason)
+    return _describe_full(controller, task)
+
+
+def _describe_full(controller: Controller, task: Task) -> Wait:
+    """Name what a task lacks on the nodes with room for it, or a task that runs where it would fit."""
+    if lacking := _find_lacking(controller, task):
+        return describe_lack(lacking, "of which no node with room for it has enough")
+    holder = _find_holder(controller, task)
+    return Wait(ROOM, holder, "which runs where it would fit" if holder else "")
 
 
 def _describe_undecided(controller: Controller, task: Task) -> Wait:

@@ -253,6 +253,15 @@ class Wait:
     relation: str = ""
 
 
+def describe_lack(resource: str, lack: str) -> Wait:
+    """Describe a wait for an ephemeral resource: what it lacks, or which rule of the cluster's scheduler it is."""
+    if not resource.startswith(CLUSTER_RULE):
+        return Wait(f"waits for {resource}, {lack}")
+    # its name ends with a hash of the complete rule
+    rule = resource.removeprefix(CLUSTER_RULE).rpartition(" #")[0]
+    return Wait(f"waits for a node that kube-scheduler accepts: {rule}")
+
+
 Operation = Put | Drop | Wake | Refuse
 Transactions = Iterator[Iterable[Operation]]
 """Operations of one transaction take effect together."""

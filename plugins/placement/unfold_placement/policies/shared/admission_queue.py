@@ -25,6 +25,7 @@ from unfold_placement.core.types import (
     Task,
     Transactions,
     Wait,
+    describe_lack,
 )
 from unfold_placement.policies.shared.pending import UnitShapes
 from unfold_placement.policies.shared.user_queue import UserQueue
@@ -228,7 +229,7 @@ class AdmissionQueue:
                 return Wait(f"set aside: {reason}")
         for resource, units in self.parked.items():
             if any(task in unit for unit in units):
-                return Wait(f"waits for {view.resource_name(resource)}, which exists nowhere yet")
+                return describe_lack(view.resource_name(resource), "which exists nowhere yet")
         pending = [unit for queue in self.queues.values() for unit in queue]
         own = next((unit for unit in pending if task in unit), None)
         return None if own is None else _describe_pending(own, pending, view)
@@ -468,9 +469,9 @@ class AdmissionQueue:
 
 def _describe_pending(own: Unit, pending: Sequence[Unit], view: View) -> Wait | None:
     if short := view.short_resources(own, QUEUE):
-        return Wait(f"waits for {view.resource_name(min(short))}, which is used up")
+        return describe_lack(view.resource_name(min(short)), "which is used up")
     if (scarce := view.scarce_resource(own)) is not None:
-        return Wait(f"waits for {view.resource_name(scarce)}, which is used up on every node")
+        return describe_lack(view.resource_name(scarce), "which is used up on every node")
     if view.reserved_unit == own:
         return Wait("is next: nodes are kept free for it until it fits")
     if view.reserved_unit:
