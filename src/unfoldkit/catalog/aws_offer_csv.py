@@ -27,6 +27,8 @@ ATTRIBUTES = {
     "GPU": "gpu",
 }
 TERMS = {"TermType", "Unit", "PricePerUnit", "Currency"}
+KIND = ("TermType", "Unit", "Currency", "Region Code", "Operating System")
+ON_DEMAND = "OnDemand"
 
 
 def has_offer_head(first_line: str) -> bool:
@@ -55,10 +57,18 @@ def _iter_products(stream: Any, path: Path) -> Iterator[Mapping[str, Any]]:
     missing = sorted({*TERMS, "Instance Type"} - columns.keys())
     if missing:
         raise user_error(f"the offer file has no column {missing[0]}", file=str(path), hint="is it that of AmazonEC2?")
+    kinds = set[tuple[str, ...]]()
     for _, cells in lines:
         row = {name: cells[index] for name, index in columns.items() if index < len(cells)}
         attributes = {key: row[name] for name, key in ATTRIBUTES.items() if row.get(name)}
-        if "instanceType" in attributes and row.keys() >= TERMS:
-            dimension = {"unit": row["Unit"], "pricePerUnit": {row["Currency"]: row["PricePerUnit"]}}
-            terms = {row["TermType"]: {"": {"priceDimensions": {"": dimension}}}}
-            yield {"product": {"attributes": attributes}, "terms": terms}
+        if "instanceType" not in attributes or not row.keys() >= TERMS:
+            continue
+        if row["TermType"] != ON_DEMAND:
+            # nine rows of ten, none of which counts: one of a kind shows what the file holds
+            kind = tuple(row.get(name, "") for name in KIND)
+            if kind in kinds:
+                continue
+            kinds.add(kind)
+        dimension = {"unit": row["Unit"], "pricePerUnit": {row["Currency"]: row["PricePerUnit"]}}
+        terms = {row["TermType"]: {"": {"priceDimensions": {"": dimension}}}}
+        yield {"product": {"attributes": attributes}, "terms": terms}
