@@ -88,7 +88,7 @@ def test_a_silent_verb_writes_how_long_it_runs() -> None:
 
 
 def test_a_silent_step_counts_down_the_time_that_it_predicted() -> None:
-    """A step whose parts take a minute each writes the time left in between, until the prediction has passed."""
+    """Where each part takes a minute, the time left is written in between, until the prediction has passed."""
     lines: list[str] = []
     clock = Clock()
     report = ProgressLines("serve a", lines.append, clock)

@@ -1,7 +1,7 @@
 """Read AWS's offer files in CSV, such as ``offers/v1.0/aws/AmazonEC2/current/us-east-1/index.csv``, as products.
 
 Five lines about the file come before the head. A row is one price of a product, with the attributes of the product in
-columns whose names are those of the JSON in words: ``Instance Type`` is ``instanceType``.
+columns that carry the names of the JSON in words: ``Instance Type`` is ``instanceType``.
 """
 
 from __future__ import annotations
