@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from unfoldkit.errors import escape_unprintable, shorten
@@ -62,10 +63,17 @@ def _iter_facts(node: Any, depth: int = 0) -> Iterator[tuple[str, str]]:
     elif isinstance(node, Mapping):
         for key, value in node.items():
             yield from _read_key(str(key), value)
-            # a product of AWS is JSON in a text
-            texts = value if key == "PriceList" and isinstance(value, list) else ()
-            yield from _iter_facts([json.loads(text) for text in texts if isinstance(text, str)], depth + 1)
-            yield from _iter_facts(value, depth + 1)
+            products = _parse_products(value) if key == "PriceList" and isinstance(value, list) else value
+            yield from _iter_facts(products, depth + 1)
+
+
+def _parse_products(entries: list[Any]) -> list[Any]:
+    """Parse products of AWS, which may be JSON in a text; what is none says nothing."""
+    products = []
+    for entry in entries:
+        with suppress(ValueError, RecursionError):
+            products.append(json.loads(entry) if isinstance(entry, str) else entry)
+    return products
 
 
 def _read_key(key: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -84,6 +84,7 @@ def test_a_table_may_list_hardware_spot_and_regions(tmp_path: Path) -> None:
         ('{"SpotPriceHistory": [{"SpotPrice": "x"}]}', "does not match its format"),
         ("{}", r"no price in US dollars for the region 'us-east-1' \("),
         ('["{", "type"]', r"no price in US dollars for the region 'us-east-1' \("),
+        ('{"a": {"PriceList": ["{", 3]}}', r"no price in US dollars for the region 'us-east-1' \("),
         (f"{'[' * 200}{']' * 200}", r"no price in US dollars for the region 'us-east-1' \("),
         (
             '{"skus": [{"skuId": "1", "pricingInfo": []}]}',
