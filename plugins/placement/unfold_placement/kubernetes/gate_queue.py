@@ -101,7 +101,10 @@ class GateQueue:
         return count
 
     def find_late(self, now: float, patience_s: float) -> list[str]:
-        """Return the incomplete units that were opened too long ago (s), where no volume is created meanwhile."""
+        """Return the incomplete units that were opened too long ago (s).
+
+        The time of a unit begins anew while only volumes that are being created hold it up.
+        """
         self.count_in_flight()
         self.opened_at_s.update(
             (first_task, now) for first_task in list(self.opened_at_s) if self._is_binding(first_task)
