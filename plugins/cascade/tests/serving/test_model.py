@@ -21,7 +21,7 @@ from unfold_cascade.serving.loader import LoadedPlan
 from unfold_cascade.serving.model import BatchResult, Cascade
 from unfold_cascade.serving.service import build_cascade, build_counter
 from unfold_cascade.verbs import serve, train
-from unfoldkit.api import Run, UnfoldError, dump, fingerprint
+from unfoldkit.api import ExitCode, Run, UnfoldError, dump, fingerprint
 from unfoldkit.report import Report
 from unfoldkit.serving.model import Batch, Call
 
@@ -296,3 +296,16 @@ def test_a_changed_onnx_file_is_rejected(tumours: Any, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes() + b" ")
     with pytest.raises(UnfoldError, match=r"\.onnx: the file was changed"):
         serve(tumours[0], run)
+
+
+def test_models_that_answer_otherwise_than_the_plan_are_not_served(
+    tumours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither converted nor native: the files of the run are at fault, and the error names their folder."""
+    spec, run = tumours
+    loaded = load_served(spec, run)
+    monkeypatch.setattr("unfold_cascade.serving.service.count_deviations", lambda *_: 1)
+    with pytest.raises(UnfoldError, match="predict differently than in planning") as caught:
+        build_cascade(loaded, run, lambda _way: None)
+    assert caught.value.code is ExitCode.USAGE
+    assert caught.value.diagnostics[0].file == str(run.directory.path)

@@ -68,6 +68,8 @@ def test_layers_are_those_of_the_graph(tmp_path: Path, rows: Any) -> None:
     ]
     assert subnet.macs.tolist() == [16 * 27 * 256, 16 * 9 * 256, 24 * 16 * 64, 240, 60]
     assert "Add, Flatten, GlobalAveragePool, MaxPool, Relu" in family.about
+    unstated = read_onnx_layers(tmp_path / "net.onnx", "mine", 100.0)
+    assert ["taken as 100 %" in each.about for each in (family, unstated)] == [False, True]
 
 
 def test_steps_of_a_convolution_are_those_of_its_node(tmp_path: Path) -> None:

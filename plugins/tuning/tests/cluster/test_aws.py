@@ -500,9 +500,7 @@ def test_the_next_offer_of_a_thrifty_run_may_wait_for_its_slack() -> None:
     assert book.describe_next(0.0) == "no other offer"
 
 
-def test_a_new_run_waits_seconds_for_an_endpoint_that_is_down(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_new_run_waits_seconds_for_an_endpoint_that_is_down(tmp_path: Path) -> None:
     """Nothing is rented that could cost money meanwhile; a run that has ordered instances waits for minutes."""
     error = EndpointConnectionError(endpoint_url="http://nowhere")
     client, waited = Mock(get_paginator=Mock(side_effect=error)), list[float]()
