@@ -23,7 +23,8 @@ from unfoldkit.errors import Diagnostic, UnfoldError, require_packages, user_err
 
 PATCH = "application/json-patch+json"
 MERGE = "application/merge-patch+json"
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS, MAX_CALLS = 128, 16
+"""Connections that are kept, and calls that are made at a time."""
 SEND_TRIES, FIRST_PAUSE_S = 4, 0.1
 CONNECT_TIMEOUT_S = 10
 LEASES, LEASE_TIMEOUT_S = "/apis/coordination.k8s.io/", 5
@@ -322,7 +323,7 @@ def connect_api(
     return Api(client.ApiClient(configuration), namespace, key=key, patience=patience)
 
 
-def call_all(calls: Sequence[Any], workers: int = MAX_CONNECTIONS // 2) -> list[Any]:
+def call_all(calls: Sequence[Any], workers: int = MAX_CALLS) -> list[Any]:
     """Make calls concurrently; return their results or ``ApiError``, in order.
 
     Raises:

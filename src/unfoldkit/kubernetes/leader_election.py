@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from unfoldkit.errors import UnfoldError
 from unfoldkit.kubernetes.api import Api, ApiError, Body
 
 API = "coordination.k8s.io/v1"
 PRECISE_DURATION = "unfoldkit/seconds"
 DEFAULT_DURATION_S = 15
+RENEWALS_PER_TERM = 4
+MAX_KEPT_S = 120.0
+"""Longest time that leadership is kept for a single block: what takes longer may never end."""
 
 
 @dataclass(slots=True)
@@ -27,6 +34,8 @@ class LeaderElection:
         seen_version: Resource version of the Lease last seen.
         seen_at_s: When that version was first seen, by the monotonic clock.
         leads_until_s: End of this process's leadership, by the monotonic clock.
+        ttl_s: Length of a term.
+        lock: Held during an attempt: another thread may keep the leadership.
     """
 
     api: Api
@@ -35,6 +44,8 @@ class LeaderElection:
     seen_version: str = ""
     seen_at_s: float = -math.inf
     leads_until_s: float = -math.inf
+    ttl_s: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def is_leader(self) -> bool:
@@ -48,8 +59,32 @@ class LeaderElection:
 
     def lead(self, holder: str, ttl: float) -> bool:
         """Become or stay leader for ``ttl`` seconds; return whether it succeeded."""
+        with self.lock:
+            return self._lead(holder, ttl)
+
+    @contextlib.contextmanager
+    def keep(self) -> Iterator[None]:
+        """Stay leader during a block that may wait for the server for longer than a term."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._renew_until, args=(done,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+
+    def _renew_until(self, done: threading.Event) -> None:
+        end_s = time.monotonic() + MAX_KEPT_S
+        while not done.wait(self.ttl_s / RENEWALS_PER_TERM) and time.monotonic() < end_s:
+            # without an answer, the next attempt may get one before the term ends
+            with self.lock, contextlib.suppress(ApiError, UnfoldError):
+                if done.is_set() or not self.is_leader:
+                    return
+                self._lead(self.holder, self.ttl_s)
+
+    def _lead(self, holder: str, ttl: float) -> bool:
         began_s = time.monotonic()
-        self.holder = holder
+        self.holder, self.ttl_s = holder, ttl
         lease = self._read_lease()
         try:
             if lease is None:
@@ -80,11 +115,12 @@ class LeaderElection:
 
     def resign(self) -> None:
         """Give up leadership at once."""
-        lease = self._read_lease()
-        self.leads_until_s = -math.inf
-        if lease is not None and read_spec(lease).get("holderIdentity") == self.holder:
-            lease["spec"]["holderIdentity"] = ""
-            self.api.put(f"{leases_path(self.api)}/{self.name}", lease)
+        with self.lock:
+            lease = self._read_lease()
+            self.leads_until_s = -math.inf
+            if lease is not None and read_spec(lease).get("holderIdentity") == self.holder:
+                lease["spec"]["holderIdentity"] = ""
+                self.api.put(f"{leases_path(self.api)}/{self.name}", lease)
 
     def _read_lease(self) -> Body | None:
         try:

@@ -22,7 +22,7 @@ from unfold_placement.kubernetes.backend import open_backend
 from unfold_placement.kubernetes.codec import MAX_AMOUNT, Scope, annotation_key, parse_amount
 from unfold_placement.kubernetes.connection import ClusterAccess, read_nodes
 from unfold_placement.kubernetes.shadow import open_shadow
-from unfold_placement.kubernetes.writer import OpeningUnits, Outcomes, Writer
+from unfold_placement.kubernetes.writer import OpeningUnits, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live import control_loop, state_store
 from unfold_placement.live.backend import Start
@@ -272,23 +272,73 @@ def is_opening(method: str, path: str, name: str) -> bool:
     return method == "PATCH" and path.endswith(f"/pods/{name}")
 
 
-def test_a_gang_refused_after_its_rehearsal_is_taken_back_before_any_pause(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A rule that changed meanwhile: what was opened is created again behind its gate, and only then comes a pause."""
-    open_at_pause: list[int] = []
-
-    def pause(_writer: Writer) -> None:
-        open_at_pause.append(cluster.count_open("second"))
-        time.sleep(0.2)
-
-    monkeypatch.setattr(Writer, "pause_after_refusals", pause)
+def test_a_gang_refused_after_its_rehearsal_is_taken_back_before_it_is_tried_again(cluster: Cluster) -> None:
+    """A rule that changed meanwhile: what was opened is created again behind its gate, and waits there."""
     cluster.server.fault = lambda method, path, _: Fault(403) if is_opening(method, path, "second-3-0") else None
     cluster.submit("second", 4)
-    await_true(lambda: len(open_at_pause) >= 2)
-    assert not any(open_at_pause)
+    await_true(lambda: cluster.server.count("PATCH", "second-3-0") >= 4)
+    await_true(lambda: cluster.count_open("second") == 0)
+    await_true(lambda: "its gate was not opened: 403" in explain(cluster))
     cluster.server.fault = lambda *_: None
     cluster.await_open("second", 4)
+
+
+def explain(cluster: Cluster) -> str:
+    """Return what the status says of the tasks that wait."""
+    return " ".join(row["why"] for row in status_to_json(read_status(cluster.thread.loop))["waits"])
+
+
+def test_a_gang_that_is_refused_holds_up_no_other(cluster: Cluster) -> None:
+    """Each refusal made the controller pause for up to a second, with all that waited for it."""
+    cluster.server.fault = lambda method, path, _: Fault(403) if method == "PATCH" and "refused-1" in path else None
+    cluster.submit("refused", 2)
+    await_true(lambda: cluster.server.count("PATCH", "refused-1") >= 3)
+    began_s = time.monotonic()
+    for index in range(5):
+        cluster.submit(f"other{index}", 2)
+        cluster.await_open(f"other{index}", 2)
+    assert time.monotonic() - began_s < 3.0
+
+
+@pytest.mark.parametrize("method", ["PATCH", "POST"])
+def test_a_silent_webhook_delays_neither_others_nor_the_lease(cluster: Cluster, method: str) -> None:
+    """It holds up one gang for as long as it likes; the others were opened after it, by a leader without a Lease."""
+    silence = threading.Event()
+
+    def fault(used: str, path: str, _is_watch: bool) -> Fault | None:
+        if used == method and "/pods" in path and ("slow" in path or method == "POST"):
+            silence.wait(WAIT_S)
+        return None
+
+    cluster.server.fault = fault
+    if method == "PATCH":
+        cluster.submit("slow", 2)
+        await_true(lambda: cluster.server.count("PATCH", "slow") > 0)
+    else:
+        bind_and_disrupt(cluster, "first-0-0")
+        await_true(lambda: cluster.server.count("POST", "/pods") > 0)
+    try:
+        began_s = time.monotonic()
+        for index in range(5):
+            cluster.submit(f"other{index}", 2)
+            cluster.await_open(f"other{index}", 2)
+        assert time.monotonic() - began_s < 5.0
+        backend = cluster.thread.loop.backend
+        await_true(lambda: "the server has not answered the write of" in read_status(cluster.thread.loop).error)
+        assert backend.election.is_leader  # type: ignore[attr-defined]
+    finally:
+        silence.set()
+    await_true(lambda: cluster.count_open("slow" if method == "PATCH" else "first") == 2)
+
+
+def bind_and_disrupt(cluster: Cluster, name: str) -> None:
+    """Drain a pod that runs."""
+    body = next(body for body in cluster.server.list("pods", NAMESPACE) if body["metadata"]["name"] == name)
+    body = copy.deepcopy(body)
+    body["spec"]["nodeName"] = "n0"
+    body["status"] = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    cluster.server.put("pods", body)
+    cluster.server.remove("pods", NAMESPACE, name)
 
 
 def test_a_pod_that_could_not_be_deleted_is_deleted_later(cluster: Cluster) -> None:
@@ -326,7 +376,7 @@ def test_an_opening_that_fails_slowly_is_not_repeated_at_once(
     """Four tries at a webhook that is silent for five seconds took the leader its Lease, and held up all others."""
     monkeypatch.setattr(writer, "RETRY_WINDOW_S", 0.2)
     tries: list[str] = []
-    tries_at_pause: list[int] = []
+    tries_at_refusal: list[int] = []
 
     def fault(method: str, path: str, _is_watch: bool) -> Fault | None:
         if not is_opening(method, path, "second-0-0"):
@@ -335,11 +385,11 @@ def test_an_opening_that_fails_slowly_is_not_repeated_at_once(
         time.sleep(0.3)
         return Fault(500)
 
-    monkeypatch.setattr(Writer, "pause_after_refusals", lambda _: tries_at_pause.append(len(tries)))
+    monkeypatch.setattr(Writer, "log_refusal", lambda *_: tries_at_refusal.append(len(tries)))
     cluster.server.fault = fault
     cluster.submit("second", 1)
-    await_true(lambda: bool(tries_at_pause))
-    assert tries_at_pause[0] == 1
+    await_true(lambda: bool(tries_at_refusal))
+    assert tries_at_refusal[0] == 1
     cluster.server.fault = lambda *_: None
     cluster.await_open("second", 1)
 
@@ -410,16 +460,16 @@ def test_resources_that_were_not_written_are_written_later(cluster: Cluster, mon
 
 
 def test_a_rehearsal_that_fails_loses_no_gang(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gang leaves the queue of gates only once the server has answered for it."""
-    rehearse, calls = Writer.rehearse, []
+    """What nobody expects of an opening gates its unit again, as a refusal does."""
+    rehearse, calls = Writer._rehearse, []
 
-    def rehearse_later(writer: Writer, units: Sequence[Sequence[Start]], by: str) -> Outcomes:
-        calls.append(units)
+    def rehearse_later(writer: Writer, start: Start, by: str) -> Body:
+        calls.append(start)
         if len(calls) == 1:
             raise KeyError("second-0")
-        return rehearse(writer, units, by)
+        return rehearse(writer, start, by)
 
-    monkeypatch.setattr(Writer, "rehearse", rehearse_later)
+    monkeypatch.setattr(Writer, "_rehearse", rehearse_later)
     cluster.submit("second", 4)
     cluster.await_open("second", 4)
 
@@ -454,7 +504,7 @@ def test_a_job_that_could_not_be_resumed_is_resumed_later(
         with caplog.at_level(logging.WARNING, "unfoldkit"):
             server.put("jobs", suspended("Job"))
             await_true(lambda: server.count("PATCH", "/jobs/train") >= 2)
-        assert "1 of the workloads were not admitted, the first is Job train" in caplog.text
+        assert "a workload was not admitted, Job train: " in caplog.text
         server.fault = lambda *_: None
         await_true(lambda: not server.list("jobs")[0]["spec"]["suspend"])
 

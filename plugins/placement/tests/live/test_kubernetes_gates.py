@@ -83,16 +83,11 @@ def test_the_record_of_a_gang_goes_once_it_is_placed_or_withdrawn(
     assert one.gate_queue.units == {}
 
 
-def test_after_a_refusal_a_gang_is_rehearsed_and_then_opened(
-    kube: KubeWorld, admin: Api, one: KubernetesBackend
-) -> None:
+def test_a_gang_is_rehearsed_and_then_opened(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
     """The server checks the opening of every gate first; of a gang with a pod that is gone, no gate is opened."""
     waiting(kube, 4)
-    one.writer.refusals = 1
     one.start([Start("a-0", "n0"), Start("a-1", "n0")])
     until(one, lambda: all(one.informer.is_bound(f"a-{index}") for index in range(2)))
-    assert one.writer.refusals == 0
-    one.writer.refusals = 1
     one.start([Start("a-2", "n1"), Start("a-3", "n1")])
     admin.delete(f"{PODS}/a-3-0", {"gracePeriodSeconds": 0})
     one.flush()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import ANYWHERE, Ask, EphemeralResource, Task
 from unfold_placement.kubernetes import pods
+from unfold_placement.kubernetes.background import BackgroundWrites
 from unfold_placement.kubernetes.codec import DRA, GATES, UNITS, Scope, annotation_key, parse_time, shorten_name
 from unfold_placement.kubernetes.dra import Counters
 from unfold_placement.kubernetes.gate_queue import (
@@ -25,18 +27,20 @@ from unfold_placement.kubernetes.gate_queue import (
     track_unbound_pods,
 )
 from unfold_placement.kubernetes.informer import Informer
-from unfold_placement.kubernetes.writer import LostTask, Outcomes, Writer
+from unfold_placement.kubernetes.writer import Errors, LostTask, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.postponed import Postponed, Postponement, postpone
 from unfold_placement.live.state_store import ALIVE, StateStore
 from unfold_placement.policies.affinity.node_filter import AcceptedNodes, DomainLimits, has_domain_limits
 from unfoldkit.api import UnfoldError, user_error
-from unfoldkit.kubernetes.api import FIRST_CLIENT_ERROR, KEY, MERGE, UNAUTHORIZED, Api, ApiError
+from unfoldkit.kubernetes.api import FIRST_CLIENT_ERROR, GONE, KEY, MERGE, NOT_FOUND, UNAUTHORIZED, Api, ApiError
 from unfoldkit.kubernetes.leader_election import LeaderElection, lease_body, leases_path, read_duration_s
 
 ROLES_HINT = "unfold plan SPEC --format kubernetes writes the roles that are needed"
 BIND_TIMEOUT_S = 10.0
+REFUSAL_DELAY_S = 0.5
+"""Half of the first delay of a task that the server refused to open twice."""
 SNAPSHOT_PERIOD_S = 5.0
 """Least time between snapshots that pods of other programs cause."""
 SETTLE_S = 0.002
@@ -75,8 +79,9 @@ class KubernetesBackend:
         unwritten: Locations that changed and are not written yet.
         has_gangs: Units of several tasks were started since the last flush, or the records of all have become outdated.
         lost_tasks: Tasks that need a new pod.
+        refused_pods: Why the server refused new pods since this was logged, by task.
         next_snapshot_s: When pods of other programs may next cause a snapshot, by the monotonic clock.
-        postponed: Tasks that kube-scheduler had no node for, by name.
+        postponed: Tasks that kube-scheduler had no node for, or that the server refused to open, by name.
     """
 
     api: Api
@@ -96,6 +101,7 @@ class KubernetesBackend:
     unwritten: set[str] = field(default_factory=set)
     has_gangs: bool = False
     lost_tasks: list[LostTask] = field(default_factory=list)
+    refused_pods: dict[str, ApiError] = field(default_factory=dict)
     next_snapshot_s: float = 0.0
     postponed: dict[str, Postponement] = field(default_factory=dict)
 
@@ -108,8 +114,8 @@ class KubernetesBackend:
         return self.api.describe_wait()
 
     def describe_refusal(self) -> str:
-        """Return the write that the server refused last, while it is tried again."""
-        return self.writer.recent_refusal()
+        """Return the write that the server refused last, while it is tried again, or has not answered for long."""
+        return self.writer.recent_refusal() or self.writer.background.describe_slow()
 
     def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
         """Return the policies for kube-scheduler's own rules; limits of domains only where a pod has any."""
@@ -240,8 +246,8 @@ class KubernetesBackend:
         """Reject a task for good; its pod stays gated and shows the reason."""
         self.check_leadership()
         if self.store.refuse(task, reason, by=self.holder):
-            path = f"/api/v1/namespaces/{self.api.namespace}/pods/{self.informer.current[task]}"
-            self.api.patch(path, pods.rejection_patch(reason, self.holder), MERGE)
+            self.writer.refuse(task, reason, self.holder)
+            self._flush_unless_leader()
 
     def withdraw(self, task: str) -> None:
         """Withdraw a task: its pod is deleted."""
@@ -264,27 +270,40 @@ class KubernetesBackend:
             if self.is_leader:
                 self.lost_tasks += [(task, kinds.FAILED) for task in self.informer.lost_tasks]
                 self.informer.lost_tasks = []
+        self._settle()
         if self.is_leader:
             self.writer.retry_workloads()
-        if self.is_leader and self.informer.suspended:
-            self.check_leadership()
-            self.writer.resume_workloads(self.holder)
+        is_resuming = self.is_leader and bool(self.informer.suspended)
         has_work = locations or self.gate_queue.queue or self.lost_tasks or self.writer.replaced or self.has_gangs
-        if not has_work or (self.was_leader and not self.is_leader):
+        if not (has_work or is_resuming) or (self.was_leader and not self.is_leader):
             return
         self.check_leadership()
+        with self.election.keep() if self.is_leader else contextlib.nullcontext():
+            self._write(locations)
+
+    def _write(self, locations: set[str]) -> None:
+        if self.is_leader:
+            self.writer.resume_workloads(self.holder)
         self._recreate_lost()
         gang_location = {ANYWHERE} if self.has_gangs else set()
-        units = [request.unit for request in self.gate_queue.list_ready()]
-        with ThreadPoolExecutor(1) as pool:
-            # it has no effect, and need not wait for the resources
-            rehearsal = pool.submit(self.writer.rehearse, units, self.holder)
-            self.writer.write_resources(locations | gang_location, self.gate_queue.list_gangs())
+        self.writer.write_resources(locations | gang_location, self.gate_queue.list_gangs())
         self.unwritten -= locations
         self.has_gangs = False
-        rehearsed = rehearsal.result()
-        self._open_gates(self.gate_queue.take_ready(), rehearsed)
-        self.writer.delete_replaced()
+        for request in self.gate_queue.take_ready():
+            opens = partial(self.writer.open_unit, request.unit, self.holder, partial(self._is_current, request))
+            self.writer.background.begin(request.attempts, opens, partial(self._finish_opening, request))
+        self._settle()
+        # what was opened of a refused unit is taken back at once
+        self._recreate_lost()
+
+    def _settle(self) -> None:
+        """Take up what became of writes, and hold back what is still being written."""
+        self.writer.background.settle()
+        if self.refused_pods:
+            error, count = next(iter(self.refused_pods.values())), len(self.refused_pods)
+            self.writer.log_refusal(f"{count} stopped pods were not created again, the first because of {error}")
+            self.refused_pods = {}
+        self.gate_queue.held = frozenset(task for task, _ in self.lost_tasks) | self.writer.background.busy
 
     def check_openings(self) -> None:
         """Release claims of ended pods, and gate units again if their pods stay without a node for too long."""
@@ -292,8 +311,6 @@ class KubernetesBackend:
         for first_task in self.gate_queue.find_late(self.now(), self.bind_timeout_s):
             self._postpone_unbound(first_task)
             self._gate_unit_again(first_task, "the scheduler found no room")
-            # a new controller makes its policies keep back what is postponed
-            self.informer.nodes_changed |= bool(self._list_postponed())
         self._forget_postponed()
         # each gang replaces the records of those before it; nothing replaces the last
         self.has_gangs |= not self.gate_queue.units and self.writer.has_units
@@ -309,10 +326,16 @@ class KubernetesBackend:
             if body is None or body["spec"].get("nodeName"):
                 continue
             reason = reason or f"{body['spec'].get('schedulerName', 'it')} has not looked at it"
-            self.postponed[task] = postpone(previous, reason, self.now(), self.bind_timeout_s)
-            if previous is None or previous.reason != reason:
+            said = f"kube-scheduler had no node: {reason}"
+            self._postpone(task, said, self.bind_timeout_s)
+            if previous is None or previous.reason != said:
                 text = "%s has stayed without a node for %g s and is gated again; kube-scheduler: %s"
                 logging.getLogger("unfoldkit").warning(text, task, self.bind_timeout_s, reason)
+
+    def _postpone(self, task: str, reason: str, delay_s: float) -> None:
+        self.postponed[task] = postpone(self.postponed.get(task), reason, self.now(), delay_s)
+        # a new controller makes its policies keep back what is postponed
+        self.informer.nodes_changed |= bool(self._list_postponed())
 
     def _list_postponed(self) -> dict[str, Postponement]:
         """Return the tasks that are not to be tried yet, or that were postponed before."""
@@ -362,6 +385,7 @@ class KubernetesBackend:
     def close(self) -> None:
         """Stop following the server."""
         self.api.close()
+        self.writer.background.pool.shutdown(wait=False, cancel_futures=True)
 
     def _wait_for_changes(self, after: int, deadline_s: float) -> Sequence[Change] | None:
         """Wait for changes, or until the gate queue may open a unit."""
@@ -375,7 +399,7 @@ class KubernetesBackend:
 
     def _must_act(self) -> bool:
         has_changed = self.informer.nodes_changed or self.informer.volumes_changed
-        return has_changed or (self.is_leader and bool(self.informer.suspended))
+        return has_changed or self.writer.background.has_ended or (self.is_leader and bool(self.informer.suspended))
 
     def _await_quiet(self, changes: Sequence[Change] | None) -> Sequence[Change] | None:
         """Wait briefly for changes of the same moment, as the server reports pods one by one, until gangs are whole."""
@@ -425,25 +449,54 @@ class KubernetesBackend:
 
     def _recreate_lost(self) -> None:
         """Recreate the pods of tasks that lost their place; refused ones are tried again with the next flush."""
-        refused = self.writer.recreate_pods(self.lost_tasks, self.holder)
-        recreated = {task for task, _ in self.lost_tasks} - {task for task, _ in refused}
-        self.informer.opening.difference_update(recreated)
-        self.lost_tasks = refused
-        self.gate_queue.held = frozenset(task for task, _ in refused)
+        busy = set(self.writer.background.busy)
+        for entry in self.lost_tasks:
+            if entry[0] not in busy:
+                busy.add(entry[0])
+                call = partial(self.writer.recreate_pod, *entry, self.holder)
+                self.writer.background.begin({entry[0]}, call, partial(self._finish_recreation, entry))
+        self._settle()
+        self.writer.delete_replaced()
+        self._settle()
 
-    def _open_gates(self, requests: Sequence[GateRequest], rehearsed: Outcomes) -> None:
-        """Open the gates of units; if one gate of a unit cannot be opened, the unit is gated again."""
-        failed: list[int] = []
-        try:
-            failed = self.writer.open_gates([request.unit for request in requests], self.holder, rehearsed)
-        finally:
-            self.gate_queue.mark_opened(requests, self.now())
-        for index in failed:
-            self._gate_unit_again(requests[index].first_task, "its pod could not be opened")
-        if failed:
-            # what was opened of a refused unit is taken back before any pause
-            self._recreate_lost()
-            self.writer.pause_after_refusals()
+    def _finish_recreation(self, entry: LostTask, error: ApiError | None) -> None:
+        if error is not None:
+            self.refused_pods[entry[0]] = error
+        elif entry in self.lost_tasks:
+            self.lost_tasks.remove(entry)
+            self.informer.opening.discard(entry[0])
+
+    def _is_current(self, request: GateRequest) -> bool:
+        """Return whether a unit is still to be opened: its leader leads, and none of its tasks was stopped."""
+        leads = self.election.is_leader if self.was_leader else True
+        records = [self.store.records.get(start.task) for start in request.unit]
+        return leads and all(
+            record is not None and (record.state, record.attempt) == (kinds.RUNNING, request.attempts[record.task.name])
+            for record in records
+        )
+
+    def _finish_opening(self, request: GateRequest, errors: Errors) -> None:
+        """Record that a unit is open; if one gate of it could not be opened, the unit is gated again."""
+        if self.gate_queue.units.get(request.first_task) != request.attempts:
+            # another process leads, or its tasks were stopped: each is followed by itself
+            return
+        self.gate_queue.mark_opened([request], self.now())
+        if errors:
+            self._postpone_refused(errors)
+            self._gate_unit_again(request.first_task, "its pod could not be opened")
+
+    def _postpone_refused(self, errors: Errors) -> None:
+        """Postpone the tasks that the server refused to open; a pod that has gone is no refusal."""
+        refused = {
+            task: error
+            for task, error in errors.items()
+            if not (isinstance(error, ApiError) and error.status in {NOT_FOUND, GONE})
+        }
+        for task, error in refused.items():
+            self._postpone(task, f"its gate was not opened: {error}", REFUSAL_DELAY_S)
+        if refused:
+            first = next(iter(refused.values()))
+            self.writer.log_refusal(f"{len(refused)} pods were not opened, the first because of {first}")
 
     def _gate_unit_again(self, first_task: str, reason: str) -> None:
         """Let all tasks of a unit wait again."""
@@ -493,7 +546,9 @@ def open_backend(
     scope = Scope(name, api.namespace, UNITS if units is None else units, counters)
     store = StateStore(lambda: api.now() - informer.origin)
     informer = Informer(api, scope, store, 0.0)
-    writer = Writer(api, scope, informer, Counters(api, scope) if counters == DRA else None)
+    writer = Writer(
+        api, scope, informer, BackgroundWrites(store.notify), Counters(api, scope) if counters == DRA else None
+    )
     try:
         writer.read_config()
         if writer.counters is not None:

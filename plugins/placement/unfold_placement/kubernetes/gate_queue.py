@@ -6,12 +6,14 @@ The functions below repair what a controller left half done, and check the room 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from unfold_placement.core.types import Task
 from unfold_placement.kubernetes import pods
+from unfold_placement.kubernetes.background import QUICK_S
 from unfold_placement.kubernetes.codec import Body
 from unfold_placement.kubernetes.informer import Informer
 from unfold_placement.kubernetes.pod_spec import pod_demand
@@ -48,14 +50,17 @@ class GateQueue:
         informer: The pods.
         max_in_flight: Opened pods that may be without a node at a time.
         units: Attempts of the tasks of each unit, by its first task.
+        taken_at_s: When the opening of each unit began that is being opened, by the monotonic clock.
         opened_at_s: When the gates of each opened unit were opened, in seconds.
         queue: Units with closed gates.
-        held: Tasks with a stopped pod that is not created again yet: what is on the node is their last attempt.
+        held: Tasks with a pod that is being changed, or was stopped and is not created again yet: theirs is an earlier
+            attempt.
     """
 
     informer: Informer
     max_in_flight: int = MAX_IN_FLIGHT
     units: OpeningUnits = field(default_factory=dict)
+    taken_at_s: dict[str, float] = field(default_factory=dict)
     opened_at_s: dict[str, float] = field(default_factory=dict)
     queue: deque[GateRequest] = field(default_factory=deque)
     held: frozenset[str] = frozenset()
@@ -76,6 +81,7 @@ class GateQueue:
         for request in self.list_ready():
             self.queue.remove(request)
             if unit := self._list_unsettled(request):
+                self.taken_at_s[request.first_task] = time.monotonic()
                 ready.append(replace(request, unit=unit))
             else:
                 self._drop_attempts(request)
@@ -83,16 +89,23 @@ class GateQueue:
 
     def mark_opened(self, requests: Sequence[GateRequest], now: float) -> None:
         """Record that the gates of units were opened."""
-        self.informer.opening.difference_update(start.task for request in requests for start in request.unit)
-        self.opened_at_s.update((request.first_task, now) for request in requests)
+        for request in requests:
+            self.informer.opening.difference_update(start.task for start in request.unit)
+            self.taken_at_s.pop(request.first_task, None)
+            self.opened_at_s[request.first_task] = now
 
     def has_ready(self) -> bool:
         """Return whether the next unit may be opened."""
         return next(self._iterate_ready(), None) is not None
 
     def count_in_flight(self) -> int:
-        """Count opened pods without a node; units that are complete are removed."""
-        count = 0
+        """Count opened pods without a node; units that are complete are removed.
+
+        Those that are being opened count, too, but for slow ones: what holds these up is not kube-scheduler.
+        """
+        quick_since_s = time.monotonic() - QUICK_S
+        quick = [first_task for first_task, taken_s in self.taken_at_s.items() if taken_s > quick_since_s]
+        count = sum(len(self.units.get(first_task, ())) for first_task in quick)
         for first_task in list(self.opened_at_s):
             unsettled = sum(not self._is_settled(*attempt) for attempt in self.units.get(first_task, {}).items())
             if not unsettled:
@@ -118,6 +131,7 @@ class GateQueue:
 
     def drop(self, first_task: str) -> Mapping[str, int]:
         """Remove a unit, and return its tasks with their attempts."""
+        self.taken_at_s.pop(first_task, None)
         self.opened_at_s.pop(first_task, None)
         return self.units.pop(first_task, {})
 
@@ -128,7 +142,7 @@ class GateQueue:
 
     def clear(self) -> None:
         """Remove all units."""
-        self.units, self.opened_at_s = {}, {}
+        self.units, self.taken_at_s, self.opened_at_s = {}, {}, {}
         self.queue.clear()
 
     def list_gangs(self) -> OpeningUnits:

@@ -14,6 +14,7 @@ import msgspec
 
 from unfold_placement.core.types import ANYWHERE, MANY
 from unfold_placement.kubernetes import pods
+from unfold_placement.kubernetes.background import BackgroundWrites
 from unfold_placement.kubernetes.codec import (
     HOSTNAME,
     Body,
@@ -24,7 +25,7 @@ from unfold_placement.kubernetes.codec import (
     pod_requests,
 )
 from unfold_placement.kubernetes.dra import Counters
-from unfold_placement.kubernetes.informer import NODES, Informer, extended_resources, is_other_pod
+from unfold_placement.kubernetes.informer import NODES, Informer, WorkloadKey, extended_resources, is_other_pod
 from unfold_placement.kubernetes.workloads import controller_of, resume_workload, suspend_workload
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
@@ -32,8 +33,6 @@ from unfoldkit.api import user_error
 from unfoldkit.kubernetes.api import BAD_GATEWAY, GONE, MERGE, Api, ApiError, UnreachableError, call_all
 
 MAX_TRIES = 4
-FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 1.0
-"""Pauses after openings that the server refused, doubled from one to the next."""
 WORKLOAD_RETRY_S = 5.0
 """Pause before a workload that the server refused to resume is tried again."""
 REFUSAL_SHOWN_S = 2 * WORKLOAD_RETRY_S
@@ -41,7 +40,7 @@ REFUSAL_SHOWN_S = 2 * WORKLOAD_RETRY_S
 RETRY_S = 0.05
 """Pause before a failed opening is sent again, doubled from one to the next."""
 RETRY_WINDOW_S = 2.0
-"""Time in which a failed opening is sent again at once: a slow webhook must not hold up the rest, nor the Lease."""
+"""Time in which a failed opening is sent again at once; later its whole unit is tried again."""
 NO_REHEARSAL = "does not support dry run"
 """In the message of a server that has a webhook with side effects."""
 FULL_QUOTA = "exceeded quota"
@@ -49,8 +48,8 @@ FULL_QUOTA = "exceeded quota"
 DENIED = frozenset({401, 403})
 OpeningUnits = dict[str, dict[str, int]]
 """Units that are being opened: the attempt that each task is to become, by the unit's first task."""
-Outcomes = Mapping[str, Body | ApiError]
-"""What the server said of the rehearsed opening of each task."""
+Errors = Mapping[str, Exception]
+"""Why the gates of tasks were not opened."""
 LostTask = tuple[str, str]
 """A task that lost its place, and the kind of change: ``failed`` or ``preempted``."""
 
@@ -63,9 +62,9 @@ class Writer:
         api: The server.
         scope: The policy's scope.
         informer: The known state of the server.
+        background: Writes that may take long.
         counters: Counted resources, if the scope uses them.
         config: The ConfigMap as last seen.
-        refusals: Consecutive rounds in which the server refused to open a gate.
         last_refusal: The last error of a write that was logged.
         refused_at_s: When it was repeated last, by the monotonic clock.
         replaced: Tasks of pods that others have replaced or are about to, by the pod's name, until it is deleted.
@@ -75,9 +74,9 @@ class Writer:
     api: Api
     scope: Scope
     informer: Informer
+    background: BackgroundWrites
     counters: Counters | None = None
     config: Body = field(default_factory=dict)
-    refusals: int = 0
     last_refusal: str = ""
     refused_at_s: float = -math.inf
     replaced: dict[str, str] = field(default_factory=dict)
@@ -125,76 +124,58 @@ class Writer:
         self.informer.annotations.pop(location, None)
         self.informer.read_resources(location, text)
 
-    def rehearse(self, units: Sequence[Sequence[Start]], by: str) -> Outcomes:
-        """Let the server check the openings of gangs (``dryRun``), and after a refusal those of single tasks.
+    def open_unit(self, unit: Sequence[Start], by: str, is_current: Callable[[], bool]) -> Errors:
+        """Open the gates of all tasks of a unit; return the errors, none where all are open.
 
-        A gate cannot be closed again: none of a gang is opened if the server would refuse one.
-        """
-        starts = [start for unit in units for start in unit if self.refusals or len(unit) > 1]
-        answers = _call_all([partial(self._rehearse, start, by) for start in starts])
-        return {start.task: answer for start, answer in zip(starts, answers, strict=True)}
-
-    def open_gates(self, units: Sequence[Sequence[Start]], by: str, rehearsed: Outcomes) -> list[int]:
-        """Open the gates of all tasks of units; return the indices of units with a task that could not be opened.
+        A gate cannot be closed again: the server checks all openings of a gang first (``dryRun``), and none of it is
+        opened if it would refuse one.
 
         Args:
-            units: Units that start together.
+            unit: Tasks that start together.
             by: The controller.
-            rehearsed: What the server said of openings; those that are missing are rehearsed first.
+            is_current: Returns whether the unit is still to be opened.
         """
-        starts = [(index, start) for index, unit in enumerate(units) for start in unit]
-        late = [unit for unit in units if any(start.task not in rehearsed for start in unit)]
-        answers = {**rehearsed, **self.rehearse(late, by)}
-        failed = _collect_errors(starts, [answers.get(start.task) for _, start in starts])
-        starts = [(index, start) for index, start in starts if index not in failed]
-        failed |= _collect_errors(starts, _call_all([partial(self._open_gate, start, by) for _, start in starts]))
-        self._record_refusals(failed.values())
-        return sorted(failed)
-
-    def pause_after_refusals(self) -> None:
-        """Pause, twice as long after each refusal to open a gate, for a second at most."""
-        if self.refusals:
-            time.sleep(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.refusals, 10)))
+        try:
+            errors = _collect_errors(unit, partial(self._rehearse, by=by)) if len(unit) > 1 else {}
+            if not errors and not is_current():
+                return {unit[0].task: ApiError(GONE, "Gone", "a task of its unit was stopped meanwhile")}
+            if errors:
+                return errors
+            return _collect_errors(unit, partial(self._open_gate, by=by))
+        except Exception as error:  # noqa: BLE001 - a unit without an outcome would hold its room for ever
+            return {unit[0].task: error}
 
     def recent_refusal(self) -> str:
         """Return the last error of a write that is still tried again; empty for none."""
         return self.last_refusal if time.monotonic() - self.refused_at_s < REFUSAL_SHOWN_S else ""
 
-    def recreate_pods(self, lost: Sequence[LostTask], by: str) -> list[LostTask]:
-        """Create gated pods for tasks that lost their place, and then delete the old pods.
+    def recreate_pod(self, task: str, kind: str, by: str) -> ApiError | None:
+        """Create the gated pod of a task that lost its place; return why the server refused it: its old pod exists."""
+        return _call(partial(self._recreate_pod, task, kind, by))
 
-        Returns:
-            The tasks for which the server refused a new pod: their old pods still exist.
-        """
-        results = call_all([partial(self._recreate_pod, task, kind, by) for task, kind in lost]) if lost else []
-        self.delete_replaced()
-        refused = {entry: result for entry, result in zip(lost, results, strict=True) if isinstance(result, ApiError)}
-        if refused:
-            first = next(iter(refused.values()))
-            self._log_refusal(f"{len(refused)} stopped pods were not created again, the first because of {first}")
-        return list(refused)
+    def refuse(self, task: str, reason: str, by: str) -> None:
+        """Write into the pod of a rejected task why it stays gated."""
+        path = _pods_path(self.api, self.informer.current[task])
+        call = partial(self.api.patch, path, pods.rejection_patch(reason, by), MERGE)
+        self.background.begin({task}, partial(_call, call), self._log_unless_gone)
 
     def resume_workloads(self, by: str) -> None:
-        """Let suspended workloads create their pods behind the gate; those that the server refuses are tried again.
-
-        Raises:
-            UnfoldError: the server does not answer.
-        """
-        informer, errors = self.informer, list[str]()
+        """Let suspended workloads create their pods behind the gate; those that the server refuses are tried again."""
+        informer = self.informer
         with informer.store.changed:
             suspended, informer.suspended = informer.suspended, {}
             informer.refused |= suspended
         for (kind, name), body in suspended.items():
-            try:
-                resume_workload(self.api, kind, body, self.scope, by)
-            except ApiError as error:
-                # a workload that changed meanwhile is reported again
-                if not (error.is_conflict or error.is_absent):
-                    errors.append(f"{kind} {name}: {error}")
-                    continue
-            informer.refused.pop((kind, name), None)
-        if errors:
-            self._log_refusal(f"{len(errors)} of the workloads were not admitted, the first is {errors[0]}")
+            if (key := f"{kind} {name}") not in self.background.busy:
+                call = partial(_call, partial(resume_workload, self.api, kind, body, self.scope, by))
+                self.background.begin({key}, call, partial(self._finish_resumption, (kind, name)))
+
+    def _finish_resumption(self, key: WorkloadKey, error: ApiError | None) -> None:
+        """Forget a workload that was resumed; one that changed meanwhile is reported again."""
+        if error is None or error.is_conflict or error.is_absent:
+            self.informer.refused.pop(key, None)
+        else:
+            self.log_refusal(f"a workload was not admitted, {' '.join(key)}: {error}")
 
     def retry_workloads(self) -> None:
         """Let workloads that the server refused to resume be tried again, every few seconds."""
@@ -385,16 +366,14 @@ class Writer:
             if error.status in DENIED:
                 hint = "unfold plan SPEC --format kubernetes writes the roles that are needed"
                 raise user_error(f"the resources of {place} cannot be written: {error.message}", hint=hint)
-            self._log_refusal(f"the resources of {place} were not written: {error}")
+            self.log_refusal(f"the resources of {place} were not written: {error}")
 
-    def _record_refusals(self, errors: Iterable[ApiError]) -> None:
-        """Log why gates were not opened; a pod that has gone is no refusal."""
-        refused = [error for error in errors if not error.is_absent and error.status != GONE]
-        self.refusals = self.refusals + 1 if refused else 0
-        if refused:
-            self._log_refusal(f"{len(refused)} of the units were not opened, the first because of {refused[0]}")
+    def _log_unless_gone(self, error: ApiError | None) -> None:
+        if error is not None and not error.is_absent:
+            self.log_refusal(str(error))
 
-    def _log_refusal(self, text: str) -> None:
+    def log_refusal(self, text: str) -> None:
+        """Log why the server refused a write, unless it was the last that was logged, and show it in the status."""
         if text != self.last_refusal:
             logging.getLogger("unfoldkit").warning("%s", text)
         self.last_refusal, self.refused_at_s = text, time.monotonic()
@@ -460,11 +439,15 @@ class Writer:
 
     def delete_replaced(self) -> None:
         """Delete the pods that others have replaced; those that the server keeps are tried again."""
-        names = [name for name, task in self.replaced.items() if self.informer.current.get(task) != name]
-        results = call_all([partial(self.delete_pod, name) for name in names]) if names else []
-        for name, result in zip(names, results, strict=True):
-            if not isinstance(result, ApiError):
-                self.replaced.pop(name)
+        busy = self.background.busy
+        for name, task in list(self.replaced.items()):
+            if self.informer.current.get(task) != name and (key := f"pod {name}") not in busy:
+                call = partial(_call, partial(self.delete_pod, name))
+                self.background.begin({key}, call, partial(self._finish_deletion, name))
+
+    def _finish_deletion(self, name: str, error: ApiError | None) -> None:
+        if error is None:
+            self.replaced.pop(name, None)
 
     def _evict(self, body: Body) -> None:
         """Evict a pod that its controller creates again; one that a disruption budget protects is deleted."""
@@ -504,25 +487,21 @@ class Writer:
             raise
 
 
-def _call_all(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Make calls concurrently: of many openings, one that gets no answer must not end the others."""
-    return call_all([partial(_call, call) for call in calls])
-
-
-def _call(call: Callable[[], Any]) -> Any:
+def _call(call: Callable[[], Any]) -> ApiError | None:
+    """Make a call; return why the server refused it, or that it did not answer."""
     try:
-        return call()
+        call()
+    except ApiError as error:
+        return error
     except UnreachableError as error:
-        raise ApiError(BAD_GATEWAY, "Unreachable", str(error)) from error
+        return ApiError(BAD_GATEWAY, "Unreachable", str(error))
+    return None
 
 
-def _collect_errors(starts: Sequence[tuple[int, Start]], results: Sequence[Any]) -> dict[int, ApiError]:
-    """Return the first error of each unit, by its index."""
-    errors: dict[int, ApiError] = {}
-    for (index, _), result in zip(starts, results, strict=True):
-        if isinstance(result, ApiError):
-            errors.setdefault(index, result)
-    return errors
+def _collect_errors(unit: Sequence[Start], write: Callable[[Start], Any]) -> Errors:
+    """Make a write for each task of a unit, and return their errors: one without an answer does not end the others."""
+    results = call_all([partial(_call, partial(write, start)) for start in unit])
+    return {start.task: error for start, error in zip(unit, results, strict=True) if error is not None}
 
 
 def node_patch(body: Body, scope: Scope, before: str, text: str, desired: Mapping[str, int]) -> list[Body]:

@@ -1,4 +1,4 @@
-"""Tasks for which the cluster's own scheduler had no node: each is kept back for longer than before."""
+"""Tasks that the cluster could not start, as it had no node or refused them: each is kept back longer each time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Postponement:
     """A task that is tried again later.
 
     Attributes:
-        reason: What the scheduler said.
+        reason: What the cluster said.
         until_s: When it is tried again.
         tries: How often it was tried before.
     """
@@ -32,7 +32,7 @@ def postpone(previous: Postponement | None, reason: str, now_s: float, delay_s: 
 
     Args:
         previous: How it was postponed before.
-        reason: What the scheduler said.
+        reason: What the cluster said.
         now_s: The current time in seconds.
         delay_s: Half of the first delay in seconds.
     """
@@ -43,7 +43,7 @@ def postpone(previous: Postponement | None, reason: str, now_s: float, delay_s: 
 
 @dataclass(slots=True)
 class Postponed:
-    """A task that the scheduler had no node for leaves its room to others until it is tried again.
+    """A task that the cluster could not start leaves its room to others until it is tried again.
 
     No other is preempted for it: it would be stopped in vain at every try.
 
@@ -75,11 +75,11 @@ class Postponed:
         yield [Put(_retry_name(name), ANYWHERE, 1) for name in due]
 
     def describe_wait(self, task: Task, view: View) -> Wait | None:
-        """Repeat what the scheduler said."""
+        """Repeat what the cluster said."""
         item = self.tasks.get(task.name)
         if item is None or task.name in self.released:
             return None
-        return Wait(f"is tried again in {item.until_s - view.now:.0f} s, as kube-scheduler had no node: {item.reason}")
+        return Wait(f"is tried again in {item.until_s - view.now:.0f} s: {item.reason}")
 
 
 def _retry_name(task: str) -> str:

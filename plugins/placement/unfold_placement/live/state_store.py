@@ -247,6 +247,11 @@ class StateStore:
             self._close(record, kinds.GONE, kinds.WITHDRAWN, reason)
             return True
 
+    def notify(self) -> None:
+        """Wake those that wait for a change."""
+        with self.changed:
+            self.changed.notify_all()
+
     def record_change(self, kind: str, *, task: str = "", node: str = ANYWHERE, name: str = "", by: str = "") -> None:
         """Append a change and notify observers."""
         self.last_number += 1
