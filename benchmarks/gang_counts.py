@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_placement.kubernetes.codec import Scope
+from unfold_placement.kubernetes.objects.codec import Scope
 
 Body = dict[str, Any]
 GATED, OPEN, BOUND, ENDED, ALONE = "gated", "open", "bound", "ended", "alone"

@@ -25,9 +25,9 @@ from tests.kubernetes.kueue import create, kueue_manager
 from tests.kubernetes.kueue_jobs import QUEUE_LABEL
 from tests.kubernetes.workloads import GPU, TASK, job, jobset, list_path, workload_controllers
 from unfold_placement.kubernetes.backend import OWNER
-from unfold_placement.kubernetes.codec import Scope
 from unfold_placement.kubernetes.manifests import build_roles
-from unfold_placement.kubernetes.workloads import POLICY
+from unfold_placement.kubernetes.objects.codec import Scope
+from unfold_placement.kubernetes.objects.workloads import POLICY
 from unfoldkit.kubernetes.api import MERGE, Api, ApiError, Body, call_all, connect_api
 from unfoldkit.kubernetes.reflector import Reflector
 

@@ -34,7 +34,7 @@ from tests.kubernetes.kubelet import add_nodes, kubelet
 from tests.kubernetes.kueue import why_not as kueue_missing
 from tests.kubernetes.workloads import why_not as workloads_missing
 from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
-from unfold_placement.kubernetes.codec import DRA, Body, Scope
+from unfold_placement.kubernetes.objects.codec import DRA, Body, Scope
 from unfoldkit.kubernetes.api import Api, call_all, connect_api
 
 NODES = 100

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gang_counts import GangLog, leaked_gates, leaked_names
-from unfold_placement.kubernetes.codec import Scope
+from unfold_placement.kubernetes.objects.codec import Scope
 
 SCOPE = Scope("train", "unfold")
 

@@ -18,10 +18,10 @@ from typing import Any
 from tests.kubernetes.apply import apply
 from tests.kubernetes.cluster import ControlPlane
 from unfold_placement.core.types import Ask, Task
-from unfold_placement.kubernetes import dra
 from unfold_placement.kubernetes.client import Client, connect_client
-from unfold_placement.kubernetes.codec import Body, Scope, annotation_key
 from unfold_placement.kubernetes.manifests import build_roles
+from unfold_placement.kubernetes.objects import dra
+from unfold_placement.kubernetes.objects.codec import Body, Scope, annotation_key
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.schema.policies import PolicySpec
 from unfold_placement.workload.build import policy_rules

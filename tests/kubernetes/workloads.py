@@ -13,7 +13,7 @@ import yaml
 
 from tests.kubernetes import build
 from tests.kubernetes.cluster import PATIENCE, ControlPlane, running, still_there
-from unfold_placement.kubernetes.workloads import POLICY
+from unfold_placement.kubernetes.objects.workloads import POLICY
 from unfoldkit.kubernetes.api import Api, ApiError, connect_api
 
 Body = dict[str, Any]

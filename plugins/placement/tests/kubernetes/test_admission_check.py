@@ -13,7 +13,7 @@ import pytest
 
 from plugins.placement.tests.cases import policy
 from unfold_placement.kubernetes.admission_check import AdmissionCheckBackend
-from unfold_placement.kubernetes.codec import Scope
+from unfold_placement.kubernetes.objects.codec import Scope
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.state_store import StateStore
 from unfold_placement.policies.registry import PolicyRule, build_policies

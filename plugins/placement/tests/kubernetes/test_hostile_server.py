@@ -17,10 +17,11 @@ from plugins.placement.tests.kubernetes.stub_server import Body, Fault, StubServ
 from unfold_placement.core.controller import collect_requests
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Task
-from unfold_placement.kubernetes import informer, pods, workloads, writer
+from unfold_placement.kubernetes import informer, writer
 from unfold_placement.kubernetes.backend import open_backend
-from unfold_placement.kubernetes.codec import MAX_AMOUNT, Scope, annotation_key, parse_amount
 from unfold_placement.kubernetes.connection import ClusterAccess, read_nodes
+from unfold_placement.kubernetes.objects import pods, workloads
+from unfold_placement.kubernetes.objects.codec import MAX_AMOUNT, Scope, annotation_key, parse_amount
 from unfold_placement.kubernetes.shadow import open_shadow
 from unfold_placement.kubernetes.writer import OpeningUnits, Writer
 from unfold_placement.live import backend as kinds

@@ -8,9 +8,9 @@ import pytest
 
 from plugins.placement.tests.kubernetes.stub_server import Body, node
 from unfold_placement.core.types import Task
-from unfold_placement.kubernetes.codec import Scope
 from unfold_placement.kubernetes.informer import ForeignPod, Informer
-from unfold_placement.kubernetes.pods import gated_pod
+from unfold_placement.kubernetes.objects.codec import Scope
+from unfold_placement.kubernetes.objects.pods import gated_pod
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.state_store import StateStore
 from unfold_placement.policies.affinity.node_filter import decode_filter

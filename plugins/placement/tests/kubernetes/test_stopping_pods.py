@@ -12,10 +12,11 @@ import pytest
 from plugins.placement.tests.kubernetes.stub_server import Body, Fault, StubServer, node, stub_server
 from plugins.placement.tests.kubernetes.test_hostile_server import NAMESPACE, await_true
 from unfold_placement.core.types import Ask, Node, Task
-from unfold_placement.kubernetes import gate_queue, pods
+from unfold_placement.kubernetes import gate_queue
 from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
-from unfold_placement.kubernetes.codec import HOSTNAME, Scope, annotation_key
 from unfold_placement.kubernetes.informer import Informer
+from unfold_placement.kubernetes.objects import pods
+from unfold_placement.kubernetes.objects.codec import HOSTNAME, Scope, annotation_key
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record, Start
 from unfold_placement.live.state_store import StateStore

@@ -10,7 +10,7 @@ from plugins.placement.tests.cases import policy
 from plugins.placement.tests.kubernetes.stub_server import Body, node, stub_server
 from plugins.placement.tests.kubernetes.test_hostile_server import await_true
 from plugins.placement.tests.kubernetes.test_stopping_pods import bind, change, open_leader, submit
-from unfold_placement.kubernetes import pods
+from unfold_placement.kubernetes.objects import pods
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfold_placement.live.control_loop import ControlLoop

@@ -16,9 +16,9 @@ from unfold_placement.core.controller import collect_requests
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Ask, Node, Task
 from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
-from unfold_placement.kubernetes.codec import DOMAIN, GATES, UNITS, Body, Scope
-from unfold_placement.kubernetes.pod_spec import decode_task
-from unfold_placement.kubernetes.pods import POLICY, STARTED
+from unfold_placement.kubernetes.objects.codec import DOMAIN, GATES, UNITS, Body, Scope
+from unfold_placement.kubernetes.objects.pods import POLICY, STARTED
+from unfold_placement.kubernetes.objects.tasks import decode_task
 from unfold_placement.live.control_loop import ControlLoop
 from unfoldkit.kubernetes.api import Api, connect_api
 

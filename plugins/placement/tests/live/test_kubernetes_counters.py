@@ -15,9 +15,9 @@ from plugins.placement.tests.live.test_kubernetes import PODS, other, soon
 from tests.kubernetes.bench import claiming
 from unfold_placement.core.cluster_view import View
 from unfold_placement.core.types import STATIC, Ask, Event, Task, Transactions
-from unfold_placement.kubernetes import dra
 from unfold_placement.kubernetes.backend import KubernetesBackend
-from unfold_placement.kubernetes.codec import DRA
+from unfold_placement.kubernetes.objects import dra
+from unfold_placement.kubernetes.objects.codec import DRA
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfold_placement.live.control_loop import ControlLoop

@@ -19,8 +19,8 @@ from plugins.placement.tests.live.test_kubernetes import folder, left_over, soon
 from plugins.placement.tests.live.worlds import Open
 from tests.served import serving
 from unfold_placement.core.types import ANYWHERE
-from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
+from unfold_placement.kubernetes.objects import pods
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.policies.registry import build_policies

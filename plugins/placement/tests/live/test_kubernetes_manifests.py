@@ -14,9 +14,9 @@ from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_kubernetes import other, soon
 from tests.kubernetes.apply import PLURALS, apply
 from tests.support import ROOT
-from unfold_placement.kubernetes.codec import DOMAIN
 from unfold_placement.kubernetes.manifests import build_deployment, build_gate_guard, build_roles
-from unfold_placement.kubernetes.pods import POLICY
+from unfold_placement.kubernetes.objects.codec import DOMAIN
+from unfold_placement.kubernetes.objects.pods import POLICY
 from unfoldkit.kubernetes.api import MERGE, Api, ApiError, connect_api
 
 pytestmark = pytest.mark.kubernetes

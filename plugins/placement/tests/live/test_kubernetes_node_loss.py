@@ -15,7 +15,7 @@ from plugins.placement.tests.live.test_kubernetes import left_over, node_of
 from plugins.placement.tests.live.test_kubernetes_workloads import JOBS, cleaned, create_pods, job_body, work, work_for
 from tests.kubernetes.kubelet import add_node
 from unfold_placement.core.types import ANYWHERE
-from unfold_placement.kubernetes import pods
+from unfold_placement.kubernetes.objects import pods
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.policies.registry import build_policies
 from unfoldkit.kubernetes.api import MERGE, Api

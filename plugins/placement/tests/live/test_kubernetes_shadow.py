@@ -14,7 +14,7 @@ from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_kubernetes import other
 from plugins.placement.tests.live.test_kubernetes_node_loss import restore
 from unfold_placement.core.shadow_agreement import LATER, SAME_NODE, count_outcomes
-from unfold_placement.kubernetes.codec import Scope
+from unfold_placement.kubernetes.objects.codec import Scope
 from unfold_placement.kubernetes.shadow import ShadowBackend, open_shadow
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.status import agreement_to_json

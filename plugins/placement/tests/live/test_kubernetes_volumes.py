@@ -19,7 +19,7 @@ from plugins.placement.tests.live.test_kubernetes_workloads import (
     work,
     work_for,
 )
-from unfold_placement.kubernetes.pod_spec import BOUND, CLAIMS, CLASSES, LATE_BINDING, SELECTED_NODE, VOLUMES
+from unfold_placement.kubernetes.objects.volumes import BOUND, CLAIMS, CLASSES, LATE_BINDING, SELECTED_NODE, VOLUMES
 from unfoldkit.kubernetes.api import MERGE, Api, ApiError, Body
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(180)]

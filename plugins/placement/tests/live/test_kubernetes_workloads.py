@@ -16,9 +16,9 @@ from plugins.placement.tests.cases import job, policy
 from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_kubernetes import node_of, other, soon
 from tests.kubernetes.kubelet import add_node
-from unfold_placement.kubernetes.codec import Scope
-from unfold_placement.kubernetes.pods import POLICY, REFUSED
-from unfold_placement.kubernetes.workloads import ADMITTED, resume_workload
+from unfold_placement.kubernetes.objects.codec import Scope
+from unfold_placement.kubernetes.objects.pods import POLICY, REFUSED
+from unfold_placement.kubernetes.objects.workloads import ADMITTED, resume_workload
 from unfold_placement.live.backend import Change
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.status import read_status, status_to_json

@@ -22,8 +22,9 @@ import msgspec
 
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Node, Task
-from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.codec import (
+from unfold_placement.kubernetes.informer import NODES, PODS, replace_node, update_node
+from unfold_placement.kubernetes.objects import pods
+from unfold_placement.kubernetes.objects.codec import (
     HOSTNAME,
     Body,
     Scope,
@@ -32,8 +33,9 @@ from unfold_placement.kubernetes.codec import (
     parse_time,
     shorten_name,
 )
-from unfold_placement.kubernetes.informer import NODES, PODS, replace_node, update_node
-from unfold_placement.kubernetes.pod_spec import parse_toleration, pod_demand, pod_filter
+from unfold_placement.kubernetes.objects.node_rules import pod_filter
+from unfold_placement.kubernetes.objects.requests import pod_demand
+from unfold_placement.kubernetes.objects.selectors import parse_toleration
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.local import LocalBackend
 from unfold_placement.live.state_store import StateStore

@@ -13,10 +13,7 @@ from functools import partial
 
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import ANYWHERE, Ask, EphemeralResource, Task
-from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.background import BackgroundWrites
-from unfold_placement.kubernetes.codec import DRA, GATES, UNITS, Scope, annotation_key, parse_time, shorten_name
-from unfold_placement.kubernetes.dra import Counters
 from unfold_placement.kubernetes.gate_queue import (
     MAX_IN_FLIGHT,
     GateQueue,
@@ -27,6 +24,9 @@ from unfold_placement.kubernetes.gate_queue import (
     track_unbound_pods,
 )
 from unfold_placement.kubernetes.informer import Informer
+from unfold_placement.kubernetes.objects import pods
+from unfold_placement.kubernetes.objects.codec import DRA, GATES, UNITS, Scope, annotation_key, parse_time, shorten_name
+from unfold_placement.kubernetes.objects.dra import Counters
 from unfold_placement.kubernetes.writer import Errors, LostTask, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start

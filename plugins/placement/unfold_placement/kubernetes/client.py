@@ -9,8 +9,8 @@ from typing import Any
 from unfold_placement.core.controller import collect_requests
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Task
-from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.codec import GATES, UNITS, Body, Scope
+from unfold_placement.kubernetes.objects import pods
+from unfold_placement.kubernetes.objects.codec import GATES, UNITS, Body, Scope
 from unfoldkit.api import user_error
 from unfoldkit.kubernetes.api import Api, ApiError, connect_api
 

@@ -15,9 +15,9 @@ from unfold_placement.kubernetes.backend import (
     access_error,
     open_backend,
 )
-from unfold_placement.kubernetes.codec import GATES, UNITS, Scope
 from unfold_placement.kubernetes.gate_queue import MAX_IN_FLIGHT
 from unfold_placement.kubernetes.informer import Informer
+from unfold_placement.kubernetes.objects.codec import GATES, UNITS, Scope
 from unfold_placement.kubernetes.shadow import ShadowBackend, open_shadow
 from unfold_placement.live.state_store import StateStore
 from unfoldkit.kubernetes.api import Api, ApiError, connect_api

@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from unfold_placement.core.types import Task
-from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.background import QUICK_S
-from unfold_placement.kubernetes.codec import Body
 from unfold_placement.kubernetes.informer import Informer
-from unfold_placement.kubernetes.pod_spec import pod_demand
+from unfold_placement.kubernetes.objects import pods
+from unfold_placement.kubernetes.objects.codec import Body
+from unfold_placement.kubernetes.objects.requests import pod_demand
 from unfold_placement.kubernetes.writer import OpeningUnits, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record, Start

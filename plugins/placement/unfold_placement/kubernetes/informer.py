@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from unfold_placement.core.types import ANYWHERE, MILLI, EphemeralResource, Node
-from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.codec import (
+from unfold_placement.kubernetes.objects import pods
+from unfold_placement.kubernetes.objects.codec import (
     Body,
     Scope,
     decode_node,
@@ -22,18 +22,11 @@ from unfold_placement.kubernetes.codec import (
     parse_time,
     pod_requests,
 )
-from unfold_placement.kubernetes.pod_spec import (
-    CLAIMS,
-    CLASSES,
-    VOLUMES,
-    Volumes,
-    decode_task,
-    list_claims,
-    pod_demand,
-    pod_filter,
-    repelling_filter,
-)
-from unfold_placement.kubernetes.workloads import POLICY, WORKLOAD_LISTS, Group, Owners, awaits_admission
+from unfold_placement.kubernetes.objects.node_rules import pod_filter, repelling_filter
+from unfold_placement.kubernetes.objects.requests import pod_demand
+from unfold_placement.kubernetes.objects.tasks import decode_task
+from unfold_placement.kubernetes.objects.volumes import CLAIMS, CLASSES, VOLUMES, Volumes, list_claims
+from unfold_placement.kubernetes.objects.workloads import POLICY, WORKLOAD_LISTS, Group, Owners, awaits_admission
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record
 from unfold_placement.live.state_store import ResourceKey, StateStore

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from unfold_placement.kubernetes import dra
-from unfold_placement.kubernetes.codec import DOMAIN, DRA, HOSTNAME, Body, annotation_key
-from unfold_placement.kubernetes.pods import POLICY
+from unfold_placement.kubernetes.objects import dra
+from unfold_placement.kubernetes.objects.codec import DOMAIN, DRA, HOSTNAME, Body, annotation_key
+from unfold_placement.kubernetes.objects.pods import POLICY
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field, replace
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.shadow_agreement import Agreement, Placement
 from unfold_placement.core.types import Node, Task
-from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.codec import Body, Scope, annotation_key, decode_node
 from unfold_placement.kubernetes.informer import NODES, PODS, replace_node, update_node
-from unfold_placement.kubernetes.pod_spec import decode_task, pod_demand
-from unfold_placement.kubernetes.workloads import Owners
+from unfold_placement.kubernetes.objects import pods
+from unfold_placement.kubernetes.objects.codec import Body, Scope, annotation_key, decode_node
+from unfold_placement.kubernetes.objects.requests import pod_demand
+from unfold_placement.kubernetes.objects.tasks import decode_task
+from unfold_placement.kubernetes.objects.workloads import Owners
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.local import LocalBackend

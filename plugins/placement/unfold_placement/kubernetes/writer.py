@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from unfold_placement.core.types import ANYWHERE, MANY
-from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.background import BackgroundWrites
-from unfold_placement.kubernetes.codec import (
+from unfold_placement.kubernetes.informer import NODES, Informer, WorkloadKey, extended_resources, is_other_pod
+from unfold_placement.kubernetes.objects import pods
+from unfold_placement.kubernetes.objects.codec import (
     HOSTNAME,
     Body,
     Scope,
@@ -24,9 +25,8 @@ from unfold_placement.kubernetes.codec import (
     parse_time,
     pod_requests,
 )
-from unfold_placement.kubernetes.dra import Counters
-from unfold_placement.kubernetes.informer import NODES, Informer, WorkloadKey, extended_resources, is_other_pod
-from unfold_placement.kubernetes.workloads import controller_of, resume_workload, suspend_workload
+from unfold_placement.kubernetes.objects.dra import Counters
+from unfold_placement.kubernetes.objects.workloads import controller_of, resume_workload, suspend_workload
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfoldkit.api import user_error

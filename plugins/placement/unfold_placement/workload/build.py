@@ -14,8 +14,8 @@ from types import MappingProxyType
 import numpy as np
 
 from unfold_placement.core.types import MILLI, PODS, UP, Node, NodeChange, Task
-from unfold_placement.kubernetes.codec import UNITS
 from unfold_placement.kubernetes.connection import ClusterAccess, read_nodes
+from unfold_placement.kubernetes.objects.codec import UNITS
 from unfold_placement.kueue.comparison import QueueProblem, change_quotas, sum_nominal
 from unfold_placement.kueue.objects import QueueSnapshot
 from unfold_placement.policies.registry import CUSTOM, PolicyRule, has_policy

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from unfold_placement.core.types import MILLI, Node, Task
-from unfold_placement.kubernetes.codec import MIB, UNITS, parse_time
-from unfold_placement.kubernetes.pod_spec import sum_pod_requests
+from unfold_placement.kubernetes.objects.codec import MIB, UNITS, parse_time
+from unfold_placement.kubernetes.objects.requests import sum_pod_requests
 from unfold_placement.report.sentences import resource_claims_line
 from unfold_placement.workload.json_stream import (
     Body,

@@ -15,8 +15,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from unfold_placement.kubernetes.codec import Scope, parse_time
-from unfold_placement.kubernetes.pod_spec import pod_filter, sum_pod_requests
+from unfold_placement.kubernetes.objects.codec import Scope, parse_time
+from unfold_placement.kubernetes.objects.node_rules import pod_filter
+from unfold_placement.kubernetes.objects.requests import sum_pod_requests
 from unfold_placement.kueue.objects import (
     ANY,
     BEST_EFFORT_FIFO,

@@ -7,10 +7,17 @@ from typing import Any, cast
 
 import pytest
 
-from unfold_placement.kubernetes.codec import Scope
 from unfold_placement.kubernetes.informer import Informer
-from unfold_placement.kubernetes.pods import POLICY, STARTED
-from unfold_placement.kubernetes.workloads import ADMITTED, JOBSET_NAME, REPLICATED_JOB, Group, Owners, awaits_admission
+from unfold_placement.kubernetes.objects.codec import Scope
+from unfold_placement.kubernetes.objects.pods import POLICY, STARTED
+from unfold_placement.kubernetes.objects.workloads import (
+    ADMITTED,
+    JOBSET_NAME,
+    REPLICATED_JOB,
+    Group,
+    Owners,
+    awaits_admission,
+)
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.state_store import StateStore
 from unfoldkit.kubernetes.api import Api, ApiError, Body

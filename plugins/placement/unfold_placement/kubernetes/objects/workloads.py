@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from unfold_placement.kubernetes.codec import Body, Scope, annotation_key, json_pointer, parse_time
+from unfold_placement.kubernetes.objects.codec import Body, Scope, annotation_key, json_pointer, parse_time
 from unfoldkit.kubernetes.api import MERGE, Api, ApiError
 
 POLICY = annotation_key("policy")

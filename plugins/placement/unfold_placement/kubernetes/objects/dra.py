@@ -15,7 +15,7 @@ from functools import partial
 import msgspec
 
 from unfold_placement.core.types import MILLI, Ask
-from unfold_placement.kubernetes.codec import DOMAIN, Body, Scope, annotation_key, parse_amount, shorten_name
+from unfold_placement.kubernetes.objects.codec import DOMAIN, Body, Scope, annotation_key, parse_amount, shorten_name
 from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.kubernetes.api import Api, ApiError, call_all
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unfold_placement.core.types import PODS, Ask, EphemeralResource, Task
-from unfold_placement.kubernetes import dra, pods
-from unfold_placement.kubernetes.codec import (
+from unfold_placement.kubernetes.objects import dra, pods
+from unfold_placement.kubernetes.objects.codec import (
     DRA,
     Scope,
     annotation_key,
@@ -20,7 +20,7 @@ from unfold_placement.kubernetes.codec import (
     pod_name,
     shorten_name,
 )
-from unfold_placement.kubernetes.pod_spec import decode_task
+from unfold_placement.kubernetes.objects.tasks import decode_task
 from unfold_placement.kubernetes.writer import node_patch
 
 SCOPE = Scope("mine", "unfold")

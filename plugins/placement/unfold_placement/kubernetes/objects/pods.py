@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from unfold_placement.core.types import Ask, Task
-from unfold_placement.kubernetes import dra
-from unfold_placement.kubernetes.codec import (
+from unfold_placement.kubernetes.objects import dra
+from unfold_placement.kubernetes.objects.codec import (
     DRA,
     HOSTNAME,
     MAX_NAME,

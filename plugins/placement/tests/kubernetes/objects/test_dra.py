@@ -8,8 +8,8 @@ from typing import cast
 import pytest
 
 from unfold_placement.core.types import Ask, Task
-from unfold_placement.kubernetes import dra, pods
-from unfold_placement.kubernetes.codec import DRA, Body, Scope
+from unfold_placement.kubernetes.objects import dra, pods
+from unfold_placement.kubernetes.objects.codec import DRA, Body, Scope
 from unfoldkit.api import UnfoldError
 from unfoldkit.kubernetes.api import Api, ApiError
 

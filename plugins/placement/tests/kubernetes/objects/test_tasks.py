@@ -1,0 +1,17 @@
+"""The task of a pod of another program: needs no cluster."""
+
+from __future__ import annotations
+
+from plugins.placement.tests.kubernetes.objects.test_requests import SCOPE, pod
+from unfold_placement.kubernetes.objects.tasks import decode_task
+from unfold_placement.kubernetes.objects.workloads import Group
+
+
+def test_a_foreign_pod_becomes_a_task_of_its_group() -> None:
+    """Priority comes from its class, job and size from its owner, the arrival from the owner's creation."""
+    body = pod(priority=500)
+    body["metadata"]["annotations"] = {"placement.unfoldkit/size": "7"}
+    assert (decode_task(body, SCOPE, 0.0).size, decode_task(body, SCOPE, 0.0).priority) == (7, 500)
+    task = decode_task(body, SCOPE, 100.0, Group("job/j", 4, "worker", created_s=150.0))
+    assert (task.job, task.size, task.role, task.arrival) == ("job/j", 4, "worker", 50.0)
+    assert (task.preempts, decode_task(pod(preemptionPolicy="Never"), SCOPE, 0.0).preempts) == (True, False)

@@ -1,0 +1,83 @@
+"""The nodes that a pod's volume claims allow: needs no cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from plugins.placement.tests.kubernetes.objects.test_requests import SCOPE, pod
+from unfold_placement.core.types import Node
+from unfold_placement.kubernetes.objects.codec import Body
+from unfold_placement.kubernetes.objects.node_rules import pod_filter
+from unfold_placement.kubernetes.objects.volumes import BOUND, CLAIMS, CLASSES, SELECTED_NODE, VOLUMES, Volumes
+from unfold_placement.policies.affinity.node_filter import decode_filter
+
+NODES = {zone: Node(f"n-{zone}", {}, {"zone": zone}) for zone in "abc"}
+
+
+def claim(notes: Body | None = None, **spec: Any) -> Body:
+    """Return a volume claim of five gibibytes."""
+    stated = {"storageClassName": "late", "accessModes": ["ReadWriteOnce"], **spec}
+    meta = {"name": "data", "namespace": "unfold", "uid": "u", "annotations": notes}
+    return {"metadata": meta, "spec": {**stated, "resources": {"requests": {"storage": "5Gi"}}}}
+
+
+def volume(name: str, zone: str = "", **spec: Any) -> Body:
+    """Return an available volume of ten gibibytes, in a zone or in all of them."""
+    term = {"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]}
+    places = {"nodeAffinity": {"required": {"nodeSelectorTerms": [term]}}} if zone else {}
+    stated = {"capacity": {"storage": "10Gi"}, "storageClassName": "late", "accessModes": ["ReadWriteOnce"], **spec}
+    return {"metadata": {"name": name}, "spec": {**places, **stated}, "status": {"phase": "Available"}}
+
+
+def storage_class(name: str, **more: Any) -> Body:
+    """Return a storage class that binds when a pod has its node."""
+    return {"metadata": {"name": name}, "volumeBindingMode": "WaitForFirstConsumer", **more}
+
+
+CREATING = {"provisioner": "example.org/disk"}
+IN_B = {"allowedTopologies": [{"matchLabelExpressions": [{"key": "zone", "values": ["b"]}]}]}
+
+
+@pytest.mark.kubernetes
+@pytest.mark.parametrize(
+    ("claims", "volumes", "late", "reached", "awaits"),
+    [
+        ([], [], {}, "", "volume claim data, which does not exist"),
+        ([claim({BOUND: "yes"}, volumeName="v")], [volume("v", "c")], {}, "c", ""),
+        ([claim({BOUND: "yes"}, volumeName="v")], [volume("v")], {}, "abc", ""),
+        ([claim({BOUND: "yes"}, volumeName="v")], [], {}, "", "volume v of claim data, which does not exist"),
+        ([claim(volumeName="v")], [volume("v", "c")], CREATING, "", "volume claim data, which has no volume yet"),
+        ([claim(storageClassName="now")], [], {}, "", "volume claim data, which has no volume yet"),
+        ([claim()], [volume("v", "a"), volume("w", "c")], {}, "ac", ""),
+        ([claim()], [volume("v", "a", capacity={"storage": "1Gi"})], {}, "", "a volume of class late for claim data"),
+        ([claim()], [volume("v", "a", claimRef={"namespace": "x", "name": "y"})], CREATING, "abc", ""),
+        ([claim()], [volume("v", "a", claimRef={"namespace": "unfold", "name": "data"})], {}, "a", ""),
+        ([claim()], [volume("v", "a", accessModes=["ReadOnlyMany"])], {**CREATING, **IN_B}, "b", ""),
+        ([claim()], [volume("v", "a")], {**CREATING, **IN_B}, "ab", ""),
+        ([claim()], [volume("v", "a")], {"provisioner": "kubernetes.io/no-provisioner"}, "a", ""),
+        ([claim({SELECTED_NODE: "n-b"})], [volume("v", "a")], CREATING, "b", ""),
+        ([claim(selector={"matchLabels": {"x": "y"}})], [volume("v", "a")], {}, "", "a volume of class late for claim"),
+    ],
+)  # fmt: skip
+def test_volumes_decide_where_a_pod_may_go(
+    claims: list[Body], volumes: list[Body], late: Body, reached: str, awaits: str
+) -> None:
+    """As kube-scheduler's filter VolumeBinding: bound volumes, those that may be bound, and those that are created."""
+    classes = [storage_class("late", **late), {**storage_class("now", **CREATING), "volumeBindingMode": "Immediate"}]
+    lists = {CLAIMS: claims, VOLUMES: volumes, CLASSES: classes}
+    known = Volumes({path: {body["metadata"]["name"]: body for body in bodies} for path, bodies in lists.items()})
+    asking = pod(volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}, {"name": "e", "emptyDir": {}}])
+    found = decode_filter(pod_filter(asking, SCOPE, known))
+    assert "".join(zone for zone, node in NODES.items() if found.accepts(node)) == reached
+    assert found.awaits.startswith(awaits)
+    assert bool(found.awaits) is bool(awaits)
+
+
+def test_volumes_that_may_not_be_read_restrict_nothing() -> None:
+    """The account of an earlier installation has no right to list them: kube-scheduler alone decides then."""
+    asking = pod(volumes=[{"name": "v", "ephemeral": {}}])
+    assert decode_filter(pod_filter(asking, SCOPE, Volumes({CLAIMS: {}}))).awaits == ""
+    found = decode_filter(pod_filter(asking, SCOPE, Volumes({CLAIMS: {}, VOLUMES: {}, CLASSES: {}})))
+    assert found.awaits == "volume claim p-v, which does not exist"
