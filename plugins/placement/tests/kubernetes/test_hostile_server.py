@@ -332,6 +332,29 @@ def test_a_silent_webhook_delays_neither_others_nor_the_lease(cluster: Cluster, 
     await_true(lambda: cluster.count_open("slow" if method == "PATCH" else "first") == 2)
 
 
+def test_the_lease_is_kept_while_a_node_is_written_slowly(cluster: Cluster) -> None:
+    """The resources of nodes are written before gates open, and nothing decides meanwhile: one leader stays."""
+    silence = threading.Event()
+
+    def fault(method: str, path: str, _is_watch: bool) -> Fault | None:
+        if method == "PATCH" and "/nodes/" in path:
+            silence.wait(WAIT_S)
+        return None
+
+    cluster.server.fault = fault
+    cluster.submit("second", 4)
+    election = cluster.thread.loop.backend.election  # type: ignore[attr-defined]
+    await_true(lambda: cluster.server.count("PATCH", "/nodes/") > 0)
+    end = time.monotonic() + 1.5 * election.ttl_s
+    try:
+        while time.monotonic() < end:
+            assert election.is_leader
+            time.sleep(0.1)
+    finally:
+        silence.set()
+    cluster.await_open("second", 4)
+
+
 def bind_and_disrupt(cluster: Cluster, name: str) -> None:
     """Drain a pod that runs."""
     body = next(body for body in cluster.server.list("pods", NAMESPACE) if body["metadata"]["name"] == name)

@@ -12,6 +12,7 @@ from unfold_placement.kubernetes.informer import ForeignPod, Informer
 from unfold_placement.kubernetes.objects.codec import Scope
 from unfold_placement.kubernetes.objects.pods import gated_pod
 from unfold_placement.live import backend as kinds
+from unfold_placement.live.backend import Start
 from unfold_placement.live.state_store import StateStore
 from unfold_placement.policies.affinity.node_filter import decode_filter
 
@@ -84,3 +85,31 @@ def test_a_pod_without_its_gate_is_no_task_any_more() -> None:
     informer.handle_node(body)
     informer.handle_pod(waiting(3, schedulingGates=[], nodeName="n0"))
     assert informer.used("n0")["gpu"] == 1000
+
+
+def test_a_pod_that_is_resized_behind_its_gate_demands_what_it_requests_by_now() -> None:
+    """A pod that was too large for every node, and was made smaller there, waited for ever."""
+    informer = Informer(None, Scope("g", "unfold"), StateStore(lambda: 0.0), 0.0)  # type: ignore[arg-type]
+    for version, cores in ((1, "30"), (2, "2")):
+        body = waiting(version, containers=[{"name": "c", "resources": {"requests": {"cpu": cores}}}])
+        body["metadata"]["annotations"].pop("placement.unfoldkit/task")
+        informer.handle_pod(body)
+    assert informer.store.records["a"].task.demand["cpu"] == 2000
+
+
+def test_a_task_counts_on_the_node_that_it_runs_on(caplog: pytest.LogCaptureFixture) -> None:
+    """A webhook that replaces the pin moved a pod: its real node was filled twice, the other stayed empty."""
+    informer = Informer(None, Scope("g", "unfold"), StateStore(lambda: 0.0), 0.0)  # type: ignore[arg-type]
+    for index in range(2):
+        body = node(f"n{index}")
+        body["metadata"]["resourceVersion"] = "1"
+        informer.handle_node(body)
+    informer.handle_pod(waiting(1))
+    informer.store.start([Start("a", "n0")])
+    opened = waiting(2, schedulingGates=[])
+    opened["metadata"]["annotations"] |= {"placement.unfoldkit/started": "1.0", "placement.unfoldkit/starts": "1"}
+    opened["spec"]["nodeName"] = "n1"
+    informer.nodes_changed = False
+    informer.handle_pod(opened)
+    assert (informer.store.records["a"].node, informer.nodes_changed) == ("n1", True)
+    assert "a runs on n1 although it was opened for n0" in caplog.text

@@ -137,9 +137,9 @@ def test_room_is_computed_while_nothing_changes() -> None:
     has_lock: list[bool] = []
 
     class Bodies(dict[str, Body]):
-        def values(self) -> Any:
+        def items(self) -> Any:
             has_lock.append(backend.store.changed._is_owned())  # type: ignore[attr-defined]
-            return super().values()
+            return super().items()
 
     with stub_server() as (server, api):
         backend = open_occupied(server, api)
@@ -314,3 +314,30 @@ def test_the_next_attempt_has_nothing_that_the_server_added() -> None:
     preferred = made["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     assert preferred[0]["podAffinityTerm"]["labelSelector"] == {"matchExpressions": [own]}
     assert annotation_key("awaits-next-attempt") == pods.AWAITED
+
+
+@pytest.mark.parametrize("is_preempted", [False, True])
+def test_a_pod_that_does_not_end_is_waited_for_only_for_a_while(is_preempted: bool) -> None:
+    """A container that hangs kept a gang behind its gate for ever, while other nodes were free."""
+    with stub_server() as (server, api):
+        backend = open_occupied(server, api)
+        backend.bind_timeout_s = 0.3
+        server.fault = delete_gracefully(server)
+        if is_preempted:
+            backend.preempt("low")
+            backend.flush()
+        else:
+            api.delete(f"/api/v1/namespaces/{NAMESPACE}/pods/low-0")
+        await_true(lambda: "low-0" in backend.informer.stopping)
+        backend.start([Start("high", "n0")])
+        backend.flush()
+        time.sleep(0.5)
+        backend.check_openings()
+        # who preempts a pod waits for its grace period, too
+        assert backend.store.records["high"].state == (kinds.RUNNING if is_preempted else kinds.WAITING)
+        assert backend.store.nodes["n0"].capacity["gpu"] == (4000 if is_preempted else 0)
+        end(server, "low-0")
+        await_true(lambda: not backend.informer.stopping)
+        assert backend.store.nodes["n0"].capacity["gpu"] == 4000
+        backend.start([Start("high", "n0")])
+        await_true(lambda: (backend.flush(), names(server)["high-0"])[1])

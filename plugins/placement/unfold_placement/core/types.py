@@ -16,6 +16,8 @@ MANY = 1 << 30
 """Amount of an ephemeral resource without a limit: more than any task requests."""
 PODS = "pods"
 """Pod slots of a node (Kubernetes). Scheduled like any resource but excluded from fair-share accounting."""
+ATTACHMENTS = "attachable-volumes-csi-"
+"""Begins the name of the volumes of a driver that a node may attach (Kubernetes): slots, like those of pods."""
 CHECKPOINT_TOLERANCE = 1e-9
 ANYWHERE = ""
 """Node of a cluster-scoped ephemeral resource, which is counted once for the whole cluster."""
@@ -30,6 +32,11 @@ BEGAN, SUBMITTED, STARTED, ENDED, PREEMPTED, REFUSED, CREATED, TIMER, JOINED, LE
     "began", "submitted", "started", "ended", "preempted", "refused", "created", "timer", "joined", "left", "quiet",
 )  # fmt: skip
 """Kinds of events."""
+
+
+def is_slot(kind: str) -> bool:
+    """Return whether a resource only limits how many tasks a node takes, so that it is no part of a share."""
+    return kind == PODS or kind.startswith(ATTACHMENTS)
 
 
 @dataclass(frozen=True, slots=True)

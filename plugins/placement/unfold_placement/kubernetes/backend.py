@@ -311,6 +311,9 @@ class KubernetesBackend:
         for first_task in self.gate_queue.find_late(self.now(), self.bind_timeout_s):
             self._postpone_unbound(first_task)
             self._gate_unit_again(first_task, "the scheduler found no room")
+        if nodes := self.informer.find_overdue(self.bind_timeout_s):
+            for first_task in self.gate_queue.list_waiting_for(nodes):
+                self._gate_unit_again(first_task, "a pod on its node does not end")
         self._forget_postponed()
         # each gang replaces the records of those before it; nothing replaces the last
         self.has_gangs |= not self.gate_queue.units and self.writer.has_units

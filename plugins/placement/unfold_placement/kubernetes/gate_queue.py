@@ -124,6 +124,10 @@ class GateQueue:
         )
         return [first_task for first_task, opened_at_s in self.opened_at_s.items() if opened_at_s < now - patience_s]
 
+    def list_waiting_for(self, nodes: Collection[str]) -> list[str]:
+        """Return the units that wait for their opening and have a task for one of some nodes, by their first task."""
+        return [request.first_task for request in self.queue if any(start.node in nodes for start in request.unit)]
+
     def _is_binding(self, first_task: str) -> bool:
         """Return whether kube-scheduler has chosen nodes for the rest of a unit, and waits for volumes there."""
         rest = [task for task, attempt in self.units.get(first_task, {}).items() if not self._is_settled(task, attempt)]
@@ -301,9 +305,10 @@ def list_stopping(informer: Informer) -> StoppingPods:
             if limit.max_skew == 0 and limit.key in labels:
                 stopping.repelling.setdefault((limit.key, labels[limit.key]), []).append(limit)
     if stopping.by_node:
-        for body in informer.bodies.values():
+        for name, body in informer.bodies.items():
             node = _occupied_node(body)
-            if node in stopping.by_node:
+            # what is overdue is no part of the node's capacity
+            if node in stopping.by_node and name not in informer.overdue:
                 stopping.occupants.setdefault(node, []).append(body)
     return stopping
 

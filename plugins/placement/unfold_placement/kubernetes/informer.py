@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,7 +26,7 @@ from unfold_placement.kubernetes.objects.codec import (
 from unfold_placement.kubernetes.objects.node_rules import pod_filter, repelling_filter
 from unfold_placement.kubernetes.objects.requests import pod_demand
 from unfold_placement.kubernetes.objects.tasks import decode_task
-from unfold_placement.kubernetes.objects.volumes import CLAIMS, CLASSES, VOLUMES, Volumes, list_claims
+from unfold_placement.kubernetes.objects.volumes import STORAGE_LISTS, Volumes, list_claims
 from unfold_placement.kubernetes.objects.workloads import POLICY, WORKLOAD_LISTS, Group, Owners, awaits_admission
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record
@@ -38,6 +39,8 @@ from unfoldkit.kubernetes.reflector import ObjectKey, Reflector
 NODES, PODS = "/api/v1/nodes", "/api/v1/pods"
 ABSENT_PAUSE_S = 30.0
 """Pause before a kind of workload that the cluster lacks, or the account may not read, is looked for again."""
+GRACE_S = 30.0
+"""The server's own grace period of a pod that is stopped."""
 MAX_DELETED = 10_000
 """Deleted pods that are remembered."""
 WorkloadKey = tuple[str, str]
@@ -89,8 +92,10 @@ class Informer:
         suspended: Workloads that wait to be resumed, by kind and name.
         refused: Those that the server refused to resume, or has yet to answer.
         stopping: Pods of tasks that are being stopped and occupy their nodes still, by name, with what restricts them.
+        stop_due_s: When each of them is to have ended, by the monotonic clock.
+        overdue: Those that should have ended long ago: what they occupy counts as that of other programs.
         owners: Reads the owners of pods.
-        volumes: Volume claims, volumes and storage classes.
+        volumes: Volume claims, volumes, storage classes and CSI drivers.
         volumes_changed: One of them changed since the waiting tasks were compared with them.
     """
 
@@ -118,6 +123,8 @@ class Informer:
     refused: dict[WorkloadKey, Body] = field(default_factory=dict)
     owners: Owners | None = None
     stopping: dict[str, NodeFilter] = field(default_factory=dict)
+    stop_due_s: dict[str, float] = field(default_factory=dict)
+    overdue: set[str] = field(default_factory=set)
     volumes: Volumes = field(default_factory=Volumes)
     volumes_changed: bool = False
 
@@ -127,7 +134,7 @@ class Informer:
         node_reflector = Reflector(self.api, NODES, self.handle_node, self._missing_nodes)
         pod_reflector = Reflector(self.api, PODS, self.handle_pod, self._missing_pods)
         self.threads.append(node_reflector.start())
-        for path in (CLAIMS, VOLUMES, CLASSES):
+        for path in STORAGE_LISTS:
             self._follow_volumes(path)
         self.threads.append(pod_reflector.start())
         for kind, path in WORKLOAD_LISTS.items():
@@ -164,13 +171,10 @@ class Informer:
                 self.store.changed.notify_all()
 
     def handle_volume(self, body: Body, *, is_gone: bool = False, path: str) -> None:
-        """Record the current state of a volume claim, a volume or a storage class."""
+        """Record the current state of an object that says where volumes may be."""
         with self.store.changed:
-            bodies = self.volumes.bodies.setdefault(path, {})
-            if is_gone:
-                bodies.pop(body["metadata"]["name"], None)
-            else:
-                bodies[body["metadata"]["name"]] = body
+            affected = self.volumes.put(path, body, is_gone=is_gone)
+            self._update_nodes(self.store.nodes if affected is None else affected & self.store.nodes.keys())
             self.volumes_changed = True
             self.store.changed.notify_all()
 
@@ -181,7 +185,7 @@ class Informer:
             for record in list(self.store.records.values()):
                 body = self.body(record.task.name)
                 if body is not None and list_claims(body):
-                    self._update_filter(body)
+                    self._update_task(body)
 
     def read_resources(self, node: str, text: str) -> None:
         """Record the resources of a node (or of the cluster) that another process wrote."""
@@ -245,6 +249,8 @@ class Informer:
                     self._release_task(body)
                 return
             name = body["metadata"]["name"]
+            is_open = not is_gone and not pods.has_ended(body) and not body["spec"].get("schedulingGates")
+            self._follow_claims(body, is_open=is_open)
             if is_gone:
                 self._handle_removal(body)
                 # a disrupted pod is recreated from its body, even if it is gone by then
@@ -260,20 +266,33 @@ class Informer:
                 self._follow_stop(body)
                 self._handle_appearance(body, group)
                 if before is not None and before["spec"] != body["spec"]:
-                    # others may restrict the nodes of a pod behind its gate
-                    self._update_filter(body)
+                    # others may change a pod behind its gate
+                    self._update_task(body)
                 if body["spec"].get("nodeName"):
+                    self._follow_binding(body)
                     # a waiting gate queue may open further pods
                     self.store.changed.notify_all()
         if is_gone:
             self._shrink_group(pods.task_name(body))
 
     def note_stops(self, tasks: Iterable[str]) -> None:
-        """Record that this process stops the pods of tasks."""
+        """Record that this process stops the pods of tasks; others were promised their room after the grace period."""
         with self.store.changed:
             for body in filter(None, map(self.body, tasks)):
                 if body["spec"].get("nodeName") and not pods.has_ended(body):
-                    self.stopping[body["metadata"]["name"]] = decode_filter(pod_filter(body, self.scope))
+                    name, grace_s = body["metadata"]["name"], body["spec"].get("terminationGracePeriodSeconds", GRACE_S)
+                    self.stopping[name] = decode_filter(pod_filter(body, self.scope))
+                    self.stop_due_s[name] = time.monotonic() + grace_s
+
+    def find_overdue(self, patience_s: float) -> set[str]:
+        """Return the nodes with pods that became overdue, since they should have ended ``patience_s`` ago."""
+        with self.store.changed:
+            latest_s = time.monotonic() - patience_s
+            late = {name for name, due_s in self.stop_due_s.items() if due_s < latest_s} - self.overdue
+            self.overdue |= late
+            nodes = {self.bodies[name]["spec"]["nodeName"] for name in late if name in self.bodies}
+            self._update_nodes(nodes & self.store.nodes.keys())
+            return nodes
 
     def body(self, task: str) -> Body | None:
         """Return a task's current pod, as far as it is known."""
@@ -296,7 +315,7 @@ class Informer:
             tasks, self.opening = self.opening, set()
             for name in list(self.stopping):
                 if not self.bodies.get(name, {}).get("metadata", {}).get("deletionTimestamp"):
-                    del self.stopping[name]
+                    del self.stopping[name], self.stop_due_s[name]
             for task in sorted(tasks):
                 record, body = self.store.records.get(task), self.body(task)
                 if record is not None and record.state == kinds.RUNNING:
@@ -309,8 +328,10 @@ class Informer:
     def used(self, node: str) -> dict[str, int]:
         """Return what pods of other programs occupy on a node, in thousandths."""
         total: dict[str, int] = {}
-        for pod in self.foreign_on.get(node, {}).values():
-            for kind, amount in pod.demand.items():
+        overdue = [body for body in map(self.bodies.get, self.overdue) if body and body["spec"]["nodeName"] == node]
+        demands = [pod.demand for pod in self.foreign_on.get(node, {}).values()]
+        for demand in [*demands, *(pod_demand(body, self.scope) for body in overdue)]:
+            for kind, amount in demand.items():
                 total[kind] = total.get(kind, 0) + amount
         return total
 
@@ -319,7 +340,14 @@ class Informer:
         pods_there = self.foreign_on.get(name, {}).values()
         occupants = [pod.labels for pod in pods_there if pod.labels is not None]
         repelling = sorted({pod.repelling for pod in pods_there if pod.repelling})
-        return decode_node(self.nodes[name], self.scope, self.used(name), occupants, repelling)
+        node = decode_node(self.nodes[name], self.scope, self.used(name), occupants, repelling)
+        return replace(node, capacity={**node.capacity, **self._attachable(name)})
+
+    def _attachable(self, name: str) -> dict[str, int]:
+        """Return how many volumes of each driver a node may attach beside those of pods of other programs."""
+        limits = self.volumes.attachable(name)
+        used = self.used(name) if limits else {}
+        return {kind: max(0, limit - used.get(kind, 0)) for kind, limit in limits.items()}
 
     def list_absent_nodes(self) -> tuple[Node, ...]:
         """Return the nodes that are not ready, on which pods may be."""
@@ -330,10 +358,15 @@ class Informer:
         """Record whether a pod is being stopped; one that waits for a place in the queue may go on when it is gone."""
         name = body["metadata"]["name"]
         if is_gone or pods.has_ended(body):
+            self.stop_due_s.pop(name, None)
+            if name in self.overdue:
+                self.overdue.discard(name)
+                self._update_nodes({body["spec"].get("nodeName", "")} & self.store.nodes.keys())
             if self.stopping.pop(name, None) is not None:
                 self.store.changed.notify_all()
         elif body["metadata"].get("deletionTimestamp") and body["spec"].get("nodeName"):
             self.stopping[name] = decode_filter(pod_filter(body, self.scope))
+            self.stop_due_s.setdefault(name, time.monotonic())
 
     def _detect_drift(self, body: Body) -> None:
         """Record a node that does not offer what its annotation says.
@@ -373,17 +406,41 @@ class Informer:
             self._handle_removal(body)
         elif task not in self.opening:
             self._follow_pod(body, record)
+        if is_next:
+            self._update_task(body)
 
-    def _update_filter(self, body: Body) -> None:
-        """Let a waiting task go where its pod may by now; a controller considers one that differs anew."""
+    def _update_task(self, body: Body) -> None:
+        """Let a waiting task demand and go where its pod does by now; a controller considers one that differs anew.
+
+        A pod may be resized behind its gate, and a webhook may give the next attempt other requests.
+        """
         record = self.store.records.get(pods.task_name(body))
         if record is None or not self._waits_at_gate(record):
             return
-        node_filter = pod_filter(body, self.scope, self.volumes)
-        if node_filter != record.task.node_filter:
-            self.store.write_record(
-                replace(record, task=replace(record.task, node_filter=node_filter)), kinds.SUBMITTED
-            )
+        try:
+            now = decode_task(body, self.scope, self.origin, volumes=self.volumes)
+        except UnfoldError as error:
+            logging.getLogger("unfoldkit").warning("%s; it is left as it was", error)
+            return
+        task = replace(record.task, demand=now.demand, node_filter=now.node_filter)
+        if task != record.task:
+            self.store.write_record(replace(record, task=task), kinds.SUBMITTED)
+
+    def _update_nodes(self, names: Iterable[str]) -> None:
+        """Let policies see what pods of other programs, or drivers, have changed of nodes."""
+        for name in names:
+            self.nodes_changed |= replace_node(self.store, self.node(name))
+
+    def _follow_binding(self, body: Body) -> None:
+        """Correct the node of a task that runs elsewhere: a webhook may replace the selector that pins its pod."""
+        record, node = self.store.records.get(pods.task_name(body)), body["spec"]["nodeName"]
+        is_current = record is not None and record.attempt == pods.start_count(body)
+        if record is None or not is_current or record.state != kinds.RUNNING or record.node == node:
+            return
+        text = "%s runs on %s although it was opened for %s: something changed the selector of its pod"
+        logging.getLogger("unfoldkit").warning(text, record.task.name, node, record.node)
+        self.store.records[record.task.name] = replace(record, node=node)
+        self.nodes_changed = True
 
     def _release_task(self, body: Body) -> None:
         """Withdraw a waiting task if others have removed its gate: kube-scheduler alone decides about its pod."""
@@ -460,7 +517,8 @@ class Informer:
         )
         after = None
         if not is_idle:
-            after = ForeignPod(node, pod_demand(body, self.scope), labels, repelling_filter(body, self.scope))
+            demand = pod_demand(body, self.scope) | self.volumes.attachments(body)
+            after = ForeignPod(node, demand, labels, repelling_filter(body, self.scope))
             self.foreign_pods[key] = self.foreign_on.setdefault(node, {})[key] = after
         self.repelling.discard(key)
         if after is not None and after.repelling and decode_filter(after.repelling).limits:
@@ -470,6 +528,13 @@ class Informer:
             for name in changed & self.store.nodes.keys():
                 self.store.nodes[name] = self.node(name)
             self.foreign_changed = True
+        self._follow_claims(body, is_open=not is_idle)
+
+    def _follow_claims(self, body: Body, *, is_open: bool) -> None:
+        """Record whether a pod of the namespace uses its claims; others may wait for that."""
+        if body["metadata"]["namespace"] == self.scope.namespace and self.volumes.follow_user(body, is_open=is_open):
+            self.volumes_changed = True
+            self.store.changed.notify_all()
 
     def _update_membership(self, name: str, *, is_up: bool) -> None:
         if is_up and name not in self.store.nodes:
@@ -495,7 +560,7 @@ class Informer:
         self.threads.append(reflector.start_optional())
 
     def _follow_volumes(self, path: str) -> None:
-        """Follow claims, volumes or storage classes, if the account may read them."""
+        """Follow a list that says where volumes may be, if the account may read it."""
         handle, missing = partial(self.handle_volume, path=path), partial(self._missing_volumes, path)
         listed = path.format(f"namespaces/{self.scope.namespace}")
         self.threads.append(
@@ -583,12 +648,9 @@ class Informer:
             return [body for name, body in self.nodes.items() if (None, name) not in existing]
 
     def _missing_volumes(self, path: str, existing: set[ObjectKey]) -> list[Body]:
-        names = {name for _, name in existing}
         with self.store.changed:
-            # an empty list is known, too
-            known = self.volumes.bodies.setdefault(path, {})
             self.volumes_changed = True
-            return [body for name, body in known.items() if name not in names]
+            return self.volumes.list_missing(path, {name for _, name in existing})
 
     def _missing_workloads(self, kind: str, existing: set[ObjectKey]) -> list[Body]:
         with self.store.changed:

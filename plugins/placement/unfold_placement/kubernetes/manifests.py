@@ -20,19 +20,23 @@ PORT = 8080
 USER_ID = 65532
 """A user without a name or rights on the node, as in images without a distribution."""
 
+STORAGE = ["storageclasses", "csinodes", "csidrivers", "csistoragecapacities"]
+"""What says where volumes may be created, and how many a node may attach."""
+
 
 def build_roles(namespace: str = NAMESPACE) -> list[Body]:
     """Build the controller's account and the permissions that the backend uses.
 
-    In the whole cluster it reads nodes and pods, since pods of other programs occupy capacity, volumes and storage
-    classes, since a volume may be in one zone, and patches the status of nodes, which lists ephemeral resources. In its
-    namespace it creates, opens, evicts and deletes pods, resumes and suspends workloads, and keeps records.
+    In the whole cluster it reads nodes and pods, since pods of other programs occupy capacity, volumes, storage classes
+    and CSI drivers, since a volume may be in one zone and nodes attach only so many, and patches the status of nodes,
+    which lists ephemeral resources. In its namespace it creates, opens, evicts and deletes pods, resumes and suspends
+    workloads, and keeps records.
     """
     cluster_rules = [
         _rule([""], ["nodes", "pods"], READ_VERBS),
         _rule([""], ["nodes/status"], ["patch"]),
         _rule([""], ["persistentvolumes"], ["list", "watch"]),
-        _rule(["storage.k8s.io"], ["storageclasses"], ["list", "watch"]),
+        _rule(["storage.k8s.io"], STORAGE, ["list", "watch"]),
     ]
     namespace_rules = [
         _rule([""], ["persistentvolumeclaims"], ["list", "watch"]),

@@ -14,15 +14,17 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.shadow_agreement import Agreement, Placement
 from unfold_placement.core.types import Node, Task
-from unfold_placement.kubernetes.informer import NODES, PODS, replace_node, update_node
+from unfold_placement.kubernetes.informer import ABSENT_PAUSE_S, NODES, PODS, replace_node, update_node
 from unfold_placement.kubernetes.objects import pods
 from unfold_placement.kubernetes.objects.codec import Body, Scope, annotation_key, decode_node
 from unfold_placement.kubernetes.objects.requests import pod_demand
 from unfold_placement.kubernetes.objects.tasks import decode_task
+from unfold_placement.kubernetes.objects.volumes import STORAGE_LISTS, Volumes, list_claims
 from unfold_placement.kubernetes.objects.workloads import Owners
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
@@ -69,6 +71,9 @@ class ShadowBackend(LocalBackend):
         sightings: Pods of the namespace by name.
         foreign: Node and demand of pods of other namespaces, by namespace and name.
         owners: Reads the owners of pods.
+        volumes: Volume claims, volumes, storage classes and CSI drivers.
+        waiting: Pods with volume claims that wait, by name.
+        volumes_changed: Something changed that says where volumes may be.
         has_begun: The first lists were read: what comes now is compared.
         nodes_changed: A node changed since the last snapshot.
         threads: The threads that follow the server.
@@ -81,14 +86,22 @@ class ShadowBackend(LocalBackend):
     sightings: dict[str, Sighting] = field(default_factory=dict)
     foreign: dict[ObjectKey, tuple[str, dict[str, int]]] = field(default_factory=dict)
     owners: Owners | None = None
+    volumes: Volumes = field(default_factory=Volumes)
+    waiting: dict[str, Body] = field(default_factory=dict)
+    volumes_changed: bool = False
     has_begun: bool = False
     nodes_changed: bool = False
     threads: list[threading.Thread] = field(default_factory=list)
 
     def open(self) -> None:
-        """Read nodes and pods, and follow both in threads."""
+        """Read nodes, volumes and pods, and follow each in a thread."""
         self.owners = Owners(self.api)
         self.threads.append(Reflector(self.api, NODES, self.handle_node, self._missing_nodes).start())
+        for path in STORAGE_LISTS:
+            handle, missing = partial(self.handle_volume, path=path), partial(self._missing_volumes, path)
+            listed = path.format(f"namespaces/{self.scope.namespace}")
+            reflector = Reflector(self.api, listed, handle, missing, absent_pause_s=ABSENT_PAUSE_S)
+            self.threads.append(reflector.start_optional())
         self.threads.append(Reflector(self.api, PODS, self.handle_pod, self._missing_pods).start())
         self.has_begun = True
 
@@ -107,6 +120,8 @@ class ShadowBackend(LocalBackend):
 
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
         """Wait for changes; None also where labels, taints or capacity of a node changed."""
+        if self.volumes_changed:
+            self._follow_volumes()
         changes = LocalBackend.watch(self, after, min(timeout, self._seconds_to_next_end()))
         return None if self.nodes_changed else changes
 
@@ -132,6 +147,29 @@ class ShadowBackend(LocalBackend):
         with self.store.changed:
             self.nodes_changed |= update_node(self.store, self.nodes, body, self._decode, is_gone=is_gone)
 
+    def handle_volume(self, body: Body, *, is_gone: bool = False, path: str) -> None:
+        """Record the current state of an object that says where volumes may be."""
+        with self.store.changed:
+            affected = self.volumes.put(path, body, is_gone=is_gone)
+            for name in self.store.nodes if affected is None else affected & self.store.nodes.keys():
+                self.nodes_changed |= replace_node(self.store, self._decode(name))
+            self.volumes_changed = True
+            self.store.changed.notify_all()
+
+    def _follow_volumes(self) -> None:
+        """Let the waiting tasks go where their volumes are by now."""
+        with self.store.changed:
+            self.volumes_changed = False
+            for name, body in list(self.waiting.items()):
+                record = self.store.records.get(name)
+                if record is None or record.state != kinds.WAITING:
+                    del self.waiting[name]
+                    continue
+                now = decode_task(body, self.scope, 0.0, volumes=self.volumes)
+                task = replace(record.task, demand=now.demand, node_filter=now.node_filter)
+                if task != record.task:
+                    self.store.write_record(replace(record, task=task), kinds.SUBMITTED)
+
     def handle_pod(self, body: Body, *, is_gone: bool = False) -> None:
         """Record the current state of a pod; in the namespace it is a task."""
         if body["metadata"].get("namespace") != self.scope.namespace:
@@ -152,11 +190,13 @@ class ShadowBackend(LocalBackend):
                 return
             if is_new:
                 try:
-                    task = decode_task(body, self.scope, 0.0, group)
+                    task = decode_task(body, self.scope, 0.0, group, self.volumes)
                 except UnfoldError as error:
                     logging.getLogger("unfoldkit").warning("%s", error.diagnostics[0].message)
                     return
                 self._submit_pod(name, uid, task)
+                if list_claims(body):
+                    self.waiting[task.name] = body
             self._follow(name, body, has_ended=has_ended)
             if is_gone:
                 self._forget(name)
@@ -201,15 +241,18 @@ class ShadowBackend(LocalBackend):
         with self.store.changed:
             before = self.foreign.pop(key, None)
             if not is_idle:
-                self.foreign[key] = node, pod_demand(body, self.scope)
+                self.foreign[key] = node, pod_demand(body, self.scope) | self.volumes.attachments(body)
             for name in {node, before[0] if before else ""} & self.store.nodes.keys():
                 self.nodes_changed |= replace_node(self.store, self._decode(name))
 
     def _decode(self, name: str) -> Node:
         used = Counter[str]()
-        for node, demand in self.foreign.values():
-            used.update(demand if node == name else {})
-        return decode_node(self.nodes[name], self.scope, used)
+        for place, demand in self.foreign.values():
+            used.update(demand if place == name else {})
+        node = decode_node(self.nodes[name], self.scope, used)
+        limits = self.volumes.attachable(name)
+        left = {kind: max(0, limit - used[kind]) for kind, limit in limits.items()}
+        return replace(node, capacity={**node.capacity, **left})
 
     def _seconds_to_next_end(self) -> float:
         with self.store.changed:
@@ -217,6 +260,11 @@ class ShadowBackend(LocalBackend):
             known = [(record, self.sightings.get(record.task.name)) for record in running]
             ends_s = [record.started + sighting.run_s for record, sighting in known if sighting is not None]
             return max(0.0, min(ends_s, default=math.inf) - self.now())
+
+    def _missing_volumes(self, path: str, existing: set[ObjectKey]) -> list[Body]:
+        with self.store.changed:
+            self.volumes_changed = True
+            return self.volumes.list_missing(path, {name for _, name in existing})
 
     def _missing_nodes(self, existing: set[ObjectKey]) -> list[Body]:
         with self.store.changed:

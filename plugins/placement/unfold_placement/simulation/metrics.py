@@ -12,7 +12,7 @@ import numpy as np
 from unfold_placement._types import FloatArray, Int64Array
 from unfold_placement.core import kernel
 from unfold_placement.core.devices import open_ledgers
-from unfold_placement.core.types import DOWN, MILLI, PODS, UP, Task
+from unfold_placement.core.types import DOWN, MILLI, UP, Task, is_slot
 from unfold_placement.simulation.simulator import SimulationResult
 
 MAX_INSTANTS = 48
@@ -237,7 +237,7 @@ def compute_utilisation(result: SimulationResult, pieces: Sequence[Piece]) -> tu
         outage_s = max(0.0, min(up_s, until_s) - max(down_s, begin_s))
         offered -= outage_s * np.array([result.nodes[row].capacity.get(kind, 0) for kind in kinds], float)
     fractions = used / np.maximum(offered, 1e-9)
-    fractions[[kind == PODS for kind in kinds]] = 0.0
+    fractions[[is_slot(kind) for kind in kinds]] = 0.0
     column = int(fractions.argmax())
     return kinds[column], float(fractions[column])
 

@@ -39,6 +39,7 @@ def decode_task(
     notes, labels = meta.get("annotations") or {}, meta.get("labels") or {}
     name = notes.get(annotation_key("name"), meta["name"])
     demand, created = pod_demand(pod, scope), parse_time(meta["creationTimestamp"])
+    demand |= volumes.attachments(pod) if volumes is not None else {}
     group = group or Group(
         labels.get(annotation_key("job"), name), max(1, parse_count(notes, "size")), created_s=created
     )

@@ -10,7 +10,6 @@ from unfold_placement.core.cluster_view import Unit, View
 from unfold_placement.core.types import (
     CREATED,
     PACK,
-    PODS,
     PREEMPTED,
     QUIET,
     SUBMITTED,
@@ -20,6 +19,7 @@ from unfold_placement.core.types import (
     Task,
     Transactions,
     Wake,
+    is_slot,
 )
 from unfold_placement.policies.shared.pending import PendingUnits, UnitShapes
 
@@ -63,7 +63,7 @@ class Pack:
 
     def choose_nodes(self, unit: Unit, levels: Iterable[str], view: View) -> list[str] | None:
         """Choose nodes within the tightest group of the narrowest level that has room, or None."""
-        kinds = [kind for kind in view.table.resource_kinds if kind != PODS]
+        kinds = [kind for kind in view.table.resource_kinds if not is_slot(kind)]
         demanded = [kind for kind in reversed(kinds) if unit[0].demand.get(kind)]
         order = [*demanded, *(kind for kind in kinds if kind not in demanded)]
         for level in levels:

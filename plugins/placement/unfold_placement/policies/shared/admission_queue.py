@@ -12,7 +12,6 @@ from typing import Any
 from unfold_placement.core.cluster_view import Unit, View
 from unfold_placement.core.types import (
     ENDED,
-    PODS,
     PREEMPTED,
     QUEUE,
     QUIET,
@@ -26,6 +25,7 @@ from unfold_placement.core.types import (
     Transactions,
     Wait,
     describe_lack,
+    is_slot,
 )
 from unfold_placement.policies.shared.pending import UnitShapes
 from unfold_placement.policies.shared.user_queue import UserQueue
@@ -219,7 +219,7 @@ class AdmissionQueue:
         """Return the kind that a unit demands the largest fraction of; empty if it demands nothing."""
         demand = Counter[str]()
         for task in unit:
-            demand.update({kind: amount for kind, amount in task.demand.items() if kind != PODS})
+            demand.update({kind: amount for kind, amount in task.demand.items() if not is_slot(kind)})
         return max(demand, key=lambda kind: demand[kind] / (view.total_capacity(kind) or 1), default="")
 
     def describe_wait(self, task: Task, view: View) -> Wait | None:
@@ -463,7 +463,7 @@ class AdmissionQueue:
     def _count_holding(self, task: Task, sign: int) -> None:
         used = self.used.setdefault(task.key(self.group_by), {})
         for kind, amount in task.demand.items():
-            if kind != PODS:
+            if not is_slot(kind):
                 used[kind] = used.get(kind, 0) + sign * amount
 
 
