@@ -19,7 +19,16 @@ from plugins.placement.tests.live.test_kubernetes_workloads import (
     work,
     work_for,
 )
-from unfold_placement.kubernetes.objects.volumes import BOUND, CLAIMS, CLASSES, LATE_BINDING, SELECTED_NODE, VOLUMES
+from unfold_placement.kubernetes.objects.volumes import (
+    BOUND,
+    CLAIMS,
+    CLASSES,
+    CSI_DRIVERS,
+    CSI_NODES,
+    LATE_BINDING,
+    SELECTED_NODE,
+    VOLUMES,
+)
 from unfoldkit.kubernetes.api import MERGE, Api, ApiError, Body
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(180)]
@@ -55,21 +64,21 @@ def add_class(admin: Api, name: str, **more: Any) -> None:
     admin.post(CLASSES, {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": meta, **rule})
 
 
-def add_claim(admin: Api, name: str, class_name: str, volume: str = "") -> Body:
+def add_claim(admin: Api, name: str, class_name: str, volume: str = "", mode: str = "ReadWriteOnce") -> Body:
     """Add a claim, bound to a volume where one is named."""
     meta = {"name": name, "annotations": {BOUND: "yes"} if volume else {}}
-    spec = {"accessModes": ["ReadWriteOnce"], "storageClassName": class_name}
+    spec = {"accessModes": [mode], "storageClassName": class_name}
     spec |= {"resources": {"requests": {"storage": "5Gi"}}, **({"volumeName": volume} if volume else {})}
     body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec}
     return admin.post(OWN_CLAIMS, body)
 
 
-def add_volume(admin: Api, name: str, zone: str, claim: Body) -> None:
-    """Add the volume of a claim, which exists in one zone."""
-    term = {"matchExpressions": [{"key": ZONE, "operator": "In", "values": [zone]}]}
+def add_volume(admin: Api, name: str, zones: str, claim: Body) -> None:
+    """Add the volume of a claim, which exists in some zones, a letter each."""
+    term = {"matchExpressions": [{"key": ZONE, "operator": "In", "values": list(zones)}]}
     spec = {
         "capacity": {"storage": "5Gi"},
-        "accessModes": ["ReadWriteOnce"],
+        "accessModes": claim["spec"]["accessModes"],
         "storageClassName": claim["spec"]["storageClassName"],
         "csi": {"driver": "disk.example.org", "volumeHandle": name},
         "nodeAffinity": {"required": {"nodeSelectorTerms": [term]}},
@@ -128,3 +137,82 @@ def test_a_pod_is_not_taken_back_while_its_volume_is_created(kube: KubeWorld, ad
         f"{OWN_CLAIMS}/data", {"metadata": {"annotations": {BOUND: "yes"}}, "spec": {"volumeName": "disk-b"}}, MERGE
     )
     work(live, lambda: node_of(admin, "slow") == "n1")
+
+
+def add_driver_limits(admin: Api, limits: dict[str, int]) -> None:
+    """Let nodes attach so many volumes of the driver."""
+    for node, count in limits.items():
+        driver = {"name": "disk.example.org", "nodeID": node, "allocatable": {"count": count}}
+        meta = {"name": node}
+        body = {"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": meta, "spec": {"drivers": [driver]}}
+        admin.post(CSI_NODES, body)
+
+
+@pytest.fixture
+def drivers(admin: Api) -> Iterator[None]:
+    """Leave nothing of drivers and their capacities at the end."""
+    try:
+        yield
+    finally:
+        for path in (CSI_NODES, CSI_DRIVERS, f"/apis/storage.k8s.io/v1/{SPACE}/csistoragecapacities"):
+            for body in admin.get(path)["items"]:
+                delete(admin, f"{path}/{body['metadata']['name']}")
+
+
+@pytest.mark.usefixtures("zones", "drivers")
+def test_pods_go_where_their_volumes_can_be_attached(kube: KubeWorld, admin: Api) -> None:
+    """The first node was chosen for each, which attaches one volume: all but one were taken back over and over."""
+    add_driver_limits(admin, {"n0": 1, "n1": 2, "n2": 1})
+    live = controller(kube, fifo={})
+    add_class(admin, "disk")
+    for index in range(4):
+        claim = add_claim(admin, f"data-{index}", "disk", f"disk-{index}")
+        add_volume(admin, f"disk-{index}", "abc", claim)
+        admin.post(PODS, with_claim(kube, f"p{index}", f"data-{index}"))
+    work(live, lambda: all(node_of(admin, f"p{index}") for index in range(4)))
+    assert sorted(node_of(admin, f"p{index}") for index in range(4)) == ["n0", "n1", "n1", "n2"]
+    add_volume(admin, "disk-4", "abc", add_claim(admin, "data-4", "disk", "disk-4"))
+    admin.post(PODS, with_claim(kube, "p4", "data-4"))
+    work(live, lambda: "attachable-volumes-csi-disk.example.org" in waits(live))
+    delete(admin, f"{PODS}/p0")
+    work(live, lambda: bool(node_of(admin, "p4")))
+
+
+@pytest.mark.usefixtures("zones", "drivers")
+def test_a_volume_is_created_where_its_driver_has_room(kube: KubeWorld, admin: Api) -> None:
+    """Only the pool of zone c is large enough; until it is, the pod keeps its gate and the status says why."""
+    spec = {"storageCapacity": True, "attachRequired": False}
+    meta = {"name": "disk.example.org"}
+    admin.post(CSI_DRIVERS, {"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": meta, "spec": spec})
+    add_class(admin, "pool", provisioner=meta["name"])
+    path = f"/apis/storage.k8s.io/v1/{SPACE}/csistoragecapacities"
+
+    def add_capacity(zone: str, size: str) -> None:
+        topology = {"matchLabels": {ZONE: zone}}
+        body = {"metadata": {"name": f"pool-{zone}"}, "storageClassName": "pool", "capacity": size}
+        kind = {"apiVersion": "storage.k8s.io/v1", "kind": "CSIStorageCapacity"}
+        admin.post(path, {**kind, **body, "nodeTopology": topology})
+
+    add_capacity("a", "1Gi")
+    live = controller(kube, fifo={})
+    add_claim(admin, "data", "pool")
+    admin.post(PODS, with_claim(kube, "pooled", "data"))
+    work(live, lambda: "waits for a volume of class pool for claim data" in waits(live))
+    add_capacity("c", "8Gi")
+    chosen = f"{OWN_CLAIMS}/data"
+    work(live, lambda: (admin.get(chosen)["metadata"].get("annotations") or {}).get(SELECTED_NODE) == "n2")
+
+
+@pytest.mark.usefixtures("zones")
+def test_a_second_pod_waits_for_a_claim_of_one_pod_at_a_time(kube: KubeWorld, admin: Api) -> None:
+    """It keeps its gate while the first uses the claim, and starts when that is gone."""
+    live = controller(kube, fifo={})
+    claim = add_claim(admin, "data", "any", "disk-a", mode="ReadWriteOncePod")
+    add_volume(admin, "disk-a", "abc", claim)
+    admin.post(PODS, with_claim(kube, "one", "data"))
+    work(live, lambda: bool(node_of(admin, "one")))
+    admin.post(PODS, with_claim(kube, "two", "data"))
+    work(live, lambda: "(ReadWriteOncePod), which pod one uses" in waits(live))
+    assert admin.get(f"{PODS}/two")["spec"]["schedulingGates"]
+    delete(admin, f"{PODS}/one")
+    work(live, lambda: bool(node_of(admin, "two")))
