@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -275,3 +276,38 @@ def test_amounts_under_other_names_are_reported(tmp_path: Path, head: str, colum
     path = write_csv(tmp_path, f"task,arrival,run,{head}\na,0,5,4,2,V100\n")
     assert len(list(csv_tasks(path, warn=warnings.append))) == 1
     assert [line.rpartition("(columns: ")[2] for line in warnings] == ([f"{columns} maps them)"] if columns else [])
+
+
+NIGHT = ["2026-10-25 02:50:00", "2026-10-25 02:58:00", "2026-10-25 02:01:00", "2026-10-25 02:10:00"]
+"""Arrivals of the local times of Europe as daylight saving time ends."""
+
+
+@pytest.mark.parametrize(
+    ("cells", "fault"),
+    [
+        (NIGHT, r"the clock of arrival 3 is an hour behind the one above it \(an hour back, as daylight"),
+        ([f"{cell}Z" for cell in NIGHT], ""),
+        ([cell.replace("10-25", "10-24") for cell in NIGHT], ""),
+        (sorted(NIGHT), ""),
+    ],
+    ids=["local", "utc", "another day", "sorted"],
+)
+def test_an_hour_that_the_clock_repeats_is_no_earlier_hour(tmp_path: Path, cells: list[str], fault: str) -> None:
+    """Jobs of the second hour were replayed before those of the first, and nothing said so."""
+    path = write_csv(tmp_path, "task,arrival,run\n" + "".join(f"t{i},{cell},5\n" for i, cell in enumerate(cells)))
+    with pytest.raises(UnfoldError, match=fault) if fault else nullcontext():
+        assert len(list(csv_tasks(path))) == 4
+
+
+@pytest.mark.parametrize(
+    ("end", "is_named"),
+    [("2026-10-25 02:10:00", True), ("2026-10-25 01:40:00", False), ("2026-10-25 02:10:00Z", False)],
+)
+def test_a_run_into_an_hour_that_the_clock_repeats_is_named(tmp_path: Path, end: str, is_named: bool) -> None:
+    """A job of 20 minutes ends 40 minutes before its start: to leave it out is not the only way."""
+    columns = Columns({"end": ("end",)})
+    zone = "Z" if end.endswith("Z") else ""
+    path = write_csv(tmp_path, f"task,arrival,end\na,2026-10-25 02:50:00{zone},{end}\n")
+    with pytest.raises(UnfoldError, match="before its arrival") as caught:
+        list(csv_tasks(path, columns=columns))
+    assert ("daylight saving time" in str(caught.value)) is is_named

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from unfold_placement.core.devices import is_device
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.report.sentences import mixed_zones_line, unread_amounts_line
@@ -16,8 +18,9 @@ from unfold_placement.schema.columns import AMOUNT_COLUMNS, MAX_PLAIN_NODE_MEMOR
 from unfold_placement.workload.json_stream import Warn
 from unfold_placement.workload.missing_values import MAX_SPAN_S, MissingValues, split_list
 from unfold_placement.workload.slurm import SlurmRows, expand_arrays
-from unfold_placement.workload.timestamps import detect_time_format, has_mixed_zones, normalize_dates
+from unfold_placement.workload.timestamps import detect_time_format, find_zones, normalize_dates
 from unfoldkit.api import CsvRow, csv_rows
+from unfoldkit.arrivals.readers.timestamps import check_clock
 
 NODES_PER_RACK = 32
 """Nodes of a rack, for traces without racks."""
@@ -125,12 +128,15 @@ def csv_tasks(
     missing = MissingValues(columns, path)
     selected = expand_arrays(islice(columns.read_rows(path, missing.required), max_rows), path.name, warn)
     rows = list(_iter_unique(missing.select_rows(selected), "task"))
-    if has_mixed_zones(rows):
+    zones = find_zones(rows)
+    if len(zones) > 1:
         warn(mixed_zones_line(path.name))
     rows = normalize_dates(rows)
     times = detect_time_format(rows, columns)
     arrivals_s = [missing.arrival_s(row, times) for row in rows]
     missing.check_arrivals(rows, arrivals_s, times)
+    if times.has_dates and zones == {False}:
+        check_clock(np.asarray(arrivals_s), str(path))
     runs_s = missing.run_times_s(rows, arrivals_s, times)
     sizes, total = Counter[str](), 0
     for row in rows:

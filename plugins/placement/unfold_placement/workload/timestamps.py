@@ -14,12 +14,12 @@ import numpy as np
 from unfold_placement.schema.columns import MIN_UNIX_S, NEGATIVE, Columns
 from unfoldkit.api import CsvRow
 from unfoldkit.arrivals.readers.dates import is_digit_date, is_slashed_date, parse_slashed_dates
-from unfoldkit.arrivals.readers.timestamps import MONTHS, epoch_to_seconds, is_time, parse_timestamp
+from unfoldkit.arrivals.readers.timestamps import MONTHS, ZONE_HINT, epoch_to_seconds, is_time, parse_timestamp
 from unfoldkit.io.tables import is_number
 
 DATE_COLUMNS = ("arrival", "start", "end", "deadline")
 """Columns that may hold dates; a run is a duration only."""
-DAY_S = 86400.0
+DAY_S, HOUR_S = 86400.0, 3600.0
 _CLOCK, _ZONE = r"(?P<clock>\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?)", r"(?P<zone>UTC|GMT|Z|[+-]\d\d:?\d\d)"
 _ZONED_CLOCK = re.compile(r":\d\d(?:[.,]\d+)? *(?:[Zz]|UTC|GMT|[+-]\d\d(?::?\d\d)?)(?: +\d{4})?$")
 """The end of a date with a time zone; C's ``ctime`` has the year behind it."""
@@ -84,6 +84,8 @@ class TimeFormat:
             return None
         if run_s < 0:
             hint = "table: {unknown: {run: [negative]}} treats such run times as missing"
+            if self.has_dates and -run_s <= HOUR_S and not _ZONED_CLOCK.search(row.get("end")):
+                hint = f"{ZONE_HINT}; {hint}"
             raise row.wrong(
                 f"it ends {-run_s:g} s before its {'start' if row.get('start') else 'arrival'}", "end", hint
             )
@@ -165,11 +167,11 @@ def _ticks_per_s(number: float) -> float:
     return number / seconds if seconds else 1.0
 
 
-def has_mixed_zones(rows: Iterable[CsvRow]) -> bool:
-    """Return whether some dates of a file have a time zone and others have none."""
+def find_zones(rows: Iterable[CsvRow]) -> set[bool]:
+    """Return whether the dates of a file have a time zone: both where some have one and others have none."""
     # a deadline may be a duration
     cells = (row.get(name) for row in rows for name in DATE_COLUMNS if name != "deadline")
-    return len({bool(_ZONED_CLOCK.search(cell)) for cell in cells if ":" in cell}) > 1
+    return {bool(_ZONED_CLOCK.search(cell)) for cell in cells if ":" in cell}
 
 
 def normalize_dates(rows: Sequence[CsvRow]) -> list[CsvRow]:
