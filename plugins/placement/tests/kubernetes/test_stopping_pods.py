@@ -341,3 +341,35 @@ def test_a_pod_that_does_not_end_is_waited_for_only_for_a_while(is_preempted: bo
         assert backend.store.nodes["n0"].capacity["gpu"] == 4000
         backend.start([Start("high", "n0")])
         await_true(lambda: (backend.flush(), names(server)["high-0"])[1])
+
+
+@pytest.mark.parametrize("is_evicted", [False, True])
+def test_the_end_of_a_stopped_pod_is_not_that_of_the_next_attempt(is_evicted: bool) -> None:
+    """A webhook held up the next pod while the last one ended: the task counted as done, and its gang as complete."""
+    with stub_server() as (server, api):
+        backend = open_occupied(server, api)
+        refused = Fault(403)
+        server.fault = lambda method, path, _: refused if method == "POST" and path.endswith("/pods") else None
+        if is_evicted:
+            change(
+                server,
+                "low-0",
+                lambda body: (
+                    body["metadata"].update(deletionTimestamp=NOW),
+                    body["status"].update(conditions=DISRUPTED),
+                ),
+            )
+            await_true(lambda: backend.store.records["low"].state == kinds.WAITING)
+        else:
+            backend.preempt("low")
+        backend.flush()
+        backend.start([Start("low", "n0")])
+        change(server, "low-0", lambda body: body["status"].update(phase="Failed"))
+        await_true(lambda: not backend.informer.stopping)
+        if is_evicted:
+            server.remove("pods", NAMESPACE, "low-0")
+        time.sleep(0.3)
+        backend.flush()
+        assert (backend.store.records["low"].state, backend.store.records["low"].attempt) == (kinds.RUNNING, 2)
+        server.fault = lambda *_: None
+        await_true(lambda: (backend.flush(), names(server).get("low-1", False))[1])

@@ -481,14 +481,14 @@ class Informer:
             self.store.refuse(name, notes[pods.REFUSED], by=by)
         if state in {kinds.RUNNING, kinds.DONE} and record.state == kinds.WAITING:
             record = self.store.write_record(started_record(body, record, self.origin), kinds.STARTED, by)
-        if state == kinds.DONE:
+        if state == kinds.DONE and not _is_later(record, body):
             self.store.end(name, record.attempt, pods.exit_reason(body))
 
     def _handle_removal(self, body: Body) -> None:
         """Record that a task's current pod was deleted: the task ended, is recreated, or is withdrawn."""
         task = pods.task_name(body)
         record = self.store.records.get(task)
-        if record is None or self.current.get(task) != body["metadata"]["name"]:
+        if record is None or self.current.get(task) != body["metadata"]["name"] or _is_later(record, body):
             return
         if pods.has_ended(body):
             self.store.end(task, record.attempt, pods.exit_reason(body))
@@ -502,7 +502,7 @@ class Informer:
     def _awaits_recreation(self, body: Body) -> bool:
         task = pods.task_name(body)
         record = self.store.records.get(task)
-        is_waiting = record is not None and record.state == kinds.WAITING
+        is_waiting = record is not None and (record.state == kinds.WAITING or _is_later(record, body))
         return is_waiting and self.current.get(task) == body["metadata"]["name"] and pods.is_disrupted(body)
 
     def _handle_foreign_pod(self, body: Body, *, is_gone: bool) -> None:
@@ -720,6 +720,11 @@ def replace_node(store: StateStore, node: Node) -> bool:
 def _is_of(job: str, group: str) -> bool:
     """Return whether a task's job is a group or a part of it that started later."""
     return job == group or job.startswith(f"{group}/")
+
+
+def _is_later(record: Record, body: Body) -> bool:
+    """Return whether a task was started again already: its pod is of an earlier attempt and is to be replaced."""
+    return record.state == kinds.RUNNING and record.attempt != pods.start_count(body)
 
 
 def is_other_pod(body: Body, uid: str | None) -> bool:
