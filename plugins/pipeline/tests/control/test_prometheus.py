@@ -57,6 +57,15 @@ def test_rate_age_and_queues_are_read(server: MetricsServer) -> None:
     assert {token for _, token in server.queries} == {"Bearer secret"}
 
 
+def test_queries_refused_in_front_of_the_counter_are_added(server: MetricsServer) -> None:
+    """They are whole queries, also where a part of the queries enters at the stage that is counted."""
+    at_s = [sample[0] for sample in server.series[SELECTOR][0]]
+    server.series["refused"] = [[(at, 150.0 * index) for index, at in enumerate(at_s)]]
+    half = replace(source(server), share=0.5)
+    assert replace(half, refusals="refused").read().mean_rate(30.0) == pytest.approx(20 + 30, rel=0.02)
+    assert replace(half, refusals="absent").read().mean_rate(30.0) == pytest.approx(20, rel=0.02)
+
+
 @pytest.mark.parametrize("scrapes", [2, 4, 13])
 def test_the_rate_of_a_young_counter_is_not_a_mean_over_time_before_it(server: MetricsServer, scrapes: int) -> None:
     """A counter that exists for five seconds has the rate of these five seconds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
 from types import ModuleType, SimpleNamespace
@@ -22,11 +22,16 @@ from unfold_pipeline.control.scaled_workloads import StageReplicas
 from unfoldkit.api import UnfoldError
 
 PAGE = """# TYPE ray_serve_num_router_requests_total counter
-ray_serve_num_router_requests_total{{application="shop",deployment="Detect",handle="h1",route="/"}} {detect}
+ray_serve_num_router_requests_total{{application="shop",deployment="Detect",handle="h1",WorkerId="w"}} {detect}
 ray_serve_num_router_requests_total{{application="shop",deployment="Face",handle="h2",route="/"}} 7.0
 ray_serve_num_router_requests_total{{application="other",deployment="Detect",handle="h3",route="/"}} 9000.0
 ray_serve_deployment_queued_queries{{application="shop",deployment="Face",handle="h2"}} 5.0
 ray_node_cpu_count 8.0
+"""
+REFUSED = """# TYPE ray_serve_num_http_error_requests_total counter
+ray_serve_num_http_error_requests_total{{application="shop",error_code="{code}",route="/",WorkerId="w"}} {refused}
+ray_serve_num_http_error_requests_total{{application="shop",error_code="500",route="/"}} {refused}
+ray_serve_num_http_error_requests_total{{application="other",error_code="503",route="/"}} {refused}
 """
 
 
@@ -36,6 +41,8 @@ class Dashboard:
 
     port: int = 0
     detect: float = 0.0
+    refused: float = 0.0
+    code: int = 503
     is_down: bool = False
     admits: bool = True
     autoscaled: bool = False
@@ -46,10 +53,19 @@ class Dashboard:
         config = {"autoscaling_config": {"min_replicas": 1}} if self.autoscaled else {"num_replicas": 2}
         replicas = [{"state": "RUNNING"}, {"state": "STARTING"}]
         deployments = {
-            name: {"target_num_replicas": 2, "replicas": replicas, "deployment_config": config}
+            name: {
+                "target_num_replicas": 2,
+                "replicas": replicas,
+                "deployment_config": {**config, "backpressure_config": {"status_code": self.code}},
+            }
             for name in ("Detect", "Face")
         }
         return {"applications": {"shop": {"deployments": deployments, "external_scaler_enabled": self.admits}}}
+
+    def list_metrics(self) -> str:
+        """Return a page; a counter is on it from its first query on."""
+        page = PAGE.format(detect=self.detect)
+        return page + (REFUSED.format(code=self.code, refused=self.refused) if self.refused else "")
 
 
 @contextmanager
@@ -65,7 +81,7 @@ def serving() -> Iterator[Dashboard]:
 
         def do_GET(self) -> None:
             is_page = self.path == "/metrics"
-            self.reply(200, PAGE.format(detect=state.detect) if is_page else json.dumps(state.list_applications()))
+            self.reply(200, state.list_metrics() if is_page else json.dumps(state.list_applications()))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -194,3 +210,64 @@ def test_counters_of_the_entrance_are_the_demand(monkeypatch: pytest.MonkeyPatch
         state.is_down = True
         with pytest.raises(SignalError, match="status 503"):
             source.read()
+
+
+@pytest.mark.parametrize("code", [503, 429])
+def test_what_a_full_queue_refuses_is_demand(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router does not count what ``max_queued_requests`` refuses; the first report of refusals counts in full."""
+    now_s = [1.7e9]
+    monkeypatch.setattr(ray_serve.time, "time", lambda: now_s[0])
+    with serving() as state:
+        state.code = code
+        source = RayMetricsSource(
+            ray=connect(state), client=open_client(), application="shop", workloads=("Detect", "Face"), share=1.0,
+            stale_s=60.0, refusal_codes=build_target(state).read_refusal_codes(),
+        )  # fmt: skip
+        for second in range(61):
+            now_s[0] = 1.7e9 + second
+            state.detect = 100.0 + 50.0 * (second // 10)
+            # from the 30th second on, three of four are refused
+            state.refused = 150.0 * max(0, second // 10 - 3)
+            with pytest.raises(SignalError) if second < 10 else nullcontext():
+                demand = source.read()
+        assert demand.arrivals_s.size == 6 * 50 + 3 * 150
+        # each refusal lies in the ten seconds before its report, also the first ones
+        rates = np.histogram(demand.arrivals_s - 1.7e9, bins=np.arange(0, 61, 10))[0] / 10
+        assert rates == pytest.approx([5, 5, 5, 20, 20, 20], abs=0.2)
+        assert demand.age_s == 0
+
+
+def test_a_counter_that_stands_still_is_as_new_as_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process reports all of its counters at once, at times that the reader does not know."""
+    now_s = [1.7e9]
+    monkeypatch.setattr(ray_serve.time, "time", lambda: now_s[0])
+    with serving() as state:
+        state.refused = 7.0
+        source = RayMetricsSource(
+            ray=connect(state), client=open_client(), application="shop", workloads=("Detect", "Face"), share=1.0,
+            stale_s=60.0,
+        )  # fmt: skip
+        for second in range(3, 31):
+            now_s[0] = 1.7e9 + second
+            state.detect = 50.0 * (second // 10)
+            with pytest.raises(SignalError) if second < 10 else nullcontext():
+                demand = source.read()
+        assert demand.age_s == 0
+        assert demand.arrivals_s.size == 150
+
+
+def test_what_a_silent_node_counted_is_no_burst(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A counter that began while its node did not respond has no known start."""
+    now_s = [1.7e9]
+    monkeypatch.setattr(ray_serve.time, "time", lambda: now_s[0])
+    with serving() as state:
+        source = RayMetricsSource(
+            ray=connect(state), client=open_client(), application="shop", workloads=("Detect", "Face"), share=1.0,
+            stale_s=60.0,
+        )  # fmt: skip
+        for second in (0, 10, 100, 110):
+            now_s[0] = 1.7e9 + second
+            state.is_down, state.refused = second == 10, 9000.0 * (second > 10)
+            with pytest.raises(SignalError) if second <= 10 else nullcontext():
+                demand = source.read()
+        assert demand.arrivals_s.size == 0

@@ -80,6 +80,7 @@ class PrometheusSource:
         queues: PromQL of the items that wait at each stage; empty where that is unknown.
         stale_s: age from which samples count as none.
         share: queries that the counter counts, as a fraction of all.
+        refusals: selector of counters of queries that were refused in front of that counter; empty if there are none.
         types: types by the name of a metric that the server knows, each asked for once; empty where it knows none.
         targets: targets that had samples at the last reading, or are down since.
     """
@@ -90,6 +91,7 @@ class PrometheusSource:
     queues: Sequence[str]
     stale_s: float
     share: float = 1.0
+    refusals: str = ""
     types: dict[str, frozenset[str]] = field(default_factory=dict)
     targets: set[Target] = field(default_factory=set)
 
@@ -115,6 +117,9 @@ class PrometheusSource:
             raise SignalError("stale", message, "is the target scraped? control.stale is the limit")
         self._require_counters(rows, series)
         series = [CounterSeries(item.times_s, item.values / self.share) for item in _drop_duplicates(rows)]
+        if self.refusals:
+            refused = self._query(f"{self.refusals}[{HISTORY_S:.0f}s]")
+            series += _drop_duplicates(_parse_matrix(refused.data))
         arrivals_s, until_s = spread_arrivals(series)
         queued = np.array([self._read_queue(query) if query else math.nan for query in self.queues])
         return Demand(

@@ -1,7 +1,8 @@
 """A Ray Serve application that this project did not deploy: its counters, its replicas, and one controller for it.
 
 Replica counts go out through the scale endpoint of Ray Serve's REST API, for which the application must have been
-deployed with ``external_scaler_enabled``. Demand is what Ray's routers count, read from the metrics port of each node.
+deployed with ``external_scaler_enabled``. Demand is what Ray's routers count and what was refused in front of them,
+read from the metrics port of each node.
 The lease is an actor with a name: Ray admits one of that name, and removes it with the process that created it.
 """
 
@@ -13,6 +14,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +32,10 @@ from unfoldkit.api import user_error
 from unfoldkit.safe_io.files import read_bytes
 
 ARRIVALS = "ray_serve_num_router_requests_total"
+"""Queries that a router took up; a full queue (``max_queued_requests``) refuses the others before they count."""
+REFUSALS = ("ray_serve_num_http_error_requests_total", "ray_serve_num_grpc_error_requests_total")
+REFUSAL_CODES = frozenset({"503", "RESOURCE_EXHAUSTED"})
+"""How Ray answers what a full queue refuses, unless a ``backpressure_config`` states another status."""
 QUEUED = "ray_serve_deployment_queued_queries"
 REPORT_INTERVAL_S = 10.0
 """Ray's workers report their metrics at this interval; between two reports a counter stands still."""
@@ -41,6 +47,8 @@ NAMESPACE = "unfold"
 MAX_SERIES = 10_000
 KEY = "control.ray.application"
 Labels = tuple[tuple[str, str], ...]
+Sample = tuple[str, Labels, float]
+"""Name, labels and value."""
 
 
 @dataclass(slots=True)
@@ -156,6 +164,12 @@ class RayServeTarget:
             raise user_error(f"Ray Serve refuses to scale {self.workloads[stage]}: {reason}", key=KEY)
         return True
 
+    def read_refusal_codes(self) -> frozenset[str]:
+        """Return the statuses of what full queues refuse, as the deployments state them now."""
+        deployments = self._list_applications().get(self.application, {}).get("deployments", {}).values()
+        configs = [(item.get("deployment_config") or {}).get("backpressure_config") or {} for item in deployments]
+        return REFUSAL_CODES.union(str(config["status_code"]) for config in configs if config.get("status_code"))
+
     def _list_applications(self) -> Mapping[str, Any]:
         try:
             reply = self.client.send("GET", f"{self.dashboard}/api/serve/applications/")
@@ -188,7 +202,9 @@ class RayMetricsSource:
         workloads: the deployment of each stage.
         share: queries that enter at the first stage, as a fraction of all.
         stale_s: age from which samples count as none.
+        refusal_codes: statuses of queries that were refused in front of the first stage.
         samples: time and value of each counter, where they changed.
+        exported: counters that each node exported at the last reading, if it responded.
     """
 
     ray: ModuleType
@@ -197,7 +213,9 @@ class RayMetricsSource:
     workloads: tuple[str, ...]
     share: float
     stale_s: float
+    refusal_codes: frozenset[str] = REFUSAL_CODES
     samples: dict[Labels, deque[tuple[float, float]]] = field(default_factory=dict)
+    exported: dict[str, set[Labels]] = field(default_factory=dict)
 
     @property
     def location(self) -> str:
@@ -213,12 +231,20 @@ class RayMetricsSource:
         queued = dict.fromkeys(self.workloads, np.nan)
         now_s = time.time()
         failures: list[str] = []
-        for name, labels, value in self._scrape(failures):
-            deployment = dict(labels).get("deployment", "")
-            if name == QUEUED and deployment in queued:
-                queued[deployment] = np.nan_to_num(queued[deployment]) + value
-            elif name == ARRIVALS and deployment == self.workloads[0]:
-                self._add_sample(labels, now_s, value / self.share)
+        exported_before, self.exported = self.exported, {}
+        for node, samples in self._scrape(failures):
+            counters: dict[Labels, float] = {}
+            for name, labels, value in samples:
+                deployment = dict(labels).get("deployment", "")
+                if name == QUEUED and deployment in queued:
+                    queued[deployment] = np.nan_to_num(queued[deployment]) + value
+                elif name == ARRIVALS and deployment == self.workloads[0]:
+                    counters[labels] = value / self.share
+                elif name in REFUSALS and dict(labels).get("error_code") in self.refusal_codes:
+                    counters[labels] = value
+            began = counters.keys() - exported_before.get(node, counters)
+            self._add_samples(counters, began, now_s)
+            self.exported[node] = set(counters)
         self._drop_old(now_s)
         if not self.samples:
             hint = "Ray exports it from the first query on"
@@ -238,8 +264,8 @@ class RayMetricsSource:
             gap=failures[0] if failures else "",
         )
 
-    def _scrape(self, failures: list[str]) -> Iterator[tuple[str, Labels, float]]:
-        """Yield name, labels and value of the application's samples; add to ``failures`` why a node has none."""
+    def _scrape(self, failures: list[str]) -> Iterator[tuple[str, list[Sample]]]:
+        """Yield each node and its samples of the application; add to ``failures`` why a node has none."""
         from prometheus_client.parser import text_string_to_metric_families
 
         nodes = [node for node in self.ray.nodes() if node["Alive"]]
@@ -255,26 +281,43 @@ class RayMetricsSource:
                 continue
             text = reply.body.decode(errors="replace")
             # most of the page is about other things
-            wanted = "\n".join(line for line in text.splitlines() if line.startswith((ARRIVALS, QUEUED)))
+            wanted = "\n".join(line for line in text.splitlines() if line.startswith((ARRIVALS, QUEUED, *REFUSALS)))
             try:
                 families = list(text_string_to_metric_families(f"{wanted}\n"))
             except ValueError as error:
                 failures.append(f"{url} returned no metrics: {error}")
                 continue
-            for sample in itertools.chain.from_iterable(family.samples for family in families):
-                if sample.labels.get("application") == self.application:
-                    labels = tuple(sorted({**sample.labels, "node": node["NodeID"]}.items()))
-                    yield sample.name, labels, sample.value
+            key = {"node": node["NodeID"]}
+            yield (
+                node["NodeID"],
+                [
+                    (sample.name, tuple(sorted({**sample.labels, **key, "name": sample.name}.items())), sample.value)
+                    for sample in itertools.chain.from_iterable(family.samples for family in families)
+                    if sample.labels.get("application") == self.application
+                ],
+            )
         if len(failures) == len(nodes):
             raise SignalError("unreachable", failures[0] if failures else "Ray has no live node")
 
-    def _add_sample(self, labels: Labels, now_s: float, value: float) -> None:
+    def _add_samples(self, counters: Mapping[Labels, float], began: AbstractSet[Labels], now_s: float) -> None:
+        """Add the counters that a node exports; those that ``began`` were 0 at the report before.
+
+        A process reports all of its counters at once: where one has grown, the others are known to stand still.
+        """
+        reported = {_find_process(labels) for labels, value in counters.items() if self._has_changed(labels, value)}
+        for labels, value in counters.items():
+            samples = self.samples.get(labels)
+            if samples is None:
+                if len(self.samples) >= MAX_SERIES:
+                    continue
+                started = [(now_s - REPORT_INTERVAL_S, 0.0)] if labels in began else []
+                samples = self.samples[labels] = deque(started)
+            if not samples or _find_process(labels) in reported or now_s - samples[-1][0] >= REPORT_INTERVAL_S:
+                samples.append((now_s, value))
+
+    def _has_changed(self, labels: Labels, value: float) -> bool:
         samples = self.samples.get(labels)
-        if samples is None:
-            if len(self.samples) < MAX_SERIES:
-                self.samples[labels] = deque([(now_s, value)])
-        elif value != samples[-1][1] or now_s - samples[-1][0] >= REPORT_INTERVAL_S:
-            samples.append((now_s, value))
+        return samples is None or value != samples[-1][1]
 
     def _drop_old(self, now_s: float) -> None:
         """Forget samples that no rule looks back to, and counters of handles that are gone."""
@@ -308,6 +351,10 @@ def read_dashboard_url(ray: ModuleType) -> str:
         hint = "ray start --head --include-dashboard=true"
         raise user_error("the Ray cluster has no dashboard", key="control.ray.address", hint=hint)
     return url if "://" in url else f"http://{url}"
+
+
+def _find_process(labels: Labels) -> str | Labels:
+    return dict(labels).get("WorkerId", labels)
 
 
 def _build_series(samples: Sequence[tuple[float, float]]) -> CounterSeries:

@@ -199,6 +199,7 @@ def _open_ray_serve(
         ARRIVALS,
         DASHBOARD_TIMEOUT_S,
         QUEUED,
+        REFUSALS,
         RayMetricsSource,
         RayServeTarget,
         read_dashboard_url,
@@ -216,7 +217,7 @@ def _open_ray_serve(
         application=application,
         workloads=workloads,
     )
-    share = max(sample.share(0) for sample in problem.samples)
+    share, codes = max(sample.share(0) for sample in problem.samples), target.read_refusal_codes()
     if control.prometheus is None:
         return target, RayMetricsSource(
             ray=ray,
@@ -225,6 +226,7 @@ def _open_ray_serve(
             workloads=workloads,
             share=share,
             stale_s=control.stale,
+            refusal_codes=codes,
         )
     labels = [f'{{application="{escape_label(application)}",deployment="{escape_label(name)}"}}' for name in workloads]
     queues = [
@@ -232,10 +234,14 @@ def _open_ray_serve(
     ]
     if control.arrivals is not None:
         return target, _open_prometheus(control, control.arrivals, queues)
-    return target, _open_prometheus(control, f"{ARRIVALS}{labels[0]}", queues, share)
+    statuses = f'application="{escape_label(application)}",error_code=~"{"|".join(sorted(codes))}"'
+    refusals = f'{{__name__=~"{"|".join(REFUSALS)}",{statuses}}}'
+    return target, _open_prometheus(control, f"{ARRIVALS}{labels[0]}", queues, share=share, refusals=refusals)
 
 
-def _open_prometheus(control: ControlSpec, arrivals: str, queues: list[str], share: float = 1.0) -> DemandSource:
+def _open_prometheus(
+    control: ControlSpec, arrivals: str, queues: list[str], *, share: float = 1.0, refusals: str = ""
+) -> DemandSource:
     if control.prometheus is None:
         hint = "prometheus: http://prometheus.monitoring:9090"
         raise user_error("no server with the demand", key="control.prometheus", hint=hint)
@@ -248,6 +254,7 @@ def _open_prometheus(control: ControlSpec, arrivals: str, queues: list[str], sha
         queues=tuple(queues),
         stale_s=control.stale,
         share=share,
+        refusals=refusals,
     )
 
 
