@@ -375,6 +375,21 @@ def test_a_workload_that_is_created_later_is_scaled_then() -> None:
     assert controller.record.is_ready
 
 
+def test_a_workload_that_was_deleted_keeps_the_replicas_of_its_return() -> None:
+    """Without the workload few queries came; the other stage keeps its replicas for the time of hold, too."""
+    trace = np.concatenate([even_trace([80.0], 60.0), 260.0 + even_trace([80.0], 60.0)])
+    source, target = Script(trace), Deployment()
+    controller = build_controller(source, target)
+    run_until(controller, source, 60)
+    target.fault = "absent"
+    for source.now_s in range(60, 250):
+        controller.step()
+    target.fault, target.desired = "", [12, 9]
+    for source.now_s in range(250, 270):
+        controller.step()
+    assert target.desired == [12, 9]
+
+
 def test_the_role_is_that_of_the_lease() -> None:
     """A step that waits for a silent server outlasts the lease, and another controller leads meanwhile."""
     source, target = Script(even_trace([80.0], 100.0), now_s=20.0), Deployment()

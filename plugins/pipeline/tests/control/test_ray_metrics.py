@@ -237,6 +237,26 @@ def test_what_a_full_queue_refuses_is_demand(code: int, monkeypatch: pytest.Monk
         assert demand.age_s == 0
 
 
+@pytest.mark.parametrize("start_s", [1, 5, 9])
+@pytest.mark.parametrize("every_s", [1, 3])
+def test_the_first_report_is_no_burst(start_s: int, every_s: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that starts shortly before a report sees ten seconds of queries arrive at once."""
+    now_s = [1.7e9]
+    monkeypatch.setattr(ray_serve.time, "time", lambda: now_s[0])
+    with serving() as state:
+        source = RayMetricsSource(
+            ray=connect(state), client=open_client(), application="shop", workloads=("Detect", "Face"), share=1.0,
+            stale_s=60.0,
+        )  # fmt: skip
+        for second in range(start_s, 40, every_s):
+            now_s[0] = 1.7e9 + second
+            state.detect = 50.0 * (second // 10)
+            with pytest.raises(SignalError) if second < 10 else nullcontext():
+                demand = source.read()
+            if second >= 10:
+                assert demand.mean_rate(30.0) == pytest.approx(5.0, rel=0.35)
+
+
 def test_a_counter_that_stands_still_is_as_new_as_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process reports all of its counters at once, at times that the reader does not know."""
     now_s = [1.7e9]

@@ -148,7 +148,7 @@ class ControlRecord:
     @property
     def error(self) -> str:
         """Why workloads are not scaled; empty if all are."""
-        return self.target_error or "; ".join(step.fault for step in self.steps if step.fault)
+        return self.target_error or "; ".join(dict.fromkeys(step.fault for step in self.steps if step.fault))
 
     @property
     def is_ready(self) -> bool:
@@ -262,7 +262,7 @@ class DeploymentController:
 
     def _decide(self, demand: Demand, replicas: Sequence[StageReplicas]) -> tuple[int, ...]:
         tuner = self.tuner
-        if tuner is None or self._must_begin_anew(tuner, demand):
+        if tuner is None or self._must_begin_anew(tuner, demand) or self._has_new_workload(replicas):
             desired = np.array([max(1, item.desired) for item in replicas], dtype=np.int64)
             tuner, self.origin_s = self.build_tuner(desired), math.floor(demand.until_s)
             self.tuner = tuner
@@ -290,6 +290,10 @@ class DeploymentController:
         is_forgotten = demand.since_s > max(tuner.since_s, decided_s - 2 * TREND_WINDOW_S)
         is_complete_again = tuner.is_partial and not demand.gap
         return demand.until_s < decided_s - MAX_CATCH_UP_S or is_forgotten or is_complete_again
+
+    def _has_new_workload(self, replicas: Sequence[StageReplicas]) -> bool:
+        """Return whether a workload was created or resumed; before that, its demand may have gone elsewhere."""
+        return any(step.current == 0 < item.desired for step, item in zip(self.record.steps, replicas, strict=False))
 
     def _carry_out(self, steps: Sequence[ScaleStep]) -> None:
         had_fault = {step.stage: bool(step.fault) for step in self.record.steps}

@@ -140,7 +140,8 @@ class RayServeTarget:
     def _read_stage(self, deployments: Mapping[str, Any], name: str) -> StageReplicas:
         deployment = deployments.get(name)
         if deployment is None:
-            hint = f"workload: one of {', '.join(sorted(deployments))}"
+            known = ", ".join(sorted(deployments))
+            hint = f"workload: one of {known}" if known else "it has none at all: it starts, or is deleted"
             message = f"the application {self.application} has no deployment {name}"
             return StageReplicas(0, 0, user_error(message, key="control.stages", hint=hint))
         running = sum(replica.get("state") == "RUNNING" for replica in deployment.get("replicas") or ())
@@ -148,7 +149,7 @@ class RayServeTarget:
         if not (deployment.get("deployment_config") or {}).get("autoscaling_config"):
             return StageReplicas(desired, running)
         message = f"Ray Serve scales the deployment {name} itself"
-        hint = "leave autoscaling_config out of its config"
+        hint = "num_replicas: 1 in its config, and neither auto nor an autoscaling_config"
         return StageReplicas(desired, running, user_error(message, key="control.stages", hint=hint))
 
     def set_replicas(self, stage: int, count: int) -> bool:
@@ -205,6 +206,7 @@ class RayMetricsSource:
         refusal_codes: statuses of queries that were refused in front of the first stage.
         samples: time and value of each counter, where they changed.
         exported: counters that each node exported at the last reading, if it responded.
+        read_s: time of the last reading.
     """
 
     ray: ModuleType
@@ -216,6 +218,7 @@ class RayMetricsSource:
     refusal_codes: frozenset[str] = REFUSAL_CODES
     samples: dict[Labels, deque[tuple[float, float]]] = field(default_factory=dict)
     exported: dict[str, set[Labels]] = field(default_factory=dict)
+    read_s: float = np.inf
 
     @property
     def location(self) -> str:
@@ -245,6 +248,7 @@ class RayMetricsSource:
             began = counters.keys() - exported_before.get(node, counters)
             self._add_samples(counters, began, now_s)
             self.exported[node] = set(counters)
+        self.read_s = now_s
         self._drop_old(now_s)
         if not self.samples:
             hint = "Ray exports it from the first query on"
@@ -300,24 +304,26 @@ class RayMetricsSource:
             raise SignalError("unreachable", failures[0] if failures else "Ray has no live node")
 
     def _add_samples(self, counters: Mapping[Labels, float], began: AbstractSet[Labels], now_s: float) -> None:
-        """Add the counters that a node exports; those that ``began`` were 0 at the report before.
+        """Add the counters that a node exports; those that ``began`` were 0 at the last reading.
 
         A process reports all of its counters at once: where one has grown, the others are known to stand still.
         """
-        reported = {_find_process(labels) for labels, value in counters.items() if self._has_changed(labels, value)}
+        report_s = now_s - REPORT_INTERVAL_S
+        for labels in began - self.samples.keys():
+            if len(self.samples) < MAX_SERIES:
+                self.samples[labels] = deque([(min(self.read_s, report_s), 0.0)])
+        known = {labels: samples for labels in counters if (samples := self.samples.get(labels)) is not None}
+        reported = {_find_process(labels) for labels, samples in known.items() if counters[labels] != samples[-1][1]}
         for labels, value in counters.items():
-            samples = self.samples.get(labels)
+            samples = known.get(labels)
             if samples is None:
-                if len(self.samples) >= MAX_SERIES:
-                    continue
-                started = [(now_s - REPORT_INTERVAL_S, 0.0)] if labels in began else []
-                samples = self.samples[labels] = deque(started)
-            if not samples or _find_process(labels) in reported or now_s - samples[-1][0] >= REPORT_INTERVAL_S:
+                if len(self.samples) < MAX_SERIES:
+                    self.samples[labels] = deque([(now_s, value)])
+            elif value != samples[-1][1]:
+                _move_to_report(samples, report_s)
                 samples.append((now_s, value))
-
-    def _has_changed(self, labels: Labels, value: float) -> bool:
-        samples = self.samples.get(labels)
-        return samples is None or value != samples[-1][1]
+            elif _find_process(labels) in reported or samples[-1][0] <= report_s:
+                samples.append((now_s, value))
 
     def _drop_old(self, now_s: float) -> None:
         """Forget samples that no rule looks back to, and counters of handles that are gone."""
@@ -355,6 +361,18 @@ def read_dashboard_url(ray: ModuleType) -> str:
 
 def _find_process(labels: Labels) -> str | Labels:
     return dict(labels).get("WorkerId", labels)
+
+
+def _move_to_report(samples: deque[tuple[float, float]], report_s: float) -> None:
+    """Move the newest sample of a counter that stood still back to the last report.
+
+    It was read between two reports; the growth of a whole interval would read as that of a moment.
+    """
+    stood_still = len(samples) == 1 or samples[-1][1] == samples[-2][1]
+    if stood_still and samples[-1][0] > report_s:
+        _, value = samples.pop()
+        if not samples or samples[-1][0] < report_s:
+            samples.append((report_s, value))
 
 
 def _build_series(samples: Sequence[tuple[float, float]]) -> CounterSeries:

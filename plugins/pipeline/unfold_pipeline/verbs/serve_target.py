@@ -219,6 +219,7 @@ def _open_ray_serve(
     )
     share, codes = max(sample.share(0) for sample in problem.samples), target.read_refusal_codes()
     if control.prometheus is None:
+        _require_no_promql(control, names)
         return target, RayMetricsSource(
             ray=ray,
             client=open_client(),
@@ -237,6 +238,16 @@ def _open_ray_serve(
     statuses = f'application="{escape_label(application)}",error_code=~"{"|".join(sorted(codes))}"'
     refusals = f'{{__name__=~"{"|".join(REFUSALS)}",{statuses}}}'
     return target, _open_prometheus(control, f"{ARRIVALS}{labels[0]}", queues, share=share, refusals=refusals)
+
+
+def _require_no_promql(control: ControlSpec, names: tuple[str, ...]) -> None:
+    """Refuse signals that only Prometheus could answer, where none is named."""
+    queries = {"control.arrivals": control.arrivals}
+    queries |= {f"control.stages.{name}.queue": control.find_stage(name).queue for name in names}
+    for key, query in queries.items():
+        if query is not None:
+            hint = "prometheus: http://prometheus.monitoring:9090, or leave it out to read Ray's own metrics"
+            raise user_error("no Prometheus server answers this", key=key, hint=hint)
 
 
 def _open_prometheus(
