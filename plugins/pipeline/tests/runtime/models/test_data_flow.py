@@ -244,6 +244,16 @@ def test_whole_output_is_the_default(tmp_path: Path) -> None:
     assert [answer["c"] for answer in answers] == pytest.approx((rows[:5].sum(1) * 2).tolist(), rel=1e-5)
 
 
+@pytest.mark.parametrize("features", [1, None])
+def test_code_of_one_feature_reads_rows(tmp_path: Path, features: int | None) -> None:
+    """A single value is then a row of one number, as in a profile; without ``features`` it stays as it is returned."""
+    source = code(tmp_path, "total")
+    sources = [replace(source, features=2), replace(source, features=features)]
+    flow, _ = resolve(Pipeline((stage("a"), stage("b", {"a": 1.0}))), sources)
+    received = flow.build_input(1, np.zeros(2, np.float32), {0: {"output": np.array(3.0)}})
+    assert np.shape(received) == ((1,) if features else ())
+
+
 def test_joins_concatenate_in_the_order_of_after(tmp_path: Path) -> None:
     """A join reads the outputs of its parents one after the other; a skipped one counts as ``missing``."""
     graph = Pipeline(

@@ -99,7 +99,8 @@ class _FlowResolver:
         feed = StageFeed(
             inputs=inputs,
             is_named=len(inputs) > 1,
-            is_flat=not signature.is_code,
+            # code that states one feature reads rows of one number, as it does from a request and a profile
+            is_flat=not signature.is_code or (signature.width == 1 and len(inputs) == 1),
             missing=stage.missing,
             skippable=frozenset(source for source in sources - self.certain[index] if source is not None),
         )
