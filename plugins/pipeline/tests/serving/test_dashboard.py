@@ -10,8 +10,10 @@ import pytest
 from unfold_pipeline.problem.pipeline import Pipeline
 from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import draw_sample
+from unfold_pipeline.report.plan_file import PlannedEnvelope
 from unfold_pipeline.runtime.stage import Query
-from unfold_pipeline.serving.dashboard import ServiceRecord, build_latency_buckets
+from unfold_pipeline.serving.dashboard import PlannedService, ServiceRecord, _build_tiles, build_latency_buckets
+from unfoldkit.serving.observability.metrics import Tally
 
 
 def ignore_answer(_answer: object) -> None:
@@ -58,3 +60,14 @@ def test_page_agrees_with_attainment() -> None:
     within = list(accumulate(record.answers))[record.bucket_bounds_s.index(0.3)]
     assert within / sum(record.answers) == record.attainment == 0.995
     assert page_quantile(record, 0.99) < 0.3
+
+
+def test_a_refused_query_is_no_faulty_request_too() -> None:
+    """Refusals have a tile of their own, which names their status; other errors of clients have another."""
+    record, requests = build_record([0.1], 0.3), Tally("p")
+    record.record_refusal(5)
+    requests.codes.update({200: 1, 429: 5, 400: 2})
+    planned = PlannedService(0.3, 0.99, (), PlannedEnvelope(np.ones(1), np.ones(1, np.int64)))
+    tiles = {tile.label: tile for tile in _build_tiles(record, planned, [], requests)}
+    assert (tiles["refused"].value, tiles["rejected"].value) == ("5", "2")
+    assert "429" in tiles["refused"].note

@@ -183,14 +183,20 @@ def _build_tiles(
 ) -> tuple[Tile, ...]:
     attainment, outcomes = record.attainment, record.outcomes
     lost = outcomes["lost"] + outcomes["shed"]
-    rejected = sum(count for code, count in requests.codes.items() if 400 <= code < 500)
+    # status 429 is that of refused queries
+    rejected = sum(count for code, count in requests.codes.items() if 400 <= code < 500 and code != 429)
     rate = compute_hourly_cost(planned.options, [int(str(stage["replicas"])) for stage in stages])
     target = f"within {planned.slo_s * 1e3:,.0f} ms, target {format_percent(planned.percentile)}"
     is_attained = None if attainment is None else attainment >= planned.percentile
     return (
         Tile("attainment", "–" if attainment is None else f"{100 * attainment:.2f} %", target, is_attained),
         Tile("queries", f"{sum(outcomes.values()):,}"),
-        Tile("refused", f"{outcomes['refused']:,}", "", not outcomes["refused"]),
+        Tile(
+            "refused",
+            f"{outcomes['refused']:,}",
+            "would be too late: status 429" if outcomes["refused"] else "",
+            not outcomes["refused"],
+        ),
         Tile("lost", f"{lost:,}", f"{outcomes['shed']:,} of them shed" if lost else "", not lost),
         Tile(
             "failed",
@@ -198,7 +204,7 @@ def _build_tiles(
             "a model raised an error" if outcomes["failed"] else "",
             not outcomes["failed"],
         ),
-        Tile("rejected", f"{rejected:,}", "requests answered 4xx" if rejected else "", not rejected),
+        Tile("rejected", f"{rejected:,}", "requests with an error: other 4xx" if rejected else "", not rejected),
         *(
             Tile("replicas", f"{stage['name']}: no more start", str(stage["start_error"]), False)
             for stage in stages

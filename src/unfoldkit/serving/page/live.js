@@ -39,11 +39,14 @@ function worded(value, unit) {
   return `${number(value)} ${value === 1 ? unit.replace(/s$/, "") : unit}`;
 }
 
-// on an axis: without the name of what is counted, and no halves of it
+// on an axis: exact, without the name of what is counted, and no halves of it
 function marked(value, unit) {
   if (value === 0) return "0";
-  if (unit === "s" || unit.startsWith("/")) return worded(value, unit);
-  return Number.isInteger(value) ? number(value) : "";
+  const brief = unit === "s" && value < 1;
+  const text = Number((brief ? 1000 * value : value).toPrecision(3)).toLocaleString("en");
+  if (unit === "s") return `${text} ${brief ? "ms" : "s"}`;
+  if (unit.startsWith("/")) return `${text}${unit}`;
+  return Number.isInteger(value) ? text : "";
 }
 
 function remember(key, at, values) {
