@@ -522,3 +522,33 @@ def test_invalid_records_are_errors_with_location_and_key(tmp_path: Path, text: 
     spec = load_spec(SPEC.replace("PATH", str(tmp_path / "t.csv")))
     with pytest.raises(UnfoldError, match=message):
         resolve_record(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))
+
+
+@pytest.mark.parametrize(
+    ("text", "iters", "first"),
+    [
+        # clocks of Europe skip an hour, those of the United States repeat one
+        ("run,epoch,datetime\na,1,2026-03-29 01:30\na,2,2026-03-29 04:30\n", 1, 3),
+        ("run_id,start_time,end_time\na,2026-10-31 20:00,2026-10-31 23:00\nb,2026-10-31,2026-11-01 09:00\n", 2, 3),
+        ("run,epoch,datetime\na,1,2026-03-29 01:30+01:00\na,2,2026-03-29 04:30+02:00\n", 1, None),
+        ("run,epoch,datetime\na,1,2026-03-29 04:30\na,2,2026-03-29 07:30\n", 1, None),
+        ("run,epoch,datetime\na,1,2026-03-29 01:30\na,2,2026-03-29 01:50\n", 1, None),
+        ("run,epoch,datetime\na,1,2026-05-03 01:30\na,2,2026-05-03 04:30\n", 1, None),
+    ],
+)
+def test_dates_through_a_change_of_clocks_are_noted(tmp_path: Path, text: str, iters: int, first: int | None) -> None:
+    """Dates without an offset may hide or add an hour where clocks change, so the report names the first of them."""
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    line = summarize(path, TrialLogSource(path="t.csv", iters=iters)).describe(10)
+    assert ("1 time may be an hour off" in line) == (first is not None)
+    if first is not None:
+        assert f"the first in t.csv, line {first}" in line
+
+
+def test_a_trial_that_ends_before_it_begins_is_refused(tmp_path: Path) -> None:
+    """A trial of half an hour through the hour that a clock repeats would take no time."""
+    path = tmp_path / "t.csv"
+    path.write_text("run_id,start_time,end_time\na,2026-11-01 01:45,2026-11-01 01:15\n")
+    with pytest.raises(UnfoldError, match=r"end_time: the time goes back by 30\.0 min .*offset"):
+        summarize(path, TrialLogSource(path="t.csv", iters=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import datetime as dt
 import itertools
@@ -83,6 +84,12 @@ CLOCK_SCALES = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 """Those from the first number on are in nano-, micro- or milliseconds, so many a second."""
 MAX_CLOCK_FALL_S = 60.0
 """A clock that goes back further was changed: in autumn, a local time repeats an hour."""
+CHANGE_MONTHS = (3, 4, 9, 10, 11)
+"""Months in which daylight saving time begins or ends somewhere, early on a Sunday."""
+CHANGE_ENDS = dt.time(4)
+"""By then clocks have been changed."""
+CHANGED_S = 3600.0
+"""By so much."""
 RESTART_FRACTION = 0.5
 """Elapsed times that fall below this fraction of those before count from a restart; less is noise of a surrogate."""
 SHORT_UNITS_S = {"mins": 60.0, "h": 3600.0, "hr": 3600.0, "hrs": 3600.0}
@@ -147,11 +154,13 @@ class TrialLog:
     Attributes:
         steps: By trial, the iterations run by the end of each step and the mean seconds of one of its iterations.
         skipped: Rows with an iteration or time that is nan or infinite, as ``file, line N``.
+        shifted: Rows with a date whose offset is unknown, after a night in which clocks may have been changed.
         counts_epochs: Whether its iterations are epochs, by a metric that counts them beside its steps.
     """
 
     steps: Mapping[str, Sequence[tuple[float, float]]]
     skipped: tuple[str, ...] = ()
+    shifted: tuple[str, ...] = ()
     counts_epochs: bool = False
 
 
@@ -169,6 +178,7 @@ class TrialLogSummary:
     trials: int
     steps: int
     skipped: tuple[str, ...] = ()
+    shifted: tuple[str, ...] = ()
     pause: str = ""
     last: float = 0.0
     counts_epochs: bool = False
@@ -182,6 +192,10 @@ class TrialLogSummary:
         if self.last > MAX_LONGER * planned_iters:
             times += f"; its trials ran up to {self.last:,.0f} iterations, those of the search run {planned_iters:,}: "
             times += "an iteration may be something else here"
+        if self.shifted:
+            count = format_count(len(self.shifted), "time")
+            times += f"; {count} may be an hour off, as clocks may have changed that Sunday night "
+            times += f"(the first in {self.shifted[0]}): write dates with an offset, such as 2026-11-01T01:30:00-05:00"
         if not self.skipped:
             return f"{rows}: {times}"
         count = format_count(len(self.skipped), "row")
@@ -236,6 +250,7 @@ def summarize_trial_log(log: TrialLog, path: Path) -> TrialLogSummary:
         trials=len(means),
         steps=sum(len(seconds) for seconds in by_trial),
         skipped=log.skipped,
+        shifted=log.shifted,
         pause=_describe_pause(log),
         last=max(end for steps in log.steps.values() for end, _ in steps),
         counts_epochs=log.counts_epochs,
@@ -263,22 +278,22 @@ def read_trial_log(path: Path, source: TrialLogSource) -> TrialLog:
     """
     by_trial: dict[str, list[tuple[float, float]]] = {}
     skipped: list[str] = []
+    shifted: list[str] = []
     is_of_ray = path.is_dir() and any(next(path.rglob(name), None) for name in RAY_FILES)
     if metrics := [] if is_of_ray else read_logged_metrics(path):
-        log = _require_steps(list_tracked_steps(metrics, source.where, path, source.key), (), path, source.key)
+        log = _require_steps(list_tracked_steps(metrics, source.where, path, source.key), path, source.key)
         return replace(log, counts_epochs=count_epochs(metrics, source.where))
     for file in _list_files(path):
-        for trial, end, seconds in _read_iterations(file, source, skipped, is_single_trial=path.is_dir()):
+        for trial, end, seconds in _read_iterations(file, source, skipped, shifted, is_single_trial=path.is_dir()):
             by_trial.setdefault(trial, []).append((end, seconds))
-    return _require_steps(by_trial, skipped, path, source.key)
+    log = _require_steps(by_trial, path, source.key)
+    return replace(log, skipped=tuple(skipped), shifted=tuple(shifted))
 
 
-def _require_steps(
-    steps: Mapping[str, Sequence[tuple[float, float]]], skipped: Sequence[str], path: Path, key: str
-) -> TrialLog:
+def _require_steps(steps: Mapping[str, Sequence[tuple[float, float]]], path: Path, key: str) -> TrialLog:
     if not steps:
         raise user_error("no iteration of any trial is recorded here", file=str(path), key=key)
-    return TrialLog(steps=steps, skipped=tuple(skipped))
+    return TrialLog(steps=steps)
 
 
 def _list_files(path: Path) -> list[Path]:
@@ -298,9 +313,9 @@ def _list_files(path: Path) -> list[Path]:
 
 
 def _read_iterations(
-    path: Path, source: TrialLogSource, skipped: list[str], *, is_single_trial: bool
+    path: Path, source: TrialLogSource, skipped: list[str], shifted: list[str], *, is_single_trial: bool
 ) -> Iterator[tuple[str, float, float]]:
-    """Yield ``(trial, iterations run, seconds of an iteration)`` of a file; list the rows that have none.
+    """Yield ``(trial, iterations run, seconds of an iteration)`` of a file; list rows without, or after a clock change.
 
     A file of a single trial may repeat iterations after a restart; the last repetition counts.
     """
@@ -311,7 +326,7 @@ def _read_iterations(
         return
     # JSON rows omit nulls, so the first row may lack columns
     columns = list(dict.fromkeys(itertools.chain.from_iterable(row.cells for row in rows)))
-    is_row_a_trial = _has_no_times_but_spans(source, columns) and _add_spans(rows, columns)
+    is_row_a_trial = _has_no_times_but_spans(source, columns) and _add_spans(rows, columns, shifted)
     if is_row_a_trial:
         source = replace(source, elapsed=(SPAN_COLUMN,))
         columns.append(SPAN_COLUMN)
@@ -334,7 +349,7 @@ def _read_iterations(
             if is_single_trial or _is_rewound(checkpoints, timing)
             else sorted(checkpoints, key=lambda checkpoint: checkpoint.iters)
         )
-        for end, seconds in _compute_iteration_seconds(trial, ordered, timing):
+        for end, seconds in _compute_iteration_seconds(trial, ordered, timing, shifted):
             yield trial, end, seconds
 
 
@@ -345,16 +360,23 @@ def _has_no_times_but_spans(source: TrialLogSource, columns: Sequence[str]) -> b
     return not is_named and all(_normalize_name(name) == DURATION_COLUMN for name in times)
 
 
-def _add_spans(rows: Sequence[CsvRow], columns: Sequence[str]) -> bool:
-    """Add the seconds from begin to end to the rows that have both; return whether there are such columns."""
+def _add_spans(rows: Sequence[CsvRow], columns: Sequence[str], shifted: list[str]) -> bool:
+    """Add the seconds from begin to end to the rows that have both; return whether there are such columns.
+
+    Raises:
+        UnfoldError: A trial ends before it begins.
+    """
     by_name = {_normalize_name(name): name for name in reversed(columns)}
     span = next((pair for pair in SPANS if set(pair) <= set(by_name)), None)
     for row in rows if span else ():
         begin, end = (by_name[name] for name in span or ())
         is_known = all(row.get(name).strip().lower() not in (*EMPTY_CELLS, *NOT_FINITE_CELLS) for name in (begin, end))
-        row.cells[SPAN_COLUMN] = (
-            str(max(0.0, _parse_seconds(row, end) - _parse_seconds(row, begin))) if is_known else ""
-        )
+        row.cells[SPAN_COLUMN] = ""
+        if is_known:
+            begin_s, end_s = _parse_seconds(row, begin), _parse_seconds(row, end)
+            _require_no_clock_change(row, end, begin_s - end_s, begin_s, row[begin])
+            _note_shift(row, end, begin_s, end_s, shifted)
+            row.cells[SPAN_COLUMN] = str(max(0.0, end_s - begin_s))
     return span is not None
 
 
@@ -510,7 +532,7 @@ def _drop_repeated(checkpoints: Sequence[_Checkpoint]) -> list[_Checkpoint]:
 
 
 def _compute_iteration_seconds(
-    trial: str, checkpoints: Sequence[_Checkpoint], timing: _Timing
+    trial: str, checkpoints: Sequence[_Checkpoint], timing: _Timing, shifted: list[str]
 ) -> Iterator[tuple[float, float]]:
     """Yield the iterations run and the mean seconds of an iteration between every two checkpoints of a trial."""
     done = previous_s = 0.0
@@ -542,6 +564,7 @@ def _compute_iteration_seconds(
         if timing.is_elapsed and seconds < previous_s:
             _require_no_clock_change(checkpoint.row, timing.time, previous_s - seconds, previous_s, trial)
             previous_s = 0.0 if seconds < RESTART_FRACTION * previous_s else previous_s
+        _note_shift(checkpoint.row, timing.time, previous_s, seconds, shifted)
         step_s = max(0.0, seconds - previous_s) if timing.is_elapsed else seconds
         yield checkpoint.iters, step_s / (1 if timing.is_of_one else checkpoint.iters - done)
         done, previous_s = checkpoint.iters, max(previous_s, seconds)
@@ -594,6 +617,27 @@ def _require_no_clock_change(row: CsvRow, column: str, fall_s: float, before_s: 
         hint = "write dates with an offset, such as 2026-11-01T01:30:00-05:00, or the seconds since a trial began"
         hint += "" if trial else "; profile.recorded.trial names the columns that identify a trial"
         raise row.wrong(f"the time goes back by {format_duration(fall_s)}", column, hint)
+
+
+def _note_shift(row: CsvRow, column: str, begin_s: float, end_s: float, shifted: list[str]) -> None:
+    """Note a row if a clock may have been changed before it: dates of unknown offset are an hour or more apart.
+
+    Of those that are closer, most go back where an hour is repeated, which is an error.
+    """
+    text = row[column].strip()
+    if begin_s < CLOCK_S or end_s - begin_s < CHANGED_S or text.isdigit():
+        return
+    with contextlib.suppress(ValueError):
+        if dt.datetime.fromisoformat(text).tzinfo is None and _is_clock_changed(begin_s, end_s):
+            shifted.append(f"{row.path.name}, line {row.line}")
+
+
+def _is_clock_changed(begin_s: float, end_s: float) -> bool:
+    """Return whether clocks may be changed between two times: there is a Sunday night of such a month."""
+    begin, end = (dt.datetime.fromtimestamp(seconds, dt.UTC) for seconds in (begin_s, end_s))
+    days = (begin.date() + dt.timedelta(days=day) for day in range((end.date() - begin.date()).days + 1))
+    sundays = (day for day in days if day.weekday() == calendar.SUNDAY and day.month in CHANGE_MONTHS)
+    return any(begin < dt.datetime.combine(day, CHANGE_ENDS, dt.UTC) for day in sundays)
 
 
 def scale_clock(seconds: float) -> float:
