@@ -22,7 +22,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 from botocore.parsers import ResponseParserError
 from tuning_runs import SPEC, load_spec
 
-from unfold_tuning.cluster import orphans
+from unfold_tuning.cluster import orphans, ray_nodes
 from unfold_tuning.cluster.aws import (
     EXPIRES_TAG,
     FOLDER_TAG,
@@ -36,6 +36,7 @@ from unfold_tuning.cluster.aws import (
 )
 from unfold_tuning.cluster.local import LocalCluster
 from unfold_tuning.cluster.offers import Offer, OfferBook, list_offers
+from unfold_tuning.cluster.ray import RayCluster
 from unfold_tuning.executor.executor import Executor
 from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig
 from unfold_tuning.job.allocation import Allocation
@@ -528,6 +529,65 @@ def test_instances_that_aws_has_ended_are_found(ec2: Any, tmp_path: Path, monkey
             patch.setattr(ec2, "get_paginator", Mock(side_effect=ReadTimeoutError(endpoint_url="moto")))
             assert provider.find_ended([first, second]) == set()
         provider.close()
+
+
+@pytest.mark.parametrize("losses", [1, 4])
+def test_losses_while_booting_move_to_the_next_zone_and_end_no_run(
+    ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: int
+) -> None:
+    """However often AWS ends what boots, the run orders again, from another zone, and each loss is in the log."""
+    now, lost, ready = [time.time()], list[str](), set[str]()
+
+    def tick() -> None:
+        now[0] += 8
+
+    def boot() -> None:
+        """Let AWS end what boots at first; what is ordered later joins Ray."""
+        tick()
+        for item in list_instances(ec2, "running"):
+            if len(lost) < losses:
+                ec2.terminate_instances(InstanceIds=[item["InstanceId"]])
+                lost.append(item["Placement"]["AvailabilityZone"])
+            else:
+                ready.add(item["InstanceId"])
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: boot())
+    monkeypatch.setattr(ray_nodes, "time", clock)
+    monkeypatch.setattr(ray_nodes, "list_alive_nodes", lambda *_: ready)
+    monkeypatch.setattr(RayCluster, "_detect_device", lambda *_: "CPU")
+    monkeypatch.setattr(RayCluster, "_find_broken_nodes", lambda *_: [])
+    offers = list_offers(MACHINE, [MACHINE], ["us-east-1a", "us-east-1b"])
+    request = replace(build_request(MACHINE, "", now[0] + 36000), offers=offers)
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = AwsProvider(ec2, request, "us-east-1", ledger, wall=lambda: now[0], sleep=lambda _: tick())
+        cluster = RayCluster(Mock(), 1, provider, ray_nodes.RemoteRayNodes(""))
+        cluster.resize(1, tick)
+        assert set(cluster.devices) == ready
+        assert lost == ["us-east-1a", "us-east-1b", "us-east-1a", "us-east-1b"][:losses]
+        attempts = ledger.base.execute("SELECT granted FROM capacity").fetchall()
+        assert [granted for (granted,) in attempts] == [1, 0] * losses + [1]
+        provider.close()
+        assert ledger.count_running() == 0
+        assert not list_instances(ec2, "running", "pending")
+
+
+@pytest.mark.parametrize("refused", ["TerminateInstances", "DescribeInstances"])
+def test_what_stays_rented_is_named(ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    """Where AWS refuses to the end, the error names what stays rented, and is not a fault of ours."""
+    refusal = ClientError({"Error": {"Code": "RequestLimitExceeded", "Message": "no"}}, refused)
+    call = "terminate_instances" if refused == "TerminateInstances" else "get_paginator"
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(ec2, ledger)
+        provider.sleep = Mock()
+        names = provider.rent(2, do_nothing)
+        with monkeypatch.context() as patch:
+            patch.setattr(ec2, call, Mock(side_effect=refusal))
+            with pytest.raises(UnfoldError, match="may still run and cost money") as raised:
+                provider.close()
+        assert raised.value.code == ExitCode.USAGE
+        assert all(name in str(raised.value) for name in names)
+        provider.close()
+        assert not list_instances(ec2, "running", "pending")
 
 
 def test_refusals_sleep_longer_and_longer() -> None:

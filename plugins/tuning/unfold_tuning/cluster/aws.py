@@ -32,7 +32,7 @@ from unfold_tuning.cluster.offers import (
 from unfold_tuning.job.problem import LaunchConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.trial.ledger import Ledger
-from unfoldkit.api import UnfoldError, internal_error, user_error
+from unfoldkit.api import UnfoldError, user_error
 
 RUN_TAG = "unfold-run"
 ORDER_TAG = "unfold-order"
@@ -89,6 +89,7 @@ class AwsProvider:
         poll_s: Seconds between two queries.
         sleep: Waits for some seconds.
         book: The offers and which of them may be tried.
+        granted: The offer of each instance that was started.
         unreleased: Nodes that should have ended, but could not be terminated yet.
         log: Receives warnings.
     """
@@ -101,6 +102,7 @@ class AwsProvider:
     poll_s: float = POLL_S
     sleep: Callable[[float], None] = time.sleep
     book: OfferBook = field(init=False)
+    granted: dict[str, Offer] = field(default_factory=dict)
     unreleased: list[str] = field(default_factory=list)
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("unfoldkit"))
 
@@ -165,6 +167,7 @@ class AwsProvider:
         self.ledger.record_capacity(offer.name, bool(names), self.wall())
         if names:
             self.book.record_grant(offer)
+            self.granted |= dict.fromkeys(names, offer)
         if len(names) < count:
             # the rest is requested from the next offer
             now, end_code = self.wall(), refusal.code if refusal and refusal.kind != "capacity" else ""
@@ -187,16 +190,22 @@ class AwsProvider:
             raise
 
     def find_ended(self, names: Collection[str]) -> set[str]:
-        """See :class:`~unfold_tuning.cluster.provider.NodeProvider`."""
+        """See :class:`~unfold_tuning.cluster.provider.NodeProvider`; their offers rest, as if they had been refused."""
         filters = [
             {"Name": "instance-id", "Values": sorted(names)},
             {"Name": "instance-state-name", "Values": list(ENDED_STATES)},
         ]
         try:
-            return {instance["InstanceId"] for instance in describe_instances(self.ec2, filters)}
+            ended = {instance["InstanceId"] for instance in describe_instances(self.ec2, filters)}
         except list_request_errors() as error:
             self.log.warning("the state of new instances cannot be queried: %s", describe_error(error))
             return set()
+        now = self.wall()
+        for offer in dict.fromkeys(self.granted.pop(name) for name in sorted(ended) if name in self.granted):
+            self.ledger.record_capacity(offer.name, granted=False, now=now)
+            self.book.record_refusal(offer, now)
+            self.log.warning("%s: lost while it booted; next: %s", offer.name, self.book.describe_next(now))
+        return ended
 
     def release(self, name: str) -> None:
         """See :class:`~unfold_tuning.cluster.provider.NodeProvider`; what stays is released with the next one."""
@@ -243,7 +252,8 @@ class AwsProvider:
             hint = "check the network, cloud.region and AWS_ENDPOINT_URL; nothing is rented"
             raise user_error("AWS does not respond; the log has its errors", key="cloud.provider", hint=hint)
         hint = "wait until AWS responds, then run the same command again"
-        raise internal_error("the instances that an earlier attempt left cannot be listed", hint=hint)
+        message = "the instances that an earlier attempt left cannot be listed"
+        raise user_error(message, key="cloud.provider", hint=hint)
 
     def close(self) -> None:
         """See :class:`~unfold_tuning.cluster.provider.NodeProvider`.
@@ -264,8 +274,8 @@ class AwsProvider:
                 self._record_launch(instance)
             self._terminate([instance["InstanceId"] for instance in instances])
             return
-        hint = "unfold doctor lists what a run has left; the same command terminates it"
-        raise internal_error("instances of this run may still run and cost money", hint=hint)
+        left = [lifetime.id for lifetime in self.ledger.list_lifetimes() if lifetime.until is None]
+        raise build_leftover_error(left or ["instances of this run"], "the same command terminates them")
 
     def _request_instances(
         self, offer: Offer, token: str, count: int, min_count: int, watch: Callable[[], None]
@@ -373,8 +383,7 @@ class AwsProvider:
                 self.ledger.record_node_end(instance["InstanceId"], self.wall())
             return
         if names:
-            hint = f"aws ec2 terminate-instances --instance-ids {' '.join(names)}; unfold doctor also lists them"
-            raise internal_error(f"{', '.join(names)} may still run and cost money", hint=hint)
+            raise build_leftover_error(names, f"aws ec2 terminate-instances --instance-ids {' '.join(names)}")
 
     def _list_alive(self, tag: str, value: str) -> Iterator[str]:
         yield from (instance["InstanceId"] for instance in self._describe_alive(tag, value))
@@ -417,6 +426,12 @@ class AwsProvider:
             EXPIRES_TAG: expires,
         }
         return [{"Key": key, "Value": value[:MAX_TAG_LENGTH]} for key, value in tags.items()]
+
+
+def build_leftover_error(names: Sequence[str], hint: str) -> UnfoldError:
+    """Build the error of instances that could not be terminated: AWS refuses, so that the user has to act."""
+    message = f"{', '.join(names)} may still run and cost money"
+    return user_error(message, key="cloud.provider", hint=f"{hint}; unfold doctor lists what a run has left")
 
 
 def describe_instances(ec2: Any, filters: Iterable[dict[str, Any]]) -> Iterator[Any]:

@@ -82,13 +82,16 @@ class RayCluster:
     def resize(self, count: int, watch: Callable[[], None]) -> None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
         self.release_idle(count)
-        for _ in range(MAX_START_ATTEMPTS):
+        attempts = 0
+        while attempts < MAX_START_ATTEMPTS:
             names = self._add_nodes(count - len(self.devices), watch)
             self.devices |= {name: self._detect_device(name) for name in names}
             for name in self._find_broken_nodes(names, watch):
                 self._release(name)
             if len(self.devices) >= count or (self.devices and not self.provider.can_rent()):
                 return
+            # without a node, what the cloud ends while it boots is ordered again as long as the run may last
+            attempts += bool(names or self.devices)
         if self.devices:
             return
         hint = "can its workers import the dependencies of the trainable?"

@@ -29,7 +29,7 @@ from unfold_tuning.cluster.offers import (
 )
 from unfold_tuning.cluster.ray_nodes import name_node_resource
 from unfold_tuning.trial.ledger import Ledger
-from unfoldkit.api import internal_error, user_error
+from unfoldkit.api import user_error
 
 IDLE_MINUTES = 5
 START_TIMEOUT_S = 1200.0
@@ -335,7 +335,7 @@ class SkyPilotProvider:
         if self.ending:
             names = " ".join(self.ending)
             hint = f"sky down {names}; the same command ends it, too"
-            raise internal_error(f"{names} may still run and cost money", hint=hint)
+            raise user_error(f"{names} may still run and cost money", key="cloud.provider", hint=hint)
 
 
 def name_prefix(run: str) -> str:
