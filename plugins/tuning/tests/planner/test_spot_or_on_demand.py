@@ -20,7 +20,13 @@ from unfold_tuning.planner.planner import Candidate, evaluate_machine
 from unfold_tuning.planner.spot_or_on_demand import run_thrifty, sample_market, select_thrifty
 from unfold_tuning.schema.cloud import Cloud
 from unfold_tuning.simulator.execution_model import build_execution_model
-from unfold_tuning.simulator.spot_or_on_demand import MAX_PATH_STEPS, STEP_S, sample_availability
+from unfold_tuning.simulator.spot_or_on_demand import (
+    MAX_PATH_STEPS,
+    STEP_S,
+    add_unseen_outages,
+    count_windows,
+    sample_availability,
+)
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
 
@@ -124,6 +130,49 @@ def test_replays_begin_in_the_present_state() -> None:
     seen = {tuple(pair) for pair in path.reshape(2, -1).T.astype(int)}
     assert seen == {(1, 0), (0, 1)}
     assert path.mean() == pytest.approx(log.to_array().mean(), abs=0.15)
+
+
+def test_a_short_log_hides_losses_and_long_outages() -> None:
+    """Of n + 1 alike cases the last one is the worst with probability 1 / (n + 1): so often a replay is made worse."""
+    rng = np.random.default_rng(0)
+    quiet = AvailabilityLog(("a",), 300.0, ("1" * 48,))
+    assert count_windows(quiet, 3600.0) == 4
+    replays = add_unseen_outages(np.ones((1, 4000, 240), dtype=bool), quiet, 3600.0, rng)
+    is_lost = ~replays[0, :, -1]
+    assert is_lost.mean() == pytest.approx(1 / 5, abs=0.03)
+    assert replays[0, is_lost].sum(axis=1).max() < 60
+    # two outages of one and of three ticks, in a log of many short runs
+    stormy = AvailabilityLog(("a", "b"), 300.0, ("1" * 300 + "0" + "1" * 300 + "000" + "1" * 300, "0" * 904))
+    market = np.ones((2, 4000, 240), dtype=bool)
+    market[1], market[0, :, 60:65] = False, False
+    outages = (~add_unseen_outages(market, stormy, 300.0, rng)).all(axis=0)
+    assert (outages.sum(axis=1) == 30).mean() == pytest.approx(1 / 3, abs=0.03)
+    assert (outages.sum(axis=1) == 5).mean() == pytest.approx(2 / 3, abs=0.03)
+
+
+def test_the_bill_at_95_percent_holds_in_markets_that_are_known_for_three_days(candidate: Candidate) -> None:
+    """Three days show few outages of a slow market: over many such logs, no more bills exceed theirs than stated."""
+    deadline_s, kept, before = 3 * float(candidate.guaranteed_s.min()), list[float](), list[float]()
+    plan = candidate.select_cheapest(deadline_s * 0.6)
+    assert plan is not None
+    steps = int(deadline_s / STEP_S) + 2
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        lengths = rng.exponential(np.tile([8 * deadline_s, deadline_s], 60)) / STEP_S
+        states = np.repeat(np.tile([True, False], 60), np.maximum(lengths, 1).astype(int))
+        now = 12 * steps
+        log = AvailabilityLog(("a",), STEP_S, ("".join("01"[int(up)] for up in states[: now + 1]),))
+        replays = sample_availability(log, steps, 200, rng)
+        future = np.broadcast_to(states[None, None, now : now + steps], (1, 60, steps))
+        seen = run_thrifty(candidate, plan, future, deadline_s, begin=400).cost_usd
+        for market, shares in (
+            (replays, before),
+            (add_unseen_outages(replays, log, float(plan.seconds.mean()), rng), kept),
+        ):
+            cap_usd = float(np.quantile(run_thrifty(candidate, plan, market, deadline_s).cost_usd, 0.95))
+            shares.append(float((seen <= cap_usd).mean()))
+    assert np.mean(kept) >= 0.93
+    assert np.mean(before) < np.mean(kept)
 
 
 def test_on_demand_offers_wait_until_they_are_allowed() -> None:

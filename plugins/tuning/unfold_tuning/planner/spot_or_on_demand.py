@@ -20,6 +20,7 @@ from unfold_tuning.simulator.spot_or_on_demand import (
     NET_CHANGES,
     STEP_S,
     ThriftyRuns,
+    add_unseen_outages,
     estimate_change_s,
     measure_progress,
     sample_availability,
@@ -32,6 +33,7 @@ from unfoldkit.api import user_error
 COMPARED_RUNS = 300
 COMPARED_PLANS = 24
 JUDGED_RUNS = 1000
+UNSEEN_STREAM = 1 << 24
 
 
 def solve_job(problem: Problem, progress: Callable[[str, int, int], None]) -> Solution:
@@ -120,7 +122,11 @@ def _select_on_machine(
             cheapest, min_usd = plan, cost_usd
     if cheapest is None:
         return None
-    runs = run_thrifty(candidate, cheapest, sample_market(terms, deadline_s, JUDGED_RUNS, seed + 1), deadline_s)
+    available = sample_market(terms, deadline_s, JUDGED_RUNS, seed + 1)
+    if terms.log is not None:
+        run_s, rng = float(cheapest.seconds.mean()), np.random.default_rng([seed, UNSEEN_STREAM])
+        available = add_unseen_outages(available, terms.log.select_trailing(), run_s, rng)
+    runs = run_thrifty(candidate, cheapest, available, deadline_s)
     judged = replace(cheapest, seconds=runs.seconds, cost_usd=runs.cost_usd)
     return ThriftySelection(Selection(candidate, judged), runs, cheapest)
 
