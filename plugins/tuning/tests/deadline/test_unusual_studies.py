@@ -616,3 +616,19 @@ def test_a_sampler_without_its_package_is_named_before_the_first_trial(
     with pytest.raises(UnfoldError, match=r"CmaEsSampler needs the package cmaes.*\(pip install cmaes\)"):
         search(lambda trial: trial.suggest_float("rate", 0, 1), study)
     assert not study.trials
+
+
+def test_studies_of_one_name_share_no_states(tmp_path: Path) -> None:
+    """A script that is run again in the same folder begins anew, unless its storage has the study."""
+    begun: list[int] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        state = deadline.get_checkpoint_folder(trial, tmp_path) / "steps"
+        begun.append(int(state.read_text()) if state.exists() else 0)
+        state.write_text("1")
+        return trial.suggest_float("x", 0, 1)
+
+    for _ in range(2):
+        study = optuna.create_study(study_name="s")
+        deadline.optimize(study, objective, deadline="1 min", n_trials=2, max_steps=1)
+    assert begun == [0] * 4

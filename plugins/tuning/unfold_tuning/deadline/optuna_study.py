@@ -22,7 +22,7 @@ from typing import Any
 
 from unfold_tuning.deadline.halving_search import EVEN_CHANCE, HalvingSearch, StoredStage, check_method
 from unfold_tuning.deadline.limits import LimitKeeper, parse_limits
-from unfold_tuning.deadline.study_progress import StudyProgress
+from unfold_tuning.deadline.study_progress import IDENTITY_KEY, StudyProgress
 from unfold_tuning.deadline.waiting_trials import show_as_pruned
 from unfoldkit.api import format_count, user_error
 
@@ -215,8 +215,12 @@ def _collect_garbage(study: Any, trial: Any) -> None:  # noqa: ARG001 - a callba
 
 
 def get_checkpoint_folder(trial: Any, base: str | Path = "checkpoints") -> Path:
-    """Return a folder for the states of a trial, the same after a crash; it is created."""
-    folder = Path(base) / f"{trial.study.study_name}-{trial.number:05d}"
+    """Return a folder for the states of a trial, the same after a crash; it is created.
+
+    Another study of the same name has other folders: it must not continue from the states of this one.
+    """
+    identity = trial.study.user_attrs.get(IDENTITY_KEY, "new")
+    folder = Path(base) / f"{trial.study.study_name}-{identity}-{trial.number:05d}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

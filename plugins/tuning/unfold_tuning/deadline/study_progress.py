@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ SEARCH_KEY = "unfold:search"
 BEGAN_KEY = "unfold:began"
 STAGE_KEY = "unfold:stage"
 OWNER_KEY = "unfold:owner"
+IDENTITY_KEY = "unfold:identity"
+"""A random name of the study, as another one may have the same name."""
 ALIVE_PERIOD_S = 10.0
 MAX_SILENCE_S = 60.0
 """A process on another host that was silent for so long no longer runs the study."""
@@ -66,6 +69,8 @@ class StudyProgress:
                 hint="n_jobs runs several trials at once; several processes cannot share a deadline",
             )
         self.stay_alive()
+        if IDENTITY_KEY not in self.study.user_attrs:
+            self.study.set_user_attr(IDENTITY_KEY, uuid.uuid4().hex[:8])
 
     def stay_alive(self) -> None:
         """Store from time to time that this process runs the study."""
