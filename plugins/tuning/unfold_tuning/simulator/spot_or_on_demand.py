@@ -131,9 +131,9 @@ def add_unseen_outages(available: BoolArray, log: AvailabilityLog, run_s: float,
         rng: Draws the cases.
     """
     available, (_, samples, steps) = available.copy(), available.shape
-    lengths = measure_outages(log.to_array().any(axis=0)[None])[2]
+    lengths = measure_outages(log.to_array()[:, None])[2]
     longest = int(np.ceil(LONGER * lengths.max(initial=0) * log.tick_s / STEP_S))
-    rows, begins, _ = measure_outages(available.any(axis=0))
+    rows, begins, _ = measure_outages(available)
     is_longer = rng.random(len(rows)) < 1 / (len(lengths) + 1)
     for row, begin in zip(rows[is_longer], begins[is_longer], strict=True):
         available[:, row, begin : begin + longest] = False
@@ -143,9 +143,10 @@ def add_unseen_outages(available: BoolArray, log: AvailabilityLog, run_s: float,
     return available
 
 
-def measure_outages(is_up: BoolArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Measure when nothing can be had: the row, first step and length in steps of each outage in (rows, steps)."""
-    edges = np.diff(np.pad(is_up, ((0, 0), (1, 1)), constant_values=True).astype(np.int8), axis=1)
+def measure_outages(available: BoolArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Measure when no zone has anything: the run, first step and length of each outage in [zones, runs, steps]."""
+    is_up = np.pad(np.asarray(available.any(axis=0)), ((0, 0), (1, 1)), constant_values=True)
+    edges = np.diff(is_up.astype(np.int8), axis=1)
     rows, begins = np.nonzero(edges == -1)
     return rows, begins, np.nonzero(edges == 1)[1] - begins
 
@@ -154,7 +155,7 @@ def count_windows(log: AvailabilityLog, seconds: float) -> int:
     """Count the parts of a log of so many seconds that begin in its present state and do not overlap."""
     codes, length = _encode_states(log), max(1, int(np.ceil(seconds / log.tick_s)))
     count = end = 0
-    for begin in np.flatnonzero(codes == codes[-1]):
+    for begin in np.flatnonzero(codes == codes[-1]).tolist():
         if end <= begin <= len(codes) - length:
             count, end = count + 1, begin + length
     return count
