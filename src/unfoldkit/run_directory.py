@@ -143,7 +143,7 @@ class RunDir:
         Raises:
             UnfoldError: see :func:`write_atomically`.
         """
-        path = self._resolve(name)
+        path = self.resolve(name)
         entry = {"sha256": sha256(data), "bytes": len(data), "made_from": made_from}
         # a verb that begins on a full disk loses neither the spec nor its entry
         if self.files().get(name) == entry and path.is_file() and read_bytes(path) == data:
@@ -165,11 +165,11 @@ class RunDir:
         entry = self.files().get(name)
         if entry is None:
             raise user_error(f"no {name} in this run", file=str(self.path), hint="run the earlier verb first")
-        data = read_bytes(self._resolve(name))
+        data = read_bytes(self.resolve(name))
         if sha256(data) != entry["sha256"]:
             raise user_error(
                 "the file was changed after it was written: its SHA-256 does not match the manifest",
-                file=str(self._resolve(name)),
+                file=str(self.resolve(name)),
                 hint="delete the file or the run, and repeat the verb that wrote it",
             )
         return data
@@ -186,13 +186,13 @@ class RunDir:
             UnfoldError: See :meth:`read`; or the file holds something else.
         """
         data = self.read(name)
-        with decoding(str(self._resolve(name)), what):
+        with decoding(str(self.resolve(name)), what):
             yield data
 
     def has(self, name: str, *, made_from: str | None = None) -> bool:
         """Whether ``name`` is listed and exists, and was made from the same fingerprint, if one is given."""
         entry = self.files().get(name)
-        return entry is not None and made_from in (None, entry["made_from"]) and self._resolve(name).is_file()
+        return entry is not None and made_from in (None, entry["made_from"]) and self.resolve(name).is_file()
 
     def once(self, name: str, made_from: str, make: Callable[[], bytes]) -> bytes:
         """Return the stored bytes if they were made from the same fingerprint; otherwise make and store them."""
@@ -257,7 +257,12 @@ class RunDir:
         except OSError as error:
             raise _describe(error, "cannot write to the run folder", self.path, "--run DIR") from error
 
-    def _resolve(self, name: str) -> Path:
+    def resolve(self, name: str) -> Path:
+        """Return the path of a file of the run.
+
+        Raises:
+            UnfoldError: It lies outside of the run, or a link leads there.
+        """
         path = self.path / name
         if follow_links(self.path) not in follow_links(path).parents:
             raise user_error(f"{name!r} is outside of the run", file=str(self.path))

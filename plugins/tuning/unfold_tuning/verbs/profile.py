@@ -51,7 +51,7 @@ def profile(spec: TuningSpec, run: Run) -> Report:
     attempt = fingerprint(made_from, run.seed, where, first.bracket, max_iters)
     unfinished, earlier_s = _load_unfinished(run, attempt)
     began = run.clock() - earlier_s
-    with open_ledger(run.directory.path / LEDGER_FILE, machine, "profile") as ledger:
+    with open_ledger(run.directory.resolve(LEDGER_FILE), machine, "profile") as ledger:
         provider = build_provider(cluster_config, machine, ledger, run.log)
         provider.recover()
         ledger.close_open_lifetimes()

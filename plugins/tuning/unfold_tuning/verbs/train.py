@@ -60,7 +60,7 @@ def train(spec: TuningSpec, run: Run) -> Report:
     if isinstance(execution, Report):
         return execution
     config = _build_config(problem, execution, trainable, run)
-    with open_ledger(run.directory.path / LEDGER_FILE, execution.machine, problem.fingerprint) as ledger:
+    with open_ledger(run.directory.resolve(LEDGER_FILE), execution.machine, problem.fingerprint) as ledger:
         provider = build_provider(cluster_config, execution.machine, ledger, run.log, problem.machines)
         ledger.retry_if_all_failed()
         ledger.close_open_parts()

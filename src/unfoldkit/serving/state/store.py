@@ -14,17 +14,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import NoneType
+from typing import Any, Literal
 
-from unfoldkit.errors import internal_error, user_error
+from unfoldkit.errors import UnfoldError, internal_error, user_error
 from unfoldkit.safe_io.files import require_regular
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS entities (
+_TABLES = {
+    "about": "CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "entities": """CREATE TABLE entities (
   entity TEXT PRIMARY KEY, time INTEGER NOT NULL, data BLOB NOT NULL, before_time INTEGER, before_data BLOB
-) WITHOUT ROWID;
-"""
+) WITHOUT ROWID""",
+}
+"""What a store holds, word for word: a view, a trigger or a generated column would run inside each query."""
+_COLUMN_TYPES = ((str,), (int,), (bytes,), (int, NoneType), (bytes, NoneType))
 _ENTITIES_PER_QUERY = 500
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
 Durability = Literal["full", "normal"]
@@ -104,8 +107,10 @@ class Store:
         with self.lock:
             try:
                 yield
-            except sqlite3.Error as error:
+            except sqlite3.OperationalError as error:
                 raise internal_error(f"cannot use the entity states: {error}", file=str(self.file)) from error
+            except sqlite3.Error as error:
+                raise _damaged(self.file, error) from error
 
 
 def open_store(file: Path, *, made_from: str, durability: Durability = "normal") -> Store:
@@ -125,28 +130,53 @@ def open_store(file: Path, *, made_from: str, durability: Durability = "normal")
             require_regular(file)
         connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=LOCK_TIMEOUT_S)
         try:
-            stored = _prepare(connection, made_from, durability)
-        except sqlite3.Error:
+            _prepare(connection, file, made_from, durability)
+        except BaseException:
             connection.close()
             raise
-    except (sqlite3.Error, OSError) as error:
-        raise user_error(f"not a store of entity states: {error}", file=str(file)) from error
-    if stored != made_from:
-        connection.close()
-        hint = "its states mean nothing to this plan; delete the file to start again"
-        raise user_error("another plan wrote these entity states", file=str(file), hint=hint)
+    except (sqlite3.OperationalError, OSError) as error:
+        raise user_error(f"cannot open the entity states: {error}", file=str(file)) from error
+    except sqlite3.Error as error:
+        raise _damaged(file, error) from error
     return Store(file, connection, threading.RLock())
 
 
-def _prepare(connection: sqlite3.Connection, made_from: str, durability: Durability) -> str:
+def _prepare(connection: sqlite3.Connection, file: Path, made_from: str, durability: Durability) -> None:
+    # nothing is written to a database of another program
+    if _read_schema(connection) not in ({}, _TABLES):
+        hint = "another program or version wrote it; delete the file to start again"
+        raise user_error("not a store of entity states: it has other tables", file=str(file), hint=hint)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability]}")
-    connection.executescript(_TABLES)
-    connection.execute("INSERT OR IGNORE INTO about VALUES ('made_from', ?)", (made_from,))
-    return str(connection.execute("SELECT value FROM about WHERE key = 'made_from'").fetchone()[0])
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        # another process may have created them meanwhile
+        for statement in () if _read_schema(connection) else _TABLES.values():
+            connection.execute(statement)
+        connection.execute("INSERT OR IGNORE INTO about VALUES ('made_from', ?)", (made_from,))
+    stored = connection.execute("SELECT value FROM about WHERE key = 'made_from'").fetchone()
+    if stored != (made_from,):
+        hint = "its states mean nothing to this plan; delete the file to start again"
+        raise user_error("another plan wrote these entity states", file=str(file), hint=hint)
 
 
-def _from_row(row: tuple[str, int, bytes, int | None, bytes | None]) -> EntityState:
+def _damaged(file: Path, error: sqlite3.Error) -> UnfoldError:
+    hint = "restore the file, or delete it to start again"
+    return user_error(f"not a store of entity states: {error}", file=str(file), hint=hint)
+
+
+def _read_schema(connection: sqlite3.Connection) -> dict[str, str]:
+    return dict(connection.execute("SELECT name, sql FROM sqlite_master"))
+
+
+def _from_row(row: tuple[Any, ...]) -> EntityState:
+    """Make the state of a row.
+
+    Raises:
+        DatabaseError: Another program wrote values of other types.
+    """
+    if not all(isinstance(value, types) for value, types in zip(row, _COLUMN_TYPES, strict=True)):
+        raise sqlite3.DatabaseError(f"the state of {row[0]!r} is damaged")
     _entity, time, data, before_time, before_data = row
     before = None if before_time is None else State(before_time, before_data or b"")
     return EntityState(State(time, data), before)

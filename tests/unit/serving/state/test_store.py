@@ -6,6 +6,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,77 @@ def test_a_damaged_store_is_reported(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(UnfoldError, match=r"s\.db: not a store of entity states"):
         open_store(tmp_path / "s.db", made_from="a")
     assert (tmp_path / "s.db").read_bytes() == content
+
+
+ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c"
+OTHER_TABLES = {
+    "table of another program": ["DROP TABLE about", "DROP TABLE entities", "CREATE TABLE cookies (name)"],
+    "other columns": ["DROP TABLE entities", "CREATE TABLE entities (a, b)"],
+    "one more column": ["ALTER TABLE entities ADD COLUMN more"],
+    "generated column": [
+        "DROP TABLE entities",
+        "CREATE TABLE entities (entity TEXT PRIMARY KEY, time, data, before_time, before_data AS (zeroblob(9)))",
+    ],
+    "endless view": ["DROP TABLE entities", f"CREATE VIEW entities AS {ENDLESS}"],
+    "endless trigger": [f"CREATE TRIGGER t AFTER INSERT ON about BEGIN {ENDLESS}; END", "DELETE FROM about"],
+    "missing table": ["DROP TABLE about"],
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_TABLES.values(), ids=OTHER_TABLES)
+def test_a_database_with_other_tables_is_refused_and_kept(tmp_path: Path, changes: list[str]) -> None:
+    """Nothing of a foreign schema runs, and nothing is written to it."""
+    open_store(tmp_path / "s.db", made_from="a").close()
+    with closing(sqlite3.connect(tmp_path / "s.db", isolation_level=None)) as other:
+        for change in changes:
+            other.execute(change)
+    content = (tmp_path / "s.db").read_bytes()
+    with pytest.raises(
+        UnfoldError, match=r"s\.db: not a store of entity states: it has other tables .*delete"
+    ) as error:
+        open_store(tmp_path / "s.db", made_from="a")
+    assert error.value.code == 2
+    assert (tmp_path / "s.db").read_bytes() == content
+
+
+def test_processes_that_start_at_once_share_one_new_store(tmp_path: Path) -> None:
+    """Each of several connections to a file that none has written yet finds its tables."""
+    with ThreadPoolExecutor(8) as pool:
+        stores = list(pool.map(lambda _: open_store(tmp_path / "s.db", made_from="a"), range(8)))
+    for number, store in enumerate(stores):
+        store.write({str(number): EntityState(State(0, b""))})
+    assert [store.count() for store in stores] == [8] * 8
+    for store in stores:
+        store.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("time", "abc"), ("time", 1.5), ("data", "abc"), ("before_time", b"x"), ("data", 5)]
+)
+def test_values_of_other_types_are_reported(tmp_path: Path, column: str, value: object) -> None:
+    """A state that another program damaged is named; other entities are read."""
+    store, state = open_store(tmp_path / "s.db", made_from="a"), EntityState(State(1, b"x"))
+    store.write({"p": state, "q": state})
+    store.connection.execute(f"UPDATE entities SET {column} = ? WHERE entity = 'p'", (value,))  # noqa: S608
+    assert store.read(["q"]) == {"q": state}
+    with pytest.raises(UnfoldError, match=r"s\.db: .*the state of 'p' is damaged .*delete it") as error:
+        store.read(["p"])
+    assert error.value.code == 2
+    store.close()
+
+
+def test_a_damaged_page_is_the_fault_of_the_file(tmp_path: Path) -> None:
+    """A store with a destroyed page of states gives exit code 2 with its name, not an internal error."""
+    store = open_store(tmp_path / "s.db", made_from="a")
+    store.write({f"p{number}": EntityState(State(0, b"x" * 3000)) for number in range(100)})
+    store.close()
+    content = (tmp_path / "s.db").read_bytes()
+    (tmp_path / "s.db").write_bytes(content[:12288] + b"\xff" * (len(content) - 12288))
+    store = open_store(tmp_path / "s.db", made_from="a")
+    with pytest.raises(UnfoldError, match=r"s\.db: not a store of entity states: .*malformed") as error:
+        store.count()
+    assert error.value.code == 2
+    store.close()
 
 
 def test_a_failing_store_is_reported(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -33,7 +34,7 @@ from unfold_cascade.temporal.problem import LongSource
 from unfold_cascade.temporal.serving.metrics import build_metrics
 from unfold_cascade.temporal.serving.model import TemporalModel
 from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_temporal_plan
-from unfold_cascade.temporal.serving.service import build_model, simulate_probe, verify_replay
+from unfold_cascade.temporal.serving.service import build_model, build_service, simulate_probe, verify_replay
 from unfold_cascade.temporal.simulation.policy import StagePolicy, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import Trajectories, simulate
 from unfoldkit.api import ExitCode, Run, RunDir, UnfoldError
@@ -349,6 +350,19 @@ def test_states_of_another_plan_are_rejected(trained: Trained, tmp_path: Path) -
     done = unfold(tmp_path, "serve", "wards", "--port", "0")
     assert done.returncode == 2
     assert "another plan wrote these entity states" in done.stderr
+
+
+def test_states_behind_a_link_out_of_the_run_are_rejected(trained: Trained, tmp_path: Path) -> None:
+    """A database elsewhere that a link in the run leads to is left as it is."""
+    copy_run(trained, tmp_path / "wards")
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE cookies (name)")
+    content = (tmp_path / "other.db").read_bytes()
+    (tmp_path / "wards" / "serving" / "entities.sqlite").symlink_to(tmp_path / "other.db")
+    run = replace(trained.run, directory=RunDir(tmp_path / "wards"))
+    with pytest.raises(UnfoldError, match=r"'serving/entities\.sqlite' is outside of the run"):
+        build_service(trained.plan, run)
+    assert (tmp_path / "other.db").read_bytes() == content
 
 
 @pytest.mark.e2e

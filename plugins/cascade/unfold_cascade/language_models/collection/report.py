@@ -22,7 +22,7 @@ def collect_log(name: str, task: CollectionTask, identity: str, retries: int, ru
     Raises:
         UnfoldError: the calls of the run belong to other prompts or settings.
     """
-    store = open_store(run.directory.path / CALLS_FILE, identity)
+    store = open_store(run.directory.resolve(CALLS_FILE), identity)
     try:
         collector = asyncio.run(_collect(task, store, retries, run))
     except BaseException as error:

@@ -55,14 +55,13 @@ def build_service(plan: LoadedPlan, run: Run) -> Service:
     metrics = build_metrics(plan, registry)
     model = build_model(plan, run, metrics)
     verify_replay(plan, model, run)
-    store = open_store(run.directory.path / STATE_FILE, made_from=model.version, durability=plan.problem.durability)
+    state_file = run.directory.resolve(STATE_FILE)
+    store = open_store(state_file, made_from=model.version, durability=plan.problem.durability)
     metrics.export_entity_count(registry, store.count)
     stateful = EntityStateModel(model, store, round(1.0 / model.tick_h), LARGEST_VALUE)
     app = build_application([stateful], registry=registry, close=store.close, log=run.log, clock=run.clock)
     metrics.enable()
-    memory = sentences.describe_memory(
-        store.count(), str(run.directory.path / STATE_FILE), is_synced=plan.problem.durability == "full"
-    )
+    memory = sentences.describe_memory(store.count(), str(state_file), is_synced=plan.problem.durability == "full")
     lines = (*_describe_service(plan, model), ("memory", memory))
     reader = build_reader(name_cost_unit(plan.problem.cost))
     watch = request_dashboard(plan.problem.name, "cascade", app.source.read, reader)
