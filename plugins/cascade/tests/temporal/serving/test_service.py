@@ -257,8 +257,31 @@ def test_plans_contain_owned_cuts(trained: Trained) -> None:
     changed = document | {"decision": document["decision"] | {"cascade": steps}}
     assert load_temporal_plan(plan.problem, trained.run, changed).policy[0].owned == ((-np.inf, 0.9),)
     steps[0]["unsure_owned"] = [["always", 0.9], ["always", 0.9]]
-    with pytest.raises(UnfoldError, match="the plan was not made from this run"):
+    with pytest.raises(UnfoldError, match=r"plan\.yaml: not the plan of this run: a span for each model but the last"):
         load_temporal_plan(plan.problem, trained.run, changed)
+
+
+@pytest.mark.parametrize(
+    "seed", [None, "x", float("inf"), "9" * 5000, ...], ids=["null", "text", "inf", "long", "gone"]
+)
+def test_plans_without_a_seed_are_rejected(trained: Trained, seed: object) -> None:
+    """A damaged plan is named, with exit code 2."""
+    document = dict(read_document(str(trained.folder / "runs" / "wards" / "plan.yaml")).data)
+    changed = document | {"seed": seed}
+    if seed is ...:
+        del changed["seed"]
+    with pytest.raises(UnfoldError, match=r"plan\.yaml: not the plan of this run") as error:
+        load_temporal_plan(trained.plan.problem, trained.run, changed)
+    assert error.value.code == ExitCode.USAGE
+
+
+def test_plans_with_numbers_beyond_floats_are_rejected(trained: Trained) -> None:
+    """A cut of hundreds of digits is a damaged plan, not an internal error."""
+    document = read_document(str(trained.folder / "runs" / "wards" / "plan.yaml")).data
+    monolith = document["decision"]["monolith"] | {"cut": 10**400}
+    changed = document | {"decision": document["decision"] | {"monolith": monolith}}
+    with pytest.raises(UnfoldError, match=r"plan\.yaml: not the plan of this run"):
+        load_temporal_plan(trained.plan.problem, trained.run, changed)
 
 
 def test_audits_report_the_baseline_stage(trained: Trained) -> None:

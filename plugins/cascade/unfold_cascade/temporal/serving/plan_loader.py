@@ -21,6 +21,8 @@ from unfold_cascade.temporal.problem import FeatureSet, TemporalProblem
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfold_cascade.temporal.simulation.policy import Policy, StagePolicy, single_model_policy
 from unfoldkit.api import Run, user_error
+from unfoldkit.safe_io.files import decoding
+from unfoldkit.spec.resolve import RUN_PLAN
 
 INFINITE_CUTS: Mapping[str, float] = {"always": -math.inf, "never": math.inf}
 
@@ -93,20 +95,18 @@ def load_temporal_plan(problem: TemporalProblem, run: Run, plan: Mapping[str, An
     Raises:
         UnfoldError: A model or the probe is missing, or the plan was not made from this run.
     """
-    problem = replace(problem, seed=int(plan["seed"]))
+    file = str(run.directory.path / RUN_PLAN)
+    with decoding(file, "the plan of this run"):
+        problem = replace(problem, seed=int(plan["seed"]))
     study = load_study(problem, run)
     if not run.directory.has(PROBE_FILE):
         raise user_error("the run holds no probe of held-out hours", file=str(run.directory.path), hint=RESUME_HINT)
     names, decision = [slot.place for slot in study.slots], plan["decision"]
-    try:
+    with decoding(file, "the plan of this run"):
         policy = tuple(_decode_stage(stage, names) for stage in decision["cascade"])
         monolith, serves_baseline = decision["monolith"], not decision["promised"]
         alarm = single_model_policy(len(names) - 1, _decode_cut(monolith["cut"]))
         baseline = BaselineRule(alarm, tuple(float(cut) for cut in monolith["stages"]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise user_error(
-            "the plan was not made from this run", file=str(run.directory.path), hint=RESUME_HINT
-        ) from error
     purchase = build_purchase_terms(problem.features)
     return LoadedPlan(
         problem=problem,
