@@ -262,7 +262,7 @@ def test_plans_contain_owned_cuts(trained: Trained) -> None:
 
 
 @pytest.mark.parametrize(
-    "seed", [None, "x", float("inf"), "9" * 5000, ...], ids=["null", "text", "inf", "long", "gone"]
+    "seed", [None, "x", float("inf"), "9" * 5000, ...], ids=["null", "text", "inf", "long", "none"]
 )
 def test_plans_without_a_seed_are_rejected(trained: Trained, seed: object) -> None:
     """A damaged plan is named, with exit code 2."""
