@@ -128,6 +128,7 @@ def _check(address: Address) -> None:
             f"the token would cross the network in plain text on {address.host}",
             hint="--tls-cert and --tls-key, or --insecure where a proxy or a mesh encrypts",
         )
-    if not address.token.isprintable():
-        message = "the token holds characters that no header can carry"
-        raise user_error(message, hint="UNFOLD_TOKEN is one line of text")
+    if not (address.token.isascii() and address.token.isprintable()):
+        # clients encode other characters in different ways, and gRPC sends none
+        message = "the token holds characters that not every client can send in a header"
+        raise user_error(message, hint="UNFOLD_TOKEN is one line of ASCII, such as from `openssl rand -hex 32`")

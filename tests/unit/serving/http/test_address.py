@@ -74,10 +74,11 @@ def test_what_is_no_host_name_is_refused(host: str) -> None:
             function(Address(host, 0, "secret", is_insecure=True))
 
 
-def test_a_token_that_no_header_can_carry_is_refused() -> None:
-    """A service that is unreachable does not start."""
-    with pytest.raises(UnfoldError, match="the token holds characters"):
-        open_listener(Address(port=0, token="two\nlines"))  # noqa: S106 - a test's
+@pytest.mark.parametrize("token", ["two\nlines", "s\u00e9same"])
+def test_a_token_that_clients_cannot_send_is_refused(token: str) -> None:
+    """A service that is unreachable does not start: gRPC sends ASCII only, and browsers send Latin-1."""
+    with pytest.raises(UnfoldError, match=r"the token holds characters .*one line of ASCII"):
+        open_listener(Address(port=0, token=token))
 
 
 def test_a_service_of_several_processes_reports_another_listener() -> None:
@@ -121,13 +122,15 @@ def answered(scope: dict[str, Any]) -> Any:
         ("/", [(b"authorization", b"Bearer secret")], 200),
         ("/", [(b"authorization", b"Bearer  secret \t")], 200),
         ("/", [(b"authorization", b"Bearer sec ret")], 401),
+        ("/", [(b"authorization", b"Bearer secret"), (b"authorization", b"Bearer wrong")], 401),
+        ("/", [(b"authorization", b"Bearer wrong"), (b"authorization", b"Bearer secret")], 401),
         ("/v2/health/live", [], 200),
         ("/v2/health/ready", [], 200),
         ("/v2/health/ready/../../", [], 401),
     ],
 )
 def test_the_guard_asks_for_the_token(path: str, headers: list[tuple[bytes, bytes]], status: int) -> None:
-    """Every path but the two of health needs the bearer token, whole."""
+    """Every path but the two of health needs the bearer token, whole and in the only header of its name."""
     assert answered({"type": "http", "path": path, "headers": headers})["status"] == status
 
 
