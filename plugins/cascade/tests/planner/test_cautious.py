@@ -20,7 +20,7 @@ from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
 from unfold_cascade.planner.select import select_cascade
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.verbs import plan
-from unfoldkit.api import dump, fingerprint
+from unfoldkit.api import UnfoldError, dump, fingerprint
 
 
 def _draw_log(seed: int, cases: int) -> tuple[IntArray, IntArray, FloatArray]:
@@ -129,3 +129,8 @@ def test_a_cautious_cascade_is_stored_and_served(tmp_path: Path) -> None:
     ]  # fmt: skip
     stored = {"spec_sha256": fingerprint(dump(spec)), "seed": run.seed, "decision": report.decision}
     assert _cuts(load_served(spec, replace(run, options={"plan": stored})).policy) == _cuts(solution.policy)
+    for stages, problem in ((5, "not the plan"), ([-1], "not the plan"), ([], "no such cascade")):
+        damaged = {**stored, "decision": {**stored["decision"], "cascade": stages}}
+        with pytest.raises(UnfoldError, match=rf"plan\.yaml: .*{problem}") as error:
+            load_served(spec, replace(run, options={"plan": damaged}))
+        assert error.value.code == 2

@@ -15,6 +15,8 @@ from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables, build_t
 from unfold_cascade.planner.select import Baseline, select_baseline
 from unfold_cascade.report.threshold_tables import matches_plan
 from unfoldkit.api import Run, RunDir, fingerprint, user_error
+from unfoldkit.safe_io.files import decoding
+from unfoldkit.spec.resolve import RUN_PLAN
 
 ModelKey = tuple[str, str, str]
 """Stage, group and name of a model."""
@@ -92,8 +94,10 @@ def load_stored_plan(problem: Problem, plan: Mapping[str, Any], directory: RunDi
 
 def _find_policy(tables: ScoreTables, stages: Any, directory: RunDir) -> Policy:
     """Find the policy of the stored front that a plan describes."""
-    fronts = read_fronts(directory.read(FRONT_FILE), str(directory.path / FRONT_FILE))
-    for policy in fronts.front.policies + fronts.cautious.policies:
-        if matches_plan(tables, policy, stages):
-            return policy
-    raise user_error("the plan is not from this run: its front has no such cascade", hint=RESUME_HINT)
+    fronts, file = read_fronts(directory.read(FRONT_FILE), str(directory.path / FRONT_FILE)), directory.path / RUN_PLAN
+    with decoding(str(file), "the plan of this run"):
+        for policy in fronts.front.policies + fronts.cautious.policies:
+            if matches_plan(tables, policy, stages):
+                return policy
+    message = "the plan is not from this run: its front has no such cascade"
+    raise user_error(message, file=str(file), hint=RESUME_HINT)
