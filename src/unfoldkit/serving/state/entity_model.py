@@ -125,14 +125,25 @@ class EntityStateModel:
         refused = dict[int, Rejection]()
         for item in self.inputs if math.isfinite(self.largest) else ():
             refused |= reject_large_values(batch.inputs[item.name], batch.calls, item, self.largest)[1]
-        # another process may serve the same entity: it must not step between this read and write
+        entities = [call.entity for call in batch.calls if call.entity]
+        states = self.store.read(entities)
+        predictions, changed = self._advance(batch, states, refused)
+        # only now, so that a long request keeps no other process waiting
         with self.store.exclusive():
-            states = self.store.read(call.entity for call in batch.calls if call.entity)
-            times = {entity: state.now.time for entity, state in states.items()}
-            rows, rejected = order_rows(batch.calls, times, self.hour, refused)
-            columns, changed = self._step_waves(batch, group_waves(rows), states)
+            current = self.store.read(entities)
+            if current != states:
+                # another process has served one of the entities meanwhile
+                predictions, changed = self._advance(batch, current, refused)
             self.store.write(changed)
-        return Predictions(columns, rejected)
+        return predictions
+
+    def _advance(
+        self, batch: Batch, states: Mapping[str, EntityState], refused: Mapping[int, Rejection]
+    ) -> tuple[Predictions, dict[str, EntityState]]:
+        times = {entity: state.now.time for entity, state in states.items()}
+        rows, rejected = order_rows(batch.calls, times, self.hour, refused)
+        columns, changed = self._step_waves(batch, group_waves(rows), states)
+        return Predictions(columns, rejected), changed
 
     def _step_waves(
         self, batch: Batch, row_waves: Sequence[Sequence[EntityRow]], stored: Mapping[str, EntityState]

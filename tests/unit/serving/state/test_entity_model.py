@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,52 @@ def test_only_calls_with_large_values_are_refused(model: EntityStateModel) -> No
     found = careful.predict(Batch({"x": values}, (Call(1, "p", 0), Call(1, "p", 1), Call(1, "p", 2))))
     assert {index: refusal.status for index, refusal in found.refused.items()} == {1: 400}
     assert diary(model, "p") == [[0, [1.0]], [2, [3.0]]]
+
+
+@dataclass
+class Interrupted:
+    """A diary during whose first step ``meanwhile`` happens."""
+
+    meanwhile: Callable[[], object] | None
+    inner: Diary = field(default_factory=Diary)
+
+    def step(self, *arguments: Any) -> Any:
+        if (meanwhile := self.meanwhile) is not None:
+            self.meanwhile = None
+            meanwhile()
+        return self.inner.step(*arguments)
+
+
+@pytest.fixture
+def other(model: EntityStateModel) -> Any:
+    """The model in another process, which waits for no lock."""
+    store = open_store(model.store.file, made_from="diary")
+    store.connection.execute("PRAGMA busy_timeout=0")
+    yield EntityStateModel(Diary(), store)
+    store.close()
+
+
+def test_a_long_request_keeps_no_other_process_waiting(model: EntityStateModel, other: EntityStateModel) -> None:
+    """While one process computes, another serves other entities."""
+    interrupted = Interrupted(lambda: other.predict(batch(("q", 0, [9.0]))))
+    found = replace(model, stepper=interrupted).predict(batch(("p", 0, [1.0, 2.0])))
+    assert seen(found) == [[[0, 1.0]], [[0, 1.0], [1, 2.0]]]
+    assert diary(model, "q") == [[0, 9.0]]
+
+
+def test_rows_of_two_processes_for_one_entity_build_on_each_other(
+    model: EntityStateModel, other: EntityStateModel
+) -> None:
+    """A row that another process has stored meanwhile is seen, and a time that it has passed is late."""
+    model.predict(batch(("p", 0, [1.0])))
+    interrupted = Interrupted(lambda: other.predict(batch(("p", 1, [2.0]))))
+    assert seen(replace(model, stepper=interrupted).predict(batch(("p", None, [3.0])))) == [
+        [[0, 1.0], [1, 2.0], [2, 3.0]]
+    ]
+    interrupted = Interrupted(lambda: other.predict(batch(("p", 5, [4.0]))))
+    found = replace(model, stepper=interrupted).predict(batch(("p", 3, [9.0])))
+    assert found.refused[0].status == 409
+    assert diary(model, "p") == [[0, 1.0], [1, 2.0], [2, 3.0], [5, 4.0]]
 
 
 def test_an_entity_is_needed(model: EntityStateModel) -> None:
