@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from unfoldkit.errors import ExitCode, UnfoldError
 from unfoldkit.serving.batching.request_queue import FifoQueue, QueuedRequest, RequestQueue
 from unfoldkit.serving.model import (
     Array,
@@ -209,7 +210,8 @@ class Batcher:
         try:
             results = _split(self.model.predict(_concatenate(batch, choice)), batch)
         except Exception as error:  # noqa: BLE001 - a model may raise anything
-            results = [error] if len(batch) == 1 else self._predict_singly(batch, choice)
+            is_final = len(batch) == 1 or _is_shared(error)
+            results = [error] * len(batch) if is_final else self._predict_singly(batch, choice)
         seconds = time.perf_counter() - start_s
         self.timing.learn(rows, seconds)
         self.metrics.predict.observe(seconds)
@@ -251,6 +253,11 @@ def build_batcher(
     batcher = Batcher(model, limits, metrics, Timing(max(one_row - slope, 1e-9), slope), line or FifoQueue())
     metrics.queue.set_function(lambda: batcher.rows)
     return batcher
+
+
+def _is_shared(error: Exception) -> bool:
+    """Whether what failed serves all requests, such as a locked store: each of them would wait for it once more."""
+    return isinstance(error, UnfoldError) and error.code == ExitCode.INTERNAL
 
 
 def _measure(model: Model, rows: int, clock: Callable[[], float]) -> float:

@@ -49,7 +49,7 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"
 
 
 def open_listener(address: Address, *, many: bool = False) -> socket.socket:

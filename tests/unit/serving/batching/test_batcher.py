@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.unit.serving.models import POISON, REFUSED, Total
+from unfoldkit.errors import UnfoldError, internal_error
 from unfoldkit.serving.batching.batcher import Batcher, Limits, QueueFull, Timing, build_batcher
 from unfoldkit.serving.model import Call, Rejection
 from unfoldkit.serving.observability.metrics import create_metrics, model_metrics
@@ -68,6 +70,24 @@ def test_a_bad_row_takes_no_neighbour_along() -> None:
     first, second, third = asyncio.run(ask())
     assert (totals(first), totals(third)) == ([1], [3])
     assert isinstance(second, ZeroDivisionError)
+
+
+def test_a_fault_of_the_server_is_not_repeated_for_each_request() -> None:
+    """What waited for a locked store once does not wait for it again with each request of the batch."""
+    model, calls = Total(), list[int]()
+    found = made(model)
+
+    def fail(batch: Any) -> Any:
+        calls.append(len(batch.calls))
+        raise internal_error("database is locked")
+
+    found.model = SimpleNamespace(predict=fail)  # type: ignore[assignment]
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*(submit(found, [1.0, 1, 1]) for _ in range(5)))
+
+    assert {type(result) for result in asyncio.run(ask())} == {UnfoldError}
+    assert calls == [5]
 
 
 def test_a_model_may_refuse_one_call() -> None:

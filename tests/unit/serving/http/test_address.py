@@ -20,6 +20,7 @@ from unfoldkit.serving.http.address import Address, bind_socket, is_listening, i
         ("127.9.9.9", True),
         ("::1", True),
         ("localhost", True),
+        ("LOCALHOST", True),
         ("192.168.1.1", False),
         ("::", False),
         ("10.0.0.1", False),
