@@ -31,7 +31,8 @@ _COLUMN_TYPES = ((str,), (int,), (bytes,), (int, NoneType), (bytes, NoneType))
 _ENTITIES_PER_QUERY = 500
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
 Durability = Literal["full", "normal"]
-LOCK_TIMEOUT_S = 10.0
+LOCK_TIMEOUT_S = 5.0
+"""A process that waits longer for another program may be taken for a hung one and be replaced."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from unfoldkit.errors import UnfoldError
+from unfoldkit.serving.http.workers import HEARTBEAT_TIMEOUT_S
 from unfoldkit.serving.state.store import EntityState, State, open_store
 
 WRITER = """
@@ -152,6 +154,21 @@ def test_a_damaged_page_is_the_fault_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(UnfoldError, match=r"s\.db: not a store of entity states: .*malformed") as error:
         store.count()
     assert error.value.code == 2
+    store.close()
+
+
+@pytest.mark.timed
+def test_a_locked_store_fails_before_its_process_counts_as_hung(tmp_path: Path) -> None:
+    """Another program that keeps the lock makes requests fail, while the supervisor still hears of the process."""
+    store = open_store(tmp_path / "s.db", made_from="a")
+    with closing(sqlite3.connect(tmp_path / "s.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        start_s = time.monotonic()
+        with pytest.raises(UnfoldError, match="database is locked") as error:
+            store.write({"p": EntityState(State(0, b""))})
+        assert time.monotonic() - start_s < 0.8 * HEARTBEAT_TIMEOUT_S
+    assert error.value.code == 3
+    store.write({"p": EntityState(State(0, b""))})
     store.close()
 
 
