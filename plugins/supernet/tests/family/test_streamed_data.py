@@ -233,6 +233,14 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
         load_data(spec, make_run(tmp_path / "run"), "conv2d")
 
 
+def test_images_with_transparent_palettes_are_read(tmp_path: Path) -> None:
+    """Pillow warns of the transparency of a palette; the image is read, and nothing is printed."""
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "red.png"
+    image.new("RGB", (9, 9), "red").quantize(4).save(path, transparency=bytes([255, 0, 128, 255]))
+    np.testing.assert_allclose(read_image(path, 8)[:, 4, 4], [1, 0, 0], atol=0.01)
+
+
 def _make_png(depth: int) -> bytes:
     """Make a PNG in RGB, which Pillow reads and does not write with 16 bits."""
     header = struct.pack(">IIBBBBB", 9, 9, depth, 2, 0, 0, 0)

@@ -157,7 +157,8 @@ def test_rows_without_a_group_are_refused(tmp_path: Path) -> None:
         load_data(DataSpec(source="file", path="d.csv", **options), make_run(tmp_path, base=tmp_path))
 
 
-def test_table_without_features_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["mlp", "module", "conv1d"])
+def test_table_without_features_is_refused(tmp_path: Path, form: str) -> None:
     """A table without a column beside the label is refused."""
-    with pytest.raises(UnfoldError, match="x has no column"):
-        load_arrays(tmp_path, "mlp", x=np.ones((len(LABELS), 0)))
+    with pytest.raises(UnfoldError, match=r"a row has shape \(0,\), which holds no value.*another target"):
+        load_arrays(tmp_path, form, x=np.ones((len(LABELS), 0)))

@@ -168,6 +168,8 @@ def read_image(path: Path, edge: int) -> Float32Array:
     content = read_bytes(path, max_bytes=MAX_IMAGE_BYTES)
     try:
         with warnings.catch_warnings():
+            # other warnings, as of transparent palettes, name no file
+            warnings.simplefilter("ignore")
             # an image that expands beyond Pillow's bound is an error, not a warning
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             formats = tuple(dict.fromkeys(FORMATS.values()))

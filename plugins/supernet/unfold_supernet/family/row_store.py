@@ -51,8 +51,6 @@ class RowStore:
         if block.shape[1:] != self.size:
             message = f"a row has shape {block.shape[1:]}, but {self.size} in {self.first_file}"
             raise user_error(message, file=file, key="data.path", hint="all rows need one shape")
-        if 0 in self.size:
-            raise user_error(f"a row has shape {self.size}, which holds no value", file=file, key="data.path")
         try:
             self.stream.write(np.ascontiguousarray(block, np.float32).data)
             self.stream.flush()

@@ -235,18 +235,19 @@ def arrange_axes(x: Float32Array, channels: str | None, form: str, file: str) ->
     Raises:
         UnfoldError: The inputs lack the axes that the form needs, or the channel axis is ambiguous.
     """
+    if not math.prod(x.shape[1:]):
+        hint = "add columns beside the label, or choose another target"
+        message = f"a row has shape {x.shape[1:]}, which holds no value"
+        raise user_error(message, file=file, key="data.path", hint=hint)
     if form == "module":
         return np.ascontiguousarray(np.moveaxis(x, -1, 1)) if channels == "last" and x.ndim > 2 else x
     if form == "mlp":
-        if not math.prod(x.shape):
-            hint = "add columns beside the label, or choose another target"
-            raise user_error("x has no column", file=file, key="data.path", hint=hint)
         return x.reshape(len(x), -1, 1)
     if form not in FORM_DIMS and channels is None and x.ndim == 3:
         _refuse_signal_or_image(x, file)
     dims = FORM_DIMS.get(form, max(1, min(x.ndim - 1 - (channels in ("first", "last")), 2)))
     full = x[:, None] if x.ndim == dims + 1 and channels in (None, "none") else x
-    if full.ndim != dims + 2 or not math.prod(full.shape):
+    if full.ndim != dims + 2:
         hint = {1: "conv1d: (rows, [channels,] length)", 2: "conv2d: (rows, [channels,] height, width)"}[dims]
         raise user_error(f"x has shape {x.shape}, which {form} cannot take", file=file, key="space.form", hint=hint)
     if channels == "last":
