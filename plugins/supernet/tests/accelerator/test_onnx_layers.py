@@ -282,12 +282,16 @@ QMEAN = helper.make_node("QLinearReduceMean", ["x"], ["y"], domain="com.microsof
 QLAST = helper.make_node("QLinearGlobalAveragePool", ["x"], ["y"], domain="com.microsoft", channels_last=1)
 SCORES = helper.make_node("MatMul", ["x", "x"], ["y"], "scores")
 CONV = helper.make_node("Conv", ["x", "w"], ["y"])
+LAST_STATE = helper.make_node("LSTM", ["x", "w", "w"], ["", "y"], hidden_size=2)
+UNEQUAL = helper.make_node("Conv", ["x", "w"], ["y"], group=3)
 
 
 @pytest.mark.parametrize(
     ("node", "weights", "message"),
     [
         (LSTM, {"w": (1, 8, 2)}, r"unknown operators: LSTM \(memory\)"),
+        (LAST_STATE, {"w": (1, 8, 2)}, r"unknown operators: LSTM \(y\)"),
+        (UNEQUAL, {"w": (8, 1, 3, 3)}, r"Conv \(y\) has 8 kernels in 3 groups"),
         (FOREIGN, {"w": (8, 3, 3, 3)}, r"unknown operators: Conv \(y\)"),
         (QMEAN, {}, r"QLinearReduceMean \(y\).*in the QDQ format"),
         (QLAST, {}, r"QLinearGlobalAveragePool \(y\).*in the QDQ format"),

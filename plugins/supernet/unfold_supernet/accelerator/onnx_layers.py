@@ -136,7 +136,7 @@ def _check_operators(nodes: Sequence[Any], path: Path, key: str) -> None:
     known = PASSING | WEIGHTED | INTEGER.keys()
     unknown = [node for node in nodes if node.op_type not in known or node.domain not in ("", "ai.onnx")]
     if unknown:
-        labels = [f"{node.op_type} ({node.name or node.output[0]})" for node in unknown]
+        labels = [f"{node.op_type} ({_find_name(node)})" for node in unknown]
         hint = f"{', '.join(sorted(WEIGHTED))} are layers; pooling, element-wise and shape operators are known"
         if any(node.op_type.startswith(QUANTISED) for node in unknown):
             hint = "quantize it in the QDQ format, which keeps the operators of the network"
@@ -274,7 +274,7 @@ def _read_layers(node: Any, shapes: Shapes, constants: frozenset[str], path: Pat
     kind, operands = _read_product(node)
     if not kind or node.output[0] in constants:
         return ()
-    label = f"{node.op_type} ({node.name or node.output[0]})"
+    label = f"{node.op_type} ({_find_name(node)})"
     weights = [name for name in operands if name in constants]
     if not weights:
         hint = "layers have constant weights; attention multiplies activations, which is not modelled"
@@ -293,6 +293,9 @@ def _read_layers(node: Any, shapes: Shapes, constants: frozenset[str], path: Pat
             _check_channels(into[1], weight[0], label, path, key)
             return _split_transposed(weight, into, groups, attributes)
         _check_channels(into[1], weight[1] * groups, label, path, key)
+        if weight[0] % groups:
+            message = f"{label} has {weight[0]} kernels in {groups} groups"
+            raise _reject(path, key, message, "run onnx.checker on it")
         # the windows of all rows are one after the other: frames of a clip, and inputs of a fixed number, are rows
         rows, columns = _pair(out[2:])
         maps = (out[0] * rows, columns), math.prod(into)
@@ -395,9 +398,14 @@ def _count_repeated(graph: Any, constants: frozenset[str]) -> int:
     return len(read) - len(set(read))
 
 
+def _find_name(node: Any) -> str:
+    """Find the name of a node, or else of its first output that is used."""
+    return str(node.name or next((name for name in node.output if name), ""))
+
+
 def _name_layer(node: Any, layers: Mapping[str, Layer], repeats: Counter[str]) -> str:
     """Name a layer; ``repeats`` counts the further layers of a name."""
-    name = base = str(node.name or node.output[0])
+    name = base = _find_name(node)
     while name in layers:
         repeats[base] += 1
         name = f"{base}#{repeats[base] + 1}"
