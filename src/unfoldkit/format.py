@@ -13,6 +13,8 @@ _SHORTEST_ELAPSED_S = 0.01
 _BYTE_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 # from this share of a unit on, a size is rounded up to the complete unit instead of "1024 KiB"
 _UNIT_THRESHOLD = 1 - 1 / 2048
+_LONGEST = 1e15
+"""Floats from here on have more digits than they hold."""
 
 
 def format_duration(seconds: float, *, style: DurationStyle = "elapsed", round_up: bool = False) -> str:
@@ -89,7 +91,8 @@ def format_number(value: float, digits: int | None = None) -> str:
 
     Args:
         value: An integer, or a float that need not be finite.
-        digits: Decimals; ``None`` keeps integers as they are and shows three significant digits of a float.
+        digits: Decimals; ``None`` keeps integers as they are and shows three significant digits of a float, in
+            scientific notation below 0.0001 and from 10^15 on.
     """
     if isinstance(value, float) and not math.isfinite(value):
         return "∞" if value > 0 else "–"
@@ -101,7 +104,7 @@ def format_number(value: float, digits: int | None = None) -> str:
     if value == 0:
         return "0"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{decimals}f}" if decimals < 7 else f"{value:.2e}"
+    return f"{value:,.{decimals}f}" if decimals < 7 and abs(value) < _LONGEST else f"{value:.2e}"
 
 
 def format_amount(value: float) -> str:

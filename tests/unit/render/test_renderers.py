@@ -290,7 +290,8 @@ def test_bars_stand_in_whole_lanes_from_the_beginning_on() -> None:
 @pytest.mark.parametrize(
     ("value", "digits", "expected"),
     [(0, None, "0"), (1234, None, "1,234"), (0.0, None, "0"), (1234.5, 1, "1,234.5"), (0.012345, None, "0.0123"),
-     (1e-9, None, "1.00e-09"), (float("inf"), None, "∞"), (float("nan"), 2, "–"), (-1.5, None, "-1.50")],
+     (1e-9, None, "1.00e-09"), (2.5e30, None, "2.50e+30"), (float("inf"), None, "∞"), (float("nan"), 2, "–"),
+     (-1.5, None, "-1.50")],
 )  # fmt: skip
 def test_numbers_look_alike_in_every_format(value: float, digits: int | None, expected: str) -> None:
     """Thousands are separated, three significant digits are kept, what is not finite is a sign."""

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from unfold_supernet.report.front import MAX_SHOWN, draw_front
+from unfold_supernet.report.heads import tabulate_heads
 from unfold_supernet.report.training import describe_gap, note_missed_classes
 from unfold_supernet.training.accuracy import compare_paired, evaluate_predictions
+from unfold_supernet.training.head_quality import evaluate_values
 from unfold_supernet.training.problem import StandaloneComparison
+from unfoldkit.format import format_number
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,18 @@ def test_missed_classes_are_those_of_classifiers() -> None:
     quality = evaluate_predictions(np.zeros(6, np.int64), np.arange(6) % 2, 2)
     assert note_missed_classes(("a", "b"), {"1x1": quality}) == ("No subnet recognizes any test row of class b.",)
     assert note_missed_classes(("price", "rent"), {}) == ()
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-6, 1.0, 1e30])
+def test_errors_of_values_are_shown_in_any_unit(unit: float) -> None:
+    """Errors of values far from 1 have as many digits as others."""
+    y = np.arange(1.0, 9.0)[:, None] * unit
+    quality = evaluate_values(y * 1.25, y, y.mean(axis=0))
+    *_, table = tabulate_heads("values", ("dose",), {"1x1": quality})
+    cells = list(zip(table.rows[0], table.columns, strict=True))[2:]
+    shown = [format_number(float(str(value)), column.digits) for value, column in cells]
+    assert [float(text) for text in shown] == pytest.approx([1.125 * unit, 1.2624 * unit], rel=0.01)
+    assert max(map(len, shown)) < 9
 
 
 def test_front_shows_intervals_and_standalone_networks() -> None:

@@ -54,7 +54,7 @@ def _tabulate_outputs(
 
 
 def _tabulate_errors(names: Sequence[str], qualities: Mapping[str, HeadQuality], shown: Sequence[int]) -> Table:
-    columns = (Column("member"), Column("value"), Column("MAE", digits=4), Column("RMSE", digits=4))
+    columns = (Column("member"), Column("value"), Column("MAE"), Column("RMSE"))
     rows: list[tuple[Cell, ...]] = [
         (name, names[index], *quality.errors[index]) for name, quality in qualities.items() for index in shown
     ]
