@@ -152,7 +152,7 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A point which a flow passes or where it ends, with short ``facts`` such as its cost."""
+    """A point that a flow passes or at which it ends, with short ``facts`` such as its cost."""
 
     name: str
     facts: tuple[str, ...] = ()
@@ -170,7 +170,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """The ways of a quantity through a system, without cycles (a Sankey diagram): the width of a link is its value.
+    """The paths of a quantity through a system, without cycles (a Sankey diagram): the width of a link is its value.
 
     Args:
         name: Its name, unique in the report.

@@ -76,5 +76,5 @@ def _list_lines(data: CheckedData, rule: DriftRule, *, has_drifted: bool) -> Ite
     yield "rule", f"drift: {thresholds}"
     yield "before", "cases that no model of the plan was fitted or tuned on; no label is read"
     if has_drifted:
-        text = f"what was certified speaks of {data.noun} like those before; it need not hold of these"
+        text = f"the certificate covers {data.noun} like those before, not necessarily these"
         yield "certificate", text

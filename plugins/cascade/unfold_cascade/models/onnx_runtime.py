@@ -135,7 +135,7 @@ def choose_engine(run: Run, slot: StoredModel, expected: Matrix, x: Matrix, *, n
     """Choose an engine that reproduces ``expected`` (m, C), the native predictions of the rows ``x`` (m, d)."""
     if native or slot.inside:
         reads_internals = f"its {slot.inside} confidence reads its internals"
-        reason = "the ONNX forms send some rows another way" if slot.inside is None else reads_internals
+        reason = "the ONNX forms send some rows along another path" if slot.inside is None else reads_internals
         return build_native_engine(run, slot, reason)
     equal, reasons = f"equal to the native model on {len(x)} rows", []
     loaded = {

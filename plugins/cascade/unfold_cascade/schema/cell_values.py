@@ -32,7 +32,7 @@ _WITH_REST = re.compile(r"[-+]?\d+([.,]\d+)?\s*[^\d\s.,].*")
 MIN_MEASURED = 20
 """Different numbers with something else from which they are measurements rather than names, such as ward 3A."""
 _IS_BOUND = re.compile(r"^[<>≤≥~]|\+$")
-"""A number of which only a bound is known: ages of 90+, results below what a device can measure."""
+"""A number with a known bound only: ages of 90+, results below what a device can measure."""
 _BOUND = re.compile(r"\s*(<=?)\s*(\S.*?)\s*")
 _NUMERIC_DATE = re.compile(r"(\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2}))([ T].*)?")
 _PARTIAL_DATES = ("%Y-%m", "%Y")

@@ -104,12 +104,12 @@ def _score_of(model: ModelSpec) -> str | None:
 def _unread_problems(spec: CascadeSpec) -> Iterator[Problem]:
     for key in ("features", "baseline", "moves", "alerts", "drift"):
         if getattr(spec, key):
-            yield Problem((key,), "not read for language models", at_key=True)
+            yield Problem((key,), "has no effect on language models", at_key=True)
     if spec.goal.budget is not None:
         yield Problem(("goal", "budget"), "language models need max_loss", "max_loss: 2%", at_key=True)
     for section, key in UNREAD:
         if getattr(getattr(spec, section), key):
-            yield Problem((section, key), "not read for language models", at_key=True)
+            yield Problem((section, key), "has no effect on language models", at_key=True)
 
 
 def _model_problems(spec: CascadeSpec, model: ModelSpec, path: Path) -> Iterator[Problem]:
@@ -204,7 +204,7 @@ def _serving_problems(spec: CascadeSpec, names: list[str]) -> Iterator[Problem]:
             yield Problem(("serve", "alias"), f'"{spec.serve.alias}" is already the name of a model', "alias: auto")
         if spec.serve.sticky == "conversation" and spec.data.source == "recorded" and spec.group is None:
             hint = "data.group: COLUMN names the conversation of each row"
-            yield Problem(("serve", "sticky"), "is certified by conversation", hint)
+            yield Problem(("serve", "sticky"), "needs a certificate by conversation", hint)
         keys = [key.name for key in spec.serve.keys]
         if len(set(keys)) < len(keys):
             yield Problem(("serve", "keys"), "two keys have the same name")
@@ -215,7 +215,7 @@ def _serving_problems(spec: CascadeSpec, names: list[str]) -> Iterator[Problem]:
         yield from _scoring_problems(spec, names)
     yield from _confidence_problems(spec, names)
     if spec.entry is not None and getattr(spec.data, "prompt", None) is None:
-        yield Problem(("entry",), "reads the prompts of the log", "data.prompt: COLUMN", at_key=True)
+        yield Problem(("entry",), "needs the prompts of the log", "data.prompt: COLUMN", at_key=True)
 
 
 def _confidence_problems(spec: CascadeSpec, names: list[str]) -> Iterator[Problem]:

@@ -238,7 +238,7 @@ def _add_confidence(part: GraphPart, probability: str, confidence: Confidence) -
         part.nodes.append(helper.make_node("TopK", [probability, part.constant([2], np.int64)], names, axis=1))
         first, second = (part.add("Gather", names[0], part.constant(i, np.int64), axis=1) for i in (0, 1))
         return part.add("Clip", part.add("Sub", first, second), zero, one)
-    raise user_error(f"gates that read {confidence} have no form in one ONNX graph", key="gates.confidence")
+    raise user_error(f"gates that read {confidence} cannot be written as one ONNX graph", key="gates.confidence")
 
 
 def _kind(dtype: type[Any]) -> int:

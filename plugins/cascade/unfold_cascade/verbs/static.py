@@ -90,9 +90,9 @@ def export_onnx(spec: CascadeSpec, run: Run) -> bytes:
     problem = build_problem(spec, replace(run, seed=int(plan_["seed"])), load_stored_dataset(run.directory))
     loaded = load_stored_plan(problem, plan_, run.directory)
     if loaded.tables.error_costs.matrix is not None:
-        raise user_error("decisions by error costs have no form in one ONNX graph", key="goal")
+        raise user_error("decisions by error costs cannot be written as one ONNX graph", key="goal")
     if any(stage.curves for _, stage in loaded.evaluated_stages()):
-        raise user_error("calibrated gates have no form in one ONNX graph", key="gates.confidence")
+        raise user_error("calibrated gates cannot be written as one ONNX graph", key="gates.confidence")
     cascade, engines = build_cascade(loaded, run, _ignore_paths)
     for name, engine in engines.items():
         if engine.name != ONNX:
@@ -105,7 +105,7 @@ def export_onnx(spec: CascadeSpec, run: Run) -> bytes:
     pairs = zip(zip(result.label, result.path, strict=True), zip(labels, expected.path, strict=True), strict=True)
     differing = sum(mine != theirs for mine, theirs in pairs)
     if differing:
-        raise internal_error(f"the graph answers {differing} of {len(labels)} rows otherwise than the service")
+        raise internal_error(f"the graph and the service disagree on {differing} of {len(labels)} rows")
     return data
 
 

@@ -1,4 +1,4 @@
-"""Conditions that let through another fraction of the queries than the plan counts with are found."""
+"""Conditions that let through another fraction of the queries than the plan assumes are found."""
 
 from __future__ import annotations
 

@@ -155,4 +155,4 @@ def test_a_condition_that_lets_through_more_than_planned_is_logged_once(
 
     asyncio.run(scene())
     [message] = [record.getMessage() for record in caplog.records]
-    assert message.startswith("stages.b: its condition lets through 75 % of the queries, and the plan counts with 30 %")
+    assert message.startswith("stages.b: its condition lets through 75 % of the queries, but the plan assumes 30 %")

@@ -1,4 +1,4 @@
-"""An exported InferenceGraph answers queries, with as many visits of each stage as the plan counts with."""
+"""An exported InferenceGraph answers queries, with as many visits of each stage as the plan assumes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.targets
 @pytest.mark.parametrize("case", CASES)
 def test_visits_follow_the_plan(tmp_path: Path, router: Path, case: str) -> None:
-    """1,000 queries visit each stage as often as the plan counts with, within 3 sigma."""
+    """1,000 queries visit each stage as often as the plan assumes, within 3 sigma."""
     stages, answers, shares = CASES[case]
     text = export_kserve(plan_report(tmp_path, HEAD + stages))
     run = run_graph(router, text, answers, QUERIES)

@@ -1,7 +1,7 @@
 """Admission control: predict when a new query would be answered, and refuse it if that is later than is useful.
 
 The prediction reads the queues: what is ahead of a query at each stage, over the rate at which the replicas that serve
-work it off. Batches count with the time that they took lately, because a busy machine is slower than its profile.
+work it off. Batches count as long as they took lately, because a busy machine is slower than its profile.
 """
 
 from __future__ import annotations

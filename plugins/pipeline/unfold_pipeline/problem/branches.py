@@ -41,7 +41,7 @@ class MeasuredBranch:
 def measure_branches(
     pipeline: Pipeline, planned: Sequence[float], served: Sequence[float]
 ) -> tuple[MeasuredBranch, ...]:
-    """Return the stages behind conditions of which the stages before them have served something.
+    """Return the stages behind conditions, as far as the stages before them have served a query.
 
     Args:
         pipeline: the stages; one with a ``fan_out`` is left out, as its items are no queries.

@@ -77,7 +77,7 @@ def _check_stage(stage: ExportedStage) -> None:
 
 
 def _check_flows(stage: ExportedStage, stages: Sequence[ExportedStage]) -> None:
-    """Refuse flows that the router does not follow as the plan counts with them."""
+    """Refuse flows that the router follows otherwise than the plan assumes."""
     key = f"stages.{stage.name}"
     if len(stage.after) > 1:
         raise user_error(f"an InferenceGraph supports no joins, and {stage.name} is one", key=f"{key}.after")

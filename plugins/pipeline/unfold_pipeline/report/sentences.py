@@ -90,7 +90,7 @@ def describe_confident_share(kept: int, draws: int, lower_bound: float, extra_co
     observed = f"{kept} of {draws} fresh samples, at least {lower_bound * 100:.0f} % of all with 90 % certainty"
     if is_reached:
         return f"{observed}; ${extra_cost:,.2f}/h more than the plan for this sample alone"
-    return f"only {observed}; no plan within the quotas and the search is sure to meet more"
+    return f"only {observed}; no plan found within the quotas and search.limit is certain to meet more"
 
 
 def describe_wandering(blocks: int) -> str:
@@ -456,9 +456,9 @@ def describe_speed(factors: Sequence[tuple[str, float]]) -> str:
 
 
 def describe_branch(stage: str, planned: float, measured: float) -> str:
-    """Return that a condition lets through another fraction of the queries than a plan counts with."""
+    """Return that a condition lets through another fraction of the queries than a plan assumes."""
     return (
-        f"{stage}: its condition lets through {measured * 100:.3g} % of the queries, and the plan counts with "
+        f"{stage}: its condition lets through {measured * 100:.3g} % of the queries, but the plan assumes "
         f"{planned * 100:.3g} %; the fractions in after are those of the plan"
     )
 
@@ -485,7 +485,7 @@ def describe_profile(fresh: int, stages: int, hardware: str, folder: str) -> str
 
 def describe_faster_batch(stage: str, batch: int) -> str:
     """Return that a batch was faster than a smaller one."""
-    return f"{stage}: a batch of {batch} was faster than a smaller one, by noise or caching"
+    return f"{stage}: a batch of {batch} was faster than a smaller one, because of noise or caching"
 
 
 def describe_spec_latency(stages: Sequence[str], hardware: str) -> str:

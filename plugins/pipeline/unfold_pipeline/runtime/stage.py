@@ -35,7 +35,7 @@ def read_clock() -> float:
 
 
 def build_start_error(stage: str, reason: str) -> UnfoldError:
-    """Return the error of a service with a stage of which no replica starts."""
+    """Return the error of a service with a stage that starts no replica."""
     message, key = f"replicas of {stage} do not start: {reason}", f"stages.{stage}.model"
     return user_error(message, key=key, hint="unfold profile SPEC runs the model on its own")
 

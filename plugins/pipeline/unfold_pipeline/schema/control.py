@@ -110,7 +110,7 @@ def validate_control(control: ControlSpec, stages: Mapping[str, object], most: i
 def _validate_credentials(control: ControlSpec) -> Iterable[Problem]:
     keys = [name for name in ("key_env", "key_file") if getattr(control, name) is not None]
     if len(keys) > 1:
-        yield Problem(("control", "key_file"), "key_env holds the same", hint="leave one of them out")
+        yield Problem(("control", "key_file"), "key_env already names the secret", hint="leave one of them out")
     if control.user is not None and not keys:
         yield Problem(("control", "user"), "no password", hint="key_env: VARIABLE or key_file: PATH")
     if keys and "@" in urlsplit(control.prometheus or "").netloc:

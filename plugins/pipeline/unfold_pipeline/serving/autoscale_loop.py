@@ -70,7 +70,7 @@ async def _run_loop(runtime: PipelineRuntime, settings: ServiceSettings, record:
 
 
 def _warn_of_branches(runtime: PipelineRuntime, settings: ServiceSettings, reported: set[str]) -> None:
-    """Warn once of each condition that lets through another fraction than planned: plan and rule count with that."""
+    """Warn once of each condition that lets through another fraction than planned: which plan and rule assume."""
     if settings.planned is None:
         return
     for branch in settings.planned.branches([stage["served"] for stage in runtime.list_status()]):

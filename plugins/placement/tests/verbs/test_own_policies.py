@@ -332,7 +332,7 @@ class P:
     ("module", "puts", "reason"),
     [
         ("capped", '[Put("cap", amount=1)]', "a-1 waits for cap, which is used up"),
-        ("capped_nodes", 'view.puts("cap")', "a-1 waits for cap, of which no node with room for it has enough"),
+        ("capped_nodes", 'view.puts("cap")', "a-1 waits for cap, which no node with room for it has enough of"),
     ],
 )
 def test_the_resource_that_a_task_waits_for_is_named(

@@ -76,8 +76,8 @@ def test_a_quota_change_is_replayed_before_it_is_made(tmp_path: Path) -> None:
     assert len(rows) == 8
     sources = [line for _, line in changed.lines if "the median of" in line]
     assert sources == [
-        "4 workloads take as run time the median of the ended workloads in the same LocalQueue",
-        "3 workloads take as run time the median of all ended workloads",
+        "the run time of 4 workloads is the median of the ended workloads in the same LocalQueue",
+        "the run time of 3 workloads is the median of all ended workloads",
     ]
 
 

@@ -118,7 +118,7 @@ def _describe_room(controller: Controller, task: Task, members: Unit) -> Wait:
 def _describe_full(controller: Controller, task: Task) -> Wait:
     """Name what a task lacks on the nodes with room for it, or a task that runs where it would fit."""
     if lacking := _find_lacking(controller, task):
-        return describe_lack(lacking, "of which no node with room for it has enough")
+        return describe_lack(lacking, "which no node with room for it has enough of")
     holder = _find_holder(controller, task)
     return Wait(ROOM, holder, "which runs where it would fit" if holder else "")
 

@@ -198,7 +198,7 @@ def array_line(file: str, tasks: int, arrays: int, limited: int) -> str:
 
 
 def unread_amounts_line(file: str, columns: Mapping[str, str]) -> str:
-    """Return the line about kinds of which a table has no amounts, with the columns by kind that look like amounts."""
+    """Return the line about kinds without amounts in a table, with the columns by kind that look like amounts."""
     named = ", ".join(f"{kind}: {column}" for kind, column in columns.items())
     unread = f"{file}: no task demands {' or '.join(columns)}; {', '.join(columns.values())} may be amounts"
     return f"{unread} (columns: {{{named}}} maps them)"
@@ -310,12 +310,13 @@ def replay_start_line(*, is_history: bool) -> str:
 
 def run_time_line(count: int, source: str) -> str:
     """Return the line about the run time of workloads that have not ended."""
-    return f"{_count_workloads(count)} {'takes' if count == 1 else 'take'} as run time {source}"
+    return f"the run time of {_count_workloads(count)} is {source}"
 
 
 def overdue_line(count: int) -> str:
     """Return the line about running workloads that already ran longer than estimated."""
-    return f"{_count_workloads(count)} already ran longer than that; the replay ends them at its beginning"
+    end = "it ends" if count == 1 else "they end"
+    return f"{_count_workloads(count)} already ran longer than that; {end} when the replay begins"
 
 
 def left_out_line(count: int, reason: str) -> str:

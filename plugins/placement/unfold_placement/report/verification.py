@@ -81,7 +81,7 @@ def verification_report(problem: Problem, verification: Verification, decision: 
 
 
 def _find_blocked_jobs(problem: Problem) -> list[str]:
-    """Return jobs that never start even alone, of which a search shows only that they block no other."""
+    """Return jobs that never start even alone; a search shows only that they block no other."""
     try:
         blocked = find_jobs_blocked_alone(problem.nodes, problem.tasks, problem.new_policies)
         return [counterexample.jobs[0] for counterexample, _ in blocked]

@@ -205,7 +205,7 @@ class TaskSpec(Model):
     after: tuple[str, ...] = Field(default=(), description="jobs that must have ended (policy barrier)")
     checkpoint_every: Duration = Field(
         default=0.0,
-        description="run time between checkpoints, from the last of which a preempted task continues; 0 for none",
+        description="run time between checkpoints; a preempted task continues from its last one; 0 for none",
     )
     data: tuple[str, ...] = Field(default=(), description="blocks of data that it reads (policy locality)")
 
@@ -301,7 +301,7 @@ def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
         yield Problem(("cluster",), "a trace needs the path of its file of nodes", hint="write path: FILE")
     for index, event in enumerate(cluster.events):
         if event.lasts is not None and (event.change == "up" or event.lasts <= 0):
-            message = "lasts is the time until the nodes are up again"
+            message = "applies to nodes that go down or are cordoned, for longer than 0 s"
             yield Problem(("cluster", "events", index, "lasts"), message, hint="write change: down and lasts: 10 min")
     for index, node in enumerate(cluster.nodes):
         if not (node.cpu or node.gpu or node.memory or node.resources or cluster.ray):

@@ -296,7 +296,7 @@ def test_wide_colours_are_refused(tmp_path: Path, suffix: str, make: Callable[[i
 def test_folders_of_a_split_are_no_classes(tmp_path: Path, parts: tuple[str, ...]) -> None:
     """A folder with train and test is refused unless the spec says that it is split."""
     folder = write_images(tmp_path / "images", parts)
-    with pytest.raises(UnfoldError, match=r"which are no classes.*split: given"):
+    with pytest.raises(UnfoldError, match=r"which are not classes.*split: given"):
         load_data(DataSpec(source="images", path=str(folder)), make_run(tmp_path / "run"), "conv2d")
 
 
@@ -348,7 +348,7 @@ def test_names_of_images_may_be_no_text(tmp_path: Path) -> None:
     (folder / "dog" / "2.png").rename(folder / "dog" / "\udcff.png")
     assert len(load_data(spec, run, "conv2d").x) == 8
     (folder / "dog").rename(folder / "d\no\udcffg")
-    with pytest.raises(UnfoldError, match=r"the name of this class is no printable text: 'd\\no\\udcffg'"):
+    with pytest.raises(UnfoldError, match=r"the name of this class is not printable text: 'd\\no\\udcffg'"):
         load_data(spec, run, "conv2d")
 
 

@@ -96,7 +96,7 @@ def test_weights_of_16_bits_halve_the_savings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("buffer", "expected"), [("1 MiB", "1 MiB of the shared core"), ("64 MiB", "of subnet F saves")]
+    ("buffer", "expected"), [("1 MiB", "1 MiB of the common weights"), ("64 MiB", "of subnet F saves")]
 )
 def test_headline_states_the_cached_subgraph(tmp_path: Path, buffer: str, expected: str) -> None:
     """The headline states the bytes of the cached subgraph and its source, also beyond the core."""

@@ -288,7 +288,7 @@ def _split_user_data(options: DataOptions, data: UserData, seed: int, digest: st
         copied = np.isin(inputs[test], inputs[train])
         if copied.all():
             message = f"all {len(test):,} rows to test on have inputs of rows to train on"
-            raise user_error(message, file=str(options.path), key="data.split", hint="test on rows that are no copies")
+            raise user_error(message, file=str(options.path), key="data.split", hint="test on rows that are not copies")
         about += f", {copied.sum():,} test rows left out as copies" if copied.any() else ""
         test = test[~copied]
     return Dataset(

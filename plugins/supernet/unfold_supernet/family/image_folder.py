@@ -101,7 +101,7 @@ def list_images(path: Path, *, has_split: bool) -> Sequence[ImageFile]:
         images = _list_classes(path, is_train=True)
         labels = {image.label for image in images}
         if labels and {label.lower() for label in labels} <= PARTS:
-            message = f"the folders are {', '.join(sorted(labels))}, which are no classes"
+            message = f"the folders are {', '.join(sorted(labels))}, which are not classes"
             hint = "split: given takes train/CLASS/… and test/CLASS/…; move the images of validation into train"
             raise user_error(message, file=str(path), key="data.split", hint=hint)
         return images
@@ -136,7 +136,7 @@ def _list_classes(path: Path, *, is_train: bool) -> list[ImageFile]:
     images = []
     for folder in _list_folders(path):
         if not folder.name.isprintable():
-            message = f"the name of this class is no printable text: {folder.name!r}"
+            message = f"the name of this class is not printable text: {folder.name!r}"
             raise user_error(message, file=str(path), key="data.path", hint="rename the folder")
         visible = [file for file in sorted(folder.rglob("*")) if not _is_hidden(file.relative_to(folder))]
         unread = next((file for file in visible if file.suffix.lower() in UNREAD and not file.is_dir()), None)

@@ -170,7 +170,7 @@ def _decode_columns(train: _Sample, tested: FloatArray) -> Iterator[tuple[IntArr
 
 
 def _divide(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
-    """Divide by variances, of which constant columns have none."""
+    """Divide by variances; constant columns have none."""
     return np.asarray(
         np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0), np.float64
     )

@@ -548,7 +548,7 @@ def _check_training(module: nn.Module, example: Inputs) -> None:
         raise user_error("the module's outputs have no gradients", key="model.from", hint=hint)
     if _reaches_others(outputs, trained):
         path = _find_user_of_others(trained, rows)
-        message = f"{_name_layer(path)} computes with weights that are no parameters of the module"
+        message = f"{_name_layer(path)} computes with weights that are not parameters of the module"
         hint = "register them: nn.Parameter, nn.ModuleList; a hook takes them from the layer that it is called with"
         raise user_error(message, key="model.from", hint=hint)
     _check_gradients(module, trained, rows)

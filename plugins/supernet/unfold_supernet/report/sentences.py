@@ -34,9 +34,9 @@ def format_bandwidth(bytes_per_second: float) -> str:
 
 
 def name_source(source: str) -> str:
-    """Name what a cached subgraph was cut from: the core, a subnet, or the weights common to two subnets."""
+    """Name what a cached subgraph was cut from: the weights of all subnets, a subnet, or those common to two."""
     if source == "core":
-        return "the shared core"
+        return "the common weights"
     return f"the weights common to {' and '.join(source.split('∩'))}" if "∩" in source else f"subnet {source}"
 
 
@@ -51,7 +51,7 @@ def name_strategy(strategy: Strategy, every: int, batch: int, core_bytes: int) -
         Strategy.LEAST_LATENCY_PASSING: "least-latency, refilled in passing",
         Strategy.EMPTY_BATCHED: f"no cache, batches of {batch}",
         Strategy.STATIC_BATCHED: f"static cache, batches of {batch}",
-        Strategy.ENTIRE_CORE: f"entire core cached ({format_bytes(core_bytes)})",
+        Strategy.ENTIRE_CORE: f"all common weights cached ({format_bytes(core_bytes)})",
     }
     return names[strategy]
 

@@ -609,7 +609,7 @@ class StudyRun:
         values = self._get_trial(number).intermediate_values
         if not values:
             return None
-        self._warn_once("the objective returns nothing: a trial counts with its last report")
+        self._warn_once("the objective returns nothing: the last report of a trial is its value")
         return float(values[max(values)])
 
     def _record_end(self, item: RunningTrial, *, is_complete: bool) -> None:

@@ -50,7 +50,7 @@ def write_missed_deadline_headline(deadline_s: float, confidence: float, earlies
 def write_over_budget_headline(deadline_s: float, budget_usd: float, confidence: float) -> str:
     """State that no plan meets the deadline within the budget."""
     return (
-        f"no plan keeps the deadline of {format_duration(deadline_s)} and the budget of {format_money(budget_usd)}, "
+        f"no plan meets the deadline of {format_duration(deadline_s)} within the budget of {format_money(budget_usd)}, "
         f"each with probability {format_percent(confidence)}"
     )
 
@@ -91,8 +91,8 @@ def write_winner_headline(
 
 def describe_cap(cap_usd: float, budget_usd: float | None, *, has_minimums: bool = True) -> str:
     """Describe the bill that 95 % of the simulated runs do not exceed, and whether a hard cap is set."""
-    included = "minimums, disks, data and head node" if has_minimums else "disks, data and head node"
-    cap = f"{format_money(cap_usd)} in 95 % of the simulated bills, {included} included"
+    included = "minimum charges, disks, data and head node" if has_minimums else "disks, data and head node"
+    cap = f"at most {format_money(cap_usd)} in 95 % of the simulated runs, with {included}"
     if budget_usd is None:
         return f"{cap}; budget makes it a hard cap"
     return f"{cap}; the run stops at {format_money(budget_usd)}"
@@ -325,7 +325,7 @@ def describe_offers(offers: Mapping[str, bool]) -> str:
 
 
 def describe_lost_nodes(count: int) -> str:
-    """Describe the nodes that were lost."""
+    """Describe how many nodes were lost, and what became of their trials."""
     return f"{format_count(count, 'node')}; the trials continued from their checkpoints"
 
 

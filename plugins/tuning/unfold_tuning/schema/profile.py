@@ -130,7 +130,7 @@ def check_profile(profile: ProfileSpec) -> Iterable[Problem]:
 
 
 def _check_deviations(profile: ProfileSpec) -> Iterable[Problem]:
-    """Yield times of which nearly all samples would be close to zero."""
+    """Yield times with a spread that would draw nearly all samples close to zero."""
     for name in ("iteration", "provision", "startup", "start", "sync"):
         time = getattr(profile, name)
         if isinstance(time, (Delay, Iteration)) and time.std > MAX_VARIATION * time.mean:

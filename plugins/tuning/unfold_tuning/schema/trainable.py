@@ -38,7 +38,7 @@ LOSS_WORDS = frozenset(
         "regret",
     }
 )
-"""Words in the name of a metric of which a smaller value is better."""
+"""Words in the name of a metric that is better if smaller."""
 DISTRIBUTION_WORDS: Mapping[str, str] = {
     "loguniform": "{log: [low, high]}",
     "lograndint": "{log_int: [low, high]}",

@@ -98,7 +98,7 @@ def read_report(path: Path) -> Report:
     run = RunDir(path)
     if not run.has(REPORT):
         message = "the run has no report: a verb still works on it, or was stopped"
-        raise user_error(message, file=str(path), hint="wait, or give that verb once more: it resumes what it stored")
+        raise user_error(message, file=str(path), hint="wait, or run that verb again, which continues what it stored")
     with run.decoding(REPORT, "a report") as data:
         report = from_data(parse_object(data))
         for problem in validate_report(report, report.kind, report.verb):

@@ -43,6 +43,6 @@ def test_a_rule_does_not_read_another_unit(column: str, factor: float, offset: f
     values[:2, number] = 1e6
     assert not detect_stage_entry(table, StageTarget(rule="sirs"), key="k").all()
     values[:20, number] = normal[column] * factor + offset
-    with pytest.raises(UnfoldError, match=f'"{column}" are no values in ') as error:
+    with pytest.raises(UnfoldError, match=f'"{column}" are not values in ') as error:
         detect_stage_entry(table, StageTarget(rule="sirs"), key="k")
     assert "the rule sirs reads" in error.value.diagnostics[0].hint

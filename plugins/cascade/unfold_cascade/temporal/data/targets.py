@@ -76,7 +76,7 @@ def _check_unit(table: EntityTable, column: str, rule: str, key: str) -> None:
     if len(outside) > MAX_OUTLIERS * np.isfinite(values).sum():
         share = len(outside) / np.isfinite(values).sum()
         message = (
-            f'{table.name}: {100 * share:.0f} % of "{column}" are no values in {unit}, such as {values[outside[0]]:g}'
+            f'{table.name}: {100 * share:.0f} % of "{column}" are not values in {unit}, such as {values[outside[0]]:g}'
         )
         hint = f"the rule {rule} reads {unit}, from {low:g} to {high:g}: convert the column, and leave errors empty"
         raise user_error(message, key=key, hint=hint)

@@ -191,7 +191,7 @@ class ReferenceEngine:
         skipped = 0
         if windowed:
             needed = math.ceil((self.limits.window - 1) / self.requests.block_tokens)
-            # the longest prefix of which the last window is in the cache
+            # the longest prefix with its last window in the cache
             count = next(
                 end
                 for end in range(count, -1, -1)

@@ -203,7 +203,7 @@ def describe_endpoint_steps(step_s: float, context: float, budget: int, full_s: 
 
 
 def describe_endpoint_front(front_s: float) -> str:
-    """Return the time before the engine."""
+    """Return the measured part of TTFT that passes before the engine."""
     return f"client, HTTP and tokenizer take {format_seconds(front_s)} of each TTFT"
 
 
@@ -213,7 +213,7 @@ def describe_endpoint_fit(within: float) -> str:
 
 
 def describe_endpoint_range(longest_prompt: int, peak_streams: int) -> str:
-    """Return the range that was measured."""
+    """Return up to which prompt length and number of streams a profile measured."""
     streams = format_count(peak_streams, "stream")
     return f"measured up to prompts of {longest_prompt:,} tokens and {streams}; beyond, steps are extrapolated"
 
@@ -344,7 +344,7 @@ def describe_running_stages(names: Sequence[str], numbers: int) -> str:
 
 def describe_local_engines(replicas: int, start_s: float, replaced: int) -> str:
     """Return what happened to the processes of a replay."""
-    deaths = f"; {format_count(replaced, 'process')} ended early and were replaced" if replaced else ""
+    deaths = f"; {format_count(replaced, 'process')} replaced after ending early" if replaced else ""
     started = format_count(replicas, "llama.cpp process")
     return f"{started} at the start, ready within {format_seconds(start_s)}{deaths}"
 
