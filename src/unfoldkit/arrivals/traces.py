@@ -255,7 +255,7 @@ def _read_rows(path: Path, columns: TableColumns, warn: Warn) -> TraceRows:
 
 
 def _require_several(rows: TraceRows, path: Path) -> TraceRows:
-    """Reject the single time of a document: it is the start of a test, of which the document is a summary."""
+    """Reject the single time of a document: it is the start of a test that the document summarizes."""
     if rows.times.size == 1 and rows.counts is None and rows.rates is None:
         hint = "a summary has no arrival times: export a line for each request, or counts by interval"
         raise user_error("the file holds a single time", file=str(path), hint=hint)

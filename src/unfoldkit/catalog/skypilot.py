@@ -20,7 +20,7 @@ def read_vms(path: Path, region: str, zones: Collection[str] = ()) -> PriceBook:
     """Read a region's types from a ``vms.csv``, with ``Price`` and the cheapest ``SpotPrice`` of their zones.
 
     If ``zones`` are named, spot prices of others do not count. The list has ids of AWS zones (``use1-az1``), and the
-    names that an account gives them are unknown: then the dearest zone counts.
+    names that an account gives them are unknown: then the most expensive zone counts.
 
     Raises:
         UnfoldError: A column is missing, a figure is not a number, a price is implausible, or the region is absent.
@@ -69,7 +69,7 @@ def _select_zones(rows: Iterable[tuple[str, Instance]], zones: Collection[str]) 
 
 
 def _select_zone(offers: Sequence[tuple[str, Instance]], zones: Collection[str]) -> Instance:
-    """Return an offer with the spot price of the cheapest zone, or of the dearest if those named are unknown."""
+    """Return an offer with the spot price of the cheapest zone, or the most expensive if the named are unknown."""
     has_ids = any(ZONE_ID.search(zone) for zone, _ in offers)
     priced = [
         row for zone, row in offers if row.spot is not None and (not zones or not zone or has_ids or zone in zones)

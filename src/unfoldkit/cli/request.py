@@ -32,7 +32,7 @@ class Request:
         data: New data to validate a run on.
         recalibrate: New data to refit the plan of a run on.
         on: The node to measure on: an instance type, or ``ray``.
-        target: The system with an existing deployment of which ``serve`` takes charge, or where ``train`` runs.
+        target: The system with an existing deployment that ``serve`` takes charge of, or where ``train`` runs.
     """
 
     verb: str

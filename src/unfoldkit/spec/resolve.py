@@ -103,7 +103,7 @@ def load_spec(
 
 
 def refuse_other_schema(document: Document) -> None:
-    """Refuse a plan that another version wrote, of which keys may mean something else.
+    """Refuse a plan that another version wrote: its keys may mean something else.
 
     Raises:
         UnfoldError: The document is such a plan.

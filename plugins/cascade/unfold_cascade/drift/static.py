@@ -68,7 +68,7 @@ def check_new_cases(loaded: LoadedPlan, source: TableSource, run: Run) -> Report
 
 
 def compare_new_cases(loaded: LoadedPlan, source: TableSource, tables: ScoreTables, run: Run) -> Report:
-    """Do the same with score tables that hold the new cases already."""
+    """Compare new cases that are already in the score tables with those of the plan."""
     problem, dataset, frame = loaded.problem, loaded.problem.dataset, load_frame(source)
     candidates = tables.candidates
     if not loaded.is_cascade:

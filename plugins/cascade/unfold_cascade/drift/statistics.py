@@ -150,7 +150,10 @@ def compare_clusters(old: FloatArray, new: FloatArray, rng: np.random.Generator,
 
 
 def compare_cases(old: FloatArray, new: FloatArray, rng: np.random.Generator, level: float) -> tuple[float, float]:
-    """Test the same for (K,) counts of independent cases, for which only the counts must be permuted again."""
+    """Test two (K,) counts of independent cases for a difference; return their distance and the p-value.
+
+    Cases are exchangeable, so permuting the counts suffices.
+    """
     total, rounds = old + new, _count_rounds(level)
     distance = float(_total_variation(old[None], new[None])[0])
     if not total.any():

@@ -119,7 +119,7 @@ def build_tables(problem: Problem, models: Sequence[PredictedSlot]) -> ScoreTabl
 
 
 def goal_error_costs(problem: Problem) -> ErrorCosts:
-    """Build the error costs of the goal."""
+    """Build the cost matrix of ``goal.errors`` for the labels of the data."""
     return build_error_costs(problem.goal.errors, problem.dataset.names, problem.dataset.labels)
 
 

@@ -169,7 +169,7 @@ class EmptyCluster:
         return ""
 
     def _describe_total(self, unit: Sequence[Task]) -> str:
-        """Return the kind of which a unit needs more than the cluster has, or that its tasks do not fit together."""
+        """Return the kind that a unit needs more of than the cluster has, or that its tasks do not fit together."""
         is_up, total = self.table.state.is_up > 0, Counter[str]()
         for task in unit:
             total.update(task.demand)

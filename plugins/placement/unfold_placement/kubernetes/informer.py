@@ -728,7 +728,7 @@ def _is_later(record: Record, body: Body) -> bool:
 
 
 def is_other_pod(body: Body, uid: str | None) -> bool:
-    """Return whether a pod is another than the one of its name that had a ``uid``, if there was one."""
+    """Return whether a pod has replaced the one with its name and a ``uid``; false without a ``uid``."""
     return uid is not None and body["metadata"].get("uid", "") != uid
 
 

@@ -143,7 +143,7 @@ class ShadowBackend(LocalBackend):
                     self.store.withdraw(record.task.name)
 
     def handle_node(self, body: Body, *, is_gone: bool = False) -> None:
-        """Record the current state of a node."""
+        """Record a node as the watch reports it, or that it is gone."""
         with self.store.changed:
             self.nodes_changed |= update_node(self.store, self.nodes, body, self._decode, is_gone=is_gone)
 
@@ -171,7 +171,7 @@ class ShadowBackend(LocalBackend):
                     self.store.write_record(replace(record, task=task), kinds.SUBMITTED)
 
     def handle_pod(self, body: Body, *, is_gone: bool = False) -> None:
-        """Record the current state of a pod; in the namespace it is a task."""
+        """Record a pod as the watch reports it: a task in the namespace, used capacity elsewhere."""
         if body["metadata"].get("namespace") != self.scope.namespace:
             self._handle_foreign(body, is_gone=is_gone)
             return

@@ -244,7 +244,7 @@ class Writer:
         except ApiError as error:
             if not error.is_absent:
                 raise
-            # somebody deleted it
+            # it was deleted meanwhile
             self.read_config()
             self._patch_config(data)
         self.informer.annotations[ANYWHERE] = data["names"]

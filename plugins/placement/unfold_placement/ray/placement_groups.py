@@ -112,7 +112,7 @@ class PlacementGroups:
             self.remove(group)
 
     def take_idle(self, before: float = float("inf"), node: str | None = None) -> list[Any]:
-        """Forget such reservations and return their groups, which the caller removes."""
+        """Forget reservations that are unused since before a time (s); the caller removes the returned groups."""
         removed: list[Reservation] = []
         with self.lock:
             for key in [key for key in self.idle if node in {None, key[0]}]:

@@ -104,7 +104,7 @@ def find_in_stream(scenario: Scenario, new_policies: Callable[[], Sequence[Polic
 
 
 def _list_streams(scenario: Scenario, new_policies: Callable[[], Sequence[Policy]]) -> Iterator[Stream]:
-    """Yield the streams of a scenario of which the victim ends where it is alone."""
+    """Yield the streams of a scenario in which the victim, alone, would end."""
     others = [kind.name for kind in scenario.kinds if kind.name != scenario.victim]
     for step_s in STEPS_S:
         try:

@@ -1,6 +1,6 @@
 """ClusterQueues, LocalQueues, cohorts, ResourceFlavors and Workloads of Kueue (v1beta1, v1beta2), read from a file.
 
-What the replay cannot express is refused by name where it would change who is admitted, and stated otherwise.
+What the replay cannot express is refused by name where it would change admissions, and stated otherwise.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ def measure_read_share(shape: LayerShape) -> float:
 
 
 def count_group_weights(shape: LayerShape) -> int:
-    """Count the weights of one group."""
+    """Count the weights of one group of a convolution: kernels, channels and window of the group."""
     return shape.kernels * shape.channels * shape.window[0] * shape.window[1]
 
 

@@ -274,7 +274,7 @@ def _iterate_candidates(
 
 
 def _iterate_shortened(module: nn.Module, candidates: Sequence[ProjectedHeads]) -> Iterator[ProjectedHeads]:
-    """Iterate over attention layers of which all heads remain, and each of them loses the same channels."""
+    """Iterate over attention layers that keep all heads, each without the same channels."""
     for candidate in candidates:
         count, size = len(candidate.order), candidate.written.size
         is_whole = {read.path for read in candidate.reads} == {*candidate.all_reads}

@@ -26,7 +26,7 @@ from unfoldkit.safe_io.files import parse_object
 
 PLAN_FILE = "residency.json"
 MAX_LISTED = 5
-"""Members of which every set is simulated; of more, a local search chooses the sets."""
+"""Up to so many members, every set is simulated; beyond, a local search chooses the sets."""
 MAX_TRIALS = 250
 """Sets that a search simulates."""
 PLANNED_REQUESTS = 4_000

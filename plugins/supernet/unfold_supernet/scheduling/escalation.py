@@ -1,4 +1,4 @@
-"""Escalation: the most accurate subnet recomputes the rows of which a small subnet is unsure.
+"""Escalation: the most accurate subnet recomputes the rows that a small subnet is unsure of.
 
 To a policy, a pair of subnets is one more candidate. Its accuracy lies between theirs or above. Its latency is that of
 the small subnet plus that of the large one for the unsure rows.

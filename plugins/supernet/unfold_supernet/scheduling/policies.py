@@ -140,7 +140,7 @@ def make_steady(profiles: Sequence[SubnetProfile], slo: float) -> Policy:
     A subnet that just serves the present queue leaves a backlog that only the smallest can clear. Accuracy is concave
     in capacity, so a medium subnet throughout serves more of it than turns of largest and smallest. The rate is that
     of the arrivals behind the most urgent request, less one standard deviation. A subnet's rate is that of its best
-    batch of which two in a row are in time. Spare slack admits a higher rate for a while, because the queue absorbs it.
+    batch that is in time twice in a row. Spare slack admits a higher rate for a while, because the queue absorbs it.
 
     Args:
         profiles: Subnets to choose from.
@@ -166,7 +166,7 @@ def make_steady(profiles: Sequence[SubnetProfile], slo: float) -> Policy:
 
 
 def compute_capacity(profile: SubnetProfile, slo: float) -> float:
-    """Compute the requests per second of the best batch of which two in a row are in time; 0 if there is none."""
+    """Compute the requests per second of the best batch that is in time twice in a row; 0 if there is none."""
     return max((size / time for size, time in profile.seconds if 2 * time <= slo), default=0.0)
 
 

@@ -253,7 +253,7 @@ def _compute_wilson_reach(proportion: float, count: int) -> float:
 
 
 def compare_paired(correct: BoolArray, reference: BoolArray, groups: IntArray | None = None) -> Difference:
-    """Compare a subnet's correct rows with those of a reference on the same rows, of which groups count if known."""
+    """Compare a subnet's correct rows with those of a reference on the same rows; known groups count instead."""
     difference = correct.astype(np.float64) - reference
     if groups is not None:
         influence = sum_groups((difference - difference.mean()) / len(difference) * 100, groups)

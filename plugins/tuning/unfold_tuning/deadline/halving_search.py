@@ -117,7 +117,7 @@ class HalvingSearch:
         return runnable if self.is_full or not self.has_new_trials else runnable + total - len(self.brackets)
 
     def list_rungs(self, bracket: int) -> list[int]:
-        """List the rungs of a bracket."""
+        """List the steps at which the trials of a bracket are compared; brackets begin anew after the last."""
         return self.keeper.list_rungs(bracket % len(self.keeper.brackets))
 
     def list_open_brackets(self) -> list[int]:

@@ -55,7 +55,7 @@ class Limits:
         budget_usd: The bill at which the run stops, if any.
         usd_per_hour: Price of a slot.
         confidence: Probability with which what is begun shall end in time.
-        machine: The machine of which the slots share the price, if the budget came without one.
+        machine: The machine whose price the slots share, if the budget came without a price.
     """
 
     deadline_s: float

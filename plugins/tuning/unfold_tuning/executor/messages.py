@@ -120,6 +120,6 @@ def describe_progress(
 
 
 def describe_spend(spent_usd: float, budget_usd: float | None) -> str:
-    """Describe what was spent, and of which budget."""
+    """Describe what was spent, and the budget that it was taken from."""
     cap = "" if budget_usd is None else f" of {format_money(budget_usd)}"
     return f"{format_money(spent_usd)}{cap} spent"

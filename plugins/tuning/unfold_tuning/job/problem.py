@@ -78,12 +78,12 @@ class TrainableConfig:
         return self.metric or ("accuracy" if self.function is None else "metric")
 
     def display_metric(self, score: float) -> float:
-        """Convert a ranking score, of which more is better, to the metric; see :func:`score_metric`."""
+        """Convert a ranking score (higher is better) to the metric; see :func:`score_metric`."""
         return score_metric(score, self.mode)
 
 
 def score_metric(metric: float, mode: Mode) -> float:
-    """Convert a metric to a ranking score, of which more is better: one to be minimized counts by its negative."""
+    """Convert a metric to a ranking score (higher is better): one to be minimized counts by its negative."""
     # no negative zero
     return 0.0 - metric if mode == "min" else metric
 

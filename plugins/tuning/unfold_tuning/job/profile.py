@@ -109,7 +109,7 @@ class Machine:
         checkpoint_iters: Iterations between two checkpoints.
         price_source: Where the price comes from.
         market: ``on-demand``, ``spot``, or ``thrifty``: spot while there is slack, on demand when it runs out.
-        spot: The spot side of a thrifty machine, of which the price is that on demand.
+        spot: The spot side of a thrifty machine; the price of the machine is that on demand.
     """
 
     name: str

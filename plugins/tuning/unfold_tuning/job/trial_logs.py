@@ -65,7 +65,7 @@ SPANS = (
 )
 """Columns of the begin and the end of a trial in MLflow, Optuna, Hyperopt and others, if no other times are known."""
 DURATION_COLUMN = "duration"
-"""Column of the difference of the two, of which pandas writes milliseconds as JSON, without their unit."""
+"""Column of the difference of the two, which pandas writes to JSON as milliseconds, without their unit."""
 SPAN_COLUMN = "seconds from begin to end"
 """Column that is added with the difference of the two."""
 METRIC_COLUMNS = ("key", "tag", "metric", "metric_name", "variable")

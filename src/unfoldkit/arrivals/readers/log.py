@@ -41,7 +41,7 @@ class UnitDoubts:
     """What leaves the unit of times in doubt.
 
     Attributes:
-        unitless: Fields with numbers of which neither name nor notation states the unit.
+        unitless: Fields with numbers in a unit that neither name nor notation states.
         has_fractions: Whether a time that counts as one of Mooncake's milliseconds has a fraction.
     """
 

@@ -171,7 +171,7 @@ class TimeNotation:
         return None if self.unit is None else UNITS_S[self.unit]
 
     def convert_numbers(self, times: FloatArray, column: str, file: str, *, is_single: bool = True) -> FloatArray:
-        """Convert numbers of which neither the spec nor a column states the unit: times since 1970, or seconds.
+        """Convert numbers in a unit that neither the spec nor a column states: times since 1970, or seconds.
 
         ``is_single`` states that each is one arrival; otherwise each begins an interval of counts or rates.
 

@@ -120,7 +120,7 @@ def _check_disk() -> CheckResult:
 
 
 def _list_extras() -> CheckResult:
-    """List the extras of which every package is installed."""
+    """List the extras with every package installed."""
     packages = {extra: names - {"unfoldkit"} for extra, names in list_extras().items()}
     packages = {extra: names for extra, names in packages.items() if names}
     installed = [name for name, parts in packages.items() if all(map(_is_installed, parts))]

@@ -100,7 +100,7 @@ def _describe_graph(graph: Graph) -> str:
 
 
 def _tabulate_graph(graph: Graph) -> Table:
-    # a column of which no node has a value would be empty
+    # a column without a value of any node would be empty
     measured = [any(node.load is not None for node in graph.nodes), any(node.share is not None for node in graph.nodes)]
     measures = (Column(graph.load, "%", 0), Column(graph.share, "%", 0))
     columns = (Column("name"), Column("facts"), Column(graph.count), *itertools.compress(measures, measured),

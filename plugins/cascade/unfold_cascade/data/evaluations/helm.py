@@ -17,7 +17,7 @@ _HELM_RUN = re.compile(r"(?:^|[,:])model=([^,]+)")
 
 
 def read_helm(file: Path, data: bytes) -> Iterator[tuple[str, str, Sample]]:
-    """Yield model, task and sample of a run, of which the folder names task and model; perturbed ones are left out.
+    """Yield model, task and sample of a run; its folder names task and model, and perturbed samples are left out.
 
     Raises:
         UnfoldError: the folder names no model, or a file is not JSON.

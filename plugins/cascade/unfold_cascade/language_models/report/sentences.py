@@ -147,7 +147,7 @@ def refused_latency(late: int, units: int, quantile: str, deadline_ms: float, sm
 
 
 def saving_interval(low: float, high: float, confidence: float, rows: int) -> str:
-    """State the interval of the saving."""
+    """State the saving on test rows as an interval, with its confidence and method."""
     return f"{percent(low)} to {percent(high)} with {percent(confidence)} confidence (delta method, {rows:,} test rows)"
 
 

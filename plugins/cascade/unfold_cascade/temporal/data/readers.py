@@ -50,7 +50,7 @@ STAY_COLUMNS = frozenset(
 )
 """Names of columns of stays, in lower case."""
 MIN_HOURS_OF_STAY = 2.0
-"""Fewer rows a stay are visits, of which each is one row."""
+"""Fewer rows a stay are visits, with one row each."""
 MAX_TRANSFERRED_SHARE = 0.2
 """Share of entities that may have rows of two hospitals: transfers are rarer, repeated numbers more common."""
 TABLE_ENDINGS = (".csv", ".csv.gz", ".psv", ".tsv", ".txt", ".parquet", ".jsonl", ".jsonl.gz", ".ndjson")

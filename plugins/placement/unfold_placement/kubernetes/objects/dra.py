@@ -235,7 +235,7 @@ def slice_name(scope: Scope, name: str) -> str:
 
 
 def slice_amount(body: Body | None) -> int:
-    """Return the amount of a slice, -1 if there is none."""
+    """Return the counted amount that a ResourceSlice states, in units; -1 without a slice."""
     if body is None:
         return -1
     return parse_amount(UNIT, body["spec"]["devices"][0]["capacity"][UNIT]["value"]) // MILLI

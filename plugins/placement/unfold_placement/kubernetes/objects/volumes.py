@@ -159,7 +159,7 @@ class Volumes:
         return ("", _volume_terms(body)) if body else (f"volume {volume} of claim {name}, which does not exist", ())
 
     def _find_places(self, claim: Body) -> tuple[str, NodeTerms]:
-        """Return the same for a claim without a volume."""
+        """Return what a claim without a volume waits for, or the terms of the nodes where it can get one."""
         meta, spec = claim["metadata"], claim["spec"]
         storage_class = self.bodies[CLASSES].get(spec.get("storageClassName") or "") or {}
         if spec.get("volumeName") or storage_class.get("volumeBindingMode") != LATE_BINDING:
