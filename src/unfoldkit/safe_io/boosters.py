@@ -34,60 +34,60 @@ def _damaged(file: str, why: str) -> UnfoldError:
 
 def _walk(data: bytes) -> None:
     """Read UBJSON (draft 12) without recursion; an open container is its kind and how many items are left of it."""
-    at, stack = 1, [("{", -1)]
+    offset, stack = 1, [("{", -1)]
     while stack:
-        kind, left = stack[-1]
-        if left == 0 or (left < 0 and data[at : at + 1] == (b"}" if kind == "{" else b"]")):
-            at += left < 0
+        kind, remaining = stack[-1]
+        if remaining == 0 or (remaining < 0 and data[offset : offset + 1] == (b"}" if kind == "{" else b"]")):
+            offset += remaining < 0
             stack.pop()
             continue
-        if left > 0:
-            stack[-1] = (kind, left - 1)
+        if remaining > 0:
+            stack[-1] = (kind, remaining - 1)
         if kind == "{":
-            at = _skip_text(data, at)
-        marker, at = data[at : at + 1], at + 1
+            offset = _skip_text(data, offset)
+        marker, offset = data[offset : offset + 1], offset + 1
         if marker in (b"{", b"["):
-            at = _open(data, at, marker.decode(), stack)
+            offset = _open(data, offset, marker.decode(), stack)
         elif marker in (b"S", b"H"):
-            at = _skip_text(data, at)
+            offset = _skip_text(data, offset)
         elif marker in _SIZES:
-            at = _skip(data, at, _SIZES[marker])
+            offset = _skip(data, offset, _SIZES[marker])
         else:
-            raise ValueError(f"an unknown marker at byte {at - 1}")
+            raise ValueError(f"an unknown marker at byte {offset - 1}")
 
 
-def _open(data: bytes, at: int, kind: str, stack: list[tuple[str, int]]) -> int:
-    if data[at : at + 1] == b"$":
-        size, at = _SIZES.get(data[at + 1 : at + 2]), at + 2
-        if size is None or kind == "{" or data[at : at + 1] != b"#":
-            raise ValueError(f"an unknown array at byte {at}")
-        count, at = _count(data, at + 1)
-        return _skip(data, at, size * count)
-    left = -1
-    if data[at : at + 1] == b"#":
-        left, at = _count(data, at + 1)
-    stack.append((kind, left))
+def _open(data: bytes, offset: int, kind: str, stack: list[tuple[str, int]]) -> int:
+    if data[offset : offset + 1] == b"$":
+        size, offset = _SIZES.get(data[offset + 1 : offset + 2]), offset + 2
+        if size is None or kind == "{" or data[offset : offset + 1] != b"#":
+            raise ValueError(f"an unknown array at byte {offset}")
+        count, offset = _count(data, offset + 1)
+        return _skip(data, offset, size * count)
+    remaining = -1
+    if data[offset : offset + 1] == b"#":
+        remaining, offset = _count(data, offset + 1)
+    stack.append((kind, remaining))
     if len(stack) > MAX_JSON_DEPTH:
         raise ValueError(f"nested deeper than {MAX_JSON_DEPTH}")
-    return at
+    return offset
 
 
-def _count(data: bytes, at: int) -> tuple[int, int]:
-    form = _COUNTS.get(data[at : at + 1])
+def _count(data: bytes, offset: int) -> tuple[int, int]:
+    form = _COUNTS.get(data[offset : offset + 1])
     if form is None:
-        raise ValueError(f"a length is missing at byte {at}")
-    (count,) = struct.unpack_from(form, data, at + 1)
+        raise ValueError(f"a length is missing at byte {offset}")
+    (count,) = struct.unpack_from(form, data, offset + 1)
     if count < 0:
-        raise ValueError(f"a negative length at byte {at}")
-    return count, at + 1 + struct.calcsize(form)
+        raise ValueError(f"a negative length at byte {offset}")
+    return count, offset + 1 + struct.calcsize(form)
 
 
-def _skip_text(data: bytes, at: int) -> int:
-    length, at = _count(data, at)
-    return _skip(data, at, length)
+def _skip_text(data: bytes, offset: int) -> int:
+    length, offset = _count(data, offset)
+    return _skip(data, offset, length)
 
 
-def _skip(data: bytes, at: int, length: int) -> int:
-    if at + length > len(data):
+def _skip(data: bytes, offset: int, length: int) -> int:
+    if offset + length > len(data):
         raise ValueError("the file ends too early")
-    return at + length
+    return offset + length

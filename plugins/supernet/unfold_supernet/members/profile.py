@@ -50,7 +50,7 @@ class MemberProfiles:
         classes: Names of the classes.
         size: Shape of an input without rows.
         memory_bytes: Memory for all of them together; ``None`` for as much as they need.
-        delayed: Members whose measurement other programs delayed.
+        delayed: Members with a measurement that other programs delayed.
     """
 
     profiles: tuple[SubnetProfile, ...]

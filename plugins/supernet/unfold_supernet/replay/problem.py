@@ -88,7 +88,7 @@ class ReplayProblem:
         accelerator: Set if requests are served by the simulated accelerator.
         costs: Memory and load time of each member, if the profiles are a list of members.
         memory_bytes: Memory for all of them together; ``None`` for as much as they need.
-        delayed: Members whose measurement other programs delayed.
+        delayed: Members with a measurement that other programs delayed.
         engines: The engine of each subnet, where there is a choice.
         task: What the subnets predict; their accuracy is the score of this task.
     """

@@ -31,7 +31,7 @@ MICRO = 1e6
 MAX_LISTED_STEPS = 16
 WEIGHT_BYTES = 4
 MAX_LEAKS = 3
-"""Labels or values whose leaking columns a report names."""
+"""Labels or values for which a report names the leaking columns."""
 
 
 def build_training_report(problem: TrainingProblem, result: TrainingResult) -> Report:

@@ -55,7 +55,7 @@ class Limits:
         budget_usd: The bill at which the run stops, if any.
         usd_per_hour: Price of a slot.
         confidence: Probability with which what is begun shall end in time.
-        machine: The machine whose price the slots share, if the budget came without a price.
+        machine: The machine with the price that the slots share, if the budget came without one.
     """
 
     deadline_s: float

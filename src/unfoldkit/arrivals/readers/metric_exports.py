@@ -59,18 +59,18 @@ def read_metrics(objects: Iterable[dict[str, Any]], columns: TableColumns, path:
     Raises:
         UnfoldError: It holds several metrics, or their values count no requests.
     """
-    series = [each for value in objects for each in _list_series(value)]
+    series = [metric for value in objects for metric in _list_series(value)]
     if not series:
         return None
-    selected = [each for each in series if columns.match in each.name]
-    names = list(dict.fromkeys(each.name for each in selected))
+    selected = [metric for metric in series if columns.match in metric.name]
+    names = list(dict.fromkeys(metric.name for metric in selected))
     if len(names) != 1:
         message = f"the file holds {len(names)} metrics{': ' if names else ''}{', '.join(names[:5])}"
         raise user_error(message, file=str(path), hint="arrivals.match names the one that counts requests")
-    for each in selected:
-        if each.fault:
-            raise user_error(f"{each.name}: {each.fault}", file=str(path), hint=each.hint)
-    points = [(str(time), "0" if value is None else str(value)) for each in selected for time, value in each.points]
+    for metric in selected:
+        if metric.fault:
+            raise user_error(f"{metric.name}: {metric.fault}", file=str(path), hint=metric.hint)
+    points = [(str(time), "0" if value is None else str(value)) for metric in selected for time, value in metric.points]
     is_rate = selected[0].is_rate
     named = replace(columns, time=_TIME, match="", counts="" if is_rate else _VALUE, rates=_VALUE if is_rate else None)
     rows = ((number, list(point)) for number, point in enumerate(points, 1))
@@ -86,7 +86,7 @@ def read_range(objects: Iterable[dict[str, Any]], match: str, path: Path) -> Tra
     Raises:
         UnfoldError: The values are not rates.
     """
-    matrix = next((each for each in objects if each.get("resultType") == "matrix"), None)
+    matrix = next((result for result in objects if result.get("resultType") == "matrix"), None)
     if matrix is None:
         return None
     try:
@@ -130,19 +130,19 @@ def find_datapoint_counts(entries: Sequence[dict[str, Any]], columns: TableColum
 
 def _list_series(value: dict[str, Any]) -> Iterator[MetricSeries]:
     """Yield the metrics that an object holds by itself, whatever system has exported it."""
-    for each in _list_objects(value.get("MetricDataResults")):
+    for result in _list_objects(value.get("MetricDataResults")):
         # results in pages share a label
-        yield _read_cloudwatch(each)
+        yield _read_cloudwatch(result)
     if isinstance(value.get("timeseries"), list) and isinstance(value.get("name"), dict):
         yield from _list_azure(value)
-    for each in _list_objects(value.get("timeSeries")):
-        yield _read_google(each)
+    for result in _list_objects(value.get("timeSeries")):
+        yield _read_google(result)
     # those of a date histogram of Elasticsearch; other buckets have no key_as_string
-    if buckets := [each for each in _list_objects(value.get("buckets")) if "key_as_string" in each]:
-        yield MetricSeries("doc_count", [(each.get("key"), each.get("doc_count")) for each in buckets])
-    for each in _list_objects(value.get("series")):
-        if isinstance(each.get("pointlist"), list):
-            yield _read_datadog(each)
+    if buckets := [bucket for bucket in _list_objects(value.get("buckets")) if "key_as_string" in bucket]:
+        yield MetricSeries("doc_count", [(bucket.get("key"), bucket.get("doc_count")) for bucket in buckets])
+    for result in _list_objects(value.get("series")):
+        if isinstance(result.get("pointlist"), list):
+            yield _read_datadog(result)
 
 
 def _read_cloudwatch(result: dict[str, Any]) -> MetricSeries:

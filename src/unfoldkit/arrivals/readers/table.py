@@ -68,7 +68,7 @@ _ISO_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:")
 """The beginning of a date with a time of day."""
 _MINUTE_S = 60.0
 _CHUNK_ROWS = 2**16
-"""Rows whose dates are parsed at once."""
+"""Rows with dates that are parsed at once."""
 _END_COLUMNS = ("end_timestamp", "duration")
 
 

@@ -60,14 +60,14 @@ def _tabulate_plot(figure: Figure) -> Table:
 
 def tabulate_series(name: str, x: str, series: Sequence[Series], names: Sequence[str] = ()) -> Table:
     """Return series as a table: a row per x of short ones, and the range of each where there are many points."""
-    places = sorted({value for one in series for value in one.x if value is not None and math.isfinite(value)})
-    if len(places) <= MAX_POINTS and not any(one.style == "segments" for one in series):
-        values = [dict(zip(one.x, one.y, strict=True)) for one in series]
+    places = sorted({value for curve in series for value in curve.x if value is not None and math.isfinite(value)})
+    if len(places) <= MAX_POINTS and not any(curve.style == "segments" for curve in series):
+        values = [dict(zip(curve.x, curve.y, strict=True)) for curve in series]
         rows = tuple((_name_place(place, names), *(_to_cell(held.get(place)) for held in values)) for place in places)
-        return Table(name, (Column(x), *(Column(one.name) for one in series)), rows)
+        return Table(name, (Column(x), *(Column(curve.name) for curve in series)), rows)
     columns = (Column("series"), Column("points"), Column(f"first {x}"), Column(f"last {x}"), Column("least"),
                Column("greatest"), Column("last"))  # fmt: skip
-    return Table(name, columns, tuple(_summarize(one) for one in series if one.y))
+    return Table(name, columns, tuple(_summarize(curve) for curve in series if curve.y))
 
 
 def _name_place(place: float, names: Sequence[str]) -> Cell:
@@ -199,8 +199,8 @@ def _describe_step_area(figure: StepArea) -> str:
 
 
 def _tabulate_step_area(figure: StepArea) -> Table:
-    series = [replace(one, name=f"{panel.name}: {one.name}" if one.name != panel.name else one.name)
-              for panel in figure.panels for one in panel.series]  # fmt: skip
+    series = [replace(curve, name=f"{panel.name}: {curve.name}" if curve.name != panel.name else curve.name)
+              for panel in figure.panels for curve in panel.series]  # fmt: skip
     return tabulate_series(figure.title, figure.unit, series)
 
 

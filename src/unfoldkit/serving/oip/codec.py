@@ -124,7 +124,7 @@ class RequestReader:
         if len(body) <= max_values:
             return
         text = body[:json_bytes] if json_bytes else body
-        has_texts = any(item.datatype == "BYTES" for item in self.inputs)
+        has_texts = any(field.datatype == "BYTES" for field in self.inputs)
         if json_bytes and not has_texts and len(body) - json_bytes > MAX_ITEM_BYTES * max_values:
             raise TooLarge(f"the tensors have {len(body) - json_bytes} bytes; at most {max_rows} rows are accepted")
         if len(text) > max_values and count_values(text, max_values) > max_values:
@@ -164,13 +164,13 @@ class RequestReader:
         Raises:
             InvalidRequest: A tensor has another datatype than its input.
         """
-        fields = {item.name: item for item in self.inputs}
+        fields = {field.name: field for field in self.inputs}
         for tensor in data["inputs"]:
-            item = fields.get(tensor["name"])
-            if item is not None:
-                _check_datatype(tensor["datatype"], item)
-                if not item.missing and None in tensor.get("data", ()):
-                    return _describe_nan(item)
+            field = fields.get(tensor["name"])
+            if field is not None:
+                _check_datatype(tensor["datatype"], field)
+                if not field.missing and None in tensor.get("data", ()):
+                    return _describe_nan(field)
         return ""
 
     def _check(self, request: Any) -> InferenceRequest:
@@ -188,8 +188,8 @@ class RequestReader:
         """Read the most frequent request quickly: one row of plain numbers for a model with one input."""
         if self.pack is None or len(request.inputs) != 1 or request.parameters or request.outputs:
             return None
-        tensor, item = request.inputs[0], self.inputs[0]
-        if tensor.name != item.name or tensor.datatype != item.datatype or tensor.shape != self.shape:
+        tensor, field = request.inputs[0], self.inputs[0]
+        if tensor.name != field.name or tensor.datatype != field.datatype or tensor.shape != self.shape:
             return None
         try:
             return np.frombuffer(self.pack(*tensor.data)).reshape(self.shape)
@@ -202,9 +202,9 @@ class RequestReader:
 
         ``None`` if the general path must accept it, or explain why not: it takes every datatype, and NaN.
         """
-        item = self.inputs[0]
-        is_exact = len(self.inputs) == 1 and not item.missing and datatype in EXACT_TYPES.get(item.datatype, ())
-        if not is_exact or name != item.name or len(shape) != len(self.shape):
+        field = self.inputs[0]
+        is_exact = len(self.inputs) == 1 and not field.missing and datatype in EXACT_TYPES.get(field.datatype, ())
+        if not is_exact or name != field.name or len(shape) != len(self.shape):
             return None
         dtype = np.dtype(RAW_DTYPES[datatype])
         if shape[0] < 1 or shape[1:] != self.shape[1:] or len(raw) != math.prod(shape) * dtype.itemsize:
@@ -212,7 +212,7 @@ class RequestReader:
         array = np.frombuffer(raw, dtype)
         if not np.isfinite(array).all():
             return None
-        return array.astype(DTYPES[item.datatype], copy=False).reshape(shape)
+        return array.astype(DTYPES[field.datatype], copy=False).reshape(shape)
 
     def _read_head(self, head: RequestHead, raw: bytes) -> InferenceRequest | None:
         """Read a request with a single tensor, the bytes of which follow its JSON, and no parameters but for bytes."""
@@ -230,7 +230,7 @@ class RequestReader:
         return InferenceRequest({tensor.name: array}, Call(len(array)), head.id or "", (), outputs)
 
     def _read_arrays(self, tensors: Mapping[str, Any]) -> dict[str, Array]:
-        inputs = {item.name: read_array(tensors[item.name], item) for item in self.inputs}
+        inputs = {field.name: read_array(tensors[field.name], field) for field in self.inputs}
         self._check_nulls(inputs)
         if len(inputs) > 1 and len({len(array) for array in inputs.values()}) > 1:
             counts = ", ".join(f"{name} {len(array)}" for name, array in inputs.items())
@@ -239,7 +239,7 @@ class RequestReader:
 
     def _select_tensors(self, tensors: Sequence[Any]) -> dict[str, Any]:
         by_name = {tensor.name: tensor for tensor in tensors}
-        names = [item.name for item in self.inputs]
+        names = [field.name for field in self.inputs]
         if len(tensors) == len(by_name) and list(by_name) == names:
             return by_name
         expected = ", ".join(map(repr, names))
@@ -254,9 +254,9 @@ class RequestReader:
         return by_name
 
     def _check_nulls(self, inputs: Mapping[str, Array]) -> None:
-        for item in self.inputs if self.nulls else ():
-            if not item.missing and item.datatype in FLOAT_TYPES and np.isnan(inputs[item.name]).any():
-                raise InvalidRequest(_describe_nan(item))
+        for field in self.inputs if self.nulls else ():
+            if not field.missing and field.datatype in FLOAT_TYPES and np.isnan(inputs[field.name]).any():
+                raise InvalidRequest(_describe_nan(field))
 
     def _read_outputs(self, outputs: Sequence[RequestedOutput]) -> tuple[str, ...]:
         names = tuple(output.name for output in outputs)
@@ -308,9 +308,9 @@ class ResponseWriter:
         """Return the JSON of such a body, and the tensors of ``request.raw`` as bytes that follow it."""
         tensors, raw_data = [], []
         for name in request.outputs or self.fields:
-            item, data = self.fields[name], b"[%b]" % b",".join(rows[name][start:end])
-            head = {"name": name, "datatype": item.datatype, "shape": [end - start, *item.shape]}
-            raw = encode_tensor(item.datatype, data) if name in request.raw else None
+            field, data = self.fields[name], b"[%b]" % b",".join(rows[name][start:end])
+            head = {"name": name, "datatype": field.datatype, "shape": [end - start, *field.shape]}
+            raw = encode_tensor(field.datatype, data) if name in request.raw else None
             raw_data.append(raw or b"")
             body = {"data": msgspec.Raw(data)} if raw is None else {"parameters": {"binary_data_size": len(raw)}}
             tensors.append(encode(head | body))
@@ -334,8 +334,8 @@ def build_reader(inputs: tuple[Field, ...], outputs: tuple[Field, ...], used: It
         outputs: Its outputs.
         used: The parameters of a request that have an effect; others are listed in the response.
     """
-    cell: Any = float if {item.datatype for item in inputs} <= FLOAT_TYPES else Scalar
-    nulls = any(item.missing for item in inputs)
+    cell: Any = float if {field.datatype for field in inputs} <= FLOAT_TYPES else Scalar
+    nulls = any(field.missing for field in inputs)
     cell = cell | None if nulls else cell
     # depth two covers (rows, columns); deeper tensors come flat, in row-major order
     tensor = msgspec.defstruct(
@@ -355,12 +355,12 @@ def build_reader(inputs: tuple[Field, ...], outputs: tuple[Field, ...], used: It
     is_plain = len(inputs) == 1 and first.datatype == "FP64" and not first.missing
     return RequestReader(
         inputs=inputs,
-        outputs=tuple(item.name for item in outputs),
+        outputs=tuple(field.name for field in outputs),
         nulls=nulls,
         decode=msgspec.json.Decoder(request).decode,
         convert=functools.partial(msgspec.convert, type=request),
         used=frozenset((*used, *_PROTOCOL_PARAMETERS, *_accuracy_parameters(outputs))),
-        values_per_row=sum(math.prod(item.shape) + 1 for item in inputs),
+        values_per_row=sum(math.prod(field.shape) + 1 for field in inputs),
         pack=struct.Struct(f"{math.prod(first.shape)}d").pack if is_plain else None,
         shape=[1, *first.shape],
     )
@@ -387,37 +387,37 @@ def count_values(text: bytes, enough: int) -> int:
 def build_writer(model: ModelDescription) -> ResponseWriter:
     """Encode the constant parts of a model's responses once: name, version, and the head of each output."""
     head = b'{"model_name":%b,"model_version":%b,"outputs":[' % (encode(model.name), encode(model.version))
-    fields = {item.name: item for item in model.outputs}
-    return ResponseWriter(head, fields, {name: _tensor_head(item, 1) for name, item in fields.items()})
+    fields = {field.name: field for field in model.outputs}
+    return ResponseWriter(head, fields, {name: _tensor_head(field, 1) for name, field in fields.items()})
 
 
-def read_array(tensor: Any, item: Field) -> Array:
+def read_array(tensor: Any, field: Field) -> Array:
     """Convert a tensor of a request to an array of shape (rows, ``*shape``).
 
     Raises:
-        InvalidRequest: Datatype, shape or data do not fit ``item``.
+        InvalidRequest: Datatype, shape or data do not fit ``field``.
     """
-    if is_other_type := tensor.datatype != item.datatype:
-        _check_datatype(tensor.datatype, item)
+    if is_other_type := tensor.datatype != field.datatype:
+        _check_datatype(tensor.datatype, field)
     shape = tensor.shape
-    if len(shape) != len(item.shape) + 1 or tuple(shape[1:]) != item.shape or shape[0] < 1:
+    if len(shape) != len(field.shape) + 1 or tuple(shape[1:]) != field.shape or shape[0] < 1:
         actual = ", ".join(map(str, shape[:MAX_SHOWN_DIMENSIONS])) + ", ..." * (len(shape) > MAX_SHOWN_DIMENSIONS)
-        message = f"input {item.name!r} has shape [{actual}]; it must be {format_shape(item)} with at least one row"
+        message = f"input {field.name!r} has shape [{actual}]; it must be {format_shape(field)} with at least one row"
         raise InvalidRequest(message)
     data = tensor.data
     if data and isinstance(data[0], list):
-        data = [value for row in data for value in _check_row(row, item)]
+        data = [value for row in data for value in _check_row(row, field)]
     if len(data) != math.prod(shape):
-        message = f"input {item.name!r} has {len(data)} values; its shape {shape} needs {math.prod(shape)}"
+        message = f"input {field.name!r} has {len(data)} values; its shape {shape} needs {math.prod(shape)}"
         raise InvalidRequest(message)
     if is_other_type:
-        _check_values(data, tensor.datatype, item)
-    return _convert(data, item).reshape(shape)
+        _check_values(data, tensor.datatype, field)
+    return _convert(data, field).reshape(shape)
 
 
-def format_shape(item: Field) -> str:
+def format_shape(field: Field) -> str:
     """Format the shape of a tensor as the protocol writes it: -1 for the rows."""
-    return str([-1, *item.shape])
+    return str([-1, *field.shape])
 
 
 def read_call(parameters: Mapping[str, Any] | None, rows: int) -> Call:
@@ -443,8 +443,8 @@ def read_call(parameters: Mapping[str, Any] | None, rows: int) -> Call:
     return Call(rows, entity, time, deadline_s, accuracy)
 
 
-def _describe_nan(item: Field) -> str:
-    return f"input {item.name!r} holds NaN (null in JSON), which is not a value here"
+def _describe_nan(field: Field) -> str:
+    return f"input {field.name!r} holds NaN (null in JSON), which is not a value here"
 
 
 def _explain_json(message: str, body: bytes | bytearray) -> str:
@@ -463,13 +463,13 @@ def _read_flag(parameters: Mapping[str, Any] | None, name: str, *, default: bool
     return default if value is None else value
 
 
-def _check_datatype(datatype: str, item: Field) -> None:
-    is_number = item.datatype not in ("BYTES", "BOOL")
-    if datatype != item.datatype and not (is_number and datatype in NUMBER_TYPES):
-        raise InvalidRequest(f"input {item.name!r} has datatype {datatype!r}; it must be {item.datatype}")
+def _check_datatype(datatype: str, field: Field) -> None:
+    is_number = field.datatype not in ("BYTES", "BOOL")
+    if datatype != field.datatype and not (is_number and datatype in NUMBER_TYPES):
+        raise InvalidRequest(f"input {field.name!r} has datatype {datatype!r}; it must be {field.datatype}")
 
 
-def _check_values(data: Sequence[Any], datatype: str, item: Field) -> None:
+def _check_values(data: Sequence[Any], datatype: str, field: Field) -> None:
     """Check that values belong to the datatype that a tensor declares, where that is not the one of its input.
 
     Raises:
@@ -484,30 +484,30 @@ def _check_values(data: Sequence[Any], datatype: str, item: Field) -> None:
     if extreme is None and datatype not in _FLOATS:
         extreme = next((value for value in numbers if isinstance(value, float) and not value.is_integer()), None)
     if extreme is not None:
-        raise InvalidRequest(f"input {item.name!r} is {datatype} and holds {extreme:g}")
+        raise InvalidRequest(f"input {field.name!r} is {datatype} and holds {extreme:g}")
 
 
-def _check_row(row: Any, item: Field) -> Sequence[Any]:
+def _check_row(row: Any, field: Field) -> Sequence[Any]:
     if not isinstance(row, list):
-        raise InvalidRequest(f"input {item.name!r} mixes numbers and lists; give all values flat, or one list per row")
-    if item.shape and len(row) != item.shape[0]:
-        raise InvalidRequest(f"input {item.name!r} has a row of {len(row)} values; it must be {format_shape(item)}")
+        raise InvalidRequest(f"input {field.name!r} mixes numbers and lists; give all values flat, or one list per row")
+    if field.shape and len(row) != field.shape[0]:
+        raise InvalidRequest(f"input {field.name!r} has a row of {len(row)} values; it must be {format_shape(field)}")
     return row
 
 
-def _convert(data: Sequence[Any], item: Field) -> Array:
+def _convert(data: Sequence[Any], field: Field) -> Array:
     try:
-        if item.datatype == "FP64" and not item.missing:
+        if field.datatype == "FP64" and not field.missing:
             # three times as fast as np.array
             return np.frombuffer(struct.pack(f"{len(data)}d", *data))
-        return _convert_exactly(data, item, DTYPES[item.datatype])
+        return _convert_exactly(data, field, DTYPES[field.datatype])
     except (TypeError, ValueError, OverflowError, FloatingPointError, struct.error) as error:
-        raise InvalidRequest(f"input {item.name!r} must hold {item.datatype}") from error
+        raise InvalidRequest(f"input {field.name!r} must hold {field.datatype}") from error
 
 
-def _convert_exactly(data: Sequence[Any], item: Field, dtype: type[Any]) -> Array:
+def _convert_exactly(data: Sequence[Any], field: Field, dtype: type[Any]) -> Array:
     types = {"BYTES": (str,), "BOOL": (bool,), "FP32": (float, int, NoneType), "FP64": (float, int, NoneType)}
-    allowed = types.get(item.datatype, (int,))
+    allowed = types.get(field.datatype, (int,))
     for value in data:
         if type(value) not in allowed:
             raise TypeError(value)
@@ -518,7 +518,7 @@ def _convert_exactly(data: Sequence[Any], item: Field, dtype: type[Any]) -> Arra
 
 
 def _accuracy_parameters(outputs: Sequence[Field]) -> tuple[str, ...]:
-    return ("least_accuracy",) if any(item.name == ACCURACY_OUTPUT for item in outputs) else ()
+    return ("least_accuracy",) if any(field.name == ACCURACY_OUTPUT for field in outputs) else ()
 
 
 def _read_deadline(deadline_ms: Any) -> float | None:
@@ -538,6 +538,6 @@ def _read_accuracy(parameters: Mapping[str, Any]) -> float:
     return float(accuracy)
 
 
-def _tensor_head(item: Field, rows: int) -> bytes:
-    head = {"name": item.name, "datatype": item.datatype, "shape": [rows, *item.shape]}
+def _tensor_head(field: Field, rows: int) -> bytes:
+    head = {"name": field.name, "datatype": field.datatype, "shape": [rows, *field.shape]}
     return encode(head)[:-1] + b',"data":['
