@@ -21,6 +21,7 @@ from unfold_cascade.schema.spec_sections import Candidate, ModelSpec, Stage
 from unfold_cascade.schema.temporal import Drift
 from unfold_cascade.schema.validation import list_baseline_prices
 from unfoldkit.api import Run, dump, user_error
+from unfoldkit.safe_io.files import first_line
 
 COST_UNITS = {"flops": "FLOPs", "bytes": "bytes", "latency": "µs", "price": "$"}
 
@@ -64,13 +65,17 @@ def find_checked_spec(spec: CascadeSpec, run: Run, file: str, is_same_data: Call
         is_same_data: whether the run was made from the data of ``spec``.
 
     Raises:
-        UnfoldError: other keys than the data changed, so there is no single cause to check.
+        UnfoldError: The plan's spec is damaged, or other keys than the data changed: there is no single cause to check.
     """
     plan: Mapping[str, Any] = run.options.get("baseline_plan") or {}
     if not plan or not run.directory.has(file) or "spec" not in plan:
         return None
     # validated as JSON: only there may a list stand for a tuple
-    checked = CascadeSpec.model_validate_json(json.dumps(plan["spec"]))
+    try:
+        checked = CascadeSpec.model_validate_json(json.dumps(plan["spec"]))
+    except ValueError as error:
+        hint = "unfold plan SPEC --out PLAN writes it again"
+        raise user_error(f"the spec in the plan to check is damaged: {first_line(error)}", hint=hint) from error
     is_same_source = dump(checked.data) == dump(spec.data)
     if is_same_source and (dump(checked) != dump(spec) or is_same_data()):
         return None

@@ -145,6 +145,15 @@ def test_a_check_rejects_simultaneous_changes_of_data_and_keys(logs: Planned, tm
         checked(logs, file, goal=logs[0].goal.model_copy(update={"max_loss": 0.3}))
 
 
+def test_a_plan_with_a_damaged_spec_is_rejected(logs: Planned) -> None:
+    """What stands in the place of the plan's spec is no fault of the program."""
+    for damaged in (5, {}, {"version": 1, "kind": "cascade", "name": "x"}):
+        options = {"baseline_plan": {"decision": logs[2].decision, "spec": damaged}}
+        with pytest.raises(UnfoldError, match="the spec in the plan to check is damaged") as error:
+            plan(logs[0], replace(logs[1], options=options))
+        assert error.value.code == 2
+
+
 def test_a_label_that_leaks_in_local_cases_certifies_nothing(tumours: Planned, tmp_path: Path) -> None:
     """Recalibration looks for leaks and doubtful values in the local table, not in that of the plan."""
     spec, run, report = tumours
