@@ -346,6 +346,28 @@ def test_ray_serve_refuses_an_estimator(tmp_path: Path) -> None:
         export_ray_serve(report)
 
 
+def test_ray_serve_refuses_models_that_do_not_fit_each_other(tmp_path: Path) -> None:
+    """What the application would refuse once it is deployed is refused before: a branch may be skipped at the join."""
+    text = """
+version: 1
+kind: pipeline
+name: diamond
+slo: {p99: 2 s}
+arrivals: {process: poisson, rate: 5/s, duration: 1 min}
+hardware: {core: {price: $0.05/h}}
+stages:
+  a: {latency: {core: {1: 10 ms}}, model: {code: "m:f"}}
+  b: {after: {a: 60%}, when: output > 0.5, latency: {core: {1: 10 ms}}, model: {code: "m:f"}}
+  c: {after: {a: 40%}, when: output <= 0.5, latency: {core: {1: 10 ms}}, model: {code: "m:f"}}
+  d: {after: {b: 100%, c: 100%}, missing: 0, latency: {core: {1: 10 ms}}, model: {code: "m:f"}}
+"""
+    with pytest.raises(UnfoldError, match=r"stages\.d\.after: b may be skipped, and the size"):
+        export_ray_serve(plan_report(tmp_path, text))
+    stated = text.replace('"m:f"', '"m:f", outputs: {output: 1}')
+    (app,) = yaml.safe_load(export_ray_serve(plan_report(tmp_path / "stated", stated)))["applications"]
+    assert [stage["name"] for stage in app["args"]["stages"]] == ["a", "b", "c", "d"]
+
+
 def test_ray_serve_runs_on_the_gpus_it_reserves(tmp_path: Path) -> None:
     """A replica with a GPU runs its ONNX model there; a model that runs on cores only is refused."""
     entry = "left: {model: {file: left.onnx}, "

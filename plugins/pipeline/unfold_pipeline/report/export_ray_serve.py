@@ -6,6 +6,7 @@ import itertools
 import keyword
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from unfold_pipeline.problem.build import build_exported_plan
@@ -17,7 +18,7 @@ from unfold_pipeline.report.export_autoscaling import (
     list_ray_limits,
     parse_scaling,
 )
-from unfold_pipeline.runtime.ray_ingress import INGRESS
+from unfold_pipeline.runtime.ray_ingress import INGRESS, resolve_stages
 from unfold_pipeline.runtime.ray_replica import check_deployment_name
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
@@ -35,7 +36,8 @@ def export_ray_serve(report: Report) -> str:
     A plan of LLM engines becomes a config of Ray Serve LLM.
 
     Raises:
-        UnfoldError: Ray Serve refuses the name of a stage, or its model is an estimator or a file of another kind.
+        UnfoldError: Ray Serve refuses the name of a stage, its model is an estimator or a file of another kind, or the
+            models that are here do not fit each other.
     """
     if has_engines(report):
         return export_ray_llm(report)
@@ -44,6 +46,10 @@ def export_ray_serve(report: Report) -> str:
     for stage in stages:
         _check_stage(stage)
     functions = _name_functions(stages)
+    described = [_describe_stage(stage, functions) for stage in stages]
+    if all(map(_has_model, stages)):
+        # what the application would refuse once it is deployed
+        resolve_stages(described)
     rules = {} if plan.placement.has_gangs else parse_scaling(report)
     deployments = [
         _build_deployment(stage, plan.placement.build_ray_options(stage.replicas), rules.get(stage.name))
@@ -59,7 +65,7 @@ def export_ray_serve(report: Report) -> str:
         "name": plan.name,
         "route_prefix": "/",
         "import_path": IMPORT_PATH,
-        "args": {"name": plan.name, "stages": [_describe_stage(stage, functions) for stage in stages]},
+        "args": {"name": plan.name, "stages": described},
         "deployments": [*deployments, ingress],
     }
     notes = list_ray_limits(report, rules) if rules else []
@@ -82,6 +88,11 @@ def _check_stage(stage: ExportedStage) -> None:
         message = "the export names files, and the spec names an estimator"
         hint = f"model: {{file: …}}; unfold profile stores the estimator as models/{stage.name}.* of its run folder"
         raise user_error(message, key=f"stages.{stage.name}.model.estimator", hint=hint)
+
+
+def _has_model(stage: ExportedStage) -> bool:
+    """Return whether a stage has its model: a file may be only where the export will run."""
+    return bool(stage.model_code) or (stage.model_file is not None and Path(stage.model_file).is_file())
 
 
 def _build_deployment(stage: ExportedStage, placement: Mapping[str, Any], rule: StageScaling | None) -> dict[str, Any]:

@@ -164,14 +164,24 @@ def application(args: dict[str, Any]) -> Any:
     """
     from ray import serve
 
-    pipeline, handles = build_flow_graph(args["stages"]), []
-    sources = request_tensors(pipeline, [_build_source(stage) for stage in args["stages"]])
-    flow = resolve_data_flow(pipeline, sources)
+    handles = []
+    sources, flow = resolve_stages(args["stages"])
     for stage, source in zip(args["stages"], sources, strict=True):
         deployment = serve.deployment(RayReplica).options(name=str(stage["name"]))
         handles.append(deployment.bind(source, int(stage["batch"]), float(stage["wait"])))
     ingress = serve.deployment(PipelineIngress).options(name=INGRESS)
     return ingress.bind(str(args["name"]), args["stages"], *handles, flow=flow)
+
+
+def resolve_stages(stages: Sequence[Mapping[str, Any]]) -> tuple[tuple[ModelSource, ...], DataFlow]:
+    """Return the models of the stages of an exported config, and what each of them reads.
+
+    Raises:
+        UnfoldError: an input or a condition does not fit the models.
+    """
+    pipeline = build_flow_graph(stages)
+    sources = request_tensors(pipeline, [_build_source(stage) for stage in stages])
+    return sources, resolve_data_flow(pipeline, sources)
 
 
 def _build_source(stage: Mapping[str, Any]) -> ModelSource:
