@@ -45,7 +45,7 @@ class Write:
 
 @dataclass(slots=True)
 class BackgroundWrites:
-    """The writes that were begun and whose outcomes are not taken up yet.
+    """The writes that were begun and have outcomes yet to be taken up.
 
     Attributes:
         notify: Called from the thread of a write that has ended.

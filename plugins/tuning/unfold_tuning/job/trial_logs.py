@@ -154,7 +154,7 @@ class TrialLog:
     Attributes:
         steps: By trial, the iterations run by the end of each step and the mean seconds of one of its iterations.
         skipped: Rows with an iteration or time that is nan or infinite, as ``file, line N``.
-        shifted: Rows with a date whose offset is unknown, after a night in which clocks may have been changed.
+        shifted: Rows with a date of unknown offset, after a night in which clocks may have been changed.
         counts_epochs: Whether its iterations are epochs, by a metric that counts them beside its steps.
     """
 

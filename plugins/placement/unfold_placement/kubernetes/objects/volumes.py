@@ -107,7 +107,7 @@ class Volumes:
     def _find_driver(self, namespace: str, name: str) -> str:
         """Return the driver of a claim's volume, or the one that is to create it; empty where pods may share it.
 
-        Of a namespace whose claims are not read, volumes show the claims that have one.
+        Claims of other namespaces are not read; those that have a volume are known by it.
         """
         volume = self.kept.get((namespace, name), {}).get("spec", {})
         claim = self.bodies.get(CLAIMS, {}).get(name, {})
