@@ -124,8 +124,8 @@ def _select_on_machine(
         return None
     available = sample_market(terms, deadline_s, JUDGED_RUNS, seed + 1)
     if terms.log is not None:
-        run_s, rng = float(cheapest.seconds.mean()), np.random.default_rng([seed, UNSEEN_STREAM])
-        available = add_unseen_outages(available, terms.log.select_trailing(), run_s, rng)
+        rng = np.random.default_rng([seed, UNSEEN_STREAM])
+        available = add_unseen_outages(available, terms.log.select_trailing(), rng)
     runs = run_thrifty(candidate, cheapest, available, deadline_s)
     judged = replace(cheapest, seconds=runs.seconds, cost_usd=runs.cost_usd)
     return ThriftySelection(Selection(candidate, judged), runs, cheapest)

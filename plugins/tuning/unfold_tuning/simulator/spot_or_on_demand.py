@@ -98,8 +98,9 @@ def sample_availability(log: AvailabilityLog, steps: int, samples: int, rng: np.
     All zones are replayed from one moment, so that they fail together as often as they did. At the end of the log a
     replay jumps to a moment in the same state.
     """
-    states, codes = log.to_array(), _encode_states(log)
+    states = log.to_array()
     ticks = states.shape[1]
+    codes = (states * (1 << np.arange(states.shape[0]))[:, None]).sum(axis=0)
     position = rng.choice(np.flatnonzero(codes == codes[-1]), samples)
     ticks_per_step = STEP_S / log.tick_s
     phase = rng.random(samples)
@@ -117,29 +118,24 @@ def sample_availability(log: AvailabilityLog, steps: int, samples: int, rng: np.
     return path
 
 
-def add_unseen_outages(available: BoolArray, log: AvailabilityLog, run_s: float, rng: np.random.Generator) -> BoolArray:
-    """Add what a log is too short to show to replays of it: losses and outages that are worse than all of it.
+def add_unseen_outages(available: BoolArray, log: AvailabilityLog, rng: np.random.Generator) -> BoolArray:
+    """Add outages to replays of a log that are longer than all of it, as it is too short to show every one.
 
-    Of ``n + 1`` alike cases the last one is the worst with probability ``1 / (n + 1)``. So often a run loses the
-    market for good although ``n`` parts of the log as long as the run did not, and so often an outage is longer than
-    the ``n`` of the log.
+    Of ``n + 1`` similar outages the last one is the longest with probability ``1 / (n + 1)``: that share is longer
+    than the ``n`` of the log.
 
     Args:
         available: Replays: [zones, samples, steps].
         log: Their log.
-        run_s: Seconds of a run.
-        rng: Draws the cases.
+        rng: Draws the outages.
     """
-    available, (_, samples, steps) = available.copy(), available.shape
+    available = available.copy()
     lengths = measure_outages(log.to_array()[:, None])[2]
     longest = int(np.ceil(LONGER * lengths.max(initial=0) * log.tick_s / STEP_S))
     rows, begins, _ = measure_outages(available)
     is_longer = rng.random(len(rows)) < 1 / (len(lengths) + 1)
     for row, begin in zip(rows[is_longer], begins[is_longer], strict=True):
         available[:, row, begin : begin + longest] = False
-    lost = np.flatnonzero(rng.random(samples) < 1 / (count_windows(log, run_s) + 1))
-    for row, share in zip(lost, rng.random(len(lost)), strict=True):
-        available[:, row, min(int(share * run_s / STEP_S), steps - 1) :] = False
     return available
 
 
@@ -149,22 +145,6 @@ def measure_outages(available: BoolArray) -> tuple[IntArray, IntArray, IntArray]
     edges = np.diff(is_up.astype(np.int8), axis=1)
     rows, begins = np.nonzero(edges == -1)
     return rows, begins, np.nonzero(edges == 1)[1] - begins
-
-
-def count_windows(log: AvailabilityLog, seconds: float) -> int:
-    """Count the parts of a log of so many seconds that begin in its present state and do not overlap."""
-    codes, length = _encode_states(log), max(1, int(np.ceil(seconds / log.tick_s)))
-    count = end = 0
-    for begin in np.flatnonzero(codes == codes[-1]).tolist():
-        if end <= begin <= len(codes) - length:
-            count, end = count + 1, begin + length
-    return count
-
-
-def _encode_states(log: AvailabilityLog) -> IntArray:
-    """Encode the states of all zones at each tick as one number."""
-    states = log.to_array()
-    return np.asarray((states * (1 << np.arange(states.shape[0]))[:, None]).sum(axis=0))
 
 
 def sample_poisson_losses(
