@@ -859,7 +859,7 @@ class Unregistered(nn.Module):  # type: ignore[misc,unused-ignore]
 @pytest.mark.parametrize(("build", "path"), [(Hooked, "layer 0.stem"), (Unregistered, "layer 0.head")])
 def test_weights_outside_the_module_are_refused(build: type[nn.Module], path: str) -> None:
     """They would neither be trained nor copied; the layer that returns first what depends on them is named."""
-    with pytest.raises(UnfoldError, match=f"{path} computes with weights that are no parameters"):
+    with pytest.raises(UnfoldError, match=f"{path} computes with weights that are not parameters"):
         elastic(nn.Sequential(build()), torch.randn(4, 6), widths=(0.5, 1))
 
 

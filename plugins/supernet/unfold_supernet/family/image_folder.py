@@ -28,7 +28,7 @@ FORMATS = {
 UNREAD = frozenset((".avif", ".dcm", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".tga"))
 """Suffixes of images that are not read: leaving them out would train on a part of the images."""
 PARTS = frozenset(("train", "training", "test", "testing", "val", "valid", "validation"))
-"""Names of folders that split images, and are no classes."""
+"""Names of folders that split images, and are not classes."""
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 PNG_DEPTH_OFFSET = 24
 """Where a PNG states the bits of a channel (ISO/IEC 15948, section 11.2.1)."""
