@@ -171,7 +171,7 @@ def describe_unknown_market(interruptions_per_hour: float) -> str:
 def describe_market(zones: int, days: float, gaps: int) -> str:
     """Describe what the spot market was modelled from."""
     text = f"modelled from the last {days:.1f} days of {format_count(zones, 'zone')}, starting in their current state"
-    text += ", and from losses worse than these"
+    text += ", with some longer outages"
     return f"{text}; {format_count(gaps, 'tick')} without a probe keep the previous state" if gaps else text
 
 
