@@ -486,7 +486,7 @@ def test_resources_that_were_not_written_are_written_later(cluster: Cluster, mon
 
 
 def test_a_rehearsal_that_fails_loses_no_gang(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody expects of an opening gates its unit again, as a refusal does."""
+    """An unexpected error of an opening gates its unit again, as a refusal does."""
     rehearse, calls = Writer._rehearse, []
 
     def rehearse_later(writer: Writer, start: Start, by: str) -> Body:

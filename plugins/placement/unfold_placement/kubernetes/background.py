@@ -88,8 +88,8 @@ class BackgroundWrites:
         for write in ended:
             if write.future.exception() is None:
                 write.finish(write.future.result())
-        for error in errors:
-            raise error
+        if errors:
+            raise errors[0]
 
     def describe_slow(self) -> str:
         """Return what has waited longest for an answer, with its time; empty where nothing is slow."""

@@ -330,24 +330,22 @@ class Informer:
         total: dict[str, int] = {}
         overdue = [body for body in map(self.bodies.get, self.overdue) if body and body["spec"]["nodeName"] == node]
         demands = [pod.demand for pod in self.foreign_on.get(node, {}).values()]
-        for demand in [*demands, *(pod_demand(body, self.scope) for body in overdue)]:
+        for demand in [*demands, *map(self._read_demand, overdue)]:
             for kind, amount in demand.items():
                 total[kind] = total.get(kind, 0) + amount
         return total
+
+    def _read_demand(self, body: Body) -> dict[str, int]:
+        return pod_demand(body, self.scope) | self.volumes.attachments(body)
 
     def node(self, name: str) -> Node:
         """Return a node as policies see it."""
         pods_there = self.foreign_on.get(name, {}).values()
         occupants = [pod.labels for pod in pods_there if pod.labels is not None]
         repelling = sorted({pod.repelling for pod in pods_there if pod.repelling})
-        node = decode_node(self.nodes[name], self.scope, self.used(name), occupants, repelling)
-        return replace(node, capacity={**node.capacity, **self._attachable(name)})
-
-    def _attachable(self, name: str) -> dict[str, int]:
-        """Return how many volumes of each driver a node may attach beside those of pods of other programs."""
-        limits = self.volumes.attachable(name)
-        used = self.used(name) if limits else {}
-        return {kind: max(0, limit - used.get(kind, 0)) for kind, limit in limits.items()}
+        used = self.used(name)
+        node = decode_node(self.nodes[name], self.scope, used, occupants, repelling)
+        return replace(node, capacity={**node.capacity, **self.volumes.attachable(name, used)})
 
     def list_absent_nodes(self) -> tuple[Node, ...]:
         """Return the nodes that are not ready, on which pods may be."""
@@ -517,8 +515,7 @@ class Informer:
         )
         after = None
         if not is_idle:
-            demand = pod_demand(body, self.scope) | self.volumes.attachments(body)
-            after = ForeignPod(node, demand, labels, repelling_filter(body, self.scope))
+            after = ForeignPod(node, self._read_demand(body), labels, repelling_filter(body, self.scope))
             self.foreign_pods[key] = self.foreign_on.setdefault(node, {})[key] = after
         self.repelling.discard(key)
         if after is not None and after.repelling and decode_filter(after.repelling).limits:

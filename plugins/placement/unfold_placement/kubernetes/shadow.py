@@ -250,9 +250,7 @@ class ShadowBackend(LocalBackend):
         for place, demand in self.foreign.values():
             used.update(demand if place == name else {})
         node = decode_node(self.nodes[name], self.scope, used)
-        limits = self.volumes.attachable(name)
-        left = {kind: max(0, limit - used[kind]) for kind, limit in limits.items()}
-        return replace(node, capacity={**node.capacity, **left})
+        return replace(node, capacity={**node.capacity, **self.volumes.attachable(name, used)})
 
     def _seconds_to_next_end(self) -> float:
         with self.store.changed:

@@ -179,6 +179,6 @@ def test_attached_volumes_are_counted_where_nodes_limit_them(mode: str, limit: i
     names = [{"name": name, "persistentVolumeClaim": {"claimName": name}} for name in ("data", "more")]
     kind = "attachable-volumes-csi-example.org/disk"
     assert known.attachments(pod(volumes=names)).get(kind, 0) == counted
-    assert (known.attachable("n0").get(kind, 0), known.attachable("n1").get(kind, 0) > 2000) == (
+    assert (known.attachable("n0", {}).get(kind, 0), known.attachable("n1", {}).get(kind, 0) > 2000) == (
         (2000, True) if limit else (0, False)
     )

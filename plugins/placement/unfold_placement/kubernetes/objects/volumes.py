@@ -96,13 +96,19 @@ class Volumes:
         counts = Counter(driver for driver in drivers if driver in self.limited)
         return {f"{ATTACHMENTS}{driver}": count * MILLI for driver, count in counts.items()}
 
-    def attachable(self, node: str) -> dict[str, int]:
-        """Return how many volumes a node may attach, by driver, in thousandths; of some drivers as many as it likes."""
+    def attachable(self, node: str, used: Mapping[str, int]) -> dict[str, int]:
+        """Return how many further volumes a node may attach, by driver; without a limit as many as it likes.
+
+        Args:
+            node: Name of the node.
+            used: What pods of other programs occupy there, in thousandths.
+        """
         own = self.limits.get(node, {})
-        return {
+        limits = {
             f"{ATTACHMENTS}{driver}": own[driver] * MILLI if driver in own else MAX_AMOUNT
             for driver in sorted(self.limited)
         }
+        return {kind: max(0, limit - used.get(kind, 0)) for kind, limit in limits.items()}
 
     def _find_driver(self, namespace: str, name: str) -> str:
         """Return the driver of a claim's volume, or the one that is to create it; empty where pods may share it.
