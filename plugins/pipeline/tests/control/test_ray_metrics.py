@@ -181,15 +181,19 @@ def test_what_ray_would_refuse_is_an_error_first(change: dict[str, bool], messag
             raise_fault(build_target(state))
 
 
+def build_source(state: Dashboard, **options: Any) -> RayMetricsSource:
+    """Return the demand of the application, as its servers report it."""
+    options = {"share": 1.0, "stale_s": 60.0, **options}
+    ray = connect(state)
+    return RayMetricsSource(ray=ray, client=open_client(), application="shop", workloads=("Detect", "Face"), **options)
+
+
 def test_counters_of_the_entrance_are_the_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray reports every ten seconds: a jump is spread over the time since the report before."""
     now_s = [1.7e9]
     monkeypatch.setattr(ray_serve.time, "time", lambda: now_s[0])
     with serving() as state:
-        source = RayMetricsSource(
-            ray=connect(state), client=open_client(), application="shop", workloads=("Detect", "Face"), share=0.5,
-            stale_s=60.0,
-        )  # fmt: skip
+        source = build_source(state, share=0.5)
         with pytest.raises(SignalError, match="two samples"):
             source.read()
         for second in range(1, 61):
@@ -219,10 +223,7 @@ def test_what_a_full_queue_refuses_is_demand(code: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(ray_serve.time, "time", lambda: now_s[0])
     with serving() as state:
         state.code = code
-        source = RayMetricsSource(
-            ray=connect(state), client=open_client(), application="shop", workloads=("Detect", "Face"), share=1.0,
-            stale_s=60.0, refusal_codes=build_target(state).read_refusal_codes(),
-        )  # fmt: skip
+        source = build_source(state, refusal_codes=build_target(state).read_refusal_codes())
         for second in range(61):
             now_s[0] = 1.7e9 + second
             state.detect = 100.0 + 50.0 * (second // 10)
@@ -244,10 +245,7 @@ def test_the_first_report_is_no_burst(start_s: int, every_s: int, monkeypatch: p
     now_s = [1.7e9]
     monkeypatch.setattr(ray_serve.time, "time", lambda: now_s[0])
     with serving() as state:
-        source = RayMetricsSource(
-            ray=connect(state), client=open_client(), application="shop", workloads=("Detect", "Face"), share=1.0,
-            stale_s=60.0,
-        )  # fmt: skip
+        source = build_source(state)
         for second in range(start_s, 40, every_s):
             now_s[0] = 1.7e9 + second
             state.detect = 50.0 * (second // 10)
@@ -263,10 +261,7 @@ def test_a_counter_that_stands_still_is_as_new_as_its_process(monkeypatch: pytes
     monkeypatch.setattr(ray_serve.time, "time", lambda: now_s[0])
     with serving() as state:
         state.refused = 7.0
-        source = RayMetricsSource(
-            ray=connect(state), client=open_client(), application="shop", workloads=("Detect", "Face"), share=1.0,
-            stale_s=60.0,
-        )  # fmt: skip
+        source = build_source(state)
         for second in range(3, 31):
             now_s[0] = 1.7e9 + second
             state.detect = 50.0 * (second // 10)
@@ -281,10 +276,7 @@ def test_what_a_silent_node_counted_is_no_burst(monkeypatch: pytest.MonkeyPatch)
     now_s = [1.7e9]
     monkeypatch.setattr(ray_serve.time, "time", lambda: now_s[0])
     with serving() as state:
-        source = RayMetricsSource(
-            ray=connect(state), client=open_client(), application="shop", workloads=("Detect", "Face"), share=1.0,
-            stale_s=60.0,
-        )  # fmt: skip
+        source = build_source(state)
         for second in (0, 10, 100, 110):
             now_s[0] = 1.7e9 + second
             state.is_down, state.refused = second == 10, 9000.0 * (second > 10)

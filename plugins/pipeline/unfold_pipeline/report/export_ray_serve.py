@@ -18,7 +18,7 @@ from unfold_pipeline.report.export_autoscaling import (
     list_ray_limits,
     parse_scaling,
 )
-from unfold_pipeline.runtime.ray_ingress import INGRESS, resolve_stages
+from unfold_pipeline.runtime.ray_ingress import INGRESS, resolve_exported_stages
 from unfold_pipeline.runtime.ray_replica import check_deployment_name
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
@@ -49,7 +49,7 @@ def export_ray_serve(report: Report) -> str:
     described = [_describe_stage(stage, functions) for stage in stages]
     if all(map(_has_model, stages)):
         # what the application would refuse once it is deployed
-        resolve_stages(described)
+        resolve_exported_stages(described)
     rules = {} if plan.placement.has_gangs else parse_scaling(report)
     deployments = [
         _build_deployment(stage, plan.placement.build_ray_options(stage.replicas), rules.get(stage.name))

@@ -165,7 +165,7 @@ def application(args: dict[str, Any]) -> Any:
     from ray import serve
 
     handles = []
-    sources, flow = resolve_stages(args["stages"])
+    sources, flow = resolve_exported_stages(args["stages"])
     for stage, source in zip(args["stages"], sources, strict=True):
         deployment = serve.deployment(RayReplica).options(name=str(stage["name"]))
         handles.append(deployment.bind(source, int(stage["batch"]), float(stage["wait"])))
@@ -173,7 +173,7 @@ def application(args: dict[str, Any]) -> Any:
     return ingress.bind(str(args["name"]), args["stages"], *handles, flow=flow)
 
 
-def resolve_stages(stages: Sequence[Mapping[str, Any]]) -> tuple[tuple[ModelSource, ...], DataFlow]:
+def resolve_exported_stages(stages: Sequence[Mapping[str, Any]]) -> tuple[tuple[ModelSource, ...], DataFlow]:
     """Return the models of the stages of an exported config, and what each of them reads.
 
     Raises:
