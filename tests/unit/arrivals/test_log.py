@@ -58,6 +58,10 @@ FORMS = {
         f'{{"Duration": 1200345, "StartUTC": "2023-11-16T18:00:{at}Z", "time": "2023-11-16T18:00:{later}Z"}}\n'
         for at, later in (("01.5", "10"), ("03.5", "40"), ("05.0", "06"))
     ),
+    "caddy": "".join(
+        f'{{"ts": 170000000{end}, "logger": "http.log.access.log0", "request": {{}}, "duration": {s}, "status": 200}}\n'
+        for s, end in ((2.5, 2.75), (0, 2.25), (0.125, 3.875))
+    ),
     "json, dates": "".join(
         f'{{"url": "?2001-01-01T00:00", "time": "2023-11-16T18:00:{at}Z"}}\n' for at in ("01.5", "03.5", "05.0")
     ),

@@ -34,6 +34,8 @@ MAX_UNREADABLE = 0.01
 
 
 MAX_FIELDS_SHOWN = 12
+CADDY_FIELDS = frozenset(("logger", "request", "status", "duration"))
+"""Fields of a request in an access log of Caddy, in which ``ts`` is its end."""
 
 
 @dataclass(slots=True)
@@ -164,9 +166,17 @@ def parse_object_time(
         notation, value = replace(notation, unit="ms"), fields.get("timestamp")
         doubts.has_fractions |= isinstance(value, float) and value % 1 != 0
     try:
-        return _parse_field(name, get_field(fields, name), notation, doubts.unitless)
+        time_s = _parse_field(name, get_field(fields, name), notation, doubts.unitless)
     except (ValueError, OverflowError):
         return None
+    return time_s if time_s is None or column else time_s - _duration_before(name, fields)
+
+
+def _duration_before(name: str, fields: Mapping[str, Any]) -> float:
+    """Return for how long (s) a request had lasted at its time: Caddy logs the end, and the duration next to it."""
+    duration = fields.get("duration")
+    is_caddy = name == "ts" and fields.keys() >= CADDY_FIELDS and type(duration) in {int, float}
+    return float(duration) if is_caddy else 0.0
 
 
 def get_field(fields: Mapping[str, Any], name: str) -> object:
