@@ -128,5 +128,5 @@ class CascadeSpec(Spec):
             yield from validation.recorded_problems(self.stages, self.cost, self.gates, scored=self.scored)
         yield from validation.baseline_problems(self.stages, self.features, self.baseline)
         yield from validation.confidence_problems(self.gates, self.stages, over_time=False)
-        if self.data.source != "recorded" and (self.baseline is None or not self.baseline.candidates):
-            yield Problem(("baseline",), "this key is missing", "baseline: {candidates: [{estimator: svc}]}")
+        if self.data.source != "recorded":
+            yield from validation.candidates_problems(self.baseline)

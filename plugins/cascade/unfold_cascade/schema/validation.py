@@ -209,6 +209,15 @@ def baseline_problems(
         prices.add(price)
 
 
+def candidates_problems(baseline: Baseline | None) -> Iterator[Problem]:
+    """Yield that the baseline, or its candidates, are missing; ``baseline.estimator`` has a message of its own."""
+    candidates = "candidates: [{estimator: svc}]"
+    if baseline is None:
+        yield Problem(("baseline",), "this key is missing", f"baseline: {{{candidates}}}")
+    elif not baseline.candidates and baseline.estimator is None:
+        yield Problem(("baseline", "candidates"), "this key is missing", candidates)
+
+
 def list_baseline_prices(stages: Sequence[Stage]) -> Iterator[tuple[Path, float]]:
     """Yield the price of each model ``estimator: baseline`` that has one, with its path in the spec."""
     for s, stage in enumerate(stages):
