@@ -7,7 +7,9 @@ import copy
 import importlib
 import inspect
 import json
+import os
 import random
+import subprocess
 import sys
 import time
 import warnings
@@ -79,6 +81,23 @@ def test_no_function_is_in_the_list() -> None:
         module, _, kind = name.rpartition(".")
         found = getattr(importlib.import_module(module), kind, type)
         assert isinstance(found, type), name
+
+
+def test_storing_a_model_imports_no_array_library(tmp_path: Path) -> None:
+    """Where PyTorch is installed, a look through all of scikit-learn would import it."""
+    names = {"torch", "cupy", "dask"}
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("")
+    code = (
+        "import sys; from sklearn.linear_model import LogisticRegression as Model; "
+        "from unfoldkit.safe_io.skops import dump_skops, load_skops; "
+        "load_skops(dump_skops(Model().fit([[0], [1]], [0, 1]), 'a')); "
+        f"print(*({names!r} & sys.modules.keys()), None in sys.modules.values())"
+    )
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    call = [sys.executable, "-c", code]
+    result = subprocess.run(call, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
 
 
 def _made(cls: type[Any]) -> Any:

@@ -20,7 +20,7 @@ from unfold_cascade.learners.estimator_names import (
 from unfoldkit.api import did_you_mean, user_error
 from unfoldkit.safe_io.boosters import check_booster
 from unfoldkit.safe_io.files import DAMAGED
-from unfoldkit.safe_io.skops import dump_skops, load_skops
+from unfoldkit.safe_io.skops import dump_skops, import_skops, load_skops
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +125,7 @@ def to_bytes(recipe: Recipe, model: Any) -> bytes:
     if recipe.is_xgboost and not hasattr(model, "steps"):
         return bytes(model.get_booster().save_raw("ubj"))
     if not SHORT_NAMES.get(recipe.estimator, recipe.estimator).startswith(LIBRARIES):
-        import skops.io
-
-        return bytes(skops.io.dumps(model))
+        return bytes(import_skops().dumps(model))
     return dump_skops(model, recipe.estimator)
 
 
