@@ -216,3 +216,21 @@ def test_a_second_pod_waits_for_a_claim_of_one_pod_at_a_time(kube: KubeWorld, ad
     assert admin.get(f"{PODS}/two")["spec"]["schedulingGates"]
     delete(admin, f"{PODS}/one")
     work(live, lambda: bool(node_of(admin, "two")))
+
+
+@pytest.mark.usefixtures("zones")
+def test_a_gang_cannot_share_a_claim_of_one_pod_at_a_time(kube: KubeWorld, admin: Api) -> None:
+    """One of its pods was opened in vain over and over, while the other held its node; now it is set aside, and why."""
+    live = controller(kube, fifo={}, gang={})
+    add_volume(admin, "disk-a", "abc", add_claim(admin, "data", "any", "disk-a", mode="ReadWriteOncePod"))
+    for name in ("g0", "g1"):
+        body = with_claim(kube, name, "data", 4)
+        body["metadata"]["labels"]["placement.unfoldkit/job"] = "g"
+        body["metadata"]["annotations"]["placement.unfoldkit/size"] = "2"
+        admin.post(PODS, body)
+    reason = "set aside: it needs 2 of volume claim data of one pod at a time, of which there is 1"
+    work(live, lambda: reason in waits(live))
+    for index in range(3):
+        admin.post(PODS, gated(kube, f"other-{index}", 4))
+    work(live, lambda: all(node_of(admin, f"other-{index}") for index in range(3)))
+    assert all(admin.get(f"{PODS}/{name}")["spec"]["schedulingGates"] for name in ("g0", "g1"))

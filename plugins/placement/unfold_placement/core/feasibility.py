@@ -18,7 +18,7 @@ from unfold_placement.core import kernel
 from unfold_placement.core.devices import list_unusable, measure_room
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.state import StateArrays, build_max_tree
-from unfold_placement.core.types import ANYWHERE, MANY, MILLI, QUEUE, Task
+from unfold_placement.core.types import ANYWHERE, MANY, MILLI, QUEUE, Task, shorten_rule
 
 
 @dataclass(slots=True)
@@ -156,7 +156,8 @@ class EmptyCluster:
         for resource, amount in totals.items():
             entry = table.entries.get(names[resource], {}).get(ANYWHERE)
             if state.scope[resource] == kernel.SHARED and entry is not None and amount > entry.amount * MILLI:
-                return f"it needs {amount / MILLI:g} of {names[resource]}, of which there are {entry.amount}"
+                name, are = shorten_rule(names[resource]), "is" if entry.amount == 1 else "are"
+                return f"it needs {amount / MILLI:g} of {name}, of which there {are} {entry.amount}"
         if not state.is_up.any():
             return ""
         marks = np.empty(len(table.nodes), np.uint8)

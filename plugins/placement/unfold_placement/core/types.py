@@ -264,9 +264,12 @@ def describe_lack(resource: str, lack: str) -> Wait:
     """Describe a wait for an ephemeral resource: what it lacks, or which rule of the cluster's scheduler it is."""
     if not resource.startswith(CLUSTER_RULE):
         return Wait(f"waits for {resource}, {lack}")
-    # its name ends with a hash of the complete rule
-    rule = resource.removeprefix(CLUSTER_RULE).rpartition(" #")[0]
-    return Wait(f"waits for a node that kube-scheduler accepts: {rule}")
+    return Wait(f"waits for a node that kube-scheduler accepts: {shorten_rule(resource)}")
+
+
+def shorten_rule(resource: str) -> str:
+    """Return the name of a resource; of a rule, without its prefix and the hash of the complete rule at its end."""
+    return resource.removeprefix(CLUSTER_RULE).rsplit(" #", 1)[0] if resource.startswith(CLUSTER_RULE) else resource
 
 
 Operation = Put | Drop | Wake | Refuse

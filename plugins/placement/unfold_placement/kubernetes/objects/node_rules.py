@@ -59,6 +59,7 @@ def pod_filter(pod: Body, scope: Scope, volumes: Volumes | None = None) -> str:
             unsupported=_find_unsupported(spec, affinity, scope, pod["metadata"].get("namespace", "")),
             volumes=places,
             awaits=awaits,
+            claims=() if volumes is None else volumes.list_exclusive(pod),
         )
     )
 

@@ -128,12 +128,16 @@ class Volumes:
         body = self.bodies.get(CLAIMS, {}).get(claim) or {}
         return EXCLUSIVE in ((body.get("spec") or {}).get("accessModes") or ())
 
+    def list_exclusive(self, pod: Body) -> tuple[str, ...]:
+        """Return the claims of a pod that only one pod uses at a time."""
+        return tuple(sorted(set(filter(self._is_exclusive, list_claims(pod)))))
+
     def restrict(self, pod: Body) -> tuple[str, tuple[NodeTerms, ...]]:
         """Return what a pod's claims wait for, or where their volumes are or may be created; nothing if unknown."""
         if not {CLAIMS, VOLUMES, CLASSES} <= self.bodies.keys():
             return "", ()
         own_name = pod["metadata"]["name"]
-        for name in filter(self._is_exclusive, list_claims(pod)):
+        for name in self.list_exclusive(pod):
             if others := sorted(self.users.get(name, set()) - {own_name}):
                 return f"volume claim {name} ({EXCLUSIVE}), which pod {others[0]} uses", ()
         found = [self._find_terms(name) for name in list_claims(pod)]

@@ -137,6 +137,7 @@ class NodeFilter(msgspec.Struct, frozen=True):
         unsupported: Why the pod cannot be placed by a policy; empty if it can.
         volumes: Where the volume of each of its claims is or may be created: one of the terms must hold.
         awaits: What has to exist before it has any node; empty for nothing.
+        claims: Its volume claims that only one pod may use at a time.
     """
 
     selector: dict[str, str] = {}
@@ -148,6 +149,7 @@ class NodeFilter(msgspec.Struct, frozen=True):
     unsupported: str = ""
     volumes: tuple[tuple[tuple[Requirement, ...], ...], ...] = ()
     awaits: str = ""
+    claims: tuple[str, ...] = ()
 
     def accepts(self, node: Node) -> bool:
         """Return whether the pod may run on a node, if others leave it room."""
@@ -205,6 +207,8 @@ def has_domain_limits(task: Task) -> bool:
 class AcceptedNodes:
     """A task runs only on nodes that its selector, its node affinity and its tolerations accept.
 
+    A volume claim of one pod at a time is a resource of the cluster, of which there is one.
+
     Attributes:
         filters: Encoded filter of each mark.
     """
@@ -214,7 +218,7 @@ class AcceptedNodes:
     watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, JOINED})
 
     def request(self, task: Task) -> Iterable[Ask]:
-        """Request a node that accepts the task.
+        """Request a node that accepts the task, and the volume claims that it may not share.
 
         Raises:
             UnfoldError: the task has a field that no policy can honour.
@@ -222,7 +226,8 @@ class AcceptedNodes:
         node_filter = decode_filter(task.node_filter)
         if node_filter.unsupported:
             raise user_error(f"{task.name} cannot be placed by a policy: {node_filter.unsupported}")
-        return [Ask(_accepted_mark(task.node_filter), gated=True)]
+        marks = [_accepted_mark(task.node_filter), *map(_claim_mark, node_filter.claims)]
+        return [Ask(mark, gated=True) for mark in marks]
 
     def react(self, event: Event, view: View) -> Transactions:
         """Mark the accepting nodes when the first task of a filter is submitted, and nodes that join."""
@@ -232,7 +237,8 @@ class AcceptedNodes:
         elif event.task is not None and _accepted_mark(event.task.node_filter) not in self.filters:
             text = event.task.node_filter
             self.filters[_accepted_mark(text)] = text
-            yield _mark_nodes(text, view.nodes)
+            claims = [Put(_claim_mark(claim)) for claim in decode_filter(text).claims]
+            yield [*_mark_nodes(text, view.nodes), *claims]
 
     def describe_wait(self, task: Task, view: View) -> Wait | None:
         """Name what has to exist before the task has any node."""
@@ -415,8 +421,13 @@ def _accepted_mark(text: str) -> str:
         node_filter.tolerations,
         volumes=node_filter.volumes,
         awaits=node_filter.awaits,
+        claims=node_filter.claims,
     )
     return f"{CLUSTER_RULE}{node_filter.summarize()} #{_hash(encode_filter(accepting))}"
+
+
+def _claim_mark(claim: str) -> str:
+    return f"{CLUSTER_RULE}volume claim {claim} of one pod at a time #{_hash(claim)}"
 
 
 def _domain_mark(task: Task) -> str:
