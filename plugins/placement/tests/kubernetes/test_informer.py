@@ -52,6 +52,12 @@ def test_a_pod_of_another_program_changes_its_node_alone() -> None:
     informer.handle_pod(pod("p1", "n1", 2) | {"status": {"phase": "Succeeded"}})
     informer.handle_pod(pod("p2", "n1", 2))
     assert free() == [16, 14]
+    # kube-scheduler preempts others for it there
+    promised = pod("p4", "", 1) | {"status": {"phase": "Pending", "nominatedNodeName": "n0"}}
+    informer.handle_pod(promised)
+    assert free() == [15, 14]
+    informer.handle_pod(pod("p4", "n1", 2))
+    assert free() == [16, 13]
 
 
 def waiting(version: int, **spec: Any) -> Body:

@@ -505,7 +505,7 @@ class Informer:
 
     def _handle_foreign_pod(self, body: Body, *, is_gone: bool) -> None:
         meta = body["metadata"]
-        key, node = f"{meta['namespace']}/{meta['name']}", body["spec"].get("nodeName", "")
+        key, node = f"{meta['namespace']}/{meta['name']}", pods.promised_node(body)
         is_idle = is_gone or not node or pods.has_ended(body)
         before = self.foreign_pods.pop(key, None)
         if before is not None:

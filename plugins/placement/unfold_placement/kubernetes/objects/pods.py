@@ -227,6 +227,11 @@ def has_ended(pod: Body) -> bool:
     return pod.get("status", {}).get("phase") in ENDED
 
 
+def promised_node(pod: Body) -> str:
+    """Return the node of a pod, or the one that kube-scheduler clears for it by preemption; empty for none."""
+    return str(pod["spec"].get("nodeName") or pod.get("status", {}).get("nominatedNodeName") or "")
+
+
 def unschedulable_reason(pod: Body | None) -> str:
     """Return why kube-scheduler has no node for a pod, as far as it has said; empty where it found one."""
     conditions = (pod or {}).get("status", {}).get("conditions", ())
