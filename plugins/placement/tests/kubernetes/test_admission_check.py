@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from unfold_placement.kubernetes.admission_check import AdmissionCheckBackend
 from unfold_placement.kubernetes.objects.codec import Scope
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.state_store import StateStore
+from unfold_placement.live.status import read_status, status_to_json
 from unfold_placement.policies.registry import PolicyRule, build_policies
 from unfoldkit.kubernetes.api import Api, ApiError, Body
 
@@ -397,6 +399,93 @@ def test_a_rejecting_policy_rejects_with_its_reason() -> None:
     controller.work()
     task = next(iter(controller.backend.workloads["team/b"].tasks))
     controller.backend.refuse(task, "too late")
+    controller.work(1)
     assert controller.answer("b") | {"lastTransitionTime": ""} == {
         "name": CHECK, "state": "Rejected", "message": "too late", "lastTransitionTime": "",
     }  # fmt: skip
+
+
+def test_a_silent_answer_holds_up_no_other() -> None:
+    """A webhook that does not answer held up every workload, and the Lease ran out meanwhile."""
+    server = world(workload("a", 4), workload("b", 4))
+    controller, patch, released = Controller(server).begin(), server.patch, threading.Event()
+
+    def wait(path: str, body: Body, kind: str = "") -> Body:
+        if path.startswith(path_of("a")):
+            released.wait(60)
+        return patch(path, body, kind)
+
+    server.patch = wait  # type: ignore[method-assign]
+    began_s = time.monotonic()
+    try:
+        controller.work(3)
+        assert time.monotonic() - began_s < 10.0
+        assert [controller.answer(name)["state"] for name in ("a", "b")] == ["Pending", "Ready"]
+        assert "has not answered the write of workload team/a" in controller.backend.describe_refusal()
+    finally:
+        released.set()
+    while controller.backend.background.busy:
+        controller.work(1)
+    assert controller.answer("a")["state"] == "Ready"
+    assert controller.backend.describe_refusal() == ""
+    assert sorted(server.writes) == [path_of("a"), path_of("b")]
+
+
+def test_a_refused_answer_is_tried_less_and_less_often() -> None:
+    """After twenty refusals of one workload the controller gave up all of them."""
+    server = world(workload("a", 4), workload("b", 4))
+    controller, patch, refused = Controller(server).begin(), server.patch, 0
+
+    def refuse(path: str, body: Body, kind: str = "") -> Body:
+        nonlocal refused
+        if path.startswith(path_of("a")):
+            refused += 1
+            raise ApiError(403, "Forbidden", "a policy denies it")
+        return patch(path, body, kind)
+
+    server.patch = refuse  # type: ignore[method-assign]
+    controller.work(30)
+    assert controller.answer("b")["state"] == "Ready"
+    assert refused == 2
+    (wait,) = {item["why"].partition(" s: ")[2] for item in status_to_json(read_status(controller.loop))["waits"]}
+    assert wait == "its answer was not written: 403 Forbidden: a policy denies it"
+    server.patch, controller.now_s = patch, 3.0  # type: ignore[method-assign]
+    controller.loop.next_election_s = 0.0
+    controller.work()
+    assert controller.answer("a")["state"] == "Ready"
+
+
+def test_a_late_answer_that_fails_is_given_later() -> None:
+    """A workload that is to give its quota back waits on if the server refuses that, and is placed where it can be."""
+    server = world(workload("huge", 9))
+    controller, patch = Controller(server).begin(), server.patch
+
+    def fail(path: str, body: Body, kind: str = "") -> Body:
+        raise ApiError(500, "InternalError", "no leader")
+
+    controller.work()
+    server.patch, controller.now_s = fail, 61.0  # type: ignore[method-assign]
+    controller.loop.next_election_s = 0.0
+    controller.work()
+    server.patch = patch  # type: ignore[method-assign]
+    server.put_object("/api/v1/nodes/n2", node("n2"))
+    controller.feed()
+    controller.work()
+    assert controller.answer("huge")["state"] == "Ready"
+
+
+def test_a_node_of_an_answer_leaves_while_no_controller_runs() -> None:
+    """The next one placed the workload again and again in vain, once a step: its answer had been given."""
+    server = world(workload("a", 1))
+    first = Controller(server).begin()
+    first.work()
+    gone = first.answer("a")["podSetUpdates"][0]["nodeSelector"]["kubernetes.io/hostname"]
+    server.objects = {path: body for path, body in server.objects.items() if "leases" not in path}
+    del server.objects[f"/api/v1/nodes/{gone}"]
+    controller = Controller(server, now_s=5.0).begin(holder="other")
+    controller.work()
+    answer = controller.answer("a")
+    assert (answer["state"], answer["message"]) == ("Retry", "a node of its placement has left")
+    last_number = controller.backend.store.last_number
+    controller.work(10)
+    assert controller.backend.store.last_number == last_number

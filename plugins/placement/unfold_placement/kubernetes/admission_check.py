@@ -4,6 +4,7 @@ A workload with reserved quota waits for its check; each of its pods is a task, 
 policies have placed them, the check becomes ``Ready``. The answer carries the placement, and the labels by which the
 pods are recognized. It is the only record: a controller that was killed reads it back, and an answer that was not
 written was never given. Every answer is compared with the version of the workload that was read (optimistic locking).
+Answers are written in the background: one that the server is slow to take holds up no other workload.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +24,7 @@ import msgspec
 
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Node, Task
+from unfold_placement.kubernetes.background import BackgroundWrites
 from unfold_placement.kubernetes.informer import NODES, PODS, replace_node, update_node
 from unfold_placement.kubernetes.objects import pods
 from unfold_placement.kubernetes.objects.codec import (
@@ -36,11 +39,12 @@ from unfold_placement.kubernetes.objects.codec import (
 from unfold_placement.kubernetes.objects.node_rules import pod_filter
 from unfold_placement.kubernetes.objects.requests import pod_demand
 from unfold_placement.kubernetes.objects.selectors import parse_toleration
-from unfold_placement.live.backend import Change, Snapshot, Start
+from unfold_placement.live.backend import Change, Record, Snapshot, Start
 from unfold_placement.live.local import LocalBackend
+from unfold_placement.live.postponed import Postponed, Postponement, postpone
 from unfold_placement.live.state_store import StateStore
 from unfold_placement.policies.affinity.node_filter import AcceptedNodes, NodeFilter, decode_filter, encode_filter
-from unfoldkit.api import format_names, user_error
+from unfoldkit.api import UnfoldError, format_names, user_error
 from unfoldkit.kubernetes.api import MERGE, Api, ApiError
 from unfoldkit.kubernetes.leader_election import LeaderElection
 from unfoldkit.kubernetes.reflector import Handler, ObjectKey, Reflector
@@ -55,6 +59,8 @@ MAX_WATCH_S = 1.0
 """Late workloads are found within this time."""
 MIN_TRY_S = 5.0
 """A new controller tries to place a workload for so long before it gives one up that has waited long enough."""
+REFUSAL_DELAY_S = 0.5
+"""Half of the first delay of a workload with an answer that the server refused twice."""
 MAX_MESSAGE = 1000
 MAX_NODES_SHOWN = 8
 
@@ -70,7 +76,9 @@ class CheckedWorkload:
         pod_sets: Pod set of each task.
         since_s: When its quota was reserved, by the store's clock, under any controller.
         seen_s: When this controller saw the reservation first.
-        nodes: Nodes of its pods by the answer that was read back; empty while it waits.
+        nodes: Nodes of its pods by the answer that was given or read back; empty while it waits.
+        asked: The state that is being written last; empty for none.
+        writing: Held while an answer is written: those of a workload follow one another.
     """
 
     body: Body
@@ -80,6 +88,8 @@ class CheckedWorkload:
     since_s: float = 0.0
     seen_s: float = 0.0
     nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    asked: str = ""
+    writing: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(slots=True)
@@ -99,6 +109,8 @@ class AdmissionCheckBackend(LocalBackend):
         pods: Node, demand and workload label of pods that run, by namespace and name.
         nodes_changed: Labels, taints or free capacity of a node changed since the last snapshot.
         reservations: Number of reservations so far, which makes names of tasks unique.
+        postponed: Tasks of workloads with answers that were not written, by name.
+        background: The answers that are being written.
     """
 
     api: Api = field(kw_only=True)
@@ -113,6 +125,12 @@ class AdmissionCheckBackend(LocalBackend):
     pods: dict[ObjectKey, tuple[str, dict[str, int], str]] = field(default_factory=dict)
     nodes_changed: bool = False
     reservations: int = 0
+    postponed: dict[str, Postponement] = field(default_factory=dict)
+    background: BackgroundWrites = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin without a write."""
+        self.background = BackgroundWrites(self.store.notify)
 
     def open(self) -> None:
         """Read flavors, nodes, pods, workloads and checks, and follow them in threads."""
@@ -129,6 +147,11 @@ class AdmissionCheckBackend(LocalBackend):
     def close(self) -> None:
         """Stop following the server."""
         self.api.close()
+        self.background.pool.shutdown(wait=False, cancel_futures=True)
+
+    def describe_refusal(self) -> str:
+        """Return the answer that the server has been slow to take."""
+        return self.background.describe_slow()
 
     def describe_wait(self) -> str:
         """Return the request that has waited longest for an answer."""
@@ -145,14 +168,17 @@ class AdmissionCheckBackend(LocalBackend):
 
     def resign(self) -> None:
         """Let another controller answer."""
+        self.background.settle()
         LocalBackend.resign(self)
         if self.election is not None:
             self.election.resign()
 
     def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
-        """Return the policy for selectors, affinity and taints; flavors add theirs."""
-        del tasks
-        return [AcceptedNodes()]
+        """Return the policy for selectors, affinity and taints, to which flavors add, and that for refused answers."""
+        postponed = {
+            task.name: item for task in tasks if (item := self.postponed.get(task.name)) is not None and item.tries > 1
+        }
+        return [*([Postponed(postponed)] if postponed else []), AcceptedNodes()]
 
     def snapshot(self) -> Snapshot:
         """Give late workloads up, then return the cluster."""
@@ -161,6 +187,7 @@ class AdmissionCheckBackend(LocalBackend):
 
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
         """Wait for changes; None also where nodes changed, or an answer appeared that this process did not give."""
+        self.background.settle()
         changes = LocalBackend.watch(self, after, min(timeout, MAX_WATCH_S))
         return None if self.nodes_changed else changes
 
@@ -171,14 +198,11 @@ class AdmissionCheckBackend(LocalBackend):
             late = [
                 (name, item)
                 for name, item in self.workloads.items()
-                if item.tasks and not item.nodes and self._is_late(item, now)
+                if item.tasks and not item.nodes and not item.asked and self._is_late(item, now)
             ]
-        for name, item in late:
-            if self.term:
-                message = f"no placement on {len(self.nodes)} nodes within {self.patience_s:g} s"
-                self._answer(name, item, RETRY, message, requeue_s=math.ceil(self.patience_s))
-                with self.store.changed:
-                    self._withdraw(name)
+        for name, item in late if self.term else ():
+            message = f"no placement on {len(self.nodes)} nodes within {self.patience_s:g} s"
+            self._give_up(name, item, message, math.ceil(self.patience_s))
 
     def _is_late(self, item: CheckedWorkload, now_s: float) -> bool:
         tried_s = now_s - item.seen_s
@@ -192,18 +216,17 @@ class AdmissionCheckBackend(LocalBackend):
         item = self.workloads.get(name)
         if item is None:
             return
-        nodes = _count_nodes(unit, item)
+        if self._read_state(item.body) == READY and not item.asked:
+            # no second placement can be given
+            self._give_up(name, item, "a node of its placement has left", 1)
+            return
+        item.nodes = _count_nodes(unit, item)
         message = f"placed on {format_names(sorted({start.node for start in unit}), MAX_NODES_SHOWN)}"
-        is_answered, item.nodes = False, nodes
-        try:
-            if len(unit) == len(item.tasks):
-                is_answered = self._answer(name, item, READY, message, updates=_build_updates(name, nodes))
-        finally:
-            # also where the server did not respond: if it took the answer, the workload's next version shows it
-            if not is_answered:
-                item.nodes = {}
-                for record in records:
-                    self.store.fail(record.task.name, record.attempt, "the workload changed meanwhile")
+        take_back = partial(self._take_back, name, item, records)
+        if len(unit) == len(item.tasks):
+            self._begin_answer(name, item, READY, message, take_back, updates=_build_updates(name, item.nodes))
+        else:
+            take_back("a part of its pods was placed")
 
     def preempt(self, task: str) -> None:
         """Ask Kueue to evict the workload of a task that the policies preempt."""
@@ -211,16 +234,17 @@ class AdmissionCheckBackend(LocalBackend):
         name = self._find_workload(task)
         item = self.workloads.get(name)
         if item is not None:
-            self._answer(name, item, RETRY, "preempted by the policies", requeue_s=1)
+            resubmit = partial(self._resubmit, name, item)
+            self._begin_answer(name, item, RETRY, "preempted by the policies", resubmit, requeue_s=1)
         self.store.preempt(task, by=self.holder)
 
     def refuse(self, task: str, reason: str) -> None:
-        """Reject the workload of a task for good."""
+        """Reject the workload of a task for good; where that fails, it is given up once it is late."""
         self.store.check_term(self.term)
         name = self._find_workload(task)
         item = self.workloads.get(name)
         if item is not None:
-            self._answer(name, item, REJECTED, reason)
+            self._begin_answer(name, item, REJECTED, reason, lambda _failure: None)
         self.store.refuse(task, reason, by=self.holder)
 
     def handle_check(self, body: Body, *, is_gone: bool = False) -> None:
@@ -261,7 +285,7 @@ class AdmissionCheckBackend(LocalBackend):
 
     def handle_pod(self, body: Body, *, is_gone: bool = False) -> None:
         """Count a pod where it runs; a pod of an answered workload counts through that workload."""
-        meta, node = body["metadata"], body["spec"].get("nodeName", "")
+        meta, node = body["metadata"], pods.promised_node(body)
         key = meta["namespace"], meta["name"]
         is_idle = is_gone or not node or body.get("status", {}).get("phase") in pods.ENDED
         with self.store.changed:
@@ -365,7 +389,84 @@ class AdmissionCheckBackend(LocalBackend):
     def _withdraw(self, name: str) -> None:
         item = self.workloads.pop(name, None)
         for task in item.tasks if item is not None else ():
+            self.postponed.pop(task, None)
             self.store.withdraw(task)
+
+    def _give_up(self, name: str, item: CheckedWorkload, message: str, requeue_s: int) -> None:
+        """Ask Kueue to take a workload's quota back; nothing starts it meanwhile."""
+        for task in item.tasks:
+            self.store.withdraw(task)
+        self._begin_answer(name, item, RETRY, message, partial(self._resubmit, name, item), requeue_s=requeue_s)
+
+    def _resubmit(self, name: str, item: CheckedWorkload, failure: str = "") -> None:
+        """Take a workload up anew as it is on the server: it took an answer without a response, or did not take one."""
+        del failure
+        self._withdraw(name)
+        if (state := self._read_state(item.body)) in {PENDING, READY}:
+            self._submit(name, item.body, item.reservation, state)
+            self.nodes_changed = True
+
+    def _take_back(self, name: str, item: CheckedWorkload, records: Sequence[Record], failure: str) -> None:
+        """Let a workload wait again, longer each time."""
+        if self._read_state(item.body) == READY:
+            self._resubmit(name, item)
+            return
+        # a new controller keeps its turn, and makes the policies keep back what is postponed
+        item.nodes, self.nodes_changed = {}, True
+        for record in records:
+            task = record.task.name
+            self.postponed[task] = postpone(self.postponed.get(task), failure, self.now(), REFUSAL_DELAY_S)
+            self.store.fail(task, record.attempt, failure)
+
+    def _begin_answer(
+        self,
+        name: str,
+        item: CheckedWorkload,
+        state: str,
+        message: str,
+        on_failure: Callable[[str], None],
+        *,
+        updates: Sequence[Body] = (),
+        requeue_s: int | None = None,
+    ) -> None:
+        """Begin to write the state of a check; ``on_failure`` receives why it was not written."""
+        if item.asked == state:
+            return
+        item.asked = state
+        call = partial(self._try_answer, name, item, state, message, updates, requeue_s)
+        self.background.begin({f"workload {name}"}, call, partial(self._finish_answer, name, item, state, on_failure))
+
+    def _finish_answer(
+        self, name: str, item: CheckedWorkload, state: str, on_failure: Callable[[str], None], failure: str
+    ) -> None:
+        with self.store.changed:
+            if item.asked == state:
+                item.asked = ""
+            if self.workloads.get(name) is not item:
+                return
+            if failure:
+                on_failure(failure)
+            elif state == RETRY:
+                self._withdraw(name)
+
+    def _try_answer(
+        self,
+        name: str,
+        item: CheckedWorkload,
+        state: str,
+        message: str,
+        updates: Sequence[Body],
+        requeue_s: int | None,
+    ) -> str:
+        """Write the state of a check; return why it was not written, empty where it was."""
+        try:
+            with item.writing:
+                if self._answer(name, item, state, message, updates, requeue_s):
+                    return ""
+        except (ApiError, UnfoldError) as error:
+            logging.getLogger("unfoldkit").warning("workload %s was not answered: %s", name, error)
+            return f"its answer was not written: {error}"
+        return "it changed meanwhile"
 
     def _read_state(self, body: Body) -> str:
         """Return the state of this controller's check where the workload holds quota and goes on; else empty."""
@@ -391,9 +492,8 @@ class AdmissionCheckBackend(LocalBackend):
         item: CheckedWorkload,
         state: str,
         message: str,
-        *,
-        updates: Sequence[Body] = (),
-        requeue_s: int | None = None,
+        updates: Sequence[Body],
+        requeue_s: int | None,
     ) -> bool:
         """Write the state of the check; return whether the workload still waited for it.
 
@@ -421,7 +521,8 @@ class AdmissionCheckBackend(LocalBackend):
                     return False
                 body = newer
                 continue
-            item.body = written
+            with self.store.changed:
+                item.body = max(item.body, written, key=_version)
             return True
         return False
 
