@@ -34,8 +34,9 @@ class Reflector:
         handle: Receives objects.
         find_missing: Returns objects that the handler knows and that are not among the existing ones.
         query: Selectors of the list.
-        absent_pause_s: Pause before a list that the server does not have, or denies, is read again.
+        absent_pause_s: Longest pause before a list that the server does not have, or denies, is read again.
         last_error: The last error that was logged; empty once the server answered.
+        refusals: How often in succession the server did not have the list, or denied it.
     """
 
     api: Api
@@ -45,6 +46,7 @@ class Reflector:
     query: Mapping[str, str] = field(default_factory=dict)
     absent_pause_s: float = PAUSE_S
     last_error: str = ""
+    refusals: int = 0
 
     def start(self) -> threading.Thread:
         """Read the list, and follow it in a new thread."""
@@ -86,18 +88,25 @@ class Reflector:
                         self._pass_object(event.body, is_gone=event.kind == "DELETED")
                     # of an object that the handler could not process yet, the next watch sends the event again
                     version = _read_metadata(event.body).get("resourceVersion") or version
-                    self.last_error = ""
+                    self.last_error, self.refusals = "", 0
             except ApiError as error:
                 version = "" if error.status == GONE else version
                 if error.status != GONE:
                     self._log_error(error)
-                time.sleep(self.absent_pause_s if error.status in {FORBIDDEN, NOT_FOUND} else PAUSE_S)
+                time.sleep(self._choose_pause_s(error))
             except Exception as error:  # noqa: BLE001 - if this thread ended, no change would arrive any more
                 if not self.api.closed:
                     logging.getLogger("unfoldkit").info("watch of %s was cut: %s", self.path, error)
                     time.sleep(PAUSE_S)
             # a server or proxy may end every watch at once
             time.sleep(max(0.0, began_s + PAUSE_S - time.monotonic()))
+
+    def _choose_pause_s(self, error: ApiError) -> float:
+        """Return the pause after an error: a server that starts denies everything until it has read its roles."""
+        if error.status not in {FORBIDDEN, NOT_FOUND}:
+            return PAUSE_S
+        self.refusals += 1
+        return min(self.absent_pause_s, PAUSE_S * 2 ** min(self.refusals - 1, 10))
 
     def _log_error(self, error: ApiError) -> None:
         """Log that the server refuses the list or its watch, once for each error."""

@@ -113,3 +113,27 @@ def test_an_expired_watch_lists_again() -> None:
     follow(server, handler, 2)
     assert server.lists >= 2
     assert handler.seen[:2] == [("a", False), ("a", False)]
+
+
+def test_a_server_that_starts_denies_nothing_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it had read its roles it denied a list, which was then followed half a minute later only."""
+    monkeypatch.setattr(module, "PAUSE_S", 0.01)
+    server, handler, denials = Server([item("a", 1)]), Handler(), [403, 403, 403]
+
+    def watch(_path: str, version: str, **_query: str) -> Iterator[WatchEvent]:
+        if denials:
+            raise ApiError(denials.pop(), "Forbidden", "no roles yet")
+        yield from Server.watch(server, _path, version)
+
+    server.watch = watch  # type: ignore[method-assign]
+    server.events = [WatchEvent("ADDED", item("b", 2))]
+    reflector = Reflector(
+        cast("Api", server), "/apis/batch/v1/jobs", cast("Any", handler), lambda _: (), absent_pause_s=30.0
+    )
+    thread, end_s = reflector.start(), time.monotonic() + 5.0
+    while len(handler.seen) < 2:
+        assert time.monotonic() < end_s, handler.seen
+        time.sleep(0.005)
+    server.closed = True
+    thread.join(5)
+    assert reflector.refusals == 0
