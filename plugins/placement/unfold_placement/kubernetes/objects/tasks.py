@@ -60,7 +60,7 @@ def decode_task(
         raise user_error(f"pod {meta['name']}: {annotation_key('task')} is malformed: {error}") from error
     if fault := _find_task_fault(task):
         raise user_error(f"pod {meta['name']}: {annotation_key('task')} has {fault}")
-    arrival = float(notes.get(annotation_key("arrival")) or group.created_s) - origin
+    arrival = _read_arrival(meta["name"], notes.get(annotation_key("arrival")), group.created_s) - origin
     # rounding to whole units of Kubernetes may add a thousandth; sidecars of the template count
     stated = {kind: clamp_amount(amount) for kind, amount in task.demand.items() if demand.get(kind, 0) <= amount + 1}
     return replace(
@@ -70,6 +70,17 @@ def decode_task(
         arrival=arrival,
         deadline=arrival + task.deadline,
     )
+
+
+def _read_arrival(pod: str, text: str | None, created_s: float) -> float:
+    """Return the Unix time in an annotation, by default that of the creation; queues cannot be sorted by any other."""
+    try:
+        arrival = float(text or created_s)
+    except ValueError:
+        arrival = math.nan
+    if not math.isfinite(arrival):
+        raise user_error(f"pod {pod}: {annotation_key('arrival')} is {text!r}, not a time", hint="Unix seconds")
+    return arrival
 
 
 def _find_task_fault(task: Task) -> str:
