@@ -106,7 +106,7 @@ class Reflector:
         if error.status not in {FORBIDDEN, NOT_FOUND}:
             return PAUSE_S
         self.refusals += 1
-        return min(self.absent_pause_s, PAUSE_S * 2 ** min(self.refusals - 1, 10))
+        return min(self.absent_pause_s, PAUSE_S * 2.0 ** min(self.refusals - 1, 10))
 
     def _log_error(self, error: ApiError) -> None:
         """Log that the server refuses the list or its watch, once for each error."""
