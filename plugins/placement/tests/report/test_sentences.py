@@ -71,7 +71,11 @@ SAMPLES: dict[str, list[str]] = {
     "starvation_headline": [sentences.starvation_headline("g-0")],
     "starvation_line": [sentences.starvation_line("g-0", (600.0, 630.0), (1200.0, 1230.0))],
     "class_starvation_line": [sentences.class_starvation_line("g-0")],
-    "starts_headline": [sentences.starts_headline(1, 0, 30.0), sentences.starts_headline(12, 1, 30.0)],
+    "starts_headline": [
+        sentences.starts_headline(1, 0, 30.0),
+        sentences.starts_headline(12, 1, 30.0),
+        sentences.starts_headline(1, 0, -49.0),
+    ],
     "change_headline": [sentences.change_headline(1, 0, 3, 0), sentences.change_headline(12, 3, 4, 1)],
     "quota_change_line": [sentences.quota_change_line("team-a", "default", "nvidia.com/gpu", "8", "16")],
     "start_line": [

@@ -354,3 +354,14 @@ def test_files_of_other_compressors_are_named(tmp_path: Path, data: bytes, name:
     path.write_bytes(data)
     with pytest.raises(UnfoldError, match=f"a file of {name}: unpack it, or pack it with gzip"):
         read_queue_snapshot(path)
+
+
+def test_a_workload_that_runs_starts_before_the_replay(tmp_path: Path) -> None:
+    """Its start was "after -49 s", and one workload of one queue was "1 workloads"; a list of Go may be null."""
+    jobs = [workload("team-a/done", 0, 1, admitted=1, finished=51), workload("team-a/run", 5, 1, admitted=2)]
+    path = write_list(tmp_path, [flavor(), cluster_queue("team-a", 8), local_queue("team-a"), *jobs])
+    with path.open("a", encoding="utf-8") as file:
+        file.write('\n{"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "CohortList", "items": null}\n')
+    made = report(tmp_path, spec(path))
+    assert made.headline == "1 workload starts, the last before the replay begins"
+    assert made.subtitle == ("1 ClusterQueue", "1 workload")

@@ -15,7 +15,7 @@ from unfold_placement.kueue.comparison import (
 )
 from unfold_placement.kueue.objects import Quota
 from unfold_placement.report import sentences
-from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
+from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict, format_count
 
 QUEUE_COLUMNS = (
     Column("ClusterQueue"),
@@ -63,7 +63,7 @@ def queue_report(problem: QueueProblem, changes: Sequence[StartChange]) -> Repor
         verdict=Verdict.NO if never else Verdict.YES,
         question=sentences.ASK_FOR_CHANGE if problem.has_change else sentences.ASK_FOR_STARTS,
         headline=_headline(problem, changes),
-        subtitle=(f"{len(problem.after.queues):,} ClusterQueues", f"{len(changes):,} workloads"),
+        subtitle=(format_count(len(problem.after.queues), "ClusterQueue"), format_count(len(changes), "workload")),
         metrics=_metrics(changes),
         tables=tuple(_build_tables(queue_rows, rows, has_change=problem.has_change)),
         lines=tuple(_lines(problem, changes, never)),

@@ -359,7 +359,8 @@ def starts_headline(count: int, never: int, last_start_s: float) -> str:
     if never:
         return f"{_count_workloads(never)} of {count:,} never {'starts' if never == 1 else 'start'}"
     verb = "starts" if count == 1 else "start"
-    return f"{_count_workloads(count)} {verb}, the last after {format_seconds(last_start_s)}"
+    when = f"after {format_seconds(last_start_s)}" if last_start_s >= 0 else "before the replay begins"
+    return f"{_count_workloads(count)} {verb}, the last {when}"
 
 
 def change_headline(earlier: int, later: int, same: int, newly_never: int) -> str:

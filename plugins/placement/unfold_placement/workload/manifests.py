@@ -158,9 +158,11 @@ def _expand(content: Any, path: Path, label: str) -> Iterator[Manifest]:
     if not isinstance(content, dict):
         raise user_error(f"{content!r:.60} is not a Kubernetes object", file=str(path), key=label, hint=COMMAND)
     kind = content.get("kind")
-    if isinstance(content.get("items"), list) and (kind is None or str(kind).endswith("List")):
+    items = content.get("items", ())
+    # programs in Go print null for a list without items
+    if isinstance(items, list | None) and (kind is None or str(kind).endswith("List")):
         item_kind = str(kind or "").removesuffix("List")
-        for index, item in enumerate(content["items"]):
+        for index, item in enumerate(items or ()):
             # the items of a typed list need not repeat their kind
             shared = {"apiVersion": content.get("apiVersion", ""), "kind": item_kind} if item_kind else {}
             yield from _expand({**shared, **item} if isinstance(item, dict) else item, path, f"items[{index}]")
