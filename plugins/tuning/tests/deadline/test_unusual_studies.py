@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import importlib.util
 import math
+import pickle
 import time
 from collections import Counter
 from pathlib import Path
@@ -464,6 +466,23 @@ def test_arguments_of_optimize_are_accepted() -> None:
     assert Counter(trial.state.name for trial in study.trials)["FAIL"] == 1
     _, result = search(lambda trial: run_steps(trial, 0.5, step_s=0.2), timeout=0.5)
     assert result.seconds < 5
+
+
+def test_callbacks_may_store_the_study(tmp_path: Path) -> None:
+    """A script that pickles or copies the study after each trial continues with its own pruner and sampler."""
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=7)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=1), pruner=pruner)
+
+    def store(study: Any, _: Any) -> None:
+        copy.deepcopy(study)
+        (tmp_path / "study.pkl").write_bytes(pickle.dumps(study))
+
+    search(lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1)), study, callbacks=[store])
+    stored = pickle.loads((tmp_path / "study.pkl").read_bytes())  # noqa: S301 - written above
+    assert isinstance(stored.pruner, optuna.pruners.MedianPruner)
+    stored.optimize(lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1)), n_trials=12)
+    assert len(stored.trials) == 9 + 12
+    assert len(study.trials) == 9
 
 
 def test_a_grid_runs_each_point_once() -> None:

@@ -7,6 +7,7 @@ where they were, so no iteration is repeated. Trials for which the limits leave 
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import gc
 import importlib.util
@@ -324,7 +325,7 @@ class StudyRun:
         self.keeper.began = self.progress.begin_search(self.keeper.wall())
         pruner = self.study.pruner
         self.counts_reports = isinstance(pruner, WilcoxonPruner)
-        self.study.pruner = _RungPruner(self, _select_own_pruner(pruner))
+        self.study.pruner = _RungPruner(self, pruner)
         try:
             with self.lock, _counting_waiting_trials(self.study.sampler), show_as_pruned(self.study, self.list_waiting):
                 self._restore_trials()
@@ -759,8 +760,12 @@ class StudyRun:
 class _RungPruner:
     """The pruner of a study while it runs: it delegates to the study's own one, then to the run."""
 
-    def __init__(self, run: StudyRun, own: Any) -> None:
-        self.run, self.own = run, own
+    def __init__(self, run: StudyRun, pruner: Any) -> None:
+        self.run, self.pruner, self.own = run, pruner, _select_own_pruner(pruner)
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        """Pickle the study's own pruner: callbacks store the study with it."""
+        return copy.copy, (self.pruner,)
 
     def prune(self, study: Any, trial: Any) -> bool:
         """See ``optuna.pruners.BasePruner``."""

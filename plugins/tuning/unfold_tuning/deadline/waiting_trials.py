@@ -13,6 +13,25 @@ from functools import partial
 from typing import Any
 
 
+@dataclass(frozen=True, slots=True)
+class _ViewingMethod:
+    """A method of a sampler which sees a view of a study; in a copy of the sampler it is the method itself."""
+
+    sampler: Any
+    name: str
+    method: Callable[..., Any]
+    study: Any
+    view: Any
+
+    def __call__(self, asking: Any, *args: Any, **options: Any) -> Any:
+        """Sample; another study may have the same sampler."""
+        return self.method(self.view if asking is self.study else asking, *args, **options)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
+        """Pickle the method of the sampler: callbacks store the study with it."""
+        return getattr, (self.sampler, self.name)
+
+
 @contextmanager
 def show_as_pruned(study: Any, list_waiting: Callable[[], Collection[int]]) -> Iterator[None]:
     """Let the sampler of an Optuna study see the trials that wait at a rung as pruned there.
@@ -34,15 +53,10 @@ def show_as_pruned(study: Any, list_waiting: Callable[[], Collection[int]]) -> I
 
     view, sampler = copy.copy(study), study.sampler
     view._get_trials = list_trials  # noqa: SLF001 - Optuna filters the trials of a bracket like this
-
-    def sample(method: Callable[..., Any], asking: Any, *args: Any, **options: Any) -> Any:
-        # another study may have the same sampler
-        return method(view if asking is study else asking, *args, **options)
-
     names = ("infer_relative_search_space", "sample_relative", "sample_independent")
     replaced = {name: vars(sampler).get(name) for name in names}
     for name in names:
-        setattr(sampler, name, partial(sample, getattr(sampler, name)))
+        setattr(sampler, name, _ViewingMethod(sampler, name, getattr(sampler, name), study, view))
     try:
         yield
     finally:
