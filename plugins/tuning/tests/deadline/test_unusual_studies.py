@@ -7,6 +7,7 @@ import datetime as dt
 import importlib.util
 import math
 import pickle
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 from unfold_tuning import deadline
 from unfold_tuning.deadline.optuna_study import StudyRun
-from unfold_tuning.deadline.study_progress import OWNER_KEY
+from unfold_tuning.deadline.study_progress import OWNER_KEY, StudyProgress
 from unfoldkit.api import UnfoldError
 
 optuna = pytest.importorskip("optuna")
@@ -454,6 +455,35 @@ def test_two_processes_do_not_share_a_study() -> None:
 
 
 @pytest.mark.slow
+def test_two_that_start_at_the_same_time_do_not_share_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two threads that both see no owner of a study, as processes may, one runs it."""
+    url, outcomes = f"sqlite:///{tmp_path / 'study.db'}", []
+    optuna.create_study(storage=url, study_name="one")
+    barrier, stay_alive = threading.Barrier(2), StudyProgress.stay_alive
+
+    def write_together(progress: StudyProgress) -> None:
+        barrier.wait(60)
+        stay_alive(progress)
+
+    def run() -> None:
+        try:
+            StudyProgress(optuna.load_study(storage=url, study_name="one")).lock_study()
+        except UnfoldError:
+            outcomes.append("refused")
+        else:
+            outcomes.append("runs")
+        # the owner lives until the other one has decided
+        barrier.wait(60)
+
+    monkeypatch.setattr(StudyProgress, "stay_alive", write_together)
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["refused", "runs"]
+
+
 def test_arguments_of_optimize_are_accepted() -> None:
     """A script which only replaces the call keeps ``timeout``, ``catch`` as a list, and the flags of its call."""
 

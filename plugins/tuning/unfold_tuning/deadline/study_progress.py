@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ OWNER_KEY = "unfold:owner"
 IDENTITY_KEY = "unfold:identity"
 """A random name of the study, as another one may have the same name."""
 ALIVE_PERIOD_S = 10.0
+MIN_SETTLING_S = 0.1
+SETTLING_FACTOR = 3.0
+"""A process that has locked the study waits this many times as long as that took, then reads which process has it."""
 MAX_SILENCE_S = 60.0
 """A process on another host that was silent for so long no longer runs the study."""
 
@@ -50,14 +54,25 @@ class StudyProgress:
     alive_at: float = field(default=0.0)
 
     def lock_study(self) -> None:
-        """Lock the study for this process.
+        """Lock the study for this thread.
 
         Raises:
-            UnfoldError: Another process that is alive runs it.
+            UnfoldError: Another thread or process that is alive runs it.
         """
+        began = self.wall()
+        self._require_no_owner()
+        self.stay_alive()
+        # no storage compares and sets: of processes that saw no owner at the same time, the last to write has the study
+        time.sleep(MIN_SETTLING_S + SETTLING_FACTOR * (self.wall() - began))
+        self._require_no_owner()
+        if IDENTITY_KEY not in self.study.user_attrs:
+            self.study.set_user_attr(IDENTITY_KEY, uuid.uuid4().hex[:8])
+
+    def _require_no_owner(self) -> None:
         owner = self.study.user_attrs.get(OWNER_KEY) or {}
         is_here = owner.get("host") == socket.gethostname()
-        is_own = is_here and owner.get("pid") == os.getpid()
+        others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+        is_own = is_here and owner.get("pid") == os.getpid() and owner.get("thread") not in others
         is_alive = (
             _read_process_start(int(owner["pid"])) == owner.get("start")
             if is_here and owner.get("start")
@@ -68,9 +83,6 @@ class StudyProgress:
                 f"process {owner.get('pid')} on {owner.get('host')} runs this study under a deadline",
                 hint="n_jobs runs several trials at once; several processes cannot share a deadline",
             )
-        self.stay_alive()
-        if IDENTITY_KEY not in self.study.user_attrs:
-            self.study.set_user_attr(IDENTITY_KEY, uuid.uuid4().hex[:8])
 
     def stay_alive(self) -> None:
         """Store from time to time that this process runs the study."""
@@ -78,8 +90,9 @@ class StudyProgress:
         if now - self.alive_at < ALIVE_PERIOD_S:
             return
         self.alive_at = now
-        start = _read_process_start(os.getpid())
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "start": start, "at": now}
+        process, start = os.getpid(), _read_process_start(os.getpid())
+        thread = threading.get_ident()
+        owner = {"host": socket.gethostname(), "pid": process, "start": start, "thread": thread, "at": now}
         self.study.set_user_attr(OWNER_KEY, owner)
 
     def begin_search(self, now: float) -> float:
@@ -123,7 +136,6 @@ class StudyProgress:
         ]
 
     def store_stage(self, stage: StoredStage) -> None:
-        """Store the stage that begins, and the rungs to which trials may run."""
         value = {
             "search": self.search,
             "stages": list(stage.stages),
