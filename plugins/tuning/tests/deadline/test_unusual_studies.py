@@ -484,6 +484,50 @@ def test_two_that_start_at_the_same_time_do_not_share_a_study(tmp_path: Path, mo
     assert sorted(outcomes) == ["refused", "runs"]
 
 
+CHANGES = {
+    "method": ({}, {"method": "hyperband"}),
+    "brackets": ({"method": "hyperband"}, {}),
+    "fewer steps": ({}, {"max_steps": 3}),
+    "more steps": ({"max_steps": 3}, {"max_steps": 9}),
+    "factor": ({"eta": 2}, {"eta": 4}),
+    "fewer trials": ({"n_trials": 18}, {"n_trials": 4}),
+    "steps shown before": ({"max_steps": None}, {"max_steps": 27}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("calls", [7, 14])
+def test_an_interrupted_search_continues_with_other_arguments(change: str, calls: int) -> None:
+    """A script that is edited between two starts continues its trials at the rungs that it has now."""
+    before, after = CHANGES[change]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
+    count = iter(range(calls))
+
+    def objective(trial: Any) -> float:
+        quality, done = trial.suggest_float("quality", 0, 1), trial.user_attrs.get("done", 0)
+        for step in range(done, 27):
+            trial.report(1 - quality * (1 - 0.5**step), step)
+            trial.set_user_attr("done", step + 1)
+            if next(count, None) is None:
+                raise KeyboardInterrupt
+            if trial.should_prune():
+                raise optuna.TrialPruned
+            if step + 1 == (options.get("max_steps") or STEPS):
+                break
+        return float(1 - quality)
+
+    options = {"n_jobs": 1, **before}
+    with pytest.raises(KeyboardInterrupt):
+        search(objective, study, **options)
+    study.tell(max(trial.number for trial in study.trials), state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+    count, options = iter(range(10**6)), {"n_jobs": 1, **after}
+    search(objective, study, **options)
+    assert not any(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials)
+    last = max(max(trial.intermediate_values) for trial in study.trials if trial.intermediate_values)
+    assert last + 1 >= (options.get("max_steps") or STEPS)
+    assert study.best_trial.state.name == "COMPLETE"
+
+
 def test_arguments_of_optimize_are_accepted() -> None:
     """A script which only replaces the call keeps ``timeout``, ``catch`` as a list, and the flags of its call."""
 

@@ -34,6 +34,7 @@ class StoredStage:
         stage_trials: Trials that finished each earlier stage.
         is_full: Whether no further trial begins in these brackets.
         size: Steps of the first and the last stage, if trials had to show them and did.
+        rungs: The rungs of each bracket, once they are known.
     """
 
     stages: tuple[int, ...] = ()
@@ -41,6 +42,7 @@ class StoredStage:
     stage_trials: tuple[int, ...] = ()
     is_full: bool = False
     size: tuple[int, int] | None = None
+    rungs: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -242,7 +244,32 @@ class HalvingSearch:
             stage_trials=tuple(self.stage_trials),
             is_full=self.is_full,
             size=self.size,
+            rungs=self._list_plan(),
         )
+
+    def restore_stage(self, stored: StoredStage, brackets: Mapping[Any, int]) -> None:
+        """Continue at a stored stage with the trials that had begun, by bracket.
+
+        Where other arguments now lead to other rungs, the trials keep how far they may run, and are compared there.
+        """
+        if stored.size is not None and not self.is_sized:
+            self.set_size(*stored.size)
+        is_same = stored.rungs in ((), self._list_plan())
+        if is_same:
+            self.stages = list(stored.stages) or self.stages
+            self.stage_trials, self.is_full = list(stored.stage_trials), stored.is_full
+        else:
+            self.keeper.note_once("the interrupted search had other rungs: its trials continue at those of this one")
+        for trial, bracket in brackets.items():
+            self.begin_trial(trial, bracket if is_same else bracket % len(self.keeper.brackets))
+            highest = len(self.list_rungs(self.brackets[trial])) - 1
+            self.levels[trial] = min(stored.levels.get(trial, 0), highest)
+
+    def _list_plan(self) -> tuple[tuple[int, ...], ...]:
+        """List the rungs of each bracket; none as long as trials are to show them."""
+        if not self.is_sized:
+            return ()
+        return tuple(tuple(self.keeper.list_rungs(bracket)) for bracket in range(len(self.keeper.brackets)))
 
     def list_runnable(self) -> list[Any]:
         """List the trials that have begun and may run: those nearest to their end first, then the best.

@@ -360,19 +360,15 @@ class StudyRun:
         """Restore the trials of the search that a crash interrupted, with their reports and their rungs."""
         from optuna.trial import Trial, TrialState
 
-        stored, search = self.progress.load_stage(), self.search
-        if stored.size is not None:
-            search.set_size(*stored.size)
-        search.stages = list(stored.stages) or search.stages
-        search.stage_trials, search.is_full = list(stored.stage_trials), stored.is_full
-        trials = self.progress.list_trials()
+        search, trials = self.search, self.progress.list_trials()
+        search.restore_stage(
+            self.progress.load_stage(), {trial.number: self.progress.get_bracket(trial) for trial in trials}
+        )
         steps = [min(trial.intermediate_values) for trial in trials if trial.intermediate_values]
         if steps and not self.counts_reports:
             self.first_step = 0 if min(steps) == 0 else 1
         for frozen in trials:
             number, is_running = frozen.number, frozen.state == TrialState.RUNNING
-            search.begin_trial(number, self.progress.get_bracket(frozen))
-            search.levels[number] = stored.levels.get(number, 0)
             item = RunningTrial(
                 trial=Trial(self.study, frozen._trial_id) if is_running else frozen,  # noqa: SLF001 - as study.ask does
                 has_ended=not is_running,

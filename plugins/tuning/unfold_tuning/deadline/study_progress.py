@@ -136,6 +136,7 @@ class StudyProgress:
         ]
 
     def store_stage(self, stage: StoredStage) -> None:
+        """Store the stage that begins, and the rungs to which trials may run."""
         value = {
             "search": self.search,
             "stages": list(stage.stages),
@@ -143,6 +144,7 @@ class StudyProgress:
             "stage_trials": list(stage.stage_trials),
             "is_full": stage.is_full,
             "size": stage.size,
+            "rungs": stage.rungs,
         }
         self.study.set_user_attr(STAGE_KEY, value)
 
@@ -157,6 +159,7 @@ class StudyProgress:
             stage_trials=tuple(int(count) for count in value["stage_trials"]),
             is_full=bool(value["is_full"]),
             size=tuple(value["size"]) if value.get("size") else None,
+            rungs=tuple(tuple(rungs) for rungs in value.get("rungs", ())),
         )
 
     @contextmanager
