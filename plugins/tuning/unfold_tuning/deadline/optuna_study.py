@@ -232,6 +232,7 @@ class RunningTrial:
 
     Attributes:
         trial: The Optuna trial.
+        released: Signals that it need not wait any more.
         thread: Its thread, once it runs.
         reported_at: When it reported last, or continued after a rung.
         is_waiting: Whether it waits at a rung.
@@ -244,6 +245,7 @@ class RunningTrial:
     """
 
     trial: Any
+    released: threading.Condition
     thread: threading.Thread | None = None
     reported_at: float = 0.0
     is_waiting: bool = False
@@ -280,7 +282,7 @@ class StudyRun:
         first_step: The step that a trial reports first: 0 or 1.
         counts_reports: Whether steps name problem instances, in any order, as those of ``WilcoxonPruner`` do.
         lock: Guards everything here.
-        changed: Signals a change of it.
+        changed: Signals a change of it to the thread that called ``optimize``.
         is_ending: Whether a limit is reached or an error ends the run.
         repeats: Trials in a row which repeat the point of an earlier one.
         is_exhausted: Whether the sampler has no further configurations.
@@ -333,7 +335,8 @@ class StudyRun:
         finally:
             with self.lock:
                 self.is_ending = True
-                self.changed.notify_all()
+                for item in self.trials.values():
+                    item.released.notify()
             for item in self.trials.values():
                 if item.thread is not None:
                     item.thread.join()
@@ -371,6 +374,7 @@ class StudyRun:
             number, is_running = frozen.number, frozen.state == TrialState.RUNNING
             item = RunningTrial(
                 trial=Trial(self.study, frozen._trial_id) if is_running else frozen,  # noqa: SLF001 - as study.ask does
+                released=threading.Condition(self.lock),
                 has_ended=not is_running,
             )
             self.trials[number] = item
@@ -414,7 +418,6 @@ class StudyRun:
             # one that might keep constraints which the winner violates waits until those are known
             if not (number in self.unconstrained and self.trials[number].is_waiting):
                 self._prune_lost(self.trials[number])
-        self.changed.notify_all()
 
     def _continue_reserve(self) -> bool:
         """Let trials that lost continue to the end if each complete one violates its constraints, as they may not.
@@ -453,6 +456,7 @@ class StudyRun:
         if item.is_begun_earlier:
             item.has_ended = True
             self._store_end(item, None, TrialState.PRUNED)
+        item.released.notify()
 
     def _run_next(self) -> bool:
         """Continue a trial that may, or begin one that ends in time; return whether there is one."""
@@ -467,7 +471,7 @@ class StudyRun:
             return False
         trial = self.study.ask()
         self.progress.mark_trial(trial, bracket)
-        self.trials[trial.number] = RunningTrial(trial=trial)
+        self.trials[trial.number] = RunningTrial(trial=trial, released=threading.Condition(self.lock))
         self.search.begin_trial(trial.number, bracket)
         self._continue_trial(self.trials[trial.number])
         return True
@@ -480,7 +484,7 @@ class StudyRun:
                 target=self._run_thread, args=(item,), name=f"trial-{item.trial.number}", daemon=True
             )
             item.thread.start()
-        self.changed.notify_all()
+        item.released.notify()
 
     def _list_active(self) -> list[RunningTrial]:
         """List the trials that occupy a slot."""
@@ -499,8 +503,6 @@ class StudyRun:
             if self.fatal_error is None:
                 self.keeper.note_limit()
             self.is_ending = True
-        if self.is_ending:
-            self.changed.notify_all()
 
     def _check_failures(self) -> None:
         """End a search in which every trial fails: the objective is at fault."""
@@ -560,7 +562,7 @@ class StudyRun:
                 self.fatal_error = self.fatal_error or error
                 item.has_ended = True
                 self.search.fail_trial(item.trial.number)
-                self.changed.notify_all()
+                self.changed.notify()
 
     def _run_objective(self, item: RunningTrial) -> None:
         import optuna
@@ -592,7 +594,7 @@ class StudyRun:
                 state = self._store_end(item, value if state == TrialState.COMPLETE else None, state)
                 self._record_end(item, is_complete=state == TrialState.COMPLETE)
             item.has_ended = True
-            self.changed.notify_all()
+            self.changed.notify()
 
     def _has_returned_early(self, item: RunningTrial) -> bool:
         """Return whether a trial that has lost returned a value instead of raising: that of a trial cut short."""
@@ -690,7 +692,7 @@ class StudyRun:
                 return False
             self._record_reports(item, frozen.intermediate_values)
             self._record_violation(frozen)
-            self.changed.notify_all()
+            self.changed.notify()
             if not item.is_stopped and self._repeats_point(frozen):
                 # two that asked at the same time prove nothing: the sampler may have other points
                 self.repeats, item.is_stopped = self.repeats + 1, True
@@ -710,7 +712,7 @@ class StudyRun:
                 return False
             item.is_waiting = True
             while item.is_waiting and not self.is_ending:
-                self.changed.wait(CHECK_PERIOD_S)
+                item.released.wait()
             return item.is_stopped or self.is_ending
 
     def _repeats_point(self, frozen: Any) -> bool:
