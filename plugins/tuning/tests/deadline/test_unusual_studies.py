@@ -528,6 +528,20 @@ def test_an_interrupted_search_continues_with_other_arguments(change: str, calls
     assert study.best_trial.state.name == "COMPLETE"
 
 
+def test_ends_of_trials_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A search shows the trials that end, as ``study.optimize`` does."""
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    optuna.logging.enable_propagation()
+    try:
+        search(lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1)))
+    finally:
+        optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+        optuna.logging.disable_propagation()
+    messages = {record.getMessage() for record in caplog.records}
+    assert sum("pruned at step" in message for message in messages) == 8
+    assert sum("finished with value" in message for message in messages) == 1
+
+
 def test_arguments_of_optimize_are_accepted() -> None:
     """A script which only replaces the call keeps ``timeout``, ``catch`` as a list, and the flags of its call."""
 

@@ -211,6 +211,18 @@ def _warn(message: str) -> None:
     optuna.logging.get_logger("optuna").warning(message)
 
 
+def _log_end(frozen: Any) -> None:
+    """Log the end of a trial as ``study.optimize`` does; failures have a warning of their own."""
+    import optuna
+    from optuna.trial import TrialState
+
+    logger, number = optuna.logging.get_logger("optuna"), frozen.number
+    if frozen.state == TrialState.COMPLETE:
+        logger.info("Trial %d finished with value: %s and parameters: %s.", number, frozen.value, frozen.params)
+    elif frozen.state == TrialState.PRUNED:
+        logger.info("Trial %d pruned at step %d.", number, frozen.last_step or 0)
+
+
 def _collect_garbage(study: Any, trial: Any) -> None:  # noqa: ARG001 - a callback of Optuna
     gc.collect()
 
@@ -654,11 +666,12 @@ class StudyRun:
             self.progress.withdraw_stop()
             self.is_exhausted = True
         frozen = self._get_trial(number)
+        _log_end(frozen)
         self._record_violation(frozen)
         try:
             with self.progress.allow_stop():
                 for callback in self.callbacks:
-                    callback(self.study, frozen)
+                    callback(self.study, copy.deepcopy(frozen))
         except Exception as error:  # noqa: BLE001 - raised again by the caller's thread
             self.fatal_error = self.fatal_error or error
         return state
