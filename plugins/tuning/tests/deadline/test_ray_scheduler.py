@@ -466,7 +466,7 @@ def test_another_search_in_the_same_folder_begins_anew(tmp_path: Path) -> None:
     from pyarrow.fs import LocalFileSystem
 
     storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
-    state = tmp_path / "unfold-scheduler.json"
+    state = tmp_path / ray_scheduler.STATE_FILE
     for text in ('{"added": ["other"]}', "{}", "[]", "no state"):
         state.write_text(text)
         scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
@@ -503,7 +503,7 @@ def test_a_torn_file_of_ray_does_not_begin_another_search(
     from pyarrow.fs import LocalFileSystem
 
     storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
-    (tmp_path / "unfold-scheduler.json").write_text('{"added": ["other"]}')
+    (tmp_path / ray_scheduler.STATE_FILE).write_text('{"added": ["other"]}')
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     restored = pickle.loads(pickle.dumps(deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)))  # noqa: S301

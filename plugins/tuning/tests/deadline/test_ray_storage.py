@@ -14,6 +14,8 @@ import pytest
 from unfold_tuning.deadline.ray_storage import WholeFileSyncer, replace_files, store_whole_files
 
 pytest.importorskip("ray.tune")
+from unfold_tuning.deadline.ray_scheduler import STATE_FILE
+
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
 
@@ -39,13 +41,31 @@ def test_ray_stores_files_through_the_syncer(storage: Any, tmp_path: Path) -> No
     (source / "trial/result.json").write_text("1")
     store_whole_files(SimpleNamespace(_tune_controller=SimpleNamespace(_storage=storage)))
     assert storage.syncer.sync_up(str(source), str(target))
-    storage.syncer.wait()
     kept = (target / "tuner.pkl").stat().st_ino
     (source / "trial/result.json").write_text("1 2")
     assert storage.syncer.sync_up(str(source), str(target))
-    storage.syncer.wait()
+    # Ray writes the next state at once
+    (source / "trial/result.json").write_text("1 2 ")
     assert (target / "trial/result.json").read_text() == "1 2"
     assert (target / "tuner.pkl").stat().st_ino == kept
+
+
+def test_ray_stores_no_old_state_of_the_scheduler(storage: Any, tmp_path: Path) -> None:
+    """What Ray stages to restore an experiment, and stores again, is not the state that has changed since."""
+    from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
+
+    stored, staging = tmp_path / "stored", tmp_path / "staging"
+    storage.experiment_fs_path, storage.experiment_driver_staging_path = str(stored), str(staging)
+    stored.mkdir()
+    (stored / STATE_FILE).write_text("before the restore")
+    (stored / "experiment_state-1.json").write_text("{}")
+    manager = _ExperimentCheckpointManager(storage=storage, checkpoint_period=0, sync_every_n_trial_checkpoints=None)
+    manager.sync_down_experiment_state()
+    store_whole_files(SimpleNamespace(_storage=storage))
+    (stored / STATE_FILE).write_text("after the restore")
+    manager.sync_up_experiment_state(lambda: None, force=True, wait=True)
+    assert (staging / "experiment_state-1.json").exists()
+    assert (stored / STATE_FILE).read_text() == "after the restore"
 
 
 def test_a_kill_during_a_copy_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

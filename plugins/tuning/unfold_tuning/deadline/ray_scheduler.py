@@ -37,7 +37,8 @@ from unfold_tuning.deadline.ray_storage import find_torn_file, store_whole_files
 from unfold_tuning.deadline.waiting_trials import RaySearcher
 from unfoldkit.api import did_you_mean, format_count, user_error
 
-STATE_FILE = "unfold-scheduler.json"
+STATE_FILE = "unfold-scheduler.state"
+"""Ray stages each JSON file and pickle of a restored experiment, and stores it again over what is newer."""
 SNAPSHOT_VARIABLE = "TUNE_GLOBAL_CHECKPOINT_S"
 """Ray's period of storing the state of an experiment; by default ten seconds; a crash repeats their iterations."""
 EXCESS = "no more than {trials} trials begin: num_samples of the scheduler counts all trials, each point of a grid too"

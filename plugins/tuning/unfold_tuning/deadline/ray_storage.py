@@ -39,11 +39,10 @@ class WholeFileSyncer:
         return copy.copy, (self.inner,)
 
     def sync_up(self, local_dir: str, remote_dir: str, exclude: list[str] | None = None) -> bool:
-        """Store a folder in the background; return whether that began."""
+        """Store a folder; not in the background, where the copy of a file that is written again would be torn."""
         if exclude or self.inner._should_continue_existing_sync():  # noqa: SLF001 - as its own sync_up
             return bool(self.inner.sync_up(local_dir, remote_dir, exclude))
-        folders = {"source": Path(local_dir), "target": Path(remote_dir)}
-        self.inner._launch_sync_process((replace_files, folders))  # noqa: SLF001 - as its own sync_up
+        replace_files(Path(local_dir), Path(remote_dir))
         return True
 
 
@@ -54,7 +53,7 @@ def store_whole_files(tune_controller: Any) -> None:
     storage: Any = getattr(controller, "_storage", None)
     syncer = getattr(storage, "syncer", None)
     is_local = getattr(getattr(storage, "storage_filesystem", None), "type_name", "") == "local"
-    if is_local and all(hasattr(syncer, name) for name in ("_should_continue_existing_sync", "_launch_sync_process")):
+    if is_local and hasattr(syncer, "_should_continue_existing_sync"):
         storage.syncer = WholeFileSyncer(syncer)
 
 
