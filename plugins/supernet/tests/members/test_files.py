@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -78,7 +79,7 @@ def test_other_content_is_no_onnx_model(tmp_path: Path, content: bytes, message:
         ({"kind": TensorProto.INT64}, "input x is int64"),
         ({"size": ("w",)}, r"axis 1 of input x is dynamic \(w\)"),
         ({"size": (3, None)}, r"axis 2 of input x is dynamic \(no size\)"),
-        ({"size": ()}, "input x has 1 axes"),
+        ({"size": ()}, "input x has 1 axis"),
         ({"rows": 2000}, "takes exactly 2000 rows"),
         ({"extra_input": True}, r"2 inputs \(x, z\)"),
     ],
@@ -91,6 +92,16 @@ def test_unsuitable_inputs_are_named(tmp_path: Path, change: dict[str, Any], mes
     diagnostic = caught.value.diagnostics[0]
     assert (caught.value.code, diagnostic.file, diagnostic.key) == (2, str(path), "members[0].path")
     assert diagnostic.hint
+
+
+def test_an_input_without_a_shape_is_named(tmp_path: Path) -> None:
+    """ONNX allows an input of any rank; the message does not call that no axes."""
+    path = write_model(tmp_path / "a.onnx")
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UnfoldError, match="input x states no shape"):
+        check_file(make_member(path))
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "link.bin", "/etc/hostname"])

@@ -253,7 +253,8 @@ def _read_input(member: MemberFile, graph: Any) -> tuple[str, str, tuple[int, ..
         raise reject(member, f"input {name} is {kind.lower()}, not float16, float32 or float64", hint)
     axes = list(tensor.shape.dim)
     if len(axes) < 2:
-        raise reject(member, f"input {name} has {len(axes)} axes", "the first axis counts rows, the others hold a row")
+        found = ("has no axes", "has 1 axis")[len(axes)] if tensor.HasField("shape") else "states no shape"
+        raise reject(member, f"input {name} {found}", "the first axis counts rows, the others hold a row")
     free = [index for index, axis in enumerate(axes[1:], 1) if axis.dim_value <= 0]
     if free:
         label = axes[free[0]].dim_param or "no size"
