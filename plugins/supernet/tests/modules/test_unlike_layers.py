@@ -14,13 +14,14 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
+from torch.onnx._internal.exporter._registration import ONNXRegistry  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from unfold_supernet import elastic  # noqa: E402
 from unfold_supernet.elasticity.layer_replacement import copy_unnormed, replace_linear_code  # noqa: E402
 from unfold_supernet.elasticity.width_groups import find_width_groups, trace_indices  # noqa: E402
 from unfold_supernet.family.datasets import Dataset  # noqa: E402
-from unfold_supernet.modules import evaluation  # noqa: E402
+from unfold_supernet.modules import evaluation, onnx_export  # noqa: E402
 from unfold_supernet.modules.elastic_family import ElasticFamily  # noqa: E402
 from unfold_supernet.modules.onnx_export import export_onnx, measure_disagreement  # noqa: E402
 from unfoldkit.api import UnfoldError  # noqa: E402
@@ -736,6 +737,18 @@ def test_products_with_a_vector_are_exported_as_they_are_computed() -> None:
     with torch.no_grad():
         module.query += 1
     assert measure_disagreement(module, content, (example,)) > 1e-2
+
+
+def test_operators_are_parsed_once_for_all_exports() -> None:
+    """Torch's registry of operators is kept for the next export, which returns the same, and torch itself restored."""
+    original = vars(ONNXRegistry)["from_torchlib"]
+    module, example = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 6)
+    content = export_onnx(module, example)
+    parsed = onnx_export._build_registry.cache_info().misses
+    assert parsed
+    assert export_onnx(module, example) == content
+    assert onnx_export._build_registry.cache_info().misses == parsed
+    assert vars(ONNXRegistry)["from_torchlib"] is original
 
 
 def test_members_that_another_engine_computes_otherwise_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

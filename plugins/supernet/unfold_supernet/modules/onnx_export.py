@@ -7,6 +7,7 @@ fail when the trained members are exported; the layer in which it happens is nam
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import re
@@ -15,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any, TextIO, TypeVar, cast
 
 import torch
@@ -40,6 +41,7 @@ COMMON = frozenset((
     "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "flatten",
     "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "expand", "cat", "stack", "chunk", "split",
     "select", "slice", "clone", "contiguous", "to", "dropout", "sym_size", "detach", "_assert_tensor_metadata",
+    "scaled_dot_product_attention", "unflatten", "unbind", "masked_fill", "zeros_like", "ones_like", "eq", "ne",
 ))  # fmt: skip
 """Operators that are not converted on trial before the training, as that takes seconds."""
 CONVERTED = re.compile(r"translating node %(\w+) .*?target=torch\.ops\.([\w.]+)")
@@ -102,13 +104,44 @@ def export_onnx(module: nn.Module, example: Inputs) -> bytes:
 
 def _convert(module: Any, arguments: tuple[Tensor, ...], rows: tuple[Tensor, ...]) -> bytes:
     """Convert a module with ``arguments``, or a traced one, as ONNX."""
-    program = torch.onnx.export(
-        module, arguments, input_names=[*INPUT_NAMES[: len(rows)]], output_names=["y"], opset_version=OPSET,
-        dynamo=True, verbose=False, dynamic_shapes=_free_rows(rows) if arguments else None,
-    )  # fmt: skip
+    with _keep_registry():
+        program = torch.onnx.export(
+            module, arguments, input_names=[*INPUT_NAMES[: len(rows)]], output_names=["y"], opset_version=OPSET,
+            dynamo=True, verbose=False, dynamic_shapes=_free_rows(rows) if arguments else None,
+        )  # fmt: skip
     model = program.model_proto
     _widen_vectors(model.graph)
     return bytes(model.SerializeToString())
+
+
+@contextlib.contextmanager
+def _keep_registry() -> Iterator[None]:
+    """Let torch build its registry of operators once; it would parse the source of each operator for every export."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        original = vars(ONNXRegistry)["from_torchlib"]
+    # a private class, without which exports take longer
+    except (ImportError, KeyError):
+        yield
+        return
+    ONNXRegistry.from_torchlib = staticmethod(partial(_copy_registry, original.__get__(None, ONNXRegistry)))
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = original
+
+
+def _copy_registry(build: Callable[..., Any], **options: Any) -> Any:
+    """Copy the kept registry: an export with operators of its own adds them to what it gets."""
+    registry = copy.copy(_build_registry(build, **options))
+    registry.functions = {name: [*functions] for name, functions in registry.functions.items()}
+    return registry
+
+
+@cache
+def _build_registry(build: Callable[..., Any], **options: Any) -> Any:
+    return build(**options)
 
 
 def _widen_vectors(graph: Any) -> None:
