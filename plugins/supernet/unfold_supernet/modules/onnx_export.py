@@ -120,9 +120,11 @@ def _keep_registry() -> Iterator[None]:
     try:
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-        original = vars(ONNXRegistry)["from_torchlib"]
-    # a private class, without which exports take longer
-    except (ImportError, KeyError):
+        original, is_known = vars(ONNXRegistry)["from_torchlib"], isinstance(ONNXRegistry().functions, dict)
+    except (ImportError, KeyError, AttributeError):
+        is_known = False
+    # the class is private: where it has changed, exports take longer
+    if not is_known:
         yield
         return
     ONNXRegistry.from_torchlib = staticmethod(partial(_copy_registry, original.__get__(None, ONNXRegistry)))
@@ -132,16 +134,16 @@ def _keep_registry() -> Iterator[None]:
         ONNXRegistry.from_torchlib = original
 
 
-def _copy_registry(build: Callable[..., Any], **options: Any) -> Any:
+def _copy_registry(build: Callable[..., Any], *words: Any, **options: Any) -> Any:
     """Copy the kept registry: an export with operators of its own adds them to what it gets."""
-    registry = copy.copy(_build_registry(build, **options))
+    registry = copy.copy(_build_registry(build, *words, **options))
     registry.functions = {name: [*functions] for name, functions in registry.functions.items()}
     return registry
 
 
 @cache
-def _build_registry(build: Callable[..., Any], **options: Any) -> Any:
-    return build(**options)
+def _build_registry(build: Callable[..., Any], *words: Any, **options: Any) -> Any:
+    return build(*words, **options)
 
 
 def _widen_vectors(graph: Any) -> None:
