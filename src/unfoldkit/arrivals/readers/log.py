@@ -175,8 +175,8 @@ def parse_object_time(
 def _duration_before(name: str, fields: Mapping[str, Any]) -> float:
     """Return for how long (s) a request had lasted at its time: Caddy logs the end, and the duration next to it."""
     duration = fields.get("duration")
-    is_caddy = name == "ts" and fields.keys() >= CADDY_FIELDS and type(duration) in {int, float}
-    return float(duration) if is_caddy else 0.0
+    is_caddy = name == "ts" and fields.keys() >= CADDY_FIELDS
+    return float(duration) if is_caddy and isinstance(duration, int | float) else 0.0
 
 
 def get_field(fields: Mapping[str, Any], name: str) -> object:
