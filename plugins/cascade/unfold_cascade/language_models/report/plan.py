@@ -208,14 +208,14 @@ def saving_interval(cost: FloatArray, reference: FloatArray, unit: IntArray) -> 
 
 def area_under_curve(confidence: FloatArray, is_correct: BoolArray) -> float | None:
     """Compute the probability that a correct answer has the higher confidence (ties count half)."""
-    from scipy.stats import rankdata
-
     usable = ~np.isnan(confidence)
     value, good = confidence[usable], is_correct[usable]
     if not 0 < int(good.sum()) < good.size:
         return None
     positive = int(good.sum())
-    ranks_of_correct = float(rankdata(value)[good].sum())
+    _, index, counts = np.unique(value, return_inverse=True, return_counts=True)
+    # equal values share the mean of their ranks
+    ranks_of_correct = float((np.cumsum(counts) - (counts - 1) / 2)[index][good].sum())
     return (ranks_of_correct - positive * (positive + 1) / 2) / (positive * (good.size - positive))
 
 
