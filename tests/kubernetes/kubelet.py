@@ -17,6 +17,7 @@ from typing import Any
 
 from unfoldkit.api import UnfoldError
 from unfoldkit.kubernetes.api import MERGE, Api, ApiError, call_all
+from unfoldkit.kubernetes.reflector import Reflector
 
 PODS = "/api/v1/pods"
 Body = dict[str, Any]
@@ -57,17 +58,10 @@ class Kubelet:
     seen: set[str] = field(default_factory=set)
     inbox: queue.Queue[Body | None] = field(default_factory=queue.Queue)
 
-    def listen(self, version: str) -> None:
-        """Take note of every change of a pod."""
-        while not self.api.closed:
-            try:
-                for change in self.api.watch(PODS, version):
-                    version = change.body["metadata"]["resourceVersion"]
-                    if change.kind in {"ADDED", "MODIFIED"}:
-                        self.inbox.put(change.body)
-            except (ApiError, UnfoldError, OSError, ValueError):
-                if self.api.closed:
-                    return
+    def take(self, body: Body, *, is_gone: bool = False) -> None:
+        """Take note of a pod."""
+        if not is_gone:
+            self.inbox.put(body)
 
     def work(self) -> None:
         """Do what is to do, until nothing comes any more."""
@@ -101,11 +95,11 @@ class Kubelet:
         if meta.get("deletionTimestamp"):
             # the controller of Jobs waits for it before it replaces the pod
             if not has_ended:
-                _quietly(lambda: self.api.patch(f"{path}/status", {"status": {"phase": "Failed"}}, MERGE))
-            _quietly(lambda: self.api.delete(path, {"gracePeriodSeconds": 0}))
+                self._quietly(lambda: self.api.patch(f"{path}/status", {"status": {"phase": "Failed"}}, MERGE))
+            self._quietly(lambda: self.api.delete(path, {"gracePeriodSeconds": 0}))
         elif meta["uid"] not in self.seen:
             self.seen.add(meta["uid"])
-            _quietly(lambda: self.api.patch(f"{path}/status", {"status": {"phase": "Running"}}, MERGE))
+            self._quietly(lambda: self.api.patch(f"{path}/status", {"status": {"phase": "Running"}}, MERGE))
             seconds = self.seconds(pod)
             if seconds < float("inf"):
                 heapq.heappush(self.due, (time.monotonic() + seconds, path, meta["uid"]))
@@ -113,22 +107,26 @@ class Kubelet:
     def _end(self, path: str, uid: str) -> None:
         # the version of another pod of that name is not ours to end
         patch = {"metadata": {"uid": uid}, "status": {"phase": "Succeeded"}}
-        _quietly(lambda: self.api.patch(f"{path}/status", patch, MERGE))
+        self._quietly(lambda: self.api.patch(f"{path}/status", patch, MERGE))
+
+    def _quietly(self, call: Callable[[], object]) -> None:
+        """Make a call on an object that may be gone by now, of a server that may be down for a while."""
+        while not self.api.closed:
+            with contextlib.suppress(UnfoldError):
+                if not _fails_for_now(call):
+                    return
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager
 def kubelet(api: Api, seconds: Callable[[Body], float]) -> Iterator[Kubelet]:
     """Run the stub until the end of the block; ``api`` is its own, and is closed."""
     made = Kubelet(api, seconds)
-    found = api.get(PODS)
-    for pod in found["items"]:
-        made.inbox.put(pod)
     threads = [
-        threading.Thread(target=made.listen, args=(found["metadata"]["resourceVersion"],), daemon=True),
+        Reflector(api, PODS, made.take, lambda _: ()).start(),
         threading.Thread(target=made.work, daemon=True),
     ]
-    for thread in threads:
-        thread.start()
+    threads[1].start()
     try:
         yield made
     finally:
@@ -138,14 +136,17 @@ def kubelet(api: Api, seconds: Callable[[Body], float]) -> Iterator[Kubelet]:
             thread.join(20)
 
 
+def _fails_for_now(call: Callable[[], object]) -> bool:
+    """Make a call; return whether the server may answer it otherwise later."""
+    try:
+        call()
+    except ApiError as error:
+        return error.is_temporary
+    return False
+
+
 def _path(namespace: str, name: str) -> str:
     return f"/api/v1/namespaces/{namespace}/pods/{name}"
-
-
-def _quietly(call: Callable[[], object]) -> None:
-    """Make a call on an object that may be gone by now."""
-    with contextlib.suppress(ApiError):
-        call()
 
 
 __all__: Sequence[str] = ("Kubelet", "add_node", "add_nodes", "kubelet")
