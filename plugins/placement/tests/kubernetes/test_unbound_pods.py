@@ -48,6 +48,28 @@ def test_the_reason_of_kube_scheduler_is_logged_once_for_each_pod(caplog: pytest
         ]
 
 
+def test_a_reason_is_logged_once_for_all_pods_of_a_gang(caplog: pytest.LogCaptureFixture) -> None:
+    """While kube-scheduler is down, a gang of a thousand pods must not log a thousand lines."""
+    with stub_server() as (server, api):
+        server.put("nodes", node("n0"))
+        for name in ("a", "b", "c"):
+            submit(server, name, 1)
+        backend = open_leader(api)
+        backend.bind_timeout_s = 0.0
+        backend.start([Start(name, "n0") for name in ("a", "b", "c")])
+        backend.flush()
+        change(server, "c-0", reject)
+        await_true(lambda: pods.unschedulable_reason(backend.informer.body("c")) == REASON)
+        backend.check_openings()
+        assert [record.message.partition("; ")[::2] for record in caplog.records] == [
+            (
+                "a and 1 more of its gang have stayed without a node for 0 s and are gated again",
+                "kube-scheduler: it has not looked at it",
+            ),
+            ("c has stayed without a node for 0 s and is gated again", f"kube-scheduler: {REASON}"),
+        ]
+
+
 def test_a_pod_that_is_rejected_again_leaves_its_room_to_others() -> None:
     """It is kept back for longer each time, and the status repeats what kube-scheduler says of it."""
     with stub_server() as (server, api):

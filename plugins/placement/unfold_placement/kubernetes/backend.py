@@ -319,10 +319,11 @@ class KubernetesBackend:
         self.has_gangs |= not self.gate_queue.units and self.writer.has_units
 
     def _postpone_unbound(self, first_task: str) -> None:
-        """Postpone the tasks of a unit that kube-scheduler has no node for, and log each of its reasons once.
+        """Postpone the tasks of a unit that kube-scheduler has no node for, and log each reason once for all of them.
 
         A volume claim that does not exist never leaves it: its unit would take the room of others, over and over.
         """
+        unreported: dict[str, list[str]] = {}
         for task in self.gate_queue.units.get(first_task, ()):
             body = self.informer.body(task)
             reason, previous = pods.unschedulable_reason(body), self.postponed.get(task)
@@ -332,8 +333,12 @@ class KubernetesBackend:
             said = f"kube-scheduler had no node: {reason}"
             self._postpone(task, said, self.bind_timeout_s)
             if previous is None or previous.reason != said:
-                text = "%s has stayed without a node for %g s and is gated again; kube-scheduler: %s"
-                logging.getLogger("unfoldkit").warning(text, task, self.bind_timeout_s, reason)
+                unreported.setdefault(reason, []).append(task)
+        for reason, tasks in unreported.items():
+            units = f"{tasks[0]} has" if len(tasks) == 1 else f"{tasks[0]} and {len(tasks) - 1} more of its gang have"
+            is_again = "is gated again" if len(tasks) == 1 else "are gated again"
+            text = "%s stayed without a node for %g s and %s; kube-scheduler: %s"
+            logging.getLogger("unfoldkit").warning(text, units, self.bind_timeout_s, is_again, reason)
 
     def _postpone(self, task: str, reason: str, delay_s: float) -> None:
         self.postponed[task] = postpone(self.postponed.get(task), reason, self.now(), delay_s)
