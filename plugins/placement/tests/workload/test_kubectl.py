@@ -234,6 +234,23 @@ def test_documents_are_read_one_after_another(tmp_path: Path, encode: Callable[[
     assert [(task.name, task.run) for task in kubectl_tasks(path)] == [("team/p", 240.0)]
 
 
+@pytest.mark.parametrize("encode", [json.dumps, yaml.safe_dump], ids=["JSON", "YAML"])
+def test_warnings_of_kubectl_before_the_objects_are_skipped(tmp_path: Path, encode: Callable[[Body], str]) -> None:
+    """A shell's ``2>&1`` puts them at the head of the file; an error keeps the line that it has there."""
+    head = (
+        "Warning: v1 ComponentStatus is deprecated in v1.19+\r\n\n"
+        'E1202 17:00:00.000001   12345 memcache.go:287] "Unhandled Error" err="no metrics"\n'
+        "I1202 17:00:01.000000   12345 request.go:752] Waited for 1.2s: {throttling}\n"
+    )
+    path = tmp_path / "all.txt"
+    path.write_text(head + encode({"kind": "List", "items": [node("a"), pod("p", 0, 1, 5)]}), "utf-8")
+    assert ([found.name for found in kubectl_nodes(path)], len(kubectl_tasks(path))) == (["a"], 1)
+    path.write_text(head + "a: 1\na: 2\n", "utf-8")
+    with pytest.raises(UnfoldError) as raised:
+        kubectl_nodes(path)
+    assert raised.value.diagnostics[0].line == 6
+
+
 def test_items_of_a_typed_list_have_its_kind(tmp_path: Path) -> None:
     """The server's own lists name the kind once: nodes of one are no pods of another."""
     lists = []

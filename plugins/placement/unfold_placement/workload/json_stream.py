@@ -23,6 +23,8 @@ Warn = Callable[[str], object]
 MAX_AMOUNT = 1 << 53
 """Largest amount in thousandths."""
 WRAPPER_KEYS = ("items", "data", "result")
+_NOTES = re.compile(r"(?:(?:Warning: |[IWE]\d{4} \d\d:\d\d:\d\d\.).*\n|\s*\n)+")
+"""Lines that kubectl prints to standard error: warnings of the server, and its own log."""
 _DOCUMENT = re.compile(r"^(?:---|\.\.\.)(?:[ \t].*)?\r?$", re.MULTILINE)
 S = TypeVar("S")
 T = TypeVar("T")
@@ -96,7 +98,7 @@ def read_items(path: Path, command: str) -> list[Body]:
 
 
 def read_documents(path: Path, command: str) -> Iterator[Any]:
-    """Decode the documents of a file, JSON or YAML, one after another.
+    """Decode the documents of a file, JSON or YAML, one after another; kubectl's warnings at its head are skipped.
 
     Raises:
         UnfoldError: the file is neither JSON nor YAML; the hint names the ``command`` that writes it.
@@ -106,6 +108,9 @@ def read_documents(path: Path, command: str) -> Iterator[Any]:
             text = stream.read()
     except (*UNREADABLE, ValueError) as error:
         raise user_error(f"cannot read: {error}", file=str(path), hint=command) from error
+    if notes := _NOTES.match(text):
+        # a shell's 2>&1 puts them first; positions stay those of the file
+        text = "\n" * notes[0].count("\n") + text[notes.end() :]
     if text.lstrip()[:1] not in {"{", "["}:
         yield from _decode_yaml(text, path, command)
         return
