@@ -656,6 +656,32 @@ def test_trials_pause_at_rungs_and_the_best_continue(tmp_path: Path, size: dict[
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("has_file", [True, False])
+def test_a_restored_trial_has_what_ray_had_not_stored(tmp_path: Path, has_file: bool) -> None:
+    """The scheduler has ended the trials, but Ray has stored no result of them, as after a kill in between."""
+    from ray import tune
+
+    before = fit(tmp_path, 0.01, deadline.UnfoldScheduler(deadline="10 min", max_t=3), 3)
+    log, folder = (tmp_path / "log").read_text(), Path(before.experiment_path)
+    name = json.loads((folder / ray_scheduler.STATE_FILE).read_text())["last_report"][0]
+    (stored,) = folder.glob("experiment_state-*.json")
+    state = json.loads(stored.read_text())
+    for index, (trial, metadata) in enumerate(state["trial_data"]):
+        if has_file or name in trial:
+            fields = json.loads(metadata) | {"last_result": {}, "last_result_time": 0.0, "metric_analysis": {}}
+            state["trial_data"][index] = [json.dumps(json.loads(trial) | {"status": "PAUSED"}), json.dumps(fields)]
+    stored.write_text(json.dumps(state))
+    if not has_file:
+        next(folder.glob(f"*{name}*/result.json")).unlink()
+    results = tune.Tuner.restore(str(folder), train).fit()
+    shown = ("training_iteration", "loss", "config")
+    assert [{key: result.metrics[key] for key in shown} for result in sorted(results, key=lambda item: item.path)] == [
+        {key: result.metrics[key] for key in shown} for result in sorted(before, key=lambda item: item.path)
+    ]
+    assert (tmp_path / "log").read_text() == log
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_short_deadline_is_kept(tmp_path: Path) -> None:
     """Where the whole search would take minutes on two processors, the run has ended soon after the deadline."""
     # on a loaded machine, the first processes of Ray take most of this

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -11,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from unfold_tuning.deadline.ray_storage import WholeFileSyncer, replace_files, store_whole_files
-
 pytest.importorskip("ray.tune")
 from unfold_tuning.deadline.ray_scheduler import STATE_FILE
+from unfold_tuning.deadline.ray_storage import WholeFileSyncer, replace_files, restore_results, store_whole_files
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
@@ -102,3 +102,38 @@ def test_a_storage_that_is_no_local_disk_stays_as_it_is() -> None:
     store_whole_files(SimpleNamespace(_storage=storage))
     store_whole_files(SimpleNamespace())
     assert storage.syncer is before
+
+
+@pytest.mark.parametrize(
+    ("known", "stored", "reported", "kept"),
+    [(0, 2, None, 2), (1, 2, 3, 3), (2, 2, 3, 3), (0, 0, 1, 1), (3, 3, 3, 3), (1, 1, None, 1)],
+)
+def test_a_trial_receives_what_it_reported_after_ray_stored_it(
+    tmp_path: Path, known: int, stored: int, reported: int | None, kept: int
+) -> None:
+    """From its file and the last report of the experiment, with the last checkpoint; half of a row is ignored."""
+    from ray.train._internal.session import _TrainingResult
+    from ray.train._internal.storage import StorageContext
+    from ray.tune import Checkpoint
+    from ray.tune.experiment import Trial
+
+    place = StorageContext(storage_path=str(tmp_path), experiment_dir_name="search", trial_dir_name="trial")
+    trial = Trial("train", config={"lr": 0.1}, trial_id="t1", stub=True, storage=place)
+    folder = tmp_path / "search/trial"
+    rows = [
+        {"training_iteration": step, "loss": 1 / step, "checkpoint_dir_name": f"checkpoint_{step - 1:06d}"}
+        for step in range(1, 4)
+    ]
+    for row in rows[:kept]:
+        (folder / str(row["checkpoint_dir_name"])).mkdir(parents=True)
+    for row in rows[:known]:
+        trial.update_last_result(dict(row))
+        checkpoint = Checkpoint(str(folder / str(row["checkpoint_dir_name"])))
+        trial.on_checkpoint(_TrainingResult(checkpoint, trial.last_result))
+    (folder / "result.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows[:stored]) + '{"loss": 0')
+    report = ("other", rows[2]) if reported is None else ("t1", rows[reported - 1])
+    restore_results(trial, report)
+    assert trial.last_result["training_iteration"] == kept
+    assert known == kept or trial.last_result["config"] == {"lr": 0.1}
+    assert trial.checkpoint.path == str(folder / f"checkpoint_{kept - 1:06d}")
+    assert trial.storage.current_checkpoint_index == kept - 1

@@ -26,6 +26,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from ray.air._internal.json import SafeFallbackEncoder
 from ray.tune.experiment import Trial
 from ray.tune.result import SHOULD_CHECKPOINT
 from ray.tune.schedulers import TrialScheduler
@@ -33,7 +34,7 @@ from ray.tune.trainable import FunctionTrainable, Trainable
 
 from unfold_tuning.deadline.halving_search import HalvingSearch, check_method
 from unfold_tuning.deadline.limits import LimitKeeper, SteadyClock, parse_limits
-from unfold_tuning.deadline.ray_storage import find_torn_file, store_whole_files
+from unfold_tuning.deadline.ray_storage import find_torn_file, restore_results, store_whole_files
 from unfold_tuning.deadline.waiting_trials import RaySearcher
 from unfoldkit.api import did_you_mean, format_count, user_error
 
@@ -145,6 +146,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         )
         self.search = HalvingSearch(keeper=self.keeper, is_maximized=self._mode != "min")
         self.reported_at: dict[str, float] = {}
+        self.last_report: tuple[str, dict[str, Any]] = ("", {})
         self.added: set[str] = set()
         self.tags: dict[str, str] = {}
         self.retries = Counter[str]()
@@ -195,6 +197,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             self._keep_or_give_up(tune_controller, trial)
             return
         self.added.add(name)
+        self._restore_results(trial)
         self._forget_restarted(trial)
         # the result grid expects a folder of every trial, and Ray creates it for those that start
         trial.init_local_path()
@@ -212,6 +215,11 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             self._refuse(tune_controller, trial)
         elif not self._may_start(tune_controller, trial):
             trial.set_status(Trial.PAUSED)
+
+    def _restore_results(self, trial: Trial) -> None:
+        """Give a restored trial the results that are counted here, but that Ray had not stored before a crash."""
+        if self.search.steps.get(trial.trial_id, 0) > self._read_steps(trial.last_result):
+            restore_results(trial, self.last_report)
 
     def _keep_or_give_up(self, tune_controller: Any, trial: Trial) -> None:
         """Let a trial that Ray retries keep its place, unless it always fails: its stage would wait for it for ever."""
@@ -369,6 +377,9 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         if self._is_new(trial):
             self.search.begin_trial(trial.trial_id, self.search.choose_bracket() or self.search.list_open_brackets()[0])
         self._require_time_attr(trial, result)
+        # Ray flattens the configuration too, which it restores itself
+        report = {name: value for name, value in result.items() if not name.startswith("config/")}
+        self.last_report = (trial.trial_id, report)
         self.retries.pop(trial.trial_id, None)
         self._record(trial, result)
         self._count_slots(tune_controller, trial)
@@ -505,8 +516,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
 
     def _record(self, trial: Trial, result: dict[str, Any], *, is_timed: bool = True) -> None:
         name, now = trial.trial_id, self.keeper.wall()
-        steps, value = _read_number(result.get(self.time_attr, 0)), result.get(str(self._metric))
-        steps = int(steps) if steps is not None and math.isfinite(steps) else 0
+        steps, value = self._read_steps(result), result.get(str(self._metric))
         if is_timed and steps > self.search.steps.get(name, 0) and name in self.search.numbers:
             # Ray's own time of an iteration lacks the start of its actor, also after a pause
             seconds = now - self.reported_at[name] if name in self.reported_at else result.get("time_this_iter_s")
@@ -517,6 +527,10 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             number = math.nan
         self.search.record_report(name, steps, number)
         self.reported_at[name] = now
+
+    def _read_steps(self, result: dict[str, Any]) -> int:
+        steps = _read_number(result.get(self.time_attr, 0))
+        return int(steps) if steps is not None and math.isfinite(steps) else 0
 
     def _count_slots(self, tune_controller: Any, trial: Trial) -> None:
         """Count the trials that can run at once: what the cluster holds now, at most as many as there are."""
@@ -603,6 +617,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             "trials": keeper.trials,
             "added": sorted(self.added),
             "tags": self.tags,
+            "last_report": self.last_report,
             "max_running": self.max_running,
             "seconds": keeper.steps,
             "notes": keeper.notes,
@@ -615,7 +630,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         path = f"{storage.experiment_fs_path}/{STATE_FILE}"
         storage.storage_filesystem.create_dir(storage.experiment_fs_path, recursive=True)
         with storage.storage_filesystem.open_output_stream(f"{path}.part") as file:
-            file.write(json.dumps(state).encode())
+            file.write(json.dumps(state, cls=SafeFallbackEncoder).encode())
         storage.storage_filesystem.move(f"{path}.part", path)
 
     def _load_state(self, trial: Trial) -> None:
@@ -659,6 +674,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         keeper.changed_at, keeper.notes = float(state["changed_at"]), [str(note) for note in state["notes"]]
         self.max_running = int(state.get("max_running", 0))
         self.tags = {str(name): str(tag) for name, tag in state.get("tags", {}).items()}
+        name, result = state.get("last_report", ("", {}))
+        self.last_report = (str(name), dict(result))
         keeper.repeats_steps = bool(state.get("repeats_steps"))
         keeper.steps = {
             int(trial): [(float(end), float(seconds)) for end, seconds in items]

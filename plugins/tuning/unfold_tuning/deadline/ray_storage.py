@@ -6,6 +6,7 @@ Ray copies its state over the stored one. A driver that is killed meanwhile leav
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import fnmatch
 import json
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ray.tune.result import EXPR_RESULT_FILE, TRAINING_ITERATION
 
 STATE_PATTERN = "experiment_state-*.json"
 """Ray's states of an experiment, one for each start; it restores from the last."""
@@ -55,6 +58,41 @@ def store_whole_files(tune_controller: Any) -> None:
     is_local = getattr(getattr(storage, "storage_filesystem", None), "type_name", "") == "local"
     if is_local and hasattr(syncer, "_should_continue_existing_sync"):
         storage.syncer = WholeFileSyncer(syncer)
+
+
+def restore_results(trial: Any, last_report: tuple[str, dict[str, Any]]) -> None:
+    """Give a restored trial what it has reported since Ray stored its state, and the checkpoint of its last report.
+
+    Args:
+        trial: A trial of Ray.
+        last_report: The trial and its report, flat, that came last of all: Ray's file of the trial may lack it.
+    """
+    from pyarrow.fs import FileType
+    from ray.train._internal.session import _TrainingResult
+    from ray.tune import Checkpoint
+
+    storage, (name, report) = trial.storage, last_report
+    system, folder = storage.storage_filesystem, storage.trial_fs_path
+    rows = _read_rows(system, f"{folder}/{EXPR_RESULT_FILE}")
+    rows += [report] if name == trial.trial_id else []
+    for row in rows:
+        if row.get(TRAINING_ITERATION, 0) > trial.last_result.get(TRAINING_ITERATION, 0):
+            trial.update_last_result(row | {"config": trial.config})
+    checkpoint = trial.last_result.get("checkpoint_dir_name")
+    path = f"{folder}/{checkpoint}"
+    index = int(checkpoint.rpartition("_")[2]) if checkpoint else -1
+    if index > storage.current_checkpoint_index and system.get_file_info(path).type == FileType.Directory:
+        # Ray counts on as it registers one
+        storage.current_checkpoint_index = index - 1
+        trial.on_checkpoint(_TrainingResult(Checkpoint(path, system), trial.last_result))
+
+
+def _read_rows(system: Any, path: str) -> list[dict[str, Any]]:
+    """Read the rows of a file of results, up to one that a kill has left half-written."""
+    rows: list[dict[str, Any]] = []
+    with contextlib.suppress(FileNotFoundError, ValueError), system.open_input_stream(path) as file:
+        rows.extend(json.loads(line) for line in file.readall().splitlines())
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
