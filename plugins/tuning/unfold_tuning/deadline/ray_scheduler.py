@@ -26,7 +26,6 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from ray.air._internal.json import SafeFallbackEncoder
 from ray.tune.experiment import Trial
 from ray.tune.result import SHOULD_CHECKPOINT
 from ray.tune.schedulers import TrialScheduler
@@ -630,7 +629,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         path = f"{storage.experiment_fs_path}/{STATE_FILE}"
         storage.storage_filesystem.create_dir(storage.experiment_fs_path, recursive=True)
         with storage.storage_filesystem.open_output_stream(f"{path}.part") as file:
-            file.write(json.dumps(state, cls=SafeFallbackEncoder).encode())
+            file.write(json.dumps(state, default=_to_plain, skipkeys=True).encode())
         storage.storage_filesystem.move(f"{path}.part", path)
 
     def _load_state(self, trial: Trial) -> None:
@@ -720,6 +719,11 @@ def _can_continue(trial: Trial, result: dict[str, Any]) -> bool:
     if kind is None or not issubclass(kind, FunctionTrainable):
         return True
     return bool(result.get(SHOULD_CHECKPOINT)) or bool(trial.has_checkpoint())
+
+
+def _to_plain(value: Any) -> Any:
+    """Return numbers of NumPy or PyTorch in a report as those of Python, and other objects as their text."""
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 
 def _read_number(value: Any) -> float | None:

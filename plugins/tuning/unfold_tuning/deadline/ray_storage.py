@@ -68,8 +68,6 @@ def restore_results(trial: Any, last_report: tuple[str, dict[str, Any]]) -> None
         last_report: The trial and its report, flat, that came last of all: Ray's file of the trial may lack it.
     """
     from pyarrow.fs import FileType
-    from ray.train._internal.session import _TrainingResult
-    from ray.tune import Checkpoint
 
     storage, (name, report) = trial.storage, last_report
     system, folder = storage.storage_filesystem, storage.trial_fs_path
@@ -82,6 +80,9 @@ def restore_results(trial: Any, last_report: tuple[str, dict[str, Any]]) -> None
     path = f"{folder}/{checkpoint}"
     index = int(checkpoint.rpartition("_")[2]) if checkpoint else -1
     if index > storage.current_checkpoint_index and system.get_file_info(path).type == FileType.Directory:
+        from ray.train._internal.session import _TrainingResult
+        from ray.tune import Checkpoint
+
         # Ray counts on as it registers one
         storage.current_checkpoint_index = index - 1
         trial.on_checkpoint(_TrainingResult(Checkpoint(path, system), trial.last_result))
