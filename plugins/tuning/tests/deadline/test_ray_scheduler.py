@@ -43,6 +43,18 @@ class FakeTrial(SimpleNamespace):
         self.has_folder = True
 
 
+def make_storage(folder: Path) -> SimpleNamespace:
+    """Return what stands for Ray's storage of an experiment on the local disk, in which no trial has a file."""
+    from pyarrow.fs import LocalFileSystem
+
+    return SimpleNamespace(
+        experiment_fs_path=str(folder),
+        trial_fs_path=str(folder / "trial"),
+        storage_filesystem=LocalFileSystem(),
+        current_checkpoint_index=-1,
+    )
+
+
 class _Wrapper:
     """Stands for what a scheduler sees of Ray's controller."""
 
@@ -381,10 +393,8 @@ def test_trials_without_a_value_run_past_their_rung() -> None:
 @pytest.mark.parametrize("results", [0, 1, 5, 9, 11, 14, 17])
 def test_a_restored_search_continues_where_it_was(tmp_path: Path, results: int, method: str) -> None:
     """A new scheduler with the trials that Ray restores ends the search as planned, with the same clock."""
-    from pyarrow.fs import LocalFileSystem
-
     qualities = [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6]
-    storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
+    storage = make_storage(tmp_path)
     options: Any = {"deadline": "1 h", "num_samples": 9, "max_t": 9, "method": method}
     whole = FakeController(deadline.UnfoldScheduler(**options), qualities, 1.0, 9)
     whole.run()
@@ -412,10 +422,8 @@ def test_errored_trials_begin_again_where_ray_resumes_them(
     tmp_path: Path, failing: Collection[int], steps: list[int] | None
 ) -> None:
     """After ``Tuner.restore(resume_errored=True)`` lost trials begin again, and the best of them runs to the end."""
-    from pyarrow.fs import LocalFileSystem
-
     qualities = [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6]
-    storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
+    storage = make_storage(tmp_path)
     first = FakeController(deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9), qualities, 1.0, 9)
     first.failing, first.lost = dict.fromkeys(failing, 0), set(failing)
     for trial in first.trials:
@@ -436,10 +444,8 @@ def test_errored_trials_begin_again_where_ray_resumes_them(
 @pytest.mark.parametrize("failing", [range(9), (2, 4, 5)])
 def test_errored_trials_that_ray_restarts_begin_again_as_others(tmp_path: Path, failing: Collection[int]) -> None:
     """After ``Tuner.restore(restart_errored=True)`` lost trials have other identifiers, and the old clock goes on."""
-    from pyarrow.fs import LocalFileSystem
-
     qualities = [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6]
-    storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
+    storage = make_storage(tmp_path)
     first = FakeController(deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9), qualities, 1.0, 9)
     first.failing, first.lost = dict.fromkeys(failing, 0), set(failing)
     for trial in first.trials:
@@ -463,9 +469,7 @@ def test_errored_trials_that_ray_restarts_begin_again_as_others(tmp_path: Path, 
 
 def test_another_search_in_the_same_folder_begins_anew(tmp_path: Path) -> None:
     """The state of other trials is ignored, and an invalid state file is an error."""
-    from pyarrow.fs import LocalFileSystem
-
-    storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
+    storage = make_storage(tmp_path)
     state = tmp_path / ray_scheduler.STATE_FILE
     for text in ('{"added": ["other"]}', "{}", "[]", "no state"):
         state.write_text(text)
@@ -500,9 +504,7 @@ def test_a_torn_file_of_ray_does_not_begin_another_search(
     tmp_path: Path, files: dict[str, bytes], message: str
 ) -> None:
     """If Ray cannot restore a search, it begins another one, which would replace the results of the first."""
-    from pyarrow.fs import LocalFileSystem
-
-    storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
+    storage = make_storage(tmp_path)
     (tmp_path / ray_scheduler.STATE_FILE).write_text('{"added": ["other"]}')
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)

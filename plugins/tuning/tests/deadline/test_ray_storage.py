@@ -105,11 +105,15 @@ def test_a_storage_that_is_no_local_disk_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "stored", "reported", "kept"),
-    [(0, 2, None, 2), (1, 2, 3, 3), (2, 2, 3, 3), (0, 0, 1, 1), (3, 3, 3, 3), (1, 1, None, 1)],
+    ("known", "saved", "stored", "reported", "kept"),
+    [
+        *((0, 0, 2, None, 2), (1, 1, 2, 3, 3), (2, 2, 2, 3, 3), (0, 0, 0, 1, 1), (3, 3, 3, 3, 3), (1, 1, 1, None, 1)),
+        # the snapshot was taken between a report and the registration of its checkpoint
+        *((3, 2, 3, 3, 3), (2, 1, 2, None, 2)),
+    ],
 )
 def test_a_trial_receives_what_it_reported_after_ray_stored_it(
-    tmp_path: Path, known: int, stored: int, reported: int | None, kept: int
+    tmp_path: Path, known: int, saved: int, stored: int, reported: int | None, kept: int
 ) -> None:
     """From its file and the last report of the experiment, with the last checkpoint; half of a row is ignored."""
     from ray.train._internal.session import _TrainingResult
@@ -126,10 +130,11 @@ def test_a_trial_receives_what_it_reported_after_ray_stored_it(
     ]
     for row in rows[:kept]:
         (folder / str(row["checkpoint_dir_name"])).mkdir(parents=True)
-    for row in rows[:known]:
+    for index, row in enumerate(rows[:known]):
         trial.update_last_result(dict(row))
         checkpoint = Checkpoint(str(folder / str(row["checkpoint_dir_name"])))
-        trial.on_checkpoint(_TrainingResult(checkpoint, trial.last_result))
+        if index < saved:
+            trial.on_checkpoint(_TrainingResult(checkpoint, trial.last_result))
     (folder / "result.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows[:stored]) + '{"loss": 0')
     report = ("other", rows[2]) if reported is None else ("t1", rows[reported - 1])
     restore_results(trial, report)

@@ -216,8 +216,11 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             trial.set_status(Trial.PAUSED)
 
     def _restore_results(self, trial: Trial) -> None:
-        """Give a restored trial the results that are counted here, but that Ray had not stored before a crash."""
-        if self.search.steps.get(trial.trial_id, 0) > self._read_steps(trial.last_result):
+        """Give a restored trial what is counted here, but what Ray had not stored before a crash.
+
+        Ray's snapshot may hold a report without the checkpoint that came with it.
+        """
+        if self.search.steps.get(trial.trial_id, 0) >= max(self._read_steps(trial.last_result), 1):
             restore_results(trial, self.last_report)
 
     def _keep_or_give_up(self, tune_controller: Any, trial: Trial) -> None:
