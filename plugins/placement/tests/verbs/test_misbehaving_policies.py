@@ -261,6 +261,29 @@ def test_a_policy_that_raises_an_interrupt_does_not_end_the_thread() -> None:
     service.stop()
 
 
+def test_a_service_that_decides_again_is_ready() -> None:
+    """The error for which it gave up once no longer counts, not even while it reads the cluster anew."""
+    world = local_world(cluster(1))
+    faults: list[Yielded] = [_interrupt]
+    live = ControlLoop(world.handle(), lambda: [Misbehaving(faults[-1])], "me", "spec", 3.0, 1e6)
+    for task in job("bad", 1):
+        world.submit(task)
+    service = ControllerThread(live)
+    service.start()
+    end = time.monotonic() + 30
+    while "test_misbehaving_policies.py" not in live.last_error:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    faults.append(lambda task: [Put(f"turn-{task.name}", until=task.name)])
+    while not service.is_healthy:
+        assert time.monotonic() < end, live.last_error
+        world.clock.time += 1.0
+        time.sleep(0.05)
+    live.actuator = None
+    assert (live.last_error, service.last_error) == ("", "")
+    service.stop()
+
+
 def test_a_service_loads_the_matcher_before_it_leads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading takes seconds, in which the lease of a process that has just taken over would end."""
     live = ControlLoop(local_world(cluster(1)).handle(), list, "me", "spec", 1e6, 2e6)

@@ -36,7 +36,7 @@ class ControllerThread:
         submitted_tasks: Tasks that this process submits itself, at their arrival times.
         stop_requested: Set when the loop must stop.
         thread: The thread, once started.
-        last_error: The last error of the loop; empty for none.
+        last_error: Why a task was not submitted; empty for none.
         on_stop: Called when the service stops.
     """
 
@@ -87,7 +87,8 @@ class ControllerThread:
                 if not isinstance(error, Exception):
                     # in a thread only a policy raises KeyboardInterrupt
                     self.loop.last_error = str(UnfoldError(loading_error(error)))
-                self.last_error = self.loop.last_error or str(error)
+                # the loop clears its error as it decides again
+                self.loop.last_error = self.loop.last_error or str(error)
                 self.stop_requested.wait(RETRY_S)
 
     def _submit_tasks(self) -> None:
