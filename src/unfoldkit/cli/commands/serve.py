@@ -84,7 +84,8 @@ class ServeOptions:
     def address(self) -> Address:
         """Where to listen."""
         return Address(
-            host=self.host,
+            # as it stands in a URL
+            host=self.host.removeprefix("[").removesuffix("]"),
             port=self.port,
             token=self.token,
             is_encrypted=self.tls is not None,

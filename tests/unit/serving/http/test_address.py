@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from unfoldkit.cli.commands.serve import ServeOptions
 from unfoldkit.errors import ExitCode, UnfoldError
 from unfoldkit.serving.http.access_control import require_token
 from unfoldkit.serving.http.address import Address, bind_socket, is_listening, is_loopback, open_listener
@@ -56,9 +57,10 @@ def test_a_port_in_use_is_reported() -> None:
 
 
 def test_an_address_of_version_6_stands_in_brackets() -> None:
-    """The reported address of a service can be pasted into a browser."""
+    """The reported address of a service can be pasted into a browser, and taken from there."""
     assert Address("::1", 80).place == "[::1]:80"
     assert Address("127.0.0.1", 80).place == "127.0.0.1:80"
+    assert ServeOptions(host="[::1]", port=80).address == Address("::1", 80)
 
 
 def test_an_invalid_host_is_distinguished_from_a_port_in_use() -> None:
