@@ -306,7 +306,7 @@ def _read_layers(node: Any, shapes: Shapes, constants: frozenset[str], path: Pat
             return (layer,)
         return (replace(layer, padding=_read_padding(attributes, layer, into), map_size=_pair(into[2:])),)
     if len(weight) != 2:
-        raise _reject(path, key, f"{label} has weights with {len(weight)} axes", "two are modelled")
+        raise _reject(path, key, f"{label} has weights of rank {len(weight)}", "rank 2 is modelled")
     is_left = weights[0] == operands[0]
     is_turned, is_source_turned = (
         name in attributes and bool(attributes[name].i) for name in (("transA", "transB")[:: 1 if is_left else -1])
