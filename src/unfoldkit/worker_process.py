@@ -32,7 +32,11 @@ def blocking_interrupts() -> Iterator[None]:
 
 
 def start_worker(parent: int) -> None:
-    """Initialize a worker process: it dies with its parent and uses one thread."""
+    """Initialize a worker process: it dies with its parent and uses one thread.
+
+    Args:
+        parent: The process id of the parent. If another process has adopted this one since, it ends at once.
+    """
     for name in ("SIGINT", "SIGHUP"):
         # a terminal sends them to all processes at once, and the parent ends its workers; Windows has no SIGHUP
         if hasattr(signal, name):

@@ -33,7 +33,14 @@ def scalar(text: str) -> Any:
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
-    """Write plain data as YAML, with keys in their order."""
+    """Write plain data as YAML, with keys in their order.
+
+    Args:
+        data: Mappings with text for keys, lists, texts, numbers, booleans and null.
+
+    Raises:
+        TypeError: A value is none of these.
+    """
     plain = json.loads(json.dumps(data))
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 

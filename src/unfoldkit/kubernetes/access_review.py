@@ -34,6 +34,10 @@ class Access:
 def list_denied(api: Api, requests: Sequence[Access]) -> list[Access]:
     """Return the requests that the server would deny; none where it does not review them.
 
+    Args:
+        api: The server, with the account and the namespace in question.
+        requests: What the account may need; each is one review.
+
     Raises:
         UnfoldError: the server cannot be reached.
     """

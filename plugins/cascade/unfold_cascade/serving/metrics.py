@@ -15,7 +15,16 @@ StageModel = tuple[str, str]
 
 
 def build_path_counter(paths: PathTable, unit: str, registry: Any) -> CountPaths:
-    """Build the function that counts the paths of answered rows in metrics of ``registry``."""
+    """Build the function that counts the paths of answered rows in metrics of ``registry``.
+
+    Args:
+        paths: The execution paths of the plan, each with its models and its cost per row.
+        unit: The unit of the cost, which labels it.
+        registry: The registry of prometheus_client; each name can be registered once.
+
+    Returns:
+        A function of the path numbers of the rows of a request.
+    """
     from prometheus_client import Counter
 
     labels = ("stage", "model")

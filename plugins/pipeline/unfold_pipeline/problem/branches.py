@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from unfold_pipeline.problem.pipeline import Pipeline
 
 MIN_ITEMS = 100
+"""No fraction of fewer items is judged."""
 SIGMAS = 3.0
+"""A difference of fewer standard errors of the binomial distribution may be chance."""
 MIN_RELATIVE = 0.1
 """A difference of less than a tenth is within what plans are made for."""
 

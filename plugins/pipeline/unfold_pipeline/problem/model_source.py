@@ -8,7 +8,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib import machinery
 from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
@@ -112,18 +112,18 @@ def read_imported_modules(source: ModelSource) -> bytes:
     return b"".join(texts[name] for name in sorted(texts) if name != first)
 
 
-def _find_module(name: str, search_path: list[str]) -> ModuleSpec | None:
+def _find_module(name: str, search_path: list[str]) -> machinery.ModuleSpec | None:
     """Return where a module is, without importing the packages around it."""
     spec = None
     for part in name.split("."):
-        spec = PathFinder.find_spec(part, search_path)
+        spec = machinery.PathFinder.find_spec(part, search_path)
         if spec is None:
             return None
         search_path = list(spec.submodule_search_locations or ())
     return spec
 
 
-def _read_text(spec: ModuleSpec | None) -> bytes:
+def _read_text(spec: machinery.ModuleSpec | None) -> bytes:
     file = Path((spec.origin if spec else None) or "")
     return file.read_bytes() if file.is_file() else b""
 

@@ -42,6 +42,10 @@ def add_format_hint(error: UnfoldError, path: Path) -> UnfoldError:
     """Return the error of a file that is no table with the hint how to read it, if its format is known.
 
     An error of a column, which has its own hint, is returned as it is.
+
+    Args:
+        error: The error of reading it as a table.
+        path: The file, of which the beginning is read.
     """
     if any(item.key for item in error.diagnostics):
         return error

@@ -19,7 +19,11 @@ PROCESSES = Path("/proc")
 
 @contextmanager
 def marking_processes(mark: str) -> Iterator[None]:
-    """Mark the processes that start in the block; within a marked process, add to its mark."""
+    """Mark the processes that start in the block; within a marked process, add to its mark.
+
+    Args:
+        mark: A text that no other worker on this machine has.
+    """
     outer = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = f"{outer or ''}/{mark}"
     try:
@@ -32,7 +36,11 @@ def marking_processes(mark: str) -> Iterator[None]:
 
 
 def kill_marked(mark: str) -> None:
-    """Kill every process with a mark, and what these start meanwhile."""
+    """Kill every process with a mark, and what these start meanwhile.
+
+    Args:
+        mark: The mark of a worker, or a part that several have in common.
+    """
     killed: set[int] = set()
     while found := {process for process in _list_processes() if _has_mark(process, mark)} - killed:
         for process in found:

@@ -11,7 +11,11 @@ ESCAPES = {"#": "#35;", '"': "#quot;", "<": "#lt;", ">": "#gt;", "`": "#96;", ";
 
 
 def write_mermaid(figure: AnyFigure) -> str:
-    """Return a figure as the text of a Mermaid diagram; empty for types that Mermaid does not draw well."""
+    """Return a figure as the text of a Mermaid diagram; empty for types that Mermaid does not draw well.
+
+    Args:
+        figure: A graph becomes a ``flowchart``, a flow a ``sankey-beta``.
+    """
     if isinstance(figure, Graph):
         return _write_graph(figure)
     return _write_flow(figure) if isinstance(figure, Flow) else ""

@@ -20,6 +20,10 @@ _DATE = re.compile(r"_\d{4}-\d{2}-\d{2}T[\d.:+-]+$")
 def read_harness(file: Path, data: bytes) -> Iterator[tuple[str, str, Sample]]:
     """Yield model, task and sample of a file, which holds each document once for each filter of its answers.
 
+    Args:
+        file: A file ``samples_TASK_DATE.jsonl`` in a folder which is named after the model.
+        data: Its content: one JSON object per line, as UTF-8.
+
     Raises:
         UnfoldError: a line is not a JSON object, or a document occurs twice.
     """

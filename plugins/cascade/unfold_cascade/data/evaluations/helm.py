@@ -19,6 +19,10 @@ _HELM_RUN = re.compile(r"(?:^|[,:])model=([^,]+)")
 def read_helm(file: Path, data: bytes) -> Iterator[tuple[str, str, Sample]]:
     """Yield model, task and sample of a run; its folder names task and model, and perturbed samples are left out.
 
+    Args:
+        file: The run's ``per_instance_stats.json``; prompts come from the ``scenario_state.json`` beside it, if any.
+        data: Its content: a JSON list with the statistics of each instance.
+
     Raises:
         UnfoldError: the folder names no model, or a file is not JSON.
     """
