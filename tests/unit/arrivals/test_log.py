@@ -62,6 +62,26 @@ FORMS = {
         f'{{"ts": 170000000{end}, "logger": "http.log.access.log0", "request": {{}}, "duration": {s}, "status": 200}}\n'
         for s, end in ((2.5, 2.75), (0, 2.25), (0.125, 3.875))
     ),
+    "nginx in json": "".join(
+        f'{{"time_iso8601": "2023-11-16T18:00:{end}Z", "request_time": "{took}", "status": "200"}}\n'
+        for took, end in (("4.000", "05.5"), ("0.000", "03.5"), ("9.500", "14.5"))
+    ),
+    "pino": "".join(
+        f'{{"level": 30, "time": 17000000{end}, "pid": 1, "req": {{}}, "res": {{}}, "responseTime": {took}}}\n'
+        for took, end in ((2500, "02750"), (0, "02250"), (125, "03875"))
+    ),
+    "serilog": "".join(
+        f'{{"@t": "2023-11-16T18:00:{end}Z", "RequestPath": "/", "StatusCode": 200, "Elapsed": {took}}}\n'
+        for took, end in ((4000.0, "05.5"), (0.25, "03.50025"), (9500, "14.5"))
+    ),
+    "text-generation-inference": "".join(
+        f'{{"timestamp": "2023-11-16T18:00:{end}Z", "target": "router", "span": {{"total_time": "{took}"}}}}\n'
+        for took, end in (("4.000000012s", "05.5"), ("250.5µs", "03.50025"), ("500ms", "05.5"))
+    ),
+    "heroku": "".join(
+        f"2023-11-16T18:00:{end}+00:00 heroku[router]: at=info path=/ connect=1ms service={took}ms status=200\n"
+        for took, end in ((3999, "05.5"), (0, "03.501"), (499, "05.5"))
+    ),
     "json, dates": "".join(
         f'{{"url": "?2001-01-01T00:00", "time": "2023-11-16T18:00:{at}Z"}}\n' for at in ("01.5", "03.5", "05.0")
     ),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,11 +32,39 @@ from unfoldkit.io.tables import UNREADABLE, open_text
 Warn = Callable[[str], None]
 MAX_UNREADABLE = 0.01
 """The fraction of lines without a time that is tolerated: crashes, cuts and restarts leave a few."""
-
-
 MAX_FIELDS_SHOWN = 12
-CADDY_FIELDS = frozenset(("logger", "request", "status", "duration"))
-"""Fields of a request in an access log of Caddy, in which ``ts`` is its end."""
+
+
+class EndLog(NamedTuple):
+    """A kind of log that has a request at its end, with the time that it took.
+
+    Attributes:
+        times: Its fields of times.
+        fields: Fields that all its requests have.
+        duration: The path of the field with the time that the request took.
+        unit_s: The unit (s) of that field, unless it is a text with a unit.
+    """
+
+    times: frozenset[str]
+    fields: frozenset[str]
+    duration: str
+    unit_s: float
+
+
+NGINX_TIMES = frozenset(("time", "time_iso8601", "time_local", "timestamp", "@timestamp", "ts"))
+END_LOGS = {
+    "Caddy": EndLog(frozenset(("ts",)), frozenset(("logger", "request", "status", "duration")), "duration", 1.0),
+    "nginx": EndLog(NGINX_TIMES, frozenset(("request_time",)), "request_time", 1.0),
+    "pino-http": EndLog(frozenset(("time",)), frozenset(("level", "res", "responseTime")), "responseTime", 1e-3),
+    "Serilog": EndLog(frozenset(("@t",)), frozenset(("RequestPath", "StatusCode", "Elapsed")), "Elapsed", 1e-3),
+    "TGI": EndLog(frozenset(("timestamp",)), frozenset(("target", "span")), "span.total_time", 1.0),
+}
+"""Logs of JSON lines in which the time of a request is its end."""
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|µs|ms|s)?")
+_HEROKU = re.compile(r"\bat=info .* connect=(\d+)ms service=(\d+)ms ")
+MAX_EPOCH_S = 1e11
+"""No time in seconds since 1970 is larger, and none in milliseconds since 1974 is smaller."""
+_UNITS_S = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 @dataclass(slots=True)
@@ -117,7 +146,12 @@ def parse_line(text: str, column: str | None, notation: TimeNotation, doubts: Un
     """
     is_object = text[:1] == "{"
     time = parse_json_line(text, column, notation, doubts or UnitDoubts()) if is_object else None
-    return notation.parse_line(text) if time is None and not (is_object and column) else time
+    if time is not None or (is_object and column):
+        return time
+    time = notation.parse_line(text)
+    # the router of Heroku has the end of a request, and how long it took
+    ended = _HEROKU.search(text) if " service=" in text else None
+    return time - 1e-3 * (int(ended[1]) + int(ended[2])) if time is not None and ended else time
 
 
 def _parse_lines(
@@ -169,14 +203,19 @@ def parse_object_time(
         time_s = _parse_field(name, get_field(fields, name), notation, doubts.unitless)
     except (ValueError, OverflowError):
         return None
-    return time_s if time_s is None or column else time_s - _duration_before(name, fields)
+    if time_s is None or column:
+        return time_s
+    # the unit of a number of this size is found once all are read
+    return time_s - _duration_before(name, fields) * (1e3 if time_s > MAX_EPOCH_S else 1.0)
 
 
 def _duration_before(name: str, fields: Mapping[str, Any]) -> float:
-    """Return for how long (s) a request had lasted at its time: Caddy logs the end, and the duration next to it."""
-    duration = fields.get("duration")
-    is_caddy = name == "ts" and fields.keys() >= CADDY_FIELDS
-    return float(duration) if is_caddy and isinstance(duration, int | float) else 0.0
+    """Return for how long (s) a request had lasted at its time: 0 unless the log is known to have its end."""
+    for log in END_LOGS.values():
+        if name in log.times and fields.keys() >= log.fields:
+            found = _DURATION.fullmatch(str(get_field(fields, log.duration)))
+            return float(found[1]) * _UNITS_S.get(found[2], log.unit_s) if found else 0.0
+    return 0.0
 
 
 def get_field(fields: Mapping[str, Any], name: str) -> object:
@@ -191,7 +230,8 @@ def get_field(fields: Mapping[str, Any], name: str) -> object:
 def find_time_field(names: Iterable[str]) -> str | None:
     """Return the field of times by its usual name; ``None`` without one."""
     plain = {name.lstrip("@_").lower(): name for name in names}
-    usual = next((plain[name] for name in COLUMNS if name in plain), None)
+    # the compact log events of Serilog
+    usual = next((plain[name] for name in COLUMNS if name in plain), "@t" if "@t" in plain.values() else None)
     return usual or next((name for name in names if split_unit(name)[0] in COLUMNS), None)
 
 
