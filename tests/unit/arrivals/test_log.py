@@ -78,6 +78,10 @@ FORMS = {
         f'{{"timestamp": "2023-11-16T18:00:{end}Z", "target": "router", "span": {{"total_time": "{took}"}}}}\n'
         for took, end in (("4.000000012s", "05.5"), ("250.5µs", "03.50025"), ("500ms", "05.5"))
     ),
+    "cloudflare": "".join(
+        f'{{"ClientIP": "::1", "EdgeStartTimestamp": 17000000{at}000000, "EdgeEndTimestamp": 1700000009000000000}}\n'
+        for at in ("00250", "02250", "03750")
+    ),
     "heroku": "".join(
         f"2023-11-16T18:00:{end}+00:00 heroku[router]: at=info path=/ connect=1ms service={took}ms status=200\n"
         for took, end in ((3999, "05.5"), (0, "03.501"), (499, "05.5"))
@@ -157,12 +161,10 @@ def test_up_to_one_percent_of_the_lines_may_have_no_time(tmp_path: Path, stray: 
 def test_fields_of_lines_without_a_known_time_are_listed(tmp_path: Path) -> None:
     """A line that is a JSON object shows the names among which the column may be."""
     path = tmp_path / "gateway.jsonl"
-    path.write_text('{"requestId": "a", "requestTimeEpoch": 1772442000123}\n' * 3)
-    with pytest.raises(
-        UnfoldError, match=r"arrivals\.column names the field of times, of: requestId, requestTimeEpoch"
-    ):
+    path.write_text('{"requestId": "a", "gatewayClock": 1772442000123}\n' * 3)
+    with pytest.raises(UnfoldError, match=r"arrivals\.column names the field of times, of: requestId, gatewayClock"):
         traces.read_trace(path)
-    assert traces.read_trace(path, column="requestTimeEpoch").size == 3
+    assert traces.read_trace(path, column="gatewayClock").size == 3
 
 
 def test_durations_in_lines_are_refused(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ COLUMNS = (
     ),
     *("arrived_at", "received_at", "requested_at", "submitted_at", "created_at", "submit_time", "event_time"),
     *("time_iso8601", "time_local", "start", "realtime_timestamp", "created", "request_created_at"),
+    # Logpush of Cloudflare, API Gateway
+    *("edgestarttimestamp", "requesttimeepoch"),
 )
 """Names of columns of arrival times, in any case and with or without a unit, the likeliest first."""
 UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
