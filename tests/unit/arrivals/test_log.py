@@ -167,6 +167,24 @@ def test_fields_of_lines_without_a_known_time_are_listed(tmp_path: Path) -> None
     assert traces.read_trace(path, column="gatewayClock").size == 3
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"expires": "2030-01-01T00:00:00Z", "at": 1700000000.5}', "of: expires, at;"),
+        ('{"queued": "2023-11-16T18:00:01Z", "request": {"finished": "2023-11-16T18:00:09Z"}}', "request.finished"),
+        ('{"completed_at": "2023-11-16T18:00:09Z", "latency_ms": 800}', "of: completed_at"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a"])
+def test_a_line_with_several_times_or_an_end_asks_for_its_field(
+    tmp_path: Path, line: str, reason: str, name: str
+) -> None:
+    """The first time of a line may be an expiry, and the end of a long request is far from its arrival."""
+    (tmp_path / name).write_text(f"{line}\n" * 3)
+    with pytest.raises(UnfoldError, match=rf"the time of this line is unclear.*arrivals\.column.*{reason}"):
+        traces.read_trace(tmp_path / name)
+
+
 def test_durations_in_lines_are_refused(tmp_path: Path) -> None:
     """Numbers that do not follow the lines are durations; lines in the order of ends, or reversed, are times."""
     rng = np.random.default_rng(0)

@@ -78,7 +78,8 @@ def _by_content(lines: list[str], column: str | None, notation: TimeNotation) ->
     head = _read_head(lines)
     if is_table_head(head, column) or (len(head) == 1 and len(lines) > 1 and is_time(lines[1].strip())):
         return "table"
-    return "log" if any(parse_line(line, column, notation) is not None for line in lines) else "table"
+    is_log = any(line.startswith("{") or parse_line(line, column, notation) is not None for line in lines)
+    return "log" if is_log else "table"
 
 
 def _is_document(text: str, *, is_complete: bool) -> bool:

@@ -33,6 +33,8 @@ Warn = Callable[[str], None]
 MAX_UNREADABLE = 0.01
 """The fraction of lines without a time that is tolerated: crashes, cuts and restarts leave a few."""
 MAX_FIELDS_SHOWN = 12
+MAX_DEPTH = 4
+"""Levels of a JSON object on which fields of times are looked for."""
 
 
 class EndLog(NamedTuple):
@@ -61,6 +63,7 @@ END_LOGS = {
 }
 """Logs of JSON lines in which the time of a request is its end."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|µs|ms|s)?")
+_END = re.compile(r"(?:^|[_.])(?:end|ended|finish|finished|complete|completed|done|expires|updated)(?:_|$)")
 _HEROKU = re.compile(r"\bat=info .* connect=(\d+)ms service=(\d+)ms ")
 MAX_EPOCH_S = 1e11
 """No time in seconds since 1970 is larger, and none in milliseconds since 1974 is smaller."""
@@ -144,10 +147,12 @@ def parse_line(text: str, column: str | None, notation: TimeNotation, doubts: Un
         notation: How times are written.
         doubts: Receives what leaves the unit of the time in doubt.
     """
-    is_object = text[:1] == "{"
-    time = parse_json_line(text, column, notation, doubts or UnitDoubts()) if is_object else None
-    if time is not None or (is_object and column):
-        return time
+    fields = _parse_object(text)
+    if fields is not None:
+        time = parse_object_time(fields, column, notation, doubts or UnitDoubts())
+        return time if time is not None or column else _parse_only_time(fields, notation)
+    if column and text[:1] == "{":
+        return None
     time = notation.parse_line(text)
     # the router of Heroku has the end of a request, and how long it took
     ended = _HEROKU.search(text) if " service=" in text else None
@@ -173,13 +178,33 @@ def _parse_lines(
             yield time
 
 
-def parse_json_line(text: str, column: str | None, notation: TimeNotation, doubts: UnitDoubts) -> float | None:
-    """Parse the time of a line that is a JSON object; see :func:`parse_object_time`."""
+def _parse_object(text: str) -> dict[str, Any] | None:
+    """Parse a line that is a JSON object; ``None`` for any other, also one that was cut."""
     try:
-        fields = json.loads(text)
+        return json.loads(text) if text[:1] == "{" else None
     except (ValueError, RecursionError):
         return None
-    return parse_object_time(fields, column, notation, doubts)
+
+
+def _parse_only_time(fields: Mapping[str, Any], notation: TimeNotation) -> float | None:
+    """Parse the only field that holds a time; ``None`` if there are several, or if it is named as an end."""
+    times = _find_times(fields, notation)
+    if len(times) != 1:
+        return None
+    [(name, time)] = times.items()
+    return None if _END.search(split_unit(name)[0]) else time
+
+
+def _find_times(fields: Mapping[str, Any], notation: TimeNotation) -> dict[str, float]:
+    """Find the fields that hold a time, by their paths: a text, or a fraction of the size of one since 1970."""
+    found = {}
+    for path in _iter_paths(fields):
+        value = get_field(fields, path)
+        if isinstance(value, str | float):
+            time = notation.parse_line(value if isinstance(value, str) else f"{value:f}")
+            if time is not None:
+                found[path] = time
+    return found
 
 
 def parse_object_time(
@@ -252,22 +277,25 @@ def _check_skipped(skipped: list[tuple[int, str]], lines: int, path: Path, notat
     number, text = skipped[0]
     if len(skipped) > MAX_UNREADABLE * lines:
         keys = "; arrivals.match selects lines that contain a text" if notation.key else ""
-        more = f", nor in {len(skipped) - 1:,} other lines of {lines:,}" if skipped[1:] else ""
-        hint = f"{_list_fields(text) if notation.key else ''}common log format, {notation.hint}{keys}"
-        raise UnfoldError(Diagnostic(f"no time in this line{more}", str(path), number, 1, hint=hint))
+        others = f"{len(skipped) - 1:,} other lines of {lines:,}" if skipped[1:] else ""
+        fields = _parse_object(text)
+        names = _list_fields(fields) if fields and notation.key else ""
+        hint = f"{names}common log format, {notation.hint}{keys}"
+        if _find_times(fields or {}, notation):
+            message = f"the time of this line is unclear{others and f', and that of {others}'}"
+        else:
+            message = f"no time in this line{others and f', nor in {others}'}"
+        raise UnfoldError(Diagnostic(message, str(path), number, 1, hint=hint))
     warn(f"{path}: skipped {len(skipped):,} of {lines:,} lines, which have no time; the first is line {number}")
 
 
-def _list_fields(text: str) -> str:
-    """Return a hint that names the fields of a line that is a JSON object; empty for other lines."""
-    try:
-        fields = json.loads(text) if text.startswith("{") else None
-    except (ValueError, RecursionError):
-        return ""
-    names = ", ".join(list(_iter_paths(fields))[:MAX_FIELDS_SHOWN]) if isinstance(fields, dict) else ""
-    return f"arrivals.column names the field of times, of: {names}; " if names else ""
+def _list_fields(fields: Mapping[str, Any]) -> str:
+    """Return a hint that names the fields of a line that is a JSON object."""
+    names = ", ".join(list(_iter_paths(fields))[:MAX_FIELDS_SHOWN])
+    return f"arrivals.column names the field of times, of: {names}; "
 
 
-def _iter_paths(fields: Mapping[str, Any]) -> Iterator[str]:
+def _iter_paths(fields: Mapping[str, Any], depth: int = 1) -> Iterator[str]:
     for name, value in fields.items():
-        yield from (f"{name}.{inner}" for inner in value) if isinstance(value, dict) else (name,)
+        is_outer = isinstance(value, dict) and depth < MAX_DEPTH
+        yield from (f"{name}.{inner}" for inner in _iter_paths(value, depth + 1)) if is_outer else (name,)
