@@ -46,6 +46,28 @@ def test_spare_configurations_replace_failed_ones(tmp_path: Path) -> None:
     assert report.metrics["steps"].value == 8 * 12
 
 
+def test_a_configuration_that_ends_its_process_is_replaced(tmp_path: Path) -> None:
+    """A killed process, such as one out of memory, costs the profile a configuration, and not all of them."""
+    text = SPEC.replace("sleeper:train", "sleeper:deadly").replace("[0, 1]", "[0.3, 1]")
+    report = profile_spec(tmp_path, text)
+    assert "SIGKILL (out of memory?)" in dict(report.lines)["failed configurations"]
+    assert report.metrics["steps"].value == 8 * 12
+
+
+def test_a_profile_keeps_the_states_that_a_search_needs(tmp_path: Path) -> None:
+    """A trial keeps its last state, that before a rung without a score, and what was there before the profile."""
+    stages = "[{trials: 8, iters: 4}, {trials: 2, iters: 3}, {trials: 1, iters: 9}]"
+    text = re.sub("search: .*", f"search: {{algorithm: custom, stages: {stages}}}", SPEC)
+    text = text.replace("limit: 3", "limit: 3, checkpoint_iters: 4")
+    earlier = tmp_path / "trials/trial-00001/8.state"
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()
+    profile_spec(tmp_path, text)
+    states = {folder.name: sorted(path.stem for path in folder.iterdir()) for folder in (tmp_path / "trials").iterdir()}
+    assert states.pop("trial-00001") == ["12", "4", "8"]
+    assert list(states.values()) == [["12", "4"]] * 7
+
+
 def test_a_profile_without_any_trial_is_an_error(tmp_path: Path) -> None:
     """If every configuration fails, the profile ends with the last error."""
     text = SPEC.replace("sleeper:train", "sleeper:broken").replace("[0, 1]", "[0, 0.4]")

@@ -19,8 +19,8 @@ from unfold_tuning.executor.monitor import Watchdog
 from unfold_tuning.job.problem import ProfiledTrial, TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Profile
 from unfold_tuning.job.search_space import sample_bracket_configs
-from unfold_tuning.trial.worker import TrialJob, WorkerMessage, name_trial_folder
-from unfoldkit.api import format_count, internal_error, user_error
+from unfold_tuning.trial.worker import TrialJob, WorkerMessage, get_state_path, name_trial_folder
+from unfoldkit.api import format_count, user_error
 
 TRIALS = 8
 SPARE_TRIALS = 8
@@ -158,7 +158,7 @@ class Profiler:
         checkpoint_iters: Iterations between two checkpoints.
         seed: Seed of the configurations and trials.
         bracket: The bracket of the first trials that are measured: they belong to the search.
-        max_iters: Iterations that a trial of the search runs at most.
+        rungs: Iterations at which the search ranks the trials of the bracket.
         folder: Folder of the trials' states.
         clock: A monotonic clock.
         progress: Receives a step, and how much of it is done.
@@ -166,6 +166,7 @@ class Profiler:
         watch: Called several times a second.
         store: Receives the samples whenever a trial has reached its last iteration.
         samples: What was measured, perhaps by an attempt that was stopped.
+        earlier_states: States that were there before, to which a search that has begun may refer.
     """
 
     trainable: TrainableConfig
@@ -174,7 +175,7 @@ class Profiler:
     checkpoint_iters: int
     seed: int
     bracket: int
-    max_iters: int
+    rungs: Sequence[int]
     folder: Path
     clock: Callable[[], float]
     progress: Callable[[str, int, int], None]
@@ -182,13 +183,15 @@ class Profiler:
     watch: Callable[[], None]
     store: Callable[[ProfileSamples], None]
     samples: ProfileSamples
+    earlier_states: frozenset[Path] = frozenset()
 
     def run(self) -> ProfileSamples:
         """Measure trials at every number of workers in powers of two: within a node, then on whole nodes.
 
         Raises:
-            UnfoldError: The function failed for every configuration, hangs, or a worker died.
+            UnfoldError: The function failed for every configuration, or a checkpoint could not be written.
         """
+        self.earlier_states = frozenset(self.folder.resolve().glob("*/*.state"))
         configs = sample_bracket_configs(self.trainable.space, self.seed, self.bracket, TRIALS + SPARE_TRIALS)
         self.samples = replace(
             self.samples,
@@ -240,7 +243,7 @@ class Profiler:
         """Count the iterations of a measured trial: whole checkpoints, and no more than the search ever runs."""
         step = self.checkpoint_iters
         wanted = CHECKPOINTS * step if workers > 1 else max(CHECKPOINTS * step, -(-ITERS // step) * step)
-        return max(step, min(wanted, self.max_iters // step * step))
+        return max(step, min(wanted, max(self.rungs) // step * step))
 
     def _build_job(self, trial: int, config: dict[str, object], workers: int) -> TrialJob:
         # the state on one accelerator is where the search continues
@@ -268,35 +271,59 @@ class Profiler:
         while waiting or running:
             while waiting and (node := cluster.find_node(waiting[0].workers)):
                 job = waiting.pop(0)
-                running[job.trial], started_at[job.trial] = job, self.clock()
+                running[job.trial], started_at[job.trial], steps[job.trial] = job, self.clock(), []
                 watchdog.record_progress(job.trial)
                 cluster.start(node, job)
+            if waiting and not running:
+                # a node was lost with its trials
+                cluster.resize(max(1, workers // self.accelerators), self.watch)
+                if cluster.find_node(workers) is None:
+                    break
             self.watch()
-            self._check_timeout(watchdog, running)
+            self._kill_hanging(cluster, watchdog, running)
             for event in cluster.poll_events(POLL_S):
-                message = _require_message(event.message)
-                job = running[message.trial]
-                watchdog.record_progress(job.trial)
-                if message.kind == "failed":
-                    self.samples.errors[job.trial] = message.error
-                    self.log.warning("the profile continues without %s: %s", job.config, message.error)
-                    waiting += [spare.pop(0)] if spare else []
-                else:
+                message = _require_saved(event.message)
+                if event.trial not in running:
+                    continue
+                job = running[event.trial]
+                if message is not None and message.kind == "step":
+                    watchdog.record_progress(job.trial)
+                    self._delete_state_before(job, message.iters)
                     steps[job.trial].append(message)
                     if message.iters < job.target:
                         continue
                     self._record_trial(job, steps[job.trial], self.clock() - started_at[job.trial])
+                elif not event.is_own_process:
+                    waiting.insert(0, job)
+                else:
+                    reason = watchdog.kill_reasons.get(job.trial) or (message.error if message else event.reason)
+                    self.samples.errors[job.trial] = reason
+                    self.log.warning("the profile continues without %s: %s", job.config, reason)
+                    waiting += [spare.pop(0)] if spare else []
+                watchdog.forget(job.trial)
                 cluster.free(job.trial)
                 del running[job.trial]
-        if not any(size == workers for size, _ in self.samples.iterations):
+        self._require_measurement(workers)
+
+    def _require_measurement(self, workers: int) -> None:
+        if self.samples.errors and not any(size == workers for size, _ in self.samples.iterations):
             count = format_count(len(self.samples.errors), "configuration")
             last = list(self.samples.errors.values())[-1]
             raise user_error(f"the trainable failed for all of {count}; the last error: {last}", key="trainable")
 
-    def _check_timeout(self, watchdog: Watchdog, trials: Iterable[int]) -> None:
+    def _kill_hanging(self, cluster: Cluster, watchdog: Watchdog, trials: Iterable[int]) -> None:
         timeout_s = self.trainable.timeout_s
-        if timeout_s is not None and any(watchdog.measure_silence_s(trial) > timeout_s for trial in trials):
-            raise user_error(f"a trial hangs: {describe_timeout(timeout_s)}", key="trainable.timeout")
+        for trial in trials:
+            if timeout_s is not None and watchdog.measure_silence_s(trial) > timeout_s:
+                watchdog.kill_reasons[trial] = describe_timeout(timeout_s)
+                cluster.kill(trial)
+
+    def _delete_state_before(self, job: TrialJob, iters: int) -> None:
+        """Delete the state before a checkpoint, unless the search continues there: a rung between them has no score."""
+        before = iters - self.checkpoint_iters
+        state = get_state_path(job.folder, before)
+        if state not in self.earlier_states and not any(before < rung < iters for rung in self.rungs):
+            state.unlink(missing_ok=True)
 
     def _record_trial(self, job: TrialJob, steps: Sequence[WorkerMessage], total_s: float) -> None:
         key = job.workers, job.trial
@@ -307,9 +334,7 @@ class Profiler:
         self.store(self.samples)
 
 
-def _require_message(message: WorkerMessage | None) -> WorkerMessage:
-    if message is None:
-        raise internal_error("a worker died during the measurement", hint="out of memory?")
-    if message.kind == "unsaved":
+def _require_saved(message: WorkerMessage | None) -> WorkerMessage | None:
+    if message is not None and message.kind == "unsaved":
         raise user_error(message.error)
     return message

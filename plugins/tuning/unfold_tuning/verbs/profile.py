@@ -45,10 +45,10 @@ def profile(spec: TuningSpec, run: Run) -> Report:
     machine, cluster_config, is_rented = _select_node(spec, run)
     first, made_from = stages[0].groups[0], fingerprint_profile_inputs(spec)
     groups = [group for stage in stages for group in stage.groups if group.bracket == first.bracket]
-    max_iters = max(group.done + group.iters for group in groups)
+    rungs = [group.done + group.iters for group in groups]
     measured_on = machine.name if is_rented else describe_hardware()
     where = cluster_config.provider, cluster_config.engine, measured_on, machine.accelerators
-    attempt = fingerprint(made_from, run.seed, where, first.bracket, max_iters)
+    attempt = fingerprint(made_from, run.seed, where, first.bracket, max(rungs))
     unfinished, earlier_s = _load_unfinished(run, attempt)
     began = run.clock() - earlier_s
     with open_ledger(run.directory.resolve(LEDGER_FILE), machine, "profile") as ledger:
@@ -75,7 +75,7 @@ def profile(spec: TuningSpec, run: Run) -> Report:
             checkpoint_iters=spec.cloud.checkpoint_iters,
             seed=run.seed,
             bracket=first.bracket,
-            max_iters=max_iters,
+            rungs=rungs,
             folder=run.directory.path / "trials",
             clock=run.clock,
             progress=report_progress if machine.usd_per_hour else run.progress,
