@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -10,10 +11,11 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from tuning_runs import SPEC, read_nodes, train_spec
+from tuning_runs import SPEC, profile_spec, read_nodes, train_spec
 
 from unfold_tuning.cluster.local import LocalCluster
 from unfold_tuning.cluster.provider import build_local_provider
@@ -24,7 +26,7 @@ from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import build_custom_stages
 from unfold_tuning.job.search_space import Uniform
-from unfold_tuning.trial.ledger import open_ledger
+from unfold_tuning.trial.ledger import Ledger, open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
 from unfoldkit.api import Verdict
 from unfoldkit.catalog.billing import Billing
@@ -41,6 +43,25 @@ def test_every_iteration_runs_once_and_the_best_wins(tmp_path: Path) -> None:
     assert sum(iterations.values()) == 6 * 2 + 2 * 4 + 1 * 6
     ceilings = {float(line.split()[0]) for line in iterations}
     assert report.metrics["best_metric"].value == pytest.approx(max(ceilings) * (1 - 0.5**12))
+
+
+def test_no_iteration_of_the_profile_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search adopts all profiled trials: also equal ones, and those that a kill kept an earlier attempt from."""
+    text = SPEC.split("profile:")[0].replace("{uniform: [0, 1]}", "0.5")
+    profile_spec(tmp_path / "run", text)
+    profiled = (tmp_path / "log").read_text()
+    calls, record = itertools.count(), Ledger.record_checkpoint
+
+    def record_some(*arguments: Any) -> None:
+        if next(calls) == 15:
+            raise KeyboardInterrupt
+        record(*arguments)
+
+    monkeypatch.setattr(Ledger, "record_checkpoint", record_some)
+    with pytest.raises(KeyboardInterrupt):
+        train_spec(tmp_path, text)
+    assert train_spec(tmp_path, text).verdict is Verdict.YES
+    assert (tmp_path / "log").read_text() == profiled
 
 
 @pytest.mark.e2e

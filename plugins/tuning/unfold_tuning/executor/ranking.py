@@ -49,26 +49,28 @@ def adopt_profiled_trials(config: ExecutionConfig, ledger: Ledger, profiled: Seq
     is still there.
     """
     group = config.stages[0].groups[0]
-    if ledger.list_trials():
+    if ledger.read_fact("began") is not None:
         return
     trials = list_entrants(config, ledger, group)
     rungs = [
         item.done + item.iters for stage in config.stages for item in stage.groups if item.bracket == group.bracket
     ]
-    by_config = {json.dumps(trial.config, sort_keys=True): trial for trial in trials}
     for item in profiled:
-        trial = by_config.get(json.dumps(dict(item.config), sort_keys=True))
         limit = min((rung for rung in rungs if rung not in item.ends), default=max(rungs) + 1)
         ends = [end for end in item.ends if end < limit]
-        if (
-            trial is None
-            or not ends
-            or not get_state_path(config.folder / name_trial_folder(trial.id), ends[-1]).exists()
-        ):
+        # a small space gives several trials the same configuration
+        trial = next((trial for trial in trials if ends and _is_profiled(config, trial, item, ends[-1])), None)
+        if trial is None:
             continue
+        trials.remove(trial)
         begins = [0, *ends[:-1]]
         for begin, end, seconds, metric in zip(begins, ends, item.seconds, item.metrics, strict=False):
             ledger.record_checkpoint(trial.id, end, metric, seconds * (end - begin), 1)
+
+
+def _is_profiled(config: ExecutionConfig, trial: Trial, profiled: ProfiledTrial, iters: int) -> bool:
+    texts = [json.dumps(dict(item.config), sort_keys=True) for item in (trial, profiled)]
+    return texts[0] == texts[1] and get_state_path(config.folder / name_trial_folder(trial.id), iters).exists()
 
 
 def rank_trials(config: ExecutionConfig, ledger: Ledger, bracket: int, iters: int) -> list[Trial]:
