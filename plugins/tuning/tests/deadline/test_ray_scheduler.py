@@ -585,6 +585,24 @@ def test_no_run_passes_its_deadline(limit_s: float, method: str) -> None:
     assert not any("failed" in note for note in scheduler.keeper.notes)
 
 
+def test_the_time_budget_of_ray_is_a_deadline_too() -> None:
+    """Ray ends all trials after ``time_budget_s``: fewer begin, so that one is complete. The next run has none."""
+    from ray.tune.stopper import CombinedStopper, MaximumIterationStopper, TimeoutStopper
+
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=81, max_t=27)
+    qualities = [(index * 37 % 81) / 81 for index in range(81)]
+    controller: Any = FakeController(scheduler, qualities, 2.0, 27)
+    controller.search_alg = SimpleNamespace()
+    controller._stopper = CombinedStopper(MaximumIterationStopper(27), TimeoutStopper(120.0))
+    controller.run()
+    assert controller.now - 1000.0 <= 120.0
+    assert max(controller.steps) == 27
+    unlimited = FakeController(scheduler, qualities, 2.0, 27)
+    unlimited.search_alg = SimpleNamespace()
+    unlimited.run()
+    assert sum(steps > 0 for steps in unlimited.steps) == 81
+
+
 @pytest.mark.parametrize("limit_s", [36.4, 42.0, 60.0])
 def test_trials_that_begin_again_are_planned_so(limit_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without checkpoints a trial repeats its steps after each rung: fewer begin, so that one is complete in time."""

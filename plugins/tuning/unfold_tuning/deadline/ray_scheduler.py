@@ -29,6 +29,7 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.result import SHOULD_CHECKPOINT
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.stopper import TimeoutStopper
 from ray.tune.trainable import FunctionTrainable, Trainable
 
 from unfold_tuning.deadline.halving_search import HalvingSearch, check_method
@@ -126,6 +127,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self.searcher: Any = None
         self.num_samples, self.max_t = num_samples, max_t
         self.is_unpickled = False
+        self.deadline_s = self.keeper.limits.deadline_s
         self._begin_experiment()
         self.keeper.warm_up()
         os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
@@ -134,6 +136,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         """Forget the trials of the experiment before: a scheduler may serve one ``fit`` after another."""
         self.keeper = replace(
             self.keeper,
+            limits=replace(self.keeper.limits, deadline_s=self.deadline_s),
             slots=1,
             trials=self.num_samples or 1,
             began=0.0,
@@ -245,9 +248,20 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             self._load_state(trial)
             self._lift_limit(tune_controller)
             self._share_machine(trial)
+            self.keeper.began = self.keeper.began or self.keeper.wall()
+            self._observe_time_budget(tune_controller)
             # an error before makes Ray start over, and must stop that too
             self.is_restored = True
-        self.keeper.began = self.keeper.began or self.keeper.wall()
+
+    def _observe_time_budget(self, tune_controller: Any) -> None:
+        """Plan for Ray's ``time_budget_s`` too: it ends every trial, wherever the search stands."""
+        controller = getattr(tune_controller, "_tune_controller", tune_controller)
+        stopper = getattr(controller, "_stopper", None)
+        stoppers = [item for item in getattr(stopper, "_stoppers", [stopper]) if isinstance(item, TimeoutStopper)]
+        passed_s = self.keeper.wall() - self.keeper.began
+        ends = [passed_s + item._budget for item in stoppers]  # noqa: SLF001 - what is left of it
+        limits = self.keeper.limits
+        self.keeper.limits = replace(limits, deadline_s=min([limits.deadline_s, *ends]))
 
     def _size_search(self, trial: Trial) -> None:
         """Take from Ray how many trials there are, and how long the best runs, where the scheduler was not given it.
