@@ -36,6 +36,17 @@ def test_a_profile_costs_what_it_rents(tmp_path: Path) -> None:
     assert report.metrics["spent_usd"].value == 0
 
 
+def test_a_profile_ends_at_the_budget(tmp_path: Path) -> None:
+    """The cap holds for the measurement too; with a higher one, the profile continues with its spend."""
+    text = SPEC.replace("deadline:", "budget: $0.002\ndeadline:")
+    with pytest.raises(UnfoldError, match=r"budget: the profile has used all of it"):
+        profile_spec(tmp_path / "run", text)
+    spent_usd = sum(((until or since) - since) * 0.001 for _, _, since, _, until in read_nodes(tmp_path, "profile"))
+    assert 0.002 <= spent_usd < 0.005
+    report = profile_spec(tmp_path / "run", text.replace("$0.002", "$9"))
+    assert (report.metrics["spent_usd"].value or 0) > spent_usd
+
+
 def test_spare_configurations_replace_failed_ones(tmp_path: Path) -> None:
     """Configurations that fail are reported and others replace them, so that eight trials are measured."""
     text = SPEC.replace("sleeper:train", "sleeper:broken").replace("[0, 1]", "[0.3, 1]")

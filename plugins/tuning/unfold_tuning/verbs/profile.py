@@ -40,6 +40,9 @@ def profile(spec: TuningSpec, run: Run) -> Report:
     ``--on TYPE``, or ``--engine ray --ray-address`` with a spec for AWS, Ray or SkyPilot, rents one instance for it.
     ``--on ray`` uses a Ray node of this machine. A profile that was killed continues from the trials that it has
     measured.
+
+    Raises:
+        UnfoldError: The profile has used the budget, or cannot be measured.
     """
     trainable, stages = resolve_trainable(spec, run), build_stages(spec.search)
     machine, cluster_config, is_rented = _select_node(spec, run)
@@ -62,6 +65,12 @@ def profile(spec: TuningSpec, run: Run) -> Report:
         def report_progress(step: str, done: int, total: int) -> None:
             run.progress(f"{step} · {describe_spend(compute_spent_usd(), None)}", done, total)
 
+        def watch() -> None:
+            ledger.record_nodes_alive(time.time())
+            if spec.budget is not None and compute_spent_usd() >= spec.budget:
+                hint = "write a higher budget; the same command continues the profile"
+                raise user_error("the profile has used all of it", key="budget", hint=hint)
+
         def store(samples: ProfileSamples) -> None:
             stored = samples.encode() | {"elapsed_s": run.clock() - began}
             run.directory.write(UNFINISHED_FILE, json.dumps(stored).encode(), made_from=attempt)
@@ -80,7 +89,7 @@ def profile(spec: TuningSpec, run: Run) -> Report:
             clock=run.clock,
             progress=report_progress if machine.usd_per_hour else run.progress,
             log=run.log,
-            watch=lambda: ledger.record_nodes_alive(time.time()),
+            watch=watch,
             store=store,
             samples=unfinished,
         )
