@@ -28,7 +28,7 @@ from unfold_tuning.job.schedule import build_custom_stages
 from unfold_tuning.job.search_space import Uniform
 from unfold_tuning.trial.ledger import Ledger, open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
-from unfoldkit.api import Verdict
+from unfoldkit.api import UnfoldError, Verdict
 from unfoldkit.catalog.billing import Billing
 
 pytestmark = pytest.mark.usefixtures("sleeper_log")
@@ -62,6 +62,18 @@ def test_no_iteration_of_the_profile_is_repeated(tmp_path: Path, monkeypatch: py
         train_spec(tmp_path, text)
     assert train_spec(tmp_path, text).verdict is Verdict.YES
     assert (tmp_path / "log").read_text() == profiled
+
+
+def test_another_spec_is_refused_before_it_is_measured(tmp_path: Path) -> None:
+    """Its profile would cost money, and replace the states of the trials that the search of the folder has."""
+    text = SPEC.split("profile:")[0]
+    train_spec(tmp_path, text)
+    states = {path: path.read_bytes() for path in (tmp_path / "run/trials").rglob("*.state")}
+    log = (tmp_path / "log").read_text()
+    with pytest.raises(UnfoldError, match="begun with another spec"):
+        train_spec(tmp_path, text.replace("[0, 1]", "[1, 2]"))
+    assert (tmp_path / "log").read_text() == log
+    assert {path: path.read_bytes() for path in (tmp_path / "run/trials").rglob("*.state")} == states
 
 
 @pytest.mark.e2e

@@ -16,6 +16,7 @@ from unfold_tuning.job.build import (
     build_stages,
     encode_profile,
     fingerprint_profile_inputs,
+    fingerprint_run,
     parse_profile,
     resolve_trainable,
 )
@@ -30,6 +31,7 @@ from unfold_tuning.trial.trainable import WorkerSetup
 from unfoldkit.api import Report, Run, fingerprint, user_error
 
 LEDGER_FILE = "profile.sqlite"
+SEARCH_LEDGER_FILE = "ledger.sqlite"
 TRIALS_FILE = "profiled-trials.json"
 UNFINISHED_FILE = "unfinished-profile.json"
 
@@ -42,7 +44,7 @@ def profile(spec: TuningSpec, run: Run) -> Report:
     measured.
 
     Raises:
-        UnfoldError: The profile has used the budget, or cannot be measured.
+        UnfoldError: The profile has used the budget or cannot be measured, or the run is that of another spec.
     """
     trainable, stages = resolve_trainable(spec, run), build_stages(spec.search)
     machine, cluster_config, is_rented = _select_node(spec, run)
@@ -54,6 +56,11 @@ def profile(spec: TuningSpec, run: Run) -> Report:
     attempt = fingerprint(made_from, run.seed, where, first.bracket, max(rungs))
     unfinished, earlier_s = _load_unfinished(run, attempt)
     began = run.clock() - earlier_s
+    search = run.directory.resolve(SEARCH_LEDGER_FILE)
+    if search.exists():
+        # the trials of another search would lose their states
+        with open_ledger(search, machine, fingerprint_run(spec, run.seed)):
+            pass
     with open_ledger(run.directory.resolve(LEDGER_FILE), machine, "profile") as ledger:
         provider = build_provider(cluster_config, machine, ledger, run.log)
         provider.recover()

@@ -27,11 +27,10 @@ from unfold_tuning.schema.tuning import TuningSpec
 from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
 from unfold_tuning.trial.ledger import open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
-from unfold_tuning.verbs.profile import load_profiled_trials, profile
+from unfold_tuning.verbs.profile import SEARCH_LEDGER_FILE, load_profiled_trials, profile
 from unfoldkit.api import Report, Run, user_error
 from unfoldkit.safe_io.files import parse_object
 
-LEDGER_FILE = "ledger.sqlite"
 DECISION_FILE = "carried-out.json"
 WINNER_FILE = "winner.json"
 PLACEMENT_FILE = "placement.yaml"
@@ -60,7 +59,7 @@ def train(spec: TuningSpec, run: Run) -> Report:
     if isinstance(execution, Report):
         return execution
     config = _build_config(problem, execution, trainable, run)
-    with open_ledger(run.directory.resolve(LEDGER_FILE), execution.machine, problem.fingerprint) as ledger:
+    with open_ledger(run.directory.resolve(SEARCH_LEDGER_FILE), execution.machine, problem.fingerprint) as ledger:
         provider = build_provider(cluster_config, execution.machine, ledger, run.log, problem.machines)
         ledger.retry_if_all_failed()
         ledger.close_open_parts()
