@@ -89,6 +89,18 @@ def test_plan_beats_lru_and_lfu_on_later_traces() -> None:
     assert loads_s[0] < min(loads_s[1:])
 
 
+def test_plan_of_a_long_trace_considers_its_later_part() -> None:
+    """Requests that differ from those at the start of a trace are not left to members outside the memory."""
+    problem = make_problem(4, 0.5, 3, requests=10_000)
+    is_early = np.arange(10_000) < 4_000
+    needed = np.where(is_early, problem.profiles[3].accuracy, problem.profiles[2].accuracy) / 100 - 1e-9
+    targets = RequestTargets(np.where(is_early, 0.2, 0.01), needed)
+    problem = replace(problem, targets=targets, costs=(MemberCost(10, 1.0),) * 4, memory_bytes=12)
+    contenders = list_contenders(problem, plan_residency(problem))
+    planned, *others = [simulate_resident(problem, each).outcome.satisfied_fraction for each in contenders]
+    assert planned >= max(others)
+
+
 def test_report_names_pinned_and_unused_members(tmp_path: Path) -> None:
     """The report tabulates the role of every member; the plan is read back for the same memory only."""
     problem = make_problem(6, 0.4, 1, requests=300)

@@ -30,7 +30,9 @@ MAX_LISTED = 5
 MAX_TRIALS = 250
 """Sets that a search simulates."""
 PLANNED_REQUESTS = 4_000
-"""Requests at the start of a trace on which sets are compared."""
+"""Requests of a trace on which sets are compared."""
+PLANNED_WINDOWS = 8
+"""Equally spaced parts of the trace from which they are taken."""
 SEARCH_STEP = "plan residency"
 ROUNDING = 4
 """Digits of an attainment by which candidates differ."""
@@ -167,10 +169,14 @@ def read_plan(directory: RunDir, names: Sequence[str], memory_bytes: int) -> Res
 
 
 def _shorten(problem: ReplayProblem) -> ReplayProblem:
-    if problem.arrivals.size <= PLANNED_REQUESTS:
+    """Join windows from all over a long trace: its start alone may not be like the rest."""
+    size, length = problem.arrivals.size, PLANNED_REQUESTS // PLANNED_WINDOWS
+    if size <= PLANNED_REQUESTS:
         return problem
-    targets = problem.targets and problem.targets.select(np.arange(PLANNED_REQUESTS))
-    return replace(problem, arrivals=problem.arrivals[:PLANNED_REQUESTS], targets=targets)
+    starts = np.linspace(0, size - length, PLANNED_WINDOWS).astype(np.int64)
+    chosen = (starts[:, None] + np.arange(length)).ravel()
+    arrivals = np.cumsum(np.diff(problem.arrivals, prepend=problem.arrivals[0])[chosen])
+    return replace(problem, arrivals=arrivals, targets=problem.targets and problem.targets.select(chosen))
 
 
 def _count_batches(problem: ReplayProblem) -> list[int]:
