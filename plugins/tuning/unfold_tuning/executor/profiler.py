@@ -265,7 +265,7 @@ class Profiler:
         waiting, spare = list(jobs[:wanted]), list(jobs[wanted:])
         workers = jobs[0].workers
         started_at: dict[int, float] = {}
-        steps: dict[int, list[WorkerMessage]] = {job.trial: [] for job in jobs}
+        steps: dict[int, list[WorkerMessage]] = {}
         running: dict[int, TrialJob] = {}
         watchdog = Watchdog(self.clock)
         while waiting or running:
