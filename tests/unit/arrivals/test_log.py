@@ -66,6 +66,14 @@ FORMS = {
         f'{{"time_iso8601": "2023-11-16T18:00:{end}Z", "request_time": "{took}", "status": "200"}}\n'
         for took, end in (("4.000", "05.5"), ("0.000", "03.5"), ("9.500", "14.5"))
     ),
+    "nginx in microseconds": "".join(
+        f'{{"timestamp": 17000000{end}000, "request_time": {took}}}\n'
+        for took, end in ((2.5, "02750"), (0, "02250"), (0.125, "03875"))
+    ),
+    "no durations": "".join(
+        f'{{"ts": {1700000000 + at}, "request_time": {took}}}\n'
+        for took, at in ((250, 0.25), (1700000000.5, 2.25), ("1700000001.5", 3.75))
+    ),
     "pino": "".join(
         f'{{"level": 30, "time": 17000000{end}, "pid": 1, "req": {{}}, "res": {{}}, "responseTime": {took}}}\n'
         for took, end in ((2500, "02750"), (0, "02250"), (125, "03875"))
@@ -83,7 +91,7 @@ FORMS = {
         for at in ("00250", "02250", "03750")
     ),
     "heroku": "".join(
-        f"2023-11-16T18:00:{end}+00:00 heroku[router]: at=info path=/ connect=1ms service={took}ms status=200\n"
+        f"2023-11-16T18:00:{end}+00:00 heroku[router]: at=error code=H12 connect=1ms service={took}ms status=200\n"
         for took, end in ((3999, "05.5"), (0, "03.501"), (499, "05.5"))
     ),
     "json, dates": "".join(

@@ -23,6 +23,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     check_order,
     describe_clock_step,
     each_epoch_to_seconds,
+    find_epoch_parts,
     split_unit,
     to_seconds,
 )
@@ -64,9 +65,8 @@ END_LOGS = {
 """Logs of JSON lines in which the time of a request is its end."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|µs|ms|s)?")
 _END = re.compile(r"(?:^|[_.])(?:end|ended|finish|finished|complete|completed|done|expires|updated)(?:_|$)")
-_HEROKU = re.compile(r"\bat=info .* connect=(\d+)ms service=(\d+)ms ")
-MAX_EPOCH_S = 1e11
-"""No time in seconds since 1970 is larger, and none in milliseconds since 1974 is smaller."""
+_HEROKU = re.compile(r" connect=(\d+)ms service=(\d+)ms ")
+MAX_DURATION_S = 86_400.0
 _UNITS_S = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -230,16 +230,20 @@ def parse_object_time(
         return None
     if time_s is None or column:
         return time_s
-    # the unit of a number of this size is found once all are read
-    return time_s - _duration_before(name, fields) * (1e3 if time_s > MAX_EPOCH_S else 1.0)
+    # a time since 1970 keeps its unit until all are read
+    return time_s - _duration_before(name, fields) * find_epoch_parts(time_s)
 
 
 def _duration_before(name: str, fields: Mapping[str, Any]) -> float:
     """Return for how long (s) a request had lasted at its time: 0 unless the log is known to have its end."""
     for log in END_LOGS.values():
         if name in log.times and fields.keys() >= log.fields:
-            found = _DURATION.fullmatch(str(get_field(fields, log.duration)))
-            return float(found[1]) * _UNITS_S.get(found[2], log.unit_s) if found else 0.0
+            value = get_field(fields, log.duration)
+            found = _DURATION.fullmatch(str(value))
+            # a whole number may be milliseconds of another program, and a large one a time since 1970
+            is_doubtful = isinstance(value, int) and log.unit_s == 1.0
+            seconds = float(found[1]) * _UNITS_S.get(found[2], log.unit_s) if found and not is_doubtful else 0.0
+            return seconds if seconds < MAX_DURATION_S else 0.0
     return 0.0
 
 

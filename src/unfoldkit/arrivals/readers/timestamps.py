@@ -245,7 +245,13 @@ def to_seconds(value: Number, unit_s: float) -> Number:
 
 def epoch_to_seconds(times: FloatArray) -> FloatArray:
     """Convert times since 1970 in ms, µs or ns to s, by the size of the first; other numbers stay."""
-    return times / _epoch_parts(float(times[0])) if times.size else times
+    return times / find_epoch_parts(float(times[0])) if times.size else times
+
+
+def find_epoch_parts(number: float) -> float:
+    """Find how many units a second of a time since 1970 has, by its size; 1 for other numbers."""
+    low, high = _EPOCH_RANGE_S
+    return next((parts for parts in _EPOCH_PARTS if low * parts <= number < high * parts), 1.0)
 
 
 def each_epoch_to_seconds(times: FloatArray) -> FloatArray:
@@ -502,11 +508,6 @@ def parse_line_time(text: str) -> float | None:
     if match is None or (match[1] and _CLOCK_OF_12.match(match.string, match.end())):
         return None
     return _from_iso(match) if match[1] else float(match[9] or match[10])
-
-
-def _epoch_parts(number: float) -> float:
-    low, high = _EPOCH_RANGE_S
-    return next((parts for parts in _EPOCH_PARTS if low * parts <= number < high * parts), 1.0)
 
 
 def _is_calendar_date(text: str) -> bool:
