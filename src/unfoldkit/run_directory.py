@@ -141,7 +141,7 @@ class RunDir:
         """Store ``data`` under ``name`` and list it in the manifest; what is stored already is left as it is.
 
         Raises:
-            UnfoldError: see :func:`write_atomically`.
+            UnfoldError: See :func:`write_atomically`.
         """
         path = self.resolve(name)
         entry = {"sha256": sha256(data), "bytes": len(data), "made_from": made_from}

@@ -30,7 +30,7 @@ def build_problem(spec: CascadeSpec, run: Run, dataset: Dataset | None = None) -
     """Resolve a spec: read its table (unless ``dataset`` is given), tuned parameters and prices.
 
     Raises:
-        UnfoldError: a file, column, label or tuning run is not as the spec says.
+        UnfoldError: A file, column, label or tuning run is not as the spec says.
     """
     data = build_dataset_options(spec, run)
     return Problem(
@@ -59,10 +59,10 @@ def find_checked_spec(spec: CascadeSpec, run: Run, file: str, is_same_data: Call
     """Find the spec of the plan to check, if the run stores ``file`` and ``spec`` names other data.
 
     Args:
-        spec: the new spec.
-        run: names the plan to check among its options, if there is one.
-        file: a file that every trained run stores.
-        is_same_data: whether the run was made from the data of ``spec``.
+        spec: The new spec.
+        run: Names the plan to check among its options, if there is one.
+        file: A file that every trained run stores.
+        is_same_data: Whether the run was made from the data of ``spec``.
 
     Raises:
         UnfoldError: The plan's spec is damaged, or other keys than the data changed: there is no single cause to check.

@@ -211,8 +211,8 @@ class CascadeClassifier(ClassifierMixin, TransformerMixin, _BaseComposition):  #
                 routing, whatever estimators request, as for ``VotingClassifier``.
 
         Raises:
-            ValueError: data or parameters are invalid, y has a single class, or a fold trains on a single class.
-            TypeError: an estimator takes no weights, or there are ``fit_params`` without metadata routing.
+            ValueError: Data or parameters are invalid, y has a single class, or a fold trains on a single class.
+            TypeError: An estimator takes no weights, or there are ``fit_params`` without metadata routing.
         """
         X, groups = indexable(X, groups)  # noqa: N806
         labels = self._number_labels(y)
@@ -271,8 +271,8 @@ class CascadeClassifier(ClassifierMixin, TransformerMixin, _BaseComposition):  #
         """Find the cascade of ``front_`` that a budget buys: the most accurate that costs no more.
 
         Raises:
-            TypeError: the budget is not a number.
-            ValueError: every cascade costs more, or the budget is NaN.
+            TypeError: The budget is not a number.
+            ValueError: Every cascade costs more, or the budget is NaN.
         """
         check_is_fitted(self)
         front, limit = self.front_.front, self.budget if budget is None else budget
@@ -435,7 +435,7 @@ class CascadeClassifier(ClassifierMixin, TransformerMixin, _BaseComposition):  #
         """List the (train, test) rows of every fold.
 
         Raises:
-            ValueError: there are too few cases or groups, or a fold trains on a single class.
+            ValueError: There are too few cases or groups, or a fold trains on a single class.
         """
         from sklearn.model_selection import check_cv
 
@@ -546,7 +546,7 @@ def _default_splitter(labels: IntArray, groups: Any, folds: int, seed: int) -> A
     """Build the stratified splitter with as many folds as the rarest class allows, at least 2.
 
     Raises:
-        ValueError: fewer than 2 folds are asked for, or there are fewer than 2 cases or groups.
+        ValueError: Fewer than 2 folds are asked for, or there are fewer than 2 cases or groups.
     """
     from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
@@ -574,7 +574,7 @@ def _weight_params(name: str, model: Any, weight: FloatArray) -> Params:
     """Build the parameters that hand weights to an estimator, in a pipeline to its last step.
 
     Raises:
-        TypeError: the estimator takes no weights.
+        TypeError: The estimator takes no weights.
     """
     prefix, last = "", model
     while hasattr(last, "steps"):
@@ -645,7 +645,7 @@ def _join_classes(classes: Any, name: str, model: Any) -> Any:
     """Join the classes of y and of a fitted estimator.
 
     Raises:
-        ValueError: one are numbers and the others are not: the model was fitted on another coding.
+        ValueError: One are numbers and the others are not: the model was fitted on another coding.
     """
     check_is_fitted(model)
     fitted = np.asarray(model.classes_)

@@ -60,8 +60,8 @@ class TensorValue:
     """A tensor of an output, an element of it, or a function of it.
 
     Attributes:
-        tensor: its name.
-        index: position of the element, one number per dimension; empty for the tensor.
+        tensor: Its name.
+        index: Position of the element, one number per dimension; empty for the tensor.
         function: ``max``, ``min`` or ``argmax``; empty for the value itself.
     """
 
@@ -104,10 +104,10 @@ class Condition:
         """Return whether an output meets the condition.
 
         Args:
-            tensors: the output of one query by name; ``output`` also stands for the first one.
+            tensors: The output of one query by name; ``output`` also stands for the first one.
 
         Raises:
-            ConditionError: a tensor is missing, is not a single value, or cannot be compared.
+            ConditionError: A tensor is missing, is not a single value, or cannot be compared.
         """
         return _evaluate(self.test, tensors)
 
@@ -120,7 +120,7 @@ def parse_condition(text: str) -> Condition:
     """Parse the text under ``when``; nothing of it is executed.
 
     Raises:
-        ConditionError: the text is no sentence of the grammar; names the position.
+        ConditionError: The text is no sentence of the grammar; names the position.
     """
     if len(text) > MAX_CHARACTERS:
         raise ConditionError(f"is longer than {MAX_CHARACTERS} characters")
@@ -146,7 +146,7 @@ def find_tensor(tensors: Mapping[str, Any], name: str) -> Any:
     """Return a tensor by name; ``output`` stands for the first one if no tensor has that name.
 
     Raises:
-        ConditionError: no tensor has the name.
+        ConditionError: No tensor has the name.
     """
     if name in tensors:
         return tensors[name]

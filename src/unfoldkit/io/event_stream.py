@@ -36,10 +36,10 @@ class StreamBounds:
     """What a reader accepts.
 
     Attributes:
-        first_s: time until the first bytes.
-        between_s: time between two parts of the stream after that.
-        max_bytes: size of the whole stream.
-        max_line_bytes: size of a line, and of the data of an event.
+        first_s: Time until the first bytes.
+        between_s: Time between two parts of the stream after that.
+        max_bytes: Size of the whole stream.
+        max_line_bytes: Size of a line, and of the data of an event.
     """
 
     first_s: float
@@ -59,12 +59,12 @@ async def read_event_data(
     of line after ``[DONE]``; any other last line broke off.
 
     Args:
-        parts: the body as it arrives; the caller closes it, and may read what follows ``[DONE]``.
-        bounds: limits of time and size.
+        parts: The body as it arrives; the caller closes it, and may read what follows ``[DONE]``.
+        bounds: Limits of time and size.
 
     Raises:
-        StreamStalledError: the next part takes too long.
-        StreamTooLongError: the stream, a line or an event is too long.
+        StreamStalledError: The next part takes too long.
+        StreamTooLongError: The stream, a line or an event is too long.
     """
     pending, event, size, wait_s = bytearray(), _Event(), 0, bounds.first_s
     ends_with_return = False

@@ -49,7 +49,7 @@ class Http1Transport(httpx.AsyncBaseTransport):
         """Send a request with its body in memory, and return the response once its head has arrived.
 
         Raises:
-            httpx.TransportError: as the default transport raises it.
+            httpx.TransportError: As the default transport raises it.
         """
         import aiohttp
         from yarl import URL
@@ -104,7 +104,7 @@ def map_faults() -> Iterator[None]:
     """Convert faults of aiohttp; only those before a byte was sent become faults of connecting.
 
     Raises:
-        httpx.TransportError: of the same meaning.
+        httpx.TransportError: Of the same meaning.
     """
     import aiohttp
 

@@ -250,7 +250,7 @@ def reject_foreign(path: Path) -> None:
     """Reject the file of a statistical package or spreadsheet by its suffix, with the command that converts it.
 
     Raises:
-        UnfoldError: it is such a file.
+        UnfoldError: It is such a file.
     """
     program, command = FOREIGN.get(path.suffix.lower(), ("", ""))
     if program:

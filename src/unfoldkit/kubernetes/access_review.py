@@ -16,10 +16,10 @@ class Access:
     """A request that an account may be allowed in a namespace.
 
     Attributes:
-        verb: such as ``patch``.
+        verb: Such as ``patch``.
         group: API group, such as ``apps``.
-        resource: plural name of the resource, with its subresource, such as ``deployments/scale``.
-        name: name of the object; empty for any.
+        resource: Plural name of the resource, with its subresource, such as ``deployments/scale``.
+        name: Name of the object; empty for any.
     """
 
     verb: str
@@ -39,7 +39,7 @@ def list_denied(api: Api, requests: Sequence[Access]) -> list[Access]:
         requests: What the account may need; each is one review.
 
     Raises:
-        UnfoldError: the server cannot be reached.
+        UnfoldError: The server cannot be reached.
     """
     answers = call_all([partial(api.post, REVIEWS, _build_review(api, request)) for request in requests])
     return [

@@ -138,7 +138,7 @@ class Api:
         """Return an object or a list.
 
         Raises:
-            ApiError: the server refused.
+            ApiError: The server refused.
         """
         return self.call("GET", _with_query(path, query))
 
@@ -152,8 +152,8 @@ class Api:
         The request is sent again while the server fails: it may have taken effect before.
 
         Raises:
-            ApiError: the server refused.
-            UnfoldError: it cannot be reached.
+            ApiError: The server refused.
+            UnfoldError: It cannot be reached.
         """
         try:
             return self.call("POST", path, body, is_repeatable=True)
@@ -195,8 +195,8 @@ class Api:
             is_repeatable: Whether it is sent again after a failure that may follow its effect; a GET always is.
 
         Raises:
-            ApiError: the server refused.
-            UnfoldError: it cannot be reached.
+            ApiError: The server refused.
+            UnfoldError: It cannot be reached.
         """
         data = None if body is None else msgspec.json.encode(body)
         is_repeatable |= method == "GET"
@@ -218,7 +218,7 @@ class Api:
         """Yield changes after a resource version, until the server ends the stream or ``close`` is called.
 
         Raises:
-            ApiError: with status 410 the version is too old; list again.
+            ApiError: With status 410 the version is too old; list again.
         """
         watch_query = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", **query}
         response = self._send(
@@ -304,7 +304,7 @@ def connect_api(
     """Connect to the server of a kubeconfig context; inside a pod, to its own cluster unless a context is named.
 
     Raises:
-        UnfoldError: the extra is not installed, or there is no such context or file.
+        UnfoldError: The extra is not installed, or there is no such context or file.
     """
     require_packages("Kubernetes", "kubernetes")
     from kubernetes import client, config
@@ -327,7 +327,7 @@ def call_all(calls: Sequence[Any], workers: int = MAX_CALLS) -> list[Any]:
     """Make calls concurrently; return their results or ``ApiError``, in order.
 
     Raises:
-        UnfoldError: the server cannot be reached.
+        UnfoldError: The server cannot be reached.
     """
     if len(calls) == 1:
         return [_result_or_error(calls[0])]

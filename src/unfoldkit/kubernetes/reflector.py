@@ -118,8 +118,8 @@ class Reflector:
         """Pass an object to the handler; one that it cannot process is logged, so that it blocks no other.
 
         Raises:
-            ApiError: the server refused a request of the handler for the moment.
-            UnreachableError: the server did not answer the handler.
+            ApiError: The server refused a request of the handler for the moment.
+            UnreachableError: The server did not answer the handler.
         """
         try:
             self.handle(body, is_gone=is_gone)

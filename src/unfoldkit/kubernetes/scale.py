@@ -26,9 +26,9 @@ class Workload:
 
     Attributes:
         group: API group, such as ``apps``.
-        version: version of the group.
-        resource: plural name of the resource, such as ``deployments``.
-        name: name of the object.
+        version: Version of the group.
+        resource: Plural name of the resource, such as ``deployments``.
+        name: Name of the object.
     """
 
     group: str
@@ -73,7 +73,7 @@ def require_workload(text: str, key: str) -> Workload:
     """Return the workload that a text names.
 
     Raises:
-        UnfoldError: it names none; the error has ``key``.
+        UnfoldError: It names none; the error has ``key``.
     """
     workload = parse_workload(text)
     if workload is None:
@@ -85,8 +85,8 @@ def read_scale(api: Api, workload: Workload) -> Scale:
     """Return the replicas of a workload.
 
     Raises:
-        AbsentError: there is no such workload, or it has no scale.
-        ApiError: the server refused otherwise.
+        AbsentError: There is no such workload, or it has no scale.
+        ApiError: The server refused otherwise.
     """
     try:
         return _parse_scale(api.get(workload.scale_path(api.namespace)))
@@ -101,7 +101,7 @@ def write_scale(api: Api, workload: Workload, replicas: int, version: str) -> bo
     """Demand ``replicas``; return false, and change nothing, if the workload is no longer at ``version``.
 
     Raises:
-        ApiError: the server refused otherwise.
+        ApiError: The server refused otherwise.
     """
     body = {"metadata": {"resourceVersion": version}, "spec": {"replicas": replicas}}
     try:

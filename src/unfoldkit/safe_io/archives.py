@@ -31,7 +31,7 @@ def read_archive(data: bytes, file: str = "") -> zipfile.ZipFile:
     """Return a ZIP archive with members of different names that expand within the stated bound.
 
     Raises:
-        UnfoldError: it is no archive, names a member twice, or expands beyond the bound.
+        UnfoldError: It is no archive, names a member twice, or expands beyond the bound.
     """
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
@@ -50,7 +50,7 @@ def read_member(archive: zipfile.ZipFile, name: str, file: str = "") -> bytes:
     """Return the bytes of one member of an archive.
 
     Raises:
-        UnfoldError: there is no such member, or it is damaged.
+        UnfoldError: There is no such member, or it is damaged.
     """
     try:
         member = archive.getinfo(name)
@@ -66,7 +66,7 @@ def _read_zstandard(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: str
 
     Raises:
         UnfoldError: pyarrow is not installed.
-        ValueError: the member is damaged, or its size is not the stated one.
+        ValueError: The member is damaged, or its size is not the stated one.
     """
     require_packages("an archive in Zstandard", "pyarrow", file=file)
     from pyarrow import ArrowException, Codec
@@ -89,7 +89,7 @@ def gunzip(data: bytes, file: str = "") -> bytes:
     """Return the content of a gzip file, or the data itself where it is none.
 
     Raises:
-        UnfoldError: the file is damaged, or expands beyond the bound of archives.
+        UnfoldError: The file is damaged, or expands beyond the bound of archives.
     """
     if data[:2] != b"\x1f\x8b":
         return data

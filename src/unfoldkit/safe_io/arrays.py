@@ -21,7 +21,7 @@ def parse_npy(data: bytes, file: str = "") -> NDArray[Any]:
     """Return the array of an NPY file with a header that states exactly the bytes that follow.
 
     Raises:
-        UnfoldError: it is no NPY file, holds objects, or its size does not match its header.
+        UnfoldError: It is no NPY file, holds objects, or its size does not match its header.
     """
     stream = io.BytesIO(data)
     # NumPy takes archives and pickles for arrays too
@@ -44,7 +44,7 @@ def read_npz(data: bytes, file: str = "", names: Collection[str] | None = None) 
     """Return the arrays of an NPZ file by name: all, or those of ``names`` that it holds.
 
     Raises:
-        UnfoldError: it is no such file, expands beyond the bound, or one of the arrays holds objects.
+        UnfoldError: It is no such file, expands beyond the bound, or one of the arrays holds objects.
     """
     found: dict[str, NDArray[Any]] = {}
     with contextlib.closing(read_archive(data, file)) as archive:

@@ -15,7 +15,7 @@ def check_booster(data: bytes, file: str = "") -> None:
     """Refuse bytes that are no well-formed JSON or UBJSON object nested at most ``MAX_JSON_DEPTH`` deep.
 
     Raises:
-        UnfoldError: they are none.
+        UnfoldError: They are none.
     """
     if data[:1] != b"{":
         raise _damaged(file, "it is not an object")

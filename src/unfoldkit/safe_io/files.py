@@ -39,7 +39,7 @@ def decoding(file: str, what: str = "") -> Iterator[None]:
     A file with a rewritten manifest may hold anything: its parts can miss, or be of other types and shapes.
 
     Raises:
-        UnfoldError: the body raised it, or what a damaged file makes it raise.
+        UnfoldError: The body raised it, or what a damaged file makes it raise.
     """
     try:
         yield
@@ -54,7 +54,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     """Open a regular file for reading, and nothing else: a pipe or a device would block, or never end.
 
     Raises:
-        UnfoldError: the path is no regular file, or cannot be opened.
+        UnfoldError: The path is no regular file, or cannot be opened.
     """
     try:
         # without O_NONBLOCK, opening a pipe waits until another process writes to it
@@ -83,7 +83,7 @@ def require_regular(path: str | Path) -> None:
     """Refuse a path that a library is about to open itself, unless a regular file is there.
 
     Raises:
-        UnfoldError: see :func:`open_regular`.
+        UnfoldError: See :func:`open_regular`.
     """
     open_regular(path).close()
 
@@ -92,7 +92,7 @@ def read_bytes(path: str | Path, *, max_bytes: int | None = None) -> bytes:
     """Return the bytes of a regular file.
 
     Raises:
-        UnfoldError: it is no regular file, cannot be read, or is larger than ``max_bytes``.
+        UnfoldError: It is no regular file, cannot be read, or is larger than ``max_bytes``.
     """
     with open_regular(path) as stream:
         try:
@@ -108,7 +108,7 @@ def parse_json(data: bytes | str, file: str = "") -> Any:
     """Return the value of a JSON text of bounded nesting.
 
     Raises:
-        UnfoldError: it is not JSON, is nested deeper than ``MAX_JSON_DEPTH``, or holds an integer beyond any float.
+        UnfoldError: It is not JSON, is nested deeper than ``MAX_JSON_DEPTH``, or holds an integer beyond any float.
     """
     try:
         # a call for each integer takes time
@@ -140,7 +140,7 @@ def parse_object(data: bytes | str, file: str = "") -> dict[str, Any]:
     """Return the object that a JSON text holds.
 
     Raises:
-        UnfoldError: it is not JSON, is nested too deep, or is a list or a scalar.
+        UnfoldError: It is not JSON, is nested too deep, or is a list or a scalar.
     """
     value = parse_json(data, file)
     if not isinstance(value, dict):

@@ -26,7 +26,7 @@ def require_data_within(content: bytes, file: str, folder: Path | None) -> None:
         folder: Where such files may be; ``None`` where the model has to be complete.
 
     Raises:
-        UnfoldError: a file lies elsewhere, or such a model cannot be read.
+        UnfoldError: A file lies elsewhere, or such a model cannot be read.
     """
     for location in list_data_files(content, file):
         if folder is None or not lies_within(folder, location):
@@ -37,7 +37,7 @@ def list_data_files(content: bytes, file: str) -> list[str]:
     """Return the names of the files that hold tensors of a stored model, sorted; empty names included.
 
     Raises:
-        UnfoldError: such a model cannot be read.
+        UnfoldError: Such a model cannot be read.
     """
     if _KEY not in content:
         return []

@@ -44,8 +44,8 @@ def dump_skops(model: Any, name: str) -> bytes:
     """Store a fitted model, after checking that :func:`load_skops` takes what was stored.
 
     Args:
-        model: the fitted model.
-        name: what the user calls it, for the message.
+        model: The fitted model.
+        name: What the user calls it, for the message.
 
     Raises:
         UnfoldError: skops cannot store the model, or the file would name a type that is refused at loading.
@@ -71,11 +71,11 @@ def load_skops(data: bytes, file: str = "") -> Any:
     """Return the model in a skops file that holds no type outside ``TRUSTED_TYPES``.
 
     Args:
-        data: the bytes of the file.
-        file: its name, for messages.
+        data: The bytes of the file.
+        file: Its name, for messages.
 
     Raises:
-        UnfoldError: the file is damaged, or names a function or a type that is not trusted.
+        UnfoldError: The file is damaged, or names a function or a type that is not trusted.
     """
     names = check_skops(data, file)
     _bind_loss_module(names)
@@ -107,7 +107,7 @@ def check_skops(data: bytes, file: str = "") -> set[str]:
     """Return the types that a skops file names; nothing is imported or created from it but arrays of numbers.
 
     Raises:
-        UnfoldError: the file is damaged, or names a function or a type that is not trusted.
+        UnfoldError: The file is damaged, or names a function or a type that is not trusted.
     """
     with closing(read_archive(data, file)) as archive:
         if SCHEMA not in archive.namelist() or archive.getinfo(SCHEMA).file_size > MAX_SCHEMA_BYTES:

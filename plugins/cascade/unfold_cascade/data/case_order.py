@@ -57,7 +57,7 @@ def find_late_break(excesses: Mapping[str, FloatArray]) -> str | None:
     few rows cannot be found, so they do not count.
 
     Args:
-        excesses: for each promise (n,) excesses in the order of the table; it holds where their mean is at most 0.
+        excesses: For each promise (n,) excesses in the order of the table; it holds where their mean is at most 0.
     """
     p_values = {name: late_break_p_value(excess) for name, excess in excesses.items() if len(excess) >= MIN_UNITS}
     name = min(p_values, key=lambda name: p_values[name], default=None)

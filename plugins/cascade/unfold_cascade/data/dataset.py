@@ -91,24 +91,24 @@ class Dataset:
     """The labelled rows of a table; ``unlabelled`` counts the other rows.
 
     Attributes:
-        rows: the split.
+        rows: The split.
         labels: (n,) numbers from 0 to C-1.
         names: (C,) labels.
-        columns: the columns of each feature group.
-        order: all columns, in the order of the feature matrix.
-        digest: hash of the table.
-        source: name of the table.
+        columns: The columns of each feature group.
+        order: All columns, in the order of the feature matrix.
+        digest: Hash of the table.
+        source: Name of the table.
         clusters: (n,) numbers from 0, shared by rows of one ``data.group`` and by copies; ``None`` if there are none.
-        identical: rows that repeat an earlier one.
-        near: further rows that repeat one, but for one column or for tiny differences.
-        leaks: columns that predict the label on their own.
-        doubts: columns with values that may be no measurements.
-        marks: columns with a state that occurs with one label and hardly any other.
-        patients: a column of patients with several rows, by which they are grouped though the spec does not name it.
-        has_unnamed_groups: whether rows lie in close groups, such as visits of patients, that no column names.
+        identical: Rows that repeat an earlier one.
+        near: Further rows that repeat one, but for one column or for tiny differences.
+        leaks: Columns that predict the label on their own.
+        doubts: Columns with values that may be no measurements.
+        marks: Columns with a state that occurs with one label and hardly any other.
+        patients: A column of patients with several rows, by which they are grouped though the spec does not name it.
+        has_unnamed_groups: Whether rows lie in close groups, such as visits of patients, that no column names.
         time_rank: (n,) rank of each row in time; ``None`` where no column has times, and the order of the table counts.
-        row_hashes: hashes of rows that no other case equals by chance; ``None`` in runs of earlier versions.
-        quartiles: quartiles of the columns.
+        row_hashes: Hashes of rows that no other case equals by chance; ``None`` in runs of earlier versions.
+        quartiles: Quartiles of the columns.
     """
 
     rows: Rows
@@ -162,7 +162,7 @@ def load_dataset(options: DatasetOptions, run: Run) -> Dataset:
     """Load the data set from the run if it is stored there and the table is unchanged; otherwise read and store it.
 
     Raises:
-        UnfoldError: a file, column or label is not as the spec says.
+        UnfoldError: A file, column or label is not as the spec says.
     """
     made_from = dataset_fingerprint(options)
     dataset = _unpack(run.directory.once(DATASET_FILE, made_from, lambda: _pack(read_dataset(options))))
@@ -177,7 +177,7 @@ def load_stored_dataset(directory: RunDir) -> Dataset:
     """Load the data set that a run stores, without reading the table.
 
     Raises:
-        UnfoldError: the run stores none.
+        UnfoldError: The run stores none.
     """
     with directory.decoding(DATASET_FILE, "cases") as data:
         return _unpack(data)
@@ -202,7 +202,7 @@ def hash_file(file: Path, written: str, key: str) -> str:
     """Hash a file; ``written`` is its name in the spec.
 
     Raises:
-        UnfoldError: it cannot be read.
+        UnfoldError: It cannot be read.
     """
     try:
         return hashlib.sha256(read_bytes(file)).hexdigest()
@@ -214,7 +214,7 @@ def read_labels(options: DatasetOptions, frame: Frame) -> np.ndarray:
     """Read the (n,) labels of a table as text; of scored predictions there is one label for all.
 
     Raises:
-        UnfoldError: there is no such column.
+        UnfoldError: There is no such column.
     """
     if options.is_scored:
         return np.full(len(frame), CORRECT)
@@ -260,7 +260,7 @@ def number_label_groups(label_groups: Mapping[str, Sequence[str]] | None, names:
     """Number the group of each label; all 0 for a cascade of one stage.
 
     Raises:
-        UnfoldError: a label of the data is in no group, or a group names a label that the data do not have.
+        UnfoldError: A label of the data is in no group, or a group names a label that the data do not have.
     """
     if label_groups is None:
         return np.zeros(len(names), dtype=np.int64)
@@ -276,7 +276,7 @@ def read_dataset(options: DatasetOptions) -> Dataset:
     """Read the data set from its table, whatever the run stores.
 
     Raises:
-        UnfoldError: a file, column or label is not as the spec says.
+        UnfoldError: A file, column or label is not as the spec says.
     """
     frame, column = load_frame(options.source), options.label_column
     every_label = read_labels(options, frame)
@@ -332,7 +332,7 @@ def group_rows(
     """Number the clusters of the selected rows (of one group, or copies), ``None`` if there are none; find the copies.
 
     Raises:
-        UnfoldError: a column is missing, or holds no numbers.
+        UnfoldError: A column is missing, or holds no numbers.
     """
     copies = _find_copies(options, frame, order, selected)
     column = options.source.group or find_patient_column(options, frame, selected)
@@ -346,7 +346,7 @@ def find_patient_column(options: DatasetOptions, frame: Frame, selected: BoolArr
     """Name a column of patients with several rows, where ``data.group`` names none; empty if there is none.
 
     Raises:
-        UnfoldError: a spreadsheet rounded such a column.
+        UnfoldError: A spreadsheet rounded such a column.
     """
     if options.source.group or not options.groups_copies:
         return ""
@@ -417,7 +417,7 @@ def read_clusters(column: str, frame: Frame) -> IntArray | None:
     """Number the (n,) clusters of a table; a row without a value is its own cluster. ``None`` without a column.
 
     Raises:
-        UnfoldError: there is no such column, it has no value, or a spreadsheet rounded it.
+        UnfoldError: There is no such column, it has no value, or a spreadsheet rounded it.
     """
     if not column:
         return None
@@ -432,7 +432,7 @@ def require_groups(column: str, groups: Iterable[object]) -> None:
     """Check that some row has a group: without any, all rows would count as independent, as if no column were named.
 
     Raises:
-        UnfoldError: none has.
+        UnfoldError: None has.
     """
     if all(cell_values.is_missing(str(word).strip()) for word in groups):
         hint = "name the column that says which rows belong together, or leave group out"
@@ -448,7 +448,7 @@ def _split(options: DatasetOptions, text: np.ndarray, clusters: IntArray | None,
     """Split the cases by whole units; random parts are stratified by the most common label of a unit.
 
     Raises:
-        UnfoldError: there are too few clusters for three parts, or the table is not as the split needs it.
+        UnfoldError: There are too few clusters for three parts, or the table is not as the split needs it.
     """
     if clusters is None:
         return split_units(options.split, text, units, options.seed)
@@ -468,7 +468,7 @@ def leave_out_sites(options: DatasetOptions, dataset: Dataset) -> dict[str, Data
     Columns, copies and leaks are those of the whole table, and are not searched again.
 
     Raises:
-        UnfoldError: the column is missing, a site is too small, or without a site a label is too rare.
+        UnfoldError: The column is missing, a site is too small, or without a site a label is too rare.
     """
     return _leave_out_sites(options, load_frame(options.source), dataset)
 

@@ -64,12 +64,12 @@ def build_error_costs(weights: ErrorWeights | None, names: Sequence[str], labels
     """Build the cost matrix of a goal.
 
     Args:
-        weights: as in the spec; ``None`` for equal costs.
+        weights: As in the spec; ``None`` for equal costs.
         names: (C,) labels.
         labels: (n,) numbers of the true labels of all cases.
 
     Raises:
-        UnfoldError: a label is not in the data, or no error costs anything.
+        UnfoldError: A label is not in the data, or no error costs anything.
     """
     if weights is None:
         return EQUAL_COSTS

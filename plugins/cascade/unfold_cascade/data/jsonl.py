@@ -19,7 +19,7 @@ def parse_columns(text: str, file: str) -> dict[str, np.ndarray]:
     """Parse all objects into columns of (n,) objects, ``None`` where an object lacks the key.
 
     Raises:
-        UnfoldError: a line or an item of the array is not a JSON object; the error names it.
+        UnfoldError: A line or an item of the array is not a JSON object; the error names it.
     """
     objects = _parse_array(text, file) if text.lstrip().startswith("[") else _parse_lines(text, file)
     rows = [dict(_flatten(each)) for each in objects]

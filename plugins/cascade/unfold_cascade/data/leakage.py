@@ -79,8 +79,8 @@ def find_copies(numbers: FloatArray, words: Sequence[np.ndarray] = (), *, finds_
 
     Args:
         numbers: (n, d) numeric columns, NaN where a value is missing.
-        words: columns of (n,) words, such as recorded answers.
-        finds_noisy: also find copies with noise in every column.
+        words: Columns of (n,) words, such as recorded answers.
+        finds_noisy: Also find copies with noise in every column.
     """
     if len(numbers) < 2:
         return None

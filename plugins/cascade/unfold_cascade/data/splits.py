@@ -41,7 +41,7 @@ class TimeBound:
         """Mark the (n,) times within the bound.
 
         Raises:
-            UnfoldError: the limit is not a date, or not a number where the column holds numbers.
+            UnfoldError: The limit is not a date, or not a number where the column holds numbers.
         """
         limit = cell_values.parse_date(self.limit) if are_dates else _parse_number(self.limit)
         if limit is None:
@@ -58,13 +58,13 @@ class SplitRule:
     """How units are split; ``kind`` says which of the other attributes count.
 
     Attributes:
-        train: share of the training part, where parts are drawn at random or in time order.
-        calibrate: share of the certifying part.
-        column: the column of sites, or of times.
-        named: the sites of each part that names some.
-        bounds: the ends of the training and of the certifying part in time.
-        path: the split file as the spec writes it.
-        locate: finds the split file.
+        train: Share of the training part, where parts are drawn at random or in time order.
+        calibrate: Share of the certifying part.
+        column: The column of sites, or of times.
+        named: The sites of each part that names some.
+        bounds: The ends of the training and of the certifying part in time.
+        path: The split file as the spec writes it.
+        locate: Finds the split file.
     """
 
     kind: SplitKind = "random"
@@ -84,11 +84,11 @@ class UnitTable:
     Attributes:
         unit: (n,) number of the unit of each row, from 0 to U-1.
         names: (U,) names of the units, for messages.
-        read: returns the (n,) cells of a column; raises an error that names a missing column.
-        noun: what a unit is, in the singular.
-        table: name of the table.
-        is_strict: whether rows of a unit that differ are an error; otherwise the first row decides.
-        key: the column that names units, empty where each row is one.
+        read: Returns the (n,) cells of a column; raises an error that names a missing column.
+        noun: What a unit is, in the singular.
+        table: Name of the table.
+        is_strict: Whether rows of a unit that differ are an error; otherwise the first row decides.
+        key: The column that names units, empty where each row is one.
     """
 
     unit: IntArray
@@ -129,16 +129,16 @@ def split_units(rule: SplitRule, strata: np.ndarray, table: UnitTable, seed: int
     """Split units by a rule.
 
     Args:
-        rule: the rule.
+        rule: The rule.
         strata: (U,) what random parts are stratified by, such as the label.
-        table: the units.
-        seed: of random parts.
+        table: The units.
+        seed: Of random parts.
 
     Returns:
         Numbers of units.
 
     Raises:
-        UnfoldError: a column or file is missing or not as the rule needs it, or a part or a site is too small.
+        UnfoldError: A column or file is missing or not as the rule needs it, or a part or a site is too small.
     """
     if rule.kind == "column":
         rows = _split_by_site(rule, strata, table, seed)
@@ -159,7 +159,7 @@ def list_sites(column: str, table: UnitTable) -> tuple[np.ndarray, tuple[str, ..
     """Read the (U,) site of each unit and the sites in order.
 
     Raises:
-        UnfoldError: there is one site only, or a site has one unit, or a unit has no site or several.
+        UnfoldError: There is one site only, or a site has one unit, or a unit has no site or several.
     """
     site = _read_unit_words(column, table)
     names, counts = np.unique(site, return_counts=True)
@@ -201,7 +201,7 @@ def _place_remaining(named: dict[str, tuple[str, ...]], names: Sequence[str], ta
     """Place the sites that no part names: in training, or in the test part if training names its own.
 
     Raises:
-        UnfoldError: neither part is free, or none is named.
+        UnfoldError: Neither part is free, or none is named.
     """
     taken = {name for sites in named.values() for name in sites}
     remaining = tuple(name for name in names if name not in taken)
@@ -327,7 +327,7 @@ def _unify(words: np.ndarray, table: UnitTable, place: str, unit: IntArray | Non
     """Reduce (n,) words to one of each unit.
 
     Raises:
-        UnfoldError: the rows of a unit differ.
+        UnfoldError: The rows of a unit differ.
     """
     unit = table.unit if unit is None else unit
     first = np.unique(unit, return_index=True)[1]
@@ -367,7 +367,7 @@ def _check_zones(column: str, words: np.ndarray, table: UnitTable) -> None:
     """Refuse dates if only some have a time zone: their order would be wrong by hours.
 
     Raises:
-        UnfoldError: it names the first such row.
+        UnfoldError: It names the first such row.
     """
     rows = [row for row, word in enumerate(words) if not cell_values.is_missing(str(word))]
     mixed = cell_values.find_mixed_zone([str(words[row]) for row in rows])

@@ -95,7 +95,7 @@ class Frame:
         Every cell takes the room of the longest one: use ``long_texts`` for prompts and answers.
 
         Raises:
-            UnfoldError: there is no such column.
+            UnfoldError: There is no such column.
         """
         return np.array(self.long_texts(column, key=key), dtype=np.str_)
 
@@ -103,7 +103,7 @@ class Frame:
         """Read a column as text as ``text`` does, in the room that each cell needs.
 
         Raises:
-            UnfoldError: there is no such column.
+            UnfoldError: There is no such column.
         """
         if column not in self.columns:
             raise user_error(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
@@ -113,7 +113,7 @@ class Frame:
         """Read a column that identifies patients, customers or other groups, as text.
 
         Raises:
-            UnfoldError: there is no such column, or a spreadsheet rounded what it holds.
+            UnfoldError: There is no such column, or a spreadsheet rounded what it holds.
         """
         text = self.text(column, key=key)
         rounded = cell_values.find_rounded(text)
@@ -127,7 +127,7 @@ class Frame:
         """Read a column as float64, NaN for an empty cell. ``COLUMN=WORD`` is the indicator of one category.
 
         Raises:
-            UnfoldError: there is no such column, or a value is not a number; the error names the row.
+            UnfoldError: There is no such column, or a value is not a number; the error names the row.
         """
         if column not in self.columns:
             category = next((name for name in self.columns if column.startswith(name + INDICATOR)), column)
@@ -139,7 +139,7 @@ class Frame:
         """Read a column of prices; an empty cell is 0 where (n,) ``may_be_empty`` allows it.
 
         Raises:
-            UnfoldError: there is no such column, or a price is missing, negative or not a number.
+            UnfoldError: There is no such column, or a price is missing, negative or not a number.
         """
         price = self.numbers(column, key=key)
         invalid = np.flatnonzero((price < 0) | (np.isnan(price) & ~may_be_empty))
@@ -168,11 +168,11 @@ class Frame:
 
         Args:
             column: 0 and 1, ``true`` and ``false``, or points.
-            right_from: the least score of a right answer; ``None``: one half, of scores from 0 to 1.
-            key: spec key of the column.
+            right_from: The least score of a right answer; ``None``: one half, of scores from 0 to 1.
+            key: Spec key of the column.
 
         Raises:
-            UnfoldError: there is no such column, a cell is not a number, or the scale has no threshold.
+            UnfoldError: There is no such column, a cell is not a number, or the scale has no threshold.
         """
         score = self.numbers_or_flags(column, key=key)
         outside = np.flatnonzero((score < -ROUNDING) | (score > 1.0 + ROUNDING))
@@ -188,7 +188,7 @@ class Frame:
         """Read a column of dates in seconds since 1970; ``None`` if it holds no dates.
 
         Raises:
-            UnfoldError: there is no such column, or only some of its cells are dates.
+            UnfoldError: There is no such column, or only some of its cells are dates.
         """
         self.text(column, key=key)
         return cell_values.parse_seconds(self.columns[column], self._cell_source(column, key))
@@ -210,7 +210,7 @@ def load_frame(source: TableSource) -> Frame:
     """Load the table of a spec.
 
     Raises:
-        UnfoldError: the file is missing, not a table, or too short.
+        UnfoldError: The file is missing, not a table, or too short.
     """
     if source.locate is None:
         return _load_bundled(source.bundled)
@@ -221,7 +221,7 @@ def frame_of_file(path: Path) -> Frame:
     """Load a CSV, Parquet or JSON Lines file, or the results of an evaluation: a folder, or a file of one.
 
     Raises:
-        UnfoldError: not such a file, or fewer than ten rows.
+        UnfoldError: Not such a file, or fewer than ten rows.
     """
     reject_foreign(path)
     if path.suffix.lower() in YAML_SUFFIXES:
@@ -267,14 +267,14 @@ def resolve_columns(
     """Resolve the patterns of each feature group into columns; without groups, one group holds every named column.
 
     Args:
-        frame: the table.
-        groups: names or patterns of columns, by feature group.
-        label: the label column, which is not a feature.
-        categories: names or patterns of categorical columns; each is replaced by indicators ``COLUMN=WORD``.
-        excluded: other columns that are not features, such as that of clusters.
+        frame: The table.
+        groups: Names or patterns of columns, by feature group.
+        label: The label column, which is not a feature.
+        categories: Names or patterns of categorical columns; each is replaced by indicators ``COLUMN=WORD``.
+        excluded: Other columns that are not features, such as that of clusters.
 
     Raises:
-        UnfoldError: a pattern matches no column, or a category has too many values.
+        UnfoldError: A pattern matches no column, or a category has too many values.
     """
     # a column without a name holds the row numbers of pandas
     usable = [column for column in frame.columns if column not in ("", label, *excluded)]

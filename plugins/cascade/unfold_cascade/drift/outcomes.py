@@ -53,16 +53,16 @@ class Promise:
     """One outcome, what a plan states about it, and what new data show.
 
     Attributes:
-        name: the outcome.
-        unit: its unit, for the report.
-        now: the outcome of the new data.
-        limit: the certified limit, or ``None`` for an outcome that was only estimated.
-        largest: of a certified outcome that is a mean over units, the largest value that one unit can have;
+        name: The outcome.
+        unit: Its unit, for the report.
+        now: The outcome of the new data.
+        limit: The certified limit, or ``None`` for an outcome that was only estimated.
+        largest: Of a certified outcome that is a mean over units, the largest value that one unit can have;
             ``None`` for another ratio.
-        before: the outcome of the plan's own test data, ``None`` for a certified one.
-        margin: how much worse than estimated counts as kept.
-        is_relative: whether the margin is a share of the estimate.
-        higher_is_better: the direction.
+        before: The outcome of the plan's own test data, ``None`` for a certified one.
+        margin: How much worse than estimated counts as kept.
+        is_relative: Whether the margin is a share of the estimate.
+        higher_is_better: The direction.
     """
 
     name: str

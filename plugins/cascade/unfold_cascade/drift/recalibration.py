@@ -40,7 +40,7 @@ def recalibrate_cases(loaded: LoadedPlan, source: TableSource, run: Run) -> Repo
     """Refit the gates of a plan on the labelled cases of ``source``, store the front, and report the certificate.
 
     Raises:
-        UnfoldError: the cases have no labels, an unknown one, or are too few.
+        UnfoldError: The cases have no labels, an unknown one, or are too few.
     """
     frame, problem = load_frame(source), loaded.problem
     labels = read_new_labels(loaded, frame)

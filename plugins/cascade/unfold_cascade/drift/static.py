@@ -36,11 +36,11 @@ class DriftCase:
     """Score tables with the rows of the plan followed by the new ones.
 
     Attributes:
-        tables: the score tables of all n rows.
-        policy: the cascade of the plan.
+        tables: The score tables of all n rows.
+        policy: The cascade of the plan.
         baseline_answer: (n,) answers of the baseline.
-        before: rows of the plan that no model was fitted or tuned on.
-        now: the new rows.
+        before: Rows of the plan that no model was fitted or tuned on.
+        now: The new rows.
         clusters: (n,) cluster of each row, ``None`` for independent rows.
     """
 

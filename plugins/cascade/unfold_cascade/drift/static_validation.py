@@ -63,7 +63,7 @@ def read_new_labels(loaded: LoadedPlan, frame: Frame) -> IntArray | None:
     """Read the (n,) labels of new rows, -1 where there is none; ``None`` if no row has one.
 
     Raises:
-        UnfoldError: a label is unknown to the run.
+        UnfoldError: A label is unknown to the run.
     """
     options, names = loaded.problem.data, loaded.problem.dataset.names
     if options.is_scored:
@@ -86,7 +86,7 @@ def validate_cases(loaded: LoadedPlan, source: TableSource, run: Run, verb: str)
     """Compare the promises of a plan with the cases of ``source``; without labels, check for drift.
 
     Raises:
-        UnfoldError: a column is missing, or a label is unknown to the run.
+        UnfoldError: A column is missing, or a label is unknown to the run.
     """
     frame = load_frame(source)
     labels = read_new_labels(loaded, frame)

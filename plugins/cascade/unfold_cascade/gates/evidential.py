@@ -21,11 +21,11 @@ def inspect_model(confidence: str, model: Any, x: Matrix) -> FloatArray:
 
     Args:
         confidence: ``evidential_confidence`` or ``ensemble_confidence``.
-        model: as ``estimators.fit_estimator`` returns it.
+        model: As ``estimators.fit_estimator`` returns it.
         x: (n, d) features.
 
     Raises:
-        TypeError: the model has no such internals.
+        TypeError: The model has no such internals.
     """
     steps = [step for _, step in model.steps] if hasattr(model, "steps") else [model]
     for step in steps[:-1]:
@@ -50,14 +50,14 @@ def evidential_confidence(model: Any, x: Matrix) -> FloatArray:
     leaves mean that the model was trained on few similar cases.
 
     Args:
-        model: a fitted decision tree or forest of scikit-learn.
+        model: A fitted decision tree or forest of scikit-learn.
         x: (n, d) features.
 
     Returns:
         (n,) confidence in [0, 1).
 
     Raises:
-        TypeError: the model has no leaves that count rows.
+        TypeError: The model has no leaves that count rows.
     """
     trees, rows = _list_trees(model), _drop_names(x)
     leaves = [tree.tree_.weighted_n_node_samples[tree.apply(rows)] for tree in trees]
@@ -73,14 +73,14 @@ def ensemble_confidence(model: Any, x: Matrix) -> FloatArray:
     numbers of rounds in its second half (Malinin et al. 2021).
 
     Args:
-        model: a fitted forest of scikit-learn, or an ``XGBClassifier``.
+        model: A fitted forest of scikit-learn, or an ``XGBClassifier``.
         x: (n, d) features.
 
     Returns:
         (n,) confidence in [0, 1]; 1 where all members agree.
 
     Raises:
-        TypeError: the model has no members.
+        TypeError: The model has no members.
     """
     members = np.stack(list(_predict_members(model, x)))
     spread = 0.5 * np.abs(members - members.mean(axis=0)).sum(axis=2).mean(axis=0)

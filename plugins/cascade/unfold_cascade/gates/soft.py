@@ -95,7 +95,7 @@ def learn_cuts(tables: Tables, kinds: Iterable[LearntGates]) -> Iterator[FloatAr
     Gates of cases without time let confident rows exit: a gate that would let the other rows exit always defers.
 
     Args:
-        tables: score (n, G), loss (n, K) and cost (n, K) or (K,) of the chain, K = G + 1.
+        tables: Score (n, G), loss (n, K) and cost (n, K) or (K,) of the chain, K = G + 1.
         kinds: How gates are learnt.
     """
     score, loss, cost = tables

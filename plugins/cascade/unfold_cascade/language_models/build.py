@@ -95,7 +95,7 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
     """Resolve a spec of language models and read its log.
 
     Raises:
-        UnfoldError: the log is missing, or a column of it is not as the spec says.
+        UnfoldError: The log is missing, or a column of it is not as the spec says.
     """
     frame = load_log_frame(spec, run)
     log, prompts = read_call_log(spec, frame)
@@ -225,7 +225,7 @@ def load_log_frame(spec: CascadeSpec, run: Run) -> Frame:
     """Load the log: the table of the spec, or what ``profile`` left in the run.
 
     Raises:
-        UnfoldError: there is none.
+        UnfoldError: There is none.
     """
     data = spec.data
     if data.source == "endpoints":
@@ -243,7 +243,7 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, list[str] |
     """Read the log of a spec, and its prompts if it has any.
 
     Raises:
-        UnfoldError: a column is missing or no number, or a price is missing.
+        UnfoldError: A column is missing or no number, or a price is missing.
     """
     models = spec.stages[0].models
     source = spec.confidence or ConfidenceSource()
@@ -299,7 +299,7 @@ def _check_latency(latency_ms: FloatArray, deadline_ms: float | None, table: str
     """Check that a deadline can be certified.
 
     Raises:
-        UnfoldError: a latency is missing, or all are so small that they must be seconds.
+        UnfoldError: A latency is missing, or all are so small that they must be seconds.
     """
     if deadline_ms is None:
         return
@@ -317,7 +317,7 @@ def _check_layout(frame: Frame, models: Sequence[ModelSpec], columns: Sequence[R
     """Check that a row holds the answers of all models; gateways, tracing tools and arenas export other rows.
 
     Raises:
-        UnfoldError: a column names the models instead, a row compares two models, or no column is of a model.
+        UnfoldError: A column names the models instead, a row compares two models, or no column is of a model.
     """
     if {"model_a", "model_b"} <= {name.casefold() for name in frame.columns}:
         message = f"{frame.name} compares two models in each row, so it does not say which answers are right"
@@ -412,7 +412,7 @@ def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPla
     """Resolve the stored plan of a run, and the endpoints and keys of the spec, for serving.
 
     Raises:
-        UnfoldError: there is no plan, it is not of this spec, an endpoint is missing, or a key is not set.
+        UnfoldError: There is no plan, it is not of this spec, an endpoint is missing, or a key is not set.
     """
     decision, serve = plan.get("decision"), spec.serve or GatewaySpec()
     if not isinstance(decision, Mapping) or not decision.get("chain"):
@@ -473,7 +473,7 @@ def build_collection(spec: CascadeSpec, run: Run) -> tuple[CollectionTask, str]:
     """Resolve what ``profile`` collects, with the identity of prompts, models and settings.
 
     Raises:
-        UnfoldError: the prompts are missing, a key is not set, or the score is not as the spec says.
+        UnfoldError: The prompts are missing, a key is not set, or the score is not as the spec says.
     """
     data = spec.data
     if data.source != "endpoints":
@@ -590,7 +590,7 @@ def _read_confidence(frame: Frame, columns: Recorded, scale: Scale | None, key: 
     """Read (n,) confidences; ``-inf`` is a log-probability of an impossible answer, never sure.
 
     Raises:
-        UnfoldError: there is no such column, or its values have another scale than the source of the spec.
+        UnfoldError: There is no such column, or its values have another scale than the source of the spec.
     """
     if columns.confidence is None:
         return np.full(len(frame), np.nan)
@@ -612,7 +612,7 @@ def _check_scale(confidence: FloatArray, scale: Scale | None, place: str, key: s
     """Check that confidences can be what the spec says; they would all be cut to the same value otherwise.
 
     Raises:
-        UnfoldError: a log-probability is positive, or a probability outside 0 to 1.
+        UnfoldError: A log-probability is positive, or a probability outside 0 to 1.
     """
     invalid = np.zeros(len(confidence), dtype=np.bool_)
     kind, hint = "log-probability", "for probabilities or other scores: confidence: {from: column}"
@@ -643,7 +643,7 @@ def _read_cost(frame: Frame, model: ModelSpec, columns: Recorded, key: str, may_
     """Read (n,) costs of calls; those that ``may_be_empty`` marks failed, and may have no count or price.
 
     Raises:
-        UnfoldError: a count or price is missing, or a row counts more cached tokens than input tokens.
+        UnfoldError: A count or price is missing, or a row counts more cached tokens than input tokens.
     """
     if columns.price is not None:
         return frame.prices(columns.price, may_be_empty, key=f"{key}.price")

@@ -20,7 +20,7 @@ def count_flops(model: Any, features: int) -> float:
     Trees count one comparison per level, over the mean depth of training rows.
 
     Raises:
-        UnfoldError: the operations of this estimator are unknown.
+        UnfoldError: The operations of this estimator are unknown.
     """
     total = 0.0
     for step in _list_steps(model):

@@ -82,15 +82,15 @@ def fit_estimator(
     """Fit an estimator on ``x`` (n, d) and labels ``y`` (n,) from 0 to C-1.
 
     Args:
-        recipe: how the model is made.
+        recipe: How the model is made.
         x: (n, d) features.
         y: (n,) labels.
-        seed: of the estimator.
+        seed: Of the estimator.
         weight: (n,) weight of each row; 1 by default.
-        gaps: whether rows to predict may miss values, even if these rows do not.
+        gaps: Whether rows to predict may miss values, even if these rows do not.
 
     Raises:
-        UnfoldError: the estimator rejects the data, its parameters, or weights.
+        UnfoldError: The estimator rejects the data, its parameters, or weights.
     """
     import warnings
 
@@ -119,7 +119,7 @@ def to_bytes(recipe: Recipe, model: Any) -> bytes:
     """Serialize a fitted model in a format that loads without running code: UBJSON or skops.
 
     Raises:
-        UnfoldError: the file would name a type that loading rejects. A model of allowed code is stored anyway: it can
+        UnfoldError: The file would name a type that loading rejects. A model of allowed code is stored anyway: it can
             be used for planning, but not served.
     """
     if recipe.is_xgboost and not hasattr(model, "steps"):
@@ -133,7 +133,7 @@ def from_bytes(data: bytes, *, ubjson: bool, file: str) -> Any:
     """Load the model that ``to_bytes`` stored.
 
     Raises:
-        UnfoldError: the file names a type that is not trusted, or is not a model.
+        UnfoldError: The file names a type that is not trusted, or is not a model.
     """
     return _load_xgboost(data, file) if ubjson else load_skops(data, file)
 

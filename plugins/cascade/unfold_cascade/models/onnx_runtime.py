@@ -126,7 +126,7 @@ def choose_slot_engine(
     """Choose the engine of one model: a verified conversion, or the native model (always if ``native``).
 
     Raises:
-        UnfoldError: the stored model was changed, or is not a model.
+        UnfoldError: The stored model was changed, or is not a model.
     """
     return choose_engine(run, slot, predictions.probability[probe.rows], probe.x, native=native)
 
@@ -156,7 +156,7 @@ def build_native_engine(run: Run, slot: StoredModel, reason: str, *, dtype: type
     """Build an engine of the native model that reads ``dtype``.
 
     Raises:
-        UnfoldError: the stored model was changed, or is not a model.
+        UnfoldError: The stored model was changed, or is not a model.
     """
     data = run.directory.read(slot.model_file)
     file = str(run.directory.path / slot.model_file)
@@ -170,14 +170,14 @@ def predict_table(engine: Engine, x: Matrix, *, columns: Sequence[str], place: s
     """Predict (n, C) probabilities of (n, d) rows of a new table by a native model.
 
     Args:
-        engine: the native model.
-        x: the rows.
+        engine: The native model.
+        x: The rows.
         columns: (d,) names of the columns, for messages.
-        place: stage and model.
-        source: name of the table.
+        place: Stage and model.
+        source: Name of the table.
 
     Raises:
-        UnfoldError: a row misses a value, and the model was fitted on a table without missing values.
+        UnfoldError: A row misses a value, and the model was fitted on a table without missing values.
     """
     try:
         return engine.predict(x)

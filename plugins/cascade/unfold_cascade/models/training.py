@@ -21,16 +21,16 @@ class FitJob:
     """One fit, as a worker receives it.
 
     Attributes:
-        recipe: how the model is made.
+        recipe: How the model is made.
         x: (n, d) features of all rows.
         labels: (n,) labels from 0; only those of ``training_rows`` are read.
-        training_rows: the rows to fit on.
-        folds: folds of the out-of-fold predictions.
-        seed: of the estimator and the folds.
-        batch: rows per call when latency is measured.
-        inspection: the confidence that reads the internals of the model, or ``None``.
+        training_rows: The rows to fit on.
+        folds: Folds of the out-of-fold predictions.
+        seed: Of the estimator and the folds.
+        batch: Rows per call when latency is measured.
+        inspection: The confidence that reads the internals of the model, or ``None``.
         clusters: (n,) cluster of each row, or ``None`` for independent rows.
-        has_gaps: whether the table misses values, in these or other columns; a served row may miss any of them.
+        has_gaps: Whether the table misses values, in these or other columns; a served row may miss any of them.
     """
 
     recipe: Recipe

@@ -34,7 +34,7 @@ def resolve_recipe(options: EstimatorOptions, run: Run, *, key: str) -> Recipe:
     """Combine the parameters of the spec with those of a tuning run; the spec has priority.
 
     Raises:
-        UnfoldError: the tuning run is missing, has no winner, or tuned another estimator.
+        UnfoldError: The tuning run is missing, has no winner, or tuned another estimator.
     """
     tune = getattr(options, "tune", None)
     estimator = options.estimator or ""

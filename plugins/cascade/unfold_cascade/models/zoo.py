@@ -76,17 +76,17 @@ class ModelSlot:
     """One model to fit and where the run stores it.
 
     Attributes:
-        key: path of the estimator in the spec.
-        stage: name of the stage, or ``baseline``.
-        group: group of labels that the model decides about, or ``all``.
-        model: name of the model.
-        recipe: how the model is made.
-        columns: numbers of the columns that it reads.
+        key: Path of the estimator in the spec.
+        stage: Name of the stage, or ``baseline``.
+        group: Group of labels that the model decides about, or ``all``.
+        model: Name of the model.
+        recipe: How the model is made.
+        columns: Numbers of the columns that it reads.
         in_scope: (n,) whether the model decides about a row.
         labels: (n,) labels of the model, numbered from 0; -1 out of scope.
         answers: (C,) the label (or group) number of the data set behind each label of the model.
-        made_from: fingerprint of all that the model depends on.
-        inside: the confidence that reads the internals of the model, or ``None``.
+        made_from: Fingerprint of all that the model depends on.
+        inside: The confidence that reads the internals of the model, or ``None``.
     """
 
     key: str
@@ -144,7 +144,7 @@ def fit_models(options: ZooOptions, data: DatasetOptions, dataset: Dataset, run:
     """Fit every model that the run does not store yet, in parallel, and load all predictions.
 
     Raises:
-        UnfoldError: an estimator does not exist or cannot be fitted, or a worker died.
+        UnfoldError: An estimator does not exist or cannot be fitted, or a worker died.
     """
     fit_missing_models(options, data, [(dataset, run.directory)], run)
     return load_models(options, data, dataset, run.directory)
@@ -160,14 +160,14 @@ def fit_missing_models(
     """Fit every model that is not stored yet, for each of some splits of one table, in one pool of workers.
 
     Args:
-        options: the models.
-        data: the table.
-        splits: data sets that differ in their parts only, and the run of each.
-        run: engine, log and progress.
-        step: name of the progress.
+        options: The models.
+        data: The table.
+        splits: Data sets that differ in their parts only, and the run of each.
+        run: Engine, log and progress.
+        step: Name of the progress.
 
     Raises:
-        UnfoldError: an estimator does not exist or cannot be fitted, or a worker died.
+        UnfoldError: An estimator does not exist or cannot be fitted, or a worker died.
     """
     slots = [(*split, slot) for split in splits for slot in list_slots(options, data, split[0])]
     missing = [each for each in slots if not _is_stored(each[1], each[2])]
@@ -198,7 +198,7 @@ def load_models(options: ZooOptions, data: DatasetOptions, dataset: Dataset, dir
     """Load the predictions of every model from the run; nothing is fitted.
 
     Raises:
-        UnfoldError: a model is not stored, or was fitted with another seed or other library versions.
+        UnfoldError: A model is not stored, or was fitted with another seed or other library versions.
     """
     slots = list_slots(options, data, dataset)
     for slot in slots:

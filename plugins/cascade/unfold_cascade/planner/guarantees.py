@@ -21,12 +21,12 @@ class Guarantee:
     """A bound on the loss against the baseline, and what it is tested on.
 
     Attributes:
-        label: the label that it covers, empty for all cases; for a guarantee on the cost, its name.
-        allowed: the loss that is allowed.
+        label: The label that it covers, empty for all cases; for a guarantee on the cost, its name.
+        allowed: The loss that is allowed.
         tune: (m, n) paired differences of m points on tuning units, as shares of the ``largest`` loss of a case.
-        certify: the same on certifying units.
-        largest: the largest loss of a case, so that differences are in [-1, 1].
-        is_cost: whether it bounds the cost, which no relaxation touches.
+        certify: The same on certifying units.
+        largest: The largest loss of a case, so that differences are in [-1, 1].
+        is_cost: Whether it bounds the cost, which no relaxation touches.
     """
 
     label: str
@@ -56,8 +56,8 @@ def certify_points(cost: FloatArray, guarantees: Sequence[Guarantee], delta: flo
 
     Args:
         cost: (m,) costs of the points.
-        guarantees: at least one on a loss; others may bound the cost.
-        delta: chance of a false certificate.
+        guarantees: At least one on a loss; others may bound the cost.
+        delta: Chance of a false certificate.
     """
     return _certify_losses(cost, _losses_of(guarantees), compute_cost_tests(guarantees, len(cost), delta), delta)
 

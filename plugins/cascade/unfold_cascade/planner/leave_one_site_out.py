@@ -25,15 +25,15 @@ class SiteResult:
     """A cascade at a site that took no part in it.
 
     Attributes:
-        site: the site.
-        units: its cases, or its patients over time.
-        loss: accuracy (or utility, by the costs of errors) lost against the baseline of the other sites, as a share;
+        site: The site.
+        units: Its cases, or its patients over time.
+        loss: Accuracy (or utility, by the costs of errors) lost against the baseline of the other sites, as a share;
             0 if the baseline itself is served.
-        saving: cost of the baseline divided by that of the cascade; ``None`` if it costs nothing.
-        is_certified: whether the other sites certified a cascade.
-        utility: utility of the cascade, over time.
-        baseline_utility: utility of the baseline, over time.
-        alerts_per_100h: its alerts per 100 event-free hours, over time.
+        saving: Cost of the baseline divided by that of the cascade; ``None`` if it costs nothing.
+        is_certified: Whether the other sites certified a cascade.
+        utility: Utility of the cascade, over time.
+        baseline_utility: Utility of the baseline, over time.
+        alerts_per_100h: Its alerts per 100 event-free hours, over time.
     """
 
     site: str

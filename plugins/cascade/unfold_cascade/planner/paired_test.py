@@ -31,13 +31,13 @@ def exact_paired_p_value(worse: int, better: int, n: int, epsilon: float) -> flo
     """Compute the p-value of ``E[d] >= epsilon``; a small one shows that less than epsilon is lost.
 
     Args:
-        worse: cases with d = 1.
-        better: cases with d = -1.
-        n: all cases.
-        epsilon: the loss to exclude, in (-1, 1).
+        worse: Cases with d = 1.
+        better: Cases with d = -1.
+        n: All cases.
+        epsilon: The loss to exclude, in (-1, 1).
 
     Raises:
-        ValueError: the counts exceed n, or n is out of range.
+        ValueError: The counts exceed n, or n is out of range.
     """
     if min(worse, better) < 0 or worse + better > n or not 0 < n <= MAX_CASES:
         raise ValueError(f"{worse} + {better} discordant of {n} cases is impossible, or above {MAX_CASES}")
@@ -59,10 +59,10 @@ def tail_probabilities(total: int, n: int, discordance: FloatArray, epsilon: flo
     is exact for a variable on the integers from -n to n once it has more than 2n points.
 
     Args:
-        total: the sum, cases made worse minus cases made better.
-        n: number of cases.
+        total: The sum, cases made worse minus cases made better.
+        n: Number of cases.
         discordance: (g,) values of pi, at least ``abs(epsilon)``.
-        epsilon: the mean difference.
+        epsilon: The mean difference.
 
     Returns:
         (g,) probabilities, each rounded up by the error of the transform.

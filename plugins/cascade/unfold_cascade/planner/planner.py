@@ -176,7 +176,7 @@ def read_fronts(data: bytes, file: str) -> SearchedFronts:
     """Read the fronts that ``write_fronts`` wrote; those of earlier versions have no cautious cascades.
 
     Raises:
-        UnfoldError: the file is not a front.
+        UnfoldError: The file is not a front.
     """
     with decoding(file, "a front"):
         document = parse_object(data)

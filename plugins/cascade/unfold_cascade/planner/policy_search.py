@@ -61,8 +61,8 @@ class SearchedFronts:
     costlier ones that hardly ever differ from it. A certificate needs those as well, as they are safe to test first.
 
     Attributes:
-        front: the cascades that no other dominates in cost and loss.
-        cautious: the cascades that no other dominates in cost and in the mean of what a row loses more than with the
+        front: The cascades that no other dominates in cost and loss.
+        cautious: The cascades that no other dominates in cost and in the mean of what a row loses more than with the
             baseline, where it loses more; that mean is their ``loss``.
     """
 
@@ -82,12 +82,12 @@ def search_policies(
     """Search the front of all cascades on ``rows``.
 
     Args:
-        tables: the score tables of all n rows.
+        tables: The score tables of all n rows.
         labels: (n,) true labels.
         groups: (C,) group of each label.
-        rows: the rows to search on.
-        gates: how to search; of several kinds of scores, each point of the front uses the better.
-        progress: receives the chains of the first stage, then its points for which a second stage is searched.
+        rows: The rows to search on.
+        gates: How to search; of several kinds of scores, each point of the front uses the better.
+        progress: Receives the chains of the first stage, then its points for which a second stage is searched.
         baseline: (n,) answers of the baseline, to search the cautious front; see ``SearchedFronts``.
     """
     step, second_step = STEPS if baseline is None else CAUTIOUS_STEPS

@@ -23,14 +23,14 @@ class Goal:
     """The loss or the budget that a cascade must meet.
 
     Attributes:
-        max_loss: accuracy that may be lost against the baseline, in [0, 1).
-        max_loss_of: the same among the cases of one label, guaranteed together with ``max_loss``.
-        budget: mean cost of a case that may be spent, instead of ``max_loss``.
-        min_saving: how many times cheaper than the baseline a cascade must be; ``None`` requires no saving.
-        confidence: of one certificate, 1 - delta; where several ``attempts`` share an error rate, higher than written.
-        attempts: how many certificates on the same data hold together with the confidence that the spec names.
-        errors: costs of errors, ``None`` where each costs 1.
-        document: the goal as plain data, for the plan.
+        max_loss: Accuracy that may be lost against the baseline, in [0, 1).
+        max_loss_of: The same among the cases of one label, guaranteed together with ``max_loss``.
+        budget: Mean cost of a case that may be spent, instead of ``max_loss``.
+        min_saving: How many times cheaper than the baseline a cascade must be; ``None`` requires no saving.
+        confidence: Of one certificate, 1 - delta; where several ``attempts`` share an error rate, higher than written.
+        attempts: How many certificates on the same data hold together with the confidence that the spec names.
+        errors: Costs of errors, ``None`` where each costs 1.
+        document: The goal as plain data, for the plan.
     """
 
     max_loss: float | None = None
@@ -67,13 +67,13 @@ class GateOptions:
     """How gates are searched.
 
     Attributes:
-        confidence: the confidence that gates read, ``None`` for the default.
-        order: the orders of models to search, as for ``list_chains``.
-        conditional: the scores to search on: raw confidences (False), label-conditional ones (True), or both.
-        max_models: the longest chain.
-        bins: thresholds per gate, ``None`` for all or many.
-        learnt: gates that are learnt and tried beside the exact search.
-        identity: plain data of all these, for fingerprints.
+        confidence: The confidence that gates read, ``None`` for the default.
+        order: The orders of models to search, as for ``list_chains``.
+        conditional: The scores to search on: raw confidences (False), label-conditional ones (True), or both.
+        max_models: The longest chain.
+        bins: Thresholds per gate, ``None`` for all or many.
+        learnt: Gates that are learnt and tried beside the exact search.
+        identity: Plain data of all these, for fingerprints.
     """
 
     confidence: str | None = None

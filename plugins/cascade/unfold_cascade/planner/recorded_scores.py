@@ -72,7 +72,7 @@ def read_recorded_scores(models: Sequence[RecordedModel], names: Sequence[str], 
     """Read the answers, confidences and prices of recorded models; ``names`` are the labels.
 
     Raises:
-        UnfoldError: a column is missing, the answers of a model are not labels, or a price is missing.
+        UnfoldError: A column is missing, the answers of a model are not labels, or a price is missing.
     """
     columns = [_read_model(model, names, frame) for model in models]
     answer, score, prices = (np.array(column).T for column in zip(*columns, strict=True))
@@ -141,7 +141,7 @@ def _check_judged(model: RecordedModel, frame: Frame, is_unknown: BoolArray) -> 
     """Refuse answers that a gate may trust, but that no judge scored: without them, the others look better.
 
     Raises:
-        UnfoldError: there is one; the error names the row.
+        UnfoldError: There is one; the error names the row.
     """
     if is_unknown.any():
         row = int(np.flatnonzero(is_unknown)[0])

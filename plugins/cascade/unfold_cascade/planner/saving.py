@@ -87,8 +87,8 @@ def saving_guarantee(min_saving: float, samples: Sequence[tuple[CostSample, Cost
     """Build the guarantee that each of m cascades costs at most ``1 / min_saving`` of the baseline.
 
     Args:
-        min_saving: how many times cheaper than the baseline, at least.
-        samples: for each cascade its costs on tuning and on certifying units.
+        min_saving: How many times cheaper than the baseline, at least.
+        samples: For each cascade its costs on tuning and on certifying units.
     """
     return cost_guarantee(SAVING, samples, min_saving)
 

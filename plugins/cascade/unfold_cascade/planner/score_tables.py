@@ -24,8 +24,8 @@ class ScoreTable:
     """All that gates of one stage (and group) depend on, for n rows and M models.
 
     Attributes:
-        stage: name of the stage.
-        group: group of labels, or ``all``.
+        stage: Name of the stage.
+        group: Group of labels, or ``all``.
         models: (M) names.
         answer: (n, M) predicted labels, or groups.
         score: (n, M) confidences.
@@ -61,14 +61,14 @@ class ScoreTables:
     """The score tables of a cascade.
 
     Attributes:
-        first_stage: the table of the first stage.
-        second_stage: the tables of the second stage, by group number; empty for one stage.
-        candidates: the candidates for the baseline.
-        shared_prices: what a case pays once, whichever models need it: feature groups (where costs are prices) and
+        first_stage: The table of the first stage.
+        second_stage: The tables of the second stage, by group number; empty for one stage.
+        candidates: The candidates for the baseline.
+        shared_prices: What a case pays once, whichever models need it: feature groups (where costs are prices) and
             the call of the baseline.
-        shared_times_us: the same in measured time.
-        unit: unit of all costs.
-        error_costs: costs of errors.
+        shared_times_us: The same in measured time.
+        unit: Unit of all costs.
+        error_costs: Costs of errors.
         clusters: (n,) cluster of each row, ``None`` for independent rows.
     """
 

@@ -79,16 +79,16 @@ class Selection:
     """The selected point of the front and its certificate.
 
     Attributes:
-        point: index into the front; ``None`` if only the baseline meets the goal.
-        certified_loss: the loss that is certified with ``confidence``.
+        point: Index into the front; ``None`` if only the baseline meets the goal.
+        certified_loss: The loss that is certified with ``confidence``.
         confidence: 1 - delta.
-        units: independent draws (cases, or clusters of them) of the certificate.
-        min_certifiable_loss: the smallest loss that some point could be certified for.
-        method: the test, or ``none``.
-        has_rejections: whether a cheaper point was tested and rejected.
-        reason: why no cascade was selected, other than for the lack of a certificate.
-        relaxations: minimal losses, any one of which would have to be allowed.
-        saving_bound: a lower bound of the saving on the test rows, which nothing before has read.
+        units: Independent draws (cases, or clusters of them) of the certificate.
+        min_certifiable_loss: The smallest loss that some point could be certified for.
+        method: The test, or ``none``.
+        has_rejections: Whether a cheaper point was tested and rejected.
+        reason: Why no cascade was selected, other than for the lack of a certificate.
+        relaxations: Minimal losses, any one of which would have to be allowed.
+        saving_bound: A lower bound of the saving on the test rows, which nothing before has read.
     """
 
     point: int | None
@@ -189,15 +189,15 @@ def select_cascade(
     the points and the test of each depend on ``tune`` only.
 
     Args:
-        tables: the score tables of all n rows.
-        front: the cascades, priced as served; for a budget, none dominates another.
-        baseline: the baseline model.
+        tables: The score tables of all n rows.
+        front: The cascades, priced as served; for a budget, none dominates another.
+        baseline: The baseline model.
         labels: (n,) true labels.
-        tune: the rows that the front was searched on.
-        certify: rows of the certificate.
-        goal: the loss or the budget, and the saving.
+        tune: The rows that the front was searched on.
+        certify: Rows of the certificate.
+        goal: The loss or the budget, and the saving.
         names: (C,) labels, for ``goal.max_loss_of``.
-        held_out: answers of each cascade to ``tune`` by curves that have not seen them, see ``price_as_served``;
+        held_out: Answers of each cascade to ``tune`` by curves that have not seen them, see ``price_as_served``;
             ``None`` if there are no curves.
     """
     parts = _Parts(tables, baseline, labels, tune, certify)
@@ -258,7 +258,7 @@ def number_of_label(label: str, names: Sequence[str]) -> int:
     """Look up the number of a label of ``goal.max_loss_of``.
 
     Raises:
-        UnfoldError: the data have no such label.
+        UnfoldError: The data have no such label.
     """
     if label not in names:
         raise user_error(f'the data have no label "{label}"', key=LABEL_LOSS_KEY, hint=did_you_mean(label, names))
@@ -303,13 +303,13 @@ def refuse_late_break(
     sorted by label have no order in time.
 
     Args:
-        tables: the score tables.
-        front: the cascades.
-        selection: the selected one.
-        baseline: the baseline model.
+        tables: The score tables.
+        front: The cascades.
+        selection: The selected one.
+        baseline: The baseline model.
         labels: (n,) true labels, in the order of the table.
-        rows: the rows to test on, in the order of time: one random sample of the table or all of it.
-        goal: what is promised.
+        rows: The rows to test on, in the order of time: one random sample of the table or all of it.
+        goal: What is promised.
         names: (C,) labels, for ``goal.max_loss_of``.
     """
     if selection.point is None or are_sorted(labels[rows]):

@@ -15,8 +15,8 @@ def build_reader(unit: str, baseline_cost: float | None = None) -> Callable[[Any
     """Return a function that reads the dashboard from the Prometheus registry of a service.
 
     Args:
-        unit: unit of costs.
-        baseline_cost: cost of a row if the baseline answered it; without it no saving is shown.
+        unit: Unit of costs.
+        baseline_cost: Cost of a row if the baseline answered it; without it no saving is shown.
     """
 
     def read(registry: Any) -> DashboardExtras:

@@ -28,10 +28,10 @@ class GateScores:
     """A gate on the test cases that reach it.
 
     Attributes:
-        name: its model.
+        name: Its model.
         score: (n,) scores that it reads.
         is_right: (n,) whether the answer of its model is right.
-        cut: the score from which on it trusts the answer.
+        cut: The score from which on it trusts the answer.
     """
 
     name: str

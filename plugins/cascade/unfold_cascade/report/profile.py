@@ -19,10 +19,10 @@ class CallCost:
     """The cost of one call of a model.
 
     Attributes:
-        labels: stage and model, with the group between them where models have groups.
-        flops: operations; NaN where they cannot be counted.
-        bytes: stored size.
-        latency_us: measured time in µs.
+        labels: Stage and model, with the group between them where models have groups.
+        flops: Operations; NaN where they cannot be counted.
+        bytes: Stored size.
+        latency_us: Measured time in µs.
     """
 
     labels: tuple[str, ...]

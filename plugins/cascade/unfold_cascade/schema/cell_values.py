@@ -107,7 +107,7 @@ def parse_numbers(cells: np.ndarray, source: CellSource) -> FloatArray:
     """Parse (n,) cells as float64: NaN where missing, ``78.1%`` as 0.781.
 
     Raises:
-        UnfoldError: a cell is not a number, or is infinite.
+        UnfoldError: A cell is not a number, or is infinite.
     """
     numeric = cells.dtype.kind in "fiub"
     values = cells.astype(np.float64) if numeric else np.array([_parse_number(cell) for cell in cells])
@@ -126,7 +126,7 @@ def _check_percentages(cells: np.ndarray, values: FloatArray, source: CellSource
     """Reject ``97`` beside ``97%``, which is 0.97.
 
     Raises:
-        UnfoldError: some cells are percentages, and another is a number above 1.
+        UnfoldError: Some cells are percentages, and another is a number above 1.
     """
     is_percentage = np.array([isinstance(cell, str) and cell.rstrip().endswith("%") for cell in cells], dtype=np.bool_)
     plain = np.flatnonzero(is_percentage.any() & ~is_percentage & (values > 1.0))
@@ -142,7 +142,7 @@ def parse_seconds(cells: np.ndarray, source: CellSource) -> FloatArray | None:
         ``None`` if the column holds no dates.
 
     Raises:
-        UnfoldError: the column holds dates, but one cell is not a date, or only some have a time zone.
+        UnfoldError: The column holds dates, but one cell is not a date, or only some have a time zone.
     """
     if cells.dtype.kind == "M":
         exact = cells.astype("datetime64[us]")

@@ -54,12 +54,12 @@ def load_plan(identity: Any, run: Run, file: str) -> Mapping[str, Any]:
     """Load the plan to serve.
 
     Args:
-        identity: the spec as plain data.
-        run: the run, which names the plan among its options.
-        file: a file that every trained run stores.
+        identity: The spec as plain data.
+        run: The run, which names the plan among its options.
+        file: A file that every trained run stores.
 
     Raises:
-        UnfoldError: there is no plan, or it was made for another spec.
+        UnfoldError: There is no plan, or it was made for another spec.
     """
     plan: Mapping[str, Any] = run.options.get("plan") or {}
     if not plan or not run.directory.has(file):
@@ -74,7 +74,7 @@ def load_stored_plan(problem: Problem, plan: Mapping[str, Any], directory: RunDi
     """Load a plan from a run; nothing is fitted.
 
     Raises:
-        UnfoldError: a file was changed, or the plan is not of this run.
+        UnfoldError: A file was changed, or the plan is not of this run.
     """
     if problem.is_recorded:
         models, tables = [], load_stored_tables(problem, directory)

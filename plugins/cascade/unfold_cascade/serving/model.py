@@ -153,15 +153,15 @@ class PathTable:
     second stage at e2.
 
     Attributes:
-        labels: label of each answer.
-        groups: number of groups, at least 1.
-        second_exits: exits of the longest second stage, at least 1.
-        cost: cost of each path.
-        length: models on each path.
-        stages: stage of each model of each path, padded to equal length; the same for the three that follow.
-        models: name of each model.
-        cuts: cut of each gate.
-        call_costs: cost that each model adds.
+        labels: Label of each answer.
+        groups: Number of groups, at least 1.
+        second_exits: Exits of the longest second stage, at least 1.
+        cost: Cost of each path.
+        length: Models on each path.
+        stages: Stage of each model of each path, padded to equal length; the same for the three that follow.
+        models: Name of each model.
+        cuts: Cut of each gate.
+        call_costs: Cost that each model adds.
     """
 
     labels: tuple[str, ...]

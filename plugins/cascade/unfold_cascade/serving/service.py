@@ -38,7 +38,7 @@ def build_service(loaded: LoadedPlan, run: Run) -> Service:
     """Build the service of a loaded plan.
 
     Raises:
-        UnfoldError: a file of the run was changed, or its models predict differently now.
+        UnfoldError: A file of the run was changed, or its models predict differently now.
     """
     from prometheus_client import CollectorRegistry
 
@@ -60,7 +60,7 @@ def build_cascade(loaded: LoadedPlan, run: Run, count: CountPaths) -> tuple[Casc
     """Build the model to serve, and the engine of each of its parts.
 
     Raises:
-        UnfoldError: the model routes the probe otherwise than the plan.
+        UnfoldError: The model routes the probe otherwise than the plan.
     """
     probe = load_probe(loaded.problem.data, loaded.problem.dataset, run.directory)
     for native in (False, True):

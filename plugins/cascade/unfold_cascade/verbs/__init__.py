@@ -50,7 +50,7 @@ def validate(spec: CascadeSpec, run: Run) -> Report:
     """Compare what the plan of the run promised with the data of ``run.options["data"]``: kept, broken or undecided.
 
     Raises:
-        UnfoldError: the run stores no such plan, or the data lack a column or hold an unknown label.
+        UnfoldError: The run stores no such plan, or the data lack a column or hold an unknown label.
     """
     return _select_verbs(spec).validate(spec, run)
 
@@ -59,7 +59,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     """Build the service of what ``train`` or ``plan`` left in the run; nothing is fitted.
 
     Raises:
-        UnfoldError: the run stores no plan of this spec, a file was changed, or its models predict differently now.
+        UnfoldError: The run stores no plan of this spec, a file was changed, or its models predict differently now.
     """
     return _select_verbs(spec).serve(spec, run)
 

@@ -39,7 +39,7 @@ def _list_checks(spec: CascadeSpec, run: Run) -> Iterator[Check]:
     """Yield the checks of a spec; the table itself is read immediately.
 
     Raises:
-        UnfoldError: the table cannot be read.
+        UnfoldError: The table cannot be read.
     """
     if spec.over_time:
         problem = build_temporal_problem(spec, run)

@@ -37,7 +37,7 @@ def validate(spec: CascadeSpec, run: Run) -> Report:
     """Reject the verb: a route is validated by a plan on the new log, or by the audit of its gateway.
 
     Raises:
-        UnfoldError: always.
+        UnfoldError: Always.
     """
     hint = f"unfold plan SPEC --set data.path={run.options['data']} certifies on the new log; the gateway audits itself"
     raise user_error(f"{spec.name}: routes of language models are not validated on other data", key="data", hint=hint)

@@ -62,9 +62,9 @@ def build_control_app(name: str, controller: DeploymentController, every_s: floa
     """Return the application; its lifespan runs the controller, and gives the lease up at the end.
 
     Args:
-        name: name of the spec.
-        controller: what it runs.
-        every_s: time between two decisions.
+        name: Name of the spec.
+        controller: What it runs.
+        every_s: Time between two decisions.
     """
     from starlette.applications import Starlette
     from starlette.requests import Request

@@ -34,14 +34,14 @@ class ObservedTuner:
     """The scaling rule, which also gets what is measured of a deployment.
 
     Attributes:
-        tuner: rule and quotas.
-        observe: receives existing replicas and waiting items of all stages.
-        activation_s: from ordering a replica until it serves.
-        expected_s: the delay that the rule expects: activation, and the age of the demand.
-        ages_s: age of the demand at the last readings, which swings by the interval of the scrapes.
-        since_s: from when on the demand of the last reading was known, in Unix seconds.
-        is_partial: whether arrivals may be missing in the last reading.
-        short_since_s: time since which replicas that a stage demands are missing, NaN where none is; shape (stages,).
+        tuner: Rule and quotas.
+        observe: Receives existing replicas and waiting items of all stages.
+        activation_s: From ordering a replica until it serves.
+        expected_s: The delay that the rule expects: activation, and the age of the demand.
+        ages_s: Age of the demand at the last readings, which swings by the interval of the scrapes.
+        since_s: From when on the demand of the last reading was known, in Unix seconds.
+        is_partial: Whether arrivals may be missing in the last reading.
+        short_since_s: Time since which replicas that a stage demands are missing, NaN where none is; shape (stages,).
     """
 
     tuner: LiveTuner
@@ -81,10 +81,10 @@ class StepLimits:
     """How far one decision may move the replicas of the stages.
 
     Attributes:
-        add: replicas that may be added to a stage.
-        remove: replicas that may be removed from a stage.
-        minimum: fewest replicas of each stage.
-        maximum: most replicas of each stage.
+        add: Replicas that may be added to a stage.
+        remove: Replicas that may be removed from a stage.
+        minimum: Fewest replicas of each stage.
+        maximum: Most replicas of each stage.
     """
 
     add: int
@@ -124,15 +124,15 @@ class ControlRecord:
     """What a controller did, for its status and metrics.
 
     Attributes:
-        rate: queries per second of the last 30 s; NaN before the first reading.
-        age_s: age of the demand at the last reading.
-        steps: the last decision.
-        changes: replicas changed, by stage and direction.
-        failures: readings of the demand that failed, by reason.
-        gap: why arrivals may be missing in the last reading; empty if none are.
-        signal_error: why the demand is unknown or incomplete; empty if it is known.
-        signal_effect: what follows from that; empty if the demand is known.
-        target_error: why the workloads cannot be scaled; empty if they can.
+        rate: Queries per second of the last 30 s; NaN before the first reading.
+        age_s: Age of the demand at the last reading.
+        steps: The last decision.
+        changes: Replicas changed, by stage and direction.
+        failures: Readings of the demand that failed, by reason.
+        gap: Why arrivals may be missing in the last reading; empty if none are.
+        signal_error: Why the demand is unknown or incomplete; empty if it is known.
+        signal_effect: What follows from that; empty if the demand is known.
+        target_error: Why the workloads cannot be scaled; empty if they can.
     """
 
     rate: float = math.nan
@@ -164,13 +164,13 @@ class DeploymentController:
     and does not read as a lull.
 
     Attributes:
-        names: name of each stage.
-        build_tuner: returns the rule, which takes charge of a deployment with some replicas.
-        source: where the demand comes from.
-        target: the deployment.
-        limits: bounds of a step.
-        record: what happened.
-        log: receives what an operator must know.
+        names: Name of each stage.
+        build_tuner: Returns the rule, which takes charge of a deployment with some replicas.
+        source: Where the demand comes from.
+        target: The deployment.
+        limits: Bounds of a step.
+        record: What happened.
+        log: Receives what an operator must know.
     """
 
     names: tuple[str, ...]
@@ -217,9 +217,9 @@ class DeploymentController:
         """Return the next step of each stage, and change nothing.
 
         Raises:
-            SignalError: the demand is unknown.
-            UnfoldError: the deployment does not respond.
-            ApiError: it refuses.
+            SignalError: The demand is unknown.
+            UnfoldError: The deployment does not respond.
+            ApiError: It refuses.
         """
         return self._decide_steps(self.target.read_replicas())
 

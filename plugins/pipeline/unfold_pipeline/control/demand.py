@@ -39,12 +39,12 @@ class Demand:
     """What a deployment was asked for recently.
 
     Attributes:
-        arrivals_s: arrival of each query in Unix seconds, sorted, none after ``until_s``.
-        until_s: up to when all arrivals are known, in Unix seconds.
-        age_s: how long ago that is.
-        queued: items that wait at each stage, NaN where that is unknown; shape (stages,).
-        since_s: from when on they are known, in Unix seconds.
-        gap: why arrivals may be missing, so that the demand may be larger; empty if none are.
+        arrivals_s: Arrival of each query in Unix seconds, sorted, none after ``until_s``.
+        until_s: Up to when all arrivals are known, in Unix seconds.
+        age_s: How long ago that is.
+        queued: Items that wait at each stage, NaN where that is unknown; shape (stages,).
+        since_s: From when on they are known, in Unix seconds.
+        gap: Why arrivals may be missing, so that the demand may be larger; empty if none are.
     """
 
     arrivals_s: FloatArray
@@ -72,7 +72,7 @@ class DemandSource(Protocol):
         """Return the demand of the last minutes.
 
         Raises:
-            SignalError: it is unknown.
+            SignalError: It is unknown.
         """
 
 
@@ -83,7 +83,7 @@ def spread_arrivals(series: Sequence[CounterSeries]) -> tuple[FloatArray, float]
     as in PromQL's ``increase``; what a series counted before its first sample is left out, also as there.
 
     Raises:
-        SignalError: no series has two samples, the newest of a series is no number, or they count too much.
+        SignalError: No series has two samples, the newest of a series is no number, or they count too much.
     """
     if not all(math.isfinite(item.values[-1]) for item in series if item.values.size):
         raise SignalError("implausible", "the newest sample of a counter is no finite number")

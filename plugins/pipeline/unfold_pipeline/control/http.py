@@ -40,9 +40,9 @@ class BoundedClient:
     """Sends requests to few servers; safe to use from several threads.
 
     Attributes:
-        client: sends them, and keeps connections open.
-        loop: runs in a thread of its own: only an event loop can end a response that comes byte by byte.
-        timeout_s: time limit of a request.
+        client: Sends them, and keeps connections open.
+        loop: Runs in a thread of its own: only an event loop can end a response that comes byte by byte.
+        timeout_s: Time limit of a request.
     """
 
     client: httpx.AsyncClient
@@ -54,11 +54,11 @@ class BoundedClient:
 
         Args:
             method: HTTP method.
-            url: the address.
+            url: The address.
             options: ``data``, ``json`` or ``params``, as httpx takes them.
 
         Raises:
-            HttpError: there is none within the time limit and 32 MiB.
+            HttpError: There is none within the time limit and 32 MiB.
         """
         import httpx
 
@@ -108,7 +108,7 @@ def read_key_file(path: str) -> str:
     """Return the key in a file, which others replace before it expires.
 
     Raises:
-        HttpError: it cannot be read, or is empty.
+        HttpError: It cannot be read, or is empty.
     """
     try:
         key = Path(path).expanduser().read_text(encoding="utf-8").strip()
@@ -125,9 +125,9 @@ def open_client(
     """Open a client that proves its rights with each request.
 
     Args:
-        token: a bearer token for all requests, empty for none.
-        timeout_s: time limit of a request.
-        authorization: returns the header of the next request, instead of a token.
+        token: A bearer token for all requests, empty for none.
+        timeout_s: Time limit of a request.
+        authorization: Returns the header of the next request, instead of a token.
 
     Raises:
         UnfoldError: httpx is not installed, or the certificates of authorities cannot be read.

@@ -74,15 +74,15 @@ class PrometheusSource:
     """Queries a server for the raw samples of a counter, so that the resolution is that of its scrapes.
 
     Attributes:
-        client: an HTTP client.
-        url: the server.
-        arrivals: selector of the counter of queries.
+        client: An HTTP client.
+        url: The server.
+        arrivals: Selector of the counter of queries.
         queues: PromQL of the items that wait at each stage; empty where that is unknown.
-        stale_s: age from which samples count as none.
-        share: queries that the counter counts, as a fraction of all.
-        refusals: selector of counters of queries that were refused in front of that counter; empty if there are none.
-        types: types by the name of a metric that the server knows, each asked for once; empty where it knows none.
-        targets: targets that had samples at the last reading, or are down since.
+        stale_s: Age from which samples count as none.
+        share: Queries that the counter counts, as a fraction of all.
+        refusals: Selector of counters of queries that were refused in front of that counter; empty if there are none.
+        types: Types by the name of a metric that the server knows, each asked for once; empty where it knows none.
+        targets: Targets that had samples at the last reading, or are down since.
     """
 
     client: BoundedClient
@@ -104,7 +104,7 @@ class PrometheusSource:
         """Return the demand of the last three minutes.
 
         Raises:
-            SignalError: the server does not respond, or its samples are absent, old or no counters.
+            SignalError: The server does not respond, or its samples are absent, old or no counters.
         """
         result = self._query(f"{self.arrivals}[{HISTORY_S:.0f}s]")
         server_s, rows = result.server_s, _parse_matrix(result.data)
@@ -204,7 +204,7 @@ class PrometheusSource:
         """Return what the server answers.
 
         Raises:
-            SignalError: it does not respond, or refuses.
+            SignalError: It does not respond, or refuses.
         """
         try:
             reply = self.client.send("POST", f"{self.url.rstrip('/')}/api/v1/query", data={"query": query})

@@ -56,14 +56,14 @@ class RayServeTarget:
     """An application, scaled by the REST API of Ray Serve.
 
     Attributes:
-        ray: the module, connected to the cluster.
-        client: sends requests to the dashboard.
+        ray: The module, connected to the cluster.
+        client: Sends requests to the dashboard.
         dashboard: URL of the dashboard.
-        application: name of the application.
-        workloads: the deployment of each stage.
-        lease_s: how long leadership lasts without a renewal.
-        lease: the actor of this process; ``None`` without leadership.
-        leads_until_s: end of the leadership, by the monotonic clock.
+        application: Name of the application.
+        workloads: The deployment of each stage.
+        lease_s: How long leadership lasts without a renewal.
+        lease: The actor of this process; ``None`` without leadership.
+        leads_until_s: End of the leadership, by the monotonic clock.
     """
 
     ray: ModuleType
@@ -197,16 +197,16 @@ class RayMetricsSource:
     """Scrapes the metrics port of each node, and keeps what the counters were in the last minutes.
 
     Attributes:
-        ray: the module, connected to the cluster.
-        client: sends requests to the nodes.
-        application: name of the application.
-        workloads: the deployment of each stage.
-        share: queries that enter at the first stage, as a fraction of all.
-        stale_s: age from which samples count as none.
-        refusal_codes: statuses of queries that were refused in front of the first stage.
-        samples: time and value of each counter, where they changed.
-        exported: counters that each node exported at the last reading, if it responded.
-        read_s: time of the last reading.
+        ray: The module, connected to the cluster.
+        client: Sends requests to the nodes.
+        application: Name of the application.
+        workloads: The deployment of each stage.
+        share: Queries that enter at the first stage, as a fraction of all.
+        stale_s: Age from which samples count as none.
+        refusal_codes: Statuses of queries that were refused in front of the first stage.
+        samples: Time and value of each counter, where they changed.
+        exported: Counters that each node exported at the last reading, if it responded.
+        read_s: Time of the last reading.
     """
 
     ray: ModuleType
@@ -229,7 +229,7 @@ class RayMetricsSource:
         """Return the demand of the last three minutes, as far as this process has observed it.
 
         Raises:
-            SignalError: no node responds, or the counters are absent.
+            SignalError: No node responds, or the counters are absent.
         """
         queued = dict.fromkeys(self.workloads, np.nan)
         now_s = time.time()
@@ -338,7 +338,7 @@ def read_token(environment: Mapping[str, str] = os.environ) -> str:
     """Return the token of the cluster, as Ray itself looks for it; empty if the cluster needs none.
 
     Raises:
-        UnfoldError: the file of the token cannot be read.
+        UnfoldError: The file of the token cannot be read.
     """
     if environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_MODE") != "token":
         return environment.get("RAY_AUTH_TOKEN", "").strip()
@@ -350,7 +350,7 @@ def read_dashboard_url(ray: ModuleType) -> str:
     """Return the URL of the dashboard of the connected cluster.
 
     Raises:
-        UnfoldError: the cluster has none.
+        UnfoldError: The cluster has none.
     """
     url = str(ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR").dashboard_url or "")
     if not url:

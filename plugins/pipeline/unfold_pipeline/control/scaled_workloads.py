@@ -33,9 +33,9 @@ class StageReplicas:
     """Replicas of a stage: those that its workload demands, and those that exist.
 
     Attributes:
-        desired: replicas that the workload demands; 0 where it cannot be read.
-        existing: replicas that exist.
-        fault: why the workload cannot be scaled now, such as that it was deleted; the others go on.
+        desired: Replicas that the workload demands; 0 where it cannot be read.
+        existing: Replicas that exist.
+        fault: Why the workload cannot be scaled now, such as that it was deleted; the others go on.
     """
 
     desired: int
@@ -188,10 +188,10 @@ def build_kubernetes_target(api: Api, workloads: Sequence[Workload], holder: str
     """Return a target; all controllers take its leases in the same order, so that none waits for another in a circle.
 
     Args:
-        api: the server.
-        workloads: the workload of each stage.
-        holder: name of this process in the leases.
-        lease_s: how long a lease lasts without a renewal.
+        api: The server.
+        workloads: The workload of each stage.
+        holder: Name of this process in the leases.
+        lease_s: How long a lease lasts without a renewal.
     """
     names = sorted(name_lease(workload) for workload in workloads)
     return KubernetesTarget(
@@ -210,7 +210,7 @@ def find_workloads(stated: Mapping[str, str | None]) -> tuple[Workload, ...]:
     A name that Kubernetes does not accept is replaced by that which the exports give it.
 
     Raises:
-        UnfoldError: a stated text names no workload.
+        UnfoldError: A stated text names no workload.
     """
     labels = assign_labels(stated)
     defaults = {name: f"deployment/{name if parse_workload(name) else labels[name]}" for name in stated}

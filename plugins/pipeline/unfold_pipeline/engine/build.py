@@ -105,12 +105,12 @@ class LocalSettings:
     """How the processes of a local engine are started, and whether their number may change.
 
     Attributes:
-        key: of the engine in the spec, for errors.
-        weights: the GGUF file; ``None`` for that of the installed package.
-        threads: threads that compute.
-        context: tokens in the KV cache, which the requests share.
-        routing: how requests are distributed to the processes.
-        is_scaled: whether a rule scales them.
+        key: Of the engine in the spec, for errors.
+        weights: The GGUF file; ``None`` for that of the installed package.
+        threads: Threads that compute.
+        context: Tokens in the KV cache, which the requests share.
+        routing: How requests are distributed to the processes.
+        is_scaled: Whether a rule scales them.
     """
 
     key: str
@@ -125,7 +125,7 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
     """Read every file that an engine names and return the planning problem.
 
     Raises:
-        UnfoldError: a file is missing or damaged, the trace has no tokens, the tables have a hole, a tensor
+        UnfoldError: A file is missing or damaged, the trace has no tokens, the tables have a hole, a tensor
             parallelism has no measured all-reduce, or the model fits no GPU.
     """
     stage, engine = find_engine(spec)
@@ -197,7 +197,7 @@ def _build_disaggregation(
     """Return the pairs of options for two pools: each GPU of a prefill engine serves whole GPUs of a decode engine.
 
     Raises:
-        UnfoldError: the sizes of the model do not give its KV cache.
+        UnfoldError: The sizes of the model do not give its KV cache.
     """
     pools = engine.disaggregated
     if pools is None:
@@ -232,7 +232,7 @@ def build_engine_stages(spec: PipelineSpec, run: Run) -> EngineStages | None:
     """Return the stages around the engine; ``None`` if it stands alone.
 
     Raises:
-        UnfoldError: a stage has no latency or no price.
+        UnfoldError: A stage has no latency or no price.
     """
     if len(spec.stages_by_name) == 1:
         return None
@@ -258,7 +258,7 @@ def build_replay_requests(
     """Return the requests of a trace to replay.
 
     Raises:
-        UnfoldError: the trace has no tokens, or a request does not fit the KV cache of an engine.
+        UnfoldError: The trace has no tokens, or a request does not fit the KV cache of an engine.
     """
     requests = load_token_trace(spec, run, replay=trace).build_requests(BLOCK_TOKENS)
     longest = int((requests.input_tokens + requests.output_tokens).max())
@@ -273,7 +273,7 @@ def find_engine(spec: PipelineSpec) -> tuple[str, EngineSpec]:
     """Return the stage that is an engine.
 
     Raises:
-        UnfoldError: no stage is.
+        UnfoldError: No stage is.
     """
     for name, stage in spec.stages_by_name.items():
         if stage.engine is not None:
@@ -300,7 +300,7 @@ def load_token_trace(spec: PipelineSpec, run: Run, *, replay: Path | None = None
     """Return the requests of a spec, or of the trace that a replay names, with their tokens.
 
     Raises:
-        UnfoldError: the trace cannot be read or has no tokens.
+        UnfoldError: The trace cannot be read or has no tokens.
     """
     traffic = spec.arrivals
     if not isinstance(traffic, Arrivals):
@@ -458,7 +458,7 @@ def _resolve_precision(engine: EngineSpec, model: ModelShape, key: str) -> Engin
     """Return the engine with the precision of its checkpoint, unless the spec states one.
 
     Raises:
-        UnfoldError: the spec states another one than the config of the model.
+        UnfoldError: The spec states another one than the config of the model.
     """
     stored = model.stored_precision
     if not stored or stored == engine.precision:
@@ -473,7 +473,7 @@ def resolve_gpu(name: str, hardware: Hardware, *, is_measured: bool = False) -> 
     """Return the GPU of a hardware; one that was measured needs no data sheet.
 
     Raises:
-        UnfoldError: its name is not known.
+        UnfoldError: Its name is not known.
     """
     if isinstance(hardware.gpu, GpuSheet):
         sheet = hardware.gpu

@@ -26,9 +26,9 @@ class BatchSpeed:
     """How long the batches of a stage take at present, relative to the plan.
 
     Attributes:
-        planned_s: planned seconds of a batch by its size, shape (sizes + 1,); empty where nothing is planned.
-        ratio: measured over planned seconds, an exponential average.
-        mean_s: mean seconds of a batch, where nothing is planned; 0 before the first.
+        planned_s: Planned seconds of a batch by its size, shape (sizes + 1,); empty where nothing is planned.
+        ratio: Measured over planned seconds, an exponential average.
+        mean_s: Mean seconds of a batch, where nothing is planned; 0 before the first.
     """
 
     planned_s: FloatArray = field(default_factory=lambda: np.empty(0))
@@ -54,11 +54,11 @@ class StageLoad:
     """The state of a stage at one instant.
 
     Attributes:
-        items: items that wait or are in service.
-        replicas: replicas that serve.
-        max_batch: maximum batch size.
-        speed: how long its batches take.
-        restart_s: seconds until a replica serves, if none does.
+        items: Items that wait or are in service.
+        replicas: Replicas that serve.
+        max_batch: Maximum batch size.
+        speed: How long its batches take.
+        restart_s: Seconds until a replica serves, if none does.
     """
 
     items: int
@@ -91,10 +91,10 @@ def predict_response_time(pipeline: Pipeline, loads: Sequence[StageLoad], in_fli
     longest path. What waits upstream counts at a stage with the probability of its edge.
 
     Args:
-        pipeline: the stages.
-        loads: the state of each stage.
-        in_flight: queries in the pipeline, which limit what can be ahead at a join.
-        rows: queries that arrive together.
+        pipeline: The stages.
+        loads: The state of each stage.
+        in_flight: Queries in the pipeline, which limit what can be ahead at a join.
+        rows: Queries that arrive together.
     """
     ahead: list[float] = []
     for stage, load in zip(pipeline.stages, loads, strict=True):

@@ -66,15 +66,15 @@ class StageState:
     """A stage at a moment.
 
     Attributes:
-        server: how it serves on a core of its own.
-        cpu_fraction: fraction of its service time that needs a core.
-        idle: for each idle replica, since when it is idle, and its number.
-        pinned_cores: core of each replica, if replicas are pinned.
-        speed: measured factors on the latency, which replace those of the server.
-        queue: arrival time and item, in queueing order.
-        batches: number of batches started.
-        leaving: replicas to remove when their batch ends.
-        max_batch: the maximum batch size at present.
+        server: How it serves on a core of its own.
+        cpu_fraction: Fraction of its service time that needs a core.
+        idle: For each idle replica, since when it is idle, and its number.
+        pinned_cores: Core of each replica, if replicas are pinned.
+        speed: Measured factors on the latency, which replace those of the server.
+        queue: Arrival time and item, in queueing order.
+        batches: Number of batches started.
+        leaving: Replicas to remove when their batch ends.
+        max_batch: The maximum batch size at present.
     """
 
     server: Server
@@ -185,14 +185,14 @@ def simulate_contention(
     """Return the seconds of every query if all replicas run on one machine; infinite for queries that were shed.
 
     Args:
-        pipeline: the stages.
-        sample: arrivals and routes.
-        servers: how each stage serves on a core of its own, with its replicas, factors and patience.
-        cpu_fractions: fraction of each stage's service time in which it needs a core, 0 to 1.
-        cores: number of cores of the machine.
-        pinned_cores: core of each replica of each stage, from 0, if replicas are pinned.
-        changes: changes of replicas and batch sizes, in order of time; not for pinned replicas.
-        speeds: measured speed of each stage's batches, where known, instead of the servers' factors.
+        pipeline: The stages.
+        sample: Arrivals and routes.
+        servers: How each stage serves on a core of its own, with its replicas, factors and patience.
+        cpu_fractions: Fraction of each stage's service time in which it needs a core, 0 to 1.
+        cores: Number of cores of the machine.
+        pinned_cores: Core of each replica of each stage, from 0, if replicas are pinned.
+        changes: Changes of replicas and batch sizes, in order of time; not for pinned replicas.
+        speeds: Measured speed of each stage's batches, where known, instead of the servers' factors.
     """
     routes = build_routes(pipeline, sample)
     stages = [

@@ -32,17 +32,17 @@ class EstimatorCache:
     """What an estimator computed so far.
 
     Attributes:
-        flows: completions of stages, the least recently used evicted first.
-        failed_budgets_s: largest time budget that a stage is known to miss.
-        met_budgets_s: smallest time budget that a stage is known to meet.
-        unconstrained: stages that missed their budget although no batch waited for a replica, so that more replicas
+        flows: Completions of stages, the least recently used evicted first.
+        failed_budgets_s: Largest time budget that a stage is known to miss.
+        met_budgets_s: Smallest time budget that a stage is known to meet.
+        unconstrained: Stages that missed their budget although no batch waited for a replica, so that more replicas
             do not help.
-        size_bytes: size of the flows.
-        ancestors: each stage with the stages upstream of it.
-        final_stages: stages that can be the last of a query.
-        remaining_s: least time that the items of a stage still need at some of its children.
-        passes: stages simulated so far.
-        simulated_items: items simulated so far.
+        size_bytes: Size of the flows.
+        ancestors: Each stage with the stages upstream of it.
+        final_stages: Stages that can be the last of a query.
+        remaining_s: Least time that the items of a stage still need at some of its children.
+        passes: Stages simulated so far.
+        simulated_items: Items simulated so far.
     """
 
     flows: OrderedDict[StageKey, Flow] = field(default_factory=OrderedDict)
@@ -94,9 +94,9 @@ class Estimator:
         """Return the completions of stage ``index``.
 
         Args:
-            index: the stage.
-            plan: configurations of at least the stages down to it.
-            budget_s: seconds from the arrival of a query within which its items should complete here.
+            index: The stage.
+            plan: Configurations of at least the stages down to it.
+            budget_s: Seconds from the arrival of a query within which its items should complete here.
 
         Returns:
             The completions, or ``None`` if more queries than allowed miss the budget.
@@ -218,9 +218,9 @@ def queue_arrivals(sample: Sample, index: int, flows: Mapping[int, Flow]) -> tup
     Ties keep the order of the parent stage; at a join they are ordered by query.
 
     Args:
-        sample: the visits.
-        index: the stage.
-        flows: completions of its parents.
+        sample: The visits.
+        index: The stage.
+        flows: Completions of its parents.
     """
     visits = sample.visits[index]
     if not flows:

@@ -47,15 +47,15 @@ class ReplicaSchedule:
     cancelled first, the youngest first.
 
     Attributes:
-        serving: replicas that serve.
-        delay_s: from ordering a replica until it serves.
-        starting: time from which on ordered replicas will serve, and their number.
-        changes: time and change of the serving replicas.
-        billed_s: replica seconds billed so far.
-        settled_s: time up to which the schedule is settled.
-        orders: number of orders.
-        history: time of each order, and the replicas ordered in total from then on.
-        batch_sizes: maximum batch sizes from times on; they change at once.
+        serving: Replicas that serve.
+        delay_s: From ordering a replica until it serves.
+        starting: Time from which on ordered replicas will serve, and their number.
+        changes: Time and change of the serving replicas.
+        billed_s: Replica seconds billed so far.
+        settled_s: Time up to which the schedule is settled.
+        orders: Number of orders.
+        history: Time of each order, and the replicas ordered in total from then on.
+        batch_sizes: Maximum batch sizes from times on; they change at once.
     """
 
     serving: int
@@ -135,11 +135,11 @@ def build_target_schedule(
     """Return the schedule of a stage under the targets of a rule, billed until ``end_s``.
 
     Args:
-        start: replicas before the first second.
-        targets: replicas that the rule asks for at each second, shape (seconds,).
-        delay_s: from ordering a replica until it serves.
-        end_s: end of the trace in seconds.
-        batch_sizes: maximum batch size from each second on, shape (seconds,).
+        start: Replicas before the first second.
+        targets: Replicas that the rule asks for at each second, shape (seconds,).
+        delay_s: From ordering a replica until it serves.
+        end_s: End of the trace in seconds.
+        batch_sizes: Maximum batch size from each second on, shape (seconds,).
     """
     schedule = ReplicaSchedule(start, delay_s)
     for tick in np.flatnonzero(np.diff(targets, prepend=start)):

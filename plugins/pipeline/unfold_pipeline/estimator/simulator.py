@@ -80,13 +80,13 @@ def simulate_targets(
     """Simulate a trace under the targets of a scaling rule.
 
     Args:
-        pipeline: the stages.
-        sample: arrivals and routes.
-        plan: configurations at the start of the trace.
-        targets: replicas and batch sizes of each stage, second by second.
-        delay_s: from ordering a replica until it serves.
-        factors: measured service-time factors of each stage (see ``Server.factor``).
-        deadlines_s: time since arrival after which a query is dropped at each stage (see
+        pipeline: The stages.
+        sample: Arrivals and routes.
+        plan: Configurations at the start of the trace.
+        targets: Replicas and batch sizes of each stage, second by second.
+        delay_s: From ordering a replica until it serves.
+        factors: Measured service-time factors of each stage (see ``Server.factor``).
+        deadlines_s: Time since arrival after which a query is dropped at each stage (see
             :func:`compute_queueing_deadlines`).
     """
     end_s = get_trace_duration(sample)
@@ -198,13 +198,13 @@ def simulate_reactive_rule(
     """Simulate a trace under a rule that observes the queues once a second.
 
     Args:
-        pipeline: the stages.
-        sample: arrivals and routes.
-        plan: configurations at the start of the trace.
-        rule: computes the target replicas of each stage. What it orders after ``REST_TICKS`` without a query, it orders
+        pipeline: The stages.
+        sample: Arrivals and routes.
+        plan: Configurations at the start of the trace.
+        rule: Computes the target replicas of each stage. What it orders after ``REST_TICKS`` without a query, it orders
             until the next one.
-        delay_s: from ordering a replica until it serves.
-        deadlines_s: time since arrival after which a query is dropped at each stage.
+        delay_s: From ordering a replica until it serves.
+        deadlines_s: Time since arrival after which a query is dropped at each stage.
     """
     servers = [build_server(pipeline, index, config) for index, config in enumerate(plan)]
     if deadlines_s is not None:
@@ -253,11 +253,11 @@ class _StageInput:
     """What has reached a stage so far, in queueing order.
 
     Attributes:
-        times, items: arrival times and items, shape (items,); valid up to ``arrived``.
-        arrived: number of items that have arrived.
-        consumed: completions of each parent that were taken over.
-        pending_flows: flows that each item of a join still waits for.
-        ready_s: time of the last flow of each item of a join.
+        times, items: Arrival times and items, shape (items,); valid up to ``arrived``.
+        arrived: Number of items that have arrived.
+        consumed: Completions of each parent that were taken over.
+        pending_flows: Flows that each item of a join still waits for.
+        ready_s: Time of the last flow of each item of a join.
     """
 
     times: FloatArray
@@ -273,13 +273,13 @@ class _ReactiveRun:
     """The state of all stages while a reactive rule is simulated, in slices of a second.
 
     Attributes:
-        pipeline: the stages.
-        sample: arrivals and routes.
-        states: by stage, its replicas and completions.
-        inputs: by stage, what has reached it.
-        schedules: by stage, the orders.
-        drained: by stage, the seconds for which removed replicas finished their batch.
-        past: by stage, the changes of replicas that it has observed.
+        pipeline: The stages.
+        sample: Arrivals and routes.
+        states: By stage, its replicas and completions.
+        inputs: By stage, what has reached it.
+        schedules: By stage, the orders.
+        drained: By stage, the seconds for which removed replicas finished their batch.
+        past: By stage, the changes of replicas that it has observed.
     """
 
     pipeline: Pipeline

@@ -91,9 +91,9 @@ def draw_service_factors(timings: Sequence[BatchTiming] | None, index: int, seed
     """Draw service times over their mean for many batches of a stage from its profile.
 
     Args:
-        timings: profile of the stage; without one, the service time is constant.
-        index: the stage, which selects the random stream.
-        seed: seed of the run.
+        timings: Profile of the stage; without one, the service time is constant.
+        index: The stage, which selects the random stream.
+        seed: Seed of the run.
 
     Returns:
         Factors on the mean service time; the number of factors is a power of two.

@@ -49,11 +49,11 @@ class ReplicaBounds:
     the others must do without it.
 
     Attributes:
-        pipeline: the stages.
-        estimators: an estimator per sample.
-        spares: replicas of a stage that may be lost.
-        sharp, proven: bounds computed so far.
-        tail_ranges_s: for a stage on its own, the largest budget that it misses and the least that it meets.
+        pipeline: The stages.
+        estimators: An estimator per sample.
+        spares: Replicas of a stage that may be lost.
+        sharp, proven: Bounds computed so far.
+        tail_ranges_s: For a stage on its own, the largest budget that it misses and the least that it meets.
     """
 
     pipeline: Pipeline

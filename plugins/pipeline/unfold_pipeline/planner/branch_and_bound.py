@@ -37,10 +37,10 @@ class SearchResult:
     """The end of a search.
 
     Attributes:
-        plan: the cheapest plan; ``None`` if the search found none below its ceiling.
+        plan: The cheapest plan; ``None`` if the search found none below its ceiling.
         bound: $/h below which no plan meets the SLO, within the bounds of the search.
-        is_complete: whether the search ended before its limits.
-        nodes: number of expanded nodes.
+        is_complete: Whether the search ended before its limits.
+        nodes: Number of expanded nodes.
     """
 
     plan: Plan | None
@@ -77,11 +77,11 @@ class Search:
     """The constants of a search.
 
     Attributes:
-        checker: pipeline, estimators and SLO.
-        bounds: least replicas of single stages.
+        checker: Pipeline, estimators and SLO.
+        bounds: Least replicas of single stages.
         ceiling: $/h below which a plan is looked for.
-        is_proof: use the proven bound only: slower, and a proof.
-        cache: results by hardware of the fixed stages.
+        is_proof: Use the proven bound only: slower, and a proof.
+        cache: Results by hardware of the fixed stages.
     """
 
     checker: SloChecker
@@ -194,10 +194,10 @@ def find_cheapest_plan(
     """Search for the cheapest plan below the ceiling.
 
     Args:
-        search: what to search, and with which bounds.
-        max_simulated_queries: stop after so many simulated queries of a stage.
-        max_nodes: stop after so many expanded nodes.
-        progress: receives the number of simulated queries.
+        search: What to search, and with which bounds.
+        max_simulated_queries: Stop after so many simulated queries of a stage.
+        max_nodes: Stop after so many expanded nodes.
+        progress: Receives the number of simulated queries.
     """
     queue = NodeQueue()
     simulated_before = search.checker.simulated_items

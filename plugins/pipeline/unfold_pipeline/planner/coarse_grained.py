@@ -26,9 +26,9 @@ class PipelineUnit:
     """One copy of the pipeline with one replica per stage.
 
     Attributes:
-        configs: configuration of each stage.
-        throughput: queries per second of the unit.
-        usd_per_hour: price of the unit; where replicas share instances, its part of the units for the mean rate.
+        configs: Configuration of each stage.
+        throughput: Queries per second of the unit.
+        usd_per_hour: Price of the unit; where replicas share instances, its part of the units for the mean rate.
     """
 
     configs: Plan
@@ -121,10 +121,10 @@ class _UnitOffers:
     """What each stage can run on with one batch size.
 
     Attributes:
-        batches: batch size by stage and option.
-        batch_s: seconds of such a batch, by stage and option.
-        query_rates: queries of the pipeline per second, by stage and option.
-        throughputs: the possible throughputs of a unit, shape (throughputs,).
+        batches: Batch size by stage and option.
+        batch_s: Seconds of such a batch, by stage and option.
+        query_rates: Queries of the pipeline per second, by stage and option.
+        throughputs: The possible throughputs of a unit, shape (throughputs,).
         open_prices: ``open_prices[i, j]`` is the least $/h of the stages from ``i`` on that sustain throughput ``j``.
     """
 

@@ -42,10 +42,10 @@ class ConfidentPlan:
     """A plan, and on which share of fresh samples it meets the SLO.
 
     Attributes:
-        solution: the plan; its checker holds the sample and the scenarios that decided.
-        share: on how many scenarios it meets the SLO; ``None`` if nothing draws them.
+        solution: The plan; its checker holds the sample and the scenarios that decided.
+        share: On how many scenarios it meets the SLO; ``None`` if nothing draws them.
         base_cost: $/h of the plan for the sample alone.
-        is_reached: whether it meets as many as the confidence requires.
+        is_reached: Whether it meets as many as the confidence requires.
     """
 
     solution: Solution
@@ -144,9 +144,9 @@ def measure_fresh_request_share(
     """Return on how many fresh samples of its requests a problem's targets are met; ``None`` for few, or for a batch.
 
     Args:
-        problem: what was planned, with the requests as they arrive at the first stage.
-        meets_targets: simulates the plan on the requests of a problem.
-        seed: seed of the samples.
+        problem: What was planned, with the requests as they arrive at the first stage.
+        meets_targets: Simulates the plan on the requests of a problem.
+        seed: Seed of the samples.
     """
     requests = problem.requests
     if len(requests) < MIN_REQUESTS or requests.arrival_s[-1] <= requests.arrival_s[0]:

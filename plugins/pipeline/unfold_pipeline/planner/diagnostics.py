@@ -20,10 +20,10 @@ class StageTime:
     """Where the time of a stage goes.
 
     Attributes:
-        p99_s, mean_s: percentile and mean of the time that queries spend at the stage.
-        waiting_s: mean time beyond that of a query served at once and alone.
-        load: fraction of the capacity with full batches that the mean rate uses.
-        critical_share: fraction of the slowest queries that spend most of their time here.
+        p99_s, mean_s: Percentile and mean of the time that queries spend at the stage.
+        waiting_s: Mean time beyond that of a query served at once and alone.
+        load: Fraction of the capacity with full batches that the mean rate uses.
+        critical_share: Fraction of the slowest queries that spend most of their time here.
     """
 
     p99_s: float

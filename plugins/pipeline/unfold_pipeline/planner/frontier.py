@@ -51,10 +51,10 @@ def compute_frontier(
     Targets are solved from loose to tight: a cost that no plan undercuts for a looser target holds for a tighter one.
 
     Args:
-        solution: the plan for the problem's own target, which is always part of the frontier.
-        slos_s: targets in seconds; ``None`` for five around the problem's own.
-        budget: effort of the search for the problem's own target; each other target takes a fifth of it.
-        progress: receives the number of solved targets.
+        solution: The plan for the problem's own target, which is always part of the frontier.
+        slos_s: Targets in seconds; ``None`` for five around the problem's own.
+        budget: Effort of the search for the problem's own target; each other target takes a fifth of it.
+        progress: Receives the number of solved targets.
     """
     problem_slo_s = solution.checker.slo_s
     targets = {*(slos_s or [problem_slo_s * factor for factor in DEFAULT_FACTORS]), problem_slo_s}

@@ -47,8 +47,8 @@ def plan_greedily(checker: SloChecker, *, compound: bool = False) -> GreedySolut
     """Return the greedy plan.
 
     Args:
-        checker: pipeline, samples and SLO.
-        compound: also try to double a batch and remove replicas in one step.
+        checker: Pipeline, samples and SLO.
+        compound: Also try to double a batch and remove replicas in one step.
     """
     plan = find_initial_plan(checker)
     if plan is None:

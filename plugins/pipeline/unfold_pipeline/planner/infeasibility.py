@@ -37,12 +37,12 @@ class Obstacle:
     """Why there is no plan.
 
     Attributes:
-        stage: stage that takes most of the unavoidable time.
-        hardware: its fastest hardware.
-        stage_s: its time for a single query.
-        total_s: the time of all stages for a single query.
-        quotas: quotas that would admit a plan: the one that needs the least increase, if one suffices.
-        relaxed_slo_s: a target in seconds that admits a plan.
+        stage: Stage that takes most of the unavoidable time.
+        hardware: Its fastest hardware.
+        stage_s: Its time for a single query.
+        total_s: The time of all stages for a single query.
+        quotas: Quotas that would admit a plan: the one that needs the least increase, if one suffices.
+        relaxed_slo_s: A target in seconds that admits a plan.
         relaxed_cost: $/h of that plan.
     """
 

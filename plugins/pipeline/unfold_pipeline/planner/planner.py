@@ -23,11 +23,11 @@ class Solution:
     """The cheapest plan for one SLO, and what is known about cheaper ones.
 
     Attributes:
-        checker: pipeline, samples and SLO.
-        plan: the cheapest plan that was found.
-        greedy: the plan and the steps of the greedy planner.
-        is_search_complete: whether the plan is the cheapest within the sharp per-stage bounds.
-        bound: a proven lower bound in $/h.
+        checker: Pipeline, samples and SLO.
+        plan: The cheapest plan that was found.
+        greedy: The plan and the steps of the greedy planner.
+        is_search_complete: Whether the plan is the cheapest within the sharp per-stage bounds.
+        bound: A proven lower bound in $/h.
     """
 
     checker: SloChecker

@@ -51,9 +51,9 @@ class JointSolution:
     """The cheapest engines and stages.
 
     Attributes:
-        solution: the engines, on the requests that the stages before them deliver.
-        plans: the stages; ``None`` if nothing meets the targets.
-        is_complete: whether no plan is cheaper; otherwise the search ended at its limit.
+        solution: The engines, on the requests that the stages before them deliver.
+        plans: The stages; ``None`` if nothing meets the targets.
+        is_complete: Whether no plan is cheaper; otherwise the search ended at its limit.
     """
 
     solution: EngineSolution
@@ -65,8 +65,8 @@ def pass_stages(pipeline: Pipeline, plan: Plan, arrival_s: FloatArray) -> Comple
     """Simulate a line of stages.
 
     Args:
-        pipeline: the stages.
-        plan: their configurations.
+        pipeline: The stages.
+        plan: Their configurations.
         arrival_s: (n,) sorted arrivals at the first of them.
     """
     time_s, request = arrival_s, np.arange(arrival_s.size, dtype=np.int32)
@@ -111,9 +111,9 @@ def list_plans_by_price(pipeline: Pipeline, max_replicas: int, saturated: set[tu
     """Yield every plan of a line of stages, the cheapest first.
 
     Args:
-        pipeline: the stages.
-        max_replicas: maximum replicas of a stage.
-        saturated: the caller adds (stage, option and replicas of all stages up to it), of which more replicas of that
+        pipeline: The stages.
+        max_replicas: Maximum replicas of a stage.
+        saturated: The caller adds (stage, option and replicas of all stages up to it), of which more replicas of that
             stage change nothing, and more of them are then left out.
     """
     heap: list[tuple[float, tuple[int, ...], tuple[int, ...], int]] = []
@@ -142,9 +142,9 @@ def find_cheapest_pipeline(
     """Return the cheapest engines and stages that meet the targets together.
 
     Args:
-        problem: the engine and its requests as they arrive at the pipeline.
-        stages: the stages around it.
-        progress: receives progress.
+        problem: The engine and its requests as they arrive at the pipeline.
+        stages: The stages around it.
+        progress: Receives progress.
     """
     search = _Search(problem, stages, _find_least_price(stages.downstream, stages.max_replicas))
     saturation = _Saturation()
@@ -165,9 +165,9 @@ class _Saturation:
     """The stages before an engine that gain nothing from more replicas, whatever their batch sizes.
 
     Attributes:
-        closed: the stages, as :func:`list_plans_by_price` takes them.
-        has_waited: by stage with its hardware and replicas, whether a batch waited for a replica.
-        hardware: the hardware and the replicas that are tried.
+        closed: The stages, as :func:`list_plans_by_price` takes them.
+        has_waited: By stage with its hardware and replicas, whether a batch waited for a replica.
+        hardware: The hardware and the replicas that are tried.
     """
 
     closed: set[tuple[int, ...]] = field(default_factory=set)
@@ -190,17 +190,17 @@ class _Search:
     """The state of a search: the best plan so far, its price, and the effort.
 
     Attributes:
-        problem: the engine and its requests as they arrive at the pipeline.
-        stages: the stages around it.
-        least_after_usd: price of the cheapest plan of the stages after the engine.
-        best_usd: price of the best plan.
-        best: its engines.
-        plans: its stages.
-        missed: a search of engines without a plan, with bounds that explain why there is none.
-        simulations: simulations of engines.
-        simulated: requests that were simulated.
-        is_complete: whether the effort has stayed within its limit.
-        deliveries: what the stages before the engine delivered so far.
+        problem: The engine and its requests as they arrive at the pipeline.
+        stages: The stages around it.
+        least_after_usd: Price of the cheapest plan of the stages after the engine.
+        best_usd: Price of the best plan.
+        best: Its engines.
+        plans: Its stages.
+        missed: A search of engines without a plan, with bounds that explain why there is none.
+        simulations: Simulations of engines.
+        simulated: Requests that were simulated.
+        is_complete: Whether the effort has stayed within its limit.
+        deliveries: What the stages before the engine delivered so far.
     """
 
     problem: EngineProblem

@@ -21,10 +21,10 @@ class MeasuredBranch:
     """A stage behind a condition.
 
     Attributes:
-        stage: its name.
-        planned: its items per item of the stages before it, in the plan's sample.
-        measured: the same as served.
-        items: items that the stages before it have served.
+        stage: Its name.
+        planned: Its items per item of the stages before it, in the plan's sample.
+        measured: The same as served.
+        items: Items that the stages before it have served.
     """
 
     stage: str
@@ -46,9 +46,9 @@ def measure_branches(
     """Return the stages behind conditions, as far as the stages before them have served a query.
 
     Args:
-        pipeline: the stages; one with a ``fan_out`` is left out, as its items are no queries.
-        planned: items of each stage per query.
-        served: items that each stage has served.
+        pipeline: The stages; one with a ``fan_out`` is left out, as its items are no queries.
+        planned: Items of each stage per query.
+        served: Items that each stage has served.
     """
     branches = []
     for index, stage in enumerate(pipeline.stages):

@@ -86,7 +86,7 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
     """Read every file that a spec names and return the planning problem.
 
     Raises:
-        UnfoldError: a file is missing, damaged or contradicts the spec; a stage has no latency or no price.
+        UnfoldError: A file is missing, damaged or contradicts the spec; a stage has no latency or no price.
     """
     resolved = resolve_stages(spec, run)
     prices = price_hardware(spec.hardware, spec.region, spec.prices, run)
@@ -169,9 +169,9 @@ def build_pipeline(spec: PipelineSpec, prices: Mapping[str, ReplicaPrice], run: 
     """Return the stages in topological order with their hardware options; warn of latencies that fall with the batch.
 
     Args:
-        spec: a spec with its stages written out.
-        prices: price of a replica on each hardware.
-        run: holds the measured latencies.
+        spec: A spec with its stages written out.
+        prices: Price of a replica on each hardware.
+        run: Holds the measured latencies.
     """
     names = sort_stages(spec.stages_by_name)
     positions = {name: index for index, name in enumerate(names)}
@@ -219,12 +219,12 @@ def resolve_stages(spec: PipelineSpec, run: Run, *, check_profiles: bool = True)
     """Return the spec with the stages of a cascade's run written out; unchanged if its stages are.
 
     Args:
-        spec: the spec as written.
-        run: receives the routes of the cascade as a table of visits.
-        check_profiles: refuse stored profiles of other models than those of the cascade's run.
+        spec: The spec as written.
+        run: Receives the routes of the cascade as a table of visits.
+        check_profiles: Refuse stored profiles of other models than those of the cascade's run.
 
     Raises:
-        UnfoldError: the run holds no usable cascade, or it was trained again after its models were profiled.
+        UnfoldError: The run holds no usable cascade, or it was trained again after its models were profiled.
     """
     if not isinstance(spec.stages, FromRun):
         return spec
@@ -240,7 +240,7 @@ def locate_model(stage: str, model: ModelSpec, run: Run) -> ModelSource:
     """Return where the model of a stage is; an estimator is fitted and stored in the run first.
 
     Raises:
-        UnfoldError: a file is missing or of an unknown kind, or the spec names code without permission.
+        UnfoldError: A file is missing or of an unknown kind, or the spec names code without permission.
     """
     if model.code is not None:
         if not run.allow_code:
@@ -287,7 +287,7 @@ def build_exported_plan(report: Report) -> ExportedPlan:
     """Return the plan of a report, with the spec that the report states.
 
     Raises:
-        UnfoldError: the report is of another kind, holds no plan of stages, or its stages come from the run of a
+        UnfoldError: The report is of another kind, holds no plan of stages, or its stages come from the run of a
             cascade.
     """
     configs: Mapping[str, Any] = (report.decision or {}).get("stages", {})

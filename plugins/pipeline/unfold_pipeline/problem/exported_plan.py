@@ -18,23 +18,23 @@ class ExportedStage:
     """A stage with its configuration in the plan.
 
     Attributes:
-        name: its name in the spec.
-        label: its name in Kubernetes, unique among the stages.
-        after: upstream stages and the fraction of their queries that continues here.
-        share: fraction of all queries that enter here, for an entry stage.
-        fan_out: mean items per query.
-        max_wait_s: how long a batch that is not full may be delayed.
-        conditions: by upstream stage, the condition on its output, if there is one.
-        inputs: by input of the model, its sources; empty for the default.
-        missing: stands for the output of a stage that was skipped, if the spec states it.
-        model_file, model_code, model_estimator: the model, if the spec names one.
-        per_instance: replicas that share an instance.
-        columns, features, outputs: what the model reads and returns, as far as the spec states it.
-        hardware: its hardware in the spec.
-        instance: its instance type; empty if the spec gives a price.
+        name: Its name in the spec.
+        label: Its name in Kubernetes, unique among the stages.
+        after: Upstream stages and the fraction of their queries that continues here.
+        share: Fraction of all queries that enter here, for an entry stage.
+        fan_out: Mean items per query.
+        max_wait_s: How long a batch that is not full may be delayed.
+        conditions: By upstream stage, the condition on its output, if there is one.
+        inputs: By input of the model, its sources; empty for the default.
+        missing: Stands for the output of a stage that was skipped, if the spec states it.
+        model_file, model_code, model_estimator: The model, if the spec names one.
+        per_instance: Replicas that share an instance.
+        columns, features, outputs: What the model reads and returns, as far as the spec states it.
+        hardware: Its hardware in the spec.
+        instance: Its instance type; empty if the spec gives a price.
         gpus: GPUs of a replica, by the instance type; 0 without one.
-        batch: maximum batch size.
-        replicas: number of replicas.
+        batch: Maximum batch size.
+        replicas: Number of replicas.
     """
 
     name: str

@@ -51,14 +51,14 @@ class CascadeStage:
     """A model of a cascade as a stage.
 
     Attributes:
-        name: of the model.
-        after: upstream stages, and the fraction of their cases that continues here.
-        share: fraction of all cases that enter here.
-        latency_s: time of one case, as the cascade measured it.
-        file: absolute path of the model; ``None`` if its file may not be loaded.
-        features: numbers per case.
-        columns: indices of the numbers that the model reads; ``None`` for all.
-        rows_file: absolute path of cases to profile with, if the run has them.
+        name: Of the model.
+        after: Upstream stages, and the fraction of their cases that continues here.
+        share: Fraction of all cases that enter here.
+        latency_s: Time of one case, as the cascade measured it.
+        file: Absolute path of the model; ``None`` if its file may not be loaded.
+        features: Numbers per case.
+        columns: Indices of the numbers that the model reads; ``None`` for all.
+        rows_file: Absolute path of cases to profile with, if the run has them.
     """
 
     name: str
@@ -76,15 +76,15 @@ class CascadeSummary:
     """What a report says about the cascade behind a pipeline.
 
     Attributes:
-        run: the run folder in the spec.
-        unit: what a case is called.
-        cases: number of cases behind the routes.
-        idle_share: fraction of the cases that no model evaluates.
-        estimated_stages: stages with the latency that the cascade measured.
-        stage_count: number of all stages.
-        rows_per_call: batch size behind those latencies.
-        unused_models: models that no case reaches.
-        exits_sha256: hash of the exits.
+        run: The run folder in the spec.
+        unit: What a case is called.
+        cases: Number of cases behind the routes.
+        idle_share: Fraction of the cases that no model evaluates.
+        estimated_stages: Stages with the latency that the cascade measured.
+        stage_count: Number of all stages.
+        rows_per_call: Batch size behind those latencies.
+        unused_models: Models that no case reaches.
+        exits_sha256: Hash of the exits.
     """
 
     run: str
@@ -102,11 +102,11 @@ def read_exits(folder: str, run: Run) -> CascadeExits:
     """Return the exits in the run of a cascade.
 
     Args:
-        folder: the run of the cascade, as the spec names it.
-        run: the run of the pipeline.
+        folder: The run of the cascade, as the spec names it.
+        run: The run of the pipeline.
 
     Raises:
-        UnfoldError: the run is missing, was changed, or holds no cascade that can be a pipeline.
+        UnfoldError: The run is missing, was changed, or holds no cascade that can be a pipeline.
     """
     path = run.path(folder, key=KEY)
     directory = RunDir(path)

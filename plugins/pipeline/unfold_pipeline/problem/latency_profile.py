@@ -27,12 +27,12 @@ class BatchTiming:
     """Measured seconds of batches of one size. The field names are those of the stored file.
 
     Attributes:
-        batch: number of queries.
-        mean, p50, p90, p99: seconds from hand-over to answer.
-        count: number of measurements.
+        batch: Number of queries.
+        mean, p50, p90, p99: Seconds from hand-over to answer.
+        count: Number of measurements.
         spread: 64 quantiles over the mean; the service-time variability.
-        wake: extra seconds of a batch on a replica that was idle; measured for the smallest batch.
-        cpu: fraction of the time in which the batch kept a core busy.
+        wake: Extra seconds of a batch on a replica that was idle; measured for the smallest batch.
+        cpu: Fraction of the time in which the batch kept a core busy.
     """
 
     batch: int
@@ -52,10 +52,10 @@ def summarize_timings(
     """Summarize measurements of one batch size.
 
     Args:
-        batch: number of queries.
-        seconds: measurements on a busy replica.
-        idle_seconds: measurements after a pause.
-        cpu: fraction of the time in which a core was busy.
+        batch: Number of queries.
+        seconds: Measurements on a busy replica.
+        idle_seconds: Measurements after a pause.
+        cpu: Fraction of the time in which a core was busy.
     """
     values = np.array(seconds)
     p50, p90, p99 = (float(np.quantile(values, level)) for level in (0.5, 0.9, 0.99))
@@ -110,7 +110,7 @@ def require_profile(stage: str, run: Run) -> tuple[BatchTiming, ...]:
     """Return the profile of a stage.
 
     Raises:
-        UnfoldError: the stage was not profiled.
+        UnfoldError: The stage was not profiled.
     """
     timings = load_profile(stage, run)
     if timings is None:
@@ -138,7 +138,7 @@ def load_perf_analyzer_latencies(files: Mapping[int, str], key: str, run: Run) -
     """Return the seconds of a batch by its size, one file per size; ``key`` locates the files in the spec.
 
     Raises:
-        UnfoldError: a file is missing or was not written by perf_analyzer.
+        UnfoldError: A file is missing or was not written by perf_analyzer.
     """
     return {batch: read_perf_analyzer_latency(run.path(name, key=f"{key}.{batch}")) for batch, name in files.items()}
 
@@ -147,7 +147,7 @@ def read_perf_analyzer_latency(path: Path) -> float:
     """Return the mean compute seconds at the lowest load; queueing is what the estimator adds.
 
     Raises:
-        UnfoldError: a column or a figure is missing.
+        UnfoldError: A column or a figure is missing.
     """
     rows = list(csv_rows(path, COMPUTE_COLUMNS, hint="perf_analyzer -m MODEL -b BATCH -f FILE writes it"))
     if not rows:

@@ -33,17 +33,17 @@ class ModelSource:
     """Where a replica finds its model.
 
     Attributes:
-        path: file of the model; empty for code.
+        path: File of the model; empty for code.
         code: ``module:function``; empty for a file.
-        folder: folder to import the code from.
-        columns: indices of the numbers of a query that the model reads; empty for all.
-        start_s: how long loading may take.
-        features: numbers per query; ``None`` if the model determines it.
+        folder: Folder to import the code from.
+        columns: Indices of the numbers of a query that the model reads; empty for all.
+        start_s: How long loading may take.
+        features: Numbers per query; ``None`` if the model determines it.
         rows_file: NPZ file of queries to profile with; empty for synthetic queries.
-        outputs: by tensor, the values per query that code states to return; empty if it states none.
-        wanted: tensors that other stages read or test, beside all that the model returns by itself.
-        sha256: hash of the file or code when the service started, which replicas load from then on; empty for any.
-        on_gpu: whether an ONNX model runs on the GPU that its replica reserves.
+        outputs: By tensor, the values per query that code states to return; empty if it states none.
+        wanted: Tensors that other stages read or test, beside all that the model returns by itself.
+        sha256: Hash of the file or code when the service started, which replicas load from then on; empty for any.
+        on_gpu: Whether an ONNX model runs on the GPU that its replica reserves.
     """
 
     path: str = ""
@@ -79,8 +79,8 @@ def fingerprint_source(source: ModelSource, options: Mapping[str, Any]) -> str:
     """Return a fingerprint of the model's bytes and options, by which a stored profile is recognized.
 
     Args:
-        source: the file, or the code, which counts with the modules that it imports.
-        options: what else changes the latencies.
+        source: The file, or the code, which counts with the modules that it imports.
+        options: What else changes the latencies.
     """
     body = read_bytes(source.path) if source.path else _read_code(source)
     return fingerprint(MEASURED, options, hashlib.sha256(body).hexdigest())

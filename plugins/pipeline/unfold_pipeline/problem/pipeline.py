@@ -20,11 +20,11 @@ class HardwareOption:
     """A kind of hardware on which a stage can run.
 
     Attributes:
-        hardware: its name in the spec.
-        usd_per_hour: price of a replica, on a full instance where several share one.
+        hardware: Its name in the spec.
+        usd_per_hour: Price of a replica, on a full instance where several share one.
         latency_s: ``latency_s[b]`` is the time of a batch of ``b`` queries; index 0 is 0.
-        wake_s: extra time of the first batch on a replica that was idle.
-        replicas_per_instance: replicas, of any stages, that share one rented instance.
+        wake_s: Extra time of the first batch on a replica that was idle.
+        replicas_per_instance: Replicas, of any stages, that share one rented instance.
     """
 
     hardware: str
@@ -105,14 +105,14 @@ class Stage:
     """A model of the pipeline: the origin of its queries and the hardware that can serve it.
 
     Attributes:
-        name: its name in the spec.
-        parents: flows from upstream stages; empty for an entry stage.
-        options: hardware that can serve it.
-        share: fraction of all queries that enter here, for an entry stage.
-        fan_out: mean number of items made of one query of the parent.
-        max_wait_s: how long a batch that is not full may be delayed.
-        inputs: what its model reads; empty for all that its parents return, or for the row of the request at an entry.
-        missing: stands for each value of a parent that was skipped.
+        name: Its name in the spec.
+        parents: Flows from upstream stages; empty for an entry stage.
+        options: Hardware that can serve it.
+        share: Fraction of all queries that enter here, for an entry stage.
+        fan_out: Mean number of items made of one query of the parent.
+        max_wait_s: How long a batch that is not full may be delayed.
+        inputs: What its model reads; empty for all that its parents return, or for the row of the request at an entry.
+        missing: Stands for each value of a parent that was skipped.
     """
 
     name: str
@@ -260,9 +260,9 @@ def build_edges(
     """Return the flows into a stage.
 
     Args:
-        after: by upstream stage, the fraction of its queries that continues; 0 for no flow.
-        conditions: by upstream stage, the condition on its output, if there is one.
-        positions: index of each stage.
+        after: By upstream stage, the fraction of its queries that continues; 0 for no flow.
+        conditions: By upstream stage, the condition on its output, if there is one.
+        positions: Index of each stage.
     """
     return tuple(
         Edge(positions[parent], share, parse_condition(conditions[parent]) if parent in conditions else None)

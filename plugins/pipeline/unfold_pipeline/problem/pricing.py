@@ -29,7 +29,7 @@ def price_hardware(
     Prices in the spec go first, then those of ``price_list``, then downloaded and bundled prices of the catalog.
 
     Raises:
-        UnfoldError: an instance type or its price is unknown.
+        UnfoldError: An instance type or its price is unknown.
     """
     if price_list is None and all(kind.price is not None for kind in hardware.values()):
         return {name: ReplicaPrice(kind.price or 0.0, "spec") for name, kind in hardware.items()}

@@ -28,10 +28,10 @@ class SearchBudget:
     """Effort of the search for the cheapest plan.
 
     Attributes:
-        max_simulated_queries: queries of a stage that may be simulated.
-        max_nodes: search nodes that the proof may expand.
-        prove: whether to prove that no plan is cheaper.
-        compound: whether greedy may combine two steps.
+        max_simulated_queries: Queries of a stage that may be simulated.
+        max_nodes: Search nodes that the proof may expand.
+        prove: Whether to prove that no plan is cheaper.
+        compound: Whether greedy may combine two steps.
     """
 
     max_simulated_queries: float = 2.5e8
@@ -45,16 +45,16 @@ class TunerSettings:
     """Settings of the scaling rules.
 
     Attributes:
-        delay_s: from ordering a replica until it serves.
-        delay_source: where that time comes from.
-        has_floor: whether replica counts never fall below the plan.
-        margin: factor on the demand.
-        hold_s: how long demand must be lower before replicas are removed.
-        max_replicas: maximum replicas of a stage.
-        sheds: whether queries that cannot meet their deadline are dropped in a replay.
-        min_window_s: windows of the envelope below this length are ignored by the table rule.
-        max_wait_s: the waiting bound of the service; what would wait for longer is refused and never queues.
-        stores_table: whether the plan holds replicas by rate, for autoscalers of other systems.
+        delay_s: From ordering a replica until it serves.
+        delay_source: Where that time comes from.
+        has_floor: Whether replica counts never fall below the plan.
+        margin: Factor on the demand.
+        hold_s: How long demand must be lower before replicas are removed.
+        max_replicas: Maximum replicas of a stage.
+        sheds: Whether queries that cannot meet their deadline are dropped in a replay.
+        min_window_s: Windows of the envelope below this length are ignored by the table rule.
+        max_wait_s: The waiting bound of the service; what would wait for longer is refused and never queues.
+        stores_table: Whether the plan holds replicas by rate, for autoscalers of other systems.
     """
 
     delay_s: float = DEFAULT_ACTIVATION_S
@@ -78,10 +78,10 @@ class PlacementPolicy:
     """Where replicas run.
 
     Attributes:
-        has_gangs: whether the replicas of a stage start together on Ray Serve.
-        strategy: how Ray Serve places gangs, ``PACK`` or ``SPREAD``.
-        max_per_node: maximum replicas of a stage on a node of Ray Serve.
-        is_pinned: whether each local replica is pinned to a core.
+        has_gangs: Whether the replicas of a stage start together on Ray Serve.
+        strategy: How Ray Serve places gangs, ``PACK`` or ``SPREAD``.
+        max_per_node: Maximum replicas of a stage on a node of Ray Serve.
+        is_pinned: Whether each local replica is pinned to a core.
     """
 
     has_gangs: bool = False
@@ -116,10 +116,10 @@ class LatencySources:
     """The origin of the latencies on this machine.
 
     Attributes:
-        machine: the hardware that this machine is in the spec.
-        profiles: timings of each stage with a stored profile.
-        measured: stages that are planned by their profile, by processor.
-        overridden: stages with a profile that the latencies of the spec override.
+        machine: The hardware that this machine is in the spec.
+        profiles: Timings of each stage with a stored profile.
+        measured: Stages that are planned by their profile, by processor.
+        overridden: Stages with a profile that the latencies of the spec override.
     """
 
     machine: str
@@ -138,27 +138,27 @@ class Problem:
     """What to plan: a pipeline, samples of its traffic, and the SLO.
 
     Attributes:
-        name: name of the spec.
-        pipeline: stages, hardware options and quotas.
-        samples: traffic that the plan must serve within the SLO, each.
-        slo_s: the p99 target in seconds.
-        sheds: whether queries are dropped when they can no longer meet the SLO.
-        seed: seed of all random streams.
-        budget: effort of the search.
-        frontier_slos_s: targets of the cost-SLO frontier; ``None`` for the default ones.
-        prices: price of a replica by hardware.
-        latency_sources: origin of the latencies on this machine.
-        tuner_policy: name of the scaling rule in charge.
-        tuner: settings of the scaling rules.
-        placement: where replicas run.
-        recorded_visits: visits of recorded queries, shape (rows, stages), if routes are recorded.
-        cascade: the cascade behind the stages, if they come from its run.
-        serve_command: command that serves a plan; empty if the stages cannot be served.
-        activation_s: measured seconds from ordering a replica until it serves, by stage.
-        samplers: draw a fresh sample of each traffic.
-        traces: arrivals of each traffic that is recorded; its fresh samples are resamples.
-        confidence: share of fresh samples on which a plan must meet the SLO; ``None`` for the sample only.
-        spares: replicas that any stage may lose while the plan still meets the SLO.
+        name: Name of the spec.
+        pipeline: Stages, hardware options and quotas.
+        samples: Traffic that the plan must serve within the SLO, each.
+        slo_s: The p99 target in seconds.
+        sheds: Whether queries are dropped when they can no longer meet the SLO.
+        seed: Seed of all random streams.
+        budget: Effort of the search.
+        frontier_slos_s: Targets of the cost-SLO frontier; ``None`` for the default ones.
+        prices: Price of a replica by hardware.
+        latency_sources: Origin of the latencies on this machine.
+        tuner_policy: Name of the scaling rule in charge.
+        tuner: Settings of the scaling rules.
+        placement: Where replicas run.
+        recorded_visits: Visits of recorded queries, shape (rows, stages), if routes are recorded.
+        cascade: The cascade behind the stages, if they come from its run.
+        serve_command: Command that serves a plan; empty if the stages cannot be served.
+        activation_s: Measured seconds from ordering a replica until it serves, by stage.
+        samplers: Draw a fresh sample of each traffic.
+        traces: Arrivals of each traffic that is recorded; its fresh samples are resamples.
+        confidence: Share of fresh samples on which a plan must meet the SLO; ``None`` for the sample only.
+        spares: Replicas that any stage may lose while the plan still meets the SLO.
     """
 
     name: str

@@ -18,9 +18,9 @@ class QuotaLimits:
     """The quotas that the stages of a plan compete for.
 
     Attributes:
-        group: index of the quota of each stage, -1 for none; shape (stages,).
-        quota: maximum replicas of each quota; shape (quotas,).
-        planned: replicas of each stage in the plan, which are within the quotas; no stage that wants them gets fewer.
+        group: Index of the quota of each stage, -1 for none; shape (stages,).
+        quota: Maximum replicas of each quota; shape (quotas,).
+        planned: Replicas of each stage in the plan, which are within the quotas; no stage that wants them gets fewer.
     """
 
     group: CountArray
@@ -44,10 +44,10 @@ class FluidQueue:
     """A fluid queue per stage, which remembers its backlog and the replicas on their way between calls.
 
     Attributes:
-        arriving_replicas: replicas that serve in each of the next seconds, shape (delay, stages).
-        backlog: items that wait, shape (stages,).
-        max_replicas: maximum replicas of a stage.
-        max_wait_s: items that would wait for longer are refused and never queue.
+        arriving_replicas: Replicas that serve in each of the next seconds, shape (delay, stages).
+        backlog: Items that wait, shape (stages,).
+        max_replicas: Maximum replicas of a stage.
+        max_wait_s: Items that would wait for longer are refused and never queue.
     """
 
     arriving_replicas: CountArray
@@ -61,10 +61,10 @@ class FluidQueue:
         """Return targets, within the quotas, that empty the queues two seconds after an order serves.
 
         Args:
-            targets: replicas at successive seconds, shape (seconds, stages).
-            arrival_rates: items that arrive per second, shape (seconds, stages).
-            service_rates: items per second that one replica serves, shape (seconds, stages).
-            limits: the quotas.
+            targets: Replicas at successive seconds, shape (seconds, stages).
+            arrival_rates: Items that arrive per second, shape (seconds, stages).
+            service_rates: Items per second that one replica serves, shape (seconds, stages).
+            limits: The quotas.
         """
         result = np.ascontiguousarray(targets).copy()
         delay_ticks = len(self.arriving_replicas)
@@ -90,8 +90,8 @@ class FluidQueue:
         """Replace the estimate of the present by what was measured.
 
         Args:
-            serving: replicas that exist, shape (stages,); no more can serve.
-            queued: items that wait, NaN where that is unknown, shape (stages,).
+            serving: Replicas that exist, shape (stages,); no more can serve.
+            queued: Items that wait, NaN where that is unknown, shape (stages,).
         """
         self.arriving_replicas[0] = np.minimum(self.arriving_replicas[0], serving)
         self.backlog = np.where(np.isnan(queued), self.backlog, queued)
@@ -103,10 +103,10 @@ def build_fluid_queue(
     """Return empty queues before the first second.
 
     Args:
-        start_replicas: replicas that serve, shape (stages,).
-        delay_ticks: seconds from ordering a replica until it serves.
-        max_replicas: maximum replicas of a stage.
-        max_wait_s: the waiting bound of the service.
+        start_replicas: Replicas that serve, shape (stages,).
+        delay_ticks: Seconds from ordering a replica until it serves.
+        max_replicas: Maximum replicas of a stage.
+        max_wait_s: The waiting bound of the service.
     """
     arriving = np.tile(np.asarray(start_replicas, dtype=np.int64), (max(1, delay_ticks), 1))
     return FluidQueue(

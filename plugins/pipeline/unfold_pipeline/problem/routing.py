@@ -26,12 +26,12 @@ class Routes:
     """The paths of the items of some queries.
 
     Attributes:
-        pipeline: the stages.
-        sample: the visits of the queries; a flow with a condition is in it for every query if ``tests_values``.
-        pending_flows: flows that each item of a join still waits for, by stage; ``None`` where nothing joins.
-        is_reached: whether a flow has reached each item of a join, by stage; ``None`` where nothing joins.
-        open_items: items of each query that are not done, shape (queries,).
-        tests_values: whether conditions on the output decide, as in a service, or the sample, as in a replay.
+        pipeline: The stages.
+        sample: The visits of the queries; a flow with a condition is in it for every query if ``tests_values``.
+        pending_flows: Flows that each item of a join still waits for, by stage; ``None`` where nothing joins.
+        is_reached: Whether a flow has reached each item of a join, by stage; ``None`` where nothing joins.
+        open_items: Items of each query that are not done, shape (queries,).
+        tests_values: Whether conditions on the output decide, as in a service, or the sample, as in a replay.
     """
 
     pipeline: Pipeline
@@ -67,8 +67,8 @@ class Routes:
         reaches is skipped, with everything behind it: the dead-path elimination of WS-BPEL 2.0.
 
         Args:
-            item: the item that is done.
-            follows: whether its flow to a stage is followed.
+            item: The item that is done.
+            follows: Whether its flow to a stage is followed.
         """
         for child, copy in self.list_flows(item):
             yield from self._resolve_flow(child, copy, is_followed=follows(child))

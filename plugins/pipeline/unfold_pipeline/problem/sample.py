@@ -17,12 +17,12 @@ class Visits:
     """The items of one stage, numbered by query and, within a query, by parent item.
 
     Attributes:
-        query: query of each item, shape (items,).
-        origin_s: arrival time of each item's query, shape (items,).
-        first_child: by parent stage: first item here of each parent item, shape (parent items,).
-        child_count: by parent stage: items here of each parent item, shape (parent items,).
-        matches_parent: whether the items are those of the only parent, one to one.
-        is_unique: whether no query has two items here.
+        query: Query of each item, shape (items,).
+        origin_s: Arrival time of each item's query, shape (items,).
+        first_child: By parent stage: first item here of each parent item, shape (parent items,).
+        child_count: By parent stage: items here of each parent item, shape (parent items,).
+        matches_parent: Whether the items are those of the only parent, one to one.
+        is_unique: Whether no query has two items here.
     """
 
     query: IndexArray
@@ -83,10 +83,10 @@ def draw_sample(
     """Return a sample with random or recorded routes.
 
     Args:
-        pipeline: its edges give the routing probabilities.
-        arrivals: sorted arrival times in seconds, shape (queries,).
-        rng: source of the routes that are not recorded.
-        recorded: items per query and stage, shape (rows, stages); rows repeat from the top where queries are more.
+        pipeline: Its edges give the routing probabilities.
+        arrivals: Sorted arrival times in seconds, shape (queries,).
+        rng: Source of the routes that are not recorded.
+        recorded: Items per query and stage, shape (rows, stages); rows repeat from the top where queries are more.
     """
     visits: list[Visits] = []
     for index, stage in enumerate(pipeline.stages):
@@ -124,8 +124,8 @@ def resample_block_rows(arrivals: FloatArray, rng: np.random.Generator) -> tuple
     block, and the shape of the day.
 
     Args:
-        arrivals: sorted times in seconds from 0 on, shape (queries,).
-        rng: source of randomness.
+        arrivals: Sorted times in seconds from 0 on, shape (queries,).
+        rng: Source of randomness.
     """
     span_s, blocks = float(arrivals[-1]), _count_blocks(arrivals)
     length_s, reach_s = span_s / blocks, span_s / 4
@@ -181,7 +181,7 @@ def measure_wandering(counts: CountArray) -> float:
     upper windows limit all: traffic that switches on and off shows its peak rate.
 
     Args:
-        counts: queries in windows of equal length, shape (windows,).
+        counts: Queries in windows of equal length, shape (windows,).
     """
     logs = np.log(np.maximum(counts, 1))
     near, far = (_square_differences(logs, lag) for lag in (FAR_LAG // 2, FAR_LAG))

@@ -33,18 +33,18 @@ def load_arrivals(
     """Return the arrival times in seconds that a traffic description asks for.
 
     Args:
-        traffic: a process, a rate profile or a trace.
-        run: resolves the path of a trace.
-        rng: source of random arrivals.
-        key: where the description stands in the spec, for errors.
-        likely: columns to prefer in a trace if it has them.
-        on_newest_first: called if the rows of a table were reversed, because the newest came first; without it, such
+        traffic: A process, a rate profile or a trace.
+        run: Resolves the path of a trace.
+        rng: Source of random arrivals.
+        key: Where the description stands in the spec, for errors.
+        likely: Columns to prefer in a trace if it has them.
+        on_newest_first: Called if the rows of a table were reversed, because the newest came first; without it, such
             a table is an error.
-        allows_batch: whether all queries may arrive at one instant.
-        on_unsorted: called with the order of the rows if their stamps are in another one; without it, an error.
+        allows_batch: Whether all queries may arrive at one instant.
+        on_unsorted: Called with the order of the rows if their stamps are in another one; without it, an error.
 
     Raises:
-        UnfoldError: the trace cannot be read, nothing arrives, or all queries arrive at one instant.
+        UnfoldError: The trace cannot be read, nothing arrives, or all queries arrive at one instant.
     """
     if traffic.trace is not None:
         path = run.path(traffic.trace, key=f"{key}.trace" if key.startswith("arrivals") else key)
@@ -67,7 +67,7 @@ def read_visits(path: Path, stages: Sequence[Stage]) -> CountArray:
     """Return the visits of recorded queries, shape (queries, stages).
 
     Raises:
-        UnfoldError: a stage has no column, a cell is not a count, or a visit contradicts the edges of the pipeline.
+        UnfoldError: A stage has no column, a cell is not a count, or a visit contradicts the edges of the pipeline.
     """
     rows = list(csv_rows(path, [stage.name for stage in stages]))
     if not rows:

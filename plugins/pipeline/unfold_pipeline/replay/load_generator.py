@@ -34,14 +34,14 @@ class MeasuredTrace:
     """A trace that was replayed on running replicas.
 
     Attributes:
-        latencies: seconds of each query from its arrival in the trace; infinite without an answer.
-        sender_lateness_s: the greatest delay of the load generator.
-        replaced: replicas that died and were replaced.
-        final_replicas: replicas of each stage at the end.
-        timeline: replicas and batch sizes that serve, each second and when they change.
-        shed: number of queries that were shed.
-        batches: answered batches, their start relative to the trace; empty if the engine does not report them.
-        refused: number of queries that admission control refused.
+        latencies: Seconds of each query from its arrival in the trace; infinite without an answer.
+        sender_lateness_s: The greatest delay of the load generator.
+        replaced: Replicas that died and were replaced.
+        final_replicas: Replicas of each stage at the end.
+        timeline: Replicas and batch sizes that serve, each second and when they change.
+        shed: Number of queries that were shed.
+        batches: Answered batches, their start relative to the trace; empty if the engine does not report them.
+        refused: Number of queries that admission control refused.
     """
 
     latencies: FloatArray
@@ -74,14 +74,14 @@ async def replay_trace(
     Latency counts from the arrival in the trace, so a late sender hides nothing.
 
     Args:
-        runtime: the running pipeline.
-        pipeline: its stages.
-        sample: arrivals and routes.
-        rows: inputs, which queries use in turn; shape (rows, features).
-        tuner: the rule that changes replicas, if any.
-        progress: receives the number of queries sent.
-        deadline_s: a query that cannot be answered within this time is shed.
-        max_wait_s: a query that would be answered later is refused, as by the service.
+        runtime: The running pipeline.
+        pipeline: Its stages.
+        sample: Arrivals and routes.
+        rows: Inputs, which queries use in turn; shape (rows, features).
+        tuner: The rule that changes replicas, if any.
+        progress: Receives the number of queries sent.
+        deadline_s: A query that cannot be answered within this time is shed.
+        max_wait_s: A query that would be answered later is refused, as by the service.
     """
     gate = QueryGate(pipeline=pipeline, runtime=runtime, max_wait_s=max_wait_s)
     session = _TraceReplay(gate, sample, rows, progress, deadline_s)

@@ -30,15 +30,15 @@ class ReplaySetup:
     """What was replayed.
 
     Attributes:
-        pipeline, plan, sample: the stages, their configuration and the trace.
-        deadlines_s: time since arrival after which a query is dropped at each stage; ``None`` if none is dropped.
-        sheds: whether queries are dropped when they can no longer meet the SLO.
-        is_pinned: whether local replicas are pinned to cores.
-        is_local: whether all replicas run on this machine.
-        profiles: measured timings by stage.
-        seed: seed of the service-time variability.
-        observed: replicas and batch sizes that served from each time on; empty if those of the plan did.
-        measured_cpu: fraction of its time in which each stage kept a core busy during the run, by name.
+        pipeline, plan, sample: The stages, their configuration and the trace.
+        deadlines_s: Time since arrival after which a query is dropped at each stage; ``None`` if none is dropped.
+        sheds: Whether queries are dropped when they can no longer meet the SLO.
+        is_pinned: Whether local replicas are pinned to cores.
+        is_local: Whether all replicas run on this machine.
+        profiles: Measured timings by stage.
+        seed: Seed of the service-time variability.
+        observed: Replicas and batch sizes that served from each time on; empty if those of the plan did.
+        measured_cpu: Fraction of its time in which each stage kept a core busy during the run, by name.
     """
 
     pipeline: Pipeline

@@ -74,10 +74,10 @@ def simulate_rules(checker: SloChecker, plan: Plan, live: Sample, settings: Tune
     """Yield each rule with the trace under it.
 
     Args:
-        checker: pipeline, SLO and the traffic of the plan.
-        plan: the plan to scale.
-        live: the trace.
-        settings: settings in the spec; ``calibrated`` chooses its own margin, hold and floor.
+        checker: Pipeline, SLO and the traffic of the plan.
+        plan: The plan to scale.
+        live: The trace.
+        settings: Settings in the spec; ``calibrated`` chooses its own margin, hold and floor.
     """
     context = build_scaling_context(checker.pipeline, plan, checker.samples, checker.slo_s, checker.spares)
     table = build_context_table(context, settings)

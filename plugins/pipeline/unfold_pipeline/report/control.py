@@ -13,11 +13,11 @@ def build_control_report(
     """Return the next step of each stage; none was carried out.
 
     Args:
-        name: name of the spec.
-        controller: read the demand and the replicas.
-        steps: the next step of each stage.
-        warnings: what could not be checked.
-        every_s: time between two decisions.
+        name: Name of the spec.
+        controller: Read the demand and the replicas.
+        steps: The next step of each stage.
+        warnings: What could not be checked.
+        every_s: Time between two decisions.
     """
     record, limits = controller.record, controller.limits
     changes = sum(step.next != step.current for step in steps)

@@ -38,13 +38,13 @@ class StageScaling:
     """A proportional rule for one stage.
 
     Attributes:
-        min_replicas, max_replicas: its limits.
-        queries_per_replica: queries per second of the pipeline for which one replica is added; infinite if the
+        min_replicas, max_replicas: Its limits.
+        queries_per_replica: Queries per second of the pipeline for which one replica is added; infinite if the
             table has the same replicas at all rates.
-        items_per_query: requests of the stage per query.
-        mean_s: mean time of a query at the stage.
-        hold_s: for how long demand must be lower before replicas are removed.
-        excess: by which fraction the rule has more replicas than the table at most.
+        items_per_query: Requests of the stage per query.
+        mean_s: Mean time of a query at the stage.
+        hold_s: For how long demand must be lower before replicas are removed.
+        excess: By which fraction the rule has more replicas than the table at most.
     """
 
     min_replicas: int
@@ -70,7 +70,7 @@ def export_keda(report: Report) -> str:
     """Return a ScaledObject of KEDA for each stage, as the KServe export names its deployments.
 
     Raises:
-        UnfoldError: the plan holds no table.
+        UnfoldError: The plan holds no table.
     """
     stages, rules = _parse_rules(report)
     documents = [_build_scaled_object(report.name, stage, rules[stage.name]) for stage in stages]
@@ -87,7 +87,7 @@ def export_knative(report: Report) -> str:
     """Return a Knative Service with autoscaling annotations for each stage.
 
     Raises:
-        UnfoldError: the plan holds no table, or the model of a stage needs several GPUs.
+        UnfoldError: The plan holds no table, or the model of a stage needs several GPUs.
     """
     stages, rules = _parse_rules(report)
     documents = [_build_knative_service(stage, rules[stage.name]) for stage in stages]

@@ -37,7 +37,7 @@ def export_kserve(report: Report) -> str:
     dependency, so an error ends the query with its status. Comments at the top are for the reader.
 
     Raises:
-        UnfoldError: the graph or a server of KServe cannot carry the plan.
+        UnfoldError: The graph or a server of KServe cannot carry the plan.
     """
     if has_engines(report):
         return export_llm_services(report)
@@ -232,7 +232,7 @@ def _split_comparison(condition: Condition, stage: ExportedStage) -> tuple[Tenso
     """Return the tensor, the operator and the constant of a condition that a path of GJSON can express.
 
     Raises:
-        UnfoldError: it is more than the comparison of one value, with no function and no index from the end.
+        UnfoldError: It is more than the comparison of one value, with no function and no index from the end.
     """
     test = condition.test
     if isinstance(test, Comparison) and test.comparison != "in":

@@ -119,7 +119,7 @@ def _has_one_row(stage: ExportedStage, node: Any) -> bool:
     """Return whether a tensor is of one row only, which Triton serves without batches.
 
     Raises:
-        UnfoldError: it is of another number of rows, or the plan has batches.
+        UnfoldError: It is of another number of rows, or the plan has batches.
     """
     rows = next(iter(node.shape or []), None)
     if not isinstance(rows, int) or rows <= 0:
@@ -171,7 +171,7 @@ def _format_forest(stage: ExportedStage) -> str:
     """Return the tensors of an XGBoost model, with outputs as XGBoost itself predicts them.
 
     Raises:
-        UnfoldError: the file is not here, or the forest library does not predict as XGBoost does.
+        UnfoldError: The file is not here, or the forest library does not predict as XGBoost does.
     """
     key, path = f"stages.{stage.name}.model.file", str(stage.model_file)
     if not Path(path).is_file():

@@ -19,7 +19,7 @@ def export_tuner_roles(report: Report) -> str:
     """Return service account, role and binding for ``unfold serve --target kubernetes``.
 
     Raises:
-        UnfoldError: the report is no plan of a pipeline with stages, or a stage has no workload on Kubernetes.
+        UnfoldError: The report is no plan of a pipeline with stages, or a stage has no workload on Kubernetes.
     """
     spec = report.provenance.get("spec", {})
     stages = (report.decision or {}).get("stages")

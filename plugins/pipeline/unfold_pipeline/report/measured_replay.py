@@ -52,11 +52,11 @@ def build_measured_report(
     """Return the report of a replay.
 
     Args:
-        name: name of the spec.
-        replay: what was replayed.
-        trace: what was measured.
-        slo_s: the target in seconds.
-        planned: replicas and batch sizes of the plan.
+        name: Name of the spec.
+        replay: What was replayed.
+        trace: What was measured.
+        slo_s: The target in seconds.
+        planned: Replicas and batch sizes of the plan.
     """
     speeds = measure_speeds(replay, trace.batches, is_contended=replay.is_contended)
     at_measured_speed = estimate_at_measured_speed(replay, speeds) if speeds else None

@@ -44,14 +44,14 @@ class PlanAnalysis:
     """What explains a solution.
 
     Attributes:
-        frontier: the cheapest plan for other targets.
-        baselines: coarse-grained plans, if any meets the SLO.
-        stage_times: where the time of each stage goes.
-        rejected_savings: plans with one replica less.
-        losses_s: percentile after the loss of a replica by stage; ``None`` for its only one.
-        interval: confidence interval of the percentile.
-        jitter_s: percentile with measured service-time variability, if the plan uses profiles.
-        table: replicas by rate at the batch sizes of the plan, if the plan stores them.
+        frontier: The cheapest plan for other targets.
+        baselines: Coarse-grained plans, if any meets the SLO.
+        stage_times: Where the time of each stage goes.
+        rejected_savings: Plans with one replica less.
+        losses_s: Percentile after the loss of a replica by stage; ``None`` for its only one.
+        interval: Confidence interval of the percentile.
+        jitter_s: Percentile with measured service-time variability, if the plan uses profiles.
+        table: Replicas by rate at the batch sizes of the plan, if the plan stores them.
     """
 
     frontier: tuple[FrontierPoint, ...]

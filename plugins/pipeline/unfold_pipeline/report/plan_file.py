@@ -63,10 +63,10 @@ def format_scaling(
     """Return what other autoscalers need of a rate-to-replica table, as plain data.
 
     Args:
-        checker: pipeline and samples.
-        table: replicas by rate.
-        stay_s: mean seconds of a query at each stage.
-        settings: for how long demand must be lower, and the maximum of replicas.
+        checker: Pipeline and samples.
+        table: Replicas by rate.
+        stay_s: Mean seconds of a query at each stage.
+        settings: For how long demand must be lower, and the maximum of replicas.
     """
     rate = max(sample.rate for sample in checker.samples)
     return {
@@ -88,7 +88,7 @@ def parse_decision(decision: Mapping[str, Any], pipeline: Pipeline) -> Plan:
     """Return the plan that :func:`format_decision` wrote.
 
     Raises:
-        UnfoldError: the plan has other stages, hardware or batch sizes than the pipeline.
+        UnfoldError: The plan has other stages, hardware or batch sizes than the pipeline.
     """
     stages = decision.get("stages")
     names = [stage.name for stage in pipeline.stages]

@@ -19,12 +19,12 @@ def build_profile_report(
     """Report the batch times of each stage, and whether plans use them.
 
     Args:
-        name: name of the spec.
-        profiles: timings by stage.
-        fresh: number of stages that were measured now.
-        hardware: the hardware that this machine is in the spec.
-        folder: where the profiles are stored.
-        overridden: stages that plan with a latency of the spec instead.
+        name: Name of the spec.
+        profiles: Timings by stage.
+        fresh: Number of stages that were measured now.
+        hardware: The hardware that this machine is in the spec.
+        folder: Where the profiles are stored.
+        overridden: Stages that plan with a latency of the spec instead.
     """
     batches = sum(len(timings) for timings in profiles.values())
     lines = [

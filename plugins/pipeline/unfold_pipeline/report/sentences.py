@@ -311,10 +311,10 @@ def describe_relaxation(
     """Return what would admit a plan.
 
     Args:
-        relaxed: a target in seconds and the $/h of its plan, if one is known.
-        quotas: quotas that would suffice.
-        stage: the slowest stage.
-        room_s: the time that the target leaves for it.
+        relaxed: A target in seconds and the $/h of its plan, if one is known.
+        quotas: Quotas that would suffice.
+        stage: The slowest stage.
+        room_s: The time that the target leaves for it.
     """
     parts = []
     if relaxed is not None:

@@ -35,9 +35,9 @@ def build_replay_report(problem: Problem, live: Sample, rules: Sequence[RuleTrac
     """Return the report of a trace under the rule in charge.
 
     Args:
-        problem: names the rule in charge.
-        live: the trace.
-        rules: every rule with the trace under it.
+        problem: Names the rule in charge.
+        live: The trace.
+        rules: Every rule with the trace under it.
     """
     chosen = next(rule for rule in rules if rule.name == problem.tuner_policy)
     slo_s, trace = problem.slo_s, chosen.trace

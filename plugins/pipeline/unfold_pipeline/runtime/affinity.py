@@ -45,7 +45,7 @@ def list_local_cores() -> CoreAllocator:
     """Return the cores that this process may use.
 
     Raises:
-        UnfoldError: the system cannot pin a process to a core.
+        UnfoldError: The system cannot pin a process to a core.
     """
     if not hasattr(os, "sched_setaffinity"):
         message = "this system cannot pin a process to a core"

@@ -30,11 +30,11 @@ class Deployment:
     """What is needed to run a plan.
 
     Attributes:
-        problem: pipeline, SLO and placement.
-        plan: configuration of each stage.
-        sources: model of each stage.
-        rows: queries to send in a replay, shape (rows, features).
-        flow: what each model reads.
+        problem: Pipeline, SLO and placement.
+        plan: Configuration of each stage.
+        sources: Model of each stage.
+        rows: Queries to send in a replay, shape (rows, features).
+        flow: What each model reads.
     """
 
     problem: Problem
@@ -71,10 +71,10 @@ def list_planned_stages(
     A replica that keeps a batch for far longer than it should take counts as hung.
 
     Args:
-        pipeline: stages and the latencies of their options.
-        plan: configuration of each stage.
-        sources: model of each stage.
-        slo_s: target of the whole pipeline, which queries may use up; ``None`` if other stages share it.
+        pipeline: Stages and the latencies of their options.
+        plan: Configuration of each stage.
+        sources: Model of each stage.
+        slo_s: Target of the whole pipeline, which queries may use up; ``None`` if other stages share it.
     """
     parts = zip(
         pipeline.stages,
@@ -103,12 +103,12 @@ def build_deployment(problem: Problem, plan: Plan, sources: Mapping[str, ModelSo
     """Return a plan with its models.
 
     Args:
-        problem: pipeline, SLO and placement.
-        plan: configuration of each stage.
-        sources: model by stage.
+        problem: Pipeline, SLO and placement.
+        plan: Configuration of each stage.
+        sources: Model by stage.
 
     Raises:
-        UnfoldError: a model is damaged, or reads other tensors than queries and the stages before it have.
+        UnfoldError: A model is damaged, or reads other tensors than queries and the stages before it have.
     """
     models = resolve_models(problem.pipeline, sources)
     return Deployment(problem=problem, plan=plan, sources=models.sources, rows=models.rows, flow=models.flow)
@@ -119,9 +119,9 @@ class ResolvedModels:
     """The models of a pipeline, compared with each other.
 
     Attributes:
-        sources: model of each stage.
-        rows: queries to send in a replay, shape (rows, features).
-        flow: what each model reads.
+        sources: Model of each stage.
+        rows: Queries to send in a replay, shape (rows, features).
+        flow: What each model reads.
     """
 
     sources: tuple[ModelSource, ...]
@@ -133,7 +133,7 @@ def resolve_models(pipeline: Pipeline, sources: Mapping[str, ModelSource]) -> Re
     """Return the models of a pipeline; queries have the numbers that the first stage that reads them takes.
 
     Raises:
-        UnfoldError: a model is damaged, or reads other tensors than queries and the stages before it have.
+        UnfoldError: A model is damaged, or reads other tensors than queries and the stages before it have.
     """
     rows = None
     ordered = request_tensors(pipeline, [sources[stage.name] for stage in pipeline.stages])

@@ -26,11 +26,11 @@ class LiveTuner:
     """The scaling rule in charge, and the quotas that limit it.
 
     Attributes:
-        rule: takes all demand so far and the time; returns the targets of all stages.
-        limits: the quotas.
-        set_delay: lets the rule expect another activation time.
-        delay_s: the activation time that the rule expects; infinite if it does not look ahead.
-        decisions: the last targets, with the second of each.
+        rule: Takes all demand so far and the time; returns the targets of all stages.
+        limits: The quotas.
+        set_delay: Lets the rule expect another activation time.
+        delay_s: The activation time that the rule expects; infinite if it does not look ahead.
+        decisions: The last targets, with the second of each.
     """
 
     rule: ScalingRule
@@ -43,8 +43,8 @@ class LiveTuner:
         """Return the targets within the quotas; it may take tens of milliseconds.
 
         Args:
-            arrivals: all demand, in seconds since the first query, refused queries included.
-            now_s: whole seconds since the first query.
+            arrivals: All demand, in seconds since the first query, refused queries included.
+            now_s: Whole seconds since the first query.
         """
         targets = self.rule(arrivals, now_s)
         state = ScalingState(self.limits.share_replicas(targets.replicas), targets.batches)

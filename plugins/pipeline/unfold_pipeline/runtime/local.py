@@ -135,7 +135,7 @@ class LocalRuntime:
         """Start all replicas and wait until they are ready.
 
         Raises:
-            UnfoldError: a replica cannot load its model, or not in time.
+            UnfoldError: A replica cannot load its model, or not in time.
         """
         self._loop = asyncio.get_running_loop()
         shorten_time_slice()

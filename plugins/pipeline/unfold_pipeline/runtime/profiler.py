@@ -38,12 +38,12 @@ class ProfileJob:
     """A stage to profile.
 
     Attributes:
-        stage: its name.
-        source: its model.
-        rows: what the model reads for each of some queries: rows of numbers, or tensors by name.
-        batches: batch sizes to measure.
-        made_from: fingerprint of the model.
-        is_pinned: whether its replicas are pinned to a core.
+        stage: Its name.
+        source: Its model.
+        rows: What the model reads for each of some queries: rows of numbers, or tensors by name.
+        batches: Batch sizes to measure.
+        made_from: Fingerprint of the model.
+        is_pinned: Whether its replicas are pinned to a core.
     """
 
     stage: str
@@ -76,7 +76,7 @@ def measure_drift(seconds: Sequence[Sequence[float]]) -> float:
     Sizes are measured in turn. Only what all of them share is a drift of the model; 1 is none.
 
     Args:
-        seconds: of each call in order, by batch size; none is empty.
+        seconds: Of each call in order, by batch size; none is empty.
     """
     thirds = [np.array_split(np.asarray(calls), 3) for calls in seconds if len(calls) >= MIN_CALLS]
     ratios = [float(np.median(last) / max(np.median(first), 1e-9)) for first, _, last in thirds]

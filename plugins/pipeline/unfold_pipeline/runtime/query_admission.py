@@ -60,11 +60,11 @@ class QueryGate:
     """Admits queries to a running pipeline.
 
     Attributes:
-        pipeline, runtime: the stages and their replicas.
-        max_wait_s: the waiting bound: no admitted query is answered later, unless a replica was lost with it.
-        arrivals: all demand.
-        in_flight: admitted queries that have not ended.
-        refused: number of refused queries.
+        pipeline, runtime: The stages and their replicas.
+        max_wait_s: The waiting bound: no admitted query is answered later, unless a replica was lost with it.
+        arrivals: All demand.
+        in_flight: Admitted queries that have not ended.
+        refused: Number of refused queries.
     """
 
     pipeline: Pipeline

@@ -46,11 +46,11 @@ class PipelineIngress:
     """Routes the rows of a request through the stages.
 
     Args:
-        name: name of the pipeline.
+        name: Name of the pipeline.
         stages: ``name``, ``after``, ``share`` and ``fan_out`` of each stage, in topological order.
-        handles: handle of the deployment of each stage, in the same order.
-        seed: seed of the routes.
-        flow: what each stage reads; by default the row of the request.
+        handles: Handle of the deployment of each stage, in the same order.
+        seed: Seed of the routes.
+        flow: What each stage reads; by default the row of the request.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ def parse_rows(body: bytes) -> RowArray:
     """Return the rows of an inference request, shape (rows, features).
 
     Raises:
-        InvalidBodyError: the body is not JSON, has no input ``x``, or its data does not fill its shape.
+        InvalidBodyError: The body is not JSON, has no input ``x``, or its data does not fill its shape.
     """
     try:
         inputs = json.loads(body)["inputs"]
@@ -160,7 +160,7 @@ def application(args: dict[str, Any]) -> Any:
             ``features`` and ``outputs``, and ``gpu`` if it runs on one.
 
     Raises:
-        UnfoldError: an input or a condition does not fit the models.
+        UnfoldError: An input or a condition does not fit the models.
     """
     from ray import serve
 
@@ -177,7 +177,7 @@ def resolve_exported_stages(stages: Sequence[Mapping[str, Any]]) -> tuple[tuple[
     """Return the models of the stages of an exported config, and what each of them reads.
 
     Raises:
-        UnfoldError: an input or a condition does not fit the models.
+        UnfoldError: An input or a condition does not fit the models.
     """
     pipeline = build_flow_graph(stages)
     sources = request_tensors(pipeline, [_build_source(stage) for stage in stages])

@@ -39,7 +39,7 @@ def check_deployment_name(stage: str) -> None:
     """Refuse a stage with a name that Ray Serve cannot give to replicas.
 
     Raises:
-        UnfoldError: the name holds what separates names in Ray Serve, or what its metrics cannot hold.
+        UnfoldError: The name holds what separates names in Ray Serve, or what its metrics cannot hold.
     """
     if RAY_DELIMITER in stage or not stage.isascii():
         refused = RAY_DELIMITER if RAY_DELIMITER in stage else "character beyond ASCII"
@@ -73,13 +73,13 @@ class RayReplica:
         """Return the answer to one row as :class:`RowAnswer`, or :class:`ModelHung`.
 
         Args:
-            row: what the model reads for the query, without the batch axis.
-            batch: maximum batch size from now on (0: unchanged). It travels with the row because Ray Serve sends a
+            row: What the model reads for the query, without the batch axis.
+            batch: Maximum batch size from now on (0: unchanged). It travels with the row because Ray Serve sends a
                 replica nothing while it applies another config.
-            is_alone: whether the row shares its batch with no other.
+            is_alone: Whether the row shares its batch with no other.
 
         Raises:
-            RuntimeError: the model raised an error on the row.
+            RuntimeError: The model raised an error on the row.
         """
         if batch not in (0, self._batch):
             self._batch = batch

@@ -52,26 +52,26 @@ class StageDeployment:
     """A stage on Ray Serve.
 
     Attributes:
-        name: of the stage.
-        app: name of its Ray Serve application.
-        source: its model.
-        max_batch: maximum batch size at present, which each query carries.
-        planned_batch: maximum batch size at the start, which at most doubles.
-        max_wait_s: how long a batch that is not full may be delayed.
-        target_replicas: how many replicas there should be.
-        gang_size: replicas of the plan, which start together if ``placement`` has gangs.
-        placement: where replicas run.
-        min_remaining_s: least seconds that a query still takes from here on.
-        hang_timeout_s: a replica that keeps a batch for longer exits.
+        name: Of the stage.
+        app: Name of its Ray Serve application.
+        source: Its model.
+        max_batch: Maximum batch size at present, which each query carries.
+        planned_batch: Maximum batch size at the start, which at most doubles.
+        max_wait_s: How long a batch that is not full may be delayed.
+        target_replicas: How many replicas there should be.
+        gang_size: Replicas of the plan, which start together if ``placement`` has gangs.
+        placement: Where replicas run.
+        min_remaining_s: Least seconds that a query still takes from here on.
+        hang_timeout_s: A replica that keeps a batch for longer exits.
         handle: Ray Serve's handle of the deployment.
-        ready, open, served, failed: counters of replicas and queries.
-        known_replicas: replicas that ran when they were last listed.
-        slots: hold back the queries that the replicas cannot take yet.
-        retry_lock: held by the one query that is sent again after its replica died.
-        speed: how long its batches take.
-        activation: how long its replicas take to start.
-        orders_s: when each replica was ordered that does not serve yet, on :func:`read_clock`, the oldest first.
-        start_error: why replicas do not start, as Ray Serve reports it; empty if all serve.
+        ready, open, served, failed: Counters of replicas and queries.
+        known_replicas: Replicas that ran when they were last listed.
+        slots: Hold back the queries that the replicas cannot take yet.
+        retry_lock: Held by the one query that is sent again after its replica died.
+        speed: How long its batches take.
+        activation: How long its replicas take to start.
+        orders_s: When each replica was ordered that does not serve yet, on :func:`read_clock`, the oldest first.
+        start_error: Why replicas do not start, as Ray Serve reports it; empty if all serve.
     """
 
     name: str

@@ -21,10 +21,10 @@ class RequestSlots:
     """Limits how many queries the replicas have at once; the others wait, first come, first served.
 
     Attributes:
-        limit: queries that the replicas take at once.
-        taken: queries that they have.
-        waiting: queries that wait; a result of false ends the wait of one that was shed.
-        starts_s: by the clock of the queries, when those that are not answered yet got their slots.
+        limit: Queries that the replicas take at once.
+        taken: Queries that they have.
+        waiting: Queries that wait; a result of false ends the wait of one that was shed.
+        starts_s: By the clock of the queries, when those that are not answered yet got their slots.
     """
 
     limit: int

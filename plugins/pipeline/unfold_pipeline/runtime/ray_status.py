@@ -19,8 +19,8 @@ class DeploymentListing:
     """The deployment of a stage.
 
     Attributes:
-        running: identities of the replicas that run.
-        fault: why others do not start, as far as Ray Serve reports it; empty if it reports no fault.
+        running: Identities of the replicas that run.
+        fault: Why others do not start, as far as Ray Serve reports it; empty if it reports no fault.
     """
 
     running: frozenset[str] = frozenset()

@@ -43,10 +43,10 @@ class BatchAnswer:
     """The outputs for a batch, and how its seconds were spent.
 
     Attributes:
-        outputs: one per row, by name if the model returns several tensors.
-        model_s: seconds in the model.
-        cpu_s: seconds of these in which a core was busy.
-        waited_s: seconds since the hand-over in which the process waited for a core.
+        outputs: One per row, by name if the model returns several tensors.
+        model_s: Seconds in the model.
+        cpu_s: Seconds of these in which a core was busy.
+        waited_s: Seconds since the hand-over in which the process waited for a core.
     """
 
     outputs: Tensors

@@ -51,19 +51,19 @@ class Query:
     """A query in flight.
 
     Attributes:
-        row: its input; tensors by name are what its only stage reads.
-        routes: the routes that hold its path.
-        number: its number in the routes.
-        on_finished: is called once with its answers.
-        answers: answers of the stages so far.
-        received: by item that is not done, what the stages upstream have returned.
-        due_s: when its answer is late, on :func:`read_clock`.
-        is_shed: whether it was dropped because it would be late.
-        failed_stage: the stage with the model that raised an error on it.
-        process_failures: processes that ended while they served nothing else.
-        batched_at: stages that took it into a batch, and when; empty for a query without a deadline.
-        has_lost_replica: whether a replica was lost that served it, or that it waited for; it is answered anyway.
-        on_shed: withdraw what was sent for it to other processes.
+        row: Its input; tensors by name are what its only stage reads.
+        routes: The routes that hold its path.
+        number: Its number in the routes.
+        on_finished: Is called once with its answers.
+        answers: Answers of the stages so far.
+        received: By item that is not done, what the stages upstream have returned.
+        due_s: When its answer is late, on :func:`read_clock`.
+        is_shed: Whether it was dropped because it would be late.
+        failed_stage: The stage with the model that raised an error on it.
+        process_failures: Processes that ended while they served nothing else.
+        batched_at: Stages that took it into a batch, and when; empty for a query without a deadline.
+        has_lost_replica: Whether a replica was lost that served it, or that it waited for; it is answered anyway.
+        on_shed: Withdraw what was sent for it to other processes.
     """
 
     row: Tensors
@@ -124,13 +124,13 @@ class CompletedBatch:
     """A batch that was answered.
 
     Attributes:
-        stage: name of the stage.
-        rows: number of rows.
-        start_s: when it was handed over, on :func:`read_clock`.
-        total_s: seconds until the answer.
-        model_s: seconds of these in the model.
-        waited_s: seconds of these in which the replica waited for a core.
-        cpu_s: seconds of these in which a core was busy.
+        stage: Name of the stage.
+        rows: Number of rows.
+        start_s: When it was handed over, on :func:`read_clock`.
+        total_s: Seconds until the answer.
+        model_s: Seconds of these in the model.
+        waited_s: Seconds of these in which the replica waited for a core.
+        cpu_s: Seconds of these in which a core was busy.
     """
 
     stage: str
@@ -147,14 +147,14 @@ class Worker:
     """A replica as its stage sees it.
 
     Attributes:
-        replica: process and pipe.
-        launched_s: when its process was started, on :func:`read_clock`.
-        is_ready: whether the model is loaded.
-        is_leaving: whether it ends with its batch.
-        core: the core to which it is pinned.
-        batch: the items that it serves.
-        batch_start_s: when the batch was handed over.
-        hang_timer: fires when it has kept the batch for too long.
+        replica: Process and pipe.
+        launched_s: When its process was started, on :func:`read_clock`.
+        is_ready: Whether the model is loaded.
+        is_leaving: Whether it ends with its batch.
+        core: The core to which it is pinned.
+        batch: The items that it serves.
+        batch_start_s: When the batch was handed over.
+        hang_timer: Fires when it has kept the batch for too long.
     """
 
     replica: Replica
@@ -201,14 +201,14 @@ class PlannedStage:
     """How a stage of a plan runs.
 
     Attributes:
-        name: of the stage.
-        source: its model.
-        config: its largest batch and its replicas.
-        min_remaining_s: least seconds that a query still takes from here on.
-        max_slack_s: upper limit of how much longer than the least queries are expected to take.
-        max_wait_s: how long a batch that is not full may be delayed.
-        hang_timeout_s: a replica that keeps a batch for longer is ended.
-        latency_s: planned seconds of a batch by its size; empty if unknown.
+        name: Of the stage.
+        source: Its model.
+        config: Its largest batch and its replicas.
+        min_remaining_s: Least seconds that a query still takes from here on.
+        max_slack_s: Upper limit of how much longer than the least queries are expected to take.
+        max_wait_s: How long a batch that is not full may be delayed.
+        hang_timeout_s: A replica that keeps a batch for longer is ended.
+        latency_s: Planned seconds of a batch by its size; empty if unknown.
     """
 
     name: str
@@ -226,29 +226,29 @@ class StageRuntime:
     """A running stage.
 
     Attributes:
-        name: of the stage.
-        source: its model.
-        max_batch: maximum batch size at present.
-        target_replicas: how many replicas there should be.
-        min_remaining_s: least seconds that a query still takes from here on.
-        max_slack_s: upper limit of ``slack_s``, so that some queries are always admitted and the slack is learned.
-        slack_s: how much longer than the least nearly all queries took lately.
-        max_wait_s: how long a batch that is not full may be delayed.
-        hang_timeout_s: a replica that keeps a batch for longer is ended.
-        queue: items that wait.
-        retry_queue: items of batches on which the model failed, to be tried one by one.
-        workers: its replicas.
-        consecutive_failures: replicas that ended without a batch, one after the other.
-        failed_s: when the last of them ended, on :func:`read_clock`.
-        replaced, served, batches, failed: counters of replicas, rows, batches, and rows on which the model failed.
-        model_s, cpu_s: seconds in the model, and those of them in which a core was busy.
-        last_error: the last error of the model.
-        logged_s: when an error of each kind was logged last.
-        wait_timer: fires when the oldest item has waited for ``max_wait_s``.
-        start_error: why the last replicas did not start; empty once one does.
-        restart_timer: fires when replicas may be started again after too many failures.
-        speed: how long its batches take.
-        activation: how long its replicas take to start.
+        name: Of the stage.
+        source: Its model.
+        max_batch: Maximum batch size at present.
+        target_replicas: How many replicas there should be.
+        min_remaining_s: Least seconds that a query still takes from here on.
+        max_slack_s: Upper limit of ``slack_s``, so that some queries are always admitted and the slack is learned.
+        slack_s: How much longer than the least nearly all queries took lately.
+        max_wait_s: How long a batch that is not full may be delayed.
+        hang_timeout_s: A replica that keeps a batch for longer is ended.
+        queue: Items that wait.
+        retry_queue: Items of batches on which the model failed, to be tried one by one.
+        workers: Its replicas.
+        consecutive_failures: Replicas that ended without a batch, one after the other.
+        failed_s: When the last of them ended, on :func:`read_clock`.
+        replaced, served, batches, failed: Counters of replicas, rows, batches, and rows on which the model failed.
+        model_s, cpu_s: Seconds in the model, and those of them in which a core was busy.
+        last_error: The last error of the model.
+        logged_s: When an error of each kind was logged last.
+        wait_timer: Fires when the oldest item has waited for ``max_wait_s``.
+        start_error: Why the last replicas did not start; empty once one does.
+        restart_timer: Fires when replicas may be started again after too many failures.
+        speed: How long its batches take.
+        activation: How long its replicas take to start.
     """
 
     name: str

@@ -97,7 +97,7 @@ def sort_stages(stages: Mapping[str, StageSpec]) -> list[str]:
     """Return the stage names in topological order; ties keep the order of the spec.
 
     Raises:
-        graphlib.CycleError: the stages form a cycle.
+        graphlib.CycleError: The stages form a cycle.
     """
     sorter = graphlib.TopologicalSorter(
         {name: [parent for parent in stage.after if parent in stages] for name, stage in stages.items()}

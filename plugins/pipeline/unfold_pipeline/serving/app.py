@@ -71,13 +71,13 @@ def build_app(
     """Return the application.
 
     Args:
-        name: name of the pipeline.
-        pipeline: its stages.
-        runtime: its replicas, not started yet.
-        features: numbers per query.
-        settings: how it is served.
-        record: receives what happens.
-        limits: maximum rows in flight and body size.
+        name: Name of the pipeline.
+        pipeline: Its stages.
+        runtime: Its replicas, not started yet.
+        features: Numbers per query.
+        settings: How it is served.
+        record: Receives what happens.
+        limits: Maximum rows in flight and body size.
     """
     server_metrics = create_metrics()
     record = record or ServiceRecord(read_clock())

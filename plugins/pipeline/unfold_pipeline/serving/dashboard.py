@@ -38,11 +38,11 @@ class PlannedService:
     """What the plan guarantees.
 
     Attributes:
-        slo_s: target in seconds.
-        percentile: fraction of the queries that meet it.
-        options: hardware of the stages.
-        envelope: traffic that the plan was made for.
-        branches: compares conditions, by the items that each stage has served, with the fractions of the plan.
+        slo_s: Target in seconds.
+        percentile: Fraction of the queries that meet it.
+        options: Hardware of the stages.
+        envelope: Traffic that the plan was made for.
+        branches: Compares conditions, by the items that each stage has served, with the fractions of the plan.
     """
 
     slo_s: float
@@ -75,13 +75,13 @@ class ServiceRecord:
     """What happened since the start of a service.
 
     Attributes:
-        start_s: start of the service, on :func:`read_clock`.
-        bucket_bounds_s: upper bounds of the latency buckets.
-        answers: answers per bucket; the last bucket has no upper bound.
-        arrivals: all demand of the last minutes, refused queries included.
-        outcomes: number of queries by outcome.
-        spent_usd: cost so far.
-        billed_until_s: time up to which replicas are billed, on :func:`read_clock`.
+        start_s: Start of the service, on :func:`read_clock`.
+        bucket_bounds_s: Upper bounds of the latency buckets.
+        answers: Answers per bucket; the last bucket has no upper bound.
+        arrivals: All demand of the last minutes, refused queries included.
+        outcomes: Number of queries by outcome.
+        spent_usd: Cost so far.
+        billed_until_s: Time up to which replicas are billed, on :func:`read_clock`.
     """
 
     start_s: float
@@ -133,11 +133,11 @@ def build_watch(
     """Return a function that builds the live page.
 
     Args:
-        name: name of the pipeline.
-        runtime: its replicas.
-        record: what happened so far.
-        planned: what the plan guarantees.
-        requests: all requests of the server, rejected ones included.
+        name: Name of the pipeline.
+        runtime: Its replicas.
+        record: What happened so far.
+        planned: What the plan guarantees.
+        requests: All requests of the server, rejected ones included.
     """
     build_charts = build_chart_source(name, runtime, record, planned, requests)
 

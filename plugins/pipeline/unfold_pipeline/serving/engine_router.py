@@ -173,19 +173,19 @@ class EngineRouterApp:
     """Answers OpenAI's completions by running engines.
 
     Attributes:
-        endpoints: the engines, in the order of the balancer.
-        balancer: distributes the requests.
-        metrics: what is measured.
-        estimate: what the plan estimates.
-        limits: how long an engine may take.
-        max_in_flight: requests that may be inside.
-        running: starts the engines and stops them.
-        log: records the tokens that arrive, for a scaling rule.
-        list_states: returns the state of each engine, where this service starts them.
-        stages: the running stages before and after the engines.
-        prefill: the prefill engines; ``None`` if the engines compute prompts themselves.
-        in_flight: requests at stages and engines.
-        client: connections to the engines, while the service runs.
+        endpoints: The engines, in the order of the balancer.
+        balancer: Distributes the requests.
+        metrics: What is measured.
+        estimate: What the plan estimates.
+        limits: How long an engine may take.
+        max_in_flight: Requests that may be inside.
+        running: Starts the engines and stops them.
+        log: Records the tokens that arrive, for a scaling rule.
+        list_states: Returns the state of each engine, where this service starts them.
+        stages: The running stages before and after the engines.
+        prefill: The prefill engines; ``None`` if the engines compute prompts themselves.
+        in_flight: Requests at stages and engines.
+        client: Connections to the engines, while the service runs.
     """
 
     endpoints: Sequence[Endpoint]
@@ -329,7 +329,7 @@ class EngineRouterApp:
         """Pass the stages before the engines, and route.
 
         Raises:
-            RequestError: a stage failed, or no engine answers.
+            RequestError: A stage failed, or no engine answers.
         """
         if self.stages is not None:
             exchange.answers.update(await _pass_line(self.stages.upstream, exchange))
@@ -339,7 +339,7 @@ class EngineRouterApp:
         """Send a request to one engine after the other until one begins to answer.
 
         Raises:
-            RequestError: no engine did.
+            RequestError: No engine did.
         """
         import httpx
 
@@ -391,7 +391,7 @@ class EngineRouterApp:
         """Forward a request to an engine and its reply to the client; return the status.
 
         Raises:
-            EndpointError: the engine is busy, or its stream is broken.
+            EndpointError: The engine is busy, or its stream is broken.
         """
         assert self.client is not None  # noqa: S101 - the lifespan comes first
         endpoint, is_stream = self.endpoints[index], bool(request.get("stream"))
@@ -434,7 +434,7 @@ class EngineRouterApp:
         """Pass the events of a stream on as they come, and measure them.
 
         Raises:
-            EndpointError: the stream ends before ``[DONE]``.
+            EndpointError: The stream ends before ``[DONE]``.
         """
         first_s = last_s = 0.0
         events = tokens = 0
@@ -462,7 +462,7 @@ class EngineRouterApp:
         """Pass the stages after the engines; return the answers of all stages.
 
         Raises:
-            RequestError: a stage failed, or its answer has no JSON form.
+            RequestError: A stage failed, or its answer has no JSON form.
         """
         assert self.stages is not None  # noqa: S101 - the caller checks
         exchange.answers.update(await _pass_line(self.stages.downstream, exchange))

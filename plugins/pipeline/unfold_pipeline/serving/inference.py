@@ -38,11 +38,11 @@ class ServiceSettings:
     """How a pipeline is served.
 
     Attributes:
-        seed: seed of the routes.
-        tuner: the scaling rule in charge, if any.
-        planned: what the plan guarantees.
-        sheds: whether queries are dropped when they can no longer meet the SLO.
-        store_activation: receives the measured activation times, by stage name, at the start and at the end.
+        seed: Seed of the routes.
+        tuner: The scaling rule in charge, if any.
+        planned: What the plan guarantees.
+        sheds: Whether queries are dropped when they can no longer meet the SLO.
+        store_activation: Receives the measured activation times, by stage name, at the start and at the end.
     """
 
     seed: int
@@ -69,14 +69,14 @@ class InferenceGateway:
     It stands where the server of a single model has its batcher.
 
     Attributes:
-        gate: the entrance of the pipeline.
-        settings: how the pipeline is served.
-        record: receives arrivals and outcomes.
-        limits: maximum rows in flight and maximum body size.
-        metrics: metrics of the server.
-        routes: draws a route for each query.
-        rows_per_request: mean rows of a request; one that is refused by its head counts as so many queries.
-        hung: whether the pipeline does not answer any more; never, as hung replicas are replaced.
+        gate: The entrance of the pipeline.
+        settings: How the pipeline is served.
+        record: Receives arrivals and outcomes.
+        limits: Maximum rows in flight and maximum body size.
+        metrics: Metrics of the server.
+        routes: Draws a route for each query.
+        rows_per_request: Mean rows of a request; one that is refused by its head counts as so many queries.
+        hung: Whether the pipeline does not answer any more; never, as hung replicas are replaced.
     """
 
     gate: QueryGate
@@ -141,7 +141,7 @@ class InferenceGateway:
         """Admit the rows of a request; ``done`` is called with their answer or a refusal.
 
         Raises:
-            Full: too many rows are in flight, or the queueing delay is too long.
+            Full: Too many rows are in flight, or the queueing delay is too long.
         """
         self.rows_per_request += REQUEST_STEP * (call.rows - self.rows_per_request)
         if retry_s := self.full(call.rows):

@@ -84,10 +84,10 @@ class KnativeScaler:
     Source: knative.dev/serving, pkg/autoscaler/scaling/autoscaler.go, ``Scale``; a test compares the two.
 
     Attributes:
-        target_concurrency: queries in flight per replica.
-        settings: windows, threshold and rates of change.
-        panic_s: when the panic threshold was last exceeded; ``None`` outside panic mode.
-        max_panic: the most replicas demanded in this panic.
+        target_concurrency: Queries in flight per replica.
+        settings: Windows, threshold and rates of change.
+        panic_s: When the panic threshold was last exceeded; ``None`` outside panic mode.
+        max_panic: The most replicas demanded in this panic.
     """
 
     target_concurrency: float
@@ -99,10 +99,10 @@ class KnativeScaler:
         """Return the replicas that Knative demands, before its bounds.
 
         Args:
-            now_s: the time in seconds.
-            stable: mean queries in flight of the stable window.
-            panic: mean queries in flight of the panic window.
-            ready: replicas that serve.
+            now_s: The time in seconds.
+            stable: Mean queries in flight of the stable window.
+            panic: Mean queries in flight of the panic window.
+            ready: Replicas that serve.
         """
         settings, current = self.settings, max(1, ready)
         maximum = math.ceil(settings.max_scale_up_rate * current)
@@ -203,13 +203,13 @@ def scale_pipeline_units(
     Source: Gandhi et al., "AutoScale" (ACM TOCS 2012), as InferLine applies it to coarse-grained units.
 
     Args:
-        throughput: queries per second of a unit.
-        live: the trace.
-        start: units before the trace.
-        window_s: the mean rate is taken over this period.
-        headroom: factor on the rate.
-        hold_s: units are removed after so many seconds of lower demand.
-        max_units: maximum number of units.
+        throughput: Queries per second of a unit.
+        live: The trace.
+        start: Units before the trace.
+        window_s: The mean rate is taken over this period.
+        headroom: Factor on the rate.
+        hold_s: Units are removed after so many seconds of lower demand.
+        max_units: Maximum number of units.
     """
     now_s = list_decision_times(live)
     edges = np.searchsorted(live.arrivals, np.stack([now_s, now_s - window_s]), "right")

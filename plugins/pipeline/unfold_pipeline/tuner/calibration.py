@@ -64,10 +64,10 @@ def build_live_rule(
     """Return a rule as a running service calls it.
 
     Args:
-        policy: its name in the spec, not ``fixed``.
-        context: what the planner hands over.
-        settings: settings of the rules.
-        table: replicas by rate; by default one that changes batch sizes too.
+        policy: Its name in the spec, not ``fixed``.
+        context: What the planner hands over.
+        settings: Settings of the rules.
+        table: Replicas by rate; by default one that changes batch sizes too.
     """
     if policy in ("paper", "ratio"):
         return build_trigger(context, settings, is_literal=policy == "paper")

@@ -33,16 +33,16 @@ class ScalingContext:
     """What the planner hands to the tuner. Over several samples each figure is the largest.
 
     Attributes:
-        pipeline: the stages.
-        plan: the configuration to scale.
-        samples: the traffic of the plan.
-        slo_s: the target in seconds.
-        windows_s: window lengths of the envelope, shape (windows,).
-        max_rates: maximum queries per second in any window of each length, shape (windows,).
-        shares: items of each stage per query.
-        throughputs: items per second of a replica with full batches, by stage.
-        loads: planned load of each stage, with the mean rate.
-        spares: replicas that any stage may lose.
+        pipeline: The stages.
+        plan: The configuration to scale.
+        samples: The traffic of the plan.
+        slo_s: The target in seconds.
+        windows_s: Window lengths of the envelope, shape (windows,).
+        max_rates: Maximum queries per second in any window of each length, shape (windows,).
+        shares: Items of each stage per query.
+        throughputs: Items per second of a replica with full batches, by stage.
+        loads: Planned load of each stage, with the mean rate.
+        spares: Replicas that any stage may lose.
     """
 
     pipeline: Pipeline

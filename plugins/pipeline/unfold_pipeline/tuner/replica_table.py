@@ -56,13 +56,13 @@ def build_replica_table(
     """Return the table of a plan.
 
     Args:
-        pipeline: the stages; quotas do not limit the rows.
-        plan: hardware, and the batch sizes to start with.
-        samples: traffic at factor 1. Rows meet the SLO on each, and in the busiest minute of each with at least a
+        pipeline: The stages; quotas do not limit the rows.
+        plan: Hardware, and the batch sizes to start with.
+        samples: Traffic at factor 1. Rows meet the SLO on each, and in the busiest minute of each with at least a
             hundred queries.
-        slo_s: the target in seconds.
-        max_replicas: maximum replicas of a stage.
-        spares: replicas that any stage may lose while a row still meets the SLO.
+        slo_s: The target in seconds.
+        max_replicas: Maximum replicas of a stage.
+        spares: Replicas that any stage may lose while a row still meets the SLO.
     """
     # traffic may stay at a rate that the sample had for so short a time that all of its queries could be late
     busy = [minute for sample in samples if MIN_QUERIES <= (minute := find_busiest_minute(sample)).size < sample.size]
@@ -85,9 +85,9 @@ def build_fixed_batch_table(checker: SloChecker, plan: Plan, max_replicas: int) 
     """Return the table of a plan with constant batch sizes, as those of other systems; spares are on top.
 
     Args:
-        checker: pipeline, samples, SLO and spares; quotas do not limit the rows.
-        plan: hardware and batch sizes.
-        max_replicas: maximum replicas of a stage.
+        checker: Pipeline, samples, SLO and spares; quotas do not limit the rows.
+        plan: Hardware and batch sizes.
+        max_replicas: Maximum replicas of a stage.
     """
     pipeline = replace(checker.pipeline, quotas=())
     builder = TableBuilder(pipeline, plan, checker.samples, checker.slo_s, max_replicas, checker.spares)
@@ -101,12 +101,12 @@ class TableBuilder:
     """Finds the rows of a table.
 
     Attributes:
-        pipeline: the stages, without quotas.
-        plan: the plan to scale.
-        samples: its traffic.
-        slo_s: the target in seconds.
-        max_replicas: maximum replicas of a stage.
-        spares: replicas that any stage may lose.
+        pipeline: The stages, without quotas.
+        plan: The plan to scale.
+        samples: Its traffic.
+        slo_s: The target in seconds.
+        max_replicas: Maximum replicas of a stage.
+        spares: Replicas that any stage may lose.
     """
 
     pipeline: Pipeline

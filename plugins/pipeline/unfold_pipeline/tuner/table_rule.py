@@ -37,14 +37,14 @@ class TableRule:
     hardware than its quota share it in proportion.
 
     Attributes:
-        context: what the planner hands over.
-        settings: settings of the rule.
-        table: replicas and batch sizes by demand.
-        limits: the quotas.
-        queue: the fluid queues of the stages.
-        recent_counts: replicas that the last seconds needed, shape (hold - 1, stages).
-        recent_demand: demand of the last seconds, shape (hold - 1,).
-        next_s: the next second to decide.
+        context: What the planner hands over.
+        settings: Settings of the rule.
+        table: Replicas and batch sizes by demand.
+        limits: The quotas.
+        queue: The fluid queues of the stages.
+        recent_counts: Replicas that the last seconds needed, shape (hold - 1, stages).
+        recent_demand: Demand of the last seconds, shape (hold - 1,).
+        next_s: The next second to decide.
     """
 
     context: ScalingContext

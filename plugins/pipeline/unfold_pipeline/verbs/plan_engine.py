@@ -234,11 +234,11 @@ def _replay_rules(
     """Replay requests under each scaling rule.
 
     Args:
-        spec: how engines are scaled.
-        problem: with the traffic of the plan.
-        live: with the requests to replay.
-        config: the engines of the plan.
-        run: receives progress.
+        spec: How engines are scaled.
+        problem: With the traffic of the plan.
+        live: With the requests to replay.
+        config: The engines of the plan.
+        run: Receives progress.
     """
     envelope = build_token_envelope(problem.requests, config.replicas, problem.settings.start_s)
     calibrated = None

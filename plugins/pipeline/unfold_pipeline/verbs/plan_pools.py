@@ -41,10 +41,10 @@ class PoolPlans:
     """The cheapest pools at the lower end, as predicted, and at the upper end of the interval.
 
     Attributes:
-        disaggregation: links and pairs.
-        low: the pools if steps are as fast as the interval allows.
-        predicted: the pools with predicted steps.
-        high: the pools if steps are as slow.
+        disaggregation: Links and pairs.
+        low: The pools if steps are as fast as the interval allows.
+        predicted: The pools with predicted steps.
+        high: The pools if steps are as slow.
     """
 
     disaggregation: Disaggregation
@@ -92,10 +92,10 @@ def report_pools(
     """Return the report of pools that cost less.
 
     Args:
-        problem: with the predicted step times.
-        pools: the cheapest pools.
-        solution: the cheapest engines that do both.
-        ends: those at the lower and at the upper end.
+        problem: With the predicted step times.
+        pools: The cheapest pools.
+        solution: The cheapest engines that do both.
+        ends: Those at the lower and at the upper end.
     """
     chosen = pools.choose(problem).outcome
     assert chosen is not None  # noqa: S101 - the pools are cheaper than another plan
@@ -139,7 +139,7 @@ def recheck_pool_plan(problem: EngineProblem, committed: Mapping[str, Any]) -> R
     """Return whether committed pools meet their targets on other traffic.
 
     Raises:
-        UnfoldError: the plan has other engines than the spec.
+        UnfoldError: The plan has other engines than the spec.
     """
     config = parse_pool_decision(committed, problem)
     return recheck_pools(problem, committed, _evaluate(problem, config))

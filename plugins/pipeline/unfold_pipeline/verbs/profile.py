@@ -29,7 +29,7 @@ def profile(spec: PipelineSpec, run: Run) -> Report:
     """Measure every stage that has a model and no profile in the run, and store its profile.
 
     Raises:
-        UnfoldError: no stage has a model, or a model cannot be loaded.
+        UnfoldError: No stage has a model, or a model cannot be loaded.
     """
     if spec.engine_stage is not None:
         return profile_engine(spec, run)
@@ -49,7 +49,7 @@ def build_jobs(spec: PipelineSpec, run: Run) -> list[ProfileJob]:
     """Return a job for each stage with a model, in topological order.
 
     Raises:
-        UnfoldError: no stage has a model, or a model cannot be loaded.
+        UnfoldError: No stage has a model, or a model cannot be loaded.
     """
     is_pinned = build_placement(spec.placement).is_pinned
     stages = {name: spec.stages_by_name[name] for name in sort_stages(spec.stages_by_name)}

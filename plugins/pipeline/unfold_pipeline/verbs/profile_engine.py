@@ -39,7 +39,7 @@ def profile_engine(spec: PipelineSpec, run: Run) -> Report:
     """Measure the engine at ``engine.url``, fit its step times, and store what was measured in the run.
 
     Raises:
-        UnfoldError: there is no url, or the server cannot be measured.
+        UnfoldError: There is no url, or the server cannot be measured.
     """
     stage, engine = find_engine(spec)
     key = f"stages.{stage}.engine.{'url' if engine.local is None else 'local'}"
@@ -126,7 +126,7 @@ def read_key(engine: EngineSpec, stage: str) -> str:
     """Return the API key of the engines from the environment; empty for none.
 
     Raises:
-        UnfoldError: the variable is not set.
+        UnfoldError: The variable is not set.
     """
     if engine.key_env is None:
         return ""

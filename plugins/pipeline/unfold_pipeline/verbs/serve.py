@@ -42,7 +42,7 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     With ``--target``, the service scales a deployment that exists already.
 
     Raises:
-        UnfoldError: a stage has no model, or no plan meets the SLO.
+        UnfoldError: A stage has no model, or no plan meets the SLO.
     """
     if target := run.options.get("target"):
         return serve_target(spec, run, target)
@@ -74,7 +74,7 @@ def prepare_deployment(spec: PipelineSpec, run: Run) -> Deployment:
     """Return the plan of the file that was named, or a new one, with the models of its stages.
 
     Raises:
-        UnfoldError: a stage has no model, or no plan meets the SLO.
+        UnfoldError: A stage has no model, or no plan meets the SLO.
     """
     resolved = resolve_stages(spec, run)
     problem = build_problem(resolved, run)

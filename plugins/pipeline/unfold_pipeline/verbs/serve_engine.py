@@ -49,7 +49,7 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
     """Route to the running engines of a spec; with ``--replay``, report a trace on them next to the estimate.
 
     Raises:
-        UnfoldError: the spec names no engine, there is no plan, or an engine does not respond.
+        UnfoldError: The spec names no engine, there is no plan, or an engine does not respond.
     """
     stage, engine = find_engine(spec)
     key = f"stages.{stage}.engine.urls"
@@ -95,7 +95,7 @@ def _serve_pools(spec: PipelineSpec, problem: EngineProblem, run: Run) -> Servic
     """Route to the running pools of a spec; with ``--replay``, report a trace on them next to the estimate.
 
     Raises:
-        UnfoldError: no pools meet the targets, or an engine does not respond.
+        UnfoldError: No pools meet the targets, or an engine does not respond.
     """
     stage, engine = find_engine(spec)
     pools = engine.disaggregated
@@ -124,10 +124,10 @@ class _ServedCase:
     """What is served: engines, and the running stages around them.
 
     Attributes:
-        problem: the engines, with the requests as they arrive at the pipeline.
-        config: the engines of the plan.
-        planned: the stages with their plans; ``None`` if there are none.
-        around: their replicas.
+        problem: The engines, with the requests as they arrive at the pipeline.
+        config: The engines of the plan.
+        planned: The stages with their plans; ``None`` if there are none.
+        around: Their replicas.
     """
 
     problem: EngineProblem
@@ -152,7 +152,7 @@ def _choose_case(spec: PipelineSpec, problem: EngineProblem, run: Run) -> _Serve
     """Return the saved plan, or a new one, with the models of its stages.
 
     Raises:
-        UnfoldError: a stage has no model, or nothing meets the targets.
+        UnfoldError: A stage has no model, or nothing meets the targets.
     """
     stages = build_engine_stages(spec, run)
     if stages is None:
@@ -169,7 +169,7 @@ def _serve_local_engines(spec: PipelineSpec, case: _ServedCase, run: Run) -> Ser
     """Route to processes that are started here; with ``--replay``, send a trace to them and end them.
 
     Raises:
-        UnfoldError: an engine does not start or respond.
+        UnfoldError: An engine does not start or respond.
     """
     problem, config = case.problem, case.config
     engines = build_local_engines(build_local_settings(spec, run), problem, config, run)
@@ -254,7 +254,7 @@ def _reject_other_pools(run: Run, key: str) -> None:
     """Reject a saved plan of two pools where the spec names no engines of pools.
 
     Raises:
-        UnfoldError: the saved plan has two pools.
+        UnfoldError: The saved plan has two pools.
     """
     if is_pool_decision(run.saved_decision):
         hint = "prefill_urls: [URL], decode_urls: [URL]; unfold plan SPEC --format vllm starts them"
@@ -265,7 +265,7 @@ def choose_engine(problem: EngineProblem, run: Run) -> EngineConfig:
     """Return the saved plan, or a new one.
 
     Raises:
-        UnfoldError: no choice of engines meets the targets.
+        UnfoldError: No choice of engines meets the targets.
     """
     saved = run.saved_decision
     _reject_other_pools(run, f"stages.{problem.stage}.engine.disaggregated")

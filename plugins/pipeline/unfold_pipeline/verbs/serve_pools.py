@@ -27,7 +27,7 @@ def choose_pools(problem: EngineProblem, run: Run) -> PoolConfig:
     """Return the saved pools, or the cheapest.
 
     Raises:
-        UnfoldError: no pools meet the targets.
+        UnfoldError: No pools meet the targets.
     """
     saved = run.saved_decision
     if saved:
@@ -45,10 +45,10 @@ class RunningPools:
     """The engines that run.
 
     Attributes:
-        prefill: the prefill engines.
-        decode: the decode engines.
-        balancer: distributes requests to the decode engines.
-        key: the key of the spec that names them.
+        prefill: The prefill engines.
+        decode: The decode engines.
+        balancer: Distributes requests to the decode engines.
+        key: The key of the spec that names them.
     """
 
     prefill: PrefillPool
@@ -70,7 +70,7 @@ def replay_on_pools(
     """Send the requests of a problem to running pools, and report them next to the estimate.
 
     Raises:
-        UnfoldError: an engine does not respond.
+        UnfoldError: An engine does not respond.
     """
     sending = replay_requests(
         running.decode, running.balancer, live.requests, EndpointLimits(), progress, prefill=running.prefill

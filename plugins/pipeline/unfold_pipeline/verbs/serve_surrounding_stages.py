@@ -41,7 +41,7 @@ def choose_pipeline(problem: EngineProblem, stages: EngineStages, saved: Any, ru
     """Return the plan of a decision that was saved, or a new one; ``None`` if nothing meets the targets.
 
     Raises:
-        UnfoldError: the decision has other engines or stages than the spec.
+        UnfoldError: The decision has other engines or stages than the spec.
     """
     if isinstance(saved, Mapping) and saved:
         config, plans = parse_engine_decision(saved, problem), parse_stage_plans(saved, stages)
@@ -57,12 +57,12 @@ def build_running_stages(planned: PlannedPipeline, sources: Mapping[str, ModelSo
     """Return the replicas of the stages around an engine as processes of this machine; nothing is started yet.
 
     Args:
-        planned: the stages and their plans.
-        sources: the model of each stage.
-        seed: of the routes.
+        planned: The stages and their plans.
+        sources: The model of each stage.
+        seed: Of the routes.
 
     Raises:
-        UnfoldError: the stages before and after the engine read rows of other lengths.
+        UnfoldError: The stages before and after the engine read rows of other lengths.
     """
     lines: list[StageLine] = []
     rows: list[RowArray] = []

@@ -41,7 +41,7 @@ def serve_target(spec: PipelineSpec, run: Run, target_name: str) -> Service | Re
     """Return the controller as a service; with ``--dry-run``, the report of what it would change now.
 
     Raises:
-        UnfoldError: the spec, the plan or the deployment is at fault.
+        UnfoldError: The spec, the plan or the deployment is at fault.
     """
     if spec.engine_stage is not None:
         raise user_error("--target scales no LLM engine", key=f"stages.{spec.engine_stage}.engine")
@@ -78,7 +78,7 @@ def _check_target(target: ScalingTarget) -> tuple[list[UnfoldError], list[str]]:
     """Return why workloads cannot be scaled now, and warnings about the others.
 
     Raises:
-        UnfoldError: the deployment does not respond, or refuses access.
+        UnfoldError: The deployment does not respond, or refuses access.
     """
     try:
         faults = [replicas.fault for replicas in target.read_replicas() if replicas.fault is not None]
@@ -91,7 +91,7 @@ def _require_access(target: ScalingTarget) -> None:
     """Refuse an account that may read the deployment and not scale it.
 
     Raises:
-        UnfoldError: a right is missing, or the deployment does not respond.
+        UnfoldError: A right is missing, or the deployment does not respond.
     """
     try:
         denied = target.list_denied()
@@ -141,7 +141,7 @@ def preview_steps(controller: DeploymentController) -> tuple[ScaleStep, ...]:
     """Return the next steps; wait until counters that are read here have two samples.
 
     Raises:
-        UnfoldError: the demand stays unknown, or the deployment does not respond.
+        UnfoldError: The demand stays unknown, or the deployment does not respond.
     """
     end_s = time.monotonic() + PREVIEW_TIMEOUT_S
     while True:
@@ -169,12 +169,12 @@ def open_kubernetes(name: str, control: ControlSpec, names: tuple[str, ...]) -> 
     """Return workloads of Kubernetes and the demand that Prometheus counts.
 
     Args:
-        name: name of the spec.
-        control: the deployment.
-        names: name of each stage.
+        name: Name of the spec.
+        control: The deployment.
+        names: Name of each stage.
 
     Raises:
-        UnfoldError: there is no such context or workload, or no server with the demand.
+        UnfoldError: There is no such context or workload, or no server with the demand.
     """
     access = control.kubernetes
     workloads = find_workloads({stage: control.find_stage(stage).workload for stage in names})

@@ -42,7 +42,7 @@ def set_amounts(table: ResourceTable, name: str, nodes: Sequence[str], amount: i
         The nodes on which its amount changed.
 
     Raises:
-        UnfoldError: a node does not exist.
+        UnfoldError: A node does not exist.
     """
     entries, now = table.entries.get(name, {}), table.now
     changed = [node for node in nodes if node not in entries or entries[node].amount != amount]

@@ -204,7 +204,7 @@ class Controller:
             source: The generator that yielded them, for the line in errors.
 
         Raises:
-            UnfoldError: the policy yielded something that is not a list of operations, or operations without a sense.
+            UnfoldError: The policy yielded something that is not a list of operations, or operations without a sense.
         """
         transaction, self.active_policy = self._list_operations(operations, policy, source), policy
         if bulk_changes.is_uniform(transaction):
@@ -222,7 +222,7 @@ class Controller:
         """Stop a running task and enqueue it again.
 
         Raises:
-            UnfoldError: a policy stops and starts the task for ever at this instant.
+            UnfoldError: A policy stops and starts the task for ever at this instant.
         """
         self.budget.count_stop(self.table.now, task, self.active_policy)
         self.reserve_log()
@@ -346,7 +346,7 @@ class Controller:
         """Pass an event to a policy and apply its transactions.
 
         Raises:
-            UnfoldError: the policy raised, returned something that makes no sense, or responds without end.
+            UnfoldError: The policy raised, returned something that makes no sense, or responds without end.
         """
         transactions = iter(call_policy(policy, event, self.view))
         bound = MAX_TRANSACTIONS + 10 * (len(self.table.tasks) + len(self.table.nodes))
@@ -489,7 +489,7 @@ def collect_requests(policies: Iterable[Policy], task: Task) -> list[tuple[Ask, 
     """Collect the requests that policies make for a task, each with the phase of its policy.
 
     Raises:
-        UnfoldError: a policy requests something that is no ``Ask``.
+        UnfoldError: A policy requests something that is no ``Ask``.
     """
     requests: list[tuple[Ask, int]] = []
     for policy in policies:
@@ -523,7 +523,7 @@ def call_policy(policy: Policy, event: Event, view: View) -> Transactions:
     """Return the transactions with which a policy responds to an event.
 
     Raises:
-        UnfoldError: it raised, or returned no transactions.
+        UnfoldError: It raised, or returned no transactions.
     """
     try:
         transactions = policy.react(event, view)

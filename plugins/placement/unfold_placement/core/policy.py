@@ -89,7 +89,7 @@ class InstantBudget:
         """Count a preemption.
 
         Raises:
-            UnfoldError: the policy has stopped the task too often at this instant.
+            UnfoldError: The policy has stopped the task too often at this instant.
         """
         self._enter(now)
         self.stops[task.name] += 1
@@ -100,7 +100,7 @@ class InstantBudget:
         """Count a timer.
 
         Raises:
-            UnfoldError: too many timers fire at this instant.
+            UnfoldError: Too many timers fire at this instant.
         """
         self._enter(now)
         self.wakes += 1
@@ -193,7 +193,7 @@ def call_hook(policy: Policy, method: str, *arguments: object, max_items: int = 
     """Return what an optional method of a policy returns, as a list where ``max_items`` bounds it.
 
     Raises:
-        UnfoldError: the method raised, or returned more items.
+        UnfoldError: The method raised, or returned more items.
     """
     step = time.monotonic_ns()  # noqa: F841 - the watchdog reads it from the frame
     try:
@@ -214,7 +214,7 @@ def describe_policy_wait(policy: Policy, task: Task, view: View) -> Wait | None:
     """Return why a policy does not admit a task; None if it does, or does not say.
 
     Raises:
-        UnfoldError: its ``describe_wait`` raised, or returned something else.
+        UnfoldError: Its ``describe_wait`` raised, or returned something else.
     """
     if not hasattr(policy, "describe_wait"):
         return None

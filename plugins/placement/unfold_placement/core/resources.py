@@ -81,7 +81,7 @@ class ResourceTable:
         """Add tasks that are not submitted yet, with the ephemeral resources that each requests.
 
         Raises:
-            UnfoldError: no node has a demanded kind, a task name exists, or a task has too many requests.
+            UnfoldError: No node has a demanded kind, a task name exists, or a task has too many requests.
         """
         for task, task_requests in zip(tasks, requests, strict=True):
             self._check_task(task, task_requests)
@@ -119,7 +119,7 @@ class ResourceTable:
         """Create an ephemeral resource, which expires after ``ttl`` seconds unless renewed.
 
         Raises:
-            UnfoldError: it already exists, or the node does not exist.
+            UnfoldError: It already exists, or the node does not exist.
         """
         if node in self.entries.get(name, {}):
             raise user_error(f"{name} already exists on {node or 'the cluster'}", hint="resize it")
@@ -132,7 +132,7 @@ class ResourceTable:
         """Set the amount of an existing resource. Below the held amount, nothing new matches until holders end.
 
         Raises:
-            UnfoldError: it does not exist, or its epoch is not ``epoch`` (compare-and-set).
+            UnfoldError: It does not exist, or its epoch is not ``epoch`` (compare-and-set).
         """
         current = self._find(name, node, epoch)
         expires = current.expires if ttl is None else self.now + ttl
@@ -156,7 +156,7 @@ class ResourceTable:
             With ``force`` the holders, which the caller must preempt; else nothing.
 
         Raises:
-            UnfoldError: it does not exist, or its epoch is not ``epoch``.
+            UnfoldError: It does not exist, or its epoch is not ``epoch``.
         """
         current = self._find(name, node, epoch)
         holders = self.holders(name, node) if force else ()

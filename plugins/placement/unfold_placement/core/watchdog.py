@@ -192,8 +192,8 @@ def contain_policies(warn: Callable[[str], None], limit_s: float = LIMIT_S) -> I
     The working folder is the same afterwards, as the run's is relative to it.
 
     Raises:
-        UnfoldError: a policy did not return, or raised where no caller expects it.
-        KeyboardInterrupt: the user stopped the verb.
+        UnfoldError: A policy did not return, or raised where no caller expects it.
+        KeyboardInterrupt: The user stopped the verb.
     """
     threads = threading.enumerate()
     with (
@@ -336,7 +336,7 @@ def interrupt_stalled_policies(limit_s: float = LIMIT_S, warn: Callable[[str], N
     """Raise the error of a policy that does not return within the block; only the main thread can be interrupted.
 
     Raises:
-        UnfoldError: a policy did not return; it names the file and the line that was executed.
+        UnfoldError: A policy did not return; it names the file and the line that was executed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

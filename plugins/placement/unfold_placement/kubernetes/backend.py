@@ -261,7 +261,7 @@ class KubernetesBackend:
         """Write decisions: lost places, then resources, then as many gates as may be open at a time.
 
         Raises:
-            UnfoldError: another controller leads, or changed resources that this one is writing.
+            UnfoldError: Another controller leads, or changed resources that this one is writing.
         """
         with self.store.changed:
             # a write that fails must not lose them
@@ -382,7 +382,7 @@ class KubernetesBackend:
         """Check that this process still leads, if it ever did.
 
         Raises:
-            UnfoldError: its leadership has ended.
+            UnfoldError: Its leadership has ended.
         """
         if self.was_leader and not (self.is_leader and self.election.is_leader):
             self.is_leader = False
@@ -549,7 +549,7 @@ def open_backend(
         counters: ``gates`` or ``dra``.
 
     Raises:
-        UnfoldError: the server denies access, or does not answer.
+        UnfoldError: The server denies access, or does not answer.
     """
     scope = Scope(name, api.namespace, UNITS if units is None else units, counters)
     store = StateStore(lambda: api.now() - informer.origin)

@@ -77,7 +77,7 @@ class BackgroundWrites:
         """Await the writes that are not slow yet, and take up every outcome that there is.
 
         Raises:
-            Exception: what a write raised.
+            Exception: What a write raised.
         """
         quick = [write for write in self.writes if not write.is_slow]
         if quick:

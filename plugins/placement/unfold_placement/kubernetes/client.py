@@ -27,7 +27,7 @@ class Client:
         """Return the manifest of a task's pod: ``template`` (``metadata``, ``spec``) with gate, labels and requests.
 
         Raises:
-            UnfoldError: the task demands a fraction of what Kubernetes allocates as a whole.
+            UnfoldError: The task demands a fraction of what Kubernetes allocates as a whole.
         """
         asks = [ask for ask, _ in collect_requests(self.policies, task)]
         return pods.gated_pod(task, asks, self.scope, self.api.now(), template)
@@ -36,7 +36,7 @@ class Client:
         """Create the pod and return its name; a deadline counts from now.
 
         Raises:
-            UnfoldError: the task exists, or the server rejects the pod.
+            UnfoldError: The task exists, or the server rejects the pod.
         """
         body = self.pod(task, template)
         try:
@@ -81,7 +81,7 @@ def connect_client(
         counters: The spec's ``cluster.kubernetes.counters``.
 
     Raises:
-        UnfoldError: there is no such context.
+        UnfoldError: There is no such context.
     """
     api = connect_api(context, kubeconfig=kubeconfig, namespace=namespace)
     return Client(api, Scope(name, namespace, dict(units or UNITS), counters), policies)

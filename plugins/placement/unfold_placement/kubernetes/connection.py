@@ -49,7 +49,7 @@ class ClusterAccess:
         """Connect to the API server.
 
         Raises:
-            UnfoldError: there is no such context, or the extra is not installed.
+            UnfoldError: There is no such context, or the extra is not installed.
         """
         return connect_api(self.context, kubeconfig=self.kubeconfig, namespace=self.namespace)
 
@@ -70,7 +70,7 @@ def open_cluster(
         requests: Returns the ephemeral resources that a task requests.
 
     Raises:
-        UnfoldError: the cluster does not answer, or refuses access.
+        UnfoldError: The cluster does not answer, or refuses access.
     """
     api = access.connect()
     backend = open_backend(
@@ -89,7 +89,7 @@ def open_cluster_shadow(scope_name: str, access: ClusterAccess) -> tuple[ShadowB
     """Open a shadow of a cluster, which is only read; return it and a description of its location.
 
     Raises:
-        UnfoldError: the cluster does not answer, or refuses access.
+        UnfoldError: The cluster does not answer, or refuses access.
     """
     api = access.connect()
     try:
@@ -104,7 +104,7 @@ def open_cluster_checks(scope_name: str, access: ClusterAccess, patience_s: floa
     """Open what answers Kueue's admission checks; return it and a description of its location.
 
     Raises:
-        UnfoldError: the cluster does not answer, refuses access, or has no Kueue.
+        UnfoldError: The cluster does not answer, refuses access, or has no Kueue.
     """
     api = access.connect()
     scope = Scope(scope_name, api.namespace, access.units, GATES)
@@ -121,7 +121,7 @@ def read_nodes(scope_name: str, access: ClusterAccess) -> list[Node]:
     """Read the current nodes of a cluster, for a plan, which writes nothing.
 
     Raises:
-        UnfoldError: the cluster does not answer, or refuses access.
+        UnfoldError: The cluster does not answer, or refuses access.
     """
     api, origin = access.connect(), time.time()
     store = StateStore(lambda: time.time() - origin)

@@ -228,7 +228,7 @@ def export_manifests(report: Report) -> str:
     """Return the manifests for ``kubectl apply``: namespace, account, roles, the spec, and two controllers.
 
     Raises:
-        UnfoldError: the report is of another kind, or holds no spec.
+        UnfoldError: The report is of another kind, or holds no spec.
     """
     if report.kind != "placement" or "spec" not in report.provenance:
         raise user_error("there is no placement to export", hint="unfold plan SPEC --format kubernetes")

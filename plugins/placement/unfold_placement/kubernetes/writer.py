@@ -90,7 +90,7 @@ class Writer:
             units: Units that are being opened, which are stored with the cluster's resources.
 
         Raises:
-            UnfoldError: another process wrote them meanwhile, or the account may not write them.
+            UnfoldError: Another process wrote them meanwhile, or the account may not write them.
         """
         written = sorted(
             location for location in set(locations) if location == ANYWHERE or location in self.informer.nodes
@@ -266,7 +266,7 @@ class Writer:
         """Write one node's resources, again where only other parts of the node had changed.
 
         Raises:
-            ApiError: another process changed the resources.
+            ApiError: Another process changed the resources.
         """
         for attempt in range(MAX_TRIES):
             body, before = self.informer.nodes.get(name), self.informer.annotations.get(name, "")
@@ -358,7 +358,7 @@ class Writer:
         """Keep resources that the server refused to write, to write them again.
 
         Raises:
-            UnfoldError: the account may not write them.
+            UnfoldError: The account may not write them.
         """
         self.informer.dirty.update(errors)
         for location, error in errors.items():

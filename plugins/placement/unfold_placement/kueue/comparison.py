@@ -117,7 +117,7 @@ def change_quotas(snapshot: QueueSnapshot, amounts: Mapping[str, int], resource:
         resource: The resource.
 
     Raises:
-        UnfoldError: there is no such ClusterQueue or cohort, it has no or several quotas of the resource, or a
+        UnfoldError: There is no such ClusterQueue or cohort, it has no or several quotas of the resource, or a
             ClusterQueue lends more than its new quota.
     """
     queues, cohorts = dict(snapshot.queues), dict(snapshot.cohorts)

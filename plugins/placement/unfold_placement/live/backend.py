@@ -139,7 +139,7 @@ class Backend(Protocol):
         It is deleted after ``ttl`` unless renewed, or when the task ``until`` ends or is preempted.
 
         Raises:
-            UnfoldError: it already exists, or the node does not exist.
+            UnfoldError: It already exists, or the node does not exist.
         """
 
     def resize(
@@ -148,7 +148,7 @@ class Backend(Protocol):
         """Set the amount of a resource. Below the held amount, nothing new matches until holders end.
 
         Raises:
-            UnfoldError: it does not exist, or its epoch is not ``epoch`` (compare-and-set).
+            UnfoldError: It does not exist, or its epoch is not ``epoch`` (compare-and-set).
         """
 
     def delete(
@@ -160,7 +160,7 @@ class Backend(Protocol):
             With ``force`` the holders, which were preempted; else nothing.
 
         Raises:
-            UnfoldError: it does not exist, or its epoch is not ``epoch``.
+            UnfoldError: It does not exist, or its epoch is not ``epoch``.
         """
 
     def renew(self, owner: str, ttl: float) -> int:
@@ -170,7 +170,7 @@ class Backend(Protocol):
         """Enqueue a task behind a gate. Its arrival becomes now, and its deadline counts from now.
 
         Raises:
-            UnfoldError: a task of that name exists.
+            UnfoldError: A task of that name exists.
         """
 
     def start(self, unit: Sequence[Start]) -> None:

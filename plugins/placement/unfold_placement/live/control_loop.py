@@ -90,7 +90,7 @@ class ControlLoop:
         """Process changes for up to ``timeout`` seconds; return whether this process leads.
 
         Raises:
-            Exception: the backend or a policy failed too often in succession.
+            Exception: The backend or a policy failed too often in succession.
         """
         self.thread_id, self.step_began_s = threading.get_ident(), time.monotonic()
         try:

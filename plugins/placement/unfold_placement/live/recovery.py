@@ -111,7 +111,7 @@ def submit_task(controller: Controller, task: Task) -> None:
     """Enqueue a task in a controller.
 
     Raises:
-        UnfoldError: it demands what no node has, or has too many requests.
+        UnfoldError: It demands what no node has, or has too many requests.
     """
     controller.table.add_tasks([task], [collect_requests(controller.policies, task)])
     controller.reserve_log()

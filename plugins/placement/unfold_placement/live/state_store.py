@@ -97,7 +97,7 @@ class StateStore:
         """Check that a term still leads; term 0 belongs to handles that never led and passes.
 
         Raises:
-            UnfoldError: another process leads, or the leadership has ended.
+            UnfoldError: Another process leads, or the leadership has ended.
         """
         if term and (term != self.term or self.clock() >= self.leads_until):
             raise user_error("another controller leads now", hint="this one waits until it may lead again")

@@ -68,7 +68,7 @@ def build_policies(rules: Sequence[PolicyRule], *, allow_code: bool = False) -> 
         allow_code: Classes that a spec names as ``module:Class`` may be imported.
 
     Raises:
-        UnfoldError: a user's policy cannot be found or built, or needs ``allow_code``.
+        UnfoldError: A user's policy cannot be found or built, or needs ``allow_code``.
     """
     return [
         _build_custom(rule.options["policy"], rule.options["options"], allow_code=allow_code)
@@ -152,7 +152,7 @@ def _check_attributes(policy: Policy, phase: object, watches: object) -> None:
     """Check the attributes of a user's policy that would silently keep it from ever acting.
 
     Raises:
-        UnfoldError: its phase is none, or it watches what is not an event.
+        UnfoldError: Its phase is none, or it watches what is not an event.
     """
     if not isinstance(phase, int) or not types.STATIC <= phase <= types.GANG:
         hint = "use STATIC, QUEUE, PACK or GANG of unfold_placement.core.types"

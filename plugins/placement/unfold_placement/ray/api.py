@@ -30,7 +30,7 @@ def init(address: str = "auto", policy: str = "default") -> RayBackend:
     """Connect this process to a Ray cluster; return a handle on the resources and tasks of a served policy.
 
     Raises:
-        UnfoldError: no cluster answers, or its nodes have no budget for ephemeral resources.
+        UnfoldError: No cluster answers, or its nodes have no budget for ephemeral resources.
     """
     return connect_ray(address, policy)
 
@@ -106,7 +106,7 @@ def within(name: str, node: str, policy: str, amount: float = 1.0) -> dict[str, 
     Ray itself counts the resource. Use it as ``function.options(**within(...)).remote()``.
 
     Raises:
-        UnfoldError: the resource does not exist.
+        UnfoldError: The resource does not exist.
     """
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 

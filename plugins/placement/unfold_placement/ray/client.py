@@ -81,7 +81,7 @@ class Client:
         """Submit a function call; cancelling the future withdraws it, waiting or running.
 
         Raises:
-            UnfoldError: this client has a task of that name, or is closed.
+            UnfoldError: This client has a task of that name, or is closed.
         """
         if self.stopped.is_set():
             raise user_error(f"task {task.name} cannot be submitted: the client is closed", hint="connect again")
@@ -100,7 +100,7 @@ class Client:
         """Submit a function call, and wait until it is enqueued.
 
         Raises:
-            UnfoldError: a task of that name exists.
+            UnfoldError: A task of that name exists.
         """
         job = self.jobs[task.name] = Job(task, _as_remote(function), args, {}, Future())
         if failures := call_coordinator(self.coordinator, "report", self.name, [task], []):

@@ -52,9 +52,9 @@ def call_coordinator(coordinator: Any, method: str, *args: Any) -> Any:
     """Call a method of a coordinator and return its result.
 
     Raises:
-        UnfoldError: the method raised it, or Ray failed.
-        CoordinatorDiedError: the coordinator is being restarted.
-        CoordinatorTimeoutError: there was no answer in time.
+        UnfoldError: The method raised it, or Ray failed.
+        CoordinatorDiedError: The coordinator is being restarted.
+        CoordinatorTimeoutError: There was no answer in time.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError

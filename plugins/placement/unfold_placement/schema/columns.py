@@ -142,7 +142,7 @@ class Columns:
         """Yield the rows of a file by standard columns, with its other columns; unknown times and numbers are empty.
 
         Raises:
-            UnfoldError: a required column is missing, or the file is no table.
+            UnfoldError: A required column is missing, or the file is no table.
         """
         if summed := [name for name in self.names.get("run", ()) if name.startswith("CPUTime")]:
             hint = "Elapsed is the run time of the job"
@@ -222,7 +222,7 @@ class Columns:
         """Check that the name of a column states no other unit than the standard one; a scale says what it is.
 
         Raises:
-            UnfoldError: it does.
+            UnfoldError: It does.
         """
         for name in self.names.get(column, ()) if column not in self.scales else ():
             if unit := find_unit(column, name):
@@ -254,7 +254,7 @@ def read_number(row: CsvRow, column: str, *, least: float = 0.0) -> float:
     """Return a cell as a finite number of at least ``least``.
 
     Raises:
-        UnfoldError: it is none; the hint is how to read such cells as missing.
+        UnfoldError: It is none; the hint is how to read such cells as missing.
     """
     try:
         return row.number(column, least=least)

@@ -107,7 +107,7 @@ def read_default(column: str, default: str | float) -> str | float:
     """Return what a missing cell stands for: a keyword, seconds, or an amount.
 
     Raises:
-        ValueError: the column has no such default.
+        ValueError: The column has no such default.
     """
     if default in MISSING_KEYWORDS.get(column, (SKIP,)):
         return default

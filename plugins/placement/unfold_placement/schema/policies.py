@@ -41,7 +41,7 @@ def parse_fallback(value: Any) -> tuple[str, float]:
     """Parse text such as ``any after 30 s`` into a level and seconds.
 
     Raises:
-        PydanticCustomError: it is no such text.
+        PydanticCustomError: It is no such text.
     """
     match = re.fullmatch(r"\s*(\w+)\s+after\s+(.+)", value) if isinstance(value, str) else None
     try:
@@ -313,7 +313,7 @@ def check_pack_levels(policy: PolicySpec, nodes: Sequence[Node]) -> None:
     """Check that some node has each label by which tasks are packed; otherwise every placement would satisfy it.
 
     Raises:
-        UnfoldError: no node has a label.
+        UnfoldError: No node has a label.
     """
     labels = {"node", "any"}.union(*(node.labels for node in nodes))
     for _, options, path in policy.parts():

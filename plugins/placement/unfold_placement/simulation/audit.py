@@ -173,7 +173,7 @@ def find_own_violations(result: SimulationResult, policies: Sequence[Policy]) ->
     """Yield the violations that policies with an ``audit`` of their own report.
 
     Raises:
-        UnfoldError: an audit raised.
+        UnfoldError: An audit raised.
     """
     events: list[AuditEvent] = []
     for policy in policies:
@@ -198,7 +198,7 @@ def find_broken_rule(result: SimulationResult, rules: Sequence[PolicyRule], poli
     """Return the first violation, of a replay that may go on, of a rule that holds at every start; empty if none.
 
     Raises:
-        UnfoldError: an audit raised.
+        UnfoldError: An audit raised.
     """
     checked = [rule for rule in rules if rule.name in CHECKS]
     return next(itertools.chain(find_violations(result, checked), find_own_violations(result, policies)), "")

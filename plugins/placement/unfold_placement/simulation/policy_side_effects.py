@@ -46,7 +46,7 @@ def check_inputs_unchanged(table: ResourceTable, original: Problem) -> None:
     """Check that a replay left the tasks and nodes as ``copy_inputs`` returned them before it.
 
     Raises:
-        UnfoldError: it did not; the error names the policy that changed them, found by a second replay.
+        UnfoldError: It did not; the error names the policy that changed them, found by a second replay.
     """
     if not has_policy(original.rules, CUSTOM):
         return
@@ -59,7 +59,7 @@ def check_log(result: SimulationResult, original: Problem) -> None:
     """Check that the log of a whole replay agrees with the tasks: a user's policy can reach the arrays behind its view.
 
     Raises:
-        UnfoldError: it does not.
+        UnfoldError: It does not.
     """
     if has_policy(original.rules, CUSTOM) and (fault := _find_log_fault(result)):
         own = next(policy for policy in original.new_policies() if not is_shipped(type(policy)))
@@ -70,7 +70,7 @@ def check_reproduced(result: SimulationResult, controller: Controller, until_s: 
     """Check that a second replay up to a time (s) went as the first: new policies know nothing of earlier replays.
 
     Raises:
-        UnfoldError: it did not, because of a user's policy that keeps state elsewhere, or depends on chance.
+        UnfoldError: It did not, because of a user's policy that keeps state elsewhere, or depends on chance.
     """
     own = next((policy for policy in controller.policies if not is_shipped(type(policy))), None)
     if own is None:

@@ -119,7 +119,7 @@ def solve_problem(screening: Screening, monitor: Monitor) -> Solution:
     """Replay the tasks that can run with and without the policies, and explain one wait.
 
     Raises:
-        UnfoldError: the task to explain does not exist, or can never run, or a policy misbehaves.
+        UnfoldError: The task to explain does not exist, or can never run, or a policy misbehaves.
     """
     problem = screening.problem
     policy = replay_workload(problem, monitor)
@@ -135,7 +135,7 @@ def replay_workload(problem: Problem, monitor: Monitor, audited_rules: tuple[Pol
     """Replay a workload, and audit it against its policies or against ``audited_rules``.
 
     Raises:
-        UnfoldError: a policy misbehaves, or changed a task or node.
+        UnfoldError: A policy misbehaves, or changed a task or node.
     """
     original = copy_inputs(problem)
     controller = prepare_simulation(problem.nodes, problem.tasks, problem.new_policies(), problem.node_changes)
@@ -159,7 +159,7 @@ def explain_task(problem: Problem, result: SimulationResult, monitor: Monitor) -
     """Explain the wait of the requested task, or of the one that waited longest; None if no task waited.
 
     Raises:
-        UnfoldError: the requested task does not exist, or the replay cannot be repeated.
+        UnfoldError: The requested task does not exist, or the replay cannot be repeated.
     """
     selection = _select_explained(problem, result)
     if selection is None:

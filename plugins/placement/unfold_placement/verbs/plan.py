@@ -23,7 +23,7 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
     A workload of Kueue's objects is replayed under Kueue's rules instead, with the changed quotas and without.
 
     Raises:
-        UnfoldError: jobs block each other, or a written task can never start; the error shows the counterexample.
+        UnfoldError: Jobs block each other, or a written task can never start; the error shows the counterexample.
             Recorded or generated tasks that can never start are left out and reported.
     """
     queues = build_queue_problem(spec, run)

@@ -48,7 +48,7 @@ def serve(spec: PlacementSpec, run: Run) -> Service:
     """Return the service: a controller of the spec's cluster.
 
     Raises:
-        UnfoldError: the cluster does not answer, or a policy cannot be built.
+        UnfoldError: The cluster does not answer, or a policy cannot be built.
     """
     rules = policy_rules(spec.policy)
     if spec.cluster.kubernetes is not None and spec.cluster.kubernetes.kueue and not has_policy(rules, "gang"):
@@ -91,7 +91,7 @@ def open_backend(spec: PlacementSpec, run: Run, new_policies: PolicyFactory) -> 
     """Open the backend of a spec's cluster.
 
     Raises:
-        UnfoldError: the cluster does not answer.
+        UnfoldError: The cluster does not answer.
     """
     nodes = build_nodes(spec.cluster, run)
     if spec.cluster.kubernetes is not None and spec.cluster.kubernetes.shadow:

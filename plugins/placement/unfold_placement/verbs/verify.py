@@ -33,7 +33,7 @@ def verify(spec: PlacementSpec, run: Run) -> Report:
     The report's decision holds the smallest counterexample as a spec, which ``unfold plan`` replays.
 
     Raises:
-        UnfoldError: a file is missing, a policy cannot be built, or it fails once time passes.
+        UnfoldError: A file is missing, a policy cannot be built, or it fails once time passes.
     """
     is_written = bool(spec.workload.tasks)
     # only a written workload has kinds of its own: a trace is not read

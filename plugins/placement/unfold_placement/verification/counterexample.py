@@ -127,7 +127,7 @@ def unfold_tasks(finding: Finding, scenario: Scenario, policies: Sequence[Policy
     """Return the tasks of a finding's actions, the loop repeated: action ``i`` happens at ``i`` steps.
 
     Raises:
-        UnfoldError: a policy raised, other than at the end of a livelock.
+        UnfoldError: A policy raised, other than at the end of a livelock.
     """
     controller, jobs = build_initial(scenario, policies), Jobs()
     actions = [*finding.prefix, *finding.loop * _count_rounds(finding, scenario)]

@@ -204,7 +204,7 @@ def canonical_form(policy: Policy, rename: Renaming) -> Hashable:
     """Return the canonical form of what a policy keeps, or of its ``state()``.
 
     Raises:
-        UnfoldError: what it keeps has no form: a list that contains itself, or a weak reference.
+        UnfoldError: What it keeps has no form: a list that contains itself, or a weak reference.
     """
     renaming = rename if IS_SHIPPED[type(policy)] else Renaming(rename.jobs, rename.kinds, keeps_empty=True)
     try:

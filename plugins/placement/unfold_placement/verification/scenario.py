@@ -181,7 +181,7 @@ def apply_action(scenario: Scenario, controller: Controller, jobs: Jobs, action:
     """Apply an action to a controller and return its living jobs.
 
     Raises:
-        UnfoldError: a policy raised, or loops within the instant.
+        UnfoldError: A policy raised, or loops within the instant.
     """
     # the clock almost stands still: starts keep their order, and times round to equal values
     controller.table.state.clock[0] += TICK_S

@@ -174,7 +174,7 @@ def search(
             means nothing.
 
     Raises:
-        UnfoldError: a policy fails before any job arrives, or decides otherwise when it is asked again.
+        UnfoldError: A policy fails before any job arrives, or decides otherwise when it is asked again.
     """
     initial = build_initial(scenario, policies)
     checked = rules if is_checked_at_starts(rules, policies) else None
@@ -318,7 +318,7 @@ def _check_repeatable(frontier: Frontier, controller: Controller, jobs: Jobs, ac
     """Check that policies from outside this package decide alike in equal states.
 
     Raises:
-        UnfoldError: one of them draws random numbers, reads a clock or keeps its state elsewhere.
+        UnfoldError: One of them draws random numbers, reads a clock or keeps its state elsewhere.
     """
     foreign = [index for index, policy in enumerate(controller.policies) if not IS_SHIPPED[type(policy)]]
     if not foreign:

@@ -95,7 +95,7 @@ def check_copies(policies: Sequence[Policy]) -> None:
     """Check that policies can be copied: the search continues every state with copies of them.
 
     Raises:
-        UnfoldError: a policy keeps what cannot be copied, such as an open file, a lock or a generator.
+        UnfoldError: A policy keeps what cannot be copied, such as an open file, a lock or a generator.
     """
     for policy in policies:
         try:
@@ -114,7 +114,7 @@ def check_replays(problem: Problem, bound: Bound) -> UnfoldError | None:
         pass; None if none failed.
 
     Raises:
-        UnfoldError: one of them changed a task, a node or the arrays of the cluster.
+        UnfoldError: One of them changed a task, a node or the arrays of the cluster.
     """
     failure = None
     for scenario in list_scenarios(problem, bound) if has_policy(problem.rules, CUSTOM) else ():

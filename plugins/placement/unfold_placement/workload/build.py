@@ -73,7 +73,7 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
     """Resolve a spec into a placement problem.
 
     Raises:
-        UnfoldError: nodes or tasks are missing, a file is unreadable, or tasks are packed by an unknown label.
+        UnfoldError: Nodes or tasks are missing, a file is unreadable, or tasks are packed by an unknown label.
     """
     notes: list[str] = []
     nodes, tasks = build_nodes(spec.cluster, run), build_tasks(spec.workload, run, notes.append)
@@ -134,7 +134,7 @@ def build_queue_problem(spec: PlacementSpec, run: Run) -> QueueProblem | None:
     """Resolve a spec with a workload of Kueue's objects; None for every other spec.
 
     Raises:
-        UnfoldError: the file is malformed, or the spec has keys that say nothing about Kueue's queues.
+        UnfoldError: The file is malformed, or the spec has keys that say nothing about Kueue's queues.
     """
     trace = spec.workload.replay
     if trace is None or trace.trace != KUBECTL:
@@ -166,7 +166,7 @@ def build_nodes(cluster: ClusterSpec, run: Run) -> list[Node]:
     """Build the nodes of a spec, written or read from a file; a live cluster has none here.
 
     Raises:
-        UnfoldError: the file is missing or malformed, or two nodes have one name.
+        UnfoldError: The file is missing or malformed, or two nodes have one name.
     """
     if cluster.trace:
         nodes = _read_node_file(cluster, run)
@@ -184,7 +184,7 @@ def build_node_changes(cluster: ClusterSpec, nodes: Sequence[Node], run: Run) ->
     """Build the changes of nodes of a spec, written and read from its file, in order of time.
 
     Raises:
-        UnfoldError: the file is missing or malformed, or a node does not exist.
+        UnfoldError: The file is missing or malformed, or a node does not exist.
     """
     names = [node.name for node in nodes]
     changes = []
@@ -210,7 +210,7 @@ def build_tasks(workload: WorkloadSpec, run: Run, warn: Warn | None = None) -> l
         warn: Receives how many rows used which default, and how many are left out; the log by default.
 
     Raises:
-        UnfoldError: there are none, or a file is missing or malformed.
+        UnfoldError: There are none, or a file is missing or malformed.
     """
     if workload.replay:
         return _read_task_file(workload.replay, run, warn or run.log.warning)
@@ -356,7 +356,7 @@ def _check_queue_keys(spec: PlacementSpec, trace: TraceSpec) -> None:
     """Reject keys without a meaning for Kueue's queues.
 
     Raises:
-        UnfoldError: there is one.
+        UnfoldError: There is one.
     """
     for name, options, path in spec.policy.parts():
         key = ".".join(map(str, path))

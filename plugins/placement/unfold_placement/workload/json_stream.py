@@ -92,7 +92,7 @@ def read_items(path: Path, command: str) -> list[Body]:
     """Read the listed objects: under ``items`` (kubectl) or ``data`` and ``result`` (Ray), or as a plain list.
 
     Raises:
-        UnfoldError: the file is neither JSON nor YAML; the hint names the ``command`` that writes it.
+        UnfoldError: The file is neither JSON nor YAML; the hint names the ``command`` that writes it.
     """
     return [body for content in read_documents(path, command) for body in _unwrap(content)]
 
@@ -101,7 +101,7 @@ def read_documents(path: Path, command: str) -> Iterator[Any]:
     """Decode the documents of a file, JSON or YAML, one after another; kubectl's warnings at its head are skipped.
 
     Raises:
-        UnfoldError: the file is neither JSON nor YAML; the hint names the ``command`` that writes it.
+        UnfoldError: The file is neither JSON nor YAML; the hint names the ``command`` that writes it.
     """
     try:
         with open_text(path) as stream:
@@ -147,7 +147,7 @@ def parse_items(items: Sequence[S], path: Path, program: str, parse: Callable[[S
     """Parse every item.
 
     Raises:
-        UnfoldError: an item does not have the form that ``program`` prints; the message has its index.
+        UnfoldError: An item does not have the form that ``program`` prints; the message has its index.
     """
     parsed = []
     for index, item in enumerate(items):
@@ -166,7 +166,7 @@ def _check_fields(value: object) -> None:
     """Check that names are texts and amounts are within bounds, which no form states.
 
     Raises:
-        TypeError, ValueError: one is not.
+        TypeError, ValueError: One is not.
     """
     texts: dict[str, object] = {}
     amounts: Mapping[str, int] = {}
@@ -215,7 +215,7 @@ def build_tasks(
         The tasks, each with the size of its job.
 
     Raises:
-        UnfoldError: an item does not have the expected form.
+        UnfoldError: An item does not have the expected form.
     """
     spans = parse_items(task_items, path, form.program, form.read_span)
     started = [(item, span) for item, span in zip(task_items, spans, strict=True) if span.started_s is not None]

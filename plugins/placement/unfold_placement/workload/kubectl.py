@@ -46,7 +46,7 @@ def kubectl_nodes(path: Path) -> list[Node]:
     """Return the nodes that are ready and accept pods: their allocatable capacity, labels and instance type.
 
     Raises:
-        UnfoldError: the file does not have this form.
+        UnfoldError: The file does not have this form.
     """
     bodies = _read_kind(path, "Node")
     nodes = build_listed_nodes(bodies, path)
@@ -60,7 +60,7 @@ def build_listed_nodes(bodies: Sequence[Body], path: Path) -> list[Node]:
     """Build the nodes among some objects that are ready and accept pods.
 
     Raises:
-        UnfoldError: a node does not have this form.
+        UnfoldError: A node does not have this form.
     """
     nodes = _parse(bodies, path, lambda body: _build_node(body) if _accepts_pods(body) else None)
     return [node for node in nodes if node is not None]
@@ -80,7 +80,7 @@ def kubectl_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None
         warn: Receives how many pods are left out.
 
     Raises:
-        UnfoldError: the file does not have this form.
+        UnfoldError: The file does not have this form.
     """
     pods = _read_kind(path, "Pod")
     owner_kinds = _parse(pods, path, lambda body: _owners(body, "kind"))

@@ -138,7 +138,7 @@ class SnapshotReader:
         """Build the snapshot.
 
         Raises:
-            UnfoldError: an object is malformed, or would change admissions in a way that the replay cannot express.
+            UnfoldError: An object is malformed, or would change admissions in a way that the replay cannot express.
         """
         by_kind: dict[str, dict[str, Manifest]] = {}
         for item in manifests:
@@ -362,7 +362,7 @@ def read_queue_snapshot(path: Path, run_s: float | None = None, applied: Path | 
         applied: Manifests that replace the objects of their kind and name, as if they were applied.
 
     Raises:
-        UnfoldError: a file or an object is malformed, or cannot be expressed in the replay.
+        UnfoldError: A file or an object is malformed, or cannot be expressed in the replay.
     """
     manifests = read_manifests(path)
     kinds = {item.kind for item in manifests if item.group == GROUP}
@@ -382,7 +382,7 @@ def replace_objects(manifests: list[Manifest], applied: list[Manifest]) -> list[
     """Replace objects by those of the same kind and name, and add the others.
 
     Raises:
-        UnfoldError: an object is none of Kueue's configuration.
+        UnfoldError: An object is none of Kueue's configuration.
     """
     for item in applied:
         if item.group != GROUP or item.kind not in CONFIGURATION:
@@ -396,7 +396,7 @@ def parse_quantity(resource: str, value: object) -> int:
     """Return a Kubernetes quantity in Kueue's integer units: thousandths of a core, else units, both rounded up.
 
     Raises:
-        ValueError: it is not a quantity, or negative.
+        ValueError: It is not a quantity, or negative.
     """
     match = _QUANTITY.fullmatch(str(value)) if isinstance(value, str | int | float) else None
     if match is None or isinstance(value, bool):

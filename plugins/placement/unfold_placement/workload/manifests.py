@@ -49,7 +49,7 @@ class Manifest:
         """Return a mapping below it, an empty one if it is missing.
 
         Raises:
-            UnfoldError: the field is no mapping.
+            UnfoldError: The field is no mapping.
         """
         node = self
         for name in key.split("."):
@@ -64,7 +64,7 @@ class Manifest:
         """Return the mappings of a list below it, none if it is missing.
 
         Raises:
-            UnfoldError: the field is not a list of mappings.
+            UnfoldError: The field is not a list of mappings.
         """
         value = self.body.get(key)
         if value is None:
@@ -78,7 +78,7 @@ class Manifest:
         """Return a text; a field without ``default`` must be there.
 
         Raises:
-            UnfoldError: the field is missing or no text.
+            UnfoldError: The field is missing or no text.
         """
         value = self.body.get(key)
         if value is None and default is not None:
@@ -91,7 +91,7 @@ class Manifest:
         """Return one of some words.
 
         Raises:
-            UnfoldError: it is another one.
+            UnfoldError: It is another one.
         """
         value = self.text(key, default) or default
         if value not in options:
@@ -103,7 +103,7 @@ class Manifest:
         """Return an integer of the manifest, or the default where the key is absent.
 
         Raises:
-            UnfoldError: it is none, or smaller than ``least``.
+            UnfoldError: It is none, or smaller than ``least``.
         """
         value = self.body.get(key)
         if value is None:
@@ -116,7 +116,7 @@ class Manifest:
         """Return a list of texts, an empty one if it is missing.
 
         Raises:
-            UnfoldError: it is not a list of texts.
+            UnfoldError: It is not a list of texts.
         """
         values = self.body.get(key)
         if values is None:
@@ -129,7 +129,7 @@ class Manifest:
         """Return a mapping of texts, such as labels.
 
         Raises:
-            UnfoldError: it is none.
+            UnfoldError: It is none.
         """
         values = self.part(key).body
         for name, value in values.items():
@@ -142,7 +142,7 @@ def read_manifests(path: Path) -> list[Manifest]:
     """Read the objects of a file; lists are expanded.
 
     Raises:
-        UnfoldError: the file cannot be read, or is neither JSON nor YAML.
+        UnfoldError: The file cannot be read, or is neither JSON nor YAML.
     """
     manifests: list[Manifest] = []
     for content in read_documents(path, COMMAND):

@@ -97,7 +97,7 @@ class MissingValues:
         """Return the run time (s) of every row.
 
         Raises:
-            UnfoldError: a run time is unknown and none in the file is known, or one is implausibly long.
+            UnfoldError: A run time is unknown and none in the file is known, or one is implausibly long.
         """
         runs_s = [times.read_run_s(row, arrival_s) for row, arrival_s in zip(rows, arrivals_s, strict=True)]
         positive_s = [run_s for run_s in runs_s if run_s]
@@ -113,7 +113,7 @@ class MissingValues:
         """Check that arrivals lie within a plausible time.
 
         Raises:
-            UnfoldError: one is implausibly late.
+            UnfoldError: One is implausibly late.
         """
         for row, arrival_s in zip(rows, arrivals_s, strict=True):
             self._check_span(row, "arrival", arrival_s - times.origin_s)
@@ -129,7 +129,7 @@ class MissingValues:
         """Return a row without the jobs that no row has, in the columns where these count as none.
 
         Raises:
-            UnfoldError: such a job is in another column.
+            UnfoldError: Such a job is in another column.
         """
         kept = {}
         for column in REFERENCES:

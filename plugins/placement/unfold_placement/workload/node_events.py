@@ -28,7 +28,7 @@ def read_node_changes(path: Path, nodes: Collection[str], *, skips: bool = False
         skips: Leave out the events of other nodes instead of rejecting them.
 
     Raises:
-        UnfoldError: the file is malformed, a node does not exist, or times do not count from the first arrival.
+        UnfoldError: The file is malformed, a node does not exist, or times do not count from the first arrival.
     """
     known, changes = set(nodes), []
     for row in csv_rows(path, EVENT_COLUMNS):

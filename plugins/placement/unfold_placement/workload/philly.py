@@ -32,7 +32,7 @@ def philly_nodes(path: Path) -> Iterator[Node]:
     """Yield the machines of ``cluster_machine_list``; their type is the memory of a GPU, such as 24GB.
 
     Raises:
-        UnfoldError: the file does not have this form.
+        UnfoldError: The file does not have this form.
     """
     for node in csv_nodes(path, Columns(NODE_NAMES)):
         yield replace(node, labels={"type": node.labels["type"].strip()})
@@ -53,7 +53,7 @@ def philly_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None,
         warn: Receives how many jobs and records are left out.
 
     Raises:
-        UnfoldError: the file does not have this form.
+        UnfoldError: The file does not have this form.
     """
     records = parse_items(read_items(path, JOBS_FILE), path, JOBS_FILE, _read_job)
     jobs = _separate_jobs(records)
@@ -133,7 +133,7 @@ def _parse_time(cell: object) -> float | None:
     """Return a time in seconds; None for what the trace writes where there is none.
 
     Raises:
-        ValueError: it is not a time.
+        ValueError: It is not a time.
     """
     if str(cell) in {"None", ""}:
         return None

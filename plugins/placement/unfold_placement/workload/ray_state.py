@@ -41,7 +41,7 @@ def ray_nodes(path: Path) -> list[Node]:
     """Return the nodes that are alive: their resources, labels, and the accelerator as type.
 
     Raises:
-        UnfoldError: the file does not have this form.
+        UnfoldError: The file does not have this form.
     """
     alive = [body for body in _read_list(path, "node_id", NODES_COMMAND) if body.get("state", "ALIVE") == "ALIVE"]
     name_counts = Counter(body.get("node_name", "") for body in alive)
@@ -62,7 +62,7 @@ def ray_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None, wa
         warn: Receives how many entries are left out.
 
     Raises:
-        UnfoldError: the file does not have this form.
+        UnfoldError: The file does not have this form.
     """
     entries = _read_list(path, "task_id", TASKS_COMMAND)
     task_items = [body for body in entries if str(body.get("type")) not in NO_TASKS]

@@ -33,7 +33,7 @@ def expand_arrays(rows: Iterable[CsvRow], file: str, warn: Warn) -> Iterator[Csv
         warn: Receives how many rows were arrays.
 
     Raises:
-        UnfoldError: the indices of an array are not listed in full.
+        UnfoldError: The indices of an array are not listed in full.
     """
     arrays = tasks = limited = 0
     for row in rows:
@@ -89,7 +89,7 @@ class SlurmRows:
         """Remember a row, by the column of its name.
 
         Raises:
-            UnfoldError: the row is a step of a job of another row, or the reverse.
+            UnfoldError: The row is a step of a job of another row, or the reverse.
         """
         for source in (column, *SLURM_JOB_COLUMNS):
             cell = row.get(source)

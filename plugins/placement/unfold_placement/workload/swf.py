@@ -34,7 +34,7 @@ def swf_nodes(path: Path) -> list[Node]:
     """Return ``MaxNodes`` nodes with ``MaxProcs`` processors in total; a missing number equals the other.
 
     Raises:
-        UnfoldError: the file cannot be read, or its header has neither.
+        UnfoldError: The file cannot be read, or its header has neither.
     """
     nodes, processors = _read_machine(path)
     if not nodes:
@@ -58,7 +58,7 @@ def swf_tasks(path: Path, speedup: float = 1.0, max_jobs: int | None = None, war
         warn: Receives how many lines are left out.
 
     Raises:
-        UnfoldError: the file cannot be read, a line does not have eighteen numbers, a job runs implausibly long, or
+        UnfoldError: The file cannot be read, a line does not have eighteen numbers, a job runs implausibly long, or
             the jobs have too many tasks.
     """
     nodes, processors = _read_machine(path)

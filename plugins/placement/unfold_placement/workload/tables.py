@@ -88,7 +88,7 @@ def csv_nodes(path: Path, columns: Columns = STANDARD_COLUMNS) -> Iterator[Node]
     All but ``name`` may be missing.
 
     Raises:
-        UnfoldError: a cell is malformed, a node has no resource, or a row describes several nodes.
+        UnfoldError: A cell is malformed, a node has no resource, or a row describes several nodes.
     """
     for row in _iter_unique(columns.read_rows(path, ("name",)), "name"):
         if _HOST_LIST.search(row["name"]):
@@ -123,7 +123,7 @@ def csv_tasks(
         warn: Receives how many rows used which default, and how many are left out.
 
     Raises:
-        UnfoldError: a cell is malformed or out of range, or the rows describe too many tasks.
+        UnfoldError: A cell is malformed or out of range, or the rows describe too many tasks.
     """
     missing = MissingValues(columns, path)
     selected = expand_arrays(islice(columns.read_rows(path, missing.required), max_rows), path.name, warn)
@@ -270,7 +270,7 @@ def _iter_unique(rows: Iterable[CsvRow], column: str) -> Iterator[CsvRow]:
     """Yield rows while their names are unique, and none is a step of another.
 
     Raises:
-        UnfoldError: a name occurs twice, or a row is a step of a Slurm job.
+        UnfoldError: A name occurs twice, or a row is a step of a Slurm job.
     """
     lines: dict[str, int] = {}
     slurm = SlurmRows()

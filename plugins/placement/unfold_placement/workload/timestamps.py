@@ -74,7 +74,7 @@ class TimeFormat:
             arrival_s: Its arrival in seconds, not counted from the origin.
 
         Raises:
-            UnfoldError: the end is before the start.
+            UnfoldError: The end is before the start.
         """
         if not ("end" in self.columns.names and row.get("end")):
             return self.columns.read_seconds(row, "run") if row.get("run") else None
@@ -103,7 +103,7 @@ def detect_time_format(rows: Sequence[CsvRow], columns: Columns) -> TimeFormat:
     """Detect how a file writes times from its arrivals, or from starts and ends where it has none.
 
     Raises:
-        UnfoldError: a cell is not a time.
+        UnfoldError: A cell is not a time.
     """
     used = [name for name in ("arrival", "start", "end") if name == "arrival" or name in columns.names]
     cells = [(row, name) for name in used for row in rows if row.get(name)]
@@ -127,7 +127,7 @@ def _check_days(cells: Sequence[tuple[CsvRow, str]], numbers: Sequence[float], c
     """Check that times without a stated scale are no numbers of days, as spreadsheets write dates.
 
     Raises:
-        UnfoldError: they look like such numbers.
+        UnfoldError: They look like such numbers.
     """
     found = dict[str, list[tuple[CsvRow, float]]]()
     for (row, name), time in zip(cells, numbers, strict=True):
@@ -180,7 +180,7 @@ def normalize_dates(rows: Sequence[CsvRow]) -> list[CsvRow]:
     Of dates with slashes, all together decide which number is the month; with points the day is first.
 
     Raises:
-        UnfoldError: a cell is not a date.
+        UnfoldError: A cell is not a date.
     """
     rows = [_use_dashes(row) for row in rows]
     cells = [
@@ -227,7 +227,7 @@ def parse_datetime_cell(row: CsvRow, column: str) -> float:
     """Return a cell with a date and time in Unix seconds.
 
     Raises:
-        UnfoldError: it is none.
+        UnfoldError: It is none.
     """
     time = parse_datetime(row[column])
     if time is None:

@@ -174,7 +174,7 @@ def read_parquet(path: Path, columns: TableColumns) -> TraceRows:
     """Read the times of a Parquet file, sorted, with the counts or rates of its rows.
 
     Raises:
-        UnfoldError: the file cannot be read, or a cell is not a time, count or rate.
+        UnfoldError: The file cannot be read, or a cell is not a time, count or rate.
     """
     names, cells = read_parquet_rows(path)
     rows = ((number, list(row)) for number, row in enumerate(cells, 1))

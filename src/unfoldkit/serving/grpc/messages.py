@@ -162,7 +162,7 @@ def _read_varint(data: bytes, start: int) -> tuple[int, int]:
     """Return an integer and the position behind it.
 
     Raises:
-        IndexError: it has no end, or is longer than an integer may be.
+        IndexError: It has no end, or is longer than an integer may be.
     """
     value = 0
     for index in range(_MAX_VARINT_BYTES):

@@ -25,7 +25,7 @@ def read_harness(file: Path, data: bytes) -> Iterator[tuple[str, str, Sample]]:
         data: Its content: one JSON object per line, as UTF-8.
 
     Raises:
-        UnfoldError: a line is not a JSON object, or a document occurs twice.
+        UnfoldError: A line is not a JSON object, or a document occurs twice.
     """
     # other ends of lines, such as U+2028, occur within texts
     lines = decode_text(data, file).split("\n")

@@ -24,7 +24,7 @@ def read_helm(file: Path, data: bytes) -> Iterator[tuple[str, str, Sample]]:
         data: Its content: a JSON list with the statistics of each instance.
 
     Raises:
-        UnfoldError: the folder names no model, or a file is not JSON.
+        UnfoldError: The folder names no model, or a file is not JSON.
     """
     match = _HELM_RUN.search(file.parent.name)
     if match is None:

@@ -36,7 +36,7 @@ def read_inspect_log(file: Path, data: bytes) -> Iterator[tuple[str, str, Sample
     """Yield model, task and sample of a log; each epoch of a sample is a request of its own.
 
     Raises:
-        UnfoldError: the log is damaged, or the evaluation did not finish.
+        UnfoldError: The log is damaged, or the evaluation did not finish.
     """
     is_archive = file.suffix == ARCHIVE_SUFFIX and data[:1] != b"{"
     header, samples = _read_archive(file, data) if is_archive else _read_json(file, data)

@@ -25,7 +25,7 @@ def read_openai_log(file: Path, data: bytes) -> Iterator[tuple[str, str, Sample]
     """Yield model, task and sample of a log.
 
     Raises:
-        UnfoldError: a line is not a JSON object, the evaluation did not end, or a sample has two verdicts.
+        UnfoldError: A line is not a JSON object, the evaluation did not end, or a sample has two verdicts.
     """
     lines = enumerate(decode_text(data, file).split("\n"), 1)
     items = [parse_object(line, f"{file}:{number}") for number, line in lines if line.strip()]

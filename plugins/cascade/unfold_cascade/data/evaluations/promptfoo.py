@@ -31,7 +31,7 @@ def read_promptfoo(file: Path, data: bytes) -> Iterator[tuple[str, str, Sample]]
     """Yield model, task and sample; a provider with several prompts is a model for each.
 
     Raises:
-        UnfoldError: a line is not a JSON object, or two providers share a name.
+        UnfoldError: A line is not a JSON object, or two providers share a name.
     """
     rows = list(_list_rows(file, decode_text(data, file)))
     names = _name_models(file, rows)
@@ -55,7 +55,7 @@ def _name_models(file: Path, rows: Sequence[Mapping[str, Any]]) -> dict[int, str
     """Name the model of each index of a provider and a prompt: the provider, with a number if it has several prompts.
 
     Raises:
-        UnfoldError: two providers share a name, so that their results cannot be distinguished.
+        UnfoldError: Two providers share a name, so that their results cannot be distinguished.
     """
     prompts: dict[str, dict[int, str]] = {}
     for row in rows:

@@ -32,13 +32,13 @@ def read_evaluations(source: Path) -> tuple[dict[str, np.ndarray], str]:
     """Read results of evaluations: columns ``task`` and ``prompt``, and ``MODEL|METRIC`` of each model.
 
     Args:
-        source: a file, or a folder with files, at most two levels deep.
+        source: A file, or a folder with files, at most two levels deep.
 
     Returns:
         Columns of (n,) values, and a hash of all files.
 
     Raises:
-        UnfoldError: there are no samples, one is damaged, or the models did not answer the same requests.
+        UnfoldError: There are no samples, one is damaged, or the models did not answer the same requests.
     """
     table, digest = SampleTable(), hashlib.sha256()
     for file in [source] if source.is_file() else _list_files(source):

@@ -20,9 +20,9 @@ class Sample:
     """What one model did with one request.
 
     Attributes:
-        request: its identity among those of a task.
-        shared: values that are the same for all models; ``content`` identifies what was asked.
-        results: metrics, confidence and answer of this model.
+        request: Its identity among those of a task.
+        shared: Values that are the same for all models; ``content`` identifies what was asked.
+        results: Metrics, confidence and answer of this model.
     """
 
     request: str
@@ -41,7 +41,7 @@ class SampleTable:
         """Add a sample.
 
         Raises:
-            UnfoldError: the model has one of this request already, or another model was asked something else.
+            UnfoldError: The model has one of this request already, or another model was asked something else.
         """
         key = task, sample.request
         row = self.rows.setdefault(key, {"task": task, **sample.shared})
@@ -59,7 +59,7 @@ class SampleTable:
         """Return the columns of the requests, ``None`` where a value is missing.
 
         Raises:
-            UnfoldError: a model has no sample of a request.
+            UnfoldError: A model has no sample of a request.
         """
         for model, keys in self.models.items():
             missing = next((key for key in self.rows if key not in keys), None)

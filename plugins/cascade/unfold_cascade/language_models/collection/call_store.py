@@ -75,11 +75,11 @@ def open_store(path: Path, identity: str) -> CallStore:
     """Open the calls of a collection, or begin one.
 
     Args:
-        path: the file.
-        identity: of prompts, models and settings; calls of another identity are kept apart by an error.
+        path: The file.
+        identity: Of prompts, models and settings; calls of another identity are kept apart by an error.
 
     Raises:
-        UnfoldError: the file belongs to other prompts or settings, or is damaged before its last line.
+        UnfoldError: The file belongs to other prompts or settings, or is damaged before its last line.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     store = CallStore(path)

@@ -38,14 +38,14 @@ class CollectionTask:
         prompts: (n,) prompts.
         expected: (n,) expected answers, or empty.
         groups: (n,) groups, or empty.
-        models: the models to call.
-        rates: requests per second by model, ``None`` without a limit.
-        cap_usd: what all calls may cost together.
-        concurrency: calls at once.
-        max_tokens: of an answer.
-        system: a system message, or empty.
-        method: of the confidences, as the gateway will obtain them.
-        judge: the model that compares answers with the expected ones, ``None`` to score by ``score``.
+        models: The models to call.
+        rates: Requests per second by model, ``None`` without a limit.
+        cap_usd: What all calls may cost together.
+        concurrency: Calls at once.
+        max_tokens: Of an answer.
+        system: A system message, or empty.
+        method: Of the confidences, as the gateway will obtain them.
+        judge: The model that compares answers with the expected ones, ``None`` to score by ``score``.
     """
 
     prompts: tuple[str, ...]
@@ -111,7 +111,7 @@ class Collector:
         """Make one call, its confidence and its judgement, and store them.
 
         Raises:
-            CapReachedError: they might exceed the cap.
+            CapReachedError: They might exceed the cap.
         """
         task = self.task
         request = self._build_request(task.prompts[row])

@@ -20,7 +20,7 @@ def collect_log(name: str, task: CollectionTask, identity: str, retries: int, ru
     """Make the calls that the run does not hold yet, write the log, and report what it cost.
 
     Raises:
-        UnfoldError: the calls of the run belong to other prompts or settings.
+        UnfoldError: The calls of the run belong to other prompts or settings.
     """
     store = open_store(run.directory.resolve(CALLS_FILE), identity)
     try:

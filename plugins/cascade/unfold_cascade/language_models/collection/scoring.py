@@ -37,7 +37,7 @@ def build_pattern_score(pattern: str) -> Score:
     """Build a score which compares what a pattern finds in the answer: its first group, or the whole match.
 
     Raises:
-        UnfoldError: the pattern is no regular expression.
+        UnfoldError: The pattern is no regular expression.
     """
     try:
         compiled = re.compile(pattern)
@@ -55,7 +55,7 @@ def load_function(reference: str, *, allow_code: bool) -> Score:
     """Load a user's function of (answer, expected).
 
     Raises:
-        UnfoldError: code is not allowed, or there is no such function.
+        UnfoldError: Code is not allowed, or there is no such function.
     """
     if not allow_code:
         raise user_error("a function runs code of yours", key="collect.score.function", hint="add --allow-code")

@@ -176,7 +176,7 @@ class GatewayApp:
         """Describe one model.
 
         Raises:
-            RequestError: there is none of this name.
+            RequestError: There is none of this name.
         """
         for model in self._list_models()["data"]:
             if model["id"] == name:
@@ -202,7 +202,7 @@ class GatewayApp:
         """Find the key of the client; compared in constant time.
 
         Raises:
-            RequestError: keys are needed, and none matches.
+            RequestError: Keys are needed, and none matches.
         """
         if not self.plan.keys:
             return ClientKey(name="anonymous", key="")
@@ -328,7 +328,7 @@ class GatewayApp:
         """Set aside the largest cost of a request.
 
         Raises:
-            RequestError: the budget of the key does not suffice, or what is spent cannot be stored now.
+            RequestError: The budget of the key does not suffice, or what is spent cannot be stored now.
         """
         if not self.plan.keys:
             return None
@@ -469,7 +469,7 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Read the body of a request up to a limit.
 
     Raises:
-        RequestError: it is too long or damaged, or the client hung up.
+        RequestError: It is too long or damaged, or the client hung up.
     """
     length = dict(scope["headers"]).get(b"content-length", b"0")
     too_long = RequestError(413, f"the body is longer than {limit} bytes", code="request_too_large")
@@ -491,7 +491,7 @@ def _decompress(scope: Scope, body: bytes, limit: int) -> bytes:
     """Decompress a body by its Content-Encoding.
 
     Raises:
-        RequestError: the encoding is unknown, the body is damaged, or too long.
+        RequestError: The encoding is unknown, the body is damaged, or too long.
     """
     try:
         return read_encoding(pair for pair in scope["headers"] if pair[0] == b"content-encoding").decompress(

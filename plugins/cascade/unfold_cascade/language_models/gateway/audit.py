@@ -37,12 +37,12 @@ class AuditProcess:
     """Evidence that a promise is broken.
 
     Attributes:
-        limit: the mean difference that is promised.
-        alpha: probability of a false revocation, for ever.
-        audits: observed differences so far.
-        total: their sum.
+        limit: The mean difference that is promised.
+        alpha: Probability of a false revocation, for ever.
+        audits: Observed differences so far.
+        total: Their sum.
         wealth: (wagers,) weighted wealth of all starts so far.
-        is_revoked: whether the evidence has ever reached 1 / alpha.
+        is_revoked: Whether the evidence has ever reached 1 / alpha.
     """
 
     limit: float
@@ -89,7 +89,7 @@ def parse_audit(document: Mapping[str, Any]) -> AuditProcess:
     """Parse the data of ``AuditProcess.to_document``.
 
     Raises:
-        KeyError, TypeError, ValueError: the data is no such state.
+        KeyError, TypeError, ValueError: The data is no such state.
     """
     wealth = np.array(document["wealth"], dtype=np.float64)
     limit, total = float(document["limit"]), float(document["total"])

@@ -42,12 +42,12 @@ class GatedAnswer:
     """An answer before a gate.
 
     Attributes:
-        completion: the answer to return if it is trusted; of votes, the first sample of the majority.
-        plain: the answer that the model gives where no gate follows; of votes, the first sample.
+        completion: The answer to return if it is trusted; of votes, the first sample of the majority.
+        plain: The answer that the model gives where no gate follows; of votes, the first sample.
         confidence: ``None`` if there is none, so that the answer must not be trusted.
-        check: what the checking model answered, if it did.
-        fault: why it did not.
-        answered_s: seconds until the answer, without its check.
+        check: What the checking model answered, if it did.
+        fault: Why it did not.
+        answered_s: Seconds until the answer, without its check.
     """
 
     completion: Completion
@@ -71,16 +71,16 @@ async def complete_gated(
     """Send a request to be judged by a gate, and obtain the confidence of the answer.
 
     Args:
-        upstreams: the endpoints.
-        model: the model to call.
-        request: the body, without the name of the model.
-        method: of the confidence.
-        deadline: time of the event loop that all calls share.
-        attempts: counts all calls, and what the confidence costs of them.
-        waits: whether to wait long for the answer, see ``Upstreams.complete``.
+        upstreams: The endpoints.
+        model: The model to call.
+        request: The body, without the name of the model.
+        method: Of the confidence.
+        deadline: Time of the event loop that all calls share.
+        attempts: Counts all calls, and what the confidence costs of them.
+        waits: Whether to wait long for the answer, see ``Upstreams.complete``.
 
     Raises:
-        UpstreamError: the model gave no answer.
+        UpstreamError: The model gave no answer.
     """
     begin = time.perf_counter()
     if method.source == "votes":
@@ -188,7 +188,7 @@ async def _vote(
     """Draw samples in one call, or in several where an upstream ignores or refuses ``n``; a lost one agrees with none.
 
     Raises:
-        UpstreamError: no first sample came.
+        UpstreamError: No first sample came.
     """
     single = {
         **{name: value for name, value in request.items() if name not in SAMPLING},

@@ -19,7 +19,7 @@ def read_route(
     """Read the chain of a decision and its gates.
 
     Raises:
-        UnfoldError: the decision is no route through these models.
+        UnfoldError: The decision is no route through these models.
     """
     try:
         chain = tuple(str(name) for name in decision["chain"])
@@ -40,7 +40,7 @@ def read_entry(decision: Mapping[str, Any]) -> EntryGate | None:
     """Read the gate before the first model; ``None`` if every request enters there.
 
     Raises:
-        UnfoldError: the plan holds something else there.
+        UnfoldError: The plan holds something else there.
     """
     document = decision.get("entry")
     if document is None:
@@ -80,7 +80,7 @@ def read_secret(variable: str | None, key: str) -> str:
     """Read a key from the environment; it goes to no file.
 
     Raises:
-        UnfoldError: the variable is not set.
+        UnfoldError: The variable is not set.
     """
     if variable is None:
         return ""
@@ -94,7 +94,7 @@ def check_keys(keys: Sequence[ClientKey]) -> None:
     """Check that no two clients share a key.
 
     Raises:
-        UnfoldError: two clients have the same key.
+        UnfoldError: Two clients have the same key.
     """
     if len({key.key for key in keys}) < len(keys):
         raise user_error("two clients have the same key", key="serve.keys")

@@ -21,15 +21,15 @@ class ServedModel:
     """A model behind an OpenAI-compatible endpoint.
 
     Attributes:
-        name: in the plan.
-        url: base of the endpoint, from the spec only.
-        upstream_model: its name at the endpoint.
+        name: In the plan.
+        url: Base of the endpoint, from the spec only.
+        upstream_model: Its name at the endpoint.
         key: API key, from the environment; empty for none. Never stored, never shown.
-        prices: of its tokens.
-        confidence_prices: of a call that checks one of its answers; ``None``: the prices of the model that checks.
-        window: context length in tokens, ``None`` if unknown.
-        max_tokens: output assumed where a request sets no limit.
-        http2: whether to offer HTTP/2.
+        prices: Of its tokens.
+        confidence_prices: Of a call that checks one of its answers; ``None``: the prices of the model that checks.
+        window: Context length in tokens, ``None`` if unknown.
+        max_tokens: Output assumed where a request sets no limit.
+        http2: Whether to offer HTTP/2.
     """
 
     name: str
@@ -50,10 +50,10 @@ class ConfidenceMethod:
     Attributes:
         source: ``logprob``: of the tokens of the answer. ``votes``: share of the most frequent of several samples.
             ``check``: P(yes) of a second call of the same model. ``judge``: P(yes) of another model.
-        of: how log-probabilities of tokens become one number.
-        samples: of votes.
-        prompt: of a check or judge; ``{prompt}`` and ``{answer}`` are filled in.
-        judge: the model that judges; ``None`` for other sources.
+        of: How log-probabilities of tokens become one number.
+        samples: Of votes.
+        prompt: Of a check or judge; ``{prompt}`` and ``{answer}`` are filled in.
+        judge: The model that judges; ``None`` for other sources.
     """
 
     source: Source = "logprob"
@@ -83,10 +83,10 @@ class EntryGate:
     """Decides by its prompt at which model of the chain a request enters.
 
     Attributes:
-        rule: the price of an entry, and the mean cost of every model.
-        reader: of the features of prompts.
-        scorer: of these features.
-        chain: numbers of the models of the chain, as rule and scorer count them.
+        rule: The price of an entry, and the mean cost of every model.
+        reader: Of the features of prompts.
+        scorer: Of these features.
+        chain: Numbers of the models of the chain, as rule and scorer count them.
     """
 
     rule: EntryRule
@@ -109,10 +109,10 @@ class ClientKey:
     """A client's key and what it may spend.
 
     Attributes:
-        name: of the client.
-        key: the secret.
-        budget_usd: what it may spend in dollars; ``None`` without a limit.
-        period: in which it may spend that; ``None`` if the budget is one for all time.
+        name: Of the client.
+        key: The secret.
+        budget_usd: What it may spend in dollars; ``None`` without a limit.
+        period: In which it may spend that; ``None`` if the budget is one for all time.
     """
 
     name: str
@@ -124,7 +124,7 @@ class ClientKey:
         """Name what a request is charged to: the client, or its day, ISO week or month in UTC.
 
         Args:
-            now_s: time in seconds since 1970.
+            now_s: Time in seconds since 1970.
         """
         if self.period is None:
             return self.name
@@ -150,9 +150,9 @@ class Promise:
     """The promise of a plan.
 
     Attributes:
-        max_loss: accuracy that may be lost against the reference.
-        confidence: of the certificate.
-        audit_limit: mean of the audited differences that the promise allows; ``None`` if it cannot be audited.
+        max_loss: Accuracy that may be lost against the reference.
+        confidence: Of the certificate.
+        audit_limit: Mean of the audited differences that the promise allows; ``None`` if it cannot be audited.
     """
 
     max_loss: float
@@ -170,27 +170,27 @@ class GatewayPlan:
     """A plan, ready to be served.
 
     Attributes:
-        name: of the service.
-        alias: the model name which takes the route.
-        models: by name.
-        chain: names of the models of the route; the last one is always trusted.
-        gates: of every model of the chain but the last.
-        reference: name of the reference.
+        name: Of the service.
+        alias: The model name which takes the route.
+        models: By name.
+        chain: Names of the models of the route; the last one is always trusted.
+        gates: Of every model of the chain but the last.
+        reference: Name of the reference.
         promise: ``None`` without a certificate.
-        plan_hash: identifies the plan.
-        longest_prompt: characters of the longest logged prompt, ``None`` if unknown.
-        scripts: that logged prompts are written in; empty if unknown.
-        method: of the confidences which the gates read.
-        entry: the gate before the first model, ``None``: every request enters there.
-        sticky: later turns stay with the model of the first.
-        trusts_filtered: whether an answer with finish reason ``content_filter`` may be trusted.
-        audit_share: share of requests which are audited.
-        audits_labels: whether audits wait for labels instead of comparing texts.
-        is_probed: whether each gated model is called at the start.
-        limits: of upstreams.
-        body_bytes: largest request.
-        keys: of clients; empty if none is needed.
-        largest_cost_usd: of one request in the log; at least this is set aside for a request with a budget.
+        plan_hash: Identifies the plan.
+        longest_prompt: Characters of the longest logged prompt, ``None`` if unknown.
+        scripts: That logged prompts are written in; empty if unknown.
+        method: Of the confidences which the gates read.
+        entry: The gate before the first model, ``None``: every request enters there.
+        sticky: Later turns stay with the model of the first.
+        trusts_filtered: Whether an answer with finish reason ``content_filter`` may be trusted.
+        audit_share: Share of requests which are audited.
+        audits_labels: Whether audits wait for labels instead of comparing texts.
+        is_probed: Whether each gated model is called at the start.
+        limits: Of upstreams.
+        body_bytes: Largest request.
+        keys: Of clients; empty if none is needed.
+        largest_cost_usd: Of one request in the log; at least this is set aside for a request with a budget.
     """
 
     name: str

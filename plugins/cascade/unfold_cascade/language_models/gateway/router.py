@@ -90,7 +90,7 @@ class Router:
         """List the models to try for a request, and note in the trace what is promised.
 
         Raises:
-            RequestError: there is no such model.
+            RequestError: There is no such model.
         """
         plan = self.plan
         if request["model"] in plan.models:
@@ -116,7 +116,7 @@ class Router:
         """Call each model that must return log-probabilities for a gate; a model out of reach does not matter here.
 
         Raises:
-            UnfoldError: a model returns no log-probabilities, so that a gate could never open.
+            UnfoldError: A model returns no log-probabilities, so that a gate could never open.
         """
         method = self.plan.method
         if method.source == "votes":
@@ -165,7 +165,7 @@ class Router:
         """Find the model that answers, and its answer; with a stream the answer of the last model is still arriving.
 
         Raises:
-            UpstreamError: no model answered, or the request itself is at fault.
+            UpstreamError: No model answered, or the request itself is at fault.
         """
         error = UpstreamError("busy", 502, "no model could be called")
         for k, name in enumerate(names):

@@ -25,7 +25,7 @@ def build_gateway(plan: GatewayPlan, folder: Path, log: logging.Logger) -> Servi
     """Build the gateway of a plan; its state is kept in the folder.
 
     Raises:
-        UnfoldError: the state cannot be used.
+        UnfoldError: The state cannot be used.
     """
     app = build_app(plan, folder, log)
     return Service(

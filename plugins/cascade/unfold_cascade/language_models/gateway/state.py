@@ -54,12 +54,12 @@ class GatewayState:
         """Open or create the state.
 
         Args:
-            path: the database.
-            plan_hash: of the plan served; the audit and the identities belong to it.
-            audit_limit: mean difference that is promised, ``None`` without an audit.
+            path: The database.
+            plan_hash: Of the plan served; the audit and the identities belong to it.
+            audit_limit: Mean difference that is promised, ``None`` without an audit.
 
         Raises:
-            UnfoldError: the file is no such database, or cannot be written.
+            UnfoldError: The file is no such database, or cannot be written.
         """
         self.plan_hash = plan_hash
         self.audit_limit = audit_limit
@@ -110,7 +110,7 @@ class GatewayState:
         """Set money aside for a request, at once for all processes; ``None`` if the budget does not suffice.
 
         Raises:
-            StateUnavailableError: it cannot be written.
+            StateUnavailableError: It cannot be written.
         """
         try:
             self._store_charges()
@@ -183,9 +183,9 @@ class GatewayState:
         """Return whether a model still is what it was at its first answer; if not, the promise is void for ever.
 
         Args:
-            model: name in the plan.
-            part: what the upstream reports, ``model`` or ``fingerprint``; each is compared for itself.
-            value: what it reports now.
+            model: Name in the plan.
+            part: What the upstream reports, ``model`` or ``fingerprint``; each is compared for itself.
+            value: What it reports now.
         """
         key = f"{model}/{part}"
         if self._identities.get(key) == value:

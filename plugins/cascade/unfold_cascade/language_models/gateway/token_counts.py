@@ -32,9 +32,9 @@ class TokenCounter:
     """Counts the input tokens of requests.
 
     Attributes:
-        upstreams: the endpoints.
-        seen: by model, the bytes of the requests that it answered, and the tokens that it reported for them.
-        asked_again_at: when an endpoint that did not count is asked again, by model and path, in monotonic seconds.
+        upstreams: The endpoints.
+        seen: By model, the bytes of the requests that it answered, and the tokens that it reported for them.
+        asked_again_at: When an endpoint that did not count is asked again, by model and path, in monotonic seconds.
     """
 
     upstreams: Upstreams
@@ -54,10 +54,10 @@ class TokenCounter:
         """Count the tokens of a request.
 
         Args:
-            model: that would answer.
-            request: the chat request.
-            original: what the client sent, in the form of the API of ``path``.
-            path: of the count, below the base of the endpoint.
+            model: That would answer.
+            request: The chat request.
+            original: What the client sent, in the form of the API of ``path``.
+            path: Of the count, below the base of the endpoint.
         """
         key = model.name, path
         if time.monotonic() >= self.asked_again_at.get(key, 0.0):

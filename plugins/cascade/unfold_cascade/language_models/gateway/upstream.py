@@ -76,13 +76,13 @@ class UpstreamError(Exception):
     Attributes:
         kind: ``client``: the request is at fault. ``context``: it is too long for this model. ``refused``: key, credit,
             model or path is wrong. ``busy``: may be tried again. ``broken``: the answer broke off or is no completion.
-        status: of the reply to the client, should no other model answer.
-        message: for the client; it holds no address and no key.
-        code: error code, if the upstream gave one.
-        param: the field at fault, if the upstream named one.
-        retry_after_s: time to wait that the upstream named.
-        is_billed: whether the upstream may charge for the attempt.
-        partial: what arrived before a break.
+        status: Of the reply to the client, should no other model answer.
+        message: For the client; it holds no address and no key.
+        code: Error code, if the upstream gave one.
+        param: The field at fault, if the upstream named one.
+        retry_after_s: Time to wait that the upstream named.
+        is_billed: Whether the upstream may charge for the attempt.
+        partial: What arrived before a break.
     """
 
     kind: FaultKind
@@ -130,15 +130,15 @@ class Upstreams:
         """Send a request and collect the whole answer, streamed or not.
 
         Args:
-            model: the model to call.
-            request: the body, without the name of the model.
-            deadline: time of the event loop at which the request of the client ends.
-            attempts: counts the calls.
-            waits: no other model is left, so that an answer which is not streamed may take until the deadline, and an
+            model: The model to call.
+            request: The body, without the name of the model.
+            deadline: Time of the event loop at which the request of the client ends.
+            attempts: Counts the calls.
+            waits: No other model is left, so that an answer which is not streamed may take until the deadline, and an
                 endpoint may name a long time to wait.
 
         Raises:
-            UpstreamError: no attempt succeeded.
+            UpstreamError: No attempt succeeded.
         """
         for attempt in range(self.limits.retries + 1):
             completion = Completion()
@@ -172,7 +172,7 @@ class Upstreams:
         """Send a request and return its events once the first has arrived; until then faults are retried.
 
         Raises:
-            UpstreamError: no attempt succeeded; while iterating, the stream broke off.
+            UpstreamError: No attempt succeeded; while iterating, the stream broke off.
         """
         for attempt in range(self.limits.retries + 1):
             events = self._events(model, request, attempts)
@@ -195,9 +195,9 @@ class Upstreams:
         """Ask an endpoint for the input tokens of a request, which generates nothing; ``None`` if it does not count.
 
         Args:
-            model: the model.
-            request: in the form of the API of ``path``.
-            path: below the base of the endpoint, such as ``messages/count_tokens``.
+            model: The model.
+            request: In the form of the API of ``path``.
+            path: Below the base of the endpoint, such as ``messages/count_tokens``.
         """
         import httpx
 

@@ -43,7 +43,7 @@ def translate_request(body: bytes) -> tuple[bytes, MessageWriter]:
     """Translate the body of a request to that of a chat request, and return what writes its message.
 
     Raises:
-        RequestError: it is no such request, or needs what the gateway does not have.
+        RequestError: It is no such request, or needs what the gateway does not have.
     """
     request = parse_object(body)
     if request.get("max_tokens") is None:
@@ -56,7 +56,7 @@ def translate_prompt(request: Mapping[str, Any]) -> dict[str, Any]:
     """Translate a request, with or without a limit of its output, to a chat request.
 
     Raises:
-        RequestError: it is no such request, or needs what the gateway does not have.
+        RequestError: It is no such request, or needs what the gateway does not have.
     """
     for name in AT_ANTHROPIC:
         if request.get(name):
@@ -216,16 +216,16 @@ class MessageWriter:
     and further ones are written at the end.
 
     Attributes:
-        is_stream: whether the answer comes as events.
-        model: the model that was requested.
-        id: of the message.
-        completion: what the endpoint answered so far.
-        block: number of the block that is open, or that comes next.
-        is_open: whether a block is open.
-        call: the tool call that is streamed.
-        sent: characters of the text and of the arguments that were sent.
-        has_begun: whether the message was begun.
-        buffer: of an answer that is not streamed.
+        is_stream: Whether the answer comes as events.
+        model: The model that was requested.
+        id: Of the message.
+        completion: What the endpoint answered so far.
+        block: Number of the block that is open, or that comes next.
+        is_open: Whether a block is open.
+        call: The tool call that is streamed.
+        sent: Characters of the text and of the arguments that were sent.
+        has_begun: Whether the message was begun.
+        buffer: Of an answer that is not streamed.
     """
 
     is_stream: bool

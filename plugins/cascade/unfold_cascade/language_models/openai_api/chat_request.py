@@ -47,7 +47,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """Parse a body that must be a JSON object.
 
     Raises:
-        RequestError: it is none.
+        RequestError: It is none.
     """
     try:
         request = json.loads(body, parse_constant=_reject_constant, parse_float=_parse_float)
@@ -62,7 +62,7 @@ def parse_chat_request(body: bytes) -> dict[str, Any]:
     """Parse the body of a chat request.
 
     Raises:
-        RequestError: it is not JSON, or a field that the gateway reads has a wrong type.
+        RequestError: It is not JSON, or a field that the gateway reads has a wrong type.
     """
     request = parse_object(body)
     if not isinstance(request.get("model"), str) or not request["model"]:
@@ -87,7 +87,7 @@ def _reject_constant(name: str) -> NoReturn:
     """Reject NaN and infinities, which are no JSON and which an upstream would reject.
 
     Raises:
-        ValueError: always.
+        ValueError: Always.
     """
     raise ValueError(f"{name} is not JSON")
 
@@ -96,7 +96,7 @@ def _parse_float(text: str) -> float:
     """Parse a number; one beyond every float would reach the upstream as Infinity.
 
     Raises:
-        ValueError: it is too large.
+        ValueError: It is too large.
     """
     number = float(text)
     return number if math.isfinite(number) else _reject_constant(text)
@@ -125,8 +125,8 @@ def measure_size(request: Mapping[str, Any], apart: frozenset[str]) -> tuple[int
     """Measure the input of a request: its bytes without the parts of some kinds, and the number of these.
 
     Args:
-        request: the chat request.
-        apart: kinds of parts to be measured apart, as their tokens do not follow their bytes.
+        request: The chat request.
+        apart: Kinds of parts to be measured apart, as their tokens do not follow their bytes.
     """
     parts = [
         _size(part)
@@ -145,9 +145,9 @@ def is_covered(request: Mapping[str, Any], longest_prompt: int | None, scripts: 
     """Whether a log of text prompts covers a request.
 
     Args:
-        request: a checked request.
-        longest_prompt: characters of the longest prompt of the log, ``None`` if unknown.
-        scripts: that the prompts of the log are written in; empty if unknown.
+        request: A checked request.
+        longest_prompt: Characters of the longest prompt of the log, ``None`` if unknown.
+        scripts: That the prompts of the log are written in; empty if unknown.
     """
     if has_media(request):
         return False

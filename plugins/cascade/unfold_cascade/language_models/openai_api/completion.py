@@ -47,12 +47,12 @@ class Completion:
     """What an upstream answered so far.
 
     Attributes:
-        choices: by index.
-        usage: the usage object, ``None`` while unknown.
-        model: the name that the upstream reports.
-        fingerprint: its system fingerprint.
-        chunks: data of the stream, in order; empty for an answer which was not streamed.
-        body: the answer which was not streamed.
+        choices: By index.
+        usage: The usage object, ``None`` while unknown.
+        model: The name that the upstream reports.
+        fingerprint: Its system fingerprint.
+        chunks: Data of the stream, in order; empty for an answer which was not streamed.
+        body: The answer which was not streamed.
     """
 
     choices: dict[int, Choice] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Completion:
         """Add the data of one event of a stream.
 
         Raises:
-            ValueError: it is no chunk of a completion.
+            ValueError: It is no chunk of a completion.
         """
         if not isinstance(chunk, dict) or not isinstance(chunk.get("choices") or [], list):
             raise ValueError("not a chunk of a chat completion")  # noqa: TRY004 - the data is at fault
@@ -83,7 +83,7 @@ class Completion:
         """Read an answer which was not streamed.
 
         Raises:
-            ValueError: it is no completion.
+            ValueError: It is no completion.
         """
         if not isinstance(body, dict) or not isinstance(body.get("choices"), list) or not body["choices"]:
             raise ValueError("not a chat completion")
@@ -177,7 +177,7 @@ def split_body(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Write an answer that was not streamed as the chunks of a stream: its choices, and its usage.
 
     Raises:
-        ValueError: it is no completion.
+        ValueError: It is no completion.
     """
     Completion().read_body(dict(body))
     head = {name: value for name, value in body.items() if name not in ("choices", "usage")}
@@ -253,7 +253,7 @@ def read_confidence(completion: Completion, of: str) -> float | None:
     """Read the confidence of the least confident choice; ``None`` if any choice lacks proper log-probabilities.
 
     Args:
-        completion: the answer.
+        completion: The answer.
         of: ``mean``, ``sum``, ``min`` or ``first`` of the tokens' log-probabilities.
     """
     values = [_combine(choice.logprobs, of) for choice in completion.choices.values()]

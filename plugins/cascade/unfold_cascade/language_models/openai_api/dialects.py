@@ -33,8 +33,8 @@ class Dialects:
     each.
 
     Attributes:
-        fields: that may be left out, or written by their other names.
-        refused: by model, what its endpoint did not take.
+        fields: That may be left out, or written by their other names.
+        refused: By model, what its endpoint did not take.
     """
 
     fields: tuple[str, ...] = FIELDS
@@ -55,9 +55,9 @@ class Dialects:
         """Find the field of a request that an error names as unknown; empty if there is none.
 
         Args:
-            request: what the endpoint refused.
-            text: of its error.
-            tried: fields that were left out already; none is left out in the place of the other.
+            request: What the endpoint refused.
+            text: Of its error.
+            tried: Fields that were left out already; none is left out in the place of the other.
         """
         if any(name in tried for name in OTHER_NAMES):
             tried = {*tried, *OTHER_NAMES}

@@ -28,7 +28,7 @@ def translate_request(body: bytes) -> tuple[bytes, ResponseWriter]:
     """Translate the body of a request to that of a chat request, and return what writes its response.
 
     Raises:
-        RequestError: it is no such request, or needs what the gateway does not have.
+        RequestError: It is no such request, or needs what the gateway does not have.
     """
     request = parse_object(body)
     for name in STORED:
@@ -152,14 +152,14 @@ class ResponseWriter:
     """Writes the answer to a chat request, whole or as events, as that of a response.
 
     Attributes:
-        request: of the client; a response repeats its settings.
-        is_stream: whether the answer comes as events.
-        id: of the response.
-        completion: what the endpoint answered so far.
-        items: of the output, by choice of tool call, or ``None`` for the text; in order of their beginning.
-        logprobs: of the tokens of the text so far, in the form of both APIs.
-        number: of the next event.
-        buffer: of an answer that is not streamed.
+        request: Of the client; a response repeats its settings.
+        is_stream: Whether the answer comes as events.
+        id: Of the response.
+        completion: What the endpoint answered so far.
+        items: Of the output, by choice of tool call, or ``None`` for the text; in order of their beginning.
+        logprobs: Of the tokens of the text so far, in the form of both APIs.
+        number: Of the next event.
+        buffer: Of an answer that is not streamed.
     """
 
     request: Mapping[str, Any]

@@ -29,12 +29,12 @@ class Calibration:
     """Maps the recorded confidence of one model to the probability that its answer is correct.
 
     Attributes:
-        scale: unit of the recorded confidence.
-        transform: applied to its logarithm; ``identity`` for numbers that are no probabilities.
-        low: smallest transformed value of the tuning rows; values below count as this.
-        high: the largest, likewise.
-        slope: of the logistic regression, of either sign.
-        intercept: of the logistic regression.
+        scale: Unit of the recorded confidence.
+        transform: Applied to its logarithm; ``identity`` for numbers that are no probabilities.
+        low: Smallest transformed value of the tuning rows; values below count as this.
+        high: The largest, likewise.
+        slope: Of the logistic regression, of either sign.
+        intercept: Of the logistic regression.
     """
 
     scale: Scale
@@ -71,7 +71,7 @@ def parse_calibration(document: Mapping[str, Any]) -> Calibration:
     """Parse the data of ``Calibration.to_document``.
 
     Raises:
-        KeyError, TypeError, ValueError: the data is no calibration.
+        KeyError, TypeError, ValueError: The data is no calibration.
     """
     scale, transform = document["scale"], document["transform"]
     if scale not in ("logprob", "probability", "number") or transform not in ("one-sided", "two-sided", "identity"):
@@ -103,7 +103,7 @@ def fit_calibration(confidence: FloatArray, is_correct: BoolArray, scale: Scale 
     Args:
         confidence: (n,) recorded confidences.
         is_correct: (n,) whether the answer was correct.
-        scale: unit of the confidences; detected if ``None``.
+        scale: Unit of the confidences; detected if ``None``.
     """
     scale = scale or detect_scale(confidence)
     transforms: tuple[Transform, ...] = ("identity",) if scale == "number" else ("one-sided", "two-sided")

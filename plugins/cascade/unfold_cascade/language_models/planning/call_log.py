@@ -18,7 +18,7 @@ class CallLog:
     """The calls of M models on n requests.
 
     Attributes:
-        models: names.
+        models: Names.
         is_correct: (n, M) whether the answer was correct.
         confidence: (n, M) recorded confidences; NaN where a model gave none.
         cost: (n, M) cost of the call.

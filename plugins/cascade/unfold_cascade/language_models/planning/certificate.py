@@ -54,11 +54,11 @@ class Limits:
     """What is promised: the loss, with which probability of a false promise, and the latency.
 
     Attributes:
-        max_loss: accuracy that may be lost against the reference, in [0, 1).
-        delta: probability of a false certificate.
-        test: the test of the loss, ``None`` to choose it on tuning rows.
-        deadline_ms: latency that at most ``late_share`` of requests may exceed, ``None`` without a limit.
-        late_share: share of requests.
+        max_loss: Accuracy that may be lost against the reference, in [0, 1).
+        delta: Probability of a false certificate.
+        test: The test of the loss, ``None`` to choose it on tuning rows.
+        deadline_ms: Latency that at most ``late_share`` of requests may exceed, ``None`` without a limit.
+        late_share: Share of requests.
     """
 
     max_loss: float
@@ -83,12 +83,12 @@ class Step:
     """The test of one route.
 
     Attributes:
-        route: the route.
-        test: the test of its loss.
-        p_value: the largest p-value of its limits.
-        worse: certifying units which the route makes worse.
-        better: units which it makes better.
-        late: certifying units with a request above the deadline.
+        route: The route.
+        test: The test of its loss.
+        p_value: The largest p-value of its limits.
+        worse: Certifying units which the route makes worse.
+        better: Units which it makes better.
+        late: Certifying units with a request above the deadline.
     """
 
     route: Route
@@ -169,11 +169,11 @@ def certify_routes(
     """Test the routes of the first chain, and those of the next one that differs; all that pass hold together.
 
     Args:
-        ranked: the sequences, best first.
-        log: the certifying rows.
+        ranked: The sequences, best first.
+        log: The certifying rows.
         score: (n, M) calibrated probabilities.
-        reference: the model to compare with.
-        limits: what is promised.
+        reference: The model to compare with.
+        limits: What is promised.
 
     Returns:
         one walk or two; none without a sequence.

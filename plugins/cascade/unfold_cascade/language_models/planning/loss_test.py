@@ -30,9 +30,9 @@ def choose_test(tune: FloatArray, epsilon: float, units: int, delta: float) -> L
 
     Args:
         tune: (k,) differences of the tuning units.
-        epsilon: the loss to exclude.
-        units: number of certifying units.
-        delta: the p-value that passes.
+        epsilon: The loss to exclude.
+        units: Number of certifying units.
+        delta: The p-value that passes.
     """
     worse, better = expected_counts(tune, units)
     expected: dict[LossTest, float] = {"binomial": binomial_p_value(worse, units, epsilon)}
@@ -50,8 +50,8 @@ def loss_p_value(d: FloatArray, epsilon: float, test: LossTest) -> float:
 
     Args:
         d: (n,) differences of independent units, in [-1, 1].
-        epsilon: the loss to exclude, in [0, 1).
-        test: the test, chosen without d.
+        epsilon: The loss to exclude, in [0, 1).
+        test: The test, chosen without d.
     """
     if test == "betting" or (test == "exact" and d.size > MAX_CASES):
         return betting_p_value(d, epsilon)

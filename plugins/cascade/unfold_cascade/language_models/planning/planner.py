@@ -53,19 +53,19 @@ class RoutingSolution:
     """The certified route, or why there is none.
 
     Attributes:
-        problem: the problem.
-        calibrations: of each model.
+        problem: The problem.
+        calibrations: Of each model.
         score: (n, M) calibrated probabilities of all rows.
-        reference: the model to compare with.
-        walks: the tests of one chain or two; none if no route is cheaper than the reference.
-        uncertified: the cheapest route within the limit as counted on tuning rows, without a test.
-        smallest_limit: of a refusal, the smallest loss that would pass.
-        units_needed: of a refusal, about how many certifying units would do.
-        rows_to_label: unlabelled rows for which labels could help.
-        scorer: of prompts, if a gate before the first model was searched.
-        extra_cost: what the certified route costs above the reference, as a share of that, on rows that took no part
+        reference: The model to compare with.
+        walks: The tests of one chain or two; none if no route is cheaper than the reference.
+        uncertified: The cheapest route within the limit as counted on tuning rows, without a test.
+        smallest_limit: Of a refusal, the smallest loss that would pass.
+        units_needed: Of a refusal, about how many certifying units would do.
+        rows_to_label: Unlabelled rows for which labels could help.
+        scorer: Of prompts, if a gate before the first model was searched.
+        extra_cost: What the certified route costs above the reference, as a share of that, on rows that took no part
             in tuning; ``None`` if it saves, or none is certified.
-        late_break: the promise of the certified route which the last requests break, such as ``LOSS``; or empty.
+        late_break: The promise of the certified route which the last requests break, such as ``LOSS``; or empty.
     """
 
     problem: RoutingProblem
@@ -150,7 +150,7 @@ def solve_routing(problem: RoutingProblem, progress: Progress = ignore_progress)
     """Find the cheapest certified route; ``progress`` receives the chains that are searched.
 
     Raises:
-        UnfoldError: too few rows to tune or to certify on.
+        UnfoldError: Too few rows to tune or to certify on.
     """
     log, parts, limits = problem.log, problem.parts, problem.limits
     tune_rows = labelled_rows(log, parts.tune)

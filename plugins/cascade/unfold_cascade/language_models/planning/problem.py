@@ -34,28 +34,28 @@ class RoutingProblem:
     """A routing problem, ready to be solved.
 
     Attributes:
-        name: of the spec.
-        log: the calls.
-        source: name of the table.
-        digest: hash of the table.
-        parts: rows to tune, to certify and to report on.
+        name: Of the spec.
+        log: The calls.
+        source: Name of the table.
+        digest: Hash of the table.
+        parts: Rows to tune, to certify and to report on.
         rank: (n,) rank of each row in time; ``None`` if the order of the table says nothing about it.
-        max_models: the longest chain.
-        order: the orders of models to search.
-        limits: what is to be promised.
-        quantile: the quantile of the latency limit, such as p95, or empty.
-        scale: unit of the confidences, ``None`` to detect it.
-        unit_name: what an independent unit is called: request, prompt or conversation.
-        repeated_prompts: a column of prompts that repeat, if the spec does not name it; or empty.
-        unanswered: rows of the table that were left out, as no model answered.
-        longest_prompt: characters of the longest prompt of the log, or ``None``.
-        scripts: that the prompts of the log are written in; empty if unknown.
-        embedding: names the embedding that the features of prompts contain; empty for none.
-        confidence: source of the confidences, as plain data.
-        goal: the goal, as plain data.
-        copies: rows that repeat others, if there are any.
-        leaks: columns of confidences that separate right from wrong answers without error.
-        is_servable: whether each model has an endpoint, from which the confidences can be obtained.
+        max_models: The longest chain.
+        order: The orders of models to search.
+        limits: What is to be promised.
+        quantile: The quantile of the latency limit, such as p95, or empty.
+        scale: Unit of the confidences, ``None`` to detect it.
+        unit_name: What an independent unit is called: request, prompt or conversation.
+        repeated_prompts: A column of prompts that repeat, if the spec does not name it; or empty.
+        unanswered: Rows of the table that were left out, as no model answered.
+        longest_prompt: Characters of the longest prompt of the log, or ``None``.
+        scripts: That the prompts of the log are written in; empty if unknown.
+        embedding: Names the embedding that the features of prompts contain; empty for none.
+        confidence: Source of the confidences, as plain data.
+        goal: The goal, as plain data.
+        copies: Rows that repeat others, if there are any.
+        leaks: Columns of confidences that separate right from wrong answers without error.
+        is_servable: Whether each model has an endpoint, from which the confidences can be obtained.
     """
 
     name: str
@@ -87,10 +87,10 @@ def split_units(unit: IntArray, tune: float, certify: float, seed: int, *, min_t
 
     Args:
         unit: (n,) number of the unit of each row.
-        tune: share of the units to tune on.
-        certify: share of the units to certify on; the remainder is for the report.
-        seed: of the permutation.
-        min_tuning: units to tune on at least, up to one half.
+        tune: Share of the units to tune on.
+        certify: Share of the units to certify on; the remainder is for the report.
+        seed: Of the permutation.
+        min_tuning: Units to tune on at least, up to one half.
     """
     units = np.unique(unit)
     order = np.random.default_rng([seed, 0x77A9]).permutation(units)

@@ -43,8 +43,8 @@ class PromptReader:
     """Reads features of prompts.
 
     Attributes:
-        embedding: names the weights of the embedding, with the start of their SHA-256; empty for the length alone.
-        embed: computes (n, DIMENSIONS) embeddings of texts; ``None`` for the length alone.
+        embedding: Names the weights of the embedding, with the start of their SHA-256; empty for the length alone.
+        embed: Computes (n, DIMENSIONS) embeddings of texts; ``None`` for the length alone.
     """
 
     embedding: str = ""
@@ -86,8 +86,8 @@ def build_prompt_reader(features: Sequence[str]) -> PromptReader:
     """Build the reader of ``entry.features``: ``length``, with or without ``embedding``.
 
     Raises:
-        ModuleNotFoundError: the package of the embedding is not installed.
-        UnfoldError: it lacks the weights that are read here.
+        ModuleNotFoundError: The package of the embedding is not installed.
+        UnfoldError: It lacks the weights that are read here.
     """
     return load_embedding() if "embedding" in features else PromptReader()
 
@@ -96,8 +96,8 @@ def load_embedding() -> PromptReader:
     """Load the embedding from the installed package, without the network.
 
     Raises:
-        ModuleNotFoundError: the package is not installed.
-        UnfoldError: it lacks the weights that are read here.
+        ModuleNotFoundError: The package is not installed.
+        UnfoldError: It lacks the weights that are read here.
     """
     handlers, level = list(logging.root.handlers), logging.root.level
     try:
@@ -122,7 +122,7 @@ def list_scripts(text: str) -> frozenset[str]:
     """List the scripts of a text; empty for one without letters.
 
     Args:
-        text: any text; only its first characters are read.
+        text: Any text; only its first characters are read.
     """
     if text.isascii():
         return frozenset({"LATIN"}) if any(map(str.isalpha, text[:MAX_CHARACTERS])) else frozenset()
@@ -138,7 +138,7 @@ def join_scripts(texts: Iterable[str]) -> tuple[str, ...]:
     """List the scripts of all prompts of a log, in order of their names.
 
     Args:
-        texts: the prompts.
+        texts: The prompts.
     """
     scripts: set[str] = set()
     for text in texts:

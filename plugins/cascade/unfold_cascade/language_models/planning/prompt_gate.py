@@ -35,7 +35,7 @@ class EntryRule:
 
         Args:
             probability: (n, M) of a correct answer of each model, from the prompt.
-            chain: the models.
+            chain: The models.
         """
         models = list(chain)
         positions: IntArray = (probability[:, models] - self.price * np.array(self.costs)[models]).argmax(axis=1)
@@ -71,11 +71,11 @@ def parse_scorer(document: Mapping[str, Any], size: int) -> PromptScorer:
     """Parse the data of ``PromptScorer.to_document``.
 
     Args:
-        document: the data.
-        size: number of features.
+        document: The data.
+        size: Number of features.
 
     Raises:
-        KeyError, TypeError, ValueError: the data is no scorer.
+        KeyError, TypeError, ValueError: The data is no scorer.
     """
     arrays = {name: np.array(document[name], dtype=np.float64) for name in ("mean", "deviation", "weights")}
     is_shaped = arrays["mean"].shape == arrays["deviation"].shape == (size,)

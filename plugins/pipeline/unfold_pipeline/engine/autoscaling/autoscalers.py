@@ -28,10 +28,10 @@ class Observation:
     """What a rule sees at a moment.
 
     Attributes:
-        now_s: the moment.
-        arrived: requests that arrived so far.
-        load: what the engines hold.
-        replicas: engines that were ordered, those that still start included.
+        now_s: The moment.
+        arrived: Requests that arrived so far.
+        load: What the engines hold.
+        replicas: Engines that were ordered, those that still start included.
     """
 
     now_s: float

@@ -16,7 +16,7 @@ class Fleet:
     Attributes:
         states: (slots,) state of each engine.
         ready_s: (slots,) when each engine that starts will serve.
-        start_s: from ordering an engine until it serves; infinite for running engines, which report it themselves.
+        start_s: From ordering an engine until it serves; infinite for running engines, which report it themselves.
     """
 
     def __init__(self, slots: int, first: int, start_s: float) -> None:

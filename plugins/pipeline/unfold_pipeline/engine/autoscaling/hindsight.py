@@ -29,7 +29,7 @@ class SlotMisses:
         seconds: (slots,) length of each slot.
         misses: (slots, engines + 1) requests that miss a target; a slot without requests needs no engine.
         usd_per_hour: (engines + 1,) price of each number of engines, with the stages around them.
-        requests: requests of the trace.
+        requests: Requests of the trace.
     """
 
     seconds: FloatArray
@@ -58,10 +58,10 @@ def simulate_slots(problem: EngineProblem, config: EngineConfig, slot_s: float, 
     """Simulate every number of engines of a plan's kind in each slot.
 
     Args:
-        problem: with the requests to replay.
-        config: the kind of engine and its limits.
-        slot_s: length of a slot; longer ones where they would be more than sixty.
-        max_replicas: the most engines.
+        problem: With the requests to replay.
+        config: The kind of engine and its limits.
+        slot_s: Length of a slot; longer ones where they would be more than sixty.
+        max_replicas: The most engines.
     """
     requests, option = problem.requests, problem.options[config.option]
     end_s = float(requests.arrival_s[-1])
@@ -119,10 +119,10 @@ class FixedPeak:
     """The fewest engines of a plan's kind that meet the targets on a whole trace, or why none do.
 
     Attributes:
-        replicas: engines; ``None`` if no number of them meets the targets.
-        most: the most engines that were simulated without meeting them; 0 if a single request misses a target.
-        obstacle: the target that is missed, ``ttft``, ``tpot`` or ``latency``.
-        value_s: its value.
+        replicas: Engines; ``None`` if no number of them meets the targets.
+        most: The most engines that were simulated without meeting them; 0 if a single request misses a target.
+        obstacle: The target that is missed, ``ttft``, ``tpot`` or ``latency``.
+        value_s: Its value.
     """
 
     replicas: int | None

@@ -31,15 +31,15 @@ class AutoscaledRun:
     """A trace under a scaling rule.
 
     Attributes:
-        name: of the rule.
-        latencies: of all requests.
-        attainment: fraction of the requests that meets every target.
-        usd_per_hour: mean price over the trace, from order to stop of each engine, with the stages around them.
+        name: Of the rule.
+        latencies: Of all requests.
+        attainment: Fraction of the requests that meets every target.
+        usd_per_hour: Mean price over the trace, from order to stop of each engine, with the stages around them.
         time_s: (ticks,) moments.
         engines: (ticks,) engines that take requests.
         paid: (ticks,) engines that are paid.
-        misses: requests that miss a target.
-        hit_share: fraction of the prompt tokens that the prefix caches held.
+        misses: Requests that miss a target.
+        hit_share: Fraction of the prompt tokens that the prefix caches held.
     """
 
     name: str
@@ -64,11 +64,11 @@ def replay_rule(
     """Replay the requests of a problem under a rule, from the engines of a plan on.
 
     Args:
-        name: of the rule.
-        problem: engines, targets and the requests to replay.
-        config: the plan.
-        rule: how many engines it wants.
-        max_replicas: engines that may exist at a time.
+        name: Of the rule.
+        problem: Engines, targets and the requests to replay.
+        config: The plan.
+        rule: How many engines it wants.
+        max_replicas: Engines that may exist at a time.
     """
     option, requests = problem.options[config.option], problem.requests
     slots = max(max_replicas, config.replicas)

@@ -27,7 +27,7 @@ class TokenEnvelope:
         windows_s: (windows,) lengths.
         prompt: (windows,) prompt tokens.
         total: (windows,) prompt and generated tokens, which the KV cache holds.
-        replicas: engines of the plan.
+        replicas: Engines of the plan.
     """
 
     windows_s: FloatArray
@@ -93,9 +93,9 @@ class TokenLog:
     """The requests within the longest window of an envelope, in order of arrival.
 
     Attributes:
-        longest_s: the longest window.
-        arrivals: the requests; older ones are dropped.
-        total: all requests so far.
+        longest_s: The longest window.
+        arrivals: The requests; older ones are dropped.
+        total: All requests so far.
     """
 
     longest_s: float
@@ -131,10 +131,10 @@ def build_envelope_rule(
     so the engines of the plan are held like a fraction.
 
     Args:
-        envelope: of the traffic that was planned for.
-        count_tokens: counts the tokens that arrived lately.
-        hold_s: how long a fraction counts after its window.
-        margin: factor on the fraction.
+        envelope: Of the traffic that was planned for.
+        count_tokens: Counts the tokens that arrived lately.
+        hold_s: How long a fraction counts after its window.
+        margin: Factor on the fraction.
     """
     fractions: list[tuple[float, float]] = []
 

@@ -16,13 +16,13 @@ class EngineBalancer:
     """The engines, and what each still computes. Ties rotate, as a fixed order would make one engine hot.
 
     Attributes:
-        urls: the engines.
-        routing: how requests are distributed.
-        outstanding: tokens of the requests that each engine holds.
-        requests: requests that each engine holds.
-        down_until_s: until when each engine that failed is used only if no other is left.
-        active: whether each engine takes requests.
-        cursor: the engine that is next by round robin.
+        urls: The engines.
+        routing: How requests are distributed.
+        outstanding: Tokens of the requests that each engine holds.
+        requests: Requests that each engine holds.
+        down_until_s: Until when each engine that failed is used only if no other is left.
+        active: Whether each engine takes requests.
+        cursor: The engine that is next by round robin.
     """
 
     urls: tuple[str, ...]

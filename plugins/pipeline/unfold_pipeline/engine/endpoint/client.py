@@ -31,10 +31,10 @@ class EndpointError(Exception):
     """A server that did not complete a request as a profile needs it.
 
     Attributes:
-        message: what happened.
-        hint: what to do about it.
+        message: What happened.
+        hint: What to do about it.
         status: HTTP status; 0 without a reply.
-        retry_after: its header Retry-After; empty without one.
+        retry_after: Its header Retry-After; empty without one.
     """
 
     message: str
@@ -58,10 +58,10 @@ class Endpoint:
     """An OpenAI-compatible server.
 
     Attributes:
-        url: its base, with or without ``/v1``.
-        model: name of the model at the server.
+        url: Its base, with or without ``/v1``.
+        model: Name of the model at the server.
         key: API key; empty for none.
-        path: the path of completions.
+        path: The path of completions.
     """
 
     url: str
@@ -85,12 +85,12 @@ class StreamedReply:
     """A completed stream.
 
     Attributes:
-        start_s: when the request was sent.
-        event_s: when each event with text arrived.
-        end_s: when the last token arrived.
-        input_tokens: prompt tokens, by the usage.
-        output_tokens: generated tokens, by the usage.
-        cached_tokens: prompt tokens from the prefix cache, by the usage; 0 if it does not report them.
+        start_s: When the request was sent.
+        event_s: When each event with text arrived.
+        end_s: When the last token arrived.
+        input_tokens: Prompt tokens, by the usage.
+        output_tokens: Generated tokens, by the usage.
+        cached_tokens: Prompt tokens from the prefix cache, by the usage; 0 if it does not report them.
     """
 
     start_s: float
@@ -106,9 +106,9 @@ class ServerFacts:
     """What a server reports about itself.
 
     Attributes:
-        model: the model that it serves.
-        max_context: the most tokens of a request; 0 if unknown.
-        kv_tokens: measured size of the KV cache in tokens; 0 if unknown.
+        model: The model that it serves.
+        max_context: The most tokens of a request; 0 if unknown.
+        kv_tokens: Measured size of the KV cache in tokens; 0 if unknown.
     """
 
     model: str
@@ -157,15 +157,15 @@ async def stream_completion(
     """Send a request and stamp the events of its stream.
 
     Args:
-        client: the connections.
-        endpoint: the server.
-        body: the request, with ``stream`` and ``include_usage``.
-        limits: how long the server may take.
-        on_event: called at each event with text.
-        headers: of the request, beside those of the endpoint.
+        client: The connections.
+        endpoint: The server.
+        body: The request, with ``stream`` and ``include_usage``.
+        limits: How long the server may take.
+        on_event: Called at each event with text.
+        headers: Of the request, beside those of the endpoint.
 
     Raises:
-        EndpointError: the server refuses, does not stream, reports no usage, stalls or breaks off.
+        EndpointError: The server refuses, does not stream, reports no usage, stalls or breaks off.
     """
     events: list[float] = []
     usage: Mapping[str, Any] | None = None
@@ -208,7 +208,7 @@ async def read_server(client: httpx.AsyncClient, endpoint: Endpoint, limits: End
     """Return what a server reports: its models, the longest request, and vLLM's size of the KV cache.
 
     Raises:
-        EndpointError: the server cannot be reached, refuses, or does not serve the model.
+        EndpointError: The server cannot be reached, refuses, or does not serve the model.
     """
     data = await _get_json(client, endpoint, "/v1/models", limits)
     rows = data.get("data") if isinstance(data, Mapping) else None
@@ -305,7 +305,7 @@ async def read_events(response: httpx.Response, limits: EndpointLimits) -> Async
     """Yield the data of each event with the time at which it arrived.
 
     Raises:
-        EndpointError: the stream stalls or is too long.
+        EndpointError: The stream stalls or is too long.
     """
     bounds = StreamBounds(
         first_s=limits.first_token_s,
@@ -331,7 +331,7 @@ async def read_bounded(response: httpx.Response, limit: int) -> bytes:
     """Read a body.
 
     Raises:
-        EndpointError: it has more than ``limit`` bytes.
+        EndpointError: It has more than ``limit`` bytes.
     """
     data = bytearray()
     async for part in response.aiter_bytes():
@@ -345,7 +345,7 @@ def parse_event(data: bytes) -> dict[str, Any]:
     """Parse the JSON object of an event.
 
     Raises:
-        EndpointError: it is none.
+        EndpointError: It is none.
     """
     try:
         event = json.loads(data)

@@ -43,9 +43,9 @@ class Prefill:
     """What the prefill engines did for a request.
 
     Attributes:
-        request_id: of the request, which both engines get.
-        transfer: where the KV cache is; ``None`` if the decode engine has to compute the prompt itself.
-        message: why it has to; empty if it does not.
+        request_id: Of the request, which both engines get.
+        transfer: Where the KV cache is; ``None`` if the decode engine has to compute the prompt itself.
+        message: Why it has to; empty if it does not.
     """
 
     request_id: str
@@ -67,10 +67,10 @@ class PrefillPool:
     """The prefill engines of a service.
 
     Attributes:
-        endpoints: the engines, in the order of the balancer.
-        balancer: distributes the prompts.
-        limits: how long an engine may take.
-        on_attempt: called with the index of an engine and the status of its answer.
+        endpoints: The engines, in the order of the balancer.
+        balancer: Distributes the prompts.
+        limits: How long an engine may take.
+        on_attempt: Called with the index of an engine and the status of its answer.
     """
 
     endpoints: Sequence[Endpoint]
@@ -82,10 +82,10 @@ class PrefillPool:
         """Compute the prompt of a request at one engine after the other until one does.
 
         Args:
-            client: the connections.
-            path: the path of the request.
-            request: its body.
-            tokens: of the prompt, as estimated.
+            client: The connections.
+            path: The path of the request.
+            request: Its body.
+            tokens: Of the prompt, as estimated.
         """
         content = json.dumps(build_prompt_request(request), ensure_ascii=False).encode("utf-8", "replace")
         prefill = Prefill(request_id=str(uuid.uuid4()), message="no prefill engine responds")
@@ -119,7 +119,7 @@ class PrefillPool:
         """Return status and body of an answer.
 
         Raises:
-            EndpointError: the engine does not answer.
+            EndpointError: The engine does not answer.
         """
         import httpx
 

@@ -64,10 +64,10 @@ class ProfileTask:
     """What to measure.
 
     Attributes:
-        endpoint: the engine.
-        longest_prompt: tokens of the longest prompt that a plan needs.
-        max_streams: the most requests that the engine may run at the same time.
-        limits: how long the engine may take.
+        endpoint: The engine.
+        longest_prompt: Tokens of the longest prompt that a plan needs.
+        max_streams: The most requests that the engine may run at the same time.
+        limits: How long the engine may take.
     """
 
     endpoint: Endpoint
@@ -88,8 +88,8 @@ def plan_phases(longest_prompt: int, max_streams: int) -> tuple[PlannedPhase, ..
     """Return the phases of a profile, about 40 requests.
 
     Args:
-        longest_prompt: tokens of the longest prompt.
-        max_streams: the most requests that the engine may run at the same time.
+        longest_prompt: Tokens of the longest prompt.
+        max_streams: The most requests that the engine may run at the same time.
     """
     shortest, is_wide = min(SHORTEST_PROMPT, longest_prompt), max_streams >= WIDE_STREAMS
     # a prompt of one token takes a step of one token: what TTFT has beyond it is the front end
@@ -124,13 +124,13 @@ async def measure_endpoint(
     """Measure the phases that a stored profile lacks.
 
     Args:
-        task: what to measure.
-        stored: the profile so far, of the same task.
-        store: called with the profile after each phase.
-        progress: receives progress.
+        task: What to measure.
+        stored: The profile so far, of the same task.
+        store: Called with the profile after each phase.
+        progress: Receives progress.
 
     Raises:
-        EndpointError: the engine refuses, does not stream, reports no usage, stalls, or is too unsteady.
+        EndpointError: The engine refuses, does not stream, reports no usage, stalls, or is too unsteady.
     """
     async with build_http_client(2 * task.max_streams + 8, task.limits) as client:
         session = _Session(client, task)
@@ -160,14 +160,14 @@ async def measure_together(
     """Measure each phase of a profile at several engines of one machine at the same time.
 
     Args:
-        task: what was measured at one engine.
-        endpoints: the engines.
-        profile: what was measured, and what was measured together so far.
-        store: called with the profile after each phase.
-        progress: receives progress.
+        task: What was measured at one engine.
+        endpoints: The engines.
+        profile: What was measured, and what was measured together so far.
+        store: Called with the profile after each phase.
+        progress: Receives progress.
 
     Raises:
-        EndpointError: an engine refuses or stalls.
+        EndpointError: An engine refuses or stalls.
     """
     async with build_http_client(len(endpoints) * (2 * task.max_streams + 8), task.limits) as client:
         sessions = [_Session(client, replace(task, endpoint=endpoint)) for endpoint in endpoints]
@@ -314,7 +314,7 @@ def _check_replies(replies: Sequence[StreamedReply]) -> None:
     """Reject what cannot be measured.
 
     Raises:
-        EndpointError: a reply came at once, or prompts were cached.
+        EndpointError: A reply came at once, or prompts were cached.
     """
     for reply in replies:
         if _came_at_once(reply):

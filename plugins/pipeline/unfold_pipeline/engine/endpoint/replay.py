@@ -71,10 +71,10 @@ class ReplayedRequests:
         cached_tokens: (n,) those of them that came from a prefix cache, by the usage.
         output_tokens: (n,) generated tokens, by the usage.
         engine: (n,) index of the engine.
-        failures: failed requests by what happened.
-        local_prompts: requests with a prompt that a decode engine computed, as no prefill engine did.
-        lateness_s: the greatest delay of the sender.
-        start_s: when the trace began, on the clock of the machine.
+        failures: Failed requests by what happened.
+        local_prompts: Requests with a prompt that a decode engine computed, as no prefill engine did.
+        lateness_s: The greatest delay of the sender.
+        start_s: When the trace began, on the clock of the machine.
     """
 
     arrival_s: FloatArray
@@ -114,17 +114,17 @@ async def replay_requests(
     """Send each request of a trace at its time to an engine, and wait for all.
 
     Args:
-        endpoints: the engines, in the order of the balancer; they may change while requests are sent.
-        balancer: distributes the requests.
-        requests: what to send.
-        limits: how long an engine may take.
-        progress: receives progress.
-        log: records what was sent, for a scaling rule.
-        around: the stages before and after the engines.
-        prefill: the engines that compute the prompts; ``None`` if the others do.
+        endpoints: The engines, in the order of the balancer; they may change while requests are sent.
+        balancer: Distributes the requests.
+        requests: What to send.
+        limits: How long an engine may take.
+        progress: Receives progress.
+        log: Records what was sent, for a scaling rule.
+        around: The stages before and after the engines.
+        prefill: The engines that compute the prompts; ``None`` if the others do.
 
     Raises:
-        EndpointError: an engine does not respond before the trace begins.
+        EndpointError: An engine does not respond before the trace begins.
     """
     engines = len(endpoints) + (0 if prefill is None else len(prefill.endpoints))
     connections = min(MAX_CONNECTIONS, len(requests) + engines)
@@ -185,7 +185,7 @@ class _Replay:
         """Pass a prompt from every prefill engine on to a decode engine.
 
         Raises:
-            EndpointError: a prefill engine does not respond, or leaves no KV cache.
+            EndpointError: A prefill engine does not respond, or leaves no KV cache.
         """
         decode = next(iter(self.named.values()))
         for endpoint in prefill.endpoints:

@@ -22,12 +22,12 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        name: its name.
-        memory_bytes: memory that a process sees.
-        bytes_per_s: bandwidth of the memory.
-        bf16_flops: dense peak rate in 16 bits.
-        fp8_flops: dense peak rate in 8 bits; the 16-bit rate where the GPU has no 8-bit units.
-        fp4_flops: dense peak rate in 4 bits; 0 where the GPU has no 4-bit units, and computes in 16 bits.
+        name: Its name.
+        memory_bytes: Memory that a process sees.
+        bytes_per_s: Bandwidth of the memory.
+        bf16_flops: Dense peak rate in 16 bits.
+        fp8_flops: Dense peak rate in 8 bits; the 16-bit rate where the GPU has no 8-bit units.
+        fp4_flops: Dense peak rate in 4 bits; 0 where the GPU has no 4-bit units, and computes in 16 bits.
     """
 
     name: str
@@ -120,9 +120,9 @@ class KvCache:
     """The KV cache of an engine.
 
     Attributes:
-        num_blocks: blocks, at least 0; each holds the tokens of a group of layers.
-        is_measured: whether the count was measured, not estimated from memory.
-        layout: the groups.
+        num_blocks: Blocks, at least 0; each holds the tokens of a group of layers.
+        is_measured: Whether the count was measured, not estimated from memory.
+        layout: The groups.
     """
 
     num_blocks: int
@@ -138,7 +138,7 @@ class KvCache:
         """Return the tokens of the longest request that fits alone.
 
         Args:
-            budget: tokens of a step, for which layers with a window need room too.
+            budget: Tokens of a step, for which layers with a window need room too.
         """
         layout, blocks = self.layout, self.num_blocks
         most = -(-(layout.window - 1 + budget) // BLOCK_TOKENS) + 1

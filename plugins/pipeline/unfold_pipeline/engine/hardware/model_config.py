@@ -87,7 +87,7 @@ def read_model_config(path: Path, *, is_profiled: bool = False) -> ModelShape:
     """Read the ``config.json`` of a Hugging Face model; its architecture does not matter where it was profiled.
 
     Raises:
-        UnfoldError: a size is missing, the model is no dense decoder with grouped-query attention, or its weights are
+        UnfoldError: A size is missing, the model is no dense decoder with grouped-query attention, or its weights are
             stored in a precision that is not known.
     """
     file = str(path)
@@ -230,7 +230,7 @@ def _find_precision(config: Mapping[str, Any], file: str) -> str:
     """Return the precision of quantized weights; empty for weights in 16 bits.
 
     Raises:
-        UnfoldError: the weights are quantized by a method without simulated kernels.
+        UnfoldError: The weights are quantized by a method without simulated kernels.
     """
     quantization = config.get("quantization_config") or config.get("compression_config")
     if not quantization:

@@ -18,11 +18,11 @@ class KvLayout:
     """How layers share the blocks of the KV cache: in groups of as many layers, each with blocks of its own.
 
     Attributes:
-        layers: layers of the model.
-        group_layers: layers of a group; a last group of each kind may have fewer, and wastes the rest.
-        full_groups: groups that keep the whole context.
-        window_groups: groups that keep a window.
-        window: tokens that those keep; 0 without such groups.
+        layers: Layers of the model.
+        group_layers: Layers of a group; a last group of each kind may have fewer, and wastes the rest.
+        full_groups: Groups that keep the whole context.
+        window_groups: Groups that keep a window.
+        window: Tokens that those keep; 0 without such groups.
     """
 
     layers: int
@@ -42,21 +42,21 @@ class ModelShape:
     """Sizes of a dense transformer with grouped-query attention.
 
     Attributes:
-        layers: decoder layers.
-        hidden: width of the residual stream.
-        heads: query heads.
-        kv_heads: key and value heads.
-        head: values of one head.
-        inner: width of the MLP.
-        vocabulary: tokens of the vocabulary.
-        is_tied: whether the embedding is the LM head.
-        is_unusual: whether the model has experts or another attention, so that the sizes do not give its memory.
-        mlp_matrices: matrices of the MLP: 3 with a gate, 2 without.
-        stored_precision: precision of the weights in the checkpoint, if its config states one.
+        layers: Decoder layers.
+        hidden: Width of the residual stream.
+        heads: Query heads.
+        kv_heads: Key and value heads.
+        head: Values of one head.
+        inner: Width of the MLP.
+        vocabulary: Tokens of the vocabulary.
+        is_tied: Whether the embedding is the LM head.
+        is_unusual: Whether the model has experts or another attention, so that the sizes do not give its memory.
+        mlp_matrices: Matrices of the MLP: 3 with a gate, 2 without.
+        stored_precision: Precision of the weights in the checkpoint, if its config states one.
         weight_group: int4 weights with a scale and a zero of their own; 0 for a whole channel.
-        window: tokens that some layers attend to; 0 if all layers attend to the whole context.
-        window_layers: layers that do.
-        max_context: tokens of prompt and answer that its config allows; 0 if it states none.
+        window: Tokens that some layers attend to; 0 if all layers attend to the whole context.
+        window_layers: Layers that do.
+        max_context: Tokens of prompt and answer that its config allows; 0 if it states none.
     """
 
     layers: int
@@ -120,8 +120,8 @@ class ModelShape:
 
         Args:
             tensor_parallel: GPUs of an engine.
-            kv_precision: precision of the KV cache.
-            layers: layers that count; ``None`` for all.
+            kv_precision: Precision of the KV cache.
+            layers: Layers that count; ``None`` for all.
         """
         heads = -(-self.kv_heads // tensor_parallel)
         count = self.layers if layers is None else layers

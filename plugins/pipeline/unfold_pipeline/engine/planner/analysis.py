@@ -58,14 +58,14 @@ class EngineAnalysis:
     """What explains a plan.
 
     Attributes:
-        ttft: percentiles of the time to first token.
-        tpot: percentiles of the time per later token.
-        latency: percentiles of the time to the last token.
-        low: the plan if steps are as fast as the interval allows.
-        high: the plan if they are as slow; without an outcome if none exists.
-        by_gpu: the plan if GPUs could be rented one by one; ``None`` where they are.
-        neighbors: complete outcomes by replica count around the plan.
-        load: load over time.
+        ttft: Percentiles of the time to first token.
+        tpot: Percentiles of the time per later token.
+        latency: Percentiles of the time to the last token.
+        low: The plan if steps are as fast as the interval allows.
+        high: The plan if they are as slow; without an outcome if none exists.
+        by_gpu: The plan if GPUs could be rented one by one; ``None`` where they are.
+        neighbors: Complete outcomes by replica count around the plan.
+        load: Load over time.
     """
 
     ttft: Percentiles
@@ -90,10 +90,10 @@ def analyze_plan(
     """Return what explains a plan.
 
     Args:
-        problem: with the predicted step times.
-        outcome: the complete outcome of the plan.
-        solutions: the plans at the lower and at the upper end.
-        progress: receives progress.
+        problem: With the predicted step times.
+        outcome: The complete outcome of the plan.
+        solutions: The plans at the lower and at the upper end.
+        progress: Receives progress.
     """
     low, high = (
         evaluate(scale_to_end(problem, high=is_high), outcome.config, complete=True) for is_high in (False, True)

@@ -20,8 +20,8 @@ class LeastStepTimes:
     """The least that steps may take, in seconds.
 
     Attributes:
-        step_s: any step with a token.
-        token_s: any token of a step, at the best number of tokens for the budget.
+        step_s: Any step with a token.
+        token_s: Any token of a step, at the best number of tokens for the budget.
     """
 
     step_s: float
@@ -33,9 +33,9 @@ class ReplicaBound:
     """Least engines of an option, or why no number of them meets the targets.
 
     Attributes:
-        replicas: least engines.
-        obstacle: the target that a single request misses, ``ttft``, ``tpot`` or ``latency``; empty for none.
-        value_s: the least value of that target.
+        replicas: Least engines.
+        obstacle: The target that a single request misses, ``ttft``, ``tpot`` or ``latency``; empty for none.
+        value_s: The least value of that target.
     """
 
     replicas: int
@@ -61,11 +61,11 @@ def bound_replicas(
     it, in steps that take at least ``token_s`` a token.
 
     Args:
-        problem: requests and targets.
-        option: the engines.
-        budget: tokens of a step.
-        peak_tokens_per_s: what :func:`measure_peak_work` returns, which is the same for all options.
-        is_received: whether prompts arrive computed but for their last token.
+        problem: Requests and targets.
+        option: The engines.
+        budget: Tokens of a step.
+        peak_tokens_per_s: What :func:`measure_peak_work` returns, which is the same for all options.
+        is_received: Whether prompts arrive computed but for their last token.
     """
     targets, requests = reduce_targets(problem), problem.requests
     least = find_least_step_times(option.times, budget)

@@ -23,10 +23,10 @@ def estimate_step_times(problem: EngineProblem, option: EngineOption, limits: En
     """Return the step times of some engines under the requests of a problem.
 
     Args:
-        problem: the requests, and how they are distributed.
-        option: the engines, with the contention that was measured; without one, their steps are those of one alone.
-        limits: arguments of every engine.
-        engines: how many take requests.
+        problem: The requests, and how they are distributed.
+        option: The engines, with the contention that was measured; without one, their steps are those of one alone.
+        limits: Arguments of every engine.
+        engines: How many take requests.
     """
     contention, times, busy = option.contention, option.times, 1.0
     if contention is None or engines == 1:

@@ -76,9 +76,9 @@ class PoolSolution:
     """The cheapest pools, or none.
 
     Attributes:
-        outcome: the pools on the trace; ``None`` if no choice meets the targets.
-        simulations: simulations of a pool.
-        is_complete: whether no choice is cheaper; otherwise the search ended at its limit.
+        outcome: The pools on the trace; ``None`` if no choice meets the targets.
+        simulations: Simulations of a pool.
+        is_complete: Whether no choice is cheaper; otherwise the search ended at its limit.
     """
 
     outcome: PoolOutcome | None

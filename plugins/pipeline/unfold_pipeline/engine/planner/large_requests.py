@@ -25,11 +25,11 @@ class LargeRequests:
     """Large requests, and the plan without them.
 
     Attributes:
-        count: large requests.
-        tokens: tokens of the smallest of them.
-        token_share: their fraction of all tokens.
-        usd_per_hour: price of the plan of all requests; ``None`` if there is none.
-        usd_per_hour_without: price of the plan of the other requests.
+        count: Large requests.
+        tokens: Tokens of the smallest of them.
+        token_share: Their fraction of all tokens.
+        usd_per_hour: Price of the plan of all requests; ``None`` if there is none.
+        usd_per_hour_without: Price of the plan of the other requests.
     """
 
     count: int
@@ -53,9 +53,9 @@ def measure_large_requests(
     """Return large requests without which the plan is much cheaper, or exists; ``None`` where there are none.
 
     Args:
-        problem: what was planned.
-        usd_per_hour: price of the plan; ``None`` if there is none.
-        find_price: returns the price of the plan for other requests; ``None`` if there is none. Plans above a ceiling
+        problem: What was planned.
+        usd_per_hour: Price of the plan; ``None`` if there is none.
+        find_price: Returns the price of the plan for other requests; ``None`` if there is none. Plans above a ceiling
             in $/h are of no interest.
     """
     requests = problem.requests

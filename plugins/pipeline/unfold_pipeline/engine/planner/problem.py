@@ -25,16 +25,16 @@ class EngineOption:
     """A GPU type with a degree of tensor parallelism.
 
     Attributes:
-        hardware: name in the spec.
-        gpu: name of the GPU.
+        hardware: Name in the spec.
+        gpu: Name of the GPU.
         tensor_parallel: GPUs of an engine.
-        usd_per_gpu_hour: price of a GPU.
+        usd_per_gpu_hour: Price of a GPU.
         gpus_per_node: GPUs of a node, which is paid as a whole; 1 where GPUs are rented one by one.
-        quota: maximum GPUs.
-        kv_cache: memory for the KV cache.
-        times: duration of a step.
-        interval: interval of the factor on the duration, and its source.
-        contention: how much slower steps are while other engines of the machine compute; ``None`` if nothing is shared.
+        quota: Maximum GPUs.
+        kv_cache: Memory for the KV cache.
+        times: Duration of a step.
+        interval: Interval of the factor on the duration, and its source.
+        contention: How much slower steps are while other engines of the machine compute; ``None`` if nothing is shared.
     """
 
     hardware: str
@@ -96,17 +96,17 @@ class EngineSettings:
     """Limits that every engine shares.
 
     Attributes:
-        budgets: token budgets that may be chosen.
-        max_seqs: limits of running requests that may be chosen.
-        routing: how requests are distributed.
-        prefix_cache: whether blocks are reused by content.
-        async_scheduling: whether steps are scheduled ahead.
-        reserve_full_isl: whether a request is admitted with room for its whole prompt only.
-        front_s: time before the engine, at the client.
-        tail: measured over simulated p99, above the median.
-        start_s: from ordering an engine until it serves.
-        max_replicas: maximum engines.
-        utilization: fraction of the memory that an engine uses.
+        budgets: Token budgets that may be chosen.
+        max_seqs: Limits of running requests that may be chosen.
+        routing: How requests are distributed.
+        prefix_cache: Whether blocks are reused by content.
+        async_scheduling: Whether steps are scheduled ahead.
+        reserve_full_isl: Whether a request is admitted with room for its whole prompt only.
+        front_s: Time before the engine, at the client.
+        tail: Measured over simulated p99, above the median.
+        start_s: From ordering an engine until it serves.
+        max_replicas: Maximum engines.
+        utilization: Fraction of the memory that an engine uses.
     """
 
     budgets: tuple[int, ...]
@@ -129,10 +129,10 @@ class Surroundings:
     Requests reach the engine in the order in which the stages before it complete them.
 
     Attributes:
-        usd_per_hour: price of the stages.
+        usd_per_hour: Price of the stages.
         before_s: (n,) seconds of each request in the stages before the engine, in the order of the engine's requests.
-        least_after_s: least seconds of a request in the stages after the engine.
-        finish: takes the times (n,) of the last tokens; returns when each request leaves the last stage.
+        least_after_s: Least seconds of a request in the stages after the engine.
+        finish: Takes the times (n,) of the last tokens; returns when each request leaves the last stage.
     """
 
     usd_per_hour: float
@@ -146,11 +146,11 @@ class Disaggregation:
     """How prefill and decode may be divided among two pools.
 
     Attributes:
-        pairs: indices of the options of prefill and of decode engines that may work together.
-        kv_bytes: by option, bytes of a token in the KV cache on each GPU.
-        bytes_per_s: bandwidth of the link of a GPU, each way.
-        latency_s: constant part of a transfer.
-        max_requests: requests that the search may simulate.
+        pairs: Indices of the options of prefill and of decode engines that may work together.
+        kv_bytes: By option, bytes of a token in the KV cache on each GPU.
+        bytes_per_s: Bandwidth of the link of a GPU, each way.
+        latency_s: Constant part of a transfer.
+        max_requests: Requests that the search may simulate.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -165,10 +165,10 @@ class EngineStages:
     """The stages around an engine, each a line that every request passes.
 
     Attributes:
-        upstream: the stages before the engine.
-        downstream: the stages behind it, which get a request at its last token.
-        max_replicas: maximum replicas of a stage.
-        max_requests: requests that the search may simulate.
+        upstream: The stages before the engine.
+        downstream: The stages behind it, which get a request at its last token.
+        max_replicas: Maximum replicas of a stage.
+        max_requests: Requests that the search may simulate.
     """
 
     upstream: Pipeline
@@ -182,26 +182,26 @@ class EngineProblem:
     """A trace, engines and targets.
 
     Attributes:
-        name: name of the spec.
-        stage: name of the stage.
-        requests: the trace.
-        options: what can be rented and holds the model.
-        too_small: hardware and tensor parallelism with too little memory for the longest request.
-        settings: limits of every engine.
+        name: Name of the spec.
+        stage: Name of the stage.
+        requests: The trace.
+        options: What can be rented and holds the model.
+        too_small: Hardware and tensor parallelism with too little memory for the longest request.
+        settings: Limits of every engine.
         targets: p99 targets.
-        confidence: how sure the plan must be; ``None`` for the point estimate.
-        price_sources: origin of each price in words.
-        trace_sha256: hash of the trace.
-        model: the model in words.
-        model_name: its name for exports; empty if unknown.
-        precision: precision of the weights.
-        kv_precision: precision of the KV cache.
-        is_quantized: whether the checkpoint holds the weights in this precision; the engine then needs no option.
-        window: tokens that some layers attend to, if requests are longer; 0 if all attend to the whole context.
-        window_layers: layers that do.
-        layers: layers of the model; 0 if not known.
-        max_context: tokens of prompt and answer that the model allows; 0 if not known.
-        surroundings: the stages before and after the engine under a plan; ``None`` if there are none.
+        confidence: How sure the plan must be; ``None`` for the point estimate.
+        price_sources: Origin of each price in words.
+        trace_sha256: Hash of the trace.
+        model: The model in words.
+        model_name: Its name for exports; empty if unknown.
+        precision: Precision of the weights.
+        kv_precision: Precision of the KV cache.
+        is_quantized: Whether the checkpoint holds the weights in this precision; the engine then needs no option.
+        window: Tokens that some layers attend to, if requests are longer; 0 if all attend to the whole context.
+        window_layers: Layers that do.
+        layers: Layers of the model; 0 if not known.
+        max_context: Tokens of prompt and answer that the model allows; 0 if not known.
+        surroundings: The stages before and after the engine under a plan; ``None`` if there are none.
     """
 
     name: str
@@ -282,8 +282,8 @@ def percentile(values: FloatArray, quantile: float, tail: float = 1.0) -> float:
 
     Args:
         values: (n,) latencies; NaN counts as endless.
-        quantile: the fraction that must not exceed the value.
-        tail: factor on the distance from the median.
+        quantile: The fraction that must not exceed the value.
+        tail: Factor on the distance from the median.
     """
     if not values.size:
         return 0.0

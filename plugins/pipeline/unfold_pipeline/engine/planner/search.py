@@ -47,8 +47,8 @@ class Outcome:
     """What a configuration does on the trace.
 
     Attributes:
-        config: the configuration.
-        run: its simulation.
+        config: The configuration.
+        run: Its simulation.
         ttft_s: p99 time to first token.
         tpot_s: p99 time per later token.
         latency_s: p99 time to the last token.
@@ -88,13 +88,13 @@ class EngineSolution:
     """The cheapest plan, or none.
 
     Attributes:
-        outcome: the plan on the trace; ``None`` if no choice meets the targets.
-        simulations: simulations.
-        simulated_requests: requests that were simulated to their end.
-        bounds: least engines of each option and budget, or the proof against it.
-        refused: for each option, its configurations that miss with the most engines, one a token budget.
-        refusals: what each of them misses, once :func:`explain_refusals` simulated it to its end.
-        around_usd_per_hour: price of the stages around the engines.
+        outcome: The plan on the trace; ``None`` if no choice meets the targets.
+        simulations: Simulations.
+        simulated_requests: Requests that were simulated to their end.
+        bounds: Least engines of each option and budget, or the proof against it.
+        refused: For each option, its configurations that miss with the most engines, one a token budget.
+        refusals: What each of them misses, once :func:`explain_refusals` simulated it to its end.
+        around_usd_per_hour: Price of the stages around the engines.
     """
 
     outcome: Outcome | None
@@ -177,9 +177,9 @@ def find_cheapest_engines(
     """Return the cheapest engines that meet the targets; of equal price, the fewest GPUs, then the largest margin.
 
     Args:
-        problem: what to plan.
-        progress: receives progress.
-        ceiling_usd_per_hour: price of the engines from which on no plan is of interest.
+        problem: What to plan.
+        progress: Receives progress.
+        ceiling_usd_per_hour: Price of the engines from which on no plan is of interest.
     """
     budgets = problem.settings.budgets
     peak = measure_peak_work(problem)

@@ -21,11 +21,11 @@ class LatencyTargets:
     """Targets that end a simulation early when missed; ``inf`` for none.
 
     Attributes:
-        ttft_s: time to first token.
-        tpot_s: time per output token after the first.
-        latency_s: time to the last token.
-        allowed_misses: misses of one target that still meet it; requests with one token have no TPOT to miss.
-        allowed_tpot_misses: misses of the TPOT target, if other than ``allowed_misses``.
+        ttft_s: Time to first token.
+        tpot_s: Time per output token after the first.
+        latency_s: Time to the last token.
+        allowed_misses: Misses of one target that still meet it; requests with one token have no TPOT to miss.
+        allowed_tpot_misses: Misses of the TPOT target, if other than ``allowed_misses``.
     """
 
     ttft_s: float = np.inf
@@ -65,14 +65,14 @@ class EngineRun:
         arrival_s: (n,) arrival times; those of a closed loop follow from the run.
         first_token_s: (n,) time of the first token; NaN where the simulation ended before.
         last_token_s: (n,) time of the last token; NaN where the simulation ended before.
-        preemptions: preempted requests, counted each time.
-        hit_tokens: prompt tokens found in the prefix cache.
-        steps: iterations.
-        prefill_steps: iterations with a prefill chunk.
-        peak_running: largest number of running requests on one engine.
-        peak_blocks: largest number of blocks in use on one engine.
-        finished: requests that were completed.
-        aborted: whether more requests missed a target than allowed.
+        preemptions: Preempted requests, counted each time.
+        hit_tokens: Prompt tokens found in the prefix cache.
+        steps: Iterations.
+        prefill_steps: Iterations with a prefill chunk.
+        peak_running: Largest number of running requests on one engine.
+        peak_blocks: Largest number of blocks in use on one engine.
+        finished: Requests that were completed.
+        aborted: Whether more requests missed a target than allowed.
     """
 
     arrival_s: FloatArray
@@ -93,10 +93,10 @@ class EngineLoad:
     """What the engines hold at a moment, by engine: shapes (engines,).
 
     Attributes:
-        running: running requests.
-        waiting: requests that arrived and do not run.
-        blocks: blocks of the KV cache in use.
-        unfinished: requests that were routed and not completed.
+        running: Running requests.
+        waiting: Requests that arrived and do not run.
+        blocks: Blocks of the KV cache in use.
+        unfinished: Requests that were routed and not completed.
     """
 
     running: CountArray
@@ -231,13 +231,13 @@ def simulate(
     early once more requests miss one target than its percentile allows, which is exact.
 
     Args:
-        requests: arrivals, tokens and block contents.
-        limits: arguments of every engine.
-        times: duration of a step.
-        targets: latency targets for an early end.
-        engines: engines behind the router.
-        routing: how requests are distributed.
-        closed_loop: clients which send their next request when the last one is answered; arrivals are then not used.
+        requests: Arrivals, tokens and block contents.
+        limits: Arguments of every engine.
+        times: Duration of a step.
+        targets: Latency targets for an early end.
+        engines: Engines behind the router.
+        routing: How requests are distributed.
+        closed_loop: Clients which send their next request when the last one is answered; arrivals are then not used.
     """
     kinds: dict[str, Any] = {
         "engines": engines,

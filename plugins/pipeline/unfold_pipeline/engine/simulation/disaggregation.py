@@ -33,7 +33,7 @@ class KvTransfer:
     """What sending the KV cache of each request takes.
 
     Attributes:
-        latency_s: from the last byte until the decode engine may start, and the hand-over between the engines.
+        latency_s: From the last byte until the decode engine may start, and the hand-over between the engines.
         send_s: (n,) seconds of the links of the prefill engine.
         receive_s: (n,) seconds of the links of the decode engine, at most ``send_s``.
     """
@@ -53,8 +53,8 @@ class DisaggregatedRun:
         received_s: (n,) arrival of the KV cache at a decode engine.
         first_token_s: (n,) time of the first token; NaN where the simulation ended before.
         last_token_s: (n,) time of the last token; NaN where the simulation ended before.
-        prefill: the run of the prefill engines.
-        decode: the run of the decode engines, in the order in which caches leave the prefill engines.
+        prefill: The run of the prefill engines.
+        decode: The run of the decode engines, in the order in which caches leave the prefill engines.
     """
 
     arrival_s: FloatArray
@@ -82,11 +82,11 @@ def size_transfers(
     """Return the transfers of whole blocks.
 
     Args:
-        requests: prompts.
-        send_bytes: bytes of a token that leave each GPU of a prefill engine.
-        receive_bytes: bytes of a token that reach each GPU of a decode engine.
-        bytes_per_s: bandwidth of the link of a GPU, each way.
-        latency_s: constant part of a transfer.
+        requests: Prompts.
+        send_bytes: Bytes of a token that leave each GPU of a prefill engine.
+        receive_bytes: Bytes of a token that reach each GPU of a decode engine.
+        bytes_per_s: Bandwidth of the link of a GPU, each way.
+        latency_s: Constant part of a transfer.
     """
     blocks = -(-requests.input_tokens // requests.block_tokens)
     token_s = np.asarray(blocks * (requests.block_tokens / bytes_per_s), dtype=np.float64)
@@ -128,9 +128,9 @@ def transfer_caches(
 
     Args:
         prefilled_s: (n,) end of each prompt.
-        transfer: durations.
-        prefill_engines: engines that send, in turn of arrival.
-        decode_engines: engines that receive.
+        transfer: Durations.
+        prefill_engines: Engines that send, in turn of arrival.
+        decode_engines: Engines that receive.
     """
     by_end = np.argsort(prefilled_s, kind="stable")
     sent_s = np.empty_like(prefilled_s)
@@ -154,12 +154,12 @@ def simulate_decode(
     """Simulate transfers and decode engines behind prefill engines that were simulated.
 
     Args:
-        requests: requests in order of arrival.
-        prefill: the run of the prefill engines, to its end.
-        pool: the decode engines.
-        transfer: what sending a cache takes.
-        prefill_engines: prefill engines.
-        targets: targets from the arrival at the decode engine, for an early end.
+        requests: Requests in order of arrival.
+        prefill: The run of the prefill engines, to its end.
+        pool: The decode engines.
+        transfer: What sending a cache takes.
+        prefill_engines: Prefill engines.
+        targets: Targets from the arrival at the decode engine, for an early end.
     """
     order, received_s = transfer_caches(prefill.first_token_s, transfer, prefill_engines, pool.engines)
     limits = replace(pool.limits, receives_kv=True)

@@ -20,16 +20,16 @@ class EngineLimits:
     """Arguments of an engine, with the names and defaults of vLLM V1.
 
     Attributes:
-        num_blocks: usable blocks of the KV cache.
-        max_num_batched_tokens: token budget of a step.
-        max_num_seqs: requests that run at the same time.
-        prefix_cache: whether full blocks are reused by content.
-        reserve_full_isl: whether a request is admitted only with room for its whole prompt.
-        async_scheduling: whether a step is scheduled while the one before it runs.
-        receives_kv: whether prompts arrive computed but for their last token, as behind a pool of prefill engines.
-        full_groups: groups of layers, with blocks of their own, that keep the whole context.
-        window_groups: groups of layers that keep a window; not for engines which receive prompts.
-        window: tokens that those layers keep; 0 without such groups.
+        num_blocks: Usable blocks of the KV cache.
+        max_num_batched_tokens: Token budget of a step.
+        max_num_seqs: Requests that run at the same time.
+        prefix_cache: Whether full blocks are reused by content.
+        reserve_full_isl: Whether a request is admitted only with room for its whole prompt.
+        async_scheduling: Whether a step is scheduled while the one before it runs.
+        receives_kv: Whether prompts arrive computed but for their last token, as behind a pool of prefill engines.
+        full_groups: Groups of layers, with blocks of their own, that keep the whole context.
+        window_groups: Groups of layers that keep a window; not for engines which receive prompts.
+        window: Tokens that those layers keep; 0 without such groups.
     """
 
     num_blocks: int
@@ -57,11 +57,11 @@ class StepTimes:
         sequence: (m + 1,) time of the operators that run once per scheduled request (LM head, sampler).
         axes: (4, longest) values of the attention table's axes, padded: prefill tokens, history, decodes, context.
         axis_lengths: (4,) how many values each axis has.
-        attention: time by prefill tokens, history, decodes, context.
-        overhead: constant time of a step, measured.
-        scale: factor on the tables, measured.
-        window: tokens that some layers attend to; 0 if all attend to the whole context.
-        window_share: fraction of the layers that do.
+        attention: Time by prefill tokens, history, decodes, context.
+        overhead: Constant time of a step, measured.
+        scale: Factor on the tables, measured.
+        window: Tokens that some layers attend to; 0 if all attend to the whole context.
+        window_share: Fraction of the layers that do.
     """
 
     dense: FloatArray

@@ -754,12 +754,12 @@ def advance_engines(
     """Run every engine up to a moment; return whether a target is missed too often.
 
     Args:
-        until: seconds; what ends then is left for later.
+        until: Seconds; what ends then is left for later.
         arrivals: (requests,) arrival times; those of a closed loop are written.
         state: (REQUEST_ROWS, requests + 1) state of requests.
-        table: blocks of each request.
+        table: Blocks of each request.
         pools: (engines, POOL_ROWS, blocks) block pools.
-        content: content of each full block.
+        content: Content of each full block.
         by_content: (engines or 1, contents x groups) cached block of each content in each group.
         queues: (engines, QUEUES, requests + 1) queues.
         steps: (engines, STEP_ROWS, depth, requests) steps in flight.
@@ -770,11 +770,11 @@ def advance_engines(
         goals: (MISSES,) targets in seconds.
         allowed: (MISSES,) misses that still meet them.
         misses: (MISSES,) misses so far.
-        dense: see :class:`StepTimes`, as for the next four.
-        sequence: by requests.
-        axes: of the attention table.
-        lengths: of the axes.
-        attention: the table.
+        dense: See :class:`StepTimes`, as for the next four.
+        sequence: By requests.
+        axes: Of the attention table.
+        lengths: Of the axes.
+        attention: The table.
         factors: (FACTORS,) scale, overhead, and the fraction of layers with a window.
         point: (POINTS,) scratch.
         counters: (engines, COUNTERS) counters.

@@ -21,9 +21,9 @@ class EngineRequests:
         first_content: (n + 1,) where the blocks of each request begin in ``content``.
         content: (blocks,) content of every full block: equal numbers hold equal tokens after equal tokens;
             ``None`` where no two requests hold equal blocks.
-        contents: number of different contents.
-        block_tokens: tokens of a block.
-        left_out: requests of the trace that were not answered, and are not among these.
+        contents: Number of different contents.
+        block_tokens: Tokens of a block.
+        left_out: Requests of the trace that were not answered, and are not among these.
     """
 
     arrival_s: FloatArray
@@ -102,13 +102,13 @@ def build_requests(
         arrival_s: (n,) seconds.
         input_tokens: (n,) prompt tokens.
         output_tokens: (n,) generated tokens.
-        block_tokens: tokens of a block of the KV cache.
+        block_tokens: Tokens of a block of the KV cache.
         shared_tokens: (n,) leading prompt tokens equal to those of the earlier request ``shared_with``.
         shared_with: (n,) index of that request, or -1.
-        left_out: requests of the trace that were not answered, and are not among these.
+        left_out: Requests of the trace that were not answered, and are not among these.
 
     Raises:
-        UnfoldError: lengths differ, times descend, or a token count is below 1.
+        UnfoldError: Lengths differ, times descend, or a token count is below 1.
     """
     sizes = {arrival_s.size, input_tokens.size, output_tokens.size}
     if len(sizes) != 1 or not arrival_s.size:

@@ -69,11 +69,11 @@ class OperatorDatabase:
     """The operator tables of one GPU and backend.
 
     Attributes:
-        gemm: by data type: (n, k) to sorted m and seconds.
-        context: attention of prompts by KV data type.
-        generation: attention of decodes by KV data type.
-        all_reduce: all-reduces, if the tables have them.
-        files: the files.
+        gemm: By data type: (n, k) to sorted m and seconds.
+        context: Attention of prompts by KV data type.
+        generation: Attention of decodes by KV data type.
+        all_reduce: All-reduces, if the tables have them.
+        files: The files.
     """
 
     gemm: Mapping[str, Mapping[tuple[int, int], tuple[FloatArray, FloatArray]]]
@@ -89,7 +89,7 @@ def find_tables(folder: Path, system: str, backend: str) -> Mapping[str, Path]:
     Folders that name another system or backend are left out; of several versions, the last one counts.
 
     Raises:
-        UnfoldError: a table is missing, or all are of other GPUs.
+        UnfoldError: A table is missing, or all are of other GPUs.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES))
     matches = {}
@@ -113,7 +113,7 @@ def _reject_other_gpus(files: Sequence[Path], folder: Path, system: str) -> None
     """Reject folders that name other GPUs only: their tables may not name their GPU again.
 
     Raises:
-        UnfoldError: no file lies in a folder of the GPU, and all lie in folders of others.
+        UnfoldError: No file lies in a folder of the GPU, and all lie in folders of others.
     """
     parts = [path.relative_to(folder.parent).parts[:-1] for path in files]
     if not parts or any(system in names for names in parts):
@@ -130,14 +130,14 @@ def read_database(
     """Read the operator tables of a GPU and backend.
 
     Args:
-        files: the tables by the keys of ``TABLE_NAMES``.
-        tables: tables that were read before, which are not read again.
+        files: The tables by the keys of ``TABLE_NAMES``.
+        tables: Tables that were read before, which are not read again.
         system: GPU, for tables that hold several.
-        backend: engine, for tables that hold several.
-        head: values of an attention head.
+        backend: Engine, for tables that hold several.
+        head: Values of an attention head.
 
     Raises:
-        UnfoldError: a table is damaged, or holds nothing of this GPU and backend.
+        UnfoldError: A table is damaged, or holds nothing of this GPU and backend.
     """
     wanted, tables = {"system": system, "backend": backend}, {} if tables is None else tables
     return OperatorDatabase(
@@ -164,7 +164,7 @@ def build_step_times(
     """Build the step times of a model on some GPUs.
 
     Raises:
-        UnfoldError: the tables lack a shape that the model needs, or the all-reduce of this many GPUs.
+        UnfoldError: The tables lack a shape that the model needs, or the all-reduce of this many GPUs.
     """
     parallel, data_type = tensor_parallel, DATA_TYPES[precision]
     tokens, requests = np.arange(1, max_tokens + 1.0), np.arange(1, max_requests + 1.0)
@@ -215,7 +215,7 @@ def find_table_ends(
     """Return where the attention tables end before the sizes that are needed, and the most tokens of all decodes.
 
     Raises:
-        UnfoldError: a size is needed that lies too far beyond its table.
+        UnfoldError: A size is needed that lies too far beyond its table.
     """
     heads, kv_heads = -(-model.heads // tensor_parallel), -(-model.kv_heads // tensor_parallel)
     context = _select(database.context, DATA_TYPES[kv_precision])
@@ -299,7 +299,7 @@ def _gemm_seconds(database: OperatorDatabase, data_type: str, m: FloatArray, n: 
     """Return the time of an (m, k) by (k, n) product, log-linear in all three sizes; larger n and k are in proportion.
 
     Raises:
-        UnfoldError: the table has no such data type, or a hole around the shape.
+        UnfoldError: The table has no such data type, or a hole around the shape.
     """
     file = str(database.files["gemm"])
     table = database.gemm.get(data_type)
@@ -480,7 +480,7 @@ def _by_heads(
     A pair that was not measured lies between two numbers of query heads, or is a larger batch with fewer KV heads.
 
     Raises:
-        UnfoldError: the table has neither.
+        UnfoldError: The table has neither.
     """
     points = table.points
     if (heads, kv_heads) in points:

@@ -22,8 +22,8 @@ class AllReduce:
     """Measured all-reduces by number of GPUs.
 
     Attributes:
-        bytes_by_gpus: message sizes in bytes, ascending.
-        seconds_by_gpus: time of each message.
+        bytes_by_gpus: Message sizes in bytes, ascending.
+        seconds_by_gpus: Time of each message.
     """
 
     bytes_by_gpus: Mapping[int, FloatArray]
@@ -33,7 +33,7 @@ class AllReduce:
         """Return the time of messages, log-linear between measured sizes and by bandwidth beyond them.
 
         Raises:
-            KeyError: nothing was measured with that many GPUs.
+            KeyError: Nothing was measured with that many GPUs.
         """
         sizes, seconds = self.bytes_by_gpus[gpus], self.seconds_by_gpus[gpus]
         message = np.maximum(message_bytes, 1.0)
@@ -55,16 +55,16 @@ def compute_step_all_reduces(
     """Return the seconds of the all-reduces of a step: two a layer and that of the embedding; 0 for one GPU.
 
     Args:
-        all_reduce: the measurements, if there are any.
+        all_reduce: The measurements, if there are any.
         gpus: GPUs of the engine.
         tokens: (n,) tokens of the step.
-        layers: decoder layers.
-        hidden: width of the residual stream.
-        file: file with the step times, for the error.
-        key: key of the step times in the spec, for the error.
+        layers: Decoder layers.
+        hidden: Width of the residual stream.
+        file: File with the step times, for the error.
+        key: Key of the step times in the spec, for the error.
 
     Raises:
-        UnfoldError: no all-reduce between that many GPUs was measured.
+        UnfoldError: No all-reduce between that many GPUs was measured.
     """
     if gpus == 1:
         return 0.0
@@ -82,11 +82,11 @@ def read_all_reduce(path: Path, wanted: Mapping[str, str]) -> AllReduce:
     of NVLink.
 
     Args:
-        path: the table.
-        wanted: cells that the rows must have, where the table has such columns.
+        path: The table.
+        wanted: Cells that the rows must have, where the table has such columns.
 
     Raises:
-        UnfoldError: a column is missing, or no row is left.
+        UnfoldError: A column is missing, or no row is left.
     """
     table = prefer_graph_mode(read_table(path, ["num_gpus"]).where(wanted))
     latency = find_column(table, LATENCY_COLUMNS)
@@ -119,7 +119,7 @@ def find_column(table: MeasuredTable, names: tuple[str, ...]) -> str:
     """Return the first of some names that a table has.
 
     Raises:
-        UnfoldError: it has none of them.
+        UnfoldError: It has none of them.
     """
     column = next((name for name in names if name in table.columns), None)
     if column is None:

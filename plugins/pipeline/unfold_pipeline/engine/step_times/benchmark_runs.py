@@ -66,15 +66,15 @@ class BenchmarkRun:
     """Requests of a benchmark in order of arrival, times in seconds.
 
     Attributes:
-        path: the file.
+        path: The file.
         arrival_s: (n,) arrival times from 0 on.
         input_tokens: (n,) prompt tokens.
         output_tokens: (n,) generated tokens.
         ttft_s: (n,) time to first token.
         last_s: (n,) time from arrival to the last token.
-        closed_loop: requests that the client kept in flight; 0 for an open loop.
-        compares_ttft: whether TTFT means the same in a simulation: equal lengths make closed loops run in step.
-        notes: what limits the comparison, in words.
+        closed_loop: Requests that the client kept in flight; 0 for an open loop.
+        compares_ttft: Whether TTFT means the same in a simulation: equal lengths make closed loops run in step.
+        notes: What limits the comparison, in words.
     """
 
     path: Path
@@ -101,7 +101,7 @@ def read_benchmarks(path: Path) -> tuple[BenchmarkRun, ...]:
     Of several runs, those that cannot be compared are left out, and a note of the others says why.
 
     Raises:
-        UnfoldError: the format is not known, or no run compares: requests failed, lengths are missing, or clocks are
+        UnfoldError: The format is not known, or no run compares: requests failed, lengths are missing, or clocks are
             mixed.
     """
     file = str(path)
@@ -127,7 +127,7 @@ def _read_values(data: bytes, file: str) -> list[Any]:
     """Return the JSON values of a file.
 
     Raises:
-        UnfoldError: it is a log, a table, other text, or no text, rather than JSON, or the JSON breaks off.
+        UnfoldError: It is a log, a table, other text, or no text, rather than JSON, or the JSON breaks off.
     """
     try:
         text = data.decode("utf-8")
@@ -205,7 +205,7 @@ def _reject_other_files(result: Any, path: Path) -> None:
     """Reject files of known tools that hold no times or tokens of individual requests, with the file to take instead.
 
     Raises:
-        UnfoldError: the result is such a file.
+        UnfoldError: The result is such a file.
     """
     keys = set(result) if isinstance(result, dict) else set()
     first = result[0] if isinstance(result, list) and result and isinstance(result[0], dict) else {}
@@ -306,7 +306,7 @@ def _check_summary(data: Mapping[str, Any], ttft: Sequence[float], last: Sequenc
     """Reject times of requests that contradict the summary of the same file: another unit, or parts of two runs.
 
     Raises:
-        UnfoldError: a request took longer than the run, or the mean TTFT is another.
+        UnfoldError: A request took longer than the run, or the mean TTFT is another.
     """
     duration = data.get("duration")
     if duration is not None and last and max(last) > SLACK * _read_number(duration, "duration") + 1:
@@ -475,8 +475,8 @@ def _read_number(value: Any, name: str, *, is_endless: bool = False) -> float:
     """Return a number; JSON's booleans and texts are none.
 
     Raises:
-        TypeError: it is none.
-        ValueError: it is not finite, unless ``is_endless``.
+        TypeError: It is none.
+        ValueError: It is not finite, unless ``is_endless``.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} holds {str(value)[:40]!r}, which is not a number")
@@ -503,7 +503,7 @@ def _check_sample(benchmark: Mapping[str, Any], count: int, path: Path) -> None:
     """Reject a result that holds only a sample of its requests: the others loaded the engine too.
 
     Raises:
-        UnfoldError: the totals of the result are larger.
+        UnfoldError: The totals of the result are larger.
     """
     metrics = benchmark.get("metrics")
     totals = metrics.get("request_totals") if isinstance(metrics, Mapping) else None

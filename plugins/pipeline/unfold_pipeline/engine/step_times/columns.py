@@ -23,8 +23,8 @@ class MeasuredTable:
     """A table as columns of text and numbers.
 
     Attributes:
-        path: the file.
-        columns: cells of each column, as text.
+        path: The file.
+        columns: Cells of each column, as text.
         lines: (rows,) line of each row in a text file.
     """
 
@@ -39,7 +39,7 @@ class MeasuredTable:
         """Return a column as finite numbers.
 
         Raises:
-            UnfoldError: a cell is not a number of at least ``least``.
+            UnfoldError: A cell is not a number of at least ``least``.
         """
         try:
             values = np.array(self.columns[name], dtype=np.float64)
@@ -58,7 +58,7 @@ class MeasuredTable:
         """Return a column of measured times; nothing takes no time at all.
 
         Raises:
-            UnfoldError: a cell is no positive number.
+            UnfoldError: A cell is no positive number.
         """
         values = self.numbers(name)
         if (values == 0).any():
@@ -91,7 +91,7 @@ def read_table(path: Path, required: Sequence[str]) -> MeasuredTable:
     """Read measurements from a CSV or Parquet file with a header.
 
     Raises:
-        UnfoldError: the file is no table, or lacks a column.
+        UnfoldError: The file is no table, or lacks a column.
     """
     if path.suffix == PARQUET:
         return _read_parquet(path, required)
@@ -141,10 +141,10 @@ class TableEnd:
     """The end of a table in one size.
 
     Attributes:
-        operator: what was measured.
-        size: name of the size: ``m``, ``requests`` or ``context``.
-        measured: largest size in the table.
-        needed: largest size that is needed.
+        operator: What was measured.
+        size: Name of the size: ``m``, ``requests`` or ``context``.
+        measured: Largest size in the table.
+        needed: Largest size that is needed.
     """
 
     operator: str
@@ -157,7 +157,7 @@ def reject_distant_size(end: TableEnd, factor: int, file: str, hint: str) -> Non
     """Reject a size that lies more than a factor beyond its table.
 
     Raises:
-        UnfoldError: it does.
+        UnfoldError: It does.
     """
     if end.needed > factor * end.measured:
         message = f"{end.operator}: the table ends at {end.size} {end.measured:,}, and {end.needed:,} are needed"

@@ -45,9 +45,9 @@ class Observation:
     """A measured duration and the steps that it holds.
 
     Attributes:
-        seconds: the duration.
-        terms: how often it holds the front end, a step, a request, context tokens, prefill work.
-        tokens: tokens of each step.
+        seconds: The duration.
+        terms: How often it holds the front end, a step, a request, context tokens, prefill work.
+        tokens: Tokens of each step.
     """
 
     seconds: float
@@ -73,12 +73,12 @@ class FittedEndpoint:
     """Step times of a measured engine.
 
     Attributes:
-        times: the step times.
-        front_s: time before the engine: client, HTTP and tokenizer.
+        times: The step times.
+        front_s: Time before the engine: client, HTTP and tokenizer.
         within: 90 % of the measured latencies are simulated within this absolute log error.
-        phases: each phase, measured and simulated.
-        peak_streams: the most streams that were measured at the same time.
-        longest_prompt: tokens of the longest prompt that was measured.
+        phases: Each phase, measured and simulated.
+        peak_streams: The most streams that were measured at the same time.
+        longest_prompt: Tokens of the longest prompt that was measured.
     """
 
     times: StepTimes
@@ -100,14 +100,14 @@ def fit_endpoint(
     """Fit the step times of an engine to its profile.
 
     Args:
-        profile: the measurements.
-        limits: arguments of the engine that was measured.
-        max_requests: largest number of requests in a step that a plan needs.
-        max_context: longest context that a plan needs.
-        front_s: time before the engine, if it is known.
+        profile: The measurements.
+        limits: Arguments of the engine that was measured.
+        max_requests: Largest number of requests in a step that a plan needs.
+        max_context: Longest context that a plan needs.
+        front_s: Time before the engine, if it is known.
 
     Raises:
-        UnfoldError: the profile holds no decodes or no prompts.
+        UnfoldError: The profile holds no decodes or no prompts.
     """
     budget = limits.max_num_batched_tokens
     observations = [*_list_prompts(profile, budget), *_list_gaps(profile)]

@@ -26,11 +26,11 @@ class MeasuredRequest:
     """One streamed request; times in seconds from the start of its phase.
 
     Attributes:
-        start_s: when it was sent.
-        event_s: when each event with text arrived.
-        end_s: when the last token arrived.
-        input_tokens: prompt tokens.
-        output_tokens: generated tokens.
+        start_s: When it was sent.
+        event_s: When each event with text arrived.
+        end_s: When the last token arrived.
+        input_tokens: Prompt tokens.
+        output_tokens: Generated tokens.
     """
 
     start_s: float
@@ -73,16 +73,16 @@ class EndpointProfile:
     """The measurements of one engine.
 
     Attributes:
-        url: the server.
-        model: its model.
-        path: the path of completions.
-        tokens_per_word: prompt tokens per word of the prompts.
-        max_context: the longest request that the server reports; 0 if unknown.
-        kv_tokens: the KV cache that it reports; 0 if unknown.
-        phases: the measurements.
-        processes: processes that were measured at the same time, besides one alone; of local engines.
-        capacity: processes that the cores compute for; 0 if unknown.
-        together: the phases of all processes, measured at the same time.
+        url: The server.
+        model: Its model.
+        path: The path of completions.
+        tokens_per_word: Prompt tokens per word of the prompts.
+        max_context: The longest request that the server reports; 0 if unknown.
+        kv_tokens: The KV cache that it reports; 0 if unknown.
+        phases: The measurements.
+        processes: Processes that were measured at the same time, besides one alone; of local engines.
+        capacity: Processes that the cores compute for; 0 if unknown.
+        together: The phases of all processes, measured at the same time.
     """
 
     url: str
@@ -116,7 +116,7 @@ def load_endpoint_profile(stage: str, run: Run, *, made_from: str | None = None)
     """Return the profile of an engine if the run has one, of the task ``made_from`` unless that is ``None``.
 
     Raises:
-        UnfoldError: the file is damaged.
+        UnfoldError: The file is damaged.
     """
     name = _name_file(stage)
     if not run.directory.has(name, made_from=made_from):

@@ -29,12 +29,12 @@ class FittedStepTimes:
     """Step times that runs fit.
 
     Attributes:
-        times: the step times.
-        error: root mean square of the log errors of TPOT, and of TTFT where it compares.
-        low: factor at which the other explanation of one load lies, at most 1.
-        high: the same, at least 1.
-        runs: runs.
-        notes: what limits the comparison.
+        times: The step times.
+        error: Root mean square of the log errors of TPOT, and of TTFT where it compares.
+        low: Factor at which the other explanation of one load lies, at most 1.
+        high: The same, at least 1.
+        runs: Runs.
+        notes: What limits the comparison.
     """
 
     times: StepTimes
@@ -51,10 +51,10 @@ def fit_step_times(
     """Fit step times to runs.
 
     Args:
-        runs: at least one.
-        times: prior step times, from tables or a roofline.
-        limits: arguments of the engine that was measured.
-        front_s: time before the engine, at the client.
+        runs: At least one.
+        times: Prior step times, from tables or a roofline.
+        limits: Arguments of the engine that was measured.
+        front_s: Time before the engine, at the client.
     """
     notes = tuple(dict.fromkeys(f"{run.path.name}: {note}" for run in runs for note in run.notes))
     scale_only = _minimize_scale(runs, times, limits, front_s)

@@ -25,8 +25,8 @@ class CalibrationGroup:
 
     Attributes:
         name: GPU, engine, precision and model.
-        rows: measured rows.
-        bias: median of predicted over measured TPOT.
+        rows: Measured rows.
+        bias: Median of predicted over measured TPOT.
         within: 90 % of the rows lie within this absolute log error of the bias.
     """
 
@@ -41,14 +41,14 @@ class StepInterval:
     """An interval of the factor on predicted step times.
 
     Attributes:
-        source: where the step times come from: ``tables``, ``profile``, ``runs``, ``endpoint`` or ``roofline``.
-        groups: groups that the interval rests on.
-        low: factor at the lower end.
-        high: factor at the upper end.
-        confidence: probability that the interval holds, as far as groups are alike.
-        files: the files that were read.
-        ends: sizes beyond the tables, at which step times are extrapolated.
-        decode_tokens: most tokens of all decodes of a step in the tables; 0 if no table limits them.
+        source: Where the step times come from: ``tables``, ``profile``, ``runs``, ``endpoint`` or ``roofline``.
+        groups: Groups that the interval rests on.
+        low: Factor at the lower end.
+        high: Factor at the upper end.
+        confidence: Probability that the interval holds, as far as groups are alike.
+        files: The files that were read.
+        ends: Sizes beyond the tables, at which step times are extrapolated.
+        decode_tokens: Most tokens of all decodes of a step in the tables; 0 if no table limits them.
     """
 
     source: str
@@ -89,8 +89,8 @@ def compute_interval(groups: Sequence[CalibrationGroup], confidence: float = CON
     """Return the interval of measured over predicted step times for a group that is not among ``groups``.
 
     Args:
-        groups: at least two groups.
-        confidence: probability that the interval holds, as far as groups are alike.
+        groups: At least two groups.
+        confidence: Probability that the interval holds, as far as groups are alike.
     """
     biases = np.log([group.bias for group in groups])
     spread = float(biases.std(ddof=1)) * math.sqrt(1 + 1 / biases.size)

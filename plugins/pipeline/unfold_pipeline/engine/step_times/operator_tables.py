@@ -39,7 +39,7 @@ def read_profile(
     Operators that do not depend on the tensor parallelism may stand in ``tp1`` only.
 
     Raises:
-        UnfoldError: the folder lacks this tensor parallelism or a table, or no all-reduce was measured.
+        UnfoldError: The folder lacks this tensor parallelism or a table, or no all-reduce was measured.
     """
     part = folder / f"tp{tensor_parallel}"
     if not part.is_dir():
@@ -102,17 +102,17 @@ def read_operator_tables(
     """Read the operator tables of one GPU.
 
     Args:
-        dense: table with ``gpu``, ``layer`` (the operator), ``tokens``, ``time_us``.
-        per_sequence: table with ``gpu``, ``layer``, ``sequences``, ``time_us``.
-        attention: table with ``gpu``, the four axes of ``ATTENTION_AXES``, and ``time_us`` of one layer.
-        gpu: the rows to use; empty for all.
-        layers: layers of the model.
-        max_tokens: largest token budget.
-        max_requests: largest number of requests in a step.
-        stable: table with the operators that ``dense`` lacks, as they do not depend on the tensor parallelism.
+        dense: Table with ``gpu``, ``layer`` (the operator), ``tokens``, ``time_us``.
+        per_sequence: Table with ``gpu``, ``layer``, ``sequences``, ``time_us``.
+        attention: Table with ``gpu``, the four axes of ``ATTENTION_AXES``, and ``time_us`` of one layer.
+        gpu: The rows to use; empty for all.
+        layers: Layers of the model.
+        max_tokens: Largest token budget.
+        max_requests: Largest number of requests in a step.
+        stable: Table with the operators that ``dense`` lacks, as they do not depend on the tensor parallelism.
 
     Raises:
-        UnfoldError: a table has no rows of the GPU, lacks an operator, or has an unexplained hole.
+        UnfoldError: A table has no rows of the GPU, lacks an operator, or has an unexplained hole.
     """
     tokens, requests = np.arange(max_tokens + 1.0), np.arange(max_requests + 1.0)
     operators = _by_operator(dense, gpu, "tokens")

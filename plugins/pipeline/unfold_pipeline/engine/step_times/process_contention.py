@@ -25,10 +25,10 @@ class ProcessContention:
     """Factors on the steps of an engine, while ``processes`` of them compute.
 
     Attributes:
-        processes: processes that were measured at the same time.
-        capacity: processes that the cores compute for.
-        decode: factor on steps of decodes, at least 1.
-        prefill: factor on steps that hold a full budget of prompt tokens, at least 1.
+        processes: Processes that were measured at the same time.
+        capacity: Processes that the cores compute for.
+        decode: Factor on steps of decodes, at least 1.
+        prefill: Factor on steps that hold a full budget of prompt tokens, at least 1.
     """
 
     processes: int

@@ -35,7 +35,7 @@ def build_roofline(
     Source: Williams et al., Roofline, CACM 2009; the shares are typical of serving engines.
 
     Raises:
-        UnfoldError: several GPUs without a measured all-reduce.
+        UnfoldError: Several GPUs without a measured all-reduce.
     """
     bytes_per_s, flops = gpu.bytes_per_s * BANDWIDTH_SHARE, gpu.flops(precision) * FLOPS_SHARE
     tokens, requests = np.arange(1, max_tokens + 1.0), np.arange(1, max_requests + 1.0)

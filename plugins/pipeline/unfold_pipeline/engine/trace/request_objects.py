@@ -31,11 +31,11 @@ class RequestObject:
     """A request of a trace.
 
     Attributes:
-        path: the trace.
-        number: of the line, row or entry, from 1 on.
-        unit: what is numbered: ``line``, ``row`` or ``entry``.
-        text: all of it as text, which ``arrivals.match`` searches.
-        fields: values by name; those of nested objects have dotted names.
+        path: The trace.
+        number: Of the line, row or entry, from 1 on.
+        unit: What is numbered: ``line``, ``row`` or ``entry``.
+        text: All of it as text, which ``arrivals.match`` searches.
+        fields: Values by name; those of nested objects have dotted names.
     """
 
     path: Path
@@ -64,7 +64,7 @@ def iter_objects(path: Path) -> Iterator[RequestObject]:
     """Yield the requests of a trace in the order of the file.
 
     Raises:
-        UnfoldError: the file is damaged, or holds no objects.
+        UnfoldError: The file is damaged, or holds no objects.
     """
     form = "log" if _begins_with_object(path) else detect_form(path)
     if form == "parquet":

@@ -73,7 +73,7 @@ class TokenTrace:
         output_tokens: (n,) generated tokens.
         shared_tokens: (n,) leading tokens equal to those of the earlier request ``shared_with``.
         shared_with: (n,) index of that request, or -1.
-        left_out: requests of the file without generated tokens, which are not among these.
+        left_out: Requests of the file without generated tokens, which are not among these.
     """
 
     arrival_s: FloatArray
@@ -149,7 +149,7 @@ class TokenLengths:
 
     Attributes:
         tokens: (requests, 2) prompt and generated tokens.
-        left_out: requests of the file without generated tokens, which are not among these.
+        left_out: Requests of the file without generated tokens, which are not among these.
     """
 
     tokens: CountArray
@@ -171,16 +171,16 @@ def read_tokens(
     A column ``hash_ids`` holds lists of the hashes of the prompt's blocks, as Mooncake's traces do.
 
     Args:
-        path: the CSV.
+        path: The CSV.
         arrival_s: (n,) arrival times of the rows, ascending.
-        prompt: column of the prompt tokens, or one number for all; ``None`` for the usual names.
-        generated: column of the generated tokens, or one number for all.
-        match: text that a row must contain.
+        prompt: Column of the prompt tokens, or one number for all; ``None`` for the usual names.
+        generated: Column of the generated tokens, or one number for all.
+        match: Text that a row must contain.
         order: (n,) row of each arrival time; ``None`` if the rows are in order of arrival.
-        warn: receives a note about requests that are left out.
+        warn: Receives a note about requests that are left out.
 
     Raises:
-        UnfoldError: the trace has no tokens, a cell is not a count, or times and rows differ.
+        UnfoldError: The trace has no tokens, a cell is not a count, or times and rows differ.
     """
     parts: list[CountArray] = [np.zeros((0, 2), dtype=np.int64)]
     columns: tuple[str | int, str | int] | None = None
@@ -217,7 +217,7 @@ def _check_unanswered(errors: Sequence[UnfoldError], count: int, path: Path, war
     """Warn of requests without generated tokens, which are left out.
 
     Raises:
-        UnfoldError: they are so many that the column may be the wrong one.
+        UnfoldError: They are so many that the column may be the wrong one.
     """
     if len(errors) > MAX_UNANSWERED * count:
         first = errors[0].diagnostics[0]
@@ -256,7 +256,7 @@ def _parse_lengths(
     """Return prompt and generated tokens; no generated tokens are 0.
 
     Raises:
-        UnfoldError: a value is not a number of tokens.
+        UnfoldError: A value is not a number of tokens.
     """
     lengths = []
     for column, may_be_empty in zip(columns, (False, True), strict=True):
@@ -301,13 +301,13 @@ def read_lengths(
     """Read the tokens of requests without times, from a table, JSON lines, a JSON document or Parquet.
 
     Args:
-        path: the file.
-        prompt: column of the prompt tokens; ``None`` for the usual names.
-        generated: column of the generated tokens; ``None`` for the usual names.
-        warn: receives a note about requests that are left out.
+        path: The file.
+        prompt: Column of the prompt tokens; ``None`` for the usual names.
+        generated: Column of the generated tokens; ``None`` for the usual names.
+        warn: Receives a note about requests that are left out.
 
     Raises:
-        UnfoldError: the file has no tokens, or a value is not a count.
+        UnfoldError: The file has no tokens, or a value is not a count.
     """
     rows: Iterator[tuple[Mapping[str, Any], Callable[[str, str, str], UnfoldError]]]
     if holds_objects(path):
@@ -415,16 +415,16 @@ def read_objects(
     tokens are left out.
 
     Args:
-        path: the file.
-        prompt: field of the prompt tokens, or one number for all; ``None`` for the usual names.
-        generated: field of the generated tokens, or one number for all.
-        column: field of the time; ``None`` for the usual names.
-        match: text that a request must contain.
-        notation: how times are written.
-        warn: receives a note about requests that are left out.
+        path: The file.
+        prompt: Field of the prompt tokens, or one number for all; ``None`` for the usual names.
+        generated: Field of the generated tokens, or one number for all.
+        column: Field of the time; ``None`` for the usual names.
+        match: Text that a request must contain.
+        notation: How times are written.
+        warn: Receives a note about requests that are left out.
 
     Raises:
-        UnfoldError: a request has no time or no tokens, or the unit of the times is unclear.
+        UnfoldError: A request has no time or no tokens, or the unit of the times is unclear.
     """
     notation = notation or TimeNotation()
     notation.check()

@@ -17,11 +17,11 @@ def build_endpoint_report(name: str, stage: str, profile: EndpointProfile, fit: 
     """Return the report of a profile.
 
     Args:
-        name: name of the spec.
-        stage: name of the stage.
-        profile: what was measured.
-        fit: the step times that fit it.
-        fresh: requests that were measured now; the others were in the run.
+        name: Name of the spec.
+        stage: Name of the stage.
+        profile: What was measured.
+        fit: The step times that fit it.
+        fresh: Requests that were measured now; the others were in the run.
     """
     times, contention = fit.times, measure_contention(profile)
     context = float(np.mean([request.input_tokens for request in profile.select_solo()] or [0]))

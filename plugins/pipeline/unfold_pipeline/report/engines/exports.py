@@ -53,7 +53,7 @@ def export_vllm(report: Report) -> str:
     """Return the command that starts each engine.
 
     Raises:
-        UnfoldError: the report holds no plan of engines.
+        UnfoldError: The report holds no plan of engines.
     """
     lines = [*_build_notes(report).splitlines(), *(LINK_NOTE.splitlines() if _has_pools(report) else ())]
     for stage, engine in _list_engines(report).items():
@@ -69,7 +69,7 @@ def export_kubernetes(report: Report) -> str:
     """Return a Deployment and a Service for each stage.
 
     Raises:
-        UnfoldError: the report holds no plan of engines.
+        UnfoldError: The report holds no plan of engines.
     """
     documents: list[dict[str, Any]] = []
     engines = _list_engines(report)

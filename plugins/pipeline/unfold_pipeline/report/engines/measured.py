@@ -41,11 +41,11 @@ class LocalFacts:
     """What happened to engines that were started for a replay.
 
     Attributes:
-        count_engines: takes seconds since the trace began; returns the engines that took requests then.
-        max_engines: engines that could have run at a time.
-        start_s: the longest start.
-        replaced: processes that died and were replaced.
-        is_scaled: whether a rule changed their number.
+        count_engines: Takes seconds since the trace began; returns the engines that took requests then.
+        max_engines: Engines that could have run at a time.
+        start_s: The longest start.
+        replaced: Processes that died and were replaced.
+        is_scaled: Whether a rule changed their number.
     """
 
     count_engines: Callable[[float], int]
@@ -71,16 +71,16 @@ def build_measured_engine_report(
     """Return the report of a replay.
 
     Args:
-        problem: with the requests of the trace.
-        config: the engine that runs.
-        replayed: what was measured.
-        engines: running engines, or the most of them.
-        local: what happened to local engines.
-        attach: puts the stages around the engines into a problem; ``None`` if there are none.
-        pools: the prefill and decode engines that run, where ``config`` is of the latter; ``None`` if engines do both.
+        problem: With the requests of the trace.
+        config: The engine that runs.
+        replayed: What was measured.
+        engines: Running engines, or the most of them.
+        local: What happened to local engines.
+        attach: Puts the stages around the engines into a problem; ``None`` if there are none.
+        pools: The prefill and decode engines that run, where ``config`` is of the latter; ``None`` if engines do both.
 
     Raises:
-        UnfoldError: no request was completed.
+        UnfoldError: No request was completed.
     """
     failed = sum(replayed.failures.values())
     if not replayed.completed.size:

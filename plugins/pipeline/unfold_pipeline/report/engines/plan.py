@@ -57,12 +57,12 @@ def build_engine_report(
     """Return the report of a plan that meets the targets.
 
     Args:
-        problem: with the predicted step times, and with the stages around the engine under their plan.
-        solution: what the search found.
-        outcome: the plan on the trace.
-        analysis: what explains it.
-        around: the stages around the engine; ``None`` if there are none.
-        alternatives: lines on plans of another kind.
+        problem: With the predicted step times, and with the stages around the engine under their plan.
+        solution: What the search found.
+        outcome: The plan on the trace.
+        analysis: What explains it.
+        around: The stages around the engine; ``None`` if there are none.
+        alternatives: Lines on plans of another kind.
     """
     config = outcome.config
     option = problem.options[config.option]
@@ -308,7 +308,7 @@ def parse_engine_decision(decision: Mapping[str, Any], problem: EngineProblem) -
     """Return the plan that :func:`format_decision` wrote.
 
     Raises:
-        UnfoldError: the plan has another engine than the spec offers.
+        UnfoldError: The plan has another engine than the spec offers.
     """
     engines = decision.get("engines") if isinstance(decision, Mapping) else None
     return parse_engine(engines.get(problem.stage) if isinstance(engines, Mapping) else None, problem)
@@ -318,7 +318,7 @@ def parse_engine(saved: Any, problem: EngineProblem) -> EngineConfig:
     """Return the engines that :func:`format_engine` wrote.
 
     Raises:
-        UnfoldError: the spec offers no such engine.
+        UnfoldError: The spec offers no such engine.
     """
     try:
         index = next(

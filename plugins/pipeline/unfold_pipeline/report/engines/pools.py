@@ -49,12 +49,12 @@ def build_pool_report(
     """Return the report of two pools that meet the targets for less than engines that do both.
 
     Args:
-        problem: with the predicted step times.
-        disaggregation: links and pairs.
-        outcome: the pools on the trace, to its end.
+        problem: With the predicted step times.
+        disaggregation: Links and pairs.
+        outcome: The pools on the trace, to its end.
         measures: TTFT, TPOT and latency with their interval.
-        ends_usd_per_hour: price of the cheapest plan at the lower and at the upper end; ``None`` for none.
-        aggregated: the cheapest engines that do both, to the end of the trace; ``None`` if none meet the targets.
+        ends_usd_per_hour: Price of the cheapest plan at the lower and at the upper end; ``None`` for none.
+        aggregated: The cheapest engines that do both, to the end of the trace; ``None`` if none meet the targets.
     """
     config = outcome.config
     cost = price_pools(problem, config)
@@ -95,9 +95,9 @@ def describe_pool_alternative(
     """Return the line on the cheapest pools beside a plan of engines that do both, or beside none.
 
     Args:
-        problem: with the predicted step times.
-        solution: what the search for pools returned.
-        outcome: its pools on the trace, with the predicted step times; ``None`` for none.
+        problem: With the predicted step times.
+        solution: What the search for pools returned.
+        outcome: Its pools on the trace, with the predicted step times; ``None`` for none.
     """
     if outcome is None:
         return (("disaggregated", sentences.describe_no_pools(is_complete=solution.is_complete)),)
@@ -143,7 +143,7 @@ def parse_pool_decision(decision: Mapping[str, Any], problem: EngineProblem) -> 
     """Return the pools that :func:`format_pool_decision` wrote.
 
     Raises:
-        UnfoldError: the plan has other engines than the spec offers.
+        UnfoldError: The plan has other engines than the spec offers.
     """
     engines, disaggregation = decision.get("engines"), problem.disaggregation
     saved = engines if isinstance(engines, Mapping) else {}
@@ -165,9 +165,9 @@ def build_pool_replay_report(problem: EngineProblem, outcome: PoolOutcome, aggre
     """Return the report of a trace on pools of constant size, next to engines that do both.
 
     Args:
-        problem: with the requests of the replay.
-        outcome: the pools on them.
-        aggregated: engines that do both on them; ``None`` for none.
+        problem: With the requests of the replay.
+        outcome: The pools on them.
+        aggregated: Engines that do both on them; ``None`` for none.
     """
     cost = price_pools(problem, outcome.config)
     names = " and ".join(

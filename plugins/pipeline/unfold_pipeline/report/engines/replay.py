@@ -29,13 +29,13 @@ def build_engine_replay_report(
     """Return the report of a replay; the first run is the rule in charge.
 
     Args:
-        problem: with the requests of the replay.
-        config: the engines of the plan.
-        runs: the trace under each rule.
-        calibrated: margin and hold of the token envelope; ``None`` if the plan's engines are kept.
-        bounds: perfect knowledge with no more misses than each rule; ``None`` if its engines are not enough.
-        slot_s: length of the slots of perfect knowledge.
-        peak: the fewest constant engines for the trace, or why there are none.
+        problem: With the requests of the replay.
+        config: The engines of the plan.
+        runs: The trace under each rule.
+        calibrated: Margin and hold of the token envelope; ``None`` if the plan's engines are kept.
+        bounds: Perfect knowledge with no more misses than each rule; ``None`` if its engines are not enough.
+        slot_s: Length of the slots of perfect knowledge.
+        peak: The fewest constant engines for the trace, or why there are none.
     """
     margin, hold_s = calibrated or (None, None)
     targets = sentences.describe_targets(problem.targets.ttft_s, problem.targets.tpot_s, problem.targets.latency_s)

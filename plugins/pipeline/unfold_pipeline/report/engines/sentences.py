@@ -174,9 +174,9 @@ def describe_table_ends(interval: StepInterval, peak_tokens: int, peak_running: 
     """Return at which sizes the steps of a plan are extrapolated; empty if the tables hold all of them.
 
     Args:
-        interval: where the tables end.
-        peak_tokens: most tokens in the KV cache of an engine.
-        peak_running: most requests that run on an engine.
+        interval: Where the tables end.
+        peak_tokens: Most tokens in the KV cache of an engine.
+        peak_running: Most requests that run on an engine.
     """
     ends = []
     for end in interval.ends:

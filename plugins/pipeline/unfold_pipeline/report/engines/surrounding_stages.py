@@ -38,11 +38,11 @@ class PlannedStages:
     """The stages around an engine, and how the latency is split.
 
     Attributes:
-        rows: the stages in order.
+        rows: The stages in order.
         before_p99_s: p99 time before the engine.
         engine_p99_s: p99 time from the engine's queue to the first token.
         after_p99_s: p99 time after the last token.
-        is_complete: whether no plan is cheaper.
+        is_complete: Whether no plan is cheaper.
     """
 
     rows: tuple[StageRow, ...]
@@ -64,12 +64,12 @@ def describe_stages(
     """Return what the stages of a plan do.
 
     Args:
-        problem: the engine between the stages.
-        stages: the stages.
-        plans: their plans.
+        problem: The engine between the stages.
+        stages: The stages.
+        plans: Their plans.
         arrival_s: (n,) arrivals at the pipeline.
-        outcome: the engine on the trace.
-        is_complete: whether no plan is cheaper.
+        outcome: The engine on the trace.
+        is_complete: Whether no plan is cheaper.
     """
     run, around = outcome.run, problem.surroundings
     upstream_s = around.before_s if around is not None else np.zeros(len(problem.requests))
@@ -109,7 +109,7 @@ def parse_stage_plans(decision: Mapping[str, Any], stages: EngineStages) -> Stag
     """Return the plans of the stages in a saved decision.
 
     Raises:
-        UnfoldError: the decision has other stages than the spec.
+        UnfoldError: The decision has other stages than the spec.
     """
     saved = decision.get("stages_around")
     try:

@@ -36,14 +36,14 @@ class EnginePool:
     """Engine processes in slots; the balancer uses those that are active.
 
     Attributes:
-        arguments: the command line of an engine.
-        balancer: distributes requests to the slots.
-        timeout_s: how long an engine may take to start.
-        key: of the spec, for errors.
+        arguments: The command line of an engine.
+        balancer: Distributes requests to the slots.
+        timeout_s: How long an engine may take to start.
+        key: Of the spec, for errors.
         endpoints: (slots,) where each engine serves; of an empty slot without an address.
-        changes: seconds of the clock and the active engines from then on.
-        start_s: the longest start so far.
-        replaced: processes that died and were replaced.
+        changes: Seconds of the clock and the active engines from then on.
+        start_s: The longest start so far.
+        replaced: Processes that died and were replaced.
     """
 
     arguments: tuple[str, ...]
@@ -70,7 +70,7 @@ class EnginePool:
         """Start engines and wait until all of them serve.
 
         Raises:
-            UnfoldError: an engine does not start.
+            UnfoldError: An engine does not start.
         """
         self.fleet.states[:count] = STARTING
         results = await asyncio.gather(*(self._launch(slot) for slot in range(count)), return_exceptions=True)
@@ -142,7 +142,7 @@ class EnginePool:
         """Start the process of a slot and let it take requests, unless it is no longer wanted.
 
         Raises:
-            StartError: it does not serve.
+            StartError: It does not serve.
         """
         process = await launch_engine(self.arguments, self.timeout_s)
         is_wanted = self.fleet.states[slot] == STARTING and self.processes[slot] is None

@@ -27,11 +27,11 @@ class EngineProcess:
     """A process that serves an engine.
 
     Attributes:
-        process: the process.
-        errors: what it prints.
-        url: where it serves; empty until it does.
-        start_s: seconds from its launch until it served.
-        is_stopping: whether its end was ordered.
+        process: The process.
+        errors: What it prints.
+        url: Where it serves; empty until it does.
+        start_s: Seconds from its launch until it served.
+        is_stopping: Whether its end was ordered.
     """
 
     process: asyncio.subprocess.Process
@@ -84,11 +84,11 @@ async def launch_engine(arguments: Sequence[str], timeout_s: float) -> EnginePro
     """Start a process and wait until it prints its address.
 
     Args:
-        arguments: the command line.
-        timeout_s: how long it may take.
+        arguments: The command line.
+        timeout_s: How long it may take.
 
     Raises:
-        StartError: the process ended or printed no address in time.
+        StartError: The process ended or printed no address in time.
     """
     begin_s = time.perf_counter()
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process stops

@@ -28,11 +28,11 @@ class LlamaCommand:
     """How a process of llama.cpp is started.
 
     Attributes:
-        weights: the GGUF file.
-        threads: threads that compute.
-        context: tokens in the KV cache, which the requests share.
-        slots: requests that run at the same time.
-        budget: tokens of a step.
+        weights: The GGUF file.
+        threads: Threads that compute.
+        context: Tokens in the KV cache, which the requests share.
+        slots: Requests that run at the same time.
+        budget: Tokens of a step.
     """
 
     weights: Path

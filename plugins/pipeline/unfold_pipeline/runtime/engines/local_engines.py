@@ -31,13 +31,13 @@ class LocalEngines:
     """The processes of a stage and what scales them.
 
     Attributes:
-        stage: name of the stage.
-        pool: the processes.
-        replicas: engines of the plan, which start first.
-        log: tokens that arrived lately.
-        rule: how many engines are wanted.
-        is_scaled: whether their number may change.
-        run: where the measured start time is kept.
+        stage: Name of the stage.
+        pool: The processes.
+        replicas: Engines of the plan, which start first.
+        log: Tokens that arrived lately.
+        rule: How many engines are wanted.
+        is_scaled: Whether their number may change.
+        run: Where the measured start time is kept.
     """
 
     stage: str
@@ -53,7 +53,7 @@ class LocalEngines:
         """Start the engines of the plan, scale them, and end them all.
 
         Raises:
-            UnfoldError: an engine does not start.
+            UnfoldError: An engine does not start.
         """
         await self.pool.start(self.replicas)
         self._store_start()
@@ -78,10 +78,10 @@ def build_pool(settings: LocalSettings, budget: int, slots: int, max_engines: in
     """Return a pool of processes; nothing is started yet.
 
     Args:
-        settings: of the processes.
-        budget: tokens of a step.
-        slots: requests that run at the same time.
-        max_engines: processes at a time.
+        settings: Of the processes.
+        budget: Tokens of a step.
+        slots: Requests that run at the same time.
+        max_engines: Processes at a time.
 
     Raises:
         UnfoldError: llama.cpp or the weights are missing.

@@ -26,8 +26,8 @@ class StageLine:
     """A line of running stages; without a runtime it has none.
 
     Attributes:
-        runtime: their replicas.
-        routes: draws the route of each request.
+        runtime: Their replicas.
+        routes: Draws the route of each request.
     """
 
     runtime: PipelineRuntime | None = None
@@ -37,7 +37,7 @@ class StageLine:
         """Return the answer of each stage.
 
         Raises:
-            StageError: a stage has none, or not in time.
+            StageError: A stage has none, or not in time.
         """
         if self.runtime is None or self.routes is None:
             return {}
@@ -65,10 +65,10 @@ class StagesAround:
     """The running stages before and after engines.
 
     Attributes:
-        upstream: the stages before.
-        downstream: the stages after.
+        upstream: The stages before.
+        downstream: The stages after.
         rows: (rows, features) rows that a replay sends in turn.
-        names: names of all stages.
+        names: Names of all stages.
     """
 
     upstream: StageLine
@@ -81,7 +81,7 @@ class StagesAround:
         """Start all replicas and end them.
 
         Raises:
-            UnfoldError: a replica does not start.
+            UnfoldError: A replica does not start.
         """
         runtimes = [line.runtime for line in (self.upstream, self.downstream) if line.runtime is not None]
         try:
@@ -96,7 +96,7 @@ class StagesAround:
         """Remove the row from a request and return it.
 
         Raises:
-            ValueError: it has none, or of another length.
+            ValueError: It has none, or of another length.
         """
         width, values = self.rows.shape[1], request.pop(ROW_KEY, None)
         is_row = isinstance(values, list) and len(values) == width
@@ -111,7 +111,7 @@ class StagesAround:
         """Pass a request of a replay through the stages before the engines.
 
         Raises:
-            StageError: a stage has no answer.
+            StageError: A stage has no answer.
         """
         await self.upstream.pass_row(self.rows[number % len(self.rows)])
 
@@ -119,6 +119,6 @@ class StagesAround:
         """Pass a request of a replay through the stages after the engines.
 
         Raises:
-            StageError: a stage has no answer.
+            StageError: A stage has no answer.
         """
         await self.downstream.pass_row(self.rows[number % len(self.rows)])

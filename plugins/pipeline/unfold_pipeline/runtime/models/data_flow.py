@@ -33,11 +33,11 @@ class StageFeed:
     """What the model of a stage reads.
 
     Attributes:
-        inputs: its inputs and their sources.
-        is_named: whether it gets tensors by name, instead of one row.
-        is_flat: whether each tensor is flattened to a row of numbers.
-        missing: stands for each value of a stage that was skipped.
-        skippable: stages among its sources that may be skipped.
+        inputs: Its inputs and their sources.
+        is_named: Whether it gets tensors by name, instead of one row.
+        is_flat: Whether each tensor is flattened to a row of numbers.
+        missing: Stands for each value of a stage that was skipped.
+        skippable: Stages among its sources that may be skipped.
     """
 
     inputs: tuple[TensorInput, ...]
@@ -52,8 +52,8 @@ class DataFlow:
     """The data of a pipeline in service.
 
     Attributes:
-        feeds: what the model of each stage reads; ``None`` for the row of the request.
-        signatures: what each model returns, as far as it is known.
+        feeds: What the model of each stage reads; ``None`` for the row of the request.
+        signatures: What each model returns, as far as it is known.
     """
 
     feeds: tuple[StageFeed | None, ...]
@@ -63,12 +63,12 @@ class DataFlow:
         """Return what the model of a stage reads for one query.
 
         Args:
-            stage: its index.
-            row: the row of the request; tensors by name are what the model reads.
-            outputs: what the stages upstream of the item returned.
+            stage: Its index.
+            row: The row of the request; tensors by name are what the model reads.
+            outputs: What the stages upstream of the item returned.
 
         Raises:
-            DataFlowError: a stage upstream has returned something else than the mapping needs.
+            DataFlowError: A stage upstream has returned something else than the mapping needs.
         """
         feed = self.feeds[stage]
         if feed is None or isinstance(row, dict):
@@ -83,13 +83,13 @@ class DataFlow:
         """Hand the output of an item to the items that may read it; return those that are ready.
 
         Args:
-            routes: the routes of its query.
-            item: the item that is done.
-            output: what its model has returned.
-            received: by item of the query that is not done, what the stages upstream have returned; is updated.
+            routes: The routes of its query.
+            item: The item that is done.
+            output: What its model has returned.
+            received: By item of the query that is not done, what the stages upstream have returned; is updated.
 
         Raises:
-            ConditionError: a condition cannot be tested on the output.
+            ConditionError: A condition cannot be tested on the output.
         """
         stage, pipeline = item[0], routes.pipeline
         tensors = name_tensors(output, self.signatures[stage])
@@ -144,7 +144,7 @@ def encode_answer(answer: Any) -> str:
     JSON has no NaN, infinity or bytes: they become null and base64.
 
     Raises:
-        TypeError: the answer is of a type without a JSON form.
+        TypeError: The answer is of a type without a JSON form.
     """
     try:
         return json.dumps(answer, allow_nan=False)
@@ -156,7 +156,7 @@ def stack_inputs(inputs: Sequence[Tensors]) -> Tensors:
     """Return what the model reads for several queries as one batch.
 
     Raises:
-        ValueError: the tensors of the queries differ in shape.
+        ValueError: The tensors of the queries differ in shape.
     """
     first = inputs[0]
     if isinstance(first, dict):
@@ -217,7 +217,7 @@ def select_tensors(tensors: Mapping[str, Value], name: str, signature: ModelSign
     """Return the tensor of a name, or all of the whole output.
 
     Raises:
-        ConditionError: no tensor has the name.
+        ConditionError: No tensor has the name.
     """
     if name:
         return [find_tensor(tensors, name)]

@@ -40,12 +40,12 @@ def resolve_data_flow(pipeline: Pipeline, sources: Sequence[ModelSource], featur
     """Hold the inputs and conditions of the stages against their models.
 
     Args:
-        pipeline: the stages with their inputs and conditions.
-        sources: the models, as :func:`request_tensors` returns them.
-        features: numbers of the row of a request, if they are known.
+        pipeline: The stages with their inputs and conditions.
+        sources: The models, as :func:`request_tensors` returns them.
+        features: Numbers of the row of a request, if they are known.
 
     Raises:
-        UnfoldError: a tensor does not exist, or has a type or size that its reader does not take.
+        UnfoldError: A tensor does not exist, or has a type or size that its reader does not take.
     """
     if not any(stage.parents for stage in pipeline.stages):
         return pass_requests(pipeline)

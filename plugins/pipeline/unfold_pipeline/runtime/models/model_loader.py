@@ -36,7 +36,7 @@ def load_model(source: ModelSource) -> Predict:
     """Return the function that answers a batch of rows.
 
     Raises:
-        UnfoldError: the file is damaged, the code does not exist, or either has changed since the service started.
+        UnfoldError: The file is damaged, the code does not exist, or either has changed since the service started.
     """
     try:
         predict, columns = _load_predict(source), list(source.columns)
@@ -50,11 +50,11 @@ def load_rows(source: ModelSource, width: int | None) -> RowArray:
     """Return rows to profile with: those of the spec's file, the digits data set, or random numbers in 0..1.
 
     Args:
-        source: the model.
-        width: numbers per row that the model determines, if any.
+        source: The model.
+        width: Numbers per row that the model determines, if any.
 
     Raises:
-        UnfoldError: the file holds no queries.
+        UnfoldError: The file holds no queries.
     """
     if source.rows_file:
         return _read_rows(source.rows_file)
@@ -68,7 +68,7 @@ def read_width(stage: str, source: ModelSource) -> int | None:
     """Return the numbers that a stage's model takes per row, where its file states them.
 
     Raises:
-        UnfoldError: the file is damaged, or no row can fill an input of an ONNX model.
+        UnfoldError: The file is damaged, or no row can fill an input of an ONNX model.
     """
     hint = "is the file complete? save the model again"
     try:
@@ -86,7 +86,7 @@ def check_rows(stage: str, source: ModelSource, rows: RowArray) -> None:
     """Reject rows that do not fill the inputs of an ONNX model, before a replica crashes on them.
 
     Raises:
-        UnfoldError: names the model, the input, its type and its shape.
+        UnfoldError: Names the model, the input, its type and its shape.
     """
     if not source.path.endswith(".onnx"):
         return

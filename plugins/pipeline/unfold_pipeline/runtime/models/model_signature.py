@@ -31,9 +31,9 @@ class TensorType:
     """A tensor of one query.
 
     Attributes:
-        name: its name.
+        name: Its name.
         kind: NumPy's character of its type; empty if unknown.
-        shape: its shape; ``None`` if unknown.
+        shape: Its shape; ``None`` if unknown.
     """
 
     name: str
@@ -56,12 +56,12 @@ class ModelSignature:
     """What a model reads and returns for one query.
 
     Attributes:
-        outputs: its tensors; the first is also called ``output``; empty if unknown.
-        inputs: its inputs, if it has names for them.
-        width: numbers of the row that it reads otherwise; ``None`` if unknown.
-        is_code: whether it is a function, which takes what it is given.
-        columns: which numbers of a row it reads; empty for all.
-        extras: outputs that are no part of the whole one: the label beside the probabilities of scikit-learn.
+        outputs: Its tensors; the first is also called ``output``; empty if unknown.
+        inputs: Its inputs, if it has names for them.
+        width: Numbers of the row that it reads otherwise; ``None`` if unknown.
+        is_code: Whether it is a function, which takes what it is given.
+        columns: Which numbers of a row it reads; empty for all.
+        extras: Outputs that are no part of the whole one: the label beside the probabilities of scikit-learn.
     """
 
     outputs: tuple[TensorType, ...] = ()
@@ -81,7 +81,7 @@ def read_signature(stage: str, source: ModelSource) -> ModelSignature:
     """Return the signature of a stage's model; a scikit-learn or XGBoost model answers a row of zeros for it.
 
     Raises:
-        UnfoldError: the file is damaged.
+        UnfoldError: The file is damaged.
     """
     if source.code:
         stated = tuple(TensorType(name, "", (size,)) for name, size in source.outputs)

@@ -35,10 +35,10 @@ class ModelInput:
     """One input of a model.
 
     Attributes:
-        name: its name in the model.
-        dtype: its NumPy type.
-        shape: shape of one query, with at most one ``OPEN`` dimension.
-        is_single: whether the model accepts only one query at a time.
+        name: Its name in the model.
+        dtype: Its NumPy type.
+        shape: Shape of one query, with at most one ``OPEN`` dimension.
+        is_single: Whether the model accepts only one query at a time.
     """
 
     name: str
@@ -119,7 +119,7 @@ class OnnxModel:
         """Reject rows of numbers that do not fill an input.
 
         Raises:
-            UnfoldError: names the model, the input, its type and its shape.
+            UnfoldError: Names the model, the input, its type and its shape.
         """
         nodes = self.session.get_inputs()
         for model_input, node in zip(self.inputs, nodes, strict=True):
@@ -151,7 +151,7 @@ def load_onnx(path: str, *, on_gpu: bool = False) -> OnnxModel:
     """Return an ONNX model, loaded for one core or for the GPU of this process.
 
     Raises:
-        UnfoldError: no row of numbers can fill one of its inputs, its tensors lie outside its folder, or ONNX Runtime
+        UnfoldError: No row of numbers can fill one of its inputs, its tensors lie outside its folder, or ONNX Runtime
             finds no GPU.
     """
     import onnxruntime
@@ -176,7 +176,7 @@ def parse_inputs(path: str, nodes: Sequence[Any]) -> tuple[ModelInput, ...]:
     """Return the inputs of a session; each has the batch as its first dimension.
 
     Raises:
-        UnfoldError: see :func:`load_onnx`.
+        UnfoldError: See :func:`load_onnx`.
     """
     return tuple(_parse_input(path, node) for node in nodes)
 

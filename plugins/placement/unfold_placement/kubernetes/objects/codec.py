@@ -164,7 +164,7 @@ def container_requests(task: Task, asks: Iterable[Ask], scope: Scope) -> dict[st
     """Return a container's requests for a task: its demand, and resources on nodes as extended resources.
 
     Raises:
-        UnfoldError: it demands a fraction of what Kubernetes allocates as a whole.
+        UnfoldError: It demands a fraction of what Kubernetes allocates as a whole.
     """
     requests = {}
     for kind, amount in task.demand.items():
@@ -187,7 +187,7 @@ def parse_amount(cluster_name: str, text: str | int, *, is_demand: bool = False)
     """Return a Kubernetes quantity in thousandths (memory and storage in MiB), within bounds; demands are rounded up.
 
     Raises:
-        ValueError: it is not a quantity.
+        ValueError: It is not a quantity.
     """
     from kubernetes.utils.quantity import parse_quantity
 

@@ -53,8 +53,8 @@ class Counters:
         """Find or create the device class, and read slices and claims.
 
         Raises:
-            ApiError: access is denied.
-            UnfoldError: the cluster has no such API.
+            ApiError: Access is denied.
+            UnfoldError: The cluster has no such API.
         """
         try:
             self.api.get(f"{CLASSES}/{DRIVER}")
@@ -75,8 +75,8 @@ class Counters:
         """Make the slices equal to these resources and amounts; a changed slice is a new generation of its pool.
 
         Raises:
-            ApiError: another process wrote them meanwhile.
-            UnfoldError: the cluster cannot count, or denies access.
+            ApiError: Another process wrote them meanwhile.
+            UnfoldError: The cluster cannot count, or denies access.
         """
         desired = {slice_name(self.scope, name): (name, amount) for name, amount in amounts.items()}
         changed = {key for key, (_, amount) in desired.items() if slice_amount(self.slices.get(key)) != amount}
@@ -93,7 +93,7 @@ class Counters:
         """Create the claim of a pod that is about to be opened, if it requests counted resources.
 
         Raises:
-            ApiError: a claim of that name belongs to another pod.
+            ApiError: A claim of that name belongs to another pod.
         """
         claim = build_claim(pod, self.scope)
         if claim is None:

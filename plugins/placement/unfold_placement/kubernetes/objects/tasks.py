@@ -33,7 +33,7 @@ def decode_task(
         volumes: Where its volumes are; None restricts nothing by them.
 
     Raises:
-        UnfoldError: the annotation is malformed.
+        UnfoldError: The annotation is malformed.
     """
     meta = pod["metadata"]
     notes, labels = meta.get("annotations") or {}, meta.get("labels") or {}

@@ -204,7 +204,7 @@ def resume_workload(api: Api, kind: str, workload: Body, scope: Scope, by: str) 
     """Let a suspended workload create its pods behind the policy's gate.
 
     Raises:
-        ApiError: the server refused, or the workload changed meanwhile.
+        ApiError: The server refused, or the workload changed meanwhile.
     """
     meta = workload["metadata"]
     # its status may change meanwhile, its spec may not
@@ -227,7 +227,7 @@ def suspend_workload(api: Api, kind: str, workload: Body) -> None:
     """Suspend a workload that was resumed, and let it await admission again.
 
     Raises:
-        ApiError: the server refused.
+        ApiError: The server refused.
     """
     patch = {"metadata": {"annotations": {ADMITTED: None}}, "spec": {"suspend": True}}
     try:

@@ -221,7 +221,7 @@ class AcceptedNodes:
         """Request a node that accepts the task, and the volume claims that it may not share.
 
         Raises:
-            UnfoldError: the task has a field that no policy can honour.
+            UnfoldError: The task has a field that no policy can honour.
         """
         node_filter = decode_filter(task.node_filter)
         if node_filter.unsupported:
