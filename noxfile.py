@@ -37,6 +37,7 @@ PARALLEL = ("-n", "2", *TOGETHER)
 # for tests that start processes or measure time: a busy machine may be late; a rerun is listed at the end
 RERUN = ("--reruns", "1")
 EXTERNAL = ("ray", "kubernetes", "torch", "targets", "browser", "engines")
+UNITS = ("tests/unit", "plugins")
 FOLDERS_OF_OTHER_SESSIONS = ("docs", "browser", "faults", "thirdparty")
 
 KINDS = ("aws", "cascade", "pipeline", "placement", "plot", "serve", "supernet", "tuning")
@@ -95,12 +96,6 @@ def docs(session: nox.Session) -> None:
     run_tests(session, "work", "-n", "2", "-m", "not slow", "tests/docs", *session.posargs)
 
 
-@nox.session(python=False, requires=["work"], tags=["full", "lane-b"])
-def pages(session: nox.Session) -> None:
-    """Run the commands on the pages that take a while, and compare what they print."""
-    run_tests(session, "work", "-n", "2", "-m", "slow", *RERUN, "tests/docs", *session.posargs)
-
-
 # the tutorial of plugins installs one, which a second run would find
 @nox.session(requires=["work"], reuse_venv=False)
 def wheel(session: nox.Session) -> None:
@@ -126,11 +121,25 @@ def smoke(session: nox.Session) -> None:
     run_tests(session, "work", *PARALLEL, "-m", "smoke", *RERUN, "tests/smoke", *session.posargs)
 
 
+# the order keeps two cores busy: Ray mostly waits, so sessions that compute run beside it
+@nox.session(python=False, requires=["extras"], tags=["full", "lane-b"])
+def ray(session: nox.Session) -> None:
+    """Test the Ray back ends; one process a folder, since a process keeps its cluster."""
+    for folder in folders_marked("ray"):
+        run_tests(session, "extras", "-m", "ray", *RERUN, folder, *session.posargs, name=f"ray-{slug(folder)}")
+
+
 @nox.session(python=False, requires=["work"], tags=["full", "lane-a"])
 def e2e(session: nox.Session) -> None:
     """Run the tests that train models and start servers and workers."""
     selected = f"e2e and {without(*EXTERNAL)}"
     run_tests(session, "work", *PARALLEL, "-m", selected, *RERUN, *paths_marked("e2e"), *session.posargs)
+
+
+@nox.session(python=False, requires=["extras"], tags=["full", "lane-a"])
+def torch(session: nox.Session) -> None:
+    """Test the elastic networks, which need PyTorch."""
+    run_tests(session, "extras", "-m", "torch", *RERUN, *paths_marked("torch"), *session.posargs)
 
 
 @nox.session(python=False, requires=["work"], tags=["full", "lane-b"])
@@ -140,11 +149,10 @@ def slow(session: nox.Session) -> None:
     run_tests(session, "work", *PARALLEL, "-m", selected, *RERUN, *paths_marked("slow"), *session.posargs)
 
 
-@nox.session(python=False, requires=["extras"], tags=["full", "lane-b"])
-def ray(session: nox.Session) -> None:
-    """Test the Ray back ends; one process a folder, since a process keeps its cluster."""
-    for folder in folders_marked("ray"):
-        run_tests(session, "extras", "-m", "ray", *RERUN, folder, *session.posargs, name=f"ray-{slug(folder)}")
+@nox.session(python=False, requires=["work"], tags=["full", "lane-b"])
+def pages(session: nox.Session) -> None:
+    """Run the commands on the pages that take a while, and compare what they print."""
+    run_tests(session, "work", "-n", "2", "-m", "slow", *RERUN, "tests/docs", *session.posargs)
 
 
 @nox.session(python=False, requires=["extras"], tags=["full", "lane-a"])
@@ -160,22 +168,17 @@ def kubernetes(session: nox.Session) -> None:
 
 @nox.session(requires=["work"], tags=["full", "lane-b"])
 def minimums(session: nox.Session) -> None:
-    """Run each unit test of core and plugins once with the lowest versions that pyproject.toml allows."""
+    """Run unit tests once each with the lowest versions that pyproject.toml allows: half of the files every day."""
     constraints = files_of(session) / "minimums.txt"
     constraints.write_text("".join(f"{line}\n" for line in lower_bounds()), encoding="utf-8")
     session.install(*groups("test"), "--constraint", str(constraints), wheel_with("kinds"))
     selected = without("shared", "e2e", "slow", "smoke", *EXTERNAL)
+    files = sorted(str(path.relative_to(ROOT)) for top in UNITS for path in (ROOT / top).rglob("test_*.py"))
     once = ("--first-parameters", *PARALLEL, *RERUN)
-    run_tests(session, "", *once, "tests/unit", "plugins", "-m", selected, *session.posargs)
+    run_tests(session, "", *once, "-m", selected, *(session.posargs or files[today() % 2 :: 2]))
     lowest = PROJECT["project"]["requires-python"].removeprefix(">=")
     if lowest != f"{sys.version_info.major}.{sys.version_info.minor}":
         note(session, f"the lowest versions ran on Python {sys.version.split()[0]}, not {lowest}")
-
-
-@nox.session(python=False, requires=["extras"], tags=["full", "lane-a"])
-def torch(session: nox.Session) -> None:
-    """Test the elastic networks, which need PyTorch."""
-    run_tests(session, "extras", "-m", "torch", *RERUN, *paths_marked("torch"), *session.posargs)
 
 
 @nox.session(python=False, requires=["extras"], tags=["full", "lane-b"])
@@ -265,8 +268,7 @@ def bench(session: nox.Session) -> None:
 
     None starts after two and a half minutes. The order changes from day to day, so that each has its turn.
     """
-    day = datetime.now(UTC).date().toordinal()
-    options = session.posargs or ["--all", "--quick", "--seconds", "150", "--shuffle", str(day)]
+    options = session.posargs or ["--all", "--quick", "--seconds", "150", "--shuffle", str(today())]
     output = run_in("work", session, "python", "-m", "benchmarks", *options, silent=True, codes=[0, 1])
     session.log("\n" + output)
     note(session, *(line for line in output.splitlines() if "NOT RUN" in line))
@@ -393,6 +395,11 @@ def full_sessions() -> list[str]:
     """Return the names of the sessions of ``nox -t full``."""
     text = (ROOT / "noxfile.py").read_text("utf-8")
     return re.findall(r'tags=\["full", "lane-.*\ndef (\w+)', text)
+
+
+def today() -> int:
+    """Return the number of the day, for what takes turns."""
+    return datetime.now(UTC).date().toordinal()
 
 
 def paths_marked(marker: str) -> list[str]:
