@@ -240,7 +240,7 @@ def test_a_process_that_gave_up_is_no_standby() -> None:
     assert world.handle().lead("another", 1e6)
     live.step(0.0)
     status = status_to_json(read_status(live))
-    assert (status["role"], status["runs"]) == ("standby", [])
+    assert (status["role"], status["runs"], status["error"]) == ("standby", [], "")
 
 
 def test_a_policy_that_raises_an_interrupt_does_not_end_the_thread() -> None:

@@ -60,7 +60,7 @@ class ControlLoop:
         is_leader: Whether this process leads.
         next_election_s: When leadership is next renewed or claimed.
         failures: Consecutive errors.
-        last_error: The last of them; empty once a decision was made.
+        last_error: The last of them; empty once a decision was made, or another process leads.
         thread_id: The thread that makes decisions.
         step_began_s: When its present step began, by the monotonic clock; infinity between steps.
         history: Changes of ephemeral resources, for explanations.
@@ -98,7 +98,9 @@ class ControlLoop:
                 self.actuator = self._adopt() if self.actuator is None else self._watch(self.actuator, timeout)
                 self.failures = 0
                 if self.actuator is not None:
-                    self.last_error, self.recorder.decided_s = "", time.monotonic()
+                    self.recorder.decided_s = time.monotonic()
+            if self.actuator is not None or not self.is_leader:
+                self.last_error = ""
         except Exception as error:
             # another process leads, a policy failed, or the controller's state is outdated: continue from a snapshot
             self._record_error(error)
