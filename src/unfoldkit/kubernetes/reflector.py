@@ -13,6 +13,8 @@ from unfoldkit.kubernetes.api import FORBIDDEN, GONE, NOT_FOUND, Api, ApiError, 
 
 PAUSE_S = 1.0
 """Pause after an interrupted watch, and least time between the beginnings of two watches."""
+LOGGED_REFUSAL = 4
+"""Of refusals in succession this one is logged: a server that starts denies everything until it has read its roles."""
 ObjectKey = tuple[str | None, str]
 """Namespace (None for cluster-scoped objects) and name of an object."""
 
@@ -91,10 +93,12 @@ class Reflector:
                     self.last_error, self.refusals = "", 0
             except ApiError as error:
                 version = "" if error.status == GONE else version
-                if error.status != GONE:
+                pause_s = self._choose_pause_s(error)
+                if error.status != GONE and self.refusals in {0, LOGGED_REFUSAL}:
                     self._log_error(error)
-                time.sleep(self._choose_pause_s(error))
+                time.sleep(pause_s)
             except Exception as error:  # noqa: BLE001 - if this thread ended, no change would arrive any more
+                self.refusals = 0
                 if not self.api.closed:
                     logging.getLogger("unfoldkit").info("watch of %s was cut: %s", self.path, error)
                     time.sleep(PAUSE_S)
@@ -102,8 +106,9 @@ class Reflector:
             time.sleep(max(0.0, began_s + PAUSE_S - time.monotonic()))
 
     def _choose_pause_s(self, error: ApiError) -> float:
-        """Return the pause after an error: a server that starts denies everything until it has read its roles."""
+        """Return the pause after an error; refusals in succession make it longer."""
         if error.status not in {FORBIDDEN, NOT_FOUND}:
+            self.refusals = 0
             return PAUSE_S
         self.refusals += 1
         return min(self.absent_pause_s, PAUSE_S * 2.0 ** min(self.refusals - 1, 10))

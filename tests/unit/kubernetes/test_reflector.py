@@ -115,8 +115,10 @@ def test_an_expired_watch_lists_again() -> None:
     assert handler.seen[:2] == [("a", False), ("a", False)]
 
 
-def test_a_server_that_starts_denies_nothing_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until it had read its roles it denied a list, which was then followed half a minute later only."""
+def test_a_server_that_starts_denies_nothing_for_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until it has read its roles it denies every list: each is followed soon after, and no line is logged."""
     monkeypatch.setattr(module, "PAUSE_S", 0.01)
     server, handler, denials = Server([item("a", 1)]), Handler(), [403, 403, 403]
 
@@ -137,3 +139,4 @@ def test_a_server_that_starts_denies_nothing_for_long(monkeypatch: pytest.Monkey
     server.closed = True
     thread.join(5)
     assert reflector.refusals == 0
+    assert caplog.text == ""

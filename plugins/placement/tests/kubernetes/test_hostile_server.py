@@ -209,13 +209,30 @@ def test_a_refused_watch_is_logged_once_and_taken_up_again(
     with caplog.at_level(logging.WARNING, "unfoldkit"):
         cluster.server.send("pods", None)
         cluster.submit("second", 4)
-        time.sleep(2.5)
+        # a server that starts may deny it three times
+        time.sleep(4.0)
     assert [record.message for record in caplog.records if "/api/v1/pods cannot be followed" in record.message] == [
         f"/api/v1/pods cannot be followed: {status} Broken: the server is broken"
     ]
     assert cluster.count_open("second") == 0
     cluster.server.fault = lambda *_: None
     cluster.await_open("second", 4)
+
+
+def test_a_denial_is_logged_only_if_it_persists(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that starts denies the Lease until it has read its roles; the process is not ready meanwhile."""
+    loop = cluster.thread.loop
+    with caplog.at_level(logging.WARNING, "unfoldkit"):
+        cluster.server.fault = lambda _method, path, _: Fault(403) if "/leases/" in path else None
+        await_true(lambda: "403" in loop.last_error and not cluster.thread.is_healthy)
+        cluster.server.fault = lambda *_: None
+        await_true(lambda: cluster.thread.is_healthy)
+        assert "no decision" not in caplog.text
+        monkeypatch.setattr(control_loop, "STARTING_S", 0.0)
+        cluster.server.fault = lambda _method, path, _: Fault(403) if "/leases/" in path else None
+        await_true(lambda: "no decision: 403" in caplog.text)
 
 
 @pytest.mark.parametrize("body", [b"<html>sign in</html>", b"", b"[]", b"null"], ids=["page", "empty", "list", "null"])

@@ -32,7 +32,7 @@ from unfold_placement.live.recovery import (
 from unfold_placement.live.state_store import ALIVE
 from unfold_placement.policies.registry import PolicyFactory
 from unfoldkit.api import UnfoldError
-from unfoldkit.kubernetes.api import ApiError
+from unfoldkit.kubernetes.api import FORBIDDEN, ApiError
 
 MAX_ROWS = 20_000
 """Tasks that a controller keeps before it starts over from a snapshot."""
@@ -40,6 +40,10 @@ MAX_FAILURES = 20
 """Consecutive errors after which the loop gives up."""
 STALL_S = 10.0
 """A step that takes longer and waits for a policy or for the cluster is reported."""
+STARTING_S = 5.0
+"""A server that starts denies everything until it has read its roles: what it denies for less is not logged."""
+DENIAL_PERIOD_S = 10.0
+"""A denial that comes so long after the first may be of a server that starts again."""
 ELECTIONS_PER_TERM = 4
 PAUSES_PER_TERM = 20
 
@@ -61,6 +65,8 @@ class ControlLoop:
         next_election_s: When leadership is next renewed or claimed.
         failures: Consecutive errors.
         last_error: The last of them; empty once a decision was made, or another process leads.
+        logged_error: The last of them that was logged; likewise.
+        denied_since_s: When the server first denied a request within that period, by the monotonic clock.
         thread_id: The thread that makes decisions.
         step_began_s: When its present step began, by the monotonic clock; infinity between steps.
         history: Changes of ephemeral resources, for explanations.
@@ -80,6 +86,8 @@ class ControlLoop:
     next_election_s: float = -math.inf
     failures: int = 0
     last_error: str = ""
+    logged_error: str = ""
+    denied_since_s: float = -math.inf
     thread_id: int = 0
     step_began_s: float = math.inf
     history: History = field(default_factory=History)
@@ -100,7 +108,7 @@ class ControlLoop:
                 if self.actuator is not None:
                     self.recorder.decided_s = time.monotonic()
             if self.actuator is not None or not self.is_leader:
-                self.last_error = ""
+                self.last_error = self.logged_error = ""
         except Exception as error:
             # another process leads, a policy failed, or the controller's state is outdated: continue from a snapshot
             self._record_error(error)
@@ -124,10 +132,20 @@ class ControlLoop:
     def _record_error(self, error: Exception) -> None:
         """Record an error for the status, and log it where it is another than before."""
         text = str(error) if isinstance(error, (UnfoldError, ApiError)) else f"{type(error).__name__}: {error}"
-        if text != self.last_error:
+        if text != self.logged_error and not self._may_be_starting(error):
             has_traceback = not isinstance(error, (UnfoldError, ApiError))
             logging.getLogger("unfoldkit").warning("no decision: %s", text, exc_info=error if has_traceback else None)
+            self.logged_error = text
         self.last_error = text
+
+    def _may_be_starting(self, error: Exception) -> bool:
+        """Return whether an error may come from a server that has just started, rather than from a lack of rights."""
+        if not (isinstance(error, ApiError) and error.status == FORBIDDEN):
+            return False
+        now_s = time.monotonic()
+        if now_s - self.denied_since_s > DENIAL_PERIOD_S:
+            self.denied_since_s = now_s
+        return now_s - self.denied_since_s < STARTING_S
 
     def stop(self) -> None:
         """Give up leadership. Running tasks continue; ephemeral resources live on for their lease."""
