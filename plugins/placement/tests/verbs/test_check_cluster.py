@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from unfold_placement.kubernetes.connection import ClusterAccess
+from unfold_placement.kubernetes.manifests import build_deployment
 from unfold_placement.verbs.check_cluster import check_cluster
 from unfoldkit.api import CheckResult, user_error
 from unfoldkit.kubernetes.api import ApiError
 
+CONFIG = "/api/v1/namespaces/unfold/configmaps/unfold-placement-train"
 POLICY = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolic"
 
 
@@ -60,8 +62,15 @@ def describe_server(version: str = "v1.33.1") -> dict[str, Any]:
         "/api/v1/namespaces/unfold/serviceaccounts/unfold-placement": {},
         f"{POLICY}ies/unfold-placement-unfold": {},
         f"{POLICY}ybindings/unfold-placement-unfold": {},
-        deployments: {"items": [{"metadata": {"name": "unfold-placement-train"}, "status": {"readyReplicas": 2}}]},
+        deployments: {"items": [*deploy("policy: {gang: {}}"), {"spec": {"selector": {}}}]},
+        CONFIG: deploy("policy: {gang: {}}", "ConfigMap")[0],
     }
+
+
+def deploy(spec: str, kind: str = "Deployment") -> list[dict[str, Any]]:
+    """Return what is deployed for a spec, of a kind."""
+    bodies = build_deployment("train", spec, "unfoldkit:latest")
+    return [{**body, "status": {"readyReplicas": 2}} for body in bodies if body["kind"] == kind]
 
 
 def check(monkeypatch: pytest.MonkeyPatch, server: Server) -> dict[str, CheckResult]:
@@ -96,6 +105,29 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["permissions"].hint.startswith("unfold plan SPEC --format kubernetes")
     assert "no ValidatingAdmissionPolicyBinding unfold-placement-unfold" in found["gate guard"].message
     assert found["controller"].message == "unfold-placement-train: 0 replicas ready"
+
+
+@pytest.mark.parametrize(
+    ("setting", "denied", "missing"),
+    [
+        ("counters: dra", "delete resource.k8s.io/resourceclaims", "delete resourceclaims in unfold"),
+        ("kueue: true", "patch kueue.x-k8s.io/workloads", "patch workloads/status"),
+        ("kueue: true", "patch /pods", ""),
+        ("counters: gates", "delete resource.k8s.io/resourceclaims", ""),
+    ],
+)
+def test_the_permissions_are_those_of_the_deployed_spec(
+    setting: str, denied: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counters and admission checks need others than a controller that places pods; the latter need no gate guard."""
+    objects = describe_server()
+    objects[CONFIG] = deploy(f"cluster: {{kubernetes: {{{setting}}}}}", "ConfigMap")[0]
+    for name in (f"{POLICY}ies/unfold-placement-unfold", f"{POLICY}ybindings/unfold-placement-unfold"):
+        del objects[name]
+    found = check(monkeypatch, Server(objects, denied=(denied,)))
+    assert found["permissions"].ok == (not missing)
+    assert found["permissions"].message.endswith(f"may not {missing}" if missing else "that a controller needs")
+    assert found["gate guard"].ok == (setting == "kueue: true")
 
 
 @pytest.mark.parametrize("version", ["v1.29.14", "v1.27.3-eks-a5565ad", "unknown"])

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 from unfold_placement.kubernetes.connection import ClusterAccess
-from unfold_placement.kubernetes.manifests import ACCOUNT, build_gate_guard, build_roles
+from unfold_placement.kubernetes.manifests import (
+    ACCOUNT,
+    build_check_roles,
+    build_counter_roles,
+    build_gate_guard,
+    build_roles,
+)
+from unfold_placement.kubernetes.objects.codec import DRA
 from unfoldkit.api import CheckResult, UnfoldError, format_count, format_names
 from unfoldkit.kubernetes.api import Api, ApiError, call_all
+from unfoldkit.spec.yaml_reader import parse
 
 Body = dict[str, Any]
 OLDEST = (1, 30)
@@ -51,7 +60,8 @@ def _attempt(check: Callable[[Api], CheckResult], api: Api) -> CheckResult:
     try:
         return check(api)
     except ApiError as error:
-        return CheckResult(ok=False, message=f"the cluster denies access: {error.message or error.reason}")
+        fault = "lacks what is needed" if error.is_absent else "denies access"
+        return CheckResult(ok=False, message=f"the cluster {fault}: {error.message or error.reason}")
     except UnfoldError as error:
         hint = "kubectl cluster-info shows whether the server responds"
         return CheckResult(ok=False, message=error.diagnostics[0].message, hint=hint)
@@ -70,7 +80,8 @@ def _check_permissions(api: Api) -> CheckResult:
     path = f"/api/v1/namespaces/{api.namespace}/serviceaccounts/{ACCOUNT}"
     found = call_all([partial(api.get, path)])[0]
     user = "" if isinstance(found, ApiError) else f"system:serviceaccount:{api.namespace}:{ACCOUNT}"
-    requests = list(_list_attributes(api.namespace))
+    roles = [role for settings in _read_settings(api) for role in _needed_roles(settings, api.namespace)]
+    requests = _list_attributes(roles or build_roles(api.namespace), api.namespace)
     answers = call_all([partial(_is_allowed, api, attributes, user) for attributes in requests])
     refused = next((answer for answer in answers if isinstance(answer, ApiError)), None)
     if refused is not None:
@@ -82,16 +93,49 @@ def _check_permissions(api: Api) -> CheckResult:
     return CheckResult(ok=False, message=f"{identity} may not {format_names(denied, MAX_SHOWN)}", hint=APPLY)
 
 
-def _list_attributes(namespace: str) -> Iterator[Body]:
-    """List what the controller's roles permit, one request each."""
-    for role in build_roles(namespace):
+def _read_settings(api: Api) -> list[Body]:
+    """Return the Kubernetes settings in the specs of the controllers that are deployed in the namespace."""
+    found = []
+    for deployment in _list_controllers(api):
+        for volume in deployment["spec"]["template"]["spec"].get("volumes") or ():
+            if volume["name"] == "spec":
+                name = volume["configMap"]["name"]
+                data = api.get(f"/api/v1/namespaces/{api.namespace}/configmaps/{name}").get("data") or {}
+                spec = parse(data.get("spec.yaml", ""), f"ConfigMap {name}").data or {}
+                found.append((spec.get("cluster") or {}).get("kubernetes") or {})
+    return found
+
+
+def _list_controllers(api: Api) -> list[Body]:
+    """Return the Deployments of controllers, whatever their own labels are."""
+    bodies: list[Body] = api.get(f"/apis/apps/v1/namespaces/{api.namespace}/deployments")["items"]
+    return [
+        body
+        for body in bodies
+        if (body["spec"]["selector"].get("matchLabels") or {}).get("app.kubernetes.io/name") == ACCOUNT
+    ]
+
+
+def _needed_roles(settings: Body, namespace: str) -> list[Body]:
+    """Return the roles that a controller with some settings needs."""
+    if settings.get("kueue"):
+        return build_check_roles(namespace)
+    counters = build_counter_roles(namespace) if settings.get("counters") == DRA else []
+    return build_roles(namespace) + counters
+
+
+def _list_attributes(roles: Sequence[Body], namespace: str) -> list[Body]:
+    """List what roles permit, one request each."""
+    listed: list[Body] = []
+    for role in roles:
         where = {"namespace": namespace} if role["kind"] == "Role" else {}
         for rule in role.get("rules", ()) if role["kind"] in ("Role", "ClusterRole") else ():
-            for group in rule["apiGroups"]:
-                for resource in rule["resources"]:
-                    name, _, part = resource.partition("/")
-                    for verb in rule["verbs"]:
-                        yield {"group": group, "resource": name, "subresource": part, "verb": verb, **where}
+            for group, resource, verb in product(rule["apiGroups"], rule["resources"], rule["verbs"]):
+                name, _, part = resource.partition("/")
+                attributes = {"group": group, "resource": name, "subresource": part, "verb": verb, **where}
+                if attributes not in listed:
+                    listed.append(attributes)
+    return listed
 
 
 def _is_allowed(api: Api, attributes: Body, user: str) -> bool:
@@ -139,6 +183,9 @@ def _list_workload_kinds(api: Api) -> CheckResult:
 
 
 def _check_guard(api: Api) -> CheckResult:
+    settings = _read_settings(api)
+    if settings and all(item.get("kueue") for item in settings):
+        return CheckResult(ok=True, message="not needed: admission checks open no gates")
     absent = []
     for body in build_gate_guard(api.namespace):
         kind, name = body["kind"], body["metadata"]["name"]
@@ -155,8 +202,7 @@ def _check_guard(api: Api) -> CheckResult:
 
 
 def _check_controller(api: Api) -> CheckResult:
-    path = f"/apis/apps/v1/namespaces/{api.namespace}/deployments"
-    found = api.get(path, labelSelector=f"app.kubernetes.io/name={ACCOUNT}")["items"]
+    found = _list_controllers(api)
     if not found:
         return CheckResult(ok=True, message=f"none is deployed in the namespace {api.namespace}")
     ready = {body["metadata"]["name"]: (body.get("status") or {}).get("readyReplicas") or 0 for body in found}
