@@ -32,6 +32,7 @@ from unfold_supernet.verbs.profile import profile
 from unfold_supernet.verbs.serve import serve
 from unfoldkit.api import Report, UnfoldError
 from unfoldkit.serving.model import Batch, Call, CategoricalColumn, PathChoice
+from unfoldkit.serving.oip.errors import InvalidRequest
 
 SPEC = """
 version: 1
@@ -201,6 +202,29 @@ def test_a_model_of_doubles_gets_its_inputs_unrounded(tmp_path: Path) -> None:
     label = predictions.columns["label"]
     assert isinstance(label, CategoricalColumn)
     assert list(label.codes) == [1, 0]
+
+
+def test_ids_that_an_embedding_lacks_are_mistakes_of_the_client(tmp_path: Path) -> None:
+    """ONNX Runtime refuses a number that no row of a table has: the request gets 400 with the reason."""
+    table = numpy_helper.from_array(np.eye(3, dtype=np.float32), "table")
+    nodes = [
+        helper.make_node("Cast", ["x"], ["ids"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("ReduceSum", ["rows", "axis"], ["y"], keepdims=0),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 2), ("y", 3))]
+    axis = numpy_helper.from_array(np.array([1]), "axis")
+    graph = helper.make_graph(nodes, "bag", ends[:1], ends[1:], [table, axis])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "bag.onnx").write_bytes(model.SerializeToString())
+    served = SupernetModel(
+        name="list", version="1", inputs=(), facts={}, classes=("a", "b", "c"),
+        profiles=(build_profile("bag", 90.0, {1: 1e-3, 4: 1e-3}),),
+        bound=open_pool(tmp_path / "bag.onnx").bind(), count_batch=lambda *_: None, clock=lambda: 0.0,
+    )  # fmt: skip
+    assert served.predict(Batch({"x": np.array([[2.0, 2.0]])}, (Call(1),))).columns["confidence"][0] > 0.7
+    with pytest.raises(InvalidRequest, match="cannot handle one of the inputs: indices element out of data bounds"):
+        served.predict(Batch({"x": np.array([[2.0, 3.0]])}, (Call(1),)))
 
 
 @pytest.mark.e2e

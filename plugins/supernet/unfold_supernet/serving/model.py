@@ -16,6 +16,7 @@ from unfold_supernet.scheduling.speed import Slowdown
 from unfold_supernet.serving.metrics import CountBatch
 from unfoldkit.api import UnfoldError
 from unfoldkit.serving.model import Array, Batch, CategoricalColumn, Column, Field, Predictions, Rejection
+from unfoldkit.serving.oip.errors import InvalidRequest
 
 THRESHOLD = 0.5
 """Probability from which a label applies."""
@@ -146,9 +147,17 @@ class SupernetModel:
         x = inputs["x"]
         extra = inputs["extra"] if "extra" in inputs else np.zeros((len(x), 0))
         part, model = self.profiles[subnet].max_batch, self.bound[subnet]
+        starts = range(0, len(x), part)
         # what is too large for the precision of a model has no finite outputs, and is refused
         with np.errstate(over="ignore"):
-            parts = [model(x[start : start + part], extra[start : start + part]) for start in range(0, len(x), part)]
+            try:
+                parts = [model(x[start : start + part], extra[start : start + part]) for start in starts]
+            except Exception as error:
+                # the runtime's own exceptions share no base; this one is of an id that an embedding lacks
+                if type(error).__name__ != "InvalidArgument":
+                    raise
+                reason = str(error).rpartition("Status Message: ")[2]
+                raise InvalidRequest(f"the model cannot handle one of the inputs: {reason}") from error
         shares: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return shares
 
