@@ -239,12 +239,15 @@ def test_options_of_a_training_are_checked() -> None:
     fit(family, x, y, FitOptions(class_weights=(1.0, 2.0), epochs=1))
 
 
-def test_a_member_is_exported_to_a_named_file(tmp_path: Path) -> None:
-    """A member or its name states what is exported, a path or its text where to."""
+def test_members_are_given_by_themselves_or_by_name(tmp_path: Path) -> None:
+    """A member or its name states what is computed or exported, a path or its text where to."""
     module, example = make_case("mlp")
     family = elastic(module, example, widths=(0.5, 1))
     content = family.export("onnx", family.members()[0], str(tmp_path / "member.onnx"))
     assert (tmp_path / "member.onnx").read_bytes() == content == family.export("onnx", "0.5x1")
+    outputs = [family(member, example) for member in (family.members()[0], "0.5x1")]
+    assert torch.equal(*outputs)
+    assert torch.equal(family.extract(family.members()[0])(example), outputs[0])
 
 
 def test_arrays_train_a_family_as_tensors_do() -> None:

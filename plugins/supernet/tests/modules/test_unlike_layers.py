@@ -17,7 +17,7 @@ from torch.nn import functional  # noqa: E402
 from torch.onnx._internal.exporter._registration import ONNXRegistry  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-from unfold_supernet import elastic  # noqa: E402
+from unfold_supernet import elastic, fit  # noqa: E402
 from unfold_supernet.elasticity.layer_replacement import copy_unnormed, replace_linear_code  # noqa: E402
 from unfold_supernet.elasticity.width_groups import find_width_groups, trace_indices  # noqa: E402
 from unfold_supernet.family.datasets import Dataset  # noqa: E402
@@ -920,3 +920,46 @@ def test_layers_that_are_computed_again_for_gradients_are_refused(use_reentrant:
     """By then, the layers of a member no longer hold its weights: gradients would be wrong, or missing."""
     with pytest.raises(UnfoldError, match=r"layer \S+ is computed again for its gradients.*checkpointing off"):
         elastic(Checkpointed(use_reentrant), torch.randn(4, 6), widths=(0.5, 1))
+
+
+class Causal(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A classifier of tokens, each of which attends to those before it: a mask of minus infinity is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # gradients of tables may be sparse, and those of members are not
+        self.embed, self.head = nn.Embedding(50, 16, sparse=True), nn.Linear(16, 3)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(8))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Compute outputs (n, 3) for tokens (n, 8)."""
+        result: Tensor = self.head(self.layer(self.embed(tokens), src_mask=self.mask)[:, -1])
+        return result
+
+
+def test_masks_of_infinity_and_sparse_tables_are_trained() -> None:
+    """Neither is a broken weight: the family is trained, and equals its ONNX models."""
+    torch.manual_seed(0)
+    module, example = Causal().eval(), torch.randint(0, 50, (6, 8))
+    family = elastic(module, example, widths=(0.5, 1))
+    check_members(family, module, example)
+    fit(family, example, torch.arange(6) % 3, epochs=1, batch=3)
+    assert not torch.equal(family.weights["embed.weight"], module.embed.weight)
+    assert "embed" in {part.path for part in family.inelastic}
+
+
+def test_operations_of_recurrent_layers_are_counted() -> None:
+    """An LSTM multiplies its inputs and its state by four matrices at each step."""
+
+    class Last(nn.Module):  # type: ignore[misc,unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.hidden, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.head(torch.relu(self.hidden(self.rnn(x)[0][:, -1])))
+            return result
+
+    family = elastic(Last(), torch.randn(4, 10, 6), widths=(1,))
+    assert family.members()[0].macs == 10 * 4 * 8 * (6 + 8) + 8 * 16 + 16 * 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from unfoldkit.api import user_error
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - torch has no public name for all batch norms
 
-
+TABLES = (nn.Embedding, nn.EmbeddingBag)
 MAX_COLOURS = 4
 """Length up to which the last axis of an image is taken for its channels in a hint."""
 
@@ -108,12 +108,12 @@ class ElasticFamily:
         """List the members, smallest first."""
         return tuple(self.by_name.values())
 
-    def __call__(self, name: str, x: Tensor, *extra: Tensor) -> Tensor:
+    def __call__(self, member: Member | str, x: Tensor, *extra: Tensor) -> Tensor:
         """Compute the outputs of a member for inputs (n, *size), and ``extra`` (n, *other) of a module with two.
 
         Gradients flow to the shared weights. Threads take turns: a member's layers hold its weights during a call.
         """
-        member = self._find(name)
+        member = self._find(member)
         tensors = {key: select(self.weights[key], indices) for key, indices in member.indices.items()}
         with get_lock():
             result: Tensor = functional_call(
@@ -121,18 +121,20 @@ class ElasticFamily:
             )
         return result
 
-    def keep(self, name: str) -> ElasticFamily:
+    def keep(self, member: Member | str) -> ElasticFamily:
         """Keep a single member; the weights are still shared with this family."""
-        return replace(self, by_name={name: self._find(name)})
+        found = self._find(member)
+        return replace(self, by_name={found.name: found})
 
-    def _find(self, name: str) -> Member:
+    def _find(self, member: Member | str) -> Member:
+        name = member.name if isinstance(member, Member) else member
         if name not in self.by_name:
             raise user_error(f"no member {name!r}", hint=", ".join(self.by_name))
         return self.by_name[name]
 
-    def extract(self, name: str) -> nn.Module:
+    def extract(self, member: Member | str) -> nn.Module:
         """Copy a member into a module of its own, in inference mode."""
-        member = self._find(name)
+        member = self._find(member)
         with get_lock():
             module = copy_module(member.skeleton)
         with torch.no_grad():
@@ -156,8 +158,7 @@ class ElasticFamily:
         """
         if form != "onnx":
             raise user_error(f"unknown form {form!r}", hint="onnx")
-        name = member.name if isinstance(member, Member) else member
-        content = export_onnx(self.extract(name), self.inputs)
+        content = export_onnx(self.extract(member), self.inputs)
         if path is not None:
             Path(path).write_bytes(content)
         return content
@@ -284,6 +285,10 @@ def elastic(
     _initialize_lazy(unwrap_module(module), example)
     copied = _unwrap_parts(_copy_module(unwrap_module(module)))
     whole = replace_linear_code(fold_weight_norms(copied)).eval()
+    for layer in whole.modules():
+        if isinstance(layer, TABLES):
+            # optimizers and gradients of members are dense
+            layer.sparse = False
     _check_signature(whole, len(tensors))
     _check_module(whole, example)
     _turn_off_nesting(whole, example)
@@ -315,6 +320,7 @@ def elastic(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         members = [_build_member(whole, example, (groups, heads, runs), size) for size in sizes]
+    inelastic += tuple(_list_shared_tables(whole, members))
     return ElasticFamily(
         weights=weights,
         by_name={
@@ -328,6 +334,14 @@ def elastic(
         example=tensors[0],
         extra=tensors[1] if len(tensors) > 1 else None,
     )
+
+
+def _list_shared_tables(module: nn.Module, members: Sequence[Member]) -> Iterator[Inelastic]:
+    """List the embeddings that no member narrows: channels are followed from layers that compute them."""
+    for path, layer in module.named_modules():
+        kept = [member.indices.get(f"{path}.weight", ()) for member in members]
+        if isinstance(layer, TABLES) and all(index is None for indices in kept for index in indices):
+            yield Inelastic(path, f"tables of embeddings ({type(layer).__name__}) keep their width")
 
 
 def _check_arguments(module: object, example: object) -> tuple[Tensor, ...]:
@@ -473,7 +487,12 @@ def _check_module(module: nn.Module, example: Inputs) -> None:
     if short:
         message = f"{short[0]} has 16 bits: it loses small updates, and ONNX Runtime does not multiply bfloat16"
         raise user_error(message, key="model.from", hint="return module.float()")
-    broken = [key for key, tensor in module.state_dict().items() if not _is_finite(tensor)]
+    masks = {key for key, _ in module.named_buffers()}
+    broken = [
+        key
+        for key, tensor in module.state_dict().items()
+        if not _is_finite(tensor[tensor != -torch.inf] if key in masks else tensor)
+    ]
     if broken:
         raise user_error(f"{broken[0]} is not finite", key="model.weights", hint="load weights without NaN")
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or len(outputs) != len(list_tensors(example)[0]):
@@ -676,7 +695,8 @@ def _build_member(
     try:
         counter = FlopCounterMode(display=False)
         # with gradients: torch's fused encoder layers are not counted
-        with torch.enable_grad(), counter:
+        # and neither are LSTMs of oneDNN
+        with torch.enable_grad(), torch.backends.mkldnn.flags(enabled=False), counter:
             x, *others = (tensor[:1] for tensor in list_tensors(example))
             skeleton(make_shrink(x.ndim - 2, shrink)(x), *others)
     except Exception as error:
