@@ -65,3 +65,28 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
     ):
         pass
     assert caught.value.code is ExitCode.USAGE
+
+
+@pytest.mark.parametrize("kept", [0, 50])
+def test_an_empty_ledger_is_no_new_run(tmp_path: Path, kept: int) -> None:
+    """A ledger of which little or nothing is left is named and stays; a run would forget its spend and instances."""
+    file = tmp_path / "ledger.sqlite"
+    with open_ledger(file, MACHINE, "a") as ledger:
+        ledger.record_trials(0, [{"x": 1}])
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(UnfoldError, match="or it is damaged") as caught, open_ledger(file, MACHINE, "a"):
+        pass
+    assert caught.value.code is ExitCode.USAGE
+    assert len(file.read_bytes()) == kept
+
+
+def test_a_deleted_ledger_is_not_replayed(tmp_path: Path) -> None:
+    """Where a ledger was deleted, the run begins anew, even if the log of a killed driver's writes is still there."""
+    file = tmp_path / "ledger.sqlite"
+    with open_ledger(file, MACHINE, "a") as ledger:
+        ledger.record_trials(0, [{"x": 1}])
+        log = file.with_name("ledger.sqlite-wal").read_bytes()
+    file.unlink()
+    file.with_name("ledger.sqlite-wal").write_bytes(log)
+    with open_ledger(file, MACHINE, "b") as ledger:
+        assert not ledger.list_trials()

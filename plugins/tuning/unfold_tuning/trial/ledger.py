@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from unfold_tuning.job.profile import Machine
 from unfoldkit.api import UnfoldError, internal_error, user_error
+from unfoldkit.run_directory import write_atomically
 from unfoldkit.safe_io.files import parse_json, require_regular
 
 WORST_METRIC = -math.inf
@@ -319,6 +320,8 @@ def open_ledger(path: Path, machine: Machine, fingerprint: str) -> Iterator[Ledg
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         require_regular(path)
+    else:
+        _create_ledger(path, fingerprint)
     try:
         with closing(sqlite3.connect(path)) as base:
             yield _prepare_ledger(path, machine, base, fingerprint)
@@ -326,12 +329,25 @@ def open_ledger(path: Path, machine: Machine, fingerprint: str) -> Iterator[Ledg
         raise _describe_error(path, error) from error
 
 
+def _create_ledger(path: Path, fingerprint: str) -> None:
+    """Create a ledger in one step, so that one which is empty was damaged, and not killed as it began."""
+    # what a deleted ledger has left would be replayed into this one
+    path.with_name(f"{path.name}-wal").unlink(missing_ok=True)
+    with closing(sqlite3.connect(":memory:")) as base:
+        base.executescript(SCHEMA)
+        with base:
+            base.execute("INSERT INTO facts VALUES ('made_from', ?)", (json.dumps(fingerprint),))
+        write_atomically(path, base.serialize())
+
+
 def _prepare_ledger(path: Path, machine: Machine, base: sqlite3.Connection, fingerprint: str) -> Ledger:
+    ledger = Ledger(path, machine, base)
+    # before anything is written: an empty file has no facts
+    made_from = ledger.read_fact("made_from")
     base.execute("PRAGMA journal_mode=WAL")
     base.execute("PRAGMA synchronous=FULL")
     base.executescript(SCHEMA)
-    ledger = Ledger(path, machine, base)
-    if ledger.record_fact("made_from", fingerprint) != fingerprint:
+    if made_from != fingerprint:
         hint = "--run DIR starts another; delete this one to forget what it spent"
         raise user_error("this run was begun with another spec, seed or plan", file=str(path), hint=hint)
     return ledger
@@ -339,6 +355,7 @@ def _prepare_ledger(path: Path, machine: Machine, base: sqlite3.Connection, fing
 
 def _describe_error(path: Path, error: sqlite3.Error) -> UnfoldError:
     if getattr(error, "sqlite_errorname", "") in ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_ERROR"):
-        return user_error("this is not a ledger", file=str(path), hint="--run DIR starts another run")
+        hint = "restore a copy of it, or --run DIR starts another run"
+        return user_error("this is not a ledger, or it is damaged", file=str(path), hint=hint)
     hint = "its content is intact; free some space and run the same command to continue"
     return internal_error(f"the ledger cannot be used: {error}", file=str(path), hint=hint)
