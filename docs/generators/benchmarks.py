@@ -6,7 +6,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from docs.generators.markdown import code, table
 
 INTRO = """# Benchmarks of {title}
 
-Every figure comes from one machine, next to peers or a bound from the same run. A missed target says so.
+A figure and its peers, or its bound, come from the same run on one machine. A missed target says so.
 Each section links to the complete result; `python -m benchmarks NAME --write` measures it again.
+
+All were measured on {shared}.
 
 """
 INDEX = """# Benchmarks
@@ -53,6 +55,14 @@ CAUSES = {
 }
 """What keeps a figure from its target, by benchmark and metric, where it is known."""
 FIGURE = r"[\d.,]+(?:e-?\d+)?"
+CONDITIONS = {
+    "processor": "{}",
+    "cores": "{} cores",
+    "memory_gib": "{} GiB",
+    "system": "{}",
+    "load": "load average {}",
+}
+"""How the facts about a machine are worded."""
 TITLES = {
     "cascade": "cascades",
     "pipeline": "pipelines",
@@ -554,15 +564,22 @@ def pages(folder: Path) -> dict[str, str]:
     for name in names(folder):
         by_kind[kind_of(name)].append(name)
     made = {
-        f"docs/benchmarks/{kind}.md": INTRO.format(title=TITLES[kind])
-        + "\n".join(section(folder, name) for name in benchmarks)
-        for kind, benchmarks in by_kind.items()
+        f"docs/benchmarks/{kind}.md": _page(folder, TITLES[kind], benchmarks) for kind, benchmarks in by_kind.items()
     }
     links = "\n".join(
         f"- [{TITLES[kind].capitalize()}]({kind}.md): {', '.join(code(name) for name in benchmarks)}"
         for kind, benchmarks in by_kind.items()
     )
     return made | {"docs/benchmarks/index.md": INDEX.format(pages=links, **_missed_targets(folder))}
+
+
+def _page(folder: Path, title: str, benchmarks: Sequence[str]) -> str:
+    """Return a page; what all its benchmarks were measured with stands in its introduction."""
+    measured = [set(_list_conditions(data)) for name in benchmarks if (data := _result(folder, name))]
+    shared = set.intersection(*measured) if measured else set()
+    order = dict.fromkeys(item for name in benchmarks for item in _list_conditions(_result(folder, name)))
+    intro = INTRO.format(title=title, shared=", ".join(item for item in order if item in shared))
+    return intro + "\n".join(section(folder, name, shared) for name in benchmarks)
 
 
 def _missed_targets(folder: Path) -> dict[str, Any]:
@@ -614,15 +631,15 @@ def kind_of(name: str) -> str:
     return kind if kind in TITLES else "serving"
 
 
-def section(folder: Path, name: str) -> str:
-    """Return what a page shows of one benchmark: its question, headline rows and provenance."""
+def section(folder: Path, name: str, shared: Collection[str] = ()) -> str:
+    """Return what a page shows of one benchmark: its question, headline rows and conditions, but the shared ones."""
     source = (folder / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
     summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[0].replace("``", "`")
     head = f"## {name}\n\n{summary}\n"
     data = _result(folder, name)
     if not data:
         return f"{head}\nNot measured yet: there is no `benchmarks/results/{name}.json`.\n"
-    return "\n".join((head, _headlines(name, data), _provenance(name, data)))
+    return "\n".join((head, _headlines(name, data), _provenance(name, data, shared)))
 
 
 def _result(folder: Path, name: str) -> dict[str, Any]:
@@ -650,12 +667,19 @@ def _judged(value: Any, target: str) -> str:
     return f"{_written(target)}, **missed**" if target and is_missed(value, target) else _written(target)
 
 
-def _provenance(name: str, data: Mapping[str, Any]) -> str:
-    machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in data["machine"].items())
-    versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items())
-    run = "quick run" if data.get("quick") else "full run"
+def _provenance(name: str, data: Mapping[str, Any], shared: Collection[str]) -> str:
+    own = ", ".join(item for item in _list_conditions(data) if item not in shared)
     complete = f"[all figures and notes](../../benchmarks/results/{name}.json)"
-    return f"Measured on: {machine}; {versions}; {run}, seed {data.get('seed', 0)}; {complete}.\n"
+    return f"Measured on {own}: {complete}.\n" if own else f"See {complete}.\n"
+
+
+def _list_conditions(data: Mapping[str, Any]) -> list[str]:
+    """List what a benchmark was measured with: machine, versions, extent and seed."""
+    if not data:
+        return []
+    machine = [CONDITIONS.get(key, f"{key} {{}}").format(value) for key, value in data["machine"].items()]
+    versions = [f"{key} {value}" for key, value in data["versions"].items()]
+    return [*machine, *versions, "quick run" if data.get("quick") else "full run", f"seed {data.get('seed', 0)}"]
 
 
 def number(value: Any) -> str:
