@@ -151,3 +151,12 @@ def test_divergence_and_unequal_lengths_are_errors() -> None:
         fit(family, x[:128] * 1e30, y[:128], epochs=3, rate=1e20, optimizer="sgd", clip=1e30)
     with pytest.raises(UnfoldError, match="10 inputs and 5 targets"):
         fit(family, x[:10], y[:5])
+
+
+def test_rows_with_an_id_that_an_embedding_lacks_are_named() -> None:
+    """Before the training, and also where the row is none of those that are trained on."""
+    x, y = torch.arange(300)[:, None] % 20 + torch.zeros(300, 4, dtype=torch.int64), torch.arange(300) % 3
+    family = elastic(nn.Sequential(nn.EmbeddingBag(20, 8), nn.Linear(8, 16), nn.Linear(16, 3)), x[:2], widths=(0.5, 1))
+    x[280, 2] = 20
+    with pytest.raises(UnfoldError, match=r"fails for row 280: .*\(an embedding has the ids from 0 to"):
+        training.fit(family, x, y, FitOptions(epochs=1), rows=torch.arange(200))

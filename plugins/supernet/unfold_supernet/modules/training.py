@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unfold_supernet.modules.elastic_family import ElasticFamily
+from unfold_supernet.modules.elastic_family import TABLES, ElasticFamily
 from unfold_supernet.modules.embeddings import compute_nested_loss
 from unfold_supernet.modules.problem import FitOptions
 from unfoldkit.api import user_error
@@ -24,6 +24,7 @@ from unfoldkit.safe_io.arrays import load_tensors
 from unfoldkit.safe_io.files import decoding
 
 TASKS = ("classes", "labels", "values", "embeddings")
+CHECKED_ROWS = 256
 MAX_TOGETHER = 5
 """Members that are trained in every step; of longer lists, the largest, the smallest and random ones are."""
 
@@ -91,6 +92,7 @@ def fit(
     _check_options(family, options)
     _check_targets(family, y, options)
     inputs = _list_inputs(family, x, extra)
+    _check_ids(family, inputs)
     optimizer = _make_optimizer(family, options)
     train = torch.arange(len(x)) if rows is None else rows
     batches = max(1, len(train) // options.batch)
@@ -131,6 +133,32 @@ def _list_inputs(family: ElasticFamily, x: Tensor, extra: Tensor | None) -> tupl
     if len(inputs[-1]) != len(x):
         raise user_error(f"{len(x):,} rows of x and {len(inputs[-1]):,} of extra", key="extra")
     return inputs
+
+
+def _check_ids(family: ElasticFamily, inputs: tuple[Tensor, ...]) -> None:
+    """Check a network with embeddings on all rows: an id that they lack would end the training, or what follows it."""
+    member = family.members()[-1]
+    if not any(isinstance(layer, TABLES) for layer in member.skeleton.modules()):
+        return
+    for rows in torch.arange(len(inputs[0])).split(CHECKED_ROWS):
+        if _run_rows(family, inputs, rows) is None:
+            continue
+        for row in rows:
+            error = _run_rows(family, inputs, torch.stack([row, row]))
+            if error is not None:
+                hint = "an embedding has the ids from 0 to num_embeddings - 1"
+                raise user_error(f"the module fails for row {int(row)}: {error}", key="data.path", hint=hint) from error
+
+
+def _run_rows(family: ElasticFamily, inputs: tuple[Tensor, ...], rows: Tensor) -> Exception | None:
+    """Run the largest member on rows; return its error."""
+    try:
+        with torch.no_grad():
+            family(family.members()[-1], *(each[rows] for each in inputs))
+    # the user's code may raise anything
+    except Exception as error:  # noqa: BLE001
+        return error
+    return None
 
 
 def _check_options(family: ElasticFamily, options: FitOptions) -> None:
