@@ -18,8 +18,6 @@ INTRO = """# Benchmarks of {title}
 A figure and its peers, or its bound, come from the same run on one machine. A missed target says so.
 Each section links to the complete result; `python -m benchmarks NAME --write` measures it again.
 
-All were measured on {shared}.
-
 """
 INDEX = """# Benchmarks
 
@@ -574,12 +572,11 @@ def pages(folder: Path) -> dict[str, str]:
 
 
 def _page(folder: Path, title: str, benchmarks: Sequence[str]) -> str:
-    """Return a page; what all its benchmarks were measured with stands in its introduction."""
-    measured = [set(_list_conditions(data)) for name in benchmarks if (data := _result(folder, name))]
-    shared = set.intersection(*measured) if measured else set()
-    order = dict.fromkeys(item for name in benchmarks for item in _list_conditions(_result(folder, name)))
-    intro = INTRO.format(title=title, shared=", ".join(item for item in order if item in shared))
-    return intro + "\n".join(section(folder, name, shared) for name in benchmarks)
+    """Return a page; what all its benchmarks were measured on stands in its introduction."""
+    conditions = [_list_conditions(data) for name in benchmarks if (data := _result(folder, name))]
+    shared = [item for item in conditions[0] if all(item in others for others in conditions)] if conditions else []
+    common = f"All were measured on {', '.join(shared)}.\n\n" if shared else ""
+    return INTRO.format(title=title) + common + "\n".join(section(folder, name, shared) for name in benchmarks)
 
 
 def _missed_targets(folder: Path) -> dict[str, Any]:
@@ -674,9 +671,7 @@ def _provenance(name: str, data: Mapping[str, Any], shared: Collection[str]) -> 
 
 
 def _list_conditions(data: Mapping[str, Any]) -> list[str]:
-    """List what a benchmark was measured with: machine, versions, extent and seed."""
-    if not data:
-        return []
+    """List what a benchmark was measured on: machine, versions, extent and seed."""
     machine = [CONDITIONS.get(key, f"{key} {{}}").format(value) for key, value in data["machine"].items()]
     versions = [f"{key} {value}" for key, value in data["versions"].items()]
     return [*machine, *versions, "quick run" if data.get("quick") else "full run", f"seed {data.get('seed', 0)}"]

@@ -115,7 +115,10 @@ def test_tables_show_metrics_beside_peers(tmp_path: Path) -> None:
     text = page.section(tmp_path, "some")
     for line in ("| `a` |  | 1,234 | 2 | < 1, **missed** |", "| `b` |  | – | – |  |", "benchmarks/results/some.json"):
         assert line in text
-    index = page.pages(tmp_path)["docs/benchmarks/index.md"]
+    pages = page.pages(tmp_path)
+    assert "All were measured on 2 cores, p 1, full run, seed 0.\n" in pages["docs/benchmarks/serving.md"]
+    assert "measured on" not in pages["docs/benchmarks/tuning.md"]
+    index = pages["docs/benchmarks/index.md"]
     assert "1 of 1 targets are missed" in index
     assert "| [some](serving.md#some) | `a` | 1,234 | < 1 |  |" in index
 

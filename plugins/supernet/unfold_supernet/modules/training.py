@@ -25,6 +25,7 @@ from unfoldkit.safe_io.files import decoding
 
 TASKS = ("classes", "labels", "values", "embeddings")
 CHECKED_ROWS = 256
+"""Rows of a batch when the ids of all rows are checked."""
 MAX_TOGETHER = 5
 """Members that are trained in every step; of longer lists, the largest, the smallest and random ones are."""
 
@@ -83,8 +84,8 @@ def fit(
         rows: Which rows to train on; all by default. Inputs that are mapped from a file are read batch by batch.
 
     Raises:
-        UnfoldError: The weights are no longer finite, inputs and targets differ in length, or the stored state is
-            that of another training.
+        UnfoldError: The weights are no longer finite, inputs and targets differ in length, the network fails for a row,
+            or the stored state is that of another training.
     """
     options = options or FitOptions()
     if len(x) != len(y) or not len(x):
