@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tuning_runs import SPEC, profile_spec, read_nodes
 
+from unfold_tuning.cluster.local import LocalCluster
 from unfoldkit.api import UnfoldError, Verdict
 
 pytestmark = pytest.mark.usefixtures("sleeper_log")
@@ -95,6 +96,21 @@ def test_the_speed_up_across_nodes_is_measured_on_several(tmp_path: Path) -> Non
     # every rank sleeps half as long
     assert 1.2 < stored["across"]["2"] < 2.5
     assert [row[0] for row in report.tables[0].rows] == [1, 2]
+
+
+def test_a_profile_without_the_nodes_of_a_span_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If fewer nodes start than a trial spans, the profile ends with an error; it continues when there are more."""
+    text = SPEC.replace('"sleeper:train"', '"sleeper:train", span: 2').split("profile:")[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            LocalCluster, "resize", lambda self, _count, watch, resize=LocalCluster.resize: resize(self, 1, watch)
+        )
+        with pytest.raises(UnfoldError, match=r"cloud: fewer nodes started than a trial of 2 accelerators needs"):
+            profile_spec(tmp_path, text)
+    assert not (tmp_path / "profile.json").exists()
+    report = profile_spec(tmp_path, text)
+    assert [row[0] for row in report.tables[0].rows] == [1, 2]
+    assert dict(report.lines)["resumed"].startswith("the profile continues after 8 finished measurements")
 
 
 def test_a_killed_profile_continues(tmp_path: Path, sleeper_log: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -189,7 +189,8 @@ class Profiler:
         """Measure trials at every number of workers in powers of two: within a node, then on whole nodes.
 
         Raises:
-            UnfoldError: The function failed for every configuration, or a checkpoint could not be written.
+            UnfoldError: The function failed for every configuration, too few nodes started, or a checkpoint could not
+                be written.
         """
         self.earlier_states = frozenset(self.folder.resolve().glob("*/*.state"))
         configs = sample_bracket_configs(self.trainable.space, self.seed, self.bracket, TRIALS + SPARE_TRIALS)
@@ -212,9 +213,7 @@ class Profiler:
                 began = self.clock()
                 cluster.resize(max(1, workers // self.accelerators), self.watch)
                 self.samples.startups.append(self.clock() - began)
-                if cluster.find_node(workers) is None:
-                    self.log.warning("fewer nodes than a trial of %d accelerators needs: not measured", workers)
-                    break
+                _require_node(cluster, workers)
                 self._measure_jobs(cluster, missing, TRIALS - len(jobs) + len(missing))
             finally:
                 cluster.close()
@@ -277,8 +276,7 @@ class Profiler:
             if waiting and not running:
                 # a node was lost with its trials
                 cluster.resize(max(1, workers // self.accelerators), self.watch)
-                if cluster.find_node(workers) is None:
-                    break
+                _require_node(cluster, workers)
             self.watch()
             self._kill_hanging(cluster, watchdog, running)
             for event in cluster.poll_events(POLL_S):
@@ -332,6 +330,13 @@ class Profiler:
         self.samples.saves.extend(step.save_s for step in steps)
         self.samples.starts.append(max(0.0, total_s - sum(step.seconds for step in steps)))
         self.store(self.samples)
+
+
+def _require_node(cluster: Cluster, workers: int) -> None:
+    """Require room for a trial: a profile without one of its sizes would be taken for a complete one."""
+    if cluster.find_node(workers) is None:
+        hint = "the same command continues the profile when there are more; trainable.span: 1 measures within a node"
+        raise user_error(f"fewer nodes started than a trial of {workers} accelerators needs", key="cloud", hint=hint)
 
 
 def _require_saved(message: WorkerMessage | None) -> WorkerMessage | None:
