@@ -171,6 +171,24 @@ def test_a_pod_that_replaces_one_of_a_running_gang_passes_reserved_nodes(cluster
     assert (cluster.count_open("web"), cluster.count_open("second")) == (3, 0)
 
 
+def test_a_new_controller_knows_what_started_together(cluster: Cluster) -> None:
+    """It took all but one pod of a workload for replacements: a lost node stopped its own pods only."""
+    scale(cluster, 2)
+    create_replicas(cluster, range(2))
+    cluster.await_open("web", 2)
+    scale(cluster, 3)
+    create_replicas(cluster, [2])
+    cluster.await_open("web", 3)
+    backend = open_backend(Api(cluster.thread.loop.backend.api.client, NAMESPACE), "g")  # type: ignore[attr-defined]
+    tasks = [record.task for record in backend.store.records.values() if record.task.name.startswith("web")]
+    backend.close()
+    assert sorted((task.name, task.job, task.size) for task in tasks) == [
+        ("web-0", "replicaset/web", 2),
+        ("web-1", "replicaset/web", 2),
+        ("web-2", "replicaset/web/web-2", 1),
+    ]
+
+
 def scale(cluster: Cluster, replicas: int) -> None:
     """Set the number of replicas."""
     meta = {"name": "web", "namespace": NAMESPACE}

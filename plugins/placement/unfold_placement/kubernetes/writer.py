@@ -352,7 +352,7 @@ class Writer:
         labels = self.informer.nodes.get(start.node, {}).get("metadata", {}).get("labels", {})
         record = self.informer.store.records[start.task]
         started = record.started + self.informer.origin
-        return pods.opening_patch(body, start, labels.get(HOSTNAME, start.node), by, started, record.attempt)
+        return pods.opening_patch(body, start, labels.get(HOSTNAME, start.node), by, started, record)
 
     def _keep_refused(self, errors: Mapping[str, ApiError]) -> None:
         """Keep resources that the server refused to write, to write them again.

@@ -27,15 +27,15 @@ from unfold_placement.kubernetes.objects.codec import (
     shorten_name,
 )
 from unfold_placement.live import backend as kinds
-from unfold_placement.live.backend import Start
+from unfold_placement.live.backend import Record, Start
 
 POLICY, TASK, ATTEMPT = annotation_key("policy"), annotation_key("task"), annotation_key("attempt")
 """Labels of a pod."""
-STARTED, STARTS, ASKS, NODE, BY, REFUSED, AGAIN, PINNED = map(
-    annotation_key, ("started", "starts", "asks", "node", "by", "refused", "again", "pinned")
+STARTED, STARTS, ASKS, NODE, BY, REFUSED, AGAIN, PINNED, GROUP = map(
+    annotation_key, ("started", "starts", "asks", "node", "by", "refused", "again", "pinned", "group")
 )
-"""Annotations of a pod: start, number of starts, requests, node, process, reason of rejection or of a new attempt, and
-whether its own selector names a host."""
+"""Annotations of a pod: start, number of starts, requests, node, process, reason of rejection or of a new attempt,
+whether its own selector names a host, and job and size of the gang with which it was started."""
 PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
 ENDED = ("Succeeded", "Failed")
 """Phases of a pod that has ended."""
@@ -84,7 +84,7 @@ def gated_pod(
     return {"apiVersion": "v1", "kind": "Pod", **pod}
 
 
-def opening_patch(pod: Body, start: Start, host: str, by: str, now: float, attempt: int) -> list[Body]:
+def opening_patch(pod: Body, start: Start, host: str, by: str, now: float, record: Record) -> list[Body]:
     """Return the JSON patch that opens a pod's gate and pins it to a node; it fails if the gate is open already."""
     gates = pod["spec"].get("schedulingGates", [])
     index = next((index for index, gate in enumerate(gates) if gate["name"] == _gate_name(pod)), 0)
@@ -92,7 +92,8 @@ def opening_patch(pod: Body, start: Start, host: str, by: str, now: float, attem
     path = "/spec/schedulingGates" if len(gates) == 1 else f"/spec/schedulingGates/{index}"
     selector = {**pod["spec"].get("nodeSelector", {}), HOSTNAME: host}
     asks = msgspec.json.encode(start.asks).decode()
-    notes = {STARTED: repr(now), STARTS: str(attempt), ASKS: asks, NODE: start.node, BY: by}
+    group = msgspec.json.encode((record.task.job, record.task.size)).decode()
+    notes = {STARTED: repr(now), STARTS: str(record.attempt), ASKS: asks, NODE: start.node, BY: by, GROUP: group}
     notes |= {PINNED: "true"} if HOSTNAME in pod["spec"].get("nodeSelector", {}) else {}
     return [
         test,
@@ -129,7 +130,7 @@ def next_attempt_pod(pod: Body, gate: str, kind: str, by: str) -> Body:
     if AWAITED in meta.get("finalizers", ()):
         meta["finalizers"].remove(AWAITED)
     notes = meta.setdefault("annotations", {})
-    for note in (STARTED, ASKS, NODE, BY):
+    for note in (STARTED, ASKS, NODE, BY, GROUP):
         notes.pop(note, None)
     name, index = task_name(pod), pod_index(pod) + 1
     notes |= {AGAIN: kind, BY: by}
@@ -261,6 +262,15 @@ def decode_asks(pod: Body) -> tuple[Ask, ...]:
         return msgspec.json.decode(pod["metadata"].get("annotations", {}).get(ASKS, "[]"), type=tuple[Ask, ...])
     except msgspec.MsgspecError:
         return ()
+
+
+def read_started_group(pod: Body) -> tuple[str, int] | None:
+    """Return the job and size of the gang with which a pod was started; None without an annotation of that form."""
+    text = pod["metadata"].get("annotations", {}).get(GROUP, "null")
+    try:
+        return msgspec.json.decode(text, type=tuple[str, int] | None)
+    except msgspec.MsgspecError:
+        return None
 
 
 def task_label(task: str) -> str:
