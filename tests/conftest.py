@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.support import Outcome, Process, Unfold, call, command, surroundings
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _ctrl_c_arrives() -> Iterator[None]:
-    """Let SIGINT reach the processes that tests start, also where the suite itself runs in the background."""
-    # a shell starts background jobs with SIGINT ignored, and a child inherits what is ignored
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
