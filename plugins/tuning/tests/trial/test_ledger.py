@@ -80,6 +80,15 @@ def test_an_empty_ledger_is_no_new_run(tmp_path: Path, kept: int) -> None:
     assert len(file.read_bytes()) == kept
 
 
+def test_a_ledger_without_facts_is_damaged(tmp_path: Path) -> None:
+    """A ledger that does not hold what it was made from is not that of another spec: its spend would be forgotten."""
+    file = tmp_path / "ledger.sqlite"
+    with open_ledger(file, MACHINE, "a") as ledger, ledger.base:
+        ledger.base.execute("DELETE FROM facts")
+    with pytest.raises(UnfoldError, match="or it is damaged"), open_ledger(file, MACHINE, "a"):
+        pass
+
+
 def test_a_deleted_ledger_is_not_replayed(tmp_path: Path) -> None:
     """Where a ledger was deleted, the run begins anew, even if the log of a killed driver's writes is still there."""
     file = tmp_path / "ledger.sqlite"

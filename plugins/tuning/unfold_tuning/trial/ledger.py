@@ -347,6 +347,8 @@ def _prepare_ledger(path: Path, machine: Machine, base: sqlite3.Connection, fing
     base.execute("PRAGMA journal_mode=WAL")
     base.execute("PRAGMA synchronous=FULL")
     base.executescript(SCHEMA)
+    if made_from is None:
+        raise _describe_damage(path)
     if made_from != fingerprint:
         hint = "--run DIR starts another; delete this one to forget what it spent"
         raise user_error("this run was begun with another spec, seed or plan", file=str(path), hint=hint)
@@ -355,7 +357,11 @@ def _prepare_ledger(path: Path, machine: Machine, base: sqlite3.Connection, fing
 
 def _describe_error(path: Path, error: sqlite3.Error) -> UnfoldError:
     if getattr(error, "sqlite_errorname", "") in ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_ERROR"):
-        hint = "restore a copy of it, or --run DIR starts another run"
-        return user_error("this is not a ledger, or it is damaged", file=str(path), hint=hint)
+        return _describe_damage(path)
     hint = "its content is intact; free some space and run the same command to continue"
     return internal_error(f"the ledger cannot be used: {error}", file=str(path), hint=hint)
+
+
+def _describe_damage(path: Path) -> UnfoldError:
+    hint = "restore a copy of it, or --run DIR starts another run"
+    return user_error("this is not a ledger, or it is damaged", file=str(path), hint=hint)
