@@ -110,6 +110,8 @@ def test_log_integers_follow_the_logarithm() -> None:
     [
         "{x: null}",
         "{x: {int: [0, 100000000000000000000]}}",
+        "{x: {uniform: [-1.0e+308, 1.0e+308]}}",
+        "{x: {value: 1, when: {y: true}}, y: [1, 2]}",
         "{x: {value: 1, when: {y: 0.5}}, y: {uniform: [0, 1]}}",
         "{x: {when: {y: 1}}}",
         "{x: {value: 1, when: {x: 1}}}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
@@ -247,6 +248,8 @@ def _check_values(name: str, dimension: SpaceValue) -> Iterable[Problem]:
     """Yield bounds between which nothing can be drawn, and choices without a value."""
     if _is_empty_range(dimension):
         yield Problem(("trainable", "space", name), "the bounds are not in order", hint="write [low, high]")
+    if isinstance(dimension, Uniform) and math.isinf(dimension.uniform[1] - dimension.uniform[0]):
+        yield Problem(("trainable", "space", name), "the bounds are too far apart", hint="write a smaller range")
     if isinstance(dimension, Integer) and max(map(abs, dimension.int_)) >= MAX_INTEGER:
         yield Problem(("trainable", "space", name), "the bounds exceed 64 bits", hint="write a smaller range")
     if isinstance(dimension, tuple) and not dimension:
@@ -301,8 +304,10 @@ def _check_conditions(space: Mapping[str, SpaceValue], name: str, when: Mapping[
         if values is None:
             yield Problem(key, f"{parent} is a range; a condition needs a list of values", at_key=True)
             continue
+        kinds = [(item, isinstance(item, bool)) for item in values]
         wanted = value if isinstance(value, tuple) and value not in values else (value,)
-        missing = [item for item in wanted if item not in values]
+        # a truth value equals no number
+        missing = [item for item in wanted if (item, isinstance(item, bool)) not in kinds]
         if missing or not wanted:
             hint = f"one of: {', '.join(map(str, values[:MAX_LISTED]))}"
             yield Problem(key, f"{parent} is never {missing[0] if missing else 'in an empty list'}", hint=hint)
