@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from unfold_tuning.cluster import ray_nodes
+from unfold_tuning.cluster import local_ray_process, ray_nodes
 from unfold_tuning.cluster.provider import build_local_provider
 from unfold_tuning.cluster.ray import RayCluster
 from unfold_tuning.cluster.ray_nodes import LocalRayNodes
@@ -157,6 +157,25 @@ def test_a_lost_raylet_costs_only_the_last_step(tmp_path: Path) -> None:
     assert len(iterations) == 2 * 3
     # the other trial of the node may have been in the middle of a step
     assert sum(iterations.values()) <= 2 * 3 + 2
+
+
+def test_processes_of_trials_end_with_their_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a trial starts in a session of its own inherits the mark of its raylet, and ends with it."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def add_node(**_: Any) -> None:
+        started.append(subprocess.Popen(["sleep", "600"], start_new_session=True))  # noqa: S607 - a program of any system
+
+    cluster = SimpleNamespace(add_node=add_node, remove_node=lambda *_, **__: None)
+    supervisor: Any = SimpleNamespace(send=lambda command: local_ray_process._run_command(cluster, {}, command))
+    monkeypatch.setattr(ray_nodes, "list_alive_nodes", lambda: {"a", "b"})
+    nodes = LocalRayNodes(1, supervisor=supervisor)
+    nodes.start(["a", "b"], lambda: None, lambda _: set())
+    nodes.stop("a")
+    assert started[0].wait(10) == -signal.SIGKILL
+    assert started[1].poll() is None
+    nodes.stop("b")
+    assert started[1].wait(10) == -signal.SIGKILL
 
 
 def test_a_hanging_trial_is_killed_alone(tmp_path: Path) -> None:

@@ -92,8 +92,8 @@ def build_cluster(config: ClusterConfig, setup: WorkerSetup, accelerators: int, 
     Raises:
         UnfoldError: A running Ray cluster is named for local nodes.
     """
+    mark = hashlib.sha256(bytes(config.run_folder.resolve())).hexdigest()
     if config.engine == "local":
-        mark = hashlib.sha256(bytes(config.run_folder.resolve())).hexdigest()
         return LocalCluster(setup, accelerators, provider, config.is_spread, mark)
     if isinstance(provider, RayProvider):
         held = provider.reservations
@@ -105,4 +105,4 @@ def build_cluster(config: ClusterConfig, setup: WorkerSetup, accelerators: int, 
     if config.ray_address is not None:
         hint = "write provider: ray to use its nodes, or leave out --ray-address to start raylets on this machine"
         raise user_error("local nodes are not part of a running Ray cluster", key="cloud.provider", hint=hint)
-    return RayCluster(setup, accelerators, provider, LocalRayNodes(accelerators), config.is_spread)
+    return RayCluster(setup, accelerators, provider, LocalRayNodes(accelerators, mark), config.is_spread)

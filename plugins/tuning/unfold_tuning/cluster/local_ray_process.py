@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, Literal
 
+from unfold_tuning.cluster.marked_processes import marking_processes
 from unfoldkit.api import internal_error
 from unfoldkit.worker_process import blocking_interrupts, start_worker
 
@@ -25,12 +26,13 @@ POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class NodeCommand:
-    """A command to the supervisor: add a node with its CPUs and resources, or remove it, by name."""
+    """A command to the supervisor: add a node with its CPUs, resources and mark, or remove it, by name."""
 
     action: Literal["add", "remove"]
     name: str
     cpus: int = 0
     resources: dict[str, float] = field(default_factory=dict)
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +113,9 @@ def run_supervisor(parent: int, pipe: Connection) -> None:
 def _run_command(cluster: Any, nodes: dict[str, Any], command: NodeCommand) -> tuple[bool, str]:
     try:
         if command.action == "add":
-            nodes[command.name] = cluster.add_node(
-                wait=False, num_cpus=command.cpus, resources=command.resources, object_store_memory=OBJECT_STORE_BYTES
-            )
+            size = {"num_cpus": command.cpus, "object_store_memory": OBJECT_STORE_BYTES}
+            with marking_processes(command.mark):
+                nodes[command.name] = cluster.add_node(wait=False, resources=command.resources, **size)
         elif command.name in nodes:
             # an abrupt end makes Ray print the raylet's last log lines into ours
             cluster.remove_node(nodes.pop(command.name), allow_graceful=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from unfold_tuning.cluster.local_ray_process import NodeCommand, RaySupervisor, start_supervisor
+from unfold_tuning.cluster.marked_processes import kill_marked
 from unfoldkit.api import format_count, format_duration, format_names, require_packages, user_error
 from unfoldkit.engines.ray import keeping_signal_handlers, require_listener
 
@@ -60,9 +62,14 @@ class RayNodes(Protocol):
 
 @dataclass(slots=True)
 class LocalRayNodes:
-    """Raylets of this machine, each with its own processes, around a head without accelerators."""
+    """Raylets of this machine, each with its own processes, around a head without accelerators.
+
+    What trials start ends with its raylet; ``mark`` begins the marks of all, see
+    :class:`~unfold_tuning.cluster.local.LocalCluster`.
+    """
 
     accelerators: int
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     supervisor: RaySupervisor | None = None
     names: set[str] = field(default_factory=set)
     starts_together: bool = False
@@ -73,6 +80,7 @@ class LocalRayNodes:
         if self.supervisor is None:
             if ray.is_initialized():
                 raise user_error("this process is connected to another Ray cluster", hint="ray.shutdown() first")
+            kill_marked(self.mark)
             self.supervisor = start_supervisor(_do_nothing)
             with keeping_signal_handlers():
                 ray.init(address=self.supervisor.address, **INIT_OPTIONS)
@@ -82,7 +90,7 @@ class LocalRayNodes:
         for name in names:
             self.names.add(name)
             resources = {name_node_resource(name): float(self.accelerators)}
-            self._send(NodeCommand("add", name, self.accelerators, resources))
+            self._send(NodeCommand("add", name, self.accelerators, resources, f"{self.mark}-{name}"))
             watch()
         return wait_for_nodes(names, watch, LOCAL_HINT, find_ended)
 
@@ -91,6 +99,7 @@ class LocalRayNodes:
         if name in self.names:
             self.names.remove(name)
             self._send(NodeCommand("remove", name))
+            kill_marked(f"{self.mark}-{name}")
 
     def close(self) -> None:
         """See :class:`RayNodes`."""
