@@ -334,7 +334,7 @@ def test_trials_that_return_early_keep_their_rank() -> None:
     assert result.stage_trials[0] == 9
 
 
-@pytest.mark.parametrize("n_jobs", [1, 4])
+@pytest.mark.parametrize("n_jobs", [1, np.int64(4)])
 def test_a_study_stopped_by_its_deadline_has_a_best_trial(n_jobs: int) -> None:
     """If no trial is complete at the deadline, the best of those that ran furthest is, with its last report."""
     study, result = search(
@@ -684,6 +684,7 @@ def test_a_trial_shows_no_more_steps_where_they_take_long() -> None:
         ({"timeout": -1}, "positive time"),
         ({"deadline": None}, "deadline: None is not a quantity"),
         ({"n_jobs": "4"}, "n_jobs must be an integer"),
+        ({"n_jobs": True}, "n_jobs must be an integer"),
         ({"confidence": 95}, "at least 0.5 and less than 1"),
         ({"budget": "$4", "usd_per_hour": "$1"}, "usd_per_hour: "),
         ({"budget": float("inf"), "usd_per_hour": 1}, "must be positive"),

@@ -116,7 +116,7 @@ def optimize(
         raise user_error("hyperband needs max_steps, which decides how many brackets there are")
     known_steps = min_steps if max_steps is None else max_steps
     _check_sizes(n_trials=n_trials, max_steps=known_steps, min_steps=min_steps, eta=eta)
-    if n_jobs is not None and not isinstance(n_jobs, int):
+    if n_jobs is not None and (isinstance(n_jobs, bool) or not isinstance(n_jobs, Integral)):
         raise user_error(f"n_jobs must be an integer, not {n_jobs!r}")
     if callable(callbacks):
         raise user_error("callbacks is a function", hint="write callbacks=[function]")
@@ -127,7 +127,7 @@ def optimize(
         _warn("a search under a deadline has no progress bar")
     keeper = LimitKeeper(
         limits=limits,
-        slots=n_jobs if n_jobs and n_jobs > 0 else os.cpu_count() or 1,
+        slots=int(n_jobs) if n_jobs and n_jobs > 0 else os.cpu_count() or 1,
         trials=_limit_trials(study, int(n_trials)),
         min_steps=int(min_steps),
         max_steps=int(known_steps),
