@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -61,6 +62,24 @@ def test_an_address_at_which_nothing_listens_is_an_error_at_once() -> None:
             connect_ray(f"ray://{address}")
     # most of it is the import of Ray
     assert time.monotonic() - began < 30
+
+
+def test_a_lost_head_is_an_error_before_ray_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray blocks in every call, and after a minute ends the process: instances would stay rented."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+    ray = Mock(get_runtime_context=lambda: SimpleNamespace(gcs_address=address))
+    clock, exits = iter(range(0, 1000, 5)), Mock()
+    monkeypatch.setattr(ray_nodes, "import_ray", lambda: ray)
+    monkeypatch.setattr(ray_nodes, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
+    monkeypatch.setattr(ray_nodes, "atexit", exits)
+    with pytest.raises(UnfoldError, match=rf"the Ray head at {address} is gone .*the same command continues"):
+        ray_nodes.list_alive_nodes()
+    ray_nodes.RemoteRayNodes(address).close()
+    assert not ray.nodes.called
+    assert not ray.shutdown.called
+    exits.register.assert_called_once()
 
 
 @dataclass(slots=True)

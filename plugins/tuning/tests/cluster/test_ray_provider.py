@@ -198,7 +198,8 @@ def test_a_dead_node_is_lost_and_no_longer_billed(
     names = provider.rent(2, ignore)
     alive = provider.reservations[names[1]].node_id
     nodes = [{"NodeID": alive, "Alive": True, "NodeManagerAddress": "a", "Resources": {"GPU": 4.0}}]
-    monkeypatch.setattr(ray_nodes, "import_ray", lambda: SimpleNamespace(nodes=lambda: nodes))
+    module = SimpleNamespace(nodes=lambda: nodes, get_runtime_context=lambda: SimpleNamespace(gcs_address=""))
+    monkeypatch.setattr(ray_nodes, "import_ray", lambda: module)
     held = provider.reservations
     setup = WorkerSetup(TrainableConfig(function="sleeper:train", space={}))
     cluster = RayCluster(setup, 4, provider, RemoteRayNodes("", held), reservations=held)

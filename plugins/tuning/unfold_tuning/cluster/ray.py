@@ -24,6 +24,7 @@ from unfold_tuning.cluster.ray_nodes import (
     list_alive_nodes,
     name_node_resource,
     read_addresses,
+    require_head,
 )
 from unfold_tuning.trial.process_group import build_ranks, find_free_port
 from unfold_tuning.trial.trainable import WorkerSetup, build_train_function
@@ -123,6 +124,7 @@ class RayCluster:
 
     def start(self, node: str, job: TrialJob) -> None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        require_head()
         empty = [name for name in self.devices if name != node and not self._count_used(name)]
         hosts = (node, *empty[: -(-job.workers // self.accelerators) - 1])
         bundles = [
@@ -182,6 +184,7 @@ class RayCluster:
         running = self.running.pop(trial, None)
         if running is None:
             return
+        require_head()
         if len(running.nodes) == 1:
             # removing a group under its task would kill the worker process, and lose its imports
             import_ray().wait(running.streams, timeout=TASK_END_TIMEOUT_S, fetch_local=False)
@@ -284,6 +287,7 @@ class RayCluster:
         ]
         waiting = [stream for _, stream in streams]
         while waiting:
+            require_head()
             _, waiting = ray.wait(waiting, num_returns=1, timeout=LIVENESS_PERIOD_S / 10, fetch_local=False)
             watch()
         # only now that all workers exist: a worker released earlier would have received the next task

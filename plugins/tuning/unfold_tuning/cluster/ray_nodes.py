@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,10 +15,11 @@ from typing import Any, Protocol
 
 from unfold_tuning.cluster.local_ray_process import NodeCommand, RaySupervisor, start_supervisor
 from unfold_tuning.cluster.marked_processes import kill_marked
-from unfoldkit.api import format_count, format_duration, format_names, require_packages, user_error
+from unfoldkit.api import ExitCode, format_count, format_duration, format_names, require_packages, user_error
 from unfoldkit.engines.ray import keeping_signal_handlers, require_listener
 
 JOIN_TIMEOUT_S = 900.0
+HEAD_TIMEOUT_S = 15.0
 JOIN_WARNING_S = 120.0
 """A warning names the nodes that have not joined Ray after this long: they are billed meanwhile."""
 REMOTE_HINT = (
@@ -104,7 +108,7 @@ class LocalRayNodes:
     def close(self) -> None:
         """See :class:`RayNodes`."""
         # disconnect while the head runs: Ray ends a driver that loses its head
-        import_ray().shutdown()
+        _leave_cluster()
         if self.supervisor is not None:
             self.supervisor.close()
             self.supervisor = None
@@ -146,7 +150,7 @@ class RemoteRayNodes:
 
     def close(self) -> None:
         """See :class:`RayNodes`."""
-        import_ray().shutdown()
+        _leave_cluster()
 
 
 def wait_for_nodes(names: Sequence[str], watch: Callable[[], None], hint: str, find_ended: FindEnded) -> set[str]:
@@ -213,7 +217,45 @@ def detect_device(name: str) -> str:
 
 
 def _query_alive_nodes() -> list[Any]:
+    require_head()
     return [node for node in import_ray().nodes() if node["Alive"]]
+
+
+def require_head() -> None:
+    """Require that the head of the cluster listens, or does so again soon, before a call that needs it.
+
+    Without it such a call blocks, until Ray ends this process after a minute with exit code 1, whatever is rented.
+
+    Raises:
+        UnfoldError: The head is gone.
+    """
+    address, began = import_ray().get_runtime_context().gcs_address, time.monotonic()
+    while True:
+        try:
+            return require_listener(address)
+        except ConnectionError as error:
+            if time.monotonic() - began > HEAD_TIMEOUT_S:
+                hint = "the same command continues the run on another head"
+                raise user_error(f"the Ray head at {address} is gone", hint=hint) from error
+        time.sleep(POLL_S)
+
+
+def _leave_cluster() -> None:
+    """Leave the cluster; without its head, Ray would block here and at exit, and end this process with code 1."""
+    ray = import_ray()
+    if ray.is_initialized():
+        try:
+            require_listener(ray.get_runtime_context().gcs_address)
+        except ConnectionError:
+            atexit.register(_exit_at_once)
+            return
+    ray.shutdown()
+
+
+def _exit_at_once() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(ExitCode.USAGE)
 
 
 def name_node_resource(name: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from unfold_tuning.cluster.ray_nodes import Reservation, import_ray
+from unfold_tuning.cluster.ray_nodes import Reservation, import_ray, require_head
 from unfold_tuning.trial.ledger import Ledger
 from unfoldkit.api import format_count, user_error
 
@@ -193,6 +193,7 @@ class ConnectedRay:
 
     def list_nodes(self, resource: str) -> list[SharedNode]:
         """See :class:`RayClient`."""
+        require_head()
         ray = import_ray()
         from ray._private.state import available_resources_per_node
 
@@ -229,4 +230,5 @@ class ConnectedRay:
         """See :class:`RayClient`."""
         from ray.util.placement_group import remove_placement_group
 
+        require_head()
         remove_placement_group(group)
