@@ -263,21 +263,26 @@ def test_a_killed_driver_continues_with_a_new_head(tmp_path: Path) -> None:
 
 
 def test_ray_does_not_take_over_the_signals_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is terminated cleans up in order: the handler which Ray installs would end the process."""
-    before = signal.getsignal(signal.SIGTERM)
+    """A run that is terminated cleans up in order: handlers which Ray installs or removes would end the process."""
+    before = Mock()
+    outer = signal.signal(signal.SIGTERM, before)
     ray = SimpleNamespace(
-        is_initialized=lambda: False, init=lambda **_: signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        is_initialized=lambda: False,
+        init=lambda **_: signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)),
+        shutdown=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL),
     )
     monkeypatch.setattr(ray_nodes, "import_ray", lambda: ray)
     try:
         with socket.create_server(("127.0.0.1", 0)) as head:
             address = f"127.0.0.1:{head.getsockname()[1]}"
-            monkeypatch.setattr(ray_nodes, "start_supervisor", lambda _: SimpleNamespace(address=address))
+            supervisor = SimpleNamespace(address=address, close=lambda: None)
+            monkeypatch.setattr(ray_nodes, "start_supervisor", lambda _: supervisor)
             for nodes in (ray_nodes.RemoteRayNodes(address), LocalRayNodes(1)):
-                nodes.open()
-                assert signal.getsignal(signal.SIGTERM) is before
+                for step in (nodes.open, nodes.close):
+                    step()
+                    assert signal.getsignal(signal.SIGTERM) is before
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, outer)
 
 
 def test_nodes_that_do_not_join_ray_are_named_while_they_cost(

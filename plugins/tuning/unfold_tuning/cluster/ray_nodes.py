@@ -249,7 +249,9 @@ def _leave_cluster() -> None:
         except ConnectionError:
             atexit.register(_exit_at_once)
             return
-    ray.shutdown()
+    # it takes them away, and the signal that ends a run is repeated until the run has cleaned up
+    with keeping_signal_handlers():
+        ray.shutdown()
 
 
 def _exit_at_once() -> None:
