@@ -195,6 +195,28 @@ def test_an_interrupted_wait_terminates_its_instances(ec2: Any, tmp_path: Path) 
         assert all(life.until is not None for life in ledger.list_lifetimes())
 
 
+def test_an_order_that_is_interrupted_before_its_answer_is_awaited(ec2: Any, tmp_path: Path) -> None:
+    """Ctrl-C reaches the request, and AWS, which had it by then, starts the instances some seconds later."""
+    client, sleeps, started = UnreliableClient(ec2, lost=0), iter(range(100)), list[str]()
+
+    def interrupt(**parameters: Any) -> Any:
+        client.requests.append(parameters)
+        raise KeyboardInterrupt
+
+    def sleep(_seconds: float) -> None:
+        if next(sleeps) == 2:
+            started.append(ec2.run_instances(**client.requests[0])["Instances"][0]["InstanceId"])
+
+    client.run_instances = interrupt  # type: ignore[method-assign]
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(client, ledger)
+        provider.sleep = sleep
+        with pytest.raises(KeyboardInterrupt):
+            provider.rent(1, do_nothing)
+    assert started
+    assert not list_instances(ec2, "running", "pending")
+
+
 @pytest.mark.parametrize("price", [0.00001, 5000.0, float("nan")])
 def test_implausible_prices_rent_nothing(ec2: Any, tmp_path: Path, price: float) -> None:
     """At an implausible price no instance is requested."""

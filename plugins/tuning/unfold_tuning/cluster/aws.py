@@ -44,6 +44,7 @@ MAX_TAG_LENGTH = 256
 POLL_S = 1.0
 MAX_ATTEMPTS = 5
 MAX_TERMINATIONS = 8
+MAX_LOOKUPS = 10
 MAX_UNKNOWN = 5
 """An instance is unknown for some seconds after its launch, and again an hour after its end."""
 MAX_RELEASES = MAX_UNKNOWN
@@ -181,12 +182,14 @@ class AwsProvider:
         """Order instances and return those that run, and why AWS refused, if it did."""
         token = f"{self.run_id}-{len(self.ledger.list_orders())}"
         self.ledger.record_order(token, count, self.wall())
+        requested: list[str] | None = None
         try:
             requested, refusal = self._request_instances(offer, token, count, min_count, watch)
             return self._wait_until_running(offer, requested, watch), refusal
-        except BaseException:
+        except BaseException as error:
             # these instances are in no other record, and cost money from now on
-            self._terminate(self._find_ordered(token))
+            is_unanswered = requested is None and not isinstance(error, Exception)
+            self._terminate(self._await_ordered(token) if is_unanswered else self._find_ordered(token))
             raise
 
     def find_ended(self, names: Collection[str]) -> set[str]:
@@ -324,6 +327,14 @@ class AwsProvider:
         except list_request_errors() as error:
             self.log.warning("the order %s cannot be looked up: %s", token, describe_error(error))
             return []
+
+    def _await_ordered(self, token: str) -> list[str]:
+        """Find the instances of an order that was interrupted before its answer: they may start seconds later."""
+        for _ in range(MAX_LOOKUPS):
+            if names := self._find_ordered(token):
+                return names
+            self.sleep(self.poll_s)
+        return []
 
     def _terminate_surplus(self, token: str, count: int, names: list[str]) -> list[str]:
         names = [*names, *(name for name in self._find_ordered(token) if name not in names)]
