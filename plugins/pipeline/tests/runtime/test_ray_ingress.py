@@ -20,6 +20,7 @@ from plugins.pipeline.tests.helpers import plan_report
 from unfold_pipeline.report.export_ray_serve import export_ray_serve
 from unfold_pipeline.runtime.ray_ingress import InvalidBodyError, PipelineIngress, parse_rows
 from unfold_pipeline.runtime.ray_replica import ModelHung, RowAnswer
+from unfoldkit.serving.oip.errors import InvalidRequest
 
 QUERIES = 1000
 START_S = 200.0
@@ -46,6 +47,8 @@ class StageHandle:
         self.log.append((self.name, "begin"))
         await asyncio.sleep(0.001 if self.name != "right" else 0.003)
         self.log.append((self.name, "end"))
+        if isinstance(self.answer, Exception):
+            raise self.answer
         return self.answer or RowAnswer(float(row.sum()), 1, 0.001)
 
 
@@ -108,6 +111,9 @@ def test_http_answers_and_errors() -> None:
         assert code == 400
         assert "must be like" in reply["error"]
     assert ask(json.dumps(BODY).encode(), ModelHung())[0] == 500
+    # an id that an embedding lacks
+    code, reply = ask(json.dumps(BODY).encode(), InvalidRequest("idx=7"))
+    assert (code, reply["error"]) == (400, "a model cannot handle one of the rows: idx=7")
     # no JSON has NaN, bytes or complex numbers
     code, reply = ask(json.dumps(BODY).encode(), RowAnswer(np.array([math.nan, 1.0]), 1, 0.001))
     assert (code, reply["outputs"][0]["data"]) == (200, ["[null,1.0]"])

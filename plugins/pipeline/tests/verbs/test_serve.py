@@ -39,6 +39,14 @@ def nap(rows):
     time.sleep(0.01 + 0.005 * len(rows))
     return rows.sum(axis=1)
 
+class InvalidArgument(Exception):  # as ONNX Runtime raises it
+    pass
+
+def look_up(rows):
+    if rows.max() > 99:
+        raise InvalidArgument(f"[ONNXRuntimeError] : 2 : running Gather. Status Message: idx={rows.max():.0f}")
+    return nap(rows)
+
 def fail(rows):
     os._exit(1)
 
@@ -108,8 +116,8 @@ def test_model_start_limits_loading(tmp_path: Path) -> None:
 
 
 def test_inference_over_http(tmp_path: Path) -> None:
-    """A request with three rows gets three answers of each visited stage; a bad one gets 400."""
-    runtime = LocalRuntime(plan_stages(["a", "b"], sources(tmp_path, "nap", "nap"), PLAN))
+    """A request with three rows gets three answers of each visited stage; a bad one, or a row of one, gets 400."""
+    runtime = LocalRuntime(plan_stages(["a", "b"], sources(tmp_path, "nap", "look_up"), PLAN))
     app = build_app("pipe", PIPE, runtime, 2, ServiceSettings(0))
 
     async def ask(path: str, body: bytes = b"", method: str = "GET") -> tuple[int, bytes]:
@@ -131,6 +139,7 @@ def test_inference_over_http(tmp_path: Path) -> None:
         found = [
             await ask("/v2/models/pipe/infer", good, "POST"),
             await ask("/v2/models/pipe/infer", b"{}", "POST"),
+            await ask("/v2/models/pipe/infer", good.replace(b"4,5", b"4e3,5"), "POST"),
             await ask("/v2/health/ready"),
             await ask("/status"),
         ]
@@ -138,9 +147,10 @@ def test_inference_over_http(tmp_path: Path) -> None:
         return found
 
     found = asyncio.run(scene())
-    assert [code for code, _ in found] == [200, 400, 200, 200]
+    assert [code for code, _ in found] == [200, 400, 400, 200, 200]
+    assert b"row 2: the model of stage b cannot handle it: idx=4000" in found[2][1]
     assert b'"data":["3.0","7.0","11.0"]' in found[0][1]
-    assert b'"served":3' in found[3][1]
+    assert b'"served":6' in found[4][1]
 
 
 NAPS = """

@@ -15,7 +15,7 @@ from unfold_pipeline.runtime.affinity import list_local_cores
 from unfold_pipeline.runtime.local import LocalRuntime, PipelineRuntime
 from unfold_pipeline.runtime.models.data_flow import DataFlow
 from unfold_pipeline.runtime.models.flow_resolution import reads_request, request_tensors, resolve_data_flow
-from unfold_pipeline.runtime.models.model_loader import check_rows, load_rows, read_width
+from unfold_pipeline.runtime.models.model_loader import fit_rows, load_rows, read_width
 from unfold_pipeline.runtime.ray_serve import RayRuntime
 from unfold_pipeline.runtime.stage import PlannedStage
 from unfoldkit.api import Engine, user_error
@@ -143,7 +143,7 @@ def resolve_models(pipeline: Pipeline, sources: Mapping[str, ModelSource]) -> Re
         width = read_width(stage.name, source)
         rows = load_rows(source, width) if rows is None else rows
         _check_features(stage.name, source, width, rows.shape[1])
-        check_rows(stage.name, source, rows)
+        rows = fit_rows(stage.name, source, rows)
     if rows is None:
         raise user_error("no stage to serve", key="stages")
     flow = resolve_data_flow(pipeline, ordered, rows.shape[1])

@@ -23,6 +23,7 @@ from unfold_pipeline.problem.routing import Item, RouteDrawer, Routes
 from unfold_pipeline.runtime.models.data_flow import DataFlow, Outputs, encode_answer, format_output, pass_requests
 from unfold_pipeline.runtime.models.flow_resolution import request_tensors, resolve_data_flow
 from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica
+from unfoldkit.serving.oip.errors import InvalidRequest
 
 INGRESS = "ingress"
 INPUT = "x"
@@ -68,7 +69,7 @@ class PipelineIngress:
         self._routes = RouteDrawer(self._pipeline, np.random.default_rng(seed))
 
     async def __call__(self, request: Any) -> Any:
-        """Answer an HTTP request: 200 with the outputs, 400 for a body that is none, 500 if a model fails."""
+        """Answer an HTTP request: 200 with the outputs, 400 for a body or row that is none, 500 if a model fails."""
         from starlette.responses import JSONResponse
 
         try:
@@ -78,6 +79,8 @@ class PipelineIngress:
         try:
             answers = await asyncio.gather(*(self.answer_row(row) for row in rows))
             outputs = self._build_outputs(answers)
+        except InvalidRequest as error:
+            return JSONResponse({"error": f"a model cannot handle one of the rows: {error}"}, 400)
         except Exception as error:  # noqa: BLE001  # Ray wraps what a model raises in errors of its own
             return JSONResponse({"error": f"a model failed: {type(error).__name__}"}, 500)
         return JSONResponse({"model_name": self._name, "outputs": outputs})
@@ -92,7 +95,13 @@ class PipelineIngress:
     async def _follow(self, query: RoutedRow, item: Item) -> None:
         stage = self._pipeline.stages[item[0]].name
         tensors = self._flow.build_input(item[0], query.row, query.received.get(item, {}))
-        answer = await self._handles[item[0]].remote(tensors)
+        try:
+            answer = await self._handles[item[0]].remote(tensors)
+        except InvalidRequest as error:
+            if not self._flow.reads_request(item[0]):
+                raise RuntimeError(f"the model of {stage} does not take its input") from error
+            # Ray's class for both sides has a traceback as its text
+            raise InvalidRequest(str(getattr(error, "cause", error))) from error
         if isinstance(answer, ModelHung):
             raise TimeoutError(f"the model of {stage} did not answer")
         query.answers[stage] = format_output(answer.value)

@@ -15,6 +15,7 @@ from unfold_pipeline.runtime.models.data_flow import stack_inputs, take_row
 from unfold_pipeline.runtime.models.model_loader import Predict, load_model
 from unfold_pipeline.runtime.replica import BatchFailure, answer_batch
 from unfoldkit.api import user_error
+from unfoldkit.serving.oip.errors import InvalidRequest
 
 EXIT_DELAY_S = 0.2
 RAY_DELIMITER = "#"
@@ -79,13 +80,16 @@ class RayReplica:
             is_alone: Whether the row shares its batch with no other.
 
         Raises:
-            RuntimeError: The model raised an error on the row.
+            InvalidRequest: The model does not take the row.
+            RuntimeError: The model raised another error on it.
         """
         if batch not in (0, self._batch):
             self._batch = batch
             self._enqueue.set_max_batch_size(batch)
         answer = (await self._answer([row]))[0] if is_alone else await self._enqueue(row)
         if isinstance(answer, BatchFailure):
+            if answer.refused_input:
+                raise InvalidRequest(answer.refused_input)
             raise RuntimeError(answer.message)  # noqa: TRY004  # callers distinguish failures by this type
         return answer
 

@@ -36,6 +36,7 @@ from unfold_pipeline.runtime.ray_status import DeploymentListing, list_deploymen
 from unfold_pipeline.runtime.stage import ActivationTime, PlannedStage, Query, build_start_error, read_clock
 from unfoldkit.api import internal_error, user_error
 from unfoldkit.engines.ray import connect_ray
+from unfoldkit.serving.oip.errors import InvalidRequest
 
 RETRY_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.2
@@ -61,6 +62,7 @@ class StageDeployment:
         target_replicas: How many replicas there should be.
         gang_size: Replicas of the plan, which start together if ``placement`` has gangs.
         placement: Where replicas run.
+        reads_request: Whether the model reads what a client has sent.
         min_remaining_s: Least seconds that a query still takes from here on.
         hang_timeout_s: A replica that keeps a batch for longer exits.
         handle: Ray Serve's handle of the deployment.
@@ -83,6 +85,7 @@ class StageDeployment:
     target_replicas: int
     gang_size: int
     placement: PlacementPolicy
+    reads_request: bool = False
     min_remaining_s: float = 0.0
     hang_timeout_s: float = math.inf
     handle: Any = None
@@ -148,9 +151,10 @@ class StageDeployment:
             logging.getLogger("unfoldkit").error("stages.%s.model: replicas do not start: %s", self.name, fault)
         self.start_error = fault
 
-    def record_failure(self, query: Query) -> None:
-        """Count a query on which the model failed."""
+    def record_failure(self, query: Query, cause: object = None) -> None:
+        """Count a query on which the model failed, and keep why it does not take what the client sent."""
         self.failed += 1
+        query.refused_input = str(cause) if self.reads_request and isinstance(cause, InvalidRequest) else ""
         query.failed_stage = self.name
 
 
@@ -178,6 +182,7 @@ class RayRuntime:
         placement: PlacementPolicy | None = None,
         flow: DataFlow | None = None,
     ) -> None:
+        self._flow = flow or DataFlow((None,) * len(stages), (None,) * len(stages))
         prefix = f"unfold-{uuid.uuid4().hex[:8]}"
         self.stages = [
             StageDeployment(
@@ -190,14 +195,14 @@ class RayRuntime:
                 target_replicas=stage.config.replicas,
                 gang_size=stage.config.replicas,
                 placement=placement or PlacementPolicy(),
+                reads_request=self._flow.reads_request(index),
                 min_remaining_s=stage.min_remaining_s,
                 hang_timeout_s=stage.hang_timeout_s,
                 speed=BatchSpeed(stage.latency_s),
             )
-            for stage in stages
+            for index, stage in enumerate(stages)
         ]
         self._address = address
-        self._flow = flow or DataFlow((None,) * len(stages), (None,) * len(stages))
         self._ray: ModuleType | None = None
         self._changes = asyncio.Lock()
         self._has_ended = False
@@ -408,8 +413,8 @@ class RayRuntime:
                         # Ray would serve it before fresh queries, although nothing waits for its answer any more
                         query.on_shed.append(response.cancel)
                     answer = await response
-            except self._ray.exceptions.RayTaskError:
-                return None if query.is_shed else stage.record_failure(query)
+            except self._ray.exceptions.RayTaskError as error:
+                return None if query.is_shed else stage.record_failure(query, error.cause)
             except self._ray.exceptions.ActorDiedError:
                 query.process_failures += has_died
                 query.has_lost_replica = True

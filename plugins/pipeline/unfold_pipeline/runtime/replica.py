@@ -24,6 +24,7 @@ from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.runtime.models.data_flow import count_rows
 from unfold_pipeline.runtime.models.model_loader import Predict, load_model, summarize_error
 from unfoldkit.api import UnfoldError
+from unfoldkit.serving.oip.errors import find_refused_input
 from unfoldkit.worker_process import blocking_interrupts, start_worker
 
 READY = "ready"
@@ -32,10 +33,17 @@ SCHEDULER_STATS = "/proc/self/schedstat"
 
 @dataclass(frozen=True, slots=True)
 class BatchFailure:
-    """An error that a model raised on a batch: one line, and the traceback."""
+    """An error that a model raised on a batch.
+
+    Attributes:
+        message: One line.
+        trace: The traceback.
+        refused_input: Why the model does not take an input, as for an id that an embedding lacks; else empty.
+    """
 
     message: str
     trace: str = ""
+    refused_input: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +188,8 @@ def _format_error(error: BaseException) -> str:
 
 
 def _build_failure(error: BaseException) -> BatchFailure:
-    return BatchFailure(_format_error(error), "".join(traceback.format_exception(error)))
+    refused = find_refused_input(error)
+    return BatchFailure(_format_error(error), "".join(traceback.format_exception(error)), str(refused or ""))
 
 
 def _describe_exit_code(code: int) -> str:

@@ -60,6 +60,7 @@ class Query:
         due_s: When its answer is late, on :func:`read_clock`.
         is_shed: Whether it was dropped because it would be late.
         failed_stage: The stage with the model that raised an error on it.
+        refused_input: Why that model does not take what the client sent; empty if the fault is another one.
         process_failures: Processes that ended while they served nothing else.
         batched_at: Stages that took it into a batch, and when; empty for a query without a deadline.
         has_lost_replica: Whether a replica was lost that served it, or that it waited for; it is answered anyway.
@@ -75,6 +76,7 @@ class Query:
     due_s: float = math.inf
     is_shed: bool = False
     failed_stage: str = ""
+    refused_input: str = ""
     process_failures: int = 0
     batched_at: list[tuple[StageRuntime, float]] = field(default_factory=list)
     has_lost_replica: bool = False

@@ -181,6 +181,7 @@ class PendingRequest:
     open_rows: int = 0
     is_shed: bool = False
     failed_stage: str = ""
+    refused_input: str = ""
 
     def submit_rows(self, rows: Array, deadline_s: float | None) -> None:
         """Submit each row as a query of its own, due in ``deadline_s`` or, if that is None, in the SLO."""
@@ -194,6 +195,9 @@ class PendingRequest:
         def finish(answer: Answer) -> None:
             self.is_shed |= query.is_shed
             self.failed_stage = self.failed_stage or query.failed_stage
+            if query.refused_input:
+                self.refused_input = f"row {index + 1}: the model of stage {query.failed_stage} cannot handle it: "
+                self.refused_input += query.refused_input
             seconds = read_clock() - start_s
             gateway.record.record_outcome(query, seconds, gateway.settings.slo_s, is_answered=answer is not None)
             self._finish_row(index, answer)
@@ -221,6 +225,8 @@ class PendingRequest:
         return encode_rows(outputs), 0, len(answers)
 
     def _build_refusal(self) -> Rejection:
+        if self.refused_input:
+            return Rejection(400, self.refused_input)
         if self.failed_stage:
             return Rejection(500, f"the model of stage {self.failed_stage} failed on this input")
         reason = self.gateway.describe_shed() if self.is_shed else UNAVAILABLE

@@ -16,7 +16,7 @@ from unfold_pipeline.problem.latency_profile import load_profile, store_profile
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Pipeline
 from unfold_pipeline.report.profile import build_profile_report
-from unfold_pipeline.runtime.models.model_loader import check_rows, load_rows, read_width
+from unfold_pipeline.runtime.models.model_loader import fit_rows, load_rows, read_width
 from unfold_pipeline.runtime.profiler import DEFAULT_MAX_BATCH, ProfileJob, list_batch_sizes, profile_model
 from unfold_pipeline.runtime.sample_inputs import list_upstream_readers, record_inputs
 from unfold_pipeline.schema.pipeline import PipelineSpec
@@ -81,9 +81,7 @@ def build_jobs(spec: PipelineSpec, run: Run) -> list[ProfileJob]:
 
 
 def _load_rows(name: str, source: ModelSource) -> Sequence[Tensors]:
-    rows = load_rows(source, read_width(name, source))
-    check_rows(name, source, rows)
-    return list(rows)
+    return list(fit_rows(name, source, load_rows(source, read_width(name, source))))
 
 
 def list_overridden_stages(spec: PipelineSpec) -> list[str]:

@@ -16,7 +16,7 @@ from unfold_supernet.scheduling.speed import Slowdown
 from unfold_supernet.serving.metrics import CountBatch
 from unfoldkit.api import UnfoldError
 from unfoldkit.serving.model import Array, Batch, CategoricalColumn, Column, Field, Predictions, Rejection
-from unfoldkit.serving.oip.errors import InvalidRequest
+from unfoldkit.serving.oip.errors import InvalidRequest, find_refused_input
 
 THRESHOLD = 0.5
 """Probability from which a label applies."""
@@ -153,11 +153,9 @@ class SupernetModel:
             try:
                 parts = [model(x[start : start + part], extra[start : start + part]) for start in starts]
             except Exception as error:
-                # the runtime's own exceptions share no base; this one is of an id that an embedding lacks
-                if type(error).__name__ != "InvalidArgument":
+                if (refused := find_refused_input(error)) is None:
                     raise
-                reason = str(error).rpartition("Status Message: ")[2]
-                raise InvalidRequest(f"the model cannot handle one of the inputs: {reason}") from error
+                raise InvalidRequest(f"the model cannot handle one of the inputs: {refused}") from error
         shares: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return shares
 

@@ -15,5 +15,13 @@ class InvalidRequest(ValueError):  # noqa: N818 - the client's mistake
         super().__init__(shorten(message, MAX_LETTERS))
 
 
+def find_refused_input(error: BaseException) -> InvalidRequest | None:
+    """Return ONNX Runtime's refusal of an input, such as an id that an embedding lacks; ``None`` for other errors."""
+    # the runtime's own exceptions share no base
+    if isinstance(error, InvalidRequest) or type(error).__name__ != "InvalidArgument":
+        return error if isinstance(error, InvalidRequest) else None
+    return InvalidRequest(str(error).rpartition("Status Message: ")[2])
+
+
 class TooLarge(Exception):  # noqa: N818 - the client's, not ours
     """The body exceeds its limit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, load, save
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.runtime.models import model_loader, onnx_inputs
 from unfoldkit.api import UnfoldError
+from unfoldkit.serving.oip.errors import InvalidRequest
 
 Given = tuple[str, int, list[Any]]
 ROWS = np.arange(24, dtype=np.float32).reshape(3, 8)
@@ -50,6 +52,24 @@ def test_rows_are_cast_and_shaped(tmp_path: Path, kind: int, shape: list[Any], w
     assert model_loader.read_width("m", source) == width
     assert found.dtype == answer.dtype
     assert np.array_equal(found, answer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "shown"),
+    [
+        (TensorProto.INT64, 1.5, "1.5"),
+        (TensorProto.INT64, math.nan, "nan"),
+        (TensorProto.INT32, 2.0**40, "1099511627776.0"),
+        (TensorProto.UINT8, 300.0, "300.0"),
+        (TensorProto.BOOL, 2.0, "2.0"),
+    ],
+)
+def test_what_no_integer_holds_is_refused(tmp_path: Path, kind: int, value: float, shown: str) -> None:
+    """A fraction was cut, and a large number wrapped around: the model answered for another id."""
+    source = written(tmp_path / "m.onnx", ("ids", kind, ["b", 2]))
+    with pytest.raises(InvalidRequest, match=f"the input ids takes .*, and {shown} is none"):
+        model_loader.load_model(source)(np.array([[0.0, value]], np.float32))
+    assert np.array_equal(model_loader.fit_rows("m", source, np.float32([[0.9, 1.2]])), [[0.0, 1.0]])
 
 
 def test_all_inputs_get_the_row(tmp_path: Path) -> None:
@@ -96,7 +116,7 @@ def test_inputs_that_no_row_fills_are_rejected(tmp_path: Path, inputs: list[Give
     source = written(tmp_path / "m.onnx", *inputs)
     assert model_loader.read_width("s", source) is None
     with pytest.raises(UnfoldError, match=message) as caught:
-        model_loader.check_rows("s", source, ROWS)
+        model_loader.fit_rows("s", source, ROWS)
     assert caught.value.diagnostics[0].key == "stages.s.model"
     assert caught.value.diagnostics[0].hint
 
@@ -106,17 +126,17 @@ def test_inputs_of_other_lengths_split_the_row(tmp_path: Path) -> None:
     source = written(tmp_path / "m.onnx", ("x", TensorProto.FLOAT, ["b", 5]), ("z", TensorProto.INT64, ["b", 3]))
     assert model_loader.read_width("m", source) == 8
     assert np.array_equal(model_loader.load_model(source)(ROWS), ROWS[:, :5])
-    model_loader.check_rows("m", source, ROWS)
+    model_loader.fit_rows("m", source, ROWS)
     with pytest.raises(UnfoldError, match="cannot be filled with rows of 7 numbers"):
-        model_loader.check_rows("m", source, ROWS[:, :7])
+        model_loader.fit_rows("m", source, ROWS[:, :7])
 
 
 def test_rows_of_another_length_are_rejected(tmp_path: Path) -> None:
     """Rows that do not fill the shape are rejected before a replica starts."""
     source = written(tmp_path / "m.onnx", ("x", TensorProto.FLOAT, ["b", 3, "n"]))
-    model_loader.check_rows("s", source, model_loader.load_rows(replace(source, features=9), None))
+    model_loader.fit_rows("s", source, model_loader.load_rows(replace(source, features=9), None))
     with pytest.raises(UnfoldError, match=r"\[b, 3, n\] cannot be filled with rows of 8 numbers"):
-        model_loader.check_rows("s", source, ROWS)
+        model_loader.fit_rows("s", source, ROWS)
 
 
 def test_tensors_outside_the_folder_are_refused(tmp_path: Path) -> None:

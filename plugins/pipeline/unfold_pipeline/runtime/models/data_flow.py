@@ -59,6 +59,11 @@ class DataFlow:
     feeds: tuple[StageFeed | None, ...]
     signatures: tuple[ModelSignature | None, ...]
 
+    def reads_request(self, stage: int) -> bool:
+        """Return whether the model of a stage reads what a client has sent."""
+        feed = self.feeds[stage]
+        return feed is None or any(source.stage is None for item in feed.inputs for source in item.sources)
+
     def build_input(self, stage: int, row: Tensors, outputs: Outputs) -> Tensors:
         """Return what the model of a stage reads for one query.
 

@@ -82,19 +82,21 @@ def read_width(stage: str, source: ModelSource) -> int | None:
         raise user_error(message, key=f"stages.{stage}.model", hint=hint) from error
 
 
-def check_rows(stage: str, source: ModelSource, rows: RowArray) -> None:
-    """Reject rows that do not fill the inputs of an ONNX model, before a replica crashes on them.
+def fit_rows(stage: str, source: ModelSource, rows: RowArray) -> RowArray:
+    """Return rows of which an ONNX model can read all numbers: whole ones, where it takes integers.
 
     Raises:
         UnfoldError: Names the model, the input, its type and its shape.
     """
     if not source.path.endswith(".onnx"):
-        return
+        return rows
     try:
-        load_onnx(source.path).check_width(source.path, len(source.columns) or rows.shape[1])
+        model = load_onnx(source.path)
+        model.check_width(source.path, len(source.columns) or rows.shape[1])
     except UnfoldError as error:
         problem = error.diagnostics[0]
         raise user_error(problem.message, key=f"stages.{stage}.model", hint=problem.hint) from error
+    return np.trunc(rows) if any(item.is_whole for item in model.inputs) else rows
 
 
 def summarize_error(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from unfold_pipeline._types import Tensors
 from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.safe_io.files import read_bytes
 from unfoldkit.safe_io.onnx_files import require_data_within
+from unfoldkit.serving.oip.errors import InvalidRequest
 
 DTYPES = {
     "tensor(float16)": "float16",
@@ -25,6 +26,7 @@ DTYPES = {
     "tensor(string)": "object",
 }
 CPU_PROVIDER, GPU_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+WARNINGS, FATAL_ERRORS = 2, 4
 TEXT_HINT = "inputs: {NAME: STAGE.TENSOR} fills it with the text that a stage of code returns"
 OPEN = -1
 """Stands for a dimension of any size."""
@@ -52,6 +54,11 @@ class ModelInput:
         return None if OPEN in self.shape else math.prod(self.shape)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it takes integers."""
+        return np.dtype(self.dtype).kind in "biu"
+
+    @property
     def is_text(self) -> bool:
         """Whether it takes text, which no row of numbers can fill."""
         return self.dtype == "object"
@@ -62,8 +69,17 @@ class ModelInput:
         return width % fixed == 0 and width > 0 if OPEN in self.shape else width == fixed
 
     def reshape_rows(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return rows, shape (batch, ...), in the type and shape of this input."""
-        return rows.astype(self.dtype, copy=False).reshape(len(rows), *self.shape)
+        """Return rows, shape (batch, ...), in the type and shape of this input.
+
+        Raises:
+            InvalidRequest: It takes integers, and a value is none of its type.
+        """
+        with np.errstate(invalid="ignore"):
+            values = rows.astype(self.dtype, copy=False)
+        if self.is_whole and not np.array_equal(values, rows):
+            value = rows[values != rows].flat[0]
+            raise InvalidRequest(f"the input {self.name} takes {self.dtype}, and {value} is none")
+        return values.reshape(len(rows), *self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +176,8 @@ def load_onnx(path: str, *, on_gpu: bool = False) -> OnnxModel:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    # each batch that fails is raised, and clients can send bad rows at any rate
+    options.log_severity_level = WARNINGS if on_gpu else FATAL_ERRORS
     # operators that the GPU lacks run on the core
     providers = [GPU_PROVIDER, CPU_PROVIDER] if on_gpu else [CPU_PROVIDER]
     if on_gpu and GPU_PROVIDER not in onnxruntime.get_available_providers():
