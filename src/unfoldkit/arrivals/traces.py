@@ -31,7 +31,6 @@ from unfoldkit.arrivals.readers.timestamps import (
     epoch_to_seconds,
     find_repeated_hour,
     format_time,
-    is_ambiguous,
     split_unit,
     to_seconds,
 )
@@ -291,8 +290,6 @@ def _convert_array(numbers: FloatArray, name: str, notation: TimeNotation, path:
     times = to_seconds(numbers, unit_s or 1.0)
     if stem in GAP_COLUMNS:
         return np.cumsum(times)
-    if unit_s is None and times.size and is_ambiguous(float(times[0])):
-        raise user_error(f"{times[0]:g} is not a time", file=str(path), key=name, hint=notation.number_hint)
     if notation.unit:
         return times
     is_doubtful = unit_s is None and times.size > 0

@@ -193,6 +193,15 @@ def test_a_line_with_several_times_or_an_end_asks_for_its_field(
         traces.read_trace(tmp_path / name)
 
 
+def test_milliseconds_since_a_boot_are_no_seconds(tmp_path: Path) -> None:
+    """A number that is neither relative seconds nor since 1970 was taken as seconds, and minutes became days."""
+    path = tmp_path / "requests.jsonl"
+    path.write_text("".join(f'{{"time": {3_456_000_000 + 700 * row}}}\n' for row in range(30)))
+    with pytest.raises(UnfoldError, match=r"3.456e\+09 is not a time \(set arrivals\.unit, such as ms"):
+        traces.read_trace(path)
+    assert traces.read_trace(path, notation=TimeNotation(unit="ms"))[-1] == pytest.approx(20.3)
+
+
 def test_durations_in_lines_are_refused(tmp_path: Path) -> None:
     """Numbers that do not follow the lines are durations; lines in the order of ends, or reversed, are times."""
     rng = np.random.default_rng(0)

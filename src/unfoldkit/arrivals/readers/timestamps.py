@@ -178,11 +178,14 @@ class TimeNotation:
         ``is_single`` states that each is one arrival; otherwise each begins an interval of counts or rates.
 
         Raises:
-            UnfoldError: Numbers would last too long as seconds, or lie on a coarse grid.
+            UnfoldError: Numbers are neither relative seconds nor since 1970, would last too long as seconds, or lie on
+                a coarse grid.
         """
         describe_doubt = describe_unit_doubt if is_single else describe_interval_doubt
         if self.likely_unit is not None and float(times[0]) < FIRST_EPOCH_S:
             return to_seconds(times, UNITS_S[self.likely_unit])
+        if is_ambiguous(float(times[0])):
+            raise user_error(f"{times[0]:g} is not a time", file=file, key=column, hint=self.number_hint)
         if self.key and (doubt := describe_doubt(np.sort(times))):
             unit = "d for days" if doubt == _SERIAL_DOUBT else "such as ms"
             hint = f"set {self.key}.unit, {unit}, or name the column after its unit: time_ms, time_s"
