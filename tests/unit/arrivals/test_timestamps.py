@@ -109,9 +109,15 @@ def test_a_stated_unit_overrules_names_and_sizes(tmp_path: Path, unit: str, seco
         assert traces.read_trace(path, notation=TimeNotation(unit=unit)).tolist() == expected
 
 
-@pytest.mark.parametrize("digits", ["20231116", "2034010112", "202311161817", "20231116181702", "500000000"])
+@pytest.mark.parametrize(
+    "digits",
+    ["20231116", "2034010112", "202311161817", "20231116181702", "500000000", "777600000000000", "639003150002217640"],
+)
 def test_digits_of_an_ambiguous_size_are_refused(tmp_path: Path, digits: str) -> None:
-    """A date in digits would lie in another century as seconds; the error names both keys."""
+    """A date in digits would lie in another century as seconds; the error names both keys.
+
+    Nanoseconds of nine days since a boot would be microseconds since 1970, and ticks of .NET nanoseconds.
+    """
     assert is_ambiguous(float(digits), digits)
     with pytest.raises(UnfoldError, match=r"set arrivals\.unit, such as ms, or arrivals\.time_format"):
         traces.read_trace(write(tmp_path, [digits, str(int(digits) + 1)], "date"))

@@ -62,9 +62,10 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 MAX_NAME_LENGTH = 1000
 MAX_RELATIVE_S = 1e8
 """Numbers below count seconds from any start (three years); larger ones must be a time since 1970."""
-_EPOCH_RANGE_S = (6e8, 2e9)
-"""Times since 1970 that are recognized: 1989 to 2033. Beyond, digits are often a date such as 2034010112."""
-_EPOCH_PARTS = (1.0, 1e3, 1e6, 1e9)
+_LAST_EPOCH_S = 2e9
+"""Times since 1970 are recognized until 2033. Beyond, digits are often a date such as 2034010112."""
+_FIRST_EPOCHS_S = {1.0: 6e8, 1e3: 1e9, 1e6: 1e9, 1e9: 1e9}
+"""From when on, by units in a second: smaller numbers are rather a smaller unit since a boot, or ticks of .NET."""
 FIRST_EPOCH_S = 6e8
 """From here on (1989) times count from 1970: they are stamps of a clock, not of a load generator."""
 MOONCAKE_FIELDS = frozenset(("input_length", "output_length"))
@@ -253,16 +254,14 @@ def epoch_to_seconds(times: FloatArray) -> FloatArray:
 
 def find_epoch_parts(number: float) -> float:
     """Find how many units a second of a time since 1970 has, by its size; 1 for other numbers."""
-    low, high = _EPOCH_RANGE_S
-    return next((parts for parts in _EPOCH_PARTS if low * parts <= number < high * parts), 1.0)
+    ranges = _FIRST_EPOCHS_S.items()
+    return next((parts for parts, low_s in ranges if low_s * parts <= number < _LAST_EPOCH_S * parts), 1.0)
 
 
 def each_epoch_to_seconds(times: FloatArray) -> FloatArray:
     """Convert times since 1970 to s, each by its own size: lines of one log may use several units."""
-    for parts in _EPOCH_PARTS[1:]:
-        times = np.where(
-            (times >= _EPOCH_RANGE_S[0] * parts) & (times < _EPOCH_RANGE_S[1] * parts), times / parts, times
-        )
+    for parts, low_s in _FIRST_EPOCHS_S.items():
+        times = np.where((times >= low_s * parts) & (times < _LAST_EPOCH_S * parts), times / parts, times)
     return times
 
 
@@ -273,8 +272,8 @@ def is_ambiguous(number: float, text: str = "") -> bool:
     """
     if text.isdecimal() and len(text) == 8 and _is_calendar_date(text):
         return True
-    low, high = _EPOCH_RANGE_S
-    return number >= MAX_RELATIVE_S and not any(low * parts <= number < high * parts for parts in _EPOCH_PARTS)
+    is_epoch = FIRST_EPOCH_S <= number / find_epoch_parts(number) < _LAST_EPOCH_S
+    return number >= MAX_RELATIVE_S and not is_epoch
 
 
 def describe_unit_doubt(times: FloatArray) -> str:
@@ -339,7 +338,7 @@ def _is_serial(times: FloatArray) -> bool:
 
 def format_time(time_s: float) -> str:
     """Return a time as a date in UTC if it counts from 1970, else in seconds."""
-    if FIRST_EPOCH_S <= time_s < _EPOCH_RANGE_S[1]:
+    if FIRST_EPOCH_S <= time_s < _LAST_EPOCH_S:
         return datetime.fromtimestamp(time_s, UTC).isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00")
     return f"{time_s:g} s"
 
