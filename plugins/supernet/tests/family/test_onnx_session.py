@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from unfold_supernet.family.onnx_session import open_session, read_resident_bytes  # noqa: E402
+from unfold_supernet.family.onnx_session import open_session, read_resident_bytes, release_free_memory  # noqa: E402
 
 WIDE, ROWS = 4096, 4096
 MAP_BYTES = WIDE * ROWS * 4
@@ -50,6 +50,27 @@ def test_a_session_returns_the_memory_of_its_feature_maps() -> None:
     keeping = open_session(content, keeps_maps=True)
     keeping.run(None, {"x": x})
     assert read_resident_bytes() - before > MAP_BYTES / 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_session_holds_its_weights_once(tmp_path: Path) -> None:
+    """The content of its file is not kept beside them, and closed sessions leave room for others."""
+    path, table = tmp_path / "table.onnx", numpy_helper.from_array(np.ones((4096, 4096), np.float32), "table")
+    ids = helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])
+    rows = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4096])
+    graph = helper.make_graph([helper.make_node("Gather", ["table", "x"], ["y"])], "table", [ids], [rows], [table])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
+    del table, graph, model
+    content = make_wide_model()
+    references, small = sys.getrefcount(content), open_session(content)
+    assert sys.getrefcount(content) == references
+    before = read_resident_bytes()
+    session = open_session(path)
+    assert read_resident_bytes() - before < 1.5 * path.stat().st_size
+    del session, small
+    release_free_memory()
+    assert read_resident_bytes() - before < 0.5 * path.stat().st_size
 
 
 def test_later_writes_to_external_data_do_not_change_a_session(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,21 @@ def open_session(model: Path | bytes, *, keeps_maps: bool = False) -> Any:
         require_data_within(model, "the ONNX model", None)
     try:
         source = _read_complete(model) if isinstance(model, Path) else model
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     # the runtime's own exceptions share no base
     except Exception as error:
         raise ValueError(" ".join(str(error).split())) from error
+    # the wrapper in Python would hold the file beside the weights that were read from it
+    session._model_bytes = None  # noqa: SLF001
+    return session
+
+
+def release_free_memory() -> None:
+    """Return to the system what the allocator keeps of closed sessions (glibc; elsewhere it does nothing)."""
+    if sys.platform == "linux":
+        # other C libraries have no such function
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _read_complete(path: Path) -> bytes | str:
@@ -50,11 +64,11 @@ def _read_complete(path: Path) -> bytes | str:
     ONNX Runtime would map the data: values written in place became weights, and shortening the file ended the process.
 
     Returns:
-        The complete model; its path if it is too large for one message.
+        The complete model; its path if it has no such data, or is too large for one message.
     """
     content = path.read_bytes()
     if not list_data_files(content, str(path)):
-        return content
+        return str(path)
     import onnx
 
     model = onnx.load_model_from_string(content)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet._types import Float32Array, Numbers, ShareModel
-from unfold_supernet.family.onnx_session import open_session
+from unfold_supernet.family.onnx_session import open_session, release_free_memory
 from unfold_supernet.members.files import CheckedFile, is_unchanged, reject
 from unfold_supernet.scheduling.residency import Residency
 from unfoldkit.api import UnfoldError
@@ -132,6 +132,7 @@ class MemberPool:
             _check_unchanged(file)
         for evicted in self.residency.acquire(index):
             self.sessions.pop(evicted, None)
+            release_free_memory()
         if index not in self.sessions:
             try:
                 self.sessions[index] = _open(file)
