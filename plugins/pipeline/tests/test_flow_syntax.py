@@ -21,6 +21,7 @@ TENSORS = {
     "empty": np.array([]),
     "nan": np.array(np.nan),
     "is_night": np.array(True),
+    "mixed": np.array([1, None], dtype=object),
     "/fc/out.0": np.array(2.0),
 }
 
@@ -101,6 +102,7 @@ def test_other_text_is_rejected(text: str) -> None:
         ("empty == 1", "has shape \\[0\\]"),
         ("max(empty) > 1", "empty"),
         ("label < 3", "cannot order"),
+        ("mixed[1] >= 0", "cannot order None and 0.0"),
     ],
 )
 def test_untestable_output_is_reported(text: str, reason: str) -> None:

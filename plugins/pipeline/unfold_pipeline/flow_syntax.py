@@ -311,9 +311,10 @@ def _evaluate(test: Test, tensors: Mapping[str, NDArray[Any]]) -> bool:
     right = _read_value(test.right[0], tensors)
     if test.comparison in ("==", "!="):
         return _is_equal(left, right) == (test.comparison == "==")
-    if isinstance(left, str) != isinstance(right, str):
-        raise ConditionError(f"cannot order {left!r} and {right!r}")
-    return bool(COMPARISONS[test.comparison](left, right))
+    try:
+        return bool(COMPARISONS[test.comparison](left, right))
+    except TypeError as error:
+        raise ConditionError(f"cannot order {left!r} and {right!r}") from error
 
 
 def _is_equal(left: Any, right: Any) -> bool:
