@@ -47,7 +47,7 @@ def node(*, ready: bool, gpus: int, tainted: bool = False) -> dict[str, Any]:
     """Return a node with GPUs."""
     conditions = [{"type": "Ready", "status": "True" if ready else "Unknown"}]
     taints = [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}] if tainted else []
-    allocatable = {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": str(gpus)}
+    allocatable = {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": str(gpus), "g.placement.unfoldkit/gang-a": "1"}
     return {"spec": {"taints": taints}, "status": {"conditions": conditions, "allocatable": allocatable}}
 
 
@@ -128,6 +128,30 @@ def test_the_permissions_are_those_of_the_deployed_spec(
     assert found["permissions"].ok == (not missing)
     assert found["permissions"].message.endswith(f"may not {missing}" if missing else "that a controller needs")
     assert found["gate guard"].ok == (setting == "kueue: true")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", ":1:1: the file is empty"),
+        ("cluster: {kubernetes: }", ""),
+        ("cluster: {kubernetes: train}", 'its spec has "train" instead of the mapping cluster.kubernetes'),
+        ("cluster: [kubernetes]", 'its spec has ["kubernetes"] instead of the mapping cluster.kubernetes'),
+        ("just words", 'its spec has "just words" instead of the mapping cluster.kubernetes'),
+        ("cluster: {kubernetes: [", ":2:1: "),
+    ],
+)
+def test_a_spec_that_was_edited_by_hand_is_named(spec: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check itself ended with an AttributeError, or sent the user to ``kubectl cluster-info``."""
+    objects = describe_server()
+    objects[CONFIG] = {"data": {"spec.yaml": spec}}
+    found = check(monkeypatch, Server(objects))
+    assert found["permissions"].ok == found["gate guard"].ok == (not message)
+    assert found["controller"].ok
+    if message:
+        assert found["permissions"].message.startswith("ConfigMap unfold-placement-train:")
+        assert message in found["permissions"].message
+        assert found["permissions"].hint == "kubectl -n unfold edit configmap unfold-placement-train"
 
 
 @pytest.mark.parametrize("version", ["v1.29.14", "v1.27.3-eks-a5565ad", "unknown"])

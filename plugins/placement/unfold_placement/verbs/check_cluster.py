@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -17,8 +17,8 @@ from unfold_placement.kubernetes.manifests import (
     build_gate_guard,
     build_roles,
 )
-from unfold_placement.kubernetes.objects.codec import DRA
-from unfoldkit.api import CheckResult, UnfoldError, format_count, format_names
+from unfold_placement.kubernetes.objects.codec import DOMAIN, DRA
+from unfoldkit.api import CheckResult, UnfoldError, format_count, format_names, format_value, user_error
 from unfoldkit.kubernetes.api import Api, ApiError, call_all
 from unfoldkit.spec.yaml_reader import parse
 
@@ -37,18 +37,20 @@ def check_cluster() -> Mapping[str, CheckResult]:
         api = access.connect()
     except UnfoldError as error:
         return {"cluster": CheckResult(ok=False, message=error.diagnostics[0].message, hint=error.diagnostics[0].hint)}
-    checks: Mapping[str, Callable[[Api], CheckResult]] = {
-        "cluster": _check_version,
-        "permissions": _check_permissions,
-        "nodes": _check_nodes,
-        "workloads": _list_workload_kinds,
-        "gate guard": _check_guard,
-        "controller": _check_controller,
+    controllers = cache(partial(_list_controllers, api))
+    settings = cache(lambda: _read_settings(api, controllers()))
+    checks: Mapping[str, Callable[[], CheckResult]] = {
+        "cluster": lambda: _check_version(api),
+        "permissions": lambda: _check_permissions(api, settings()),
+        "nodes": lambda: _check_nodes(api),
+        "workloads": lambda: _list_workload_kinds(api),
+        "gate guard": lambda: _check_guard(api, settings()),
+        "controller": lambda: _check_controller(api, controllers()),
     }
     results: dict[str, CheckResult] = {}
     try:
         for name, check in checks.items():
-            results[name] = _attempt(check, api)
+            results[name] = _attempt(check)
             if name == "cluster" and not results[name].ok:
                 break
     finally:
@@ -56,14 +58,14 @@ def check_cluster() -> Mapping[str, CheckResult]:
     return results
 
 
-def _attempt(check: Callable[[Api], CheckResult], api: Api) -> CheckResult:
+def _attempt(check: Callable[[], CheckResult]) -> CheckResult:
     try:
-        return check(api)
+        return check()
     except ApiError as error:
         fault = "lacks what is needed" if error.is_absent else "denies access"
         return CheckResult(ok=False, message=f"the cluster {fault}: {error.message or error.reason}")
     except UnfoldError as error:
-        hint = "kubectl cluster-info shows whether the server responds"
+        hint = error.diagnostics[0].hint or "kubectl cluster-info shows whether the server responds"
         return CheckResult(ok=False, message=error.diagnostics[0].message, hint=hint)
 
 
@@ -75,12 +77,12 @@ def _check_version(api: Api) -> CheckResult:
     return CheckResult(is_new, message, f"{'.'.join(map(str, OLDEST))} or later is needed")
 
 
-def _check_permissions(api: Api) -> CheckResult:
+def _check_permissions(api: Api, settings: Sequence[Body]) -> CheckResult:
     """Check what the roles permit: to the controller's account if it exists, and otherwise to the caller."""
     path = f"/api/v1/namespaces/{api.namespace}/serviceaccounts/{ACCOUNT}"
     found = call_all([partial(api.get, path)])[0]
     user = "" if isinstance(found, ApiError) else f"system:serviceaccount:{api.namespace}:{ACCOUNT}"
-    roles = [role for settings in _read_settings(api) for role in _needed_roles(settings, api.namespace)]
+    roles = [role for item in settings for role in _needed_roles(item, api.namespace)]
     requests = _list_attributes(roles or build_roles(api.namespace), api.namespace)
     answers = call_all([partial(_is_allowed, api, attributes, user) for attributes in requests])
     refused = next((answer for answer in answers if isinstance(answer, ApiError)), None)
@@ -93,17 +95,31 @@ def _check_permissions(api: Api) -> CheckResult:
     return CheckResult(ok=False, message=f"{identity} may not {format_names(denied, MAX_SHOWN)}", hint=APPLY)
 
 
-def _read_settings(api: Api) -> list[Body]:
+def _read_settings(api: Api, controllers: Sequence[Body]) -> list[Body]:
     """Return the Kubernetes settings in the specs of the controllers that are deployed in the namespace."""
     found = []
-    for deployment in _list_controllers(api):
+    for deployment in controllers:
         for volume in deployment["spec"]["template"]["spec"].get("volumes") or ():
-            if volume["name"] == "spec":
-                name = volume["configMap"]["name"]
+            name = (volume.get("configMap") or {}).get("name")
+            if volume["name"] == "spec" and name:
                 data = api.get(f"/api/v1/namespaces/{api.namespace}/configmaps/{name}").get("data") or {}
-                spec = parse(data.get("spec.yaml", ""), f"ConfigMap {name}").data or {}
-                found.append((spec.get("cluster") or {}).get("kubernetes") or {})
+                hint = f"kubectl -n {api.namespace} edit configmap {name}"
+                found.append(_parse_settings(data.get("spec.yaml", ""), f"ConfigMap {name}", hint))
     return found
+
+
+def _parse_settings(text: str, source: str, hint: str) -> Body:
+    """Return the Kubernetes settings in a spec, which may have been edited by hand."""
+    try:
+        settings = parse(text, source).data
+    except UnfoldError as error:
+        raise user_error(str(error), hint=hint) from error
+    for key in ("cluster", "kubernetes"):
+        settings = settings.get(key) if isinstance(settings, dict) else settings
+    if settings is not None and not isinstance(settings, dict):
+        message = f"{source}: its spec has {format_value(settings)} instead of the mapping cluster.kubernetes"
+        raise user_error(message, hint=hint)
+    return settings or {}
 
 
 def _list_controllers(api: Api) -> list[Body]:
@@ -158,8 +174,8 @@ def _check_nodes(api: Api) -> CheckResult:
     amounts = Counter[str]()
     for body in ready:
         for name, amount in (body.get("status") or {}).get("allocatable", {}).items():
-            # extended resources, such as nvidia.com/gpu, are whole numbers
-            if "/" in name and str(amount).isdigit():
+            # extended resources, such as nvidia.com/gpu, are whole numbers; those of policies come and go
+            if "/" in name and f".{DOMAIN}/" not in name and str(amount).isdigit():
                 amounts[name] += int(amount)
     tainted = sum(bool((body.get("spec") or {}).get("taints")) for body in ready)
     parts = [f"{len(ready)} of {format_count(len(bodies), 'node')} ready"]
@@ -182,8 +198,7 @@ def _list_workload_kinds(api: Api) -> CheckResult:
     return CheckResult(ok=True, message=f"{message}; not installed: {', '.join(absent)}" if absent else message)
 
 
-def _check_guard(api: Api) -> CheckResult:
-    settings = _read_settings(api)
+def _check_guard(api: Api, settings: Sequence[Body]) -> CheckResult:
     if settings and all(item.get("kueue") for item in settings):
         return CheckResult(ok=True, message="not needed: admission checks open no gates")
     absent = []
@@ -201,8 +216,7 @@ def _check_guard(api: Api) -> CheckResult:
     return CheckResult(ok=False, message=message, hint=APPLY)
 
 
-def _check_controller(api: Api) -> CheckResult:
-    found = _list_controllers(api)
+def _check_controller(api: Api, found: Sequence[Body]) -> CheckResult:
     if not found:
         return CheckResult(ok=True, message=f"none is deployed in the namespace {api.namespace}")
     ready = {body["metadata"]["name"]: (body.get("status") or {}).get("readyReplicas") or 0 for body in found}
