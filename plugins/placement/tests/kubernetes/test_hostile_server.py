@@ -189,6 +189,31 @@ def test_a_new_controller_knows_what_started_together(cluster: Cluster) -> None:
     ]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_half_opened_workload_waits_as_a_whole(cluster: Cluster, fails: bool) -> None:
+    """A new controller took its closed pods for replacements of the open one; one that failed first left it torn."""
+    scale(cluster, 2)
+    create_replicas(cluster, range(2))
+    cluster.await_open("web", 2)
+    cluster.thread.stop()
+    cluster.server.remove("pods", NAMESPACE, "web-1")
+    create_replicas(cluster, [1])
+    (config,) = cluster.server.list("configmaps", NAMESPACE)
+    cluster.server.put("configmaps", config | {"data": {"names": "{}", "units": '{"web-0": {"web-0": 1, "web-1": 1}}'}})
+    backend = open_backend(Api(cluster.thread.loop.backend.api.client, NAMESPACE), "g")  # type: ignore[attr-defined]
+    if fails:
+        cluster.server.fault = lambda _, path, __: Fault(403) if path.endswith("/configmaps/unfold-g") else None
+        with pytest.raises(ApiError):
+            backend.lead("next", 5.0)
+    cluster.server.fault = lambda *_: None
+    backend.lead("next", 5.0)
+    records = [record for record in backend.store.records.values() if record.task.name.startswith("web")]
+    backend.close()
+    assert {(record.state, record.task.job, record.task.size) for record in records} == {
+        (kinds.WAITING, "replicaset/web", 2)
+    }
+
+
 def scale(cluster: Cluster, replicas: int) -> None:
     """Set the number of replicas."""
     meta = {"name": "web", "namespace": NAMESPACE}

@@ -21,6 +21,7 @@ from unfold_placement.kubernetes.gate_queue import (
     delete_orphaned_resources,
     delete_replaced_pods,
     find_half_opened,
+    regroup_waiting,
     track_unbound_pods,
 )
 from unfold_placement.kubernetes.informer import Informer
@@ -156,15 +157,17 @@ class KubernetesBackend:
 
     def lead(self, holder: str, ttl: float) -> bool:
         """Become or stay leader; a new leader repairs what its predecessor left half done."""
-        led = self.is_leader
-        self.holder, self.is_leader = holder, self.election.lead(holder, ttl)
-        if led != self.is_leader:
+        leads = self.election.lead(holder, ttl)
+        self.holder = holder
+        if leads != self.is_leader:
             self._discard_unwritten()
-        if self.is_leader and not led:
+        if leads and not self.is_leader:
             self.was_leader = True
             self.read_leases()
             self.repair()
-        return self.is_leader
+        # it leads once nothing is left to repair
+        self.is_leader = leads
+        return leads
 
     def resign(self) -> None:
         """Give up leadership."""
@@ -360,6 +363,7 @@ class KubernetesBackend:
         """Continue from what another controller left."""
         self.gate_queue.units = self.writer.opening_units()
         for first_task in find_half_opened(self.gate_queue.units, self.store):
+            regroup_waiting(self.gate_queue.units[first_task], self.store)
             self._gate_unit_again(first_task, "its controller ended while it was being opened")
         delete_orphaned_resources(self.store)
         if self.writer.counters is not None:

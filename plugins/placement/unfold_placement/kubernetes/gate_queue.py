@@ -195,6 +195,17 @@ def find_half_opened(units: OpeningUnits, store: StateStore) -> list[str]:
     return half_opened
 
 
+def regroup_waiting(tasks: Iterable[str], store: StateStore) -> None:
+    """Let the waiting tasks of a half-opened unit have its job and size: a new process takes them for replacements."""
+    with store.changed:
+        records = [store.records[task] for task in tasks if task in store.records]
+        started = [record.task for record in records if record.state == kinds.RUNNING]
+        for record in records:
+            if started and record.state == kinds.WAITING:
+                task = replace(record.task, job=started[0].job, size=started[0].size, completes=False)
+                store.write_record(replace(record, task=task), kinds.SUBMITTED)
+
+
 def delete_orphaned_resources(store: StateStore) -> None:
     """Delete the resources bound to tasks that neither wait nor run."""
     alive = {name for name, record in store.records.items() if record.state in ALIVE}
