@@ -309,9 +309,10 @@ def test_requests_of_a_member_that_is_gone_run_on_others(folder: Path, tmp_path:
     names = [profile.name for profile in members.profiles]
     x = np.random.default_rng(2).normal(size=(2, *SIZE))
 
-    def answer(least_accuracy: float) -> list[Any]:
-        turn = PathChoice(names.index("large"), (9.0,), 0.0)
-        outputs = model.predict(Batch({"x": x}, (Call(2, least_accuracy=least_accuracy),), turn=turn)).columns
+    def answer(*least_accuracies: float) -> list[Any]:
+        turn = PathChoice(names.index("large"), (9.0,) * len(least_accuracies), 0.0)
+        calls = tuple(Call(2 // len(least_accuracies), least_accuracy=least) for least in least_accuracies)
+        outputs = model.predict(Batch({"x": x}, calls, turn=turn)).columns
         column = outputs["net"]
         assert isinstance(column, CategoricalColumn)
         return [column.values[code] for code in column.codes]
@@ -320,6 +321,9 @@ def test_requests_of_a_member_that_is_gone_run_on_others(folder: Path, tmp_path:
     assert answer(0.99) == ["one-row"] * 2
     with pytest.raises(UnfoldError, match=r"large\.onnx"):
         answer(0.9)
+    # a call that asks for more than any member has does not lower what another one of its batch gets
+    with pytest.raises(UnfoldError, match=r"large\.onnx"):
+        answer(0.9, 0.99)
 
 
 @pytest.mark.e2e

@@ -128,11 +128,11 @@ class SupernetModel:
     def _list_substitutes(self, batch: Batch, subnet: int) -> list[int]:
         """List the other subnets that are accurate enough for all calls, those first that are nearest in accuracy.
 
-        If the subnet is not, none is: any other one may stand for it.
+        For a call that asks for more than the subnet has, none is: any other one may stand for it.
         """
         accuracies = [profile.accuracy_fraction for profile in self.profiles]
-        needed = max(call.least_accuracy for call in batch.calls)
-        needed = needed if accuracies[subnet] >= needed else 0.0
+        reached_least = (call.least_accuracy for call in batch.calls if call.least_accuracy <= accuracies[subnet])
+        needed = max(reached_least, default=0.0)
         others = [index for index, reached in enumerate(accuracies) if index != subnet and reached >= needed]
         return sorted(others, key=lambda index: abs(accuracies[index] - accuracies[subnet]))
 
