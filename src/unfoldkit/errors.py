@@ -42,7 +42,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The caller is at fault: spec, flag, file, missing extra."""
     INTERNAL = 3
-    """unfold or a plugin is at fault."""
+    """The machine lacks disk space, memory or files, or unfold or a plugin is at fault."""
     HUNG_UP = 129
     """The terminal was closed (SIGHUP); a service that ends by it exits with 0."""
     INTERRUPTED = 130
