@@ -189,15 +189,35 @@ def test_a_new_controller_knows_what_started_together(cluster: Cluster) -> None:
     ]
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_half_opened_workload_waits_as_a_whole(cluster: Cluster, fails: bool) -> None:
-    """A new controller took its closed pods for replacements of the open one; one that failed first left it torn."""
+def test_pods_that_replace_a_lost_gang_one_by_one_start_together(cluster: Cluster) -> None:
+    """The first came while another pod of the gang still ran: it started alone, and the others waited for it."""
+    scale(cluster, 2)
+    create_replicas(cluster, range(2))
+    cluster.await_open("web", 2)
+    cluster.thread.stop()
+    backend = open_backend(Api(cluster.thread.loop.backend.api.client, NAMESPACE), "g")  # type: ignore[attr-defined]
+    for lost in range(2):
+        cluster.server.remove("pods", NAMESPACE, f"web-{lost}")
+        await_true(lambda lost=lost: backend.store.records[f"web-{lost}"].state == kinds.GONE)  # type: ignore[misc]
+        create_replicas(cluster, [lost + 2])
+        await_true(lambda lost=lost: f"web-{lost + 2}" in backend.store.records)  # type: ignore[misc]
+    tasks = [backend.store.records[name].task for name in ("web-2", "web-3")]
+    backend.close()
+    assert [(task.job, task.size) for task in tasks] == [("replicaset/web", 2)] * 2
+
+
+@pytest.mark.parametrize(("closed", "fails"), [(1, False), (1, True), (2, False)])
+def test_a_half_opened_workload_waits_as_a_whole(cluster: Cluster, closed: int, fails: bool) -> None:
+    """A new controller took its closed pods for replacements of the open one; one that failed first left it torn.
+
+    The closed one was not opened yet, or its owner created it as the first was being taken back.
+    """
     scale(cluster, 2)
     create_replicas(cluster, range(2))
     cluster.await_open("web", 2)
     cluster.thread.stop()
     cluster.server.remove("pods", NAMESPACE, "web-1")
-    create_replicas(cluster, [1])
+    create_replicas(cluster, [closed])
     (config,) = cluster.server.list("configmaps", NAMESPACE)
     cluster.server.put("configmaps", config | {"data": {"names": "{}", "units": '{"web-0": {"web-0": 1, "web-1": 1}}'}})
     backend = open_backend(Api(cluster.thread.loop.backend.api.client, NAMESPACE), "g")  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from unfold_placement.core.types import Task
 from unfold_placement.kubernetes.background import QUICK_S
-from unfold_placement.kubernetes.informer import Informer
+from unfold_placement.kubernetes.informer import Informer, is_of
 from unfold_placement.kubernetes.objects import pods
 from unfold_placement.kubernetes.objects.codec import Body
 from unfold_placement.kubernetes.objects.requests import pod_demand
@@ -185,25 +185,37 @@ class GateQueue:
 
 
 def find_half_opened(units: OpeningUnits, store: StateStore) -> list[str]:
-    """Return the units with a gate that was not opened, by their first task."""
+    """Return the units with a gate that was not opened, or that were being taken back, by their first task."""
     half_opened = []
     for first_task, attempts in units.items():
         records = [store.records.get(task) for task in attempts]
         waiting = [record for record in records if record is not None and record.state == kinds.WAITING]
-        if any(record.attempt < attempts[record.task.name] for record in waiting):
+        # in place of a pod that was taken back, its owner has created another
+        is_replaced = None in records and bool(_list_waiting(attempts, store))
+        if is_replaced or any(record.attempt < attempts[record.task.name] for record in waiting):
             half_opened.append(first_task)
     return half_opened
 
 
-def regroup_waiting(tasks: Iterable[str], store: StateStore) -> None:
-    """Let the waiting tasks of a half-opened unit have its job and size: a new process takes them for replacements."""
+def regroup_waiting(attempts: Mapping[str, int], store: StateStore) -> None:
+    """Let tasks that wait start with a half-opened unit: a new process takes them for replacements of its tasks."""
     with store.changed:
-        records = [store.records[task] for task in tasks if task in store.records]
-        started = [record.task for record in records if record.state == kinds.RUNNING]
-        for record in records:
-            if started and record.state == kinds.WAITING:
-                task = replace(record.task, job=started[0].job, size=started[0].size, completes=False)
-                store.write_record(replace(record, task=task), kinds.SUBMITTED)
+        for record, started in _list_waiting(attempts, store):
+            task = replace(record.task, job=started.job, size=started.size, completes=False)
+            store.write_record(replace(record, task=task), kinds.SUBMITTED)
+
+
+def _list_waiting(attempts: Mapping[str, int], store: StateStore) -> list[tuple[Record, Task]]:
+    """Return the waiting tasks of a unit and of its workload, each with a task of the unit that runs."""
+    records = [store.records[task] for task in attempts if task in store.records]
+    started = next((record.task for record in records if record.state == kinds.RUNNING), None)
+    if started is None:
+        return []
+    return [
+        (record, started)
+        for record in store.records.values()
+        if record.state == kinds.WAITING and (record.task.name in attempts or is_of(record.task.job, started.job))
+    ]
 
 
 def delete_orphaned_resources(store: StateStore) -> None:

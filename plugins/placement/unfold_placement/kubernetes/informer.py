@@ -452,6 +452,8 @@ class Informer:
     def _add_task(self, body: Body, group: Group | None) -> None:
         if group is not None:
             group = self._narrow_group(group, body)
+            if pods.read_started_group(body) is None:
+                self._gather_parts(group)
             # it may have been scaled up while it waits
             self._resize_group(group, grows=True)
         try:
@@ -579,7 +581,7 @@ class Informer:
         """
         if (started := pods.read_started_group(body)) is not None:
             return replace(group, job=started[0], size=started[1])
-        records = [record for record in self.store.records.values() if _is_of(record.task.job, group.job)]
+        records = [record for record in self.store.records.values() if is_of(record.task.job, group.job)]
         running = [record.task for record in records if record.state == kinds.RUNNING]
         if running:
             # the pods of a group that is enlarged are more than it began with
@@ -620,6 +622,14 @@ class Informer:
             is_outdated = group.size > mate.task.size if grows else group.size < mate.task.size
             if is_outdated and mate.task.job == group.job and self._waits_at_gate(mate):
                 task = replace(mate.task, size=group.size)
+                self.store.write_record(replace(mate, task=task), kinds.SUBMITTED)
+
+    def _gather_parts(self, group: Group) -> None:
+        """Let tasks that were to replace some of a group, of which nothing runs any more, start with it."""
+        prefix = f"{group.job}/"
+        for mate in list(self.store.records.values()) if group.size > 1 else ():
+            if mate.task.job.startswith(prefix) and self._waits_at_gate(mate):
+                task = replace(mate.task, job=group.job, size=group.size, completes=False)
                 self.store.write_record(replace(mate, task=task), kinds.SUBMITTED)
 
     def _waits_at_gate(self, record: Record) -> bool:
@@ -717,7 +727,7 @@ def replace_node(store: StateStore, node: Node) -> bool:
     return True
 
 
-def _is_of(job: str, group: str) -> bool:
+def is_of(job: str, group: str) -> bool:
     """Return whether a task's job is a group or a part of it that started later."""
     return job == group or job.startswith(f"{group}/")
 
