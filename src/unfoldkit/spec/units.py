@@ -112,7 +112,8 @@ class UnitFamily:
             got = "nothing" if value is None else format_value(value)
             context = {"got": got, "hint": f'write "{self.example}"'}
             raise PydanticCustomError("unit", "expected a quantity, got {got}", context)
-        text = str(value).strip()
+        # keyboards and converters write the Greek letter for the sign
+        text = str(value).strip().replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}")
         match = re.fullmatch(self.pattern, text)
         if match:
             return match
@@ -137,8 +138,8 @@ class UnitFamily:
 
 
 def _write_decimal_point(text: str) -> str:
-    """Drop the commas that group thousands, and write a point for one before decimals."""
-    return re.sub(r",(?=[0-9]{3}(?![0-9]))", "", text).replace(",", ".")
+    """Drop the signs and blanks that group thousands, and write a point for a comma before decimals."""
+    return re.sub(r"(?<=[0-9])[,'_\s](?=[0-9]{3}(?![0-9]))", "", text).replace(",", ".")
 
 
 def _convert_bytes(number: str, unit: float, _period: float) -> int:
