@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib.metadata
+import json
 import ssl
 import time
 from collections import Counter
@@ -245,12 +246,12 @@ class InferenceServicer:
     def _encode(self, endpoint: Endpoint, request: InferenceRequest, result: Result) -> bytes | CallError:
         """Return the bytes of a response, or why there is none; it never fails, since others wait behind it."""
         if not isinstance(result, tuple):
-            return _to_error(endpoint, result)
+            return build_call_error(endpoint, result)
         try:
             return encode_response(self.messages, endpoint, request, result)
         except Exception as error:
             endpoint.log.exception("cannot write a response of %s", endpoint.model.name)
-            return _to_error(endpoint, error)
+            return build_call_error(endpoint, error)
 
     async def _call(self, name: str, request: Any) -> Any:
         return await getattr(self, f"call_{name}")(_require(name, request))
@@ -365,7 +366,7 @@ class InferenceServicer:
         self._infer(message, lambda *answer: None if future.done() else future.set_result(answer))
         endpoint, request, result = await future
         if not isinstance(result, tuple):
-            raise _to_error(endpoint, result)
+            raise build_call_error(endpoint, result)
         response = self.messages.ModelInferResponse()
         fill_response(response, endpoint, request, result)
         return response
@@ -467,12 +468,9 @@ def client_address(peer: str) -> str:
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
-def _to_error(endpoint: Endpoint, problem: Rejection | Exception) -> CallError:
+def build_call_error(endpoint: Endpoint, problem: Rejection | Exception) -> CallError:
+    """Return the error of a call that was rejected or failed, in the words that HTTP has for it."""
     reply = problem_reply(problem)
     retry_s = problem.retry_s if isinstance(problem, (QueueFull, Rejection)) else 0
-    if isinstance(problem, Rejection):
-        message = problem.message
-    else:
-        message = str(problem) if isinstance(problem, (InvalidRequest, TooLarge)) else "the model failed"
-        endpoint.log_problem(problem)
-    return CallError(CODES.get(reply.status, "INTERNAL"), message, retry_s)
+    endpoint.log_problem(problem)
+    return CallError(CODES.get(reply.status, "INTERNAL"), json.loads(reply.body)["error"], retry_s)

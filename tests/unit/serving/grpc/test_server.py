@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -22,9 +23,11 @@ import pytest
 from tests.unit.serving.client import Server, rows, serving
 from tests.unit.serving.http.test_tls import certificate, client, wait_for
 from tests.unit.serving.models import Total
+from unfoldkit.errors import user_error
+from unfoldkit.serving.batching.batcher import QueueFull
 from unfoldkit.serving.grpc.messages import FIELDS, METHODS, SERVICE, Messages, build_messages
 from unfoldkit.serving.grpc.server import start_grpc_server
-from unfoldkit.serving.grpc.servicer import GrpcOptions, client_address
+from unfoldkit.serving.grpc.servicer import GrpcOptions, build_call_error, client_address
 from unfoldkit.serving.oip.app import build_application, build_service
 
 INFER = "/v2/models/total/infer"
@@ -290,6 +293,25 @@ def test_a_message_that_is_too_large_has_its_status(messages: Messages, fast_pat
                 call(channel, messages, "ModelInfer", large)
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert call(channel, messages, "ModelInfer", small).outputs
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "message"),
+    [
+        (QueueFull(3), "RESOURCE_EXHAUSTED", "too many rows are waiting; retry later"),
+        (
+            user_error("m5.onnx is gone"),
+            "UNAVAILABLE",
+            "the model cannot respond now; the log of the server has the reason",
+        ),
+        (ZeroDivisionError(), "INTERNAL", "the model failed: ZeroDivisionError"),
+    ],
+)
+def test_errors_have_the_words_of_http(problem: Exception, code: str, message: str) -> None:
+    """A full queue, and a file that is gone, were a model that failed."""
+    endpoint: Any = SimpleNamespace(log_problem=lambda _: None)
+    error = build_call_error(endpoint, problem)
+    assert (error.code, error.message, error.retry_s) == (code, message, 3 if code == "RESOURCE_EXHAUSTED" else 0)
 
 
 @pytest.mark.parametrize("fast_path", ["1", "0"])

@@ -89,7 +89,7 @@ def test_a_failed_request_leaves_the_stream_open(total: tuple[Server, int], mess
     assert [answered[0][1], answered[4][1]] == [6.0, 15.0]
     assert "no such model" in answered[1][1]
     assert "not a ModelInferRequest" in answered[2][1]
-    assert answered[3][1] == "the model failed"
+    assert answered[3][1] == "the model failed: ZeroDivisionError"
 
 
 def test_a_response_comes_before_the_next_request(total: tuple[Server, int], messages: Messages) -> None:
