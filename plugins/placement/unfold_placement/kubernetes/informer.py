@@ -451,8 +451,10 @@ class Informer:
 
     def _add_task(self, body: Body, group: Group | None) -> None:
         if group is not None:
-            group = self._narrow_group(group, body)
-            if pods.read_started_group(body) is None:
+            if (started := pods.read_started_group(body)) is not None:
+                group = replace(group, job=started[0], size=started[1])
+            else:
+                group = self._narrow_group(group, body["metadata"]["name"])
                 self._gather_parts(group)
             # it may have been scaled up while it waits
             self._resize_group(group, grows=True)
@@ -573,22 +575,19 @@ class Informer:
         is_new &= pods.is_managed(body, self.scope)
         return self.owners.find_group(body) if is_new and self.owners is not None else None
 
-    def _narrow_group(self, group: Group, body: Body) -> Group:
-        """Return with what a new pod of a group starts, or was started.
+    def _narrow_group(self, group: Group, pod: str) -> Group:
+        """Return with what a new pod of a group starts.
 
         One that replaces a pod of a group that runs starts alone. Where some have succeeded, and none runs or waits,
         those that replace the rest start together.
         """
-        if (started := pods.read_started_group(body)) is not None:
-            return replace(group, job=started[0], size=started[1])
         records = [record for record in self.store.records.values() if is_of(record.task.job, group.job)]
         running = [record.task for record in records if record.state == kinds.RUNNING]
         if running:
             # the pods of a group that is enlarged are more than it began with
             first_size = max((task.size for task in running if task.job == group.job), default=0)
             present = len(running) + sum(record.state == kinds.WAITING for record in records)
-            name = body["metadata"]["name"]
-            return replace(group, job=f"{group.job}/{name}", size=1, completes=present < first_size)
+            return replace(group, job=f"{group.job}/{pod}", size=1, completes=present < first_size)
         mates = [record for record in records if record.task.job == group.job]
         if not group.total or any(map(self._waits_at_gate, mates)):
             return group
