@@ -91,25 +91,33 @@ class JsonLines(logging.Formatter):
         return msgspec.json.encode(fields).decode()
 
 
-def limit_repeats(now: Callable[[], float] = time.monotonic) -> Callable[[logging.LogRecord], bool]:
-    """Make a filter of a log that passes each message once a minute, so that hostile clients cannot fill a disk.
-
-    Records with a traceback always pass.
+def limit_texts(now: Callable[[], float] = time.monotonic) -> Callable[[str], bool]:
+    """Make a check that passes each text once a minute, so that hostile clients cannot fill a disk.
 
     Args:
         now: A monotonic clock in s.
     """
     last_s: dict[str, float] = {}
 
-    def passes(record: logging.LogRecord) -> bool:
-        # the text before its arguments: its number is that of the messages in the code
-        current_s, text = now(), str(record.msg)
-        if not record.exc_info and current_s - last_s.get(text, -math.inf) < REPEAT_S:
+    def passes(text: str) -> bool:
+        current_s = now()
+        if current_s - last_s.get(text, -math.inf) < REPEAT_S:
             return False
         last_s[text] = current_s
         return True
 
     return passes
+
+
+def limit_repeats(now: Callable[[], float] = time.monotonic) -> Callable[[logging.LogRecord], bool]:
+    """Make a filter of a log that passes each message once a minute, and every record with a traceback.
+
+    Args:
+        now: A monotonic clock in s.
+    """
+    passes = limit_texts(now)
+    # the text before its arguments: its number is that of the messages in the code
+    return lambda record: passes(str(record.msg)) or bool(record.exc_info)
 
 
 def observe_requests(

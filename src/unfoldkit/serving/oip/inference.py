@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Protocol
 from unfoldkit.errors import UnfoldError
 from unfoldkit.serving.batching.batcher import Done, Limits, QueueFull, Result, RowSpan, WorkerThread
 from unfoldkit.serving.model import Array, Call, ModelDescription, Rejection
-from unfoldkit.serving.observability.access_log import REPEAT_S
+from unfoldkit.serving.observability.access_log import limit_texts
 from unfoldkit.serving.observability.metrics import ModelMetrics
 from unfoldkit.serving.oip.binary import BINARY_TYPE
 from unfoldkit.serving.oip.codec import InferenceRequest, RequestReader, ResponseWriter
@@ -62,7 +61,7 @@ class Endpoint:
     metrics: ModelMetrics
     log: logging.Logger
     decoder: WorkerThread = field(default_factory=lambda: WorkerThread("unfold-decode"))
-    logged_s: dict[str, float] = field(default_factory=dict)
+    passes_log: Callable[[str], bool] = field(default_factory=limit_texts)
 
     async def infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one POST to ``/v2/models/NAME/infer``."""
@@ -173,10 +172,8 @@ class Endpoint:
     def log_problem(self, problem: Exception | Rejection) -> None:
         """Log the failure of a model, not the mistake of a client; one that lasts is logged once a minute."""
         if isinstance(problem, UnfoldError):
-            now_s, text = time.monotonic(), str(problem)
-            if now_s - self.logged_s.get(text, -math.inf) >= REPEAT_S:
-                self.logged_s[text] = now_s
-                self.log.error("%s: %s", self.model.name, text)
+            if self.passes_log(str(problem)):
+                self.log.error("%s: %s", self.model.name, problem)
         elif isinstance(problem, Exception) and not isinstance(problem, (InvalidRequest, TooLarge, QueueFull)):
             self.log.error("%s failed", self.model.name, exc_info=problem)
 
