@@ -62,12 +62,11 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 MAX_NAME_LENGTH = 1000
 MAX_RELATIVE_S = 1e8
 """Numbers below count seconds from any start (three years); larger ones must be a time since 1970."""
-_LAST_EPOCH_S = 2e9
-"""Times since 1970 are recognized until 2033. Beyond, digits are often a date such as 2034010112."""
-_FIRST_EPOCHS_S = {1.0: 6e8, 1e3: 1e9, 1e6: 1e9, 1e9: 1e9}
+FIRST_EPOCH_S, _LAST_EPOCH_S = 6e8, 2e9
+"""From 1989 to 2033 times count from 1970: earlier ones are those of a load generator, and the digits of later ones are
+often a date such as 2034010112."""
+_FIRST_EPOCHS_S = {1.0: FIRST_EPOCH_S, 1e3: 1e9, 1e6: 1e9, 1e9: 1e9}
 """From when on, by units in a second: smaller numbers are rather a smaller unit since a boot, or ticks of .NET."""
-FIRST_EPOCH_S = 6e8
-"""From here on (1989) times count from 1970: they are stamps of a clock, not of a load generator."""
 MOONCAKE_FIELDS = frozenset(("input_length", "output_length"))
 """Fields of a request in Mooncake's form, in which ``timestamp`` counts milliseconds."""
 MAX_MOONCAKE_RATE = 200.0

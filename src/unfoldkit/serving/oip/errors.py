@@ -17,10 +17,12 @@ class InvalidRequest(ValueError):  # noqa: N818 - the client's mistake
 
 def find_refused_input(error: BaseException) -> InvalidRequest | None:
     """Return ONNX Runtime's refusal of an input, such as an id that an embedding lacks; ``None`` for other errors."""
+    if isinstance(error, InvalidRequest):
+        return error
     # the runtime's own exceptions share no base
-    if isinstance(error, InvalidRequest) or type(error).__name__ != "InvalidArgument":
-        return error if isinstance(error, InvalidRequest) else None
-    return InvalidRequest(str(error).rpartition("Status Message: ")[2])
+    if type(error).__name__ == "InvalidArgument":
+        return InvalidRequest(str(error).rpartition("Status Message: ")[2])
+    return None
 
 
 class TooLarge(Exception):  # noqa: N818 - the client's, not ours
