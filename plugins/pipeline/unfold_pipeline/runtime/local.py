@@ -320,7 +320,7 @@ class LocalRuntime:
     def _handle_failure(self, stage: StageRuntime, worker: Worker, failure: BatchFailure) -> None:
         """Try the rows of a batch on which the model raised an error one by one; a row that was alone has failed."""
         batch = worker.release_batch()
-        if failure.refused_input and self._flow.reads_request(batch[0].item[0]):
+        if failure.refused_input and self._flow.includes_request(batch[0].item[0]):
             batch[0].query.refused_input = failure.refused_input if len(batch) == 1 else ""
         else:
             _log_failure(stage, f"it failed on a batch of {len(batch)}", failure)

@@ -98,7 +98,7 @@ class PipelineIngress:
         try:
             answer = await self._handles[item[0]].remote(tensors)
         except InvalidRequest as error:
-            if not self._flow.reads_request(item[0]):
+            if not self._flow.includes_request(item[0]):
                 raise RuntimeError(f"the model of {stage} does not take its input") from error
             # Ray's class for both sides has a traceback as its text
             raise InvalidRequest(str(getattr(error, "cause", error))) from error

@@ -62,7 +62,7 @@ class StageDeployment:
         target_replicas: How many replicas there should be.
         gang_size: Replicas of the plan, which start together if ``placement`` has gangs.
         placement: Where replicas run.
-        reads_request: Whether the model reads what a client has sent.
+        includes_request: Whether its input includes what a client has sent.
         min_remaining_s: Least seconds that a query still takes from here on.
         hang_timeout_s: A replica that keeps a batch for longer exits.
         handle: Ray Serve's handle of the deployment.
@@ -85,7 +85,7 @@ class StageDeployment:
     target_replicas: int
     gang_size: int
     placement: PlacementPolicy
-    reads_request: bool = False
+    includes_request: bool = False
     min_remaining_s: float = 0.0
     hang_timeout_s: float = math.inf
     handle: Any = None
@@ -154,7 +154,7 @@ class StageDeployment:
     def record_failure(self, query: Query, cause: object = None) -> None:
         """Count a query on which the model failed, and keep why it does not take what the client sent."""
         self.failed += 1
-        query.refused_input = str(cause) if self.reads_request and isinstance(cause, InvalidRequest) else ""
+        query.refused_input = str(cause) if self.includes_request and isinstance(cause, InvalidRequest) else ""
         query.failed_stage = self.name
 
 
@@ -195,7 +195,7 @@ class RayRuntime:
                 target_replicas=stage.config.replicas,
                 gang_size=stage.config.replicas,
                 placement=placement or PlacementPolicy(),
-                reads_request=self._flow.reads_request(index),
+                includes_request=self._flow.includes_request(index),
                 min_remaining_s=stage.min_remaining_s,
                 hang_timeout_s=stage.hang_timeout_s,
                 speed=BatchSpeed(stage.latency_s),

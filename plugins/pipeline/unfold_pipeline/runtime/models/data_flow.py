@@ -59,8 +59,8 @@ class DataFlow:
     feeds: tuple[StageFeed | None, ...]
     signatures: tuple[ModelSignature | None, ...]
 
-    def reads_request(self, stage: int) -> bool:
-        """Return whether the model of a stage reads what a client has sent."""
+    def includes_request(self, stage: int) -> bool:
+        """Return whether the input of a stage includes what a client has sent, alone or beside outputs."""
         feed = self.feeds[stage]
         return feed is None or any(source.stage is None for item in feed.inputs for source in item.sources)
 
