@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,13 @@ def test_the_largest_score_is_that_of_the_stated_label(tmp_path: Path, operator:
     else:
         with pytest.raises(UnfoldError, match=message):
             probe_file(checked)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_that_reading_a_file_needed_is_not_counted(tmp_path: Path) -> None:
+    """A model is planned with what remains once it is loaded: its weights, and feature maps."""
+    path = write_model(tmp_path / "a.onnx", size=(3000,), width=4000)
+    assert probe_file(check_file(make_member(path))).bytes < 1.6 * path.stat().st_size
 
 
 def read_classes(folder: Path, classes: tuple[str, ...], *stated: Any) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from unfoldkit.api import Diagnostic, Progress, RunDir, UnfoldError, user_error
 from unfoldkit.safe_io.files import parse_object
 
 PROFILE_FILE = "members.json"
-PROFILE_VERSION = 5
+PROFILE_VERSION = 6
 """Increase it when the measurement changes, so that members are measured again."""
 ORDER_BATCH = 32
 """Members are ordered by the latency of so many rows; a model of fewer rows computes them in parts."""

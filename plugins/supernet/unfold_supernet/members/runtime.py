@@ -132,13 +132,14 @@ class MemberPool:
             _check_unchanged(file)
         for evicted in self.residency.acquire(index):
             self.sessions.pop(evicted, None)
-            release_free_memory()
         if index not in self.sessions:
             try:
                 self.sessions[index] = _open(file)
             except UnfoldError:
                 self.residency.resident -= {index}
                 raise
+            # of closed sessions, and what reading the file needed
+            release_free_memory()
             self.load_s += self.clock() - start
         self.failures.pop(index, None)
         return self.sessions[index]
