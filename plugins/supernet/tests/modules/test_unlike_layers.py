@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -285,6 +286,14 @@ def test_operators_without_a_form_in_onnx_are_refused(layer: nn.Module, size: tu
     """The layer or operator is named before the training, not when the trained members are exported."""
     with pytest.raises(UnfoldError, match=message):
         elastic(nn.Sequential(layer), torch.randn(3, *size), widths=(0.5, 1))
+
+
+def test_a_trial_conversion_does_not_trace_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators that are converted on trial are traced once; a trace of a large network takes seconds."""
+    trace = Mock(wraps=torch.export.export)
+    monkeypatch.setattr(torch.export, "export", trace)
+    onnx_export.check_export(nn.Sequential(nn.Linear(6, 16), nn.Mish()).eval(), torch.randn(3, 6))
+    assert trace.call_count == 1
 
 
 def test_norms_by_the_batch_are_refused() -> None:

@@ -83,8 +83,8 @@ def get_lock() -> AbstractContextManager[bool]:
 
 
 @call_alone
-def export_onnx(module: nn.Module, example: Inputs) -> bytes:
-    """Export a module as ONNX with input ``x``, a second one ``extra`` and output ``y``, for any number of rows."""
+def export_onnx(module: Any, example: Inputs) -> bytes:
+    """Export a module, or a traced one, as ONNX with inputs ``x`` and ``extra`` and output ``y``, for any row count."""
     rows = take_two_rows(example)
     with _quiet_loggers(), warnings.catch_warnings():
         # what it warns of does not keep a module from being exported
@@ -93,7 +93,9 @@ def export_onnx(module: nn.Module, example: Inputs) -> bytes:
             return _convert(module, rows, rows)
         # it raises a class of its own for operators that it converts in some of their forms only
         except Exception:
-            program = torch.export.export(module, rows, dynamic_shapes=_free_rows(rows), strict=False)
+            program: Any = module
+            if isinstance(module, nn.Module):
+                program = torch.export.export(module, rows, dynamic_shapes=_free_rows(rows), strict=False)
             try:
                 return _convert(program.run_decompositions(), (), rows)
             # of both reasons, the one that names the operator of the user's code is raised
@@ -207,7 +209,7 @@ def check_export(module: nn.Module, example: Inputs) -> None:
     if not isinstance(traced, Exception):
         if _is_common(traced):
             return
-        failure = _try_conversion(module, rows)
+        failure = _try_conversion(traced, rows)
         if failure is not None:
             where = _find_layer(traced, failure)
             message = f"{where} cannot be converted to ONNX: {_describe_conversion(failure)}"
@@ -298,8 +300,8 @@ def _is_count(node: torch.fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.SymInt)
 
 
-def _try_conversion(module: nn.Module, rows: tuple[Tensor, ...]) -> Exception | None:
-    """Convert a module, and run its ONNX model with more rows than it was traced with; return the error."""
+def _try_conversion(module: Any, rows: tuple[Tensor, ...]) -> Exception | None:
+    """Convert a module, or a traced one, and run its ONNX model with more rows than the example; return the error."""
     more = tuple(torch.cat([tensor, tensor[:1]]) for tensor in rows)
     feed = {name: tensor.numpy() for name, tensor in zip(INPUT_NAMES, more, strict=False)}
     try:
