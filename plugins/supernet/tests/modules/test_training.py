@@ -87,8 +87,9 @@ def test_killed_training_ends_with_the_same_weights(optimizer: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         training.fit(broken, x[:256], y[:256], options, die, store)
     epochs: list[int] = []
-    training.fit(resumed, x[:256], y[:256], options, lambda epoch, _epochs: epochs.append(epoch), store)
+    seconds = training.fit(resumed, x[:256], y[:256], options, lambda epoch, _epochs: epochs.append(epoch), store)
     assert epochs == [3]
+    assert seconds > float(load_tensors(kept[1])["seconds"]) > 0
     expected, state = whole.state_dict(), resumed.state_dict()
     assert all(torch.equal(expected[key], state[key]) for key in expected)
 
@@ -160,3 +161,14 @@ def test_rows_with_an_id_that_an_embedding_lacks_are_named() -> None:
     x[280, 2] = 20
     with pytest.raises(UnfoldError, match=r"fails for row 280: .*\(an embedding has the ids from 0 to"):
         training.fit(family, x, y, FitOptions(epochs=1), rows=torch.arange(200))
+
+
+def test_ids_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that continues does not compute all rows again for it."""
+    x, y = torch.arange(300)[:, None] % 20 + torch.zeros(300, 4, dtype=torch.int64), torch.arange(300) % 3
+    family = elastic(nn.Sequential(nn.EmbeddingBag(20, 8), nn.Linear(8, 16), nn.Linear(16, 3)), x[:2], widths=(0.5, 1))
+    kept: list[bytes] = []
+    store = training.CheckpointStore(lambda: kept[-1] if kept else None, kept.append)
+    training.fit(family, x, y, FitOptions(epochs=1), store=store)
+    monkeypatch.setattr(training, "_run_rows", lambda *_args: pytest.fail("rows are computed again"))
+    training.fit(family, x, y, FitOptions(epochs=2), store=store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -65,9 +66,10 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     whole = train_supernet(problem, run.directory, run.progress)
     directory = RunDir(tmp_path / "broken")
     with pytest.raises(KeyboardInterrupt):
-        train_supernet(problem, directory, _dies)
+        train_supernet(problem, directory, _dies, itertools.count(0, 1000).__next__)
     resumed = train_supernet(problem, directory, run.progress)
     assert resumed.steps == whole.steps
+    assert resumed.training_s > 1000
     for name, tensor in whole.supernet.weights.items():
         assert torch.equal(tensor, resumed.supernet.weights[name]), name
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -60,7 +59,6 @@ def train_module(
     problem: ModuleProblem,
     directory: RunDir,
     progress: Progress,
-    clock: Callable[[], float] = time.perf_counter,
 ) -> ModuleResult:
     """Make a family of the module, train it, measure every member, and write the run.
 
@@ -68,13 +66,12 @@ def train_module(
         problem: The resolved spec.
         directory: The run: receives weights, ONNX models, predictions and the record.
         progress: Receives progress.
-        clock: Source of time, in seconds.
 
     Raises:
         UnfoldError: The module cannot be loaded, is not elastic, or its training diverged.
     """
     torch.set_num_threads(problem.threads)
-    data, start = problem.data, clock()
+    data = problem.data
     progress("trace module", 0, 1)
     module = load_module(problem.source, len(data.names), problem.seed)
     code = digest_code(module, problem.source.module)
@@ -82,8 +79,7 @@ def train_module(
     arrays = _name_arrays(module, data)
     family = _trace_family(problem, module, arrays, progress)
     untrained = copy.deepcopy(family)
-    _train_family(problem, family, directory, progress)
-    training_s = clock() - start
+    training_s = _train_family(problem, family, directory, progress)
     temperatures = {member.name: _fit_temperature(family, member.name, data) for member in family.members()}
     contents = _export_members(family, data, temperatures, progress)
     contents, precisions = _choose_precisions(problem, contents, arrays, progress)
@@ -204,15 +200,15 @@ def _check_outputs(family: ElasticFamily, count: int, task: Task) -> None:
         raise user_error(message, key="model.from", hint="remove the softmax at its end")
 
 
-def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunDir, progress: Progress) -> None:
-    """Train the family, or read the state that an earlier command trained."""
+def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunDir, progress: Progress) -> float:
+    """Train the family, or read the state that an earlier command trained; return the seconds of training."""
     data = problem.data
     made_from = _compute_fingerprint(problem)
     if directory.has(STATE_FILE, made_from=made_from):
         with directory.decoding(STATE_FILE, "tensors") as content:
             family.load_state_dict(load_tensors(content))
-        return
-    fit(
+        return 0.0
+    seconds = fit(
         family,
         torch.from_numpy(data.x),
         torch.from_numpy(make_training_targets(data)),
@@ -224,6 +220,7 @@ def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunD
     )
     state = {key: tensor.contiguous() for key, tensor in family.state_dict().items()}
     directory.write(STATE_FILE, save(state), made_from=made_from)
+    return seconds
 
 
 def _compute_fingerprint(problem: ModuleProblem) -> str:

@@ -136,7 +136,7 @@ class ModuleResult:
         attentions: Number of attention layers that lose heads.
         skippable: Number of blocks that may be skipped.
         inelastic: Path and reason of each part that is shared in full.
-        training_s: Seconds of training; about 0 if the run was already trained.
+        training_s: Seconds of training, with those before it was killed; about 0 if the run was already trained.
         load_s: Seconds to load the largest member into ONNX Runtime.
         precisions: Choice of int8 or float32; empty without ``max_int8_loss``.
         takes_extra: Whether the module takes the numbers beside its inputs.

@@ -7,6 +7,7 @@ Each step sums the gradients of all members of a short list; of a long one, of t
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ def fit(
     store: CheckpointStore | None = None,
     rows: Tensor | None = None,
     extra: Tensor | None = None,
-) -> None:
+) -> float:
     """Train a family's shared weights in place, then compute each member's norm statistics.
 
     The batches, the random members and the random numbers of the layers of an epoch depend on the seed and the epoch
@@ -83,6 +84,9 @@ def fit(
         extra: The second inputs (n, *other) of a module with two.
         rows: Which rows to train on; all by default. Inputs that are mapped from a file are read batch by batch.
 
+    Returns:
+        Seconds of training, with those before it was killed.
+
     Raises:
         UnfoldError: The weights are no longer finite, inputs and targets differ in length, the network fails for a row,
             or the stored state is that of another training.
@@ -93,14 +97,17 @@ def fit(
     _check_options(family, options)
     _check_targets(family, y, options)
     inputs = _list_inputs(family, x, extra)
-    _check_ids(family, inputs)
     optimizer = _make_optimizer(family, options)
+    start = time.perf_counter()
+    completed, earlier_s = (0, 0.0) if store is None else _restore(family, optimizer, store)
+    if not completed:
+        _check_ids(family, inputs)
     train = torch.arange(len(x)) if rows is None else rows
     batches = max(1, len(train) // options.batch)
     names = [member.name for member in family.members()]
     for member in family.members():
         member.skeleton.train()
-    for epoch in range(0 if store is None else _restore(family, optimizer, store), options.epochs):
+    for epoch in range(completed, options.epochs):
         rng = np.random.default_rng([options.seed, epoch])
         order = train[torch.from_numpy(rng.permutation(len(train)))]
         with torch.random.fork_rng(devices=[]):
@@ -120,10 +127,11 @@ def fit(
             message = f"training diverged: the weights are not finite after epoch {epoch + 1}"
             raise user_error(message, key="training.rate", hint="lower rate or clip, or scale the inputs")
         if store is not None:
-            store.write(_pack_state(family, optimizer, epoch + 1))
+            store.write(_pack_state(family, optimizer, epoch + 1, earlier_s + time.perf_counter() - start))
         progress(epoch + 1, options.epochs)
     order = torch.from_numpy(np.random.default_rng([options.seed, 0xCA1]).permutation(len(train)))
     family.calibrate(x, train[order[: options.calibrate]], extra=extra)
+    return earlier_s + time.perf_counter() - start
 
 
 def _list_inputs(family: ElasticFamily, x: Tensor, extra: Tensor | None) -> tuple[Tensor, ...]:
@@ -209,28 +217,28 @@ def _check_columns(y: Tensor, outputs: int, task: str) -> None:
         raise user_error("a target is not finite", hint="drop rows without a target")
 
 
-def _pack_state(family: ElasticFamily, optimizer: torch.optim.Optimizer, epoch: int) -> bytes:
-    """Serialize weights, buffers, the optimizer's moments and the number of completed epochs."""
+def _pack_state(family: ElasticFamily, optimizer: torch.optim.Optimizer, epoch: int, seconds: float) -> bytes:
+    """Serialize weights, buffers, the optimizer's moments, the number of completed epochs and their seconds."""
     tensors = {f"family/{key}": tensor.contiguous() for key, tensor in family.state_dict().items()}
     for name, weight in family.weights.items():
         for key, value in optimizer.state.get(weight, {}).items():
             if value is not None:
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).contiguous()
-    return bytes(save(tensors | {"epoch": torch.tensor(epoch)}))
+    return bytes(save(tensors | {"epoch": torch.tensor(epoch), "seconds": torch.tensor(seconds)}))
 
 
-def _restore(family: ElasticFamily, optimizer: torch.optim.Optimizer, store: CheckpointStore) -> int:
-    """Restore the stored state, if there is one; return the completed epochs.
+def _restore(family: ElasticFamily, optimizer: torch.optim.Optimizer, store: CheckpointStore) -> tuple[int, float]:
+    """Restore the stored state, if there is one; return the completed epochs and their seconds.
 
     Raises:
         UnfoldError: The file holds no state, or that of other weights.
     """
     stored = store.read()
     if stored is None:
-        return 0
+        return 0, 0.0
     with decoding(store.file, "the state of this training"):
         tensors = load_tensors(stored)
-        epoch = int(tensors.pop("epoch"))
+        epoch, seconds = int(tensors.pop("epoch")), float(tensors.pop("seconds", 0.0))
         family.load_state_dict(
             {key.removeprefix("family/"): tensor for key, tensor in tensors.items() if key.startswith("family/")}
         )
@@ -242,7 +250,7 @@ def _restore(family: ElasticFamily, optimizer: torch.optim.Optimizer, store: Che
                 if tensor.shape not in (torch.Size(), weight.shape):
                     raise ValueError(f"{path} has another shape than {name}")
                 optimizer.state[weight][key] = tensor
-    return epoch
+    return epoch, seconds
 
 
 def _draw_members(names: list[str], samples: int, rng: np.random.Generator) -> list[str]:

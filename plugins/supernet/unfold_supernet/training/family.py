@@ -39,7 +39,7 @@ class TrainedSupernet:
     Attributes:
         supernet: Weights and bound subnets.
         steps: Training steps by subnet.
-        training_s: Seconds of training; about 0 if the run was already trained.
+        training_s: Seconds of training, with those before it was killed; about 0 if the run was already trained.
         search: Result of the search, if the space was searched.
     """
 
@@ -65,7 +65,7 @@ def train_supernet(
     space, made_from = problem.space, compute_fingerprint(problem)
     finished_from = fingerprint(made_from, CALIBRATION)
     start = clock()
-    state = _train_subnets(problem, space.subnets, directory, progress, made_from, checkpoint.CHECKPOINT_FILE)
+    state = _train_subnets(problem, space.subnets, directory, progress, made_from, checkpoint.CHECKPOINT_FILE, clock)
     search = _search(problem, state.weights) if problem.is_searched else None
     members = space if search is None else replace(space, subnets=search.subnets)
     if not directory.has(SPACE_FILE, made_from=finished_from):
@@ -75,7 +75,7 @@ def train_supernet(
             for subnet in members.subnets
         }
         checkpoint.write_supernet(directory, members, state.weights, norms, finished_from, temperatures)
-    return TrainedSupernet(checkpoint.read_supernet(directory), state.steps, clock() - start, search)
+    return TrainedSupernet(checkpoint.read_supernet(directory), state.steps, state.earlier_s + clock() - start, search)
 
 
 def train_standalone(problem: TrainingProblem, subnet: Subnet, directory: RunDir, progress: Progress) -> SubnetQuality:
@@ -106,6 +106,7 @@ def _train_subnets(
     progress: Progress,
     made_from: str,
     file: str,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> TrainingState:
     """Train some subnets and store the state in ``file`` after each epoch; the weights accept raw inputs."""
     options, space, data = problem.options, problem.space, problem.data
@@ -116,12 +117,16 @@ def _train_subnets(
     if directory.has(file, made_from=made_from):
         with directory.decoding(file, "the state of this training") as content:
             state = unpack_state(content, names, state.weights)
+    start = clock()
     label = f"train {standalone.name} standalone" if standalone else "train supernet"
     epochs = count_epochs(build_phases(subnets, options), options)
+    if state.epoch == epochs:
+        state = replace(state, earlier_s=0.0)
     progress(label, state.epoch, epochs)
 
     def save_state(current: TrainingState) -> None:
-        directory.write(file, pack_state(current, names), made_from=made_from)
+        content = pack_state(replace(current, earlier_s=current.earlier_s + clock() - start), names)
+        directory.write(file, content, made_from=made_from)
         progress(label, current.epoch, epochs)
 
     if problem.form != "mlp":
@@ -179,6 +184,7 @@ def pack_state(state: TrainingState, names: Sequence[str]) -> bytes:
     tensors |= {f"momentum/{name}": tensor.contiguous() for name, tensor in state.momentum.items()}
     tensors |= {f"teacher/{name}": tensor.contiguous() for name, tensor in state.teacher.items()}
     tensors["epoch"] = torch.tensor(state.epoch)
+    tensors["seconds"] = torch.tensor(state.earlier_s)
     tensors["steps"] = torch.tensor([state.steps.get(name, 0) for name in names])
     return bytes(save(tensors))
 
@@ -200,10 +206,12 @@ def unpack_state(content: bytes, names: Sequence[str], untrained: Weights) -> Tr
         for prefix in ("weights/", "momentum/", "teacher/")
     )
     steps = dict(zip(names, tensors["steps"].tolist(), strict=True))
-    epoch = int(tensors["epoch"])
+    epoch, seconds = int(tensors["epoch"]), float(tensors.get("seconds", 0.0))
     if weights.keys() != untrained.keys():
         raise ValueError("it has other weights")
     for name, tensor in (item for part in (weights, momentum, teacher) for item in part.items()):
         if tensor.shape != untrained[name].shape:
             raise ValueError(f"{name} has another shape")
-    return TrainingState(epoch=epoch, weights=weights, momentum=momentum, steps=steps, teacher=teacher)
+    return TrainingState(
+        epoch=epoch, weights=weights, momentum=momentum, steps=steps, teacher=teacher, earlier_s=seconds
+    )

@@ -178,7 +178,7 @@ class TrainingResult:
         verdict: What the test rows say of the family.
         switch_costs: Cost of a model switch.
         steps: Training steps.
-        training_s: Seconds of training; about 0 if the run was already trained.
+        training_s: Seconds of training, with those before it was killed; about 0 if the run was already trained.
         search: Result of the search, if the space was searched.
     """
 

@@ -39,6 +39,7 @@ class TrainingState:
         momentum: Momentum by weight.
         steps: Training steps by subnet.
         teacher: Weights of the largest subnet before shrinking, under progressive shrinking.
+        earlier_s: Seconds of earlier commands.
     """
 
     epoch: int
@@ -46,6 +47,7 @@ class TrainingState:
     momentum: Weights
     steps: dict[str, int]
     teacher: Weights = field(default_factory=dict)
+    earlier_s: float = 0.0
 
 
 SaveState = Callable[[TrainingState], None]
@@ -134,7 +136,7 @@ def _train_epoch(
             steps[subnet.name] = steps.get(subnet.name, 0) + 1
     detached = {name: tensor.detach() for name, tensor in weights.items()}
     momentum = _read_momentum(optimizer, weights)
-    return TrainingState(epoch=epoch + 1, weights=detached, momentum=momentum, steps=steps, teacher=state.teacher)
+    return replace(state, epoch=epoch + 1, weights=detached, momentum=momentum, steps=steps)
 
 
 def compute_rate_factor(step: int, phase: Phase, options: TrainingOptions, batches: int) -> float:

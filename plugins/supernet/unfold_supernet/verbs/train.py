@@ -29,7 +29,7 @@ def _train_module(spec: SupernetSpec, run: Run) -> Report:
     from unfold_supernet.modules.evaluation import train_module
     from unfold_supernet.report.module import build_module_report
 
-    result = train_module(problem, run.directory, run.progress, run.clock)
+    result = train_module(problem, run.directory, run.progress)
     return build_module_report(problem, result, run.directory)
 
 
