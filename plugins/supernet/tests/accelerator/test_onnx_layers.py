@@ -263,6 +263,13 @@ def test_operators_of_onnx_runtime_on_integers_are_followed(tmp_path: Path) -> N
     assert family.subnets[0].macs.tolist() == [30]
 
 
+def test_layers_that_no_output_needs_are_not_counted(tmp_path: Path) -> None:
+    """An auxiliary head whose output was removed costs nothing, whatever its operators are."""
+    head = (helper.make_node("Conv", ["b", "w1"], ["z"], "spare"), helper.make_node("NonZero", ["z"], ["ids"]))
+    path = write_graph(tmp_path / "net.onnx", (*CNN[:4], *head, *CNN[4:]), WEIGHTS, ("n", 3, 32, 32))
+    assert read_onnx_layers(path, "mine", 70.0).layers == ("stem", "apart", "point", "head", "mix")
+
+
 def test_layers_of_one_name_are_numbered(tmp_path: Path) -> None:
     """A layer keeps its name if it is free, and is numbered otherwise; weights that several read are mentioned."""
     names = ("a#2", "a", "a", "a")

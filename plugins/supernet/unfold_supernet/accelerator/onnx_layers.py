@@ -89,6 +89,7 @@ def read_onnx_layers(path: Path, family_name: str, accuracy: float, key: str = "
         raise _reject(path, key, "not an ONNX model", "export it with torch.onnx.export") from error
     if not model.ir_version or not model.graph.node:
         raise _reject(path, key, "not an ONNX model: it has no graph", "export it with torch.onnx.export")
+    _drop_unused(model.graph)
     _replace_runtime_operators(model.graph.node)
     _check_operators(model.graph.node, path, key)
     shapes = _infer_shapes(model, path, key)
@@ -118,6 +119,17 @@ def read_onnx_layers(path: Path, family_name: str, accuracy: float, key: str = "
 
 def _reject(path: Path, key: str, message: str, hint: str) -> UnfoldError:
     return user_error(message, file=str(path), key=key, hint=hint)
+
+
+def _drop_unused(graph: Any) -> None:
+    """Drop the nodes on which no output depends, in place: no runtime computes them."""
+    needed, kept = {output.name for output in graph.output}, list[Any]()
+    for node in reversed(graph.node):
+        if not needed.isdisjoint(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
 
 
 def _replace_runtime_operators(nodes: Sequence[Any]) -> None:
