@@ -141,18 +141,21 @@ def test_second_training_reads_the_stored_weights(trained: Path) -> None:
 
 
 def test_the_code_of_a_network_is_what_it_was_trained_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The digest of a network's code changes with any file that defines its layers, as shapes alone do not."""
+    """The digest of a network's code changes with a file of its layers or of functions they call, as no shape does."""
     monkeypatch.syspath_prepend(tmp_path)
     source = ModuleSource(module="mine", function="net", folder=tmp_path, arguments={}, weights=None)
     (tmp_path / "mine.py").write_text("from gates import Gate\n\ndef net(): return Gate(2, 2)\n", "utf-8")
-    gate = "import torch\n\nclass Gate(torch.nn.Linear):\n    def forward(self, x): return super().forward(x).relu()\n"
+    code = "import torch\nfrom maths import act\n\nclass Gate(torch.nn.Linear):\n"
+    gate = code + "    def forward(self, x): return act(super().forward(x))\n"
     digests = []
-    for text in (gate, gate, gate.replace("relu", "sigmoid")):
+    for text, name in ((gate, "relu"), (gate, "relu"), (f"{gate}\n", "relu"), (gate, "sigmoid")):
         (tmp_path / "gates.py").write_text(text, "utf-8")
-        for name in ("mine", "gates"):
-            monkeypatch.delitem(sys.modules, name, raising=False)
-        digests.append(digest_code(load_module(source, 2, 0), "mine"))
-    assert digests[0] == digests[1] != digests[2]
+        (tmp_path / "maths.py").write_text(f"def act(x): return x.{name}()\n", "utf-8")
+        for module in ("mine", "gates", "maths"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        digests.append(digest_code(load_module(source, 2, 0), source))
+    assert digests[0] == digests[1]
+    assert len({*digests}) == 3
 
 
 def test_served_labels_are_those_of_the_onnx_members(trained: Path) -> None:

@@ -74,7 +74,7 @@ def train_module(
     data = problem.data
     progress("trace module", 0, 1)
     module = load_module(problem.source, len(data.names), problem.seed)
-    code = digest_code(module, problem.source.module)
+    code = digest_code(module, problem.source)
     problem = replace(problem, fingerprint_parts=(*problem.fingerprint_parts, code))
     arrays = _name_arrays(module, data)
     family = _trace_family(problem, module, arrays, progress)

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +62,37 @@ def load_module(source: ModuleSource, classes: int, seed: int) -> nn.Module:
     return module
 
 
-def digest_code(module: nn.Module, source: str) -> str:
+def digest_code(module: nn.Module, source: ModuleSource) -> str:
     """Compute the digest of the code that makes a module, and of its layers as they print.
+
+    The code is that of the user's function and of the layers, and what else is imported from the user's folder: layers
+    may call its functions.
 
     Args:
         module: The module.
-        source: Name of the Python module with the user's function.
+        source: Where it comes from.
     """
-    names = {source, *(type(layer).__module__ for layer in module.modules())}
-    files = {getattr(sys.modules.get(name), "__file__", None) for name in names}
-    contents = [Path(file).read_bytes() for file in files if file and Path(file).is_file()]
+    names = {source.module, *(type(layer).__module__ for layer in module.modules())}
+    files = {file for name, file in _list_imported() if name in names or _is_written_in(source.folder, file)}
+    contents = [Path(file).read_bytes() for file in files if Path(file).is_file()]
     # in an order that does not depend on where the files lie
     digests = sorted(hashlib.sha256(content).hexdigest() for content in contents)
     return fingerprint(ADDRESS.sub("", repr(module)), *digests)
+
+
+def _list_imported() -> Iterator[tuple[str, str]]:
+    """List the names and files of all imported modules; some define no file, or compute attributes when asked."""
+    for name, module in [*sys.modules.items()]:
+        file = getattr(module, "__dict__", {}).get("__file__")
+        if isinstance(file, str):
+            yield name, file
+
+
+def _is_written_in(folder: Path, file: str) -> bool:
+    """Check that a file lies in a folder, and is not installed there."""
+    path = Path(file)
+    is_installed = "site-packages" in path.parts or any(map(path.is_relative_to, (sys.prefix, sys.base_prefix)))
+    return path.is_relative_to(folder) and not is_installed
 
 
 def _accepts(function: Callable[..., Any], argument: str) -> bool:
