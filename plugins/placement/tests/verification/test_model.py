@@ -12,6 +12,7 @@ import pytest
 
 from plugins.placement.tests.cases import cluster, policy
 from unfold_placement.core.controller import Controller
+from unfold_placement.core.feasibility import EMPTIED_ARRAYS
 from unfold_placement.core.types import Task
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.policies.shared.admission_queue import AdmissionQueue
@@ -50,6 +51,7 @@ def list_shared(first: Controller, second: Controller) -> list[Any]:
     """Return what two controllers share beside what no action changes: rows by name, groups of nodes, some arrays."""
     table, view = first.table, first.view
     fixed = [getattr(table.state, name) for name in FIXED_ARRAYS]
+    fixed += [getattr(view.empty_cluster.state, name) for name in EMPTIED_ARRAYS if view.empty_cluster.state]
     known = [*fixed, table.task_rows, table.node_rows, view.label_groups, view.empty_cluster.capacity]
     constant = set().union(*(list_mutable(item, {}) for item in known))
     common = list_mutable(first, {}).keys() & list_mutable(second, {}).keys()

@@ -20,6 +20,9 @@ from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.state import StateArrays, build_max_tree
 from unfold_placement.core.types import ANYWHERE, MANY, MILLI, QUEUE, Task, shorten_rule
 
+EMPTIED_ARRAYS = ("free", "free_tree", "device", "device_used", "available", "pool", "is_reserved")
+"""Arrays of the empty cluster that are not those of the table."""
+
 
 @dataclass(slots=True)
 class EmptyCluster:
@@ -40,6 +43,16 @@ class EmptyCluster:
     capacity: Int64Array = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     state: StateArrays | None = None
     reasons: dict[bytes, str] = field(default_factory=dict)
+
+    def copy_for(self, table: ResourceTable) -> EmptyCluster:
+        """Return an independent copy for a copy of the table.
+
+        The arrays that no table shares stay as they are: compiled code restores what it changes in them.
+        """
+        copied = EmptyCluster(table, self.rules_version, self.seen_version, self.capacity, None, dict(self.reasons))
+        if self.state is not None and self._is_current(self.state):
+            copied.state = table.state._replace(**{name: getattr(self.state, name) for name in EMPTIED_ARRAYS})
+        return copied
 
     def why_impossible(self, unit: Sequence[Task]) -> str:
         """Return why a unit cannot run even on the empty cluster; empty if it can.
@@ -71,7 +84,7 @@ class EmptyCluster:
         fitting = np.zeros(len(self.table.nodes), np.uint8)
         marks, free_at = np.empty_like(fitting), np.full(fitting.size, np.inf)
         running = np.flatnonzero(state.status[: len(self.table.tasks)] == kernel.RUNNING).astype(np.int32)
-        running = running[np.argsort(state.end_s[running], kind="stable")]
+        running = running[state.end_s[running].argsort(kind="stable")]
         ready = np.empty(fitting.size)
         for row in self._distinct_rows(rows):
             kernel.call_mark_fitting(empty, row, QUEUE, marks)
@@ -80,7 +93,7 @@ class EmptyCluster:
             free_at = np.minimum(free_at, np.where(marks, ready, np.inf))
         # the run time of a task on a live cluster may be unknown: its end is then in the past
         free_at = np.maximum(free_at, self.table.now)
-        demanded = self.table.demand_by_kind[rows].sum(axis=0) > 0
+        demanded = self.table.demand_by_kind[rows].any(axis=0)
         free = (state.free[:, : demanded.size] / np.maximum(self.capacity, 1))[:, demanded].sum(axis=1)
         candidates = np.flatnonzero(fitting)
         candidates = candidates[np.lexsort((-free[candidates], free_at[candidates]))]
@@ -102,6 +115,8 @@ class EmptyCluster:
     def _distinct_rows(self, rows: Int32Array) -> list[int]:
         """Return the last row of each kind of task: with one demand, and with one request to the standing rules."""
         state = self.table.state
+        if kernel.call_are_alike(state, rows, QUEUE):
+            return [int(rows[-1])]
         demands, requested = state.demand[rows], np.where(state.request_phase[rows] < QUEUE, state.requested[rows], -1)
         keys = (demand.tobytes() + request.tobytes() for demand, request in zip(demands, requested, strict=True))
         return list(dict(zip(keys, rows.tolist(), strict=True)).values())
@@ -112,7 +127,7 @@ class EmptyCluster:
         if not self.capacity.size:
             rows = [[node.capacity.get(kind, 0) for kind in table.resource_kinds] for node in table.nodes]
             self.capacity = np.array(rows, np.int64).reshape(len(table.nodes), len(table.resource_kinds))
-        if self.seen_version != self.rules_version or self.state is None:
+        if self.state is None or not self._is_current(self.state):
             self.seen_version, self.reasons = self.rules_version, {}
             free, device_used = self._empty_amounts()
             free = np.where(state.is_up[:, None] > 0, free, -1)
@@ -125,14 +140,13 @@ class EmptyCluster:
                 pool=np.where(state.scope > 0, MANY * MILLI, 0),
                 is_reserved=np.zeros_like(state.is_reserved),
             )
-        elif (
-            self.state.demand is not state.demand
-            or self.state.column is not state.column
-            or self.state.available.shape != state.available.shape
-        ):
-            self.seen_version = -1
-            return self._refresh()
         return self.state
+
+    def _is_current(self, empty: StateArrays) -> bool:
+        """Whether arrays of the empty cluster are those of the present rules, and no array has grown since."""
+        state, is_seen = self.table.state, self.seen_version == self.rules_version
+        has_grown = empty.demand is not state.demand or empty.column is not state.column
+        return is_seen and not has_grown and empty.available.shape == state.available.shape
 
     def _empty_amounts(self) -> tuple[Int64Array, Int64Array]:
         """Return ``free`` and ``device_used`` as if nothing ran."""

@@ -742,6 +742,7 @@ call_assign_unit = without_dispatch(assign_unit)
 call_has_unit_resources = without_dispatch(has_unit_resources)
 call_mark_admitted = without_dispatch(mark_admitted)
 call_mark_fitting = without_dispatch(mark_fitting)
+call_are_alike = without_dispatch(are_alike)
 call_shortest_prefix = without_dispatch(shortest_prefix)
 call_forecast_free_times = without_dispatch(forecast_free_times)
 call_has_cluster_resources = without_dispatch(has_cluster_resources)
@@ -763,6 +764,6 @@ def compile_live_functions(state: StateArrays) -> None:
         "hopeless": np.zeros((1, 1), np.uint8),
     }  # fmt: skip
     functions = [start_task, enqueue, log_event, mark_dirty, first_fit, mark_fitting, next_candidate, next_admissible]
-    functions += [revive_shapes, assign_unit, has_unit_resources, mark_admitted, shortest_prefix, forecast_free_times]
-    functions += [allocate, release, finish_task, recheck_requesters, clear_column, start_fitting, submit_task]
-    compile_ahead([*functions, has_cluster_resources], samples)
+    functions += [revive_shapes, assign_unit, has_unit_resources, mark_admitted, are_alike, shortest_prefix]
+    functions += [forecast_free_times, allocate, release, finish_task, recheck_requesters, clear_column]
+    compile_ahead([*functions, start_fitting, submit_task, has_cluster_resources], samples)

@@ -641,8 +641,7 @@ def _copy_method(value: MethodType, memo: dict[int, Any]) -> MethodType:
 
 
 def _copy_empty_cluster(value: EmptyCluster, memo: dict[int, Any]) -> EmptyCluster:
-    table = memo[id(value.table)]
-    return EmptyCluster(table, value.rules_version, value.seen_version, value.capacity, None, dict(value.reasons))
+    return value.copy_for(memo[id(value.table)])
 
 
 UNSET = object()
