@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -83,13 +84,14 @@ def test_the_state_survives_as_json() -> None:
 def test_the_state_is_shared_and_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     """Two processes see one audit; repeated requests count once; another plan starts anew."""
     path = tmp_path / "gateway" / "state.sqlite"
-    first, second = (GatewayState(path, "plan", 0.02) for _ in "ab")
-    for k in range(40):
-        first.observe(f"r{k}", 1.0)
-        second.observe(f"r{k}", 1.0)
-    assert second.audit().audits == 40
-    assert GatewayState(path, "plan", 0.02).is_revoked
-    assert not GatewayState(path, "other", 0.02).is_revoked
+    with closing(GatewayState(path, "plan", 0.02)) as first, closing(GatewayState(path, "plan", 0.02)) as second:
+        for k in range(40):
+            first.observe(f"r{k}", 1.0)
+            second.observe(f"r{k}", 1.0)
+        assert second.audit().audits == 40
+    for plan, is_revoked in (("plan", True), ("other", False)):
+        with closing(GatewayState(path, plan, 0.02)) as state:
+            assert state.is_revoked == is_revoked
     broken = tmp_path / "b.sqlite"
     broken.write_bytes(b"not a database" * 100)
     with pytest.raises(UnfoldError, match="cannot be used"):
@@ -103,5 +105,5 @@ def test_money_of_a_killed_process_counts_as_spent(tmp_path: Path) -> None:
     assert state.reserve("a", 0.4, 1.0) is not None
     assert state.reserve("a", 0.7, 1.0) is None
     state.close()
-    again = GatewayState(path, "plan", None)
-    assert again.spent("a") == pytest.approx(0.4)
+    with closing(GatewayState(path, "plan", None)) as again:
+        assert again.spent("a") == pytest.approx(0.4)

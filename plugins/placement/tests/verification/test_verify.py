@@ -368,6 +368,7 @@ class KeepsObjects(Tires):
         self.kept = (itertools.count(3), Decimal("0.1"), iter([1, 2]))
 
 
+@pytest.mark.filterwarnings("ignore:Pickle, copy, and deepcopy support:DeprecationWarning")
 @pytest.mark.parametrize("kind", [Tires, Remembers, Draws, KeepsView, KeepsObjects])
 def test_what_a_custom_policy_keeps_is_part_of_the_state(kind: type[Policy]) -> None:
     """Attributes, keys without values and generators count: jobs of a single kind come until none starts any more."""

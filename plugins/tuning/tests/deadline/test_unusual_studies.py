@@ -425,7 +425,7 @@ def test_interrupted_searches_continue(tmp_path: Path, monkeypatch: pytest.Monke
         return 1 - quality
 
     if kind == "sqlite":
-        storage: Any = f"sqlite:///{tmp_path}/study.db"
+        storage: Any = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db")
     else:
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal")))
     study = optuna.create_study(storage=storage, study_name="s")
@@ -441,6 +441,8 @@ def test_interrupted_searches_continue(tmp_path: Path, monkeypatch: pytest.Monke
     assert study.best_trial.params["quality"] == 8 / 9
     assert Counter(calls).most_common(1)[0][1] == 1
     assert len(study.trials) == 9
+    if kind == "sqlite":
+        storage.engine.dispose()
 
 
 def test_two_processes_do_not_share_a_study() -> None:

@@ -9,7 +9,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,16 +70,19 @@ class GatewayState:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(SCHEMA)
-            with self._transaction():
-                self._charge_dead_processes()
-                self._db.execute("INSERT OR IGNORE INTO plan_state VALUES (?, NULL, NULL)", (plan_hash,))
-                if self._db.execute("SELECT value FROM secret").fetchone() is None:
-                    self._db.execute("INSERT INTO secret VALUES (?)", (os.urandom(32),))
-            self.secret: bytes = self._db.execute("SELECT value FROM secret").fetchone()[0]
-            self.is_revoked, self.void_reason = self._read_audit().is_revoked, self._read_void_reason()
+            with ExitStack() as on_failure:
+                on_failure.callback(self._db.close)
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.executescript(SCHEMA)
+                with self._transaction():
+                    self._charge_dead_processes()
+                    self._db.execute("INSERT OR IGNORE INTO plan_state VALUES (?, NULL, NULL)", (plan_hash,))
+                    if self._db.execute("SELECT value FROM secret").fetchone() is None:
+                        self._db.execute("INSERT INTO secret VALUES (?)", (os.urandom(32),))
+                self.secret: bytes = self._db.execute("SELECT value FROM secret").fetchone()[0]
+                self.is_revoked, self.void_reason = self._read_audit().is_revoked, self._read_void_reason()
+                on_failure.pop_all()
         except (sqlite3.Error, OSError, ValueError, KeyError, TypeError) as problem:
             hint = "move the file away to start with empty budgets and a new audit"
             raise user_error(
