@@ -1093,6 +1093,91 @@ def test_caches_that_follow_gradients_are_named() -> None:
         elastic(module, torch.randn(2, 4))
 
 
+class Aliased(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Holds a layer under two names, and calls it twice."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 16)
+        self.first, self.second = layer, layer
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(torch.relu(self.second(torch.relu(self.first(self.embed(x))))))
+        return result
+
+
+class AliasedAttention(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Holds an attention layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 16)
+        self.first = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.second = self.first
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for attention in (self.first, self.second):
+            x = x + attention(x, x, x, need_weights=False)[0]
+        result: Tensor = self.head(x.mean(1))
+        return result
+
+
+class Feedforward(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A residual block of a norm and two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.down(torch.relu(self.up(self.norm(x))))
+        return result
+
+
+class LastNorm(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Calls the norm of its last block behind all blocks; a member may skip the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 16)
+        self.blocks = nn.Sequential(Feedforward(), Feedforward(), Feedforward())
+        self.norm, self.head = self.blocks[2].norm, nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.norm(self.blocks(self.embed(x))))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "depths"),
+    [
+        (lambda: Aliased(nn.Linear(16, 16)), (6,), (1.0,)),
+        (lambda: Aliased(nn.BatchNorm1d(16)), (6,), (1.0,)),
+        (AliasedAttention, (5, 6), (1.0,)),
+        (LastNorm, (6,), (0.34, 1.0)),
+    ],
+    ids=["linear", "norm", "attention", "layer of a skipped block"],
+)
+def test_a_layer_under_two_names_is_one_layer(
+    make: Callable[[], nn.Module], size: tuple[int, ...], depths: tuple[float, ...]
+) -> None:
+    """A member is trained, copied and exported with one set of weights for a layer that is held twice."""
+    torch.manual_seed(0)
+    x = torch.randn(8, *size)
+    family = elastic(make(), x, widths=(0.5, 1), depths=depths)
+    fit(family, x, torch.arange(8) % 3, FitOptions(epochs=1, batch=4))
+    for member in family.members():
+        expected = family(member, x).detach()
+        extracted = family.extract(member)
+        torch.testing.assert_close(extracted(x).detach(), expected, rtol=1e-4, atol=1e-5)
+        session = onnxruntime.InferenceSession(family.export("onnx", member))
+        np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], expected, rtol=1e-3, atol=1e-4)
+    assert family.by_name["1x1"].parameters == sum(parameter.numel() for parameter in make().parameters())
+
+
 @pytest.mark.parametrize(
     ("module", "example", "hint"),
     [

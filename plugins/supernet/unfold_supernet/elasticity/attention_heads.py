@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unfold_supernet.elasticity.inputs import Inputs, copy_module, run_module
+from unfold_supernet.elasticity.layer_replacement import replace_layer
 from unfold_supernet.elasticity.projected_heads import (
     HeadGroup,
     ProjectedHeads,
@@ -147,10 +148,9 @@ def keep_heads(module: nn.Module, groups: Sequence[HeadGroup], width: float) -> 
 
 def _replace_layer(module: nn.Module, group: ReplacedHeads, heads: Sequence[int]) -> dict[str, Indices]:
     layer = module.get_submodule(group.path)
-    parent, _, name = group.path.rpartition(".")
     is_torch = isinstance(layer, nn.MultiheadAttention)
     replacement = SelectedHeads(layer, heads) if is_torch else PackedAttention(layer, heads)
-    setattr(module.get_submodule(parent), name, replacement.train(layer.training))
+    replace_layer(module, layer, replacement.train(layer.training))
     size = int(layer.head_dim)
     channels = (torch.tensor(heads)[:, None] * size + torch.arange(size)).flatten()
     packed = torch.cat([channels + part * len(group.order) * size for part in range(3)])

@@ -31,6 +31,14 @@ def find_tied_layers(module: nn.Module) -> dict[str, str]:
     return tied
 
 
+def replace_layer(module: nn.Module, layer: nn.Module, replacement: nn.Module) -> None:
+    """Replace a layer under each name by which a module holds it, in place."""
+    for path, other in [*module.named_modules(remove_duplicate=False)]:
+        if other is layer:
+            parent, _, name = path.rpartition(".")
+            setattr(module.get_submodule(parent), name, replacement)
+
+
 def fold_weight_norms(module: nn.Module) -> nn.Module:
     """Replace length and direction of weights under weight norm by the weights, in place; outputs stay the same.
 

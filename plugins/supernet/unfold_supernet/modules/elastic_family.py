@@ -27,7 +27,12 @@ from unfold_supernet.elasticity.inputs import (
     run_module,
     take_two_rows,
 )
-from unfold_supernet.elasticity.layer_replacement import copy_unnormed, fold_weight_norms, replace_linear_code
+from unfold_supernet.elasticity.layer_replacement import (
+    copy_unnormed,
+    fold_weight_norms,
+    replace_layer,
+    replace_linear_code,
+)
 from unfold_supernet.elasticity.projected_heads import HeadGroup, ProjectedHeads, list_head_layers
 from unfold_supernet.elasticity.width_groups import (
     Indices,
@@ -58,6 +63,7 @@ class Member:
         shrink: Neighbours of the input that are averaged into one, along each axis.
         skeleton: The member's layers; its buffers are the member's own, its parameters are undefined.
         indices: Kept indices of each shared parameter.
+        sources: Name of the shared parameter by name of each parameter of the layers; a layer is named once.
         macs: Multiply-accumulates for one input.
     """
 
@@ -67,6 +73,7 @@ class Member:
     shrink: int
     skeleton: nn.Module
     indices: Mapping[str, Indices]
+    sources: Mapping[str, str]
     macs: float
 
     @property
@@ -115,10 +122,11 @@ class ElasticFamily:
         """
         member = self._find(member)
         tensors = {key: select(self.weights[key], indices) for key, indices in member.indices.items()}
+        inputs = (make_shrink(x.ndim - 2, member.shrink)(x), *extra)
         with get_lock():
-            result: Tensor = functional_call(
-                member.skeleton, tensors, (make_shrink(x.ndim - 2, member.shrink)(x), *extra)
-            )
+            # under both names of a layer, torch would leave the tensors of this call in it
+            filled = {name: tensors[key] for name, key in member.sources.items()}
+            result: Tensor = functional_call(member.skeleton, filled, inputs, tie_weights=False)
         return result
 
     def keep(self, member: Member | str) -> ElasticFamily:
@@ -138,8 +146,8 @@ class ElasticFamily:
         with get_lock():
             module = copy_module(member.skeleton)
         with torch.no_grad():
-            for key, parameter in module.named_parameters():
-                parameter.copy_(select(self.weights[key], member.indices[key]))
+            for name, key in member.sources.items():
+                module.get_parameter(name).copy_(select(self.weights[key], member.indices[key]))
         if member.shrink > 1:
             shrink = make_shrink(self.example.ndim - 2, member.shrink)
             module = nn.Sequential(shrink, module) if self.extra is None else _Shrunk(shrink, module)
@@ -399,8 +407,8 @@ def unwrap_module(module: nn.Module) -> nn.Module:
 def _unwrap_parts(module: nn.Module) -> nn.Module:
     """Replace wrappers inside a module by what they wrap, in place."""
     for layer in [*module.modules()]:
-        for name, part in [*layer.named_children()]:
-            setattr(layer, name, unwrap_module(part))
+        if layer is not module and unwrap_module(layer) is not layer:
+            replace_layer(module, layer, unwrap_module(layer))
     return module
 
 
@@ -689,9 +697,10 @@ def _build_member(
         # a layer with fewer heads may have a narrower embedding too
         pairs = zip(remaining, indices[key], strict=True)
         indices[key] = tuple(other if index is None else index for index, other in pairs)
+    keys = {parameter: key for key, parameter in skeleton.named_parameters()}
     for run in runs:
         replace_blocks(skeleton, run.list_skipped(depth))
-    kept = {key for key, _ in skeleton.named_parameters()}
+    sources = {name: keys[parameter] for name, parameter in _iterate_parameters(skeleton)}
     try:
         counter = FlopCounterMode(display=False)
         # with gradients: torch's fused encoder layers are not counted
@@ -710,10 +719,18 @@ def _build_member(
         depth=depth,
         shrink=shrink,
         skeleton=skeleton.eval(),
-        indices={key: index for key, index in indices.items() if key in kept},
+        indices={key: index for key, index in indices.items() if key in sources.values()},
+        sources=sources,
         # a multiply-accumulate counts as two operations
         macs=counter.get_total_flops() / 2,
     )
+
+
+def _iterate_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Iterate over the parameters of each layer, which several may share, under its first name."""
+    for path, layer in module.named_modules():
+        for name, parameter in layer.named_parameters(recurse=False, remove_duplicate=False):
+            yield f"{path}.{name}".lstrip("."), parameter
 
 
 def _split_rows(rows: Tensor, batch: int) -> list[Tensor]:
