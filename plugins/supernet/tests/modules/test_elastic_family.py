@@ -1178,6 +1178,14 @@ def test_a_layer_under_two_names_is_one_layer(
     assert family.by_name["1x1"].parameters == sum(parameter.numel() for parameter in make().parameters())
 
 
+def test_an_activation_with_one_slope_is_called_with_any_width() -> None:
+    """A PReLU with one parameter does not couple the layers before it."""
+    activation = nn.PReLU()
+    module = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 20), activation, nn.Linear(20, 3))
+    family = elastic(module, torch.randn(4, 6), widths=(0.5, 1))
+    assert {group.root: group.channels for group in family.groups} == {"0": 8, "2": 20}
+
+
 @pytest.mark.parametrize(
     ("module", "example", "hint"),
     [

@@ -63,8 +63,12 @@ def build_graph(module: nn.Module, example: Inputs, heads: HeadLayers = NO_HEADS
         # parameters outside layers, such as position embeddings, are found without a hint
         warnings.simplefilter("ignore")
         pruners = {nn.RMSNorm: _make_rms_pruner()}
+        # one slope for all channels couples nothing, and may be called with other numbers of channels
+        single = [layer for layer in module.modules() if isinstance(layer, nn.PReLU) and layer.num_parameters == 1]
         try:
-            graph.build_dependency(module, example_inputs=list_tensors(example), customized_pruners=pruners)
+            graph.build_dependency(
+                module, example_inputs=list_tensors(example), customized_pruners=pruners, ignored_layers=single
+            )
         except UNFOLLOWED:
             # the last step maps indices through reshapes, by channels that it may have counted as 0
             if not getattr(graph, "module2node", None):
