@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -1184,6 +1185,55 @@ def test_an_activation_with_one_slope_is_called_with_any_width() -> None:
     module = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 20), activation, nn.Linear(20, 3))
     family = elastic(module, torch.randn(4, 6), widths=(0.5, 1))
     assert {group.root: group.channels for group in family.groups} == {"0": 8, "2": 20}
+
+
+class Locking(nn.Linear):  # type: ignore[misc,unused-ignore]
+    """Makes a lock at its first call, at inference or in training only."""
+
+    def __init__(self, lock: Any = None, *, is_trained: bool = False) -> None:
+        super().__init__(8, 8)
+        self.lock, self.is_trained = lock, is_trained
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.lock is None and self.training >= self.is_trained:
+            self.lock = threading.Lock()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Locking(threading.Lock()),
+        lambda: Locking([threading.Lock()]),
+        lambda: Locking(iter_nothing()),
+        Locking,
+        lambda: Locking(is_trained=True),
+    ],
+    ids=["lock", "list", "generator", "made at inference", "made in training"],
+)
+def test_what_has_no_copy_is_named(make: Callable[[], nn.Module]) -> None:
+    """A lock or a generator is refused with the path of the attribute, whenever it is made."""
+    module = nn.Sequential(nn.Linear(4, 8), nn.Sequential(make()), nn.Linear(8, 3))
+    with pytest.raises(UnfoldError, match=r"cannot be copied: 1\.0\.lock: cannot pickle '.*outside the module"):
+        elastic(module, torch.randn(2, 4))
+
+
+def iter_nothing() -> Iterator[int]:
+    """Make a generator."""
+    yield from ()
+
+
+def test_activations_that_a_module_keeps_are_left_out_of_copies() -> None:
+    """A layer that keeps its last outputs, as for a plot, is elastic."""
+
+    class Keeping(nn.Linear):  # type: ignore[misc,unused-ignore]
+        def forward(self, x: Tensor) -> Tensor:
+            self.outputs = super().forward(x)
+            return self.outputs
+
+    x = torch.randn(4, 4)
+    family = elastic(nn.Sequential(Keeping(4, 8), nn.ReLU(), nn.Linear(8, 3)), x, widths=(0.5, 1))
+    torch.testing.assert_close(family("0.5x1", x), family.extract("0.5x1")(x))
 
 
 @pytest.mark.parametrize(

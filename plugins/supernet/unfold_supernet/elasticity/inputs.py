@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from unfoldkit.api import user_error
+from unfoldkit.api import UnfoldError, user_error
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
 """Inputs (n, *size), or these and (n, *other) beside them."""
@@ -51,17 +53,71 @@ def take_two_rows(inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 def copy_module(module: nn.Module) -> nn.Module:
-    """Copy a module without what its code computed with gradients, which has no copies."""
+    """Copy a module without what its code computed with gradients, which has no copies.
+
+    Raises:
+        UnfoldError: Something else of it has no copy; the message names it.
+    """
     drop_computed(module)
-    return copy.deepcopy(module)
+    try:
+        return copy.deepcopy(module)
+    # the user's objects may raise anything
+    except Exception as error:
+        raise refuse_copy(module, error) from error
+
+
+def refuse_copy(module: nn.Module, error: Exception, copied: Mapping[int, Any] = MappingProxyType({})) -> UnfoldError:
+    """Make the error for a module that cannot be copied; the message names the attribute that keeps it from that.
+
+    Args:
+        module: The module.
+        error: What was raised when it was copied.
+        copied: What stands for objects in the copy, by their ids.
+    """
+    computed = _find_computed(module, copied)
+    if computed:
+        reason = f"{computed} is computed from weights"
+        hint = "call torch.nn.utils.prune.remove for pruned weights, or parametrizations instead of hooks"
+        hint += "; a module that caches what it computes is called under torch.no_grad() only"
+    else:
+        reason = f"{_find_uncopied(module, copied)}{' '.join(str(error).split()[:30])}"
+        hint = "keep locks, files, sockets and generators outside the module, or leave them out in its __getstate__"
+    return user_error(f"the module cannot be copied: {reason}", key="model.from", hint=hint)
+
+
+def _find_computed(module: nn.Module, copied: Mapping[int, Any]) -> str:
+    """Find an attribute that holds a tensor with a history of gradients, as caches do; empty if there is none."""
+    for path, layer in module.named_modules():
+        for name, value in vars(layer).items():
+            values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            tensors = (tensor for tensor in values if isinstance(tensor, Tensor) and id(tensor) not in copied)
+            if any(not tensor.is_leaf for tensor in tensors):
+                return f"{path}.{name}".lstrip(".")
+    return ""
+
+
+def _find_uncopied(module: nn.Module, copied: Mapping[int, Any]) -> str:
+    """Find the attribute that has no copy, in the innermost layer; empty if there is none."""
+    for path, layer in reversed([*module.named_modules()]):
+        for name, value in vars(layer).items():
+            if name == "_modules":
+                continue
+            try:
+                copy.deepcopy(value, {**copied})
+            # the user's objects may raise anything
+            except Exception:  # noqa: BLE001
+                return f"{path}.{name}".lstrip(".") + ": "
+    return ""
 
 
 def drop_computed(module: nn.Module) -> None:
-    """Drop tensors that a module's code computed with gradients and caches by device or size."""
+    """Drop tensors that a module's code computed with gradients: those that it keeps, and caches by device or size."""
     for layer in module.modules():
-        for name, value in vars(layer).items():
+        for name, value in [*vars(layer).items()]:
+            if isinstance(value, Tensor) and value.grad_fn:
+                setattr(layer, name, None)
             # torch's own dictionaries hold parameters and buffers
-            if type(value) is dict and not name.startswith("_"):
+            elif type(value) is dict and not name.startswith("_"):
                 for key in [key for key, item in value.items() if isinstance(item, Tensor) and item.grad_fn]:
                     del value[key]
 

@@ -15,6 +15,8 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from unfold_supernet.elasticity.inputs import refuse_copy
+
 TOLERANCE = 1e-4
 """Largest difference, relative and absolute, at which two layers compute the same."""
 
@@ -63,13 +65,20 @@ def copy_unnormed(module: nn.Module) -> nn.Module:
     """Copy a module; weights that ``torch.nn.utils`` computes in hooks are replaced.
 
     Those of ``weight_norm`` become plain weights; those of ``spectral_norm`` are parametrized, as torch does it now.
+
+    Raises:
+        UnfoldError: Something of the module has no copy; the message names it.
     """
     computed = {
         id(weight): weight.detach().clone()
         for layer in module.modules()
         for weight in (getattr(layer, hook.name) for hook in _list_norm_hooks(layer))
     }
-    copied = copy.deepcopy(module, computed)
+    try:
+        copied = copy.deepcopy(module, {**computed})
+    # the user's objects may raise anything
+    except Exception as error:
+        raise refuse_copy(module, error, computed) from error
     for layer in copied.modules():
         for hook in _list_norm_hooks(layer):
             if isinstance(hook, WeightNorm):

@@ -291,7 +291,7 @@ def elastic(
     example = tuple(tensor.detach() for tensor in tensors) if len(tensors) > 1 else tensors[0].detach()
     tensors = list_tensors(example)
     _initialize_lazy(unwrap_module(module), example)
-    copied = _unwrap_parts(_copy_module(unwrap_module(module)))
+    copied = _unwrap_parts(copy_unnormed(unwrap_module(module)))
     whole = replace_linear_code(fold_weight_norms(copied)).eval()
     for layer in whole.modules():
         if isinstance(layer, TABLES):
@@ -431,28 +431,6 @@ def _initialize_lazy(module: nn.Module, example: Inputs) -> None:
             layer.training = mode
 
 
-def _copy_module(module: nn.Module) -> nn.Module:
-    """Copy a module; weights that hooks compute before each call have no copies, but for those of weight norm."""
-    try:
-        return copy_unnormed(module)
-    except Exception as error:
-        computed = _find_computed(module)
-        reason = f"{computed} is computed from weights" if computed else " ".join(str(error).split()[:30])
-        hint = "call torch.nn.utils.prune.remove for pruned weights, or parametrizations instead of hooks"
-        hint += "; a module that caches what it computes is called under torch.no_grad() only" if computed else ""
-        raise user_error(f"the module cannot be copied: {reason}", key="model.from", hint=hint) from error
-
-
-def _find_computed(module: nn.Module) -> str:
-    """Find an attribute that holds a tensor with a history of gradients, as caches do; empty if there is none."""
-    for path, layer in module.named_modules():
-        for name, value in vars(layer).items():
-            values = value.values() if isinstance(value, dict) else [value]
-            if any(isinstance(tensor, Tensor) and not tensor.is_leaf for tensor in values):
-                return f"{path}.{name}".lstrip(".")
-    return ""
-
-
 def _combine(*lists: Sequence[float]) -> list[tuple[float, float, float]]:
     count = max(len(values) for values in lists)
     for key, values in zip(("widths", "depths", "resolutions"), lists, strict=True):
@@ -567,6 +545,8 @@ def _check_training(module: nn.Module, example: Inputs) -> None:
     except Exception as error:
         message = f"the module cannot be trained: {' '.join(str(error).split()[:30])}"
         raise user_error(message, key="model.from", hint="replace operations in place, such as x += y") from error
+    # its code may have made what has no copy
+    copy_module(trained)
     if not isinstance(outputs, Tensor):
         message = f"in training, the module returns {_describe_outputs(outputs)} instead of its logits"
         raise user_error(message, key="model.from", hint="turn auxiliary outputs off, as by aux_logits: false")
