@@ -11,7 +11,7 @@ import numpy as np
 from unfoldkit.serving.batching.batcher import RowSpan
 from unfoldkit.serving.grpc.messages import Messages
 from unfoldkit.serving.model import Call, Field
-from unfoldkit.serving.oip.binary import decode_values, encode_tensor
+from unfoldkit.serving.oip.binary import check_datatype, decode_values, encode_tensor
 from unfoldkit.serving.oip.codec import MAX_ID_LENGTH, InferenceRequest
 from unfoldkit.serving.oip.errors import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.inference import Endpoint
@@ -118,6 +118,7 @@ def _read_single_tensor(endpoint: Endpoint, message: Any, max_rows: int) -> Infe
 
 
 def _read_contents(tensor: Any) -> Sequence[Any]:
+    check_datatype(tensor.name, tensor.datatype)
     name = CONTENTS.get(tensor.datatype)
     if name is None:
         raise InvalidRequest(f"input {tensor.name!r}: {tensor.datatype!r} has no contents; send its raw bytes")

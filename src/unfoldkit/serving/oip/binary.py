@@ -114,8 +114,9 @@ def decode_values(name: str, datatype: str, raw: bytes) -> Sequence[Any]:
     """
     if datatype == "BYTES":
         return _decode_texts(name, raw)
-    dtype = RAW_DTYPES.get(datatype)
-    if dtype is None or len(raw) % np.dtype(dtype).itemsize:
+    check_datatype(name, datatype)
+    dtype = RAW_DTYPES[datatype]
+    if len(raw) % np.dtype(dtype).itemsize:
         raise InvalidRequest(f"input {name!r}: {len(raw)} bytes are not a tensor of {datatype}")
     data = np.frombuffer(raw, dtype)
     values: list[Any] = data.tolist()
@@ -125,6 +126,17 @@ def decode_values(name: str, datatype: str, raw: bytes) -> Sequence[Any]:
         raise InvalidRequest(f"input {name!r} holds an infinite number")
     # JSON represents NaN as null
     return [None if math.isnan(value) else value for value in values]
+
+
+def check_datatype(name: str, datatype: str) -> None:
+    """Check that there is such a datatype.
+
+    Raises:
+        InvalidRequest: There is none, as its name is written otherwise.
+    """
+    if datatype != "BYTES" and datatype not in RAW_DTYPES:
+        known = ", ".join((*RAW_DTYPES, "BYTES"))
+        raise InvalidRequest(f"input {name!r} has datatype {datatype!r}; it must be one of {known}")
 
 
 def _decode_texts(name: str, raw: bytes) -> list[str]:

@@ -182,6 +182,20 @@ def test_a_wrong_call_has_its_status(
 
 
 @pytest.mark.parametrize(
+    ("datatype", "reason"),
+    [("fp32", "it must be one of BOOL, .* FP32, FP64, BYTES"), ("FP16", "has no contents; send its raw bytes")],
+)
+def test_contents_of_another_datatype_are_refused(
+    total: tuple[Server, int], messages: Messages, datatype: str, reason: str
+) -> None:
+    """An unknown datatype is named with those that there are; one without contents is sent as bytes."""
+    request = messages.ModelInferRequest(model_name="total")
+    request.inputs.add(name="x", datatype=datatype, shape=[1, 3]).contents.fp32_contents.extend([1, 2, 3])
+    with grpc.insecure_channel(f"127.0.0.1:{total[1]}") as channel, pytest.raises(grpc.RpcError, match=reason):
+        call(channel, messages, "ModelInfer", request)
+
+
+@pytest.mark.parametrize(
     ("values", "code"),
     [
         ([[666.0, 0, 0]], grpc.StatusCode.INTERNAL),
