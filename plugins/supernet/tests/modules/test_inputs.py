@@ -97,3 +97,62 @@ def test_missing_inputs_are_named() -> None:
         fit(family, x, torch.arange(4) % 3)
     with pytest.raises(UnfoldError, match="4 rows of x and 3 of extra"):
         fit(family, x, torch.arange(4) % 3, extra[:3])
+
+
+class Wrapped(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Passes all that it takes on to a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Tensor, **options: bool) -> Tensor:
+        result: Tensor = self.module(*args, **options)
+        return result
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_wrapper_that_passes_its_inputs_on_is_exported(count: int) -> None:
+    """Inputs that ``*args`` takes have any number of rows in ONNX, and keep their names."""
+    table = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
+    inputs = (torch.randn(6, 5),) if count == 1 else (torch.randn(6, 1, 12, 12), torch.randn(6, 5))
+    family = elastic(Wrapped(table if count == 1 else Joined()), inputs, widths=(0.5, 1))
+    session = onnxruntime.InferenceSession(family.export("onnx", "0.5x1"))
+    feed = {name: tensor[:5].numpy() for name, tensor in zip(("x", "extra"), inputs, strict=False)}
+    expected = family("0.5x1", *(tensor[:5] for tensor in inputs)).detach()
+    np.testing.assert_allclose(session.run(None, feed)[0], expected, atol=1e-5)
+
+
+class ByKeyword(nn.Linear):  # type: ignore[misc,unused-ignore]
+    """Needs an input by its name."""
+
+    def forward(self, x: Tensor, *, mask: Tensor) -> Tensor:
+        return super().forward(x * mask)
+
+
+class AnyKeyword(nn.Linear):  # type: ignore[misc,unused-ignore]
+    """Takes inputs by name only."""
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return super().forward(inputs["x"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(ByKeyword, r"needs mask by keyword .*forward\(self, x, extra\)"), (AnyKeyword, r"takes 0 inputs by position")],
+)
+def test_inputs_by_keyword_are_refused(kind: type[nn.Linear], message: str) -> None:
+    """Inputs have no names of the user's: those that code takes by name are reported."""
+    with pytest.raises(UnfoldError, match=message):
+        elastic(kind(5, 8), torch.randn(2, 5))
+
+
+def test_a_missing_second_input_is_hinted_at() -> None:
+    """A module that fails on one input and names a second one needs it from the data."""
+
+    class Optional(nn.Linear):  # type: ignore[misc,unused-ignore]
+        def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+            return super().forward(x if extra is None else torch.cat([x, extra], 1))
+
+    with pytest.raises(UnfoldError, match=r"fails on the example: .*store extra as an array"):
+        elastic(Optional(9, 3), torch.randn(2, 5))

@@ -128,6 +128,24 @@ def list_required(module: nn.Module) -> list[str]:
     return [each.name for each in _list_parameters(module) if each.kind in positional and each.default is each.empty]
 
 
+def list_required_keywords(module: nn.Module) -> list[str]:
+    """List the arguments that the code of a module needs by name."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return [each.name for each in _list_parameters(module) if each.kind is keyword and each.default is each.empty]
+
+
+def list_positional(module: nn.Module) -> list[str]:
+    """List the arguments that the code of a module takes by position, without those in ``*args``."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [each.name for each in _list_parameters(module) if each.kind in positional]
+
+
+def count_named(module: nn.Module) -> int | None:
+    """Count the arguments before ``*args`` in the code of a module; ``None`` if it has none."""
+    kinds = [each.kind for each in _list_parameters(module)]
+    return len(list_positional(module)) if inspect.Parameter.VAR_POSITIONAL in kinds else None
+
+
 def takes_extra(module: nn.Module) -> bool:
     """Check whether a module takes a second input: its code needs two, or names the second one ``extra``."""
     names = [each.name for each in _list_parameters(module)]

@@ -21,11 +21,15 @@ from unfold_supernet.elasticity.inputs import (
     Inputs,
     check_repeatability,
     copy_module,
+    count_named,
     drop_computed,
+    list_positional,
     list_required,
+    list_required_keywords,
     list_tensors,
     run_module,
     take_two_rows,
+    takes_extra,
 )
 from unfold_supernet.elasticity.layer_replacement import (
     copy_unnormed,
@@ -378,8 +382,15 @@ def _check_arguments(module: object, example: object) -> tuple[Tensor, ...]:
 
 
 def _check_signature(module: nn.Module, count: int) -> None:
-    """Check that a module needs no more inputs than there are."""
-    names = list_required(module)
+    """Check that a module needs no more inputs than there are, and takes them by position."""
+    if keywords := list_required_keywords(module):
+        message = f"the module needs {keywords[0]} by keyword"
+        raise user_error(message, key="model.from", hint="take the inputs by position: forward(self, x, extra)")
+    names, positional = list_required(module), list_positional(module)
+    if len(positional) < count and count_named(module) is None and not _is_scripted(module):
+        message = f"the module takes {len(positional)} inputs by position ({', '.join(positional) or 'none'})"
+        message += f", and there {'is' if count == 1 else 'are'} {count}"
+        raise user_error(message, key="model.from", hint="take each input by position: forward(self, x, extra)")
     if len(names) <= count:
         return
     message = (
@@ -452,7 +463,7 @@ def _check_module(module: nn.Module, example: Inputs) -> None:
     if packed:
         message = f"{_name_layer(packed[0])} is quantized: its weights are packed, and cannot be trained"
         raise user_error(message, key="model.from", hint="return the network before it is quantized; see max_int8_loss")
-    scripted = [path for path, layer in module.named_modules() if isinstance(layer, torch.jit.ScriptModule)]
+    scripted = [path for path, layer in module.named_modules() if _is_scripted(layer)]
     if scripted:
         message = f"{_name_layer(scripted[0])} is compiled by torch.jit"
         raise user_error(message, key="model.from", hint="return the network before torch.jit.script or trace")
@@ -464,7 +475,7 @@ def _check_module(module: nn.Module, example: Inputs) -> None:
             outputs = run_module(module, example)
     except Exception as error:
         message = f"the module fails on the example: {' '.join(str(error).split()[:40])}"
-        raise user_error(message, key="model.from", hint=_advise_on_inputs(module, list_tensors(example)[0])) from error
+        raise user_error(message, key="model.from", hint=_advise_on_inputs(module, example)) from error
     for path, layer in module.named_modules():
         if isinstance(layer, NORMS) and not layer.track_running_stats:
             message = f"{path or 'the module'} normalizes by the other rows of a batch, at inference too"
@@ -488,8 +499,11 @@ def _check_module(module: nn.Module, example: Inputs) -> None:
         raise user_error("the outputs for the example are not finite", key="model.from", hint="scale the inputs")
 
 
-def _advise_on_inputs(module: nn.Module, example: Tensor) -> str:
-    """Advise on a module that fails on its example: numbers of another precision, tokens, or another order of axes."""
+def _advise_on_inputs(module: nn.Module, inputs: Inputs) -> str:
+    """Advise on a module that fails on its example: a second input, another precision, tokens, or order of axes."""
+    example, *others = list_tensors(inputs)
+    if not others and takes_extra(module):
+        return f"{_describe_input(example)}; store extra as an array (rows, numbers); from Python, pass two examples"
     kinds = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     if example.is_floating_point() and kinds and example.dtype not in kinds:
         return f"its weights are {str(kinds.pop()).removeprefix('torch.')}; return module.float()"
@@ -625,6 +639,10 @@ def _find_user_of_others(module: nn.Module, rows: Inputs) -> str:
 def _is_quantized(layer: nn.Module) -> bool:
     """Recognize layers of ``torch.ao.nn.quantized``, which keep packed weights instead of parameters."""
     return type(layer).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
+
+
+def _is_scripted(layer: nn.Module) -> bool:
+    return isinstance(layer, torch.jit.ScriptModule)
 
 
 def _name_layer(path: str) -> str:

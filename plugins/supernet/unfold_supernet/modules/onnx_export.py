@@ -22,7 +22,7 @@ from typing import Any, TextIO, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from unfold_supernet.elasticity.inputs import INPUT_NAMES, Inputs, take_two_rows
+from unfold_supernet.elasticity.inputs import INPUT_NAMES, Inputs, count_named, take_two_rows
 from unfold_supernet.family.onnx_session import open_session
 from unfoldkit.api import user_error
 
@@ -33,6 +33,7 @@ LOGGERS = (
 )  # fmt: skip
 """Loggers that warn of operators of torchvision where it is missing, of what is not optimized, and of failed graphs."""
 ROWS_HINT = "take the number of rows from x.shape[0], not from len(x), or keep the layer out of the network"
+OPERATORS_HINT = "write it with other operators of torch, or keep the layer out of the network"
 VALUES_HINT = "decide by torch.where instead of if, or keep the layer out of the network"
 COMMON = frozenset((
     "conv1d", "conv2d", "conv3d", "batch_norm", "layer_norm", "linear", "matmul", "addmm", "bmm", "embedding",
@@ -95,7 +96,7 @@ def export_onnx(module: Any, example: Inputs) -> bytes:
         except Exception:
             program: Any = module
             if isinstance(module, nn.Module):
-                program = torch.export.export(module, rows, dynamic_shapes=_free_rows(rows), strict=False)
+                program = torch.export.export(module, rows, dynamic_shapes=_free_rows(module, rows), strict=False)
             try:
                 return _convert(program.run_decompositions(), (), rows)
             # of both reasons, the one that names the operator of the user's code is raised
@@ -109,7 +110,7 @@ def _convert(module: Any, arguments: tuple[Tensor, ...], rows: tuple[Tensor, ...
     with _keep_registry():
         program = torch.onnx.export(
             module, arguments, input_names=[*INPUT_NAMES[: len(rows)]], output_names=["y"], opset_version=OPSET,
-            dynamo=True, verbose=False, dynamic_shapes=_free_rows(rows) if arguments else None,
+            dynamo=True, verbose=False, dynamic_shapes=_free_rows(module, rows) if arguments else None,
         )  # fmt: skip
     model = program.model_proto
     _widen_vectors(model.graph)
@@ -213,7 +214,7 @@ def check_export(module: nn.Module, example: Inputs) -> None:
         if failure is not None:
             where = _find_layer(traced, failure)
             message = f"{where} cannot be converted to ONNX: {_describe_conversion(failure)}"
-            raise user_error(message, key="model.from", hint="write it with other operators of torch") from failure
+            raise user_error(message, key="model.from", hint=OPERATORS_HINT) from failure
         return
     error = traced
     # the exporter to ONNX knows other ways, which take longer
@@ -221,7 +222,7 @@ def check_export(module: nn.Module, example: Inputs) -> None:
         return
     # a layer that returned has left the list: the last one is where it failed
     where = f"layer {entered[-1]}" if entered and entered[-1] else "the module"
-    hint = ROWS_HINT if _fixes_rows(error) else VALUES_HINT
+    hint = VALUES_HINT if _is_data_dependent(error) else ROWS_HINT if _fixes_rows(error) else OPERATORS_HINT
     raise user_error(f"{where} cannot be exported: {_describe(error)}", key="model.from", hint=hint) from error
 
 
@@ -246,7 +247,7 @@ def _try_export(module: nn.Module, rows: tuple[Tensor, ...], entered: list[str])
         with _quiet_loggers(), contextlib.redirect_stderr(_ThreadMute(sys.stderr)), warnings.catch_warnings():
             # what it warns of, such as packed weights of recurrent layers, does not keep a module from being exported
             warnings.simplefilter("ignore")
-            return torch.export.export(module, rows, dynamic_shapes=_free_rows(rows), strict=False)
+            return torch.export.export(module, rows, dynamic_shapes=_free_rows(module, rows), strict=False)
     # the tracer's own errors, and those of the user's code, share no base
     except Exception as error:  # noqa: BLE001
         return error
@@ -255,10 +256,11 @@ def _try_export(module: nn.Module, rows: tuple[Tensor, ...], entered: list[str])
             hook.remove()
 
 
-def _free_rows(inputs: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
-    """Say that all inputs have the same number of rows, which is any."""
+def _free_rows(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Say that all inputs have the same number of rows, which is any; those that ``*args`` takes stand in a tuple."""
     count = torch.export.Dim("n")
-    return tuple({0: count} for _ in inputs)
+    free, named = tuple({0: count} for _ in inputs), count_named(module)
+    return free if named is None or named >= len(inputs) else (*free[:named], free[named:])
 
 
 @contextlib.contextmanager
