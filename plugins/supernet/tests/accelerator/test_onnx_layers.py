@@ -72,6 +72,16 @@ def test_layers_are_those_of_the_graph(tmp_path: Path, rows: Any) -> None:
     assert ["taken as 100 %" in each.about for each in (family, unstated)] == [False, True]
 
 
+@pytest.mark.parametrize("kind", ["ArgMax", "TopK"])
+def test_the_choice_of_a_class_counts_as_free(tmp_path: Path, kind: str) -> None:
+    """A classifier may end in the best of its scores."""
+    last = helper.make_node(kind, ["a", "k"][: 2 if kind == "TopK" else 1], ["y", "i"][: 2 if kind == "TopK" else 1])
+    nodes = (helper.make_node("MatMul", ["x", "w"], ["a"], "head"), last)
+    family = read_onnx_layers(write_graph(tmp_path / "net.onnx", nodes, {"w": (6, 3), "k": (1,)}, (1, 6)), "mine", 70.0)
+    assert family.layers == ("head",)
+    assert f"counted as free: {kind}" in family.about
+
+
 def test_steps_of_a_convolution_are_those_of_its_node(tmp_path: Path) -> None:
     """Strides may differ by axis; without padding, the maps of a dilated convolution suggest another stride."""
     nodes = [helper.make_node("Conv", ["x", "w0"], ["y"], "a", strides=[1, 3], dilations=[4, 2])]

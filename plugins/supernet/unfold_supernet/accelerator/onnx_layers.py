@@ -33,7 +33,8 @@ MAX_LISTED = 5
 """Unknown operators that are named."""
 PASSING = frozenset(
     (
-        "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Concat",
+        "Abs", "Add", "And", "ArgMax", "ArgMin", "AveragePool",
+        "BatchNormalization", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Concat",
         "Constant", "ConstantOfShape", "Cos", "DepthToSpace", "DequantizeLinear", "Div", "Dropout",
         "DynamicQuantizeLinear", "Elu", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "Gelu",
         "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GroupNormalization", "HardSigmoid",
@@ -43,8 +44,8 @@ PASSING = frozenset(
         "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
         "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Resize", "Round", "Selu", "Shape", "Sigmoid", "Sign",
         "Sin", "Size", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub",
-        "Sum", "Swish", "Tanh", "ThresholdedRelu", "Tile", "Transpose", "Trilu", "Unsqueeze", "Upsample", "Where",
-        "Xor",
+        "Sum", "Swish", "Tanh", "ThresholdedRelu", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Upsample",
+        "Where", "Xor",
     )
 )  # fmt: skip
 QUANTISED = ("QLinear", "QGemm")
