@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import gzip
 import json
 import math
 import time
@@ -18,8 +19,9 @@ import yaml
 
 from plugins.pipeline.tests.helpers import plan_report
 from unfold_pipeline.report.export_ray_serve import export_ray_serve
-from unfold_pipeline.runtime.ray_ingress import InvalidBodyError, PipelineIngress, parse_rows
+from unfold_pipeline.runtime.ray_ingress import PipelineIngress, resolve_exported_stages
 from unfold_pipeline.runtime.ray_replica import ModelHung, RowAnswer
+from unfoldkit.api import UnfoldError
 from unfoldkit.serving.oip.errors import InvalidRequest
 
 QUERIES = 1000
@@ -53,10 +55,18 @@ class StageHandle:
 
 
 @dataclass(frozen=True, slots=True)
+class RawHeaders:
+    """Headers as starlette gives them."""
+
+    raw: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class HttpRequest:
     """A request as starlette gives it."""
 
     content: bytes
+    headers: RawHeaders = RawHeaders()
 
     async def body(self) -> bytes:
         """Return the body."""
@@ -93,40 +103,95 @@ def test_visits_follow_the_probabilities_and_joins_wait() -> None:
     check_counts(counts, SHARES, QUERIES)
 
 
-def test_http_answers_and_errors() -> None:
-    """A body that is none is a 400 with an example; a hung model is a 500; rows get an output per stage."""
+def ask(
+    body: object, answer: Any = None, *, features: int | None = None, headers: RawHeaders = RawHeaders()
+) -> tuple[int, dict[str, Any]]:
+    """Send a body, as JSON unless it is bytes, to stages that all answer the same; return status and response."""
     pytest.importorskip("starlette", reason="starlette comes with Ray Serve")
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    handles = (StageHandle(str(stage["name"]), answer=answer) for stage in STAGES)
+    ingress = PipelineIngress("p", STAGES, *handles, seed=0, features=features)
+    reply = asyncio.run(ingress(HttpRequest(content, headers)))
+    return reply.status_code, json.loads(reply.body)
 
-    def ask(content: bytes, answer: Any = None) -> tuple[int, dict[str, Any]]:
-        handles = (StageHandle(str(stage["name"]), answer=answer) for stage in STAGES)
-        reply = asyncio.run(PipelineIngress("p", STAGES, *handles, seed=0)(HttpRequest(content)))
-        return reply.status_code, json.loads(reply.body)
 
-    code, reply = ask(json.dumps(BODY).encode())
+def test_http_answers_and_errors() -> None:
+    """A row that a model refuses is a 400 with row and stage; a hung model is a 500; rows get an output per stage."""
+    code, reply = ask(BODY)
     assert code == 200
     assert [item["name"] for item in reply["outputs"]] == ["in", "left", "right", "join"]
     assert reply["outputs"][0]["data"] == ["3.0"]
-    for content in (b"", b"[]", b"{", b'{"inputs": []}', b'{"inputs": 3}', b"null"):
-        code, reply = ask(content)
-        assert code == 400
-        assert "must be like" in reply["error"]
-    assert ask(json.dumps(BODY).encode(), ModelHung())[0] == 500
+    code, reply = ask(BODY, ModelHung())
+    assert (code, reply["error"]) == (500, "the model of stage in did not answer")
+    code, reply = ask(BODY, RuntimeError("shapes do not match"))
+    assert (code, reply["error"]) == (500, "the model of stage in failed on this input")
     # an id that an embedding lacks
-    code, reply = ask(json.dumps(BODY).encode(), InvalidRequest("idx=7"))
-    assert (code, reply["error"]) == (400, "a model cannot handle one of the rows: idx=7")
+    code, reply = ask(BODY, InvalidRequest("idx=7"))
+    assert (code, reply["error"]) == (400, "row 1: the model of stage in cannot handle it: idx=7")
     # no JSON has NaN, bytes or complex numbers
-    code, reply = ask(json.dumps(BODY).encode(), RowAnswer(np.array([math.nan, 1.0]), 1, 0.001))
+    code, reply = ask(BODY, RowAnswer(np.array([math.nan, 1.0]), 1, 0.001))
     assert (code, reply["outputs"][0]["data"]) == (200, ["[null,1.0]"])
-    code, reply = ask(json.dumps(BODY).encode(), RowAnswer(np.array([b"x"]), 1, 0.001))
+    code, reply = ask(BODY, RowAnswer(np.array([b"x"]), 1, 0.001))
     assert (code, reply["outputs"][0]["data"]) == (200, ['["eA=="]'])
-    assert ask(json.dumps(BODY).encode(), RowAnswer(np.array([1j]), 1, 0.001))[0] == 500
+    assert ask(BODY, RowAnswer(np.array([1j]), 1, 0.001))[0] == 500
 
 
-def test_shape_must_be_filled() -> None:
-    """Data that does not fill its shape, or is no row, is refused."""
-    for shape, data in (([1, 3], [1, 2]), ([2], [1, 2]), ([0, 2], []), ([1, 1], ["a"]), ([float("inf"), 2], [1, 2])):
-        with pytest.raises(InvalidBodyError):
-            parse_rows(json.dumps({"inputs": [{"name": "x", "shape": shape, "data": data}]}).encode())
+@pytest.mark.parametrize("features", [None, 2])
+def test_bodies_that_are_no_request_are_refused(features: int | None) -> None:
+    """A body gets 400 for what ``unfold serve`` refuses, whether or not the models state how long a row is."""
+    tensor = BODY["inputs"][0]
+    bodies: list[object] = [b"", [], b"{", {"inputs": []}, {"inputs": 3}, b"null", b'{"inputs": [{"shape": []}]}']
+    changes: list[dict[str, Any]] = [
+        {"shape": [1, 3]},
+        {"shape": [2]},
+        {"shape": [0, 2], "data": []},
+        {"shape": [-1, 2]},
+        {"shape": [1.5, 2]},
+        {"data": ["1", "2"]},
+        {"data": [True, False]},
+        {"data": [None, 1]},
+        {"data": [[[1], [2]]]},
+        {"data": [1.5, 2], "datatype": "INT64"},
+        {"datatype": "BYTES"},
+        {"name": "y"},
+    ]
+    bodies += [{"inputs": [tensor | change]} for change in changes]
+    bodies += [{"inputs": [tensor, tensor | {"name": "z"}]}, BODY | {"outputs": [{"name": "none"}]}]
+    assert {ask(body, features=features)[0] for body in bodies} == {400}
+    assert ask(b" " * 5 * 2**20, features=features)[0] == 413
+
+
+def test_rows_are_as_long_as_the_models_take_them() -> None:
+    """A row of another length gets 400; where no model states the length, each request does."""
+    longer = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2, 3], "data": [[1, 2, 3], [4, 5, 6]]}]}
+    code, reply = ask(longer, features=2)
+    assert (code, "it must be [-1, 2]" in reply["error"]) == (400, True)
+    assert ask(longer)[1]["outputs"][0]["data"] == ["6.0", "15.0"]
+
+
+def test_stages_that_read_the_request_agree_on_its_length() -> None:
+    """The length of a row is what the models state; models that state different ones are refused."""
+
+    def describe(name: str, **model: object) -> dict[str, object]:
+        return {"name": name, "after": {}, "share": 1.0, "fan_out": 1.0, "code": "models:total", **model}
+
+    assert resolve_exported_stages([describe("a"), describe("b")])[2] is None
+    assert resolve_exported_stages([describe("a"), describe("b", features=3), describe("c", columns=[2])])[2] == 3
+    with pytest.raises(UnfoldError, match=r"stages.c.model: reads 4 numbers per row, and queries have 3"):
+        resolve_exported_stages([describe("b", features=3), describe("c", features=4)])
+
+
+def test_ids_outputs_and_encodings_of_clients() -> None:
+    """A request may have an id, select outputs, be compressed, and hold its rows as bytes."""
+    code, reply = ask(BODY | {"id": "q7", "outputs": [{"name": "left"}]})
+    assert (code, reply["id"], [item["name"] for item in reply["outputs"]]) == (200, "q7", ["left"])
+    compressed = gzip.compress(json.dumps(BODY).encode())
+    assert ask(compressed, headers=RawHeaders(((b"content-encoding", b"gzip"),)))[0] == 200
+    rows = np.array([[1, 2]], np.float32).tobytes()
+    head = {"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": {"binary_data_size": len(rows)}}
+    text = json.dumps({"inputs": [head]}).encode()
+    length = RawHeaders(((b"inference-header-content-length", b"%d" % len(text)),))
+    assert ask(text + rows, headers=length)[1]["outputs"][0]["data"] == ["3.0"]
 
 
 SPEC = """

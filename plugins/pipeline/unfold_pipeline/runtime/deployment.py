@@ -14,7 +14,12 @@ from unfold_pipeline.problem.problem import Problem
 from unfold_pipeline.runtime.affinity import list_local_cores
 from unfold_pipeline.runtime.local import LocalRuntime, PipelineRuntime
 from unfold_pipeline.runtime.models.data_flow import DataFlow
-from unfold_pipeline.runtime.models.flow_resolution import reads_request, request_tensors, resolve_data_flow
+from unfold_pipeline.runtime.models.flow_resolution import (
+    check_request_width,
+    reads_request,
+    request_tensors,
+    resolve_data_flow,
+)
 from unfold_pipeline.runtime.models.model_loader import fit_rows, load_rows, read_width
 from unfold_pipeline.runtime.ray_serve import RayRuntime
 from unfold_pipeline.runtime.stage import PlannedStage
@@ -142,7 +147,7 @@ def resolve_models(pipeline: Pipeline, sources: Mapping[str, ModelSource]) -> Re
             continue
         width = read_width(stage.name, source)
         rows = load_rows(source, width) if rows is None else rows
-        _check_features(stage.name, source, width, rows.shape[1])
+        check_request_width(stage.name, source, width, rows.shape[1])
         rows = fit_rows(stage.name, source, rows)
     if rows is None:
         raise user_error("no stage to serve", key="stages")
@@ -150,13 +155,3 @@ def resolve_models(pipeline: Pipeline, sources: Mapping[str, ModelSource]) -> Re
     # replicas that are added later must answer as the first ones do
     hashed = tuple(replace(source, sha256=hash_source(source)) for source in ordered)
     return ResolvedModels(sources=hashed, rows=rows, flow=flow)
-
-
-def _check_features(stage: str, source: ModelSource, width: int | None, features: int) -> None:
-    """Reject a stage if its model reads other rows than the queries."""
-    required = max(source.columns) + 1 if source.columns else width
-    if required is None or required == features or (source.columns and required < features):
-        return
-    hint = f"stages.{stage}.model.columns names the numbers of a query that it reads"
-    message = f"reads {required} numbers per row, and queries have {features}"
-    raise user_error(message, key=f"stages.{stage}.model", hint=hint)

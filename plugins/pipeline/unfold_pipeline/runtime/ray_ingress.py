@@ -8,12 +8,12 @@ none.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from unfold_pipeline._types import RowArray
@@ -21,16 +21,32 @@ from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Pipeline, Stage, build_edges, build_inputs
 from unfold_pipeline.problem.routing import Item, RouteDrawer, Routes
 from unfold_pipeline.runtime.models.data_flow import DataFlow, Outputs, encode_answer, format_output, pass_requests
-from unfold_pipeline.runtime.models.flow_resolution import request_tensors, resolve_data_flow
+from unfold_pipeline.runtime.models.flow_resolution import find_request_width, request_tensors, resolve_data_flow
 from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica
-from unfoldkit.serving.oip.errors import InvalidRequest
+from unfoldkit.serving.batching.batcher import Limits
+from unfoldkit.serving.model import Field
+from unfoldkit.serving.oip.codec import InferenceRequest, RequestReader, build_reader
+from unfoldkit.serving.oip.content_encoding import read_encoding
+from unfoldkit.serving.oip.errors import InvalidRequest, TooLarge
 
 INGRESS = "ingress"
 INPUT = "x"
 
 
-class InvalidBodyError(ValueError):
-    """The body of a request is not an inference request for this pipeline."""
+class StageFailedError(RuntimeError):
+    """The model of a stage failed on a row that a client sent; the message is for the client."""
+
+
+class TensorShape(msgspec.Struct):
+    """The shape of an input, whatever else a request states about it."""
+
+    shape: list[int]
+
+
+class RequestShapes(msgspec.Struct):
+    """The shapes of the inputs of a request."""
+
+    inputs: list[TensorShape]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +68,7 @@ class PipelineIngress:
         handles: Handle of the deployment of each stage, in the same order.
         seed: Seed of the routes.
         flow: What each stage reads; by default the row of the request.
+        features: Numbers of a row; ``None`` if no model states them, and each request does.
     """
 
     def __init__(
@@ -61,29 +78,73 @@ class PipelineIngress:
         *handles: Any,
         seed: int | None = None,
         flow: DataFlow | None = None,
+        features: int | None = None,
     ) -> None:
         self._name = name
         self._pipeline = build_flow_graph(stages)
         self._handles = handles
         self._flow = flow or pass_requests(self._pipeline)
         self._routes = RouteDrawer(self._pipeline, np.random.default_rng(seed))
+        self._features = features
+        outputs = tuple(Field(stage.name, "BYTES") for stage in self._pipeline.stages)
+        self._reader = build_reader((_describe_rows(features or 1),), outputs)
 
     async def __call__(self, request: Any) -> Any:
-        """Answer an HTTP request: 200 with the outputs, 400 for a body or row that is none, 500 if a model fails."""
+        """Answer an HTTP request.
+
+        The status is 200 with the outputs, 400 for a body or row that no model takes, 413 for a body that is too
+        large, and 500 if a model fails.
+        """
         from starlette.responses import JSONResponse
 
         try:
-            rows = parse_rows(await request.body())
-        except InvalidBodyError as error:
-            return JSONResponse({"error": str(error)}, 400)
-        try:
-            answers = await asyncio.gather(*(self.answer_row(row) for row in rows))
-            outputs = self._build_outputs(answers)
+            inference = self.read_request(await request.body(), request.headers.raw)
+            answers = await self._answer_rows(inference.inputs[INPUT])
+            outputs = self._build_outputs(answers, inference.outputs)
         except InvalidRequest as error:
-            return JSONResponse({"error": f"a model cannot handle one of the rows: {error}"}, 400)
+            return JSONResponse({"error": str(error)}, 400)
+        except TooLarge as error:
+            return JSONResponse({"error": str(error)}, 413)
+        except StageFailedError as error:
+            return JSONResponse({"error": str(error)}, 500)
         except Exception as error:  # noqa: BLE001  # Ray wraps what a model raises in errors of its own
             return JSONResponse({"error": f"a model failed: {type(error).__name__}"}, 500)
-        return JSONResponse({"model_name": self._name, "outputs": outputs})
+        identity = {"id": inference.id} if inference.id else {}
+        return JSONResponse({"model_name": self._name, **identity, "outputs": outputs})
+
+    def read_request(self, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> InferenceRequest:
+        """Read the rows of a request, shape (rows, features).
+
+        Raises:
+            InvalidRequest: The body is not JSON, or not a request for rows of this pipeline.
+            TooLarge: It has too many bytes.
+        """
+        encoding, max_bytes = read_encoding(headers), Limits().body_bytes
+        if len(body) > max_bytes:
+            raise TooLarge(f"the body has {len(body)} bytes; at most {max_bytes} are accepted")
+        data = encoding.decompress(body, max_bytes)
+        return self._choose_reader(data[: encoding.json_bytes or None]).read(data, encoding.json_bytes)
+
+    def _choose_reader(self, json: bytes) -> RequestReader:
+        """Return the reader for rows as long as the models take them, or else as long as the request states."""
+        if self._features is not None:
+            return self._reader
+        try:
+            shape = msgspec.json.decode(json, type=RequestShapes).inputs[0].shape
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, IndexError):
+            # the reader explains what is wrong
+            return self._reader
+        return replace(self._reader, inputs=(_describe_rows(max(1, shape[-1] if shape else 1)),))
+
+    async def _answer_rows(self, rows: RowArray) -> list[dict[str, Any]]:
+        answers = await asyncio.gather(*(self.answer_row(row) for row in rows), return_exceptions=True)
+        for number, answer in enumerate(answers, 1):
+            if isinstance(answer, InvalidRequest):
+                raise InvalidRequest(f"row {number}: {answer}") from answer
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     async def answer_row(self, row: RowArray) -> dict[str, Any]:
         """Return the answer of each stage that the row visits; a join waits for all its parents."""
@@ -99,24 +160,28 @@ class PipelineIngress:
             answer = await self._handles[item[0]].remote(tensors)
         except InvalidRequest as error:
             if not self._flow.includes_request(item[0]):
-                raise RuntimeError(f"the model of {stage} does not take its input") from error
+                raise StageFailedError(f"the model of stage {stage} failed on this input") from error
             # Ray's class for both sides has a traceback as its text
-            raise InvalidRequest(str(getattr(error, "cause", error))) from error
+            cause = getattr(error, "cause", error)
+            raise InvalidRequest(f"the model of stage {stage} cannot handle it: {cause}") from error
+        except RuntimeError as error:
+            raise StageFailedError(f"the model of stage {stage} failed on this input") from error
         if isinstance(answer, ModelHung):
-            raise TimeoutError(f"the model of {stage} did not answer")
+            raise StageFailedError(f"the model of stage {stage} did not answer")
         query.answers[stage] = format_output(answer.value)
         ready = self._flow.pass_on(query.routes, item, answer.value, query.received)
         await asyncio.gather(*(self._follow(query, child) for child in ready))
 
-    def _build_outputs(self, answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def _build_outputs(self, answers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the outputs that a request names; all if it names none."""
         return [
             {
-                "name": stage.name,
+                "name": name,
                 "datatype": "BYTES",
                 "shape": [len(answers)],
-                "data": [encode_answer(answer.get(stage.name)) for answer in answers],
+                "data": [encode_answer(answer.get(name)) for answer in answers],
             }
-            for stage in self._pipeline.stages
+            for name in names or [stage.name for stage in self._pipeline.stages]
         ]
 
 
@@ -139,27 +204,6 @@ def build_flow_graph(stages: Sequence[Mapping[str, Any]]) -> Pipeline:
     )
 
 
-def parse_rows(body: bytes) -> RowArray:
-    """Return the rows of an inference request, shape (rows, features).
-
-    Raises:
-        InvalidBodyError: The body is not JSON, has no input ``x``, or its data does not fill its shape.
-    """
-    try:
-        inputs = json.loads(body)["inputs"]
-        tensor = next(item for item in inputs if item["name"] == INPUT)
-        shape = [int(size) for size in tensor["shape"]]
-        rows: RowArray = np.array(tensor["data"], dtype=np.float32).reshape(shape)
-    except (ValueError, KeyError, TypeError, StopIteration, AttributeError, OverflowError, RecursionError) as error:
-        message = (
-            'the body must be like {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [0, 1]}]}'
-        )
-        raise InvalidBodyError(message) from error
-    if rows.ndim != 2 or not rows.size:
-        raise InvalidBodyError(f"the input has shape {shape}; it must be rows of numbers")
-    return rows
-
-
 def application(args: dict[str, Any]) -> Any:
     """Build the application that an exported config names, for ``serve deploy``.
 
@@ -174,23 +218,30 @@ def application(args: dict[str, Any]) -> Any:
     from ray import serve
 
     handles = []
-    sources, flow = resolve_exported_stages(args["stages"])
+    sources, flow, features = resolve_exported_stages(args["stages"])
     for stage, source in zip(args["stages"], sources, strict=True):
         deployment = serve.deployment(RayReplica).options(name=str(stage["name"]))
         handles.append(deployment.bind(source, int(stage["batch"]), float(stage["wait"])))
     ingress = serve.deployment(PipelineIngress).options(name=INGRESS)
-    return ingress.bind(str(args["name"]), args["stages"], *handles, flow=flow)
+    return ingress.bind(str(args["name"]), args["stages"], *handles, flow=flow, features=features)
 
 
-def resolve_exported_stages(stages: Sequence[Mapping[str, Any]]) -> tuple[tuple[ModelSource, ...], DataFlow]:
-    """Return the models of the stages of an exported config, and what each of them reads.
+def resolve_exported_stages(
+    stages: Sequence[Mapping[str, Any]],
+) -> tuple[tuple[ModelSource, ...], DataFlow, int | None]:
+    """Return the models of the stages of an exported config, what each of them reads, and the numbers of a query.
 
     Raises:
         UnfoldError: An input or a condition does not fit the models.
     """
     pipeline = build_flow_graph(stages)
     sources = request_tensors(pipeline, [_build_source(stage) for stage in stages])
-    return sources, resolve_data_flow(pipeline, sources)
+    features = find_request_width(pipeline, sources)
+    return sources, resolve_data_flow(pipeline, sources, features), features
+
+
+def _describe_rows(features: int) -> Field:
+    return Field(INPUT, "FP32", (features,))
 
 
 def _build_source(stage: Mapping[str, Any]) -> ModelSource:

@@ -15,6 +15,7 @@ from unfold_pipeline.flow_syntax import ConditionError, TensorValue, find_tensor
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Pipeline, Stage, TensorInput, TensorSource
 from unfold_pipeline.runtime.models.data_flow import ROW_INPUT, DataFlow, StageFeed, pass_requests, select_tensors
+from unfold_pipeline.runtime.models.model_loader import read_width
 from unfold_pipeline.runtime.models.model_signature import DEFAULT_OUTPUT, ModelSignature, TensorType, read_signature
 from unfold_pipeline.runtime.models.onnx_inputs import ModelInput
 from unfoldkit.api import did_you_mean, user_error
@@ -26,6 +27,37 @@ def reads_request(stage: Stage) -> bool:
         return not stage.parents
     sources = [source for tensor_input in stage.inputs for source in tensor_input.sources]
     return len(sources) == 1 and sources[0].stage is None
+
+
+def find_request_width(pipeline: Pipeline, sources: Sequence[ModelSource]) -> int | None:
+    """Return the numbers of a query, as the first model that reads all of them states them; ``None`` if none does.
+
+    Raises:
+        UnfoldError: A model is damaged, or reads other rows than that one.
+    """
+    readers = [
+        (stage.name, source) for stage, source in zip(pipeline.stages, sources, strict=True) if reads_request(stage)
+    ]
+    widths = [(name, source, source.features or read_width(name, source)) for name, source in readers]
+    features = next((width for _, source, width in widths if width is not None and not source.columns), None)
+    if features is not None:
+        for name, source, width in widths:
+            check_request_width(name, source, width, features)
+    return features
+
+
+def check_request_width(stage: str, source: ModelSource, width: int | None, features: int) -> None:
+    """Reject a stage if its model reads other rows than the queries.
+
+    Raises:
+        UnfoldError: It needs another number of features, or a column that the queries do not have.
+    """
+    required = max(source.columns) + 1 if source.columns else width
+    if required is None or required == features or (source.columns and required < features):
+        return
+    hint = f"stages.{stage}.model.columns names the numbers of a query that it reads"
+    message = f"reads {required} numbers per row, and queries have {features}"
+    raise user_error(message, key=f"stages.{stage}.model", hint=hint)
 
 
 def request_tensors(pipeline: Pipeline, sources: Sequence[ModelSource]) -> tuple[ModelSource, ...]:
