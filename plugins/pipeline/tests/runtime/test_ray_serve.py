@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -187,3 +188,32 @@ def test_stopping_what_did_not_start_raises_nothing(monkeypatch: pytest.MonkeyPa
         running._ray = cast("Any", serve)
     asyncio.run(running.stop())
     assert len(deleted) == has_ray
+
+
+@pytest.mark.parametrize(("is_own", "others"), [(True, []), (True, ["shop"]), (False, [])])
+def test_ray_serve_ends_with_the_service_that_started_it(
+    monkeypatch: pytest.MonkeyPatch, is_own: bool, others: list[str]
+) -> None:
+    """Ray Serve was started without HTTP, which applications deployed later would lack; in use, it stays."""
+    serve = pytest.importorskip("ray.serve", reason="Ray is not installed")
+    ended = list[bool]()
+    monkeypatch.setattr(serve, "delete", lambda _app: None)
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=dict.fromkeys(others)))
+    monkeypatch.setattr(serve, "shutdown", lambda: ended.append(True))
+    running = RayRuntime(plan_stages(["a"], [ModelSource(code="models:a")], (StageConfig(0, 1, 1),)), "head:6379")
+    running._ray, running._owns_serve = cast("Any", serve), is_own
+    asyncio.run(running.stop())
+    assert bool(ended) == (is_own and not others)
+
+
+def test_leftovers_of_killed_services_are_deleted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Replicas of a service that was killed would run on without end; the next service deletes and names them."""
+    serve = pytest.importorskip("ray.serve", reason="Ray is not installed")
+    deleted = list[str]()
+    monkeypatch.setattr(serve, "delete", deleted.append)
+    monkeypatch.setattr(ray_serve, "list_orphans", lambda: ["unfold-08000000-7a3ff0a7-face"])
+    ray_serve._delete_orphans()
+    assert deleted == ["unfold-08000000-7a3ff0a7-face"]
+    assert "its service has ended" in caplog.text

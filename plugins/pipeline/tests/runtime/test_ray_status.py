@@ -13,7 +13,7 @@ from unfold_pipeline.problem.pipeline import StageConfig
 from unfold_pipeline.problem.routing import RouteDrawer
 from unfold_pipeline.runtime.profiler import SINGLE_STAGE
 from unfold_pipeline.runtime.ray_serve import RayRuntime
-from unfold_pipeline.runtime.ray_status import DeploymentListing, summarize_fault
+from unfold_pipeline.runtime.ray_status import DeploymentListing, find_orphans, name_applications, summarize_fault
 from unfold_pipeline.runtime.stage import PlannedStage, Query
 
 TRACEBACK = """A replica failed to start with exception. Retrying. Error:
@@ -88,3 +88,11 @@ def test_a_stage_that_does_not_answer_is_named() -> None:
     idle_s, silent_s, after_s, taken = asyncio.run(scene())
     assert (idle_s, after_s, taken) == (0.0, 0.0, 0.0)
     assert silent_s > 0.2
+
+
+def test_applications_of_ended_services_are_orphans() -> None:
+    """What a killed process has deployed is found by its job; applications of others and of live services are not."""
+    dead, live = name_applications("08000000", "7a3ff0a7"), name_applications("09000000", "2b096de2")
+    apps = [f"{dead}-detect/1.v", f"{dead}-face", f"{live}-face", "unfold-shop", "unfold-08000000", "08000000"]
+    assert find_orphans(apps, {"08000000"}) == apps[:2]
+    assert find_orphans(apps, set()) == []

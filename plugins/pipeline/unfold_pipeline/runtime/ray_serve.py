@@ -32,7 +32,12 @@ from unfold_pipeline.runtime.local import MAX_PROCESS_FAILURES, BatchListener
 from unfold_pipeline.runtime.models.data_flow import DataFlow, DataFlowError, format_output
 from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica, check_deployment_name
 from unfold_pipeline.runtime.ray_stage_queue import RequestSlots
-from unfold_pipeline.runtime.ray_status import DeploymentListing, list_deployments
+from unfold_pipeline.runtime.ray_status import (
+    DeploymentListing,
+    list_deployments,
+    list_orphans,
+    name_applications,
+)
 from unfold_pipeline.runtime.stage import ActivationTime, PlannedStage, Query, build_start_error, read_clock
 from unfoldkit.api import internal_error, user_error
 from unfoldkit.engines.ray import connect_ray
@@ -54,7 +59,7 @@ class StageDeployment:
 
     Attributes:
         name: Of the stage.
-        app: Name of its Ray Serve application.
+        app: Name of its Ray Serve application, from the start on.
         source: Its model.
         max_batch: Maximum batch size at present, which each query carries.
         planned_batch: Maximum batch size at the start, which at most doubles.
@@ -168,6 +173,7 @@ class RayRuntime:
         "_has_ended",
         "_monitor",
         "_nodes",
+        "_owns_serve",
         "_ray",
         "_replaced",
         "_tasks",
@@ -183,11 +189,10 @@ class RayRuntime:
         flow: DataFlow | None = None,
     ) -> None:
         self._flow = flow or DataFlow((None,) * len(stages), (None,) * len(stages))
-        prefix = f"unfold-{uuid.uuid4().hex[:8]}"
         self.stages = [
             StageDeployment(
                 name=stage.name,
-                app=f"{prefix}-{stage.name}",
+                app=stage.name,
                 source=stage.source,
                 max_batch=stage.config.batch,
                 planned_batch=stage.config.batch,
@@ -207,6 +212,7 @@ class RayRuntime:
         self._changes = asyncio.Lock()
         self._has_ended = False
         self._nodes = 1
+        self._owns_serve = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._monitor: asyncio.Task[None] | None = None
         self._replaced = 0
@@ -224,9 +230,15 @@ class RayRuntime:
         from ray import serve
 
         self._check_placement(self._ray, serve)
+        prefix = name_applications(self._ray.get_runtime_context().get_job_id(), uuid.uuid4().hex[:8])
+        for stage in self.stages:
+            stage.app = f"{prefix}-{stage.name}"
 
         try:
+            # a cluster that lives on gets back what it lacked: proxies for the applications of others
+            self._owns_serve = self._address is not None and not _has_serve()
             await asyncio.to_thread(serve.start, proxy_location="Disabled")
+            await asyncio.to_thread(_delete_orphans)
             for stage in self.stages:
                 start_s = read_clock()
                 await self._start_stage(stage)
@@ -257,6 +269,8 @@ class RayRuntime:
             with contextlib.suppress(RayServeException):
                 for stage in self.stages:
                     await asyncio.to_thread(serve.delete, stage.app)
+                if self._owns_serve and not serve.status().applications:
+                    await asyncio.to_thread(serve.shutdown)
         for task in self._tasks:
             task.cancel()
 
@@ -481,6 +495,21 @@ def _run_deployment(stage: StageDeployment, *, waits: bool) -> Any:
     app = deployment.bind(stage.source, stage.planned_batch, stage.max_wait_s, stage.hang_timeout_s)
     target = serve.RunTarget(target=app, name=stage.app, route_prefix=None)
     return serve.run_many([target], wait_for_applications_running=waits)[0]
+
+
+def _has_serve() -> bool:
+    from ray.serve.context import _get_global_client
+
+    return _get_global_client(raise_if_no_controller_running=False) is not None
+
+
+def _delete_orphans() -> None:
+    """Delete what services have left on this cluster that were killed: their replicas would run on for nothing."""
+    from ray import serve
+
+    for app in list_orphans():
+        logging.getLogger("unfoldkit").warning("%s: its service has ended; the application is deleted", app)
+        serve.delete(app)
 
 
 def _count_nodes(ray: Any) -> int:

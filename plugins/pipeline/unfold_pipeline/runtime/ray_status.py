@@ -1,9 +1,9 @@
-"""What Ray Serve lists about the deployments of a pipeline: replicas that run, and why others do not start."""
+"""What Ray lists about the deployments of pipelines: replicas that run, why others do not start, and orphans."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 MAX_REASON_CHARACTERS = 500
@@ -11,6 +11,7 @@ _ROUTINE = ("Upscaling from", "Downscaling from")
 """Beginnings of messages that report a change and no fault."""
 _COLORS = re.compile(r"\x1b\[[\d;]*m")
 _FRAME = re.compile(r'\s*File "')
+_APP = re.compile(r"unfold-(?P<job>[0-9a-f]{8})-[0-9a-f]{8}-")
 _OWN_ERROR = "unfoldkit.errors.UnfoldError: "
 
 
@@ -40,6 +41,34 @@ def list_deployments(apps: Sequence[str]) -> dict[str, DeploymentListing]:
             running = frozenset(replica for replica, state in states.items() if state == "RUNNING")
             listings[app] = DeploymentListing(running, summarize_fault(deployment["message"]))
     return listings
+
+
+def name_applications(job: str, instance: str) -> str:
+    """Return what the names of the applications of one service begin with.
+
+    Args:
+        job: Ray's identity of the process that serves.
+        instance: Distinguishes the services of a process.
+    """
+    return f"unfold-{job}-{instance}"
+
+
+def find_orphans(apps: Iterable[str], ended_jobs: Container[str]) -> list[str]:
+    """Return the applications of services that have ended without deleting them, as a process that is killed."""
+    matches = [(app, _APP.match(app)) for app in apps]
+    return [app for app, match in matches if match is not None and match["job"] in ended_jobs]
+
+
+def list_orphans() -> list[str]:
+    """Return the applications on this cluster that :func:`find_orphans` finds; none for a Ray client."""
+    from ray import serve
+    from ray._private.state import jobs
+    from ray.util.client import ray as client
+
+    if client.is_connected():
+        # it cannot read the table of jobs
+        return []
+    return find_orphans(serve.status().applications, {job["JobID"] for job in jobs() if job["IsDead"]})
 
 
 def summarize_fault(message: str) -> str:
