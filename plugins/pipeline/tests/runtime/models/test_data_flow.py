@@ -452,7 +452,10 @@ def misfits(folder: Path) -> list[tuple[Pipeline, list[ModelSource], str, str]]:
         (after_a({"one": ["a"], "2": ["a"]}), [two, total], "stages.b.inputs.2", "not the name of an argument"),
         (after_a(when="labels == 'big'"), [two, total], "stages.b.when", "no tensor labels"),
         (after_a(when="probabilities > 0.5"), [two, total], "stages.b.when", "name a value, or max"),
-        (after_a(when="probabilities[2] > 0.5"), [two, total], "stages.b.when", "index"),
+        (after_a(when="probabilities[2] > 0.5"), [two, total], "stages.b.when", r"index .*\(it returns probabilities"),
+        # code states a number of values, which may have any shape
+        (after_a(when="box[0,1] > 0"), [crop, total], "", ""),
+        (after_a(when="box[2] > 0"), [crop, total], "stages.b.when", r"index .*\(it returns box"),
         (after_a(when="label == 3"), [two, total], "stages.b.when", "holds text, and is compared to 3"),
         (after_a(when="max(label) == 'big'"), [two, total], "stages.b.when", "max needs numbers"),
         (

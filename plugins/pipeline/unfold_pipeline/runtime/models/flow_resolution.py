@@ -236,7 +236,7 @@ class _FlowResolver:
     def _list_tensors(self, name: str, stage: int) -> str:
         """Return what would do instead of a tensor that a stage does not return, or not according to the spec."""
         types = self._inspect(stage).types
-        known = did_you_mean(name, types) or f"it returns {', '.join(types)}"
+        known = ("" if name in types else did_you_mean(name, types)) or f"it returns {', '.join(types)}"
         is_stated = bool(self.sources[stage].outputs)
         return f"{known}; stages.{self.pipeline.stages[stage].name}.model.outputs states all" if is_stated else known
 
@@ -317,7 +317,8 @@ def _describe_untestable(value: TensorValue, constant: object, types: Mapping[st
     if tensor.kind and constant is not None and tensor.is_text != isinstance(constant, str):
         return f"{value.tensor} holds {'text' if tensor.is_text else 'numbers'}, and is compared to {constant!r}"
     shape = tensor.shape
-    if shape is None:
+    if shape is None or (not tensor.kind and len(value.index) > 1):
+        # code states how many values it returns, not their shape
         return ""
     pairs = zip(value.index, shape, strict=False)
     if len(value.index) > len(shape) or any(not -size <= index < size for index, size in pairs):
