@@ -60,7 +60,9 @@ class StageSpec(Model):
         "that the upstream stages return, or the request",
     )
     missing: float | None = Field(
-        default=None, description="stands for each value of an upstream stage that was skipped; default: NaN"
+        default=None,
+        description="stands for each value of an upstream stage that was skipped, or from which no followed edges "
+        "lead here; default: NaN",
     )
     fan_out: Annotated[float, Field(gt=0, le=1000)] = Field(default=1.0, description="mean items per query")
     latency: dict[str, BatchLatency] = Field(
