@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from unfold_pipeline.replay.load_generator import MeasuredTrace, replay_trace
 from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.runtime.local import LocalRuntime, PipelineRuntime
 from unfold_pipeline.runtime.ray_serve import RayRuntime
-from unfold_pipeline.runtime.stage import Query
+from unfold_pipeline.runtime.stage import Query, StageRuntime
 from unfold_pipeline.schema.hardware import Placement
 from unfold_pipeline.tuner import envelope_rule
 from unfold_pipeline.tuner.replica_table import ReplicaTable
@@ -389,3 +390,31 @@ def test_restart_replaces_the_time_of_common_starts(tmp_path: Path) -> None:
 
     asyncio.run(asyncio.wait_for(scene(), 120))
     assert 0.0 < stage.activation.seconds < 60.0
+
+
+def test_batch_that_becomes_due_during_a_dispatch_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The timer of a delayed batch may fire early, and the rest of the delay may pass while it is looked at."""
+    (tmp_path / "served.py").write_text(CODE)
+    (planned,) = plan_stages(["a"], [ModelSource(code="served:nap", folder=str(tmp_path))], PLAN[:1])
+    running = LocalRuntime([replace(planned, max_wait_s=0.05)])
+    pipe = Pipeline((Stage("a", (), (CPU,)),))
+    routes = build_routes(pipe, draw_sample(pipe, np.zeros(1), np.random.default_rng(0)))
+    readings = list[float]()
+
+    def next_batch_delay(stage: StageRuntime) -> float:
+        # due a microsecond after the first look
+        readings.append(math.inf if not stage.queue else 1e-6 if len(readings) % 2 else 0.0)
+        return readings[-1]
+
+    async def scene() -> Any:
+        await running.start()
+        try:
+            readings.append(0.0)
+            monkeypatch.setattr(StageRuntime, "next_batch_delay", next_batch_delay)
+            answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            running.submit(Query(ROWS[0], routes, 0, answer.set_result))
+            return await asyncio.wait_for(answer, 10)
+        finally:
+            await running.stop()
+
+    assert asyncio.run(scene()) == {"a": 2.0}

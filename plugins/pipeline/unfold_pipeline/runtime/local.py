@@ -419,16 +419,18 @@ class LocalRuntime:
         for stage in self.stages:
             if stage.consecutive_failures > MAX_CONSECUTIVE_FAILURES and not stage.workers:
                 self._give_up(stage, "")
+            # a batch that is due neither now nor by the timer would never start, so one reading decides on both
+            delay_s = stage.next_batch_delay()
             for worker in list(stage.workers):
-                if stage.next_batch_delay() > 0.0:
+                if delay_s > 0.0:
                     break
                 if worker.is_ready and not worker.batch and not worker.is_leaving:
                     self._assign_batch(stage, worker)
-            self._set_wait_timer(stage)
+                    delay_s = stage.next_batch_delay()
+            self._set_wait_timer(stage, delay_s)
 
-    def _set_wait_timer(self, stage: StageRuntime) -> None:
+    def _set_wait_timer(self, stage: StageRuntime, seconds: float) -> None:
         """Dispatch again when the oldest query has waited as long as a batch that is not full may be delayed."""
-        seconds = stage.next_batch_delay()
         if stage.wait_timer is None and 0.0 < seconds < math.inf:
             stage.wait_timer = self._event_loop().call_later(seconds, self._end_wait, stage)
 
