@@ -33,6 +33,10 @@ def ignore_report(report: Report) -> None:
     """Show no report of a verb that still runs."""
 
 
+def ignore_leftovers(describe: Callable[[], str]) -> None:
+    """Show nothing of what a verb would leave behind."""
+
+
 class Options(TypedDict, total=False):
     """The keys of ``Run.options``, named so that a type checker finds a misspelt one."""
 
@@ -62,6 +66,8 @@ class Run:
             such as the money that was spent.
         publish: Shows a report of what a long verb has done so far, on the terminal and to ``unfold report``. Only the
             last one is kept.
+        name_leftovers: Receives a function that describes what an end without cleaning up leaves behind, such as rented
+            instances: a second Ctrl-C prints it. The function is called in the main thread, between any two lines.
         log: The log of the verb.
         options: ``plan`` is the saved decision (empty without one) and ``cache`` the folder of prices. If the call
             has them: ``replay`` is the path of a trace, ``baseline_plan`` the plan to compare with,
@@ -78,6 +84,7 @@ class Run:
     clock: Callable[[], float] = time.perf_counter
     progress: Progress = ignore_progress
     publish: Callable[[Report], None] = ignore_report
+    name_leftovers: Callable[[Callable[[], str]], None] = ignore_leftovers
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("unfoldkit"))
     options: Options = field(default_factory=Options)
     allow_code: bool = False

@@ -14,7 +14,15 @@ import pytest
 
 from unfoldkit.cli.console import run_guarded
 from unfoldkit.cli.execution import noting_stop
-from unfoldkit.cli.interruption import DOUBLE_PRESS_S, StopHandler, find_stop, guarding_verb, handling_stops
+from unfoldkit.cli.interruption import (
+    DOUBLE_PRESS_S,
+    StopHandler,
+    find_handler,
+    find_stop,
+    guarding_verb,
+    handling_stops,
+    name_leftovers,
+)
 from unfoldkit.errors import user_error
 from unfoldkit.run_directory import RunDir
 
@@ -46,6 +54,34 @@ def test_a_second_signal_ends_a_verb_that_cleans_up(capfd: pytest.CaptureFixture
     press(handler, 100.0 + 2 * DOUBLE_PRESS_S)
     assert codes == [130]
     assert capfd.readouterr().err == "interrupted again: ended before the verb had cleaned up\n"
+
+
+@pytest.mark.parametrize(("rented", "end"), [("i-1 is rented", "; i-1 is rented"), ("", ""), (None, "")])
+def test_what_an_end_at_once_leaves_is_named(capfd: pytest.CaptureFixture[str], rented: str | None, end: str) -> None:
+    """The verb describes it; one that cannot, as its files are closed, does not keep the process from its end."""
+
+    def describe() -> str:
+        if rented is None:
+            raise ValueError
+        return rented
+
+    handler = StopHandler(is_guarded=True, end=lambda _: None, describe_leftovers=describe)
+    with pytest.raises(KeyboardInterrupt):
+        press(handler, 100.0)
+    press(handler, 102.0)
+    assert handler.ended.is_set()
+    assert capfd.readouterr().err == f"interrupted again: ended before the verb had cleaned up{end}\n"
+
+
+def test_a_verb_names_what_it_leaves_until_it_ends() -> None:
+    """The description is that of the verb which runs."""
+    with handling_stops(is_process=False):
+        handler = find_handler()
+        assert handler is not None
+        with guarding_verb():
+            name_leftovers(lambda: "i-1")
+            assert handler.describe_leftovers() == "i-1"
+        assert handler.describe_leftovers() == ""
 
 
 def test_tasks_of_an_event_loop_are_canceled() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from unfoldkit import __version__
 from unfoldkit.catalog.price_books import cache_folder, state_folder
 from unfoldkit.cli import console, output
+from unfoldkit.cli.interruption import name_leftovers
 from unfoldkit.cli.live_report import publishing_reports
 from unfoldkit.cli.plan_check import compare_plans, read_plan
 from unfoldkit.cli.progress import report_compilation, show_progress
@@ -198,6 +199,7 @@ def build_run(request: Request, loaded: LoadedSpec, progress: Progress = ignore_
         options=options,
         allow_code=request.allow_code,
         progress=progress,
+        name_leftovers=name_leftovers,
     )
 
 

@@ -35,6 +35,7 @@ class StopHandler:
         ended: Set when the verb has ended.
         end: Ends the process at once with an exit code.
         clock: A clock in s.
+        describe_leftovers: Describes what the verb leaves behind if the process ends at once; empty for nothing.
     """
 
     is_guarded: bool = False
@@ -46,6 +47,7 @@ class StopHandler:
     ended: threading.Event = field(default_factory=threading.Event)
     end: Callable[[int], Any] = os._exit
     clock: Callable[[], float] = time.monotonic
+    describe_leftovers: Callable[[], str] = str
 
     def __call__(self, number: int, frame: FrameType | None = None) -> None:
         """Stop the verb at the first signal; end the process at a later one, or if no verb runs.
@@ -75,7 +77,8 @@ class StopHandler:
                 threading.Thread(target=self._probe, name="probe", daemon=True).start()
                 raise KeyboardInterrupt
         else:
-            self._end_at_once(number, f"{stop_word(number)} again: ended before the verb had cleaned up")
+            message = f"{stop_word(number)} again: ended before the verb had cleaned up"
+            self._end_at_once(number, "; ".join(filter(None, (message, self._name_leftovers()))))
 
     def _probe(self) -> None:
         """Signal from time to time until the verb ends: callbacks and compilers drop exceptions that pass them."""
@@ -86,6 +89,14 @@ class StopHandler:
                     return
                 self.is_probe = True
                 signal.pthread_kill(main, self.number)
+
+    def _name_leftovers(self) -> str:
+        """Name what is left behind; empty if the verb, which may be anywhere, cannot describe it any more."""
+        self.ended.set()
+        try:
+            return self.describe_leftovers()
+        except BaseException:  # noqa: BLE001 - the process ends, whatever happens
+            return ""
 
     def _end_at_once(self, number: int, message: str) -> None:
         # not through sys.stderr, to which the code that was interrupted may be writing
@@ -120,6 +131,13 @@ def find_stop() -> int | None:
     """Return the signal that stops the verb of this process; ``None`` if none has arrived."""
     handler = find_handler()
     return handler.number if handler else None
+
+
+def name_leftovers(describe: Callable[[], str]) -> None:
+    """Let the handler of this process print a description if it ends before the verb has cleaned up."""
+    handler = find_handler()
+    if handler is not None:
+        handler.describe_leftovers = describe
 
 
 @contextmanager
@@ -172,7 +190,7 @@ def guarding_verb() -> Iterator[None]:
     finally:
         with handler.lock:
             handler.ended.set()
-        handler.is_guarded = False
+        handler.is_guarded, handler.describe_leftovers = False, str
 
 
 def _is_handling_stop() -> bool:

@@ -94,6 +94,7 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     messages.describe_fallback: [(300.0,)],
     messages.describe_timeout: [(2.5,)],
     messages.describe_silence: [(6, 600.0, 42.0)],
+    messages.describe_leftovers: [([],), (["i-0a1", "i-0b2"],)],
     messages.describe_spend: [(1.2, 5.0), (0.0, None)],
     messages.describe_progress: [(2, 3, 90.0, 1.2, 5.0), (1, 3, None, 0.0, None)],
 }

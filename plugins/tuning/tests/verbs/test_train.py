@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from unfold_tuning.job.schedule import build_custom_stages
 from unfold_tuning.schema.tuning import TuningSpec
 from unfold_tuning.trial.ledger import open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
+from unfold_tuning.verbs import train as verb
 from unfold_tuning.verbs.train import train
 from unfoldkit.api import Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
@@ -146,3 +149,28 @@ def test_a_report_names_what_was_rented_in_place_of_the_plan(tmp_path: Path, sle
     with closing(sqlite3.connect(tmp_path / "run/ledger.sqlite")) as base, base:
         base.executemany("INSERT INTO capacity VALUES (0, ?, ?)", attempts)
     assert dict(train_spec(tmp_path).lines)["offers"] == "rented g5 on-demand; refused: g6 spot"
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("provider", ["aws", "local"])
+def test_a_run_names_what_it_rents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
+    """A second Ctrl-C ends the process at once: it prints the instances that may still be billed, if any are rented."""
+    spec, described, shown = load_spec(SPEC), list[Callable[[], str]](), list[str]()
+    spec = spec.model_copy(update={"cloud": spec.cloud.model_copy(update={"provider": provider})})
+    config = build_cluster_config(load_spec(SPEC), Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))
+    monkeypatch.setattr(verb, "build_cluster_config", lambda *_: config)
+    monkeypatch.setattr(
+        verb, "build_provider", lambda _, machine, ledger, *__: build_local_provider(ledger, machine.usd_per_hour)
+    )
+    run = Run(
+        directory=RunDir(tmp_path / "run"),
+        engine=LocalEngine(1),
+        allow_code=True,
+        name_leftovers=described.append,
+        publish=lambda _: shown.extend(describe() for describe in described),
+    )
+    train(spec, run)
+    if provider == "local":
+        assert not described
+    else:
+        assert any(re.match(r"may still be billed: node-\w+.* and what was requested last \(", text) for text in shown)

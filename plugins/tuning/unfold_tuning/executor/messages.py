@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unfold_tuning.job.allocation import Plan
-from unfoldkit.api import format_count, format_duration, format_money, format_percent
+from unfoldkit.api import format_count, format_duration, format_money, format_names, format_percent
 
 MAX_LISTED_TRIALS = 8
+MAX_LISTED_INSTANCES = 20
 
 
 def describe_late_finish(seconds: float, cost_usd: float | None = None) -> str:
@@ -123,3 +124,9 @@ def describe_spend(spent_usd: float, budget_usd: float | None) -> str:
     """Describe what was spent, and the budget that it was taken from."""
     cap = "" if budget_usd is None else f" of {format_money(budget_usd)}"
     return f"{format_money(spent_usd)}{cap} spent"
+
+
+def describe_leftovers(instances: Sequence[str]) -> str:
+    """Describe what stays rented if the process ends before it has released its instances."""
+    rented = [format_names(instances, MAX_LISTED_INSTANCES)] if instances else []
+    return f"may still be billed: {' and '.join([*rented, 'what was requested last'])} (the same command ends it)"

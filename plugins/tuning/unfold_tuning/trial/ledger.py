@@ -157,9 +157,13 @@ class Ledger:
         """List every instance that was ever billed, oldest first."""
         return [InstanceLifetime(*row) for row in self.base.execute("SELECT * FROM nodes ORDER BY since, id")]
 
+    def list_running(self) -> list[str]:
+        """List the instances that are billed now, oldest first."""
+        return [lifetime.id for lifetime in self.list_lifetimes() if lifetime.until is None]
+
     def count_running(self) -> int:
         """Count the instances that are billed now."""
-        return sum(lifetime.until is None for lifetime in self.list_lifetimes())
+        return len(self.list_running())
 
     def compute_spent_usd(self) -> float:
         """Compute the bill so far; open lifetimes count up to when they were last seen.

@@ -7,7 +7,7 @@ import json
 import time
 
 from unfold_tuning.cluster.factory import build_cluster, build_provider, require_reachable
-from unfold_tuning.executor.messages import describe_spend
+from unfold_tuning.executor.messages import describe_leftovers, describe_spend
 from unfold_tuning.executor.profiler import Profiler, ProfileSamples
 from unfold_tuning.job.build import (
     PROFILE_FILE,
@@ -63,6 +63,8 @@ def profile(spec: TuningSpec, run: Run) -> Report:
             pass
     with open_ledger(run.directory.resolve(LEDGER_FILE), machine, "profile") as ledger:
         provider = build_provider(cluster_config, machine, ledger, run.log)
+        if is_rented:
+            run.name_leftovers(lambda: describe_leftovers(ledger.list_running()))
         provider.recover()
         ledger.close_open_lifetimes()
 

@@ -11,7 +11,7 @@ from unfold_tuning.cluster.factory import build_cluster, build_provider, require
 from unfold_tuning.executor.deadline import MAX_INSTANCES
 from unfold_tuning.executor.executor import Executor
 from unfold_tuning.executor.inputs_and_outcome import ExecutionConfig, RunState
-from unfold_tuning.executor.messages import describe_spend
+from unfold_tuning.executor.messages import describe_leftovers, describe_spend
 from unfold_tuning.executor.ranking import adopt_profiled_trials
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.job.build import build_cluster_config, build_problem, has_measured_profile, resolve_trainable
@@ -63,6 +63,8 @@ def train(spec: TuningSpec, run: Run) -> Report:
         provider = build_provider(cluster_config, execution.machine, ledger, run.log, problem.machines)
         ledger.retry_if_all_failed()
         ledger.close_open_parts()
+        if spec.cloud.provider != "local":
+            run.name_leftovers(lambda: describe_leftovers(ledger.list_running()))
         provider.recover()
         ledger.close_open_lifetimes()
         if spec.profile is None:
