@@ -11,6 +11,10 @@ from pydantic import Field
 from unfold_tuning.schema.search import Count
 from unfoldkit.api import Bytes, Duration, Model, Money, Price, Problem, Rate
 
+ZONE_SEPARATORS = {"aws": "", "gcp": "-"}
+"""What stands between the region and the letter of a zone; other clouds name zones without their region."""
+ZONE_NAME = re.compile(r"[a-z]+-[a-z-]+\d+-?[a-z]")
+
 
 class InstanceSpec(Model):
     """An instance type with figures that override those of the catalog."""
@@ -176,14 +180,20 @@ def _check_zones(cloud: Cloud) -> Iterable[Problem]:
     logged = cloud.availability.zones if cloud.availability else ()
     yield from _check_repeated(("cloud", "zones"), cloud.zones)
     yield from _check_repeated(("cloud", "availability", "zones"), logged)
+    separator = ZONE_SEPARATORS.get(cloud.provider)
+    prefix = "" if separator is None else cloud.region + separator
+    hint = f"write {prefix}a, or another region"
     for index, zone in enumerate(cloud.zones):
-        if cloud.provider == "aws" and not zone.startswith(cloud.region):
-            hint = f"write {cloud.region}a, or another region"
+        if not zone.startswith(prefix):
             yield Problem(("cloud", "zones", index), f"{zone} is not a zone of {cloud.region}", hint=hint)
     for index, zone in enumerate(logged):
+        path = ("cloud", "availability", "zones", index)
         # other columns, such as us-east-1a_v100, need not name a zone
-        if cloud.zones and zone not in cloud.zones and re.fullmatch(rf"{re.escape(cloud.region)}-?[a-z]", zone):
-            path = ("cloud", "availability", "zones", index)
+        if not ZONE_NAME.fullmatch(zone):
+            continue
+        if not zone.startswith(prefix):
+            yield Problem(path, f"{zone} is not a zone of {cloud.region}", hint=hint)
+        elif cloud.zones and zone not in cloud.zones and zone.startswith(cloud.region):
             yield Problem(path, f"{zone} is not among cloud.zones", hint="add it there, or leave it out here")
 
 
