@@ -44,7 +44,7 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     sentences.describe_thrifty: [(0.2, 12.3)],
     sentences.describe_on_demand_plan: [(4.65,)],
     sentences.describe_stage: [(1, 32, 1), (2, 1, 4)],
-    sentences.describe_market: [(1, 0.5, 0), (2, 3.0, 12)],
+    sentences.describe_market: [(1, 600.0, 0), (2, 3 * 86400.0, 12)],
     sentences.describe_unknown_market: [(0.2,)],
     sentences.describe_coarse_billing: [(3600.0,)],
     sentences.describe_lower_bound: [(0.7,)],
@@ -121,6 +121,11 @@ def test_a_small_loss_is_no_zero() -> None:
         for metric in (2.44e-5, 0.0, 0.97, 12.5, -7e33)
     ]
     assert [text.split()[4] for text in texts] == ["2.44e-05", "0.0000", "0.9700", "12.5000", "-7e+33"]
+
+
+def test_a_short_log_of_a_market_has_its_length() -> None:
+    """A log of minutes is none of 0 days."""
+    assert sentences.describe_market(1, 600.0, 0).startswith("modelled from the last 10.0 min of 1 zone, ")
 
 
 def test_every_sentence_is_on_the_page() -> None:

@@ -336,8 +336,8 @@ def _describe_thrifty(machine: Machine, runs: ThriftyRuns) -> Iterator[tuple[str
             yield "market", sentences.describe_unknown_market(machine.spot.interruptions_per_hour)
         else:
             recent = log.select_trailing()
-            days = len(recent.states[0]) * recent.tick_s / 86400
-            yield "market", sentences.describe_market(len(recent.zones), days, len(recent.gaps))
+            seconds = len(recent.states[0]) * recent.tick_s
+            yield "market", sentences.describe_market(len(recent.zones), seconds, len(recent.gaps))
 
 
 def _summarize_frontier(points: Sequence[DeadlinePoint]) -> dict[str, str]:

@@ -168,10 +168,10 @@ def describe_unknown_market(interruptions_per_hour: float) -> str:
     return f"no log of availability: assumes {interruptions_per_hour:g} losses an hour, and capacity at any time"
 
 
-def describe_market(zones: int, days: float, gaps: int) -> str:
+def describe_market(zones: int, seconds: float, gaps: int) -> str:
     """Describe what the spot market was modelled from."""
-    text = f"modelled from the last {days:.1f} days of {format_count(zones, 'zone')}, starting in their current state"
-    text += ", with some longer outages"
+    text = f"modelled from the last {format_duration(seconds)} of {format_count(zones, 'zone')}"
+    text += ", starting in their current state, with some longer outages"
     return f"{text}; {format_count(gaps, 'tick')} without a probe keep the previous state" if gaps else text
 
 
