@@ -18,6 +18,7 @@ from plugins.placement.tests.kueue.queue_objects import (
     Body,
     at,
     cluster_queue,
+    condition,
     flavor,
     local_queue,
     workload,
@@ -365,3 +366,24 @@ def test_a_workload_that_runs_starts_before_the_replay(tmp_path: Path) -> None:
     made = report(tmp_path, spec(path))
     assert made.headline == "1 workload starts, the last before the replay begins"
     assert made.subtitle == ("1 ClusterQueue", "1 workload")
+
+
+def test_an_evicted_workload_waits_for_its_retry_behind_the_others(tmp_path: Path) -> None:
+    """Kueue queues it again at ``requeueAt``, ordered by its eviction; one set aside for good is left out."""
+    jobs = [workload("team-a/done", 0, 8, admitted=1, finished=101), workload("team-a/run", 50, 8, admitted=200)]
+    reasons = ("PodsReadyTimeout", "AdmissionCheck", "Inadmissible")
+    for number, reason in enumerate(reasons):
+        job = workload(f"team-a/{reason}", number, 8)
+        job["status"]["conditions"] = [
+            {**condition(kind, 210 + number, status), "reason": reason}
+            for kind, status in (("Evicted", "True"), ("QuotaReserved", "False"), ("Requeued", "False"))
+        ]
+        job["status"]["requeueState"] = {"count": 1, "requeueAt": at(250)}
+        jobs.append(job)
+    jobs.append(workload("team-a/new", 205, 8))
+    path = write_list(tmp_path, [flavor(), cluster_queue("team-a", 8), local_queue("team-a"), *jobs])
+    made = report(tmp_path, spec(path))
+    rows = [row.split(",") for row in (tmp_path / "run" / "admission.csv").read_text().splitlines()[1:]]
+    starts = [row[0] for row in sorted(rows, key=lambda row: float(row[4]))]
+    assert starts == ["team-a/run", "team-a/new", "team-a/PodsReadyTimeout", "team-a/AdmissionCheck"]
+    assert any("left out 1 workload: not queued again" in line for _, line in made.lines)

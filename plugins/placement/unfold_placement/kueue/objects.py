@@ -138,7 +138,7 @@ class Workload:
         name: Namespace and name.
         queue: Its ClusterQueue.
         priority: Its priority.
-        created_s: When it was created, in seconds of the epoch; it orders the queue.
+        created_s: Its creation, or the eviction that moved it back, in seconds of the epoch; it orders the queue.
         uid: What Kueue breaks ties by.
         arrival_s: When it enters the queue, in seconds from the beginning of the replay.
         run_s: How long it runs once admitted.

@@ -50,6 +50,10 @@ VERSIONS = ("v1beta1", "v1beta2")
 OLD_FUNGIBILITY = {"Borrow": MAY_STOP_SEARCH, "Preempt": MAY_STOP_SEARCH}
 """Words of v1beta1 for ``MayStopSearch``."""
 HOLD, HOLD_AND_DRAIN = "Hold", "HoldAndDrain"
+REQUEUED_AT_THE_END = frozenset({"PodsReadyTimeout", "AdmissionCheck"})
+"""Reasons of evictions after which a workload waits until ``requeueAt``, and then queues up behind the others."""
+REQUEUED_LATER = REQUEUED_AT_THE_END | {"ClusterQueueStopped", "LocalQueueStopped", "Deactivated"}
+"""Reasons of ``Requeued: False`` that Kueue withdraws by itself, once what stops the workload is over."""
 NAME_LABEL = "kubernetes.io/metadata.name"
 FACTORS = {"": Decimal(1), "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3")} | {
     prefix + binary: Decimal(base) ** (power + 1)
@@ -114,6 +118,17 @@ class WorkloadRecord:
         """Namespace and name of its LocalQueue."""
         namespace = self.item.part("metadata").text("namespace", "default")
         return f"{namespace}/{self.item.part('spec').text('queueName', '')}"
+
+    @property
+    def queued_s(self) -> float:
+        """The time by which Kueue orders its queue, in seconds of the epoch."""
+        is_last = self.conditions.is_true("Evicted") and self.conditions.reason("Evicted") in REQUEUED_AT_THE_END
+        return self.conditions.changed_s("Evicted") if is_last else self.created_s
+
+    @property
+    def is_set_aside(self) -> bool:
+        """Whether Kueue does not queue it again by itself."""
+        return self.conditions.is_false("Requeued") and self.conditions.reason("Requeued") not in REQUEUED_LATER
 
 
 @dataclass(slots=True)
@@ -267,7 +282,7 @@ class SnapshotReader:
             name=item.label.split(" ")[1],
             queue=queue,
             priority=spec.integer("priority", 0, least=None),
-            created_s=record.created_s,
+            created_s=record.queued_s,
             uid=item.part("metadata").text("uid", item.label),
             arrival_s=arrival_s,
             run_s=run_s,
@@ -548,7 +563,7 @@ def _find_queue(
     obstacles = {
         "not active": item.part("spec").body.get("active") is False,
         f"LocalQueue {record.local_queue} is stopped": local is not None and _is_stopped(local),
-        "not queued again by Kueue (Requeued is False)": record.conditions.is_false("Requeued"),
+        "not queued again by Kueue (Requeued is False)": record.is_set_aside,
         "preemptionGates cannot be replayed": bool(item.part("spec").body.get("preemptionGates")),
     }
     return name, next((reason for reason, applies in obstacles.items() if applies), "")
