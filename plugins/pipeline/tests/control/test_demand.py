@@ -64,6 +64,8 @@ def test_a_replica_that_ended_does_not_hold_back_the_others() -> None:
         ([series([1, 2], [5, np.nan])], "implausible"),
         ([series([0, 10, 20], [0, 5, 10]), series([0, 10, 20], [0, 5, np.inf])], "implausible"),
         ([series([1, 2], [0, MAX_ARRIVALS * 2.0])], "implausible"),
+        ([series([0, 10, 20], [3, -2, 4])], "implausible"),
+        ([series([1, 2], [0, -1e308])], "implausible"),
     ],
 )
 def test_what_is_no_demand_is_reported(items: list[CounterSeries], reason: str) -> None:

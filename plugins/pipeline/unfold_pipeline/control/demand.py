@@ -83,7 +83,8 @@ def spread_arrivals(series: Sequence[CounterSeries]) -> tuple[FloatArray, float]
     as in PromQL's ``increase``; what a series counted before its first sample is left out, also as there.
 
     Raises:
-        SignalError: No series has two samples, the newest of a series is no number, or they count too much.
+        SignalError: No series has two samples, the newest of a series is no number, one is negative, or they count too
+            much.
     """
     if not all(math.isfinite(item.values[-1]) for item in series if item.values.size):
         raise SignalError("implausible", "the newest sample of a counter is no finite number")
@@ -113,6 +114,9 @@ def has_ended(series: CounterSeries, newest_s: float) -> bool:
 
 
 def _spread_series(series: CounterSeries) -> FloatArray:
+    if series.values.min() < 0:
+        message = f"a counter was {series.values.min():.3g}, and no number of queries is negative"
+        raise SignalError("implausible", message, "select a counter of queries")
     growth = np.diff(series.values)
     growth = np.where(growth < 0, series.values[1:], growth)
     counted = np.concatenate([[0.0], np.cumsum(growth)])
