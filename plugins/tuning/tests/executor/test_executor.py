@@ -64,6 +64,32 @@ def test_no_iteration_of_the_profile_is_repeated(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "log").read_text() == profiled
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize("content", [b"", b'{"do', b'{"done": 7}'])
+def test_a_state_that_was_changed_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    """It is truncated, or that of another trial: its trial begins again, and the best configuration still wins."""
+    calls, record = itertools.count(), Ledger.record_checkpoint
+
+    def record_some(*arguments: Any) -> None:
+        if next(calls) == 13:
+            raise KeyboardInterrupt
+        record(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "record_checkpoint", record_some)
+        with pytest.raises(KeyboardInterrupt):
+            train_spec(tmp_path)
+    states = list((tmp_path / "run/trials").rglob("*.state"))
+    for path in states:
+        path.write_bytes(content)
+    report = train_spec(tmp_path)
+    ceilings = {float(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()}
+    assert report.metrics["best_metric"].value == pytest.approx(max(ceilings) * (1 - 0.5**12))
+    assert caplog.text.count("was changed after it was stored") == len(list((tmp_path / "run").rglob("*.changed"))) >= 6
+
+
 def test_another_spec_is_refused_before_it_is_measured(tmp_path: Path) -> None:
     """Its profile would cost money, and replace the states of the trials that the search of the folder has."""
     text = SPEC.split("profile:")[0]

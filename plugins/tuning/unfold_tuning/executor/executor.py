@@ -18,6 +18,7 @@ from unfold_tuning.executor.replanning import Replanner
 from unfold_tuning.executor.stage_run import StageRun, TargetReached
 from unfold_tuning.job.allocation import Allocation, Plan
 from unfold_tuning.trial.ledger import Ledger
+from unfold_tuning.trial.worker import name_trial_folder, set_aside_changed_state
 
 
 @dataclass(slots=True)
@@ -44,6 +45,7 @@ class Executor:
         try:
             is_open = not has_reached_target(self.config, self.ledger)
             if is_open and len(finished) < len(self.config.stages):
+                self._set_aside_changed_states()
                 self.cluster.open()
             began = self.ledger.record_fact("began", self.config.wall())
             for index in range(len(self.config.stages) if is_open else 0):
@@ -77,6 +79,12 @@ class Executor:
         plan = _set_allocation(plan, index, replanner.store.begin_stage(index, plan[index]))
         stage_run = StageRun(index, plan, began, self.cluster, replanner, budget, monitor, self.lost_nodes)
         return replanner.replan_after_stage(index, stage_run.run(), began)
+
+    def _set_aside_changed_states(self) -> None:
+        """Set aside what was changed since an earlier attempt: its trials begin again, as without a checkpoint."""
+        for state in self.ledger.list_states():
+            folder = self.config.folder / name_trial_folder(state.trial)
+            set_aside_changed_state(folder, state.iters, state.sha256, self.config.log)
 
     def _find_end(self) -> float:
         """Find when the last stage ended, or a trial reached the target; now, if neither has happened."""

@@ -225,7 +225,9 @@ class StageRun:
             self._retry_or_drop(job, event)
 
     def _record_step(self, job: TrialJob, message: WorkerMessage) -> None:
-        self.ledger.record_checkpoint(job.trial, message.iters, message.metric, message.seconds, job.workers)
+        self.ledger.record_checkpoint(
+            job.trial, message.iters, message.metric, message.seconds, job.workers, message.sha256
+        )
         self.running[job.trial] = replace(job, done=message.iters)
         # over days a spot trial loses many instances; only one without any progress is dropped
         self.failures[job.trial] = 0

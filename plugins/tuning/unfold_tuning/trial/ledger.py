@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS trials (id INTEGER PRIMARY KEY, bracket INTEGER NOT N
     iters INTEGER NOT NULL DEFAULT 0, metric REAL);
 CREATE TABLE IF NOT EXISTS steps (trial INTEGER NOT NULL, iters INTEGER NOT NULL, metric REAL NOT NULL,
     seconds REAL NOT NULL, gang INTEGER NOT NULL, PRIMARY KEY (trial, iters));
+CREATE TABLE IF NOT EXISTS states (trial INTEGER PRIMARY KEY, iters INTEGER NOT NULL, sha256 TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS parts (stage INTEGER NOT NULL, trial INTEGER NOT NULL, node TEXT NOT NULL,
     began REAL NOT NULL, ended REAL, gang INTEGER NOT NULL DEFAULT 1);
 CREATE TABLE IF NOT EXISTS orders (token TEXT PRIMARY KEY, count INTEGER NOT NULL, at REAL NOT NULL);
@@ -78,6 +79,14 @@ class Checkpoint(NamedTuple):
     metric: float
     seconds: float
     workers: int
+
+
+class StoredState(NamedTuple):
+    """The last state that a trial has stored, with its SHA-256 in hexadecimal digits."""
+
+    trial: int
+    iters: int
+    sha256: str
 
 
 class TrialPart(NamedTuple):
@@ -207,14 +216,30 @@ class Ledger:
         trials = [Trial(row[0], row[1], self._parse(row[2]), row[3], row[4]) for row in rows]
         return [trial for trial in trials if bracket in (None, trial.bracket)]
 
-    def record_checkpoint(self, trial: int, iters: int, metric: float, seconds: float, workers: int) -> None:
-        """Record a checkpoint of a trial; a metric that is not finite ranks below all finite ones."""
+    def record_checkpoint(
+        self, trial: int, iters: int, metric: float, seconds: float, workers: int, sha256: str = ""
+    ) -> None:
+        """Record a checkpoint of a trial; a metric that is not finite ranks below all finite ones.
+
+        Args:
+            trial: The trial.
+            iters: Iterations that it has run.
+            metric: Its ranking score.
+            seconds: Seconds since the checkpoint before.
+            workers: Accelerators that it used.
+            sha256: The SHA-256 of its state in hexadecimal digits; empty if it is unknown.
+        """
         metric = metric if math.isfinite(metric) else WORST_METRIC
         with self.base:
             self.base.execute(
                 "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?)", (trial, iters, metric, seconds, workers)
             )
+            self.base.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", (trial, iters, sha256))
             self.base.execute("UPDATE trials SET iters = ?, metric = ? WHERE id = ?", (iters, metric, trial))
+
+    def list_states(self) -> list[StoredState]:
+        """List the last state of each trial of which the SHA-256 is known."""
+        return [StoredState(*row) for row in self.base.execute("SELECT * FROM states WHERE sha256 != ''")]
 
     def list_checkpoints(self) -> list[Checkpoint]:
         """List every checkpoint, by trial and iterations."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import os
 import sys
@@ -20,10 +21,11 @@ from unfold_tuning.trial.process_group import ProcessRank, set_environment
 from unfold_tuning.trial.trainable import WorkerSetup, build_train_function
 from unfoldkit.errors import Diagnostic, UnfoldError, shorten
 from unfoldkit.run_directory import write_atomically
-from unfoldkit.safe_io.files import read_bytes
+from unfoldkit.safe_io.files import open_regular, read_bytes
 from unfoldkit.worker_process import start_worker
 
 RESULT_FORM = "a trial's function returns (metric, state), a number and bytes"
+HASHED_BYTES = 1 << 20
 MAX_ERROR = 500
 """Characters of an error of a function that are reported."""
 
@@ -74,6 +76,7 @@ class WorkerMessage:
         metric: Its ranking score.
         seconds: Seconds since the previous checkpoint, this checkpoint included.
         save_s: Seconds of writing the checkpoint.
+        sha256: The SHA-256 of the trial's state in hexadecimal digits.
         error: What failed.
         diagnostics: What is wrong with the trainable, of an ``invalid`` one.
     """
@@ -84,6 +87,7 @@ class WorkerMessage:
     metric: float = 0.0
     seconds: float = 0.0
     save_s: float = 0.0
+    sha256: str = ""
     error: str = ""
     diagnostics: tuple[Diagnostic, ...] = ()
 
@@ -174,7 +178,9 @@ def run_job(
         metric, state = check_result(_train_here(train, copy.deepcopy(job.config), state, iters, job.workers, job.seed))
         done += iters
         trained = time.perf_counter()
+        sha256 = ""
         if job.is_reporting:
+            sha256 = hashlib.sha256(state).hexdigest()
             save(done, state)
         ended = time.perf_counter()
         yield WorkerMessage(
@@ -184,6 +190,7 @@ def run_job(
             metric=score_metric(metric, job.mode),
             seconds=ended - began,
             save_s=ended - trained,
+            sha256=sha256,
         )
 
 
@@ -220,6 +227,29 @@ def restart_without_state(job: TrialJob, log: logging.Logger) -> TrialJob:
         return job
     log.warning("the checkpoint of trial %d is gone; the trial restarts", job.trial)
     return replace(job, done=0)
+
+
+def set_aside_changed_state(folder: Path, iters: int, sha256: str, log: logging.Logger) -> None:
+    """Rename the state of a trial that was changed after it was stored: half a state, or another one, misleads it.
+
+    Args:
+        folder: Folder of the trial's states.
+        iters: Iterations after which it was stored.
+        sha256: Its SHA-256 then, in hexadecimal digits.
+        log: Receives a warning.
+    """
+    path = get_state_path(folder, iters)
+    if not path.exists():
+        return
+    if path.is_file():
+        digest = hashlib.sha256()
+        with open_regular(path) as stream:
+            while part := stream.read(HASHED_BYTES):
+                digest.update(part)
+        if digest.hexdigest() == sha256:
+            return
+    changed = path.replace(path.with_name(f"{path.name}.changed"))
+    log.warning("a checkpoint was changed after it was stored, and is set aside: %s", changed)
 
 
 def load_state(job: TrialJob) -> bytes | None:
