@@ -94,6 +94,19 @@ def test_passing_without_a_guard_starves_a_large_task(parts: dict[str, Any]) -> 
     assert (starving.task.job, starving.is_by_design) == ("large0", False)
 
 
+def test_written_jobs_are_searched_task_by_task_and_on_fewer_nodes() -> None:
+    """Jobs of several tasks hid that a large task starves: no gang holds them together, and two nodes had room."""
+    tasks = (*job("s", 4, user="a"), *job("l", 2, demand={"gpu": 2000}, user="b"))
+    problem = Problem(name="x", nodes=tuple(cluster(2, 2)), tasks=tasks, rules=())
+    found = verify_policies(problem, Bound(), lambda *_: None)
+    assert [example.finding.property_name for example in found.counterexamples] == ["starvation"]
+    victims = ("s of a", "l of b", "s-0 of a", "l-1 of b")
+    searched = {(record.nodes, record.victim) for record in found.searches}
+    assert searched == set(itertools.product((1, 2), victims))
+    gang = Problem(name="x", nodes=problem.nodes, tasks=tasks, rules=policy(gang={}, fifo={}))
+    assert len(verify_policies(gang, Bound(), lambda *_: None).searches) == 4
+
+
 def lose_nodes(*lost: str, gang_by: str = "job", **parts: Any) -> Verification:
     """Verify a gang of two and a filler on two nodes, some of which may be lost and return."""
     tasks = (*job("gang", 2, user="z"), *job("filler", 1, user="a"))

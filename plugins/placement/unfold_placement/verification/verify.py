@@ -186,18 +186,9 @@ def list_scenarios(problem: Problem, bound: Bound) -> list[Scenario]:
     policies = problem.new_policies()
     has_gangs = any(map(forms_gangs, policies))
     is_foreign = not all(is_shipped(type(policy)) for policy in policies)
-    own = victims = _own_kinds(problem, is_foreign=is_foreign)
+    own = _own_kinds(problem, is_foreign=is_foreign)
     if own:
-        if len(own) == 1:
-            # the victim comes once: others of its kind come before and after it
-            victims = (replace(own[0], name=f"{own[0].name.removesuffix(KIND_END)}-victim{KIND_END}"),)
-            own += victims
-        lost = dict.fromkeys(change.node for change in problem.node_changes if change.change == DOWN)
-        jobs = bound.jobs_in_flight
-        return [
-            Scenario(problem.nodes, own, victim.name, jobs, has_gangs=has_gangs, unsteady=tuple(lost))
-            for victim in victims
-        ]
+        return list(_own_scenarios(problem, own, bound.jobs_in_flight, has_gangs=has_gangs, is_foreign=is_foreign))
     scenarios = []
     for count in bound.node_counts:
         nodes = tuple(Node(f"node-{index}", {_kind(problem): GPUS_PER_NODE * MILLI}) for index in range(count))
@@ -209,6 +200,34 @@ def list_scenarios(problem: Problem, bound: Bound) -> list[Scenario]:
             scenarios.append(Scenario(nodes, kinds, victim.name, bound.jobs_in_flight, has_gangs=has_gangs))
     queues = _queue_scenarios(problem, bound.jobs_in_flight + 1, has_gangs=has_gangs, is_foreign=is_foreign)
     return [*scenarios, *queues]
+
+
+def _own_scenarios(
+    problem: Problem, own: tuple[Kind, ...], jobs_in_flight: int, *, has_gangs: bool, is_foreign: bool
+) -> Iterator[Scenario]:
+    """Yield a victim of each kind on each cluster; jobs that are no gangs also task by task, which end one by one."""
+    lost = {change.node for change in problem.node_changes if change.change == DOWN}
+    tasks = () if has_gangs else _split_jobs(own, is_foreign=is_foreign)
+    for kinds in (own, tasks) if 0 < len(tasks) <= MAX_KINDS else (own,):
+        # the victim comes once: others of its kind come before and after it
+        name = f"{kinds[0].name.removesuffix(KIND_END)}-victim{KIND_END}"
+        alone = (replace(kinds[0], name=name),) if len(kinds) == 1 else ()
+        for nodes in _list_clusters(problem):
+            unsteady = tuple(node.name for node in nodes if node.name in lost)
+            for kind in alone or kinds:
+                yield Scenario(
+                    nodes, (*kinds, *alone), kind.name, jobs_in_flight, has_gangs=has_gangs, unsteady=unsteady
+                )
+
+
+def _split_jobs(kinds: Sequence[Kind], *, is_foreign: bool) -> tuple[Kind, ...]:
+    """Return a kind of a single task for each task of some kinds that differs; empty if all kinds have one task."""
+    single: dict[tuple[object, ...], Kind] = {}
+    for kind in kinds if any(len(kind.tasks) > 1 for kind in kinds) else ():
+        for task in kind.tasks:
+            name = kind.name if len(kind.tasks) == 1 else f"{kind.name.removesuffix(KIND_END)}-{len(single)}{KIND_END}"
+            single.setdefault(_identify_job([task], is_foreign=is_foreign), Kind(name, (task,)))
+    return tuple(single.values())
 
 
 def forms_gangs(policy: Policy) -> bool:
@@ -254,12 +273,26 @@ def _own_kinds(problem: Problem, *, is_foreign: bool) -> tuple[Kind, ...]:
     for job, tasks in jobs.items():
         if any(task.after or task.follows or task.avoids for task in tasks):
             return ()
-        slacks_s = [task.deadline - task.arrival for task in tasks]
-        has_runs = is_foreign or any(map(math.isfinite, slacks_s))
-        times_s = (*slacks_s, *(task.run for task in tasks if has_runs))
-        signature = (*job_signature(tasks), tasks[0].user, *times_s)
-        kinds.setdefault(signature, Kind(job.replace("~", "-") + KIND_END, tuple(tasks)))
+        kinds.setdefault(
+            _identify_job(tasks, is_foreign=is_foreign), Kind(job.replace("~", "-") + KIND_END, tuple(tasks))
+        )
     return tuple(kinds.values()) if len(kinds) <= MAX_KINDS else ()
+
+
+def _list_clusters(problem: Problem) -> Iterator[tuple[Node, ...]]:
+    """Yield the first node of a spec, its first two, and so on: what starves beside a full node may not beside two.
+
+    A quota is meant for the whole cluster: on a part of it, it promises more than there is.
+    """
+    least = len(problem.nodes) if has_policy(problem.rules, "quota") else min(1, len(problem.nodes))
+    for count in range(least, len(problem.nodes) + 1):
+        yield problem.nodes[:count]
+
+
+def _identify_job(tasks: Sequence[Task], *, is_foreign: bool) -> tuple[object, ...]:
+    slacks_s = [task.deadline - task.arrival for task in tasks]
+    has_runs = is_foreign or any(map(math.isfinite, slacks_s))
+    return *job_signature(tasks), tasks[0].user, *slacks_s, *(task.run for task in tasks if has_runs)
 
 
 def _menu(problem: Problem, node_count: int, *, has_gangs: bool) -> list[tuple[Kind, tuple[Kind, ...]]]:
