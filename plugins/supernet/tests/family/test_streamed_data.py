@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import tracemalloc
 import zlib
@@ -16,9 +17,10 @@ import pytest
 from plugins.supernet.tests.helpers import load_data, make_run, parse_spec
 from unfold_supernet.family.datasets import hold_out_rows
 from unfold_supernet.family.image_folder import read_image
+from unfold_supernet.family.row_store import RowStore
 from unfold_supernet.schema.training import DataSpec
 from unfold_supernet.verbs.build import build_class_weights
-from unfoldkit.api import UnfoldError
+from unfoldkit.api import ExitCode, UnfoldError
 
 pa = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
@@ -430,3 +432,16 @@ training: {optimizer: sgd, class_weights: balanced}
         parse_spec(text)
     keys = {diagnostic.key for diagnostic in caught.value.diagnostics}
     assert {"data.image_size", "training.optimizer", "training.class_weights"} <= keys
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
+def test_a_full_disk_is_no_fault_of_the_data() -> None:
+    """Decoded rows that find no room end with exit code 3 and name no file of the data."""
+    with Path("/dev/full").open("wb") as stream:
+        store = RowStore(stream)
+        with pytest.raises(UnfoldError, match=r"decoded inputs after 0 rows: No space left .*another disk") as caught:
+            store.append(np.zeros((2, 3), np.float32), "photo.png")
+        with contextlib.suppress(OSError):
+            stream.close()
+    assert caught.value.code == ExitCode.INTERNAL
+    assert "photo" not in str(caught.value)

@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 
 from unfold_supernet._types import Float32Array
-from unfoldkit.api import user_error
+from unfoldkit.api import internal_error, user_error
 from unfoldkit.safe_io.files import open_regular
 
 HASH_BYTES = 1 << 20
@@ -44,7 +44,8 @@ class RowStore:
         """Append rows (n, *size) that come from ``file``.
 
         Raises:
-            UnfoldError: The rows hold no value or have another shape than those before, or the disk is full.
+            UnfoldError: The rows hold no value or have another shape than those before (exit code 2), or the disk is
+                full (3).
         """
         if self.size is None:
             self.size, self.first_file = block.shape[1:], Path(file).name
@@ -55,8 +56,8 @@ class RowStore:
             self.stream.write(np.ascontiguousarray(block, np.float32).data)
             self.stream.flush()
         except OSError as error:
-            message = f"no room for the decoded inputs after {self.rows:,} rows: {error.strerror}"
-            raise user_error(message, file=file, key="data.path", hint="--run DIR on another disk") from error
+            message = f"cannot store the decoded inputs after {self.rows:,} rows: {error.strerror}"
+            raise internal_error(message, hint="--run DIR on another disk") from error
         self.rows += len(block)
 
     def map_rows(self) -> Float32Array:
