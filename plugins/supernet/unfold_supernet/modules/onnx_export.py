@@ -256,10 +256,16 @@ def _try_export(module: nn.Module, rows: tuple[Tensor, ...], entered: list[str])
             hook.remove()
 
 
-def _free_rows(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """Say that all inputs have the same number of rows, which is any; those that ``*args`` takes stand in a tuple."""
+def _free_rows(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Say that all inputs have the same number of rows, which is any; those that ``*args`` takes stand in a tuple.
+
+    Args:
+        module: The module, or a traced one.
+        inputs: Its inputs.
+    """
     count = torch.export.Dim("n")
-    free, named = tuple({0: count} for _ in inputs), count_named(module)
+    free = tuple({0: count} for _ in inputs)
+    named = count_named(module) if isinstance(module, nn.Module) else None
     return free if named is None or named >= len(inputs) else (*free[:named], free[named:])
 
 
