@@ -32,6 +32,7 @@ from unfold_placement.core.types import (
     Ask,
     Drop,
     Event,
+    Node,
     NodeChange,
     Put,
     Task,
@@ -97,7 +98,7 @@ def test_passing_without_a_guard_starves_a_large_task(parts: dict[str, Any]) -> 
 def test_written_jobs_are_searched_task_by_task_and_on_fewer_nodes() -> None:
     """Jobs of several tasks hid that a large task starves: no gang holds them together, and two nodes had room."""
     tasks = (*job("s", 4, user="a"), *job("l", 2, demand={"gpu": 2000}, user="b"))
-    problem = Problem(name="x", nodes=tuple(cluster(2, 2)), tasks=tasks, rules=())
+    problem = Problem(name="x", nodes=tuple(cluster(2, 2, racks=1)), tasks=tasks, rules=())
     found = verify_policies(problem, Bound(), lambda *_: None)
     assert [example.finding.property_name for example in found.counterexamples] == ["starvation"]
     victims = ("s of a", "l of b", "s-0 of a", "l-1 of b")
@@ -105,6 +106,16 @@ def test_written_jobs_are_searched_task_by_task_and_on_fewer_nodes() -> None:
     assert searched == set(itertools.product((1, 2), victims))
     gang = Problem(name="x", nodes=problem.nodes, tasks=tasks, rules=policy(gang={}, fifo={}))
     assert len(verify_policies(gang, Bound(), lambda *_: None).searches) == 4
+
+
+def test_a_part_of_a_cluster_with_different_nodes_is_not_searched() -> None:
+    """A task may need a node that the part lacks: all nodes are searched together."""
+    nodes = (Node("cpu", {"cpu": 2000}), *cluster(1, 2))
+    tasks = (*job("s", 1, user="a"), *job("c", 1, demand={"cpu": 1000}, user="b"))
+    problem = Problem(name="x", nodes=nodes, tasks=tasks, rules=policy(fifo={}))
+    found = verify_policies(problem, Bound(), lambda *_: None)
+    assert not found.counterexamples
+    assert {record.nodes for record in found.searches} == {2}
 
 
 def lose_nodes(*lost: str, gang_by: str = "job", **parts: Any) -> Verification:

@@ -212,7 +212,7 @@ def _own_scenarios(
         # the victim comes once: others of its kind come before and after it
         name = f"{kinds[0].name.removesuffix(KIND_END)}-victim{KIND_END}"
         alone = (replace(kinds[0], name=name),) if len(kinds) == 1 else ()
-        for nodes in _list_clusters(problem):
+        for nodes in _list_clusters(problem, is_foreign=is_foreign):
             unsteady = tuple(node.name for node in nodes if node.name in lost)
             for kind in alone or kinds:
                 yield Scenario(
@@ -279,13 +279,16 @@ def _own_kinds(problem: Problem, *, is_foreign: bool) -> tuple[Kind, ...]:
     return tuple(kinds.values()) if len(kinds) <= MAX_KINDS else ()
 
 
-def _list_clusters(problem: Problem) -> Iterator[tuple[Node, ...]]:
+def _list_clusters(problem: Problem, *, is_foreign: bool) -> Iterator[tuple[Node, ...]]:
     """Yield the first node of a spec, its first two, and so on: what starves beside a full node may not beside two.
 
-    A quota is meant for the whole cluster: on a part of it, it promises more than there is.
+    A part of a cluster says nothing about the whole if its nodes differ, as some tasks need others, if a policy from
+    outside this package may name nodes, or under a quota, which promises more than the part has.
     """
-    least = len(problem.nodes) if has_policy(problem.rules, "quota") else min(1, len(problem.nodes))
-    for count in range(least, len(problem.nodes) + 1):
+    first, *others = problem.nodes
+    are_alike = all(replace(node, name=first.name) == first for node in others)
+    is_whole = is_foreign or not are_alike or has_policy(problem.rules, "quota")
+    for count in range(len(problem.nodes) if is_whole else 1, len(problem.nodes) + 1):
         yield problem.nodes[:count]
 
 
