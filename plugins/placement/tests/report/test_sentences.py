@@ -67,6 +67,7 @@ SAMPLES: dict[str, list[str]] = {
     "bound_line": [sentences.bound_line(1, 3), sentences.bound_line(2, 3)],
     "by_design_line": [sentences.by_design_line("head of line"), sentences.by_design_line("starvation")],
     "time_dependent_line": [sentences.time_dependent_line("history")],
+    "name_dependent_line": [sentences.name_dependent_line("ByName")],
     "unconfirmed_line": [sentences.unconfirmed_line(1), sentences.unconfirmed_line(4)],
     "starvation_headline": [sentences.starvation_headline("g-0")],
     "starvation_line": [sentences.starvation_line("g-0", (600.0, 630.0), (1200.0, 1230.0))],

@@ -1,8 +1,9 @@
-"""Policies of a user's own that order jobs by their times, or decide by the clock."""
+"""Policies of a user's own that order jobs by their times or names, or decide by the clock."""
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -58,6 +59,13 @@ class Ordered:
     def rank(self, task: Task) -> float:
         """Order tasks by arrival, although the names do not."""
         return task.arrival
+
+
+class ByName(Ordered):
+    """The order is that of the hashes of names, as in a set; those of Python differ from run to run."""
+
+    def rank(self, task: Task) -> float:
+        return zlib.crc32(task.name.encode())
 
 
 class NewestFirst(Ordered):
@@ -188,6 +196,14 @@ def test_nothing_is_claimed_of_decisions_by_the_clock() -> None:
     found = verify(own(GivesUp, tasks))
     assert (found.time_dependent, found.is_complete) == (("GivesUp",), False)
     assert verify(own(Ordered, tasks)).is_complete
+
+
+def test_nothing_is_claimed_of_decisions_by_name() -> None:
+    """Equal states have other names, in which a search saw one order only, and claimed that no job starves."""
+    tasks = (*job("a", 1), *job("b", 1))
+    found = verify(own(ByName, tasks))
+    assert (found.name_dependent, found.is_complete) == (("ByName",), False)
+    assert verify(own(Ordered, tasks)).name_dependent == ()
 
 
 def test_rejected_jobs_make_room_for_others() -> None:

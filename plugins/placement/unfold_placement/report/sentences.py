@@ -296,6 +296,11 @@ def time_dependent_line(policy: str) -> str:
     return f"{policy} depends on real time: the search covers it without time, so the result proves nothing"
 
 
+def name_dependent_line(policy: str) -> str:
+    """Return the line about a policy that decides by the names of jobs."""
+    return f"{policy} decides otherwise if jobs have other names: the search covers few names, and proves nothing"
+
+
 def unconfirmed_line(count: int) -> str:
     """Return the line about findings that the simulator did not show."""
     return f"{count} {'finding' if count == 1 else 'findings'} of the search did not appear in the replay"

@@ -55,6 +55,7 @@ def verification_report(problem: Problem, verification: Verification, decision: 
     tables.append(Table("searches", SEARCH_COLUMNS, search_rows))
     lines = [("by design", sentences.by_design_line(example.finding.property_name)) for example in notes]
     lines += [("not claimed", sentences.time_dependent_line(name)) for name in verification.time_dependent]
+    lines += [("not claimed", sentences.name_dependent_line(name)) for name in verification.name_dependent]
     if verification.unconfirmed:
         lines.append(("not confirmed", sentences.unconfirmed_line(verification.unconfirmed)))
     lines += [("never starts", sentences.never_starting_line(job)) for job in _find_blocked_jobs(problem)]

@@ -84,6 +84,7 @@ class Scenario:
         jobs_in_flight: Jobs in the system at a time, the victim included.
         has_gangs: Several tasks of a job end together.
         unsteady: Nodes that may be lost, and return after a while.
+        is_reversed: Jobs take their names from the last free slot instead of the first.
     """
 
     nodes: tuple[Node, ...]
@@ -92,10 +93,16 @@ class Scenario:
     jobs_in_flight: int = 3
     has_gangs: bool = True
     unsteady: tuple[str, ...] = ()
+    is_reversed: bool = False
 
     def kind(self, name: str) -> Kind:
         """Return a kind by name."""
         return next(kind for kind in self.kinds if kind.name == name)
+
+    def list_slots(self, kind: str) -> Sequence[int]:
+        """List the slots for jobs of a kind, in the order in which they are taken."""
+        slots = range(1 if kind == self.victim else self.jobs_in_flight)
+        return slots[::-1] if self.is_reversed else slots
 
 
 def build_initial(scenario: Scenario, policies: Sequence[Policy]) -> Controller:
@@ -103,10 +110,7 @@ def build_initial(scenario: Scenario, policies: Sequence[Policy]) -> Controller:
     controller = build_controller(build_resource_table(scenario.nodes), policies)
     controller.knows_end_times = False
     tasks = [
-        task
-        for kind in scenario.kinds
-        for slot in range(1 if kind.name == scenario.victim else scenario.jobs_in_flight)
-        for task in kind.slot_tasks(slot)
+        task for kind in scenario.kinds for slot in scenario.list_slots(kind.name) for task in kind.slot_tasks(slot)
     ]
     controller.table.add_tasks(tasks, [collect_requests(controller.policies, task) for task in tasks])
     controller.begin()
@@ -198,7 +202,7 @@ def apply_action(scenario: Scenario, controller: Controller, jobs: Jobs, action:
         controller.change_nodes([NodeChange(controller.table.now, action.target, NODE_CHANGES[action.code])])
         return _living_jobs(controller, jobs)
     kinds = action.target.split(",")
-    names = [_free_slot(kind, jobs) for kind in kinds]
+    names = [_find_free_slot(scenario, kind, jobs) for kind in kinds]
     if action.code == ARRIVE:
         _submit(controller, job_rows(controller, names[0]))
         controller.process_events()
@@ -220,11 +224,10 @@ def _living_jobs(controller: Controller, jobs: Jobs) -> Jobs:
     return Jobs(tuple(arrived), jobs.victim_came)
 
 
-def _free_slot(kind: str, jobs: Jobs) -> str:
-    slot = 0
-    while f"{kind}{SLOT_MARK}{slot}" in jobs.arrived:
-        slot += 1
-    return f"{kind}{SLOT_MARK}{slot}"
+def _find_free_slot(scenario: Scenario, kind: str, jobs: Jobs) -> str:
+    """Return the name of the next job of a kind."""
+    names = (f"{kind}{SLOT_MARK}{slot}" for slot in scenario.list_slots(kind))
+    return next(name for name in names if name not in jobs.arrived)
 
 
 def _submit(controller: Controller, rows: Sequence[int]) -> None:

@@ -72,6 +72,7 @@ class Verification:
         unconfirmed: Findings that the simulator did not show.
         searches: The searches.
         time_dependent: Policies which decide by the time, or set timers: no absence is claimed for them.
+        name_dependent: Policies which decide by the names of jobs; a search covers few of them, and claims nothing.
     """
 
     counterexamples: tuple[Counterexample, ...]
@@ -79,11 +80,13 @@ class Verification:
     unconfirmed: int
     searches: tuple[SearchRecord, ...]
     time_dependent: tuple[str, ...]
+    name_dependent: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
         """Whether every search reached all states."""
-        return all(record.is_complete for record in self.searches) and not self.time_dependent
+        is_claimed = not (self.time_dependent or self.name_dependent)
+        return is_claimed and all(record.is_complete for record in self.searches)
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -138,12 +141,15 @@ def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int
     scenarios = list_scenarios(patient, bound)
     found: dict[str, Counterexample] = {}
     by_design: dict[str, Counterexample] = {}
-    records, unconfirmed, max_states, depends_on_time = [], 0, bound.max_states, False
+    records, unconfirmed, max_states, depends_on_time, depends_on_names = [], 0, bound.max_states, False, False
+    foreign = tuple(type(policy).__name__ for policy in problem.new_policies() if not is_shipped(type(policy)))
     for number, scenario in enumerate(scenarios):
         progress("verify", number, len(scenarios))
         result = search(scenario, patient.new_policies(), max_states, patient.rules)
         records.append(_record(scenario, result))
         depends_on_time |= result.depends_on_time
+        if foreign and result.is_complete and not depends_on_names:
+            depends_on_names = _depends_on_names(result, scenario, patient, max_states)
         suspects: tuple[Finding, ...] = ()
         if not result.is_complete:
             # absence is no longer claimed, and what there is to find takes few states
@@ -162,7 +168,6 @@ def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int
         if shown is not None:
             name = shown.finding.property_name
             (by_design if _is_by_design(name, scenario) else found).setdefault(name, shown)
-    foreign = [type(policy).__name__ for policy in problem.new_policies() if not is_shipped(type(policy))]
     kinds = (kind for scenario in scenarios for kind in scenario.kinds)
     has_deadlines = any(math.isfinite(task.deadline) for kind in kinds for task in kind.tasks)
     timed = TIME_DEPENDENT | ({"edf"} if has_deadlines else set())
@@ -173,7 +178,22 @@ def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int
         unconfirmed=unconfirmed,
         searches=tuple(records),
         time_dependent=(*time_dependent, *(foreign if depends_on_time else ())),
+        name_dependent=foreign if depends_on_names else (),
     )
+
+
+def _depends_on_names(result: SearchResult, scenario: Scenario, problem: Problem, max_states: int) -> bool:
+    """Return whether a search ends otherwise if jobs take their names in the reverse order.
+
+    States are equal apart from the names of jobs. A policy that sorts by names, or iterates over a set of them, may
+    continue such states in different ways, of which a search sees one.
+    """
+    reverse = search(replace(scenario, is_reversed=True), problem.new_policies(), max_states, problem.rules)
+    (states, found), (other_states, other_found) = (
+        ((each.states, each.transitions), {finding.property_name for finding in each.findings})
+        for each in (result, reverse)
+    )
+    return states != other_states or found != other_found
 
 
 def _search_coarsely(scenario: Scenario, problem: Problem, max_states: int) -> tuple[Finding, ...]:
