@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import math
 import socket
 import threading
@@ -191,6 +192,16 @@ def test_a_counter_that_two_servers_scrape_counts_once(server: MetricsServer, re
     assert source(server).read().mean_rate(60.0) == pytest.approx(10.0, rel=0.1)
     server.labels = {}
     assert source(server).read().mean_rate(60.0) == pytest.approx(20.0, rel=0.1)
+
+
+@pytest.mark.parametrize("labels", [None, "shop", ["job", "shop"], {"job": ["shop"]}])
+def test_labels_of_an_odd_form_keep_no_series_from_counting(server: MetricsServer, labels: object) -> None:
+    """A proxy may send labels that are no object of texts; the samples count."""
+    times = [time.time() - 60 + 5 * index for index in range(13)]
+    rows = [{"metric": labels, "values": [[at, str(10 * (at - times[0]))] for at in times]} for _ in range(2)]
+    content = {"status": "success", "data": {"resultType": "matrix", "result": rows}}
+    server.reply = 200, json.dumps(content).encode()
+    assert source(server).read().mean_rate(30.0) == pytest.approx(20.0, rel=0.1)
 
 
 def test_different_counters_behind_one_address_all_count(server: MetricsServer) -> None:

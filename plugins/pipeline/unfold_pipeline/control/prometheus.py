@@ -266,7 +266,7 @@ def _drop_duplicates(rows: Sequence[Row]) -> list[CounterSeries]:
 
 
 def _is_copy(row: Row, other: Row) -> bool:
-    labels, other_labels = ({*item[0].get("metric", {}).items()} for item in (row, other))
+    labels, other_labels = ({*_read_labels(item[0]).items()} for item in (row, other))
     series = (row[1], other[1])
     first_s, last_s = max(item.times_s[0] for item in series), min(item.times_s[-1] for item in series)
     if len(labels ^ other_labels) > MAX_SCRAPER_LABELS or np.isin(series[0].times_s, series[1].times_s).any():
@@ -308,9 +308,14 @@ def _list_rows(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
 
 
-def _read_label(row: Mapping[str, Any], name: str) -> str:
+def _read_labels(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return the labels of a row as text; none if they are no object, which other servers may send."""
     metric = row.get("metric")
-    return str(metric.get(name, "")) if isinstance(metric, Mapping) else ""
+    return {name: str(value) for name, value in metric.items()} if isinstance(metric, Mapping) else {}
+
+
+def _read_label(row: Mapping[str, Any], name: str) -> str:
+    return _read_labels(row).get(name, "")
 
 
 def _read_target(row: Mapping[str, Any]) -> Target:
