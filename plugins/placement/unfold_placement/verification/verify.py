@@ -189,11 +189,11 @@ def _depends_on_names(result: SearchResult, scenario: Scenario, problem: Problem
     continue such states in different ways, of which a search sees one.
     """
     reverse = search(replace(scenario, is_reversed=True), problem.new_policies(), max_states, problem.rules)
-    (states, found), (other_states, other_found) = (
-        ((each.states, each.transitions), {finding.property_name for finding in each.findings})
-        for each in (result, reverse)
-    )
-    return states != other_states or found != other_found
+    outcomes = [
+        (outcome.states, outcome.transitions, {finding.property_name for finding in outcome.findings})
+        for outcome in (result, reverse)
+    ]
+    return outcomes[0] != outcomes[1]
 
 
 def _search_coarsely(scenario: Scenario, problem: Problem, max_states: int) -> tuple[Finding, ...]:
@@ -231,12 +231,12 @@ def _own_scenarios(
     for kinds in (own, tasks) if 0 < len(tasks) <= MAX_KINDS else (own,):
         # the victim comes once: others of its kind come before and after it
         name = f"{kinds[0].name.removesuffix(KIND_END)}-victim{KIND_END}"
-        alone = (replace(kinds[0], name=name),) if len(kinds) == 1 else ()
+        single = (replace(kinds[0], name=name),) if len(kinds) == 1 else ()
         for nodes in _list_clusters(problem, is_foreign=is_foreign):
             unsteady = tuple(node.name for node in nodes if node.name in lost)
-            for kind in alone or kinds:
+            for kind in single or kinds:
                 yield Scenario(
-                    nodes, (*kinds, *alone), kind.name, jobs_in_flight, has_gangs=has_gangs, unsteady=unsteady
+                    nodes, (*kinds, *single), kind.name, jobs_in_flight, has_gangs=has_gangs, unsteady=unsteady
                 )
 
 
@@ -305,9 +305,9 @@ def _list_clusters(problem: Problem, *, is_foreign: bool) -> Iterator[tuple[Node
     A part of a cluster says nothing about the whole if its nodes differ, as some tasks need others, if a policy from
     outside this package may name nodes, or under a quota, which promises more than the part has.
     """
-    first, *others = problem.nodes
-    are_alike = all(replace(node, name=first.name) == first for node in others)
-    is_whole = is_foreign or not are_alike or has_policy(problem.rules, "quota")
+    unnamed = [replace(node, name="") for node in problem.nodes]
+    are_alike = all(node == unnamed[0] for node in unnamed)
+    is_whole = len(unnamed) < 2 or is_foreign or not are_alike or has_policy(problem.rules, "quota")
     for count in range(len(problem.nodes) if is_whole else 1, len(problem.nodes) + 1):
         yield problem.nodes[:count]
 

@@ -125,24 +125,28 @@ def drop_computed(module: nn.Module) -> None:
 def list_required(module: nn.Module) -> list[str]:
     """List the arguments that the code of a module needs."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [each.name for each in _list_parameters(module) if each.kind in positional and each.default is each.empty]
+    parameters = _list_parameters(module)
+    return [
+        argument.name for argument in parameters if argument.kind in positional and argument.default is argument.empty
+    ]
 
 
 def list_required_keywords(module: nn.Module) -> list[str]:
     """List the arguments that the code of a module needs by name."""
     keyword = inspect.Parameter.KEYWORD_ONLY
-    return [each.name for each in _list_parameters(module) if each.kind is keyword and each.default is each.empty]
+    parameters = _list_parameters(module)
+    return [argument.name for argument in parameters if argument.kind is keyword and argument.default is argument.empty]
 
 
 def list_positional(module: nn.Module) -> list[str]:
     """List the arguments that the code of a module takes by position, without those in ``*args``."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [each.name for each in _list_parameters(module) if each.kind in positional]
+    return [argument.name for argument in _list_parameters(module) if argument.kind in positional]
 
 
 def count_named(module: nn.Module) -> int | None:
     """Count the arguments before ``*args`` in the code of a module; ``None`` if it has none."""
-    kinds = [each.kind for each in _list_parameters(module)]
+    kinds = [argument.kind for argument in _list_parameters(module)]
     return len(list_positional(module)) if inspect.Parameter.VAR_POSITIONAL in kinds else None
 
 

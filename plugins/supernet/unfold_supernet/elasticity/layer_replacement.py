@@ -35,8 +35,8 @@ def find_tied_layers(module: nn.Module) -> dict[str, str]:
 
 def replace_layer(module: nn.Module, layer: nn.Module, replacement: nn.Module) -> None:
     """Replace a layer under each name by which a module holds it, in place."""
-    for path, other in [*module.named_modules(remove_duplicate=False)]:
-        if other is layer:
+    for path, candidate in [*module.named_modules(remove_duplicate=False)]:
+        if candidate is layer:
             parent, _, name = path.rpartition(".")
             setattr(module.get_submodule(parent), name, replacement)
 
