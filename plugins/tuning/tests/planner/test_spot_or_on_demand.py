@@ -208,6 +208,25 @@ def test_logs_in_any_order_and_zone_are_read(tmp_path: Path, text: str) -> None:
     assert log == AvailabilityLog(("a", "b"), 300.0, ("1100", "0111"))
 
 
+@pytest.mark.parametrize(
+    ("text", "states"),
+    [
+        ("Minute,a,b\n15,0,1\n10,0,1\n5,1,1\n0,1,0\n", ("1100", "0111")),
+        ("t,a,b\n0,1,0\n1,1,1\n2,0,1\n4,0,1\n", ("11000", "01111")),
+        # the hour of the day, and a price that falls
+        ("hour,a,b\n22,1,0\n23,1,1\n0,0,1\n1,0,1\n", ("1100", "0111")),
+        ("price,a,b\n4,1,0\n3,1,1\n2,0,1\n1,0,1\n", ("1100", "0111")),
+        # a date comes before a number
+        ("step,at,a,b\n4,2026-05-01T00:00,1,0\n3,2026-05-01T00:05,1,1\n2,2026-05-01T00:15,0,1\n", ("1110", "0111")),
+    ],
+)
+def test_counted_rows_are_ordered(tmp_path: Path, text: str, states: tuple[str, str]) -> None:
+    """Numbers of minutes or steps that only rise or fall order the rows, so that the newest may come first."""
+    path = tmp_path / "log.csv"
+    path.write_text(text)
+    assert read_availability(path, ["a", "b"], 300.0, "cloud.availability.zones").states == states
+
+
 def test_ticks_without_a_probe_have_the_state_before(tmp_path: Path) -> None:
     """A logger that was down is no market that was down; the log counts such ticks, those of the last days apart."""
     path = tmp_path / "log.csv"
@@ -226,6 +245,7 @@ def test_ticks_without_a_probe_have_the_state_before(tmp_path: Path) -> None:
             r"log.csv:2:1: time: the rows are 10.0 min apart, not 5.0 min .*tick: 10.0 min",
         ),
         ("at,zone,a\n0,b,1\n0,c,0\n", r"log.csv:2:1: zone: the rows are those of several zones .*zones: \[b, c\]"),
+        ("hours,a\n0,1\n1,1\n", r"log.csv:2:1: hours: the rows are 60.0 min apart, not 5.0 min .*write tick: 60.0 min"),
         ("time,a\nnoon,1\n600,1\n", r"log.csv:2:1: time: 'noon' is not a time"),
         ("time,a\n0,\n300,\n", "no probe of the zone 'a'"),
         ("time,a\n0,1\n0,1\n", "two ticks"),

@@ -23,6 +23,14 @@ NUMBER_COLUMNS = ("tick",)
 
 Without one, a column of any name counts if its first cell is a date or the time of a clock.
 """
+COUNT_COLUMNS = {
+    "second": 1.0, "seconds": 1.0, "minute": 60.0, "minutes": 60.0, "hour": 3600.0, "hours": 3600.0,
+    "elapsed": 0.0, "step": 0.0, "index": 0.0, "t": 0.0,
+}  # fmt: skip
+"""Columns of numbers, in lower case, that order rows if they rise or fall throughout, as the hour of a day does not.
+
+Their unit is in seconds, or 0 for numbers of ticks.
+"""
 ZONE_COLUMNS = ("zone", "availability_zone", "availabilityzone", "az", "offer", "region")
 STATE_COLUMNS = ("available", "availability", "granted", "state", "status", "up")
 """Columns, in lower case, of a table that has a row for each probe of one zone."""
@@ -126,25 +134,37 @@ def _list_slots(rows: Sequence[CsvRow], names: Sequence[str], zones: Sequence[st
     """
     plain = {name.strip().lower().replace(" ", "_"): name for name in reversed(names) if name not in zones}
     number = next((plain[name] for name in NUMBER_COLUMNS if name in plain), None)
-    time = next((plain[name] for name in TIME_COLUMNS if name in plain), None)
+    time, unit_s = next((plain[name] for name in TIME_COLUMNS if name in plain), None), 0.0
     if time is None and number is None:
         time = next((name for name in plain.values() if _is_time(rows[0], name)), None)
     if time is None and number is None:
+        counts = ((plain[name], unit) for name, unit in COUNT_COLUMNS.items() if name in plain)
+        number, unit_s = next(((name, unit) for name, unit in counts if _is_count(rows, name)), (None, 0.0))
+    if time is None and number is None:
         return list(range(len(rows)))
-    times = [_parse_time(row, time) if time is not None else row.number(str(number)) for row in rows]
+    column = str(number if time is None else time)
+    times = [_parse_time(row, column) if time is not None else row.number(column) * (unit_s or 1.0) for row in rows]
     steps = np.diff(np.unique(times))
     step = float(np.median(steps)) if len(steps) else tick_s
-    if time is None:
+    if time is None and not unit_s:
         times = [at * tick_s / step for at in times]
     elif step > MAX_PERIOD * tick_s:
         period = format_duration(step)
         raise rows[0].wrong(
-            f"the rows are {period} apart, not {format_duration(tick_s)}", time, f"write tick: {period}"
+            f"the rows are {period} apart, not {format_duration(tick_s)}", column, f"write tick: {period}"
         )
     # the last row is the present: ticks are counted back from it
     latest = max(times)
     slots = [round((at - latest) / tick_s) for at in times]
     return [slot - min(slots) for slot in slots]
+
+
+def _is_count(rows: Sequence[CsvRow], column: str) -> bool:
+    """Return whether the numbers of a column rise, or fall, from each row to the next."""
+    with contextlib.suppress(UnfoldError):
+        steps = np.diff([row.number(column) for row in rows])
+        return bool((steps > 0).all() or (steps < 0).all())
+    return False
 
 
 def _is_time(row: CsvRow, column: str) -> bool:
