@@ -283,7 +283,7 @@ def test_a_cohort_without_quota_gets_none_from_a_number(tmp_path: Path) -> None:
 
 
 def test_a_run_without_an_end_has_no_duration(tmp_path: Path) -> None:
-    """Without an ended workload the run time must be written; a limit of execution time replaces it."""
+    """Without an ended workload the run time must be written; what is left of a limit of execution time replaces it."""
     items = [flavor(), cluster_queue("a", 8), local_queue("a"), workload("a/x", 0, 1)]
     with pytest.raises(UnfoldError, match="nothing shows how long it runs"):
         read_queue_snapshot(write_list(tmp_path, items))
@@ -291,6 +291,11 @@ def test_a_run_without_an_end_has_no_duration(tmp_path: Path) -> None:
     snapshot = read_queue_snapshot(write_list(tmp_path, items))
     assert snapshot is not None
     assert snapshot.workloads[0].run_s == 50.0
+    # it ran before it was evicted, and Kueue ends it once both add up
+    items[-1].setdefault("status", {})["accumulatedPastExecutionTimeSeconds"] = 20
+    snapshot = read_queue_snapshot(write_list(tmp_path, items))
+    assert snapshot is not None
+    assert snapshot.workloads[0].run_s == 30.0
 
 
 def test_a_workload_that_ended_before_its_admission_has_no_duration(tmp_path: Path) -> None:

@@ -294,6 +294,9 @@ class SnapshotReader:
     def _estimate_run(self, record: WorkloadRecord, history: _Durations) -> float:
         spec = record.item.part("spec")
         limit_s = spec.integer("maximumExecutionTimeSeconds", 0)
+        if limit_s:
+            # earlier admissions that ended in an eviction count
+            limit_s = max(1, limit_s - record.item.part("status").integer("accumulatedPastExecutionTimeSeconds", 0))
         if record.finished_s is not None and record.admitted_s is not None:
             return record.finished_s - record.admitted_s
         run_s, source = self.run_s, "workload.replay.run"
