@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,20 +133,17 @@ def _list_slots(rows: Sequence[CsvRow], names: Sequence[str], zones: Sequence[st
         UnfoldError: A time cannot be read, or the rows are further apart than a tick.
     """
     plain = {name.strip().lower().replace(" ", "_"): name for name in reversed(names) if name not in zones}
-    number = next((plain[name] for name in NUMBER_COLUMNS if name in plain), None)
-    time, unit_s = next((plain[name] for name in TIME_COLUMNS if name in plain), None), 0.0
-    if time is None and number is None:
-        time = next((name for name in plain.values() if _is_time(rows[0], name)), None)
-    if time is None and number is None:
-        counts = ((plain[name], unit) for name, unit in COUNT_COLUMNS.items() if name in plain)
-        number, unit_s = next(((name, unit) for name, unit in counts if _is_count(rows, name)), (None, 0.0))
-    if time is None and number is None:
-        return list(range(len(rows)))
-    column = str(number if time is None else time)
-    times = [_parse_time(row, column) if time is not None else row.number(column) * (unit_s or 1.0) for row in rows]
+    column = _find_time(rows, plain)
+    if column is not None:
+        times, has_unit = [_parse_time(row, column) for row in rows], True
+    else:
+        column, unit_s = _find_number(rows, plain)
+        if column is None:
+            return list(range(len(rows)))
+        times, has_unit = [row.number(column) * (unit_s or 1.0) for row in rows], bool(unit_s)
     steps = np.diff(np.unique(times))
     step = float(np.median(steps)) if len(steps) else tick_s
-    if time is None and not unit_s:
+    if not has_unit:
         times = [at * tick_s / step for at in times]
     elif step > MAX_PERIOD * tick_s:
         period = format_duration(step)
@@ -157,6 +154,23 @@ def _list_slots(rows: Sequence[CsvRow], names: Sequence[str], zones: Sequence[st
     latest = max(times)
     slots = [round((at - latest) / tick_s) for at in times]
     return [slot - min(slots) for slot in slots]
+
+
+def _find_time(rows: Sequence[CsvRow], plain: Mapping[str, str]) -> str | None:
+    """Find the column of times: by its name, or by its first cell if no column counts ticks."""
+    named = next((plain[name] for name in TIME_COLUMNS if name in plain), None)
+    if named is not None or any(name in plain for name in NUMBER_COLUMNS):
+        return named
+    return next((name for name in plain.values() if _is_time(rows[0], name)), None)
+
+
+def _find_number(rows: Sequence[CsvRow], plain: Mapping[str, str]) -> tuple[str | None, float]:
+    """Find the column of numbers that orders the rows, and its unit in seconds; 0 for numbers of ticks."""
+    ticks = next((plain[name] for name in NUMBER_COLUMNS if name in plain), None)
+    if ticks is not None:
+        return ticks, 0.0
+    counts = ((plain[name], unit_s) for name, unit_s in COUNT_COLUMNS.items() if name in plain)
+    return next(((name, unit_s) for name, unit_s in counts if _is_count(rows, name)), (None, 0.0))
 
 
 def _is_count(rows: Sequence[CsvRow], column: str) -> bool:
