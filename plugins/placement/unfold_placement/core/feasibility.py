@@ -45,9 +45,10 @@ class EmptyCluster:
     reasons: dict[bytes, str] = field(default_factory=dict)
 
     def copy_for(self, table: ResourceTable) -> EmptyCluster:
-        """Return an independent copy for a copy of the table.
+        """Return a copy for a copy of the table.
 
-        The arrays that no table shares stay as they are: compiled code restores what it changes in them.
+        Both share the arrays of the empty cluster, in which compiled code restores what it changes: one thread uses
+        them at a time.
         """
         copied = EmptyCluster(table, self.rules_version, self.seen_version, self.capacity, None, dict(self.reasons))
         if self.state is not None and self._is_current(self.state):

@@ -84,9 +84,9 @@ class Verification:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every search reached all states."""
-        is_claimed = not (self.time_dependent or self.name_dependent)
-        return is_claimed and all(record.is_complete for record in self.searches)
+        """Whether absence is claimed: every search reached all states, and no policy depends on time or names."""
+        is_doubtful = bool(self.time_dependent or self.name_dependent)
+        return not is_doubtful and all(record.is_complete for record in self.searches)
 
     @property
     def extent(self) -> tuple[int, int]:
